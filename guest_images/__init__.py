@@ -1,0 +1,1 @@
+"""Recipes of guest images, and the programs that run inside the guest."""

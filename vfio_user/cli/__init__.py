@@ -1,0 +1,89 @@
+"""One command, `vfio-user`: each subcommand is a module of this package, imported only when it is called.
+
+The table below is the whole command line. A module named in it defines a `click.Command` called `command`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from vfio_user.errors import UserError, VerdictError
+
+# name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "boot": ("boot", "Boot a guest with a device and open a shell in it."),
+    "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
+    "image": ("image", "Build and list guest images."),
+    "qemu": ("qemu", "Install, list and find QEMU."),
+    "run": ("run", "Boot a guest on our device, let it exercise the device, and report."),
+    "serve": ("serve", "Serve a device on a socket."),
+    "test-e2e": ("test_e2e", "Run the guest-driven tests."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when they are asked for: `serve` must start in milliseconds."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"vfio_user.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vfio-user")
+def cli() -> None:
+    """vfio-user devices, and real guests that test them."""
+
+
+def main() -> None:
+    """Run the command line; exit status 0 good, 1 bad verdict, 2 could not be done, 130 interrupted.
+
+    VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks.
+    """
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get("VFIO_USER_TRACEBACK"):
+            raise
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    match error:
+        case UserError():
+            click.echo(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""), err=True)
+            return 2
+        case VerdictError():
+            click.echo(f"failed: {error}" + (f"\n{error.evidence}" if error.evidence else ""), err=True)
+            return 1
+        case OSError(filename=name) if name is not None:
+            click.echo(f"error: {name}: {error.strerror}", err=True)
+            return 2
+        case _:
+            click.echo(
+                f"error: internal: {type(error).__name__}: {error}\n"
+                "  this is a defect of vfio-user; VFIO_USER_TRACEBACK=1 shows where",
+                err=True,
+            )
+            return 2

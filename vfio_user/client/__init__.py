@@ -1,0 +1,1 @@
+"""The VMM's side of the protocol in Python."""

@@ -1,0 +1,1 @@
+"""What a device author touches: registers, BARs, interrupts, DMA, state, reset."""

@@ -1,0 +1,48 @@
+"""The three families of error, by who has to act.
+
+=================  ======  ==========================================================
+family             status  meaning
+=================  ======  ==========================================================
+`UserError`        2       the run could not be done: wrong input, something missing
+`VerdictError`     1       the run was done, and what was under test did wrong
+`ProtocolError`    --      a peer broke the protocol; carries the errno to answer with
+=================  ======  ==========================================================
+
+The command line prints the first two as one sentence and a hint, never as a traceback.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+
+class VfioUserError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class UserError(VfioUserError):
+    """The run could not be done. `hint` says what to do about it; exit status 2."""
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        super().__init__(what)
+        self.hint = hint
+
+
+class VerdictError(VfioUserError):
+    """The run was done and the verdict is bad. `evidence` is text worth reading; exit status 1."""
+
+    def __init__(self, what: str, *, evidence: str = "") -> None:
+        super().__init__(what)
+        self.evidence = evidence
+
+
+class ProtocolError(VfioUserError):
+    """A peer's message is wrong. `errno` is what a server answers it with (dialects.md has the tables).
+
+    `fatal` says that the byte stream can no longer be trusted, so that the connection has to end.
+    """
+
+    def __init__(self, what: str, errno: int = _errno.EINVAL, *, fatal: bool = False) -> None:
+        super().__init__(what)
+        self.errno = errno
+        self.fatal = fatal

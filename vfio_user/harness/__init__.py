@@ -1,0 +1,1 @@
+"""Real guests in a real QEMU: provisioning, images, machines, checkpoints, hosts, evidence."""

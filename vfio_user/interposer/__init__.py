@@ -1,0 +1,1 @@
+"""A process between any client and any server: trace, faults, survival, requests of its own."""

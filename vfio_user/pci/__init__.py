@@ -1,0 +1,1 @@
+"""Configuration space, capabilities and BARs, as PCI specifies them. No I/O."""

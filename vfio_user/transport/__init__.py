@@ -1,0 +1,1 @@
+"""Sockets that carry file descriptors. Knows nothing of the protocol."""

@@ -1,0 +1,1 @@
+"""The same for vhost-user, on the same transport."""
