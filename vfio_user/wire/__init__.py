@@ -1,1 +1,46 @@
-"""The protocol without I/O: header, dialects, messages, capabilities. Bytes in, messages out; fds travel beside."""
+"""The protocol without I/O: header, framing, dialects, structures. Bytes in, messages out; fds travel beside.
+
+Nothing here opens a file, reads a clock or knows which side it is on: the server, the client, the interposer and the
+tests share it. A peer's mistake raises `ProtocolError` with the errno to answer; nothing else may escape.
+"""
+
+from vfio_user.wire.dialects import (
+    CURRENT,
+    DIALECTS,
+    DRAFT_V6,
+    REGION_MIGRATION,
+    Command,
+    Dialect,
+    Sender,
+    Shape,
+)
+from vfio_user.wire.framing import MAX_DATA, MAX_FDS, MAX_MESSAGE, BadFrame, Framer
+from vfio_user.wire.header import COMMAND, ERROR, HEADER, HEADER_SIZE, NO_REPLY, REPLY, Message
+from vfio_user.wire.version import Capabilities, Proposal, decode_version, encode_version
+
+__all__ = [
+    "COMMAND",
+    "CURRENT",
+    "DIALECTS",
+    "DRAFT_V6",
+    "ERROR",
+    "HEADER",
+    "HEADER_SIZE",
+    "MAX_DATA",
+    "MAX_FDS",
+    "MAX_MESSAGE",
+    "NO_REPLY",
+    "REGION_MIGRATION",
+    "REPLY",
+    "BadFrame",
+    "Capabilities",
+    "Command",
+    "Dialect",
+    "Framer",
+    "Message",
+    "Proposal",
+    "Sender",
+    "Shape",
+    "decode_version",
+    "encode_version",
+]

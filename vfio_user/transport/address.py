@@ -1,0 +1,204 @@
+"""Where to listen and whom to connect to: UNIX paths, TCP, AF_VSOCK and inherited descriptors.
+
+=====================  ====================================================
+address                meaning
+=====================  ====================================================
+``PATH``               a UNIX socket, 0600, removed at the end
+``unix:PATH``          the same, for paths with a colon
+``tcp:HOST:PORT``      TCP; port 0 takes a free one
+``vsock:CID:PORT``     AF_VSOCK; CID -1 listens on any
+``fd:N``               an inherited socket, listening or connected
+=====================  ====================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfio_user.errors import UserError
+from vfio_user.transport.stream import Stream
+
+MAX_PATH = 107
+"""Bytes of a UNIX socket's path: sun_path is 108 with its NUL."""
+
+SocketAddress = str | tuple[str, int] | tuple[int, int] | int
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address taken apart: a socket family and what `bind` and `connect` want; for `fd:N` the number."""
+
+    text: str
+    family: int
+    where: SocketAddress
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Take `text` apart.
+
+        Raises:
+            UserError: it is none of the forms above, or a path too long for a socket.
+        """
+        kind, _, rest = text.partition(":")
+        try:
+            match kind:
+                case "fd":
+                    return cls(text, socket.AF_UNSPEC, int(rest))
+                case "tcp":
+                    host, _, port = rest.rpartition(":")
+                    host = host.removeprefix("[").removesuffix("]")
+                    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                    return cls(text, family, (host, int(port)))
+                case "vsock":
+                    cid, _, port = rest.partition(":")
+                    return cls(text, socket.AF_VSOCK, (int(cid) & 0xFFFFFFFF, int(port)))
+        except ValueError:
+            raise UserError(
+                f"{text!r} is no address", hint="PATH, unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or fd:N"
+            ) from None
+        path = rest if kind == "unix" else text
+        return cls(text, socket.AF_UNIX, _checked_path(path))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def connect(address: Address | str, *, timeout: float | None = None) -> Stream:
+    """Connect, waiting at most `timeout` seconds.
+
+    Raises:
+        UserError: nobody listens there, or the address cannot be used.
+    """
+    address = Address.parse(address) if isinstance(address, str) else address
+    if isinstance(address.where, int):
+        return Stream(socket.socket(fileno=address.where))
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(address.where)
+        sock.settimeout(None)
+    except OSError as error:
+        sock.close()
+        raise UserError(
+            f"cannot connect to {address}: {error.strerror or error}", hint="is the server running there?"
+        ) from None
+    return Stream(sock)
+
+
+class Listener:
+    """A listening socket that exists as soon as the object does, and whose path is gone once it is closed."""
+
+    def __init__(self, address: Address | str, *, backlog: int = 8) -> None:
+        """Listen on `address`.
+
+        Raises:
+            UserError: the address is in use by a living server, or cannot be used. A socket file that nobody
+                listens on any more is replaced.
+        """
+        self.address = Address.parse(address) if isinstance(address, str) else address
+        self.path: Path | None = None
+        where = self.address.where
+        if isinstance(where, int):
+            self.socket = socket.socket(fileno=where)
+            return
+        self.socket = socket.socket(self.address.family, socket.SOCK_STREAM)
+        try:
+            if isinstance(where, str):
+                self._bind_path(where)
+            else:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self.socket.bind(where)
+            self.socket.listen(backlog)
+        except OSError as error:
+            self.socket.close()
+            raise UserError(f"cannot listen on {self.address}: {error.strerror or error}") from None
+        if isinstance(where, str):
+            self.path = Path(where).absolute()
+            self._identity = _identity(self.path)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether an inherited descriptor is a connection already rather than a listening socket."""
+        return not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+    def accept(self) -> Stream:
+        """Wait for the next client.
+
+        Raises:
+            OSError: the listener was closed or shut down meanwhile.
+        """
+        return Stream(self.socket.accept()[0])
+
+    def shutdown(self) -> None:
+        """Wake whoever waits in `accept`, which then raises OSError."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Stop listening and remove the path, unless another server has taken it over meanwhile."""
+        self.socket.close()
+        if self.path is not None and _identity(self.path) == self._identity:
+            self.path.unlink(missing_ok=True)
+        self.path = None
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _bind_path(self, path: str) -> None:
+        # The mode is set by umask around bind: a chmod afterwards would leave a moment for anyone to connect.
+        before = os.umask(0o177)
+        try:
+            try:
+                self.socket.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _is_dead_socket(path):
+                    raise
+                Path(path).unlink()
+                self.socket.bind(path)
+        finally:
+            os.umask(before)
+
+
+def _checked_path(path: str) -> str:
+    if not path:
+        raise UserError("an empty socket path", hint="give a path such as /tmp/device.sock")
+    size = len(os.fsencode(path))
+    if size > MAX_PATH:
+        raise UserError(
+            f"the socket path has {size} bytes and at most {MAX_PATH} fit: {path}",
+            hint="use a shorter directory, or change into it and give a relative path",
+        )
+    return path
+
+
+def _is_dead_socket(path: str) -> bool:
+    """Whether `path` is a socket that nobody listens on."""
+    if not stat.S_ISSOCK(Path(path).stat().st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

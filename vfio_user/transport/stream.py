@@ -1,0 +1,87 @@
+"""A connected stream: bytes both ways, and file descriptors beside them where the socket's family can carry them.
+
+UNIX sockets carry descriptors (SCM_RIGHTS); AF_VSOCK and TCP carry bytes only, which the specification allows: DMA and
+interrupts then travel as messages.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Sequence
+
+MAX_FDS_PER_SEND = 253
+"""SCM_MAX_FD in the kernel: more in one `sendmsg` is refused with EINVAL."""
+
+_FDS_ROOM = socket.CMSG_SPACE(MAX_FDS_PER_SEND * 4)
+
+
+class Stream:
+    """One end of a connection. The thread that receives and those that send may differ; `send` is not atomic.
+
+    Closing is idempotent. `shutdown` wakes a thread that is blocked in `receive`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.carries_fds = sock.family == socket.AF_UNIX
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def receive(self, room: memoryview) -> tuple[int, list[int]]:
+        """Receive into `room`; return the count of bytes and the descriptors that came with them.
+
+        A count of 0 is the end of the stream. Descriptors are close-on-exec and belong to the caller.
+
+        Raises:
+            OSError: ConnectionResetError and its like, or TimeoutError where the socket has a timeout.
+        """
+        if not self.carries_fds:
+            return self.socket.recv_into(room), []
+        count, ancillary, _, _ = self.socket.recvmsg_into([room], _FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
+        return count, _descriptors(ancillary) if ancillary else []
+
+    def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
+        """Send all of `data`, the descriptors with its first byte.
+
+        Raises:
+            ValueError: descriptors on a transport that carries none.
+            OSError: BrokenPipeError and its like.
+        """
+        if not fds:
+            self.socket.sendall(data)
+            return
+        if not self.carries_fds:
+            raise ValueError("this transport carries no file descriptors")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        sent = self.socket.sendmsg([data], rights)
+        if sent < len(data):
+            self.socket.sendall(memoryview(data)[sent:])
+
+    def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
+        """End one direction or both, now; does nothing where the peer was quicker."""
+        try:
+            self.socket.shutdown(how)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds.tolist()
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that nobody took."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,187 @@
+"""Where messages begin and end in a stream of bytes, and which file descriptors belong to which message.
+
+The kernel gives descriptors with the bytes of the `sendmsg` they were sent with, and ends a receive behind those
+bytes (net/unix/af_unix.c, `unix_stream_read_generic`). A receive may still begin with bytes of earlier messages. So
+descriptors belong to the message that covers the *last* byte of the receive they came with: for a sender that uses
+one `sendmsg` per message that is the message they were sent with, and for one that splits a message it is the
+message in progress.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable
+
+from vfio_user.errors import ProtocolError
+from vfio_user.wire.header import HEADER, HEADER_SIZE, Message
+
+MAX_DATA = 1 << 20
+"""Bytes of data in one message unless negotiated otherwise (`max_data_xfer_size`)."""
+
+MAX_MESSAGE = MAX_DATA + (64 << 10)
+"""Longest message taken: the data, and a generous allowance for the structures around it."""
+
+MAX_FDS = 256
+"""Most descriptors one message may carry; SCM_RIGHTS itself allows 253 per send."""
+
+RECEIVE = 64 << 10
+"""Room offered to each receive; 64 posted writes of 8 bytes need 2.5 KiB."""
+
+
+class Framer:
+    """Cuts one direction of one connection into messages.
+
+    Bytes are received into `room()` and announced by `received()`; `messages()` takes the complete ones out. Memory is
+    bounded by `max_message`, descriptors by `max_fds` per message. A reader in a hurry may look at `buffer` from
+    `start` to `end` itself and move `start` (`vfio_user.server.session` does for register accesses), as long as
+    `has_fds` is false.
+    """
+
+    __slots__ = ("_fds", "_received", "_view", "buffer", "end", "max_fds", "max_message", "start")
+
+    def __init__(self, *, max_message: int = MAX_MESSAGE, max_fds: int = MAX_FDS) -> None:
+        self.max_message = max_message
+        self.max_fds = max_fds
+        self.buffer = bytearray(RECEIVE)
+        self.start = 0
+        self.end = 0
+        self._view = memoryview(self.buffer)
+        self._received = 0  # bytes since the connection began: the clock that descriptors are dated by
+        self._fds: deque[tuple[int, list[int]]] = deque()  # (count of bytes received with and before them, fds)
+
+    def room(self) -> memoryview:
+        """Where the next receive may write: at least one byte."""
+        if self.start == self.end:
+            self.start = self.end = 0
+            if len(self.buffer) > RECEIVE:
+                self._resize(RECEIVE)
+        elif self.end == len(self.buffer) or self._wanted() > len(self.buffer) - self.start:
+            self._make_room()
+        return self._view[self.end :]
+
+    def received(self, count: int, fds: Iterable[int] = ()) -> None:
+        """Announce that `count` bytes are now in `room()`, and that `fds` came with them."""
+        self.end += count
+        self._received += count
+        if fds := list(fds):
+            self._fds.append((self._received, fds))
+
+    def feed(self, data: bytes, fds: Iterable[int] = ()) -> None:
+        """Copy `data` in, as one receive; for tests and for transports that hand out bytes. At most `len(room())`."""
+        room = self.room()
+        while len(data) > len(room):
+            room[:] = data[: len(room)]
+            data = data[len(room) :]
+            self.received(len(room))
+            room = self.room()
+        room[: len(data)] = data
+        self.received(len(data), fds)
+
+    @property
+    def has_fds(self) -> bool:
+        """Whether descriptors wait for their message: a fast path that ignores them must stand back."""
+        return bool(self._fds)
+
+    @property
+    def pending(self) -> int:
+        """Bytes received and not yet taken."""
+        return self.end - self.start
+
+    def next(self) -> Message | None:
+        """Take the next complete message out, or None when more bytes are needed.
+
+        Raises:
+            ProtocolError: the header cannot be right. The message at fault is in the error's `message`, without
+                payload, so that a server can answer. With a size below 16 only the header is consumed and the
+                stream goes on behind it, as libvfio-user does; with a size over `max_message`, or too many
+                descriptors, the error is fatal.
+        """
+        available = self.end - self.start
+        if available < HEADER_SIZE:
+            self._check_fds()
+            return None
+        id, command, size, flags, error = HEADER.unpack_from(self.buffer, self.start)
+        if size < HEADER_SIZE:
+            self.start += HEADER_SIZE
+            self._close(self._take_fds())
+            raise BadFrame(f"message size {size} is below the header's 16 bytes", id, command, flags)
+        if size > self.max_message:
+            raise BadFrame(
+                f"message size {size} is over the limit of {self.max_message} bytes",
+                id,
+                command,
+                flags,
+                fatal=True,
+            )
+        if available < size:
+            self._check_fds()
+            return None
+        first = self.start + HEADER_SIZE
+        self.start += size
+        payload = bytes(self._view[first : self.start])
+        fds = self._take_fds() if self._fds else []
+        if len(fds) > self.max_fds:
+            self._close(fds)
+            raise BadFrame(f"{len(fds)} file descriptors with one message", id, command, flags, fatal=True)
+        return Message(id, command, flags, error, payload, fds)
+
+    def messages(self) -> Iterable[Message]:
+        """The complete messages received so far; see `next`."""
+        while (message := self.next()) is not None:
+            yield message
+
+    def close(self) -> None:
+        """Close the descriptors of messages that will never be complete, and forget their bytes."""
+        for _, fds in self._fds:
+            self._close(fds)
+        self._fds.clear()
+        self.start = self.end = 0
+
+    def _take_fds(self) -> list[int]:
+        """The descriptors of the message that ends at `start`: those whose receive ended within it."""
+        consumed = self._received - (self.end - self.start)
+        fds: list[int] = []
+        while self._fds and self._fds[0][0] <= consumed:
+            fds += self._fds.popleft()[1]
+        return fds
+
+    def _check_fds(self) -> None:
+        """A message that trickles in with descriptors on every byte must not hold thousands of them."""
+        if sum(len(fds) for _, fds in self._fds) > self.max_fds:
+            self.close()
+            raise BadFrame("too many file descriptors with an unfinished message", 0, 0, 0, fatal=True)
+
+    def _wanted(self) -> int:
+        """Size of the message at `start` where its header is known, within the limit."""
+        if self.end - self.start < HEADER_SIZE:
+            return HEADER_SIZE
+        size: int = HEADER.unpack_from(self.buffer, self.start)[2]
+        return min(size, self.max_message)
+
+    def _make_room(self) -> None:
+        """Move the unfinished message to the front, in a larger buffer where it needs one."""
+        rest = bytes(self._view[self.start : self.end])
+        wanted = max(RECEIVE, self._wanted() + 1, len(rest) + 1)
+        if wanted > len(self.buffer):
+            self._resize(wanted)
+        self._view[: len(rest)] = rest
+        self.start, self.end = 0, len(rest)
+
+    def _resize(self, size: int) -> None:
+        self.buffer = bytearray(size)
+        self._view = memoryview(self.buffer)
+
+    @staticmethod
+    def _close(fds: Iterable[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+
+
+class BadFrame(ProtocolError):
+    """A header that cannot be right; `message` has what is known of it, so that a server can answer."""
+
+    def __init__(self, what: str, id: int, command: int, flags: int, *, fatal: bool = False) -> None:
+        super().__init__(what, errno.EINVAL, fatal=fatal)
+        self.message = Message(id, command, flags)

@@ -1,0 +1,77 @@
+"""The 16-byte header that every message of every dialect starts with (specification, "Header").
+
+=======  ======  ====  =====================================================
+field    offset  size  meaning
+=======  ======  ====  =====================================================
+id       0       2     owned by the sender of the command, echoed in the reply
+command  2       2     a number of the dialect, see `vfio_user.wire.dialects`
+size     4       4     bytes of the whole message, this header included
+flags    8       4     bits 0-3 type, bit 4 No_reply, bit 5 Error
+errno    12      4     UNIX errno, only in a reply that has the Error flag
+=======  ======  ====  =====================================================
+
+Integers are little-endian: the draft says so, and every later peer uses the host's order on a little-endian host.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+HEADER = struct.Struct("<HHIII")
+HEADER_SIZE = HEADER.size
+
+TYPE_MASK = 0xF
+COMMAND = 0x0
+REPLY = 0x1
+NO_REPLY = 0x10
+ERROR = 0x20
+
+
+@dataclass(slots=True)
+class Message:
+    """One message, with the file descriptors that came or go beside its bytes.
+
+    Whoever holds the message owns `fds` and closes those that nobody takes.
+    """
+
+    id: int
+    command: int
+    flags: int = COMMAND
+    errno: int = 0
+    payload: bytes = b""
+    fds: list[int] = field(default_factory=list)
+
+    @property
+    def type(self) -> int:
+        return self.flags & TYPE_MASK
+
+    @property
+    def is_reply(self) -> bool:
+        return self.flags & TYPE_MASK == REPLY
+
+    @property
+    def wants_reply(self) -> bool:
+        """Whether this is a command that is to be answered."""
+        return self.flags & TYPE_MASK == COMMAND and not self.flags & NO_REPLY
+
+    @property
+    def failed(self) -> bool:
+        """Whether this is a reply that reports an error; `errno` may still be 0 (draft v6 allows it)."""
+        return self.is_reply and bool(self.flags & ERROR)
+
+    @property
+    def size(self) -> int:
+        return HEADER_SIZE + len(self.payload)
+
+    def encode(self) -> bytes:
+        """The bytes of this message; a decoded message encodes to the bytes it came from."""
+        return HEADER.pack(self.id, self.command, self.size, self.flags, self.errno) + self.payload
+
+    def reply(self, payload: bytes = b"", fds: list[int] | None = None) -> Message:
+        """The good answer to this command."""
+        return Message(self.id, self.command, REPLY, 0, payload, fds or [])
+
+    def error(self, errno: int, payload: bytes = b"") -> Message:
+        """The answer that reports `errno`; header only unless the dialect wants a body."""
+        return Message(self.id, self.command, REPLY | ERROR, errno, payload)

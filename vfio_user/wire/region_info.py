@@ -1,0 +1,103 @@
+"""GET_REGION_INFO's variable part: the chain of capabilities behind the fixed structure."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vfio_user.errors import ProtocolError
+from vfio_user.wire.constants import RegionCapability, RegionFlags
+from vfio_user.wire.layouts import (
+    CAPABILITY_HEADER,
+    REGION_INFO,
+    REGION_TYPE,
+    SPARSE_AREA,
+    SPARSE_MMAP,
+    RegionInfo,
+)
+
+
+@dataclass(frozen=True)
+class RegionDescription:
+    """One region as GET_REGION_INFO tells it. `offset` is where its mapping starts in the descriptor."""
+
+    index: int
+    size: int = 0
+    flags: int = 0
+    offset: int = 0
+    sparse: tuple[tuple[int, int], ...] | None = None
+    """Areas (offset in the region, size) that may be mapped; None: no such capability, the whole region."""
+    type: tuple[int, int] | None = None
+    """(type, subtype) of a device-specific region."""
+
+
+def encode_region_info(region: RegionDescription, argsz: int | None) -> tuple[bytes, bool]:
+    """The reply's payload, and whether it is complete (a descriptor goes only with a complete one).
+
+    `argsz` is the room the client said it has; None where the dialect sends everything always. With less room than
+    needed the reply is cut to `argsz` bytes, has no capabilities, and says in its own argsz what is needed.
+    """
+    chain = _encode_chain(region)
+    needed = REGION_INFO.size + len(chain)
+    flags = region.flags & ~RegionFlags.CAPS
+    complete = argsz is None or argsz >= needed
+    if chain and complete:
+        flags |= RegionFlags.CAPS
+    offset = REGION_INFO.size if chain and complete else 0
+    fixed = REGION_INFO.pack(needed, flags, region.index, offset, region.size, region.offset)
+    if complete:
+        return fixed + chain, True
+    return (fixed + bytes(max(0, (argsz or 0) - len(fixed))))[:argsz], False
+
+
+def decode_region_info(payload: bytes) -> tuple[RegionDescription, int]:
+    """Take a reply apart: the region, and the argsz that its complete reply needs.
+
+    Raises:
+        ProtocolError: (EINVAL) the reply or its chain of capabilities is malformed: too short, pointing outside,
+            or a loop.
+    """
+    info = REGION_INFO.unpack(payload)
+    sparse: tuple[tuple[int, int], ...] | None = None
+    kind: tuple[int, int] | None = None
+    for id, body in _chain(payload, info):
+        if id == RegionCapability.SPARSE_MMAP:
+            count = SPARSE_MMAP.unpack(payload, body).nr_areas
+            first = body + SPARSE_MMAP.size
+            if count > (len(payload) - first) // SPARSE_AREA.size:
+                raise ProtocolError(f"region {info.region}: {count} sparse areas do not fit the reply", errno.EINVAL)
+            areas = (SPARSE_AREA.unpack(payload, first + i * SPARSE_AREA.size) for i in range(count))
+            sparse = tuple((area.offset, area.size) for area in areas)
+        elif id == RegionCapability.TYPE:
+            found = REGION_TYPE.unpack(payload, body)
+            kind = (found.type, found.subtype)
+    region = RegionDescription(info.region, info.size, info.flags, info.offset, sparse, kind)
+    return region, info.argsz
+
+
+def _encode_chain(region: RegionDescription) -> bytes:
+    bodies: list[tuple[RegionCapability, bytes]] = []
+    if region.type is not None:
+        bodies.append((RegionCapability.TYPE, REGION_TYPE.pack(*region.type)))
+    if region.sparse is not None:
+        areas = b"".join(SPARSE_AREA.pack(*area) for area in region.sparse)
+        bodies.append((RegionCapability.SPARSE_MMAP, SPARSE_MMAP.pack(len(region.sparse), 0, tail=areas)))
+    chain = b""
+    for left, (id, body) in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
+        after = REGION_INFO.size + len(chain) + CAPABILITY_HEADER.size + len(body)
+        chain += CAPABILITY_HEADER.pack(id, 1, after if left else 0, tail=body)
+    return chain
+
+
+def _chain(payload: bytes, info: RegionInfo) -> Sequence[tuple[int, int]]:
+    """(id, offset of the body) of each capability."""
+    found: list[tuple[int, int]] = []
+    at = info.cap_offset if info.flags & RegionFlags.CAPS else 0
+    while at:
+        if len(found) > len(payload) // CAPABILITY_HEADER.size or at < REGION_INFO.size:
+            raise ProtocolError(f"region {info.region}: its capabilities are a loop", errno.EINVAL)
+        header = CAPABILITY_HEADER.unpack(payload, at)
+        found.append((header.id, at + CAPABILITY_HEADER.size))
+        at = header.next
+    return found
