@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,15 +89,17 @@ class Archive:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.keys = folder / "gnupg"
-        self.keys.mkdir(parents=True, mode=0o700)
-        self.paragraphs: list[str] = []
+        folder.mkdir()
+        self.keys = Path(tempfile.mkdtemp(prefix="gnupg-"))  # a short path: gpg-agent's socket is inside
+        self.paragraphs: dict[str, list[str]] = {}
         self._gpg("--passphrase", "", "--quick-generate-key", "archive@example.org", "ed25519", "sign")
         self.keyring = folder / "key.asc"
         self.keyring.write_bytes(self._gpg("--armor", "--export"))
         self.mirror = Mirror(f"copy:{folder}", str(self.keyring))
 
-    def add(self, name: str, *, depends: str = "", version: str = "1.0", payload: bytes = b"payload\n") -> Path:
+    def add(
+        self, name: str, *, depends: str = "", version: str = "1.0", payload: bytes = b"payload\n", suite: str = "test"
+    ) -> Path:
         tree = self.folder / f"tree-{name}-{version}"
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "usr/share").mkdir(parents=True)
@@ -112,17 +115,19 @@ class Archive:
         subprocess.run(command, check=True, capture_output=True)
         digest = hashlib.sha256(deb.read_bytes()).hexdigest()
         size = deb.stat().st_size
-        self.paragraphs.append(f"{control}Filename: {deb.name}\nSize: {size}\nSHA256: {digest}\n")
-        self.sign()
+        paragraph = f"{control}Filename: {deb.name}\nSize: {size}\nSHA256: {digest}\n"
+        self.paragraphs.setdefault(suite, []).append(paragraph)
+        self.sign(suite)
         return deb
 
-    def sign(self) -> None:
-        suite = self.folder / "dists/test"
+    def sign(self, name: str) -> None:
+        suite = self.folder / "dists" / name
         (suite / "main/binary-amd64").mkdir(parents=True, exist_ok=True)
-        packages = "\n".join(self.paragraphs).encode()
+        packages = "\n".join(self.paragraphs[name]).encode()
         (suite / "main/binary-amd64/Packages").write_bytes(packages)
         digest = hashlib.sha256(packages).hexdigest()
-        release = "Origin: Debian\nSuite: test\nCodename: test\nArchitectures: amd64 all\nComponents: main\n"
+        release = f"Origin: Debian\nSuite: {name}\nCodename: {name}\nArchitectures: amd64 all\nComponents: main\n"
+        release += "NotAutomatic: yes\nButAutomaticUpgrades: yes\n" * ("backports" in name)
         release += f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S UTC', time.gmtime())}\n"
         release += f"SHA256:\n {digest} {len(packages)} main/binary-amd64/Packages\n"
         (suite / "Release").write_text(release)
@@ -133,7 +138,8 @@ class Archive:
         return subprocess.run(command, check=True, capture_output=True).stdout
 
     def close(self) -> None:
-        subprocess.run(["gpgconf", "--homedir", str(self.keys), "--kill", "all"], check=True)  # its agent
+        subprocess.run(["gpgconf", "--homedir", str(self.keys), "--kill", "all"], check=True)
+        shutil.rmtree(self.keys)
 
 
 @pytest.fixture
@@ -154,6 +160,13 @@ def test_a_package_comes_with_what_it_needs(archive: Archive) -> None:
     archive.add("program", depends="library")
     archive.add("unrelated")
     assert names(DebianArchive(["test"], mirror=archive.mirror).fetch(["program"])) == ["library", "program"]
+
+
+def test_the_newest_version_wins_though_it_is_in_backports(archive: Archive) -> None:
+    archive.add("program", version="1.0")
+    archive.add("program", version="2.0~bpo1", suite="test-backports")
+    private = DebianArchive(["test", "test-backports"], mirror=archive.mirror)
+    assert [deb.name for deb in private.fetch(["program"])] == ["program_2.0~bpo1_all.deb"]
 
 
 def test_unpacking_runs_no_maintainer_script(archive: Archive, tmp_path: Path) -> None:

@@ -191,6 +191,18 @@ def signed_by_of_line(text: str, number: int) -> str:
     return option[1].replace(",", " ") if option else ""
 
 
+# backports and experimental ask not to be used unless told to (NotAutomatic): they are told
+_PIN = """\
+Package: *
+Pin: release n={suite}
+Pin-Priority: 500
+
+Package: *
+Pin: release a={suite}
+Pin-Priority: 500
+"""
+
+
 class _PrivateApt:
     """An apt whose configuration, index, archive and (empty) list of installed packages live in the cache."""
 
@@ -255,7 +267,7 @@ class _PrivateApt:
         source = ["Types: deb", f"URIs: {mirror.uri}", f"Suites: {' '.join(suites)}"]
         source += [f"Components: {' '.join(components)}"] + [f"Signed-By: {mirror.signed_by}"] * bool(mirror.signed_by)
         _write(self.root / "sources.d/debian.sources", "\n".join(source) + "\n")
-        _write(self.root / "preferences", "Package: *\nPin: release o=Debian\nPin-Priority: 500\n")
+        _write(self.root / "preferences", "\n".join(_PIN.format(suite=suite) for suite in suites))
         settings = {
             "Dir::Etc::main": "/dev/null",
             "Dir::Etc::parts": self.root / "nothing.d",
