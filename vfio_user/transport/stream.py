@@ -14,6 +14,8 @@ from collections.abc import Sequence
 MAX_FDS_PER_SEND = 253
 """SCM_MAX_FD in the kernel: more in one `sendmsg` is refused with EINVAL."""
 
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FDS_ROOM = socket.CMSG_SPACE(MAX_FDS_PER_SEND * 4)
 
 
@@ -32,7 +34,7 @@ class Stream:
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def receive(self, room: memoryview) -> tuple[int, list[int]]:
+    def receive(self, room: memoryview, flags: int = 0) -> tuple[int, list[int]]:
         """Receive into `room`; return the count of bytes and the descriptors that came with them.
 
         A count of 0 is the end of the stream. Descriptors are close-on-exec and belong to the caller.
@@ -41,9 +43,18 @@ class Stream:
             OSError: ConnectionResetError and its like, or TimeoutError where the socket has a timeout.
         """
         if not self.carries_fds:
-            return self.socket.recv_into(room), []
-        count, ancillary, _, _ = self.socket.recvmsg_into([room], _FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
+            return self.socket.recv_into(room, 0, flags), []
+        count, ancillary, _, _ = self.socket.recvmsg_into([room], _FDS_ROOM, flags | _CLOEXEC)
         return count, _descriptors(ancillary) if ancillary else []
+
+    def poll(self, room: memoryview, attempts: int) -> tuple[int, list[int]] | None:
+        """As `receive`, but give up with None after `attempts` looks (about 1 us each) at an empty socket."""
+        for _ in range(attempts):
+            try:
+                return self.receive(room, _DONTWAIT)
+            except BlockingIOError:
+                continue
+        return None
 
     def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
         """Send all of `data`, the descriptors with its first byte.

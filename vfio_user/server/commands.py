@@ -1,0 +1,337 @@
+"""What each command does: from the message's bytes to the device and back, one function per command and layout.
+
+A handler gets the session and the message, and returns the reply's payload and descriptors. It raises `ProtocolError`
+with the errno to answer before it changes anything. Descriptors it does not take out of `message.fds` are closed by
+the session. `HANDLERS` is the table; a dialect only says which of them can be reached, and by which number.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from vfio_user.errors import ProtocolError
+from vfio_user.wire import Command, Message
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import (
+    IRQ_ACTION,
+    IRQ_DATA,
+    NO_FD,
+    DeviceFlags,
+    DmaFlags,
+    DmaFlagsV6,
+    IrqSetFlags,
+    RegionFlags,
+    UnmapFlags,
+)
+from vfio_user.wire.region_info import encode_region_info
+
+if TYPE_CHECKING:
+    from vfio_user.server.session import Session
+
+Reply = tuple[bytes, list[int]]
+Handler = Callable[["Session", Message], Reply]
+
+NOTHING: Reply = (b"", [])
+_MAX_ARGSZ = 1 << 20
+
+
+def _refuse(what: str, number: int = errno.EINVAL) -> ProtocolError:
+    return ProtocolError(what, number)
+
+
+# DMA
+
+
+def dma_map(session: Session, message: Message) -> Reply:
+    if session.dialect.shapes[Command.DMA_MAP].request is None:
+        return _dma_map_table(session, message)
+    request = at.DMA_MAP.unpack(message.payload)
+    if request.argsz < at.DMA_MAP.size:
+        raise _refuse(f"DMA_MAP: argsz {request.argsz} is below {at.DMA_MAP.size}")
+    mode = request.flags & (DmaFlags.MMAP | DmaFlags.FILE_IO)
+    if request.flags & ~0xF or mode == DmaFlags.MMAP | DmaFlags.FILE_IO:
+        raise _refuse(f"DMA_MAP: flags {request.flags:#x}")
+    if mode and not message.fds:
+        raise _refuse("DMA_MAP: a mapping mode without a file descriptor")
+    session.quiesce()
+    session.device.dma.map(
+        request.addr,
+        request.size,
+        flags=DmaFlags(request.flags),
+        fd=message.fds.pop(0) if message.fds else None,
+        offset=request.offset,
+    )
+    return NOTHING
+
+
+def _dma_map_table(session: Session, message: Message) -> Reply:
+    entries = list(at.DMA_ENTRY_V6.unpack_all(message.payload))
+    mappable = [entry for entry in entries if entry.flags & DmaFlagsV6.MAPPABLE]
+    if not entries:
+        raise _refuse("DMA_MAP: an empty table")
+    if len(mappable) > len(message.fds):
+        raise _refuse(f"DMA_MAP: {len(mappable)} mappable entries and {len(message.fds)} file descriptors")
+    if any(entry.flags & ~DmaFlagsV6.MAPPABLE or entry.protections & ~3 for entry in entries):
+        raise _refuse("DMA_MAP: unknown flags or protections")
+    session.quiesce()
+    dma = session.device.dma
+    done: list[at.DmaEntryV6] = []
+    try:
+        for entry in entries:
+            fd = message.fds.pop(0) if entry.flags & DmaFlagsV6.MAPPABLE else None
+            flags = DmaFlags(entry.protections & 3)
+            dma.map(entry.address, entry.size, flags=flags, fd=fd, offset=entry.offset)
+            done.append(entry)
+    except ProtocolError:
+        for entry in done:  # a table is one request: all of it or nothing
+            dma.unmap(entry.address, entry.size)
+        raise
+    return NOTHING
+
+
+def dma_unmap(session: Session, message: Message) -> Reply:
+    if session.dialect.shapes[Command.DMA_UNMAP].request is None:
+        return _dma_unmap_table(session, message)
+    request = at.DMA_UNMAP.unpack(message.payload)
+    flags = request.flags
+    if flags & ~(UnmapFlags.GET_DIRTY_BITMAP | UnmapFlags.ALL) or flags == 3:
+        raise _refuse(f"DMA_UNMAP: flags {flags:#x}")
+    if not at.DMA_UNMAP.size <= request.argsz <= _MAX_ARGSZ:
+        raise _refuse(f"DMA_UNMAP: argsz {request.argsz}")
+    dma, echo = session.device.dma, message.payload[: at.DMA_UNMAP.size]
+    if flags & UnmapFlags.ALL:
+        if request.addr or request.size:
+            raise _refuse("DMA_UNMAP: ALL with an address or a size")
+        session.quiesce()
+        dma.unmap_all()
+        return echo, []
+    if not flags & UnmapFlags.GET_DIRTY_BITMAP:
+        session.quiesce()
+        dma.unmap(request.addr, request.size)
+        return echo, []
+    bitmap = at.BITMAP.unpack(message.payload, at.DMA_UNMAP.size)
+    if request.argsz < at.DMA_UNMAP.size + at.BITMAP.size + bitmap.size:
+        raise _refuse(f"DMA_UNMAP: argsz {request.argsz} does not hold a bitmap of {bitmap.size} bytes")
+    session.quiesce()
+    migration = session.device.migration
+    bits = migration.unmap_bitmap(request.addr, request.size, bitmap.pgsize, bitmap.size)
+    dma.unmap(request.addr, request.size)
+    return echo + at.BITMAP.pack(bitmap.pgsize, bitmap.size, tail=bits), []
+
+
+def _dma_unmap_table(session: Session, message: Message) -> Reply:
+    """The draft's table: entries of 32 bytes, or of 56 where each asks for its bitmap.
+
+    Entries with and without a request in one message have no defined layout; the first entry decides.
+    """
+    payload = message.payload
+    first = at.DMA_ENTRY_V6.unpack(payload)
+    with_bitmaps = bool(first.flags & UnmapFlags.GET_DIRTY_BITMAP)
+    stride = at.DMA_ENTRY_V6.size + (at.BITMAP_V6.size if with_bitmaps else 0)
+    if len(payload) % stride:
+        raise _refuse(f"DMA_UNMAP: {len(payload)} bytes are no table of {stride}-byte entries")
+    entries = [at.DMA_ENTRY_V6.unpack(payload, offset) for offset in range(0, len(payload), stride)]
+    if any(entry.flags != first.flags or entry.flags & ~UnmapFlags.GET_DIRTY_BITMAP for entry in entries):
+        raise _refuse("DMA_UNMAP: unknown or mixed flags")
+    dma = session.device.dma
+    for entry in entries:
+        dma.require(entry.address, entry.size)
+    session.quiesce()
+    reply = b""
+    if with_bitmaps:
+        for index, entry in enumerate(entries):
+            bitmap = at.BITMAP_V6.unpack(payload, index * stride + at.DMA_ENTRY_V6.size)
+            bits = session.device.migration.unmap_bitmap(entry.address, entry.size, bitmap.pgsize, bitmap.size)
+            reply += at.BITMAP_V6.pack(bitmap.pgsize, bitmap.size, 0, tail=bits)
+    for entry in entries:
+        dma.unmap(entry.address, entry.size)
+    return reply, []
+
+
+# Description of the device
+
+
+def get_info(session: Session, message: Message) -> Reply:
+    if session.dialect.shapes[Command.GET_INFO].request is not None:
+        request = at.DEVICE_INFO.unpack(message.payload)
+        if request.argsz < at.DEVICE_INFO.size:
+            raise _refuse(f"GET_INFO: argsz {request.argsz} is below {at.DEVICE_INFO.size}")
+    flags = DeviceFlags.RESET | DeviceFlags.PCI
+    regions = len(session.regions())
+    return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, flags, regions, len(session.device.irqs)), []
+
+
+def get_region_info(session: Session, message: Message) -> Reply:
+    request = at.REGION_INFO.unpack(message.payload)
+    two_step = session.dialect.two_step_region_info
+    if two_step and request.argsz < at.REGION_INFO.size:
+        raise _refuse(f"GET_REGION_INFO: argsz {request.argsz} is below {at.REGION_INFO.size}")
+    region, fd = _region(session, request.region)
+    payload, complete = encode_region_info(region, request.argsz if two_step else None)
+    send_fd = complete and fd is not None and region.flags & RegionFlags.MMAP
+    return payload, [fd] if send_fd and fd is not None else []
+
+
+def _region(session: Session, index: int):  # type: ignore[no-untyped-def]
+    regions = session.regions()
+    if index >= len(regions):
+        raise _refuse(f"region {index}: the device has {len(regions)}")
+    return regions[index]
+
+
+def get_region_io_fds(session: Session, message: Message) -> Reply:
+    request = at.REGION_IO_FDS.unpack(message.payload)
+    if request.flags or request.nr_entries or not at.REGION_IO_FDS.size <= request.argsz <= _MAX_ARGSZ:
+        raise _refuse("GET_REGION_IO_FDS: flags, count or argsz")
+    region, _ = _region(session, request.region)
+    if not region.flags:
+        raise _refuse(f"GET_REGION_IO_FDS: region {request.region} does not exist")
+    entries = session.device.io_fds(request.region)
+    needed = at.REGION_IO_FDS.size + len(entries) * at.IO_FD.size
+    header = at.REGION_IO_FDS.pack(needed, 0, request.region, len(entries))
+    if request.argsz < needed:
+        return header, []
+    fds: list[int] = []
+
+    def slot(fd: int | None) -> int:
+        if fd is None:
+            return NO_FD
+        if fd not in fds:
+            fds.append(fd)
+        return fds.index(fd)
+
+    body = b"".join(
+        at.IO_FD.pack(e.offset, e.size, slot(e.fd), e.type, e.flags, slot(e.shadow_fd), e.shadow_offset, e.datamatch)
+        for e in entries
+    )
+    return header + body, fds
+
+
+# Interrupts
+
+
+def get_irq_info(session: Session, message: Message) -> Reply:
+    request = at.IRQ_INFO.unpack(message.payload)
+    if request.argsz < at.IRQ_INFO.size:
+        raise _refuse(f"GET_IRQ_INFO: argsz {request.argsz} is below {at.IRQ_INFO.size}")
+    irqs = session.device.irqs
+    if request.irq >= len(irqs):
+        raise _refuse(f"GET_IRQ_INFO: index {request.irq}, and the device has {len(irqs)}")
+    irq = irqs[request.irq]
+    return at.IRQ_INFO.pack(at.IRQ_INFO.size, irq.flags, request.irq, irq.count), []
+
+
+def set_irqs(session: Session, message: Message) -> Reply:
+    request = at.IRQ_SET.unpack(message.payload)
+    if request.argsz < at.IRQ_SET.size:
+        raise _refuse(f"SET_IRQS: argsz {request.argsz} is below {at.IRQ_SET.size}")
+    data = IrqSetFlags(request.flags & IRQ_DATA)
+    action = IrqSetFlags(request.flags & IRQ_ACTION)
+    bools = message.payload[at.IRQ_SET.size :]
+    if data.value.bit_count() != 1 or action.value.bit_count() != 1:
+        raise _refuse(f"SET_IRQS: flags {request.flags:#x} name not exactly one kind of data and one action")
+    if data is IrqSetFlags.DATA_BOOL and len(bools) != request.nr_vectors:
+        raise _refuse(f"SET_IRQS: {len(bools)} booleans for {request.nr_vectors} vectors")
+    if message.fds and data is not IrqSetFlags.DATA_EVENTFD:
+        raise _refuse("SET_IRQS: file descriptors without DATA_EVENTFD")
+    fds, message.fds = message.fds, []
+    session.device.set_irqs(request.irq, request.start, request.nr_vectors, action, data, bools, fds)
+    return NOTHING
+
+
+# Regions
+
+
+def region_read(session: Session, message: Message) -> Reply:
+    request = at.REGION_ACCESS.unpack(message.payload)
+    if request.length > session.max_data:
+        raise _refuse(f"REGION_READ: {request.length} bytes are over the limit of {session.max_data}")
+    if not request.length:
+        return NOTHING
+    data = session.device.region_read(request.region, request.offset, request.length)
+    return message.payload[: at.REGION_ACCESS.size] + data, []
+
+
+def region_write(session: Session, message: Message) -> Reply:
+    """The effect only; the session has the reply from `write_reply` and may have sent it."""
+    request = at.REGION_ACCESS.unpack(message.payload)
+    if request.length:
+        data = memoryview(message.payload)[at.REGION_ACCESS.size :]
+        session.device.region_write(request.region, request.offset, data)
+    return write_reply(session, message), []
+
+
+def write_reply(session: Session, message: Message) -> bytes:
+    """The payload of REGION_WRITE's reply, once its sizes are right."""
+    request = at.REGION_ACCESS.unpack(message.payload)
+    if len(message.payload) - at.REGION_ACCESS.size != request.length or request.length > session.max_data:
+        raise _refuse(f"REGION_WRITE: {request.length} bytes in a message of {message.size}")
+    if not request.length:
+        return b""
+    count = request.length if session.dialect.write_reply_counts else 0
+    return at.REGION_ACCESS.pack(request.offset, request.region, count)
+
+
+def region_write_multi(session: Session, message: Message) -> Reply:
+    """Many small writes in order; the first that fails ends the command, and those before it stay done."""
+    request = at.WRITE_MULTI.unpack(message.payload)
+    writes = list(at.WRITE_MULTI_ENTRY.unpack_all(message.payload, at.WRITE_MULTI.size))
+    if len(writes) != request.nr_writes or any(not 0 < write.length <= 8 for write in writes):
+        raise _refuse(f"REGION_WRITE_MULTI: {request.nr_writes} writes in a message of {message.size}")
+    for write in writes:
+        session.device.region_write(write.region, write.offset, write.data[: write.length])
+    return at.WRITE_MULTI.pack(len(writes)), []
+
+
+# Reset and migration
+
+
+def device_reset(session: Session, message: Message) -> Reply:
+    session.quiesce()
+    session.device.client_reset()
+    return NOTHING
+
+
+def device_feature(session: Session, message: Message) -> Reply:
+    reply = session.device.migration.feature(message.payload)
+    session.refresh_registers()
+    return reply, []
+
+
+def mig_data_read(session: Session, message: Message) -> Reply:
+    return session.device.migration.data_read(message.payload, session.agreement.data_per_message), []
+
+
+def mig_data_write(session: Session, message: Message) -> Reply:
+    session.device.migration.data_write(message.payload, session.max_data)
+    return NOTHING
+
+
+def dirty_pages(session: Session, message: Message) -> Reply:
+    return session.device.migration.dirty_pages(message.payload, session.dialect), []
+
+
+def version_again(session: Session, message: Message) -> Reply:
+    raise _refuse("VERSION: the version is agreed already")
+
+
+HANDLERS: Mapping[Command, Handler] = {
+    Command.VERSION: version_again,
+    Command.DMA_MAP: dma_map,
+    Command.DMA_UNMAP: dma_unmap,
+    Command.GET_INFO: get_info,
+    Command.GET_REGION_INFO: get_region_info,
+    Command.GET_REGION_IO_FDS: get_region_io_fds,
+    Command.GET_IRQ_INFO: get_irq_info,
+    Command.SET_IRQS: set_irqs,
+    Command.REGION_READ: region_read,
+    Command.REGION_WRITE: region_write,
+    Command.REGION_WRITE_MULTI: region_write_multi,
+    Command.DEVICE_RESET: device_reset,
+    Command.DEVICE_FEATURE: device_feature,
+    Command.MIG_DATA_READ: mig_data_read,
+    Command.MIG_DATA_WRITE: mig_data_write,
+    Command.DIRTY_PAGES: dirty_pages,
+}

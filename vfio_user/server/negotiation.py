@@ -1,0 +1,136 @@
+"""VERSION, seen from the server: what it offers, what both sides then keep to, and whom it refuses."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vfio_user.errors import ProtocolError
+from vfio_user.transport import Stream
+from vfio_user.wire import MAX_DATA, Capabilities, Command, Dialect, Framer, Message, decode_version, encode_version
+
+SERVER_FDS = 16
+"""Descriptors per message that a server says it takes: QEMU sends at most 16."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a server says in VERSION beyond what its device needs.
+
+    `write_multiple` is off by default: agreeing to it makes QEMU queue every message (hw/vfio-user/proxy.h, the
+    USE_MULTI flag overlaps FORCE_QUEUED); the command itself is served either way. `twin_socket` is offered to
+    clients that ask for one.
+    """
+
+    max_msg_fds: int = SERVER_FDS
+    max_data_xfer_size: int = MAX_DATA
+    write_multiple: bool = False
+    twin_socket: bool = True
+
+
+class Twin:
+    """The second socket, for the server's own requests: one at a time, each followed by its reply."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._framer = Framer()
+        self._lock = threading.Lock()
+
+    def exchange(self, message: Message) -> Message:
+        """Send a request and wait for its reply.
+
+        Raises:
+            ProtocolError: the client answered something else, or went away.
+        """
+        with self._lock:
+            self._stream.send(message.encode())
+            while (answer := self._framer.next()) is None:
+                count, fds = self._stream.receive(self._framer.room())
+                self._framer.received(count, fds)
+                if not count:
+                    raise ProtocolError("the client closed the twin socket", errno.ECONNRESET)
+        if not answer.is_reply or answer.id != message.id:
+            raise ProtocolError(f"message {answer.id} on the twin socket is no reply to {message.id}", errno.EPROTO)
+        return answer
+
+    def close(self) -> None:
+        self._framer.close()
+        self._stream.shutdown()
+        self._stream.close()
+
+
+@dataclass
+class Agreement:
+    """What holds for the session once VERSION is through."""
+
+    minor: int = 0
+    client: Capabilities = Capabilities()
+    twin: Twin | None = None
+
+    @property
+    def data_per_message(self) -> int:
+        """Bytes of data the client takes in one message; a client that says 0 gets 1 MiB as if it had said nothing."""
+        return min(self.client.data_per_message or MAX_DATA, MAX_DATA)
+
+
+class Answer(NamedTuple):
+    """What to send back, and why the client is refused if it is."""
+
+    message: Message | None
+    reason: str = ""
+
+
+def negotiate(
+    message: Message, dialect: Dialect, offer: Offer, *, migration_pgsize: int | None
+) -> tuple[Agreement | None, Answer]:
+    """Answer a session's first message; no agreement means that the connection ends after the answer.
+
+    A client's No_reply is ignored here, as libvfio-user does: nothing can go on without the reply.
+    """
+    if message.type != 0:
+        return None, Answer(None, "the first message is a reply")
+    if message.command != dialect.number(Command.VERSION):
+        return None, Answer(message.error(errno.EINVAL), f"the first message is command {message.command}, not VERSION")
+    try:
+        proposal = decode_version(dialect, message.payload)
+        client = proposal.capabilities
+        if migration_pgsize and client.migration_pgsize not in (None, 0, migration_pgsize):
+            raise ProtocolError(f"VERSION: migration pages of {client.migration_pgsize} bytes", fatal=True)
+        twin_end: socket.socket | None = None
+        agreement = Agreement(min(proposal.minor, dialect.minor), client)
+        if _wants_twin(dialect, offer, client):
+            ours, twin_end = socket.socketpair()
+            agreement.twin = Twin(Stream(ours))
+        payload = encode_version(
+            dialect,
+            agreement.minor,
+            _capabilities(offer, client, migration_pgsize, twin=twin_end is not None),
+            limit=_room(message),
+        )
+    except ProtocolError as error:
+        return None, Answer(message.error(error.errno), str(error))
+    return agreement, Answer(message.reply(payload, [twin_end.detach()] if twin_end is not None else []))
+
+
+def _wants_twin(dialect: Dialect, offer: Offer, client: Capabilities) -> bool:
+    possible = dialect.shapes[Command.VERSION].fds == "reply"
+    return possible and offer.twin_socket and bool(client.twin_socket) and client.fds_per_message >= 1
+
+
+def _room(message: Message) -> int | None:
+    """The longest payload the reply may have: QEMU's buffer is as large as its proposal, which is over 100 bytes."""
+    return len(message.payload) if len(message.payload) >= 64 else None
+
+
+def _capabilities(offer: Offer, client: Capabilities, migration_pgsize: int | None, *, twin: bool) -> Capabilities:
+    return Capabilities(
+        max_msg_fds=offer.max_msg_fds,
+        max_data_xfer_size=offer.max_data_xfer_size,
+        write_multiple=True if offer.write_multiple and client.write_multiple else None,
+        twin_socket=True if twin else None,
+        twin_socket_fd_index=0 if twin else None,
+        migration_pgsize=migration_pgsize,
+    )

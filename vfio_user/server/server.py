@@ -1,0 +1,135 @@
+"""A device behind a socket: accepts its clients, one at a time, and outlives each of them.
+
+A client that goes away leaves the device ready for the next one: its DMA maps and interrupt descriptors are released,
+the device's own state stays (specification, "Client Disconnection"). A second client that comes while one is served
+is refused at once with EBUSY, after a moment's grace for the old session to end.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from vfio_user.server.negotiation import Offer
+from vfio_user.server.session import Session
+from vfio_user.transport import Address, Listener, Stream, close_all
+from vfio_user.wire import CURRENT, BadFrame, Dialect, Framer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vfio_user.device import PciDevice
+
+log = logging.getLogger("vfio_user.server")
+
+GRACE = 2.0
+"""Seconds that a new client waits for the previous session to end."""
+
+REFUSAL = 1.0
+"""Seconds that a refused client has for its VERSION."""
+
+
+class Server:
+    """Serves one device on one address, on threads of its own, until `close`.
+
+    Several servers live in one process without getting into each other's way: each session has its own thread, and
+    nothing is shared between devices.
+    """
+
+    def __init__(
+        self,
+        device: PciDevice,
+        address: Address | Listener | str,
+        *,
+        dialect: Dialect = CURRENT,
+        offer: Offer | None = None,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        """Listen on `address`; serving begins with `start`.
+
+        `ended` is called when there will be no further client: an inherited connection has ended.
+
+        Raises:
+            UserError: the address cannot be listened on.
+        """
+        self.device = device
+        self.listener = address if isinstance(address, Listener) else Listener(address)
+        self._dialect = dialect
+        self._offer = offer
+        self._ended = ended
+        self._session: Session | None = None
+        self._serving: threading.Thread | None = None
+        self._accepting = threading.Thread(target=self._accept, name="vfio-user accept", daemon=True)
+        self._closing = False
+
+    def start(self) -> Server:
+        """Begin to accept clients; returns at once."""
+        self._accepting.start()
+        return self
+
+    def close(self) -> None:
+        """End the session and stop listening; the device stays usable. Idempotent."""
+        self._closing = True
+        self.listener.shutdown()
+        if self._session is not None:
+            self._session.stop()
+        if self._accepting.ident is not None:
+            self._accepting.join()
+        if self._serving is not None:
+            self._serving.join()
+        self.listener.close()
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        if self.listener.is_connected:
+            self._begin(Stream(self.listener.socket))
+            assert self._serving is not None
+            self._serving.join()
+            if self._ended is not None:
+                self._ended()
+            return
+        while not self._closing:
+            try:
+                stream = self.listener.accept()
+            except OSError:
+                return
+            if self._serving is not None:
+                self._serving.join(GRACE)
+                if self._serving.is_alive():
+                    threading.Thread(target=_refuse, args=(stream,), daemon=True).start()
+                    continue
+            self._begin(stream)
+
+    def _begin(self, stream: Stream) -> None:
+        self._session = Session(self.device, stream, self._dialect, self._offer)
+        self._serving = threading.Thread(target=self._session.run, name="vfio-user session", daemon=True)
+        self._serving.start()
+        if self._closing:
+            self._session.stop()
+
+
+def _refuse(stream: Stream) -> None:
+    """Answer a second client's VERSION with EBUSY."""
+    log.warning("another client came while one is served: refused")
+    framer = Framer()
+    stream.socket.settimeout(REFUSAL)
+    try:
+        while (message := framer.next()) is None:
+            count, fds = stream.receive(framer.room())
+            framer.received(count, fds)
+            if not count:
+                return
+        close_all(message.fds)
+        stream.send(message.error(errno.EBUSY).encode())
+    except (OSError, BadFrame):
+        pass
+    finally:
+        framer.close()
+        stream.close()
