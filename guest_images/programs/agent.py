@@ -1,0 +1,405 @@
+#!/usr/bin/env python3
+"""The harness's hand in the guest: answers requests that come through a virtio-serial port.
+
+A request and its answer are one line of JSON each:
+
+    {"session": TOKEN, "id": 7, "do": "run", "command": "lspci", "timeout": 60, "done": [5, 6]}
+    {"session": TOKEN, "id": 7, "ok": {...}}   or   {"session": TOKEN, "id": 7, "error": "..."}
+
+Many can be under way at once. An answer is kept until the host says that it has it (`done`), and a request that comes
+a second time is not done a second time: so a host may repeat what it asked after a live migration, and loses nothing.
+A new session token, as after a restore from a checkpoint, ends what the old session left.
+
+One thread and one selector: no lock is ever held when `call` forks.
+
+Usage: agent.py [DEVICE]              serve on DEVICE, or on the port that has the right name
+       agent.py --call REQUEST ANSWER  do one `call` between two files, for those who come by SSH
+"""
+
+import base64
+import contextlib
+import json
+import os
+import pathlib
+import selectors
+import signal
+import sys
+import time
+import traceback
+
+PORT_NAME = "org.vfio-user.agent.0"
+OUTPUT_LIMIT = 16 << 20  # bytes kept of each stream of a job
+GRACE = 1.0  # seconds between SIGTERM and SIGKILL for a job that took too long
+
+
+def main():
+    if sys.argv[1:2] == ["--call"]:
+        with open(sys.argv[2]) as request, open(sys.argv[3], "w") as answer:
+            answer.write(outcome(decode(request.read())))
+        return
+    device = sys.argv[1] if len(sys.argv) > 1 else find_port()
+    Agent(os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)).serve()
+
+
+def find_port():
+    """The port's device node; there is no udev that would make a link by name."""
+    for port in pathlib.Path("/sys/class/virtio-ports").iterdir():
+        if (port / "name").read_text().strip() == PORT_NAME:
+            return f"/dev/{port.name}"
+    sys.exit(f"there is no virtio-serial port called {PORT_NAME}")
+
+
+def encode(value):
+    """JSON text, with bytes as {"bytes": BASE64}."""
+    return json.dumps(value, default=_encode_bytes, separators=(",", ":"))
+
+
+def _encode_bytes(value):
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"bytes": base64.b64encode(value).decode()}
+    raise TypeError(f"{type(value).__name__} cannot be sent: use None, bool, int, float, str, bytes, list or dict")
+
+
+def decode(text):
+    return json.loads(
+        text, object_hook=lambda found: base64.b64decode(found["bytes"]) if [*found] == ["bytes"] else found
+    )
+
+
+class Agent:
+    def __init__(self, port):
+        self.port = port
+        self.selector = selectors.DefaultSelector()
+        self.incoming = bytearray()
+        self.outgoing = bytearray()
+        self.session = None
+        self.answers = {}  # id: line, until the host says that it has it
+        self.jobs = {}  # id: Job
+        self.operations = {
+            "hello": self.hello,
+            "clock": self.clock,
+            "run": self.run,
+            "call": self.call,
+            "signal": self.signal,
+            "put": self.put,
+            "get": self.get,
+        }
+
+    def serve(self):
+        self.listen_for_host()
+        self.watch_port()
+        while True:
+            for key, events in self.selector.select(self.until_next_deadline()):
+                key.data(events)
+            now = time.monotonic()
+            for job in list(self.jobs.values()):
+                if job.deadline <= now:
+                    job.press()
+
+    # -- the port ------------------------------------------------------------------------------------------------
+
+    def listen_for_host(self):
+        """The kernel sends SIGIO when the host connects; a port without host polls as hung up all the time."""
+        import fcntl
+
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGIO, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+        def host_changed(_events):
+            os.read(reader, 4096)
+            self.watch_port()
+
+        self.selector.register(reader, selectors.EVENT_READ, host_changed)
+        if hasattr(os, "O_ASYNC"):
+            fcntl.fcntl(self.port, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(self.port, fcntl.F_SETFL, fcntl.fcntl(self.port, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def watch_port(self):
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
+        if self.port in self.selector.get_map():
+            self.selector.modify(self.port, wanted, self.port_ready)
+        else:
+            self.selector.register(self.port, wanted, self.port_ready)
+
+    def port_ready(self, events):
+        if events & selectors.EVENT_READ:
+            try:
+                data = os.read(self.port, 1 << 16)
+            except BlockingIOError:
+                data = None
+            if data == b"":  # no host
+                self.selector.unregister(self.port)
+                return
+            self.received(data or b"")
+        self.flush()
+
+    def received(self, data):
+        self.incoming += data
+        *lines, rest = self.incoming.split(b"\n") if b"\n" in data else (self.incoming,)
+        self.incoming = bytearray(rest)
+        for line in lines:
+            try:
+                request = decode(line.decode())
+                session, identity = request["session"], request["id"]
+            except (ValueError, TypeError, KeyError):
+                continue  # half a line of a host that is gone
+            self.handle(session, identity, request)
+
+    def handle(self, session, identity, request):
+        if session != self.session:
+            self.begin(session)
+        for finished in request.get("done", ()):
+            self.answers.pop(finished, None)
+        if identity in self.jobs:
+            return  # it was asked before, and will be answered
+        if identity in self.answers:
+            self.send(self.answers[identity])
+            return
+        try:
+            answer = self.operations[request["do"]](identity, request)
+        except Exception as error:
+            self.answer(identity, error=describe(error))
+        else:
+            if answer is not None:
+                self.answer(identity, ok=answer)
+
+    def begin(self, session):
+        for job in list(self.jobs.values()):
+            job.kill(signal.SIGKILL)
+            job.forget()
+        self.session = session
+        self.jobs = {}
+        self.answers = {}
+        self.outgoing.clear()
+
+    def answer(self, identity, **body):
+        line = encode({"session": self.session, "id": identity, **body}).encode() + b"\n"
+        self.answers[identity] = line
+        self.send(line)
+
+    def send(self, line):
+        self.outgoing += line
+        self.flush()
+
+    def flush(self):
+        try:
+            while self.outgoing:
+                del self.outgoing[: os.write(self.port, self.outgoing[: 1 << 15])]
+        except BlockingIOError:
+            pass
+        if self.port in self.selector.get_map():
+            self.watch_port()
+
+    def until_next_deadline(self):
+        if not self.jobs:
+            return None
+        return max(0.0, min(job.deadline for job in self.jobs.values()) - time.monotonic())
+
+    # -- operations: each takes the request's id and the request; one that answers later returns None --------------
+
+    def hello(self, _identity, _request):
+        return {"pid": os.getpid(), "python": sys.version.split()[0]}
+
+    def clock(self, _identity, request):
+        """Set the clock, in seconds since 1970: a restored guest believes that it is when its checkpoint was made."""
+        behind = request["time"] - time.time()
+        time.clock_settime(time.CLOCK_REALTIME, request["time"])
+        return {"behind": behind}
+
+    def run(self, identity, request):
+        """A command for the shell, or a list of a program and its arguments."""
+        command = request["command"]
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+        self.jobs[identity] = Job.of_program(self, identity, argv, request["timeout"])
+
+    def call(self, identity, request):
+        """A Python function, given as source; it runs in a fork, so that it cannot harm the agent."""
+        self.jobs[identity] = Job.of_function(self, identity, request)
+
+    def signal(self, _identity, request):
+        job = self.jobs.get(request["job"])
+        if job is not None:
+            job.kill(request["signal"])
+        return {"sent": job is not None}
+
+    def put(self, _identity, request):
+        """A piece of a file, at its offset; the piece at 0 begins the file anew, the last one sets the mode."""
+        begin = os.O_CREAT | os.O_TRUNC if request["offset"] == 0 else 0
+        file = os.open(request["path"], os.O_WRONLY | os.O_CLOEXEC | begin, 0o600)
+        try:
+            left, offset = request["data"], request["offset"]
+            while left:
+                written = os.pwrite(file, left, offset)
+                left, offset = left[written:], offset + written
+            if request.get("mode") is not None:
+                os.fchmod(file, request["mode"])
+        finally:
+            os.close(file)
+        return {}
+
+    def get(self, _identity, request):
+        """A piece of a file; an empty one is its end."""
+        file = os.open(request["path"], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.lseek(file, request["offset"], os.SEEK_SET)
+            return {"data": os.read(file, request["size"])}
+        finally:
+            os.close(file)
+
+
+class Job:
+    """A process, its output, and the request that it answers when it ends."""
+
+    @classmethod
+    def of_program(cls, agent, identity, argv, timeout):
+        (out, out_end), (err, err_end) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pid = os.posix_spawnp(
+                argv[0],
+                argv,
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate((null, out_end, err_end))
+                ],
+                setsid=True,
+                setsigdef=[signal.SIGPIPE],
+            )
+        except OSError:
+            os.close(out)
+            os.close(err)
+            raise
+        finally:
+            for end in (null, out_end, err_end):
+                os.close(end)
+        return cls(agent, identity, pid, timeout, {"stdout": out, "stderr": err})
+
+    @classmethod
+    def of_function(cls, agent, identity, request):
+        streams = {name: os.pipe2(os.O_CLOEXEC) for name in ("stdout", "stderr", "result")}
+        pid = os.fork()
+        if pid == 0:
+            os.close(agent.port)
+            run_in_fork(request, *(end for _, end in streams.values()))
+        for _, end in streams.values():
+            os.close(end)
+        return cls(agent, identity, pid, request["timeout"], {name: start for name, (start, _) in streams.items()})
+
+    def __init__(self, agent, identity, pid, timeout, streams):
+        self.agent = agent
+        self.identity = identity
+        self.pid = pid
+        self.began = time.monotonic()
+        self.deadline = self.began + timeout
+        self.too_long = False
+        self.streams = streams  # name: descriptor
+        self.output = {name: bytearray() for name in streams}
+        self.pidfd = os.pidfd_open(pid)
+        agent.selector.register(self.pidfd, selectors.EVENT_READ, self.ended)
+        for name, stream in streams.items():
+            os.set_blocking(stream, False)
+            agent.selector.register(stream, selectors.EVENT_READ, lambda _events, name=name: self.read(name))
+
+    def read(self, name):
+        """Take what is there; True when there may be more."""
+        if name not in self.streams:
+            return False
+        try:
+            data = os.read(self.streams[name], 1 << 16)
+        except BlockingIOError:
+            return False
+        if not data:
+            self.drop(name)
+            return False
+        kept = self.output[name]
+        kept += data[: max(0, OUTPUT_LIMIT - len(kept))]
+        return True
+
+    def ended(self, _events):
+        for name in list(self.streams):
+            while self.read(name):  # what the process wrote before it ended; its own children may hold the pipe open
+                pass
+        _, status = os.waitpid(self.pid, 0)
+        self.forget()
+        del self.agent.jobs[self.identity]
+        answer = {name: bytes(data) for name, data in self.output.items()}
+        answer["exit_code"] = os.waitstatus_to_exitcode(status)
+        answer["seconds"] = time.monotonic() - self.began
+        answer["timed_out"] = self.too_long
+        self.agent.answer(self.identity, ok=answer)
+
+    def press(self):
+        """It took too long: ask it to end, the next time kill it."""
+        self.kill(signal.SIGKILL if self.too_long else signal.SIGTERM)
+        self.too_long = True
+        self.deadline = time.monotonic() + GRACE
+
+    def kill(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def forget(self):
+        self.agent.selector.unregister(self.pidfd)
+        os.close(self.pidfd)
+        for name in list(self.streams):
+            self.drop(name)
+
+    def drop(self, name):
+        stream = self.streams.pop(name)
+        self.agent.selector.unregister(stream)
+        os.close(stream)
+
+
+def run_in_fork(request, out, err, result):
+    """Call the function with its own stdout and stderr. Never returns."""
+    status = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        for number, stream in enumerate((os.open("/dev/null", os.O_RDONLY), out, err)):
+            os.dup2(stream, number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        answer = outcome(request)
+        with os.fdopen(result, "w") as stream:
+            stream.write(answer)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def outcome(request):
+    """What the function returned, or how it failed, as one JSON text."""
+    try:
+        return encode({"value": call_source(request)})
+    except BaseException as error:
+        inner = error.__traceback__.tb_next  # not this frame; the next one is call_source's
+        text = "".join(traceback.format_exception(type(error), error, inner and inner.tb_next))
+        return encode({"error": describe(error), "traceback": text})
+
+
+def call_source(request):
+    """Define the function as if it stood in the host's file, so that a traceback names its lines, and call it."""
+    import linecache
+
+    file, source = request["file"], request["source"]
+    above = request["line"] - 1
+    lines = ["\n"] * above + source.splitlines(keepends=True)
+    linecache.cache[file] = (len(source), None, lines, file)
+    scope = {"__name__": "__guest__"}
+    import __future__
+
+    flags = __future__.annotations.compiler_flag  # its annotations may name what only the host has
+    exec(compile("".join(lines), file, "exec", flags, dont_inherit=True), scope)
+    return scope[request["function"]](*request["args"], **request["kwargs"])
+
+
+def describe(error):
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+if __name__ == "__main__":
+    main()

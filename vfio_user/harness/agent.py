@@ -1,0 +1,211 @@
+"""The fast way into a guest: its agent on a virtio-serial port (guest_images/programs/agent.py has the protocol).
+
+The connection may be replaced while requests are under way, as after a live migration: they are asked again, and the
+agent does none of them twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job, Result, decode, encode, result_of
+
+# Seconds that an answer may need beyond the job that it reports.
+_ANSWER = 15.0
+_PIECE = 96 << 10  # bytes of a file in one message
+
+
+class AgentGuest(Guest):
+    """A guest behind its agent. `connection` is the host's end of the virtio-serial port."""
+
+    def __init__(self, connection: socket.socket, *, patience: float = 1.0, console: Callable[[], str] = str) -> None:
+        super().__init__(patience=patience, console=console)
+        self._session = secrets.token_hex(8)
+        self._ids = itertools.count(1)
+        self._sending = threading.Lock()
+        self._pending: dict[int, tuple[bytes, Future[dict[str, Any]]]] = {}
+        self._done: list[int] = []
+        self._lost = ""
+        self._connection = connection
+        self._begin()
+
+    def attach(self, connection: socket.socket) -> None:
+        """Go on over another connection to the same guest; what is under way is asked again.
+
+        Call it before the old machine is ended: when the connection in use breaks, all that wait are told so.
+        """
+        with self._sending:
+            old, self._connection = self._connection, connection
+            reader = self._reader
+            self._lost = ""
+            again = [line for line, _ in self._pending.values()]
+        _shut(old, reader)
+        self._begin()
+        for line in again:
+            self._send(line)
+
+    def hello(self, limit: float | Deadline) -> dict[str, Any]:
+        """Wait until the agent answers. Raises `GuestLost`."""
+        return self._answer(self._ask("hello"), Deadline.of(limit), "hello")
+
+    def set_clock(self) -> None:
+        """Give the guest the host's time: a restored guest resumes at the moment its checkpoint was made."""
+        self._do("clock", time=time.time())
+
+    def start(self, command: Command, timeout: float = 60.0) -> Job:
+        limit = timeout * self.patience
+        identity, future = self._ask_job(
+            "run", command=command if isinstance(command, str) else list(command), timeout=limit
+        )
+        return _AgentJob(self, command, identity, future, limit)
+
+    def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        for offset in range(0, len(data) or 1, _PIECE):
+            piece = data[offset : offset + _PIECE]
+            last = offset + len(piece) == len(data)
+            self._do("put", path=target, offset=offset, data=piece, mode=mode if last else None)
+
+    def get(self, source: str) -> bytes:
+        data = bytearray()
+        while piece := self._do("get", path=source, offset=len(data), size=_PIECE)["data"]:
+            data += piece
+        return bytes(data)
+
+    def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
+        limit = timeout * self.patience
+        future = self._ask("call", **request, timeout=limit)
+        answer = self._answer(future, Deadline(limit + _ANSWER * self.patience), f"{request['function']}()")
+        if answer["result"]:
+            outcome: dict[str, Any] = decode(answer["result"])
+            return outcome
+        result = result_of(f"{request['function']}()", answer)
+        raise self._failure(f"in the guest, {request['function']}() ended without a result", result)
+
+    def close(self) -> None:
+        self._lose(self._connection, "the connection was closed")
+        _shut(self._connection, self._reader)
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def _do(self, operation: str, **arguments: object) -> dict[str, Any]:
+        return self._answer(self._ask(operation, **arguments), Deadline(_ANSWER * self.patience), operation)
+
+    def _ask(self, operation: str, **arguments: object) -> Future[dict[str, Any]]:
+        return self._ask_job(operation, **arguments)[1]
+
+    def _ask_job(self, operation: str, **arguments: object) -> tuple[int, Future[dict[str, Any]]]:
+        future: Future[dict[str, Any]] = Future()
+        with self._sending:
+            if self._lost:
+                raise GuestLost(f"cannot reach the guest's agent: {self._lost}")
+            identity = next(self._ids)
+            done, self._done = self._done, []
+            body = {"session": self._session, "id": identity, "do": operation, "done": done, **arguments}
+            line = encode(body).encode() + b"\n"
+            self._pending[identity] = (line, future)
+        self._send(line)
+        return identity, future
+
+    def _answer(self, future: Future[dict[str, Any]], deadline: Deadline, what: str) -> dict[str, Any]:
+        try:
+            answer = future.result(deadline.remaining)
+        except FutureTimeout:
+            raise GuestLost(
+                f"the guest's agent did not answer {what!r} in {deadline.seconds:g} s", hint=self._console()
+            ) from None
+        if "error" in answer:
+            raise GuestFailure(f"the guest's agent could not do {what!r}: {answer['error']}")
+        body: dict[str, Any] = answer["ok"]
+        return body
+
+    # -- the connection -------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        # A guest that does not read must not block us for ever; a receive still waits as long as it has to.
+        limit = struct.pack("ll", int(30 * self.patience), 0)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._reader = threading.Thread(target=self._receive, args=(self._connection,), name="agent", daemon=True)
+        self._reader.start()
+        self._send(b"\n")  # ends whatever half line another host left
+
+    def _send(self, line: bytes) -> None:
+        try:
+            with self._sending:
+                connection = self._connection
+                connection.sendall(line)
+        except OSError as error:
+            self._lose(connection, f"sending failed: {error.strerror}")
+
+    def _receive(self, connection: socket.socket) -> None:
+        buffer = bytearray()
+        with contextlib.suppress(OSError):
+            while data := connection.recv(1 << 18):
+                buffer += data
+                if b"\n" in data:
+                    *lines, rest = buffer.split(b"\n")
+                    buffer = bytearray(rest)
+                    for line in lines:
+                        self._received(bytes(line))
+        self._lose(connection, "QEMU closed the connection")
+
+    def _received(self, line: bytes) -> None:
+        try:
+            answer = decode(line)
+            ours, identity = answer["session"] == self._session, answer["id"]
+        except (ValueError, TypeError, KeyError):
+            return  # the end of a line that was meant for another host
+        if not ours:
+            return
+        with self._sending:
+            _, future = self._pending.pop(identity, (b"", None))
+            self._done.append(identity)
+        if future is not None:
+            future.set_result(answer)
+
+    def _lose(self, connection: socket.socket, why: str) -> None:
+        """Tell everybody who waits for an answer over `connection` that none will come."""
+        with self._sending:
+            if connection is not self._connection or self._lost:
+                return
+            self._lost = why
+            waiting, self._pending = self._pending, {}
+        for _, future in waiting.values():
+            future.set_exception(GuestLost(f"the guest went away: {why}"))
+
+
+def _shut(connection: socket.socket, reader: threading.Thread) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    reader.join()
+    connection.close()
+
+
+class _AgentJob(Job):
+    def __init__(
+        self, guest: AgentGuest, command: Command, identity: int, future: Future[dict[str, Any]], timeout: float
+    ) -> None:
+        self._guest = guest
+        self._command = command
+        self._identity = identity
+        self._future = future
+        self._deadline = Deadline(timeout + _ANSWER * guest.patience)
+
+    def wait(self, limit: float | Deadline | None = None) -> Result:
+        deadline = self._deadline if limit is None else Deadline.of(limit)
+        return result_of(self._command, self._guest._answer(self._future, deadline, str(self._command)))
+
+    def kill(self, number: int = 15) -> None:
+        self._guest._do("signal", job=self._identity, signal=number)

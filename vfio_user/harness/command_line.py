@@ -1,0 +1,217 @@
+"""A machine as data, and the QEMU command line that follows from it.
+
+`MachineConfig` is what a guest can see of its machine: it decides whether a checkpoint fits. `Wiring` is how the
+harness reaches the machine: it differs in every run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vfio_user.errors import UserError
+from vfio_user.harness.deadline import Accelerator
+
+AGENT_PORT = "org.vfio-user.agent.0"
+
+# Where devices sit on pcie.0: pinned, because a restored machine needs each where it was, and QEMU does not check.
+_SERIAL_AT = "0x2"
+_NETWORK_AT = "0x3"
+_ENTROPY_AT = "0x4"
+_SLOTS_AT = 0x10
+_FUNCTIONS = 8
+MAX_SLOTS = 8 * _FUNCTIONS
+
+# Address space kept free behind each root port for hot-plug. QEMU's default is 2 MiB, too small for most BARs.
+_SLOT_MEMORY = "32M"
+_SLOT_MEMORY_64 = "512M"
+
+_DEFAULT_CPU: dict[Accelerator, str] = {"kvm": "host", "tcg": "qemu64"}
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """The hardware of a guest. `memory` is in MiB; `machine` is a versioned machine type ("pc-q35-11.1").
+
+    `slots` is the number of root ports that devices can be hot-plugged into; `modules` are kernel modules that the
+    image loads at boot; `devices` are further values for `-device`, there from the start.
+    """
+
+    machine: str
+    accelerator: Accelerator
+    cpu: str = ""
+    cpus: int = 1
+    memory: int = 512
+    slots: int = 6
+    iommu: bool = False
+    modules: tuple[str, ...] = ()
+    kernel_options: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.slots <= MAX_SLOTS:
+            raise UserError(f"a machine has 1 to {MAX_SLOTS} slots, not {self.slots}")
+        if self.memory < 128 or self.cpus < 1:
+            raise UserError("a machine needs at least 128 MiB of memory and one processor")
+
+    @property
+    def cpu_model(self) -> str:
+        return self.cpu or _DEFAULT_CPU[self.accelerator]
+
+
+def machine_type(version: Sequence[int]) -> str:
+    """The newest q35 machine type of a QEMU of this version: versioned, so that its hardware never changes."""
+    return f"pc-q35-{version[0]}.{version[1]}"
+
+
+def slot_name(index: int) -> str:
+    """The id of a root port, as `bus=` of a device takes it."""
+    return f"slot{index}"
+
+
+def slot_address(index: int) -> str:
+    """The guest's name for a root port: its folder in /sys/bus/pci/devices."""
+    return f"0000:00:{_SLOTS_AT + index // _FUNCTIONS:02x}.{index % _FUNCTIONS}"
+
+
+Endpoint = int | Path | Literal["stdio"]
+"""One end of a channel: an inherited, connected socket; a path at which QEMU listens; or QEMU's own terminal."""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The channels between the harness and a machine. None leaves a channel out; an agent left out answers nobody.
+
+    `trace` is the file for QEMU's trace of vfio-user messages, `monitor` a path at which a person's QMP tool may
+    connect beside the harness.
+    """
+
+    qmp: Endpoint | None
+    console: Endpoint
+    agent: Endpoint | None = None
+    qtest: Endpoint | None = None
+    monitor: Path | None = None
+    trace: Path | None = None
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Start from a kernel."""
+
+    kernel: Path
+    initramfs: Path
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Start paused, and wait for QMP `migrate-incoming`."""
+
+
+def command_line(
+    qemu: Sequence[str], config: MachineConfig, wiring: Wiring, start: Boot | Restore, name: str = "guest"
+) -> list[str]:
+    """The whole command. `qemu` is how QEMU is called, with the options that it always needs."""
+    return [
+        *qemu,
+        *_hardware(config, name),
+        *_channels(wiring),
+        *_devices(config),
+        *_start(config, start),
+    ]
+
+
+def vfio_user_device(identity: str, socket: Path, slot: int, **properties: object) -> dict[str, object]:
+    """A vfio-user-pci device, for QMP `device_add` or as JSON for `-device` (QEMU takes `socket` in no other form)."""
+    return {
+        "driver": "vfio-user-pci",
+        "id": identity,
+        "bus": slot_name(slot),
+        "socket": {"type": "unix", "path": str(socket)},
+        **{key.replace("_", "-"): value for key, value in properties.items()},
+    }
+
+
+def as_device_option(device: dict[str, object]) -> str:
+    """A device as the value of `-device`."""
+    return json.dumps(device, separators=(",", ":"))
+
+
+def _hardware(config: MachineConfig, name: str) -> Iterator[str]:
+    irqchip = ",kernel-irqchip=split" if config.iommu and config.accelerator == "kvm" else ""
+    yield from ("-name", _escaped(name))
+    yield from ("-no-user-config", "-nodefaults", "-display", "none")
+    # vfio-user: the server maps the guest's memory, so it has to be shared and to have a file descriptor.
+    yield from ("-object", f"memory-backend-memfd,id=ram,size={config.memory}M,share=on")
+    yield from ("-machine", f"{config.machine},memory-backend=ram{irqchip}")
+    yield from ("-accel", config.accelerator)
+    yield from ("-cpu", config.cpu_model, "-smp", str(config.cpus), "-m", f"{config.memory}M")
+
+
+def _channels(wiring: Wiring) -> Iterator[str]:
+    if wiring.qmp is not None:
+        yield from ("-chardev", _chardev("qmp", wiring.qmp), "-mon", "chardev=qmp,mode=control")
+    if wiring.monitor is not None:
+        yield from ("-chardev", _chardev("monitor", wiring.monitor), "-mon", "chardev=monitor,mode=control")
+    yield from ("-chardev", _chardev("console", wiring.console), "-serial", "chardev:console")
+    if wiring.console == "stdio":
+        yield from ("-mon", "chardev=console,mode=readline")
+    if wiring.qtest is not None:
+        yield from ("-chardev", _chardev("qtest", wiring.qtest), "-qtest", "chardev:qtest", "-qtest-log", "none")
+    # The port is part of the hardware; without a channel its other end is nowhere.
+    yield from ("-chardev", "null,id=agent" if wiring.agent is None else _chardev("agent", wiring.agent))
+    if wiring.trace is not None:
+        yield from ("-trace", "vfio_user_*", "-D", str(wiring.trace))
+
+
+def _devices(config: MachineConfig) -> Iterator[str]:
+    if config.iommu:  # before every device whose DMA it is to translate
+        yield from ("-device", "intel-iommu,intremap=on,caching-mode=on")
+    yield from ("-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={_SERIAL_AT}")
+    yield from ("-device", f"virtserialport,bus=serial.0,nr=1,chardev=agent,name={AGENT_PORT}")
+    # The guest reaches nobody; the host reaches its SSH server through a port that the kernel chooses.
+    yield from ("-netdev", "user,id=network,restrict=on,hostfwd=tcp:127.0.0.1:0-:22")
+    yield from ("-device", f"virtio-net-pci,netdev=network,romfile=,bus=pcie.0,addr={_NETWORK_AT}")
+    yield from ("-device", f"virtio-rng-pci,bus=pcie.0,addr={_ENTROPY_AT}")
+    # Without it every guest restored from a checkpoint draws the same random numbers.
+    yield from ("-device", "vmgenid,guid=auto")
+    for index in range(config.slots):
+        yield from ("-device", _root_port(index))
+    for device in config.devices:
+        yield from ("-device", device)
+
+
+def _root_port(index: int) -> str:
+    device, function = divmod(index, _FUNCTIONS)
+    return (
+        f"pcie-root-port,id={slot_name(index)},bus=pcie.0,addr={_SLOTS_AT + device:#x}.{function}"
+        f"{',multifunction=on' if function == 0 else ''},chassis={index + 1},slot={index + 1}"
+        f",mem-reserve={_SLOT_MEMORY},pref64-reserve={_SLOT_MEMORY_64}"
+    )
+
+
+def _start(config: MachineConfig, start: Boot | Restore) -> Iterator[str]:
+    match start:
+        case Restore():
+            yield from ("-S", "-incoming", "defer")
+        case Boot(kernel, initramfs):
+            modules = (f"mods={','.join(config.modules)}",) if config.modules else ()
+            words = ("console=ttyS0", "loglevel=4", *modules, *config.kernel_options)
+            yield from ("-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(words))
+
+
+def _chardev(identity: str, endpoint: Endpoint) -> str:
+    match endpoint:
+        case int():
+            return f"socket,id={identity},fd={endpoint}"
+        case Path():
+            return f"socket,id={identity},path={_escaped(str(endpoint))},server=on,wait=off"
+        case _:
+            return f"stdio,id={identity},mux=on,signal=off"
+
+
+def _escaped(text: str) -> str:
+    """As QEMU's option parser wants a value that may hold commas."""
+    return text.replace(",", ",,")

@@ -1,0 +1,117 @@
+"""The serial console: always drained, kept in a file, and matchable."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from vfio_user.errors import UserError
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.process import tail
+
+
+class ConsoleError(UserError):
+    """The console did not show what was waited for. The hint is its last lines."""
+
+
+class Console:
+    """One serial line, read by a thread of its own from the beginning to the end of the machine.
+
+    A console that nobody reads stops QEMU (its socket fills up), and one that is read only by those who wait for
+    something loses the rest.
+    """
+
+    def __init__(self, connection: socket.socket, log: Path) -> None:
+        self.log = log
+        self._connection = connection
+        self._seen = bytearray()
+        self._ended = False
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[bytes], None]] = []
+        self._thread = threading.Thread(target=self._drain, name="console", daemon=True)
+        self._thread.start()
+
+    def send(self, data: bytes) -> None:
+        """Type into the console."""
+        self._connection.sendall(data)
+
+    def wait_for(self, pattern: str | bytes, limit: float | Deadline = 30.0, *, since: int = 0) -> re.Match[bytes]:
+        """The first match of a regular expression in what came after byte `since`, come or to come.
+
+        Raises `ConsoleError` with the last lines when the deadline passes or the machine ends first.
+        """
+        expression = re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
+        deadline = Deadline.of(limit)
+        with self._changed:
+            while True:
+                found = expression.search(self._seen, since)
+                if found:
+                    return found
+                if self._ended:
+                    raise ConsoleError("the machine ended before " + self._wanted(pattern), hint=self.last_lines())
+                if not self._changed.wait(deadline.remaining):
+                    raise ConsoleError(
+                        f"in {deadline.seconds:g} s there was no " + self._wanted(pattern), hint=self.last_lines()
+                    )
+
+    @property
+    def position(self) -> int:
+        """How many bytes have come so far: `since` for a wait for something new."""
+        with self._changed:
+            return len(self._seen)
+
+    @property
+    def text(self) -> str:
+        """All that has come so far."""
+        with self._changed:
+            return self._seen.decode(errors="replace")
+
+    def last_lines(self, lines: int = 20) -> str:
+        """The end of it, for an error message."""
+        return tail(self.log, lines) or "(the console is empty)"
+
+    def listen(self, listener: Callable[[bytes], None]) -> None:
+        """Call `listener` with everything that comes from now on, in the console's own thread."""
+        with self._changed:
+            self._listeners.append(listener)
+
+    def wait_end(self, limit: float | Deadline) -> bool:
+        """Whether the machine's end of the line was closed before the deadline."""
+        deadline = Deadline.of(limit)
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ended, deadline.remaining)
+
+    def close(self) -> None:
+        """Stop reading."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._connection.close()
+
+    def _drain(self) -> None:
+        with self.log.open("ab", buffering=0) as log:
+            while data := self._receive():
+                log.write(data)
+                with self._changed:
+                    self._seen += data
+                    listeners = list(self._listeners)
+                    self._changed.notify_all()
+                for listener in listeners:
+                    listener(data)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _receive(self) -> bytes:
+        try:
+            return self._connection.recv(65536)
+        except OSError:
+            return b""
+
+    @staticmethod
+    def _wanted(pattern: str | bytes) -> str:
+        return f"{pattern if isinstance(pattern, str) else pattern.decode(errors='replace')!r} on the console"

@@ -1,0 +1,50 @@
+"""How long to wait: every wait of the harness has a deadline, and every deadline grows with the accelerator."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Literal
+
+from vfio_user.errors import UserError
+
+Accelerator = Literal["kvm", "tcg"]
+
+# A guest under TCG computes 5 to 20 times slower than under KVM; most of its waits are not computing.
+_SLOWNESS: dict[Accelerator, float] = {"kvm": 1.0, "tcg": 4.0}
+
+SCALE_VARIABLE = "VFIO_USER_TIMEOUT_SCALE"
+
+
+def patience(accelerator: Accelerator) -> float:
+    """The factor for deadlines of work done inside a guest; VFIO_USER_TIMEOUT_SCALE multiplies it."""
+    text = os.environ.get(SCALE_VARIABLE, "1")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < 1e6:
+        raise UserError(f"{SCALE_VARIABLE} is {text!r}, not a positive number", hint="3 waits three times as long")
+    return _SLOWNESS[accelerator] * factor
+
+
+class Deadline:
+    """A point in time, so that several waits can share one limit."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @classmethod
+    def of(cls, limit: float | Deadline) -> Deadline:
+        """`limit` itself when it is a deadline already, else one that many seconds from now."""
+        return limit if isinstance(limit, Deadline) else cls(limit)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return self.remaining == 0.0

@@ -1,0 +1,228 @@
+"""One interface to a running guest, whichever way commands get there.
+
+`run` returns what happened; `succeed`, `fail` and `wait_until_succeeds` judge it, and show the command, its output, the
+console and the kernel's log when it was wrong.
+"""
+
+from __future__ import annotations
+
+import abc
+import base64
+import inspect
+import json
+import shlex
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness.deadline import Deadline
+
+Command = str | Sequence[str]
+"""A line for the guest's shell, or a program and its arguments."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended. `exit_code` is negative for a signal; `seconds` were measured in the guest."""
+
+    command: Command
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    timed_out: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0 and not self.timed_out
+
+    def describe(self) -> str:
+        """Command, fate and output, for a person."""
+        fate = "took too long and was ended" if self.timed_out else f"exit code {self.exit_code}"
+        parts = [f"$ {as_line(self.command)}   ({fate} after {self.seconds:.2f} s)"]
+        parts += [
+            f"{name}:\n{_clip(text)}" for name, text in (("stdout", self.stdout), ("stderr", self.stderr)) if text
+        ]
+        return "\n".join(parts)
+
+
+class GuestFailure(VerdictError):
+    """A guest did not do what it should. `result` is the command's, where one ended."""
+
+    def __init__(self, what: str, *, evidence: str = "", result: Result | None = None) -> None:
+        super().__init__(what, evidence=evidence)
+        self.result = result
+
+
+class GuestLost(UserError):
+    """The guest did not answer in time, or there is no way to it any more."""
+
+
+class Job(abc.ABC):
+    """A command that runs in the guest."""
+
+    @abc.abstractmethod
+    def wait(self, limit: float | Deadline | None = None) -> Result:
+        """Its result. Raises `GuestLost` when none came; without `limit` the job's own timeout decides."""
+
+    @abc.abstractmethod
+    def kill(self, number: int = 15) -> None:
+        """Send a signal to it and to all that it started."""
+
+
+class Guest(abc.ABC):
+    """A running guest. Timeouts are seconds of a guest under KVM; they are multiplied by `patience`."""
+
+    def __init__(self, *, patience: float = 1.0, console: Callable[[], str] = str) -> None:
+        self.patience = patience
+        self._console = console
+
+    # -- what each way of reaching a guest has to provide ---------------------------------------------------------
+
+    @abc.abstractmethod
+    def start(self, command: Command, timeout: float = 60.0) -> Job:
+        """Start a command and do not wait for it."""
+
+    @abc.abstractmethod
+    def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
+        """Write a file of the guest, from a file of the host or from bytes."""
+
+    @abc.abstractmethod
+    def get(self, source: str) -> bytes:
+        """Read a file of the guest."""
+
+    @abc.abstractmethod
+    def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
+        """Do one `call` (see `shipped`) and return the agent's outcome: `value`, or `error` and `traceback`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give up the way to the guest; the guest itself runs on."""
+
+    # -- the verbs ------------------------------------------------------------------------------------------------
+
+    def run(self, command: Command, timeout: float = 60.0) -> Result:
+        """Run a command to its end. Raises `GuestFailure` when it takes longer than `timeout`."""
+        result = self.start(command, timeout).wait()
+        if result.timed_out:
+            raise self._failure(f"in the guest, {as_line(command)!r} did not end in time", result)
+        return result
+
+    def succeed(self, *commands: Command, timeout: float = 60.0) -> str:
+        """Run commands that must succeed; returns what they wrote to stdout. Raises `GuestFailure`."""
+        return "".join(self._judged(command, timeout, good=True).stdout for command in commands)
+
+    def fail(self, *commands: Command, timeout: float = 60.0) -> str:
+        """Run commands that must fail; returns what they wrote to stdout. Raises `GuestFailure`."""
+        return "".join(self._judged(command, timeout, good=False).stdout for command in commands)
+
+    def wait_until_succeeds(self, command: Command, timeout: float = 60.0, interval: float = 0.1) -> str:
+        """Repeat a command until it succeeds; returns its stdout. Raises `GuestFailure` with the last result."""
+        deadline = Deadline(timeout * self.patience)
+        while True:
+            result = self.start(command, timeout).wait()
+            if result.ok:
+                return result.stdout
+            if deadline.remaining <= interval:
+                raise self._failure(f"in {deadline.seconds:g} s {as_line(command)!r} never succeeded", result)
+            time.sleep(interval)
+
+    def call(self, function: Callable[..., Any], *args: object, timeout: float = 60.0, **kwargs: object) -> Any:
+        """Run a Python function in the guest and return what it returns.
+
+        The function's source is sent: it has to import what it uses in its own body. Arguments and result are made of
+        None, bool, int, float, str, bytes, list and dict. An exception becomes a `GuestFailure` with its traceback.
+        """
+        answer = self.invoke({**shipped(function), "args": list(args), "kwargs": kwargs}, timeout)
+        if "error" in answer:
+            raise GuestFailure(
+                f"in the guest, {function.__name__}() raised {answer['error']}",
+                evidence=f"{answer['traceback'].rstrip()}\n{self.evidence()}",
+            )
+        return answer["value"]
+
+    def evidence(self) -> str:
+        """The ends of the console and of the kernel's log."""
+        parts = []
+        if console := self._console():
+            parts.append(f"console, last lines:\n{_clip(console)}")
+        try:
+            log = self.start("dmesg | tail -n 25", 5.0).wait(Deadline(10.0 * self.patience)).stdout
+            parts.append(f"dmesg, last lines:\n{_clip(log)}")
+        except (UserError, VerdictError) as error:
+            parts.append(f"dmesg: {error}")
+        return "\n".join(parts)
+
+    def _judged(self, command: Command, timeout: float, *, good: bool) -> Result:
+        result = self.run(command, timeout)
+        if result.ok is not good:
+            wrong = f"failed with exit code {result.exit_code}" if good else "succeeded, and should have failed"
+            raise self._failure(f"in the guest, {as_line(command)!r} {wrong}", result)
+        return result
+
+    def _failure(self, what: str, result: Result) -> GuestFailure:
+        return GuestFailure(what, evidence=f"{result.describe()}\n{self.evidence()}", result=result)
+
+
+def shipped(function: Callable[..., Any]) -> dict[str, object]:
+    """A function as the guest's agent takes it: source, name, and where it stands for tracebacks.
+
+    Raises `UserError` for a function whose source is not enough: a lambda, a method, a closure.
+    """
+    name = getattr(function, "__name__", "")
+    code = getattr(function, "__code__", None)
+    if code is None or name == "<lambda>":
+        raise UserError("only a function made by `def` can be sent to a guest")
+    if code.co_freevars:
+        raise UserError(f"{name}() uses {', '.join(code.co_freevars)} from around it; pass that as an argument")
+    try:
+        lines, first = inspect.getsourcelines(function)
+    except OSError as error:
+        raise UserError(f"the source of {name}() is not there to be sent to a guest") from error
+    return {"source": textwrap.dedent("".join(lines)), "function": name, "file": code.co_filename, "line": first}
+
+
+def as_line(command: Command) -> str:
+    """A command as a person would type it."""
+    return command if isinstance(command, str) else shlex.join(command)
+
+
+def encode(value: object) -> str:
+    """JSON text as the agent reads it: bytes are {"bytes": BASE64}. Raises `UserError` for what JSON cannot hold."""
+
+    def encode_bytes(item: object) -> object:
+        if isinstance(item, bytes | bytearray | memoryview):
+            return {"bytes": base64.b64encode(item).decode()}
+        raise UserError(f"a {type(item).__name__} cannot be sent to a guest")
+
+    return json.dumps(value, default=encode_bytes, separators=(",", ":"))
+
+
+def decode(text: str | bytes) -> Any:
+    """The inverse of `encode`."""
+    return json.loads(
+        text, object_hook=lambda found: base64.b64decode(found["bytes"]) if [*found] == ["bytes"] else found
+    )
+
+
+def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
+    """A `Result` from what the agent says of a job that ended."""
+    return Result(
+        command=command,
+        exit_code=answer["exit_code"],
+        stdout=answer["stdout"].decode(errors="replace"),
+        stderr=answer["stderr"].decode(errors="replace"),
+        seconds=answer["seconds"],
+        timed_out=answer["timed_out"],
+    )
+
+
+def _clip(text: str, lines: int = 40) -> str:
+    """The end of a text, indented."""
+    kept = text.rstrip().splitlines()
+    dropped = [f"... {len(kept) - lines} lines before"] if len(kept) > lines else []
+    return textwrap.indent("\n".join(dropped + kept[-lines:]), "    ")

@@ -1,0 +1,201 @@
+"""A running QEMU: its process and the channels to it, all made before it starts, so that none has to be waited for."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from vfio_user.errors import UserError
+from vfio_user.harness.command_line import Boot, MachineConfig, Restore, Wiring, command_line
+from vfio_user.harness.console import Console
+from vfio_user.harness.deadline import Deadline, patience
+from vfio_user.harness.process import Child
+from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
+from vfio_user.harness.qtest import QTest
+
+# Seconds for QEMU itself, whatever the guest does.
+_GREETING = 30.0
+_READY = 30.0  # multiplied by patience: the guest computes
+_SAVE = 60.0
+_STOP = 5.0
+
+_READY_LINE = rb"(?m)^READY\b"
+_PANIC = rb"Kernel panic[^\n]*"
+
+
+class Emulator(Protocol):
+    """What a machine needs to know of a QEMU (`vfio_user.harness.qemu.Qemu`)."""
+
+    @property
+    def argv(self) -> Sequence[str]: ...
+
+
+class MachineError(UserError):
+    """QEMU or its guest did not come up, or is gone. The hint has the last lines of whoever failed."""
+
+
+class Machine:
+    """One QEMU, from its start to `stop`. A context manager.
+
+    `folder` receives NAME.console.log, NAME.qmp.log, NAME.qemu.log, NAME.command and, with `trace`, NAME.trace.log.
+    `monitor` is a path at which QEMU listens for a second QMP client. Raises `MachineError` when QEMU does not start.
+    """
+
+    def __init__(
+        self,
+        qemu: Emulator,
+        config: MachineConfig,
+        start: Boot | Restore,
+        *,
+        folder: Path,
+        name: str = "guest",
+        monitor: Path | None = None,
+        trace: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.patience = patience(config.accelerator)
+        self.folder = folder
+        with ExitStack() as remote:
+            local = {}
+            wires = {}
+            for channel in ("qmp", "console", "agent", "qtest"):
+                local[channel], wires[channel] = socket.socketpair()
+                remote.enter_context(wires[channel])
+            wiring = Wiring(
+                **{channel: wire.fileno() for channel, wire in wires.items()},
+                monitor=monitor,
+                trace=folder / f"{name}.trace.log" if trace else None,
+            )
+            self.argv = command_line(qemu.argv, config, wiring, start, name)
+            self.child = Child(
+                name, self.argv, log=folder / f"{name}.qemu.log", pass_fds=wiring_fds(wiring), environment=environment
+            )
+        self.sockets = tuple(wire.fileno() for wire in local.values())
+        self.console = Console(local["console"], folder / f"{name}.console.log")
+        self.qtest = QTest(local["qtest"])
+        self.agent_connection = local["agent"]
+        try:
+            self.qmp = Qmp(local["qmp"], log=folder / f"{name}.qmp.log", name=name, limit=_GREETING)
+        except QmpLost as error:
+            self.agent_connection.close()
+            self.qtest.close()
+            local["qmp"].close()
+            self.child.stop(0)
+            self.console.close()
+            raise MachineError(f"QEMU {self.child.fate()} at its start", hint=self.child.last_words()) from error
+        except BaseException:
+            self.child.stop(0)
+            raise
+
+    # -- its life -------------------------------------------------------------------------------------------------
+
+    def wait_ready(self, *, since: int = 0) -> None:
+        """Wait until the guest's init has said READY on the console, in what came after byte `since`.
+
+        Raises `ConsoleError` with the console's last lines, and `MachineError` for a guest whose kernel panicked.
+        """
+        found = self.console.wait_for(b"|".join((_READY_LINE, _PANIC)), _READY * self.patience, since=since)
+        if found[0].startswith(b"Kernel panic"):
+            raise MachineError(f"the guest's kernel gave up: {found[0].decode()}", hint=self.console.last_lines())
+
+    def save(self, path: Path) -> None:
+        """Pause the guest and write its memory and devices to `path`. Raises `MachineError`."""
+        self.qmp.command("stop")
+        self._set_up_migration()
+        self.qmp.command("migrate-set-parameters", max_bandwidth=1 << 40)
+        self.qmp.command("migrate", uri=f"file:{path}")
+        self._await_migration("saved")
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote into a machine started with `Restore`, and let the guest run. Raises `MachineError`."""
+        self._set_up_migration()
+        self.qmp.execute("migrate-incoming", {"uri": f"file:{path}", "exit-on-error": False})
+        self._await_migration("restored")
+        self.qmp.command("cont")
+
+    def stop(self) -> None:
+        """End QEMU, softly if it still listens; a second call does nothing."""
+        self.agent_connection.close()
+        if self.child.running:
+            with suppress(QmpLost, QmpError, QmpTimeout):
+                self.qmp.command("quit", 2.0)
+                self.child.wait(_STOP)
+        self.qmp.close()
+        self.qtest.close()
+        self.console.close()  # before the wait for the process: QEMU flushes its consoles when it ends
+        self.child.stop()
+
+    def kill(self) -> None:
+        """End QEMU as a crash would."""
+        self.child.signal(9)
+        self.child.wait(_STOP)
+
+    def check(self) -> None:
+        """Raise `MachineError` with QEMU's last words when it is gone."""
+        if not self.child.running:
+            raise MachineError(f"QEMU {self.child.fate()}", hint=self.child.last_words())
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- its parts ------------------------------------------------------------------------------------------------
+
+    def add_device(self, device: Mapping[str, object], limit: float | Deadline = 30.0) -> None:
+        """Plug in a device. Raises `QmpError` with QEMU's reason, `MachineError` when it dies of it."""
+        try:
+            self.qmp.execute("device_add", device, limit)
+        except QmpLost:
+            self.child.wait(_STOP)
+            self.check()
+            raise
+
+    def remove_device(self, identity: str, limit: float | Deadline = 30.0) -> None:
+        """Unplug a device, and wait until the guest has let it go."""
+        deadline = Deadline.of(limit)
+        try:
+            self.qmp.execute("device_del", {"id": identity}, deadline)
+            self.qmp.wait_event("DEVICE_DELETED", deadline, {"device": identity})
+        except QmpLost:
+            self.child.wait(_STOP)
+            self.check()
+            raise
+
+    def ssh_port(self) -> int:
+        """The host's TCP port that leads to the guest's SSH server."""
+        text = self.qmp.human("info usernet")
+        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s", text)
+        if found is None:
+            raise MachineError("QEMU forwards no port to the guest", hint=text)
+        return int(found[1])
+
+    def _set_up_migration(self) -> None:
+        wanted = [{"capability": name, "state": True} for name in ("mapped-ram", "events")]
+        self.qmp.command("migrate-set-capabilities", capabilities=wanted)
+
+    def _await_migration(self, done: str) -> None:
+        deadline = Deadline(_SAVE)
+        while True:
+            status = self.qmp.wait_event("MIGRATION", deadline)["data"]["status"]
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                reason = self.qmp.command("query-migrate").get("error-desc", status)
+                raise MachineError(f"the guest could not be {done}: {reason}", hint=self.child.last_words(5))
+
+
+def wiring_fds(wiring: Wiring) -> tuple[int, ...]:
+    """The descriptors that QEMU has to inherit."""
+    ends = (wiring.qmp, wiring.console, wiring.agent, wiring.qtest)
+    return tuple(end for end in ends if isinstance(end, int))

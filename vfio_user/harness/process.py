@@ -1,0 +1,184 @@
+"""Child processes that do not outlive their owner, and whose last words can be shown."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import IO
+
+from vfio_user.errors import UserError
+from vfio_user.harness.deadline import Deadline
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Child:
+    """A running program: own process group, killed with its owner, output in a file.
+
+    `log` receives stdout and stderr. The program gets no stdin. `pass_fds` are inherited under the same numbers.
+    Raises `UserError` when the program cannot be started.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        pass_fds: Iterable[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.argv = list(argv)
+        self.log = log
+        with log.open("ab") as output:
+            self._process = _spawn(self.argv, output, tuple(pass_fds), environment)
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        self._reaping = threading.Lock()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative is the signal that ended it."""
+        with self._reaping:
+            return self._process.poll()
+
+    @property
+    def running(self) -> bool:
+        return self.exit_code is None
+
+    def wait(self, limit: float | Deadline) -> int | None:
+        """Its exit code as soon as it has one, or None when the deadline passed first."""
+        deadline = Deadline.of(limit)
+        if self.running:
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            poller.poll(deadline.remaining * 1000)
+        return self.exit_code
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it alone; nothing happens when it has ended."""
+        self._process.send_signal(number)
+
+    def stop(self, grace: float = 2.0) -> int:
+        """End it and its whole process group: SIGTERM, `grace` seconds, SIGKILL. Returns the exit code."""
+        if self.running:
+            self._signal_group(signal.SIGTERM)
+            self.wait(grace)
+        self._signal_group(signal.SIGKILL)
+        code = self._process.wait()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return code
+
+    def group_is_alive(self) -> bool:
+        """Whether any process of its group is left, the child itself or what it started."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def fate(self) -> str:
+        """How it ended, for a sentence: "exited with status 3", "was killed by SIGSEGV" or "is running"."""
+        code = self.exit_code
+        if code is None:
+            return "is running"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of its log, indented for an error message."""
+        return tail(self.log, lines) or "(it printed nothing)"
+
+    def _signal_group(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last `lines` lines of a text file, or nothing when there is no such file."""
+    try:
+        data = path.read_bytes()[-65536:]
+    except OSError:
+        return ""
+    return "\n".join(data.decode(errors="replace").replace("\r", "").rstrip().splitlines()[-lines:])
+
+
+def _spawn(
+    argv: list[str], output: IO[bytes], pass_fds: tuple[int, ...], environment: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
+    owner = os.getpid()
+
+    def die_with_owner() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != owner:  # it died before the line above
+            os._exit(1)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=pass_fds,
+            env=environment,
+            process_group=0,
+            preexec_fn=die_with_owner,
+        )
+
+    try:
+        return _nursery.do(start)
+    except OSError as error:
+        raise UserError(f"cannot start {argv[0]}: {error.strerror}") from error
+
+
+class _Nursery:
+    """Starts every child from one thread that never ends.
+
+    The parent that PR_SET_PDEATHSIG watches is the *thread* that forked (prctl(2)): a child started by a thread of
+    a pool would be killed when the pool is closed.
+    """
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """In a fork, which has no threads but its own: start anew."""
+        self.__init__()  # type: ignore[misc]
+
+    def do(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        done: Future[subprocess.Popen[bytes]] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(start())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="nursery", daemon=True)
+                self._thread.start()
+            self._work.put(work)
+        return done.result()
+
+    def _serve(self) -> None:
+        while True:
+            self._work.get()()
+
+
+_nursery = _Nursery()
+os.register_at_fork(after_in_child=_nursery.forget)

@@ -1,0 +1,186 @@
+"""QTest: memory, I/O ports and PCI config space of a machine from outside, without its guest.
+
+It works on a running and on a paused machine (`-qtest` beside any accelerator), and so reads and writes a device's
+registers where the guest cannot. Protocol: QEMU's system/qtest.c, one line asked and one answered.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from vfio_user.errors import UserError
+from vfio_user.harness.deadline import Deadline
+
+# PCI configuration mechanism 1: the address goes to one port, the data through another.
+_CONFIG_ADDRESS = 0xCF8
+_CONFIG_DATA = 0xCFC
+
+_IN = MappingProxyType({1: "inb", 2: "inw", 4: "inl"})
+_OUT = MappingProxyType({1: "outb", 2: "outw", 4: "outl"})
+
+_CLASS_BRIDGE = 0x0604
+_HEADER_CLASS = 0x0A
+_HEADER_SECONDARY_BUS = 0x19
+
+
+class QTestError(UserError):
+    """QEMU refused a QTest command, or is gone."""
+
+
+@dataclass(frozen=True, order=True)
+class PciAddress:
+    """Bus, device and function of a PCI function."""
+
+    bus: int
+    device: int
+    function: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.bus:02x}:{self.device:02x}.{self.function}"
+
+    @classmethod
+    def parse(cls, text: str) -> PciAddress:
+        """From "00:1f.2", or with a domain as the guest's sysfs writes it."""
+        bus, _, rest = text[-7:].partition(":")
+        device, _, function = rest.partition(".")
+        return cls(int(bus, 16), int(device, 16), int(function, 16))
+
+
+class QTest:
+    """The connection. Addresses are guest-physical, values unsigned, widths in bytes."""
+
+    def __init__(self, connection: socket.socket, *, limit: float = 30.0) -> None:
+        self._connection = connection
+        self._limit = limit
+        self._buffer = b""
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def readb(self, address: int) -> int:
+        return self._ask(f"readb {address:#x}")
+
+    def readw(self, address: int) -> int:
+        return self._ask(f"readw {address:#x}")
+
+    def readl(self, address: int) -> int:
+        return self._ask(f"readl {address:#x}")
+
+    def readq(self, address: int) -> int:
+        return self._ask(f"readq {address:#x}")
+
+    def writeb(self, address: int, value: int) -> None:
+        self._ask(f"writeb {address:#x} {value:#x}")
+
+    def writew(self, address: int, value: int) -> None:
+        self._ask(f"writew {address:#x} {value:#x}")
+
+    def writel(self, address: int, value: int) -> None:
+        self._ask(f"writel {address:#x} {value:#x}")
+
+    def writeq(self, address: int, value: int) -> None:
+        self._ask(f"writeq {address:#x} {value:#x}")
+
+    def inb(self, port: int) -> int:
+        return self._ask(f"inb {port:#x}")
+
+    def inw(self, port: int) -> int:
+        return self._ask(f"inw {port:#x}")
+
+    def inl(self, port: int) -> int:
+        return self._ask(f"inl {port:#x}")
+
+    def outb(self, port: int, value: int) -> None:
+        self._ask(f"outb {port:#x} {value:#x}")
+
+    def outw(self, port: int, value: int) -> None:
+        self._ask(f"outw {port:#x} {value:#x}")
+
+    def outl(self, port: int, value: int) -> None:
+        self._ask(f"outl {port:#x} {value:#x}")
+
+    def read(self, address: int, size: int) -> bytes:
+        """`size` bytes of guest memory."""
+        return bytes.fromhex(self._line(f"read {address:#x} {size:#x}").removeprefix("0x")) if size else b""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write guest memory; QEMU marks its pages dirty."""
+        if data:
+            self._line(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
+
+    def config_read(self, function: PciAddress, offset: int, width: int = 4) -> int:
+        """A register of a function's config space (its first 256 bytes); all-ones when no function is there.
+
+        On a running machine this races with the guest's own use of the two ports: pause it first.
+        """
+        self._select(function, offset)
+        return self._ask(f"{_IN[width]} {_CONFIG_DATA + offset % 4:#x}")
+
+    def config_write(self, function: PciAddress, offset: int, value: int, width: int = 4) -> None:
+        """Write a register of a function's config space; see `config_read`."""
+        self._select(function, offset)
+        self._ask(f"{_OUT[width]} {_CONFIG_DATA + offset % 4:#x} {value:#x}")
+
+    def config_space(self, function: PciAddress) -> bytes:
+        """The first 256 bytes of a function's config space."""
+        return b"".join(self.config_read(function, offset).to_bytes(4, "little") for offset in range(0, 256, 4))
+
+    def secondary_bus(self, port: PciAddress) -> int:
+        """The number that the guest's firmware or kernel gave to the bus behind a bridge or root port.
+
+        Raises `QTestError` when `port` is not a bridge or its bus has no number yet.
+        """
+        if self.config_read(port, _HEADER_CLASS, 2) != _CLASS_BRIDGE:
+            raise QTestError(f"there is no PCI bridge at {port}")
+        bus = self.config_read(port, _HEADER_SECONDARY_BUS, 1)
+        if bus == 0:
+            raise QTestError(f"the bus behind {port} has no number yet: the firmware has not run")
+        return bus
+
+    def functions(self, bus: int = 0) -> Iterator[PciAddress]:
+        """The functions that answer on a bus."""
+        for device in range(32):
+            for function in range(8):
+                address = PciAddress(bus, device, function)
+                if self.config_read(address, 0, 2) != 0xFFFF:
+                    yield address
+                elif function == 0:
+                    break
+
+    def _select(self, function: PciAddress, offset: int) -> None:
+        if not 0 <= offset < 256:
+            raise QTestError(f"offset {offset:#x} is outside the 256 bytes that ports 0xcf8 and 0xcfc reach")
+        where = function.bus << 16 | function.device << 11 | function.function << 8
+        self.outl(_CONFIG_ADDRESS, 1 << 31 | where | offset & 0xFC)
+
+    def _ask(self, line: str) -> int:
+        answer = self._line(line)
+        return int(answer, 16) if answer else 0
+
+    def _line(self, line: str) -> str:
+        """Send a line and return what follows OK in the answer."""
+        deadline = Deadline(self._limit)
+        try:
+            self._connection.settimeout(deadline.seconds)
+            self._connection.sendall(line.encode() + b"\n")
+            while True:
+                status, _, value = self._receive_line(deadline).partition(" ")
+                if status == "OK":
+                    return value.strip()
+                if status != "IRQ":  # lines of an interrupt controller that somebody intercepts
+                    raise QTestError(f"QTest refused {line.split()[0]!r}: {status} {value}")
+        except OSError as error:
+            raise QTestError(f"no answer to QTest's {line.split()[0]!r}: {error or 'QEMU is gone'}") from error
+
+    def _receive_line(self, deadline: Deadline) -> str:
+        while b"\n" not in self._buffer:
+            self._connection.settimeout(deadline.remaining or 0.001)
+            chunk = self._connection.recv(65536)
+            if not chunk:
+                raise ConnectionResetError("QEMU is gone")
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode(errors="replace")

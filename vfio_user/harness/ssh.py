@@ -1,0 +1,176 @@
+"""The ordinary way into a guest: SSH over the forwarded port, with the image's own keys and no others."""
+
+from __future__ import annotations
+
+import io
+import logging
+import secrets
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import paramiko
+
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.guest import Command, Guest, GuestLost, Job, Result, as_line, encode
+from vfio_user.harness.guest import decode as decode_answer
+
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+_AGENT = "/opt/vfio-user/agent.py"
+_USER = "root"
+
+
+class SshGuest(Guest):
+    """A guest behind its SSH server.
+
+    `host_key` is the line of an OpenSSH public key (type and base64): another one is refused. `connection` replaces the
+    TCP connection to `port`, as for a guest in another network namespace. Raises `GuestLost`.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        key: Path,
+        host_key: str,
+        *,
+        address: str = "127.0.0.1",
+        connection: socket.socket | None = None,
+        patience: float = 1.0,
+        console: Callable[[], str] = str,
+        limit: float = 30.0,
+    ) -> None:
+        super().__init__(patience=patience, console=console)
+        kind, blob = host_key.split()[:2]
+        self._client = paramiko.SSHClient()
+        name = address if port == 22 else f"[{address}]:{port}"
+        entry = paramiko.hostkeys.HostKeyEntry.from_line(f"{name} {kind} {blob}")
+        if entry is None or entry.key is None:
+            raise GuestLost(f"the guest image's host key is of no known kind: {kind}")
+        self._client.get_host_keys().add(name, kind, entry.key)
+        self._client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        try:
+            self._client.connect(
+                address,
+                port,
+                username=_USER,
+                pkey=paramiko.PKey.from_path(key),
+                sock=connection,
+                timeout=limit * patience,
+                banner_timeout=limit * patience,
+                auth_timeout=limit * patience,
+                allow_agent=False,
+                look_for_keys=False,
+            )
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            self._client.close()
+            raise GuestLost(f"no SSH connection to the guest at {address}:{port}: {error}", hint=console()) from error
+
+    def start(self, command: Command, timeout: float = 60.0) -> Job:
+        limit = timeout * self.patience
+        try:
+            transport = self._client.get_transport()
+            if transport is None:
+                raise GuestLost("the SSH connection to the guest is closed")
+            channel = transport.open_session(timeout=30 * self.patience)
+            # The shell tells its process number, which is also its group's, on the first line of stderr.
+            channel.exec_command(f"setsid sh -c 'echo $$ >&2; exec \"$@\"' - sh -c {shlex.quote(as_line(command))}")
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise GuestLost(f"the SSH connection to the guest failed: {error}", hint=self._console()) from error
+        return _SshJob(self, command, channel, limit)
+
+    def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
+        data = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with data, self._client.open_sftp() as sftp:
+            sftp.putfo(data, target)
+            sftp.chmod(target, mode)
+
+    def get(self, source: str) -> bytes:
+        data = io.BytesIO()
+        with self._client.open_sftp() as sftp:
+            sftp.getfo(source, data)
+        return data.getvalue()
+
+    def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
+        base = f"/tmp/call-{secrets.token_hex(6)}"
+        self.put(encode(request).encode(), f"{base}.request")
+        try:
+            result = self.run(["python3", _AGENT, "--call", f"{base}.request", f"{base}.answer"], timeout)
+            if not result.ok:
+                raise self._failure(f"in the guest, {request['function']}() ended without a result", result)
+            answer: dict[str, Any] = decode_answer(self.get(f"{base}.answer"))
+        finally:
+            self.run(f"rm -f {base}.*")
+        return answer
+
+    def close(self) -> None:
+        transport = self._client.get_transport()
+        self._client.close()
+        if transport is not None:
+            transport.join(5)
+
+
+class _SshJob(Job):
+    def __init__(self, guest: SshGuest, command: Command, channel: paramiko.Channel, timeout: float) -> None:
+        self._guest = guest
+        self._command = command
+        self._channel = channel
+        self._began = time.monotonic()
+        self._timeout = timeout
+        self._group = 0
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+
+    def wait(self, limit: float | Deadline | None = None) -> Result:
+        own = Deadline(max(0.0, self._began + self._timeout - time.monotonic()))
+        deadline = own if limit is None else Deadline.of(limit)
+        self._collect(deadline)
+        if not self._channel.exit_status_ready():
+            if limit is not None and not own.passed:
+                raise GuestLost(f"in {deadline.seconds:g} s {as_line(self._command)!r} did not end")
+            self.kill(signal.SIGKILL)
+            return self._result(-signal.SIGKILL, timed_out=True)
+        code = self._channel.recv_exit_status()
+        self._drain()
+        self._channel.close()
+        # A shell says 128 + n for a signal n; dropbear says -1 and sends the signal's name, which paramiko drops.
+        return self._result(code if code < 128 else 128 - code)
+
+    def kill(self, number: int = 15) -> None:
+        self._collect(Deadline(5 * self._guest.patience), until_group=True)
+        if self._group:
+            self._guest.start(f"kill -{int(number)} -{self._group}", 10).wait()
+
+    def _collect(self, deadline: Deadline, *, until_group: bool = False) -> None:
+        """Take output until the command ends, or its process group is known."""
+        while not deadline.passed and not self._channel.exit_status_ready():
+            self._channel.settimeout(min(0.05, deadline.remaining))
+            self._drain()
+            if until_group and self._group:
+                return
+            self._channel.status_event.wait(min(0.02, deadline.remaining))
+        self._drain()
+
+    def _drain(self) -> None:
+        while self._channel.recv_ready():
+            self._stdout += self._channel.recv(1 << 16)
+        while self._channel.recv_stderr_ready():
+            self._stderr += self._channel.recv_stderr(1 << 16)
+        if not self._group and b"\n" in self._stderr:
+            first, _, rest = self._stderr.partition(b"\n")
+            if first.isdigit():
+                self._group, self._stderr = int(first), bytearray(rest)
+
+    def _result(self, code: int, *, timed_out: bool = False) -> Result:
+        return Result(
+            command=self._command,
+            exit_code=code,
+            stdout=self._stdout.decode(errors="replace"),
+            stderr=self._stderr.decode(errors="replace"),
+            seconds=time.monotonic() - self._began,
+            timed_out=timed_out,
+        )
