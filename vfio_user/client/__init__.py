@@ -1,1 +1,28 @@
-"""The VMM's side of the protocol in Python."""
+"""The VMM's side in Python: a client that does everything QEMU's does, and what is built on it."""
+
+from vfio_user.client.bitmap import DirtyBitmap, bitmap_size
+from vfio_user.client.channel import Channel, Pending
+from vfio_user.client.client import Client
+from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
+from vfio_user.client.eventfd import EventFd
+from vfio_user.client.memory import AddressSpace, GuestMemory, Mapping
+from vfio_user.client.migration_region import MigrationRegion
+from vfio_user.client.regions import IoSubRegion, Region
+
+__all__ = [
+    "AddressSpace",
+    "Channel",
+    "Client",
+    "DirtyBitmap",
+    "Disconnected",
+    "EventFd",
+    "GuestMemory",
+    "IoSubRegion",
+    "Mapping",
+    "MigrationRegion",
+    "NoAnswer",
+    "Pending",
+    "Region",
+    "RemoteError",
+    "bitmap_size",
+]

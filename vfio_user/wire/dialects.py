@@ -144,7 +144,7 @@ CURRENT = Dialect(
 
 _DMA_32 = {
     Command.DMA_READ: replace(_CURRENT[Command.DMA_READ], request=at.DMA_ACCESS_32, reply=at.DMA_ACCESS_32),
-    Command.DMA_WRITE: replace(_CURRENT[Command.DMA_WRITE], request=at.DMA_ACCESS_32, reply=at.DMA_ACCESS_32),
+    Command.DMA_WRITE: replace(_CURRENT[Command.DMA_WRITE], request=at.DMA_ACCESS_32, reply=None),
 }
 
 DRAFT_V6 = Dialect(
@@ -160,7 +160,7 @@ DRAFT_V6 = Dialect(
         Command.REGION_READ: replace(_CURRENT[Command.REGION_READ], number=8),
         Command.REGION_WRITE: replace(_CURRENT[Command.REGION_WRITE], number=9),
         Command.DMA_READ: replace(_DMA_32[Command.DMA_READ], number=10),
-        Command.DMA_WRITE: replace(_DMA_32[Command.DMA_WRITE], number=11),
+        Command.DMA_WRITE: replace(_DMA_32[Command.DMA_WRITE], number=11, reply=at.DMA_ACCESS_32),
         Command.VM_INTERRUPT: Shape(12, at.VM_INTERRUPT, None, _SERVER),
         Command.DEVICE_RESET: Shape(13),
         Command.DIRTY_PAGES: Shape(

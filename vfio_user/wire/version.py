@@ -114,7 +114,7 @@ def _refuse_other_dialect(dialect: Dialect, capabilities: dict[str, Any]) -> Non
     for key, meant in _KEYS.items():
         if key in capabilities and key != dialect.fds_capability and dialect.fds_capability not in capabilities:
             raise ProtocolError(
-                f"VERSION: the client speaks dialect {meant} (it sends {key!r}) and this server {dialect.name}",
+                f"VERSION: the peer speaks dialect {meant} (it sends {key!r}) where {dialect.name} is spoken",
                 fatal=True,
             )
 

@@ -1,0 +1,369 @@
+"""The client's conversation: replies by id, requests of the server in between, deadlines, and peers that do wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.scripted_server import Script, ScriptedServer
+from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError
+from vfio_user.errors import ProtocolError, UserError
+from vfio_user.wire import (
+    COMMAND,
+    CURRENT,
+    DIALECTS,
+    DRAFT_V6,
+    NO_REPLY,
+    REGION_MIGRATION,
+    REPLY,
+    Capabilities,
+    Command,
+    Dialect,
+    Message,
+)
+from vfio_user.wire.constants import DmaFlags
+from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32, REGION_ACCESS, VM_INTERRUPT
+
+
+@contextmanager
+def talking(
+    script: Script, *, dialect: Dialect = CURRENT, capabilities: Capabilities | None = None, timeout: float = 5.0
+) -> Iterator[tuple[Client, ScriptedServer]]:
+    with (
+        ScriptedServer(script, dialect=dialect, capabilities=capabilities) as server,
+        Client(server.client_stream, dialect=dialect, timeout=timeout) as client,
+    ):
+        client.negotiate(minor=0)
+        yield client, server
+
+
+def open_fds() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def echo_read(server: ScriptedServer, message: Message) -> Message | None:
+    """A region whose bytes are the low byte of their offset."""
+    if not message.wants_reply:
+        return None
+    offset, region, length = REGION_ACCESS.unpack(message.payload)
+    data = bytes((offset + i) & 0xFF for i in range(length))
+    return message.reply(REGION_ACCESS.pack(offset, region, length, tail=data))
+
+
+def test_a_read_returns_the_bytes_of_the_reply() -> None:
+    with talking(echo_read) as (client, _):
+        assert client.region_read(0, 0x10, 4) == b"\x10\x11\x12\x13"
+        assert client.load(0, 1, 2) == 0x0201
+
+
+def test_an_error_reply_raises_its_errno_and_command() -> None:
+    with talking(lambda _, message: message.error(errno.EPERM)) as (client, _):
+        with pytest.raises(RemoteError) as caught:
+            client.reset()
+        assert (caught.value.errno, caught.value.command) == (errno.EPERM, "DEVICE_RESET")
+
+
+def test_an_error_without_errno_is_an_error() -> None:
+    """The draft lets the errno be 0 although the Error flag is set."""
+    with (
+        talking(lambda _, message: message.error(0), dialect=DRAFT_V6) as (client, _),
+        pytest.raises(RemoteError) as caught,
+    ):
+        client.reset()
+    assert caught.value.errno == 0
+
+
+def test_replies_find_their_requests_in_any_order() -> None:
+    held: list[Message] = []
+
+    def backwards(server: ScriptedServer, message: Message) -> list[Message | None]:
+        held.append(message)
+        if len(held) < 4:
+            return []
+        return [echo_read(server, m) for m in reversed(held)]
+
+    with talking(backwards) as (client, _):
+        assert client.read_many([(0, offset, 1) for offset in range(4)]) == [b"\0", b"\1", b"\2", b"\3"]
+
+
+def test_an_id_may_be_in_use_twice() -> None:
+    with talking(echo_read) as (client, server):
+        first = client.channel.expect(9, "first")
+        second = client.channel.expect(9, "second")
+        for offset in (1, 2):
+            message = Message(9, server.number(Command.REGION_READ), payload=REGION_ACCESS.pack(offset, 0, 1))
+            client.channel.send_bytes(message.encode())
+        assert client.wait(second).payload[-1] == 2
+        assert client.wait(first).payload[-1] == 1
+
+
+def test_a_posted_write_waits_for_nothing() -> None:
+    with talking(echo_read) as (client, server):
+        client.region_write(0, 0, b"abcd", posted=True)
+        client.region_read(0, 0, 1)
+        posted = server.received[1]
+        assert posted.flags == NO_REPLY
+        assert posted.payload[REGION_ACCESS.size :] == b"abcd"
+
+
+def test_silence_ends_at_the_deadline_and_the_late_reply_harms_nothing() -> None:
+    late: list[Message] = []
+
+    def slow(server: ScriptedServer, message: Message) -> list[Message | None]:
+        late.append(message)
+        return [] if len(late) == 1 else [echo_read(server, m) for m in late]
+
+    with talking(slow, timeout=0.05) as (client, _):
+        started = time.monotonic()
+        with pytest.raises(NoAnswer):
+            client.region_read(0, 0, 1)
+        assert time.monotonic() - started < 2
+        client.channel.timeout = 5
+        assert client.region_read(0, 7, 1) == b"\7"
+
+
+def test_a_server_that_leaves_is_told_apart_from_a_slow_one() -> None:
+    def leave(server: ScriptedServer, message: Message) -> None:
+        server.stream.shutdown()
+
+    with talking(leave) as (client, _):
+        with pytest.raises(Disconnected):
+            client.reset()
+        assert not client.is_connected
+
+
+def test_what_the_server_said_before_it_left_is_heard() -> None:
+    def last_words(server: ScriptedServer, message: Message) -> None:
+        server.send(message.error(errno.EINVAL))
+        server.stream.shutdown()
+
+    with talking(last_words) as (client, _), pytest.raises(RemoteError):
+        client.reset()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda m: Message(m.id ^ 1, m.command, REPLY),
+        lambda m: Message(m.id, m.command, 2),
+        lambda m: b"\0" * 16,
+        lambda m: Message(m.id, m.command, REPLY, 0, b"", [os.open("/dev/null", os.O_RDONLY)]),
+    ],
+    ids=["an id nobody used", "a type that is none", "a size of 0", "descriptors that nothing announces"],
+)
+def test_what_no_server_may_send_is_a_protocol_error(wrong: Callable[[Message], Message | bytes]) -> None:
+    def script(server: ScriptedServer, message: Message) -> Message | bytes:
+        answer = wrong(message)
+        if isinstance(answer, Message):
+            server.fds += answer.fds
+        return answer
+
+    with talking(script) as (client, _), pytest.raises(ProtocolError):
+        client.reset()
+
+
+@pytest.mark.parametrize("payload", [b"", REGION_ACCESS.pack(0, 0, 4), REGION_ACCESS.pack(0, 0, 3, tail=b"abc")])
+def test_a_read_that_brings_too_little_is_a_protocol_error(payload: bytes) -> None:
+    with talking(lambda _, message: message.reply(payload)) as (client, _), pytest.raises(ProtocolError):
+        client.region_read(0, 0, 4)
+
+
+def test_closing_leaves_no_descriptor_open() -> None:
+    before = open_fds()
+    with talking(echo_read) as (client, _):
+        client.region_read(0, 0, 1)
+    assert open_fds() == before
+
+
+def test_two_peers_that_both_talk_at_once_do_not_deadlock() -> None:
+    """The server floods before it reads on, with more than the sockets hold."""
+    flood = DMA_ACCESS.pack(0x1000, 4096, tail=bytes(4096))
+
+    def flooding(server: ScriptedServer, message: Message) -> Message | None:
+        if not message.wants_reply:
+            return None
+        for id in range(500):
+            server.send(Message(id, server.number(Command.DMA_WRITE), NO_REPLY, 0, flood))
+        return echo_read(server, message)
+
+    with GuestMemory(0x10000, shared=False) as ram, talking(flooding) as (client, _):
+        client.memory.add(_mapping(ram))
+        pending = [client.submit(Command.REGION_READ, REGION_ACCESS.pack(0, 0, 1)) for _ in range(4)]
+        for _ in range(200):
+            client.region_write(0, 0, bytes(4096), posted=True)
+        assert [reply.payload[-1] for reply in client.gather(pending)] == [0] * 4
+        assert client.service.served[Command.DMA_WRITE] == 2000
+
+
+# the server's requests
+
+BOTH_COUNTS = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+
+
+def _mapping(ram: GuestMemory) -> Mapping:
+    return Mapping(0x1000, ram.size, ram)
+
+
+@BOTH_COUNTS
+def test_a_dma_read_is_served_while_a_reply_is_awaited(dialect: Dialect) -> None:
+    heard: list[Message] = []
+    layout = dialect.shapes[Command.DMA_READ].request
+    assert layout is not None
+
+    def script(server: ScriptedServer, message: Message) -> Message:
+        heard.append(server.ask(Command.DMA_READ, layout.pack(0x1004, 4)))
+        return message.reply()
+
+    with GuestMemory(0x1000, shared=False) as ram, talking(script, dialect=dialect) as (client, _):
+        ram.view[4:8] = b"abcd"
+        client.memory.add(_mapping(ram))
+        client.reset()
+    reply = heard[0]
+    assert (reply.flags, reply.errno) == (REPLY, 0)
+    assert layout.unpack(reply.payload) == (0x1004, 4)
+    assert reply.payload[layout.size : layout.size + 4] == b"abcd"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "size", "count"),
+    [
+        ("current", 32, 4),
+        ("draft-v6", 28, 0),
+        ("region-migration", 16, None),
+        ("current-dma32", 16, None),
+    ],
+)
+def test_a_dma_write_is_answered_as_the_dialect_has_it(dialect: str, size: int, count: int | None) -> None:
+    """Dialects, section 9.5."""
+    heard: list[Message] = []
+    spoken = DIALECTS[dialect]
+    layout = spoken.shapes[Command.DMA_WRITE].request
+    assert layout is not None
+
+    def script(server: ScriptedServer, message: Message) -> Message:
+        heard.append(server.ask(Command.DMA_WRITE, layout.pack(0x1FFE, 4, tail=b"wxyz")))
+        return message.reply()
+
+    with GuestMemory(0x2000, shared=False) as ram, talking(script, dialect=spoken) as (client, _):
+        client.memory.add(_mapping(ram))
+        client.reset()
+        assert bytes(ram.view[0xFFE:0x1002]) == b"wxyz"
+        assert client.memory.dirty == {0x1000, 0x2000}
+    assert heard[0].size == size
+    if count is not None:
+        assert layout.unpack(heard[0].payload).length == count
+
+
+@pytest.mark.parametrize(
+    ("command", "payload", "expected"),
+    [
+        (Command.DMA_READ, DMA_ACCESS.pack(0x9000, 4), errno.ENODEV),
+        (Command.DMA_READ, DMA_ACCESS.pack(0x1FFE, 4), errno.ENODEV),
+        (Command.DMA_WRITE, DMA_ACCESS.pack(0x1000, 4, tail=b"abcd"), errno.EPERM),
+        (Command.DMA_READ, DMA_ACCESS.pack(0x1000, 0x100001), errno.E2BIG),
+        (Command.DMA_WRITE, DMA_ACCESS.pack(0x1000, 5, tail=b"abcd"), errno.E2BIG),
+        (Command.DMA_READ, DMA_ACCESS_32.pack(0x1000, 4), errno.EINVAL),
+        (Command.DEVICE_RESET, b"", errno.ENOSYS),
+    ],
+    ids=["unmapped", "over the end", "read-only", "read too long", "write too long", "too short", "not the server's"],
+)
+def test_the_servers_bad_requests_get_qemus_errno(command: Command, payload: bytes, expected: int) -> None:
+    heard: list[Message] = []
+
+    def script(server: ScriptedServer, message: Message) -> Message:
+        heard.append(server.ask(command, payload))
+        return message.reply()
+
+    with GuestMemory(0x1000, shared=False) as ram, talking(script) as (client, _):
+        client.memory.add(Mapping(0x1000, 0x1000, ram, 0, DmaFlags.READ))
+        client.reset()
+        assert not any(ram.view)
+    assert (heard[0].failed, heard[0].errno, heard[0].payload) == (True, expected, b"")
+
+
+def test_dma_reaches_across_neighbouring_mappings() -> None:
+    with GuestMemory(0x1000, shared=False) as low, GuestMemory(0x1000) as high:
+        space = AddressSpace()
+        space.add(Mapping(0x2000, 0x1000, high))
+        space.add(Mapping(0x1000, 0x1000, low))
+        space.write(0x1FFE, b"abcd")
+        assert (bytes(low.view[-2:]), bytes(high.view[:2])) == (b"ab", b"cd")
+        assert space.read(0x1FFE, 4) == b"abcd"
+        space.remove(0x2000, 0x1000)
+        with pytest.raises(ProtocolError):
+            space.write(0x1FFE, b"efgh")
+        assert bytes(low.view[-2:]) == b"ab"
+
+
+def test_interrupt_messages_of_the_draft_are_kept_in_order() -> None:
+    def script(server: ScriptedServer, message: Message) -> Message:
+        for vector in (3, 1):
+            assert server.ask(Command.VM_INTERRUPT, VM_INTERRUPT.pack(vector)).flags == REPLY
+        return message.reply()
+
+    with talking(script, dialect=DRAFT_V6) as (client, _):
+        client.reset()
+        assert [client.wait_vm_interrupt(), client.wait_vm_interrupt()] == [3, 1]
+        with pytest.raises(NoAnswer):
+            client.wait_vm_interrupt(timeout=0.01)
+
+
+# VERSION
+
+
+def test_a_minor_above_the_proposed_one_is_refused() -> None:
+    with (
+        ScriptedServer(echo_read, minor=2) as server,
+        Client(server.client_stream) as client,
+        pytest.raises(ProtocolError),
+    ):
+        client.negotiate(minor=1)
+
+
+def test_a_server_of_another_dialect_is_recognised() -> None:
+    with (
+        ScriptedServer(echo_read, dialect=DRAFT_V6) as server,
+        Client(server.client_stream, dialect=CURRENT) as client,
+        pytest.raises(ProtocolError),
+    ):
+        client.negotiate()
+
+
+def test_the_servers_requests_may_come_on_a_twin_socket() -> None:
+    def script(server: ScriptedServer, message: Message) -> Message:
+        assert server.twin is not None
+        server.twin.send(Message(5, server.number(Command.DMA_READ), payload=DMA_ACCESS.pack(0x1000, 2)).encode())
+        reply = bytearray(34)
+        server.twin.socket.recv_into(reply)
+        return message.reply(bytes(reply))
+
+    with (
+        GuestMemory(0x1000, shared=False) as ram,
+        ScriptedServer(script, twin=True) as server,
+        Client(server.client_stream) as client,
+    ):
+        ram.view[:2] = b"hi"
+        client.memory.add(_mapping(ram))
+        client.negotiate(twin_socket=True)
+        reply = client.request(Command.DEVICE_RESET)
+        assert reply.payload[-2:] == b"hi"
+
+
+def test_a_command_that_the_dialect_lacks_is_the_callers_mistake() -> None:
+    with talking(echo_read, dialect=REGION_MIGRATION) as (client, _), pytest.raises(UserError):
+        client.migration_state()
+
+
+def test_raw_sends_any_lie_and_returns_any_answer() -> None:
+    with talking(lambda _, message: message.error(errno.EINVAL)) as (client, server):
+        reply = client.raw(0x1234, b"xyz", flags=COMMAND | 0xFFC0, id=0xABCD)
+        assert reply is not None
+        assert (reply.id, reply.command, reply.errno) == (0xABCD, 0x1234, errno.EINVAL)
+        assert client.raw(0x1234, flags=NO_REPLY) is None
+        assert server.received[1].flags == 0xFFC0

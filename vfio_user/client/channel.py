@@ -1,0 +1,235 @@
+"""Messages both ways over one connection, seen from the side that asks.
+
+Requests go out without waiting and replies are matched by id; ids may be in use more than once, oldest first. The
+server's own requests are served whenever the channel waits, on the main socket and on the twin. Nothing here blocks in
+a send: while the server does not read, its messages are read, so that two peers that both talk never deadlock.
+"""
+
+from __future__ import annotations
+
+import array
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vfio_user.client.errors import Disconnected, NoAnswer
+from vfio_user.errors import ProtocolError
+from vfio_user.transport import Stream, close_all
+from vfio_user.wire import COMMAND, MAX_MESSAGE, NO_REPLY, Framer, Message
+
+Serve = Callable[[Message], Message | None]
+"""Answers one request of the server; None where it wants no answer. Owns the request's descriptors."""
+
+
+@dataclass(eq=False)
+class Pending:
+    """A request under way. `reply` is there once `Channel.wait` has returned it."""
+
+    id: int
+    name: str
+    reply: Message | None = None
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One socket of the channel: the main one or the twin."""
+
+    stream: Stream
+    framer: Framer
+    out: deque[tuple[memoryview, Sequence[int]]] = field(default_factory=deque)
+    gone: str = ""
+    """Why nothing more comes, once that is so."""
+    deaf: bool = False
+    """The peer takes nothing more, but may still have said why."""
+
+
+class Channel:
+    """See the module. Not for use by several threads at once."""
+
+    def __init__(self, stream: Stream, serve: Serve, *, timeout: float, max_message: int = MAX_MESSAGE) -> None:
+        self.timeout = timeout
+        self._serve = serve
+        self._max_message = max_message
+        self._waiting: dict[int, deque[Pending]] = {}
+        self._next_id = 0
+        self._main = _Lane(stream, Framer(max_message=max_message))
+        self._lanes = [self._main]
+
+    @property
+    def carries_fds(self) -> bool:
+        return self._main.stream.carries_fds
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server is there, as far as what was received so far tells."""
+        return not self._main.gone
+
+    def fileno(self) -> int:
+        return self._main.stream.fileno()
+
+    def add_twin(self, fd: int) -> None:
+        """Serve the server's requests on this socket as well; owns `fd`."""
+        twin = Stream(socket.socket(fileno=fd))
+        self._lanes.append(_Lane(twin, Framer(max_message=self._max_message)))
+
+    @property
+    def has_twin(self) -> bool:
+        return len(self._lanes) > 1
+
+    # asking
+
+    def fresh_id(self) -> int:
+        """The next id that no request under way has."""
+        for _ in range(1 << 16):
+            self._next_id = (self._next_id + 1) & 0xFFFF
+            if self._next_id not in self._waiting:
+                return self._next_id
+        raise NoAnswer("65,536 requests are under way and each has an id of its own")
+
+    def expect(self, id: int, name: str) -> Pending:
+        """Wait for a reply with this id, whoever sends the request."""
+        pending = Pending(id, name)
+        self._waiting.setdefault(id, deque()).append(pending)
+        return pending
+
+    def submit(self, message: Message, name: str) -> Pending | None:
+        """Send a request; None where it wants no reply. Descriptors stay the caller's."""
+        pending = None if message.flags & NO_REPLY else self.expect(message.id, name)
+        self.send_bytes(message.encode(), message.fds)
+        return pending
+
+    def send_bytes(self, data: bytes, fds: Sequence[int] = (), *, timeout: float | None = None) -> None:
+        """Send any bytes at all, the descriptors with the first of them.
+
+        Raises:
+            Disconnected: the server is gone.
+            NoAnswer: it does not take them.
+            ValueError: descriptors on a transport that carries none.
+        """
+        if fds and not self.carries_fds:
+            raise ValueError("this transport carries no file descriptors")
+        lane = self._main
+        lane.out.append((memoryview(data), fds))
+        self._flush(lane)
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while lane.out:
+            if lane.gone:
+                raise Disconnected(lane.gone)
+            if not self._turn(deadline):
+                lane.out.clear()
+                raise NoAnswer("the server does not read what it is sent")
+
+    def wait(self, pending: Pending, *, timeout: float | None = None) -> Message:
+        """The reply to a request, whatever it says; the server's own requests are served meanwhile.
+
+        Raises:
+            Disconnected: the server is gone, and everything it said has been read.
+            NoAnswer: the deadline passed.
+            ProtocolError: the server sent what no server may send.
+        """
+        limit = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        while pending.reply is None:
+            if self._main.gone:
+                raise Disconnected(f"{self._main.gone} while {pending.name} was under way")
+            if not self._turn(deadline):
+                raise NoAnswer(f"no reply to {pending.name} within {limit:g} s")
+        return pending.reply
+
+    def serve_until(self, done: Callable[[], bool], *, timeout: float, also: Sequence[int] = ()) -> bool:
+        """Serve the server's requests until `done()`; whether it came to that before the deadline.
+
+        `also` are descriptors whose readability is a reason to ask `done` again.
+        """
+        deadline = time.monotonic() + timeout
+        while not done():
+            if self._main.gone:
+                raise Disconnected(self._main.gone)
+            if not self._turn(deadline, also):
+                return done()
+        return True
+
+    # the loop
+
+    def _turn(self, deadline: float, also: Sequence[int] = ()) -> bool:
+        """Wait once for anything to happen and deal with it; False when the deadline has passed."""
+        poll = select.poll()
+        for lane in self._lanes:
+            if not lane.gone:
+                poll.register(lane.stream, select.POLLIN | (select.POLLOUT if lane.out else 0))
+        for fd in also:
+            poll.register(fd, select.POLLIN)
+        left = deadline - time.monotonic()
+        ready = dict(poll.poll(max(0.0, left) * 1000))
+        for lane in self._lanes:
+            events = 0 if lane.gone else ready.get(lane.stream.fileno(), 0)
+            if events & select.POLLOUT:
+                self._flush(lane)
+            if events & ~select.POLLOUT:
+                self._receive(lane)
+        return bool(ready)
+
+    def _flush(self, lane: _Lane) -> None:
+        """Send what the socket takes now."""
+        while lane.out:
+            data, fds = lane.out[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            try:
+                sent = lane.stream.socket.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                lane.deaf = True
+                lane.out.clear()
+                return
+            if sent == len(data):
+                lane.out.popleft()
+            else:
+                lane.out[0] = (data[sent:], ())
+
+    def _receive(self, lane: _Lane) -> None:
+        try:
+            count, fds = lane.stream.receive(lane.framer.room())
+        except ConnectionError as error:
+            lane.gone = f"the server broke the connection ({error.strerror})"
+            return
+        if count == 0:
+            half = f" in the middle of a message, {lane.framer.pending} bytes into it" if lane.framer.pending else ""
+            lane.gone = f"the server closed the connection{half}"
+            return
+        lane.framer.received(count, fds)
+        for message in lane.framer.messages():
+            self._dispatch(lane, message)
+
+    def _dispatch(self, lane: _Lane, message: Message) -> None:
+        if message.is_reply:
+            self._match(message)
+        elif message.type == COMMAND:
+            answer = self._serve(message)
+            if answer is not None:
+                lane.out.append((memoryview(answer.encode()), ()))
+                self._flush(lane)
+        else:
+            close_all(message.fds)
+            raise ProtocolError(f"the server sent a message of type {message.type}, which is none")
+
+    def _match(self, message: Message) -> None:
+        waiting = self._waiting.get(message.id)
+        if not waiting:
+            close_all(message.fds)
+            raise ProtocolError(
+                f"the server replied to id {message.id} (command {message.command}), which nobody asked"
+            )
+        waiting.popleft().reply = message
+        if not waiting:
+            del self._waiting[message.id]
+
+    def close(self) -> None:
+        """End the connection; idempotent."""
+        for lane in self._lanes:
+            lane.framer.close()
+            lane.stream.close()
+            lane.gone = lane.gone or "this client closed the connection"

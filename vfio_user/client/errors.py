@@ -1,0 +1,28 @@
+"""What can go wrong between a client and a server, by what the server did."""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+from vfio_user.errors import VfioUserError
+from vfio_user.wire import Message
+
+
+class RemoteError(VfioUserError):
+    """The server answered with an error. `errno` may be 0: the draft allows an Error flag without one."""
+
+    def __init__(self, errno: int, command: str, reply: Message | None = None) -> None:
+        name = _errno.errorcode.get(errno, str(errno))
+        super().__init__(f"the server answers {command} with {name} ({os.strerror(errno)})")
+        self.errno = errno
+        self.command = command
+        self.reply = reply
+
+
+class Disconnected(VfioUserError, ConnectionError):
+    """The server closed the connection, or died."""
+
+
+class NoAnswer(VfioUserError, TimeoutError):
+    """Nothing came before the deadline. The connection stays usable: a late reply is taken and dropped."""

@@ -1,0 +1,48 @@
+"""Interrupts as the kernel delivers them: an eventfd counts how often it was triggered."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from vfio_user.client.errors import NoAnswer
+
+
+class EventFd:
+    """An eventfd to hand to SET_IRQS. A context manager; closing is idempotent."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def take(self) -> int:
+        """How often it was triggered since it was last asked; never waits."""
+        try:
+            return os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return 0
+
+    def wait(self, timeout: float = 5.0) -> int:
+        """Wait until it is triggered; how often it was.
+
+        Raises:
+            NoAnswer: it was not, within `timeout` seconds.
+        """
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            raise NoAnswer(f"no interrupt within {timeout:g} s")
+        return self.take()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> EventFd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

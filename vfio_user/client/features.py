@@ -1,0 +1,116 @@
+"""Migration as `current` has it: DEVICE_FEATURE, MIG_DATA_READ, MIG_DATA_WRITE (linux/vfio.h, v2)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+
+from vfio_user.client.bitmap import DirtyBitmap, bitmap_size
+from vfio_user.client.connection import Connection
+from vfio_user.client.errors import RemoteError
+from vfio_user.errors import ProtocolError
+from vfio_user.wire import Command
+from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
+from vfio_user.wire.layouts import (
+    DEVICE_STATE,
+    FEATURE,
+    LOGGING_CONTROL,
+    LOGGING_RANGE,
+    LOGGING_REPORT,
+    MIGRATION_DATA,
+    MIGRATION_FLAGS,
+)
+
+
+class FeatureCalls(Connection):
+    """The device's features, and what QEMU's vfio migration code does with them."""
+
+    def device_feature(self, feature: int, operation: int, data: bytes = b"", *, room: int = 0) -> bytes:
+        """DEVICE_FEATURE as it is on the wire; `room` is the size of the answer's data. The answer's data."""
+        argsz = FEATURE.size + max(len(data), room)
+        reply = self.request(Command.DEVICE_FEATURE, FEATURE.pack(argsz, feature | operation, tail=data))
+        FEATURE.unpack(reply.payload)
+        return reply.payload[FEATURE.size :]
+
+    def has_feature(self, feature: int, operation: int = 0) -> bool:
+        """Whether the device has the feature (and the operation): PROBE, which changes nothing."""
+        try:
+            self.device_feature(feature, FeatureFlags.PROBE | operation)
+        except RemoteError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTTY):
+                return False
+            raise
+        return True
+
+    def migration_support(self) -> MigrationSupport:
+        data = self.device_feature(Feature.MIGRATION, FeatureFlags.GET, room=MIGRATION_FLAGS.size)
+        return MigrationSupport(MIGRATION_FLAGS.unpack(data).flags)
+
+    def migration_state(self) -> MigrationState:
+        data = self.device_feature(Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=DEVICE_STATE.size)
+        return _state(DEVICE_STATE.unpack(data).state)
+
+    def set_migration_state(self, state: int) -> None:
+        data = DEVICE_STATE.pack(state, 0)
+        self.device_feature(Feature.MIG_DEVICE_STATE, FeatureFlags.SET, data)
+
+    # the state itself
+
+    def mig_data_read(self, size: int) -> bytes:
+        """At most `size` bytes of the device's state; none at its end, or where there is nothing yet."""
+        request = MIGRATION_DATA.pack(MIGRATION_DATA.size + size, size)
+        payload = self.request(Command.MIG_DATA_READ, request).payload
+        got = MIGRATION_DATA.unpack(payload).size
+        if got > size or got > len(payload) - MIGRATION_DATA.size:
+            raise ProtocolError(f"MIG_DATA_READ of {size} bytes answered with size {got} in {len(payload)} bytes")
+        return payload[MIGRATION_DATA.size : MIGRATION_DATA.size + got]
+
+    def mig_data_write(self, data: bytes) -> None:
+        self.request(Command.MIG_DATA_WRITE, MIGRATION_DATA.pack(MIGRATION_DATA.size + len(data), len(data), tail=data))
+
+    def saved_state(self, *, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """The state that is left, piece by piece; the device is to be in PRE_COPY or STOP_COPY."""
+        chunk = min(chunk, self.data_limit)
+        while data := self.mig_data_read(chunk):
+            yield data
+
+    def save(self) -> bytes:
+        """Stop the device and take its whole state; it stays in STOP_COPY."""
+        self.set_migration_state(MigrationState.STOP_COPY)
+        return b"".join(self.saved_state())
+
+    def load_state(self, state: bytes, *, chunk: int = 1 << 20) -> None:
+        """Put a saved state in; the device is in STOP afterwards."""
+        self.set_migration_state(MigrationState.RESUMING)
+        chunk = min(chunk, self.data_limit)
+        for at in range(0, len(state), chunk):
+            self.mig_data_write(state[at : at + chunk])
+        self.set_migration_state(MigrationState.STOP)
+
+    # dirty logging
+
+    def start_logging(self, page_size: int, ranges: Sequence[tuple[int, int]] = ()) -> None:
+        """Log which pages the device writes, in these (iova, length) ranges; none means everywhere."""
+        tail = b"".join(LOGGING_RANGE.pack(*range_) for range_ in ranges)
+        data = LOGGING_CONTROL.pack(page_size, len(ranges), 0, tail=tail)
+        self.device_feature(Feature.DMA_LOGGING_START, FeatureFlags.SET, data)
+
+    def stop_logging(self) -> None:
+        self.device_feature(Feature.DMA_LOGGING_STOP, FeatureFlags.SET, LOGGING_CONTROL.pack(0, 0, 0))
+
+    def report_logging(self, iova: int, length: int, page_size: int) -> DirtyBitmap:
+        """Which pages of a range were written since it was last asked; asking clears them."""
+        bits = bitmap_size(length, page_size)
+        request = LOGGING_REPORT.pack(iova, length, page_size)
+        room = LOGGING_REPORT.size + bits
+        data = self.device_feature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, request, room=room)
+        if len(data) != room:
+            raise ProtocolError(f"DMA_LOGGING_REPORT: {len(data)} bytes of data where {room} are right")
+        return DirtyBitmap(iova, page_size, data[LOGGING_REPORT.size :])
+
+
+def _state(value: int) -> MigrationState:
+    try:
+        return MigrationState(value)
+    except ValueError:
+        raise ProtocolError(f"migration state {value} is none") from None

@@ -1,0 +1,204 @@
+"""The device and its regions: what they are, and reading and writing them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vfio_user.client.connection import Connection
+from vfio_user.errors import ProtocolError, UserError
+from vfio_user.transport import close_all
+from vfio_user.wire import Command, Message
+from vfio_user.wire.constants import MIGRATION_REGION_TYPE, NO_FD, IoFdType, RegionFlags, RegionIndex
+from vfio_user.wire.layouts import (
+    DEVICE_INFO,
+    IO_FD,
+    REGION_ACCESS,
+    REGION_INFO,
+    REGION_IO_FDS,
+    WRITE_MULTI,
+    WRITE_MULTI_ENTRY,
+    DeviceInfo,
+    IoFd,
+)
+from vfio_user.wire.region_info import RegionDescription, decode_region_info
+
+
+@dataclass(frozen=True)
+class Region(RegionDescription):
+    """A region, and the descriptor to map it with, which belongs to the client."""
+
+    fd: int | None = None
+
+    @property
+    def mappable(self) -> tuple[tuple[int, int], ...]:
+        """Areas (offset in the region, size) that may be mapped."""
+        if not self.flags & RegionFlags.MMAP:
+            return ()
+        return ((0, self.size),) if self.sparse is None else self.sparse
+
+
+@dataclass(frozen=True)
+class IoSubRegion:
+    """One entry of GET_REGION_IO_FDS, with real descriptors, which belong to the caller."""
+
+    gpa_offset: int
+    size: int
+    fd: int | None
+    type: int
+    flags: int
+    shadow_fd: int | None
+    shadow_offset: int
+    datamatch: int
+
+
+class RegionCalls(Connection):
+    """GET_INFO, GET_REGION_INFO, GET_REGION_IO_FDS, REGION_READ, REGION_WRITE, REGION_WRITE_MULTI, DEVICE_RESET."""
+
+    def device_info(self) -> DeviceInfo:
+        wants_struct = self.dialect.shapes[Command.GET_INFO].request is not None
+        request = DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
+        return DEVICE_INFO.unpack(self.request(Command.GET_INFO, request).payload)
+
+    def reset(self) -> None:
+        self.request(Command.DEVICE_RESET)
+
+    def region_info(self, index: int) -> Region:
+        """Describe a region, in two steps where the dialect has it so.
+
+        The region's descriptor belongs to the client; it is closed when the region is described again.
+        """
+        reply = self._region_info(index, REGION_INFO.size)
+        region, needed = decode_region_info(reply.payload)
+        if self.dialect.two_step_region_info and needed > REGION_INFO.size:
+            close_all(reply.fds)
+            reply = self._region_info(index, needed)
+            region, _ = decode_region_info(reply.payload)
+        close_all(reply.fds[1:])
+        fd = reply.fds[0] if reply.fds else None
+        if index in self._region_fds:
+            close_all([self._region_fds.pop(index)])
+        if fd is not None:
+            self._region_fds[index] = fd
+        return Region(region.index, region.size, region.flags, region.offset, region.sparse, region.type, fd)
+
+    def regions(self) -> list[Region]:
+        """Every region of the device, unused ones with size 0 among them."""
+        return [self.region_info(index) for index in range(self.device_info().num_regions)]
+
+    def map_region(self, region: Region, area: tuple[int, int] | None = None) -> mmap.mmap:
+        """Map one area (offset, size) of a region; None is the first that may be mapped. The caller closes it.
+
+        Raises:
+            UserError: the region cannot be mapped.
+        """
+        if region.fd is None or not region.mappable:
+            raise UserError(f"region {region.index} cannot be mapped")
+        offset, size = region.mappable[0] if area is None else area
+        return mmap.mmap(region.fd, size, offset=region.offset + offset)
+
+    def migration_region_index(self) -> int | None:
+        """The region of the v1 migration type, where the device has one."""
+        found = (r.index for r in self.regions() if r.type == MIGRATION_REGION_TYPE and r.size)
+        return next(found, None)
+
+    def io_fds(self, index: int) -> list[IoSubRegion]:
+        """GET_REGION_IO_FDS in two steps: what KVM could serve of this region without the server's socket."""
+        reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(REGION_IO_FDS.size, 0, index, 0))
+        needed = REGION_IO_FDS.unpack(reply.payload).argsz
+        if needed > REGION_IO_FDS.size:
+            close_all(reply.fds)
+            reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(needed, 0, index, 0))
+        try:
+            return [_sub_region(entry, reply.fds) for entry in IO_FD.unpack_all(reply.payload, REGION_IO_FDS.size)]
+        except ProtocolError:
+            close_all(reply.fds)
+            raise
+
+    # access
+
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """Read `count` bytes; exactly that many, or an error."""
+        return self.read_reply(self.request(Command.REGION_READ, REGION_ACCESS.pack(offset, region, count)), count)
+
+    def region_write(self, region: int, offset: int, data: bytes, *, posted: bool = False) -> None:
+        """Write all of `data`; `posted` wants no reply, and so never learns of an error."""
+        payload = REGION_ACCESS.pack(offset, region, len(data), tail=data)
+        if posted:
+            self.post(Command.REGION_WRITE, payload)
+            return
+        reply = self.request(Command.REGION_WRITE, payload)
+        if data and REGION_ACCESS.unpack(reply.payload).length not in (0, len(data)):
+            raise ProtocolError(f"REGION_WRITE of {len(data)} bytes answered with another count")
+
+    def load(self, region: int, offset: int, width: int) -> int:
+        """Read a little-endian register of `width` bytes."""
+        return int.from_bytes(self.region_read(region, offset, width), "little")
+
+    def store(self, region: int, offset: int, width: int, value: int, *, posted: bool = False) -> None:
+        """Write a little-endian register of `width` bytes."""
+        self.region_write(region, offset, value.to_bytes(width, "little"), posted=posted)
+
+    def config_read(self, offset: int, count: int) -> bytes:
+        return self.region_read(RegionIndex.CONFIG, offset, count)
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        self.region_write(RegionIndex.CONFIG, offset, data)
+
+    def read_many(self, reads: Iterable[tuple[int, int, int]]) -> list[bytes]:
+        """Read several (region, offset, count) without waiting for each: all requests go out first."""
+        reads = list(reads)
+        pending = [self.submit(Command.REGION_READ, REGION_ACCESS.pack(at, region, n)) for region, at, n in reads]
+        replies = self.gather(pending)
+        return [self.read_reply(self.checked(reply), n) for reply, (_, _, n) in zip(replies, reads, strict=True)]
+
+    def write_multi(self, writes: Sequence[tuple[int, int, bytes]], *, posted: bool = False) -> int:
+        """Several (region, offset, up to 8 bytes) in one message; how many the server says it did.
+
+        Raises:
+            UserError: the server did not offer `write_multiple`.
+        """
+        if not self.server or not self.server.capabilities.write_multiple:
+            raise UserError("the server does not take REGION_WRITE_MULTI")
+        entries = b"".join(WRITE_MULTI_ENTRY.struct.pack(at, region, len(data), data) for region, at, data in writes)
+        payload = WRITE_MULTI.pack(len(writes), tail=entries)
+        if posted:
+            self.post(Command.REGION_WRITE_MULTI, payload)
+            return len(writes)
+        return WRITE_MULTI.unpack(self.request(Command.REGION_WRITE_MULTI, payload).payload).nr_writes
+
+    @staticmethod
+    def read_reply(reply: Message, count: int) -> bytes:
+        """The data of a REGION_READ's reply.
+
+        Raises:
+            ProtocolError: it is not `count` bytes.
+        """
+        if not count:
+            return b""
+        length = REGION_ACCESS.unpack(reply.payload).length
+        data = reply.payload[REGION_ACCESS.size :]
+        if not length == len(data) == count:
+            raise ProtocolError(f"REGION_READ of {count} bytes answered with count {length} and {len(data)} bytes")
+        return data
+
+    def _region_info(self, index: int, argsz: int) -> Message:
+        return self.request(Command.GET_REGION_INFO, REGION_INFO.pack(argsz, 0, index, 0, 0, 0))
+
+
+def _sub_region(entry: IoFd, fds: Sequence[int]) -> IoSubRegion:
+    shadow = entry.shadow_mem_fd_index if entry.type == IoFdType.IOEVENTFD_SHADOW else NO_FD
+    for at in (entry.fd_index, shadow):
+        if at != NO_FD and at >= len(fds):
+            raise ProtocolError(f"GET_REGION_IO_FDS: fd_index {at} of {len(fds)} descriptors")
+    return IoSubRegion(
+        entry.gpa_offset,
+        entry.size,
+        None if entry.fd_index == NO_FD else fds[entry.fd_index],
+        entry.type,
+        entry.flags,
+        None if shadow == NO_FD else fds[shadow],
+        entry.shadow_offset,
+        entry.datamatch,
+    )
