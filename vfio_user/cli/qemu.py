@@ -1,0 +1,59 @@
+"""`vfio-user qemu install|list|which`: QEMUs that can be a vfio-user client."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import click
+
+from vfio_user.errors import UserError
+from vfio_user.harness.qemu import find_qemu, install_qemu, installed_qemu, manifest
+
+
+@click.group()
+def command() -> None:
+    """Install, list and find QEMU."""
+
+
+@command.command()
+@click.argument("name", default="default")
+def install(name: str) -> None:
+    """Download a QEMU into the cache, or bring it up to date; the system is not touched."""
+    qemu = install_qemu(name, progress=lambda message: click.echo(message, err=True))
+    click.echo(f"{name}: {qemu.version_text}")
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_all(as_json: bool) -> None:
+    """List the QEMUs that can be installed, and those that are."""
+    rows = []
+    for name, recipe in manifest().items():
+        qemu = installed_qemu(name)
+        rows.append({"name": name, "about": recipe.about, "installed": qemu.version_text if qemu else None})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']:10} {row['about']:42} {row['installed'] or 'not installed'}")
+    try:
+        found = find_qemu()
+    except UserError as error:
+        click.echo(f"\n{error}; {error.hint}")
+    else:
+        click.echo(f"\nused when none is named: {found.version_text}, from the {found.origin}")
+
+
+@command.command()
+@click.option("--qemu", "choice", help="A path, a command or a name from `qemu list`.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def which(choice: str | None, as_json: bool) -> None:
+    """Print how to run the QEMU that would be used: as words for a shell."""
+    qemu = find_qemu(choice)
+    if as_json:
+        about = {"argv": qemu.argv, "version": qemu.version, "version_text": qemu.version_text}
+        click.echo(json.dumps({**about, "origin": qemu.origin, "digest": qemu.digest}, indent=2))
+        return
+    click.echo(f"{qemu.version_text}, from the {qemu.origin}", err=True)
+    click.echo(shlex.join(qemu.argv))
