@@ -105,7 +105,7 @@ def _json_of(payload: bytes) -> Any:
     if data[:1] != b"{" and payload[_DRAFT_DATA_OFFSET : _DRAFT_DATA_OFFSET + 1] == b"{":
         data = payload[_DRAFT_DATA_OFFSET:]
     try:
-        return json.loads(data[:-1])
+        return json.loads(data[:-1].decode())  # UTF-8 only: given bytes, it would guess others
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"malformed JSON: {error}") from None
 

@@ -1,0 +1,170 @@
+"""Addresses and streams: where to listen, what is left behind, and which sockets carry descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from vfio_user.errors import UserError
+from vfio_user.transport import MAX_FDS_PER_SEND, MAX_PATH, Address, Listener, Stream, close_all, connect
+
+
+def exchange(here: Stream, there: Stream) -> None:
+    here.send(b"hello")
+    room = bytearray(16)
+    assert there.receive(memoryview(room)) == (5, [])
+    assert room[:5] == b"hello"
+
+
+def test_a_unix_socket_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "device.sock"
+    with Listener(str(path)) as listener:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        client = connect(str(path), timeout=5)
+        server = listener.accept()
+        exchange(client, server)
+        exchange(server, client)
+        client.close()
+        server.close()
+    assert not path.exists()
+
+
+def test_making_a_socket_private_does_not_change_the_process(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Listener(str(tmp_path / "s")):
+            assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+
+
+def test_a_socket_that_a_dead_server_left_is_replaced(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    with Listener(path):
+        connect(path, timeout=5).close()
+
+
+def test_a_living_servers_socket_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Listener(str(path)):
+        with pytest.raises(UserError):
+            Listener(str(path))
+        assert path.exists()
+
+
+def test_a_file_that_is_no_socket_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(UserError):
+        Listener(str(path))
+    assert path.read_text() == "data"
+
+
+def test_a_successor_keeps_its_path_when_the_first_server_closes(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first = Listener(str(path))
+    path.unlink()
+    with Listener(str(path)):
+        first.close()
+        assert path.exists()
+
+
+def test_connecting_to_nobody_says_where(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nobody"):
+        connect(str(tmp_path / "nobody"), timeout=1)
+
+
+def test_a_path_has_at_most_107_bytes(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        Address.parse("x" * (MAX_PATH + 1))
+    assert Address.parse("x" * MAX_PATH).family == socket.AF_UNIX
+
+
+@pytest.mark.parametrize("text", ["", "unix:", "tcp:host", "tcp:host:port", "vsock:1", "vsock:a:b", "fd:x"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "where"),
+    [
+        ("/run/x.sock", socket.AF_UNIX, "/run/x.sock"),
+        ("unix:tcp:1", socket.AF_UNIX, "tcp:1"),
+        ("tcp:localhost:80", socket.AF_INET, ("localhost", 80)),
+        ("tcp:[::1]:80", socket.AF_INET6, ("::1", 80)),
+        ("vsock:-1:7", socket.AF_VSOCK, (0xFFFFFFFF, 7)),
+    ],
+)
+def test_an_address_says_its_family(text: str, family: int, where: object) -> None:
+    address = Address.parse(text)
+    assert (address.family, address.where) == (family, where)
+
+
+def test_tcp_carries_bytes_and_no_descriptors() -> None:
+    with Listener("tcp:127.0.0.1:0") as listener:
+        port = listener.socket.getsockname()[1]
+        client = connect(f"tcp:127.0.0.1:{port}", timeout=5)
+        server = listener.accept()
+        exchange(client, server)
+        assert not server.carries_fds
+        with pytest.raises(ValueError, match="descriptors"):
+            client.send(b"x", [0])
+        client.close()
+        server.close()
+
+
+def test_an_inherited_socket_is_used_as_it_is() -> None:
+    here, there = socket.socketpair()
+    client = connect(f"fd:{here.detach()}")
+    with Listener(f"fd:{there.detach()}") as listener:
+        assert listener.is_connected
+        exchange(client, Stream(listener.socket))
+    client.close()
+
+
+def test_closing_wakes_who_waits_for_a_client(tmp_path: Path) -> None:
+    listener = Listener(str(tmp_path / "s"))
+    listener.shutdown()
+    with pytest.raises(OSError):  # noqa: PT011  (which one is the kernel's choice)
+        listener.accept()
+    listener.close()
+
+
+def test_as_many_descriptors_as_the_kernel_takes_arrive_and_close_on_exec() -> None:
+    here, there = (Stream(s) for s in socket.socketpair())
+    fd = os.open("/dev/null", os.O_RDONLY)
+    here.send(b"x", [fd] * MAX_FDS_PER_SEND)
+    _, fds = there.receive(memoryview(bytearray(8)))
+    assert len(fds) == MAX_FDS_PER_SEND
+    assert not any(os.get_inheritable(fd) for fd in fds)
+    close_all([*fds, fd])
+    here.close()
+    there.close()
+
+
+def test_a_message_larger_than_the_sockets_room_is_sent_whole_with_its_descriptors() -> None:
+    here, there = (Stream(s) for s in socket.socketpair())
+    data = os.urandom(4 << 20)
+    fd = os.open("/dev/null", os.O_RDONLY)
+    sender = threading.Thread(target=lambda: here.send(data, [fd]))
+    sender.start()
+    got, fds = bytearray(), []
+    room = bytearray(1 << 16)
+    while len(got) < len(data):
+        count, more = there.receive(memoryview(room))
+        got += room[:count]
+        fds += more
+    sender.join(5)
+    assert got == data
+    assert len(fds) == 1
+    close_all([*fds, fd])
+    here.close()
+    there.close()

@@ -1,0 +1,166 @@
+"""VERSION: what is proposed, what is taken, and who is refused (dialects, section 3)."""
+
+from __future__ import annotations
+
+import json
+import string
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfio_user.errors import ProtocolError
+from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Capabilities, decode_version, encode_version
+
+QEMU = (
+    b'{"capabilities":{"pgsizes":4096,"max_msg_fds":16,"max_dma_maps":65535,"max_data_xfer_size":1048576,'
+    b'"migration":{"max_bitmap_size":268435456,"pgsize":4096},"write_multiple":true}}\0'
+)
+LIBVFIO_USER = (
+    b'{ "capabilities": { "max_msg_fds": 8, "max_data_xfer_size": 1048576, '
+    b'"migration": { "pgsize": 4096 }, "twin_socket": { "supported": true, "fd_index": 0 } } }\0'
+)
+
+
+def payload(json: bytes, *, major: int = 0, minor: int = 0) -> bytes:
+    return major.to_bytes(2, "little") + minor.to_bytes(2, "little") + json
+
+
+CAPABILITIES = st.builds(
+    Capabilities,
+    max_msg_fds=st.none() | st.integers(0, 1024),
+    max_data_xfer_size=st.none() | st.integers(0, 1 << 40),
+    pgsizes=st.none() | st.integers(0, (1 << 64) - 1),
+    max_dma_maps=st.none() | st.integers(0, 1 << 32),
+    write_multiple=st.none() | st.booleans(),
+    twin_socket=st.booleans(),
+    twin_socket_fd_index=st.none() | st.integers(0, 1023),
+    migration_pgsize=st.none() | st.integers(0, 1 << 40),
+    migration_max_bitmap_size=st.none() | st.integers(0, 1 << 40),
+)
+
+
+@given(capabilities=CAPABILITIES, minor=st.integers(0, 0xFFFF))
+def test_what_is_said_is_what_is_heard(capabilities: Capabilities, minor: int) -> None:
+    for dialect in (CURRENT, DRAFT_V6, REGION_MIGRATION):
+        heard = decode_version(dialect, encode_version(dialect, minor, capabilities))
+        assert (heard.major, heard.minor, heard.capabilities) == (0, minor, capabilities)
+
+
+def test_qemus_proposal_is_understood() -> None:
+    assert decode_version(CURRENT, payload(QEMU)).capabilities == Capabilities(
+        max_msg_fds=16,
+        max_data_xfer_size=1 << 20,
+        pgsizes=4096,
+        max_dma_maps=65535,
+        write_multiple=True,
+        migration_pgsize=4096,
+        migration_max_bitmap_size=256 << 20,
+    )
+
+
+def test_libvfio_users_reply_is_understood() -> None:
+    heard = decode_version(CURRENT, payload(LIBVFIO_USER, minor=2))
+    assert heard.minor == 2
+    assert heard.capabilities == Capabilities(
+        max_msg_fds=8,
+        max_data_xfer_size=1 << 20,
+        twin_socket=True,
+        twin_socket_fd_index=0,
+        migration_pgsize=4096,
+    )
+
+
+@pytest.mark.parametrize("text", [b"", b"{}\0", b"[]\0", b'{"capabilities":{}}\0', b'{"new":1}\0'])
+def test_what_is_not_said_has_its_default(text: bytes) -> None:
+    heard = decode_version(CURRENT, payload(text)).capabilities
+    assert heard == Capabilities()
+    assert (heard.fds_per_message, heard.data_per_message) == (1, 1 << 20)
+
+
+def test_capabilities_nobody_knows_are_ignored() -> None:
+    heard = decode_version(CURRENT, payload(b'{"capabilities":{"max_msg_fds":2,"warp":{"x":[1]}}}\0'))
+    assert heard.capabilities == Capabilities(max_msg_fds=2)
+
+
+def test_json_at_the_offset_that_the_draft_prints_is_found() -> None:
+    """The draft puts the data at 22 where its own sizes give 20."""
+    heard = decode_version(DRAFT_V6, payload(b"\0\0" + b'{"capabilities":{"max_fds":3}}\0'))
+    assert heard.capabilities.max_msg_fds == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        b"\0",
+        b"\0\0\0",
+        payload(QEMU, major=1),
+        payload(QEMU[:-1]),
+        payload(b"{\0"),
+        payload(b"nonsense\0"),
+        payload(b"\xff\xfe{\0}\0\0"),
+        payload(b"{\0}\0\0"),
+        payload(b'{"capabilities":"\xff"}\0'),
+        payload(b"[" * 100_000 + b"\0"),
+        payload(b'{"capabilities":"x"}\0'),
+        payload(b'{"capabilities":null}\0'),
+        payload(b'{"capabilities":{"max_msg_fds":"x"}}\0'),
+        payload(b'{"capabilities":{"max_msg_fds":-1}}\0'),
+        payload(b'{"capabilities":{"max_msg_fds":1025}}\0'),
+        payload(b'{"capabilities":{"max_msg_fds":1.5}}\0'),
+        payload(b'{"capabilities":{"max_msg_fds":true}}\0'),
+        payload(b'{"capabilities":{"max_data_xfer_size":"x"}}\0'),
+        payload(b'{"capabilities":{"max_data_xfer_size":-5}}\0'),
+        payload(b'{"capabilities":{"migration":3}}\0'),
+        payload(b'{"capabilities":{"migration":{"pgsize":"x"}}}\0'),
+        payload(b'{"capabilities":{"twin_socket":true}}\0'),
+        payload(b'{"capabilities":{"twin_socket":{"supported":1}}}\0'),
+        payload(b'{"capabilities":{"write_multiple":1}}\0'),
+    ],
+)
+def test_what_is_malformed_is_fatal_and_einval(wrong: bytes) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode_version(CURRENT, wrong)
+    assert (caught.value.errno, caught.value.fatal) == (22, True)
+
+
+@given(st.binary(max_size=64) | st.text(string.printable, max_size=64).map(lambda t: b"\0\0\0\0{" + t.encode() + b"\0"))
+def test_noise_is_a_proposal_or_the_one_error(noise: bytes) -> None:
+    for dialect in (CURRENT, DRAFT_V6):
+        with suppress(ProtocolError):
+            assert decode_version(dialect, noise).major == 0
+
+
+@pytest.mark.parametrize(
+    ("dialect", "key", "taken"),
+    [
+        (CURRENT, "max_msg_fds", True),
+        (CURRENT, "max_fds", False),
+        (DRAFT_V6, "max_fds", True),
+        (DRAFT_V6, "max_msg_fds", False),
+        (REGION_MIGRATION, "max_msg_fds", True),
+    ],
+)
+def test_a_peer_of_another_dialect_is_told_apart_by_its_keys(dialect, key: str, taken: bool) -> None:  # type: ignore[no-untyped-def]
+    data = payload(json.dumps({"capabilities": {key: 4}}).encode() + b"\0")
+    if taken:
+        assert decode_version(dialect, data).capabilities.max_msg_fds == 4
+    else:
+        with pytest.raises(ProtocolError):
+            decode_version(dialect, data)
+
+
+def test_a_reply_is_made_to_fit_the_room_that_the_client_has() -> None:
+    """QEMU's forks of 2022 read the reply into 104 bytes of payload; what is left out has a default."""
+    everything = Capabilities(16, 1 << 20, 4096, 65535, migration_pgsize=4096)
+    full = encode_version(CURRENT, 0, everything)
+    for limit in (len(full), 104, 90, 70):
+        reply = encode_version(CURRENT, 0, everything, limit=limit)
+        assert len(reply) <= limit
+        heard = decode_version(CURRENT, reply).capabilities
+        assert heard.max_msg_fds == 16
+        assert reply[-1:] == b"\0"
+    with pytest.raises(ProtocolError):
+        encode_version(CURRENT, 0, everything, limit=20)
