@@ -56,6 +56,16 @@ class AgentGuest(Guest):
         for line in again:
             self._send(line)
 
+    def renew(self) -> None:
+        """Begin a new session, as after a reboot: what was under way is given up and never asked again."""
+        with self._sending:
+            self._session = secrets.token_hex(8)
+            given_up, self._pending = self._pending, {}
+            self._done.clear()
+        for _, future in given_up.values():
+            future.set_exception(GuestLost("the guest was rebooted"))
+        self._send(b"\n")
+
     def hello(self, limit: float | Deadline) -> dict[str, Any]:
         """Wait until the agent answers. Raises `GuestLost`."""
         return self._answer(self._ask("hello"), Deadline.of(limit), "hello")

@@ -98,20 +98,16 @@ class Wiring:
 
 
 @dataclass(frozen=True)
-class Boot:
-    """Start from a kernel."""
+class Start:
+    """What a machine boots. With `restore` it waits, paused, for QMP `migrate-incoming`, and boots only at a reset."""
 
     kernel: Path
     initramfs: Path
-
-
-@dataclass(frozen=True)
-class Restore:
-    """Start paused, and wait for QMP `migrate-incoming`."""
+    restore: bool = False
 
 
 def command_line(
-    qemu: Sequence[str], config: MachineConfig, wiring: Wiring, start: Boot | Restore, name: str = "guest"
+    qemu: Sequence[str], config: MachineConfig, wiring: Wiring, start: Start, name: str = "guest"
 ) -> list[str]:
     """The whole command. `qemu` is how QEMU is called, with the options that it always needs."""
     return [
@@ -192,14 +188,12 @@ def _root_port(index: int) -> str:
     )
 
 
-def _start(config: MachineConfig, start: Boot | Restore) -> Iterator[str]:
-    match start:
-        case Restore():
-            yield from ("-S", "-incoming", "defer")
-        case Boot(kernel, initramfs):
-            modules = (f"mods={','.join(config.modules)}",) if config.modules else ()
-            words = ("console=ttyS0", "loglevel=4", *modules, *config.kernel_options)
-            yield from ("-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(words))
+def _start(config: MachineConfig, start: Start) -> Iterator[str]:
+    modules = (f"mods={','.join(config.modules)}",) if config.modules else ()
+    words = ("console=ttyS0", "loglevel=4", *modules, *config.kernel_options)
+    yield from ("-kernel", str(start.kernel), "-initrd", str(start.initramfs), "-append", " ".join(words))
+    if start.restore:
+        yield from ("-S", "-incoming", "defer")
 
 
 def _chardev(identity: str, endpoint: Endpoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Protocol
 
 from vfio_user.errors import UserError
-from vfio_user.harness.command_line import Boot, MachineConfig, Restore, Wiring, command_line
+from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console
 from vfio_user.harness.deadline import Deadline, patience
 from vfio_user.harness.process import Child
@@ -24,8 +25,8 @@ _READY = 30.0  # multiplied by patience: the guest computes
 _SAVE = 60.0
 _STOP = 5.0
 
-_READY_LINE = rb"(?m)^READY\b"
-_PANIC = rb"Kernel panic[^\n]*"
+_READY_LINE = rb"(?m:^READY\b)"
+_FAILED_LINE = rb"(?m:^NOT READY\b)[^\n]*|Kernel panic[^\n]*"
 
 
 class Emulator(Protocol):
@@ -50,7 +51,7 @@ class Machine:
         self,
         qemu: Emulator,
         config: MachineConfig,
-        start: Boot | Restore,
+        start: Start,
         *,
         folder: Path,
         name: str = "guest",
@@ -77,7 +78,7 @@ class Machine:
             self.child = Child(
                 name, self.argv, log=folder / f"{name}.qemu.log", pass_fds=wiring_fds(wiring), environment=environment
             )
-        self.sockets = tuple(wire.fileno() for wire in local.values())
+        self._channels = {os.fstat(wire.fileno()).st_ino: name for name, wire in local.items()}
         self.console = Console(local["console"], folder / f"{name}.console.log")
         self.qtest = QTest(local["qtest"])
         self.agent_connection = local["agent"]
@@ -101,9 +102,12 @@ class Machine:
 
         Raises `ConsoleError` with the console's last lines, and `MachineError` for a guest whose kernel panicked.
         """
-        found = self.console.wait_for(b"|".join((_READY_LINE, _PANIC)), _READY * self.patience, since=since)
-        if found[0].startswith(b"Kernel panic"):
-            raise MachineError(f"the guest's kernel gave up: {found[0].decode()}", hint=self.console.last_lines())
+        either = b"|".join((_READY_LINE, _FAILED_LINE))
+        found = self.console.wait_for(either, _READY * self.patience, since=since)[0]
+        if not found.startswith(b"READY"):
+            raise MachineError(
+                f"the guest did not come up: {found.decode(errors='replace')}", hint=self.console.last_lines()
+            )
 
     def save(self, path: Path) -> None:
         """Pause the guest and write its memory and devices to `path`. Raises `MachineError`."""
@@ -114,7 +118,10 @@ class Machine:
         self._await_migration("saved")
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote into a machine started with `Restore`, and let the guest run. Raises `MachineError`."""
+        """Read what `save` wrote into a machine started with `restore`, and let the guest run.
+
+        Raises `MachineError` with QEMU's reason.
+        """
         self._set_up_migration()
         self.qmp.execute("migrate-incoming", {"uri": f"file:{path}", "exit-on-error": False})
         self._await_migration("restored")
@@ -136,6 +143,11 @@ class Machine:
         """End QEMU as a crash would."""
         self.child.signal(9)
         self.child.wait(_STOP)
+
+    def left_behind(self) -> list[str]:
+        """What of it still exists after `stop`: nothing, unless this module is wrong."""
+        left = [f"the socket {self.name}.{self._channels[inode]}" for inode in open_sockets() & self._channels.keys()]
+        return left + ([f"QEMU {self.name} (process {self.child.pid})"] if self.child.group_is_alive() else [])
 
     def check(self) -> None:
         """Raise `MachineError` with QEMU's last words when it is gone."""
@@ -199,3 +211,14 @@ def wiring_fds(wiring: Wiring) -> tuple[int, ...]:
     """The descriptors that QEMU has to inherit."""
     ends = (wiring.qmp, wiring.console, wiring.agent, wiring.qtest)
     return tuple(end for end in ends if isinstance(end, int))
+
+
+def open_sockets() -> set[int]:
+    """The inodes of the sockets that this process has open."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            target = str(descriptor.readlink())
+            if target.startswith("socket:["):
+                found.add(int(target[8:-1]))
+    return found

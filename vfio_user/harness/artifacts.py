@@ -1,0 +1,87 @@
+"""The evidence of a run: one folder with everything that was said and done, and a timeline of the steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vfio_user.errors import UserError
+
+RESULTS_VARIABLE = "VFIO_USER_RESULTS"
+
+
+def results_folder(name: str, base: Path | None = None) -> Path:
+    """A new folder NAME-DATE-TIME in `base`: by default $VFIO_USER_RESULTS, or `results` in the current folder."""
+    parent = base or Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute()
+    stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for attempt in range(1000):
+        folder = parent / (f"{stamp}-{attempt}" if attempt else stamp)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"no folder for the logs can be made at {folder}: {error.strerror}",
+                hint=f"set {RESULTS_VARIABLE} to a folder that you may write",
+            ) from error
+        return folder
+    raise UserError(f"{parent} has a thousand folders called {stamp}")
+
+
+def record_versions(folder: Path, facts: Mapping[str, object]) -> None:
+    """Write versions.json: what this run was made of."""
+    try:
+        own = version("vfio-user")
+    except PackageNotFoundError:
+        own = "not installed"
+    host = {"vfio-user": own, "python": platform.python_version(), "kernel": platform.release()}
+    text = json.dumps({**host, **facts}, indent=2, default=str)
+    (folder / "versions.json").write_text(text + "\n")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that was done: `began` and `seconds` are on the clock of the timeline."""
+
+    what: str
+    began: float
+    seconds: float
+    error: str = ""
+
+
+class Timeline:
+    """The steps of a run, in the order of their ends."""
+
+    def __init__(self) -> None:
+        self._origin = time.monotonic()
+        self.steps: list[Step] = []
+
+    @property
+    def now(self) -> float:
+        """Seconds since the beginning of the run."""
+        return time.monotonic() - self._origin
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Record what is done in the block, and how it failed if it did."""
+        began, error = self.now, ""
+        try:
+            yield
+        except BaseException as caught:
+            error = f"{type(caught).__name__}: {caught}"
+            raise
+        finally:
+            self.steps.append(Step(what, began, self.now - began, error))
+
+    def write(self, path: Path) -> None:
+        """Write the steps as JSON."""
+        path.write_text(json.dumps([asdict(step) for step in self.steps], indent=2) + "\n")

@@ -1,0 +1,184 @@
+"""A guest in a lab: the verbs of a guest, its machine, and the devices plugged into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness import hotplug
+from vfio_user.harness.agent import AgentGuest
+from vfio_user.harness.command_line import slot_address, slot_name, vfio_user_device
+from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
+from vfio_user.harness.machine import Machine
+from vfio_user.harness.qmp import Qmp
+from vfio_user.harness.server import Device, DeviceServer
+from vfio_user.harness.ssh import SshGuest
+
+if TYPE_CHECKING:
+    from vfio_user.harness.image import GuestImage
+
+_BOOTED = 30.0  # seconds for the agent's first answer
+_PLUGGED = 15.0
+
+
+@dataclass(frozen=True)
+class Plugged:
+    """A device in a guest. `address` is its name in the guest's /sys/bus/pci/devices; one inside QEMU has no server."""
+
+    identity: str
+    slot: int
+    address: str
+    vendor: int
+    device: int
+    server: DeviceServer | None
+
+    @property
+    def sysfs(self) -> str:
+        """Its folder in the guest."""
+        return f"/sys/bus/pci/devices/{self.address}"
+
+
+class BootedGuest(Guest):
+    """A running guest whose agent answers. Every verb goes through the agent; `ssh` opens the other way."""
+
+    def __init__(self, machine: Machine, image: GuestImage, *, serve: Callable[[Device, str], DeviceServer]) -> None:
+        super().__init__(patience=machine.patience, console=machine.console.last_lines)
+        self.machine = machine
+        self.image = image
+        self.devices: list[Plugged] = []
+        self.agent = AgentGuest(machine.agent_connection, patience=machine.patience, console=self._console)
+        self._serve = serve
+        self._count = 0
+        self._ssh: list[SshGuest] = []
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    @property
+    def qmp(self) -> Qmp:
+        return self.machine.qmp
+
+    @property
+    def device(self) -> Plugged:
+        """The first of its devices."""
+        if not self.devices:
+            raise UserError(f"the guest {self.name!r} has no device", hint="plug one in, or boot it with device=")
+        return self.devices[0]
+
+    # -- devices --------------------------------------------------------------------------------------------------
+
+    def plug(self, device: Device | str, *, server: DeviceServer | None = None, **properties: object) -> Plugged:
+        """Plug in a device and wait until the guest can use it.
+
+        `device` is what `Device.parse` takes. A server that runs already can be given as `server`. `properties` are
+        those of the QEMU device, with underscores for dashes (`x_msg_timeout=1000`).
+        """
+        wanted = device if isinstance(device, Device) else Device.parse(device)
+        slot = self._free_slot()
+        identity = f"{self.name}-dev{self._count}"
+        self._count += 1
+        if not wanted.driver and server is None:
+            server = self._serve(wanted, f"{identity}-{wanted.name}")
+        arguments: dict[str, object]
+        if server is None:
+            arguments = {"driver": wanted.driver, "id": identity, "bus": slot_name(slot), **dict(wanted.properties)}
+        else:
+            arguments = vfio_user_device(identity, server.path, slot, **wanted.properties)
+        arguments.update({name.replace("_", "-"): value for name, value in properties.items()})
+        try:
+            self.machine.add_device(arguments)
+        except UserError:
+            if server is not None:
+                server.check(wait=1.0)  # the cause, if it is one
+            raise
+        seen = self.call(hotplug.wait_for_device, slot_address(slot), _PLUGGED * self.patience, timeout=_PLUGGED + 5)
+        if "missing" in seen:
+            raise GuestFailure(
+                f"the guest does not see {wanted.name!r} in slot {slot} after {_PLUGGED * self.patience:g} s:"
+                f" {seen['missing']}",
+                evidence=self.evidence(),
+            )
+        plugged = Plugged(identity, slot, seen["address"], seen["vendor"], seen["device"], server)
+        self.devices.append(plugged)
+        return plugged
+
+    def unplug(self, plugged: Plugged) -> None:
+        """Take a device out, wait until the guest has let it go, and end its server."""
+        self.machine.remove_device(plugged.identity, _PLUGGED * self.patience)
+        self.devices.remove(plugged)
+        if plugged.server is not None:
+            plugged.server.stop()
+
+    def _free_slot(self) -> int:
+        taken = {plugged.slot for plugged in self.devices}
+        for slot in range(self.machine.config.slots):
+            if slot not in taken:
+                return slot
+        raise UserError(f"all {len(taken)} slots of the guest {self.name!r} are taken", hint="boot it with more slots=")
+
+    # -- its life -------------------------------------------------------------------------------------------------
+
+    def hello(self, limit: float = _BOOTED) -> None:
+        """Wait until the agent answers. Raises `GuestLost` and, when QEMU is gone, `MachineError`."""
+        try:
+            self.agent.hello(limit * self.patience)
+        except GuestLost:
+            self.machine.check()
+            raise
+
+    def reboot(self) -> None:
+        """Reboot from inside, and wait until it is up again with its devices."""
+        began = self.machine.console.position
+        self.agent.start("reboot -f")
+        self.machine.wait_ready(since=began)
+        self.agent.renew()
+        self.hello()
+
+    def ssh(self) -> SshGuest:
+        """A new SSH connection to it."""
+        guest = SshGuest(
+            self.machine.ssh_port(),
+            self.image.ssh_key,
+            self.image.host_key,
+            patience=self.patience,
+            console=self._console,
+        )
+        self._ssh.append(guest)
+        return guest
+
+    def collect(self, folder: Path) -> None:
+        """Write what is worth having of a guest that failed: its kernel's log and its PCI devices."""
+        with suppress(UserError, VerdictError):
+            (folder / f"{self.name}.dmesg.log").write_text(self.run("dmesg", 5).stdout)
+        with suppress(UserError):
+            (folder / f"{self.name}.pci.log").write_text(self.qmp.human("info pci", 5))
+
+    def close(self) -> None:
+        """End it: guest, machine and the servers of its devices."""
+        for connection in self._ssh:
+            connection.close()
+        self._ssh.clear()
+        self.agent.close()
+        self.machine.stop()
+        for plugged in self.devices:
+            if plugged.server is not None:
+                plugged.server.stop()
+
+    # -- Guest, by the agent --------------------------------------------------------------------------------------
+
+    def start(self, command: Command, timeout: float = 60.0) -> Job:
+        return self.agent.start(command, timeout)
+
+    def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
+        self.agent.put(source, target, mode)
+
+    def get(self, source: str) -> bytes:
+        return self.agent.get(source)
+
+    def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
+        return self.agent.invoke(request, timeout)

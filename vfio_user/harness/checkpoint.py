@@ -1,0 +1,109 @@
+"""Booted guests in the cache: boot once per image, QEMU and hardware, restore for every test.
+
+A checkpoint's name is the digest of all that a guest could notice, because QEMU accepts a wrong checkpoint silently
+more often than not. One that does not load, or whose guest does not answer, is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from vfio_user.harness.cache import cache_dir, locked, publish
+from vfio_user.harness.command_line import MachineConfig
+
+# Changes with what `save` or the agent's protocol do, so that an older checkpoint is not used.
+FORMAT = 1
+
+_KEPT = 8  # of the checkpoints, those used last; each is about 120 MB
+_MEMORY = "memory"
+_MANIFEST = "checkpoint.json"
+
+
+def checkpoint_name(image_identity: str, qemu_digest: str, config: MachineConfig) -> str:
+    """The name of the checkpoint of this guest: a hexadecimal digest."""
+    host = _host_processor() if config.accelerator == "kvm" else ""
+    identity = {
+        "format": FORMAT,
+        "image": image_identity,
+        "qemu": qemu_digest,
+        "hardware": {**asdict(config), "cpu": config.cpu_model},
+        "host": host,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+
+
+class Checkpoint:
+    """One checkpoint of the cache, there or not."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = cache_dir() / "checkpoints" / name
+        self.memory = self.folder / _MEMORY
+
+    def is_valid(self) -> bool:
+        """Whether it is there and as long as it was when it was made."""
+        try:
+            manifest = json.loads((self.folder / _MANIFEST).read_text())
+            return bool(manifest["size"] == self.memory.stat().st_size)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def ensure(self, make: Callable[[Path], None]) -> bool:
+        """Have it made by `make`, which writes the file it is given; returns whether that was necessary.
+
+        Two runs at once make it once: the other waits.
+        """
+        if self.is_valid():
+            self._touch()
+            return False
+        with locked(f"checkpoint-{self.name}"):
+            if self.is_valid():
+                return False
+            with publish(self.folder) as making:
+                make(making / _MEMORY)
+                size = (making / _MEMORY).stat().st_size
+                (making / _MANIFEST).write_text(json.dumps({"size": size, "format": FORMAT}))
+        self._prune()
+        return True
+
+    def discard(self, seen: int) -> None:
+        """Remove it, unless it is not the one any more that had the stamp `seen`: another run has replaced it."""
+        with locked(f"checkpoint-{self.name}"):
+            if self.stamp == seen:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def stamp(self) -> int:
+        """A number that tells this checkpoint from one made later under the same name; 0 for none."""
+        try:
+            return (self.folder / _MANIFEST).stat().st_ctime_ns
+        except OSError:
+            return 0
+
+    def _touch(self) -> None:
+        with suppress(OSError):
+            self.folder.touch()
+
+    def _prune(self) -> None:
+        found = []
+        for folder in self.folder.parent.iterdir():
+            with suppress(OSError):
+                if not folder.name.startswith("."):
+                    found.append((folder.stat().st_mtime, folder))
+        for _, folder in sorted(found)[:-_KEPT]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _host_processor() -> str:
+    """What `-cpu host` shows a guest: a checkpoint does not move to another processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return hashlib.sha256(line.encode()).hexdigest()
+    return ""

@@ -1,0 +1,58 @@
+"""What the guest does when a device is plugged in or out: functions that are sent to it (see `Guest.call`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def wait_for_device(port: str, seconds: float) -> dict[str, Any]:
+    """Wait until the device behind a root port can be used.
+
+    `port` is the port's name in /sys/bus/pci/devices. Returns the device's `address` there, its `vendor`, `device` and
+    `class` numbers and the `driver` it got, or {"missing": what was there instead}.
+    """
+    import contextlib
+    import socket
+    import time
+    from pathlib import Path
+
+    uevents = 15  # NETLINK_KOBJECT_UEVENT: the kernel announces what it adds
+    news = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, uevents)
+    news.bind((0, 1))
+    end = time.monotonic() + seconds
+
+    def resources(function: Path) -> list[int]:
+        """The BARs that have a size."""
+        lines = (function / "resource").read_text().splitlines()[:6]
+        return [index for index, line in enumerate(lines) if int(line.split()[1], 16)]
+
+    def usable(function: Path) -> bool:
+        # The kernel announces a device before it has given it addresses; the files of its BARs come last.
+        return all((function / f"resource{index}").exists() for index in resources(function))
+
+    while True:
+        found = sorted(Path(f"/sys/bus/pci/devices/{port}").glob("????:??:??.?"))
+        if found and usable(found[0]):
+            driver = found[0] / "driver"
+            numbers = {name: int((found[0] / name).read_text(), 16) for name in ("vendor", "device", "class")}
+            name = driver.resolve().name if driver.exists() else ""
+            return {"address": found[0].name, "driver": name, **numbers}
+        left = end - time.monotonic()
+        if left <= 0:
+            return {"missing": ", ".join(path.name for path in found) or "no device"}
+        news.settimeout(min(left, 0.01 if found else 0.25))
+        with contextlib.suppress(TimeoutError):
+            news.recv(8192)
+
+
+def wait_for_removal(port: str, seconds: float) -> bool:
+    """Wait until there is no device behind a root port; False when there still is one."""
+    import time
+    from pathlib import Path
+
+    end = time.monotonic() + seconds
+    while list(Path(f"/sys/bus/pci/devices/{port}").glob("????:??:??.?")):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True

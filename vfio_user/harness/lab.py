@@ -1,0 +1,278 @@
+"""What a test author uses: guests with devices, made in a moment, and evidence of all that happened.
+
+    with Lab() as lab:
+        guest = lab.boot(device="edu")
+        guest.succeed("lspci -nn")
+
+A guest comes from a checkpoint where it can (see checkpoint.py), and its devices are plugged in afterwards. When the
+block ends everything that the lab started is ended, and a lab that left something behind says so.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness.accelerator import probe_accelerator
+from vfio_user.harness.artifacts import Timeline, record_versions, results_folder
+from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
+from vfio_user.harness.command_line import MachineConfig, Start, machine_type
+from vfio_user.harness.deadline import Accelerator
+from vfio_user.harness.debian import quiet
+from vfio_user.harness.guest import GuestLost
+from vfio_user.harness.image import ensure_image
+from vfio_user.harness.machine import Machine, MachineError
+from vfio_user.harness.qemu import Qemu, ensure_qemu
+from vfio_user.harness.scratch import Scratch, processes_of
+from vfio_user.harness.server import Device, DeviceServer
+
+if TYPE_CHECKING:
+    from vfio_user.harness.image import GuestImage
+
+# A restored guest answers in a quarter of a second; one whose checkpoint is bad never does.
+_RESTORED = 8.0
+
+
+class Lab:
+    """Guests, machines and servers of one run. A context manager.
+
+    `folder` is where the evidence goes (a new one in `results` when not given), `qemu` the program to use instead of
+    the one that would be found or installed; `progress` is told what the long preparations of a first run do.
+    """
+
+    def __init__(
+        self,
+        name: str = "lab",
+        *,
+        folder: Path | None = None,
+        qemu: str | None = None,
+        progress: Callable[[str], None] = quiet,
+    ) -> None:
+        self.folder = folder or results_folder(name)
+        self.timeline = Timeline()
+        self.guests: list[BootedGuest] = []
+        self.servers: list[DeviceServer] = []
+        self._scratch = Scratch()
+        self._explicit_qemu = qemu
+        self._progress = progress
+        self._machines: list[Machine] = []
+        self._images: dict[str, GuestImage] = {}
+
+    # -- what guests are made of ----------------------------------------------------------------------------------
+
+    @cached_property
+    def qemu(self) -> Qemu:
+        """The QEMU; installed on first use where there is none."""
+        with self.timeline.step("find QEMU"):
+            return ensure_qemu(self._explicit_qemu, progress=self._progress)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """KVM where a guest really runs under it."""
+        with self.timeline.step("choose the accelerator"):
+            return probe_accelerator(self.qemu)
+
+    def image(self, name: str) -> GuestImage:
+        """A guest image; built on first use."""
+        if name not in self._images:
+            with self.timeline.step(f"find the image {name}"):
+                self._images[name] = ensure_image(name, progress=self._progress)
+        return self._images[name]
+
+    def hardware(self, **options: object) -> MachineConfig:
+        """A machine with the newest versioned machine type of this QEMU; `options` are fields of `MachineConfig`."""
+        fields = {"machine": machine_type(self.qemu.version), "accelerator": self.accelerator, **options}
+        return MachineConfig(**fields)  # type: ignore[arg-type]
+
+    # -- the verbs ------------------------------------------------------------------------------------------------
+
+    def boot(
+        self,
+        device: str | Device | None = None,
+        *,
+        devices: Sequence[str | Device] = (),
+        image: str = "minimal",
+        name: str = "",
+        fresh: bool = False,
+        trace: bool = False,
+        monitor: bool = False,
+        **hardware: object,
+    ) -> BootedGuest:
+        """A running guest with its devices, in an instant when there is a checkpoint of it.
+
+        `fresh` boots it from the beginning. `trace` logs every vfio-user message of QEMU, `monitor` lets a second QMP
+        client connect (`monitor_path`). `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots, modules.
+        """
+        name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
+        wanted = [
+            item if isinstance(item, Device) else Device.parse(item)
+            for item in (*([device] if device else []), *devices)
+        ]
+        # Servers first: they start while the guest does.
+        servers = [
+            None if item.driver else self.serve(item, f"{name}-dev{index}-{item.name}")
+            for index, item in enumerate(wanted)
+        ]
+        config = self.hardware(**hardware)
+        source = self.image(image)
+        monitor_path = self._scratch.socket_path(f"{name}.qmp") if monitor else None
+        guest = self._running(name, source, config, fresh=fresh, trace=trace, monitor=monitor_path)
+        for item, server in zip(wanted, servers, strict=True):
+            with self.timeline.step(f"plug {item.name} into {name}"):
+                guest.plug(item, server=server)
+        return guest
+
+    def serve(self, device: str | Device, name: str = "") -> DeviceServer:
+        """Start the server of a device; a guest's `plug` takes it as `server`."""
+        wanted = device if isinstance(device, Device) else Device.parse(device)
+        name = name or f"server{len(self.servers)}-{wanted.name}"
+        with self.timeline.step(f"start the server {name}"):
+            server = DeviceServer(wanted, self._scratch, self.folder, name)
+        self.servers.append(server)
+        return server
+
+    def monitor_path(self, guest: BootedGuest) -> Path:
+        """Where QMP tools of a person connect to a guest that was booted with `monitor`."""
+        return self._scratch.socket_path(f"{guest.name}.qmp")
+
+    # -- boot and restore -----------------------------------------------------------------------------------------
+
+    def _running(
+        self, name: str, image: GuestImage, config: MachineConfig, *, fresh: bool, trace: bool, monitor: Path | None
+    ) -> BootedGuest:
+        def started(restore: bool) -> Machine:
+            return self._machine(name, image, config, restore=restore, trace=trace, monitor=monitor)
+
+        if fresh:
+            with self.timeline.step(f"boot {name}"):
+                machine = started(restore=False)
+                machine.wait_ready()
+                return self._answering(machine, image)
+        guest_identity = f"{image.digest} {image.host_key}"  # the digest leaves out the keys
+        checkpoint = Checkpoint(checkpoint_name(guest_identity, self.qemu.digest, config))
+        for last in (False, True):
+            made = checkpoint.ensure(lambda path: self._make_checkpoint(path, image, config))
+            stamp = checkpoint.stamp
+            try:
+                with self.timeline.step(f"restore {name}"):
+                    machine = started(restore=True)
+                    machine.load(checkpoint.memory)
+                    guest = self._answering(machine, image, _RESTORED)
+                    guest.agent.set_clock()
+                    return guest
+            except (MachineError, GuestLost):
+                if made or last:
+                    raise
+                self._machines[-1].stop()
+                checkpoint.discard(stamp)
+        raise AssertionError("unreachable")
+
+    def _make_checkpoint(self, path: Path, image: GuestImage, config: MachineConfig) -> None:
+        self._progress("booting the guest once; later runs start from its checkpoint")
+        with self.timeline.step("boot once, for the checkpoint"):
+            machine = self._machine("checkpoint", image, config)
+            machine.wait_ready()
+            guest = self._answering(machine, image)
+            # What every test does first is quicker when the guest has done it before.
+            guest.succeed("python3 -c pass", timeout=30)
+            guest.call(_nothing, timeout=30)
+        with self.timeline.step("save the checkpoint"):
+            machine.save(path)
+        self.guests.remove(guest)
+        guest.close()
+
+    def _machine(
+        self,
+        name: str,
+        image: GuestImage,
+        config: MachineConfig,
+        *,
+        restore: bool = False,
+        trace: bool = False,
+        monitor: Path | None = None,
+    ) -> Machine:
+        machine = Machine(
+            self.qemu,
+            config,
+            Start(image.kernel, image.initramfs, restore=restore),
+            folder=self.folder,
+            name=name,
+            monitor=monitor,
+            trace=trace,
+            environment=self._scratch.environment,
+        )
+        self._machines.append(machine)
+        return machine
+
+    def _answering(self, machine: Machine, image: GuestImage, limit: float = 30.0) -> BootedGuest:
+        guest = BootedGuest(machine, image, serve=self.serve)
+        self.guests.append(guest)
+        guest.hello(limit)
+        return guest
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End everything. Raises `VerdictError` when something is left all the same."""
+        for guest in self.guests:
+            guest.close()
+        for machine in self._machines:
+            machine.stop()
+        for server in self.servers:
+            server.stop()
+        left = self._left_behind()
+        self._scratch.close()
+        self._write_records()
+        if left:
+            raise VerdictError("the lab left something behind", evidence="\n".join(left))
+
+    def _left_behind(self) -> list[str]:
+        left = [thing for machine in self._machines for thing in machine.left_behind()]
+        left += [f"processes of {server.name}" for server in self.servers if server.child.group_is_alive()]
+        for process in processes_of(self._scratch.path):
+            left.append(f"process {process.pid}: {' '.join(process.cmdline())}")
+            with suppress(Exception):
+                process.kill()
+        return left
+
+    def _write_records(self) -> None:
+        self.timeline.write(self.folder / "timeline.json")
+        commands = [(machine.name, machine.argv) for machine in self._machines]
+        commands += [(server.name, server.argv) for server in self.servers]
+        lines = (f"# {name}\n{shlex.join(argv)}\n" for name, argv in commands)
+        (self.folder / "commands.txt").write_text("\n".join(lines))
+        facts: dict[str, object] = {
+            "images": {name: image.digest for name, image in self._images.items()},
+            "machines": {machine.name: asdict(machine.config) for machine in self._machines},
+        }
+        if "qemu" in self.__dict__:
+            facts["qemu"] = {"version": self.qemu.version, "digest": self.qemu.digest, "command": self.qemu.argv}
+        record_versions(self.folder, facts)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        error.add_note(f"logs: {self.folder}")
+        if not isinstance(error, KeyboardInterrupt):
+            for guest in self.guests:
+                guest.collect(self.folder)
+        with suppress(UserError, VerdictError):  # the first error is the one to show
+            self.close()
+
+
+def _nothing() -> None:
+    """Sent to the guest once before it is saved."""

@@ -1,0 +1,151 @@
+"""Device servers as child processes: ours by the name of a device, anybody's by a command line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from vfio_user.errors import UserError
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.process import Child
+from vfio_user.harness.scratch import Scratch, checked_socket_path, listen
+
+_SOCKET = "{socket}"
+_IN_QEMU = "qemu:"
+_LISTENING = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
+
+
+@dataclass(frozen=True)
+class Device:
+    """What to plug into a guest. Exactly one of `served`, `command` and `driver` is set.
+
+    `served` names a device of ours, `command` is the command line of another server with {socket} where its socket's
+    path goes, `driver` is a device model inside QEMU. `options` are further arguments of our server's command line;
+    `properties` those of the QEMU device.
+    """
+
+    served: str = ""
+    command: str = ""
+    driver: str = ""
+    options: tuple[str, ...] = ()
+    properties: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """A short name for files and messages."""
+        return self.served or self.driver or Path(shlex.split(self.command)[0]).name
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """From "edu", "qemu:edu", or a server's command line with {socket} in it. Raises `UserError`."""
+        if _SOCKET in text:
+            return cls(command=text)
+        if text.startswith(_IN_QEMU):
+            driver = text.removeprefix(_IN_QEMU)
+            if not driver:
+                raise UserError("qemu: needs the name of a QEMU device after it", hint="for example qemu:edu")
+            return cls(driver=driver)
+        known = devices()
+        if text not in known:
+            raise UserError(
+                f"there is no device called {text!r}",
+                hint=f"there are: {', '.join(known) or 'none'}; qemu:NAME for a device model of QEMU; or a server's"
+                " command line with {socket} in it",
+            )
+        return cls(served=text)
+
+
+def devices() -> list[str]:
+    """The names of the devices that `vfio-user serve` can serve."""
+    return sorted(point.name for point in entry_points(group="vfio_user.devices"))
+
+
+class ServerError(UserError):
+    """A device server did not come up, or died. The hint has the last lines of its log."""
+
+
+class DeviceServer:
+    """A server process and the path of its socket, at which a client may connect at once.
+
+    Ours inherits a socket that listens already. Another is waited for, without connecting to it: many servers take
+    only one client. Raises `ServerError`.
+    """
+
+    def __init__(self, device: Device, scratch: Scratch, folder: Path, name: str, *, limit: float = 30.0) -> None:
+        self.name = name
+        self.path = scratch.socket_path(f"{name}.sock")
+        self.log = folder / f"{name}.server.log"
+        with ExitStack() as inherited:
+            fds: tuple[int, ...] = ()
+            if device.served:
+                listener = inherited.enter_context(listen(self.path))
+                fds = (listener.fileno(),)
+            self.argv = server_command(device, self.path, fds)
+            self.child = Child(name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment)
+        if device.command:
+            self._wait_until_listening(Deadline(limit))
+
+    def check(self, wait: float = 0.0) -> None:
+        """Raise `ServerError` with its last words when it has ended, or ends within `wait` seconds."""
+        if self.child.wait(wait) is not None:
+            raise ServerError(
+                f"the device server {self.name!r} {self.child.fate()}", hint=f"its last lines:\n{self.last_words()}"
+            )
+
+    def last_words(self) -> str:
+        return self.child.last_words()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.child.signal(9)
+        self.child.wait(5)
+
+    def stop(self) -> None:
+        """End it, softly first; a second call does nothing."""
+        self.child.stop()
+
+    def _wait_until_listening(self, deadline: Deadline) -> None:
+        while not is_listening(self.path, self.child.pid):
+            self.check()
+            if deadline.passed:
+                self.child.stop()
+                raise ServerError(
+                    f"the device server {self.name!r} does not listen on {self.path} after {deadline.seconds:g} s",
+                    hint=f"its last lines:\n{self.last_words()}",
+                )
+            time.sleep(0.01)  # the kernel has no event for listen(2)
+
+
+def server_command(device: Device, path: Path, fds: tuple[int, ...] = ()) -> list[str]:
+    """The command line of a device's server, for a socket at `path` or an inherited one."""
+    if device.command:
+        checked_socket_path(path)
+        return shlex.split(device.command.replace(_SOCKET, shlex.quote(str(path))))
+    inherited = [argument for fd in fds for argument in ("--fd", str(fd))]
+    where = inherited or ["--socket-path", str(path)]
+    return [sys.executable, "-m", "vfio_user", "serve", device.served, *where, *device.options]
+
+
+def is_listening(path: Path, pid: int | None = None) -> bool:
+    """Whether somebody listens on a UNIX socket at `path`, in the network namespace of process `pid`."""
+    table = Path(f"/proc/{pid or os.getpid()}/net/unix")
+    try:
+        lines = table.read_text(errors="replace").splitlines()[1:]
+    except OSError:  # the process has ended
+        return False
+    rows = (line.split(maxsplit=7) for line in lines)  # Num RefCount Protocol Flags Type St Inode Path (proc(5))
+    return any(
+        len(row) == 8
+        and row[7] == str(path)
+        and int(row[4], 16) == socket.SOCK_STREAM
+        and int(row[3], 16) & _LISTENING != 0
+        for row in rows
+    )
