@@ -18,10 +18,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "boot": ("boot", "Boot a guest with a device and open a shell in it."),
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
     "image": ("image", "Build and list guest images."),
+    "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
+    "minimize": ("minimize", "Shrink a failing trace while it still fails."),
     "qemu": ("qemu", "Install, list and find QEMU."),
+    "replay": ("replay", "Play a trace's client against a server."),
     "run": ("run", "Boot a guest on our device, let it exercise the device, and report."),
     "serve": ("serve", "Serve a device on a socket."),
     "test-e2e": ("test_e2e", "Run the guest-driven tests."),
+    "trace": ("trace", "Show and export what an interposer has recorded."),
 }
 
 

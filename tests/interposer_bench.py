@@ -1,0 +1,186 @@
+"""A session on the test bench: scripted peers on socketpairs, and a loop that the test itself turns."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vfio_user.interposer.loop import Future, Loop, Task
+from vfio_user.interposer.session import Session
+from vfio_user.interposer.trace import TraceWriter
+from vfio_user.transport import Stream, close_all
+from vfio_user.wire import CURRENT, NO_REPLY, REPLY, Command, Dialect, Framer, Message
+from vfio_user.wire import layouts as at
+
+T = TypeVar("T")
+DEADLINE = 5.0
+
+
+class Peer:
+    """One end of a session: sends what it is told, and receives messages with a deadline."""
+
+    def __init__(self, bench: Bench, sock: socket.socket) -> None:
+        self.socket = sock
+        self.stream = Stream(sock)
+        self.framer = Framer(max_message=70 << 20)
+        self.bench = bench
+        sock.setblocking(False)
+
+    def send(self, message: Message) -> None:
+        self.stream.send(message.encode(), message.fds)
+
+    def receive(self) -> Message:
+        """The next message that arrives."""
+        return self.bench.until(self._next)
+
+    def receive_bytes(self, count: int) -> bytes:
+        """Exactly so many bytes, whatever they are."""
+        found = bytearray()
+
+        def enough() -> bool | None:
+            try:
+                found.extend(self.socket.recv(count - len(found)))
+            except BlockingIOError:
+                return None
+            return len(found) == count or None
+
+        self.bench.until(enough)
+        return bytes(found)
+
+    def at_end(self) -> bool:
+        """Wait for the end of the stream; False where a message comes instead."""
+        return self.bench.until(self._end)
+
+    def is_silent(self) -> bool:
+        """Whether nothing is there once the interposer has nothing more to do."""
+        self.bench.settle()
+        return self._next() is None
+
+    def close(self) -> None:
+        self.framer.close()
+        self.socket.close()
+
+    def _next(self) -> Message | None:
+        if (message := self.framer.next()) is not None:
+            return message
+        try:
+            count, fds = self.stream.receive(self.framer.room())
+        except BlockingIOError:
+            return None
+        assert count, "the stream has ended where a message was expected"
+        self.framer.received(count, fds)
+        return self.framer.next()
+
+    def _end(self) -> bool | None:
+        try:
+            return not self.socket.recv(1)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return True
+
+
+class Bench:
+    """Client, session and server in one thread. `until` turns the loop."""
+
+    def __init__(self, *, dialect: Dialect = CURRENT, trace: Path | None = None) -> None:
+        self.loop = Loop()
+        self.trace = TraceWriter(trace, {"dialect": dialect.name}) if trace is not None else None
+        if self.trace is not None:
+            self.loop.at_end_of_turn(self.trace.flush)
+        self.client, near_client = self.pair()
+        self.server, near_server = self.pair()
+        self.ended = False
+        self.session = Session(
+            self.loop, Stream(near_client), Stream(near_server), dialect, trace=self.trace, on_end=self._end
+        )
+        self.session.start()
+
+    def pair(self) -> tuple[Peer, socket.socket]:
+        """A peer, and the socket at its other end."""
+        far, near = socket.socketpair()
+        return Peer(self, far), near
+
+    def until(self, found: Callable[[], T | None]) -> T:
+        """Turn the loop until `found` returns something."""
+        deadline = time.monotonic() + DEADLINE
+        while (result := found()) is None:
+            assert time.monotonic() < deadline, "nothing came within the deadline"
+            self.loop.turn(0.02)
+        return result
+
+    def run(self, coroutine: Coroutine[Future[Any], None, T]) -> T:
+        """Turn the loop until the coroutine has returned."""
+        task = Task(coroutine)
+        self.until(lambda: task.done or None)
+        return task.result()
+
+    def settle(self) -> None:
+        """Turn the loop until it has nothing to do."""
+        while self.loop.turn(0):
+            pass
+
+    def negotiate(self) -> None:
+        """VERSION, as QEMU and our server do it."""
+        text = b'{"capabilities":{"max_msg_fds":16}}\0'
+        self.client.send(request(Command.VERSION, at.VERSION.pack(0, 0, tail=text), id=1))
+        self.server.send(self.server.receive().reply(at.VERSION.pack(0, 0, tail=text)))
+        assert self.client.receive().is_reply
+
+    def exchange(self, message: Message, payload: bytes = b"", errno: int = 0) -> Message:
+        """The client asks, the server answers; returns the request as the server got it, its descriptors closed."""
+        self.client.send(message)
+        asked = self.server.receive()
+        close_all(asked.fds)
+        self.server.send(asked.error(errno) if errno else asked.reply(payload))
+        self.client.receive()
+        return asked
+
+    def close(self) -> None:
+        self.session.close()
+        if self.trace is not None:
+            self.trace.close()
+        self.client.close()
+        self.server.close()
+        self.loop.close()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def request(
+    command: Command, payload: bytes = b"", *, id: int = 7, fds: list[int] | None = None, posted: bool = False
+) -> Message:
+    """A request of the current dialect."""
+    return Message(id, CURRENT.number(command), NO_REPLY if posted else 0, 0, payload, fds or [])
+
+
+def read(region: int, offset: int, size: int = 4, *, id: int = 7) -> Message:
+    return request(Command.REGION_READ, at.REGION_ACCESS.pack(offset, region, size), id=id)
+
+
+def write(region: int, offset: int, data: bytes, *, id: int = 7, posted: bool = False) -> Message:
+    access = at.REGION_ACCESS.pack(offset, region, len(data), tail=data)
+    return request(Command.REGION_WRITE, access, id=id, posted=posted)
+
+
+def dma_map(iova: int, size: int, fd: int | None = None, *, id: int = 7, offset: int = 0) -> Message:
+    payload = at.DMA_MAP.pack(at.DMA_MAP.size, 3, offset, iova, size)
+    return request(Command.DMA_MAP, payload, id=id, fds=[] if fd is None else [fd])
+
+
+def answer(asked: Message, data: bytes) -> Message:
+    """The reply to a REGION_READ."""
+    return asked.reply(asked.payload[:16] + data)
+
+
+__all__ = ["REPLY", "Bench", "Peer", "answer", "dma_map", "read", "request", "write"]

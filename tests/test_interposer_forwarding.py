@@ -1,0 +1,207 @@
+"""What goes in at one side comes out at the other: the same bytes, the same descriptors, the same end."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from vfio_user.wire import HEADER, Command
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with Bench() as bench:
+        yield bench
+
+
+def test_a_request_and_its_reply_arrive_unchanged(bench: Bench) -> None:
+    bench.client.send(read(0, 0x10))
+    asked = bench.server.receive()
+    assert asked == read(0, 0x10)
+    bench.server.send(answer(asked, b"\1\2\3\4"))
+    assert bench.client.receive() == answer(asked, b"\1\2\3\4")
+
+
+def test_requests_of_the_server_arrive_unchanged(bench: Bench) -> None:
+    bench.server.send(request(Command.DMA_READ, bytes(16), id=3))
+    assert bench.client.receive() == request(Command.DMA_READ, bytes(16), id=3)
+
+
+def test_descriptors_arrive_with_the_message_they_were_sent_with(bench: Bench) -> None:
+    """Messages without, with and again without descriptors, received by the interposer at one go."""
+    memory = os.memfd_create("guest")
+    event = os.eventfd(0)
+    try:
+        bench.client.send(write(0, 0, b"abcd", id=1))
+        bench.client.send(dma_map(0, 4096, memory, id=2))
+        bench.client.send(read(0, 0, id=3))
+        bench.client.send(request(Command.SET_IRQS, bytes(20), id=4, fds=[event, event]))
+        arrived = [bench.server.receive() for _ in range(4)]
+        assert [message.id for message in arrived] == [1, 2, 3, 4]
+        assert [len(message.fds) for message in arrived] == [0, 1, 0, 2]
+        assert os.fstat(arrived[1].fds[0]).st_ino == os.fstat(memory).st_ino
+        for message in arrived:
+            for fd in message.fds:
+                os.close(fd)
+    finally:
+        os.close(memory)
+        os.close(event)
+
+
+def test_forwarding_keeps_no_descriptor_open(bench: Bench) -> None:
+    bench.negotiate()
+    before = _open_fds()
+    event = os.eventfd(0)
+    for _ in range(50):
+        bench.exchange(request(Command.SET_IRQS, bytes(20), fds=[event]))
+    os.close(event)
+    assert _open_fds() == before
+
+
+def test_a_message_larger_than_any_buffer_arrives(bench: Bench) -> None:
+    message = request(Command.MIG_DATA_WRITE, random.Random(1).randbytes(3 << 20)).encode()
+    rest, arrived = memoryview(message), bytearray()
+    while len(arrived) < len(message):
+        rest = rest[_send_some(bench.client.socket, rest) :]
+        bench.loop.turn(0)
+        arrived += _take_some(bench.server.socket)
+    assert arrived == message
+
+
+def _open_fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _send_some(sock: socket.socket, data: memoryview) -> int:
+    try:
+        return sock.send(data) if data else 0
+    except BlockingIOError:
+        return 0
+
+
+def _take_some(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_header_that_is_sent_alone_arrives_alone(bench: Bench) -> None:
+    """A peer that stalls within a message is shown to the other as it is."""
+    message = write(0, 8, b"wxyz").encode()
+    bench.client.socket.send(message[:16])
+    assert bench.server.receive_bytes(16) == message[:16]
+    bench.client.socket.send(message[16:])
+    assert bench.server.receive_bytes(len(message) - 16) == message[16:]
+    bench.client.send(read(0, 0))
+    assert bench.server.receive() == read(0, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_way_of_cutting_the_stream_arrives_the_same(bench: Bench, seed: int) -> None:
+    chance = random.Random(seed)
+    stream = b"".join(write(0, n, chance.randbytes(chance.randrange(200)), id=n).encode() for n in range(200))
+    arrived = b""
+    rest = stream
+    while rest:
+        count = chance.randrange(1, 400)
+        bench.client.socket.send(rest[:count])
+        rest = rest[count:]
+        bench.settle()
+        arrived += _take_some(bench.server.socket)
+    assert arrived == stream
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 100 << 20, 3])
+def test_garbage_is_passed_through(bench: Bench, size: int) -> None:
+    garbage = HEADER.pack(1, 9, size, 0, 0) + b"nothing that anyone could read"
+    bench.client.send(read(0, 0))
+    bench.client.socket.send(garbage)
+    assert bench.server.receive_bytes(32 + len(garbage)) == read(0, 0).encode() + garbage
+    bench.server.send(answer(read(0, 0), b"good"))
+    assert bench.client.receive() == answer(read(0, 0), b"good")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_both_ways_neither_crash_nor_change(seed: int) -> None:
+    chance = random.Random(seed)
+    with Bench() as bench:
+        for sender, receiver in [(bench.client, bench.server), (bench.server, bench.client)] * 3:
+            noise = chance.randbytes(chance.randrange(1, 3000))
+            sender.socket.send(noise)
+            assert receiver.receive_bytes(len(noise)) == noise
+
+
+def test_a_half_close_is_passed_on_as_one(bench: Bench) -> None:
+    bench.client.send(read(0, 0))
+    bench.client.socket.shutdown(socket.SHUT_WR)
+    asked = bench.server.receive()
+    assert bench.server.at_end()
+    bench.server.send(answer(asked, b"last"))
+    assert bench.client.receive() == answer(asked, b"last")
+    assert not bench.ended
+
+
+@pytest.mark.parametrize("dies", ["client", "server"])
+def test_the_death_of_either_side_is_passed_on(dies: str) -> None:
+    with Bench() as bench:
+        dying, left = (bench.client, bench.server) if dies == "client" else (bench.server, bench.client)
+        dying.send(read(0, 0))
+        dying.close()
+        assert left.receive() == read(0, 0)
+        assert left.at_end()
+        bench.until(lambda: bench.ended or None)
+
+
+def test_a_peer_that_does_not_read_holds_the_other_up(bench: Bench) -> None:
+    """Back-pressure: memory stays bounded however much one side would like to send."""
+    data = write(0, 0, bytes(4096), posted=True).encode()
+    sent = 0
+    while True:
+        if n := _send_some(bench.client.socket, memoryview(data)):
+            sent += n
+            continue
+        if not bench.loop.turn(0):
+            break
+    assert sent < 8 << 20
+    arrived = 0
+    while arrived < sent:
+        bench.loop.turn(0)
+        arrived += len(_take_some(bench.server.socket))
+    assert arrived == sent
+
+
+def test_a_busy_session_ends_when_its_client_dies_unread(bench: Bench) -> None:
+    """The client is gone while the server does not take what it sent: nothing spins, and all of it arrives."""
+    data = write(0, 0, bytes(4096), posted=True).encode()
+    sent = 0
+    while (n := _send_some(bench.client.socket, memoryview(data))) or bench.loop.turn(0):
+        sent += n
+    bench.client.close()
+    bench.settle()
+    assert not bench.loop.turn(0.05)
+    arrived = 0
+    while arrived < sent:
+        bench.loop.turn(0)
+        arrived += len(_take_some(bench.server.socket))
+    bench.until(lambda: bench.ended or None)
+
+
+def test_the_picture_is_of_what_the_server_accepted(bench: Bench) -> None:
+    memory = os.memfd_create("guest")
+    os.truncate(memory, 8192)
+    bench.negotiate()
+    bench.exchange(dma_map(0x1000, 4096, memory))
+    bench.exchange(dma_map(0x9000, 4096, memory), errno=22)
+    os.close(memory)
+    picture = bench.session.picture
+    assert list(picture.maps) == [0x1000]
+    assert os.fstat(picture.maps[0x1000].fd).st_size == 8192
+    assert picture.mapping(0x1FFF) == picture.maps[0x1000]
+    assert picture.mapping(0x2000) is None

@@ -1,0 +1,192 @@
+"""A trace tells what crossed the wire, and is readable however its writer ended."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from vfio_user.errors import UserError
+from vfio_user.interposer.descriptors import FdKind
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.trace import Note, Raw, Record, TraceWriter, read_trace
+from vfio_user.wire import Command, Message
+
+
+def records(path: Path) -> list[Record]:
+    return [entry for entry in read_trace(path).entries if isinstance(entry, Record)]
+
+
+def test_every_message_is_there_with_its_direction_and_in_order(tmp_path: Path) -> None:
+    with Bench(trace=tmp_path / "t") as bench:
+        bench.client.send(read(0, 0x10))
+        asked = bench.server.receive()
+        bench.server.send(answer(asked, b"data"))
+        bench.client.receive()
+    found = records(tmp_path / "t")
+    assert [record.message for record in found] == [read(0, 0x10), answer(read(0, 0x10), b"data")]
+    assert [record.direction for record in found] == [Direction.TO_SERVER, Direction.TO_CLIENT]
+    assert all(record.unchanged for record in found)
+    assert found[0].time <= found[1].time
+
+
+def test_a_reply_names_the_record_of_its_request(tmp_path: Path) -> None:
+    """Also where an id is used twice at the same time, and where both sides use the same id."""
+    with Bench(trace=tmp_path / "t") as bench:
+        bench.client.send(read(0, 0, id=5))
+        bench.client.send(read(0, 4, id=5))
+        bench.server.send(request(Command.DMA_READ, bytes(16), id=5))
+        first, second = bench.server.receive(), bench.server.receive()
+        bench.client.send(bench.client.receive().reply(bytes(16)))
+        bench.server.receive()
+        bench.server.send(answer(first, b"1111"))
+        bench.server.send(answer(second, b"2222"))
+        bench.client.receive(), bench.client.receive()
+    found = records(tmp_path / "t")
+    by_number = {record.number: record for record in found}
+    asked = [(by_number[record.pair].message.payload, record.message.payload) for record in found if record.pair]
+    assert (first.payload, first.payload + b"1111") in asked
+    assert (second.payload, second.payload + b"2222") in asked
+    assert (bytes(16), bytes(16)) in asked
+
+
+def test_descriptors_are_described(tmp_path: Path) -> None:
+    memory, event = os.memfd_create("guest"), os.eventfd(0)
+    os.truncate(memory, 12288)
+    inode = os.fstat(memory).st_ino
+    with Bench(trace=tmp_path / "t") as bench:
+        bench.exchange(dma_map(0, 4096, memory))
+        bench.exchange(request(Command.SET_IRQS, bytes(20), fds=[event]))
+    os.close(memory)
+    os.close(event)
+    kinds = [fd for record in records(tmp_path / "t") for fd in record.fds]
+    assert kinds[0] == (FdKind.MEMFD, 12288, inode)
+    assert kinds[1].kind is FdKind.EVENTFD
+
+
+def test_garbage_is_recorded_as_bytes_with_the_reason(tmp_path: Path) -> None:
+    with Bench(trace=tmp_path / "t") as bench:
+        bench.client.socket.send(b"\xff" * 40)
+        bench.server.receive_bytes(40)
+    entries = read_trace(tmp_path / "t").entries
+    assert b"".join(entry.data for entry in entries if isinstance(entry, Raw)) == b"\xff" * 40
+    assert [entry.details["why"] for entry in entries if isinstance(entry, Note) and entry.event == "unframed"]
+
+
+@pytest.mark.parametrize("lost", [1, 7, 40])
+def test_a_file_that_ends_within_a_record_is_read_up_to_there(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "t"
+    with Bench(trace=path) as bench:
+        for n in range(10):
+            bench.client.send(write(0, n, b"data", id=n, posted=True))
+            bench.server.receive()
+    whole = [record.message for record in records(path)]
+    os.truncate(path, path.stat().st_size - lost)
+    trace = read_trace(path)
+    assert trace.truncated
+    left = [entry.message for entry in trace.entries if isinstance(entry, Record)]
+    assert left == whole[: len(left)]
+    assert len(left) >= 8
+
+
+def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"\x7fELF and so on")
+    with pytest.raises(UserError):
+        read_trace(tmp_path / "t")
+    with pytest.raises(UserError):
+        read_trace(tmp_path / "missing")
+
+
+def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    with Bench(trace=path) as bench:
+        bench.client.send(read(0, 0))
+        bench.server.receive()
+    with open(path, "ab") as file:
+        file.write(b"\xff\xff\xff\xff and more")
+    trace = read_trace(path)
+    assert "damaged" in trace.truncated
+    assert len([entry for entry in trace.entries if isinstance(entry, Record)]) == 1
+
+
+def test_a_full_disk_stops_the_trace_and_not_the_session(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """RLIMIT_FSIZE refuses the write just as a full disk does, only with another errno."""
+    path = tmp_path / "t"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with Bench(trace=path) as bench:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+            for n in range(100):
+                bench.exchange(write(0, n, b"data"))
+            assert bench.trace is not None
+            assert bench.trace.stopped
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    trace = read_trace(path)
+    assert not trace.truncated
+    assert 0 < len(trace.entries) < 100
+    assert "STOPPED" in capfd.readouterr().err
+
+
+def test_what_was_written_before_a_sigkill_is_readable(tmp_path: Path) -> None:
+    """The interposer as a process, killed while a client is being served."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "server"))
+        listening.listen()
+        options = ["--listen", tmp_path / "a", "--connect", tmp_path / "server", "--trace", tmp_path / "t"]
+        program = subprocess.Popen(
+            [sys.executable, "-m", "vfio_user", "interpose", *map(str, options)], stdout=subprocess.PIPE
+        )
+        with program:
+            assert program.stdout is not None
+            assert program.stdout.readline()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "a"))
+                server = listening.accept()[0]
+                for n in range(20):
+                    client.send(write(0, n, b"data", posted=True).encode())
+                    _take(server, 36)
+                server.send(answer(read(0, 0), b"done").encode())
+                _take(client, 36)
+                deadline = time.monotonic() + 5
+                while len(records(tmp_path / "t")) < 21:  # the reply is sent first, and written down then
+                    assert time.monotonic() < deadline
+                program.kill()
+            server.close()
+    trace = read_trace(tmp_path / "t")
+    assert not trace.truncated
+    assert [record.message for record in records(tmp_path / "t")][-1] == answer(read(0, 0), b"done")
+
+
+def test_a_trace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        TraceWriter(tmp_path / "no" / "such" / "folder", {})
+
+
+def test_a_changed_message_is_recorded_as_it_came_and_as_it_went(tmp_path: Path) -> None:
+    def change(_: Direction, message: Message) -> Message:
+        return Message(message.id, message.command, message.flags, 0, message.payload[:-4] + b"evil")
+
+    with Bench(trace=tmp_path / "t") as bench:
+        bench.session.add_stage(Direction.TO_SERVER, change)
+        bench.client.send(write(0, 0, b"good"))
+        assert bench.server.receive() == write(0, 0, b"evil")
+    came, went = records(tmp_path / "t")
+    assert (came.message, went.message) == (write(0, 0, b"good"), write(0, 0, b"evil"))
+    assert (came.view.name, went.view.name) == ("RECEIVED", "SENT")
+
+
+def _take(sock: socket.socket, count: int) -> None:
+    sock.settimeout(5)
+    while count:
+        count -= len(sock.recv(count))

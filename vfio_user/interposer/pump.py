@@ -1,0 +1,273 @@
+"""One direction of a session: what one side sends is taken apart, and sent on to the other.
+
+The usual message costs one `recvmsg` and one `send`: it goes on as it came, before anyone looks at it. Only where
+something has to see a message before it goes on (a fault scenario, a hold, an answer to a request of our own) are
+messages handed over first; `Pump.intercept` says so.
+
+Descriptors leave with the message they came with, in a `sendmsg` of its own, as the rule of `vfio_user.wire.framing`
+wants it. What cannot be framed is passed on as bytes: the peer that sends it is what is being studied.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from vfio_user.interposer.direction import Direction
+from vfio_user.transport import Stream, close_all
+from vfio_user.wire import HEADER, HEADER_SIZE, BadFrame, Framer, Message
+
+MAX_FRAME = (64 << 20) + (64 << 10)
+"""Longest message that is taken for one: QEMU accepts up to 64 MiB of data from a server's VERSION."""
+
+
+class Outlet:
+    """The sending half of one peer's connection: never blocks, and keeps what the peer does not take yet.
+
+    It is bounded by its users, who stop reading while `waiting`. Descriptors passed to `send` stay the caller's.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._queue: deque[tuple[memoryview, list[int]]] = deque()
+        self._ended = False
+        self._broken = False
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._queue)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the peer no longer takes anything."""
+        return self._broken
+
+    def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
+        """Send `data`, and `fds` with its first byte, after everything that waits already."""
+        if self._queue:
+            self._keep(data, fds)
+            return
+        try:
+            sent = _send(self.stream, data, fds)
+        except BlockingIOError:
+            self._keep(data, fds)
+        except OSError:
+            self._broken = True
+        else:
+            if sent < len(data):
+                self._keep(memoryview(data)[sent:], ())
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer takes it."""
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                sent = _send(self.stream, data, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._broken = True
+                self.clear()
+                return
+            close_all(fds)
+            if sent == len(data):
+                self._queue.popleft()
+            else:
+                self._queue[0] = data[sent:], []
+        if self._ended:
+            self.stream.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        """Tell the peer that nothing more comes, once everything that waits has been sent."""
+        self._ended = True
+        if not self._queue:
+            self.stream.shutdown(socket.SHUT_WR)
+
+    def clear(self) -> None:
+        for _, fds in self._queue:
+            close_all(fds)
+        self._queue.clear()
+
+    def _keep(self, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> None:
+        if not self._broken:
+            self._queue.append((memoryview(bytes(data)), [os.dup(fd) for fd in fds]))
+
+
+def _send(stream: Stream, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> int:
+    if not fds or not stream.carries_fds:
+        return stream.socket.send(data)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    return stream.socket.sendmsg([data], rights)
+
+
+class Owner(Protocol):
+    """What a pump tells its session."""
+
+    def observe(self, direction: Direction, message: Message) -> None:
+        """`message` has been sent on unchanged; its descriptors are closed when this returns."""
+
+    def deliver(self, direction: Direction, message: Message) -> None:
+        """`message` has come and gone nowhere: it, and its descriptors, are the session's now."""
+
+    def unframed(self, direction: Direction, data: bytes, why: str) -> None:
+        """These bytes are no message, for the reason `why`; they have been sent on as they are."""
+
+    def ended(self, direction: Direction) -> None:
+        """Nothing more comes from this direction's source."""
+
+
+class Pump:
+    """Moves one direction's bytes. Sockets are non-blocking; back-pressure is a source that is not read."""
+
+    def __init__(self, direction: Direction, source: Stream, outlet: Outlet, owner: Owner) -> None:
+        self.direction = direction
+        self.source = source
+        self.outlet = outlet
+        self.intercept = False
+        """Whether messages are handed over (`deliver`) rather than sent on and shown (`observe`)."""
+        self.whole = False
+        """Whether an unfinished message waits for its rest: a peer that may be replaced must not break one off."""
+        self.ended = False
+        self._framer: Framer | None = Framer(max_message=MAX_FRAME, max_fds=1024)
+        self._ahead = 0  # bytes of the unfinished message that have been sent on already
+        self._owner = owner
+
+    def ready(self) -> None:
+        """The source can be read: take what is there and send it on."""
+        framer = self._framer
+        if framer is None:
+            self._pass_bytes()
+            return
+        while not self.ended:
+            room = framer.room()
+            try:
+                count, fds = self.source.receive(room)
+            except BlockingIOError:
+                self._pass_unfinished(framer)
+                return
+            except OSError:
+                count, fds = 0, []
+            if count == 0:
+                self._end(framer)
+                return
+            framer.received(count, fds)
+            self._pass_on(framer)
+            # A message that came only in part may have its rest here already; then it is not split by us.
+            if self._framer is not framer or framer.start == framer.end or self.outlet.waiting:
+                return
+
+    def close(self) -> None:
+        if self._framer is not None:
+            self._framer.close()
+
+    def source_replaced(self, source: Stream) -> None:
+        """Go on with another source: what the old one left unfinished is gone."""
+        self.close()
+        self.source = source
+        self._framer = Framer(max_message=MAX_FRAME, max_fds=1024)
+        self._ahead = 0
+        self.ended = False
+
+    def sink_replaced(self, outlet: Outlet) -> None:
+        """Go on with another sink: it gets the unfinished message from its first byte."""
+        self.outlet = outlet
+        self._ahead = 0
+
+    def _pass_on(self, framer: Framer) -> None:
+        """Send on the messages that are complete, and tell the session of each."""
+        if self.intercept or framer.has_fds:
+            self._take_each(framer)
+            return
+        first, end = framer.start + self._ahead, _end_of_messages(framer)
+        if end > first:
+            self.outlet.send(memoryview(framer.buffer)[first:end])
+        else:
+            end = first
+        observe, direction = self._owner.observe, self.direction
+        while (message := self._next(framer, end)) is not None:
+            observe(direction, message)
+        self._ahead = max(0, end - framer.start)
+
+    def _take_each(self, framer: Framer) -> None:
+        """The slow way: message by message, each with its descriptors."""
+        while (message := self._next(framer, framer.start + self._ahead)) is not None:
+            ahead, self._ahead = self._ahead, 0
+            if self.intercept and not ahead:
+                self._owner.deliver(self.direction, message)
+                continue
+            self.outlet.send(message.encode()[ahead:], message.fds)
+            self._owner.observe(self.direction, message)
+            close_all(message.fds)
+
+    def _next(self, framer: Framer, sent_to: int) -> Message | None:
+        """The next complete message; what is none goes on as bytes, of which those before `sent_to` are sent."""
+        while True:
+            first = framer.start
+            try:
+                return framer.next()
+            except BadFrame as bad:
+                # Behind a header that is too short, messages go on (as libvfio-user has it); else all is bytes.
+                end = framer.end if bad.fatal else framer.start
+                data = bytes(framer.buffer[first:end])
+                if end > sent_to:
+                    self.outlet.send(data[max(0, sent_to - first) :])
+                self._ahead = 0
+                self._owner.unframed(self.direction, data, str(bad))
+                if bad.fatal:
+                    framer.close()
+                    self._framer = None
+                    return None
+
+    def _pass_unfinished(self, framer: Framer) -> None:
+        """Nothing more is there for now: what there is of a message goes on, as the sender split it."""
+        if self.intercept or self.whole or framer.has_fds:
+            return
+        first = framer.start + self._ahead
+        if first < framer.end:
+            self.outlet.send(memoryview(framer.buffer)[first : framer.end])
+            self._ahead = framer.end - framer.start
+
+    def _pass_bytes(self) -> None:
+        room = memoryview(bytearray(64 << 10))
+        try:
+            count, fds = self.source.receive(room)
+        except BlockingIOError:
+            return
+        except OSError:
+            count, fds = 0, []
+        if count == 0:
+            self._end(None)
+            return
+        self.outlet.send(room[:count], fds)
+        close_all(fds)
+        self._owner.unframed(self.direction, bytes(room[:count]), "")
+
+    def _end(self, framer: Framer | None) -> None:
+        self.ended = True
+        if framer is not None and not self.whole:
+            rest = bytes(framer.buffer[framer.start : framer.end])
+            if rest[self._ahead :]:
+                self.outlet.send(rest[self._ahead :])
+            if rest:
+                self._owner.unframed(self.direction, rest, "the stream ends within a message")
+            framer.close()
+            self._ahead = 0
+        self._owner.ended(self.direction)
+
+
+def _end_of_messages(framer: Framer) -> int:
+    """Where the last complete message ends; everything that is there if it cannot be told."""
+    buffer, at, end = framer.buffer, framer.start, framer.end
+    while end - at >= HEADER_SIZE:
+        size: int = HEADER.unpack_from(buffer, at)[2]
+        if size > framer.max_message:
+            return end
+        size = max(size, HEADER_SIZE)
+        if size > end - at:
+            break
+        at += size
+    return at

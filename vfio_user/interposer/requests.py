@@ -1,0 +1,84 @@
+"""Requests of the interposer's own, among those of the side it speaks for; neither side sees the other's ids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vfio_user.interposer.loop import Future
+from vfio_user.interposer.pairing import Pairing
+from vfio_user.wire import Message
+
+
+class Lost(Exception):
+    """The connection went away before the reply came."""
+
+
+class OwnRequests:
+    """Those that go one way: to the server in the client's place, or to the client in the server's.
+
+    Ids are taken from the top downwards, where QEMU's and libvfio-user's counters, which start at 0, seldom are. A
+    request of the peer that would collide with one of ours still travels, under another id, and its reply gets its
+    own back.
+    """
+
+    def __init__(self, theirs: Pairing) -> None:
+        self._theirs = theirs
+        self._waiting: dict[int, Future[Message]] = {}
+        self._original: dict[int, int] = {}
+        self._arrived: list[tuple[Future[Message], Message]] = []
+        self._next = 0xFFFF
+
+    @property
+    def active(self) -> bool:
+        """Whether messages have to be looked at before they are sent on."""
+        return bool(self._waiting or self._original)
+
+    def prepare(self, message: Message) -> tuple[Message, Future[Message]]:
+        """`message` under an id that is free, and what its reply will resolve."""
+        reply: Future[Message] = Future()
+        message = replace(message, id=self._free_id())
+        self._waiting[message.id] = reply
+        return message, reply
+
+    def outgoing(self, request: Message) -> Message:
+        """The peer's own request as it may travel: itself, unless one of ours has its id."""
+        if request.id not in self._waiting or not request.wants_reply:
+            return request
+        id = self._free_id()
+        self._original[id] = request.id
+        return replace(request, id=id)
+
+    def incoming(self, reply: Message) -> Message | None:
+        """The reply as the peer has to see it; None where it is one of ours, see `deliver_arrived`."""
+        if (waiting := self._waiting.pop(reply.id, None)) is not None:
+            self._arrived.append((waiting, reply))
+            return None
+        if (original := self._original.pop(reply.id, None)) is not None:
+            return replace(reply, id=original)
+        return reply
+
+    def deliver_arrived(self) -> None:
+        """Hand replies of ours to whoever asked: apart from `incoming`, so that the books are kept before."""
+        arrived, self._arrived = self._arrived, []
+        for waiting, reply in arrived:
+            waiting.resolve(reply)
+
+    def give_up(self, id: int) -> None:
+        """Nobody waits for this reply any more, but it must still not reach the peer."""
+        if id in self._waiting:
+            self._waiting[id] = Future()
+
+    def lose(self, why: str) -> None:
+        """The other side is gone: nothing will be answered."""
+        waiting, self._waiting = self._waiting, {}
+        self._original.clear()
+        for reply in waiting.values():
+            reply.fail(Lost(why))
+
+    def _free_id(self) -> int:
+        for _ in range(1 << 16):
+            id = self._next
+            self._next = (self._next - 1) & 0xFFFF
+            if id not in self._theirs and id not in self._waiting and id not in self._original:
+                return id
+        raise Lost("65,536 requests are in flight: no id is free")

@@ -1,0 +1,444 @@
+"""One client's session with one server, seen from between them.
+
+A `Session` owns both connections, the two pumps and everything known of the conversation. What is to happen to
+messages on the way is not in here: faults, capture and survival are `Stage`s, asked only while there are any.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.loop import GONE, READ, WRITE, Loop
+from vfio_user.interposer.pairing import Pairing, Pending
+from vfio_user.interposer.picture import Picture
+from vfio_user.interposer.pump import Outlet, Pump
+from vfio_user.interposer.requests import Lost, OwnRequests
+from vfio_user.interposer.trace import TraceWriter, View
+from vfio_user.transport import Stream, close_all
+from vfio_user.wire import REPLY, Dialect, Message
+from vfio_user.wire.header import TYPE_MASK
+
+BOTH = View.RECEIVED | View.SENT
+_NOBODY = Pending(0, 0, None)
+"""What a reply answers that nobody asked for."""
+MAX_HELD = 4096
+"""Requests held at most; then the client is no longer read, as a server that is busy would not read it."""
+
+
+Stage = Callable[[Direction, Message], Message | None]
+"""Sees every message of one direction before it goes on, and returns the one to go on with: the very same object where
+nothing changes, None where the stage has taken it. What is to happen instead it asks for with `Session.afterwards`."""
+
+
+@dataclass
+class Side:
+    """One of the two peers."""
+
+    name: str
+    stream: Stream
+    outlet: Outlet
+    pump: Pump
+    events: int = -1
+    gone: bool = False
+
+
+@dataclass
+class Counters:
+    """What has happened so far; `status` shows it."""
+
+    messages: list[int] = field(default_factory=lambda: [0, 0])
+    """By direction."""
+    bytes: list[int] = field(default_factory=lambda: [0, 0])
+    unframed: int = 0
+    own_requests: int = 0
+    held: int = 0
+    faults: int = 0
+
+
+class Session:
+    """Forwards until either side is gone. `on_end` is called once, when nothing is left to do."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        client: Stream,
+        server: Stream,
+        dialect: Dialect,
+        *,
+        trace: TraceWriter | None = None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.loop = loop
+        self.dialect = dialect
+        self.trace = trace
+        self.picture = Picture(dialect)
+        self.counters = Counters()
+        self.closed = False
+        self.stages: dict[Direction, list[Stage]] = {Direction.TO_SERVER: [], Direction.TO_CLIENT: []}
+        self.on_server_gone: Callable[[], bool] = lambda: False
+        """Asked when the server is gone; True keeps the session, and the client, waiting for `replace_server`."""
+        self.on_sent: Callable[[Direction, Message], None] | None = None
+        """Shown every message that has been sent on or held back (the journal of what the server may have lost)."""
+        self.pending = (Pairing(), Pairing())
+        """Requests without reply, by the direction the request went."""
+        self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
+        self.held: deque[Message] = deque()
+        self._holds = 0
+        self._on_end = on_end
+        self._afterwards: list[Callable[[], None]] = []
+        to_client, to_server = Outlet(client), Outlet(server)
+        self._sides = {
+            "client": Side("client", client, to_client, Pump(Direction.TO_SERVER, client, to_server, self)),
+            "server": Side("server", server, to_server, Pump(Direction.TO_CLIENT, server, to_client, self)),
+        }
+        for side in self._sides.values():
+            side.stream.socket.setblocking(False)
+
+    # the life of a session
+
+    def start(self) -> None:
+        for side in self._sides.values():
+            self._watch(side)
+        self.note("connected")
+
+    def close(self) -> None:
+        """End the session now: both peers see their connection closed."""
+        if self.closed:
+            return
+        self.closed = True
+        for own in self.own:
+            own.lose("the session has ended")
+        for side in self._sides.values():
+            self.loop.forget(side.stream.fileno())
+            side.pump.close()
+            side.outlet.clear()
+            side.stream.shutdown()
+            side.stream.close()
+        for pairing in self.pending:
+            for request in pairing.clear():
+                if request.message is not None:
+                    close_all(request.message.fds)
+        for message in self.held:
+            close_all(message.fds)
+        self.held.clear()
+        self.picture.close()
+        self.note("disconnected")
+        self._on_end()
+
+    def close_side(self, name: str, how: int) -> None:
+        """Shut one side's connection down, as `socket.shutdown` has it; the rest follows as if the peer had."""
+        self._sides[name].stream.shutdown(how)
+
+    def server_stream(self) -> Stream:
+        return self._sides["server"].stream
+
+    def replace_server(self, stream: Stream) -> None:
+        """Go on with another server. The client's unfinished message, if any, will reach it whole."""
+        server, client = self._sides["server"], self._sides["client"]
+        self.loop.forget(server.stream.fileno())
+        server.stream.close()
+        server.outlet.clear()
+        stream.socket.setblocking(False)
+        server.stream, server.outlet, server.events, server.gone = stream, Outlet(stream), -1, False
+        server.pump.source_replaced(stream)
+        client.pump.sink_replaced(server.outlet)
+        self._watch(server)
+        self._refresh()
+
+    def lose_server(self) -> None:
+        """The server is gone or about to be replaced: read it no longer, and fail our own requests to it."""
+        server = self._sides["server"]
+        self.loop.forget(server.stream.fileno())
+        server.events, server.gone = -1, True
+        server.stream.shutdown()
+        server.outlet.clear()
+        self.own[Direction.TO_SERVER].lose("the server is gone")
+        self.pending[Direction.TO_CLIENT].make_stale()
+        for request in self.pending[Direction.TO_SERVER].clear():
+            if request.message is not None:
+                close_all(request.message.fds)
+        self._refresh()
+
+    # holding
+
+    @property
+    def holding(self) -> bool:
+        return self._holds > 0
+
+    def hold(self) -> None:
+        """Keep the client's requests back until `resume`; holds count. Its replies go on."""
+        self._holds += 1
+        self._refresh()
+
+    def resume(self) -> None:
+        """Let them go on, in their order."""
+        self._holds = max(0, self._holds - 1)
+        while self.held and not self._holds and not self.closed:
+            request = self.held.popleft()
+            self._run_stages(Direction.TO_SERVER, self.own[Direction.TO_SERVER].outgoing(request), request, None)
+        self._refresh()
+
+    # requests of our own
+
+    async def ask(self, towards: Direction, message: Message, *, timeout: float) -> Message:
+        """Send a request of ours and wait for its reply, which may be an error.
+
+        Raises:
+            Lost: the peer is gone.
+            TimeoutError: no reply within `timeout` seconds; one that comes later is dropped.
+        """
+        if self.closed or self._outlet(towards).broken:
+            raise Lost(f"no {self._side_towards(towards).name} is connected")
+        own = self.own[towards]
+        message, reply = own.prepare(message)
+        self.counters.own_requests += 1
+        self._refresh()
+        number = self.send(towards, message)
+        self.pending[towards].sent(message.id, Pending(number, message.command, None))
+        try:
+            return await self.loop.within(timeout, reply, "the reply")
+        except TimeoutError:
+            own.give_up(message.id)
+            raise
+        finally:
+            self._refresh()
+
+    def send(self, direction: Direction, message: Message, *, pair: int = 0) -> int:
+        """Send a message of ours; returns the number of its record. `pair` is that of the request it answers."""
+        self._outlet(direction).send(message.encode(), message.fds)
+        self._update(self._side_towards(direction))
+        if self.trace is None:
+            return 0
+        return self.trace.message(direction, View.SENT, message, pair)
+
+    def send_on(self, direction: Direction, message: Message) -> None:
+        """Send a message that a stage or the survival had taken, as if it had come just now."""
+        self._outlet(direction).send(message.encode(), message.fds)
+        self._sent(direction, message, View.SENT)
+        self._update(self._side_towards(direction))
+
+    def send_bytes(self, direction: Direction, data: bytes, fds: list[int]) -> None:
+        """Send bytes that need not be a message."""
+        self._outlet(direction).send(data, fds)
+        if self.trace is not None:
+            self.trace.raw(direction, data, View.SENT)
+        self._update(self._side_towards(direction))
+
+    # what the pumps tell
+
+    def observe(self, direction: Direction, message: Message) -> None:
+        counters = self.counters
+        counters.messages[direction] += 1
+        counters.bytes[direction] += 16 + len(message.payload)
+        if message.flags & TYPE_MASK == REPLY:
+            self._replied(direction, message, BOTH)
+        else:
+            self._sent(direction, message, BOTH)
+
+    def deliver(self, direction: Direction, message: Message) -> None:
+        self.counters.messages[direction] += 1
+        self.counters.bytes[direction] += message.size
+        if direction is Direction.TO_SERVER and self._holds and not message.is_reply:
+            self._hold_back(message)
+        elif message.is_reply:
+            self._translate_reply(direction, message)
+        else:
+            self._run_stages(direction, self.own[direction].outgoing(message), message, None)
+
+    def unframed(self, direction: Direction, data: bytes, why: str) -> None:
+        self.counters.unframed += len(data)
+        if self.trace is not None:
+            if why:
+                self.trace.note("unframed", direction=direction.label, why=why)
+            self.trace.raw(direction, data)
+
+    def ended(self, direction: Direction) -> None:
+        side = self._sides["client" if direction is Direction.TO_SERVER else "server"]
+        self.note("end-of-stream", side=side.name)
+        if side.name == "server" and self.on_server_gone():
+            return
+        self._outlet(direction).end()
+        self._update(side)
+
+    # in between
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """For a stage: do this once the message it has taken is recorded."""
+        self._afterwards.append(action)
+
+    def add_stage(self, direction: Direction, stage: Stage) -> None:
+        self.stages[direction].append(stage)
+        self._refresh()
+
+    def remove_stage(self, stage: Stage) -> None:
+        for stages in self.stages.values():
+            if stage in stages:
+                stages.remove(stage)
+        self._refresh()
+
+    def only_whole_messages(self) -> None:
+        """Never pass on a part of a server's message: the server may be replaced before the rest comes."""
+        self._sides["server"].pump.whole = True
+
+    def note(self, event: str, **details: object) -> None:
+        if self.trace is not None:
+            self.trace.note(event, **details)
+
+    def _hold_back(self, request: Message) -> None:
+        self.counters.held += 1
+        if self.trace is not None:
+            self.trace.message(Direction.TO_SERVER, View.RECEIVED, request)
+        self.held.append(request)
+        if len(self.held) >= MAX_HELD:
+            self._update(self._sides["client"])
+
+    def _translate_reply(self, direction: Direction, reply: Message) -> None:
+        """A reply has come in while messages are looked at: ours, one for nobody, or one to send on."""
+        asked = direction.opposite
+        request = self.pending[asked].replied(reply.id)
+        translated = self.own[asked].incoming(reply)
+        if translated is None or (request is not None and request.stale):
+            if self.trace is not None:
+                self.trace.message(direction, View.RECEIVED, reply, request.number if request is not None else 0)
+            close_all(reply.fds)
+            if translated is None:
+                self.own[asked].deliver_arrived()
+        else:
+            self._run_stages(direction, translated, reply, request or _NOBODY)
+
+    def _run_stages(self, direction: Direction, message: Message, came: Message, request: Pending | None) -> None:
+        """Take one message through the stages and send what comes out.
+
+        `came` is the message as it was received; `request` what it answers, None where it is a request itself.
+        """
+        after: Message | None = message
+        for stage in self.stages[direction]:
+            after = stage(direction, after) if after is not None else None
+        afterwards, self._afterwards = self._afterwards, []
+        view = BOTH if after is came else View.SENT
+        number = request.number if request is not None else 0
+        if view is not BOTH and self.trace is not None:
+            self.trace.message(direction, View.RECEIVED, came, number)
+        if after is not None:
+            self._outlet(direction).send(after.encode(), after.fds)
+            if request is not None:
+                self._learned(direction, after, view, request)
+            else:
+                self._sent(direction, after, view)
+            close_all(after.fds)
+        for action in afterwards:
+            action()
+
+    def _sent(self, direction: Direction, request: Message, view: View) -> None:
+        """A request has been sent on: its reply will want it."""
+        number = self.trace.message(direction, view, request) if self.trace is not None else 0
+        wanted = direction is Direction.TO_SERVER and self.picture.wants(request)
+        if request.wants_reply:
+            kept = copy_message(request) if wanted else None
+            self.pending[direction].sent(request.id, Pending(number, request.command, kept))
+        elif wanted:
+            self.picture.exchanged(request, None)
+        if self.on_sent is not None:
+            self.on_sent(direction, request)
+
+    def _replied(self, direction: Direction, reply: Message, view: View) -> None:
+        self._learned(direction, reply, view, self.pending[direction.opposite].replied(reply.id) or _NOBODY)
+
+    def _learned(self, direction: Direction, reply: Message, view: View, request: Pending) -> None:
+        """A reply has been sent on."""
+        if self.trace is not None:
+            self.trace.message(direction, view, reply, request.number)
+        if request.message is not None:
+            self.picture.exchanged(request.message, reply)
+            close_all(request.message.fds)
+        if self.on_sent is not None:
+            self.on_sent(direction, reply)
+
+    # readiness
+
+    def _outlet(self, direction: Direction) -> Outlet:
+        return self._side_towards(direction).outlet
+
+    def _side_towards(self, direction: Direction) -> Side:
+        return self._sides["server" if direction is Direction.TO_SERVER else "client"]
+
+    def _other(self, side: Side) -> Side:
+        return self._sides["server" if side.name == "client" else "client"]
+
+    def _watch(self, side: Side) -> None:
+        side.events = -1
+        self._update(side)
+
+    def _ready(self, side: Side, events: int) -> None:
+        if events & READ:
+            side.pump.ready()
+            other = self._other(side)
+            if not other.outlet.waiting and not side.pump.ended and not events & ~READ:
+                return  # the hot path: nothing has changed that epoll would have to know
+        if self.closed:
+            return
+        if events & WRITE:
+            side.outlet.flush()
+        if events & GONE:
+            side.gone = True
+            if not events & READ and not side.pump.ended and not self._other(side).outlet.waiting:
+                side.pump.ready()
+        self._update_all()
+
+    def _update_all(self) -> None:
+        for side in self._sides.values():
+            self._update(side)
+        self._end_if_over()
+
+    def _update(self, side: Side) -> None:
+        """Ask epoll for what can be used: reading stops while the other side does not take what was read."""
+        if self.closed or (side.name == "server" and side.gone and side.events == -1):
+            return
+        events = 0
+        other = self._other(side)
+        full = side.name == "client" and len(self.held) >= MAX_HELD
+        if not side.pump.ended and not other.outlet.waiting and not full:
+            events |= READ
+        if side.outlet.waiting:
+            events |= WRITE
+        if side.gone and not events & READ:
+            self.loop.forget(side.stream.fileno())  # it would report for ever that it is gone
+            side.events = -1
+        elif side.events == -1:
+            self.loop.watch(side.stream.fileno(), lambda ready: self._ready(side, ready), events)
+            side.events = events
+        elif side.events != events:
+            self.loop.change(side.stream.fileno(), events)
+            side.events = events
+
+    def _end_if_over(self) -> None:
+        if self.closed:
+            return
+        client, server = self._sides["client"], self._sides["server"]
+        if client.pump.ended and server.pump.ended:
+            over = all(not side.outlet.waiting or side.gone for side in (client, server))
+        else:
+            over = any(
+                side.pump.ended and (side.gone or side.outlet.broken) and (not other.outlet.waiting or other.gone)
+                for side, other in ((client, server), (server, client))
+            )
+        if over:
+            self.close()
+
+    def _refresh(self) -> None:
+        """Messages are handed over only while something wants to see them first."""
+        if self.closed:
+            return
+        wanted = self._holds > 0 or any(own.active for own in self.own) or self.pending[Direction.TO_CLIENT].stale > 0
+        self._sides["client"].pump.intercept = wanted or bool(self.stages[Direction.TO_SERVER])
+        self._sides["server"].pump.intercept = wanted or bool(self.stages[Direction.TO_CLIENT])
+        self._update_all()
+
+
+def copy_message(message: Message) -> Message:
+    """The message with descriptors of its own."""
+    return replace(message, fds=[os.dup(fd) for fd in message.fds])

@@ -1,0 +1,165 @@
+"""The trace file, byte by byte. Integers are little-endian.
+
+The file starts with the 8 bytes of `MAGIC`; records follow to the end, each::
+
+    0   4   length of what follows this field
+    4   1   kind: 1 header, 2 message, 3 bytes that are no message, 4 note
+    5   1   direction: 0 to the server, 1 to the client
+    6   1   view: 1 received, 2 sent, 3 both (received, and sent on unchanged)
+    7   1   count of descriptors
+    8   8   time, nanoseconds of CLOCK_MONOTONIC
+    16  4   number of the request's record, in a reply; else 0
+
+then 20 bytes for each descriptor (kind 4, size 8, inode 8), then the body: the message as it was on the wire, the
+bytes, or JSON for header and note. Records are numbered from 1, the header being record 1.
+
+A file that ends within a record is readable up to there; nothing else has to be there for that, no index and no end.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from vfio_user.errors import ProtocolError
+from vfio_user.interposer.descriptors import FdInfo, FdKind
+from vfio_user.interposer.direction import Direction
+from vfio_user.wire import HEADER, HEADER_SIZE, Message
+
+MAGIC = b"vfutrc1\n"
+FORMAT = 1
+PREFIX = struct.Struct("<IBBBBQI")
+LENGTH = struct.Struct("<I")
+FD = struct.Struct("<IQQ")
+MAX_RECORD = 80 << 20
+"""A length above this is not one: the file is damaged there."""
+
+
+class Kind(IntEnum):
+    HEADER = 1
+    MESSAGE = 2
+    BYTES = 3
+    NOTE = 4
+
+
+class View(IntFlag):
+    """Which side of the interposer a message was seen on; `RECEIVED | SENT` is one that passed unchanged."""
+
+    RECEIVED = 1
+    SENT = 2
+
+
+BOTH = View.RECEIVED | View.SENT
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all records have."""
+
+    number: int
+    time: int
+    """Nanoseconds of CLOCK_MONOTONIC."""
+    direction: Direction
+    view: View
+
+
+@dataclass(frozen=True)
+class Header(Frame):
+    """The first record: `format`, `program`, `dialect`, `realtime` (ns since 1970 at `time`), addresses."""
+
+    about: dict[str, Any]
+
+    @property
+    def dialect(self) -> str:
+        return str(self.about.get("dialect", "current"))
+
+
+@dataclass(frozen=True)
+class Record(Frame):
+    """A message."""
+
+    message: Message
+    """Its `fds` are empty: descriptors do not outlive their process."""
+    fds: tuple[FdInfo, ...] = ()
+    pair: int = 0
+    """In a reply, the number of the request's record; 0 where nobody asked."""
+
+    @property
+    def unchanged(self) -> bool:
+        return self.view == BOTH
+
+
+@dataclass(frozen=True)
+class Raw(Frame):
+    """Bytes that are no message."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Note(Frame):
+    """Something that happened: `event` says what, `details` the rest."""
+
+    event: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+Entry = Header | Record | Raw | Note
+
+
+def encode_message(
+    direction: int, view: int, time: int, pair: int, message: Message, fds: tuple[FdInfo, ...] = ()
+) -> bytes:
+    """The record of one message."""
+    payload = message.payload
+    size = HEADER_SIZE + len(payload)
+    described = b"".join([FD.pack(*fd) for fd in fds]) if fds else b""
+    return (
+        PREFIX.pack(PREFIX.size - 4 + len(described) + size, Kind.MESSAGE, direction, view, len(fds), time, pair)
+        + described
+        + HEADER.pack(message.id, message.command, size, message.flags, message.errno)
+        + payload
+    )
+
+
+def encode_body(kind: Kind, direction: int, view: int, time: int, body: bytes) -> bytes:
+    """The record of anything else."""
+    return PREFIX.pack(PREFIX.size - 4 + len(body), kind, direction, view, 0, time, 0) + body
+
+
+def encode_json(kind: Kind, time: int, content: dict[str, Any]) -> bytes:
+    return encode_body(kind, 0, 0, time, json.dumps(content, separators=(",", ":")).encode())
+
+
+def decode(number: int, record: bytes) -> Entry:
+    """Take one whole record, its length included, apart.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
+    try:
+        _, kind, direction, view, count, time, pair = PREFIX.unpack_from(record)
+        body = PREFIX.size + count * FD.size
+        described = tuple(
+            FdInfo(FdKind(values[0]), values[1], values[2])
+            for values in (FD.unpack_from(record, PREFIX.size + index * FD.size) for index in range(count))
+        )
+        towards, seen = Direction(direction), View(view)
+        match Kind(kind):
+            case Kind.MESSAGE:
+                id, command, _, flags, errno = HEADER.unpack_from(record, body)
+                message = Message(id, command, flags, errno, record[body + HEADER_SIZE :])
+                return Record(number, time, towards, seen, message, described, pair)
+            case Kind.BYTES:
+                return Raw(number, time, towards, seen, record[body:])
+            case Kind.NOTE:
+                content = json.loads(record[body:])
+                event = str(content.pop("event", "?"))
+                return Note(number, time, towards, seen, event, content)
+            case Kind.HEADER:
+                return Header(number, time, towards, seen, json.loads(record[body:]))
+    except (struct.error, ValueError, AttributeError) as error:
+        raise ProtocolError(f"record {number} of the trace is malformed: {error}") from None

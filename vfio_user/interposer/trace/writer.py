@@ -1,0 +1,101 @@
+"""Appends records: one `write` per turn of the loop, nothing kept in the process between turns."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from vfio_user.errors import UserError
+from vfio_user.interposer.descriptors import FdInfo, describe
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.trace.format import FORMAT, MAGIC, Kind, View, encode_body, encode_json, encode_message
+from vfio_user.wire import Message
+
+FLUSH_AT = 1 << 20
+"""Bytes that are written before the turn ends."""
+
+
+class TraceWriter:
+    """A trace being written. `message` returns the record's number, for the reply to refer to.
+
+    When the disk is full (or gone) the trace stops, says so on standard error and in `stopped`; the session goes on.
+    """
+
+    def __init__(self, path: str | Path, about: dict[str, Any]) -> None:
+        """Create the file anew and write its header.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.path = Path(path)
+        self.stopped = ""
+        """Why the trace has stopped; empty while it has not."""
+        self.records = 0
+        self.size = 0
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UserError(f"cannot write the trace {path}: {error.strerror}") from None
+        header = {"format": FORMAT, "realtime": time.time_ns(), **about}
+        self._batch: list[bytes] = [MAGIC]
+        self._batched = 0
+        self._append(encode_json(Kind.HEADER, time.monotonic_ns(), header))
+        self.flush()
+
+    def message(self, direction: Direction, view: int, message: Message, pair: int = 0) -> int:
+        """Record a message; its descriptors, still open, are described. Returns the record's number."""
+        fds: tuple[FdInfo, ...] = tuple(map(describe, message.fds)) if message.fds else ()
+        return self._append(encode_message(direction, view, time.monotonic_ns(), pair, message, fds))
+
+    def raw(self, direction: Direction, data: bytes, view: int = View.RECEIVED | View.SENT) -> None:
+        """Record bytes that are no message."""
+        self._append(encode_body(Kind.BYTES, direction, view, time.monotonic_ns(), data))
+
+    def note(self, event: str, **details: Any) -> None:
+        """Record that something happened."""
+        self._append(encode_json(Kind.NOTE, time.monotonic_ns(), {"event": event, **details}))
+
+    def flush(self) -> None:
+        """Hand to the kernel what this turn has recorded: from then on it survives this process."""
+        if not self._batch:
+            return
+        data = self._batch[0] if len(self._batch) == 1 else b"".join(self._batch)
+        self._batch.clear()
+        self._batched = 0
+        if self.stopped:
+            return
+        try:
+            written = os.write(self._fd, data)
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+        except OSError as error:
+            self._stop(error.strerror or str(error))
+        else:
+            self.size += written
+
+    def close(self) -> None:
+        self.flush()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append(self, record: bytes) -> int:
+        self.records += 1
+        self._batch.append(record)
+        self._batched += len(record)
+        if self._batched > FLUSH_AT:
+            self.flush()
+        return self.records
+
+    def _stop(self, why: str) -> None:
+        self.stopped = why
+        os.truncate(self._fd, self.size)  # a record that went in only in part is taken back
+        print(
+            f"vfio-user interpose: THE TRACE {self.path} HAS STOPPED after {self.records} records: {why}; "
+            "the session goes on untraced",
+            file=sys.stderr,
+            flush=True,
+        )
