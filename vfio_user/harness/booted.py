@@ -151,6 +151,15 @@ class BootedGuest(Guest):
         self._ssh.append(guest)
         return guest
 
+    def ssh_command(self, folder: Path) -> list[str]:
+        """The command with which a person logs in; the guest's host key is written into `folder` for it."""
+        port = self.machine.ssh_port()
+        known = folder / f"{self.name}.known_hosts"
+        known.write_text(f"[127.0.0.1]:{port} {self.image.host_key}\n")
+        options = (f"UserKnownHostsFile={known}", "IdentitiesOnly=yes")
+        pairs = [word for option in options for word in ("-o", option)]
+        return ["ssh", "-i", str(self.image.ssh_key), "-p", str(port), *pairs, "root@127.0.0.1"]
+
     def collect(self, folder: Path) -> None:
         """Write what is worth having of a guest that failed: its kernel's log and its PCI devices."""
         with suppress(UserError, VerdictError):

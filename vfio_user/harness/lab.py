@@ -17,7 +17,7 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.accelerator import probe_accelerator
@@ -87,10 +87,9 @@ class Lab:
                 self._images[name] = ensure_image(name, progress=self._progress)
         return self._images[name]
 
-    def hardware(self, **options: object) -> MachineConfig:
+    def hardware(self, **options: Any) -> MachineConfig:
         """A machine with the newest versioned machine type of this QEMU; `options` are fields of `MachineConfig`."""
-        fields = {"machine": machine_type(self.qemu.version), "accelerator": self.accelerator, **options}
-        return MachineConfig(**fields)  # type: ignore[arg-type]
+        return MachineConfig(machine_type(self.qemu.version), self.accelerator, **options)
 
     # -- the verbs ------------------------------------------------------------------------------------------------
 
@@ -104,7 +103,7 @@ class Lab:
         fresh: bool = False,
         trace: bool = False,
         monitor: bool = False,
-        **hardware: object,
+        **hardware: Any,
     ) -> BootedGuest:
         """A running guest with its devices, in an instant when there is a checkpoint of it.
 

@@ -20,6 +20,7 @@ from vfio_user.harness.scratch import Scratch, checked_socket_path, listen
 
 _SOCKET = "{socket}"
 _IN_QEMU = "qemu:"
+_HOW = "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, or a server's command line with {socket}"
 _LISTENING = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 
 
@@ -41,11 +42,13 @@ class Device:
     @property
     def name(self) -> str:
         """A short name for files and messages."""
-        return self.served or self.driver or Path(shlex.split(self.command)[0]).name
+        return self.served.rpartition(":")[2] or self.driver or Path(shlex.split(self.command)[0]).name
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """From "edu", "qemu:edu", or a server's command line with {socket} in it. Raises `UserError`."""
+        """From "edu" or "edu --option value", "package.module:Class", "qemu:edu", or a server's command line with
+        {socket} in it. Raises `UserError`.
+        """
         if _SOCKET in text:
             return cls(command=text)
         if text.startswith(_IN_QEMU):
@@ -53,14 +56,13 @@ class Device:
             if not driver:
                 raise UserError("qemu: needs the name of a QEMU device after it", hint="for example qemu:edu")
             return cls(driver=driver)
-        known = devices()
-        if text not in known:
-            raise UserError(
-                f"there is no device called {text!r}",
-                hint=f"there are: {', '.join(known) or 'none'}; qemu:NAME for a device model of QEMU; or a server's"
-                " command line with {socket} in it",
-            )
-        return cls(served=text)
+        words = shlex.split(text)
+        if not words:
+            raise UserError("a device needs a name", hint=_HOW)
+        name, *options = words
+        if ":" not in name and name not in devices():
+            raise UserError(f"there is no device called {name!r}", hint=f"there are: {', '.join(devices())}; or {_HOW}")
+        return cls(served=name, options=tuple(options))
 
 
 def devices() -> list[str]:

@@ -1,0 +1,108 @@
+"""`vfio-user boot`: a guest with devices, and a person's shell in it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vfio_user.harness.accelerator import probe_accelerator
+from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.command_line import (
+    MachineConfig,
+    Start,
+    Wiring,
+    as_device_option,
+    command_line,
+    machine_type,
+    slot_name,
+    vfio_user_device,
+)
+from vfio_user.harness.image import ensure_image
+from vfio_user.harness.interruption import interruptible
+from vfio_user.harness.lab import Lab
+from vfio_user.harness.qemu import ensure_qemu
+from vfio_user.harness.server import Device, server_command
+from vfio_user.harness.terminal import attach
+
+
+@click.command()
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    help="A device of `vfio-user serve`, qemu:NAME, or a server's command line with {socket} in it; may be repeated.",
+)
+@click.option("--image", default="minimal", show_default=True, help="The guest image.")
+@click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
+@click.option("--memory", default=512, show_default=True, help="MiB.")
+@click.option("--cpus", default=1, show_default=True)
+@click.option("--iommu", is_flag=True, help="Put an IOMMU before the devices.")
+@click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
+@click.option("--trace", is_flag=True, help="Log QEMU's side of every vfio-user message.")
+@click.option("--print-command", is_flag=True, help="Print the commands that do the same by hand, and end.")
+def command(
+    devices: tuple[str, ...],
+    image: str,
+    qemu: str | None,
+    memory: int,
+    cpus: int,
+    iommu: bool,
+    fresh: bool,
+    trace: bool,
+    print_command: bool,
+) -> None:
+    """Boot a guest with a device and open a shell in it.
+
+    Ctrl-] ends guest, QEMU and servers; where the input is no terminal, Ctrl-C does.
+    """
+    hardware: dict[str, Any] = {"memory": memory, "cpus": cpus, "iommu": iommu}
+    wanted = [Device.parse(text) for text in devices]
+    if print_command:
+        _print_command(wanted, image, qemu, hardware)
+        return
+    with interruptible(), Lab("boot", qemu=qemu, progress=_say) as lab:
+        guest = lab.boot(devices=wanted, image=image, fresh=fresh, trace=trace, monitor=True, **hardware)
+        _say(_directions(lab, guest))
+        if not attach(guest.machine):
+            _say("\r\nthe machine has ended\r")
+
+
+def _directions(lab: Lab, guest: BootedGuest) -> str:
+    devices = [f"{item.address} [{item.vendor:04x}:{item.device:04x}]" for item in guest.devices]
+    rows = {
+        "devices": ", ".join(devices) or "none",
+        "QMP": str(lab.monitor_path(guest)),
+        "console": str(guest.machine.console.log),
+        "SSH": shlex.join(guest.ssh_command(lab.folder)),
+        "logs": str(lab.folder),
+        "to end": "Ctrl-]" if sys.stdin.isatty() else "Ctrl-C",
+    }
+    return "\n".join(f"{name:8} {value}" for name, value in rows.items())
+
+
+def _print_command(devices: list[Device], image: str, qemu: str | None, hardware: dict[str, Any]) -> None:
+    program = ensure_qemu(qemu, progress=_say)
+    source = ensure_image(image, progress=_say)
+    lines = []
+    options = []
+    for index, device in enumerate(devices):
+        if device.driver:
+            options.append(f"{device.driver},id=dev{index},bus={slot_name(index)}")
+            continue
+        path = Path(f"dev{index}.sock")
+        lines.append(f"{shlex.join(server_command(device, path))} &")
+        options.append(as_device_option(vfio_user_device(f"dev{index}", path, index)))
+    config = MachineConfig(
+        machine_type(program.version), probe_accelerator(program), devices=tuple(options), **hardware
+    )
+    wiring = Wiring(qmp=None, console="stdio", monitor=Path("qmp.sock"))
+    lines.append(shlex.join(command_line(program.argv, config, wiring, Start(source.kernel, source.initramfs))))
+    click.echo("\n".join(lines))
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
