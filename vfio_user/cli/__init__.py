@@ -16,10 +16,12 @@ from vfio_user.errors import UserError, VerdictError
 # name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
     "boot": ("boot", "Boot a guest with a device and open a shell in it."),
+    "conformance": ("conformance", "Check any server against the rules of the protocol."),
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
     "image": ("image", "Build and list guest images."),
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
+    "probe": ("probe", "Describe any server's device, as lspci would."),
     "qemu": ("qemu", "Install, list and find QEMU."),
     "replay": ("replay", "Play a trace's client against a server."),
     "run": ("run", "Boot a guest on our device, let it exercise the device, and report."),
