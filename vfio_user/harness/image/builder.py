@@ -1,0 +1,245 @@
+"""Guest images in the cache, built in stages so that a change costs no more than what depends on it.
+
+=========  ==============================================  =======================================
+stage      is made of                                      is made again when
+=========  ==============================================  =======================================
+base       the recipe's packages: kernel, base.cpio        the recipe, or this builder, changes
+image      base, then the programs and settings of         any of those files changes, or the base
+           guest_images/, then the cache's keys
+=========  ==============================================  =======================================
+
+A folder of either stage is named by what it was made of and never changes, so that a run which has found its image
+keeps it, whatever others build meanwhile. Newer packages in the archive are for `build_image` to find: `ensure_image`
+takes what is there, so that the guests of a nightly run change when somebody says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfio_user.errors import UserError
+from vfio_user.harness.cache import cache_dir, locked, publish
+from vfio_user.harness.debian import DebianArchive, Progress, quiet
+from vfio_user.harness.image.cpio import write_cpio
+from vfio_user.harness.image.kernel import extract_vmlinux
+from vfio_user.harness.image.keys import Keys, ensure_keys
+from vfio_user.harness.image.modules import KernelModules
+from vfio_user.harness.image.overlay import overlay_tree
+from vfio_user.harness.image.recipe import Recipe, load_recipe, recipe_names
+from vfio_user.harness.image.selection import add_busybox, add_bytecode, add_modules, add_skeleton, select
+
+IMAGE_AGE = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
+BASE_AGE = 14 * 86400.0  # the same for what takes longer to make
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """A guest that QEMU can boot: `-kernel KERNEL -initrd INITRAMFS -append "console=ttyS0"`.
+
+    `digest` tells of the content without the keys: the same recipe and packages give the same digest anywhere. What is
+    kept of a running guest (a checkpoint) depends on `host_key` as well, which is made together with `ssh_key`.
+    """
+
+    name: str
+    kernel: Path  # an ELF vmlinux, for QEMU's PVH boot
+    initramfs: Path
+    ssh_key: Path  # the client's private key
+    host_key: str  # the guest's public key, as a line of known_hosts without the host
+    digest: str
+
+
+@dataclass(frozen=True)
+class ImageStatus:
+    """What `list_images` tells of one recipe."""
+
+    name: str
+    description: str
+    image: GuestImage | None  # None when it has to be built first
+    size: int = 0  # bytes of kernel and initramfs
+
+
+def ensure_image(name: str, *, progress: Progress = quiet) -> GuestImage:
+    """The image called `name` (or of the recipe file `name`, .yaml), built first when it is missing or outdated.
+
+    Raises UserError on an unknown name, a recipe with a mistake, or when packages cannot be fetched.
+    """
+    recipe = load_recipe(name)
+    image = _find(recipe)
+    if image is None:
+        with locked(f"image-{recipe.name}"):
+            image = _find(recipe) or _build(recipe, progress)
+    _touch(image.kernel.parent)
+    return image
+
+
+def build_image(name: str, *, progress: Progress = quiet) -> GuestImage:
+    """Like `ensure_image`, but with the newest packages of the archive. Raises UserError."""
+    recipe = load_recipe(name)
+    with locked(f"image-{recipe.name}"):
+        _build_base(recipe, progress)
+        return _find(recipe) or _build(recipe, progress)
+
+
+def list_images() -> list[ImageStatus]:
+    """Every recipe of this package, with its image where there is one that is up to date."""
+    found = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        image = _find(recipe)
+        size = sum(path.stat().st_size for path in (image.kernel, image.initramfs)) if image else 0
+        found.append(ImageStatus(name, recipe.description, image, size))
+    return found
+
+
+def _images() -> Path:
+    return cache_dir() / "images"
+
+
+def _find(recipe: Recipe) -> GuestImage | None:
+    base = _current_base(recipe)
+    if base is None:
+        return None
+    keys = ensure_keys()
+    folder = _image_folder(recipe, base, keys)
+    return _open(recipe, folder, keys) if folder.exists() else None
+
+
+def _open(recipe: Recipe, folder: Path, keys: Keys) -> GuestImage:
+    digest = json.loads((folder / "manifest.json").read_text())["digest"]
+    return GuestImage(recipe.name, folder / "vmlinux", folder / "initramfs.cpio", keys.client, keys.host_public, digest)
+
+
+def _build(recipe: Recipe, progress: Progress) -> GuestImage:
+    """base + overlay + keys: archives one after the other, as the kernel unpacks them."""
+    base = _current_base(recipe) or _build_base(recipe, progress)
+    keys = ensure_keys()
+    folder = _image_folder(recipe, base, keys)
+    with publish(folder) as making:
+        os.link(base / "vmlinux", making / "vmlinux")
+        initramfs = making / "initramfs.cpio"
+        with initramfs.open("wb") as out:
+            with (base / "base.cpio").open("rb") as packed:
+                shutil.copyfileobj(packed, out, 1 << 20)
+            write_cpio(overlay_tree(recipe), out)
+        contents = _read_manifest(base)
+        digest = _digest(contents["kernel"], _file_digest(initramfs))
+        with initramfs.open("ab") as out:
+            write_cpio(keys.tree(), out)
+        _write_manifest(making, {**contents, "digest": digest})
+    progress(f"guest image {recipe.name}: {(folder / 'initramfs.cpio').stat().st_size / 1e6:.0f} MB, {digest[:12]}")
+    _prune(_images().glob(f"{recipe.name}-*"), IMAGE_AGE, keep=folder)
+    return _open(recipe, folder, keys)
+
+
+def _image_folder(recipe: Recipe, base: Path, keys: Keys) -> Path:
+    made_of = [base.name, _builder_digest(), keys.host_public, keys.client_public]
+    for path, entry in overlay_tree(recipe):
+        made_of += [path, repr(entry)]
+    return _images() / f"{recipe.name}-{_digest(*made_of)[:16]}"
+
+
+def _current_base(recipe: Recipe) -> Path | None:
+    """The base that was last built for the packages and files of `recipe`."""
+    link = _base_link(recipe)
+    folder = link.parent / link.readlink() if link.is_symlink() else None
+    return folder if folder and folder.exists() else None
+
+
+def _base_link(recipe: Recipe) -> Path:
+    fields = recipe.model_dump(mode="json", exclude={"name", "description", "services"})
+    return _images() / "bases" / f"for-{_digest(json.dumps(fields, sort_keys=True), _builder_digest())[:16]}"
+
+
+def _build_base(recipe: Recipe, progress: Progress) -> Path:
+    """Fetch the packages of `recipe` and make the base of them, unless there is one of exactly these."""
+    archive = DebianArchive(recipe.suites)
+    debs = archive.fetch([recipe.kernel, *recipe.packages], progress=progress)
+    link = _base_link(recipe)
+    folder = link.parent / _digest(link.name, *(deb.name for deb in debs))[:16]
+    if not folder.exists():
+        with publish(folder) as making:
+            progress(f"building guest image {recipe.name} from {len(debs)} packages")
+            packages = making / "packages"
+            archive.unpack(debs, packages)
+            _pack_base(recipe, packages, making, [deb.name for deb in debs])
+            shutil.rmtree(packages)
+    _link(link, folder.name)
+    _touch(folder)
+    _prune(link.parent.glob("[!.]*"), BASE_AGE, keep=folder)
+    return folder
+
+
+def _pack_base(recipe: Recipe, packages: Path, into: Path, debs: list[str]) -> None:
+    kernel = KernelModules(_only(packages, "usr/lib/modules/*", recipe.kernel))
+    tree = select(packages, recipe.files, recipe.exclude)
+    add_bytecode(tree, packages)
+    add_skeleton(tree)
+    add_busybox(tree, packages)
+    add_modules(tree, kernel, recipe.all_modules)
+    vmlinux = extract_vmlinux(_only(packages, "boot/vmlinuz-*", recipe.kernel))
+    (into / "vmlinux").write_bytes(vmlinux)
+    with (into / "base.cpio").open("wb") as out:
+        write_cpio(tree, out)
+    contents = {"kernel": hashlib.sha256(vmlinux).hexdigest(), "release": kernel.release, "packages": debs}
+    _write_manifest(into, contents)
+
+
+def _only(packages: Path, pattern: str, kernel: str) -> Path:
+    found = sorted(packages.glob(pattern))
+    if len(found) != 1:
+        raise UserError(f"the packages of {kernel} have {len(found)} of {pattern}, not one kernel")
+    return found[0]
+
+
+def _builder_digest() -> str:
+    """Digest of this builder's own code: what another version made is not what this one would make."""
+    return _digest(*(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(folder: Path, contents: dict[str, Any]) -> None:
+    (folder / "manifest.json").write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return contents
+
+
+def _link(link: Path, target: str) -> None:
+    new = link.with_name(f".{link.name}.{os.getpid()}")
+    new.symlink_to(target)
+    new.rename(link)
+
+
+def _touch(folder: Path) -> None:
+    with suppress(OSError):  # another's cache, perhaps: the time of last use is only for pruning
+        os.utime(folder)
+
+
+def _prune(paths: Iterator[Path], age: float, *, keep: Path) -> None:
+    """Remove what was not used for `age` seconds, and the links that lead nowhere then."""
+    for path in sorted(paths):
+        with suppress(FileNotFoundError):
+            if path.is_symlink():
+                if not path.exists():
+                    path.unlink()
+            elif path != keep and time.time() - path.stat().st_mtime > age:
+                shutil.rmtree(path, ignore_errors=True)

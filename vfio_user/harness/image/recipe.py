@@ -1,0 +1,104 @@
+"""Recipes: what a guest image is made of, as YAML that a person writes.
+
+A recipe names Debian packages and picks files out of them; libraries, and modules that modules need, follow by
+themselves. See guest_images/recipes/minimal.yaml for one with every field.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vfio_user.errors import UserError
+
+ROOM = Path(str(files("guest_images")))
+RECIPES = ROOM / "recipes"
+
+
+class Recipe(BaseModel):
+    """One guest image. The lists of a recipe that `extends` another are added to the other's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str
+    suites: tuple[str, ...]  # Debian suites, the newest version of a package in any of them wins
+    kernel: str  # the package that brings boot/vmlinuz-* and its modules
+    packages: tuple[str, ...]  # their dependencies are fetched too, and shipped where `files` wants them
+    files: tuple[str, ...]  # globs of files and folders in the packages; a folder comes whole
+    exclude: tuple[str, ...] = ()  # globs of what `files` would bring and nobody needs
+    modules: tuple[str, ...] = ()  # kernel modules to have at hand
+    autoload: tuple[str, ...] = ()  # modules to load at boot, in order
+    services: dict[str, str] = {}  # name: command, started at boot and again when it ends
+
+    @property
+    def all_modules(self) -> tuple[str, ...]:
+        return (*self.modules, *self.autoload)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with this package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe called `name`, or in the file `name` when that ends in `.yaml`.
+
+    Raises UserError on an unknown name or a recipe with a mistake, which it names.
+    """
+    if name.endswith(".yaml"):
+        return _validated(Path(name))
+    if name not in recipe_names():
+        known = ", ".join(recipe_names())
+        raise UserError(
+            f"there is no guest image {name!r}", hint=f"known images: {known}; or give a recipe's file, .yaml"
+        )
+    return _validated(RECIPES / f"{name}.yaml")
+
+
+def _validated(path: Path) -> Recipe:
+    try:
+        return Recipe(name=path.stem, **_merged(path, ()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"recipe {path}: {field}: {first['msg']}") from error
+
+
+def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The fields of the recipe at `path`, those that it extends included."""
+    if path in above:
+        raise UserError(f"recipe {path} extends itself, by way of {' and '.join(p.stem for p in above)}")
+    fields = _read(path)
+    parent = fields.pop("extends", None)
+    if parent is None:
+        return fields
+    folder = RECIPES if (RECIPES / f"{parent}.yaml").exists() else path.parent
+    base = _merged(folder / f"{parent}.yaml", (*above, path))
+    return {key: _join(base.get(key), fields.get(key)) for key in {**base, **fields}}
+
+
+def _join(base: Any, own: Any) -> Any:
+    if own is None or base is None:
+        return base if own is None else own
+    if isinstance(base, list) and isinstance(own, list):
+        return base + own
+    if isinstance(base, dict) and isinstance(own, dict):
+        return {**base, **own}
+    return own
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"recipe {path} is not a table of fields")
+    return fields

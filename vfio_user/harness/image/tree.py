@@ -1,0 +1,83 @@
+"""A guest's file system in memory: what is where, before it becomes an archive.
+
+Paths are relative to the guest's root and in the merged-/usr form (`usr/bin/x`, never `bin/x`), as Debian ships them
+since trixie; a guest's root has `bin`, `sbin`, `lib` and `lib64` as links.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MERGED = ("bin", "sbin", "lib", "lib64")
+
+
+@dataclass(frozen=True)
+class Directory:
+    mode: int = 0o755
+
+
+@dataclass(frozen=True)
+class Symlink:
+    target: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A character device."""
+
+    mode: int
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True)
+class File:
+    """A file whose content is at hand, or read from `content` when it is wanted."""
+
+    mode: int
+    content: bytes | Path
+
+    def read(self) -> bytes:
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+
+
+Entry = Directory | Symlink | Node | File
+
+
+class Tree:
+    """Entries by path. Parents come into being by themselves; what is added last wins."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, Entry]]:
+        """Path and entry, parents before children, in an order that depends on nothing but the paths."""
+        return iter(sorted(self._entries.items(), key=lambda item: item[0].split("/")))
+
+    def __contains__(self, path: str) -> bool:
+        return merged(path) in self._entries
+
+    def __getitem__(self, path: str) -> Entry:
+        return self._entries[merged(path)]
+
+    def add(self, path: str, entry: Entry) -> None:
+        """Add `entry` at `path`, relative or absolute, and the directories above it that are not there yet."""
+        path = merged(path)
+        parent = posixpath.dirname(path)
+        while parent:
+            self._entries.setdefault(parent, Directory())
+            parent = posixpath.dirname(parent)
+        self._entries[path] = entry
+
+    def add_text(self, path: str, text: str) -> None:
+        """Add a file of text; one that begins with `#!` is a program."""
+        self.add(path, File(0o755 if text.startswith("#!") else 0o644, text.encode()))
+
+
+def merged(path: str) -> str:
+    """The one name of `path` in a merged-/usr root: `/lib64/ld.so` is `usr/lib64/ld.so`."""
+    path = posixpath.normpath(path).lstrip("/")
+    return f"usr/{path}" if path.split("/", 1)[0] in MERGED and "/" in path else path
