@@ -1,0 +1,128 @@
+"""The doctor says whether guests can run here, and what to do when not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vfio_user.cli.doctor import command
+from vfio_user.errors import UserError
+from vfio_user.harness import accelerator, cache, doctor, qemu
+from vfio_user.harness.doctor import Finding, State, can_run, examine_machine
+from vfio_user.harness.qemu import PROGRAM
+
+from .test_harness_qemu import answers_like_qemu
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with nothing but the tools of /bin: no QEMU, no apt, an empty cache; returns the folder on its PATH."""
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.delenv(qemu.ENVIRONMENT, raising=False)
+    (tmp_path / "bin").mkdir()
+    for tool in ("sh", "cat"):
+        (tmp_path / "bin" / tool).symlink_to(f"/bin/{tool}")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(doctor, "KVM", tmp_path / "kvm")
+    monkeypatch.setattr(accelerator, "KVM", tmp_path / "kvm")
+    return tmp_path / "bin"
+
+
+@pytest.fixture
+def with_apt(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (doctor, qemu):
+        monkeypatch.setattr(module, "has_apt", lambda: True)
+    monkeypatch.setattr(doctor, "find_mirror", lambda: None)
+
+
+def state_of(name: str) -> State:
+    return {finding.name: finding.state for finding in examine_machine()}[name]
+
+
+def run_doctor(*arguments: str) -> Result:
+    return CliRunner().invoke(command, arguments)
+
+
+def test_every_question_gets_an_answer() -> None:
+    assert [finding.name for finding in examine_machine()] == list(doctor.CHECKS)
+
+
+def test_without_qemu_and_without_apt_it_cannot_work() -> None:
+    assert state_of("QEMU") is State.BAD
+    assert run_doctor().exit_code == 2
+
+
+@pytest.mark.usefixtures("with_apt")
+def test_without_qemu_but_with_apt_the_first_run_gets_one() -> None:
+    assert state_of("QEMU") is State.LATER
+    assert state_of("guest image") is State.LATER
+    assert run_doctor().exit_code == 0
+
+
+def test_a_good_qemu_is_found_and_an_old_one_is_not_taken_for_it(machine: Path) -> None:
+    answers_like_qemu(machine / PROGRAM, "7.2.22")
+    assert state_of("QEMU") is State.BAD
+    answers_like_qemu(machine / PROGRAM, "11.1.3")
+    assert state_of("QEMU") is State.GOOD
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "detail"), [("exit 85", "KVM: "), ("echo KVM internal error; exec cat /dev/zero", "TCG: ")]
+)
+def test_the_accelerator_is_what_a_guest_runs_under(machine: Path, tmp_path: Path, behaviour: str, detail: str) -> None:
+    program = answers_like_qemu(machine / PROGRAM, "11.1.3")
+    program.write_text(program.read_text().replace("esac", f"*accel*) {behaviour};; esac"))
+    (tmp_path / "kvm").touch()
+    assert doctor.check_accelerator()[1].startswith(detail)
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "file/cache"))
+    finding = next(finding for finding in examine_machine() if finding.name == "cache")
+    assert finding.state is State.BAD
+    assert cache.ENVIRONMENT in finding.hint
+
+
+@pytest.mark.usefixtures("with_apt")
+def test_a_small_disk_is_bad_for_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "FIRST_RUN_SPACE", 1e18)
+    assert state_of("disk") is State.BAD
+
+
+def raises(error: Exception) -> Callable[[], doctor.Answer]:
+    def check() -> doctor.Answer:
+        raise error
+
+    return check
+
+
+@pytest.mark.parametrize("error", [UserError("no such thing", hint="get one"), ZeroDivisionError("oops")])
+def test_a_check_that_fails_is_a_finding_and_the_rest_is_still_asked(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", {"first": raises(error), "second": doctor.check_python})
+    first, second = examine_machine()
+    assert (first.state, second.state) == (State.BAD, State.GOOD)
+    assert str(error) in first.detail
+
+
+@pytest.mark.parametrize(
+    ("state", "works"), [(State.GOOD, True), (State.LATER, True), (State.ABSENT, True), (State.BAD, False)]
+)
+def test_only_what_is_bad_keeps_guests_from_running(state: State, works: bool) -> None:
+    assert can_run([Finding("one", State.GOOD, ""), Finding("other", state, "")]) is works
+
+
+def test_programs_get_the_same_as_json() -> None:
+    ran = run_doctor("--json")
+    said = json.loads(ran.stdout)
+    assert said["ok"] is (ran.exit_code == 0)
+    assert [each["name"] for each in said["findings"]] == list(doctor.CHECKS)
+    assert {"name", "state", "detail", "hint"} <= said["findings"][0].keys()

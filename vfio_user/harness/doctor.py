@@ -1,0 +1,215 @@
+"""What this machine has for booting guests on vfio-user devices, what it lacks, and how to get that.
+
+One row of `CHECKS` per question. Whatever a check runs into becomes its finding: the doctor always answers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+
+from vfio_user.errors import UserError
+from vfio_user.harness.accelerator import KVM, probe_accelerator
+from vfio_user.harness.cache import ENVIRONMENT as CACHE_VARIABLE
+from vfio_user.harness.cache import cache_dir
+from vfio_user.harness.debian import find_mirror, has_apt
+from vfio_user.harness.qemu import DEVICE, find_qemu
+
+DEFAULT_IMAGE = "minimal"
+GUEST_MEMORY = 700e6  # bytes for QEMU with a guest of 512 MiB, and its server
+# Measured: packages, QEMU, image and a checkpoint take about 0.8 GB in the cache; a checkpoint alone 0.12.
+FIRST_RUN_SPACE = 1.5e9
+LATER_RUN_SPACE = 0.3e9
+TOOL_DEADLINE = 20.0
+
+
+class State(StrEnum):
+    """How it stands. Only BAD keeps `scripts/run` from working."""
+
+    GOOD = "good"
+    LATER = "later"  # not there; the first run gets it by itself
+    ABSENT = "absent"  # not there; something less would be possible with it
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question. `hint` says how to get what is missing."""
+
+    name: str
+    state: State
+    detail: str
+    hint: str = ""
+
+
+Answer = tuple[State, str] | tuple[State, str, str]
+
+
+def examine_machine() -> Iterator[Finding]:
+    """Answer every question, one after the other; none takes more than some seconds."""
+    for name, check in CHECKS.items():
+        try:
+            yield Finding(name, *check())
+        except UserError as error:
+            yield Finding(name, State.BAD, str(error), error.hint)
+        except Exception as error:
+            yield Finding(name, State.BAD, f"the check itself failed: {type(error).__name__}: {error}")
+
+
+def can_run(findings: list[Finding]) -> bool:
+    """Whether `scripts/run` can work here."""
+    return all(finding.state is not State.BAD for finding in findings)
+
+
+def check_system() -> Answer:
+    about = f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} processors"
+    if platform.machine() != "x86_64":
+        return State.BAD, about, "the guests are x86_64, and so are the packages: use such a machine"
+    return State.GOOD, about
+
+
+def check_python() -> Answer:
+    return State.GOOD, f"{platform.python_version()} at {sys.executable}"
+
+
+def check_cache() -> Answer:
+    return State.GOOD, str(cache_dir())
+
+
+def check_disk() -> Answer:
+    """The space in the cache: a machine with QEMU and image in place needs less."""
+    free = shutil.disk_usage(cache_dir()).free
+    needed = LATER_RUN_SPACE if _has(check_qemu) and _has(check_image) else FIRST_RUN_SPACE
+    if free < needed:
+        return State.BAD, f"{_gb(free)} free, {_gb(needed)} needed", f"make room, or set {CACHE_VARIABLE}"
+    return State.GOOD, f"{_gb(free)} free in the cache"
+
+
+def check_memory() -> Answer:
+    free = psutil.virtual_memory().available
+    if free < GUEST_MEMORY:
+        return State.BAD, f"{_gb(free)} available, {_gb(GUEST_MEMORY)} needed for one guest", "end other programs"
+    return State.GOOD, f"{_gb(free)} available"
+
+
+def check_shared_memory() -> Answer:
+    """The guest's RAM and server and QEMU share is a memfd, which no mount limits: proven by making one."""
+    os.close(os.memfd_create("doctor"))
+    try:
+        return State.GOOD, f"memfd works; {_gb(shutil.disk_usage('/dev/shm').free)} free in /dev/shm"
+    except OSError:
+        return State.GOOD, "memfd works; there is no /dev/shm"
+
+
+def check_apt() -> Answer:
+    """apt is how QEMU and images come: without it, both have to be there already."""
+    if has_apt():
+        find_mirror()
+        return State.GOOD, "Debian's packages can be fetched with this machine's mirror and keys"
+    state = State.ABSENT if _has(check_qemu) and _has(check_image) else State.BAD
+    return state, "no apt: Debian's packages cannot be fetched", "use Debian or a derivative, or its container"
+
+
+def check_qemu() -> Answer:
+    try:
+        qemu = find_qemu()
+    except UserError as error:
+        return (State.LATER if has_apt() else State.BAD), str(error), error.hint
+    return State.GOOD, f"{qemu.version_text}, from the {qemu.origin}, with {DEVICE}"
+
+
+def check_accelerator() -> Answer:
+    if not KVM.exists():
+        return State.GOOD, f"TCG: there is no {KVM}"
+    if not os.access(KVM, os.R_OK | os.W_OK):
+        return State.ABSENT, f"TCG: {KVM} is there, but you may not use it", "join the group kvm for faster guests"
+    try:
+        qemu = find_qemu()
+    except UserError:
+        return State.LATER, f"{KVM} is there; whether a guest runs under it shows when there is a QEMU"
+    if probe_accelerator(qemu) == "kvm":
+        return State.GOOD, "KVM: a guest runs under it"
+    return State.GOOD, f"TCG: {KVM} is there, but a guest does not run under it"
+
+
+def check_image() -> Answer:
+    from vfio_user.harness.image import list_images
+
+    built = [status.name for status in list_images() if status.image]
+    if DEFAULT_IMAGE in built:
+        return State.GOOD, f"{', '.join(built)} in the cache"
+    hint = f"vfio-user image build {DEFAULT_IMAGE}"
+    return (State.LATER if has_apt() else State.BAD), f"{DEFAULT_IMAGE} is not built yet", hint
+
+
+def check_namespaces() -> Answer:
+    """Network namespaces stand for hosts in a migration: as root, or by a user namespace."""
+    needs_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    ran = _run(["unshare", *needs_user, "--net", "true"])
+    if ran is None or ran.returncode != 0:
+        why = ran.stderr.strip() if ran else "there is no unshare"
+        hint = "sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces, or be root"
+        return State.ABSENT, f"no network namespaces, so no migration between hosts: {why}", hint
+    return State.GOOD, "network namespaces can be made" + (", as root" if not needs_user else " by a user")
+
+
+def check_gdb() -> Answer:
+    return _check_tool("gdb", "stacks of a QEMU that hangs or has crashed", "gdb")
+
+
+def check_compiler() -> Answer:
+    return _check_tool("cc", "servers in C, to test against", "gcc libc6-dev")
+
+
+CHECKS: dict[str, Callable[[], Answer]] = {
+    "system": check_system,
+    "python": check_python,
+    "cache": check_cache,
+    "disk": check_disk,
+    "memory": check_memory,
+    "shared memory": check_shared_memory,
+    "apt": check_apt,
+    "QEMU": check_qemu,
+    "accelerator": check_accelerator,
+    "guest image": check_image,
+    "namespaces": check_namespaces,
+    "debugger": check_gdb,
+    "compiler": check_compiler,
+}
+
+
+def _check_tool(name: str, purpose: str, packages: str) -> Answer:
+    path = shutil.which(name)
+    if path is None:
+        return State.ABSENT, f"no {name}: it is for {purpose}", f"apt-get install {packages}"
+    ran = _run([path, "--version"])
+    return State.GOOD, ran.stdout.partition("\n")[0] if ran else str(Path(path))
+
+
+def _has(check: Callable[[], Answer]) -> bool:
+    try:
+        return check()[0] is State.GOOD
+    except UserError:
+        return False
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TOOL_DEADLINE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
