@@ -61,9 +61,9 @@ def main() -> None:
     VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks.
     """
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        # what ends a command by `Context.exit` comes back as a number
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
