@@ -1,1 +1,69 @@
-"""What a device author touches: registers, BARs, interrupts, DMA, state, reset."""
+"""What a device author touches. `vfio_user` exports the same names.
+
+`PciDevice` is subclassed; `register`, `stored_register`, `memory` and `state` declare what is in it; `self.interrupts`
+and `self.dma` reach the guest. Standard library only.
+"""
+
+from vfio_user.device.device import PciDevice
+from vfio_user.device.dma import Dma, Views
+from vfio_user.device.dma_region import CURRENT_POLICY, DRAFT_V6_POLICY, DmaRegion, MapPolicy
+from vfio_user.device.interrupts import Interrupts
+from vfio_user.device.irq_wiring import IrqInfo
+from vfio_user.device.layout import ExtraRegion
+from vfio_user.device.lifecycle import Quiesce, ResetKind
+from vfio_user.device.link import Link, NoClient
+from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
+from vfio_user.device.options import Option, device_options, parse_options
+from vfio_user.device.region import IoFd, RegionInfo
+from vfio_user.device.register import Register, RegisterArray, register, stored_register
+from vfio_user.device.state import memory, state
+from vfio_user.pci import (
+    Bar,
+    Capability,
+    ExtendedVendor,
+    PciExpress,
+    PciIds,
+    PowerManagement,
+    SerialNumber,
+    VendorSpecific,
+)
+
+__all__ = [
+    "CURRENT_POLICY",
+    "DRAFT_V6_POLICY",
+    "Bar",
+    "Capability",
+    "Dma",
+    "DmaRegion",
+    "ExtendedVendor",
+    "ExtraRegion",
+    "IntX",
+    "Interrupts",
+    "IoFd",
+    "IrqInfo",
+    "Link",
+    "MapPolicy",
+    "Mechanism",
+    "Msi",
+    "MsiX",
+    "NoClient",
+    "Option",
+    "PciDevice",
+    "PciExpress",
+    "PciIds",
+    "PowerManagement",
+    "Quiesce",
+    "RegionInfo",
+    "Register",
+    "RegisterArray",
+    "ResetKind",
+    "SerialNumber",
+    "VendorSpecific",
+    "Views",
+    "device_options",
+    "memory",
+    "parse_options",
+    "register",
+    "state",
+    "stored_register",
+]

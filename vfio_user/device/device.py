@@ -1,0 +1,384 @@
+"""A PCI device: what an author subclasses, and what a session serves.
+
+    class Doorbell(PciDevice):
+        ids = PciIds(vendor=0x1AF4, device=0x10F0)
+        interrupts = MsiX(vectors=1)
+        total: int = state(0)
+
+        @register(bar=0, offset=0x0, width=4)
+        def ring(self, value: int) -> None:
+            self.total += value
+            self.interrupts.trigger(0)
+
+        @ring.reader
+        def _(self) -> int:
+            return self.total
+
+All handlers and hooks run one at a time, under the session's lock. A device's own threads use `call_soon` to get there;
+only `interrupts` and mapped `dma` may be used from them directly.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from vfio_user.device.config_region import ConfigRegion, watch_resets
+from vfio_user.device.dma import Dma
+from vfio_user.device.dma_region import DmaRegion
+from vfio_user.device.eventfd import drain
+from vfio_user.device.interrupts import Interrupts
+from vfio_user.device.irq_wiring import IrqInfo
+from vfio_user.device.layout import ExtraRegion, Layout, Readers, Writers, place_msix, used_bars
+from vfio_user.device.lifecycle import Quiesce, ResetKind
+from vfio_user.device.link import Link, NoClient
+from vfio_user.device.mechanism import NO_INTERRUPTS, IntX, Mechanism, Msi, MsiX
+from vfio_user.device.region import Access, IoFd, RegionInfo
+from vfio_user.device.saved import Saved, check_saved, digest_of
+from vfio_user.device.state import Snapshot
+from vfio_user.errors import ProtocolError
+from vfio_user.pci import (
+    COMMAND,
+    COMMAND_BUS_MASTER,
+    Bar,
+    Capability,
+    MsiCapability,
+    PciIds,
+    build_config_space,
+)
+from vfio_user.wire.constants import IrqSetFlags, RegionFlags
+
+QUIESCE_SECONDS = 5.0
+"""How long a device may take to stand still once its client is gone."""
+
+
+class PciDevice:
+    """Base of all devices. A subclass declares; an instance is one device, which outlives its clients.
+
+    Declared as class attributes, or given to `__init__` by a subclass that decides per device: `ids`, `bars`,
+    `interrupts`, `capabilities` (MSI and MSI-X come from `interrupts`), `rom`. Registers, memory and state are
+    declared with `register`, `stored_register`, `memory` and `state`.
+    """
+
+    ids: PciIds
+    bars: Sequence[Bar] = ()
+    interrupts: Mechanism = NO_INTERRUPTS
+    capabilities: Sequence[Capability] = ()
+    extra_regions: Sequence[ExtraRegion] = ()
+    rom: bytes = b""
+    state_version = 1
+    """Goes up when declared state changes so that older saved state no longer fits."""
+
+    def __init__(
+        self,
+        *,
+        ids: PciIds | None = None,
+        bars: Sequence[Bar] | None = None,
+        interrupts: Mechanism | None = None,
+        capabilities: Sequence[Capability] | None = None,
+        rom: bytes | None = None,
+    ) -> None:
+        """Build the device as it is after power-on.
+
+        Raises:
+            ValueError: declarations that contradict each other or PCI.
+        """
+        mechanism = interrupts if interrupts is not None else type(self).interrupts
+        all_capabilities = list(self.capabilities if capabilities is None else capabilities)
+        bars = list(self.bars if bars is None else bars)
+        self._snapshot = Snapshot(self)
+        self._snapshot.reset(everything=True)
+
+        msix, msi, intx = mechanism.part(MsiX), mechanism.part(Msi), mechanism.part(IntX)
+        reserved: list[tuple[int, int, int]] = []
+        if msi:
+            all_capabilities.append(MsiCapability(msi.vectors, msi.address64, msi.maskable))
+        if msix:
+            table, bars = place_msix(msix, bars, used_bars(type(self)))
+            all_capabilities.append(table)
+            reserved = [
+                (table.table_bar, table.table_offset, msix.table_size),
+                (table.pba_bar, table.pba_offset, msix.pba_size),
+            ]
+        self._layout = Layout(self, bars, self.extra_regions, reserved)
+        self.config, offsets = build_config_space(
+            self.ids if ids is None else ids,
+            bars=self._layout.bars,
+            rom_size=self._layout.add_rom(self.rom if rom is None else rom),
+            interrupt_pin=intx.pin if intx else 0,
+            capabilities=all_capabilities,
+        )
+        found = Interrupts(mechanism, self.config, offsets)
+        self.__dict__["interrupts"] = found
+        if reserved:
+            self._layout.answer(*reserved[0], found.table)
+            self._layout.answer(*reserved[1], found.pba)
+        self._layout.add_config(len(self.config), ConfigRegion(self.config, found.refresh))
+        watch_resets(self.config, offsets, all_capabilities, self._guest_reset)
+
+        self.regions: list[RegionInfo] = self._layout.infos
+        """What GET_REGION_INFO tells: BARs 0 to 5, ROM 6, configuration space 7, VGA 8, device-specific from 9."""
+        self.irqs: list[IrqInfo] = found.infos
+        """What GET_IRQ_INFO tells: INTx, MSI, MSI-X, ERR, REQ."""
+        self.readers: Readers = self._layout.readers
+        """{(region, offset, width): read} for accesses that are exactly a register. Values are not yet cut to width."""
+        self.writers: Writers = self._layout.writers
+        self.dma = Dma(self._hook("on_dma_map"), self._hook("on_dma_unmap"))
+        self.link: Link = NoClient()
+        self._io_fds: dict[int, Callable[[], None]] = {}
+        self._stopped = False
+        self._held: list[Callable[[], None]] = []
+        self.migration: Any = None
+        """The protocol's face of migration, put here by whoever makes the device migratable."""
+
+    # What an author overrides.
+
+    def on_reset(self, kind: ResetKind) -> None:
+        """After declared state, registers of PCI and pending interrupts are as after reset; not at construction.
+
+        With LOST_CONNECTION nothing was reset: the client is gone and work for it must end.
+        """
+
+    def on_quiesce(self) -> Quiesce | None:
+        """Stand still: no DMA and no interrupts until `on_resume`. Before memory is mapped or unmapped, before resets
+        and changes of migration state.
+
+        Return None when that is so already; or a `Quiesce` whose `done` is called, from any thread, once it is.
+        Raise ProtocolError to refuse with its errno.
+        """
+        return None
+
+    def on_resume(self) -> None:
+        """What `on_quiesce` was for is done."""
+
+    def on_dma_map(self, region: DmaRegion) -> None:
+        """Client memory came; again for a region that the client maps twice."""
+
+    def on_dma_unmap(self, region: DmaRegion) -> None:
+        """Client memory is going: the last moment to use it. Views of it must be given up."""
+
+    def on_load(self) -> None:
+        """After `load_state`: start again what the state says is under way."""
+
+    def unclaimed_read(self, region: int, offset: int, count: int) -> bytes:
+        """A read of bytes where nothing is declared. Zeros."""
+        return bytes(count)
+
+    def unclaimed_write(self, region: int, offset: int, data: bytes) -> None:
+        """A write of bytes where nothing is declared. Ignored."""
+
+    # What an author uses.
+
+    @property
+    def bus_master(self) -> bool:
+        """The guest allows DMA. Not enforced: a device that wants to be exact asks before it starts."""
+        return bool(self.config.get(COMMAND, 2) & COMMAND_BUS_MASTER)
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Run `work` after the replies of the current batch are sent: where a handler may use message DMA freely.
+
+        Work of a device that migration has stopped waits until it runs again; what is under way and must survive
+        migration belongs into `state`, and is deferred again by `on_load`.
+        """
+        self.link.defer(partial(self._deferred, work))
+
+    def call_soon(self, work: Callable[[], None]) -> None:
+        """From any thread: run `work` where handlers run."""
+        self.link.call_soon(work)
+
+    def add_ioeventfd(self, bar: int, offset: int, width: int, *, datamatch: int | None = None) -> int:
+        """Let the client signal an eventfd instead of sending writes of a declared register (GET_REGION_IO_FDS).
+
+        Each time it is signalled the register's writer gets `datamatch`, or 0. Returns the eventfd.
+        """
+        write = self.writers[bar, offset, width]
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        flags = 0 if datamatch is None else 1  # KVM_IOEVENTFD_FLAG_DATAMATCH
+        self.regions[bar].io_fds.append(IoFd(offset, width, fd, flags=flags, datamatch=datamatch or 0))
+        self._io_fds[fd] = lambda: write(datamatch or 0) if drain(fd) else None
+        self.link.watch(fd, self._io_fds[fd])
+        return fd
+
+    # What the session calls.
+
+    def attach(self, link: Link) -> None:
+        """A client came."""
+        self.link = self.dma.link = self.interrupts.link = link
+        for fd, ready in self._io_fds.items():
+            link.watch(fd, ready)
+
+    def detach(self) -> None:
+        """The client is gone: its memory and descriptors are released, the device keeps its state."""
+        for fd in self._io_fds:
+            self.link.unwatch(fd)
+        self.on_reset(ResetKind.LOST_CONNECTION)
+        self._wait_quiet()
+        self.dma.unmap_all()
+        self.dma.stop_log()
+        self.interrupts.release()
+        self.link = self.dma.link = NoClient()
+        self.resume()
+
+    def quiesce(self) -> Quiesce | None:
+        """Before memory, state or the migration state changes: None if the device stands still now. Raises what
+        `on_quiesce` does. `resume` follows when the change is done or was refused."""
+        return self.on_quiesce()
+
+    def resume(self) -> None:
+        self.on_resume()
+
+    def stop(self) -> None:
+        """Migration stops the device: deferred work waits for `start`."""
+        self._stopped = True
+
+    def start(self) -> None:
+        self._stopped = False
+        held, self._held = self._held, []
+        for work in held:
+            self.defer(work)
+
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """Read `count` bytes of a region; an access of any shape (see `vfio_user.device.region`).
+
+        Raises:
+            ProtocolError: EINVAL, no such region or past its end; what a handler raises.
+        """
+        access = self._access(region, offset, count)
+        read = self.readers.get((region, offset, count))
+        if read is not None:
+            return (read() & ((1 << 8 * count) - 1)).to_bytes(count, "little")
+        return access.read(offset, count)
+
+    def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes of a region; raises as `region_read`, and EINVAL for a region that cannot be written."""
+        access = self._access(region, offset, len(data))
+        if not self.regions[region].flags & RegionFlags.WRITE:
+            raise ProtocolError(f"region {region} cannot be written", errno.EINVAL)
+        write = self.writers.get((region, offset, len(data)))
+        if write is not None:
+            write(int.from_bytes(data, "little"))
+        else:
+            access.write(offset, bytes(data))
+
+    def set_irqs(
+        self,
+        index: int,
+        start: int,
+        count: int,
+        action: IrqSetFlags,
+        data: IrqSetFlags,
+        bools: bytes = b"",
+        fds: Sequence[int] = (),
+    ) -> None:
+        """SET_IRQS; see `Interrupts.set_irqs`."""
+        self.interrupts.set_irqs(index, start, count, action, data, bools, fds)
+
+    def io_fds(self, region: int) -> list[IoFd]:
+        """What GET_REGION_IO_FDS tells, newest first."""
+        return self.regions[region].io_fds[::-1]
+
+    def client_reset(self) -> None:
+        """DEVICE_RESET. The session has the device quiesced."""
+        self.reset(ResetKind.DEVICE)
+
+    def reset(self, kind: ResetKind) -> None:
+        """Reset the function: declared state, configuration space, pending interrupts; then `on_reset`.
+
+        Client memory and eventfds stay: they are the client's. LOST_CONNECTION changes nothing by itself.
+        """
+        if kind is not ResetKind.LOST_CONNECTION:
+            self._held.clear()
+            self._snapshot.reset()
+            self.config.reset()
+            self.interrupts.reset()
+        self.on_reset(kind)
+
+    def save_state(self) -> Saved:
+        """Everything a guest could tell this device by, as plain values; see `vfio_user.device.saved`."""
+        values, memories = self._snapshot.save()
+        return {
+            "device": type(self).__name__,
+            "version": self.state_version,
+            "values": values,
+            "memory": memories,
+            "config": self.config.save(),
+            "interrupts": self.interrupts.save(),
+        }
+
+    def load_state(self, saved: Mapping[str, Any]) -> None:
+        """Become the device that was saved; then `on_load`.
+
+        Raises:
+            ProtocolError: EINVAL, it is of another device or version, or misshapen; nothing has changed then.
+        """
+        check_saved(saved, type(self).__name__, self.state_version, len(self.config))
+        self._snapshot.check(saved["values"], saved["memory"])
+        self.interrupts.check(saved["interrupts"])
+        self._snapshot.load(saved["values"], saved["memory"])
+        self.config.load(saved["config"])
+        self.interrupts.load(saved["interrupts"])
+        self.on_load()
+
+    def digest(self) -> str:
+        """A fingerprint of `save_state`: the same on two devices exactly when they are in the same state."""
+        return digest_of(self.save_state())
+
+    def close(self) -> None:
+        """Give back the descriptors that the device itself made. Detach first."""
+        for fd in self._io_fds:
+            os.close(fd)
+        self._io_fds.clear()
+        self._layout.close()
+
+    # Within.
+
+    def _deferred(self, work: Callable[[], None]) -> None:
+        if self._stopped:
+            self._held.append(work)
+        else:
+            work()
+
+    def _access(self, region: int, offset: int, count: int) -> Access:
+        access = self._layout.accesses[region] if 0 <= region < len(self.regions) else None
+        if access is None:
+            raise ProtocolError(f"there is no region {region}", errno.EINVAL)
+        if offset + count > self.regions[region].size:
+            raise ProtocolError(
+                f"{count} bytes at {offset:#x} of region {region}, which has {self.regions[region].size:#x}",
+                errno.EINVAL,
+            )
+        return access
+
+    def _hook(self, name: str) -> Callable[[DmaRegion], None] | None:
+        """A hook that the class overrides; nothing is called where it does not."""
+        if getattr(type(self), name) is getattr(PciDevice, name):
+            return None
+        hook: Callable[[DmaRegion], None] = getattr(self, name)
+        return hook
+
+    def _guest_reset(self, kind: ResetKind) -> None:
+        """A reset through configuration space. One that has to wait comes after the write's reply, as PCI allows."""
+
+        def now() -> None:
+            self.reset(kind)
+            self.resume()
+
+        waiting = self.quiesce()
+        if waiting is None or waiting.finished:
+            now()
+        else:
+            waiting.then(lambda: self.call_soon(now))
+
+    def _wait_quiet(self) -> None:
+        try:
+            waiting = self.quiesce()
+        except ProtocolError:
+            return  # there is nobody to refuse
+        if waiting is not None:
+            quiet = threading.Event()
+            waiting.then(quiet.set)
+            quiet.wait(QUIESCE_SECONDS)

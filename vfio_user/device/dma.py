@@ -1,0 +1,162 @@
+"""Client memory as a device uses it: reading and writing by IOVA.
+
+Three modes, chosen by what the client gave: *mapped* (a descriptor that can be mapped: accesses are copies in shared
+memory), *file* (a descriptor that can only be read and written), *message* (no descriptor: accesses are DMA_READ and
+DMA_WRITE messages). Mapped and file memory may be used anywhere, and from any thread while the device is not quiesced;
+message memory only on the session's thread and never in a register's reader (`Link.dma_read`).
+
+Each access is checked as a whole before a byte moves: EFAULT where nothing is mapped, EPERM where the client did not
+grant it. Every write marks its pages dirty while a log is kept. A client that shrinks a file under a mapping kills the
+process (SIGBUS), as it does with every server: memory that is sealed against it (F_SEAL_SHRINK, as QEMU's memfd is)
+cannot be shrunk.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from types import TracebackType
+
+from vfio_user.device.dma_map import DmaMap, RegionHook
+from vfio_user.device.dma_region import READ, WRITE, DmaRegion
+from vfio_user.device.link import Link, NoClient
+from vfio_user.device.memory_file import MemoryFile
+from vfio_user.errors import ProtocolError
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Views(list[memoryview]):
+    """Pieces of client memory in place, in order. As a context manager it releases them at the end, so that nothing
+    keeps memory that the client takes back, and marks written ones dirty once more."""
+
+    def __init__(self, pieces: list[memoryview], written: Callable[[], None] | None) -> None:
+        super().__init__(pieces)
+        self._written = written
+
+    def __enter__(self) -> Views:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._written:
+            self._written()
+        for piece in self:
+            piece.release()
+
+
+class Dma(DmaMap):
+    """The client memory that one device may use."""
+
+    def __init__(self, mapped: RegionHook | None = None, unmapped: RegionHook | None = None) -> None:
+        super().__init__(mapped, unmapped)
+        self.link: Link = NoClient()
+
+    def read(self, iova: int, count: int) -> bytes:
+        """Raises ProtocolError: EFAULT, EPERM, or what the client answers to a message."""
+        region = self._last
+        start = iova - region.iova
+        if start >= 0 and start + count <= region.size and region.read_map is not None:
+            start += region.base
+            return region.read_map[start : start + count]
+        pieces = self.pieces(iova, count, READ)
+        if len(pieces) == 1:
+            return self._read_piece(*pieces[0])
+        return b"".join([self._read_piece(*piece) for piece in pieces])
+
+    def read_into(self, iova: int, buffer: bytearray | memoryview) -> None:
+        """Fill a buffer of bytes; raises as `read`."""
+        done = 0
+        with memoryview(buffer) as view:
+            for region, start, size in self.pieces(iova, len(view), READ):
+                if region.file:
+                    start += region.base
+                    view[done : done + size] = region.file.view[start : start + size]
+                else:
+                    view[done : done + size] = self._read_piece(region, start, size)
+                done += size
+
+    def write(self, iova: int, data: Buffer) -> None:
+        """Write bytes; raises as `read`. Nothing is written then, unless a message fails after others."""
+        region = self._last
+        start = iova - region.iova
+        count = len(data)
+        if start >= 0 and start + count <= region.size and region.write_map is not None:
+            place = start + region.base
+            region.write_map[place : place + count] = data
+            if region.dirty is not None:
+                region.dirty.mark(iova, count)
+            return
+        done = 0
+        with memoryview(data) as view:
+            for region, start, size in self.pieces(iova, count, WRITE):
+                self._write_piece(region, start, view[done : done + size])
+                done += size
+
+    def views(self, iova: int, count: int, *, write: bool = False) -> Views:
+        """The memory itself, without a copy: memoryviews in order, neighbours in one file joined.
+
+        With `write` they are writable and marked dirty now; who writes later than now uses them as a context manager
+        (marked again at its end) or calls `mark_dirty`. Give views up before the device says that it is quiesced.
+
+        Raises:
+            ProtocolError: as `read`; EOPNOTSUPP where memory is in file or message mode.
+        """
+        spans: list[tuple[MemoryFile, int, int]] = []
+        for region, start, size in self.pieces(iova, count, WRITE if write else READ):
+            if region.file is None:
+                raise ProtocolError(f"{region!r} cannot be viewed in place, only copied", errno.EOPNOTSUPP)
+            start += region.base
+            if spans and spans[-1][0] is region.file and spans[-1][2] == start:
+                spans[-1] = region.file, spans[-1][1], start + size
+            else:
+                spans.append((region.file, start, start + size))
+        pieces = [file.view[start:end] for file, start, end in spans]
+        if not write:
+            return Views([piece.toreadonly() for piece in pieces], None)
+        self.mark_dirty(iova, count)
+        return Views(pieces, lambda: self.mark_dirty(iova, count))
+
+    def read_u8(self, iova: int) -> int:
+        return self.read(iova, 1)[0]
+
+    def read_u16(self, iova: int) -> int:
+        return int.from_bytes(self.read(iova, 2), "little")
+
+    def read_u32(self, iova: int) -> int:
+        return int.from_bytes(self.read(iova, 4), "little")
+
+    def read_u64(self, iova: int) -> int:
+        return int.from_bytes(self.read(iova, 8), "little")
+
+    def write_u8(self, iova: int, value: int) -> None:
+        self.write(iova, value.to_bytes(1, "little"))
+
+    def write_u16(self, iova: int, value: int) -> None:
+        self.write(iova, value.to_bytes(2, "little"))
+
+    def write_u32(self, iova: int, value: int) -> None:
+        self.write(iova, value.to_bytes(4, "little"))
+
+    def write_u64(self, iova: int, value: int) -> None:
+        self.write(iova, value.to_bytes(8, "little"))
+
+    def _read_piece(self, region: DmaRegion, start: int, count: int) -> bytes:
+        if region.file:
+            start += region.base
+            return region.file.map[start : start + count]
+        if region.fd is not None:
+            return region.read_file(start, count)
+        return self.link.dma_read(region.iova + start, count)
+
+    def _write_piece(self, region: DmaRegion, start: int, data: memoryview) -> None:
+        if region.file:
+            place = start + region.base
+            region.file.map[place : place + len(data)] = data
+        elif region.fd is not None:
+            region.write_file(start, data)
+        else:
+            self.link.dma_write(region.iova + start, data)
+        if region.dirty is not None:
+            region.dirty.mark(region.iova + start, len(data))

@@ -1,0 +1,259 @@
+"""The map from IOVA to client memory: what DMA_MAP and DMA_UNMAP do, and the log of dirty pages over it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+
+from vfio_user.device.dma_region import CURRENT_POLICY, NOWHERE, DmaRegion
+from vfio_user.device.memory_file import MemoryFiles
+from vfio_user.errors import ProtocolError
+from vfio_user.migration.dirty_log import DirtyPages, bitmap_size, check_page_size
+from vfio_user.wire.constants import DmaFlags
+
+MMAP, FILE_IO = int(DmaFlags.MMAP), int(DmaFlags.FILE_IO)
+KNOWN_FLAGS = int(DmaFlags.READ | DmaFlags.WRITE | DmaFlags.MMAP | DmaFlags.FILE_IO)
+
+MAX_SIZE = 8 << 40
+"""Largest region, as in libvfio-user: more is ENOSPC."""
+ADDRESS_END = 1 << 64
+
+RegionHook = Callable[[DmaRegion], None]
+Piece = tuple[DmaRegion, int, int]
+"""A region, an offset in it, and a size."""
+
+
+class DmaMap:
+    """Regions of client memory in order of address, none overlapping."""
+
+    def __init__(self, mapped: RegionHook | None = None, unmapped: RegionHook | None = None) -> None:
+        self.policy = CURRENT_POLICY
+        self._mapped = mapped
+        self._unmapped = unmapped
+        self._files = MemoryFiles()
+        self._starts: list[int] = []
+        self._regions: dict[int, DmaRegion] = {}
+        self._empty: set[int] = set()
+        self._last = NOWHERE
+        self._log_page_size = 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def regions(self) -> list[DmaRegion]:
+        """All regions in order of address."""
+        return [self._regions[start] for start in self._starts]
+
+    def find(self, iova: int) -> DmaRegion | None:
+        """The region that has this address."""
+        place = bisect_right(self._starts, iova) - 1
+        region = self._regions[self._starts[place]] if place >= 0 else NOWHERE
+        return region if iova < region.end else None
+
+    def pieces(self, iova: int, count: int, access: int, missing: int = errno.EFAULT) -> list[Piece]:
+        """Where these bytes are: regions with offset and size, in order, all of them or an error.
+
+        Raises:
+            ProtocolError: `missing` if an address is not mapped, EPERM if a region does not grant `access`.
+        """
+        pieces: list[Piece] = []
+        end = iova + count
+        place = bisect_right(self._starts, iova) - 1
+        while iova < end:
+            region = self._regions[self._starts[place]] if 0 <= place < len(self._starts) else NOWHERE
+            start = iova - region.iova
+            if not 0 <= start < region.size:
+                raise ProtocolError(f"no client memory is mapped at {iova:#x}", missing)
+            if access & ~region.flags:
+                raise ProtocolError(f"{region!r} does not allow this access", errno.EPERM)
+            size = min(end, region.iova + region.size) - iova
+            pieces.append((region, start, size))
+            iova += size
+            place += 1
+        if pieces:
+            self._last = pieces[-1][0]
+        return pieces
+
+    def map(self, iova: int, size: int, flags: int, fd: int | None = None, offset: int = 0) -> None:
+        """Make memory known. `flags` are DmaFlags; the fd is taken over: kept, or closed, also after an error.
+
+        Raises:
+            ProtocolError: as dialects.md 5 says: EINVAL for bad flags, wrapping or overlapping ranges and files that
+                are too short, ENOSPC above 8 TiB, the errno of mmap; then nothing has changed.
+        """
+        try:
+            region = self._new_region(iova, size, flags, fd, offset)
+            known = self._regions.get(iova)
+            if known is not None and self._is_again(known, region):
+                region = known
+            elif size:
+                self._check_free(iova, size)
+                if fd is not None and not self._back(region, fd, flags):
+                    region.fd, fd = fd, None
+                self._insert(region)
+            else:
+                self._empty.add(iova)
+        finally:
+            if fd is not None:
+                os.close(fd)
+        if self._mapped:
+            self._mapped(region)
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Forget memory.
+
+        Raises:
+            ProtocolError: ENOENT, no region has exactly this address and size; where the policy allows parts, no
+                region has anything of it.
+        """
+        region = self._regions.get(iova)
+        if region is not None and region.size == size:
+            self._drop(region)
+        elif size == 0 and iova in self._empty:
+            self._empty.remove(iova)
+        elif not self.policy.partial_unmap or not self._cut(iova, iova + size):
+            raise ProtocolError(f"no DMA region is at {iova:#x} with size {size:#x}", errno.ENOENT)
+
+    def unmap_all(self) -> None:
+        self._empty.clear()
+        for region in reversed(self.regions):
+            self._drop(region)
+
+    @property
+    def log_page_size(self) -> int:
+        """Page size of the dirty log; 0 if none is kept."""
+        return self._log_page_size
+
+    def start_log(self, page_size: int) -> None:
+        """Log written pages from now on, of regions that come later too.
+
+        Raises:
+            ProtocolError: EINVAL, not a power of two, or a log with another page size is kept already.
+        """
+        check_page_size(page_size)
+        if self._log_page_size not in (0, page_size):
+            raise ProtocolError(f"dirty log: its page size is {self._log_page_size}, not {page_size}", errno.EINVAL)
+        if not self._log_page_size:
+            self._log_page_size = page_size
+            for region in self._regions.values():
+                region.dirty = DirtyPages(region.iova, region.size, page_size)
+
+    def stop_log(self) -> None:
+        self._log_page_size = 0
+        for region in self._regions.values():
+            region.dirty = None
+
+    def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
+        """Report and forget the dirty pages of a range; a bitmap of `bitmap_size(length, page_size)` bytes.
+
+        Any mapped range is taken (libvfio-user takes only a region's start, advice A18 of dialects.md). Memory in
+        message mode has no dirty pages here: the client wrote them itself.
+
+        Raises:
+            ProtocolError: EINVAL, no log is kept, the range is shorter than a page or the page size is not a power
+                of two; ENOENT, an address is not mapped.
+        """
+        check_page_size(page_size)
+        if not self._log_page_size or length < page_size:
+            raise ProtocolError("dirty log: not started, or a range shorter than a page", errno.EINVAL)
+        bits = 0
+        for region, start, size in self.pieces(iova, length, 0, errno.ENOENT):
+            if region.dirty is not None and region.mode != "message":
+                begin = region.iova + start - iova
+                first, last = begin // page_size, -(-(begin + size) // page_size)
+                bits |= region.dirty.take(iova + first * page_size, last - first, page_size) << first
+        return bits.to_bytes(bitmap_size(length, page_size), "little")
+
+    def mark_dirty(self, iova: int, count: int) -> None:
+        """Say that these bytes were written through a view. `Dma.write` does this by itself."""
+        if self._log_page_size:
+            for region, start, size in self.pieces(iova, count, 0):
+                if region.dirty is not None:
+                    region.dirty.mark(region.iova + start, size)
+
+    def _new_region(self, iova: int, size: int, flags: int, fd: int | None, offset: int) -> DmaRegion:
+        """Check what can be checked without looking at other regions."""
+        if flags & ~KNOWN_FLAGS or (flags & MMAP and flags & FILE_IO) or (flags & (MMAP | FILE_IO) and fd is None):
+            raise ProtocolError(f"DMA_MAP: flags {flags:#x} {'without' if fd is None else 'with'} fd", errno.EINVAL)
+        if size > MAX_SIZE:
+            raise ProtocolError(f"DMA_MAP: {size:#x} bytes, more than {MAX_SIZE:#x}", errno.ENOSPC)
+        if iova + size > ADDRESS_END or offset + size > ADDRESS_END // 2:
+            raise ProtocolError(f"DMA_MAP: {size:#x} bytes at {iova:#x} (file: {offset:#x}) wrap", errno.EINVAL)
+        if fd is not None and not size:
+            raise ProtocolError("DMA_MAP: a file, and size 0", errno.EINVAL)
+        region = DmaRegion(iova, size, flags, offset)
+        if fd is not None:
+            status = os.fstat(fd)
+            region.source = status.st_dev, status.st_ino
+        return region
+
+    def _is_again(self, known: DmaRegion, region: DmaRegion) -> bool:
+        return self.policy.identical_is_fine and known.same_as(region)
+
+    def _check_free(self, iova: int, size: int) -> None:
+        place = bisect_left(self._starts, iova + size) - 1
+        if place >= 0 and self._regions[self._starts[place]].end > iova:
+            other = self._regions[self._starts[place]]
+            raise ProtocolError(f"DMA_MAP: {size:#x} bytes at {iova:#x} overlap {other!r}", self.policy.overlap_errno)
+        if len(self._starts) >= self.policy.max_regions:
+            raise ProtocolError(f"DMA_MAP: more than {self.policy.max_regions} regions", errno.EINVAL)
+
+    def _back(self, region: DmaRegion, fd: int, flags: int) -> bool:
+        """Map the region's file; False if the descriptor is to be read and written instead."""
+        if not flags & FILE_IO:
+            try:
+                region.use(self._files.take(fd, region.writable, region.offset, region.size))
+            except ProtocolError as error:
+                if error.errno != errno.ENODEV or not _is_seekable(fd):
+                    raise
+            else:
+                return True
+        os.set_inheritable(fd, False)
+        return False
+
+    def _insert(self, region: DmaRegion) -> None:
+        if self._log_page_size and region.dirty is None:
+            region.dirty = DirtyPages(region.iova, region.size, self._log_page_size)
+        self._regions[region.iova] = region
+        self._starts.insert(bisect_left(self._starts, region.iova), region.iova)
+
+    def _drop(self, region: DmaRegion) -> None:
+        """The author is told first, while the memory is still there."""
+        try:
+            if self._unmapped:
+                self._unmapped(region)
+        finally:
+            del self._starts[bisect_left(self._starts, region.iova)]
+            del self._regions[region.iova]
+            if self._last is region:
+                self._last = NOWHERE
+            region.read_map = region.write_map = None
+            if region.file:
+                self._files.give_back(region.file)
+            if region.fd is not None:
+                os.close(region.fd)
+
+    def _cut(self, start: int, end: int) -> bool:
+        """Unmap a range whatever regions it touches; what is left of them stays mapped."""
+        cut = [region for region in self.regions if region.iova < end and start < region.end]
+        for region in cut:
+            rest = [
+                region.part(first, last) for first, last in ((region.iova, start), (end, region.end)) if first < last
+            ]
+            self._drop(region)
+            for part in rest:
+                self._insert(part)
+                if self._mapped:
+                    self._mapped(part)
+        return bool(cut)
+
+
+def _is_seekable(fd: int) -> bool:
+    try:
+        os.pread(fd, 0, 0)
+    except OSError:
+        return False
+    return True

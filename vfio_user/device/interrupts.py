@@ -1,0 +1,360 @@
+"""Interrupts of a device: INTx, MSI and MSI-X behind one `trigger`, with masking and pending bits as PCI has them.
+
+Which mechanism is active is the client's choice: the one with eventfds (MSI-X before MSI before INTx), or, where
+interrupts go as messages, the one enabled in configuration space. A vector that is masked, or whose eventfd is not
+there yet, stays pending and is delivered when that changes.
+
+INTx is a level. It fires once when raised and masks itself, as the kernel's VFIO does; when the client unmasks it while
+it is still raised it fires again.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vfio_user.device.eventfd import drain, signal
+from vfio_user.device.irq_wiring import (
+    ERR,
+    EVENTFD,
+    INFO_FLAGS,
+    INTX,
+    MASK,
+    MSI,
+    MSIX,
+    REQ,
+    TRIGGER,
+    UNMASK,
+    IrqInfo,
+    IrqLines,
+    IrqRequest,
+)
+from vfio_user.device.link import Link, NoClient
+from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
+from vfio_user.device.msix_table import MsiXTable, PendingBits
+from vfio_user.errors import ProtocolError
+from vfio_user.pci import (
+    COMMAND,
+    COMMAND_INTX_DISABLE,
+    STATUS,
+    STATUS_INTERRUPT,
+    ConfigSpace,
+    MsiCapability,
+    MsiXCapability,
+)
+from vfio_user.wire.constants import IrqSetFlags
+
+MESSAGE_INDEXES = (MSIX, MSI)
+
+
+class Interrupts:
+    """The interrupts of one device. Everything an author calls may be called from any thread."""
+
+    def __init__(self, mechanism: Mechanism, config: ConfigSpace, offsets: Mapping[int, int]) -> None:
+        intx, msi, msix = mechanism.part(IntX), mechanism.part(Msi), mechanism.part(MsiX)
+        counts = {INTX: 1 if intx else 0, MSI: msi.vectors if msi else 0, MSIX: msix.vectors if msix else 0}
+        self.infos = [
+            IrqInfo(index, counts.get(index, 1), int(INFO_FLAGS[index])) for index in (INTX, MSI, MSIX, ERR, REQ)
+        ]
+        self.link: Link = NoClient()
+        self.table = MsiXTable(counts[MSIX], self._changed)
+        self.pba = PendingBits(msix.pba_size if msix else 0, lambda: self._pending[MSIX])
+        self._config = config
+        self._msi = MsiCapability(msi.vectors, msi.address64, msi.maskable) if msi else None
+        self._msi_offset = offsets.get(MsiCapability.id, 0)
+        self._msix_offset = offsets.get(MsiXCapability.id, 0)
+        self._lines = [IrqLines(info) for info in self.infos]
+        self._lock = threading.RLock()
+        self._level = False
+        self._pending: dict[int, set[int]] = {MSI: set(), MSIX: set()}
+        self._coalesced: set[int] = set()
+        self._resample: int | None = None
+        self._active: int | None = None
+        self._route: dict[int, int] = {}  # {vector: eventfd} of what can be signalled without further question
+        for offset, size in (
+            (COMMAND, 2),
+            (self._msi_offset, self._msi.size if self._msi else 0),
+            (self._msix_offset, 4),
+        ):
+            if offset and size:
+                config.watch(offset, size, lambda old, new: self._changed())
+        self._changed()
+
+    # What an author calls.
+
+    def trigger(self, vector: int = 0) -> None:
+        """Interrupt the guest: a message for MSI and MSI-X, for INTx the line is raised until `lower`.
+
+        Without any mechanism enabled nothing happens. An MSI vector above what the client granted wraps, as PCI says.
+
+        Raises:
+            ValueError: the active mechanism has no such vector.
+        """
+        with self._lock:
+            fd = self._route.get(vector)
+            if fd is not None:
+                signal(fd)
+                return
+            in_band = self._trigger(vector)
+        self._send(in_band)
+
+    def lower(self) -> None:
+        """Drop the INTx line; nothing for MSI and MSI-X."""
+        with self._lock:
+            self._level = False
+
+    def coalesce(self, vector: int = 0) -> None:
+        """Trigger once for all calls until the current batch of messages is answered. For the session's thread."""
+        if not self._coalesced:
+            self.link.defer(self._trigger_coalesced)
+        self._coalesced.add(vector)
+
+    def error(self) -> None:
+        """Tell the client of an unrecoverable error (index ERR), if it listens."""
+        with self._lock:
+            self._lines[ERR].fire(0)
+
+    def request_release(self) -> None:
+        """Ask the client to give the device back (index REQ), if it listens."""
+        with self._lock:
+            self._lines[REQ].fire(0)
+
+    @property
+    def active(self) -> str:
+        """none, intx, msi or msix: what `trigger` would use now."""
+        return {None: "none", INTX: "intx", MSI: "msi", MSIX: "msix"}[self._active]
+
+    @property
+    def pending(self) -> frozenset[int]:
+        """MSI or MSI-X vectors that wait for being unmasked or wired."""
+        with self._lock:
+            return frozenset(self._pending[MSIX] | self._pending[MSI])
+
+    # What the device and the session call.
+
+    def set_irqs(
+        self,
+        index: int,
+        start: int,
+        count: int,
+        action: IrqSetFlags,
+        data: IrqSetFlags,
+        bools: bytes = b"",
+        fds: Sequence[int] = (),
+    ) -> None:
+        """SET_IRQS. `action` and `data` are one flag each; the fds are taken over, also after an error.
+
+        Raises:
+            ProtocolError: EINVAL; nothing has changed then.
+        """
+        request = IrqRequest(index, start, count, action, data, bytes(bools), list(fds))
+        try:
+            request.check(self.infos)
+            if index == INTX and action is UNMASK and data is EVENTFD:
+                self._set_resample(request.fds.pop() if request.fds else None)
+                return
+            with self._lock:
+                self._apply(request)
+        finally:
+            request.close()
+        if index == INTX and request.wires and not fds:
+            self._set_resample(None)
+        self._changed()
+
+    def refresh(self) -> None:
+        """Bring the status bits of configuration space up to date, before it is read. Session's thread only."""
+        status = self._config.get(STATUS, 2) & ~STATUS_INTERRUPT
+        self._config.set(STATUS, 2, status | (STATUS_INTERRUPT if self._level else 0))
+        if self._msi and self._msi.maskable:
+            bits = sum(1 << vector for vector in self._pending[MSI])
+            self._config.set(self._msi_offset + self._msi.pending_offset, 4, bits)
+
+    def reset(self) -> None:
+        """What a reset of the function clears; the client's wiring stays."""
+        with self._lock:
+            self._level = False
+            self._lines[INTX].masked.clear()
+            for pending in self._pending.values():
+                pending.clear()
+            self._coalesced.clear()
+            self.table.reset()
+        self._changed()
+
+    def release(self) -> None:
+        """The client is gone: close its descriptors and forget what it masked."""
+        self._set_resample(None)
+        with self._lock:
+            for lines in self._lines:
+                lines.cut_all()
+                lines.masked.clear()
+            self.link = NoClient()
+        self._changed()
+
+    def save(self) -> dict[str, Any]:
+        with self._lock:
+            return {
+                "level": self._level,
+                "msi_pending": sorted(self._pending[MSI]),
+                "msix_pending": sorted(self._pending[MSIX]),
+                "msi_masked": sorted(self._lines[MSI].masked),
+                "msix_masked": sorted(self._lines[MSIX].masked),
+                "table": bytes(self.table.entries),
+                "table_used": self.table.used,
+            }
+
+    def check(self, saved: Mapping[str, Any]) -> None:
+        """Raises ProtocolError (EINVAL) unless `load` can take it."""
+        if saved.keys() != self.save().keys() or len(saved["table"]) != len(self.table.entries):
+            raise ProtocolError("saved interrupts are of another device", errno.EINVAL)
+        for index, name in ((MSI, "msi"), (MSIX, "msix")):
+            vectors = [*saved[f"{name}_pending"], *saved[f"{name}_masked"]]
+            if not all(0 <= vector < self.infos[index].count for vector in vectors):
+                raise ProtocolError(f"saved interrupts: a vector that {name} does not have", errno.EINVAL)
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._level = saved["level"]
+            for index, name in ((MSI, "msi"), (MSIX, "msix")):
+                self._pending[index] = set(saved[f"{name}_pending"])
+                self._lines[index].masked = set(saved[f"{name}_masked"])
+            self.table.entries[:] = saved["table"]
+            self.table.used = saved["table_used"]
+        self._changed()
+
+    # Within.
+
+    def _trigger(self, vector: int) -> list[tuple[int, int]]:
+        """The way of everything but a wired, unmasked vector. Returns what has to go as messages."""
+        match self._active:
+            case None:
+                return []
+            case int(index) if index == INTX:
+                self._level = True
+                return self._deliver()
+            case index:
+                if not 0 <= vector < self.infos[index].count:
+                    raise ValueError(f"{self.active} has {self.infos[index].count} vectors, none is {vector}")
+                self._pending[index].add(self._granted(vector) if index == MSI else vector)
+                return self._deliver()
+
+    def _deliver(self) -> list[tuple[int, int]]:
+        """Deliver what waits and can be delivered."""
+        index = self._active
+        if index is None:
+            return []
+        lines = self._lines[index]
+        if index == INTX:
+            disabled = self._config.get(COMMAND, 2) & COMMAND_INTX_DISABLE
+            if not self._level or disabled or lines.masked:
+                return []
+            if lines.fire(0):
+                lines.masked.add(0)
+                return []
+            if self.link.in_band_interrupts:
+                lines.masked.add(0)
+                return [(INTX, 0)]
+            return []
+        in_band: list[tuple[int, int]] = []
+        for vector in sorted(self._pending[index]):
+            if self._is_masked(index, vector):
+                continue
+            if not lines.fire(vector):
+                if not self.link.in_band_interrupts:
+                    continue
+                in_band.append((index, vector))
+            self._pending[index].discard(vector)
+        return in_band
+
+    def _changed(self) -> None:
+        """Find out again what is active and what can be signalled at once; deliver what waited for it."""
+        with self._lock:
+            enabled = [index for index in MESSAGE_INDEXES if self._is_enabled(index)]
+            self._active = enabled[0] if enabled else INTX if self.infos[INTX].count else None
+            for index in MESSAGE_INDEXES:
+                if index not in enabled:
+                    self._pending[index].clear()
+            self._route = {
+                vector: fd
+                for vector, fd in (self._lines[enabled[0]].fds.items() if enabled else ())
+                if not self._is_masked(enabled[0], vector) and fd not in self._lines[enabled[0]].blocking
+            }
+            in_band = self._deliver()
+        self._send(in_band)
+
+    def _is_enabled(self, index: int) -> bool:
+        if self._lines[index].fds:
+            return True
+        if index == MSIX:
+            return bool(self._msix_offset) and bool(self._msix_control & MsiXCapability.ENABLE)
+        return bool(self._msi_offset) and bool(self._msi_control & MsiCapability.ENABLE)
+
+    def _is_masked(self, index: int, vector: int) -> bool:
+        if vector in self._lines[index].masked:
+            return True
+        if index == MSIX:
+            return bool(self._msix_control & MsiXCapability.FUNCTION_MASK) or self.table.masked(vector)
+        if self._msi and self._msi.maskable:
+            return bool(self._config.get(self._msi_offset + self._msi.mask_offset, 4) >> vector & 1)
+        return False
+
+    @property
+    def _msi_control(self) -> int:
+        return self._config.get(self._msi_offset + MsiCapability.CONTROL, 2)
+
+    @property
+    def _msix_control(self) -> int:
+        return self._config.get(self._msix_offset + MsiXCapability.CONTROL, 2)
+
+    def _granted(self, vector: int) -> int:
+        """The vector that the client granted for this one: the low bits, where it enabled fewer than were asked for."""
+        if not self._msi_control & MsiCapability.ENABLE:
+            return vector
+        return vector & ((1 << (self._msi_control >> 4 & 7)) - 1)
+
+    def _apply(self, request: IrqRequest) -> None:
+        lines = self._lines[request.index]
+        if request.disables_all:
+            lines.cut_all()
+            lines.masked.clear()
+        elif request.wires:
+            for vector in range(request.start, request.start + request.count):
+                if request.fds:
+                    lines.wire(vector, request.fds.pop(0))
+                else:
+                    lines.cut(vector)
+                if request.index == INTX:
+                    lines.masked.clear()
+        elif request.action is TRIGGER:
+            for vector in request.chosen:
+                lines.fire(vector)
+        elif request.action is MASK:
+            lines.masked.update(request.chosen)
+        else:
+            lines.masked.difference_update(request.chosen)
+
+    def _send(self, messages: list[tuple[int, int]]) -> None:
+        """Not under the lock: the session's own lock is taken in there, which its thread holds while it calls us."""
+        for index, vector in messages:
+            self.link.interrupt(index, vector)
+
+    def _trigger_coalesced(self) -> None:
+        vectors, self._coalesced = self._coalesced, set()
+        for vector in sorted(vectors):
+            self.trigger(vector)
+
+    def _set_resample(self, fd: int | None) -> None:
+        """An eventfd by which the client unmasks INTx (KVM's resampling)."""
+        old, self._resample = self._resample, fd
+        if old is not None:
+            self.link.unwatch(old)
+            IrqRequest(INTX, 0, 0, UNMASK, EVENTFD, b"", [old]).close()
+        if fd is not None:
+            self.link.watch(fd, self._resampled)
+
+    def _resampled(self) -> None:
+        if self._resample is not None and drain(self._resample):
+            with self._lock:
+                self._lines[INTX].masked.clear()
+            self._changed()

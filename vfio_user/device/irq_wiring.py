@@ -1,0 +1,120 @@
+"""SET_IRQS: which eventfd stands for which vector, and what the client has masked (dialects.md 9.3)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from vfio_user.device.eventfd import close_all, is_eventfd, signal, signal_blocking
+from vfio_user.errors import ProtocolError
+from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
+
+INTX, MSI, MSIX, ERR, REQ = map(int, IrqIndex)
+MASK, UNMASK, TRIGGER = IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER
+NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
+
+INFO_FLAGS = {
+    INTX: IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED,
+    MSI: IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE,
+    MSIX: IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE,
+    ERR: IrqInfoFlags.EVENTFD,
+    REQ: IrqInfoFlags.EVENTFD,
+}
+
+
+@dataclass
+class IrqInfo:
+    """What GET_IRQ_INFO tells of an index; flags are IrqInfoFlags."""
+
+    index: int
+    count: int
+    flags: int
+
+
+@dataclass
+class IrqLines:
+    """The vectors of one index, as the client wired them."""
+
+    info: IrqInfo
+    fds: dict[int, int] = field(default_factory=dict)
+    """{vector: eventfd}"""
+    masked: set[int] = field(default_factory=set)
+    """Masked by SET_IRQS, or by themselves (INTx after it fired)."""
+    blocking: set[int] = field(default_factory=set)
+    """Eventfds whose counter, when full, would make us wait."""
+
+    def wire(self, vector: int, fd: int) -> None:
+        self.cut(vector)
+        self.fds[vector] = fd
+        if os.get_blocking(fd):
+            self.blocking.add(fd)
+
+    def cut(self, vector: int) -> None:
+        fd = self.fds.pop(vector, None)
+        if fd is not None:
+            self.blocking.discard(fd)
+            os.close(fd)
+
+    def cut_all(self) -> None:
+        for vector in list(self.fds):
+            self.cut(vector)
+
+    def fire(self, vector: int) -> bool:
+        """Signal a vector's eventfd; False if it has none."""
+        fd = self.fds.get(vector)
+        if fd is None:
+            return False
+        (signal_blocking if fd in self.blocking else signal)(fd)
+        return True
+
+
+@dataclass(frozen=True)
+class IrqRequest:
+    """A SET_IRQS message, checked. It owns its fds until they are taken out of `fds`."""
+
+    index: int
+    start: int
+    count: int
+    action: IrqSetFlags
+    data: IrqSetFlags
+    bools: bytes
+    fds: list[int]
+
+    @property
+    def disables_all(self) -> bool:
+        return not self.count
+
+    @property
+    def wires(self) -> bool:
+        """Sets eventfds, or removes them where it brings none."""
+        return self.action is TRIGGER and (self.data is EVENTFD or self.disables_all)
+
+    @property
+    def chosen(self) -> list[int]:
+        """The vectors that a NONE or BOOL request means: bytes equal to 1 count, as in libvfio-user."""
+        if self.data is BOOL:
+            return [self.start + place for place, flag in enumerate(self.bools) if flag == 1]
+        return list(range(self.start, self.start + self.count)) if self.data is NONE else []
+
+    def check(self, irqs: list[IrqInfo]) -> None:
+        """Raises ProtocolError (EINVAL). Disabling everything is allowed for an index without vectors (A16)."""
+        if self.index >= len(irqs):
+            raise ProtocolError(f"SET_IRQS: index {self.index}, and the device has {len(irqs)}")
+        if self.disables_all:
+            if self.start or self.action is not TRIGGER or self.data is not NONE or self.fds:
+                raise ProtocolError("SET_IRQS: count 0 means disable: start 0, TRIGGER, no data")
+            return
+        count = irqs[self.index].count
+        if self.start + self.count > count:
+            raise ProtocolError(f"SET_IRQS: index {self.index} has {count} vectors, not {self.start + self.count}")
+        if self.index in (ERR, REQ) and self.action is not TRIGGER:
+            raise ProtocolError(f"SET_IRQS: index {self.index} cannot be masked")
+        if self.data is BOOL and len(self.bools) != self.count:
+            raise ProtocolError(f"SET_IRQS: {len(self.bools)} booleans for {self.count} vectors")
+        if self.fds and (self.data is not EVENTFD or len(self.fds) != self.count):
+            raise ProtocolError(f"SET_IRQS: {len(self.fds)} descriptors for {self.count} vectors")
+        if not all(map(is_eventfd, self.fds)):
+            raise ProtocolError("SET_IRQS: a descriptor that is no eventfd")
+
+    def close(self) -> None:
+        close_all(self.fds)

@@ -1,0 +1,194 @@
+"""From the declarations of a device class to the regions of one device."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vfio_user.device.declared import declarations
+from vfio_user.device.mechanism import MsiX
+from vfio_user.device.region import Access, MemoryAccess, RegionInfo, RegisterAccess, Windows
+from vfio_user.device.register import BaseRegister, Cell
+from vfio_user.device.state import Memory
+from vfio_user.pci import BAR_COUNT, SMALLEST_ROM, Bar, MsiXCapability, check_bars, round_up_power_of_two
+from vfio_user.wire.constants import RegionFlags, RegionIndex
+
+if TYPE_CHECKING:
+    from vfio_user.device.device import PciDevice
+
+ROM, CONFIG, VGA = int(RegionIndex.ROM), int(RegionIndex.CONFIG), int(RegionIndex.VGA)
+FIRST_EXTRA = VGA + 1
+READ_WRITE = int(RegionFlags.READ | RegionFlags.WRITE)
+PAGE = 4096
+
+F_ADD_SEALS = 1033
+SIZE_SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
+
+Readers = dict[tuple[int, int, int], Callable[[], int]]
+Writers = dict[tuple[int, int, int], Callable[[int], None]]
+"""{(region, offset, width): what to call}"""
+
+
+@dataclass(frozen=True)
+class ExtraRegion:
+    """A device-specific region, index 9 and above without gaps. Registers and memory name it as their `bar`.
+
+    type: (type, subtype) that tells the client what it is.
+    """
+
+    index: int
+    size: int
+    type: tuple[int, int] | None = None
+
+
+def place_msix(msix: MsiX, bars: Sequence[Bar], used: set[int]) -> tuple[MsiXCapability, list[Bar]]:
+    """Give the MSI-X table its BAR, and that BAR a size: a page at least."""
+    taken = {index for bar in bars for index in range(bar.index, bar.index + bar.bits // 32)} | used
+    index = msix.bar
+    if index is None:
+        index = next((free for free in range(BAR_COUNT) if free not in taken), None)
+        if index is None:
+            raise ValueError("no BAR is free for the MSI-X table: name one that it can share")
+    placed = MsiXCapability(msix.vectors, index, msix.offset, index, msix.pba_offset)
+    if index in taken:
+        return placed, list(bars)
+    return placed, [*bars, Bar(index, round_up_power_of_two(max(PAGE, msix.pba_offset + msix.pba_size)))]
+
+
+def used_bars(device_class: type) -> set[int]:
+    """BARs that registers and memory of the class name."""
+    places = [register.place.bar for register in declarations(device_class, BaseRegister)]
+    places += [area.bar for area in declarations(device_class, Memory) if area.bar is not None]
+    return {place for place in places if place < BAR_COUNT}
+
+
+class Layout:
+    """The regions of one device: what is told of them, where accesses go, and the tables of the hot path.
+
+    Raises ValueError for declarations that contradict each other: overlaps, a BAR too small, a bad size.
+    """
+
+    def __init__(
+        self,
+        device: PciDevice,
+        bars: Sequence[Bar],
+        extra: Sequence[ExtraRegion],
+        reserved: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        """`reserved`: further ranges, (region, offset, size), that `answer` gives to somebody later."""
+        self.readers: Readers = {}
+        self.writers: Writers = {}
+        self._files: list[tuple[int, mmap.mmap]] = []
+        cells = [cell for found in declarations(type(device), BaseRegister) for cell in found.cells(device)]
+        areas = declarations(type(device), Memory)
+        named = {cell.region for cell in cells} | {area.bar for area in areas if area.bar is not None}
+        named |= {region for region, _offset, _size in reserved}
+        declared = {bar.index: bar for bar in bars} | {
+            index: Bar(index) for index in named if index < BAR_COUNT and index not in {bar.index for bar in bars}
+        }
+        check_bars(declared.values())
+        self._extra = {region.index: region for region in extra}
+        if sorted(self._extra) != list(range(FIRST_EXTRA, FIRST_EXTRA + len(extra))):
+            raise ValueError(f"device-specific regions count from {FIRST_EXTRA} without gaps")
+        if unknown := named - declared.keys() - self._extra.keys():
+            raise ValueError(f"registers or memory in a region that there is not: {sorted(unknown)}")
+
+        self._windows = {
+            index: Windows(index, device.unclaimed_read, device.unclaimed_write)
+            for index in declared.keys() | self._extra.keys()
+        }
+        for cell in cells:
+            self._add_cell(cell, exact=cell.region in declared and declared[cell.region].exact)
+        for area in areas:
+            if area.bar is not None:
+                self._windows[area.bar].claim(area.offset, area.size)
+        for index, offset, size in reserved:
+            self._windows[index].claim(offset, size)
+
+        self.bars = [self._sized(bar) for bar in declared.values()]
+        self.infos = [RegionInfo(index) for index in range(FIRST_EXTRA + len(extra))]
+        self.accesses: list[Access | None] = [None] * len(self.infos)
+        for bar in self.bars:
+            self._describe(bar.index, bar.size, self._windows[bar.index])
+        for region in extra:
+            self._check_size(region.index, region.size)
+            self._describe(region.index, region.size, self._windows[region.index])
+            self.infos[region.index].type = region.type
+        for area in areas:
+            device.__dict__[area.name] = view = self._memory(area)
+            if area.bar is not None:
+                self.answer(area.bar, area.offset, area.size, MemoryAccess(view))
+
+    def answer(self, index: int, offset: int, size: int, access: Access) -> None:
+        """Send accesses of a reserved range to `access`."""
+        self._windows[index].answer(offset, size, access)
+
+    def add_config(self, size: int, access: Access) -> None:
+        self._describe(CONFIG, size, access)
+
+    def add_rom(self, content: bytes) -> int:
+        """Returns the ROM's size: a power of two, filled up with zeros."""
+        if not content:
+            return 0
+        size = max(SMALLEST_ROM, round_up_power_of_two(len(content)))
+        self._describe(ROM, size, MemoryAccess(memoryview(content.ljust(size, b"\0"))))
+        self.infos[ROM].flags = int(RegionFlags.READ)
+        return size
+
+    def close(self) -> None:
+        """Close the files behind mappable memory; their views stay valid as long as somebody holds them."""
+        for fd, _map in self._files:
+            os.close(fd)
+        self._files.clear()
+
+    def _describe(self, index: int, size: int, access: Access) -> None:
+        info = self.infos[index]
+        info.size, info.flags = size, READ_WRITE
+        self.accesses[index] = access
+
+    def _add_cell(self, cell: Cell, *, exact: bool) -> None:
+        windows = self._windows[cell.region]
+        windows.claim(cell.offset, cell.width)
+        if not exact:
+            windows.answer(cell.offset, cell.width, RegisterAccess(cell))
+        for width in cell.widths:
+            key = (cell.region, cell.offset, width)
+            self.readers[key] = cell.read if width == cell.width else _cut(cell.read, width)
+            self.writers[key] = cell.write
+
+    def _sized(self, bar: Bar) -> Bar:
+        if bar.size:
+            self._check_size(bar.index, bar.size)
+            return bar
+        smallest = 4 if bar.io else PAGE
+        size = max(smallest, round_up_power_of_two(self._windows[bar.index].end))
+        return Bar(bar.index, size, bar.bits, bar.prefetchable, bar.io, bar.exact)
+
+    def _check_size(self, index: int, size: int) -> None:
+        if (end := self._windows[index].end) > size:
+            raise ValueError(f"region {index} has {size:#x} bytes, and declarations up to {end:#x}")
+
+    def _memory(self, area: Memory) -> memoryview:
+        if not area.mmap or area.bar is None:
+            return memoryview(bytearray(area.size))
+        info = self.infos[area.bar]
+        if info.fd is None:
+            info.fd = os.memfd_create(f"vfio-user-region{area.bar}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(info.fd, info.size)
+            # The client gets this file: it must not be able to shrink it under our feet.
+            fcntl.fcntl(info.fd, F_ADD_SEALS, SIZE_SEALS)
+            self._files.append((info.fd, mmap.mmap(info.fd, info.size)))
+            info.flags |= RegionFlags.MMAP
+        info.sparse = (*info.sparse, (area.offset, area.size))
+        mapped = next(found for fd, found in self._files if fd == info.fd)
+        return memoryview(mapped)[area.offset : area.offset + area.size]
+
+
+def _cut(read: Callable[[], int], width: int) -> Callable[[], int]:
+    """A narrow read of a register that is wider."""
+    mask = (1 << 8 * width) - 1
+    return lambda: read() & mask

@@ -1,0 +1,69 @@
+"""The way from a device to its client: what a session offers the device while it is attached."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Protocol
+
+from vfio_user.errors import ProtocolError
+
+
+class Link(Protocol):
+    """One client's session. All of it is called on the session's thread, except `call_soon`."""
+
+    @property
+    def in_band_interrupts(self) -> bool:
+        """Interrupts without eventfd may go to the client as messages (`interrupt`)."""
+
+    def dma_read(self, iova: int, count: int) -> bytes:
+        """Read client memory by messages, in chunks of the client's size.
+
+        Raises ProtocolError with the client's errno; EDEADLK inside a register's reader, where a client that waits
+        for the register cannot answer.
+        """
+
+    def dma_write(self, iova: int, data: bytes | memoryview) -> None:
+        """Write client memory by messages; raises as `dma_read`."""
+
+    def interrupt(self, index: int, vector: int) -> None:
+        """Send an interrupt as a message."""
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Run `work` on the session's thread once the replies of the current batch are sent."""
+
+    def call_soon(self, work: Callable[[], None]) -> None:
+        """From any thread: wake the session's thread and run `work` there."""
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        """Call `ready` on the session's thread whenever `fd` is readable, until `unwatch`."""
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching; before the fd is closed."""
+
+
+class NoClient:
+    """The link of a device that nobody is attached to: work runs at once, memory and interrupts go nowhere."""
+
+    in_band_interrupts = False
+
+    def dma_read(self, iova: int, count: int) -> bytes:
+        raise ProtocolError(f"no client whose memory at {iova:#x} could be read", errno.EFAULT)
+
+    def dma_write(self, iova: int, data: bytes | memoryview) -> None:
+        raise ProtocolError(f"no client whose memory at {iova:#x} could be written", errno.EFAULT)
+
+    def interrupt(self, index: int, vector: int) -> None:
+        pass
+
+    def defer(self, work: Callable[[], None]) -> None:
+        work()
+
+    def call_soon(self, work: Callable[[], None]) -> None:
+        work()
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        pass
+
+    def unwatch(self, fd: int) -> None:
+        pass

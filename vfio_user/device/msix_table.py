@@ -1,0 +1,55 @@
+"""The MSI-X table and the pending bits, as a client reads and writes them in their BAR.
+
+QEMU emulates the table and never forwards an access to it: then what is here stays as after reset, every vector masked,
+and means nothing. So masks count only from the first write on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+
+ENTRY = 16
+ENTRY_MASK = b"\xfc\xff\xff\xff" + b"\xff" * 8 + b"\x01\x00\x00\x00"
+ENTRY_AFTER_RESET = bytes(12) + b"\x01\x00\x00\x00"
+
+
+class MsiXTable:
+    """`vectors` entries: message address (8), message data (4), vector control (4), of which bit 0 masks."""
+
+    def __init__(self, vectors: int, changed: Callable[[], None]) -> None:
+        self._vectors = vectors
+        self._changed = changed
+        self.reset()
+
+    def reset(self) -> None:
+        self.entries = bytearray(ENTRY_AFTER_RESET * self._vectors)
+        self.used = False
+        """The client has written to it, so that its mask bits count."""
+
+    def masked(self, vector: int) -> bool:
+        return self.used and bool(self.entries[vector * ENTRY + 12] & 1)
+
+    def read(self, offset: int, count: int) -> bytes:
+        return bytes(self.entries[offset : offset + count])
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.entries[offset : offset + len(data)] = bytes(
+            byte & ENTRY_MASK[(offset + place) % ENTRY] for place, byte in enumerate(data)
+        )
+        self.used = True
+        self._changed()
+
+
+class PendingBits:
+    """One bit a vector, read-only."""
+
+    def __init__(self, size: int, pending: Callable[[], Set[int]]) -> None:
+        self._size = size
+        self._pending = pending
+
+    def read(self, offset: int, count: int) -> bytes:
+        bits = sum(1 << vector for vector in self._pending())
+        return bits.to_bytes(self._size, "little")[offset : offset + count]
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Read-only."""

@@ -1,0 +1,248 @@
+"""Registers, declared where their handlers are written.
+
+    @register(bar=0, offset=0x0, width=4)
+    def ring(self, value: int) -> None:        # takes a value: the writer
+        self.total += value
+
+    @ring.reader
+    def _(self) -> int:                        # takes none: the reader
+        return self.total
+
+    scratch: int = stored_register(bar=0, offset=0x4, width=4)
+
+A register that has no reader reads as zero; one without writer ignores writes. Handlers run on the session's thread,
+one at a time, and get exactly the register's value. An access that is exactly one register costs one dictionary look-up
+and the call of the handler; all others are composed (see `vfio_user.device.region`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
+
+from vfio_user.device.declared import Declaration
+from vfio_user.device.state import State
+
+if TYPE_CHECKING:
+    from vfio_user.device.device import PciDevice
+
+D = TypeVar("D", bound="PciDevice")
+WIDTHS = (1, 2, 4, 8)
+
+
+class Cell(NamedTuple):
+    """One register of one device: where it is, and what to call."""
+
+    region: int
+    offset: int
+    widths: tuple[int, ...]
+    """Widths in bytes of the accesses that carry its whole value; the largest is its extent."""
+    read: Callable[[], int]
+    write: Callable[[int], None]
+    merge: bool
+
+    @property
+    def width(self) -> int:
+        return max(self.widths)
+
+
+def read_as_zero() -> int:
+    return 0
+
+
+def ignore_write(value: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a register, or an array of them, is declared."""
+
+    bar: int
+    offset: int
+    widths: tuple[int, ...]
+    count: int | None
+    stride: int
+    merge: bool
+
+    def cell(self, index: int, read: Callable[[], int], write: Callable[[int], None]) -> Cell:
+        return Cell(self.bar, self.offset + index * self.stride, self.widths, read, write, self.merge)
+
+
+class BaseRegister(Declaration):
+    """A declared register, or array of registers."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def cells(self, device: PciDevice) -> Iterator[Cell]:
+        """Its registers, bound to a device."""
+        raise NotImplementedError
+
+
+class HandledRegister(BaseRegister):
+    """A register that functions implement."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._read: Callable[..., int] | None = None
+        self._write: Callable[..., None] | None = None
+
+    def cells(self, device: PciDevice) -> Iterator[Cell]:
+        read = self._read.__get__(device) if self._read else None
+        write = self._write.__get__(device) if self._write else None
+        place = self.place
+        if place.count is None:
+            yield place.cell(0, read or read_as_zero, write or ignore_write)
+            return
+        for index in range(place.count):
+            yield place.cell(
+                index,
+                partial(read, index) if read else read_as_zero,
+                partial(write, index) if write else ignore_write,
+            )
+
+    def _take(self, function: Callable[..., Any]) -> None:
+        """The function declared first: the writer if it takes a value (self, [index,] value), else the reader."""
+        arguments = function.__code__.co_argcount
+        without_value = 1 if self.place.count is None else 2
+        if arguments == without_value:
+            self._read = function
+        elif arguments == without_value + 1:
+            self._write = function
+        else:
+            raise TypeError(f"{function.__qualname__} takes {arguments} arguments; see vfio_user.device.register")
+
+
+class Register(HandledRegister, Generic[D]):
+    """What `register` makes of a function; `reader` and `writer` add the other half."""
+
+    def reader(self, function: Callable[[D], int]) -> Register[D]:
+        self._read = function
+        return self
+
+    def writer(self, function: Callable[[D, int], None]) -> Register[D]:
+        self._write = function
+        return self
+
+
+class RegisterArray(HandledRegister, Generic[D]):
+    """The same with an index: writers take (index, value), readers (index)."""
+
+    def reader(self, function: Callable[[D, int], int]) -> RegisterArray[D]:
+        self._read = function
+        return self
+
+    def writer(self, function: Callable[[D, int, int], None]) -> RegisterArray[D]:
+        self._write = function
+        return self
+
+
+@dataclass(frozen=True)
+class RegisterDecorator:
+    place: Place
+
+    @overload
+    def __call__(self, function: Callable[[D, int], None]) -> Register[D]: ...
+    @overload
+    def __call__(self, function: Callable[[D], int]) -> Register[D]: ...
+    def __call__(self, function: Callable[..., Any]) -> Register[Any]:
+        made: Register[Any] = Register(self.place)
+        made._take(function)
+        return made
+
+
+@dataclass(frozen=True)
+class RegisterArrayDecorator:
+    place: Place
+
+    @overload
+    def __call__(self, function: Callable[[D, int, int], None]) -> RegisterArray[D]: ...
+    @overload
+    def __call__(self, function: Callable[[D, int], int]) -> RegisterArray[D]: ...
+    def __call__(self, function: Callable[..., Any]) -> RegisterArray[Any]:
+        made: RegisterArray[Any] = RegisterArray(self.place)
+        made._take(function)
+        return made
+
+
+@overload
+def register(
+    *, bar: int, offset: int, width: int | tuple[int, ...], merge: bool = ..., count: None = ...
+) -> RegisterDecorator: ...
+@overload
+def register(
+    *, bar: int, offset: int, width: int | tuple[int, ...], merge: bool = ..., count: int, stride: int = ...
+) -> RegisterArrayDecorator: ...
+def register(
+    *,
+    bar: int,
+    offset: int,
+    width: int | tuple[int, ...],
+    merge: bool = True,
+    count: int | None = None,
+    stride: int = 0,
+) -> RegisterDecorator | RegisterArrayDecorator:
+    """Declare a register; the function below is its writer (takes a value) or its reader (takes none).
+
+    bar: 0 to 5, or the index of a device-specific region (9 and above).
+    width: bytes, 1, 2, 4 or 8. Several, as `(4, 8)`: accesses of each of these widths carry the whole value, a narrow
+        write zero-extended and a narrow read cut; the largest is the register's extent.
+    merge: a write to a part of the register reads it, replaces these bytes and writes it back. False: the
+        missing bytes are zero instead, as is right for doorbells and write-one-to-clear.
+    count, stride: an array of registers, `stride` bytes (default: the width) from one to the next; the handlers
+        take the index first.
+    """
+    place = _place(bar, offset, width, count, stride, merge)
+    return RegisterDecorator(place) if count is None else RegisterArrayDecorator(place)
+
+
+class StoredRegister(BaseRegister, State):
+    """A register that is nothing but an attribute of the device; see `stored_register`."""
+
+    def __init__(self, place: Place, default: int, writable: int, keep: bool) -> None:
+        BaseRegister.__init__(self, place)
+        State.__init__(self, default, keep)
+        self.writable = writable
+
+    def cells(self, device: PciDevice) -> Iterator[Cell]:
+        everything = (1 << 8 * max(self.place.widths)) - 1
+        name, writable = self.name, self.writable & everything
+
+        def write_some(value: int) -> None:
+            setattr(device, name, (getattr(device, name) & ~writable) | (value & writable))
+
+        write: Callable[[int], None] = ignore_write
+        if writable == everything:
+            write = partial(setattr, device, name)
+        elif writable:
+            write = write_some
+        yield self.place.cell(0, partial(getattr, device, name), write)
+
+
+def stored_register(
+    *,
+    bar: int,
+    offset: int,
+    width: int | tuple[int, ...],
+    default: int = 0,
+    writable: int = -1,
+    keep: bool = False,
+) -> int:
+    """Declare a register that only stores: `scratch: int = stored_register(bar=0, offset=4, width=4)`.
+
+    The device sees an int attribute, which is state as `state` declares it. `writable`: the bits that take what is
+    written, all unless told; 0 makes it read-only for the client.
+    """
+    return cast(int, StoredRegister(_place(bar, offset, width, None, 0, True), default, writable, keep))
+
+
+def _place(bar: int, offset: int, width: int | tuple[int, ...], count: int | None, stride: int, merge: bool) -> Place:
+    widths = (width,) if isinstance(width, int) else width
+    if not widths or any(each not in WIDTHS for each in widths):
+        raise ValueError(f"a register is 1, 2, 4 or 8 bytes wide, not {width}")
+    if bar < 0 or offset < 0 or (count is not None and count < 1) or (stride and stride < max(widths)):
+        raise ValueError(f"no register can be at BAR {bar}, offset {offset}, count {count}, stride {stride}")
+    return Place(bar, offset, widths, count, stride or max(widths), merge)

@@ -1,0 +1,65 @@
+"""Saved state of a device: a dictionary of plain values, and the digest that says whether two are the same."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vfio_user.errors import ProtocolError
+
+Saved = dict[str, Any]
+"""device: name of the class. version: `PciDevice.state_version`. values: declared state by name. memory: declared
+memory by name, bytes. config: variable bits of configuration space, bytes. interrupts: see `Interrupts.save`."""
+
+KEYS = frozenset({"config", "device", "interrupts", "memory", "values", "version"})
+
+
+def check_saved(saved: Mapping[str, Any], device: str, version: int, config_size: int) -> None:
+    """Raises ProtocolError (EINVAL) for state of another device, version or shape."""
+    if saved.keys() != KEYS:
+        raise ProtocolError(f"saved state has {sorted(saved)}, not {sorted(KEYS)}", errno.EINVAL)
+    if (saved["device"], saved["version"]) != (device, version):
+        raise ProtocolError(
+            f"saved state is of {saved['device']} version {saved['version']}, not {device} version {version}",
+            errno.EINVAL,
+        )
+    if len(saved["config"]) != config_size:
+        raise ProtocolError(
+            f"saved state has {len(saved['config'])} bytes of configuration space, not {config_size}", errno.EINVAL
+        )
+
+
+def digest_of(saved: Mapping[str, Any]) -> str:
+    """SHA-256 in hex over a canonical form: equal exactly when the values are, whatever process and Python made it."""
+    import hashlib
+
+    sha = hashlib.sha256()
+    for part in _canonical(saved):
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _canonical(value: object) -> Iterator[bytes]:
+    match value:
+        case bytes() | bytearray():
+            yield b"b%d:" % len(value)
+            yield bytes(value)
+        case str():
+            text = value.encode()
+            yield b"s%d:%b" % (len(text), text)
+        case bool() | None:
+            yield repr(value).encode()
+        case int():
+            yield b"i%d;" % value
+        case list() | tuple():
+            yield b"l%d:" % len(value)
+            for item in value:
+                yield from _canonical(item)
+        case dict():
+            yield b"d%d:" % len(value)
+            for key in sorted(value, key=lambda key: (type(key).__name__, key)):
+                yield from _canonical(key)
+                yield from _canonical(value[key])
+        case _:
+            raise TypeError(f"state cannot hold a {type(value).__name__}: {value!r}")

@@ -1,0 +1,103 @@
+"""A function's configuration space: bytes, what of them software may write, and who wants to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+CONVENTIONAL_SIZE = 256
+EXPRESS_SIZE = 4096
+
+Watcher = Callable[[int, int], None]
+"""Told the old and the new value of the register that it watches, after a write."""
+
+
+class Field(NamedTuple):
+    """One register: where, how wide, its value after reset, and which bits software may change."""
+
+    offset: int
+    size: int
+    value: int = 0
+    writable: int = 0
+    """Bits that take what is written."""
+    rw1c: int = 0
+    """Bits that a written 1 clears and a written 0 leaves."""
+
+
+class ConfigSpace:
+    """Configuration space of `size` bytes, little-endian, read-only and zero until `define` says otherwise.
+
+    Writes follow PCI's rules: read-only bits ignore what is written to them, RW1C bits are cleared by ones. An access
+    may have any width and alignment; each register sees its own bytes of it.
+    """
+
+    def __init__(self, size: int = CONVENTIONAL_SIZE) -> None:
+        self.data = bytearray(size)
+        self._after_reset = bytearray(size)
+        self._writable = bytearray(size)
+        self._rw1c = bytearray(size)
+        self._watchers: list[tuple[int, int, Watcher]] = []
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def define(self, base: int, fields: Iterable[Field]) -> None:
+        """Lay out registers; their offsets count from `base`."""
+        for field in fields:
+            where = slice(base + field.offset, base + field.offset + field.size)
+            for store, bits in (
+                (self.data, field.value),
+                (self._after_reset, field.value),
+                (self._writable, field.writable),
+                (self._rw1c, field.rw1c),
+            ):
+                store[where] = bits.to_bytes(field.size, "little")
+
+    def watch(self, offset: int, size: int, watcher: Watcher) -> None:
+        """Call `watcher(old, new)` after each write that touches any of these bytes, changed or not."""
+        self._watchers.append((offset, size, watcher))
+
+    def get(self, offset: int, size: int) -> int:
+        return int.from_bytes(self.data[offset : offset + size], "little")
+
+    def set(self, offset: int, size: int, value: int) -> None:
+        """The device's own store: no masks, no watchers."""
+        self.data[offset : offset + size] = value.to_bytes(size, "little")
+
+    def read(self, offset: int, count: int) -> bytes:
+        return bytes(self.data[offset : offset + count])
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """A write by software: masks apply, then the watchers of what was touched are called in order of `watch`."""
+        count = len(data)
+        end = offset + count
+        touched = [
+            (start, size, watcher, self.get(start, size))
+            for start, size, watcher in self._watchers
+            if start < end and offset < start + size
+        ]
+        written = int.from_bytes(data, "little")
+        writable = int.from_bytes(self._writable[offset:end], "little")
+        rw1c = int.from_bytes(self._rw1c[offset:end], "little")
+        value = (self.get(offset, count) & ~writable) | (written & writable)
+        self.set(offset, count, value & ~(written & rw1c))
+        for start, size, watcher, old in touched:
+            watcher(old, self.get(start, size))
+
+    def reset(self) -> None:
+        """Back to the values of `define`; watchers are not called."""
+        self.data[:] = self._after_reset
+
+    def save(self) -> bytes:
+        """The bits that software or status can have changed; everything else is zero."""
+        kept = int.from_bytes(self.data, "little") & self._variable()
+        return kept.to_bytes(len(self.data), "little")
+
+    def load(self, saved: bytes) -> None:
+        """Take the variable bits of `saved`, as `save` gave them; watchers are not called."""
+        variable = self._variable()
+        value = (int.from_bytes(self.data, "little") & ~variable) | (int.from_bytes(saved, "little") & variable)
+        self.data[:] = value.to_bytes(len(self.data), "little")
+
+    def _variable(self) -> int:
+        return int.from_bytes(self._writable, "little") | int.from_bytes(self._rw1c, "little")
