@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_user.wire import Message
 
-LIMIT = 1 << 16
-"""Requests remembered at most: a peer that is never answered must not fill the memory."""
+LIMIT = 64
+"""Requests of one id remembered at most: a peer that is never answered must not fill the memory."""
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(NamedTuple):
     """A request on its way."""
 
     number: int
@@ -28,47 +27,46 @@ class Pairing:
     """The requests of one direction that have no reply yet."""
 
     def __init__(self) -> None:
-        self._by_id: dict[int, deque[Pending]] = {}
-        self.count = 0
+        self._first: dict[int, Pending] = {}
+        self._more: dict[int, deque[Pending]] = {}  # those whose id was in use already; there seldom are any
         self.stale = 0
         """How many of them were asked by a server that has been replaced."""
 
     def __contains__(self, id: int) -> bool:
-        return id in self._by_id
+        return id in self._first
+
+    def __len__(self) -> int:
+        return len(self._first) + sum(map(len, self._more.values()))
 
     def sent(self, id: int, request: Pending) -> None:
         """A request that wants a reply has gone out."""
-        if self.count >= LIMIT:
-            self.replied(next(iter(self._by_id)))
-        waiting = self._by_id.get(id)
-        if waiting is None:
-            self._by_id[id] = deque((request,))
+        if id not in self._first:
+            self._first[id] = request
         else:
-            waiting.append(request)
-        self.count += 1
+            self._more.setdefault(id, deque(maxlen=LIMIT)).append(request)
 
     def replied(self, id: int) -> Pending | None:
         """The request that a reply of this id answers, None where nobody asked."""
-        waiting = self._by_id.get(id)
-        if waiting is None:
-            return None
-        request = waiting.popleft()
-        self.count -= 1
-        self.stale -= request.stale
-        if not waiting:
-            del self._by_id[id]
+        request = self._first.pop(id, None)
+        if self._more and id in self._more:
+            self._first[id] = self._more[id].popleft()
+            if not self._more[id]:
+                del self._more[id]
+        if self.stale and request is not None:
+            self.stale -= request.stale
         return request
 
     def clear(self) -> list[Pending]:
         """Forget all of them; returns them."""
-        left = [request for waiting in self._by_id.values() for request in waiting]
-        self._by_id.clear()
-        self.count = self.stale = 0
+        left = [*self._first.values(), *(request for more in self._more.values() for request in more)]
+        self._first.clear()
+        self._more.clear()
+        self.stale = 0
         return left
 
     def make_stale(self) -> None:
         """Whoever asked is gone."""
-        for waiting in self._by_id.values():
-            for request in waiting:
-                request.stale = True
-        self.stale = self.count
+        self._first = {id: request._replace(stale=True) for id, request in self._first.items()}
+        for id, more in self._more.items():
+            self._more[id] = deque((request._replace(stale=True) for request in more), LIMIT)
+        self.stale = len(self)

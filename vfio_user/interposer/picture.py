@@ -27,7 +27,7 @@ from vfio_user.wire.constants import (
 from vfio_user.wire.constants import MigrationState as State
 from vfio_user.wire.region_info import RegionDescription, decode_region_info
 
-_CONFIG_REGION = struct.pack("<I", RegionIndex.CONFIG)
+CONFIG_REGION = struct.pack("<I", RegionIndex.CONFIG)
 _HOT = (Command.REGION_READ, Command.REGION_WRITE, Command.DMA_READ, Command.DMA_WRITE)
 
 
@@ -109,7 +109,7 @@ class Picture:
         if request.command not in self._quiet:
             return request.command in self._learn
         if request.command in self._access:
-            if request.payload[8:12] == _CONFIG_REGION:
+            if request.payload[8:12] == CONFIG_REGION:
                 return True
             self.bar_accessed = True
         return False

@@ -107,6 +107,12 @@ def _send(stream: Stream, data: bytes | bytearray | memoryview, fds: Sequence[in
 class Owner(Protocol):
     """What a pump tells its session."""
 
+    def passed(self, direction: Direction, id: int, command: int, flags: int, errno: int, data: memoryview) -> None:
+        """A message without descriptors has been sent on unchanged: its header, and all its bytes.
+
+        The bytes are the pump's, and good until this returns.
+        """
+
     def observe(self, direction: Direction, message: Message) -> None:
         """`message` has been sent on unchanged; its descriptors are closed when this returns."""
 
@@ -128,7 +134,7 @@ class Pump:
         self.source = source
         self.outlet = outlet
         self.intercept = False
-        """Whether messages are handed over (`deliver`) rather than sent on and shown (`observe`)."""
+        """Whether messages are handed over (`deliver`) rather than sent on and shown (`passed`, `observe`)."""
         self.whole = False
         """Whether an unfinished message waits for its rest: a peer that may be replaced must not break one off."""
         self.ended = False
@@ -155,9 +161,12 @@ class Pump:
                 self._end(framer)
                 return
             framer.received(count, fds)
-            self._pass_on(framer)
+            if self.intercept or fds or framer.has_fds:
+                self._take_each(framer)
+            else:
+                self._pass_on(framer)
             # A message that came only in part may have its rest here already; then it is not split by us.
-            if self._framer is not framer or framer.start == framer.end or self.outlet.waiting:
+            if framer.start == framer.end or self._framer is not framer or self.outlet.waiting:
                 return
 
     def close(self) -> None:
@@ -178,23 +187,32 @@ class Pump:
         self._ahead = 0
 
     def _pass_on(self, framer: Framer) -> None:
-        """Send on the messages that are complete, and tell the session of each."""
-        if self.intercept or framer.has_fds:
-            self._take_each(framer)
-            return
-        first, end = framer.start + self._ahead, _end_of_messages(framer)
-        if end > first:
-            self.outlet.send(memoryview(framer.buffer)[first:end])
-        else:
-            end = first
-        observe, direction = self._owner.observe, self.direction
-        while (message := self._next(framer, end)) is not None:
-            observe(direction, message)
-        self._ahead = max(0, end - framer.start)
+        """The usual way: send on all messages that are complete, then tell the session of each."""
+        view, start, end = memoryview(framer.buffer), framer.start, framer.end
+        headers, stop = _headers(view, start, end)
+        first = start + self._ahead
+        if stop > first:
+            self.outlet.send(view[first:stop])
+            self._ahead = 0
+        passed, direction = self._owner.passed, self.direction
+        at = start
+        for id, command, size, flags, errno in headers:
+            after = at + size
+            passed(direction, id, command, flags, errno, view[at:after])
+            at = after
+        framer.start = stop
+        if end - stop >= HEADER_SIZE:
+            self._refuse(framer)
+
+    def _refuse(self, framer: Framer) -> None:
+        """Where the next header cannot be right, the framer says what is wrong, and it is passed on as bytes."""
+        while self._framer is framer and (message := self._next(framer)) is not None:
+            self.outlet.send(message.encode())
+            self._owner.observe(self.direction, message)
 
     def _take_each(self, framer: Framer) -> None:
         """The slow way: message by message, each with its descriptors."""
-        while (message := self._next(framer, framer.start + self._ahead)) is not None:
+        while self._framer is framer and (message := self._next(framer)) is not None:
             ahead, self._ahead = self._ahead, 0
             if self.intercept and not ahead:
                 self._owner.deliver(self.direction, message)
@@ -203,19 +221,17 @@ class Pump:
             self._owner.observe(self.direction, message)
             close_all(message.fds)
 
-    def _next(self, framer: Framer, sent_to: int) -> Message | None:
-        """The next complete message; what is none goes on as bytes, of which those before `sent_to` are sent."""
+    def _next(self, framer: Framer) -> Message | None:
+        """The next complete message; what is none goes on as bytes."""
         while True:
             first = framer.start
             try:
                 return framer.next()
             except BadFrame as bad:
                 # Behind a header that is too short, messages go on (as libvfio-user has it); else all is bytes.
-                end = framer.end if bad.fatal else framer.start
-                data = bytes(framer.buffer[first:end])
-                if end > sent_to:
-                    self.outlet.send(data[max(0, sent_to - first) :])
-                self._ahead = 0
+                data = bytes(framer.buffer[first : framer.end if bad.fatal else framer.start])
+                self.outlet.send(data[self._ahead :])
+                self._ahead = max(0, self._ahead - len(data))
                 self._owner.unframed(self.direction, data, str(bad))
                 if bad.fatal:
                     framer.close()
@@ -259,15 +275,14 @@ class Pump:
         self._owner.ended(self.direction)
 
 
-def _end_of_messages(framer: Framer) -> int:
-    """Where the last complete message ends; everything that is there if it cannot be told."""
-    buffer, at, end = framer.buffer, framer.start, framer.end
+def _headers(view: memoryview, at: int, end: int) -> tuple[list[tuple[int, int, int, int, int]], int]:
+    """The headers of the complete messages between `at` and `end`, up to one that cannot be right; where they stop."""
+    headers = []
     while end - at >= HEADER_SIZE:
-        size: int = HEADER.unpack_from(buffer, at)[2]
-        if size > framer.max_message:
-            return end
-        size = max(size, HEADER_SIZE)
-        if size > end - at:
+        header = HEADER.unpack_from(view, at)
+        size: int = header[2]
+        if size > end - at or size < HEADER_SIZE:
             break
+        headers.append(header)
         at += size
-    return at
+    return headers, at

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import GONE, READ, WRITE, Loop
 from vfio_user.interposer.pairing import Pairing, Pending
-from vfio_user.interposer.picture import Picture
+from vfio_user.interposer.picture import CONFIG_REGION, Picture
 from vfio_user.interposer.pump import Outlet, Pump
 from vfio_user.interposer.requests import Lost, OwnRequests
 from vfio_user.interposer.trace import TraceWriter, View
 from vfio_user.transport import Stream, close_all
-from vfio_user.wire import REPLY, Dialect, Message
+from vfio_user.wire import NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
 
 BOTH = View.RECEIVED | View.SENT
@@ -88,6 +88,7 @@ class Session:
         self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
         self.held: deque[Message] = deque()
         self._holds = 0
+        self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         self._on_end = on_end
         self._afterwards: list[Callable[[], None]] = []
         to_client, to_server = Outlet(client), Outlet(server)
@@ -211,14 +212,12 @@ class Session:
         """Send a message of ours; returns the number of its record. `pair` is that of the request it answers."""
         self._outlet(direction).send(message.encode(), message.fds)
         self._update(self._side_towards(direction))
-        if self.trace is None:
-            return 0
-        return self.trace.message(direction, View.SENT, message, pair)
+        return self._record(direction, View.SENT, message, pair)
 
     def send_on(self, direction: Direction, message: Message) -> None:
         """Send a message that a stage or the survival had taken, as if it had come just now."""
         self._outlet(direction).send(message.encode(), message.fds)
-        self._sent(direction, message, View.SENT)
+        self._sent(direction, message, self._record(direction, View.SENT, message))
         self._update(self._side_towards(direction))
 
     def send_bytes(self, direction: Direction, data: bytes, fds: list[int]) -> None:
@@ -230,14 +229,34 @@ class Session:
 
     # what the pumps tell
 
-    def observe(self, direction: Direction, message: Message) -> None:
-        counters = self.counters
-        counters.messages[direction] += 1
-        counters.bytes[direction] += 16 + len(message.payload)
-        if message.flags & TYPE_MASK == REPLY:
-            self._replied(direction, message, BOTH)
+    def passed(self, direction: Direction, id: int, command: int, flags: int, errno: int, data: memoryview) -> None:
+        self.counters.messages[direction] += 1
+        self.counters.bytes[direction] += len(data)
+        trace = self.trace
+        if flags & TYPE_MASK == REPLY:
+            request = self.pending[1 - direction].replied(id) or _NOBODY
+            if trace is not None:
+                trace.passed(direction, data, request.number)
+            if request.message is not None or self.on_sent is not None:
+                self._learned(direction, Message(id, command, flags, errno, bytes(data[16:])), request)
+            return
+        number = trace.passed(direction, data) if trace is not None else 0
+        if self.on_sent is None and command in self._access and data[24:28] != CONFIG_REGION:
+            self.picture.bar_accessed = True
+            if not flags & NO_REPLY:
+                self.pending[direction].sent(id, Pending(number, command, None))
         else:
-            self._sent(direction, message, BOTH)
+            self._sent(direction, Message(id, command, flags, errno, bytes(data[16:])), number)
+
+    def observe(self, direction: Direction, message: Message) -> None:
+        self.counters.messages[direction] += 1
+        self.counters.bytes[direction] += message.size
+        if message.is_reply:
+            request = self.pending[direction.opposite].replied(message.id) or _NOBODY
+            self._record(direction, BOTH, message, request.number)
+            self._learned(direction, message, request)
+        else:
+            self._sent(direction, message, self._record(direction, BOTH, message))
 
     def deliver(self, direction: Direction, message: Message) -> None:
         self.counters.messages[direction] += 1
@@ -290,8 +309,7 @@ class Session:
 
     def _hold_back(self, request: Message) -> None:
         self.counters.held += 1
-        if self.trace is not None:
-            self.trace.message(Direction.TO_SERVER, View.RECEIVED, request)
+        self._record(Direction.TO_SERVER, View.RECEIVED, request)
         self.held.append(request)
         if len(self.held) >= MAX_HELD:
             self._update(self._sides["client"])
@@ -302,8 +320,7 @@ class Session:
         request = self.pending[asked].replied(reply.id)
         translated = self.own[asked].incoming(reply)
         if translated is None or (request is not None and request.stale):
-            if self.trace is not None:
-                self.trace.message(direction, View.RECEIVED, reply, request.number if request is not None else 0)
+            self._record(direction, View.RECEIVED, reply, request.number if request is not None else 0)
             close_all(reply.fds)
             if translated is None:
                 self.own[asked].deliver_arrived()
@@ -321,21 +338,24 @@ class Session:
         afterwards, self._afterwards = self._afterwards, []
         view = BOTH if after is came else View.SENT
         number = request.number if request is not None else 0
-        if view is not BOTH and self.trace is not None:
-            self.trace.message(direction, View.RECEIVED, came, number)
+        if view is not BOTH:
+            self._record(direction, View.RECEIVED, came, number)
         if after is not None:
             self._outlet(direction).send(after.encode(), after.fds)
+            recorded = self._record(direction, view, after, number)
             if request is not None:
-                self._learned(direction, after, view, request)
+                self._learned(direction, after, request)
             else:
-                self._sent(direction, after, view)
+                self._sent(direction, after, recorded)
             close_all(after.fds)
         for action in afterwards:
             action()
 
-    def _sent(self, direction: Direction, request: Message, view: View) -> None:
+    def _record(self, direction: Direction, view: View, message: Message, pair: int = 0) -> int:
+        return self.trace.message(direction, view, message, pair) if self.trace is not None else 0
+
+    def _sent(self, direction: Direction, request: Message, number: int) -> None:
         """A request has been sent on: its reply will want it."""
-        number = self.trace.message(direction, view, request) if self.trace is not None else 0
         wanted = direction is Direction.TO_SERVER and self.picture.wants(request)
         if request.wants_reply:
             kept = copy_message(request) if wanted else None
@@ -345,13 +365,8 @@ class Session:
         if self.on_sent is not None:
             self.on_sent(direction, request)
 
-    def _replied(self, direction: Direction, reply: Message, view: View) -> None:
-        self._learned(direction, reply, view, self.pending[direction.opposite].replied(reply.id) or _NOBODY)
-
-    def _learned(self, direction: Direction, reply: Message, view: View, request: Pending) -> None:
+    def _learned(self, direction: Direction, reply: Message, request: Pending) -> None:
         """A reply has been sent on."""
-        if self.trace is not None:
-            self.trace.message(direction, view, reply, request.number)
         if request.message is not None:
             self.picture.exchanged(request.message, reply)
             close_all(request.message.fds)

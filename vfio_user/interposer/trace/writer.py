@@ -11,7 +11,16 @@ from typing import Any
 from vfio_user.errors import UserError
 from vfio_user.interposer.descriptors import FdInfo, describe
 from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.trace.format import FORMAT, MAGIC, Kind, View, encode_body, encode_json, encode_message
+from vfio_user.interposer.trace.format import (
+    FORMAT,
+    MAGIC,
+    PREFIX,
+    Kind,
+    View,
+    encode_body,
+    encode_json,
+    encode_message,
+)
 from vfio_user.wire import Message
 
 FLUSH_AT = 1 << 20
@@ -50,6 +59,17 @@ class TraceWriter:
         fds: tuple[FdInfo, ...] = tuple(map(describe, message.fds)) if message.fds else ()
         return self._append(encode_message(direction, view, time.monotonic_ns(), pair, message, fds))
 
+    def passed(self, direction: Direction, data: memoryview, pair: int = 0) -> int:
+        """Record a message without descriptors that was passed on unchanged, from its bytes."""
+        batch = self._batch
+        batch.append(PREFIX.pack(PREFIX.size - 4 + len(data), Kind.MESSAGE, direction, 3, 0, time.monotonic_ns(), pair))
+        batch.append(bytes(data))
+        self.records += 1
+        self._batched += len(data)
+        if self._batched > FLUSH_AT:
+            self.flush()
+        return self.records
+
     def raw(self, direction: Direction, data: bytes, view: int = View.RECEIVED | View.SENT) -> None:
         """Record bytes that are no message."""
         self._append(encode_body(Kind.BYTES, direction, view, time.monotonic_ns(), data))
@@ -62,7 +82,7 @@ class TraceWriter:
         """Hand to the kernel what this turn has recorded: from then on it survives this process."""
         if not self._batch:
             return
-        data = self._batch[0] if len(self._batch) == 1 else b"".join(self._batch)
+        data = b"".join(self._batch)
         self._batch.clear()
         self._batched = 0
         if self.stopped:

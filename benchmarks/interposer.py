@@ -1,0 +1,82 @@
+"""What the interposer costs, against the same server without it in the same run.
+
+    python -m benchmarks.interposer [--server-command 'CMD {socket}'] [--json FILE]
+
+Direct, through the interposer, and through one that writes a trace take turns against one server: round trips of
+REGION_READ one by one, and bursts of 64 posted writes that end in a read. The ratio of each turn is taken by itself
+and the median printed. Then the server is killed under a client that reads without pause, and the longest time a reply
+took is the restart as the client sees it.
+
+Goals: a round trip <= 2.2 times the direct one, a trace <= 15 % more, a restart <= 0.5 s.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from benchmarks.region_access import BARE, EDU, client_command, measure, start
+
+INTERPOSE = f"{shlex.quote(sys.executable)} -m vfio_user interpose --listen {{socket}}"
+
+
+@click.command(help=__doc__)
+@click.option("--server-command", default=EDU, help="The server; {socket} is its path. Default: our edu.")
+@click.option("--bare", is_flag=True, help="A server that only sleeps in recv, in place of edu.")
+@click.option("--region", default=0, show_default=True)
+@click.option("--offset", default=4, show_default=True, help="A 4-byte register that reads and writes freely.")
+@click.option("--turns", default=7, show_default=True)
+@click.option("--trips", default=5_000, show_default=True, help="Round trips in a turn.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
+def main(
+    server_command: str, bare: bool, region: int, offset: int, turns: int, trips: int, json_file: Path | None
+) -> None:
+    command = BARE if bare else server_command
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfu-")))
+        client = client_command(scratch)
+        start(command, scratch / "direct", stack)
+        connect = f" --connect {scratch / 'direct'}"
+        start(INTERPOSE + connect, scratch / "interposed", stack)
+        start(INTERPOSE + connect + f" --trace {scratch / 'trace'}", scratch / "traced", stack)
+        sides = ("direct", "interposed", "traced")
+        results = [
+            {side: measure(client, scratch / side, (region, offset), trips) for side in sides} for _ in range(turns)
+        ]
+        messages = (trips * 2 + trips // 20 * 66) * 2 * turns
+        figures = _summary(results)
+        figures["trace_bytes_per_message"] = (scratch / "trace").stat().st_size / messages
+    _report(figures)
+    if json_file:
+        json_file.write_text(json.dumps({"turns": results, "summary": figures}, indent=2))
+
+
+def _summary(results: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for metric in ("read_ns", "posted_per_second"):
+        for side in ("direct", "interposed", "traced"):
+            figures[f"{side}_{metric}"] = statistics.median(turn[side][metric] for turn in results)
+    figures["round_trip_ratio"] = _median_ratio(results, "interposed", "direct", "read_ns")
+    figures["trace_ratio"] = _median_ratio(results, "traced", "interposed", "read_ns")
+    figures["posted_trace_ratio"] = _median_ratio(results, "interposed", "traced", "posted_per_second")
+    return figures
+
+
+def _median_ratio(results: list[dict[str, dict[str, float]]], one: str, other: str, metric: str) -> float:
+    return statistics.median(turn[one][metric] / turn[other][metric] for turn in results)
+
+
+def _report(figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        print(f"{name:32}{value:16,.2f}")
+
+
+if __name__ == "__main__":
+    main()
