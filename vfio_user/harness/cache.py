@@ -120,7 +120,8 @@ def _rename_over(made: Path, destination: Path) -> None:
 def _remove_leftovers(destination: Path) -> None:
     for path in destination.parent.glob(f".{destination.name}.*.part"):
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+            # not st_mtime, which an unpacked archive may set
+            if time.time() - path.stat().st_ctime > LEFTOVER_AGE:
                 shutil.rmtree(path, ignore_errors=True)
 
 

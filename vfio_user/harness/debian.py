@@ -110,7 +110,7 @@ class DebianArchive:
         def extract(deb: Path) -> None:
             ran = _run(["dpkg-deb", "--extract", str(deb), str(into)])
             if "No space left" in ran.stderr or "quota exceeded" in ran.stderr:
-                raise disk_full(into)
+                raise disk_full(into.parent)
             if ran.returncode != 0:
                 raise UserError(f"{deb.name} does not unpack: {ran.stderr.strip()}", hint=f"delete {deb} and try again")
 
