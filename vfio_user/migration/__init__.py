@@ -1,1 +1,8 @@
-"""Moving a device: state machine, state stream, dirty log, and their v1 and v2 faces on the wire."""
+"""Migration: one state machine with two faces, the format of a saved state, and the log of dirty pages."""
+
+from vfio_user.migration.gate import OPEN, STRICT, Gate
+from vfio_user.migration.migratable import ClientMemory, Memory, Migratable
+from vfio_user.migration.migration import Migration
+from vfio_user.migration.region import MigrationRegion
+
+__all__ = ["OPEN", "STRICT", "ClientMemory", "Gate", "Memory", "Migratable", "Migration", "MigrationRegion"]

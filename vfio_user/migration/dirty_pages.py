@@ -1,0 +1,88 @@
+"""DIRTY_PAGES and the bitmap of DMA_UNMAP, in the dialects with a v1 migration region (dialects.md 6, 9.9)."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vfio_user.errors import ProtocolError
+from vfio_user.migration.dirty_log import bitmap_size
+from vfio_user.wire import Command, Dialect
+from vfio_user.wire.constants import DirtyPagesFlags
+from vfio_user.wire.layouts import BITMAP_V6, DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6, DirtyRange
+
+if TYPE_CHECKING:
+    from vfio_user.migration.migration import Migration
+
+MAX_REPLY = 1 << 20
+"""As libvfio-user: an argsz above is refused, and so are bitmaps above."""
+
+_V6_DATA = (0, 4, 8)
+"""Bytes of the unused `data` member before the ranges: absent, as printed, or as in the kernel's structure."""
+
+
+def dirty_pages(migration: Migration, payload: bytes, dialect: Dialect) -> bytes:
+    """Start or stop the log, or report and clear; the reply's payload, none for starting and stopping.
+
+    Raises:
+        ProtocolError: EINVAL for malformed requests, flags that are not exactly one, and a bitmap that is asked for
+            while no log is kept or has another size than its range needs; ENOENT where nothing is mapped.
+    """
+    argsz, flags = DIRTY_PAGES.unpack(payload)
+    if argsz < DIRTY_PAGES.size or flags not in {*DirtyPagesFlags}:
+        raise _refuse(f"argsz {argsz}, flags {flags:#x}")
+    if flags == DirtyPagesFlags.START:
+        migration.device.dma.start_log(migration.page_size)
+        return b""
+    if flags == DirtyPagesFlags.STOP:
+        migration.device.dma.stop_log()
+        return b""
+    if dialect.shapes[Command.DMA_UNMAP].request is None:
+        return _get_bitmaps_v6(migration, payload)
+    return _get_bitmap(migration, payload, argsz)
+
+
+def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_bytes: int) -> bytes:
+    """What of a range is dirty, which is thereby clean. For DMA_UNMAP: before the region is forgotten.
+
+    Raises:
+        ProtocolError: EINVAL for a page size that is none, another bitmap size than the range needs, or while no log
+            is kept; ENOENT where nothing is mapped.
+    """
+    if pgsize <= 0 or pgsize & (pgsize - 1) or size <= 0 or iova + size > 1 << 64:
+        raise _refuse(f"{size:#x} bytes at {iova:#x} in pages of {pgsize:#x}")
+    if bitmap_bytes != bitmap_size(size, pgsize):
+        raise _refuse(f"a bitmap of {bitmap_bytes} bytes for {size:#x} bytes in pages of {pgsize:#x}")
+    return migration.device.dma.take_dirty(iova, size, pgsize)
+
+
+def _get_bitmap(migration: Migration, payload: bytes, argsz: int) -> bytes:
+    """One range. With less room than needed only `argsz` says something in the reply, and nothing is cleared."""
+    asked = DIRTY_RANGE.unpack(payload, DIRTY_PAGES.size)
+    if argsz > MAX_REPLY:
+        raise _refuse(f"argsz {argsz}")
+    fixed = DIRTY_PAGES.size + DIRTY_RANGE.size
+    if argsz < fixed + asked.bitmap_size:
+        return DIRTY_PAGES.pack(fixed + asked.bitmap_size, DirtyPagesFlags.GET_BITMAP).ljust(argsz, b"\0")
+    bits = take_bitmap(migration, *asked)
+    return DIRTY_PAGES.pack(fixed + len(bits), DirtyPagesFlags.GET_BITMAP) + DIRTY_RANGE.pack(*asked, tail=bits)
+
+
+def _get_bitmaps_v6(migration: Migration, payload: bytes) -> bytes:
+    """The draft's ranges; each is answered with its bitmap structure and the bits, as in DMA_UNMAP."""
+    ranges = len(payload) - DIRTY_PAGES.size
+    skipped = ranges % DIRTY_RANGE_V6.size
+    if skipped not in _V6_DATA or ranges < DIRTY_RANGE_V6.size:
+        raise _refuse(f"{ranges} bytes are no ranges")
+    asked = [DirtyRange(*range_[:4]) for range_ in DIRTY_RANGE_V6.unpack_all(payload, DIRTY_PAGES.size + skipped)]
+    if sum(range_.bitmap_size for range_ in asked) > MAX_REPLY:
+        raise _refuse("bitmaps larger than a message")
+    reply = b""
+    for range_ in asked:
+        bits = take_bitmap(migration, *range_)
+        reply += BITMAP_V6.pack(range_.pgsize, range_.bitmap_size, 0, tail=bits)
+    return reply
+
+
+def _refuse(what: str) -> ProtocolError:
+    return ProtocolError(f"dirty pages: {what}", errno.EINVAL)

@@ -1,0 +1,158 @@
+"""Loading: a saved state as it comes, kept beside the device until all of it is there and found good.
+
+Each write is checked as far as it goes: a state of another device is refused with its first bytes, long before the
+source has stopped. Memory is collected in anonymous memory of its size, of which zeros cost nothing.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+from vfio_user.errors import ProtocolError
+from vfio_user.migration import values
+from vfio_user.migration.migratable import Migratable
+from vfio_user.migration.stream import PIECE, PLACE, ZEROS, Frame, FrameReader, Kind, refuse
+
+MAX_STATE = 1 << 30
+"""Bytes of encoded values, at most."""
+_SWAP = 1 << 20
+_DEVICE_KEYS = ("class", "ids")
+
+
+class Loading:
+    """One stream. `write` takes its bytes, `apply` makes the device what they say."""
+
+    def __init__(self, device: Migratable) -> None:
+        self._device = device
+        self._memories = list(device.memories())
+        self._received = [mmap.mmap(-1, len(memory.view), mmap.MAP_PRIVATE) for memory in self._memories]
+        self._reader = FrameReader()
+        self._state = bytearray()
+        self._end: dict[str, Any] | None = None
+        self._failure: ProtocolError | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next bytes.
+
+        Raises:
+            ProtocolError: (EINVAL) the state is refused, and why. It stays refused.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            for frame in self._reader.feed(data):
+                self._take(frame)
+        except ProtocolError as error:
+            self._failure = error
+            raise
+
+    def apply(self) -> None:
+        """Make the device what was saved; whatever fails, it is what it was.
+
+        Raises:
+            ProtocolError: (EINVAL) the state is refused; or what the device raises while it loads.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._end is None:
+            raise refuse(f"it is cut short, after {self._reader.frames} frames")
+        state = values.decode(self._state)
+        if not isinstance(state, dict):
+            raise refuse(f"its values are no dict, but {type(state).__name__}")
+        self._device.check_state(state)
+        before = self._device.save_state()
+        self._swap_memory()
+        try:
+            self._device.load_state(state)
+            self._check_digest(self._end["digest"])
+        except BaseException:
+            self._swap_memory()
+            self._device.load_state(before)
+            raise
+
+    def close(self) -> None:
+        for received in self._received:
+            received.close()
+
+    def _take(self, frame: Frame) -> None:
+        if (frame.kind is Kind.IDENTITY) is not (self._reader.frames == 0):
+            raise refuse(f"frame {self._reader.frames} is {frame.kind.name}")
+        match frame.kind:
+            case Kind.IDENTITY:
+                self._check_identity(_dict_of(frame.payload, identity=dict, memories=list))
+            case Kind.MEMORY:
+                (offset,) = PLACE.unpack_from(self._sized(frame, PLACE.size))
+                self._put(frame.section, offset, memoryview(frame.payload)[PLACE.size :])
+            case Kind.ZERO:
+                offset, length = ZEROS.unpack_from(self._sized(frame, ZEROS.size))
+                self._clear(frame.section, offset, length)
+            case Kind.STATE:
+                self._state += frame.payload
+                if len(self._state) > MAX_STATE:
+                    raise refuse(f"its values have more than {MAX_STATE} bytes")
+            case Kind.END:
+                end = _dict_of(frame.payload, frames=int, digest=str)
+                if end["frames"] != self._reader.frames:
+                    raise refuse(f"it has {self._reader.frames} frames and should have {end['frames']}")
+                self._end = end
+
+    def _check_digest(self, theirs: str) -> None:
+        ours = self._device.digest()
+        if ours != theirs:
+            raise refuse(f"with it the device has digest {ours}, and had {theirs} at the source")
+
+    def _check_identity(self, header: Mapping[str, Any]) -> None:
+        theirs, ours = header["identity"], dict(self._device.identity())
+        for key in _DEVICE_KEYS:
+            if theirs.get(key) != ours.get(key):
+                raise refuse(f"it is of another device: {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here")
+        for key in sorted(map(str, theirs.keys() | ours.keys())):
+            if key not in theirs or key not in ours or theirs[key] != ours[key]:
+                there, here = theirs.get(key, "nothing"), ours.get(key, "nothing")
+                raise refuse(f"its device is configured differently: {key} is {there!r} there and {here!r} here")
+        memories = [(memory.name, len(memory.view)) for memory in self._memories]
+        if header["memories"] != memories:
+            raise refuse(f"its device has other memory: {header['memories']} there and {memories} here")
+
+    def _sized(self, frame: Frame, size: int) -> bytes:
+        if len(frame.payload) < size or frame.section >= len(self._memories):
+            raise refuse(f"frame {self._reader.frames}, {frame.kind.name}, is malformed")
+        return frame.payload
+
+    def _check_range(self, section: int, offset: int, length: int) -> None:
+        if offset + length > len(self._received[section]):
+            raise refuse(f"it has bytes behind the end of memory {self._memories[section].name}")
+
+    def _put(self, section: int, offset: int, data: memoryview) -> None:
+        self._check_range(section, offset, len(data))
+        self._received[section][offset : offset + len(data)] = data
+
+    def _clear(self, section: int, offset: int, length: int) -> None:
+        """Zeros, without touching pages that nothing was written to."""
+        self._check_range(section, offset, length)
+        with memoryview(self._received[section]) as view:
+            for at in range(offset, offset + length, PIECE):
+                end = min(at + PIECE, offset + length)
+                zeros = bytes(end - at)
+                if bytes(view[at:end]) != zeros:  # comparing views is slow
+                    view[at:end] = zeros
+
+    def _swap_memory(self) -> None:
+        """Exchange the device's memory with what was received; a second time, and all is as before."""
+        for memory, received in zip(self._memories, self._received, strict=True):
+            with memoryview(received) as theirs:
+                for at in range(0, len(theirs), _SWAP):
+                    end = at + _SWAP
+                    before, after = bytes(memory.view[at:end]), bytes(theirs[at:end])
+                    if before != after:
+                        memory.view[at:end], theirs[at:end] = after, before
+
+
+def _dict_of(payload: bytes, **types: type) -> dict[str, Any]:
+    """A decoded dict with these keys, and values of these types."""
+    found = values.decode(payload)
+    if not isinstance(found, dict) or any(type(found.get(key)) is not kind for key, kind in types.items()):
+        raise refuse("it is malformed")
+    return found

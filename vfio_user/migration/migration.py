@@ -1,0 +1,226 @@
+"""A device's migration: one state machine, with the v2 messages and the v1 region as its two faces.
+
+It belongs to the device and outlives sessions. A client that goes away takes its streams and its dirty log along, and
+the next one finds the device running, whatever state it was left in: nobody is locked out by a predecessor that died in
+STOP_COPY. Until then a device that was stopped stays so, for it may run elsewhere already.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+
+from vfio_user.errors import ProtocolError
+from vfio_user.migration import dirty_pages, features
+from vfio_user.migration.gate import STRICT, Gate
+from vfio_user.migration.loading import Loading
+from vfio_user.migration.machine import (
+    ERROR,
+    PRE_COPY,
+    RESUMING,
+    RUNNING,
+    STOP,
+    STOP_COPY,
+    StateMachine,
+)
+from vfio_user.migration.migratable import Migratable
+from vfio_user.migration.region import MigrationRegion
+from vfio_user.migration.saving import Saving
+from vfio_user.wire import Command, Dialect
+from vfio_user.wire.constants import MigrationState
+
+log = logging.getLogger(__name__)
+
+_LEFT_IN = {PRE_COPY: RUNNING, STOP_COPY: STOP, RESUMING: STOP}
+"""Where a client that goes away leaves the device."""
+
+
+class Migration:
+    """All of a device's migration. Called on its session's thread, but for the log's marks."""
+
+    page_size = 4096
+    """The page size of v1's dirty log, as offered in VERSION."""
+
+    def __init__(self, device: Migratable, *, gate: Gate = STRICT) -> None:
+        self.device = device
+        self.quiesce: Callable[[], object] = device.quiesce
+        """Makes the device stand still, and returns when it does. A session puts its own here, which goes on serving
+        the device's requests meanwhile."""
+        self._gate = gate
+        self._region: MigrationRegion | None = None
+        self._saving: Saving | None = None
+        self._loading: Loading | None = None
+        self._machine = StateMachine(
+            {
+                (RUNNING, STOP): self._stop,
+                (STOP, RUNNING): self._start,
+                (STOP, STOP_COPY): self._begin_saving_stopped,
+                (RUNNING, PRE_COPY): self._begin_saving,
+                (PRE_COPY, STOP_COPY): self._stop_while_saving,
+                (PRE_COPY, RUNNING): self._drop_streams,
+                (STOP_COPY, STOP): self._drop_streams,
+                (STOP, RESUMING): self._begin_loading,
+                (RESUMING, STOP): self._load,
+            }
+        )
+
+    # State
+
+    @property
+    def state(self) -> MigrationState:
+        return self._machine.state
+
+    def set_state(self, state: int) -> None:
+        """Go to a v2 state; raises ProtocolError as `StateMachine.request`."""
+        try:
+            self._machine.request(state)
+        finally:
+            self._state_changed()
+
+    def set_v1_state(self, value: int) -> None:
+        """Go to a state by its v1 value; raises ProtocolError as `StateMachine.request_v1`."""
+        try:
+            self._machine.request_v1(value)
+        finally:
+            self._state_changed()
+
+    def gate(self, command: Command) -> None:
+        """Raises ProtocolError (EINVAL) for a command that the state forbids."""
+        self._gate.check(self.state, command)
+
+    @property
+    def registers_allowed(self) -> bool:
+        """Whether the device's own regions may be accessed in this state."""
+        return self.state not in self._gate.closed_registers
+
+    def was_reset(self) -> None:
+        """DEVICE_RESET has been carried out. It leaves ERROR, and otherwise the state as it is."""
+        if self._machine.recover():
+            self._drop_streams()
+            self._start()
+
+    def attach(self, quiesce: Callable[[], object] | None = None) -> None:
+        """A client has come: the device runs. `quiesce` replaces the device's own until it goes."""
+        self.quiesce = quiesce or self.device.quiesce
+        if self.state is not RUNNING:
+            log.info("migration: a new client, %s to RUNNING", self.state.name)
+            self._machine.state = RUNNING
+            self._start()
+
+    def detach(self) -> None:
+        """The client has gone: its streams and its dirty log end."""
+        self.quiesce = self.device.quiesce
+        self.device.dma.stop_log()
+        self._drop_streams()
+        self._machine.state = _LEFT_IN.get(self.state, self.state)
+        self._state_changed()
+
+    def close(self) -> None:
+        """The device goes."""
+        self._drop_streams()
+        if self._region is not None:
+            self._region.close()
+
+    # The two faces
+
+    def feature(self, payload: bytes) -> bytes:
+        """DEVICE_FEATURE: the reply's payload."""
+        return features.device_feature(self, payload)
+
+    def data_read(self, payload: bytes, limit: int) -> bytes:
+        """MIG_DATA_READ: the reply's payload. `limit` is what the client takes in a message."""
+        return features.mig_data_read(self, payload, limit)
+
+    def data_write(self, payload: bytes, limit: int) -> None:
+        """MIG_DATA_WRITE."""
+        features.mig_data_write(self, payload, limit)
+
+    def dirty_pages(self, payload: bytes, dialect: Dialect) -> bytes:
+        """DIRTY_PAGES: the reply's payload."""
+        return dirty_pages.dirty_pages(self, payload, dialect)
+
+    def unmap_bitmap(self, iova: int, size: int, pgsize: int, bitmap_size: int) -> bytes:
+        """The bitmap that DMA_UNMAP asks for; it is to be taken before the unmapping, once that is known to succeed."""
+        return dirty_pages.take_bitmap(self, iova, size, pgsize, bitmap_size)
+
+    @property
+    def region(self) -> MigrationRegion:
+        """The v1 migration region."""
+        if self._region is None:
+            self._region = MigrationRegion(self)
+        return self._region
+
+    # Streams
+
+    def read_state(self, size: int) -> bytes:
+        """The next bytes of the saved state; raises ProtocolError (EINVAL) unless one is being saved."""
+        return self._being_saved().read(size)
+
+    def pending_state(self) -> int:
+        """How many bytes are left to read, as far as known; raises as `read_state`."""
+        return self._being_saved().pending()
+
+    def write_state(self, data: bytes) -> None:
+        """The next bytes of a state to load; raises ProtocolError (EINVAL) unless in RESUMING, or if it is refused."""
+        if self._loading is None:
+            raise ProtocolError(f"migration: no state is loaded in {self.state.name}", errno.EINVAL)
+        try:
+            self._loading.write(data)
+        except ProtocolError as error:
+            log.warning("%s", error)
+            raise
+
+    def _being_saved(self) -> Saving:
+        if self._saving is None:
+            raise ProtocolError(f"migration: no state is saved in {self.state.name}", errno.EINVAL)
+        return self._saving
+
+    # Arcs
+
+    def _stop(self) -> None:
+        self.quiesce()
+        self.device.stop()
+
+    def _start(self) -> None:
+        self.device.start()
+
+    def _begin_saving(self) -> None:
+        self._saving = Saving(self.device)
+
+    def _begin_saving_stopped(self) -> None:
+        self._saving = Saving(self.device)
+        self._saving.stopped()
+
+    def _stop_while_saving(self) -> None:
+        self._stop()
+        self._being_saved().stopped()
+
+    def _begin_loading(self) -> None:
+        self._loading = Loading(self.device)
+
+    def _load(self) -> None:
+        """A state that is refused leaves the device as it was, and the machine in ERROR: the stream is used up.
+
+        linux/vfio.h lets it stay in RESUMING as well, which could be left by nothing but a reset.
+        """
+        assert self._loading is not None
+        try:
+            self._loading.apply()
+        except Exception as error:
+            self._machine.fail(str(error))
+            raise
+        finally:
+            self._drop_streams()
+
+    def _drop_streams(self) -> None:
+        self._saving = None
+        if self._loading is not None:
+            self._loading.close()
+            self._loading = None
+
+    def _state_changed(self) -> None:
+        if self.state is ERROR:
+            self._drop_streams()
+        if self._region is not None:
+            self._region.start_over()

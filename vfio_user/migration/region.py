@@ -1,0 +1,145 @@
+"""The v1 face: a region with registers at its start, and a window that data passes through (dialects.md 10.5).
+
+Saving, again and again: read pending_bytes, data_offset (which puts the next piece into the window), data_size, the
+data. Resuming: read data_offset, write the data, write data_size. The window may be mapped; the registers may not.
+Where the drafts are silent or disagree, this is what libvfio-user's v1 servers did, but for `reserved`: ignored, as
+specified.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from vfio_user.errors import ProtocolError
+from vfio_user.migration.machine import RESUMING, SAVING, V1_VALUES
+from vfio_user.wire.constants import MIGRATION_REGION_TYPE, RegionFlags
+
+if TYPE_CHECKING:
+    from vfio_user.migration.migration import Migration
+
+WINDOW = 4096
+"""Where the data is: the value of data_offset."""
+WINDOW_SIZE = 1 << 20
+
+
+class MigrationRegion:
+    """What a client finds at the migration region: as `PciDevice`'s regions, with `read` and `write` by offset."""
+
+    size = WINDOW + WINDOW_SIZE
+    flags = RegionFlags.READ | RegionFlags.WRITE | RegionFlags.MMAP
+    sparse = ((WINDOW, WINDOW_SIZE),)
+    type = MIGRATION_REGION_TYPE
+
+    def __init__(self, migration: Migration) -> None:
+        self._migration = migration
+        self.fd = os.memfd_create("vfio-user-migration", os.MFD_CLOEXEC)
+        """The file to map; its offsets are the region's."""
+        self.close = weakref.finalize(self, os.close, self.fd)
+        os.ftruncate(self.fd, self.size)
+        self._memory = mmap.mmap(self.fd, self.size)
+        self._asked = False
+        self._piece: int | None = None
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read a register, whole, or bytes of the window while saving.
+
+        Raises:
+            ProtocolError: EINVAL for other accesses, and registers read out of their sequence.
+        """
+        if (offset, count) in _REGISTERS:
+            value = _REGISTERS[offset, count][0](self)
+            return value.to_bytes(count, "little")
+        self._check_window(offset, count, self._migration.state in SAVING)
+        return self._memory[offset : offset + count]
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write a register, whole, or bytes of the window while resuming.
+
+        Raises:
+            ProtocolError: EINVAL for other accesses; what the state's change, or the state loaded, is refused with.
+        """
+        if (offset, len(data)) in _REGISTERS:
+            _REGISTERS[offset, len(data)][1](self, int.from_bytes(data, "little"))
+            return
+        self._check_window(offset, len(data), self._migration.state is RESUMING)
+        self._memory[offset : offset + len(data)] = data
+
+    def start_over(self) -> None:
+        """The state has changed: an iteration under way is over."""
+        self._asked = False
+        self._piece = None
+
+    def _check_window(self, offset: int, count: int, in_state: bool) -> None:
+        if offset < WINDOW or offset + count > self.size or not in_state:
+            raise _refuse(f"{count} bytes at {offset:#x} in state {self._migration.state.name}")
+
+    def _read_state(self) -> int:
+        return V1_VALUES[self._migration.state]
+
+    def _write_state(self, value: int) -> None:
+        self._migration.set_v1_state(value)
+
+    def _read_pending(self) -> int:
+        """Begins an iteration; reading it again changes nothing."""
+        if self._migration.state not in SAVING:
+            return 0
+        self._asked = True
+        self._piece = None
+        return self._migration.pending_state()
+
+    def _read_offset(self) -> int:
+        if self._migration.state in SAVING:
+            if not self._asked:
+                raise _refuse("data_offset read before pending_bytes")
+            if self._piece is None:
+                data = self._migration.read_state(WINDOW_SIZE)
+                self._memory[WINDOW : WINDOW + len(data)] = data
+                self._piece = len(data)
+        elif self._migration.state is not RESUMING:
+            raise _refuse(f"data_offset read in state {self._migration.state.name}")
+        return WINDOW
+
+    def _read_size(self) -> int:
+        if self._migration.state is RESUMING:
+            return 0
+        if self._piece is None:
+            raise _refuse("data_size read before data_offset")
+        return self._piece
+
+    def _write_size(self, size: int) -> None:
+        if self._migration.state is not RESUMING or size > WINDOW_SIZE:
+            raise _refuse(f"data_size {size:#x} written in state {self._migration.state.name}")
+        self._migration.write_state(self._memory[WINDOW : WINDOW + size])
+
+    def _ignored_read(self) -> int:
+        return 0
+
+    def _ignored_write(self, value: int) -> None:
+        pass
+
+    def _read_only(self, value: int) -> None:
+        raise _refuse("a read-only register written")
+
+
+def _refuse(what: str) -> ProtocolError:
+    return ProtocolError(f"migration region: {what}", errno.EINVAL)
+
+
+_REGISTERS: Mapping[
+    tuple[int, int], tuple[Callable[[MigrationRegion], int], Callable[[MigrationRegion, int], None]]
+] = MappingProxyType(
+    {
+        (0, 4): (MigrationRegion._read_state, MigrationRegion._write_state),
+        (4, 4): (MigrationRegion._ignored_read, MigrationRegion._ignored_write),
+        (8, 8): (MigrationRegion._read_pending, MigrationRegion._read_only),
+        (16, 8): (MigrationRegion._read_offset, MigrationRegion._read_only),
+        (24, 8): (MigrationRegion._read_size, MigrationRegion._write_size),
+    }
+)
+"""How each register is read and written, by (offset, width): vfio_device_migration_info of linux/vfio.h before 5.18."""
