@@ -25,9 +25,11 @@ from vfio_user.wire.constants import (
     RegionFlags,
     UnmapFlags,
 )
-from vfio_user.wire.region_info import encode_region_info
+from vfio_user.wire.region_info import RegionDescription, encode_region_info
 
 if TYPE_CHECKING:
+    from vfio_user.device import Dma, RegionInfo
+    from vfio_user.migration import Migration
     from vfio_user.server.session import Session
 
 Reply = tuple[bytes, list[int]]
@@ -55,14 +57,9 @@ def dma_map(session: Session, message: Message) -> Reply:
         raise _refuse(f"DMA_MAP: flags {request.flags:#x}")
     if mode and not message.fds:
         raise _refuse("DMA_MAP: a mapping mode without a file descriptor")
-    session.quiesce()
-    session.device.dma.map(
-        request.addr,
-        request.size,
-        flags=DmaFlags(request.flags),
-        fd=message.fds.pop(0) if message.fds else None,
-        offset=request.offset,
-    )
+    with session.quiet():
+        fd = message.fds.pop(0) if message.fds else None
+        session.device.dma.map(request.addr, request.size, request.flags, fd, request.offset)
     return NOTHING
 
 
@@ -75,20 +72,23 @@ def _dma_map_table(session: Session, message: Message) -> Reply:
         raise _refuse(f"DMA_MAP: {len(mappable)} mappable entries and {len(message.fds)} file descriptors")
     if any(entry.flags & ~DmaFlagsV6.MAPPABLE or entry.protections & ~3 for entry in entries):
         raise _refuse("DMA_MAP: unknown flags or protections")
-    session.quiesce()
-    dma = session.device.dma
+    with session.quiet():
+        _map_all(session.device.dma, entries, message.fds)
+    return NOTHING
+
+
+def _map_all(dma: Dma, entries: list[at.DmaEntryV6], fds: list[int]) -> None:
+    """A table is one request: all of it or nothing. PROT_READ and PROT_WRITE are the bits of DmaFlags."""
     done: list[at.DmaEntryV6] = []
     try:
         for entry in entries:
-            fd = message.fds.pop(0) if entry.flags & DmaFlagsV6.MAPPABLE else None
-            flags = DmaFlags(entry.protections & 3)
-            dma.map(entry.address, entry.size, flags=flags, fd=fd, offset=entry.offset)
+            fd = fds.pop(0) if entry.flags & DmaFlagsV6.MAPPABLE else None
+            dma.map(entry.address, entry.size, entry.protections, fd, entry.offset)
             done.append(entry)
     except ProtocolError:
-        for entry in done:  # a table is one request: all of it or nothing
+        for entry in done:
             dma.unmap(entry.address, entry.size)
         raise
-    return NOTHING
 
 
 def dma_unmap(session: Session, message: Message) -> Reply:
@@ -104,20 +104,22 @@ def dma_unmap(session: Session, message: Message) -> Reply:
     if flags & UnmapFlags.ALL:
         if request.addr or request.size:
             raise _refuse("DMA_UNMAP: ALL with an address or a size")
-        session.quiesce()
-        dma.unmap_all()
+        with session.quiet():
+            dma.unmap_all()
         return echo, []
     if not flags & UnmapFlags.GET_DIRTY_BITMAP:
-        session.quiesce()
-        dma.unmap(request.addr, request.size)
+        with session.quiet():
+            dma.unmap(request.addr, request.size)
         return echo, []
     bitmap = at.BITMAP.unpack(message.payload, at.DMA_UNMAP.size)
     if request.argsz < at.DMA_UNMAP.size + at.BITMAP.size + bitmap.size:
         raise _refuse(f"DMA_UNMAP: argsz {request.argsz} does not hold a bitmap of {bitmap.size} bytes")
-    session.quiesce()
-    migration = session.device.migration
-    bits = migration.unmap_bitmap(request.addr, request.size, bitmap.pgsize, bitmap.size)
-    dma.unmap(request.addr, request.size)
+    region = dma.find(request.addr)
+    if region is None or (region.iova, region.size) != (request.addr, request.size):
+        raise _refuse(f"DMA_UNMAP: nothing is mapped at {request.addr:#x} with size {request.size:#x}", errno.ENOENT)
+    with session.quiet():
+        bits = _migration(session).unmap_bitmap(request.addr, request.size, bitmap.pgsize, bitmap.size)
+        dma.unmap(request.addr, request.size)
     return echo + at.BITMAP.pack(bitmap.pgsize, bitmap.size, tail=bits), []
 
 
@@ -136,17 +138,14 @@ def _dma_unmap_table(session: Session, message: Message) -> Reply:
     if any(entry.flags != first.flags or entry.flags & ~UnmapFlags.GET_DIRTY_BITMAP for entry in entries):
         raise _refuse("DMA_UNMAP: unknown or mixed flags")
     dma = session.device.dma
-    for entry in entries:
-        dma.require(entry.address, entry.size)
-    session.quiesce()
     reply = b""
-    if with_bitmaps:
+    with session.quiet():
         for index, entry in enumerate(entries):
-            bitmap = at.BITMAP_V6.unpack(payload, index * stride + at.DMA_ENTRY_V6.size)
-            bits = session.device.migration.unmap_bitmap(entry.address, entry.size, bitmap.pgsize, bitmap.size)
-            reply += at.BITMAP_V6.pack(bitmap.pgsize, bitmap.size, 0, tail=bits)
-    for entry in entries:
-        dma.unmap(entry.address, entry.size)
+            if with_bitmaps:
+                bitmap = at.BITMAP_V6.unpack(payload, index * stride + at.DMA_ENTRY_V6.size)
+                bits = _migration(session).unmap_bitmap(entry.address, entry.size, bitmap.pgsize, bitmap.size)
+                reply += at.BITMAP_V6.pack(bitmap.pgsize, bitmap.size, 0, tail=bits)
+            dma.unmap(entry.address, entry.size)
     return reply, []
 
 
@@ -168,13 +167,16 @@ def get_region_info(session: Session, message: Message) -> Reply:
     two_step = session.dialect.two_step_region_info
     if two_step and request.argsz < at.REGION_INFO.size:
         raise _refuse(f"GET_REGION_INFO: argsz {request.argsz} is below {at.REGION_INFO.size}")
-    region, fd = _region(session, request.region)
-    payload, complete = encode_region_info(region, request.argsz if two_step else None)
-    send_fd = complete and fd is not None and region.flags & RegionFlags.MMAP
-    return payload, [fd] if send_fd and fd is not None else []
+    region = _region(session, request.region)
+    payload, complete = encode_region_info(_description(region), request.argsz if two_step else None)
+    return payload, [region.fd] if complete and region.fd is not None and region.flags & RegionFlags.MMAP else []
 
 
-def _region(session: Session, index: int):  # type: ignore[no-untyped-def]
+def _description(region: RegionInfo) -> RegionDescription:
+    return RegionDescription(region.index, region.size, region.flags, region.offset, region.sparse or None, region.type)
+
+
+def _region(session: Session, index: int) -> RegionInfo:
     regions = session.regions()
     if index >= len(regions):
         raise _refuse(f"region {index}: the device has {len(regions)}")
@@ -185,7 +187,7 @@ def get_region_io_fds(session: Session, message: Message) -> Reply:
     request = at.REGION_IO_FDS.unpack(message.payload)
     if request.flags or request.nr_entries or not at.REGION_IO_FDS.size <= request.argsz <= _MAX_ARGSZ:
         raise _refuse("GET_REGION_IO_FDS: flags, count or argsz")
-    region, _ = _region(session, request.region)
+    region = _region(session, request.region)
     if not region.flags:
         raise _refuse(f"GET_REGION_IO_FDS: region {request.region} does not exist")
     entries = session.device.io_fds(request.region)
@@ -250,7 +252,7 @@ def region_read(session: Session, message: Message) -> Reply:
         raise _refuse(f"REGION_READ: {request.length} bytes are over the limit of {session.max_data}")
     if not request.length:
         return NOTHING
-    data = session.device.region_read(request.region, request.offset, request.length)
+    data = session.region_read(request.region, request.offset, request.length)
     return message.payload[: at.REGION_ACCESS.size] + data, []
 
 
@@ -259,7 +261,7 @@ def region_write(session: Session, message: Message) -> Reply:
     request = at.REGION_ACCESS.unpack(message.payload)
     if request.length:
         data = memoryview(message.payload)[at.REGION_ACCESS.size :]
-        session.device.region_write(request.region, request.offset, data)
+        session.region_write(request.region, request.offset, data)
     return write_reply(session, message), []
 
 
@@ -281,36 +283,46 @@ def region_write_multi(session: Session, message: Message) -> Reply:
     if len(writes) != request.nr_writes or any(not 0 < write.length <= 8 for write in writes):
         raise _refuse(f"REGION_WRITE_MULTI: {request.nr_writes} writes in a message of {message.size}")
     for write in writes:
-        session.device.region_write(write.region, write.offset, write.data[: write.length])
+        session.region_write(write.region, write.offset, write.data[: write.length])
     return at.WRITE_MULTI.pack(len(writes)), []
 
 
 # Reset and migration
 
 
+def _migration(session: Session) -> Migration:
+    migration: Migration | None = session.device.migration
+    if migration is None:
+        raise _refuse("the device does not migrate")
+    return migration
+
+
 def device_reset(session: Session, message: Message) -> Reply:
-    session.quiesce()
-    session.device.client_reset()
+    with session.quiet():
+        session.device.client_reset()
+        if session.device.migration is not None:
+            session.device.migration.was_reset()
+    session.refresh_registers()
     return NOTHING
 
 
 def device_feature(session: Session, message: Message) -> Reply:
-    reply = session.device.migration.feature(message.payload)
+    reply = _migration(session).feature(message.payload)
     session.refresh_registers()
     return reply, []
 
 
 def mig_data_read(session: Session, message: Message) -> Reply:
-    return session.device.migration.data_read(message.payload, session.agreement.data_per_message), []
+    return _migration(session).data_read(message.payload, session.agreement.data_per_message), []
 
 
 def mig_data_write(session: Session, message: Message) -> Reply:
-    session.device.migration.data_write(message.payload, session.max_data)
+    _migration(session).data_write(message.payload, session.max_data)
     return NOTHING
 
 
 def dirty_pages(session: Session, message: Message) -> Reply:
-    return session.device.migration.dirty_pages(message.payload, session.dialect), []
+    return _migration(session).dirty_pages(message.payload, session.dialect), []
 
 
 def version_again(session: Session, message: Message) -> Reply:

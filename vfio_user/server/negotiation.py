@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vfio_user.errors import ProtocolError
@@ -67,7 +67,7 @@ class Agreement:
     """What holds for the session once VERSION is through."""
 
     minor: int = 0
-    client: Capabilities = Capabilities()
+    client: Capabilities = field(default_factory=Capabilities)
     twin: Twin | None = None
 
     @property
@@ -97,22 +97,26 @@ def negotiate(
     try:
         proposal = decode_version(dialect, message.payload)
         client = proposal.capabilities
-        if migration_pgsize and client.migration_pgsize not in (None, 0, migration_pgsize):
-            raise ProtocolError(f"VERSION: migration pages of {client.migration_pgsize} bytes", fatal=True)
-        twin_end: socket.socket | None = None
+        _check_migration(client, migration_pgsize)
         agreement = Agreement(min(proposal.minor, dialect.minor), client)
-        if _wants_twin(dialect, offer, client):
-            ours, twin_end = socket.socketpair()
-            agreement.twin = Twin(Stream(ours))
-        payload = encode_version(
-            dialect,
-            agreement.minor,
-            _capabilities(offer, client, migration_pgsize, twin=twin_end is not None),
-            limit=_room(message),
-        )
+        twin = _wants_twin(dialect, offer, client)
+        offered = _capabilities(offer, client, migration_pgsize, twin=twin)
+        payload = encode_version(dialect, agreement.minor, offered, limit=_room(message))
     except ProtocolError as error:
         return None, Answer(message.error(error.errno), str(error))
-    return agreement, Answer(message.reply(payload, [twin_end.detach()] if twin_end is not None else []))
+    if not twin:
+        return agreement, Answer(message.reply(payload))
+    ours, theirs = socket.socketpair()
+    agreement.twin = Twin(Stream(ours))
+    return agreement, Answer(message.reply(payload, [theirs.detach()]))
+
+
+def _check_migration(client: Capabilities, pgsize: int | None) -> None:
+    """Zero is what a client without an opinion sends."""
+    if pgsize and client.migration_pgsize not in (None, 0, pgsize):
+        raise ProtocolError(
+            f"VERSION: migration pages of {client.migration_pgsize} bytes, {pgsize} are kept", fatal=True
+        )
 
 
 def _wants_twin(dialect: Dialect, offer: Offer, client: Capabilities) -> bool:

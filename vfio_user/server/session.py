@@ -4,7 +4,7 @@ Order is the protocol's: commands take effect in the order of their arrival, and
 receive brought leave in one send. Work that a handler deferred runs after that.
 
 Register accesses of natural width go by a table from the 16 bytes that name an access (offset, region, count) straight
-to the device's function: `_registers`. Everything else is a `Message` for `vfio_user.server.commands`.
+to the device's function: `vfio_user.server.registers`. Everything else is a `Message` for `vfio_user.server.commands`.
 
 Message DMA needs the client's answer, and QEMU cannot give one while a vCPU waits for a register's reply under the big
 lock (hw/vfio-user/proxy.c: requests are served by a bottom half). So whoever waits for DMA goes on serving commands,
@@ -14,60 +14,47 @@ is refused with EDEADLK.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
-import struct
 import threading
 from collections import deque
-from collections.abc import Callable
-from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY, RegionInfo
 from vfio_user.errors import ProtocolError
 from vfio_user.server import commands
+from vfio_user.server.connection import Connection, Disconnected
 from vfio_user.server.negotiation import Agreement, Offer, negotiate
+from vfio_user.server.registers import RegisterPath
+from vfio_user.server.worker import Worker
 from vfio_user.transport import Stream, close_all
 from vfio_user.wire import (
     COMMAND,
+    DRAFT_V6,
     NO_REPLY,
-    REPLY,
     BadFrame,
     Command,
     Dialect,
-    Framer,
     Message,
     Sender,
 )
+from vfio_user.wire.constants import MigrationState
 
 if TYPE_CHECKING:
     from vfio_user.device import PciDevice
+    from vfio_user.migration import Migration, MigrationRegion
 
 log = logging.getLogger("vfio_user.server")
 
-_ACCESS = struct.Struct("<HHII4x16s")  # id, command, size, flags, then offset, region and count as they came
-_KEY = struct.Struct("<QII")
-_VALUE = {width: struct.Struct("<" + code) for width, code in {1: "B", 2: "H", 4: "I", 8: "Q"}.items()}
-_READ_REPLY = {width: struct.Struct("<HHIII16s" + code) for width, code in {1: "B", 2: "H", 4: "I", 8: "Q"}.items()}
-_WRITE_REPLY = struct.Struct("<HHIII12sI")
-_REGISTER = 32
-"""Bytes of a register access before its data."""
+_MOVING = frozenset({MigrationState.RUNNING, MigrationState.PRE_COPY})
+
+MAX_BACKLOG = 1024
+"""Commands held while the device is getting quiet; beyond that the client is not read from."""
 
 MAX_DEPTH = 8
 """How deep handlers may wait for DMA within commands served while others wait for DMA."""
-
-
-POLLS = 40
-"""Looks at an empty socket before the session sleeps, about 1 us each."""
-
-POLL_NS = 80_000
-"""A sleep that was shorter than this would have been better spent polling."""
-
-POLL_AGAIN = 16
-"""Short sleeps in a row that it takes to poll again after a long one."""
-
-
-class Disconnected(ConnectionError):
-    """The client went away while its answer was awaited."""
 
 
 class Session:
@@ -83,23 +70,22 @@ class Session:
         self.agreement = Agreement()
         self.lock = threading.RLock()
         self._offer = offer or Offer()
-        self._stream = stream
-        self._framer = Framer()
-        self._out = bytearray()
-        self._out_fds: list[int] = []
+        self.connection = Connection(stream, self.max_data)
+        self.owed: bytes | None = None
+        """The reply of the command under way; None once it is sent, or if none is wanted."""
+        self.reading = False
+        """Whether a handler runs that cannot be answered before it ends."""
+        self._worker = Worker(self._locked)
+        self._backlog: deque[Message] = deque()  # commands that came while the device was getting quiet
         self._deferred: deque[Callable[[], None]] = deque()
         self._answered = threading.Condition(self.lock)
         self._answers: dict[int, Message | None] = {}
         self._next_id = 0
         self._thread: int | None = None
-        self._owed: bytes | None = None  # the reply of the register write under way
-        self._reading = False
         self._depth = 0
-        self._polling = -POLL_AGAIN
-        self._read = dialect.number(Command.REGION_READ)
-        self._write = dialect.number(Command.REGION_WRITE)
-        self._readers: dict[bytes, tuple[Any, int, Callable[[], int]]] = {}
-        self._writers: dict[bytes, tuple[int, Any, Callable[[int], None]]] = {}
+        self._gone = False
+        self._migration: Migration | None = device.migration
+        self._registers = RegisterPath(dialect)
 
     def run(self) -> None:
         """Negotiate, then serve until the client goes away or `stop` is called. Raises nothing a client can cause."""
@@ -109,10 +95,9 @@ class Session:
             if not self._negotiate():
                 return
             with self.lock:
-                self.device.attach(self)
                 attached = True
-                self.refresh_registers()
-            while self._receive():
+                self._attach()
+            while self.connection.receive():
                 with self.lock:
                     self._serve()
         except Disconnected:
@@ -122,10 +107,11 @@ class Session:
         finally:
             with self.lock:
                 self._end(attached=attached)
+            self._worker.close()
 
     def stop(self) -> None:
         """End the session from any thread."""
-        self._stream.shutdown()
+        self.connection.shutdown()
 
     # What the device asks of its client (vfio_user.device.Link)
 
@@ -150,170 +136,222 @@ class Session:
     def interrupt(self, index: int, vector: int) -> None:
         """Interrupt the client by message, where the dialect has one; the index is the enabled type's."""
         if Command.VM_INTERRUPT not in self.dialect:
-            log.warning("interrupt %d of index %d is lost: dialect %s has no message for it", vector, index, self.dialect)
+            log.warning(
+                "interrupt %d of index %d is lost: dialect %s has no message for it", vector, index, self.dialect
+            )
             return
         shape = self.dialect.shapes[Command.VM_INTERRUPT]
         assert shape.request is not None
         with self.lock:
             message = Message(self._new_id(), shape.number, COMMAND | NO_REPLY, 0, shape.request.pack(vector))
-            self._out += message.encode()
+            self.connection.out += message.encode()
             if threading.get_ident() != self._thread:
-                self._flush()
+                self.connection.flush()
 
     def defer(self, work: Callable[[], None]) -> None:
         """Run `work` on the session's thread once the replies of the current batch are sent."""
         self._deferred.append(work)
 
+    @property
+    def in_band_interrupts(self) -> bool:
+        """Whether the client can be interrupted by message."""
+        return Command.VM_INTERRUPT in self.dialect
+
     def call_soon(self, work: Callable[[], None]) -> None:
-        """Run `work` under the session's lock, on a thread of its own."""
-        threading.Thread(target=self._locked, args=(work,), daemon=True).start()
+        """From any thread: run `work` under the session's lock, in order."""
+        self._worker.call_soon(work)
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        """Call `ready` under the session's lock whenever `fd` is readable, until `unwatch`."""
+        self._worker.watch(fd, ready)
+
+    def unwatch(self, fd: int) -> None:
+        self._worker.unwatch(fd)
+
+    # What commands need of the session
+
+    @property
+    def max_data(self) -> int:
+        """Bytes of data that the client may put into one message or ask for."""
+        return self._offer.max_data_xfer_size
+
+    def regions(self) -> list[RegionInfo]:
+        """The device's regions, and behind them the v1 migration region where the dialect has one."""
+        regions = list(self.device.regions)
+        if (v1 := self._migration_region()) is not None:
+            regions.append(RegionInfo(len(regions), v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type))
+        return regions
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """Read a region of the device, or the v1 migration region.
+
+        Raises:
+            ProtocolError: (EINVAL) no such region, past its end, or the migration state forbids it.
+        """
+        v1 = self._migration_region()
+        if v1 is not None and index == len(self.device.regions):
+            return v1.read(offset, count)
+        self._check_access(index)
+        return self.device.region_read(index, offset, count)
+
+    def region_write(self, index: int, offset: int, data: bytes | memoryview) -> None:
+        """Write a region; raises as `region_read`."""
+        v1 = self._migration_region()
+        if v1 is not None and index == len(self.device.regions):
+            v1.write(offset, bytes(data))
+            self.refresh_registers()
+            return
+        self._check_access(index)
+        self.device.region_write(index, offset, data)
+
+    def _migration_region(self) -> MigrationRegion | None:
+        if self._migration is None or not self.dialect.migration_region:
+            return None
+        return self._migration.region
+
+    def _check_access(self, index: int) -> None:
+        if not self._registers_allowed:
+            raise ProtocolError(f"access to region {index} of a device that is stopped")
+
+    @property
+    def _registers_allowed(self) -> bool:
+        return self._migration is None or self._migration.registers_allowed
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """The device stands still inside, and goes on afterwards unless migration has stopped it."""
+        self.quiesce()
+        try:
+            yield
+        finally:
+            if self._migration is None or self._migration.state in _MOVING:
+                self.device.resume()
+
+    def quiesce(self) -> None:
+        """Have the device stand still before memory or state changes under it.
+
+        Commands that come meanwhile are held; replies to the device's own requests are taken.
+
+        Raises:
+            ProtocolError: the device cannot, with its errno.
+        """
+        waiting = self.device.quiesce()
+        if waiting is not None and not waiting.finished:
+            self._worker.watch(self.connection.fileno(), self._receive_while_quiescing)
+            try:
+                waiting.then(lambda: self._worker.call_soon(self._answered.notify_all))
+                self._answered.wait_for(lambda: waiting.finished or self._gone)
+            finally:
+                self._worker.unwatch(self.connection.fileno())
+            if self._gone:
+                raise Disconnected("the client went away")
+        if waiting is not None and waiting.errno:
+            raise ProtocolError("the device cannot stand still", waiting.errno)
 
     # Serving
 
+    def _attach(self) -> None:
+        self.device.dma.policy = DRAFT_V6_POLICY if self.dialect is DRAFT_V6 else CURRENT_POLICY
+        self.device.attach(self)
+        if self._migration is not None:
+            self._migration.attach(self.quiesce)
+        self.refresh_registers()
+
     def _negotiate(self) -> bool:
-        while (message := self._next()) is None:
-            if not self._receive():
+        while (message := self.connection.next()) is None:
+            if not self.connection.receive():
                 return False
         close_all(message.fds)
-        pgsize = self.device.migration.page_size if self.device.migration is not None else None
+        pgsize = self._migration.page_size if self._migration is not None else None
         agreement, reply = negotiate(message, self.dialect, self._offer, migration_pgsize=pgsize)
         if agreement is None:
             log.warning("client refused: %s", reply.reason)
-            if reply.message is not None:
-                self._stream.send(reply.message.encode())
-            return False
-        self.agreement = agreement
-        assert reply.message is not None
-        self._stream.send(reply.message.encode(), reply.message.fds)
-        close_all(reply.message.fds)
-        return True
-
-    def _receive(self) -> bool:
-        """Take in what comes next; False at the end of the stream.
-
-        A client that answers at once is polled for a moment rather than slept for: waking a thread takes longer
-        than the whole handling of a register access. Polling that was in vain is not tried again until several
-        waits in a row would have been worth it.
-        """
-        room = self._framer.room()
-        received = self._stream.poll(room, POLLS) if self._polling > 0 else None
-        if received is None:
-            begin = perf_counter_ns()
-            received = self._stream.receive(room)
-            short = perf_counter_ns() - begin < POLL_NS
-            self._polling = min(self._polling + 1, 1) if short else -POLL_AGAIN
-        count, fds = received
-        self._framer.received(count, fds)
-        return count > 0
+        if reply.message is not None:
+            self.connection.send(reply.message)
+            self.connection.flush()
+            close_all(reply.message.fds)
+        if agreement is not None:
+            self.agreement = agreement
+        return agreement is not None
 
     def _serve(self) -> None:
         """Handle what was received, send the replies, then do what was deferred."""
         self._drain()
-        self._flush()
+        self.connection.flush()
         while self._deferred:
             self._guarded(self._deferred.popleft())
-            self._flush()
+            self.connection.flush()
+
+    def _receive_while_quiescing(self) -> None:
+        try:
+            self._gone = not self.connection.receive()
+            while (message := self.connection.framer.next()) is not None:
+                if not self._settle(message):
+                    self._backlog.append(message)
+        except (OSError, BadFrame) as error:
+            log.warning("while the device was getting quiet: %s", error)
+            self._gone = True
+        if self._gone or len(self._backlog) >= MAX_BACKLOG:
+            self._worker.unwatch(self.connection.fileno())
+        self._answered.notify_all()
+
+    def _settle(self, message: Message) -> bool:
+        """Take a reply to one of the device's own requests."""
+        if not message.is_reply or message.id not in self._answers:
+            return False
+        self._answers[message.id] = message
+        self._answered.notify_all()
+        return True
 
     def _drain(self) -> None:
         while True:
-            if not self._framer.has_fds:
-                self._registers()
-            message = self._next()
+            if not self.connection.framer.has_fds and not self._backlog:
+                self._registers.serve(self)
+            message = self._backlog.popleft() if self._backlog else self.connection.next()
             if message is None:
                 return
             self._handle(message)
 
-    def _next(self) -> Message | None:
-        """The next whole message; a header that cannot be right is answered here."""
-        while True:
-            try:
-                return self._framer.next()
-            except BadFrame as error:
-                log.warning("%s", error)
-                if error.message.wants_reply:
-                    self._out += error.message.error(error.errno).encode()
-                if error.fatal:
-                    self._flush()
-                    raise Disconnected from None
-
-    def _registers(self) -> None:
-        """The hot path: register accesses of natural width, until the buffer holds something else."""
-        framer = self._framer
-        unpack = _ACCESS.unpack_from
-        readers, writers = self._readers, self._writers
-        reading, writing = self._read, self._write
-        id = flags = 0
-        while framer.end - (start := framer.start) >= _REGISTER:
-            id, command, size, flags, access = unpack(framer.buffer, start)
-            try:
-                if command == writing:
-                    entry = writers.get(access)
-                    if entry is None or size != entry[0] or flags & ~NO_REPLY or start + size > framer.end:
-                        return
-                    (value,) = entry[1](framer.buffer, start + _REGISTER)
-                    framer.start = start + size
-                    if flags:
-                        entry[2](value)
-                    else:
-                        self._owed = reply = self._write_reply(id, access)
-                        entry[2](value)
-                        if self._owed is reply:
-                            self._out += reply
-                            self._owed = None
-                elif command == reading:
-                    found = readers.get(access)
-                    if found is None or size != _REGISTER or flags:
-                        return
-                    framer.start = start + _REGISTER
-                    self._reading = True
-                    self._out += found[0](id, command, found[1], REPLY, 0, access, found[2]())
-                    self._reading = False
-                else:
-                    return
-            except Exception as error:
-                self._failed(Message(id, command, flags), error)
-
-    def _write_reply(self, id: int, access: bytes) -> bytes:
-        count = access[12] if self.dialect.write_reply_counts else 0
-        return _WRITE_REPLY.pack(id, self._write, _REGISTER, REPLY, 0, access[:12], count)
-
     def _handle(self, message: Message) -> None:
-        if message.is_reply and message.id in self._answers:
-            self._answers[message.id] = message
-            self._answered.notify_all()
+        if self._settle(message):
             return
-        self._owed = None if message.flags & NO_REPLY else b""
+        self.owed = None if message.flags & NO_REPLY else b""
         try:
-            command = self.dialect.command(message.command)
-            if message.type != COMMAND:
-                raise ProtocolError(f"message type {message.type} where a command is expected")
-            if command is None or self.dialect.shapes[command].sender is Sender.SERVER:
-                raise ProtocolError(f"command {message.command} is none of a client's in dialect {self.dialect.name}")
-            if self.device.migration is not None:
-                self.device.migration.gate(command)
+            command = self._command(message)
             payload, fds = self._run(command, message)
         except Exception as error:
-            self._failed(message, error)
+            self.failed(message, error)
         else:
-            if self._owed is not None:
-                self._reply(message.reply(payload, fds))
-            self._owed = None
+            if self.owed is not None:
+                self.connection.send(message.reply(payload, fds))
+            self.owed = None
         finally:
             close_all(message.fds)
 
+    def _command(self, message: Message) -> Command:
+        """Which command this is, if it is one that the client may send now."""
+        if message.type != COMMAND:
+            raise ProtocolError(f"message type {message.type} where a command is expected")
+        command = self.dialect.command(message.command)
+        if command is None or self.dialect.shapes[command].sender is Sender.SERVER:
+            raise ProtocolError(f"command {message.command} is none of a client's in dialect {self.dialect.name}")
+        if self._migration is not None:
+            self._migration.gate(command)
+        return command
+
     def _run(self, command: Command, message: Message) -> tuple[bytes, list[int]]:
         """The effect of a command; the reply of one that may be answered early is ready before its effect."""
-        if command is Command.REGION_WRITE and self._owed is not None:
-            self._owed = message.reply(commands.write_reply(self, message)).encode()
-        self._reading = command is not Command.REGION_WRITE and self._owed is not None
+        if command is Command.REGION_WRITE and self.owed is not None:
+            self.owed = message.reply(commands.write_reply(self, message)).encode()
+        self.reading = command is not Command.REGION_WRITE and self.owed is not None
         reply = commands.HANDLERS[command](self, message)
-        self._reading = False
+        self.reading = False
         return reply
 
-    def _failed(self, message: Message, error: Exception) -> None:
+    def failed(self, message: Message, error: Exception) -> None:
         """Answer a command that raised: its errno where the protocol has one, EIO for a defect of the device."""
-        owed = self._owed is not None or self._reading
-        self._owed, self._reading = None, False
+        owed = self.owed is not None
+        self.owed, self.reading = None, False
         if isinstance(error, Disconnected):
             raise error
         if isinstance(error, ProtocolError):
@@ -326,31 +364,13 @@ class Session:
             number = errno.EIO
             log.error("command %d: the device failed", message.command, exc_info=error)
         if owed:
-            self._out += message.error(number).encode()
-
-    def _reply(self, reply: Message) -> None:
-        if reply.fds:
-            self._flush()
-            self._stream.send(reply.encode(), reply.fds)
-        else:
-            self._out += reply.encode()
-
-    def _flush(self) -> None:
-        if self._out:
-            out, self._out = self._out, bytearray()
-            self._stream.send(out)
+            self.connection.out += message.error(number).encode()
 
     def refresh_registers(self) -> None:
         """Take the device's register table into the hot path, or nothing while its state forbids access."""
-        self._readers.clear()
-        self._writers.clear()
-        if self.device.migration is not None and not self.device.migration.registers_allowed:
-            return
-        for (region, offset, width), read in self.device.readers.items():
-            reply = _READ_REPLY[width]
-            self._readers[_KEY.pack(offset, region, width)] = (reply.pack, reply.size, read)
-        for (region, offset, width), write in self.device.writers.items():
-            self._writers[_KEY.pack(offset, region, width)] = (_REGISTER + width, _VALUE[width].unpack_from, write)
+        self._registers.clear()
+        if self._registers_allowed:
+            self._registers.fill(self.device)
 
     # Requests of the device
 
@@ -380,7 +400,7 @@ class Session:
         if self.agreement.twin is not None:
             return self.agreement.twin.exchange(message)
         on_session_thread = threading.get_ident() == self._thread
-        if on_session_thread and self._reading:
+        if on_session_thread and self.reading:
             raise ProtocolError("a register read would have to wait for message DMA: defer the DMA", errno.EDEADLK)
         if self._depth >= MAX_DEPTH:
             raise ProtocolError(f"{MAX_DEPTH} handlers wait for message DMA already", errno.EDEADLK)
@@ -389,9 +409,9 @@ class Session:
             if on_session_thread:
                 self._wait_serving(message)
             else:
-                self._out += message.encode()
-                self._flush()
-                self._answered.wait_for(lambda: self._answers[message.id] is not None or self._ended)
+                self.connection.out += message.encode()
+                self.connection.flush()
+                self._answered.wait_for(lambda: self._answers[message.id] is not None or self._gone)
             answer = self._answers[message.id]
         finally:
             del self._answers[message.id]
@@ -400,20 +420,20 @@ class Session:
         return answer
 
     def _wait_serving(self, message: Message) -> None:
-        if self._owed:
-            self._out += self._owed
-        self._owed = None
-        self._out += message.encode()
-        self._flush()
+        if self.owed:
+            self.connection.out += self.owed
+        self.owed = None
+        self.connection.out += message.encode()
+        self.connection.flush()
         self._depth += 1
         try:
             self._drain()
-            self._flush()
+            self.connection.flush()
             while self._answers[message.id] is None:
-                if not self._receive():
+                if not self.connection.receive():
                     raise Disconnected("the client went away")
                 self._drain()
-                self._flush()
+                self.connection.flush()
         finally:
             self._depth -= 1
 
@@ -423,22 +443,23 @@ class Session:
             self._next_id = (self._next_id + 1) & 0xFFFF
         return self._next_id
 
-    _ended = False
-
     def _end(self, *, attached: bool) -> None:
-        self._ended = True
+        self._gone = True
         self._answered.notify_all()
         if attached:
+            if self._migration is not None:
+                self._migration.detach()
             self.device.detach()
-        self._framer.close()
         if self.agreement.twin is not None:
             self.agreement.twin.close()
-        self._stream.close()
+        self.connection.close()
 
     def _locked(self, work: Callable[[], None]) -> None:
-        with self.lock:
-            self._guarded(work)
-            self._flush()
+        """For the worker's thread; a broken connection is the session thread's to find and report."""
+        with self.lock, contextlib.suppress(OSError):
+            if not self._gone:
+                self._guarded(work)
+                self.connection.flush()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Deferred work has nobody to answer: what it raises is logged."""

@@ -1,0 +1,109 @@
+"""How fast a server answers register accesses, against a peer in the same run.
+
+    python -m benchmarks.region_access [--server-command 'CMD {socket}'] [--peer-command 'CMD {socket}'] [--json FILE]
+
+A client in C (`region_client.c`, compiled on the spot; without a compiler one in Python, which is said) does
+REGION_READ and REGION_WRITE round trips one by one, and bursts of 64 posted writes that end in a read, on one 4-byte
+register. Server and peer take turns; the ratio of each turn is taken by itself, and the median ratio is printed, over
+1 where the server is the faster.
+
+The peer is the C reference (libvfio-user's sample server, say) where one is given. Without one it is the smallest
+server that can be written in Python, `benchmarks.bare_server`: then the ratios say what the device API costs.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+HERE = Path(__file__).parent
+EDU = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --socket-path {{socket}}"
+BARE = f"{shlex.quote(sys.executable)} -m benchmarks.bare_server {{socket}}"
+METRICS = {"read_ns": False, "write_ns": False, "posted_per_second": True}
+"""Metric: whether more of it is better."""
+
+
+def client_command(scratch: Path) -> list[str]:
+    """The client to run, compiled where a compiler is there."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        print("client: Python, as there is no C compiler; the figures include its own time")
+        return [sys.executable, "-m", "benchmarks.region_client"]
+    program = scratch / "region_client"
+    subprocess.run([compiler, "-O2", "-o", str(program), str(HERE / "region_client.c")], check=True)
+    print("client: C")
+    return [str(program)]
+
+
+def start(command: str, socket: Path, stack: ExitStack) -> None:
+    """Start a server and wait until it listens; it ends with the stack."""
+    process = subprocess.Popen(shlex.split(command.replace("{socket}", str(socket))), stderr=subprocess.DEVNULL)
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    deadline = time.monotonic() + 10
+    while not socket.is_socket():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise click.ClickException(f"the server did not come up: {command}")
+        time.sleep(0.01)
+
+
+def measure(client: list[str], socket: Path, register: tuple[int, int], trips: int) -> dict[str, float]:
+    """One turn against one server."""
+    region, offset = register
+    command = [*client, str(socket), str(region), str(offset), str(trips), str(max(1, trips // 20))]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    figures: dict[str, float] = json.loads(output)
+    return figures
+
+
+def ratio(metric: str, server: float, peer: float) -> float:
+    """How many times better the server is."""
+    return server / peer if METRICS[metric] else peer / server
+
+
+@click.command(help=__doc__)
+@click.option("--server-command", default=EDU, help="Server under test; {socket} is its path. Default: our edu.")
+@click.option("--peer-command", default=BARE, help="What to compare with. Default: a bare Python loop.")
+@click.option("--region", default=0, show_default=True)
+@click.option("--offset", default=4, show_default=True, help="A 4-byte register that reads and writes freely.")
+@click.option("--turns", default=5, show_default=True)
+@click.option("--trips", default=10_000, show_default=True, help="Round trips in a turn.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
+def main(
+    server_command: str, peer_command: str, region: int, offset: int, turns: int, trips: int, json_file: Path | None
+) -> None:
+    results: list[dict[str, dict[str, float]]] = []
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfu-")))
+        client = client_command(scratch)
+        sides = {"server": server_command, "peer": peer_command}
+        for side, command in sides.items():
+            print(f"{side}: {command}")
+            start(command, scratch / side, stack)
+        for _ in range(turns):
+            turn = {side: measure(client, scratch / side, (region, offset), trips) for side in sides}
+            results.append(turn)
+    summary = {}
+    print(f"{'':20}{'server':>14}{'peer':>14}{'times better':>14}{'(min .. max)':>18}")
+    for metric in METRICS:
+        ratios = [ratio(metric, turn["server"][metric], turn["peer"][metric]) for turn in results]
+        server, peer = (statistics.median(turn[side][metric] for turn in results) for side in ("server", "peer"))
+        middle = statistics.median(ratios)
+        summary[metric] = {"server": server, "peer": peer, "ratio": middle, "ratios": ratios}
+        print(f"{metric:20}{server:14,.0f}{peer:14,.0f}{middle:14.2f}{min(ratios):10.2f} .. {max(ratios):.2f}")
+    if json_file:
+        json_file.write_text(json.dumps({"turns": results, "summary": summary}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The bytes of a session: receiving into the framer, and replies gathered until they are flushed."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter_ns
+
+from vfio_user.transport import Stream
+from vfio_user.wire import MAX_DATA, MAX_MESSAGE, BadFrame, Framer, Message
+
+log = logging.getLogger("vfio_user.server")
+
+_OVERHEAD = MAX_MESSAGE - MAX_DATA
+
+POLLS = 40
+"""Looks at an empty socket before the session sleeps, about 1 us each."""
+
+POLL_NS = 80_000
+"""A sleep that was shorter than this would have been better spent polling."""
+
+POLL_AGAIN = 16
+"""Short sleeps in a row that it takes to poll again after a long one."""
+
+
+class Disconnected(ConnectionError):
+    """The client went away, or sent what no stream can recover from."""
+
+
+class Connection:
+    """A stream, cut into messages. Replies gather in `out` and leave together."""
+
+    def __init__(self, stream: Stream, max_data: int) -> None:
+        self.framer = Framer(max_message=max_data + _OVERHEAD)
+        self.out = bytearray()
+        self._stream = stream
+        self._polling = -POLL_AGAIN
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def receive(self) -> bool:
+        """Take in what comes next; False at the end of the stream.
+
+        A client that answers at once is polled for a moment rather than slept for: waking a thread takes longer
+        than the whole handling of a register access. Polling that was in vain is not tried again until several
+        waits in a row would have been worth it.
+        """
+        room = self.framer.room()
+        received = self._stream.poll(room, POLLS) if self._polling > 0 else None
+        if received is None:
+            begin = perf_counter_ns()
+            received = self._stream.receive(room)
+            short = perf_counter_ns() - begin < POLL_NS
+            self._polling = min(self._polling + 1, 1) if short else -POLL_AGAIN
+        count, fds = received
+        self.framer.received(count, fds)
+        return count > 0
+
+    def next(self) -> Message | None:
+        """The next whole message; a header that cannot be right is answered here.
+
+        Raises:
+            Disconnected: after such a header nothing can be read.
+        """
+        while True:
+            try:
+                return self.framer.next()
+            except BadFrame as error:
+                log.warning("%s", error)
+                if error.message.wants_reply:
+                    self.out += error.message.error(error.errno).encode()
+                if error.fatal:
+                    self.flush()
+                    raise Disconnected(str(error)) from None
+
+    def send(self, message: Message) -> None:
+        """Queue a message; one with descriptors leaves at once, behind what is queued."""
+        if not message.fds:
+            self.out += message.encode()
+            return
+        self.flush()
+        self._stream.send(message.encode(), message.fds)
+
+    def flush(self) -> None:
+        if self.out:
+            out, self.out = self.out, bytearray()
+            self._stream.send(out)
+
+    def shutdown(self) -> None:
+        self._stream.shutdown()
+
+    def close(self) -> None:
+        self.framer.close()
+        self._stream.close()
