@@ -1,0 +1,164 @@
+"""`vfio-user trace show` and `export`: a recorded session for people, Wireshark and Perfetto."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from vfio_user.cli import cli
+from vfio_user.errors import UserError
+from vfio_user.interposer.trace.pcapng import DISSECTOR
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session with a bit of everything."""
+    path = tmp_path_factory.mktemp("trace") / "session.trace"
+    memory, event = os.memfd_create("guest"), os.eventfd(0)
+    with Bench(trace=path) as bench:
+        bench.negotiate()
+        bench.exchange(dma_map(0x1000, 4096, memory))
+        bench.exchange(request(Command.SET_IRQS, at.IRQ_SET.pack(20, 0x24, 2, 0, 1), fds=[event]))
+        bench.client.send(read(0, 0x08))
+        bench.server.send(answer(bench.server.receive(), b"\x78\x56\x34\x12"))
+        bench.client.receive()
+        bench.exchange(write(0, 0x20, b"\x80\0\0\0"))
+        bench.exchange(read(7, 0), errno=22)
+        feature = at.FEATURE.pack(16, 0x20002) + at.DEVICE_STATE.pack(3, 0)
+        bench.exchange(request(Command.DEVICE_FEATURE, feature), feature)
+        bench.server.send(request(Command.DMA_READ, at.DMA_ACCESS.pack(0x1000, 16), id=9))
+        bench.client.send(bench.client.receive().reply(at.DMA_ACCESS.pack(0x1000, 16, tail=bytes(16))))
+        bench.server.receive()
+        bench.client.socket.send(b"\xff" * 30)
+        bench.server.receive_bytes(30)
+    os.close(memory)
+    os.close(event)
+    return path
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(cli, ["trace", *map(str, arguments)])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def shown(trace: Path, *options: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in run("show", trace, "--json", *options).splitlines()]
+
+
+def test_messages_are_shown_by_their_names(trace: Path) -> None:
+    text = run("show", trace)
+    for words in ("DMA_MAP flags=READ|WRITE", "irq=MSIX", "errno=EINVAL", "state=STOP_COPY", "= 0x12345678"):
+        assert words in text
+
+
+def test_registers_are_shown_by_the_names_of_our_own_device(trace: Path) -> None:
+    assert [line["register"] for line in shown(trace, "--registers", "edu", "--register", "compute")] == ["compute"] * 2
+
+
+def test_registers_are_shown_by_the_names_of_a_map(trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text("registers:\n- {region: 0, offset: 0x20, name: doorbell, count: 4}\n")
+    lines = shown(trace, "--registers", str(tmp_path / "map.yaml"), "--register", "doorbell")
+    assert {line["register"] for line in lines} == {"doorbell[0]"}
+
+
+@pytest.mark.parametrize("content", ["registers: [{region: 0}]", "registers: 7", "[[", "- 3"])
+def test_a_wrong_map_is_refused(trace: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "map.yaml").write_text(content)
+    with pytest.raises(UserError):
+        run("show", trace, "--registers", tmp_path / "map.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (["--command", "region_read"], 4),
+        (["--command", "DEVICE_SET_IRQS", "--command", "SET_IRQS"], 2),
+        (["--region", "BAR0"], 4),
+        (["--region", "CONFIG", "--direction", "to-client"], 1),
+        (["--region", "0", "--offset", "0x20-0x2f"], 2),
+        (["--offset", "0x0b", "--region", "BAR0"], 2),
+        (["--until", "0", "--command", "VERSION"], 0),
+        (["--since", "0", "--command", "VERSION"], 2),
+    ],
+)
+def test_filters_select(trace: Path, options: list[str], count: int) -> None:
+    assert len(shown(trace, *options)) == count
+
+
+def test_a_reply_says_how_long_it_took_and_what_it_answers(trace: Path) -> None:
+    request_line, reply = shown(trace, "--region", "BAR0", "--offset", "8")
+    assert reply["request"] == request_line["record"]
+    assert 0 < float(str(reply["latency"])) < 1
+
+
+@pytest.mark.parametrize("wrong", [["--region", "BAR9"], ["--offset", "x"], ["--command", "NO_SUCH"]])
+def test_wrong_filters_are_refused(trace: Path, wrong: list[str]) -> None:
+    with pytest.raises(UserError):
+        run("show", trace, *wrong)
+
+
+def blocks(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at_byte = 0
+    while at_byte < len(data):
+        kind, size = struct.unpack_from("<II", data, at_byte)
+        assert struct.unpack_from("<I", data, at_byte + size - 4)[0] == size
+        yield kind, data[at_byte + 8 : at_byte + size - 4]
+        at_byte += size
+
+
+def test_the_pcapng_file_has_a_packet_for_every_entry(trace: Path, tmp_path: Path) -> None:
+    run("export", trace, "--format", "pcapng", "-o", tmp_path / "p")
+    kinds = [kind for kind, _ in blocks((tmp_path / "p").read_bytes())]
+    assert kinds[:2] == [0x0A0D0D0A, 1]
+    assert kinds.count(6) == len(shown(trace))
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs Wireshark's tshark to run our dissector")
+def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, tmp_path: Path) -> None:
+    run("export", trace, "--format", "pcapng", "-o", tmp_path / "p")
+    command = ["tshark", "-X", f"lua_script:{DISSECTOR}", "-r", str(tmp_path / "p"), "-T", "fields"]
+    command += ["-Y", "vfio_user.region == 0 && vfio_user.reply == 1", "-e", "vfio_user.name", "-e", "vfio_user.data"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].split() == ["REGION_READ", "78563412"]
+    assert "Lua" not in done.stderr
+
+
+def test_the_picture_has_all_lanes(trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "qmp").write_text(
+        'noise\n{"event": "RESUME", "timestamp": {"seconds": 1700000000, "microseconds": 5}}\n{"return": {}}\n'
+    )
+    (tmp_path / "console").write_text("2026-01-01T00:00:00Z booted\nno time here\n1700000000.5 login:\n")
+    run("export", trace, "--format", "perfetto", "-o", tmp_path / "p", "--qmp-log", tmp_path / "qmp",
+        "--console-log", tmp_path / "console")  # fmt: skip
+    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    used = [lanes[event["tid"]] for event in events if event["ph"] in "Xi"]
+    assert set(used) == set(lanes.values()) - {"server to client"}  # where DMA would be, had it no lane of its own
+    assert used.count("QMP") == 1
+    assert used.count("console") == 2
+
+
+def test_a_request_in_the_picture_lasts_until_its_reply(trace: Path, tmp_path: Path) -> None:
+    run("export", trace, "--format", "perfetto", "-o", tmp_path / "p")
+    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
+    reads = [event for event in events if event["name"].startswith("REGION_READ")]
+    assert len(reads) == 2
+    assert all(event["dur"] > 0 for event in reads)
+
+
+def test_json_holds_every_entry(trace: Path, tmp_path: Path) -> None:
+    run("export", trace, "--format", "json", "-o", tmp_path / "j")
+    assert len(json.loads((tmp_path / "j").read_text())) == len(shown(trace))

@@ -1,0 +1,201 @@
+"""What a message says: its command's name and its fields, as the dialect's tables have them."""
+
+from __future__ import annotations
+
+import errno as errnos
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from vfio_user.errors import ProtocolError
+from vfio_user.interposer.trace.registers import RegisterMap
+from vfio_user.wire import NO_REPLY, Command, Dialect, Message
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import (
+    FEATURE_MASK,
+    DeviceFlags,
+    DirtyPagesFlags,
+    DmaFlags,
+    Feature,
+    FeatureFlags,
+    IrqIndex,
+    IrqInfoFlags,
+    IrqSetFlags,
+    MigrationState,
+    MigrationSupport,
+    RegionFlags,
+    RegionIndex,
+    UnmapFlags,
+)
+
+_FLAGS: Mapping[Command, type[IntFlag]] = {
+    Command.DMA_MAP: DmaFlags,
+    Command.DMA_UNMAP: UnmapFlags,
+    Command.GET_INFO: DeviceFlags,
+    Command.GET_REGION_INFO: RegionFlags,
+    Command.GET_IRQ_INFO: IrqInfoFlags,
+    Command.SET_IRQS: IrqSetFlags,
+    Command.DIRTY_PAGES: DirtyPagesFlags,
+}
+_NAMED: Mapping[str, type[IntEnum]] = {"region": RegionIndex, "irq": IrqIndex}
+_ADDRESSES = frozenset({"offset", "addr", "address", "iova", "size", "gpa_offset", "pgsizes", "page_size", "pgsize"})
+_FEATURE_BODIES: Mapping[str, tuple[at.Layout[Any], int]] = {
+    "MIGRATION": (at.MIGRATION_FLAGS, FeatureFlags.GET),
+    "MIG_DEVICE_STATE": (at.DEVICE_STATE, FeatureFlags.GET | FeatureFlags.SET),
+    "DMA_LOGGING_START": (at.LOGGING_CONTROL, FeatureFlags.SET),
+    "DMA_LOGGING_REPORT": (at.LOGGING_REPORT, FeatureFlags.GET | FeatureFlags.SET),
+}
+"""Feature: its structure, and the operations that carry it."""
+DATA_SHOWN = 64
+"""Bytes of data printed before it is cut."""
+
+
+@dataclass
+class Decoded:
+    """One message, taken apart as far as it could be."""
+
+    command: str
+    kind: str
+    """`request`, `posted`, `reply`, or `error`."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Field: number, or name where it has one."""
+    region: int | None = None
+    offset: int | None = None
+    size: int | None = None
+    """Bytes accessed."""
+    data: bytes = b""
+    register: str = ""
+    problem: str = ""
+    """Why it could not be taken apart further."""
+
+    @property
+    def value(self) -> int | None:
+        """The data as a number, where it is a register's."""
+        return int.from_bytes(self.data, "little") if len(self.data) in (1, 2, 4, 8) else None
+
+    def text(self) -> str:
+        """One line."""
+        words = [self.command]
+        if self.kind != "request":
+            words.append(self.kind)
+        words += [f"{name}={value}" for name, value in self.fields.items()]
+        if self.register:
+            words.append(f"({self.register})")
+        if self.value is not None:
+            words.append(f"= {self.value:#x}")
+        elif self.data:
+            cut = "..." if len(self.data) > DATA_SHOWN else ""
+            words.append(f"data[{len(self.data)}] {self.data[:DATA_SHOWN].hex()}{cut}")
+        if self.problem:
+            words.append(f"!! {self.problem}")
+        return " ".join(words)
+
+    def json(self) -> dict[str, Any]:
+        """The same for programs; data in hexadecimal."""
+        found: dict[str, Any] = {"command": self.command, "kind": self.kind, **self.fields}
+        if self.register:
+            found["register"] = self.register
+        if self.data:
+            found["data"] = self.data.hex()
+        if self.problem:
+            found["problem"] = self.problem
+        return found
+
+
+def describe(
+    dialect: Dialect, message: Message, registers: RegisterMap | None = None, request: Decoded | None = None
+) -> Decoded:
+    """Take `message` apart. `request` is what it answers, for what an error reply does not say itself."""
+    command = dialect.command(message.command)
+    decoded = Decoded(command.value if command else f"command-{message.command}", _kind(message))
+    if message.failed:
+        decoded.fields["errno"] = errnos.errorcode.get(message.errno, message.errno)
+    if request is not None:
+        decoded.region, decoded.offset, decoded.size = request.region, request.offset, request.size
+        decoded.register = request.register
+    if command is None:
+        decoded.data = message.payload
+        return decoded
+    try:
+        _take_apart(dialect, command, message, decoded)
+    except ProtocolError as error:
+        decoded.problem = str(error)
+        decoded.data = message.payload
+    if registers is not None and decoded.region is not None and decoded.offset is not None:
+        decoded.register = registers.name(decoded.region, decoded.offset)
+    return decoded
+
+
+def _kind(message: Message) -> str:
+    if message.is_reply:
+        return "error" if message.failed else "reply"
+    return "posted" if message.flags & NO_REPLY else "request"
+
+
+def _take_apart(dialect: Dialect, command: Command, message: Message, decoded: Decoded) -> None:
+    shape = dialect.shapes[command]
+    layout = shape.reply if message.is_reply else shape.request
+    payload = message.payload
+    if message.failed and not payload:
+        return
+    if layout is None:
+        decoded.data = payload
+        return
+    record = layout.unpack(payload)
+    tail = payload[layout.size :]
+    for name, value in record._asdict().items():
+        if name not in ("argsz", "reserved"):
+            decoded.fields[name] = _shown(command, name, value)
+    if isinstance(record, at.RegionAccess):
+        decoded.region, decoded.offset, decoded.size = record.region, record.offset, record.length
+        decoded.data = tail
+    elif isinstance(record, at.DmaAccess):
+        decoded.offset, decoded.size, decoded.data = record.address, record.length, tail
+    elif isinstance(record, at.Version):
+        decoded.fields["json"] = tail.rstrip(b"\0").decode(errors="replace")
+    elif isinstance(record, at.Feature):
+        _take_feature_apart(record.flags, tail, decoded)
+    elif isinstance(record, at.RegionInfo):
+        decoded.region, decoded.data = record.region, tail
+    else:
+        decoded.data = tail
+
+
+def _take_feature_apart(flags: int, tail: bytes, decoded: Decoded) -> None:
+    number, operation = flags & FEATURE_MASK, FeatureFlags(flags & ~FEATURE_MASK & 0x70000)
+    feature = name_of(Feature, number)
+    decoded.fields.pop("flags")
+    decoded.fields["feature"] = feature
+    decoded.fields["operation"] = operation.name or "none"
+    layout, carrying = _FEATURE_BODIES.get(str(feature), (None, 0))
+    if layout is None or not operation & carrying or len(tail) < layout.size:
+        decoded.data = tail
+        return
+    for name, value in layout.unpack(tail)._asdict().items():
+        if name in ("reserved", "data_fd"):
+            continue
+        if feature == "MIGRATION":
+            decoded.fields["supports"] = MigrationSupport(value).name or value
+        elif name == "state":
+            decoded.fields[name] = name_of(MigrationState, value)
+        else:
+            decoded.fields[name] = f"{value:#x}" if name in _ADDRESSES else value
+    decoded.data = tail[layout.size :]
+
+
+def name_of(known: type[IntEnum], value: int) -> str | int:
+    """The member's name, or the number where there is none."""
+    member = known._value2member_map_.get(value)
+    return str(member.name) if member is not None else value
+
+
+def _shown(command: Command, name: str, value: Any) -> Any:
+    """A field's value as a person wants to read it."""
+    if name == "flags" and command in _FLAGS:
+        return _FLAGS[command](value).name or value
+    if name in _NAMED:
+        return name_of(_NAMED[name], value)
+    if name in _ADDRESSES and isinstance(value, int):
+        return f"{value:#x}"
+    return value

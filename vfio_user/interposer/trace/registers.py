@@ -1,0 +1,112 @@
+"""Names for offsets: PCI's own for config space, the device's from a map that somebody gives.
+
+A map is YAML or JSON::
+
+    registers:
+      - {region: 0, offset: 0x08, width: 4, name: compute}
+      - {region: 0, offset: 0x100, width: 4, name: queue, count: 16, stride: 8}
+
+`region` is 4 for BAR4, 7 for config space; a list without the outer key will do as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfio_user.errors import UserError
+from vfio_user.wire.constants import RegionIndex
+
+_CONFIG = (
+    (0x00, 2, "vendor_id"),
+    (0x02, 2, "device_id"),
+    (0x04, 2, "command"),
+    (0x06, 2, "status"),
+    (0x08, 1, "revision"),
+    (0x09, 3, "class_code"),
+    (0x0C, 1, "cache_line_size"),
+    (0x0D, 1, "latency_timer"),
+    (0x0E, 1, "header_type"),
+    (0x0F, 1, "bist"),
+    *((0x10 + 4 * bar, 4, f"bar{bar}") for bar in range(6)),
+    (0x28, 4, "cardbus_cis"),
+    (0x2C, 2, "subsystem_vendor_id"),
+    (0x2E, 2, "subsystem_id"),
+    (0x30, 4, "rom_base"),
+    (0x34, 1, "capabilities"),
+    (0x3C, 1, "interrupt_line"),
+    (0x3D, 1, "interrupt_pin"),
+)
+"""(offset, size, name): PCI Local Bus Specification 3.0, 6.1, header type 0."""
+
+
+@dataclass(frozen=True)
+class Register:
+    """One register, or `count` of them every `stride` bytes."""
+
+    region: int
+    offset: int
+    name: str
+    width: int = 4
+    count: int = 1
+    stride: int = 0
+
+    @property
+    def step(self) -> int:
+        return self.stride or self.width
+
+
+class RegisterMap:
+    """Finds the name of what an access reaches."""
+
+    def __init__(self, registers: Iterable[Register] = ()) -> None:
+        self._at: dict[tuple[int, int], str] = {}
+        """(region, offset of any byte): name."""
+        for offset, size, name in _CONFIG:
+            self._add(Register(RegionIndex.CONFIG, offset, name, size))
+        for register in registers:
+            self._add(register)
+
+    def name(self, region: int, offset: int) -> str:
+        """`queue[3]`, `queue[3]+2` within it, or nothing."""
+        return self._at.get((region, offset), "")
+
+    def offsets(self, name: str) -> set[tuple[int, int]]:
+        """(region, offset) of every byte of the registers of that name, elements of an array included."""
+        return {place for place, known in self._at.items() if known.partition("+")[0].partition("[")[0] == name}
+
+    def _add(self, register: Register) -> None:
+        for index in range(register.count):
+            name = f"{register.name}[{index}]" if register.count > 1 else register.name
+            for byte in range(register.width):
+                place = register.region, register.offset + index * register.step + byte
+                self._at[place] = f"{name}+{byte}" if byte else name
+
+
+def load_registers(path: str | Path) -> RegisterMap:
+    """The map in a YAML or JSON file.
+
+    Raises:
+        UserError: it cannot be read, or is no map.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the register map {path}: {error}") from None
+    entries = content.get("registers", ()) if isinstance(content, Mapping) else content
+    try:
+        return RegisterMap([_register(entry) for entry in entries or ()])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no register map: {error}", hint="registers: [{region: 0, offset: 8, width: 4, name: compute}]"
+        ) from None
+
+
+def _register(entry: Mapping[str, Any]) -> Register:
+    region = entry["region"] if "region" in entry else entry["bar"]
+    numbers = {key: int(entry[key]) for key in ("width", "count", "stride") if key in entry}
+    return Register(int(region), int(entry["offset"]), str(entry["name"]), **numbers)
