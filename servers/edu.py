@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from math import factorial
-from typing import Annotated
+from typing import Annotated, Any
 
 from vfio_user.device import (
     Bar,
@@ -67,6 +67,9 @@ class Edu(PciDevice):
             interrupts=IntX() | Msi(MSI_VECTORS) | MsiX(msix, bar=4),
             capabilities=(PciExpress(flr=True),) if flr else (),
         )
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "dma_mask": self.dma_mask}
 
     @register(bar=0, offset=0x00, width=4)
     def identification(self) -> int:

@@ -41,6 +41,7 @@ from vfio_user.device.region import Access, IoFd, RegionInfo
 from vfio_user.device.saved import Saved, check_saved, digest_of
 from vfio_user.device.state import Snapshot
 from vfio_user.errors import ProtocolError
+from vfio_user.migration import Memory, Migration
 from vfio_user.pci import (
     COMMAND,
     COMMAND_BUS_MASTER,
@@ -72,6 +73,9 @@ class PciDevice:
     rom: bytes = b""
     state_version = 1
     """Goes up when declared state changes so that older saved state no longer fits."""
+
+    migratable = True
+    """All that a guest can tell it by is in declared state, so that it can be moved."""
 
     def __init__(
         self,
@@ -132,8 +136,7 @@ class PciDevice:
         self._io_fds: dict[int, Callable[[], None]] = {}
         self._stopped = False
         self._held: list[Callable[[], None]] = []
-        self.migration: Any = None
-        """The protocol's face of migration, put here by whoever makes the device migratable."""
+        self.migration = Migration(self) if self.migratable else None
 
     # What an author overrides.
 
@@ -229,14 +232,18 @@ class PciDevice:
         return self.on_quiesce()
 
     def resume(self) -> None:
-        self.on_resume()
+        """The change is done; the device goes on unless migration has stopped it."""
+        if not self._stopped:
+            self.on_resume()
 
     def stop(self) -> None:
-        """Migration stops the device: deferred work waits for `start`."""
+        """Migration: stay still until `start`, whatever is resumed meanwhile; deferred work waits. Quiesced before."""
         self._stopped = True
 
     def start(self) -> None:
+        """Migration: go on, and do what was deferred meanwhile."""
         self._stopped = False
+        self.on_resume()
         held, self._held = self._held, []
         for work in held:
             self.defer(work)
@@ -297,41 +304,61 @@ class PciDevice:
             self.interrupts.reset()
         self.on_reset(kind)
 
-    def save_state(self) -> Saved:
-        """Everything a guest could tell this device by, as plain values; see `vfio_user.device.saved`."""
-        values, memories = self._snapshot.save()
+    def identity(self) -> dict[str, Any]:
+        """What the device is: state is only loaded where all of it is equal. A subclass adds its own options."""
         return {
-            "device": type(self).__name__,
+            "class": type(self).__name__,
+            "ids": self.config.after_reset(0, 4) + self.config.after_reset(0x2C, 4),
+            "config": self.config.after_reset(0, len(self.config)),
+            "regions": [region.size for region in self.regions],
+            "interrupts": [irq.count for irq in self.irqs],
+        }
+
+    def memories(self) -> list[Memory]:
+        """Declared memory, in place."""
+        return [Memory(name, view) for name, view in self._snapshot.memories()]
+
+    def save_state(self) -> Saved:
+        """Everything but memory that a guest could tell this device by; see `vfio_user.device.saved`."""
+        return {
             "version": self.state_version,
-            "values": values,
-            "memory": memories,
+            "values": self._snapshot.save(),
             "config": self.config.save(),
             "interrupts": self.interrupts.save(),
         }
 
-    def load_state(self, saved: Mapping[str, Any]) -> None:
-        """Become the device that was saved; then `on_load`.
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raises ProtocolError (EINVAL) with the reason if `load_state` would not take it. Changes nothing."""
+        try:
+            check_saved(state, self.state_version, len(self.config))
+            self._snapshot.check(state["values"])
+            self.interrupts.check(state["interrupts"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ProtocolError(f"saved state is misshapen: {error}", errno.EINVAL) from error
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Become what was saved, apart from memory, which is loaded in place before; then `on_load`.
 
         Raises:
-            ProtocolError: EINVAL, it is of another device or version, or misshapen; nothing has changed then.
+            ProtocolError: EINVAL, as `check_state`; nothing has changed then.
         """
-        check_saved(saved, type(self).__name__, self.state_version, len(self.config))
-        self._snapshot.check(saved["values"], saved["memory"])
-        self.interrupts.check(saved["interrupts"])
-        self._snapshot.load(saved["values"], saved["memory"])
-        self.config.load(saved["config"])
-        self.interrupts.load(saved["interrupts"])
+        self.check_state(state)
+        self._snapshot.load(state["values"])
+        self.config.load(state["config"])
+        self.interrupts.load(state["interrupts"])
         self.on_load()
 
     def digest(self) -> str:
-        """A fingerprint of `save_state`: the same on two devices exactly when they are in the same state."""
-        return digest_of(self.save_state())
+        """A fingerprint of state and memory: the same on two devices exactly when they are in the same state."""
+        return digest_of([self.save_state(), dict(self._snapshot.memories())])
 
     def close(self) -> None:
         """Give back the descriptors that the device itself made. Detach first."""
         for fd in self._io_fds:
             os.close(fd)
         self._io_fds.clear()
+        if self.migration is not None:
+            self.migration.close()
         self._layout.close()
 
     # Within.

@@ -139,7 +139,7 @@ class DmaMap:
         if not self._log_page_size:
             self._log_page_size = page_size
             for region in self._regions.values():
-                region.dirty = DirtyPages(region.iova, region.size, page_size)
+                region.dirty = DirtyPages(region.iova, region.size)
 
     def stop_log(self) -> None:
         self._log_page_size = 0
@@ -149,23 +149,27 @@ class DmaMap:
     def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
         """Report and forget the dirty pages of a range; a bitmap of `bitmap_size(length, page_size)` bytes.
 
-        Any mapped range is taken (libvfio-user takes only a region's start, advice A18 of dialects.md). Memory in
-        message mode has no dirty pages here: the client wrote them itself.
+        Any range is taken that has something mapped in it (libvfio-user takes only a region's start, advice A18 of
+        dialects.md). Memory in message mode is logged like any other, although its client could know.
 
         Raises:
             ProtocolError: EINVAL, no log is kept, the range is shorter than a page or the page size is not a power
-                of two; ENOENT, an address is not mapped.
+                of two; ENOENT, nothing is mapped there.
         """
         check_page_size(page_size)
         if not self._log_page_size or length < page_size:
             raise ProtocolError("dirty log: not started, or a range shorter than a page", errno.EINVAL)
-        bits = 0
-        for region, start, size in self.pieces(iova, length, 0, errno.ENOENT):
-            if region.dirty is not None and region.mode != "message":
-                begin = region.iova + start - iova
-                first, last = begin // page_size, -(-(begin + size) // page_size)
-                bits |= region.dirty.take(iova + first * page_size, last - first, page_size) << first
-        return bits.to_bytes(bitmap_size(length, page_size), "little")
+        place = max(0, bisect_right(self._starts, iova) - 1)
+        bitmap = bytearray(bitmap_size(length, page_size))
+        found = False
+        for start in self._starts[place : bisect_left(self._starts, iova + length)]:
+            region = self._regions[start]
+            if region.end > iova and region.dirty is not None:
+                region.dirty.take_into(bitmap, iova, length, page_size)
+                found = True
+        if not found:
+            raise ProtocolError(f"dirty log: nothing is mapped from {iova:#x} to {iova + length:#x}", errno.ENOENT)
+        return bytes(bitmap)
 
     def mark_dirty(self, iova: int, count: int) -> None:
         """Say that these bytes were written through a view. `Dma.write` does this by itself."""
@@ -216,7 +220,7 @@ class DmaMap:
 
     def _insert(self, region: DmaRegion) -> None:
         if self._log_page_size and region.dirty is None:
-            region.dirty = DirtyPages(region.iova, region.size, self._log_page_size)
+            region.dirty = DirtyPages(region.iova, region.size)
         self._regions[region.iova] = region
         self._starts.insert(bisect_left(self._starts, region.iova), region.iova)
 

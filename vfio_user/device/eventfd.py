@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -15,20 +17,29 @@ def is_eventfd(fd: int) -> bool:
         return True
 
 
-def signal(fd: int) -> None:
-    """Add one. A full counter, which a client can make, holds its event already; a broken one is the client's."""
+def signaller(fd: int) -> Callable[[], None]:
+    """What adds one to an eventfd, and never waits.
+
+    A full counter, which a client can make, holds its event already; one that blocks at a full counter is asked
+    first. A broken descriptor is the client's own loss.
+    """
+    if not os.get_blocking(fd):
+        return partial(_signal, fd)
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return partial(_signal_unless_full, fd, poll)
+
+
+def _signal(fd: int) -> None:
     try:  # noqa: SIM105 - on every interrupt's way, and suppress() takes as long as the system call
         os.eventfd_write(fd, 1)
     except OSError:
         pass
 
 
-def signal_blocking(fd: int) -> None:
-    """`signal` for a descriptor that would make the writer wait at a full counter."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
+def _signal_unless_full(fd: int, poll: select.poll) -> None:
     if poll.poll(0):
-        signal(fd)
+        _signal(fd)
 
 
 def drain(fd: int) -> int:

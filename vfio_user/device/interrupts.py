@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vfio_user.device.eventfd import drain, signal
+from vfio_user.device.eventfd import drain
 from vfio_user.device.irq_wiring import (
     ERR,
     EVENTFD,
@@ -72,7 +72,7 @@ class Interrupts:
         self._coalesced: set[int] = set()
         self._resample: int | None = None
         self._active: int | None = None
-        self._route: dict[int, int] = {}  # {vector: eventfd} of what can be signalled without further question
+        self._route: dict[int, Callable[[], None]] = {}  # of vectors that can be signalled without further question
         for offset, size in (
             (COMMAND, 2),
             (self._msi_offset, self._msi.size if self._msi else 0),
@@ -93,9 +93,9 @@ class Interrupts:
             ValueError: the active mechanism has no such vector.
         """
         with self._lock:
-            fd = self._route.get(vector)
-            if fd is not None:
-                signal(fd)
+            signal = self._route.get(vector)
+            if signal is not None:
+                signal()
                 return
             in_band = self._trigger(vector)
         self._send(in_band)
@@ -276,9 +276,9 @@ class Interrupts:
                 if index not in enabled:
                     self._pending[index].clear()
             self._route = {
-                vector: fd
-                for vector, fd in (self._lines[enabled[0]].fds.items() if enabled else ())
-                if not self._is_masked(enabled[0], vector) and fd not in self._lines[enabled[0]].blocking
+                vector: signal
+                for vector, signal in (self._lines[enabled[0]].signals.items() if enabled else ())
+                if not self._is_masked(enabled[0], vector)
             }
             in_band = self._deliver()
         self._send(in_band)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vfio_user.device.eventfd import close_all, is_eventfd, signal, signal_blocking
+from vfio_user.device.eventfd import close_all, is_eventfd, signaller
 from vfio_user.errors import ProtocolError
 from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
 
@@ -38,22 +39,20 @@ class IrqLines:
     info: IrqInfo
     fds: dict[int, int] = field(default_factory=dict)
     """{vector: eventfd}"""
+    signals: dict[int, Callable[[], None]] = field(default_factory=dict)
+    """{vector: what signals its eventfd}"""
     masked: set[int] = field(default_factory=set)
     """Masked by SET_IRQS, or by themselves (INTx after it fired)."""
-    blocking: set[int] = field(default_factory=set)
-    """Eventfds whose counter, when full, would make us wait."""
 
     def wire(self, vector: int, fd: int) -> None:
         self.cut(vector)
         self.fds[vector] = fd
-        if os.get_blocking(fd):
-            self.blocking.add(fd)
+        self.signals[vector] = signaller(fd)
 
     def cut(self, vector: int) -> None:
-        fd = self.fds.pop(vector, None)
-        if fd is not None:
-            self.blocking.discard(fd)
-            os.close(fd)
+        if vector in self.fds:
+            del self.signals[vector]
+            os.close(self.fds.pop(vector))
 
     def cut_all(self) -> None:
         for vector in list(self.fds):
@@ -61,10 +60,10 @@ class IrqLines:
 
     def fire(self, vector: int) -> bool:
         """Signal a vector's eventfd; False if it has none."""
-        fd = self.fds.get(vector)
-        if fd is None:
+        signal = self.signals.get(vector)
+        if signal is None:
             return False
-        (signal_blocking if fd in self.blocking else signal)(fd)
+        signal()
         return True
 
 

@@ -82,36 +82,28 @@ class Snapshot:
             if not area.keep:
                 self._view(area)[:] = bytes(area.size)
 
-    def save(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Copies of the values and of the memory, by name."""
-        values = {value.name: copy.deepcopy(getattr(self._device, value.name)) for value in self._values}
-        return values, {area.name: self._view(area).tobytes() for area in self._memories}
+    def save(self) -> dict[str, Any]:
+        """Copies of the values, by name."""
+        return {value.name: copy.deepcopy(getattr(self._device, value.name)) for value in self._values}
 
-    def check(self, values: Mapping[str, Any], memories: Mapping[str, bytes]) -> None:
-        """Raises ProtocolError (EINVAL) unless exactly what is declared is there, of the right types and sizes."""
-        _same_names("state", {value.name for value in self._values}, values)
-        _same_names("memory", {area.name for area in self._memories}, memories)
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raises ProtocolError (EINVAL) unless exactly what is declared is there, of the right types."""
+        declared = {value.name for value in self._values}
+        if missing := declared - values.keys():
+            raise ProtocolError(f"saved state lacks {', '.join(sorted(missing))}", errno.EINVAL)
+        if unknown := values.keys() - declared:
+            raise ProtocolError(f"saved state has unknown {', '.join(sorted(unknown))}", errno.EINVAL)
         for value in self._values:
             value.check(values[value.name])
-        for area in self._memories:
-            if len(memories[area.name]) != area.size:
-                raise ProtocolError(
-                    f"saved state: {area.name} has {len(memories[area.name])} bytes, not {area.size}", errno.EINVAL
-                )
 
-    def load(self, values: Mapping[str, Any], memories: Mapping[str, bytes]) -> None:
+    def load(self, values: Mapping[str, Any]) -> None:
         for value in self._values:
             setattr(self._device, value.name, copy.deepcopy(values[value.name]))
-        for area in self._memories:
-            self._view(area)[:] = memories[area.name]
+
+    def memories(self) -> list[tuple[str, memoryview]]:
+        """The declared memory, by name, in place."""
+        return [(area.name, self._view(area)) for area in self._memories]
 
     def _view(self, area: Memory) -> memoryview:
         view: memoryview = getattr(self._device, area.name)
         return view
-
-
-def _same_names(what: str, declared: set[str], saved: Mapping[str, Any]) -> None:
-    if missing := declared - saved.keys():
-        raise ProtocolError(f"saved state lacks the {what} {', '.join(sorted(missing))}", errno.EINVAL)
-    if unknown := saved.keys() - declared:
-        raise ProtocolError(f"saved state has unknown {what} {', '.join(sorted(unknown))}", errno.EINVAL)

@@ -88,6 +88,10 @@ class ConfigSpace:
         """Back to the values of `define`; watchers are not called."""
         self.data[:] = self._after_reset
 
+    def after_reset(self, offset: int, count: int) -> bytes:
+        """What these bytes are after a reset."""
+        return bytes(self._after_reset[offset : offset + count])
+
     def save(self) -> bytes:
         """The bits that software or status can have changed; everything else is zero."""
         kept = int.from_bytes(self.data, "little") & self._variable()
