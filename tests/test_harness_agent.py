@@ -1,0 +1,280 @@
+"""The guest's agent, the real one, as a process of this machine at the other end of a socket pair."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import guest_images
+from vfio_user.errors import UserError
+from vfio_user.harness.agent import AgentGuest
+from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
+
+PROGRAMS = Path(guest_images.__file__).parent / "programs"
+SERVE = "import sys; sys.path.insert(0, sys.argv[1]); import agent; agent.Agent(int(sys.argv[2])).serve()"
+
+
+class Port:
+    """A virtio-serial port between the agent and one host after another."""
+
+    def __init__(self) -> None:
+        self._outer, self._inner = socket.socketpair()
+        self._inner.setblocking(False)
+        number = self._inner.fileno()
+        self.agent = subprocess.Popen([sys.executable, "-c", SERVE, str(PROGRAMS), str(number)], pass_fds=[number])
+        self._hosts: list[socket.socket] = []
+        self.deaf = threading.Event()  # what the agent says is lost, as in a machine that is gone
+        threading.Thread(target=self._to_host, daemon=True).start()
+
+    def connect(self) -> socket.socket:
+        """The end of a new host; from now on the agent's answers go there."""
+        host, port = socket.socketpair()
+        self._hosts.append(port)
+        self.deaf.clear()
+        threading.Thread(target=self._to_agent, args=(port,), daemon=True).start()
+        return host
+
+    def type(self, data: bytes) -> None:
+        """Send to the agent, before whatever comes next."""
+        self._outer.sendall(data)
+
+    def close(self) -> None:
+        self.agent.kill()
+        self.agent.wait()
+        for end in (self._inner, self._outer, *self._hosts):
+            end.close()
+
+    def _to_agent(self, port: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := port.recv(1 << 16):
+                self._outer.sendall(data)
+
+    def _to_host(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self._outer.recv(1 << 16):
+                if self._hosts and not self.deaf.is_set():
+                    self._hosts[-1].sendall(data)
+
+
+@pytest.fixture
+def port() -> Iterator[Port]:
+    made = Port()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guest(port: Port) -> Iterator[AgentGuest]:
+    connected = AgentGuest(port.connect())
+    connected.hello(30)
+    yield connected
+    connected.close()
+
+
+def test_a_command_has_an_exit_code_and_two_outputs(guest: AgentGuest) -> None:
+    result = guest.run("echo out; echo err >&2; exit 3")
+    assert (result.exit_code, result.stdout, result.stderr, result.ok) == (3, "out\n", "err\n", False)
+
+
+def test_a_list_is_a_program_and_its_arguments_without_a_shell(guest: AgentGuest) -> None:
+    assert guest.succeed(["printf", "%s", "$HOME; *"]) == "$HOME; *"
+
+
+def test_succeed_and_fail_judge_and_show_what_happened(guest: AgentGuest) -> None:
+    assert guest.succeed("echo one", "echo two") == "one\ntwo\n"
+    guest.fail("exit 1")
+    with pytest.raises(GuestFailure) as caught:
+        guest.succeed("echo before the end; exit 4")
+    assert "before the end" in caught.value.evidence
+    assert caught.value.result is not None
+    assert caught.value.result.exit_code == 4
+    with pytest.raises(GuestFailure):
+        guest.fail("true")
+
+
+def test_a_program_that_is_not_there_is_an_error_not_a_hang(guest: AgentGuest) -> None:
+    with pytest.raises(GuestFailure, match="FileNotFoundError"):
+        guest.run(["/no/such/program"])
+
+
+def test_commands_run_side_by_side(guest: AgentGuest) -> None:
+    waiting = guest.start("exec sleep 300", 600)
+    assert guest.succeed("echo meanwhile") == "meanwhile\n"
+    waiting.kill(signal.SIGKILL)
+    assert waiting.wait(30).exit_code == -signal.SIGKILL
+
+
+def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(guest: AgentGuest, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with pytest.raises(GuestFailure) as caught:
+        guest.run(f"sleep 300 & echo $! > {pid}; echo started; wait", timeout=0.3)
+    assert caught.value.result is not None
+    assert (caught.value.result.timed_out, caught.value.result.stdout) == (True, "started\n")
+    assert not running(int(pid.read_text()))
+
+
+def test_a_command_ends_although_what_it_left_running_holds_its_output(guest: AgentGuest) -> None:
+    began = time.monotonic()
+    assert guest.succeed("sleep 30 & echo $!").strip().isdigit()
+    assert time.monotonic() - began < 20
+
+
+def test_much_output_comes_whole(guest: AgentGuest) -> None:
+    assert guest.succeed("head -c 3000000 /dev/zero | tr '\\0' x") == "x" * 3000000
+
+
+def test_wait_until_succeeds_repeats(guest: AgentGuest, tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    guest.wait_until_succeeds(f"echo x >> {count}; test $(wc -l < {count}) -ge 3", interval=0.01)
+    assert count.read_text() == "x\n" * 3
+    with pytest.raises(GuestFailure, match="never"):
+        guest.wait_until_succeeds("false", timeout=0.1, interval=0.02)
+
+
+def test_files_go_both_ways(guest: AgentGuest, tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    target = tmp_path / "target"
+    guest.put(data, str(target), 0o750)
+    assert target.read_bytes() == data
+    assert target.stat().st_mode & 0o777 == 0o750
+    assert guest.get(str(target)) == data
+    guest.put(b"", str(target))
+    assert guest.get(str(target)) == b""
+    with pytest.raises(GuestFailure, match="FileNotFoundError"):
+        guest.get(str(tmp_path / "nothing"))
+
+
+def arithmetic(a: int, b: int = 2, *, data: bytes = b"") -> dict[str, object]:
+    import os
+
+    print("printed")
+    return {"sum": a + b, "pid": os.getpid(), "data": data[::-1]}
+
+
+def failing(text: str) -> None:
+    raise ValueError(text)
+
+
+def ending() -> None:
+    import os
+
+    os._exit(7)
+
+
+def unsendable() -> object:
+    return object()
+
+
+def test_a_function_is_called_in_the_guest(guest: AgentGuest, port: Port) -> None:
+    answer = guest.call(arithmetic, 3, data=b"ab\0")
+    assert (answer["sum"], answer["data"]) == (5, b"\0ba")
+    assert answer["pid"] not in (os.getpid(), port.agent.pid)
+
+
+def test_a_functions_exception_comes_back_with_its_lines(guest: AgentGuest) -> None:
+    with pytest.raises(GuestFailure, match="ValueError: no luck") as caught:
+        guest.call(failing, "no luck")
+    assert Path(__file__).name in caught.value.evidence
+    assert "raise ValueError(text)" in caught.value.evidence
+
+
+@pytest.mark.parametrize(("function", "message"), [(ending, "without a result"), (unsendable, "TypeError")])
+def test_a_function_without_a_good_result_is_a_failure(
+    guest: AgentGuest, function: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(GuestFailure, match=message):
+        guest.call(function)
+    assert guest.succeed("echo still here") == "still here\n"
+
+
+def test_a_function_that_needs_what_stays_here_is_refused() -> None:
+    around = 5
+
+    def closure() -> int:
+        return around
+
+    for function in (closure, lambda: 1, print):
+        with pytest.raises(UserError):
+            shipped(function)
+
+
+def test_what_is_under_way_survives_the_change_of_its_host(guest: AgentGuest, port: Port, tmp_path: Path) -> None:
+    go, count = tmp_path / "go", tmp_path / "count"
+    job = guest.start(f"echo x >> {count}; until test -e {go}; do sleep 0.01; done; echo done", 60)
+    guest.wait_until_succeeds(f"test -e {count}", interval=0.01)
+    guest.attach(port.connect())
+    go.touch()
+    assert job.wait(30).stdout == "done\n"
+    assert count.read_text() == "x\n"  # asked twice, done once
+
+
+def test_an_answer_that_was_lost_with_its_host_is_given_again(guest: AgentGuest, port: Port, tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    port.deaf.set()
+    job = guest.start(f"echo answer; touch {ended}")
+    until(ended.exists)
+    with pytest.raises(GuestLost):
+        job.wait(0.2)
+    guest.attach(port.connect())
+    assert job.wait(30).stdout == "answer\n"
+
+
+def test_a_new_host_ends_what_another_left(guest: AgentGuest, port: Port, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    guest.start(f"echo $$ > {pid}; exec sleep 300", 600)
+    until(lambda: pid.exists() and bool(pid.read_text()))
+    other = AgentGuest(port.connect())
+    other.hello(30)
+    until(lambda: not running(int(pid.read_text())))
+    other.close()
+
+
+def test_half_a_line_of_another_host_does_no_harm(port: Port) -> None:
+    port.type(b'{"session": "old", "id": 1, "do": "ru')
+    guest = AgentGuest(port.connect())
+    guest.hello(30)
+    guest.close()
+
+
+def test_those_who_wait_are_told_when_the_connection_breaks(guest: AgentGuest, port: Port) -> None:
+    job = guest.start("sleep 300", 600)
+    port._hosts[-1].shutdown(socket.SHUT_RDWR)
+    with pytest.raises(GuestLost):
+        job.wait(30)
+    with pytest.raises(GuestLost):
+        guest.run("true")
+
+
+def test_a_guest_that_never_answers_has_a_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    guest = AgentGuest(ours, console=lambda: "Kernel panic")
+    with theirs, pytest.raises(GuestLost) as caught:
+        guest.hello(0.05)
+    assert "Kernel panic" in caught.value.hint
+    guest.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

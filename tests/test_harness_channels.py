@@ -1,0 +1,157 @@
+"""The serial console and QTest, with a thread or a socket pair in QEMU's place."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vfio_user.harness.console import Console, ConsoleError
+from vfio_user.harness.qtest import PciAddress, QTest, QTestError
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[tuple[Console, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    console = Console(ours, tmp_path / "console.log")
+    yield console, theirs
+    theirs.close()
+    console.close()
+
+
+def test_the_console_finds_what_came_before_and_what_comes_later(line: tuple[Console, socket.socket]) -> None:
+    console, guest = line
+    guest.sendall(b"[    0.1] early\r\nREA")
+    console.wait_for("early", 10)
+    threading.Timer(0.02, guest.sendall, [b"DY\r\n"]).start()
+    assert console.wait_for(rb"(?m)^READY\b", 10)[0] == b"READY"
+
+
+def test_a_wait_can_begin_after_what_was_seen(line: tuple[Console, socket.socket]) -> None:
+    console, guest = line
+    guest.sendall(b"READY\n")
+    console.wait_for("READY", 10)
+    with pytest.raises(ConsoleError):
+        console.wait_for("READY", 0.02, since=console.position)
+    began = console.position
+    guest.sendall(b"READY again\n")
+    assert console.wait_for("READY", 10, since=began)
+
+
+def test_a_wait_that_fails_shows_the_last_lines(line: tuple[Console, socket.socket]) -> None:
+    console, guest = line
+    guest.sendall(b"VFS: Unable to mount root fs\n")
+    console.wait_for("root fs", 10)
+    with pytest.raises(ConsoleError) as caught:
+        console.wait_for("READY", 0.02)
+    assert "Unable to mount" in caught.value.hint
+    guest.close()
+    with pytest.raises(ConsoleError, match="ended"):
+        console.wait_for("READY", 10)
+
+
+def test_everything_is_in_the_log_and_typing_reaches_the_guest(
+    line: tuple[Console, socket.socket], tmp_path: Path
+) -> None:
+    console, guest = line
+    console.send(b"ls\n")
+    assert guest.recv(10) == b"ls\n"
+    guest.sendall(b"\xff\xfe bytes")
+    console.wait_for(b"bytes", 10)
+    assert (tmp_path / "console.log").read_bytes() == b"\xff\xfe bytes"
+    assert "bytes" in console.text
+
+
+class FakeMachine:
+    """QTest over a machine with 64 KiB of ports and config space of a bridge at 00:10.0 and a device behind it."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.memory = bytearray(4096)
+        self.address = 0
+        self.config = {PciAddress(0, 0x10): bytearray(256), PciAddress(1, 0): bytearray(256)}
+        self.config[PciAddress(0, 0x10)][:0x20] = (
+            bytes.fromhex("361b0c00 00000000 00000406 00000100").ljust(0x18, b"\0") + b"\x00\x01\x01\x00"
+        ).ljust(0x20, b"\0")
+        self.config[PciAddress(1, 0)][:4] = bytes.fromhex("3412e811")
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with self.theirs.makefile() as lines:
+            for line in lines:
+                self.theirs.sendall(f"IRQ raise 3\nOK{self._do(line.split())}\n".encode())
+
+    def _do(self, words: list[str]) -> str:
+        verb, first = words[0], int(words[1], 16)
+        if verb == "outl" and first == 0xCF8:
+            self.address = int(words[2], 16)
+            return ""
+        if verb == "read":
+            return " 0x" + self.memory[first : first + int(words[2], 16)].hex()
+        if verb == "write":
+            self.memory[first : first + int(words[2], 16)] = bytes.fromhex(words[3][2:])
+            return ""
+        width = {"b": 1, "w": 2, "l": 4, "q": 8}[verb[-1]]
+        space, offset = self._target(verb, first)
+        if verb.startswith(("out", "write")):
+            space[offset : offset + width] = int(words[2], 16).to_bytes(width, "little")
+            return ""
+        return f" {int.from_bytes(space[offset : offset + width], 'little'):#x}"
+
+    def _target(self, verb: str, first: int) -> tuple[bytearray, int]:
+        if verb.startswith(("read", "write")):
+            return self.memory, first
+        where = PciAddress(self.address >> 16 & 0xFF, self.address >> 11 & 0x1F, self.address >> 8 & 7)
+        return self.config.get(where, bytearray(b"\xff" * 256)), (self.address & 0xFC) + first - 0xCFC
+
+
+@pytest.fixture
+def machine() -> Iterator[FakeMachine]:
+    made = FakeMachine()
+    yield made
+    made.ours.close()
+    made.theirs.close()
+
+
+@pytest.fixture
+def qtest(machine: FakeMachine) -> QTest:
+    return QTest(machine.ours)
+
+
+def test_memory_is_read_and_written_in_every_width(qtest: QTest) -> None:
+    qtest.writeq(0x100, 0x1122334455667788)
+    assert qtest.readl(0x100) == 0x55667788
+    assert qtest.readw(0x106) == 0x1122
+    qtest.writeb(0x107, 0xFF)
+    assert qtest.readq(0x100) == 0xFF22334455667788
+    qtest.write(0x200, b"pattern")
+    assert qtest.read(0x200, 7) == b"pattern"
+
+
+def test_config_space_is_reached_on_buses_behind_root_ports(qtest: QTest) -> None:
+    bus = qtest.secondary_bus(PciAddress.parse("0000:00:10.0"))
+    device = PciAddress(bus, 0)
+    assert qtest.config_read(device, 0) == 0x11E81234
+    assert qtest.config_read(device, 2, 2) == 0x11E8
+    qtest.config_write(device, 5, 0xAB, 1)
+    assert qtest.config_space(device)[4:6] == b"\0\xab"
+
+
+def test_functions_are_those_that_answer(qtest: QTest) -> None:
+    assert list(qtest.functions()) == [PciAddress(0, 0x10)]
+
+
+def test_what_is_not_a_bridge_has_no_bus_behind_it(qtest: QTest) -> None:
+    with pytest.raises(QTestError):
+        qtest.secondary_bus(PciAddress(1, 0))
+    with pytest.raises(QTestError):
+        qtest.config_read(PciAddress(1, 0), 256)
+
+
+def test_a_machine_that_is_gone_is_a_sentence(machine: FakeMachine, qtest: QTest) -> None:
+    machine.theirs.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(QTestError, match="readl"):
+        qtest.readl(0)

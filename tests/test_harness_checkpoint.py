@@ -1,0 +1,126 @@
+"""A checkpoint is used for exactly the guest it was made of, and made again when it is not good."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vfio_user.harness import cache, checkpoint
+from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
+from vfio_user.harness.command_line import MachineConfig
+
+CONFIG = MachineConfig("pc-q35-11.1", "tcg")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": "pc-q35-10.1"},
+        {"accelerator": "kvm"},
+        {"cpu": "max"},
+        {"cpus": 2},
+        {"memory": 1024},
+        {"slots": 7},
+        {"iommu": True},
+        {"modules": ("uio",)},
+        {"kernel_options": ("quiet",)},
+        {"devices": ("edu",)},
+    ],
+)
+def test_every_part_of_the_hardware_is_in_the_name(change: dict[str, object]) -> None:
+    changed = replace(CONFIG, **change)  # type: ignore[arg-type]
+    assert checkpoint_name("image", "qemu", changed) != checkpoint_name("image", "qemu", CONFIG)
+
+
+def test_image_and_qemu_are_in_the_name() -> None:
+    names = {checkpoint_name(*parts, CONFIG) for parts in (("a", "b"), ("b", "a"), ("a", "a"))}
+    assert len(names) == 3
+
+
+def test_the_name_is_the_same_for_a_processor_named_or_meant() -> None:
+    assert checkpoint_name("i", "q", CONFIG) == checkpoint_name("i", "q", replace(CONFIG, cpu="qemu64"))
+
+
+def test_a_new_format_makes_every_name_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = checkpoint_name("i", "q", CONFIG)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    assert checkpoint_name("i", "q", CONFIG) != before
+
+
+def writing(text: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(text)
+
+    return write
+
+
+def test_it_is_made_once() -> None:
+    made = Checkpoint("one")
+    assert made.ensure(writing("memory"))
+    assert made.memory.read_text() == "memory"
+    assert not made.ensure(lambda _: pytest.fail("made again"))
+
+
+def test_a_cut_off_one_is_made_again() -> None:
+    made = Checkpoint("one")
+    made.ensure(writing("memory"))
+    made.memory.write_text("mem")
+    assert made.ensure(writing("again"))
+    assert made.memory.read_text() == "again"
+
+
+def test_a_failure_to_make_it_leaves_nothing() -> None:
+    made = Checkpoint("one")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("the guest died")
+
+    with pytest.raises(RuntimeError):
+        made.ensure(fail)
+    assert not made.is_valid()
+    assert not made.folder.exists()
+
+
+def test_two_runs_at_once_make_it_once() -> None:
+    count = []
+
+    def make(path: Path) -> None:
+        count.append(1)
+        path.write_text("memory")
+
+    threads = [threading.Thread(target=Checkpoint("one").ensure, args=(make,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count == [1]
+
+
+def test_discarding_a_bad_one_spares_the_one_that_replaced_it() -> None:
+    made = Checkpoint("one")
+    made.ensure(writing("bad"))
+    seen = made.stamp
+    made.discard(seen)
+    assert not made.is_valid()
+    made.ensure(writing("good"))
+    made.discard(seen)
+    assert made.is_valid()
+
+
+def test_those_not_used_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_KEPT", 2)
+    for name in ("one", "two"):
+        Checkpoint(name).ensure(writing("memory"))
+    Checkpoint("one").ensure(lambda _: pytest.fail("made again"))
+    Checkpoint("three").ensure(writing("memory"))
+    assert [name for name in ("one", "two", "three") if Checkpoint(name).is_valid()] == ["one", "three"]

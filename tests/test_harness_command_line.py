@@ -1,0 +1,136 @@
+"""QEMU's command line follows from the machine's description alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vfio_user.errors import UserError
+from vfio_user.harness.command_line import (
+    MachineConfig,
+    Start,
+    Wiring,
+    as_device_option,
+    command_line,
+    machine_type,
+    slot_address,
+    vfio_user_device,
+)
+
+PLAIN = MachineConfig("pc-q35-11.1", "tcg")
+WIRING = Wiring(qmp=5, console=6, agent=7, qtest=8)
+START = Start(Path("/k/vmlinux"), Path("/k/initramfs"))
+
+
+def line(config: MachineConfig = PLAIN, wiring: Wiring = WIRING, start: Start = START) -> list[str]:
+    return command_line(["qemu", "-L", "firmware"], config, wiring, start)
+
+
+def values(option: str, argv: list[str]) -> list[str]:
+    return [argv[index + 1] for index, word in enumerate(argv) if word == option]
+
+
+def devices(argv: list[str], kind: str) -> list[dict[str, str]]:
+    """The `-device` options of a kind, as their properties."""
+    found = [value.split(",") for value in values("-device", argv)]
+    return [dict(item.split("=", 1) for item in words[1:]) for words in found if words[0] == kind]
+
+
+def test_qemu_is_called_as_it_wants_to_be_called() -> None:
+    assert line()[:3] == ["qemu", "-L", "firmware"]
+
+
+def test_memory_is_shared_so_that_a_server_can_map_it() -> None:
+    argv = line(replace(PLAIN, memory=768))
+    assert values("-object", argv) == ["memory-backend-memfd,id=ram,size=768M,share=on"]
+    assert values("-machine", argv) == ["pc-q35-11.1,memory-backend=ram"]
+    assert values("-m", argv) == ["768M"]
+
+
+@pytest.mark.parametrize(
+    ("change", "option", "expected"),
+    [
+        ({}, "-cpu", "qemu64"),
+        ({"accelerator": "kvm"}, "-cpu", "host"),
+        ({"cpu": "max"}, "-cpu", "max"),
+        ({"accelerator": "kvm"}, "-accel", "kvm"),
+        ({"cpus": 2}, "-smp", "2"),
+        ({"modules": ("uio", "vfio-pci")}, "-append", "console=ttyS0 loglevel=4 mods=uio,vfio-pci"),
+        ({"kernel_options": ("nosmp",)}, "-append", "console=ttyS0 loglevel=4 nosmp"),
+    ],
+)
+def test_what_a_field_changes(change: dict[str, object], option: str, expected: str) -> None:
+    assert values(option, line(replace(PLAIN, **change))) == [expected]  # type: ignore[arg-type]
+
+
+def test_every_slot_is_a_root_port_of_its_own_at_a_fixed_place() -> None:
+    ports = devices(line(replace(PLAIN, slots=10)), "pcie-root-port")
+    assert [port["id"] for port in ports] == [f"slot{index}" for index in range(10)]
+    assert len({port["addr"] for port in ports}) == len({port["chassis"] for port in ports}) == 10
+    assert [port["addr"] for port in ports if "multifunction" in port] == ["0x10.0", "0x11.0"]
+
+
+def test_the_guest_finds_a_slot_where_the_command_line_puts_it() -> None:
+    assert (slot_address(0), slot_address(7), slot_address(8)) == ("0000:00:10.0", "0000:00:10.7", "0000:00:11.0")
+
+
+def test_devices_keep_their_places_whatever_else_the_machine_has() -> None:
+    def places(config: MachineConfig) -> list[str]:
+        argv = line(config)
+        return [devices(argv, kind)[0]["addr"] for kind in ("virtio-serial-pci", "virtio-net-pci", "virtio-rng-pci")]
+
+    assert places(PLAIN) == places(replace(PLAIN, iommu=True, slots=12, devices=("edu,bus=slot0",)))
+
+
+def test_the_iommu_comes_before_every_device_that_it_serves() -> None:
+    assert values("-device", line(replace(PLAIN, iommu=True)))[0].startswith("intel-iommu")
+    assert not devices(line(), "intel-iommu")
+
+
+def test_channels_are_inherited_sockets() -> None:
+    chardevs = values("-chardev", line())
+    assert chardevs == [
+        "socket,id=qmp,fd=5",
+        "socket,id=console,fd=6",
+        "socket,id=qtest,fd=8",
+        "socket,id=agent,fd=7",
+    ]
+
+
+def test_a_person_gets_paths_and_the_terminal_instead() -> None:
+    argv = line(wiring=Wiring(qmp=None, console="stdio", monitor=Path("a,b.sock")))
+    assert "socket,id=monitor,path=a,,b.sock,server=on,wait=off" in values("-chardev", argv)
+    assert not [word for word in argv if "fd=" in word]
+
+
+def test_the_hardware_is_the_same_without_an_agents_channel() -> None:
+    with_agent, without = line(), line(wiring=replace(WIRING, agent=None))
+    assert values("-device", with_agent) == values("-device", without)
+
+
+def test_a_restored_machine_differs_only_in_that_it_waits() -> None:
+    assert line(start=replace(START, restore=True)) == [*line(), "-S", "-incoming", "defer"]
+
+
+def test_a_vfio_user_device_is_json_with_its_socket_as_an_object() -> None:
+    option = as_device_option(vfio_user_device("vu0", Path("/tmp/a.sock"), 3, x_msg_timeout=1000))
+    assert json.loads(option) == {
+        "driver": "vfio-user-pci",
+        "id": "vu0",
+        "bus": "slot3",
+        "socket": {"type": "unix", "path": "/tmp/a.sock"},
+        "x-msg-timeout": 1000,
+    }
+
+
+def test_the_machine_type_is_versioned() -> None:
+    assert machine_type((10, 1, 3)) == "pc-q35-10.1"
+
+
+@pytest.mark.parametrize("change", [{"slots": 0}, {"slots": 65}, {"memory": 64}, {"cpus": 0}])
+def test_an_impossible_machine_is_refused(change: dict[str, int]) -> None:
+    with pytest.raises(UserError):
+        replace(PLAIN, **change)  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+"""Nothing outlives its owner: children, their children, and the directories of their sockets."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vfio_user.errors import UserError
+from vfio_user.harness import scratch
+from vfio_user.harness.process import Child
+from vfio_user.harness.scratch import Scratch, checked_socket_path, processes_of, reap
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "child.log"
+
+
+def test_a_child_has_an_exit_code_and_last_words(log: Path) -> None:
+    child = Child("talker", ["sh", "-c", "echo out; echo err >&2; exit 3"], log=log)
+    assert child.wait(30) == 3
+    assert child.fate() == "exited with status 3"
+    assert child.last_words().split() == ["out", "err"]
+    child.stop()
+
+
+def test_a_program_that_is_not_there_is_a_sentence(log: Path) -> None:
+    with pytest.raises(UserError, match="/no/such/program"):
+        Child("nobody", ["/no/such/program"], log=log)
+
+
+def test_a_wait_ends_with_the_child_not_with_its_deadline(log: Path) -> None:
+    child = Child("short", ["sleep", "0.05"], log=log)
+    began = time.monotonic()
+    assert child.wait(30) == 0
+    assert time.monotonic() - began < 10
+    assert child.wait(0) == 0
+    child.stop()
+
+
+def test_a_wait_has_a_deadline(log: Path) -> None:
+    child = Child("long", ["sleep", "300"], log=log)
+    assert child.wait(0.02) is None
+    child.stop()
+    assert child.fate() == "was killed by SIGTERM"
+
+
+def test_one_that_ignores_sigterm_is_killed(log: Path) -> None:
+    child = Child("stubborn", ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 300; done"], log=log)
+    until(lambda: "ready" in child.last_words())
+    assert child.stop(grace=0.05) == -signal.SIGKILL
+
+
+def test_stopping_ends_what_the_child_started(log: Path) -> None:
+    child = Child("parent", ["sh", "-c", "sleep 300 & echo $!; wait"], log=log)
+    until(lambda: child.last_words().isdigit())
+    grandchild = int(child.last_words())
+    child.stop()
+    until(lambda: not running(grandchild))
+    until(lambda: not child.group_is_alive())
+
+
+def test_a_child_outlives_the_thread_that_started_it(log: Path) -> None:
+    made: list[Child] = []
+    thread = threading.Thread(target=lambda: made.append(Child("survivor", ["sleep", "300"], log=log)))
+    thread.start()
+    thread.join()
+    assert made[0].wait(0.1) is None
+    made[0].stop()
+
+
+OWNER = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+    from vfio_user.harness.process import Child
+    from vfio_user.harness.scratch import Scratch
+
+    scratch = Scratch()
+    # Its own child leaves the group, as a daemon does: only the environment tells whose it is.
+    argv = ["sh", "-c", "setsid sleep 300 & echo $! > %s/grandchild; wait" % sys.argv[1]]
+    child = Child("child", argv, log=Path(sys.argv[1]) / "log", environment=scratch.environment)
+    print(child.pid, scratch.path, flush=True)
+    time.sleep(300)
+    """
+)
+
+
+def test_a_killed_owner_leaves_nothing_for_long(tmp_path: Path) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid, directory = owner.stdout.readline().split()
+    grandchild = tmp_path / "grandchild"
+    until(lambda: grandchild.exists() and bool(grandchild.read_text()))
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    until(lambda: not running(int(pid)))  # at once, by the kernel
+    assert Path(directory).exists()
+    with Scratch():  # the next run clears up
+        assert not Path(directory).exists()
+    until(lambda: not running(int(grandchild.read_text())))
+
+
+def test_a_living_owners_directory_is_left_alone() -> None:
+    with Scratch() as mine:
+        assert mine.path not in reap(mine.path.parent)
+        assert mine.path.exists()
+    assert not mine.path.exists()
+
+
+def test_the_processes_of_a_directory_are_found_by_their_environment(log: Path) -> None:
+    with Scratch() as mine:
+        child = Child("child", ["sleep", "300"], log=log, environment=mine.environment)
+        assert [process.pid for process in processes_of(mine.path)] == [child.pid]
+        child.stop()
+        assert processes_of(mine.path) == []
+
+
+def test_a_socket_path_may_have_107_bytes_and_not_more() -> None:
+    assert checked_socket_path(Path("/" + "x" * 106))
+    with pytest.raises(UserError, match="108 bytes"):
+        checked_socket_path(Path("/" + "x" * 107))
+
+
+def test_a_long_temporary_directory_is_not_used_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(long))
+    with Scratch() as mine:
+        checked_socket_path(mine.socket_path("a-device-with-a-long-name.sock"))

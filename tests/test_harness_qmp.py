@@ -1,0 +1,191 @@
+"""QMP behind a synchronous face: against a small QMP server on the other end of a socket pair."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.qmp import EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
+
+GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": ["oob"]}}
+
+Answer = Callable[[dict[str, Any]], list[dict[str, Any]]]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value", "expected"),
+    [
+        ({}, {"a": 1}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, True),
+        ({"a": 1}, {"b": 2}, False),
+        ({"a": {"b": {}}}, {"a": {"b": {"c": 3}, "d": 4}}, True),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, False),
+        ({"a": {"b": 1}}, {"a": 1}, False),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2, "c": 3}]}, True),
+        ({"a": [1]}, {"a": [1, 2]}, False),
+        ("text", "text", True),
+    ],
+)
+def test_a_pattern_matches_what_has_at_least_what_it_asks_for(pattern: object, value: object, expected: bool) -> None:
+    assert matches(pattern, value) is expected
+
+
+class FakeQemu:
+    """Answers QMP: a dictionary of what each command returns, and events to send before the answer."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.answers: dict[str, Answer] = {"qmp_capabilities": lambda _: [{"return": {}}]}
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.theirs.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def die(self) -> None:
+        self.theirs.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self) -> None:
+        self.send(GREETING)
+        for command in self._commands():
+            for message in self.answers[command["execute"]](command.get("arguments", {})):
+                self.send(message if "event" in message or "id" not in command else {**message, "id": command["id"]})
+
+    def _commands(self) -> Iterator[dict[str, Any]]:
+        """Objects one after the other, with nothing between them that says where one ends."""
+        text, decoder = "", json.JSONDecoder()
+        while data := self.theirs.recv(65536):
+            text += data.decode()
+            with contextlib.suppress(ValueError):
+                while text:
+                    command, end = decoder.raw_decode(text)
+                    text = text[end:].lstrip()
+                    yield command
+
+
+def event(name: str, **data: object) -> dict[str, Any]:
+    return {"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}}
+
+
+@pytest.fixture
+def qemu() -> Iterator[FakeQemu]:
+    fake = FakeQemu()
+    yield fake
+    fake.ours.close()
+    fake.theirs.close()
+
+
+@pytest.fixture
+def qmp(qemu: FakeQemu, tmp_path: Path) -> Iterator[Qmp]:
+    qemu.start()
+    connection = Qmp(qemu.ours, log=tmp_path / "qmp.log", limit=10)
+    yield connection
+    connection.close()
+
+
+def test_a_command_returns_what_qemu_returns(qemu: FakeQemu, qmp: Qmp) -> None:
+    qemu.answers["migrate"] = lambda arguments: [{"return": arguments}]
+    assert qmp.command("migrate", uri="file:x", exit_on_error=False) == {"uri": "file:x", "exit-on-error": False}
+    assert qmp.greeting["version"] == GREETING["QMP"]["version"]
+
+
+def test_a_refusal_says_which_command_and_why(qemu: FakeQemu, qmp: Qmp) -> None:
+    qemu.answers["device_add"] = lambda _: [{"error": {"class": "GenericError", "desc": "no such bus"}}]
+    with pytest.raises(QmpError, match=r"device_add.*no such bus") as caught:
+        qmp.command("device_add", driver="edu")
+    assert (caught.value.kind, caught.value.description) == ("GenericError", "no such bus")
+
+
+def test_an_event_that_comes_before_the_answer_is_not_lost(qemu: FakeQemu, qmp: Qmp) -> None:
+    qemu.answers["stop"] = lambda _: [event("STOP"), {"return": {}}]
+    qmp.command("stop")
+    assert qmp.wait_event("STOP", 10)["event"] == "STOP"
+
+
+def test_a_wait_takes_the_event_that_matches_and_leaves_the_others(qemu: FakeQemu, qmp: Qmp) -> None:
+    qemu.answers["migrate"] = lambda _: [
+        event("MIGRATION", status="setup"),
+        {"return": {}},
+        event("MIGRATION", status="active"),
+        event("MIGRATION", status="completed"),
+    ]
+    qmp.command("migrate", uri="x")
+    assert qmp.wait_event("MIGRATION", 10, {"status": "completed"})
+    assert [qmp.wait_event("MIGRATION", 10)["data"]["status"] for _ in range(2)] == ["setup", "active"]
+
+
+def test_a_wait_for_an_event_has_a_deadline(qmp: Qmp) -> None:
+    with pytest.raises(QmpTimeout, match="SHUTDOWN"):
+        qmp.wait_event("SHUTDOWN", 0.05)
+
+
+def test_a_command_that_is_not_answered_has_a_deadline(qemu: FakeQemu, qmp: Qmp) -> None:
+    qemu.answers["stop"] = lambda _: []
+    with pytest.raises(QmpTimeout, match="stop"):
+        qmp.command("stop", 0.05)
+
+
+def test_qemu_may_die_without_a_word_of_asyncio(
+    qemu: FakeQemu, qmp: Qmp, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    def die(_: dict[str, Any]) -> list[dict[str, Any]]:
+        qemu.die()
+        return []
+
+    qemu.answers["quit"] = die
+    with pytest.raises(QmpLost):
+        qmp.command("quit", 10)
+    with pytest.raises(QmpLost):
+        qmp.wait_event("SHUTDOWN", 10)
+    with pytest.raises(QmpLost):
+        qmp.command("query-status", 10)
+    qmp.close()
+    assert not [record for record in caplog.records if record.name == "asyncio" or record.levelno > logging.INFO]
+    assert capfd.readouterr().err == ""
+
+
+def test_no_greeting_is_a_lost_qemu(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours, pytest.raises(QmpLost):
+        Qmp(ours, log=tmp_path / "qmp.log", limit=10)
+
+
+def test_everything_said_is_in_the_log(qemu: FakeQemu, qmp: Qmp, tmp_path: Path) -> None:
+    qemu.answers["stop"] = lambda _: [event("STOP"), {"return": {}}]
+    qmp.command("stop")
+    lines = [line.split(" ", 2)[1:] for line in (tmp_path / "qmp.log").read_text().splitlines()]
+    assert [(arrow, next(iter(json.loads(body)))) for arrow, body in lines] == [
+        ("->", "execute"),
+        ("<-", "event"),
+        ("<-", "return"),
+    ]
+
+
+def test_a_waiter_wakes_up_for_an_event_of_another_thread() -> None:
+    log = EventLog()
+    threading.Timer(0.02, log.put, [event("RESUME")]).start()
+    assert log.take("RESUME", {}, Deadline(10))["event"] == "RESUME"
+
+
+def test_forgetting_leaves_events_of_other_names() -> None:
+    log = EventLog()
+    log.put(event("STOP"))
+    log.put(event("RESUME"))
+    log.forget("STOP")
+    assert log.take("RESUME", {}, Deadline(1))
+    with pytest.raises(QmpTimeout):
+        log.take("STOP", {}, Deadline(0.01))

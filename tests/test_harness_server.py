@@ -1,0 +1,108 @@
+"""Device servers as children: which one a word means, when it is ready, and what it said before it died."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vfio_user.errors import UserError
+from vfio_user.harness.scratch import Scratch, listen
+from vfio_user.harness.server import Device, DeviceServer, ServerError, is_listening, server_command
+
+LISTENS_LATER = """
+import socket, sys, time
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+time.sleep(0.2)
+server.listen(1)
+client, _ = server.accept()
+client.sendall(b"first")
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def scratch() -> Iterator[Scratch]:
+    with Scratch() as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("edu", Device(served="edu")),
+        ("edu --dma-mask 0xfff", Device(served="edu", options=("--dma-mask", "0xfff"))),
+        ("my.package:Class", Device(served="my.package:Class")),
+        ("qemu:edu", Device(driver="edu")),
+        ("server -s {socket}", Device(command="server -s {socket}")),
+    ],
+)
+def test_what_a_word_means(text: str, expected: Device) -> None:
+    assert Device.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["no-such-device", "qemu:", ""])
+def test_an_unknown_device_is_a_sentence_with_a_way_out(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Device.parse(text)
+    assert caught.value.hint
+
+
+def test_a_name_for_files_comes_from_any_device() -> None:
+    assert Device.parse("my.package:Class").name == "Class"
+    assert Device.parse("/opt/bin/server {socket}").name == "server"
+
+
+def test_a_server_of_anybody_gets_its_socket_where_it_wants_it() -> None:
+    assert server_command(Device.parse("srv --path {socket} -x"), Path("/tmp/a b")) == [
+        "srv",
+        "--path",
+        "/tmp/a b",
+        "-x",
+    ]
+
+
+def test_a_socket_is_ready_when_it_listens_not_when_it_exists(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    assert not is_listening(path)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+        assert not is_listening(path)
+        bound.listen()
+        assert is_listening(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert is_listening(path)
+    assert not is_listening(path)
+
+
+def test_a_foreign_server_is_waited_for_and_keeps_its_only_connection(scratch: Scratch, tmp_path: Path) -> None:
+    program = tmp_path / "server.py"
+    program.write_text(LISTENS_LATER)
+    server = DeviceServer(Device.parse(f"{sys.executable} {program} {{socket}}"), scratch, tmp_path, "foreign")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(server.path))
+        assert client.recv(10) == b"first"
+    server.stop()
+    assert not server.child.group_is_alive()
+
+
+def test_a_server_that_dies_at_its_start_is_quoted(scratch: Scratch, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="status 3") as caught:
+        DeviceServer(Device(command="sh -c 'echo no licence >&2; exit 3' {socket}"), scratch, tmp_path, "dying")
+    assert "no licence" in caught.value.hint
+
+
+def test_a_server_that_never_listens_has_a_deadline(scratch: Scratch, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="does not listen"):
+        DeviceServer(Device(command="sh -c 'exec sleep 300' {socket}"), scratch, tmp_path, "idle", limit=0.1)
+
+
+def test_two_cannot_listen_at_one_path(tmp_path: Path) -> None:
+    with listen(tmp_path / "socket"), pytest.raises(UserError, match="in use"):
+        listen(tmp_path / "socket")
