@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -15,7 +16,6 @@ import psutil
 import pytest
 
 from vfio_user.errors import UserError
-from vfio_user.harness import scratch
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch, checked_socket_path, processes_of, reap
 
@@ -149,6 +149,6 @@ def test_a_socket_path_may_have_107_bytes_and_not_more() -> None:
 def test_a_long_temporary_directory_is_not_used_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("x" * 90)
     long.mkdir()
-    monkeypatch.setattr(scratch.tempfile, "tempdir", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
     with Scratch() as mine:
         checked_socket_path(mine.socket_path("a-device-with-a-long-name.sock"))
