@@ -1,0 +1,199 @@
+"""The dirty log against an oracle that keeps every write, and against threads that write while it is read."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfio_user.errors import ProtocolError
+from vfio_user.migration.dirty_log import GRANULE, DirtyPages, bitmap_size, check_page_size
+
+GIB = 1 << 30
+TIB = 1 << 40
+PAGE_SIZES = [1 << shift for shift in range(12, 31)]
+
+
+def pages_in(bitmap: bytes) -> set[int]:
+    number = int.from_bytes(bitmap, "little")
+    return {bit for bit in range(number.bit_length()) if number >> bit & 1}
+
+
+def touched(writes: list[tuple[int, int]], address: int, length: int, page_size: int) -> set[int]:
+    """The pages of a range that any of the writes (address, count) has a byte in."""
+    found: set[int] = set()
+    for start, count in writes:
+        low, high = max(start, address), min(start + count, address + length)
+        if low < high:
+            found.update(range((low - address) // page_size, (high - 1 - address) // page_size + 1))
+    return found
+
+
+def writes_in(start: int, size: int) -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Writes of any size inside of a range."""
+    return st.lists(
+        st.integers(start, start + size - 1).flatmap(
+            lambda address: st.tuples(
+                st.just(address),
+                st.one_of(st.integers(1, 64), st.integers(1, size)).map(
+                    lambda count: min(count, start + size - address)
+                ),
+            )
+        ),
+        max_size=12,
+    )
+
+
+@st.composite
+def marked_ranges(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int]]]:
+    start = draw(st.integers(0, 1 << 20)) * GRANULE
+    size = draw(st.one_of(st.integers(1, 64), st.integers(1, 1 << 19))) * GRANULE
+    return start, size, draw(writes_in(start, size))
+
+
+def marked(start: int, size: int, writes: list[tuple[int, int]]) -> DirtyPages:
+    log = DirtyPages(start, size)
+    for write in writes:
+        log.mark(*write)
+    return log
+
+
+@given(marked_ranges(), st.sampled_from(PAGE_SIZES))
+def test_a_report_is_exact_at_any_page_size(case: tuple[int, int, list[tuple[int, int]]], page_size: int) -> None:
+    start, size, writes = case
+    log = marked(start, size, writes)
+    bitmap = log.take(start, size, page_size)
+    assert len(bitmap) == bitmap_size(size, page_size)
+    assert pages_in(bitmap) == touched(writes, start, size, page_size)
+    assert not any(log.take(start, size, page_size))
+
+
+@given(marked_ranges(), st.lists(st.integers(0, 1 << 19), max_size=6), st.sampled_from([4096, 8192, 1 << 16]))
+def test_reports_of_parts_are_exact_and_leave_the_rest(
+    case: tuple[int, int, list[tuple[int, int]]], cuts: list[int], page_size: int
+) -> None:
+    """The range is cut at any granules, and reported part by part: each byte once."""
+    start, size, writes = case
+    log = marked(start, size, writes)
+    borders = sorted({start, start + size, *(start + cut * GRANULE % size // GRANULE * GRANULE for cut in cuts)})
+    for low, high in pairwise(borders):
+        assert pages_in(log.take(low, high - low, page_size)) == touched(writes, low, high - low, page_size)
+    assert not any(log.take(start, size, GRANULE))
+
+
+@given(marked_ranges(), st.integers(-(1 << 31), 1 << 31), st.integers(1, 1 << 32), st.sampled_from(PAGE_SIZES))
+def test_a_range_may_reach_beyond_what_is_logged(
+    case: tuple[int, int, list[tuple[int, int]]], shift: int, length: int, page_size: int
+) -> None:
+    start, size, writes = case
+    address = max(0, start + shift // GRANULE * GRANULE)
+    length = -(-length // GRANULE) * GRANULE
+    assert pages_in(marked(start, size, writes).take(address, length, page_size)) == touched(
+        writes, address, length, page_size
+    )
+
+
+@given(writes_in(0x10000, 0x8000), st.integers(0xF000, 0x18000), st.integers(1, 0x9000), st.sampled_from(range(9, 16)))
+def test_no_range_and_page_size_loses_a_page(
+    writes: list[tuple[int, int]], address: int, length: int, shift: int
+) -> None:
+    """A range that cuts granules reports them whole, and again later; nothing that was written goes missing."""
+    log = marked(0x10000, 0x8000, writes)
+    first = pages_in(log.take(address, length, 1 << shift))
+    assert touched(writes, address, length, 1 << shift) <= first
+    outside = [write for write in writes if not address <= write[0] <= write[0] + write[1] <= address + length]
+    rest = pages_in(log.take(0x10000, 0x8000, GRANULE))
+    beyond = {
+        page
+        for page in touched(outside, 0x10000, 0x8000, GRANULE)
+        if not address <= 0x10000 + page * GRANULE or 0x10000 + (page + 1) * GRANULE > address + length
+    }
+    assert beyond <= rest
+
+
+def test_a_granule_that_is_reported_in_part_is_reported_again() -> None:
+    log = marked(0, 0x4000, [(0x1800, 8)])
+    assert pages_in(log.take(0x1000, 0x800, 512)) == {0, 1, 2, 3}
+    assert pages_in(log.take(0x1000, 0x1000, 0x1000)) == {0}
+    assert pages_in(log.take(0x1000, 0x1000, 0x1000)) == set()
+
+
+def test_smaller_pages_than_logged_repeat_what_is_known() -> None:
+    assert pages_in(marked(0, 0x4000, [(0x1000, 1)]).take(0, 0x4000, 1024)) == {4, 5, 6, 7}
+
+
+def test_a_region_that_ends_inside_of_a_granule_is_clean_after_a_report() -> None:
+    log = marked(0x800, 0x1900, [(0x800, 0x1900)])
+    assert pages_in(log.take(0x800, 0x1900, 0x1000)) == {0, 1}
+    assert not any(log.take(0x800, 0x1900, 0x1000))
+
+
+def test_bits_are_in_little_endian_order() -> None:
+    assert marked(0, 0x100000, [(9 * GRANULE, 1)]).take(0, 0x100000, GRANULE)[:2] == b"\x00\x02"
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_write_of_nothing_marks_nothing(count: int) -> None:
+    log = marked(0, 0x2000, [(0x1000, count), (0x1234, count)])
+    assert not any(log.take(0, 0x2000, GRANULE))
+
+
+@given(marked_ranges(), st.integers(0, 100), st.integers(0, 100))
+def test_a_part_takes_its_marks_along(case: tuple[int, int, list[tuple[int, int]]], low: int, high: int) -> None:
+    start, size, writes = case
+    first, end = (start + size * min(low, high) // 100 // GRANULE * GRANULE, start + size * max(low, high) // 100)
+    if first < end:
+        part = marked(start, size, writes).part(first, end - first)
+        whole = marked(start, size, writes)
+        assert part.take(first, end - first, GRANULE) == whole.take(first, end - first, GRANULE)
+
+
+def test_a_tebibyte_is_logged_in_bits() -> None:
+    log = DirtyPages(0, TIB)
+    written = [(0, 1), (TIB - 1, 1), (512 * GIB + 12345, GIB)]
+    for write in written:
+        log.mark(*write)
+    assert pages_in(log.take(0, TIB, GIB)) == touched(written, 0, TIB, GIB)
+
+
+@pytest.mark.parametrize("page_size", [0, -4096, 3, 4095, 4097, 12288])
+def test_only_powers_of_two_are_page_sizes(page_size: int) -> None:
+    with pytest.raises(ProtocolError):
+        check_page_size(page_size)
+
+
+def test_no_page_is_lost_that_is_written_while_the_log_is_read() -> None:
+    """Writers count up a number per page and mark it; a reader copies pages that are reported. At the end of all, every
+    copy is the last value, as the memory of a migrated guest has to be."""
+    pages, rounds, writers = 64, 400, 3
+    memory, copied = [0] * (pages * writers), [0] * (pages * writers)
+    log = DirtyPages(0, pages * writers * GRANULE)
+    done = threading.Event()
+
+    def write(writer: int) -> None:
+        for _ in range(rounds):
+            for page in range(writer, pages * writers, writers):  # neighbours in one byte of the bitmap
+                memory[page] += 1
+                log.mark(page * GRANULE, 1)
+
+    def copy() -> None:
+        for page in pages_in(log.take(0, len(memory) * GRANULE, GRANULE)):
+            copied[page] = memory[page]
+
+    def read() -> None:
+        while not done.is_set():
+            copy()
+
+    reader = threading.Thread(target=read)
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(writers)]
+    for thread in [reader, *threads]:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+    done.set()
+    reader.join(50)
+    copy()
+    assert copied == memory == [rounds] * len(memory)
