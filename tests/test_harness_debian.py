@@ -74,12 +74,19 @@ UNKNOWN = "$(ORIGIN)|$(LABEL)"
         ([f"{UNKNOWN}|v:1|https://v/", f"{UNKNOWN}|d:1|https://d/"], "https://d/"),
         ([f"{UNKNOWN}|d:1|https://d-security/", f"{UNKNOWN}|d:1|https://d/"], "https://d/"),
         ([f"{UNKNOWN}|d:1|https://d/", "Debian|Debian|d:2|https://known/"], "https://known/"),
+        ([f"{UNKNOWN}|n:1|https://v/", f"{UNKNOWN}|n:1|https://d/debian/"], "https://d/debian/"),
+        ([f"{UNKNOWN}|v:1|https://v/debian/"], None),
         (["Vendor|Vendor|v:1|https://v/", f"{UNKNOWN}|v:1|https://v/"], None),
         ([], None),
     ],
 )
 def test_third_party_and_security_sources_are_passed_over(targets: list[str], chosen: str | None) -> None:
-    keys = {"d": "/keys/debian-archive-keyring.gpg", "v": "/keys/vendor.gpg", "s": "/keys/debian-archive-keyring.gpg"}
+    keys = {
+        "d": "/keys/debian-archive-keyring.gpg",
+        "v": "/keys/vendor.gpg",
+        "n": "",
+        "s": "/keys/debian-archive-keyring.gpg",
+    }
     sources = debian.choose_sources("\n".join(targets), lambda entry: keys[entry.partition(":")[0]])
     assert next((uri for uri, _ in sources), None) == chosen
 

@@ -131,13 +131,15 @@ def require_apt() -> None:
 
 
 def find_mirror() -> Mirror:
-    """The machine's Debian mirror: the source whose signed Release says so, or which only Debian's key can sign.
+    """The machine's Debian mirror: the source whose Release says that it is Debian's.
 
     A machine whose apt lists are empty (a container, for instance) does not know the origin of its sources yet; then
-    a source signed by Debian's keyring is taken. Raises UserError when there is none.
+    the key that signs a source, or its path, tells. Raises UserError when there is none.
     """
-    ran = _run(["apt-get", "indextargets", "--format", _TARGET_COLUMNS, "Created-By: Packages"])
-    for uri, signed_by in choose_sources(ran.stdout, read_signed_by):
+    list_targets = ["apt-get", "indextargets", "--format", _TARGET_COLUMNS, "Created-By: Packages"]
+    known = _run(list_targets).stdout  # sources whose Release file apt has
+    every = _run([*list_targets, "--no-release-info"]).stdout
+    for uri, signed_by in choose_sources(known + every, read_signed_by):
         return Mirror(uri, signed_by or _default_keyring())
     raise UserError(
         "apt on this machine has no Debian mirror among its sources",
@@ -151,28 +153,25 @@ _TARGET_COLUMNS = "$(ORIGIN)|$(LABEL)|$(SOURCESENTRY)|$(REPO_URI)"
 def choose_sources(targets: str, signed_by: Callable[[str], str]) -> Iterator[tuple[str, str]]:
     """URI and Signed-By of the sources that carry Debian proper, the surest first.
 
-    `targets` is what `apt-get indextargets` prints; where apt has no Release file yet, it leaves `$(ORIGIN)` as it is.
+    `targets` is what `apt-get indextargets` prints, which leaves `$(ORIGIN)` as it is without a Release file.
     """
     rows = [line.split("|", 3) for line in targets.splitlines() if line.count("|") >= 3]
     for origin, label, entry, uri in rows:
         if (origin, label) == ("Debian", "Debian"):
             yield uri, signed_by(entry)
     for origin, _label, entry, uri in rows:
-        unidentified = origin in ("", "$(ORIGIN)") and "security" not in uri
-        if unidentified and "debian-archive" in (key := signed_by(entry)):
-            yield uri, key
+        if origin == "$(ORIGIN)" and "security" not in uri:
+            key = signed_by(entry)
+            if "debian-archive" in key or (not key and uri.rstrip("/").endswith("/debian")):
+                yield uri, key
 
 
 def read_signed_by(entry: str) -> str:
     """The Signed-By of a source, `entry` being "FILE:NUMBER" of a stanza (.sources) or of a line (.list)."""
     path, _, number = entry.rpartition(":")
+    find = signed_by_of_stanza if path.endswith(".sources") else signed_by_of_line
     try:
-        text = Path(path).read_text()
-        return (
-            signed_by_of_stanza(text, int(number))
-            if path.endswith(".sources")
-            else signed_by_of_line(text, int(number))
-        )
+        return find(Path(path).read_text(), int(number))
     except (OSError, ValueError, IndexError):
         return ""
 
