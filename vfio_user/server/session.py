@@ -97,6 +97,7 @@ class Session:
             with self.lock:
                 attached = True
                 self._attach()
+                self._serve()  # what came in one receive with VERSION
             while self.connection.receive():
                 with self.lock:
                     self._serve()
