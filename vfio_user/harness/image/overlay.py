@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vfio_user.harness.image.recipe import ROOM, Recipe
-from vfio_user.harness.image.tree import Symlink, Tree
+from vfio_user.harness.image.tree import Symlink, Tree, is_program
 
 PROGRAMS = "opt/vfio-user"  # where the guest has guest_images/programs
 
@@ -13,25 +13,27 @@ PROGRAMS = "opt/vfio-user"  # where the guest has guest_images/programs
 def overlay_tree(recipe: Recipe, room: Path = ROOM) -> Tree:
     """`rootfs/` as it is, `programs/` below /opt/vfio-user, and the services and modules of `recipe`.
 
-    A program, that is a file that begins with `#!`, can be called by its name without `.py` too.
+    A program (a script that begins with `#!`, or an ELF file) can be called by its name without `.py` too.
     """
     tree = Tree()
-    for path, text in _texts(room / "rootfs"):
-        tree.add_text(path, text)
-    for path, text in _texts(room / "programs"):
-        tree.add_text(f"{PROGRAMS}/{path}", text)
-        if text.startswith("#!"):
+    for path, content in _files(room / "rootfs"):
+        tree.add_content(path, content)
+    for path, content in _files(room / "programs"):
+        tree.add_content(f"{PROGRAMS}/{path}", content)
+        if is_program(content):
             tree.add(f"usr/bin/{Path(path).stem}", Symlink(f"/{PROGRAMS}/{path}"))
     services = "".join(f"::respawn:/usr/sbin/service {name} {cmd}\n" for name, cmd in recipe.services.items())
-    tree.add_text("etc/inittab", (room / "rootfs/etc/inittab").read_text() + services)
-    tree.add_text("etc/modules", "".join(f"{name}\n" for name in recipe.autoload))
+    tree.add_content("etc/inittab", (room / "rootfs/etc/inittab").read_bytes() + services.encode())
+    tree.add_content("etc/modules", "".join(f"{name}\n" for name in recipe.autoload).encode())
     return tree
 
 
-def _texts(folder: Path) -> list[tuple[str, str]]:
-    """Relative path and content of the files below `folder`, without what Python or an editor left there."""
-    return [
-        (path.relative_to(folder).as_posix(), path.read_text())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(("~", ".swp"))
-    ]
+def _files(folder: Path) -> list[tuple[str, bytes]]:
+    """Relative path and content of the files below `folder`, without what tools leave there."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        left_over = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+        if path.is_file() and not left_over and not path.name.endswith("~"):
+            found.append((relative.as_posix(), path.read_bytes()))
+    return found

@@ -132,8 +132,8 @@ def add_modules(tree: Tree, kernel: KernelModules, names: Iterable[str]) -> None
     modules = kernel.closure(names)
     for module in modules:
         tree.add(f"{folder}/{module.path}", File(0o644, module.data))
-    tree.add_text(f"{folder}/modules.dep", modules_dep(kernel, modules))
-    tree.add_text(f"{folder}/modules.alias", modules_alias(modules))
+    tree.add_content(f"{folder}/modules.dep", modules_dep(kernel, modules).encode())
+    tree.add_content(f"{folder}/modules.alias", modules_alias(modules).encode())
     tree.add(f"{folder}/modules.builtin", File(0o644, kernel.folder / "modules.builtin"))
 
 

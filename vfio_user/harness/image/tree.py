@@ -72,9 +72,14 @@ class Tree:
             parent = posixpath.dirname(parent)
         self._entries[path] = entry
 
-    def add_text(self, path: str, text: str) -> None:
-        """Add a file of text; one that begins with `#!` is a program."""
-        self.add(path, File(0o755 if text.startswith("#!") else 0o644, text.encode()))
+    def add_content(self, path: str, content: bytes) -> None:
+        """Add a file, executable when it is a program: whatever became of its mode on the way through packaging."""
+        self.add(path, File(0o755 if is_program(content) else 0o644, content))
+
+
+def is_program(content: bytes) -> bool:
+    """Whether the kernel could run it: a script that names its interpreter, or an ELF file."""
+    return content.startswith((b"#!", b"\x7fELF"))
 
 
 def merged(path: str) -> str:
