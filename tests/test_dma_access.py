@@ -1,0 +1,187 @@
+"""Reading and writing client memory: all three modes, across regions, with rights checked before a byte moves."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.device_kit import Client, memory_file
+from vfio_user import ProtocolError
+from vfio_user.device import Dma
+
+READ, WRITE, FILE_IO = 1, 2, 8
+RW = READ | WRITE
+PAGE = 4096
+MODES = ("mapped", "file", "message")
+
+
+class Guest:
+    """Three pages at 0x10000, each in a mode, with the pattern 0, 1, 2 ... of words."""
+
+    def __init__(self, modes: tuple[str, ...]) -> None:
+        self.content = b"".join(word.to_bytes(4, "little") for word in range(len(modes) * PAGE // 4))
+        self.file = memory_file(len(self.content), self.content)
+        self.client = Client(memory=bytearray(self.content), base=0x10000)
+        self.modes = modes
+        self.dma = Dma()
+        self.dma.link = self.client
+        for page, mode in enumerate(modes):
+            flags = RW | (FILE_IO if mode == "file" else 0)
+            fd = None if mode == "message" else os.dup(self.file)
+            self.dma.map(0x10000 + page * PAGE, PAGE, flags, fd, page * PAGE)
+        assert tuple(region.mode for region in self.dma.regions) == modes
+
+    def memory(self) -> bytes:
+        """What the guest sees."""
+        shared = os.pread(self.file, len(self.content), 0)
+        return b"".join(
+            (self.client.memory if mode == "message" else shared)[page * PAGE : (page + 1) * PAGE]
+            for page, mode in enumerate(self.modes)
+        )
+
+    def close(self) -> None:
+        self.dma.unmap_all()
+        os.close(self.file)
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Guest]]:
+    guests: list[Guest] = []
+
+    def make(*modes: str) -> Guest:
+        guests.append(Guest(modes))
+        return guests[-1]
+
+    yield make
+    for guest in guests:
+        guest.close()
+
+
+@pytest.mark.parametrize("modes", [(mode, other, mode) for mode in MODES for other in MODES])
+def test_copies_cross_regions_of_any_mode(make: Callable[..., Guest], modes: tuple[str, ...]) -> None:
+    guest = make(*modes)
+    assert guest.dma.read(0x10000, 3 * PAGE) == guest.content
+    assert guest.dma.read(0x10FFD, PAGE + 7) == guest.content[0xFFD : 0xFFD + PAGE + 7]
+    buffer = bytearray(PAGE + 100)
+    guest.dma.read_into(0x10000 + PAGE - 50, buffer)
+    assert buffer == guest.content[PAGE - 50 : 2 * PAGE + 50]
+    data = os.urandom(PAGE + 30)
+    guest.dma.write(0x10000 + PAGE - 15, data)
+    expected = bytearray(guest.content)
+    expected[PAGE - 15 : 2 * PAGE + 15] = data
+    assert guest.memory() == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_integers_are_little_endian(make: Callable[..., Guest], mode: str) -> None:
+    dma = make(mode).dma
+    dma.write_u64(0x10008, 0x1122334455667788)
+    assert [dma.read_u8(0x10008), dma.read_u16(0x10008), dma.read_u32(0x10008)] == [0x88, 0x7788, 0x55667788]
+    dma.write_u32(0x10008, 0xAABBCCDD)
+    dma.write_u16(0x10008, 0xEEFF)
+    dma.write_u8(0x10008, 0)
+    assert dma.read_u64(0x10008) == 0x11223344AABBEE00
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_not_mapped_answers_efault_and_nothing_moves(make: Callable[..., Guest], mode: str) -> None:
+    guest = make(mode, "mapped")
+    for iova, count in ((0x0F000, 1), (0x0FFFF, 2), (0x11FFF, 2), (0x10000, 3 * PAGE), (0x12000, 1), (1 << 63, 8)):
+        for access in (lambda: guest.dma.read(iova, count), lambda: guest.dma.write(iova, b"\xff" * count)):  # noqa: B023
+            with pytest.raises(ProtocolError) as refusal:
+                access()
+            assert refusal.value.errno == errno.EFAULT
+    assert guest.memory() == guest.content
+
+
+def test_what_the_client_did_not_grant_answers_eperm_and_nothing_moves() -> None:
+    dma, fd = Dma(), memory_file(3 * PAGE)
+    for page, flags in enumerate((RW, READ, WRITE)):
+        dma.map(page * PAGE, PAGE, flags, os.dup(fd), page * PAGE)
+    attempts: list[Callable[[], object]] = [
+        lambda: dma.write(PAGE, b"x"),
+        lambda: dma.write(PAGE - 1, b"xy"),
+        lambda: dma.read(2 * PAGE, 1),
+        lambda: dma.read(0, 3 * PAGE),
+        lambda: dma.views(PAGE, 1, write=True),
+        lambda: dma.views(2 * PAGE, 1),
+    ]
+    for attempt in (*attempts, *attempts):  # again, when the last region is known
+        with pytest.raises(ProtocolError) as refusal:
+            attempt()
+        assert refusal.value.errno == errno.EPERM
+    assert os.pread(fd, 3 * PAGE, 0) == bytes(3 * PAGE)
+    dma.write(2 * PAGE, b"ok")
+    assert os.pread(fd, 2, 2 * PAGE) == b"ok"
+    dma.unmap_all()
+    os.close(fd)
+
+
+def test_nothing_can_be_read_from_an_unmapped_region_by_a_stale_cache(make: Callable[..., Guest]) -> None:
+    guest = make("mapped")
+    guest.dma.read(0x10000, 4)
+    guest.dma.unmap(0x10000, PAGE)
+    with pytest.raises(ProtocolError):
+        guest.dma.read(0x10000, 4)
+
+
+def test_an_access_of_nothing_is_always_right(make: Callable[..., Guest]) -> None:
+    dma = make("mapped").dma
+    assert dma.read(0, 0) == b""
+    dma.write(0xFFFF_FFFF, b"")
+    assert dma.views(0, 0) == []
+
+
+def test_views_are_the_memory_itself_with_neighbours_joined(make: Callable[..., Guest]) -> None:
+    guest = make("mapped", "mapped", "mapped")
+    with guest.dma.views(0x10010, 2 * PAGE, write=True) as views:
+        assert [len(view) for view in views] == [2 * PAGE]
+        views[0][PAGE : PAGE + 4] = b"here"
+    assert guest.memory()[PAGE + 0x10 : PAGE + 0x14] == b"here"
+
+
+def test_views_of_scattered_memory_come_in_order() -> None:
+    dma, fd = Dma(), memory_file(4 * PAGE, b"".join(bytes([page]) * PAGE for page in range(4)))
+    for page, place in enumerate((3, 1, 2)):
+        dma.map(page * PAGE, PAGE, RW, os.dup(fd), place * PAGE)
+    with dma.views(PAGE // 2, 2 * PAGE) as views:
+        assert [(view[0], len(view)) for view in views] == [(3, PAGE // 2), (1, PAGE + PAGE // 2)]
+        with pytest.raises(TypeError):
+            views[0][0] = 1
+    dma.unmap_all()
+    os.close(fd)
+
+
+def test_a_view_that_an_author_keeps_does_not_break_unmapping(make: Callable[..., Guest]) -> None:
+    guest = make("mapped")
+    views = guest.dma.views(0x10000, 8)
+    guest.dma.unmap(0x10000, PAGE)
+    assert bytes(views[0]) == guest.content[:8]
+
+
+@pytest.mark.parametrize("mode", ["file", "message"])
+def test_memory_that_is_not_mapped_cannot_be_viewed(make: Callable[..., Guest], mode: str) -> None:
+    with pytest.raises(ProtocolError) as refusal:
+        make(mode).dma.views(0x10000, 8)
+    assert refusal.value.errno == errno.EOPNOTSUPP
+
+
+def test_a_client_that_refuses_a_message_passes_its_errno_on(make: Callable[..., Guest]) -> None:
+    guest = make("message")
+    del guest.client.memory[100:]
+    with pytest.raises(ProtocolError) as refusal:
+        guest.dma.read(0x10000, 200)
+    assert refusal.value.errno == errno.ENODEV
+
+
+def test_a_file_that_ends_too_early_answers_efault(make: Callable[..., Guest]) -> None:
+    dma, fd = Dma(), memory_file(PAGE)
+    dma.map(0, PAGE, RW | FILE_IO, fd)
+    os.ftruncate(fd, 10)
+    with pytest.raises(ProtocolError) as refusal:
+        dma.read(0, 20)
+    assert refusal.value.errno == errno.EFAULT
+    dma.unmap_all()

@@ -1,0 +1,175 @@
+"""Every kind of write to client memory is in the log of dirty pages; test_dirty_log.py tests the log itself."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.device_kit import Client, memory_file
+from vfio_user import ProtocolError
+from vfio_user.device import DRAFT_V6_POLICY, Dma
+
+RW, FILE_IO = 3, 8
+PAGE = 4096
+
+
+def make(pages: int = 64, iova: int = 0, flags: int = RW) -> Dma:
+    dma = Dma()
+    dma.map(iova, pages * PAGE, flags, memory_file(pages * PAGE))
+    return dma
+
+
+def dirty(dma: Dma, iova: int, pages: int, page_size: int = PAGE) -> set[int]:
+    bits = dma.take_dirty(iova, pages * page_size, page_size)
+    assert len(bits) == -(-pages // 64) * 8
+    number = int.from_bytes(bits, "little")
+    return {page for page in range(len(bits) * 8) if number >> page & 1}
+
+
+def test_every_kind_of_write_is_logged() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.write(PAGE, b"x")
+    dma.write(3 * PAGE - 1, b"xy")
+    dma.write_u32(9 * PAGE, 1)
+    dma.write(20 * PAGE, bytes(3 * PAGE))
+    dma.views(30 * PAGE, 2 * PAGE, write=True)
+    dma.mark_dirty(63 * PAGE, 1)
+    dma.read(50 * PAGE, PAGE)
+    dma.views(51 * PAGE, 10)
+    assert dirty(dma, 0, 64) == {1, 2, 3, 9, 20, 21, 22, 30, 31, 63}
+    dma.unmap_all()
+
+
+def test_what_is_reported_is_forgotten() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.write(5 * PAGE, b"x")
+    dma.write(40 * PAGE, b"x")
+    assert dirty(dma, 0, 10) == {5}
+    assert dirty(dma, 0, 64) == {40}
+    assert dirty(dma, 0, 64) == set()
+    dma.unmap_all()
+
+
+def test_a_view_that_is_written_until_its_end_is_logged_until_its_end() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    with dma.views(7 * PAGE, 8, write=True) as views:
+        assert dirty(dma, 0, 64) == {7}
+        views[0][0] = 1
+    assert dirty(dma, 0, 64) == {7}
+    dma.unmap_all()
+
+
+def test_nothing_is_logged_before_and_after() -> None:
+    dma = make()
+    dma.write(0, b"x")
+    dma.start_log(PAGE)
+    assert dirty(dma, 0, 64) == set()
+    dma.write(0, b"x")
+    dma.stop_log()
+    with pytest.raises(ProtocolError) as refusal:
+        dma.take_dirty(0, PAGE, PAGE)
+    assert refusal.value.errno == errno.EINVAL
+    dma.start_log(PAGE)
+    assert dirty(dma, 0, 64) == set()
+    dma.unmap_all()
+
+
+def test_regions_that_come_while_logging_are_logged() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.map(0x100000, 4 * PAGE, RW, memory_file(4 * PAGE))
+    dma.write(0x100000 + PAGE, b"x")
+    assert dirty(dma, 0x100000, 4) == {1}
+    dma.unmap_all()
+
+
+def test_a_range_over_several_regions_is_reported_as_one() -> None:
+    dma = Dma()
+    for page in range(8):
+        dma.map(page * PAGE, PAGE, RW, memory_file(PAGE))
+    dma.start_log(PAGE)
+    dma.write(2 * PAGE - 1, b"xy")
+    dma.write(6 * PAGE, b"x")
+    assert dirty(dma, PAGE, 7) == {0, 1, 5}
+    dma.unmap_all()
+
+
+def test_memory_in_file_mode_and_in_message_mode_is_logged_too() -> None:
+    dma = make(flags=RW | FILE_IO)
+    dma.link = Client(base=0x100000)
+    dma.map(0x100000, 4 * PAGE, RW)
+    dma.start_log(PAGE)
+    dma.write(3 * PAGE, b"x")
+    dma.write(0x100000, b"x")
+    assert dirty(dma, 0, 64) == {3}
+    assert dirty(dma, 0x100000, 4) == {0}
+    dma.unmap_all()
+
+
+@pytest.mark.parametrize(
+    ("iova", "length", "page_size", "expected"),
+    [
+        (0, PAGE, 3000, errno.EINVAL),
+        (0, PAGE, 0, errno.EINVAL),
+        (0, 0, PAGE, errno.EINVAL),
+        (0, PAGE - 1, PAGE, errno.EINVAL),
+        (0x10000000, PAGE, PAGE, errno.ENOENT),
+    ],
+)
+def test_wrong_reports_are_refused(iova: int, length: int, page_size: int, expected: int) -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.write(63 * PAGE, b"x")
+    with pytest.raises(ProtocolError) as refusal:
+        dma.take_dirty(iova, length, page_size)
+    assert refusal.value.errno == expected
+    assert dirty(dma, 0, 64) == {63}
+    dma.unmap_all()
+
+
+def test_the_page_size_of_a_running_log_stays() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.start_log(PAGE)
+    for wrong in (2 * PAGE, 0, 3000):
+        with pytest.raises(ProtocolError):
+            dma.start_log(wrong)
+    assert dma.log_page_size == PAGE
+    dma.unmap_all()
+
+
+def test_smaller_pages_repeat_and_larger_pages_combine_what_was_logged() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.write(3 * PAGE, b"x")
+    assert dirty(dma, 2 * PAGE, 8, PAGE // 4) == {4, 5, 6, 7}
+    dma.write(3 * PAGE, b"x")
+    dma.write(9 * PAGE, b"x")
+    assert dirty(dma, 0, 4, 4 * PAGE) == {0, 2}
+    assert dirty(dma, 0, 64) == set()
+    dma.unmap_all()
+
+
+def test_a_page_reported_only_in_part_stays_dirty() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.write(PAGE, b"x")
+    assert dirty(dma, PAGE, 1, 1024) == {0}
+    assert dirty(dma, 0, 64) == {1}
+    dma.unmap_all()
+
+
+def test_cutting_a_region_keeps_the_marks_of_what_is_left() -> None:
+    dma = make()
+    dma.policy = DRAFT_V6_POLICY
+    dma.start_log(PAGE)
+    for page in (1, 5, 9):
+        dma.write(page * PAGE, b"x")
+    dma.unmap(4 * PAGE, 4 * PAGE)
+    assert dirty(dma, 0, 4) == {1}
+    assert dirty(dma, 8 * PAGE, 8) == {1}
+    dma.unmap_all()
