@@ -3,8 +3,8 @@
  *
  *   region_client SOCKET REGION OFFSET ROUND_TRIPS BURSTS
  *
- * Prints one line of JSON: nanoseconds per REGION_READ round trip, per REGION_WRITE round trip (medians), and posted
- * writes per second over bursts of 64 posted writes that end in a read.
+ * Prints one line of JSON: nanoseconds per REGION_READ round trip, per REGION_WRITE round trip (medians), round trips
+ * per second over the whole of both, and posted writes per second over bursts of 64 posted writes that end in a read.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -149,6 +149,7 @@ int main(int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct access request = {.count = WIDTH};
+    uint64_t begin;
 
     if (argc != 6) {
         fprintf(stderr, "usage: region_client SOCKET REGION OFFSET ROUND_TRIPS BURSTS\n");
@@ -162,8 +163,10 @@ int main(int argc, char **argv)
         fail(argv[1]);
     negotiate();
     median(read_once, &request, 500);
+    begin = now();
     printf("{\"read_ns\": %llu, ", (unsigned long long)median(read_once, &request, atol(argv[4])));
     printf("\"write_ns\": %llu, ", (unsigned long long)median(write_once, &request, atol(argv[4])));
+    printf("\"trips_per_second\": %.0f, ", 2 * atol(argv[4]) * 1e9 / (now() - begin));
     printf("\"posted_per_second\": %.0f}\n", BURST * 1e9 / median(burst, &request, atol(argv[5])));
     return 0;
 }

@@ -39,9 +39,11 @@ def main() -> None:
         receive(stream, framer)
         return time.perf_counter_ns() - begin
 
+    begin = time.perf_counter_ns()
     figures = {
-        "read_ns": statistics.median(timed(read) for _ in range(trips)),
-        "write_ns": statistics.median(timed(write) for _ in range(trips)),
+        "read_ns": statistics.median([timed(read) for _ in range(trips)]),
+        "write_ns": statistics.median([timed(write) for _ in range(trips)]),
+        "trips_per_second": 2 * trips * 1e9 / (time.perf_counter_ns() - begin),
         "posted_per_second": BURST * 1e9 / statistics.median(timed(posted) for _ in range(bursts)),
     }
     print(json.dumps(figures))
