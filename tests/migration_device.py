@@ -34,7 +34,7 @@ class Adder:
         return {"class": self.device_class, "ids": (0x1234, 0x5678), "color": self.color}
 
     def memories(self) -> Sequence[Memory]:
-        return [Memory("ram", memoryview(self.ram))]
+        return [Memory("ram", memoryview(self.ram))] if self.ram else []
 
     def save_state(self) -> Mapping[str, Any]:
         return dict(self.values)
