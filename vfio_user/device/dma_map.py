@@ -106,14 +106,16 @@ class DmaMap:
         """Forget memory.
 
         Raises:
-            ProtocolError: ENOENT, no region has exactly this address and size; where the policy allows parts, no
-                region has anything of it.
+            ProtocolError: ENOENT, no region has exactly this address and size, and none lies inside with none across
+                the borders; where the policy allows parts, no region has anything of it.
         """
         region = self._regions.get(iova)
         if region is not None and region.size == size:
             self._drop(region)
         elif size == 0 and iova in self._empty:
             self._empty.remove(iova)
+        elif self._drop_inside(iova, iova + size):
+            pass
         elif not self.policy.partial_unmap or not self._cut(iova, iova + size):
             raise ProtocolError(f"no DMA region is at {iova:#x} with size {size:#x}", errno.ENOENT)
 
@@ -239,6 +241,22 @@ class DmaMap:
                 self._files.give_back(region.file)
             if region.fd is not None:
                 os.close(region.fd)
+
+    def _drop_inside(self, start: int, end: int) -> bool:
+        """Unmap what lies in a range, as VFIO does (VFIO_IOMMU_UNMAP_DMA), unless a region is across its borders.
+
+        QEMU counts on it behind a vIOMMU: when the guest gives the device to another domain, it unmaps the whole
+        address space in powers of two, and only then maps the pages of the new one.
+        """
+        before = bisect_left(self._starts, start) - 1
+        if before >= 0 and self._regions[self._starts[before]].end > start:
+            return False
+        inside = [self._regions[first] for first in self._starts[before + 1 : bisect_left(self._starts, end)]]
+        if not inside or inside[-1].end > end:
+            return False
+        for region in reversed(inside):
+            self._drop(region)
+        return True
 
     def _cut(self, start: int, end: int) -> bool:
         """Unmap a range whatever regions it touches; what is left of them stays mapped."""
