@@ -119,6 +119,10 @@ class Edu(PciDevice):
     def raise_interrupt(self, value: int) -> None:
         self.interrupt_guest(value)
 
+    @raise_interrupt.reader
+    def _(self) -> int:
+        return U32
+
     def interrupt_guest(self, causes: int) -> None:
         """Set bits of the interrupt status and interrupt: without a new bit too, as long as any is set."""
         self.interrupt_status |= causes
@@ -130,6 +134,10 @@ class Edu(PciDevice):
         self.interrupt_status &= ~value
         if not self.interrupt_status:
             self.interrupts.lower()
+
+    @acknowledge.reader
+    def _(self) -> int:
+        return U32
 
     @register(bar=0, offset=0x80, width=(4, 8), count=3, stride=8)
     def set_transfer(self, index: int, value: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -83,6 +84,7 @@ class Layout:
         self.readers: Readers = {}
         self.writers: Writers = {}
         self._files: list[tuple[int, mmap.mmap]] = []
+        self._views: list[memoryview] = []
         cells = [cell for found in declarations(type(device), BaseRegister) for cell in found.cells(device)]
         areas = declarations(type(device), Memory)
         named = {cell.region for cell in cells} | {area.bar for area in areas if area.bar is not None}
@@ -140,9 +142,14 @@ class Layout:
         return size
 
     def close(self) -> None:
-        """Close the files behind mappable memory; their views stay valid as long as somebody holds them."""
-        for fd, _map in self._files:
+        """Give back mappable memory and its files; an author's further views of it keep it alive."""
+        for view in self._views:
+            view.release()
+        for fd, mapped in self._files:
             os.close(fd)
+            with contextlib.suppress(BufferError):
+                mapped.close()
+        self._views.clear()
         self._files.clear()
 
     def _describe(self, index: int, size: int, access: Access) -> None:
@@ -185,7 +192,9 @@ class Layout:
             info.flags |= RegionFlags.MMAP
         info.sparse = (*info.sparse, (area.offset, area.size))
         mapped = next(found for fd, found in self._files if fd == info.fd)
-        return memoryview(mapped)[area.offset : area.offset + area.size]
+        whole = memoryview(mapped)
+        self._views += [whole, whole[area.offset : area.offset + area.size]]
+        return self._views[-1]
 
 
 def _cut(read: Callable[[], int], width: int) -> Callable[[], int]:

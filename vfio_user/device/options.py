@@ -35,6 +35,7 @@ def device_options(device_class: type) -> list[Option]:
         hint = hints.get(name)
         if parameter.kind is parameter.KEYWORD_ONLY and typing.get_origin(hint) is typing.Annotated:
             kind, text = typing.get_args(hint)[:2]
+            kind = next((part for part in typing.get_args(kind) if part is not type(None)), kind)  # of X | None
             found.append(Option(name, kind, parameter.default, str(text)))
     return found
 

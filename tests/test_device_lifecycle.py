@@ -1,0 +1,209 @@
+"""Clients come and go, guests reset, devices take their time to stand still."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from tests.device_kit import CONFIG, MSIX, Client, Wires, capability, memory_file, open_fds, read_int, write_int
+from vfio_user import (
+    MsiX,
+    PciDevice,
+    PciExpress,
+    PciIds,
+    PowerManagement,
+    ProtocolError,
+    Quiesce,
+    ResetKind,
+    stored_register,
+)
+from vfio_user.device import Capability, DmaRegion
+
+INITIATE_FLR = 1 << 15
+
+
+class Sleeper(PciDevice):
+    ids = PciIds(vendor=1, device=2)
+    interrupts = MsiX(2)
+    capabilities: Sequence[Capability] = (PowerManagement(), PciExpress(flr=True))
+    scratch: int = stored_register(bar=0, offset=0, width=4)
+
+    def __init__(self, quiet: Quiesce | None = None) -> None:
+        super().__init__()
+        self.quiet = quiet
+        self.events: list[str] = []
+
+    def on_reset(self, kind: ResetKind) -> None:
+        self.events.append(kind.value)
+
+    def on_quiesce(self) -> Quiesce | None:
+        self.events.append("quiesce")
+        return self.quiet
+
+    def on_resume(self) -> None:
+        self.events.append("resume")
+
+    def on_dma_map(self, region: DmaRegion) -> None:
+        self.events.append(f"map {region.iova:#x}")
+
+    def on_dma_unmap(self, region: DmaRegion) -> None:
+        self.events.append(f"unmap {region.iova:#x}")
+
+
+def initiate_flr(device: PciDevice) -> None:
+    control = capability(device, 0x10) + 8
+    write_int(device, CONFIG, control, 2, read_int(device, CONFIG, control, 2) | INITIATE_FLR)
+
+
+def power(device: PciDevice, state: int) -> None:
+    write_int(device, CONFIG, capability(device, 0x01) + 4, 2, state)
+
+
+def test_a_function_level_reset_clears_state_and_configuration() -> None:
+    device = Sleeper()
+    device.scratch = 5
+    write_int(device, CONFIG, 4, 2, 6)
+    initiate_flr(device)
+    assert device.events == ["quiesce", "flr", "resume"]
+    assert (device.scratch, read_int(device, CONFIG, 4, 2)) == (0, 0)
+    assert read_int(device, CONFIG, capability(device, 0x10) + 8, 2) & INITIATE_FLR == 0
+
+
+def test_a_reset_keeps_the_clients_memory_and_eventfds() -> None:
+    device = Sleeper()
+    wires = Wires(device, MSIX, count=2)
+    device.dma.map(0, 4096, 3, memory_file(4096, b"kept"))
+    initiate_flr(device)
+    device.interrupts.trigger(1)
+    assert device.dma.read(0, 4) == b"kept"
+    assert wires.fired() == [0, 1]
+    wires.close()
+    device.detach()
+
+
+def test_a_function_that_cannot_be_reset_ignores_the_request() -> None:
+    class Lasting(Sleeper):
+        capabilities = (PciExpress(flr=False),)
+
+    device = Lasting()
+    device.scratch = 5
+    initiate_flr(device)
+    assert (device.events, device.scratch) == ([], 5)
+
+
+def test_a_reset_that_must_wait_comes_when_the_device_is_quiet() -> None:
+    quiet = Quiesce()
+    device = Sleeper(quiet)
+    client = Client()
+    device.attach(client)
+    initiate_flr(device)
+    assert device.events == ["quiesce"]
+    quiet.done()
+    client.end_batch()
+    assert device.events == ["quiesce", "flr", "resume"]
+
+
+def test_waking_from_d3hot_resets_unless_no_soft_reset() -> None:
+    class Lasting(Sleeper):
+        capabilities = (PowerManagement(no_soft_reset=True),)
+
+    for device, expected in ((Sleeper(), 0), (Lasting(), 5)):
+        device.scratch = 5
+        power(device, 3)
+        assert device.events == []
+        power(device, 0)
+        assert device.scratch == expected
+        assert ("d3hot-to-d0" in device.events) is (expected == 0)
+
+
+def test_a_power_state_that_is_not_supported_is_not_entered() -> None:
+    device = Sleeper()
+    power(device, 1)
+    assert read_int(device, CONFIG, capability(device, 0x01) + 4, 2) & 3 == 0
+    power(device, 3)
+    power(device, 2)
+    assert read_int(device, CONFIG, capability(device, 0x01) + 4, 2) & 3 == 3
+
+
+def test_a_client_that_goes_leaves_the_device_ready_for_the_next() -> None:
+    before = open_fds()
+    device = Sleeper()
+    client = Client()
+    device.attach(client)
+    wires = Wires(device, MSIX, count=2)
+    device.dma.map(0, 4096, 3, memory_file(4096))
+    device.dma.map(0x10000, 4096, 3)
+    device.scratch = 5
+    device.events.clear()
+    device.detach()
+    assert device.events == ["lost-connection", "quiesce", "unmap 0x10000", "unmap 0x0", "resume"]
+    assert len(device.dma) == 0
+    assert device.scratch == 5
+    device.interrupts.trigger(0)
+    assert wires.fired() == [0, 0]
+    with pytest.raises(ProtocolError) as refusal:
+        device.dma.read(0, 1)
+    assert refusal.value.errno == errno.EFAULT
+    wires.close()
+    assert open_fds() == before
+    device.attach(Client())
+    device.dma.map(0, 4096, 3, memory_file(4096))
+    device.detach()
+
+
+def test_quiescing_may_end_on_any_thread_before_or_after_it_is_waited_for() -> None:
+    for finish_first in (True, False):
+        quiet, told = Quiesce(), threading.Event()
+        thread = threading.Thread(target=quiet.done)
+        if finish_first:
+            thread.start()
+            thread.join(10)
+        quiet.then(told.set)
+        if not finish_first:
+            assert not told.is_set()
+            thread.start()
+        assert told.wait(10)
+        assert (quiet.finished, quiet.errno) == (True, 0)
+        thread.join(10)
+
+
+def test_a_device_that_cannot_stand_still_says_why_and_the_first_word_counts() -> None:
+    quiet = Quiesce()
+    quiet.fail(errno.EBUSY)
+    quiet.done()
+    assert quiet.errno == errno.EBUSY
+
+
+def test_deferred_work_of_a_stopped_device_waits_until_it_runs_again() -> None:
+    device, client, done = Sleeper(), Client(), list[int]()
+    device.attach(client)
+    device.stop()
+    device.defer(lambda: done.append(1))
+    client.end_batch()
+    device.resume()
+    assert (done, "resume" in device.events) == ([], False)
+    device.start()
+    client.end_batch()
+    assert (done, device.events) == ([1], ["resume"])
+
+
+def test_a_reset_drops_work_that_was_held() -> None:
+    device, client, done = Sleeper(), Client(), list[int]()
+    device.attach(client)
+    device.stop()
+    device.defer(lambda: done.append(1))
+    client.end_batch()
+    device.reset(ResetKind.DEVICE)
+    device.start()
+    client.end_batch()
+    assert done == []
+
+
+def test_without_a_client_deferred_work_runs_at_once() -> None:
+    done: list[int] = []
+    Sleeper().defer(lambda: done.append(os.getpid()))
+    assert done == [os.getpid()]

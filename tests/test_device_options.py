@@ -1,0 +1,58 @@
+"""Options of a device: read from its constructor, given as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+
+from servers.edu import Edu
+from vfio_user import PciDevice, PciIds, UserError
+from vfio_user.device import Option, device_options, parse_options
+
+
+class Optioned(PciDevice):
+    ids = PciIds(vendor=1, device=2)
+
+    def __init__(
+        self,
+        *,
+        queue_size: Annotated[int, "entries of each queue"] = 16,
+        fast: Annotated[bool, "skip the delays"] = False,
+        label: Annotated[str, "what it is called"] = "",
+        image: Annotated[Path | None, "the file behind it"] = None,
+        internal: int = 3,
+    ) -> None:
+        super().__init__()
+        self.given = (queue_size, fast, label, image, internal)
+
+
+def test_options_are_the_annotated_arguments() -> None:
+    assert device_options(Optioned) == [
+        Option("queue_size", int, 16, "entries of each queue"),
+        Option("fast", bool, False, "skip the delays"),
+        Option("label", str, "", "what it is called"),
+        Option("image", Path, None, "the file behind it"),
+    ]
+    assert [option.name for option in device_options(Edu)] == ["dma_mask", "msix", "flr"]
+
+
+def test_a_device_without_options_has_none() -> None:
+    class Plain(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+
+    assert device_options(Plain) == []
+
+
+def test_texts_become_arguments() -> None:
+    texts = {"queue-size": "0x20", "fast": "yes", "label": "8", "image": "disk.img"}
+    device = Optioned(**parse_options(Optioned, texts))
+    assert device.given == (32, True, "8", Path("disk.img"), 3)
+    assert Optioned(**parse_options(Optioned, {"fast": "off"})).given[1] is False
+
+
+@pytest.mark.parametrize("texts", [{"queue_size": "many"}, {"fast": "2"}, {"slow": "1"}, {"internal": "1"}])
+def test_wrong_options_are_the_users_error(texts: dict[str, str]) -> None:
+    with pytest.raises(UserError):
+        parse_options(Optioned, texts)

@@ -1,0 +1,179 @@
+"""Regions beside registers: mappable memory, ROM, device-specific regions, descriptors for ioeventfds."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+
+import pytest
+
+from tests.device_kit import CONFIG, Client, open_fds, read_int, write_int
+from vfio_user import (
+    Bar,
+    ExtraRegion,
+    MsiX,
+    PciDevice,
+    PciExpress,
+    PciIds,
+    ProtocolError,
+    memory,
+    register,
+    state,
+    stored_register,
+)
+from vfio_user.wire.constants import RegionFlags
+
+RW = RegionFlags.READ | RegionFlags.WRITE
+PAGE = 4096
+
+
+class Card(PciDevice):
+    ids = PciIds(vendor=1, device=2)
+    bars = (Bar(2, size=1 << 20, bits=64, prefetchable=True), Bar(4, size=32, io=True))
+    extra_regions = (ExtraRegion(9, size=0x100, type=(0x80001AF4, 7)),)
+    rom = b"\x55\xaa" + bytes(3000)
+
+    rung: list[int] = state([])
+    control: int = stored_register(bar=2, offset=0, width=4)
+    frame: memoryview = memory(16 * PAGE, bar=2, offset=0x10000, mmap=True)
+    queue: memoryview = memory(PAGE, bar=2, offset=0x40000, mmap=True)
+    port: int = stored_register(bar=4, offset=8, width=2)
+    private: memoryview = memory(64)
+    note: int = stored_register(bar=9, offset=0x10, width=8)
+
+    @register(bar=2, offset=0x1000, width=4)
+    def bell(self, value: int) -> None:
+        self.rung.append(value)
+
+
+def test_every_region_is_described() -> None:
+    device = Card()
+    assert [(region.index, region.size, region.flags) for region in device.regions] == [
+        (0, 0, 0),
+        (1, 0, 0),
+        (2, 1 << 20, RW | RegionFlags.MMAP),
+        (3, 0, 0),
+        (4, 32, RW),
+        (5, 0, 0),
+        (6, 4096, RegionFlags.READ),
+        (7, 256, RW),
+        (8, 0, 0),
+        (9, 0x100, RW),
+    ]
+    assert device.regions[2].sparse == ((0x10000, 16 * PAGE), (0x40000, PAGE))
+    assert device.regions[9].type == (0x80001AF4, 7)
+    device.close()
+
+
+def test_what_the_client_writes_through_its_mapping_the_device_sees_and_the_other_way_round() -> None:
+    device = Card()
+    info = device.regions[2]
+    assert info.fd is not None
+    offset, size = info.sparse[0]
+    theirs = mmap.mmap(os.dup(info.fd), size, offset=info.offset + offset)
+    theirs[5:9] = b"from"
+    assert bytes(device.frame[5:9]) == b"from"
+    assert device.region_read(2, 0x10005, 4) == b"from"
+    device.region_write(2, 0x10006, b"back")
+    assert theirs[5:10] == b"fback"
+    theirs.close()
+    device.close()
+
+
+def test_the_client_cannot_shrink_the_file_under_the_device() -> None:
+    device = Card()
+    info = device.regions[2]
+    assert info.fd is not None
+    with pytest.raises(PermissionError):
+        os.ftruncate(info.fd, 0)
+    assert fcntl.fcntl(info.fd, 1034) & 0x2  # F_GET_SEALS, F_SEAL_SHRINK
+    device.close()
+
+
+def test_registers_beside_mappable_memory_are_not_in_the_file() -> None:
+    device = Card()
+    write_int(device, 2, 0, 4, 7)
+    assert read_int(device, 2, 0, 4) == 7
+    assert not any(offset <= 0 < offset + size for offset, size in device.regions[2].sparse)
+    device.close()
+
+
+def test_only_whole_pages_of_a_bar_can_be_mappable() -> None:
+    for size, bar, offset in ((100, 0, 0), (PAGE, 0, 8), (PAGE, None, 0)):
+        with pytest.raises(ValueError, match="pages"):
+            memory(size, bar=bar, offset=offset, mmap=True)
+
+
+def test_the_rom_can_be_read_in_one_go_and_not_written() -> None:
+    device = Card()
+    assert device.region_read(6, 0, 4096) == Card.rom.ljust(4096, b"\0")
+    with pytest.raises(ProtocolError) as refusal:
+        device.region_write(6, 0, b"\0")
+    assert refusal.value.errno == errno.EINVAL
+    device.close()
+
+
+def test_the_whole_configuration_space_can_be_read_in_one_go() -> None:
+    class Express(PciDevice):
+        ids = PciIds(vendor=0x1AF4, device=2)
+        capabilities = (PciExpress(),)
+
+    assert Express().region_read(CONFIG, 0, 4096)[:4] == b"\xf4\x1a\2\0"
+    assert len(Card().region_read(CONFIG, 0, 256)) == 256
+
+
+def test_io_bars_and_device_specific_regions_have_registers_too() -> None:
+    device = Card()
+    write_int(device, 4, 8, 2, 0x1234)
+    write_int(device, 9, 0x10, 8, 1 << 60)
+    assert (device.port, device.note) == (0x1234, 1 << 60)
+    with pytest.raises(ProtocolError):
+        device.region_read(9, 0x100, 1)
+    device.close()
+
+
+def test_the_msix_table_finds_a_free_bar_or_shares_one() -> None:
+    class Free(Card):
+        interrupts = MsiX(2048)
+
+    class Shared(Card):
+        interrupts = MsiX(4, bar=2, offset=0x80000)
+
+    free, shared = Free(), Shared()
+    assert free.regions[0].size == 0x10000
+    assert read_int(shared, 2, 0x80000 + 12, 4) == 1
+    assert shared.regions[0].size == 0
+    for device in (free, shared):
+        device.close()
+
+
+def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
+    device = Card()
+    client = Client()
+    device.attach(client)
+    fd = device.add_ioeventfd(2, 0x1000, 4)
+    match = device.add_ioeventfd(2, 0x1000, 4, datamatch=9)
+    assert [(each.fd, each.offset, each.size, each.flags, each.datamatch) for each in device.io_fds(2)] == [
+        (match, 0x1000, 4, 1, 9),
+        (fd, 0x1000, 4, 0, 0),
+    ]
+    for each in (match, fd):
+        os.eventfd_write(each, 1)
+        client.watched[each]()
+        client.watched[each]()
+    assert device.rung == [9, 0]
+    device.detach()
+    assert client.watched == {}
+    device.close()
+
+
+def test_closing_gives_back_every_descriptor() -> None:
+    before = open_fds()
+    device = Card()
+    device.add_ioeventfd(2, 0x1000, 4)
+    device.attach(Client())
+    device.detach()
+    device.close()
+    assert open_fds() == before

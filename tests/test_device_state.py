@@ -1,0 +1,201 @@
+"""Declared state: what reset clears, what is saved and loaded, what the digest covers."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from tests.device_kit import CONFIG, MASK, MSIX, NONE, write_int
+from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
+
+
+class Keeper(PciDevice):
+    ids = PciIds(vendor=1, device=2)
+    interrupts = IntX() | MsiX(4)
+
+    number: int = state(5)
+    flag: bool = state(False)
+    text: bytes = state(b"abc")
+    items: list[int] = state([1, 2])
+    table: dict[int, str] = state({1: "one"})
+    fuse: int = state(0, keep=True)
+    scratch: int = stored_register(bar=0, offset=0, width=4, default=9)
+    buffer: memoryview = memory(64)
+    flash: memoryview = memory(64, keep=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[object] = []
+
+    def on_reset(self, kind: ResetKind) -> None:
+        self.events.append((kind, self.number))
+
+    def on_load(self) -> None:
+        self.events.append("loaded")
+
+
+def disturbed() -> Keeper:
+    device = Keeper()
+    device.number, device.flag, device.text, device.fuse = 77, True, b"xyz", 3
+    device.items.append(3)
+    device.table[2] = "two"
+    device.buffer[0] = 1
+    device.flash[0] = 2
+    write_int(device, 0, 0, 4, 0x1234)
+    write_int(device, CONFIG, 4, 2, 0x0006)
+    write_int(device, CONFIG, 0x10, 4, 0xFEB00000)
+    write_int(device, 1, 0, 4, 0xFEE00000)
+    device.interrupts.trigger()
+    return device
+
+
+def move(source: Keeper, target: Keeper) -> None:
+    for ours, theirs in zip(target.memories(), source.memories(), strict=True):
+        ours.view[:] = theirs.view
+    target.load_state(source.save_state())
+
+
+def test_declared_state_is_a_plain_attribute_of_the_instance() -> None:
+    one, other = Keeper(), Keeper()
+    one.items.append(9)
+    one.number += 1
+    assert (other.items, other.number) == ([1, 2], 5)
+    assert vars(one)["number"] == 6
+
+
+@pytest.mark.parametrize("kind", [ResetKind.DEVICE, ResetKind.FLR, ResetKind.D3HOT_TO_D0])
+def test_reset_brings_back_everything_but_what_is_kept(kind: ResetKind) -> None:
+    device, fresh = disturbed(), Keeper()
+    device.reset(kind)
+    assert device.events == [(kind, 5)]
+    assert (device.fuse, device.flash[0]) == (3, 2)
+    device.fuse, device.flash[0] = 0, 0
+    assert device.digest() == fresh.digest()
+    assert (device.number, device.items, device.table, device.scratch) == (5, [1, 2], {1: "one"}, 9)
+
+
+def test_a_lost_connection_resets_nothing_and_is_told() -> None:
+    device = disturbed()
+    before = device.digest()
+    device.reset(ResetKind.LOST_CONNECTION)
+    assert device.digest() == before
+    assert device.events == [(ResetKind.LOST_CONNECTION, 77)]
+
+
+def test_a_moved_device_is_the_same_device() -> None:
+    source, target = disturbed(), Keeper()
+    assert source.digest() != target.digest()
+    move(source, target)
+    assert target.digest() == source.digest()
+    assert target.save_state() == source.save_state()
+    assert target.region_read(CONFIG, 0, 256) == source.region_read(CONFIG, 0, 256)
+    assert target.region_read(1, 0, 4096) == source.region_read(1, 0, 4096)
+    assert target.events == ["loaded"]
+    assert (target.flag, target.text, target.table) == (True, b"xyz", {1: "one", 2: "two"})
+
+
+def test_saved_state_is_a_copy() -> None:
+    device = disturbed()
+    saved = device.save_state()
+    device.items.append(99)
+    assert saved["values"]["items"] == [1, 2, 3]
+    target = Keeper()
+    target.load_state(saved)
+    target.items.append(100)
+    assert saved["values"]["items"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda device: setattr(device, "number", 6),
+        lambda device: setattr(device, "flag", True),
+        lambda device: device.items.append(0),
+        lambda device: device.table.update({1: "uno"}),
+        lambda device: setattr(device, "fuse", 1),
+        lambda device: write_int(device, 0, 0, 4, 1),
+        lambda device: device.buffer.__setitem__(63, 1),
+        lambda device: device.flash.__setitem__(0, 1),
+        lambda device: write_int(device, CONFIG, 4, 2, 4),
+        lambda device: write_int(device, CONFIG, 0x3C, 1, 11),
+        lambda device: write_int(device, 1, 0, 4, 4),
+        lambda device: device.interrupts.trigger(),
+        lambda device: device.set_irqs(MSIX, 2, 1, MASK, NONE),
+    ],
+)
+def test_the_digest_covers(disturb: Any) -> None:
+    device = Keeper()
+    before = device.digest()
+    assert device.digest() == before
+    disturb(device)
+    assert device.digest() != before
+
+
+def test_the_digest_does_not_depend_on_the_process() -> None:
+    """A number that was computed once: two servers of different Pythons must agree."""
+
+    class Small(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+        table: dict[str, int] = state({"b": 1, "a": 2})
+
+    class Reordered(Small):
+        table: dict[str, int] = state({"a": 2, "b": 1})
+
+    assert Small().digest() == Reordered().digest()
+    assert Small().digest() == SMALL_DIGEST
+
+
+SMALL_DIGEST = "318043274f9c9f92236fc866fc7a20536b9725dafebf0f1a02c66017a47f4624"
+
+
+def remove(saved: dict[str, Any], *path: str) -> None:
+    for name in path[:-1]:
+        saved = saved[name]
+    del saved[path[-1]]
+
+
+def put(saved: dict[str, Any], value: object, *path: str) -> None:
+    for name in path[:-1]:
+        saved = saved[name]
+    saved[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda saved: remove(saved, "values"),
+        lambda saved: remove(saved, "values", "number"),
+        lambda saved: put(saved, 1, "values", "unknown"),
+        lambda saved: put(saved, "5", "values", "number"),
+        lambda saved: put(saved, 1, "values", "flag"),
+        lambda saved: put(saved, None, "values"),
+        lambda saved: put(saved, 2, "version"),
+        lambda saved: put(saved, b"short", "config"),
+        lambda saved: put(saved, 3, "config"),
+        lambda saved: put(saved, [4], "interrupts", "msix_pending"),
+        lambda saved: put(saved, 4, "interrupts", "msix_masked"),
+        lambda saved: put(saved, b"", "interrupts", "table"),
+        lambda saved: put(saved, 1, "surplus"),
+    ],
+)
+def test_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: Any) -> None:
+    saved = disturbed().save_state()
+    spoil(saved)
+    device = Keeper()
+    before = device.digest()
+    for take in (device.check_state, device.load_state):
+        with pytest.raises(ProtocolError) as refusal:
+            take(saved)
+        assert refusal.value.errno == errno.EINVAL
+    assert device.digest() == before
+    assert device.events == []
+
+
+def test_the_identity_tells_devices_of_other_shape_apart() -> None:
+    class Wider(Keeper):
+        interrupts = IntX() | MsiX(8)
+
+    assert Keeper().identity() == Keeper().identity()
+    assert Keeper().identity()["config"] != Wider().identity()["config"]
