@@ -235,6 +235,18 @@ def test_a_thread_of_the_device_may_use_message_dma_while_the_session_is_idle(de
     assert comes_true(client, lambda: found == [b"abcd"])
 
 
+def test_work_that_a_device_thread_defers_is_done_without_another_command(device: Prober, client: Client) -> None:
+    done = threading.Event()
+    device.call_soon(lambda: device.defer(done.set))
+    assert done.wait(5)
+
+
+def test_replies_do_not_pile_up_behind_a_client_that_asks_for_much(client: Client) -> None:
+    """Each read asks for half a BAR; all requests come in few receives."""
+    reads = [client.submit(Command.REGION_READ, REGION_ACCESS.pack(2048, 0, 2048)) for _ in range(1000)]
+    assert all(len(reply.payload) == 16 + 2048 for reply in client.gather(reads))
+
+
 def test_a_large_message_dma_is_cut_to_what_the_client_takes(device: Prober, client: Client) -> None:
     size = (2 << 20) + 5
     memory = message_memory(client, 4 << 20)

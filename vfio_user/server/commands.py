@@ -70,7 +70,7 @@ def _dma_map_table(session: Session, message: Message) -> Reply:
         raise _refuse("DMA_MAP: an empty table")
     if len(mappable) > len(message.fds):
         raise _refuse(f"DMA_MAP: {len(mappable)} mappable entries and {len(message.fds)} file descriptors")
-    if any(entry.flags & ~DmaFlagsV6.MAPPABLE or entry.protections & ~3 for entry in entries):
+    if any(entry.flags > DmaFlagsV6.MAPPABLE or entry.protections > 3 for entry in entries):
         raise _refuse("DMA_MAP: unknown flags or protections")
     with session.quiet():
         _map_all(session.device.dma, entries, message.fds)
@@ -96,7 +96,7 @@ def dma_unmap(session: Session, message: Message) -> Reply:
         return _dma_unmap_table(session, message)
     request = at.DMA_UNMAP.unpack(message.payload)
     flags = request.flags
-    if flags & ~(UnmapFlags.GET_DIRTY_BITMAP | UnmapFlags.ALL) or flags == 3:
+    if flags > UnmapFlags.ALL:
         raise _refuse(f"DMA_UNMAP: flags {flags:#x}")
     if not at.DMA_UNMAP.size <= request.argsz <= _MAX_ARGSZ:
         raise _refuse(f"DMA_UNMAP: argsz {request.argsz}")
@@ -135,7 +135,7 @@ def _dma_unmap_table(session: Session, message: Message) -> Reply:
     if len(payload) % stride:
         raise _refuse(f"DMA_UNMAP: {len(payload)} bytes are no table of {stride}-byte entries")
     entries = [at.DMA_ENTRY_V6.unpack(payload, offset) for offset in range(0, len(payload), stride)]
-    if any(entry.flags != first.flags or entry.flags & ~UnmapFlags.GET_DIRTY_BITMAP for entry in entries):
+    if any(entry.flags != first.flags or entry.flags > UnmapFlags.GET_DIRTY_BITMAP for entry in entries):
         raise _refuse("DMA_UNMAP: unknown or mixed flags")
     dma = session.device.dma
     reply = b""

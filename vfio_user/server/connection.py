@@ -22,6 +22,10 @@ POLL_AGAIN = 16
 """Short sleeps in a row that it takes to poll again after a long one."""
 
 
+FLUSH = 1 << 20
+"""Bytes of replies that are held back at most."""
+
+
 class Disconnected(ConnectionError):
     """The client went away, or sent what no stream can recover from."""
 
@@ -77,6 +81,8 @@ class Connection:
         """Queue a message; one with descriptors leaves at once, behind what is queued."""
         if not message.fds:
             self.out += message.encode()
+            if len(self.out) > FLUSH:  # 2,000 reads of 1 MiB each fit one receive; their replies must not pile up
+                self.flush()
             return
         self.flush()
         self._stream.send(message.encode(), message.fds)

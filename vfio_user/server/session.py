@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY, RegionInfo
+from vfio_user.device.device import QUIESCE_SECONDS
 from vfio_user.errors import ProtocolError
 from vfio_user.server import commands
 from vfio_user.server.connection import Connection, Disconnected
@@ -279,6 +280,9 @@ class Session:
         """Handle what was received, send the replies, then do what was deferred."""
         self._drain()
         self.connection.flush()
+        self._do_deferred()
+
+    def _do_deferred(self) -> None:
         while self._deferred:
             self._guarded(self._deferred.popleft())
             self.connection.flush()
@@ -444,7 +448,17 @@ class Session:
             self._next_id = (self._next_id + 1) & 0xFFFF
         return self._next_id
 
+    def _stand_still(self) -> None:
+        """The client is gone; the device's threads get the lock, and a moment, to finish what they do for it."""
+        with contextlib.suppress(ProtocolError):
+            waiting = self.device.quiesce()
+            if waiting is not None and not waiting.finished:
+                waiting.then(lambda: self._worker.call_soon(self._answered.notify_all))
+                self._answered.wait_for(lambda: waiting.finished, QUIESCE_SECONDS)
+
     def _end(self, *, attached: bool) -> None:
+        if attached:
+            self._stand_still()
         self._gone = True
         self._answered.notify_all()
         if attached:
@@ -461,6 +475,7 @@ class Session:
             if not self._gone:
                 self._guarded(work)
                 self.connection.flush()
+                self._do_deferred()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Deferred work has nobody to answer: what it raises is logged."""
