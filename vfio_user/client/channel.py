@@ -112,6 +112,8 @@ class Channel:
         if fds and not self.carries_fds:
             raise ValueError("this transport carries no file descriptors")
         lane = self._main
+        if lane.gone:
+            raise Disconnected(lane.gone)
         lane.out.append((memoryview(data), fds))
         self._flush(lane)
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)

@@ -1,0 +1,228 @@
+"""Where a check meets the server: connections, what the device has, and whether anything changed."""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from vfio_user.client.client import Client
+from vfio_user.client.conformance.check import CheckFailed, Skip, require
+from vfio_user.client.errors import Disconnected, RemoteError
+from vfio_user.client.eventfd import EventFd
+from vfio_user.client.memory import GuestMemory
+from vfio_user.client.regions import Region
+from vfio_user.errors import ProtocolError
+from vfio_user.transport import Stream, close_all
+from vfio_user.wire import Command, Dialect, Message
+from vfio_user.wire.constants import Feature, IrqIndex, RegionIndex
+from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, DeviceInfo, IrqInfo
+
+INTERRUPT_LINE = 0x3C
+"""A byte of the config space that is the driver's to write, and means nothing to the device (PCI 3.0, 6.2.4)."""
+
+UNUSED_IOVA = 0x7FFF_0000_0000
+"""Where no check maps anything."""
+
+
+class Target(Protocol):
+    """The server under test."""
+
+    def connect(self) -> Stream:
+        """A new connection; starts the server where it can and has to."""
+
+    def renew(self) -> None:
+        """Replace the server by a fresh one, where that is possible."""
+
+    def crashed(self) -> str:
+        """How the server died, where it died of itself since this was last asked; empty otherwise."""
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, where it is known."""
+
+
+class Bench:
+    """One check's view of the server. Everything it opens is closed at the end of the check."""
+
+    def __init__(self, target: Target, dialect: Dialect, *, timeout: float) -> None:
+        self.target = target
+        self.dialect = dialect
+        self.timeout = timeout
+        self.clients: list[Client] = []
+        self._eventfds: list[EventFd] = []
+        self._memory: list[GuestMemory] = []
+        self._fds: list[int] = []
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        for eventfd in self._eventfds:
+            eventfd.close()
+        for memory in self._memory:
+            memory.close()
+        close_all(self._fds)
+
+    # connections
+
+    @cached_property
+    def client(self) -> Client:
+        """The check's own client, connected and with a version agreed."""
+        return self.connect()
+
+    def connect(self) -> Client:
+        """One more client, with a version agreed."""
+        client = self.stranger()
+        client.negotiate(minor=0)
+        return client
+
+    def stranger(self) -> Client:
+        """A client that has not said anything yet."""
+        client = Client(self.target.connect(), dialect=self.dialect, timeout=self.timeout)
+        self.clients.append(client)
+        return client
+
+    # material
+
+    def eventfd(self) -> EventFd:
+        self._eventfds.append(EventFd())
+        return self._eventfds[-1]
+
+    def memory(self, size: int = 0x10000, *, shared: bool = True) -> GuestMemory:
+        self._memory.append(GuestMemory(size, shared=shared))
+        return self._memory[-1]
+
+    def own(self, fd: int) -> int:
+        """Close this descriptor at the end of the check."""
+        self._fds.append(fd)
+        return fd
+
+    def memfd(self, size: int = 0x10000) -> int:
+        fd = self.own(os.memfd_create("conformance", os.MFD_CLOEXEC))
+        os.ftruncate(fd, size)
+        return fd
+
+    # the device
+
+    @cached_property
+    def info(self) -> DeviceInfo:
+        return self.client.device_info()
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        return [self.client.region_info(index) for index in range(self.info.num_regions)]
+
+    @cached_property
+    def irqs(self) -> list[IrqInfo]:
+        return [self.client.irq_info(index) for index in range(self.info.num_irqs)]
+
+    def irq(self, vectors: int = 1) -> IrqInfo:
+        """An interrupt type with at least so many vectors; MSI-X and MSI before INTx."""
+        for index in (IrqIndex.MSIX, IrqIndex.MSI, IrqIndex.INTX):
+            if index < len(self.irqs) and self.irqs[index].nr_vectors >= vectors:
+                return self.irqs[index]
+        raise Skip(f"no interrupt type has {vectors} vector{'s' * (vectors > 1)}")
+
+    def region(self, *, mappable: bool = False) -> Region:
+        """A region that exists; config space unless it has to be mappable."""
+        if not mappable:
+            return self.regions[RegionIndex.CONFIG]
+        for region in self.regions:
+            if region.mappable:
+                return region
+        raise Skip("no region may be mapped")
+
+    def need_fds(self) -> None:
+        if not self.client.channel.carries_fds:
+            raise Skip("the transport carries no descriptors")
+
+    def need_dma(self) -> None:
+        """Skip where the server ignores DMA_MAP and DMA_UNMAP, as one may whose device does no DMA."""
+        request = (
+            DMA_ENTRY_V6.pack(UNUSED_IOVA, 0x1000, 0, 0, 0)
+            if self.client.dma_tables
+            else DMA_UNMAP.pack(DMA_UNMAP.size, 0, UNUSED_IOVA, 0x1000)
+        )
+        if not self.ask(Command.DMA_UNMAP, request).failed:
+            raise Skip("the device does no DMA: what was never mapped can be unmapped")
+
+    def need_migration(self) -> None:
+        if Command.DEVICE_FEATURE not in self.dialect or not self.client.has_feature(Feature.MIGRATION):
+            raise Skip("the device does not migrate by messages")
+
+    def need_migration_region(self) -> int:
+        index = self.client.migration_region_index()
+        if index is None:
+            raise Skip("the device has no migration region")
+        return index
+
+    def server_fds(self) -> int:
+        """How many descriptors the server has open."""
+        if self.target.pid is None:
+            raise Skip("the server's process is not known: give --server-command")
+        return sum(1 for _ in Path(f"/proc/{self.target.pid}/fd").iterdir())
+
+    # asking
+
+    def ask(
+        self, command: Command, payload: bytes = b"", fds: Sequence[int] = (), *, client: Client | None = None
+    ) -> Message:
+        """The reply to a request, good or bad; its descriptors are closed."""
+        reply = (client or self.client).raw(self.dialect.number(command), payload, fds)
+        assert reply is not None
+        close_all(reply.fds)
+        return reply
+
+    def refused(self, reply: Message, accepted: Sequence[int], what: str) -> None:
+        """`reply` has to be an error with one of these errnos."""
+        names = " or ".join(errnos.errorcode[number] for number in accepted)
+        require(reply.failed, f"{what} succeeded instead of failing with {names}")
+        got = errnos.errorcode.get(reply.errno, str(reply.errno))
+        require(reply.errno in accepted, f"{what} failed with {got} instead of {names}")
+
+    def good(self, reply: Message, what: str) -> Message:
+        """`reply` has to be no error."""
+        got = errnos.errorcode.get(reply.errno, str(reply.errno))
+        require(not reply.failed, f"{what} failed with {got}")
+        return reply
+
+    def alive(self) -> None:
+        """The server has to serve a new client."""
+        for client in self.clients:
+            client.close()
+        try:
+            self.connect().device_info()
+        except (RemoteError, ProtocolError, Disconnected) as error:
+            raise CheckFailed(f"the next client is not served: {error}") from None
+
+    def ends(self, client: Client, what: str) -> None:
+        """The server has to end this connection."""
+        gone = False
+        try:
+            client.serve_until(lambda: False, timeout=self.timeout)
+        except Disconnected:
+            gone = True
+        require(gone, f"the connection stays open after {what}")
+
+    def snapshot(self) -> dict[str, object]:
+        """What a refused request may not change: the device's description and the header of its config space."""
+        client = self.client
+        info = client.device_info()
+        state: dict[str, object] = {"GET_INFO": info}
+        for index in range(info.num_regions):
+            region = client.region_info(index)
+            state[f"region {index}"] = (region.size, region.flags, region.offset, region.sparse, region.type)
+        for index in range(info.num_irqs):
+            state[f"interrupt type {index}"] = client.irq_info(index)
+        header = bytearray(client.config_read(0, 64))
+        header[6:8] = b"\0\0"  # the status register is the device's to change
+        state["config space"] = bytes(header)
+        return state
+
+    def unchanged(self, before: dict[str, object], what: str) -> None:
+        after = self.snapshot()
+        changed = [name for name, value in before.items() if after.get(name) != value]
+        require(not changed, f"{what} was refused and still changed {', '.join(changed)}")

@@ -1,0 +1,116 @@
+"""What a check is: an id that stays, the rule it holds a server to, and a small function that tries it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from vfio_user.errors import VfioUserError
+
+if TYPE_CHECKING:
+    from vfio_user.client.conformance.bench import Bench
+
+Run = Callable[["Bench"], None]
+
+
+class Level(Enum):
+    """Who says so."""
+
+    MUST = "MUST"
+    """The specification, or the nature of the transport."""
+    REFERENCE = "REFERENCE"
+    """The reference implementations: what libvfio-user does or what QEMU insists on."""
+
+
+class CheckFailed(VfioUserError):
+    """The server does not keep the rule; the text says what it did."""
+
+
+class Skip(VfioUserError):
+    """The check does not apply to this server; the text says why."""
+
+
+CURRENT_FAMILY = frozenset({"current", "region-migration", "current-dma32"})
+DRAFT = frozenset({"draft-v6"})
+MESSAGES = frozenset({"current", "current-dma32"})
+"""Dialects that migrate by messages."""
+REGION = frozenset({"draft-v6", "region-migration"})
+"""Dialects that migrate by the v1 region."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule, one function. The id is `group/name`."""
+
+    id: str
+    title: str
+    rule: str
+    run: Run
+    level: Level
+    dialects: frozenset[str] | None
+    """Names of the dialects that have the rule; None is all."""
+
+    @property
+    def group(self) -> str:
+        return self.id.partition("/")[0]
+
+
+class Group:
+    """The checks of one group, as a table that functions enter themselves in."""
+
+    def __init__(self, name: str, rule: str, *, dialects: frozenset[str] | None = None) -> None:
+        """`rule` and `dialects` hold for every check that says nothing else."""
+        self.name = name
+        self.rule = rule
+        self.dialects = dialects
+        self.checks: list[Check] = []
+
+    def __iter__(self) -> Iterator[Check]:
+        return iter(self.checks)
+
+    def check(
+        self,
+        name: str,
+        *,
+        rule: str = "",
+        level: Level = Level.MUST,
+        dialects: frozenset[str] | None = None,
+    ) -> Callable[[Run], Run]:
+        """Enter a function; the first line of its docstring is the check's title."""
+
+        def enter(run: Run) -> Run:
+            title = (run.__doc__ or "").partition("\n")[0].rstrip(".")
+            self.add(name, title, run, rule=rule, level=level, dialects=dialects)
+            return run
+
+        return enter
+
+    def add(
+        self,
+        name: str,
+        title: str,
+        run: Run,
+        *,
+        rule: str = "",
+        level: Level = Level.MUST,
+        dialects: frozenset[str] | None = None,
+    ) -> None:
+        self.checks.append(
+            Check(f"{self.name}/{name}", title, rule or self.rule, run, level, dialects or self.dialects)
+        )
+
+
+def require(condition: object, what: str) -> None:
+    """The server has to keep this.
+
+    Raises:
+        CheckFailed: it does not.
+    """
+    if not condition:
+        raise CheckFailed(what)
+
+
+def one_of(names: Sequence[str]) -> str:
+    return " or ".join(names)

@@ -1,0 +1,371 @@
+"""DMA_MAP and DMA_UNMAP, in both layouts: structures of one range, and the draft's tables."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
+from vfio_user.client.conformance.check import CURRENT_FAMILY, DRAFT, Group, Level, require
+from vfio_user.client.conformance.refusals import Bad, enter
+from vfio_user.client.memory import Mapping
+from vfio_user.wire import Command
+from vfio_user.wire.constants import DmaFlags, DmaFlagsV6, UnmapFlags
+from vfio_user.wire.layouts import BITMAP, DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
+
+dma_map = Group("dma_map", "dialects 5: DMA_MAP")
+dma_unmap = Group("dma_unmap", "dialects 6: DMA_UNMAP")
+
+BASE = 0x10_0000
+SIZE = 0x1_0000
+RW = DmaFlags.READ | DmaFlags.WRITE
+_TAKEN = (errno.EINVAL, errno.EEXIST)
+"""libvfio-user says EINVAL where the draft says EEXIST."""
+
+
+def _map(addr: int, size: int, *, argsz: int = DMA_MAP.size, flags: int = RW, offset: int = 0) -> bytes:
+    return DMA_MAP.pack(argsz, flags, offset, addr, size)
+
+
+def _unmap(addr: int, size: int, *, argsz: int = DMA_UNMAP.size, flags: int = 0) -> bytes:
+    return DMA_UNMAP.pack(argsz, flags, addr, size)
+
+
+def _entry(addr: int, size: int, *, protections: int = 3, flags: int = 0, offset: int = 0) -> bytes:
+    return DMA_ENTRY_V6.pack(addr, size, offset, protections, flags)
+
+
+def _mapped(bench: Bench) -> Callable[[], None]:
+    """One range is mapped, and nothing else; both have to be so afterwards."""
+    bench.client.dma_map(BASE, bench.memory(SIZE))
+
+    def check() -> None:
+        table = bench.client.dma_tables
+        bench.good(
+            bench.ask(Command.DMA_UNMAP, _entry(BASE, SIZE, protections=0) if table else _unmap(BASE, SIZE)),
+            "unmapping the range that was mapped before the request that was refused",
+        )
+
+    return check
+
+
+def _unmap_request(bench: Bench, addr: int, size: int) -> bytes:
+    return _entry(addr, size, protections=0) if bench.client.dma_tables else _unmap(addr, size)
+
+
+@dma_map.check("map-and-unmap", rule="spec: VFIO_USER_DMA_MAP, VFIO_USER_DMA_UNMAP")
+def map_and_unmap(bench: Bench) -> None:
+    """Ranges with and without a descriptor can be mapped and unmapped, again and again."""
+    for shared in (True, False):
+        memory = bench.memory(SIZE, shared=shared)
+        for _ in range(3):
+            bench.client.dma_map(BASE, memory)
+            bench.client.dma_unmap(BASE, SIZE)
+
+
+@dma_map.check("reply-is-header", rule="dialects 5: Reply")
+def reply_is_header(bench: Bench) -> None:
+    """The reply is a header and nothing else."""
+    request = _entry(BASE, SIZE) if bench.client.dma_tables else _map(BASE, SIZE)
+    reply = bench.good(bench.ask(Command.DMA_MAP, request), "DMA_MAP")
+    require(reply.size == 16, f"the reply has {reply.size} bytes instead of 16")
+
+
+@dma_map.check("neighbours", rule="spec: VFIO_USER_DMA_MAP")
+def neighbours(bench: Bench) -> None:
+    """Ranges that touch do not overlap, and each can be unmapped by itself."""
+    memory = bench.memory(3 * SIZE)
+    ranges = [Mapping(BASE + i * SIZE, SIZE, memory, i * SIZE) for i in range(3)]
+    bench.client.dma_map_all(ranges)
+    for mapping in (ranges[1], ranges[0], ranges[2]):
+        bench.client.dma_unmap(mapping.iova, mapping.size)
+
+
+@dma_map.check("many", rule="dialects 3.4: max_dma_maps")
+def many(bench: Bench) -> None:
+    """A thousand ranges of one page each, as a guest behind a vIOMMU makes them, sent without waiting."""
+    bench.need_dma()
+    memory = bench.memory(0x1000 * 1000)
+    page = 0x1000
+    for first in range(0, 1000, 100):
+        bench.client.dma_map_all(
+            [Mapping(BASE + 2 * page * i, page, memory, page * i) for i in range(first, first + 100)]
+        )
+    for i in range(1000):
+        bench.client.dma_unmap(BASE + 2 * page * i, page)
+
+
+@dma_map.check("read-only", rule="dialects 5: QEMU maps ROM with READ alone")
+def read_only(bench: Bench) -> None:
+    """A range that may only be read can be mapped."""
+    bench.client.dma_map(BASE, bench.memory(SIZE), flags=DmaFlags.READ)
+    bench.client.dma_unmap(BASE, SIZE)
+
+
+@dma_map.check("identical", level=Level.REFERENCE, dialects=CURRENT_FAMILY)
+def identical(bench: Bench) -> None:
+    """The same map again succeeds and is one map, or is refused as an overlap."""
+    bench.need_dma()
+    request = _map(BASE, SIZE)
+    bench.good(bench.ask(Command.DMA_MAP, request), "DMA_MAP")
+    again = bench.ask(Command.DMA_MAP, request)
+    if again.failed:
+        bench.refused(again, _TAKEN, "the same map again")
+    bench.good(bench.ask(Command.DMA_UNMAP, _unmap(BASE, SIZE)), "unmapping it")
+    gone = bench.ask(Command.DMA_UNMAP, _unmap(BASE, SIZE))
+    bench.refused(gone, (errno.ENOENT,), "unmapping it a second time")
+
+
+@dma_map.check("surplus-fds", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="dialects 5: more than one fd")
+def surplus_fds(bench: Bench) -> None:
+    """Descriptors beyond the first are closed, and the map succeeds or is refused with EINVAL."""
+    bench.need_fds()
+    bench.need_dma()
+    fds = [bench.memfd(), bench.memfd(), bench.memfd()]
+    reply = bench.ask(Command.DMA_MAP, _map(BASE, SIZE), fds)
+    if reply.failed:
+        bench.refused(reply, (errno.EINVAL,), "a map with three descriptors")
+    bench.client.device_info()
+
+
+@dma_map.check("fd-that-cannot-map", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="dialects 5: mmap fails")
+def fd_that_cannot_map(bench: Bench) -> None:
+    """A descriptor that cannot be mapped is refused, and nothing is mapped."""
+    bench.need_fds()
+    bench.need_dma()
+    reader, writer = os.pipe()
+    bench.own(reader), bench.own(writer)
+    accepted = (errno.ENODEV, errno.EACCES, errno.EINVAL, errno.EPERM)
+    reply = bench.ask(Command.DMA_MAP, _map(BASE, SIZE, flags=RW | DmaFlags.MMAP), [reader])
+    bench.refused(reply, accepted, "mapping a pipe")
+    bench.refused(bench.ask(Command.DMA_UNMAP, _unmap(BASE, SIZE)), (errno.ENOENT,), "unmapping what was refused")
+
+
+_OVERLAPS = (
+    ("inside", BASE + 0x1000, 0x1000),
+    ("same-start", BASE, 0x1000),
+    ("same-end", BASE + SIZE - 0x1000, 0x1000),
+    ("over-the-start", BASE - 0x1000, 0x2000),
+    ("over-the-end", BASE + SIZE - 0x1000, 0x2000),
+    ("around", BASE - 0x1000, SIZE + 0x2000),
+)
+
+enter(
+    dma_map,
+    Command.DMA_MAP,
+    [
+        Bad("payload-too-short", "a request of 31 bytes", _map(BASE + SIZE, SIZE)[:-1]),
+        Bad("argsz-too-small", "argsz 31", _map(BASE + SIZE, SIZE, argsz=31)),
+        Bad("argsz-zero", "argsz 0", _map(BASE + SIZE, SIZE, argsz=0)),
+        Bad("mmap-without-fd", "MMAP without a descriptor", _map(BASE + SIZE, SIZE, flags=RW | DmaFlags.MMAP)),
+        Bad("file-io-without-fd", "FILE_IO without a descriptor", _map(BASE + SIZE, SIZE, flags=RW | DmaFlags.FILE_IO)),
+        Bad("two-modes", "MMAP and FILE_IO at once", _map(BASE + SIZE, SIZE, flags=0xF), fds=1),
+        Bad("unknown-flag", "an unknown flag", _map(BASE + SIZE, SIZE, flags=RW | 0x10)),
+        Bad("unknown-high-flag", "an unknown high flag", _map(BASE + SIZE, SIZE, flags=0x8000_0003)),
+        Bad("wraps", "a range that wraps", _map((1 << 64) - 0x1000, 0x2000)),
+        Bad(
+            "too-large",
+            "a range of 9 TiB",
+            _map(1 << 50, 9 << 40),
+            (errno.ENOSPC, errno.EINVAL, errno.ENOMEM),
+        ),
+        Bad("fd-size-0", "a range of size 0 with a descriptor", _map(BASE + SIZE, 0), fds=1),
+        *(
+            Bad(f"overlap-{name}", f"a range that overlaps another ({name})", _map(addr, size), _TAKEN)
+            for name, addr, size in _OVERLAPS
+        ),
+        Bad(
+            "overlap-other-protection",
+            "the same range with another protection",
+            _map(BASE, SIZE, flags=DmaFlags.READ),
+            _TAKEN,
+        ),
+        Bad("overlap-other-fd", "the same range with another descriptor", _map(BASE, SIZE), _TAKEN, fds=1),
+    ],
+    need=lambda bench: bench.need_dma(),
+    keep=_mapped,
+    dialects=CURRENT_FAMILY,
+)
+
+
+enter(
+    dma_map,
+    Command.DMA_MAP,
+    [
+        Bad("table-cut", "a table that is no whole number of entries", _entry(BASE + SIZE, SIZE)[:-1]),
+        Bad(
+            "table-fds-missing",
+            "a mappable entry without a descriptor",
+            _entry(BASE + SIZE, SIZE, flags=DmaFlagsV6.MAPPABLE),
+        ),
+        Bad(
+            "table-one-fd-for-two",
+            "two mappable entries with one descriptor",
+            _entry(BASE + SIZE, SIZE, flags=1) + _entry(BASE + 2 * SIZE, SIZE, flags=1),
+            fds=1,
+        ),
+        Bad("table-unknown-flag", "an unknown flag", _entry(BASE + SIZE, SIZE, flags=2)),
+        Bad("table-wraps", "a range that wraps", _entry((1 << 64) - 0x1000, 0x2000)),
+        *(
+            Bad(
+                f"table-overlap-{name}",
+                f"a range that overlaps another ({name})",
+                _entry(addr, size),
+                (errno.EEXIST,),
+                level=Level.MUST,
+                rule="spec: VFIO_USER_DMA_MAP, EEXIST",
+            )
+            for name, addr, size in (*_OVERLAPS, ("identical", BASE, SIZE))
+        ),
+        Bad(
+            "table-overlap-within",
+            "a table whose second entry overlaps",
+            _entry(BASE + SIZE, SIZE) + _entry(BASE, SIZE),
+            (errno.EEXIST,),
+            rule="spec: VFIO_USER_DMA_MAP, EEXIST",
+        ),
+    ],
+    need=lambda bench: bench.need_dma(),
+    keep=_mapped,
+    dialects=DRAFT,
+)
+
+
+@dma_map.check("table", dialects=DRAFT, rule="spec: VFIO_USER_DMA_MAP, Table entry format")
+def table(bench: Bench) -> None:
+    """One table maps ranges with and without descriptors, which go to the mappable ones in order."""
+    memory, private = bench.memory(2 * SIZE), bench.memory(SIZE, shared=False)
+    bench.client.dma_map_all(
+        [
+            Mapping(BASE, SIZE, memory, 0),
+            Mapping(BASE + 2 * SIZE, SIZE, private),
+            Mapping(BASE + 4 * SIZE, SIZE, memory, SIZE),
+        ]
+    )
+    bench.client.dma_unmap_all()
+
+
+@dma_map.check("table-all-or-nothing", dialects=DRAFT, level=Level.REFERENCE, rule="one command, one effect")
+def all_or_nothing(bench: Bench) -> None:
+    """A table that is refused for its last entry has mapped none of the others."""
+    bench.need_dma()
+    bench.client.dma_map(BASE, bench.memory(SIZE))
+    request = _entry(BASE + SIZE, SIZE) + _entry(BASE, SIZE)
+    bench.refused(bench.ask(Command.DMA_MAP, request), (errno.EEXIST,), "a table whose second entry overlaps")
+    gone = bench.ask(Command.DMA_UNMAP, _entry(BASE + SIZE, SIZE, protections=0))
+    bench.refused(gone, (errno.ENOENT, errno.EINVAL), "unmapping its first entry")
+
+
+# unmap
+
+
+@dma_unmap.check("reply-echoes", dialects=CURRENT_FAMILY, rule="dialects 6: Reply without bitmap; 14: A3")
+def reply_echoes(bench: Bench) -> None:
+    """The reply is 40 bytes: the request's structure."""
+    bench.need_dma()
+    bench.client.dma_map(BASE, bench.memory(SIZE))
+    request = _unmap(BASE, SIZE)
+    reply = bench.good(bench.ask(Command.DMA_UNMAP, request), "DMA_UNMAP")
+    require(reply.payload == request, f"the reply has {reply.size} bytes and is not the request's structure")
+
+
+@dma_unmap.check("all", dialects=CURRENT_FAMILY, rule="dialects 6: ALL")
+def unmap_all(bench: Bench) -> None:
+    """ALL takes every range away."""
+    bench.need_dma()
+    memory = bench.memory(SIZE)
+    for i in range(5):
+        bench.client.dma_map(BASE + 2 * i * SIZE, memory)
+    bench.client.dma_unmap_all()
+    for i in range(5):
+        reply = bench.ask(Command.DMA_UNMAP, _unmap(BASE + 2 * i * SIZE, SIZE))
+        bench.refused(reply, (errno.ENOENT,), "unmapping after ALL")
+    bench.client.dma_unmap_all()
+
+
+@dma_unmap.check("twice", level=Level.REFERENCE)
+def twice(bench: Bench) -> None:
+    """What was unmapped is not there any more, and the place can be mapped again."""
+    bench.need_dma()
+    memory = bench.memory(SIZE)
+    for _ in range(2):
+        bench.client.dma_map(BASE, memory)
+        bench.client.dma_unmap(BASE, SIZE)
+        reply = bench.ask(Command.DMA_UNMAP, _unmap_request(bench, BASE, SIZE))
+        bench.refused(reply, (errno.ENOENT,), "unmapping a second time")
+
+
+_GONE = (errno.ENOENT,)
+
+
+@dma_unmap.check("around", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="dialects 6; VFIO_IOMMU_UNMAP_DMA")
+def around(bench: Bench) -> None:
+    """A range around a mapped one unmaps it, as the kernel does, or is refused with ENOENT and changes nothing."""
+    bench.need_dma()
+    bench.client.dma_map(BASE, bench.memory(SIZE))
+    wide = bench.ask(Command.DMA_UNMAP, _unmap(BASE - 0x1000, SIZE + 0x2000))
+    exact = bench.ask(Command.DMA_UNMAP, _unmap(BASE, SIZE))
+    if wide.failed:
+        bench.refused(wide, _GONE, "a range around a mapped one")
+        bench.good(exact, "unmapping the range itself")
+    else:
+        bench.refused(exact, _GONE, "unmapping what a wider range has unmapped")
+
+
+_BITMAP = UnmapFlags.GET_DIRTY_BITMAP
+_PAGES_16 = BITMAP.pack(0x1000, 8)
+
+enter(
+    dma_unmap,
+    Command.DMA_UNMAP,
+    [
+        Bad("payload-too-short", "a request of 23 bytes", _unmap(BASE, SIZE)[:-1]),
+        Bad("argsz-too-small", "argsz 23", _unmap(BASE, SIZE, argsz=23)),
+        Bad("argsz-too-large", "argsz over 1 MiB", _unmap(BASE, SIZE, argsz=(1 << 20) + 1)),
+        Bad("both-flags", "both flags at once", _unmap(0, 0, flags=3) + _PAGES_16),
+        Bad("unknown-flag", "an unknown flag", _unmap(BASE, SIZE, flags=4)),
+        Bad("all-with-address", "ALL with an address", _unmap(BASE, 0, flags=UnmapFlags.ALL)),
+        Bad("all-with-size", "ALL with a size", _unmap(0, SIZE, flags=UnmapFlags.ALL)),
+        Bad("bitmap-missing", "a bitmap request without its structure", _unmap(BASE, SIZE, argsz=48, flags=_BITMAP)),
+        Bad("bitmap-argsz", "a bitmap request with argsz 47", _unmap(BASE, SIZE, argsz=47, flags=_BITMAP) + _PAGES_16),
+        Bad(
+            "bitmap-without-logging",
+            "a bitmap request while nothing is logged",
+            _unmap(BASE, SIZE, argsz=48, flags=_BITMAP) + _PAGES_16,
+            (errno.EINVAL, errno.ENOTSUP),
+        ),
+        *(
+            Bad(
+                f"inexact-{name}",
+                f"a range that is not exactly one that was mapped ({name})",
+                _unmap(addr, size),
+                (errno.ENOENT,),
+            )
+            for name, addr, size in _OVERLAPS
+            if name != "around"
+        ),
+        Bad("unknown", "a range that was never mapped", _unmap(UNUSED_IOVA, SIZE), (errno.ENOENT,)),
+    ],
+    need=lambda bench: bench.need_dma(),
+    keep=_mapped,
+    dialects=CURRENT_FAMILY,
+)
+enter(
+    dma_unmap,
+    Command.DMA_UNMAP,
+    [
+        Bad("table-cut", "a table that is no whole number of entries", _entry(BASE, SIZE, protections=0)[:-1]),
+        Bad("table-unknown-flag", "an unknown flag", _entry(BASE, SIZE, protections=0, flags=2)),
+        Bad("table-bitmap-missing", "a bitmap request without its structure", _entry(BASE, SIZE, flags=1)),
+        Bad(
+            "table-unknown",
+            "a table with an entry that was never mapped",
+            _entry(BASE, SIZE, protections=0) + _entry(UNUSED_IOVA, SIZE, protections=0),
+            (errno.ENOENT,),
+        ),
+    ],
+    need=lambda bench: bench.need_dma(),
+    keep=_mapped,
+    dialects=DRAFT,
+)

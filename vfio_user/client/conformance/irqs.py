@@ -1,0 +1,228 @@
+"""SET_IRQS: every form that does something, and every form that may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.check import Group, Level, Skip, require
+from vfio_user.client.conformance.refusals import Bad, enter
+from vfio_user.client.eventfd import EventFd
+from vfio_user.wire import Command
+from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
+from vfio_user.wire.layouts import IRQ_SET
+
+set_irqs = Group("set_irqs", "dialects 9.3: DEVICE_SET_IRQS")
+
+NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
+MASK, UNMASK, TRIGGER = IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER
+
+
+def _armed(bench: Bench, count: int = 1) -> tuple[int, list[EventFd]]:
+    """An interrupt type and eventfds for its first vectors, set and shown to work."""
+    bench.need_fds()
+    irq = bench.irq(count).irq
+    eventfds = [bench.eventfd() for _ in range(count)]
+    bench.client.enable_irqs(irq, eventfds)
+    return irq, eventfds
+
+
+def _fired(eventfds: list[EventFd]) -> list[int]:
+    return [eventfd.take() for eventfd in eventfds]
+
+
+@set_irqs.check("trigger", rule="spec: VFIO IRQ set, ACTION_TRIGGER with DATA_NONE")
+def trigger(bench: Bench) -> None:
+    """TRIGGER with NONE fires the eventfd of each vector of the range, once."""
+    irq, eventfds = _armed(bench)
+    bench.client.trigger_irqs(irq)
+    require(_fired(eventfds) == [1], "the eventfd was not fired once before the reply")
+
+
+@set_irqs.check("trigger-range", rule="spec: VFIO IRQ set, start and count")
+def trigger_range(bench: Bench) -> None:
+    """TRIGGER fires the vectors of its range and no others."""
+    irq, eventfds = _armed(bench, 2)
+    bench.client.trigger_irqs(irq, start=1, count=1)
+    require(_fired(eventfds) == [0, 1], "triggering vector 1 did not fire vector 1 alone")
+
+
+@set_irqs.check("trigger-bool", rule="spec: VFIO IRQ set, DATA_BOOL")
+def trigger_bool(bench: Bench) -> None:
+    """TRIGGER with BOOL fires the vectors whose byte is 1."""
+    irq, eventfds = _armed(bench, 2)
+    bench.client.trigger_irqs(irq, bools=b"\0\1")
+    require(_fired(eventfds) == [0, 1], "booleans 0, 1 did not fire vector 1 alone")
+
+
+@set_irqs.check("trigger-without-eventfd", level=Level.REFERENCE)
+def trigger_without_eventfd(bench: Bench) -> None:
+    """TRIGGER of a vector that nobody listens to succeeds."""
+    irq = bench.irq().irq
+    bench.client.trigger_irqs(irq)
+
+
+@set_irqs.check("disable", rule="spec: VFIO IRQ set, count 0 with DATA_NONE disables the index")
+def disable(bench: Bench) -> None:
+    """TRIGGER with NONE and count 0 takes every eventfd of the index away."""
+    irq, eventfds = _armed(bench)
+    bench.client.disable_irqs(irq)
+    bench.client.trigger_irqs(irq)
+    require(_fired(eventfds) == [0], "an eventfd was fired after its index was disabled")
+
+
+@set_irqs.check("detach", level=Level.REFERENCE)
+def detach(bench: Bench) -> None:
+    """TRIGGER with EVENTFD and no descriptors takes the eventfds of the range away, as QEMU does it."""
+    irq, eventfds = _armed(bench)
+    bench.client.detach_irqs(irq, start=0, count=1)
+    bench.client.trigger_irqs(irq)
+    require(_fired(eventfds) == [0], "an eventfd was fired after it was taken away")
+
+
+@set_irqs.check("replace", level=Level.REFERENCE)
+def replace(bench: Bench) -> None:
+    """An eventfd that is set again replaces the old one."""
+    irq, old = _armed(bench)
+    new = bench.eventfd()
+    bench.client.enable_irqs(irq, [new])
+    bench.client.trigger_irqs(irq)
+    require(_fired([*old, new]) == [0, 1], "not the new eventfd alone was fired")
+
+
+@set_irqs.check("all-vectors", level=Level.REFERENCE, rule="dialects 9.3: QEMU sends chunks of at most max_msg_fds")
+def all_vectors(bench: Bench) -> None:
+    """Every vector has an eventfd of its own, set in messages of as many descriptors as were agreed."""
+    bench.need_fds()
+    irq = bench.irq()
+    eventfds = [bench.eventfd() for _ in range(min(irq.nr_vectors, 256))]
+    bench.client.enable_irqs(irq.irq, eventfds)
+    bench.client.trigger_irqs(irq.irq, count=len(eventfds))
+    require(_fired(eventfds) == [1] * len(eventfds), "not every vector fired its own eventfd once")
+
+
+@set_irqs.check("mask", level=Level.REFERENCE, rule="spec: VFIO IRQ info, MASKABLE")
+def mask(bench: Bench) -> None:
+    """A maskable type takes MASK and UNMASK."""
+    for irq in bench.irqs:
+        if irq.nr_vectors and irq.flags & IrqInfoFlags.MASKABLE:
+            bench.client.mask_irqs(irq.irq)
+            bench.client.unmask_irqs(irq.irq)
+            return
+    raise Skip("no interrupt type is maskable")
+
+
+def _type_that_takes_no_mask(bench: Bench) -> int:
+    for index in (IrqIndex.ERR, IrqIndex.REQ):
+        if index < len(bench.irqs) and bench.irqs[index].nr_vectors:
+            return index
+    raise Skip("the device has neither ERR nor REQ")
+
+
+def _set(bench: Bench, flags: int, *, start: int = 0, count: int = 1, tail: bytes = b"") -> bytes:
+    return IRQ_SET.pack(IRQ_SET.size + len(tail), flags, bench.irq().irq, start, count, tail=tail)
+
+
+def _row(
+    name: str,
+    what: str,
+    flags: int,
+    *,
+    start: int | Callable[[Bench], int] = 0,
+    count: int = 1,
+    tail: bytes = b"",
+    fds: int = 0,
+    rule: str = "",
+) -> Bad:
+    def payload(bench: Bench) -> bytes:
+        return _set(bench, flags, start=start(bench) if callable(start) else start, count=count, tail=tail)
+
+    return Bad(name, what, payload, fds=fds, rule=rule)
+
+
+_ONE_DATA = "spec: VFIO IRQ set, the flags are mutually exclusive in both sets"
+
+
+def _last(bench: Bench) -> int:
+    return bench.irq().nr_vectors
+
+
+def _still_armed(bench: Bench) -> Callable[[], None]:
+    if not bench.client.channel.carries_fds:
+        return lambda: None
+    irq, eventfds = _armed(bench)
+
+    def check() -> None:
+        require(_fired(eventfds) == [0], "a request that was refused fired an interrupt")
+        bench.client.trigger_irqs(irq)
+        require(_fired(eventfds) == [1], "a request that was refused took the vector's eventfd away")
+
+    return check
+
+
+enter(
+    set_irqs,
+    Command.SET_IRQS,
+    [
+        Bad("payload-too-short", "a request of 19 bytes", lambda b: _set(b, NONE | TRIGGER)[:-1]),
+        Bad("argsz-too-small", "argsz 19", lambda b: IRQ_SET.pack(19, NONE | TRIGGER, b.irq().irq, 0, 1)),
+        Bad(
+            "index-behind-last",
+            "the index behind the last interrupt type",
+            lambda b: IRQ_SET.pack(20, NONE | TRIGGER, b.info.num_irqs, 0, 1),
+        ),
+        Bad("index-huge", "interrupt type 0xffffffff", IRQ_SET.pack(20, NONE | TRIGGER, 0xFFFF_FFFF, 0, 1)),
+        _row("no-action", "no action", NONE, rule=_ONE_DATA),
+        _row("two-actions", "MASK and TRIGGER at once", NONE | MASK | TRIGGER, rule=_ONE_DATA),
+        _row("no-data", "no kind of data", TRIGGER, rule=_ONE_DATA),
+        _row("two-kinds-of-data", "NONE and BOOL at once", NONE | BOOL | TRIGGER, tail=b"\1", rule=_ONE_DATA),
+        _row("bools-missing", "one boolean for two vectors", BOOL | TRIGGER, count=2, tail=b"\1"),
+        _row("bools-too-many", "two booleans for one vector", BOOL | TRIGGER, count=1, tail=b"\1\1"),
+        _row("start-behind-last", "a start behind the last vector", NONE | TRIGGER, start=_last),
+        _row("start-huge", "start 0xffffffff", NONE | TRIGGER, start=0xFFFF_FFFF),
+        _row("count-too-large", "a range over the last vector", NONE | TRIGGER, count=0x10000),
+        _row("range-wraps", "a range that wraps", NONE | TRIGGER, start=lambda b: _last(b) - 1, count=0xFFFF_FFFF),
+        _row("count-0-mask", "count 0 with MASK", NONE | MASK, count=0),
+        _row("count-0-bool", "count 0 with BOOL", BOOL | TRIGGER, count=0),
+        _row("count-0-eventfd", "count 0 with EVENTFD", EVENTFD | TRIGGER, count=0),
+        _row("fds-with-none", "a descriptor with NONE", NONE | TRIGGER, fds=1),
+        _row("fds-with-bool", "a descriptor with BOOL", BOOL | TRIGGER, tail=b"\0", fds=1),
+        _row("fds-too-many", "two descriptors for one vector", EVENTFD | TRIGGER, count=1, fds=2),
+    ],
+    need=lambda bench: bench.irq(),
+    keep=_still_armed,
+)
+enter(
+    set_irqs,
+    Command.SET_IRQS,
+    [
+        Bad(
+            "count-0-start",
+            "count 0 with a start",
+            lambda b: IRQ_SET.pack(20, NONE | TRIGGER, b.irq(2).irq, 1, 0),
+        ),
+        Bad(
+            "fds-too-few",
+            "one descriptor for two vectors",
+            lambda b: IRQ_SET.pack(20, EVENTFD | TRIGGER, b.irq(2).irq, 0, 2),
+            fds=1,
+        ),
+    ],
+    need=lambda bench: bench.irq(2),
+    keep=_still_armed,
+)
+enter(
+    set_irqs,
+    Command.SET_IRQS,
+    [
+        Bad(
+            "err-mask", "MASK of ERR or REQ", lambda b: IRQ_SET.pack(20, NONE | MASK, _type_that_takes_no_mask(b), 0, 1)
+        ),
+        Bad(
+            "err-two-vectors",
+            "two vectors of ERR or REQ",
+            lambda b: IRQ_SET.pack(20, NONE | TRIGGER, _type_that_takes_no_mask(b), 0, 2),
+        ),
+    ],
+    need=_type_that_takes_no_mask,
+)

@@ -1,0 +1,202 @@
+"""The v1 migration region and DIRTY_PAGES: migration as the draft and the forks of 2022 have it."""
+
+from __future__ import annotations
+
+import errno
+
+from vfio_user.client.bitmap import bitmap_size
+from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
+from vfio_user.client.conformance.check import REGION, Group, Level, require
+from vfio_user.client.conformance.refusals import Bad, enter
+from vfio_user.client.migration_region import (
+    DATA_OFFSET,
+    DATA_SIZE,
+    DEVICE_STATE,
+    PENDING_BYTES,
+    PRE_COPY,
+    RESUMING,
+    RUNNING,
+    STOP_AND_COPY,
+    STOPPED,
+    MigrationRegion,
+)
+from vfio_user.wire import Command
+from vfio_user.wire.constants import DirtyPagesFlags
+from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6, REGION_ACCESS
+
+migration_region = Group("migration_region", "spec: VFIO Device Migration Info; dialects 10.5", dialects=REGION)
+dirty_pages = Group("dirty_pages", "dialects 9.9: DIRTY_PAGES", dialects=REGION)
+
+_NAMES = {
+    STOPPED: "stopped",
+    RUNNING: "running",
+    STOP_AND_COPY: "stop-and-copy",
+    PRE_COPY: "pre-copy",
+    RESUMING: "resuming",
+}
+
+
+def _region(bench: Bench) -> MigrationRegion:
+    bench.need_migration_region()
+    return MigrationRegion(bench.client)
+
+
+def _write(bench: Bench, region: MigrationRegion, offset: int, value: int, width: int):  # type: ignore[no-untyped-def]
+    data = value.to_bytes(width, "little")
+    return bench.ask(Command.REGION_WRITE, REGION_ACCESS.pack(offset, region.index, width, tail=data))
+
+
+def _running(region: MigrationRegion) -> None:
+    if region.state != RUNNING:
+        region.state = RUNNING
+
+
+@migration_region.check("running-at-first")
+def running_at_first(bench: Bench) -> None:
+    """A device that nobody has migrated is running."""
+    region = _region(bench)
+    require(region.state == RUNNING, f"the state is {region.state}")
+
+
+@migration_region.check("arcs")
+def arcs(bench: Bench) -> None:
+    """The transitions that the draft allows and that lead back to running are allowed."""
+    region = _region(bench)
+    try:
+        for path in (
+            (STOP_AND_COPY, STOPPED, RUNNING),
+            (PRE_COPY, STOP_AND_COPY, STOPPED, RUNNING),
+            (STOPPED, RUNNING),
+        ):
+            for state in path:
+                region.state = state
+                require(region.state == state, f"the state is {region.state} instead of {_NAMES[state]}")
+    finally:
+        _running(region)
+
+
+@migration_region.check("invalid-states")
+def invalid_states(bench: Bench) -> None:
+    """States that the draft calls invalid are refused and the state stays."""
+    region = _region(bench)
+    for value in (5, 7, 8, 0xFFFF_FFFF):
+        bench.refused(_write(bench, region, DEVICE_STATE, value, 4), (errno.EINVAL,), f"state {value}")
+        require(region.state == RUNNING, f"the state changed after {value} was refused")
+
+
+@migration_region.check("read-only-registers", level=Level.REFERENCE)
+def read_only_registers(bench: Bench) -> None:
+    """pending_bytes and data_offset cannot be written."""
+    region = _region(bench)
+    for name, offset in (("pending_bytes", PENDING_BYTES), ("data_offset", DATA_OFFSET)):
+        bench.refused(_write(bench, region, offset, 1, 8), (errno.EINVAL,), f"a write of {name}")
+
+
+@migration_region.check("register-widths", level=Level.REFERENCE)
+def register_widths(bench: Bench) -> None:
+    """A register is accessed whole, at its own offset."""
+    region = _region(bench)
+    for offset, width in ((DEVICE_STATE, 1), (DEVICE_STATE + 2, 2), (PENDING_BYTES, 1), (DATA_SIZE + 1, 2)):
+        reply = bench.ask(Command.REGION_READ, REGION_ACCESS.pack(offset, region.index, width))
+        bench.refused(reply, (errno.EINVAL,), f"a read of {width} bytes at {offset}")
+
+
+@migration_region.check("round-trip")
+def round_trip(bench: Bench) -> None:
+    """A state that was saved piece by piece can be loaded, and the device then runs and looks as before."""
+    region = _region(bench)
+    before = bench.snapshot()
+    try:
+        pieces = region.save()
+        require(pieces, "a device without any state")
+        require(region.pending_bytes == 0, "bytes are pending behind the end")
+        region.state = STOPPED
+        region.state = RUNNING
+        region.load(pieces)
+    finally:
+        _running(region)
+    bench.unchanged(before, "a migration to itself")
+
+
+# dirty pages
+
+BASE = 0x10_0000
+SIZE = 0x1_0000
+PAGE = 0x1000
+
+
+def _need(bench: Bench) -> None:
+    bench.need_migration_region()
+    bench.need_dma()
+
+
+def _request(flags: int, tail: bytes = b"", *, argsz: int = DIRTY_PAGES.size) -> bytes:
+    return DIRTY_PAGES.pack(argsz, flags, tail=tail)
+
+
+def _get(bench: Bench, iova: int, size: int, page_size: int, *, bits: int | None = None) -> bytes:
+    bits = (bitmap_size(size, page_size) if page_size else 8) if bits is None else bits
+    if bench.client.dma_tables:
+        tail = DIRTY_RANGE_V6.pack(iova, size, page_size, bits, 0)
+        return _request(DirtyPagesFlags.GET_BITMAP, tail, argsz=DIRTY_PAGES.size + len(tail))
+    tail = DIRTY_RANGE.pack(iova, size, page_size, bits)
+    return _request(DirtyPagesFlags.GET_BITMAP, tail, argsz=DIRTY_PAGES.size + len(tail) + bits)
+
+
+@dirty_pages.check("clean-at-first")
+def clean_at_first(bench: Bench) -> None:
+    """A range that the device did not touch has no dirty pages."""
+    _need(bench)
+    bench.need_fds()
+    client = bench.client
+    client.dma_map(BASE, bench.memory(SIZE))
+    client.start_dirty_pages()
+    try:
+        dirty = client.dirty_pages(BASE, SIZE, PAGE).pages()
+        require(not dirty, f"{len(dirty)} pages are dirty that nobody wrote")
+        found = client.dma_unmap(BASE, SIZE, page_size=PAGE)
+        require(found is not None and not found.pages(), "pages are dirty that nobody wrote")
+    finally:
+        client.stop_dirty_pages()
+
+
+@dirty_pages.check("start-and-stop-twice", level=Level.REFERENCE)
+def start_and_stop_twice(bench: Bench) -> None:
+    """Starting what is on and stopping what is off succeeds."""
+    _need(bench)
+    for _ in range(2):
+        bench.client.start_dirty_pages()
+    for _ in range(2):
+        bench.client.stop_dirty_pages()
+
+
+@dirty_pages.check("off", level=Level.REFERENCE)
+def get_when_off(bench: Bench) -> None:
+    """A bitmap of what is not logged is refused with EINVAL."""
+    _need(bench)
+    bench.need_fds()
+    bench.client.dma_map(BASE, bench.memory(SIZE))
+    reply = bench.ask(Command.DIRTY_PAGES, _get(bench, BASE, SIZE, PAGE))
+    bench.refused(reply, (errno.EINVAL,), "a bitmap while nothing is logged")
+
+
+enter(
+    dirty_pages,
+    Command.DIRTY_PAGES,
+    [
+        Bad("payload-too-short", "a request of 7 bytes", _request(1)[:-1]),
+        Bad("argsz-too-small", "argsz 7", _request(1, argsz=7)),
+        Bad("no-flag", "no flag", _request(0)),
+        Bad("two-flags", "START and STOP at once", _request(3)),
+        Bad("unknown-flag", "an unknown flag", _request(8)),
+        Bad("get-too-short", "GET_BITMAP without a range", _request(4, argsz=48)),
+        Bad(
+            "unmapped",
+            "a bitmap of what is not mapped",
+            lambda b: _get(b, UNUSED_IOVA, SIZE, PAGE),
+            (errno.ENOENT, errno.EINVAL),
+        ),
+        Bad("page-size-0", "a bitmap with page size 0", lambda b: _get(b, BASE, SIZE, 0), (errno.EINVAL, errno.ENOENT)),
+    ],
+    need=_need,
+)

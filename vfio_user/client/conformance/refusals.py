@@ -1,0 +1,75 @@
+"""Bad input as a table: a request, the errnos that may answer it, and that nothing is different afterwards."""
+
+from __future__ import annotations
+
+import errno as errnos
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.check import Group, Level
+from vfio_user.wire import Command
+
+Payload = bytes | Callable[[Bench], bytes]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One bad request. `need` skips the check where it does not apply; `keep` is run before and checked after."""
+
+    name: str
+    what: str
+    """The request in words, as the subject of "is refused"."""
+    payload: Payload
+    accepted: Sequence[int] = (errnos.EINVAL,)
+    fds: int = 0
+    """How many memfds to attach."""
+    level: Level = Level.REFERENCE
+    rule: str = ""
+    dialects: frozenset[str] | None = None
+
+
+Keep = Callable[[Bench], Callable[[], None]]
+"""Sets something up and returns a function that checks that it is still so."""
+
+
+def enter(
+    group: Group,
+    command: Command,
+    rows: Sequence[Bad],
+    *,
+    need: Callable[[Bench], object] | None = None,
+    keep: Keep | None = None,
+    dialects: frozenset[str] | None = None,
+) -> None:
+    """Enter the rows as checks of `group`; `dialects` holds for those rows that name none."""
+    for row in rows:
+        names = " or ".join(errnos.errorcode[number] for number in row.accepted)
+        group.add(
+            row.name,
+            f"{row.what} is refused with {names}",
+            _run(command, row, need, keep),
+            rule=row.rule,
+            level=row.level,
+            dialects=row.dialects or dialects,
+        )
+
+
+def _run(
+    command: Command, row: Bad, need: Callable[[Bench], object] | None, keep: Keep | None
+) -> Callable[[Bench], None]:
+    def run(bench: Bench) -> None:
+        if need is not None:
+            need(bench)
+        if row.fds:
+            bench.need_fds()
+        payload = row.payload if isinstance(row.payload, bytes) else row.payload(bench)
+        before = bench.snapshot()
+        still = keep(bench) if keep is not None else None
+        reply = bench.ask(command, payload, [bench.memfd() for _ in range(row.fds)])
+        bench.refused(reply, row.accepted, row.what)
+        if still is not None:
+            still()
+        bench.unchanged(before, row.what)
+
+    return run

@@ -1,0 +1,199 @@
+"""One client after another: what is left behind, what may not be, and clients that send rubbish."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+
+from vfio_user.client.channel import Channel
+from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.check import Group, Level, Skip, require
+from vfio_user.client.errors import Disconnected, NoAnswer
+from vfio_user.transport import MAX_FDS_PER_SEND
+from vfio_user.wire import HEADER, Command, Message
+from vfio_user.wire.constants import RegionIndex
+from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, REGION_ACCESS
+
+session = Group("session", "dialects 11: connection lost; spec: Client Disconnection")
+
+BASE = 0x10_0000
+SIZE = 0x1_0000
+_READ = REGION_ACCESS.pack(0, RegionIndex.CONFIG, 4)
+
+
+def _unmap(bench: Bench) -> bytes:
+    tables = bench.client.dma_tables
+    return DMA_ENTRY_V6.pack(BASE, SIZE, 0, 0, 0) if tables else DMA_UNMAP.pack(DMA_UNMAP.size, 0, BASE, SIZE)
+
+
+@session.check("next-client")
+def next_client(bench: Bench) -> None:
+    """A client that leaves leaves the device ready for the next one, which finds it as it was described."""
+    before = bench.snapshot()
+    bench.client.close()
+    second = bench.connect()
+    require(second.device_info() == before["GET_INFO"], "the next client finds another device")
+
+
+@session.check("maps-are-dropped")
+def maps_are_dropped(bench: Bench) -> None:
+    """What one client mapped is not mapped for the next."""
+    bench.need_dma()
+    request = _unmap(bench)
+    bench.client.dma_map(BASE, bench.memory(SIZE))
+    bench.client.close()
+    second = bench.connect()
+    bench.refused(
+        bench.ask(Command.DMA_UNMAP, request, client=second), (errno.ENOENT,), "unmapping what the last client mapped"
+    )
+    second.dma_map(BASE, bench.memory(SIZE))
+    second.dma_unmap(BASE, SIZE)
+
+
+@session.check("irqs-are-dropped")
+def irqs_are_dropped(bench: Bench) -> None:
+    """The eventfds of one client are not fired for the next."""
+    bench.need_fds()
+    irq, eventfd = bench.irq().irq, bench.eventfd()
+    bench.client.enable_irqs(irq, [eventfd])
+    bench.client.close()
+    bench.connect().trigger_irqs(irq)
+    require(eventfd.take() == 0, "an eventfd of the last client was fired")
+
+
+@session.check("many-clients", level=Level.REFERENCE)
+def many_clients(bench: Bench) -> None:
+    """Fifty clients, one after another, are all served."""
+    bench.client.close()
+    for _ in range(50):
+        client = bench.connect()
+        client.device_info()
+        client.close()
+
+
+@session.check("second-at-once", level=Level.REFERENCE, rule="spec: one connection per client; needs N1: hangs")
+def second_at_once(bench: Bench) -> None:
+    """A second client while the first is served does not disturb the first."""
+    first = bench.client
+    stream = bench.target.connect()
+    try:
+        for _ in range(10):
+            first.config_read(0, 4)
+    finally:
+        stream.close()
+    first.device_info()
+
+
+@session.check("fds-are-closed", rule="dialects 4: unexpected fds are closed")
+def fds_are_closed(bench: Bench) -> None:
+    """Descriptors that a command has no use for are closed by the server."""
+    bench.need_fds()
+    client = bench.client
+    client.device_info()
+    before = bench.server_fds()
+    fds = [bench.memfd() for _ in range(4)]
+    for command, payload in ((Command.REGION_READ, _READ), (Command.DEVICE_RESET, b""), (Command.SET_IRQS, bytes(4))):
+        for _ in range(5):
+            bench.ask(command, payload, fds)
+    require(bench.server_fds() <= before, f"{bench.server_fds() - before} descriptors stay open in the server")
+
+
+@session.check("nothing-is-left", rule="dialects 11: connection lost")
+def nothing_is_left(bench: Bench) -> None:
+    """A client that mapped memory and set eventfds leaves no descriptor behind in the server."""
+    bench.need_fds()
+    types = [irq.irq for irq in bench.irqs if irq.nr_vectors]
+    before = bench.server_fds()
+    bench.client.close()
+    for _ in range(3):
+        client = bench.connect()
+        for i in range(4):
+            client.dma_map(BASE + i * SIZE, bench.memory(SIZE))
+        for irq in types:
+            client.enable_irqs(irq, [bench.eventfd()])
+        client.close()
+    bench.connect().device_info()
+    after = bench.server_fds()
+    require(after <= before, f"{after - before} descriptors stay open in the server")
+
+
+def _endure(bench: Bench, channel: Channel, data: bytes, fds: list[int]) -> None:
+    """Send it and take whatever comes until the server has had enough, or has nothing to say."""
+    channel.send_bytes(data, fds)
+    channel.serve_until(lambda: False, timeout=0.05)
+
+
+@session.check("rubbish", rule="the server may not trust a client")
+def rubbish(bench: Bench) -> None:
+    """Clients that send rubbish behind a good VERSION cost the server nothing but their own connection."""
+    noise = random.Random(20201109)
+    for round_ in range(20):
+        client = bench.connect()
+        try:
+            _endure(bench, client.channel, noise.randbytes(1 + 100 * round_), [])
+        except (Disconnected, NoAnswer):
+            pass
+        except Exception as error:  # an answer to a header that was rubbish is no reply to anything
+            if "nobody asked" not in str(error):
+                raise
+        client.close()
+    bench.alive()
+
+
+@session.check("fds-on-rubbish", rule="the server may not trust a client")
+def fds_on_rubbish(bench: Bench) -> None:
+    """As many descriptors as the kernel takes, on half a message and on many, leave none open in the server."""
+    bench.need_fds()
+    bench.client.device_info()
+    before = bench.server_fds()
+    bench.client.close()
+    fd = bench.memfd()
+    whole = Message(1, bench.dialect.number(Command.REGION_READ), payload=_READ).encode()
+    for data in (whole[:7], whole[:20], HEADER.pack(1, 9, 0xFFFF_FFFF, 0, 0)):
+        client = bench.connect()
+        client.channel.expect(1, "what may come")
+        try:
+            for byte in data:
+                client.channel.send_bytes(bytes([byte]), [fd] * (MAX_FDS_PER_SEND // 8))
+        except (Disconnected, OSError, NoAnswer):
+            pass
+        client.close()
+    last = bench.connect()
+    last.device_info()
+    after = bench.server_fds()
+    require(after <= before, f"{after - before} descriptors stay open in the server")
+
+
+@session.check("interrupted-write", rule="half a write is no write")
+def interrupted_write(bench: Bench) -> None:
+    """A write that a client did not finish is not done."""
+    before = bench.client.config_read(0x3C, 1)
+    number = bench.dialect.number(Command.REGION_WRITE)
+    value = bytes([before[0] ^ 0x55])
+    data = Message(1, number, payload=REGION_ACCESS.pack(0x3C, RegionIndex.CONFIG, 2, tail=value + b"x")).encode()
+    bench.client.channel.send_bytes(data[:-1])
+    bench.client.close()
+    after = bench.connect().config_read(0x3C, 1)
+    require(after != value or before == value, "half a write was done")
+
+
+@session.check("memory", rule="the server may not trust a client", level=Level.REFERENCE)
+def memory(bench: Bench) -> None:
+    """Messages that say they have 1 MiB and never come cost bounded memory."""
+    if bench.target.pid is None:
+        raise Skip("the server's process is not known: give --server-command")
+    before = _resident(bench.target.pid)
+    bench.client.close()
+    for _ in range(20):
+        client = bench.connect()
+        client.channel.send_bytes(HEADER.pack(1, bench.dialect.number(Command.REGION_WRITE), 1 << 20, 0, 0) + bytes(64))
+        client.close()
+    bench.connect().device_info()
+    grown = _resident(bench.target.pid) - before
+    require(grown < 64 << 20, f"the server has grown by {grown >> 20} MiB")
+
+
+def _resident(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
