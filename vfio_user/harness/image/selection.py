@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import subprocess
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from glob import glob
 from pathlib import Path
 
 from vfio_user.errors import UserError
@@ -37,11 +39,12 @@ class _Selection:
         self.tree = Tree()
 
     def add_matches(self, pattern: str) -> None:
-        matches = sorted(self.packages.glob(pattern.lstrip("/")))
+        # unlike Path.glob, this one does not ask whether a link leads somewhere: here, links lead to another root
+        matches = sorted(glob(pattern.lstrip("/"), root_dir=self.packages, include_hidden=True))
         if not matches:
             raise UserError(f"no package of the recipe has a file {pattern}")
-        for source in matches:
-            self._add(source.relative_to(self.packages).as_posix())
+        for path in matches:
+            self._add(path)
 
     def _add(self, path: str) -> None:
         path = merged(path)
@@ -69,7 +72,7 @@ class _Selection:
         if needs.interpreter:
             self._add(needs.interpreter)
         for library in needs.libraries:
-            found = next((p for p in needs.candidates(library) if (self.packages / p).exists()), None)
+            found = next((p for p in needs.candidates(library) if os.path.lexists(self.packages / p)), None)
             if found is None:
                 raise UserError(f"/{path} needs {library}, which is in none of the recipe's packages")
             self._add(found)
