@@ -119,6 +119,11 @@ class DmaMap:
         elif not self.policy.partial_unmap or not self._cut(iova, iova + size):
             raise ProtocolError(f"no DMA region is at {iova:#x} with size {size:#x}", errno.ENOENT)
 
+    def has_any(self, iova: int, size: int) -> bool:
+        """Whether anything is mapped in a range."""
+        at = bisect_left(self._starts, iova + size) - 1
+        return (at >= 0 and self._regions[self._starts[at]].end > iova) or (size == 0 and iova in self._empty)
+
     def unmap_all(self) -> None:
         self._empty.clear()
         for region in reversed(self.regions):

@@ -138,6 +138,9 @@ def _dma_unmap_table(session: Session, message: Message) -> Reply:
     if any(entry.flags != first.flags or entry.flags > UnmapFlags.GET_DIRTY_BITMAP for entry in entries):
         raise _refuse("DMA_UNMAP: unknown or mixed flags")
     dma = session.device.dma
+    for entry in entries:  # a table is one request: all of it or nothing
+        if not dma.has_any(entry.address, entry.size):
+            raise _refuse(f"DMA_UNMAP: nothing is mapped at {entry.address:#x}", errno.ENOENT)
     reply = b""
     with session.quiet():
         for index, entry in enumerate(entries):
@@ -190,7 +193,7 @@ def get_region_io_fds(session: Session, message: Message) -> Reply:
     region = _region(session, request.region)
     if not region.flags:
         raise _refuse(f"GET_REGION_IO_FDS: region {request.region} does not exist")
-    entries = session.device.io_fds(request.region)
+    entries = session.device.io_fds(request.region) if request.region < len(session.device.regions) else []
     needed = at.REGION_IO_FDS.size + len(entries) * at.IO_FD.size
     header = at.REGION_IO_FDS.pack(needed, 0, request.region, len(entries))
     if request.argsz < needed:
