@@ -13,17 +13,33 @@ from vfio_user.wire.dialects import dialect_named
 
 @click.command()
 @click.option("--listen", required=True, metavar="ADDRESS", help="Where the client connects to.")
-@click.option("--connect", required=True, metavar="ADDRESS", help="Where the server listens.")
+@click.option("--connect", metavar="ADDRESS", help="Where the server listens.")
+@click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
 @click.option("--trace", type=click.Path(dir_okay=False), help="Record every message in this file.")
-def command(listen: str, connect: str, dialect: str, trace: str | None) -> None:
+@click.option("--control", metavar="ADDRESS", help="Take commands here: JSON lines.")
+def command(
+    listen: str,
+    connect: str | None,
+    server_command: str | None,
+    dialect: str,
+    trace: str | None,
+    control: str | None,
+) -> None:
     """Forward a session between a client and any server, and see, break or keep it alive.
 
     Addresses are PATH, unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or fd:N. Prints one line once it listens; SIGTERM
     and SIGINT end it.
     """
-    setup = Setup(listen=listen, connect=connect, dialect=dialect_named(dialect), trace=trace)
+    setup = Setup(
+        listen=listen,
+        connect=connect,
+        server_command=server_command,
+        dialect=dialect_named(dialect),
+        trace=trace,
+        control=control,
+    )
     with Interposer(setup) as interposer:
         interposer.loop.stop_on(signal.SIGTERM, signal.SIGINT)
-        click.echo(f"listening on {listen}, forwarding to {connect}")
+        click.echo(f"listening on {listen}, forwarding to {setup.target}")
         interposer.run()

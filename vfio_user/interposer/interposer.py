@@ -4,74 +4,103 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 from vfio_user.errors import UserError
-from vfio_user.interposer.loop import READ, Loop
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.loop import Loop, Task
+from vfio_user.interposer.requests import Lost
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.trace import TraceWriter
-from vfio_user.transport import Address, Listener, Stream, connect
+from vfio_user.interposer.upstream import Upstream
+from vfio_user.transport import Listener, Stream
 from vfio_user.wire import CURRENT, Dialect
 
-CONNECT_TIMEOUT = 5.0
+START_TIMEOUT = 10.0
+"""Seconds a server has to come up."""
 
 
 @dataclass
 class Setup:
-    """How an interposer is to run."""
+    """How an interposer is to run; the command line has an option for each."""
 
     listen: str
-    connect: str
+    connect: str | None = None
+    server_command: str | None = None
     dialect: Dialect = CURRENT
     trace: str | None = None
+    control: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The server, for a sentence."""
+        return self.connect if self.server_command is None else self.server_command  # type: ignore[return-value]
 
 
 class Interposer:
     """Listens as soon as it exists. `run` returns when it has been stopped; `close` leaves nothing behind."""
 
     def __init__(self, setup: Setup, loop: Loop | None = None) -> None:
-        """Start to listen.
+        """Start to listen, and start the server where that is up to us.
 
         Raises:
-            UserError: the address cannot be listened on, or the trace not be written.
+            UserError: an address cannot be listened on, the trace not be written, or the server not be started.
         """
         self.setup = setup
         self.loop = loop or Loop()
         self.session: Session | None = None
         self.sessions = 0
+        self.trace: TraceWriter | None = None
         self.on_session: list[Callable[[Session], None]] = []
         """Called with each session before its first message."""
-        self._upstream = Address.parse(setup.connect)
-        self._listener = Listener(setup.listen)
-        self._only_client = self._listener.is_connected
+        self._closers: list[Callable[[], None]] = [self.loop.close]
         self._closing = False
-        self.trace: TraceWriter | None = None
+        self._beginning: Task[None] | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        setup = self.setup
+        self.upstream = Upstream(self.loop, setup.connect, setup.server_command)
+        self._closers.append(self.upstream.close)
+        self._listener = Listener(setup.listen)
+        self._closers.append(self._listener.close)
+        self._only_client = self._listener.is_connected
         if setup.trace is not None:
-            try:
-                self.trace = TraceWriter(setup.trace, self._about())
-            except UserError:
-                self._listener.close()
-                raise
+            self.trace = TraceWriter(setup.trace, self._about())
+            self._closers.append(self.trace.close)
             self.loop.at_end_of_turn(self.trace.flush)
+        if setup.control is not None:
+            from vfio_user.interposer.control.server import ControlServer
+
+            self._closers.append(ControlServer(self, setup.control).close)
+        self.loop.finish(self.upstream.start(START_TIMEOUT))
 
     def run(self) -> None:
         """Serve clients until the loop is stopped."""
+        self.begin()
+        self.loop.run()
+
+    def begin(self) -> None:
+        """Take clients as they come; for those who run the loop themselves."""
         if self._only_client:
-            self._begin(Stream(self._listener.socket))
+            self._take(Stream(self._listener.socket))
         else:
             self._listen()
-        self.loop.run()
 
     def close(self) -> None:
         self._closing = True
+        if self._beginning is not None:
+            self._beginning.cancel()
         if self.session is not None:
             self.session.close()
-        self._listener.close()
-        if self.trace is not None:
-            self.trace.close()
-        self.loop.close()
+        while self._closers:
+            self._closers.pop()()
 
     def __enter__(self) -> Interposer:
         return self
@@ -79,30 +108,61 @@ class Interposer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def connect_server(self) -> Stream:
-        """A connection to the server.
+    def current(self) -> Session:
+        """The session under way.
 
         Raises:
-            UserError: there is none.
+            Lost: there is none.
         """
-        return connect(self._upstream, timeout=CONNECT_TIMEOUT)
+        if self.session is None:
+            raise Lost("no client is connected")
+        return self.session
+
+    def signal_server(self, number: int) -> int:
+        """Send the server a signal; returns its process id."""
+        pid = self.upstream.signal(number)
+        self.note("signal", signal=int(number), pid=pid)
+        return pid
+
+    def note(self, event: str, **details: object) -> None:
+        if self.trace is not None:
+            self.trace.note(event, **details)
+
+    def status(self) -> dict[str, Any]:
+        """What is going on, for the control socket."""
+        trace, session = self.trace, self.session
+        return {
+            "sessions": self.sessions,
+            "server_pid": self.upstream.pid,
+            "dialect": self.setup.dialect.name,
+            "trace": {
+                "file": str(trace.path),
+                "records": trace.records,
+                "bytes": trace.size,
+                "stopped": trace.stopped,
+            }
+            if trace is not None
+            else None,
+            "session": _session_status(session) if session is not None else None,
+        }
 
     def _listen(self) -> None:
-        self.loop.watch(self._listener.socket.fileno(), lambda _: self._accept(), READ)
+        self.loop.watch(self._listener.socket.fileno(), lambda _: self._accept())
 
     def _accept(self) -> None:
         """Take the next client; the one after it waits in the backlog until this one is gone."""
-        client = self._listener.accept()
         self.loop.forget(self._listener.socket.fileno())
-        self._begin(client)
+        self._take(self._listener.accept())
 
-    def _begin(self, client: Stream) -> None:
+    def _take(self, client: Stream) -> None:
+        self._beginning = Task(self._begin(client))
+
+    async def _begin(self, client: Stream) -> None:
         try:
-            server = self.connect_server()
+            server = await self.upstream.connect(START_TIMEOUT)
         except UserError as error:
             warn(str(error))
-            if self.trace is not None:
-                self.trace.note("no-server", why=str(error))
+            self.note("no-server", why=str(error))
             client.close()
             self._session_ended()
             return
@@ -115,8 +175,6 @@ class Interposer:
 
     def _session_ended(self) -> None:
         self.session = None
-        if self.trace is not None:
-            self.trace.flush()
         if self._only_client:
             self.loop.stop()
         elif not self._closing:
@@ -127,8 +185,23 @@ class Interposer:
             "program": f"vfio-user {version('vfio-user')}",
             "dialect": self.setup.dialect.name,
             "listen": self.setup.listen,
-            "connect": self.setup.connect,
+            "connect": self.setup.target,
         }
+
+
+def _session_status(session: Session) -> dict[str, Any]:
+    counters = asdict(session.counters)
+    for name in ("messages", "bytes"):
+        counters[name] = {direction.label: counters[name][direction] for direction in Direction}
+    return {
+        "state": session.picture.state,
+        "migration_state": session.picture.migration_state.name,
+        "client_migrates": session.picture.client_migrates,
+        "holding": session.holding,
+        "held": len(session.held),
+        "counters": counters,
+        "waiting": {direction.label: len(session.pending[direction]) for direction in Direction},
+    }
 
 
 def warn(text: str) -> None:

@@ -194,6 +194,21 @@ class Loop:
     def stop(self) -> None:
         self._stopping = True
 
+    @staticmethod
+    def now() -> float:
+        """Seconds of the monotonic clock."""
+        return time.monotonic()
+
+    def finish(self, coroutine: Coroutine[Future[Any], None, T]) -> T:
+        """Run the loop until `coroutine` has returned; for those who have no loop running yet."""
+        task = Task(coroutine)
+        while not task.done:
+            if self._stopping:
+                task.cancel()
+            else:
+                self.turn()
+        return task.result()
+
     def run(self) -> None:
         """Until `stop`."""
         while not self._stopping:

@@ -87,6 +87,8 @@ class Session:
         """Requests without reply, by the direction the request went."""
         self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
         self.held: deque[Message] = deque()
+        self.answers = 0
+        """For stages: the record of the request that the message before them answers."""
         self._holds = 0
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         self._on_end = on_end
@@ -180,7 +182,7 @@ class Session:
         self._holds = max(0, self._holds - 1)
         while self.held and not self._holds and not self.closed:
             request = self.held.popleft()
-            self._run_stages(Direction.TO_SERVER, self.own[Direction.TO_SERVER].outgoing(request), request, None)
+            self._run_stages(Direction.TO_SERVER, self.own[Direction.TO_SERVER].outgoing(request), request, 0)
         self._refresh()
 
     # requests of our own
@@ -214,10 +216,12 @@ class Session:
         self._update(self._side_towards(direction))
         return self._record(direction, View.SENT, message, pair)
 
-    def send_on(self, direction: Direction, message: Message) -> None:
-        """Send a message that a stage or the survival had taken, as if it had come just now."""
-        self._outlet(direction).send(message.encode(), message.fds)
-        self._sent(direction, message, self._record(direction, View.SENT, message))
+    def send_on(self, direction: Direction, message: Message, *, pair: int = 0) -> None:
+        """Send a message that a stage or the survival had taken, as if it had come just now.
+
+        Its descriptors stay the caller's. `pair` is the record of the request that it answers.
+        """
+        self._send_on(direction, message, View.SENT, pair)
         self._update(self._side_towards(direction))
 
     def send_bytes(self, direction: Direction, data: bytes, fds: list[int]) -> None:
@@ -266,7 +270,7 @@ class Session:
         elif message.is_reply:
             self._translate_reply(direction, message)
         else:
-            self._run_stages(direction, self.own[direction].outgoing(message), message, None)
+            self._run_stages(direction, self.own[direction].outgoing(message), message, 0)
 
     def unframed(self, direction: Direction, data: bytes, why: str) -> None:
         self.counters.unframed += len(data)
@@ -317,39 +321,42 @@ class Session:
     def _translate_reply(self, direction: Direction, reply: Message) -> None:
         """A reply has come in while messages are looked at: ours, one for nobody, or one to send on."""
         asked = direction.opposite
-        request = self.pending[asked].replied(reply.id)
+        request = self.pending[asked].replied(reply.id) or _NOBODY
         translated = self.own[asked].incoming(reply)
-        if translated is None or (request is not None and request.stale):
-            self._record(direction, View.RECEIVED, reply, request.number if request is not None else 0)
+        if translated is None or request.stale:
+            self._record(direction, View.RECEIVED, reply, request.number)
             close_all(reply.fds)
             if translated is None:
                 self.own[asked].deliver_arrived()
-        else:
-            self._run_stages(direction, translated, reply, request or _NOBODY)
+            return
+        # What the server has answered it has done, whatever becomes of its answer on the way.
+        self._learned(direction, reply, request)
+        self._run_stages(direction, translated, reply, request.number)
 
-    def _run_stages(self, direction: Direction, message: Message, came: Message, request: Pending | None) -> None:
+    def _run_stages(self, direction: Direction, message: Message, came: Message, pair: int) -> None:
         """Take one message through the stages and send what comes out.
 
-        `came` is the message as it was received; `request` what it answers, None where it is a request itself.
+        `came` is the message as it was received; `pair` the number of the request that it answers, if it does.
         """
+        self.answers = pair
         after: Message | None = message
         for stage in self.stages[direction]:
             after = stage(direction, after) if after is not None else None
         afterwards, self._afterwards = self._afterwards, []
         view = BOTH if after is came else View.SENT
-        number = request.number if request is not None else 0
         if view is not BOTH:
-            self._record(direction, View.RECEIVED, came, number)
+            self._record(direction, View.RECEIVED, came, pair)
         if after is not None:
-            self._outlet(direction).send(after.encode(), after.fds)
-            recorded = self._record(direction, view, after, number)
-            if request is not None:
-                self._learned(direction, after, request)
-            else:
-                self._sent(direction, after, recorded)
+            self._send_on(direction, after, view, pair)
             close_all(after.fds)
         for action in afterwards:
             action()
+
+    def _send_on(self, direction: Direction, message: Message, view: View, pair: int) -> None:
+        self._outlet(direction).send(message.encode(), message.fds)
+        number = self._record(direction, view, message, pair)
+        if not message.is_reply:
+            self._sent(direction, message, number)
 
     def _record(self, direction: Direction, view: View, message: Message, pair: int = 0) -> int:
         return self.trace.message(direction, view, message, pair) if self.trace is not None else 0
@@ -366,7 +373,7 @@ class Session:
             self.on_sent(direction, request)
 
     def _learned(self, direction: Direction, reply: Message, request: Pending) -> None:
-        """A reply has been sent on."""
+        """A reply has come."""
         if request.message is not None:
             self.picture.exchanged(request.message, reply)
             close_all(request.message.fds)

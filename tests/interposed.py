@@ -1,0 +1,66 @@
+"""A real server behind a real interposer, for tests that are clients: the interposer runs in a thread."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vfio_user.client import Client, GuestMemory
+from vfio_user.interposer.control.client import Control
+from vfio_user.interposer.interposer import Interposer, Setup
+
+EDU = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --fd {{fd}}"
+EDU_BY_PATH = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --socket-path {{socket}}"
+
+
+class Interposed:
+    """An interposer that starts `server_command`, with a control socket; `setup` is more of `Setup`."""
+
+    def __init__(self, folder: Path, server_command: str | None = EDU, **setup: Any) -> None:
+        self.folder = folder
+        self.interposer = Interposer(
+            Setup(
+                listen=str(folder / "listen"),
+                server_command=server_command,
+                control=str(folder / "control"),
+                **setup,
+            )
+        )
+        self._read, self._write = os.pipe()
+        self.interposer.loop.watch(self._read, lambda _: self.interposer.loop.stop())
+        self._thread = threading.Thread(target=self._run)
+        self._stack = ExitStack()
+        self.memory: list[GuestMemory] = []
+
+    def client(self, **options: Any) -> Client:
+        return self._stack.enter_context(Client.connect(str(self.folder / "listen"), **options))
+
+    def control(self) -> Control:
+        return self._stack.enter_context(Control(self.folder / "control"))
+
+    def ram(self, size: int = 1 << 20) -> GuestMemory:
+        return self._stack.enter_context(GuestMemory(size))
+
+    def __enter__(self) -> Interposed:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.write(self._write, b"x")
+        self._thread.join(10)
+        self._stack.close()
+        os.close(self._read)
+        os.close(self._write)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        with self.interposer:
+            self.interposer.run()

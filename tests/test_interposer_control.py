@@ -1,0 +1,308 @@
+"""Requests of the interposer's own, on the control socket, while a client uses the device."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interposed import Interposed
+from tests.interposer_bench import Bench, answer, dma_map, read
+from vfio_user.client import Client
+from vfio_user.interposer import operations as do
+from vfio_user.interposer.control.client import Control, ControlError
+from vfio_user.interposer.control.commands import COMMANDS
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.loop import Task
+from vfio_user.interposer.requests import Lost
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
+
+LIVENESS, COMPUTE = 0x04, 0x08
+
+
+@pytest.fixture
+def edu(tmp_path: Path) -> Iterator[Interposed]:
+    with Interposed(tmp_path) as interposed:
+        yield interposed
+
+
+def decoded(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def number(data: str) -> int:
+    return int.from_bytes(decoded(data), "little")
+
+
+def test_status_tells_of_the_session(edu: Interposed) -> None:
+    control = edu.control()
+    assert control.call("status")["session"] is None
+    edu.client().regions()
+    status = control.call("status")
+    assert status["session"]["state"] == "set-up"
+    assert status["session"]["counters"]["messages"]["to-server"] > 1
+    os.kill(status["server_pid"], 0)
+
+
+def test_regions_are_read_and_written_beside_the_client(edu: Interposed) -> None:
+    client, control = edu.client(), edu.control()
+    client.store(0, LIVENESS, 4, 0x12345678)
+    assert number(control.call("region_read", region="BAR0", offset=LIVENESS, size=4)["data"]) == 0xEDCBA987
+    control.call("region_write", region=0, offset="0x08", data=encoded((5).to_bytes(4, "little")))
+    assert client.load(0, COMPUTE, 4) == 120
+
+
+def test_what_the_server_refuses_is_an_error_with_its_errno(edu: Interposed) -> None:
+    edu.client()
+    with pytest.raises(ControlError) as refused:
+        edu.control().call("region_read", region="BAR0", offset=1 << 40, size=4)
+    assert refused.value.errno == 22
+
+
+def test_a_device_is_moved_through_files(edu: Interposed, tmp_path: Path) -> None:
+    """Save, change, load: the device is as it was when it was saved."""
+    client, control = edu.client(), edu.control()
+    client.store(0, COMPUTE, 4, 6)
+    assert "STOP_COPY" in control.call("migration_support")["supports"]
+    control.call("migration_state", set="STOP_COPY")
+    saved = control.call("mig_data_read", file=str(tmp_path / "state"))
+    assert saved["complete"]
+    assert saved["bytes"] == (tmp_path / "state").stat().st_size > 0
+    control.call("migration_state", set="RUNNING")
+    client.store(0, COMPUTE, 4, 3)
+    control.call("migration_state", set="RESUMING")
+    with open(tmp_path / "state", "rb") as file:
+        loaded = control.call("mig_data_write", fd=True, fds=[file.fileno()])
+    assert loaded["bytes"] == saved["bytes"]
+    control.call("migration_state", set="RUNNING")
+    assert client.load(0, COMPUTE, 4) == 720
+    assert control.call("migration_state")["state"] == "RUNNING"
+
+
+def test_state_travels_in_the_answer_too(edu: Interposed) -> None:
+    edu.client()
+    control = edu.control()
+    control.call("migration_state", set="STOP_COPY")
+    whole = decoded(control.call("mig_data_read")["data"])
+    control.call("migration_state", set="RESUMING")
+    assert control.call("mig_data_write", data=encoded(whole))["bytes"] == len(whole)
+
+
+def test_dirty_pages_are_reported_as_runs(edu: Interposed) -> None:
+    client, control = edu.client(), edu.control()
+    client.dma_map(0, edu.ram())
+    client.config_write(4, b"\6\0")
+    control.call("dma_logging_start", page_size=4096)
+    client.store(0, 0x80, 8, 0x40000)  # from the device's buffer ...
+    client.store(0, 0x88, 8, 0x3000)  # ... to memory
+    client.store(0, 0x90, 8, 8)
+    client.store(0, 0x98, 8, 0x1 | 0x2)
+    assert control.call("dma_logging_report")["runs"] == [{"iova": 0x3000, "size": 4096}]
+    assert control.call("dma_logging_report")["runs"] == []
+    control.call("dma_logging_stop")
+
+
+def test_memory_is_written_back_to_the_client_as_it_is(edu: Interposed) -> None:
+    client, control = edu.client(), edu.control()
+    ram = edu.ram()
+    client.dma_map(0x100000, ram, offset=0x2000, size=0x8000)
+    ram.view[0x2000:0x2004] = b"here"
+    client.region_info(0)
+    client.service.max_data = 1 << 20
+    with Waiting(client):
+        done = control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}, {"iova": "0x106000", "size": 1}])
+        assert done == {"messages": 2, "bytes": 0x2801}
+        assert control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}], whole=False)["messages"] == 3
+        control.call("dma_write", runs=[{"iova": 0x104000, "size": 4}], data=encoded(b"text"))
+    assert client.memory.dirty == {0x100000, 0x101000, 0x102000, 0x104000, 0x106000}
+    assert bytes(ram.view[0x2000:0x2004]) == b"here"
+    assert bytes(ram.view[0x6000:0x6004]) == b"text"
+    assert decoded(control.call("memory_read", iova=0x104000, size=4)["data"]) == b"text"
+
+
+class Waiting:
+    """Serves the server's requests of a client in a thread meanwhile."""
+
+    def __init__(self, client: Client) -> None:
+        import threading
+
+        self._over = False
+        self._client = client
+        self._thread = threading.Thread(target=lambda: client.serve_until(lambda: self._over, timeout=10))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._thread.join()
+
+
+def test_held_requests_wait_until_they_are_let_go(edu: Interposed) -> None:
+    client, control = edu.client(), edu.control()
+    control.call("hold")
+    waiting = client.submit(Command.REGION_READ, at.REGION_ACCESS.pack(0, 0, 4))
+    while not control.call("status")["session"]["held"]:
+        pass
+    assert number(control.call("region_read", region=0, offset=0, size=4)["data"]) == 0x010000ED
+    assert waiting.reply is None
+    assert control.call("resume")["released"] == 1
+    assert client.wait(waiting).payload[16:] == b"\xed\0\0\1"
+
+
+def test_the_picture_has_maps_and_interrupts(edu: Interposed) -> None:
+    client, control = edu.client(), edu.control()
+    client.dma_map(0x1000, edu.ram(4096))
+    picture = control.call("picture")
+    assert [(mapping["iova"], mapping["size"]) for mapping in picture["maps"]] == [(0x1000, 4096)]
+    assert not picture["client_migrates"]
+
+
+def test_a_client_that_migrates_by_itself_is_noticed(edu: Interposed) -> None:
+    client = edu.client()
+    client.migration_support()
+    assert edu.control().call("picture")["client_migrates"]
+
+
+def test_any_request_can_be_sent(edu: Interposed) -> None:
+    edu.client()
+    reply = edu.control().call("request", name="DEVICE_RESET")
+    assert reply == {"flags": 1, "errno": 0, "payload": ""}
+
+
+def test_without_a_client_requests_are_refused(edu: Interposed) -> None:
+    with pytest.raises(ControlError):
+        edu.control().call("region_read", region=0, offset=0, size=4)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense",
+        b"[]",
+        b"7",
+        b'{"command": "no such"}',
+        b'{"command": "region_read", "region": "BAR17", "offset": 0, "size": 4}',
+        b'{"command": "region_read", "region": 0, "offset": -1, "size": 4}',
+        b'{"command": "region_read", "region": 0}',
+        b'{"command": "status", "surplus": 1}',
+        b'{"command": "region_write", "region": 0, "offset": 0, "data": "%%%"}',
+        b'{"command": "device_feature", "feature": "NONE", "operation": "get"}',
+        b'{"command": "migration_state", "set": "UPSIDE_DOWN"}',
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_wrong_command_is_answered_with_what_is_wrong(edu: Interposed, line: bytes, tmp_path: Path) -> None:
+    edu.client()
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(5)
+        control.connect(str(tmp_path / "control"))
+        control.sendall(line + b'\n{"command": "status", "id": [1]}\n')
+        answers = control.makefile("rb")
+        refusal, good = json.loads(answers.readline()), json.loads(answers.readline())
+    assert not refusal["ok"]
+    assert refusal["error"]["what"]
+    assert "internal" not in refusal["error"]["what"]
+    assert good["ok"]
+    assert good["id"] == [1]
+
+
+def test_every_command_is_documented() -> None:
+    manual = (Path(__file__).parent.parent / "docs" / "interposer.md").read_text()
+    for name, command in COMMANDS.items():
+        assert command.__doc__
+        assert f"`{name}`" in manual
+
+
+def test_stop_ends_the_interposer(tmp_path: Path) -> None:
+    with Interposed(tmp_path) as edu:
+        with Control(tmp_path / "control") as control:
+            control.call("stop")
+        edu._thread.join(5)
+        assert not edu._thread.is_alive()
+        assert not (tmp_path / "listen").exists()
+
+
+# ids: neither side ever sees the other's
+
+
+def test_a_client_that_uses_the_id_of_our_request_gets_its_own_reply() -> None:
+    with Bench() as bench:
+        bench.negotiate()
+        ours = Task(do.region_read(bench.session, 0, 0x40, 4))
+        asked = bench.server.receive()
+        bench.client.send(read(0, 0x10, id=asked.id))
+        other = bench.server.receive()
+        assert other.id != asked.id
+        bench.server.send(answer(other, b"them"))
+        bench.server.send(answer(asked, b"ours"))
+        reply = bench.client.receive()
+        assert (reply.id, reply.payload[16:]) == (asked.id, b"them")
+        bench.until(lambda: ours.done or None)
+        assert ours.result() == b"ours"
+        assert bench.client.is_silent()
+
+
+def test_a_reply_that_comes_too_late_reaches_nobody() -> None:
+    with Bench() as bench:
+        bench.negotiate()
+        ours = Task(do.request(bench.session, Command.DEVICE_RESET, timeout=0.01))
+        asked = bench.server.receive()
+        bench.until(lambda: ours.done or None)
+        with pytest.raises(TimeoutError):
+            ours.result()
+        bench.server.send(asked.reply())
+        assert bench.client.is_silent()
+        assert bench.exchange(read(0, 0)).command == read(0, 0).command
+
+
+def test_a_request_of_ours_fails_when_the_server_goes() -> None:
+    with Bench() as bench:
+        bench.negotiate()
+        ours = Task(do.request(bench.session, Command.DEVICE_RESET))
+        bench.server.receive()
+        bench.server.close()
+        bench.until(lambda: ours.done or None)
+        with pytest.raises(Lost):
+            ours.result()
+
+
+def test_a_descriptor_of_the_same_memory_is_kept_once() -> None:
+    """A guest behind a vIOMMU maps its memory in thousands of pieces, each with a descriptor."""
+    memory = os.memfd_create("guest")
+    os.truncate(memory, 1 << 20)
+    with Bench() as bench:
+        bench.negotiate()
+        for page in range(200):
+            bench.exchange(dma_map(page << 12, 4096, memory, offset=page << 12))
+        assert len(bench.session.picture.maps) == 200
+        assert len(bench.session.picture.fds) == 1
+    os.close(memory)
+
+
+@pytest.mark.parametrize(
+    ("bitmap", "runs"),
+    [
+        (b"\0" * 8, []),
+        (b"\x01" + b"\0" * 7, [(0x10000, 4096)]),
+        (b"\x06\0\0\0\0\0\0\x80", [(0x11000, 8192), (0x10000 + 63 * 4096, 4096)]),
+        (b"\xff" * 16, [(0x10000, 100 * 4096 - 512)]),
+    ],
+)
+def test_a_bitmap_becomes_runs(bitmap: bytes, runs: list[tuple[int, int]]) -> None:
+    length = 100 * 4096 - 512
+    assert list(do.dirty_runs(bitmap, 0x10000, length, 4096)) == runs
+
+
+def test_directions_are_each_others_opposite() -> None:
+    assert Direction.TO_SERVER.opposite is Direction.TO_CLIENT

@@ -1,0 +1,261 @@
+"""What the interposer can ask of a server or a client, a function each, on top of `Session.ask`.
+
+They are coroutines of `vfio_user.interposer.loop`. A refusal by the peer raises `Refused` with its errno; a peer that
+is gone or silent raises `Lost` or `TimeoutError`.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vfio_user.errors import ProtocolError, VfioUserError
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.picture import Mapping
+from vfio_user.interposer.session import Session
+from vfio_user.wire import Command, Message
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
+
+TIMEOUT = 5.0
+"""Seconds a peer has for an answer."""
+PAGE = 4096
+Run = tuple[int, int]
+"""(IOVA, bytes) of a piece of guest memory."""
+
+
+class Refused(VfioUserError):
+    """The peer answered with an error."""
+
+    def __init__(self, what: str, errno: int) -> None:
+        super().__init__(f"{what}: {errnos.errorcode.get(errno, errno)} ({os.strerror(errno)})")
+        self.errno = errno
+
+
+async def request(
+    session: Session,
+    command: Command,
+    payload: bytes = b"",
+    *,
+    fds: Sequence[int] = (),
+    towards: Direction = Direction.TO_SERVER,
+    timeout: float = TIMEOUT,
+) -> Message:
+    """Send a request and return its good reply.
+
+    Raises:
+        Refused: the reply reports an error.
+    """
+    if command not in session.dialect:
+        raise Refused(f"{command.value} is no command of dialect {session.dialect.name}", errnos.ENOTSUP)
+    message = Message(0, session.dialect.number(command), payload=payload, fds=list(fds))
+    reply = await session.ask(towards, message, timeout=timeout)
+    if reply.failed:
+        raise Refused(command.value, reply.errno)
+    return reply
+
+
+async def region_read(session: Session, region: int, offset: int, size: int) -> bytes:
+    """`size` bytes of a region, in one access."""
+    reply = await request(session, Command.REGION_READ, at.REGION_ACCESS.pack(offset, region, size))
+    at.REGION_ACCESS.unpack(reply.payload)
+    return reply.payload[at.REGION_ACCESS.size :]
+
+
+async def region_write(session: Session, region: int, offset: int, data: bytes) -> None:
+    """Write to a region, in one access."""
+    await request(session, Command.REGION_WRITE, at.REGION_ACCESS.pack(offset, region, len(data), tail=data))
+
+
+async def feature(
+    session: Session,
+    number: int,
+    operation: FeatureFlags,
+    data: bytes = b"",
+    *,
+    room: int = 0,
+    timeout: float = TIMEOUT,
+) -> bytes:
+    """DEVICE_FEATURE; returns the feature's structure from the reply. `room`: bytes expected beyond `data`."""
+    payload = at.FEATURE.pack(at.FEATURE.size + len(data) + room, number | operation, tail=data)
+    reply = await request(session, Command.DEVICE_FEATURE, payload, timeout=timeout)
+    at.FEATURE.unpack(reply.payload)
+    return reply.payload[at.FEATURE.size :]
+
+
+async def migration_support(session: Session) -> MigrationSupport | None:
+    """What the server can do of migration v2; None where it cannot migrate."""
+    try:
+        body = await feature(session, Feature.MIGRATION, FeatureFlags.GET, room=at.MIGRATION_FLAGS.size)
+        return MigrationSupport(at.MIGRATION_FLAGS.unpack(body).flags)
+    except (Refused, ProtocolError):
+        return None
+
+
+async def migration_state(session: Session) -> MigrationState:
+    """The device's migration state."""
+    body = await feature(session, Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=at.DEVICE_STATE.size)
+    state = at.DEVICE_STATE.unpack(body).state
+    session.picture.set_migration_state(state)
+    return MigrationState(state)
+
+
+async def set_migration_state(session: Session, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
+    """Take the device to another migration state; the server goes through those in between."""
+    await feature(session, Feature.MIG_DEVICE_STATE, FeatureFlags.SET, at.DEVICE_STATE.pack(state, 0), timeout=timeout)
+    session.picture.set_migration_state(state)
+
+
+def data_limit(session: Session) -> int:
+    """Bytes of migration data that both sides agreed to take in one message."""
+    sides = [side.capabilities.data_per_message for side in (session.picture.client, session.picture.server) if side]
+    return max(PAGE, min([1 << 20, *sides]))
+
+
+async def mig_data_read(session: Session, size: int) -> bytes:
+    """One piece of the device's state; empty at its end (STOP_COPY) or when there is nothing yet (PRE_COPY)."""
+    payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + size, size)
+    reply = await request(session, Command.MIG_DATA_READ, payload)
+    told = at.MIGRATION_DATA.unpack(reply.payload)
+    return reply.payload[at.MIGRATION_DATA.size :][: told.size]
+
+
+async def read_state(session: Session) -> AsyncIterator[bytes]:
+    """The device's state, piece by piece, until nothing more comes."""
+    size = data_limit(session)
+    while piece := await mig_data_read(session, size):
+        yield piece
+
+
+async def mig_data_write(session: Session, data: bytes) -> None:
+    """Hand a piece of state to a device that is RESUMING."""
+    payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + len(data), len(data), tail=data)
+    await request(session, Command.MIG_DATA_WRITE, payload)
+
+
+async def logging_start(session: Session, page_size: int, ranges: Iterable[Run] | None = None) -> None:
+    """Let the server log the pages it writes, in `ranges` or everywhere that is mapped."""
+    wanted = list(ranges) if ranges is not None else mapped(session)
+    body = at.LOGGING_CONTROL.pack(page_size, len(wanted), 0)
+    body += b"".join(at.LOGGING_RANGE.pack(*run) for run in wanted)
+    await feature(session, Feature.DMA_LOGGING_START, FeatureFlags.SET, body)
+
+
+async def logging_stop(session: Session) -> None:
+    await feature(session, Feature.DMA_LOGGING_STOP, FeatureFlags.SET, at.LOGGING_CONTROL.pack(0, 0, 0))
+
+
+async def logging_report(session: Session, page_size: int, run: Run) -> bytes:
+    """The dirty bitmap of a range since it was last asked for: a bit per page, in 64-bit words."""
+    iova, length = run
+    pages = -(-length // page_size)
+    size = -(-pages // 64) * 8
+    body = at.LOGGING_REPORT.pack(iova, length, page_size)
+    found = await feature(session, Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, body, room=size)
+    return found[at.LOGGING_REPORT.size :][:size]
+
+
+def mapped(session: Session) -> list[Run]:
+    """All of the guest's memory that the server was told of."""
+    return [(mapping.iova, mapping.size) for mapping in session.picture.maps.values()]
+
+
+def dirty_runs(bitmap: bytes, iova: int, length: int, page_size: int) -> Iterator[Run]:
+    """The ranges that a dirty bitmap marks, adjacent pages together, cut at the end of the range."""
+    start = end = -1
+    for page in _set_bits(bitmap):
+        if page != end:
+            if start >= 0:
+                yield _run(start, end, iova, length, page_size)
+            start = page
+        end = page + 1
+    if start >= 0:
+        yield _run(start, end, iova, length, page_size)
+
+
+def _run(first: int, end: int, iova: int, length: int, page_size: int) -> Run:
+    at_byte = first * page_size
+    return iova + at_byte, min(end * page_size, length) - at_byte
+
+
+def _set_bits(bitmap: bytes) -> Iterator[int]:
+    for dirty in re.finditer(rb"[^\0]", bitmap):  # a sparse bitmap is mostly zeros
+        byte = dirty.group()[0]
+        for bit in range(8):
+            if byte >> bit & 1:
+                yield dirty.start() * 8 + bit
+
+
+def read_memory(session: Session, iova: int, size: int) -> bytes:
+    """Guest memory as it is, through the descriptors the client mapped it with.
+
+    Raises:
+        Refused: (EFAULT) some of it is not mapped, or was mapped without a descriptor.
+    """
+    found = bytearray()
+    while len(found) < size:
+        place = iova + len(found)
+        mapping = session.picture.mapping(place)
+        if mapping is None or mapping.fd < 0:
+            raise Refused(f"no memory can be read at IOVA {place:#x}", errnos.EFAULT)
+        data = os.pread(
+            mapping.fd, min(size - len(found), _left(mapping, place)), mapping.offset + place - mapping.iova
+        )
+        if not data:
+            raise Refused(f"the memory mapped at IOVA {mapping.iova:#x} ends before it", errnos.EFAULT)
+        found += data
+    return bytes(found)
+
+
+def write_memory(session: Session, iova: int, data: bytes) -> None:
+    """Write guest memory behind everyone's back; see `read_memory`."""
+    view = memoryview(data)
+    while view:
+        mapping = session.picture.mapping(iova)
+        if mapping is None or mapping.fd < 0:
+            raise Refused(f"no memory can be written at IOVA {iova:#x}", errnos.EFAULT)
+        size = min(len(view), _left(mapping, iova))
+        written = os.pwrite(mapping.fd, view[:size], mapping.offset + iova - mapping.iova)
+        view, iova = view[written:], iova + written
+
+
+def _left(mapping: Mapping, place: int) -> int:
+    return mapping.iova + mapping.size - place
+
+
+async def dma_write(session: Session, iova: int, data: bytes) -> None:
+    """DMA_WRITE to the client, as if the server did it."""
+    number = Command.DMA_WRITE
+    layout = session.dialect.shapes[number].request
+    assert layout is not None
+    await request(session, number, layout.pack(iova, len(data), tail=data), towards=Direction.TO_CLIENT)
+
+
+@dataclass
+class Touched:
+    """What `touch` did."""
+
+    messages: int = 0
+    bytes: int = 0
+
+
+async def touch(session: Session, runs: Iterable[Run], *, whole: bool = True, step: int = PAGE) -> Touched:
+    """Write guest memory's own content back over DMA_WRITE: QEMU then marks those pages dirty.
+
+    With `whole` a message carries as much of a run as fits; otherwise one byte of every `step` bytes.
+    """
+    done = Touched()
+    limit = data_limit(session)
+    for iova, size in runs:
+        pieces = (
+            range(iova, iova + size, limit) if whole else [iova, *range((iova // step + 1) * step, iova + size, step)]
+        )
+        for place in pieces:
+            data = read_memory(session, place, min(limit, iova + size - place) if whole else 1)
+            await dma_write(session, place, data)
+            done.messages += 1
+            done.bytes += len(data)
+    return done

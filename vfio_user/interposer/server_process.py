@@ -1,0 +1,233 @@
+"""A server that the interposer starts itself: own process group, dies with us, and is there when it listens."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from vfio_user.errors import UserError
+from vfio_user.interposer.loop import Future, Loop
+from vfio_user.transport import Stream
+
+PR_SET_PDEATHSIG = 1
+IN_MOVED_TO, IN_CREATE = 0x80, 0x100
+STOP_TIME = 2.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+
+class ServerProcess:
+    """Starts `command` whenever asked to, in which `{socket}` stands for the path to listen on.
+
+    `{fd}` instead is a listening socket that the server inherits: then it can be connected to before it has started.
+    """
+
+    def __init__(self, loop: Loop, command: str, socket_path: str | None = None) -> None:
+        """Nothing is started yet.
+
+        Raises:
+            UserError: the command has neither placeholder, or cannot be split into words.
+        """
+        if "{socket}" not in command and "{fd}" not in command:
+            raise UserError(
+                "the server's command says nowhere what to listen on",
+                hint="put {socket} where the path belongs, or {fd} for an inherited listening socket",
+            )
+        try:
+            self._words = shlex.split(command)
+        except ValueError as error:
+            raise UserError(f"the server's command cannot be read: {error}") from None
+        self.command = command
+        self.starts = 0
+        self._loop = loop
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if socket_path is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="vfu-")
+            socket_path = str(Path(self._folder.name) / "server")
+        self.path = socket_path
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running server."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def fate(self) -> str:
+        """How the last one ended, for a sentence."""
+        code = self._process.poll() if self._process is not None else None
+        if code is None:
+            return "is running" if self._process is not None else "was never started"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+
+    async def start(self, timeout: float) -> Stream:
+        """Start a server and connect to it.
+
+        Raises:
+            UserError: it cannot be started, ends before it listens, or does not listen within `timeout` seconds.
+        """
+        self.starts += 1
+        Path(self.path).unlink(missing_ok=True)
+        if "{fd}" in self.command:
+            return self._start_inheriting()
+        arrivals = _Arrivals(Path(self.path).parent)
+        try:
+            self._spawn(())
+            return await self._connected(arrivals, time.monotonic() + timeout)
+        finally:
+            arrivals.close()
+
+    def signal(self, number: int) -> None:
+        if (pid := self.pid) is not None:
+            os.kill(pid, number)
+
+    async def stop(self, timeout: float = STOP_TIME) -> None:
+        """SIGTERM, and SIGKILL to the whole group where that does not help in time."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            self._signal_group(signal.SIGCONT)
+            self._signal_group(signal.SIGTERM)
+            await self._ended(timeout)
+        self._signal_group(signal.SIGKILL)
+        process.wait()
+
+    def kill(self) -> None:
+        """End it now."""
+        if self._process is not None:
+            self._signal_group(signal.SIGKILL)
+            self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _start_inheriting(self) -> Stream:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            listening.bind(self.path)
+            listening.listen(8)
+            self._spawn((listening.fileno(),))
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect(self.path)
+        return Stream(client)
+
+    def _spawn(self, fds: tuple[int, ...]) -> None:
+        if self._process is not None:
+            self.kill()
+        replaced = {"{socket}": self.path, "{fd}": str(fds[0]) if fds else ""}
+        words = [_replace(word, replaced) for word in self._words]
+        libc = ctypes.CDLL(None)
+        try:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # ours has one line for whoever waits until we listen
+                pass_fds=fds,
+                process_group=0,
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            )
+        except OSError as error:
+            raise UserError(f"cannot start the server: {words[0]}: {error.strerror}") from None
+
+    async def _connected(self, arrivals: _Arrivals, deadline: float) -> Stream:
+        """Connect as soon as somebody listens. The path appears with bind, and listen follows at once."""
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        while True:
+            try:
+                client.connect(self.path)
+                return Stream(client)
+            except OSError as error:
+                left = deadline - time.monotonic()
+                if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or left <= 0 or self.pid is None:
+                    client.close()
+                    why = "does not listen" if self.pid is not None else self.fate
+                    raise UserError(f"the server {why}: {' '.join(self._words)}") from None
+                if error.errno == errno.ECONNREFUSED:
+                    await self._loop.sleep(0.001)
+                else:
+                    await self._changed(arrivals, left)
+
+    async def _changed(self, arrivals: _Arrivals, timeout: float) -> None:
+        """Until a file appears beside the socket, the server ends, or time is up."""
+        assert self._process is not None
+        changed: Future[None] = Future()
+        pidfd = os.pidfd_open(self._process.pid)
+        timer = self._loop.after(timeout, lambda: changed.resolve(None))
+        self._loop.watch(pidfd, lambda _: changed.resolve(None))
+        self._loop.watch(arrivals.fd, lambda _: changed.resolve(None))
+        try:
+            await changed
+        finally:
+            timer.cancel()
+            self._loop.forget(arrivals.fd)
+            self._loop.forget(pidfd)
+            os.close(pidfd)
+            arrivals.drain()
+
+    async def _ended(self, timeout: float) -> None:
+        assert self._process is not None
+        ended: Future[None] = Future()
+        pidfd = os.pidfd_open(self._process.pid)
+        timer = self._loop.after(timeout, lambda: ended.resolve(None))
+        self._loop.watch(pidfd, lambda _: ended.resolve(None))
+        try:
+            await ended
+        finally:
+            timer.cancel()
+            self._loop.forget(pidfd)
+            os.close(pidfd)
+
+    def _signal_group(self, number: int) -> None:
+        assert self._process is not None
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return
+
+
+class _Arrivals:
+    """Tells when files appear in a folder (inotify)."""
+
+    def __init__(self, folder: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(folder), IN_CREATE | IN_MOVED_TO) < 0:
+            number = ctypes.get_errno()
+            self.close()
+            raise UserError(f"cannot watch {folder} for the server's socket: {os.strerror(number)}")
+
+    def drain(self) -> None:
+        try:
+            while os.read(self.fd, 4096):
+                pass
+        except BlockingIOError:
+            return
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def peer_pid(stream: Stream) -> int | None:
+    """The process that listens at the other end of a UNIX connection, as of when it began to."""
+    if not stream.carries_fds:
+        return None
+    credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid or None
+
+
+def _replace(word: str, by: dict[str, str]) -> str:
+    for placeholder, value in by.items():
+        word = word.replace(placeholder, value)
+    return word

@@ -1,0 +1,109 @@
+"""Where servers come from: an address that somebody else listens on, or a command of our own."""
+
+from __future__ import annotations
+
+import os
+
+from vfio_user.errors import UserError
+from vfio_user.interposer.loop import Loop
+from vfio_user.interposer.server_process import ServerProcess, peer_pid
+from vfio_user.transport import Address, Stream, connect
+
+RETRY = 0.02
+"""Seconds between attempts to reach a server that somebody else has to start again."""
+
+
+class Upstream:
+    """The server's side of the world."""
+
+    def __init__(self, loop: Loop, address: str | None, command: str | None) -> None:
+        """Nothing is connected or started yet. With a command, `address` is the path it is to listen on.
+
+        Raises:
+            UserError: neither is given, or one is malformed.
+        """
+        if address is None and command is None:
+            raise UserError("no server", hint="give --connect ADDRESS, --server-command CMD, or both")
+        self._loop = loop
+        self.process = ServerProcess(loop, command, _path(address)) if command is not None else None
+        self._address = Address.parse(address if address is not None else self.process.path if self.process else "")
+        self._fresh: Stream | None = None
+        self._peer: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, as far as it is known: ours, or whoever listened at the UNIX socket."""
+        return self.process.pid if self.process is not None else self._peer
+
+    async def start(self, timeout: float) -> None:
+        """Start the server where that is up to us, so that the first client need not wait."""
+        if self.process is not None and self.process.pid is None:
+            self._fresh = await self.process.start(timeout)
+
+    async def connect(self, timeout: float) -> Stream:
+        """A new connection; a server of ours that is not running is started.
+
+        Raises:
+            UserError: no server can be reached.
+        """
+        await self.start(timeout)
+        stream, self._fresh = self._fresh, None
+        if stream is None:
+            stream = connect(self._address, timeout=timeout)
+        self._peer = peer_pid(stream)
+        return stream
+
+    async def reconnect(self, deadline: float) -> Stream:
+        """A connection to the next server: ours started anew, or somebody else's as soon as it listens.
+
+        Raises:
+            UserError: none came up before `deadline`.
+        """
+        if self.process is not None:
+            self._peer = None
+            return await self.process.start(deadline - self._loop.now())
+        while True:
+            try:
+                stream = connect(self._address, timeout=1.0)
+            except UserError:
+                if self._loop.now() >= deadline:
+                    raise
+                await self._loop.sleep(RETRY)
+            else:
+                self._peer = peer_pid(stream)
+                return stream
+
+    async def stop(self) -> None:
+        """End the server, gently: ours, or the process that listened."""
+        if self.process is not None:
+            await self.process.stop()
+
+    def signal(self, number: int) -> int:
+        """Send the server a signal; returns its process id.
+
+        Raises:
+            UserError: it is not known which process it is, or that has ended.
+        """
+        pid = self.pid
+        if pid is None:
+            raise UserError("the server's process is not known", hint="start it with --server-command")
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError) as error:
+            raise UserError(f"cannot signal the server, process {pid}: {error.strerror}") from None
+        return pid
+
+    def close(self) -> None:
+        if self._fresh is not None:
+            self._fresh.close()
+        if self.process is not None:
+            self.process.close()
+
+
+def _path(address: str | None) -> str | None:
+    if address is None:
+        return None
+    where = Address.parse(address).where
+    if not isinstance(where, str):
+        raise UserError(f"a server that is started here listens on a UNIX socket, not on {address}")
+    return where
