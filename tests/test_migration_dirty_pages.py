@@ -1,0 +1,180 @@
+"""DIRTY_PAGES and DMA_UNMAP's bitmap, in the layouts of both dialects that have them."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+
+from tests.migration_device import Adder, set_state
+from vfio_user.errors import ProtocolError
+from vfio_user.migration import Migration
+from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Dialect
+from vfio_user.wire.constants import MigrationState
+
+START, STOP, GET = 1, 2, 4
+BASE, SIZE = 0x100000, 0x40000
+BOTH = pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
+
+
+def control(flags: int, argsz: int = 8) -> bytes:
+    return struct.pack("<II", argsz, flags)
+
+
+def get(iova: int = BASE, size: int = SIZE, pgsize: int = 4096, bitmap: int = 8, argsz: int | None = None) -> bytes:
+    return struct.pack("<IIQQQQ", 40 + bitmap if argsz is None else argsz, GET, iova, size, pgsize, bitmap)
+
+
+def get_v6(*ranges: tuple[int, int, int, int], skipped: int = 0) -> bytes:
+    return control(GET) + bytes(skipped) + b"".join(struct.pack("<QQQQQ", *range_, 0) for range_ in ranges)
+
+
+def logging(*pages: int, dialect: Dialect = REGION_MIGRATION) -> Migration:
+    device = Adder()
+    device.dma.map(BASE, SIZE, 3)
+    migration = Migration(device)
+    assert migration.dirty_pages(control(START), dialect) == b""
+    for page in pages:
+        device.dma.mark_dirty(BASE + page * 4096, 1)
+    return migration
+
+
+def left(migration: Migration) -> int:
+    return int.from_bytes(migration.dirty_pages(get(), REGION_MIGRATION)[40:], "little")
+
+
+def test_region_migration_answers_with_both_structures_and_the_bitmap() -> None:
+    migration = logging(0, 33)
+    assert migration.dirty_pages(get(), REGION_MIGRATION) == struct.pack(
+        "<IIQQQQQ", 48, GET, BASE, SIZE, 4096, 8, 1 | 1 << 33
+    )
+    assert left(migration) == 0
+
+
+@pytest.mark.parametrize("skipped", [0, 4, 8], ids=["without data", "data as printed", "data as in the kernel"])
+def test_the_draft_answers_each_range_with_its_bitmap(skipped: int) -> None:
+    migration = logging(0, 33)
+    request = get_v6((BASE, 0x1000, 4096, 8), (BASE + 0x20000, 0x20000, 8192, 8), skipped=skipped)
+    assert migration.dirty_pages(request, DRAFT_V6) == struct.pack("<QQQQ", 4096, 8, 0, 1) + struct.pack(
+        "<QQQQ", 8192, 8, 0, 1
+    )
+    assert left(migration) == 0
+
+
+@BOTH
+def test_the_log_starts_with_the_negotiated_page_size_and_stops(dialect: Dialect) -> None:
+    migration = logging(7, dialect=dialect)
+    assert migration.device.dma.log_page_size == migration.page_size == 4096
+    migration.dirty_pages(control(START), dialect)
+    assert left(migration) == 1 << 7
+    for _ in range(2):
+        assert migration.dirty_pages(control(STOP), dialect) == b""
+    assert migration.device.dma.log_page_size == 0
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "payload",
+    [b"", bytes(7), *(control(flags) for flags in (0, 3, 5, 6, 7, 8, 1 << 31)), control(START, argsz=7)],
+)
+def test_malformed_controls_are_refused(dialect: Dialect, payload: bytes) -> None:
+    migration = logging(5)
+    with pytest.raises(ProtocolError) as refused:
+        migration.dirty_pages(payload, dialect)
+    assert refused.value.errno == errno.EINVAL
+    assert left(migration) == 1 << 5
+
+
+REFUSED = {
+    "no range": control(GET),
+    "half a range": get()[:39],
+    "argsz above a message": get(argsz=(1 << 20) + 1),
+    "a bitmap too small": get(bitmap=0),
+    "a bitmap too large": get(bitmap=16),
+    "page size 0": get(pgsize=0),
+    "page size 4097": get(pgsize=4097),
+    "size 0": get(size=0),
+    "wrapping": get(iova=(1 << 64) - 0x1000),
+}
+REFUSED_V6 = {
+    "no range": control(GET),
+    "half a range": get_v6((BASE, SIZE, 4096, 8))[:-1],
+    "12 bytes between": get_v6((BASE, SIZE, 4096, 8), skipped=12),
+    "a bitmap too small": get_v6((BASE, SIZE, 4096, 0)),
+    "bitmaps above a message": get_v6((0, 1 << 36, 4096, 1 << 21)),
+    "page size 3": get_v6((BASE, SIZE, 3, 8)),
+}
+ALL_REFUSED = [(REGION_MIGRATION, payload) for payload in REFUSED.values()] + [
+    (DRAFT_V6, payload) for payload in REFUSED_V6.values()
+]
+
+
+@pytest.mark.parametrize(("dialect", "payload"), ALL_REFUSED, ids=[*REFUSED, *REFUSED_V6])
+def test_malformed_requests_lose_no_page(dialect: Dialect, payload: bytes) -> None:
+    migration = logging(5)
+    with pytest.raises(ProtocolError) as refused:
+        migration.dirty_pages(payload, dialect)
+    assert refused.value.errno == errno.EINVAL
+    assert left(migration) == 1 << 5
+
+
+@BOTH
+def test_a_bitmap_of_what_is_not_mapped_is_enoent(dialect: Dialect) -> None:
+    request = get_v6((0, 0x1000, 4096, 8)) if dialect is DRAFT_V6 else get(iova=0, size=0x1000)
+    with pytest.raises(ProtocolError) as refused:
+        logging().dirty_pages(request, dialect)
+    assert refused.value.errno == errno.ENOENT
+
+
+@BOTH
+def test_a_bitmap_before_start_is_refused(dialect: Dialect) -> None:
+    migration = logging()
+    migration.dirty_pages(control(STOP), dialect)
+    request = get_v6((BASE, SIZE, 4096, 8)) if dialect is DRAFT_V6 else get()
+    with pytest.raises(ProtocolError) as refused:
+        migration.dirty_pages(request, dialect)
+    assert refused.value.errno == errno.EINVAL
+
+
+def test_too_little_room_is_told_and_loses_no_page() -> None:
+    migration = logging(5)
+    reply = migration.dirty_pages(get(argsz=20), REGION_MIGRATION)
+    assert reply == struct.pack("<II", 48, GET) + bytes(12)
+    assert left(migration) == 1 << 5
+
+
+def test_the_last_bitmap_is_taken_from_a_stopped_device() -> None:
+    migration = logging(5)
+    for state in (MigrationState.STOP, MigrationState.STOP_COPY):
+        set_state(migration, state)
+        migration.gate(Command.DIRTY_PAGES)
+    assert left(migration) == 1 << 5
+
+
+def test_unmap_takes_the_bitmap() -> None:
+    migration = logging(1, 2)
+    assert migration.unmap_bitmap(BASE, SIZE, 8192, 8) == bytes([3]) + bytes(7)
+    assert left(migration) == 0
+
+
+@pytest.mark.parametrize(
+    ("iova", "pgsize", "size", "number"),
+    [
+        (BASE, 0, 8, errno.EINVAL),
+        (BASE, 4097, 8, errno.EINVAL),
+        (BASE, 4096, 0, errno.EINVAL),
+        (BASE, 4096, 16, errno.EINVAL),
+        (BASE + SIZE, 4096, 8, errno.ENOENT),
+    ],
+)
+def test_unmap_with_a_bad_bitmap_request_loses_no_page(iova: int, pgsize: int, size: int, number: int) -> None:
+    migration = logging(5)
+    with pytest.raises(ProtocolError) as refused:
+        migration.unmap_bitmap(iova, SIZE, pgsize, size)
+    assert refused.value.errno == number
+    assert left(migration) == 1 << 5
+
+
+def test_the_current_dialect_has_no_dirty_pages() -> None:
+    assert Command.DIRTY_PAGES not in CURRENT

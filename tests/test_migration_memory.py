@@ -1,0 +1,127 @@
+"""Large device memory: it streams in pieces, while the device runs, in bounded memory and bounded time per read."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.migration_device import Adder, load, read_all, read_data, save, set_state, write_data
+from vfio_user.migration import Migration
+from vfio_user.migration.saving import PAGE, SCAN
+from vfio_user.wire.constants import MigrationState
+
+MIB = 1 << 20
+
+
+def large(size: int) -> Adder:
+    """A device whose memory is outside of Python's allocator, as a BAR's is."""
+    device = Adder(0)
+    device.ram = mmap.mmap(-1, size)  # type: ignore[assignment]
+    device.digest = lambda: repr(device.values)  # type: ignore[method-assign]
+    return device
+
+
+def fill(device: Adder, seed: int = 1) -> None:
+    random_bytes = random.Random(seed)
+    for at in range(0, len(device.ram), MIB):
+        device.ram[at : at + MIB] = random_bytes.randbytes(MIB)
+
+
+def move(source: Adder, target: Adder) -> int:
+    """Move a state transfer by transfer, as a VMM that keeps none of it. Bytes moved."""
+    sending, receiving = Migration(source), Migration(target)
+    set_state(receiving, MigrationState.RESUMING)
+    moved = 0
+    for state in (MigrationState.PRE_COPY, MigrationState.STOP_COPY):
+        set_state(sending, state)
+        while data := read_data(sending):
+            write_data(receiving, data)
+            moved += len(data)
+    set_state(receiving, MigrationState.STOP)
+    return moved
+
+
+def test_memory_streams_without_being_copied_as_a_whole() -> None:
+    source, target = large(64 * MIB), large(64 * MIB)
+    fill(source)
+    tracemalloc.start()
+    try:
+        moved = move(source, target)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert moved > 64 * MIB
+    assert peak < 8 * MIB
+    assert target.ram[:] == source.ram[:]
+
+
+def test_zeros_are_not_sent_and_replace_what_was_there() -> None:
+    source, target = large(64 * MIB), large(64 * MIB)
+    fill(target)
+    source.ram[10 * MIB] = 1
+    assert move(source, target) < 100_000
+    assert target.ram[:] == source.ram[:]
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 65535, 65536, 65537, 200_001])
+def test_memory_of_any_size_arrives(size: int) -> None:
+    source, target = Adder(size), Adder(size)
+    source.ram[:] = random.Random(size).randbytes(size)
+    load(target, save(source))
+    assert target.ram == source.ram
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 0x2FFFF), st.binary(min_size=1, max_size=5000)), max_size=5),
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 0x2FFFF), st.binary(min_size=1, max_size=5000)), max_size=3), max_size=4
+    ),
+    st.integers(100, 100_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_written_during_pre_copy_arrives(
+    before: list[tuple[int, bytes]], rounds: list[list[tuple[int, bytes]]], transfer: int
+) -> None:
+    source, target = Adder(0x30000), Adder(0x30000)
+
+    def write(writes: list[tuple[int, bytes]]) -> None:
+        for at, data in writes:
+            source.ram[at : at + len(data)] = data[: len(source.ram) - at]
+
+    write(before)
+    migration = Migration(source)
+    set_state(migration, MigrationState.PRE_COPY)
+    stream = b""
+    for writes in rounds:
+        stream += read_data(migration, transfer)
+        write(writes)
+    set_state(migration, MigrationState.STOP_COPY)
+    load(target, stream + read_all(migration, transfer))
+    assert target.ram == source.ram
+
+
+def test_only_changed_pages_are_sent_again() -> None:
+    source = Adder(64 * PAGE)
+    source.ram[:] = b"\x5a" * len(source.ram)
+    migration = Migration(source)
+    set_state(migration, MigrationState.PRE_COPY)
+    read_all(migration)
+    for page in (3, 4, 40):
+        source.ram[page * PAGE + 100] ^= 1
+    assert 3 * PAGE < len(read_all(migration)) < 3 * PAGE + 200
+
+
+def test_a_read_in_pre_copy_looks_at_no_more_memory_than_it_may() -> None:
+    source = large(4 * SCAN)
+    migration = Migration(source)
+    set_state(migration, MigrationState.PRE_COPY)
+    read_data(migration, 1 << 20)
+    source.ram[4 * SCAN - 100 : 4 * SCAN - 95] = b"found"
+    found = [b"found" in read_data(migration) for _ in range(12)]
+    assert True not in found[:2]
+    assert True in found
