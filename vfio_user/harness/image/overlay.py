@@ -10,20 +10,20 @@ from vfio_user.harness.image.tree import Symlink, Tree, is_program
 PROGRAMS = "opt/vfio-user"  # where the guest has guest_images/programs
 
 
-def overlay_tree(recipe: Recipe, room: Path = ROOM) -> Tree:
+def overlay_tree(recipe: Recipe) -> Tree:
     """`rootfs/` as it is, `programs/` below /opt/vfio-user, and the services and modules of `recipe`.
 
     A program (a script that begins with `#!`, or an ELF file) can be called by its name without `.py` too.
     """
     tree = Tree()
-    for path, content in _files(room / "rootfs"):
+    for path, content in _files(ROOM / "rootfs"):
         tree.add_content(path, content)
-    for path, content in _files(room / "programs"):
+    for path, content in _files(ROOM / "programs"):
         tree.add_content(f"{PROGRAMS}/{path}", content)
         if is_program(content):
             tree.add(f"usr/bin/{Path(path).stem}", Symlink(f"/{PROGRAMS}/{path}"))
     services = "".join(f"::respawn:/usr/sbin/service {name} {cmd}\n" for name, cmd in recipe.services.items())
-    tree.add_content("etc/inittab", (room / "rootfs/etc/inittab").read_bytes() + services.encode())
+    tree.add_content("etc/inittab", (ROOM / "rootfs/etc/inittab").read_bytes() + services.encode())
     tree.add_content("etc/modules", "".join(f"{name}\n" for name in recipe.autoload).encode())
     return tree
 

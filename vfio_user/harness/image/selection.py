@@ -40,7 +40,7 @@ class _Selection:
 
     def add_matches(self, pattern: str) -> None:
         # unlike Path.glob, this one does not ask whether a link leads somewhere: here, links lead to another root
-        matches = sorted(glob(pattern.lstrip("/"), root_dir=self.packages, include_hidden=True))
+        matches = sorted(glob(pattern.lstrip("/"), root_dir=self.packages, include_hidden=True))  # noqa: PTH207
         if not matches:
             raise UserError(f"no package of the recipe has a file {pattern}")
         for path in matches:

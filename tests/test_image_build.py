@@ -1,0 +1,289 @@
+"""Recipes, and the images that are built of them: from packages of a machine that exists only here."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import zstandard
+from click.testing import CliRunner
+
+from tests.test_image_parts import bz_image, kernel_object, members
+from vfio_user.cli.image import command
+from vfio_user.errors import UserError
+from vfio_user.harness.cache import ENVIRONMENT
+from vfio_user.harness.image import GuestImage, builder, overlay, recipe
+from vfio_user.harness.image.recipe import Recipe, load_recipe, recipe_names
+
+RECIPE = """\
+description: a guest of a test
+suites: [test]
+kernel: linux
+packages: [busybox]
+files: [/usr/bin/busybox]
+modules: [nvme]
+autoload: [virtio_net]
+services:
+  sshd: dropbear -F
+"""
+
+
+class Packages:
+    """An archive whose packages are a few files; `versions` is what it has now."""
+
+    versions: Sequence[str] = ("busybox_1_amd64.deb", "linux_1_amd64.deb")
+    fetched: list[Sequence[str]]
+    unpacked = 0
+    broken = False
+
+    def __init__(self, suites: Sequence[str]) -> None:
+        self.suites = suites
+
+    def fetch(self, packages: Sequence[str], *, progress: object = None) -> list[Path]:
+        Packages.fetched.append(packages)
+        return [Path(name) for name in Packages.versions]
+
+    def unpack(self, debs: Iterable[Path], into: Path) -> None:
+        Packages.unpacked += 1
+        vmlinux = b"\x7fELF" + repr(list(debs)).encode()
+        busybox = b"#!/bin/sh\necho usr/bin/ls; echo usr/sbin/reboot\n"
+        modules = "usr/lib/modules/6.12-test"
+        files = {
+            "boot/vmlinuz-6.12-test": bz_image(zstandard.compress(vmlinux) + struct.pack("<I", len(vmlinux))),
+            "usr/bin/busybox": busybox,
+            f"{modules}/modules.builtin": b"",
+            f"{modules}/kernel/nvme.ko": kernel_object(depends=""),
+            f"{modules}/kernel/virtio_net.ko": kernel_object(depends=""),
+        }
+        for name, data in files.items():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            (into / name).write_bytes(data)
+            (into / name).chmod(0o755)
+            if Packages.broken:
+                raise UserError("a package does not unpack")
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Packages]:
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.setattr(builder, "DebianArchive", Packages)
+    monkeypatch.setattr(Packages, "versions", Packages.versions)
+    monkeypatch.setattr(Packages, "fetched", [], raising=False)
+    monkeypatch.setattr(Packages, "unpacked", 0)
+    monkeypatch.setattr(Packages, "broken", False)
+    return Packages
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A guest_images folder with the recipe `small`, a setting and a program."""
+    room = tmp_path / "guest_images"
+    files = {
+        "recipes/small.yaml": RECIPE,
+        "rootfs/etc/inittab": "::sysinit:/etc/rc\n",
+        "rootfs/etc/rc": "#!/bin/sh\n",
+        "programs/hello.py": "#!/usr/bin/env python3\nprint('hello')\n",
+        "programs/library.py": "x = 1\n",
+    }
+    for name, text in files.items():
+        (room / name).parent.mkdir(parents=True, exist_ok=True)
+        (room / name).write_text(text)
+    monkeypatch.setattr(recipe, "RECIPES", room / "recipes")
+    monkeypatch.setattr(overlay, "ROOM", room)
+    return room
+
+
+def contents(image: GuestImage) -> dict[str, bytes]:
+    return {name: data for name, _mode, data, *_ in members(image.initramfs.read_bytes())}
+
+
+def modes(image: GuestImage) -> dict[str, int]:
+    return {name: mode & 0o7777 for name, mode, *_ in members(image.initramfs.read_bytes())}
+
+
+def test_an_image_has_packages_programs_settings_and_keys(room: Path) -> None:
+    image = builder.ensure_image("small")
+    files = contents(image)
+    assert image.kernel.read_bytes().startswith(b"\x7fELF")
+    assert files["usr/lib/modules/6.12-test/modules.dep"] == b"kernel/nvme.ko:\nkernel/virtio_net.ko:\n"
+    assert files["usr/bin/ls"] == b"/usr/bin/busybox"
+    assert files["init"] == b"usr/bin/busybox"
+    assert files["etc/modules"] == b"virtio_net\n"
+    assert files["etc/inittab"].endswith(b"::respawn:/usr/sbin/service sshd dropbear -F\n")
+    assert files["opt/vfio-user/library.py"] == b"x = 1\n"
+    assert image.ssh_key.with_suffix(".pub").read_bytes().strip() in files["root/.ssh/authorized_keys"]
+
+
+def test_programs_can_be_run_by_their_names(room: Path) -> None:
+    image = builder.ensure_image("small")
+    assert contents(image)["usr/bin/hello"] == b"/opt/vfio-user/hello.py"
+    assert modes(image)["opt/vfio-user/hello.py"] == 0o755
+    assert modes(image)["opt/vfio-user/library.py"] == 0o644
+
+
+def test_an_image_is_built_once(room: Path) -> None:
+    first = builder.ensure_image("small")
+    assert builder.ensure_image("small") == first
+    assert len(Packages.fetched) == 1
+
+
+def test_the_digest_depends_on_what_is_in_it_and_not_on_the_keys(
+    room: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = builder.ensure_image("small")
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "another cache"))
+    second = builder.ensure_image("small")
+    assert second.host_key != first.host_key
+    assert second.digest == first.digest
+
+
+def test_an_edited_program_needs_no_package(room: Path) -> None:
+    before = builder.ensure_image("small")
+    (room / "programs/library.py").write_text("x = 2\n")
+    after = builder.ensure_image("small")
+    assert contents(after)["opt/vfio-user/library.py"] == b"x = 2\n"
+    assert after.digest != before.digest
+    assert Packages.unpacked == 1
+    assert before.initramfs.exists(), "a run that found it before may still want to start it"
+
+
+def test_an_edited_recipe_is_built_again(room: Path) -> None:
+    before = builder.ensure_image("small")
+    path = room / "recipes/small.yaml"
+    path.write_text(path.read_text().replace("modules: [nvme]", "modules: []"))
+    after = builder.ensure_image("small")
+    assert "usr/lib/modules/6.12-test/kernel/nvme.ko" in contents(before)
+    assert "usr/lib/modules/6.12-test/kernel/nvme.ko" not in contents(after)
+
+
+def test_newer_packages_are_taken_when_somebody_asks_for_them(room: Path, packages: type[Packages]) -> None:
+    old = builder.ensure_image("small")
+    packages.versions = ("busybox_1_amd64.deb", "linux_2_amd64.deb")
+    assert builder.ensure_image("small") == old
+    new = builder.build_image("small")
+    assert new.digest != old.digest
+    assert builder.ensure_image("small") == new
+
+
+def test_a_build_of_the_same_packages_is_the_image_that_is_there(room: Path) -> None:
+    image = builder.ensure_image("small")
+    assert builder.build_image("small") == image
+    assert Packages.unpacked == 1
+
+
+def test_a_failed_build_leaves_nothing_behind(room: Path, packages: type[Packages]) -> None:
+    packages.broken = True
+    with pytest.raises(UserError, match="does not unpack"):
+        builder.ensure_image("small")
+    packages.broken = False
+    assert contents(builder.ensure_image("small"))["usr/bin/ls"] == b"/usr/bin/busybox"
+
+
+def test_old_images_go_when_nobody_used_them_for_long(room: Path) -> None:
+    before = builder.ensure_image("small")
+    last_use = time.time() - builder.IMAGE_AGE - 60
+    os.utime(before.kernel.parent, (last_use, last_use))
+    (room / "programs/library.py").write_text("x = 2\n")
+    after = builder.ensure_image("small")
+    assert not before.initramfs.exists()
+    assert after.initramfs.exists()
+
+
+def _ensure(_number: int) -> str:
+    return builder.ensure_image("small").digest
+
+
+def test_two_builds_at_once_make_one_image(room: Path, tmp_path: Path) -> None:
+    with get_context("fork").Pool(3) as pool:
+        digests = set(pool.map_async(_ensure, range(3)).get(timeout=50))
+    assert digests == {builder.ensure_image("small").digest}
+    assert len(list((tmp_path / "cache/images").glob("small-*"))) == 1
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipes_of_the_package_are_sound() -> None:
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    assert {"minimal", "storage"} <= set(recipes)
+    assert "fio" in recipes["storage"].packages
+    assert set(recipes["minimal"].packages) < set(recipes["storage"].packages), "storage extends minimal"
+    assert recipes["storage"].services == recipes["minimal"].services
+
+
+def test_an_unknown_image_is_answered_with_the_known() -> None:
+    with pytest.raises(UserError) as refusal:
+        load_recipe("maximal")
+    assert "minimal" in refusal.value.hint
+    assert "storage" in refusal.value.hint
+
+
+def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: minimal\ndescription: mine\npackages: [gdb]\nservices: {web: httpd -f}\n")
+    mine, minimal = load_recipe(str(path)), load_recipe("minimal")
+    assert mine.name == "mine"
+    assert mine.packages == (*minimal.packages, "gdb")
+    assert set(mine.services) == {*minimal.services, "web"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        pytest.param("extends: minimal\npackage: [x]\n", "package", id="unknown field"),
+        pytest.param("extends: minimal\nmodules: nvme\n", "modules", id="no list"),
+        pytest.param("description: x\n", "suites", id="missing field"),
+        pytest.param("extends: bad\ndescription: x\n", "extends itself", id="extends itself"),
+        pytest.param("extends: nothing\ndescription: x\n", "nothing.yaml", id="extends nothing"),
+        pytest.param("{", "not YAML", id="no YAML"),
+        pytest.param("- a\n", "table", id="no table"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=named):
+        load_recipe(str(path))
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.yaml"):
+        load_recipe(str(tmp_path / "gone.yaml"))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_what_a_recipe_starts_is_in_the_image(name: str) -> None:
+    made: Recipe = load_recipe(name)
+    shipped = {path for path, _ in overlay.overlay_tree(made)}
+    ours = (word for command in made.services.values() for word in command.split() if word.startswith("/opt/"))
+    assert {path.lstrip("/") for path in ours} <= shipped
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run() -> CliRunner:
+    return CliRunner()
+
+
+def test_the_list_tells_what_is_built(room: Path, run: CliRunner) -> None:
+    before = run.invoke(command, ["list"])
+    image = builder.ensure_image("small")
+    after = run.invoke(command, ["list"])
+    assert "small" in before.output
+    assert image.digest[:12] not in before.output
+    assert image.digest[:12] in after.output
+
+
+def test_a_build_prints_where_everything_is(room: Path, run: CliRunner) -> None:
+    result = run.invoke(command, ["build", "small"])
+    image = builder.ensure_image("small")
+    assert result.exit_code == 0
+    for path in (image.kernel, image.initramfs, image.ssh_key):
+        assert str(path) in result.output
