@@ -107,11 +107,11 @@ class BootedGuest(Guest):
         self.devices.append(plugged)
         return plugged
 
-    def unplug(self, plugged: Plugged) -> None:
-        """Take a device out, wait until the guest has let it go, and end its server."""
+    def unplug(self, plugged: Plugged, *, keep_server: bool = False) -> None:
+        """Take a device out, wait until the guest has let it go, and end its server if it is not kept."""
         self.machine.remove_device(plugged.identity, _PLUGGED * self.patience)
         self.devices.remove(plugged)
-        if plugged.server is not None:
+        if plugged.server is not None and not keep_server:
             plugged.server.stop()
 
     def _free_slot(self) -> int:
@@ -133,8 +133,15 @@ class BootedGuest(Guest):
 
     def reboot(self) -> None:
         """Reboot from inside, and wait until it is up again with its devices."""
+        self._come_up_after(lambda: self.agent.start("reboot -f"))
+
+    def reset(self) -> None:
+        """Reset the machine from outside, and wait until the guest is up again with its devices."""
+        self._come_up_after(lambda: self.qmp.command("system_reset"))
+
+    def _come_up_after(self, reset: Callable[[], object]) -> None:
         began = self.machine.console.position
-        self.agent.start("reboot -f")
+        reset()
         self.machine.wait_ready(since=began)
         self.agent.renew()
         self.hello()

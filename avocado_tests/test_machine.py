@@ -1,0 +1,64 @@
+"""Devices and the life of a machine: several at once, reboot, plugging in and out."""
+
+from avocado_tests.guest_test import GuestTest
+
+
+class Machine(GuestTest):
+    """
+    :avocado: tags=edu,machine
+    """
+
+    def test_two_devices_in_one_guest(self) -> None:
+        """Each has a server, registers and interrupts of its own."""
+        with self.lab() as lab:
+            guest = lab.boot(devices=["edu", "edu --msix 2"], iommu=True)
+            first, second = guest.devices
+            self.edu(guest, "liveness", "0x11111111", device=first)
+            self.edu(guest, "liveness", "0x22222222", device=second)
+            values = [
+                self.edu(guest, "registers", device=device).seen["registers"]["liveness"] for device in guest.devices
+            ]
+            self.assertEqual(values, ["0xeeeeeeee", "0xdddddddd"])
+            counts = [self.edu(guest, "irq", device=device).seen["counts"] for device in guest.devices]
+            self.assertEqual([len(count) for count in counts], [4, 2])
+
+    def test_reboot(self) -> None:
+        """The guest reboots: the device is reset, found again, and works."""
+        with self.lab() as lab:
+            guest = lab.boot(device="edu", iommu=True)
+            self.edu(guest, "liveness", "0x5a5a5a5a")
+            before = guest.succeed("cat /proc/sys/kernel/random/boot_id")
+            guest.reboot()
+            self.assertNotEqual(guest.succeed("cat /proc/sys/kernel/random/boot_id"), before)
+            self.assertEqual(self.edu(guest, "registers").seen["registers"]["liveness"], "0x0")
+            self.edu(guest, "--interrupts", "msix", "irq")
+            self.edu(guest, "dma")
+
+    def test_system_reset(self) -> None:
+        """QEMU resets the machine under a running guest, as a power button does."""
+        with self.lab() as lab:
+            guest = lab.boot(device="edu", iommu=True)
+            self.edu(guest, "liveness", "0x5a5a5a5a")
+            guest.reset()
+            self.assertEqual(self.edu(guest, "registers").seen["registers"]["liveness"], "0x0")
+            self.edu(guest, "irq")
+
+    def test_unplug_and_plug_in_again(self) -> None:
+        """A device without MSI-X leaves and comes back, to the same server as a new session.
+
+        With MSI-X, QEMU 11.1.3 aborts at device_del.
+        """
+        with self.lab() as lab:
+            server = lab.serve("edu --msix 0")
+            guest = lab.boot(iommu=True)
+            for _ in range(3):
+                device = guest.plug("edu", server=server)
+                self.edu(guest, "--interrupts", "msi", "irq", device=device)
+                guest.unplug(device, keep_server=True)
+
+    def test_boot_from_the_beginning(self) -> None:
+        """What works in a restored guest works in one that was booted."""
+        with self.lab() as lab:
+            guest = lab.boot(device="edu", iommu=True, fresh=True)
+            self.edu(guest, "irq")
+            self.edu(guest, "dma")

@@ -1,0 +1,138 @@
+"""`vfio-user test-e2e`: the guest-driven tests, by avocado's job API."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import vfio_user
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.interruption import interruptible
+
+# Two guests under TCG fill two processors; a third only makes timeouts of slowness.
+MOST_AT_ONCE = 2
+
+
+@click.command()
+@click.argument("tests", nargs=-1)
+@click.option("-t", "--tag", "tags", multiple=True, help="Only tests with these avocado tags: `-t irq`, `-t dma,msix`.")
+@click.option("--parallel", type=click.IntRange(1, MOST_AT_ONCE), default=MOST_AT_ONCE, show_default=True)
+@click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
+@click.option("--list", "list_only", is_flag=True, help="Name the tests, and run none.")
+@click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Any setting of avocado's.")
+def command(
+    tests: tuple[str, ...],
+    tags: tuple[str, ...],
+    parallel: int,
+    timeout_factor: float,
+    list_only: bool,
+    options: tuple[str, ...],
+) -> None:
+    """Run the guest-driven tests, all of them or TESTS: files, or FILE:CLASS.METHOD as `--list` names them.
+
+    Evidence of every test is under results/. The last line counts: N passed, N failed, N skipped. The exit status is 0
+    when some test passed and none failed.
+    """
+    Job = _avocado()
+    folder = tests_folder()
+    config: dict[str, Any] = {
+        "resolver.references": [_reference(folder, test) for test in tests] or _all(folder),
+        "filter.by_tags.tags": list(tags),
+        "run.max_parallel_tasks": parallel,
+        "run.results_dir": os.environ.get(RESULTS_VARIABLE) or str(Path("results").absolute()),
+        "run.status_server_auto": True,
+        "core.show": ["app"],
+        "job.run.result.html.enabled": True,
+        "sysinfo.collect.enabled": False,
+        **dict(_setting(option) for option in options),
+    }
+    _prepare_environment(folder, timeout_factor)
+    with interruptible():
+        if list_only:
+            for name in _names(Job, config):
+                click.echo(name)
+            return
+        with Job.from_config(config) as job:
+            if not job.size:
+                raise UserError("no test is to be run", hint="`vfio-user test-e2e --list` names all that there are")
+            status = job.run()
+            _report(job, status)
+
+
+def tests_folder() -> Path:
+    """Where the guest-driven tests are: beside the package in a checkout, else here. Raises `UserError`."""
+    for parent in (Path(vfio_user.__file__).parent.parent, Path.cwd()):
+        folder = parent / "avocado_tests"
+        if folder.is_dir():
+            return folder
+    raise UserError("the guest-driven tests are not here", hint="run this in a checkout of the project")
+
+
+def _avocado() -> Any:
+    try:
+        from avocado.core.job import Job
+    except ImportError as error:
+        raise UserError("avocado is not installed", hint="pip install 'vfio-user[test]'") from error
+    return Job
+
+
+def _all(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.glob("test_*.py"))]
+
+
+def _reference(folder: Path, test: str) -> str:
+    """A test as avocado wants it, from a path, or a name of the folder with or without `test_` and `.py`."""
+    name, colon, method = test.partition(":")
+    candidates = (Path(name), folder / name, folder / f"{name}.py", folder / f"test_{name}.py")
+    for path in candidates:
+        if path.is_file():
+            return f"{path.absolute()}{colon}{method}"
+    raise UserError(
+        f"there is no test file {name}", hint=f"there are: {', '.join(Path(path).stem for path in _all(folder))}"
+    )
+
+
+def _setting(option: str) -> tuple[str, Any]:
+    """KEY=VALUE with the value as avocado types it."""
+    from avocado.core.settings import settings
+
+    key, equals, text = option.partition("=")
+    known = settings.as_dict()
+    if not equals or key not in known:
+        raise UserError(f"avocado has no setting {key!r}", hint="`avocado config reference` lists them; -o KEY=VALUE")
+    kind = type(known[key])
+    if kind is bool:
+        return key, text.lower() in ("1", "true", "yes", "on")
+    return key, text.split(",") if kind is list else kind(text) if known[key] is not None else text
+
+
+def _prepare_environment(folder: Path, timeout_factor: float) -> None:
+    """For the processes of avocado's runner: its programs, our package and the factor for every deadline."""
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    sys.path.insert(0, str(folder.parent))  # where avocado looks for the classes that tests derive from
+    paths = (str(folder.parent), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    if timeout_factor != 1.0:
+        os.environ["VFIO_USER_TIMEOUT_SCALE"] = str(timeout_factor)
+
+
+def _names(job_class: Any, config: dict[str, Any]) -> list[str]:
+    job = job_class.from_config({**config, "run.dry_run.enabled": True})
+    return [str(runnable.identifier) for suite in job.test_suites for runnable in suite.tests]
+
+
+def _report(job: Any, status: int) -> None:
+    result = job.result
+    failed = result.failed + result.errors + result.interrupted
+    skipped = result.skipped + result.cancelled
+    click.echo(f"evidence: {job.logdir}")
+    click.echo(f"{result.passed + result.warned} passed, {failed} failed, {skipped} skipped")
+    if failed:
+        raise VerdictError(f"{failed} of {result.tests_total} guest-driven tests failed")
+    if status or not result.passed:
+        raise UserError(f"avocado did not finish its job (status {status})", hint=f"its log: {job.logfile}")

@@ -1,0 +1,63 @@
+"""Programs in the guest that exercise a device and report in JSON (guest_images/programs/edu.py has the form)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vfio_user.harness.guest import Guest, GuestFailure
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What a guest did and saw.
+
+    `seen` is what the device answered, the same for every right device of its kind; `wrong` says what it should have
+    answered; `device` is how it was driven; `seconds` were measured in the guest.
+    """
+
+    command: str
+    ok: bool
+    seen: Mapping[str, Any]
+    wrong: tuple[str, ...]
+    device: Mapping[str, Any]
+    seconds: float
+    error: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong, in one line; "right" when nothing is."""
+        return "right" if self.ok else self.error or "; ".join(self.wrong) or "wrong, and it does not say why"
+
+
+def exercise(guest: Guest, program: str, *arguments: str, timeout: float = 60.0) -> Exercise:
+    """Run a program and return its report, good or bad. Raises `GuestFailure` when it gives none."""
+    command = (program, *arguments)
+    result = guest.run(command, timeout)
+    try:
+        report = json.loads(result.stdout)
+        return Exercise(
+            command=" ".join(command),
+            ok=bool(report["ok"]) and result.ok,
+            seen=report.get("seen", {}),
+            wrong=tuple(report.get("wrong", ())),
+            device=report.get("device", {}),
+            seconds=report["seconds"],
+            error=report.get("error", ""),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise GuestFailure(
+            f"{' '.join(command)!r} gave no report", evidence=f"{result.describe()}\n{guest.evidence()}", result=result
+        ) from error
+
+
+def succeed(guest: Guest, program: str, *arguments: str, timeout: float = 60.0) -> Exercise:
+    """`exercise`, with `GuestFailure` for a bad verdict: what was wrong, the console and the kernel's log."""
+    done = exercise(guest, program, *arguments, timeout=timeout)
+    if not done.ok:
+        raise GuestFailure(
+            f"{done.command!r}: {done.verdict}", evidence=f"seen: {json.dumps(done.seen)}\n{guest.evidence()}"
+        )
+    return done
