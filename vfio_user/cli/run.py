@@ -1,0 +1,186 @@
+"""`vfio-user run`: the main job. A real guest in a real QEMU exercises a device that Python serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.exercise import Exercise, exercise
+from vfio_user.harness.interruption import interruptible
+from vfio_user.harness.lab import Lab
+from vfio_user.harness.server import Device
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that the guest does with the device: arguments of its program, and what that proves."""
+
+    arguments: tuple[str, ...]
+    proves: str
+
+
+# What a guest does with each device: its program, and the parts.
+EXERCISES: dict[str, tuple[str, tuple[Part, ...]]] = {
+    "edu": (
+        "edu",
+        (
+            Part(("identify",), "found with the right ids and BAR"),
+            Part(("liveness",), "registers read and written"),
+            Part(("factorial", "--interrupt"), "computes, and interrupts when done"),
+            Part(("irq", "--times", "3"), "every interrupt vector counted"),
+            Part(("--interrupts", "intx", "intx"), "INTx is a level until acknowledged"),
+            Part(("dma",), "DMA both ways over page borders"),
+        ),
+    ),
+}
+
+
+@click.command()
+@click.option(
+    "--device", default="edu", show_default=True, help="A device of `vfio-user serve` that guests can exercise."
+)
+@click.option(
+    "--server", metavar="COMMAND", help="Another server of that device: its command line with {socket} in it."
+)
+@click.option("--image", default="minimal", show_default=True, help="The guest image.")
+@click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
+@click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@click.option("--keep", is_flag=True, help="Keep the guest running afterwards, until Ctrl-C.")
+def command(
+    device: str, server: str | None, image: str, qemu: str | None, fresh: bool, as_json: bool, keep: bool
+) -> None:
+    """Boot a guest on our device, let it exercise the device, and report.
+
+    The exit status is 0 only when everything that the guest saw was right.
+    """
+    program, parts = _exercises(device)
+    wanted = Device.parse(server or device)
+    printer = _Quiet() if as_json else _Printer()
+    done: list[tuple[Part, Exercise]] = []
+    with interruptible(), Lab("run", qemu=qemu, progress=printer.progress) as lab:
+        guest = lab.boot(device=wanted, image=image, iommu=True, trace=True, monitor=keep, fresh=fresh)
+        printer.machine(lab, guest)
+        for part in parts:
+            with lab.timeline.step(f"the guest: {program} {' '.join(part.arguments)}"):
+                outcome = exercise(guest, program, "--slot", guest.device.address, *part.arguments)
+            done.append((part, outcome))
+            printer.part(part, outcome)
+            if not outcome.ok:
+                guest.collect(lab.folder)
+        if keep:
+            _keep(lab, guest)
+    good = all(outcome.ok for _, outcome in done)
+    report = {
+        "ok": good,
+        "device": device,
+        "seconds": round(lab.timeline.now, 3),
+        "logs": str(lab.folder),
+        "parts": [{"proves": part.proves, **asdict(outcome)} for part, outcome in done],
+        "steps": [asdict(step) for step in lab.timeline.steps],
+    }
+    text = json.dumps(report, indent=2, default=list)
+    (lab.folder / "report.json").write_text(text + "\n")
+    if as_json:
+        click.echo(text)
+    printer.end(lab, good)
+    if not good:
+        wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
+        raise VerdictError(f"the guest saw {device} do wrong", evidence="\n".join(wrong))
+
+
+class _Quiet:
+    """Says on stderr what takes long, and nothing else."""
+
+    def progress(self, message: str) -> None:
+        click.echo(message, err=True)
+
+    def machine(self, lab: Lab, guest: BootedGuest) -> None:
+        pass
+
+    def part(self, part: Part, outcome: Exercise) -> None:
+        pass
+
+    def end(self, lab: Lab, good: bool) -> None:
+        pass
+
+
+class _Printer(_Quiet):
+    """For a person: one line for each thing that was done, with its time."""
+
+    def machine(self, lab: Lab, guest: BootedGuest) -> None:
+        for step in lab.timeline.steps:
+            if step.seconds >= 0.01:
+                click.echo(f"{step.seconds:7.2f} s  {step.what}")
+        kernel = guest.succeed("uname -r").strip()
+        plugged = guest.device
+        click.echo(
+            f"\nLinux {kernel} in {lab.qemu.version_text} under {lab.accelerator.upper()} sees"
+            f" {plugged.vendor:04x}:{plugged.device:04x} at {plugged.address}\n"
+        )
+
+    def part(self, part: Part, outcome: Exercise) -> None:
+        mark = "ok  " if outcome.ok else "FAIL"
+        click.echo(f"{outcome.seconds:7.2f} s  {mark}  {part.proves}: {_summary(outcome)}")
+
+    def end(self, lab: Lab, good: bool) -> None:
+        click.echo(f"\n{'All right' if good else 'WRONG'}, in {lab.timeline.now:.1f} s. Logs: {_short(lab.folder)}")
+
+
+def _exercises(device: str) -> tuple[str, tuple[Part, ...]]:
+    name = device.split()[0].removeprefix("qemu:") if device.split() else device
+    if name not in EXERCISES:
+        Device.parse(device)  # an unknown device is the better thing to say
+        raise UserError(
+            f"guests have no program to exercise {device!r}",
+            hint=f"they have for: {', '.join(EXERCISES)}; `vfio-user boot --device {device}` gives a shell",
+        )
+    return EXERCISES[name]
+
+
+def _summary(outcome: Exercise) -> str:
+    """What was seen, in the space of a line; what was wrong instead, where something was."""
+    if not outcome.ok:
+        return outcome.verdict
+    how = ", ".join(str(value) for key, value in outcome.device.items() if key in ("access", "interrupts"))
+    seen = "; ".join(f"{key} {_brief(value)}" for key, value in outcome.seen.items())
+    return f"{seen} ({how})"
+
+
+def _brief(value: object) -> str:
+    match value:
+        case dict():
+            items = [f"{key}:{item}" for key, item in value.items()]
+            return " ".join(items) if len(" ".join(items)) <= 40 else f"x {len(items)}"
+        case list():
+            return " ".join(map(str, value))
+        case _:
+            return str(value)
+
+
+def _keep(lab: Lab, guest: BootedGuest) -> None:
+    rows: Sequence[str] = (
+        f"QMP      {lab.monitor_path(guest)}",
+        f"console  {guest.machine.console.log}",
+        f"SSH      {' '.join(guest.ssh_command(lab.folder))}",
+        "The guest is kept; Ctrl-C ends it.",
+    )
+    click.echo("\n".join(("", *rows)), err=True)
+    try:
+        while guest.machine.child.wait(3600.0) is None:
+            pass
+    except KeyboardInterrupt:
+        click.echo("", err=True)
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
