@@ -72,7 +72,7 @@ class Dma(DmaMap):
         count = len(buffer)
         if start >= 0 and start + count <= region.size and region.read_map is not None and region.file is not None:
             start += region.base
-            buffer[:] = region.file.view[start : start + count]
+            memoryview(buffer)[:] = region.file.view[start : start + count]
             return
         done = 0
         with memoryview(buffer) as view:

@@ -6,13 +6,12 @@ import os
 import select
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 
 def is_eventfd(fd: int) -> bool:
     """As the kernel's VFIO insists; True too where /proc cannot tell."""
     try:
-        return str(Path(f"/proc/self/fd/{fd}").readlink()) == "anon_inode:[eventfd]"
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"  # noqa: PTH115 - pathlib takes 5 ms to load
     except OSError:
         return True
 

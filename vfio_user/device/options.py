@@ -2,7 +2,8 @@
 
     def __init__(self, *, msix: Annotated[int, "MSI-X vectors; 0 leaves the capability out"] = 4) -> None:
 
-Name, type and default come from the signature, the help from the annotation. Types: int (with 0x), bool, str, Path.
+Name, type and default come from the signature, the help from the annotation. Types: int (with 0x), bool, and
+whatever is made from a text: str, Path.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfio_user.errors import UserError
@@ -61,13 +61,11 @@ def _parse(option: Option, text: str) -> object:
     try:
         if option.type is bool:
             return _parse_bool(text)
-        if option.type is int:
-            return int(text, 0)
+        return int(text, 0) if option.type is int else option.type(text)
     except ValueError:
         raise UserError(
             f"option {option.name}: {text!r} is not of type {option.type.__name__}", hint=option.help
         ) from None
-    return Path(text) if option.type is Path else text
 
 
 def _parse_bool(text: str) -> bool:
