@@ -1,0 +1,151 @@
+"""The programs that run inside guests: here on files that look like a device in sysfs, some of them a wrong one."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
+SLOT = "0000:01:00.0"
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The guest's programs, importable as they are in the guest."""
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    yield
+    for name in ("edu", "guest_pci", "guest_vfio"):
+        sys.modules.pop(name, None)
+
+
+def config_space() -> bytes:
+    """An edu device with INTx, 4 MSI and 4 MSI-X vectors, its interrupt line active."""
+    config = bytearray(256)
+    struct.pack_into("<HHHH", config, 0x00, 0x1234, 0x11E8, 0, 0x18)
+    config[0x34] = 0x40
+    config[0x3D] = 1
+    struct.pack_into("<BBH", config, 0x40, 0x05, 0x50, 2 << 1 | 0x80)
+    struct.pack_into("<BBH", config, 0x50, 0x11, 0x00, 3)
+    return bytes(config)
+
+
+@pytest.fixture
+def sysfs(programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sysfs with one edu device whose BAR 0 is plain memory, which answers nothing as edu would."""
+    import guest_pci
+
+    folder = tmp_path / "devices" / SLOT
+    folder.mkdir(parents=True)
+    attributes = {"vendor": "0x1234", "device": "0x11e8", "revision": "0x10", "class": "0x00ff00"}
+    attributes["resource"] = "0x00000000fe000000 0x00000000fe0fffff 0x0000000000040200\n" + "0x0 0x0 0x0\n" * 12
+    for name, text in attributes.items():
+        (folder / name).write_text(text)
+    (folder / "config").write_bytes(config_space())
+    (folder / "resource0").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(guest_pci, "SYSFS", tmp_path)
+    return folder
+
+
+def test_a_bar_is_read_and_written_at_the_width_that_is_asked_for(sysfs: Path) -> None:
+    from guest_pci import SysfsDevice, find_device
+
+    with SysfsDevice(find_device("1234:11e8")) as device:
+        bar = device.bar(0)
+        bar.write(0x80, 0x1122334455667788, 8)
+        assert [bar.read(0x80, width) for width in (8, 4, 2, 1)] == [0x1122334455667788, 0x55667788, 0x7788, 0x88]
+        assert bar.read(0x84) == 0x11223344
+
+
+def test_a_bar_without_mmap_answers_the_same(sysfs: Path) -> None:
+    from guest_pci import Bar
+
+    with (sysfs / "resource0").open("r+b", buffering=0) as file:
+        bar = Bar(0x1000, None, file.fileno(), offset=0x2000)
+        bar.write(0x10, 0xCAFE, 2)
+        assert bar.read(0x10) == 0xCAFE
+    assert (sysfs / "resource0").read_bytes()[0x2010:0x2012] == b"\xfe\xca"
+
+
+@pytest.mark.parametrize(("offset", "width"), [(2, 4), (1 << 20, 4), ((1 << 20) - 4, 8), (-4, 4), (0, 3)])
+def test_accesses_that_could_not_be_one_are_refused(sysfs: Path, offset: int, width: int) -> None:
+    from guest_pci import SysfsDevice, find_device
+
+    with SysfsDevice(find_device("1234:11e8")) as device, pytest.raises(ValueError, match="access"):
+        device.bar(0).read(offset, width)
+
+
+def test_config_space_tells_of_interrupts(sysfs: Path) -> None:
+    from guest_pci import SysfsDevice, find_device
+
+    with SysfsDevice(find_device("1234:11e8", slot="01:00.0")) as device:
+        assert device.config.vectors() == {"intx": 1, "msi": 4, "msix": 4}
+        assert device.config.intx_pending
+        assert device.config.read(0x04, 2) & 0x6 == 0x6, "memory decode and bus mastering are on"
+
+
+def test_a_device_that_is_not_there_is_named(sysfs: Path) -> None:
+    from guest_pci import DeviceError, find_device
+
+    with pytest.raises(DeviceError, match="1af4:1000"):
+        find_device("1af4:1000")
+    with pytest.raises(DeviceError, match="is 1234:11e8"):
+        find_device("1af4:1000", SLOT)
+
+
+def run_edu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    import edu
+
+    monkeypatch.setattr(sys, "argv", ["edu", *arguments])
+    monkeypatch.setattr(edu, "PATIENCE", 0.05)
+    status = edu.main()
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [("identify", "identification is 0, not 0x10000ed"), ("liveness", "liveness of 0x0 is 0"), ("factorial", "0! is 0")],
+)
+def test_memory_is_not_taken_for_an_edu_device(
+    sysfs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, complaint: str
+) -> None:
+    status, report = run_edu(monkeypatch, capsys, command)
+    assert status == 1
+    assert not report["ok"]
+    assert any(complaint in line for line in report["wrong"])
+
+
+def test_a_computation_that_never_ends_is_an_error_in_time(
+    sysfs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (sysfs / "resource0").open("r+b") as file:
+        file.seek(0x08)
+        file.write(b"\1")
+    import edu
+
+    monkeypatch.setattr(edu, "STATUS", 0x08)  # the register keeps what is written, the COMPUTING bit too
+    status, report = run_edu(monkeypatch, capsys, "factorial", "1")
+    assert status == 1
+    assert "did not end" in report["error"]
+
+
+def test_what_needs_interrupts_says_so_without_them(
+    sysfs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, report = run_edu(monkeypatch, capsys, "--access", "sysfs", "irq")
+    assert status == 1
+    assert "interrupts" in report["error"]
+
+
+def test_registers_are_shown_as_they_are(
+    sysfs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, report = run_edu(monkeypatch, capsys, "registers")
+    assert status == 0
+    assert report["seen"]["registers"]["causes"] == "0x0"
+    assert report["device"] == {"slot": SLOT, "access": "sysfs"}
