@@ -155,6 +155,49 @@ def test_a_client_that_goes_leaves_the_device_ready_for_the_next() -> None:
     device.detach()
 
 
+def test_a_device_that_fails_when_its_client_goes_still_lets_everything_go() -> None:
+    class Clumsy(Sleeper):
+        def on_reset(self, kind: ResetKind) -> None:
+            raise RuntimeError("reset")
+
+        def on_dma_unmap(self, region: DmaRegion) -> None:
+            raise RuntimeError("unmap")
+
+    before = open_fds()
+    device = Clumsy()
+    device.attach(Client())
+    wires = Wires(device, MSIX, count=2)
+    for page in range(3):
+        device.dma.map(page * 4096, 4096, 3, memory_file(4096))
+    with pytest.raises(RuntimeError):
+        device.detach()
+    wires.close()
+    assert (len(device.dma), open_fds()) == (0, before)
+    assert "resume" in device.events
+
+
+def test_coalesced_interrupts_that_nobody_waits_for_do_not_stop_later_ones() -> None:
+    device, client = Sleeper(), Client()
+    device.attach(client)
+    device.interrupts.coalesce(0)
+    device.detach()
+    device.attach(client := Client())
+    wires = Wires(device, MSIX)
+    device.interrupts.coalesce(0)
+    client.end_batch()
+    assert wires.fired() == [1]
+    wires.close()
+    device.detach()
+
+
+def test_a_device_that_says_nowhere_who_it_is_is_told_so() -> None:
+    class Nobody(PciDevice):
+        pass
+
+    with pytest.raises(ValueError, match="ids"):
+        Nobody()
+
+
 def test_quiescing_may_end_on_any_thread_before_or_after_it_is_waited_for() -> None:
     for finish_first in (True, False):
         quiet, told = Quiesce(), threading.Event()

@@ -177,6 +177,10 @@ def put(saved: dict[str, Any], value: object, *path: str) -> None:
         lambda saved: put(saved, [4], "interrupts", "msix_pending"),
         lambda saved: put(saved, 4, "interrupts", "msix_masked"),
         lambda saved: put(saved, b"", "interrupts", "table"),
+        lambda saved: put(saved, [1.0], "interrupts", "msi_pending"),
+        lambda saved: put(saved, 1, "interrupts", "level"),
+        lambda saved: put(saved, 1 << 32, "values", "scratch"),
+        lambda saved: put(saved, -1, "values", "scratch"),
         lambda saved: put(saved, 1, "surplus"),
     ],
 )

@@ -24,6 +24,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -91,6 +92,8 @@ class PciDevice:
         Raises:
             ValueError: declarations that contradict each other or PCI.
         """
+        if ids is None and not hasattr(self, "ids"):
+            raise ValueError(f"{type(self).__name__} says nowhere who it is: ids = PciIds(vendor=..., device=...)")
         mechanism = interrupts if interrupts is not None else type(self).interrupts
         all_capabilities = list(self.capabilities if capabilities is None else capabilities)
         bars = list(self.bars if bars is None else bars)
@@ -215,16 +218,18 @@ class PciDevice:
             link.watch(fd, ready)
 
     def detach(self) -> None:
-        """The client is gone: its memory and descriptors are released, the device keeps its state."""
-        for fd in self._io_fds:
-            self.link.unwatch(fd)
-        self.on_reset(ResetKind.LOST_CONNECTION)
-        self._wait_quiet()
-        self.dma.unmap_all()
-        self.dma.stop_log()
-        self.interrupts.release()
-        self.link = self.dma.link = NoClient()
-        self.resume()
+        """The client is gone: its memory and descriptors are released, the device keeps its state.
+
+        All of it happens, whatever the author's hooks raise; the last that was raised is raised at the end.
+        """
+        with ExitStack() as at_the_end:  # runs from the last to the first
+            at_the_end.callback(self.resume)
+            at_the_end.callback(self._unlink)
+            at_the_end.callback(self.interrupts.release)
+            at_the_end.callback(self.dma.stop_log)
+            at_the_end.callback(self.dma.unmap_all)
+            at_the_end.callback(self._wait_quiet)
+            self.on_reset(ResetKind.LOST_CONNECTION)
 
     def quiesce(self) -> Quiesce | None:
         """Before memory, state or the migration state changes: None if the device stands still now. Raises what
@@ -362,6 +367,11 @@ class PciDevice:
         self._layout.close()
 
     # Within.
+
+    def _unlink(self) -> None:
+        for fd in self._io_fds:
+            self.link.unwatch(fd)
+        self.link = self.dma.link = NoClient()
 
     def _deferred(self, work: Callable[[], None]) -> None:
         if self._stopped:

@@ -125,9 +125,16 @@ class DmaMap:
         return (at >= 0 and self._regions[self._starts[at]].end > iova) or (size == 0 and iova in self._empty)
 
     def unmap_all(self) -> None:
+        """Forget everything. What a hook of the author raises is raised when all of it is forgotten."""
         self._empty.clear()
+        failed: list[Exception] = []
         for region in reversed(self.regions):
-            self._drop(region)
+            try:
+                self._drop(region)
+            except Exception as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     @property
     def log_page_size(self) -> int:
@@ -195,7 +202,7 @@ class DmaMap:
             raise ProtocolError(f"DMA_MAP: {size:#x} bytes at {iova:#x} (file: {offset:#x}) wrap", errno.EINVAL)
         if fd is not None and not size:
             raise ProtocolError("DMA_MAP: a file, and size 0", errno.EINVAL)
-        region = DmaRegion(iova, size, flags, offset)
+        region = DmaRegion(iova, size, int(flags), offset)  # an IntFlag's operators take a microsecond each
         if fd is not None:
             status = os.fstat(fd)
             region.source = status.st_dev, status.st_ino

@@ -189,6 +189,7 @@ class Interrupts:
             for lines in self._lines:
                 lines.cut_all()
                 lines.masked.clear()
+            self._coalesced.clear()
             self.link = NoClient()
         self._changed()
 
@@ -206,12 +207,15 @@ class Interrupts:
 
     def check(self, saved: Mapping[str, Any]) -> None:
         """Raises ProtocolError (EINVAL) unless `load` can take it."""
-        if saved.keys() != self.save().keys() or len(saved["table"]) != len(self.table.entries):
-            raise ProtocolError("saved interrupts are of another device", errno.EINVAL)
+        ours = self.save()
+        if saved.keys() != ours.keys() or any(type(saved[name]) is not type(ours[name]) for name in ours):
+            raise ProtocolError("saved interrupts are misshapen", errno.EINVAL)
+        if len(saved["table"]) != len(ours["table"]):
+            raise ProtocolError("saved interrupts have an MSI-X table of another size", errno.EINVAL)
         for index, name in ((MSI, "msi"), (MSIX, "msix")):
-            vectors = [*saved[f"{name}_pending"], *saved[f"{name}_masked"]]
-            if not all(0 <= vector < self.infos[index].count for vector in vectors):
-                raise ProtocolError(f"saved interrupts: a vector that {name} does not have", errno.EINVAL)
+            for vector in [*saved[f"{name}_pending"], *saved[f"{name}_masked"]]:
+                if type(vector) is not int or not 0 <= vector < self.infos[index].count:
+                    raise ProtocolError(f"saved interrupts: {name} has no vector {vector!r}", errno.EINVAL)
 
     def load(self, saved: Mapping[str, Any]) -> None:
         with self._lock:

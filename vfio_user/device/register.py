@@ -17,6 +17,7 @@ and the call of the handler; all others are composed (see `vfio_user.device.regi
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overl
 
 from vfio_user.device.declared import Declaration
 from vfio_user.device.state import State
+from vfio_user.errors import ProtocolError
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
@@ -206,6 +208,11 @@ class StoredRegister(BaseRegister, State):
         BaseRegister.__init__(self, place)
         State.__init__(self, default, keep)
         self.writable = writable
+
+    def check(self, value: object) -> None:
+        super().check(value)
+        if not isinstance(value, int) or not 0 <= value < 1 << 8 * max(self.place.widths):
+            raise ProtocolError(f"saved state: {value!r} does not fit the register {self.name}", errno.EINVAL)
 
     def cells(self, device: PciDevice) -> Iterator[Cell]:
         everything = (1 << 8 * max(self.place.widths)) - 1

@@ -21,10 +21,8 @@ def check_saved(saved: Mapping[str, Any], version: int, config_size: int) -> Non
         raise ProtocolError(f"saved state has {sorted(saved)}, not {sorted(KEYS)}", errno.EINVAL)
     if saved["version"] != version:
         raise ProtocolError(f"saved state has version {saved['version']}, not {version}", errno.EINVAL)
-    if len(saved["config"]) != config_size:
-        raise ProtocolError(
-            f"saved state has {len(saved['config'])} bytes of configuration space, not {config_size}", errno.EINVAL
-        )
+    if not isinstance(saved["config"], bytes) or len(saved["config"]) != config_size:
+        raise ProtocolError(f"saved state has not the {config_size} bytes of configuration space", errno.EINVAL)
 
 
 def digest_of(value: object) -> str:
