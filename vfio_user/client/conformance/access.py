@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench
 from vfio_user.client.conformance.check import CURRENT_FAMILY, Group, Level, Skip, require
 from vfio_user.client.conformance.refusals import Bad, enter
@@ -160,6 +162,21 @@ def write_nothing(bench: Bench) -> None:
 
 _LINE = INTERRUPT_LINE
 
+
+def _line_stays(bench: Bench) -> Callable[[], None]:
+    """The interrupt line has a value that none of the bad requests would write, and keeps it."""
+    client = bench.client
+    before = client.config_read(_LINE, 1)
+    client.config_write(_LINE, b"\x11")
+
+    def check() -> None:
+        found = client.config_read(_LINE, 1)
+        client.config_write(_LINE, before)
+        require(found == b"\x11", f"a request that was refused has written {found.hex()} to the interrupt line")
+
+    return check
+
+
 enter(
     region_write,
     Command.REGION_WRITE,
@@ -176,6 +193,7 @@ enter(
         Bad("wraps", "a range that wraps", _write(_WRAPS, b"\x33" * 4)),
         Bad("count-huge", "a count of 4 GiB", _write(_LINE, b"\x33", count=0xFFFF_FFFF)),
     ],
+    keep=_line_stays,
 )
 
 
@@ -221,6 +239,7 @@ enter(
         Bad("over-the-end", "a write over the end", lambda b: _multi(1, (_config_size(b), _CONFIG, 1, b"\x33"))),
     ],
     need=_need_multi,
+    keep=_line_stays,
 )
 
 

@@ -1,0 +1,108 @@
+"""Servers for the conformance catalogue: ours in this process, whole or with one fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from vfio_user.client.conformance import CATALOGUE, Outcome, Result, run
+from vfio_user.device import PciDevice
+from vfio_user.server import Offer, Server
+from vfio_user.server import server as server_module
+from vfio_user.server.session import Session
+from vfio_user.transport import Stream, connect
+from vfio_user.wire import CURRENT, Command, Dialect, Message
+
+Reply = tuple[bytes, list[int]]
+Proceed = Callable[[Command, Message], Reply]
+
+
+class Fault:
+    """One thing that a server does wrong. A subclass overrides where it does it."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        """Carry out a command: the payload and descriptors of its reply."""
+        return proceed(command, message)
+
+    def sent(self, message: Message) -> list[Message]:
+        """What leaves instead of a good reply."""
+        return [message]
+
+
+def with_fault(fault: Fault) -> type[Session]:
+    """A real session that has one fault, and no shortcut around it."""
+
+    class FaultySession(Session):
+        def _negotiate(self) -> bool:
+            send = self.connection.send
+
+            def send_faulty(message: Message) -> None:
+                for each in fault.sent(message):
+                    send(each)
+
+            self.connection.send = send_faulty  # type: ignore[method-assign]
+            return super()._negotiate()
+
+        def refresh_registers(self) -> None:
+            self._registers.clear()
+
+        def _run(self, command: Command, message: Message) -> Reply:
+            return fault.command(self, command, message, super()._run)
+
+    return FaultySession
+
+
+@dataclass
+class InProcess:
+    """Our server on a socket in `folder`; `renew` restarts it with a new device."""
+
+    folder: Path
+    device: Callable[[], PciDevice]
+    dialect: Dialect = CURRENT
+    session: type[Session] = Session
+    write_multiple: bool = True
+    pid: int | None = None
+
+    def __post_init__(self) -> None:
+        self._server: Server | None = None
+
+    def connect(self) -> Stream:
+        if self._server is None:
+            offer = Offer(write_multiple=self.write_multiple)
+            self._server = Server(self.device(), str(self.folder / "s"), dialect=self.dialect, offer=offer).start()
+        server_module.Session = self.session  # type: ignore[attr-defined]
+        return connect(str(self.folder / "s"), timeout=5)
+
+    def renew(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def crashed(self) -> str:
+        return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.renew()
+        server_module.Session = Session  # type: ignore[attr-defined]
+
+    def results(self, *groups: str) -> list[Result]:
+        """Run the catalogue, or these groups of it."""
+        checks = [
+            check
+            for check in CATALOGUE
+            if (not groups or check.group in groups) and (check.dialects is None or self.dialect.name in check.dialects)
+        ]
+        return list(run(checks, self, self.dialect, timeout=2))
+
+
+def failed(results: list[Result]) -> dict[str, str]:
+    return {result.check.id: result.detail for result in results if result.outcome is Outcome.FAIL}
+
+
+def skipped(results: list[Result]) -> set[str]:
+    return {result.check.id for result in results if result.outcome is Outcome.SKIP}

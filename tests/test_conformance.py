@@ -1,0 +1,215 @@
+"""The catalogue of checks: our servers pass it, and a server with one fault fails just the checks for that fault."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
+from tests.everything_device import Everything
+from vfio_user.cli.conformance import command as conformance
+from vfio_user.client.conformance import CATALOGUE, Level
+from vfio_user.client.conformance.check import CURRENT_FAMILY
+from vfio_user.errors import ProtocolError, VerdictError
+from vfio_user.server.session import Session
+from vfio_user.wire import DIALECTS, NO_REPLY, Command, Message
+from vfio_user.wire.constants import IrqSetFlags
+from vfio_user.wire.layouts import IRQ_SET, REGION_ACCESS, VERSION
+
+NEEDS_THE_PROCESS = {
+    "session/fds-are-closed",
+    "session/nothing-is-left",
+    "session/fds-on-rubbish",
+    "session/memory",
+}
+
+
+def test_ids_are_unique_and_every_check_has_a_title_and_a_rule() -> None:
+    ids = [check.id for check in CATALOGUE]
+    assert len(ids) == len(set(ids))
+    assert all(check.title and check.rule for check in CATALOGUE)
+    assert {check.level for check in CATALOGUE} == set(Level)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_a_device_with_everything_passes_in_every_dialect(tmp_path: Path, dialect) -> None:  # type: ignore[no-untyped-def]
+    with InProcess(tmp_path, Everything, dialect) as target:
+        results = target.results()
+    assert failed(results) == {}
+    device_migrates = {"feature/none-without-migration"}
+    assert skipped(results) <= NEEDS_THE_PROCESS | device_migrates
+
+
+def test_edu_passes_as_a_program(tmp_path: Path) -> None:
+    """What needs the server's process to be seen is in these runs."""
+    command = f"{sys.executable} -m vfio_user serve edu --socket-path {{socket}}"
+    junit, found = tmp_path / "junit.xml", tmp_path / "found.json"
+    arguments = ["--server-command", command, "--junit", str(junit), "--json", str(found)]
+    only = [argument for group in ("version", "info", "session") for argument in ("--only", group)]
+    result = CliRunner().invoke(conformance, [*arguments, *only])
+    assert result.exception is None, result.output
+
+    checks = json.loads(found.read_text())["checks"]
+    assert {check["outcome"] for check in checks} == {"pass"}
+    cases = ElementTree.parse(junit).getroot().iter("testcase")
+    assert len(list(cases)) == len(checks)
+
+
+# a server with one fault
+
+
+class ForgetsUnmapErrors(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            if command is Command.DMA_UNMAP:
+                return message.payload[:24], []
+            raise
+
+
+class TakesAnyArgsz(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.GET_IRQ_INFO and len(message.payload) == 16:
+            message.payload = (16).to_bytes(4, "little") + message.payload[4:]
+        return proceed(command, message)
+
+
+class AnswersPostedWrites(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if message.flags & NO_REPLY and command is Command.REGION_WRITE:
+            session.connection.send(message.reply())
+        return proceed(command, message)
+
+
+class WritesBeforeItChecks(Fault):
+    """A write over the end is refused, and its beginning done."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            if command is Command.REGION_WRITE and len(message.payload) > REGION_ACCESS.size:
+                session.device.config.set(0x3C, 1, message.payload[REGION_ACCESS.size])
+            raise
+
+
+class KeepsMaps(Fault):
+    """What one client maps is still there for the next."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        session.device.dma.unmap_all = lambda: None  # type: ignore[method-assign]
+        return proceed(command, message)
+
+
+class AnswersOneMinorTooHigh(Fault):
+    def sent(self, message: Message) -> list[Message]:
+        if message.command == 1 and not message.failed and VERSION.unpack(message.payload).minor == 1:
+            return [replace(message, payload=VERSION.pack(0, 2, tail=message.payload[4:]))]
+        return [message]
+
+
+class EchoesTheWrongCommand(Fault):
+    def sent(self, message: Message) -> list[Message]:
+        return [replace(message, command=message.command ^ 0x100)]
+
+
+class ShortReads(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        if command is Command.REGION_READ and len(payload) > 16 + 64:
+            payload = payload[:-1]
+        return payload, fds
+
+
+class FiresFromTheFirst(Fault):
+    """TRIGGER begins at vector 0 whatever its start."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.SET_IRQS:
+            argsz, flags, irq, start, count = IRQ_SET.unpack(message.payload)
+            if flags == IrqSetFlags.TRIGGER | IrqSetFlags.DATA_NONE and count == 1 and start == 1:
+                message.payload = IRQ_SET.pack(argsz, flags, irq, 0, start + count)
+        return proceed(command, message)
+
+
+class ForgetsInterruptsOnReset(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DEVICE_RESET:
+            session.device.interrupts.release()
+        return proceed(command, message)
+
+
+class EntersAnyState(Fault):
+    """A migration state that does not exist is taken for STOP."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        state = int.from_bytes(message.payload[8:12], "little")
+        if command is Command.DEVICE_FEATURE and message.payload[4:8] == b"\2\0\2\0" and state in (0, 8):
+            message.payload = message.payload[:8] + (1).to_bytes(4, "little") + message.payload[12:]
+        return proceed(command, message)
+
+
+UNMAPPING_WHAT_IS_NOT_THERE = {
+    *(check.id for check in CATALOGUE if check.group == "dma_unmap" and check.dialects == CURRENT_FAMILY),
+    "dma_unmap/twice",
+    "dma_map/fd-that-cannot-map",
+    "dma_map/identical",
+    "header/no-payload",
+    "session/maps-are-dropped",
+} - {"dma_unmap/reply-echoes"}
+
+BAD_WRITES = {
+    f"region_write/{name}"
+    for name in (
+        "at-the-end",
+        "count-huge",
+        "data-missing",
+        "data-too-long",
+        "over-the-end",
+        "region-behind-last",
+        "region-huge",
+        "region-of-size-0",
+        "wraps",
+    )
+}
+
+FAULTS: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
+    (
+        TakesAnyArgsz(),
+        (),
+        {"irq_info/argsz-too-small"},
+    ),
+    (AnswersPostedWrites(), ("order", "header"), {"order/posted-write-is-silent", "order/posted-write-comes-first"}),
+    (WritesBeforeItChecks(), ("region_read", "region_write"), BAD_WRITES),
+    (KeepsMaps(), ("session",), {"session/maps-are-dropped"}),
+    (AnswersOneMinorTooHigh(), (), {"version/agreed"}),
+    (EchoesTheWrongCommand(), (), {"header/command-echoed"}),
+    (ShortReads(), ("region_read", "order"), {"region_read/reply"}),
+    (FiresFromTheFirst(), ("set_irqs", "reset"), {"set_irqs/trigger-range"}),
+    (ForgetsInterruptsOnReset(), ("reset", "set_irqs"), {"reset/keeps-irqs"}),
+    (EntersAnyState(), ("migration", "mig_data"), {"migration/invalid-states"}),
+    (ForgetsUnmapErrors(), (), UNMAPPING_WHAT_IS_NOT_THERE),
+)
+
+
+@pytest.mark.parametrize(("fault", "groups", "expected"), FAULTS, ids=[type(fault).__name__ for fault, _, _ in FAULTS])
+def test_a_fault_fails_the_checks_for_it_and_no_others(
+    tmp_path: Path, fault: Fault, groups: tuple[str, ...], expected: set[str]
+) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(fault)) as target:
+        assert set(failed(target.results(*groups))) == expected
+
+
+def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(EchoesTheWrongCommand())) as target:
+        target.connect().close()
+        result = CliRunner().invoke(conformance, [str(tmp_path / "s"), "--only", "header/command-echoed"])
+    assert isinstance(result.exception, VerdictError)
+    assert "header/command-echoed" in result.exception.evidence
