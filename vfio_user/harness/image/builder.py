@@ -38,7 +38,7 @@ from vfio_user.harness.image.recipe import Recipe, load_recipe, recipe_names
 from vfio_user.harness.image.selection import add_busybox, add_bytecode, add_modules, add_skeleton, select
 
 IMAGE_AGE = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
-BASE_AGE = 14 * 86400.0  # the same for what takes longer to make
+BASE_AGE = 86400.0  # the same for what takes longer to make
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ def ensure_image(name: str, *, progress: Progress = quiet) -> GuestImage:
     if image is None:
         with locked(f"image-{recipe.name}"):
             image = _find(recipe) or _build(recipe, progress)
-    _touch(image.kernel.parent)
     return image
 
 
@@ -110,7 +109,11 @@ def _find(recipe: Recipe) -> GuestImage | None:
         return None
     keys = ensure_keys()
     folder = _image_folder(recipe, base, keys)
-    return _open(recipe, folder, keys) if folder.exists() else None
+    if not folder.exists():
+        return None
+    _touch(base)
+    _touch(folder)
+    return _open(recipe, folder, keys)
 
 
 def _open(recipe: Recipe, folder: Path, keys: Keys) -> GuestImage:
