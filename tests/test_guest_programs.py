@@ -109,7 +109,11 @@ def run_edu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 @pytest.mark.parametrize(
     ("command", "complaint"),
-    [("identify", "identification is 0, not 0x10000ed"), ("liveness", "liveness of 0x0 is 0"), ("factorial", "0! is 0")],
+    [
+        ("identify", "identification is 0, not 0x10000ed"),
+        ("liveness", "liveness of 0x0 is 0"),
+        ("factorial", "0! is 0"),
+    ],
 )
 def test_memory_is_not_taken_for_an_edu_device(
     sysfs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, complaint: str
