@@ -80,6 +80,10 @@ class Prober(PciDevice):
     def later(self, value: int) -> None:
         self.defer(lambda: self.dma.write_u32(GUEST, value))
 
+    @register(bar=0, offset=0x30, width=4)
+    def inverted(self) -> int:
+        return ~0
+
     def on_reset(self, kind: ResetKind) -> None:
         self.resets.append(kind)
 
@@ -137,6 +141,11 @@ def test_narrow_and_natural_accesses_keep_their_order(client: Client) -> None:
     client.region_write(0, 0x100, b"nothing there", posted=True)
     client.store(0, 0, 4, 2, posted=True)
     assert client.region_read(0, 0, 2) == (12).to_bytes(2, "little")
+
+
+def test_a_register_is_cut_to_its_width_on_both_paths(client: Client) -> None:
+    assert client.load(0, 0x30, 4) == 0xFFFFFFFF
+    assert client.region_read(0, 0x2F, 6) == b"\0\xff\xff\xff\xff\0"
 
 
 def test_a_write_handler_may_wait_for_message_dma(client: Client) -> None:

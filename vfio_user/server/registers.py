@@ -33,7 +33,7 @@ class RegisterPath:
         self._read = dialect.number(Command.REGION_READ)
         self._write = dialect.number(Command.REGION_WRITE)
         self._counts = dialect.write_reply_counts
-        self._readers: dict[bytes, tuple[Any, int, Callable[[], int]]] = {}
+        self._readers: dict[bytes, tuple[Any, int, Callable[[], int], int]] = {}
         self._writers: dict[bytes, tuple[int, Any, Callable[[int], None]]] = {}
 
     def clear(self) -> None:
@@ -44,7 +44,7 @@ class RegisterPath:
     def fill(self, device: PciDevice) -> None:
         for (region, offset, width), read in device.readers.items():
             reply = _READ_REPLY[width]
-            self._readers[_KEY.pack(offset, region, width)] = (reply.pack, reply.size, read)
+            self._readers[_KEY.pack(offset, region, width)] = (reply.pack, reply.size, read, (1 << 8 * width) - 1)
         for (region, offset, width), write in device.writers.items():
             self._writers[_KEY.pack(offset, region, width)] = (_SIZE + width, _VALUE[width].unpack_from, write)
 
@@ -83,7 +83,7 @@ class RegisterPath:
                         return
                     framer.start = start + _SIZE
                     session.reading = True
-                    value = reader[2]()
+                    value = reader[2]() & reader[3]
                     session.reading = False
                     connection.out += reader[0](id, command, reader[1], REPLY, 0, key, value)
                 else:

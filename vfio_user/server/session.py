@@ -395,7 +395,8 @@ class Session:
             return b""
         assert shape.reply is not None
         found = shape.reply.unpack(answer.payload)
-        body = answer.payload[shape.reply.size :]
+        # QEMU before 11.1 sends the 4 bytes that pad its C structure behind the data.
+        body = answer.payload[shape.reply.size : shape.reply.size + count]
         if found.address != address or found.length != count or len(body) != count:
             raise ProtocolError(f"the reply to {command.value} at {address:#x} has {len(body)} of {count} bytes")
         return body
