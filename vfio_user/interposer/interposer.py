@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import UserError
 from vfio_user.interposer.direction import Direction
@@ -17,6 +17,10 @@ from vfio_user.interposer.trace import TraceWriter
 from vfio_user.interposer.upstream import Upstream
 from vfio_user.transport import Listener, Stream
 from vfio_user.wire import CURRENT, Dialect
+
+if TYPE_CHECKING:
+    from vfio_user.interposer.faults.scenario import Scenario
+    from vfio_user.interposer.faults.stage import Faults
 
 START_TIMEOUT = 10.0
 """Seconds a server has to come up."""
@@ -32,6 +36,8 @@ class Setup:
     dialect: Dialect = CURRENT
     trace: str | None = None
     control: str | None = None
+    faults: str | None = None
+    """File with a scenario."""
 
     @property
     def target(self) -> str:
@@ -53,6 +59,10 @@ class Interposer:
         self.session: Session | None = None
         self.sessions = 0
         self.trace: TraceWriter | None = None
+        self.scenario: Scenario | None = None
+        """What happens to the sessions to come."""
+        self.faults: Faults | None = None
+        """What happens to the session under way."""
         self.on_session: list[Callable[[Session], None]] = []
         """Called with each session before its first message."""
         self._closers: list[Callable[[], None]] = [self.loop.close]
@@ -75,6 +85,10 @@ class Interposer:
             self.trace = TraceWriter(setup.trace, self._about())
             self._closers.append(self.trace.close)
             self.loop.at_end_of_turn(self.trace.flush)
+        if setup.faults is not None:
+            from vfio_user.interposer.faults.scenario import load_scenario
+
+            self.scenario = load_scenario(setup.faults)
         if setup.control is not None:
             from vfio_user.interposer.control.server import ControlServer
 
@@ -124,6 +138,20 @@ class Interposer:
         self.note("signal", signal=int(number), pid=pid)
         return pid
 
+    def set_faults(self, scenario: Scenario | None) -> None:
+        """Let this happen from now on, to the session under way and to those to come; None: nothing any more.
+
+        A scenario counts, and draws, from its beginning in each session.
+        """
+        from vfio_user.interposer.faults.stage import Faults
+
+        self.scenario = scenario
+        if self.faults is not None:
+            self.faults.remove()
+            self.faults = None
+        if scenario is not None and self.session is not None:
+            self.faults = Faults(self.session, scenario, self.signal_server)
+
     def note(self, event: str, **details: object) -> None:
         if self.trace is not None:
             self.trace.note(event, **details)
@@ -169,12 +197,16 @@ class Interposer:
         self.sessions += 1
         session = Session(self.loop, client, server, self.setup.dialect, trace=self.trace, on_end=self._session_ended)
         self.session = session
+        self.faults = None
+        if self.scenario is not None:
+            self.set_faults(self.scenario)
         for prepare in self.on_session:
             prepare(session)
         session.start()
 
     def _session_ended(self) -> None:
         self.session = None
+        self.faults = None
         if self._only_client:
             self.loop.stop()
         elif not self._closing:

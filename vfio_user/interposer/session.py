@@ -78,6 +78,8 @@ class Session:
         self.picture = Picture(dialect)
         self.counters = Counters()
         self.closed = False
+        self.at_close: list[Callable[[], None]] = []
+        """Called when the session ends: those who keep its messages let go of them."""
         self.stages: dict[Direction, list[Stage]] = {Direction.TO_SERVER: [], Direction.TO_CLIENT: []}
         self.on_server_gone: Callable[[], bool] = lambda: False
         """Asked when the server is gone; True keeps the session, and the client, waiting for `replace_server`."""
@@ -115,6 +117,8 @@ class Session:
         self.closed = True
         for own in self.own:
             own.lose("the session has ended")
+        for let_go in self.at_close:
+            let_go()
         for side in self._sides.values():
             self.loop.forget(side.stream.fileno())
             side.pump.close()
@@ -230,6 +234,11 @@ class Session:
         if self.trace is not None:
             self.trace.raw(direction, data, View.SENT)
         self._update(self._side_towards(direction))
+
+    def expect_reply(self, direction: Direction, request: Message) -> None:
+        """A request has been sent as bytes: its reply will come."""
+        if not request.is_reply:
+            self._sent(direction, request, 0)
 
     # what the pumps tell
 

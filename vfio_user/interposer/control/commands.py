@@ -376,6 +376,24 @@ class Resume(ControlCommand):
         return {"released": waiting - len(session.held)}
 
 
+class SetFaults(ControlCommand):
+    """Let a fault scenario happen from now on: its text, or a file; neither ends it."""
+
+    scenario: str | None = None
+    file: str | None = None
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        from vfio_user.interposer.faults.scenario import load_scenario, parse_scenario
+
+        scenario = None
+        if self.file is not None:
+            scenario = load_scenario(self.file)
+        elif self.scenario is not None:
+            scenario = parse_scenario(self.scenario, "scenario")
+        interposer.set_faults(scenario)
+        return {"rules": len(scenario.rules) if scenario is not None else 0}
+
+
 class Signal(ControlCommand):
     """Send a signal to the server: SIGSTOP, SIGCONT, SIGKILL, SIGTERM."""
 
@@ -411,6 +429,7 @@ COMMANDS: dict[str, type[ControlCommand]] = {
     "memory_read": MemoryRead,
     "hold": Hold,
     "resume": Resume,
+    "faults": SetFaults,
     "signal": Signal,
     "stop": Stop,
 }

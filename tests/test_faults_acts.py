@@ -1,0 +1,352 @@
+"""Each act of a scenario does to a message what it says, and nothing to the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interposer_bench import Bench, Peer, answer, dma_map, read, request, write
+from vfio_user.interposer.faults.engine import Engine
+from vfio_user.interposer.faults.scenario import Scenario
+from vfio_user.interposer.faults.stage import Faults
+from vfio_user.transport import close_all
+from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire import layouts as at
+
+SECOND = {"nth": 2}
+
+
+class Faulty(Bench):
+    """A bench whose session suffers one rule."""
+
+    def __init__(self, act: Any, *, seed: int = 0, **match: Any) -> None:
+        super().__init__()
+        self.signals: list[int] = []
+        match.setdefault("direction", "to-server")
+        scenario = Scenario.model_validate({"seed": seed, "rules": [{"match": match, "act": act}]})
+        self.faults = Faults(self.session, scenario, self.signalled)
+
+    def signalled(self, number: int) -> int:
+        self.signals.append(number)
+        return 1
+
+
+def three_writes(bench: Bench) -> None:
+    for id in (1, 2, 3):
+        bench.client.send(write(0, id, bytes([id]) * 4, id=id, posted=True))
+
+
+def ids(peer: Peer, count: int) -> list[int]:
+    return [peer.receive().id for _ in range(count)]
+
+
+def test_without_a_match_everything_goes_on_unchanged() -> None:
+    with Faulty("drop", region="BAR5") as bench:
+        three_writes(bench)
+        assert [bench.server.receive() for _ in range(3)][2] == write(0, 3, b"\3\3\3\3", id=3, posted=True)
+
+
+def test_drop() -> None:
+    with Faulty("drop", **SECOND) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 2) == [1, 3]
+        assert bench.server.is_silent()
+
+
+def test_delay_holds_up_those_behind_it() -> None:
+    with Faulty({"delay": 0.05}, **SECOND) as bench:
+        began = time.monotonic()
+        three_writes(bench)
+        assert ids(bench.server, 3) == [1, 2, 3]
+        assert time.monotonic() - began >= 0.05
+
+
+def test_delay_that_lets_others_overtake() -> None:
+    with Faulty({"delay": {"seconds": 0.03, "overtake": True}}, **SECOND) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 3) == [1, 3, 2]
+
+
+def test_duplicate() -> None:
+    with Faulty({"duplicate": 2}, **SECOND) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 5) == [1, 2, 2, 2, 3]
+
+
+def test_a_duplicated_request_is_paired_twice() -> None:
+    with Faulty("duplicate") as bench:
+        bench.client.send(read(0, 0))
+        for _ in range(2):
+            bench.server.send(answer(bench.server.receive(), b"data"))
+        assert bench.client.receive() == bench.client.receive() == answer(read(0, 0), b"data")
+
+
+def test_reorder() -> None:
+    with Faulty("reorder", nth=1) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 3) == [2, 1, 3]
+
+
+def test_a_reordered_message_that_nothing_follows_is_sent_in_the_end() -> None:
+    with Faulty({"reorder": {"after": 5, "within": 0.02}}, nth=1) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 3) == [2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ({"field": "length", "value": 9}, at.REGION_ACCESS.pack(0x10, 0, 9)),
+        ({"field": "offset", "xor": 0x1000}, at.REGION_ACCESS.pack(0x1010, 0, 4)),
+        ({"field": "region", "value": "0x7"}, at.REGION_ACCESS.pack(0x10, 7, 4)),
+        ({"at": 16, "bytes": "ff00ff"}, b"\xff\0\xff" + at.REGION_ACCESS.pack(0x10, 0, 4)[3:]),
+        ({"field": "no_such_field", "value": 1}, at.REGION_ACCESS.pack(0x10, 0, 4)),
+        ({"at": 4000, "bytes": "ff"}, at.REGION_ACCESS.pack(0x10, 0, 4)),
+    ],
+)
+def test_corrupt(act: dict[str, Any], expected: bytes) -> None:
+    with Faulty({"corrupt": act}) as bench:
+        bench.client.send(read(0, 0x10))
+        assert bench.server.receive().payload == expected
+
+
+def test_corrupt_the_data_of_a_reply() -> None:
+    with Faulty({"corrupt": {"field": "data", "xor": 0xFF}}, direction="to-client", command="REGION_READ") as bench:
+        bench.client.send(read(0, 0x10))
+        bench.server.send(answer(bench.server.receive(), b"\0\1\2\3"))
+        assert bench.client.receive().payload[16:] == b"\xff\1\2\3"
+
+
+def test_truncate() -> None:
+    with Faulty({"truncate": 20}) as bench:
+        bench.client.send(read(0, 0x10))
+        assert bench.server.receive() == Message(7, 9, payload=read(0, 0x10).payload[:4])
+
+
+def test_truncate_and_keep_the_size() -> None:
+    with Faulty({"truncate": {"to": 20, "size": "keep"}}) as bench:
+        bench.client.send(read(0, 0x10))
+        assert bench.server.receive_bytes(20) == read(0, 0x10).encode()[:20]
+        assert bench.server.is_silent()
+
+
+def test_wrong_id() -> None:
+    with Faulty({"wrong-id": 99}) as bench:
+        bench.client.send(read(0, 0))
+        assert bench.server.receive().id == 99
+    with Faulty("wrong-id") as bench:
+        bench.client.send(read(0, 0, id=5))
+        assert bench.server.receive().id != 5
+
+
+@pytest.mark.parametrize(("act", "size"), [({"wrong-size": 4000}, 4000), ({"wrong-size": {"by": -5}}, 27)])
+def test_wrong_size(act: dict[str, Any], size: int) -> None:
+    with Faulty(act) as bench:
+        bench.client.send(read(0, 0))
+        sent = bench.server.receive_bytes(32)
+        assert int.from_bytes(sent[4:8], "little") == size
+        assert sent[:4] + sent[8:] == read(0, 0).encode()[:4] + read(0, 0).encode()[8:]
+
+
+def test_extra_and_missing_descriptors() -> None:
+    memory = os.memfd_create("guest")
+    for act, count in (("extra-fd", 2), ({"extra-fd": 3}, 4), ("missing-fd", 0), ({"missing-fd": 0}, 0)):
+        with Faulty(act) as bench:
+            bench.client.send(dma_map(0, 4096, memory))
+            arrived = bench.server.receive()
+            assert len(arrived.fds) == count
+            close_all(arrived.fds)
+    os.close(memory)
+
+
+def test_reply_with_errno() -> None:
+    with Faulty({"reply": "EIO"}, **SECOND) as bench:
+        for id in (1, 2):
+            bench.client.send(read(0, 0, id=id))
+        reply = bench.client.receive()
+        assert (reply.id, reply.errno, reply.failed) == (2, 5, True)
+        assert bench.server.receive().id == 1
+        assert bench.server.is_silent()
+
+
+def test_stall_after_the_header() -> None:
+    with Faulty("stall-after-header", **SECOND) as bench:
+        three_writes(bench)
+        assert bench.server.receive().id == 1
+        assert bench.server.receive_bytes(16) == write(0, 2, bytes(4), id=2, posted=True).encode()[:16]
+        assert bench.server.is_silent()
+
+
+def test_stall_after_the_header_for_a_while() -> None:
+    with Faulty({"stall-after-header": 0.03}, **SECOND) as bench:
+        began = time.monotonic()
+        three_writes(bench)
+        assert ids(bench.server, 3) == [1, 2, 3]
+        assert time.monotonic() - began >= 0.03
+
+
+def test_split_header() -> None:
+    with Faulty({"split-header": {"at": 5, "seconds": 0.03}}) as bench:
+        bench.client.send(read(0, 0))
+        assert bench.server.receive_bytes(5) == read(0, 0).encode()[:5]
+        assert bench.server.receive_bytes(27) == read(0, 0).encode()[5:]
+        bench.server.send(answer(read(0, 0), b"data"))
+        assert bench.client.receive() == answer(read(0, 0), b"data")
+
+
+@pytest.mark.parametrize(("side", "left"), [("client", "server"), ("server", "client"), ("both", "server")])
+def test_close(side: str, left: str) -> None:
+    with Faulty({"close": side}) as bench:
+        bench.client.send(read(0, 0))
+        other: Peer = getattr(bench, left)
+        bench.until(lambda: bench.ended or None)
+        received = other.socket.recv(1000)
+        assert received in (b"", read(0, 0).encode())
+
+
+def test_half_close() -> None:
+    """We write no more to the client, as if the server had shut down its side; the client may still write."""
+    with Faulty({"close": {"side": "client", "how": "write"}}) as bench:
+        bench.client.send(read(0, 0, id=1))
+        assert bench.client.at_end()
+        assert bench.server.receive().id == 1
+        bench.client.send(read(0, 0, id=2))
+        assert bench.server.receive().id == 2
+
+
+def test_signals_go_to_the_server() -> None:
+    with Faulty({"signal": {"signal": "SIGSTOP", "seconds": 0.01}}, nth=1) as bench:
+        bench.client.send(read(0, 0))
+        bench.server.receive()
+        bench.until(lambda: len(bench.signals) == 2 or None)
+        assert bench.signals == [signal.SIGSTOP, signal.SIGCONT]
+
+
+def test_several_acts_add_up() -> None:
+    with Faulty([{"corrupt": {"field": "region", "value": 1}}, "duplicate", {"delay": 0.01}]) as bench:
+        bench.client.send(read(0, 4))
+        assert [bench.server.receive().payload for _ in range(2)] == [at.REGION_ACCESS.pack(4, 1, 4)] * 2
+
+
+def test_a_fault_that_is_taken_away_lets_everything_go() -> None:
+    with Faulty({"delay": 60}) as bench:
+        three_writes(bench)
+        assert bench.server.is_silent()
+        bench.faults.remove()
+        assert ids(bench.server, 3) == [1, 2, 3]
+        three_writes(bench)
+        assert ids(bench.server, 3) == [1, 2, 3]
+
+
+def test_a_session_that_ends_while_messages_wait_leaves_no_descriptor_open() -> None:
+    memory = os.memfd_create("guest")
+    before = open_fds()
+    for act in ({"delay": 60}, {"reorder": {"within": 60}}, {"delay": {"seconds": 60, "overtake": True}}):
+        bench = Faulty(act)
+        bench.client.send(dma_map(0, 4096, memory))
+        bench.settle()
+        bench.close()
+    assert open_fds() == before
+    os.close(memory)
+
+
+def open_fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# matching
+
+
+def engine(rule: dict[str, Any], seed: int = 0) -> Callable[..., bool]:
+    made = Engine(Scenario.model_validate({"seed": seed, "rules": [{"act": "drop", **rule}]}), CURRENT)
+
+    def hits(message: Message, *, state: str = "running", seconds: float = 0, towards: str = "to-server") -> bool:
+        from vfio_user.interposer.direction import DIRECTIONS
+
+        return made.plan(DIRECTIONS[towards], message, state, seconds) is not None
+
+    return hits
+
+
+@pytest.mark.parametrize(
+    ("match", "message", "hit"),
+    [
+        ({"command": "REGION_READ"}, read(0, 0), True),
+        ({"command": ["REGION_WRITE", "DMA_MAP"]}, read(0, 0), False),
+        ({"region": 0, "offset": "0x10-0x13"}, read(0, 0x0E, 4), True),
+        ({"region": 0, "offset": "0x10-0x13"}, read(0, 0x0C, 4), False),
+        ({"region": "CONFIG"}, read(7, 0), True),
+        ({"kind": "posted"}, write(0, 0, b"x", posted=True), True),
+        ({"kind": "posted"}, write(0, 0, b"x"), False),
+        ({"direction": "to-client"}, read(0, 0), False),
+        ({"command": "DEVICE_RESET", "region": 0}, request(Command.DEVICE_RESET), False),
+    ],
+)
+def test_matches(match: dict[str, Any], message: Message, hit: bool) -> None:
+    assert engine({"match": match})(message) is hit
+
+
+def test_a_reply_matches_by_the_place_of_its_request() -> None:
+    hits = engine({"match": {"kind": "error", "offset": 0x20}})
+    for offset, hit in ((0x20, True), (0x24, False)):
+        assert not hits(read(0, offset))
+        assert hits(read(0, offset).error(22), towards="to-client") is hit
+
+
+@pytest.mark.parametrize(
+    ("nth", "expected"),
+    [
+        (3, [3]),
+        ([1, 4], [1, 4]),
+        ({"every": 3}, [3, 6, 9]),
+        ({"every": 2, "from": 5}, [5, 7, 9]),
+        ({"from": 8}, [8, 9, 10]),
+        ({"until": 2}, [1, 2]),
+    ],
+)
+def test_nth(nth: Any, expected: list[int]) -> None:
+    hits = engine({"match": {"nth": nth}})
+    assert [count for count in range(1, 11) if hits(read(0, 0))] == expected
+
+
+def test_times_bounds_how_often_a_rule_acts() -> None:
+    hits = engine({"times": 2})
+    assert [hits(read(0, 0)) for _ in range(4)] == [True, True, False, False]
+
+
+def test_time_and_state() -> None:
+    hits = engine({"match": {"time": {"after": 1, "before": 2}, "state": ["running", "STOP_COPY"]}})
+    assert [hits(read(0, 0), seconds=seconds) for seconds in (0.5, 1, 1.9, 2)] == [False, True, True, False]
+    assert not hits(read(0, 0), seconds=1.5, state="set-up")
+    assert hits(read(0, 0), seconds=1.5, state="STOP_COPY")
+
+
+def test_the_same_seed_does_the_same() -> None:
+    rule = {"match": {"probability": 0.3}}
+    rolls = [[hits(read(0, 0)) for _ in range(200)] for hits in (engine(rule, 5), engine(rule, 5), engine(rule, 6))]
+    assert rolls[0] == rolls[1] != rolls[2]
+    assert 30 < sum(rolls[0]) < 90
+
+
+def test_one_rules_chance_does_not_depend_on_the_others() -> None:
+    """A rule more in the scenario, of another command, leaves what the first does as it was."""
+
+    def rolls(*rules: dict[str, Any]) -> list[bool]:
+        made = Engine(Scenario.model_validate({"rules": list(rules)}), CURRENT)
+        from vfio_user.interposer.direction import Direction
+
+        found = []
+        for _ in range(100):
+            made.plan(Direction.TO_SERVER, write(0, 0, b"x"), "running", 0)
+            found.append(made.plan(Direction.TO_SERVER, read(0, 0), "running", 0) is not None)
+        return found
+
+    reads = {"match": {"command": "REGION_READ", "probability": 0.5}, "act": "drop"}
+    writes = {"match": {"command": "REGION_WRITE", "probability": 0.5}, "act": "drop"}
+    assert rolls(reads) == rolls(reads, writes)

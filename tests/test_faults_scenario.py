@@ -1,0 +1,91 @@
+"""A scenario is checked before it runs: what is wrong is refused with its line and the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from vfio_user.cli import cli
+from vfio_user.errors import UserError
+from vfio_user.interposer.faults.scenario import load_scenario, parse_scenario
+
+GOOD = """
+seed: 7
+rules:
+  - name: everything at once
+    match: {direction: to-server, command: [REGION_WRITE, dma_map], kind: posted, region: BAR0, offset: 0x10-0x1f,
+            nth: {every: 3, from: 2, until: 9}, time: {after: 1, before: 2.5}, state: [running, STOP_COPY],
+            probability: 0.5}
+    times: 4
+    act:
+      - drop
+      - delay: 0.5
+      - delay: {seconds: 0.1, jitter: 0.1, overtake: true}
+      - duplicate
+      - reorder: 2
+      - corrupt: {field: length, xor: 1}
+      - truncate: {to: 20, size: keep}
+      - wrong-id
+      - wrong-size: {by: 4}
+      - extra-fd: 2
+      - missing-fd:
+      - reply: EIO
+      - stall-after-header: {}
+      - split-header: 3
+      - close: {side: client, how: write}
+      - signal: {signal: SIGSTOP, seconds: 0.1}
+  - act: drop
+"""
+
+
+def test_the_whole_language_is_accepted() -> None:
+    scenario = parse_scenario(GOOD, "good.yaml")
+    assert [act.name for act in scenario.rules[0].act][:3] == ["drop", "delay", "delay"]
+    assert len(scenario.rules[0].act) == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "about"),
+    [
+        ("rules:\n- act: drop\n- match: {region: BAR9}\n  act: drop\n", 3, "BAR9"),
+        ("rules:\n- match:\n    command: REGION_REED\n  act: drop\n", 3, "REGION_REED"),
+        ("rules:\n- act:\n  - drop\n  - explode\n", 4, "explode"),
+        ("rules:\n- act:\n  - drop\n  - {drop: , delay: 1}\n", 4, "exactly one"),
+        ("rules:\n- act: {delay: -1}\n", 2, "greater than or equal to 0"),
+        ("rules:\n- act: drop\n  mach: {}\n", 3, "mach"),
+        ("rules:\n- match:\n    offset: 1\n    state: asleep\n  act: drop\n", 4, "state"),
+        ("rules:\n- act:\n    corrupt: {field: id}\n", 3, "in one way"),
+        ("rules:\n- act:\n    reply: EWHAT\n", 3, "EWHAT"),
+        ("rules:\n- act: []\n", 2, "at least 1"),
+        ("sead: 3\nrules: []\n", 1, "sead"),
+        ("rules:\n- act: drop\n   bad indent: 3\n", 3, ""),
+        ("rules: {}\n", 1, "list"),
+        ("", 1, ""),
+        ("- 3\n", 1, ""),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_line_and_the_reason(text: str, line: int, about: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_scenario(text, "bad.yaml")
+    assert f"bad.yaml:{line}:" in str(refused.value)
+    assert about in str(refused.value)
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        parse_scenario("rules:\n- act: explode\n- act: {delay: soon}\n", "bad.yaml")
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        load_scenario(tmp_path / "none.yaml")
+
+
+def test_the_schema_can_be_had() -> None:
+    result = CliRunner().invoke(cli, ["interpose", "--print-faults-schema"])
+    schema = json.loads(result.output)
+    assert "stall-after-header" in schema["$defs"]["Act"]["properties"]
