@@ -193,7 +193,7 @@ def get_region_io_fds(session: Session, message: Message) -> Reply:
     region = _region(session, request.region)
     if not region.flags:
         raise _refuse(f"GET_REGION_IO_FDS: region {request.region} does not exist")
-    entries = session.device.io_fds(request.region) if request.region < len(session.device.regions) else []
+    entries = region.io_fds[::-1]  # newest first, as libvfio-user lists them
     needed = at.REGION_IO_FDS.size + len(entries) * at.IO_FD.size
     header = at.REGION_IO_FDS.pack(needed, 0, request.region, len(entries))
     if request.argsz < needed:

@@ -42,6 +42,10 @@ class Connection:
     def fileno(self) -> int:
         return self._stream.fileno()
 
+    @property
+    def carries_fds(self) -> bool:
+        return self._stream.carries_fds
+
     def receive(self) -> bool:
         """Take in what comes next; False at the end of the stream.
 

@@ -20,6 +20,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY, RegionInfo
@@ -41,13 +42,15 @@ from vfio_user.wire import (
     Message,
     Sender,
 )
-from vfio_user.wire.constants import MigrationState
+from vfio_user.wire.constants import MigrationState, RegionFlags
 
 if TYPE_CHECKING:
     from vfio_user.device import PciDevice
     from vfio_user.migration import Migration, MigrationRegion
 
 log = logging.getLogger("vfio_user.server")
+
+MMAP = int(RegionFlags.MMAP)
 
 _MOVING = frozenset({MigrationState.RUNNING, MigrationState.PRE_COPY})
 
@@ -182,7 +185,9 @@ class Session:
         regions = list(self.device.regions)
         if (v1 := self._migration_region()) is not None:
             regions.append(RegionInfo(len(regions), v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type))
-        return regions
+        if self.connection.carries_fds:
+            return regions
+        return [replace(r, flags=r.flags & ~MMAP, fd=None, sparse=(), io_fds=[]) for r in regions]
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """Read a region of the device, or the v1 migration region.
@@ -265,7 +270,8 @@ class Session:
                 return False
         close_all(message.fds)
         pgsize = self._migration.page_size if self._migration is not None else None
-        agreement, reply = negotiate(message, self.dialect, self._offer, migration_pgsize=pgsize)
+        offer = self._offer if self.connection.carries_fds else replace(self._offer, max_msg_fds=0, twin_socket=False)
+        agreement, reply = negotiate(message, self.dialect, offer, migration_pgsize=pgsize)
         if agreement is None:
             log.warning("client refused: %s", reply.reason)
         if reply.message is not None:

@@ -1,0 +1,352 @@
+"""The client against a real server: everything a VMM does, in every dialect that has it."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.everything_device import Everything
+from vfio_user.cli.probe import command as probe
+from vfio_user.client import Client, EventFd, GuestMemory, NoAnswer, RemoteError
+from vfio_user.client.description import describe, render
+from vfio_user.client.migration_region import PRE_COPY, RUNNING, STOPPED
+from vfio_user.errors import ProtocolError, UserError
+from vfio_user.server import Offer, Server
+from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, REGION_MIGRATION, Capabilities, Command, Dialect
+from vfio_user.wire.constants import DmaFlags, Feature, FeatureFlags, IrqIndex, MigrationState, MigrationSupport
+from vfio_user.wire.layouts import REGION_ACCESS
+
+SCRATCH, IOVA, FILL, FETCH, FETCHED, RING = 0x00, 0x08, 0x10, 0x18, 0x1C, 0x20
+BASE = 0x10_0000
+ALL_DIALECTS = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+Connect = Callable[..., Client]
+
+
+@contextmanager
+def serving(path: Path, dialect: Dialect = CURRENT) -> Iterator[Callable[..., Client]]:
+    address = str(path / "s")
+    device = Everything()
+    with Server(device, address, dialect=dialect, offer=Offer(write_multiple=True)):
+        yield lambda **options: Client.connect(address, dialect=dialect, **options)
+    device.close()
+
+
+@pytest.fixture
+def current(tmp_path: Path) -> Iterator[Client]:
+    with serving(tmp_path) as connect, connect() as client:
+        yield client
+
+
+def open_fds() -> int:
+    gc.collect()
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@ALL_DIALECTS
+@pytest.mark.parametrize("shared", [True, False], ids=["mapped memory", "message DMA"])
+def test_the_device_reaches_guest_memory(tmp_path: Path, dialect: Dialect, shared: bool) -> None:
+    with serving(tmp_path, dialect) as connect, connect() as client, GuestMemory(0x4000, shared=shared) as ram:
+        client.dma_map(BASE, ram, offset=0x1000, size=0x2000)
+        client.store(0, IOVA, 8, BASE + 0xFFE)
+        client.store(0, FILL, 4, 4)
+        client.serve_until(lambda: ram.view[0x2001] != 0)
+        assert bytes(ram.view[0x1FFD:0x2003]) == b"\0\xa5\xa5\xa5\xa5\0"
+        ram.view[0x1FFE:0x2002] = b"\1\2\3\4"
+        client.store(0, FETCH, 4, 4)
+        assert any(client.load(0, FETCHED, 4) == 10 for _ in range(1000))  # each load serves what the device asks
+        by_message = Command.DMA_WRITE in client.service.served and Command.DMA_READ in client.service.served
+        assert by_message is not shared
+        assert client.memory.dirty == (set() if shared else {BASE, BASE + 0x1000})
+
+
+def test_message_dma_larger_than_a_message_comes_in_pieces(tmp_path: Path) -> None:
+    small = Capabilities(max_msg_fds=1, max_data_xfer_size=4096)
+    with serving(tmp_path) as connect, connect(capabilities=small) as client, GuestMemory(0x10000, shared=False) as ram:
+        client.dma_map(BASE, ram)
+        client.store(0, IOVA, 8, BASE)
+        client.store(0, FILL, 4, 0x10000)
+        assert client.serve_until(lambda: ram.view[-1] == 0xA5)
+        assert client.service.served[Command.DMA_WRITE] == 16
+
+
+def test_message_dma_travels_on_the_twin_socket(tmp_path: Path) -> None:
+    with serving(tmp_path) as connect, connect(twin_socket=True) as client, GuestMemory(0x1000, shared=False) as ram:
+        assert client.channel.has_twin
+        client.dma_map(BASE, ram)
+        client.store(0, IOVA, 8, BASE)
+        client.store(0, FILL, 4, 16)
+        assert client.serve_until(lambda: ram.view[15] == 0xA5)
+
+
+def test_dma_to_where_nothing_is_mapped_fails_in_the_device_and_harms_nothing(current: Client) -> None:
+    current.store(0, IOVA, 8, 0xDEAD_0000)
+    with pytest.raises(RemoteError):
+        current.store(0, FILL, 4, 4)
+    assert current.load(0, SCRATCH, 4) == 0
+
+
+def test_read_only_memory_is_not_written(current: Client) -> None:
+    with GuestMemory(0x1000) as rom:
+        current.dma_map(BASE, rom, flags=DmaFlags.READ)
+        current.store(0, IOVA, 8, BASE)
+        with pytest.raises(RemoteError):
+            current.store(0, FILL, 4, 4)
+        assert not any(rom.view)
+
+
+@ALL_DIALECTS
+def test_everything_is_unmapped_at_once(tmp_path: Path, dialect: Dialect) -> None:
+    with serving(tmp_path, dialect) as connect, connect() as client, GuestMemory(0x4000) as ram:
+        for page in range(4):
+            client.dma_map(BASE + 0x2000 * page, ram, offset=0x1000 * page, size=0x1000)
+        client.dma_unmap_all()
+        assert len(client.memory) == 0
+        with pytest.raises(RemoteError) as caught:
+            client.dma_unmap(BASE, 0x1000)
+        assert caught.value.errno == errno.ENOENT
+
+
+# regions
+
+
+@ALL_DIALECTS
+def test_regions_are_described_and_mapped(tmp_path: Path, dialect: Dialect) -> None:
+    with serving(tmp_path, dialect) as connect, connect() as client:
+        region = client.region_info(2)
+        assert (region.size, region.mappable) == (0x8000, ((0x1000, 0x1000), (0x4000, 0x2000)))
+        with client.map_region(region, region.mappable[1]) as high:
+            high[0x10:0x14] = b"fast"
+            assert client.region_read(2, 0x4010, 4) == b"fast"
+            client.region_write(2, 0x4010, b"slow")
+            assert high[0x10:0x14] == b"slow"
+        with pytest.raises(UserError):
+            client.map_region(client.region_info(0))
+
+
+def test_asking_for_regions_again_and_again_holds_one_descriptor_each(current: Client) -> None:
+    current.region_info(2)
+    before = open_fds()
+    for _ in range(10):
+        current.region_info(2)
+    assert open_fds() == before
+
+
+def test_reads_are_pipelined(current: Client) -> None:
+    current.store(0, SCRATCH, 4, 0x0403_0201)
+    reads = [(0, SCRATCH, 4), (7, 0, 2), (0, SCRATCH, 4)] * 50
+    assert current.read_many(reads) == [b"\1\2\3\4", b"\xf4\x1a", b"\1\2\3\4"] * 50
+
+
+def test_several_writes_travel_in_one_message(current: Client) -> None:
+    assert current.write_multi([(0, SCRATCH, b"\1\0\0\0"), (0, SCRATCH, b"\2\0\0\0")]) == 2
+    current.write_multi([(0, IOVA, bytes(range(8)))], posted=True)
+    assert (current.load(0, SCRATCH, 4), current.load(0, IOVA, 8)) == (2, 0x0706_0504_0302_0100)
+
+
+def test_write_multi_needs_a_server_that_offers_it(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path) as connect,
+        connect(capabilities=Capabilities(max_msg_fds=1)) as client,
+        pytest.raises(UserError),
+    ):
+        client.write_multi([(0, SCRATCH, b"\1\0\0\0")])
+
+
+def test_an_ioeventfd_rings_the_doorbell(current: Client) -> None:
+    (entry,) = current.io_fds(0)
+    assert (entry.gpa_offset, entry.size, entry.type) == (RING, 4, 0)
+    assert entry.fd is not None
+    with EventFd() as eventfd:
+        current.enable_irqs(IrqIndex.MSIX, [eventfd])
+        os.eventfd_write(entry.fd, 1)
+        assert eventfd.wait() == 1
+    os.close(entry.fd)
+    assert current.io_fds(2) == []
+
+
+# interrupts
+
+
+@ALL_DIALECTS
+def test_each_vector_fires_its_own_eventfd(tmp_path: Path, dialect: Dialect) -> None:
+    with serving(tmp_path, dialect) as connect, connect() as client:
+        eventfds = [EventFd() for _ in range(8)]
+        client.enable_irqs(IrqIndex.MSIX, eventfds)
+        client.store(0, RING, 4, 5)
+        assert client.wait_interrupt(eventfds[5]) == 1
+        assert [eventfd.take() for eventfd in eventfds] == [0] * 8
+        client.detach_irqs(IrqIndex.MSIX, start=5, count=1)
+        client.store(0, RING, 4, 5)
+        with pytest.raises(NoAnswer):
+            client.wait_interrupt(eventfds[5], timeout=0.02)
+        for eventfd in eventfds:
+            eventfd.close()
+
+
+def test_interrupts_come_in_band_where_the_transport_carries_no_descriptors() -> None:
+    device = Everything()
+    with closing(device), Server(device, "tcp:127.0.0.1:0", dialect=DRAFT_V6) as server:
+        host, port = server.listener.socket.getsockname()
+        with Client.connect(f"tcp:{host}:{port}", dialect=DRAFT_V6) as client, GuestMemory(0x1000) as ram:
+            msi = next(c for c in describe(client).pci_capabilities if c.name == "MSI")
+            client.config_write(msi.offset + 2, (1 | 2 << 4).to_bytes(2, "little"))  # enable, with 4 vectors
+            client.store(0, RING, 4, 3)
+            assert client.wait_vm_interrupt() == 3
+            client.dma_map(BASE, ram)
+            client.store(0, IOVA, 8, BASE)
+            client.store(0, FILL, 4, 4)
+            assert client.serve_until(lambda: ram.view[3] == 0xA5)
+
+
+# migration
+
+
+def test_a_device_is_moved_by_messages(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    with (
+        serving(tmp_path) as connect_a,
+        serving(tmp_path / "b") as connect_b,
+        connect_a() as source,
+        connect_b() as target,
+    ):
+        source.store(0, SCRATCH, 4, 0xCAFE)
+        source.region_write(2, 0x1000, b"memory")
+        assert MigrationSupport.STOP_COPY in source.migration_support()
+        state = source.save()
+        assert source.migration_state() is MigrationState.STOP_COPY
+        target.load_state(state, chunk=100)
+        target.set_migration_state(MigrationState.RUNNING)
+        assert target.load(0, SCRATCH, 4) == 0xCAFE
+        assert target.region_read(2, 0x1000, 6) == b"memory"
+
+
+@pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda d: d.name)
+def test_a_device_is_moved_by_the_migration_region(tmp_path: Path, dialect: Dialect) -> None:
+    (tmp_path / "b").mkdir()
+    with (
+        serving(tmp_path, dialect) as connect_a,
+        serving(tmp_path / "b", dialect) as connect_b,
+        connect_a() as source,
+        connect_b() as target,
+    ):
+        source.store(0, SCRATCH, 4, 0xBEEF)
+        region = source.migration_region()
+        region.state = PRE_COPY
+        pieces = region.save()
+        region.state = STOPPED
+        target.migration_region().load(pieces)
+        assert target.migration_region().state == RUNNING
+        assert target.load(0, SCRATCH, 4) == 0xBEEF
+
+
+def test_what_the_device_writes_is_reported_once(current: Client) -> None:
+    with GuestMemory(0x8000) as ram:
+        current.dma_map(BASE, ram)
+        current.start_logging(0x1000, [(BASE, 0x8000)])
+        current.store(0, IOVA, 8, BASE + 0x2FFF)
+        current.store(0, FILL, 4, 2)
+        assert current.report_logging(BASE, 0x8000, 0x1000).pages() == [BASE + 0x2000, BASE + 0x3000]
+        assert current.report_logging(BASE, 0x8000, 0x1000).pages() == []
+        current.store(0, FILL, 4, 2)
+        found = current.dma_unmap(BASE, 0x8000, page_size=0x1000)
+        assert found is not None
+        assert found.pages() == [BASE + 0x2000, BASE + 0x3000]
+        current.stop_logging()
+
+
+@pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda d: d.name)
+def test_dirty_pages_are_reported_by_the_older_message(tmp_path: Path, dialect: Dialect) -> None:
+    with serving(tmp_path, dialect) as connect, connect() as client, GuestMemory(0x8000) as ram:
+        client.dma_map(BASE, ram)
+        client.start_dirty_pages()
+        client.store(0, IOVA, 8, BASE + 0x1000)
+        client.store(0, FILL, 4, 1)
+        assert client.dirty_pages(BASE, 0x8000).pages() == [BASE + 0x1000]
+        client.store(0, FILL, 4, 1)
+        found = client.dma_unmap(BASE, 0x8000, page_size=0x1000)
+        assert found is not None
+        assert found.pages() == [BASE + 0x1000]
+        client.stop_dirty_pages()
+
+
+def test_features_are_probed_without_changing_anything(current: Client) -> None:
+    assert current.has_feature(Feature.MIG_DEVICE_STATE, FeatureFlags.GET | FeatureFlags.SET)
+    assert not current.has_feature(0x1234)
+    assert current.migration_state() is MigrationState.RUNNING
+
+
+# probe
+
+
+@ALL_DIALECTS
+def test_probe_describes_the_device(tmp_path: Path, dialect: Dialect) -> None:
+    with serving(tmp_path, dialect) as connect, connect() as client:
+        found = describe(client)
+    assert (found.vendor, found.device, found.interrupt_pin) == (0x1AF4, 0x10F5, "A")
+    assert [(c.name, c.extended) for c in found.pci_capabilities] == [
+        ("Power Management", False),
+        ("PCI Express", False),
+        ("Vendor Specific", False),
+        ("MSI", False),
+        ("MSI-X", False),
+        ("Device Serial Number", True),
+        ("Vendor Specific", True),
+    ]
+    bars = {region.index: (region.size, region.kind, region.access) for region in found.regions if region.size}
+    assert bars[2] == (0x8000, "64-bit prefetchable", "rwm")
+    assert bars[5] == (32, "I/O", "rw-")
+    assert [irq.vectors for irq in found.irqs][:3] == [1, 4, 8]
+    assert found.migration.how == ("region" if dialect.migration_region else "messages")
+    assert found.problems == []
+    assert "may be mapped: 0x4000 to 0x6000 (8 KiB)" in render(found)
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda d: d.name)
+def test_probe_finds_the_dialect_by_itself(tmp_path: Path, dialect: Dialect) -> None:
+    with serving(tmp_path, dialect):
+        result = CliRunner().invoke(probe, [str(tmp_path / "s"), "--json"])
+    assert result.exception is None, result.exception
+    assert f'"dialect": "{dialect.name}"' in result.output
+
+
+def test_probing_nobody_is_told(tmp_path: Path) -> None:
+    result = CliRunner().invoke(probe, [str(tmp_path / "nobody")])
+    assert isinstance(result.exception, UserError)
+
+
+# what is left behind
+
+
+@ALL_DIALECTS
+def test_a_client_that_was_busy_leaves_no_descriptor_behind(tmp_path: Path, dialect: Dialect) -> None:
+    before = open_fds()
+    with serving(tmp_path, dialect) as connect:
+        for _ in range(3):
+            with connect() as client, GuestMemory(0x1000) as ram, EventFd() as eventfd:
+                client.dma_map(BASE, ram)
+                client.enable_irqs(IrqIndex.MSIX, [eventfd])
+                client.regions()
+    assert open_fds() == before
+
+
+def test_a_dma_map_that_was_refused_is_not_served(current: Client) -> None:
+    with GuestMemory(0x1000, shared=False) as ram, pytest.raises(RemoteError):
+        current.dma_map((1 << 64) - 0x800, ram)
+    with pytest.raises(ProtocolError):
+        current.memory.read((1 << 64) - 0x800, 1)
+
+
+def test_a_posted_write_is_done_before_a_younger_read(current: Client) -> None:
+    for value in range(100):
+        current.region_write(0, SCRATCH, value.to_bytes(4, "little"), posted=True)
+        assert current.load(0, SCRATCH, 4) == value
+    reply = current.raw(9, REGION_ACCESS.pack(SCRATCH, 0, 4))
+    assert reply is not None
+    assert reply.payload[-4:] == b"\x63\0\0\0"
