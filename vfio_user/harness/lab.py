@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +28,12 @@ from vfio_user.harness.command_line import MachineConfig, Start, machine_type
 from vfio_user.harness.deadline import Accelerator
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.guest import GuestLost
+from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.image import ensure_image
+from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.machine import Machine, MachineError
+from vfio_user.harness.migration import Mode, Plan, Report
+from vfio_user.harness.migration.moving import move
 from vfio_user.harness.qemu import Qemu, ensure_qemu
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import Device, DeviceServer
@@ -103,12 +107,15 @@ class Lab:
         fresh: bool = False,
         trace: bool = False,
         monitor: bool = False,
+        migratable: bool = False,
+        host: Host = LocalHost(),  # noqa: B008  # frozen
         **hardware: Any,
     ) -> BootedGuest:
         """A running guest with its devices, in an instant when there is a checkpoint of it.
 
         `fresh` boots it from the beginning. `trace` logs every vfio-user message of QEMU, `monitor` lets a second QMP
-        client connect (`monitor_path`). `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots, modules.
+        client connect (`monitor_path`). `migratable` puts an interposer before every server, which `migrate` needs;
+        `host` is where it all runs. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots, modules.
         """
         name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
         wanted = [
@@ -117,24 +124,51 @@ class Lab:
         ]
         # Servers first: they start while the guest does.
         servers = [
-            None if item.driver else self.serve(item, f"{name}-dev{index}-{item.name}")
+            None
+            if item.driver
+            else self.serve(item, f"{name}-dev{index}-{item.name}", interposed=migratable, host=host, trace=trace)
             for index, item in enumerate(wanted)
         ]
         config = self.hardware(**hardware)
         source = self.image(image)
         monitor_path = self._scratch.socket_path(f"{name}.qmp") if monitor else None
-        guest = self._running(name, source, config, fresh=fresh, trace=trace, monitor=monitor_path)
+        guest = self._running(name, source, config, fresh=fresh, trace=trace, monitor=monitor_path, host=host)
         for item, server in zip(wanted, servers, strict=True):
             with self.timeline.step(f"plug {item.name} into {name}"):
                 guest.plug(item, server=server)
         return guest
 
-    def serve(self, device: str | Device, name: str = "") -> DeviceServer:
-        """Start the server of a device; a guest's `plug` takes it as `server`."""
+    def migrate(
+        self, guest: BootedGuest, *, to: Host, mode: Mode | str = Mode.AUTO, plan: Plan | None = None
+    ) -> Report:
+        """Move a running guest with its devices to another host; afterwards `guest` is the one there.
+
+        The report has the verdict; a guest that stayed where it was is a good guest still.
+        """
+        with self.timeline.step(f"migrate {guest.name} from {guest.host.name} to {to.name}"):
+            return move(self, guest, to, Mode(mode), plan or Plan())
+
+    def serve(
+        self,
+        device: str | Device,
+        name: str = "",
+        *,
+        interposed: bool = False,
+        host: Host = LocalHost(),  # noqa: B008  # frozen
+        trace: bool = False,
+    ) -> DeviceServer:
+        """Start the server of a device, with an interposer before it if wanted; a guest's `plug` takes it as `server`.
+
+        `trace` has the interposer record every message.
+        """
         wanted = device if isinstance(device, Device) else Device.parse(device)
         name = name or f"server{len(self.servers)}-{wanted.name}"
         with self.timeline.step(f"start the server {name}"):
-            server = DeviceServer(wanted, self._scratch, self.folder, name)
+            server = (
+                InterposedServer(wanted, self._scratch, self.folder, name, host=host, trace=trace)
+                if interposed
+                else DeviceServer(wanted, self._scratch, self.folder, name, host=host)
+            )
         self.servers.append(server)
         return server
 
@@ -145,16 +179,24 @@ class Lab:
     # -- boot and restore -----------------------------------------------------------------------------------------
 
     def _running(
-        self, name: str, image: GuestImage, config: MachineConfig, *, fresh: bool, trace: bool, monitor: Path | None
+        self,
+        name: str,
+        image: GuestImage,
+        config: MachineConfig,
+        *,
+        fresh: bool,
+        trace: bool,
+        monitor: Path | None,
+        host: Host,
     ) -> BootedGuest:
         def started(restore: bool) -> Machine:
-            return self._machine(name, image, config, restore=restore, trace=trace, monitor=monitor)
+            return self.machine(name, image, config, restore=restore, trace=trace, monitor=monitor, host=host)
 
         if fresh:
             with self.timeline.step(f"boot {name}"):
                 machine = started(restore=False)
                 machine.wait_ready()
-                return self._answering(machine, image)
+                return self._answering(machine, image, host=host)
         guest_identity = f"{image.digest} {image.host_key}"  # the digest leaves out the keys
         checkpoint = Checkpoint(checkpoint_name(guest_identity, self.qemu.digest, config))
         for last in (False, True):
@@ -164,7 +206,7 @@ class Lab:
                 with self.timeline.step(f"restore {name}"):
                     machine = started(restore=True)
                     machine.load(checkpoint.memory)
-                    guest = self._answering(machine, image, _RESTORED)
+                    guest = self._answering(machine, image, _RESTORED, host=host)
                     guest.agent.set_clock()
                     return guest
             except (MachineError, GuestLost):
@@ -177,7 +219,7 @@ class Lab:
     def _make_checkpoint(self, path: Path, image: GuestImage, config: MachineConfig) -> None:
         self._progress("booting the guest once; later runs start from its checkpoint")
         with self.timeline.step("boot once, for the checkpoint"):
-            machine = self._machine("checkpoint", image, config)
+            machine = self.machine("checkpoint", image, config)
             machine.wait_ready()
             guest = self._answering(machine, image)
             # What every test does first is quicker when the guest has done it before.
@@ -188,7 +230,7 @@ class Lab:
         self.guests.remove(guest)
         guest.close()
 
-    def _machine(
+    def machine(
         self,
         name: str,
         image: GuestImage,
@@ -197,9 +239,11 @@ class Lab:
         restore: bool = False,
         trace: bool = False,
         monitor: Path | None = None,
+        host: Host = LocalHost(),  # noqa: B008  # frozen
     ) -> Machine:
+        """Start a QEMU; with `restore` it waits for a guest that comes from a file or another machine."""
         machine = Machine(
-            self.qemu,
+            replace(self.qemu, argv=tuple(host.command(self.qemu.argv))),
             config,
             Start(image.kernel, image.initramfs, restore=restore),
             folder=self.folder,
@@ -211,8 +255,15 @@ class Lab:
         self._machines.append(machine)
         return machine
 
-    def _answering(self, machine: Machine, image: GuestImage, limit: float = 30.0) -> BootedGuest:
-        guest = BootedGuest(machine, image, serve=self.serve)
+    def _answering(
+        self,
+        machine: Machine,
+        image: GuestImage,
+        limit: float = 30.0,
+        *,
+        host: Host = LocalHost(),  # noqa: B008  # frozen
+    ) -> BootedGuest:
+        guest = BootedGuest(machine, image, serve=self.serve, host=host)
         self.guests.append(guest)
         guest.hello(limit)
         return guest

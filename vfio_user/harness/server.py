@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vfio_user.errors import UserError
 from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch, checked_socket_path, listen
 
@@ -81,8 +82,18 @@ class DeviceServer:
     only one client. Raises `ServerError`.
     """
 
-    def __init__(self, device: Device, scratch: Scratch, folder: Path, name: str, *, limit: float = 30.0) -> None:
+    def __init__(
+        self,
+        device: Device,
+        scratch: Scratch,
+        folder: Path,
+        name: str,
+        *,
+        limit: float = 30.0,
+        host: Host = LocalHost(),  # noqa: B008  # frozen
+    ) -> None:
         self.name = name
+        self.device = device
         self.path = scratch.socket_path(f"{name}.sock")
         self.log = folder / f"{name}.server.log"
         with ExitStack() as inherited:
@@ -90,7 +101,7 @@ class DeviceServer:
             if device.served:
                 listener = inherited.enter_context(listen(self.path))
                 fds = (listener.fileno(),)
-            self.argv = server_command(device, self.path, fds)
+            self.argv = host.command(server_command(device, self.path, fds))
             self.child = Child(name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment)
         if device.command:
             self._wait_until_listening(Deadline(limit))

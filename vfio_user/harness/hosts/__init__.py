@@ -1,0 +1,6 @@
+"""Where machines run: this machine, or network namespaces of it that only a virtual cable joins."""
+
+from vfio_user.harness.hosts.host import Host, LocalHost
+from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, can_make_namespaces, joined_namespaces
+
+__all__ = ["Cable", "Host", "LocalHost", "NamespaceHost", "can_make_namespaces", "joined_namespaces"]

@@ -1,0 +1,297 @@
+"""Moves a guest with its devices, doing what a client leaves out that does not migrate them.
+
+The recipe: the servers' states are copied while the guest runs; at QEMU's pause before the switchover the devices stop,
+the rest of their state follows, and the pages that they wrote behind QEMU's back are written once more through QEMU, so
+that it sends them; on the destination what QEMU keeps of the devices is written over QTest, then the servers take the
+state, and the guest goes on. Until that last `cont` the source has everything, and any failure goes back to it: the
+destination is ended first, so that never both run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from vfio_user.errors import UserError, VfioUserError
+from vfio_user.harness.command_line import slot_address
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.machine import Machine
+from vfio_user.harness.migration import pci_state, qemu_side
+from vfio_user.harness.migration.link import DeviceLink
+from vfio_user.harness.migration.qemu_side import Tuning
+from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
+from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
+from vfio_user.harness.qtest import PciAddress
+
+Failure = (VfioUserError, OSError)
+"""What a migration can fail with; all of it leads back to the source."""
+
+
+class Cancelled(UserError):
+    """Somebody wanted the migration to end."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a migration may take: all of it, and the pre-copy of memory alone, which may never converge.
+
+    State of at most `compared_state` bytes is saved again on both sides and compared, within the downtime.
+    """
+
+    total: float = 120.0
+    pre_copy: float = 60.0
+    compared_state: int = 1 << 20
+
+
+@dataclass
+class Plan:
+    """What to do, and who looks on: `watch` is called at the beginning of each phase, and may raise `Cancelled`."""
+
+    tuning: Tuning = field(default_factory=Tuning)
+    limits: Limits = field(default_factory=Limits)
+    watch: Callable[[Phase], None] = lambda _: None
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+class Coordinator:
+    """One migration between two machines that exist. `destination` was started with the same devices and waits."""
+
+    def __init__(
+        self,
+        source: Machine,
+        destination: Machine,
+        links: Sequence[DeviceLink],
+        report: Report,
+        *,
+        address: str,
+        plan: Plan | None = None,
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._links = list(links)
+        self._report = report
+        self._address = address
+        self._plan = plan or Plan()
+        self._deadline = Deadline(self._plan.limits.total)
+        self._was_running = True
+        self._held: list[DeviceLink] = []
+        self._changed: list[tuple[DeviceLink, PciAddress]] = []
+        self._paused_at = 0.0
+
+    def run(self) -> None:
+        """Migrate. The report has the outcome, also of a failure; it raises nothing that a migration can fail with."""
+        try:
+            self._migrate()
+        except Failure as error:
+            self._go_back(error)
+        except BaseException:
+            self._go_back(Cancelled("interrupted"))
+            raise
+
+    # -- the phases ---------------------------------------------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        steps: list[tuple[Phase, Callable[[PhaseRecord], None]]] = [
+            (Phase.PREPARE, self._prepare),
+            (Phase.PRE_COPY, self._pre_copy),
+            (Phase.PAUSE, self._pause),
+            (Phase.DEVICE_STATE, self._device_state),
+            (Phase.DIRTY_PAGES, self._dirty_pages),
+            (Phase.SWITCHOVER, self._switch_over),
+            (Phase.RESTORE, self._restore),
+            (Phase.RESUME, self._resume),
+        ]
+        coordinated = self._report.mode is Mode.COORDINATED
+        for phase, step in steps:
+            if coordinated or phase in _WITHOUT_US:
+                self._may_go_on(phase)
+                with self._report.phase(phase) as record:
+                    self._plan.watch(phase)
+                    step(record)
+
+    def _prepare(self, record: PhaseRecord) -> None:
+        self._was_running = bool(self._source.qmp.command("query-status")["running"])
+        for machine in (self._source, self._destination):
+            qemu_side.set_up(machine, self._plan.tuning, pause=self._report.mode is Mode.COORDINATED)
+        if self._report.mode is Mode.COORDINATED:
+            for link in self._links:
+                link.await_state()
+                link.prepare()
+        self._uri = qemu_side.listen(self._destination, self._address)
+
+    def _pre_copy(self, record: PhaseRecord) -> None:
+        """First the devices, until nothing new comes; then QEMU's memory, with what the devices change meanwhile."""
+        links = self._links if self._report.mode is Mode.COORDINATED else []
+        deadline = Deadline(min(self._plan.limits.pre_copy, self._deadline.remaining))
+        while moved := sum(link.pre_copy() for link in links):
+            record.bytes += moved
+            self._check(deadline)
+        self._source.qmp.events.forget("STOP")
+        self._source.qmp.execute("migrate", {"uri": self._uri})
+        goal = "pre-switchover" if self._report.mode is Mode.COORDINATED else "completed"
+        while qemu_side.status_event(self._source, _TURN) != goal:
+            record.bytes += sum(link.pre_copy() for link in links)
+            self._check(deadline)
+
+    def _pause(self, record: PhaseRecord) -> None:
+        """The guest stands still; what QEMU keeps of the devices can be read."""
+        if self._was_running:
+            self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
+        for link in self._links:
+            link.pci = pci_state.capture(self._source.qtest, function_of(self._source, link))
+            record.bytes += len(link.pci.config) + len(link.pci.msix_table)
+
+    def _device_state(self, record: PhaseRecord) -> None:
+        for link in self._links:
+            record.bytes += link.stop_and_copy()
+            record.details[link.name] = link.spool.size
+
+    def _dirty_pages(self, record: PhaseRecord) -> None:
+        messages = 0
+        for link in self._links:
+            record.bytes += link.collect_dirty()
+            function = function_of(self._source, link)
+            assert link.pci is not None
+            if link.pci.interrupts == "intx":
+                # QEMU would migrate the bus's count of active lines, but not whose they are: it would never fall again.
+                self._change_command(link, function, set_bits=pci_state.INTX_DISABLE)
+            if link.dirty:
+                if not link.pci.bus_master:
+                    self._change_command(link, function, set_bits=pci_state.BUS_MASTER)
+                messages += link.touch_dirty()
+        record.details["messages"] = messages
+
+    def _switch_over(self, record: PhaseRecord) -> None:
+        for link in self._links:
+            # Should this fail, QEMU lets the guest run before we can: its accesses wait until the server runs too.
+            link.source.control.call("hold")
+            self._held.append(link)
+        self._source.qmp.command("migrate-continue", state="pre-switchover")
+        qemu_side.await_status(self._source, "completed", self._deadline)
+        qemu_side.await_status(self._destination, "completed", self._deadline)
+        ram = self._source.qmp.command("query-migrate").get("ram", {})
+        record.bytes = self._report.ram_bytes = int(ram.get("transferred", 0))
+
+    def _restore(self, record: PhaseRecord) -> None:
+        """Before the server takes its state: then the interrupts it has to deliver have somewhere to go."""
+        for link in self._links:
+            assert link.pci is not None
+            pci_state.restore(self._destination.qtest, function_of(self._destination, link), link.pci)
+            link.load()
+            self._compare_state(link)
+            link.run()
+
+    def _resume(self, record: PhaseRecord) -> None:
+        if self._report.mode is not Mode.COORDINATED:
+            qemu_side.await_status(self._destination, "completed", self._deadline)
+            self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
+        self._may_go_on(Phase.RESUME)
+        if self._was_running:
+            self._destination.qmp.command("cont")
+            resumed = qemu_side.stamp(self._destination.qmp.wait_event("RESUME", self._deadline))
+            self._report.downtime = resumed - self._paused_at
+        self._report.verdict = Verdict.MIGRATED
+
+    def _compare_state(self, link: DeviceLink) -> None:
+        """Never believe: the state that arrived must be the state that left."""
+        if not link.source.is_ours or link.spool.size > self._plan.limits.compared_state:
+            return
+        left, arrived = (link.saved_again(side.control) for side in (link.source, link.destination))
+        self._report.check(f"state of {link.name}", left == arrived, f"{left[:16]} left, {arrived[:16]} arrived")
+        if left != arrived:
+            raise UserError(f"the state of {link.name} is not what it was", hint="compare the traces of both servers")
+
+    # -- in between ---------------------------------------------------------------------------------------------------
+
+    def _may_go_on(self, phase: Phase) -> None:
+        if self._plan.cancel.is_set():
+            raise Cancelled(f"cancelled before {phase}")
+        if self._deadline.passed:
+            raise UserError(f"the time of {self._deadline.seconds:g} s was over before {phase}")
+
+    def _check(self, deadline: Deadline) -> None:
+        if self._plan.cancel.is_set():
+            raise Cancelled("cancelled in pre-copy")
+        if deadline.passed:
+            raise UserError(
+                f"the memory was not copied in {deadline.seconds:g} s: {self._progress()}",
+                hint="the guest writes faster than the link carries: give more bandwidth or more downtime",
+            )
+        self._destination.check()
+
+    def _progress(self) -> str:
+        ram = self._source.qmp.command("query-migrate").get("ram", {})
+        rate = ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)
+        return f"{ram.get('remaining', 0) >> 10} KiB are left, {rate >> 10} KiB/s become dirty"
+
+    def _change_command(self, link: DeviceLink, function: PciAddress, *, set_bits: int) -> None:
+        """For the source's QEMU alone: its server stands still, and its state is on the way."""
+        pci_state.change_command(self._source.qtest, function, set_bits=set_bits)
+        self._changed.append((link, function))
+
+    # -- back to the source -------------------------------------------------------------------------------------------
+
+    def _go_back(self, error: BaseException) -> None:
+        """The guest goes on where it was. First of all the destination ends."""
+        report = self._report
+        report.reason = f"in phase {report.last_phase}: {error}"
+        if report.verdict is Verdict.MIGRATED:
+            return  # it runs on the destination already
+        self._destination.kill()
+        problems = self._revive_devices()
+        try:
+            self._let_source_run()
+            report.verdict = Verdict.LOST if problems else Verdict.STAYED
+        except Failure as dead:
+            problems.append(f"the source: {dead}")
+            report.verdict = Verdict.DEAD
+        report.notes += problems
+
+    def _revive_devices(self) -> list[str]:
+        problems = []
+        coordinated = self._report.mode is Mode.COORDINATED
+        for link in self._links if coordinated else []:
+            try:
+                link.return_to_source()
+                if link in self._held:
+                    link.source.control.call("resume")
+            except Failure as error:
+                problems.append(f"{link.name} does not run any more: {error}")
+        for link, function in self._changed:
+            assert link.pci is not None
+            with suppress(*Failure), pci_state.undisturbed(self._source.qtest):
+                command = link.pci.word(pci_state.COMMAND, 2)
+                self._source.qtest.config_write(function, pci_state.COMMAND, command, 2)
+        return problems
+
+    def _let_source_run(self) -> None:
+        qmp = self._source.qmp
+        status = qmp.command("query-migrate").get("status", "none")
+        if status not in ("none", "completed", *_OVER):
+            with suppress(QmpError):  # it may have ended this moment
+                qmp.command("migrate_cancel")
+            deadline = Deadline(_CANCELLING)
+            while status not in ("completed", *_OVER) and not deadline.passed:
+                with suppress(QmpTimeout):
+                    qmp.wait_event("MIGRATION", _TURN)
+                status = qmp.command("query-migrate")["status"]
+        if self._was_running and not qmp.command("query-status")["running"]:
+            qmp.command("cont")
+        if not self._source.child.running:
+            raise QmpLost("QEMU has ended")
+
+
+def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
+    """Where a device is on the buses of a machine."""
+    port = PciAddress.parse(slot_address(link.slot))
+    with pci_state.undisturbed(machine.qtest):
+        return PciAddress(machine.qtest.secondary_bus(port), 0)
+
+
+_TURN = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
+_CANCELLING = 20.0
+_OVER = ("cancelled", "failed")
+_WITHOUT_US = (Phase.PREPARE, Phase.PRE_COPY, Phase.RESUME)
+"""The phases of a migration that QEMU does alone."""

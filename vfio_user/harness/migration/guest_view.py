@@ -1,0 +1,61 @@
+"""What the guest itself can tell of a migration: whether it is the same guest, with the same devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.migration.report import Report
+
+
+@dataclass(frozen=True)
+class GuestView:
+    """`devices` has for each device, by its address: driver, and config space but for what changes by itself."""
+
+    boot_id: str
+    uptime: float
+    devices: dict[str, dict[str, Any]]
+
+
+def look(guest: BootedGuest) -> GuestView:
+    """Ask the guest. Raises what `Guest.call` raises."""
+    seen = guest.call(_look, [plugged.address for plugged in guest.devices])
+    return GuestView(seen["boot_id"], seen["uptime"], seen["devices"])
+
+
+def compare(report: Report, before: GuestView, guest: BootedGuest) -> None:
+    """Look again, and put what was found into the report."""
+    after = look(guest)
+    report.check("no reboot", after.boot_id == before.boot_id, f"boot id {after.boot_id}")
+    report.check("time goes on", after.uptime >= before.uptime, f"uptime {before.uptime} s, then {after.uptime} s")
+    for address, device in before.devices.items():
+        now = after.devices[address]
+        report.check(f"driver of {address}", now["driver"] == device["driver"], now["driver"] or "none")
+        different = [name for name, value in device["registers"].items() if now["registers"][name] != value]
+        said = ", ".join(f"{name} is {now['registers'][name]}, was {device['registers'][name]}" for name in different)
+        report.check(f"config space of {address}", not different, said)
+
+
+def _look(addresses: list[str]) -> dict[str, Any]:
+    from pathlib import Path
+
+    def registers(config: bytes) -> dict[str, str]:
+        """Everything but the status register, and the power and PCI Express status that devices change."""
+        word = {f"{at:#04x}": config[at : at + 4].hex() for at in range(0, 64, 4)}
+        word["0x04"] = config[4:6].hex()
+        return word
+
+    def device(folder: Path) -> dict[str, object]:
+        driver = folder / "driver"
+        return {
+            "driver": driver.resolve().name if driver.exists() else "",
+            "registers": registers((folder / "config").read_bytes()),
+        }
+
+    devices = Path("/sys/bus/pci/devices")
+    return {
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "uptime": float(Path("/proc/uptime").read_text().split()[0]),
+        "devices": {address: device(devices / address) for address in addresses},
+    }

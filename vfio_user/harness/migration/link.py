@@ -1,0 +1,159 @@
+"""One device of the guest that migrates: its two servers, spoken to through the control sockets of their interposers.
+
+Only the protocol is used, so that the server may be anybody's. Sources: linux/vfio.h (migration v2); the arcs between
+states are the server's business, see vfio_user/migration/machine.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vfio_user.errors import UserError
+from vfio_user.harness.interposed import InterposedServer
+from vfio_user.harness.migration.pci_state import PciState
+from vfio_user.interposer.control.client import Control
+
+PRE_COPY_TURN = 64 << 20
+"""Bytes of state read at most before somebody looks at QEMU again."""
+PAGE_SIZE = 4096
+
+Runs = Sequence[dict[str, int]]
+
+
+class StateSpool:
+    """Saved state on its way from one server to the other: written at its end, read from where reading stopped."""
+
+    def __init__(self) -> None:
+        self._write = os.memfd_create("vfio-user-state", os.MFD_CLOEXEC)
+        self._read = os.open(f"/proc/self/fd/{self._write}", os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._write).st_size
+
+    def fill(self, control: Control, **limit: int) -> dict[str, Any]:
+        """Take what the server has."""
+        return control.call("mig_data_read", fd=True, fds=[self._write], **limit)
+
+    def drain(self, control: Control) -> int:
+        """Hand on what was taken; returns its bytes."""
+        moved: int = control.call("mig_data_write", fd=True, fds=[self._read])["bytes"]
+        return moved
+
+    def digest(self) -> str:
+        """SHA-256 of everything that was put in."""
+        with open(f"/proc/self/fd/{self._write}", "rb") as whole:
+            return hashlib.file_digest(whole, "sha256").hexdigest()
+
+    def close(self) -> None:
+        os.close(self._write)
+        os.close(self._read)
+
+
+@dataclass
+class DeviceLink:
+    """A device on its way. `slot` is the root port that it is behind, on both sides."""
+
+    name: str
+    slot: int
+    source: InterposedServer
+    destination: InterposedServer
+    pci: PciState | None = None
+    """As it was on the source when the guest stood still."""
+    dirty: list[dict[str, int]] = field(default_factory=list)
+    resets: int = 0
+    pre_copies: bool = False
+    logs: bool = False
+    spool: StateSpool = field(default_factory=StateSpool)
+
+    def close(self) -> None:
+        self.spool.close()
+
+    # -- the source ---------------------------------------------------------------------------------------------------
+
+    @property
+    def client_migrates(self) -> bool:
+        """Whether QEMU asked the server for its migration by itself."""
+        return bool(self._picture()["client_migrates"])
+
+    def prepare(self) -> None:
+        """Ask what the server can do, and begin to log what it writes. Raises `UserError` when it cannot migrate."""
+        supports = self.source.control.call("migration_support")["supports"]
+        if "STOP_COPY" not in supports:
+            raise UserError(
+                f"the server of {self.name} cannot migrate",
+                hint="it refuses DEVICE_FEATURE MIGRATION; `vfio-user conformance` tells what else it can",
+            )
+        self.resets = self._picture()["resets"]
+        self.source.control.call("dma_logging_start", page_size=PAGE_SIZE)
+        self.logs = True
+        if "PRE_COPY" in supports:
+            self.source.control.call("migration_state", set="PRE_COPY")
+            self.pre_copies = True
+
+    def pre_copy(self) -> int:
+        """Move a piece of the state while the device runs; 0 when there is nothing more for now."""
+        if not self.pre_copies:
+            return 0
+        self.spool.fill(self.source.control, size=PRE_COPY_TURN)
+        return self.spool.drain(self.destination.control)
+
+    def stop_and_copy(self) -> int:
+        """Stop the device and move the rest of its state; its bytes."""
+        state = self.source.control.call("migration_state")["state"]
+        if self.pre_copies and state != "PRE_COPY":
+            raise UserError(
+                f"{self.name} left pre-copy by itself ({state})", hint="the guest has reset it; migrate again"
+            )
+        self.source.control.call("migration_state", set="STOP_COPY")
+        self.spool.fill(self.source.control)
+        return self.spool.drain(self.destination.control)
+
+    def collect_dirty(self) -> int:
+        """Learn which pages the device wrote since logging began; their bytes."""
+        report = self.source.control.call("dma_logging_report", page_size=PAGE_SIZE)
+        self.dirty += report["runs"]
+        total: int = report["bytes"]
+        return total
+
+    def touch_dirty(self) -> int:
+        """Write the pages' own content back over the client, so that QEMU sends them again; returns messages sent."""
+        messages: int = self.source.control.call("dma_write", runs=self.dirty, whole=False)["messages"]
+        return messages
+
+    def saved_again(self, control: Control) -> str:
+        """Digest of the state of a device that stands still, saved once more; it stays in STOP_COPY."""
+        control.call("migration_state", set="STOP")
+        control.call("migration_state", set="STOP_COPY")
+        spool = StateSpool()
+        try:
+            spool.fill(control)
+            return spool.digest()
+        finally:
+            spool.close()
+
+    def return_to_source(self) -> None:
+        """Let the device run on where it was."""
+        self.source.control.call("migration_state", set="RUNNING")
+        if self.logs:
+            self.source.control.call("dma_logging_stop")
+
+    # -- the destination ----------------------------------------------------------------------------------------------
+
+    def await_state(self) -> None:
+        """Make the destination's server ready to take the state."""
+        self.destination.control.call("migration_state", set="RESUMING")
+
+    def load(self) -> None:
+        """Have the state that was handed over take effect. The server may refuse it."""
+        self.destination.control.call("migration_state", set="STOP")
+
+    def run(self) -> None:
+        self.destination.control.call("migration_state", set="RUNNING")
+
+    def _picture(self) -> dict[str, Any]:
+        return self.source.control.call("picture")

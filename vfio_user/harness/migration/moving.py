@@ -1,0 +1,146 @@
+"""Migrates the guest of a lab: the other side is started, the guest looked at before and after, its old side ended."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vfio_user.errors import UserError, VfioUserError
+from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.command_line import as_device_option, vfio_user_device
+from vfio_user.harness.hosts.host import Host
+from vfio_user.harness.interposed import InterposedServer
+from vfio_user.harness.machine import Machine
+from vfio_user.harness.migration.coordinator import Coordinator, Failure, Plan
+from vfio_user.harness.migration.guest_view import compare, look
+from vfio_user.harness.migration.link import DeviceLink
+from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
+
+if TYPE_CHECKING:
+    from vfio_user.harness.lab import Lab
+
+
+def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan) -> Report:
+    """See `Lab.migrate`. Raises `UserError` for what cannot even begin."""
+    servers = [_interposed(guest, plugged) for plugged in guest.devices]
+    mode = choose_mode(mode, servers)
+    report = Report(mode, guest.host.name, to.name, [server.device.name for server in servers])
+    source, running = guest.machine, guest.machine.qmp.command("query-status")["running"]
+    before = look(guest) if running else None
+    arriving = _Arriving(lab, guest, to)
+    try:
+        try:
+            with report.phase(Phase.START):
+                plan.watch(Phase.START)
+                arriving.start(servers)
+        except Failure as error:
+            report.reason = f"in phase {Phase.START}: {error}"
+            return report
+        links = arriving.links(guest.devices, servers)
+        try:
+            coordinator = Coordinator(source, arriving.machine, links, report, address=to.address, plan=plan)
+            coordinator.run()
+        finally:
+            for link in links:
+                link.close()
+        if report.verdict is Verdict.MIGRATED:
+            guest.continue_on(arriving.machine, to, arriving.devices(guest.devices))
+            arriving.stays = True
+            _end(source, servers)
+    finally:
+        if not arriving.stays:
+            arriving.end()
+    if report.verdict is Verdict.MIGRATED and before is not None:
+        compare(report, before, guest)
+        if report.wrong:
+            report.verdict = Verdict.LOST
+            report.reason = "; ".join(f"{check.what}: {check.detail}" for check in report.wrong)
+    return report
+
+
+def choose_mode(mode: Mode, servers: list[InterposedServer]) -> Mode:
+    """What will be done. Raises `UserError` where native migration is demanded from a client that has none."""
+    if mode not in (Mode.AUTO, Mode.NATIVE):
+        return mode
+    native = bool(servers) and all(server.control.call("picture")["client_migrates"] for server in servers)
+    if mode is Mode.NATIVE and not native:
+        raise UserError(
+            "this QEMU does not migrate vfio-user devices: it never asked the server for DEVICE_FEATURE MIGRATION",
+            hint="mode coordinated does it for any QEMU, auto takes what there is",
+        )
+    return Mode.NATIVE if native else Mode.COORDINATED
+
+
+class _Arriving:
+    """The side that the guest comes to: servers, then a machine that waits, with the devices where they were."""
+
+    def __init__(self, lab: Lab, guest: BootedGuest, to: Host) -> None:
+        self._lab = lab
+        self._guest = guest
+        self._host = to
+        self.name = _next_name(guest.name)
+        self.machine: Machine
+        self.stays = False
+        self._servers: list[InterposedServer] = []
+
+    def start(self, servers: list[InterposedServer]) -> None:
+        cold = []
+        for plugged, server in zip(self._guest.devices, servers, strict=True):
+            other = self._lab.serve(
+                server.device,
+                f"{self.name}-{plugged.identity}",
+                interposed=True,
+                host=self._host,
+                trace=server.trace is not None,
+            )
+            assert isinstance(other, InterposedServer)
+            self._servers.append(other)
+            device = vfio_user_device(plugged.identity, other.path, plugged.slot, **server.device.properties)
+            cold.append(as_device_option(device))
+        config = self._guest.machine.config
+        there = {option for option in config.devices if '"vfio-user-pci"' in option}
+        devices = (*(option for option in config.devices if option not in there), *cold)
+        self.machine = self._lab.machine(
+            self.name, self._guest.image, replace(config, devices=devices), restore=True, host=self._host
+        )
+
+    def links(self, devices: list[Plugged], servers: list[InterposedServer]) -> list[DeviceLink]:
+        return [
+            DeviceLink(plugged.identity, plugged.slot, here, there)
+            for plugged, here, there in zip(devices, servers, self._servers, strict=True)
+        ]
+
+    def devices(self, before: list[Plugged]) -> list[Plugged]:
+        return [replace(plugged, server=server) for plugged, server in zip(before, self._servers, strict=True)]
+
+    def end(self) -> None:
+        if hasattr(self, "machine"):
+            self.machine.kill()
+            self.machine.stop()
+        for server in self._servers:
+            server.stop()
+
+
+def _interposed(guest: BootedGuest, plugged: Plugged) -> InterposedServer:
+    if not isinstance(plugged.server, InterposedServer):
+        raise UserError(
+            f"{plugged.identity} of {guest.name!r} cannot be migrated: there is no interposer before its server",
+            hint="boot the guest with migratable=True",
+        )
+    return plugged.server
+
+
+def _end(machine: Machine, servers: list[InterposedServer]) -> None:
+    """The side that the guest has left. QEMU first, at once: it must never run again."""
+    machine.kill()
+    machine.stop()
+    for server in servers:
+        with suppress(VfioUserError):
+            server.stop()
+
+
+def _next_name(name: str) -> str:
+    """guest, guest.1, guest.2: each machine of a guest has its own logs."""
+    root, _, number = name.partition(".")
+    return f"{root}.{int(number or 0) + 1}"

@@ -1,0 +1,122 @@
+"""What a migration was: its phases with times and bytes, what was checked, and the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """The phases in their order. Until RESUME has begun the source can go on as if nothing had been tried."""
+
+    START = "start"
+    PREPARE = "prepare"
+    PRE_COPY = "pre-copy"
+    PAUSE = "pause"
+    DEVICE_STATE = "device state"
+    DIRTY_PAGES = "dirty pages"
+    SWITCHOVER = "switchover"
+    RESTORE = "restore"
+    RESUME = "resume"
+
+
+class Mode(StrEnum):
+    """Who moves the device."""
+
+    AUTO = "auto"
+    """Native where the client can, else coordinated."""
+    COORDINATED = "coordinated"
+    """The harness does what the client leaves out."""
+    NATIVE = "native"
+    """The client itself; the harness watches."""
+    DIRECT = "direct"
+    """Nobody: plain `migrate`, as a user would do it."""
+
+
+class Verdict(StrEnum):
+    MIGRATED = "migrated"
+    """The guest runs on the destination, and everything checked is as it was."""
+    LOST = "lost"
+    """The guest runs on the destination without something it had."""
+    STAYED = "stayed"
+    """The migration failed or was cancelled; the guest runs on the source as before."""
+    DEAD = "dead"
+    """The guest runs nowhere any more."""
+
+
+@dataclass
+class PhaseRecord:
+    """One phase: when it began (seconds since the migration's beginning), how long it took, what it moved."""
+
+    phase: Phase
+    began: float
+    seconds: float = 0.0
+    bytes: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something compared: `detail` says what differs, or what was seen."""
+
+    what: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass
+class Report:
+    """The whole story of one migration. Times are seconds; `downtime` is from the last instruction on the source to the
+    first on the destination, by QEMU's events; None where there was none.
+    """
+
+    mode: Mode
+    source: str
+    destination: str
+    devices: list[str] = field(default_factory=list)
+    verdict: Verdict = Verdict.STAYED
+    reason: str = ""
+    phases: list[PhaseRecord] = field(default_factory=list)
+    downtime: float | None = None
+    seconds: float = 0.0
+    ram_bytes: int = 0
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict is Verdict.MIGRATED
+
+    @property
+    def wrong(self) -> list[Check]:
+        return [check for check in self.checks if not check.ok]
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[PhaseRecord]:
+        """Time what is done in the block; its record is there from the beginning, whatever happens."""
+        began = time.monotonic()
+        record = PhaseRecord(phase, began - self._began)
+        self.phases.append(record)
+        try:
+            yield record
+        finally:
+            record.seconds = time.monotonic() - began
+            self.seconds = time.monotonic() - self._began
+
+    def check(self, what: str, ok: bool, detail: str = "") -> None:
+        self.checks.append(Check(what, ok, detail))
+
+    @property
+    def last_phase(self) -> Phase | None:
+        return self.phases[-1].phase if self.phases else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: every field, enumerations as their text."""
+        return asdict(self)
