@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from vfio_user.harness import hotplug
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.command_line import slot_address, slot_name, vfio_user_device
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
+from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.qmp import Qmp
 from vfio_user.harness.server import Device, DeviceServer
@@ -45,9 +46,17 @@ class Plugged:
 class BootedGuest(Guest):
     """A running guest whose agent answers. Every verb goes through the agent; `ssh` opens the other way."""
 
-    def __init__(self, machine: Machine, image: GuestImage, *, serve: Callable[[Device, str], DeviceServer]) -> None:
-        super().__init__(patience=machine.patience, console=machine.console.last_lines)
+    def __init__(
+        self,
+        machine: Machine,
+        image: GuestImage,
+        *,
+        serve: Callable[[Device, str], DeviceServer],
+        host: Host = LocalHost(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(patience=machine.patience, console=lambda: self.machine.console.last_lines())
         self.machine = machine
+        self.host = host
         self.image = image
         self.devices: list[Plugged] = []
         self.agent = AgentGuest(machine.agent_connection, patience=machine.patience, console=self._console)
@@ -145,6 +154,14 @@ class BootedGuest(Guest):
         self.machine.wait_ready(since=began)
         self.agent.renew()
         self.hello()
+
+    def continue_on(self, machine: Machine, host: Host, devices: Sequence[Plugged]) -> None:
+        """Go on in another machine, to which the guest was migrated: what runs in the guest is still this object's."""
+        for connection in self._ssh:
+            connection.close()
+        self._ssh.clear()
+        self.machine, self.host, self.devices = machine, host, list(devices)
+        self.agent.attach(machine.agent_connection)
 
     def ssh(self) -> SshGuest:
         """A new SSH connection to it."""
