@@ -22,7 +22,7 @@ class Tuning:
     """How QEMU migrates. `bandwidth` is in bytes a second, `channels` of multifd (0: one stream without it)."""
 
     bandwidth: int = 1 << 40
-    downtime_limit: float = 0.3
+    downtime_limit: float = 0.05
     channels: int = 0
 
 
