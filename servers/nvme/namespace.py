@@ -1,0 +1,63 @@
+"""Namespaces: numbered ranges of blocks, each in a backing of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from servers.nvme.backing import Backing
+from servers.nvme.spec import Failure, Status
+
+FORMATS = (9, 12)
+"""LBA formats, as powers of two: blocks of 512 and of 4096 bytes."""
+
+
+@dataclass
+class Namespace:
+    """`exists`: it has been created; `attached`: this controller gives access to it; `blocks` of `1 << shift` bytes."""
+
+    nsid: int
+    backing: Backing
+    exists: bool
+    attached: bool
+    blocks: int
+    shift: int
+
+    @property
+    def active(self) -> bool:
+        return self.exists and self.attached
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.blocks << self.shift
+
+    @property
+    def read_only(self) -> bool:
+        return self.backing.read_only
+
+    def byte_range(self, first: int, count: int) -> tuple[int, int]:
+        """Offset and size of blocks; raises Failure if there are not that many."""
+        if first + count > self.blocks:
+            raise Failure(Status.LBA_OUT_OF_RANGE)
+        return first << self.shift, count << self.shift
+
+    def writable_range(self, first: int, count: int) -> tuple[int, int]:
+        """The same, for writing: raises Failure where that is not allowed too."""
+        if self.backing.read_only:
+            raise Failure(Status.WRITE_PROTECTED)
+        return self.byte_range(first, count)
+
+    def save(self) -> list[int]:
+        return [int(self.exists), int(self.attached), self.blocks, self.shift]
+
+    def load(self, saved: list[int]) -> None:
+        exists, attached, self.blocks, self.shift = saved
+        self.exists, self.attached = bool(exists), bool(attached)
+
+
+def fits(saved: object, backing: Backing) -> bool:
+    """Whether saved state is of a namespace that this backing can hold."""
+    match saved:
+        case [0 | 1, 0 | 1, int(blocks), 9 | 12 as shift]:
+            return 0 <= blocks << shift <= backing.size
+    return False

@@ -1,0 +1,627 @@
+"""The controller as a PCI function: its registers, its life from enable to shutdown, its queues, and how it moves.
+
+Doorbells only note that a queue has work; it is done when the messages of the batch are answered, so that a guest is
+never kept waiting in a register access and several doorbells are one piece of work. Commands that need the disk end
+on the threads of `Background`. On the way out everything comes together in `complete`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from servers.control import ControlSocket
+from servers.nvme import admin, control, io_commands
+from servers.nvme.background import Background, Outcome
+from servers.nvme.backing import open_images
+from servers.nvme.events import Events
+from servers.nvme.features import defaults
+from servers.nvme.io_commands import sync_all
+from servers.nvme.logs import ErrorLog
+from servers.nvme.namespace import Namespace, fits
+from servers.nvme.pointers import Buffers, extents
+from servers.nvme.queues import Command, CompletionQueue, Shadow, SubmissionQueue
+from servers.nvme.spec import (
+    PAGE,
+    SUBSYSTEM_RESET_WORD,
+    Cc,
+    Csts,
+    EventType,
+    Failure,
+    LogPage,
+    Status,
+)
+from vfio_user.device import Bar, IntX, MsiX, PciDevice, PciExpress, PciIds, Quiesce, ResetKind, register, state
+from vfio_user.device import stored_register as stored
+from vfio_user.errors import ProtocolError, UserError
+
+log = logging.getLogger("vfio_user.servers.nvme")
+
+MAX_QUEUES = 64
+QUEUE_ENTRIES = 2048
+MAX_PAGE_SHIFT = 4
+"""Guest pages of 4 KiB << 0 to 4 KiB << 4."""
+DOORBELLS = 0x1000
+TIMEOUT = 40
+"""CAP.TO, in 500 ms: how long enabling and disabling may take. Disabling waits for the disk."""
+CAPABILITIES = (
+    (QUEUE_ENTRIES - 1) | 1 << 16 | TIMEOUT << 24 | 1 << 36 | 1 << 37 | MAX_PAGE_SHIFT << 52
+)  # MQES, CQR, TO, NSSRS, CSS: NVM, MPSMAX
+FUSED = 3
+"""Bits of a command's flags."""
+COMMANDS_AT_ONCE = 512
+"""After so many the session looks for messages again."""
+
+
+class Nvme(PciDevice):
+    """An NVMe 1.4 controller whose namespaces are files or block devices."""
+
+    ids = PciIds(0x4E58, 0x0001, class_code=0x010802, revision=1, subsystem_vendor=0x4E58, subsystem=0x0001)
+    """Those of SPDK's vfio-user target: drivers bind by the class, and have no quirks for these."""
+    bars = (Bar(0, size=0x4000, bits=64),)
+    state_version = 1
+    version_number = 0x00010400
+    queue_entries = QUEUE_ENTRIES
+
+    interrupt_mask: int = state(0)
+    configuration: int = state(0)
+    status: int = state(0)
+    admin_sizes: int = stored(bar=0, offset=0x24, width=4, writable=0x0FFF0FFF)
+    admin_sq: int = stored(bar=0, offset=0x28, width=8, writable=~0xFFF)
+    admin_cq: int = stored(bar=0, offset=0x30, width=8, writable=~0xFFF)
+
+    saved_queues: list[list[list[int]]] = state([[], []])
+    """What `save_state` writes and `on_load` makes queues of: completion queues, submission queues."""
+    shadow_buffers: list[int] = state([])
+    """Addresses of shadow doorbells and of event indexes, once the guest has given them."""
+    settings: dict[int, int] = state({})
+    """Features that were set, by identifier."""
+    clock: list[int] = state([0, 0])
+    """Timestamp feature: milliseconds to add to the host's clock, and whether the guest set it."""
+    event_requests: list[int] = state([])
+    """Command identifiers of Asynchronous Event Requests that wait."""
+    events: list[list[int]] = state([])
+    """Events that wait for a request: type, information, log page."""
+    event_types_sent: list[int] = state([])
+    """Types that are silent until their log page is read."""
+    changed_namespaces: list[int] = state([])
+
+    serial: str = state("", keep=True)
+    saved_namespaces: list[list[int]] = state([], keep=True)
+    errors: list[bytes] = state([], keep=True)
+    error_count: int = state(0, keep=True)
+    media_errors: int = state(0, keep=True)
+    sectors_read: int = state(0, keep=True)
+    sectors_written: int = state(0, keep=True)
+    reads: int = state(0, keep=True)
+    writes: int = state(0, keep=True)
+
+    def __init__(
+        self,
+        *,
+        image: Annotated[
+            str, "FILE[:SIZE][:ro] of each namespace, with commas between them; SIZE makes a new file"
+        ] = "",
+        serial: Annotated[str, "serial number; made from the first image's path if not given"] = "",
+        queues: Annotated[int, "I/O queue pairs, 1 to 64"] = 8,
+        block_size: Annotated[int, "bytes of a block until the guest formats: 512 or 4096"] = 512,
+        shadow_doorbells: Annotated[bool, "offer Doorbell Buffer Config"] = True,
+        msix: Annotated[bool, "MSI-X; without it the device has INTx, and QEMU can unplug it"] = True,
+        control: Annotated[str, "listen here for JSON lines: namespaces, resize"] = "",
+    ) -> None:
+        if not image:
+            raise UserError("no image is given", hint="--image FILE[:SIZE], for example --image disk.img:64M")
+        if not 1 <= queues <= MAX_QUEUES:
+            raise UserError(f"a controller has 1 to {MAX_QUEUES} I/O queue pairs, not {queues}")
+        if block_size not in (512, 4096):
+            raise UserError(f"blocks have 512 or 4096 bytes, not {block_size}")
+        self.max_queues = queues
+        self.offers_shadow_doorbells = shadow_doorbells
+        self.vectors = queues + 1 if msix else 0
+        super().__init__(
+            interrupts=IntX() | MsiX(self.vectors, bar=4),
+            capabilities=(PciExpress(flr=True),),
+        )
+        shift = block_size.bit_length() - 1
+        backings = open_images(image)
+        self.serial = serial[:20] or default_serial(backings[0].path)
+        self.namespaces = [
+            Namespace(number, backing, True, True, backing.size >> shift, shift)
+            for number, backing in enumerate(backings, 1)
+        ]
+        self.background = Background(lambda: self.call_soon(self._reap))
+        self.event_queue = Events(self)
+        self.error_log = ErrorLog(self)
+        self.completion_queues: dict[int, CompletionQueue] = {}
+        self.submission_queues: dict[int, SubmissionQueue] = {}
+        self._ready: dict[int, None] = {}  # submission queues with work, in order
+        self._rung: dict[int, CompletionQueue] = {}  # completion queues whose interrupt is due
+        self._scheduled = False
+        self._working = False
+        self._quiet = False
+        self._disabling = False
+        self._control = ControlSocket(Path(control), self, CONTROL) if control else None
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "namespaces": len(self.namespaces), "queues": self.max_queues}
+
+    def close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        self.background.close()
+        for namespace in self.namespaces:
+            namespace.backing.close()
+        super().close()
+
+    # Registers
+
+    @register(bar=0, offset=0x00, width=8)
+    def capabilities_register(self) -> int:
+        return CAPABILITIES
+
+    @register(bar=0, offset=0x08, width=4)
+    def version_register(self) -> int:
+        return self.version_number
+
+    @register(bar=0, offset=0x0C, width=4, merge=False)
+    def mask_interrupts(self, value: int) -> None:
+        self.interrupt_mask |= value
+        self._update_line()
+
+    @mask_interrupts.reader
+    def _(self) -> int:
+        return self.interrupt_mask
+
+    @register(bar=0, offset=0x10, width=4, merge=False)
+    def unmask_interrupts(self, value: int) -> None:
+        self.interrupt_mask &= ~value
+        self._update_line()
+
+    @unmask_interrupts.reader
+    def _(self) -> int:
+        return self.interrupt_mask
+
+    @register(bar=0, offset=0x14, width=4)
+    def configure(self, value: int) -> None:
+        old, new = self.configuration, value & Cc.WRITABLE
+        self.configuration = new
+        if new & ~old & Cc.ENABLE and not self._disabling:
+            self._enable()
+        elif old & ~new & Cc.ENABLE:
+            self._disable()
+        if new & Cc.SHUTDOWN and not old & Cc.SHUTDOWN:
+            self._shut_down()
+        elif old & Cc.SHUTDOWN and not new & Cc.SHUTDOWN:
+            self.status &= ~Csts.SHUTDOWN
+
+    @configure.reader
+    def _(self) -> int:
+        return self.configuration
+
+    @register(bar=0, offset=0x1C, width=4, merge=False)
+    def write_status(self, value: int) -> None:
+        self.status &= ~(value & Csts.SUBSYSTEM_RESET)
+
+    @write_status.reader
+    def _(self) -> int:
+        return self.status
+
+    @register(bar=0, offset=0x20, width=4, merge=False)
+    def reset_subsystem(self, value: int) -> None:
+        if value == SUBSYSTEM_RESET_WORD:
+            self.configuration = 0
+            self.status |= Csts.SUBSYSTEM_RESET
+            self._disable()
+
+    @register(bar=0, offset=DOORBELLS, width=4, count=2 * (MAX_QUEUES + 1), merge=False)
+    def doorbell(self, index: int, value: int) -> None:
+        queue, is_completion = index >> 1, index & 1
+        if is_completion:
+            self._completion_doorbell(queue, value & 0xFFFF)
+        else:
+            self._submission_doorbell(queue, value & 0xFFFF)
+
+    # The life of the controller
+
+    @property
+    def page_size(self) -> int:
+        """The guest's."""
+        return PAGE << ((self.configuration & Cc.PAGE_SIZE) >> 7)
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.status & Csts.READY)
+
+    def _enable(self) -> None:
+        sq_size, cq_size = (self.admin_sizes & 0xFFF) + 1, (self.admin_sizes >> 16) + 1
+        wrong = {
+            "a command set or arbitration that there is not": self.configuration & (Cc.COMMAND_SET | Cc.ARBITRATION),
+            "a page size that there is not": self.page_size > PAGE << MAX_PAGE_SHIFT,
+            "admin queues of one entry": min(sq_size, cq_size) < 2,
+            "admin queues that do not begin at a page": (self.admin_sq | self.admin_cq) & self.page_size - 1,
+        }
+        if reasons := [reason for reason, found in wrong.items() if found]:
+            self.fail(reasons[0])
+            return
+        cq = CompletionQueue(0, self.admin_cq, cq_size)
+        self.completion_queues = {0: cq}
+        self.submission_queues = {0: SubmissionQueue(0, self.admin_sq, sq_size, cq)}
+        self.status = self.status & ~(Csts.FATAL | Csts.SHUTDOWN) | Csts.READY
+
+    def _disable(self) -> None:
+        """CSTS.RDY falls when the commands under way have ended: at once, unless some wait for the disk."""
+        self._disabling = True
+        self._finish_disabling()
+
+    def _finish_disabling(self) -> None:
+        if not self._disabling or self._working or self.background.outstanding:
+            return
+        self._disabling = False
+        self._forget_queues()
+        self.status &= Csts.SUBSYSTEM_RESET | Csts.SHUTDOWN
+        self.shadow_buffers = []
+        self.settings = {}
+        self.event_requests, self.events, self.event_types_sent = [], [], []
+        self.interrupts.lower()
+        if self.configuration & Cc.ENABLE:
+            self._enable()
+
+    def _forget_queues(self) -> None:
+        self.completion_queues, self.submission_queues = {}, {}
+        self._ready, self._rung = {}, {}
+
+    def _shut_down(self) -> None:
+        self.status = self.status & ~Csts.SHUTDOWN | Csts.SHUTDOWN_UNDER_WAY
+        self._work()
+
+        def done(outcome: Outcome) -> None:
+            if outcome:
+                log.error("shutdown: %s", outcome)
+            if self.configuration & Cc.SHUTDOWN:
+                self.status = self.status & ~Csts.SHUTDOWN | Csts.SHUTDOWN_COMPLETE
+
+        self.background.submit(self.sync_namespaces, done)
+
+    def fail(self, reason: str) -> None:
+        """Fatal error: the guest has to reset the controller."""
+        log.error("fatal: %s", reason)
+        self.status |= Csts.FATAL
+        self._ready = {}
+
+    # Doorbells and work
+
+    def _submission_doorbell(self, number: int, value: int) -> None:
+        queue = self.submission_queues.get(number)
+        if queue is None or value >= queue.size:
+            self._bad_doorbell(exists=queue is not None)
+            return
+        if queue.shadow is None:
+            queue.tail = value
+        self._schedule(number)
+
+    def _completion_doorbell(self, number: int, value: int) -> None:
+        queue = self.completion_queues.get(number)
+        if queue is None or value >= queue.size:
+            self._bad_doorbell(exists=queue is not None)
+            return
+        queue.head = value
+        self._made_room(queue)
+
+    def _made_room(self, queue: CompletionQueue) -> None:
+        for waiting in queue.waiting:
+            self._schedule(waiting)
+        queue.waiting.clear()
+        if not queue.id:
+            self.event_queue.deliver()
+        if self.interrupts.active != "msix":
+            self._update_line()
+
+    def _bad_doorbell(self, *, exists: bool) -> None:
+        """A queue that is not there (information 0), or a value beyond its end (1)."""
+        if self.enabled:
+            self.event_queue.add(EventType.ERROR, int(exists), LogPage.ERRORS)
+
+    def _schedule(self, number: int) -> None:
+        self._ready[number] = None
+        if not self._scheduled:
+            self._scheduled = True
+            self.defer(self._work)
+
+    def _work(self) -> None:
+        """Begin the commands of all queues that have some, in turn. Ends with the interrupts for what has ended."""
+        self._scheduled = False
+        if self._quiet or self._working or not self.enabled or self.status & Csts.FATAL:
+            return
+        self._working = True
+        left = COMMANDS_AT_ONCE
+        try:
+            while self._ready and left > 0 and not self._disabling:
+                number = next(iter(self._ready))
+                del self._ready[number]
+                left -= self._serve(number)
+        except ProtocolError as error:
+            self.fail(f"a queue is not in guest memory: {error}")
+        finally:
+            self._working = False
+        self._interrupt()
+        self._finish_disabling()
+        if self._ready:  # the session has its turn, then the worker continues here
+            self._scheduled = True
+            self.call_soon(self._work)
+
+    def _serve(self, number: int) -> int:
+        """A batch of one queue; how many commands. The queue is put last if it has more."""
+        queue = self.submission_queues.get(number)
+        if queue is None:
+            return 0
+        if queue.shadow is not None and not self._look_at_shadows(queue):
+            return 0
+        if queue.head == queue.tail:
+            return 0
+        if queue.cq.room <= 0:
+            queue.cq.waiting.add(number)
+            return 0
+        commands = queue.fetch(self.dma)
+        handlers = io_commands.HANDLERS if number else admin.HANDLERS
+        for command in commands:
+            queue.begun()
+            self._execute(command, handlers)
+            if self._disabling:
+                return len(commands)
+        self._interrupt()
+        self._ready[number] = None
+        return len(commands)
+
+    def _look_at_shadows(self, queue: SubmissionQueue) -> bool:
+        """Take over what the guest wrote to the buffers; False if the queue is empty, and its doorbell will ring."""
+        assert queue.shadow is not None
+        cq = queue.cq
+        if cq.shadow is not None:
+            cq.head = cq.shadow.read(self.dma, cq.size)
+        queue.tail = queue.shadow.read(self.dma, queue.size)
+        if queue.head == queue.tail:
+            queue.shadow.ask_at(self.dma, queue.tail)
+            queue.tail = queue.shadow.read(self.dma, queue.size)  # a guest that wrote just before would not ring
+            if queue.head == queue.tail:
+                return False
+        if cq.shadow is not None and cq.room <= 0:
+            cq.shadow.ask_at(self.dma, cq.head)
+            cq.head = cq.shadow.read(self.dma, cq.size)
+        return True
+
+    def use_shadow_doorbells(self, queues: Iterable[SubmissionQueue | CompletionQueue]) -> None:
+        """These queues' doorbells are in guest memory now. The admin queue keeps its registers, as drivers do."""
+        if not self.shadow_buffers:
+            return
+        values, events = self.shadow_buffers
+        for queue in queues:
+            if queue.id:
+                is_completion = isinstance(queue, CompletionQueue)
+                at = 4 * (2 * queue.id + is_completion)
+                queue.shadow = Shadow(values + at, events + at)
+
+    # Commands
+
+    def _execute(self, command: Command, handlers: Mapping[int, Handler]) -> None:
+        try:
+            handler = handlers.get(command.opcode, refuse) if not command.flags & FUSED else refuse_fused
+            result = handler(self, command)
+        except Exception as error:
+            self.complete(command, failure=error)
+        else:
+            if result is not None:
+                self.complete(command, result)
+
+    def complete(self, command: Command, result: int = 0, failure: Exception | None = None) -> None:
+        """End a command: its completion, and what a failure leaves in the error log."""
+        status = 0 if failure is None else self._failed(command, failure)
+        cq = command.queue.cq
+        cq.claimed -= 1
+        try:
+            cq.post(self.dma, command.queue, command.cid, status, result)
+        except ProtocolError as error:
+            self.fail(f"completion queue {cq.id} is not in guest memory: {error}")
+            return
+        self._rung[cq.id] = cq
+
+    def _failed(self, command: Command, error: Exception) -> int:
+        match error:
+            case Failure():
+                field = error.field
+            case ProtocolError():
+                log.debug("command %#x: %s", command.opcode, error)
+                field = Failure(Status.DATA_TRANSFER_ERROR).field
+            case _:
+                log.error("command %#x failed", command.opcode, exc_info=error)
+                field = Failure(Status.INTERNAL_ERROR).field
+        self.error_log.add(command, field)
+        return field
+
+    def buffers(self, command: Command, size: int, *, writable: bool) -> Buffers:
+        """The guest memory of a command's `size` bytes of data; raises what `extents` and `Dma.views` raise."""
+        return Buffers(self.dma, extents(self.dma, command, size, self.page_size), writable=writable)
+
+    def receive(self, command: Command, size: int) -> bytes:
+        """A copy of the data that comes with a command."""
+        buffers = self.buffers(command, size, writable=False)
+        data = buffers.gather()
+        buffers.release()
+        return data
+
+    def send(self, command: Command, data: bytes) -> None:
+        """Give the guest the data that it asked for."""
+        buffers = self.buffers(command, len(data), writable=True)
+        buffers.fill(data)
+        buffers.finish()
+
+    def later(
+        self, command: Command, work: Callable[[], None], done: Callable[[Outcome], Exception | None], result: int = 0
+    ) -> None:
+        """Let `work` run on a thread; `done` turns its outcome into the command's failure, or None."""
+
+        def ended(outcome: Outcome) -> None:
+            try:
+                failure = done(outcome)
+            except ProtocolError as error:
+                failure = error
+            self.complete(command, result, failure)
+
+        self.background.submit(work, ended)
+
+    def answer(self, queue: SubmissionQueue, cid: int, result: int, status: int = 0) -> None:
+        """End a command of which nothing is left but its identifier."""
+        queue.cq.post(self.dma, queue, cid, status, result)
+        self._rung[queue.cq.id] = queue.cq
+
+    def drain(self) -> None:
+        """Wait for the commands that wait for the disk."""
+        self.background.wait()
+        self.background.reap()
+
+    def _reap(self) -> None:
+        self.background.reap()
+        self._interrupt()
+        self._finish_disabling()
+
+    # Interrupts
+
+    def _interrupt(self) -> None:
+        """Tell the guest of completions."""
+        if not self._rung:
+            return
+        rung, self._rung = self._rung, {}
+        if self.interrupts.active == "msix":
+            for vector in {queue.vector for queue in rung.values() if queue.interrupts}:
+                self.interrupts.trigger(vector)
+        else:
+            self._update_line()
+
+    def _update_line(self) -> None:
+        """INTx is up while a queue that interrupts holds completions that the guest has not taken."""
+        if self.interrupts.active == "msix":
+            return
+        waiting = any(
+            queue.interrupts and queue.head != queue.tail and not self.interrupt_mask >> queue.vector & 1
+            for queue in self.completion_queues.values()
+        )
+        if waiting:
+            self.interrupts.trigger(0)
+        else:
+            self.interrupts.lower()
+
+    # Namespaces
+
+    def namespace(self, nsid: int) -> Namespace:
+        """The namespace of a valid identifier, whether it exists or not; raises Failure for an invalid one."""
+        if not 1 <= nsid <= len(self.namespaces):
+            raise Failure(Status.INVALID_NAMESPACE)
+        return self.namespaces[nsid - 1]
+
+    def active_namespace(self, nsid: int) -> Namespace:
+        """Raises Failure for one that this controller gives no access to, too."""
+        namespace = self.namespace(nsid)
+        if not (namespace.exists and namespace.attached):
+            raise Failure(Status.INVALID_FIELD)
+        return namespace
+
+    def sync_namespaces(self) -> None:
+        """Bring everything that was written to the disk; waits for it. Raises OSError."""
+        sync_all(self.namespaces)
+
+    def namespace_changed(self, namespace: Namespace) -> None:
+        """Something that Identify tells of it is different: note it, and tell a guest that wants to know."""
+        if namespace.nsid not in self.changed_namespaces:
+            self.changed_namespaces.append(namespace.nsid)
+        self.event_queue.add(EventType.NOTICE, 0, LogPage.CHANGED_NAMESPACES)
+        self._interrupt()
+
+    # Reset, standing still, moving
+
+    def on_reset(self, kind: ResetKind) -> None:
+        self.drain()  # nothing waits for the disk any more where the device was quiesced before
+        if kind is ResetKind.LOST_CONNECTION:
+            return
+        self._disabling = self._scheduled = False
+        self._forget_queues()
+
+    def on_quiesce(self) -> Quiesce | None:
+        """Commands that were begun are ended; those in a queue stay there, for whoever goes on."""
+        self._quiet = True
+        if not self.background.outstanding:
+            return None
+        waiting = Quiesce()
+        self.background.when_idle(waiting.done)
+        return waiting
+
+    def on_resume(self) -> None:
+        self._quiet = False
+        for number in self.submission_queues:
+            self._schedule(number)
+
+    def save_state(self) -> dict[str, Any]:
+        self.saved_queues = [
+            [queue.save() for queue in self.completion_queues.values()],
+            [queue.save() for queue in self.submission_queues.values()],
+        ]
+        self.saved_namespaces = [namespace.save() for namespace in self.namespaces]
+        return super().save_state()
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        super().check_state(state)
+        values = state["values"]
+        saved = values["saved_namespaces"]
+        for namespace in self.namespaces:
+            namespace.backing.measure()
+        if len(saved) != len(self.namespaces) or not all(
+            fits(each, namespace.backing) for each, namespace in zip(saved, self.namespaces, strict=False)
+        ):
+            raise ProtocolError("saved state: namespaces that these images cannot hold", errno.EINVAL)
+        try:
+            queues_from(values["saved_queues"])
+        except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+            raise ProtocolError(f"saved state: queues are misshapen: {error}", errno.EINVAL) from error
+
+    def on_load(self) -> None:
+        self.completion_queues, self.submission_queues = queues_from(self.saved_queues)
+        for namespace, saved in zip(self.namespaces, self.saved_namespaces, strict=True):
+            namespace.load(saved)
+        self.use_shadow_doorbells([*self.completion_queues.values(), *self.submission_queues.values()])
+        for number in self.submission_queues:
+            self._schedule(number)
+
+    def setting(self, feature: int) -> int:
+        """The value of a feature: what was set, or the default."""
+        return self.settings.get(feature, defaults(self).get(feature, 0))
+
+
+Handler = Callable[[Nvme, Command], int | None]
+"""Carries out a command: returns the completion's double word 0 (and 1 above it), or None if it ends later."""
+
+CONTROL = control.COMMANDS
+
+
+def refuse(device: Nvme, command: Command) -> int:
+    """What becomes of an opcode that there is not."""
+    raise Failure(Status.INVALID_OPCODE)
+
+
+def refuse_fused(device: Nvme, command: Command) -> int:
+    """No two commands are carried out as one."""
+    raise Failure(Status.INVALID_FIELD)
+
+
+def queues_from(saved: list[list[list[int]]]) -> tuple[dict[int, CompletionQueue], dict[int, SubmissionQueue]]:
+    """Queues as they were saved; raises ValueError, TypeError or KeyError for what was not."""
+    completions, submissions = saved
+    found = {queue.id: queue for queue in map(CompletionQueue.load, completions)}
+    return found, {queue.id: queue for queue in (SubmissionQueue.load(each, found) for each in submissions)}
+
+
+def default_serial(path: Path) -> str:
+    """The same for the same file, so that two controllers in one guest differ."""
+    from hashlib import sha256
+
+    return "vfu-" + sha256(str(path.absolute()).encode()).hexdigest()[:12]

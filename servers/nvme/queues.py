@@ -1,0 +1,168 @@
+"""Submission and completion queues in guest memory, and the commands in them."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from servers.nvme.spec import CQ_ENTRY, SQ_ENTRY
+
+if TYPE_CHECKING:
+    from vfio_user.device import Dma
+
+_COMMAND = Struct("<BBHIQQQQ6I")
+_COMPLETION = Struct("<IIHHHH")
+_U32 = Struct("<I")
+
+BATCH = 16
+"""Commands fetched at a time: what they complete is seen by the guest before the next are fetched."""
+
+
+class Command:
+    """A submission queue entry (figure 104). `cdw10` to `cdw15` mean what the opcode says."""
+
+    __slots__ = (
+        "cdw2",
+        "cdw10",
+        "cdw11",
+        "cdw12",
+        "cdw13",
+        "cdw14",
+        "cdw15",
+        "cid",
+        "flags",
+        "mptr",
+        "nsid",
+        "opcode",
+        "prp1",
+        "prp2",
+        "queue",
+    )
+
+    def __init__(self, queue: SubmissionQueue, entries: bytes, at: int) -> None:
+        self.queue = queue
+        (
+            self.opcode,
+            self.flags,
+            self.cid,
+            self.nsid,
+            self.cdw2,
+            self.mptr,
+            self.prp1,
+            self.prp2,
+            self.cdw10,
+            self.cdw11,
+            self.cdw12,
+            self.cdw13,
+            self.cdw14,
+            self.cdw15,
+        ) = _COMMAND.unpack_from(entries, at)
+
+
+class CompletionQueue:
+    """Where completions go: a ring of 16 byte entries at `base`, told from old ones by their phase.
+
+    `claimed` counts entries promised to commands under way, so that a completion always finds room.
+    """
+
+    __slots__ = ("base", "claimed", "head", "id", "interrupts", "phase", "shadow", "size", "tail", "vector", "waiting")
+
+    def __init__(self, id: int, base: int, size: int, vector: int = 0, *, interrupts: bool = True) -> None:
+        self.id = id
+        self.base = base
+        self.size = size
+        self.vector = vector
+        self.interrupts = interrupts
+        self.head = 0
+        self.tail = 0
+        self.phase = 1
+        self.claimed = 0
+        self.shadow: Shadow | None = None
+        self.waiting: set[int] = set()
+        """Submission queues that stand still until the guest makes room."""
+
+    @property
+    def room(self) -> int:
+        """How many further commands may be begun."""
+        return (self.head - self.tail - 1) % self.size - self.claimed
+
+    def post(self, dma: Dma, queue: SubmissionQueue, cid: int, status: int, result: int) -> None:
+        """Write the completion of a command of `queue`; raises ProtocolError where the guest has no memory there."""
+        entry = _COMPLETION.pack(result, 0, queue.head, queue.id, cid, status << 1 | self.phase)
+        dma.write(self.base + self.tail * CQ_ENTRY, entry)
+        self.tail += 1
+        if self.tail == self.size:
+            self.tail = 0
+            self.phase ^= 1
+
+    def save(self) -> list[int]:
+        return [self.id, self.base, self.size, self.vector, int(self.interrupts), self.head, self.tail, self.phase]
+
+    @classmethod
+    def load(cls, saved: list[int]) -> CompletionQueue:
+        id, base, size, vector, interrupts, head, tail, phase = saved
+        queue = cls(id, base, size, vector, interrupts=bool(interrupts))
+        queue.head, queue.tail, queue.phase = head % size, tail % size, phase & 1
+        return queue
+
+
+class SubmissionQueue:
+    """Where commands come from: a ring of 64 byte entries at `base`."""
+
+    __slots__ = ("base", "cq", "head", "id", "shadow", "size", "tail")
+
+    def __init__(self, id: int, base: int, size: int, cq: CompletionQueue) -> None:
+        self.id = id
+        self.base = base
+        self.size = size
+        self.cq = cq
+        self.head = 0
+        self.tail = 0
+        self.shadow: Shadow | None = None
+
+    def fetch(self, dma: Dma) -> list[Command]:
+        """The next commands, as many as can be completed and BATCH at most. `begun` takes each off the queue."""
+        count = min(self.tail - self.head if self.tail >= self.head else self.size - self.head, self.cq.room, BATCH)
+        entries = dma.read(self.base + self.head * SQ_ENTRY, count * SQ_ENTRY)
+        return [Command(self, entries, at) for at in range(0, len(entries), SQ_ENTRY)]
+
+    def begun(self) -> None:
+        self.head += 1
+        if self.head == self.size:
+            self.head = 0
+        self.cq.claimed += 1
+
+    def save(self) -> list[int]:
+        return [self.id, self.base, self.size, self.cq.id, self.head, self.tail]
+
+    @classmethod
+    def load(cls, saved: list[int], completion: dict[int, CompletionQueue]) -> SubmissionQueue:
+        id, base, size, cq, head, tail = saved
+        queue = cls(id, base, size, completion[cq])
+        queue.head, queue.tail = head % size, tail % size
+        return queue
+
+
+class Shadow:
+    """A doorbell in guest memory (Doorbell Buffer Config): the guest writes `value` there, and touches the register
+    only when it passes `event`, which the controller keeps where it wants to be told next."""
+
+    __slots__ = ("_event", "_last", "_value")
+
+    def __init__(self, value: int, event: int) -> None:
+        self._value = value
+        self._event = event
+        self._last = -1
+
+    def read(self, dma: Dma, size: int) -> int:
+        return _U32.unpack(dma.read(self._value, 4))[0] % size  # type: ignore[no-any-return]
+
+    def publish(self, dma: Dma, value: int) -> None:
+        """The value, for a guest that begins to use the buffer while the queue is in use."""
+        dma.write(self._value, _U32.pack(value))
+
+    def ask_at(self, dma: Dma, value: int) -> None:
+        """Be told when the guest's value passes this one."""
+        if value != self._last:
+            dma.write(self._event, _U32.pack(value))
+            self._last = value
