@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
+from typing import Any, Literal
 
 import click
 
+from vfio_user.errors import UserError
 from vfio_user.interposer.interposer import Interposer, Setup
+from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS
 from vfio_user.wire.dialects import dialect_named
+
+
+class _Errno(click.ParamType[int]):
+    """EIO, or 5."""
+
+    name = "errno"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(value)
+        except ValueError:
+            pass
+        if value not in errno.errorcode.values():
+            self.fail(f"{value!r} is no errno", param, ctx)
+        return int(getattr(errno, value))
 
 
 @click.command()
@@ -27,6 +46,23 @@ from vfio_user.wire.dialects import dialect_named
     callback=lambda ctx, _, wanted: _print_schema(ctx) if wanted else None,
     help="Print the JSON schema of scenarios and end.",
 )
+@click.option("--keep-alive", is_flag=True, help="When the server dies, start another; the client never knows.")
+@click.option("--reconnect", is_flag=True, help="The same for a server that somebody else starts again.")
+@click.option(
+    "--msg-timeout", default=5.0, show_default=True, help="Seconds the client waits for a reply (x-msg-timeout)."
+)
+@click.option(
+    "--pending",
+    type=click.Choice(["replay", "fail"]),
+    default="replay",
+    show_default=True,
+    help="Unanswered requests go to the new server, or fail at once.",
+)
+@click.option("--pending-errno", type=_Errno(), default="EIO", show_default=True, help="What they fail with.")
+@click.option("--kick/--no-kick", default=True, show_default=True, help="Trigger all interrupts after a crash.")
+@click.option("--signal-error", is_flag=True, help="Trigger the ERR interrupt after a crash (QEMU stops the guest).")
+@click.option("--hang-timeout", type=float, help="Kill a server that has not answered for so many seconds.")
+@click.option("--give-up-after", default=30.0, show_default=True, help="Seconds a new server may take.")
 @click.option("--control", metavar="ADDRESS", help="Take commands here: JSON lines.")
 def command(
     listen: str,
@@ -35,6 +71,15 @@ def command(
     dialect: str,
     trace: str | None,
     faults: str | None,
+    keep_alive: bool,
+    reconnect: bool,
+    msg_timeout: float,
+    pending: Literal["replay", "fail"],
+    pending_errno: int,
+    kick: bool,
+    signal_error: bool,
+    hang_timeout: float | None,
+    give_up_after: float,
     control: str | None,
 ) -> None:
     """Forward a session between a client and any server, and see, break or keep it alive.
@@ -42,6 +87,17 @@ def command(
     Addresses are PATH, unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or fd:N. Prints one line once it listens; SIGTERM
     and SIGINT end it.
     """
+    if keep_alive and server_command is None:
+        raise UserError("--keep-alive has to start servers", hint="add --server-command, or use --reconnect")
+    policy = Policy(
+        msg_timeout=msg_timeout,
+        pending=pending,
+        errno=pending_errno,
+        kick=kick,
+        signal_error=signal_error,
+        hang_timeout=hang_timeout,
+        give_up_after=give_up_after,
+    )
     setup = Setup(
         listen=listen,
         connect=connect,
@@ -49,6 +105,7 @@ def command(
         dialect=dialect_named(dialect),
         trace=trace,
         faults=faults,
+        survive=policy if keep_alive or reconnect else None,
         control=control,
     )
     with Interposer(setup) as interposer:

@@ -13,6 +13,7 @@ from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Loop, Task
 from vfio_user.interposer.requests import Lost
 from vfio_user.interposer.session import Session
+from vfio_user.interposer.survival import Policy, Survival
 from vfio_user.interposer.trace import TraceWriter
 from vfio_user.interposer.upstream import Upstream
 from vfio_user.transport import Listener, Stream
@@ -38,6 +39,8 @@ class Setup:
     control: str | None = None
     faults: str | None = None
     """File with a scenario."""
+    survive: Policy | None = None
+    """Keep clients connected when the server goes."""
 
     @property
     def target(self) -> str:
@@ -63,6 +66,8 @@ class Interposer:
         """What happens to the sessions to come."""
         self.faults: Faults | None = None
         """What happens to the session under way."""
+        self.survival: Survival | None = None
+        """What keeps it alive."""
         self.on_session: list[Callable[[Session], None]] = []
         """Called with each session before its first message."""
         self._closers: list[Callable[[], None]] = [self.loop.close]
@@ -171,6 +176,7 @@ class Interposer:
             }
             if trace is not None
             else None,
+            "survival": self.survival.status() if self.survival is not None else None,
             "session": _session_status(session) if session is not None else None,
         }
 
@@ -197,7 +203,8 @@ class Interposer:
         self.sessions += 1
         session = Session(self.loop, client, server, self.setup.dialect, trace=self.trace, on_end=self._session_ended)
         self.session = session
-        self.faults = None
+        if self.setup.survive is not None:
+            self.survival = Survival(session, self.upstream, self.setup.survive, warn)
         if self.scenario is not None:
             self.set_faults(self.scenario)
         for prepare in self.on_session:
@@ -205,8 +212,7 @@ class Interposer:
         session.start()
 
     def _session_ended(self) -> None:
-        self.session = None
-        self.faults = None
+        self.session = self.faults = self.survival = None
         if self._only_client:
             self.loop.stop()
         elif not self._closing:

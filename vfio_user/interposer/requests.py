@@ -69,9 +69,8 @@ class OwnRequests:
             self._waiting[id] = Future()
 
     def lose(self, why: str) -> None:
-        """The other side is gone: nothing will be answered."""
+        """The other side is gone: nothing of ours will be answered. What the peer asked may yet be sent again."""
         waiting, self._waiting = self._waiting, {}
-        self._original.clear()
         for reply in waiting.values():
             reply.fail(Lost(why))
 

@@ -7,9 +7,11 @@ messages on the way is not in here: faults, capture and survival are `Stage`s, a
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import GONE, READ, WRITE, Loop
@@ -44,6 +46,14 @@ class Side:
     pump: Pump
     events: int = -1
     gone: bool = False
+
+
+class Held(NamedTuple):
+    """A request of the client's that is kept back."""
+
+    message: Message
+    since: float
+    """Monotonic seconds."""
 
 
 @dataclass
@@ -88,9 +98,13 @@ class Session:
         self.pending = (Pairing(), Pairing())
         """Requests without reply, by the direction the request went."""
         self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
-        self.held: deque[Message] = deque()
+        self.held: deque[Held] = deque()
         self.answers = 0
         """For stages: the record of the request that the message before them answers."""
+        self.since: float | None = None
+        """When the client sent the message that is being sent on, where that is not now (monotonic seconds)."""
+        self.server_lost = False
+        """The server is gone, and the session waits for another."""
         self._holds = 0
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         self._on_end = on_end
@@ -129,8 +143,8 @@ class Session:
             for request in pairing.clear():
                 if request.message is not None:
                     close_all(request.message.fds)
-        for message in self.held:
-            close_all(message.fds)
+        for held in self.held:
+            close_all(held.message.fds)
         self.held.clear()
         self.picture.close()
         self.note("disconnected")
@@ -151,6 +165,7 @@ class Session:
         server.outlet.clear()
         stream.socket.setblocking(False)
         server.stream, server.outlet, server.events, server.gone = stream, Outlet(stream), -1, False
+        self.server_lost = False
         server.pump.source_replaced(stream)
         client.pump.sink_replaced(server.outlet)
         self._watch(server)
@@ -159,6 +174,7 @@ class Session:
     def lose_server(self) -> None:
         """The server is gone or about to be replaced: read it no longer, and fail our own requests to it."""
         server = self._sides["server"]
+        self.server_lost = True
         self.loop.forget(server.stream.fileno())
         server.events, server.gone = -1, True
         server.stream.shutdown()
@@ -185,9 +201,19 @@ class Session:
         """Let them go on, in their order."""
         self._holds = max(0, self._holds - 1)
         while self.held and not self._holds and not self.closed:
-            request = self.held.popleft()
+            request, self.since = self.held.popleft()
             self._run_stages(Direction.TO_SERVER, self.own[Direction.TO_SERVER].outgoing(request), request, 0)
+        self.since = None
         self._refresh()
+
+    def take_held(self, since: float) -> list[Message]:
+        """Take out those that have been held since that time (monotonic seconds) or longer."""
+        taken = []
+        while self.held and self.held[0].since <= since:
+            taken.append(self.held.popleft().message)
+        if taken:
+            self._update(self._sides["client"])
+        return taken
 
     # requests of our own
 
@@ -198,7 +224,7 @@ class Session:
             Lost: the peer is gone.
             TimeoutError: no reply within `timeout` seconds; one that comes later is dropped.
         """
-        if self.closed or self._outlet(towards).broken:
+        if self.closed or self._outlet(towards).broken or (towards is Direction.TO_SERVER and self.server_lost):
             raise Lost(f"no {self._side_towards(towards).name} is connected")
         own = self.own[towards]
         message, reply = own.prepare(message)
@@ -323,7 +349,7 @@ class Session:
     def _hold_back(self, request: Message) -> None:
         self.counters.held += 1
         self._record(Direction.TO_SERVER, View.RECEIVED, request)
-        self.held.append(request)
+        self.held.append(Held(request, time.monotonic()))
         if len(self.held) >= MAX_HELD:
             self._update(self._sides["client"])
 
@@ -450,7 +476,9 @@ class Session:
         if self.closed:
             return
         client, server = self._sides["client"], self._sides["server"]
-        if client.pump.ended and server.pump.ended:
+        if self.server_lost:  # until there is another
+            over = client.pump.ended
+        elif client.pump.ended and server.pump.ended:
             over = all(not side.outlet.waiting or side.gone for side in (client, server))
         else:
             over = any(

@@ -35,6 +35,13 @@ class Upstream:
         """The server's process, as far as it is known: ours, or whoever listened at the UNIX socket."""
         return self.process.pid if self.process is not None else self._peer
 
+    @property
+    def fate(self) -> str:
+        """How the server ended, for a sentence."""
+        if self.process is None or self.process.pid is not None:
+            return "has closed its connection"
+        return self.process.fate
+
     async def start(self, timeout: float) -> None:
         """Start the server where that is up to us, so that the first client need not wait."""
         if self.process is not None and self.process.pid is None:

@@ -376,6 +376,22 @@ class Resume(ControlCommand):
         return {"released": waiting - len(session.held)}
 
 
+class Restart(ControlCommand):
+    """Replace the server on purpose; needs --keep-alive or --reconnect.
+
+    With `hand_over` a server that can migrate gives its state to the next (a live upgrade); `seconds` is how long the
+    client's requests were held.
+    """
+
+    hand_over: bool = True
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        interposer.current()
+        if interposer.survival is None:
+            raise UserError("this interposer does not keep sessions alive", hint="start it with --keep-alive")
+        return await interposer.survival.restart(hand_over=self.hand_over)
+
+
 class SetFaults(ControlCommand):
     """Let a fault scenario happen from now on: its text, or a file; neither ends it."""
 
@@ -429,6 +445,7 @@ COMMANDS: dict[str, type[ControlCommand]] = {
     "memory_read": MemoryRead,
     "hold": Hold,
     "resume": Resume,
+    "restart": Restart,
     "faults": SetFaults,
     "signal": Signal,
     "stop": Stop,

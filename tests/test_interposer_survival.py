@@ -1,0 +1,300 @@
+"""Servers die and are replaced; the client of these tests never notices, but where it is meant to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interposed import EDU, EDU_BY_PATH, Interposed
+from tests.interposer_bench import read, write
+from vfio_user.client import Client, Disconnected, EventFd, RemoteError
+from vfio_user.errors import UserError
+from vfio_user.interposer.control.client import ControlError
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.interposer import Interposer, Setup
+from vfio_user.interposer.journal import Journal
+from vfio_user.interposer.survival import Policy
+from vfio_user.wire.constants import IrqIndex
+
+LIVENESS, COMPUTE, RAISE = 0x04, 0x08, 0x60
+
+
+def surviving(tmp_path: Path, server: str = EDU, **policy: Any) -> Interposed:
+    return Interposed(tmp_path, server, survive=Policy(**policy), trace=str(tmp_path / "trace"))
+
+
+def read_until_it_fails(client: Client) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        client.load(0, LIVENESS, 4)
+
+
+def read_until_it_works(client: Client) -> int:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            return client.load(0, LIVENESS, 4)
+        except RemoteError:
+            continue
+    raise AssertionError("every request failed")
+
+
+def kill(edu: Interposed) -> None:
+    edu.control().call("signal", signal="SIGKILL")
+
+
+@pytest.mark.parametrize("server", [EDU, EDU_BY_PATH])
+def test_a_killed_server_is_replaced_and_the_client_never_knows(tmp_path: Path, server: str) -> None:
+    with surviving(tmp_path, server) as edu:
+        client = edu.client()
+        client.dma_map(0, edu.ram())
+        for value in range(3):
+            kill(edu)
+            client.store(0, LIVENESS, 4, value)
+            assert client.load(0, LIVENESS, 4) == ~value & 0xFFFFFFFF
+        status = edu.control().call("status")
+        assert status["survival"]["crashes"] == 3
+        assert status["sessions"] == 1
+
+
+def test_no_request_is_lost_under_load(tmp_path: Path) -> None:
+    """Writes and reads without pause, while the server is killed again and again."""
+    over = threading.Event()
+
+    def killer() -> None:
+        control = edu.control()
+        while not over.wait(0.4):
+            control.call("signal", signal="SIGKILL")
+
+    with surviving(tmp_path) as edu:
+        client = edu.client()
+        thread = threading.Thread(target=killer)
+        thread.start()
+        deadline = time.monotonic() + 3
+        count = 0
+        while time.monotonic() < deadline:
+            count += 1
+            client.region_write(0, LIVENESS, count.to_bytes(4, "little"), posted=True)
+            found = client.load(0, LIVENESS, 4)
+            assert found in (~count & 0xFFFFFFFF, 0)  # what was acknowledged is edu's to lose when it dies
+        over.set()
+        thread.join()
+        assert count > 100
+        assert edu.control().call("status")["survival"]["crashes"] >= 3
+
+
+def test_the_new_server_is_told_of_memory_and_interrupts(tmp_path: Path) -> None:
+    with surviving(tmp_path, kick=False) as edu, EventFd() as interrupt:
+        client, ram = edu.client(), edu.ram()
+        client.dma_map(0, ram)
+        client.config_write(4, b"\6\0")
+        client.enable_irqs(IrqIndex.MSIX, [interrupt])
+        ram.view[0x1000:0x1004] = b"data"
+        kill(edu)
+        client.store(0, 0x80, 8, 0x1000)  # from memory to the device's buffer ...
+        client.store(0, 0x88, 8, 0x40000)
+        client.store(0, 0x90, 8, 4)
+        client.store(0, 0x98, 8, 0x1)
+        client.store(0, 0x80, 8, 0x40000)  # ... and from there to other memory
+        client.store(0, 0x88, 8, 0x2000)
+        client.store(0, 0x98, 8, 0x1 | 0x2)
+        client.store(0, RAISE, 4, 1)
+        assert client.wait_interrupt(interrupt) == 1
+        assert bytes(ram.view[0x2000:0x2004]) == b"data"
+
+
+def test_interrupts_are_triggered_after_a_crash_as_one_may_be_lost(tmp_path: Path) -> None:
+    with surviving(tmp_path) as edu, EventFd() as interrupt:
+        client = edu.client()
+        client.enable_irqs(IrqIndex.MSIX, [interrupt])
+        kill(edu)
+        assert client.wait_interrupt(interrupt) == 1
+
+
+def test_a_planned_restart_hands_the_state_over(tmp_path: Path) -> None:
+    with surviving(tmp_path) as edu:
+        client, control = edu.client(), edu.control()
+        client.store(0, COMPUTE, 4, 6)
+        before = control.call("status")["server_pid"]
+        done = control.call("restart")
+        assert done["handed_over"]
+        assert client.load(0, COMPUTE, 4) == 720
+        status = control.call("status")
+        assert status["server_pid"] != before
+        assert (status["survival"]["restarts"], status["survival"]["crashes"]) == (1, 0)
+
+
+def test_a_restart_without_handing_over_leaves_a_fresh_device(tmp_path: Path) -> None:
+    with surviving(tmp_path) as edu:
+        client = edu.client()
+        client.store(0, COMPUTE, 4, 6)
+        edu.control().call("restart", hand_over=False)
+        assert client.load(0, COMPUTE, 4) == 0
+
+
+def test_a_client_in_the_middle_of_a_restart_only_waits(tmp_path: Path) -> None:
+    with surviving(tmp_path) as edu:
+        client = edu.client()
+        client.store(0, COMPUTE, 4, 5)
+        thread = threading.Thread(target=lambda: edu.control().call("restart"))
+        thread.start()
+        while thread.is_alive():
+            assert client.load(0, COMPUTE, 4) == 120
+        thread.join()
+        assert client.load(0, COMPUTE, 4) == 120
+
+
+def test_requests_fail_at_once_where_that_is_wanted(tmp_path: Path) -> None:
+    with surviving(tmp_path, pending="fail", errno=errno.EBUSY) as edu:
+        client = edu.client()
+        kill(edu)
+        began = time.monotonic()
+        with pytest.raises(RemoteError) as failed:
+            read_until_it_fails(client)
+        assert failed.value.errno == errno.EBUSY
+        assert time.monotonic() - began < 1
+        read_until_it_works(client)
+
+
+def test_no_request_waits_longer_than_the_client_does(tmp_path: Path) -> None:
+    """A server that takes its time: what cannot be answered in time fails in time, and later ones are served."""
+    slow = f"{sys.executable} -c 'import os, sys, time; time.sleep(float(os.path.exists(sys.argv[1]))); " + (
+        f'open(sys.argv[1], "w"); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\' {tmp_path / "started"} '
+        "-m vfio_user serve edu --fd {fd}"
+    )
+    with surviving(tmp_path, slow, msg_timeout=0.5) as edu:
+        client = edu.client()
+        kill(edu)
+        time.sleep(0.01)
+        began = time.monotonic()
+        with pytest.raises(RemoteError):
+            client.load(0, LIVENESS, 4)
+        assert 0.3 < time.monotonic() - began < 0.5
+        assert read_until_it_works(client) == 0
+        assert edu.control().call("status")["survival"]["failed"] >= 1
+
+
+def test_a_server_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
+    with surviving(tmp_path, hang_timeout=0.2) as edu:
+        client = edu.client()
+        edu.control().call("signal", signal="SIGSTOP")
+        assert client.load(0, LIVENESS, 4) == 0
+        assert edu.control().call("status")["survival"]["hangs"] == 1
+
+
+def test_a_server_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
+    """The first start works, later ones do not."""
+    once = f"sh -c 'test ! -e {tmp_path}/once && touch {tmp_path}/once && exec {sys.executable} -m vfio_user serve edu"
+    with surviving(tmp_path, once + " --socket-path {socket}'", give_up_after=0.5) as edu:
+        client = edu.client()
+        kill(edu)
+        with pytest.raises(Disconnected):
+            read_until_it_fails(client)
+
+
+def test_a_server_that_is_another_device_now_is_refused(tmp_path: Path) -> None:
+    """The client has been told of regions that the new server does not have."""
+    script = tmp_path / "server.sh"
+    script.write_text(
+        f"#!/bin/sh\nif test -e {tmp_path}/once; then msix=0; else msix=4; touch {tmp_path}/once; fi\n"
+        f"exec {sys.executable} -m vfio_user serve edu --msix $msix --fd $1\n"
+    )
+    script.chmod(0o755)
+    with surviving(tmp_path, f"{script} {{fd}}") as edu:
+        client = edu.client()
+        client.regions()
+        kill(edu)
+        with pytest.raises(Disconnected):
+            read_until_it_fails(client)
+
+
+def test_a_server_that_somebody_else_starts_again_is_found(tmp_path: Path) -> None:
+    import subprocess
+
+    path = tmp_path / "server"
+    command = [sys.executable, "-m", "vfio_user", "serve", "edu", "--socket-path", str(path)]
+
+    def start() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        assert process.stderr.readline()
+        return process
+
+    first = start()
+    with Interposed(tmp_path, None, connect=str(path), survive=Policy()) as edu:
+        client = edu.client()
+        assert edu.control().call("status")["server_pid"] == first.pid
+        with first:
+            first.kill()
+        second = start()
+        assert client.load(0, LIVENESS, 4) == 0
+        with second:
+            second.kill()
+            edu.control()
+            client.close()
+
+
+def test_restart_needs_to_be_allowed(tmp_path: Path) -> None:
+    with Interposed(tmp_path) as edu:
+        edu.client()
+        with pytest.raises(ControlError):
+            edu.control().call("restart")
+
+
+def test_a_server_that_cannot_be_started_is_told_of(tmp_path: Path) -> None:
+    for command in ("/no/such/program {fd}", "false {socket}", "true", "'unbalanced {fd}"):
+        with pytest.raises(UserError):
+            Interposer(Setup(listen=str(tmp_path / "a"), server_command=command))
+        assert not (tmp_path / "a").exists()
+
+
+def test_a_server_dies_with_the_interposer(tmp_path: Path) -> None:
+    with Interposed(tmp_path) as edu:
+        edu.client()
+        pid = edu.control().call("status")["server_pid"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# the journal
+
+TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
+
+
+def test_a_reply_confirms_what_was_posted_before_it() -> None:
+    journal = Journal()
+    journal.shown(TO_SERVER, write(0, 0, b"1", id=1, posted=True))
+    journal.shown(TO_SERVER, read(0, 0, id=2))
+    journal.shown(TO_SERVER, write(0, 0, b"2", id=3, posted=True))
+    journal.shown(TO_CLIENT, read(0, 0, id=2).reply())
+    assert [entry.message.id for entry in journal.unanswered()] == [3]
+
+
+def test_what_is_unanswered_keeps_its_order() -> None:
+    journal = Journal()
+    for id in (5, 1, 5, 2):
+        journal.shown(TO_SERVER, write(0, 0, b"x", id=id, posted=id == 1))
+    journal.shown(TO_CLIENT, write(0, 0, b"x", id=5).reply())
+    assert [entry.message.id for entry in journal.unanswered()] == [1, 5, 2]
+    journal.shown(TO_CLIENT, write(0, 0, b"x", id=99).reply())
+    assert len(journal) == 3
+
+
+def test_a_device_that_is_only_posted_to_is_asked_now_and_then(tmp_path: Path) -> None:
+    """Otherwise the journal of what it may have lost would grow for ever."""
+    with surviving(tmp_path) as edu:
+        client = edu.client()
+        control = edu.control()
+        for count in range(2000):
+            client.region_write(0, LIVENESS, count.to_bytes(4, "little"), posted=True)
+        deadline = time.monotonic() + 5
+        while control.call("status")["survival"]["unanswered"] > 600:
+            assert time.monotonic() < deadline
+        assert control.call("status")["session"]["counters"]["own_requests"] >= 1

@@ -1,0 +1,120 @@
+"""What a server that dies may have lost: the requests it has not answered, and the writes it never answers.
+
+A server works in the order it receives (specification, "Message ordering"), so its reply to a request says that the
+posted writes sent before it are done. What the journal still holds is to be sent again: at least once, that is, not
+exactly once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.session import copy_message
+from vfio_user.transport import close_all
+from vfio_user.wire import Message
+
+BARRIER_AT = 256
+"""Posted writes without a reply behind them after which the server is asked something, to know where it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A message the server has been sent."""
+
+    number: int
+    since: float
+    """Monotonic seconds when the client sent it."""
+    sent: float
+    """When the server was sent it."""
+    message: Message
+    """With descriptors of its own."""
+
+
+class Journal:
+    """The messages to a server that it may not have dealt with yet."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._requests: dict[int, deque[Entry]] = {}
+        self._posted: deque[Entry] = deque()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._requests.values())) + len(self._posted)
+
+    @property
+    def wants_barrier(self) -> bool:
+        return len(self._posted) >= BARRIER_AT
+
+    @property
+    def last(self) -> int:
+        """Number of the last message sent."""
+        return self._number
+
+    def shown(self, direction: Direction, message: Message, since: float | None = None) -> None:
+        """A request that has been sent to the server, or a reply that has come from it.
+
+        since: when the client sent it, where that is not now.
+        """
+        if direction is Direction.TO_CLIENT:
+            if message.is_reply:
+                self._answered(message.id)
+        elif not message.is_reply:
+            self._number += 1
+            kept = copy_message(message) if message.fds else message
+            now = time.monotonic()
+            entry = Entry(self._number, since or now, now, kept)
+            if message.wants_reply:
+                self._requests.setdefault(message.id, deque()).append(entry)
+            else:
+                self._posted.append(entry)
+
+    def confirm(self, number: int) -> None:
+        """Everything posted up to this number is done."""
+        while self._posted and self._posted[0].number <= number:
+            self._posted.popleft()
+
+    def requests(self) -> list[Entry]:
+        """Those that wait for a reply, oldest first."""
+        return sorted((entry for waiting in self._requests.values() for entry in waiting), key=_number)
+
+    def unanswered(self) -> list[Entry]:
+        """All that may be lost, in the order it was sent."""
+        return sorted([*self.requests(), *self._posted], key=_number)
+
+    def remove(self, entry: Entry) -> None:
+        """Whoever sent it has been answered otherwise."""
+        waiting = self._requests.get(entry.message.id)
+        if waiting is not None and entry in waiting:
+            waiting.remove(entry)
+            if not waiting:
+                del self._requests[entry.message.id]
+            close_all(entry.message.fds)
+
+    def take_all(self) -> list[Entry]:
+        """`unanswered`, which are the caller's from now on: whatever is sent again will be shown again."""
+        left = self.unanswered()
+        self._requests.clear()
+        self._posted.clear()
+        return left
+
+    def close(self) -> None:
+        for entry in self.take_all():
+            close_all(entry.message.fds)
+
+    def _answered(self, id: int) -> None:
+        waiting = self._requests.get(id)
+        if waiting is None:
+            return
+        entry = waiting.popleft()
+        if not waiting:
+            del self._requests[id]
+        close_all(entry.message.fds)
+        if self._posted:
+            self.confirm(entry.number)
+
+
+def _number(entry: Entry) -> int:
+    return entry.number

@@ -1,0 +1,172 @@
+"""Bringing a new server to where the old one was: the conversation that a client has with it, had again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine, Iterable, Iterator
+from typing import Any
+
+from vfio_user.errors import ProtocolError, VfioUserError
+from vfio_user.interposer import operations as do
+from vfio_user.interposer.loop import Future, Task
+from vfio_user.interposer.picture import Mapping, Picture
+from vfio_user.interposer.session import Session
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import IrqSetFlags, MigrationState, RegionIndex
+from vfio_user.wire.region_info import decode_region_info
+
+WINDOW = 64
+"""Requests sent without waiting, as QEMU does with DMA_MAP."""
+ENTRIES_PER_MESSAGE = 16
+
+
+class Incompatible(VfioUserError):
+    """The new server is not the device that the old one was: the client would notice."""
+
+
+async def save_state(session: Session) -> int:
+    """Stop the device and take its state; a descriptor with all of it, from its beginning."""
+    await do.set_migration_state(session, MigrationState.STOP_COPY)
+    state = os.memfd_create("device-state")
+    try:
+        async for piece in do.read_state(session):
+            os.write(state, piece)
+    except BaseException:
+        os.close(state)
+        raise
+    os.lseek(state, 0, os.SEEK_SET)
+    return state
+
+
+async def restore(session: Session, state: int | None = None) -> None:
+    """Tell the session's new server what the old one knew; hand it the device's state where there is one.
+
+    Raises:
+        Incompatible: it cannot take the old one's place.
+        Refused, Lost, TimeoutError: it does not take part.
+    """
+    picture = session.picture
+    await _version(session, picture)
+    await _same_regions(session, picture)
+    await in_windows(_map(session, maps) for maps in _map_messages(session, picture))
+    if state is not None:
+        await do.set_migration_state(session, MigrationState.RESUMING)
+        limit = do.data_limit(session)
+        while piece := os.read(state, limit):
+            await do.mig_data_write(session, piece)
+    for offset, data in list(picture.config_to_restore()):
+        await do.region_write(session, RegionIndex.CONFIG, offset, data)
+    for payload, fds in list(_irq_messages(picture, fds_per_message(session))):
+        await do.request(session, Command.SET_IRQS, payload, fds=fds)
+    if state is not None:
+        await do.set_migration_state(session, MigrationState.RUNNING)
+    else:
+        picture.set_migration_state(MigrationState.RUNNING)
+
+
+def fds_per_message(session: Session) -> int:
+    """Descriptors that both sides agreed to take in one message."""
+    sides = [side.capabilities.fds_per_message for side in (session.picture.client, session.picture.server) if side]
+    return max(1, min([16, *sides]))
+
+
+def kick(picture: Picture) -> int:
+    """Trigger every interrupt that is set up: one may have been lost, and drivers bear one too many."""
+    kicked = 0
+    for irqs in picture.irqs.values():
+        for fd in irqs.eventfds.values():
+            os.eventfd_write(fd, 1)
+            kicked += 1
+    return kicked
+
+
+async def in_windows(coroutines: Iterable[Coroutine[Future[Any], None, Any]]) -> None:
+    """Run them, at most WINDOW at a time; the first error is raised once all of its window are done."""
+    window: list[Task[Any]] = []
+    for coroutine in coroutines:
+        window.append(Task(coroutine))
+        if len(window) >= WINDOW:
+            await _all(window)
+            window = []
+    await _all(window)
+
+
+async def _all(tasks: list[Task[Any]]) -> None:
+    errors = []
+    for task in tasks:
+        try:
+            await task
+        except Exception as error:  # raised below, once nothing is under way any more
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+async def _version(session: Session, picture: Picture) -> None:
+    reply = await do.request(session, Command.VERSION, picture.version_request or b"")
+    if reply.payload != picture.version_reply:
+        session.note("version-differs", before=(picture.version_reply or b"").hex(), now=reply.payload.hex())
+
+
+async def _same_regions(session: Session, picture: Picture) -> None:
+    """What the client knows of the regions has to stay true."""
+    for index, known in list(picture.regions.items()):
+        ask = at.REGION_INFO.pack(at.REGION_INFO.size, 0, index, 0, 0, 0)
+        reply = await do.request(session, Command.GET_REGION_INFO, ask)
+        try:
+            now, _ = decode_region_info(reply.payload)
+        except ProtocolError as error:
+            raise Incompatible(f"the new server's region {index} cannot be understood: {error}") from None
+        if (now.size, now.flags & 7) != (known.size, known.flags & 7):
+            raise Incompatible(
+                f"region {index} was {known.size:#x} bytes (flags {known.flags:#x}) "
+                f"and is now {now.size:#x} (flags {now.flags:#x})"
+            )
+
+
+def _map_messages(session: Session, picture: Picture) -> Iterator[list[Mapping]]:
+    """Which maps go in one message: one, or a table's worth in the draft."""
+    maps = list(picture.maps.values())
+    step = ENTRIES_PER_MESSAGE if session.dialect.shapes[Command.DMA_MAP].request is None else 1
+    step = min(step, fds_per_message(session))
+    for start in range(0, len(maps), step):
+        yield maps[start : start + step]
+
+
+async def _map(session: Session, maps: list[Mapping]) -> None:
+    fds = [mapping.fd for mapping in maps if mapping.fd >= 0]
+    if session.dialect.shapes[Command.DMA_MAP].request is None:
+        payload = b"".join(
+            at.DMA_ENTRY_V6.pack(map_.iova, map_.size, map_.offset, map_.protections, map_.flags) for map_ in maps
+        )
+    else:
+        one = maps[0]
+        payload = at.DMA_MAP.pack(at.DMA_MAP.size, one.flags, one.offset, one.iova, one.size)
+    await do.request(session, Command.DMA_MAP, payload, fds=fds)
+
+
+def _irq_messages(picture: Picture, fds_each: int) -> Iterator[tuple[bytes, list[int]]]:
+    """SET_IRQS messages that set every index up as it was."""
+    trigger, unmask = IrqSetFlags.TRIGGER, IrqSetFlags.UNMASK
+    for index, irqs in picture.irqs.items():
+        for action, fds in ((trigger, irqs.eventfds), (unmask, irqs.unmask)):
+            for start, run in _runs(fds, fds_each):
+                flags = IrqSetFlags.DATA_EVENTFD | action
+                yield at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, start, len(run)), run
+        for vector in sorted(irqs.masked):
+            yield at.IRQ_SET.pack(at.IRQ_SET.size, IrqSetFlags.DATA_NONE | IrqSetFlags.MASK, index, vector, 1), []
+
+
+def _runs(fds: dict[int, int], most: int) -> Iterator[tuple[int, list[int]]]:
+    """Consecutive vectors with their descriptors, at most so many together."""
+    start, run = 0, list[int]()
+    for vector in sorted(fds):
+        if run and (vector != start + len(run) or len(run) == most):
+            yield start, run
+            run = []
+        if not run:
+            start = vector
+        run.append(fds[vector])
+    if run:
+        yield start, run
