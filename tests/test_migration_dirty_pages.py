@@ -91,6 +91,7 @@ REFUSED = {
     "half a range": get()[:39],
     "argsz above a message": get(argsz=(1 << 20) + 1),
     "a bitmap too small": get(bitmap=0),
+    "a bitmap that no argsz can say": get(bitmap=(1 << 64) - 1, argsz=48),
     "a bitmap too large": get(bitmap=16),
     "page size 0": get(pgsize=0),
     "page size 4097": get(pgsize=4097),

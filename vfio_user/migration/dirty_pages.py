@@ -59,8 +59,8 @@ def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_
 def _get_bitmap(migration: Migration, payload: bytes, argsz: int) -> bytes:
     """One range. With less room than needed only `argsz` says something in the reply, and nothing is cleared."""
     asked = DIRTY_RANGE.unpack(payload, DIRTY_PAGES.size)
-    if argsz > MAX_REPLY:
-        raise _refuse(f"argsz {argsz}")
+    if argsz > MAX_REPLY or asked.bitmap_size > MAX_REPLY:
+        raise _refuse(f"argsz {argsz} for a bitmap of {asked.bitmap_size} bytes")
     fixed = DIRTY_PAGES.size + DIRTY_RANGE.size
     if argsz < fixed + asked.bitmap_size:
         return DIRTY_PAGES.pack(fixed + asked.bitmap_size, DirtyPagesFlags.GET_BITMAP).ljust(argsz, b"\0")
