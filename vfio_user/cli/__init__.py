@@ -76,6 +76,13 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> int:
+    status = _say(error)
+    for note in getattr(error, "__notes__", ()):  # where the logs are, where somebody added that
+        click.echo(f"  {note}", err=True)
+    return status
+
+
+def _say(error: Exception) -> int:
     match error:
         case UserError():
             click.echo(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""), err=True)

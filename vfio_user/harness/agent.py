@@ -28,10 +28,21 @@ _PIECE = 96 << 10  # bytes of a file in one message
 
 
 class AgentGuest(Guest):
-    """A guest behind its agent. `connection` is the host's end of the virtio-serial port."""
+    """A guest behind its agent. `connection` is the host's end of the virtio-serial port.
 
-    def __init__(self, connection: socket.socket, *, patience: float = 1.0, console: Callable[[], str] = str) -> None:
+    `check` is asked when the connection breaks: it raises the cause if it knows one.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        patience: float = 1.0,
+        console: Callable[[], str] = str,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(patience=patience, console=console)
+        self._check = check
         self._session = secrets.token_hex(8)
         self._ids = itertools.count(1)
         self._sending = threading.Lock()
@@ -120,6 +131,7 @@ class AgentGuest(Guest):
         future: Future[dict[str, Any]] = Future()
         with self._sending:
             if self._lost:
+                self._check()
                 raise GuestLost(f"cannot reach the guest's agent: {self._lost}")
             identity = next(self._ids)
             done, self._done = self._done, []
@@ -132,6 +144,9 @@ class AgentGuest(Guest):
     def _answer(self, future: Future[dict[str, Any]], deadline: Deadline, what: str) -> dict[str, Any]:
         try:
             answer = future.result(deadline.remaining)
+        except GuestLost:
+            self._check()
+            raise
         except FutureTimeout:
             raise GuestLost(
                 f"the guest's agent did not answer {what!r} in {deadline.seconds:g} s", hint=self._console()

@@ -59,7 +59,12 @@ class BootedGuest(Guest):
         self.host = host
         self.image = image
         self.devices: list[Plugged] = []
-        self.agent = AgentGuest(machine.agent_connection, patience=machine.patience, console=self._console)
+        self.agent = AgentGuest(
+            machine.agent_connection,
+            patience=machine.patience,
+            console=self._console,
+            check=lambda: self.machine.check(wait=1.0),
+        )
         self._serve = serve
         self._count = 0
         self._ssh: list[SshGuest] = []

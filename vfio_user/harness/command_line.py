@@ -148,12 +148,12 @@ def _hardware(config: MachineConfig, name: str) -> Iterator[str]:
 
 def _channels(wiring: Wiring) -> Iterator[str]:
     if wiring.qmp is not None:
-        yield from ("-chardev", _chardev("qmp", wiring.qmp), "-mon", "chardev=qmp,mode=control")
+        yield from ("-chardev", _chardev("qmp", wiring.qmp), "-qmp", "chardev:qmp")
     if wiring.monitor is not None:
-        yield from ("-chardev", _chardev("monitor", wiring.monitor), "-mon", "chardev=monitor,mode=control")
+        yield from ("-chardev", _chardev("monitor", wiring.monitor), "-qmp", "chardev:monitor")
     yield from ("-chardev", _chardev("console", wiring.console), "-serial", "chardev:console")
     if wiring.console == "stdio":
-        yield from ("-mon", "chardev=console,mode=readline")
+        yield from ("-monitor", "chardev:console")
     if wiring.qtest is not None:
         yield from ("-chardev", _chardev("qtest", wiring.qtest), "-qtest", "chardev:qtest", "-qtest-log", "none")
     # The port is part of the hardware; without a channel its other end is nowhere.

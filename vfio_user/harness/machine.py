@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vfio_user.errors import UserError
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
-from vfio_user.harness.console import Console
+from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.deadline import Deadline, patience
 from vfio_user.harness.process import Child
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
@@ -26,7 +26,7 @@ _SAVE = 60.0
 _STOP = 5.0
 
 _READY_LINE = rb"(?m:^READY\b)"
-_FAILED_LINE = rb"(?m:^NOT READY\b)[^\n]*|Kernel panic[^\n]*"
+_FAILED_LINE = rb"(?m:^NOT READY\b)[^\n]*\n|Kernel panic[^\n]*\n"
 
 
 class Emulator(Protocol):
@@ -100,13 +100,17 @@ class Machine:
     def wait_ready(self, *, since: int = 0) -> None:
         """Wait until the guest's init has said READY on the console, in what came after byte `since`.
 
-        Raises `ConsoleError` with the console's last lines, and `MachineError` for a guest whose kernel panicked.
+        Raises `MachineError` with the console's last lines, at once when the kernel panicked or QEMU is gone.
         """
-        either = b"|".join((_READY_LINE, _FAILED_LINE))
-        found = self.console.wait_for(either, _READY * self.patience, since=since)[0]
+        deadline = Deadline(_READY * self.patience)
+        try:
+            found = self.console.wait_for(b"|".join((_READY_LINE, _FAILED_LINE)), deadline, since=since)[0]
+        except ConsoleError as error:
+            self.check(wait=1.0)
+            raise MachineError(f"the guest did not come up in {deadline.seconds:g} s", hint=error.hint) from error
         if not found.startswith(b"READY"):
             raise MachineError(
-                f"the guest did not come up: {found.decode(errors='replace')}", hint=self.console.last_lines()
+                f"the guest did not come up: {found.decode(errors='replace').strip()}", hint=self.console.last_lines()
             )
 
     def save(self, path: Path) -> None:
@@ -149,9 +153,9 @@ class Machine:
         left = [f"the socket {self.name}.{self._channels[inode]}" for inode in open_sockets() & self._channels.keys()]
         return left + ([f"QEMU {self.name} (process {self.child.pid})"] if self.child.group_is_alive() else [])
 
-    def check(self) -> None:
-        """Raise `MachineError` with QEMU's last words when it is gone."""
-        if not self.child.running:
+    def check(self, wait: float = 0.0) -> None:
+        """Raise `MachineError` with QEMU's last words when it is gone, or goes within `wait` seconds."""
+        if self.child.wait(wait) is not None:
             raise MachineError(f"QEMU {self.child.fate()}", hint=self.child.last_words())
 
     def __enter__(self) -> Machine:
@@ -169,8 +173,7 @@ class Machine:
         try:
             self.qmp.execute("device_add", device, limit)
         except QmpLost:
-            self.child.wait(_STOP)
-            self.check()
+            self.check(wait=_STOP)
             raise
 
     def remove_device(self, identity: str, limit: float | Deadline = 30.0) -> None:
@@ -180,8 +183,7 @@ class Machine:
             self.qmp.execute("device_del", {"id": identity}, deadline)
             self.qmp.wait_event("DEVICE_DELETED", deadline, {"device": identity})
         except QmpLost:
-            self.child.wait(_STOP)
-            self.check()
+            self.check(wait=_STOP)
             raise
 
     def ssh_port(self) -> int:
