@@ -1,0 +1,168 @@
+"""The commands, as a person and a program call them, on good days and bad ones."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from avocado_tests.guest_test import GuestTest
+from vfio_user.harness.scratch import Scratch
+
+VFIO_USER = (sys.executable, "-m", "vfio_user")
+
+WRONG_EDU = """
+from servers.edu import Edu
+from vfio_user.device import register
+
+class WrongEdu(Edu):
+    '''Inverts all bits but the lowest.'''
+
+    @register(bar=0, offset=0x04, width=4)
+    def liveness(self, value: int) -> None:
+        self.inverted = ~value & 0xFFFFFFFE
+
+    @liveness.reader
+    def _(self) -> int:
+        return self.inverted
+"""
+
+
+class Terminal:
+    """A program on a terminal of its own, and what it shows there."""
+
+    def __init__(self, argv: Sequence[str], folder: Path) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, process_group=0)
+        os.close(theirs)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.shown:
+            assert select.select([self._ours], [], [], end - time.monotonic())[0], f"no {text!r} in:\n{self.shown}"
+            self.shown += os.read(self._ours, 65536).decode(errors="replace")
+
+    def end(self) -> int:
+        """Take what it still shows until it ends; its exit status."""
+        try:
+            while data := os.read(self._ours, 65536):
+                self.shown += data.decode(errors="replace")
+        except OSError:  # the last one has left the terminal
+            pass
+        os.close(self._ours)
+        return self.process.wait(60)
+
+
+class Commands(GuestTest):
+    """
+    :avocado: tags=commands
+    """
+
+    def test_run_reports_for_programs(self) -> None:
+        done = self.vfio_user("run", "--json")
+        report = json.loads(done.stdout)
+        self.assertEqual((done.returncode, report["ok"]), (0, True), done.stderr)
+        self.assertTrue(all(part["ok"] for part in report["parts"]))
+        for name in (
+            "report.json",
+            "timeline.json",
+            "versions.json",
+            "commands.txt",
+            "guest.qmp.log",
+            "guest.console.log",
+        ):
+            self.assertTrue((Path(report["logs"]) / name).exists(), name)
+
+    def test_run_fails_when_the_guest_saw_something_wrong(self) -> None:
+        (Path(self.workdir) / "wrong.py").write_text(textwrap.dedent(WRONG_EDU))
+        done = self.vfio_user("run", "--server", f"{' '.join(VFIO_USER)} serve wrong:WrongEdu --socket-path {{socket}}")
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("liveness", done.stderr)
+        self.assertIn("FAIL", done.stdout)
+
+    def test_bad_input_is_a_sentence(self) -> None:
+        for arguments, said in (
+            (("--device", "no-such"), "no-such"),
+            (("--image", "no-such"), "no-such"),
+            (("--qemu", "/bin/false"), "/bin/false"),
+            (("--server", "sh -c 'echo no licence; exit 3' {socket}"), "no licence"),
+        ):
+            done = self.vfio_user("run", *arguments)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn(said, done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+
+    def test_boot_gives_a_person_a_shell(self) -> None:
+        terminal = Terminal([*VFIO_USER, "boot", "--device", "edu"], Path(self.workdir))
+        terminal.wait_for("Ctrl-]")
+        terminal.wait_for("# ")
+        terminal.type("echo 6*7=$((6*7)); edu liveness; sleep 100\n")
+        terminal.wait_for("6*7=42")
+        terminal.wait_for('"ok": true')
+        terminal.type("\x03")  # to the guest, not to us
+        terminal.type("echo after $((1+1))\n")
+        terminal.wait_for("after 2")
+        terminal.type("\x1d")
+        self.assertEqual(terminal.end(), 0, terminal.shown)
+
+    def test_the_printed_command_does_the_same_by_hand(self) -> None:
+        commands = self.vfio_user("boot", "--device", "edu", "--print-command").stdout
+        # What a person does: paste, but wait until the server listens.
+        server, _, machine = commands.partition("\n")
+        script = f"{server}\nuntil test -S dev0.sock; do sleep 0.05; done\nexec {machine}"
+        terminal = Terminal(["bash", "-c", script], Path(self.workdir))
+        terminal.wait_for("READY")
+        terminal.type("edu liveness\n")
+        terminal.wait_for('"ok": true')
+        terminal.type("\x01x")  # QEMU's own key to end
+        os.killpg(terminal.process.pid, signal.SIGTERM)
+        terminal.end()
+
+    def test_a_killed_run_leaves_nothing(self) -> None:
+        terminal = Terminal([*VFIO_USER, "run", "--keep"], Path(self.workdir))
+        terminal.wait_for("Ctrl-C ends it")
+        children = psutil.Process(terminal.process.pid).children(recursive=True)
+        self.assertEqual(len(children), 2, children)
+        terminal.process.kill()
+        terminal.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        self.assertEqual(alive, [])
+        directory = Path(terminal.shown.partition("QMP ")[2].split()[0]).parent
+        with Scratch():  # what the next run does first
+            self.assertFalse(directory.exists())
+        terminal.end()
+
+    def test_ctrl_c_ends_a_run_in_order(self) -> None:
+        terminal = Terminal([*VFIO_USER, "run", "--keep"], Path(self.workdir))
+        terminal.wait_for("Ctrl-C ends it")
+        children = psutil.Process(terminal.process.pid).children(recursive=True)
+        directory = Path(terminal.shown.partition("QMP ")[2].split()[0]).parent
+        os.kill(terminal.process.pid, signal.SIGINT)
+        self.assertEqual(terminal.end(), 0, terminal.shown)
+        self.assertFalse(any(child.is_running() for child in children))
+        self.assertFalse(directory.exists())
+
+    def vfio_user(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((self.workdir, os.environ.get("PYTHONPATH", "")))}
+        environment["VFIO_USER_RESULTS"] = self.outputdir
+        return subprocess.run(
+            [*VFIO_USER, *arguments],
+            cwd=self.workdir,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
