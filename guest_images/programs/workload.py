@@ -2,7 +2,8 @@
 """Keep an edu device busy, and check everything it does, until told to end: for what may be done to it meanwhile.
 
 Runs until SIGTERM, or for --seconds. Prints one JSON object of the form that edu.py has; `seen` counts what was done
-and has the longest time between two rounds. --started names a file that is written when the first round is right.
+and has the longest time between two rounds. --started names a file that is written as soon as the first round was
+right: "right", or when there will be none: "failed".
 
     workload idle        looks at the device's identification ten times a second
     workload registers   writes and reads registers; others must keep what they hold
@@ -20,6 +21,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from edu import (
     BUFFER,
@@ -187,7 +189,7 @@ def work(workload: Workload, seconds: float, started: str) -> None:
 
 def main() -> int:
     options = parse()
-    report: dict[str, object] = {"command": f"workload {options.kind}", "ok": False, "seen": {}, "wrong": []}
+    report: dict[str, Any] = {"command": f"workload {options.kind}", "ok": False, "seen": {}, "wrong": []}
     began = time.monotonic()
     with ExitStack() as stack:
         try:
@@ -201,6 +203,10 @@ def main() -> int:
             report["ok"] = not edu.wrong
         except (DeviceError, OSError) as error:
             report["error"] = str(error)
+    if len(found := report["wrong"]) > ENOUGH:
+        report["wrong"] = [*found[:ENOUGH], f"and {len(found) - ENOUGH} more"]
+    if options.started and not Path(options.started).exists():
+        Path(options.started).write_text("failed\n")
     report["seconds"] = round(time.monotonic() - began, 3)
     print(json.dumps(report))
     return 0 if report["ok"] else 1

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
     "image": ("image", "Build and list guest images."),
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
+    "migrate": ("migrate", "Migrate a guest with its device, and verify it from inside."),
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
     "probe": ("probe", "Describe any server's device, as lspci would."),
     "qemu": ("qemu", "Install, list and find QEMU."),

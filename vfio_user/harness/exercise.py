@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vfio_user.harness.guest import Guest, GuestFailure
+from vfio_user.harness.guest import Guest, GuestFailure, Result
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Exercise:
 def exercise(guest: Guest, program: str, *arguments: str, timeout: float = 60.0) -> Exercise:
     """Run a program and return its report, good or bad. Raises `GuestFailure` when it gives none."""
     command = (program, *arguments)
-    result = guest.run(command, timeout)
+    return report_of(guest, command, guest.run(command, timeout))
+
+
+def report_of(guest: Guest, command: Sequence[str], result: Result) -> Exercise:
+    """The report of a program that has ended. Raises `GuestFailure` when it gave none."""
     try:
         report = json.loads(result.stdout)
         return Exercise(

@@ -2,5 +2,16 @@
 
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, can_make_namespaces, joined_namespaces
+from vfio_user.harness.hosts.pair import KINDS, Pair, two_hosts
 
-__all__ = ["Cable", "Host", "LocalHost", "NamespaceHost", "can_make_namespaces", "joined_namespaces"]
+__all__ = [
+    "KINDS",
+    "Cable",
+    "Host",
+    "LocalHost",
+    "NamespaceHost",
+    "Pair",
+    "can_make_namespaces",
+    "joined_namespaces",
+    "two_hosts",
+]

@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -97,13 +97,13 @@ def can_make_namespaces() -> bool:
 
 @contextmanager
 def joined_namespaces(names: Sequence[str] = ("a", "b")) -> Iterator[tuple[NamespaceHost, NamespaceHost, Cable]]:
-    """Two hosts and the cable between them; gone after the block, processes inside excepted."""
-    one, other = (NamespaceHost(name, address) for name, address in zip(names, _ADDRESSES, strict=True))
-    try:
+    """Two hosts and the cable between them; gone after the block, with the last process inside."""
+    with ExitStack() as made:
+        hosts = [NamespaceHost(name, address) for name, address in zip(names, _ADDRESSES, strict=True)]
+        for host in hosts:
+            made.callback(host.close)
+        one, other = hosts
         yield one, other, Cable(one, other)
-    finally:
-        one.close()
-        other.close()
 
 
 def _enter_new_namespace() -> int:

@@ -27,24 +27,27 @@ def look(guest: BootedGuest) -> GuestView:
 def compare(report: Report, before: GuestView, guest: BootedGuest) -> None:
     """Look again, and put what was found into the report."""
     after = look(guest)
-    report.check("no reboot", after.boot_id == before.boot_id, f"boot id {after.boot_id}")
-    report.check("time goes on", after.uptime >= before.uptime, f"uptime {before.uptime} s, then {after.uptime} s")
+    report.judge("no reboot", after.boot_id == before.boot_id, f"boot id {after.boot_id}")
+    report.judge("time goes on", after.uptime >= before.uptime, f"uptime {before.uptime} s, then {after.uptime} s")
     for address, device in before.devices.items():
         now = after.devices[address]
-        report.check(f"driver of {address}", now["driver"] == device["driver"], now["driver"] or "none")
+        report.judge(f"driver of {address}", now["driver"] == device["driver"], now["driver"] or "none")
         different = [name for name, value in device["registers"].items() if now["registers"][name] != value]
         said = ", ".join(f"{name} is {now['registers'][name]}, was {device['registers'][name]}" for name in different)
-        report.check(f"config space of {address}", not different, said)
+        report.judge(f"config space of {address}", not different, said)
 
 
 def _look(addresses: list[str]) -> dict[str, Any]:
     from pathlib import Path
 
     def registers(config: bytes) -> dict[str, str]:
-        """Everything but the status register, and the power and PCI Express status that devices change."""
-        word = {f"{at:#04x}": config[at : at + 4].hex() for at in range(0, 64, 4)}
-        word["0x04"] = config[4:6].hex()
-        return word
+        """What nobody but the guest changes."""
+
+        def word(at: int, width: int = 4) -> str:
+            return f"{int.from_bytes(config[at : at + width], 'little'):#x}"
+
+        bars = {f"BAR {index}": word(0x10 + 4 * index) for index in range(6)}
+        return {"ids": word(0), "command": word(4, 2), **bars, "interrupt line": word(0x3C, 1)}
 
     def device(folder: Path) -> dict[str, object]:
         driver = folder / "driver"

@@ -113,6 +113,14 @@ class Report:
     def check(self, what: str, ok: bool, detail: str = "") -> None:
         self.checks.append(Check(what, ok, detail))
 
+    def judge(self, what: str, ok: bool, detail: str = "") -> None:
+        """Add a check, and let the verdict follow: what is wrong now was lost."""
+        self.check(what, ok, detail)
+        if not ok and self.verdict in (Verdict.MIGRATED, Verdict.STAYED):
+            self.verdict = Verdict.LOST
+        if not ok:
+            self.reason = "; ".join(filter(None, (self.reason, f"{what}: {detail}")))
+
     @property
     def last_phase(self) -> Phase | None:
         return self.phases[-1].phase if self.phases else None

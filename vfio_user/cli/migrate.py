@@ -1,0 +1,112 @@
+"""`vfio-user migrate`: a guest with its device moves to another host, and both say how it was."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from vfio_user.errors import VerdictError
+from vfio_user.harness.exercise import Exercise
+from vfio_user.harness.hosts import KINDS as HOSTS
+from vfio_user.harness.hosts import two_hosts
+from vfio_user.harness.interruption import interruptible
+from vfio_user.harness.lab import Lab
+from vfio_user.harness.migration import Limits, Mode, Plan, Report, Tuning
+from vfio_user.harness.migration.workload import KINDS as WORKLOADS
+from vfio_user.harness.migration.workload import Workload, judge
+
+
+@click.command()
+@click.option("--device", default="edu", show_default=True, help="As `boot` takes it; any server that migrates.")
+@click.option("--workload", type=click.Choice(WORKLOADS), default="dma", show_default=True, help="For edu alone.")
+@click.option("--mode", type=click.Choice([kind.value for kind in Mode]), default=Mode.AUTO.value, show_default=True)
+@click.option("--hosts", type=click.Choice([*HOSTS]), default="auto", show_default=True, help="Between which.")
+@click.option("--image", default="minimal", show_default=True)
+@click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
+@click.option("--memory", default=512, show_default=True, help="MiB.")
+@click.option("--iommu", is_flag=True, help="Put an IOMMU before the device: MSI and MSI-X, and a map for each page.")
+@click.option("--interrupts", type=click.Choice(["best", "intx", "msi", "msix"]), default="best", show_default=True)
+@click.option("--bandwidth", type=click.IntRange(min=1), help="MiB/s that QEMU may use; without limit if not given.")
+@click.option(
+    "--downtime", type=click.FloatRange(min=0.001), default=0.05, show_default=True, help="Seconds, aimed at."
+)
+@click.option("--channels", type=click.IntRange(min=0), default=0, help="Streams of multifd; 0: one, without it.")
+@click.option("--limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds, for all of it.")
+@click.option("--after", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds to work on there.")
+@click.option("--trace", is_flag=True, help="Record every message on both sides.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    device: str,
+    workload: str,
+    mode: str,
+    hosts: str,
+    image: str,
+    qemu: str | None,
+    memory: int,
+    iommu: bool,
+    interrupts: str,
+    bandwidth: int | None,
+    downtime: float,
+    channels: int,
+    limit: float,
+    after: float,
+    trace: bool,
+    as_json: bool,
+) -> None:
+    """Migrate a guest with its device to another host while it works, and verify it from inside.
+
+    QEMU's own client leaves the device behind and says `completed`: mode `direct` shows what is lost by that. Exit
+    status 0: the guest is there, whole. 1: it is not.
+    """
+    tuning = Tuning((bandwidth << 20) if bandwidth else 1 << 40, downtime, channels)
+    plan = Plan(tuning, Limits(total=limit))
+    with (
+        interruptible(),
+        two_hosts(hosts) as pair,
+        Lab("migrate", qemu=qemu, progress=_say) as lab,
+    ):
+        guest = lab.boot(
+            device=device, image=image, migratable=True, host=pair.a, memory=memory, iommu=iommu, trace=trace
+        )
+        options = ("--interrupts", interrupts) if workload == "interrupts" else ()
+        running = Workload(guest, workload, *options) if workload != "none" else None
+        report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan)
+        if pair.note:
+            report.notes.append(pair.note)
+        done = None
+        if running is not None:
+            time.sleep(after)
+            done = running.end()
+            judge(report, done)
+        _print(report, done, str(lab.folder), as_json=as_json)
+    if not report.ok:
+        raise VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")
+
+
+def _print(report: Report, done: Exercise | None, folder: str, *, as_json: bool) -> None:
+    if as_json:
+        work = {"command": done.command, "ok": done.ok, "seen": done.seen, "wrong": done.wrong} if done else None
+        click.echo(json.dumps({**report.as_dict(), "workload": work, "evidence": folder}))
+        return
+    click.echo(f"{', '.join(report.devices)} from {report.source} to {report.destination}, mode {report.mode}")
+    for phase in report.phases:
+        click.echo(f"  {phase.phase:<14}{phase.seconds * 1000:>10.1f} ms {_amount(phase.bytes):>12}")
+    for check in report.checks:
+        click.echo(f"  {'ok   ' if check.ok else 'WRONG'}  {check.what}{': ' if check.detail else ''}{check.detail}")
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+    pause = f", downtime {report.downtime * 1000:.1f} ms" if report.downtime is not None else ""
+    click.echo(f"{report.verdict}: {report.seconds:.2f} s{pause}")
+
+
+def _amount(size: int) -> str:
+    """Bytes for a person; nothing for none."""
+    if not size:
+        return ""
+    return f"{size} B" if size < 1024 else f"{size / 1024:.1f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,60 @@
+"""Two hosts to migrate between, as they are chosen on a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from vfio_user.errors import UserError
+from vfio_user.harness.hosts.host import Host, LocalHost
+from vfio_user.harness.hosts.namespace import can_make_namespaces, joined_namespaces
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`note` says what a reader of results has to know about these hosts."""
+
+    a: Host
+    b: Host
+    note: str = ""
+
+    def other(self, host: Host) -> Host:
+        return self.b if host.name == self.a.name else self.a
+
+
+@contextmanager
+def namespaces() -> Iterator[Pair]:
+    """Two network namespaces of this machine, joined by a virtual cable."""
+    with joined_namespaces() as (a, b, _):
+        yield Pair(a, b)
+
+
+@contextmanager
+def loopback() -> Iterator[Pair]:
+    """Two loopback addresses of this machine."""
+    yield Pair(LocalHost("a", "127.0.0.1"), LocalHost("b", "127.0.0.2"))
+
+
+@contextmanager
+def best() -> Iterator[Pair]:
+    """Namespaces where they can be made, else loopback addresses, and a note that says so."""
+    if can_make_namespaces():
+        with namespaces() as pair:
+            yield pair
+    else:
+        with loopback() as pair:
+            yield Pair(pair.a, pair.b, "both hosts are this machine's loopback: network namespaces need root")
+
+
+KINDS: Mapping[str, Callable[[], AbstractContextManager[Pair]]] = MappingProxyType(
+    {"auto": best, "namespaces": namespaces, "local": loopback}
+)
+
+
+def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
+    """The hosts called `kind`; a context manager. Raises `UserError` for an unknown kind."""
+    if kind not in KINDS:
+        raise UserError(f"there are no hosts called {kind!r}", hint=f"there are: {', '.join(KINDS)}")
+    return KINDS[kind]()
