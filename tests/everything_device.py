@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from vfio_user.device import (
     Bar,
     ExtendedVendor,
@@ -47,9 +49,10 @@ class Everything(PciDevice):
     high: memoryview = memory(0x2000, bar=2, offset=0x4000, mmap=True)
     private: memoryview = memory(0x1000, bar=9, offset=0)
 
-    def __init__(self) -> None:
+    def __init__(self, *, ioeventfd: Annotated[bool, "offer an ioeventfd for the interrupt doorbell"] = True) -> None:
         super().__init__()
-        self.add_ioeventfd(0, 0x20, 4)
+        if ioeventfd:
+            self.add_ioeventfd(0, 0x20, 4)
 
     @register(bar=0, offset=0x00, width=4)
     def scratch(self, value: int) -> None:
@@ -81,4 +84,4 @@ class Everything(PciDevice):
 
     @register(bar=0, offset=0x20, width=4)
     def ring(self, vector: int) -> None:
-        self.interrupts.trigger(vector % 8)
+        self.interrupts.trigger(vector % {"msix": 8, "msi": 4}.get(self.interrupts.active, 1))

@@ -1,0 +1,62 @@
+"""Bad input for as long as you like: `scripts/fuzz --messages 10000000`, or `scripts/fuzz --seconds 600`.
+
+Campaigns of 50,000 messages go round the dialects with ascending seeds. Status 1 when one went wrong, with its seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+
+from tests.fuzzing import campaign, open_fds, resident_bytes
+from vfio_user.wire import DIALECTS
+
+SLICE = 50_000
+GROWTH = 64 << 20
+"""Bytes of memory that a whole run may cost."""
+
+
+def main() -> int:
+    arguments = _arguments()
+    dialects = [DIALECTS[arguments.dialect]] if arguments.dialect else list(DIALECTS.values())
+    campaign(dialects[0], 1000, seed=0)
+    gc.collect()
+    fds, memory, begin = open_fds(), resident_bytes(), time.monotonic()
+    done, seed = 0, arguments.seed
+    while done < arguments.messages and time.monotonic() - begin < arguments.seconds:
+        dialect = dialects[seed % len(dialects)]
+        outcome = campaign(dialect, min(SLICE, arguments.messages - done), seed)
+        gc.collect()
+        done += outcome.messages
+        wrong = list(outcome.wrong)
+        if open_fds() != fds:
+            wrong.append(f"{open_fds() - fds} descriptors are left open")
+        if resident_bytes() - memory > GROWTH:
+            wrong.append(f"the process has grown by {resident_bytes() - memory >> 20} MiB")
+        if wrong:
+            print(f"\nseed {seed} of {dialect.name} went wrong:", *wrong, sep="\n  ")
+            print(f"again: scripts/fuzz --dialect {dialect.name} --seed {seed} --messages {SLICE}")
+            return 1
+        rate = done / (time.monotonic() - begin)
+        grown = resident_bytes() - memory >> 10
+        print(f"\r{done:,} messages, {rate:,.0f}/s, seed {seed}, {grown:,} KiB more", end="", flush=True)
+        seed += 1
+    print()
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--messages", type=int, default=1_000_000, help="how many (1,000,000)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument("--seed", type=int, default=1, help="of the first campaign (1)")
+    parser.add_argument("--dialect", choices=list(DIALECTS), help="one dialect instead of all")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
