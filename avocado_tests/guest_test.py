@@ -10,6 +10,7 @@ from avocado import Test
 
 from vfio_user.errors import VerdictError
 from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.deadline import patience
 from vfio_user.harness.exercise import Exercise, succeed
 from vfio_user.harness.lab import Lab
 
@@ -17,7 +18,7 @@ from vfio_user.harness.lab import Lab
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     """A test that boots guests. What a guest or device did wrong fails it; what could not be done is an error."""
 
-    timeout = 300
+    timeout = 300 * patience("kvm")  # seconds; the factor is that of all deadlines, without the accelerator's
 
     @contextmanager
     def lab(self) -> Iterator[Lab]:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 import vfio_user
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.deadline import SCALE_VARIABLE
+from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interruption import interruptible
+from vfio_user.harness.qemu import ensure_qemu
 
 # Two guests under TCG fill two processors; a third only makes timeouts of slowness.
 MOST_AT_ONCE = 2
@@ -38,7 +42,7 @@ def command(
     Evidence of every test is under results/. The last line counts: N passed, N failed, N skipped. The exit status is 0
     when some test passed and none failed.
     """
-    Job = _avocado()
+    Job, NoTests = _avocado()
     folder = tests_folder()
     config: dict[str, Any] = {
         "resolver.references": [_reference(folder, test) for test in tests] or _all(folder),
@@ -52,16 +56,18 @@ def command(
         **dict(_setting(option) for option in options),
     }
     _prepare_environment(folder, timeout_factor)
-    with interruptible():
-        if list_only:
-            for name in _names(Job, config):
-                click.echo(name)
-            return
-        with Job.from_config(config) as job:
-            if not job.size:
-                raise UserError("no test is to be run", hint="`vfio-user test-e2e --list` names all that there are")
-            status = job.run()
-            _report(job, status)
+    try:
+        job = Job.from_config({**config, "run.dry_run.enabled": list_only})
+    except NoTests as error:
+        raise UserError("no test is to be run", hint="`vfio-user test-e2e --list` names all that there are") from error
+    if list_only:
+        for suite in job.test_suites:
+            for runnable in suite.tests:
+                click.echo(runnable.identifier)
+        return
+    _provision()
+    with interruptible(), job:
+        _report(job, job.run())
 
 
 def tests_folder() -> Path:
@@ -73,12 +79,14 @@ def tests_folder() -> Path:
     raise UserError("the guest-driven tests are not here", hint="run this in a checkout of the project")
 
 
-def _avocado() -> Any:
+def _avocado() -> tuple[Any, type[Exception]]:
+    """Its job, and what it raises when there is nothing to run."""
     try:
         from avocado.core.job import Job
+        from avocado.core.suite import TestSuiteError
     except ImportError as error:
         raise UserError("avocado is not installed", hint="pip install 'vfio-user[test]'") from error
-    return Job
+    return Job, TestSuiteError
 
 
 def _all(folder: Path) -> list[str]:
@@ -97,18 +105,24 @@ def _reference(folder: Path, test: str) -> str:
     )
 
 
-def _setting(option: str) -> tuple[str, Any]:
-    """KEY=VALUE with the value as avocado types it."""
-    from avocado.core.settings import settings
+def _provision() -> None:
+    """Have QEMU and the image before a test's time runs, and say what takes long."""
 
-    key, equals, text = option.partition("=")
-    known = settings.as_dict()
-    if not equals or key not in known:
-        raise UserError(f"avocado has no setting {key!r}", hint="`avocado config reference` lists them; -o KEY=VALUE")
-    kind = type(known[key])
-    if kind is bool:
-        return key, text.lower() in ("1", "true", "yes", "on")
-    return key, text.split(",") if kind is list else kind(text) if known[key] is not None else text
+    def say(message: str) -> None:
+        click.echo(message, err=True)
+
+    ensure_qemu(progress=say)
+    ensure_image("minimal", progress=say)
+
+
+def _setting(option: str) -> tuple[str, Any]:
+    """KEY=VALUE as avocado's configuration has it: the value is a number, a truth value, a list or text, as in YAML."""
+    key, equals, value = option.partition("=")
+    if not equals or "." not in key:
+        raise UserError(
+            f"{option!r} is no setting of avocado's", hint="-o KEY=VALUE; `avocado config reference` has keys"
+        )
+    return key, yaml.safe_load(value)
 
 
 def _prepare_environment(folder: Path, timeout_factor: float) -> None:
@@ -118,12 +132,7 @@ def _prepare_environment(folder: Path, timeout_factor: float) -> None:
     paths = (str(folder.parent), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if timeout_factor != 1.0:
-        os.environ["VFIO_USER_TIMEOUT_SCALE"] = str(timeout_factor)
-
-
-def _names(job_class: Any, config: dict[str, Any]) -> list[str]:
-    job = job_class.from_config({**config, "run.dry_run.enabled": True})
-    return [str(runnable.identifier) for suite in job.test_suites for runnable in suite.tests]
+        os.environ[SCALE_VARIABLE] = str(timeout_factor)
 
 
 def _report(job: Any, status: int) -> None:
