@@ -16,6 +16,7 @@ Usage: agent.py [DEVICE]              serve on DEVICE, or on the port that has t
        agent.py --call REQUEST ANSWER  do one `call` between two files, for those who come by SSH
 """
 
+from __future__ import annotations
 import __future__
 
 import base64
@@ -31,6 +32,11 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+Request = dict[str, Any]
+Answer = dict[str, object]
 
 PORT_NAME = "org.vfio-user.agent.0"
 OUTPUT_LIMIT = 16 << 20  # bytes kept of each stream of a job
@@ -39,7 +45,7 @@ PRELOADED = ("ctypes", "mmap", "socket", "struct", "subprocess")
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL for a job that took too long
 
 
-def main():
+def main() -> None:
     if sys.argv[1:2] == ["--call"]:
         with open(sys.argv[2]) as request, open(sys.argv[3], "w") as answer:
             answer.write(outcome(decode(request.read())))
@@ -50,7 +56,7 @@ def main():
     Agent(os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)).serve()
 
 
-def find_port():
+def find_port() -> str:
     """The port's device node; there is no udev that would make a link by name."""
     for port in pathlib.Path("/sys/class/virtio-ports").iterdir():
         if (port / "name").read_text().strip() == PORT_NAME:
@@ -58,33 +64,33 @@ def find_port():
     sys.exit(f"there is no virtio-serial port called {PORT_NAME}")
 
 
-def encode(value):
+def encode(value: object) -> str:
     """JSON text, with bytes as {"bytes": BASE64}."""
     return json.dumps(value, default=_encode_bytes, separators=(",", ":"))
 
 
-def _encode_bytes(value):
+def _encode_bytes(value: object) -> Answer:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"bytes": base64.b64encode(value).decode()}
     raise TypeError(f"{type(value).__name__} cannot be sent: use None, bool, int, float, str, bytes, list or dict")
 
 
-def decode(text):
+def decode(text: str) -> Any:
     return json.loads(
         text, object_hook=lambda found: base64.b64decode(found["bytes"]) if [*found] == ["bytes"] else found
     )
 
 
 class Agent:
-    def __init__(self, port):
+    def __init__(self, port: int) -> None:
         self.port = port
         self.selector = selectors.DefaultSelector()
         self.incoming = bytearray()
         self.outgoing = bytearray()
-        self.session = None
-        self.answers = {}  # id: line, until the host says that it has it
-        self.jobs = {}  # id: Job
-        self.operations = {
+        self.session = ""
+        self.answers: dict[int, bytes] = {}  # id: line, until the host says that it has it
+        self.jobs: dict[int, Job] = {}  # id: Job
+        self.operations: dict[str, Callable[[int, Request], Answer | None]] = {
             "hello": self.hello,
             "clock": self.clock,
             "run": self.run,
@@ -94,7 +100,7 @@ class Agent:
             "get": self.get,
         }
 
-    def serve(self):
+    def serve(self) -> NoReturn:
         self.listen_for_host()
         self.watch_port()
         while True:
@@ -107,13 +113,13 @@ class Agent:
 
     # -- the port ------------------------------------------------------------------------------------------------
 
-    def listen_for_host(self):
+    def listen_for_host(self) -> None:
         """The kernel sends SIGIO when the host connects; a port without host polls as hung up all the time."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGIO, lambda *_: None)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-        def host_changed(_events):
+        def host_changed(_events: int) -> None:
             os.read(reader, 4096)
             self.watch_port()
 
@@ -122,14 +128,14 @@ class Agent:
             fcntl.fcntl(self.port, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(self.port, fcntl.F_SETFL, fcntl.fcntl(self.port, fcntl.F_GETFL) | os.O_ASYNC)
 
-    def watch_port(self):
+    def watch_port(self) -> None:
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
         if self.port in self.selector.get_map():
             self.selector.modify(self.port, wanted, self.port_ready)
         else:
             self.selector.register(self.port, wanted, self.port_ready)
 
-    def port_ready(self, events):
+    def port_ready(self, events: int) -> None:
         if events & selectors.EVENT_READ:
             try:
                 data = os.read(self.port, 1 << 16)
@@ -141,7 +147,7 @@ class Agent:
             self.received(data or b"")
         self.flush()
 
-    def received(self, data):
+    def received(self, data: bytes) -> None:
         self.incoming += data
         *lines, rest = self.incoming.split(b"\n") if b"\n" in data else (self.incoming,)
         self.incoming = bytearray(rest)
@@ -153,7 +159,7 @@ class Agent:
                 continue  # half a line of a host that is gone
             self.handle(session, identity, request)
 
-    def handle(self, session, identity, request):
+    def handle(self, session: str, identity: int, request: Request) -> None:
         if session != self.session:
             self.begin(session)
         for finished in request.get("done", ()):
@@ -171,7 +177,7 @@ class Agent:
             if answer is not None:
                 self.answer(identity, ok=answer)
 
-    def begin(self, session):
+    def begin(self, session: str) -> None:
         for job in list(self.jobs.values()):
             job.kill(signal.SIGKILL)
             job.forget()
@@ -180,16 +186,16 @@ class Agent:
         self.answers = {}
         self.outgoing.clear()
 
-    def answer(self, identity, **body):
+    def answer(self, identity: int, **body: object) -> None:
         line = encode({"session": self.session, "id": identity, **body}).encode() + b"\n"
         self.answers[identity] = line
         self.send(line)
 
-    def send(self, line):
+    def send(self, line: bytes) -> None:
         self.outgoing += line
         self.flush()
 
-    def flush(self):
+    def flush(self) -> None:
         try:
             while self.outgoing:
                 del self.outgoing[: os.write(self.port, self.outgoing[: 1 << 15])]
@@ -198,39 +204,39 @@ class Agent:
         if self.port in self.selector.get_map():
             self.watch_port()
 
-    def until_next_deadline(self):
+    def until_next_deadline(self) -> float | None:
         if not self.jobs:
             return None
         return max(0.0, min(job.deadline for job in self.jobs.values()) - time.monotonic())
 
     # -- operations: each takes the request's id and the request; one that answers later returns None --------------
 
-    def hello(self, _identity, _request):
+    def hello(self, _identity: int, _request: Request) -> Answer:
         return {"pid": os.getpid(), "python": sys.version.split()[0]}
 
-    def clock(self, _identity, request):
+    def clock(self, _identity: int, request: Request) -> Answer:
         """Set the clock, in seconds since 1970: a restored guest believes that it is when its checkpoint was made."""
         behind = request["time"] - time.time()
         time.clock_settime(time.CLOCK_REALTIME, request["time"])
         return {"behind": behind}
 
-    def run(self, identity, request):
+    def run(self, identity: int, request: Request) -> None:
         """A command for the shell, or a list of a program and its arguments."""
         command = request["command"]
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
         self.jobs[identity] = Job.of_program(self, identity, argv, request["timeout"])
 
-    def call(self, identity, request):
+    def call(self, identity: int, request: Request) -> None:
         """A Python function, given as source; it runs in a fork, so that it cannot harm the agent."""
         self.jobs[identity] = Job.of_function(self, identity, request)
 
-    def signal(self, _identity, request):
+    def signal(self, _identity: int, request: Request) -> Answer:
         job = self.jobs.get(request["job"])
         if job is not None:
             job.kill(request["signal"])
         return {"sent": job is not None}
 
-    def put(self, _identity, request):
+    def put(self, _identity: int, request: Request) -> Answer:
         """A piece of a file, at its offset; the piece at 0 begins the file anew, the last one sets the mode."""
         begin = os.O_CREAT | os.O_TRUNC if request["offset"] == 0 else 0
         file = os.open(request["path"], os.O_WRONLY | os.O_CLOEXEC | begin, 0o600)
@@ -245,7 +251,7 @@ class Agent:
             os.close(file)
         return {}
 
-    def get(self, _identity, request):
+    def get(self, _identity: int, request: Request) -> Answer:
         """A piece of a file; an empty one is its end."""
         file = os.open(request["path"], os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -259,7 +265,7 @@ class Job:
     """A process, its output, and the request that it answers when it ends."""
 
     @classmethod
-    def of_program(cls, agent, identity, argv, timeout):
+    def of_program(cls, agent: Agent, identity: int, argv: list[str], timeout: float) -> Job:
         (out, out_end), (err, err_end) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -283,7 +289,7 @@ class Job:
         return cls(agent, identity, pid, timeout, {"stdout": out, "stderr": err})
 
     @classmethod
-    def of_function(cls, agent, identity, request):
+    def of_function(cls, agent: Agent, identity: int, request: Request) -> Job:
         streams = {name: os.pipe2(os.O_CLOEXEC) for name in ("stdout", "stderr", "result")}
         pid = os.fork()
         if pid == 0:
@@ -293,7 +299,7 @@ class Job:
             os.close(end)
         return cls(agent, identity, pid, request["timeout"], {name: start for name, (start, _) in streams.items()})
 
-    def __init__(self, agent, identity, pid, timeout, streams):
+    def __init__(self, agent: Agent, identity: int, pid: int, timeout: float, streams: dict[str, int]) -> None:
         self.agent = agent
         self.identity = identity
         self.pid = pid
@@ -308,7 +314,7 @@ class Job:
             os.set_blocking(stream, False)
             agent.selector.register(stream, selectors.EVENT_READ, lambda _events, name=name: self.read(name))
 
-    def read(self, name):
+    def read(self, name: str) -> bool:
         """Take what is there; True when there may be more."""
         if name not in self.streams:
             return False
@@ -323,50 +329,50 @@ class Job:
         kept += data[: max(0, OUTPUT_LIMIT - len(kept))]
         return True
 
-    def ended(self, _events):
+    def ended(self, _events: int) -> None:
         for name in list(self.streams):
             while self.read(name):  # what the process wrote before it ended; its own children may hold the pipe open
                 pass
         _, status = os.waitpid(self.pid, 0)
         self.forget()
         del self.agent.jobs[self.identity]
-        answer = {name: bytes(data) for name, data in self.output.items()}
+        answer: Answer = {name: bytes(data) for name, data in self.output.items()}
         answer["exit_code"] = os.waitstatus_to_exitcode(status)
         answer["seconds"] = time.monotonic() - self.began
         answer["timed_out"] = self.too_long
         self.agent.answer(self.identity, ok=answer)
 
-    def press(self):
+    def press(self) -> None:
         """It took too long: ask it to end, the next time kill it."""
         self.kill(signal.SIGKILL if self.too_long else signal.SIGTERM)
         self.too_long = True
         self.deadline = time.monotonic() + GRACE
 
-    def kill(self, number):
+    def kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
-    def forget(self):
+    def forget(self) -> None:
         self.agent.selector.unregister(self.pidfd)
         os.close(self.pidfd)
         for name in list(self.streams):
             self.drop(name)
 
-    def drop(self, name):
+    def drop(self, name: str) -> None:
         stream = self.streams.pop(name)
         self.agent.selector.unregister(stream)
         os.close(stream)
 
 
-def run_in_fork(request, out, err, result):
+def run_in_fork(request: Request, out: int, err: int, result: int) -> NoReturn:
     """Call the function with its own stdout and stderr. Never returns."""
     status = 1
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGIO, signal.SIG_IGN)
-        for number, stream in enumerate((os.open("/dev/null", os.O_RDONLY), out, err)):
-            os.dup2(stream, number)
+        for number, end in enumerate((os.open("/dev/null", os.O_RDONLY), out, err)):
+            os.dup2(end, number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         answer = outcome(request)
         with os.fdopen(result, "w") as stream:
@@ -378,29 +384,31 @@ def run_in_fork(request, out, err, result):
         os._exit(status)
 
 
-def outcome(request):
+def outcome(request: Request) -> str:
     """What the function returned, or how it failed, as one JSON text."""
     try:
         return encode({"value": call_source(request)})
     except BaseException as error:
-        inner = error.__traceback__.tb_next  # not this frame; the next one is call_source's
-        text = "".join(traceback.format_exception(type(error), error, inner and inner.tb_next))
+        frames = error.__traceback__
+        for _ in range(2):  # this function's and call_source's are no news
+            frames = frames and frames.tb_next
+        text = "".join(traceback.format_exception(type(error), error, frames))
         return encode({"error": describe(error), "traceback": text})
 
 
-def call_source(request):
+def call_source(request: Request) -> object:
     """Define the function as if it stood in the host's file, so that a traceback names its lines, and call it."""
     file, source = request["file"], request["source"]
     above = request["line"] - 1
     lines = ["\n"] * above + source.splitlines(keepends=True)
     linecache.cache[file] = (len(source), None, lines, file)
-    scope = {"__name__": "__guest__"}
+    scope: dict[str, Any] = {"__name__": "__guest__"}
     flags = __future__.annotations.compiler_flag  # its annotations may name what only the host has
     exec(compile("".join(lines), file, "exec", flags, dont_inherit=True), scope)
     return scope[request["function"]](*request["args"], **request["kwargs"])
 
 
-def describe(error):
+def describe(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()
 
 
