@@ -63,6 +63,7 @@ class InProcess:
     dialect: Dialect = CURRENT
     session: type[Session] = Session
     write_multiple: bool = True
+    tcp: bool = False
     pid: int | None = None
 
     def __post_init__(self) -> None:
@@ -71,14 +72,20 @@ class InProcess:
     def connect(self) -> Stream:
         if self._server is None:
             offer = Offer(write_multiple=self.write_multiple)
-            self._server = Server(self.device(), str(self.folder / "s"), dialect=self.dialect, offer=offer).start()
+            address = "tcp:127.0.0.1:0" if self.tcp else str(self.folder / "s")
+            self._device = self.device()
+            self._server = Server(self._device, address, dialect=self.dialect, offer=offer).start()
         server_module.Session = self.session  # type: ignore[attr-defined]
-        return connect(str(self.folder / "s"), timeout=5)
+        if not self.tcp:
+            return connect(str(self.folder / "s"), timeout=5)
+        host, port = self._server.listener.socket.getsockname()
+        return connect(f"tcp:{host}:{port}", timeout=5)
 
     def renew(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
+            self._device.close()
 
     def crashed(self) -> str:
         return ""

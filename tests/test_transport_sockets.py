@@ -121,6 +121,25 @@ def test_tcp_carries_bytes_and_no_descriptors() -> None:
         server.close()
 
 
+def test_vsock_carries_bytes_and_no_descriptors() -> None:
+    """Over the kernel's loopback (CID 1), where it has one."""
+    local = 1
+    try:
+        listener = Listener(f"vsock:-1:{socket.VMADDR_PORT_ANY}")
+    except UserError as error:
+        pytest.skip(f"no AF_VSOCK here: {error}")
+    with listener:
+        try:
+            client = connect(f"vsock:{local}:{listener.socket.getsockname()[1]}", timeout=1)
+        except UserError as error:
+            pytest.skip(f"no vsock loopback here (module vsock_loopback): {error}")
+        server = listener.accept()
+        exchange(client, server)
+        assert not server.carries_fds
+        client.close()
+        server.close()
+
+
 def test_an_inherited_socket_is_used_as_it_is() -> None:
     here, there = socket.socketpair()
     client = connect(f"fd:{here.detach()}")

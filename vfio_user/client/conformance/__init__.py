@@ -5,6 +5,7 @@ from __future__ import annotations
 from vfio_user.client.conformance import (
     access,
     device,
+    device_dma,
     dma,
     features,
     irqs,
@@ -31,6 +32,7 @@ GROUPS: tuple[Group, ...] = (
     access.write_multi,
     dma.dma_map,
     dma.dma_unmap,
+    device_dma.device_dma,
     features.feature,
     features.migration,
     features.mig_data,

@@ -1,0 +1,104 @@
+"""DMA_READ and DMA_WRITE, which only the device can begin: on devices that this module knows how to move.
+
+One is known: edu, whose registers copy between its buffer and guest memory (docs/specs/edu.rst of QEMU).
+"""
+
+from __future__ import annotations
+
+from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.check import Group, Level, Skip, require
+from vfio_user.client.memory import GuestMemory
+from vfio_user.wire import Command
+from vfio_user.wire.constants import DmaFlags
+
+device_dma = Group("device_dma", "dialects 9.5: DMA_READ / DMA_WRITE")
+
+EDU = bytes.fromhex("3412e811")
+BASE = 0x10_0000
+SIZE = 0x2000
+BUFFER = 0x40000
+_SOURCE, _DESTINATION, _COUNT, _COMMAND = 0x80, 0x88, 0x90, 0x98
+_RUN, _TO_RAM = 1, 2
+_BUS_MASTER = 1 << 2
+_TRIES = 10_000
+
+
+def _edu(bench: Bench, *, flags: int = DmaFlags.READ | DmaFlags.WRITE, shared: bool = False) -> GuestMemory:
+    """Guest memory that edu may reach, without a descriptor unless `shared`."""
+    if bench.client.config_read(0, 4) != EDU:
+        raise Skip("nothing is known that makes this device do DMA")
+    command = int.from_bytes(bench.client.config_read(4, 2), "little")
+    bench.client.config_write(4, (command | _BUS_MASTER).to_bytes(2, "little"))
+    memory = bench.memory(SIZE, shared=shared)
+    bench.client.dma_map(BASE, memory, flags=flags)
+    return memory
+
+
+def _copy(bench: Bench, source: int, destination: int, count: int, direction: int = 0) -> None:
+    """Let edu copy, and serve what it asks until it is done."""
+    client = bench.client
+    for register, value in ((_SOURCE, source), (_DESTINATION, destination), (_COUNT, count)):
+        client.store(0, register, 8, value)
+    client.store(0, _COMMAND, 8, _RUN | direction)
+    done = any(not client.load(0, _COMMAND, 8) & _RUN for _ in range(_TRIES))
+    require(done, f"edu is still busy after {_TRIES} looks at it")
+
+
+def _there_and_back(bench: Bench, memory: GuestMemory) -> None:
+    """Across a page's border, so that a server that splits there is seen to put it together."""
+    data = bytes(range(256)) * 4
+    memory.view[0xE00 : 0xE00 + len(data)] = data
+    _copy(bench, BASE + 0xE00, BUFFER, len(data))
+    _copy(bench, BUFFER, BASE + 0x1500, len(data), _TO_RAM)
+    found = bytes(memory.view[0x1500 : 0x1500 + len(data)])
+    require(found == data, "what edu read and wrote back is not what was there")
+    require(not any(memory.view[0x14F0:0x1500]), "edu wrote in front of its destination")
+    require(not any(memory.view[0x1900:0x1910]), "edu wrote behind its destination")
+
+
+@device_dma.check("by-message", rule="spec: VFIO_USER_DMA_READ, VFIO_USER_DMA_WRITE")
+def by_message(bench: Bench) -> None:
+    """Memory without a descriptor is read and written by messages of the dialect's layout."""
+    memory = _edu(bench)
+    _there_and_back(bench, memory)
+    served = bench.client.service.served
+    for command in (Command.DMA_READ, Command.DMA_WRITE):
+        require(served.get(command), f"no {command.value} came")
+
+
+@device_dma.check("by-mapping", rule="spec: DMA Memory Configuration")
+def by_mapping(bench: Bench) -> None:
+    """Memory with a descriptor is read and written without a message."""
+    bench.need_fds()
+    memory = _edu(bench, shared=True)
+    _there_and_back(bench, memory)
+    require(not bench.client.service.served, "a DMA message came for memory that can be mapped")
+
+
+@device_dma.check("read-only", level=Level.REFERENCE, rule="dialects 9.5: sg not writeable -> EPERM")
+def read_only(bench: Bench) -> None:
+    """Memory that may only be read is not written, by message or otherwise."""
+    memory = _edu(bench, flags=DmaFlags.READ)
+    _copy(bench, BUFFER, BASE, 16, _TO_RAM)
+    require(not any(memory.view[:16]), "memory that may only be read was written")
+    bench.client.device_info()
+
+
+@device_dma.check("refused", level=Level.REFERENCE, rule="dialects 9.5: error replies")
+def refused(bench: Bench) -> None:
+    """A DMA that the client refuses is an error in the device, and the session goes on."""
+    memory = _edu(bench)
+    bench.client.memory.clear()  # the server believes that it is mapped; each message is answered with ENODEV
+    _copy(bench, BUFFER, BASE, 16, _TO_RAM)
+    require(not any(memory.view[:16]), "memory was written although the client refused")
+    bench.client.device_info()
+
+
+@device_dma.check("unmapped", rule="spec: only memory that the client has configured is accessed")
+def unmapped(bench: Bench) -> None:
+    """Memory that was taken away is not touched any more."""
+    memory = _edu(bench)
+    bench.client.dma_unmap(BASE, SIZE)
+    _copy(bench, BUFFER, BASE, 16, _TO_RAM)
+    require(not any(memory.view[:16]), "memory that was unmapped was written")
+    require(not bench.client.service.served, "a DMA message came for memory that was unmapped")
