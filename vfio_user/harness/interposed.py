@@ -60,6 +60,8 @@ class InterposedServer(DeviceServer):
         self.control.close()
         self.interposer.stop()
         super().stop()
+        for path in (self.path, self.server_path, self.control_path):
+            path.unlink(missing_ok=True)
 
     def _command(self, front: int, control: int) -> list[str]:
         command = [sys.executable, "-m", "vfio_user", "interpose", "--listen", f"fd:{front}"]

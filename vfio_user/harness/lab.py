@@ -10,6 +10,7 @@ block ends everything that the lab started is ended, and a lab that left somethi
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -69,6 +70,7 @@ class Lab:
         self._progress = progress
         self._machines: list[Machine] = []
         self._images: dict[str, GuestImage] = {}
+        self._moves = itertools.count(1)
 
     # -- what guests are made of ----------------------------------------------------------------------------------
 
@@ -176,6 +178,22 @@ class Lab:
         """Where QMP tools of a person connect to a guest that was booted with `monitor`."""
         return self._scratch.socket_path(f"{guest.name}.qmp")
 
+    def next_name(self, name: str) -> str:
+        """guest, guest.1, guest.2: every machine that a guest has been in, or was to be, has its own logs."""
+        return f"{name.partition('.')[0]}.{next(self._moves)}"
+
+    def end(self, machine: Machine | None, servers: Sequence[DeviceServer]) -> None:
+        """End one side of a migration: the machine first, at once, for it must never run again."""
+        if machine is not None:
+            machine.kill()
+            machine.stop()
+            if not machine.left_behind():
+                self._machines.remove(machine)
+        for server in servers:
+            server.stop()
+            if not server.child.group_is_alive():
+                self.servers.remove(server)
+
     # -- boot and restore -----------------------------------------------------------------------------------------
 
     def _running(
@@ -224,7 +242,7 @@ class Lab:
             guest = self._answering(machine, image)
             # What every test does first is quicker when the guest has done it before.
             guest.succeed("python3 -c pass", timeout=30)
-            guest.call(_nothing, timeout=30)
+            guest.call(_zero_free_memory, timeout=30)
         with self.timeline.step("save the checkpoint"):
             machine.save(path)
         self.guests.remove(guest)
@@ -324,5 +342,14 @@ class Lab:
             self.close()
 
 
-def _nothing() -> None:
-    """Sent to the guest once before it is saved."""
+def _zero_free_memory() -> int:
+    """In the guest: leave zeros in the memory that is free, which a checkpoint then need not hold. Returns the bytes."""
+    import mmap
+    from pathlib import Path
+
+    sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(sizes["MemFree"].split()[0]) << 10
+    taken = max(0, free - (24 << 20)) & ~0xFFF  # the kernel needs some for itself
+    if taken:
+        mmap.mmap(-1, taken, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+    return taken

@@ -20,7 +20,7 @@ from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
 from vfio_user.harness.migration.link import DeviceLink
-from vfio_user.harness.migration.qemu_side import Tuning
+from vfio_user.harness.migration.qemu_side import MigrationFailed, Tuning
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
 from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import PciAddress
@@ -236,11 +236,15 @@ class Coordinator:
     def _go_back(self, error: BaseException) -> None:
         """The guest goes on where it was. First of all the destination ends."""
         report = self._report
-        report.reason = f"in phase {report.last_phase}: {error}"
-        if report.verdict is Verdict.MIGRATED:
-            return  # it runs on the destination already
+        reason = str(error)
+        if isinstance(error, MigrationFailed) and error.machine is self._destination:
+            reason = error.explain()
         self._destination.kill()
+        # Not a word to the source's QEMU before this: a processor of its may wait for the device, under QEMU's big lock.
         problems = self._revive_devices()
+        if isinstance(error, MigrationFailed) and error.machine is self._source:
+            reason = error.explain()
+        report.reason = f"in phase {report.last_phase}: {reason}"
         try:
             self._let_source_run()
             report.verdict = Verdict.LOST if problems else Verdict.STAYED

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import UserError, VfioUserError
+from vfio_user.errors import UserError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.command_line import as_device_option, vfio_user_device
 from vfio_user.harness.hosts.host import Host
@@ -33,21 +32,21 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan) -> Repo
         try:
             with report.phase(Phase.START):
                 plan.watch(Phase.START)
-                arriving.start(servers)
+                machine = arriving.start(servers)
         except Failure as error:
             report.reason = f"in phase {Phase.START}: {error}"
             return report
         links = arriving.links(guest.devices, servers)
         try:
-            coordinator = Coordinator(source, arriving.machine, links, report, address=to.address, plan=plan)
+            coordinator = Coordinator(source, machine, links, report, address=to.address, plan=plan)
             coordinator.run()
         finally:
             for link in links:
                 link.close()
         if report.verdict is Verdict.MIGRATED:
-            guest.continue_on(arriving.machine, to, arriving.devices(guest.devices))
+            guest.continue_on(machine, to, arriving.devices(guest.devices))
             arriving.stays = True
-            _end(source, servers)
+            lab.end(source, servers)
     finally:
         if not arriving.stays:
             arriving.end()
@@ -76,12 +75,12 @@ class _Arriving:
         self._lab = lab
         self._guest = guest
         self._host = to
-        self.name = _next_name(guest.name)
-        self.machine: Machine
+        self.name = lab.next_name(guest.name)
+        self.machine: Machine | None = None
         self.stays = False
         self._servers: list[InterposedServer] = []
 
-    def start(self, servers: list[InterposedServer]) -> None:
+    def start(self, servers: list[InterposedServer]) -> Machine:
         cold = []
         for plugged, server in zip(self._guest.devices, servers, strict=True):
             other = self._lab.serve(
@@ -101,6 +100,7 @@ class _Arriving:
         self.machine = self._lab.machine(
             self.name, self._guest.image, replace(config, devices=devices), restore=True, host=self._host
         )
+        return self.machine
 
     def links(self, devices: list[Plugged], servers: list[InterposedServer]) -> list[DeviceLink]:
         return [
@@ -112,11 +112,7 @@ class _Arriving:
         return [replace(plugged, server=server) for plugged, server in zip(before, self._servers, strict=True)]
 
     def end(self) -> None:
-        if hasattr(self, "machine"):
-            self.machine.kill()
-            self.machine.stop()
-        for server in self._servers:
-            server.stop()
+        self._lab.end(self.machine, self._servers)
 
 
 def _interposed(guest: BootedGuest, plugged: Plugged) -> InterposedServer:
@@ -126,18 +122,3 @@ def _interposed(guest: BootedGuest, plugged: Plugged) -> InterposedServer:
             hint="boot the guest with migratable=True",
         )
     return plugged.server
-
-
-def _end(machine: Machine, servers: list[InterposedServer]) -> None:
-    """The side that the guest has left. QEMU first, at once: it must never run again."""
-    machine.kill()
-    machine.stop()
-    for server in servers:
-        with suppress(VfioUserError):
-            server.stop()
-
-
-def _next_name(name: str) -> str:
-    """guest, guest.1, guest.2: each machine of a guest has its own logs."""
-    root, _, number = name.partition(".")
-    return f"{root}.{int(number or 0) + 1}"

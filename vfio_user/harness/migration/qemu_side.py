@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from vfio_user.errors import UserError
+from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
-from vfio_user.harness.qmp import Qmp, QmpTimeout
+from vfio_user.harness.qmp import QmpTimeout
 
 _ENDED = ("failed", "cancelled")
 
 
 class MigrationFailed(UserError):
-    """QEMU gave the migration up."""
+    """QEMU gave the migration up. `explain` asks it why: not while a processor of its guest waits for us."""
+
+    def __init__(self, machine: Machine, status: str) -> None:
+        super().__init__(f"{machine.name}: the migration is {status}")
+        self.machine = machine
+
+    def explain(self) -> str:
+        with suppress(VfioUserError):
+            reason = self.machine.qmp.command("query-migrate").get("error-desc")
+            if reason:
+                return f"{self.machine.name}: {reason}"
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -54,13 +66,13 @@ def listen(machine: Machine, address: str) -> str:
 
 
 def status_event(machine: Machine, seconds: float) -> str | None:
-    """The next status that QEMU tells, None when none comes in time. Raises `MigrationFailed` with QEMU's reason."""
+    """The next status that QEMU tells, None when none comes in time. Raises `MigrationFailed`."""
     try:
         status: str = machine.qmp.wait_event("MIGRATION", seconds)["data"]["status"]
     except QmpTimeout:
         return None
     if status in _ENDED:
-        raise MigrationFailed(f"{machine.name}: {failure(machine.qmp, status)}")
+        raise MigrationFailed(machine, status)
     return status
 
 
@@ -69,11 +81,6 @@ def await_status(machine: Machine, wanted: str, deadline: Deadline) -> None:
     while (status := status_event(machine, deadline.remaining)) != wanted:
         if status is None:
             raise QmpTimeout(f"{machine.name}: the migration was not {wanted} in {deadline.seconds:g} s")
-
-
-def failure(qmp: Qmp, status: str) -> str:
-    """Why a migration ended badly, in QEMU's words."""
-    return str(qmp.command("query-migrate").get("error-desc") or f"the migration is {status}")
 
 
 def stamp(event: dict[str, Any]) -> float:
