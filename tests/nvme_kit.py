@@ -106,7 +106,7 @@ class QueuePair:
         return self.arrived.pop(cid)
 
     def do(self, opcode: int, **fields: int) -> Completion:
-        return self.wait(self.put(opcode, **fields))
+        return self.wait(self.put(opcode, ring=True, cid=None, **fields))
 
 
 class Host:

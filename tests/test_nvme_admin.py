@@ -316,6 +316,8 @@ def test_a_namespace_grows_while_it_is_in_use_and_the_guest_is_told(tmp_path: Pa
     ],
 )
 def test_options_that_cannot_be_are_refused_with_a_reason(tmp_path: Path, options: dict[str, Any], said: str) -> None:
-    given = {name: value.format(tmp_path) if isinstance(value, str) else value for name, value in options.items()}
+    given: dict[str, Any] = {
+        name: value.format(tmp_path) if isinstance(value, str) else value for name, value in options.items()
+    }
     with pytest.raises(UserError, match=said):
         Nvme(**given)

@@ -361,7 +361,12 @@ def test_without_a_write_cache_every_write_is_on_the_disk_when_it_ends(
         host.enable()
         host.create_queues()
         sync = os.fdatasync
-        monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(fd), sync(fd))[1])
+
+        def counted(fd: int) -> None:
+            synced.append(fd)
+            sync(fd)
+
+        monkeypatch.setattr(os, "fdatasync", counted)
         assert host.write_blocks(0, bytes(512)).status == 0
         assert not synced
         assert host.write_blocks(0, bytes(512), control=FUA).status == 0

@@ -1,0 +1,269 @@
+"""What outlives what: acknowledged writes a SIGKILL, everything a migration, the server whatever a guest says."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from struct import pack
+
+import pytest
+
+from servers.nvme import Nvme
+from servers.nvme.spec import Admin, Feature, Io
+from tests.nvme_kit import BASE, CSTS, PAGE, Host, QueuePair, controller
+from vfio_user.client import Client, Disconnected
+from vfio_user.errors import ProtocolError
+from vfio_user.server import Server
+from vfio_user.wire.constants import MigrationState
+
+FUA = 1 << 30
+
+
+@contextmanager
+def server_process(path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Host]]:
+    """A controller in a process of its own, which may be killed."""
+    address = path / "nvme.sock"
+    arguments = ["--socket-path", str(address), "--image", f"{path / 'disk.img'}:4M"]
+    process = subprocess.Popen([sys.executable, "-m", "vfio_user", "serve", "nvme", *arguments], stderr=subprocess.PIPE)
+    try:
+        assert process.stderr is not None
+        assert b"listening" in process.stderr.readline()
+        host = Host(Client.connect(f"unix:{address}"))
+        try:
+            yield process, host
+        finally:
+            host.close()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("acknowledged_by", ["fua", "flush"])
+@pytest.mark.parametrize("after", [20, 57, 130])
+def test_after_a_kill_every_acknowledged_write_is_there(tmp_path: Path, acknowledged_by: str, after: int) -> None:
+    """The server is killed while commands are under way; what it had acknowledged is in the image all the same."""
+    acknowledged = 0
+    with server_process(tmp_path) as (process, host):
+        host.enable()
+        queue = host.create_queues(entries=32)
+        buffer = host.allocate(PAGE)
+        killer = threading.Timer(after / 1000, process.send_signal, [signal.SIGKILL])
+        killer.start()
+        try:
+            for number in range(1, 8192):
+                host.write(buffer, pack("<Q", number).ljust(512, b"."))
+                control = FUA if acknowledged_by == "fua" else 0
+                host.transfer(Io.WRITE, number, buffer, 512, control=control)
+                if acknowledged_by == "flush":
+                    queue.do(Io.FLUSH, nsid=1)
+                acknowledged = number
+        except (Disconnected, ConnectionError, OSError):
+            pass
+        killer.join()
+        assert process.wait(10) == -signal.SIGKILL
+    content = (tmp_path / "disk.img").read_bytes()
+    for number in range(1, acknowledged + 1):
+        assert content[number * 512 :][:8] == pack("<Q", number)
+
+
+def test_the_image_can_be_served_again_after_a_kill(tmp_path: Path) -> None:
+    with server_process(tmp_path) as (process, host):
+        host.enable()
+        host.create_queues()
+        assert host.write_blocks(5, b"kept" * 128, control=FUA).status == 0
+        process.kill()
+        process.wait()
+    with controller(tmp_path) as (_, host):
+        host.enable()
+        host.create_queues()
+        assert host.read_blocks(5, 512) == b"kept" * 128
+
+
+@contextmanager
+def second(path: Path, **options: object) -> Iterator[tuple[Nvme, Host]]:
+    """The other host of a migration: the same image, a server of its own."""
+    (path / "b").mkdir()
+    with controller(path / "b", f"{path / 'disk.img'}") as (device, host):
+        yield device, host
+
+
+def move(source: Host, target: Host) -> None:
+    """Migrate the controller, and let the guest's memory and driver follow."""
+    state = source.client.save()
+    target.memory.view[:] = source.memory.view
+    target.client.load_state(state)
+    target.client.set_migration_state(MigrationState.RUNNING)
+    for number, pair in source.queues.items():
+        moved = QueuePair.__new__(QueuePair)
+        moved.__dict__.update(pair.__dict__, host=target)
+        target.queues[number] = moved
+    target._free = source._free
+
+
+def test_a_migrated_controller_goes_on_where_it_was(tmp_path: Path) -> None:
+    with controller(tmp_path) as (device, source), second(tmp_path) as (other, target):
+        source.enable()
+        source.create_queues(1, entries=8)
+        source.create_queues(2, entries=16, vector=2)
+        for _ in range(5):
+            assert source.write_blocks(64, b"before" * 256).status == 0
+        source.admin.do(Admin.SET_FEATURES, cdw10=Feature.INTERRUPT_COALESCING, cdw11=0x1234)
+        source.admin.do(Admin.SET_FEATURES, cdw10=Feature.ASYNC_EVENT_CONFIG, cdw11=0xFF)
+        request = source.admin.put(Admin.ASYNC_EVENT_REQUEST)
+        source.admin.do(Admin.GET_FEATURES, cdw10=6)
+        move(source, target)
+        assert device.digest() == other.digest()
+        assert target.read_blocks(64, 1536) == b"before" * 256
+        assert target.write_blocks(128, b"after" * 1024).status == 0
+        assert target.queues[2].do(Io.FLUSH, nsid=1).status == 0
+        assert target.admin.do(Admin.GET_FEATURES, cdw10=Feature.INTERRUPT_COALESCING).result == 0x1234
+        target.admin.do(Admin.SET_FEATURES, cdw10=Feature.TEMPERATURE_THRESHOLD, cdw11=300)
+        assert target.admin.wait(request).result & 7 == 1
+        assert target.identify(1)[4:24] == device.serial.encode().ljust(20)
+    content = (tmp_path / "disk.img").read_bytes()
+    assert content[64 * 512 :][:1536] == b"before" * 256
+    assert content[128 * 512 :][:5120] == b"after" * 1024
+
+
+def test_commands_under_way_are_ended_before_a_controller_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with controller(tmp_path) as (device, source), second(tmp_path) as (_, target):
+        source.enable()
+        queue = source.create_queues()
+        slow = threading.Event()
+        sync = device.namespaces[0].backing.sync
+        monkeypatch.setattr(device.namespaces[0].backing, "sync", lambda: (slow.wait(5), sync())[1])
+        cids = [queue.put(Io.FLUSH, nsid=1) for _ in range(6)]
+        threading.Timer(0.1, slow.set).start()
+        move(source, target)
+        moved = target.queues[1]
+        moved.take()
+        assert [moved.arrived[cid].status for cid in cids] == [0] * 6
+        assert moved.do(Io.FLUSH, nsid=1).status == 0
+
+
+def test_commands_that_no_server_has_fetched_are_carried_out_by_the_next(tmp_path: Path) -> None:
+    """A full completion queue keeps commands in the submission queue, and they move with the guest's memory."""
+    with controller(tmp_path) as (_, source), second(tmp_path) as (_, target):
+        source.enable()
+        queue = source.create_queues(entries=16, cq_entries=4)
+        cids = [queue.put(Io.FLUSH, ring=False, nsid=1) for _ in range(8)]
+        queue.ring()
+        source.client.wait_interrupt(source.vectors[1])
+        move(source, target)
+        assert [target.queues[1].wait(cid).status for cid in cids] == [0] * 8
+
+
+def test_shadow_doorbells_and_namespaces_move_too(tmp_path: Path) -> None:
+    with controller(tmp_path) as (_, source), second(tmp_path) as (_, target):
+        source.enable()
+        values, events = source.allocate(PAGE), source.allocate(PAGE)
+        assert source.admin.do(Admin.DOORBELL_BUFFER_CONFIG, prp1=values, prp2=events).status == 0
+        queue = source.create_queues(entries=8)
+        assert source.admin.do(Admin.FORMAT_NVM, nsid=1, cdw10=1).status == 0
+        move(source, target)
+        moved = target.queues[1]
+        cids = [moved.put(Io.FLUSH, ring=False, nsid=1) for _ in range(3)]
+        target.write(values + 8, moved.tail.to_bytes(4, "little"))
+        target.store(0x1008, 4, 1)
+        assert [moved.wait(cid).status for cid in cids] == [0, 0, 0]
+        assert target.identify(0, 1)[26] == 1
+        assert queue.number == moved.number
+
+
+def test_pages_that_a_read_filled_are_dirty(tmp_path: Path) -> None:
+    with controller(tmp_path) as (_, host):
+        host.enable()
+        queue = host.create_queues()
+        host.write_blocks(0, bytes(8192))
+        at = host.allocate(8192)
+        untouched = host.allocate(PAGE)
+        host.client.start_logging(PAGE, [(BASE, host.memory.size)])
+        assert host.transfer(Io.READ, 0, at, 8192).status == 0
+        dirty = host.client.report_logging(BASE, host.memory.size, PAGE)
+        pages = set(dirty.pages)
+        assert {at, at + PAGE, queue.cq} <= pages
+        assert not {untouched, queue.sq} & pages
+
+
+def test_saved_state_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
+    good = device.save_state()
+    before = device.digest()
+    bad_queues = [[[0]], []], [[], [[1, 0, 8, 5, 0, 0]]], [[[0, 0, 0, 0, 1, 0, 0, 1]], []]
+    for name, value in (
+        *(("saved_queues", value) for value in bad_queues),
+        ("saved_namespaces", []),
+        ("saved_namespaces", [[1, 1, 1 << 40, 9]]),
+        ("saved_namespaces", [[1, 1, 8, 10]]),
+        ("serial", 7),
+    ):
+        with pytest.raises(ProtocolError):
+            device.load_state({**good, "values": {**good["values"], name: value}})
+        assert device.digest() == before
+    device.load_state(good)
+    device.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_command_of_random_bytes_harms_the_server(tmp_path: Path, seed: int) -> None:
+    """Whatever stands in the queues, each command is answered, and memory that was not given stays as it was."""
+    chance = random.Random(seed)
+    with controller(tmp_path) as (device, host):
+        host.enable(entries=64)
+        host.create_queues(entries=64)
+        guard = bytes(chance.randbytes(PAGE))
+        host.client.dma_unmap(BASE, host.memory.size)
+        half = host.memory.size // 2
+        host.client.dma_map(BASE, host.memory, size=half)
+        host.write(BASE + half, guard)
+        addresses = [0, BASE, BASE + 512, BASE + half - 512, BASE + half, 2**64 - 4096, chance.getrandbits(64)]
+        for _ in range(300):
+            fields = {name: chance.choice(addresses) for name in ("prp1", "prp2", "mptr")}
+            fields |= {f"cdw{n}": chance.choice([0, 1, 7, 0xFFFF, chance.getrandbits(32)]) for n in range(10, 16)}
+            fields |= {
+                "flags": chance.choice([0, 0, 0x40, 0x80, 0xFF]),
+                "nsid": chance.choice([0, 1, 1, 2, 0xFFFFFFFF]),
+            }
+            io = chance.random() < 0.6
+            opcode = chance.choice([*Io, 0x7F]) if io else chance.choice([*SAFE_ADMIN, 0x7F])
+            queue = host.queues[1 if io else 0]
+            if fields["prp1"] in (BASE, BASE + 512) or fields["prp2"] in (BASE, BASE + 512):
+                fields["prp1"] = fields["prp2"] = BASE + (1 << 20)  # not over the queues themselves
+            queue.do(opcode, **fields)
+        assert host.read(BASE + half, PAGE) == guard
+        assert host.load(CSTS) & 3 == 1
+        assert host.queues[1].do(Io.FLUSH, nsid=1).status == 0
+        assert device.enabled
+
+
+SAFE_ADMIN = [
+    Admin.GET_LOG_PAGE,
+    Admin.IDENTIFY,
+    Admin.GET_FEATURES,
+    Admin.FORMAT_NVM,
+    Admin.ABORT,
+    Admin.DELETE_SQ + 0x60,
+]
+"""Those that leave the queues as they are, and end."""
+
+
+def test_a_server_ends_cleanly_with_commands_under_way(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path / 'nvme.sock'}"
+    device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
+    with Server(device, address):
+        host = Host(Client.connect(address))
+        host.enable()
+        queue = host.create_queues(entries=64)
+        for _ in range(60):
+            queue.put(Io.FLUSH, ring=False, nsid=1)
+        queue.ring()
+    host.close()
+    device.close()
