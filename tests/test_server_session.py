@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import threading
@@ -374,3 +375,24 @@ def test_an_inherited_connection_serves_one_client_and_says_when_it_ended(device
         assert client.load(0, 0, 4) == 0
         client.close()
         assert ended.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys"),
+    [
+        (CURRENT, {"max_msg_fds", "max_data_xfer_size", "pgsizes", "max_dma_maps", "migration"}),
+        (DRAFT_V6, {"max_fds", "migration"}),
+    ],
+    ids=["current", "draft-v6"],
+)
+def test_a_server_offers_the_capabilities_that_its_dialect_has(
+    device: Prober, tmp_path: Path, dialect: Dialect, keys: set[str]
+) -> None:
+    with Server(device, str(tmp_path / "socket"), dialect=dialect):
+        stream, framer = connect(str(tmp_path / "socket")), Framer()
+        proposal = encode_version(dialect, 0, Capabilities(max_msg_fds=1)).ljust(214, b" ")[:-1] + b"\0"
+        stream.send(Message(1, dialect.number(Command.VERSION), payload=proposal.replace(b"\0 ", b"  ")).encode())
+        while (reply := framer.next()) is None:
+            framer.received(*stream.receive(framer.room()))
+        stream.close()
+    assert set(json.loads(reply.payload[4:-1])["capabilities"]) == keys

@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from vfio_user.device import CURRENT_POLICY
 from vfio_user.errors import ProtocolError
 from vfio_user.transport import Stream
 from vfio_user.wire import MAX_DATA, Capabilities, Command, Dialect, Framer, Message, decode_version, encode_version
@@ -27,6 +28,8 @@ class Offer:
 
     max_msg_fds: int = SERVER_FDS
     max_data_xfer_size: int = MAX_DATA
+    pgsizes: int = 4096
+    max_dma_maps: int = CURRENT_POLICY.max_regions
     write_multiple: bool = False
     twin_socket: bool = True
 
@@ -133,6 +136,8 @@ def _capabilities(offer: Offer, client: Capabilities, migration_pgsize: int | No
     return Capabilities(
         max_msg_fds=offer.max_msg_fds,
         max_data_xfer_size=offer.max_data_xfer_size,
+        pgsizes=offer.pgsizes,
+        max_dma_maps=offer.max_dma_maps,
         write_multiple=True if offer.write_multiple and client.write_multiple else None,
         twin_socket=True if twin else None,
         twin_socket_fd_index=0 if twin else None,

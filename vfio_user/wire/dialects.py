@@ -78,6 +78,8 @@ class Dialect:
     shapes: Mapping[Command, Shape]
     fds_capability: str
     """The VERSION capability that says how many descriptors a message may carry."""
+    capabilities: frozenset[str]
+    """The names, as in `version.Capabilities`, of the capabilities that VERSION has in this dialect."""
     minor: int
     """Highest minor version offered; a reply carries the smaller of both sides'."""
     overlap_errno: int
@@ -131,10 +133,22 @@ _CURRENT = {
     Command.MIG_DATA_WRITE: Shape(18, at.MIGRATION_DATA, request_tail="data"),
 }
 
+_DRAFT_CAPABILITIES = frozenset({"max_msg_fds", "migration_pgsize"})
+_CAPABILITIES = _DRAFT_CAPABILITIES | {
+    "max_data_xfer_size",
+    "max_dma_maps",
+    "migration_max_bitmap_size",
+    "pgsizes",
+    "twin_socket",
+    "twin_socket_fd_index",
+    "write_multiple",
+}
+
 CURRENT = Dialect(
     name="current",
     shapes=_CURRENT,
     fds_capability="max_msg_fds",
+    capabilities=_CAPABILITIES,
     minor=2,
     overlap_errno=errno.EINVAL,
     write_reply_counts=True,
@@ -168,6 +182,7 @@ DRAFT_V6 = Dialect(
         ),
     },
     fds_capability="max_fds",
+    capabilities=_DRAFT_CAPABILITIES,
     minor=1,
     overlap_errno=errno.EEXIST,
     write_reply_counts=False,
@@ -187,6 +202,7 @@ REGION_MIGRATION = Dialect(
         ),
     },
     fds_capability="max_msg_fds",
+    capabilities=_CAPABILITIES,
     minor=2,
     overlap_errno=errno.EINVAL,
     write_reply_counts=True,

@@ -57,7 +57,7 @@ class Proposal:
 
 
 def encode_version(dialect: Dialect, minor: int, capabilities: Capabilities, *, limit: int | None = None) -> bytes:
-    """The payload of a VERSION message of `dialect`.
+    """The payload of a VERSION message of `dialect`; capabilities that the dialect does not have are left out.
 
     `limit` is the longest payload the peer can take; capabilities that have a default are then left out from the
     least important on.
@@ -160,8 +160,8 @@ def _from_json(dialect: Dialect, keys: dict[str, Any]) -> Capabilities:
 
 
 def _to_json(dialect: Dialect, capabilities: Capabilities) -> dict[str, Any]:
-    said = {f.name: getattr(capabilities, f.name) for f in fields(capabilities)}
-    said = {name: value for name, value in said.items() if value is not None}
+    known = {f.name: getattr(capabilities, f.name) for f in fields(capabilities) if f.name in dialect.capabilities}
+    said = {name: value for name, value in known.items() if value is not None}
     keys: dict[str, Any] = {}
     if "max_msg_fds" in said:
         keys[dialect.fds_capability] = said["max_msg_fds"]
