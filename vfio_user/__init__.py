@@ -9,6 +9,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vfio_user.client import Client as Client
+    from vfio_user.client import EventFd as EventFd
+    from vfio_user.client import GuestMemory as GuestMemory
+    from vfio_user.client import RemoteError as RemoteError
     from vfio_user.device import Bar as Bar
     from vfio_user.device import ExtendedVendor as ExtendedVendor
     from vfio_user.device import ExtraRegion as ExtraRegion
@@ -31,14 +35,17 @@ if TYPE_CHECKING:
     from vfio_user.errors import UserError as UserError
     from vfio_user.errors import VerdictError as VerdictError
 
-_ERRORS = ("ProtocolError", "UserError", "VerdictError")
+_MODULES = {
+    **dict.fromkeys(("Client", "EventFd", "GuestMemory", "RemoteError"), "vfio_user.client"),
+    **dict.fromkeys(("ProtocolError", "UserError", "VerdictError"), "vfio_user.errors"),
+}
 
 
 def __getattr__(name: str) -> object:
     """The names above, imported when first used: `vfio-user --help` needs none of them (PEP 562)."""
     if name.startswith("_"):
         raise AttributeError(name)
-    module = importlib.import_module("vfio_user.errors" if name in _ERRORS else "vfio_user.device")
+    module = importlib.import_module(_MODULES.get(name, "vfio_user.device"))
     try:
         return getattr(module, name)
     except AttributeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -110,7 +110,3 @@ def require(condition: object, what: str) -> None:
     """
     if not condition:
         raise CheckFailed(what)
-
-
-def one_of(names: Sequence[str]) -> str:
-    return " or ".join(names)

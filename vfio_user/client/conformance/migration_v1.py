@@ -20,7 +20,7 @@ from vfio_user.client.migration_region import (
     STOPPED,
     MigrationRegion,
 )
-from vfio_user.wire import Command
+from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import DirtyPagesFlags
 from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6, REGION_ACCESS
 
@@ -41,7 +41,7 @@ def _region(bench: Bench) -> MigrationRegion:
     return MigrationRegion(bench.client)
 
 
-def _write(bench: Bench, region: MigrationRegion, offset: int, value: int, width: int):  # type: ignore[no-untyped-def]
+def _write(bench: Bench, region: MigrationRegion, offset: int, value: int, width: int) -> Message:
     data = value.to_bytes(width, "little")
     return bench.ask(Command.REGION_WRITE, REGION_ACCESS.pack(offset, region.index, width, tail=data))
 
