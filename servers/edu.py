@@ -18,6 +18,7 @@ from vfio_user.device import (
     PciDevice,
     PciExpress,
     PciIds,
+    PowerManagement,
     memory,
     register,
     state,
@@ -60,12 +61,16 @@ class Edu(PciDevice):
         dma_mask: Annotated[int, "addresses that DMA can reach; edu's dma_mask, 28 bits"] = (1 << 28) - 1,
         msix: Annotated[int, "MSI-X vectors; 0 leaves the capability out, so that QEMU can unplug the device"] = 4,
         flr: Annotated[bool, "be a PCI Express endpoint that can be reset by the guest (FLR)"] = False,
+        pm: Annotated[bool, "have the power states D0 and D3hot; waking from D3hot resets the device"] = False,
     ) -> None:
         self.dma_mask = dma_mask
         self.msix = msix
         super().__init__(
             interrupts=IntX() | Msi(MSI_VECTORS) | MsiX(msix, bar=4),
-            capabilities=(PciExpress(flr=True),) if flr else (),
+            capabilities=(
+                *((PowerManagement(),) if pm else ()),
+                *((PciExpress(flr=True),) if flr else ()),
+            ),
         )
 
     def identity(self) -> dict[str, Any]:

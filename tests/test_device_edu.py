@@ -281,3 +281,13 @@ def test_options_leave_msix_out_and_add_reset_by_the_guest() -> None:
     control = capability(express, 0x10) + 8
     write_int(express, CONFIG, control, 2, 0x8000)
     assert read_int(express, 0, IRQ_STATUS, 4) == 0
+
+
+def test_it_can_have_power_states_and_waking_up_resets_it() -> None:
+    edu = Edu(pm=True)
+    write_int(edu, 0, RAISE, 4, 1)
+    control = capability(edu, 0x01) + 4
+    write_int(edu, CONFIG, control, 2, 3)
+    assert read_int(edu, 0, IRQ_STATUS, 4) == 1
+    write_int(edu, CONFIG, control, 2, 0)
+    assert read_int(edu, 0, IRQ_STATUS, 4) == 0

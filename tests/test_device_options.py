@@ -35,7 +35,7 @@ def test_options_are_the_annotated_arguments() -> None:
         Option("label", str, "", "what it is called"),
         Option("image", Path, None, "the file behind it"),
     ]
-    assert [option.name for option in device_options(Edu)] == ["dma_mask", "msix", "flr"]
+    assert [option.name for option in device_options(Edu)] == ["dma_mask", "msix", "flr", "pm"]
 
 
 def test_a_device_without_options_has_none() -> None:

@@ -251,6 +251,49 @@ def test_a_subclass_has_the_registers_of_its_base_and_may_replace_one() -> None:
     assert (device.total, device.scratch) == (-3, 9)
 
 
+def test_a_subclass_keeps_every_register_of_its_base_that_was_completed_under_the_name_underscore() -> None:
+    class Base(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+        first: int = state(1)
+        second: int = state(2)
+
+        @register(bar=0, offset=0, width=4)
+        def one(self, value: int) -> None:
+            self.first = value
+
+        @one.reader
+        def _(self) -> int:
+            return self.first
+
+        @register(bar=0, offset=4, width=4)
+        def two(self, value: int) -> None:
+            self.second = value
+
+        @two.reader
+        def _(self) -> int:
+            return self.second
+
+    class More(Base):
+        @register(bar=0, offset=8, width=4)
+        def three(self, value: int) -> None:
+            """Nothing."""
+
+        @three.reader  # type: ignore[override]
+        def _(self) -> int:
+            return 3
+
+        @register(bar=0, offset=12, width=4)
+        def four(self, value: int) -> None:
+            """Nothing."""
+
+        @four.reader
+        def _(self) -> int:
+            return 4
+
+    device = More()
+    assert [read_int(device, 0, offset, 4) for offset in (0, 4, 8, 12)] == [1, 2, 3, 4]
+
+
 def test_a_reader_may_have_the_name_of_its_register() -> None:
     class Same(PciDevice):
         ids = PciIds(vendor=1, device=2)

@@ -108,6 +108,7 @@ class HandledRegister(BaseRegister):
 
     def _take(self, function: Callable[..., Any]) -> None:
         """The function declared first: the writer if it takes a value (self, [index,] value), else the reader."""
+        self.name = function.__name__  # not that of a reader, which may be `_` as often as one likes
         arguments = function.__code__.co_argcount
         without_value = 1 if self.place.count is None else 2
         if arguments == without_value:
