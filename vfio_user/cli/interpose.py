@@ -37,6 +37,8 @@ class _Errno(click.ParamType[int]):
 @click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
 @click.option("--trace", type=click.Path(dir_okay=False), help="Record every message in this file.")
+@click.option("--capture-dma", is_flag=True, help="Let the server do DMA by message only, so that a trace has it all.")
+@click.option("--capture-interrupts", is_flag=True, help="Pass interrupts on, so that a trace has them.")
 @click.option("--faults", type=click.Path(dir_okay=False), help="Do to messages what this scenario says (YAML).")
 @click.option(
     "--print-faults-schema",
@@ -70,6 +72,8 @@ def command(
     server_command: str | None,
     dialect: str,
     trace: str | None,
+    capture_dma: bool,
+    capture_interrupts: bool,
     faults: str | None,
     keep_alive: bool,
     reconnect: bool,
@@ -104,6 +108,8 @@ def command(
         server_command=server_command,
         dialect=dialect_named(dialect),
         trace=trace,
+        capture_dma=capture_dma,
+        capture_interrupts=capture_interrupts,
         faults=faults,
         survive=policy if keep_alive or reconnect else None,
         control=control,

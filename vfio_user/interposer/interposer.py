@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import UserError
+from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Loop, Task
 from vfio_user.interposer.requests import Lost
@@ -39,6 +40,10 @@ class Setup:
     control: str | None = None
     faults: str | None = None
     """File with a scenario."""
+    capture_dma: bool = False
+    """Let the server do DMA by message, so that the trace has it."""
+    capture_interrupts: bool = False
+    """Pass interrupts on, so that the trace has them."""
     survive: Policy | None = None
     """Keep clients connected when the server goes."""
 
@@ -189,7 +194,7 @@ class Interposer:
         self._take(self._listener.accept())
 
     def _take(self, client: Stream) -> None:
-        self._beginning = Task(self._begin(client))
+        self._beginning = self.loop.spawn(self._begin(client))
 
     async def _begin(self, client: Stream) -> None:
         try:
@@ -205,6 +210,10 @@ class Interposer:
         self.session = session
         if self.setup.survive is not None:
             self.survival = Survival(session, self.upstream, self.setup.survive, warn)
+        if self.setup.capture_dma:
+            CaptureDma(session)
+        if self.setup.capture_interrupts:
+            CaptureInterrupts(session)
         if self.scenario is not None:
             self.set_faults(self.scenario)
         for prepare in self.on_session:

@@ -136,6 +136,7 @@ class Loop:
         self._timers: list[Timer] = []
         self._number = 0
         self._stopping = False
+        self._error: Exception | None = None
         self._turn_ends: list[Callable[[], None]] = []
         self._wake: tuple[int, int] | None = None
 
@@ -191,6 +192,21 @@ class Loop:
             signal.signal(number, lambda *_: self.stop())
         self.watch(read, lambda _: self._drain(read))
 
+    def spawn(self, coroutine: Coroutine[Future[Any], None, T]) -> Task[T]:
+        """Run a coroutine that nobody waits for: should it fail, that is a defect, and `run` raises it."""
+        task = Task(coroutine)
+        task.when_done(lambda: self._check(task))
+        return task
+
+    def _check(self, task: Task[Any]) -> None:
+        try:
+            task.result()
+        except Cancelled:
+            return
+        except Exception as error:  # whatever it is, it must not be lost
+            self._error = self._error or error
+            self.stop()
+
     def stop(self) -> None:
         self._stopping = True
 
@@ -213,6 +229,8 @@ class Loop:
         """Until `stop`."""
         while not self._stopping:
             self.turn()
+        if self._error is not None:
+            raise self._error
 
     def turn(self, timeout: float | None = None) -> bool:
         """Wait, at most `timeout` seconds, and deal with what is ready; False where that is nothing."""

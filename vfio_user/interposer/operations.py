@@ -198,7 +198,7 @@ def read_memory(session: Session, iova: int, size: int) -> bytes:
     found = bytearray()
     while len(found) < size:
         place = iova + len(found)
-        mapping = session.picture.mapping(place)
+        mapping = session.memory.mapping(place)
         if mapping is None or mapping.fd < 0:
             raise Refused(f"no memory can be read at IOVA {place:#x}", errnos.EFAULT)
         data = os.pread(
@@ -214,7 +214,7 @@ def write_memory(session: Session, iova: int, data: bytes) -> None:
     """Write guest memory behind everyone's back; see `read_memory`."""
     view = memoryview(data)
     while view:
-        mapping = session.picture.mapping(iova)
+        mapping = session.memory.mapping(iova)
         if mapping is None or mapping.fd < 0:
             raise Refused(f"no memory can be written at IOVA {iova:#x}", errnos.EFAULT)
         size = min(len(view), _left(mapping, iova))

@@ -99,6 +99,10 @@ class Session:
         """Requests without reply, by the direction the request went."""
         self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
         self.held: deque[Held] = deque()
+        self.memory = self.picture
+        """Where guest memory can be reached; it differs from `picture` where the server was not told."""
+        self.recorded = 0
+        """For what stages do afterwards: the record of the message they have taken."""
         self.answers = 0
         """For stages: the record of the request that the message before them answers."""
         self.since: float | None = None
@@ -106,6 +110,7 @@ class Session:
         self.server_lost = False
         """The server is gone, and the session waits for another."""
         self._holds = 0
+        self._started = False
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         self._on_end = on_end
         self._afterwards: list[Callable[[], None]] = []
@@ -120,6 +125,7 @@ class Session:
     # the life of a session
 
     def start(self) -> None:
+        self._started = True
         for side in self._sides.values():
             self._watch(side)
         self.note("connected")
@@ -380,7 +386,7 @@ class Session:
         afterwards, self._afterwards = self._afterwards, []
         view = BOTH if after is came else View.SENT
         if view is not BOTH:
-            self._record(direction, View.RECEIVED, came, pair)
+            self.recorded = self._record(direction, View.RECEIVED, came, pair)
         if after is not None:
             self._send_on(direction, after, view, pair)
             close_all(after.fds)
@@ -453,7 +459,7 @@ class Session:
 
     def _update(self, side: Side) -> None:
         """Ask epoll for what can be used: reading stops while the other side does not take what was read."""
-        if self.closed or (side.name == "server" and side.gone and side.events == -1):
+        if self.closed or not self._started or (side.name == "server" and self.server_lost):
             return
         events = 0
         other = self._other(side)

@@ -223,7 +223,7 @@ class Survival:
 
     def _guard(self) -> Task[None]:
         """Answer with an error what cannot be answered in time, for as long as the task runs."""
-        return Task(self._fail_overdue())
+        return self._session.loop.spawn(self._fail_overdue())
 
     async def _fail_overdue(self) -> None:
         while True:

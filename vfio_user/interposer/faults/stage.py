@@ -113,7 +113,7 @@ class Faults:
             return
         line.queue.append(item)
         if line.task is None:
-            line.task = Task(self._run_line(direction, line))
+            line.task = self._session.loop.spawn(self._run_line(direction, line))
             if line.task.done:
                 line.task = None
 

@@ -1,0 +1,215 @@
+"""Recorded sessions, played again without the guest; failing ones, shortened."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.faulty_edu import MAGIC
+from tests.interposed import EDU, Interposed
+from vfio_user.cli import cli
+from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.interposer.replay import load_script, minimize, replay
+from vfio_user.interposer.replay.outcome import What
+from vfio_user.interposer.trace import Note, Record, read_trace
+from vfio_user.wire.constants import IrqIndex
+
+LIVENESS, COMPUTE, CAUSES, RAISE = 0x04, 0x08, 0x24, 0x60
+
+
+def server(name: str) -> str:
+    return f"{sys.executable} -m vfio_user serve tests.faulty_edu:{name} --fd {{fd}}"
+
+
+def dma(client: Client, source: int, destination: int, size: int, command: int) -> None:
+    for offset, value in ((0x80, source), (0x88, destination), (0x90, size), (0x98, command)):
+        client.store(0, offset, 8, value)
+
+
+def a_bit_of_everything(client: Client, ram: GuestMemory, interrupt: EventFd) -> None:
+    """Registers, interrupts, and DMA in both directions of what the guest has put into memory."""
+    client.regions()
+    client.dma_map(0, ram)
+    client.config_write(4, b"\6\0")
+    client.enable_irqs(IrqIndex.MSIX, [interrupt])
+    client.store(0, COMPUTE, 4, 6)
+    assert client.load(0, COMPUTE, 4) == 720
+    client.store(0, RAISE, 4, 1)
+    assert client.wait_interrupt(interrupt) == 1
+    ram.view[0x1000:0x1005] = b"guest"
+    dma(client, 0x1000, 0x40000, 5, 0x1)
+    assert client.load(0, CAUSES, 4) == 1
+    dma(client, 0x40000, 0x2000, 5, 0x1 | 0x2)
+    assert client.load(0, LIVENESS, 4) == 0
+
+
+def record(
+    folder: Path, act: Callable[[Client, GuestMemory, EventFd], None], command: str = EDU, *, capture: bool = True
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    options = {"capture_dma": capture, "capture_interrupts": capture}
+    with Interposed(folder, command, trace=str(folder / "session.trace"), **options) as edu, EventFd() as interrupt:
+        act(edu.client(), edu.ram(), interrupt)
+    return folder / "session.trace"
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("recorded"), a_bit_of_everything)
+
+
+def test_captured_dma_and_interrupts_are_in_the_trace(trace: Path) -> None:
+    entries = read_trace(trace).entries
+    names = [read_trace(trace).dialect.command(entry.message.command) for entry in entries if isinstance(entry, Record)]
+    assert {"DMA_READ", "DMA_WRITE"} <= {name.value for name in names if name is not None}
+    assert b"guest" in b"".join(entry.message.payload for entry in entries if isinstance(entry, Record))
+    assert [entry.details["vector"] for entry in entries if isinstance(entry, Note) and entry.event == "interrupt"] == [
+        0
+    ]
+
+
+def test_captured_dma_really_reaches_the_guest(tmp_path: Path) -> None:
+    def act(client: Client, ram: GuestMemory, interrupt: EventFd) -> None:
+        a_bit_of_everything(client, ram, interrupt)
+        assert bytes(ram.view[0x2000:0x2005]) == b"guest"
+
+    record(tmp_path, act)
+
+
+def test_the_same_server_does_the_same(trace: Path) -> None:
+    outcome = replay(trace, EDU)
+    outcome.check()
+    assert outcome.sent > 15
+    assert outcome.interrupts == [(IrqIndex.MSIX, 0)]
+    assert len(outcome.dma_writes) == 1
+    assert not outcome.memory_was_mapped
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("Corrupting", What.DMA_WRITE),
+        ("Silent", What.INTERRUPT_MISSING),
+    ],
+)
+def test_a_server_that_does_otherwise_is_found_out(trace: Path, name: str, what: What) -> None:
+    outcome = replay(trace, server(name), patience=1)
+    assert outcome.difference is not None
+    assert outcome.difference.what is what
+    with pytest.raises(VerdictError):
+        outcome.check()
+
+
+def test_a_register_that_may_differ_can_be_left_out(tmp_path: Path) -> None:
+    def act(client: Client, ram: GuestMemory, interrupt: EventFd) -> None:
+        client.store(0, RAISE, 4, 3)
+        client.store(0, COMPUTE, 4, 5)
+        client.load(0, COMPUTE, 4)
+
+    path = record(tmp_path, act)
+    outcome = replay(path, server("WrongAnswer"))
+    assert outcome.difference is not None
+    assert outcome.difference.what is What.REPLY
+    assert replay(path, server("WrongAnswer"), ignore={(0, COMPUTE)}).same
+
+
+def test_recorded_timing_takes_as_long_as_it_took(tmp_path: Path) -> None:
+    def act(client: Client, ram: GuestMemory, interrupt: EventFd) -> None:
+        client.store(0, LIVENESS, 4, 1)
+        time.sleep(1)
+        client.store(0, LIVENESS, 4, 2)
+
+    path = record(tmp_path, act)
+    assert replay(path, EDU, timing="recorded").seconds >= 1
+    assert replay(path, EDU).seconds < 1
+
+
+def test_memory_that_was_not_captured_is_told_of(tmp_path: Path) -> None:
+    path = record(tmp_path, a_bit_of_everything, capture=False)
+    assert replay(path, EDU).memory_was_mapped
+
+
+def test_what_cannot_be_replayed_is_refused(trace: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        replay(trace)
+    with pytest.raises(UserError):
+        load_script(trace, 7)
+    with pytest.raises(UserError):
+        replay(tmp_path / "none", EDU)
+
+
+def test_the_command_line_reports_the_first_difference(trace: Path) -> None:
+    good = CliRunner().invoke(cli, ["replay", str(trace), "--server-command", EDU])
+    assert good.exit_code == 0, good.output
+    bad = CliRunner().invoke(cli, ["replay", str(trace), "--server-command", server("Corrupting")])
+    assert isinstance(bad.exception, VerdictError)
+    assert "DMA_WRITE" in bad.exception.evidence
+
+
+def noise_around(*, raise_cause: int, then: Callable[[Client], None]) -> Callable[..., None]:
+    """A session that does much that does not matter, and something that does."""
+
+    def act(client: Client, ram: GuestMemory, interrupt: EventFd) -> None:
+        chance = random.Random(3)
+        for step in range(16):
+            client.store(0, LIVENESS, 4, chance.getrandbits(32))
+            client.load(0, LIVENESS, 4)
+            if step == 8:
+                client.store(0, RAISE, 4, raise_cause)
+            if step == 12:
+                then(client)
+
+    return act
+
+
+def test_a_wrong_reply_is_shortened_to_what_it_takes(tmp_path: Path) -> None:
+    def then(client: Client) -> None:
+        client.store(0, COMPUTE, 4, 5)
+        client.load(0, COMPUTE, 4)
+
+    path = record(tmp_path, noise_around(raise_cause=3, then=then))
+    found = minimize(path, server("WrongAnswer"))
+    assert found.after == 4  # VERSION, raise, compute, read
+    short = tmp_path / "short.trace"
+    found.script.write(short)
+    outcome = replay(short, server("WrongAnswer"))
+    assert outcome.difference is not None
+    assert outcome.difference.what is What.REPLY
+    assert replay(short, EDU).same
+
+
+def test_a_crash_is_shortened_to_what_it_takes(tmp_path: Path) -> None:
+    def act(client: Client, ram: GuestMemory, interrupt: EventFd) -> None:
+        with pytest.raises(Disconnected):
+            noise_around(raise_cause=MAGIC, then=lambda _: None)(client, ram, interrupt)
+
+    path = record(tmp_path, act, server("Crashing"))
+    found = minimize(path, server("Crashing"))
+    assert found.after == 2
+    assert found.difference is not None
+    assert found.difference.what is What.CLOSED
+
+
+def test_a_check_of_ones_own_decides(tmp_path: Path) -> None:
+    path = record(tmp_path, noise_around(raise_cause=0x77, then=lambda _: None))
+    output = tmp_path / "out"
+    check = (
+        f'{sys.executable} -c \'import sys; sys.exit(open(sys.argv[1], "rb").read().count(b"\\x77") > 0)\' {{trace}}'
+    )
+    done = CliRunner().invoke(
+        cli, ["minimize", str(path), "--server-command", EDU, "--check", check, "-o", str(output)]
+    )
+    assert done.exit_code == 0, done.output
+    assert len(load_script(output).requests) <= 3
+
+
+def test_a_trace_that_does_not_fail_is_refused(trace: Path) -> None:
+    with pytest.raises(UserError):
+        minimize(trace, EDU)

@@ -1,0 +1,151 @@
+"""Making visible what goes past the interposer: DMA through mapped memory, and interrupts through eventfds.
+
+`CaptureDma` keeps the client's descriptors to itself, so that the server has to ask for every byte (DMA_READ,
+DMA_WRITE), and answers in the client's place, from the client's own memory. So the trace holds exactly what the device
+read and wrote, and when, and a replay can hand it the same again. It costs a message per access, and needs a server
+that can do DMA by message.
+
+`CaptureInterrupts` gives the server eventfds of its own and passes each interrupt on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from vfio_user.errors import ProtocolError
+from vfio_user.interposer import operations as do
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.picture import Picture
+from vfio_user.interposer.session import Session
+from vfio_user.transport import close_all
+from vfio_user.wire import Command, Message
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import IrqSetFlags
+
+_EVENTFD_TRIGGER = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
+
+
+class CaptureDma:
+    """Both directions' stage: maps go on without descriptors, DMA messages are answered here."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._memory = session.memory = Picture(session.dialect)
+        dialect = session.dialect
+        self._maps = {dialect.number(Command.DMA_MAP), dialect.number(Command.DMA_UNMAP)}
+        self._accesses = {dialect.number(Command.DMA_READ), dialect.number(Command.DMA_WRITE)}
+        self._write = dialect.number(Command.DMA_WRITE)
+        session.at_close.append(self._memory.close)
+        for direction in Direction:
+            session.add_stage(direction, self)
+
+    def __call__(self, direction: Direction, message: Message) -> Message | None:
+        if message.is_reply:
+            return message
+        if direction is Direction.TO_SERVER and message.command in self._maps:
+            return self._map(message)
+        if direction is Direction.TO_CLIENT and message.command in self._accesses:
+            return self._answer(message)
+        return message
+
+    def _map(self, message: Message) -> Message:
+        self._memory.exchanged(message, None)
+        if not message.fds:
+            return message
+        close_all(message.fds)
+        return replace(message, payload=self._without_descriptors(message), fds=[])
+
+    def _without_descriptors(self, message: Message) -> bytes:
+        """The draft says in each entry whether a descriptor comes with it."""
+        if self._session.dialect.shapes[Command.DMA_MAP].request is not None:
+            return message.payload
+        entries = at.DMA_ENTRY_V6.unpack_all(message.payload)
+        return b"".join(at.DMA_ENTRY_V6.pack(*entry[:4], 0) for entry in entries)
+
+    def _answer(self, message: Message) -> Message | None:
+        """The reply out of the client's memory; where that cannot be had, the client is asked after all."""
+        command = Command.DMA_WRITE if message.command == self._write else Command.DMA_READ
+        shape = self._session.dialect.shapes[command]
+        assert shape.request is not None
+        try:
+            access = shape.request.unpack(message.payload)
+            if command is Command.DMA_WRITE:
+                do.write_memory(self._session, access.address, message.payload[shape.request.size :])
+                data = b""
+            else:
+                data = do.read_memory(self._session, access.address, access.length)
+        except (do.Refused, ProtocolError, OSError):
+            return message
+        payload = shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
+        session = self._session
+        if message.wants_reply:
+            session.afterwards(lambda: self._send(message.reply(payload)))
+        return None
+
+    def _send(self, reply: Message) -> None:
+        self._session.send(Direction.TO_SERVER, reply, pair=self._session.recorded)
+
+
+@dataclass
+class _Vector:
+    """One interrupt: the server signals `ours`, and we the client's."""
+
+    ours: int
+    clients: int
+
+
+class CaptureInterrupts:
+    """The stage of the direction to the server."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._vectors: dict[tuple[int, int], _Vector] = {}
+        self._set_irqs = session.dialect.number(Command.SET_IRQS)
+        self.fired = 0
+        session.at_close.append(self._close)
+        session.add_stage(Direction.TO_SERVER, self)
+
+    def __call__(self, direction: Direction, message: Message) -> Message | None:
+        if message.is_reply or message.command != self._set_irqs:
+            return message
+        try:
+            asked = at.IRQ_SET.unpack(message.payload)
+        except ProtocolError:
+            return message
+        if asked.flags & _EVENTFD_TRIGGER == _EVENTFD_TRIGGER and message.fds:
+            fds = [self._stand_in(asked.irq, asked.start + place, fd) for place, fd in enumerate(message.fds)]
+            return replace(message, fds=fds)
+        return message
+
+    def _stand_in(self, index: int, vector: int, clients: int) -> int:
+        """A descriptor for the server; `clients` is ours from now on."""
+        self._drop(index, vector)
+        ours = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._vectors[index, vector] = _Vector(ours, clients)
+        self._session.loop.watch(ours, self._passer(index, vector))
+        return os.dup(ours)
+
+    def _passer(self, index: int, vector: int) -> Callable[[int], None]:
+        return lambda _: self._pass(index, vector)
+
+    def _pass(self, index: int, vector: int) -> None:
+        found = self._vectors[index, vector]
+        try:
+            count = os.eventfd_read(found.ours)
+        except BlockingIOError:
+            return
+        self.fired += count
+        os.eventfd_write(found.clients, count)
+        self._session.note("interrupt", index=index, vector=vector, count=count)
+
+    def _drop(self, index: int, vector: int) -> None:
+        if (old := self._vectors.pop((index, vector), None)) is not None:
+            self._session.loop.forget(old.ours)
+            os.close(old.ours)
+            os.close(old.clients)
+
+    def _close(self) -> None:
+        for index, vector in list(self._vectors):
+            self._drop(index, vector)

@@ -1,0 +1,16 @@
+"""A recorded session, played again: the client's side of a trace against a server, without QEMU and without a guest.
+
+A recorded bug becomes a test of a few lines::
+
+    from vfio_user.interposer.replay import replay
+
+    def test_the_doorbell_that_was_lost() -> None:
+        replay("traces/doorbell.trace", "vfio-user serve mydevice --fd {fd}").check()
+"""
+
+from vfio_user.interposer.replay.minimize import minimize
+from vfio_user.interposer.replay.outcome import Difference, Outcome
+from vfio_user.interposer.replay.player import replay
+from vfio_user.interposer.replay.script import Script, load_script
+
+__all__ = ["Difference", "Outcome", "Script", "load_script", "minimize", "replay"]
