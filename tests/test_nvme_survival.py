@@ -188,7 +188,7 @@ def test_pages_that_a_read_filled_are_dirty(tmp_path: Path) -> None:
         host.client.start_logging(PAGE, [(BASE, host.memory.size)])
         assert host.transfer(Io.READ, 0, at, 8192).status == 0
         dirty = host.client.report_logging(BASE, host.memory.size, PAGE)
-        pages = set(dirty.pages)
+        pages = set(dirty.pages())
         assert {at, at + PAGE, queue.cq} <= pages
         assert not {untouched, queue.sq} & pages
 
