@@ -61,8 +61,10 @@ class Gpio(PciDevice):
 
     @register(bar=2, offset=1, width=1)
     def clear_interrupt(self, value: int) -> None:
-        self.irq_pending = 0
+        was_pending, self.irq_pending = self.irq_pending, 0
         self.interrupts.lower()
+        if was_pending:
+            self._tell({"interrupt": "cleared"})
 
     @clear_interrupt.reader
     def _(self) -> int:
@@ -106,8 +108,12 @@ class Gpio(PciDevice):
     def _set_outputs(self, value: int) -> None:
         changed = value ^ self.outputs
         self.outputs = value
-        if changed and self._control is not None:
-            self._control.tell({"outputs": value, "changed": changed})
+        if changed:
+            self._tell({"outputs": value, "changed": changed})
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        if self._control is not None:
+            self._control.tell(event)
 
 
 def set_lines(device: Gpio, request: Mapping[str, Any]) -> dict[str, Any]:
