@@ -17,7 +17,7 @@ from tests.everything_device import Everything
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client.conformance import CATALOGUE, Level
 from vfio_user.client.conformance.check import CURRENT_FAMILY
-from vfio_user.errors import ProtocolError, VerdictError
+from vfio_user.errors import ProtocolError, UserError, VerdictError
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
 from vfio_user.wire.constants import IrqSetFlags
@@ -232,3 +232,9 @@ def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path) -> None:
         result = CliRunner().invoke(conformance, [str(tmp_path / "s"), "--only", "header/command-echoed"])
     assert isinstance(result.exception, VerdictError)
     assert "header/command-echoed" in result.exception.evidence
+
+
+def test_a_server_that_does_not_start_is_no_verdict() -> None:
+    result = CliRunner().invoke(conformance, ["--server-command", "false {socket}"])
+    assert isinstance(result.exception, UserError)
+    assert "status 1" in str(result.exception)

@@ -83,6 +83,7 @@ def _run(
     results: list[Result] = []
     group = ""
     with _target(socket, server_command, timeout) as target:
+        target.connect().close()  # a server that is not there has no verdict
         for result in run(checks, target, dialect, timeout=timeout):
             if result.check.group != group:
                 group = result.check.group
@@ -96,9 +97,7 @@ def _target(socket: str | None, server_command: str | None, timeout: float) -> R
     if server_command is not None:
         return CommandServer(server_command, timeout=timeout)
     assert socket is not None
-    target = RunningServer(socket, timeout=timeout)
-    target.connect().close()  # nobody there is not a verdict
-    return target
+    return RunningServer(socket, timeout=timeout)
 
 
 def _show(result: Result) -> None:
