@@ -6,7 +6,8 @@ import base64
 import json
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_memory_is_written_back_to_the_client_as_it_is(edu: Interposed) -> None:
     ram.view[0x2000:0x2004] = b"here"
     client.region_info(0)
     client.service.max_data = 1 << 20
-    with Waiting(client):
+    with Waiting(client, wake=lambda: control.call("dma_write", runs=[{"iova": 0x104000, "size": 1}])):
         done = control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}, {"iova": "0x106000", "size": 1}])
         assert done == {"messages": 2, "bytes": 0x2801}
         assert control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}], whole=False)["messages"] == 3
@@ -131,12 +132,11 @@ def test_memory_is_written_back_to_the_client_as_it_is(edu: Interposed) -> None:
 
 
 class Waiting:
-    """Serves the server's requests of a client in a thread meanwhile."""
+    """Serves the server's requests of a client in a thread meanwhile; `wake` makes one more, to end it."""
 
-    def __init__(self, client: Client) -> None:
-        import threading
-
+    def __init__(self, client: Client, wake: Callable[[], object]) -> None:
         self._over = False
+        self._wake = wake
         self._client = client
         self._thread = threading.Thread(target=lambda: client.serve_until(lambda: self._over, timeout=10))
 
@@ -145,6 +145,7 @@ class Waiting:
 
     def __exit__(self, *_: object) -> None:
         self._over = True
+        self._wake()
         self._thread.join()
 
 

@@ -65,29 +65,28 @@ def test_a_killed_server_is_replaced_and_the_client_never_knows(tmp_path: Path, 
 
 
 def test_no_request_is_lost_under_load(tmp_path: Path) -> None:
-    """Writes and reads without pause, while the server is killed again and again."""
+    """Writes and reads without pause, while the server is killed again and again, whenever it has come up."""
     over = threading.Event()
 
     def killer() -> None:
         control = edu.control()
-        while not over.wait(0.4):
-            control.call("signal", signal="SIGKILL")
+        while not over.wait(0.05):
+            if not control.call("status")["survival"]["recovering"]:
+                control.call("signal", signal="SIGKILL")
 
     with surviving(tmp_path) as edu:
         client = edu.client()
         thread = threading.Thread(target=killer)
         thread.start()
-        deadline = time.monotonic() + 3
         count = 0
-        while time.monotonic() < deadline:
+        while edu.interposer.survival is not None and edu.interposer.survival.record.crashes < 5:
             count += 1
             client.region_write(0, LIVENESS, count.to_bytes(4, "little"), posted=True)
             found = client.load(0, LIVENESS, 4)
             assert found in (~count & 0xFFFFFFFF, 0)  # what was acknowledged is edu's to lose when it dies
         over.set()
         thread.join()
-        assert count > 100
-        assert edu.control().call("status")["survival"]["crashes"] >= 3
+        assert count > 5
 
 
 def test_the_new_server_is_told_of_memory_and_interrupts(tmp_path: Path) -> None:
