@@ -155,9 +155,9 @@ def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
     device.attach(client)
     fd = device.add_ioeventfd(2, 0x1000, 4)
     match = device.add_ioeventfd(2, 0x1000, 4, datamatch=9)
-    assert [(each.fd, each.offset, each.size, each.flags, each.datamatch) for each in device.io_fds(2)] == [
-        (match, 0x1000, 4, 1, 9),
+    assert [(each.fd, each.offset, each.size, each.flags, each.datamatch) for each in device.regions[2].io_fds] == [
         (fd, 0x1000, 4, 0, 0),
+        (match, 0x1000, 4, 1, 9),
     ]
     for each in (match, fd):
         os.eventfd_write(each, 1)

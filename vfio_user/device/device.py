@@ -289,10 +289,6 @@ class PciDevice:
         """SET_IRQS; see `Interrupts.set_irqs`."""
         self.interrupts.set_irqs(index, start, count, action, data, bools, fds)
 
-    def io_fds(self, region: int) -> list[IoFd]:
-        """What GET_REGION_IO_FDS tells, newest first."""
-        return self.regions[region].io_fds[::-1]
-
     def client_reset(self) -> None:
         """DEVICE_RESET. The session has the device quiesced."""
         self.reset(ResetKind.DEVICE)
