@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any
+from typing import Annotated
 
 from servers.edu import Edu
 from vfio_user.device import Quiesce, ResetKind, register, state
@@ -28,18 +28,18 @@ PACE = 0.0005
 
 
 class BusyEdu(Edu):
-    """An edu that writes guest memory and interrupts by itself, on a thread, until it is told to stop."""
+    """An edu that writes guest memory and interrupts by itself, on a thread, and has every kind of reset."""
 
     stream_to: int = state(0)
     storming: int = state(0)
     hold_ms: int = state(0)
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, msix: Annotated[int, "MSI-X vectors; 0 leaves the capability out"] = 4) -> None:
         self._turn = threading.Condition()  # held for each piece of work; who wants it still takes it
         self._still = False
         self._engine: threading.Thread | None = None
         self.work_done = 0
-        super().__init__(**options)
+        super().__init__(msix=msix, flr=True, pm=True)
 
     @register(bar=0, offset=0xA0, width=(4, 8))
     def stream(self, value: int) -> None:
@@ -48,7 +48,7 @@ class BusyEdu(Edu):
             self._go()
 
     @stream.reader
-    def _(self) -> int:
+    def read_stream(self) -> int:
         return self.stream_to
 
     @register(bar=0, offset=0xA8, width=4)
@@ -58,7 +58,7 @@ class BusyEdu(Edu):
             self._go()
 
     @storm.reader
-    def _(self) -> int:
+    def read_storm(self) -> int:
         return self.storming
 
     @register(bar=0, offset=0xB0, width=4)
@@ -66,7 +66,7 @@ class BusyEdu(Edu):
         self.hold_ms = value
 
     @hold.reader
-    def _(self) -> int:
+    def read_hold(self) -> int:
         time.sleep(self.hold_ms / 1000)
         return self.hold_ms
 

@@ -49,6 +49,7 @@ class ControlSocket:
         except OSError as error:
             self._listener.close()
             raise UserError(f"control socket {path}: {error.strerror or error}") from error
+        self._inode = path.stat().st_ino
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
         self._thread.start()
 
@@ -71,7 +72,8 @@ class ControlSocket:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            if self._path.stat().st_ino == self._inode:  # and not that of the server which has taken over
+                self._path.unlink()
 
     def _accept(self) -> None:
         while True:

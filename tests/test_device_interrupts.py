@@ -60,7 +60,7 @@ def intx(device: Ringer) -> Iterator[Wires]:
     wires.close()
 
 
-def msix_control(device: Ringer, value: int) -> None:
+def msix_control(device: PciDevice, value: int) -> None:
     write_int(device, CONFIG, capability(device, 0x11) + 2, 2, value)
 
 
@@ -165,6 +165,18 @@ class TestMsiX:
     def test_the_table_keeps_message_address_and_data(self, device: Ringer) -> None:
         device.region_write(TABLE_BAR, 16, b"\xff" * 16)
         assert device.region_read(TABLE_BAR, 16, 16) == b"\xfc" + b"\xff" * 11 + b"\1\0\0\0"
+
+    def test_every_pending_vector_has_its_bit(self) -> None:
+        class Wide(PciDevice):
+            ids = PciIds(1, 2)
+            interrupts = MsiX(130)
+
+        device = Wide()
+        msix_control(device, MSIX_ENABLE | FUNCTION_MASK)
+        for vector in (0, 7, 8, 63, 64, 129):
+            device.interrupts.trigger(vector)
+        pending = int.from_bytes(device.region_read(0, 130 * 16, 24), "little")
+        assert pending == sum(1 << vector for vector in (0, 7, 8, 63, 64, 129))
 
     def test_the_pending_bits_are_read_only(self, device: Ringer) -> None:
         write_int(device, TABLE_BAR, PBA, 8, 0xFF)

@@ -278,8 +278,8 @@ def test_a_subclass_keeps_every_register_of_its_base_that_was_completed_under_th
         def three(self, value: int) -> None:
             """Nothing."""
 
-        @three.reader  # type: ignore[override]
-        def _(self) -> int:
+        @three.reader
+        def _(self) -> int:  # type: ignore[override]
             return 3
 
         @register(bar=0, offset=12, width=4)
@@ -287,7 +287,7 @@ def test_a_subclass_keeps_every_register_of_its_base_that_was_completed_under_th
             """Nothing."""
 
         @four.reader
-        def _(self) -> int:
+        def _(self) -> int:  # type: ignore[override]
             return 4
 
     device = More()

@@ -32,7 +32,9 @@ class Port:
         self._outer, self._inner = socket.socketpair()
         self._inner.setblocking(False)
         number = self._inner.fileno()
-        self.agent = subprocess.Popen([sys.executable, "-B", "-c", SERVE, str(PROGRAMS), str(number)], pass_fds=[number])
+        self.agent = subprocess.Popen(
+            [sys.executable, "-B", "-c", SERVE, str(PROGRAMS), str(number)], pass_fds=[number]
+        )
         self._hosts: list[socket.socket] = []
         self.deaf = threading.Event()  # what the agent says is lost, as in a machine that is gone
         threading.Thread(target=self._to_host, daemon=True).start()

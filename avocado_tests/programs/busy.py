@@ -1,30 +1,47 @@
 #!/usr/bin/env python3
 """In a guest: keep a BusyEdu busy, and reset it meanwhile. Prints one JSON object, as the edu program does.
 
-    busy --slot 01:00.0 work storm           work until killed; "busy" on a line of its own says that it has begun
-    busy --slot 01:00.0 reset dma flr bus    reset by these methods at the same time, and judge what is left
+    busy --slot 01:00.0 reset flr bus    reset by these methods at once, in the middle of each activity in turn
+    busy --slot 01:00.0 work storm       work until killed
+
+`seen` has, for each activity, what was left of it: see `left_over`. A file /tmp/busy says that the device is at work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from edu import DMA_ADDRESS_BITS, LIVENESS, REGISTERS, SELECT_VECTOR, U32
-from guest_pci import DeviceError, DmaMemory, find_device
+import edu
+from guest_pci import (
+    BUS_MASTER,
+    MEMORY_DECODE,
+    SYSFS,
+    Bar,
+    DeviceError,
+    Interrupt,
+    PciFunction,
+    SysfsDevice,
+    find_device,
+)
 from guest_vfio import VfioDevice
 
 IDS = "1234:11e8"
 STREAM, STORM, HOLD, WORK_DONE = 0xA0, 0xA8, 0xB0, 0xB8
-OWN_REGISTERS = {"stream": STREAM, "storm": STORM, "hold": HOLD, "vector": SELECT_VECTOR}
-HOLD_MS = 300
+OWN_REGISTERS = {"stream": STREAM, "storm": STORM, "hold": HOLD, "vector": edu.SELECT_VECTOR}
+ACTIVITIES = ("idle", "dma", "storm", "held")
+HOLD_MS = 200
 PATIENCE = 10.0  # seconds
-QUIET = 0.1  # seconds in which what must have ended would show itself
+QUIET = 0.05  # seconds in which what must have ended would show itself
 CANARY = b"\xc5"
+BRIDGE_CONTROL, SECONDARY_BUS_RESET = 0x3E, 1 << 6
+AT_WORK, GO_ON = Path("/tmp/busy"), Path("/tmp/go-on")
 
 
 class Busy:
@@ -33,17 +50,16 @@ class Busy:
     def __init__(self, device: VfioDevice) -> None:
         self.device = device
         self.bar = device.bar(0)
-        kinds = device.config.vectors()
-        self.vectors = device.interrupts("msix" if "msix" in kinds else "msi")
-        self.memory: DmaMemory = device.dma_memory(4096, address_bits=DMA_ADDRESS_BITS)
-        self.held: list[int] = []
+        self.vectors = device.interrupts("msix")
+        self.memory = device.dma_memory(4096, address_bits=edu.DMA_ADDRESS_BITS)
         self._reader: threading.Thread | None = None
 
     def start(self, activity: str) -> None:
         """Begin, and wait until the device is seen at work."""
-        self.bar.write(LIVENESS, 0x5A5A5A5A)
-        self.bar.write(SELECT_VECTOR, 1)
+        self.bar.write(edu.LIVENESS, 0x5A5A5A5A)
+        self.bar.write(edu.SELECT_VECTOR, 1)
         getattr(self, f"_{activity}")()
+        AT_WORK.touch()
 
     def _idle(self) -> None:
         pass
@@ -51,11 +67,11 @@ class Busy:
     def _dma(self) -> None:
         self.memory.bytes[:8] = b"\xff" * 8
         self.bar.write(STREAM, self.memory.address, 8)
-        self._until(lambda: self.memory.bytes[:8] != b"\xff" * 8, "the stream")
+        _until(lambda: self.memory.bytes[:8] != b"\xff" * 8, "the stream to begin")
 
     def _storm(self) -> None:
         self.bar.write(STORM, 1)
-        self._until(lambda: self.vectors[0].wait(0.1) > 0, "the storm")
+        _until(lambda: self.vectors[0].wait(0.1) > 0, "the storm to begin")
 
     def _held(self) -> None:
         self.bar.write(HOLD, HOLD_MS)
@@ -63,93 +79,203 @@ class Busy:
 
         def read() -> None:
             entered.set()
-            self.held.append(self.bar.read(HOLD))
+            if self.bar.read(HOLD) != HOLD_MS:
+                raise DeviceError("the read that was held got a wrong answer")
 
         self._reader = threading.Thread(target=read)
         self._reader.start()
         entered.wait(PATIENCE)
 
-    def end(self) -> None:
+    def finish(self) -> None:
+        """Wait for the access that was held."""
         if self._reader is not None:
             self._reader.join(PATIENCE)
 
-    def _until(self, happened: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not happened():
-            if time.monotonic() > deadline:
-                raise DeviceError(f"{what} did not begin")
+
+# -- the ways to reset -----------------------------------------------------------------------------------------------
 
 
-def work(busy: Busy, options: argparse.Namespace) -> dict[str, object]:
-    """Keep it busy until this program is killed."""
-    busy.start(options.activity)
-    print("busy", flush=True)
-    while True:
-        time.sleep(60)
+def by_the_kernel(method: str) -> Callable[[PciFunction], None]:
+    def reset(function: PciFunction) -> None:
+        (function.path / "reset_method").write_text(method)
+        (function.path / "reset").write_text("1")
+
+    return reset
 
 
-def reset(busy: Busy, options: argparse.Namespace) -> dict[str, object]:
-    """Keep it busy, reset it by every method at once, and tell what is left of before."""
-    busy.start(options.activity)
-    path = busy.device.function.path
-    resets = [threading.Thread(target=reset_by, args=(path, method)) for method in options.methods]
-    for thread in resets:
+def by_the_port(function: PciFunction) -> None:
+    """A secondary bus reset at the root port, as `setpci BRIDGE_CONTROL` does it, and the function's header back.
+
+    Not by the kernel's method `bus`: it waits a second for a link that QEMU never reports for what it plugged by ACPI,
+    and calls the reset failed that it did.
+    """
+    with (function.path / "config").open("r+b", buffering=0) as config:
+        before = [(offset, os.pread(config.fileno(), 4, offset)) for offset in range(0x04, 0x40, 4)]
+        with (function.path.resolve().parent / "config").open("r+b", buffering=0) as port:
+            control = int.from_bytes(os.pread(port.fileno(), 2, BRIDGE_CONTROL), "little")
+            for value in (control | SECONDARY_BUS_RESET, control & ~SECONDARY_BUS_RESET):
+                os.pwrite(port.fileno(), value.to_bytes(2, "little"), BRIDGE_CONTROL)
+                time.sleep(0.002)
+        for offset, data in reversed(before):  # the command register last
+            os.pwrite(config.fileno(), data, offset)
+
+
+def by_the_host(_function: PciFunction) -> None:
+    """Somebody outside does it, and tells by a file."""
+    _until(GO_ON.exists, "the host to reset the device")
+    GO_ON.unlink()
+
+
+def by_a_new_driver(function: PciFunction) -> None:
+    (SYSFS / "drivers/vfio-pci/unbind").write_text(function.slot)
+    function.bind("vfio-pci")
+
+
+def by_removal(function: PciFunction) -> None:
+    (function.path / "remove").write_text("1")
+    (SYSFS / "rescan").write_text("1")
+    _until(function.path.exists, "the function to be found again")
+
+
+METHODS = {
+    "flr": by_the_kernel("flr"),
+    "pm": by_the_kernel("pm"),
+    "bus": by_the_port,
+    "outside": by_the_host,
+    "rebind": by_a_new_driver,
+    "remove": by_removal,
+}
+WITHOUT_DRIVER = ("rebind", "remove")
+"""Not possible while a program has the device open: it ends in the middle, and leaves the device as it is."""
+
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+
+
+def reset(options: argparse.Namespace) -> dict[str, object]:
+    """Keep it busy, reset it by every method at once, tell what is left of before, and whether it works again."""
+    return {activity: reset_during(activity, options) for activity in ACTIVITIES}
+
+
+def reset_during(activity: str, options: argparse.Namespace) -> dict[str, object]:
+    function = find_device(IDS, options.slot)
+    disturb = reset_without_driver if options.methods[0] in WITHOUT_DRIVER else reset_under_a_driver
+    left = disturb(activity, function, options.methods)
+    AT_WORK.unlink()
+    return {**left, "wrong": driven_again(function)}
+
+
+def reset_under_a_driver(activity: str, function: PciFunction, methods: Sequence[str]) -> dict[str, object]:
+    with VfioDevice(function) as device:
+        busy = Busy(device)
+        busy.start(activity)
+        at_once([METHODS[method] for method in methods], function)
+        busy.finish()
+        device.config.change_command(set_bits=MEMORY_DECODE | BUS_MASTER)
+        return left_over(busy.bar, busy.memory.bytes, busy.vectors)
+
+
+def reset_without_driver(activity: str, function: PciFunction, methods: Sequence[str]) -> dict[str, object]:
+    with VfioDevice(function) as device:
+        busy = Busy(device)
+        busy.start(activity)
+        memory = busy.memory.bytes
+        busy.finish()
+        del busy  # its mapping of the BAR would keep the driver
+    at_once([METHODS[method] for method in methods], function)
+    (function.path / "power/control").write_text("on")  # vfio-pci lets a function sleep that nobody uses
+    with SysfsDevice(function) as bare:
+        return left_over(bare.bar(0), memory, ())
+
+
+def at_once(methods: Sequence[Callable[[PciFunction], None]], function: PciFunction) -> None:
+    failed: list[str] = []
+
+    def run(method: Callable[[PciFunction], None]) -> None:
+        try:
+            method(function)
+        except (DeviceError, OSError) as error:
+            failed.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(method,)) for method in methods]
+    for thread in threads:
         thread.start()
-    for thread in resets:
+    for thread in threads:
         thread.join(PATIENCE)
-    busy.end()
-    return left_over(busy)
+    if failed:
+        raise DeviceError(f"the reset failed: {'; '.join(failed)}")
 
 
-def reset_by(path: object, method: str) -> None:
-    """One write for the method and one for the reset: two at once may swap methods, and are two resets all the same."""
-    with open(f"{path}/reset_method", "w") as chosen:
-        chosen.write(method)
-    with open(f"{path}/reset", "w") as trigger:
-        trigger.write("1")
-
-
-def left_over(busy: Busy) -> dict[str, object]:
-    """Registers, and what still comes: interrupts, writes to memory, pieces of work. All must be 0 but the first."""
-    busy.device.config.change_command(set_bits=0x6)
-    names = {**REGISTERS, **OWN_REGISTERS}
-    registers = {name: busy.bar.read(offset) for name, offset in names.items()}
-    for vector in busy.vectors:
+def left_over(bar: Bar, memory: memoryview, vectors: Sequence[Interrupt]) -> dict[str, object]:
+    """Registers, and what still comes: interrupts, bytes written to memory, pieces of work done."""
+    registers = {name: bar.read(offset) for name, offset in {**edu.REGISTERS, **OWN_REGISTERS}.items()}
+    for vector in vectors:
         vector.wait(0)  # those that came before
-    busy.memory.bytes[:] = CANARY * busy.memory.size
-    before = busy.bar.read(WORK_DONE)
+    memory[:] = CANARY * len(memory)
+    before = bar.read(WORK_DONE)
     time.sleep(QUIET)
     return {
-        "registers": registers,
-        "interrupts": sum(vector.wait(0) for vector in busy.vectors),
-        "bytes_written": busy.memory.size - bytes(busy.memory.bytes).count(CANARY),
-        "work": (busy.bar.read(WORK_DONE) - before) & U32,
-        "held": busy.held,
+        "registers": {name: value for name, value in registers.items() if value},
+        "interrupts": sum(vector.wait(0) for vector in vectors),
+        "bytes_written": len(memory) - bytes(memory).count(CANARY),
+        "work": bar.read(WORK_DONE) - before,
     }
 
 
-COMMANDS = {"work": work, "reset": reset}
-ACTIVITIES = ("idle", "dma", "storm", "held")
+def driven_again(function: PciFunction) -> list[str]:
+    """What is wrong when a driver uses the device after that: every vector, and DMA both ways."""
+    with VfioDevice(function) as device:
+        again = edu.Edu(device)
+        again.enable_interrupts("msix", 0)
+        edu.irq(again, argparse.Namespace(value=0x5A, times=1))
+        data = bytes(range(256))
+        memory = device.dma_memory(4096, address_bits=edu.DMA_ADDRESS_BITS)
+        again.expect("what came back by DMA is right", again.there_and_back(memory, 8, data)[8:264] == data, True)
+        return again.wrong
+
+
+def work(options: argparse.Namespace) -> dict[str, object]:
+    """Keep it busy until this program is killed."""
+    with VfioDevice(find_device(IDS, options.slot)) as device:
+        Busy(device).start(options.activity)
+        while True:
+            time.sleep(60)
+
+
+def left(options: argparse.Namespace) -> dict[str, object]:
+    """What there is of an activity before this guest was booted, and whether the device works."""
+    function = find_device(IDS, options.slot)
+    with SysfsDevice(function) as bare:
+        found = left_over(bare.bar(0), memoryview(bytearray(64)), ())
+    return {**found, "wrong": driven_again(function)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slot", required=True)
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("activity", choices=ACTIVITIES)
-    parser.add_argument("methods", nargs="*", choices=("flr", "pm", "bus"))
+    commands = parser.add_subparsers(required=True)
+    for command in (reset, work, left):
+        commands.add_parser(command.__name__, help=command.__doc__).set_defaults(command=command)
+    commands.choices["reset"].add_argument("methods", nargs="+", choices=METHODS)
+    commands.choices["work"].add_argument("activity", choices=ACTIVITIES)
     options = parser.parse_args()
     started = time.monotonic()
-    report: dict[str, object] = {"command": options.command, "ok": False}
+    report: dict[str, object] = {"ok": False}
     try:
-        with VfioDevice(find_device(IDS, options.slot)) as device:
-            report["seen"] = COMMANDS[options.command](Busy(device), options)
-            report["ok"] = True
+        report |= {"seen": options.command(options), "ok": True}
     except (DeviceError, OSError) as error:
         report["error"] = str(error)
     report["seconds"] = round(time.monotonic() - started, 3)
     print(json.dumps(report))
     return 0 if report["ok"] else 1
+
+
+def _until(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        if time.monotonic() > deadline:
+            raise DeviceError(f"waited {PATIENCE:.0f} s for {what}")
+        time.sleep(0.001)
 
 
 if __name__ == "__main__":

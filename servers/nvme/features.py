@@ -48,7 +48,7 @@ def defaults(device: Nvme) -> dict[int, int]:
 
 def get_features(device: Nvme, command: Command) -> int:
     feature, select = command.cdw10 & 0xFF, command.cdw10 >> 8 & 7
-    known = defaults(device)
+    known = device.default_settings
     if feature not in known and feature != Feature.TIMESTAMP:
         raise Failure(Status.INVALID_FIELD)
     if select == _SUPPORTED:
@@ -74,7 +74,7 @@ def set_features(device: Nvme, command: Command) -> int:
     feature, value = command.cdw10 & 0xFF, command.cdw11
     if command.cdw10 & _SAVE:
         raise Failure(Status.FEATURE_NOT_SAVEABLE)
-    if feature not in defaults(device) and feature != Feature.TIMESTAMP:
+    if feature not in device.default_settings and feature != Feature.TIMESTAMP:
         raise Failure(Status.INVALID_FIELD)
     if command.nsid not in (0, ALL_NAMESPACES):
         raise Failure(Status.FEATURE_NOT_PER_NAMESPACE)
@@ -126,7 +126,7 @@ def _set_queues(device: Nvme, value: int) -> int:
         raise Failure(Status.INVALID_FIELD)
     if len(device.completion_queues) > 1:
         raise Failure(Status.COMMAND_SEQUENCE_ERROR)
-    return defaults(device)[Feature.NUMBER_OF_QUEUES]
+    return device.default_settings[Feature.NUMBER_OF_QUEUES]
 
 
 def _timestamp(device: Nvme) -> bytes:

@@ -132,6 +132,7 @@ class Nvme(PciDevice):
             Namespace(number, backing, True, True, backing.size >> shift, shift)
             for number, backing in enumerate(backings, 1)
         ]
+        self.default_settings = defaults(self)
         self.background = Background(lambda: self.call_soon(self._reap))
         self.event_queue = Events(self)
         self.error_log = ErrorLog(self)
@@ -594,7 +595,8 @@ class Nvme(PciDevice):
 
     def setting(self, feature: int) -> int:
         """The value of a feature: what was set, or the default."""
-        return self.settings.get(feature, defaults(self).get(feature, 0))
+        value = self.settings.get(feature)
+        return self.default_settings[feature] if value is None else value
 
 
 Handler = Callable[[Nvme, Command], int | None]

@@ -240,7 +240,7 @@ class Coordinator:
         if isinstance(error, MigrationFailed) and error.machine is self._destination:
             reason = error.explain()
         self._destination.kill()
-        # Not a word to the source's QEMU before this: a processor of its may wait for the device, under QEMU's big lock.
+        # Not a word to the source's QEMU before this: a processor may wait for the device, and hold the big lock.
         problems = self._revive_devices()
         if isinstance(error, MigrationFailed) and error.machine is self._source:
             reason = error.explain()

@@ -1,0 +1,160 @@
+"""Every kind of reset in the middle of everything that a device may be doing.
+
+After each: registers as after power-on, nothing more of what was under way before (no interrupt, no DMA), the
+migration state RUNNING, and a driver that starts anew works. What the device does by itself is `busy_edu.py`, what
+the guest does is `programs/busy.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from avocado_tests.guest_test import GuestTest
+from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.exercise import exercise
+from vfio_user.harness.guest import GuestFailure
+from vfio_user.harness.interposed import InterposedServer
+from vfio_user.harness.lab import Lab
+
+ACTIVITIES = ("idle", "dma", "storm", "held")
+DEVICE = "avocado_tests.busy_edu:BusyEdu"
+PROGRAM = "/opt/vfio-user/busy.py"
+
+NOTHING_LEFT = {
+    "registers": {"identification": 0x010000ED},
+    "interrupts": 0,
+    "bytes_written": 0,
+    "work": 0,
+    "wrong": [],
+}
+
+
+class Resets(GuestTest):
+    """
+    :avocado: tags=edu,reset
+    """
+
+    # -- by the guest, with the driver's program running through the reset ----------------------------------------
+
+    def test_function_level_reset(self) -> None:
+        self.reset_by_the_guest("flr")
+
+    def test_power_states(self) -> None:
+        """From D3hot to D0."""
+        self.reset_by_the_guest("pm")
+
+    def test_secondary_bus_reset(self) -> None:
+        """At the root port: QEMU makes a DEVICE_RESET of it."""
+        self.reset_by_the_guest("bus")
+
+    def test_driver_leaves_and_comes_back(self) -> None:
+        """The program ends in the middle, vfio-pci is unbound and bound again."""
+        self.reset_by_the_guest("rebind")
+
+    def test_function_is_removed_and_found_again(self) -> None:
+        self.reset_by_the_guest("remove")
+
+    def test_two_resets_at_once(self) -> None:
+        self.reset_by_the_guest("flr", "bus")
+
+    def reset_by_the_guest(self, *methods: str) -> None:
+        with self.lab() as lab:
+            guest = self.guest(lab)
+            seen = self.busy(guest, "reset", *methods)
+            self.assertEqual(seen, dict.fromkeys(ACTIVITIES, NOTHING_LEFT))
+            self.assert_running(guest)
+
+    # -- by the client ----------------------------------------------------------------------------------------------
+
+    def test_device_reset_by_the_client(self) -> None:
+        """DEVICE_RESET behind the guest's back."""
+        with self.lab() as lab:
+            guest = self.guest(lab)
+            running = guest.start(self.command(guest, "reset", "outside"))
+            for _ in ACTIVITIES:
+                guest.wait_until_succeeds("test -e /tmp/busy -a ! -e /tmp/go-on", interval=0.01)
+                answer = control(guest).call("request", name="DEVICE_RESET")
+                self.assertEqual(answer["errno"], 0)
+                guest.succeed("touch /tmp/go-on; while test -e /tmp/busy; do :; done")
+            result = running.wait()
+            self.assertIn('"ok": true', result.stdout)
+
+    # -- of the whole machine ---------------------------------------------------------------------------------------
+
+    def test_system_reset(self) -> None:
+        """By QMP, as a button does it, and twice at once."""
+        self.reset_the_machine(
+            {
+                "dma": BootedGuest.reset,
+                "storm": BootedGuest.reset,
+                "held": reset_twice,
+            }
+        )
+
+    def test_reboot(self) -> None:
+        """By the guest's kernel."""
+        self.reset_the_machine({"dma": BootedGuest.reboot, "storm": BootedGuest.reboot, "held": BootedGuest.reboot})
+
+    def reset_the_machine(self, cells: Mapping[str, Callable[[BootedGuest], object]]) -> None:
+        with self.lab() as lab:
+            guest = self.guest(lab)
+            for activity, reset in cells.items():
+                guest.start(self.command(guest, "work", activity))
+                guest.wait_until_succeeds("test -e /tmp/busy", interval=0.02)
+                reset(guest)
+                self.put_program(guest)
+                self.assertEqual(self.busy(guest, "left"), NOTHING_LEFT, activity)
+                self.assert_running(guest)
+
+    def test_no_reboot(self) -> None:
+        """With -no-reboot's action a reboot ends QEMU, and the server is there for the next."""
+        with self.lab() as lab:
+            guest = self.guest(lab)
+            server = guest.device.server
+            guest.qmp.command("set-action", reboot="shutdown")
+            guest.start("reboot -f")
+            self.assertEqual(guest.qmp.wait_event("SHUTDOWN", 30)["data"], {"guest": True, "reason": "guest-reset"})
+            self.assertEqual(guest.machine.child.wait(10), 0)
+            guest.devices.clear()
+            following = lab.boot(iommu=True)
+            self.put_program(following)
+            following.plug(DEVICE, server=server)
+            self.assertEqual(self.busy(following, "left")["wrong"], [])
+
+    # -- what they share --------------------------------------------------------------------------------------------
+
+    def guest(self, lab: Lab) -> BootedGuest:
+        guest = lab.boot(device=DEVICE, iommu=True, migratable=True)
+        self.put_program(guest)
+        return guest
+
+    def put_program(self, guest: BootedGuest) -> None:
+        guest.put(Path(__file__).parent / "programs/busy.py", PROGRAM)
+
+    def command(self, guest: BootedGuest, *arguments: str) -> list[str]:
+        return ["python3", PROGRAM, "--slot", guest.device.address, *arguments]
+
+    def busy(self, guest: BootedGuest, *arguments: str) -> Mapping[str, Any]:
+        """What the guest's program has seen."""
+        done = exercise(guest, *self.command(guest, *arguments))
+        self.log.info("%s: %s", done.command, dict(done.seen))
+        if not done.ok:
+            raise GuestFailure(f"{done.command!r}: {done.verdict}", evidence=guest.evidence())
+        return done.seen
+
+    def assert_running(self, guest: BootedGuest) -> None:
+        """A reset leaves the migration state machine in RUNNING."""
+        self.assertEqual(control(guest).call("migration_state"), {"state": "RUNNING"})
+
+
+def reset_twice(guest: BootedGuest) -> None:
+    guest.qmp.command("system_reset")
+    guest.reset()
+
+
+def control(guest: BootedGuest) -> Any:
+    server = guest.device.server
+    assert isinstance(server, InterposedServer)
+    return server.control

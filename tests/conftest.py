@@ -1,0 +1,9 @@
+"""Settings of all unit tests."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# How long an example takes says something about the machine's load, not about the code; `timeout` ends what hangs.
+settings.register_profile("vfio-user", deadline=None, print_blob=True)
+settings.load_profile("vfio-user")
