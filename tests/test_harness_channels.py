@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vfio_user.harness.console import Console, ConsoleError
+from vfio_user.harness.machine import UP
 from vfio_user.harness.qtest import PciAddress, QTest, QTestError
 
 
@@ -39,6 +40,19 @@ def test_a_wait_can_begin_after_what_was_seen(line: tuple[Console, socket.socket
     began = console.position
     guest.sendall(b"READY again\n")
     assert console.wait_for("READY", 10, since=began)
+
+
+@pytest.mark.parametrize(
+    ("console", "found"),
+    [
+        (b"[    4.2] random: crng init done\r\nREADY\r\n", b"READY\r"),
+        (b"guest:~# \x1b[6nREADY\r\n", b"READY\r"),  # a reset took the terminal away from a shell
+        (b"NOT READY: no SSH server within 10 s\r\n", b"NOT READY: no SSH server within 10 s\r\n"),
+        (b"NOT READY", None),  # the rest is still to come
+    ],
+)
+def test_a_guest_is_up_when_it_says_so_wherever_in_the_line(console: bytes, found: bytes | None) -> None:
+    assert (said[0] if (said := UP.search(console)) else None) == found
 
 
 def test_a_wait_that_fails_shows_the_last_lines(line: tuple[Console, socket.socket]) -> None:

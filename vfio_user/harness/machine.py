@@ -25,8 +25,8 @@ _READY = 30.0  # multiplied by patience: the guest computes
 _SAVE = 60.0
 _STOP = 5.0
 
-_READY_LINE = rb"(?m:^READY\b)"
-_FAILED_LINE = rb"(?m:^NOT READY\b)[^\n]*\n|Kernel panic[^\n]*\n"
+# What a guest's init says, at the end of a line: a reset may have left a shell's prompt at its beginning.
+UP = re.compile(rb"(?m:(?<!NOT )READY\r?$)|NOT READY\b[^\n]*\n|Kernel panic[^\n]*\n")
 
 
 class Emulator(Protocol):
@@ -104,7 +104,7 @@ class Machine:
         """
         deadline = Deadline(_READY * self.patience)
         try:
-            found = self.console.wait_for(b"|".join((_READY_LINE, _FAILED_LINE)), deadline, since=since)[0]
+            found = self.console.wait_for(UP.pattern, deadline, since=since)[0]
         except ConsoleError as error:
             self.check(wait=1.0)
             raise MachineError(f"the guest did not come up in {deadline.seconds:g} s", hint=error.hint) from error
