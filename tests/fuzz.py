@@ -24,7 +24,7 @@ def main() -> int:
     campaign(dialects[0], 1000, seed=0)
     gc.collect()
     fds, memory, begin = open_fds(), resident_bytes(), time.monotonic()
-    done, seed = 0, arguments.seed
+    done, seed, told = 0, arguments.seed, "nothing was sent"
     while done < arguments.messages and time.monotonic() - begin < arguments.seconds:
         dialect = dialects[seed % len(dialects)]
         outcome = campaign(dialect, min(SLICE, arguments.messages - done), seed)
@@ -41,9 +41,11 @@ def main() -> int:
             return 1
         rate = done / (time.monotonic() - begin)
         grown = resident_bytes() - memory >> 10
-        print(f"\r{done:,} messages, {rate:,.0f}/s, seed {seed}, {grown:,} KiB more", end="", flush=True)
+        told = f"{done:,} messages, {rate:,.0f}/s, seed {seed}, {grown:,} KiB more"
+        if sys.stdout.isatty():
+            print(f"\r{told}", end="", flush=True)
         seed += 1
-    print()
+    print(f"\r{told}" if sys.stdout.isatty() else told)
     return 0
 
 
