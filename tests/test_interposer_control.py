@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,7 +123,7 @@ def test_memory_is_written_back_to_the_client_as_it_is(edu: Interposed) -> None:
     ram.view[0x2000:0x2004] = b"here"
     client.region_info(0)
     client.service.max_data = 1 << 20
-    with Waiting(client, wake=lambda: control.call("dma_write", runs=[{"iova": 0x104000, "size": 1}])):
+    with serving(client):
         done = control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}, {"iova": "0x106000", "size": 1}])
         assert done == {"messages": 2, "bytes": 0x2801}
         assert control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}], whole=False)["messages"] == 3
@@ -131,22 +134,21 @@ def test_memory_is_written_back_to_the_client_as_it_is(edu: Interposed) -> None:
     assert decoded(control.call("memory_read", iova=0x104000, size=4)["data"]) == b"text"
 
 
-class Waiting:
-    """Serves the server's requests of a client in a thread meanwhile; `wake` makes one more, to end it."""
-
-    def __init__(self, client: Client, wake: Callable[[], object]) -> None:
-        self._over = False
-        self._wake = wake
-        self._client = client
-        self._thread = threading.Thread(target=lambda: client.serve_until(lambda: self._over, timeout=10))
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        self._wake()
-        self._thread.join()
+@contextmanager
+def serving(client: Client) -> Iterator[None]:
+    """Serve the server's requests of a client in a thread meanwhile."""
+    over = os.eventfd(0)
+    serve = partial(
+        client.channel.serve_until, lambda: bool(select.select([over], [], [], 0)[0]), timeout=30, also=[over]
+    )
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.eventfd_write(over, 1)
+        thread.join()
+        os.close(over)
 
 
 def test_held_requests_wait_until_they_are_let_go(edu: Interposed) -> None:

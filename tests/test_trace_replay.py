@@ -158,12 +158,12 @@ def noise_around(*, raise_cause: int, then: Callable[[Client], None]) -> Callabl
 
     def act(client: Client, ram: GuestMemory, interrupt: EventFd) -> None:
         chance = random.Random(3)
-        for step in range(16):
+        for step in range(8):
             client.store(0, LIVENESS, 4, chance.getrandbits(32))
             client.load(0, LIVENESS, 4)
-            if step == 8:
+            if step == 3:
                 client.store(0, RAISE, 4, raise_cause)
-            if step == 12:
+            if step == 6:
                 then(client)
 
     return act
