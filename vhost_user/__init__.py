@@ -1,1 +1,0 @@
-"""The same for vhost-user, on the same transport."""
