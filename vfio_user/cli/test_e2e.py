@@ -18,6 +18,11 @@ from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.qemu import ensure_qemu
 
+IMAGES = ("minimal", "storage")
+"""What the tests boot."""
+NIGHTLY = "nightly"
+"""The tag of tests that take too long for every change."""
+
 # Two guests under TCG fill two processors; a third only makes timeouts of slowness.
 MOST_AT_ONCE = 2
 
@@ -25,6 +30,7 @@ MOST_AT_ONCE = 2
 @click.command()
 @click.argument("tests", nargs=-1)
 @click.option("-t", "--tag", "tags", multiple=True, help="Only tests with these avocado tags: `-t irq`, `-t dma,msix`.")
+@click.option("--nightly", is_flag=True, help="Also those that take long, which have the tag `nightly`.")
 @click.option("--parallel", type=click.IntRange(1, MOST_AT_ONCE), default=MOST_AT_ONCE, show_default=True)
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
 @click.option("--list", "list_only", is_flag=True, help="Name the tests, and run none.")
@@ -32,12 +38,13 @@ MOST_AT_ONCE = 2
 def command(
     tests: tuple[str, ...],
     tags: tuple[str, ...],
+    nightly: bool,
     parallel: int,
     timeout_factor: float,
     list_only: bool,
     options: tuple[str, ...],
 ) -> None:
-    """Run the guest-driven tests, all of them or TESTS: files, or FILE:CLASS.METHOD as `--list` names them.
+    """Run the guest-driven tests: all but the nightly ones, or TESTS: files, or FILE:CLASS.METHOD from `--list`.
 
     Evidence of every test is under results/. The last line counts: N passed, N failed, N skipped. The exit status is 0
     when some test passed and none failed.
@@ -46,7 +53,8 @@ def command(
     folder = tests_folder()
     config: dict[str, Any] = {
         "resolver.references": [_reference(folder, test) for test in tests] or _all(folder),
-        "filter.by_tags.tags": list(tags),
+        "filter.by_tags.tags": filters(tags, everything=nightly or bool(tests)),
+        "filter.by_tags.include_empty": not tags,
         "run.max_parallel_tasks": parallel,
         "run.results_dir": os.environ.get(RESULTS_VARIABLE) or str(Path("results").absolute()),
         "run.status_server_auto": True,
@@ -68,6 +76,16 @@ def command(
     _provision()
     with interruptible(), job:
         _report(job, job.run())
+
+
+def filters(tags: tuple[str, ...], *, everything: bool) -> list[str]:
+    """Avocado's filters: each is tags with commas between them, of which a test has all, and none behind a minus.
+
+    Without `everything` nightly tests are left out where they are not asked for.
+    """
+    if everything:
+        return list(tags)
+    return [tag if NIGHTLY in tag.split(",") else f"{tag},-{NIGHTLY}".strip(",") for tag in tags or ("",)]
 
 
 def tests_folder() -> Path:
@@ -112,7 +130,8 @@ def _provision() -> None:
         click.echo(message, err=True)
 
     ensure_qemu(progress=say)
-    ensure_image("minimal", progress=say)
+    for image in IMAGES:
+        ensure_image(image, progress=say)
 
 
 def _setting(option: str) -> tuple[str, Any]:
