@@ -19,8 +19,17 @@ from vfio_user.harness.migration.workload import Workload, judge
 
 
 @click.command()
-@click.option("--device", default="edu", show_default=True, help="As `boot` takes it; any server that migrates.")
-@click.option("--workload", type=click.Choice(WORKLOADS), default="dma", show_default=True, help="For edu alone.")
+@click.option("--device", "devices", multiple=True, default=["edu"], show_default=True, help="As `boot` takes it.")
+@click.option(
+    "--workload",
+    "workloads",
+    type=click.Choice(WORKLOADS),
+    multiple=True,
+    default=["dma"],
+    show_default=True,
+    help="Of the first device, of the second and so on; for edu alone.",
+)
+@click.option("--root-bus", is_flag=True, help="Devices on the root bus itself; the guest boots with them.")
 @click.option("--mode", type=click.Choice([kind.value for kind in Mode]), default=Mode.AUTO.value, show_default=True)
 @click.option("--hosts", type=click.Choice([*HOSTS]), default="auto", show_default=True, help="Between which.")
 @click.option("--image", default="minimal", show_default=True)
@@ -38,8 +47,9 @@ from vfio_user.harness.migration.workload import Workload, judge
 @click.option("--trace", is_flag=True, help="Record every message on both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    device: str,
-    workload: str,
+    devices: tuple[str, ...],
+    workloads: tuple[str, ...],
+    root_bus: bool,
     mode: str,
     hosts: str,
     image: str,
@@ -55,7 +65,7 @@ def command(
     trace: bool,
     as_json: bool,
 ) -> None:
-    """Migrate a guest with its device to another host while it works, and verify it from inside.
+    """Migrate a guest with its devices to another host while it works, and verify it from inside.
 
     QEMU's own client leaves the device behind and says `completed`: mode `direct` shows what is lost by that. Exit
     status 0: the guest is there, whole. 1: it is not.
@@ -68,27 +78,37 @@ def command(
         Lab("migrate", qemu=qemu, progress=_say) as lab,
     ):
         guest = lab.boot(
-            device=device, image=image, migratable=True, host=pair.a, memory=memory, iommu=iommu, trace=trace
+            devices=devices,
+            image=image,
+            migratable=True,
+            root_bus=root_bus,
+            host=pair.a,
+            memory=memory,
+            iommu=iommu,
+            trace=trace,
         )
-        options = ("--interrupts", interrupts) if workload == "interrupts" else ()
-        running = Workload(guest, workload, *options) if workload != "none" else None
+        running = [
+            Workload(guest, kind, *(("--interrupts", interrupts) if kind == "interrupts" else ()), device=device)
+            for kind, device in zip(workloads, guest.devices, strict=False)
+            if kind != "none"
+        ]
         report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan)
         if pair.note:
             report.notes.append(pair.note)
-        done = None
-        if running is not None:
+        if running:
             time.sleep(after)
-            done = running.end()
-            judge(report, done)
+        done = [workload.end() for workload in running]
+        for work in done:
+            judge(report, work)
         _print(report, done, str(lab.folder), as_json=as_json)
     if not report.ok:
         raise VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")
 
 
-def _print(report: Report, done: Exercise | None, folder: str, *, as_json: bool) -> None:
+def _print(report: Report, done: list[Exercise], folder: str, *, as_json: bool) -> None:
     if as_json:
-        work = {"command": done.command, "ok": done.ok, "seen": done.seen, "wrong": done.wrong} if done else None
-        click.echo(json.dumps({**report.as_dict(), "workload": work, "evidence": folder}))
+        work = [{"command": one.command, "ok": one.ok, "seen": one.seen, "wrong": one.wrong} for one in done]
+        click.echo(json.dumps({**report.as_dict(), "workloads": work, "evidence": folder}))
         return
     click.echo(f"{', '.join(report.devices)} from {report.source} to {report.destination}, mode {report.mode}")
     for phase in report.phases:

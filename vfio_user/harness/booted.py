@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness import hotplug
 from vfio_user.harness.agent import AgentGuest
-from vfio_user.harness.command_line import slot_address, slot_name, vfio_user_device
+from vfio_user.harness.command_line import Place, slot_address, slot_name, vfio_user_device
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.machine import Machine
@@ -31,7 +31,7 @@ class Plugged:
     """A device in a guest. `address` is its name in the guest's /sys/bus/pci/devices; one inside QEMU has no server."""
 
     identity: str
-    slot: int
+    place: Place
     address: str
     vendor: int
     device: int
@@ -110,14 +110,24 @@ class BootedGuest(Guest):
             if server is not None:
                 server.check(wait=1.0)  # the cause, if it is one
             raise
-        seen = self.call(hotplug.wait_for_device, slot_address(slot), _PLUGGED * self.patience, timeout=_PLUGGED + 5)
+        return self._plugged(identity, wanted, slot, f"{slot_address(slot)}/????:??:??.?", server)
+
+    def adopt(self, identity: str, device: Device, address: str, server: DeviceServer | None) -> Plugged:
+        """Take a device for one of this guest's that was at an address of the root bus from the start."""
+        self._count += 1
+        return self._plugged(identity, device, address, address, server)
+
+    def _plugged(
+        self, identity: str, device: Device, place: Place, pattern: str, server: DeviceServer | None
+    ) -> Plugged:
+        seen = self.call(hotplug.wait_for_device, pattern, _PLUGGED * self.patience, timeout=_PLUGGED + 5)
         if "missing" in seen:
             raise GuestFailure(
-                f"the guest does not see {wanted.name!r} in slot {slot} after {_PLUGGED * self.patience:g} s:"
+                f"the guest does not see {device.name!r} at {place} after {_PLUGGED * self.patience:g} s:"
                 f" {seen['missing']}",
                 evidence=self.evidence(),
             )
-        plugged = Plugged(identity, slot, seen["address"], seen["vendor"], seen["device"], server)
+        plugged = Plugged(identity, place, seen["address"], seen["vendor"], seen["device"], server)
         self.devices.append(plugged)
         return plugged
 
@@ -129,7 +139,7 @@ class BootedGuest(Guest):
             plugged.server.stop()
 
     def _free_slot(self) -> int:
-        taken = {plugged.slot for plugged in self.devices}
+        taken = {plugged.place for plugged in self.devices}
         for slot in range(self.machine.config.slots):
             if slot not in taken:
                 return slot

@@ -21,8 +21,10 @@ AGENT_PORT = "org.vfio-user.agent.0"
 _SERIAL_AT = "0x2"
 _NETWORK_AT = "0x3"
 _ENTROPY_AT = "0x4"
+_ROOT_DEVICES_AT = 0x8
 _SLOTS_AT = 0x10
 _FUNCTIONS = 8
+MAX_ROOT_DEVICES = _SLOTS_AT - _ROOT_DEVICES_AT
 MAX_SLOTS = 8 * _FUNCTIONS
 
 # Address space kept free behind each root port for hot-plug. QEMU's default is 2 MiB, too small for most BARs.
@@ -77,6 +79,17 @@ def slot_address(index: int) -> str:
     return f"0000:00:{_SLOTS_AT + index // _FUNCTIONS:02x}.{index % _FUNCTIONS}"
 
 
+def root_address(index: int) -> str:
+    """The guest's name for a device on the root bus itself, there from the start: nothing can be plugged in there."""
+    if not 0 <= index < MAX_ROOT_DEVICES:
+        raise UserError(f"the root bus has places for {MAX_ROOT_DEVICES} devices")
+    return f"0000:00:{_ROOT_DEVICES_AT + index:02x}.0"
+
+
+Place = int | str
+"""Where a device is: behind the root port of this index, or at this address of the root bus."""
+
+
 Endpoint = int | Path | Literal["stdio"]
 """One end of a channel: an inherited, connected socket; a path at which QEMU listens; or QEMU's own terminal."""
 
@@ -119,12 +132,13 @@ def command_line(
     ]
 
 
-def vfio_user_device(identity: str, socket: Path, slot: int, **properties: object) -> dict[str, object]:
+def vfio_user_device(identity: str, socket: Path, place: Place, **properties: object) -> dict[str, object]:
     """A vfio-user-pci device, for QMP `device_add` or as JSON for `-device` (QEMU takes `socket` in no other form)."""
+    behind = {"bus": slot_name(place)} if isinstance(place, int) else {"bus": "pcie.0", "addr": place[-4:]}
     return {
         "driver": "vfio-user-pci",
         "id": identity,
-        "bus": slot_name(slot),
+        **behind,
         "socket": {"type": "unix", "path": str(socket)},
         **{key.replace("_", "-"): value for key, value in properties.items()},
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
-def wait_for_device(port: str, seconds: float) -> dict[str, Any]:
-    """Wait until the device behind a root port can be used.
+def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
+    """Wait until the device that `pattern` matches in /sys/bus/pci/devices can be used.
 
-    `port` is the port's name in /sys/bus/pci/devices. Returns the device's `address` there, its `vendor`, `device` and
-    `class` numbers and the `driver` it got, or {"missing": what was there instead}.
+    That of what is behind a root port is PORT/????:??:??.?. Returns the device's `address` there, its `vendor`,
+    `device` and `class` numbers and the `driver` it got, or {"missing": what was there instead}.
     """
     import contextlib
     import socket
@@ -31,7 +31,7 @@ def wait_for_device(port: str, seconds: float) -> dict[str, Any]:
         return all((function / f"resource{index}").exists() for index in resources(function))
 
     while True:
-        found = sorted(Path(f"/sys/bus/pci/devices/{port}").glob("????:??:??.?"))
+        found = sorted(Path("/sys/bus/pci/devices").glob(pattern))
         if found and usable(found[0]):
             driver = found[0] / "driver"
             numbers = {name: int((found[0] / name).read_text(), 16) for name in ("vendor", "device", "class")}

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,18 @@ from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, record_versions, results_folder
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
-from vfio_user.harness.command_line import MachineConfig, Start, machine_type
+from vfio_user.harness.command_line import (
+    MachineConfig,
+    Start,
+    as_device_option,
+    machine_type,
+    root_address,
+    vfio_user_device,
+)
 from vfio_user.harness.deadline import Accelerator
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.guest import GuestFailure, GuestLost
+from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposed import InterposedServer
@@ -71,6 +79,7 @@ class Lab:
         self._machines: list[Machine] = []
         self._images: dict[str, GuestImage] = {}
         self._moves = itertools.count(1)
+        self._hosts = ExitStack()
 
     # -- what guests are made of ----------------------------------------------------------------------------------
 
@@ -110,6 +119,7 @@ class Lab:
         trace: bool = False,
         monitor: bool = False,
         migratable: bool = False,
+        root_bus: bool = False,
         host: Host = LocalHost(),  # noqa: B008  # frozen
         **hardware: Any,
     ) -> BootedGuest:
@@ -117,7 +127,9 @@ class Lab:
 
         `fresh` boots it from the beginning. `trace` logs every vfio-user message of QEMU, `monitor` lets a second QMP
         client connect (`monitor_path`). `migratable` puts an interposer before every server, which `migrate` needs;
-        `host` is where it all runs. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots, modules.
+        `host` is where it all runs. With `root_bus` the devices are on the root bus itself, where nothing can be
+        plugged in: the guest boots with them, from the beginning. `hardware` are fields of `MachineConfig`: memory,
+        cpus, iommu, slots, modules.
         """
         name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
         wanted = [
@@ -134,11 +146,21 @@ class Lab:
         config = self.hardware(**hardware)
         source = self.image(image)
         monitor_path = self._scratch.socket_path(f"{name}.qmp") if monitor else None
+        pairs = list(zip(wanted, servers, strict=True))
+        if root_bus:
+            config, fresh = replace(config, devices=(*config.devices, *_on_root_bus(name, pairs))), True
         guest = self._running(name, source, config, fresh=fresh, trace=trace, monitor=monitor_path, host=host)
-        for item, server in zip(wanted, servers, strict=True):
+        for index, (item, server) in enumerate(pairs):
             with self.timeline.step(f"plug {item.name} into {name}"):
-                guest.plug(item, server=server)
+                if root_bus:
+                    guest.adopt(f"{name}-dev{index}", item, root_address(index), server)
+                else:
+                    guest.plug(item, server=server)
         return guest
+
+    def hosts(self, kind: str = "auto") -> Pair:
+        """Two hosts to migrate between (see `harness.hosts`), there until the lab ends."""
+        return self._hosts.enter_context(two_hosts(kind))
 
     def migrate(
         self, guest: BootedGuest, *, to: Host, mode: Mode | str = Mode.AUTO, plan: Plan | None = None
@@ -300,6 +322,7 @@ class Lab:
         for server in self.servers:
             server.stop()
         left = self._left_behind()
+        self._hosts.close()
         self._scratch.close()
         self._write_records()
         if left:
@@ -343,6 +366,16 @@ class Lab:
                 guest.collect(self.folder)
         with suppress(UserError, VerdictError):  # the first error is the one to show
             self.close()
+
+
+def _on_root_bus(name: str, devices: Sequence[tuple[Device, DeviceServer | None]]) -> Iterator[str]:
+    """Values for `-device`."""
+    for index, (device, server) in enumerate(devices):
+        identity, address = f"{name}-dev{index}", root_address(index)
+        if server is None:
+            yield f"{device.driver},id={identity},bus=pcie.0,addr={address[-4:]}"
+        else:
+            yield as_device_option(vfio_user_device(identity, server.path, address, **device.properties))
 
 
 def _zero_free_memory() -> None:

@@ -289,7 +289,9 @@ class Coordinator:
 
 def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
     """Where a device is on the buses of a machine."""
-    port = PciAddress.parse(slot_address(link.slot))
+    if isinstance(link.place, str):
+        return PciAddress.parse(link.place)
+    port = PciAddress.parse(slot_address(link.place))
     with pci_state.undisturbed(machine.qtest):
         return PciAddress(machine.qtest.secondary_bus(port), 0)
 

@@ -41,13 +41,14 @@ def _look(addresses: list[str]) -> dict[str, Any]:
     from pathlib import Path
 
     def registers(config: bytes) -> dict[str, str]:
-        """What nobody but the guest changes."""
+        """What nobody but the guest changes. Its kernel does so with INTX_DISABLE at each interrupt of a uio device."""
 
         def word(at: int, width: int = 4) -> str:
             return f"{int.from_bytes(config[at : at + width], 'little'):#x}"
 
         bars = {f"BAR {index}": word(0x10 + 4 * index) for index in range(6)}
-        return {"ids": word(0), "command": word(4, 2), **bars, "interrupt line": word(0x3C, 1)}
+        command = f"{int(word(4, 2), 16) & ~0x400:#x}"
+        return {"ids": word(0), "command": command, **bars, "interrupt line": word(0x3C, 1)}
 
     def device(folder: Path) -> dict[str, object]:
         driver = folder / "driver"

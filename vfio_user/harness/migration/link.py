@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vfio_user.errors import UserError
+from vfio_user.harness.command_line import Place
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.pci_state import PciState
 from vfio_user.interposer.control.client import Control
@@ -56,10 +57,10 @@ class StateSpool:
 
 @dataclass
 class DeviceLink:
-    """A device on its way. `slot` is the root port that it is behind, on both sides."""
+    """A device on its way. `place` is where it is on both sides."""
 
     name: str
-    slot: int
+    place: Place
     source: InterposedServer
     destination: InterposedServer
     pci: PciState | None = None

@@ -92,7 +92,7 @@ class _Arriving:
             )
             assert isinstance(other, InterposedServer)
             self._servers.append(other)
-            device = vfio_user_device(plugged.identity, other.path, plugged.slot, **server.device.properties)
+            device = vfio_user_device(plugged.identity, other.path, plugged.place, **server.device.properties)
             cold.append(as_device_option(device))
         config = self._guest.machine.config
         there = {option for option in config.devices if '"vfio-user-pci"' in option}
@@ -104,7 +104,7 @@ class _Arriving:
 
     def links(self, devices: list[Plugged], servers: list[InterposedServer]) -> list[DeviceLink]:
         return [
-            DeviceLink(plugged.identity, plugged.slot, here, there)
+            DeviceLink(plugged.identity, plugged.place, here, there)
             for plugged, here, there in zip(devices, servers, self._servers, strict=True)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.exercise import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure
@@ -10,7 +10,6 @@ from vfio_user.harness.migration.report import Report
 
 KINDS = ("none", "idle", "registers", "interrupts", "dma")
 
-_STARTED = "/run/workload.started"
 _STARTING = 30.0
 _ENDING = 30.0
 _TOLD = 3  # wrong answers that a reader sees; all are in the evidence
@@ -19,13 +18,25 @@ _TOLD = 3  # wrong answers that a reader sees; all are in the evidence
 class Workload:
     """A program that runs in the guest, wherever that is, until `end`."""
 
-    def __init__(self, guest: BootedGuest, kind: str, *arguments: str, limit: float = 3600.0) -> None:
-        """Start it, and wait until its first round was right. Raises `GuestFailure` when there is none."""
+    def __init__(
+        self,
+        guest: BootedGuest,
+        kind: str,
+        *arguments: str,
+        device: Plugged | None = None,
+        limit: float = 3600.0,
+    ) -> None:
+        """Start it with a device, the guest's first if none is given, and wait until its first round was right.
+
+        Raises `GuestFailure` when there is none.
+        """
         self._guest = guest
-        guest.succeed(f"rm -f {_STARTED}")
-        self.command = ("workload", kind, "--slot", guest.device.address, "--started", _STARTED, *arguments)
+        slot = (device or guest.device).address
+        started = f"/run/workload-{slot}.started"
+        guest.succeed(f"rm -f {started}")
+        self.command = ("workload", kind, "--slot", slot, "--started", started, *arguments)
         self._job = guest.start(self.command, limit)
-        if "right" not in guest.wait_until_succeeds(f"grep . {_STARTED}", _STARTING):
+        if "right" not in guest.wait_until_succeeds(f"grep . {started}", _STARTING):
             raise GuestFailure(f"{' '.join(self.command)!r}: {self.end().verdict}", evidence=guest.evidence())
 
     def end(self) -> Exercise:
@@ -38,4 +49,4 @@ def judge(report: Report, done: Exercise) -> None:
     """Put a workload's verdict into the report of the migration that it lived through."""
     seen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in done.seen.items())
     wrong = "; ".join(done.wrong[:_TOLD]) + (f"; and {more} more" if (more := len(done.wrong) - _TOLD) > 0 else "")
-    report.judge(done.command.split(" --")[0], done.ok, seen if done.ok else done.error or wrong)
+    report.judge(f"{done.command.split(' --started')[0]}", done.ok, seen if done.ok else done.error or wrong)
