@@ -1,19 +1,20 @@
 """Every kind of reset in the middle of everything that a device may be doing.
 
 After each: registers as after power-on, nothing more of what was under way before (no interrupt, no DMA), the
-migration state RUNNING, and a driver that starts anew works. What the device does by itself is `busy_edu.py`, what
+migration state as before, and a driver that starts anew works. What the device does by itself is `busy_edu.py`, what
 the guest does is `programs/busy.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from avocado_tests.guest_test import GuestTest
 from vfio_user.harness.booted import BootedGuest
-from vfio_user.harness.exercise import exercise
+from vfio_user.harness.exercise import Exercise, exercise, report_of
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
@@ -64,7 +65,7 @@ class Resets(GuestTest):
             guest = self.guest(lab)
             seen = self.busy(guest, "reset", *methods)
             self.assertEqual(seen, dict.fromkeys(ACTIVITIES, NOTHING_LEFT))
-            self.assert_running(guest)
+            self.assert_state(guest, "RUNNING")
 
     # -- by the client ----------------------------------------------------------------------------------------------
 
@@ -72,14 +73,51 @@ class Resets(GuestTest):
         """DEVICE_RESET behind the guest's back."""
         with self.lab() as lab:
             guest = self.guest(lab)
-            running = guest.start(self.command(guest, "reset", "outside"))
-            for _ in ACTIVITIES:
-                guest.wait_until_succeeds("test -e /tmp/busy -a ! -e /tmp/go-on", interval=0.01)
-                answer = control(guest).call("request", name="DEVICE_RESET")
-                self.assertEqual(answer["errno"], 0)
-                guest.succeed("touch /tmp/go-on; while test -e /tmp/busy; do :; done")
-            result = running.wait()
-            self.assertIn('"ok": true', result.stdout)
+            with self.told(guest, "outside", times=len(ACTIVITIES)) as when:
+                for _ in when:
+                    self.assertEqual(control(guest).call("request", name="DEVICE_RESET")["errno"], 0)
+            self.assert_state(guest, "RUNNING")
+
+    # -- while the VMM migrates -------------------------------------------------------------------------------------
+
+    def test_resets_during_pre_copy(self) -> None:
+        """A reset is the guest's affair: the VMM's migration goes on, and can be completed."""
+        with self.lab() as lab:
+            guest = self.guest(lab)
+            for method in ("flr", "pm", "bus"):
+                with self.told(guest, "--told", "--during", "dma", "--", method, times=1) as when:
+                    for _ in when:
+                        control(guest).call("migration_state", set="PRE_COPY")
+                self.assert_can_be_saved(guest, method)
+            with self.told(guest, "--during", "storm", "--", "outside", times=1) as when:
+                for _ in when:
+                    control(guest).call("migration_state", set="PRE_COPY")
+                    self.assertEqual(control(guest).call("request", name="DEVICE_RESET")["errno"], 0)
+            self.assert_can_be_saved(guest, "DEVICE_RESET")
+
+    def assert_can_be_saved(self, guest: BootedGuest, method: str) -> None:
+        """Out of pre-copy the device stops, hands over all its state, and runs again."""
+        self.assert_state(guest, "PRE_COPY", method)
+        control(guest).call("migration_state", set="STOP_COPY")
+        saved = control(guest).call("mig_data_read", file=str(Path(self.workdir) / "state"))
+        self.assertTrue(saved["complete"] and saved["bytes"], saved)
+        self.assertEqual(control(guest).call("migration_state", set="RUNNING"), {"state": "RUNNING"})
+
+    @contextmanager
+    def told(self, guest: BootedGuest, *arguments: str, times: int) -> Iterator[Iterator[None]]:
+        """A program that is told when to go on: the block gets its turn each time that the device is at work."""
+
+        def turns() -> Iterator[None]:
+            for _ in range(times):
+                guest.wait_until_succeeds("test -e /tmp/busy", interval=0.01)
+                yield
+                guest.succeed("touch /tmp/go-on; while test -e /tmp/busy; do sleep 0.01; done")
+
+        command = self.command(guest, "reset", *arguments)
+        running = guest.start(command)
+        yield turns()
+        seen = self.seen(guest, report_of(guest, command, running.wait()))
+        self.assertEqual(list(seen.values()), [NOTHING_LEFT] * times)
 
     # -- of the whole machine ---------------------------------------------------------------------------------------
 
@@ -106,7 +144,7 @@ class Resets(GuestTest):
                 reset(guest)
                 self.put_program(guest)
                 self.assertEqual(self.busy(guest, "left"), NOTHING_LEFT, activity)
-                self.assert_running(guest)
+                self.assert_state(guest, "RUNNING")
 
     def test_no_reboot(self) -> None:
         """With -no-reboot's action a reboot ends QEMU, and the server is there for the next."""
@@ -138,15 +176,17 @@ class Resets(GuestTest):
 
     def busy(self, guest: BootedGuest, *arguments: str) -> Mapping[str, Any]:
         """What the guest's program has seen."""
-        done = exercise(guest, *self.command(guest, *arguments))
+        return self.seen(guest, exercise(guest, *self.command(guest, *arguments)))
+
+    def seen(self, guest: BootedGuest, done: Exercise) -> Mapping[str, Any]:
         self.log.info("%s: %s", done.command, dict(done.seen))
         if not done.ok:
             raise GuestFailure(f"{done.command!r}: {done.verdict}", evidence=guest.evidence())
         return done.seen
 
-    def assert_running(self, guest: BootedGuest) -> None:
-        """A reset leaves the migration state machine in RUNNING."""
-        self.assertEqual(control(guest).call("migration_state"), {"state": "RUNNING"})
+    def assert_state(self, guest: BootedGuest, state: str, after: str = "") -> None:
+        """A reset leaves the migration state machine where it was."""
+        self.assertEqual(control(guest).call("migration_state"), {"state": state}, after)
 
 
 def reset_twice(guest: BootedGuest) -> None:

@@ -2,6 +2,7 @@
 """In a guest: keep a BusyEdu busy, and reset it meanwhile. Prints one JSON object, as the edu program does.
 
     busy --slot 01:00.0 reset flr bus    reset by these methods at once, in the middle of each activity in turn
+    busy --slot 01:00.0 reset --told --during dma -- flr     the same in one activity, when /tmp/go-on exists
     busy --slot 01:00.0 work storm       work until killed
 
 `seen` has, for each activity, what was left of it: see `left_over`. A file /tmp/busy says that the device is at work.
@@ -53,6 +54,8 @@ class Busy:
         self.vectors = device.interrupts("msix")
         self.memory = device.dma_memory(4096, address_bits=edu.DMA_ADDRESS_BITS)
         self._reader: threading.Thread | None = None
+        self._enough = threading.Event()
+        self._odd: list[int] = []
 
     def start(self, activity: str) -> None:
         """Begin, and wait until the device is seen at work."""
@@ -74,22 +77,28 @@ class Busy:
         _until(lambda: self.vectors[0].wait(0.1) > 0, "the storm to begin")
 
     def _held(self) -> None:
+        """One read after another, each held by the device, until a reset has ended that."""
         self.bar.write(HOLD, HOLD_MS)
         entered = threading.Event()
 
         def read() -> None:
-            entered.set()
-            if self.bar.read(HOLD) != HOLD_MS:
-                raise DeviceError("the read that was held got a wrong answer")
+            while not self._enough.is_set():
+                entered.set()
+                if (answer := self.bar.read(HOLD)) != HOLD_MS:
+                    self._odd += [answer] if answer else []
+                    return
 
         self._reader = threading.Thread(target=read)
         self._reader.start()
         entered.wait(PATIENCE)
 
     def finish(self) -> None:
-        """Wait for the access that was held."""
+        """Wait for the access that was held: it must have had its value, or that after the reset."""
+        self._enough.set()
         if self._reader is not None:
             self._reader.join(PATIENCE)
+        if self._odd:
+            raise DeviceError(f"a read that was held gave {self._odd[0]:#x}")
 
 
 # -- the ways to reset -----------------------------------------------------------------------------------------------
@@ -154,46 +163,48 @@ WITHOUT_DRIVER = ("rebind", "remove")
 
 def reset(options: argparse.Namespace) -> dict[str, object]:
     """Keep it busy, reset it by every method at once, tell what is left of before, and whether it works again."""
-    return {activity: reset_during(activity, options) for activity in ACTIVITIES}
+    return {activity: reset_during(activity, options) for activity in options.during}
 
 
 def reset_during(activity: str, options: argparse.Namespace) -> dict[str, object]:
     function = find_device(IDS, options.slot)
     disturb = reset_without_driver if options.methods[0] in WITHOUT_DRIVER else reset_under_a_driver
-    left = disturb(activity, function, options.methods)
+    left = {**disturb(activity, function, options), "wrong": driven_again(function)}
     AT_WORK.unlink()
-    return {**left, "wrong": driven_again(function)}
+    return left
 
 
-def reset_under_a_driver(activity: str, function: PciFunction, methods: Sequence[str]) -> dict[str, object]:
+def reset_under_a_driver(activity: str, function: PciFunction, options: argparse.Namespace) -> dict[str, object]:
     with VfioDevice(function) as device:
         busy = Busy(device)
         busy.start(activity)
-        at_once([METHODS[method] for method in methods], function)
+        if options.told:
+            by_the_host(function)
+        at_once(options.methods, function)
         busy.finish()
         device.config.change_command(set_bits=MEMORY_DECODE | BUS_MASTER)
         return left_over(busy.bar, busy.memory.bytes, busy.vectors)
 
 
-def reset_without_driver(activity: str, function: PciFunction, methods: Sequence[str]) -> dict[str, object]:
+def reset_without_driver(activity: str, function: PciFunction, options: argparse.Namespace) -> dict[str, object]:
     with VfioDevice(function) as device:
         busy = Busy(device)
         busy.start(activity)
         memory = busy.memory.bytes
         busy.finish()
         del busy  # its mapping of the BAR would keep the driver
-    at_once([METHODS[method] for method in methods], function)
+    at_once(options.methods, function)
     (function.path / "power/control").write_text("on")  # vfio-pci lets a function sleep that nobody uses
     with SysfsDevice(function) as bare:
         return left_over(bare.bar(0), memory, ())
 
 
-def at_once(methods: Sequence[Callable[[PciFunction], None]], function: PciFunction) -> None:
+def at_once(methods: Sequence[str], function: PciFunction) -> None:
     failed: list[str] = []
 
-    def run(method: Callable[[PciFunction], None]) -> None:
+    def run(method: str) -> None:
         try:
-            method(function)
+            METHODS[method](function)
         except (DeviceError, OSError) as error:
             failed.append(str(error))
 
@@ -257,6 +268,8 @@ def main() -> int:
     for command in (reset, work, left):
         commands.add_parser(command.__name__, help=command.__doc__).set_defaults(command=command)
     commands.choices["reset"].add_argument("methods", nargs="+", choices=METHODS)
+    commands.choices["reset"].add_argument("--during", nargs="+", choices=ACTIVITIES, default=ACTIVITIES)
+    commands.choices["reset"].add_argument("--told", action="store_true", help="wait for /tmp/go-on before each")
     commands.choices["work"].add_argument("activity", choices=ACTIVITIES)
     options = parser.parse_args()
     started = time.monotonic()
