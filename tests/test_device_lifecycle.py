@@ -25,6 +25,8 @@ from vfio_user.device import Capability, DmaRegion
 
 INITIATE_FLR = 1 << 15
 
+pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
+
 
 class Sleeper(PciDevice):
     ids = PciIds(vendor=1, device=2)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.device_kit import CONFIG, MASK, MSIX, NONE, write_int
+from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK, Wires, capability, write_int
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
+
+MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 
 
 class Keeper(PciDevice):
@@ -93,7 +95,27 @@ def test_a_moved_device_is_the_same_device() -> None:
     assert target.region_read(CONFIG, 0, 256) == source.region_read(CONFIG, 0, 256)
     assert target.region_read(1, 0, 4096) == source.region_read(1, 0, 4096)
     assert target.events == ["loaded"]
+    assert (target.number, target.items, target.fuse, target.scratch) == (77, [1, 2, 3], 3, 0x1234)
     assert (target.flag, target.text, target.table) == (True, b"xyz", {1: "one", 2: "two"})
+
+
+def test_pending_and_masked_interrupts_move_along() -> None:
+    """Vector 1 waits for the client to unmask it, vector 2 for the guest."""
+    source, target = Keeper(), Keeper()
+    control = capability(source, 0x11) + 2
+    write_int(source, CONFIG, control, 2, MSIX_ENABLE | FUNCTION_MASK)
+    source.set_irqs(MSIX, 1, 1, MASK, NONE)
+    source.interrupts.trigger(1)
+    source.interrupts.trigger(2)
+    move(source, target)
+    assert target.interrupts.pending == {1, 2}
+    wires = Wires(target, MSIX, count=4)
+    write_int(target, CONFIG, control, 2, MSIX_ENABLE)
+    assert wires.fired() == [0, 0, 1, 0]
+    target.set_irqs(MSIX, 1, 1, UNMASK, NONE)
+    assert wires.fired() == [0, 1, 0, 0]
+    wires.close()
+    target.detach()
 
 
 def test_saved_state_is_a_copy() -> None:

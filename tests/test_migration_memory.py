@@ -105,6 +105,21 @@ def test_whatever_is_written_during_pre_copy_arrives(
     assert target.ram == source.ram
 
 
+def test_a_page_is_sent_as_often_as_it_changes() -> None:
+    source, target = Adder(4 * PAGE), Adder(4 * PAGE)
+    migration = Migration(source)
+    set_state(migration, MigrationState.PRE_COPY)
+    stream = read_all(migration)
+    for change in range(1, 5):
+        source.ram[PAGE] = change
+        sent = read_all(migration)
+        assert len(sent) > PAGE
+        stream += sent
+    set_state(migration, MigrationState.STOP_COPY)
+    load(target, stream + read_all(migration))
+    assert target.ram == source.ram
+
+
 def test_only_changed_pages_are_sent_again() -> None:
     source = Adder(64 * PAGE)
     source.ram[:] = b"\x5a" * len(source.ram)

@@ -125,6 +125,19 @@ def test_reading_pending_bytes_again_changes_nothing() -> None:
     assert save_pieces(region) == save_pieces(once)
 
 
+def test_reading_data_offset_again_skips_nothing() -> None:
+    device = Adder(3 << 20)
+    device.ram[:] = b"\1" * len(device.ram)
+    whole = save(device)
+    region = in_state(STOP_AND_COPY, device)
+    pieces = []
+    while load_register(region, PENDING):
+        assert load_register(region, OFFSET) == load_register(region, OFFSET) == WINDOW
+        pieces.append(region.read(WINDOW, load_register(region, SIZE)))
+    assert len(pieces) > 3
+    assert b"".join(pieces) == whole
+
+
 def test_pre_copy_is_pending_again_after_memory_has_changed() -> None:
     device = Adder(0x10000)
     region = in_state(PRE_COPY, device)

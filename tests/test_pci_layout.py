@@ -92,6 +92,13 @@ def test_a_bar_takes_an_address_and_keeps_its_kind() -> None:
     assert config.get(0x10, 4) == 0xFEBF_1008
 
 
+def test_a_64_bit_bar_takes_an_address_above_4_gib() -> None:
+    config, _ = build_config_space(IDS, bars=[Bar(2, 1 << 20, bits=64)])
+    config.write(0x18, struct.pack("<I", 0xFEB0_0000))
+    config.write(0x1C, struct.pack("<I", 0x12))
+    assert config.get(0x18, 8) == 0x12_FEB0_0004
+
+
 def test_a_rom_has_a_size_and_an_enable_bit() -> None:
     config, _ = build_config_space(IDS, rom_size=0x10000)
     config.write(0x30, struct.pack("<I", 0xFFFF_F800))

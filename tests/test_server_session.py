@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from vfio_user.wire import (
     encode_version,
 )
 from vfio_user.wire.constants import IrqIndex
-from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
+from vfio_user.wire.layouts import DMA_ACCESS, DMA_MAP, REGION_ACCESS
 
 GUEST = 0x100000
 
@@ -47,6 +48,7 @@ class Prober(PciDevice):
         super().__init__()
         self.resets: list[ResetKind] = []
         self.busy: Quiesce | None = None
+        self.fetched: dict[int, int] = {}
 
     @register(bar=0, offset=0x00, width=4)
     def add(self, value: int) -> None:
@@ -59,7 +61,7 @@ class Prober(PciDevice):
     @register(bar=0, offset=0x08, width=8)
     def fetch(self, address: int) -> None:
         """Reads guest memory inside the handler, and says that it is done by `seen`."""
-        self.seen = self.dma.read_u32(address)
+        self.fetched[address] = self.seen = self.dma.read_u32(address)
 
     @fetch.reader
     def _(self) -> int:
@@ -130,10 +132,78 @@ def comes_to_read(client: Client, offset: int, width: int, value: int) -> bool:
     return comes_true(client, lambda: client.load(0, offset, width) == value)
 
 
-def test_posted_writes_take_effect_in_order_before_a_later_read_is_answered(client: Client) -> None:
-    for digit in (1, 2, 3, 4):
-        client.store(0, 0, 4, digit, posted=True)
-    assert client.load(0, 0, 4) == 1234
+Request = tuple[Command, bytes, int]
+"""Command, payload, flags."""
+
+
+class Wire:
+    """A client made of single messages, for what must come in one receive, or in a certain order."""
+
+    def __init__(self, server: Server) -> None:
+        self._stream, self._framer = connect(str(server.listener.address), timeout=5), Framer()
+        self.send([(Command.VERSION, encode_version(CURRENT, 0, Capabilities()), 0)])
+        self.receive(1)
+
+    def send(self, requests: Sequence[Request]) -> None:
+        """All in one send; their ids are 0, 1, ..."""
+        messages = [
+            Message(id, CURRENT.number(command), flags, payload=payload)
+            for id, (command, payload, flags) in enumerate(requests)
+        ]
+        self._stream.send(b"".join(message.encode() for message in messages))
+
+    def answer(self, request: Message, payload: bytes) -> None:
+        self._stream.send(request.reply(payload).encode())
+
+    def receive(self, count: int) -> list[Message]:
+        """The next messages of the server."""
+        found = list(self._framer.messages())
+        while len(found) < count:
+            received, fds = self._stream.receive(self._framer.room())
+            assert received, "the server has closed the connection"
+            self._framer.received(received, fds)
+            found += self._framer.messages()
+        return found
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@pytest.fixture
+def wire(server: Server) -> Iterator[Wire]:
+    with contextlib.closing(Wire(server)) as wire:
+        yield wire
+
+
+def reading(offset: int, width: int = 4) -> Request:
+    return Command.REGION_READ, REGION_ACCESS.pack(offset, 0, width), 0
+
+
+def writing(offset: int, value: int, width: int = 4, *, posted: bool = False) -> Request:
+    access = REGION_ACCESS.pack(offset, 0, width, tail=value.to_bytes(width, "little"))
+    return Command.REGION_WRITE, access, NO_REPLY if posted else 0
+
+
+def test_posted_writes_take_effect_in_order_before_a_later_read_is_answered(wire: Wire) -> None:
+    wire.send([*(writing(0, digit, posted=True) for digit in (1, 2, 3, 4)), reading(0)])
+    (reply,) = wire.receive(1)
+    assert reply.payload[16:] == (1234).to_bytes(4, "little")
+
+
+def test_a_write_has_taken_effect_before_a_read_behind_it(wire: Wire) -> None:
+    """Both in one receive, so that nothing but the order of the work brings it about."""
+    wire.send([writing(0, 7), reading(0), writing(0, 8), reading(0)])
+    replies = wire.receive(4)
+    assert [reply.payload[16:] for reply in replies if reply.id % 2] == [bytes([7, 0, 0, 0]), bytes([78, 0, 0, 0])]
+
+
+def test_the_reply_to_a_write_repeats_where_and_how_much(wire: Wire) -> None:
+    """A register's own width goes by the table, a part of it does not."""
+    wire.send([writing(0, 7), writing(0x2, 0, width=2)])
+    assert [reply.payload for reply in wire.receive(2)] == [
+        REGION_ACCESS.pack(0, 0, 4),
+        REGION_ACCESS.pack(2, 0, 2),
+    ]
 
 
 def test_narrow_and_natural_accesses_keep_their_order(client: Client) -> None:
@@ -163,22 +233,29 @@ def test_a_posted_write_handler_may_wait_for_message_dma(client: Client) -> None
     assert comes_to_read(client, 8, 8, 0xBEEF)
 
 
-def test_a_write_that_waits_for_dma_is_answered_before_the_dma(server: Server) -> None:
+def map_memory() -> Request:
+    return Command.DMA_MAP, DMA_MAP.pack(DMA_MAP.size, 3, 0, GUEST, 0x1000), 0
+
+
+def test_a_write_that_waits_for_dma_is_answered_before_the_dma(wire: Wire) -> None:
     """QEMU cannot serve DMA while a vCPU waits for the write: on the wire the reply has to come first."""
-    stream, framer = connect(str(server.listener.address)), Framer()
-    requests = {
-        Command.VERSION: encode_version(CURRENT, 0, Capabilities()),
-        Command.DMA_MAP: DMA_MAP.pack(DMA_MAP.size, 3, 0, GUEST, 0x1000),
-        Command.REGION_WRITE: REGION_ACCESS.pack(8, 0, 8, tail=GUEST.to_bytes(8, "little")),
-    }
-    for id, (command, payload) in enumerate(requests.items()):
-        stream.send(Message(id, CURRENT.number(command), payload=payload).encode())
-    seen: list[tuple[Command | None, bool]] = []
-    while len(seen) < 4:
-        framer.received(*stream.receive(framer.room()))
-        seen += [(CURRENT.command(message.command), message.is_reply) for message in framer.messages()]
-    stream.close()
-    assert seen == [(command, True) for command in requests] + [(Command.DMA_READ, False)]
+    wire.send([map_memory(), writing(8, GUEST, width=8)])
+    seen = [(CURRENT.command(message.command), message.is_reply) for message in wire.receive(3)]
+    assert seen == [(Command.DMA_MAP, True), (Command.REGION_WRITE, True), (Command.DMA_READ, False)]
+
+
+def test_requests_in_flight_have_ids_of_their_own(wire: Wire, device: Prober) -> None:
+    """Four handlers wait for DMA, each within the one before; the replies come in another order."""
+    addresses = [GUEST + 4 * place for place in range(4)]
+    wire.send([map_memory(), *(writing(8, address, width=8) for address in addresses)])
+    asked = [message for message in wire.receive(9) if not message.is_reply]
+    assert len({message.id for message in asked}) == 4
+    for message in asked[2:] + asked[:2]:
+        address, count = DMA_ACCESS.unpack(message.payload)
+        wire.answer(message, DMA_ACCESS.pack(address, count, tail=(address & 0xFF).to_bytes(4, "little")))
+    wire.send([reading(0)])
+    wire.receive(1)
+    assert device.fetched == {address: address & 0xFF for address in addresses}
 
 
 def test_registers_are_served_while_a_handler_waits_for_dma(client: Client) -> None:

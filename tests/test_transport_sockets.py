@@ -170,7 +170,10 @@ def test_as_many_descriptors_as_the_kernel_takes_arrive_and_close_on_exec() -> N
 
 
 def test_a_message_larger_than_the_sockets_room_is_sent_whole_with_its_descriptors() -> None:
+    """Of a socket with a timeout the kernel takes at one go only what there is room for."""
     here, there = (Stream(s) for s in socket.socketpair())
+    here.socket.settimeout(5)
+    there.socket.settimeout(5)
     data = os.urandom(4 << 20)
     fd = os.open("/dev/null", os.O_RDONLY)
     sender = threading.Thread(target=lambda: here.send(data, [fd]))

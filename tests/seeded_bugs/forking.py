@@ -1,0 +1,131 @@
+"""Runs pytest in forks of this process, where it and what tests use of others is imported already.
+
+A pytest of its own for each bug would take four times as long. Nothing of this project may be imported here besides
+this package: a fork plants its bug before it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Imported for the forks. What pytest would have to rewrite on import is told by REWRITTEN that it is late.
+import hypothesis.strategies  # noqa: F401
+import pydantic  # noqa: F401
+import pytest
+import rich.console  # noqa: F401
+
+from tests.seeded_bugs.catalogue import ROOT, Bug
+from tests.seeded_bugs.planting import environment, plant
+
+REWRITTEN = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+TEST_SECONDS = 20
+"""A test that hangs with a bug in has noticed it, after this long."""
+RUN_SECONDS = 300
+"""A run that does not end by itself is ended, and shows nothing."""
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tests to run with a bug in, or none; the first that fails ends it."""
+
+    tests: Sequence[str]
+    bug: Bug | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it: pytest's exit status, or minus the signal that ended it."""
+
+    task: Task
+    status: int
+    output: str
+    seconds: float
+
+
+def run_all(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
+    """Run all, at most `jobs` at once; each as it ends. Closing the iterator ends those that still run."""
+    waiting = list(reversed(tasks))
+    with contextlib.ExitStack() as stack:
+        running: list[_Fork] = []
+        stack.callback(lambda: [fork.end() for fork in running])
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_Fork(waiting.pop()))
+            first = min(fork.deadline for fork in running)
+            ended, _, _ = select.select(running, [], [], max(0.0, first - time.monotonic()))
+            for fork in ended or [fork for fork in running if fork.deadline == first]:
+                running.remove(fork)
+                yield fork.end()
+
+
+class _Fork:
+    """One pytest, and all the processes that it has started."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._folder = Path(tempfile.mkdtemp(prefix="detect-"))
+        self._began = time.monotonic()
+        self.deadline = self._began + RUN_SECONDS
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        self._pid = os.fork()
+        if not self._pid:
+            self._run(parent)
+        self._pidfd = os.pidfd_open(self._pid)
+
+    def fileno(self) -> int:
+        return self._pidfd
+
+    def end(self) -> Run:
+        """Wait no longer: end what still runs, and say how it went."""
+        ended, _, _ = select.select([self], [], [], 0)
+        if not ended:
+            os.kill(self._pid, signal.SIGKILL)
+        _, status = os.waitpid(self._pid, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        os.close(self._pidfd)
+        output = (self._folder / "log").read_text(errors="replace")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return Run(self.task, os.waitstatus_to_exitcode(status), output, time.monotonic() - self._began)
+
+    def _run(self, parent: int) -> None:
+        """In the fork; does not return."""
+        status = 70
+        try:
+            os.setsid()
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(status)
+            log = os.open(self._folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.chdir(ROOT)
+            bugged = environment(self.task.bug)
+            os.environ.clear()
+            os.environ.update(bugged)
+            if self.task.bug is not None:
+                plant(self.task.bug.id)
+            options = ["-x", "--tb=short", "-p", "no:cacheprovider", "-W", REWRITTEN]
+            options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(self._folder / "t")]
+            status = int(pytest.main([*options, *self.task.tests]))
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)

@@ -1,0 +1,86 @@
+"""The interposer's picture of a session: what a new server would be told in the old one's place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.interposer_bench import Bench, dma_map, read, request, write
+from vfio_user.interposer.picture import Picture
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags, RegionIndex, UnmapFlags
+
+CONFIG = RegionIndex.CONFIG
+DEVICE_CONTROL = 0x48
+FLR = 0x8000
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with Bench() as bench:
+        bench.negotiate()
+        yield bench
+
+
+@pytest.fixture
+def picture(bench: Bench) -> Picture:
+    return bench.session.picture
+
+
+def set_irqs(bench: Bench, flags: IrqSetFlags, start: int, count: int, fds: list[int] | None = None) -> None:
+    payload = at.IRQ_SET.pack(at.IRQ_SET.size, flags, IrqIndex.MSIX, start, count)
+    bench.exchange(request(Command.SET_IRQS, payload, fds=fds))
+
+
+def unmap(bench: Bench, iova: int, size: int, flags: int = 0) -> None:
+    bench.exchange(request(Command.DMA_UNMAP, at.DMA_UNMAP.pack(at.DMA_UNMAP.size, flags, iova, size)))
+
+
+def test_memory_that_is_unmapped_is_forgotten(bench: Bench, picture: Picture) -> None:
+    for page in range(4):
+        bench.exchange(dma_map(page << 12, 4096))
+    unmap(bench, 0x1000, 0x1000)
+    assert sorted(picture.maps) == [0, 0x2000, 0x3000]
+    assert picture.mapping(0x1800) is None
+    unmap(bench, 0x2000, 0x2000)
+    assert sorted(picture.maps) == [0]
+    bench.exchange(dma_map(0x7000, 4096))
+    unmap(bench, 0, 0, UnmapFlags.ALL)
+    assert not picture.maps
+
+
+def test_masks_are_known(bench: Bench, picture: Picture) -> None:
+    set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_NONE, 1, 3)
+    set_irqs(bench, IrqSetFlags.UNMASK | IrqSetFlags.DATA_NONE, 2, 1)
+    assert picture.irqs[IrqIndex.MSIX].masked == {1, 3}
+
+
+def test_eventfds_are_known_until_the_index_is_disabled(bench: Bench, picture: Picture) -> None:
+    events = [os.eventfd(0) for _ in range(3)]
+    set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 4, 3, events)
+    for event in events:
+        os.close(event)
+    irqs = picture.irqs[IrqIndex.MSIX]
+    assert sorted(irqs.eventfds) == [4, 5, 6]
+    set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 5, 1)
+    assert sorted(irqs.eventfds) == [4, 6]
+    set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_NONE, 0, 0)
+    assert not irqs.eventfds
+    assert len(picture.fds) == 0
+
+
+def test_the_last_write_of_each_place_is_restored_in_order(bench: Bench, picture: Picture) -> None:
+    for offset, data in ((0x10, b"\xff\xff\xff\xff"), (4, b"\x02\x00"), (0x10, b"\x00\x00\xbf\xfe")):
+        bench.exchange(write(CONFIG, offset, data))
+    assert list(picture.config_to_restore()) == [(4, b"\x02\x00"), (0x10, b"\x00\x00\xbf\xfe")]
+
+
+def test_a_function_level_reset_is_not_asked_for_again(bench: Bench, picture: Picture) -> None:
+    space = bytearray(256)
+    space[0x34], space[0x40] = 0x40, 0x10
+    bench.exchange(read(CONFIG, 0, 256), at.REGION_ACCESS.pack(0, CONFIG, 256, tail=bytes(space)))
+    bench.exchange(write(CONFIG, DEVICE_CONTROL, (FLR | 0x2810).to_bytes(2, "little")))
+    assert list(picture.config_to_restore()) == [(DEVICE_CONTROL, (0x2810).to_bytes(2, "little"))]

@@ -1,0 +1,93 @@
+"""The catalogue of seeded bugs fits the code, and a bug that is planted is in the processes that a test starts."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.seeded_bugs.catalogue import ROOT, Bug, CatalogueError, load
+from tests.seeded_bugs.detection import Verdict, detect
+from tests.seeded_bugs.planting import environment
+
+BUGS = load()
+EDU = BUGS["edu-factorial-not-cut"]
+
+
+def test_there_are_40_bugs_and_more() -> None:
+    assert len([bug for bug in BUGS.values() if not bug.guest]) >= 40
+
+
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_an_entry_fits_the_code_and_changes_it(bug: Bug) -> None:
+    assert ast.dump(ast.parse(bug.planted)) != ast.dump(ast.parse(bug.path.read_text()))
+
+
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_an_entry_names_a_test_that_there_is(bug: Bug) -> None:
+    """Pytest writes FILE::CLASS::FUNCTION[PARAMETERS], avocado FILE:CLASS.METHOD."""
+    path, _, name = bug.test.partition("[")[0].partition(":")
+    tree = ast.parse((ROOT / path).read_text())
+    body: list[ast.stmt] = tree.body
+    for part in re.findall(r"\w+", name):
+        found = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part]
+        assert len(found) == 1, f"{part} in {path}"
+        body = found[0].body
+
+
+def test_a_planted_bug_is_in_every_process_that_is_started() -> None:
+    """The grandchild stands for a server that a test starts."""
+    say = "import servers.edu as m; print(m.__file__, 33 in m.Edu.compute._write.__code__.co_consts)"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {say!r}], check=True)"
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", start], env=environment(bug), cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+        for bug in (EDU, None)
+    ]
+    assert outputs == [[str(EDU.path), "True"], [str(EDU.path), "False"]]
+
+
+def test_nothing_is_planted_without_being_asked_for() -> None:
+    env = {name: value for name, value in environment(EDU).items() if name != "VFIO_USER_SEEDED_BUG"}
+    code = "import sys; print([type(finder).__module__ for finder in sys.meta_path])"
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+    assert "seeded_bugs" not in done.stdout
+
+
+def test_a_process_does_not_start_with_a_bug_that_there_is_not() -> None:
+    env = {**environment(EDU), "VFIO_USER_SEEDED_BUG": "no-such-bug"}
+    done = subprocess.run([sys.executable, "-c", "pass"], env=env, capture_output=True, text=True)
+    assert done.returncode == 70
+    assert "no-such-bug" in done.stderr
+
+
+def test_lines_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("def one():\n    return 1\n\ndef two():\n    return 1\n")
+    file = os.path.relpath(module, ROOT)
+    for old in ("return 2", "return 1"):
+        with pytest.raises(CatalogueError, match="no longer fits"):
+            _ = Bug("x", "", file, old, "return 3", "").planted
+    fits = Bug("x", "", file, "def two():\n    return 1", "def two():\n    return 3", "")
+    assert fits.planted == "def one():\n    return 1\n\ndef two():\n    return 3\n"
+
+
+@pytest.mark.parametrize(
+    ("bug", "verdict"),
+    [
+        (EDU, Verdict.CAUGHT),
+        (replace(EDU, test="tests/test_device_edu.py::test_identification_and_liveness"), Verdict.MISSED),
+        (replace(EDU, test="tests/test_device_edu.py::test_that_is_not_there"), Verdict.FAILS_ANYWAY),
+        (replace(EDU, old="lines that are not there"), Verdict.BROKEN),
+    ],
+)
+def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not(bug: Bug, verdict: Verdict) -> None:
+    (finding,) = detect([bug], jobs=1)
+    assert finding.verdict is verdict

@@ -1,0 +1,78 @@
+"""VERSION as the server answers it, and the second socket that it may hand out with the answer."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from vfio_user.errors import ProtocolError
+from vfio_user.server.negotiation import Agreement, Answer, Offer, Twin, negotiate
+from vfio_user.transport import Stream
+from vfio_user.wire import (
+    CURRENT,
+    DRAFT_V6,
+    Capabilities,
+    Command,
+    Dialect,
+    Message,
+    decode_version,
+    encode_version,
+)
+
+
+def propose(
+    minor: int, capabilities: Capabilities | None = None, dialect: Dialect = CURRENT
+) -> tuple[Agreement | None, Answer]:
+    payload = encode_version(dialect, minor, capabilities or Capabilities())
+    message = Message(1, dialect.number(Command.VERSION), payload=payload)
+    return negotiate(message, dialect, Offer(), migration_pgsize=4096)
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("above", [-1, 0, 1])
+def test_the_smaller_minor_is_agreed_on(dialect: Dialect, above: int) -> None:
+    smaller = dialect.minor + min(above, 0)
+    agreement, answer = propose(dialect.minor + above, dialect=dialect)
+    assert agreement is not None
+    assert answer.message is not None
+    assert agreement.minor == smaller
+    assert decode_version(dialect, answer.message.payload).minor == smaller
+
+
+def test_other_pages_of_migration_than_ours_are_refused() -> None:
+    agreement, answer = propose(0, Capabilities(migration_pgsize=65536))
+    assert agreement is None
+    assert answer.message is not None
+    assert answer.message.errno == errno.EINVAL
+
+
+@pytest.fixture
+def twin() -> Iterator[tuple[Twin, Stream]]:
+    ours, theirs = socket.socketpair()
+    client, twin = Stream(theirs), Twin(Stream(ours))
+    yield twin, client
+    twin.close()
+    client.close()
+
+
+def test_the_twin_socket_brings_the_reply(twin: tuple[Twin, Stream]) -> None:
+    server, client = twin
+    request = Message(7, CURRENT.number(Command.DMA_READ), payload=bytes(16))
+    client.send(request.reply(b"data").encode())
+    assert server.exchange(request).payload == b"data"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Message(8, 11).reply(bytes(16)), Message(7, 11, payload=bytes(16))],
+    ids=["to another request", "no reply"],
+)
+def test_a_reply_to_something_else_on_the_twin_socket_is_an_error(twin: tuple[Twin, Stream], answer: Message) -> None:
+    server, client = twin
+    client.send(answer.encode())
+    with pytest.raises(ProtocolError) as wrong:
+        server.exchange(Message(7, CURRENT.number(Command.DMA_READ), payload=bytes(16)))
+    assert wrong.value.errno == errno.EPROTO
