@@ -163,6 +163,19 @@ def test_held_requests_wait_until_they_are_let_go(edu: Interposed) -> None:
     assert client.wait(waiting).payload[16:] == b"\xed\0\0\1"
 
 
+def test_held_requests_go_on_in_their_order(edu: Interposed) -> None:
+    client, control = edu.client(), edu.control()
+    control.call("hold")
+    writing = at.REGION_ACCESS.pack(COMPUTE, 0, 4, tail=(4).to_bytes(4, "little"))
+    written = client.submit(Command.REGION_WRITE, writing)
+    read = client.submit(Command.REGION_READ, at.REGION_ACCESS.pack(COMPUTE, 0, 4))
+    while control.call("status")["session"]["held"] != 2:
+        pass
+    control.call("resume")
+    client.wait(written)
+    assert client.wait(read).payload[16:] == (24).to_bytes(4, "little")
+
+
 def test_the_picture_has_maps_and_interrupts(edu: Interposed) -> None:
     client, control = edu.client(), edu.control()
     client.dma_map(0x1000, edu.ram(4096))

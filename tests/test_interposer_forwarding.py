@@ -173,7 +173,9 @@ def test_a_peer_that_does_not_read_holds_the_other_up(bench: Bench) -> None:
     arrived = 0
     while arrived < sent:
         bench.loop.turn(0)
-        arrived += len(_take_some(bench.server.socket))
+        taken = len(_take_some(bench.server.socket))
+        assert taken, f"{sent - arrived} bytes are lost"
+        arrived += taken
     assert arrived == sent
 
 

@@ -140,7 +140,8 @@ class Wire:
     """A client made of single messages, for what must come in one receive, or in a certain order."""
 
     def __init__(self, server: Server) -> None:
-        self._stream, self._framer = connect(str(server.listener.address), timeout=5), Framer()
+        self._stream, self._framer = connect(str(server.listener.address)), Framer()
+        self._stream.socket.settimeout(5)
         self.send([(Command.VERSION, encode_version(CURRENT, 0, Capabilities()), 0)])
         self.receive(1)
 
