@@ -46,6 +46,11 @@ class Connection:
     def carries_fds(self) -> bool:
         return self._stream.carries_fds
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the beginning of a message waits for the rest of it."""
+        return self.framer.end > self.framer.start
+
     def receive(self) -> bool:
         """Take in what comes next; False at the end of the stream.
 

@@ -105,6 +105,8 @@ class Session:
             while self.connection.receive():
                 with self.lock:
                     self._serve()
+            if self.connection.is_cut_off:
+                log.warning("the client went away in the middle of a message")
         except Disconnected:
             pass
         except OSError as error:
