@@ -127,3 +127,47 @@ class ControlSocket:
             return {"error": "the device did not answer"}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
+
+
+class ControlClient:
+    """The other end: `ControlClient(path).ask("resize", nsid=1, size="128M")`. Blocking, for one thread.
+
+    Events come in between answers, so a connection that watches is best left to that: `ask("watch")`, then `next()`.
+    """
+
+    def __init__(self, path: Path | str, timeout: float = ANSWER_SECONDS) -> None:
+        """Raises UserError if nobody listens at `path`."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise UserError(f"control socket {path}: {error.strerror or error}") from error
+        self._lines = self._socket.makefile("rb")
+
+    def ask(self, command: str, **parameters: Any) -> dict[str, Any]:
+        """The answer to a command; raises UserError with what the device says against it."""
+        self._socket.sendall(json.dumps({"command": command, **parameters}).encode() + b"\n")
+        answer = self.next()
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer
+
+    def next(self) -> dict[str, Any]:
+        """The next event or answer; raises TimeoutError, and UserError when the server has gone."""
+        line = self._lines.readline()
+        if not line:
+            raise UserError("the server has closed its control socket")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

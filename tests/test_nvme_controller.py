@@ -78,10 +78,14 @@ def test_admin_queues_outside_of_memory_are_fatal_when_they_are_used(fresh: Host
     assert fresh.admin.do(Admin.IDENTIFY, prp1=fresh.allocate(PAGE), cdw10=1).status == 0
 
 
-def test_doorbells_of_a_disabled_controller_do_nothing(fresh: Host) -> None:
-    fresh.store(0x1000, 4, 3)
-    fresh.store(0x1008, 4, 0xFFFFFFFF)
-    assert fresh.load(CSTS) == 0
+@pytest.mark.parametrize(("doorbell", "value"), [(0x1000, 3), (0x1004, 3), (0x1008, 0xFFFFFFFF)])
+def test_a_guest_that_takes_a_new_server_for_its_old_one_is_told_to_reset(
+    fresh: Host, doorbell: int, value: int
+) -> None:
+    fresh.store(doorbell, 4, value)
+    assert fresh.load(CSTS) == FATAL
+    fresh.enable()
+    assert fresh.load(CSTS) == READY
 
 
 def test_queues_wrap_and_their_phase_turns(host: Host) -> None:

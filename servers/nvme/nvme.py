@@ -321,9 +321,15 @@ class Nvme(PciDevice):
             self._update_line()
 
     def _bad_doorbell(self, *, exists: bool) -> None:
-        """A queue that is not there (information 0), or a value beyond its end (1)."""
+        """A queue that is not there (information 0), or a value beyond its end (1).
+
+        A guest that rings before it enables takes this server for one that was killed, and waits for its commands: a
+        fatal status makes its driver reset the controller at the first timeout.
+        """
         if self.enabled:
             self.event_queue.add(EventType.ERROR, int(exists), LogPage.ERRORS)
+        elif not self._disabling and not self.status & Csts.FATAL:
+            self.fail("a doorbell was rung, and the controller is not enabled")
 
     def _schedule(self, number: int) -> None:
         self._ready[number] = None
