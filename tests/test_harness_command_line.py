@@ -58,8 +58,8 @@ def test_memory_is_shared_so_that_a_server_can_map_it() -> None:
         ({"cpu": "max"}, "-cpu", "max"),
         ({"accelerator": "kvm"}, "-accel", "kvm"),
         ({"cpus": 2}, "-smp", "2"),
-        ({"modules": ("uio", "vfio-pci")}, "-append", "console=ttyS0 loglevel=4 mods=uio,vfio-pci"),
-        ({"kernel_options": ("nosmp",)}, "-append", "console=ttyS0 loglevel=4 nosmp"),
+        ({"modules": ("uio", "vfio-pci")}, "-append", "console=ttyS0 loglevel=4 no_timer_check mods=uio,vfio-pci"),
+        ({"kernel_options": ("nosmp",)}, "-append", "console=ttyS0 loglevel=4 no_timer_check nosmp"),
     ],
 )
 def test_what_a_field_changes(change: dict[str, object], option: str, expected: str) -> None:

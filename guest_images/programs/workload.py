@@ -49,16 +49,30 @@ KEPT = {DMA_SOURCE: 0x1111_2222, DMA_TARGET: 0x3333_4444, DMA_LENGTH: 0x55}
 
 
 class Workload:
-    """One kind of work: `round` is done again and again, `finish` once in the end."""
+    """One kind of work: `round` is done again and again, `finish` once in the end.
+
+    Interrupts of the kind that is asked for are enabled whatever the work is.
+    """
 
     def __init__(self, edu: Edu, options: argparse.Namespace) -> None:
         self.edu = edu
+        if options.interrupts:
+            edu.enable_interrupts(options.interrupts, options.vectors)
 
     def round(self, number: int) -> None:
         """Do and check something; `number` counts from 0."""
 
     def finish(self) -> None:
-        """Check what can be checked only now."""
+        """Check what can be checked only now: here, that no interrupt came by itself and that each still can."""
+        if not self.edu.vectors:
+            return
+        self.edu.expect_quiet()
+        for vector in self.edu.used:
+            self.edu.bar.write(SELECT_VECTOR, vector)
+            self.edu.bar.write(RAISE, 1)
+            self.edu.expect(f"in the end, the interrupts on vector {vector}", self.edu.interrupted(vector), 1)
+            self.edu.acknowledge(1)
+        self.edu.expect_quiet()
 
 
 class Idle(Workload):
@@ -81,9 +95,13 @@ class Registers(Workload):
         self.edu.bar.write(LIVENESS, value)
         self.edu.expect(f"liveness of {value:#x}", self.edu.bar.read(LIVENESS), ~value & U32)
         if number % 16 == 0:
-            self.finish()
+            self.compare()
 
     def finish(self) -> None:
+        self.compare()
+        super().finish()
+
+    def compare(self) -> None:
         for register, value in KEPT.items():
             self.edu.expect(f"register {register:#x}, written long ago,", self.edu.bar.read(register), value)
         self.edu.expect("12!", self.edu.bar.read(FACTORIAL), 479001600)
@@ -91,8 +109,8 @@ class Registers(Workload):
 
 class Interrupts(Workload):
     def __init__(self, edu: Edu, options: argparse.Namespace) -> None:
+        options.interrupts = options.interrupts or "best"
         super().__init__(edu, options)
-        edu.enable_interrupts(options.interrupts, options.vectors)
         self.raised = dict.fromkeys(edu.used, 0)
 
     def round(self, number: int) -> None:
@@ -148,6 +166,7 @@ class Dma(Workload):
         for index in range(len(self.written)):
             self.compare(index)
         self.edu.seen["pages"] = sum(number >= 0 for number in self.written)
+        super().finish()
 
 
 KINDS: dict[str, type[Workload]] = {"idle": Idle, "registers": Registers, "interrupts": Interrupts, "dma": Dma}
@@ -161,7 +180,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--slot", default="", help="where the device is; needed when there are several")
     parser.add_argument("--access", choices=["auto", *ACCESS], default="auto")
-    parser.add_argument("--interrupts", choices=["best", MSIX, MSI, INTX], default="best")
+    parser.add_argument("--interrupts", choices=["best", MSIX, MSI, INTX], default="", help="to be enabled")
     parser.add_argument("--vectors", type=int, default=0, metavar="N", help="use no more than the first N vectors")
     parser.add_argument("--pages", type=int, default=64, help="of memory, for the device to write")
     parser.add_argument("--seconds", type=float, default=float("inf"))

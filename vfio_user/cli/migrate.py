@@ -36,7 +36,11 @@ from vfio_user.harness.migration.workload import Workload, judge
 @click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
 @click.option("--memory", default=512, show_default=True, help="MiB.")
 @click.option("--iommu", is_flag=True, help="Put an IOMMU before the device: MSI and MSI-X, and a map for each page.")
-@click.option("--interrupts", type=click.Choice(["best", "intx", "msi", "msix"]), default="best", show_default=True)
+@click.option(
+    "--interrupts",
+    type=click.Choice(["best", "intx", "msi", "msix"]),
+    help="To be enabled; `interrupts` needs no word.",
+)
 @click.option("--bandwidth", type=click.IntRange(min=1), help="MiB/s that QEMU may use; without limit if not given.")
 @click.option(
     "--downtime", type=click.FloatRange(min=0.001), default=0.05, show_default=True, help="Seconds, aimed at."
@@ -56,7 +60,7 @@ def command(
     qemu: str | None,
     memory: int,
     iommu: bool,
-    interrupts: str,
+    interrupts: str | None,
     bandwidth: int | None,
     downtime: float,
     channels: int,
@@ -88,7 +92,7 @@ def command(
             trace=trace,
         )
         running = [
-            Workload(guest, kind, *(("--interrupts", interrupts) if kind == "interrupts" else ()), device=device)
+            Workload(guest, kind, *(("--interrupts", interrupts) if interrupts else ()), device=device)
             for kind, device in zip(workloads, guest.devices, strict=False)
             if kind != "none"
         ]
