@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from tests.interposer_bench import Bench, Peer, answer, dma_map, read, request, write
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.pump import Outlet, Pump
+from vfio_user.transport import Stream
 from vfio_user.wire import HEADER, Command
 
 
@@ -207,3 +210,61 @@ def test_the_picture_is_of_what_the_server_accepted(bench: Bench) -> None:
     assert os.fstat(picture.maps[0x1000].fd).st_size == 8192
     assert picture.mapping(0x1FFF) == picture.maps[0x1000]
     assert picture.mapping(0x2000) is None
+
+
+# looking for what comes at once, instead of sleeping until it has
+
+
+@pytest.fixture
+def piped(bench: Bench) -> Iterator[tuple[Peer, Peer, Pump]]:
+    """What a pump takes from, what it sends to, and the pump."""
+    (source, near_source), (sink, near_sink) = bench.pair(), bench.pair()
+    for near in (near_source, near_sink):
+        near.setblocking(False)
+    pump = Pump(Direction.TO_CLIENT, Stream(near_source), Outlet(Stream(near_sink)), bench.session)
+    yield source, sink, pump
+    pump.close()
+    for end in (source, sink, near_source, near_sink):
+        end.close()
+
+
+def test_what_comes_at_once_is_sent_on(piped: tuple[Peer, Peer, Pump]) -> None:
+    source, sink, pump = piped
+    source.send(request(Command.DMA_READ, bytes(16)))
+    assert pump.look()
+    assert sink.receive() == request(Command.DMA_READ, bytes(16))
+
+
+def test_where_nothing_comes_looking_ends(piped: tuple[Peer, Peer, Pump]) -> None:
+    _, sink, pump = piped
+    assert not pump.look()
+    assert sink.is_silent()
+
+
+def test_a_part_of_a_message_is_not_kept_until_the_rest_comes(piped: tuple[Peer, Peer, Pump]) -> None:
+    source, sink, pump = piped
+    whole = request(Command.DMA_READ, bytes(16)).encode()
+    source.socket.send(whole[:7])
+    assert pump.look()
+    assert sink.receive_bytes(7) == whole[:7]
+    source.socket.send(whole[7:])
+    pump.ready()
+    assert sink.receive_bytes(len(whole) - 7) == whole[7:]
+
+
+def test_a_source_that_ends_is_noticed_while_looking(piped: tuple[Peer, Peer, Pump]) -> None:
+    source, _, pump = piped
+    source.socket.close()
+    assert pump.look()
+    assert pump.ended
+
+
+@pytest.mark.parametrize("end", [socket.SHUT_WR, socket.SHUT_RDWR])
+def test_a_server_that_ends_with_its_reply_loses_neither(bench: Bench, end: int) -> None:
+    """The request makes the interposer look for the reply, which is there, and the end right behind it."""
+    reply = answer(read(0, 4), b"last")
+    bench.client.send(read(0, 4))
+    bench.server.send(reply)
+    bench.server.socket.shutdown(end)
+    assert bench.client.receive() == reply
+    assert bench.client.at_end()

@@ -24,6 +24,9 @@ from vfio_user.wire import HEADER, HEADER_SIZE, BadFrame, Framer, Message
 MAX_FRAME = (64 << 20) + (64 << 10)
 """Longest message that is taken for one: QEMU accepts up to 64 MiB of data from a server's VERSION."""
 
+LOOKS = 100
+"""Times that `Pump.look` looks, about 1 us each."""
+
 
 class Outlet:
     """The sending half of one peer's connection: never blocks, and keeps what the peer does not take yet.
@@ -149,25 +152,33 @@ class Pump:
             self._pass_bytes()
             return
         while not self.ended:
-            room = framer.room()
             try:
-                count, fds = self.source.receive(room)
+                received = self.source.receive(framer.room())
             except BlockingIOError:
                 self._pass_unfinished(framer)
                 return
             except OSError:
-                count, fds = 0, []
-            if count == 0:
-                self._end(framer)
-                return
-            framer.received(count, fds)
-            if self.intercept or fds or framer.has_fds:
-                self._take_each(framer)
-            else:
-                self._pass_on(framer)
+                received = 0, []
+            self._take(framer, *received)
             # A message that came only in part may have its rest here already; then it is not split by us.
             if framer.start == framer.end or self._framer is not framer or self.outlet.waiting:
                 return
+
+    def look(self) -> bool:
+        """Take what the source sends within a moment; False where that is nothing."""
+        framer = self._framer
+        if framer is None or framer.start != framer.end:
+            return False
+        try:
+            received = self.source.poll(framer.room(), LOOKS)
+        except OSError:
+            received = 0, []
+        if received is None:
+            return False
+        self._take(framer, *received)
+        if framer.start != framer.end and self._framer is framer and not self.outlet.waiting:
+            self.ready()
+        return True
 
     def close(self) -> None:
         if self._framer is not None:
@@ -185,6 +196,16 @@ class Pump:
         """Go on with another sink: it gets the unfinished message from its first byte."""
         self.outlet = outlet
         self._ahead = 0
+
+    def _take(self, framer: Framer, count: int, fds: list[int]) -> None:
+        if count == 0:
+            self._end(framer)
+            return
+        framer.received(count, fds)
+        if self.intercept or fds or framer.has_fds:
+            self._take_each(framer)
+        else:
+            self._pass_on(framer)
 
     def _pass_on(self, framer: Framer) -> None:
         """The usual way: send on all messages that are complete, then tell the session of each."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.loop import GONE, READ, WRITE, Loop
+from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.pairing import Pairing, Pending
 from vfio_user.interposer.picture import CONFIG_REGION, Picture
-from vfio_user.interposer.pump import Outlet, Pump
 from vfio_user.interposer.requests import Lost, OwnRequests
+from vfio_user.interposer.sides import Sides
 from vfio_user.interposer.trace import TraceWriter, View
 from vfio_user.transport import Stream, close_all
 from vfio_user.wire import NO_REPLY, REPLY, Command, Dialect, Message
@@ -34,18 +34,6 @@ MAX_HELD = 4096
 Stage = Callable[[Direction, Message], Message | None]
 """Sees every message of one direction before it goes on, and returns the one to go on with: the very same object where
 nothing changes, None where the stage has taken it. What is to happen instead it asks for with `Session.afterwards`."""
-
-
-@dataclass
-class Side:
-    """One of the two peers."""
-
-    name: str
-    stream: Stream
-    outlet: Outlet
-    pump: Pump
-    events: int = -1
-    gone: bool = False
 
 
 class Held(NamedTuple):
@@ -107,27 +95,16 @@ class Session:
         """For stages: the record of the request that the message before them answers."""
         self.since: float | None = None
         """When the client sent the message that is being sent on, where that is not now (monotonic seconds)."""
-        self.server_lost = False
-        """The server is gone, and the session waits for another."""
         self._holds = 0
-        self._started = False
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         self._on_end = on_end
         self._afterwards: list[Callable[[], None]] = []
-        to_client, to_server = Outlet(client), Outlet(server)
-        self._sides = {
-            "client": Side("client", client, to_client, Pump(Direction.TO_SERVER, client, to_server, self)),
-            "server": Side("server", server, to_server, Pump(Direction.TO_CLIENT, server, to_client, self)),
-        }
-        for side in self._sides.values():
-            side.stream.socket.setblocking(False)
+        self._sides = Sides(loop, client, server, self)
 
     # the life of a session
 
     def start(self) -> None:
-        self._started = True
-        for side in self._sides.values():
-            self._watch(side)
+        self._sides.start()
         self.note("connected")
 
     def close(self) -> None:
@@ -139,12 +116,7 @@ class Session:
             own.lose("the session has ended")
         for let_go in self.at_close:
             let_go()
-        for side in self._sides.values():
-            self.loop.forget(side.stream.fileno())
-            side.pump.close()
-            side.outlet.clear()
-            side.stream.shutdown()
-            side.stream.close()
+        self._sides.close()
         for pairing in self.pending:
             for request in pairing.clear():
                 if request.message is not None:
@@ -158,33 +130,20 @@ class Session:
 
     def close_side(self, name: str, how: int) -> None:
         """Shut one side's connection down, as `socket.shutdown` has it; the rest follows as if the peer had."""
-        self._sides[name].stream.shutdown(how)
+        side = self._sides.client if name == "client" else self._sides.server
+        side.stream.shutdown(how)
 
     def server_stream(self) -> Stream:
-        return self._sides["server"].stream
+        return self._sides.server.stream
 
     def replace_server(self, stream: Stream) -> None:
         """Go on with another server. The client's unfinished message, if any, will reach it whole."""
-        server, client = self._sides["server"], self._sides["client"]
-        self.loop.forget(server.stream.fileno())
-        server.stream.close()
-        server.outlet.clear()
-        stream.socket.setblocking(False)
-        server.stream, server.outlet, server.events, server.gone = stream, Outlet(stream), -1, False
-        self.server_lost = False
-        server.pump.source_replaced(stream)
-        client.pump.sink_replaced(server.outlet)
-        self._watch(server)
+        self._sides.replace_server(stream)
         self._refresh()
 
     def lose_server(self) -> None:
         """The server is gone or about to be replaced: read it no longer, and fail our own requests to it."""
-        server = self._sides["server"]
-        self.server_lost = True
-        self.loop.forget(server.stream.fileno())
-        server.events, server.gone = -1, True
-        server.stream.shutdown()
-        server.outlet.clear()
+        self._sides.lose_server()
         self.own[Direction.TO_SERVER].lose("the server is gone")
         self.pending[Direction.TO_CLIENT].make_stale()
         for request in self.pending[Direction.TO_SERVER].clear():
@@ -192,7 +151,22 @@ class Session:
                 close_all(request.message.fds)
         self._refresh()
 
+    @property
+    def server_lost(self) -> bool:
+        """The server is gone, and the session waits for another."""
+        return self._sides.server_lost
+
+    @property
+    def expects_reply(self) -> bool:
+        """Whether the server has something to answer."""
+        return len(self.pending[Direction.TO_SERVER]) > 0
+
     # holding
+
+    @property
+    def overfull(self) -> bool:
+        """Whether so much is held back that the client must not be read."""
+        return len(self.held) >= MAX_HELD
 
     @property
     def holding(self) -> bool:
@@ -218,7 +192,7 @@ class Session:
         while self.held and self.held[0].since <= since:
             taken.append(self.held.popleft().message)
         if taken:
-            self._update(self._sides["client"])
+            self._sides.update_side(self._sides.client)
         return taken
 
     # requests of our own
@@ -230,8 +204,9 @@ class Session:
             Lost: the peer is gone.
             TimeoutError: no reply within `timeout` seconds; one that comes later is dropped.
         """
-        if self.closed or self._outlet(towards).broken or (towards is Direction.TO_SERVER and self.server_lost):
-            raise Lost(f"no {self._side_towards(towards).name} is connected")
+        side = self._sides.towards(towards)
+        if self.closed or side.outlet.broken or (towards is Direction.TO_SERVER and self.server_lost):
+            raise Lost(f"no {side.name} is connected")
         own = self.own[towards]
         message, reply = own.prepare(message)
         self.counters.own_requests += 1
@@ -248,8 +223,9 @@ class Session:
 
     def send(self, direction: Direction, message: Message, *, pair: int = 0) -> int:
         """Send a message of ours; returns the number of its record. `pair` is that of the request it answers."""
-        self._outlet(direction).send(message.encode(), message.fds)
-        self._update(self._side_towards(direction))
+        side = self._sides.towards(direction)
+        side.outlet.send(message.encode(), message.fds)
+        self._sides.update_side(side)
         return self._record(direction, View.SENT, message, pair)
 
     def send_on(self, direction: Direction, message: Message, *, pair: int = 0) -> None:
@@ -258,14 +234,15 @@ class Session:
         Its descriptors stay the caller's. `pair` is the record of the request that it answers.
         """
         self._send_on(direction, message, View.SENT, pair)
-        self._update(self._side_towards(direction))
+        self._sides.update_side(self._sides.towards(direction))
 
     def send_bytes(self, direction: Direction, data: bytes, fds: list[int]) -> None:
         """Send bytes that need not be a message."""
-        self._outlet(direction).send(data, fds)
+        side = self._sides.towards(direction)
+        side.outlet.send(data, fds)
         if self.trace is not None:
             self.trace.raw(direction, data, View.SENT)
-        self._update(self._side_towards(direction))
+        self._sides.update_side(side)
 
     def expect_reply(self, direction: Direction, request: Message) -> None:
         """A request has been sent as bytes: its reply will come."""
@@ -321,12 +298,12 @@ class Session:
             self.trace.raw(direction, data)
 
     def ended(self, direction: Direction) -> None:
-        side = self._sides["client" if direction is Direction.TO_SERVER else "server"]
+        side = self._sides.towards(direction.opposite)
         self.note("end-of-stream", side=side.name)
-        if side.name == "server" and self.on_server_gone():
+        if side is self._sides.server and self.on_server_gone():
             return
-        self._outlet(direction).end()
-        self._update(side)
+        self._sides.towards(direction).outlet.end()
+        self._sides.update_side(side)
 
     # in between
 
@@ -346,7 +323,7 @@ class Session:
 
     def only_whole_messages(self) -> None:
         """Never pass on a part of a server's message: the server may be replaced before the rest comes."""
-        self._sides["server"].pump.whole = True
+        self._sides.server.pump.whole = True
 
     def note(self, event: str, **details: object) -> None:
         if self.trace is not None:
@@ -356,8 +333,8 @@ class Session:
         self.counters.held += 1
         self._record(Direction.TO_SERVER, View.RECEIVED, request)
         self.held.append(Held(request, time.monotonic()))
-        if len(self.held) >= MAX_HELD:
-            self._update(self._sides["client"])
+        if self.overfull:
+            self._sides.update_side(self._sides.client)
 
     def _translate_reply(self, direction: Direction, reply: Message) -> None:
         """A reply has come in while messages are looked at: ours, one for nobody, or one to send on."""
@@ -394,7 +371,7 @@ class Session:
             action()
 
     def _send_on(self, direction: Direction, message: Message, view: View, pair: int) -> None:
-        self._outlet(direction).send(message.encode(), message.fds)
+        self._sides.towards(direction).outlet.send(message.encode(), message.fds)
         number = self._record(direction, view, message, pair)
         if not message.is_reply:
             self._sent(direction, message, number)
@@ -421,87 +398,14 @@ class Session:
         if self.on_sent is not None:
             self.on_sent(direction, reply)
 
-    # readiness
-
-    def _outlet(self, direction: Direction) -> Outlet:
-        return self._side_towards(direction).outlet
-
-    def _side_towards(self, direction: Direction) -> Side:
-        return self._sides["server" if direction is Direction.TO_SERVER else "client"]
-
-    def _other(self, side: Side) -> Side:
-        return self._sides["server" if side.name == "client" else "client"]
-
-    def _watch(self, side: Side) -> None:
-        side.events = -1
-        self._update(side)
-
-    def _ready(self, side: Side, events: int) -> None:
-        if events & READ:
-            side.pump.ready()
-            other = self._other(side)
-            if not other.outlet.waiting and not side.pump.ended and not events & ~READ:
-                return  # the hot path: nothing has changed that epoll would have to know
-        if self.closed:
-            return
-        if events & WRITE:
-            side.outlet.flush()
-        if events & GONE:
-            side.gone = True
-            if not events & READ and not side.pump.ended and not self._other(side).outlet.waiting:
-                side.pump.ready()
-        self._update_all()
-
-    def _update_all(self) -> None:
-        for side in self._sides.values():
-            self._update(side)
-        self._end_if_over()
-
-    def _update(self, side: Side) -> None:
-        """Ask epoll for what can be used: reading stops while the other side does not take what was read."""
-        if self.closed or not self._started or (side.name == "server" and self.server_lost):
-            return
-        events = 0
-        other = self._other(side)
-        full = side.name == "client" and len(self.held) >= MAX_HELD
-        if not side.pump.ended and not other.outlet.waiting and not full:
-            events |= READ
-        if side.outlet.waiting:
-            events |= WRITE
-        if side.gone and not events & READ:
-            self.loop.forget(side.stream.fileno())  # it would report for ever that it is gone
-            side.events = -1
-        elif side.events == -1:
-            self.loop.watch(side.stream.fileno(), lambda ready: self._ready(side, ready), events)
-            side.events = events
-        elif side.events != events:
-            self.loop.change(side.stream.fileno(), events)
-            side.events = events
-
-    def _end_if_over(self) -> None:
-        if self.closed:
-            return
-        client, server = self._sides["client"], self._sides["server"]
-        if self.server_lost:  # until there is another
-            over = client.pump.ended
-        elif client.pump.ended and server.pump.ended:
-            over = all(not side.outlet.waiting or side.gone for side in (client, server))
-        else:
-            over = any(
-                side.pump.ended and (side.gone or side.outlet.broken) and (not other.outlet.waiting or other.gone)
-                for side, other in ((client, server), (server, client))
-            )
-        if over:
-            self.close()
-
     def _refresh(self) -> None:
         """Messages are handed over only while something wants to see them first."""
         if self.closed:
             return
         wanted = self._holds > 0 or any(own.active for own in self.own) or self.pending[Direction.TO_CLIENT].stale > 0
-        self._sides["client"].pump.intercept = wanted or bool(self.stages[Direction.TO_SERVER])
-        self._sides["server"].pump.intercept = wanted or bool(self.stages[Direction.TO_CLIENT])
-        self._update_all()
+        self._sides.client.pump.intercept = wanted or bool(self.stages[Direction.TO_SERVER])
+        self._sides.server.pump.intercept = wanted or bool(self.stages[Direction.TO_CLIENT])
+        self._sides.update()
 
 
 def copy_message(message: Message) -> Message:

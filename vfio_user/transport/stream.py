@@ -10,9 +10,13 @@ import array
 import os
 import socket
 from collections.abc import Sequence
+from time import perf_counter_ns
 
 MAX_FDS_PER_SEND = 253
 """SCM_MAX_FD in the kernel: more in one `sendmsg` is refused with EINVAL."""
+
+_YIELDED_NS = 4_000
+"""A yield that takes longer has let somebody run who waited for this core: then sleeping is cheaper than polling."""
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
@@ -48,12 +52,18 @@ class Stream:
         return count, _descriptors(ancillary) if ancillary else []
 
     def poll(self, room: memoryview, attempts: int) -> tuple[int, list[int]] | None:
-        """As `receive`, but give up with None after `attempts` looks (about 1 us each) at an empty socket."""
+        """As `receive`, but give up with None after `attempts` looks (about 1 us each) at an empty socket.
+
+        Whoever else wants this core gets it in between: it may be the peer.
+        """
         for _ in range(attempts):
             try:
                 return self.receive(room, _DONTWAIT)
             except BlockingIOError:
-                continue
+                begin = perf_counter_ns()
+                os.sched_yield()
+                if perf_counter_ns() - begin > _YIELDED_NS:
+                    return None
         return None
 
     def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:

@@ -51,7 +51,8 @@ class Control:
         line = json.dumps({"command": command, **parameters}).encode() + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self._socket.sendmsg([line], rights)
-        self._socket.sendall(line[sent:])
+        if sent < len(line):  # a controlled interposer may be gone by now: `stop` was heard
+            self._socket.sendall(line[sent:])
         answer = self._input.readline()
         if not answer:
             raise ControlError("the interposer has gone")

@@ -1,0 +1,176 @@
+"""The two peers of a session: what epoll is asked of their connections, and when the session is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.loop import GONE, READ, WRITE, Loop
+from vfio_user.interposer.pump import Outlet, Owner, Pump
+from vfio_user.transport import Stream
+
+LOOK_AGAIN = 16
+"""Requests that are not looked for a reply to, after one for which that was in vain."""
+
+
+@dataclass
+class Side:
+    """One of the two peers."""
+
+    name: str
+    stream: Stream
+    outlet: Outlet
+    pump: Pump
+    """Takes what this side sends, to the other."""
+    events: int = -1
+    """What epoll is asked for; -1: it does not know of this side."""
+    gone: bool = False
+
+
+class Conversation(Owner, Protocol):
+    """The session, as its sides see it."""
+
+    @property
+    def overfull(self) -> bool:
+        """Whether so much is held back that the client must not be read."""
+
+    @property
+    def expects_reply(self) -> bool:
+        """Whether the server has something to answer."""
+
+    def close(self) -> None: ...
+
+
+class Sides:
+    """Reads one side while the other takes what was read."""
+
+    def __init__(self, loop: Loop, client: Stream, server: Stream, session: Conversation) -> None:
+        to_client, to_server = Outlet(client), Outlet(server)
+        self.client = Side("client", client, to_client, Pump(Direction.TO_SERVER, client, to_server, session))
+        self.server = Side("server", server, to_server, Pump(Direction.TO_CLIENT, server, to_client, session))
+        self.server_lost = False
+        """The server is gone, and the session waits for another."""
+        self._loop = loop
+        self._session = session
+        self._open = False
+        self._unlooked = 0
+        for stream in (client, server):
+            stream.socket.setblocking(False)
+
+    def start(self) -> None:
+        self._open = True
+        self.update()
+
+    def close(self) -> None:
+        """Both peers see their connection closed."""
+        self._open = False
+        for side in (self.client, self.server):
+            self._loop.forget(side.stream.fileno())
+            side.pump.close()
+            side.outlet.clear()
+            side.stream.shutdown()
+            side.stream.close()
+
+    def towards(self, direction: Direction) -> Side:
+        return self.server if direction is Direction.TO_SERVER else self.client
+
+    def lose_server(self) -> None:
+        """The server is gone or about to be replaced: read it no longer."""
+        server = self.server
+        self.server_lost = True
+        self._loop.forget(server.stream.fileno())
+        server.events, server.gone = -1, True
+        server.stream.shutdown()
+        server.outlet.clear()
+
+    def replace_server(self, stream: Stream) -> None:
+        """Go on with another. The client's unfinished message, if any, will reach it whole."""
+        server = self.server
+        self._loop.forget(server.stream.fileno())
+        server.stream.close()
+        server.outlet.clear()
+        stream.socket.setblocking(False)
+        server.stream, server.outlet, server.events, server.gone = stream, Outlet(stream), -1, False
+        self.server_lost = False
+        server.pump.source_replaced(stream)
+        self.client.pump.sink_replaced(server.outlet)
+
+    def update(self) -> None:
+        """Something has changed that epoll may have to know, or that ends the session."""
+        for side in (self.client, self.server):
+            self.update_side(side)
+        self._end_if_over()
+
+    def update_side(self, side: Side) -> None:
+        """Ask epoll for what can be used: reading stops while the other side does not take what was read."""
+        if not self._open or (side is self.server and self.server_lost):
+            return
+        events = 0
+        full = side is self.client and self._session.overfull
+        if not side.pump.ended and not self._other(side).outlet.waiting and not full:
+            events |= READ
+        if side.outlet.waiting:
+            events |= WRITE
+        if side.gone and not events & READ:
+            self._loop.forget(side.stream.fileno())  # it would report for ever that it is gone
+            side.events = -1
+        elif side.events == -1:
+            self._loop.watch(side.stream.fileno(), lambda ready: self._ready(side, ready), events)
+            side.events = events
+        elif side.events != events:
+            self._loop.change(side.stream.fileno(), events)
+            side.events = events
+
+    def _other(self, side: Side) -> Side:
+        return self.server if side is self.client else self.client
+
+    def _ready(self, side: Side, events: int) -> None:
+        if events & READ:
+            side.pump.ready()
+            if not self._is_stuck(side) and not events & ~READ:
+                # The hot path: nothing has changed that epoll would have to know.
+                if side is self.client and self._session.expects_reply:
+                    self._look_for_reply()
+                return
+        if not self._open:
+            return
+        if events & WRITE:
+            side.outlet.flush()
+        if events & GONE:
+            side.gone = True
+            if not events & READ and not side.pump.ended and not self._other(side).outlet.waiting:
+                side.pump.ready()
+        self.update()
+
+    def _look_for_reply(self) -> None:
+        """The client waits now, and most replies come at once: waking up for one would take longer than it does."""
+        if self._unlooked:
+            self._unlooked -= 1
+            return
+        if not self._open or self.server_lost or self._is_stuck(self.server):
+            return
+        if not self.server.pump.look():
+            self._unlooked = LOOK_AGAIN
+        elif self._is_stuck(self.server):
+            self.update()
+
+    def _is_stuck(self, side: Side) -> bool:
+        """Whether this side is not to be read, as far as the two connections are concerned."""
+        return side.pump.ended or self._other(side).outlet.waiting
+
+    def _end_if_over(self) -> None:
+        if not self._open:
+            return
+        client, server = self.client, self.server
+        if self.server_lost:  # until there is another
+            over = client.pump.ended
+        elif client.pump.ended and server.pump.ended:
+            over = all(not side.outlet.waiting or side.gone for side in (client, server))
+        else:
+            over = any(
+                side.pump.ended and (side.gone or side.outlet.broken) and (not other.outlet.waiting or other.gone)
+                for side, other in ((client, server), (server, client))
+            )
+        if over:
+            self._session.close()
