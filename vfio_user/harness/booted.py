@@ -166,7 +166,11 @@ class BootedGuest(Guest):
     def _come_up_after(self, reset: Callable[[], object]) -> None:
         began = self.machine.console.position
         reset()
-        self.machine.wait_ready(since=began)
+        self.come_up(began)
+
+    def come_up(self, since: int) -> None:
+        """Wait until it is up after a reboot: what its console has after byte `since` says so."""
+        self.machine.wait_ready(since=since)
         self.agent.renew()
         self.hello()
 

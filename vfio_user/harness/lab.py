@@ -73,10 +73,10 @@ class Lab:
         self.timeline = Timeline()
         self.guests: list[BootedGuest] = []
         self.servers: list[DeviceServer] = []
+        self.machines: list[Machine] = []
         self._scratch = Scratch()
         self._explicit_qemu = qemu
         self._progress = progress
-        self._machines: list[Machine] = []
         self._images: dict[str, GuestImage] = {}
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
@@ -210,7 +210,7 @@ class Lab:
             machine.kill()
             machine.stop()
             if not machine.left_behind():
-                self._machines.remove(machine)
+                self.machines.remove(machine)
         for server in servers:
             server.stop()
             if not server.child.group_is_alive():
@@ -295,7 +295,7 @@ class Lab:
             trace=trace,
             environment=self._scratch.environment,
         )
-        self._machines.append(machine)
+        self.machines.append(machine)
         return machine
 
     def _answering(
@@ -317,7 +317,7 @@ class Lab:
         """End everything. Raises `VerdictError` when something is left all the same."""
         for guest in self.guests:
             guest.close()
-        for machine in self._machines:
+        for machine in self.machines:
             machine.stop()
         for server in self.servers:
             server.stop()
@@ -329,7 +329,7 @@ class Lab:
             raise VerdictError("the lab left something behind", evidence="\n".join(left))
 
     def _left_behind(self) -> list[str]:
-        left = [thing for machine in self._machines for thing in machine.left_behind()]
+        left = [thing for machine in self.machines for thing in machine.left_behind()]
         left += [f"processes of {server.name}" for server in self.servers if server.child.group_is_alive()]
         for process in processes_of(self._scratch.path):
             left.append(f"process {process.pid}: {' '.join(process.cmdline())}")
@@ -339,13 +339,13 @@ class Lab:
 
     def _write_records(self) -> None:
         self.timeline.write(self.folder / "timeline.json")
-        commands = [(machine.name, machine.argv) for machine in self._machines]
+        commands = [(machine.name, machine.argv) for machine in self.machines]
         commands += [(server.name, server.argv) for server in self.servers]
         lines = (f"# {name}\n{shlex.join(argv)}\n" for name, argv in commands)
         (self.folder / "commands.txt").write_text("\n".join(lines))
         facts: dict[str, object] = {
             "images": {name: image.digest for name, image in self._images.items()},
-            "machines": {machine.name: asdict(machine.config) for machine in self._machines},
+            "machines": {machine.name: asdict(machine.config) for machine in self.machines},
         }
         if "qemu" in self.__dict__:
             facts["qemu"] = {"version": self.qemu.version, "digest": self.qemu.digest, "command": self.qemu.argv}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -55,10 +56,20 @@ class QTest:
     def __init__(self, connection: socket.socket, *, limit: float = 30.0) -> None:
         self._connection = connection
         self._limit = limit
+        self._shared: Deadline | None = None
         self._buffer = b""
 
     def close(self) -> None:
         self._connection.close()
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Let all that is asked in the block have these seconds together; QTest is of no use once they are over."""
+        self._shared = Deadline(seconds)
+        try:
+            yield
+        finally:
+            self._shared = None
 
     def readb(self, address: int) -> int:
         return self._ask(f"readb {address:#x}")
@@ -162,9 +173,9 @@ class QTest:
 
     def _line(self, line: str) -> str:
         """Send a line and return what follows OK in the answer."""
-        deadline = Deadline(self._limit)
+        deadline = self._shared or Deadline(self._limit)
         try:
-            self._connection.settimeout(deadline.seconds)
+            self._connection.settimeout(deadline.remaining or 0.001)
             self._connection.sendall(line.encode() + b"\n")
             while True:
                 status, _, value = self._receive_line(deadline).partition(" ")

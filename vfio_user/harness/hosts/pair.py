@@ -9,16 +9,17 @@ from types import MappingProxyType
 
 from vfio_user.errors import UserError
 from vfio_user.harness.hosts.host import Host, LocalHost
-from vfio_user.harness.hosts.namespace import can_make_namespaces, joined_namespaces
+from vfio_user.harness.hosts.namespace import Cable, can_make_namespaces, joined_namespaces
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`note` says what a reader of results has to know about these hosts."""
+    """`note` says what a reader of results has to know about these hosts; `cable` joins them where it is virtual."""
 
     a: Host
     b: Host
     note: str = ""
+    cable: Cable | None = None
 
     def other(self, host: Host) -> Host:
         return self.b if host.name == self.a.name else self.a
@@ -27,8 +28,8 @@ class Pair:
 @contextmanager
 def namespaces() -> Iterator[Pair]:
     """Two network namespaces of this machine, joined by a virtual cable."""
-    with joined_namespaces() as (a, b, _):
-        yield Pair(a, b)
+    with joined_namespaces() as (a, b, cable):
+        yield Pair(a, b, cable=cable)
 
 
 @contextmanager

@@ -35,13 +35,15 @@ class Cancelled(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that a migration may take: all of it, and the pre-copy of memory alone, which may never converge.
+    """Seconds: `total` for all of it, `pre_copy` for that of memory alone, which may never converge, `answer` for a
+    server to go from one state to another.
 
     State of at most `compared_state` bytes is saved again on both sides and compared, within the downtime.
     """
 
     total: float = 120.0
     pre_copy: float = 60.0
+    answer: float = 10.0
     compared_state: int = 1 << 20
 
 
@@ -71,6 +73,8 @@ class Coordinator:
         self._source = source
         self._destination = destination
         self._links = list(links)
+        for link in self._links:
+            link.patience = (plan or Plan()).limits.answer
         self._report = report
         self._address = address
         self._plan = plan or Plan()
@@ -140,6 +144,7 @@ class Coordinator:
         if self._was_running:
             self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
         for link in self._links:
+            link.confirm(link.source, "PRE_COPY", "RUNNING")  # QTest would wait for a server that is silent
             link.pci = pci_state.capture(self._source.qtest, function_of(self._source, link))
             record.bytes += len(link.pci.config) + len(link.pci.msix_table)
 
@@ -178,7 +183,9 @@ class Coordinator:
         """Before the server takes its state: then the interrupts it has to deliver have somewhere to go."""
         for link in self._links:
             assert link.pci is not None
-            pci_state.restore(self._destination.qtest, function_of(self._destination, link), link.pci)
+            link.confirm(link.destination, "RESUMING")
+            with self._destination.qtest.within(_PCI_STATE):
+                pci_state.restore(self._destination.qtest, function_of(self._destination, link), link.pci)
             link.load()
             self._compare_state(link)
             link.run()
@@ -188,6 +195,9 @@ class Coordinator:
             qemu_side.await_status(self._destination, "completed", self._deadline)
             self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
         self._may_go_on(Phase.RESUME)
+        if self._report.mode is Mode.COORDINATED:
+            for link in self._links:
+                link.confirm(link.destination, "RUNNING")
         if self._was_running:
             self._destination.qmp.command("cont")
             resumed = qemu_side.stamp(self._destination.qmp.wait_event("RESUME", self._deadline))
@@ -239,12 +249,13 @@ class Coordinator:
         reason = str(error)
         if isinstance(error, MigrationFailed) and error.machine is self._destination:
             reason = error.explain()
+        dead = self._casualties(wait=_DYING if isinstance(error, QmpLost) else 0.0)
         self._destination.kill()
         # Not a word to the source's QEMU before this: a processor may wait for the device, and hold the big lock.
         problems = self._revive_devices()
         if isinstance(error, MigrationFailed) and error.machine is self._source:
             reason = error.explain()
-        report.reason = f"in phase {report.last_phase}: {reason}"
+        report.reason = "; ".join((f"in phase {report.last_phase}: {reason}", *dead))
         try:
             self._let_source_run()
             report.verdict = Verdict.LOST if problems else Verdict.STAYED
@@ -252,6 +263,17 @@ class Coordinator:
             problems.append(f"the source: {dead}")
             report.verdict = Verdict.DEAD
         report.notes += problems
+
+    def _casualties(self, wait: float) -> list[str]:
+        """Who has ended that should not have."""
+        sides = {"source": self._source, "destination": self._destination}
+        children = [(f"the {side}'s QEMU", machine.child) for side, machine in sides.items()]
+        for link in self._links:
+            for side, server in (("source", link.source), ("destination", link.destination)):
+                children.append((f"the {side}'s server of {link.name}", server.child))
+                children.append((f"the {side}'s interposer of {link.name}", server.interposer))
+        self._destination.child.wait(wait)
+        return [f"{who} {child.fate()}" for who, child in children if not child.running]
 
     def _revive_devices(self) -> list[str]:
         problems = []
@@ -298,6 +320,8 @@ def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
 
 _TURN = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
 _CANCELLING = 20.0
+_PCI_STATE = 10.0  # what QEMU may need to give a device its PCI state; it waits 5 s for a server, and again and again
+_DYING = 0.5  # seconds between the end of QEMU's connections and its own
 _OVER = ("cancelled", "failed")
 _WITHOUT_US = (Phase.PREPARE, Phase.PRE_COPY, Phase.RESUME)
 """The phases of a migration that QEMU does alone."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.guest import GuestFailure, GuestLost
+from vfio_user.harness.machine import MachineError
 from vfio_user.harness.migration.report import Report
 
 
@@ -26,7 +28,11 @@ def look(guest: BootedGuest) -> GuestView:
 
 def compare(report: Report, before: GuestView, guest: BootedGuest) -> None:
     """Look again, and put what was found into the report."""
-    after = look(guest)
+    try:
+        after = look(guest)
+    except (GuestLost, GuestFailure, MachineError) as error:
+        report.judge("the guest answers", False, str(error))
+        return
     report.judge("no reboot", after.boot_id == before.boot_id, f"boot id {after.boot_id}")
     report.judge("time goes on", after.uptime >= before.uptime, f"uptime {before.uptime} s, then {after.uptime} s")
     for address, device in before.devices.items():

@@ -69,6 +69,8 @@ class DeviceLink:
     resets: int = 0
     pre_copies: bool = False
     logs: bool = False
+    patience: float = 10.0
+    """Seconds that a server has for going from one state to another."""
     spool: StateSpool = field(default_factory=StateSpool)
 
     def close(self) -> None:
@@ -93,7 +95,7 @@ class DeviceLink:
         self.source.control.call("dma_logging_start", page_size=PAGE_SIZE)
         self.logs = True
         if "PRE_COPY" in supports:
-            self.source.control.call("migration_state", set="PRE_COPY")
+            self._go(self.source.control, "PRE_COPY")
             self.pre_copies = True
 
     def pre_copy(self) -> int:
@@ -105,12 +107,9 @@ class DeviceLink:
 
     def stop_and_copy(self) -> int:
         """Stop the device and move the rest of its state; its bytes."""
-        state = self.source.control.call("migration_state")["state"]
-        if self.pre_copies and state != "PRE_COPY":
-            raise UserError(
-                f"{self.name} left pre-copy by itself ({state})", hint="the guest has reset it; migrate again"
-            )
-        self.source.control.call("migration_state", set="STOP_COPY")
+        if self.pre_copies:
+            self.confirm(self.source, "PRE_COPY")
+        self._go(self.source.control, "STOP_COPY")
         self.spool.fill(self.source.control)
         return self.spool.drain(self.destination.control)
 
@@ -128,8 +127,8 @@ class DeviceLink:
 
     def saved_again(self, control: Control) -> str:
         """Digest of the state of a device that stands still, saved once more; it stays in STOP_COPY."""
-        control.call("migration_state", set="STOP")
-        control.call("migration_state", set="STOP_COPY")
+        self._go(control, "STOP")
+        self._go(control, "STOP_COPY")
         spool = StateSpool()
         try:
             spool.fill(control)
@@ -139,7 +138,7 @@ class DeviceLink:
 
     def return_to_source(self) -> None:
         """Let the device run on where it was."""
-        self.source.control.call("migration_state", set="RUNNING")
+        self._go(self.source.control, "RUNNING")
         if self.logs:
             self.source.control.call("dma_logging_stop")
 
@@ -147,14 +146,24 @@ class DeviceLink:
 
     def await_state(self) -> None:
         """Make the destination's server ready to take the state."""
-        self.destination.control.call("migration_state", set="RESUMING")
+        self._go(self.destination.control, "RESUMING")
 
     def load(self) -> None:
         """Have the state that was handed over take effect. The server may refuse it."""
-        self.destination.control.call("migration_state", set="STOP")
+        self._go(self.destination.control, "STOP")
 
     def run(self) -> None:
-        self.destination.control.call("migration_state", set="RUNNING")
+        self._go(self.destination.control, "RUNNING")
+
+    def confirm(self, side: InterposedServer, *expected: str) -> None:
+        """Hear from a server that it is there, and in the state that it should be in. Raises `UserError`."""
+        state = side.control.call("migration_state")["state"]
+        if state not in expected:
+            why = "; the guest has reset it, migrate again" if state == "RUNNING" and side is self.source else ""
+            raise UserError(f"{self.name} is in state {state}, not {expected[0]}{why}")
+
+    def _go(self, control: Control, state: str) -> None:
+        control.call("migration_state", set=state, timeout=self.patience)
 
     def _picture(self) -> dict[str, Any]:
         return self.source.control.call("picture")

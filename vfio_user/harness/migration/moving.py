@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from vfio_user.harness.migration.coordinator import Coordinator, Failure, Plan
 from vfio_user.harness.migration.guest_view import compare, look
 from vfio_user.harness.migration.link import DeviceLink
 from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
+from vfio_user.harness.qmp import QmpLost, QmpTimeout
 
 if TYPE_CHECKING:
     from vfio_user.harness.lab import Lab
@@ -27,6 +29,7 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan) -> Repo
     report = Report(mode, guest.host.name, to.name, [server.device.name for server in servers])
     source, running = guest.machine, guest.machine.qmp.command("query-status")["running"]
     before = look(guest) if running else None
+    source.qmp.events.forget("RESET")
     arriving = _Arriving(lab, guest, to)
     try:
         try:
@@ -43,6 +46,7 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan) -> Repo
         finally:
             for link in links:
                 link.close()
+        rebooted = was_reset(source)
         if report.verdict is Verdict.MIGRATED:
             guest.continue_on(machine, to, arriving.devices(guest.devices))
             arriving.stays = True
@@ -50,9 +54,20 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan) -> Repo
     finally:
         if not arriving.stays:
             arriving.end()
+    if rebooted:
+        report.notes.append("the guest was reset meanwhile")
+        before = None
     if report.verdict is Verdict.MIGRATED and before is not None:
         compare(report, before, guest)
     return report
+
+
+def was_reset(machine: Machine) -> bool:
+    """Whether QEMU has told of a reset since its events were forgotten last."""
+    with suppress(QmpTimeout, QmpLost):
+        machine.qmp.wait_event("RESET", 0)
+        return True
+    return False
 
 
 def choose_mode(mode: Mode, servers: list[InterposedServer]) -> Mode:
