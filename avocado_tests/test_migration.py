@@ -7,6 +7,7 @@ each cell. What a device did wrong, in any of its rounds, is in the report of it
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from avocado_tests.guest_test import GuestTest
@@ -23,6 +24,8 @@ from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Mode, Report, Verdict
+from vfio_user.harness.migration.journal import Journal
+from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import Workload
 
 Cell = tuple[str, str]
@@ -216,3 +219,17 @@ def start(guest: BootedGuest, cells: Iterable[Cell]) -> list[Workload]:
         Workload(guest, kind, *(("--interrupts", interrupts) if interrupts else ()), device=device)
         for (kind, interrupts), device in zip(cells, guest.devices, strict=False)
     ]
+
+
+class Soaking(MigrationTest):
+    """
+    :avocado: tags=edu,migration,soak
+    """
+
+    def test_ten_hops(self) -> None:
+        """Every page that the device ever wrote is compared after each."""
+        with self.lab() as lab:
+            journal = Journal(Path(self.outputdir) / "soak.jsonl", {})
+            for report in Soak(interrupts="intx").run(lab, journal, 10):
+                self.whole(report)
+            self.assertEqual(len(journal.hops), 10)

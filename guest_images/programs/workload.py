@@ -3,7 +3,8 @@
 
 Runs until SIGTERM, or for --seconds. Prints one JSON object of the form that edu.py has; `seen` counts what was done
 and has the longest time between two rounds. --started names a file that is written as soon as the first round was
-right: "right", or when there will be none: "failed".
+right: "right", or when there will be none: "failed". At SIGUSR1 all is checked that else is checked in the end; what
+is known (`seen` and `wrong`) is written to a file of that name with .now behind it.
 
     workload idle        looks at the device's identification ten times a second
     workload registers   writes and reads registers; others must keep what they hold
@@ -62,8 +63,12 @@ class Workload:
     def round(self, number: int) -> None:
         """Do and check something; `number` counts from 0."""
 
+    def check(self) -> None:
+        """Check what has been done so far."""
+
     def finish(self) -> None:
-        """Check what can be checked only now: here, that no interrupt came by itself and that each still can."""
+        """Check what can be checked only now: that no interrupt came by itself and that each still can."""
+        self.check()
         if not self.edu.vectors:
             return
         self.edu.expect_quiet()
@@ -95,13 +100,9 @@ class Registers(Workload):
         self.edu.bar.write(LIVENESS, value)
         self.edu.expect(f"liveness of {value:#x}", self.edu.bar.read(LIVENESS), ~value & U32)
         if number % 16 == 0:
-            self.compare()
+            self.check()
 
-    def finish(self) -> None:
-        self.compare()
-        super().finish()
-
-    def compare(self) -> None:
+    def check(self) -> None:
         for register, value in KEPT.items():
             self.edu.expect(f"register {register:#x}, written long ago,", self.edu.bar.read(register), value)
         self.edu.expect("12!", self.edu.bar.read(FACTORIAL), 479001600)
@@ -125,6 +126,9 @@ class Interrupts(Workload):
 
     def finish(self) -> None:
         self.edu.expect_quiet()
+        self.check()
+
+    def check(self) -> None:
         counts = {number: self.edu.vectors[number].total for number in self.edu.used}
         self.edu.expect("the interrupts of all vectors", counts, self.raised)
         self.edu.seen["interrupts"] = sum(counts.values())
@@ -162,11 +166,10 @@ class Dma(Workload):
                 f"page {index} has not the content of round {number}, but {was or 'none ever written'}"
             )
 
-    def finish(self) -> None:
+    def check(self) -> None:
         for index in range(len(self.written)):
             self.compare(index)
         self.edu.seen["pages"] = sum(number >= 0 for number in self.written)
-        super().finish()
 
 
 KINDS: dict[str, type[Workload]] = {"idle": Idle, "registers": Registers, "interrupts": Interrupts, "dma": Dma}
@@ -191,7 +194,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def work(workload: Workload, seconds: float, started: str) -> None:
     """Rounds until it is time, or until enough went wrong."""
     told: list[int] = []
+    asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
+    signal.signal(signal.SIGUSR1, lambda number, _frame: asked.append(number))
     edu = workload.edu
     rounds, longest = 0, 0.0
     before = began = time.monotonic()
@@ -202,8 +207,19 @@ def work(workload: Workload, seconds: float, started: str) -> None:
             Path(started).write_text("right\n")
         now = time.monotonic()
         longest, before = max(longest, now - before), now
+        if asked:
+            asked.clear()
+            workload.check()
+            tell(f"{started}.now", {"seen": {**edu.seen, "rounds": rounds}, "wrong": edu.wrong})
     workload.finish()
     edu.seen |= {"rounds": rounds, "longest_round": round(longest, 4)}
+
+
+def tell(file: str, what: dict[str, Any]) -> None:
+    """Write a file that is never seen half written."""
+    unfinished = Path(f"{file}.unfinished")
+    unfinished.write_text(json.dumps(what))
+    unfinished.rename(file)
 
 
 def main() -> int:

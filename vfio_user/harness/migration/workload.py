@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import time
+
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.exercise import Exercise, report_of
@@ -33,11 +37,23 @@ class Workload:
         self._guest = guest
         slot = (device or guest.device).address
         started = f"/run/workload-{slot}.started"
+        self._now = f"{started}.now"
         guest.succeed(f"rm -f {started}")
         self.command = ("workload", kind, "--slot", slot, "--started", started, *arguments)
         self._job = guest.start(self.command, limit)
         if "right" not in guest.wait_until_succeeds(f"grep . {started}", _STARTING):
             raise GuestFailure(f"{' '.join(self.command)!r}: {self.end().verdict}", evidence=guest.evidence())
+
+    def look(self) -> Exercise:
+        """What it has done and seen so far; it checks everything that it can, and goes on."""
+        began = time.monotonic()
+        self._job.kill(signal.SIGUSR1)
+        text = self._guest.wait_until_succeeds(
+            f"cat {self._now} && rm {self._now}", _ENDING * self._guest.patience, interval=0.02
+        )
+        found = json.loads(text)
+        wrong = tuple(found["wrong"])
+        return Exercise(" ".join(self.command), not wrong, found["seen"], wrong, {}, time.monotonic() - began)
 
     def end(self) -> Exercise:
         """End it; what it did and saw. Raises `GuestFailure` when it gives no report."""

@@ -1,0 +1,103 @@
+"""What a soak keeps of itself: it goes on where it was, and notices what grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfio_user.errors import UserError
+from vfio_user.harness.migration.journal import Journal
+from vfio_user.harness.migration.soak import Soak, trends
+
+EDU = Soak().as_dict()
+NVME = Soak(device="nvme").as_dict()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kept" / "soak.jsonl"
+
+
+def test_an_interrupted_soak_goes_on_with_the_hops_it_had(path: Path) -> None:
+    first = Journal(path, EDU)
+    first.hop({"hop": 1, "downtime": 0.1})
+    first.hop({"hop": 2, "downtime": 0.2})
+    second = Journal(path, EDU)
+    assert second.resumed
+    assert second.hops == [{"hop": 1, "downtime": 0.1}, {"hop": 2, "downtime": 0.2}]
+    second.hop({"hop": 3, "downtime": 0.3})
+    assert [hop["hop"] for hop in Journal(path, EDU).hops] == [1, 2, 3]
+
+
+def test_a_soak_that_has_ended_is_not_gone_on_with(path: Path) -> None:
+    first = Journal(path, EDU)
+    first.hop({"hop": 1})
+    first.write({"kind": "end", "verdict": "nothing was lost"})
+    assert Journal(path, EDU).hops == []
+
+
+def test_a_soak_of_something_else_is_not_gone_on_with(path: Path) -> None:
+    Journal(path, EDU).hop({"hop": 1})
+    other = Journal(path, NVME)
+    assert not other.resumed
+    assert Journal(path, EDU).hops == []
+
+
+def test_nothing_of_earlier_soaks_is_thrown_away(path: Path) -> None:
+    Journal(path, EDU).hop({"hop": 1})
+    Journal(path, NVME).hop({"hop": 1})
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_line_that_was_cut_by_a_crash_is_left_out(path: Path) -> None:
+    Journal(path, EDU).hop({"hop": 1})
+    with path.open("a") as file:
+        file.write('{"kind": "hop", "hop": 2, "down')
+    assert Journal(path, EDU).hops == [{"hop": 1}]
+
+
+def test_a_journal_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        Journal(tmp_path, EDU)
+
+
+def hops(count: int, **growth: float) -> list[dict[str, Any]]:
+    steady = {
+        "harness_fds": 22,
+        "harness_rss": 70_000,
+        "qemu_fds": 92,
+        "qemu_rss": 600_000,
+        "server_fds": 9,
+        "server_rss": 26_000,
+        "downtime": 0.06,
+    }
+    return [{name: value + growth.get(name, 0) * hop for name, value in steady.items()} for hop in range(count)]
+
+
+def test_hops_that_are_all_alike_have_no_trend() -> None:
+    assert trends(hops(1000)) == []
+
+
+@pytest.mark.parametrize(("name", "each_hop"), [("harness_fds", 1), ("harness_rss", 2000), ("downtime", 0.01)])
+def test_what_grows_with_every_hop_is_named(name: str, each_hop: float) -> None:
+    [found] = trends(hops(100, **{name: each_hop}))
+    assert found.startswith(name)
+
+
+def test_one_slow_hop_is_no_trend() -> None:
+    soaked = hops(40)
+    soaked[-1]["downtime"] = 5.0
+    assert trends(soaked) == []
+
+
+def test_hops_without_a_downtime_are_left_out() -> None:
+    soaked = hops(40)
+    for hop in soaked[::2]:
+        hop["downtime"] = None
+    assert trends(soaked) == []
+
+
+def test_a_few_hops_tell_no_trend() -> None:
+    assert trends(hops(10, harness_fds=5)) == []
