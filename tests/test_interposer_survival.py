@@ -89,6 +89,18 @@ def test_no_request_is_lost_under_load(tmp_path: Path) -> None:
         assert count > 5
 
 
+def test_a_crash_triggers_the_drivers_interrupts_and_not_the_clients_own(tmp_path: Path) -> None:
+    """QEMU stops the guest at ERR, and has REQ unplug the device."""
+    with surviving(tmp_path) as edu, EventFd() as vector, EventFd() as error, EventFd() as request:
+        client = edu.client()
+        for index, eventfd in ((IrqIndex.MSIX, vector), (IrqIndex.ERR, error), (IrqIndex.REQ, request)):
+            client.enable_irqs(index, [eventfd])
+        kill(edu)
+        assert client.load(0, LIVENESS, 4) == 0xFFFFFFFF
+        assert client.wait_interrupt(vector) == 1
+        assert [error.take(), request.take()] == [0, 0]
+
+
 def test_the_new_server_is_told_of_memory_and_interrupts(tmp_path: Path) -> None:
     with surviving(tmp_path, kick=False) as edu, EventFd() as interrupt:
         client, ram = edu.client(), edu.ram()

@@ -13,7 +13,7 @@ from vfio_user.interposer.picture import Mapping, Picture
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import IrqSetFlags, MigrationState, RegionIndex
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags, MigrationState, RegionIndex
 from vfio_user.wire.region_info import decode_region_info
 
 WINDOW = 64
@@ -72,10 +72,15 @@ def fds_per_message(session: Session) -> int:
 
 
 def kick(picture: Picture) -> int:
-    """Trigger every interrupt that is set up: one may have been lost, and drivers bear one too many."""
+    """Trigger every interrupt that is set up: one may have been lost, and drivers bear one too many.
+
+    Not ERR and REQ, which are for the client and not for the driver: QEMU stops the guest, or unplugs the device.
+    """
     kicked = 0
-    for irqs in picture.irqs.values():
-        for fd in irqs.eventfds.values():
+    for index in (IrqIndex.INTX, IrqIndex.MSI, IrqIndex.MSIX):
+        if index not in picture.irqs:
+            continue
+        for fd in picture.irqs[index].eventfds.values():
             os.eventfd_write(fd, 1)
             kicked += 1
     return kicked
