@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from avocado import Test
 
-from vfio_user.errors import VerdictError
+from vfio_user.cli.test_e2e import INTERPOSE
+from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import patience
 from vfio_user.harness.exercise import Exercise, succeed
+from vfio_user.harness.known_issues import Failure, known_issues, recognise
 from vfio_user.harness.lab import Lab
+from vfio_user.harness.machine import Machine
+
+XFAIL, XPASS = "XFAIL", "XPASS"
 
 
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
@@ -22,13 +28,56 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
 
     @contextmanager
     def lab(self) -> Iterator[Lab]:
-        """A lab that ends with the block, not in tearDown: avocado leaves that out when a test takes too long."""
+        """A lab that ends with the block, not in tearDown: avocado leaves that out when a test takes too long.
+
+        When known issues were seen that the test names, it ends as CANCEL, with XFAIL as the reason.
+        """
+        self._seen: list[str] = []
         try:
-            with Lab("test", folder=Path(self.outputdir), progress=self.log.info) as lab:
-                yield lab
+            interpose = bool(self.params.get(INTERPOSE))
+            with Lab("test", folder=Path(self.outputdir), interpose=interpose, progress=self.log.info) as lab:
+                self._lab = lab
+                try:
+                    yield lab
+                except (VerdictError, UserError) as failure:
+                    self._explain(failure, lab)
+                    raise
         except VerdictError as failure:
             self.log.info("%s\n%s", failure, failure.evidence)
-            self.fail(str(failure))
+            self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))
+        if self._seen:
+            self.cancel(f"{XFAIL}: {'; '.join(self._seen)}")
+
+    @contextmanager
+    def known_issue(self, identity: str, guest: BootedGuest) -> Iterator[None]:
+        """A block that has to fail as this known issue says where the guest's QEMU has it, and is the last of the test.
+
+        It asks for what would be right. A failure with another symptom is a failure; none at all is one too (XPASS),
+        for the entry is out of date then. What is not affected runs as if the block were not there.
+        """
+        issue, machine = known_issues()[identity], guest.machine
+        version = self._lab.qemu.version
+        if not issue.expected(version):
+            yield
+            return
+        printed = machine.child.log.stat().st_size
+        try:
+            yield
+        except (VerdictError, UserError, AssertionError) as error:
+            failure = failure_of(machine, error, printed, wait=2.0)
+            if not issue.shows(failure):
+                error.add_note(f"this is not the symptom of the known issue {identity}: {issue.symptom}; {failure}")
+                raise
+            self.log.info("%s: %s: %s", XFAIL, identity, failure)
+            self._seen.append(f"{identity}: {issue.what}")
+            return
+        self.fail(f"{XPASS}: {identity} no longer happens on {'.'.join(map(str, version))}: {issue.what}")
+
+    def _explain(self, error: Exception, lab: Lab) -> None:
+        """Say so when what ended a QEMU looks like a known issue, in a test that does not name it."""
+        for guest in lab.guests:
+            for issue in recognise(failure_of(guest.machine, error), lab.qemu.version):
+                error.add_note(f"looks like the known issue {issue.id}: {issue.what}")
 
     def edu(self, guest: BootedGuest, *arguments: str, device: Plugged | None = None) -> Exercise:
         """Run the guest's edu program on a device, the guest's first if none is named; its verdict must be good."""
@@ -36,3 +85,14 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         done = succeed(guest, "edu", "--slot", slot, *arguments)
         self.log.info("%s: %s", done.command, dict(done.seen))
         return done
+
+
+def failure_of(machine: Machine, error: BaseException, printed: int = 0, wait: float = 0.0) -> Failure:
+    """What went wrong, with what QEMU has printed since its log had `printed` bytes; it has `wait` seconds to end."""
+    code = machine.child.wait(wait)
+    evidence = [str(error), getattr(error, "hint", ""), getattr(error, "evidence", "")]
+    return Failure(
+        text="\n".join(filter(None, evidence)),
+        ended=signal.Signals(-code).name if code is not None and code < 0 else "",
+        said=machine.child.log.read_bytes()[printed:].decode(errors="replace"),
+    )

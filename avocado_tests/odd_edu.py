@@ -1,0 +1,119 @@
+"""Edu devices and servers that are odd in one way each, for what QEMU makes of it.
+
+Devices are served by their names (`avocado_tests.odd_edu:FarTable`). As a program it serves one of them, and answers
+VERSION as it is told to:
+
+    python -m avocado_tests.odd_edu SOCKET '{"capabilities": {"pgsizes": 0}}' [--minor 1] [--device Counting] [--no-nul]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from unittest import mock
+
+from servers.edu import Edu
+from vfio_user.device import register, state
+from vfio_user.server import program, session
+from vfio_user.server.negotiation import Agreement, Answer, Offer, negotiate
+from vfio_user.wire import Dialect, Message
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags
+from vfio_user.wire.layouts import VERSION
+
+MSIX_CAPABILITY, TABLE, PBA = 0x11, 4, 8
+FAR = 1 << 20
+"""Far behind the end of the BAR that has the MSI-X table."""
+COUNT, WRONG, COUNTED = 0xC0, 0xC4, 0xC8
+UNMASKED = 0xD0
+
+
+class FarTable(Edu):
+    """Its MSI-X capability names a table that is not in the BAR."""
+
+    far = TABLE
+
+    def __init__(self) -> None:
+        super().__init__()
+        offset = self.config.get(0x34, 1)
+        while self.config.get(offset, 1) != MSIX_CAPABILITY:
+            offset = self.config.get(offset + 1, 1)
+        self.config.set(offset + self.far, 4, FAR | self.config.get(offset + self.far, 4))
+
+
+class FarPba(FarTable):
+    """Its MSI-X capability names a pending bit array that is not in the BAR."""
+
+    far = PBA
+
+
+class Counting(Edu):
+    """0xc0 takes numbers; 0xc4 has how often one was not the next, 0xc8 how many came."""
+
+    last: int = state(0)
+    wrong: int = state(0)
+    counted: int = state(0)
+
+    @register(bar=0, offset=COUNT, width=4)
+    def count(self, value: int) -> None:
+        self.wrong += value != self.last + 1
+        self.last = value
+        self.counted += 1
+
+    @register(bar=0, offset=WRONG, width=4)
+    def read_wrong(self) -> int:
+        return self.wrong
+
+    @register(bar=0, offset=COUNTED, width=4)
+    def read_counted(self) -> int:
+        return self.counted
+
+
+class Unmasked(Edu):
+    """0xd0 has how often the client has unmasked INTx by a message."""
+
+    unmasked: int = state(0)
+
+    def __init__(self) -> None:
+        super().__init__(msix=0)
+
+    @register(bar=0, offset=UNMASKED, width=4)
+    def read_unmasked(self) -> int:
+        return self.unmasked
+
+    def set_irqs(
+        self,
+        index: int,
+        start: int,
+        count: int,
+        action: IrqSetFlags,
+        data: IrqSetFlags,
+        bools: bytes = b"",
+        fds: Sequence[int] = (),
+    ) -> None:
+        if index == IrqIndex.INTX and action is IrqSetFlags.UNMASK and data is IrqSetFlags.DATA_NONE:
+            self.unmasked += 1
+        super().set_irqs(index, start, count, action, data, bools, fds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("socket")
+    parser.add_argument("capabilities", help="the JSON of the reply to VERSION")
+    parser.add_argument("--minor", type=int, default=0)
+    parser.add_argument("--no-nul", action="store_true", help="leave out the NUL behind the JSON")
+    parser.add_argument("--device", choices=["Edu", "Counting"], default="Edu")
+    asked = parser.parse_args()
+    text = asked.capabilities.encode() + (b"" if asked.no_nul else b"\0")
+
+    def told(
+        message: Message, dialect: Dialect, offer: Offer, *, migration_pgsize: int | None
+    ) -> tuple[Agreement | None, Answer]:
+        agreement, _ = negotiate(message, dialect, offer, migration_pgsize=migration_pgsize)
+        return agreement, Answer(message.reply(VERSION.pack(0, asked.minor, tail=text)))
+
+    with mock.patch.object(session, "negotiate", told):  # it says what no server of ours would
+        program.serve({"Edu": Edu, "Counting": Counting}[asked.device](), asked.socket)
+
+
+if __name__ == "__main__":
+    main()

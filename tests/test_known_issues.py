@@ -1,0 +1,165 @@
+"""The entries of known issues, what they say of a version, and how a failure is recognised as one."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from pydantic import ValidationError
+
+from vfio_user.cli import cli
+from vfio_user.harness.known_issues import (
+    Failure,
+    Here,
+    KnownIssue,
+    Status,
+    Symptom,
+    known_issues,
+    recognise,
+)
+
+ROOT = Path(__file__).parent.parent
+ISSUES = known_issues()
+
+
+def issue(**changes: object) -> KnownIssue:
+    entry = {
+        "id": "it-ends",
+        "what": "QEMU ends.",
+        "versions": ">=10.1,<11.2",
+        "tried": "11.1.3",
+        "status": "confirmed",
+        "symptom": {"ends": "SIGABRT", "says": r"Assertion .* failed"},
+        "evidence": "It was seen.",
+        "test": "a.py:A.test_it",
+    }
+    return KnownIssue.model_validate({**entry, **changes})
+
+
+ENDED = Failure("QEMU was killed by SIGABRT", "SIGABRT", "x.c:1: Assertion `a' failed.\n")
+
+
+def calls_of_known_issue(path: Path) -> dict[str, list[str]]:
+    """CLASS.METHOD: the ids that each test of a file names."""
+    named: dict[str, list[str]] = {}
+    for test_class in [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]:
+        for method in test_class.body:
+            if isinstance(method, ast.FunctionDef) and method.name.startswith("test_"):
+                calls = [node for node in ast.walk(method) if isinstance(node, ast.Call)]
+                named[f"{test_class.name}.{method.name}"] = [
+                    call.args[0].value
+                    for call in calls
+                    if isinstance(call.func, ast.Attribute)
+                    and call.func.attr == "known_issue"
+                    and isinstance(call.args[0], ast.Constant)
+                    and isinstance(call.args[0].value, str)
+                ]
+    return named
+
+
+@pytest.mark.parametrize("entry", [each for each in ISSUES.values() if each.test], ids=lambda entry: entry.id)
+def test_an_entry_names_a_test_that_there_is(entry: KnownIssue) -> None:
+    """One that expects a failure is named by the test, too: nothing else lets it fail."""
+    path, _, name = entry.test.partition(":")
+    named = calls_of_known_issue(ROOT / path)
+    assert name in named
+    assert (entry.id in named[name]) == (entry.status is Status.CONFIRMED)
+
+
+def test_a_test_may_fail_only_where_the_entry_names_it() -> None:
+    for path in sorted((ROOT / "avocado_tests").glob("test_*.py")):
+        for name, ids in calls_of_known_issue(path).items():
+            for id in ids:
+                assert ISSUES[id].test == f"avocado_tests/{path.name}:{name}"
+
+
+@pytest.mark.parametrize(
+    ("failure", "shown"),
+    [
+        (ENDED, True),
+        (Failure("QEMU was killed by SIGSEGV", "SIGSEGV", ENDED.said), False),
+        (Failure("QEMU was killed by SIGABRT", "SIGABRT", "nothing of the kind"), False),
+        (Failure("register 0 is wrong", "", ENDED.said), False),
+    ],
+)
+def test_a_failure_is_the_issue_only_with_all_of_its_symptom(failure: Failure, shown: bool) -> None:
+    assert issue().shows(failure) is shown
+
+
+def test_a_symptom_may_be_in_what_the_test_found() -> None:
+    wrong = issue(symptom={"finds": "lost: .*BAR 0"})
+    assert wrong.shows(Failure("lost: command is 0x0, BAR 0 is 0x0"))
+    assert not wrong.shows(Failure("the guest does not answer"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "here", "expected"),
+    [
+        ({}, (11, 1, 3), Here.HAPPENS, True),
+        ({}, (11, 1, 4), Here.EXPECTED, True),
+        ({}, (10, 1, 0), Here.EXPECTED, True),
+        ({}, (11, 2, 0), Here.OTHER, False),
+        ({}, (10, 0, 9), Here.OTHER, False),
+        ({"status": "not-seen", "symptom": None}, (11, 1, 3), Here.ABSENT, False),
+        ({"status": "not-seen", "symptom": None}, (11, 1, 4), Here.UNKNOWN, False),
+        ({"status": "right", "symptom": None}, (11, 1, 3), Here.HAPPENS, False),
+        ({"status": "untried", "symptom": None, "tried": "", "test": ""}, (11, 1, 3), Here.UNKNOWN, False),
+    ],
+)
+def test_what_an_entry_says_of_a_version(
+    changes: dict[str, object], version: tuple[int, ...], here: Here, expected: bool
+) -> None:
+    entry = issue(**changes)
+    assert (entry.here(version), entry.expected(version)) == (here, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"symptom": None},
+        {"status": "not-seen"},
+        {"test": ""},
+        {"tried": ""},
+        {"versions": "10.1"},
+        {"versions": ">=10.1 <11"},
+        {"status": "maybe"},
+        {"surplus": 1},
+        {"component": "guest"},
+    ],
+)
+def test_an_entry_that_is_not_complete_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        issue(**changes)
+
+
+@pytest.mark.parametrize("symptom", [{}, {"ends": "SIGNOTHING"}, {"says": "("}])
+def test_a_symptom_that_says_nothing_is_refused(symptom: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        Symptom.model_validate(symptom)
+
+
+def test_what_ended_qemu_in_another_test_is_only_hinted_at() -> None:
+    """Where QEMU has ended, and its version is affected."""
+    entries = [issue(), issue(id="wrong", symptom={"finds": "."})]
+    assert recognise(ENDED, (11, 1, 3), entries) == entries[:1]
+    assert recognise(ENDED, (12, 0, 0), entries) == []
+    assert recognise(Failure("register 0 is wrong"), (11, 1, 3), entries) == []
+
+
+def test_the_list_has_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no QEMU is needed to read it
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nonexistent")
+    done = CliRunner().invoke(cli, ["known-issues", "--json"])
+    assert done.exit_code == 0, done.output
+    listed = json.loads(done.output)["issues"]
+    assert [entry["id"] for entry in listed] == list(ISSUES)
+    assert all(ISSUES[entry["id"]].evidence == entry["evidence"] for entry in listed)
+
+
+def test_one_entry_is_shown_with_its_evidence_and_test() -> None:
+    done = CliRunner().invoke(cli, ["known-issues", "msix-unplug-abort"])
+    assert ISSUES["msix-unplug-abort"].test in done.output
+    assert "aborts" in done.output

@@ -1,0 +1,199 @@
+"""What is known to go wrong outside of this project, in QEMU above all, and how a run recognises it.
+
+known_issues.yaml has the entries; the models below are its schema. A guest-driven test that names an entry
+(`GuestTest.known_issue`) is expected to fail with the entry's symptom where the QEMU at hand has it: XFAIL. When that
+stops, the test fails, as XPASS, for then the entry is out of date. A test that names none can only pass or fail.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import resources
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+Version = tuple[int, ...]
+
+_CONDITION = re.compile(r"(>=|<|==)(\d+(?:\.\d+)*)")
+_CONDITIONS = {
+    ">=": lambda ours, theirs: ours >= theirs,
+    "<": lambda ours, theirs: ours < theirs,
+    "==": lambda ours, theirs: ours == theirs,
+}
+
+
+class Status(StrEnum):
+    """What became of a report or a prediction."""
+
+    CONFIRMED = "confirmed"
+    """It was made to happen; the test shows it."""
+    NOT_SEEN = "not-seen"
+    """It was tried, and does not happen; the test would tell."""
+    RIGHT = "right"
+    """It happens, and may: whoever writes a server has to know it."""
+    UNTRIED = "untried"
+    """It could not be tried here; `evidence` says why."""
+
+
+class Here(StrEnum):
+    """What an entry means for one version."""
+
+    HAPPENS = "happens"
+    EXPECTED = "expected"
+    """Affected, as far as is known; it was tried on another version."""
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+    OTHER = "other version"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Symptom(_Model):
+    """How the issue shows; all that is given has to be there. `says` and `finds` are patterns, found anywhere."""
+
+    ends: str = ""
+    """The signal that ends QEMU."""
+    says: str = ""
+    """In what QEMU prints."""
+    finds: str = ""
+    """In the failure that the test raises."""
+
+    @field_validator("ends")
+    @classmethod
+    def _is_signal(cls, name: str) -> str:
+        if name and name not in signal.Signals.__members__:
+            raise ValueError(f"{name!r} is no signal")
+        return name
+
+    @field_validator("says", "finds")
+    @classmethod
+    def _is_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Symptom:
+        if not (self.ends or self.says or self.finds):
+            raise ValueError("a symptom has at least one of ends, says and finds")
+        return self
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in a run: the error's text, the signal that ended QEMU if one did, what QEMU printed."""
+
+    text: str
+    ended: str = ""
+    said: str = ""
+
+
+class KnownIssue(_Model):
+    """One entry."""
+
+    id: str
+    what: str
+    """What happens, in a sentence."""
+    component: Literal["qemu", "kernel", "driver"] = "qemu"
+    versions: str
+    """Those affected as far as is known: ">=10.1" or ">=10.1,<11.2"."""
+    tried: str = ""
+    """The version on which it was tried."""
+    status: Status
+    symptom: Symptom | None = None
+    evidence: str
+    """What was done and seen."""
+    test: str = ""
+    """The guest-driven test that shows it, FILE:CLASS.METHOD."""
+    workaround: str = ""
+    link: str = ""
+    """Where upstream has it."""
+
+    @field_validator("versions")
+    @classmethod
+    def _are_versions(cls, text: str) -> str:
+        for part in text.split(","):
+            if not _CONDITION.fullmatch(part):
+                raise ValueError(f"{part!r} is no condition such as >=10.1")
+        return text
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> KnownIssue:
+        tried = self.status is not Status.UNTRIED
+        if tried != bool(self.tried) or tried != bool(self.test):
+            raise ValueError("tried and test are given exactly when it was tried")
+        if (self.symptom is not None) != (self.status is Status.CONFIRMED):
+            raise ValueError("a symptom is given exactly when it was confirmed")
+        return self
+
+    def affects(self, version: Version) -> bool:
+        """Whether this version of the component is among those affected."""
+        conditions = (_CONDITION.fullmatch(part) for part in self.versions.split(","))
+        return all(_CONDITIONS[found[1]](_padded(version), _padded(parse(found[2]))) for found in conditions if found)
+
+    def here(self, version: Version) -> Here:
+        """What the entry means for this version."""
+        same = bool(self.tried) and _padded(parse(self.tried)) == _padded(version)
+        match self.status:
+            case Status.UNTRIED:
+                return Here.UNKNOWN if self.affects(version) else Here.OTHER
+            case Status.NOT_SEEN:
+                return Here.ABSENT if same else Here.UNKNOWN
+            case _ if not self.affects(version):
+                return Here.OTHER
+            case _:
+                return Here.HAPPENS if same else Here.EXPECTED
+
+    def expected(self, version: Version) -> bool:
+        """Whether a test has to show it on this version."""
+        return self.status is Status.CONFIRMED and self.affects(version)
+
+    def shows(self, failure: Failure) -> bool:
+        """Whether this failure has the symptom."""
+        wanted = self.symptom
+        return (
+            wanted is not None
+            and wanted.ends in ("", failure.ended)
+            and re.search(wanted.says, failure.said) is not None
+            and re.search(wanted.finds, failure.text) is not None
+        )
+
+
+@functools.cache
+def known_issues() -> Mapping[str, KnownIssue]:
+    """All entries by id, in the file's order."""
+    text = resources.files(__package__).joinpath("known_issues.yaml").read_text()
+    entries = [KnownIssue.model_validate(entry) for entry in yaml.safe_load(text)]
+    found = {entry.id: entry for entry in entries}
+    if len(found) != len(entries):
+        raise ValueError("known_issues.yaml: an id is there twice")
+    return found
+
+
+def recognise(failure: Failure, version: Version, issues: Iterable[KnownIssue] | None = None) -> list[KnownIssue]:
+    """The issues that may have ended QEMU, for a test that names none: a hint for the reader, never a verdict."""
+    return [
+        issue
+        for issue in (known_issues().values() if issues is None else issues)
+        if issue.expected(version) and issue.symptom and issue.symptom.ends and issue.shows(failure)
+    ]
+
+
+def parse(version: str) -> Version:
+    """(11, 1, 3) from "11.1.3"."""
+    return tuple(map(int, version.split(".")))
+
+
+def _padded(version: Version) -> Version:
+    return (*version, 0, 0, 0)[:3]
