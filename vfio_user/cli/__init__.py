@@ -21,7 +21,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("image", "Build and list guest images."),
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
     "known-issues": ("known_issues", "List what is known to go wrong in QEMU, and what of it happens here."),
-    "known-issues": ("known_issues", "List what is known to go wrong in QEMU, and what of it happens here."),
     "migrate": ("migrate", "Migrate a guest with its device, and verify it from inside."),
     "soak": ("soak", "Migrate a guest back and forth, verify every hop, watch for what grows."),
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
