@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.seeded_bugs.catalogue import ROOT, Bug, CatalogueError, load
-from tests.seeded_bugs.detection import Verdict, detect
+from tests.seeded_bugs.detection import Verdict
 from tests.seeded_bugs.planting import environment
 
 BUGS = load()
@@ -79,15 +79,34 @@ def test_lines_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) -> 
     assert fits.planted == "def one():\n    return 1\n\ndef two():\n    return 3\n"
 
 
+DETECT = """
+import json, sys
+from dataclasses import replace
+from tests.seeded_bugs.catalogue import load
+from tests.seeded_bugs.detection import detect
+(finding,) = detect([replace(load()["edu-factorial-not-cut"], **json.loads(sys.argv[1]))], jobs=1)
+print(finding.verdict.name)
+"""
+"""In a process of its own, as by `scripts/detect`: here, other tests have imported the modules to be changed."""
+
+
 @pytest.mark.parametrize(
-    ("bug", "verdict"),
+    ("change", "verdict"),
     [
-        (EDU, Verdict.CAUGHT),
-        (replace(EDU, test="tests/test_device_edu.py::test_identification_and_liveness"), Verdict.MISSED),
-        (replace(EDU, test="tests/test_device_edu.py::test_that_is_not_there"), Verdict.FAILS_ANYWAY),
-        (replace(EDU, old="lines that are not there"), Verdict.BROKEN),
+        ({}, Verdict.CAUGHT),
+        ({"test": "tests/test_device_edu.py::test_identification_and_liveness"}, Verdict.MISSED),
+        ({"test": "tests/test_device_edu.py::test_that_is_not_there"}, Verdict.FAILS_ANYWAY),
+        ({"old": "lines that are not there"}, Verdict.BROKEN),
     ],
 )
-def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not(bug: Bug, verdict: Verdict) -> None:
-    (finding,) = detect([bug], jobs=1)
-    assert finding.verdict is verdict
+def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not(change: dict[str, str], verdict: Verdict) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DETECT, json.dumps(change)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split()[-1] == verdict.name
+
+
+def test_nothing_is_planted_in_a_module_that_is_there_already() -> None:
+    code = "import servers.edu; from tests.seeded_bugs.planting import plant; plant('edu-factorial-not-cut')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "CatalogueError" in done.stderr

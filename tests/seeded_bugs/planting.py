@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from tests.seeded_bugs.catalogue import ROOT, Bug, load
+from tests.seeded_bugs.catalogue import ROOT, Bug, CatalogueError, load
 
 VARIABLE = "VFIO_USER_SEEDED_BUG"
 HOOK = Path(__file__).parent / "hook"
@@ -33,6 +33,8 @@ def plant(id: str) -> None:
     """Have the bug of this id from now on. Raises CatalogueError, or KeyError if there is none of this id."""
     bug = load()[id]
     _ = bug.planted
+    if bug.module in sys.modules:
+        raise CatalogueError(f"{bug.id}: {bug.module} has been imported without the bug")
     sys.meta_path.insert(0, _Finder(bug))
 
 
