@@ -30,13 +30,18 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
         # The kernel announces a device before it has given it addresses; the files of its BARs come last.
         return all((function / f"resource{index}").exists() for index in resources(function))
 
+    def look(function: Path) -> dict[str, Any] | None:
+        if not usable(function):
+            return None
+        driver = function / "driver"
+        numbers = {name: int((function / name).read_text(), 16) for name in ("vendor", "device", "class")}
+        return {"address": function.name, "driver": driver.resolve().name if driver.exists() else "", **numbers}
+
     while True:
         found = sorted(Path("/sys/bus/pci/devices").glob(pattern))
-        if found and usable(found[0]):
-            driver = found[0] / "driver"
-            numbers = {name: int((found[0] / name).read_text(), 16) for name in ("vendor", "device", "class")}
-            name = driver.resolve().name if driver.exists() else ""
-            return {"address": found[0].name, "driver": name, **numbers}
+        with contextlib.suppress(FileNotFoundError):  # it is still being made, or goes away
+            if found and (seen := look(found[0])):
+                return seen
         left = end - time.monotonic()
         if left <= 0:
             return {"missing": ", ".join(path.name for path in found) or "no device"}
