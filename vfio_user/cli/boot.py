@@ -41,6 +41,10 @@ from vfio_user.harness.terminal import attach
 @click.option("--memory", default=512, show_default=True, help="MiB.")
 @click.option("--cpus", default=1, show_default=True)
 @click.option("--iommu", is_flag=True, help="Put an IOMMU before the devices.")
+@click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
+@click.option(
+    "--faults", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Have it do what this scenario says."
+)
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
 @click.option("--trace", is_flag=True, help="Log QEMU's side of every vfio-user message.")
 @click.option("--print-command", is_flag=True, help="Print the commands that do the same by hand, and end.")
@@ -51,6 +55,8 @@ def command(
     memory: int,
     cpus: int,
     iommu: bool,
+    interpose: bool,
+    faults: Path | None,
     fresh: bool,
     trace: bool,
     print_command: bool,
@@ -64,7 +70,7 @@ def command(
     if print_command:
         _print_command(wanted, image, qemu, hardware)
         return
-    with interruptible(), Lab("boot", qemu=qemu, progress=_say) as lab:
+    with interruptible(), Lab("boot", qemu=qemu, interpose=faults or interpose, progress=_say) as lab:
         guest = lab.boot(devices=wanted, image=image, fresh=fresh, trace=trace, monitor=True, **hardware)
         _say(_directions(lab, guest))
         if not attach(guest.machine):

@@ -50,11 +50,23 @@ EXERCISES: dict[str, tuple[str, tuple[Part, ...]]] = {
 )
 @click.option("--image", default="minimal", show_default=True, help="The guest image.")
 @click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
+@click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
+@click.option(
+    "--faults", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Have it do what this scenario says."
+)
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.option("--keep", is_flag=True, help="Keep the guest running afterwards, until Ctrl-C.")
 def command(
-    device: str, server: str | None, image: str, qemu: str | None, fresh: bool, as_json: bool, keep: bool
+    device: str,
+    server: str | None,
+    image: str,
+    qemu: str | None,
+    interpose: bool,
+    faults: Path | None,
+    fresh: bool,
+    as_json: bool,
+    keep: bool,
 ) -> None:
     """Boot a guest on our device, let it exercise the device, and report.
 
@@ -64,7 +76,7 @@ def command(
     wanted = Device.parse(server or device)
     printer = _Quiet() if as_json else _Printer()
     done: list[tuple[Part, Exercise]] = []
-    with interruptible(), Lab("run", qemu=qemu, progress=printer.progress) as lab:
+    with interruptible(), Lab("run", qemu=qemu, interpose=faults or interpose, progress=printer.progress) as lab:
         guest = lab.boot(device=wanted, image=image, iommu=True, trace=True, monitor=keep, fresh=fresh)
         printer.machine(lab, guest)
         for part in parts:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness import hotplug
@@ -21,6 +21,14 @@ from vfio_user.harness.ssh import SshGuest
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
+    from vfio_user.harness.interposed import Interpose
+
+
+class Serve(Protocol):
+    """Starts a device's server, with an interposer before it where that is wanted: `Lab.serve`."""
+
+    def __call__(self, device: Device, name: str, /, *, interposed: Interpose) -> DeviceServer: ...
+
 
 _BOOTED = 30.0  # seconds for the agent's first answer
 _PLUGGED = 15.0
@@ -51,7 +59,7 @@ class BootedGuest(Guest):
         machine: Machine,
         image: GuestImage,
         *,
-        serve: Callable[[Device, str], DeviceServer],
+        serve: Serve,
         host: Host = LocalHost(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(patience=machine.patience, console=lambda: self.machine.console.last_lines())
@@ -86,10 +94,18 @@ class BootedGuest(Guest):
 
     # -- devices --------------------------------------------------------------------------------------------------
 
-    def plug(self, device: Device | str, *, server: DeviceServer | None = None, **properties: object) -> Plugged:
+    def plug(
+        self,
+        device: Device | str,
+        *,
+        server: DeviceServer | None = None,
+        interpose: Interpose = False,
+        **properties: object,
+    ) -> Plugged:
         """Plug in a device and wait until the guest can use it.
 
-        `device` is what `Device.parse` takes. A server that runs already can be given as `server`. `properties` are
+        `device` is what `Device.parse` takes. A server that runs already can be given as `server`; before one that is
+        started here `interpose` puts an interposer: True, a scenario of faults, or an `Interposition`. `properties` are
         those of the QEMU device, with underscores for dashes (`x_msg_timeout=1000`).
         """
         wanted = device if isinstance(device, Device) else Device.parse(device)
@@ -97,7 +113,7 @@ class BootedGuest(Guest):
         identity = f"{self.name}-dev{self._count}"
         self._count += 1
         if not wanted.driver and server is None:
-            server = self._serve(wanted, f"{identity}-{wanted.name}")
+            server = self._serve(wanted, f"{identity}-{wanted.name}", interposed=interpose)
         arguments: dict[str, object]
         if server is None:
             arguments = {"driver": wanted.driver, "id": identity, "bus": slot_name(slot), **dict(wanted.properties)}

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness import evidence
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, record_versions, results_folder
 from vfio_user.harness.booted import BootedGuest
@@ -39,10 +40,11 @@ from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.image import ensure_image
-from vfio_user.harness.interposed import InterposedServer
+from vfio_user.harness.interposed import Interpose, InterposedServer, Interposition
 from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.migration import Mode, Plan, Report
 from vfio_user.harness.migration.moving import move
+from vfio_user.harness.process import Child
 from vfio_user.harness.qemu import Qemu, ensure_qemu
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import Device, DeviceServer
@@ -58,7 +60,8 @@ class Lab:
     """Guests, machines and servers of one run. A context manager.
 
     `folder` is where the evidence goes (a new one in `results` when not given), `qemu` the program to use instead of
-    the one that would be found or installed; `progress` is told what the long preparations of a first run do.
+    the one that would be found or installed; `interpose` puts an interposer before every server for which nothing else
+    is said; `progress` is told what the long preparations of a first run do.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Lab:
         *,
         folder: Path | None = None,
         qemu: str | None = None,
+        interpose: Interpose = False,
         progress: Callable[[str], None] = quiet,
     ) -> None:
         self.folder = folder or results_folder(name)
@@ -76,8 +80,10 @@ class Lab:
         self.machines: list[Machine] = []
         self._scratch = Scratch()
         self._explicit_qemu = qemu
+        self._interpose = interpose
         self._progress = progress
         self._images: dict[str, GuestImage] = {}
+        self._children: list[Child] = []  # all that ever were, for the evidence
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
 
@@ -118,6 +124,7 @@ class Lab:
         fresh: bool = False,
         trace: bool = False,
         monitor: bool = False,
+        interpose: Interpose = False,
         migratable: bool = False,
         root_bus: bool = False,
         host: Host = LocalHost(),  # noqa: B008  # frozen
@@ -126,10 +133,10 @@ class Lab:
         """A running guest with its devices, in an instant when there is a checkpoint of it.
 
         `fresh` boots it from the beginning. `trace` logs every vfio-user message of QEMU, `monitor` lets a second QMP
-        client connect (`monitor_path`). `migratable` puts an interposer before every server, which `migrate` needs;
-        `host` is where it all runs. With `root_bus` the devices are on the root bus itself, where nothing can be
-        plugged in: the guest boots with them, from the beginning. `hardware` are fields of `MachineConfig`: memory,
-        cpus, iommu, slots, modules.
+        client connect (`monitor_path`). `interpose` puts an interposer before every server: True, a scenario of faults,
+        or an `Interposition`; `migratable` does so too, for `migrate` needs it. `host` is where it all runs. With
+        `root_bus` the devices are on the root bus itself, where nothing can be plugged in: the guest boots with them,
+        from the beginning. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots, modules.
         """
         name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
         wanted = [
@@ -140,7 +147,9 @@ class Lab:
         servers = [
             None
             if item.driver
-            else self.serve(item, f"{name}-dev{index}-{item.name}", interposed=migratable, host=host, trace=trace)
+            else self.serve(
+                item, f"{name}-dev{index}-{item.name}", interposed=interpose or migratable, host=host, trace=trace
+            )
             for index, item in enumerate(wanted)
         ]
         config = self.hardware(**hardware)
@@ -177,23 +186,28 @@ class Lab:
         device: str | Device,
         name: str = "",
         *,
-        interposed: bool = False,
+        interposed: Interpose = False,
         host: Host = LocalHost(),  # noqa: B008  # frozen
         trace: bool = False,
     ) -> DeviceServer:
         """Start the server of a device, with an interposer before it if wanted; a guest's `plug` takes it as `server`.
 
-        `trace` has the interposer record every message.
+        `interposed` is what `boot` takes as `interpose`; `trace` has the interposer record every message.
         """
+        interposition = Interposition.of(interposed or self._interpose)
         wanted = device if isinstance(device, Device) else Device.parse(device)
         name = name or f"server{len(self.servers)}-{wanted.name}"
         with self.timeline.step(f"start the server {name}"):
+            common = (wanted, self._scratch, self.folder, name)
             server = (
-                InterposedServer(wanted, self._scratch, self.folder, name, host=host, trace=trace)
-                if interposed
-                else DeviceServer(wanted, self._scratch, self.folder, name, host=host)
+                InterposedServer(*common, host=host, trace=trace, interposition=interposition)
+                if interposition
+                else DeviceServer(*common, host=host)
             )
         self.servers.append(server)
+        self._children.append(server.child)
+        if isinstance(server, InterposedServer) and server.interposer is not server.child:
+            self._children.append(server.interposer)
         return server
 
     def monitor_path(self, guest: BootedGuest) -> Path:
@@ -296,6 +310,7 @@ class Lab:
             environment=self._scratch.environment,
         )
         self.machines.append(machine)
+        self._children.append(machine.child)
         return machine
 
     def _answering(
@@ -339,9 +354,7 @@ class Lab:
 
     def _write_records(self) -> None:
         self.timeline.write(self.folder / "timeline.json")
-        commands = [(machine.name, machine.argv) for machine in self.machines]
-        commands += [(server.name, server.argv) for server in self.servers]
-        lines = (f"# {name}\n{shlex.join(argv)}\n" for name, argv in commands)
+        lines = (f"# {child.name}\n{shlex.join(child.argv)}\n" for child in self._children)
         (self.folder / "commands.txt").write_text("\n".join(lines))
         facts: dict[str, object] = {
             "images": {name: image.digest for name, image in self._images.items()},
@@ -357,15 +370,22 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        good = error is None or isinstance(error, KeyboardInterrupt)
+        dead = [] if good and not evidence.crashed(self._children) else evidence.deaths(self.folder, self._children)
         if error is None:
             self.close()
-            return
-        error.add_note(f"logs: {self.folder}")
-        if not isinstance(error, KeyboardInterrupt):
-            for guest in self.guests:
-                guest.collect(self.folder)
-        with suppress(UserError, VerdictError):  # the first error is the one to show
-            self.close()
+        else:
+            if not good:
+                for guest in self.guests:
+                    guest.collect(self.folder)
+            with suppress(UserError, VerdictError):  # the first error is the one to show
+                self.close()
+        if not good or dead:
+            cause = evidence.write(self.folder, self._children, error, dead)
+            if error is not None:
+                error.add_note(f"first cause: {cause}")
+        if error is not None:
+            error.add_note(f"logs: {self.folder}")
 
 
 def _on_root_bus(name: str, devices: Sequence[tuple[Device, DeviceServer | None]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -137,7 +137,7 @@ class DeviceServer:
             time.sleep(0.01)  # the kernel has no event for listen(2)
 
 
-def server_command(device: Device, path: Path, fds: tuple[int, ...] = ()) -> list[str]:
+def server_command(device: Device, path: Path, fds: Sequence[int | str] = ()) -> list[str]:
     """The command line of a device's server, for a socket at `path` or an inherited one."""
     if device.command:
         checked_socket_path(path)
