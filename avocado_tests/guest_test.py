@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +13,8 @@ from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import patience
 from vfio_user.harness.exercise import Exercise, succeed
-from vfio_user.harness.known_issues import Failure, known_issues, recognise
+from vfio_user.harness.known_issues import XFAIL, expected_to_fail, failure_of, known_issues, recognise
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.machine import Machine
-
-XFAIL, XPASS = "XFAIL", "XPASS"
 
 
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
@@ -55,28 +51,14 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         It asks for what would be right. A failure with another symptom is a failure; none at all is one too (XPASS),
         for the entry is out of date then. What is not affected runs as if the block were not there.
         """
-        issue, machine = known_issues()[identity], guest.machine
-        version = self._lab.qemu.version
-        if not issue.expected(version):
+        issue = known_issues()[identity]
+        with expected_to_fail(issue, self._lab.qemu.version, guest.machine.child, self._seen):
             yield
-            return
-        printed = machine.child.log.stat().st_size
-        try:
-            yield
-        except (VerdictError, UserError, AssertionError) as error:
-            failure = failure_of(machine, error, printed, wait=2.0)
-            if not issue.shows(failure):
-                error.add_note(f"this is not the symptom of the known issue {identity}: {issue.symptom}; {failure}")
-                raise
-            self.log.info("%s: %s: %s", XFAIL, identity, failure)
-            self._seen.append(f"{identity}: {issue.what}")
-            return
-        self.fail(f"{XPASS}: {identity} no longer happens on {'.'.join(map(str, version))}: {issue.what}")
 
     def _explain(self, error: Exception, lab: Lab) -> None:
         """Say so when what ended a QEMU looks like a known issue, in a test that does not name it."""
         for guest in lab.guests:
-            for issue in recognise(failure_of(guest.machine, error), lab.qemu.version):
+            for issue in recognise(failure_of(guest.machine.child, error), lab.qemu.version):
                 error.add_note(f"looks like the known issue {issue.id}: {issue.what}")
 
     def edu(self, guest: BootedGuest, *arguments: str, device: Plugged | None = None) -> Exercise:
@@ -85,14 +67,3 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         done = succeed(guest, "edu", "--slot", slot, *arguments)
         self.log.info("%s: %s", done.command, dict(done.seen))
         return done
-
-
-def failure_of(machine: Machine, error: BaseException, printed: int = 0, wait: float = 0.0) -> Failure:
-    """What went wrong, with what QEMU has printed since its log had `printed` bytes; it has `wait` seconds to end."""
-    code = machine.child.wait(wait)
-    evidence = [str(error), getattr(error, "hint", ""), getattr(error, "evidence", "")]
-    return Failure(
-        text="\n".join(filter(None, evidence)),
-        ended=signal.Signals(-code).name if code is not None and code < 0 else "",
-        said=machine.child.log.read_bytes()[printed:].decode(errors="replace"),
-    )

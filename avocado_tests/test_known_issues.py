@@ -161,7 +161,7 @@ class KnownIssueTest(GuestTest):
         return str(refused.exception.description)
 
     def interposed(
-        self, lab: Lab, scenario: str = "", device: str = "edu", **properties: object
+        self, lab: Lab, scenario: str = "", device: str = "edu", **properties: Any
     ) -> tuple[BootedGuest, Plugged, InterposedServer]:
         """A guest with an edu behind an interposer, which breaks the session as the scenario says."""
         server = cast(InterposedServer, lab.serve(device, interposed=True, trace=True))
@@ -235,7 +235,7 @@ class Data(KnownIssueTest):
     def test_order_of_writes_to_a_server_that_does_not_keep_up(self) -> None:
         multiple = odd_server({"max_msg_fds": 16, "write_multiple": True}, "--device", "Counting")
         counting = Device.parse("avocado_tests.odd_edu:Counting")
-        cases: list[tuple[Device, dict[str, object]]] = [
+        cases: list[tuple[Device, dict[str, Any]]] = [
             (counting, {}),
             (counting, {"x_no_posted_writes": True}),
             (counting, {"x_send_queued": True}),

@@ -11,15 +11,18 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from vfio_user.cli import cli
+from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.known_issues import (
     Failure,
     Here,
     KnownIssue,
     Status,
     Symptom,
+    expected_to_fail,
     known_issues,
     recognise,
 )
+from vfio_user.harness.process import Child
 
 ROOT = Path(__file__).parent.parent
 ISSUES = known_issues()
@@ -163,3 +166,58 @@ def test_one_entry_is_shown_with_its_evidence_and_test() -> None:
     done = CliRunner().invoke(cli, ["known-issues", "msix-unplug-abort"])
     assert ISSUES["msix-unplug-abort"].test in done.output
     assert "aborts" in done.output
+
+
+# what a test that names an issue makes of its failures
+
+ABORTING = "until [ -e \"$GO\" ]; do sleep 0.01; done; echo 'x.c:1: Assertion a failed'; kill -ABRT $$"
+WELL = "true"
+
+
+def attempt(entry: KnownIssue, folder: Path, program: str, error: Exception | None) -> list[str]:
+    """A block that names the issue, with a program in QEMU's place, and ends with this error. What was seen of it."""
+    seen: list[str] = []
+    qemu = Child("QEMU", ["sh", "-c", program], log=folder / "log", environment={"GO": str(folder / "go")})
+    try:
+        with expected_to_fail(entry, (11, 1, 3), qemu, seen):
+            (folder / "go").touch()
+            qemu.wait(5)
+            if error is not None:
+                raise error
+    finally:
+        qemu.stop()
+    return seen
+
+
+@pytest.mark.parametrize("error", [UserError("QEMU is gone"), VerdictError("no answer"), AssertionError("wrong")])
+def test_the_symptom_is_seen(tmp_path: Path, error: Exception) -> None:
+    assert attempt(issue(), tmp_path, ABORTING, error) == ["it-ends: QEMU ends."]
+
+
+def test_another_failure_is_one(tmp_path: Path) -> None:
+    with pytest.raises(VerdictError) as failure:
+        attempt(issue(), tmp_path, WELL, VerdictError("the register is wrong"))
+    assert "not the symptom" in failure.value.__notes__[0]
+
+
+def test_what_was_printed_before_is_no_symptom(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("x.c:1: Assertion failed")
+    with pytest.raises(UserError):
+        attempt(issue(), tmp_path, "kill -ABRT $$", UserError("QEMU is gone"))
+
+
+def test_a_defect_of_the_test_itself_is_no_symptom(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        attempt(issue(), tmp_path, ABORTING, TypeError("a defect of the test"))
+
+
+def test_what_no_longer_happens_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(VerdictError, match="XPASS"):
+        attempt(issue(), tmp_path, WELL, None)
+
+
+def test_a_version_that_is_not_affected_has_to_pass(tmp_path: Path) -> None:
+    fixed = issue(versions="<11")
+    assert attempt(fixed, tmp_path, WELL, None) == []
+    with pytest.raises(UserError):
+        attempt(fixed, tmp_path, ABORTING, UserError("QEMU is gone"))

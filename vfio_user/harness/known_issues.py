@@ -8,9 +8,11 @@ stops, the test fails, as XPASS, for then the entry is out of date. A test that 
 from __future__ import annotations
 
 import functools
+import operator
 import re
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -19,14 +21,16 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness.process import Child
+
 Version = tuple[int, ...]
 
+XFAIL, XPASS = "XFAIL", "XPASS"
+"""Verdicts of a test that names an issue: it was seen; it was to be seen, and was not."""
+
 _CONDITION = re.compile(r"(>=|<|==)(\d+(?:\.\d+)*)")
-_CONDITIONS = {
-    ">=": lambda ours, theirs: ours >= theirs,
-    "<": lambda ours, theirs: ours < theirs,
-    "==": lambda ours, theirs: ours == theirs,
-}
+_CONDITIONS: dict[str, Callable[[Version, Version], bool]] = {">=": operator.ge, "<": operator.lt, "==": operator.eq}
 
 
 class Status(StrEnum):
@@ -188,6 +192,42 @@ def recognise(failure: Failure, version: Version, issues: Iterable[KnownIssue] |
         for issue in (known_issues().values() if issues is None else issues)
         if issue.expected(version) and issue.symptom and issue.symptom.ends and issue.shows(failure)
     ]
+
+
+@contextmanager
+def expected_to_fail(issue: KnownIssue, version: Version, qemu: Child, seen: list[str]) -> Iterator[None]:
+    """A block that asks for what would be right, and has to fail with the issue's symptom where `version` is affected.
+
+    What was seen of it is added to `seen`, and the failure is over. Where `version` is not affected nothing is special.
+
+    Raises:
+        VerdictError: (XPASS) nothing went wrong, and the entry is out of date.
+    """
+    if not issue.expected(version):
+        yield
+        return
+    printed = qemu.log.stat().st_size
+    try:
+        yield
+    except (VerdictError, UserError, AssertionError) as error:
+        failure = failure_of(qemu, error, printed, wait=2.0)
+        if not issue.shows(failure):
+            error.add_note(f"this is not the symptom of the known issue {issue.id}: {failure}")
+            raise
+        seen.append(f"{issue.id}: {issue.what}")
+        return
+    raise VerdictError(f"{XPASS}: {issue.id} no longer happens on {'.'.join(map(str, version))}: {issue.what}")
+
+
+def failure_of(qemu: Child, error: BaseException, printed: int = 0, wait: float = 0.0) -> Failure:
+    """What went wrong, with what QEMU has printed since its log had `printed` bytes; it has `wait` seconds to end."""
+    code = qemu.wait(wait)
+    words = [str(error), getattr(error, "hint", ""), getattr(error, "evidence", "")]
+    return Failure(
+        text="\n".join(filter(None, words)),
+        ended=signal.Signals(-code).name if code is not None and code < 0 else "",
+        said=qemu.log.read_bytes()[printed:].decode(errors="replace"),
+    )
 
 
 def parse(version: str) -> Version:
