@@ -13,7 +13,7 @@ from typing import Any
 from avocado_tests.guest_test import GuestTest
 from servers.control import ControlClient
 from vfio_user.harness.booted import BootedGuest, Plugged
-from vfio_user.harness.guest import GuestFailure
+from vfio_user.harness.guest import GuestFailure, Job
 from vfio_user.harness.lab import Lab
 
 MIB = 1 << 20
@@ -67,12 +67,12 @@ class NvmeTest(GuestTest):
 
     @contextmanager
     def bench(
-        self, *sizes: str, options: str = "", server: str = "", io_timeout: int = 0, **boot: Any
+        self, *sizes: str, options: str = "", server: str = "", faults: str = "", io_timeout: int = 0, **boot: Any
     ) -> Iterator[Bench]:
         """A guest with a controller that has namespaces of these sizes (`64M`, `8M:ro`), or one of 64 MiB.
 
         `server` is another command line, in which {nvme} is the controller with its options, and {folder} that of the
-        images. `boot` is for `Lab.boot`.
+        images, where `faults` are written to a file of this name. `boot` is for `Lab.boot`.
         """
         with tempfile.TemporaryDirectory(prefix="vfu-") as scratch, self.lab() as lab:
             folder = Path(scratch)
@@ -80,6 +80,7 @@ class NvmeTest(GuestTest):
             for index, size in enumerate(sizes):
                 if size.endswith(":ro"):  # which makes no file
                     make_image(folder / f"disk{index}.img", int(size.removesuffix("M:ro")) * MIB)
+            (folder / "faults").write_text(faults)
             device = f"nvme --image {images} --control {folder}/control {options}"
             guest = lab.boot(image="storage", **boot)
             self.load_driver(guest, io_timeout)
@@ -93,6 +94,15 @@ class NvmeTest(GuestTest):
         guest.succeed("modprobe nvme", "modprobe ext4")
         if io_timeout:
             set_io_timeout(guest, io_timeout)
+
+    def start_load(self, bench: Bench, *, runtime: int, **options: object) -> Job:
+        """Begin a fio job that writes and verifies over and over for so many seconds; it is under way on return."""
+        always = {"verify": "crc32c", "verify_fatal": 1, "time_based": 1, "runtime": runtime}
+        disk = bench.block()
+        job = bench.guest.start(fio_command(disk, **always, **options), 90)
+        written = f"/sys/block/{Path(disk).name}/stat"
+        bench.guest.wait_until_succeeds(f"test $(awk '{{print $7}}' {written}) -gt 2000", interval=0.02)
+        return job
 
     def fio(self, guest: BootedGuest, target: str, *, timeout: float = 60.0, **options: object) -> Mapping[str, Any]:
         """Run one fio job on a device, with direct I/O; its figures. What it finds wrong fails the test."""

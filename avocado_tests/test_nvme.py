@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from avocado_tests.nvme_test import IO_TIMEOUT, MIB, Bench, NvmeTest, character_device, fio_command
+from avocado_tests.nvme_test import IO_TIMEOUT, MIB, NvmeTest, character_device
 from vfio_user.harness.booted import BootedGuest
 
 
@@ -246,11 +246,12 @@ class Trouble(NvmeTest):
         """Controller resets by nvme-cli and function level resets, while fio writes and verifies."""
         with self.bench("64M", io_timeout=5) as bench:
             guest, controller = bench.guest, character_device(bench.guest)
-            load = self.load(bench)
+            load = self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=16, size="8m", runtime=4)
             for _ in range(4):
                 guest.wait_until_succeeds(f"nvme reset {controller}", interval=0.05)
             guest.succeed(f"echo 1 > {guest.device.sysfs}/reset")
-            self.finish(load)
+            result = load.wait()
+            self.assertTrue(result.ok, result.describe())
 
     def test_a_subsystem_reset_is_recovered_from(self) -> None:
         """The driver does not notice by itself; its next reset finds a controller that works."""
@@ -262,29 +263,6 @@ class Trouble(NvmeTest):
             guest.wait_until_succeeds(f"nvme reset {controller}", interval=0.05)
             guest.succeed(f"dd if={bench.block()} of=/tmp/copy bs=1M iflag=direct")
             self.assertTrue(guest.get("/tmp/copy") == image)
-
-    def load(self, bench: Bench, seconds: int = 4) -> Any:
-        """fio, which writes and verifies over and over; `finish` waits for it and judges."""
-        job = bench.guest.start(
-            fio_command(
-                bench.block(),
-                rw="randwrite",
-                bsrange="4k-64k",
-                iodepth=16,
-                size="8m",
-                verify="crc32c",
-                verify_fatal=1,
-                time_based=1,
-                runtime=seconds,
-            ),
-            90,
-        )
-        bench.guest.wait_until_succeeds("test $(awk '{print $7}' /sys/block/nvme0n1/stat) -gt 2000", interval=0.02)
-        return job
-
-    def finish(self, load: Any) -> None:
-        result = load.wait()
-        self.assertTrue(result.ok, result.describe())
 
 
 def ask(guest: BootedGuest, command: str) -> Mapping[str, Any]:

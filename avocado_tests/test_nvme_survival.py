@@ -1,0 +1,207 @@
+"""What an NVMe controller's guest keeps when servers are killed, replaced, slowed down and moved."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import closing
+from pathlib import Path
+
+from avocado_tests.nvme_test import IO_TIMEOUT, Bench, NvmeTest, block_device
+from avocado_tests.programs.durable import PLACES, SIZE
+from vfio_user.harness.guest import Job
+from vfio_user.harness.hosts.pair import two_hosts
+from vfio_user.interposer.control.client import Control
+
+KEPT_ALIVE = (
+    "vfio-user interpose --listen {socket} --server-command 'vfio-user serve {nvme} --fd {fd}' --keep-alive"
+    " --control {folder}/interposer"
+)
+FAULTY = (
+    "vfio-user interpose --listen {socket} --server-command 'vfio-user serve {nvme} --fd {fd}' --faults {folder}/faults"
+    " --control {folder}/interposer"
+)
+
+
+class Kills(NvmeTest):
+    """
+    :avocado: tags=nvme,kill
+    """
+
+    def test_what_was_acknowledged_is_there_after_a_fresh_boot(self) -> None:
+        """FUA writes; the server dies, its guest with it, and another guest reads the image."""
+        with self.bench("16M", io_timeout=IO_TIMEOUT) as bench:
+            self.begin_writing(bench, "fua")
+            self.wait_for(bench, 100)
+            acknowledged = self.acknowledged(bench)
+            self.kill_server(bench)
+            self.check(acknowledged, bench.image.read_bytes())
+            following = bench.lab.boot(image="storage")
+            self.load_driver(following)
+            following.plug(bench.device)
+            following.succeed(f"dd if={block_device(following)} of=/tmp/copy bs={SIZE} count={PLACES} iflag=direct")
+            self.check(acknowledged, following.get("/tmp/copy"))
+
+    def test_a_server_is_killed_and_replaced_under_fua_writes(self) -> None:
+        self.kill_again_and_again("fua", 2)
+
+    def test_a_server_is_killed_and_replaced_under_flushes(self) -> None:
+        self.kill_again_and_again("flush", 1)
+
+    def test_kills_all_night(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        self.kill_again_and_again("fua", 12)
+        self.kill_again_and_again("flush", 12)
+
+    def kill_again_and_again(self, way: str, times: int) -> None:
+        """The guest's driver resets the controller, and its writer goes on as if nothing had been."""
+        with self.bench("16M", server=KEPT_ALIVE, io_timeout=IO_TIMEOUT) as bench:
+            self.begin_writing(bench, way)
+            with closing(Control(bench.folder / "interposer")) as interposer:
+                for time in range(times):
+                    self.wait_for(bench, self.acknowledged(bench) + 37 + 11 * time)
+                    interposer.call("signal", signal="SIGKILL")
+                    acknowledged = self.acknowledged(bench)
+                    self.check(acknowledged, bench.image.read_bytes())
+                self.wait_for(bench, self.acknowledged(bench) + 50)
+                self.assertEqual(interposer.call("status")["survival"]["crashes"], times)
+            bench.guest.succeed("touch /tmp/enough", "test ! -e /tmp/failed")
+            self.check(self.acknowledged(bench), bench.image.read_bytes())
+
+    def test_a_file_system_survives_the_server(self) -> None:
+        """ext4, remounted in another guest: its journal is replayed, and every file that was synced is whole."""
+        with self.bench("64M", io_timeout=IO_TIMEOUT) as bench:
+            guest, disk = bench.guest, bench.block()
+            guest.succeed(f"mkfs.ext4 -q {disk}", "mkdir -p /mnt", f"mount -t ext4 {disk} /mnt")
+            guest.start(["python3", "-c", SYNC_FILES])
+            guest.wait_until_succeeds("test $(wc -l < /tmp/synced) -ge 60", interval=0.02)
+            lines = guest.get("/tmp/synced").decode().splitlines(keepends=True)
+            synced = dict(line.split() for line in lines if line.endswith("\n"))
+            self.kill_server(bench)
+            following = bench.lab.boot(image="storage")
+            self.load_driver(following)
+            following.plug(bench.device)
+            disk = block_device(following)
+            following.succeed("mkdir -p /mnt", f"mount -t ext4 {disk} /mnt")
+            sums = (line.split() for line in following.succeed("cd /mnt; md5sum f*").splitlines())
+            found = {name: checksum for checksum, name in sums}
+            self.assertEqual({name: found.get(name) for name in synced}, synced)
+            following.succeed("umount /mnt", f"e2fsck -fn {disk}")
+
+    def kill_server(self, bench: Bench) -> None:
+        """QEMU does not survive that: it aborts when it next wants something of the device."""
+        server = bench.guest.device.server
+        assert server is not None
+        server.kill()
+        bench.guest.machine.stop()
+
+    # -- what they share --------------------------------------------------------------------------------------------
+
+    def begin_writing(self, bench: Bench, way: str) -> None:
+        bench.guest.put(Path(__file__).parent / "programs/durable.py", "/tmp/durable.py")
+        bench.guest.start(["python3", "/tmp/durable.py", bench.block(), way], 300)
+        self.wait_for(bench, 0)
+
+    def acknowledged(self, bench: Bench) -> int:
+        return int(bench.guest.get("/tmp/acknowledged"))
+
+    def wait_for(self, bench: Bench, number: int) -> None:
+        """Until the guest's writer has had so many blocks acknowledged."""
+        command = f'test -e /tmp/failed || test "$(cat /tmp/acknowledged)" -ge {number}'
+        bench.guest.wait_until_succeeds(command, interval=0.01)
+        bench.guest.succeed("test ! -e /tmp/failed || { cat /tmp/failed; false; }")
+
+    def check(self, acknowledged: int, image: bytes) -> None:
+        """Every place has the block that was acknowledged last there, or one that was written later; whole."""
+        self.assertGreater(acknowledged, 0)
+        for place in range(min(PLACES, acknowledged + 1)):
+            block = image[place * SIZE : (place + 1) * SIZE]
+            (number,) = struct.unpack_from("<Q", block)
+            last = acknowledged - (acknowledged - place) % PLACES
+            self.assertIn(number, range(last, last + 100 * PLACES, PLACES), f"place {place}")
+            self.assertEqual(block, struct.pack("<Q", number) * (SIZE // 8), f"place {place}")
+
+
+class Moves(NvmeTest):
+    """
+    :avocado: tags=nvme,move
+    """
+
+    def test_a_server_is_upgraded_under_load(self) -> None:
+        """Restarts on purpose: queues, features and commands in flight are handed to the next server, at once."""
+        with self.bench("64M", server=KEPT_ALIVE) as bench:
+            load = self.load(bench)
+            with closing(Control(bench.folder / "interposer")) as interposer:
+                for _ in range(3):
+                    done = interposer.call("restart", hand_over=True)
+                    self.assertTrue(done["handed_over"])
+            self.finish(bench, load)
+
+    def test_a_guest_migrates_under_load(self) -> None:
+        """The image is shared; commands under way are done on one side or the other."""
+        with two_hosts() as hosts, self.bench("64M", migratable=True, host=hosts.a) as bench:
+            load = self.load(bench)
+            for to in (hosts.b, hosts.a):
+                report = bench.lab.migrate(bench.guest, to=to)
+                self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
+            self.finish(bench, load)
+
+    def test_doorbells_come_late(self) -> None:
+        self.under_faults(
+            """
+            - match: {direction: to-server, command: REGION_WRITE, region: BAR0, offset: 0x1000-0x10ff,
+                      probability: 0.2}
+              act: {delay: {seconds: 0.005, jitter: 0.01}}
+            """
+        )
+
+    def test_doorbells_come_twice(self) -> None:
+        self.under_faults(
+            """
+            - match: {direction: to-server, command: REGION_WRITE, region: BAR0, offset: 0x1008-0x10ff}
+              act: {duplicate: 1}
+            """
+        )
+
+    def test_doorbells_get_lost(self) -> None:
+        """A command of which the controller never hears is given up, or found with the next doorbell."""
+        self.under_faults(
+            """
+            - match: {direction: to-server, command: REGION_WRITE, region: BAR0, offset: 0x1008-0x10ff,
+                      nth: {every: 400, from: 400, until: 1200}}
+              act: drop
+            """
+        )
+
+    def under_faults(self, rules: str) -> None:
+        """Without shadow doorbells, so that there are many."""
+        scenario = "seed: 6\nrules:\n" + rules
+        with self.bench(
+            "64M", server=FAULTY, faults=scenario, options="--shadow-doorbells=no", io_timeout=IO_TIMEOUT
+        ) as bench:
+            load = self.load(bench, depth=4)
+            self.finish(bench, load)
+
+    def load(self, bench: Bench, *, depth: int = 16) -> Job:
+        return self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=depth, size="8m", runtime=4)
+
+    def finish(self, bench: Bench, load: Job) -> None:
+        result = load.wait()
+        self.assertTrue(result.ok, result.describe())
+
+
+SYNC_FILES = """
+import hashlib, os
+with open("/tmp/synced", "w") as synced:
+    for number in range(100000):
+        data = os.urandom(1000 + number * 37 % 30000)
+        with open(f"/mnt/f{number}", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open("/mnt", os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        print(f"f{number}", hashlib.md5(data).hexdigest(), file=synced, flush=True)
+"""
