@@ -162,6 +162,12 @@ def test_the_list_has_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(ISSUES[entry["id"]].evidence == entry["evidence"] for entry in listed)
 
 
+def test_the_manual_has_every_status() -> None:
+    manual = (ROOT / "docs" / "known-issues.md").read_text()
+    for status in Status:
+        assert f"| {status} |" in manual
+
+
 def test_one_entry_is_shown_with_its_evidence_and_test() -> None:
     done = CliRunner().invoke(cli, ["known-issues", "msix-unplug-abort"])
     assert ISSUES["msix-unplug-abort"].test in done.output
