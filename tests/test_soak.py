@@ -55,7 +55,10 @@ def test_a_line_that_was_cut_by_a_crash_is_left_out(path: Path) -> None:
     Journal(path, EDU).hop({"hop": 1})
     with path.open("a") as file:
         file.write('{"kind": "hop", "hop": 2, "down')
-    assert Journal(path, EDU).hops == [{"hop": 1}]
+    again = Journal(path, EDU)
+    assert again.hops == [{"hop": 1}]
+    again.hop({"hop": 2})
+    assert Journal(path, EDU).hops == [{"hop": 1}, {"hop": 2}]
 
 
 def test_a_journal_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ registers where the guest cannot. Protocol: QEMU's system/qtest.c, one line aske
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,6 +21,8 @@ _CONFIG_DATA = 0xCFC
 
 _IN = MappingProxyType({1: "inb", 2: "inw", 4: "inl"})
 _OUT = MappingProxyType({1: "outb", 2: "outw", 4: "outl"})
+
+_MOST_POSTED = 200  # few enough for the sockets' buffers, which nobody reads meanwhile
 
 _CLASS_BRIDGE = 0x0604
 _HEADER_CLASS = 0x0A
@@ -58,6 +60,8 @@ class QTest:
         self._limit = limit
         self._shared: Deadline | None = None
         self._buffer = b""
+        self._posting = False
+        self._posted: list[str] = []
 
     def close(self) -> None:
         self._connection.close()
@@ -70,6 +74,16 @@ class QTest:
             yield
         finally:
             self._shared = None
+
+    @contextmanager
+    def posted(self) -> Iterator[None]:
+        """Send the writes in the block without waiting for each; the next read, or the block's end, hears of all."""
+        self._posting = True
+        try:
+            yield
+            self._hear_of_posted()
+        finally:
+            self._posting = False
 
     def readb(self, address: int) -> int:
         return self._ask(f"readb {address:#x}")
@@ -135,9 +149,15 @@ class QTest:
         self._select(function, offset)
         self._ask(f"{_OUT[width]} {_CONFIG_DATA + offset % 4:#x} {value:#x}")
 
-    def config_space(self, function: PciAddress) -> bytes:
-        """The first 256 bytes of a function's config space."""
-        return b"".join(self.config_read(function, offset).to_bytes(4, "little") for offset in range(0, 256, 4))
+    def config_space(self, function: PciAddress, known: bytes = bytes(256), registers: Iterable[int] = ()) -> bytes:
+        """The first 256 bytes of a function's config space; with `registers` (offsets of 4 bytes each) those are read
+        alone, and the others are as in `known`.
+        """
+        space = bytearray(known)
+        for offset in registers or range(0, 256, 4):
+            with self.posted():  # one wait for both of each read's lines
+                space[offset : offset + 4] = self.config_read(function, offset).to_bytes(4, "little")
+        return bytes(space)
 
     def secondary_bus(self, port: PciAddress) -> int:
         """The number that the guest's firmware or kernel gave to the bus behind a bridge or root port.
@@ -177,14 +197,26 @@ class QTest:
         try:
             self._connection.settimeout(deadline.remaining or 0.001)
             self._connection.sendall(line.encode() + b"\n")
-            while True:
-                status, _, value = self._receive_line(deadline).partition(" ")
-                if status == "OK":
-                    return value.strip()
-                if status != "IRQ":  # lines of an interrupt controller that somebody intercepts
-                    raise QTestError(f"QTest refused {line.split()[0]!r}: {status} {value}")
+            if self._posting and line.startswith(("out", "write")) and len(self._posted) < _MOST_POSTED:
+                self._posted.append(line)
+                return ""
+            self._hear_of_posted()
+            return self._answer(line, deadline)
         except OSError as error:
             raise QTestError(f"no answer to QTest's {line.split()[0]!r}: {error or 'QEMU is gone'}") from error
+
+    def _hear_of_posted(self) -> None:
+        posted, self._posted = self._posted, []
+        for line in posted:
+            self._answer(line, self._shared or Deadline(self._limit))
+
+    def _answer(self, line: str, deadline: Deadline) -> str:
+        while True:
+            status, _, value = self._receive_line(deadline).partition(" ")
+            if status == "OK":
+                return value.strip()
+            if status != "IRQ":  # lines of an interrupt controller that somebody intercepts
+                raise QTestError(f"QTest refused {line.split()[0]!r}: {status} {value}")
 
     def _receive_line(self, deadline: Deadline) -> str:
         while b"\n" not in self._buffer:

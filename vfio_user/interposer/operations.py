@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno as errnos
 import os
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vfio_user.errors import ProtocolError, VfioUserError
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.loop import Task
 from vfio_user.interposer.picture import Mapping
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command, Message
@@ -23,6 +25,8 @@ from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, Migr
 TIMEOUT = 5.0
 """Seconds a peer has for an answer."""
 PAGE = 4096
+AT_ONCE = 64
+"""Small messages to a peer that are not answered yet."""
 Run = tuple[int, int]
 """(IOVA, bytes) of a piece of guest memory."""
 
@@ -245,9 +249,11 @@ class Touched:
 async def touch(session: Session, runs: Iterable[Run], *, whole: bool = True, step: int = PAGE) -> Touched:
     """Write guest memory's own content back over DMA_WRITE: QEMU then marks those pages dirty.
 
-    With `whole` a message carries as much of a run as fits; otherwise one byte of every `step` bytes.
+    With `whole` a message carries as much of a run as fits; otherwise one byte of every `step` bytes. Some messages are
+    on their way at once: the guest stands still meanwhile.
     """
     done = Touched()
+    waiting: deque[Task[None]] = deque()
     limit = data_limit(session)
     for iova, size in runs:
         pieces = (
@@ -255,7 +261,11 @@ async def touch(session: Session, runs: Iterable[Run], *, whole: bool = True, st
         )
         for place in pieces:
             data = read_memory(session, place, min(limit, iova + size - place) if whole else 1)
-            await dma_write(session, place, data)
+            waiting.append(Task(dma_write(session, place, data)))
             done.messages += 1
             done.bytes += len(data)
+            if len(waiting) >= (1 if whole else AT_ONCE):
+                await waiting.popleft()
+    while waiting:
+        await waiting.popleft()
     return done

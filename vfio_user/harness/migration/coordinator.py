@@ -146,7 +146,7 @@ class Coordinator:
             self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
         for link in self._links:
             link.confirm(link.source, "PRE_COPY", "RUNNING")  # QTest would wait for a server that is silent
-            link.pci = pci_state.capture(self._source.qtest, function_of(self._source, link))
+            link.pci = pci_state.capture(self._source.qtest, function_of(self._source, link), link.known)
             record.bytes += len(link.pci.config) + len(link.pci.msix_table)
 
     def _device_state(self, record: PhaseRecord) -> None:

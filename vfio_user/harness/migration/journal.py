@@ -35,8 +35,9 @@ class Journal:
         """Append a line, and have it on the disk."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line, default=str) + "\n")
+            with self.path.open("ab+") as file:
+                cut = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+                file.write((b"\n" if cut else b"") + json.dumps(line, default=str).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -6,9 +6,11 @@ states are the server's business, see vfio_user/migration/machine.py.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +18,12 @@ from vfio_user.errors import UserError
 from vfio_user.harness.command_line import Place
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.pci_state import PciState
-from vfio_user.interposer.control.client import Control
+from vfio_user.interposer.control.client import Control, ControlError
 
 PRE_COPY_TURN = 64 << 20
 """Bytes of state read at most before somebody looks at QEMU again."""
 PAGE_SIZE = 4096
+_CONFIG_REGION = 7  # linux/vfio.h
 
 Runs = Sequence[dict[str, int]]
 
@@ -63,6 +66,8 @@ class DeviceLink:
     place: Place
     source: InterposedServer
     destination: InterposedServer
+    known: bytes = b""
+    """Config space as the source's server has it; empty where it does not show all of it at once."""
     pci: PciState | None = None
     """As it was on the source when the guest stood still."""
     dirty: list[dict[str, int]] = field(default_factory=list)
@@ -92,6 +97,9 @@ class DeviceLink:
                 hint="it refuses DEVICE_FEATURE MIGRATION; `vfio-user conformance` tells what else it can",
             )
         self.resets = self._picture()["resets"]
+        with suppress(ControlError):
+            answer = self.source.control.call("region_read", region=_CONFIG_REGION, offset=0, size=256)
+            self.known = base64.b64decode(answer["data"])
         self.source.control.call("dma_logging_start", page_size=PAGE_SIZE)
         self.logs = True
         if "PRE_COPY" in supports:

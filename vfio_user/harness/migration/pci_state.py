@@ -101,10 +101,16 @@ class PciState:
         return high << 32 | low & ~0xF
 
 
-def capture(qtest: QTest, function: PciAddress) -> PciState:
-    """Read it all from a paused machine; nothing of the guest's view changes."""
+def capture(qtest: QTest, function: PciAddress, known: bytes = b"") -> PciState:
+    """Read it all from a paused machine; nothing of the guest's view changes.
+
+    `known` is config space as the server has it, in which all is right that the guest cannot change.
+    """
     with undisturbed(qtest):
-        state = PciState(qtest.config_space(function))
+        if known:
+            state = PciState(qtest.config_space(function, known, _changeable(PciState(known).capabilities)))
+        else:
+            state = PciState(qtest.config_space(function))
         table = state.msix_table_address()
         if table is None:
             return state
@@ -114,7 +120,7 @@ def capture(qtest: QTest, function: PciAddress) -> PciState:
 
 def restore(qtest: QTest, function: PciAddress, state: PciState) -> None:
     """Bring a paused machine's device to `state`: BARs, capabilities, MSI, MSI-X; what starts interrupts comes last."""
-    with undisturbed(qtest):
+    with undisturbed(qtest), qtest.posted():
         command = state.word(COMMAND, 2)
         for index in range(BAR_COUNT):
             qtest.config_write(function, BARS + 4 * index, state.word(BARS + 4 * index, 4))
@@ -130,6 +136,16 @@ def restore(qtest: QTest, function: PciAddress, state: PciState) -> None:
             _restore_msi(qtest, function, state, where[MSI])
         if MSIX in where:
             _restore_msix(qtest, function, state, where[MSIX])
+
+
+def _changeable(capabilities: Mapping[int, int]) -> list[int]:
+    """Offsets of the words (4 bytes) of config space that `restore` writes back, or goes by."""
+    words = {COMMAND, CACHE_LINE, *range(BARS, BARS + 4 * BAR_COUNT, 4), ROM, INTERRUPT_LINE}
+    for identity, offset in capabilities.items():
+        length = 0x18 if identity == MSI else 4 if identity == MSIX else 0
+        words.update(range(offset, offset + length, 4))
+        words.update(offset + register & ~3 for register, _, _ in _WRITABLE.get(identity, ()))
+    return sorted(word for word in words if word < 256)
 
 
 def change_command(qtest: QTest, function: PciAddress, *, set_bits: int = 0, clear: int = 0) -> None:

@@ -124,7 +124,7 @@ def _sizes(guest: BootedGuest) -> dict[str, int]:
     for plugged in guest.devices:
         if isinstance(plugged.server, InterposedServer):
             processes |= {"server": plugged.server.child.pid, "interposer": plugged.server.interposer.pid}
-    found = {}
+    found: dict[str, int] = {}
     for name, pid in processes.items():
         try:
             process = psutil.Process(pid)
