@@ -73,7 +73,7 @@ class Lab:
         interpose: Interpose = False,
         progress: Callable[[str], None] = quiet,
     ) -> None:
-        self.folder = folder or results_folder(name)
+        self.folder = (folder or results_folder(name)).absolute()
         self.timeline = Timeline()
         self.guests: list[BootedGuest] = []
         self.servers: list[DeviceServer] = []

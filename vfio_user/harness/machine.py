@@ -76,7 +76,12 @@ class Machine:
             )
             self.argv = command_line(qemu.argv, config, wiring, start, name)
             self.child = Child(
-                name, self.argv, log=folder / f"{name}.qemu.log", pass_fds=wiring_fds(wiring), environment=environment
+                name,
+                self.argv,
+                log=folder / f"{name}.qemu.log",
+                pass_fds=wiring_fds(wiring),
+                environment=environment,
+                folder=folder,
             )
         self._channels = {os.fstat(wire.fileno()).st_ino: name for name, wire in local.items()}
         self.console = Console(local["console"], folder / f"{name}.console.log")

@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import os
 import queue
+import resource
 import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,6 +21,7 @@ from vfio_user.errors import UserError
 from vfio_user.harness.deadline import Deadline
 
 _PR_SET_PDEATHSIG = 1
+_OWN_MEMORY = "0x11"  # core(5): anonymous private mappings, and the first page of programs and libraries
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -26,6 +29,7 @@ class Child:
     """A running program: own process group, killed with its owner, output in a file.
 
     `log` receives stdout and stderr. The program gets no stdin. `pass_fds` are inherited under the same numbers.
+    `folder` is its working directory, this process's if none is given: where its core goes when it crashes.
     Raises `UserError` when the program cannot be started.
     """
 
@@ -37,21 +41,39 @@ class Child:
         log: Path,
         pass_fds: Iterable[int] = (),
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
         self.argv = list(argv)
         self.log = log
+        self.folder = folder or Path.cwd()
         with log.open("ab") as output:
-            self._process = _spawn(self.argv, output, tuple(pass_fds), environment)
+            self._process = _spawn(self.argv, output, tuple(pass_fds), environment, folder)
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self._reaping = threading.Lock()
+        self.began = time.time()
+        self._ended = 0.0
+        self.signals: list[signal.Signals] = []
+        """What it was sent on purpose, but for its orderly end."""
+        self.was_stopped = False
+        """Whether it ran until `stop` ended it."""
+        self._watcher = threading.Thread(target=self._watch, name=f"end of {name}", daemon=True)
+        self._watcher.start()
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative is the signal that ended it."""
         with self._reaping:
             return self._process.poll()
+
+    @property
+    def ended(self) -> float | None:
+        """When it ended, in seconds since 1970; None while it runs."""
+        if self.running:
+            return None
+        self._watcher.join()
+        return self._ended
 
     @property
     def running(self) -> bool:
@@ -68,15 +90,18 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal to it alone; nothing happens when it has ended."""
+        self.signals.append(signal.Signals(number))
         self._process.send_signal(number)
 
     def stop(self, grace: float = 2.0) -> int:
         """End it and its whole process group: SIGTERM, `grace` seconds, SIGKILL. Returns the exit code."""
         if self.running:
+            self.was_stopped = True
             self._signal_group(signal.SIGTERM)
             self.wait(grace)
         self._signal_group(signal.SIGKILL)
         code = self._process.wait()
+        self._watcher.join()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -101,6 +126,12 @@ class Child:
         """The end of its log, indented for an error message."""
         return tail(self.log, lines) or "(it printed nothing)"
 
+    def _watch(self) -> None:
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        poller.poll()
+        self._ended = time.time()
+
     def _signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
@@ -116,7 +147,11 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def _spawn(
-    argv: list[str], output: IO[bytes], pass_fds: tuple[int, ...], environment: Mapping[str, str] | None
+    argv: list[str],
+    output: IO[bytes],
+    pass_fds: tuple[int, ...],
+    environment: Mapping[str, str] | None,
+    folder: Path | None,
 ) -> subprocess.Popen[bytes]:
     owner = os.getpid()
 
@@ -124,6 +159,7 @@ def _spawn(
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != owner:  # it died before the line above
             os._exit(1)
+        _allow_core()
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -133,6 +169,7 @@ def _spawn(
             stderr=subprocess.STDOUT,
             pass_fds=pass_fds,
             env=environment,
+            cwd=folder,
             process_group=0,
             preexec_fn=die_with_owner,
         )
@@ -141,6 +178,14 @@ def _spawn(
         return _nursery.do(start)
     except OSError as error:
         raise UserError(f"cannot start {argv[0]}: {error.strerror}") from error
+
+
+def _allow_core() -> None:
+    """Let it leave a core when it crashes, without memory that it shares with others: the guest's."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text(_OWN_MEMORY)
 
 
 class _Nursery:

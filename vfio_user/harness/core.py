@@ -1,0 +1,122 @@
+"""Core files of programs that crashed: finding the one of a process, and a backtrace from it.
+
+Where a core goes is /proc/sys/kernel/core_pattern's affair (core(5)): a file, which is looked for here, or a program,
+which is named instead. Which process a core is of says the note NT_PRPSINFO in it, since most names do not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
+
+_PATTERN = Path("/proc/sys/kernel/core_pattern")
+_BACKTRACE_LIMIT = 60.0
+
+
+def find_core(pid: int, began: float, folder: Path) -> Path | None:
+    """The core of process `pid`, which began at `began` (seconds since 1970) and had `folder` as working directory."""
+    for path in _candidates(_PATTERN.read_text().strip(), folder):
+        if path.stat().st_mtime >= began and process_of(path) == pid:
+            return path
+    return None
+
+
+def who_takes_cores() -> str:
+    """The program that this machine gives cores to instead of a file; "" where it writes files."""
+    pattern = _PATTERN.read_text().strip()
+    return pattern[1:].strip() if pattern.startswith("|") else ""
+
+
+def process_of(core: Path) -> int | None:
+    """The process that a core is of; None for what is no core."""
+    for note in _notes(core, "NT_PRPSINFO"):
+        return int(note["pr_pid"])
+    return None
+
+
+def backtrace(core: Path) -> str:
+    """All threads' stacks as gdb sees them, or why there are none.
+
+    gdb is told where each file was mapped: it cannot find out for a program that was started by its own loader, as a
+    private QEMU is.
+    """
+    gdb = shutil.which("gdb")
+    if gdb is None:
+        return "(gdb is not installed: no backtrace)"
+    script = ["set pagination off", "set confirm off", f"core-file {core}"]
+    script += [f"add-symbol-file {path} -o {base:#x}" for path, base in mapped_files(core).items()]
+    script += ["echo \\n", "thread apply all backtrace"]
+    words = [word for line in script for word in ("-ex", line)]
+    try:
+        done = subprocess.run(
+            [gdb, "--batch", "--nx", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_BACKTRACE_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"(gdb took longer than {_BACKTRACE_LIMIT:g} s)"
+    threads = done.stdout.find("\nThread ")
+    said = (line for line in done.stdout[threads:].strip().splitlines() if not line.startswith("warning:"))
+    return "\n".join(said) if threads >= 0 else f"{done.stdout}\n{done.stderr}"
+
+
+def mapped_files(core: Path) -> dict[str, int]:
+    """The programs and libraries that were mapped, each with the address of its beginning."""
+    found: dict[str, int] = {}
+    for note in _notes(core, "NT_FILE"):
+        for area, name in zip(note["Elf_Nt_File_Entry"], note["filename"], strict=True):
+            path = os.fsdecode(name)
+            if area["page_offset"] == 0 and path not in found and _is_elf(path):
+                found[path] = area["vm_start"]
+    return found
+
+
+def _notes(core: Path, kind: str) -> list[Any]:
+    try:
+        with core.open("rb") as file:
+            segments = [segment for segment in ELFFile(file).iter_segments() if isinstance(segment, NoteSegment)]
+            return [note["n_desc"] for segment in segments for note in segment.iter_notes() if note["n_type"] == kind]
+    except Exception:  # another file, or one that is being written: pyelftools raises many kinds
+        return []
+
+
+def _is_elf(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
+
+
+def keep(core: Path, target: Path) -> Path:
+    """Move a core to `target`; from another file system compressed, for it is mostly holes. Where it is now."""
+    try:
+        core.rename(target)
+    except OSError:
+        target = target.with_name(f"{target.name}.zst")
+        with core.open("rb") as source, target.open("wb") as output:
+            zstandard.ZstdCompressor(level=1, threads=-1).copy_stream(source, output)
+        core.unlink()
+    return target
+
+
+def _candidates(pattern: str, folder: Path) -> Iterator[Path]:
+    if pattern.startswith("|"):
+        return
+    name = re.sub(r"%.", "*", pattern)
+    base = folder if not name.startswith("/") else Path("/")
+    for form in (name, f"{name}.*"):  # core_uses_pid adds .PID
+        yield from (path for path in base.glob(form.lstrip("/")) if path.is_file())
