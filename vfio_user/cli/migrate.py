@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import click
 
@@ -46,6 +47,8 @@ from vfio_user.harness.migration.workload import Workload, judge
     "--downtime", type=click.FloatRange(min=0.001), default=0.05, show_default=True, help="Seconds, aimed at."
 )
 @click.option("--channels", type=click.IntRange(min=0), default=0, help="Streams of multifd; 0: one, without it.")
+@click.option("--file", type=click.Path(path_type=Path), help="Let the memory go through this file.")
+@click.option("--to-qemu", help="Another QEMU for the destination; as --qemu.")
 @click.option("--limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds, for all of it.")
 @click.option("--after", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds to work on there.")
 @click.option("--trace", is_flag=True, help="Record every message on both sides.")
@@ -64,6 +67,8 @@ def command(
     bandwidth: int | None,
     downtime: float,
     channels: int,
+    file: Path | None,
+    to_qemu: str | None,
     limit: float,
     after: float,
     trace: bool,
@@ -75,7 +80,7 @@ def command(
     status 0: the guest is there, whole. 1: it is not.
     """
     tuning = Tuning((bandwidth << 20) if bandwidth else 1 << 40, downtime, channels)
-    plan = Plan(tuning, Limits(total=limit))
+    plan = Plan(tuning, Limits(total=limit), file)
     with (
         interruptible(),
         two_hosts(hosts) as pair,
@@ -96,7 +101,7 @@ def command(
             for kind, device in zip(workloads, guest.devices, strict=False)
             if kind != "none"
         ]
-        report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan)
+        report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan, qemu=to_qemu)
         if pair.note:
             report.notes.append(pair.note)
         if running:

@@ -45,7 +45,7 @@ from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.migration import Mode, Plan, Report
 from vfio_user.harness.migration.moving import move
 from vfio_user.harness.process import Child
-from vfio_user.harness.qemu import Qemu, ensure_qemu
+from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import Device, DeviceServer
 
@@ -172,14 +172,22 @@ class Lab:
         return self._hosts.enter_context(two_hosts(kind))
 
     def migrate(
-        self, guest: BootedGuest, *, to: Host, mode: Mode | str = Mode.AUTO, plan: Plan | None = None
+        self,
+        guest: BootedGuest,
+        *,
+        to: Host,
+        mode: Mode | str = Mode.AUTO,
+        plan: Plan | None = None,
+        qemu: str | None = None,
     ) -> Report:
         """Move a running guest with its devices to another host; afterwards `guest` is the one there.
 
-        The report has the verdict; a guest that stayed where it was is a good guest still.
+        The report has the verdict; a guest that stayed where it was is a good guest still. `qemu` is another QEMU than
+        the lab's for the other side (see `find_qemu`).
         """
+        other = find_qemu(qemu) if qemu else None
         with self.timeline.step(f"migrate {guest.name} from {guest.host.name} to {to.name}"):
-            return move(self, guest, to, Mode(mode), plan or Plan())
+            return move(self, guest, to, Mode(mode), plan or Plan(), other)
 
     def serve(
         self,
@@ -297,10 +305,11 @@ class Lab:
         trace: bool = False,
         monitor: Path | None = None,
         host: Host = LocalHost(),  # noqa: B008  # frozen
+        qemu: Qemu | None = None,
     ) -> Machine:
         """Start a QEMU; with `restore` it waits for a guest that comes from a file or another machine."""
         machine = Machine(
-            replace(self.qemu, argv=tuple(host.command(self.qemu.argv))),
+            replace(qemu or self.qemu, argv=tuple(host.command((qemu or self.qemu).argv))),
             config,
             Start(image.kernel, image.initramfs, restore=restore),
             folder=self.folder,

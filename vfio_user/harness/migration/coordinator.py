@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.command_line import slot_address
@@ -50,10 +51,14 @@ class Limits:
 
 @dataclass
 class Plan:
-    """What to do, and who looks on: `watch` is called at the beginning of each phase, and may raise `Cancelled`."""
+    """What to do, and who looks on: `watch` is called at the beginning of each phase, and may raise `Cancelled`.
+
+    With `file` the guest's memory goes there, and the destination reads it when the source has ended writing.
+    """
 
     tuning: Tuning = field(default_factory=Tuning)
     limits: Limits = field(default_factory=Limits)
+    file: Path | None = None
     watch: Callable[[Phase], None] = lambda _: None
     cancel: threading.Event = field(default_factory=threading.Event)
 
@@ -124,7 +129,8 @@ class Coordinator:
             for link in self._links:
                 link.await_state()
                 link.prepare()
-        self._uri = qemu_side.listen(self._destination, self._address)
+        file = self._plan.file
+        self._uri = f"file:{file}" if file else qemu_side.listen(self._destination, self._address)
 
     def _pre_copy(self, record: PhaseRecord) -> None:
         """First the devices, until nothing new comes; then QEMU's memory, with what the devices change meanwhile."""
@@ -176,6 +182,8 @@ class Coordinator:
             self._held.append(link)
         self._source.qmp.command("migrate-continue", state="pre-switchover")
         qemu_side.await_status(self._source, "completed", self._deadline)
+        if self._plan.file:
+            qemu_side.read(self._destination, self._uri)
         qemu_side.await_status(self._destination, "completed", self._deadline)
         ram = self._source.qmp.command("query-migrate").get("ram", {})
         record.bytes = self._report.ram_bytes = int(ram.get("transferred", 0))
@@ -193,6 +201,8 @@ class Coordinator:
 
     def _resume(self, record: PhaseRecord) -> None:
         if self._report.mode is not Mode.COORDINATED:
+            if self._plan.file:
+                qemu_side.read(self._destination, self._uri)
             qemu_side.await_status(self._destination, "completed", self._deadline)
             self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
         self._may_go_on(Phase.RESUME)

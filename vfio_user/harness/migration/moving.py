@@ -16,13 +16,14 @@ from vfio_user.harness.migration.coordinator import Coordinator, Failure, Plan
 from vfio_user.harness.migration.guest_view import compare, look
 from vfio_user.harness.migration.link import DeviceLink
 from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
+from vfio_user.harness.qemu import Qemu
 from vfio_user.harness.qmp import QmpLost, QmpTimeout
 
 if TYPE_CHECKING:
     from vfio_user.harness.lab import Lab
 
 
-def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan) -> Report:
+def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qemu: Qemu | None = None) -> Report:
     """See `Lab.migrate`. Raises `UserError` for what cannot even begin."""
     servers = [_interposed(guest, plugged) for plugged in guest.devices]
     mode = choose_mode(mode, servers)
@@ -30,7 +31,7 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan) -> Repo
     source, running = guest.machine, guest.machine.qmp.command("query-status")["running"]
     before = look(guest) if running else None
     source.qmp.events.forget("RESET")
-    arriving = _Arriving(lab, guest, to)
+    arriving = _Arriving(lab, guest, to, qemu)
     try:
         try:
             with report.phase(Phase.START):
@@ -86,8 +87,9 @@ def choose_mode(mode: Mode, servers: list[InterposedServer]) -> Mode:
 class _Arriving:
     """The side that the guest comes to: servers, then a machine that waits, with the devices where they were."""
 
-    def __init__(self, lab: Lab, guest: BootedGuest, to: Host) -> None:
+    def __init__(self, lab: Lab, guest: BootedGuest, to: Host, qemu: Qemu | None) -> None:
         self._lab = lab
+        self._qemu = qemu
         self._guest = guest
         self._host = to
         self.name = lab.next_name(guest.name)
@@ -113,7 +115,12 @@ class _Arriving:
         there = {option for option in config.devices if '"vfio-user-pci"' in option}
         devices = (*(option for option in config.devices if option not in there), *cold)
         self.machine = self._lab.machine(
-            self.name, self._guest.image, replace(config, devices=devices), restore=True, host=self._host
+            self.name,
+            self._guest.image,
+            replace(config, devices=devices),
+            restore=True,
+            host=self._host,
+            qemu=self._qemu,
         )
         return self.machine
 

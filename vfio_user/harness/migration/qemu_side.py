@@ -60,9 +60,14 @@ def set_up(machine: Machine, tuning: Tuning, *, pause: bool) -> None:
 
 def listen(machine: Machine, address: str) -> str:
     """Have a machine wait for its guest; the URI to migrate to. The kernel chooses the port."""
-    machine.qmp.execute("migrate-incoming", {"uri": f"tcp:{address}:0", "exit-on-error": False})
+    read(machine, f"tcp:{address}:0")
     where = machine.qmp.command("query-migrate")["socket-address"][0]
     return f"tcp:{where['host']}:{where['port']}"
+
+
+def read(machine: Machine, uri: str) -> None:
+    """Have a machine take its guest from there."""
+    machine.qmp.execute("migrate-incoming", {"uri": uri, "exit-on-error": False})
 
 
 def status_event(machine: Machine, seconds: float) -> str | None:
