@@ -101,6 +101,16 @@ def test_a_crash_triggers_the_drivers_interrupts_and_not_the_clients_own(tmp_pat
         assert [error.take(), request.take()] == [0, 0]
 
 
+def test_a_level_is_not_raised_by_anybody_but_the_device(tmp_path: Path) -> None:
+    """A guest whose driver finds no cause for an INTx does not touch the device, and so nobody lowers it again."""
+    with surviving(tmp_path) as edu, EventFd() as line:
+        client = edu.client()
+        client.enable_irqs(IrqIndex.INTX, [line])
+        kill(edu)
+        client.load(0, LIVENESS, 4)
+        assert line.take() == 0
+
+
 def test_the_new_server_is_told_of_memory_and_interrupts(tmp_path: Path) -> None:
     with surviving(tmp_path, kick=False) as edu, EventFd() as interrupt:
         client, ram = edu.client(), edu.ram()

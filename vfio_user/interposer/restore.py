@@ -72,12 +72,14 @@ def fds_per_message(session: Session) -> int:
 
 
 def kick(picture: Picture) -> int:
-    """Trigger every interrupt that is set up: one may have been lost, and drivers bear one too many.
+    """Trigger every MSI and MSI-X vector that is set up: one may have been lost, and drivers bear one too many.
 
-    Not ERR and REQ, which are for the client and not for the driver: QEMU stops the guest, or unplugs the device.
+    INTx is a level that a device raises again for as long as it has a cause; without one nobody would lower it, and the
+    guest would do nothing but ask whose it is. ERR and REQ are for the client: QEMU stops the guest, or unplugs the
+    device.
     """
     kicked = 0
-    for index in (IrqIndex.INTX, IrqIndex.MSI, IrqIndex.MSIX):
+    for index in (IrqIndex.MSI, IrqIndex.MSIX):
         if index not in picture.irqs:
             continue
         for fd in picture.irqs[index].eventfds.values():
