@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def test_the_console_finds_what_came_before_and_what_comes_later(line: tuple[Con
     console.wait_for("early", 10)
     threading.Timer(0.02, guest.sendall, [b"DY\r\n"]).start()
     assert console.wait_for(rb"(?m)^READY\b", 10)[0] == b"READY"
+
+
+def test_each_line_is_kept_with_its_time(line: tuple[Console, socket.socket]) -> None:
+    console, guest = line
+    before = time.time()
+    for part in (b"one\r\ntw", b"o\n", b"three"):
+        guest.sendall(part)
+    console.wait_for("three", 10)
+    moments, texts = zip(*(text.split(" ", 1) for text in console.timed_log.read_text().splitlines()), strict=True)
+    assert texts == ("one", "two")
+    assert before - 1 <= float(moments[0]) <= float(moments[1]) <= time.time()
 
 
 def test_a_wait_can_begin_after_what_was_seen(line: tuple[Console, socket.socket]) -> None:

@@ -159,6 +159,24 @@ def test_a_request_in_the_picture_lasts_until_its_reply(trace: Path, tmp_path: P
     assert all(event["dur"] > 0 for event in reads)
 
 
+def test_requests_that_overlap_are_in_lanes_beside_each_other(tmp_path: Path) -> None:
+    """Trace viewers drop bars of one lane that cross."""
+    path = tmp_path / "overlapping.trace"
+    with Bench(trace=path) as bench:
+        for number in range(3):
+            bench.client.send(read(0, 0, id=number))
+        asked = [bench.server.receive() for _ in range(3)]
+        for request in asked:
+            bench.server.send(answer(request, b"abcd"))
+            bench.client.receive()
+    run("export", path, "--format", "perfetto", "-o", tmp_path / "p")
+    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    reads = [event for event in events if event["name"].startswith("REGION_READ")]
+    assert len({event["tid"] for event in reads}) == 3
+    assert {lanes[event["tid"]] for event in reads} == {"client to server"}
+
+
 def test_json_holds_every_entry(trace: Path, tmp_path: Path) -> None:
     run("export", trace, "--format", "json", "-o", tmp_path / "j")
     assert len(json.loads((tmp_path / "j").read_text())) == len(shown(trace))

@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Console:
 
     def __init__(self, connection: socket.socket, log: Path) -> None:
         self.log = log
+        self.timed_log = log.with_suffix(".timed.log")
+        """Each line with its time, in seconds since 1970, before it."""
         self._connection = connection
         self._seen = bytearray()
         self._ended = False
@@ -93,9 +96,13 @@ class Console:
         self._connection.close()
 
     def _drain(self) -> None:
-        with self.log.open("ab", buffering=0) as log:
+        with self.log.open("ab", buffering=0) as log, self.timed_log.open("ab", buffering=0) as timed:
+            unfinished = b""
             while data := self._receive():
                 log.write(data)
+                *lines, unfinished = (unfinished + data).split(b"\n")
+                moment = f"{time.time():.6f} ".encode()
+                timed.write(b"".join(moment + line.rstrip(b"\r") + b"\n" for line in lines))
                 with self._changed:
                     self._seen += data
                     listeners = list(self._listeners)

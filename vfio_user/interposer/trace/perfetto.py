@@ -20,6 +20,8 @@ from vfio_user.interposer.trace.show import Line
 
 LANES = ("client to server", "server to client", "DMA", "interrupts", "interposer", "QMP", "console")
 TO_SERVER, TO_CLIENT, DMA, INTERRUPTS, INTERPOSER, QMP, CONSOLE = range(1, len(LANES) + 1)
+FURTHER = 100
+"""Between a lane and the next of the same name."""
 PROCESS = 1
 _DMA_COMMANDS = frozenset({"DMA_READ", "DMA_WRITE", "DMA_MAP", "DMA_UNMAP", "DIRTY_PAGES"})
 _INTERRUPT_COMMANDS = frozenset({"DEVICE_SET_IRQS", "DEVICE_GET_IRQ_INFO", "VM_INTERRUPT"})
@@ -34,8 +36,8 @@ def trace_events(
     """All events, the names of the lanes first. Logs are placed by their own wall-clock times."""
     events: list[Event] = [_meta("process_name", 0, name="vfio-user")]
     for lane, name in enumerate(LANES, 1):
-        events += [_meta("thread_name", lane, name=name), _meta("thread_sort_index", lane, sort_index=lane)]
-    events += _wire(list(lines), header.time)
+        events += _lane_named(lane, name, lane)
+    events += _apart(list(_wire(list(lines), header.time)))
     epoch = int(header.about.get("realtime", 0))
     if qmp_log is not None:
         events += _qmp(_lines(qmp_log), epoch)
@@ -71,6 +73,28 @@ def _wire(lines: list[Line], began: int) -> Iterator[Event]:
                     "cat": decoded.kind,
                     "args": {**decoded.json(), "record": entry.number},
                 }
+
+
+def _apart(events: list[Event]) -> list[Event]:
+    """What overlaps goes into further lanes of the same name, for the bars of one lane may not cross."""
+    ends: dict[int, list[float]] = {}
+    for event in events:
+        if event["ph"] == "X":
+            lane, begins = event["tid"], event["ts"]
+            tracks = ends.setdefault(lane, [])
+            track = next((number for number, end in enumerate(tracks) if end <= begins), len(tracks))
+            tracks[track : track + 1] = [begins + event["dur"]]
+            event["tid"] = lane + track * FURTHER
+    further = (
+        _lane_named(lane + track * FURTHER, LANES[lane - 1], lane)
+        for lane, tracks in sorted(ends.items())
+        for track in range(1, len(tracks))
+    )
+    return [*(name for names in further for name in names), *events]
+
+
+def _lane_named(lane: int, name: str, place: int) -> list[Event]:
+    return [_meta("thread_name", lane, name=name), _meta("thread_sort_index", lane, sort_index=place)]
 
 
 def _lane(command: str, direction: Direction) -> int:
