@@ -6,12 +6,11 @@ bug in, or a run that ends otherwise, catches nothing: such a bug shows no more 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +21,10 @@ from tests.seeded_bugs.planting import environment
 
 PASSED, FAILED = 0, 1
 """Exit statuses of pytest and of `vfio-user test-e2e`; any other says that the run itself went wrong."""
+
+
+Runner = Callable[[Sequence[Task], int], Iterator[Run]]
+"""Runs tasks, at most so many at once; each as it ends."""
 
 
 class Verdict(StrEnum):
@@ -55,25 +58,22 @@ def detect(bugs: Iterable[Bug], *, jobs: int) -> Iterator[Finding]:
             yield Finding(bug, Verdict.BROKEN, evidence=str(error))
         else:
             usable.append(bug)
-    yield from _without_guests([bug for bug in usable if not bug.guest], jobs)
-    for bug in usable:
-        if bug.guest:
-            healthy = _run_guest(Task([bug.test]))
-            yield _judge(healthy, _run_guest(Task([bug.test], bug)) if healthy.status == PASSED else None, bug)
+    yield from _examine([bug for bug in usable if not bug.guest], run_all, jobs)
+    yield from _examine([bug for bug in usable if bug.guest], _run_guests, 1)
 
 
-def _without_guests(bugs: list[Bug], jobs: int) -> Iterator[Finding]:
+def _examine(bugs: list[Bug], run: Runner, jobs: int) -> Iterator[Finding]:
     """All tests together without a bug, each alone only where that fails; then each bug."""
     tests = sorted({bug.test for bug in bugs})
-    together = list(run_all([Task(tests[job::jobs]) for job in range(jobs) if tests[job::jobs]], jobs))
-    suspects = [Task([test]) for run in together if run.status != PASSED for test in run.task.tests]
-    anyway = {run.task.tests[0]: run for run in run_all(suspects, jobs) if run.status != PASSED}
+    together = list(run([Task(tests[job::jobs]) for job in range(jobs) if tests[job::jobs]], jobs))
+    suspects = [Task([test]) for done in together if done.status != PASSED for test in done.task.tests]
+    anyway = {done.task.tests[0]: done for done in run(suspects, jobs) if done.status != PASSED}
     for bug in bugs:
         if bug.test in anyway:
             yield _judge(anyway[bug.test], None, bug)
-    for run in run_all([Task([bug.test], bug) for bug in bugs if bug.test not in anyway], jobs):
-        assert run.task.bug is not None
-        yield _judge(None, run, run.task.bug)
+    for done in run([Task([bug.test], bug) for bug in bugs if bug.test not in anyway], jobs):
+        assert done.task.bug is not None
+        yield _judge(None, done, done.task.bug)
 
 
 def _judge(healthy: Run | None, bugged: Run | None, bug: Bug) -> Finding:
@@ -85,18 +85,19 @@ def _judge(healthy: Run | None, bugged: Run | None, bug: Bug) -> Finding:
     return Finding(bug, verdict, bugged.seconds, "" if verdict is Verdict.CAUGHT else bugged.output)
 
 
-def _run_guest(task: Task) -> Run:
-    """Run a guest-driven test by avocado; its evidence is thrown away, for the bug is known."""
-    with tempfile.TemporaryDirectory(prefix="detect-") as folder:
-        began = time.monotonic()
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / "vfio-user"), "test-e2e", *task.tests],
-            cwd=ROOT,
-            env={**environment(task.bug), "VFIO_USER_RESULTS": os.path.join(folder, "results")},  # noqa: PTH118
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        return Run(task, done.returncode, done.stdout, time.monotonic() - began)
+def _run_guests(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
+    """Run guest-driven tests by avocado, one task at a time; their evidence is thrown away, for the bug is known."""
+    for task in tasks:
+        with tempfile.TemporaryDirectory(prefix="detect-") as folder:
+            began = time.monotonic()
+            done = subprocess.run(
+                [str(Path(sys.executable).parent / "vfio-user"), "test-e2e", *task.tests],
+                cwd=ROOT,
+                env={**environment(task.bug), "VFIO_USER_RESULTS": str(Path(folder) / "results")},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            yield Run(task, done.returncode, done.stdout, time.monotonic() - began)

@@ -1,0 +1,93 @@
+"""What QEMU keeps of a device, read from one machine and written into another: nothing of it may be forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from servers.edu import Edu
+from tests.device_kit import CONFIG, capability
+from tests.test_harness_channels import FakeMachine
+from vfio_user.harness.migration import pci_state
+from vfio_user.harness.qtest import PciAddress, QTest
+
+DEVICE = PciAddress(1, 0)
+TABLE = 0x400
+"""Where the guest has put the BAR with the MSI-X table."""
+ENABLE_MSI, ENABLE_MSIX = 1, 1 << 15
+
+
+def config_of(device: Edu) -> bytearray:
+    return bytearray(device.region_read(CONFIG, 0, 256))
+
+
+def put(space: bytearray, offset: int, width: int, value: int) -> None:
+    space[offset : offset + width] = value.to_bytes(width, "little")
+
+
+@contextmanager
+def machine(space: bytearray) -> Iterator[tuple[FakeMachine, QTest]]:
+    """A machine whose device has this config space."""
+    made = FakeMachine()
+    made.config[DEVICE] = space
+    try:
+        yield made, QTest(made.ours)
+    finally:
+        made.ours.close()
+        made.theirs.close()
+
+
+@pytest.fixture
+def device() -> Iterator[Edu]:
+    device = Edu(pm=True)
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def used(device: Edu) -> bytearray:
+    """Config space as a guest leaves it that uses the device."""
+    space = config_of(device)
+    put(space, 0x04, 2, 0x0006)
+    put(space, 0x10, 4, 0xFEB0_0000)
+    put(space, 0x20, 4, TABLE)
+    put(space, 0x0C, 1, 0x10)
+    put(space, 0x3C, 1, 11)
+    return space
+
+
+def moved(device: Edu, used: bytearray, memory: bytes = b"") -> FakeMachine:
+    """Capture from a machine with `used`, restore into one with the fresh device."""
+    with machine(used) as (source, qtest):
+        source.memory[TABLE : TABLE + len(memory)] = memory
+        before = bytes(used)
+        state = pci_state.capture(qtest, DEVICE)
+        assert bytes(used) == before, "what was captured has not changed"
+    with machine(config_of(device)) as (destination, qtest):
+        pci_state.restore(qtest, DEVICE, state)
+        return destination
+
+
+def test_msi_moves_with_address_and_data(device: Edu, used: bytearray) -> None:
+    msi = capability(device, 0x05)
+    put(used, msi + 2, 2, int.from_bytes(used[msi + 2 : msi + 4], "little") | ENABLE_MSI | 2 << 4)
+    put(used, msi + 4, 8, 0x1_FEE0_1004)
+    put(used, msi + 12, 2, 0x4321)
+    assert moved(device, used).config[DEVICE] == used
+
+
+def test_msix_moves_with_its_table(device: Edu, used: bytearray) -> None:
+    msix = capability(device, 0x11)
+    put(used, msix + 2, 2, int.from_bytes(used[msix + 2 : msix + 4], "little") | ENABLE_MSIX)
+    table = bytes(range(1, 65))
+    destination = moved(device, used, table)
+    assert destination.config[DEVICE] == used
+    assert destination.memory[TABLE : TABLE + 64] == table
+
+
+def test_power_state_and_line_move(device: Edu, used: bytearray) -> None:
+    power = capability(device, 0x01)
+    put(used, power + 4, 2, int.from_bytes(used[power + 4 : power + 6], "little") | 3)
+    assert moved(device, used).config[DEVICE] == used
