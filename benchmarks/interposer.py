@@ -17,13 +17,18 @@ import shlex
 import statistics
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from benchmarks.region_access import BARE, EDU, client_command, measure, start
+from benchmarks.region_access import BARE, EDU, client_command, launch, measure, start
+from vfio_user.client import Client
+from vfio_user.interposer.control.client import Control
 
+AROUND_A_KILL = 1.0
+"""Seconds that the client reads after each."""
 INTERPOSE = f"{shlex.quote(sys.executable)} -m vfio_user interpose --listen {{socket}}"
 
 
@@ -34,9 +39,17 @@ INTERPOSE = f"{shlex.quote(sys.executable)} -m vfio_user interpose --listen {{so
 @click.option("--offset", default=4, show_default=True, help="A 4-byte register that reads and writes freely.")
 @click.option("--turns", default=7, show_default=True)
 @click.option("--trips", default=5_000, show_default=True, help="Round trips in a turn.")
+@click.option("--restarts", default=5, show_default=True, help="Times that the server is killed.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
 def main(
-    server_command: str, bare: bool, region: int, offset: int, turns: int, trips: int, json_file: Path | None
+    server_command: str,
+    bare: bool,
+    region: int,
+    offset: int,
+    turns: int,
+    trips: int,
+    restarts: int,
+    json_file: Path | None,
 ) -> None:
     command = BARE if bare else server_command
     with ExitStack() as stack:
@@ -53,9 +66,33 @@ def main(
         messages = (trips * 2 + trips // 20 * 66) * 2 * turns
         figures = _summary(results)
         figures["trace_bytes_per_message"] = (scratch / "trace").stat().st_size / messages
+        figures["restart_s"] = statistics.median(_restarts(command, scratch, (region, offset), restarts))
     _report(figures)
     if json_file:
         json_file.write_text(json.dumps({"turns": results, "summary": figures}, indent=2))
+
+
+def _restarts(command: str, scratch: Path, register: tuple[int, int], times: int) -> list[float]:
+    """Seconds that the longest read took around each kill of the server; the client reads without pause."""
+    region, offset = register
+    front, control = scratch / "kept-alive", scratch / "control"
+    with ExitStack() as stack:
+        words = [sys.executable, "-m", "vfio_user", "interpose", "--listen", str(front), "--control", str(control)]
+        launch([*words, "--keep-alive", "--server-command", command], front, stack)
+        client = stack.enter_context(Client.connect(str(front)))
+        controller = stack.enter_context(Control(control))
+        longest = []
+        for _ in range(times):
+            controller.call("signal", signal="SIGKILL")
+            longest.append(0.0)
+            over = time.monotonic() + AROUND_A_KILL
+            while (began := time.monotonic()) < over:
+                client.region_read(region, offset, 4)
+                longest[-1] = max(longest[-1], time.monotonic() - began)
+        survived = controller.call("status")["survival"]
+    if survived["crashes"] != times or survived["failed"]:
+        raise click.ClickException(f"the server did not come back each time: {survived}")
+    return longest
 
 
 def _summary(results: list[dict[str, dict[str, float]]]) -> dict[str, float]:

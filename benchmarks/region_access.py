@@ -47,13 +47,18 @@ def client_command(scratch: Path) -> list[str]:
 
 def start(command: str, socket: Path, stack: ExitStack) -> None:
     """Start a server and wait until it listens; it ends with the stack."""
-    process = subprocess.Popen(shlex.split(command.replace("{socket}", str(socket))), stderr=subprocess.DEVNULL)
+    launch(shlex.split(command.replace("{socket}", str(socket))), socket, stack)
+
+
+def launch(words: list[str], socket: Path, stack: ExitStack) -> None:
+    """As `start`, for words in which everything is filled in."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stack.callback(process.wait)
     stack.callback(process.terminate)
     deadline = time.monotonic() + 10
     while not socket.is_socket():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise click.ClickException(f"the server did not come up: {command}")
+            raise click.ClickException(f"the server did not come up: {shlex.join(words)}")
         time.sleep(0.01)
 
 

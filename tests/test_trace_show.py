@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from vfio_user.cli import cli
 from vfio_user.errors import UserError
+from vfio_user.harness.debian import DebianArchive
 from vfio_user.interposer.trace.pcapng import DISSECTOR
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
@@ -126,10 +127,24 @@ def test_the_pcapng_file_has_a_packet_for_every_entry(trace: Path, tmp_path: Pat
     assert kinds.count(6) == len(shown(trace))
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs Wireshark's tshark to run our dissector")
-def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["installed", pytest.param("fetched", marks=[pytest.mark.network, pytest.mark.timeout(600)])])
+def tshark(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """Wireshark's program for terminals: the machine's, or Debian's, unpacked."""
+    if request.param == "installed":
+        if shutil.which("tshark") is None:
+            pytest.skip("there is no tshark on this machine; `-m network` fetches one")
+        return ["tshark"]
+    archive = DebianArchive(["bookworm"])
+    archive.unpack(archive.fetch(["tshark"]), tmp_path / "root")
+    root = tmp_path / "root"
+    libraries = ":".join(str(root / folder) for folder in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"))
+    loader = next(root.glob("lib*/**/ld-linux-x86-64.so.2"))
+    return [str(loader), "--library-path", libraries, str(root / "usr/bin/tshark")]
+
+
+def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, tmp_path: Path, tshark: list[str]) -> None:
     run("export", trace, "--format", "pcapng", "-o", tmp_path / "p")
-    command = ["tshark", "-X", f"lua_script:{DISSECTOR}", "-r", str(tmp_path / "p"), "-T", "fields"]
+    command = [*tshark, "-X", f"lua_script:{DISSECTOR}", "-r", str(tmp_path / "p"), "-T", "fields"]
     command += ["-Y", "vfio_user.region == 0 && vfio_user.reply == 1", "-e", "vfio_user.name", "-e", "vfio_user.data"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].split() == ["REGION_READ", "78563412"]
