@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from servers.nvme.spec import Admin, Io, Status
-from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, NSSR, PAGE, READY, Host, controller
+from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, NSSR, PAGE, READY, Host, QueuePair, controller
 from vfio_user.client import EventFd
 from vfio_user.wire.constants import IrqIndex
 
@@ -212,6 +212,39 @@ def test_intx_is_up_until_the_guest_has_taken_its_completions(tmp_path: Path) ->
         assert line.take() == 0
         host.store(0x10, 4, 1)  # INTMC
         assert line.wait() == 1
+
+
+def test_with_intx_a_shadow_doorbell_asks_to_be_told_of_completions_taken(tmp_path: Path) -> None:
+    """Else the line would stay up, and the guest would hear of nothing any more."""
+    with controller(tmp_path, msix=False, vectors=0) as (_, host), EventFd() as line:
+        host.vectors.append(line)
+        host.client.enable_irqs(IrqIndex.INTX, [line])
+        host.enable()
+
+        def complete(queue: QueuePair, cid: int) -> None:
+            while cid not in queue.arrived:
+                host.client.wait_interrupt(line)
+                queue.take()
+                host.client.unmask_irqs(IrqIndex.INTX)
+
+        values, events = host.allocate(PAGE), host.allocate(PAGE)
+        complete(host.admin, host.admin.put(Admin.DOORBELL_BUFFER_CONFIG, prp1=values, prp2=events))
+        queue = QueuePair(host, 1, 8, 0)
+        complete(host.admin, host.admin.put(Admin.CREATE_CQ, prp1=queue.cq, cdw10=7 << 16 | 1, cdw11=3))
+        complete(host.admin, host.admin.put(Admin.CREATE_SQ, prp1=queue.sq, cdw10=7 << 16 | 1, cdw11=1 << 16 | 1))
+        line.take()
+        for turn in range(20):
+            queue.put(Io.FLUSH, ring=False, nsid=1)
+            host.write(values + 8, queue.tail.to_bytes(4, "little"))
+            queue.ring()
+            assert host.client.wait_interrupt(line) == 1
+            assert len(queue.take(acknowledge=False)) == 1
+            host.write(values + 12, queue.head.to_bytes(4, "little"))
+            asked = int.from_bytes(host.read(events + 12, 4), "little")
+            assert asked == turn % 8  # passed now: the guest rings
+            queue.acknowledge()
+            host.client.unmask_irqs(IrqIndex.INTX)
+            assert line.take() == 0
 
 
 def test_shadow_doorbells_take_the_place_of_registers(host: Host) -> None:

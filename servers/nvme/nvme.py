@@ -510,6 +510,12 @@ class Nvme(PciDevice):
         """INTx is up while a queue that interrupts holds completions that the guest has not taken."""
         if self.interrupts.active == "msix":
             return
+        try:
+            for queue in self.completion_queues.values():
+                if queue.shadow is not None:  # the line has to fall when the guest has taken its completions: be told
+                    queue.head = queue.shadow.settle(self.dma, queue.size)
+        except ProtocolError as error:
+            self.fail(f"shadow doorbells are not in guest memory: {error}")
         waiting = any(
             queue.interrupts and queue.head != queue.tail and not self.interrupt_mask >> queue.vector & 1
             for queue in self.completion_queues.values()

@@ -166,3 +166,14 @@ class Shadow:
         if value != self._last:
             dma.write(self._event, _U32.pack(value))
             self._last = value
+
+    def settle(self, dma: Dma, size: int) -> int:
+        """The value, after which the guest tells of the next one."""
+        value = self.read(dma, size)
+        for _ in range(size):
+            before = value
+            self.ask_at(dma, value)
+            value = self.read(dma, size)
+            if value == before:  # else it was changed before the guest could know
+                break
+        return value
