@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from avocado_tests.nvme_test import IO_TIMEOUT, MIB, NvmeTest, character_device
+from avocado_tests.programs.files import read_tree, write_tree
 from vfio_user.harness.booted import BootedGuest
 
 
@@ -23,9 +24,9 @@ class Storage(NvmeTest):
         with self.bench() as bench:
             guest, disk = bench.guest, bench.block()
             guest.succeed(f"mkfs.ext4 -q {disk}", "mkdir -p /mnt", f"mount -t ext4 {disk} /mnt")
-            written = guest.call(_write_tree, "/mnt/tree", 200, 7)
+            written = guest.call(write_tree, "/mnt/tree", 200, 7)
             guest.succeed("umount /mnt", f"e2fsck -fn {disk}", f"mount -t ext4 {disk} /mnt")
-            self.assertEqual(guest.call(_read_tree, "/mnt/tree"), written)
+            self.assertEqual(guest.call(read_tree, "/mnt/tree"), written)
             guest.succeed("umount /mnt")
 
     def test_what_the_guest_writes_is_in_the_image(self) -> None:
@@ -305,30 +306,3 @@ def _block_request(path: str, request: int, offset: int, size: int) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _write_tree(top: str, files: int, seed: int) -> dict[str, str]:
-    """Files of all sizes in folders within folders; name: checksum."""
-    import hashlib
-    import os
-    import random
-    from pathlib import Path
-
-    chance = random.Random(seed)
-    found = {}
-    for number in range(files):
-        path = Path(top, *(f"d{chance.randrange(4)}" for _ in range(number % 5)), f"f{number}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = chance.randbytes(int(2 ** chance.uniform(0, 18)))
-        path.write_bytes(data)
-        found[str(path)] = hashlib.sha256(data).hexdigest()
-    os.sync()
-    return found
-
-
-def _read_tree(top: str) -> dict[str, str]:
-    import hashlib
-    from pathlib import Path
-
-    files = (path for path in Path(top).rglob("*") if path.is_file())
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

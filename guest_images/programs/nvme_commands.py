@@ -2,8 +2,9 @@
 """Send a table of commands, good and malformed, to an NVMe controller, with no driver in between.
 
 Prints one JSON object, as edu.py does. `seen` has what the controller answered: the status of each command by its name,
-and whether memory that no command was given stayed as it was. The same program runs on any controller, so that two can
-be compared. It overwrites the first MiB of namespace 1.
+fields of what it is, and a digest of what the disk holds in the end. `wrong` says if memory that no command was given
+has changed, or the controller works no more. The same program runs on any controller, so that two can be compared. It
+overwrites the first MiB of namespace 1, which has to be zeros before.
 
     nvme_commands --slot 01:00.0
 
@@ -17,6 +18,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from hashlib import sha256
 from struct import Struct, pack, unpack_from
 
 from guest_pci import DeviceError, DmaMemory, PciFunction
@@ -34,6 +36,8 @@ ABORT, SET_FEATURES, GET_FEATURES, FORMAT_NVM = 8, 9, 10, 0x80
 FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT = 0, 1, 2, 5, 8, 9
 ALL_NAMESPACES = 0xFFFFFFFF
 SGL = 0x40
+BEHIND = 4096
+"""A block behind those that `disk_digest` covers: what a controller takes from nowhere differs."""
 
 _COMMAND = Struct("<BBHIQQQQ6I")
 _COMPLETION = Struct("<IIHHHH")
@@ -67,12 +71,12 @@ class Queue:
     def _wait(self) -> tuple[int, int]:
         end = time.monotonic() + PATIENCE
         while True:
-            result, _, _, _, cid, field = _COMPLETION.unpack_from(self.cq.bytes, 16 * self._head)
-            if field & 1 == self._phase:
+            if self.cq.bytes[16 * self._head + 14] & 1 == self._phase:  # the rest is there once this is
                 break
             if time.monotonic() > end:
                 raise DeviceError("a command was not completed")
             time.sleep(0.0005)
+        result, _, _, _, cid, field = _COMPLETION.unpack_from(self.cq.bytes, 16 * self._head)
         self._head = (self._head + 1) % ENTRIES
         self._phase ^= not self._head
         self._controller.bar.write(DOORBELLS + 8 * self.number + 4, self._head)
@@ -212,7 +216,7 @@ def io_commands(buffer: int, nowhere: int, lists: int, blocks: int) -> dict[str,
         "compare behind the end": (COMPARE, {"nsid": 1, "prp1": buffer, "cdw10": blocks}),
         "more than a transfer": (READ, {"nsid": 1, "prp1": buffer, "prp2": lists, "cdw12": 0xFFFF}),
         "read to nowhere": (READ, {"nsid": 1, "prp1": nowhere}),
-        "write from nowhere": (WRITE, {"nsid": 1, "prp1": nowhere}),
+        "write from nowhere": (WRITE, {"nsid": 1, "prp1": nowhere, "cdw10": BEHIND}),
         "read to nowhere in the second page": (READ, {"nsid": 1, "prp1": buffer, "prp2": nowhere, "cdw12": 15}),
         "a list that is nowhere": (READ, {"nsid": 1, "prp1": buffer, "prp2": nowhere, "cdw12": 127}),
         "a list of nowhere": (READ, {"nsid": 1, "prp1": buffer, "prp2": lists + 3 * PAGE, "cdw12": 31}),
@@ -244,6 +248,53 @@ def fill_lists(lists: DmaMemory, buffer: int, nowhere: int) -> None:
         lists.bytes[place * PAGE : place * PAGE + len(content)] = content
 
 
+IDENTIFY_CONTROLLER = {  # field: offset and layout
+    "controller type": (111, "<B"),
+    "abort limit": (258, "<B"),
+    "SQ entry size": (512, "<B"),
+    "CQ entry size": (513, "<B"),
+    "namespaces": (516, "<I"),
+    "optional commands": (520, "<H"),
+    "write cache": (525, "<B"),
+    "scatter gather lists": (536, "<I"),
+    "version": (80, "<I"),
+    "transfer size": (77, "<B"),
+    "optional admin commands": (256, "<H"),
+    "firmware slots": (260, "<B"),
+}
+IDENTIFY_NAMESPACE = {
+    "size": (0, "<Q"),
+    "capacity": (8, "<Q"),
+    "metadata": (27, "<B"),
+    "protection": (28, "<B"),
+    "shared": (30, "<B"),
+    "features": (24, "<B"),
+    "block format": (128, "<I"),
+}
+
+
+def identities(controller: Controller, buffer: DmaMemory) -> dict[str, dict[str, int]]:
+    """What the controller and its namespace say that they are."""
+    found = {}
+    for name, fields, more in (
+        ("controller", IDENTIFY_CONTROLLER, {"cdw10": 1}),
+        ("namespace", IDENTIFY_NAMESPACE, {"nsid": 1}),
+    ):
+        controller.admin.do(IDENTIFY, prp1=buffer.address, **more)
+        found[name] = {field: unpack_from(layout, buffer.bytes, at)[0] for field, (at, layout) in fields.items()}
+    return found
+
+
+def disk_digest(controller: Controller, buffer: DmaMemory) -> str:
+    """Of the first MiB, as it is read back."""
+    digest = sha256()
+    for block in range(0, 2048, 8):
+        buffer.bytes[:PAGE] = b"\xee" * PAGE
+        status, _ = controller.io.do(READ, nsid=1, prp1=buffer.address, cdw10=block, cdw12=7)
+        digest.update(b"%d" % status + bytes(buffer.bytes[:PAGE]))
+    return digest.hexdigest()
+
+
 def run(device: Device) -> tuple[dict[str, object], list[str]]:
     """What is seen, and what is wrong: a controller that does not work any more, memory that was overwritten."""
     controller = Controller(device)
@@ -257,6 +308,7 @@ def run(device: Device) -> tuple[dict[str, object], list[str]]:
     fill_lists(lists, buffer.address, nowhere)
     controller.admin.do(IDENTIFY, prp1=buffer.address, nsid=1)
     (blocks,) = unpack_from("<Q", buffer.bytes)
+    identity = identities(controller, buffer)
     buffer.bytes[:] = bytes(range(256)) * (16 * PAGE // 256)
     statuses: dict[str, dict[str, str]] = {"admin": {}, "io": {}}
     for name, (opcode, fields) in io_commands(buffer.address, nowhere, lists.address, blocks).items():
@@ -268,7 +320,7 @@ def run(device: Device) -> tuple[dict[str, object], list[str]]:
         wrong.append("the controller has stopped working")
     if any(bytes(guard.bytes) != b"\xa5" * PAGE for guard in (guard_before, guard_behind)):
         wrong.append("memory that no command was given has changed")
-    return {"statuses": statuses, "blocks": blocks}, wrong
+    return {"statuses": statuses, "identity": identity, "data": disk_digest(controller, buffer)}, wrong
 
 
 def main() -> int:
@@ -284,7 +336,8 @@ def main() -> int:
     with ExitStack() as stack:
         try:
             function = PciFunction(options.slot)
-            device: Device = stack.enter_context(open_device(function, options.access))
+            device: Device = open_device(function, options.access)
+            stack.enter_context(device)
             report["device"] = {"slot": function.slot, "access": device.access, "ids": function.ids}
             seen, wrong = run(device)
             report |= {"ok": not wrong, "seen": seen, "wrong": wrong}
