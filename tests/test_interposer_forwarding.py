@@ -162,12 +162,14 @@ def test_the_death_of_either_side_is_passed_on(dies: str) -> None:
         bench.until(lambda: bench.ended or None)
 
 
-def test_a_peer_that_does_not_read_holds_the_other_up(bench: Bench) -> None:
+@pytest.mark.parametrize("sender", ["client", "server"])
+def test_a_peer_that_does_not_read_holds_the_other_up(bench: Bench, sender: str) -> None:
     """Back-pressure: memory stays bounded however much one side would like to send."""
+    sending, taking = (bench.client, bench.server) if sender == "client" else (bench.server, bench.client)
     data = write(0, 0, bytes(4096), posted=True).encode()
     sent = 0
     while True:
-        if n := _send_some(bench.client.socket, memoryview(data)):
+        if n := _send_some(sending.socket, memoryview(data)):
             sent += n
             continue
         if not bench.loop.turn(0):
@@ -176,7 +178,7 @@ def test_a_peer_that_does_not_read_holds_the_other_up(bench: Bench) -> None:
     arrived = 0
     while arrived < sent:
         bench.loop.turn(0)
-        taken = len(_take_some(bench.server.socket))
+        taken = len(_take_some(taking.socket))
         assert taken, f"{sent - arrived} bytes are lost"
         arrived += taken
     assert arrived == sent

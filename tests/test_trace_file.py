@@ -138,6 +138,15 @@ def test_a_full_disk_stops_the_trace_and_not_the_session(tmp_path: Path, capfd: 
     assert "STOPPED" in capfd.readouterr().err
 
 
+def test_a_disk_that_is_full_from_the_beginning_stops_the_trace_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """/dev/full takes nothing, as a disk does on which nothing is left: ENOSPC."""
+    with Bench(trace=Path("/dev/full")) as bench:
+        assert bench.exchange(read(0, 0)) == read(0, 0)
+        assert bench.trace is not None
+        assert bench.trace.stopped
+    assert "STOPPED" in capfd.readouterr().err
+
+
 def test_what_was_written_before_a_sigkill_is_readable(tmp_path: Path) -> None:
     """The interposer as a process, killed while a client is being served."""
     with socket.socket(socket.AF_UNIX) as listening:

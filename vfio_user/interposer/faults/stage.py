@@ -22,7 +22,7 @@ from vfio_user.wire import Message
 
 _HOW = {"full": socket.SHUT_RDWR, "read": socket.SHUT_RD, "write": socket.SHUT_WR}
 MAX_QUEUED = 4096
-"""Messages that wait for a delay or a stall; later ones are dropped, and counted."""
+"""Messages that wait for a delay or a stall; later ones are dropped, and counted. No more than that may overtake."""
 
 
 @dataclass(eq=False)
@@ -103,7 +103,7 @@ class Faults:
             if plan.reorder is not None:
                 self._put_behind(direction, item, plan.reorder.after, plan.reorder.within)
                 return
-            if plan.delay and plan.overtake:
+            if plan.delay and plan.overtake and len(self._flying) < MAX_QUEUED:
                 self._flying.append((direction, item))
                 self._session.loop.after(plan.delay, lambda: self._land(direction, item))
                 return

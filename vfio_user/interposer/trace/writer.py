@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ class TraceWriter:
 
     def _stop(self, why: str) -> None:
         self.stopped = why
-        os.truncate(self._fd, self.size)  # a record that went in only in part is taken back
+        with suppress(OSError):  # what is no regular file cannot
+            os.truncate(self._fd, self.size)  # a record that went in only in part is taken back
         print(
             f"vfio-user interpose: THE TRACE {self.path} HAS STOPPED after {self.records} records: {why}; "
             "the session goes on untraced",
