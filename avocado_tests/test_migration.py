@@ -288,6 +288,19 @@ def start(guest: BootedGuest, cells: Iterable[Cell]) -> list[Workload]:
     ]
 
 
+class BySsh(MigrationTest):
+    """
+    :avocado: tags=edu,migration,nightly,ssh
+    """
+
+    timeout = 2 * GuestTest.timeout
+
+    def test_there_and_back(self) -> None:
+        """Everything runs behind real SSH servers, in namespaces that have no image of their own."""
+        with self.lab() as lab:
+            self.matrix(lab, [("interrupts", "msix"), ("dma", "msi")], hosts="ssh", hops=2, iommu=True)
+
+
 class Soaking(MigrationTest):
     """
     :avocado: tags=edu,migration,soak

@@ -32,7 +32,12 @@ from vfio_user.harness.migration.workload import Workload, judge
 )
 @click.option("--root-bus", is_flag=True, help="Devices on the root bus itself; the guest boots with them.")
 @click.option("--mode", type=click.Choice([kind.value for kind in Mode]), default=Mode.AUTO.value, show_default=True)
-@click.option("--hosts", type=click.Choice([*HOSTS]), default="auto", show_default=True, help="Between which.")
+@click.option(
+    "--hosts",
+    default="auto",
+    show_default=True,
+    help=f"{', '.join(HOSTS)}; or two as A,B, each local or ssh://USER@HOST:PORT?OPTION=VALUE (docs/migration.md).",
+)
 @click.option("--image", default="minimal", show_default=True)
 @click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
 @click.option("--memory", default=512, show_default=True, help="MiB.")

@@ -97,6 +97,7 @@ class InterposedServer(DeviceServer):
                     pass_fds=fds,
                     environment=scratch.environment,
                 )
+            host.await_start(self.interposer)
         except BaseException:
             if not interposition.keep_alive:
                 super().stop()
@@ -104,6 +105,7 @@ class InterposedServer(DeviceServer):
         if interposition.keep_alive:
             self.child, self.argv = self.interposer, self.interposer_argv
         self.control = Control(self.control_path)
+        self.shares_memory = host.shares_memory
 
     @property
     def is_ours(self) -> bool:

@@ -86,6 +86,7 @@ class Lab:
         self._children: list[Child] = []  # all that ever were, for the evidence
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
+        self._provided: set[tuple[str, Path]] = set()
 
     # -- what guests are made of ----------------------------------------------------------------------------------
 
@@ -267,6 +268,7 @@ class Lab:
             with self.timeline.step(f"restore {name}"):
                 machine = started(restore=True)
                 try:
+                    self._provide(host, checkpoint.memory)
                     machine.load(checkpoint.memory)
                     guest = self._answering(machine, image, _RESTORED, host=host)
                     guest.agent.set_clock()
@@ -308,8 +310,10 @@ class Lab:
         qemu: Qemu | None = None,
     ) -> Machine:
         """Start a QEMU; with `restore` it waits for a guest that comes from a file or another machine."""
+        qemu = qemu or self.qemu
+        self._provide(host, *qemu.folders, image.kernel, image.initramfs)
         machine = Machine(
-            replace(qemu or self.qemu, argv=tuple(host.command((qemu or self.qemu).argv))),
+            replace(qemu, argv=tuple(host.command(qemu.argv))),
             config,
             Start(image.kernel, image.initramfs, restore=restore),
             folder=self.folder,
@@ -317,10 +321,18 @@ class Lab:
             monitor=monitor,
             trace=trace,
             environment=self._scratch.environment,
+            kill_signal=host.kill_signal,
         )
         self.machines.append(machine)
         self._children.append(machine.child)
         return machine
+
+    def _provide(self, host: Host, *paths: Path) -> None:
+        """Have files on a host, each once in the life of this lab."""
+        missing = [path for path in paths if (host.name, path) not in self._provided]
+        if missing:
+            host.provide(*missing)
+            self._provided |= {(host.name, path) for path in missing}
 
     def _answering(
         self,

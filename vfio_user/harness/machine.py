@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -58,11 +59,13 @@ class Machine:
         monitor: Path | None = None,
         trace: bool = False,
         environment: Mapping[str, str] | None = None,
+        kill_signal: int = signal.SIGKILL,
     ) -> None:
         self.name = name
         self.config = config
         self.patience = patience(config.accelerator)
         self.folder = folder
+        self._kill_signal = kill_signal
         with ExitStack() as remote:
             local = {}
             wires = {}
@@ -150,7 +153,7 @@ class Machine:
 
     def kill(self) -> None:
         """End QEMU as a crash would."""
-        self.child.signal(9)
+        self.child.signal(self._kill_signal)
         self.child.wait(_STOP)
 
     def left_behind(self) -> list[str]:

@@ -48,6 +48,13 @@ class Qemu:
     origin: str
     digest: str
 
+    @property
+    def folders(self) -> list[Path]:
+        """Those of the cache that it is made of: what another host needs to run it."""
+        base = cache_dir() / "qemu"
+        inside = (Path(word) for word in self.argv if Path(word).is_relative_to(base))
+        return sorted({base / path.relative_to(base).parts[0] for path in inside})
+
     def devices(self) -> frozenset[str]:
         """Every name that `-device` takes."""
         return _devices(self.argv)

@@ -103,6 +103,11 @@ class DeviceServer:
                 fds = (listener.fileno(),)
             self.argv = host.command(server_command(device, self.path, fds))
             self.child = Child(name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment)
+        try:
+            host.await_start(self.child)
+        except BaseException:
+            self.child.stop()
+            raise
         if device.command:
             self._wait_until_listening(Deadline(limit))
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+from vfio_user.harness.process import Child
 
 
 class Host(Protocol):
@@ -17,12 +21,39 @@ class Host(Protocol):
     def address(self) -> str:
         """The IP address at which the other hosts reach it."""
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether descriptors can be handed to its programs."""
+
+    @property
+    def kill_signal(self) -> signal.Signals:
+        """What ends a program there as a crash would, before the child that stands for it here ends."""
+
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command that runs `argv` there."""
 
+    def await_start(self, child: Child) -> None:
+        """Wait until a program that was started listens where it was to listen."""
+
+    def provide(self, *paths: Path) -> None:
+        """Have files and folders of this machine there, at the same paths."""
+
+
+class OnThisMachine:
+    """What all hosts have in common that are this machine."""
+
+    shares_memory = True
+    kill_signal = signal.SIGKILL
+
+    def await_start(self, child: Child) -> None:
+        """Its sockets exist before it does."""
+
+    def provide(self, *paths: Path) -> None:
+        """They are there."""
+
 
 @dataclass(frozen=True)
-class LocalHost:
+class LocalHost(OnThisMachine):
     """This machine. Two of them differ by their loopback address alone."""
 
     name: str = "local"

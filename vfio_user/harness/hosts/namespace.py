@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from vfio_user.errors import UserError
+from vfio_user.harness.hosts.host import OnThisMachine
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ _PREFIX_LENGTH = 30
 _INTERFACE = "migration"
 
 
-class NamespaceHost:
+class NamespaceHost(OnThisMachine):
     """A network namespace of this machine."""
 
     def __init__(self, name: str, address: str) -> None:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from vfio_user.errors import UserError
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.namespace import Cable, can_make_namespaces, joined_namespaces
+from vfio_user.harness.hosts.ssh import SshHost
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,31 @@ def best() -> Iterator[Pair]:
             yield Pair(pair.a, pair.b, "both hosts are this machine's loopback: network namespaces need root")
 
 
+@contextmanager
+def by_ssh() -> Iterator[Pair]:
+    """Two network namespaces of this machine, each reached through an SSH server of its own."""
+    from vfio_user.harness.hosts.sshd import ssh_namespaces
+
+    with ssh_namespaces() as (a, b):
+        yield Pair(a, b)
+
+
+@contextmanager
+def named(first: str, second: str) -> Iterator[Pair]:
+    """Hosts that are there: "local", or what `SshHost.parse` takes."""
+    a, b = (LocalHost(n) if text == "local" else SshHost.parse(n, text) for n, text in (("a", first), ("b", second)))
+    yield Pair(a, b)
+
+
 KINDS: Mapping[str, Callable[[], AbstractContextManager[Pair]]] = MappingProxyType(
-    {"auto": best, "namespaces": namespaces, "local": loopback}
+    {"auto": best, "namespaces": namespaces, "local": loopback, "ssh": by_ssh}
 )
 
 
 def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
-    """The hosts called `kind`; a context manager. Raises `UserError` for an unknown kind."""
+    """The hosts called `kind`, or two named as A,B; a context manager. Raises `UserError` for an unknown kind."""
+    if kind.count(",") == 1:
+        return named(*kind.split(","))
     if kind not in KINDS:
         raise UserError(f"there are no hosts called {kind!r}", hint=f"there are: {', '.join(KINDS)}")
     return KINDS[kind]()

@@ -220,11 +220,11 @@ class Coordinator:
         if not link.source.is_ours or link.spool.size > self._plan.limits.compared_state:
             return
         try:
-            left = link.saved_again(link.source.control)
+            left = link.saved_again(link.source)
         except ControlError as error:  # whatever became of the source, the destination has everything
             self._report.notes.append(f"the state of {link.name} could not be compared: {error}")
             return
-        arrived = link.saved_again(link.destination.control)
+        arrived = link.saved_again(link.destination)
         self._report.check(f"state of {link.name}", left == arrived, f"{left[:16]} left, {arrived[:16]} arrived")
         if left != arrived:
             raise UserError(f"the state of {link.name} is not what it was", hint="compare the traces of both servers")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from vfio_user.interposer.control.client import Control, ControlError
 PRE_COPY_TURN = 64 << 20
 """Bytes of state read at most before somebody looks at QEMU again."""
 PAGE_SIZE = 4096
+_INLINE = 1 << 20  # bytes of state in a line, to a host where descriptors cannot be sent
 _CONFIG_REGION = 7  # linux/vfio.h
 
 Runs = Sequence[dict[str, int]]
@@ -39,13 +41,27 @@ class StateSpool:
     def size(self) -> int:
         return os.fstat(self._write).st_size
 
-    def fill(self, control: Control, **limit: int) -> dict[str, Any]:
-        """Take what the server has."""
-        return control.call("mig_data_read", fd=True, fds=[self._write], **limit)
+    def fill(self, server: InterposedServer, limit: int | None = None) -> None:
+        """Take what the server has, up to `limit` bytes."""
+        if server.shares_memory:
+            server.control.call("mig_data_read", fd=True, fds=[self._write], size=limit)
+            return
+        left = limit if limit is not None else sys.maxsize
+        while left > 0:
+            answer = server.control.call("mig_data_read", size=min(left, _INLINE))
+            os.write(self._write, base64.b64decode(answer["data"]))
+            left -= answer["bytes"]
+            if answer["complete"]:
+                return
 
-    def drain(self, control: Control) -> int:
+    def drain(self, server: InterposedServer) -> int:
         """Hand on what was taken; returns its bytes."""
-        moved: int = control.call("mig_data_write", fd=True, fds=[self._read])["bytes"]
+        moved = 0
+        if server.shares_memory:
+            moved = server.control.call("mig_data_write", fd=True, fds=[self._read])["bytes"]
+        else:
+            while data := os.read(self._read, _INLINE):
+                moved += server.control.call("mig_data_write", data=base64.b64encode(data).decode())["bytes"]
         return moved
 
     def digest(self) -> str:
@@ -110,16 +126,16 @@ class DeviceLink:
         """Move a piece of the state while the device runs; 0 when there is nothing more for now."""
         if not self.pre_copies:
             return 0
-        self.spool.fill(self.source.control, size=PRE_COPY_TURN)
-        return self.spool.drain(self.destination.control)
+        self.spool.fill(self.source, PRE_COPY_TURN)
+        return self.spool.drain(self.destination)
 
     def stop_and_copy(self) -> int:
         """Stop the device and move the rest of its state; its bytes."""
         if self.pre_copies:
             self.confirm(self.source, "PRE_COPY")
         self._go(self.source.control, "STOP_COPY")
-        self.spool.fill(self.source.control)
-        return self.spool.drain(self.destination.control)
+        self.spool.fill(self.source)
+        return self.spool.drain(self.destination)
 
     def collect_dirty(self) -> int:
         """Learn which pages the device wrote since logging began; their bytes."""
@@ -133,13 +149,13 @@ class DeviceLink:
         messages: int = self.source.control.call("dma_write", runs=self.dirty, whole=False)["messages"]
         return messages
 
-    def saved_again(self, control: Control) -> str:
+    def saved_again(self, server: InterposedServer) -> str:
         """Digest of the state of a device that stands still, saved once more; it stays in STOP_COPY."""
-        self._go(control, "STOP")
-        self._go(control, "STOP_COPY")
+        self._go(server.control, "STOP")
+        self._go(server.control, "STOP_COPY")
         spool = StateSpool()
         try:
-            spool.fill(control)
+            spool.fill(server)
             return spool.digest()
         finally:
             spool.close()

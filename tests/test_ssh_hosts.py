@@ -1,0 +1,175 @@
+"""Hosts reached by SSH: how they are named, and the far end that starts programs there, on pipes in SSH's place."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfio_user.errors import UserError
+from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
+from vfio_user.harness.hosts import far_end as far_end_module
+from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
+
+LIMIT = 20.0
+
+
+class Near:
+    """The near end: what the relay is."""
+
+    def __init__(self) -> None:
+        source = inspect.getsource(far_end_module)
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        read, write = self.process.stdout.fileno(), self.process.stdin.fileno()
+        self.frames = Frames(lambda count: os.read(read, count), lambda data: void(os.write(write, data)))
+        self._watch = threading.Timer(LIMIT, self.process.kill)
+        self._watch.start()
+
+    def spawn(self, *argv: str, **more: Any) -> int:
+        """Start a program; its process id."""
+        wanted = {"argv": argv, "streams": [], "listeners": {}, "environment": {}, **more}
+        self.frames.send(SPAWN, data=json.dumps(wanted).encode())
+        kind, _, data = self.frames.receive()
+        assert kind == STARTED
+        return int(data)
+
+    def until(self, wanted: int) -> tuple[int, bytes]:
+        """Stream and data of the next frame of that kind; of LOG, all up to the last."""
+        while True:
+            kind, stream, data = self.frames.receive()
+            if kind == wanted:
+                return stream, data
+
+    def close(self) -> None:
+        self._watch.cancel()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(LIMIT)
+        self.process.stdout.close()
+
+
+def void(_: object) -> None:
+    return None
+
+
+@pytest.fixture
+def near() -> Iterator[Near]:
+    end = Near()
+    try:
+        yield end
+    finally:
+        end.close()
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", code
+
+
+def test_what_a_program_prints_and_how_it_ends_arrives(near: Near) -> None:
+    near.spawn(*python("import os; os.write(1, b'hello'); os._exit(7)"))
+    assert near.until(LOG)[1] == b"hello"
+    assert near.until(EXIT)[1] == b"7"
+
+
+def test_a_program_that_cannot_be_started_is_an_answer(near: Near) -> None:
+    wanted = {"argv": ["/nonexistent"], "streams": [], "listeners": {}, "environment": {}}
+    near.frames.send(SPAWN, data=json.dumps(wanted).encode())
+    assert b"/nonexistent" in near.until(LOG)[1]
+    assert near.until(EXIT)[1] == b"127"
+
+
+def test_a_signal_ends_the_program_and_its_number_is_told(near: Near) -> None:
+    near.spawn(*python("import signal; print(flush=True); signal.pause()"))
+    near.until(LOG)
+    near.frames.send(SIGNAL, signal.SIGKILL)
+    assert near.until(EXIT)[1] == str(-signal.SIGKILL).encode()
+
+
+def test_an_inherited_socket_has_its_number_and_carries_both_ways(near: Near) -> None:
+    echo = "import socket; s = socket.socket(fileno=9); s.sendall(s.recv(100).upper()); s.close()"
+    near.spawn(*python(echo), streams=[9])
+    near.frames.send(DATA, 9, b"question")
+    assert near.until(DATA) == (9, b"QUESTION")
+    assert near.until(CLOSE)[0] == 9
+
+
+def test_several_inherited_sockets_are_not_mixed_up(near: Near) -> None:
+    code = "import socket\nfor n in (5, 3, 4): socket.socket(fileno=n).sendall(str(n).encode())"
+    near.spawn(*python(code), streams=[3, 4, 5])
+    assert {near.until(DATA) for _ in range(3)} == {(3, b"3"), (4, b"4"), (5, b"5")}
+
+
+def test_a_socket_listens_at_its_path_before_the_program_does_anything(near: Near, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "socket"
+    near.spawn(*python("import signal; signal.pause()"), listeners={"7": str(path)})
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_connection_from_the_near_end_reaches_the_program(near: Near, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    code = "import socket; s, _ = socket.socket(fileno=7).accept(); s.sendall(s.recv(9)[::-1])"
+    near.spawn(*python(code), listeners={"7": path})
+    near.frames.send(OPEN, 1000, path.encode())
+    near.frames.send(DATA, 1000, b"abc")
+    assert near.until(DATA) == (1000, b"cba")
+
+
+def test_a_connection_to_nobody_is_closed(near: Near, tmp_path: Path) -> None:
+    near.spawn(*python("import signal; signal.pause()"))
+    near.frames.send(OPEN, 1000, str(tmp_path / "nobody").encode())
+    assert near.until(CLOSE)[0] == 1000
+
+
+def test_the_program_and_its_sockets_do_not_outlive_the_connection(tmp_path: Path) -> None:
+    near = Near()
+    path = tmp_path / "made" / "socket"
+    pid = near.spawn(*python("import signal; print(flush=True); signal.pause()"), listeners={"7": str(path)})
+    near.until(LOG)
+    near.close()
+    assert not path.parent.exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)
+
+
+def test_a_url_has_all_that_is_to_be_known_of_a_host() -> None:
+    host = SshHost.parse("b", "ssh://root@host.example:2222?address=192.0.2.7&python=/opt/python")
+    assert (host.user, host.host, host.port, host.address) == ("root", "host.example", 2222, "192.0.2.7")
+    assert host.python == "/opt/python"
+
+
+def test_a_host_is_reached_at_its_own_name_when_no_address_is_given() -> None:
+    assert SshHost.parse("b", "ssh://host.example").address == "host.example"
+
+
+@pytest.mark.parametrize("url", ["http://host.example", "ssh://", "ssh://host.example?colour=red", "host.example"])
+def test_what_is_no_host_is_the_users_to_mend(url: str) -> None:
+    with pytest.raises(UserError):
+        SshHost.parse("b", url)
+
+
+def test_two_hosts_can_be_named() -> None:
+    with two_hosts("local,ssh://host.example") as pair:
+        assert isinstance(pair.a, LocalHost)
+        assert isinstance(pair.b, SshHost)
+
+
+def test_descriptors_are_not_sent_to_a_host_that_is_reached_by_ssh() -> None:
+    assert LocalHost().shares_memory
+    assert not SshHost("b", "host.example", "192.0.2.7").shares_memory

@@ -1,0 +1,210 @@
+"""Runs on another host, at the far end of an SSH connection: starts one program and carries its sockets.
+
+Its source is sent there, so it imports nothing of ours. On stdin and stdout it speaks in frames with its near end,
+relay.py. The program finds the descriptors that it was to inherit under their numbers; what listens, listens here, at
+the same path. When the connection ends the program is killed, with its process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HEADER = struct.Struct("<BHI")  # kind, stream, bytes that follow
+SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED = range(8)
+CHUNK = 1 << 16
+_HIGH = 256  # own descriptors go above those that the program inherits
+
+
+class Frames:
+    """Frames on a pair of byte streams; any thread may send."""
+
+    def __init__(self, read: Callable[[int], bytes], write: Callable[[bytes], None]) -> None:
+        self._read = read
+        self._write = write
+        self._lock = threading.Lock()
+
+    def send(self, kind: int, stream: int = 0, data: bytes = b"") -> None:
+        with self._lock:
+            self._write(HEADER.pack(kind, stream, len(data)) + data)
+
+    def receive(self) -> tuple[int, int, bytes]:
+        """The next frame. Raises `EOFError` at the end."""
+        kind, stream, length = HEADER.unpack(self._exactly(HEADER.size))
+        return kind, stream, self._exactly(length)
+
+    def _exactly(self, count: int) -> bytes:
+        found = b""
+        while len(found) < count:
+            piece = self._read(count - len(found))
+            if not piece:
+                raise EOFError
+            found += piece
+        return found
+
+
+class Streams:
+    """Sockets whose bytes travel as frames under their number."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._sockets: dict[int, socket.socket] = {}
+        self._pumps: list[threading.Thread] = []
+
+    def add(self, number: int, end: socket.socket) -> None:
+        self._sockets[number] = end
+        pump = threading.Thread(target=self._pump, args=(number, end), daemon=True)
+        self._pumps.append(pump)
+        pump.start()
+
+    def arrived(self, number: int, data: bytes) -> None:
+        if (end := self._sockets.get(number)) is not None:
+            with contextlib.suppress(OSError):
+                end.sendall(data)
+
+    def closed(self, number: int) -> None:
+        """The other side's socket has ended."""
+        if (end := self._sockets.pop(number, None)) is not None:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def drain(self, seconds: float) -> None:
+        """Have what was written last travel before the end does."""
+        for pump in self._pumps:
+            pump.join(seconds)
+
+    def _pump(self, number: int, end: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := end.recv(CHUNK):
+                self._frames.send(DATA, number, data)
+        with contextlib.suppress(OSError):
+            self._frames.send(CLOSE, number)
+        end.close()
+
+
+class FarEnd:
+    """One program. `read` and `write` are descriptors."""
+
+    def __init__(self, read: int, write: int) -> None:
+        def send(data: bytes) -> None:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(write, view) :]
+
+        self._frames = Frames(lambda count: os.read(read, count), send)
+        self._streams = Streams(self._frames)
+        self._made: list[Path] = []
+
+    def run(self) -> None:
+        kind, _, data = self._frames.receive()
+        assert kind == SPAWN
+        wanted = json.loads(data)
+        try:
+            program = self._spawn(wanted)
+        except OSError as error:
+            self._frames.send(LOG, data=f"cannot start {wanted['argv'][0]}: {error}\n".encode())
+            self._frames.send(EXIT, data=b"127")
+            return
+        self._frames.send(STARTED, data=str(program.pid).encode())
+        threading.Thread(target=self._wait, args=(program,), daemon=True).start()
+        try:
+            self._serve(program)
+        except EOFError:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+            self._clean_up()
+
+    def _spawn(self, wanted: dict[str, Any]) -> subprocess.Popen[bytes]:
+        inherited = []
+        for number in wanted["streams"]:
+            ours, theirs = socket.socketpair()
+            self._streams.add(number, _high(ours))
+            inherited.append((number, _high(theirs)))
+        for text, path in wanted["listeners"].items():
+            self._make_folder(Path(path).parent)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(path)
+            self._made.append(Path(path))
+            listener.listen(8)
+            inherited.append((int(text), _high(listener)))
+        for number, end in inherited:
+            os.dup2(end.fileno(), number, inheritable=True)
+            end.close()
+        numbers = [number for number, _ in inherited]
+        program = subprocess.Popen(
+            wanted["argv"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=numbers,
+            env={**os.environ, **wanted["environment"]},
+            process_group=0,
+        )
+        for number in numbers:
+            os.close(number)
+        return program
+
+    def _serve(self, program: subprocess.Popen[bytes]) -> None:
+        while True:
+            kind, stream, data = self._frames.receive()
+            if kind == DATA:
+                self._streams.arrived(stream, data)
+            elif kind == CLOSE:
+                self._streams.closed(stream)
+            elif kind == OPEN:
+                self._open(stream, data.decode())
+            elif kind == SIGNAL:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(program.pid, stream)
+
+    def _open(self, stream: int, path: str) -> None:
+        end = socket.socket(socket.AF_UNIX)
+        try:
+            end.connect(path)
+        except OSError:
+            end.close()
+            self._frames.send(CLOSE, stream)
+        else:
+            self._streams.add(stream, end)
+
+    def _wait(self, program: subprocess.Popen[bytes]) -> None:
+        assert program.stdout is not None
+        while data := os.read(program.stdout.fileno(), CHUNK):
+            self._frames.send(LOG, data=data)
+        code = program.wait()
+        self._streams.drain(1.0)
+        self._frames.send(EXIT, data=str(code).encode())
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True)
+            self._made.append(folder)
+
+    def _clean_up(self) -> None:
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _high(end: socket.socket) -> socket.socket:
+    """The same socket with a number above those that are inherited."""
+    moved = socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH))
+    end.close()
+    return moved
+
+
+if __name__ == "__main__":
+    FarEnd(0, 1).run()

@@ -1,0 +1,141 @@
+"""The near end of a program on another host: it stands for that program here, as a child process of the harness.
+
+    python -m vfio_user.harness.hosts.relay WHERE -- PROGRAM ARGUMENT...
+
+The sockets that it inherits are those that the program there is to inherit: their bytes travel over the SSH
+connection (far_end.py has the other side). It ends as the program ends. SIGTERM, SIGINT and SIGHUP are handed on, and
+SIGUSR1 as SIGKILL: after a SIGKILL of its own nobody would know when the program there has ended.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from vfio_user.harness.hosts import far_end
+from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames, Streams
+
+STARTED_LINE = b"started on "
+_HANDED_ON = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGHUP: signal.SIGHUP,
+    signal.SIGUSR1: signal.SIGKILL,
+}
+_FIRST_OPENED = 1000
+
+
+def main(arguments: list[str]) -> int:
+    where: dict[str, Any] = json.loads(arguments[0])
+    argv = arguments[arguments.index("--") + 1 :]
+    if argv[0] == sys.executable:
+        argv[0] = where["python"]
+    streams, listeners = inherited_sockets()
+    frames = connect(where)
+    relay = Streams(frames)
+    wanted = {
+        "argv": argv,
+        "streams": [*streams],
+        "listeners": {number: listener.getsockname() for number, listener in listeners.items()},
+        "environment": {name: value for name, value in os.environ.items() if name.startswith("VFIO_USER_")},
+    }
+    frames.send(SPAWN, data=json.dumps(wanted).encode())
+    for near, far in _HANDED_ON.items():
+        signal.signal(near, lambda *_, number=far: frames.send(SIGNAL, number))
+    for number, end in streams.items():
+        relay.add(number, end)
+    numbers = count(_FIRST_OPENED)
+    for listener in listeners.values():
+        threading.Thread(target=_accept, args=(listener, frames, relay, numbers), daemon=True).start()
+    return serve(frames, relay, where["name"])
+
+
+def serve(frames: Frames, relay: Streams, name: str) -> int:
+    """Until the program there has ended; its exit status."""
+    while True:
+        try:
+            kind, stream, data = frames.receive()
+        except EOFError:
+            print(f"the connection to {name} has ended", flush=True)
+            return 255
+        if kind == DATA:
+            relay.arrived(stream, data)
+        elif kind == CLOSE:
+            relay.closed(stream)
+        elif kind == LOG:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        elif kind == STARTED:
+            print(f"{STARTED_LINE.decode()}{name} as process {data.decode()}", flush=True)
+        elif kind == EXIT:
+            return int(data)
+
+
+def inherited_sockets() -> tuple[dict[int, socket.socket], dict[int, socket.socket]]:
+    """Those that are connected, and those that listen, by their numbers."""
+    streams: dict[int, socket.socket] = {}
+    listeners: dict[int, socket.socket] = {}
+    for entry in sorted(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):
+            if (number := int(entry.name)) > 2 and str(entry.readlink()).startswith("socket:"):
+                found = socket.socket(fileno=number)
+                listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                (listeners if listens else streams)[number] = found
+    return streams, listeners
+
+
+def connect(where: dict[str, Any]) -> Frames:
+    """Start the far end."""
+    from vfio_user.harness.hosts.ssh import connected
+
+    client = connected(where)
+    command = f"{shlex.quote(where['python'])} -u -c {shlex.quote(inspect.getsource(far_end))}"
+    transport = client.get_transport()
+    assert transport is not None
+    channel = transport.open_session()
+    channel.set_combine_stderr(False)
+    channel.exec_command(command)
+    threading.Thread(target=_complaints, args=(channel,), daemon=True).start()
+    frames = Frames(channel.recv, channel.sendall)
+    frames.client = client  # type: ignore[attr-defined]  # it ends when nobody holds it
+    return frames
+
+
+def _complaints(channel: Any) -> None:
+    """What the far end itself says of its troubles."""
+    while data := channel.recv_stderr(4096):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def _accept(listener: socket.socket, frames: Frames, relay: Streams, numbers: count[int]) -> None:
+    path = listener.getsockname()
+    with suppress(OSError):
+        while True:
+            end, _ = listener.accept()
+            number = next(numbers)
+            frames.send(OPEN, number, path.encode())
+            relay.add(number, end)
+
+
+def _end_as(code: int) -> None:
+    """With the exit status, or by the signal that ended the program there."""
+    sys.stdout.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    _end_as(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Real SSH servers inside the network namespaces, for tests of hosts that are reached by SSH.
+
+OpenSSH's server is taken from the distribution's archive into the cache, as QEMU is; nothing is installed. Run by root
+it wants a user and a folder of its own: it gets them in a mount namespace, where /tmp is its own as well, so that what
+is on one host is not by itself on the other.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vfio_user.errors import UserError
+from vfio_user.harness.cache import cache_dir, locked, publish
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.debian import DebianArchive, Progress, quiet
+from vfio_user.harness.hosts.host import Host
+from vfio_user.harness.hosts.namespace import NamespaceHost, joined_namespaces
+from vfio_user.harness.hosts.ssh import SshHost
+from vfio_user.harness.process import Child
+
+_PORT = 2222
+_PROGRAM = "usr/sbin/sshd"
+_STARTING = 20.0
+
+_START = """
+set -e
+mount --make-rprivate /
+cp /etc/passwd {folder}/passwd
+grep -q ^sshd: {folder}/passwd || echo 'sshd:x:65533:65534::/nonexistent:/usr/sbin/nologin' >> {folder}/passwd
+mount --bind {folder}/passwd /etc/passwd
+mkdir -p /run/sshd
+cp -r {folder} /run/{name}
+for hidden in {hidden}; do mount -t tmpfs -o mode=1777 tmpfs "$hidden"; done
+LD_LIBRARY_PATH={libraries} exec {sshd} -D -e -f /run/{name}/sshd_config
+"""
+
+_CONFIG = """
+Port {port}
+ListenAddress 127.0.0.1
+HostKey /run/{name}/host_key
+AuthorizedKeysFile /run/{name}/user_key.pub
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+UsePAM no
+StrictModes no
+PidFile none
+MaxStartups 100
+"""
+
+
+def ensure_sshd(progress: Progress = quiet) -> Path:
+    """The folder that the server is unpacked in, in the cache; fetched when it is not there. Raises `UserError`."""
+    root = cache_dir() / "openssh-server"
+    with locked("openssh-server"):
+        if not (root / _PROGRAM).exists():
+            # That of this very release, as the C library under it is the machine's.
+            archive = DebianArchive((platform.freedesktop_os_release()["VERSION_CODENAME"],))
+            debs = archive.fetch(("openssh-server",), progress=progress)
+            with publish(root) as making:
+                archive.unpack(debs, making)
+    return root
+
+
+@contextmanager
+def ssh_namespaces(names: tuple[str, str] = ("a", "b")) -> Iterator[tuple[SshHost, SshHost]]:
+    """Two network namespaces with an SSH server in each, and the hosts that are reached by them.
+
+    On neither of them are there images: a guest has to bring its own.
+    """
+    root = ensure_sshd()
+    with ExitStack() as stack:
+        one, other, _ = stack.enter_context(joined_namespaces(names))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="vfu-ssh-")))
+        hosts = [_serve(stack, root, namespace, folder) for namespace in (one, other)]
+        yield hosts[0], hosts[1]
+
+
+def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -> SshHost:
+    name = f"vfu-sshd-{base.name}-{namespace.name}"
+    folder = base / namespace.name
+    folder.mkdir()
+    for key in ("host_key", "user_key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+    (folder / "sshd_config").write_text(_CONFIG.format(port=_PORT, name=name))
+    public = (folder / "host_key.pub").read_text().split()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{_PORT} {public[0]} {public[1]}\n")
+    libraries = ":".join(str(folder) for folder in (*root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu")))
+    script = _START.format(
+        folder=shlex.quote(str(folder)),
+        name=name,
+        sshd=shlex.quote(str(root / _PROGRAM)),
+        libraries=shlex.quote(libraries),
+        hidden=shlex.join(str(path) for path in (cache_dir() / "images", Path("/tmp")) if path.exists()),
+    )
+    child = Child(
+        f"sshd {namespace.name}",
+        namespace.command(["unshare", "--mount", "sh", "-c", script]),
+        log=base / f"{namespace.name}.log",
+    )
+    stack.callback(child.stop)
+    deadline = Deadline(_STARTING)
+    while b"Server listening" not in child.log.read_bytes():
+        if child.wait(0.02) is not None or deadline.passed:
+            raise UserError(f"the SSH server of {namespace.name} does not come up", hint=child.last_words())
+    through: Host = namespace
+    return SshHost(
+        namespace.name,
+        "127.0.0.1",
+        namespace.address,
+        port=_PORT,
+        user="root",
+        key=str(folder / "user_key"),
+        known_hosts=str(folder / "known_hosts"),
+        through=through,
+    )
