@@ -4,8 +4,8 @@
 
 One guest has both controllers, each on a raw file of the same size in the same folder. fio does a workload on one and
 on the other in turn; the ratio of each turn is taken by itself, and the median printed, with the CPU time and the
-system calls that our server needs for a command (system calls by perf, where there is one). `--growth` adds 1, 2 and 4 queue
-pairs, in guests of as many processors, and 1 and 4 devices that are busy at once.
+system calls that our server needs for a command (system calls by perf, where there is one). `--growth` adds 1, 2 and 4
+queue pairs, in guests of as many processors, and 1 and 4 devices that are busy at once.
 
 Goals: >= 1.0 of QEMU's at 128 KiB, >= 0.9 at 4 KiB and 32 commands at a time, >= 0.7 one at a time.
 """
