@@ -34,12 +34,17 @@ class BusyEdu(Edu):
     storming: int = state(0)
     hold_ms: int = state(0)
 
-    def __init__(self, *, msix: Annotated[int, "MSI-X vectors; 0 leaves the capability out"] = 4) -> None:
+    def __init__(
+        self,
+        *,
+        msix: Annotated[int, "MSI-X vectors; 0 leaves the capability out"] = 4,
+        plain: Annotated[bool, "no FLR and no power states: the guest's kernel has no way to reset it"] = False,
+    ) -> None:
         self._turn = threading.Condition()  # held for each piece of work; who wants it still takes it
         self._still = False
         self._engine: threading.Thread | None = None
         self.work_done = 0
-        super().__init__(msix=msix, flr=True, pm=True)
+        super().__init__(msix=msix, flr=not plain, pm=not plain)
 
     @register(bar=0, offset=0xA0, width=(4, 8))
     def stream(self, value: int) -> None:

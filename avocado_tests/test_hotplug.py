@@ -5,13 +5,12 @@ The device has no MSI-X: QEMU 11.1.3 aborts when one that has it is unplugged (a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
 from avocado_tests.guest_test import GuestTest
+from avocado_tests.leftovers import anonymous, client_things
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.guest import GuestFailure
@@ -152,23 +151,6 @@ class Size:
         """What is too much; "" when nothing is."""
         (fds, memory), (fds_now, memory_now) = self._before, self._now()
         return self.describe() if fds_now > fds or memory_now > memory + self._limit else ""
-
-
-def anonymous(pid: int) -> int:
-    """KiB that a process has for itself alone, the guest's memory not counted."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
-
-
-def client_things(pid: int) -> list[str]:
-    """What a server has of a client: connected sockets (but for those it listens at), memory files, eventfds."""
-    things = []
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            things.append(str(descriptor.readlink()))
-    maps = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:" in line]
-    sockets = [thing for thing in things if thing.startswith("socket:")]
-    return sockets[1:] + maps + [thing for thing in things if "memfd" in thing or "eventfd" in thing]
 
 
 def _until(happened: Callable[[], bool], state: Callable[[], str], limit: float = 5.0) -> None:

@@ -4,6 +4,7 @@
     busy --slot 01:00.0 reset flr bus    reset by these methods at once, in the middle of each activity in turn
     busy --slot 01:00.0 reset --told --during dma -- flr     the same in one activity, when /tmp/go-on exists
     busy --slot 01:00.0 work storm       work until killed
+    busy --slot 01:00.0 watch storm      see what becomes of the work until /tmp/go-on exists
 
 `seen` has, for each activity, what was left of it: see `left_over`. A file /tmp/busy says that the device is at work.
 """
@@ -23,6 +24,8 @@ import edu
 from guest_pci import (
     BUS_MASTER,
     MEMORY_DECODE,
+    MSI,
+    MSIX,
     SYSFS,
     Bar,
     DeviceError,
@@ -37,6 +40,7 @@ IDS = "1234:11e8"
 STREAM, STORM, HOLD, WORK_DONE = 0xA0, 0xA8, 0xB0, 0xB8
 OWN_REGISTERS = {"stream": STREAM, "storm": STORM, "hold": HOLD, "vector": edu.SELECT_VECTOR}
 ACTIVITIES = ("idle", "dma", "storm", "held")
+LIVENESS = 0x5A5A5A5A
 HOLD_MS = 200
 PATIENCE = 10.0  # seconds
 QUIET = 0.05  # seconds in which what must have ended would show itself
@@ -51,7 +55,7 @@ class Busy:
     def __init__(self, device: VfioDevice) -> None:
         self.device = device
         self.bar = device.bar(0)
-        self.vectors = device.interrupts("msix")
+        self.vectors = device.interrupts(MSIX if MSIX in device.config.vectors() else MSI)
         self.memory = device.dma_memory(4096, address_bits=edu.DMA_ADDRESS_BITS)
         self._reader: threading.Thread | None = None
         self._enough = threading.Event()
@@ -59,7 +63,7 @@ class Busy:
 
     def start(self, activity: str) -> None:
         """Begin, and wait until the device is seen at work."""
-        self.bar.write(edu.LIVENESS, 0x5A5A5A5A)
+        self.bar.write(edu.LIVENESS, LIVENESS)
         self.bar.write(edu.SELECT_VECTOR, 1)
         getattr(self, f"_{activity}")()
         AT_WORK.touch()
@@ -253,6 +257,46 @@ def work(options: argparse.Namespace) -> dict[str, object]:
             time.sleep(60)
 
 
+def watch(options: argparse.Namespace) -> dict[str, object]:
+    """Use the device until told to stop; what it answered, what of its own work goes on, and the longest access."""
+    with VfioDevice(find_device(IDS, options.slot)) as device:
+        busy = Busy(device)
+        busy.start(options.activity if options.activity in ACTIVITIES else "idle")
+        answers, longest = use_until_told(busy.bar, options.activity)
+        AT_WORK.unlink()
+        began = time.monotonic()
+        answers.append(busy.bar.read(edu.LIVENESS))
+        longest = max(longest, time.monotonic() - began)
+        before = bytes(busy.memory.bytes[:8])
+        busy.vectors[0].wait(0)
+        time.sleep(QUIET)
+        return {
+            "answers": sorted(set(answers)),
+            "longest": round(longest, 3),
+            "dma": bytes(busy.memory.bytes[:8]) != before,
+            "interrupts": busy.vectors[0].wait(0) > 0,
+        }
+
+
+def use_until_told(bar: Bar, activity: str) -> tuple[list[int], float]:
+    """Read or write registers without a pause (or do nothing): what was read, and the longest access in seconds."""
+    answers: list[int] = []
+    longest = 0.0
+    while not GO_ON.exists():
+        began = time.monotonic()
+        if activity == "read":
+            answers.append(bar.read(edu.LIVENESS))
+        elif activity == "burst":
+            for _ in range(64):
+                bar.write(edu.LIVENESS, LIVENESS)
+        else:
+            time.sleep(0.002)
+            continue
+        longest = max(longest, time.monotonic() - began)
+    GO_ON.unlink()
+    return answers, longest
+
+
 def left(options: argparse.Namespace) -> dict[str, object]:
     """What there is of an activity before this guest was booted, and whether the device works."""
     function = find_device(IDS, options.slot)
@@ -265,12 +309,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slot", required=True)
     commands = parser.add_subparsers(required=True)
-    for command in (reset, work, left):
+    for command in (reset, work, watch, left):
         commands.add_parser(command.__name__, help=command.__doc__).set_defaults(command=command)
     commands.choices["reset"].add_argument("methods", nargs="+", choices=METHODS)
     commands.choices["reset"].add_argument("--during", nargs="+", choices=ACTIVITIES, default=ACTIVITIES)
     commands.choices["reset"].add_argument("--told", action="store_true", help="wait for /tmp/go-on before each")
     commands.choices["work"].add_argument("activity", choices=ACTIVITIES)
+    commands.choices["watch"].add_argument("activity", choices=(*ACTIVITIES, "read", "burst"))
     options = parser.parse_args()
     started = time.monotonic()
     report: dict[str, object] = {"ok": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import vfio_user
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.deadline import SCALE_VARIABLE
+from vfio_user.harness.evidence import INDEX, cause_of
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.known_issues import XFAIL
@@ -161,12 +163,28 @@ def _prepare_environment(folder: Path, timeout_factor: float) -> None:
         os.environ[SCALE_VARIABLE] = str(timeout_factor)
 
 
+def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, Path]]:
+    """Of each test that left evidence of what went wrong: its name, the first cause, and the page that tells more."""
+    for test in tests:
+        folder = Path(test["logdir"]) / "data"
+        if test["status"] in ("FAIL", "ERROR", "INTERRUPTED") and (cause := cause_of(folder)):
+            yield str(test["name"]).rpartition(":")[2], cause, folder / INDEX
+
+
+def per_minute(count: int, seconds: float) -> float:
+    """How many of `count` things a minute had."""
+    return 60 * count / seconds if seconds > 0 else 0.0
+
+
 def _report(job: Any, status: int) -> None:
     result = job.result
     failed = result.failed + result.errors + result.interrupted
     known = sum(str(test.get("fail_reason", "")).startswith(XFAIL) for test in result.tests)
     skipped = result.skipped + result.cancelled - known
+    for name, cause, page in first_causes(result.tests):
+        click.echo(f"{name}: {cause}\n  {page}")
     click.echo(f"evidence: {job.logdir}")
+    click.echo(f"{per_minute(result.tests_run, job.time_elapsed):.1f} cases per minute")
     if known:
         click.echo(f"{known} showed a known issue of QEMU ({XFAIL})")
     click.echo(f"{result.passed + result.warned} passed, {failed} failed, {skipped} skipped")

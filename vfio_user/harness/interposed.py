@@ -96,6 +96,7 @@ class InterposedServer(DeviceServer):
                     log=folder / f"{name}.interposer.log",
                     pass_fds=fds,
                     environment=scratch.environment,
+                    leaves_core=True,
                 )
             host.await_start(self.interposer)
         except BaseException:

@@ -85,6 +85,7 @@ class Machine:
                 pass_fds=wiring_fds(wiring),
                 environment=environment,
                 folder=folder,
+                leaves_core=True,
             )
         self._channels = {os.fstat(wire.fileno()).st_ino: name for name, wire in local.items()}
         self.console = Console(local["console"], folder / f"{name}.console.log")

@@ -29,7 +29,8 @@ class Child:
     """A running program: own process group, killed with its owner, output in a file.
 
     `log` receives stdout and stderr. The program gets no stdin. `pass_fds` are inherited under the same numbers.
-    `folder` is its working directory, this process's if none is given: where its core goes when it crashes.
+    `folder` is its working directory, this process's if none is given. With `leaves_core` a core comes to be there when
+    it crashes, which somebody has to take away (`vfio_user.harness.evidence` does).
     Raises `UserError` when the program cannot be started.
     """
 
@@ -42,13 +43,14 @@ class Child:
         pass_fds: Iterable[int] = (),
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        leaves_core: bool = False,
     ) -> None:
         self.name = name
         self.argv = list(argv)
         self.log = log
         self.folder = folder or Path.cwd()
         with log.open("ab") as output:
-            self._process = _spawn(self.argv, output, tuple(pass_fds), environment, folder)
+            self._process = _spawn(self.argv, output, tuple(pass_fds), environment, folder, leaves_core)
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self._reaping = threading.Lock()
@@ -152,6 +154,7 @@ def _spawn(
     pass_fds: tuple[int, ...],
     environment: Mapping[str, str] | None,
     folder: Path | None,
+    leaves_core: bool,
 ) -> subprocess.Popen[bytes]:
     owner = os.getpid()
 
@@ -159,7 +162,8 @@ def _spawn(
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != owner:  # it died before the line above
             os._exit(1)
-        _allow_core()
+        if leaves_core:
+            _allow_core()
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -102,7 +102,9 @@ class DeviceServer:
                 listener = inherited.enter_context(listen(self.path))
                 fds = (listener.fileno(),)
             self.argv = host.command(server_command(device, self.path, fds))
-            self.child = Child(name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment)
+            self.child = Child(
+                name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment, leaves_core=True
+            )
         try:
             host.await_start(self.child)
         except BaseException:

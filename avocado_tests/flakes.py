@@ -1,0 +1,87 @@
+"""Runs the guest-driven tests N times and counts every verdict that changed: `scripts/flakes N`.
+
+A verdict is avocado's status of a test, with XFAIL for a known issue. One that differs from the test's most frequent
+verdict has changed; the goal is none in a hundred runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vfio_user.errors import UserError
+from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
+from vfio_user.harness.known_issues import XFAIL
+
+Verdicts = Mapping[str, str]
+"""Of one run: a test's name and its verdict."""
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or not arguments[0].isdigit() or not int(arguments[0]):
+        raise UserError("say how many times", hint="scripts/flakes 100")
+    folder = results_folder("flakes")
+    runs = []
+    for number in range(1, int(arguments[0]) + 1):
+        runs.append(run_once(folder / str(number), arguments[1:]))
+        counts = Counter(runs[-1].values())
+        told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+        print(f"run {number}: {told}; {changes(runs)} changed so far", flush=True)
+    for test, counts in sorted(tally(runs).items()):
+        if len(counts) > 1:
+            print(f"{test}: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}")
+    print(f"{changes(runs)} verdicts changed in {len(runs)} runs of {len(tally(runs))} tests; evidence: {folder}")
+    return 1 if changes(runs) else 0
+
+
+def run_once(folder: Path, arguments: list[str]) -> Verdicts:
+    """One run of the suite, with its evidence in `folder`."""
+    folder.mkdir()
+    with (folder / "output.log").open("wb") as log:
+        subprocess.run(
+            [sys.executable, "-m", "vfio_user", "test-e2e", *arguments],
+            env={**os.environ, RESULTS_VARIABLE: str(folder)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    found = sorted(folder.glob("job-*/results.json"))
+    if not found:
+        raise UserError("a run gave no results", hint=(folder / "output.log").read_text()[-2000:])
+    return verdicts(json.loads(found[-1].read_text()))
+
+
+def verdicts(results: Mapping[str, Sequence[Mapping[str, str]]]) -> Verdicts:
+    """From avocado's results.json. A test's name there begins with its number, and has the folder of the checkout."""
+    return {
+        Path(test["name"].partition("-")[2]).name: XFAIL
+        if str(test.get("fail_reason", "")).startswith(XFAIL)
+        else test["status"]
+        for test in results["tests"]
+    }
+
+
+def tally(runs: Iterable[Verdicts]) -> dict[str, Counter[str]]:
+    """How often each test had each verdict; one that was not in a run at all is "missing" there."""
+    runs = list(runs)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for test in {name for run in runs for name in run}:
+        counts[test].update(run.get(test, "missing") for run in runs)
+    return dict(counts)
+
+
+def changes(runs: Iterable[Verdicts]) -> int:
+    """Verdicts that differ from the most frequent one of their test."""
+    return sum(counts.total() - counts.most_common(1)[0][1] for counts in tally(runs).values())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"flakes: {error}\n  {error.hint}")

@@ -1,0 +1,23 @@
+"""What a process has of others, seen from outside: for tests that ask whether everything was let go."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+
+def client_things(pid: int) -> list[str]:
+    """What a server has of a client: connected sockets (but for the one it listens at), memory files, eventfds."""
+    things = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            things.append(str(descriptor.readlink()))
+    maps = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:" in line]
+    sockets = [thing for thing in things if thing.startswith("socket:")]
+    return sockets[1:] + maps + [thing for thing in things if "memfd" in thing or "eventfd" in thing]
+
+
+def anonymous(pid: int) -> int:
+    """KiB of memory that a process has for itself alone, the guest's memory not counted."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
