@@ -70,11 +70,12 @@ def _show(issue: KnownIssue, qemu: Qemu | None) -> None:
     click.echo(f"{click.style(issue.id, bold=True)}: {issue.what}")
     lines = {
         "here": _here(issue, qemu),
-        "status": f"{issue.status}{f', tried on {issue.tried}' if issue.tried else ''}",
+        "status": issue.status,
+        "tried": ", ".join(issue.tried),
         "affects": f"{issue.component} {issue.versions}",
         "evidence": issue.evidence.strip(),
         "workaround": issue.workaround.strip(),
-        "test": issue.test,
+        "tests": "\n".join(issue.tests),
         "link": issue.link,
     }
     for name, text in lines.items():

@@ -51,7 +51,7 @@ class Here(StrEnum):
 
     HAPPENS = "happens"
     EXPECTED = "expected"
-    """Affected, as far as is known; it was tried on another version."""
+    """Affected, as far as is known; it was tried on other versions."""
     ABSENT = "absent"
     UNKNOWN = "unknown"
     OTHER = "other version"
@@ -112,14 +112,14 @@ class KnownIssue(_Model):
     component: Literal["qemu", "kernel", "driver"] = "qemu"
     versions: str
     """Those affected as far as is known: ">=10.1" or ">=10.1,<11.2"."""
-    tried: str = ""
-    """The version on which it was tried."""
+    tried: tuple[str, ...] = ()
+    """The versions on which it was tried."""
     status: Status
     symptom: Symptom | None = None
     evidence: str
     """What was done and seen."""
-    test: str = ""
-    """The guest-driven test that shows it, FILE:CLASS.METHOD."""
+    tests: tuple[str, ...] = ()
+    """The guest-driven tests that show it, FILE:CLASS.METHOD."""
     workaround: str = ""
     link: str = ""
     """Where upstream has it."""
@@ -132,11 +132,18 @@ class KnownIssue(_Model):
                 raise ValueError(f"{part!r} is no condition such as >=10.1")
         return text
 
+    @field_validator("tried")
+    @classmethod
+    def _is_list_of_versions(cls, tried: tuple[str, ...]) -> tuple[str, ...]:
+        for version in tried:
+            parse(version)
+        return tried
+
     @model_validator(mode="after")
     def _is_complete(self) -> KnownIssue:
         tried = self.status is not Status.UNTRIED
-        if tried != bool(self.tried) or tried != bool(self.test):
-            raise ValueError("tried and test are given exactly when it was tried")
+        if tried != bool(self.tried) or tried != bool(self.tests):
+            raise ValueError("tried and tests are given exactly when it was tried")
         if (self.symptom is not None) != (self.status is Status.CONFIRMED):
             raise ValueError("a symptom is given exactly when it was confirmed")
         return self
@@ -148,7 +155,7 @@ class KnownIssue(_Model):
 
     def here(self, version: Version) -> Here:
         """What the entry means for this version."""
-        same = bool(self.tried) and _padded(parse(self.tried)) == _padded(version)
+        same = any(_padded(parse(tried)) == _padded(version) for tried in self.tried)
         match self.status:
             case Status.UNTRIED:
                 return Here.UNKNOWN if self.affects(version) else Here.OTHER
