@@ -1,0 +1,174 @@
+"""One device on its way between two real servers, with Python clients in QEMU's place: moved, and failing at each step.
+
+The same steps with a guest, and what happens to it, are in avocado_tests/test_migration.py.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from vfio_user.client import Client
+from vfio_user.errors import UserError, VfioUserError
+from vfio_user.harness.interposed import InterposedServer
+from vfio_user.harness.migration.coordinator import Failure
+from vfio_user.harness.migration.link import DeviceLink
+from vfio_user.harness.migration.moving import choose_mode
+from vfio_user.harness.migration.report import Mode
+from vfio_user.harness.scratch import Scratch
+from vfio_user.harness.server import Device
+
+DMA_SOURCE, BAR0 = 0x80, 0
+VALUE = 0x12345678
+
+
+class Pair:
+    """A device with a client on either side. The source's register has `VALUE`."""
+
+    def __init__(self, stack: ExitStack, folder: Path, *, shares_memory: bool = True) -> None:
+        self._stack, self._folder = stack, folder
+        self._scratch = stack.enter_context(Scratch())
+        self.clients: list[Client] = []
+        self.source, self.destination = (self.another("edu", name) for name in ("here", "there"))
+        for server in (self.source, self.destination):
+            server.shares_memory = shares_memory
+        self.link = DeviceLink("edu", 0, self.source, self.destination, patience=1.0)
+        stack.callback(self.link.close)
+        self.clients[0].store(BAR0, DMA_SOURCE, 8, VALUE)
+
+    def another(self, device: str, name: str) -> InterposedServer:
+        """A server more, with a client."""
+        server = InterposedServer(Device.parse(device), self._scratch, self._folder, name)
+        self._stack.callback(server.stop)
+        self.clients.append(self._stack.enter_context(Client.connect(str(server.path))))
+        return server
+
+    def value(self, side: int) -> int:
+        return self.clients[side].load(BAR0, DMA_SOURCE, 8)
+
+    def state(self, server: InterposedServer) -> str:
+        return str(server.control.call("migration_state")["state"])
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+STEPS: Mapping[str, Callable[[DeviceLink], object]] = MappingProxyType(
+    {
+        "await_state": DeviceLink.await_state,
+        "prepare": DeviceLink.prepare,
+        "pre_copy": DeviceLink.pre_copy,
+        "stop_and_copy": DeviceLink.stop_and_copy,
+        "collect_dirty": DeviceLink.collect_dirty,
+        "load": DeviceLink.load,
+        "run": DeviceLink.run,
+        "confirm": lambda link: link.confirm(link.destination, "RUNNING"),
+    }
+)
+
+
+def kill_server(server: InterposedServer) -> None:
+    server.kill()
+
+
+def kill_interposer(server: InterposedServer) -> None:
+    server.interposer.signal(signal.SIGKILL)
+    server.interposer.wait(5)
+
+
+FAILING = (
+    # What happens to the destination, and before which step.
+    ("await_state", kill_server),
+    ("pre_copy", kill_interposer),
+    ("stop_and_copy", kill_server),
+    ("load", kill_interposer),
+    ("run", kill_server),
+    ("confirm", kill_server),
+)
+
+
+def move(link: DeviceLink, before: str = "", happens: Callable[[InterposedServer], None] | None = None) -> None:
+    """Take every step; something may happen to the destination before one of them."""
+    for name, step in STEPS.items():
+        if name == before and happens is not None:
+            happens(link.destination)
+        step(link)
+
+
+@pytest.mark.parametrize("shares_memory", [True, False], ids=["by descriptor", "in lines"])
+def test_a_device_arrives_as_it_was(stack: ExitStack, tmp_path: Path, shares_memory: bool) -> None:
+    pair = Pair(stack, tmp_path, shares_memory=shares_memory)
+    move(pair.link)
+    assert pair.value(1) == VALUE
+    assert pair.state(pair.destination) == "RUNNING"
+
+
+def test_whatever_fails_on_the_destination_the_source_goes_on(stack: ExitStack, tmp_path: Path) -> None:
+    pair = Pair(stack, tmp_path)
+    for before, happens in FAILING:
+        destination = pair.another("edu", before)
+        link = DeviceLink("edu", 0, pair.source, destination, patience=1.0)
+        stack.callback(link.close)
+        with pytest.raises(Failure):
+            move(link, before, happens)
+        link.return_to_source()
+        assert pair.state(pair.source) == "RUNNING", before
+        assert pair.value(0) == VALUE, before
+
+
+def test_a_device_that_returned_can_be_migrated_again(stack: ExitStack, tmp_path: Path) -> None:
+    pair = Pair(stack, tmp_path)
+    for name in ("await_state", "prepare", "pre_copy", "stop_and_copy"):
+        STEPS[name](pair.link)
+    pair.link.return_to_source()
+    pair.clients[0].store(BAR0, DMA_SOURCE, 8, 0)
+    pair.destination.control.call("migration_state", set="RUNNING")
+    again = DeviceLink("edu", 0, pair.source, pair.destination)
+    stack.callback(again.close)
+    move(again)
+    assert pair.value(1) == 0
+
+
+def test_state_of_another_device_is_refused_and_the_source_goes_on(stack: ExitStack, tmp_path: Path) -> None:
+    pair = Pair(stack, tmp_path)
+    pair.link.destination = pair.another("edu --dma-mask 0xffff", "other")
+    with pytest.raises(VfioUserError):
+        move(pair.link)
+    pair.link.return_to_source()
+    assert pair.value(0) == VALUE
+
+
+def test_a_silent_server_is_given_up_in_time(stack: ExitStack, tmp_path: Path) -> None:
+    pair = Pair(stack, tmp_path)
+    pair.destination.child.signal(signal.SIGSTOP)
+    with pytest.raises(VfioUserError):
+        pair.link.await_state()
+    pair.destination.child.signal(signal.SIGCONT)
+
+
+def test_a_device_that_left_pre_copy_by_itself_is_noticed(stack: ExitStack, tmp_path: Path) -> None:
+    pair = Pair(stack, tmp_path)
+    pair.link.await_state()
+    pair.link.prepare()
+    pair.source.control.call("migration_state", set="RUNNING")
+    with pytest.raises(UserError, match="reset"):
+        pair.link.stop_and_copy()
+
+
+def test_a_client_that_migrates_its_devices_is_only_watched(stack: ExitStack, tmp_path: Path) -> None:
+    pair = Pair(stack, tmp_path)
+    assert choose_mode(Mode.AUTO, [pair.source]) is Mode.COORDINATED
+    with pytest.raises(UserError):
+        choose_mode(Mode.NATIVE, [pair.source])
+    pair.clients[0].migration_support()
+    assert choose_mode(Mode.AUTO, [pair.source]) is Mode.NATIVE
+    assert choose_mode(Mode.NATIVE, [pair.source]) is Mode.NATIVE
+    assert choose_mode(Mode.DIRECT, [pair.source]) is Mode.DIRECT
