@@ -155,6 +155,28 @@ def test_views_of_scattered_memory_come_in_order() -> None:
     os.close(fd)
 
 
+def test_gathered_ranges_are_views_in_the_order_asked_for(make: Callable[..., Guest]) -> None:
+    guest = make("mapped", "mapped")
+    guest.dma.start_log(PAGE)
+    extents = [(0x10000 + PAGE + 8, 4), (0x10000, 16), (0x10000 + PAGE - 4, 8)]  # the last across two regions
+    pieces = guest.dma.gather(extents)
+    at = [(PAGE + 8, 4), (0, 16), (PAGE - 4, 8)]
+    assert b"".join(pieces) == b"".join(guest.content[start : start + size] for start, size in at)
+    assert all(piece.readonly for piece in pieces)
+    assert guest.dma.take_dirty(0x10000, 2 * PAGE, PAGE) == bytes(8)
+    pieces = guest.dma.gather([*extents[:2], (0x10000 + PAGE, 8)], write=True)
+    pieces[0][:] = b"here"
+    assert guest.memory()[PAGE + 8 : PAGE + 12] == b"here"
+    assert guest.dma.take_dirty(0x10000, 2 * PAGE, PAGE)[0] == 0b11
+
+
+@pytest.mark.parametrize("bad", [(0x10000 + PAGE - 4, 8), (0x10000 + PAGE, 1), (0, 1), (2**64 - 4, 8)])
+def test_what_cannot_be_gathered_is_an_error_as_for_views(make: Callable[..., Guest], bad: tuple[int, int]) -> None:
+    with pytest.raises(ProtocolError) as refusal:
+        make("mapped").dma.gather([(0x10000, 8), bad])
+    assert refusal.value.errno == errno.EFAULT
+
+
 def test_a_view_that_an_author_keeps_does_not_break_unmapping(make: Callable[..., Guest]) -> None:
     guest = make("mapped")
     views = guest.dma.views(0x10000, 8)

@@ -53,17 +53,16 @@ def prp_extents(dma: Dma, prp1: int, prp2: int, length: int, page: int) -> list[
         return [(prp1, length)] if prp2 == prp1 + first else [(prp1, first), (prp2, rest)]
     found: list[Extent] = []
     start, size = prp1, first
-    for address in _prp_list(dma, prp2, -(-rest // page), page):
-        if address & page - 1:
-            raise Failure(Status.INVALID_PRP_OFFSET)
-        step = min(rest, page)
-        rest -= step
+    pages = _prp_list(dma, prp2, -(-rest // page), page)
+    if any(map((page - 1).__and__, pages)):
+        raise Failure(Status.INVALID_PRP_OFFSET)
+    for address in pages:
         if address == start + size:
-            size += step
+            size += page
         else:
             found.append((start, size))
-            start, size = address, step
-    found.append((start, size))
+            start, size = address, page
+    found.append((start, size - (-rest % page)))  # of the last page only what is left
     return found
 
 
@@ -146,6 +145,9 @@ class Buffers:
         self.in_place = True
         self.pieces: list[memoryview] = []
         try:
+            if all(address != BUCKET for address, _ in extents):
+                self.pieces = dma.gather(extents, write=writable)
+                return
             for address, size in extents:
                 if address == BUCKET:
                     self.pieces.append(memoryview(bytearray(size)))
@@ -169,7 +171,7 @@ class Buffers:
 
     def finish(self) -> None:
         """The command's data is all there: bring copies to the guest, and give up its memory."""
-        if self._writable:
+        if self._writable and (self._dma.log_page_size or not self.in_place):
             starts = accumulate((size for _, size in self._extents), initial=0)
             for (address, size), start in zip(self._extents, starts, strict=False):
                 if address == BUCKET:

@@ -14,11 +14,11 @@ cannot be shrunk.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from vfio_user.device.dma_map import DmaMap, RegionHook
-from vfio_user.device.dma_region import READ, WRITE, DmaRegion
+from vfio_user.device.dma_region import NOWHERE, READ, WRITE, DmaRegion
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.memory_file import MemoryFile
 from vfio_user.errors import ProtocolError
@@ -124,6 +124,29 @@ class Dma(DmaMap):
             return Views([piece.toreadonly() for piece in pieces], None)
         self.mark_dirty(iova, count)
         return Views(pieces, lambda: self.mark_dirty(iova, count))
+
+    def gather(self, extents: Sequence[tuple[int, int]], *, write: bool = False) -> list[memoryview]:
+        """`views` of many ranges, addresses with sizes, for devices that have lists of pages: a view each, in order.
+
+        Who writes calls `mark_dirty` afterwards, and releases the views. Raises as `views`.
+        """
+        found: list[memoryview] = []
+        region, view = NOWHERE, memoryview(b"")
+        for iova, count in extents:
+            start = iova - region.iova
+            if start < 0 or start + count > region.size:
+                found += self.views(iova, count, write=write)
+                region = self._last
+                if region.file is None:
+                    region = NOWHERE
+                else:
+                    view = region.file.view if write else region.file.view.toreadonly()
+                continue
+            if write and region.dirty is not None:
+                region.dirty.mark(iova, count)
+            start += region.base
+            found.append(view[start : start + count])
+        return found
 
     def read_u8(self, iova: int) -> int:
         return self.read(iova, 1)[0]
