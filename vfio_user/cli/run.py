@@ -86,9 +86,12 @@ def command(
             printer.part(part, outcome)
             if not outcome.ok:
                 guest.collect(lab.folder)
+        wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
+        if wrong:
+            lab.failure = VerdictError(f"the guest saw {device} do wrong", evidence="\n".join(wrong))
         if keep:
             _keep(lab, guest)
-    good = all(outcome.ok for _, outcome in done)
+    good = lab.failure is None
     report = {
         "ok": good,
         "device": device,
@@ -102,9 +105,8 @@ def command(
     if as_json:
         click.echo(text)
     printer.end(lab, good)
-    if not good:
-        wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
-        raise VerdictError(f"the guest saw {device} do wrong", evidence="\n".join(wrong))
+    if lab.failure is not None:
+        raise lab.failure
 
 
 class _Quiet:

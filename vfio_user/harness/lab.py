@@ -83,6 +83,8 @@ class Lab:
         self._interpose = interpose
         self._progress = progress
         self._images: dict[str, GuestImage] = {}
+        self.failure: VerdictError | None = None
+        """What went wrong, where no exception leaves the block for it: evidence is kept all the same."""
         self._children: list[Child] = []  # all that ever were, for the evidence
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
@@ -391,7 +393,8 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        good = error is None or isinstance(error, KeyboardInterrupt)
+        wrong = error or self.failure
+        good = wrong is None or isinstance(wrong, KeyboardInterrupt)
         dead = [] if good and not evidence.crashed(self._children) else evidence.deaths(self.folder, self._children)
         if error is None:
             self.close()
@@ -402,9 +405,9 @@ class Lab:
             with suppress(UserError, VerdictError):  # the first error is the one to show
                 self.close()
         if not good or dead:
-            cause = evidence.write(self.folder, self._children, error, dead)
-            if error is not None:
-                error.add_note(f"first cause: {cause}")
+            cause = evidence.write(self.folder, self._children, wrong, dead)
+            if wrong is not None and any(not death.in_order for death in dead):
+                wrong.add_note(f"first cause: {cause}")
         if error is not None:
             error.add_note(f"logs: {self.folder}")
 
