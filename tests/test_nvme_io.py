@@ -65,9 +65,10 @@ def test_pages_of_a_list_may_be_anywhere(host: Host) -> None:
     assert host.read_blocks(0, len(data)) == data
 
 
-def test_lists_of_pages_are_chained(host: Host) -> None:
-    """A list that begins near the end of its page goes on where its last entry points."""
-    size = 8 * PAGE
+@pytest.mark.parametrize("count", [5, 8])
+def test_lists_of_pages_are_chained(host: Host, count: int) -> None:
+    """A list that begins near the end of its page goes on where its last entry points, also for one page more."""
+    size = count * PAGE
     data = pattern(size)
     at = host.allocate(size)
     host.write(at, data)

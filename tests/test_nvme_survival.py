@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack
@@ -15,6 +15,7 @@ from struct import pack
 import pytest
 
 from servers.nvme import Nvme
+from servers.nvme.backing import WouldBlock
 from servers.nvme.spec import Admin, Feature, Io
 from tests.nvme_kit import BASE, CSTS, PAGE, Host, QueuePair, controller
 from vfio_user.client import Client, Disconnected
@@ -121,6 +122,7 @@ def test_a_migrated_controller_goes_on_where_it_was(tmp_path: Path) -> None:
         assert device.digest() == other.digest()
         assert target.read_blocks(64, 1536) == b"before" * 256
         assert target.write_blocks(128, b"after" * 1024).status == 0
+        assert other.writes == device.writes + 1, "no command is carried out twice"
         assert target.queues[2].do(Io.FLUSH, nsid=1).status == 0
         assert target.admin.do(Admin.GET_FEATURES, cdw10=Feature.INTERRUPT_COALESCING).result == 0x1234
         target.admin.do(Admin.SET_FEATURES, cdw10=Feature.TEMPERATURE_THRESHOLD, cdw11=300)
@@ -191,6 +193,35 @@ def test_pages_that_a_read_filled_are_dirty(tmp_path: Path) -> None:
         pages = set(dirty.pages())
         assert {at, at + PAGE, queue.cq} <= pages
         assert not {untouched, queue.sq} & pages
+
+
+def test_pages_that_a_read_fills_after_a_report_are_dirty_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with controller(tmp_path) as (device, host):
+        host.enable()
+        host.create_queues()
+        at = host.allocate(8192)
+        backing = device.namespaces[0].backing
+        reading, reported = threading.Event(), threading.Event()
+
+        def not_in_the_cache(*_: object) -> None:
+            raise WouldBlock
+
+        def read_late(pieces: object, offset: int, read: Callable[..., None] = backing.read) -> None:
+            reading.set()
+            assert reported.wait(5)
+            read(pieces, offset)
+
+        monkeypatch.setattr(backing, "try_read", not_in_the_cache)
+        monkeypatch.setattr(backing, "read", read_late)
+        host.client.start_logging(PAGE, [(BASE, host.memory.size)])
+        cid = host.queues[1].put(Io.READ, nsid=1, prp1=at, prp2=at + PAGE, cdw12=15)
+        assert reading.wait(5)
+        host.client.report_logging(BASE, host.memory.size, PAGE)
+        reported.set()
+        assert host.queues[1].wait(cid).status == 0
+        assert {at, at + PAGE} <= set(host.client.report_logging(BASE, host.memory.size, PAGE).pages())
 
 
 def test_saved_state_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Path) -> None:
