@@ -35,8 +35,8 @@ DEVICE = "avocado_tests.busy_edu:BusyEdu --msix 0 --plain yes"
 PROGRAM = "/opt/vfio-user/busy.py"
 PAUSE = 0.3
 """Seconds that the server stands still before the fate, and that a SIGSTOP lasts."""
-MESSAGE_TIMEOUT = 1.5  # seconds, QEMU's x-msg-timeout: longer than every pause here
-HALF_CLOSED = 4.0  # seconds that a half-closed connection stays so
+MESSAGE_TIMEOUT = 2.0  # seconds, QEMU's x-msg-timeout: longer than every pause here
+HALF_CLOSED = 5.0  # seconds that a half-closed connection stays so
 LIVENESS = 0x5A5A5A5A ^ 0xFFFFFFFF
 ONES = 0xFFFFFFFF
 PATIENCE = 15.0
@@ -227,6 +227,7 @@ class Disconnection:
             self._made += 1
             served = self.lab.serve(DEVICE, f"busy{self._made}", interposed=True)
             assert isinstance(served, InterposedServer)
+            Client.connect(f"unix:{served.path}", timeout=60).close()  # it is up: VERSION has to be answered in time
             self.server = served
         if self.guest is None:
             self.guest = self.lab.boot(iommu=True, name=f"guest{self._made}")

@@ -57,8 +57,8 @@ class Expected:
     frozen: float
 
 
-PAUSE, TIMEOUT, TWO_TIMEOUTS = 2.0, 3.5, 6.0
-"""The tests' own pauses (0.6 s), QEMU's x-msg-timeout (1.5 s), and twice that; with room for a busy host."""
+PAUSE, TIMEOUT, TWO_TIMEOUTS = 2.0, 4.0, 8.0
+"""The tests' own pauses (0.6 s), QEMU's x-msg-timeout (2 s), and twice that; with room for a busy host."""
 
 Column = Mapping[Moment, Expected]
 

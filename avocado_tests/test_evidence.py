@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -61,5 +62,5 @@ class Evidence(GuestTest):
         return (folder / INDEX).read_text()
 
     def crash(self, child: Child) -> None:
-        child.signal(signal.SIGSEGV)
+        os.kill(child.pid, signal.SIGSEGV)  # behind the harness's back
         self.assertEqual(child.wait(30), -signal.SIGSEGV)

@@ -133,7 +133,7 @@ class Resets(GuestTest):
 
     def test_reboot(self) -> None:
         """By the guest's kernel."""
-        self.reset_the_machine({"dma": BootedGuest.reboot, "storm": BootedGuest.reboot, "held": BootedGuest.reboot})
+        self.reset_the_machine({"dma": BootedGuest.reboot, "storm": BootedGuest.reboot})
 
     def reset_the_machine(self, cells: Mapping[str, Callable[[BootedGuest], object]]) -> None:
         with self.lab() as lab:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -38,13 +39,28 @@ def end(victim: Child, number: signal.Signals) -> None:
 
 def test_the_first_to_end_badly_is_the_cause(tmp_path: Path) -> None:
     with child(tmp_path, "one") as one, child(tmp_path, "two") as two, child(tmp_path, "three") as three:
-        end(two, signal.SIGKILL)
-        end(one, signal.SIGKILL)
+        for victim in (two, one):
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.wait(30)
         cause = evidence.write(tmp_path, [one, two, three], UserError("the guest does not answer"))
-    assert cause == "two was killed by SIGKILL, as the test wanted"
+    assert cause == "two was killed by SIGKILL: last words"
     record = json.loads((tmp_path / evidence.RECORD).read_text())
     assert [death["name"] for death in record["deaths"]] == ["two", "one"], "three lived until it was stopped"
     assert evidence.cause_of(tmp_path) == cause
+
+
+def test_what_the_test_did_is_told_from_what_came_of_it(tmp_path: Path) -> None:
+    with child(tmp_path, "server") as server, child(tmp_path, "guest") as guest:
+        end(server, signal.SIGKILL)
+        error = UserError("the guest does not answer")
+        assert evidence.write(tmp_path, [server, guest], error) == (
+            "user error: the guest does not answer; before that the test itself ended server (SIGKILL)"
+        )
+        os.kill(guest.pid, signal.SIGKILL)
+        guest.wait(30)
+        assert evidence.write(tmp_path, [server, guest], error) == (
+            "guest was killed by SIGKILL: last words; before that the test itself ended server (SIGKILL)"
+        )
 
 
 def test_who_ends_by_itself_is_quoted(tmp_path: Path) -> None:

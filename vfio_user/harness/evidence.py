@@ -4,8 +4,8 @@
     folder/evidence.json    the same for programs
     folder/NAME.core, NAME.backtrace.txt    of what crashed
 
-The first cause is the first program that ended by itself, or by a signal that a test sent it, and not in good order;
-where all are well it is the error of the run.
+The first cause is the first program that ended by itself and not in good order; where there is none it is the error of
+the run. What the test itself ended before that is named with it.
 """
 
 from __future__ import annotations
@@ -66,11 +66,15 @@ class Death:
     backtrace: str = ""
 
     @property
+    def how(self) -> str:
+        """The signal's name, or the exit status."""
+        return self.fate.rpartition(" ")[2]
+
+    @property
     def sentence(self) -> str:
-        """Who, how, by whose will, and the last that it said."""
-        wanted = ", as the test wanted" if self.on_request else ""
+        """Who, how, and the last that it said."""
         said = self.last_words.strip().splitlines()
-        return f"{self.name} {self.fate}{wanted}" + (f": {said[-1].strip()}" if said and not wanted else "")
+        return f"{self.name} {self.fate}" + (f": {said[-1].strip()}" if said else "")
 
 
 def deaths(folder: Path, children: Sequence[Child]) -> list[Death]:
@@ -88,12 +92,13 @@ def crashed(children: Sequence[Child]) -> bool:
 
 def first_cause(dead: Sequence[Death], error: BaseException | None) -> str:
     """In one sentence."""
-    for death in dead:
-        if not death.in_order:
-            return death.sentence
-    if error is not None:
-        return f"{_kind(error)}: {error}"
-    return "nothing went wrong"
+    bad = [death for death in dead if not death.in_order]
+    own = next((death for death in bad if not death.on_request), None)
+    parts = [own.sentence if own else f"{_kind(error)}: {error}" if error else ""]
+    wanted = [death for death in bad if death.on_request and (own is None or death.when <= own.when)]
+    if wanted:
+        parts.append("the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:]))
+    return "; before that ".join(filter(None, parts)) or "nothing went wrong"
 
 
 def write(
