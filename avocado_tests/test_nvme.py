@@ -201,6 +201,9 @@ class Administration(NvmeTest):
             guest.unplug(guest.device)
 
     def test_without_shadow_doorbells(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.bench("16M", options="--shadow-doorbells=no") as bench:
             self.fio(bench.guest, bench.block(), rw="randwrite", bs="4k", iodepth=32, size="2m", verify="crc32c")
 
@@ -247,7 +250,7 @@ class Trouble(NvmeTest):
         """Controller resets by nvme-cli and function level resets, while fio writes and verifies."""
         with self.bench("64M", io_timeout=5) as bench:
             guest, controller = bench.guest, character_device(bench.guest)
-            load = self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=16, size="8m", runtime=4)
+            load = self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=16, size="8m", runtime=2)
             for _ in range(4):
                 guest.wait_until_succeeds(f"nvme reset {controller}", interval=0.05)
             guest.succeed(f"echo 1 > {guest.device.sysfs}/reset")

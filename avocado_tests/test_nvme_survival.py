@@ -45,6 +45,9 @@ class Kills(NvmeTest):
         self.kill_again_and_again("fua", 2)
 
     def test_a_server_is_killed_and_replaced_under_flushes(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         self.kill_again_and_again("flush", 1)
 
     def test_kills_all_night(self) -> None:
@@ -157,6 +160,9 @@ class Moves(NvmeTest):
         )
 
     def test_doorbells_come_twice(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         self.under_faults(
             """
             - match: {direction: to-server, command: REGION_WRITE, region: BAR0, offset: 0x1008-0x10ff}
@@ -184,7 +190,7 @@ class Moves(NvmeTest):
             self.finish(bench, load)
 
     def load(self, bench: Bench, *, depth: int = 16) -> Job:
-        return self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=depth, size="8m", runtime=4)
+        return self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=depth, size="8m", runtime=2)
 
     def finish(self, bench: Bench, load: Job) -> None:
         result = load.wait()

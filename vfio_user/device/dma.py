@@ -131,7 +131,11 @@ class Dma(DmaMap):
         Who writes calls `mark_dirty` afterwards, and releases the views. Raises as `views`.
         """
         found: list[memoryview] = []
-        region, view = NOWHERE, memoryview(b"")
+        region = self._last
+        if region.file is None or (region.write_map if write else region.read_map) is None:
+            region, view = NOWHERE, memoryview(b"")
+        else:
+            view = region.file.view if write else region.file.view.toreadonly()
         for iova, count in extents:
             start = iova - region.iova
             if start < 0 or start + count > region.size:
