@@ -107,16 +107,6 @@ class Migration(MigrationTest):
             done = workload.end()
             self.assertTrue(done.ok, done.verdict)
 
-    def test_through_a_file(self) -> None:
-        """The source has ended before the destination reads its memory."""
-        with self.lab() as lab, TemporaryDirectory(prefix="vfu-") as folder:
-            self.matrix(lab, [("interrupts", ""), ("dma", "")], plan=Plan(file=Path(folder) / "guest"))
-
-    def test_several_streams(self) -> None:
-        """Of multifd."""
-        with self.lab() as lab:
-            self.matrix(lab, [("interrupts", ""), ("dma", "")], plan=Plan(Tuning(channels=2)))
-
     def test_client_alone(self) -> None:
         """Plain `migrate` ends with "completed", and without the device."""
         with self.lab() as lab:
@@ -185,6 +175,22 @@ class FailingWell(MigrationTest):
         for plugged in guest.devices:
             assert isinstance(plugged.server, InterposedServer)
             self.assertEqual(plugged.server.control.call("migration_state"), {"state": "RUNNING"})
+
+
+class OtherWays(MigrationTest):
+    """
+    :avocado: tags=edu,migration,nightly
+    """
+
+    def test_through_a_file(self) -> None:
+        """The source has ended before the destination reads its memory."""
+        with self.lab() as lab, TemporaryDirectory(prefix="vfu-") as folder:
+            self.matrix(lab, [("interrupts", ""), ("dma", "")], plan=Plan(file=Path(folder) / "guest"))
+
+    def test_several_streams(self) -> None:
+        """Of multifd."""
+        with self.lab() as lab:
+            self.matrix(lab, [("interrupts", ""), ("dma", "")], plan=Plan(Tuning(channels=2)))
 
 
 class OtherQemu(MigrationTest):

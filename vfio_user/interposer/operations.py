@@ -26,7 +26,8 @@ TIMEOUT = 5.0
 """Seconds a peer has for an answer."""
 PAGE = 4096
 AT_ONCE = 64
-"""Small messages to a peer that are not answered yet."""
+BYTES_AT_ONCE = 1 << 20
+"""Messages to a peer that are not answered yet, and what they carry."""
 Run = tuple[int, int]
 """(IOVA, bytes) of a piece of guest memory."""
 
@@ -249,23 +250,42 @@ class Touched:
 async def touch(session: Session, runs: Iterable[Run], *, whole: bool = True, step: int = PAGE) -> Touched:
     """Write guest memory's own content back over DMA_WRITE: QEMU then marks those pages dirty.
 
-    With `whole` a message carries as much of a run as fits; otherwise one byte of every `step` bytes. Some messages are
-    on their way at once: the guest stands still meanwhile.
+    With `whole` a message carries as much of a run as fits; otherwise one byte of every `step` bytes. Several messages
+    are on their way at once: the guest stands still meanwhile.
     """
     done = Touched()
-    waiting: deque[Task[None]] = deque()
+    waiting: deque[tuple[int, Task[None]]] = deque()
+    on_their_way = 0
     limit = data_limit(session)
-    for iova, size in runs:
-        pieces = (
-            range(iova, iova + size, limit) if whole else [iova, *range((iova // step + 1) * step, iova + size, step)]
-        )
+    for iova, length in runs:
+        end = iova + length
+        pieces = range(iova, end, limit) if whole else [iova, *range((iova // step + 1) * step, end, step)]
         for place in pieces:
-            data = read_memory(session, place, min(limit, iova + size - place) if whole else 1)
-            waiting.append(Task(dma_write(session, place, data)))
+            data = read_memory(session, place, min(limit, end - place) if whole else 1)
+            waiting.append((len(data), Task(dma_write(session, place, data))))
             done.messages += 1
             done.bytes += len(data)
-            if len(waiting) >= (1 if whole else AT_ONCE):
-                await waiting.popleft()
-    while waiting:
-        await waiting.popleft()
+            on_their_way += len(data)
+            while len(waiting) > AT_ONCE or on_their_way > BYTES_AT_ONCE:
+                size_of_first, first = waiting.popleft()
+                await first
+                on_their_way -= size_of_first
+    for _, task in waiting:
+        await task
     return done
+
+
+def joined(session: Session, runs: Iterable[Run], gap: int) -> Iterator[Run]:
+    """Runs of one mapping with at most `gap` bytes between them as one: a message costs more than some pages more."""
+    before: Run | None = None
+    for iova, size in sorted(runs):
+        if before is not None:
+            start, length = before
+            near = iova - start - length <= gap
+            if near and session.memory.mapping(start) is session.memory.mapping(iova):
+                before = start, max(length, iova + size - start)
+                continue
+            yield before
+        before = iova, size
+    if before is not None:
+        yield before

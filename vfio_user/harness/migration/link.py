@@ -25,6 +25,7 @@ PRE_COPY_TURN = 64 << 20
 """Bytes of state read at most before somebody looks at QEMU again."""
 PAGE_SIZE = 4096
 _INLINE = 1 << 20  # bytes of state in a line, to a host where descriptors cannot be sent
+_GAP = 16 * PAGE_SIZE  # that much can be sent in the time of a message
 _CONFIG_REGION = 7  # linux/vfio.h
 
 Runs = Sequence[dict[str, int]]
@@ -146,7 +147,7 @@ class DeviceLink:
 
     def touch_dirty(self) -> int:
         """Write the pages' own content back over the client, so that QEMU sends them again; returns messages sent."""
-        messages: int = self.source.control.call("dma_write", runs=self.dirty, whole=False)["messages"]
+        messages: int = self.source.control.call("dma_write", runs=self.dirty, gap=_GAP)["messages"]
         return messages
 
     def saved_again(self, server: InterposedServer) -> str:

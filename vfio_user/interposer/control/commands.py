@@ -329,11 +329,13 @@ class RegionWrite(ControlCommand):
 class DmaWrite(ControlCommand):
     """DMA_WRITE to the client: `runs` of memory get their own content again, so that QEMU marks them dirty.
 
-    With `whole` false only a byte of each page is sent. With `data` (base64) that is written, at the one run's IOVA.
+    With `whole` false only a byte of each page is sent. What is between two runs is sent along where it is no more than
+    `gap` bytes of one mapping. With `data` (base64) that is written, at the one run's IOVA.
     """
 
     runs: list[Run]
     whole: bool = True
+    gap: Number = 0
     data: Data | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -343,7 +345,8 @@ class DmaWrite(ControlCommand):
                 raise UserError("data needs exactly one run of its size")
             await do.dma_write(session, self.runs[0].iova, self.data)
             return {"messages": 1, "bytes": len(self.data)}
-        done = await do.touch(session, [run.pair for run in self.runs], whole=self.whole)
+        runs = do.joined(session, [run.pair for run in self.runs], self.gap)
+        done = await do.touch(session, runs, whole=self.whole)
         return {"messages": done.messages, "bytes": done.bytes}
 
 
