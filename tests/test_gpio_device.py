@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from servers.control import ControlClient
 from servers.gpio import Gpio
 from vfio_user.client import Client, EventFd
 from vfio_user.errors import UserError
@@ -186,6 +187,17 @@ def test_a_wrong_request_is_answered_with_an_error(both: tuple[Card, Outside], t
     assert outside.ask_raw(text).keys() == {"error"}
     assert outside.ask(command="get")["inputs"] == 0
     assert card.read(IN_LOW) == 0
+
+
+def test_the_client_of_a_control_socket_raises_what_the_device_says_against_it(
+    both: tuple[Card, Outside], tmp_path: Path
+) -> None:
+    with ControlClient(tmp_path / "a" / "control") as control:
+        with pytest.raises(UserError, match="16 bits"):
+            control.ask("set", inputs=1 << 16)
+        assert control.ask("set", inputs=0xFFFF)["inputs"] == 0xFFFF
+    with pytest.raises(UserError, match="No such file"):
+        ControlClient(tmp_path / "nothing")
 
 
 def test_lines_and_a_waiting_interrupt_move_to_the_other_host(tmp_path: Path) -> None:

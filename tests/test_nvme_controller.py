@@ -173,6 +173,17 @@ def test_a_queue_that_there_is_not_cannot_be_deleted(host: Host, opcode: int, nu
     assert host.admin.do(opcode, cdw10=number).status == Status.INVALID_QUEUE_ID
 
 
+def test_all_64_queue_pairs_work_at_once_each_with_its_vector(tmp_path: Path) -> None:
+    with controller(tmp_path, queues=64, vectors=65) as (_, host):
+        host.enable(entries=256)
+        pairs = [host.create_queues(number, entries=8, vector=number) for number in range(1, 65)]
+        cids = [pair.put(Io.FLUSH, nsid=1) for pair in pairs]
+        assert [pair.wait(cid).status for pair, cid in zip(pairs, cids, strict=True)] == [0] * 64
+        assert host.admin.do(Admin.CREATE_CQ, prp1=host.allocate(PAGE), cdw10=7 << 16 | 65, cdw11=3).status == (
+            Status.INVALID_QUEUE_ID
+        )
+
+
 def test_deleted_queues_can_be_created_again(host: Host) -> None:
     for _ in range(3):
         assert host.create_queues().do(Io.FLUSH, nsid=1).status == 0
