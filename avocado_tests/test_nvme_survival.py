@@ -44,17 +44,16 @@ class Kills(NvmeTest):
     def test_a_server_is_killed_and_replaced_under_fua_writes(self) -> None:
         self.kill_again_and_again("fua", 2)
 
-    def test_a_server_is_killed_and_replaced_under_flushes(self) -> None:
-        """
-        :avocado: tags=nightly
-        """
-        self.kill_again_and_again("flush", 1)
-
-    def test_kills_all_night(self) -> None:
+    def test_many_kills_under_fua_writes(self) -> None:
         """
         :avocado: tags=nightly
         """
         self.kill_again_and_again("fua", 12)
+
+    def test_many_kills_under_flushes(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         self.kill_again_and_again("flush", 12)
 
     def kill_again_and_again(self, way: str, times: int) -> None:
