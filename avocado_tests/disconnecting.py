@@ -79,6 +79,7 @@ class Disconnection:
         self.guest: BootedGuest | None = None
         self.server: InterposedServer | None = None
         self._made = 0
+        self._ending: threading.Timer | None = None
 
     def cells(self) -> Iterator[tuple[Moment, Outcome]]:
         for moment in CELLS[self.row]:
@@ -93,6 +94,9 @@ class Disconnection:
                 else:
                     seen = self._while_in_use(guest, server, moment)
             finally:
+                if self._ending is not None:
+                    self._ending.cancel()
+                    self._ending.join()
                 faults_off(server)
         qemu = self._qemu_after(guest)
         return Outcome(seen, qemu, self._server_after(server), silence.longest)
@@ -175,7 +179,8 @@ class Disconnection:
         rule = f"{{match: {{direction: to-server, {message}}}, act: {{{self._closing}}}}}"
         server.control.call("faults", scenario=f"rules: [{rule}]")
         if self.row.how == "half-close":  # every access would wait as long as the first: end it for good
-            threading.Timer(HALF_CLOSED, server.interposer.signal, [signal.SIGKILL]).start()
+            self._ending = threading.Timer(HALF_CLOSED, end, [server.interposer])
+            self._ending.start()
 
     # -- what became of each ----------------------------------------------------------------------------------------
 
@@ -239,6 +244,11 @@ class Disconnection:
         """The device, plugged in; `posted` is whether QEMU may send writes that want no reply."""
         timeout = int(MESSAGE_TIMEOUT * 1000)
         return guest.plug(DEVICE, server=server, x_msg_timeout=timeout, x_no_posted_writes=not posted)
+
+
+def end(child: Child) -> None:
+    child.signal(signal.SIGKILL)
+    child.wait(PATIENCE)
 
 
 def has_maps(server: InterposedServer) -> bool:
