@@ -16,11 +16,22 @@ from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.harness.lab import Lab
+from vfio_user.interposer.control.client import Control
 
 CHIP = "gpiochip0"
 EDGES = "/tmp/edges"
 OUTPUTS, INPUTS = 0, 16
 """The first line of each in the driver's numbering."""
+
+KEPT_ALIVE = (
+    "vfio-user interpose --listen {socket} --server-command 'vfio-user serve {gpio} --fd {fd}' --keep-alive"
+    " --control {folder}/interposer --faults {folder}/faults"
+)
+LATE = """
+rules:
+  - match: {direction: to-client, kind: reply, region: BAR2}
+    act: {delay: {seconds: 0.002, jitter: 0.004}}
+"""
 
 
 @dataclass
@@ -105,13 +116,29 @@ class Gpio(GuestTest):
             monitor.wait()
             self.assertEqual(self.edges(card), ["rising", "falling"] * 3)
 
+    def test_lines_survive_an_upgrade_of_the_server(self) -> None:
+        """Restarted on purpose behind an interposer that keeps it alive; replies are late all the time."""
+        with self.card(server=KEPT_ALIVE, faults=LATE) as card, card.watching() as watcher:
+            self.hold(card.guest, f"{OUTPUTS + 3}=1")
+            self.assertEqual(watcher.next()["outputs"], 1 << 3)
+            card.ask("set", inputs=0x8001)
+            with Control(card.control.with_name("interposer")) as interposer:
+                self.assertTrue(interposer.call("restart", hand_over=True)["handed_over"])
+            self.assertEqual((card.ask("get")["outputs"], card.ask("get")["inputs"]), (1 << 3, 0x8001))
+            read = card.guest.succeed(["gpioget", "--numeric", "-c", CHIP, str(INPUTS), str(INPUTS + 15)])
+            self.assertEqual(read.split(), ["1", "1"])
+
     # -- what they share --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def card(self, **boot: Any) -> Iterator[Wired]:
+    def card(self, *, server: str = "", faults: str = "", **boot: Any) -> Iterator[Wired]:
+        """`server` is a command line before the card's own, {gpio}, with {folder} for its files."""
         with tempfile.TemporaryDirectory(prefix="vfu-") as scratch, self.lab() as lab:
             control = Path(scratch, "control")
-            guest = lab.boot(device=f"gpio --control {control}", image="storage", **boot)
+            Path(scratch, "faults").write_text(faults)
+            device = f"gpio --control {control}"
+            device = server.replace("{gpio}", device).replace("{folder}", scratch) or device
+            guest = lab.boot(device=device, image="storage", **boot)
             guest.succeed("modprobe gpio-pci-idio-16")
             guest.wait_until_succeeds(f"test -e /dev/{CHIP}", interval=0.01)
             self.map_interrupts(guest)
