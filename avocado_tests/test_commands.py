@@ -36,12 +36,18 @@ class WrongEdu(Edu):
 """
 
 
+ON_A_TERMINAL = ("setpriv", "--pdeathsig", "TERM", "env", "--default-signal=INT")
+"""Ended with the test, and open to Ctrl-C even where the tests run in the background of a shell, which ignores it."""
+
+
 class Terminal:
     """A program on a terminal of its own, and what it shows there."""
 
     def __init__(self, argv: Sequence[str], folder: Path) -> None:
         self._ours, theirs = pty.openpty()
-        self.process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, process_group=0)
+        self.process = subprocess.Popen(
+            [*ON_A_TERMINAL, *argv], stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, process_group=0
+        )
         os.close(theirs)
         self.shown = ""
 

@@ -185,8 +185,8 @@ def _keep(lab: Lab, guest: BootedGuest) -> None:
         f"SSH      {' '.join(guest.ssh_command(lab.folder))}",
         "The guest is kept; Ctrl-C ends it.",
     )
-    click.echo("\n".join(("", *rows)), err=True)
     try:
+        click.echo("\n".join(("", *rows)), err=True)
         while guest.machine.child.wait(3600.0) is None:
             pass
     except KeyboardInterrupt:
