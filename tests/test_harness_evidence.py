@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vfio_user.cli.test_e2e import first_causes, per_minute
 from vfio_user.errors import UserError
 from vfio_user.harness import core, evidence
 from vfio_user.harness.process import Child
@@ -112,3 +113,21 @@ def test_what_is_no_core_is_of_nobody(tmp_path: Path) -> None:
 
 def test_a_folder_without_evidence_has_no_cause(tmp_path: Path) -> None:
     assert evidence.cause_of(tmp_path) == ""
+
+
+def test_a_run_of_the_suite_names_the_first_cause_of_what_failed(tmp_path: Path) -> None:
+    tests = []
+    for name, status in (("good", "PASS"), ("bad", "FAIL"), ("worse", "ERROR")):
+        folder = tmp_path / name / "data"
+        folder.mkdir(parents=True)
+        if name != "worse":  # that one came to no lab
+            evidence.write(folder, [], UserError("wrong answer"))
+        tests.append({"name": f"/x/test_x.py:X.test_{name}", "status": status, "logdir": str(tmp_path / name)})
+    assert list(first_causes(tests)) == [
+        ("X.test_bad", "user error: wrong answer", tmp_path / "bad" / "data" / evidence.INDEX)
+    ]
+
+
+def test_cases_per_minute() -> None:
+    assert per_minute(29, 60.0) == 29.0
+    assert per_minute(0, 0.0) == 0.0
