@@ -45,7 +45,7 @@ class Pair:
         """A server more, with a client."""
         server = InterposedServer(Device.parse(device), self._scratch, self._folder, name)
         self._stack.callback(server.stop)
-        self.clients.append(self._stack.enter_context(Client.connect(str(server.path))))
+        self.clients.append(self._stack.enter_context(Client.connect(str(server.path), timeout=30.0)))
         return server
 
     def value(self, side: int) -> int:
