@@ -36,7 +36,8 @@ class Evidence(GuestTest):
     def test_qemu_crashes(self) -> None:
         page = self.run_in_which("QEMU")
         self.assertRegex(str(self.record["first_cause"]), r"^guest was killed by SIGSEGV")
-        for part in ("device_add", "main_loop", "qemu_main_loop", "Edu is listening"):
+        self.assertRegex(page, r"in qemu_\w+ \(\)", "no thread of the backtrace has a function of QEMU by its name")
+        for part in ("device_add", "Edu is listening"):
             self.assertIn(part, page)
 
     def run_in_which(self, *dying: str) -> str:

@@ -33,6 +33,8 @@ INDEX, RECORD = "index.html", "evidence.json"
 CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"})
 LAST_LINES = 40
 LAST_MESSAGES = 60
+MOST_LINES = {"*.backtrace.txt": 2000}
+"""Which thread crashed, and is shown last, is chance when a signal comes from outside."""
 
 # What the page shows the end of: a heading, and the files by their names, in the order of the page.
 SECTIONS = (
@@ -173,7 +175,7 @@ def _autopsy(folder: Path, child: Child) -> tuple[str, str]:
 def _ends(folder: Path, pattern: str) -> Iterator[tuple[str, str]]:
     """The files of a section with the ends of what they say."""
     for path in sorted(folder.glob(pattern)):
-        said = _messages(path) if path.suffix == ".trace" else tail(path, LAST_LINES)
+        said = _messages(path) if path.suffix == ".trace" else tail(path, MOST_LINES.get(pattern, LAST_LINES))
         if said:
             yield path.name, said
 
