@@ -6,7 +6,10 @@ import base64
 import json
 import os
 import select
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +59,34 @@ def test_status_tells_of_the_session(edu: Interposed) -> None:
     assert status["session"]["state"] == "set-up"
     assert status["session"]["counters"]["messages"]["to-server"] > 1
     os.kill(status["server_pid"], 0)
+
+
+@contextmanager
+def inherited_server(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that has inherited the socket it serves, as those of the harness do: its listener is this process."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "server"))
+        listener.listen()
+        command = [sys.executable, "-m", "vfio_user", "serve", "edu", "--fd", str(listener.fileno())]
+        with subprocess.Popen(command, pass_fds=[listener.fileno()]) as server:
+            yield server
+            server.kill()
+
+
+def test_whoever_listened_for_a_server_is_not_signalled_in_its_place(tmp_path: Path) -> None:
+    with inherited_server(tmp_path), Interposed(tmp_path, None, connect=str(tmp_path / "server")) as interposed:
+        interposed.client().regions()
+        with pytest.raises(ControlError, match="not known"):
+            interposed.control().call("signal", signal="SIGKILL")
+
+
+def test_a_server_whose_process_is_told_is_signalled(tmp_path: Path) -> None:
+    with inherited_server(tmp_path) as server:
+        setup = {"connect": str(tmp_path / "server"), "server_pid": server.pid}
+        with Interposed(tmp_path, None, **setup) as interposed:
+            interposed.client().regions()
+            assert interposed.control().call("signal", signal="SIGKILL") == {"pid": server.pid}
+            assert server.wait(10) == -signal.SIGKILL
 
 
 def test_regions_are_read_and_written_beside_the_client(edu: Interposed) -> None:

@@ -35,6 +35,7 @@ class _Errno(click.ParamType[int]):
 @click.option("--listen", required=True, metavar="ADDRESS", help="Where the client connects to.")
 @click.option("--connect", metavar="ADDRESS", help="Where the server listens.")
 @click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
+@click.option("--server-pid", type=int, help="The process of the server at --connect, for scenarios that signal it.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
 @click.option("--trace", type=click.Path(dir_okay=False), help="Record every message in this file.")
 @click.option("--capture-dma", is_flag=True, help="Let the server do DMA by message only, so that a trace has it all.")
@@ -70,6 +71,7 @@ def command(
     listen: str,
     connect: str | None,
     server_command: str | None,
+    server_pid: int | None,
     dialect: str,
     trace: str | None,
     capture_dma: bool,
@@ -106,6 +108,7 @@ def command(
         listen=listen,
         connect=connect,
         server_command=server_command,
+        server_pid=server_pid,
         dialect=dialect_named(dialect),
         trace=trace,
         capture_dma=capture_dma,

@@ -82,6 +82,7 @@ class InterposedServer(DeviceServer):
         else:
             super().__init__(device, scratch, folder, name, limit=limit, host=host)
         self.server_path = self.path
+        self.shares_memory = host.shares_memory
         self.path = scratch.socket_path(f"{name}.front")
         self.control_path = scratch.socket_path(f"{name}.control")
         self.trace = folder / f"{name}.trace" if trace else None
@@ -106,7 +107,6 @@ class InterposedServer(DeviceServer):
         if interposition.keep_alive:
             self.child, self.argv = self.interposer, self.interposer_argv
         self.control = Control(self.control_path)
-        self.shares_memory = host.shares_memory
 
     @property
     def is_ours(self) -> bool:
@@ -133,6 +133,8 @@ class InterposedServer(DeviceServer):
             command += ["--keep-alive", "--server-command", self.device.command or self._served()]
         else:
             command += ["--connect", str(self.server_path)]
+            if self.shares_memory:  # then its processes are this machine's
+                command += ["--server-pid", str(self.child.pid)]
         command += ["--control", f"fd:{control}"]
         return command + (["--trace", str(self.trace)] if self.trace else [])
 

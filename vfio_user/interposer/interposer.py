@@ -35,6 +35,8 @@ class Setup:
     listen: str
     connect: str | None = None
     server_command: str | None = None
+    server_pid: int | None = None
+    """Of the server at `connect`, for signals: one that has inherited its socket cannot be told from who listened."""
     dialect: Dialect = CURRENT
     trace: str | None = None
     control: str | None = None
@@ -86,7 +88,7 @@ class Interposer:
 
     def _open(self) -> None:
         setup = self.setup
-        self.upstream = Upstream(self.loop, setup.connect, setup.server_command)
+        self.upstream = Upstream(self.loop, setup.connect, setup.server_command, setup.server_pid)
         self._closers.append(self.upstream.close)
         self._listener = Listener(setup.listen)
         self._closers.append(self._listener.close)

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vfio_user.errors import UserError
@@ -219,12 +220,25 @@ class _Arrivals:
 
 
 def peer_pid(stream: Stream) -> int | None:
-    """The process that listens at the other end of a UNIX connection, as of when it began to."""
+    """The process that listens at the other end of a UNIX connection, as of when it began to.
+
+    None for one that has started us: it began to listen for a server that has inherited the socket, and to signal it
+    instead would hit the harness.
+    """
     if not stream.carries_fds:
         return None
     credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
-    return pid or None
+    return pid if pid and pid not in _ourselves() else None
+
+
+def _ourselves() -> Iterator[int]:
+    """This process, its parent, the parent's parent, and so on."""
+    pid = os.getpid()
+    while pid > 1:
+        yield pid
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        pid = int(stat.rpartition(")")[2].split()[1])
 
 
 def _replace(word: str, by: dict[str, str]) -> str:

@@ -16,8 +16,10 @@ RETRY = 0.02
 class Upstream:
     """The server's side of the world."""
 
-    def __init__(self, loop: Loop, address: str | None, command: str | None) -> None:
+    def __init__(self, loop: Loop, address: str | None, command: str | None, pid: int | None = None) -> None:
         """Nothing is connected or started yet. With a command, `address` is the path it is to listen on.
+
+        `pid` is the process of the server that listens at `address`, where the caller knows it.
 
         Raises:
             UserError: neither is given, or one is malformed.
@@ -29,11 +31,12 @@ class Upstream:
         self._address = Address.parse(address if address is not None else self.process.path if self.process else "")
         self._fresh: Stream | None = None
         self._peer: int | None = None
+        self._told = pid
 
     @property
     def pid(self) -> int | None:
-        """The server's process, as far as it is known: ours, or whoever listened at the UNIX socket."""
-        return self.process.pid if self.process is not None else self._peer
+        """The server's process, as far as it is known: ours, as told, or whoever listened at the UNIX socket."""
+        return self.process.pid if self.process is not None else self._told or self._peer
 
     @property
     def fate(self) -> str:
@@ -66,6 +69,7 @@ class Upstream:
         Raises:
             UserError: none came up before `deadline`.
         """
+        self._told = None  # that one is gone
         if self.process is not None:
             self._peer = None
             return await self.process.start(deadline - self._loop.now())
@@ -93,7 +97,9 @@ class Upstream:
         """
         pid = self.pid
         if pid is None:
-            raise UserError("the server's process is not known", hint="start it with --server-command")
+            raise UserError(
+                "the server's process is not known", hint="add --server-pid, or start it with --server-command"
+            )
         try:
             os.kill(pid, number)
         except (ProcessLookupError, PermissionError) as error:
