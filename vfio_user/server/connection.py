@@ -12,7 +12,7 @@ log = logging.getLogger("vfio_user.server")
 
 _OVERHEAD = MAX_MESSAGE - MAX_DATA
 
-POLLS = 40
+POLLS = 100
 """Looks at an empty socket before the session sleeps, about 1 us each."""
 
 POLL_NS = 80_000
