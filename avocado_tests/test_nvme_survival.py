@@ -56,6 +56,23 @@ class Kills(NvmeTest):
         """
         self.kill_again_and_again("flush", 12)
 
+    def test_fio_verifies_while_its_servers_are_killed(self) -> None:
+        """Every few thousand writes; no error, and nothing read back that was not written.
+
+        :avocado: tags=nightly
+        """
+        with self.bench("64M", server=KEPT_ALIVE, io_timeout=IO_TIMEOUT) as bench:
+            load = self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=16, size="8m", runtime=30)
+            written = f"$(awk '{{print $7}}' /sys/block/{Path(bench.block()).name}/stat)"
+            with closing(Control(bench.folder / "interposer")) as interposer:
+                for _ in range(6):
+                    goal = int(bench.guest.succeed(f"echo {written}")) + 5000
+                    bench.guest.wait_until_succeeds(f"test {written} -gt {goal}", interval=0.05)
+                    interposer.call("signal", signal="SIGKILL")
+                result = load.wait()
+                self.assertTrue(result.ok, result.describe())
+                self.assertEqual(interposer.call("status")["survival"]["crashes"], 6)
+
     def kill_again_and_again(self, way: str, times: int) -> None:
         """The guest's driver resets the controller, and its writer goes on as if nothing had been."""
         with self.bench("16M", server=KEPT_ALIVE, io_timeout=IO_TIMEOUT) as bench:
