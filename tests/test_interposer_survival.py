@@ -204,11 +204,13 @@ def test_no_request_waits_longer_than_the_client_does(tmp_path: Path) -> None:
 
 
 def test_a_server_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
-    with surviving(tmp_path, hang_timeout=0.2) as edu:
+    """On a busy machine the new server may seem to hang as well; it is replaced in turn."""
+    with surviving(tmp_path, hang_timeout=1.0, msg_timeout=60.0) as edu:
         client = edu.client()
         edu.control().call("signal", signal="SIGSTOP")
         assert client.load(0, LIVENESS, 4) == 0
-        assert edu.control().call("status")["survival"]["hangs"] == 1
+        survival = edu.control().call("status")["survival"]
+        assert survival["hangs"] == survival["crashes"] >= 1
 
 
 def test_a_server_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
