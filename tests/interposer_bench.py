@@ -8,11 +8,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from vfio_user.interposer.backlog import MAX_BYTES
 from vfio_user.interposer.loop import Future, Loop, Task
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.trace import TraceWriter
 from vfio_user.transport import Stream, close_all
-from vfio_user.wire import CURRENT, NO_REPLY, REPLY, Command, Dialect, Framer, Message
+from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Framer, Message
 from vfio_user.wire import layouts as at
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ class Peer:
 
     def receive(self) -> Message:
         """The next message that arrives."""
-        return self.bench.until(self._next)
+        return self.bench.until(self.next)
 
     def receive_bytes(self, count: int) -> bytes:
         """Exactly so many bytes, whatever they are."""
@@ -61,13 +62,14 @@ class Peer:
     def is_silent(self) -> bool:
         """Whether nothing is there once the interposer has nothing more to do."""
         self.bench.settle()
-        return self._next() is None
+        return self.next() is None
 
     def close(self) -> None:
         self.framer.close()
         self.socket.close()
 
-    def _next(self) -> Message | None:
+    def next(self) -> Message | None:
+        """The next message where one has come whole."""
         if (message := self.framer.next()) is not None:
             return message
         try:
@@ -188,3 +190,49 @@ def answer(asked: Message, data: bytes) -> Message:
 
 
 __all__ = ["REPLY", "Bench", "Peer", "answer", "dma_map", "read", "request", "write"]
+
+
+class BulkWrites:
+    """Posted writes of these sizes, their places in line as ids, given to a socket as it takes them."""
+
+    def __init__(self, sock: socket.socket, sizes: list[int]) -> None:
+        self._socket = sock
+        self._rest = [write(0, 0, bytes(size), id=number, posted=True).encode() for number, size in enumerate(sizes)]
+        self._at = 0
+        self.sent = 0
+
+    def go_on(self) -> bool:
+        """False when all is sent, or the socket takes no more."""
+        if not self._rest:
+            return False
+        try:
+            taken = self._socket.send(memoryview(self._rest[0])[self._at :])
+        except BlockingIOError:
+            return False
+        self.sent += taken
+        self._at += taken
+        if self._at == len(self._rest[0]):
+            self._rest.pop(0)
+            self._at = 0
+        return True
+
+
+def kept_back(bench: Bench, let_go: Callable[[], object]) -> None:
+    """Send more than the session keeps back: the client's socket takes no more, as with a server that is busy. After
+    `let_go` everything arrives in order.
+    """
+    count, size = 40, 4 << 20
+    sending = BulkWrites(bench.client.socket, [size] * count)
+    while sending.go_on():
+        bench.settle()
+    assert MAX_BYTES // 2 < sending.sent < MAX_BYTES + (16 << 20)
+    let_go()
+
+    def next_arrival() -> Message | None:
+        sending.go_on()
+        return bench.server.next()
+
+    for number in range(count):
+        message = bench.until(next_arrival)
+        assert (message.id, message.size) == (number, HEADER_SIZE + at.REGION_ACCESS.size + size)
+    assert bench.server.is_silent()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.interposer_bench import Bench, Peer, answer, dma_map, read, request, write
+from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from vfio_user.interposer.faults.engine import Engine
 from vfio_user.interposer.faults.scenario import Scenario
 from vfio_user.interposer.faults.stage import Faults
@@ -242,6 +242,16 @@ def test_a_fault_that_is_taken_away_lets_everything_go() -> None:
         assert ids(bench.server, 3) == [1, 2, 3]
         three_writes(bench)
         assert ids(bench.server, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [{"delay": 60}, {"delay": {"seconds": 60, "overtake": True}}, {"reorder": {"after": 1000, "within": 60}}],
+    ids=str,
+)
+def test_messages_that_wait_are_bounded_and_none_is_lost(act: Any) -> None:
+    with Faulty(act) as bench:
+        kept_back(bench, bench.faults.remove)
 
 
 def test_a_session_that_ends_while_messages_wait_leaves_no_descriptor_open() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interposer_bench import Bench, Peer, answer, dma_map, read, request, write
+from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.pump import Outlet, Pump
 from vfio_user.transport import Stream
@@ -270,3 +270,8 @@ def test_a_server_that_ends_with_its_reply_loses_neither(bench: Bench, end: int)
     bench.server.socket.shutdown(end)
     assert bench.client.receive() == reply
     assert bench.client.at_end()
+
+
+def test_requests_that_are_held_are_bounded_and_none_is_lost(bench: Bench) -> None:
+    bench.session.hold()
+    kept_back(bench, bench.session.resume)

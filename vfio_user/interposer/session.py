@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from vfio_user.interposer.backlog import Backlog
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.pairing import Pairing, Pending
@@ -27,10 +28,6 @@ from vfio_user.wire.header import TYPE_MASK
 BOTH = View.RECEIVED | View.SENT
 _NOBODY = Pending(0, 0, None)
 """What a reply answers that nobody asked for."""
-MAX_HELD = 4096
-"""Requests held at most; then the client is no longer read, as a server that is busy would not read it."""
-
-
 Stage = Callable[[Direction, Message], Message | None]
 """Sees every message of one direction before it goes on, and returns the one to go on with: the very same object where
 nothing changes, None where the stage has taken it. What is to happen instead it asks for with `Session.afterwards`."""
@@ -87,6 +84,7 @@ class Session:
         """Requests without reply, by the direction the request went."""
         self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
         self.held: deque[Held] = deque()
+        self._backlogs = {direction: Backlog() for direction in Direction}
         self.memory = self.picture
         """Where guest memory can be reached; it differs from `picture` where the server was not told."""
         self.recorded = 0
@@ -163,10 +161,24 @@ class Session:
 
     # holding
 
-    @property
-    def overfull(self) -> bool:
-        """Whether so much is held back that the client must not be read."""
-        return len(self.held) >= MAX_HELD
+    def keep(self, direction: Direction, message: Message) -> None:
+        """A message is kept for later: its sender is not read while too much is."""
+        backlog = self._backlogs[direction]
+        backlog.add(message)
+        if backlog.full:
+            self._sides.update_side(self._sides.source(direction))
+
+    def let_go(self, direction: Direction, message: Message) -> None:
+        """A message that was kept is sent on, or dropped."""
+        backlog = self._backlogs[direction]
+        was_full = backlog.full
+        backlog.remove(message)
+        if was_full and not backlog.full and not self.closed:
+            self._sides.update_side(self._sides.source(direction))
+
+    def overfull(self, direction: Direction) -> bool:
+        """Whether so much is kept that no more is to be read."""
+        return self._backlogs[direction].full
 
     @property
     def holding(self) -> bool:
@@ -181,7 +193,7 @@ class Session:
         """Let them go on, in their order."""
         self._holds = max(0, self._holds - 1)
         while self.held and not self._holds and not self.closed:
-            request, self.since = self.held.popleft()
+            request, self.since = self._next_held()
             self._run_stages(Direction.TO_SERVER, self.own[Direction.TO_SERVER].outgoing(request), request, 0)
         self.since = None
         self._refresh()
@@ -190,10 +202,13 @@ class Session:
         """Take out those that have been held since that time (monotonic seconds) or longer."""
         taken = []
         while self.held and self.held[0].since <= since:
-            taken.append(self.held.popleft().message)
-        if taken:
-            self._sides.update_side(self._sides.client)
+            taken.append(self._next_held().message)
         return taken
+
+    def _next_held(self) -> Held:
+        held = self.held.popleft()
+        self.let_go(Direction.TO_SERVER, held.message)
+        return held
 
     # requests of our own
 
@@ -333,8 +348,7 @@ class Session:
         self.counters.held += 1
         self._record(Direction.TO_SERVER, View.RECEIVED, request)
         self.held.append(Held(request, time.monotonic()))
-        if self.overfull:
-            self._sides.update_side(self._sides.client)
+        self.keep(Direction.TO_SERVER, request)
 
     def _translate_reply(self, direction: Direction, reply: Message) -> None:
         """A reply has come in while messages are looked at: ours, one for nobody, or one to send on."""

@@ -31,9 +31,8 @@ class Side:
 class Conversation(Owner, Protocol):
     """The session, as its sides see it."""
 
-    @property
-    def overfull(self) -> bool:
-        """Whether so much is held back that the client must not be read."""
+    def overfull(self, direction: Direction) -> bool:
+        """Whether so much is kept that no more is to be read."""
 
     @property
     def expects_reply(self) -> bool:
@@ -75,6 +74,9 @@ class Sides:
     def towards(self, direction: Direction) -> Side:
         return self.server if direction is Direction.TO_SERVER else self.client
 
+    def source(self, direction: Direction) -> Side:
+        return self.client if direction is Direction.TO_SERVER else self.server
+
     def lose_server(self) -> None:
         """The server is gone or about to be replaced: read it no longer."""
         server = self.server
@@ -107,7 +109,7 @@ class Sides:
         if not self._open or (side is self.server and self.server_lost):
             return
         events = 0
-        full = side is self.client and self._session.overfull
+        full = self._session.overfull(side.pump.direction)
         if not side.pump.ended and not self._other(side).outlet.waiting and not full:
             events |= READ
         if side.outlet.waiting:

@@ -21,8 +21,6 @@ from vfio_user.transport import close_all
 from vfio_user.wire import Message
 
 _HOW = {"full": socket.SHUT_RDWR, "read": socket.SHUT_RD, "write": socket.SHUT_WR}
-MAX_QUEUED = 4096
-"""Messages that wait for a delay or a stall; later ones are dropped, and counted. No more than that may overtake."""
 
 
 @dataclass(eq=False)
@@ -57,7 +55,6 @@ class Faults:
         self._began = time.monotonic()
         self._lines = {direction: _Line() for direction in Direction}
         self._flying: list[tuple[Direction, _Item]] = []  # delayed, and overtaken by others meanwhile
-        self.dropped = 0
         session.at_close.append(self._discard)
         for direction in Direction:
             session.add_stage(direction, self)
@@ -77,9 +74,11 @@ class Faults:
             line.queue.clear()
             line.behind.clear()
             for item in items:
+                self._session.let_go(direction, item.message)
                 self._send(direction, item)
         flying, self._flying = self._flying, []
         for direction, item in flying:
+            self._session.let_go(direction, item.message)
             self._send(direction, item)
 
     def __call__(self, direction: Direction, message: Message) -> Message | None:
@@ -103,14 +102,16 @@ class Faults:
             if plan.reorder is not None:
                 self._put_behind(direction, item, plan.reorder.after, plan.reorder.within)
                 return
-            if plan.delay and plan.overtake and len(self._flying) < MAX_QUEUED:
+            if plan.delay and plan.overtake:
+                self._session.keep(direction, item.message)
                 self._flying.append((direction, item))
                 self._session.loop.after(plan.delay, lambda: self._land(direction, item))
                 return
             item.due = time.monotonic() + plan.delay
-        if line.dead or len(line.queue) >= MAX_QUEUED:
-            self._drop(item)
+        if line.dead:
+            close_all(item.message.fds)
             return
+        self._session.keep(direction, item.message)
         line.queue.append(item)
         if line.task is None:
             line.task = self._session.loop.spawn(self._run_line(direction, line))
@@ -134,6 +135,7 @@ class Faults:
             if wait > 0:
                 await self._session.loop.sleep(wait)
             item = line.queue.popleft()
+            self._session.let_go(direction, item.message)
             if item.plan is not None and len(item.plan.pieces) > 1:
                 await self._send_in_pieces(direction, item, item.plan)
             else:
@@ -143,7 +145,9 @@ class Faults:
                 break
             self._passed(direction)
         while line.queue:
-            self._drop(line.queue.popleft())
+            item = line.queue.popleft()
+            self._session.let_go(direction, item.message)
+            close_all(item.message.fds)
         line.task = None
 
     async def _send_in_pieces(self, direction: Direction, item: _Item, plan: Plan) -> None:
@@ -192,6 +196,7 @@ class Faults:
 
     def _put_behind(self, direction: Direction, item: _Item, count: int, within: float) -> None:
         line = self._lines[direction]
+        self._session.keep(direction, item.message)
         line.behind.append((count, item))
         self._session.loop.after(within, lambda: self._release(direction, item))
 
@@ -208,16 +213,14 @@ class Faults:
         left = [(count, other) for count, other in line.behind if other is not item]
         if len(left) < len(line.behind):
             line.behind = left
+            self._session.let_go(direction, item.message)
             self._send(direction, item)
 
     def _land(self, direction: Direction, item: _Item) -> None:
         if (direction, item) in self._flying:
             self._flying.remove((direction, item))
+            self._session.let_go(direction, item.message)
             self._send(direction, item)
-
-    def _drop(self, item: _Item) -> None:
-        self.dropped += 1
-        close_all(item.message.fds)
 
     def _close(self, close: Close) -> None:
         for side in ("client", "server") if close.side == "both" else (close.side,):
