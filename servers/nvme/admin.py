@@ -30,28 +30,28 @@ _LIST_SIZE = 4096
 def create_completion_queue(device: Nvme, command: Command) -> int:
     number, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     flags, vector = command.cdw11 & 0xFFFF, command.cdw11 >> 16
-    if not 1 <= number <= device.max_queues or number in device.completion_queues:
+    if not 1 <= number <= device.max_queues or number in device.engine.completion_queues:
         raise Failure(Status.INVALID_QUEUE_ID)
     _check_place(device, command, entries, flags)
     if vector and (device.interrupts.active != "msix" or vector >= device.vectors):
         raise Failure(Status.INVALID_INTERRUPT_VECTOR)
     queue = CompletionQueue(number, command.prp1, entries, vector, interrupts=bool(flags & _INTERRUPTS))
-    device.completion_queues[number] = queue
-    device.use_shadow_doorbells([queue])
+    device.engine.completion_queues[number] = queue
+    device.engine.use_shadow_doorbells([queue])
     return 0
 
 
 def create_submission_queue(device: Nvme, command: Command) -> int:
     number, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     flags, completion = command.cdw11 & 0xFFFF, command.cdw11 >> 16
-    if not completion or completion not in device.completion_queues:
+    if not completion or completion not in device.engine.completion_queues:
         raise Failure(Status.CQ_INVALID if completion <= device.max_queues else Status.INVALID_QUEUE_ID)
-    if not 1 <= number <= device.max_queues or number in device.submission_queues:
+    if not 1 <= number <= device.max_queues or number in device.engine.submission_queues:
         raise Failure(Status.INVALID_QUEUE_ID)
     _check_place(device, command, entries, flags)
-    queue = SubmissionQueue(number, command.prp1, entries, device.completion_queues[completion])
-    device.submission_queues[number] = queue
-    device.use_shadow_doorbells([queue])
+    queue = SubmissionQueue(number, command.prp1, entries, device.engine.completion_queues[completion])
+    device.engine.submission_queues[number] = queue
+    device.engine.use_shadow_doorbells([queue])
     return 0
 
 
@@ -66,32 +66,32 @@ def _check_place(device: Nvme, command: Command, entries: int, flags: int) -> No
 
 def delete_submission_queue(device: Nvme, command: Command) -> int:
     number = command.cdw10 & 0xFFFF
-    if not number or number not in device.submission_queues:
+    if not number or number not in device.engine.submission_queues:
         raise Failure(Status.INVALID_QUEUE_ID)
-    device.drain()
-    queue = device.submission_queues.pop(number)
+    device.engine.drain()
+    queue = device.engine.submission_queues.pop(number)
     queue.cq.waiting.discard(number)
     return 0
 
 
 def delete_completion_queue(device: Nvme, command: Command) -> int:
     number = command.cdw10 & 0xFFFF
-    if not number or number not in device.completion_queues:
+    if not number or number not in device.engine.completion_queues:
         raise Failure(Status.INVALID_QUEUE_ID)
-    if any(queue.cq.id == number for queue in device.submission_queues.values()):
+    if any(queue.cq.id == number for queue in device.engine.submission_queues.values()):
         raise Failure(Status.INVALID_QUEUE_DELETION)
-    del device.completion_queues[number]
+    del device.engine.completion_queues[number]
     return 0
 
 
 def abort(device: Nvme, command: Command) -> int:
     """Only event requests wait long enough to be aborted; bit 0 of the result says that nothing was."""
     queue, cid = command.cdw10 & 0xFFFF, command.cdw10 >> 16
-    if queue not in device.submission_queues:
+    if queue not in device.engine.submission_queues:
         raise Failure(Status.INVALID_FIELD)
     if queue or not device.event_queue.abort(cid):
         return 1
-    device.answer(command.queue, cid, 0, Failure(Status.ABORT_REQUESTED, retry=True).field)
+    device.engine.answer(command.queue, cid, 0, Failure(Status.ABORT_REQUESTED, retry=True).field)
     return 0
 
 
@@ -112,7 +112,7 @@ def format_nvm(device: Nvme, command: Command) -> int | None:
         raise Failure(Status.INVALID_FIELD)
     if any(namespace.read_only for namespace in chosen):
         raise Failure(Status.WRITE_PROTECTED)
-    device.drain()
+    device.engine.drain()
 
     def work() -> None:
         for namespace in chosen:
@@ -127,7 +127,7 @@ def format_nvm(device: Nvme, command: Command) -> int | None:
                 device.namespace_changed(namespace)
         return write_failure(device, outcome)
 
-    device.later(command, work, done)
+    device.engine.later(command, work, done)
     return None
 
 
@@ -160,7 +160,7 @@ def _create_namespace(device: Nvme, command: Command) -> int | None:
             namespace.exists, namespace.blocks, namespace.shift = True, blocks, shift
         return write_failure(device, outcome)
 
-    device.later(command, partial(namespace.backing.discard, 0, blocks << shift), done, result=namespace.nsid)
+    device.engine.later(command, partial(namespace.backing.discard, 0, blocks << shift), done, result=namespace.nsid)
     return None
 
 
@@ -169,7 +169,7 @@ def _delete_namespace(device: Nvme, command: Command) -> int:
         chosen = [namespace for namespace in device.namespaces if namespace.exists]
     else:
         chosen = [_existing(device, command.nsid)]
-    device.drain()
+    device.engine.drain()
     for namespace in chosen:
         was_active = namespace.active
         namespace.exists = namespace.attached = False
@@ -190,7 +190,7 @@ def namespace_attachment(device: Nvme, command: Command) -> int:
     attach = action == _ATTACH
     if namespace.attached == attach:
         raise Failure(Status.NAMESPACE_ALREADY_ATTACHED if attach else Status.NAMESPACE_NOT_ATTACHED)
-    device.drain()
+    device.engine.drain()
     namespace.attached = attach
     device.namespace_changed(namespace)
     return 0
@@ -209,11 +209,11 @@ def doorbell_buffer_config(device: Nvme, command: Command) -> int:
     if (command.prp1 | command.prp2) & device.page_size - 1 or command.prp1 == command.prp2:
         raise Failure(Status.INVALID_FIELD)
     queues: list[CompletionQueue | SubmissionQueue] = [
-        *device.completion_queues.values(),
-        *device.submission_queues.values(),
+        *device.engine.completion_queues.values(),
+        *device.engine.submission_queues.values(),
     ]
     device.shadow_buffers = [command.prp1, command.prp2]
-    device.use_shadow_doorbells(queues)
+    device.engine.use_shadow_doorbells(queues)
     for queue in queues:
         if queue.shadow is not None:
             queue.shadow.publish(device.dma, queue.head if isinstance(queue, CompletionQueue) else queue.tail)

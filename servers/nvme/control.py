@@ -38,7 +38,7 @@ def resize(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"there is no namespace {nsid}")
     if size % 4096:
         raise UserError(f"{size} bytes are no whole number of blocks")
-    device.drain()
+    device.engine.drain()
     try:
         chosen.backing.resize(size)
     except OSError as error:

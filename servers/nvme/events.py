@@ -69,7 +69,7 @@ class Events:
     def deliver(self) -> None:
         """Bring events and requests together, as far as the admin queue has room."""
         device = self._device
-        admin = device.submission_queues.get(0)
+        admin = device.engine.submission_queues.get(0)
         for event in list(device.events):
             type, information, page = event
             if admin is None or not device.event_requests or admin.cq.room <= 0:
@@ -78,4 +78,4 @@ class Events:
                 continue
             device.events.remove(event)
             device.event_types_sent.append(int(type))
-            device.answer(admin, device.event_requests.pop(0), page << 16 | information << 8 | type)
+            device.engine.answer(admin, device.event_requests.pop(0), page << 16 | information << 8 | type)

@@ -124,7 +124,7 @@ def _vector_key(vector: int) -> int:
 def _set_queues(device: Nvme, value: int) -> int:
     if _ALL_ONES in (value & 0xFFFF, value >> 16):
         raise Failure(Status.INVALID_FIELD)
-    if len(device.completion_queues) > 1:
+    if len(device.engine.completion_queues) > 1:
         raise Failure(Status.COMMAND_SEQUENCE_ERROR)
     return device.default_settings[Feature.NUMBER_OF_QUEUES]
 

@@ -44,7 +44,7 @@ def read(device: Nvme, command: Command) -> int | None:
             backing.try_read(buffers.pieces, size, offset)
     except WouldBlock:
         done = partial(_data_done, device, buffers, read_failure)
-        device.later(command, partial(backing.read, buffers.pieces, offset), done)
+        device.engine.later(command, partial(backing.read, buffers.pieces, offset), done)
         return None
     except OSError as error:
         buffers.release()
@@ -66,7 +66,7 @@ def write(device: Nvme, command: Command) -> int | None:
     finally:
         buffers.release()
     if _must_be_stable(device, command):
-        device.later(command, backing.sync, partial(write_failure, device))
+        device.engine.later(command, backing.sync, partial(write_failure, device))
         return None
     return 0
 
@@ -76,7 +76,7 @@ def flush(device: Nvme, command: Command) -> None:
         chosen = [namespace for namespace in device.namespaces if namespace.active]
     else:
         chosen = [device.active_namespace(command.nsid)]
-    device.later(command, partial(sync_all, chosen), partial(write_failure, device))
+    device.engine.later(command, partial(sync_all, chosen), partial(write_failure, device))
 
 
 def compare(device: Nvme, command: Command) -> int | None:
@@ -89,7 +89,7 @@ def compare(device: Nvme, command: Command) -> int | None:
         if namespace.backing.read_bytes(size, offset) != buffers.gather():
             raise Failure(Status.COMPARE_FAILURE)
 
-    device.later(command, work, partial(_data_done, device, buffers, read_failure))
+    device.engine.later(command, work, partial(_data_done, device, buffers, read_failure))
     return None
 
 
@@ -104,7 +104,7 @@ def write_zeroes(device: Nvme, command: Command) -> None:
         if stable:
             namespace.backing.sync()
 
-    device.later(command, work, partial(write_failure, device))
+    device.engine.later(command, work, partial(write_failure, device))
 
 
 def dataset_management(device: Nvme, command: Command) -> int | None:
@@ -123,7 +123,7 @@ def dataset_management(device: Nvme, command: Command) -> int | None:
         for offset, size in ranges:
             namespace.backing.discard(offset, size)
 
-    device.later(command, work, partial(write_failure, device))
+    device.engine.later(command, work, partial(write_failure, device))
     return None
 
 

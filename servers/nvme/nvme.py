@@ -1,29 +1,28 @@
-"""The controller as a PCI function: its registers, its life from enable to shutdown, its queues, and how it moves.
+"""The controller as a PCI function: its options, its registers, its life from enable to shutdown, and how it moves.
 
-Doorbells only note that a queue has work; it is done when the messages of the batch are answered, so that a guest is
-never kept waiting in a register access and several doorbells are one piece of work. Commands that need the disk end
-on the threads of `Background`. On the way out everything comes together in `complete`.
+What is in the queues is the concern of `engine`.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from servers.control import ControlSocket
-from servers.nvme import admin, control, io_commands
-from servers.nvme.background import Background, Outcome
+from servers.nvme import control
+from servers.nvme.background import Outcome
 from servers.nvme.backing import open_images
+from servers.nvme.engine import Engine
 from servers.nvme.events import Events
 from servers.nvme.features import defaults
 from servers.nvme.io_commands import sync_all
 from servers.nvme.logs import ErrorLog
 from servers.nvme.namespace import Namespace, fits
 from servers.nvme.pointers import Buffers, extents
-from servers.nvme.queues import Command, CompletionQueue, Shadow, SubmissionQueue
+from servers.nvme.queues import Command, queues_from
 from servers.nvme.spec import (
     PAGE,
     SUBSYSTEM_RESET_WORD,
@@ -50,10 +49,6 @@ TIMEOUT = 40
 CAPABILITIES = (
     (QUEUE_ENTRIES - 1) | 1 << 16 | TIMEOUT << 24 | 1 << 36 | 1 << 37 | MAX_PAGE_SHIFT << 52
 )  # MQES, CQR, TO, NSSRS, CSS: NVM, MPSMAX
-FUSED = 3
-"""Bits of a command's flags."""
-COMMANDS_AT_ONCE = 512
-"""After so many the session looks for messages again."""
 
 
 class Nvme(PciDevice):
@@ -133,17 +128,9 @@ class Nvme(PciDevice):
             for number, backing in enumerate(backings, 1)
         ]
         self.default_settings = defaults(self)
-        self.background = Background(lambda: self.call_soon(self._reap))
+        self.engine = Engine(self)
         self.event_queue = Events(self)
         self.error_log = ErrorLog(self)
-        self.completion_queues: dict[int, CompletionQueue] = {}
-        self.submission_queues: dict[int, SubmissionQueue] = {}
-        self._ready: dict[int, None] = {}  # submission queues with work, in order
-        self._rung: dict[int, CompletionQueue] = {}  # completion queues whose interrupt is due
-        self._scheduled = False
-        self._working = False
-        self._quiet = False
-        self._disabling = False
         self._control = ControlSocket(Path(control), self, CONTROL) if control else None
 
     def identity(self) -> dict[str, Any]:
@@ -152,7 +139,7 @@ class Nvme(PciDevice):
     def close(self) -> None:
         if self._control is not None:
             self._control.close()
-        self.background.close()
+        self.engine.close()
         for namespace in self.namespaces:
             namespace.backing.close()
         super().close()
@@ -170,7 +157,7 @@ class Nvme(PciDevice):
     @register(bar=0, offset=0x0C, width=4, merge=False)
     def mask_interrupts(self, value: int) -> None:
         self.interrupt_mask |= value
-        self._update_line()
+        self.engine.update_line()
 
     @mask_interrupts.reader
     def _(self) -> int:
@@ -179,7 +166,7 @@ class Nvme(PciDevice):
     @register(bar=0, offset=0x10, width=4, merge=False)
     def unmask_interrupts(self, value: int) -> None:
         self.interrupt_mask &= ~value
-        self._update_line()
+        self.engine.update_line()
 
     @unmask_interrupts.reader
     def _(self) -> int:
@@ -189,7 +176,7 @@ class Nvme(PciDevice):
     def configure(self, value: int) -> None:
         old, new = self.configuration, value & Cc.WRITABLE
         self.configuration = new
-        if new & ~old & Cc.ENABLE and not self._disabling:
+        if new & ~old & Cc.ENABLE and not self.engine.closing:
             self._enable()
         elif old & ~new & Cc.ENABLE:
             self._disable()
@@ -221,9 +208,9 @@ class Nvme(PciDevice):
     def doorbell(self, index: int, value: int) -> None:
         queue, is_completion = index >> 1, index & 1
         if is_completion:
-            self._completion_doorbell(queue, value & 0xFFFF)
+            self.engine.completion_doorbell(queue, value & 0xFFFF)
         else:
-            self._submission_doorbell(queue, value & 0xFFFF)
+            self.engine.submission_doorbell(queue, value & 0xFFFF)
 
     # The life of the controller
 
@@ -247,21 +234,20 @@ class Nvme(PciDevice):
         if reasons := [reason for reason, found in wrong.items() if found]:
             self.fail(reasons[0])
             return
-        cq = CompletionQueue(0, self.admin_cq, cq_size)
-        self.completion_queues = {0: cq}
-        self.submission_queues = {0: SubmissionQueue(0, self.admin_sq, sq_size, cq)}
+        self.engine.open((self.admin_sq, sq_size), (self.admin_cq, cq_size))
         self.status = self.status & ~(Csts.FATAL | Csts.SHUTDOWN) | Csts.READY
 
     def _disable(self) -> None:
         """CSTS.RDY falls when the commands under way have ended: at once, unless some wait for the disk."""
-        self._disabling = True
-        self._finish_disabling()
+        self.engine.closing = True
+        self.finish_disabling()
 
-    def _finish_disabling(self) -> None:
-        if not self._disabling or self._working or self.background.outstanding:
+    def finish_disabling(self) -> None:
+        """Whenever commands have ended: the rest of `_disable`, if those were the last."""
+        if not (self.engine.closing and self.engine.idle):
             return
-        self._disabling = False
-        self._forget_queues()
+        self.engine.closing = False
+        self.engine.forget()
         self.status &= Csts.SUBSYSTEM_RESET | Csts.SHUTDOWN
         self.shadow_buffers = []
         self.settings = {}
@@ -270,13 +256,9 @@ class Nvme(PciDevice):
         if self.configuration & Cc.ENABLE:
             self._enable()
 
-    def _forget_queues(self) -> None:
-        self.completion_queues, self.submission_queues = {}, {}
-        self._ready, self._rung = {}, {}
-
     def _shut_down(self) -> None:
         self.status = self.status & ~Csts.SHUTDOWN | Csts.SHUTDOWN_UNDER_WAY
-        self._work()
+        self.engine.work()
 
         def done(outcome: Outcome) -> None:
             if outcome:
@@ -284,168 +266,15 @@ class Nvme(PciDevice):
             if self.configuration & Cc.SHUTDOWN:
                 self.status = self.status & ~Csts.SHUTDOWN | Csts.SHUTDOWN_COMPLETE
 
-        self.background.submit(self.sync_namespaces, done)
+        self.engine.background.submit(self.sync_namespaces, done)
 
     def fail(self, reason: str) -> None:
         """Fatal error: the guest has to reset the controller."""
         log.error("fatal: %s", reason)
         self.status |= Csts.FATAL
-        self._ready = {}
+        self.engine.give_up()
 
-    # Doorbells and work
-
-    def _submission_doorbell(self, number: int, value: int) -> None:
-        queue = self.submission_queues.get(number)
-        if queue is None or value >= queue.size:
-            self._bad_doorbell(exists=queue is not None)
-            return
-        if queue.shadow is None:
-            queue.tail = value
-        self._schedule(number)
-
-    def _completion_doorbell(self, number: int, value: int) -> None:
-        queue = self.completion_queues.get(number)
-        if queue is None or value >= queue.size:
-            self._bad_doorbell(exists=queue is not None)
-            return
-        queue.head = value
-        self._made_room(queue)
-
-    def _made_room(self, queue: CompletionQueue) -> None:
-        for waiting in queue.waiting:
-            self._schedule(waiting)
-        queue.waiting.clear()
-        if not queue.id:
-            self.event_queue.deliver()
-        if self.interrupts.active != "msix":
-            self._update_line()
-
-    def _bad_doorbell(self, *, exists: bool) -> None:
-        """A queue that is not there (information 0), or a value beyond its end (1).
-
-        A guest that rings before it enables takes this server for one that was killed, and waits for its commands: a
-        fatal status makes its driver reset the controller at the first timeout.
-        """
-        if self.enabled:
-            self.event_queue.add(EventType.ERROR, int(exists), LogPage.ERRORS)
-        elif not self._disabling and not self.status & Csts.FATAL:
-            self.fail("a doorbell was rung, and the controller is not enabled")
-
-    def _schedule(self, number: int) -> None:
-        self._ready[number] = None
-        if not self._scheduled:
-            self._scheduled = True
-            self.defer(self._work)
-
-    def _work(self) -> None:
-        """Begin the commands of all queues that have some, in turn. Ends with the interrupts for what has ended."""
-        self._scheduled = False
-        if self._quiet or self._working or not self.enabled or self.status & Csts.FATAL:
-            return
-        self._working = True
-        left = COMMANDS_AT_ONCE
-        try:
-            while self._ready and left > 0 and not self._disabling:
-                number = next(iter(self._ready))
-                del self._ready[number]
-                left -= self._serve(number)
-        except ProtocolError as error:
-            self.fail(f"a queue is not in guest memory: {error}")
-        finally:
-            self._working = False
-        self._interrupt()
-        self._finish_disabling()
-        if self._ready:  # the session has its turn, then the worker continues here
-            self._scheduled = True
-            self.call_soon(self._work)
-
-    def _serve(self, number: int) -> int:
-        """A batch of one queue; how many commands. The queue is put last if it has more."""
-        queue = self.submission_queues.get(number)
-        if queue is None:
-            return 0
-        if queue.shadow is not None and not self._look_at_shadows(queue):
-            return 0
-        if queue.head == queue.tail:
-            return 0
-        if queue.cq.room <= 0:
-            queue.cq.waiting.add(number)
-            return 0
-        commands = queue.fetch(self.dma)
-        handlers = io_commands.HANDLERS if number else admin.HANDLERS
-        for command in commands:
-            queue.begun()
-            self._execute(command, handlers)
-            if self._disabling:
-                return len(commands)
-        self._interrupt()
-        self._ready[number] = None
-        return len(commands)
-
-    def _look_at_shadows(self, queue: SubmissionQueue) -> bool:
-        """Take over what the guest wrote to the buffers; False if the queue is empty, and its doorbell will ring."""
-        assert queue.shadow is not None
-        cq = queue.cq
-        if cq.shadow is not None:
-            cq.head = cq.shadow.read(self.dma, cq.size)
-        queue.tail = queue.shadow.read(self.dma, queue.size)
-        if queue.head == queue.tail:
-            queue.shadow.ask_at(self.dma, queue.tail)
-            queue.tail = queue.shadow.read(self.dma, queue.size)  # a guest that wrote just before would not ring
-            if queue.head == queue.tail:
-                return False
-        if cq.shadow is not None and cq.room <= 0:
-            cq.shadow.ask_at(self.dma, cq.head)
-            cq.head = cq.shadow.read(self.dma, cq.size)
-        return True
-
-    def use_shadow_doorbells(self, queues: Iterable[SubmissionQueue | CompletionQueue]) -> None:
-        """These queues' doorbells are in guest memory now. The admin queue keeps its registers, as drivers do."""
-        if not self.shadow_buffers:
-            return
-        values, events = self.shadow_buffers
-        for queue in queues:
-            if queue.id:
-                is_completion = isinstance(queue, CompletionQueue)
-                at = 4 * (2 * queue.id + is_completion)
-                queue.shadow = Shadow(values + at, events + at)
-
-    # Commands
-
-    def _execute(self, command: Command, handlers: Mapping[int, Handler]) -> None:
-        try:
-            handler = handlers.get(command.opcode, refuse) if not command.flags & FUSED else refuse_fused
-            result = handler(self, command)
-        except Exception as error:
-            self.complete(command, failure=error)
-        else:
-            if result is not None:
-                self.complete(command, result)
-
-    def complete(self, command: Command, result: int = 0, failure: Exception | None = None) -> None:
-        """End a command: its completion, and what a failure leaves in the error log."""
-        status = 0 if failure is None else self._failed(command, failure)
-        cq = command.queue.cq
-        cq.claimed -= 1
-        try:
-            cq.post(self.dma, command.queue, command.cid, status, result)
-        except ProtocolError as error:
-            self.fail(f"completion queue {cq.id} is not in guest memory: {error}")
-            return
-        self._rung[cq.id] = cq
-
-    def _failed(self, command: Command, error: Exception) -> int:
-        match error:
-            case Failure():
-                field = error.field
-            case ProtocolError():
-                log.debug("command %#x: %s", command.opcode, error)
-                field = Failure(Status.DATA_TRANSFER_ERROR).field
-            case _:
-                log.error("command %#x failed", command.opcode, exc_info=error)
-                field = Failure(Status.INTERNAL_ERROR).field
-        self.error_log.add(command, field)
-        return field
+    # Data
 
     def buffers(self, command: Command, size: int, *, writable: bool) -> Buffers:
         """The guest memory of a command's `size` bytes of data; raises what `extents` and `Dma.views` raise."""
@@ -463,67 +292,6 @@ class Nvme(PciDevice):
         buffers = self.buffers(command, len(data), writable=True)
         buffers.fill(data)
         buffers.finish()
-
-    def later(
-        self, command: Command, work: Callable[[], None], done: Callable[[Outcome], Exception | None], result: int = 0
-    ) -> None:
-        """Let `work` run on a thread; `done` turns its outcome into the command's failure, or None."""
-
-        def ended(outcome: Outcome) -> None:
-            try:
-                failure = done(outcome)
-            except ProtocolError as error:
-                failure = error
-            self.complete(command, result, failure)
-
-        self.background.submit(work, ended)
-
-    def answer(self, queue: SubmissionQueue, cid: int, result: int, status: int = 0) -> None:
-        """End a command of which nothing is left but its identifier."""
-        queue.cq.post(self.dma, queue, cid, status, result)
-        self._rung[queue.cq.id] = queue.cq
-
-    def drain(self) -> None:
-        """Wait for the commands that wait for the disk."""
-        self.background.wait()
-        self.background.reap()
-
-    def _reap(self) -> None:
-        self.background.reap()
-        self._interrupt()
-        self._finish_disabling()
-
-    # Interrupts
-
-    def _interrupt(self) -> None:
-        """Tell the guest of completions."""
-        if not self._rung:
-            return
-        rung, self._rung = self._rung, {}
-        if self.interrupts.active == "msix":
-            for vector in {queue.vector for queue in rung.values() if queue.interrupts}:
-                self.interrupts.trigger(vector)
-        else:
-            self._update_line()
-
-    def _update_line(self) -> None:
-        """INTx is up while a queue that interrupts holds completions that the guest has not taken."""
-        if self.interrupts.active == "msix":
-            return
-        try:
-            for queue in self.completion_queues.values():
-                if queue.shadow is not None:  # the line has to fall when the guest has taken its completions: be told
-                    queue.head = queue.shadow.settle(self.dma, queue.size)
-        except ProtocolError as error:
-            self.fail(f"shadow doorbells are not in guest memory: {error}")
-        waiting = any(
-            queue.interrupts and queue.head != queue.tail and not self.interrupt_mask >> queue.vector & 1
-            for queue in self.completion_queues.values()
-        )
-        if waiting:
-            self.interrupts.trigger(0)
-        else:
-            self.interrupts.lower()
 
     # Namespaces
 
@@ -549,36 +317,24 @@ class Nvme(PciDevice):
         if namespace.nsid not in self.changed_namespaces:
             self.changed_namespaces.append(namespace.nsid)
         self.event_queue.add(EventType.NOTICE, 0, LogPage.CHANGED_NAMESPACES)
-        self._interrupt()
+        self.engine.interrupt()
 
     # Reset, standing still, moving
 
     def on_reset(self, kind: ResetKind) -> None:
-        self.drain()  # nothing waits for the disk any more where the device was quiesced before
-        if kind is ResetKind.LOST_CONNECTION:
-            return
-        self._disabling = self._scheduled = False
-        self._forget_queues()
+        self.engine.drain()  # nothing waits for the disk any more where the device was quiesced before
+        if kind is not ResetKind.LOST_CONNECTION:
+            self.engine.reset()
 
     def on_quiesce(self) -> Quiesce | None:
         """Commands that were begun are ended; those in a queue stay there, for whoever goes on."""
-        self._quiet = True
-        if not self.background.outstanding:
-            return None
-        waiting = Quiesce()
-        self.background.when_idle(waiting.done)
-        return waiting
+        return self.engine.halt()
 
     def on_resume(self) -> None:
-        self._quiet = False
-        for number in self.submission_queues:
-            self._schedule(number)
+        self.engine.go_on()
 
     def save_state(self) -> dict[str, Any]:
-        self.saved_queues = [
-            [queue.save() for queue in self.completion_queues.values()],
-            [queue.save() for queue in self.submission_queues.values()],
-        ]
+        self.saved_queues = self.engine.save()
         self.saved_namespaces = [namespace.save() for namespace in self.namespaces]
         return super().save_state()
 
@@ -598,12 +354,9 @@ class Nvme(PciDevice):
             raise ProtocolError(f"saved state: queues are misshapen: {error}", errno.EINVAL) from error
 
     def on_load(self) -> None:
-        self.completion_queues, self.submission_queues = queues_from(self.saved_queues)
         for namespace, saved in zip(self.namespaces, self.saved_namespaces, strict=True):
             namespace.load(saved)
-        self.use_shadow_doorbells([*self.completion_queues.values(), *self.submission_queues.values()])
-        for number in self.submission_queues:
-            self._schedule(number)
+        self.engine.load(self.saved_queues)
 
     def setting(self, feature: int) -> int:
         """The value of a feature: what was set, or the default."""
@@ -611,27 +364,7 @@ class Nvme(PciDevice):
         return self.default_settings[feature] if value is None else value
 
 
-Handler = Callable[[Nvme, Command], int | None]
-"""Carries out a command: returns the completion's double word 0 (and 1 above it), or None if it ends later."""
-
 CONTROL = control.COMMANDS
-
-
-def refuse(device: Nvme, command: Command) -> int:
-    """What becomes of an opcode that there is not."""
-    raise Failure(Status.INVALID_OPCODE)
-
-
-def refuse_fused(device: Nvme, command: Command) -> int:
-    """No two commands are carried out as one."""
-    raise Failure(Status.INVALID_FIELD)
-
-
-def queues_from(saved: list[list[list[int]]]) -> tuple[dict[int, CompletionQueue], dict[int, SubmissionQueue]]:
-    """Queues as they were saved; raises ValueError, TypeError or KeyError for what was not."""
-    completions, submissions = saved
-    found = {queue.id: queue for queue in map(CompletionQueue.load, completions)}
-    return found, {queue.id: queue for queue in (SubmissionQueue.load(each, found) for each in submissions)}
 
 
 def default_serial(path: Path) -> str:

@@ -143,6 +143,17 @@ class SubmissionQueue:
         return queue
 
 
+SavedQueues = list[list[list[int]]]
+"""Completion queues, and submission queues."""
+
+
+def queues_from(saved: SavedQueues) -> tuple[dict[int, CompletionQueue], dict[int, SubmissionQueue]]:
+    """Queues as they were saved; raises ValueError, TypeError or KeyError for what was not."""
+    completions, submissions = saved
+    found = {queue.id: queue for queue in map(CompletionQueue.load, completions)}
+    return found, {queue.id: queue for queue in (SubmissionQueue.load(each, found) for each in submissions)}
+
+
 class Shadow:
     """A doorbell in guest memory (Doorbell Buffer Config): the guest writes `value` there, and touches the register
     only when it passes `event`, which the controller keeps where it wants to be told next."""
