@@ -99,6 +99,7 @@ class Archive:
         folder.mkdir()
         self.keys = Path(tempfile.mkdtemp(prefix="gnupg-"))  # a short path: gpg-agent's socket is inside
         self.paragraphs: dict[str, list[str]] = {}
+        self.sources: list[str] = []
         self._gpg("--passphrase", "", "--quick-generate-key", "archive@example.org", "ed25519", "sign")
         self.keyring = folder / "key.asc"
         self.keyring.write_bytes(self._gpg("--armor", "--export"))
@@ -127,16 +128,38 @@ class Archive:
         self.sign(suite)
         return deb
 
+    def add_source(self, name: str, *, version: str = "1.0", content: bytes = b"source\n") -> Path:
+        """A source package of which only the upstream archive is really there: that alone is to be fetched."""
+        archive = self.folder / f"{name}_{version}.orig.tar.xz"
+        archive.write_bytes(content)
+        files = [
+            (archive.name, content),
+            (f"{name}_{version}-1.debian.tar.xz", b"-"),
+            (f"{name}_{version}-1.dsc", b"-"),
+        ]
+        checksums = "".join(f" {hashlib.sha256(data).hexdigest()} {len(data)} {file}\n" for file, data in files)
+        self.sources.append(
+            f"Package: {name}\nBinary: {name}\nVersion: {version}-1\nFormat: 3.0 (quilt)\nDirectory: .\n"
+            f"Checksums-Sha256:\n{checksums}"
+        )
+        self.sign("test")
+        return archive
+
     def sign(self, name: str) -> None:
         suite = self.folder / "dists" / name
-        (suite / "main/binary-amd64").mkdir(parents=True, exist_ok=True)
-        packages = "\n".join(self.paragraphs[name]).encode()
-        (suite / "main/binary-amd64/Packages").write_bytes(packages)
-        digest = hashlib.sha256(packages).hexdigest()
+        indices = {
+            "main/binary-amd64/Packages": "\n".join(self.paragraphs.get(name, [])).encode(),
+            "main/source/Sources": "\n".join(self.sources).encode(),
+        }
+        for path, index in indices.items():
+            (suite / path).parent.mkdir(parents=True, exist_ok=True)
+            (suite / path).write_bytes(index)
         release = f"Origin: Debian\nSuite: {name}\nCodename: {name}\nArchitectures: amd64 all\nComponents: main\n"
         release += "NotAutomatic: yes\nButAutomaticUpgrades: yes\n" * ("backports" in name)
         release += f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S UTC', time.gmtime())}\n"
-        release += f"SHA256:\n {digest} {len(packages)} main/binary-amd64/Packages\n"
+        release += "SHA256:\n"
+        for path, index in indices.items():
+            release += f" {hashlib.sha256(index).hexdigest()} {len(index)} {path}\n"
         (suite / "Release").write_text(release)
         (suite / "InRelease").write_bytes(self._gpg("--clearsign", "--output", "-", str(suite / "Release")))
 
@@ -274,3 +297,35 @@ def test_a_machine_without_apt_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 def _age_the_index(tmp_path: Path) -> None:
     for stamp in (tmp_path / "cache").rglob("index-is-whole"):
         os.utime(stamp, (time.time() - debian.INDEX_AGE - 60,) * 2)
+
+
+def test_of_a_source_the_upstream_archive_is_fetched_and_not_kept(archive: Archive, tmp_path: Path) -> None:
+    archive.add_source("program", content=b"upstream\n")
+    into = tmp_path / "into"
+    into.mkdir()
+    source = DebianArchive(["test"], mirror=archive.mirror).fetch_source("program", into)
+    assert source == into / "program_1.0.orig.tar.xz"
+    assert source.read_bytes() == b"upstream\n"
+    assert not list((tmp_path / "cache").rglob("*.orig.tar.*"))
+
+
+def test_a_source_that_is_not_what_was_signed_is_refused(archive: Archive, tmp_path: Path) -> None:
+    archive.add_source("program").write_bytes(b"SOURCE\n")
+    with pytest.raises(UserError, match=r"Hash Sum mismatch|Failed to fetch|unexpected size"):
+        DebianArchive(["test"], mirror=archive.mirror).fetch_source("program", tmp_path)
+
+
+def test_a_source_that_has_moved_on_is_found_by_a_newer_index(archive: Archive, tmp_path: Path) -> None:
+    private = DebianArchive(["test"], mirror=archive.mirror)
+    archive.add_source("program", version="1.0").unlink()
+    with pytest.raises(UserError):
+        private.fetch_source("program", tmp_path)
+    archive.sources.clear()
+    archive.add_source("program", version="1.1")
+    assert private.fetch_source("program", tmp_path).name == "program_1.1.orig.tar.xz"
+
+
+def test_a_source_that_is_not_there_is_the_users_error(archive: Archive, tmp_path: Path) -> None:
+    archive.add_source("program")
+    with pytest.raises(UserError, match="nonesuch"):
+        DebianArchive(["test"], mirror=archive.mirror).fetch_source("nonesuch", tmp_path)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
     "probe": ("probe", "Describe any server's device, as lspci would."),
     "qemu": ("qemu", "Install, list and find QEMU."),
+    "reference": ("reference", "Build libvfio-user, the reference in C, and say where its programs are."),
     "replay": ("replay", "Play a trace's client against a server."),
     "run": ("run", "Boot a guest on our device, let it exercise the device, and report."),
     "serve": ("serve", "Serve a device on a socket."),

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vfio_user.errors import UserError
 from vfio_user.harness.cache import cache_dir, disk_full, locked
@@ -30,6 +31,7 @@ REPORT_EVERY = 2.0  # seconds between two percentages of a download
 DEFAULT_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 Progress = Callable[[str], None]
+_Fetched = TypeVar("_Fetched")
 
 
 def quiet(_message: str) -> None:
@@ -55,6 +57,7 @@ class _Download:
 # what apt says when the archive has moved on since the index was read
 _STALE = (
     "Unable to locate package",
+    "Unable to find a source package",
     "no installation candidate",
     "404 ",
     "Failed to stat",
@@ -92,17 +95,28 @@ class DebianArchive:
         What the cache has is not downloaded again, and without a network the last index serves. Raises UserError
         when there is no apt, no Debian mirror, no such package, no network or no space.
         """
+        return self._with_good_index("deb", lambda apt: apt.download(packages, progress), progress)
+
+    def fetch_source(self, package: str, into: Path, *, progress: Progress = quiet) -> Path:
+        """Download the upstream archive (the `.orig.tar`) of a source package into the folder `into`.
+
+        apt checks it against the signed index. The cache keeps the index only. Raises UserError as `fetch` does.
+        """
+        return self._with_good_index("deb-src", lambda apt: apt.download_source(package, into, progress), progress)
+
+    def _with_good_index(self, types: str, job: Callable[[_PrivateApt], _Fetched], progress: Progress) -> _Fetched:
+        """Do `job`, and once more with a newer index where the archive has moved on since."""
         require_apt()
         with locked(f"apt-{'+'.join(self.suites)}"):
-            apt = _PrivateApt(self.mirror or find_mirror(), self.suites, self.components)
+            apt = _PrivateApt(self.mirror or find_mirror(), self.suites, self.components, types)
             refreshed = apt.refresh(progress)
             try:
-                return apt.download(packages, progress)
+                return job(apt)
             except AptError as error:
                 if refreshed or not error.stale:
                     raise
             apt.refresh(progress, force=True)
-            return apt.download(packages, progress)
+            return job(apt)
 
     def unpack(self, debs: Sequence[Path], into: Path) -> None:
         """Unpack the files of `debs` below `into`; no maintainer script runs. Raises UserError."""
@@ -205,12 +219,13 @@ Pin-Priority: 500
 class _PrivateApt:
     """An apt whose configuration, index, archive and (empty) list of installed packages live in the cache."""
 
-    def __init__(self, mirror: Mirror, suites: Sequence[str], components: Sequence[str]) -> None:
+    def __init__(self, mirror: Mirror, suites: Sequence[str], components: Sequence[str], types: str) -> None:
+        """`types` as in sources.list(5): "deb" for packages, "deb-src" for their sources."""
         key = hashlib.sha256(repr((mirror, components)).encode()).hexdigest()[:8]
-        self.root = cache_dir() / "apt" / f"{'+'.join(suites)}-{key}"
+        self.root = cache_dir() / "apt" / f"{'+'.join(suites)}-{key}{types.removeprefix('deb')}"
         self.archives = self.root / "archives"
         self.index_stamp = self.root / "index-is-whole"
-        self._write(mirror, suites, components)
+        self._write(mirror, suites, components, types)
 
     def refresh(self, progress: Progress, *, force: bool = False) -> bool:
         """Download the index when it is missing, old or `force`; True when that was done."""
@@ -238,6 +253,12 @@ class _PrivateApt:
             self._apt_get([*install, "--download-only"], f"cannot download {' '.join(packages)}", progress)
         return sorted(self.archives / deb.name for deb in wanted)
 
+    def download_source(self, package: str, into: Path, progress: Progress) -> Path:
+        progress(f"downloading the source of {package}")
+        source = ["source", "--download-only", "--tar-only", "-o", "APT::Get::Only-Source=1", package]
+        self._apt_get(source, f"cannot download the source of {package}", progress, folder=into)
+        return next(path for path in sorted(into.iterdir()) if ".orig.tar" in path.name)
+
     def _resolve(self, install: Sequence[str]) -> Iterator[_Download]:
         """What `install` would download into an empty archive."""
         nothing = f"Dir::Cache::archives={self.root / 'no-archives'}/"
@@ -250,20 +271,22 @@ class _PrivateApt:
         path = self.archives / deb.name
         return path.exists() and path.stat().st_size == deb.size
 
-    def _apt_get(self, arguments: Sequence[str], purpose: str, progress: Progress = quiet) -> str:
+    def _apt_get(
+        self, arguments: Sequence[str], purpose: str, progress: Progress = quiet, *, folder: Path | None = None
+    ) -> str:
         command = ["apt-get", "-qq", "-o", "APT::Status-Fd=1", *arguments]
-        ran = _run(command, environment={"APT_CONFIG": str(self.root / "apt.conf")}, progress=progress)
+        ran = _run(command, environment={"APT_CONFIG": str(self.root / "apt.conf")}, progress=progress, folder=folder)
         if ran.returncode == 0:
             return ran.stdout
         if "No space left" in ran.stderr or "enough free space" in ran.stderr:
             raise disk_full(self.archives)
         raise AptError(purpose, ran.stderr, hint=_hint(ran.stderr))
 
-    def _write(self, mirror: Mirror, suites: Sequence[str], components: Sequence[str]) -> None:
+    def _write(self, mirror: Mirror, suites: Sequence[str], components: Sequence[str], types: str) -> None:
         for folder in ("sources.d", "nothing.d", "lists/partial", "archives/partial", "no-archives/partial", "dpkg"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "dpkg/status").touch()
-        source = ["Types: deb", f"URIs: {mirror.uri}", f"Suites: {' '.join(suites)}"]
+        source = [f"Types: {types}", f"URIs: {mirror.uri}", f"Suites: {' '.join(suites)}"]
         source += [f"Components: {' '.join(components)}"] + [f"Signed-By: {mirror.signed_by}"] * bool(mirror.signed_by)
         _write(self.root / "sources.d/debian.sources", "\n".join(source) + "\n")
         _write(self.root / "preferences", "\n".join(_PIN.format(suite=suite) for suite in suites))
@@ -309,7 +332,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def _run(
-    command: Sequence[str], *, environment: dict[str, str] | None = None, progress: Progress = quiet
+    command: Sequence[str],
+    *,
+    environment: dict[str, str] | None = None,
+    progress: Progress = quiet,
+    folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run one of Debian's tools in plain English; it dies with us. apt's status lines on stdout become progress."""
     plain = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(environment or {})}
@@ -320,7 +347,7 @@ def _run(
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, cwd=folder, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as child,
         _deadline(child),
     ):
@@ -362,6 +389,7 @@ _HINTS = {
     "NO_PUBKEY": "this machine's Debian keys are too old: apt-get install --only-upgrade debian-archive-keyring",
     "Temporary failure resolving": "is there a network? the mirror of this machine's apt cannot be reached",
     "Could not connect": "is there a network? the mirror of this machine's apt cannot be reached",
+    "Unable to find a source package": "the mirror of this machine's apt does not have it in these suites",
     "Unable to locate package": "the mirror of this machine's apt does not have it in these suites",
     "does not have a Release file": "the mirror of this machine's apt does not carry this suite",
 }

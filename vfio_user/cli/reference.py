@@ -1,0 +1,20 @@
+"""`vfio-user reference`: the C reference implementation's sample programs, to run beside ours."""
+
+from __future__ import annotations
+
+import click
+
+from vfio_user.harness.libvfio_user import DIALECT, PROGRAMS, reference_program
+
+
+@click.command(epilog=f"They speak the dialect {DIALECT}: name it where a command takes --dialect.")
+@click.argument("program", type=click.Choice(list(PROGRAMS)), default="server")
+def command(program: str) -> None:
+    """Print the path of one of libvfio-user's sample programs, built from Debian's source when it is not there yet.
+
+    \b
+    For instance
+      vfio-user conformance --dialect region-migration --server-command "$(vfio-user reference) {socket}"
+      vfio-user boot --server-command "$(vfio-user reference gpio-pci-idio-16) {socket}"
+    """
+    click.echo(reference_program(program, progress=lambda message: click.echo(message, err=True)))

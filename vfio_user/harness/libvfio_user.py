@@ -1,0 +1,127 @@
+"""The reference implementation in C, libvfio-user, and its sample programs: built once, into the cache.
+
+Debian has no package of it, but QEMU's source carries it as a subproject, with the v1 migration region: the dialect
+`region-migration`. Its own build wants Meson and a test library; three calls of the C compiler do as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vfio_user.errors import UserError
+from vfio_user.harness.cache import cache_dir, locked, publish
+from vfio_user.harness.debian import DebianArchive, Progress, quiet
+
+_LIBRARY = ("dma", "irq", "libvfio-user", "migration", "pci", "pci_caps", "tran", "tran_sock")
+_SUITES = ("trixie", "forky")  # tried in turn; each has the same revision of libvfio-user
+_FLAGS = ("-O2", "-g", "-w", "-std=gnu99", "-D_GNU_SOURCE")  # as its meson.build, but optimised
+_WANTED = re.compile(r"[^/]+/subprojects/libvfio-user/((?:include|lib|samples)/.+\.[ch]|LICENSE)")
+_COMPILING = 120.0  # seconds for one program, which takes three
+
+# program: the parts of the library that go into it (`client` brings functions of its own in place of the others)
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "server": _LIBRARY,
+    "gpio-pci-idio-16": _LIBRARY,
+    "client": ("migration", "tran", "tran_sock"),
+}
+"""libvfio-user's samples, by name. `server` and `gpio-pci-idio-16` take a socket's path; `client` is for `server`."""
+
+DIALECT = "region-migration"
+"""What they speak."""
+
+
+def reference_program(name: str, *, progress: Progress = quiet) -> Path:
+    """The path of one of `PROGRAMS`, built when it is not there yet.
+
+    Raises `UserError` when there is no such program, no C compiler, no apt, no network or no space.
+    """
+    if name not in PROGRAMS:
+        raise UserError(f"libvfio-user has no sample called {name}", hint=f"there are {', '.join(PROGRAMS)}")
+    home = cache_dir() / "libvfio-user" / _digest()
+    with locked("libvfio-user"):
+        if not home.exists():
+            compiler = _find_compiler()
+            with publish(home) as making:
+                _build(compiler, making, progress)
+    return home / name
+
+
+def _digest() -> str:
+    """Of all that decides what is built."""
+    return hashlib.sha256(repr((PROGRAMS, _FLAGS, platform.machine())).encode()).hexdigest()[:16]
+
+
+def _find_compiler() -> str:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise UserError("no C compiler to build libvfio-user with", hint="apt-get install gcc libc6-dev")
+    return compiler
+
+
+def _build(compiler: str, into: Path, progress: Progress) -> None:
+    """Fetch the sources, keep them beside the programs (a debugger finds them there), and compile."""
+    with TemporaryDirectory(prefix="vfu-source-", dir=into.parent) as folder:
+        for path, content in _sources(_fetch(Path(folder), progress)):
+            (into / path).parent.mkdir(parents=True, exist_ok=True)
+            (into / path).write_bytes(content)
+    archive = DebianArchive((platform.freedesktop_os_release()["VERSION_CODENAME"],))  # for this machine's C library
+    archive.unpack(archive.fetch(("libjson-c-dev",), progress=progress), into / "json-c")
+    progress(f"compiling {', '.join(PROGRAMS)}")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: _compile(compiler, into, name), PROGRAMS))
+    shutil.rmtree(into / "json-c")
+
+
+def _fetch(folder: Path, progress: Progress) -> Path:
+    """QEMU's source of the first suite that the mirror really has."""
+    refusals = []
+    for suite in _SUITES:
+        try:
+            return DebianArchive((suite,)).fetch_source("qemu", folder, progress=progress)
+        except UserError as error:
+            refusals.append(f"{suite}: {error}")
+    raise UserError(
+        f"QEMU's source, which has libvfio-user in it, cannot be had; {'; '.join(refusals)}",
+        hint="is there a network? does the mirror of this machine's apt carry sources?",
+    )
+
+
+def _sources(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """The C files of libvfio-user, and its licence, in QEMU's source: path below its folder, content."""
+    found = False
+    with tarfile.open(archive, "r|*") as tar:
+        for member in tar:
+            if (wanted := _WANTED.fullmatch(member.name)) and (file := tar.extractfile(member)):
+                found = True
+                yield wanted[1], file.read()
+    if not found:
+        raise UserError(f"{archive.name} has no libvfio-user in it any more")
+
+
+def _compile(compiler: str, root: Path, name: str) -> None:
+    parts = [f"samples/{name}.c", *(f"lib/{part}.c" for part in PROGRAMS[name])]
+    json_c = next(root.glob("json-c/usr/lib/*/libjson-c.a"))
+    folders = ("-Iinclude", "-Ilib", "-Ijson-c/usr/include/json-c")
+    _run([compiler, *_FLAGS, *folders, "-o", name, *parts, str(json_c), "-lpthread"], root)
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    try:
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_COMPILING, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]} took over {_COMPILING:.0f} s for {folder.name}") from None
+    if ran.returncode != 0:
+        errors = [line for line in ran.stderr.splitlines() if "error" in line] or ran.stderr.splitlines()[-1:]
+        raise UserError(
+            f"{command[0]} does not compile libvfio-user: {errors[0] if errors else ran.returncode}",
+            hint="are the C library's headers there? apt-get install gcc libc6-dev",
+        )
