@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts.host import LocalHost
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.qmp import QmpError
+from vfio_user.harness.process import Child
+from vfio_user.harness.qmp import QmpError, QmpTimeout
 from vfio_user.harness.server import Device, DeviceServer
 from vfio_user.interposer.control.client import ControlError
 from vfio_user.wire import Command
@@ -192,6 +194,30 @@ class EndOfQemu(KnownIssueTest):
             guest, device, _ = self.interposed(lab, stall, x_msg_timeout=500)
             with self.known_issue("stalled-reply-crash", guest):
                 self.read(guest, device)
+
+    def test_a_server_that_dies_before_it_reads_a_request(self) -> None:
+        """What would be right: all ones, as when it dies behind the request."""
+        with self.lab() as lab:
+            guest = lab.boot()
+            server = lab.serve("edu")
+            device = guest.plug("edu", server=server, x_msg_timeout=5000)
+            reading = self.read_while(guest, device, server.child)
+            with self.known_issue("unread-request-abort", guest):
+                server.kill()
+                self.assertEqual(reading.result(10), ONES)
+
+    def read_while(self, guest: BootedGuest, device: Plugged, child: Child) -> Future[int]:
+        """Begin to read a register while that process is stopped, so that nobody reads the request."""
+        self.works(guest, device)
+        child.signal(signal.SIGSTOP)
+        pool = ThreadPoolExecutor(1)
+        self.addCleanup(pool.shutdown)
+        reading = pool.submit(self.read, guest, device)
+        with suppress(QmpTimeout):  # the processor waits for its reply, and has the big lock
+            while not reading.done():
+                guest.qmp.command("query-status", 1.0)
+        self.assertFalse(reading.done(), "the access did not wait")
+        return reading
 
     def test_an_msix_table_outside_its_bar(self) -> None:
         with self.lab() as lab:

@@ -275,3 +275,11 @@ def test_a_server_that_ends_with_its_reply_loses_neither(bench: Bench, end: int)
 def test_requests_that_are_held_are_bounded_and_none_is_lost(bench: Bench) -> None:
     bench.session.hold()
     kept_back(bench, bench.session.resume)
+
+
+def test_a_session_that_ends_with_something_unread_resets_neither_peer(bench: Bench) -> None:
+    """A server that gave up, say: QEMU aborts at a reset, and runs on at an end."""
+    bench.client.send(read(0, 0))
+    bench.server.send(request(Command.DMA_READ, bytes(16)))
+    bench.session.close()
+    assert (bench.client.socket.recv(1), bench.server.socket.recv(1)) == (b"", b"")

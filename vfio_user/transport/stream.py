@@ -7,6 +7,7 @@ interrupts then travel as messages.
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ MAX_FDS_PER_SEND = 253
 _YIELDED_NS = 4_000
 """A yield that takes longer has let somebody run who waited for this core: then sleeping is cheaper than polling."""
 
+_REST = 64 << 10
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FDS_ROOM = socket.CMSG_SPACE(MAX_FDS_PER_SEND * 4)
@@ -91,6 +93,15 @@ class Stream:
             return
 
     def close(self) -> None:
+        """End the connection, so that the peer sees an end whatever it has sent.
+
+        A socket that is closed with bytes unread resets the connection, and a reset aborts QEMU (known issue
+        unread-request-abort). After `shutdown` nothing more can come, so that reading what is there ends.
+        """
+        self.shutdown()
+        with contextlib.suppress(OSError):
+            while self.socket.recv(_REST, _DONTWAIT):
+                pass
         self.socket.close()
 
 
