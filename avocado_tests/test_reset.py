@@ -135,6 +135,18 @@ class Resets(GuestTest):
         """By the guest's kernel."""
         self.reset_the_machine({"dma": BootedGuest.reboot, "storm": BootedGuest.reboot})
 
+    def test_system_reset_whatever_the_device_does(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        self.reset_the_machine(dict.fromkeys(ACTIVITIES, BootedGuest.reset))
+
+    def test_reboot_whatever_the_device_does(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        self.reset_the_machine(dict.fromkeys(ACTIVITIES, BootedGuest.reboot))
+
     def reset_the_machine(self, cells: Mapping[str, Callable[[BootedGuest], object]]) -> None:
         with self.lab() as lab:
             guest = self.guest(lab)
