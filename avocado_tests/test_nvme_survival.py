@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from contextlib import closing
+from hashlib import md5
 from pathlib import Path
 
-from avocado_tests.nvme_test import IO_TIMEOUT, Bench, NvmeTest, block_device
+from avocado_tests.nvme_test import IO_TIMEOUT, MIB, Bench, NvmeTest, block_device
 from avocado_tests.programs.durable import PLACES, SIZE
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts.pair import two_hosts
@@ -165,6 +167,28 @@ class Moves(NvmeTest):
                 report = bench.lab.migrate(bench.guest, to=to)
                 self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
             self.finish(bench, load)
+
+    def test_an_image_goes_along_to_a_host_that_does_not_share_it(self) -> None:
+        """There and back under load: each host's image has in the end what the guest wrote to it, and read before."""
+        with two_hosts() as hosts, tempfile.TemporaryDirectory(prefix="vfu-") as scratch, self.lab() as lab:
+            images = {host.name: Path(scratch, host.name, "disk.img") for host in (hosts.a, hosts.b)}
+            for image in images.values():
+                image.parent.mkdir()
+            device = f"nvme --image {scratch}/{{host}}/disk.img:64M --migrate-image=yes"
+            guest = lab.boot(device, image="storage", migratable=True, host=hosts.a)
+            self.load_driver(guest)
+            bench = Bench(lab, guest, Path(scratch), device)
+            disk = bench.block()
+            guest.succeed(f"dd if=/dev/urandom of={disk} bs=1M seek=32 count=8 oflag=direct")
+            for to in (hosts.b, hosts.a):
+                load = self.load(bench)
+                report = lab.migrate(guest, to=to)
+                self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
+                self.finish(bench, load)
+            inside = guest.succeed(f"md5sum {disk}").split()[0]
+            self.assertEqual(md5(images["a"].read_bytes()).hexdigest(), inside)
+            kept = [image.read_bytes()[32 * MIB : 40 * MIB] for image in images.values()]
+            self.assertTrue(kept[0] == kept[1] != bytes(8 * MIB))
 
     def test_doorbells_come_late(self) -> None:
         self.under_faults(

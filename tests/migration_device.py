@@ -9,7 +9,7 @@ from typing import Any
 
 from vfio_user.device.dma import Dma
 from vfio_user.errors import ProtocolError
-from vfio_user.migration import Memory, Migration
+from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.migration.values import encode
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState
 from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, MIGRATION_DATA
@@ -35,6 +35,9 @@ class Adder:
 
     def memories(self) -> Sequence[Memory]:
         return [Memory("ram", memoryview(self.ram))] if self.ram else []
+
+    def storages(self) -> Sequence[Storage]:
+        return []
 
     def save_state(self) -> Mapping[str, Any]:
         return dict(self.values)

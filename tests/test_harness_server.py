@@ -66,6 +66,12 @@ def test_a_server_of_anybody_gets_its_socket_where_it_wants_it() -> None:
     ]
 
 
+def test_paths_can_differ_from_host_to_host() -> None:
+    device = Device.parse("nvme --image /images/{host}.img:1M")
+    assert "/images/b.img:1M" in server_command(device, Path("/tmp/s"), (), "b")
+    assert server_command(Device.parse("srv {socket} {host}"), Path("/tmp/s"), (), "b") == ["srv", "/tmp/s", "b"]
+
+
 def test_a_socket_is_ready_when_it_listens_not_when_it_exists(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     assert not is_listening(path)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +59,8 @@ class Backing:
             os.close(self._fd)
             raise UserError(f"image {path} is empty", hint="give a size: FILE:SIZE, for example disk.img:64M")
         self._no_wait = os.RWF_NOWAIT
+        self.log: deque[tuple[int, int]] | None = None
+        """While there is one: offset and size of everything that was written, as soon as it was."""
 
     def _measured(self, wanted: int | None) -> int:
         status = os.fstat(self._fd)
@@ -77,13 +81,26 @@ class Backing:
         """Look again how large it is: the other host of a migration may have made it larger."""
         self.size = max(self.size, self._measured(None))
 
+    @property
+    def length(self) -> int:
+        """Bytes of all that there is; a namespace may have become smaller than its file."""
+        status = os.fstat(self._fd)
+        return status.st_size if stat.S_ISREG(status.st_mode) else self.size
+
+    def extend(self, size: int) -> None:
+        """Make a regular file at least that large, by zeros. Of anything else it must be so already."""
+        if self.length >= size:
+            return
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise OSError(errno.ENOSPC, "the image is not that large")
+        os.ftruncate(self._fd, size)
+        if self.log is not None:
+            self.log.append((size - 1, 1))  # that a copy grows too
+
     def resize(self, size: int) -> None:
         """Make a regular file larger where it has to be; it is never cut, so that a namespace can shrink and grow."""
-        if stat.S_ISREG(os.fstat(self._fd).st_mode) and os.fstat(self._fd).st_size < size:
-            os.ftruncate(self._fd, size)
+        self.extend(size)
         self.size = self._measured(size)
-        if self.size != size:
-            raise OSError(errno.ENOSPC, "the image is not that large")
 
     def try_read(self, pieces: Sequence[memoryview], size: int, offset: int) -> None:
         """Read what is in the page cache; raises WouldBlock if not all of it is."""
@@ -113,9 +130,13 @@ class Backing:
 
     def write(self, pieces: Sequence[memoryview], offset: int) -> None:
         for part, size in _parts(pieces):
-            done = os.pwritev(self._fd, part, offset)
-            while done < size:
-                done += os.pwritev(self._fd, _behind(part, done), offset + done)
+            try:
+                done = os.pwritev(self._fd, part, offset)
+                while done < size:
+                    done += os.pwritev(self._fd, _behind(part, done), offset + done)
+            finally:
+                if self.log is not None:
+                    self.log.append((offset, size))
             offset += size
 
     def sync(self) -> None:
@@ -130,13 +151,37 @@ class Backing:
 
     def zero(self, offset: int, size: int) -> None:
         """Zeros that keep their place on the disk."""
-        if not self._fallocate(_ZERO_RANGE | _KEEP_SIZE, offset, size):
-            self._write_zeros(offset, size)
+        self._clear(_ZERO_RANGE | _KEEP_SIZE, offset, size)
 
     def discard(self, offset: int, size: int) -> None:
         """Zeros that need no place, where the file system can."""
-        if not self._fallocate(_PUNCH_HOLE | _KEEP_SIZE, offset, size):
-            self._write_zeros(offset, size)
+        self._clear(_PUNCH_HOLE | _KEEP_SIZE, offset, size)
+
+    def next_data(self, offset: int) -> int:
+        """Where, from `offset` on, something else than zeros may be; `length` if nowhere."""
+        try:
+            return min(os.lseek(self._fd, offset, os.SEEK_DATA), self.length)
+        except OSError as error:
+            return self.length if error.errno == errno.ENXIO else offset  # EINVAL: a device cannot tell
+
+    def claim(self) -> bool:
+        """Lock the image until `release`; False where another process, or this one, has locked the same."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _clear(self, mode: int, offset: int, size: int) -> None:
+        try:
+            if not self._fallocate(mode, offset, size):
+                self._write_zeros(offset, size)
+        finally:
+            if self.log is not None:
+                self.log.append((offset, size))
 
     def _write_zeros(self, offset: int, size: int) -> None:
         with memoryview(_ZEROS) as zeros:

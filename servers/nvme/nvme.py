@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from servers.control import ControlSocket
 from servers.nvme import control
 from servers.nvme.background import Outcome
 from servers.nvme.backing import open_images
+from servers.nvme.copying import ImageCopy
 from servers.nvme.engine import Engine
 from servers.nvme.events import Events
 from servers.nvme.features import defaults
@@ -33,7 +34,19 @@ from servers.nvme.spec import (
     LogPage,
     Status,
 )
-from vfio_user.device import Bar, IntX, MsiX, PciDevice, PciExpress, PciIds, Quiesce, ResetKind, register, state
+from vfio_user.device import (
+    Bar,
+    IntX,
+    MsiX,
+    PciDevice,
+    PciExpress,
+    PciIds,
+    Quiesce,
+    ResetKind,
+    Storage,
+    register,
+    state,
+)
 from vfio_user.device import stored_register as stored
 from vfio_user.errors import ProtocolError, UserError
 
@@ -105,6 +118,7 @@ class Nvme(PciDevice):
         block_size: Annotated[int, "bytes of a block until the guest formats: 512 or 4096"] = 512,
         shadow_doorbells: Annotated[bool, "offer Doorbell Buffer Config"] = True,
         msix: Annotated[bool, "MSI-X; without it the device has INTx, and QEMU can unplug it"] = True,
+        migrate_image: Annotated[bool, "migrations copy the images, for hosts that do not share them"] = False,
         control: Annotated[str, "listen here for JSON lines: namespaces, resize"] = "",
     ) -> None:
         if not image:
@@ -127,6 +141,9 @@ class Nvme(PciDevice):
             Namespace(number, backing, True, True, backing.size >> shift, shift)
             for number, backing in enumerate(backings, 1)
         ]
+        writable = [namespace for namespace in self.namespaces if not namespace.read_only] if migrate_image else []
+        self.copies = [ImageCopy(f"namespace {each.nsid}", each.backing) for each in writable]
+        """What migrations take along of the images."""
         self.default_settings = defaults(self)
         self.engine = Engine(self)
         self.event_queue = Events(self)
@@ -140,9 +157,9 @@ class Nvme(PciDevice):
         if self._control is not None:
             self._control.close()
         self.engine.close()
+        super().close()
         for namespace in self.namespaces:
             namespace.backing.close()
-        super().close()
 
     # Registers
 
@@ -332,6 +349,9 @@ class Nvme(PciDevice):
 
     def on_resume(self) -> None:
         self.engine.go_on()
+
+    def storages(self) -> Sequence[Storage]:
+        return self.copies
 
     def save_state(self) -> dict[str, Any]:
         self.saved_queues = self.engine.save()

@@ -17,6 +17,7 @@ from vfio_user.device.options import Option, device_options, parse_options
 from vfio_user.device.region import IoFd, RegionInfo
 from vfio_user.device.register import Register, RegisterArray, register, stored_register
 from vfio_user.device.state import memory, state
+from vfio_user.migration import Storage
 from vfio_user.pci import (
     Bar,
     Capability,
@@ -58,6 +59,7 @@ __all__ = [
     "RegisterArray",
     "ResetKind",
     "SerialNumber",
+    "Storage",
     "VendorSpecific",
     "Views",
     "device_options",

@@ -42,7 +42,7 @@ from vfio_user.device.region import Access, IoFd, RegionInfo
 from vfio_user.device.saved import Saved, check_saved, digest_of
 from vfio_user.device.state import Snapshot
 from vfio_user.errors import ProtocolError
-from vfio_user.migration import Memory, Migration
+from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.pci import (
     COMMAND,
     COMMAND_BUS_MASTER,
@@ -318,6 +318,10 @@ class PciDevice:
     def memories(self) -> list[Memory]:
         """Declared memory, in place."""
         return [Memory(name, view) for name, view in self._snapshot.memories()]
+
+    def storages(self) -> Sequence[Storage]:
+        """What a device keeps outside of memory that is to migrate with it, such as an image; see `Storage`. None."""
+        return ()
 
     def save_state(self) -> Saved:
         """Everything but memory that a guest could tell this device by; see `vfio_user.device.saved`."""

@@ -76,6 +76,7 @@ class InterposedServer(DeviceServer):
         interposition: Interposition = Interposition(),  # frozen
     ) -> None:
         self.interposition = interposition
+        self.host_name = host.name
         if interposition.keep_alive:
             self.name, self.device, self.path = name, device, scratch.socket_path(f"{name}.sock")
             self.log = folder / f"{name}.interposer.log"
@@ -140,4 +141,4 @@ class InterposedServer(DeviceServer):
 
     def _served(self) -> str:
         """Our server's command line, with {fd} for the socket that it inherits."""
-        return shlex.join([*server_command(self.device, self.server_path, ("{fd}",))])
+        return shlex.join([*server_command(self.device, self.server_path, ("{fd}",), self.host_name)])

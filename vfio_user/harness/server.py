@@ -20,6 +20,7 @@ from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch, checked_socket_path, listen
 
 _SOCKET = "{socket}"
+_HOST = "{host}"
 _IN_QEMU = "qemu:"
 _HOW = "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, or a server's command line with {socket}"
 _LISTENING = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
@@ -31,7 +32,7 @@ class Device:
 
     `served` names a device of ours, `command` is the command line of another server with {socket} where its socket's
     path goes, `driver` is a device model inside QEMU. `options` are further arguments of our server's command line;
-    `properties` those of the QEMU device.
+    `properties` those of the QEMU device. {host} in command or options is the name of the host that it is started on.
     """
 
     served: str = ""
@@ -101,7 +102,7 @@ class DeviceServer:
             if device.served:
                 listener = inherited.enter_context(listen(self.path))
                 fds = (listener.fileno(),)
-            self.argv = host.command(server_command(device, self.path, fds))
+            self.argv = host.command(server_command(device, self.path, fds, host.name))
             self.child = Child(
                 name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment, leaves_core=True
             )
@@ -144,14 +145,15 @@ class DeviceServer:
             time.sleep(0.01)  # the kernel has no event for listen(2)
 
 
-def server_command(device: Device, path: Path, fds: Sequence[int | str] = ()) -> list[str]:
-    """The command line of a device's server, for a socket at `path` or an inherited one."""
+def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), host: str = LocalHost.name) -> list[str]:
+    """The command line of a device's server on a host, for a socket at `path` or an inherited one."""
     if device.command:
         checked_socket_path(path)
-        return shlex.split(device.command.replace(_SOCKET, shlex.quote(str(path))))
+        return shlex.split(device.command.replace(_SOCKET, shlex.quote(str(path))).replace(_HOST, host))
     inherited = [argument for fd in fds for argument in ("--fd", str(fd))]
+    options = (option.replace(_HOST, host) for option in device.options)
     where = inherited or ["--socket-path", str(path)]
-    return [sys.executable, "-m", "vfio_user", "serve", device.served, *where, *device.options]
+    return [sys.executable, "-m", "vfio_user", "serve", device.served, *where, *options]
 
 
 def is_listening(path: Path, pid: int | None = None) -> bool:

@@ -1,7 +1,8 @@
 """Loading: a saved state as it comes, kept beside the device until all of it is there and found good.
 
 Each write is checked as far as it goes: a state of another device is refused with its first bytes, long before the
-source has stopped. Memory is collected in anonymous memory of its size, of which zeros cost nothing.
+source has stopped. Memory is collected in anonymous memory of its size, of which zeros cost nothing. Storage alone is
+written as it comes: it may be larger than memory, and is of no use to anybody but the device that is to come.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Loading:
     def __init__(self, device: Migratable) -> None:
         self._device = device
         self._memories = list(device.memories())
+        self._storages = dict(enumerate(device.storages(), len(self._memories)))
+        """By section."""
         self._received = [mmap.mmap(-1, len(memory.view), mmap.MAP_PRIVATE) for memory in self._memories]
         self._reader = FrameReader()
         self._state = bytearray()
@@ -47,6 +50,9 @@ class Loading:
         except ProtocolError as error:
             self._failure = error
             raise
+        except OSError as error:
+            self._failure = refuse(f"its storage cannot be written here: {error.strerror}")
+            raise self._failure from error
 
     def apply(self) -> None:
         """Make the device what was saved; whatever fails, it is what it was.
@@ -62,6 +68,11 @@ class Loading:
         if not isinstance(state, dict):
             raise refuse(f"its values are no dict, but {type(state).__name__}")
         self._device.check_state(state)
+        try:
+            for storage in self._storages.values():
+                storage.settle()
+        except OSError as error:
+            raise refuse(f"its storage cannot be written here: {error.strerror}") from error
         before = self._device.save_state()
         self._swap_memory()
         try:
@@ -75,6 +86,8 @@ class Loading:
     def close(self) -> None:
         for received in self._received:
             received.close()
+        for storage in self._storages.values():
+            storage.end()
 
     def _take(self, frame: Frame) -> None:
         if (frame.kind is Kind.IDENTITY) is not (self._reader.frames == 0):
@@ -116,8 +129,15 @@ class Loading:
         if header["memories"] != memories:
             raise refuse(f"its device has other memory: {header['memories']} there and {memories} here")
 
+        sizes = _storages_of(header)
+        names = [storage.name for storage in self._storages.values()]
+        if list(sizes) != names:
+            raise refuse(f"other storage goes along with it: {list(sizes)} there and {names} here")
+        for storage in self._storages.values():
+            storage.begin_loading(sizes[storage.name])
+
     def _sized(self, frame: Frame, size: int) -> bytes:
-        if len(frame.payload) < size or frame.section >= len(self._memories):
+        if len(frame.payload) < size or frame.section >= len(self._memories) + len(self._storages):
             raise refuse(f"frame {self._reader.frames}, {frame.kind.name}, is malformed")
         return frame.payload
 
@@ -126,11 +146,17 @@ class Loading:
             raise refuse(f"it has bytes behind the end of memory {self._memories[section].name}")
 
     def _put(self, section: int, offset: int, data: memoryview) -> None:
+        if section in self._storages:
+            self._storages[section].write(offset, data)
+            return
         self._check_range(section, offset, len(data))
         self._received[section][offset : offset + len(data)] = data
 
     def _clear(self, section: int, offset: int, length: int) -> None:
         """Zeros, without touching pages that nothing was written to."""
+        if section in self._storages:
+            self._storages[section].clear(offset, length)
+            return
         self._check_range(section, offset, length)
         with memoryview(self._received[section]) as view:
             for at in range(offset, offset + length, PIECE):
@@ -148,6 +174,18 @@ class Loading:
                     before, after = bytes(memory.view[at:end]), bytes(theirs[at:end])
                     if before != after:
                         memory.view[at:end], theirs[at:end] = after, before
+
+
+def _storages_of(header: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes by name; nothing from a source that has none."""
+    sizes = {}
+    for entry in header.get("storages", ()):
+        match entry:
+            case [str(name), int(size)] if size >= 0:
+                sizes[name] = size
+            case _:
+                raise refuse("it is malformed")
+    return sizes
 
 
 def _dict_of(payload: bytes, **types: type) -> dict[str, Any]:

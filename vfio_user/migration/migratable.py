@@ -22,6 +22,49 @@ class Memory:
     view: memoryview
 
 
+class Storage(Protocol):
+    """What a device keeps outside of memory, such as a disk's image, that migrates as well: bytes at offsets.
+
+    It may be larger than memory. What it holds is written at the destination as it comes, not when all of the stream
+    is there; the device does not use it meanwhile. Everything raises OSError for what the storage itself refuses.
+    """
+
+    @property
+    def name(self) -> str:
+        """The same on both sides."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def begin_saving(self) -> None:
+        """From now on, until `end`, remember what is written."""
+
+    def next_data(self, offset: int) -> int:
+        """Where, from `offset` on, something else than zeros may be: `size` if nowhere."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes, or fewer behind the end."""
+
+    def take_written(self) -> list[tuple[int, int]]:
+        """Offsets and sizes of what was written since this was called last, in order and apart."""
+
+    def begin_loading(self, size: int) -> None:
+        """Another's content, of this size, will come until `end`."""
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Content that came."""
+
+    def clear(self, offset: int, size: int) -> None:
+        """Zeros that came."""
+
+    def settle(self) -> None:
+        """All has come: return when it is as durable as what the device itself is told to keep."""
+
+    def end(self) -> None:
+        """Of saving or of loading."""
+
+
 class ClientMemory(Protocol):
     """The client's memory as the device knows it, with the log of what the device wrote there."""
 
@@ -56,6 +99,9 @@ class Migratable(Protocol):
 
     def memories(self) -> Sequence[Memory]:
         """Memory that is saved and loaded in place, not by `save_state`."""
+
+    def storages(self) -> Sequence[Storage]:
+        """What goes along beside memory."""
 
     def save_state(self) -> Mapping[str, Value]:
         """Copies of everything else that makes up the state."""

@@ -214,7 +214,9 @@ class Migration:
             self._drop_streams()
 
     def _drop_streams(self) -> None:
-        self._saving = None
+        if self._saving is not None:
+            self._saving.close()
+            self._saving = None
         if self._loading is not None:
             self._loading.close()
             self._loading = None

@@ -5,7 +5,8 @@
     preamble   magic "VFUSTATE" (8 bytes), version (u32)
     frame      kind (u16), section (u16), size (u32), checksum (u32), then `size` bytes
 
-    IDENTITY   first, once: encoded {"identity": {...}, "memories": [(name, size), ...]}
+    IDENTITY   first, once: encoded {"identity": {...}, "memories": [(name, size), ...]}; if there are storages,
+               {"storages": [(name, size), ...]} too: their sections follow those of the memories
     MEMORY     section, offset (u64), bytes: memory as it was at some time; later frames replace earlier ones
     ZERO       section, offset (u64), length (u64): zeros there
     STATE      a piece of the encoded values

@@ -1,0 +1,249 @@
+"""An image that migrates along: the other host's has what this one's has, and where they share it nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from servers.control import ControlClient
+from servers.nvme import Nvme
+from servers.nvme.backing import Backing
+from servers.nvme.spec import Io
+from tests.nvme_kit import Host, QueuePair, controller
+from vfio_user.client import RemoteError
+from vfio_user.errors import ProtocolError
+from vfio_user.wire.constants import MigrationState
+
+MIB = 1 << 20
+BLOCK = 512
+
+
+@contextmanager
+def pair(path: Path, *, size: str = "4M", there: str = "") -> Iterator[tuple[Host, Host]]:
+    """A controller in use and the one that it moves to, each with an image of its own unless `there` says which."""
+    for name in "ab":
+        (path / name).mkdir()
+    image = there or f"{path / 'b/disk.img'}:1M"
+    with (
+        controller(path / "a", f"{path / 'a/disk.img'}:{size}", migrate_image=True, control=str(path / "control")) as (
+            _,
+            source,
+        ),
+        controller(path / "b", image, migrate_image=True, serial="other") as (_, target),
+    ):
+        source.enable()
+        source.create_queues()
+        target.client.set_migration_state(MigrationState.RESUMING)
+        yield source, target
+
+
+def move_some(source: Host, target: Host) -> int:
+    """What the source has at this moment; its bytes."""
+    moved = 0
+    while piece := source.client.mig_data_read(MIB):
+        target.client.mig_data_write(piece)
+        moved += len(piece)
+    return moved
+
+
+def finish(source: Host, target: Host) -> None:
+    """Stop here, go on there; the guest's memory and driver follow."""
+    source.client.set_migration_state(MigrationState.STOP_COPY)
+    move_some(source, target)
+    target.memory.view[:] = source.memory.view
+    target.client.set_migration_state(MigrationState.RUNNING)
+    for number, queue in source.queues.items():
+        moved = QueuePair.__new__(QueuePair)
+        moved.__dict__.update(queue.__dict__, host=target)
+        target.queues[number] = moved
+    target._free = source._free
+
+
+def contents(path: Path) -> tuple[bytes, bytes]:
+    return (path / "a/disk.img").read_bytes(), (path / "b/disk.img").read_bytes()
+
+
+def same(path: Path) -> bool:
+    ours, theirs = contents(path)
+    return ours == theirs
+
+
+def write(host: Host, block: int, data: bytes) -> None:
+    assert host.write_blocks(block, data).status == 0
+    host._free -= -(-len(data) // 4096) * 4096  # the buffer is used again
+
+
+def test_what_is_written_before_and_during_the_copy_arrives(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    with pair(tmp_path) as (source, target):
+        for _ in range(30):
+            write(source, chance.randrange(8000), chance.randbytes(chance.choice([512, 4096])))
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        assert move_some(source, target) > 30 * 512
+        for _ in range(3):
+            for _ in range(20):
+                write(source, chance.randrange(8000), chance.randbytes(2048))
+            move_some(source, target)
+        for _ in range(10):
+            write(source, chance.randrange(8000), chance.randbytes(2048))
+        finish(source, target)
+        assert same(tmp_path)
+        write(target, 77, b"after" * 1024)
+        assert target.read_blocks(77, 5120) == b"after" * 1024
+    assert not same(tmp_path), "the source's image stays as it was"
+
+
+def test_a_reader_comes_to_an_end_while_the_guest_goes_on_writing(tmp_path: Path) -> None:
+    """Every round of what was written meanwhile ends with a read that gives nothing."""
+    with pair(tmp_path) as (source, _):
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        for _ in range(100):
+            write(source, 0, b"busy" * 128)
+            if not source.client.mig_data_read(MIB):
+                break
+        else:
+            pytest.fail("there was always more")
+
+
+def test_what_is_there_already_gives_way(tmp_path: Path) -> None:
+    """The other host has an image from a migration before; holes here are zeros there."""
+    (tmp_path / "old.img").write_bytes(random.Random(2).randbytes(4 * MIB))
+    with pair(tmp_path, there=str(tmp_path / "old.img")) as (source, target):
+        write(source, 5000, b"new" * 512)
+        finish(source, target)
+        assert (tmp_path / "old.img").read_bytes() == (tmp_path / "a/disk.img").read_bytes()
+
+
+CHANGES: dict[str, Callable[[Host], None]] = {
+    "zeroed": lambda host: _expect(host, Io.WRITE_ZEROES, cdw10=8, cdw12=15),
+    "zeroed, deallocated": lambda host: _expect(host, Io.WRITE_ZEROES, cdw10=8, cdw12=15 | 1 << 25),
+    "deallocated": lambda host: _deallocate(host, 8, 16),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_blocks_that_are_cleared_during_the_copy_are_cleared_there(
+    tmp_path: Path, change: Callable[[Host], None]
+) -> None:
+    with pair(tmp_path) as (source, target):
+        write(source, 0, b"x" * 16384)
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        move_some(source, target)
+        change(source)
+        finish(source, target)
+        assert same(tmp_path)
+        assert target.read_blocks(8, 8192) == bytes(8192)
+
+
+def test_a_namespace_that_grew_during_the_copy_is_as_large_there(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, target):
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        move_some(source, target)
+        with ControlClient(tmp_path / "control") as control:
+            control.ask("resize", nsid=1, size="6M")
+        finish(source, target)
+        assert same(tmp_path)
+        write(target, 6 * MIB // BLOCK - 1, b"z" * 512)
+
+
+def test_an_image_that_both_hosts_share_is_left_alone(tmp_path: Path) -> None:
+    """What was read for the copy is old when it arrives: writing it would undo what the guest wrote since."""
+    with pair(tmp_path, there=str(tmp_path / "a/disk.img")) as (source, target):
+        write(source, 0, b"old" * 512)
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        old = source.client.mig_data_read(MIB)
+        write(source, 0, b"new" * 512)
+        target.client.mig_data_write(old)
+        assert source.read_blocks(0, 1536) == b"new" * 512
+        finish(source, target)
+        assert target.read_blocks(0, 1536) == b"new" * 512
+
+
+def test_a_state_with_images_is_no_state_without(tmp_path: Path) -> None:
+    with controller(tmp_path, f"{tmp_path / 'a.img'}:1M", migrate_image=True) as (_, source):
+        source.client.set_migration_state(MigrationState.STOP_COPY)
+        state = source.client.mig_data_read(MIB)
+    device = Nvme(image=f"{tmp_path / 'b.img'}:1M")
+    try:
+        assert device.migration is not None
+        device.migration.set_state(MigrationState.RESUMING)
+        with pytest.raises(ProtocolError, match="namespace 1"):
+            device.migration.write_state(state)
+    finally:
+        device.close()
+
+
+def test_a_full_disk_there_refuses_the_state_and_the_guest_goes_on_here(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, target):
+        write(source, 4000, b"kept" * 1024)
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        with full_at(2 * MIB), pytest.raises(RemoteError):
+            move_some(source, target)
+        source.client.set_migration_state(MigrationState.RUNNING)
+        write(source, 4000, b"more" * 1024)
+        assert source.read_blocks(4000, 4096) == b"more" * 1024
+
+
+def test_a_read_only_image_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "ro.img").write_bytes(bytes(MIB))
+    device = Nvme(image=f"{tmp_path / 'ro.img'}:ro,{tmp_path / 'rw.img'}:1M", migrate_image=True)
+    assert [each.name for each in device.storages()] == ["namespace 2"]
+    device.close()
+
+
+def test_the_copy_says_what_is_in_the_image_not_where_its_holes_are(tmp_path: Path) -> None:
+    """So that states can be compared."""
+    data = b"data" * 1024
+    images = {"sparse": tmp_path / "sparse.img", "full": tmp_path / "full.img"}
+    images["full"].write_bytes(bytes(3 * MIB))
+    states = []
+    for image in images.values():
+        device = Nvme(image=f"{image}:3M", migrate_image=True, serial="same")
+        device.namespaces[0].backing.write([memoryview(data)], MIB + 512)
+        assert device.migration is not None
+        device.migration.set_state(MigrationState.STOP_COPY)
+        states.append(device.migration.read_state(8 * MIB))
+        device.close()
+    assert states[0] == states[1]
+    assert len(states[0]) < MIB, "zeros cost nothing"
+
+
+def test_writes_are_told_once_and_joined(tmp_path: Path) -> None:
+    device = Nvme(image=f"{tmp_path / 'disk.img'}:1M", migrate_image=True)
+    (copy,), backing = device.storages(), device.namespaces[0].backing
+    assert isinstance(backing, Backing)
+    copy.begin_saving()
+    for offset in (8192, 0, 4096, 512, 65536):
+        backing.write([memoryview(bytes(4096))], offset)
+    assert copy.take_written() == [(0, 12288), (65536, 4096)]
+    assert copy.take_written() == []
+    copy.end()
+    backing.write([memoryview(bytes(512))], 0)
+    assert copy.take_written() == []
+    device.close()
+
+
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _expect(host: Host, opcode: int, **fields: int) -> None:
+    assert host.queues[1].do(opcode, nsid=1, **fields).status == 0
+
+
+def _deallocate(host: Host, first: int, count: int) -> None:
+    at = host.allocate(4096)
+    host.write(at, count.to_bytes(4, "little").rjust(8, b"\0") + first.to_bytes(8, "little"))
+    _expect(host, Io.DATASET_MANAGEMENT, prp1=at, cdw10=0, cdw11=4)
