@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import select
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from tests.interposed import Interposed
 from tests.interposer_bench import Bench, answer, dma_map, read
 from vfio_user.client import Client
+from vfio_user.errors import ProtocolError
 from vfio_user.interposer import operations as do
 from vfio_user.interposer.control.client import Control, ControlError
 from vfio_user.interposer.control.commands import COMMANDS
@@ -158,14 +160,89 @@ def test_memory_is_written_back_to_the_client_as_it_is(edu: Interposed) -> None:
         done = control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}, {"iova": "0x106000", "size": 1}])
         assert done == {"messages": 2, "bytes": 0x2801}
         assert control.call("dma_write", runs=[{"iova": 0x100000, "size": 0x2800}], whole=False)["messages"] == 3
-        near = [{"iova": 0x102000, "size": 0x1000}, {"iova": 0x100000, "size": 0x1000}]
-        assert control.call("dma_write", runs=near, gap=0x1000) == {"messages": 1, "bytes": 0x3000}
-        assert control.call("dma_write", runs=near, gap=0xFFF) == {"messages": 2, "bytes": 0x2000}
         control.call("dma_write", runs=[{"iova": 0x104000, "size": 4}], data=encoded(b"text"))
     assert client.memory.dirty == {0x100000, 0x101000, 0x102000, 0x104000, 0x106000}
     assert bytes(ram.view[0x2000:0x2004]) == b"here"
     assert bytes(ram.view[0x6000:0x6004]) == b"text"
     assert decoded(control.call("memory_read", iova=0x104000, size=4)["data"]) == b"text"
+
+
+def copied_by_the_device(client: Client, pages: Iterable[int]) -> None:
+    """Have edu write to each page."""
+    client.config_write(4, b"\6\0")
+    for page in pages:
+        client.store(0, 0x80, 8, 0x40000)
+        client.store(0, 0x88, 8, page)
+        client.store(0, 0x90, 8, 8)
+        client.store(0, 0x98, 8, 0x1 | 0x2)
+        while client.load(0, 0x98, 8) & 0x1:
+            pass
+
+
+def test_dirty_pages_are_written_once_more(edu: Interposed) -> None:
+    """Each page that the server wrote, and no other; more of them than go out at once."""
+    client, control, ram = edu.client(), edu.control(), edu.ram(8 << 20)
+    client.dma_map(0x100000, ram)
+    control.call("dma_logging_start", page_size=4096)
+    pages = [0x100000 + 4096 * page for page in (*range(0, 1200, 2), 2047)]
+    ram.view[:] = b"\x55" * len(ram.view)
+    copied_by_the_device(client, pages)
+    before = bytes(ram.view)
+    with serving(client):
+        assert control.call("dma_logging_resend") == {"pages": len(pages)}
+        assert control.call("dma_logging_resend") == {"pages": 0}
+    assert client.memory.dirty == set(pages)
+    same = bytes(ram.view) == before
+    assert same, "what is written again is what was there"
+
+
+def test_a_page_that_the_client_refuses_is_not_passed_over(edu: Interposed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one whose writing needs no answer."""
+    client, control, ram = edu.client(), edu.control(), edu.ram()
+    client.dma_map(0x100000, ram)
+    control.call("dma_logging_start", page_size=4096)
+    copied_by_the_device(client, (0x100000, 0x103000, 0x105000))
+    taken = client.memory.write
+
+    def write(iova: int, data: bytes) -> None:
+        if iova == 0x103000:
+            raise ProtocolError("not this one", errno.EFAULT)
+        taken(iova, data)
+
+    monkeypatch.setattr(client.memory, "write", write)
+    with serving(client), pytest.raises(ControlError) as error:
+        control.call("dma_logging_resend")
+    assert error.value.errno == errno.EFAULT
+    assert client.load(0, 0x00, 4) == 0x010000ED, "the session goes on"
+
+
+def test_commands_that_do_not_wait_for_each_other_are_answered_in_their_order(edu: Interposed) -> None:
+    edu.client()
+    control = edu.control()
+    state = control.post("migration_state", set="STOP")
+    wrong = control.post("region_read", region="BAR7", offset=0, size=4)
+    after = control.post("migration_state")
+    assert after.result() == {"state": "STOP"}
+    with pytest.raises(ControlError):
+        wrong.result()
+    assert state.result() == {"state": "STOP"}
+
+
+def test_a_descriptor_belongs_to_the_last_command_that_came_with_it(edu: Interposed, tmp_path: Path) -> None:
+    edu.client()
+    lines = b"".join(
+        json.dumps(command).encode() + b"\n"
+        for command in (
+            {"command": "migration_state", "set": "STOP_COPY"},
+            {"command": "mig_data_read", "fd": True},
+        )
+    )
+    with (tmp_path / "state").open("w+b") as file, socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(tmp_path / "control"))
+        socket.send_fds(raw, [lines], [file.fileno()])
+        with raw.makefile() as answers:
+            assert json.loads(answers.readline())["ok"]
+            assert json.loads(answers.readline())["result"]["bytes"] == os.fstat(file.fileno()).st_size > 0
 
 
 @contextmanager

@@ -66,9 +66,11 @@ STEPS: Mapping[str, Callable[[DeviceLink], object]] = MappingProxyType(
         "await_state": DeviceLink.await_state,
         "prepare": DeviceLink.prepare,
         "pre_copy": DeviceLink.pre_copy,
-        "stop_and_copy": DeviceLink.stop_and_copy,
-        "collect_dirty": DeviceLink.collect_dirty,
-        "load": DeviceLink.load,
+        "confirm_source": DeviceLink.confirm_source,
+        "stop": lambda link: link.stop().result(),
+        "copy_rest": DeviceLink.copy_rest,
+        "resend_dirty": lambda link: link.resend_dirty().result(),
+        "load": lambda link: link.load().result(),
         "run": DeviceLink.run,
         "confirm": lambda link: link.confirm(link.destination, "RUNNING"),
     }
@@ -88,7 +90,7 @@ FAILING = (
     # What happens to the destination, and before which step.
     ("await_state", kill_server),
     ("pre_copy", kill_interposer),
-    ("stop_and_copy", kill_server),
+    ("copy_rest", kill_server),
     ("load", kill_interposer),
     ("run", kill_server),
     ("confirm", kill_server),
@@ -126,7 +128,7 @@ def test_whatever_fails_on_the_destination_the_source_goes_on(stack: ExitStack, 
 
 def test_a_device_that_returned_can_be_migrated_again(stack: ExitStack, tmp_path: Path) -> None:
     pair = Pair(stack, tmp_path)
-    for name in ("await_state", "prepare", "pre_copy", "stop_and_copy"):
+    for name in ("await_state", "prepare", "pre_copy", "confirm_source", "stop", "copy_rest"):
         STEPS[name](pair.link)
     pair.link.return_to_source()
     pair.clients[0].store(BAR0, DMA_SOURCE, 8, 0)
@@ -160,7 +162,7 @@ def test_a_device_that_left_pre_copy_by_itself_is_noticed(stack: ExitStack, tmp_
     pair.link.prepare()
     pair.source.control.call("migration_state", set="RUNNING")
     with pytest.raises(UserError, match="reset"):
-        pair.link.stop_and_copy()
+        pair.link.confirm_source()
 
 
 def test_a_client_that_migrates_its_devices_is_only_watched(stack: ExitStack, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ registers where the guest cannot. Protocol: QEMU's system/qtest.c, one line aske
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,7 +24,7 @@ _OUT = MappingProxyType({1: "outb", 2: "outw", 4: "outl"})
 
 _MOST_POSTED = 200  # few enough for the sockets' buffers, which nobody reads meanwhile
 
-_CLASS_BRIDGE = 0x0604
+_CLASS_BRIDGE = b"\x04\x06"
 _HEADER_CLASS = 0x0A
 _HEADER_SECONDARY_BUS = 0x19
 
@@ -154,9 +154,10 @@ class QTest:
         alone, and the others are as in `known`.
         """
         space = bytearray(known)
-        for offset in registers or range(0, 256, 4):
-            with self.posted():  # one wait for both of each read's lines
-                space[offset : offset + 4] = self.config_read(function, offset).to_bytes(4, "little")
+        offsets = list(registers or range(0, 256, 4))
+        lines = [line for offset in offsets for line in (self._selection(function, offset), f"inl {_CONFIG_DATA:#x}")]
+        for offset, answer in zip(offsets, self.ask_all(lines)[1::2], strict=True):
+            space[offset : offset + 4] = int(answer, 16).to_bytes(4, "little")
         return bytes(space)
 
     def secondary_bus(self, port: PciAddress) -> int:
@@ -164,9 +165,10 @@ class QTest:
 
         Raises `QTestError` when `port` is not a bridge or its bus has no number yet.
         """
-        if self.config_read(port, _HEADER_CLASS, 2) != _CLASS_BRIDGE:
+        header = self.config_space(port, registers=(_HEADER_CLASS & ~3, _HEADER_SECONDARY_BUS & ~3))
+        if header[_HEADER_CLASS : _HEADER_CLASS + 2] != _CLASS_BRIDGE:
             raise QTestError(f"there is no PCI bridge at {port}")
-        bus = self.config_read(port, _HEADER_SECONDARY_BUS, 1)
+        bus = header[_HEADER_SECONDARY_BUS]
         if bus == 0:
             raise QTestError(f"the bus behind {port} has no number yet: the firmware has not run")
         return bus
@@ -181,11 +183,30 @@ class QTest:
                 elif function == 0:
                     break
 
+    def ask_all(self, lines: Sequence[str]) -> list[str]:
+        """Send lines of QTest's protocol at once, and return what follows OK in the answer to each."""
+        found: list[str] = []
+        for at in range(0, len(lines), _MOST_POSTED):
+            some = lines[at : at + _MOST_POSTED]
+            deadline = self._shared or Deadline(self._limit)
+            try:
+                self._hear_of_posted()
+                self._send("\n".join(some), deadline)
+                found += [self._answer(line, deadline) for line in some]
+            except OSError as error:
+                raise QTestError(f"no answer to QTest's {some[0].split()[0]!r}: {error or 'QEMU is gone'}") from error
+        return found
+
     def _select(self, function: PciAddress, offset: int) -> None:
+        self._line(self._selection(function, offset))
+
+    @staticmethod
+    def _selection(function: PciAddress, offset: int) -> str:
+        """The line that makes the data port a register of config space."""
         if not 0 <= offset < 256:
             raise QTestError(f"offset {offset:#x} is outside the 256 bytes that ports 0xcf8 and 0xcfc reach")
         where = function.bus << 16 | function.device << 11 | function.function << 8
-        self.outl(_CONFIG_ADDRESS, 1 << 31 | where | offset & 0xFC)
+        return f"outl {_CONFIG_ADDRESS:#x} {1 << 31 | where | offset & 0xFC:#x}"
 
     def _ask(self, line: str) -> int:
         answer = self._line(line)
@@ -195,8 +216,7 @@ class QTest:
         """Send a line and return what follows OK in the answer."""
         deadline = self._shared or Deadline(self._limit)
         try:
-            self._connection.settimeout(deadline.remaining or 0.001)
-            self._connection.sendall(line.encode() + b"\n")
+            self._send(line, deadline)
             if self._posting and line.startswith(("out", "write")) and len(self._posted) < _MOST_POSTED:
                 self._posted.append(line)
                 return ""
@@ -204,6 +224,10 @@ class QTest:
             return self._answer(line, deadline)
         except OSError as error:
             raise QTestError(f"no answer to QTest's {line.split()[0]!r}: {error or 'QEMU is gone'}") from error
+
+    def _send(self, lines: str, deadline: Deadline) -> None:
+        self._connection.settimeout(deadline.remaining or 0.001)
+        self._connection.sendall(lines.encode() + b"\n")
 
     def _hear_of_posted(self) -> None:
         posted, self._posted = self._posted, []

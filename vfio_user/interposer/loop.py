@@ -257,8 +257,11 @@ class Loop:
         timers = self._timers
         while timers and not timers[0].active:
             heapq.heappop(timers)
+        if not timers:
+            return None
         # Rounded up: epoll counts milliseconds, and waking early would spin until the timer is due.
-        return max(0.0, (timers[0].due - time.monotonic_ns()) / 1e9 + 0.0005) if timers else None
+        left = timers[0].due - time.monotonic_ns()
+        return left / 1e9 + 0.0005 if left > 0 else 0.0
 
     def _fire_timers(self) -> bool:
         now = time.monotonic_ns()

@@ -168,10 +168,24 @@ def mapped(session: Session) -> list[Run]:
     return [(mapping.iova, mapping.size) for mapping in session.picture.maps.values()]
 
 
+def dirty_pages(bitmap: bytes) -> Iterator[int]:
+    """The numbers of the pages that a dirty bitmap marks."""
+    for dirty in _DIRTY.finditer(bitmap):  # a sparse bitmap is mostly zeros
+        first = dirty.start() * 8
+        for byte in dirty.group():
+            for bit in _BITS[byte]:
+                yield first + bit
+            first += 8
+
+
+_DIRTY = re.compile(rb"[^\0]+")
+_BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))
+
+
 def dirty_runs(bitmap: bytes, iova: int, length: int, page_size: int) -> Iterator[Run]:
     """The ranges that a dirty bitmap marks, adjacent pages together, cut at the end of the range."""
     start = end = -1
-    for page in _set_bits(bitmap):
+    for page in dirty_pages(bitmap):
         if page != end:
             if start >= 0:
                 yield _run(start, end, iova, length, page_size)
@@ -184,14 +198,6 @@ def dirty_runs(bitmap: bytes, iova: int, length: int, page_size: int) -> Iterato
 def _run(first: int, end: int, iova: int, length: int, page_size: int) -> Run:
     at_byte = first * page_size
     return iova + at_byte, min(end * page_size, length) - at_byte
-
-
-def _set_bits(bitmap: bytes) -> Iterator[int]:
-    for dirty in re.finditer(rb"[^\0]", bitmap):  # a sparse bitmap is mostly zeros
-        byte = dirty.group()[0]
-        for bit in range(8):
-            if byte >> bit & 1:
-                yield dirty.start() * 8 + bit
 
 
 def read_memory(session: Session, iova: int, size: int) -> bytes:
@@ -273,19 +279,3 @@ async def touch(session: Session, runs: Iterable[Run], *, whole: bool = True, st
     for _, task in waiting:
         await task
     return done
-
-
-def joined(session: Session, runs: Iterable[Run], gap: int) -> Iterator[Run]:
-    """Runs of one mapping with at most `gap` bytes between them as one: a message costs more than some pages more."""
-    before: Run | None = None
-    for iova, size in sorted(runs):
-        if before is not None:
-            start, length = before
-            near = iova - start - length <= gap
-            if near and session.memory.mapping(start) is session.memory.mapping(iova):
-                before = start, max(length, iova + size - start)
-                continue
-            yield before
-        before = iova, size
-    if before is not None:
-        yield before

@@ -24,6 +24,8 @@ class OwnRequests:
     def __init__(self, theirs: Pairing) -> None:
         self._theirs = theirs
         self._waiting: dict[int, Future[Message]] = {}
+        self._posted: dict[int, Future[Message]] = {}
+        """By the id of requests that want no reply: what a refusal resolves."""
         self._original: dict[int, int] = {}
         self._arrived: list[tuple[Future[Message], Message]] = []
         self._next = 0xFFFF
@@ -31,7 +33,7 @@ class OwnRequests:
     @property
     def active(self) -> bool:
         """Whether messages have to be looked at before they are sent on."""
-        return bool(self._waiting or self._original)
+        return bool(self._waiting or self._posted or self._original)
 
     def prepare(self, message: Message) -> tuple[Message, Future[Message]]:
         """`message` under an id that is free, and what its reply will resolve."""
@@ -40,9 +42,21 @@ class OwnRequests:
         self._waiting[message.id] = reply
         return message, reply
 
+    def post(self) -> tuple[int, Future[Message]]:
+        """An id for requests that want no reply, and what the first refusal will resolve: peers tell those all the
+        same. `forget` ends it.
+        """
+        id = self._free_id()
+        refused = self._posted[id] = Future()
+        return id, refused
+
+    def forget(self, id: int) -> None:
+        """Nothing more can come for the requests that were posted under this id."""
+        del self._posted[id]
+
     def outgoing(self, request: Message) -> Message:
         """The peer's own request as it may travel: itself, unless one of ours has its id."""
-        if request.id not in self._waiting or not request.wants_reply:
+        if not request.wants_reply or (request.id not in self._waiting and request.id not in self._posted):
             return request
         id = self._free_id()
         self._original[id] = request.id
@@ -50,7 +64,7 @@ class OwnRequests:
 
     def incoming(self, reply: Message) -> Message | None:
         """The reply as the peer has to see it; None where it is one of ours, see `deliver_arrived`."""
-        if (waiting := self._waiting.pop(reply.id, None)) is not None:
+        if (waiting := self._posted.get(reply.id) or self._waiting.pop(reply.id, None)) is not None:
             self._arrived.append((waiting, reply))
             return None
         if (original := self._original.pop(reply.id, None)) is not None:
@@ -78,6 +92,6 @@ class OwnRequests:
         for _ in range(1 << 16):
             id = self._next
             self._next = (self._next - 1) & 0xFFFF
-            if id not in self._theirs and id not in self._waiting and id not in self._original:
+            if not any(id in taken for taken in (self._theirs, self._waiting, self._posted, self._original)):
                 return id
         raise Lost("65,536 requests are in flight: no id is free")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from vfio_user.interposer.backlog import Backlog
@@ -22,7 +23,7 @@ from vfio_user.interposer.requests import Lost, OwnRequests
 from vfio_user.interposer.sides import Sides
 from vfio_user.interposer.trace import TraceWriter, View
 from vfio_user.transport import Stream, close_all
-from vfio_user.wire import NO_REPLY, REPLY, Command, Dialect, Message
+from vfio_user.wire import HEADER, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
 
 BOTH = View.RECEIVED | View.SENT
@@ -235,6 +236,26 @@ class Session:
             raise
         finally:
             self._refresh()
+
+    async def ask_all(self, towards: Direction, command: int, payloads: Sequence[bytes], *, timeout: float) -> Message:
+        """As `ask` for requests that go out together, of which only the last wants a reply: that one, or the first
+        refusal. Peers do requests in their order, and tell a refusal also to a sender that wants no reply.
+        """
+        own = self.own[towards]
+        id, refused = own.post()
+        try:
+            self._refresh()
+            header = partial(HEADER.pack, id, command)
+            posted = [header(HEADER_SIZE + len(data), NO_REPLY, 0) + data for data in payloads[:-1]]
+            self._sides.towards(towards).outlet.send(b"".join(posted))
+            for data in payloads[:-1] if self.trace is not None else ():
+                self._record(towards, View.SENT, Message(id, command, NO_REPLY, payload=data))
+            self.counters.own_requests += len(payloads) - 1
+            reply = await self.ask(towards, Message(0, command, payload=payloads[-1]), timeout=timeout)
+        finally:
+            own.forget(id)
+            self._refresh()
+        return refused.result() if refused.done else reply
 
     def send(self, direction: Direction, message: Message, *, pair: int = 0) -> int:
         """Send a message of ours; returns the number of its record. `pair` is that of the request it answers."""

@@ -126,6 +126,8 @@ def _get_state(migration: Migration, data: bytes, room: int) -> bytes:
 
 
 def _set_state(migration: Migration, data: bytes) -> None:
+    import hashlib  # noqa: F401  # for digests that come when the guest stands still; OpenSSL needs milliseconds
+
     migration.set_state(DEVICE_STATE.unpack(data).state)
 
 

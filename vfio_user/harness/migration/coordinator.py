@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from vfio_user.harness.command_line import slot_address
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
-from vfio_user.harness.migration.link import DeviceLink
+from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, SavedAgain
 from vfio_user.harness.migration.qemu_side import MigrationFailed, Tuning
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
 from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
@@ -86,8 +86,13 @@ class Coordinator:
         self._plan = plan or Plan()
         self._deadline = Deadline(self._plan.limits.total)
         self._was_running = True
+        self._functions: dict[str, PciAddress] = {}
+        """Where the devices are on the source's buses, by their names."""
+        self._left: dict[str, SavedAgain] = {}
+        """The states that left, saved again to be compared with those that arrived."""
         self._held: list[DeviceLink] = []
-        self._changed: list[tuple[DeviceLink, PciAddress]] = []
+        self._changed: list[DeviceLink] = []
+        """Those whose command register is not the guest's for the moment."""
         self._paused_at = 0.0
 
     def run(self) -> None:
@@ -99,6 +104,11 @@ class Coordinator:
         except BaseException:
             self._go_back(Cancelled("interrupted"))
             raise
+        else:
+            self._tell_of_memory()
+        finally:
+            for left in self._left.values():
+                left.close()
 
     # -- the phases ---------------------------------------------------------------------------------------------------
 
@@ -151,29 +161,40 @@ class Coordinator:
         if self._was_running:
             self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
         for link in self._links:
-            link.confirm(link.source, "PRE_COPY", "RUNNING")  # QTest would wait for a server that is silent
-            link.pci = pci_state.capture(self._source.qtest, function_of(self._source, link), link.known)
+            link.confirm_source()  # QTest would wait for a server that is silent
+            function = self._functions[link.name] = function_of(self._source, link)
+            link.pci = pci_state.capture(self._source.qtest, function, link.known)
             record.bytes += len(link.pci.config) + len(link.pci.msix_table)
 
     def _device_state(self, record: PhaseRecord) -> None:
+        for stopped in [link.stop() for link in self._links]:
+            stopped.result()
         for link in self._links:
-            record.bytes += link.stop_and_copy()
+            record.bytes += link.copy_rest()
             record.details[link.name] = link.spool.size
 
     def _dirty_pages(self, record: PhaseRecord) -> None:
-        messages = 0
         for link in self._links:
-            record.bytes += link.collect_dirty()
-            function = function_of(self._source, link)
-            assert link.pci is not None
-            if link.pci.interrupts == "intx":
-                # QEMU would migrate the bus's count of active lines, but not whose they are: it would never fall again.
-                self._change_command(link, function, set_bits=pci_state.INTX_DISABLE)
-            if link.dirty:
-                if not link.pci.bus_master:
-                    self._change_command(link, function, set_bits=pci_state.BUS_MASTER)
-                messages += link.touch_dirty()
-        record.details["messages"] = messages
+            self._prepare_for_resending(link)
+        pages = sum(resent.result()["pages"] for resent in [link.resend_dirty() for link in self._links])
+        record.details["pages"] = pages
+        record.bytes = pages * PAGE_SIZE
+
+    def _prepare_for_resending(self, link: DeviceLink) -> None:
+        """Change the command register for the source's QEMU alone: its server stands still, its state is on the way."""
+        assert link.pci is not None
+        command = link.pci.word(pci_state.COMMAND, 2)
+        wanted = command | pci_state.BUS_MASTER  # without it QEMU refuses DMA
+        if link.pci.interrupts == "intx":
+            # QEMU would migrate the bus's count of active lines, but not whose they are: it would never fall again.
+            wanted |= pci_state.INTX_DISABLE
+        if wanted != command:
+            self._changed.append(link)
+            self._write_command(link, wanted)
+
+    def _write_command(self, link: DeviceLink, value: int) -> None:
+        with pci_state.undisturbed(self._source.qtest):
+            self._source.qtest.config_write(self._functions[link.name], pci_state.COMMAND, value, 2)
 
     def _switch_over(self, record: PhaseRecord) -> None:
         for link in self._links:
@@ -181,12 +202,11 @@ class Coordinator:
             link.source.control.call("hold")
             self._held.append(link)
         self._source.qmp.command("migrate-continue", state="pre-switchover")
+        self._save_source_again()
         qemu_side.await_status(self._source, "completed", self._deadline)
         if self._plan.file:
             qemu_side.read(self._destination, self._uri)
         qemu_side.await_status(self._destination, "completed", self._deadline)
-        ram = self._source.qmp.command("query-migrate").get("ram", {})
-        record.bytes = self._report.ram_bytes = int(ram.get("transferred", 0))
 
     def _restore(self, record: PhaseRecord) -> None:
         """Before the server takes its state: then the interrupts it has to deliver have somewhere to go."""
@@ -195,7 +215,9 @@ class Coordinator:
             link.confirm(link.destination, "RESUMING")
             with self._destination.qtest.within(_PCI_STATE):
                 pci_state.restore(self._destination.qtest, function_of(self._destination, link), link.pci)
-            link.load()
+        for loaded in [link.load() for link in self._links]:
+            loaded.result()
+        for link in self._links:
             self._compare_state(link)
             link.run()
 
@@ -215,19 +237,41 @@ class Coordinator:
             self._report.downtime = resumed - self._paused_at
         self._report.verdict = Verdict.MIGRATED
 
+    def _tell_of_memory(self) -> None:
+        """How much QEMU sent; asked when nobody waits any more."""
+        with suppress(*Failure):
+            ram = self._source.qmp.command("query-migrate", _TELLING).get("ram", {})
+            self._report.ram_bytes = int(ram.get("transferred", 0))
+            for record in self._report.phases:
+                if record.phase is Phase.SWITCHOVER:
+                    record.bytes = self._report.ram_bytes
+
+    def _save_source_again(self) -> None:
+        """While QEMU copies; it is compared with what arrives. Nobody needs the source for more than that any more."""
+        for link in self._links:
+            if link.source.is_ours and link.spool.size <= self._plan.limits.compared_state:
+                try:
+                    self._left[link.name] = SavedAgain(link.source, link.patience)
+                except OSError as error:
+                    self._not_compared(link, error)
+
     def _compare_state(self, link: DeviceLink) -> None:
         """Never believe: the state that arrived must be the state that left."""
-        if not link.source.is_ours or link.spool.size > self._plan.limits.compared_state:
+        if (left := self._left.get(link.name)) is None:
             return
-        try:
-            left = link.saved_again(link.source)
-        except ControlError as error:  # whatever became of the source, the destination has everything
-            self._report.notes.append(f"the state of {link.name} could not be compared: {error}")
-            return
-        arrived = link.saved_again(link.destination)
-        self._report.check(f"state of {link.name}", left == arrived, f"{left[:16]} left, {arrived[:16]} arrived")
-        if left != arrived:
+        with closing(SavedAgain(link.destination, link.patience)) as arrived:
+            try:
+                here = left.digest()
+            except (ControlError, OSError) as error:
+                self._not_compared(link, error)
+                return
+            there = arrived.digest()
+        self._report.check(f"state of {link.name}", here == there, f"{here[:16]} left, {there[:16]} arrived")
+        if here != there:
             raise UserError(f"the state of {link.name} is not what it was", hint="compare the traces of both servers")
+
+    def _not_compared(self, link: DeviceLink, why: Exception) -> None:
+        self._report.notes.append(f"the state of {link.name} could not be compared: {why}")
 
     # -- in between ---------------------------------------------------------------------------------------------------
 
@@ -251,11 +295,6 @@ class Coordinator:
         ram = self._source.qmp.command("query-migrate").get("ram", {})
         rate = ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)
         return f"{ram.get('remaining', 0) >> 10} KiB are left, {rate >> 10} KiB/s become dirty"
-
-    def _change_command(self, link: DeviceLink, function: PciAddress, *, set_bits: int) -> None:
-        """For the source's QEMU alone: its server stands still, and its state is on the way."""
-        pci_state.change_command(self._source.qtest, function, set_bits=set_bits)
-        self._changed.append((link, function))
 
     # -- back to the source -------------------------------------------------------------------------------------------
 
@@ -301,11 +340,10 @@ class Coordinator:
                     link.source.control.call("resume")
             except Failure as error:
                 problems.append(f"{link.name} does not run any more: {error}")
-        for link, function in self._changed:
+        for link in self._changed:
             assert link.pci is not None
-            with suppress(*Failure), pci_state.undisturbed(self._source.qtest):
-                command = link.pci.word(pci_state.COMMAND, 2)
-                self._source.qtest.config_write(function, pci_state.COMMAND, command, 2)
+            with suppress(*Failure):
+                self._write_command(link, link.pci.word(pci_state.COMMAND, 2))
         return problems
 
     def _let_source_run(self) -> None:
@@ -336,6 +374,7 @@ def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
 
 _TURN = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
 _CANCELLING = 20.0
+_TELLING = 5.0
 _PCI_STATE = 10.0  # what QEMU may need to give a device its PCI state; it waits 5 s for a server, and again and again
 _DYING = 0.5  # seconds between the end of QEMU's connections and its own
 _OVER = ("cancelled", "failed")

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,16 +18,13 @@ from vfio_user.errors import UserError
 from vfio_user.harness.command_line import Place
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.pci_state import PciState
-from vfio_user.interposer.control.client import Control, ControlError
+from vfio_user.interposer.control.client import Answer, Control, ControlError
 
 PRE_COPY_TURN = 64 << 20
 """Bytes of state read at most before somebody looks at QEMU again."""
 PAGE_SIZE = 4096
 _INLINE = 1 << 20  # bytes of state in a line, to a host where descriptors cannot be sent
-_GAP = 16 * PAGE_SIZE  # that much can be sent in the time of a message
 _CONFIG_REGION = 7  # linux/vfio.h
-
-Runs = Sequence[dict[str, int]]
 
 
 class StateSpool:
@@ -45,7 +41,7 @@ class StateSpool:
     def fill(self, server: InterposedServer, limit: int | None = None) -> None:
         """Take what the server has, up to `limit` bytes."""
         if server.shares_memory:
-            server.control.call("mig_data_read", fd=True, fds=[self._write], size=limit)
+            self.begin_to_fill(server, limit).result()
             return
         left = limit if limit is not None else sys.maxsize
         while left > 0:
@@ -54,6 +50,10 @@ class StateSpool:
             left -= answer["bytes"]
             if answer["complete"]:
                 return
+
+    def begin_to_fill(self, server: InterposedServer, limit: int | None = None) -> Answer:
+        """As `fill`, from a server that shares memory with us, without waiting for the end."""
+        return server.control.post("mig_data_read", fd=True, fds=[self._write], size=limit)
 
     def drain(self, server: InterposedServer) -> int:
         """Hand on what was taken; returns its bytes."""
@@ -75,6 +75,29 @@ class StateSpool:
         os.close(self._read)
 
 
+class SavedAgain:
+    """The state of a device that stands still, saved once more while nobody waits; it stays in STOP_COPY."""
+
+    def __init__(self, server: InterposedServer, patience: float) -> None:
+        self._server = server
+        self._spool = StateSpool()
+        post = server.control.post
+        self._steps = [post("migration_state", set=state, timeout=patience) for state in ("STOP", "STOP_COPY")]
+        if server.shares_memory:
+            self._steps.append(self._spool.begin_to_fill(server))
+
+    def digest(self) -> str:
+        """Of the state, when all of it is there. Raises `ControlError`."""
+        for step in self._steps:
+            step.result()
+        if not self._server.shares_memory:
+            self._spool.fill(self._server)
+        return self._spool.digest()
+
+    def close(self) -> None:
+        self._spool.close()
+
+
 @dataclass
 class DeviceLink:
     """A device on its way. `place` is where it is on both sides."""
@@ -87,7 +110,6 @@ class DeviceLink:
     """Config space as the source's server has it; empty where it does not show all of it at once."""
     pci: PciState | None = None
     """As it was on the source when the guest stood still."""
-    dirty: list[dict[str, int]] = field(default_factory=list)
     resets: int = 0
     pre_copies: bool = False
     logs: bool = False
@@ -130,36 +152,20 @@ class DeviceLink:
         self.spool.fill(self.source, PRE_COPY_TURN)
         return self.spool.drain(self.destination)
 
-    def stop_and_copy(self) -> int:
-        """Stop the device and move the rest of its state; its bytes."""
-        if self.pre_copies:
-            self.confirm(self.source, "PRE_COPY")
-        self._go(self.source.control, "STOP_COPY")
+    def stop(self) -> Answer:
+        """Stop the device, in the state that it was confirmed to be in."""
+        return self.source.control.post("migration_state", set="STOP_COPY", timeout=self.patience)
+
+    def copy_rest(self) -> int:
+        """Move what is left of the state of a device that has stopped; its bytes."""
         self.spool.fill(self.source)
         return self.spool.drain(self.destination)
 
-    def collect_dirty(self) -> int:
-        """Learn which pages the device wrote since logging began; their bytes."""
-        report = self.source.control.call("dma_logging_report", page_size=PAGE_SIZE)
-        self.dirty += report["runs"]
-        total: int = report["bytes"]
-        return total
-
-    def touch_dirty(self) -> int:
-        """Write the pages' own content back over the client, so that QEMU sends them again; returns messages sent."""
-        messages: int = self.source.control.call("dma_write", runs=self.dirty, gap=_GAP)["messages"]
-        return messages
-
-    def saved_again(self, server: InterposedServer) -> str:
-        """Digest of the state of a device that stands still, saved once more; it stays in STOP_COPY."""
-        self._go(server.control, "STOP")
-        self._go(server.control, "STOP_COPY")
-        spool = StateSpool()
-        try:
-            spool.fill(server)
-            return spool.digest()
-        finally:
-            spool.close()
+    def resend_dirty(self) -> Answer:
+        """Write a byte of each page that the device wrote since logging began back over the client, so that QEMU sends
+        them again; `pages` of the answer is how many there were.
+        """
+        return self.source.control.post("dma_logging_resend", page_size=PAGE_SIZE)
 
     def return_to_source(self) -> None:
         """Let the device run on where it was."""
@@ -173,19 +179,23 @@ class DeviceLink:
         """Make the destination's server ready to take the state."""
         self._go(self.destination.control, "RESUMING")
 
-    def load(self) -> None:
+    def load(self) -> Answer:
         """Have the state that was handed over take effect. The server may refuse it."""
-        self._go(self.destination.control, "STOP")
+        return self.destination.control.post("migration_state", set="STOP", timeout=self.patience)
 
     def run(self) -> None:
         self._go(self.destination.control, "RUNNING")
 
-    def confirm(self, side: InterposedServer, *expected: str) -> None:
+    def confirm_source(self) -> None:
+        """Hear that the device runs, and that its state is being copied where that is so. Raises `UserError`."""
+        self.confirm(self.source, "PRE_COPY" if self.pre_copies else "RUNNING")
+
+    def confirm(self, side: InterposedServer, expected: str) -> None:
         """Hear from a server that it is there, and in the state that it should be in. Raises `UserError`."""
         state = side.control.call("migration_state")["state"]
-        if state not in expected:
+        if state != expected:
             why = "; the guest has reset it, migrate again" if state == "RUNNING" and side is self.source else ""
-            raise UserError(f"{self.name} is in state {state}, not {expected[0]}{why}")
+            raise UserError(f"{self.name} is in state {state}, not {expected}{why}")
 
     def _go(self, control: Control, state: str) -> None:
         control.call("migration_state", set=state, timeout=self.patience)

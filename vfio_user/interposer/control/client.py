@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import socket
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,25 @@ class ControlError(VfioUserError):
     def __init__(self, what: str, errno: int = 0) -> None:
         super().__init__(what)
         self.errno = errno
+
+
+class Answer:
+    """What a command that was sent will have been answered with; see `Control.post`."""
+
+    def __init__(self, control: Control, command: str) -> None:
+        self.told: dict[str, Any] | None = None
+        self._control = control
+        self._command = command
+
+    def result(self) -> dict[str, Any]:
+        """Wait for it; raises as `Control.call`."""
+        while self.told is None:
+            self._control.hear()
+        if not self.told["ok"]:
+            error = self.told["error"]
+            raise ControlError(f"{self._command}: {error['what']}", error.get("errno", 0))
+        result: dict[str, Any] = self.told["result"]
+        return result
 
 
 class Control:
@@ -40,6 +60,7 @@ class Control:
             self._socket.close()
             raise UserError(f"no interposer's control socket at {path}: {error.strerror}") from None
         self._input = self._socket.makefile("rb")
+        self._unanswered: deque[Answer] = deque()
 
     def call(self, command: str, *, fds: Sequence[int] = (), **parameters: Any) -> dict[str, Any]:
         """Run a command of `vfio_user.interposer.control.commands`; its result.
@@ -48,19 +69,27 @@ class Control:
             ControlError: it failed, or the interposer went away.
             TimeoutError: no answer in time.
         """
+        return self.post(command, fds=fds, **parameters).result()
+
+    def post(self, command: str, *, fds: Sequence[int] = (), **parameters: Any) -> Answer:
+        """Send a command without waiting for its end. Commands of one connection are run in their order, each whether
+        or not the one before it failed.
+        """
         line = json.dumps({"command": command, **parameters}).encode() + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self._socket.sendmsg([line], rights)
         if sent < len(line):  # a controlled interposer may be gone by now: `stop` was heard
             self._socket.sendall(line[sent:])
-        answer = self._input.readline()
-        if not answer:
+        answer = Answer(self, command)
+        self._unanswered.append(answer)
+        return answer
+
+    def hear(self) -> None:
+        """Take the next answer, which is that of the first command without one; for `Answer`."""
+        line = self._input.readline()
+        if not line:
             raise ControlError("the interposer has gone")
-        told = json.loads(answer)
-        if not told["ok"]:
-            raise ControlError(f"{command}: {told['error']['what']}", told["error"].get("errno", 0))
-        result: dict[str, Any] = told["result"]
-        return result
+        self._unanswered.popleft().told = json.loads(line)
 
     def close(self) -> None:
         self._input.close()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from vfio_user.errors import UserError
 from vfio_user.interposer import operations as do
 from vfio_user.interposer.direction import DIRECTIONS
+from vfio_user.interposer.resending import resend
 from vfio_user.interposer.trace.show import parse_region
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState
@@ -294,6 +295,23 @@ class DmaLoggingReport(ControlCommand):
         return {**result, "bitmaps": bitmaps} if self.bitmap else result
 
 
+class DmaLoggingResend(ControlCommand):
+    """Take a report, and write a byte of each of its pages back to the client, so that QEMU marks them dirty.
+
+    The guest must stand still: its processors could write in between.
+    """
+
+    page_size: Number = do.PAGE
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        session = interposer.current()
+        pages: list[int] = []
+        for iova, size in _writable(session):
+            found = await do.logging_report(session, self.page_size, (iova, size))
+            pages += [at for page in do.dirty_pages(found) if (at := iova + page * self.page_size) < iova + size]
+        return {"pages": await resend(session, pages)}
+
+
 class DmaLoggingStop(ControlCommand):
     """End the logging."""
 
@@ -329,13 +347,11 @@ class RegionWrite(ControlCommand):
 class DmaWrite(ControlCommand):
     """DMA_WRITE to the client: `runs` of memory get their own content again, so that QEMU marks them dirty.
 
-    With `whole` false only a byte of each page is sent. What is between two runs is sent along where it is no more than
-    `gap` bytes of one mapping. With `data` (base64) that is written, at the one run's IOVA.
+    With `whole` false only a byte of each page is sent. With `data` (base64) that is written, at the one run's IOVA.
     """
 
     runs: list[Run]
     whole: bool = True
-    gap: Number = 0
     data: Data | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -345,8 +361,7 @@ class DmaWrite(ControlCommand):
                 raise UserError("data needs exactly one run of its size")
             await do.dma_write(session, self.runs[0].iova, self.data)
             return {"messages": 1, "bytes": len(self.data)}
-        runs = do.joined(session, [run.pair for run in self.runs], self.gap)
-        done = await do.touch(session, runs, whole=self.whole)
+        done = await do.touch(session, [run.pair for run in self.runs], whole=self.whole)
         return {"messages": done.messages, "bytes": done.bytes}
 
 
@@ -441,6 +456,7 @@ COMMANDS: dict[str, type[ControlCommand]] = {
     "mig_data_write": MigDataWrite,
     "dma_logging_start": DmaLoggingStart,
     "dma_logging_report": DmaLoggingReport,
+    "dma_logging_resend": DmaLoggingResend,
     "dma_logging_stop": DmaLoggingStop,
     "region_read": RegionRead,
     "region_write": RegionWrite,

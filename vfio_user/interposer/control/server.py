@@ -55,8 +55,8 @@ class _Connection:
         self._outlet = Outlet(stream)
         self._others = others
         self._input = bytearray()
-        self._fds: list[int] = []
-        self._lines: deque[bytes] = deque()
+        self._fds: list[int] = []  # of the line that has not come to its end
+        self._lines: deque[tuple[bytes, list[int]]] = deque()
         self._task: Task[None] | None = None
         self._over = False
         stream.socket.setblocking(False)
@@ -68,8 +68,9 @@ class _Connection:
             self._loop.forget(self._stream.fileno())
             self._outlet.clear()
             self._stream.close()
-            close_all(self._fds)
-            self._fds.clear()
+            for fds in (self._fds, *(fds for _, fds in self._lines)):
+                close_all(fds)
+                fds.clear()
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -86,22 +87,30 @@ class _Connection:
             return
         except OSError:
             count, fds = 0, []
-        self._fds += fds
         self._input += room[:count]
         if not count or len(self._input) > MAX_LINE:
+            self._fds += fds
             self._over = True
             self._update()
             if self._task is None:
                 self.close()
             return
         *lines, self._input = self._input.split(b"\n")
-        self._lines.extend(bytes(line) for line in lines if line.strip())
+        came: list[tuple[bytes, list[int]]] = [(bytes(line), []) for line in lines]
+        rest = self._fds
+        if came:
+            came[0][1].extend(self._fds)
+            rest = []
+        # Descriptors belong to the line that has the last byte of the receive they came with (wire/framing.py).
+        (rest if self._input else came[-1][1]).extend(fds)
+        self._fds = rest
+        self._lines.extend((line, mine) for line, mine in came if line.strip() or mine)
         self._next()
 
     def _next(self) -> None:
         """Run the next command, if none is running."""
         if self._lines and self._task is None:
-            self._task = task = Task(self._answer(self._lines.popleft()))
+            self._task = task = Task(self._answer(*self._lines.popleft()))
             task.when_done(self._answered)
 
     def _answered(self) -> None:
@@ -112,8 +121,7 @@ class _Connection:
         elif self._over:
             self.close()
 
-    async def _answer(self, line: bytes) -> None:
-        fds, self._fds = self._fds, []
+    async def _answer(self, line: bytes, fds: list[int]) -> None:
         document: Any = None
         try:
             document = json.loads(line)
