@@ -235,8 +235,9 @@ def test_a_dma_read_is_served_while_a_reply_is_awaited(dialect: Dialect) -> None
     [
         ("current", 32, 4),
         ("draft-v6", 28, 0),
-        ("region-migration", 16, None),
+        ("region-migration", 32, 4),
         ("current-dma32", 16, None),
+        ("region-migration-dma32", 16, None),
     ],
 )
 def test_a_dma_write_is_answered_as_the_dialect_has_it(dialect: str, size: int, count: int | None) -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import select
 import shlex
 import signal
+from contextlib import closing, suppress
 from typing import Self
 
-from vfio_user.errors import UserError
+from vfio_user.client import Client
+from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch
 from vfio_user.transport import Stream, connect
+from vfio_user.wire import Dialect
 
 START = 20.0
 """Seconds that a server has to listen."""
 
-_POLITE = {0, -signal.SIGTERM, -signal.SIGKILL}
+LINGERS = 0.3
+"""Seconds that a server has to end with its client, if it does."""
+
+GIVES_UP = 0.05
+"""The same for one that ends only where it refuses a client."""
+
+_POLITE = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
 """How a server ends that we ended, or that ends with its client, as the specification lets it."""
 
 
@@ -27,6 +37,11 @@ class RunningServer:
     def __init__(self, address: str, *, timeout: float) -> None:
         self.address = address
         self._timeout = timeout
+
+    def try_out(self, dialect: Dialect) -> str:
+        """Raise `UserError` where there is no server: that is no verdict."""
+        self.connect().close()
+        return ""
 
     def connect(self) -> Stream:
         return connect(self.address, timeout=self._timeout)
@@ -45,7 +60,11 @@ class RunningServer:
 
 
 class CommandServer:
-    """A server that is started from a command with `{socket}` in it, whenever there is none."""
+    """A server that is started from a command with `{socket}` in it, whenever there is none.
+
+    One that ends with its client, as `try_out` finds out, is started for each: to connect to a server that is about to
+    end would be a race.
+    """
 
     def __init__(self, command: str, *, timeout: float) -> None:
         """Nothing runs yet.
@@ -61,6 +80,29 @@ class CommandServer:
         self._child: Child | None = None
         self._count = 0
         self._crash = ""
+        self._clients: list[Stream] = []
+        self._lingers = 0.0  # seconds that it gets to end by itself, where it does that at all
+        self._polite = _POLITE
+
+    def try_out(self, dialect: Dialect) -> str:
+        """Learn what the server does when a client leaves, before VERSION and after it; words for what is unusual.
+
+        Raises:
+            UserError: it does not come up.
+        """
+        habits = []
+        for when, talk, lingers in (("before", False, GIVES_UP), ("after", True, LINGERS)):
+            with closing(self.connect()) as stream, suppress(VfioUserError):
+                if talk:
+                    Client(stream, dialect=dialect, timeout=self._timeout).negotiate(minor=0)
+            status = self._child.wait(LINGERS) if self._child is not None else None
+            if status is not None and status >= 0:
+                habits.append(f"status {status} when a client leaves {when} VERSION")
+                self._polite |= {status}
+                self._lingers = lingers
+            self.renew()
+            self._crash = ""  # the checks will see it again
+        return f"the server ends with {' and '.join(habits)}: each client gets a fresh one" * bool(habits)
 
     @property
     def pid(self) -> int | None:
@@ -71,29 +113,37 @@ class CommandServer:
 
         The connection is also the sign that it listens: a connection just to see would be a client to it.
         """
-        if self._child is None or not self._child.running:
+        if self._child is None or not self._child.running or (self._lingers and self._is_left()):
             self._start()
         assert self._child is not None
         deadline = Deadline(START)
         while True:
             try:
-                return connect(self._path(), timeout=self._timeout)
+                stream = connect(self._path(), timeout=self._timeout)
             except UserError:
                 code = self._child.wait(0.01)
-                if code is not None:
+                if code is not None and self._clients:  # it was about to end
+                    self._start()
+                elif code is not None:
                     raise UserError(
                         f"the server {self._child.fate()} before it listened:\n{self._child.last_words()}"
                     ) from None
-                if deadline.passed:
+                elif deadline.passed:
                     raise UserError(
                         f"the server does not listen on {self._path()} after {START:g} s:\n{self._child.last_words()}"
                     ) from None
+            else:
+                self._clients.append(stream)
+                return stream
 
     def renew(self) -> None:
         """End the server; the next connection starts another."""
         if self._child is not None:
+            if self._is_left():
+                self._child.wait(self._lingers)  # how it ends by itself is part of the verdict
             self._end(self._child)
             self._child = None
+        self._clients.clear()
 
     def crashed(self) -> str:
         if self._child is not None and not self._child.running:
@@ -112,9 +162,13 @@ class CommandServer:
         died = not child.running
         fate = child.fate()
         code = child.stop()
-        if code not in _POLITE:
+        if code not in self._polite:
             how = fate if died else f"ended with status {code} when it was asked to end"
             self._crash = f"the server {how}:\n{child.last_words()}"
+
+    def _is_left(self) -> bool:
+        """Whether it has had clients, and all have gone."""
+        return bool(self._clients) and all(_has_ended(client) for client in self._clients)
 
     def _path(self) -> str:
         return str(self._scratch.socket_path(f"{self._count}.sock"))
@@ -125,3 +179,12 @@ class CommandServer:
     def __exit__(self, *_: object) -> None:
         self.renew()
         self._scratch.close()
+
+
+def _has_ended(stream: Stream) -> bool:
+    """Whether either side has closed it."""
+    if stream.fileno() < 0:
+        return True
+    poller = select.poll()
+    poller.register(stream.fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))

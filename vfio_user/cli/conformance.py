@@ -83,7 +83,8 @@ def _run(
     results: list[Result] = []
     group = ""
     with _target(socket, server_command, timeout) as target:
-        target.connect().close()  # a server that is not there has no verdict
+        if habit := target.try_out(dialect):
+            click.echo(habit)
         for result in run(checks, target, dialect, timeout=timeout):
             if result.check.group != group:
                 group = result.check.group

@@ -90,6 +90,22 @@ class ServerProcess:
         if (pid := self.pid) is not None:
             os.kill(pid, number)
 
+    async def ended(self, timeout: float) -> bool:
+        """Whether it has ended, or does so within `timeout` seconds."""
+        if self._process is None or self._process.poll() is not None:
+            return True
+        over: Future[None] = Future()
+        pidfd = os.pidfd_open(self._process.pid)
+        timer = self._loop.after(timeout, lambda: over.resolve(None))
+        self._loop.watch(pidfd, lambda _: over.resolve(None))
+        try:
+            await over
+        finally:
+            timer.cancel()
+            self._loop.forget(pidfd)
+            os.close(pidfd)
+        return self._process.poll() is not None
+
     async def stop(self, timeout: float = STOP_TIME) -> None:
         """SIGTERM, and SIGKILL to the whole group where that does not help in time."""
         process = self._process
@@ -98,7 +114,7 @@ class ServerProcess:
         if process.poll() is None:
             self._signal_group(signal.SIGCONT)
             self._signal_group(signal.SIGTERM)
-            await self._ended(timeout)
+            await self.ended(timeout)
         self._signal_group(signal.SIGKILL)
         process.wait()
 
@@ -174,19 +190,6 @@ class ServerProcess:
             self._loop.forget(pidfd)
             os.close(pidfd)
             arrivals.drain()
-
-    async def _ended(self, timeout: float) -> None:
-        assert self._process is not None
-        ended: Future[None] = Future()
-        pidfd = os.pidfd_open(self._process.pid)
-        timer = self._loop.after(timeout, lambda: ended.resolve(None))
-        self._loop.watch(pidfd, lambda _: ended.resolve(None))
-        try:
-            await ended
-        finally:
-            timer.cancel()
-            self._loop.forget(pidfd)
-            os.close(pidfd)
 
     def _signal_group(self, number: int) -> None:
         assert self._process is not None

@@ -9,6 +9,9 @@ from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.server_process import ServerProcess, peer_pid
 from vfio_user.transport import Address, Stream, connect
 
+LINGERS = 0.2
+"""Seconds that a server of ours has to end with its client, as it may, before it is taken to stay."""
+
 RETRY = 0.02
 """Seconds between attempts to reach a server that somebody else has to start again."""
 
@@ -32,6 +35,7 @@ class Upstream:
         self._fresh: Stream | None = None
         self._peer: int | None = None
         self._told = pid
+        self._may_end = False  # with its client; not before it has had one
 
     @property
     def pid(self) -> int | None:
@@ -53,9 +57,16 @@ class Upstream:
     async def connect(self, timeout: float) -> Stream:
         """A new connection; a server of ours that is not running is started.
 
+        One that ends with its client is waited for: until it has ended, connections to it are taken, and then lost.
+
         Raises:
             UserError: no server can be reached.
         """
+        if self.process is not None:
+            if self._may_end or self.process.pid is None:
+                self._may_end = await self.process.ended(LINGERS)
+            elif self._peer is None:
+                self._may_end = True  # the first client's; the second finds out
         await self.start(timeout)
         stream, self._fresh = self._fresh, None
         if stream is None:

@@ -9,7 +9,10 @@ local vfio_user = Proto("vfio_user", "vfio-user")
 
 local DIRECTIONS = { [0] = "to server", [1] = "to client" }
 local VIEWS = { [1] = "only received", [2] = "only sent", [3] = "passed unchanged" }
-local DIALECTS = { [0] = "current", [1] = "draft-v6", [2] = "region-migration", [3] = "current, 32-bit DMA counts" }
+local DIALECTS = {
+  [0] = "current", [1] = "draft-v6", [2] = "region-migration", [3] = "current, 32-bit DMA counts",
+  [4] = "region-migration, 32-bit DMA counts",
+}
 local KINDS = { [2] = "message", [3] = "bytes that are no message", [4] = "note" }
 local FD_KINDS = { [0] = "other", "file", "memfd", "eventfd", "socket", "pipe", "device", "hugetlb" }
 local REGIONS = { [0] = "BAR0", "BAR1", "BAR2", "BAR3", "BAR4", "BAR5", "ROM", "CONFIG", "VGA", "MIGRATION" }
@@ -112,7 +115,7 @@ local function add_layout(name, dialect, payload, tree)
   local at, words = 0, {}
   for _, of in ipairs(LAYOUTS[name] or {}) do
     local size = FIELDS[of][1]
-    if of == "dma_length" and dialect ~= 0 then size = 4 end
+    if of == "dma_length" and dialect ~= 0 and dialect ~= 2 then size = 4 end
     if payload:len() < at + size then return at, words end
     local range = payload(at, size)
     if of == "dma_length" and size == 4 then

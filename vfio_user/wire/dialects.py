@@ -1,11 +1,13 @@
-"""The three dialects, as tables: which number a command has, who sends it, and what its messages look like.
+"""The dialects, as tables: which number a command has, who sends it, and what its messages look like.
 
 ``current``
     What QEMU >= 10.1 and libvfio-user speak (docs/interop/vfio-user.rst of QEMU).
 ``draft-v6``
     The specification of November 2020: tables in DMA_MAP, VM_INTERRUPT, DIRTY_PAGES, a v1 migration region.
 ``region-migration``
-    Current numbers with the v1 region and DIRTY_PAGES: QEMU forks of 2022, libvfio-user before 2023.
+    Current numbers with the v1 region and DIRTY_PAGES: libvfio-user before 2023.
+``current-dma32``, ``region-migration-dma32``
+    The same with 32-bit counts in DMA messages: QEMU 10.1 and 10.2; QEMU forks of 2022.
 
 Nothing here does anything: servers, clients, the interposer and the trace printer all look these tables up.
 """
@@ -196,7 +198,6 @@ REGION_MIGRATION = Dialect(
     name="region-migration",
     shapes={
         **{command: shape for command, shape in _CURRENT.items() if command not in _MIGRATION_V2},
-        **_DMA_32,
         Command.DIRTY_PAGES: Shape(
             14, at.DIRTY_PAGES, at.DIRTY_PAGES, request_tail="dirty-ranges", reply_tail="dirty-bitmaps"
         ),
@@ -213,8 +214,16 @@ REGION_MIGRATION = Dialect(
 CURRENT_DMA_32 = replace(CURRENT, name="current-dma32", shapes={**_CURRENT, **_DMA_32})
 """`current` as QEMU 10.1 and 10.2 speak it: 32-bit counts in DMA messages, and DMA_WRITE answered by a header."""
 
+REGION_MIGRATION_DMA_32 = replace(
+    REGION_MIGRATION, name="region-migration-dma32", shapes={**REGION_MIGRATION.shapes, **_DMA_32}
+)
+"""`region-migration` as QEMU forks of 2022 speak it: their DMA messages and libvfio-user's do not fit together."""
+
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
-    {dialect.name: dialect for dialect in (CURRENT, DRAFT_V6, REGION_MIGRATION, CURRENT_DMA_32)}
+    {
+        dialect.name: dialect
+        for dialect in (CURRENT, DRAFT_V6, REGION_MIGRATION, CURRENT_DMA_32, REGION_MIGRATION_DMA_32)
+    }
 )
 
 

@@ -32,11 +32,11 @@ class Skip(VfioUserError):
     """The check does not apply to this server; the text says why."""
 
 
-CURRENT_FAMILY = frozenset({"current", "region-migration", "current-dma32"})
+CURRENT_FAMILY = frozenset({"current", "region-migration", "current-dma32", "region-migration-dma32"})
 DRAFT = frozenset({"draft-v6"})
 MESSAGES = frozenset({"current", "current-dma32"})
 """Dialects that migrate by messages."""
-REGION = frozenset({"draft-v6", "region-migration"})
+REGION = frozenset({"draft-v6", "region-migration", "region-migration-dma32"})
 """Dialects that migrate by the v1 region."""
 
 

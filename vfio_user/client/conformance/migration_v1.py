@@ -180,6 +180,9 @@ def get_when_off(bench: Bench) -> None:
     bench.refused(reply, (errno.EINVAL,), "a bitmap while nothing is logged")
 
 
+_NO_BITMAP = (errno.ENOENT, errno.EINVAL, errno.ENOTSUP)
+"""libvfio-user of 2022 has ENOTSUP for every range that is not exactly one that was mapped, 2023's ENOENT."""
+
 enter(
     dirty_pages,
     Command.DIRTY_PAGES,
@@ -190,13 +193,8 @@ enter(
         Bad("two-flags", "START and STOP at once", _request(3)),
         Bad("unknown-flag", "an unknown flag", _request(8)),
         Bad("get-too-short", "GET_BITMAP without a range", _request(4, argsz=48)),
-        Bad(
-            "unmapped",
-            "a bitmap of what is not mapped",
-            lambda b: _get(b, UNUSED_IOVA, SIZE, PAGE),
-            (errno.ENOENT, errno.EINVAL),
-        ),
-        Bad("page-size-0", "a bitmap with page size 0", lambda b: _get(b, BASE, SIZE, 0), (errno.EINVAL, errno.ENOENT)),
+        Bad("unmapped", "a bitmap of what is not mapped", lambda b: _get(b, UNUSED_IOVA, SIZE, PAGE), _NO_BITMAP),
+        Bad("page-size-0", "a bitmap with page size 0", lambda b: _get(b, BASE, SIZE, 0), _NO_BITMAP),
     ],
     need=_need,
 )

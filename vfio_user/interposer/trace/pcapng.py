@@ -6,7 +6,7 @@ Link type USER0. Before each message stands a header of ours, big-endian as Wire
     4  1  version, 1
     5  1  direction: 0 to the server, 1 to the client
     6  1  view: 1 received, 2 sent, 3 both
-    7  1  dialect: 0 current, 1 draft-v6, 2 region-migration, 3 current with 32-bit DMA counts
+    7  1  dialect: 0 current, 1 draft-v6, 2 region-migration, 3 and 4 the first and third with 32-bit DMA counts
     8  1  kind: 2 message, 3 bytes that are no message, 4 note (JSON)
     9  1  count of descriptors
    10  2  reserved

@@ -1,0 +1,148 @@
+"""libvfio-user itself, the reference in C: what of our rules it keeps, and what it and we make of each other.
+
+`scripts/test provisioning`: it is built from Debian's source, which needs the network once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from vfio_user.cli._servers import CommandServer
+from vfio_user.cli.conformance import command as conformance
+from vfio_user.client import Client, RemoteError
+from vfio_user.client.eventfd import EventFd
+from vfio_user.client.memory import GuestMemory
+from vfio_user.harness.libvfio_user import DIALECT, reference_program
+from vfio_user.harness.process import Child
+from vfio_user.harness.scratch import Scratch
+from vfio_user.harness.server import is_listening
+from vfio_user.wire import DIALECTS
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
+
+REVISION = {
+    "header/type-reply": "it answers with id and command 0, as it has not read the header yet",
+    "header/type-unknown": "the same",
+    "region_info/describes-every-region": "config space that nobody has set up has no flags, and works",
+    "io_fds/two-steps": "so it refuses what a region without flags is asked for",
+    "dma_map/many": "it takes 16 ranges",
+    "dma_map/wraps": "it does not look",
+    "migration_region/invalid-states": "it takes the name of a state above 7 out of a table of 8, and crashes",
+}
+"""What libvfio-user of 2022 does against a rule, and why that is no fault of the rule."""
+
+BY_TIMING = {"order/byte-by-byte": "it takes a body in one receive; an interposer's send may put pieces together"}
+
+SAMPLE = {
+    "region_write/bar-sizing": "its BAR1 has 0x3000 bytes, which no PCI BAR can have",
+    "migration_region/arcs": "it asserts that a client has read all of the state before it stops",
+    "migration_region/round-trip": "it wants its state read and written in one piece",
+}
+"""The same of the sample `server`, where the library does not decide."""
+
+
+@pytest.fixture(scope="module")
+def server() -> str:
+    """The command of the sample that its client goes with."""
+    return f"{shlex.quote(str(reference_program('server')))} {{socket}}"
+
+
+@pytest.fixture(scope="module")
+def gpio() -> str:
+    return f"{shlex.quote(str(reference_program('gpio-pci-idio-16')))} {{socket}}"
+
+
+def failed(target: list[str], folder: Path, *only: str) -> set[str]:
+    """The ids of the checks that a server fails; `target` is its address, or --server-command and the command."""
+    found = folder / "found.json"
+    groups = [argument for group in only for argument in ("--only", group)]
+    result = CliRunner().invoke(conformance, ["--dialect", DIALECT, *target, "--json", str(found), *groups])
+    assert found.exists(), result.output
+    checks = json.loads(found.read_text())["checks"]
+    assert any(check["outcome"] == "pass" for check in checks), result.output
+    return {check["id"] for check in checks if check["outcome"] == "fail"} - set(BY_TIMING)
+
+
+def test_the_sample_server_keeps_all_rules_but_those_that_it_is_known_not_to(server: str, tmp_path: Path) -> None:
+    assert failed(["--server-command", server], tmp_path) == set(REVISION) | set(SAMPLE)
+
+
+def test_the_verdicts_are_the_same_behind_an_interposer(server: str, tmp_path: Path) -> None:
+    """One interposer, which starts a server for each of the some two hundred clients, and outlives those that crash."""
+    with Scratch() as scratch:
+        front = scratch.socket_path("front")
+        options = ["--dialect", DIALECT, "--listen", str(front), "--server-command", server]
+        interposer = Child(
+            "interposer", [sys.executable, "-m", "vfio_user", "interpose", *options], log=tmp_path / "log"
+        )
+        try:
+            while not is_listening(front):
+                assert interposer.wait(0.01) is None, interposer.last_words()
+            assert failed([str(front)], tmp_path) == set(REVISION) | set(SAMPLE)
+        finally:
+            interposer.stop()
+
+
+def test_a_device_that_saves_in_pieces_keeps_the_rules_of_migration(gpio: str, tmp_path: Path) -> None:
+    found = failed(["--server-command", gpio], tmp_path, "migration_region", "dirty_pages")
+    assert found == {"migration_region/invalid-states"}
+
+
+@contextmanager
+def client_of(command: str) -> Iterator[Client]:
+    dialect = DIALECTS[DIALECT]
+    with CommandServer(command, timeout=20) as target, Client(target.connect(), dialect=dialect, timeout=20) as client:
+        client.negotiate(minor=0)
+        yield client
+
+
+def test_its_interrupt_arrives_and_its_dma_by_message_is_served_from_our_memory(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample raises INTx at the time that was written to BAR0, then writes a page of As, and reads it back."""
+    with client_of(server) as client, GuestMemory(0x10000, shared=False) as memory, EventFd() as interrupt:
+        reads: list[bytes] = []
+        read = client.memory.read
+
+        def noting(iova: int, count: int) -> bytes:
+            reads.append(read(iova, count))
+            return reads[-1]
+
+        monkeypatch.setattr(client.memory, "read", noting)
+        client.dma_map(0x10_0000, memory)
+        client.enable_irqs(0, [interrupt])
+        client.region_write(0, 0, (int(time.time()) + 1).to_bytes(8, "little"))
+        client.serve_until(lambda: bool(reads), timeout=20)  # it takes for a reply whatever comes before it
+        assert interrupt.take() == 1
+        assert memory.view[:0x1000] == reads[0] == b"A" * 0x1000
+        client.device_info()  # it would have given up, had it not read what it wrote
+
+
+def test_what_it_counted_goes_on_in_another_process(gpio: str) -> None:
+    """Its state is saved and loaded by our client through the v1 region."""
+    with client_of(gpio) as source, client_of(gpio) as destination:
+        assert [source.region_read(2, 0, 1)[0] for _ in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+        destination.migration_region().load(source.migration_region().save())
+        assert [destination.region_read(2, 0, 1)[0] for _ in range(3)] == [2, 2, 3]
+
+
+def test_dirty_pages_are_told_for_ranges_that_begin_where_a_mapping_does(gpio: str) -> None:
+    """The known issue libvfio-user-dirty-report."""
+    with client_of(gpio) as client, GuestMemory(0x10000) as memory:
+        client.dma_map(0x10_0000, memory)
+        client.start_dirty_pages()
+        for size in (0x10000, 0x8000):
+            assert client.dirty_pages(0x10_0000, size).pages() == []
+        with pytest.raises(RemoteError) as caught:
+            client.dirty_pages(0x10_8000, 0x8000)
+        assert caught.value.errno == errno.ENOTSUP
