@@ -97,6 +97,26 @@ class Gpio(GuestTest):
             self.assertIn("IO-APIC", line)
             self.assertGreaterEqual(int(line.split()[1]), 20)  # a level that falls late comes twice, and tells nothing
 
+    def test_a_reset_drops_the_outputs_and_the_driver_comes_back(self) -> None:
+        """The driver leaves, the kernel resets the card, over its bus, since it has no reset of its own; all is new."""
+        with self.card() as card, card.watching() as watcher:
+            guest, address = card.guest, card.guest.device.address
+            card.ask("set", inputs=0x0021)
+            self.hold(guest, f"{OUTPUTS + 3}=1")
+            self.assertEqual(watcher.next()["outputs"], 1 << 3)
+            guest.succeed("killall gpioset", f"echo {address} > /sys/bus/pci/drivers/pci-idio-16/unbind")
+            self.assertEqual(card.ask("get")["outputs"], 1 << 3)
+            guest.succeed(f"echo 1 > {guest.device.sysfs}/reset")
+            lines = card.ask("get")
+            self.assertEqual((lines["outputs"], lines["interrupt_enabled"], lines["inputs"]), (0, False, 0x0021))
+            guest.succeed(f"echo {address} > /sys/bus/pci/drivers/pci-idio-16/bind")
+            self.map_interrupts(guest)
+            monitor = self.monitor(card, line=9, count=2)
+            for number, value in enumerate((1, 0), 1):
+                self.toggle(card, watcher, 9, value, number)
+            monitor.wait()
+            self.assertEqual(self.edges(card), ["rising", "falling"])
+
     def test_lines_and_events_survive_a_migration(self) -> None:
         """Outputs stay driven, inputs stay as they are wired, and the monitor in the guest goes on counting."""
         with two_hosts() as hosts, self.card(migratable=True, host=hosts.a) as card:

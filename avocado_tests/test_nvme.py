@@ -226,6 +226,7 @@ class Trouble(NvmeTest):
                 self.assertIn("No space left", full.stderr)
                 refused = guest.run(f"nvme write {disk} -s 16384 -c 7 -z 4096 -d /bin/busybox")
                 self.assertIn("Capacity Exceeded", refused.stdout + refused.stderr)
+                self.assertEqual(newest_error(guest), (16384, 0x081))
                 guest.succeed(f"dd if={disk} of=/dev/null bs=64k count=256 iflag=direct")
             guest.succeed(f"dd if=/dev/zero of={disk} bs=64k seek=128 count=1 oflag=direct")
             smart = ask(guest, f"nvme smart-log {character_device(guest)}")
@@ -241,10 +242,30 @@ class Trouble(NvmeTest):
             told = guest.run(f"nvme read {disk} -s 20000 -c 0 -z 512")
             self.assertIn("Unrecovered Read Error", told.stdout + told.stderr)
             self.assertGreater(ask(guest, f"nvme smart-log {controller}")["media_errors"], 0)
-            newest = ask(guest, f"nvme error-log {controller} -e 1")["errors"][0]
-            self.assertEqual((newest["lba"], newest["status_field"] & 0x7FF), (20000, 0x281))
+            self.assertEqual(newest_error(guest), (20000, 0x281))
             os.truncate(bench.image, 16 * MIB)
             guest.succeed(f"dd if={disk} of=/dev/null bs=64k skip=128 count=1 iflag=direct")
+
+    def test_a_disk_that_cannot_be_written_is_a_write_fault(self) -> None:
+        """Bad blocks, then a disk that takes writes and cannot keep them: seen by who asks for them to be kept."""
+        with self.bench("16M", io_timeout=10) as bench, bench.control as control:
+            guest, disk, controller = bench.guest, bench.block(), character_device(bench.guest)
+            control.ask("break", nsid=1, operation="write", first=20000, blocks=8)
+            write = f"nvme write {disk} -c 7 -z 4096 -d /bin/busybox"
+            guest.succeed(f"{write} -s 19992")
+            told = guest.run(f"{write} -s 20000")
+            self.assertIn("Write Fault", told.stdout + told.stderr)
+            self.assertEqual(newest_error(guest), (20000, 0x280))
+            self.assertEqual(ask(guest, f"nvme smart-log {controller}")["media_errors"], 1)
+            failed = guest.run(f"dd if=/dev/zero of={disk} bs=4k seek=2500 count=1 oflag=direct")
+            self.assertIn("No data available", failed.stderr)  # what Linux makes of an error of the medium
+            control.ask("mend", nsid=1)
+            control.ask("break", nsid=1, operation="sync")
+            guest.succeed(f"{write} -s 20000")
+            self.assertFalse(guest.run(f"{write} -s 20000 --force-unit-access").ok)
+            guest.fail(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync")
+            control.ask("mend", nsid=1)
+            guest.succeed(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync")
 
     def test_resets_under_load_lose_nothing(self) -> None:
         """Controller resets by nvme-cli and function level resets, while fio writes and verifies."""
@@ -273,6 +294,12 @@ def ask(guest: BootedGuest, command: str) -> Mapping[str, Any]:
     """What nvme-cli says, from its JSON."""
     found: Mapping[str, Any] = json.loads(guest.succeed(f"{command} -o json"))
     return found
+
+
+def newest_error(guest: BootedGuest) -> tuple[int, int]:
+    """The newest entry of the error log: block, status code type and status code."""
+    newest = ask(guest, f"nvme error-log {character_device(guest)} -e 1")["errors"][0]
+    return newest["lba"], newest["status_field"] & 0x7FF
 
 
 @contextmanager

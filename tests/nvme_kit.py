@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct, pack
 from typing import Any, NamedTuple
+
+import pytest
 
 from servers.nvme import Nvme
 from vfio_user.client import Client, EventFd, GuestMemory
@@ -238,6 +241,21 @@ class Host:
         at = self.allocate(8 * len(entries))
         self.write(at, pack(f"<{len(entries)}Q", *entries))
         return at
+
+
+@contextmanager
+def loop_device(file: Path, size: int) -> Iterator[Path]:
+    """A block device over a new file; who may not make one skips."""
+    with file.open("wb") as new:
+        new.truncate(size)
+    made = subprocess.run(["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device can be had: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from servers.control import ControlClient
 from servers.nvme import Nvme
 from servers.nvme.backing import Backing
 from servers.nvme.spec import Io
-from tests.nvme_kit import Host, QueuePair, controller
+from tests.nvme_kit import Host, QueuePair, controller, loop_device
 from vfio_user.client import RemoteError
 from vfio_user.errors import ProtocolError
 from vfio_user.wire.constants import MigrationState
@@ -138,6 +138,25 @@ def test_blocks_that_are_cleared_during_the_copy_are_cleared_there(
         finish(source, target)
         assert same(tmp_path)
         assert target.read_blocks(8, 8192) == bytes(8192)
+
+
+def test_the_copy_may_be_a_block_device(tmp_path: Path) -> None:
+    with loop_device(tmp_path / "there.img", 4 * MIB) as there, pair(tmp_path, there=str(there)) as (source, target):
+        write(source, 5000, b"new" * 512)
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        move_some(source, target)
+        write(source, 6000, b"more" * 512)
+        finish(source, target)
+        assert (tmp_path / "there.img").read_bytes() == (tmp_path / "a/disk.img").read_bytes()
+
+
+def test_a_copy_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    with loop_device(tmp_path / "there.img", MIB) as there, pair(tmp_path, there=str(there)) as (source, target):
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        with pytest.raises(RemoteError):
+            move_some(source, target)
+        source.client.set_migration_state(MigrationState.RUNNING)
+        write(source, 5000, b"here" * 512)
 
 
 def test_a_namespace_that_grew_during_the_copy_is_as_large_there(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from struct import pack
 
 import pytest
 
+from servers.control import ControlClient
 from servers.nvme import Nvme
 from servers.nvme.spec import Io, Status
-from tests.nvme_kit import BASE, PAGE, Host, controller
+from tests.nvme_kit import BASE, PAGE, Host, controller, loop_device
+from vfio_user.errors import UserError
 
 BLOCKS = (4 << 20) // 512
 FUA = 1 << 30
@@ -234,6 +236,57 @@ def test_a_disk_error_is_told_counted_and_may_be_tried_again(
             assert (done.status, done.do_not_retry) == (status, False)
         assert device.media_errors == 1
         assert queue.do(opcode, nsid=1, prp1=host.allocate(PAGE)).status == 0
+
+
+def test_a_block_device_is_an_image_too(tmp_path: Path) -> None:
+    with loop_device(tmp_path / "disk.img", 4 << 20) as device, controller(tmp_path, str(device)) as (_, host):
+        host.enable()
+        queue = host.create_queues()
+        assert int.from_bytes(host.identify(0, 1)[:8], "little") == BLOCKS
+        data = pattern(1 << 20)
+        assert host.write_blocks(BLOCKS - 2048, data, control=FUA).status == 0
+        assert host.read_blocks(BLOCKS - 2048, 1 << 20) == data
+        assert queue.do(Io.FLUSH, nsid=1).status == 0
+        assert queue.do(Io.WRITE_ZEROES, nsid=1, cdw10=BLOCKS - 2048, cdw12=7).status == 0
+        assert queue.do(Io.WRITE_ZEROES, nsid=1, cdw10=BLOCKS - 2040, cdw12=7 | 1 << 25).status == 0
+        assert host.read_blocks(BLOCKS - 2048, 16384) == bytes(8192) + data[8192:16384]
+        assert host.transfer(Io.READ, BLOCKS, host.allocate(PAGE), 512).status == Status.LBA_OUT_OF_RANGE
+        assert queue.do(Io.FLUSH, nsid=1).status == 0
+        assert (tmp_path / "disk.img").read_bytes()[-(1 << 20) + 8192 :] == data[8192:]
+
+
+def test_a_disk_can_be_broken_in_places_and_mended(tmp_path: Path) -> None:
+    """What the host asks for on the control socket; the blocks beside are as good as before."""
+    with (
+        controller(tmp_path, control=str(tmp_path / "control")) as (device, host),
+        ControlClient(tmp_path / "control") as outside,
+    ):
+        host.enable()
+        host.create_queues()
+        assert host.write_blocks(0, pattern(PAGE)).status == 0
+        outside.ask("break", nsid=1, operation="write", first=3, blocks=1)
+        outside.ask("break", nsid=1, operation="read", error="ENXIO", first=5, blocks=2)
+        outside.ask("break", nsid=1, operation="sync")
+        statuses = [
+            [host.write_blocks(first, pattern(512)).status for first in (2, 3, 4)],
+            [host.transfer(Io.READ, first, host.allocate(PAGE), 512).status for first in (4, 5, 6, 7)],
+            [host.transfer(Io.READ, 0, host.allocate(PAGE), PAGE).status],
+            [host.queues[1].do(Io.FLUSH, nsid=1).status],
+        ]
+        bad_write, bad_read = Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR
+        assert statuses == [[0, bad_write, 0], [0, bad_read, bad_read, 0], [bad_read], [bad_write]]
+        assert device.media_errors == 5
+        outside.ask("mend", nsid=1)
+        assert host.write_blocks(3, pattern(512)).status == 0
+        assert len(host.read_blocks(0, PAGE)) == PAGE
+        assert host.queues[1].do(Io.FLUSH, nsid=1).status == 0
+        for wrong in (
+            {"operation": "think"},
+            {"operation": "read", "error": "BAD"},
+            {"operation": "read", "first": ""},
+        ):
+            with pytest.raises(UserError):
+                outside.ask("break", nsid=1, **wrong)
 
 
 def test_data_that_has_to_come_from_the_disk_comes(host: Host, disk: Path) -> None:

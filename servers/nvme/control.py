@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from servers.nvme.backing import parse_size
+from servers.nvme.faults import OPERATIONS, break_disk, mend_disk
 from vfio_user.errors import UserError
 
 if TYPE_CHECKING:
+    from servers.nvme.namespace import Namespace
     from servers.nvme.nvme import Nvme
 
 
@@ -32,10 +35,7 @@ def namespaces(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def resize(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     """{"command": "resize", "nsid": 1, "size": "128M"}: the guest gets an event, and its driver looks again."""
-    nsid, size = request.get("nsid"), parse_size(str(request.get("size")))
-    chosen = next((each for each in device.namespaces if each.nsid == nsid and each.exists), None)
-    if chosen is None:
-        raise UserError(f"there is no namespace {nsid}")
+    chosen, size = _namespace(device, request), parse_size(str(request.get("size")))
     if size % 4096:
         raise UserError(f"{size} bytes are no whole number of blocks")
     device.engine.drain()
@@ -48,7 +48,39 @@ def resize(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": chosen.size}
 
 
+def break_(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+    """{"command": "break", "nsid": 1, "operation": "write", "error": "EIO", "first": 8, "blocks": 1}: the disk fails
+    there, or everywhere, until it is mended."""
+    chosen, operation = _namespace(device, request), str(request.get("operation"))
+    number = getattr(errno, str(request.get("error", "EIO")), None)
+    if operation not in OPERATIONS:
+        raise UserError(f"there is no operation {operation!r}", hint=f"there are: {', '.join(OPERATIONS)}")
+    if not isinstance(number, int):
+        raise UserError(f"there is no error {request.get('error')!r}", hint="EIO and ENOSPC are what disks have")
+    first, blocks = request.get("first", 0), request.get("blocks", chosen.blocks)
+    if type(first) is not int or type(blocks) is not int:
+        raise UserError("first and blocks are numbers")
+    break_disk(chosen.backing, operation, number, (first << chosen.shift, blocks << chosen.shift))
+    return {"broken": operation}
+
+
+def mend(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+    """{"command": "mend", "nsid": 1}: the disk fails no more."""
+    mend_disk(_namespace(device, request).backing)
+    return {}
+
+
+def _namespace(device: Nvme, request: Mapping[str, Any]) -> Namespace:
+    nsid = request.get("nsid")
+    for namespace in device.namespaces:
+        if namespace.nsid == nsid and namespace.exists:
+            return namespace
+    raise UserError(f"there is no namespace {nsid}")
+
+
 COMMANDS: dict[str, Callable[[Nvme, Mapping[str, Any]], dict[str, Any]]] = {
     "namespaces": namespaces,
     "resize": resize,
+    "break": break_,
+    "mend": mend,
 }
