@@ -38,32 +38,32 @@ class StateSpool:
     def size(self) -> int:
         return os.fstat(self._write).st_size
 
-    def fill(self, server: InterposedServer, limit: int | None = None) -> None:
-        """Take what the server has, up to `limit` bytes."""
+    def fill(self, server: InterposedServer, limit: int | None = None) -> int:
+        """Take what the server has, up to `limit` bytes; returns how many."""
         if server.shares_memory:
-            self.begin_to_fill(server, limit).result()
-            return
+            taken: int = self.begin_to_fill(server, limit).result()["bytes"]
+            return taken
         left = limit if limit is not None else sys.maxsize
-        while left > 0:
-            answer = server.control.call("mig_data_read", size=min(left, _INLINE))
+        taken = 0
+        while taken < left:
+            answer = server.control.call("mig_data_read", size=min(left - taken, _INLINE))
             os.write(self._write, base64.b64decode(answer["data"]))
-            left -= answer["bytes"]
+            taken += answer["bytes"]
             if answer["complete"]:
-                return
+                break
+        return taken
 
     def begin_to_fill(self, server: InterposedServer, limit: int | None = None) -> Answer:
         """As `fill`, from a server that shares memory with us, without waiting for the end."""
         return server.control.post("mig_data_read", fd=True, fds=[self._write], size=limit)
 
-    def drain(self, server: InterposedServer) -> int:
-        """Hand on what was taken; returns its bytes."""
-        moved = 0
+    def begin_to_drain(self, server: InterposedServer) -> Answer | None:
+        """Hand on what was taken. It may go on while more is taken; None where it has been done already."""
         if server.shares_memory:
-            moved = server.control.call("mig_data_write", fd=True, fds=[self._read])["bytes"]
-        else:
-            while data := os.read(self._read, _INLINE):
-                moved += server.control.call("mig_data_write", data=base64.b64encode(data).decode())["bytes"]
-        return moved
+            return server.control.post("mig_data_write", fd=True, fds=[self._read])
+        while data := os.read(self._read, _INLINE):
+            server.control.call("mig_data_write", data=base64.b64encode(data).decode())
+        return None
 
     def digest(self) -> str:
         """SHA-256 of everything that was put in."""
@@ -116,6 +116,7 @@ class DeviceLink:
     patience: float = 10.0
     """Seconds that a server has for going from one state to another."""
     spool: StateSpool = field(default_factory=StateSpool)
+    _handing_on: Answer | None = None
 
     def close(self) -> None:
         self.spool.close()
@@ -147,10 +148,10 @@ class DeviceLink:
 
     def pre_copy(self) -> int:
         """Move a piece of the state while the device runs; 0 when there is nothing more for now."""
-        if not self.pre_copies:
-            return 0
-        self.spool.fill(self.source, PRE_COPY_TURN)
-        return self.spool.drain(self.destination)
+        moved = self.spool.fill(self.source, PRE_COPY_TURN) if self.pre_copies else 0
+        if moved:
+            self._hand_on()
+        return moved
 
     def stop(self) -> Answer:
         """Stop the device, in the state that it was confirmed to be in."""
@@ -158,8 +159,10 @@ class DeviceLink:
 
     def copy_rest(self) -> int:
         """Move what is left of the state of a device that has stopped; its bytes."""
-        self.spool.fill(self.source)
-        return self.spool.drain(self.destination)
+        moved = self.spool.fill(self.source)
+        self._hand_on()
+        self._await_handed_on()
+        return moved
 
     def resend_dirty(self) -> Answer:
         """Write a byte of each page that the device wrote since logging began back over the client, so that QEMU sends
@@ -174,6 +177,16 @@ class DeviceLink:
             self.source.control.call("dma_logging_stop")
 
     # -- the destination ----------------------------------------------------------------------------------------------
+
+    def _hand_on(self) -> None:
+        """Let the destination take what was copied, while the source gives more."""
+        self._await_handed_on()
+        self._handing_on = self.spool.begin_to_drain(self.destination)
+
+    def _await_handed_on(self) -> None:
+        handing_on, self._handing_on = self._handing_on, None
+        if handing_on is not None:
+            handing_on.result()
 
     def await_state(self) -> None:
         """Make the destination's server ready to take the state."""
