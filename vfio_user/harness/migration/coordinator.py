@@ -20,7 +20,7 @@ from vfio_user.harness.command_line import slot_address
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
-from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, SavedAgain
+from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN, DeviceLink, SavedAgain
 from vfio_user.harness.migration.qemu_side import MigrationFailed, Tuning
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
 from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
@@ -143,10 +143,14 @@ class Coordinator:
         self._uri = f"file:{file}" if file else qemu_side.listen(self._destination, self._address)
 
     def _pre_copy(self, record: PhaseRecord) -> None:
-        """First the devices, until nothing new comes; then QEMU's memory, with what the devices change meanwhile."""
+        """First the devices, until nothing new comes, or all has come and the guest changes it again and again; then
+        QEMU's memory, with what the devices change meanwhile.
+        """
         links = self._links if self._report.mode is Mode.COORDINATED else []
         deadline = Deadline(min(self._plan.limits.pre_copy, self._deadline.remaining))
-        while moved := sum(link.pre_copy() for link in links):
+        rounds = 0
+        while rounds < _CATCHING_UP and (moved := sum(link.pre_copy() for link in links)):
+            rounds += moved < PRE_COPY_TURN
             record.bytes += moved
             self._check(deadline)
         self._source.qmp.events.forget("STOP")
@@ -373,6 +377,7 @@ def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
 
 
 _TURN = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
+_CATCHING_UP = 8  # rounds of what the guest changed meanwhile, before what is left is left to the downtime
 _CANCELLING = 20.0
 _TELLING = 5.0
 _PCI_STATE = 10.0  # what QEMU may need to give a device its PCI state; it waits 5 s for a server, and again and again
