@@ -10,21 +10,28 @@ import errno as errnos
 import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from vfio_user.errors import ProtocolError, VfioUserError
+from vfio_user.errors import ProtocolError
+from vfio_user.interposer import migration_region
+from vfio_user.interposer.asking import PAGE as PAGE
+from vfio_user.interposer.asking import TIMEOUT as TIMEOUT
+from vfio_user.interposer.asking import Refused as Refused
+from vfio_user.interposer.asking import data_limit as data_limit
+from vfio_user.interposer.asking import feature as feature
+from vfio_user.interposer.asking import region_read as region_read
+from vfio_user.interposer.asking import region_write as region_write
+from vfio_user.interposer.asking import request as request
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Task
 from vfio_user.interposer.picture import Mapping
 from vfio_user.interposer.session import Session
-from vfio_user.wire import Command, Message
+from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 
-TIMEOUT = 5.0
-"""Seconds a peer has for an answer."""
-PAGE = 4096
 AT_ONCE = 64
 BYTES_AT_ONCE = 1 << 20
 """Messages to a peer that are not answered yet, and what they carry."""
@@ -32,96 +39,45 @@ Run = tuple[int, int]
 """(IOVA, bytes) of a piece of guest memory."""
 
 
-class Refused(VfioUserError):
-    """The peer answered with an error."""
-
-    def __init__(self, what: str, errno: int) -> None:
-        super().__init__(f"{what}: {errnos.errorcode.get(errno, errno)} ({os.strerror(errno)})")
-        self.errno = errno
-
-
-async def request(
-    session: Session,
-    command: Command,
-    payload: bytes = b"",
-    *,
-    fds: Sequence[int] = (),
-    towards: Direction = Direction.TO_SERVER,
-    timeout: float = TIMEOUT,
-) -> Message:
-    """Send a request and return its good reply.
-
-    Raises:
-        Refused: the reply reports an error.
-    """
-    if command not in session.dialect:
-        raise Refused(f"{command.value} is no command of dialect {session.dialect.name}", errnos.ENOTSUP)
-    message = Message(0, session.dialect.number(command), payload=payload, fds=list(fds))
-    reply = await session.ask(towards, message, timeout=timeout)
-    if reply.failed:
-        raise Refused(command.value, reply.errno)
-    return reply
-
-
-async def region_read(session: Session, region: int, offset: int, size: int) -> bytes:
-    """`size` bytes of a region, in one access."""
-    reply = await request(session, Command.REGION_READ, at.REGION_ACCESS.pack(offset, region, size))
-    at.REGION_ACCESS.unpack(reply.payload)
-    return reply.payload[at.REGION_ACCESS.size :]
-
-
-async def region_write(session: Session, region: int, offset: int, data: bytes) -> None:
-    """Write to a region, in one access."""
-    await request(session, Command.REGION_WRITE, at.REGION_ACCESS.pack(offset, region, len(data), tail=data))
-
-
-async def feature(
-    session: Session,
-    number: int,
-    operation: FeatureFlags,
-    data: bytes = b"",
-    *,
-    room: int = 0,
-    timeout: float = TIMEOUT,
-) -> bytes:
-    """DEVICE_FEATURE; returns the feature's structure from the reply. `room`: bytes expected beyond `data`."""
-    payload = at.FEATURE.pack(at.FEATURE.size + len(data) + room, number | operation, tail=data)
-    reply = await request(session, Command.DEVICE_FEATURE, payload, timeout=timeout)
-    at.FEATURE.unpack(reply.payload)
-    return reply.payload[at.FEATURE.size :]
-
-
 async def migration_support(session: Session) -> MigrationSupport | None:
-    """What the server can do of migration v2; None where it cannot migrate."""
-    try:
+    """What the server can do of migration v2; None where it cannot migrate.
+
+    Where it has the region of v1 instead, what is asked of it here is from now on done with that.
+    """
+    with suppress(Refused, ProtocolError):
         body = await feature(session, Feature.MIGRATION, FeatureFlags.GET, room=at.MIGRATION_FLAGS.size)
         return MigrationSupport(at.MIGRATION_FLAGS.unpack(body).flags)
-    except (Refused, ProtocolError):
-        return None
+    with suppress(Refused, ProtocolError):
+        session.picture.migration_region = session.picture.migration_region or await migration_region.find(session)
+    return MigrationSupport.STOP_COPY | MigrationSupport.PRE_COPY if session.picture.migration_region else None
 
 
 async def migration_state(session: Session) -> MigrationState:
     """The device's migration state."""
+    if (v1 := session.picture.migration_region) is not None:
+        state = await v1.state(session)
+        session.picture.set_migration_state(state)
+        return state
     body = await feature(session, Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=at.DEVICE_STATE.size)
-    state = at.DEVICE_STATE.unpack(body).state
+    state = MigrationState(at.DEVICE_STATE.unpack(body).state)
     session.picture.set_migration_state(state)
-    return MigrationState(state)
+    return state
 
 
 async def set_migration_state(session: Session, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
     """Take the device to another migration state; the server goes through those in between."""
-    await feature(session, Feature.MIG_DEVICE_STATE, FeatureFlags.SET, at.DEVICE_STATE.pack(state, 0), timeout=timeout)
+    if (v1 := session.picture.migration_region) is not None:
+        await v1.set_state(session, state, timeout=timeout)
+    else:
+        body = at.DEVICE_STATE.pack(state, 0)
+        await feature(session, Feature.MIG_DEVICE_STATE, FeatureFlags.SET, body, timeout=timeout)
     session.picture.set_migration_state(state)
-
-
-def data_limit(session: Session) -> int:
-    """Bytes of migration data that both sides agreed to take in one message."""
-    sides = [side.capabilities.data_per_message for side in (session.picture.client, session.picture.server) if side]
-    return max(PAGE, min([1 << 20, *sides]))
 
 
 async def mig_data_read(session: Session, size: int) -> bytes:
     """One piece of the device's state; empty at its end (STOP_COPY) or when there is nothing yet (PRE_COPY)."""
+    if (v1 := session.picture.migration_region) is not None:
+        return await v1.read(session, size)
     payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + size, size)
     reply = await request(session, Command.MIG_DATA_READ, payload)
     told = at.MIGRATION_DATA.unpack(reply.payload)
@@ -137,12 +93,18 @@ async def read_state(session: Session) -> AsyncIterator[bytes]:
 
 async def mig_data_write(session: Session, data: bytes) -> None:
     """Hand a piece of state to a device that is RESUMING."""
+    if (v1 := session.picture.migration_region) is not None:
+        await v1.write(session, data)
+        return
     payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + len(data), len(data), tail=data)
     await request(session, Command.MIG_DATA_WRITE, payload)
 
 
 async def logging_start(session: Session, page_size: int, ranges: Iterable[Run] | None = None) -> None:
     """Let the server log the pages it writes, in `ranges` or everywhere that is mapped."""
+    if (v1 := session.picture.migration_region) is not None:
+        await v1.start_logging(session)
+        return
     wanted = list(ranges) if ranges is not None else mapped(session)
     body = at.LOGGING_CONTROL.pack(page_size, len(wanted), 0)
     body += b"".join(at.LOGGING_RANGE.pack(*run) for run in wanted)
@@ -150,6 +112,10 @@ async def logging_start(session: Session, page_size: int, ranges: Iterable[Run] 
 
 
 async def logging_stop(session: Session) -> None:
+    """Let it end that."""
+    if (v1 := session.picture.migration_region) is not None:
+        await v1.stop_logging(session)
+        return
     await feature(session, Feature.DMA_LOGGING_STOP, FeatureFlags.SET, at.LOGGING_CONTROL.pack(0, 0, 0))
 
 
@@ -158,6 +124,8 @@ async def logging_report(session: Session, page_size: int, run: Run) -> bytes:
     iova, length = run
     pages = -(-length // page_size)
     size = -(-pages // 64) * 8
+    if (v1 := session.picture.migration_region) is not None:
+        return await v1.report(session, page_size, iova, length, size)
     body = at.LOGGING_REPORT.pack(iova, length, page_size)
     found = await feature(session, Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, body, room=size)
     return found[at.LOGGING_REPORT.size :][:size]

@@ -134,7 +134,7 @@ class DeviceLink:
         if "STOP_COPY" not in supports:
             raise UserError(
                 f"the server of {self.name} cannot migrate",
-                hint="it refuses DEVICE_FEATURE MIGRATION; `vfio-user conformance` tells what else it can",
+                hint="it has neither DEVICE_FEATURE MIGRATION nor a migration region; `vfio-user probe` tells what it has",
             )
         self.resets = self._picture()["resets"]
         with suppress(ControlError):
@@ -190,6 +190,7 @@ class DeviceLink:
 
     def await_state(self) -> None:
         """Make the destination's server ready to take the state."""
+        self.destination.control.call("migration_support")  # from here on its interposer knows how it migrates
         self._go(self.destination.control, "RESUMING")
 
     def load(self) -> Answer:

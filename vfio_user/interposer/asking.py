@@ -1,0 +1,98 @@
+"""Requests of the interposer's own, from which its operations are made: coroutines of `vfio_user.interposer.loop`.
+
+A refusal by the peer raises `Refused` with its errno; a peer that is gone or silent raises `Lost` or `TimeoutError`.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+from collections.abc import Sequence
+
+from vfio_user.errors import VfioUserError
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.session import Session
+from vfio_user.wire import Command, Message
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import FeatureFlags
+
+TIMEOUT = 5.0
+"""Seconds a peer has for an answer."""
+PAGE = 4096
+
+
+class Refused(VfioUserError):
+    """The peer answered with an error."""
+
+    def __init__(self, what: str, errno: int) -> None:
+        super().__init__(f"{what}: {errnos.errorcode.get(errno, errno)} ({os.strerror(errno)})")
+        self.errno = errno
+
+
+async def request(
+    session: Session,
+    command: Command,
+    payload: bytes = b"",
+    *,
+    fds: Sequence[int] = (),
+    towards: Direction = Direction.TO_SERVER,
+    timeout: float = TIMEOUT,
+) -> Message:
+    """Send a request and return its good reply.
+
+    Raises:
+        Refused: the reply reports an error.
+    """
+    if command not in session.dialect:
+        raise Refused(f"{command.value} is no command of dialect {session.dialect.name}", errnos.ENOTSUP)
+    message = Message(0, session.dialect.number(command), payload=payload, fds=list(fds))
+    return await ask(session, command, message, towards=towards, timeout=timeout)
+
+
+async def ask(
+    session: Session,
+    command: Command,
+    message: Message,
+    *,
+    towards: Direction = Direction.TO_SERVER,
+    timeout: float = TIMEOUT,
+) -> Message:
+    """As `request`, for a message that is made already."""
+    reply = await session.ask(towards, message, timeout=timeout)
+    if reply.failed:
+        raise Refused(command.value, reply.errno)
+    return reply
+
+
+async def region_read(session: Session, region: int, offset: int, size: int) -> bytes:
+    """`size` bytes of a region, in one access."""
+    reply = await request(session, Command.REGION_READ, at.REGION_ACCESS.pack(offset, region, size))
+    at.REGION_ACCESS.unpack(reply.payload)
+    return reply.payload[at.REGION_ACCESS.size :]
+
+
+async def region_write(session: Session, region: int, offset: int, data: bytes) -> None:
+    """Write to a region, in one access."""
+    await request(session, Command.REGION_WRITE, at.REGION_ACCESS.pack(offset, region, len(data), tail=data))
+
+
+async def feature(
+    session: Session,
+    number: int,
+    operation: FeatureFlags,
+    data: bytes = b"",
+    *,
+    room: int = 0,
+    timeout: float = TIMEOUT,
+) -> bytes:
+    """DEVICE_FEATURE; returns the feature's structure from the reply. `room`: bytes expected beyond `data`."""
+    payload = at.FEATURE.pack(at.FEATURE.size + len(data) + room, number | operation, tail=data)
+    reply = await request(session, Command.DEVICE_FEATURE, payload, timeout=timeout)
+    at.FEATURE.unpack(reply.payload)
+    return reply.payload[at.FEATURE.size :]
+
+
+def data_limit(session: Session) -> int:
+    """Bytes of migration data that both sides agreed to take in one message."""
+    sides = [side.capabilities.data_per_message for side in (session.picture.client, session.picture.server) if side]
+    return max(PAGE, min([1 << 20, *sides]))

@@ -1,0 +1,159 @@
+"""Servers that migrate by the v1 region and DIRTY_PAGES, asked in the terms of migration v2.
+
+Whoever migrates knows states, one stream of bytes and logging, as v2 has them. Here that is done with the registers of
+v1 (specification of November 2020, "VFIO Device Migration Info"), whose state comes in pieces that have to be written
+as they were read: in the stream each piece has its length before it.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from vfio_user.interposer import asking
+from vfio_user.interposer.asking import Refused
+from vfio_user.interposer.session import Session
+from vfio_user.wire import REGION_MIGRATION, Command, Message
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import MIGRATION_REGION_TYPE, DirtyPagesFlags, RegionIndex
+from vfio_user.wire.constants import MigrationState as State
+from vfio_user.wire.region_info import decode_region_info
+
+DEVICE_STATE, PENDING_BYTES, DATA_OFFSET, DATA_SIZE = (0, 4), (8, 8), (16, 8), (24, 8)
+"""Registers: offset and width."""
+
+_ROOM = 4096
+"""Bytes for a region's description with its capabilities."""
+_LENGTH = 8
+"""Bytes of the length before each piece."""
+
+_VALUES = {State.STOP: 0, State.RUNNING: 1, State.STOP_COPY: 2, State.PRE_COPY: 3, State.RESUMING: 4, State.ERROR: 6}
+_STATES = {value: state for state, value in _VALUES.items()}
+
+# Between these v1 has no direct way; all others are tried, and the server knows.
+_BY_WAY_OF = {
+    (State.STOP, State.PRE_COPY): State.RUNNING,
+    (State.STOP, State.STOP_COPY): State.RUNNING,
+    (State.STOP, State.RESUMING): State.RUNNING,
+    (State.STOP_COPY, State.RESUMING): State.RUNNING,
+    (State.PRE_COPY, State.RESUMING): State.RUNNING,
+}
+
+
+async def find(session: Session) -> RegionMigration | None:
+    """How the server migrates by a region; None where it has none."""
+    wants_struct = session.dialect.shapes[Command.GET_INFO].request is not None
+    request = at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
+    info = at.DEVICE_INFO.unpack((await asking.request(session, Command.GET_INFO, request)).payload)
+    for index in range(RegionIndex.VGA + 1, info.num_regions):
+        request = at.REGION_INFO.pack(_ROOM, 0, index, 0, 0, 0)
+        region, _ = decode_region_info((await asking.request(session, Command.GET_REGION_INFO, request)).payload)
+        if region.type == MIGRATION_REGION_TYPE and region.size:
+            return RegionMigration(index)
+    return None
+
+
+class RegionMigration:
+    """The migration of one session's server, whichever process that is. Failures are those of `asking`."""
+
+    def __init__(self, region: int) -> None:
+        self._region = region
+        self._to_read = b""
+        self._to_write = b""
+        self._loaded = False
+        """All of the state has been written, and v1 has no other end of RESUMING than RUNNING."""
+
+    async def state(self, session: Session) -> State:
+        value = await self._load(session, DEVICE_STATE)
+        state = _STATES.get(value)
+        if state is None:
+            raise Refused(f"migration state {value}, which there is not", errno.EIO)
+        return State.STOP if state == State.RESUMING and self._loaded else state
+
+    async def set_state(self, session: Session, state: State, *, timeout: float) -> None:
+        if state not in _VALUES:
+            raise Refused(f"{state.name}, which is no state of a migration region", errno.EINVAL)
+        now = await self.state(session)
+        if state == now:
+            return
+        if self._to_write and state in (State.STOP, State.RUNNING):
+            raise Refused("a state whose end is missing", errno.EINVAL)
+        if now == State.RESUMING and state == State.STOP:
+            self._loaded = True
+            return
+        self._to_read = self._to_write = b""
+        self._loaded = False
+        for step in (_BY_WAY_OF.get((now, state)), state):
+            if step is not None:
+                await self._store(session, DEVICE_STATE, _VALUES[step], timeout=timeout)
+
+    async def read(self, session: Session, size: int) -> bytes:
+        """At most `size` bytes of the stream; none at its end, or where there is nothing yet."""
+        if not self._to_read:
+            piece = await self._read_piece(session)
+            self._to_read = len(piece).to_bytes(_LENGTH, "little") + piece if piece else b""
+        found, self._to_read = self._to_read[:size], self._to_read[size:]
+        return found
+
+    async def write(self, session: Session, data: bytes) -> None:
+        """More of the stream."""
+        self._to_write += data
+        while len(self._to_write) >= _LENGTH:
+            end = _LENGTH + int.from_bytes(self._to_write[:_LENGTH], "little")
+            if len(self._to_write) < end:
+                return
+            piece, self._to_write = self._to_write[_LENGTH:end], self._to_write[end:]
+            await self._write_piece(session, piece)
+
+    async def start_logging(self, session: Session) -> None:
+        await self._dirty_pages(session, DirtyPagesFlags.START)
+
+    async def stop_logging(self, session: Session) -> None:
+        await self._dirty_pages(session, DirtyPagesFlags.STOP)
+
+    async def report(self, session: Session, page_size: int, iova: int, length: int, size: int) -> bytes:
+        """The dirty bitmap, of `size` bytes, of a range."""
+        if session.dialect.shapes[Command.DMA_MAP].request is None:
+            tail, room = at.DIRTY_RANGE_V6.pack(iova, length, page_size, size, 0), 0
+        else:
+            tail, room = at.DIRTY_RANGE.pack(iova, length, page_size, size), size
+        payload = await self._dirty_pages(session, DirtyPagesFlags.GET_BITMAP, tail, room=room)
+        return payload[-size:]
+
+    async def _read_piece(self, session: Session) -> bytes:
+        if not await self._load(session, PENDING_BYTES):
+            return b""
+        offset = await self._load(session, DATA_OFFSET)
+        left = await self._load(session, DATA_SIZE)
+        if not left and await self.state(session) != State.PRE_COPY:
+            raise Refused("state that is pending and does not come", errno.EIO)
+        piece, limit = b"", asking.data_limit(session)
+        while left:
+            data = await asking.region_read(session, self._region, offset + len(piece), min(left, limit))
+            if not data:
+                raise Refused("state that ends before its end", errno.EIO)
+            piece += data
+            left -= len(data)
+        return piece
+
+    async def _write_piece(self, session: Session, piece: bytes) -> None:
+        offset, limit = await self._load(session, DATA_OFFSET), asking.data_limit(session)
+        for start in range(0, len(piece), limit):
+            await asking.region_write(session, self._region, offset + start, piece[start : start + limit])
+        await self._store(session, DATA_SIZE, len(piece))
+
+    async def _load(self, session: Session, register: tuple[int, int]) -> int:
+        return int.from_bytes(await asking.region_read(session, self._region, *register), "little")
+
+    async def _store(
+        self, session: Session, register: tuple[int, int], value: int, *, timeout: float = asking.TIMEOUT
+    ) -> None:
+        offset, width = register
+        data = value.to_bytes(width, "little")
+        access = at.REGION_ACCESS.pack(offset, self._region, width, tail=data)
+        await asking.request(session, Command.REGION_WRITE, access, timeout=timeout)
+
+    async def _dirty_pages(self, session: Session, flag: DirtyPagesFlags, tail: bytes = b"", *, room: int = 0) -> bytes:
+        """DIRTY_PAGES, also where the session's dialect has not got it: its number is free there."""
+        payload = at.DIRTY_PAGES.pack(at.DIRTY_PAGES.size + len(tail) + room, flag, tail=tail)
+        request = Message(0, REGION_MIGRATION.number(Command.DIRTY_PAGES), payload=payload)
+        return (await asking.ask(session, Command.DIRTY_PAGES, request)).payload
