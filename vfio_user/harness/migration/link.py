@@ -134,7 +134,7 @@ class DeviceLink:
         if "STOP_COPY" not in supports:
             raise UserError(
                 f"the server of {self.name} cannot migrate",
-                hint="it has neither DEVICE_FEATURE MIGRATION nor a migration region; `vfio-user probe` tells what it has",
+                hint="it has neither DEVICE_FEATURE MIGRATION nor a migration region; see `vfio-user probe`",
             )
         self.resets = self._picture()["resets"]
         with suppress(ControlError):
