@@ -7,6 +7,7 @@ each cell. What a device did wrong, in any of its rounds, is in the report of it
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +23,15 @@ from avocado_tests.migration_faults import (
 )
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.hosts import two_hosts
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Mode, Plan, Report, Tuning, Verdict
 from vfio_user.harness.migration.journal import Journal
 from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import Workload, judge
-from vfio_user.harness.qemu import installed_qemu, manifest
+from vfio_user.harness.process import Child
+from vfio_user.harness.qemu import ensure_qemu, installed_qemu, manifest
 
 Cell = tuple[str, str]
 """A workload and the interrupts that are enabled."""
@@ -305,6 +308,28 @@ class BySsh(MigrationTest):
         """Everything runs behind real SSH servers, in namespaces that have no image of their own."""
         with self.lab() as lab:
             self.matrix(lab, [("interrupts", "msix"), ("dma", "msi")], hosts="ssh", hops=2, iommu=True)
+
+    def test_qemu_is_put_where_there_is_none(self) -> None:
+        """And once it is there, nothing is sent again."""
+        qemu = ensure_qemu(progress=self.log.info)
+        with two_hosts("ssh") as pair, TemporaryDirectory(prefix="vfu-") as folder:
+            number = count()
+
+            def there(*argv: str) -> str:
+                child = Child("look", pair.b.command(argv), log=Path(folder) / f"{next(number)}.log")
+                try:
+                    child.wait(60)
+                    return child.log.read_text().splitlines()[-1]
+                finally:
+                    child.stop()
+
+            age = ("stat", "-c", "%i %z", qemu.argv[0])
+            self.assertIn("cannot start", there(*qemu.argv, "--version"))
+            pair.b.provide(*qemu.folders)
+            self.assertIn("QEMU", there(*qemu.argv, "--version"))
+            first = there(*age)
+            pair.b.provide(*qemu.folders)
+            self.assertEqual(there(*age), first)
 
 
 class Soaking(MigrationTest):

@@ -129,7 +129,7 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
 
 def put(client: paramiko.SSHClient, path: Path) -> bool:
     """Have a file or a folder there as it is here; returns whether it was sent."""
-    listing = f"find -L {_quoted(path)} -type f -printf '%s %P\\n' 2>/dev/null"
+    listing = f"find -H {_quoted(path)} -not -type d -printf '%s %P\\n' 2>/dev/null"
     _, there, _ = client.exec_command(listing)
     if sorted(there.read().decode().splitlines()) == sorted(_listing(path)):
         return False
@@ -137,7 +137,7 @@ def put(client: paramiko.SSHClient, path: Path) -> bool:
         f"mkdir -p {_quoted(path.parent)} && tar -x -f - -C {_quoted(path.parent)}"
     )
     with tarfile.open(fileobj=stdin, mode="w|") as archive:
-        archive.add(path, path.name)
+        archive.add(path.resolve(), path.name)
     stdin.channel.shutdown_write()
     if stdout.channel.recv_exit_status() != 0:
         raise UserError(f"{path} could not be written there", hint=stderr.read().decode().strip())
@@ -145,10 +145,11 @@ def put(client: paramiko.SSHClient, path: Path) -> bool:
 
 
 def _listing(path: Path) -> list[str]:
+    """Size and name of each file and symbolic link; these are not followed, as they are sent as what they are."""
     if path.is_file():
         return [f"{path.stat().st_size} "]
-    files = (file for file in path.rglob("*") if file.is_file())
-    return [f"{file.stat().st_size} {posixpath.relpath(file, path)}" for file in files]
+    found = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+    return [f"{file.lstat().st_size} {posixpath.relpath(file, path)}" for file in found]
 
 
 def _quoted(path: Path) -> str:

@@ -27,6 +27,8 @@ from vfio_user.harness.process import Child
 _PORT = 2222
 _PROGRAM = "usr/sbin/sshd"
 _STARTING = 20.0
+_HIDDEN = ("images", "qemu", "checkpoints")
+"""Folders of the cache that these hosts do not have: what is missing there is to be put there."""
 
 _START = """
 set -e
@@ -71,7 +73,7 @@ def ensure_sshd(progress: Progress = quiet) -> Path:
 def ssh_namespaces(names: tuple[str, str] = ("a", "b")) -> Iterator[tuple[SshHost, SshHost]]:
     """Two network namespaces with an SSH server in each, and the hosts that are reached by them.
 
-    On neither of them are there images: a guest has to bring its own.
+    On neither of them are there QEMUs, images and checkpoints: a guest has to bring its own.
     """
     root = ensure_sshd()
     with ExitStack() as stack:
@@ -91,12 +93,13 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
     public = (folder / "host_key.pub").read_text().split()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{_PORT} {public[0]} {public[1]}\n")
     libraries = ":".join(str(folder) for folder in (*root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu")))
+    hidden = (*(cache_dir() / name for name in _HIDDEN), Path("/tmp"))
     script = _START.format(
         folder=shlex.quote(str(folder)),
         name=name,
         sshd=shlex.quote(str(root / _PROGRAM)),
         libraries=shlex.quote(libraries),
-        hidden=shlex.join(str(path) for path in (cache_dir() / "images", Path("/tmp")) if path.exists()),
+        hidden=shlex.join(str(path) for path in hidden if path.exists()),
     )
     child = Child(
         f"sshd {namespace.name}",
