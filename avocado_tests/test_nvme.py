@@ -160,31 +160,31 @@ class Administration(NvmeTest):
             self.assertEqual((newest["error_count"], newest["lba"], newest["nsid"]), (count, 99999999, 1))
 
     def test_format_empties_a_namespace_and_changes_its_blocks(self) -> None:
-        with self.bench("16M") as bench:
+        with self.bench("8M") as bench:
             guest, disk = bench.guest, bench.block()
             for place, size in ((1, 4096), (0, 512)):
-                guest.succeed(f"dd if=/dev/urandom of={disk} bs=1M count=16 oflag=direct")
+                guest.succeed(f"dd if=/dev/urandom of={disk} bs=1M count=8 oflag=direct")
                 guest.succeed(f"nvme format -f -l {place} {disk}")
-                disk = bench.block(size=16 * MIB)
+                disk = bench.block(size=8 * MIB)
                 self.assertEqual(int(guest.succeed(f"blockdev --getss {disk}")), size)
-                guest.succeed(f"cmp -n {16 * MIB} {disk} /dev/zero")
+                guest.succeed(f"cmp -n {8 * MIB} {disk} /dev/zero")
 
     def test_discarded_and_zeroed_blocks_are_zeros(self) -> None:
-        with self.bench("16M") as bench:
+        with self.bench("8M") as bench:
             guest, disk = bench.guest, bench.block()
             for name, request in (("BLKDISCARD", 0x1277), ("BLKZEROOUT", 0x127F)):
-                guest.succeed(f"dd if=/dev/urandom of={disk} bs=1M count=16 oflag=direct")
+                guest.succeed(f"dd if=/dev/urandom of={disk} bs=1M count=8 oflag=direct")
                 whole = bench.image.read_bytes()
                 guest.call(_block_request, disk, request, MIB, 4 * MIB)
                 expected = whole[:MIB] + bytes(4 * MIB) + whole[5 * MIB :]
                 self.assertTrue(bench.image.read_bytes() == expected, name)
 
     def test_the_driver_leaves_and_comes_back(self) -> None:
-        with self.bench("16M") as bench:
+        with self.bench("8M") as bench:
             guest = bench.guest
-            guest.succeed(f"dd if=/dev/urandom of={bench.block()} bs=1M count=16 oflag=direct")
+            guest.succeed(f"dd if=/dev/urandom of={bench.block()} bs=1M count=8 oflag=direct")
             image = bench.image.read_bytes()
-            for _ in range(3):
+            for _ in range(2):
                 guest.succeed(
                     f"echo {guest.device.address} > /sys/bus/pci/drivers/nvme/unbind",
                     "test ! -e /sys/class/nvme/nvme0",
@@ -280,9 +280,9 @@ class Trouble(NvmeTest):
 
     def test_a_subsystem_reset_is_recovered_from(self) -> None:
         """The driver does not notice by itself; its next reset finds a controller that works."""
-        with self.bench("16M", io_timeout=IO_TIMEOUT) as bench:
+        with self.bench("8M", io_timeout=IO_TIMEOUT) as bench:
             guest, controller = bench.guest, character_device(bench.guest)
-            guest.succeed(f"dd if=/dev/urandom of={bench.block()} bs=1M count=16 oflag=direct")
+            guest.succeed(f"dd if=/dev/urandom of={bench.block()} bs=1M count=8 oflag=direct")
             image = bench.image.read_bytes()
             guest.succeed(f"nvme subsystem-reset {controller}")
             guest.wait_until_succeeds(f"nvme reset {controller}", interval=0.05)
