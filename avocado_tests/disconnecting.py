@@ -166,6 +166,8 @@ class Disconnection:
                 server.child.signal(signal.SIGCONT)
                 if victim.wait(PATIENCE) is None:
                     raise GuestFailure(f"{victim.name} outlived {self.row.how} by {PATIENCE:g} s")
+                if self.row.who == "server":  # what the guest does next comes behind the end, not before it
+                    _until(lambda: not has_client(server), "the interposer to pass the end on")
             case "SIGSTOP":
                 victim.signal(signal.SIGSTOP)
                 time.sleep(PAUSE)
@@ -249,6 +251,10 @@ class Disconnection:
 def end(child: Child) -> None:
     child.signal(signal.SIGKILL)
     child.wait(PATIENCE)
+
+
+def has_client(server: InterposedServer) -> bool:
+    return server.control.call("status")["session"] is not None
 
 
 def has_maps(server: InterposedServer) -> bool:
