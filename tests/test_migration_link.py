@@ -5,6 +5,7 @@ The same steps with a guest, and what happens to it, are in avocado_tests/test_m
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from vfio_user.client import Client
 from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.coordinator import Failure
-from vfio_user.harness.migration.link import DeviceLink
+from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, StateSpool
 from vfio_user.harness.migration.moving import choose_mode
 from vfio_user.harness.migration.report import Mode
 from vfio_user.harness.scratch import Scratch
@@ -174,3 +175,19 @@ def test_a_client_that_migrates_its_devices_is_only_watched(stack: ExitStack, tm
     assert choose_mode(Mode.AUTO, [pair.source]) is Mode.NATIVE
     assert choose_mode(Mode.NATIVE, [pair.source]) is Mode.NATIVE
     assert choose_mode(Mode.DIRECT, [pair.source]) is Mode.DIRECT
+
+
+def test_state_that_was_handed_on_takes_no_memory() -> None:
+    """It may be a disk's image; what comes later is found where it is."""
+    spool = StateSpool()
+    try:
+        os.write(spool._write, b"early" * 100_000)
+        assert len(os.read(spool._read, 500_000)) == 500_000
+        held = os.fstat(spool._write).st_blocks
+        spool.forget_handed_on()
+        assert os.fstat(spool._write).st_blocks * 512 <= PAGE_SIZE < held * 512
+        os.write(spool._write, b"late")
+        assert os.read(spool._read, 100) == b"late"
+        assert spool.size == 500_004
+    finally:
+        spool.close()

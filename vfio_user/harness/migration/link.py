@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import mmap
 import os
 import sys
 from contextlib import suppress
@@ -65,8 +66,14 @@ class StateSpool:
             server.control.call("mig_data_write", data=base64.b64encode(data).decode())
         return None
 
+    def forget_handed_on(self) -> None:
+        """Give back the memory of what was read: an image that goes along may be larger than that."""
+        if done := os.lseek(self._read, 0, os.SEEK_CUR) & -PAGE_SIZE:
+            with mmap.mmap(self._write, done) as read:
+                read.madvise(mmap.MADV_REMOVE)
+
     def digest(self) -> str:
-        """SHA-256 of everything that was put in."""
+        """SHA-256 of everything that was put in, where none of it was forgotten."""
         with open(f"/proc/self/fd/{self._write}", "rb") as whole:
             return hashlib.file_digest(whole, "sha256").hexdigest()
 
@@ -187,6 +194,7 @@ class DeviceLink:
         handing_on, self._handing_on = self._handing_on, None
         if handing_on is not None:
             handing_on.result()
+            self.spool.forget_handed_on()
 
     def await_state(self) -> None:
         """Make the destination's server ready to take the state."""
