@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
@@ -47,6 +52,30 @@ class Scene:
         assert self.pair.cable is not None
         self.pair.cable.cut()
 
+    def interrupt(self) -> None:
+        """Cut the link as soon as QEMU uses it, and mend it while TCP still has patience."""
+        threading.Thread(target=self._interrupt, daemon=True).start()
+
+    def _interrupt(self) -> None:
+        assert self.pair.cable is not None
+        qmp, deadline = self.guest.qmp, Deadline(self.plan.limits.total)
+        while qmp.command("query-migrate").get("status") not in ("active", "pre-switchover") and not deadline.passed:
+            time.sleep(0.01)
+        self.pair.cable.cut()
+        time.sleep(1)
+        self.pair.cable.mend()
+
+    def write_memory(self) -> None:
+        """Have the guest write 64 MiB over and over again, for longer than the migration may take."""
+        self.guest.start(("python3", "-c", _WRITER, str(self.plan.limits.pre_copy + 2)))
+
+    def truncate(self) -> None:
+        assert self.plan.file is not None
+        os.truncate(self.plan.file, 0)
+
+    def write_to(self, file: str) -> None:
+        self.plan.file = Path(file)
+
     def kill_interposer(self, server: InterposedServer) -> None:
         server.interposer.signal(signal.SIGKILL)
         server.interposer.wait(5)
@@ -64,6 +93,13 @@ class Scene:
         self.guest.qmp.wait_event("RESET", 30)
 
 
+_WRITER = """
+import sys, time
+memory, pattern, end = bytearray(64 << 20), bytes(range(256)) * (64 << 12), time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    memory[:] = pattern
+"""
+
 FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
     {
         "cancelled": lambda scene: scene.plan.cancel.set(),
@@ -74,6 +110,10 @@ FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
         "the destination's interposer dies": lambda scene: scene.kill_interposer(scene.server),
         "the destination's server stalls": lambda scene: scene.server.child.signal(signal.SIGSTOP),
         "the link is cut": Scene.cut,
+        "the link is gone for a second": Scene.interrupt,
+        "the guest writes faster than the link carries": Scene.write_memory,
+        "the file cannot be made": lambda scene: scene.write_to("/proc/nowhere/guest"),
+        "the file is cut short": Scene.truncate,
         "the state is refused": Scene.corrupt,
         "the guest resets the device": Scene.reset_the_device,
         "the guest reboots": Scene.reboot,
@@ -95,10 +135,11 @@ class Case:
     says: str = ""
     tuning: Tuning = field(default_factory=Tuning)
     limits: Limits = field(default_factory=lambda: Limits(total=30, answer=1))
+    by_file: bool = False
 
     def plan(self, lab: Lab, guest: BootedGuest, pair: Pair) -> Plan:
         """The plan of a migration that meets this."""
-        plan = Plan(self.tuning, self.limits)
+        plan = Plan(self.tuning, self.limits, lab.folder / "memory" if self.by_file else None)
         scene = Scene(lab, guest, pair, plan)
 
         def watch(phase: Phase) -> None:
@@ -121,15 +162,44 @@ AT_EVERY_PHASE = (
     *(Case(phase, "the destination's server dies", says="server") for phase in _COORDINATED),
     *(Case(phase, "the destination's interposer dies", says="interposer") for phase in _COORDINATED),
     *(Case(phase, "the destination's server stalls") for phase in _COORDINATED),
-    *(Case(phase, "the link is cut", limits=_SHORT) for phase in (Phase.PRE_COPY, Phase.SWITCHOVER)),
+    *(
+        Case(phase, "the link is cut", limits=_SHORT)
+        for phase in Phase
+        if phase not in (Phase.RESTORE, Phase.RESUME)  # everything has arrived then: see IN_SPITE_OF_IT
+    ),
 )
 """Everything is on the source until the guest runs on the destination, and so the source goes on."""
 
 ON_THE_WAY = (
     Case(Phase.PRE_COPY, "no time", says="s was over", limits=Limits(total=0.05)),
     Case(Phase.PRE_COPY, "no bandwidth", says="was not copied", tuning=Tuning(bandwidth=1 << 20), limits=_SHORT),
+    Case(
+        Phase.PRE_COPY,
+        "the guest writes faster than the link carries",
+        says="the guest goes on writing",
+        tuning=Tuning(bandwidth=96 << 20),
+        limits=Limits(total=30, pre_copy=8, answer=1),
+    ),
     Case(Phase.DEVICE_STATE, "the state is refused", says="MIG_DATA_WRITE: EINVAL"),
 )
+
+BY_FILE = (
+    Case(Phase.PREPARE, "the file cannot be made", says="refused migrate", by_file=True),
+    Case(Phase.PRE_COPY, "cancelled", says="cancelled", by_file=True),
+    Case(Phase.PRE_COPY, "the destination's QEMU dies", says="the destination's QEMU", by_file=True),
+    Case(Phase.SWITCHOVER, "the file is cut short", by_file=True),
+    Case(Phase.SWITCHOVER, "the destination's QEMU dies", says="the destination's QEMU", by_file=True),
+    Case(Phase.RESTORE, "the destination's server dies", says="server", by_file=True),
+)
+"""The source has written all of its memory, and has ended migrating, before the destination reads any."""
+
+IN_SPITE_OF_IT = (
+    Case(Phase.PRE_COPY, "the link is gone for a second", Verdict.MIGRATED, tuning=Tuning(bandwidth=96 << 20)),
+    Case(Phase.SWITCHOVER, "the link is gone for a second", Verdict.MIGRATED),
+    Case(Phase.RESTORE, "the link is cut", Verdict.MIGRATED),
+    Case(Phase.RESUME, "the link is cut", Verdict.MIGRATED),
+)
+"""Nothing that a migration has to fail by."""
 
 BY_THE_GUEST = (
     Case(Phase.PRE_COPY, "the guest resets the device", Verdict.MIGRATED),

@@ -15,7 +15,9 @@ from typing import Any
 from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import (
     AT_EVERY_PHASE,
+    BY_FILE,
     BY_THE_GUEST,
+    IN_SPITE_OF_IT,
     ON_THE_WAY,
     REPRESENTATIVE,
     WITH_THE_SOURCE,
@@ -186,9 +188,9 @@ class OtherWays(MigrationTest):
     """
 
     def test_through_a_file(self) -> None:
-        """The source has ended before the destination reads its memory."""
+        """There and back; the source has ended before the destination, which waits, reads its memory."""
         with self.lab() as lab, TemporaryDirectory(prefix="vfu-") as folder:
-            self.matrix(lab, [("interrupts", ""), ("dma", "")], plan=Plan(file=Path(folder) / "guest"))
+            self.matrix(lab, [("interrupts", ""), ("dma", "")], plan=Plan(file=Path(folder) / "guest"), hops=2)
 
     def test_several_streams(self) -> None:
         """Of multifd."""
@@ -235,6 +237,26 @@ class FailingWellEverywhere(FailingWell):
     def test_guest_stays_where_it_is(self) -> None:
         """Every fault at every phase."""
         self.go_through((*AT_EVERY_PHASE, *ON_THE_WAY))
+
+    def test_file_fails(self) -> None:
+        self.go_through(BY_FILE)
+
+    def test_guest_moves_in_spite_of_it(self) -> None:
+        """To and fro, with a link that does not stay as it was."""
+        with self.lab() as lab:
+            pair = lab.hosts("namespaces")
+            assert pair.cable is not None
+            guest = lab.boot(devices=["edu", "edu"], migratable=True, host=pair.a)
+            running = start(guest, [("dma", "intx")])
+            for case in IN_SPITE_OF_IT:
+                self.log.info("%s: %s", case.phase, case.fault)
+                report = lab.migrate(guest, to=pair.other(guest.host), plan=case.plan(lab, guest, pair))
+                pair.cable.mend()
+                self.assert_ended_as(case, report)
+                self.assert_works(guest)
+            for workload in running:
+                done = workload.end()
+                self.assertTrue(done.ok, done.verdict)
 
     def test_source_fails(self) -> None:
         """Each of these needs a guest of its own."""

@@ -289,16 +289,24 @@ class Coordinator:
         if self._plan.cancel.is_set():
             raise Cancelled("cancelled in pre-copy")
         if deadline.passed:
-            raise UserError(
-                f"the memory was not copied in {deadline.seconds:g} s: {self._progress()}",
-                hint="the guest writes faster than the link carries: give more bandwidth or more downtime",
-            )
+            raise self._not_copied(deadline)
         self._destination.check()
 
-    def _progress(self) -> str:
+    def _not_copied(self, deadline: Deadline) -> UserError:
+        """Whether the guest or the link is to blame, as far as QEMU knows."""
         ram = self._source.qmp.command("query-migrate").get("ram", {})
-        rate = ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)
-        return f"{ram.get('remaining', 0) >> 10} KiB are left, {rate >> 10} KiB/s become dirty"
+        left = ram.get("remaining", 0)
+        dirtied = ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)
+        sent = ram.get("mbps", 0.0) * 1e6 / 8
+        why, hint = "the link is slow", "give more bandwidth or more time"
+        if dirtied and ram.get("dirty-sync-count", 0) > 1:  # everything has been sent once
+            why = "the guest goes on writing too much for the link"
+            hint = "give more bandwidth or more downtime, or let the guest do less"
+        return UserError(
+            f"the memory was not copied in {deadline.seconds:g} s, {why}: {left >> 10} KiB are left, "
+            f"{dirtied >> 10} KiB/s become dirty, {int(sent) >> 10} KiB/s are sent",
+            hint=hint,
+        )
 
     # -- back to the source -------------------------------------------------------------------------------------------
 
