@@ -26,6 +26,7 @@ from vfio_user.interposer.asking import region_write as region_write
 from vfio_user.interposer.asking import request as request
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Task
+from vfio_user.interposer.migration_region import RegionMigration
 from vfio_user.interposer.picture import Mapping
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
@@ -40,10 +41,8 @@ Run = tuple[int, int]
 
 
 async def migration_support(session: Session) -> MigrationSupport | None:
-    """What the server can do of migration v2; None where it cannot migrate.
-
-    Where it has the region of v1 instead, what is asked of it here is from now on done with that.
-    """
+    """What the server can do of migration v2, by v1's region where it has that instead; None: it cannot migrate."""
+    session.picture.migration_asked = True
     with suppress(Refused, ProtocolError):
         body = await feature(session, Feature.MIGRATION, FeatureFlags.GET, room=at.MIGRATION_FLAGS.size)
         return MigrationSupport(at.MIGRATION_FLAGS.unpack(body).flags)
@@ -52,9 +51,16 @@ async def migration_support(session: Session) -> MigrationSupport | None:
     return MigrationSupport.STOP_COPY | MigrationSupport.PRE_COPY if session.picture.migration_region else None
 
 
+async def _by_region(session: Session) -> RegionMigration | None:
+    """How to migrate the session's server where that is not by messages; it is asked once."""
+    if not session.picture.migration_asked:
+        await migration_support(session)
+    return session.picture.migration_region
+
+
 async def migration_state(session: Session) -> MigrationState:
     """The device's migration state."""
-    if (v1 := session.picture.migration_region) is not None:
+    if (v1 := await _by_region(session)) is not None:
         state = await v1.state(session)
         session.picture.set_migration_state(state)
         return state
@@ -66,7 +72,7 @@ async def migration_state(session: Session) -> MigrationState:
 
 async def set_migration_state(session: Session, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
     """Take the device to another migration state; the server goes through those in between."""
-    if (v1 := session.picture.migration_region) is not None:
+    if (v1 := await _by_region(session)) is not None:
         await v1.set_state(session, state, timeout=timeout)
     else:
         body = at.DEVICE_STATE.pack(state, 0)
@@ -76,7 +82,7 @@ async def set_migration_state(session: Session, state: MigrationState, *, timeou
 
 async def mig_data_read(session: Session, size: int) -> bytes:
     """One piece of the device's state; empty at its end (STOP_COPY) or when there is nothing yet (PRE_COPY)."""
-    if (v1 := session.picture.migration_region) is not None:
+    if (v1 := await _by_region(session)) is not None:
         return await v1.read(session, size)
     payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + size, size)
     reply = await request(session, Command.MIG_DATA_READ, payload)
@@ -93,7 +99,7 @@ async def read_state(session: Session) -> AsyncIterator[bytes]:
 
 async def mig_data_write(session: Session, data: bytes) -> None:
     """Hand a piece of state to a device that is RESUMING."""
-    if (v1 := session.picture.migration_region) is not None:
+    if (v1 := await _by_region(session)) is not None:
         await v1.write(session, data)
         return
     payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + len(data), len(data), tail=data)
@@ -102,7 +108,7 @@ async def mig_data_write(session: Session, data: bytes) -> None:
 
 async def logging_start(session: Session, page_size: int, ranges: Iterable[Run] | None = None) -> None:
     """Let the server log the pages it writes, in `ranges` or everywhere that is mapped."""
-    if (v1 := session.picture.migration_region) is not None:
+    if (v1 := await _by_region(session)) is not None:
         await v1.start_logging(session)
         return
     wanted = list(ranges) if ranges is not None else mapped(session)
@@ -113,7 +119,7 @@ async def logging_start(session: Session, page_size: int, ranges: Iterable[Run] 
 
 async def logging_stop(session: Session) -> None:
     """Let it end that."""
-    if (v1 := session.picture.migration_region) is not None:
+    if (v1 := await _by_region(session)) is not None:
         await v1.stop_logging(session)
         return
     await feature(session, Feature.DMA_LOGGING_STOP, FeatureFlags.SET, at.LOGGING_CONTROL.pack(0, 0, 0))
@@ -124,7 +130,7 @@ async def logging_report(session: Session, page_size: int, run: Run) -> bytes:
     iova, length = run
     pages = -(-length // page_size)
     size = -(-pages // 64) * 8
-    if (v1 := session.picture.migration_region) is not None:
+    if (v1 := await _by_region(session)) is not None:
         return await v1.report(session, page_size, iova, length, size)
     body = at.LOGGING_REPORT.pack(iova, length, page_size)
     found = await feature(session, Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, body, room=size)

@@ -83,8 +83,10 @@ class Picture:
         self.config_read = 0
         """Bytes of `config_image` that have been read from the front on."""
         self.migration_state = State.RUNNING
+        self.migration_asked = False
+        """Whether the server has been asked how it migrates."""
         self.migration_region: RegionMigration | None = None
-        """How the server migrates, where that is not by messages, and somebody has asked."""
+        """How, where that is not by messages."""
         self.client_migrates = False
         """The client asks for migration itself: nobody has to do it for it."""
         self.resets = 0

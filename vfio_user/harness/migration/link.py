@@ -198,7 +198,6 @@ class DeviceLink:
 
     def await_state(self) -> None:
         """Make the destination's server ready to take the state."""
-        self.destination.control.call("migration_support")  # from here on its interposer knows how it migrates
         self._go(self.destination.control, "RESUMING")
 
     def load(self) -> Answer:

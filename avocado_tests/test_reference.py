@@ -1,0 +1,97 @@
+"""libvfio-user's own sample device under a real guest: a server in another language, of which we know the protocol."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from avocado_tests.guest_test import GuestTest
+from avocado_tests.migration_faults import AT_EVERY_PHASE
+from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.hosts.pair import two_hosts
+from vfio_user.harness.interposed import InterposedServer, Interposition
+from vfio_user.harness.lab import Lab
+from vfio_user.harness.libvfio_user import reference_program
+from vfio_user.harness.server import Device
+
+CHIP = "gpiochip0"
+INPUTS = [str(line) for line in range(16, 32)]
+"""The lines' numbers in the driver; the sample has nothing wired to them."""
+
+SYSTEM_PERIPHERAL = 0x088000
+"""A class: it has none of its own, and to such a device Linux gives no addresses when it is plugged in."""
+
+
+class Reference(GuestTest):
+    """
+    :avocado: tags=reference
+    """
+
+    def test_its_driver_reads_inputs_and_it_counts_on_on_another_host(self) -> None:
+        """The migration is by the v1 region: nothing of ours is in the server."""
+        with two_hosts() as hosts, self.gpio(migratable=True, host=hosts.a) as (lab, guest):
+            self.read_inputs(guest)
+            self.assertEqual(self.counted(guest, 7), [0, 0, 0, 1, 1, 1, 2])
+            report = lab.migrate(guest, to=hosts.b)
+            self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
+            self.assertEqual(self.counted(guest, 5), [2, 2, 3, 3, 3])
+            self.read_inputs(guest)
+
+    def test_it_stays_and_counts_on_where_its_migration_fails(self) -> None:
+        """In each phase, with the way back of the v1 region.
+
+        :avocado: tags=nightly
+        """
+        cases = [case for case in AT_EVERY_PHASE if case.fault in ("cancelled", "the destination's server dies")]
+        with two_hosts() as hosts, self.gpio(migratable=True, host=hosts.a) as (lab, guest):
+            for number, case in enumerate(cases):
+                report = lab.migrate(guest, to=hosts.b, plan=case.plan(lab, guest, hosts))
+                self.assertEqual(report.verdict, case.verdict, f"{case}: {report.reason}")
+                self.assertEqual(self.counted(guest, 1), [number // 3], case)
+            self.read_inputs(guest)
+
+    def test_an_upgrade_keeps_its_count_and_a_crash_its_driver(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        with self.gpio(interpose=Interposition(keep_alive=True)) as (_, guest):
+            server = guest.devices[0].server
+            assert isinstance(server, InterposedServer)
+            self.assertEqual(self.counted(guest, 4), [0, 0, 0, 1])
+            self.assertTrue(server.control.call("restart", hand_over=True)["handed_over"])
+            self.assertEqual(self.counted(guest, 3), [1, 1, 2])
+            server.kill()
+            self.assertEqual(self.counted(guest, 4), [0, 0, 0, 1])
+            self.read_inputs(guest)
+
+    @contextmanager
+    def gpio(self, **boot: Any) -> Iterator[tuple[Lab, BootedGuest]]:
+        program = shlex.quote(str(reference_program("gpio-pci-idio-16", progress=self.log.info)))
+        device = Device(command=f"{program} {{socket}}", properties={"x-pci-class-code": SYSTEM_PERIPHERAL})
+        with self.lab() as lab:
+            guest = lab.boot(device=device, image="storage", **boot)
+            guest.succeed("modprobe gpio-pci-idio-16")
+            guest.wait_until_succeeds(f"test -e /dev/{CHIP}", interval=0.01)
+            yield lab, guest
+
+    def read_inputs(self, guest: BootedGuest) -> None:
+        """By the driver, which is bound."""
+        self.assertEqual(guest.succeed(["gpioget", "--numeric", "-c", CHIP, *INPUTS]).split(), ["0"] * 16)
+
+    def counted(self, guest: BootedGuest, count: int) -> list[int]:
+        """What its first port says, read so many times: a third of how often it has been."""
+        ports = f"/sys/bus/pci/devices/{guest.device.address}/resource2"
+        return list(guest.call(read_port, ports, count, timeout=30))
+
+
+def read_port(path: str, count: int) -> list[int]:
+    """Run in the guest: an access of one byte each, as the file of an I/O BAR has it."""
+    import os
+
+    ports = os.open(path, os.O_RDONLY)
+    try:
+        return [os.pread(ports, 1, 0)[0] for _ in range(count)]
+    finally:
+        os.close(ports)
