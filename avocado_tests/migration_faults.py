@@ -52,6 +52,11 @@ class Scene:
         assert self.pair.cable is not None
         self.pair.cable.cut()
 
+    def cut_in_the_midst(self) -> None:
+        """Let there be more to send than sockets keep: QEMU serves nobody until it is sent."""
+        self.source.control.call("dma_write", runs=[{"iova": 16 << 20, "size": 64 << 20}], whole=False)
+        self.cut()
+
     def interrupt(self) -> None:
         """Cut the link as soon as QEMU uses it, and mend it while TCP still has patience."""
         threading.Thread(target=self._interrupt, daemon=True).start()
@@ -110,6 +115,7 @@ FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
         "the destination's interposer dies": lambda scene: scene.kill_interposer(scene.server),
         "the destination's server stalls": lambda scene: scene.server.child.signal(signal.SIGSTOP),
         "the link is cut": Scene.cut,
+        "the link is cut in the midst": Scene.cut_in_the_midst,
         "the link is gone for a second": Scene.interrupt,
         "the guest writes faster than the link carries": Scene.write_memory,
         "the file cannot be made": lambda scene: scene.write_to("/proc/nowhere/guest"),
@@ -181,6 +187,7 @@ ON_THE_WAY = (
         limits=Limits(total=30, pre_copy=8, answer=1),
     ),
     Case(Phase.DEVICE_STATE, "the state is refused", says="MIG_DATA_WRITE: EINVAL"),
+    Case(Phase.SWITCHOVER, "the link is cut in the midst", limits=Limits(total=6, pre_copy=5, answer=1)),
 )
 
 BY_FILE = (

@@ -145,12 +145,17 @@ class Qmp:
         """
         return self.execute(name, {key.replace("_", "-"): value for key, value in arguments.items()}, limit)
 
-    def execute(self, name: str, arguments: Mapping[str, object], limit: float | Deadline = 30.0) -> Any:
-        """`command` for arguments whose names are not Python's."""
+    def execute(
+        self, name: str, arguments: Mapping[str, object], limit: float | Deadline = 30.0, *, out_of_band: bool = False
+    ) -> Any:
+        """`command` for arguments whose names are not Python's.
+
+        `out_of_band`: answered also by a QEMU whose main loop is stuck; few commands can be (docs/interop/qmp-spec).
+        """
         deadline = Deadline.of(limit)
         self._record("->", {"execute": name, "arguments": dict(arguments)})
         try:
-            answer = _run(self._client.execute(name, dict(arguments) or None), deadline)
+            answer = _run(self._client.execute(name, dict(arguments) or None, oob=out_of_band), deadline)
         except ExecuteError as error:
             self._record("<-", {"error": {"class": error.error_class, "desc": str(error)}})
             raise QmpError(name, error.error_class, str(error)) from None

@@ -93,6 +93,8 @@ class Coordinator:
         self._held: list[DeviceLink] = []
         self._changed: list[DeviceLink] = []
         """Those whose command register is not the guest's for the moment."""
+        self._switching = False
+        """Whether the source's QEMU was told to send the last of it."""
         self._paused_at = 0.0
 
     def run(self) -> None:
@@ -205,6 +207,7 @@ class Coordinator:
             # Should this fail, QEMU lets the guest run before we can: its accesses wait until the server runs too.
             link.source.control.call("hold")
             self._held.append(link)
+        self._switching = True
         self._source.qmp.command("migrate-continue", state="pre-switchover")
         self._save_source_again()
         qemu_side.await_status(self._source, "completed", self._deadline)
@@ -318,7 +321,9 @@ class Coordinator:
             reason = error.explain()
         dead = self._casualties(wait=_DYING if isinstance(error, QmpLost) else 0.0)
         self._destination.kill()
-        # Not a word to the source's QEMU before this: a processor may wait for the device, and hold the big lock.
+        if self._switching:
+            qemu_side.hang_up(self._source)
+        # Not a word to the source's main loop before this: a processor may wait for the device, and hold the big lock.
         problems = self._revive_devices()
         if isinstance(error, MigrationFailed) and error.machine is self._source:
             reason = error.explain()

@@ -12,6 +12,7 @@ from vfio_user.harness.machine import Machine
 from vfio_user.harness.qmp import QmpTimeout
 
 _ENDED = ("failed", "cancelled")
+_HANGING_UP = 5.0
 
 
 class MigrationFailed(UserError):
@@ -68,6 +69,15 @@ def listen(machine: Machine, address: str) -> str:
 def read(machine: Machine, uri: str) -> None:
     """Have a machine take its guest from there."""
     machine.qmp.execute("migrate-incoming", {"uri": uri, "exit-on-error": False})
+
+
+def hang_up(machine: Machine) -> None:
+    """Close the connections of a migration, also of a QEMU that stands still until the other side takes what it sends.
+
+    While it sends the last of its memory it serves nobody else, for as long as TCP has patience: a quarter of an hour.
+    """
+    with suppress(VfioUserError):  # there may be none any more
+        machine.qmp.execute("yank", {"instances": [{"type": "migration"}]}, _HANGING_UP, out_of_band=True)
 
 
 def status_event(machine: Machine, seconds: float) -> str | None:
