@@ -138,11 +138,13 @@ def test_what_it_counted_goes_on_in_another_process(gpio: str) -> None:
 
 def test_dirty_pages_are_told_for_ranges_that_begin_where_a_mapping_does(gpio: str) -> None:
     """The known issue libvfio-user-dirty-report."""
-    with client_of(gpio) as client, GuestMemory(0x10000) as memory:
+    with client_of(gpio) as client, GuestMemory(0x10000) as memory, GuestMemory(0x1000, shared=False) as apart:
         client.dma_map(0x10_0000, memory)
+        client.dma_map(0x20_0000, apart)
         client.start_dirty_pages()
         for size in (0x10000, 0x8000):
             assert client.dirty_pages(0x10_0000, size).pages() == []
-        with pytest.raises(RemoteError) as caught:
-            client.dirty_pages(0x10_8000, 0x8000)
-        assert caught.value.errno == errno.ENOTSUP
+        for iova, size, refusal in ((0x10_8000, 0x8000, errno.ENOTSUP), (0x20_0000, 0x1000, errno.EINVAL)):
+            with pytest.raises(RemoteError) as caught:
+                client.dirty_pages(iova, size)
+            assert caught.value.errno == refusal

@@ -109,7 +109,7 @@ class KnownIssue(_Model):
     id: str
     what: str
     """What happens, in a sentence."""
-    component: Literal["qemu", "kernel", "driver"] = "qemu"
+    component: Literal["qemu", "kernel", "server"] = "qemu"
     versions: str
     """Those affected as far as is known: ">=10.1" or ">=10.1,<11.2"."""
     tried: tuple[str, ...] = ()
