@@ -208,6 +208,18 @@ def test_a_full_disk_there_refuses_the_state_and_the_guest_goes_on_here(tmp_path
         assert source.read_blocks(4000, 4096) == b"more" * 1024
 
 
+def test_an_image_that_cannot_be_read_ends_the_migration_and_not_the_guest(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, target), ControlClient(tmp_path / "control") as outside:
+        write(source, 4000, b"kept" * 1024)
+        outside.ask("break", nsid=1, operation="read", first=4000, blocks=1)
+        source.client.set_migration_state(MigrationState.PRE_COPY)
+        with pytest.raises(RemoteError):
+            move_some(source, target)
+        source.client.set_migration_state(MigrationState.RUNNING)
+        outside.ask("mend", nsid=1)
+        assert source.read_blocks(4000, 4096) == b"kept" * 1024
+
+
 def test_a_read_only_image_is_not_copied(tmp_path: Path) -> None:
     (tmp_path / "ro.img").write_bytes(bytes(MIB))
     device = Nvme(image=f"{tmp_path / 'ro.img'}:ro,{tmp_path / 'rw.img'}:1M", migrate_image=True)

@@ -165,7 +165,10 @@ class Backing:
             return self.length if error.errno == errno.ENXIO else offset  # EINVAL: a device cannot tell
 
     def claim(self) -> bool:
-        """Lock the image until `release`; False where another process, or this one, has locked the same."""
+        """Lock the image until `release`; False where it has been locked already, by whoever has opened it too.
+
+        Raises OSError (ENOLCK) where its file system has no locks.
+        """
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -31,8 +31,11 @@ class ImageCopy:
 
     def begin_saving(self) -> None:
         self._backing.log = deque()
-        if not self._backing.claim():
-            log.warning("%s is locked by another process, and copied all the same", self._backing.path)
+        try:
+            if not self._backing.claim():
+                log.warning("%s is locked by another process, and copied all the same", self._backing.path)
+        except OSError as error:  # a destination that cannot lock either refuses: it could be the same file
+            log.warning("%s cannot be locked: %s", self._backing.path, error.strerror)
 
     def next_data(self, offset: int) -> int:
         return self._backing.next_data(offset)
