@@ -104,12 +104,14 @@ class Saving:
             yield from self._whole(section, memory, sent[section])
         while self._running:
             before = self._writer.frames
-            for section, memory in enumerate(self._memories):
-                yield from self._changed(section, memory, sent[section])
-            yield from self._written()
+            yield from self._round(sent)
             if self._writer.frames != before:
                 yield _PAUSE  # after each round there is nothing once: else a busy device would have a reader for ever
             yield _PAUSE
+        yield from self._round(sent)
+
+    def _round(self, sent: list[array[int]]) -> Iterator[bytes]:
+        """All that is no longer as it was sent."""
         for section, memory in enumerate(self._memories):
             yield from self._changed(section, memory, sent[section])
         yield from self._written()
