@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import json
 import shlex
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests import reference_sample
 from vfio_user.cli._servers import CommandServer
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client import Client, RemoteError
@@ -27,6 +30,8 @@ from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch
 from vfio_user.harness.server import is_listening
 from vfio_user.wire import DIALECTS
+
+ROOT = Path(__file__).parent.parent
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 
@@ -148,3 +153,25 @@ def test_dirty_pages_are_told_for_ranges_that_begin_where_a_mapping_does(gpio: s
             with pytest.raises(RemoteError) as caught:
                 client.dirty_pages(iova, size)
             assert caught.value.errno == refusal
+
+
+def test_its_client_finds_our_device_as_good_as_its_server_and_migrates_it(tmp_path: Path) -> None:
+    """Describes, resets, maps, is interrupted, serves DMA, logs; moves it to another server, and goes on there.
+
+    The client starts the other by the name `server` beside itself, and becomes that: its own fate is known there.
+    """
+    client = shutil.copy(reference_program("client"), tmp_path / "client")
+    other = tmp_path / "server"
+    other.write_text(f'#!/bin/sh\ncd {shlex.quote(str(ROOT))}\nexec {sys.executable} -m tests.reference_sample "$@"\n')
+    other.chmod(0o755)
+    with Scratch() as scratch:
+        front = scratch.socket_path("front")
+        server = Child("server", reference_sample.command(str(front)), log=tmp_path / "log")
+        try:
+            while not is_listening(front):
+                assert server.wait(0.01) is None, server.last_words()
+            ran = subprocess.run([client, front], cwd=ROOT, capture_output=True, text=True, timeout=90)
+        finally:
+            server.stop()
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("INTx triggered") == 2

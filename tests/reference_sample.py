@@ -1,0 +1,97 @@
+"""The device of libvfio-user's sample `server`, with our API: so its sample `client` can be tried on us.
+
+    python -m tests.reference_sample SOCKET     as the program `server` that the client starts beside itself: status of
+                                                the client, whose parent this process is
+
+BAR 0 takes a time, at which INTx comes and a page of the first memory that was mapped is written, and read again. BAR 1
+is memory, and is saved while the device runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from vfio_user.device import Bar, DmaRegion, IntX, PciDevice, PciIds, memory, register, state
+from vfio_user.harness.process import Child
+
+PAGE = 4096
+PATIENCE = 60.0
+
+
+class Sample(PciDevice):
+    """libvfio-user's sample server."""
+
+    ids = PciIds(0xDEAD, 0xBEEF, class_code=0xFF0000, subsystem_vendor=0xCAFE, subsystem=0xBABE)
+    bars = (Bar(0, size=0x1000), Bar(1, size=0x4000))
+    interrupts = IntX()
+    alarm: int = state(0)
+    content: memoryview = memory(0x4000, bar=1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mapped: set[int] = set()
+
+    def on_dma_map(self, region: DmaRegion) -> None:
+        self._mapped.add(region.iova)
+
+    def on_dma_unmap(self, region: DmaRegion) -> None:
+        self._mapped.discard(region.iova)
+
+    @register(bar=0, offset=0, width=8)
+    def at(self, value: int) -> None:
+        self.alarm = value
+        self._wait()
+
+    @at.reader
+    def _(self) -> int:
+        return int(time.time()) - self.alarm & (1 << 64) - 1
+
+    def set_irqs(self, *request: Any, **more: Any) -> None:
+        """After a migration the client is ready for the alarm when it has taken the interrupt."""
+        super().set_irqs(*request, **more)
+        if self.alarm:
+            self._wait()
+
+    def _wait(self) -> None:
+        ring = threading.Timer(max(0.0, self.alarm - time.time()), lambda: self.call_soon(self._come))
+        ring.daemon = True
+        ring.start()
+
+    def _come(self) -> None:
+        self.defer(self._ring)  # not where migration has stopped the device
+
+    def _ring(self) -> None:
+        self.interrupts.trigger(0)
+        first = min(self._mapped)
+        self.dma.write(first, b"A" * PAGE)
+        if self.dma.read(first, PAGE) != b"A" * PAGE:
+            raise RuntimeError("what was read is not what was written")
+
+
+def command(socket: str) -> list[str]:
+    """Our server, behind an interposer that takes the descriptors from DMA_MAP: the client wants DMA by message."""
+    python = [sys.executable, "-m", "vfio_user"]
+    serve = [*python, "serve", f"{__spec__.name}:Sample", "--dialect", "region-migration", "--fd", "{fd}"]
+    faults = str(Path(__file__).with_suffix(".yaml"))
+    interpose = ["interpose", "--dialect", "region-migration", "--faults", faults, "--listen", socket]
+    return [*python, *interpose, "--server-command", shlex.join(serve)]
+
+
+def main() -> None:
+    client = psutil.Process().children()[0]  # it was ours before it started this program in its parent's place
+    server = Child("server", command(sys.argv[-1]), log=Path(sys.argv[-1] + ".log"))
+    try:
+        sys.exit(client.wait(timeout=PATIENCE))
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()
