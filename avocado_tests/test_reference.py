@@ -9,6 +9,7 @@ from typing import Any
 
 from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import AT_EVERY_PHASE
+from vfio_user.errors import UserError
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.harness.interposed import InterposedServer, Interposition
@@ -64,6 +65,16 @@ class Reference(GuestTest):
             self.assertEqual(self.counted(guest, 3), [1, 1, 2])
             server.kill()
             self.assertEqual(self.counted(guest, 4), [0, 0, 0, 1])
+            self.read_inputs(guest)
+
+    def test_a_region_with_two_descriptors(self) -> None:
+        """The other sample's, one for each area that may be mapped.
+
+        :avocado: tags=nightly
+        """
+        with self.gpio() as (_, guest), self.known_issue("region-fds-crash", guest):
+            with self.assertRaises(UserError):
+                guest.plug(f"{shlex.quote(str(reference_program('server')))} {{socket}}")
             self.read_inputs(guest)
 
     @contextmanager

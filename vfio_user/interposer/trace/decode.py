@@ -137,8 +137,8 @@ def _take_apart(dialect: Dialect, command: Command, message: Message, decoded: D
     shape = dialect.shapes[command]
     layout = shape.reply if message.is_reply else shape.request
     payload = message.payload
-    if message.failed and not payload:
-        return
+    if not payload and (message.failed or (message.is_reply and command is Command.DIRTY_PAGES)):
+        return  # only a bitmap is more than a header
     if layout is None:
         decoded.data = payload
         return
