@@ -19,6 +19,7 @@ from servers.nvme.backing import WouldBlock
 from servers.nvme.spec import Admin, Feature, Io
 from tests.nvme_kit import BASE, CSTS, PAGE, Host, QueuePair, controller
 from vfio_user.client import Client, Disconnected
+from vfio_user.device import NoClient
 from vfio_user.errors import ProtocolError
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
@@ -149,6 +150,34 @@ def test_commands_under_way_are_ended_before_a_controller_moves(
         moved.take()
         assert [moved.arrived[cid].status for cid in cids] == [0] * 6
         assert moved.do(Io.FLUSH, nsid=1).status == 0
+
+
+class Posting(NoClient):
+    """A session that has not come yet to what threads have posted."""
+
+    def __init__(self) -> None:
+        self.posted: list[Callable[[], None]] = []
+
+    def call_soon(self, work: Callable[[], None]) -> None:
+        self.posted.append(work)
+
+
+def test_a_controller_stands_still_when_the_guest_has_been_told_of_its_commands(tmp_path: Path) -> None:
+    """Not when their threads have ended: what is told after the state was saved is lost."""
+    device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
+    device.link = session = Posting()
+    told: list[Exception | None] = []
+    device.engine.background.submit(lambda: None, told.append)
+    device.engine.background.wait()
+    waiting = device.quiesce()
+    assert waiting is not None
+    before: list[list[Exception | None]] = []
+    waiting.then(lambda: before.append(list(told)))
+    assert not before
+    for work in session.posted:
+        work()
+    assert before == [[None]]
+    device.close()
 
 
 def test_commands_that_no_server_has_fetched_are_carried_out_by_the_next(tmp_path: Path) -> None:

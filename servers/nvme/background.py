@@ -24,7 +24,6 @@ class Background:
         self._running = 0
         self.outstanding = 0
         """Work begun whose end was not told yet. For the thread that submits and reaps."""
-        self._when_idle: list[Callable[[], None]] = []
 
     def submit(self, work: Work, done: Done) -> None:
         """Run `work` on a thread; what it raises, or None, is given to `done` by `reap`."""
@@ -47,14 +46,6 @@ class Background:
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
 
-    def when_idle(self, call: Callable[[], None]) -> None:
-        """`call`, on the thread that ends the last work, behind its `wake`; at once if nothing runs."""
-        with self._changed:
-            if self._running:
-                self._when_idle.append(call)
-                return
-        call()
-
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
@@ -67,11 +58,6 @@ class Background:
             outcome = error
         self._ended.append((done, outcome))
         self._wake()
-        calls: list[Callable[[], None]] = []
         with self._changed:
             self._running -= 1
-            if not self._running:
-                calls, self._when_idle = self._when_idle, []
             self._changed.notify_all()
-        for call in calls:
-            call()

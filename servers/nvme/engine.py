@@ -45,6 +45,7 @@ class Engine:
         self._scheduled = False
         self._working = False
         self._quiet = False
+        self._halted: list[Quiesce] = []  # who waits until no command is under way
         self.closing = False
         """The controller is being disabled: no further command is begun."""
 
@@ -261,6 +262,10 @@ class Engine:
         self.background.reap()
         self.interrupt()
         self._device.finish_disabling()
+        if not self.background.outstanding:
+            halted, self._halted = self._halted, []
+            for waiting in halted:
+                waiting.done()
 
     # Interrupts
 
@@ -299,12 +304,14 @@ class Engine:
     # Standing still, moving
 
     def halt(self) -> Quiesce | None:
-        """Begin nothing more; None if nothing is under way, or what tells when that is so."""
+        """Begin nothing more; None if nothing is under way, or what tells when that is so: when the guest has been told
+        of the last command, not when its thread has ended. A completion that is told later would be lost.
+        """
         self._quiet = True
         if not self.background.outstanding:
             return None
         waiting = Quiesce()
-        self.background.when_idle(waiting.done)
+        self._halted.append(waiting)
         return waiting
 
     def go_on(self) -> None:
