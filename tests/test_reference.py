@@ -23,6 +23,7 @@ from tests import reference_sample
 from vfio_user.cli._servers import CommandServer
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client import Client, RemoteError
+from vfio_user.client.description import describe
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.harness.libvfio_user import DIALECT, reference_program
@@ -139,6 +140,17 @@ def test_what_it_counted_goes_on_in_another_process(gpio: str) -> None:
         assert [source.region_read(2, 0, 1)[0] for _ in range(7)] == [0, 0, 0, 1, 1, 1, 2]
         destination.migration_region().load(source.migration_region().save())
         assert [destination.region_read(2, 0, 1)[0] for _ in range(3)] == [2, 2, 3]
+
+
+def test_probing_says_how_it_migrates_and_what_a_vmm_would_stumble_over(server: str) -> None:
+    """Also where nobody has said what dialect it speaks."""
+    with CommandServer(server, timeout=20) as target, Client(target.connect(), timeout=20) as client:
+        client.negotiate(minor=0)
+        description = describe(client)
+    assert description.migration.how == "region"
+    about = ("no class", "BAR1 has 0x3000 bytes", "region 1 comes with 2 descriptors")
+    assert [next(problem for problem in description.problems if problem.startswith(text)) for text in about]
+    assert len(description.problems) == len(about)
 
 
 def test_dirty_pages_are_told_for_ranges_that_begin_where_a_mapping_does(gpio: str) -> None:

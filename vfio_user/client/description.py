@@ -20,6 +20,7 @@ from vfio_user.wire.constants import (
     RegionIndex,
 )
 
+_LAST_BAR = 5
 CONFIG_SIZES = (4096, 256)
 
 _REGION_NAMES = {
@@ -120,7 +121,7 @@ def describe(client: Client) -> Description:
         irqs=irqs,
         pci_capabilities=capabilities,
         migration=_migration_facts(client, regions),
-        problems=[*config.problems, *_problems(regions, irqs, capabilities)],
+        problems=[*config.problems, *_problems(regions, irqs, capabilities, config.class_code)],
     )
 
 
@@ -153,21 +154,26 @@ def _irq_facts(client: Client, index: int) -> IrqFacts:
 
 
 def _migration_facts(client: Client, regions: list[Region]) -> MigrationFacts:
+    has_region = any(region.type == MIGRATION_REGION_TYPE and region.size for region in regions)
+    by_region = MigrationFacts("region" if has_region else "none", dirty_logging=has_region)
     if Command.DEVICE_FEATURE not in client.dialect:
-        has_region = any(region.type == MIGRATION_REGION_TYPE and region.size for region in regions)
-        return MigrationFacts("region" if has_region else "none", dirty_logging=has_region)
+        return by_region
     try:
         support = client.migration_support()
         state = client.migration_state()
         logging = client.has_feature(Feature.DMA_LOGGING_START)
     except RemoteError:
-        return MigrationFacts("none")
+        return by_region
     flags = [flag.name.lower() for flag in MigrationSupport if support & flag and flag.name]
     return MigrationFacts("messages", flags, state.name, logging)
 
 
-def _problems(regions: list[Region], irqs: list[IrqFacts], capabilities: list[Capability]) -> Iterator[str]:
-    """What makes QEMU refuse the device, or crash (reference: qemu-client)."""
+def _problems(
+    regions: list[Region], irqs: list[IrqFacts], capabilities: list[Capability], class_code: int
+) -> Iterator[str]:
+    """What makes QEMU refuse the device, or crash (reference: qemu-client), and what a guest makes of it."""
+    if not class_code >> 8:
+        yield "no class: Linux gives no addresses to such a device when it is plugged in"
     sizes = {region.index: region.size for region in regions}
     if len(regions) < 8:
         yield f"{len(regions)} regions: QEMU wants at least 8"
@@ -189,6 +195,10 @@ def _problems(regions: list[Region], irqs: list[IrqFacts], capabilities: list[Ca
                 if offset + length > sizes.get(bar, 0):
                     yield f"MSI-X {part} at {offset:#x} is not within BAR{bar} of {sizes.get(bar, 0):#x} bytes"
     for region in regions:
+        if region.index <= _LAST_BAR and region.size & (region.size - 1):
+            yield f"BAR{region.index} has {region.size:#x} bytes, which is no power of two"
+        if region.descriptors > 1:
+            yield f"region {region.index} comes with {region.descriptors} descriptors: QEMU takes one, and may crash"
         for offset, size in region.mappable:
             if offset % 4096 or size % 4096 or offset + size > region.size:
                 yield f"region {region.index} lets {offset:#x}+{size:#x} be mapped, which is not whole pages inside it"

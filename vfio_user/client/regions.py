@@ -30,6 +30,8 @@ class Region(RegionDescription):
     """A region, and the descriptor to map it with, which belongs to the client."""
 
     fd: int | None = None
+    descriptors: int = 0
+    """How many came with the description; those behind the first were closed."""
 
     @property
     def mappable(self) -> tuple[tuple[int, int], ...]:
@@ -81,7 +83,8 @@ class RegionCalls(Connection):
             close_all([self._region_fds.pop(index)])
         if fd is not None:
             self._region_fds[index] = fd
-        return Region(region.index, region.size, region.flags, region.offset, region.sparse, region.type, fd)
+        described = (region.index, region.size, region.flags, region.offset, region.sparse, region.type)
+        return Region(*described, fd, len(reply.fds))
 
     def regions(self) -> list[Region]:
         """Every region of the device, unused ones with size 0 among them."""
