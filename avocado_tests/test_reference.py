@@ -6,11 +6,14 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import AT_EVERY_PHASE
 from vfio_user.errors import UserError
+from vfio_user.harness import booted
 from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.harness.interposed import InterposedServer, Interposition
 from vfio_user.harness.lab import Lab
@@ -66,6 +69,15 @@ class Reference(GuestTest):
             server.kill()
             self.assertEqual(self.counted(guest, 4), [0, 0, 0, 1])
             self.read_inputs(guest)
+
+    def test_a_device_without_a_class_is_not_seen_and_the_reason_told(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        with self.lab() as lab:
+            guest = lab.boot()
+            with mock.patch.object(booted, "_PLUGGED", 1.0), self.assertRaisesRegex(GuestFailure, "no class"):
+                guest.plug(f"{shlex.quote(str(reference_program('gpio-pci-idio-16')))} {{socket}}")
 
     def test_a_region_with_two_descriptors(self) -> None:
         """The other sample's, one for each area that may be mapped.

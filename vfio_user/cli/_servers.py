@@ -19,7 +19,7 @@ from vfio_user.wire import Dialect
 START = 20.0
 """Seconds that a server has to listen."""
 
-LINGERS = 0.3
+LINGERS = 0.5
 """Seconds that a server has to end with its client, if it does."""
 
 GIVES_UP = 0.05

@@ -32,6 +32,7 @@ class Serve(Protocol):
 
 _BOOTED = 30.0  # seconds for the agent's first answer
 _PLUGGED = 15.0
+_CLASSLESS = "; it has no class, and to such a device Linux gives no addresses: give it one by x-pci-class-code"
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,20 @@ class BootedGuest(Guest):
         if "missing" in seen:
             raise GuestFailure(
                 f"the guest does not see {device.name!r} at {place} after {_PLUGGED * self.patience:g} s:"
-                f" {seen['missing']}",
+                f" {seen['missing']}{self._why_unseen(identity)}",
                 evidence=self.evidence(),
             )
         plugged = Plugged(identity, place, seen["address"], seen["vendor"], seen["device"], server)
         self.devices.append(plugged)
         return plugged
+
+    def _why_unseen(self, identity: str) -> str:
+        """What QEMU's view of a device has to say about that."""
+        buses = self.qmp.command("query-pci")
+        devices = [device for bus in buses for device in bus["devices"]]
+        devices += [below for device in devices for below in device.get("pci_bridge", {}).get("devices", ())]
+        classless = any(device["qdev_id"] == identity and not device["class_info"]["class"] for device in devices)
+        return _CLASSLESS if classless else ""
 
     def unplug(self, plugged: Plugged, *, keep_server: bool = False) -> None:
         """Take a device out, wait until the guest has let it go, and end its server if it is not kept."""

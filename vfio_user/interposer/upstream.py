@@ -9,7 +9,7 @@ from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.server_process import ServerProcess, peer_pid
 from vfio_user.transport import Address, Stream, connect
 
-LINGERS = 0.2
+LINGERS = 0.5
 """Seconds that a server of ours has to end with its client, as it may, before it is taken to stay."""
 
 RETRY = 0.02
