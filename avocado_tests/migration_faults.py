@@ -85,6 +85,15 @@ class Scene:
         server.interposer.signal(signal.SIGKILL)
         server.interposer.wait(5)
 
+    @staticmethod
+    def stall(server: InterposedServer) -> None:
+        """When this returns none of its threads runs; after the signal alone some still do, on a busy machine."""
+        server.child.signal(signal.SIGSTOP)
+        deadline = Deadline(10)
+        while os.waitid(os.P_PID, server.child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
+            assert not deadline.passed, "the server does not stop"
+            time.sleep(0.001)
+
     def corrupt(self) -> None:
         """Something in the middle of the state that is no state."""
         self.server.control.call("mig_data_write", data="AAECAwQFBgcICQ==")
@@ -113,7 +122,7 @@ FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
         "the destination's QEMU dies": lambda scene: scene.machine.kill(),
         "the destination's server dies": lambda scene: scene.server.kill(),
         "the destination's interposer dies": lambda scene: scene.kill_interposer(scene.server),
-        "the destination's server stalls": lambda scene: scene.server.child.signal(signal.SIGSTOP),
+        "the destination's server stalls": lambda scene: scene.stall(scene.server),
         "the link is cut": Scene.cut,
         "the link is cut in the midst": Scene.cut_in_the_midst,
         "the link is gone for a second": Scene.interrupt,
@@ -125,7 +134,7 @@ FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
         "the guest reboots": Scene.reboot,
         "the source's server dies": lambda scene: scene.source.kill(),
         "the source's interposer dies": lambda scene: scene.kill_interposer(scene.source),
-        "the source's server stalls": lambda scene: scene.source.child.signal(signal.SIGSTOP),
+        "the source's server stalls": lambda scene: scene.stall(scene.source),
         "the source's QEMU dies": lambda scene: scene.guest.machine.kill(),
     }
 )

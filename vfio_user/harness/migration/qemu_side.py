@@ -11,7 +11,9 @@ from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.qmp import QmpTimeout
 
-_ENDED = ("failed", "cancelled")
+_ENDED = ("failing", "failed", "cancelling", "cancelled")
+"""What is on its way to its end may not get there by itself: the guest runs again, and its processor may be waiting for
+a device that is held back, with the big lock in its hand."""
 _HANGING_UP = 5.0
 
 
