@@ -47,7 +47,7 @@ class Kills(NvmeTest):
             self.check(acknowledged, following.get("/tmp/copy"))
 
     def test_a_server_is_killed_and_replaced_under_fua_writes(self) -> None:
-        self.kill_again_and_again("fua", 2)
+        self.kill_again_and_again("fua", 1)
 
     def test_many_kills_under_fua_writes(self) -> None:
         """
@@ -99,7 +99,7 @@ class Kills(NvmeTest):
             guest, disk = bench.guest, bench.block()
             guest.succeed(f"mkfs.ext4 -q {disk}", "mkdir -p /mnt", f"mount -t ext4 {disk} /mnt")
             guest.start(["python3", "-c", SYNC_FILES])
-            guest.wait_until_succeeds("test $(wc -l < /tmp/synced) -ge 60", interval=0.02)
+            guest.wait_until_succeeds("test $(wc -l < /tmp/synced) -ge 30", interval=0.02)
             lines = guest.get("/tmp/synced").decode().splitlines(keepends=True)
             synced = dict(line.split() for line in lines if line.endswith("\n"))
             self.kill_server(bench)
