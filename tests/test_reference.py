@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests import reference_sample
+from tests.interposed import Interposed
 from vfio_user.cli._servers import CommandServer
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client import Client, RemoteError
@@ -30,6 +31,7 @@ from vfio_user.harness.libvfio_user import DIALECT, reference_program
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch
 from vfio_user.harness.server import is_listening
+from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +142,19 @@ def test_what_it_counted_goes_on_in_another_process(gpio: str) -> None:
         assert [source.region_read(2, 0, 1)[0] for _ in range(7)] == [0, 0, 0, 1, 1, 1, 2]
         destination.migration_region().load(source.migration_region().save())
         assert [destination.region_read(2, 0, 1)[0] for _ in range(3)] == [2, 2, 3]
+
+
+def test_an_interposer_that_keeps_it_alive_brings_up_another_with_its_state_where_it_can(
+    gpio: str, tmp_path: Path
+) -> None:
+    """A client that never knows, and speaks the dialect of QEMU of today."""
+    with Interposed(tmp_path, gpio, survive=Policy()) as interposed:
+        client, control = interposed.client(), interposed.control()
+        assert [client.region_read(2, 0, 1)[0] for _ in range(4)] == [0, 0, 0, 1]
+        assert control.call("restart", hand_over=True)["handed_over"]
+        assert [client.region_read(2, 0, 1)[0] for _ in range(3)] == [1, 1, 2]
+        control.call("signal", signal="SIGKILL")
+        assert [client.region_read(2, 0, 1)[0] for _ in range(4)] == [0, 0, 0, 1]
 
 
 def test_probing_says_how_it_migrates_and_what_a_vmm_would_stumble_over(server: str) -> None:

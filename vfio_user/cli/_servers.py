@@ -121,7 +121,7 @@ class CommandServer:
             try:
                 stream = connect(self._path(), timeout=self._timeout)
             except UserError:
-                code = self._child.wait(0.01)
+                code = self._child.wait(0.002)
                 if code is not None and self._clients:  # it was about to end
                     self._start()
                 elif code is not None:
