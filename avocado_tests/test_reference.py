@@ -30,10 +30,10 @@ SYSTEM_PERIPHERAL = 0x088000
 
 class Reference(GuestTest):
     """
-    :avocado: tags=reference
+    :avocado: tags=gpio,libvfio-user
     """
 
-    def test_its_driver_reads_inputs_and_it_counts_on_on_another_host(self) -> None:
+    def test_its_driver_reads_and_it_goes_on_counting_on_another_host(self) -> None:
         """The migration is by the v1 region: nothing of ours is in the server."""
         with two_hosts() as hosts, self.gpio(migratable=True, host=hosts.a) as (lab, guest):
             self.read_inputs(guest)
