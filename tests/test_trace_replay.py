@@ -115,7 +115,7 @@ def test_the_manuals_test_of_a_recorded_bug_is_one(trace: Path) -> None:
     ],
 )
 def test_a_server_that_does_otherwise_is_found_out(trace: Path, name: str, what: What) -> None:
-    outcome = replay(trace, server(name), patience=1)
+    outcome = replay(trace, server(name), patience=4)
     assert outcome.difference is not None
     assert outcome.difference.what is what
     with pytest.raises(VerdictError):
