@@ -6,6 +6,7 @@ each cell. What a device did wrong, in any of its rounds, is in the report of it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -25,10 +26,11 @@ from avocado_tests.migration_faults import (
 )
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts import two_hosts
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.migration import Mode, Plan, Report, Tuning, Verdict
+from vfio_user.harness.migration import Limits, Mode, Phase, Plan, Report, Tuning, Verdict
 from vfio_user.harness.migration.journal import Journal
 from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import Workload, judge
@@ -196,6 +198,51 @@ class OtherWays(MigrationTest):
         """Of multifd."""
         with self.lab() as lab:
             self.matrix(lab, [("interrupts", ""), ("dma", "")], plan=Plan(Tuning(channels=2)))
+
+
+class Unmapped(MigrationTest):
+    """
+    Behind a vIOMMU the driver unmaps memory as soon as the device has written it, and the server's log forgets it.
+
+    :avocado: tags=nvme,migration,nightly
+    """
+
+    def test_what_was_read_from_a_disk_is_what_arrives(self) -> None:
+        size = 128 << 20
+        with self.lab() as lab, TemporaryDirectory(prefix="vfu-") as folder:
+            image = Path(folder) / "disk.img"
+            image.write_bytes(os.urandom(size))
+            pair = lab.hosts()
+            guest = lab.boot(f"nvme --image {image}", image="storage", migratable=True, host=pair.a, iommu=True)
+            guest.succeed("modprobe nvme")
+            disk = guest.wait_until_succeeds("ls /dev/nvme0n1").strip()
+            holder = guest.start(f"exec 3<{disk}; sleep 1000", 1000)  # the kernel forgets what nobody has open
+            reading: list[Job] = []
+
+            def watch(phase: Phase) -> None:
+                if phase is Phase.PRE_COPY:
+                    reading.append(guest.start(f"dd if={disk} of=/dev/null bs=256k", 200))
+
+            plan = Plan(Tuning(bandwidth=64 << 20), Limits(total=150, pre_copy=100), watch=watch)
+            self.whole(lab.migrate(guest, to=pair.b, plan=plan))
+            self.assertEqual(reading[0].wait(200).exit_code, 0)
+            self.assertEqual(guest.call(_stale_pages, disk, size, timeout=200), 0)
+            holder.kill()
+
+
+def _stale_pages(disk: str, size: int) -> int:
+    """How many pages of what the kernel has of a disk are not what is on it."""
+    import mmap
+    import os
+
+    piece, page = 1 << 16, 4096
+    cached, direct = os.open(disk, os.O_RDONLY), os.open(disk, os.O_RDONLY | os.O_DIRECT)
+    room, stale = mmap.mmap(-1, piece), 0
+    for place in range(0, size, piece):
+        os.preadv(direct, [room], place)
+        known = os.pread(cached, piece, place)
+        stale += sum(known[at : at + page] != room[at : at + page] for at in range(0, piece, page))
+    return stale
 
 
 class OtherQemu(MigrationTest):

@@ -189,11 +189,31 @@ def test_dirty_pages_are_written_once_more(edu: Interposed) -> None:
     copied_by_the_device(client, pages)
     before = bytes(ram.view)
     with serving(client):
-        assert control.call("dma_logging_resend") == {"pages": len(pages)}
-        assert control.call("dma_logging_resend") == {"pages": 0}
+        assert control.call("dma_logging_resend") == {"pages": len(pages), "unmapped": []}
+        assert control.call("dma_logging_resend") == {"pages": 0, "unmapped": []}
     assert client.memory.dirty == set(pages)
     same = bytes(ram.view) == before
     assert same, "what is written again is what was there"
+
+
+def test_what_was_unmapped_meanwhile_counts_as_written(edu: Interposed) -> None:
+    """Under the address that its memory has now, or by its offset where it has none."""
+    client, control, ram = edu.client(), edu.control(), edu.ram()
+    for iova, offset in ((0x100000, 0), (0x200000, 0x8000), (0x300000, 0x10000)):
+        client.dma_map(iova, ram, offset=offset, size=0x2000)
+    client.dma_unmap(0x100000, 0x2000)
+    control.call("dma_logging_start", page_size=4096)
+    copied_by_the_device(client, [0x300000])
+    client.dma_unmap(0x200000, 0x2000)
+    client.dma_unmap(0x300000, 0x2000)
+    client.dma_map(0x500000, ram, offset=0xF000, size=0x3000)
+    with serving(client):
+        assert control.call("dma_logging_resend") == {"pages": 2, "unmapped": [0x8000, 0x9000]}
+    assert client.memory.dirty == {0x501000, 0x502000}
+    control.call("dma_logging_stop")
+    control.call("dma_logging_start", page_size=4096)
+    with serving(client):
+        assert control.call("dma_logging_resend") == {"pages": 0, "unmapped": []}
 
 
 def test_a_page_that_the_client_refuses_is_not_passed_over(edu: Interposed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ wanted: so it is what the server holds, and what a new server has to be told to 
 
 from __future__ import annotations
 
+import os
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from vfio_user.wire import Command, Dialect, Message, Proposal, decode_version
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
     FEATURE_MASK,
+    DmaFlags,
     DmaFlagsV6,
     Feature,
     FeatureFlags,
@@ -47,6 +49,11 @@ class Mapping:
     protections: int = 0
     """Of the draft's table entries; `flags` has them elsewhere."""
 
+    @property
+    def written_directly(self) -> bool:
+        """Whether the server can write here without a message."""
+        return self.fd >= 0 and bool((self.flags | self.protections) & DmaFlags.WRITE)
+
 
 @dataclass
 class Irqs:
@@ -73,6 +80,9 @@ class Picture:
         self.client: Proposal | None = None
         self.server: Proposal | None = None
         self.maps: dict[int, Mapping] = {}
+        self.unmapped: set[tuple[int, int, int]] | None = None
+        """While the server logs what it writes: (inode, offset, size) of memory that it could write and cannot any
+        more. What its log had of it is gone."""
         self.irqs: dict[int, Irqs] = {}
         self.regions: dict[int, RegionDescription] = {}
         self.device_info: bytes | None = None
@@ -194,6 +204,8 @@ class Picture:
         gone = self.maps.pop(iova, None)
         if gone is not None:
             self._sorted = None
+            if self.unmapped is not None and gone.written_directly:
+                self.unmapped.add((os.fstat(gone.fd).st_ino, gone.offset, gone.size))
             if gone.fd >= 0:
                 self.fds.drop(gone.fd)
 

@@ -6,6 +6,9 @@ them is answered.
 
 from __future__ import annotations
 
+import os
+import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -37,6 +40,24 @@ async def resend(session: Session, pages: Iterable[int]) -> int:
     if before is not None:
         await before
     return sent
+
+
+def unmapped_pages(session: Session, page_size: int) -> tuple[set[int], set[int]]:
+    """What the server may have written and had unmapped since it logs: the IOVAs of pages that are mapped elsewhere by
+    now, and the offsets in the guest's memory file of those that are not.
+    """
+    maps = [mapping for mapping in session.picture.maps.values() if mapping.written_directly]
+    mapped = sorted((os.fstat(one.fd).st_ino, one.offset, one.size, one.iova) for one in maps)
+    iovas, offsets = set(), set()
+    for inode, start, length in session.picture.unmapped or ():
+        for place in range(start, start + length, page_size):
+            before = bisect_right(mapped, (inode, place, sys.maxsize)) - 1
+            there, offset, size, iova = mapped[before] if before >= 0 else (0, 0, 0, 0)
+            if there == inode and place < offset + size:
+                iovas.add(iova + place - offset)
+            else:
+                offsets.add(place)
+    return iovas, offsets
 
 
 async def _write_all(session: Session, payloads: list[bytes]) -> None:

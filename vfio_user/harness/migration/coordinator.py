@@ -182,9 +182,11 @@ class Coordinator:
     def _dirty_pages(self, record: PhaseRecord) -> None:
         for link in self._links:
             self._prepare_for_resending(link)
-        pages = sum(resent.result()["pages"] for resent in [link.resend_dirty() for link in self._links])
-        record.details["pages"] = pages
-        record.bytes = pages * PAGE_SIZE
+        resent = [answer.result() for answer in [link.resend_dirty() for link in self._links]]
+        unmapped = {offset for told in resent for offset in told["unmapped"]}
+        qemu_side.write_again(self._source, sorted(unmapped))
+        record.details |= {"pages": sum(told["pages"] for told in resent), "unmapped": len(unmapped)}
+        record.bytes = sum(record.details.values()) * PAGE_SIZE
 
     def _prepare_for_resending(self, link: DeviceLink) -> None:
         """Change the command register for the source's QEMU alone: its server stands still, its state is on the way."""

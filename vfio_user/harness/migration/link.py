@@ -173,7 +173,7 @@ class DeviceLink:
 
     def resend_dirty(self) -> Answer:
         """Write a byte of each page that the device wrote since logging began back over the client, so that QEMU sends
-        them again; `pages` of the answer is how many there were.
+        them again; `pages` of the answer is how many there were. Those in its `unmapped` have to be written otherwise.
         """
         return self.source.control.post("dma_logging_resend", page_size=PAGE_SIZE)
 

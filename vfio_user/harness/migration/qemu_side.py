@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,22 @@ def hang_up(machine: Machine) -> None:
     """
     with suppress(VfioUserError):  # there may be none any more
         machine.qmp.execute("yank", {"instances": [{"type": "migration"}]}, _HANGING_UP, out_of_band=True)
+
+
+def write_again(machine: Machine, offsets: Sequence[int]) -> None:
+    """Write a byte of pages of the guest's memory once more, so that QEMU sends them; by their offsets in its file.
+
+    The machine is paused.
+    """
+    places = [_guest_address(offset, machine.config.memory << 20) for offset in offsets]
+    values = machine.qtest.ask_all([f"readb {place:#x}" for place in places])
+    machine.qtest.ask_all([f"writeb {place:#x} {value}" for place, value in zip(places, values, strict=True)])
+
+
+def _guest_address(offset: int, memory: int) -> int:
+    """Where a q35 machine has its memory (QEMU's hw/i386/pc_q35.c): what is above the hole for PCI is above 4 GiB."""
+    low = 0x8000_0000 if memory >= 0xB000_0000 else 0xB000_0000
+    return offset if offset < low else (4 << 30) + offset - low
 
 
 def status_event(machine: Machine, seconds: float) -> str | None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from vfio_user.errors import UserError
 from vfio_user.interposer import operations as do
 from vfio_user.interposer.direction import DIRECTIONS
-from vfio_user.interposer.resending import resend
+from vfio_user.interposer.resending import resend, unmapped_pages
 from vfio_user.interposer.trace.show import parse_region
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState
@@ -266,7 +266,9 @@ class DmaLoggingStart(ControlCommand):
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
-        await do.logging_start(interposer.current(), self.page_size, ranges)
+        session = interposer.current()
+        await do.logging_start(session, self.page_size, ranges)
+        session.picture.unmapped = set()
         return {}
 
 
@@ -298,25 +300,29 @@ class DmaLoggingReport(ControlCommand):
 class DmaLoggingResend(ControlCommand):
     """Take a report, and write a byte of each of its pages back to the client, so that QEMU marks them dirty.
 
-    The guest must stand still: its processors could write in between.
+    What was unmapped since the log began counts as written. Where it is mapped nowhere any more somebody else has to
+    write it: `unmapped` has its offsets in the guest's memory file, a page each. The guest must stand still: its
+    processors could write in between.
     """
 
     page_size: Number = do.PAGE
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
-        pages: list[int] = []
+        pages, unmapped = unmapped_pages(session, self.page_size)
         for iova, size in _writable(session):
             found = await do.logging_report(session, self.page_size, (iova, size))
-            pages += [at for page in do.dirty_pages(found) if (at := iova + page * self.page_size) < iova + size]
-        return {"pages": await resend(session, pages)}
+            pages.update(at for page in do.dirty_pages(found) if (at := iova + page * self.page_size) < iova + size)
+        return {"pages": await resend(session, sorted(pages)), "unmapped": sorted(unmapped)}
 
 
 class DmaLoggingStop(ControlCommand):
     """End the logging."""
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        await do.logging_stop(interposer.current())
+        session = interposer.current()
+        session.picture.unmapped = None
+        await do.logging_stop(session)
         return {}
 
 
@@ -473,11 +479,7 @@ COMMANDS: dict[str, type[ControlCommand]] = {
 
 def _writable(session: Session) -> list[do.Run]:
     """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
-    return [
-        (mapping.iova, mapping.size)
-        for mapping in session.picture.maps.values()
-        if mapping.fd >= 0 and (mapping.flags & 2 or mapping.protections & 2)
-    ]
+    return [(mapping.iova, mapping.size) for mapping in session.picture.maps.values() if mapping.written_directly]
 
 
 def _write_all(fd: int, data: bytes) -> None:
