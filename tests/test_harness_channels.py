@@ -157,6 +157,15 @@ def test_memory_is_read_and_written_in_every_width(qtest: QTest) -> None:
     assert qtest.read(0x200, 7) == b"pattern"
 
 
+def test_lines_that_are_asked_at_once_are_answered_in_their_order(qtest: QTest) -> None:
+    """More of them than sockets have to keep."""
+    qtest.write(0x100, bytes(index % 251 for index in range(1000)))
+    with qtest.posted():
+        qtest.writeb(0x102, 0xAA)
+        answers = qtest.ask_all([f"readb {0x100 + index:#x}" for index in range(1000)])
+    assert [int(answer, 16) for answer in answers] == [0, 1, 0xAA, *(index % 251 for index in range(3, 1000))]
+
+
 def test_config_space_is_reached_on_buses_behind_root_ports(qtest: QTest) -> None:
     bus = qtest.secondary_bus(PciAddress.parse("0000:00:10.0"))
     device = PciAddress(bus, 0)
