@@ -105,6 +105,7 @@ class Scene:
         self.guest.qmp.events.forget("RESET")
         self.guest.start("reboot -f")
         self.guest.qmp.wait_event("RESET", 30)
+        self.guest.agent.renew()  # what was not answered is asked again on the other host, "reboot" as well
 
 
 _WRITER = """
