@@ -141,6 +141,9 @@ FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
 )
 
 
+_OF_THE_LINK = frozenset({Scene.cut, Scene.cut_in_the_midst, Scene.interrupt})
+
+
 @dataclass(frozen=True)
 class Case:
     """`fault` happens at the beginning of `phase`; the migration must have this verdict and say `says`."""
@@ -152,6 +155,10 @@ class Case:
     tuning: Tuning = field(default_factory=Tuning)
     limits: Limits = field(default_factory=lambda: Limits(total=30, answer=1))
     by_file: bool = False
+
+    def possible(self, pair: Pair) -> bool:
+        """Only root's hosts have a cable between them that can be cut."""
+        return pair.cable is not None or FAULTS[self.fault] not in _OF_THE_LINK
 
     def plan(self, lab: Lab, guest: BootedGuest, pair: Pair) -> Plan:
         """The plan of a migration that meets this."""

@@ -152,16 +152,19 @@ class FailingWell(MigrationTest):
 
     def go_through(self, cases: Iterable[Case]) -> None:
         with self.lab() as lab:
-            pair = lab.hosts("namespaces")
-            assert pair.cable is not None
+            pair = lab.hosts()
             guest = lab.boot(devices=["edu", "edu"], migratable=True, host=pair.a)
             running = start(guest, [("dma", "intx")])
             for case in cases:
+                if not case.possible(pair):
+                    self.log.info("%s: %s: left out, as only root can cut a link", case.phase, case.fault)
+                    continue
                 self.log.info("%s: %s", case.phase, case.fault)
                 report = lab.migrate(guest, to=pair.b, plan=case.plan(lab, guest, pair))
-                pair.cable.mend()
+                if pair.cable is not None:
+                    pair.cable.mend()
                 self.assert_ended_as(case, report)
-                self.assertEqual(lab.machines, [guest.machine])
+                self.assertEqual([machine for machine in lab.machines if machine.child.running], [guest.machine])
                 self.assert_works(guest)
             reset = BY_THE_GUEST[0]
             self.assert_ended_as(reset, lab.migrate(guest, to=pair.b, plan=reset.plan(lab, guest, pair)))
@@ -291,7 +294,9 @@ class FailingWellEverywhere(FailingWell):
     def test_guest_moves_in_spite_of_it(self) -> None:
         """To and fro, with a link that does not stay as it was."""
         with self.lab() as lab:
-            pair = lab.hosts("namespaces")
+            pair = lab.hosts()
+            if pair.cable is None:
+                self.cancel("only root can cut a link")
             assert pair.cable is not None
             guest = lab.boot(devices=["edu", "edu"], migratable=True, host=pair.a)
             running = start(guest, [("dma", "intx")])
@@ -350,7 +355,7 @@ class Matrix(MigrationTest):
         self.every_host("msix", iommu=True)
 
     def every_host(self, interrupts: str, **options: Any) -> None:
-        for hosts in ("namespaces", "local"):
+        for hosts in ("auto", "local"):
             for root_bus in (False, True):
                 with self.lab() as lab:
                     self.log.info("hosts %s, root bus %s", hosts, root_bus)
