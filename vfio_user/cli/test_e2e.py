@@ -190,5 +190,5 @@ def _report(job: Any, status: int) -> None:
     click.echo(f"{result.passed + result.warned} passed, {failed} failed, {skipped} skipped")
     if failed:
         raise VerdictError(f"{failed} of {result.tests_total} guest-driven tests failed")
-    if status or not (result.passed or known):
+    if status or not (result.passed or result.warned or known):
         raise UserError(f"avocado did not finish its job (status {status})", hint=f"its log: {job.logfile}")
