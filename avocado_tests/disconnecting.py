@@ -107,7 +107,7 @@ class Disconnection:
         if self._closing:
             self._close_at(server, "command: VERSION")
         else:
-            server.child.signal(signal.SIGSTOP)
+            server.child.pause()
         plugged: Future[Plugged] = pool.submit(self.plug, guest, server)
         if not self._closing:
             self.freeze(server)
@@ -154,8 +154,8 @@ class Disconnection:
         return CLOSINGS.get(self.row.how, "") if self.row.who == "server" else ""
 
     def freeze(self, server: InterposedServer) -> None:
-        """Stop the server, and give what piles up then the time to do so."""
-        server.child.signal(signal.SIGSTOP)
+        """Stop the server, and give what piles up then the time to do so: nobody tells when QEMU has sent it."""
+        server.child.pause()
         time.sleep(PAUSE)
 
     def _meet_its_fate(self, guest: BootedGuest, server: InterposedServer) -> None:

@@ -64,6 +64,7 @@ class Scene:
     def _interrupt(self) -> None:
         assert self.pair.cable is not None
         qmp, deadline = self.guest.qmp, Deadline(self.plan.limits.total)
+        # Asked, for the event is the coordinator's: whoever waits for one takes it.
         while qmp.command("query-migrate").get("status") not in ("active", "pre-switchover") and not deadline.passed:
             time.sleep(0.01)
         self.pair.cable.cut()
@@ -87,12 +88,7 @@ class Scene:
 
     @staticmethod
     def stall(server: InterposedServer) -> None:
-        """When this returns none of its threads runs; after the signal alone some still do, on a busy machine."""
-        server.child.signal(signal.SIGSTOP)
-        deadline = Deadline(10)
-        while os.waitid(os.P_PID, server.child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
-            assert not deadline.passed, "the server does not stop"
-            time.sleep(0.001)
+        server.child.pause()
 
     def corrupt(self) -> None:
         """Something in the middle of the state that is no state."""

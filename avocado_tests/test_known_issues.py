@@ -212,7 +212,7 @@ class EndOfQemu(KnownIssueTest):
     def read_while(self, guest: BootedGuest, device: Plugged, child: Child) -> Future[int]:
         """Begin to read a register while that process is stopped, so that nobody reads the request."""
         self.works(guest, device)
-        child.signal(signal.SIGSTOP)
+        child.pause()
         pool = ThreadPoolExecutor(1)
         self.addCleanup(pool.shutdown)
         reading = pool.submit(self.read, guest, device)

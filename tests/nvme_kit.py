@@ -16,7 +16,7 @@ import pytest
 from servers.nvme import Nvme
 from vfio_user.client import Client, EventFd, GuestMemory
 from vfio_user.server import Server
-from vfio_user.wire.constants import IrqIndex
+from vfio_user.wire.constants import IrqIndex, MigrationState
 
 PAGE = 4096
 BASE = 0x100000
@@ -139,6 +139,16 @@ class Host:
         self._free += -(-size // PAGE) * PAGE
         assert self._free <= BASE + self.memory.size
         return at
+
+    def goes_on_at(self, other: Host) -> None:
+        """Migrated: the guest's memory and its driver are behind that controller, which runs from now on."""
+        other.memory.view[:] = self.memory.view
+        other.client.set_migration_state(MigrationState.RUNNING)
+        for number, queue in self.queues.items():
+            moved = QueuePair.__new__(QueuePair)
+            moved.__dict__.update(queue.__dict__, host=other)
+            other.queues[number] = moved
+        other._free = self._free
 
     def read(self, at: int, size: int) -> bytes:
         return bytes(self.memory.view[at - BASE : at - BASE + size])

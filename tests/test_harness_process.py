@@ -152,3 +152,25 @@ def test_a_long_temporary_directory_is_not_used_for_sockets(tmp_path: Path, monk
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with Scratch() as mine:
         checked_socket_path(mine.socket_path("a-device-with-a-long-name.sock"))
+
+
+def test_a_paused_child_stands_still_when_pause_returns(log: Path) -> None:
+    """All its threads, those included that had a core when the signal came."""
+    busy = "import threading\nfor _ in range(4): threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()"
+    child = Child("busy", [sys.executable, "-c", busy], log=log)
+    try:
+        until(lambda: len(psutil.Process(child.pid).threads()) >= 5)
+        for _ in range(10):
+            child.pause()
+            states = {psutil.Process(thread.id).status() for thread in psutil.Process(child.pid).threads()}
+            assert states == {psutil.STATUS_STOPPED}
+            child.signal(signal.SIGCONT)
+    finally:
+        child.stop()
+
+
+def test_pausing_a_child_that_has_ended_returns(log: Path) -> None:
+    child = Child("gone", [sys.executable, "-c", ""], log=log)
+    assert child.wait(30) == 0
+    child.pause()
+    child.stop()

@@ -173,15 +173,21 @@ def test_a_client_in_the_middle_of_a_restart_only_waits(tmp_path: Path) -> None:
         assert client.load(0, COMPUTE, 4) == 120
 
 
-def starts_again_when_released(tmp_path: Path) -> str:
-    """A server whose second start waits until `released` is there."""
+def edu_behind(tmp_path: Path, before: str, options: str = "") -> str:
+    """The command of an edu that shell commands come before, at each start."""
     script = tmp_path / "server.sh"
-    script.write_text(
-        f"#!/bin/sh\nwhile test -e {tmp_path}/started && ! test -e {tmp_path}/released; do sleep 0.02; done\n"
-        f"touch {tmp_path}/started\nexec {sys.executable} -m vfio_user serve edu --fd $1\n"
-    )
+    script.write_text(f"#!/bin/sh\n{before}\nexec {sys.executable} -m vfio_user serve edu {options} --fd $1\n")
     script.chmod(0o755)
     return f"{script} {{fd}}"
+
+
+def starts_again_when_released(tmp_path: Path) -> str:
+    """A server whose second start waits until `released` is there."""
+    return edu_behind(
+        tmp_path,
+        f"while test -e {tmp_path}/started && ! test -e {tmp_path}/released; do sleep 0.02; done\n"
+        f"touch {tmp_path}/started",
+    )
 
 
 def test_requests_fail_at_once_where_that_is_wanted(tmp_path: Path) -> None:
@@ -233,13 +239,8 @@ def test_a_server_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
 
 def test_a_server_that_is_another_device_now_is_refused(tmp_path: Path) -> None:
     """The client has been told of regions that the new server does not have."""
-    script = tmp_path / "server.sh"
-    script.write_text(
-        f"#!/bin/sh\nif test -e {tmp_path}/once; then msix=0; else msix=4; touch {tmp_path}/once; fi\n"
-        f"exec {sys.executable} -m vfio_user serve edu --msix $msix --fd $1\n"
-    )
-    script.chmod(0o755)
-    with surviving(tmp_path, f"{script} {{fd}}") as edu:
+    once = f"if test -e {tmp_path}/once; then msix=0; else msix=4; touch {tmp_path}/once; fi"
+    with surviving(tmp_path, edu_behind(tmp_path, once, "--msix $msix")) as edu:
         client = edu.client()
         client.regions()
         kill(edu)

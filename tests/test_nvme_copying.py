@@ -14,7 +14,7 @@ from servers.control import ControlClient
 from servers.nvme import Nvme
 from servers.nvme.backing import Backing
 from servers.nvme.spec import Io
-from tests.nvme_kit import Host, QueuePair, controller, loop_device
+from tests.nvme_kit import Host, controller, loop_device
 from vfio_user.client import RemoteError
 from vfio_user.errors import ProtocolError
 from vfio_user.wire.constants import MigrationState
@@ -55,13 +55,7 @@ def finish(source: Host, target: Host) -> None:
     """Stop here, go on there; the guest's memory and driver follow."""
     source.client.set_migration_state(MigrationState.STOP_COPY)
     move_some(source, target)
-    target.memory.view[:] = source.memory.view
-    target.client.set_migration_state(MigrationState.RUNNING)
-    for number, queue in source.queues.items():
-        moved = QueuePair.__new__(QueuePair)
-        moved.__dict__.update(queue.__dict__, host=target)
-        target.queues[number] = moved
-    target._free = source._free
+    source.goes_on_at(target)
 
 
 def contents(path: Path) -> tuple[bytes, bytes]:

@@ -17,12 +17,11 @@ import pytest
 from servers.nvme import Nvme
 from servers.nvme.backing import WouldBlock
 from servers.nvme.spec import Admin, Feature, Io
-from tests.nvme_kit import BASE, CSTS, PAGE, Host, QueuePair, controller
+from tests.nvme_kit import BASE, CSTS, PAGE, Host, controller
 from vfio_user.client import Client, Disconnected
 from vfio_user.device import NoClient
 from vfio_user.errors import ProtocolError
 from vfio_user.server import Server
-from vfio_user.wire.constants import MigrationState
 
 FUA = 1 << 30
 
@@ -98,14 +97,8 @@ def second(path: Path, **options: object) -> Iterator[tuple[Nvme, Host]]:
 def move(source: Host, target: Host) -> None:
     """Migrate the controller, and let the guest's memory and driver follow."""
     state = source.client.save()
-    target.memory.view[:] = source.memory.view
     target.client.load_state(state)
-    target.client.set_migration_state(MigrationState.RUNNING)
-    for number, pair in source.queues.items():
-        moved = QueuePair.__new__(QueuePair)
-        moved.__dict__.update(pair.__dict__, host=target)
-        target.queues[number] = moved
-    target._free = source._free
+    source.goes_on_at(target)
 
 
 def test_a_migrated_controller_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ class Child:
         self.signals.append(signal.Signals(number))
         self._process.send_signal(number)
 
+    def pause(self) -> None:
+        """SIGSTOP; when this returns none of its threads runs, or it has ended. After the signal alone some still do.
+
+        As long as the kernel takes: a thread that waits for a disk stops behind that.
+        """
+        self.signal(signal.SIGSTOP)
+        with contextlib.suppress(ChildProcessError):  # it has ended, and somebody has asked how
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
     def stop(self, grace: float = 2.0) -> int:
         """End it and its whole process group: SIGTERM, `grace` seconds, SIGKILL. Returns the exit code."""
         if self.running:
