@@ -23,10 +23,11 @@ from tests.interposed import Interposed
 from tests.interposer_bench import Bench, answer, dma_map, read
 from vfio_user.client import Client
 from vfio_user.errors import ProtocolError
-from vfio_user.interposer import operations as do
+from vfio_user.interposer import asking
 from vfio_user.interposer.control.client import Control, ControlError
 from vfio_user.interposer.control.commands import COMMANDS
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.dirty_bitmap import dirty_runs
 from vfio_user.interposer.loop import Task
 from vfio_user.interposer.requests import Lost
 from vfio_user.wire import Command
@@ -386,7 +387,7 @@ def test_stop_ends_the_interposer(tmp_path: Path) -> None:
 def test_a_client_that_uses_the_id_of_our_request_gets_its_own_reply() -> None:
     with Bench() as bench:
         bench.negotiate()
-        ours = Task(do.region_read(bench.session, 0, 0x40, 4))
+        ours = Task(asking.region_read(bench.session, 0, 0x40, 4))
         asked = bench.server.receive()
         bench.client.send(read(0, 0x10, id=asked.id))
         other = bench.server.receive()
@@ -403,7 +404,7 @@ def test_a_client_that_uses_the_id_of_our_request_gets_its_own_reply() -> None:
 def test_a_reply_that_comes_too_late_reaches_nobody() -> None:
     with Bench() as bench:
         bench.negotiate()
-        ours = Task(do.request(bench.session, Command.DEVICE_RESET, timeout=0.01))
+        ours = Task(asking.request(bench.session, Command.DEVICE_RESET, timeout=0.01))
         asked = bench.server.receive()
         bench.until(lambda: ours.done or None)
         with pytest.raises(TimeoutError):
@@ -416,7 +417,7 @@ def test_a_reply_that_comes_too_late_reaches_nobody() -> None:
 def test_a_request_of_ours_fails_when_the_server_goes() -> None:
     with Bench() as bench:
         bench.negotiate()
-        ours = Task(do.request(bench.session, Command.DEVICE_RESET))
+        ours = Task(asking.request(bench.session, Command.DEVICE_RESET))
         bench.server.receive()
         bench.server.close()
         bench.until(lambda: ours.done or None)
@@ -448,7 +449,7 @@ def test_a_descriptor_of_the_same_memory_is_kept_once() -> None:
 )
 def test_a_bitmap_becomes_runs(bitmap: bytes, runs: list[tuple[int, int]]) -> None:
     length = 100 * 4096 - 512
-    assert list(do.dirty_runs(bitmap, 0x10000, length, 4096)) == runs
+    assert list(dirty_runs(bitmap, 0x10000, length, 4096)) == runs
 
 
 def test_directions_are_each_others_opposite() -> None:

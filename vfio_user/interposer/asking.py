@@ -1,4 +1,4 @@
-"""Requests of the interposer's own, from which its operations are made: coroutines of `vfio_user.interposer.loop`.
+"""Requests of the interposer's own, beside those of the client: coroutines of `vfio_user.interposer.loop`.
 
 A refusal by the peer raises `Refused` with its errno; a peer that is gone or silent raises `Lost` or `TimeoutError`.
 """
@@ -62,6 +62,13 @@ async def ask(
     if reply.failed:
         raise Refused(command.value, reply.errno)
     return reply
+
+
+async def device_info(session: Session, *, timeout: float = TIMEOUT) -> bytes:
+    """GET_INFO; returns the reply's payload."""
+    wants_struct = session.dialect.shapes[Command.GET_INFO].request is not None
+    payload = at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
+    return (await request(session, Command.GET_INFO, payload, timeout=timeout)).payload
 
 
 async def region_read(session: Session, region: int, offset: int, size: int) -> bytes:

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vfio_user.errors import ProtocolError
-from vfio_user.interposer import operations as do
+from vfio_user.interposer.asking import Refused
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.guest_memory import read_memory, write_memory
 from vfio_user.interposer.picture import Picture
 from vfio_user.interposer.session import Session
 from vfio_user.transport import close_all
@@ -72,11 +73,11 @@ class CaptureDma:
         try:
             access = shape.request.unpack(message.payload)
             if command is Command.DMA_WRITE:
-                do.write_memory(self._session, access.address, message.payload[shape.request.size :])
+                write_memory(self._session, access.address, message.payload[shape.request.size :])
                 data = b""
             else:
-                data = do.read_memory(self._session, access.address, access.length)
-        except (do.Refused, ProtocolError, OSError):
+                data = read_memory(self._session, access.address, access.length)
+        except (Refused, ProtocolError, OSError):
             return message
         payload = shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
         session = self._session

@@ -8,13 +8,15 @@ as they were read: in the stream each piece has its length before it.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 from vfio_user.interposer import asking
 from vfio_user.interposer.asking import Refused
+from vfio_user.interposer.dirty_bitmap import Run, bitmap_size
 from vfio_user.interposer.session import Session
 from vfio_user.wire import REGION_MIGRATION, Command, Message
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import MIGRATION_REGION_TYPE, DirtyPagesFlags, RegionIndex
+from vfio_user.wire.constants import MIGRATION_REGION_TYPE, DirtyPagesFlags, MigrationSupport, RegionIndex
 from vfio_user.wire.constants import MigrationState as State
 from vfio_user.wire.region_info import decode_region_info
 
@@ -41,119 +43,122 @@ _BY_WAY_OF = {
 
 async def find(session: Session) -> RegionMigration | None:
     """How the server migrates by a region; None where it has none."""
-    wants_struct = session.dialect.shapes[Command.GET_INFO].request is not None
-    request = at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
-    info = at.DEVICE_INFO.unpack((await asking.request(session, Command.GET_INFO, request)).payload)
+    info = at.DEVICE_INFO.unpack(await asking.device_info(session))
     for index in range(RegionIndex.VGA + 1, info.num_regions):
         request = at.REGION_INFO.pack(_ROOM, 0, index, 0, 0, 0)
         region, _ = decode_region_info((await asking.request(session, Command.GET_REGION_INFO, request)).payload)
         if region.type == MIGRATION_REGION_TYPE and region.size:
-            return RegionMigration(index)
+            return RegionMigration(session, index)
     return None
 
 
 class RegionMigration:
-    """The migration of one session's server, whichever process that is. Failures are those of `asking`."""
+    """A form of `migration.Migration`."""
 
-    def __init__(self, region: int) -> None:
+    def __init__(self, session: Session, region: int) -> None:
+        self._session = session
         self._region = region
         self._to_read = b""
         self._to_write = b""
         self._loaded = False
         """All of the state has been written, and v1 has no other end of RESUMING than RUNNING."""
 
-    async def state(self, session: Session) -> State:
-        value = await self._load(session, DEVICE_STATE)
+    async def support(self) -> MigrationSupport:
+        return MigrationSupport.STOP_COPY | MigrationSupport.PRE_COPY
+
+    async def state(self) -> State:
+        value = await self._load(DEVICE_STATE)
         state = _STATES.get(value)
         if state is None:
             raise Refused(f"migration state {value}, which there is not", errno.EIO)
-        return State.STOP if state == State.RESUMING and self._loaded else state
+        if state == State.RESUMING and self._loaded:
+            state = State.STOP
+        self._session.picture.set_migration_state(state)
+        return state
 
-    async def set_state(self, session: Session, state: State, *, timeout: float) -> None:
+    async def set_state(self, state: State, *, timeout: float = asking.TIMEOUT) -> None:
         if state not in _VALUES:
             raise Refused(f"{state.name}, which is no state of a migration region", errno.EINVAL)
-        now = await self.state(session)
+        now = await self.state()
         if state == now:
             return
         if self._to_write and state in (State.STOP, State.RUNNING):
             raise Refused("a state whose end is missing", errno.EINVAL)
         if now == State.RESUMING and state == State.STOP:
             self._loaded = True
-            return
-        self._to_read = self._to_write = b""
-        self._loaded = False
-        for step in (_BY_WAY_OF.get((now, state)), state):
-            if step is not None:
-                await self._store(session, DEVICE_STATE, _VALUES[step], timeout=timeout)
+        else:
+            self._to_read = self._to_write = b""
+            self._loaded = False
+            for step in (_BY_WAY_OF.get((now, state)), state):
+                if step is not None:
+                    await self._store(DEVICE_STATE, _VALUES[step], timeout=timeout)
+        self._session.picture.set_migration_state(state)
 
-    async def read(self, session: Session, size: int) -> bytes:
-        """At most `size` bytes of the stream; none at its end, or where there is nothing yet."""
+    async def read(self, size: int) -> bytes:
         if not self._to_read:
-            piece = await self._read_piece(session)
+            piece = await self._read_piece()
             self._to_read = len(piece).to_bytes(_LENGTH, "little") + piece if piece else b""
         found, self._to_read = self._to_read[:size], self._to_read[size:]
         return found
 
-    async def write(self, session: Session, data: bytes) -> None:
-        """More of the stream."""
+    async def write(self, data: bytes) -> None:
         self._to_write += data
         while len(self._to_write) >= _LENGTH:
             end = _LENGTH + int.from_bytes(self._to_write[:_LENGTH], "little")
             if len(self._to_write) < end:
                 return
             piece, self._to_write = self._to_write[_LENGTH:end], self._to_write[end:]
-            await self._write_piece(session, piece)
+            await self._write_piece(piece)
 
-    async def start_logging(self, session: Session) -> None:
-        await self._dirty_pages(session, DirtyPagesFlags.START)
+    async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
+        await self._dirty_pages(DirtyPagesFlags.START)
 
-    async def stop_logging(self, session: Session) -> None:
-        await self._dirty_pages(session, DirtyPagesFlags.STOP)
+    async def stop_logging(self) -> None:
+        await self._dirty_pages(DirtyPagesFlags.STOP)
 
-    async def report(self, session: Session, page_size: int, iova: int, length: int, size: int) -> bytes:
-        """The dirty bitmap, of `size` bytes, of a range."""
-        if session.dialect.shapes[Command.DMA_MAP].request is None:
+    async def report(self, page_size: int, run: Run) -> bytes:
+        iova, length = run
+        size = bitmap_size(length, page_size)
+        if self._session.dialect.shapes[Command.DMA_MAP].request is None:
             tail, room = at.DIRTY_RANGE_V6.pack(iova, length, page_size, size, 0), 0
         else:
             tail, room = at.DIRTY_RANGE.pack(iova, length, page_size, size), size
-        payload = await self._dirty_pages(session, DirtyPagesFlags.GET_BITMAP, tail, room=room)
+        payload = await self._dirty_pages(DirtyPagesFlags.GET_BITMAP, tail, room=room)
         return payload[-size:]
 
-    async def _read_piece(self, session: Session) -> bytes:
-        if not await self._load(session, PENDING_BYTES):
+    async def _read_piece(self) -> bytes:
+        if not await self._load(PENDING_BYTES):
             return b""
-        offset = await self._load(session, DATA_OFFSET)
-        left = await self._load(session, DATA_SIZE)
-        if not left and await self.state(session) != State.PRE_COPY:
+        offset = await self._load(DATA_OFFSET)
+        left = await self._load(DATA_SIZE)
+        if not left and await self.state() != State.PRE_COPY:
             raise Refused("state that is pending and does not come", errno.EIO)
-        piece, limit = b"", asking.data_limit(session)
+        piece, limit = b"", asking.data_limit(self._session)
         while left:
-            data = await asking.region_read(session, self._region, offset + len(piece), min(left, limit))
+            data = await asking.region_read(self._session, self._region, offset + len(piece), min(left, limit))
             if not data:
                 raise Refused("state that ends before its end", errno.EIO)
             piece += data
             left -= len(data)
         return piece
 
-    async def _write_piece(self, session: Session, piece: bytes) -> None:
-        offset, limit = await self._load(session, DATA_OFFSET), asking.data_limit(session)
+    async def _write_piece(self, piece: bytes) -> None:
+        offset, limit = await self._load(DATA_OFFSET), asking.data_limit(self._session)
         for start in range(0, len(piece), limit):
-            await asking.region_write(session, self._region, offset + start, piece[start : start + limit])
-        await self._store(session, DATA_SIZE, len(piece))
+            await asking.region_write(self._session, self._region, offset + start, piece[start : start + limit])
+        await self._store(DATA_SIZE, len(piece))
 
-    async def _load(self, session: Session, register: tuple[int, int]) -> int:
-        return int.from_bytes(await asking.region_read(session, self._region, *register), "little")
+    async def _load(self, register: tuple[int, int]) -> int:
+        return int.from_bytes(await asking.region_read(self._session, self._region, *register), "little")
 
-    async def _store(
-        self, session: Session, register: tuple[int, int], value: int, *, timeout: float = asking.TIMEOUT
-    ) -> None:
+    async def _store(self, register: tuple[int, int], value: int, *, timeout: float = asking.TIMEOUT) -> None:
         offset, width = register
         data = value.to_bytes(width, "little")
         access = at.REGION_ACCESS.pack(offset, self._region, width, tail=data)
-        await asking.request(session, Command.REGION_WRITE, access, timeout=timeout)
+        await asking.request(self._session, Command.REGION_WRITE, access, timeout=timeout)
 
-    async def _dirty_pages(self, session: Session, flag: DirtyPagesFlags, tail: bytes = b"", *, room: int = 0) -> bytes:
+    async def _dirty_pages(self, flag: DirtyPagesFlags, tail: bytes = b"", *, room: int = 0) -> bytes:
         """DIRTY_PAGES, also where the session's dialect has not got it: its number is free there."""
         payload = at.DIRTY_PAGES.pack(at.DIRTY_PAGES.size + len(tail) + room, flag, tail=tail)
         request = Message(0, REGION_MIGRATION.number(Command.DIRTY_PAGES), payload=payload)
-        return (await asking.ask(session, Command.DIRTY_PAGES, request)).payload
+        return (await asking.ask(self._session, Command.DIRTY_PAGES, request)).payload

@@ -11,7 +11,6 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from vfio_user.errors import ProtocolError
 from vfio_user.interposer.descriptors import FdStore
@@ -29,9 +28,6 @@ from vfio_user.wire.constants import (
 )
 from vfio_user.wire.constants import MigrationState as State
 from vfio_user.wire.region_info import RegionDescription, decode_region_info
-
-if TYPE_CHECKING:
-    from vfio_user.interposer.migration_region import RegionMigration
 
 CONFIG_REGION = struct.pack("<I", RegionIndex.CONFIG)
 _HOT = (Command.REGION_READ, Command.REGION_WRITE, Command.DMA_READ, Command.DMA_WRITE)
@@ -93,10 +89,6 @@ class Picture:
         self.config_read = 0
         """Bytes of `config_image` that have been read from the front on."""
         self.migration_state = State.RUNNING
-        self.migration_asked = False
-        """Whether the server has been asked how it migrates."""
-        self.migration_region: RegionMigration | None = None
-        """How, where that is not by messages."""
         self.client_migrates = False
         """The client asks for migration itself: nobody has to do it for it."""
         self.resets = 0

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from vfio_user.errors import UserError
+from vfio_user.interposer.asking import TIMEOUT, Refused
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.guest_memory import read_memory
 from vfio_user.interposer.loop import Task
-from vfio_user.interposer.operations import TIMEOUT, Refused, read_memory
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
 

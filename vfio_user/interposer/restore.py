@@ -7,8 +7,9 @@ from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
 from vfio_user.errors import ProtocolError, VfioUserError
-from vfio_user.interposer import operations as do
+from vfio_user.interposer import asking
 from vfio_user.interposer.loop import Future, Task
+from vfio_user.interposer.migration import migration_of
 from vfio_user.interposer.picture import Mapping, Picture
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
@@ -27,10 +28,12 @@ class Incompatible(VfioUserError):
 
 async def save_state(session: Session) -> int:
     """Stop the device and take its state; a descriptor with all of it, from its beginning."""
-    await do.set_migration_state(session, MigrationState.STOP_COPY)
+    migration = await migration_of(session)
+    await migration.set_state(MigrationState.STOP_COPY)
+    limit = asking.data_limit(session)
     state = os.memfd_create("device-state")
     try:
-        async for piece in do.read_state(session):
+        while piece := await migration.read(limit):
             os.write(state, piece)
     except BaseException:
         os.close(state)
@@ -51,16 +54,17 @@ async def restore(session: Session, state: int | None = None) -> None:
     await _same_regions(session, picture)
     await in_windows(_map(session, maps) for maps in _map_messages(session, picture))
     if state is not None:
-        await do.set_migration_state(session, MigrationState.RESUMING)
-        limit = do.data_limit(session)
+        migration = await migration_of(session)
+        await migration.set_state(MigrationState.RESUMING)
+        limit = asking.data_limit(session)
         while piece := os.read(state, limit):
-            await do.mig_data_write(session, piece)
+            await migration.write(piece)
     for offset, data in list(picture.config_to_restore()):
-        await do.region_write(session, RegionIndex.CONFIG, offset, data)
+        await asking.region_write(session, RegionIndex.CONFIG, offset, data)
     for payload, fds in list(_irq_messages(picture, fds_per_message(session))):
-        await do.request(session, Command.SET_IRQS, payload, fds=fds)
+        await asking.request(session, Command.SET_IRQS, payload, fds=fds)
     if state is not None:
-        await do.set_migration_state(session, MigrationState.RUNNING)
+        await (await migration_of(session)).set_state(MigrationState.RUNNING)
     else:
         picture.set_migration_state(MigrationState.RUNNING)
 
@@ -111,7 +115,7 @@ async def _all(tasks: list[Task[Any]]) -> None:
 
 
 async def _version(session: Session, picture: Picture) -> None:
-    reply = await do.request(session, Command.VERSION, picture.version_request or b"")
+    reply = await asking.request(session, Command.VERSION, picture.version_request or b"")
     if reply.payload != picture.version_reply:
         session.note("version-differs", before=(picture.version_reply or b"").hex(), now=reply.payload.hex())
 
@@ -120,7 +124,7 @@ async def _same_regions(session: Session, picture: Picture) -> None:
     """What the client knows of the regions has to stay true."""
     for index, known in list(picture.regions.items()):
         ask = at.REGION_INFO.pack(at.REGION_INFO.size, 0, index, 0, 0, 0)
-        reply = await do.request(session, Command.GET_REGION_INFO, ask)
+        reply = await asking.request(session, Command.GET_REGION_INFO, ask)
         try:
             now, _ = decode_region_info(reply.payload)
         except ProtocolError as error:
@@ -150,7 +154,7 @@ async def _map(session: Session, maps: list[Mapping]) -> None:
     else:
         one = maps[0]
         payload = at.DMA_MAP.pack(at.DMA_MAP.size, one.flags, one.offset, one.iova, one.size)
-    await do.request(session, Command.DMA_MAP, payload, fds=fds)
+    await asking.request(session, Command.DMA_MAP, payload, fds=fds)
 
 
 def _irq_messages(picture: Picture, fds_each: int) -> Iterator[tuple[bytes, list[int]]]:

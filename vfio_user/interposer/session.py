@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfio_user.interposer.backlog import Backlog
 from vfio_user.interposer.direction import Direction
@@ -25,6 +25,9 @@ from vfio_user.interposer.trace import TraceWriter, View
 from vfio_user.transport import Stream, close_all
 from vfio_user.wire import HEADER, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
+
+if TYPE_CHECKING:
+    from vfio_user.interposer.migration import Migration
 
 BOTH = View.RECEIVED | View.SENT
 _NOBODY = Pending(0, 0, None)
@@ -88,6 +91,8 @@ class Session:
         self._backlogs = {direction: Backlog() for direction in Direction}
         self.memory = self.picture
         """Where guest memory can be reached; it differs from `picture` where the server was not told."""
+        self.migration: Migration | None = None
+        """How the server migrates, once it has been asked: see `migration.migration_of`."""
         self.recorded = 0
         """For what stages do afterwards: the record of the message they have taken."""
         self.answers = 0

@@ -17,17 +17,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from vfio_user.errors import UserError, VfioUserError
-from vfio_user.interposer import operations as do
+from vfio_user.interposer import asking
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.journal import Journal
 from vfio_user.interposer.loop import Task, Timer
+from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.requests import Lost
 from vfio_user.interposer.restore import Incompatible, kick, restore, save_state
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.upstream import Upstream
 from vfio_user.transport import close_all
-from vfio_user.wire import Command, Message
-from vfio_user.wire import layouts as at
+from vfio_user.wire import Message
 from vfio_user.wire.constants import IrqIndex, MigrationState, MigrationSupport
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -140,13 +140,13 @@ class Survival:
         session = self._session
         try:
             await self._quiet()
-            support = await do.migration_support(session) or MigrationSupport(0)
+            support = await migration_support(session) or MigrationSupport(0)
             return await save_state(session) if support & MigrationSupport.STOP_COPY else None
         except _FAILURES:
             if session.server_lost:
                 return None
             if session.picture.migration_state == MigrationState.STOP_COPY:
-                await do.set_migration_state(session, MigrationState.RUNNING)
+                await (await migration_of(session)).set_state(MigrationState.RUNNING)
             raise
 
     # a crash
@@ -257,21 +257,16 @@ class Survival:
         """Ask the server something harmless: with its answer, what was posted before is done."""
         number = self._journal.last
         try:
-            await self._ask_info()
+            await asking.device_info(self._session, timeout=self.policy.budget)
             self._journal.confirm(number)
         except _FAILURES:
             return
         finally:
             self._barrier = None
 
-    async def _ask_info(self) -> None:
-        shape = self._session.dialect.shapes[Command.GET_INFO]
-        payload = at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if shape.request is not None else b""
-        await do.request(self._session, Command.GET_INFO, payload, timeout=self.policy.budget)
-
     async def _quiet(self) -> None:
         """Until the server has dealt with everything it was sent; the client is held."""
-        await self._ask_info()
+        await asking.device_info(self._session, timeout=self.policy.budget)
         deadline = time.monotonic() + self.policy.budget
         while self._journal.requests():
             if time.monotonic() > deadline:

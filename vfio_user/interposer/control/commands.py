@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from vfio_user.errors import UserError
-from vfio_user.interposer import operations as do
+from vfio_user.interposer import asking, dirty_bitmap, guest_memory
 from vfio_user.interposer.direction import DIRECTIONS
+from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.resending import resend, unmapped_pages
 from vfio_user.interposer.trace.show import parse_region
 from vfio_user.wire import Command
@@ -56,7 +57,7 @@ class Run(BaseModel):
     size: Number
 
     @property
-    def pair(self) -> do.Run:
+    def pair(self) -> dirty_bitmap.Run:
         return self.iova, self.size
 
 
@@ -117,7 +118,7 @@ class Request(ControlCommand):
     name: str
     payload: Data = b""
     towards: Literal["to-server", "to-client"] = "to-server"
-    timeout: Seconds = do.TIMEOUT
+    timeout: Seconds = asking.TIMEOUT
     fds: ClassVar[bool] = True
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -151,7 +152,7 @@ class DeviceFeature(ControlCommand):
         number = Feature[self.feature].value if isinstance(self.feature, str) else self.feature
         room = self.room if self.operation == "get" else 0
         operation = FeatureFlags[self.operation.upper()]
-        data = await do.feature(interposer.current(), number, operation, self.data, room=room)
+        data = await asking.feature(interposer.current(), number, operation, self.data, room=room)
         return {"data": base64.b64encode(data).decode()}
 
 
@@ -159,7 +160,7 @@ class MigrationSupport(ControlCommand):
     """What the server offers of migration v2: `supports`, empty where it cannot migrate."""
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        found = await do.migration_support(interposer.current())
+        found = await migration_support(interposer.current())
         return {"supports": [flag.name for flag in type(found) if flag in found] if found is not None else []}
 
 
@@ -170,13 +171,13 @@ class GetOrSetMigrationState(ControlCommand):
     timeout: Seconds = 30.0
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        session = interposer.current()
+        migration = await migration_of(interposer.current())
         if self.set is None:
-            return {"state": (await do.migration_state(session)).name}
+            return {"state": (await migration.state()).name}
         if self.set not in MigrationState.__members__:
             raise UserError(f"{self.set!r} is no migration state", hint=", ".join(MigrationState.__members__))
         state = MigrationState[self.set]
-        await do.set_migration_state(session, state, timeout=self.timeout)
+        await migration.set_state(state, timeout=self.timeout)
         return {"state": state.name}
 
 
@@ -217,11 +218,12 @@ class MigDataRead(Bulk):
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
-        limit = do.data_limit(session)
+        migration = await migration_of(session)
+        limit = asking.data_limit(session)
         count, messages, complete, pieces = 0, 0, False, []
         with self.opened(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, fds) as output:
             while self.size is None or count < self.size:
-                data = await do.mig_data_read(session, min(limit, self.size - count) if self.size else limit)
+                data = await migration.read(min(limit, self.size - count) if self.size else limit)
                 messages += 1
                 if not data:
                     complete = True
@@ -244,7 +246,8 @@ class MigDataWrite(Bulk):
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
-        limit = do.data_limit(session)
+        migration = await migration_of(session)
+        limit = asking.data_limit(session)
         count = messages = 0
         with self.opened(os.O_RDONLY, fds) as source:
             rest = self.data
@@ -253,7 +256,7 @@ class MigDataWrite(Bulk):
                 if not piece:
                     break
                 rest = rest[limit:]
-                await do.mig_data_write(session, piece)
+                await migration.write(piece)
                 count, messages = count + len(piece), messages + 1
         return {"bytes": count, "messages": messages}
 
@@ -261,13 +264,13 @@ class MigDataWrite(Bulk):
 class DmaLoggingStart(ControlCommand):
     """Let the server log what it writes to memory, in `ranges` or everywhere that is mapped."""
 
-    page_size: Number = do.PAGE
+    page_size: Number = asking.PAGE
     ranges: list[Run] | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
         session = interposer.current()
-        await do.logging_start(session, self.page_size, ranges)
+        await (await migration_of(session)).start_logging(self.page_size, ranges)
         session.picture.unmapped = set()
         return {}
 
@@ -278,18 +281,19 @@ class DmaLoggingReport(ControlCommand):
     Asked range by range as the client mapped them: libvfio-user refuses any other cut.
     """
 
-    page_size: Number = do.PAGE
+    page_size: Number = asking.PAGE
     ranges: list[Run] | None = None
     bitmap: bool = False
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
+        migration = await migration_of(session)
         wanted = [run.pair for run in self.ranges] if self.ranges is not None else _writable(session)
         runs: list[dict[str, int]] = []
         bitmaps: list[Result] = []
         for iova, size in wanted:
-            found = await do.logging_report(session, self.page_size, (iova, size))
-            dirty = do.dirty_runs(found, iova, size, self.page_size)
+            found = await migration.report(self.page_size, (iova, size))
+            dirty = dirty_bitmap.dirty_runs(found, iova, size, self.page_size)
             runs += [{"iova": start, "size": length} for start, length in dirty]
             if self.bitmap:
                 bitmaps.append({"iova": iova, "size": size, "bitmap": base64.b64encode(found).decode()})
@@ -305,14 +309,16 @@ class DmaLoggingResend(ControlCommand):
     processors could write in between.
     """
 
-    page_size: Number = do.PAGE
+    page_size: Number = asking.PAGE
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
+        migration = await migration_of(session)
         pages, unmapped = unmapped_pages(session, self.page_size)
         for iova, size in _writable(session):
-            found = await do.logging_report(session, self.page_size, (iova, size))
-            pages.update(at for page in do.dirty_pages(found) if (at := iova + page * self.page_size) < iova + size)
+            found = await migration.report(self.page_size, (iova, size))
+            places = (iova + page * self.page_size for page in dirty_bitmap.dirty_pages(found))
+            pages.update(place for place in places if place < iova + size)
         return {"pages": await resend(session, sorted(pages)), "unmapped": sorted(unmapped)}
 
 
@@ -322,7 +328,7 @@ class DmaLoggingStop(ControlCommand):
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
         session.picture.unmapped = None
-        await do.logging_stop(session)
+        await (await migration_of(session)).stop_logging()
         return {}
 
 
@@ -334,7 +340,7 @@ class RegionRead(ControlCommand):
     size: Number
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        data = await do.region_read(interposer.current(), self.region, self.offset, self.size)
+        data = await asking.region_read(interposer.current(), self.region, self.offset, self.size)
         return {"data": base64.b64encode(data).decode()}
 
 
@@ -346,7 +352,7 @@ class RegionWrite(ControlCommand):
     data: Data
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        await do.region_write(interposer.current(), self.region, self.offset, self.data)
+        await asking.region_write(interposer.current(), self.region, self.offset, self.data)
         return {}
 
 
@@ -365,9 +371,9 @@ class DmaWrite(ControlCommand):
         if self.data is not None:
             if len(self.runs) != 1 or self.runs[0].size != len(self.data):
                 raise UserError("data needs exactly one run of its size")
-            await do.dma_write(session, self.runs[0].iova, self.data)
+            await guest_memory.dma_write(session, self.runs[0].iova, self.data)
             return {"messages": 1, "bytes": len(self.data)}
-        done = await do.touch(session, [run.pair for run in self.runs], whole=self.whole)
+        done = await guest_memory.touch(session, [run.pair for run in self.runs], whole=self.whole)
         return {"messages": done.messages, "bytes": done.bytes}
 
 
@@ -378,7 +384,7 @@ class MemoryRead(ControlCommand):
     size: Annotated[int, BeforeValidator(_number), Field(ge=0, le=64 << 20)]
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        data = do.read_memory(interposer.current(), self.iova, self.size)
+        data = guest_memory.read_memory(interposer.current(), self.iova, self.size)
         return {"data": base64.b64encode(data).decode()}
 
 
@@ -477,7 +483,7 @@ COMMANDS: dict[str, type[ControlCommand]] = {
 }
 
 
-def _writable(session: Session) -> list[do.Run]:
+def _writable(session: Session) -> list[dirty_bitmap.Run]:
     """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
     return [(mapping.iova, mapping.size) for mapping in session.picture.maps.values() if mapping.written_directly]
 

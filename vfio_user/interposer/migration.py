@@ -1,0 +1,124 @@
+"""How a server is migrated: one face, in the terms of migration v2, whatever the server has.
+
+`migration_of` asks a session's server once which form it takes: v2's messages, or v1's region (`migration_region`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Protocol
+
+from vfio_user.errors import ProtocolError
+from vfio_user.interposer import migration_region
+from vfio_user.interposer.asking import TIMEOUT, Refused, feature, request
+from vfio_user.interposer.dirty_bitmap import Run, bitmap_size
+from vfio_user.interposer.session import Session
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
+
+
+class Migration(Protocol):
+    """The migration of one session's server, whichever process that is. Failures are those of `asking`."""
+
+    async def support(self) -> MigrationSupport | None:
+        """What the server can do; None: it cannot migrate."""
+
+    async def state(self) -> MigrationState:
+        """The device's migration state."""
+
+    async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
+        """Take the device to another migration state; the server goes through those in between."""
+
+    async def read(self, size: int) -> bytes:
+        """At most `size` bytes of the device's state; none at its end, or (PRE_COPY) where there is nothing yet."""
+
+    async def write(self, data: bytes) -> None:
+        """Hand a piece of state to a device that is RESUMING."""
+
+    async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
+        """Let the server log the pages it writes, in `ranges` or everywhere that is mapped."""
+
+    async def stop_logging(self) -> None:
+        """Let it end that."""
+
+    async def report(self, page_size: int, run: Run) -> bytes:
+        """The dirty bitmap of a range since it was last asked for."""
+
+
+async def migration_of(session: Session) -> Migration:
+    """How the session's server migrates. One that does not is asked as v2 has it, and refuses."""
+    if session.migration is None:
+        session.migration, _ = await _choose(session)
+    return session.migration
+
+
+async def migration_support(session: Session) -> MigrationSupport | None:
+    """What the server can do of migration v2, whichever way; None: it cannot migrate."""
+    if session.migration is not None:
+        return await session.migration.support()
+    session.migration, support = await _choose(session)
+    return support
+
+
+async def _choose(session: Session) -> tuple[Migration, MigrationSupport | None]:
+    messages = MessageMigration(session)
+    if (support := await messages.support()) is not None:
+        return messages, support
+    with suppress(Refused, ProtocolError):
+        if (region := await migration_region.find(session)) is not None:
+            return region, await region.support()
+    return messages, None
+
+
+class MessageMigration:
+    """Migration v2: features of the device, and messages for its state."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def support(self) -> MigrationSupport | None:
+        with suppress(Refused, ProtocolError):
+            body = await feature(self._session, Feature.MIGRATION, FeatureFlags.GET, room=at.MIGRATION_FLAGS.size)
+            return MigrationSupport(at.MIGRATION_FLAGS.unpack(body).flags)
+        return None
+
+    async def state(self) -> MigrationState:
+        body = await feature(self._session, Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=at.DEVICE_STATE.size)
+        state = MigrationState(at.DEVICE_STATE.unpack(body).state)
+        self._session.picture.set_migration_state(state)
+        return state
+
+    async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
+        body = at.DEVICE_STATE.pack(state, 0)
+        await feature(self._session, Feature.MIG_DEVICE_STATE, FeatureFlags.SET, body, timeout=timeout)
+        self._session.picture.set_migration_state(state)
+
+    async def read(self, size: int) -> bytes:
+        payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + size, size)
+        reply = await request(self._session, Command.MIG_DATA_READ, payload)
+        told = at.MIGRATION_DATA.unpack(reply.payload)
+        return reply.payload[at.MIGRATION_DATA.size :][: told.size]
+
+    async def write(self, data: bytes) -> None:
+        payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + len(data), len(data), tail=data)
+        await request(self._session, Command.MIG_DATA_WRITE, payload)
+
+    async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
+        maps = self._session.picture.maps.values()
+        wanted = list(ranges) if ranges is not None else [(mapping.iova, mapping.size) for mapping in maps]
+        body = at.LOGGING_CONTROL.pack(page_size, len(wanted), 0)
+        body += b"".join(at.LOGGING_RANGE.pack(*run) for run in wanted)
+        await feature(self._session, Feature.DMA_LOGGING_START, FeatureFlags.SET, body)
+
+    async def stop_logging(self) -> None:
+        body = at.LOGGING_CONTROL.pack(0, 0, 0)
+        await feature(self._session, Feature.DMA_LOGGING_STOP, FeatureFlags.SET, body)
+
+    async def report(self, page_size: int, run: Run) -> bytes:
+        iova, length = run
+        size = bitmap_size(length, page_size)
+        body = at.LOGGING_REPORT.pack(iova, length, page_size)
+        found = await feature(self._session, Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, body, room=size)
+        return found[at.LOGGING_REPORT.size :][:size]
