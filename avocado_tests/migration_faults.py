@@ -54,7 +54,7 @@ class Scene:
 
     def cut_in_the_midst(self) -> None:
         """Let there be more to send than sockets keep: QEMU serves nobody until it is sent."""
-        self.source.control.call("dma_write", runs=[{"iova": 16 << 20, "size": 64 << 20}], whole=False)
+        self.source.control.call("dma_write", runs=[{"iova": 16 << 20, "size": 64 << 20}])
         self.cut()
 
     def interrupt(self) -> None:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import errno as errnos
 import os
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from vfio_user.interposer.asking import PAGE, Refused, data_limit, request
+from vfio_user.interposer.asking import Refused, data_limit, request
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.dirty_bitmap import Run
-from vfio_user.interposer.loop import Task
 from vfio_user.interposer.picture import Mapping
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
-
-AT_ONCE = 64
-BYTES_AT_ONCE = 1 << 20
-"""Messages to a peer that are not answered yet, and what they carry."""
 
 
 def read_memory(session: Session, iova: int, size: int) -> bytes:
@@ -66,37 +59,15 @@ async def dma_write(session: Session, iova: int, data: bytes) -> None:
     await request(session, number, layout.pack(iova, len(data), tail=data), towards=Direction.TO_CLIENT)
 
 
-@dataclass
-class Touched:
-    """What `touch` did."""
+async def write_back(session: Session, runs: Iterable[Run]) -> tuple[int, int]:
+    """Write guest memory's own content back over DMA_WRITE; returns how many messages and bytes that took.
 
-    messages: int = 0
-    bytes: int = 0
-
-
-async def touch(session: Session, runs: Iterable[Run], *, whole: bool = True, step: int = PAGE) -> Touched:
-    """Write guest memory's own content back over DMA_WRITE: QEMU then marks those pages dirty.
-
-    With `whole` a message carries as much of a run as fits; otherwise one byte of every `step` bytes. Several messages
-    are on their way at once: the guest stands still meanwhile.
+    Whatever else writes there meanwhile may be undone: the guest must stand still.
     """
-    done = Touched()
-    waiting: deque[tuple[int, Task[None]]] = deque()
-    on_their_way = 0
-    limit = data_limit(session)
+    messages = written = 0
     for iova, length in runs:
-        end = iova + length
-        pieces = range(iova, end, limit) if whole else [iova, *range((iova // step + 1) * step, end, step)]
-        for place in pieces:
-            data = read_memory(session, place, min(limit, end - place) if whole else 1)
-            waiting.append((len(data), Task(dma_write(session, place, data))))
-            done.messages += 1
-            done.bytes += len(data)
-            on_their_way += len(data)
-            while len(waiting) > AT_ONCE or on_their_way > BYTES_AT_ONCE:
-                size_of_first, first = waiting.popleft()
-                await first
-                on_their_way -= size_of_first
-    for _, task in waiting:
-        await task
-    return done
+        for place in range(iova, iova + length, limit := data_limit(session)):
+            data = read_memory(session, place, min(limit, iova + length - place))
+            await dma_write(session, place, data)
+            messages, written = messages + 1, written + len(data)
+    return messages, written

@@ -359,11 +359,10 @@ class RegionWrite(ControlCommand):
 class DmaWrite(ControlCommand):
     """DMA_WRITE to the client: `runs` of memory get their own content again, so that QEMU marks them dirty.
 
-    With `whole` false only a byte of each page is sent. With `data` (base64) that is written, at the one run's IOVA.
+    With `data` (base64) that is written, at the one run's IOVA. The guest must stand still, or may lose what it writes.
     """
 
     runs: list[Run]
-    whole: bool = True
     data: Data | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -373,8 +372,8 @@ class DmaWrite(ControlCommand):
                 raise UserError("data needs exactly one run of its size")
             await guest_memory.dma_write(session, self.runs[0].iova, self.data)
             return {"messages": 1, "bytes": len(self.data)}
-        done = await guest_memory.touch(session, [run.pair for run in self.runs], whole=self.whole)
-        return {"messages": done.messages, "bytes": done.bytes}
+        messages, written = await guest_memory.write_back(session, [run.pair for run in self.runs])
+        return {"messages": messages, "bytes": written}
 
 
 class MemoryRead(ControlCommand):
