@@ -33,7 +33,7 @@ from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Phase, Plan, Report, Tuning, Verdict
 from vfio_user.harness.migration.journal import Journal
 from vfio_user.harness.migration.soak import Soak
-from vfio_user.harness.migration.workload import Workload, judge
+from vfio_user.harness.migration.workload import SUBJECTS, Assignment, Workload, judge
 from vfio_user.harness.process import Child
 from vfio_user.harness.qemu import ensure_qemu, installed_qemu, manifest
 
@@ -418,3 +418,52 @@ class Soaking(MigrationTest):
             for report in Soak(interrupts="intx").run(lab, journal, 10):
                 self.whole(report)
             self.assertEqual(len(journal.hops), 10)
+
+
+class Disks(MigrationTest):
+    """
+    What the guest's own driver has to do with a disk that moves, in memory and so with all that is on it.
+
+    :avocado: tags=nvme,migration
+    """
+
+    def test_what_is_written_to_a_disk_is_there_on_the_other_host(self) -> None:
+        """Block by block, and as files; before, meanwhile and after."""
+        with self.lab() as lab:
+            pair = lab.hosts()
+            work = [Assignment.of("nvme", kind) for kind in ("blocks", "files")]
+            guest = lab.boot(devices=[each.device for each in work], image="storage", migratable=True, host=pair.a)
+            started = [each.start(guest, plugged) for each, plugged in zip(work, guest.devices, strict=True)]
+            self.whole(lab.migrate(guest, to=pair.b))
+            for workload in started:
+                assert workload is not None
+                done = workload.end()
+                self.log.info("%s: %s", done.command, dict(done.seen))
+                self.assertTrue(done.ok, done.verdict)
+
+    def test_each_work_goes_on_for_ten_hops(self) -> None:
+        """
+        :avocado: tags=nightly,soak
+        """
+        for kind in SUBJECTS["nvme"].kinds:
+            with self.lab() as lab:
+                journal = Journal(Path(self.outputdir) / f"{kind}.jsonl", {})
+                for report in Soak(device="nvme", workload=kind).run(lab, journal, 10):
+                    self.whole(report)
+                self.assertEqual(len(journal.hops), 10)
+
+    def test_client_alone_loses_it(self) -> None:
+        """Plain `migrate`: the controller is not there any more, and what is written fails.
+
+        :avocado: tags=nightly
+        """
+        with self.lab() as lab:
+            pair = lab.hosts()
+            work = Assignment.of("nvme", "fio")
+            guest = lab.boot(work.device, image="storage", migratable=True, host=pair.a)
+            workload = work.start(guest, guest.device)
+            assert workload is not None
+            report = lab.migrate(guest, to=pair.b, mode=Mode.DIRECT)
+            judge(report, workload.end())
+            self.assertEqual(report.verdict, Verdict.LOST)
+            self.assertIn("workload fio", report.reason)

@@ -16,7 +16,7 @@ from servers.nvme.backing import Backing
 from servers.nvme.spec import Io
 from tests.nvme_kit import Host, controller, loop_device
 from vfio_user.client import RemoteError
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import ProtocolError, UserError
 from vfio_user.wire.constants import MigrationState
 
 MIB = 1 << 20
@@ -272,3 +272,25 @@ def _deallocate(host: Host, first: int, count: int) -> None:
     at = host.allocate(4096)
     host.write(at, count.to_bytes(4, "little").rjust(8, b"\0") + first.to_bytes(8, "little"))
     _expect(host, Io.DATASET_MANAGEMENT, prp1=at, cdw10=0, cdw11=4)
+
+
+def test_what_is_in_memory_goes_along_unasked(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with (
+        controller(tmp_path / "a", "memory:1M") as (here, source),
+        controller(tmp_path / "b", "memory:1M") as (there, target),
+    ):
+        assert here.serial != there.serial, "a guest takes two controllers of one serial number for the same"
+        source.enable()
+        source.create_queues()
+        write(source, 100, b"blocks" * 1024)
+        target.client.set_migration_state(MigrationState.RESUMING)
+        finish(source, target)
+        assert target.read_blocks(100, 6144) == b"blocks" * 1024
+        assert there.serial == here.serial
+
+
+def test_memory_needs_a_size(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="memory"):
+        Nvme(image="memory")

@@ -1,4 +1,4 @@
-"""What a namespace's blocks are kept in: a file or block device, raw, read and written straight to guest memory.
+"""What a namespace's blocks are kept in: a file, block device or memory, read and written straight to guest memory.
 
 The page cache is the volatile write cache of the controller: what `sync` has returned for survives a loss of power,
 what was merely written survives the death of this process.
@@ -14,6 +14,7 @@ import stat
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from secrets import token_hex
 
 from vfio_user.errors import UserError
 
@@ -21,6 +22,8 @@ MAX_PIECES = 1024
 """IOV_MAX of Linux: pieces of memory in one system call."""
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 READ_ONLY = "ro"
+MEMORY = "memory"
+"""In place of a file: blocks that are nowhere else, and gone with the server. A file of this name is ./memory."""
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
@@ -36,17 +39,22 @@ class WouldBlock(Exception):
 class Backing:
     """An open file of `size` bytes. All but `try_read` may block; errors are OSError."""
 
-    def __init__(self, path: Path, size: int | None = None, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, size: int | None = None, *, read_only: bool = False, in_memory: bool = False
+    ) -> None:
         """Open; a regular file that is smaller than `size`, or not there, is made that large, sparse.
+
+        What is `in_memory` has no file, and `path` only as its name.
 
         Raises:
             UserError: it cannot be opened, or has no size.
         """
         self.path = path
         self.read_only = read_only
+        self.in_memory = in_memory
         mode = os.O_RDONLY if read_only else os.O_RDWR | (os.O_CREAT if size else 0)
         try:
-            self._fd = os.open(path, mode | os.O_CLOEXEC, 0o644)
+            self._fd = os.memfd_create(path.name) if in_memory else os.open(path, mode | os.O_CLOEXEC, 0o644)
         except OSError as error:
             hint = "FILE:SIZE makes a new one, for example disk.img:64M" if error.errno == errno.ENOENT else ""
             raise UserError(f"image {path}: {error.strerror}", hint=hint) from error
@@ -57,7 +65,9 @@ class Backing:
             raise UserError(f"image {path}: {error.strerror}") from error
         if not self.size:
             os.close(self._fd)
-            raise UserError(f"image {path} is empty", hint="give a size: FILE:SIZE, for example disk.img:64M")
+            raise UserError(
+                f"image {path} is empty", hint=f"give a size, for example {path if not in_memory else MEMORY}:64M"
+            )
         self._no_wait = os.RWF_NOWAIT
         self.log: deque[tuple[int, int]] | None = None
         """While there is one: offset and size of everything that was written, as soon as it was."""
@@ -245,6 +255,9 @@ def _open_image(text: str) -> Backing:
         path, size = name, parse_size(end)
     if not path:
         raise UserError("an image needs a file", hint="--image FILE[:SIZE][:ro], several with commas between them")
+    if path == MEMORY:
+        # The name goes into the serial number, and no two controllers in a guest may have the same.
+        return Backing(Path(f"{MEMORY}-{token_hex(8)}"), size, read_only=read_only, in_memory=True)
     return Backing(Path(path), size, read_only=read_only)
 
 

@@ -111,14 +111,16 @@ class Nvme(PciDevice):
         self,
         *,
         image: Annotated[
-            str, "FILE[:SIZE][:ro] of each namespace, with commas between them; SIZE makes a new file"
+            str, "FILE[:SIZE][:ro] of each namespace, or memory:SIZE, with commas between them; SIZE makes a new file"
         ] = "",
         serial: Annotated[str, "serial number; made from the first image's path if not given"] = "",
         queues: Annotated[int, "I/O queue pairs, 1 to 64"] = 8,
         block_size: Annotated[int, "bytes of a block until the guest formats: 512 or 4096"] = 512,
         shadow_doorbells: Annotated[bool, "offer Doorbell Buffer Config"] = True,
         msix: Annotated[bool, "MSI-X; without it the device has INTx, and QEMU can unplug it"] = True,
-        migrate_image: Annotated[bool, "migrations copy the images, for hosts that do not share them"] = False,
+        migrate_image: Annotated[
+            bool, "migrations copy the images, for hosts that do not share them; memory is copied always"
+        ] = False,
         control: Annotated[str, "listen here for JSON lines: namespaces, resize"] = "",
     ) -> None:
         if not image:
@@ -141,8 +143,11 @@ class Nvme(PciDevice):
             Namespace(number, backing, True, True, backing.size >> shift, shift)
             for number, backing in enumerate(backings, 1)
         ]
-        writable = [namespace for namespace in self.namespaces if not namespace.read_only] if migrate_image else []
-        self.copies = [ImageCopy(f"namespace {each.nsid}", each.backing) for each in writable]
+        self.copies = [
+            ImageCopy(f"namespace {each.nsid}", each.backing)
+            for each in self.namespaces
+            if not each.read_only and (migrate_image or each.backing.in_memory)
+        ]
         """What migrations take along of the images."""
         self.default_settings = defaults(self)
         self.engine = Engine(self)

@@ -16,7 +16,7 @@ from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Plan, Report, Tuning
 from vfio_user.harness.migration.workload import KINDS as WORKLOADS
-from vfio_user.harness.migration.workload import Workload, judge
+from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, image_for, judge
 
 
 @click.command()
@@ -26,9 +26,7 @@ from vfio_user.harness.migration.workload import Workload, judge
     "workloads",
     type=click.Choice(WORKLOADS),
     multiple=True,
-    default=["dma"],
-    show_default=True,
-    help="Of the first device, of the second and so on; for edu alone.",
+    help=f"Of the first device, of the second and so on; by default the first of each device's own. {all_kinds()}.",
 )
 @click.option("--root-bus", is_flag=True, help="Devices on the root bus itself; the guest boots with them.")
 @click.option("--mode", type=click.Choice([kind.value for kind in Mode]), default=Mode.AUTO.value, show_default=True)
@@ -38,7 +36,7 @@ from vfio_user.harness.migration.workload import Workload, judge
     show_default=True,
     help=f"{', '.join(HOSTS)}; or two as A,B, each local or ssh://USER@HOST:PORT?OPTION=VALUE (docs/migration.md).",
 )
-@click.option("--image", default="minimal", show_default=True)
+@click.option("--image", help="By default the one that the workloads need.")
 @click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
 @click.option("--memory", default=512, show_default=True, help="MiB.")
 @click.option("--iommu", is_flag=True, help="Put an IOMMU before the device: MSI and MSI-X, and a map for each page.")
@@ -64,7 +62,7 @@ def command(
     root_bus: bool,
     mode: str,
     hosts: str,
-    image: str,
+    image: str | None,
     qemu: str | None,
     memory: int,
     iommu: bool,
@@ -86,14 +84,16 @@ def command(
     """
     tuning = Tuning((bandwidth << 20) if bandwidth else 1 << 40, downtime, channels)
     plan = Plan(tuning, Limits(total=limit), file)
+    kinds = (workloads + len(devices) * (NONE,))[: len(devices)] if workloads else len(devices) * (None,)
+    assignments = [Assignment.of(device, kind, interrupts) for device, kind in zip(devices, kinds, strict=True)]
     with (
         interruptible(),
         two_hosts(hosts) as pair,
         Lab("migrate", qemu=qemu, progress=_say) as lab,
     ):
         guest = lab.boot(
-            devices=devices,
-            image=image,
+            devices=[each.device for each in assignments],
+            image=image or image_for(assignments),
             migratable=True,
             root_bus=root_bus,
             host=pair.a,
@@ -101,11 +101,8 @@ def command(
             iommu=iommu,
             trace=trace,
         )
-        running = [
-            Workload(guest, kind, *(("--interrupts", interrupts) if interrupts else ()), device=device)
-            for kind, device in zip(workloads, guest.devices, strict=False)
-            if kind != "none"
-        ]
+        started = [each.start(guest, plugged) for each, plugged in zip(assignments, guest.devices, strict=True)]
+        running = [workload for workload in started if workload is not None]
         report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan, qemu=to_qemu)
         if pair.note:
             report.notes.append(pair.note)

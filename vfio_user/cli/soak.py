@@ -23,10 +23,10 @@ from vfio_user.harness.migration.workload import KINDS as WORKLOADS
     "--hops", type=click.IntRange(min=1), default=10, show_default=True, help="In all, with those done before."
 )
 @click.option("--device", default="edu", show_default=True, help="As `boot` takes it; any server that migrates.")
-@click.option("--workload", type=click.Choice(WORKLOADS), default="dma", show_default=True, help="For edu alone.")
+@click.option("--workload", type=click.Choice(WORKLOADS), help="What the guest does meanwhile: see migrate.")
 @click.option("--interrupts", type=click.Choice(["best", "intx", "msi", "msix"]), help="Enabled beside the work.")
 @click.option("--hosts", default="auto", show_default=True, help=f"{', '.join(HOSTS)}, or two as A,B: see migrate.")
-@click.option("--image", default="minimal", show_default=True)
+@click.option("--image", help="By default the one that the workload needs.")
 @click.option("--memory", default=512, show_default=True, help="MiB.")
 @click.option("--iommu", is_flag=True, help="Put an IOMMU before the device.")
 @click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
@@ -36,10 +36,10 @@ from vfio_user.harness.migration.workload import KINDS as WORKLOADS
 def command(
     hops: int,
     device: str,
-    workload: str,
+    workload: str | None,
     interrupts: str | None,
     hosts: str,
-    image: str,
+    image: str | None,
     memory: int,
     iommu: bool,
     qemu: str | None,
@@ -52,7 +52,7 @@ def command(
     It ends after so many hops, or at the first that lost something, whose whole evidence stays. Interrupted, the same
     command goes on with the hops that are left. Exit status 0: nothing was lost, and nothing grew.
     """
-    soak = Soak(device, workload, interrupts or "", hosts, image, memory, iommu)
+    soak = Soak(device, workload or "", interrupts or "", hosts, image or "", memory, iommu)
     folder = results_folder("soak")
     kept = Journal(journal or folder.parent / "soak.jsonl", soak.as_dict())
     before = len(kept.hops)

@@ -18,7 +18,7 @@ from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration.coordinator import Limits, Plan
 from vfio_user.harness.migration.journal import Journal
 from vfio_user.harness.migration.report import Report, Verdict
-from vfio_user.harness.migration.workload import Workload, judge
+from vfio_user.harness.migration.workload import Assignment, Workload, image_for, judge
 
 _FOR_EVER = 2e5  # seconds; the guest's poll(2) takes no more than 2**31 ms, after they were multiplied for patience
 _KEPT = 3  # machines whose logs stay: the one that runs, those of the last hops
@@ -26,23 +26,39 @@ _KEPT = 3  # machines whose logs stay: the one that runs, those of the last hops
 
 @dataclass(frozen=True)
 class Soak:
-    """What is soaked. `interrupts` are enabled beside the work, whatever that is."""
+    """What is soaked, in the words of a command line; by default the device's first workload, in the image for that.
+
+    `interrupts` are enabled beside the work, whatever that is. Raises `UserError` for work that there is not.
+    """
 
     device: str = "edu"
-    workload: str = "dma"
+    workload: str = ""
     interrupts: str = ""
     hosts: str = "auto"
-    image: str = "minimal"
+    image: str = ""
     memory: int = 512
     iommu: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.assignment
+
+    @property
+    def assignment(self) -> Assignment:
+        return Assignment.of(self.device, self.workload, self.interrupts)
 
     def run(self, lab: Lab, journal: Journal, hops: int) -> Iterator[Report]:
         """Do the hops that the journal does not have; each good one's report, and that of the first bad one."""
         pair = lab.hosts(self.hosts)
+        wanted = self.assignment
         guest = lab.boot(
-            self.device, image=self.image, migratable=True, host=pair.a, memory=self.memory, iommu=self.iommu
+            wanted.device,
+            image=self.image or image_for([wanted]),
+            migratable=True,
+            host=pair.a,
+            memory=self.memory,
+            iommu=self.iommu,
         )
-        workload = self._begin(guest)
+        workload = wanted.start(guest, guest.device, limit=_FOR_EVER)
         names: list[str] = []
         while len(journal.hops) < hops:
             names.append(guest.name)
@@ -58,10 +74,6 @@ class Soak:
             report.verdict = Verdict.MIGRATED if report.verdict is Verdict.STAYED else report.verdict
             if not report.ok:
                 yield report
-
-    def _begin(self, guest: BootedGuest) -> Workload | None:
-        options = ("--interrupts", self.interrupts) if self.interrupts else ()
-        return Workload(guest, self.workload, *options, limit=_FOR_EVER) if self.workload != "none" else None
 
     def _hop(self, lab: Lab, guest: BootedGuest, pair: Pair, workload: Workload | None) -> Report:
         report = lab.migrate(guest, to=pair.other(guest.host), plan=Plan(limits=Limits(total=120)))

@@ -1,18 +1,99 @@
-"""What the guest does while it is migrated: guest_images/programs/workload.py, which checks itself."""
+"""What the guest does while it is migrated: guest_images/programs/workload.py, which checks itself.
+
+Which work there is for which device is a table, `SUBJECTS`.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+from vfio_user.errors import UserError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.exercise import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.migration.report import Report
+from vfio_user.harness.server import Device
 
-KINDS = ("none", "idle", "registers", "interrupts", "dma")
+NONE = "none"
+MINIMAL = "minimal"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A device of ours as something to work with: `kinds` of work, the first unless another is named.
+
+    They need `image`; `options` are for a device that is given none; `chooses_interrupts`: a user may say which.
+    """
+
+    kinds: tuple[str, ...] = ()
+    image: str = MINIMAL
+    options: tuple[str, ...] = ()
+    chooses_interrupts: bool = False
+
+
+SUBJECTS: Mapping[str, Subject] = MappingProxyType(
+    {
+        "edu": Subject(("dma", "interrupts", "registers", "idle"), chooses_interrupts=True),
+        "gpio": Subject(),
+        "nvme": Subject(("fio", "blocks", "files"), "storage", ("--image", "memory:64M")),
+    }
+)
+KINDS = (NONE, *(kind for subject in SUBJECTS.values() for kind in subject.kinds))
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A device, what the guest does with it, and with which interrupts where one was chosen."""
+
+    device: Device
+    kind: str
+    interrupts: str = ""
+
+    @classmethod
+    def of(cls, device: str, kind: str | None = None, interrupts: str | None = None) -> Assignment:
+        """What is meant by an option of a command line; without a kind it is the first that there is.
+
+        A device that is not of `SUBJECTS` may be like one of those, so that any work may do: the guest will tell.
+        Raises `UserError` for work that there is not.
+        """
+        wanted = Device.parse(device)
+        subject = SUBJECTS.get(wanted.served)
+        kind = kind or next(iter(subject.kinds if subject else ()), NONE)
+        if subject and kind not in (NONE, *subject.kinds):
+            raise UserError(f"there is no workload {kind!r} for {wanted.name}", hint=all_kinds())
+        if interrupts and kind != NONE and kind not in _choosing_interrupts():
+            raise UserError(f"the driver chooses the interrupts in workload {kind!r}", hint="leave out --interrupts")
+        if subject and kind != NONE and not wanted.options:
+            wanted = replace(wanted, options=subject.options)
+        return cls(wanted, kind, interrupts or "")
+
+    def start(self, guest: BootedGuest, plugged: Plugged, limit: float = 3600.0) -> Workload | None:
+        """Have the guest do it; None where there is nothing to do. Raises `GuestFailure`."""
+        options = ("--interrupts", self.interrupts) if self.interrupts else ()
+        return Workload(guest, self.kind, *options, device=plugged, limit=limit) if self.kind != NONE else None
+
+
+def image_for(assignments: Sequence[Assignment]) -> str:
+    """The smallest image that has what all of them need: whatever is not minimal extends it."""
+    images = {subject.image for subject in SUBJECTS.values() if {each.kind for each in assignments} & {*subject.kinds}}
+    return next(iter(images - {MINIMAL}), MINIMAL)
+
+
+def all_kinds() -> str:
+    """For a person: which work there is for which device."""
+    kinds = (f"{name} has {', '.join(subject.kinds)}" for name, subject in SUBJECTS.items() if subject.kinds)
+    return f"{'; '.join(kinds)}; {NONE} is for any device"
+
+
+def _choosing_interrupts() -> set[str]:
+    return {kind for subject in SUBJECTS.values() if subject.chooses_interrupts for kind in subject.kinds}
+
 
 _STARTING = 30.0
 _ENDING = 30.0
@@ -41,7 +122,7 @@ class Workload:
         guest.succeed(f"rm -f {started}")
         self.command = ("workload", kind, "--slot", slot, "--started", started, *arguments)
         self._job = guest.start(self.command, limit)
-        if "right" not in guest.wait_until_succeeds(f"grep . {started}", _STARTING):
+        if "right" not in guest.wait_until_succeeds(f"grep . {started}", _STARTING, interval=0.02):
             raise GuestFailure(f"{' '.join(self.command)!r}: {self.end().verdict}", evidence=guest.evidence())
 
     def look(self) -> Exercise:

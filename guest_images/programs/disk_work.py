@@ -1,0 +1,216 @@
+"""Work for the disk of an NVMe controller: the kinds `fio`, `blocks` and `files` of workload.py.
+
+The kernel's own driver has the controller. Whatever it has to say of it meanwhile, at level warning or worse, is wrong:
+it tries again what failed, and nobody else would notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import random
+import subprocess
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from guest_pci import PAGE, DeviceError, PciFunction, load_modules
+from work import Work
+
+APPEARING = 30.0  # seconds for the driver to find the namespace
+WARNING = 4  # of syslog(2)
+MIB = 1 << 20
+
+
+class DiskWork(Work):
+    """`disk` is namespace 1, of which everything is overwritten."""
+
+    disk: Path
+    size: int
+
+    def begin(self) -> None:
+        slot = self.options.slot if self.options.slot.count(":") == 2 else f"0000:{self.options.slot}"
+        function = PciFunction(slot)
+        if function.number("class") >> 8 != 0x0108:
+            raise DeviceError(f"the device at {self.options.slot} is {function.ids}, and no NVMe controller")
+        load_modules("nvme")
+        self.disk = namespace(slot)
+        self.size = int(Path("/sys/block", self.disk.name, "size").read_text()) * 512
+        controller = self.disk.name.rpartition("n")[0]
+        self.names = (controller, self.disk.name)
+        self.state = Path("/sys/class/nvme", controller, "state")
+        self.device = {"slot": slot, "disk": str(self.disk), "bytes": self.size}
+        self.messages = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        self.opened.callback(os.close, self.messages)
+        os.lseek(self.messages, 0, os.SEEK_END)
+
+    def expect(self, what: str, value: object, expected: object) -> None:
+        if value != expected:
+            self.wrong.append(f"{what} is {value}, not {expected}")
+
+    def check(self) -> None:
+        self.expect(f"the state of {self.names[0]}", self.state.read_text().strip(), "live")
+        self.wrong += [f"the kernel says: {said}" for said in self.complaints()]
+
+    def complaints(self) -> list[str]:
+        """What the kernel has said of the controller since it was asked last (ABI/testing/dev-kmsg)."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    record = os.read(self.messages, 8192).decode(errors="replace")
+                except BrokenPipeError:  # messages were overwritten before they were read
+                    continue
+                facts, _, text = record.partition(";")
+                if int(facts.split(",")[0]) & 7 <= WARNING and any(name in text for name in self.names):
+                    found.append(text.splitlines()[0])
+        return found
+
+
+class Fio(DiskWork):
+    """16 commands at a time write up to 8 MiB in random order; then fio reads and verifies them."""
+
+    done = -1
+
+    def begin(self) -> None:
+        super().begin()
+        self.seen |= {"writes": 0, "reads": 0}
+
+    def round(self, number: int) -> None:
+        self.fio(number)
+        self.done = number
+
+    def check(self) -> None:
+        """What the last round wrote, once more."""
+        super().check()
+        if self.done >= 0 and not self.wrong:
+            self.fio(self.done, "--verify_only")
+
+    def fio(self, seed: int, *more: str) -> None:
+        command = ["fio", "--name=round", f"--filename={self.disk}", "--rw=randwrite", "--bs=16k", "--iodepth=16"]
+        command += [f"--size={min(self.size, 8 * MIB)}", "--direct=1", "--ioengine=libaio", "--thread"]
+        command += ["--verify=crc32c", "--verify_fatal=1", f"--randseed={seed}", "--output-format=json", *more]
+        # In a group of its own: what this program is told is not for fio, which would end in the middle.
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, process_group=0)
+        try:
+            [job] = json.loads(ran.stdout[ran.stdout.index("{") :])["jobs"]
+        except (ValueError, KeyError) as error:
+            raise DeviceError(f"fio gave no report: {ran.stderr.strip()[-400:]}") from error
+        self.seen["writes"] += 0 if more else job["write"]["total_ios"]
+        self.seen["reads"] += job["read"]["total_ios"]
+        if ran.returncode or job["error"]:
+            said = (ran.stderr or ran.stdout).strip().splitlines()[0]
+            self.wrong.append(f"fio with seed {seed}: error {job['error']}: {said}")
+
+
+class Blocks(DiskWork):
+    """Single blocks of 4 KiB, each with a content of its own, past the page cache; what was written stays."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.file = os.open(self.disk, os.O_RDWR | os.O_DIRECT)
+        self.opened.callback(os.close, self.file)
+        self.room = mmap.mmap(-1, PAGE)
+        count = min(self.size // PAGE, 1024)
+        self.written: dict[int, int] = {}  # block: the round that wrote it
+        self.places = [index * (self.size // PAGE // count) for index in range(count)]
+        self.chance = random.Random(count)
+
+    def round(self, number: int) -> None:
+        index = self.chance.choice(self.places)
+        self.room[:] = self.content(number)
+        os.pwritev(self.file, [self.room], index * PAGE)
+        self.written[index] = number
+        if number % 64 == 63:
+            os.fdatasync(self.file)
+        self.compare(index)
+        self.compare(self.chance.choice(list(self.written)))
+
+    def content(self, number: int) -> bytes:
+        return number.to_bytes(8, "little") + random.Random(number).randbytes(PAGE - 8)
+
+    def compare(self, index: int) -> None:
+        os.preadv(self.file, [self.room], index * PAGE)
+        number = self.written[index]
+        if self.room[:] != self.content(number):
+            other = int.from_bytes(self.room[:8], "little")
+            was = f"that of round {other}" if self.room[:] == self.content(other) else "none ever written"
+            self.wrong.append(f"block {index} has not the content of round {number}, but {was}")
+
+    def check(self) -> None:
+        super().check()
+        for index in self.written:
+            self.compare(index)
+        self.seen["blocks"] = len(self.written)
+
+
+class Files(DiskWork):
+    """Files on ext4, synced one by one; all that there are are read again, from the disk."""
+
+    def begin(self) -> None:
+        super().begin()
+        run("mkfs.ext4", "-q", "-F", str(self.disk))
+        load_modules("ext4")
+        self.folder = Path("/run", f"workload-{self.disk.name}")
+        self.folder.mkdir(exist_ok=True)
+        run("mount", "-t", "ext4", str(self.disk), str(self.folder))
+        self.opened.callback(self.unmount)
+        self.mounted = True
+        self.written: dict[str, int] = {}
+
+    def round(self, number: int) -> None:
+        name = f"file{number % 48}"
+        with (self.folder / name).open("wb") as file:
+            file.write(self.content(number))
+            file.flush()
+            os.fsync(file.fileno())
+        self.written[name] = number
+
+    def content(self, number: int) -> bytes:
+        chance = random.Random(number)
+        return chance.randbytes(chance.randrange(1, 1 << 16))
+
+    def check(self) -> None:
+        super().check()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        for name, number in self.written.items():
+            there, wanted = (
+                sha256(each).hexdigest() for each in ((self.folder / name).read_bytes(), self.content(number))
+            )
+            self.expect(f"the digest of {name}, written in round {number},", there, wanted)
+        self.seen["files"] = len(self.written)
+
+    def finish(self) -> None:
+        self.check()
+        self.unmount()
+        ran = subprocess.run(["e2fsck", "-f", "-n", str(self.disk)], capture_output=True, text=True, check=False)
+        if ran.returncode:
+            self.wrong.append(f"e2fsck: {ran.stdout.strip()[-400:]}")
+
+    def unmount(self) -> None:
+        if self.mounted:
+            self.mounted = False
+            run("umount", str(self.folder))
+
+
+def namespace(slot: str) -> Path:
+    """The device of a controller's first namespace, when the driver has found it."""
+    end = time.monotonic() + APPEARING
+    while True:
+        for controller in Path("/sys/bus/pci/devices", slot).glob("nvme/nvme*"):
+            for found in controller.glob("nvme*n*/nsid"):
+                disk = Path("/dev", found.parent.name)
+                if int(found.read_text()) == 1 and disk.is_block_device():
+                    return disk
+        if time.monotonic() > end:
+            raise DeviceError(f"the kernel has found no namespace 1 of {slot} in {APPEARING:g} s")
+        time.sleep(0.02)
+
+
+def run(*command: str) -> Any:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise DeviceError(f"{' '.join(command)}: {ran.stderr.strip() or ran.returncode}")

@@ -1,0 +1,69 @@
+"""What work there is for which device, as `migrate` and `soak` choose it."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from vfio_user.errors import UserError
+from vfio_user.harness.migration.soak import Soak
+from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, image_for
+from vfio_user.harness.server import devices
+
+PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
+
+
+def test_without_a_word_a_device_does_the_first_of_its_own() -> None:
+    assert {name: Assignment.of(name).kind for name in ("edu", "nvme", "gpio")} == {
+        "edu": "dma",
+        "nvme": "fio",
+        "gpio": NONE,
+    }
+
+
+@pytest.mark.parametrize(("device", "kind"), [("nvme", "dma"), ("edu", "fio"), ("gpio", "registers")])
+def test_work_of_another_device_is_refused_and_what_there_is_is_named(device: str, kind: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Assignment.of(device, kind)
+    assert device in str(refused.value)
+    for name in {*KINDS} - {NONE}:
+        assert name in refused.value.hint
+
+
+def test_a_soak_refuses_it_before_it_boots_anything() -> None:
+    with pytest.raises(UserError):
+        Soak(device="nvme", workload="interrupts")
+
+
+def test_interrupts_are_not_chosen_for_a_driver() -> None:
+    assert Assignment.of("edu", "registers", "msi").interrupts == "msi"
+    with pytest.raises(UserError):
+        Assignment.of("nvme", "blocks", "msi")
+
+
+@pytest.mark.parametrize("device", ["my.module:Class", "server {socket}"])
+def test_a_device_that_is_not_known_may_be_like_any(device: str) -> None:
+    assert Assignment.of(device).kind == NONE
+    for kind in KINDS:
+        assert Assignment.of(device, kind).kind == kind
+
+
+def test_a_disk_to_work_with_is_made_unless_one_is_given() -> None:
+    assert Assignment.of("nvme").device.options == ("--image", "memory:64M")
+    assert Assignment.of("nvme --image disk.img").device.options == ("--image", "disk.img")
+
+
+def test_the_image_has_what_the_work_of_all_devices_needs() -> None:
+    edu, nvme, idle_nvme = Assignment.of("edu"), Assignment.of("nvme"), Assignment.of("nvme", NONE)
+    assert image_for([edu]) == image_for([idle_nvme]) == image_for([]) == "minimal"
+    assert image_for([edu, nvme]) == image_for([nvme]) == "storage"
+
+
+def test_the_table_has_the_devices_that_there_are_and_the_work_that_the_guest_can_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    assert [*SUBJECTS] == devices()
+    assert {*KINDS} - {NONE} == runpy.run_path(str(PROGRAMS / "workload.py"))["KINDS"].keys()
