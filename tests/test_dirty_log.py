@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from types import FrameType
 from typing import Any
 
@@ -119,6 +119,14 @@ def test_no_range_and_page_size_loses_a_page(
         if not address <= 0x10000 + page * GRANULE or 0x10000 + (page + 1) * GRANULE > address + length
     }
     assert beyond <= rest
+
+
+def test_a_part_that_was_reported_is_clean_and_nothing_else_is() -> None:
+    granules = range(20)
+    for low, high in combinations(granules, 2):
+        log = marked(0, len(granules) * GRANULE, [(0, len(granules) * GRANULE)])
+        log.take(low * GRANULE, (high - low) * GRANULE, GRANULE)
+        assert pages_in(log.take(0, len(granules) * GRANULE, GRANULE)) == {*granules} - {*range(low, high)}
 
 
 def test_a_granule_that_is_reported_in_part_is_reported_again() -> None:
