@@ -25,7 +25,7 @@ PROGRAM = "/opt/vfio-user/busy.py"
 
 NOTHING_LEFT = {
     "registers": {"identification": 0x010000ED},
-    "interrupts": 0,
+    "interrupts": False,
     "bytes_written": 0,
     "work": 0,
     "wrong": [],
