@@ -27,6 +27,7 @@ class Client:
     base: int = 0
     interrupts: list[tuple[int, int]] = field(default_factory=list)
     deferred: list[Callable[[], None]] = field(default_factory=list)
+    planned: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     watched: dict[int, Callable[[], None]] = field(default_factory=dict)
     messages: int = 0
 
@@ -47,6 +48,9 @@ class Client:
 
     def call_soon(self, work: Callable[[], None]) -> None:
         self.deferred.append(work)
+
+    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
+        self.planned.append((seconds, work))
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         self.watched[fd] = ready

@@ -102,6 +102,57 @@ def test_registers_beside_mappable_memory_are_not_in_the_file() -> None:
     device.close()
 
 
+class Bell(PciDevice):
+    """A register in a page that the client may map."""
+
+    ids = PciIds(vendor=1, device=2)
+    bars = (Bar(0, size=0x4000),)
+    rung: list[int] = state([])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.page = os.memfd_create("bell")
+        os.ftruncate(self.page, 0x4000)
+        self.let_map(0, 0x1000, PAGE, self.page)
+
+    @register(bar=0, offset=0x1000, width=4)
+    def bell(self, value: int) -> None:
+        self.rung.append(value)
+
+    def close(self) -> None:
+        super().close()
+        os.close(self.page)
+
+
+def test_a_register_in_a_file_of_the_authors_own_hears_of_messages_only() -> None:
+    device = Bell()
+    info = device.regions[0]
+    assert (info.flags, info.sparse) == (RW | RegionFlags.MMAP, ((0x1000, PAGE),))
+    assert info.fd is not None
+    with mmap.mmap(info.fd, PAGE, offset=info.offset + 0x1000) as theirs:
+        theirs[0] = 1
+    write_int(device, 0, 0x1000, 4, 2)
+    assert device.rung == [2]
+    assert os.pread(device.page, 1, 0x1000) == b"\1"
+    device.close()
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0x1000, 100), (0x10, PAGE), (0x4000, PAGE)])
+def test_only_whole_pages_of_a_file_can_be_mapped(offset: int, size: int) -> None:
+    device = Bell()
+    with pytest.raises(ValueError, match="pages"):
+        device.let_map(0, offset, size, device.page)
+    device.close()
+
+
+def test_a_bar_is_in_one_file() -> None:
+    device, other = Card(), Bell()
+    with pytest.raises(ValueError, match="file"):
+        device.let_map(2, 0x20000, PAGE, other.page)
+    device.close()
+    other.close()
+
+
 def test_only_whole_pages_of_a_bar_can_be_mappable() -> None:
     for size, bar, offset in ((100, 0, 0), (PAGE, 0, 8), (PAGE, None, 0)):
         with pytest.raises(ValueError, match="pages"):

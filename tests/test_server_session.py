@@ -332,6 +332,42 @@ def test_work_that_a_device_thread_defers_is_done_without_another_command(device
     assert done.wait(5)
 
 
+def test_work_for_later_is_done_when_its_time_comes(device: Prober, client: Client) -> None:
+    client.load(0, 0, 4)  # attached
+    begin, done = time.monotonic(), list[tuple[str, float]]()
+    for name, pause in (("last", 0.03), ("first", 0.0), ("second", 0.01)):
+        device.call_later(pause, lambda name=name: done.append((name, time.monotonic() - begin)))  # type: ignore[misc]
+    assert comes_true(client, lambda: len(done) == 3)
+    assert [name for name, _ in done] == ["first", "second", "last"]
+    assert done[1][1] >= 0.01
+    assert done[2][1] >= 0.03
+
+
+def test_work_for_later_goes_with_the_client(device: Prober, server: Server) -> None:
+    done: list[str] = []
+    with Client.connect(str(server.listener.address)) as client:
+        client.load(0, 0, 4)
+        device.call_later(0.05, lambda: done.append("for nobody"))
+    with Client.connect(str(server.listener.address)) as client:
+        client.load(0, 0, 4)
+        device.call_later(0.1, lambda: done.append("for this one"))
+        assert comes_true(client, lambda: bool(done))
+    assert done == ["for this one"]
+
+
+def test_a_client_is_served_while_the_device_always_has_work(device: Prober, client: Client) -> None:
+    def work() -> None:
+        end = time.monotonic() + 0.001
+        while time.monotonic() < end:
+            pass
+        device.call_later(0, work)
+
+    client.load(0, 0, 4)
+    device.call_later(0, work)
+    for _ in range(20):
+        client.load(0, 0, 4)
+
+
 def test_replies_do_not_pile_up_behind_a_client_that_asks_for_much(client: Client) -> None:
     """Each read asks for half a BAR; all requests come in few receives."""
     reads = [client.submit(Command.REGION_READ, REGION_ACCESS.pack(2048, 0, 2048)) for _ in range(1000)]

@@ -196,6 +196,31 @@ class PciDevice:
         """From any thread: run `work` where handlers run."""
         self.link.call_soon(work)
 
+    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Run `work` once where handlers run, in so many seconds, rounded up to milliseconds.
+
+        It is lost with the client: `attach` is the place to begin again.
+        """
+        self.link.call_later(seconds, work)
+
+    def let_map(self, bar: int, offset: int, size: int, fd: int) -> None:
+        """Let the client map pages of a BAR from a file of the author's own, which has as many bytes as the BAR.
+
+        What a client that maps them writes is in the file, and nobody is told; registers that are declared there hear
+        of messages only. In `__init__`, after that of this class. `fd` stays the caller's.
+
+        Raises:
+            ValueError: no whole pages, or a BAR that has mappable `memory` already, which is in a file of its own.
+        """
+        info = self.regions[bar]
+        if size % 4096 or offset % 4096 or offset + size > info.size:
+            raise ValueError(f"a client maps whole pages of BAR {bar}, not {size:#x} bytes at {offset:#x}")
+        if info.fd not in (None, fd):
+            raise ValueError(f"BAR {bar} is in another file")
+        info.fd = fd
+        info.flags |= RegionFlags.MMAP
+        info.sparse = (*info.sparse, (offset, size))
+
     def add_ioeventfd(self, bar: int, offset: int, width: int, *, datamatch: int | None = None) -> int:
         """Let the client signal an eventfd instead of sending writes of a declared register (GET_REGION_IO_FDS).
 

@@ -35,6 +35,9 @@ class Link(Protocol):
     def call_soon(self, work: Callable[[], None]) -> None:
         """From any thread: wake the session's thread and run `work` there."""
 
+    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Run `work` once, where handlers run, in so many seconds; not at all if the client goes before."""
+
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` on the session's thread whenever `fd` is readable, until `unwatch`."""
 
@@ -61,6 +64,9 @@ class NoClient:
 
     def call_soon(self, work: Callable[[], None]) -> None:
         work()
+
+    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
+        pass
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         pass

@@ -73,6 +73,7 @@ class Session:
         self.dialect = dialect
         self.agreement = Agreement()
         self.lock = threading.RLock()
+        self._turnstile = threading.Lock()
         self._offer = offer or Offer()
         self.connection = Connection(stream, self.max_data)
         self.owed: bytes | None = None
@@ -80,6 +81,8 @@ class Session:
         self.reading = False
         """Whether a handler runs that cannot be answered before it ends."""
         self._worker = Worker(self._locked)
+        self.call_soon, self.call_later = self._worker.call_soon, self._worker.call_later
+        self.watch, self.unwatch = self._worker.watch, self._worker.unwatch
         self._backlog: deque[Message] = deque()  # commands that came while the device was getting quiet
         self._deferred: deque[Callable[[], None]] = deque()
         self._answered = threading.Condition(self.lock)
@@ -103,8 +106,11 @@ class Session:
                 self._attach()
                 self._serve()  # what came in one receive with VERSION
             while self.connection.receive():
-                with self.lock:
+                self._take_turn()
+                try:
                     self._serve()
+                finally:
+                    self.lock.release()
             if self.connection.is_cut_off:
                 log.warning("the client went away in the middle of a message")
         except Disconnected:
@@ -163,17 +169,6 @@ class Session:
     def in_band_interrupts(self) -> bool:
         """Whether the client can be interrupted by message."""
         return Command.VM_INTERRUPT in self.dialect
-
-    def call_soon(self, work: Callable[[], None]) -> None:
-        """From any thread: run `work` under the session's lock, in order."""
-        self._worker.call_soon(work)
-
-    def watch(self, fd: int, ready: Callable[[], None]) -> None:
-        """Call `ready` under the session's lock whenever `fd` is readable, until `unwatch`."""
-        self._worker.watch(fd, ready)
-
-    def unwatch(self, fd: int) -> None:
-        self._worker.unwatch(fd)
 
     # What commands need of the session
 
@@ -294,6 +289,12 @@ class Session:
         while self._deferred:
             self._guarded(self._deferred.popleft())
             self.connection.flush()
+
+    def _take_turn(self) -> None:
+        """Get the lock, before a worker that is busy gets it again."""
+        if not self.lock.acquire(blocking=False):
+            with self._turnstile:
+                self.lock.acquire()
 
     def _receive_while_quiescing(self) -> None:
         try:
@@ -480,6 +481,9 @@ class Session:
 
     def _locked(self, work: Callable[[], None]) -> None:
         """For the worker's thread; a broken connection is the session thread's to find and report."""
+        if self._turnstile.locked():
+            with self._turnstile:  # the client waits
+                pass
         with self.lock, contextlib.suppress(OSError):
             if not self._gone:
                 self._guarded(work)

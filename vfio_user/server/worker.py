@@ -1,4 +1,5 @@
-"""What a device wants done beside its client's commands: work posted from other threads, and descriptors to watch.
+"""What a device wants done beside its client's commands: work posted from other threads, work for later, and
+descriptors to watch.
 
 It happens on a thread of its own, under the session's lock, so that a device's code is never entered twice at once
 and the session's own thread may sleep in a plain receive.
@@ -7,11 +8,14 @@ and the session's own thread may sleep in a plain receive.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import count
+from time import monotonic
 
 Work = Callable[[], None]
 
@@ -22,6 +26,8 @@ class Worker:
     def __init__(self, run: Callable[[Work], None]) -> None:
         self._run = run
         self._work: deque[Work] = deque()
+        self._later: list[tuple[float, int, Work]] = []  # a heap: when, in which order, what
+        self._numbers = count()
         self._watched: dict[int, Work] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -33,6 +39,13 @@ class Worker:
         """From any thread: run `work` soon, in order."""
         self._work.append(work)
         self._poke()
+
+    def call_later(self, seconds: float, work: Work) -> None:
+        """From any thread: run `work` in so many seconds, rounded up to milliseconds."""
+        with self._lock:
+            heapq.heappush(self._later, (monotonic() + seconds, next(self._numbers), work))
+        if threading.current_thread() is not self._thread:
+            self._poke()
 
     def watch(self, fd: int, ready: Work) -> None:
         """Call `ready` whenever `fd` is readable."""
@@ -85,10 +98,25 @@ class Worker:
         selector = self._selector
         assert selector is not None
         while not self._ending:
-            for key, _ in selector.select():
+            for key, _ in selector.select(self._until_next()):
                 if key.fd == self._wake:
                     os.eventfd_read(self._wake)
                 elif (ready := self._watched.get(key.fd)) is not None:
                     self._run(ready)
             while self._work and not self._ending:
                 self._run(self._work.popleft())
+            for work in self._due():
+                self._run(work)
+
+    def _until_next(self) -> float | None:
+        """Seconds until there is something to do; None: nothing is planned."""
+        with self._lock:
+            return max(0.0, self._later[0][0] - monotonic()) if self._later else None
+
+    def _due(self) -> list[Work]:
+        """What is due now, and not what it plans in turn: in between there is a look at the descriptors."""
+        due = []
+        with self._lock:
+            while self._later and self._later[0][0] <= monotonic() and not self._ending:
+                due.append(heapq.heappop(self._later)[2])
+        return due
