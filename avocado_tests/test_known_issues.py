@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, cast
 
 from avocado_tests.guest_test import GuestTest
@@ -70,7 +71,7 @@ def allow_dma(address: str) -> None:
 class PrivateMemory(LocalHost):
     """Where QEMU's memory is its own: the machines of this project always share it."""
 
-    def command(self, argv: Sequence[str]) -> list[str]:
+    def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         private = (
             "import os, sys; a = [word.replace('share=on', 'share=off') for word in sys.argv[1:]]; os.execvp(a[0], a)"
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -18,8 +21,11 @@ from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.harness.interposed import InterposedServer, Interposition
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.libvfio_user import reference_program
+from vfio_user.harness.migration import Verdict
 from vfio_user.harness.server import Device
 
+GPIO = "gpio-pci-idio-16"
+"""The sample."""
 CHIP = "gpiochip0"
 INPUTS = [str(line) for line in range(16, 32)]
 """The lines' numbers in the driver; the sample has nothing wired to them."""
@@ -42,6 +48,40 @@ class Reference(GuestTest):
             self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
             self.assertEqual(self.counted(guest, 5), [2, 2, 3, 3, 3])
             self.read_inputs(guest)
+
+    def test_it_moves_between_hosts_reached_by_ssh(self) -> None:
+        """Its program is put on them, as no host has what this one has built.
+
+        :avocado: tags=nightly,ssh
+        """
+        program = reference_program(GPIO, progress=self.log.info)
+        with two_hosts("ssh") as hosts, self.gpio(program, migratable=True, host=hosts.a) as (lab, guest):
+            self.assertEqual(self.counted(guest, 5), [0, 0, 0, 1, 1])
+            for to, counted in ((hosts.b, [1, 2, 2]), (hosts.a, [2, 3, 3])):
+                report = lab.migrate(guest, to=to)
+                self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
+                self.assertEqual(self.counted(guest, 3), counted)
+
+    def test_it_stays_where_the_other_host_does_not_have_the_program(self) -> None:
+        """One that is not ours to put there.
+
+        :avocado: tags=nightly,ssh
+        """
+        with two_hosts("ssh") as hosts, TemporaryDirectory(prefix="vfu-") as folder:
+            program = Path(folder) / "server"
+            shutil.copy(reference_program(GPIO, progress=self.log.info), program)
+            missing = f"cannot start {program}"
+            with self.lab() as lab, self.assertRaisesRegex(UserError, f"did not start on a: {missing}"):
+                lab.boot(self.device(program), image="storage", host=hosts.a)
+            hosts.a.provide(program)
+            with self.gpio(program, migratable=True, host=hosts.a) as (lab, guest):
+                report = lab.migrate(guest, to=hosts.b)
+                self.assertEqual(report.verdict, Verdict.STAYED, report.reason)
+                self.assertIn(f"did not start on b: {missing}", report.reason)
+                self.assertEqual(self.counted(guest, 4), [0, 0, 0, 1])
+                hosts.b.provide(program)
+                self.assertTrue(lab.migrate(guest, to=hosts.b).ok)
+                self.assertEqual(self.counted(guest, 2), [1, 1])
 
     def test_it_stays_and_counts_on_where_its_migration_fails(self) -> None:
         """In each phase, with the way back of the v1 region.
@@ -77,7 +117,7 @@ class Reference(GuestTest):
         with self.lab() as lab:
             guest = lab.boot()
             with mock.patch.object(booted, "_PLUGGED", 1.0), self.assertRaisesRegex(GuestFailure, "no class"):
-                guest.plug(f"{shlex.quote(str(reference_program('gpio-pci-idio-16')))} {{socket}}")
+                guest.plug(f"{shlex.quote(str(reference_program(GPIO)))} {{socket}}")
 
     def test_a_region_with_two_descriptors(self) -> None:
         """The other sample's, one for each area that may be mapped.
@@ -89,12 +129,16 @@ class Reference(GuestTest):
                 guest.plug(f"{shlex.quote(str(reference_program('server')))} {{socket}}")
             self.read_inputs(guest)
 
+    def device(self, program: Path) -> Device:
+        command = f"{shlex.quote(str(program))} {{socket}}"
+        return Device(command=command, properties={"x-pci-class-code": SYSTEM_PERIPHERAL})
+
     @contextmanager
-    def gpio(self, **boot: Any) -> Iterator[tuple[Lab, BootedGuest]]:
-        program = shlex.quote(str(reference_program("gpio-pci-idio-16", progress=self.log.info)))
-        device = Device(command=f"{program} {{socket}}", properties={"x-pci-class-code": SYSTEM_PERIPHERAL})
+    def gpio(self, program: Path | None = None, **boot: Any) -> Iterator[tuple[Lab, BootedGuest]]:
+        """A guest with the sample, from wherever its program is, and the sample's driver."""
+        program = program or reference_program(GPIO, progress=self.log.info)
         with self.lab() as lab:
-            guest = lab.boot(device=device, image="storage", **boot)
+            guest = lab.boot(device=self.device(program), image="storage", **boot)
             guest.succeed("modprobe gpio-pci-idio-16")
             guest.wait_until_succeeds(f"test -e /dev/{CHIP}", interval=0.01)
             yield lab, guest

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from vfio_user.errors import UserError
+from vfio_user.harness.hosts.far_end import is_listening
 from vfio_user.harness.scratch import Scratch, listen
-from vfio_user.harness.server import Device, DeviceServer, ServerError, is_listening, server_command
+from vfio_user.harness.server import Device, DeviceServer, ServerError, server_command
 
 LISTENS_LATER = """
 import socket, sys, time

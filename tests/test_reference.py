@@ -27,10 +27,10 @@ from vfio_user.client import Client, RemoteError
 from vfio_user.client.description import describe
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
+from vfio_user.harness.hosts.far_end import is_listening
 from vfio_user.harness.libvfio_user import DIALECT, reference_program
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch
-from vfio_user.harness.server import is_listening
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS
 

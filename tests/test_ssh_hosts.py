@@ -19,7 +19,7 @@ import pytest
 from vfio_user.errors import UserError
 from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
 from vfio_user.harness.hosts import far_end as far_end_module
-from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
+from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LISTENING, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
 
 LIMIT = 20.0
 
@@ -135,6 +135,27 @@ def test_a_connection_to_nobody_is_closed(near: Near, tmp_path: Path) -> None:
     near.spawn(*python("import signal; signal.pause()"))
     near.frames.send(OPEN, 1000, str(tmp_path / "nobody").encode())
     assert near.until(CLOSE)[0] == 1000
+
+
+def test_a_program_that_makes_its_socket_itself_is_ready_when_it_listens(near: Near, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "socket"
+    code = f"""
+import os, signal, socket
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+made = socket.socket(socket.AF_UNIX)
+made.bind({str(path)!r})
+os.write(1, b"made")
+signal.sigwait([signal.SIGUSR1])
+made.listen()
+signal.pause()
+"""
+    near.spawn(*python(code), socket=str(path))
+    kind, _, data = near.frames.receive()
+    assert (kind, data) == (LOG, b"made"), "a socket at which nobody listens yet is no news"
+    near.frames.send(SIGNAL, signal.SIGUSR1)
+    assert near.until(LISTENING)[1] == str(path).encode()
+    near.close()
+    assert not path.parent.exists(), "what a program leaves behind is removed"
 
 
 def test_the_program_and_its_sockets_do_not_outlive_the_connection(tmp_path: Path) -> None:

@@ -15,6 +15,6 @@ def command(program: str) -> None:
     \b
     For instance
       vfio-user conformance --dialect region-migration --server-command "$(vfio-user reference) {socket}"
-      vfio-user boot --server-command "$(vfio-user reference gpio-pci-idio-16) {socket}"
+      vfio-user interpose --listen /tmp/front --server-command "$(vfio-user reference gpio-pci-idio-16) {socket}"
     """
     click.echo(reference_program(program, progress=lambda message: click.echo(message, err=True)))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Serve(Protocol):
     """Starts a device's server, with an interposer before it where that is wanted: `Lab.serve`."""
 
-    def __call__(self, device: Device, name: str, /, *, interposed: Interpose) -> DeviceServer: ...
+    def __call__(self, device: Device, name: str, /, *, interposed: Interpose, host: Host) -> DeviceServer: ...
 
 
 _BOOTED = 30.0  # seconds for the agent's first answer
@@ -114,7 +114,7 @@ class BootedGuest(Guest):
         identity = f"{self.name}-dev{self._count}"
         self._count += 1
         if not wanted.driver and server is None:
-            server = self._serve(wanted, f"{identity}-{wanted.name}", interposed=interpose)
+            server = self._serve(wanted, f"{identity}-{wanted.name}", interposed=interpose, host=self.host)
         arguments: dict[str, object]
         if server is None:
             arguments = {"driver": wanted.driver, "id": identity, "bus": slot_name(slot), **dict(wanted.properties)}

@@ -208,6 +208,7 @@ class Lab:
         interposition = Interposition.of(interposed or self._interpose)
         wanted = device if isinstance(device, Device) else Device.parse(device)
         name = name or f"server{len(self.servers)}-{wanted.name}"
+        self._provide(host, *wanted.files)
         with self.timeline.step(f"start the server {name}"):
             common = (wanted, self._scratch, self.folder, name)
             server = (

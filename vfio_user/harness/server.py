@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from vfio_user.errors import UserError
+from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.process import Child
@@ -23,7 +22,6 @@ _SOCKET = "{socket}"
 _HOST = "{host}"
 _IN_QEMU = "qemu:"
 _HOW = "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, or a server's command line with {socket}"
-_LISTENING = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,11 @@ class Device:
     def name(self) -> str:
         """A short name for files and messages."""
         return self.served.rpartition(":")[2] or self.driver or Path(shlex.split(self.command)[0]).name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Programs of our cache in its command: what `vfio-user reference` has built."""
+        return tuple(path for path in map(Path, shlex.split(self.command)) if path.is_relative_to(cache_dir()))
 
     @classmethod
     def parse(cls, text: str) -> Device:
@@ -102,17 +105,16 @@ class DeviceServer:
             if device.served:
                 listener = inherited.enter_context(listen(self.path))
                 fds = (listener.fileno(),)
-            self.argv = host.command(server_command(device, self.path, fds, host.name))
+            own_socket = self.path if device.command else None
+            self.argv = host.command(server_command(device, self.path, fds, host.name), own_socket)
             self.child = Child(
                 name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment, leaves_core=True
             )
         try:
-            host.await_start(self.child)
+            self._await_start(host, Deadline(limit))
         except BaseException:
             self.child.stop()
             raise
-        if device.command:
-            self._wait_until_listening(Deadline(limit))
 
     def check(self, wait: float = 0.0) -> None:
         """Raise `ServerError` with its last words when it has ended, or ends within `wait` seconds."""
@@ -133,11 +135,17 @@ class DeviceServer:
         """End it, softly first; a second call does nothing."""
         self.child.stop()
 
-    def _wait_until_listening(self, deadline: Deadline) -> None:
-        while not is_listening(self.path, self.child.pid):
+    def _await_start(self, host: Host, deadline: Deadline) -> None:
+        try:
+            host.await_start(self.child)
+        except UserError as error:
+            raise ServerError(
+                f"the device server {self.name!r} did not start on {host.name}: {self.child.last_words(1)}",
+                hint="its program has to be on that host already" if self.device.command else self.last_words(),
+            ) from error
+        while self.device.command and not host.listens(self.child, self.path):
             self.check()
             if deadline.passed:
-                self.child.stop()
                 raise ServerError(
                     f"the device server {self.name!r} does not listen on {self.path} after {deadline.seconds:g} s",
                     hint=f"its last lines:\n{self.last_words()}",
@@ -154,20 +162,3 @@ def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), ho
     options = (option.replace(_HOST, host) for option in device.options)
     where = inherited or ["--socket-path", str(path)]
     return [sys.executable, "-m", "vfio_user", "serve", device.served, *where, *options]
-
-
-def is_listening(path: Path, pid: int | None = None) -> bool:
-    """Whether somebody listens on a UNIX socket at `path`, in the network namespace of process `pid`."""
-    table = Path(f"/proc/{pid or os.getpid()}/net/unix")
-    try:
-        lines = table.read_text(errors="replace").splitlines()[1:]
-    except OSError:  # the process has ended
-        return False
-    rows = (line.split(maxsplit=7) for line in lines)  # Num RefCount Protocol Flags Type St Inode Path (proc(5))
-    return any(
-        len(row) == 8
-        and row[7] == str(path)
-        and int(row[4], 16) == socket.SOCK_STREAM
-        and int(row[3], 16) & _LISTENING != 0
-        for row in rows
-    )

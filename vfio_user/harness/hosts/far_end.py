@@ -2,7 +2,8 @@
 
 Its source is sent there, so it imports nothing of ours. On stdin and stdout it speaks in frames with its near end,
 relay.py. The program finds the descriptors that it was to inherit under their numbers; what listens, listens here, at
-the same path. When the connection ends the program is killed, with its process group.
+the same path. A program that makes its socket itself is watched until it listens. When the connection ends the program
+is killed, with its process group.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HEADER = struct.Struct("<BHI")  # kind, stream, bytes that follow
-SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED = range(8)
+SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED, LISTENING = range(9)
 CHUNK = 1 << 16
+_ACCEPTS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 _HIGH = 256  # own descriptors go above those that the program inherits
 
 
@@ -112,11 +115,13 @@ class FarEnd:
         try:
             program = self._spawn(wanted)
         except OSError as error:
-            self._frames.send(LOG, data=f"cannot start {wanted['argv'][0]}: {error}\n".encode())
+            self._frames.send(LOG, data=f"cannot start {wanted['argv'][0]}: {error.strerror}\n".encode())
             self._frames.send(EXIT, data=b"127")
             return
         self._frames.send(STARTED, data=str(program.pid).encode())
         threading.Thread(target=self._wait, args=(program,), daemon=True).start()
+        if wanted.get("socket"):
+            threading.Thread(target=self._watch, args=(program, wanted["socket"]), daemon=True).start()
         try:
             self._serve(program)
         except EOFError:
@@ -140,6 +145,9 @@ class FarEnd:
             self._made.append(Path(path))
             listener.listen(8)
             inherited.append((int(text), _high(listener)))
+        if path := wanted.get("socket"):
+            self._make_folder(Path(path).parent)
+            self._made.append(Path(path))
         for number, end in inherited:
             os.dup2(end.fileno(), number, inheritable=True)
             end.close()
@@ -188,6 +196,14 @@ class FarEnd:
         self._streams.drain(1.0)
         self._frames.send(EXIT, data=str(code).encode())
 
+    def _watch(self, program: subprocess.Popen[bytes], path: str) -> None:
+        """Tell when the program listens at `path`. The kernel has no event for listen(2)."""
+        while program.poll() is None:
+            if is_listening(path, program.pid):
+                self._frames.send(LISTENING, data=path.encode())
+                return
+            time.sleep(0.01)
+
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             folder.mkdir(mode=0o700, parents=True)
@@ -197,6 +213,23 @@ class FarEnd:
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
+
+
+def is_listening(path: Path | str, pid: int | None = None) -> bool:
+    """Whether somebody listens on a UNIX socket at `path`, in the network namespace of process `pid`."""
+    table = Path(f"/proc/{pid or os.getpid()}/net/unix")
+    try:
+        lines = table.read_text(errors="replace").splitlines()[1:]
+    except OSError:  # the process has ended
+        return False
+    rows = (line.split(maxsplit=7) for line in lines)  # Num RefCount Protocol Flags Type St Inode Path (proc(5))
+    return any(
+        len(row) == 8
+        and row[7] == str(path)
+        and int(row[4], 16) == socket.SOCK_STREAM
+        and int(row[3], 16) & _ACCEPTS != 0
+        for row in rows
+    )
 
 
 def _high(end: socket.socket) -> socket.socket:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vfio_user.harness.hosts.far_end import is_listening
 from vfio_user.harness.process import Child
 
 
@@ -29,11 +30,14 @@ class Host(Protocol):
     def kill_signal(self) -> signal.Signals:
         """What ends a program there as a crash would, before the child that stands for it here ends."""
 
-    def command(self, argv: Sequence[str]) -> list[str]:
-        """The command that runs `argv` there."""
+    def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+        """The command that runs `argv` there. `socket` is where the program will listen, if it sees to that itself."""
 
     def await_start(self, child: Child) -> None:
         """Wait until a program that was started listens where it was to listen."""
+
+    def listens(self, child: Child, socket: Path) -> bool:
+        """Whether a program listens there that sees to that itself."""
 
     def provide(self, *paths: Path) -> None:
         """Have files and folders of this machine there, at the same paths."""
@@ -48,6 +52,9 @@ class OnThisMachine:
     def await_start(self, child: Child) -> None:
         """Its sockets exist before it does."""
 
+    def listens(self, child: Child, socket: Path) -> bool:
+        return is_listening(socket, child.pid)
+
     def provide(self, *paths: Path) -> None:
         """They are there."""
 
@@ -59,5 +66,5 @@ class LocalHost(OnThisMachine):
     name: str = "local"
     address: str = "127.0.0.1"
 
-    def command(self, argv: Sequence[str]) -> list[str]:
+    def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         return list(argv)

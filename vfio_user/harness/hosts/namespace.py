@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vfio_user.errors import UserError
@@ -49,7 +50,7 @@ class NamespaceHost(OnThisMachine):
             ) from None
         self.configure(lambda ip: _bring_up(ip, "lo"))
 
-    def command(self, argv: Sequence[str]) -> list[str]:
+    def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.descriptor}", *argv]
 
     def configure(self, work: Callable[[Any], T]) -> T:

@@ -1,10 +1,11 @@
 """The near end of a program on another host: it stands for that program here, as a child process of the harness.
 
-    python -m vfio_user.harness.hosts.relay WHERE -- PROGRAM ARGUMENT...
+    python -m vfio_user.harness.hosts.relay WHERE [--socket PATH] -- PROGRAM ARGUMENT...
 
 The sockets that it inherits are those that the program there is to inherit: their bytes travel over the SSH
-connection (far_end.py has the other side). It ends as the program ends. SIGTERM, SIGINT and SIGHUP are handed on, and
-SIGUSR1 as SIGKILL: after a SIGKILL of its own nobody would know when the program there has ended.
+connection (far_end.py has the other side). PATH is where the program makes a socket itself, for others over there. It
+ends as the program ends. SIGTERM, SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its own
+nobody would know when the program there has ended.
 """
 
 from __future__ import annotations
@@ -23,9 +24,22 @@ from pathlib import Path
 from typing import Any
 
 from vfio_user.harness.hosts import far_end
-from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames, Streams
+from vfio_user.harness.hosts.far_end import (
+    CLOSE,
+    DATA,
+    EXIT,
+    LISTENING,
+    LOG,
+    OPEN,
+    SIGNAL,
+    SPAWN,
+    STARTED,
+    Frames,
+    Streams,
+)
 
 STARTED_LINE = b"started on "
+LISTENING_LINE = b"its own socket listens on "
 _HANDED_ON = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGINT: signal.SIGINT,
@@ -36,8 +50,8 @@ _FIRST_OPENED = 1000
 
 
 def main(arguments: list[str]) -> int:
-    where: dict[str, Any] = json.loads(arguments[0])
-    argv = arguments[arguments.index("--") + 1 :]
+    [where_text, *options], argv = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
+    where: dict[str, Any] = json.loads(where_text)
     if argv[0] == sys.executable:
         argv[0] = where["python"]
     streams, listeners = inherited_sockets()
@@ -47,6 +61,7 @@ def main(arguments: list[str]) -> int:
         "argv": argv,
         "streams": [*streams],
         "listeners": {number: listener.getsockname() for number, listener in listeners.items()},
+        "socket": options[1] if options else "",
         "environment": {name: value for name, value in os.environ.items() if name.startswith("VFIO_USER_")},
     }
     frames.send(SPAWN, data=json.dumps(wanted).encode())
@@ -77,6 +92,8 @@ def serve(frames: Frames, relay: Streams, name: str) -> int:
             sys.stdout.buffer.flush()
         elif kind == STARTED:
             print(f"{STARTED_LINE.decode()}{name} as process {data.decode()}", flush=True)
+        elif kind == LISTENING:
+            print(f"{LISTENING_LINE.decode()}{name} at {data.decode()}", flush=True)
         elif kind == EXIT:
             return int(data)
 

@@ -64,9 +64,12 @@ class SshHost:
         options.setdefault("address", parts.hostname)
         return cls(name, parts.hostname, port=parts.port or 22, user=parts.username or "", **options)
 
-    def command(self, argv: Sequence[str]) -> list[str]:
-        relay = [sys.executable, "-m", "vfio_user.harness.hosts.relay", json.dumps(self.where()), "--", *argv]
-        return self.through.command(relay)
+    def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+        options = ("--socket", str(socket)) if socket else ()
+        where = json.dumps(self.where())
+        return self.through.command(
+            [sys.executable, "-m", "vfio_user.harness.hosts.relay", where, *options, "--", *argv]
+        )
 
     def where(self) -> dict[str, Any]:
         """What `connected` and the relay need to know."""
@@ -88,6 +91,11 @@ class SshHost:
         while STARTED_LINE not in child.log.read_bytes():
             if child.wait(0.02) is not None or deadline.passed:
                 raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
+
+    def listens(self, child: Child, socket: Path) -> bool:
+        from vfio_user.harness.hosts.relay import LISTENING_LINE
+
+        return LISTENING_LINE in child.log.read_bytes()
 
     def provide(self, *paths: Path) -> None:
         """Have files and folders there, at the same paths. Those that are there in the same size stay as they are."""

@@ -27,7 +27,7 @@ from vfio_user.harness.process import Child
 _PORT = 2222
 _PROGRAM = "usr/sbin/sshd"
 _STARTING = 20.0
-_HIDDEN = ("images", "qemu", "checkpoints")
+_HIDDEN = ("images", "qemu", "checkpoints", "libvfio-user")
 """Folders of the cache that these hosts do not have: what is missing there is to be put there."""
 
 _START = """
