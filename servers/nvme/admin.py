@@ -12,6 +12,7 @@ from servers.nvme.identify import CONTROLLER_ID, identify
 from servers.nvme.io_commands import write_failure
 from servers.nvme.logs import get_log_page
 from servers.nvme.namespace import FORMATS, Namespace
+from servers.nvme.pointers import receive
 from servers.nvme.queues import CompletionQueue, SubmissionQueue
 from servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Status
 
@@ -36,8 +37,7 @@ def create_completion_queue(device: Nvme, command: Command) -> int:
     if vector and (device.interrupts.active != "msix" or vector >= device.vectors):
         raise Failure(Status.INVALID_INTERRUPT_VECTOR)
     queue = CompletionQueue(number, command.prp1, entries, vector, interrupts=bool(flags & _INTERRUPTS))
-    device.engine.completion_queues[number] = queue
-    device.engine.use_shadow_doorbells([queue])
+    device.engine.add(queue)
     return 0
 
 
@@ -49,9 +49,7 @@ def create_submission_queue(device: Nvme, command: Command) -> int:
     if not 1 <= number <= device.max_queues or number in device.engine.submission_queues:
         raise Failure(Status.INVALID_QUEUE_ID)
     _check_place(device, command, entries, flags)
-    queue = SubmissionQueue(number, command.prp1, entries, device.engine.completion_queues[completion])
-    device.engine.submission_queues[number] = queue
-    device.engine.use_shadow_doorbells([queue])
+    device.engine.add(SubmissionQueue(number, command.prp1, entries, device.engine.completion_queues[completion]))
     return 0
 
 
@@ -142,7 +140,7 @@ def namespace_management(device: Nvme, command: Command) -> int | None:
 
 def _create_namespace(device: Nvme, command: Command) -> int | None:
     """In an image whose namespace was deleted: the first that is large enough."""
-    data = device.receive(command, _LIST_SIZE)
+    data = receive(device, command, _LIST_SIZE)
     blocks, capacity, place = unpack_from("<QQ10xB", data)
     if place & 0xF >= len(FORMATS):
         raise Failure(Status.INVALID_FORMAT)
@@ -183,7 +181,7 @@ def namespace_attachment(device: Nvme, command: Command) -> int:
     action = command.cdw10 & 0xF
     if action not in (_ATTACH, _DETACH):
         raise Failure(Status.INVALID_FIELD)
-    data = device.receive(command, _LIST_SIZE)
+    data = receive(device, command, _LIST_SIZE)
     (count,) = unpack_from("<H", data)
     if count != 1 or unpack_from("<H", data, 2) != (CONTROLLER_ID,):
         raise Failure(Status.CONTROLLER_LIST_INVALID)

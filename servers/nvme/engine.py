@@ -37,6 +37,7 @@ class Engine:
     def __init__(self, device: Nvme) -> None:
         self._device = device
         self._dma = device.dma
+        self._doorbells = device.doorbells
         self.background = Background(lambda: device.call_soon(self._reap))
         self.completion_queues: dict[int, CompletionQueue] = {}
         self.submission_queues: dict[int, SubmissionQueue] = {}
@@ -44,13 +45,15 @@ class Engine:
         self._rung: dict[int, CompletionQueue] = {}  # completion queues whose interrupt is due
         self._scheduled = False
         self._working = False
-        self._quiet = False
+        self.quiet = False
+        """Nothing is begun until `go_on`."""
         self._halted: list[Quiesce] = []  # who waits until no command is under way
         self.closing = False
         """The controller is being disabled: no further command is begun."""
 
     def open(self, admin_sq: tuple[int, int], admin_cq: tuple[int, int]) -> None:
         """Begin with the admin queues: their addresses and entries."""
+        self.forget()
         cq = CompletionQueue(0, *admin_cq)
         self.completion_queues = {0: cq}
         self.submission_queues = {0: SubmissionQueue(0, *admin_sq, cq)}
@@ -59,6 +62,8 @@ class Engine:
         """No queue is there any more."""
         self.completion_queues, self.submission_queues = {}, {}
         self._ready, self._rung = {}, {}
+        if self._doorbells:
+            self._doorbells.clear()
 
     def reset(self) -> None:
         """Forget everything, work that was noted too; `drain` before."""
@@ -102,6 +107,7 @@ class Engine:
         queue.waiting.clear()
         if not queue.id:
             self._device.event_queue.deliver()
+            self.interrupt()
         if self._device.interrupts.active != "msix":
             self.update_line()
 
@@ -114,6 +120,7 @@ class Engine:
         device = self._device
         if device.enabled:
             device.event_queue.add(EventType.ERROR, int(exists), LogPage.ERRORS)
+            self.interrupt()
         elif not self.closing and not device.status & Csts.FATAL:
             device.fail("a doorbell was rung, and the controller is not enabled")
 
@@ -127,7 +134,7 @@ class Engine:
         """Begin the commands of all queues that have some, in turn. Ends with the interrupts for what has ended."""
         device = self._device
         self._scheduled = False
-        if self._quiet or self._working or not device.enabled or device.status & Csts.FATAL:
+        if self.quiet or self._working or not device.enabled or device.status & Csts.FATAL:
             return
         self._working = True
         left = COMMANDS_AT_ONCE
@@ -185,6 +192,32 @@ class Engine:
             cq.shadow.ask_at(dma, cq.head)
             cq.head = cq.shadow.read(dma, cq.size)
         return True
+
+    def look_at_shadows(self) -> bool:
+        """Schedule the queues whose shadow doorbells were moved; whether there are any."""
+        moved, dma = False, self._dma
+        try:
+            for number, queue in self.submission_queues.items():
+                if queue.shadow is None:
+                    continue
+                cq = queue.cq
+                more = queue.shadow.read(dma, queue.size) != queue.tail
+                if more or (cq.waiting and cq.shadow is not None and cq.shadow.read(dma, cq.size) != cq.head):
+                    self._schedule(number)
+                    moved = True
+        except ProtocolError as error:
+            self._device.fail(f"shadow doorbells are not in guest memory: {error}")
+        return moved
+
+    def add(self, queue: SubmissionQueue | CompletionQueue) -> None:
+        """The guest has created a queue."""
+        if isinstance(queue, SubmissionQueue):
+            self.submission_queues[queue.id] = queue
+        else:
+            self.completion_queues[queue.id] = queue
+        if self._doorbells:
+            self._doorbells.clear(queue)
+        self.use_shadow_doorbells([queue])
 
     def use_shadow_doorbells(self, queues: Iterable[SubmissionQueue | CompletionQueue]) -> None:
         """These queues' doorbells are in guest memory now. The admin queue keeps its registers, as drivers do."""
@@ -262,6 +295,8 @@ class Engine:
         self.background.reap()
         self.interrupt()
         self._device.finish_disabling()
+        if self._doorbells:
+            self._doorbells.watch()
         if not self.background.outstanding:
             halted, self._halted = self._halted, []
             for waiting in halted:
@@ -307,7 +342,9 @@ class Engine:
         """Begin nothing more; None if nothing is under way, or what tells when that is so: when the guest has been told
         of the last command, not when its thread has ended. A completion that is told later would be lost.
         """
-        self._quiet = True
+        self.quiet = True
+        if self._doorbells:
+            self._doorbells.settle()
         if not self.background.outstanding:
             return None
         waiting = Quiesce()
@@ -316,8 +353,10 @@ class Engine:
 
     def go_on(self) -> None:
         """After `halt`."""
-        self._quiet = False
+        self.quiet = False
         self._schedule_all()
+        if self._doorbells:
+            self._doorbells.watch()
 
     def save(self) -> SavedQueues:
         """Queues as they are; halted, so that no command is under way."""
@@ -330,6 +369,8 @@ class Engine:
         """Queues as they were saved. Raises what `queues_from` does."""
         self.completion_queues, self.submission_queues = queues_from(saved)
         self.use_shadow_doorbells([*self.completion_queues.values(), *self.submission_queues.values()])
+        if self._doorbells:
+            self._doorbells.load(saved)
         self._schedule_all()
 
     def _schedule_all(self) -> None:

@@ -6,6 +6,7 @@ import time
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING
 
+from servers.nvme.pointers import receive, send
 from servers.nvme.spec import ALL_NAMESPACES, EventType, Failure, Feature, LogPage, Status
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def get_features(device: Nvme, command: Command) -> int:
     if select > _SUPPORTED:
         raise Failure(Status.INVALID_FIELD)
     if feature == Feature.TIMESTAMP:
-        device.send(command, _timestamp(device))
+        send(device, command, _timestamp(device))
         return 0
     if feature == Feature.TEMPERATURE_THRESHOLD:
         feature = _threshold(command)
@@ -82,7 +83,7 @@ def set_features(device: Nvme, command: Command) -> int:
         raise Failure(Status.FEATURE_NOT_CHANGEABLE)
     match feature:
         case Feature.TIMESTAMP:
-            _set_timestamp(device, device.receive(command, 8))
+            _set_timestamp(device, receive(device, command, 8))
         case Feature.NUMBER_OF_QUEUES:
             return _set_queues(device, value)
         case Feature.TEMPERATURE_THRESHOLD:

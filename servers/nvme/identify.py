@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 from struct import pack, pack_into
 from typing import TYPE_CHECKING
 
 from servers.nvme.events import NAMESPACE_NOTICES, REQUEST_LIMIT
 from servers.nvme.namespace import FORMATS
+from servers.nvme.pointers import send
 from servers.nvme.spec import ALL_NAMESPACES, Failure, Status
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def identify(device: Nvme, command: Command) -> int:
     build = _STRUCTURES.get(command.cdw10 & 0xFF)
     if build is None:
         raise Failure(Status.INVALID_FIELD)
-    device.send(command, build(device, command))
+    send(device, command, build(device, command))
     return 0
 
 
@@ -150,3 +152,8 @@ _STRUCTURES: dict[int, Callable[[Nvme, Command], bytes]] = {
     0x12: lambda device, command: _controllers(device, command, attached=True),
     0x13: _controllers,
 }
+
+
+def serial_of(path: Path) -> str:
+    """The same for the same file, so that two controllers in one guest differ."""
+    return "vfu-" + sha256(str(path.absolute()).encode()).hexdigest()[:12]

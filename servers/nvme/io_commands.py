@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from servers.nvme.backing import WouldBlock
 from servers.nvme.identify import MAX_TRANSFER
+from servers.nvme.pointers import buffers_of, receive
 from servers.nvme.spec import ALL_NAMESPACES, Failure, Feature, Io, Status
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def read(device: Nvme, command: Command) -> int | None:
     namespace, offset, size = _transfer(device, command)
-    buffers = device.buffers(command, size, writable=True)
+    buffers = buffers_of(device, command, size, writable=True)
     device.reads += 1
     device.sectors_read += size >> 9
     backing = namespace.backing
@@ -55,7 +56,7 @@ def read(device: Nvme, command: Command) -> int | None:
 
 def write(device: Nvme, command: Command) -> int | None:
     namespace, offset, size = _transfer(device, command, writing=True)
-    buffers = device.buffers(command, size, writable=False)
+    buffers = buffers_of(device, command, size, writable=False)
     device.writes += 1
     device.sectors_written += size >> 9
     backing = namespace.backing
@@ -81,7 +82,7 @@ def flush(device: Nvme, command: Command) -> None:
 
 def compare(device: Nvme, command: Command) -> int | None:
     namespace, offset, size = _transfer(device, command)
-    buffers = device.buffers(command, size, writable=False)
+    buffers = buffers_of(device, command, size, writable=False)
     device.reads += 1
     device.sectors_read += size >> 9
 
@@ -111,7 +112,7 @@ def dataset_management(device: Nvme, command: Command) -> int | None:
     """Deallocate ranges; the other attributes are hints, and taken as such."""
     namespace = device.active_namespace(command.nsid)
     count = (command.cdw10 & 0xFF) + 1
-    raw = device.receive(command, count * 16)
+    raw = receive(device, command, count * 16)
     if not command.cdw11 & _DATASET_DEALLOCATE:
         return 0
     ranges = [

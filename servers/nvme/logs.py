@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from servers.nvme.features import TEMPERATURE, critical_warning
 from servers.nvme.identify import FIRMWARE
+from servers.nvme.pointers import send
 from servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Io, LogPage, Status
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def get_log_page(device: Nvme, command: Command) -> int:
     content = page(device)
     if offset >= len(content):
         raise Failure(Status.INVALID_FIELD)
-    device.send(command, content[offset : offset + size])
+    send(device, command, content[offset : offset + size])
     if not command.cdw10 & _RETAIN_EVENT:
         device.event_queue.seen(number)
     return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from servers.nvme.backing import Backing
 from servers.nvme.spec import Failure, Status
+from vfio_user.errors import ProtocolError
 
 FORMATS = (9, 12)
 """LBA formats, as powers of two: blocks of 512 and of 4096 bytes."""
@@ -55,9 +57,16 @@ class Namespace:
         self.exists, self.attached = bool(exists), bool(attached)
 
 
-def fits(saved: object, backing: Backing) -> bool:
-    """Whether saved state is of a namespace that this backing can hold."""
+def check_saved(saved: list[object], namespaces: list[Namespace]) -> None:
+    """Raises ProtocolError (EINVAL) unless these namespaces can become what was saved."""
+    for namespace in namespaces:
+        namespace.backing.measure()
+    if len(saved) != len(namespaces) or not all(map(_fits, saved, namespaces)):
+        raise ProtocolError("saved state: namespaces that these images cannot hold", errno.EINVAL)
+
+
+def _fits(saved: object, namespace: Namespace) -> bool:
     match saved:
         case [0 | 1, 0 | 1, int(blocks), 9 | 12 as shift]:
-            return 0 <= blocks << shift <= backing.size
+            return 0 <= blocks << shift <= namespace.backing.size
     return False

@@ -5,7 +5,6 @@ What is in the queues is the concern of `engine`.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,15 +15,17 @@ from servers.nvme import control
 from servers.nvme.background import Outcome
 from servers.nvme.backing import open_images
 from servers.nvme.copying import ImageCopy
+from servers.nvme.doorbells import Doorbells
 from servers.nvme.engine import Engine
 from servers.nvme.events import Events
 from servers.nvme.features import defaults
+from servers.nvme.identify import serial_of
 from servers.nvme.io_commands import sync_all
 from servers.nvme.logs import ErrorLog
-from servers.nvme.namespace import Namespace, fits
-from servers.nvme.pointers import Buffers, extents
-from servers.nvme.queues import Command, queues_from
+from servers.nvme.namespace import Namespace, check_saved
+from servers.nvme.queues import queues_from
 from servers.nvme.spec import (
+    DOORBELLS,
     PAGE,
     SUBSYSTEM_RESET_WORD,
     Cc,
@@ -37,6 +38,7 @@ from servers.nvme.spec import (
 from vfio_user.device import (
     Bar,
     IntX,
+    Link,
     MsiX,
     PciDevice,
     PciExpress,
@@ -48,7 +50,7 @@ from vfio_user.device import (
     state,
 )
 from vfio_user.device import stored_register as stored
-from vfio_user.errors import ProtocolError, UserError
+from vfio_user.errors import UserError
 
 log = logging.getLogger("vfio_user.servers.nvme")
 
@@ -56,7 +58,8 @@ MAX_QUEUES = 64
 QUEUE_ENTRIES = 2048
 MAX_PAGE_SHIFT = 4
 """Guest pages of 4 KiB << 0 to 4 KiB << 4."""
-DOORBELLS = 0x1000
+DOORBELL_COUNT = 2 * (MAX_QUEUES + 1)
+BAR_SIZE = 0x4000
 TIMEOUT = 40
 """CAP.TO, in 500 ms: how long enabling and disabling may take. Disabling waits for the disk."""
 CAPABILITIES = (
@@ -69,7 +72,7 @@ class Nvme(PciDevice):
 
     ids = PciIds(0x4E58, 0x0001, class_code=0x010802, revision=1, subsystem_vendor=0x4E58, subsystem=0x0001)
     """Those of SPDK's vfio-user target: drivers bind by the class, and have no quirks for these."""
-    bars = (Bar(0, size=0x4000, bits=64),)
+    bars = (Bar(0, size=BAR_SIZE, bits=64),)
     state_version = 1
     version_number = 0x00010400
     queue_entries = QUEUE_ENTRIES
@@ -116,7 +119,14 @@ class Nvme(PciDevice):
         serial: Annotated[str, "serial number; made from the first image's path if not given"] = "",
         queues: Annotated[int, "I/O queue pairs, 1 to 64"] = 8,
         block_size: Annotated[int, "bytes of a block until the guest formats: 512 or 4096"] = 512,
-        shadow_doorbells: Annotated[bool, "offer Doorbell Buffer Config"] = True,
+        shadow_doorbells: Annotated[
+            bool | None, "offer Doorbell Buffer Config; yes, unless doorbells are mapped"
+        ] = None,
+        map_doorbells: Annotated[
+            str,
+            "let the client map the doorbells, in this file (in a tmpfs), which a replacement opens again; or: memfd",
+        ] = "",
+        doorbell_interval: Annotated[int, "milliseconds between looks at mapped doorbells of an idle guest"] = 8,
         msix: Annotated[bool, "MSI-X; without it the device has INTx, and QEMU can unplug it"] = True,
         migrate_image: Annotated[
             bool, "migrations copy the images, for hosts that do not share them; memory is copied always"
@@ -129,16 +139,21 @@ class Nvme(PciDevice):
             raise UserError(f"a controller has 1 to {MAX_QUEUES} I/O queue pairs, not {queues}")
         if block_size not in (512, 4096):
             raise UserError(f"blocks have 512 or 4096 bytes, not {block_size}")
+        if doorbell_interval < 1:
+            raise UserError(f"idle doorbells are looked at every millisecond or less often, not {doorbell_interval}")
         self.max_queues = queues
-        self.offers_shadow_doorbells = shadow_doorbells
+        self.offers_shadow_doorbells = not map_doorbells if shadow_doorbells is None else shadow_doorbells
         self.vectors = queues + 1 if msix else 0
         super().__init__(
             interrupts=IntX() | MsiX(self.vectors, bar=4),
             capabilities=(PciExpress(flr=True),),
         )
+        self.doorbells: Doorbells | None = None
+        if map_doorbells:
+            self.doorbells = Doorbells(self, map_doorbells, DOORBELL_COUNT, BAR_SIZE, doorbell_interval / 1000)
         shift = block_size.bit_length() - 1
         backings = open_images(image)
-        self.serial = serial[:20] or default_serial(backings[0].path)
+        self.serial = serial[:20] or serial_of(backings[0].path)
         self.namespaces = [
             Namespace(number, backing, True, True, backing.size >> shift, shift)
             for number, backing in enumerate(backings, 1)
@@ -163,8 +178,15 @@ class Nvme(PciDevice):
             self._control.close()
         self.engine.close()
         super().close()
+        if self.doorbells is not None:
+            self.doorbells.close()
         for namespace in self.namespaces:
             namespace.backing.close()
+
+    def attach(self, link: Link) -> None:
+        super().attach(link)
+        if self.doorbells is not None:
+            self.doorbells.attached()
 
     # Registers
 
@@ -226,8 +248,14 @@ class Nvme(PciDevice):
             self.status |= Csts.SUBSYSTEM_RESET
             self._disable()
 
-    @register(bar=0, offset=DOORBELLS, width=4, count=2 * (MAX_QUEUES + 1), merge=False)
+    @register(bar=0, offset=DOORBELLS, width=4, count=DOORBELL_COUNT, merge=False)
     def doorbell(self, index: int, value: int) -> None:
+        if self.doorbells is not None:
+            self.doorbells.store(index, value)
+        self.ring(index, value)
+
+    def ring(self, index: int, value: int) -> None:
+        """A doorbell of the guest's: by a message, or seen in the page."""
         queue, is_completion = index >> 1, index & 1
         if is_completion:
             self.engine.completion_doorbell(queue, value & 0xFFFF)
@@ -258,6 +286,8 @@ class Nvme(PciDevice):
             return
         self.engine.open((self.admin_sq, sq_size), (self.admin_cq, cq_size))
         self.status = self.status & ~(Csts.FATAL | Csts.SHUTDOWN) | Csts.READY
+        if self.doorbells is not None:
+            self.doorbells.watch()
 
     def _disable(self) -> None:
         """CSTS.RDY falls when the commands under way have ended: at once, unless some wait for the disk."""
@@ -295,25 +325,6 @@ class Nvme(PciDevice):
         log.error("fatal: %s", reason)
         self.status |= Csts.FATAL
         self.engine.give_up()
-
-    # Data
-
-    def buffers(self, command: Command, size: int, *, writable: bool) -> Buffers:
-        """The guest memory of a command's `size` bytes of data; raises what `extents` and `Dma.views` raise."""
-        return Buffers(self.dma, extents(self.dma, command, size, self.page_size), writable=writable)
-
-    def receive(self, command: Command, size: int) -> bytes:
-        """A copy of the data that comes with a command."""
-        buffers = self.buffers(command, size, writable=False)
-        data = buffers.gather()
-        buffers.release()
-        return data
-
-    def send(self, command: Command, data: bytes) -> None:
-        """Give the guest the data that it asked for."""
-        buffers = self.buffers(command, len(data), writable=True)
-        buffers.fill(data)
-        buffers.finish()
 
     # Namespaces
 
@@ -360,23 +371,16 @@ class Nvme(PciDevice):
 
     def save_state(self) -> dict[str, Any]:
         self.saved_queues = self.engine.save()
+        if self.doorbells is not None:
+            self.doorbells.sign(self.saved_queues)
         self.saved_namespaces = [namespace.save() for namespace in self.namespaces]
         return super().save_state()
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         super().check_state(state)
         values = state["values"]
-        saved = values["saved_namespaces"]
-        for namespace in self.namespaces:
-            namespace.backing.measure()
-        if len(saved) != len(self.namespaces) or not all(
-            fits(each, namespace.backing) for each, namespace in zip(saved, self.namespaces, strict=False)
-        ):
-            raise ProtocolError("saved state: namespaces that these images cannot hold", errno.EINVAL)
-        try:
-            queues_from(values["saved_queues"])
-        except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-            raise ProtocolError(f"saved state: queues are misshapen: {error}", errno.EINVAL) from error
+        check_saved(values["saved_namespaces"], self.namespaces)
+        queues_from(values["saved_queues"])
 
     def on_load(self) -> None:
         for namespace, saved in zip(self.namespaces, self.saved_namespaces, strict=True):
@@ -390,10 +394,3 @@ class Nvme(PciDevice):
 
 
 CONTROL = control.COMMANDS
-
-
-def default_serial(path: Path) -> str:
-    """The same for the same file, so that two controllers in one guest differ."""
-    from hashlib import sha256
-
-    return "vfu-" + sha256(str(path.absolute()).encode()).hexdigest()[:12]

@@ -11,6 +11,7 @@ from servers.nvme.spec import Failure, Status
 from vfio_user.errors import ProtocolError
 
 if TYPE_CHECKING:
+    from servers.nvme.nvme import Nvme
     from servers.nvme.queues import Command
     from vfio_user.device import Dma
 
@@ -198,3 +199,23 @@ class Buffers:
 
     def _read(self, address: int, size: int) -> bytes:
         return bytes(size) if address == BUCKET else self._dma.read(address, size)
+
+
+def buffers_of(device: Nvme, command: Command, size: int, *, writable: bool) -> Buffers:
+    """The guest memory of a command's `size` bytes of data; raises what `extents` and `Dma.views` raise."""
+    return Buffers(device.dma, extents(device.dma, command, size, device.page_size), writable=writable)
+
+
+def receive(device: Nvme, command: Command, size: int) -> bytes:
+    """A copy of the data that comes with a command."""
+    buffers = buffers_of(device, command, size, writable=False)
+    data = buffers.gather()
+    buffers.release()
+    return data
+
+
+def send(device: Nvme, command: Command, data: bytes) -> None:
+    """Give the guest the data that it asked for."""
+    buffers = buffers_of(device, command, len(data), writable=True)
+    buffers.fill(data)
+    buffers.finish()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from struct import Struct
 from typing import TYPE_CHECKING
 
 from servers.nvme.spec import CQ_ENTRY, SQ_ENTRY
+from vfio_user.errors import ProtocolError
 
 if TYPE_CHECKING:
     from vfio_user.device import Dma
@@ -148,10 +150,13 @@ SavedQueues = list[list[list[int]]]
 
 
 def queues_from(saved: SavedQueues) -> tuple[dict[int, CompletionQueue], dict[int, SubmissionQueue]]:
-    """Queues as they were saved; raises ValueError, TypeError or KeyError for what was not."""
-    completions, submissions = saved
-    found = {queue.id: queue for queue in map(CompletionQueue.load, completions)}
-    return found, {queue.id: queue for queue in (SubmissionQueue.load(each, found) for each in submissions)}
+    """Queues as they were saved; raises ProtocolError (EINVAL) for what was not."""
+    try:
+        completions, submissions = saved
+        found = {queue.id: queue for queue in map(CompletionQueue.load, completions)}
+        return found, {queue.id: queue for queue in (SubmissionQueue.load(each, found) for each in submissions)}
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise ProtocolError(f"saved state: queues are misshapen: {error}", errno.EINVAL) from error
 
 
 class Shadow:

@@ -10,6 +10,11 @@ SQ_ENTRY, CQ_ENTRY = 64, 16
 ALL_NAMESPACES = 0xFFFFFFFF
 
 
+DOORBELLS = 0x1000
+"""Where they begin in BAR 0: of each queue pair, admin queues first, the submission queue's and the completion queue's.
+With CAP.DSTRD 0 they are 4 bytes each."""
+
+
 class Admin(IntEnum):
     """Opcodes of the admin queue (figure 139)."""
 
