@@ -1,0 +1,69 @@
+"""`scripts/test` over a virtual environment of stand-in tools: what it runs, says and returns."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("python", "ruff", "mypy", "vfio-user")
+STAND_IN = """#!/bin/sh
+echo "{name} $*"
+echo "so says {name}" >&2
+case "$*" in *fail*) exit 3 ;; esac
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """An environment that counts as set up; each tool says its name and arguments, and `fail` in them is its status."""
+    (tmp_path / "bin").mkdir()
+    for name in TOOLS:
+        tool = tmp_path / "bin" / name
+        tool.write_text(STAND_IN.format(name=name))
+        tool.chmod(0o755)
+    digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    (tmp_path / ".vfio-user-lint-test").write_text(f"{digest} {ROOT}\n")
+    return tmp_path
+
+
+def run(tools: Path, *arguments: str) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [ROOT / "scripts/test", *arguments],
+        env={"PATH": os.environ["PATH"], "VFIO_USER_VENV": str(tools)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_every_stage_runs_and_is_reported(tools: Path) -> None:
+    status, lines = run(tools)
+    assert status == 0
+    stages = [line.split()[0] for line in lines if " passed " in line]
+    assert stages == ["lint", "types", "unit", "detect", "fuzz", "provisioning", "e2e"]
+    assert "vfio-user test-e2e" in " ".join(lines)
+
+
+def test_a_stage_that_fails_is_not_the_last_and_its_end_is_repeated(tools: Path) -> None:
+    status, lines = run(tools, "types", "e2e", "--", "--fail")
+    assert status == 1
+    assert [line.split()[:2] for line in lines[-2:]] == [["types", "FAILED"], ["e2e", "FAILED"]]
+    assert lines.count("mypy --fail") == lines.count("so says mypy") == 2
+    assert lines.count("vfio-user test-e2e --fail") == 2
+
+
+def test_what_passed_is_said_once(tools: Path) -> None:
+    status, lines = run(tools, "types")
+    assert status == 0
+    assert lines.count("so says mypy") == 1
+
+
+def test_what_is_no_stage_is_refused_before_anything_runs(tools: Path) -> None:
+    assert run(tools, "types", "smoke") == (2, [])
