@@ -1,13 +1,15 @@
 """What our NVMe controller is worth to a guest, beside QEMU's own, and what it costs the host.
 
-    python -m benchmarks.nvme [--turns N] [--seconds S] [--growth] [--json FILE]
+    python -m benchmarks.nvme [--turns N] [--seconds S] [--growth] [--doorbells] [--json FILE]
 
 One guest has both controllers, each on a raw file of the same size in the same folder. fio does a workload on one and
 on the other in turn; the ratio of each turn is taken by itself, and the median printed, with the CPU time and the
 system calls that our server needs for a command (system calls by perf, where there is one). `--growth` adds 1, 2 and 4
 queue pairs, in guests of as many processors, and 1 and 4 devices that are busy at once, with the CPU time that QEMU and
 all servers need for a command, how often servers sleep for one, and how much of its time the guest's processor has
-work, and no core to do it.
+work, and no core to do it. `--doorbells` compares the ways in which a guest may ring, each a device of its own in one
+guest: what they do in turn, as ratios to the default, with CPU time and register accesses for a command, and the CPU
+time of a device that has nothing to do.
 
 Goals: >= 1.0 of QEMU's at 128 KiB, >= 0.9 at 4 KiB and 32 commands at a time, >= 0.7 one at a time.
 
@@ -29,7 +31,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ import psutil
 
 from avocado_tests.nvme_test import block_device, fio_command
 from avocado_tests.test_differential import plug_qemu_nvme
+from servers.control import ControlClient
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.lab import Lab
 
@@ -65,6 +69,13 @@ WORKLOADS = (
     Workload("128 KiB sequential write", "write", "128k", 8, 1.0),
 )
 BUSY = WORKLOADS[2]
+DOORBELLS = {
+    "shadow (default)": "",
+    "mapped": "--map-doorbells memfd",
+    "mapped and shadow": "--map-doorbells memfd --shadow-doorbells yes",
+    "registers": "--shadow-doorbells no",
+}
+IDLE_SECONDS = 4
 
 
 @dataclass
@@ -91,12 +102,22 @@ class Figure:
         return statistics.median(mine / other for mine, other in zip(self.ours, self.theirs, strict=True))
 
 
+@dataclass(frozen=True)
+class Rung:
+    """Commands per second; what one cost: the server's CPU time, and doorbells that came as messages."""
+
+    iops: float
+    cpu_us: float = 0.0
+    messages: float = 0.0
+
+
 @click.command(help=__doc__)
 @click.option("--turns", default=5, show_default=True)
 @click.option("--seconds", default=2, show_default=True, help="Of each fio job.")
 @click.option("--growth", is_flag=True, help="Also with more queue pairs and devices; boots three more guests.")
+@click.option("--doorbells", is_flag=True, help="Also with each way to ring; boots one more guest.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
-def main(turns: int, seconds: int, growth: bool, json_file: Path | None) -> None:
+def main(turns: int, seconds: int, growth: bool, doorbells: bool, json_file: Path | None) -> None:
     print(f"load before: {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory(prefix="vfu-") as scratch, Lab("benchmark", folder=Path(scratch)) as lab:
         figures = side_by_side(lab, Path(scratch), turns, seconds)
@@ -107,9 +128,11 @@ def main(turns: int, seconds: int, growth: bool, json_file: Path | None) -> None
                 "queue pairs": grow_queues(lab, Path(scratch), seconds),
                 "devices": grow_devices(lab, Path(scratch), seconds),
             }
+        if doorbells:
+            result["doorbells"] = compare_doorbells(lab, Path(scratch), turns, seconds)
     print(f"load after: {os.getloadavg()[0]:.1f}")
     if json_file:
-        json_file.write_text(json.dumps(result, indent=2))
+        json_file.write_text(json.dumps(result, indent=2, default=asdict))
 
 
 def side_by_side(lab: Lab, folder: Path, turns: int, seconds: int) -> list[Figure]:
@@ -179,6 +202,67 @@ def grow_devices(lab: Lab, folder: Path, seconds: int) -> dict[int, float]:
         print(f"{count:<24}{found[count]:12,.0f}{each[0]:10.1f}{each[1]:12.1f}{each[2]:9.2f}{waits:8.0%}")
     guest.close()
     return found
+
+
+def compare_doorbells(lab: Lab, folder: Path, turns: int, seconds: int) -> dict[str, dict[str, list[Rung]]]:
+    """What each way to ring is worth, and QEMU's controller: figures of every turn, by workload and way."""
+    guest = lab.boot(image="storage")
+    guest.succeed("modprobe nvme")
+    ways = {
+        name: plug_ours(guest, folder / f"rung{number}.img", f"--control {folder}/rung{number} {options}")
+        for number, (name, options) in enumerate(DOORBELLS.items())
+    }
+    ways["QEMU's"] = plug_qemu_nvme(guest, folder / "rung.img", SIZE_MIB << 20)
+    controls = {name: ControlClient(folder / f"rung{number}") for number, name in enumerate(DOORBELLS)}
+    disks = {name: block_device(guest, plugged=plugged) for name, plugged in ways.items()}
+    for disk in disks.values():
+        guest.succeed(f"dd if=/dev/urandom of={disk} bs=1M count={SIZE_MIB} oflag=direct")
+    found: dict[str, dict[str, list[Rung]]] = {each.name: {name: [] for name in ways} for each in WORKLOADS}
+    for _ in range(turns):
+        for workload in WORKLOADS:
+            for name, plugged in ways.items():
+                ring = partial(fio, guest, disks[name], workload, seconds)
+                found[workload.name][name].append(rung(ring, plugged, controls.get(name)))
+    idle = {}
+    time.sleep(1)  # the drivers' own timers
+    for name in DOORBELLS:
+        server = ways[name].server
+        assert server is not None
+        process = psutil.Process(server.child.pid)
+        before = cpu_us(process)
+        time.sleep(IDLE_SECONDS)
+        idle[name] = (cpu_us(process) - before) / IDLE_SECONDS / 1e6
+    for control in controls.values():
+        control.close()
+    guest.close()
+    report_doorbells(found, idle)
+    return found
+
+
+def rung(fio: Callable[[], dict[str, Any]], plugged: Plugged, control: ControlClient | None) -> Rung:
+    """A workload's figure, and what each of its commands cost."""
+    if control is None or plugged.server is None:
+        return Rung(fio()["iops"])
+    process = psutil.Process(plugged.server.child.pid)
+    cpu, messages = cpu_us(process), control.ask("doorbells")["messages"]
+    done = fio()
+    commands = max(1, done["total_ios"])
+    cpu, messages = cpu_us(process) - cpu, control.ask("doorbells")["messages"] - messages
+    return Rung(done["iops"], cpu / commands, messages / commands)
+
+
+def report_doorbells(found: dict[str, dict[str, list[Rung]]], idle: dict[str, float]) -> None:
+    print(
+        "\n{:36}{:20}{:>10}{:>12}{:>9}{:>11}".format("workload", "rung by", "ours/s", ": default", "CPU us", "messages")
+    )
+    for workload, ways in found.items():
+        first = next(iter(ways.values()))
+        for name, turns in ways.items():
+            ratio = statistics.median(turn.iops / other.iops for turn, other in zip(turns, first, strict=True))
+            iops, cpu, messages = (statistics.median(figures) for figures in zip(*map(astuple, turns), strict=True))
+            print(f"{workload:36}{name:20}{iops:10,.0f}{ratio:12.2f}{cpu:9.1f}{messages:11.3f}")
+    for name, share in idle.items():
+        print(f"{'idle':36}{name:20}{share:22.2%}")
 
 
 def cpu_us(process: psutil.Process) -> float:

@@ -48,6 +48,12 @@ def resize(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": chosen.size}
 
 
+def doorbells(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+    """{"command": "doorbells"}: how many were rung by messages, and how often those that are mapped were looked at."""
+    looks = device.doorbells.looks if device.doorbells is not None else 0
+    return {"messages": device.doorbell_messages, "looks": looks}
+
+
 def break_(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     """{"command": "break", "nsid": 1, "operation": "write", "error": "EIO", "first": 8, "blocks": 1}: the disk fails
     there, or everywhere, until it is mended."""
@@ -81,6 +87,7 @@ def _namespace(device: Nvme, request: Mapping[str, Any]) -> Namespace:
 COMMANDS: dict[str, Callable[[Nvme, Mapping[str, Any]], dict[str, Any]]] = {
     "namespaces": namespaces,
     "resize": resize,
+    "doorbells": doorbells,
     "break": break_,
     "mend": mend,
 }

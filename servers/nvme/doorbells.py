@@ -57,8 +57,10 @@ class Doorbells:
         device.let_map(0, DOORBELLS, PAGE, self.fd)
         if any(self._page):  # rung by the guest of a server that is gone: as `Engine` tells one that rings too early
             device.status |= Csts.FATAL
+        self.looks = 0
+        """So far."""
         self._planned = False
-        self._looks = 0
+        self._left = 0  # looks before the next pause
         self._pause = SHORTEST
 
     def close(self) -> None:
@@ -109,7 +111,7 @@ class Doorbells:
 
     def watch(self) -> None:
         """Look, from now on, and often: there is work, or there was."""
-        self._looks, self._pause = LOOKS, SHORTEST
+        self._left, self._pause = LOOKS, SHORTEST
         if not self._planned and self._has_to_look:
             self._planned = True
             self._device.call_later(0, self.look)
@@ -124,12 +126,13 @@ class Doorbells:
         self._planned = False
         if not self._has_to_look:
             return
+        self.looks += 1
         if self._take():
             self.watch()
             return
-        self._looks -= 1
+        self._left -= 1
         pause = 0.0
-        if self._looks > 0:
+        if self._left > 0:
             os.sched_yield()
         else:
             pause, self._pause = self._pause, min(2 * self._pause, self._longest)
@@ -145,13 +148,27 @@ class Doorbells:
         """Ring what has changed in the page, and shadow doorbells; whether there was anything."""
         device = self._device
         moved = bool(device.shadow_buffers) and device.engine.look_at_shadows()
-        if self._page == self._seen:
+        page, seen, engine = self._page, self._seen, device.engine
+        if page == seen:
             return moved
+        for number in engine.completion_queues:
+            if (head := page[2 * number + 1]) != seen[2 * number + 1]:
+                seen[2 * number + 1] = head
+                engine.completion_doorbell(number, head & 0xFFFF)
+        for number in engine.submission_queues:
+            if (tail := page[2 * number]) != seen[2 * number]:
+                seen[2 * number] = tail
+                engine.submission_doorbell(number, tail & 0xFFFF)
+        if page != seen:
+            self._refuse()
+        return True
+
+    def _refuse(self) -> None:
+        """Tell the guest of doorbells that it has rung for queues that are not there."""
         for index, value in enumerate(self._page):
             if value != self._seen[index]:
                 self._seen[index] = value
-                device.ring(index, value)
-        return True
+                self._device.ring(index, value)
 
 
 def _index(queue: SubmissionQueue | CompletionQueue) -> int:

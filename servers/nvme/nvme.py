@@ -131,7 +131,7 @@ class Nvme(PciDevice):
         migrate_image: Annotated[
             bool, "migrations copy the images, for hosts that do not share them; memory is copied always"
         ] = False,
-        control: Annotated[str, "listen here for JSON lines: namespaces, resize"] = "",
+        control: Annotated[str, "listen here for JSON lines: namespaces, resize, doorbells, break, mend"] = "",
     ) -> None:
         if not image:
             raise UserError("no image is given", hint="--image FILE[:SIZE], for example --image disk.img:64M")
@@ -148,6 +148,7 @@ class Nvme(PciDevice):
             interrupts=IntX() | MsiX(self.vectors, bar=4),
             capabilities=(PciExpress(flr=True),),
         )
+        self.doorbell_messages = 0
         self.doorbells: Doorbells | None = None
         if map_doorbells:
             self.doorbells = Doorbells(self, map_doorbells, DOORBELL_COUNT, BAR_SIZE, doorbell_interval / 1000)
@@ -250,6 +251,7 @@ class Nvme(PciDevice):
 
     @register(bar=0, offset=DOORBELLS, width=4, count=DOORBELL_COUNT, merge=False)
     def doorbell(self, index: int, value: int) -> None:
+        self.doorbell_messages += 1
         if self.doorbells is not None:
             self.doorbells.store(index, value)
         self.ring(index, value)
