@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vfio_user.errors import UserError
+from vfio_user.harness.lab import Lab, belongs_to
 from vfio_user.harness.migration.journal import Journal
 from vfio_user.harness.migration.soak import Soak, trends
 
@@ -59,6 +62,43 @@ def test_a_line_that_was_cut_by_a_crash_is_left_out(path: Path) -> None:
     assert again.hops == [{"hop": 1}]
     again.hop({"hop": 2})
     assert Journal(path, EDU).hops == [{"hop": 1}, {"hop": 2}]
+
+
+def test_of_a_hop_the_file_has_all_and_the_memory_what_is_kept(path: Path) -> None:
+    journal = Journal(path, EDU, ["downtime"])
+    journal.hop({"hop": 1, "downtime": 0.1, "reason": "x" * 1000})
+    assert journal.hops == [{"downtime": 0.1}]
+    assert journal.last["reason"] == "x" * 1000
+    assert '"hop": 1' in path.read_text()
+    assert Journal(path, EDU, ["downtime"]).hops == [{"downtime": 0.1}]
+
+
+@pytest.mark.parametrize("name", ["guest", "guest-dev0-edu", "guest.qmp.log", "guest-dev0-edu.server.log"])
+def test_processes_and_logs_belong_to_a_machine(name: str) -> None:
+    assert belongs_to("guest", name)
+    assert not belongs_to("guest.1", name)
+
+
+@pytest.mark.parametrize("name", ["guest.1", "guest.1-guest-dev0", "guest.1.qmp.log", "guests", "other.qmp.log"])
+def test_those_of_its_next_machine_do_not(name: str) -> None:
+    assert not belongs_to("guest", name)
+    assert not belongs_to("guest.10", name)
+
+
+def test_what_has_ended_and_is_forgotten_leaves_nothing_but_its_command(tmp_path: Path) -> None:
+    with Lab(folder=tmp_path) as lab:
+        first, second = (lab.serve("edu", name) for name in ("guest-dev0-edu", "guest.1-guest-dev0"))
+        lab.forget("guest")
+        assert first.log.exists(), "it runs"
+        lab.end(None, [first])
+        lab.forget("guest")
+        assert not first.log.exists()
+        assert second.log.exists()
+        gone = weakref.ref(first.child)
+        del first
+        gc.collect()
+        assert gone() is None
+    assert all(name in (tmp_path / "commands.txt").read_text() for name in ("guest-dev0-edu", "guest.1-guest-dev0"))
 
 
 def test_a_journal_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration.journal import Journal
-from vfio_user.harness.migration.soak import Soak, trends
+from vfio_user.harness.migration.soak import WATCHED, Soak, trends
 from vfio_user.harness.migration.workload import KINDS as WORKLOADS
 
 
@@ -54,7 +54,7 @@ def command(
     """
     soak = Soak(device, workload or "", interrupts or "", hosts, image or "", memory, iommu)
     folder = results_folder("soak")
-    kept = Journal(journal or folder.parent / "soak.jsonl", soak.as_dict())
+    kept = Journal(journal or folder.parent / "soak.jsonl", soak.as_dict(), WATCHED)
     before = len(kept.hops)
     if kept.resumed and not quiet:
         click.echo(f"going on after {before} hops: {kept.path}", err=True)
@@ -67,9 +67,9 @@ def command(
         for report in soak.run(lab, kept, hops):
             wrong = "" if report.ok else f"{report.verdict}: {report.reason}"
             if as_json:
-                click.echo(json.dumps(kept.hops[-1], default=str))
+                click.echo(json.dumps(kept.last, default=str))
             elif not quiet:
-                click.echo(_line(kept.hops[-1]))
+                click.echo(_line(kept.last))
         if wrong:
             for guest in lab.guests:
                 guest.collect(lab.folder)

@@ -85,7 +85,7 @@ class Lab:
         self._images: dict[str, GuestImage] = {}
         self.failure: VerdictError | None = None
         """What went wrong, where no exception leaves the block for it: evidence is kept all the same."""
-        self._children: list[Child] = []  # all that ever were, for the evidence
+        self._children: list[Child] = []  # all that were, for the evidence, but for those that were forgotten
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
         self._provided: set[tuple[str, Path]] = set()
@@ -217,9 +217,9 @@ class Lab:
                 else DeviceServer(*common, host=host)
             )
         self.servers.append(server)
-        self._children.append(server.child)
+        self._note(server.child)
         if isinstance(server, InterposedServer) and server.interposer is not server.child:
-            self._children.append(server.interposer)
+            self._note(server.interposer)
         return server
 
     def monitor_path(self, guest: BootedGuest) -> Path:
@@ -241,6 +241,18 @@ class Lab:
             server.stop()
             if not server.child.group_is_alive():
                 self.servers.remove(server)
+
+    def forget(self, name: str) -> None:
+        """Let go of a machine that has ended in order, and of its servers: of what they were, and of their logs."""
+        self._children = [
+            child
+            for child in self._children
+            if child.running or not belongs_to(name, child.name) or evidence.crashed([child])
+        ]
+        if not any(belongs_to(name, child.name) for child in self._children):
+            for path in self.folder.iterdir():
+                if belongs_to(name, path.name):
+                    path.unlink(missing_ok=True)
 
     # -- boot and restore -----------------------------------------------------------------------------------------
 
@@ -327,8 +339,14 @@ class Lab:
             kill_signal=host.kill_signal,
         )
         self.machines.append(machine)
-        self._children.append(machine.child)
+        self._note(machine.child)
         return machine
+
+    def _note(self, child: Child) -> None:
+        """Remember a child, and write down its command."""
+        self._children.append(child)
+        with (self.folder / "commands.txt").open("a") as commands:
+            commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")
 
     def _provide(self, host: Host, *paths: Path) -> None:
         """Have files on a host, each once in the life of this lab."""
@@ -378,8 +396,6 @@ class Lab:
 
     def _write_records(self) -> None:
         self.timeline.write(self.folder / "timeline.json")
-        lines = (f"# {child.name}\n{shlex.join(child.argv)}\n" for child in self._children)
-        (self.folder / "commands.txt").write_text("\n".join(lines))
         facts: dict[str, object] = {
             "images": {name: image.digest for name, image in self._images.items()},
             "machines": {machine.name: asdict(machine.config) for machine in self.machines},
@@ -411,6 +427,13 @@ class Lab:
                 wrong.add_note(f"first cause: {cause}")
         if error is not None:
             error.add_note(f"logs: {self.folder}")
+
+
+def belongs_to(machine: str, name: str) -> bool:
+    """Whether a file or a process is of a machine or one of its servers; guest.1.qmp.log is not of `guest`."""
+    rest = name.removeprefix(machine)
+    own = rest[:1] in ("", "-") or (rest[0] == "." and not rest[1:2].isdigit())
+    return name.startswith(machine) and own
 
 
 def _on_root_bus(name: str, devices: Sequence[tuple[Device, DeviceServer | None]]) -> Iterator[str]:

@@ -120,7 +120,7 @@ class Qmp:
         self._name = name
         self._log = log.open("a", buffering=1)
         self._log_lock = threading.Lock()
-        self._client = QMPClient(name)
+        self._client = QMPClient()  # with a name it had a logger of its own, and the process would keep it for ever
         self._client.events.event_filter = lambda _event: False  # ours keeps them; the default would grow for ever
         self._client.register_listener(_Listener(self._on_event))
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,27 @@ Line = dict[str, Any]
 
 
 class Journal:
-    """The lines of one soak, those of earlier runs included."""
+    """The lines of one soak, those of earlier runs included. `hops` has of each hop the fields `kept`, or all."""
 
-    def __init__(self, path: Path, soaked: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, soaked: Mapping[str, Any], kept: Collection[str] | None = None) -> None:
         """Go on with the last soak of the file if it was of the same and has no end, else begin one."""
         self.path = path
-        self.hops = _unfinished(_lines(path), dict(soaked))
+        self._kept = kept
+        self.hops = [self._part(hop) for hop in _unfinished(_lines(path), dict(soaked))]
+        self.last: Line = {}
+        """The whole line of the hop that was done last."""
         self.resumed = bool(self.hops)
         if not self.resumed:
             self.write({"kind": "begin", "soaked": dict(soaked)})
 
     def hop(self, facts: Line) -> None:
-        self.hops.append(facts)
+        self.last = facts
+        self.hops.append(self._part(facts))
         self.write({"kind": "hop", **facts})
+
+    def _part(self, facts: Line) -> Line:
+        # The names are those of `kept`, and not others of the same letters for every hop.
+        return facts if self._kept is None else {name: facts[name] for name in self._kept if name in facts}
 
     def write(self, line: Line) -> None:
         """Append a line, and have it on the disk."""

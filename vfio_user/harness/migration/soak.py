@@ -68,7 +68,7 @@ class Soak:
             if not report.ok:
                 return
             while len(names) > _KEPT:
-                _forget(lab, names.pop(0))
+                lab.forget(names.pop(0))
         if workload is not None:
             judge(report := Report(report.mode, "", ""), workload.end())
             report.verdict = Verdict.MIGRATED if report.verdict is Verdict.STAYED else report.verdict
@@ -144,12 +144,3 @@ def _sizes(guest: BootedGuest) -> dict[str, int]:
         except psutil.Error:  # it has ended: the verdict says so
             continue
     return found
-
-
-def _forget(lab: Lab, name: str) -> None:
-    """Remove the logs of a machine and its servers that are of no interest any more."""
-    for pattern in (f"{name}.*", f"{name}-*"):
-        for path in lab.folder.glob(pattern):
-            # guest.1.console.log is not of the machine called guest
-            if pattern.endswith("-*") or not path.name.removeprefix(f"{name}.")[:1].isdigit():
-                path.unlink(missing_ok=True)
