@@ -248,6 +248,29 @@ def test_a_server_that_is_another_device_now_is_refused(tmp_path: Path) -> None:
             read_until_it_fails(client)
 
 
+@pytest.mark.parametrize("page", ["memfd", "{folder}/page"])
+def test_only_a_server_that_has_the_memory_which_the_client_has_mapped_can_replace_another(
+    tmp_path: Path, page: str
+) -> None:
+    """Else the guest would ring doorbells that nobody looks at any more."""
+    options = f"--image {tmp_path}/disk.img:1M --map-doorbells {page.format(folder=tmp_path)}"
+    with surviving(tmp_path, f"{sys.executable} -m vfio_user serve nvme --fd {{fd}} {options}") as nvme:
+        client = nvme.client()
+        memory = client.map_region(client.regions()[0])
+        if page == "memfd":
+            with pytest.raises(ControlError, match="mapped"):
+                nvme.control().call("restart")
+            assert client.load(0, 8, 4) == 0x00010400
+            kill(nvme)
+            with pytest.raises(Disconnected):
+                read_until_it_fails(client)
+        else:
+            assert nvme.control().call("restart")["handed_over"]
+            kill(nvme)
+            assert client.load(0, 8, 4) == 0x00010400
+        memory.close()
+
+
 def test_a_server_that_somebody_else_starts_again_is_found(tmp_path: Path) -> None:
     import subprocess
 

@@ -35,6 +35,19 @@ class FdInfo(NamedTuple):
     inode: int
 
 
+class FileKey(NamedTuple):
+    """The same for all descriptors of one file. One that is `nameless`, such as a memfd, nobody else can open."""
+
+    device: int
+    inode: int
+    nameless: bool
+
+
+def file_key(fd: int) -> FileKey:
+    status = os.fstat(fd)
+    return FileKey(status.st_dev, status.st_ino, not status.st_nlink)
+
+
 def describe(fd: int) -> FdInfo:
     """What `fd` is. Never fails: a descriptor that cannot be asked is of kind OTHER."""
     try:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vfio_user.errors import ProtocolError
-from vfio_user.interposer.descriptors import FdStore
+from vfio_user.interposer.descriptors import FdStore, FileKey, file_key
 from vfio_user.wire import Command, Dialect, Message, Proposal, decode_version
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
     FEATURE_MASK,
+    MIGRATION_REGION_TYPE,
     DmaFlags,
     DmaFlagsV6,
     Feature,
@@ -81,6 +82,8 @@ class Picture:
         more. What its log had of it is gone."""
         self.irqs: dict[int, Irqs] = {}
         self.regions: dict[int, RegionDescription] = {}
+        self.region_files: dict[int, FileKey] = {}
+        """By region: which file the client has been given, to map it. Not for those that migrations map anew."""
         self.device_info: bytes | None = None
         self.config_writes: dict[tuple[int, int], bytes] = {}
         """(offset, size): what was last written there, in the order of the last writes."""
@@ -229,6 +232,8 @@ class Picture:
         if reply is not None:
             region, _needed = decode_region_info(reply.payload)
             self.regions[region.index] = region
+            if reply.fds and region.type != MIGRATION_REGION_TYPE:
+                self.region_files[region.index] = file_key(reply.fds[0])
 
     def _set_irqs(self, request: Message, _: Message | None) -> None:
         asked = at.IRQ_SET.unpack(request.payload)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vfio_user.errors import ProtocolError, VfioUserError
 from vfio_user.interposer import asking
+from vfio_user.interposer.descriptors import FileKey, file_key
 from vfio_user.interposer.loop import Future, Task
 from vfio_user.interposer.migration import migration_of
 from vfio_user.interposer.picture import Mapping, Picture
@@ -15,7 +16,7 @@ from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags, MigrationState, RegionIndex
-from vfio_user.wire.region_info import decode_region_info
+from vfio_user.wire.region_info import RegionDescription, decode_region_info
 
 WINDOW = 64
 """Requests sent without waiting, as QEMU does with DMA_MAP."""
@@ -123,17 +124,33 @@ async def _version(session: Session, picture: Picture) -> None:
 async def _same_regions(session: Session, picture: Picture) -> None:
     """What the client knows of the regions has to stay true."""
     for index, known in list(picture.regions.items()):
-        ask = at.REGION_INFO.pack(at.REGION_INFO.size, 0, index, 0, 0, 0)
-        reply = await asking.request(session, Command.GET_REGION_INFO, ask)
-        try:
-            now, _ = decode_region_info(reply.payload)
-        except ProtocolError as error:
-            raise Incompatible(f"the new server's region {index} cannot be understood: {error}") from None
+        now, needed, file = await _region(session, index, at.REGION_INFO.size)
         if (now.size, now.flags & 7) != (known.size, known.flags & 7):
             raise Incompatible(
                 f"region {index} was {known.size:#x} bytes (flags {known.flags:#x}) "
                 f"and is now {now.size:#x} (flags {now.flags:#x})"
             )
+        mapped = picture.region_files.get(index)
+        if mapped is None:
+            continue
+        if file is None:
+            _, _, file = await _region(session, index, needed)
+        if file != mapped:
+            raise Incompatible(
+                f"region {index}: what the client has mapped is memory of the old server, and not the new one's: "
+                "only servers that map a file, and open it again, can be replaced"
+            )
+
+
+async def _region(session: Session, index: int, room: int) -> tuple[RegionDescription, int, FileKey | None]:
+    """What the new server says of a region, how many bytes that needs, and which file is to be mapped."""
+    ask = at.REGION_INFO.pack(room, 0, index, 0, 0, 0)
+    reply = await asking.request(session, Command.GET_REGION_INFO, ask)
+    try:
+        region, needed = decode_region_info(reply.payload)
+        return region, needed, file_key(reply.fds[0]) if reply.fds else None
+    except ProtocolError as error:
+        raise Incompatible(f"the new server's region {index} cannot be understood: {error}") from None
 
 
 def _map_messages(session: Session, picture: Picture) -> Iterator[list[Mapping]]:

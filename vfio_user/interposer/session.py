@@ -219,7 +219,8 @@ class Session:
     # requests of our own
 
     async def ask(self, towards: Direction, message: Message, *, timeout: float) -> Message:
-        """Send a request of ours and wait for its reply, which may be an error.
+        """Send a request of ours and wait for its reply, which may be an error. Its descriptors are there until the
+        caller waits for something else.
 
         Raises:
             Lost: the peer is gone.
@@ -383,9 +384,9 @@ class Session:
         translated = self.own[asked].incoming(reply)
         if translated is None or request.stale:
             self._record(direction, View.RECEIVED, reply, request.number)
-            close_all(reply.fds)
             if translated is None:
                 self.own[asked].deliver_arrived()
+            close_all(reply.fds)
             return
         # What the server has answered it has done, whatever becomes of its answer on the way.
         self._learned(direction, reply, request)

@@ -102,12 +102,18 @@ class Survival:
         """Replace the server on purpose. With `hand_over` a server that can migrate gives its state to the next.
 
         Raises:
-            UserError: it is being replaced already.
+            UserError: it is being replaced already, or the client has mapped memory that ends with it.
             Refused, Lost, TimeoutError: the old one does not take part; it goes on as before.
         """
         if self._recovery is not None or self._planned:
             raise UserError("the server is being replaced already")
         session = self._session
+        for index, file in session.picture.region_files.items():
+            if file.nameless:
+                raise UserError(
+                    f"the client has mapped memory of region {index}, which ends with the server",
+                    hint="have the server keep it in a file, which the next one opens again",
+                )
         began = time.monotonic()
         self._planned = True
         session.hold()
