@@ -61,6 +61,12 @@ class Kills(NvmeTest):
         """
         self.kill_again_and_again("flush", 12)
 
+    def test_kills_of_servers_with_mapped_doorbells(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        self.kill_again_and_again("fua", 4, options="--map-doorbells {folder}/doorbells")
+
     def test_fio_verifies_while_its_servers_are_killed(self) -> None:
         """Every few thousand writes; no error, and nothing read back that was not written.
 
@@ -78,9 +84,9 @@ class Kills(NvmeTest):
                 self.assertTrue(result.ok, result.describe())
                 self.assertEqual(interposer.call("status")["survival"]["crashes"], 6)
 
-    def kill_again_and_again(self, way: str, times: int) -> None:
+    def kill_again_and_again(self, way: str, times: int, options: str = "") -> None:
         """The guest's driver resets the controller, and its writer goes on as if nothing had been."""
-        with self.bench("16M", server=KEPT_ALIVE, io_timeout=IO_TIMEOUT) as bench:
+        with self.bench("16M", server=KEPT_ALIVE, options=options, io_timeout=IO_TIMEOUT) as bench:
             self.begin_writing(bench, way)
             with closing(Control(bench.folder / "interposer")) as interposer:
                 for time in range(times):
@@ -162,6 +168,22 @@ class Moves(NvmeTest):
                     self.assertTrue(done["handed_over"])
             self.finish(bench, load)
 
+    def test_doorbells_that_the_guest_has_mapped_are_there_for_the_next_server(self) -> None:
+        """What is rung while there is none is found; and no command costs a message."""
+        with self.bench("64M", server=KEPT_ALIVE, options="--map-doorbells {folder}/doorbells") as bench:
+            load = self.load(bench)
+            with closing(Control(bench.folder / "interposer")) as interposer:
+                for _ in range(3):
+                    self.assertTrue(interposer.call("restart", hand_over=True)["handed_over"])
+            self.finish(bench, load)
+            with bench.control as control:
+                before = control.ask("doorbells")["messages"]
+                done = self.fio(
+                    bench.guest, bench.block(), rw="randwrite", bs="4k", iodepth=8, size="8m", verify="crc32c"
+                )
+                self.assertGreaterEqual(done["write"]["total_ios"], 2048)
+                self.assertEqual(control.ask("doorbells")["messages"], before)
+
     def test_a_guest_migrates_under_load(self) -> None:
         """The image is shared; commands under way are done on one side or the other."""
         with two_hosts() as hosts, self.bench("64M", migratable=True, host=hosts.a) as bench:
@@ -169,6 +191,20 @@ class Moves(NvmeTest):
             report = bench.lab.migrate(bench.guest, to=hosts.b)
             self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
             self.finish(bench, load)
+
+    def test_a_guest_with_mapped_doorbells_migrates_there_and_back(self) -> None:
+        """Each host has a page of its own, and the first one's is still what it was when the guest comes back.
+
+        :avocado: tags=nightly
+        """
+        with two_hosts() as hosts, tempfile.TemporaryDirectory(prefix="vfu-") as pages:
+            options = f"--map-doorbells {pages}/{{host}}"
+            with self.bench("64M", options=options, migratable=True, host=hosts.a) as bench:
+                for to in (hosts.b, hosts.a):
+                    load = self.load(bench)
+                    report = bench.lab.migrate(bench.guest, to=to)
+                    self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
+                    self.finish(bench, load)
 
     def test_an_image_goes_along_to_a_host_that_does_not_share_it(self) -> None:
         """There and back under load: each host's image has in the end what the guest wrote to it, and read before."""
