@@ -10,6 +10,9 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 venv=${VFIO_USER_VENV:-$root/.venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 
+# Hundreds of servers are started: none is to compile again what the one before has compiled.
+unset PYTHONDONTWRITEBYTECODE
+
 say() { printf '%s\n' "$*" >&2; }
 
 # give_up WHAT [HINT]: the set-up could not be done, which is status 2 as everywhere

@@ -6,14 +6,18 @@ import os
 import shlex
 import sys
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from servers.edu import Edu
 from vfio_user.client import Client, GuestMemory
 from vfio_user.interposer.control.client import Control
 from vfio_user.interposer.interposer import Interposer, Setup
+from vfio_user.server import Server
+from vfio_user.wire import CURRENT, Dialect
 
 EDU = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --fd {{fd}}"
 EDU_BY_PATH = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --socket-path {{socket}}"
@@ -64,3 +68,11 @@ class Interposed:
     def _run(self) -> None:
         with self.interposer:
             self.interposer.run()
+
+
+@contextmanager
+def interposed_edu(folder: Path, server_dialect: Dialect = CURRENT, **setup: Any) -> Iterator[Interposed]:
+    """Before an edu in this process, which is there at once: where the server's own process does not matter."""
+    address = f"unix:{folder / 'edu'}"
+    with Server(Edu(), address, dialect=server_dialect), Interposed(folder, None, connect=address, **setup) as between:
+        yield between

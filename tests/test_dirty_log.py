@@ -25,8 +25,7 @@ PAGE_SIZES = [1 << shift for shift in range(12, 31)]
 
 
 def pages_in(bitmap: bytes) -> set[int]:
-    number = int.from_bytes(bitmap, "little")
-    return {bit for bit in range(number.bit_length()) if number >> bit & 1}
+    return {8 * place + bit for place, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1}
 
 
 def touched(writes: list[tuple[int, int]], address: int, length: int, page_size: int) -> set[int]:

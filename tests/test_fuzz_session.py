@@ -13,7 +13,7 @@ from tests.everything_device import Everything
 from tests.fuzzing import Generator, Script, campaign, open_fds, proposal, resident_bytes, run_session
 from vfio_user.wire import CURRENT, DIALECTS, HEADER, Dialect, Message
 
-MESSAGES = 25_000
+MESSAGES = 20_000
 """Of each dialect: 100,000 in a run of the unit tests; scripts/fuzz does millions."""
 
 ALL_DIALECTS = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)

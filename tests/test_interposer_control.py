@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interposed import Interposed
+from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, answer, dma_map, read
 from vfio_user.client import Client
 from vfio_user.errors import ProtocolError
@@ -38,7 +38,7 @@ LIVENESS, COMPUTE = 0x04, 0x08
 
 @pytest.fixture
 def edu(tmp_path: Path) -> Iterator[Interposed]:
-    with Interposed(tmp_path) as interposed:
+    with interposed_edu(tmp_path) as interposed:
         yield interposed
 
 
@@ -372,7 +372,7 @@ def test_every_command_is_documented() -> None:
 
 
 def test_stop_ends_the_interposer(tmp_path: Path) -> None:
-    with Interposed(tmp_path) as edu:
+    with interposed_edu(tmp_path) as edu:
         with Control(tmp_path / "control") as control:
             control.call("stop")
         edu._thread.join(5)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interposed import Interposed
+from tests.interposed import Interposed, interposed_edu
 from tests.test_interposer_control import copied_by_the_device
 from vfio_user.client import Client
 from vfio_user.interposer.control.client import Control, ControlError
@@ -25,8 +25,7 @@ PAIRS = [("region-migration", "region-migration"), ("region-migration", "current
 @contextmanager
 def edu(folder: Path, server: str, spoken: Dialect) -> Iterator[tuple[Interposed, Client, Control]]:
     folder.mkdir()
-    command = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --dialect {server} --fd {{fd}}"
-    with Interposed(folder, command, dialect=spoken) as interposed:
+    with interposed_edu(folder, DIALECTS[server], dialect=spoken) as interposed:
         yield interposed, interposed.client(dialect=spoken), interposed.control()
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,30 @@ BUGS = load()
 EDU = BUGS["edu-factorial-not-cut"]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def without_bug(path: Path) -> str:
+    return ast.dump(parsed(path))
+
+
 def test_there_are_40_bugs_and_more() -> None:
     assert len([bug for bug in BUGS.values() if not bug.guest]) >= 40
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_an_entry_fits_the_code_and_changes_it(bug: Bug) -> None:
-    assert ast.dump(ast.parse(bug.planted)) != ast.dump(ast.parse(bug.path.read_text()))
+    assert ast.dump(ast.parse(bug.planted)) != without_bug(bug.path)
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_an_entry_names_a_test_that_there_is(bug: Bug) -> None:
     """Pytest writes FILE::CLASS::FUNCTION[PARAMETERS], avocado FILE:CLASS.METHOD."""
     path, _, name = bug.test.partition("[")[0].partition(":")
-    tree = ast.parse((ROOT / path).read_text())
-    body: list[ast.stmt] = tree.body
+    body: list[ast.stmt] = parsed(ROOT / path).body
     for part in re.findall(r"\w+", name):
         found = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part]
         assert len(found) == 1, f"{part} in {path}"

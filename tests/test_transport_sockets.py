@@ -130,7 +130,7 @@ def test_vsock_carries_bytes_and_no_descriptors() -> None:
         pytest.skip(f"no AF_VSOCK here: {error}")
     with listener:
         try:
-            client = connect(f"vsock:{local}:{listener.socket.getsockname()[1]}", timeout=1)
+            client = connect(f"vsock:{local}:{listener.socket.getsockname()[1]}", timeout=0.25)
         except UserError as error:
             pytest.skip(f"no vsock loopback here (module vsock_loopback): {error}")
         server = listener.accept()

@@ -47,10 +47,13 @@ class Migration(Protocol):
         """The dirty bitmap of a range since it was last asked for."""
 
 
-async def migration_of(session: Session) -> Migration:
-    """How the session's server migrates. One that does not is asked as v2 has it, and refuses."""
+async def migration_of(session: Session, *, timeout: float = TIMEOUT) -> Migration:
+    """How the session's server migrates; where it has to be asked it has `timeout` seconds for an answer.
+
+    One that does not migrate is asked as v2 has it, and refuses.
+    """
     if session.migration is None:
-        session.migration, _ = await _choose(session)
+        session.migration, _ = await _choose(session, timeout)
     return session.migration
 
 
@@ -58,13 +61,13 @@ async def migration_support(session: Session) -> MigrationSupport | None:
     """What the server can do of migration v2, whichever way; None: it cannot migrate."""
     if session.migration is not None:
         return await session.migration.support()
-    session.migration, support = await _choose(session)
+    session.migration, support = await _choose(session, TIMEOUT)
     return support
 
 
-async def _choose(session: Session) -> tuple[Migration, MigrationSupport | None]:
+async def _choose(session: Session, timeout: float) -> tuple[Migration, MigrationSupport | None]:
     messages = MessageMigration(session)
-    if (support := await messages.support()) is not None:
+    if (support := await messages.support(timeout=timeout)) is not None:
         return messages, support
     with suppress(Refused, ProtocolError):
         if (region := await migration_region.find(session)) is not None:
@@ -78,9 +81,10 @@ class MessageMigration:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def support(self) -> MigrationSupport | None:
+    async def support(self, *, timeout: float = TIMEOUT) -> MigrationSupport | None:
+        size = at.MIGRATION_FLAGS.size
         with suppress(Refused, ProtocolError):
-            body = await feature(self._session, Feature.MIGRATION, FeatureFlags.GET, room=at.MIGRATION_FLAGS.size)
+            body = await feature(self._session, Feature.MIGRATION, FeatureFlags.GET, room=size, timeout=timeout)
             return MigrationSupport(at.MIGRATION_FLAGS.unpack(body).flags)
         return None
 

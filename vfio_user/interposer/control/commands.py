@@ -171,7 +171,7 @@ class GetOrSetMigrationState(ControlCommand):
     timeout: Seconds = 30.0
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        migration = await migration_of(interposer.current())
+        migration = await migration_of(interposer.current(), timeout=min(self.timeout, asking.TIMEOUT))
         if self.set is None:
             return {"state": (await migration.state()).name}
         if self.set not in MigrationState.__members__:
