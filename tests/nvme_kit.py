@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from struct import Struct, pack, pack_into
+from struct import Struct, pack, pack_into, unpack_from
 from typing import Any, NamedTuple
 
 import pytest
@@ -176,6 +176,12 @@ class Host:
             self.store(0x1000 + 4 * index, 4, value)
         else:
             pack_into("<I", self.doorbells, 4 * index, value)
+
+    def rung(self, number: int) -> tuple[int, int]:
+        """What is in the page for a queue pair: tail of submissions, head of completions."""
+        assert self.doorbells is not None
+        tail, head = unpack_from("<II", self.doorbells, 8 * number)
+        return tail, head
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Look again until it is so; every look is a round trip to the server."""

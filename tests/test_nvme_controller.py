@@ -371,6 +371,14 @@ def test_a_doorbell_that_lies_is_an_event_and_no_more(host: Host) -> None:
     assert queue.do(Io.FLUSH, nsid=1).status == 0
 
 
+def test_a_guest_is_interrupted_for_an_event(host: Host) -> None:
+    request = host.admin.put(Admin.ASYNC_EVENT_REQUEST)
+    host.vectors[0].take()
+    host.store(0x1000 + 8 * 5, 4, 1)  # a queue that there is not
+    assert host.vectors[0].take() == 1
+    assert [done.cid for done in host.admin.take()] == [request]
+
+
 def test_a_client_that_goes_leaves_the_controller_to_the_next(tmp_path: Path) -> None:
     from servers.nvme import Nvme
     from vfio_user.client import Client
