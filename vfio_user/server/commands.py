@@ -161,7 +161,7 @@ def get_info(session: Session, message: Message) -> Reply:
         if request.argsz < at.DEVICE_INFO.size:
             raise _refuse(f"GET_INFO: argsz {request.argsz} is below {at.DEVICE_INFO.size}")
     flags = DeviceFlags.RESET | DeviceFlags.PCI
-    regions = len(session.regions())
+    regions = len(session.regions.all())
     return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, flags, regions, len(session.device.irqs)), []
 
 
@@ -180,7 +180,7 @@ def _description(region: RegionInfo) -> RegionDescription:
 
 
 def _region(session: Session, index: int) -> RegionInfo:
-    regions = session.regions()
+    regions = session.regions.all()
     if index >= len(regions):
         raise _refuse(f"region {index}: the device has {len(regions)}")
     return regions[index]
@@ -255,7 +255,7 @@ def region_read(session: Session, message: Message) -> Reply:
         raise _refuse(f"REGION_READ: {request.length} bytes are over the limit of {session.max_data}")
     if not request.length:
         return NOTHING
-    data = session.region_read(request.region, request.offset, request.length)
+    data = session.regions.read(request.region, request.offset, request.length)
     return message.payload[: at.REGION_ACCESS.size] + data, []
 
 
@@ -264,7 +264,7 @@ def region_write(session: Session, message: Message) -> Reply:
     request = at.REGION_ACCESS.unpack(message.payload)
     if request.length:
         data = memoryview(message.payload)[at.REGION_ACCESS.size :]
-        session.region_write(request.region, request.offset, data)
+        session.regions.write(request.region, request.offset, data)
     return write_reply(session, message), []
 
 
@@ -286,7 +286,7 @@ def region_write_multi(session: Session, message: Message) -> Reply:
     if len(writes) != request.nr_writes or any(not 0 < write.length <= 8 for write in writes):
         raise _refuse(f"REGION_WRITE_MULTI: {request.nr_writes} writes in a message of {message.size}")
     for write in writes:
-        session.region_write(write.region, write.offset, write.data[: write.length])
+        session.regions.write(write.region, write.offset, write.data[: write.length])
     return at.WRITE_MULTI.pack(len(writes)), []
 
 

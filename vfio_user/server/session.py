@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY, RegionInfo
+from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY
 from vfio_user.device.device import QUIESCE_SECONDS
 from vfio_user.errors import ProtocolError
 from vfio_user.server import commands
 from vfio_user.server.connection import Connection, Disconnected
 from vfio_user.server.negotiation import Agreement, Offer, negotiate
+from vfio_user.server.regions import Regions
 from vfio_user.server.registers import RegisterPath
 from vfio_user.server.worker import Worker
 from vfio_user.transport import Stream, close_all
@@ -42,15 +43,13 @@ from vfio_user.wire import (
     Message,
     Sender,
 )
-from vfio_user.wire.constants import MigrationState, RegionFlags
+from vfio_user.wire.constants import MigrationState
 
 if TYPE_CHECKING:
     from vfio_user.device import PciDevice
-    from vfio_user.migration import Migration, MigrationRegion
+    from vfio_user.migration import Migration
 
 log = logging.getLogger("vfio_user.server")
-
-MMAP = int(RegionFlags.MMAP)
 
 _MOVING = frozenset({MigrationState.RUNNING, MigrationState.PRE_COPY})
 
@@ -93,6 +92,9 @@ class Session:
         self._gone = False
         self._migration: Migration | None = device.migration
         self._registers = RegisterPath(dialect)
+        self.regions = Regions(
+            device, dialect, carries_fds=self.connection.carries_fds, state_changed=self.refresh_registers
+        )
 
     def run(self) -> None:
         """Negotiate, then serve until the client goes away or `stop` is called. Raises nothing a client can cause."""
@@ -176,50 +178,6 @@ class Session:
     def max_data(self) -> int:
         """Bytes of data that the client may put into one message or ask for."""
         return self._offer.max_data_xfer_size
-
-    def regions(self) -> list[RegionInfo]:
-        """The device's regions, and behind them the v1 migration region where the dialect has one."""
-        regions = list(self.device.regions)
-        if (v1 := self._migration_region()) is not None:
-            regions.append(RegionInfo(len(regions), v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type))
-        if self.connection.carries_fds:
-            return regions
-        return [replace(r, flags=r.flags & ~MMAP, fd=None, sparse=(), io_fds=[]) for r in regions]
-
-    def region_read(self, index: int, offset: int, count: int) -> bytes:
-        """Read a region of the device, or the v1 migration region.
-
-        Raises:
-            ProtocolError: (EINVAL) no such region, past its end, or the migration state forbids it.
-        """
-        v1 = self._migration_region()
-        if v1 is not None and index == len(self.device.regions):
-            return v1.read(offset, count)
-        self._check_access(index)
-        return self.device.region_read(index, offset, count)
-
-    def region_write(self, index: int, offset: int, data: bytes | memoryview) -> None:
-        """Write a region; raises as `region_read`."""
-        v1 = self._migration_region()
-        if v1 is not None and index == len(self.device.regions):
-            v1.write(offset, bytes(data))
-            self.refresh_registers()
-            return
-        self._check_access(index)
-        self.device.region_write(index, offset, data)
-
-    def _migration_region(self) -> MigrationRegion | None:
-        if self._migration is None or not self.dialect.migration_region:
-            return None
-        return self._migration.region
-
-    def _check_access(self, index: int) -> None:
-        if not self._registers_allowed:
-            raise ProtocolError(f"access to region {index} of a device that is stopped")
-
-    @property
-    def _registers_allowed(self) -> bool:
-        return self._migration is None or self._migration.registers_allowed
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -383,7 +341,7 @@ class Session:
     def refresh_registers(self) -> None:
         """Take the device's register table into the hot path, or nothing while its state forbids access."""
         self._registers.clear()
-        if self._registers_allowed:
+        if self.regions.accessible:
             self._registers.fill(self.device)
 
     # Requests of the device

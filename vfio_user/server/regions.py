@@ -1,0 +1,78 @@
+"""The regions that a client sees: the device's own, and behind them v1's migration region where the dialect has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vfio_user.device import RegionInfo
+from vfio_user.errors import ProtocolError
+from vfio_user.wire import Dialect
+from vfio_user.wire.constants import RegionFlags
+
+if TYPE_CHECKING:
+    from vfio_user.device import PciDevice
+    from vfio_user.migration import MigrationRegion
+
+_MMAP = int(RegionFlags.MMAP)
+
+
+class Regions:
+    """Described and accessed by index. Accesses to registers have a shorter way: `vfio_user.server.registers`."""
+
+    def __init__(
+        self, device: PciDevice, dialect: Dialect, *, carries_fds: bool, state_changed: Callable[[], None]
+    ) -> None:
+        """`state_changed` is called when the migration state may have changed by a write."""
+        self._device = device
+        self._dialect = dialect
+        self._carries_fds = carries_fds
+        self._state_changed = state_changed
+
+    def all(self) -> list[RegionInfo]:
+        """All of them; without descriptors where the transport carries none."""
+        regions = list(self._device.regions)
+        if (v1 := self._migration_region()) is not None:
+            regions.append(RegionInfo(len(regions), v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type))
+        if self._carries_fds:
+            return regions
+        return [replace(r, flags=r.flags & ~_MMAP, fd=None, sparse=(), io_fds=[]) for r in regions]
+
+    def read(self, index: int, offset: int, count: int) -> bytes:
+        """Read a region.
+
+        Raises:
+            ProtocolError: (EINVAL) no such region, past its end, or the migration state forbids it.
+        """
+        if (v1 := self._migration_region_at(index)) is not None:
+            return v1.read(offset, count)
+        self._check_access(index)
+        return self._device.region_read(index, offset, count)
+
+    def write(self, index: int, offset: int, data: bytes | memoryview) -> None:
+        """Write a region; raises as `read`."""
+        if (v1 := self._migration_region_at(index)) is not None:
+            v1.write(offset, bytes(data))
+            self._state_changed()
+        else:
+            self._check_access(index)
+            self._device.region_write(index, offset, data)
+
+    @property
+    def accessible(self) -> bool:
+        """Whether the migration state lets the device's own regions be accessed."""
+        return self._device.migration is None or self._device.migration.registers_allowed
+
+    def _check_access(self, index: int) -> None:
+        if not self.accessible:
+            raise ProtocolError(f"access to region {index} of a device that is stopped")
+
+    def _migration_region_at(self, index: int) -> MigrationRegion | None:
+        return self._migration_region() if index == len(self._device.regions) else None
+
+    def _migration_region(self) -> MigrationRegion | None:
+        if self._device.migration is None or not self._dialect.migration_region:
+            return None
+        region: MigrationRegion = self._device.migration.region
+        return region
