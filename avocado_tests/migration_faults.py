@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import psutil
+
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.deadline import Deadline
-from vfio_user.harness.hosts import Pair
+from vfio_user.harness.hosts import Host, NamespaceHost, Pair, SshHost
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.machine import Machine
@@ -152,9 +156,13 @@ class Case:
     limits: Limits = field(default_factory=lambda: Limits(total=30, answer=1))
     by_file: bool = False
 
+    @property
+    def of_the_link(self) -> bool:
+        return FAULTS[self.fault] in _OF_THE_LINK
+
     def possible(self, pair: Pair) -> bool:
         """Only root's hosts have a cable between them that can be cut."""
-        return pair.cable is not None or FAULTS[self.fault] not in _OF_THE_LINK
+        return pair.cable is not None or not self.of_the_link
 
     def plan(self, lab: Lab, guest: BootedGuest, pair: Pair) -> Plan:
         """The plan of a migration that meets this."""
@@ -250,3 +258,20 @@ REPRESENTATIVE = (
     Case(Phase.RESUME, "the destination's server dies", says="server"),
     *ON_THE_WAY,
 )
+
+
+def qemus_on(host: Host) -> list[int] | None:
+    """The process ids of the QEMUs in a host's network namespace; None where it has none of its own."""
+    place = host.through if isinstance(host, SshHost) else host
+    if not isinstance(place, NamespaceHost):
+        return None
+    inode = os.fstat(place.descriptor).st_ino
+    relays = Path(sys.executable).resolve()  # they have QEMU's command line, and are not QEMU
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            there = Path(f"/proc/{process.pid}/ns/net").stat().st_ino == inode
+            words = process.cmdline() if there and Path(process.exe()) != relays else []
+            if any(Path(word).name.startswith("qemu-system") for word in words):
+                found.append(process.pid)
+    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,19 +22,19 @@ from avocado_tests.migration_faults import (
     REPRESENTATIVE,
     WITH_THE_SOURCE,
     Case,
+    qemus_on,
 )
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.guest import Job
-from vfio_user.harness.hosts import two_hosts
+from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Phase, Plan, Report, Tuning, Verdict
 from vfio_user.harness.migration.journal import Journal
 from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import SUBJECTS, Assignment, Workload, judge
-from vfio_user.harness.process import Child
-from vfio_user.harness.qemu import ensure_qemu, installed_qemu, manifest
+from vfio_user.harness.qemu import installed_qemu, manifest
 
 Cell = tuple[str, str]
 """A workload and the interrupts that are enabled."""
@@ -150,9 +149,9 @@ class FailingWell(MigrationTest):
         """One guest goes through all of it, and works all the time."""
         self.go_through(REPRESENTATIVE)
 
-    def go_through(self, cases: Iterable[Case]) -> None:
+    def go_through(self, cases: Iterable[Case], hosts: str = "auto") -> None:
         with self.lab() as lab:
-            pair = lab.hosts()
+            pair = lab.hosts(hosts)
             guest = lab.boot(devices=["edu", "edu"], migratable=True, host=pair.a)
             running = start(guest, [("dma", "intx")])
             for case in cases:
@@ -164,14 +163,40 @@ class FailingWell(MigrationTest):
                 if pair.cable is not None:
                     pair.cable.mend()
                 self.assert_ended_as(case, report)
-                self.assertEqual([machine for machine in lab.machines if machine.child.running], [guest.machine])
-                self.assert_works(guest)
+                self.assert_runs_once(lab, guest, pair)
             reset = BY_THE_GUEST[0]
             self.assert_ended_as(reset, lab.migrate(guest, to=pair.b, plan=reset.plan(lab, guest, pair)))
             self.assert_works(guest)
             for workload in running:
                 done = workload.end()
                 self.assertTrue(done.ok, done.verdict)
+
+    def go_in_spite_of(self, cases: Iterable[Case], hosts: str = "auto") -> None:
+        """To and fro, with a link that does not stay as it was."""
+        with self.lab() as lab:
+            pair = lab.hosts(hosts)
+            if pair.cable is None:
+                self.cancel("only root can cut a link")
+            assert pair.cable is not None
+            guest = lab.boot(devices=["edu", "edu"], migratable=True, host=pair.a)
+            running = start(guest, [("dma", "intx")])
+            for case in cases:
+                self.log.info("%s: %s", case.phase, case.fault)
+                report = lab.migrate(guest, to=pair.other(guest.host), plan=case.plan(lab, guest, pair))
+                pair.cable.mend()
+                self.assert_ended_as(case, report)
+                self.assert_runs_once(lab, guest, pair)
+            for workload in running:
+                done = workload.end()
+                self.assertTrue(done.ok, done.verdict)
+
+    def assert_runs_once(self, lab: Lab, guest: BootedGuest, pair: Pair) -> None:
+        """On its host, and works there; nothing is left of it on the other."""
+        self.assertEqual([machine for machine in lab.machines if machine.child.running], [guest.machine])
+        for host in (pair.a, pair.b):
+            if (running := qemus_on(host)) is not None:
+                self.assertEqual(len(running), host.name == guest.host.name, f"{host.name}: {running}")
+        self.assert_works(guest)
 
     def assert_ended_as(self, case: Case, report: Report) -> None:
         self.log.info("%s", report.as_dict())
@@ -292,23 +317,7 @@ class FailingWellEverywhere(FailingWell):
         self.go_through(BY_FILE)
 
     def test_guest_moves_in_spite_of_it(self) -> None:
-        """To and fro, with a link that does not stay as it was."""
-        with self.lab() as lab:
-            pair = lab.hosts()
-            if pair.cable is None:
-                self.cancel("only root can cut a link")
-            assert pair.cable is not None
-            guest = lab.boot(devices=["edu", "edu"], migratable=True, host=pair.a)
-            running = start(guest, [("dma", "intx")])
-            for case in IN_SPITE_OF_IT:
-                self.log.info("%s: %s", case.phase, case.fault)
-                report = lab.migrate(guest, to=pair.other(guest.host), plan=case.plan(lab, guest, pair))
-                pair.cable.mend()
-                self.assert_ended_as(case, report)
-                self.assert_works(guest)
-            for workload in running:
-                done = workload.end()
-                self.assertTrue(done.ok, done.verdict)
+        self.go_in_spite_of(IN_SPITE_OF_IT)
 
     def test_source_fails(self) -> None:
         """Each of these needs a guest of its own."""
@@ -369,41 +378,6 @@ def start(guest: BootedGuest, cells: Iterable[Cell]) -> list[Workload]:
         Workload(guest, kind, *(("--interrupts", interrupts) if interrupts else ()), device=device)
         for (kind, interrupts), device in zip(cells, guest.devices, strict=False)
     ]
-
-
-class BySsh(MigrationTest):
-    """
-    :avocado: tags=edu,migration,nightly,ssh
-    """
-
-    timeout = 2 * GuestTest.timeout
-
-    def test_there_and_back(self) -> None:
-        """Everything runs behind real SSH servers, in namespaces that have no image of their own."""
-        with self.lab() as lab:
-            self.matrix(lab, [("interrupts", "msix"), ("dma", "msi")], hosts="ssh", hops=2, iommu=True)
-
-    def test_qemu_is_put_where_there_is_none(self) -> None:
-        """And once it is there, nothing is sent again."""
-        qemu = ensure_qemu(progress=self.log.info)
-        with two_hosts("ssh") as pair, TemporaryDirectory(prefix="vfu-") as folder:
-            number = count()
-
-            def there(*argv: str) -> str:
-                child = Child("look", pair.b.command(argv), log=Path(folder) / f"{next(number)}.log")
-                try:
-                    child.wait(60)
-                    return child.log.read_text().splitlines()[-1]
-                finally:
-                    child.stop()
-
-            age = ("stat", "-c", "%i %z", qemu.argv[0])
-            self.assertIn("cannot start", there(*qemu.argv, "--version"))
-            pair.b.provide(*qemu.folders)
-            self.assertIn("QEMU", there(*qemu.argv, "--version"))
-            first = there(*age)
-            pair.b.provide(*qemu.folders)
-            self.assertEqual(there(*age), first)
 
 
 class Soaking(MigrationTest):

@@ -55,8 +55,8 @@ def by_ssh() -> Iterator[Pair]:
     """Two network namespaces of this machine, each reached through an SSH server of its own."""
     from vfio_user.harness.hosts.sshd import ssh_namespaces
 
-    with ssh_namespaces() as (a, b):
-        yield Pair(a, b)
+    with ssh_namespaces() as (a, b, cable):
+        yield Pair(a, b, cable=cable)
 
 
 @contextmanager

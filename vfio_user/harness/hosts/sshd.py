@@ -20,7 +20,7 @@ from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 from vfio_user.harness.hosts.host import Host
-from vfio_user.harness.hosts.namespace import NamespaceHost, joined_namespaces
+from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, joined_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
 from vfio_user.harness.process import Child
 
@@ -70,17 +70,18 @@ def ensure_sshd(progress: Progress = quiet) -> Path:
 
 
 @contextmanager
-def ssh_namespaces(names: tuple[str, str] = ("a", "b")) -> Iterator[tuple[SshHost, SshHost]]:
-    """Two network namespaces with an SSH server in each, and the hosts that are reached by them.
+def ssh_namespaces(names: tuple[str, str] = ("a", "b")) -> Iterator[tuple[SshHost, SshHost, Cable]]:
+    """Two network namespaces with an SSH server in each, the hosts that are reached by them, and the cable in between.
 
-    On neither of them are there QEMUs, images and checkpoints: a guest has to bring its own.
+    On neither of them are there QEMUs, images and checkpoints: a guest has to bring its own. SSH does not need the
+    cable: it goes over the loopback interface of each.
     """
     root = ensure_sshd()
     with ExitStack() as stack:
-        one, other, _ = stack.enter_context(joined_namespaces(names))
+        one, other, cable = stack.enter_context(joined_namespaces(names))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="vfu-ssh-")))
         hosts = [_serve(stack, root, namespace, folder) for namespace in (one, other)]
-        yield hosts[0], hosts[1]
+        yield hosts[0], hosts[1], cable
 
 
 def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -> SshHost:

@@ -1,0 +1,80 @@
+"""Migration between hosts that are reached by SSH: real SSH servers, in namespaces that have no image of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from avocado_tests.guest_test import GuestTest
+from avocado_tests.migration_faults import AT_EVERY_PHASE, IN_SPITE_OF_IT, ON_THE_WAY, Case
+from avocado_tests.test_migration import FailingWell, MigrationTest
+from vfio_user.harness.hosts import two_hosts
+from vfio_user.harness.migration import Limits, Phase, Report
+from vfio_user.harness.process import Child
+from vfio_user.harness.qemu import ensure_qemu
+
+CUT_BEFORE = [
+    case
+    for case in (*AT_EVERY_PHASE, *ON_THE_WAY)
+    if case.of_the_link and case.phase in (Phase.PRE_COPY, Phase.DEVICE_STATE, Phase.SWITCHOVER)
+]
+
+
+class LinkBetweenSshHosts(FailingWell):
+    """
+    The link that is cut is that between the two hosts; the harness reaches both as before.
+
+    :avocado: tags=edu,migration,nightly,ssh
+    """
+
+    timeout = 3 * GuestTest.timeout
+
+    def test_guest_stays_where_it_is(self) -> None:
+        """When the link is cut before all has arrived. Limits are such that a slow machine gets so far."""
+        limits = Limits(total=40, pre_copy=35)
+        self.go_through((replace(case, limits=limits) for case in CUT_BEFORE), "ssh")
+
+    def test_guest_moves_in_spite_of_it(self) -> None:
+        """When the link is cut afterwards."""
+        self.go_in_spite_of((replace(case, limits=Limits(total=100)) for case in IN_SPITE_OF_IT), "ssh")
+
+    def assert_ended_as(self, case: Case, report: Report) -> None:
+        super().assert_ended_as(case, report)
+        self.assertIn(case.phase, [record.phase for record in report.phases], "it ended before anything was cut")
+
+
+class BySsh(MigrationTest):
+    """
+    :avocado: tags=edu,migration,nightly,ssh
+    """
+
+    timeout = 2 * GuestTest.timeout
+
+    def test_there_and_back(self) -> None:
+        """Everything runs behind real SSH servers, in namespaces that have no image of their own."""
+        with self.lab() as lab:
+            self.matrix(lab, [("interrupts", "msix"), ("dma", "msi")], hosts="ssh", hops=2, iommu=True)
+
+    def test_qemu_is_put_where_there_is_none(self) -> None:
+        """And once it is there, nothing is sent again."""
+        qemu = ensure_qemu(progress=self.log.info)
+        with two_hosts("ssh") as pair, TemporaryDirectory(prefix="vfu-") as folder:
+            number = count()
+
+            def there(*argv: str) -> str:
+                child = Child("look", pair.b.command(argv), log=Path(folder) / f"{next(number)}.log")
+                try:
+                    child.wait(60)
+                    return child.log.read_text().splitlines()[-1]
+                finally:
+                    child.stop()
+
+            age = ("stat", "-c", "%i %z", qemu.argv[0])
+            self.assertIn("cannot start", there(*qemu.argv, "--version"))
+            pair.b.provide(*qemu.folders)
+            self.assertIn("QEMU", there(*qemu.argv, "--version"))
+            first = there(*age)
+            pair.b.provide(*qemu.folders)
+            self.assertEqual(there(*age), first)
