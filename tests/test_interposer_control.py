@@ -54,14 +54,15 @@ def number(data: str) -> int:
     return int.from_bytes(decoded(data), "little")
 
 
-def test_status_tells_of_the_session(edu: Interposed) -> None:
-    control = edu.control()
-    assert control.call("status")["session"] is None
-    edu.client().regions()
-    status = control.call("status")
-    assert status["session"]["state"] == "set-up"
-    assert status["session"]["counters"]["messages"]["to-server"] > 1
-    os.kill(status["server_pid"], 0)
+def test_status_tells_of_the_session_and_of_the_servers_process(tmp_path: Path) -> None:
+    with Interposed(tmp_path) as edu:
+        control = edu.control()
+        assert control.call("status")["session"] is None
+        edu.client().regions()
+        status = control.call("status")
+        assert status["session"]["state"] == "set-up"
+        assert status["session"]["counters"]["messages"]["to-server"] > 1
+        os.kill(status["server_pid"], 0)
 
 
 @contextmanager
