@@ -127,17 +127,21 @@ class Doorbells:
         if not self._has_to_look:
             return
         self.looks += 1
-        if self._take():
-            self.watch()
-            return
         self._left -= 1
-        pause = 0.0
+        try:
+            if self._take():
+                self.watch()
+        finally:
+            if not self._planned:
+                self._planned = True
+                self._device.call_later(self._next_pause(), self.look)
+
+    def _next_pause(self) -> float:
         if self._left > 0:
             os.sched_yield()
-        else:
-            pause, self._pause = self._pause, min(2 * self._pause, self._longest)
-        self._planned = True
-        self._device.call_later(pause, self.look)
+            return 0.0
+        pause, self._pause = self._pause, min(2 * self._pause, self._longest)
+        return pause
 
     @property
     def _has_to_look(self) -> bool:
