@@ -1,0 +1,60 @@
+"""What all commands of the control socket are made of: the model, and the kinds of values that they take."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from vfio_user.interposer import dirty_bitmap
+from vfio_user.interposer.trace.show import parse_region
+
+if TYPE_CHECKING:
+    from vfio_user.interposer.interposer import Interposer
+
+Result = dict[str, Any]
+
+
+def _number(value: Any) -> Any:
+    """Numbers may be written as "0x10"."""
+    return int(value, 0) if isinstance(value, str) else value
+
+
+def _bytes(value: Any) -> Any:
+    return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+
+
+def _region(value: Any) -> Any:
+    return parse_region(value) if isinstance(value, str) else value
+
+
+Number = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Data = Annotated[bytes, BeforeValidator(_bytes), PlainSerializer(lambda data: base64.b64encode(data).decode())]
+Region = Annotated[int, BeforeValidator(_region), Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Run(BaseModel):
+    """A piece of guest memory."""
+
+    model_config = ConfigDict(extra="forbid")
+    iova: Number
+    size: Number
+
+    @property
+    def pair(self) -> dirty_bitmap.Run:
+        return self.iova, self.size
+
+
+class ControlCommand(BaseModel):
+    """What all commands have: `id` comes back in the answer, whatever it is."""
+
+    model_config = ConfigDict(extra="forbid")
+    command: str
+    id: Any = None
+    fds: ClassVar[bool] = False
+    """Whether a descriptor may come with it."""
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        raise NotImplementedError

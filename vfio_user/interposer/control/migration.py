@@ -1,0 +1,207 @@
+"""The control socket's commands for migration and the dirty log; `commands` has the others, and the list."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+from vfio_user.errors import UserError
+from vfio_user.interposer import asking, dirty_bitmap
+from vfio_user.interposer.control.command import ControlCommand, Data, Number, Result, Run, Seconds
+from vfio_user.interposer.migration import migration_of, migration_support
+from vfio_user.interposer.resending import resend, unmapped_pages
+from vfio_user.wire.constants import MigrationState
+
+if TYPE_CHECKING:
+    from vfio_user.interposer.interposer import Interposer
+    from vfio_user.interposer.session import Session
+
+
+class MigrationSupport(ControlCommand):
+    """What the server offers of migration v2: `supports`, empty where it cannot migrate."""
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        found = await migration_support(interposer.current())
+        return {"supports": [flag.name for flag in type(found) if flag in found] if found is not None else []}
+
+
+class GetOrSetMigrationState(ControlCommand):
+    """The device's migration state, after taking it to `set` where that is given (STOP_COPY, RESUMING, ...)."""
+
+    set: str | None = None
+    timeout: Seconds = 30.0
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        migration = await migration_of(interposer.current(), timeout=min(self.timeout, asking.TIMEOUT))
+        if self.set is None:
+            return {"state": (await migration.state()).name}
+        if self.set not in MigrationState.__members__:
+            raise UserError(f"{self.set!r} is no migration state", hint=", ".join(MigrationState.__members__))
+        state = MigrationState[self.set]
+        await migration.set_state(state, timeout=self.timeout)
+        return {"state": state.name}
+
+
+class Bulk(ControlCommand):
+    """Where bulk data goes or comes from: `file`, a descriptor sent with the command (`fd`), or base64 in the line."""
+
+    file: str | None = None
+    fd: bool = False
+    fds: ClassVar[bool] = True
+
+    @contextmanager
+    def opened(self, flags: int, fds: list[int]) -> Iterator[int | None]:
+        """The descriptor to use; None for base64."""
+        if self.fd:
+            if len(fds) != 1:
+                raise UserError(f"{len(fds)} descriptors came where one was announced")
+            yield fds[0]
+        elif self.file is not None:
+            try:
+                opened = os.open(self.file, flags | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise UserError(f"cannot open {self.file}: {error.strerror}") from None
+            try:
+                yield opened
+            finally:
+                os.close(opened)
+        else:
+            yield None
+
+
+class MigDataRead(Bulk):
+    """The device's state until nothing more comes (or `size` bytes at most), streamed to `file`, `fd` or the answer.
+
+    `complete` says that the server reported the end.
+    """
+
+    size: Number | None = None
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        session = interposer.current()
+        migration = await migration_of(session)
+        limit = asking.data_limit(session)
+        count, messages, complete, pieces = 0, 0, False, []
+        with self.opened(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, fds) as output:
+            while self.size is None or count < self.size:
+                data = await migration.read(min(limit, self.size - count) if self.size else limit)
+                messages += 1
+                if not data:
+                    complete = True
+                    break
+                count += len(data)
+                if output is None:
+                    pieces.append(data)
+                else:
+                    _write_all(output, data)
+        result: Result = {"bytes": count, "messages": messages, "complete": complete}
+        if not (self.fd or self.file):
+            result["data"] = base64.b64encode(b"".join(pieces)).decode()
+        return result
+
+
+class MigDataWrite(Bulk):
+    """Hand state to a device that is RESUMING: all of `file` or `fd` from where it stands, or `data` (base64)."""
+
+    data: Data = b""
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        session = interposer.current()
+        migration = await migration_of(session)
+        limit = asking.data_limit(session)
+        count = messages = 0
+        with self.opened(os.O_RDONLY, fds) as source:
+            rest = self.data
+            while True:
+                piece = os.read(source, limit) if source is not None else rest[:limit]
+                if not piece:
+                    break
+                rest = rest[limit:]
+                await migration.write(piece)
+                count, messages = count + len(piece), messages + 1
+        return {"bytes": count, "messages": messages}
+
+
+class DmaLoggingStart(ControlCommand):
+    """Let the server log what it writes to memory, in `ranges` or everywhere that is mapped."""
+
+    page_size: Number = asking.PAGE
+    ranges: list[Run] | None = None
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
+        session = interposer.current()
+        await (await migration_of(session)).start_logging(self.page_size, ranges)
+        session.picture.unmapped = set()
+        return {}
+
+
+class DmaLoggingReport(ControlCommand):
+    """The ranges written since the last report, `runs`; with `bitmap` also the bitmap (base64) of each range asked for.
+
+    Asked range by range as the client mapped them: libvfio-user refuses any other cut.
+    """
+
+    page_size: Number = asking.PAGE
+    ranges: list[Run] | None = None
+    bitmap: bool = False
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        session = interposer.current()
+        migration = await migration_of(session)
+        wanted = [run.pair for run in self.ranges] if self.ranges is not None else _writable(session)
+        runs: list[dict[str, int]] = []
+        bitmaps: list[Result] = []
+        for iova, size in wanted:
+            found = await migration.report(self.page_size, (iova, size))
+            dirty = dirty_bitmap.dirty_runs(found, iova, size, self.page_size)
+            runs += [{"iova": start, "size": length} for start, length in dirty]
+            if self.bitmap:
+                bitmaps.append({"iova": iova, "size": size, "bitmap": base64.b64encode(found).decode()})
+        result: Result = {"runs": runs, "bytes": sum(run["size"] for run in runs)}
+        return {**result, "bitmaps": bitmaps} if self.bitmap else result
+
+
+class DmaLoggingResend(ControlCommand):
+    """Take a report, and write a byte of each of its pages back to the client, so that QEMU marks them dirty.
+
+    What was unmapped since the log began counts as written. Where it is mapped nowhere any more somebody else has to
+    write it: `unmapped` has its offsets in the guest's memory file, a page each. The guest must stand still: its
+    processors could write in between.
+    """
+
+    page_size: Number = asking.PAGE
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        session = interposer.current()
+        migration = await migration_of(session)
+        pages, unmapped = unmapped_pages(session, self.page_size)
+        for iova, size in _writable(session):
+            found = await migration.report(self.page_size, (iova, size))
+            places = (iova + page * self.page_size for page in dirty_bitmap.dirty_pages(found))
+            pages.update(place for place in places if place < iova + size)
+        return {"pages": await resend(session, sorted(pages)), "unmapped": sorted(unmapped)}
+
+
+class DmaLoggingStop(ControlCommand):
+    """End the logging."""
+
+    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+        session = interposer.current()
+        session.picture.unmapped = None
+        await (await migration_of(session)).stop_logging()
+        return {}
+
+
+def _writable(session: Session) -> list[dirty_bitmap.Run]:
+    """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
+    return [(mapping.iova, mapping.size) for mapping in session.picture.maps.values() if mapping.written_directly]
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
