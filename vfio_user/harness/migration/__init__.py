@@ -1,6 +1,6 @@
 """Live migration of a guest with its vfio-user devices: see coordinator.py."""
 
-from vfio_user.harness.migration.coordinator import Cancelled, Limits, Plan
+from vfio_user.harness.migration.plan import Cancelled, Limits, Plan
 from vfio_user.harness.migration.qemu_side import Tuning
 from vfio_user.harness.migration.report import Check, Mode, Phase, PhaseRecord, Report, Verdict
 

@@ -9,11 +9,8 @@ destination is ended first, so that never both run.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.command_line import slot_address
@@ -21,46 +18,15 @@ from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
 from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN, DeviceLink, SavedAgain
-from vfio_user.harness.migration.qemu_side import MigrationFailed, Tuning
+from vfio_user.harness.migration.plan import Cancelled, Plan
+from vfio_user.harness.migration.qemu_side import MigrationFailed
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
-from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
+from vfio_user.harness.qmp import QmpLost
 from vfio_user.harness.qtest import PciAddress
 from vfio_user.interposer.control.client import ControlError
 
 Failure = (VfioUserError, OSError)
 """What a migration can fail with; all of it leads back to the source."""
-
-
-class Cancelled(UserError):
-    """Somebody wanted the migration to end."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds: `total` for all of it, `pre_copy` for that of memory alone, which may never converge, `answer` for a
-    server to go from one state to another.
-
-    State of at most `compared_state` bytes is saved again on both sides and compared, within the downtime.
-    """
-
-    total: float = 120.0
-    pre_copy: float = 60.0
-    answer: float = 10.0
-    compared_state: int = 1 << 20
-
-
-@dataclass
-class Plan:
-    """What to do, and who looks on: `watch` is called at the beginning of each phase, and may raise `Cancelled`.
-
-    With `file` the guest's memory goes there, and the destination reads it when the source has ended writing.
-    """
-
-    tuning: Tuning = field(default_factory=Tuning)
-    limits: Limits = field(default_factory=Limits)
-    file: Path | None = None
-    watch: Callable[[Phase], None] = lambda _: None
-    cancel: threading.Event = field(default_factory=threading.Event)
 
 
 class Coordinator:
@@ -294,24 +260,8 @@ class Coordinator:
         if self._plan.cancel.is_set():
             raise Cancelled("cancelled in pre-copy")
         if deadline.passed:
-            raise self._not_copied(deadline)
+            raise qemu_side.not_copied(self._source, deadline)
         self._destination.check()
-
-    def _not_copied(self, deadline: Deadline) -> UserError:
-        """Whether the guest or the link is to blame, as far as QEMU knows."""
-        ram = self._source.qmp.command("query-migrate").get("ram", {})
-        left = ram.get("remaining", 0)
-        dirtied = ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)
-        sent = ram.get("mbps", 0.0) * 1e6 / 8
-        why, hint = "the link is slow", "give more bandwidth or more time"
-        if dirtied and ram.get("dirty-sync-count", 0) > 1:  # everything has been sent once
-            why = "the guest goes on writing too much for the link"
-            hint = "give more bandwidth or more downtime, or let the guest do less"
-        return UserError(
-            f"the memory was not copied in {deadline.seconds:g} s, {why}: {left >> 10} KiB are left, "
-            f"{dirtied >> 10} KiB/s become dirty, {int(sent) >> 10} KiB/s are sent",
-            hint=hint,
-        )
 
     # -- back to the source -------------------------------------------------------------------------------------------
 
@@ -331,7 +281,7 @@ class Coordinator:
             reason = error.explain()
         report.reason = "; ".join((f"in phase {report.last_phase}: {reason}", *dead))
         try:
-            self._let_source_run()
+            qemu_side.let_run(self._source, self._was_running)
             report.verdict = Verdict.LOST if problems else Verdict.STAYED
         except Failure as dead:
             problems.append(f"the source: {dead}")
@@ -365,22 +315,6 @@ class Coordinator:
                 self._write_command(link, link.pci.word(pci_state.COMMAND, 2))
         return problems
 
-    def _let_source_run(self) -> None:
-        qmp = self._source.qmp
-        status = qmp.command("query-migrate").get("status", "none")
-        if status not in ("none", "completed", *_OVER):
-            with suppress(QmpError):  # it may have ended this moment
-                qmp.command("migrate_cancel")
-            deadline = Deadline(_CANCELLING)
-            while status not in ("completed", *_OVER) and not deadline.passed:
-                with suppress(QmpTimeout):
-                    qmp.wait_event("MIGRATION", _TURN)
-                status = qmp.command("query-migrate")["status"]
-        if self._was_running and not qmp.command("query-status")["running"]:
-            qmp.command("cont")
-        if not self._source.child.running:
-            raise QmpLost("QEMU has ended")
-
 
 def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
     """Where a device is on the buses of a machine."""
@@ -393,10 +327,8 @@ def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
 
 _TURN = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
 _CATCHING_UP = 8  # rounds of what the guest changed meanwhile, before what is left is left to the downtime
-_CANCELLING = 20.0
 _TELLING = 5.0
 _PCI_STATE = 10.0  # what QEMU may need to give a device its PCI state; it waits 5 s for a server, and again and again
 _DYING = 0.5  # seconds between the end of QEMU's connections and its own
-_OVER = ("cancelled", "failed")
 _WITHOUT_US = (Phase.PREPARE, Phase.PRE_COPY, Phase.RESUME)
 """The phases of a migration that QEMU does alone."""

@@ -12,9 +12,10 @@ from vfio_user.harness.command_line import as_device_option, vfio_user_device
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.machine import Machine
-from vfio_user.harness.migration.coordinator import Coordinator, Failure, Plan
+from vfio_user.harness.migration.coordinator import Coordinator, Failure
 from vfio_user.harness.migration.guest_view import compare, look
 from vfio_user.harness.migration.link import DeviceLink
+from vfio_user.harness.migration.plan import Plan
 from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
 from vfio_user.harness.qemu import Qemu
 from vfio_user.harness.qmp import QmpLost, QmpTimeout

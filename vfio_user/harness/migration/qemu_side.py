@@ -10,12 +10,15 @@ from typing import Any
 from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
-from vfio_user.harness.qmp import QmpTimeout
+from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
 
 _ENDED = ("failing", "failed", "cancelling", "cancelled")
 """What is on its way to its end may not get there by itself: the guest runs again, and its processor may be waiting for
 a device that is held back, with the big lock in its hand."""
+_OVER = ("failed", "cancelled")
 _HANGING_UP = 5.0
+_CANCELLING = 20.0
+_TURN = 0.05  # seconds for an event that may have come and gone before anybody asks again
 _LEGACY_HOLE = range(0xA0000, 0x100000)
 
 
@@ -117,6 +120,45 @@ def await_status(machine: Machine, wanted: str, deadline: Deadline) -> None:
     while (status := status_event(machine, deadline.remaining)) != wanted:
         if status is None:
             raise QmpTimeout(f"{machine.name}: the migration was not {wanted} in {deadline.seconds:g} s")
+
+
+def not_copied(machine: Machine, deadline: Deadline) -> UserError:
+    """That the memory was not copied in time: whether the guest or the link is to blame, as far as QEMU knows."""
+    ram = machine.qmp.command("query-migrate").get("ram", {})
+    left = ram.get("remaining", 0)
+    dirtied = ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)
+    sent = ram.get("mbps", 0.0) * 1e6 / 8
+    why, hint = "the link is slow", "give more bandwidth or more time"
+    if dirtied and ram.get("dirty-sync-count", 0) > 1:  # everything has been sent once
+        why = "the guest goes on writing too much for the link"
+        hint = "give more bandwidth or more downtime, or let the guest do less"
+    return UserError(
+        f"the memory was not copied in {deadline.seconds:g} s, {why}: {left >> 10} KiB are left, "
+        f"{dirtied >> 10} KiB/s become dirty, {int(sent) >> 10} KiB/s are sent",
+        hint=hint,
+    )
+
+
+def let_run(machine: Machine, running: bool) -> None:
+    """End the migration of a machine that is its source, and have its guest run on where it was `running`.
+
+    Raises:
+        QmpLost: QEMU has ended.
+    """
+    qmp = machine.qmp
+    status = qmp.command("query-migrate").get("status", "none")
+    if status not in ("none", "completed", *_OVER):
+        with suppress(QmpError):  # it may have ended this moment
+            qmp.command("migrate_cancel")
+        deadline = Deadline(_CANCELLING)
+        while status not in ("completed", *_OVER) and not deadline.passed:
+            with suppress(QmpTimeout):
+                qmp.wait_event("MIGRATION", _TURN)
+            status = qmp.command("query-migrate")["status"]
+    if running and not qmp.command("query-status")["running"]:
+        qmp.command("cont")
+    if not machine.child.running:
+        raise QmpLost("QEMU has ended")
 
 
 def stamp(event: dict[str, Any]) -> float:

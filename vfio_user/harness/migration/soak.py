@@ -15,8 +15,8 @@ from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.migration.coordinator import Limits, Plan
 from vfio_user.harness.migration.journal import Journal
+from vfio_user.harness.migration.plan import Limits, Plan
 from vfio_user.harness.migration.report import Report, Verdict
 from vfio_user.harness.migration.workload import Assignment, Workload, image_for, judge
 
