@@ -8,6 +8,7 @@ from pathlib import Path
 from vfio_user.client import Client, EventFd
 from vfio_user.device import PciDevice
 from vfio_user.server import Server
+from vfio_user.wire import DIALECTS
 from vfio_user.wire.constants import IrqIndex
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -45,3 +46,7 @@ def test_every_command_that_the_readme_names_exists() -> None:
     named = {word for row in rows for word in re.findall(r"`(?:vfio-user )?([a-z0-9-]+)", row)}
     assert named
     assert named <= set(COMMANDS)
+
+
+def test_the_readme_has_every_dialect() -> None:
+    assert set(re.findall(r"^\| `([a-z][a-z0-9-]+)` \|", README, re.MULTILINE)) == set(DIALECTS)

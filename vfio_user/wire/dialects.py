@@ -1,7 +1,7 @@
 """The dialects, as tables: which number a command has, who sends it, and what its messages look like.
 
 ``current``
-    What QEMU >= 10.1 and libvfio-user speak (docs/interop/vfio-user.rst of QEMU).
+    What QEMU >= 11 and libvfio-user speak (docs/interop/vfio-user.rst of QEMU).
 ``draft-v6``
     The specification of November 2020: tables in DMA_MAP, VM_INTERRUPT, DIRTY_PAGES, a v1 migration region.
 ``region-migration``
