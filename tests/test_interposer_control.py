@@ -137,6 +137,48 @@ def test_state_travels_in_the_answer_too(edu: Interposed) -> None:
     assert control.call("mig_data_write", data=encoded(whole))["bytes"] == len(whole)
 
 
+def test_state_travels_behind_the_lines(edu: Interposed) -> None:
+    """As it is, and in turn with lines."""
+    edu.client()
+    control = edu.control()
+    control.call("migration_state", set="STOP_COPY")
+    first = control.post("mig_data_read", raw=True, size=100)
+    between = control.post("migration_state")
+    rest = control.post("mig_data_read", raw=True)
+    whole = first.result()["raw"] + rest.result()["raw"]
+    assert between.result() == {"state": "STOP_COPY"}
+    assert len(first.result()["raw"]) == 100
+    assert len(whole) == 100 + rest.result()["bytes"]
+    control.call("migration_state", set="RESUMING")
+    pieces = [control.post("mig_data_write", behind=whole[at : at + 150]) for at in range(0, len(whole), 150)]
+    assert sum(piece.result()["bytes"] for piece in pieces) == len(whole)
+    assert control.call("migration_state", set="RUNNING") == {"state": "RUNNING"}
+
+
+def test_bytes_that_come_in_pieces_are_no_lines(edu: Interposed, tmp_path: Path) -> None:
+    edu.client()
+    edu.control().call("migration_state", set="STOP_COPY")
+    whole = edu.control().call("mig_data_read", raw=True)["raw"]
+    edu.control().call("migration_state", set="RESUMING")
+    line = json.dumps({"command": "mig_data_write", "raw": len(whole)}).encode() + b"\n"
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(30)
+        peer.connect(str(tmp_path / "control"))
+        for byte in line + whole + b'{"command": "migration_state", "id": 7}\n':
+            peer.sendall(bytes([byte]))
+        with peer.makefile("rb") as lines:
+            answers = [json.loads(lines.readline()) for _ in range(2)]
+    assert [answer["ok"] for answer in answers] == [True, True]
+    assert (answers[0]["result"]["bytes"], answers[1]["id"]) == (len(whole), 7)
+
+
+def test_bytes_behind_a_command_that_takes_none_are_refused_and_skipped(edu: Interposed) -> None:
+    control = edu.control()
+    with pytest.raises(ControlError):
+        control.call("status", behind=b'{"command": "stop"}\n')
+    assert control.call("status")["session"] is None
+
+
 def test_dirty_pages_are_reported_as_runs(edu: Interposed) -> None:
     client, control = edu.client(), edu.control()
     client.dma_map(0, edu.ram())

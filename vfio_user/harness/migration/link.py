@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 import sys
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,8 @@ from vfio_user.interposer.control.client import Answer, Control, ControlError
 PRE_COPY_TURN = 64 << 20
 """Bytes of state read at most before somebody looks at QEMU again."""
 PAGE_SIZE = 4096
-_INLINE = 1 << 20  # bytes of state in a line, to a host where descriptors cannot be sent
+_INLINE = 4 << 20  # bytes of state at once, to a host where descriptors cannot be sent; each costs a round trip
+_AHEAD = 4  # of these that are sent before the first is confirmed
 _CONFIG_REGION = 7  # linux/vfio.h
 
 
@@ -47,8 +49,8 @@ class StateSpool:
         left = limit if limit is not None else sys.maxsize
         taken = 0
         while taken < left:
-            answer = server.control.call("mig_data_read", size=min(left - taken, _INLINE))
-            os.write(self._write, base64.b64decode(answer["data"]))
+            answer = server.control.call("mig_data_read", size=min(left - taken, _INLINE), raw=True)
+            os.write(self._write, answer["raw"])
             taken += answer["bytes"]
             if answer["complete"]:
                 break
@@ -62,8 +64,13 @@ class StateSpool:
         """Hand on what was taken. It may go on while more is taken; None where it has been done already."""
         if server.shares_memory:
             return server.control.post("mig_data_write", fd=True, fds=[self._read])
+        under_way: deque[Answer] = deque()
         while data := os.read(self._read, _INLINE):
-            server.control.call("mig_data_write", data=base64.b64encode(data).decode())
+            under_way.append(server.control.post("mig_data_write", behind=data))
+            if len(under_way) > _AHEAD:
+                under_way.popleft().result()
+        for answer in under_way:
+            answer.result()
         return None
 
     def forget_handed_on(self) -> None:

@@ -62,24 +62,28 @@ class Control:
         self._input = self._socket.makefile("rb")
         self._unanswered: deque[Answer] = deque()
 
-    def call(self, command: str, *, fds: Sequence[int] = (), **parameters: Any) -> dict[str, Any]:
-        """Run a command of `vfio_user.interposer.control.commands`; its result.
+    def call(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> dict[str, Any]:
+        """Run a command of `vfio_user.interposer.control.commands`; its result. Bytes `behind` it go as they are; those
+        behind an answer are its `raw`.
 
         Raises:
             ControlError: it failed, or the interposer went away.
             TimeoutError: no answer in time.
         """
-        return self.post(command, fds=fds, **parameters).result()
+        return self.post(command, fds=fds, behind=behind, **parameters).result()
 
-    def post(self, command: str, *, fds: Sequence[int] = (), **parameters: Any) -> Answer:
+    def post(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> Answer:
         """Send a command without waiting for its end. Commands of one connection are run in their order, each whether
         or not the one before it failed.
         """
-        line = json.dumps({"command": command, **parameters}).encode() + b"\n"
+        announced = {"raw": len(behind)} if behind else {}
+        line = json.dumps({"command": command, **parameters, **announced}).encode() + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self._socket.sendmsg([line], rights)
         if sent < len(line):  # a controlled interposer may be gone by now: `stop` was heard
             self._socket.sendall(line[sent:])
+        if behind:
+            self._socket.sendall(behind)
         answer = Answer(self, command)
         self._unanswered.append(answer)
         return answer
@@ -89,7 +93,13 @@ class Control:
         line = self._input.readline()
         if not line:
             raise ControlError("the interposer has gone")
-        self._unanswered.popleft().told = json.loads(line)
+        told = json.loads(line)
+        size = told["result"].get("raw") if told["ok"] else None
+        if size is not None:
+            told["result"]["raw"] = data = self._input.read(size)
+            if len(data) < size:
+                raise ControlError("the interposer has gone")
+        self._unanswered.popleft().told = told
 
     def close(self) -> None:
         self._input.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from vfio_user.errors import UserError
 from vfio_user.interposer import dirty_bitmap
 from vfio_user.interposer.trace.show import parse_region
 
@@ -55,6 +56,10 @@ class ControlCommand(BaseModel):
     id: Any = None
     fds: ClassVar[bool] = False
     """Whether a descriptor may come with it."""
+
+    def follow(self, data: bytes) -> None:
+        """Take the bytes that came behind the line. Raises `UserError` where there should be none."""
+        raise UserError("no bytes may follow this command")
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         raise NotImplementedError

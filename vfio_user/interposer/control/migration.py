@@ -46,7 +46,9 @@ class GetOrSetMigrationState(ControlCommand):
 
 
 class Bulk(ControlCommand):
-    """Where bulk data goes or comes from: `file`, a descriptor sent with the command (`fd`), or base64 in the line."""
+    """Where bulk data goes or comes from: `file`, a descriptor sent with the command (`fd`), or the control socket, as
+    base64 in the line or as it is behind the line (`raw`).
+    """
 
     file: str | None = None
     fd: bool = False
@@ -79,6 +81,7 @@ class MigDataRead(Bulk):
     """
 
     size: Number | None = None
+    raw: bool = False
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
@@ -98,15 +101,23 @@ class MigDataRead(Bulk):
                 else:
                     _write_all(output, data)
         result: Result = {"bytes": count, "messages": messages, "complete": complete}
-        if not (self.fd or self.file):
+        if self.raw:
+            result["raw"] = b"".join(pieces)
+        elif not (self.fd or self.file):
             result["data"] = base64.b64encode(b"".join(pieces)).decode()
         return result
 
 
 class MigDataWrite(Bulk):
-    """Hand state to a device that is RESUMING: all of `file` or `fd` from where it stands, or `data` (base64)."""
+    """Hand state to a device that is RESUMING: all of `file` or `fd` from where it stands, `data` (base64), or so many
+    bytes behind the line (`raw`).
+    """
 
     data: Data = b""
+    raw: Number = 0
+
+    def follow(self, data: bytes) -> None:
+        self.data = data
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
@@ -114,12 +125,12 @@ class MigDataWrite(Bulk):
         limit = asking.data_limit(session)
         count = messages = 0
         with self.opened(os.O_RDONLY, fds) as source:
-            rest = self.data
+            at = 0
             while True:
-                piece = os.read(source, limit) if source is not None else rest[:limit]
+                piece = os.read(source, limit) if source is not None else self.data[at : at + limit]
                 if not piece:
                     break
-                rest = rest[limit:]
+                at += limit
                 await migration.write(piece)
                 count, messages = count + len(piece), messages + 1
         return {"bytes": count, "messages": messages}

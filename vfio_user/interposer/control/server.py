@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vfio_user.errors import ProtocolError, UserError, VfioUserError
 from vfio_user.interposer.loop import READ, WRITE, Loop, Task
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from vfio_user.interposer.interposer import Interposer
 
 MAX_LINE = 64 << 20
-"""Bytes of one command, base64 included."""
+"""Bytes of one command, base64 included, or of what follows it."""
+_ROOM = 1 << 18  # bytes that are received at once
+
+
+class _Line(NamedTuple):
+    """A command, the bytes that followed it and the descriptors that came beside it."""
+
+    text: bytes
+    behind: bytes
+    fds: list[int]
 
 
 class ControlServer:
@@ -55,8 +65,12 @@ class _Connection:
         self._outlet = Outlet(stream)
         self._others = others
         self._input = bytearray()
+        self._searched = 0  # so far there is no end of a line in the input
+        self._followed: tuple[bytes, int] | None = (
+            None  # a line of which the bytes behind it, so many, have not all come
+        )
         self._fds: list[int] = []  # of the line that has not come to its end
-        self._lines: deque[tuple[bytes, list[int]]] = deque()
+        self._lines: deque[_Line] = deque()
         self._task: Task[None] | None = None
         self._over = False
         stream.socket.setblocking(False)
@@ -68,7 +82,7 @@ class _Connection:
             self._loop.forget(self._stream.fileno())
             self._outlet.clear()
             self._stream.close()
-            for fds in (self._fds, *(fds for _, fds in self._lines)):
+            for fds in (self._fds, *(line.fds for line in self._lines)):
                 close_all(fds)
                 fds.clear()
 
@@ -80,7 +94,7 @@ class _Connection:
             self._receive()
 
     def _receive(self) -> None:
-        room = memoryview(bytearray(1 << 16))
+        room = memoryview(bytearray(_ROOM))
         try:
             count, fds = self._stream.receive(room)
         except BlockingIOError:
@@ -95,22 +109,46 @@ class _Connection:
             if self._task is None:
                 self.close()
             return
-        *lines, self._input = self._input.split(b"\n")
-        came: list[tuple[bytes, list[int]]] = [(bytes(line), []) for line in lines]
+        came = list(self._whole_lines())
         rest = self._fds
         if came:
-            came[0][1].extend(self._fds)
+            came[0].fds.extend(self._fds)
             rest = []
         # Descriptors belong to the line that has the last byte of the receive they came with (wire/framing.py).
-        (rest if self._input else came[-1][1]).extend(fds)
+        (rest if self._input or self._followed else came[-1].fds).extend(fds)
         self._fds = rest
-        self._lines.extend((line, mine) for line, mine in came if line.strip() or mine)
+        self._lines.extend(line for line in came if line.text.strip() or line.fds)
         self._next()
+
+    def _whole_lines(self) -> Iterator[_Line]:
+        """Take what is complete out of the input: lines, each with the bytes that it says will follow."""
+        while True:
+            if self._followed is None:
+                end = self._input.find(b"\n", self._searched)
+                if end < 0:
+                    self._searched = len(self._input)
+                    return
+                text = self._taken(end)
+                del self._input[:1]
+                self._searched = 0
+                self._followed = text, _announced(text)
+            text, size = self._followed
+            if len(self._input) < size:
+                return
+            self._followed = None
+            yield _Line(text, self._taken(size), [])
+
+    def _taken(self, size: int) -> bytes:
+        """So many bytes, out of the input."""
+        with memoryview(self._input) as view, view[:size] as piece:
+            taken = bytes(piece)
+        del self._input[:size]
+        return taken
 
     def _next(self) -> None:
         """Run the next command, if none is running."""
         if self._lines and self._task is None:
-            self._task = task = Task(self._answer(*self._lines.popleft()))
+            self._task = task = Task(self._answer(self._lines.popleft()))
             task.when_done(self._answered)
 
     def _answered(self) -> None:
@@ -121,24 +159,30 @@ class _Connection:
         elif self._over:
             self.close()
 
-    async def _answer(self, line: bytes, fds: list[int]) -> None:
+    async def _answer(self, line: _Line) -> None:
         document: Any = None
+        behind = b""
         try:
-            document = json.loads(line)
-            answer = {"ok": True, "result": await self._run(document, fds)}
+            document = json.loads(line.text)
+            result = await self._run(document, line)
+            if isinstance(result.get("raw"), bytes):
+                behind, result["raw"] = result["raw"], len(result["raw"])
+            answer = {"ok": True, "result": result}
         except (VfioUserError, Lost, TimeoutError, OSError, ValueError) as error:
             answer = {"ok": False, "error": _told(error)}
         except Exception as error:  # a defect of ours must not leave the controller without an answer
             answer = {"ok": False, "error": {"what": f"internal: {type(error).__name__}: {error}"}}
         finally:
-            close_all(fds)
+            close_all(line.fds)
         if isinstance(document, dict) and "id" in document:
             answer["id"] = document["id"]
         if self in self._others:
             self._outlet.send(json.dumps(answer).encode() + b"\n")
+            if behind:
+                self._outlet.send(behind)
             self._update()
 
-    async def _run(self, document: Any, fds: list[int]) -> dict[str, Any]:
+    async def _run(self, document: Any, line: _Line) -> dict[str, Any]:
         from pydantic import ValidationError
 
         from vfio_user.interposer.control.commands import COMMANDS
@@ -152,14 +196,27 @@ class _Connection:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise UserError(f"{place}: {first['msg']}" if place else str(first["msg"])) from None
-        if fds and not command.fds:
+        if line.fds and not command.fds:
             raise UserError("this command takes no descriptors")
-        return await command.run(self._interposer, fds)
+        if line.behind:
+            command.follow(line.behind)
+        return await command.run(self._interposer, line.fds)
 
     def _update(self) -> None:
         if self in self._others:
             events = 0 if self._over else READ
             self._loop.change(self._stream.fileno(), events | (WRITE if self._outlet.waiting else 0))
+
+
+def _announced(text: bytes) -> int:
+    """How many bytes a command says will follow its line."""
+    if b'"raw"' not in text:
+        return 0
+    try:
+        size = json.loads(text)["raw"]
+    except (ValueError, TypeError, KeyError):  # it will be refused for what it is
+        return 0
+    return size if type(size) is int and size > 0 else 0  # true asks for raw bytes
 
 
 def _told(error: Exception) -> dict[str, Any]:
