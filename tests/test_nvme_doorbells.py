@@ -83,7 +83,9 @@ def test_a_full_completion_queue_goes_on_when_the_guest_has_made_room(mapped: Ho
 class Watched:
     """A controller that is enabled, with its client's clock in hand."""
 
-    def __init__(self, path: Path, **options: object) -> None:
+    def __init__(self, path: Path, patch: pytest.MonkeyPatch, **options: object) -> None:
+        self.now = 0.0
+        patch.setattr("servers.nvme.doorbells.monotonic", lambda: self.now)
         self.device = Nvme(image=f"{path / 'disk.img'}:1M", map_doorbells="memfd", **options)  # type: ignore[arg-type]
         self.link = Link()
         self.device.attach(self.link)
@@ -96,14 +98,15 @@ class Watched:
         """Do what is planned next; the pause before it."""
         [(pause, look)] = self.link.planned
         self.link.planned.clear()
+        self.now += pause
         look()
         self.link.end_batch()
         return pause
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Watched]:
-    watched = Watched(tmp_path, doorbell_interval=6)
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    watched = Watched(tmp_path, monkeypatch, doorbell_interval=6)
     yield watched
     watched.device.close()
 
@@ -111,7 +114,13 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 def test_an_idle_guest_is_looked_at_less_and_less_often(watched: Watched) -> None:
     watched.enable()
     assert [watched.next() for _ in range(LOOKS)] == [0] * LOOKS
-    assert [watched.next() for _ in range(6)] == [0.001, 0.002, 0.004, 0.006, 0.006, 0.006]
+    pauses = []
+    while watched.now < 0.5:
+        before = watched.now
+        pauses.append(watched.next())
+        assert pauses[-1] == min(max(0.001, before / 8), 0.006)
+    assert pauses[:8] == [0.001] * 8
+    assert pauses[-60:] == [0.006] * 60
 
 
 def test_a_guest_that_rings_is_looked_at_often_again(watched: Watched) -> None:

@@ -1,8 +1,9 @@
 """Doorbells in a page that the client may map, and how a server sees what nobody tells it.
 
 A guest that maps the page rings by a store to memory: no exit, no message. So the page is looked at, on the session's
-worker: again and again while doorbells move, then at intervals that double up to a bound, and not at all while the
-controller is disabled or stands still. A client that does not map rings by messages; they end up in the page too.
+worker: again and again while doorbells move, then after pauses that grow with the time since one has, up to a bound,
+and not at all while the controller is disabled or stands still. A client that does not map rings by messages, which end
+up in the page too.
 
 Who has mapped the page keeps it when the server is replaced: its successor has to have the same one, which is what a
 file is for. It goes with the state that was saved last (`sign`): a controller that takes over just that state finds
@@ -17,6 +18,7 @@ import os
 import stat
 from array import array
 from contextlib import ExitStack
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from servers.nvme.queues import SavedQueues, SubmissionQueue
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 LOOKS = 100
 """So many in vain, one right after the other, before the first pause."""
 SHORTEST = 0.001
-"""Seconds of the first pause; each is twice the one before."""
+"""Seconds of a pause, at least."""
+SHARE = 1 / 8
+"""Of the time since a doorbell moved: a guest that is slow to ring waits no longer than so much more."""
 IN_MEMORY = "memfd"
 F_ADD_SEALS = 1033
 SIZE_SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
@@ -61,7 +65,7 @@ class Doorbells:
         """So far."""
         self._planned = False
         self._left = 0  # looks before the next pause
-        self._pause = SHORTEST
+        self._last = 0.0  # when a doorbell moved, or was about to
 
     def close(self) -> None:
         self._page.release()
@@ -111,7 +115,7 @@ class Doorbells:
 
     def watch(self) -> None:
         """Look, from now on, and often: there is work, or there was."""
-        self._left, self._pause = LOOKS, SHORTEST
+        self._left, self._last = LOOKS, monotonic()
         if not self._planned and self._has_to_look:
             self._planned = True
             self._device.call_later(0, self.look)
@@ -140,8 +144,7 @@ class Doorbells:
         if self._left > 0:
             os.sched_yield()
             return 0.0
-        pause, self._pause = self._pause, min(2 * self._pause, self._longest)
-        return pause
+        return min(max(SHORTEST, SHARE * (monotonic() - self._last)), self._longest)
 
     @property
     def _has_to_look(self) -> bool:
