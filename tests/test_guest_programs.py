@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The guest's programs, importable as they are in the guest."""
     monkeypatch.syspath_prepend(str(PROGRAMS))
     yield
-    for name in ("edu", "guest_pci", "guest_vfio"):
+    for name in ("disk_work", "edu", "guest_pci", "guest_vfio", "work"):
         sys.modules.pop(name, None)
 
 
@@ -153,3 +156,74 @@ def test_registers_are_shown_as_they_are(
     assert status == 0
     assert report["seen"]["registers"]["causes"] == "0x0"
     assert report["device"] == {"slot": SLOT, "access": "sysfs"}
+
+
+@pytest.fixture
+def blocks(programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The work `blocks` after a hundred rounds, with a file for its disk."""
+    import disk_work
+
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(os, "O_DIRECT", 0)  # not every file system has it
+    monkeypatch.setattr(disk_work.DiskWork, "begin", lambda _: None)
+    monkeypatch.setattr(disk_work.DiskWork, "check", lambda _: None)
+    with disk_work.Blocks(argparse.Namespace()) as work:
+        work.disk, work.size = tmp_path / "disk", 1 << 20
+        work.begin()
+        for number in range(100):
+            work.round(number)
+        yield work
+
+
+def test_a_disk_that_keeps_all_its_blocks_is_right(blocks: Any) -> None:
+    blocks.check()
+    assert blocks.wrong == []
+    assert blocks.seen["blocks"] == len(blocks.written) > 50
+
+
+@pytest.mark.parametrize(
+    ("at", "content", "told"),
+    [
+        (0, lambda work: work.content(0), "that of round 0"),  # a write that was lost, and an older one
+        (4095, lambda _: b"\0", "none ever written"),  # its last byte is wrong
+        (0, lambda _: bytes(4096), "none ever written"),
+    ],
+)
+def test_a_block_that_is_not_as_it_was_written_last_is_told(
+    blocks: Any, at: int, content: Callable[[Any], bytes], told: str
+) -> None:
+    block = next(place for place, number in blocks.written.items() if number and blocks.content(number)[-1])
+    with blocks.disk.open("r+b") as disk:
+        disk.seek(block * 4096 + at)
+        disk.write(content(blocks))
+    blocks.check()
+    [wrong] = blocks.wrong
+    assert f"block {block} " in wrong
+    assert told in wrong
+
+
+def test_the_kernels_warnings_of_a_disk_are_wrong_and_what_else_it_says_is_not(programs: None, tmp_path: Path) -> None:
+    import disk_work
+
+    (tmp_path / "state").write_text("live\n")
+    with disk_work.DiskWork(argparse.Namespace()) as work:
+        work.names, work.state = ("nvme1", "nvme1n1"), tmp_path / "state"
+        reader, writer = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET
+        )  # /dev/kmsg has a record for each read
+        with reader, writer:
+            reader.setblocking(False)
+            work.messages = reader.fileno()
+            for record in (
+                "4,1,9,-;nvme nvme1: I/O tag 3 timeout\n SUBSYSTEM=nvme",
+                "6,2,9,-;nvme1n1: p1",
+                "3,3,9,-;edu: no",
+            ):
+                writer.send(record.encode())
+            work.check()
+            work.state.write_text("dead")
+            work.check()
+        assert work.wrong == [
+            "the kernel says: nvme nvme1: I/O tag 3 timeout",
+            "the state of nvme1 is dead, not live",
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class Work:
@@ -34,7 +34,7 @@ class Work:
         """Check what can be checked only now."""
         self.check()
 
-    def __enter__(self) -> Work:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
