@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vfio_user.errors import UserError
+from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.hosts.far_end import is_listening
 from vfio_user.harness.scratch import Scratch, listen
 from vfio_user.harness.server import Device, DeviceServer, ServerError, server_command
@@ -56,6 +57,16 @@ def test_an_unknown_device_is_a_sentence_with_a_way_out(text: str) -> None:
 def test_a_name_for_files_comes_from_any_device() -> None:
     assert Device.parse("my.package:Class").name == "Class"
     assert Device.parse("/opt/bin/server {socket}").name == "server"
+
+
+def test_the_programs_of_a_command_that_we_have_built_are_told_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These can be put on another host; others are their owner's business."""
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    built = tmp_path / "libvfio-user" / "server"
+    assert Device.parse(f"strace -f {built} -v {{socket}}").files == (built,)
+    assert Device.parse("/opt/server {socket}").files == Device.parse("edu").files == ()
 
 
 def test_a_server_of_anybody_gets_its_socket_where_it_wants_it() -> None:
