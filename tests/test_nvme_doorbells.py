@@ -134,6 +134,21 @@ def test_a_guest_that_rings_is_looked_at_often_again(watched: Watched) -> None:
     assert [watched.next() for _ in range(LOOKS)] == [0] * LOOKS
 
 
+def test_a_guest_whose_command_has_ended_is_looked_at_at_once(watched: Watched) -> None:
+    """A disk takes longer than the first pause; the next command need not wait for the look that was planned."""
+    watched.enable()
+    while not watched.next():
+        pass
+    [(_, late)] = watched.link.planned
+    watched.link.planned.clear()
+    watched.device.engine.background.submit(lambda: None, lambda outcome: None)
+    watched.device.engine.drain()
+    watched.link.end_batch()
+    assert watched.next() == 0
+    late()
+    assert len(watched.link.planned) == 1
+
+
 def test_a_controller_that_is_not_enabled_is_not_looked_at(watched: Watched) -> None:
     assert not watched.link.planned
     watched.enable()

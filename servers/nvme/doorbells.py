@@ -18,6 +18,7 @@ import os
 import stat
 from array import array
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,6 @@ SHORTEST = 0.001
 SHARE = 1 / 8
 """Of the time since a doorbell moved: a guest that is slow to ring waits no longer than so much more."""
 IN_MEMORY = "memfd"
-F_ADD_SEALS = 1033
-SIZE_SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 SIGNATURE = 64
 """Bytes at the beginning of the file, which no client maps."""
 
@@ -63,7 +62,8 @@ class Doorbells:
             device.status |= Csts.FATAL
         self.looks = 0
         """So far."""
-        self._planned = False
+        self._planned: float | None = None  # the pause before the next look; None: there is none
+        self._turn = 0  # the number of that look
         self._left = 0  # looks before the next pause
         self._last = 0.0  # when a doorbell moved, or was about to
 
@@ -116,18 +116,19 @@ class Doorbells:
     def watch(self) -> None:
         """Look, from now on, and often: there is work, or there was."""
         self._left, self._last = LOOKS, monotonic()
-        if not self._planned and self._has_to_look:
-            self._planned = True
-            self._device.call_later(0, self.look)
+        if self._planned != 0 and self._has_to_look:
+            self._plan(0.0)
 
     def attached(self) -> None:
         """There is a client; what was planned with the one before went with it."""
-        self._planned = False
+        self._planned = None
         self.watch()
 
-    def look(self) -> None:
+    def look(self, turn: int) -> None:
         """Act on what the guest has rung, and plan the next look."""
-        self._planned = False
+        if turn != self._turn:
+            return
+        self._planned = None
         if not self._has_to_look:
             return
         self.looks += 1
@@ -136,9 +137,14 @@ class Doorbells:
             if self._take():
                 self.watch()
         finally:
-            if not self._planned:
-                self._planned = True
-                self._device.call_later(self._next_pause(), self.look)
+            if self._planned is None:
+                self._plan(self._next_pause())
+
+    def _plan(self, pause: float) -> None:
+        """The next look; one that was planned before is not made."""
+        self._planned = pause
+        self._turn += 1
+        self._device.call_later(pause, partial(self.look, self._turn))
 
     def _next_pause(self) -> float:
         if self._left > 0:
@@ -196,7 +202,7 @@ def _open(place: str, size: int) -> tuple[int, int]:
     if place == IN_MEMORY:
         fd = os.memfd_create("nvme-doorbells", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
-        fcntl.fcntl(fd, F_ADD_SEALS, SIZE_SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         return fd, os.dup(fd)
     with ExitStack() as opened:
         try:
