@@ -129,6 +129,13 @@ def test_what_grows_with_every_hop_is_named(name: str, each_hop: float) -> None:
     assert found.startswith(name)
 
 
+def test_a_night_tells_what_a_hop_leaves_behind_in_the_harness() -> None:
+    """One that forgot nothing grew by 38 KiB a hop, one that forgets grows by 4 KiB at most."""
+    [found] = trends(hops(1000, harness_rss=38))
+    assert found.startswith("harness_rss")
+    assert trends(hops(1000, harness_rss=4)) == []
+
+
 def test_one_slow_hop_is_no_trend() -> None:
     soaked = hops(40)
     soaked[-1]["downtime"] = 5.0
