@@ -86,11 +86,13 @@ def test_what_a_program_prints_and_how_it_ends_arrives(near: Near) -> None:
     assert near.until(EXIT)[1] == b"7"
 
 
-def test_a_program_that_cannot_be_started_is_an_answer(near: Near) -> None:
-    wanted = {"argv": ["/nonexistent"], "streams": [], "listeners": {}, "environment": {}}
+def test_a_program_that_cannot_be_started_is_an_answer(near: Near, tmp_path: Path) -> None:
+    listeners = {"7": str(tmp_path / "made" / "socket")}
+    wanted = {"argv": ["/nonexistent"], "streams": [], "listeners": listeners, "environment": {}}
     near.frames.send(SPAWN, data=json.dumps(wanted).encode())
     assert b"/nonexistent" in near.until(LOG)[1]
     assert near.until(EXIT)[1] == b"127"
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_signal_ends_the_program_and_its_number_is_told(near: Near) -> None:
@@ -167,6 +169,19 @@ def test_the_program_and_its_sockets_do_not_outlive_the_connection(tmp_path: Pat
     assert not path.parent.exists()
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
+
+
+def test_the_last_program_of_a_folder_removes_it(tmp_path: Path) -> None:
+    """Whoever made it: on a host many programs have their sockets in one."""
+    first, second = Near(), Near()
+    folder = tmp_path / "made"
+    waits = python("import signal; signal.pause()")
+    first.spawn(*waits, listeners={"7": str(folder / "first")})
+    second.spawn(*waits, listeners={"7": str(folder / "second")})
+    first.close()
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    second.close()
+    assert not folder.exists()
 
 
 def test_a_url_has_all_that_is_to_be_known_of_a_host() -> None:

@@ -95,6 +95,30 @@ class Streams:
         end.close()
 
 
+class Folder:
+    """Where sockets are, those of other programs of the same harness as well: the last who holds it removes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        while True:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                self._descriptor = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+                os.close(opened)
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(self._descriptor), path.stat()):
+                        return
+                os.close(self._descriptor)  # it was removed before it was held
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # somebody else holds it, or has left something in it
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._path.rmdir()
+        os.close(self._descriptor)
+
+
 class FarEnd:
     """One program. `read` and `write` are descriptors."""
 
@@ -106,7 +130,8 @@ class FarEnd:
 
         self._frames = Frames(lambda count: os.read(read, count), send)
         self._streams = Streams(self._frames)
-        self._made: list[Path] = []
+        self._sockets: list[Path] = []
+        self._folders: dict[Path, Folder] = {}
 
     def run(self) -> None:
         kind, _, data = self._frames.receive()
@@ -115,6 +140,7 @@ class FarEnd:
         try:
             program = self._spawn(wanted)
         except OSError as error:
+            self._clean_up()
             self._frames.send(LOG, data=f"cannot start {wanted['argv'][0]}: {error.strerror}\n".encode())
             self._frames.send(EXIT, data=b"127")
             return
@@ -139,15 +165,13 @@ class FarEnd:
             self._streams.add(number, _high(ours))
             inherited.append((number, _high(theirs)))
         for text, path in wanted["listeners"].items():
-            self._make_folder(Path(path).parent)
+            self._will_be_at(Path(path))
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(path)
-            self._made.append(Path(path))
             listener.listen(8)
             inherited.append((int(text), _high(listener)))
         if path := wanted.get("socket"):
-            self._make_folder(Path(path).parent)
-            self._made.append(Path(path))
+            self._will_be_at(Path(path))
         for number, end in inherited:
             os.dup2(end.fileno(), number, inheritable=True)
             end.close()
@@ -204,15 +228,18 @@ class FarEnd:
                 return
             time.sleep(0.01)
 
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700, parents=True)
-            self._made.append(folder)
+    def _will_be_at(self, path: Path) -> None:
+        """There will be a socket, which is to be removed in the end."""
+        if path.parent not in self._folders:
+            self._folders[path.parent] = Folder(path.parent)
+        self._sockets.append(path)
 
     def _clean_up(self) -> None:
-        for path in reversed(self._made):
+        for path in self._sockets:
             with contextlib.suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink()
+                path.unlink()
+        for folder in self._folders.values():
+            folder.release()
 
 
 def is_listening(path: Path | str, pid: int | None = None) -> bool:
