@@ -20,6 +20,7 @@ from vfio_user.errors import UserError
 from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
 from vfio_user.harness.hosts import far_end as far_end_module
 from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LISTENING, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
+from vfio_user.harness.lab import Lab
 
 LIMIT = 20.0
 
@@ -204,6 +205,12 @@ def test_two_hosts_can_be_named() -> None:
     with two_hosts("local,ssh://host.example") as pair:
         assert isinstance(pair.a, LocalHost)
         assert isinstance(pair.b, SshHost)
+
+
+def test_a_trace_is_refused_where_none_can_be_had(tmp_path: Path) -> None:
+    host = SshHost("b", "host.example", "192.0.2.7")
+    with Lab(folder=tmp_path) as lab, pytest.raises(UserError, match="trace"):
+        lab.serve("edu", host=host, trace=True)
 
 
 def test_descriptors_are_not_sent_to_a_host_that_is_reached_by_ssh() -> None:

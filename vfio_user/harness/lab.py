@@ -205,6 +205,8 @@ class Lab:
 
         `interposed` is what `boot` takes as `interpose`; `trace` has the interposer record every message.
         """
+        if trace and not host.shares_memory:
+            raise UserError(f"no trace can be had from host {host.name!r}: it is reached by SSH", hint="leave it out")
         interposition = Interposition.of(interposed or self._interpose)
         wanted = device if isinstance(device, Device) else Device.parse(device)
         name = name or f"server{len(self.servers)}-{wanted.name}"
