@@ -32,6 +32,7 @@ class Serve(Protocol):
 
 _BOOTED = 30.0  # seconds for the agent's first answer
 _PLUGGED = 15.0
+_EJECTED = "; QEMU has it no more: the guest has ejected it, or its server is gone"
 _CLASSLESS = "; it has no class, and to such a device Linux gives no addresses: give it one by x-pci-class-code"
 
 
@@ -76,6 +77,8 @@ class BootedGuest(Guest):
         )
         self._serve = serve
         self._count = 0
+        self._used: dict[int, int] = {}
+        """When each slot got its last device, in devices."""
         self._ssh: list[SshGuest] = []
 
     @property
@@ -153,8 +156,10 @@ class BootedGuest(Guest):
         buses = self.qmp.command("query-pci")
         devices = [device for bus in buses for device in bus["devices"]]
         devices += [below for device in devices for below in device.get("pci_bridge", {}).get("devices", ())]
-        classless = any(device["qdev_id"] == identity and not device["class_info"]["class"] for device in devices)
-        return _CLASSLESS if classless else ""
+        classes = [device["class_info"]["class"] for device in devices if device["qdev_id"] == identity]
+        if not classes:
+            return _EJECTED
+        return "" if classes[0] else _CLASSLESS
 
     def unplug(self, plugged: Plugged, *, keep_server: bool = False) -> None:
         """Take a device out, wait until the guest has let it go, and end its server if it is not kept."""
@@ -164,11 +169,20 @@ class BootedGuest(Guest):
             plugged.server.stop()
 
     def _free_slot(self) -> int:
+        """That which has been left alone for longest.
+
+        A guest that is asked for two devices at once is asked twice for the first (QEMU's hw/acpi/pcihp.c: a request
+        stands until the device is gone), and may eject what has been put in its place meanwhile.
+        """
         taken = {plugged.place for plugged in self.devices}
-        for slot in range(self.machine.config.slots):
-            if slot not in taken:
-                return slot
-        raise UserError(f"all {len(taken)} slots of the guest {self.name!r} are taken", hint="boot it with more slots=")
+        free = [slot for slot in range(self.machine.config.slots) if slot not in taken]
+        if not free:
+            raise UserError(
+                f"all {len(taken)} slots of the guest {self.name!r} are taken", hint="boot it with more slots="
+            )
+        slot = min(free, key=lambda slot: self._used.get(slot, -1))
+        self._used[slot] = self._count
+        return slot
 
     # -- its life -------------------------------------------------------------------------------------------------
 
