@@ -200,6 +200,8 @@ class FailingWell(MigrationTest):
 
     def assert_ended_as(self, case: Case, report: Report) -> None:
         self.log.info("%s", report.as_dict())
+        reached = [record.phase for record in report.phases]
+        self.assertIn(case.phase, reached, f"{case}: it ended before anything happened: {report.reason}")
         self.assertEqual(report.verdict, case.verdict, f"{case}: {report.reason}")
         self.assertIn(case.says, report.reason)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from avocado_tests.guest_test import GuestTest
-from avocado_tests.migration_faults import AT_EVERY_PHASE, IN_SPITE_OF_IT, ON_THE_WAY, Case
+from avocado_tests.migration_faults import AT_EVERY_PHASE, IN_SPITE_OF_IT, ON_THE_WAY
 from avocado_tests.test_migration import FailingWell, MigrationTest
 from vfio_user.harness.hosts import two_hosts
-from vfio_user.harness.migration import Limits, Phase, Report
+from vfio_user.harness.migration import Limits, Phase
 from vfio_user.harness.process import Child
 from vfio_user.harness.qemu import ensure_qemu
 
@@ -32,17 +32,12 @@ class LinkBetweenSshHosts(FailingWell):
     timeout = 3 * GuestTest.timeout
 
     def test_guest_stays_where_it_is(self) -> None:
-        """When the link is cut before all has arrived. Limits are such that a slow machine gets so far."""
-        limits = Limits(total=40, pre_copy=35)
-        self.go_through((replace(case, limits=limits) for case in CUT_BEFORE), "ssh")
+        """When the link is cut before all has arrived."""
+        self.go_through(CUT_BEFORE, "ssh")
 
     def test_guest_moves_in_spite_of_it(self) -> None:
         """When the link is cut afterwards."""
         self.go_in_spite_of((replace(case, limits=Limits(total=100)) for case in IN_SPITE_OF_IT), "ssh")
-
-    def assert_ended_as(self, case: Case, report: Report) -> None:
-        super().assert_ended_as(case, report)
-        self.assertIn(case.phase, [record.phase for record in report.phases], "it ended before anything was cut")
 
 
 class BySsh(MigrationTest):

@@ -50,7 +50,7 @@ class Coordinator:
         self._report = report
         self._address = address
         self._plan = plan or Plan()
-        self._deadline = Deadline(self._plan.limits.total)
+        self._limit = Deadline(self._plan.limits.total)
         self._was_running = True
         self._functions: dict[str, PciAddress] = {}
         """Where the devices are on the source's buses, by their names."""
@@ -249,6 +249,12 @@ class Coordinator:
         self._report.notes.append(f"the state of {link.name} could not be compared: {why}")
 
     # -- in between ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _deadline(self) -> Deadline:
+        """Of all of it; whoever looks on may have brought it forward."""
+        hurried = self._plan.until
+        return hurried if hurried is not None and hurried.remaining < self._limit.remaining else self._limit
 
     def _may_go_on(self, phase: Phase) -> None:
         if self._plan.cancel.is_set():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vfio_user.errors import UserError
+from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.migration.qemu_side import Tuning
 from vfio_user.harness.migration.report import Phase
 
@@ -32,7 +33,8 @@ class Limits:
 
 @dataclass
 class Plan:
-    """What to do, and who looks on: `watch` is called at the beginning of each phase, and may raise `Cancelled`.
+    """What to do, and who looks on: `watch` is called at the beginning of each phase, and may raise `Cancelled`, or
+    call `hurry`.
 
     With `file` the guest's memory goes there, and the destination reads it when the source has ended writing.
     """
@@ -42,3 +44,8 @@ class Plan:
     file: Path | None = None
     watch: Callable[[Phase], None] = lambda _: None
     cancel: threading.Event = field(default_factory=threading.Event)
+    until: Deadline | None = field(default=None, init=False)
+
+    def hurry(self, seconds: float) -> None:
+        """Whatever the limits are: no longer than so many seconds from now."""
+        self.until = Deadline(seconds)
