@@ -41,13 +41,19 @@ def scratch() -> Iterator[Scratch]:
         ("my.package:Class", Device(served="my.package:Class")),
         ("qemu:edu", Device(driver="edu")),
         ("server -s {socket}", Device(command="server -s {socket}")),
+        ("server -l [::1]:7 {socket}", Device(command="server -l [::1]:7 {socket}")),
+        ("qemu:nvme [serial=disk, ats=on]", Device(driver="nvme", properties={"serial": "disk", "ats": True})),
+        (
+            "server {socket} [x-pci-class-code=0x088000]",
+            Device(command="server {socket}", properties={"x-pci-class-code": 0x088000}),
+        ),
     ],
 )
 def test_what_a_word_means(text: str, expected: Device) -> None:
     assert Device.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["no-such-device", "qemu:", ""])
+@pytest.mark.parametrize("text", ["no-such-device", "qemu:", "", "edu [ats=on,]", "edu [ats=]"])
 def test_an_unknown_device_is_a_sentence_with_a_way_out(text: str) -> None:
     with pytest.raises(UserError) as caught:
         Device.parse(text)

@@ -34,7 +34,8 @@ from vfio_user.harness.terminal import attach
     "--device",
     "devices",
     multiple=True,
-    help="A device of `vfio-user serve`, qemu:NAME, or a server's command line with {socket} in it; may be repeated.",
+    help="A device of `vfio-user serve`, qemu:NAME, or a server's command line with {socket} in it; with properties of"
+    " the QEMU device behind it, as [x-pci-class-code=0x088000]; may be repeated.",
 )
 @click.option("--image", default="minimal", show_default=True, help="The guest image.")
 @click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")

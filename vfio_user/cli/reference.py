@@ -16,5 +16,6 @@ def command(program: str) -> None:
     For instance
       vfio-user conformance --dialect region-migration --server-command "$(vfio-user reference) {socket}"
       vfio-user interpose --listen /tmp/front --server-command "$(vfio-user reference gpio-pci-idio-16) {socket}"
+      vfio-user boot --device "$(vfio-user reference gpio-pci-idio-16) {socket} [x-pci-class-code=0x088000]"
     """
     click.echo(reference_program(program, progress=lambda message: click.echo(message, err=True)))

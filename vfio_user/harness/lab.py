@@ -443,7 +443,8 @@ def _on_root_bus(name: str, devices: Sequence[tuple[Device, DeviceServer | None]
     for index, (device, server) in enumerate(devices):
         identity, address = f"{name}-dev{index}", root_address(index)
         if server is None:
-            yield f"{device.driver},id={identity},bus=pcie.0,addr={address[-4:]}"
+            model = {"driver": device.driver, "id": identity, "bus": "pcie.0", "addr": address[-4:]}
+            yield as_device_option({**model, **device.properties})
         else:
             yield as_device_option(vfio_user_device(identity, server.path, address, **device.properties))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from vfio_user.harness.scratch import Scratch, checked_socket_path, listen
 _SOCKET = "{socket}"
 _HOST = "{host}"
 _IN_QEMU = "qemu:"
+_PROPERTIES = re.compile(r"\s*\[([\w-]+=[^\[\]]*)\]\s*$")
+_SWITCHES = {"on": True, "true": True, "off": False, "false": False}
 _HOW = "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, or a server's command line with {socket}"
 
 
@@ -52,8 +55,11 @@ class Device:
     @classmethod
     def parse(cls, text: str) -> Device:
         """From "edu" or "edu --option value", "package.module:Class", "qemu:edu", or a server's command line with
-        {socket} in it. Raises `UserError`.
+        {socket} in it. Each may have properties of the QEMU device behind it: "edu [x-msg-timeout=500,ats=on]". Raises
+        `UserError`.
         """
+        if behind := _PROPERTIES.search(text):
+            return replace(cls.parse(text[: behind.start()]), properties=_properties(behind[1]))
         if _SOCKET in text:
             return cls(command=text)
         if text.startswith(_IN_QEMU):
@@ -68,6 +74,20 @@ class Device:
         if ":" not in name and name not in devices():
             raise UserError(f"there is no device called {name!r}", hint=f"there are: {', '.join(devices())}; or {_HOW}")
         return cls(served=name, options=tuple(options))
+
+
+def _properties(text: str) -> dict[str, object]:
+    """From NAME=VALUE,NAME=VALUE: numbers (0x is hexadecimal), on and off, else words."""
+    found: dict[str, object] = {}
+    for item in text.split(","):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value):
+            raise UserError(f"{item.strip()!r} is no property of a QEMU device", hint="for example x-msg-timeout=500")
+        try:
+            found[name] = int(value, 0)
+        except ValueError:
+            found[name] = _SWITCHES.get(value, value)
+    return found
 
 
 def devices() -> list[str]:
