@@ -1,97 +1,32 @@
-"""A session keeps the protocol's order, answers before it waits for DMA, and outlives what its clients do."""
+"""A session keeps the protocol's order, answers before it waits for DMA, and lets the device work beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
-from vfio_user.device import Bar, MsiX, PciDevice, PciIds, Quiesce, ResetKind, register, state
+from tests.session_kit import GUEST, Prober, comes_to_read, comes_true, message_memory
+from vfio_user.client import Client, RemoteError
+from vfio_user.device import Quiesce, ResetKind
 from vfio_user.server import Server
-from vfio_user.transport import Listener, Stream, connect
+from vfio_user.transport import connect
 from vfio_user.wire import (
     CURRENT,
-    DRAFT_V6,
     NO_REPLY,
     Capabilities,
     Command,
-    Dialect,
     Framer,
     Message,
     encode_version,
 )
-from vfio_user.wire.constants import IrqIndex
 from vfio_user.wire.layouts import DMA_ACCESS, DMA_MAP, REGION_ACCESS
-
-GUEST = 0x100000
-
-
-class Prober(PciDevice):
-    """Registers that do what a session has to get right."""
-
-    ids = PciIds(vendor=0x1AF4, device=0x10F1)
-    bars = (Bar(0, size=4096),)
-    interrupts = MsiX(vectors=2)
-    total: int = state(0)
-    seen: int = state(0)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resets: list[ResetKind] = []
-        self.busy: Quiesce | None = None
-        self.fetched: dict[int, int] = {}
-
-    @register(bar=0, offset=0x00, width=4)
-    def add(self, value: int) -> None:
-        self.total = self.total * 10 + value
-
-    @add.reader
-    def _(self) -> int:
-        return self.total
-
-    @register(bar=0, offset=0x08, width=8)
-    def fetch(self, address: int) -> None:
-        """Reads guest memory inside the handler, and says that it is done by `seen`."""
-        self.fetched[address] = self.seen = self.dma.read_u32(address)
-
-    @fetch.reader
-    def _(self) -> int:
-        return self.seen
-
-    @register(bar=0, offset=0x10, width=4)
-    def read_needs_dma(self) -> int:
-        return self.dma.read_u32(GUEST)
-
-    @register(bar=0, offset=0x18, width=4)
-    def breaks(self, value: int) -> None:
-        raise RuntimeError("a defect of the device")
-
-    @register(bar=0, offset=0x20, width=4)
-    def ring(self, value: int) -> None:
-        self.interrupts.trigger(value)
-
-    @register(bar=0, offset=0x28, width=4)
-    def later(self, value: int) -> None:
-        self.defer(lambda: self.dma.write_u32(GUEST, value))
-
-    @register(bar=0, offset=0x30, width=4)
-    def inverted(self) -> int:
-        return ~0
-
-    def on_reset(self, kind: ResetKind) -> None:
-        self.resets.append(kind)
-
-    def on_quiesce(self) -> Quiesce | None:
-        return self.busy
 
 
 @pytest.fixture
@@ -109,27 +44,6 @@ def server(device: Prober, tmp_path: Path) -> Iterator[Server]:
 def client(server: Server) -> Iterator[Client]:
     with Client.connect(str(server.listener.address)) as client:
         yield client
-
-
-def message_memory(client: Client, size: int = 0x10000) -> GuestMemory:
-    """Guest memory that the server cannot map: every access is a message."""
-    memory = GuestMemory(size, shared=False)
-    client.dma_map(GUEST, memory)
-    return memory
-
-
-def comes_true(client: Client, done: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Whether `done` comes to hold, while the client does what a guest does: reads a register, and serves DMA."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            return False
-        client.load(0, 0, 4)
-    return True
-
-
-def comes_to_read(client: Client, offset: int, width: int, value: int) -> bool:
-    return comes_true(client, lambda: client.load(0, offset, width) == value)
 
 
 Request = tuple[Command, bytes, int]
@@ -380,134 +294,3 @@ def test_a_large_message_dma_is_cut_to_what_the_client_takes(device: Prober, cli
     device.call_soon(lambda: found.append(device.dma.read(GUEST, size)))
     assert comes_true(client, lambda: bool(found))
     assert found[0] == memory.view[:size]
-
-
-def test_a_client_that_goes_away_leaves_the_device_ready_for_the_next(device: Prober, server: Server) -> None:
-    address = str(server.listener.address)
-    with Client.connect(address) as first, EventFd() as eventfd, GuestMemory(1 << 20) as memory:
-        first.enable_irqs(IrqIndex.MSIX, [eventfd])
-        first.dma_map(GUEST, memory)
-        first.store(0, 0, 4, 9)
-    with Client.connect(address) as second:
-        assert second.load(0, 0, 4) == 9, "the device's state stays"
-        assert len(device.dma) == 0, "its view of the old client's memory goes"
-    assert device.resets == [ResetKind.LOST_CONNECTION] * len(device.resets)
-
-
-def test_a_second_client_is_refused_while_one_is_served(
-    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vfio_user.server.server.GRACE", 0.05)
-    with pytest.raises(RemoteError) as refused:
-        Client.connect(str(server.listener.address))
-    assert refused.value.errno == errno.EBUSY
-    assert client.load(0, 0, 4) == 0
-
-
-def test_the_socket_is_private_and_gone_at_the_end(device: Prober, tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with Server(device, str(path)):
-        assert path.stat().st_mode & 0o777 == 0o600
-    assert not path.exists()
-
-
-def test_the_twin_socket_carries_the_servers_requests(device: Prober, server: Server) -> None:
-    with Client.connect(str(server.listener.address), twin_socket=True) as client:
-        memory = message_memory(client)
-        memory.view[:4] = (77).to_bytes(4, "little")
-        client.store(0, 8, 8, GUEST)
-        assert comes_to_read(client, 8, 8, 77)
-
-
-@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda dialect: dialect.name)
-def test_dma_goes_by_message_over_tcp(device: Prober, dialect: Dialect) -> None:
-    with Server(device, "tcp:127.0.0.1:0", dialect=dialect) as server:
-        port = server.listener.socket.getsockname()[1]
-        with Client.connect(f"tcp:127.0.0.1:{port}", dialect=dialect) as client:
-            memory = message_memory(client)
-            memory.view[:4] = (99).to_bytes(4, "little")
-            client.store(0, 8, 8, GUEST)
-            assert comes_to_read(client, 8, 8, 99)
-
-
-def test_a_slow_device_does_not_stall_another_in_the_same_process(tmp_path: Path) -> None:
-    entered, leave = threading.Event(), threading.Event()
-
-    class Slow(Prober):
-        @register(bar=0, offset=0x40, width=4)
-        def wait(self) -> int:
-            entered.set()
-            assert leave.wait(10)
-            return 1
-
-    with (
-        Server(Slow(), str(tmp_path / "slow")) as slow,
-        Server(Prober(), str(tmp_path / "quick")) as quick,
-        Client.connect(str(slow.listener.address)) as one,
-        Client.connect(str(quick.listener.address)) as two,
-    ):
-        waiting = one.submit(Command.REGION_READ, REGION_ACCESS.pack(0x40, 0, 4))
-        assert entered.wait(5)
-        two.store(0, 0, 4, 3)
-        assert two.load(0, 0, 4) == 3
-        leave.set()
-        assert one.wait(waiting).payload[16:] == b"\x01\0\0\0"
-
-
-def test_no_descriptor_is_left_when_sessions_have_ended(device: Prober, tmp_path: Path) -> None:
-    def open_descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    with Server(device, str(tmp_path / "socket")) as server:
-        before = open_descriptors()
-        for _ in range(20):
-            with Client.connect(str(server.listener.address)) as client, EventFd() as eventfd, GuestMemory(4096) as ram:
-                client.enable_irqs(IrqIndex.MSIX, [eventfd, eventfd])
-                client.dma_map(0, ram)
-                client.raw(CURRENT.number(Command.DEVICE_RESET), fds=[eventfd.fileno()], flags=NO_REPLY)
-        with Client.connect(str(server.listener.address)):
-            pass
-        assert server._serving is not None
-        server._serving.join(5)
-        assert open_descriptors() == before
-
-
-def test_an_inherited_listening_socket_serves_many_clients(device: Prober, tmp_path: Path) -> None:
-    with Listener(str(tmp_path / "socket")) as listener:
-        inherited = os.dup(listener.socket.fileno())
-        with Server(device, f"fd:{inherited}"):
-            for _ in range(2):
-                with Client.connect(str(tmp_path / "socket")) as client:
-                    assert client.load(0, 0, 4) == 0
-
-
-def test_an_inherited_connection_serves_one_client_and_says_when_it_ended(device: Prober) -> None:
-    ours, theirs = socket.socketpair()
-    ended = threading.Event()
-    with Server(device, f"fd:{theirs.detach()}", ended=ended.set):
-        client = Client(Stream(ours))
-        client.negotiate()
-        assert client.load(0, 0, 4) == 0
-        client.close()
-        assert ended.wait(5)
-
-
-@pytest.mark.parametrize(
-    ("dialect", "keys"),
-    [
-        (CURRENT, {"max_msg_fds", "max_data_xfer_size", "pgsizes", "max_dma_maps", "migration"}),
-        (DRAFT_V6, {"max_fds", "migration"}),
-    ],
-    ids=["current", "draft-v6"],
-)
-def test_a_server_offers_the_capabilities_that_its_dialect_has(
-    device: Prober, tmp_path: Path, dialect: Dialect, keys: set[str]
-) -> None:
-    with Server(device, str(tmp_path / "socket"), dialect=dialect):
-        stream, framer = connect(str(tmp_path / "socket")), Framer()
-        proposal = encode_version(dialect, 0, Capabilities(max_msg_fds=1)).ljust(214, b" ")[:-1] + b"\0"
-        stream.send(Message(1, dialect.number(Command.VERSION), payload=proposal.replace(b"\0 ", b"  ")).encode())
-        while (reply := framer.next()) is None:
-            framer.received(*stream.receive(framer.room()))
-        stream.close()
-    assert set(json.loads(reply.payload[4:-1])["capabilities"]) == keys
