@@ -171,8 +171,8 @@ class BootedGuest(Guest):
     def _free_slot(self) -> int:
         """That which has been left alone for longest.
 
-        A guest that is asked for two devices at once is asked twice for the first (QEMU's hw/acpi/pcihp.c: a request
-        stands until the device is gone), and may eject what has been put in its place meanwhile.
+        Where another device came or went while the last one was going, the guest may still eject what comes next: the
+        known issue eject-twice.
         """
         taken = {plugged.place for plugged in self.devices}
         free = [slot for slot in range(self.machine.config.slots) if slot not in taken]
