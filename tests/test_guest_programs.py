@@ -227,3 +227,25 @@ def test_the_kernels_warnings_of_a_disk_are_wrong_and_what_else_it_says_is_not(p
             "the kernel says: nvme nvme1: I/O tag 3 timeout",
             "the state of nvme1 is dead, not live",
         ]
+
+
+@pytest.mark.parametrize(
+    ("frames", "wanted", "limit", "first"),
+    [
+        ([7, 8, 9], 3, 10, 0),
+        ([7, 8, 9], 3, 9, None),  # the last is beyond what the device reaches
+        ([9, 3, 4, 5, 6], 3, 10, 1),
+        ([5, 4, 3, 2], 2, 10, None),  # downwards is not in one piece
+        ([0, 1, 0, 2, 3], 2, 10, 3),  # 0: not told, or not there
+        ([20, 21, 8, 9], 2, 10, 2),
+        ([5], 1, 10, 0),
+        ([], 1, 10, None),
+    ],
+)
+@pytest.mark.usefixtures("programs")
+def test_memory_for_dma_is_in_one_piece_that_the_device_reaches(
+    frames: list[int], wanted: int, limit: int, first: int | None
+) -> None:
+    from guest_pci import _piece
+
+    assert _piece(frames, wanted, limit) == first

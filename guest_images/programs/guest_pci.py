@@ -301,18 +301,24 @@ class SysfsDevice:
         raise DeviceError(f"{self.access} brings no interrupts of the kind {kind}")
 
     def dma_memory(self, size: int, *, address_bits: int = 64) -> DmaMemory:
-        """`size` bytes of memory that the device reaches below 2**`address_bits`, in one piece: physical pages."""
+        """`size` bytes of memory that the device reaches below 2**`address_bits`, in one piece: physical pages.
+
+        The kernel gives what pages it likes. Those that do not do are kept meanwhile, so that the next are others.
+        """
         wanted = -(-size // PAGE)
-        mapping = mmap.mmap(-1, max(64 << 20, 4 * size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
-        frames = _page_frames(mapping)
-        run = 0
-        for index, frame in enumerate(frames):
-            follows = run and frame == frames[index - 1] + 1
-            run = (run + 1 if follows else 1) if frame and (frame + 1) * PAGE <= 1 << address_bits else 0
-            if run == wanted:
-                first = index - wanted + 1
-                self._physical.append(mapping)
-                return DmaMemory(mapping, frames[first] * PAGE, first * PAGE, size)
+        step = max(16 << 20, 4 * size)
+        misfits: list[mmap.mmap] = []
+        try:
+            while not misfits or _available_memory() > step + _SPARED:
+                mapping = mmap.mmap(-1, step, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+                frames = _page_frames(mapping)
+                if (first := _piece(frames, wanted, (1 << address_bits) // PAGE)) is not None:
+                    self._physical.append(mapping)
+                    return DmaMemory(mapping, frames[first] * PAGE, first * PAGE, size)
+                misfits.append(mapping)
+        finally:
+            for mapping in misfits:
+                mapping.close()
         raise DeviceError(f"no {size} bytes in one piece below {address_bits} address bits: memory is scattered")
 
     def reset(self) -> None:
@@ -363,6 +369,27 @@ def open_node(path: Path) -> int:
 
 def address_of(mapping: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+_SPARED = 32 << 20
+"""Bytes that are left to others in a search for memory."""
+
+
+def _piece(frames: Sequence[int], wanted: int, limit: int) -> int | None:
+    """Where the first `wanted` frames begin that follow each other, all below `limit`; a frame 0 is none."""
+    run = 0
+    for index, frame in enumerate(frames):
+        follows = run and frame == frames[index - 1] + 1
+        run = (run + 1 if follows else 1) if 0 < frame < limit else 0
+        if run == wanted:
+            return index - wanted + 1
+    return None
+
+
+def _available_memory() -> int:
+    """Bytes that programs can have, as the kernel sees it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
 def _page_frames(mapping: mmap.mmap) -> list[int]:
