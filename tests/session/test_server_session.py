@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -27,24 +26,6 @@ from vfio_user.wire import (
     encode_version,
 )
 from vfio_user.wire.layouts import DMA_ACCESS, DMA_MAP, REGION_ACCESS
-
-
-@pytest.fixture
-def device() -> Prober:
-    return Prober()
-
-
-@pytest.fixture
-def server(device: Prober, tmp_path: Path) -> Iterator[Server]:
-    with Server(device, str(tmp_path / "socket")) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client.connect(str(server.listener.address)) as client:
-        yield client
-
 
 Request = tuple[Command, bytes, int]
 """Command, payload, flags."""

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,23 +29,6 @@ from vfio_user.wire import (
 )
 from vfio_user.wire.constants import IrqIndex
 from vfio_user.wire.layouts import REGION_ACCESS
-
-
-@pytest.fixture
-def device() -> Prober:
-    return Prober()
-
-
-@pytest.fixture
-def server(device: Prober, tmp_path: Path) -> Iterator[Server]:
-    with Server(device, str(tmp_path / "socket")) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client.connect(str(server.listener.address)) as client:
-        yield client
 
 
 def test_a_client_that_goes_away_leaves_the_device_ready_for_the_next(device: Prober, server: Server) -> None:
