@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import random
+import socket
 import subprocess
 import time
 from hashlib import sha256
@@ -23,6 +24,7 @@ from work import Work
 APPEARING = 30.0  # seconds for the driver to find the namespace
 WARNING = 4  # of syslog(2)
 MIB = 1 << 20
+_UEVENTS = 15  # NETLINK_KOBJECT_UEVENT
 
 
 class DiskWork(Work):
@@ -196,18 +198,31 @@ class Files(DiskWork):
             run("umount", str(self.folder))
 
 
-def namespace(slot: str) -> Path:
-    """The device of a controller's first namespace, when the driver has found it."""
-    end = time.monotonic() + APPEARING
-    while True:
-        for controller in Path("/sys/bus/pci/devices", slot).glob("nvme/nvme*"):
-            for found in controller.glob("nvme*n*/nsid"):
-                disk = Path("/dev", found.parent.name)
-                if int(found.read_text()) == 1 and disk.is_block_device():
-                    return disk
-        if time.monotonic() > end:
-            raise DeviceError(f"the kernel has found no namespace 1 of {slot} in {APPEARING:g} s")
-        time.sleep(0.02)
+def namespace(slot: str, nsid: int = 1, size: int | None = None, seconds: float = APPEARING) -> Path:
+    """The device of a controller's namespace, when the driver has found it (and so many bytes). Raises DeviceError.
+
+    The kernel announces a disk that is there, and one that has another size: uevents.
+    """
+    end = time.monotonic() + seconds
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _UEVENTS) as news:
+        news.bind((0, 1))
+        while (disk := _find_namespace(slot, nsid, size)) is None:
+            if (left := end - time.monotonic()) <= 0:
+                raise DeviceError(f"the kernel has found no namespace {nsid} of {slot}, or of another size")
+            news.settimeout(left)
+            with contextlib.suppress(OSError):  # in vain, or more news than the socket holds: look again
+                news.recv(8192)
+    return disk
+
+
+def _find_namespace(slot: str, nsid: int, size: int | None) -> Path | None:
+    for found in Path("/sys/bus/pci/devices", slot).glob("nvme/nvme*/nvme*n*/nsid"):
+        disk = Path("/dev", found.parent.name)
+        with contextlib.suppress(FileNotFoundError):  # it goes away
+            has = int((found.parent / "size").read_text()) * 512
+            if int(found.read_text()) == nsid and disk.is_block_device() and (has if size is None else has == size):
+                return disk
+    return None
 
 
 def run(*command: str) -> Any:
