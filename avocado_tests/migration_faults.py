@@ -22,6 +22,7 @@ from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import Limits, Phase, Plan, Tuning, Verdict
+from vfio_user.harness.qmp import EventLog
 
 
 @dataclass
@@ -63,14 +64,14 @@ class Scene:
 
     def interrupt(self) -> None:
         """Cut the link as soon as QEMU uses it, and mend it while TCP still has patience."""
-        threading.Thread(target=self._interrupt, daemon=True).start()
+        begins = self.guest.qmp.events.branch()  # the coordinator takes the others
+        is_used = self.guest.qmp.command("query-migrate").get("status") in ("active", "pre-switchover")
+        threading.Thread(target=self._interrupt, args=(None if is_used else begins,), daemon=True).start()
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, begins: EventLog | None) -> None:
         assert self.pair.cable is not None
-        qmp, deadline = self.guest.qmp, Deadline(self.plan.limits.total)
-        # Asked, for the event is the coordinator's: whoever waits for one takes it.
-        while qmp.command("query-migrate").get("status") not in ("active", "pre-switchover") and not deadline.passed:
-            time.sleep(0.01)
+        if begins is not None:
+            begins.take("MIGRATION", {"status": "active"}, Deadline(self.plan.limits.total))
         self.pair.cable.cut()
         time.sleep(1)
         self.pair.cable.mend()

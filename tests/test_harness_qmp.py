@@ -190,6 +190,17 @@ def test_a_waiter_wakes_up_for_an_event_of_another_thread() -> None:
     assert log.take("RESUME", {}, Deadline(10))["event"] == "RESUME"
 
 
+def test_who_looks_on_takes_an_event_from_nobody() -> None:
+    log = EventLog()
+    log.put({"event": "BEFORE"})
+    branch = log.branch()
+    log.put({"event": "STOP"})
+    assert [each.take("STOP", {}, Deadline(0))["event"] for each in (log, branch)] == ["STOP", "STOP"]
+    log.close("QEMU is gone")
+    with pytest.raises(QmpLost):
+        branch.take("BEFORE", {}, Deadline(0))
+
+
 def test_forgetting_leaves_events_of_other_names() -> None:
     log = EventLog()
     log.put(event("STOP"))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
@@ -69,18 +70,31 @@ class EventLog:
     def __init__(self) -> None:
         self._arrived = threading.Condition()
         self._waiting: list[dict[str, Any]] = []
+        self._branches: WeakSet[EventLog] = WeakSet()
         self._closed = ""
+
+    def branch(self) -> EventLog:
+        """Another log of what comes from now on, for whoever looks on: what is taken here stays there."""
+        with self._arrived:
+            branch = EventLog()
+            branch._closed = self._closed
+            self._branches.add(branch)
+        return branch
 
     def put(self, event: dict[str, Any]) -> None:
         with self._arrived:
             self._waiting.append(event)
             self._arrived.notify_all()
+            for branch in self._branches:
+                branch.put(event)
 
     def close(self, reason: str) -> None:
         """No more events will come: every waiter, now or later, is told why."""
         with self._arrived:
             self._closed = reason
             self._arrived.notify_all()
+            for branch in self._branches:
+                branch.close(reason)
 
     def take(self, name: str, pattern: Mapping[str, object], deadline: Deadline) -> dict[str, Any]:
         """The first event `name` whose data matches. Raises `QmpTimeout`, or `QmpLost` when none can come."""
