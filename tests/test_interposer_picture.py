@@ -9,6 +9,7 @@ import pytest
 
 from tests.interposer_bench import Bench, dma_map, read, request, write
 from vfio_user.interposer.picture import Picture
+from vfio_user.interposer.restore import irq_messages
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags, RegionIndex, UnmapFlags
@@ -30,9 +31,11 @@ def picture(bench: Bench) -> Picture:
     return bench.session.picture
 
 
-def set_irqs(bench: Bench, flags: IrqSetFlags, start: int, count: int, fds: list[int] | None = None) -> None:
+def set_irqs(
+    bench: Bench, flags: IrqSetFlags, start: int, count: int, fds: list[int] | None = None, bools: bytes = b""
+) -> None:
     payload = at.IRQ_SET.pack(at.IRQ_SET.size, flags, IrqIndex.MSIX, start, count)
-    bench.exchange(request(Command.SET_IRQS, payload, fds=fds))
+    bench.exchange(request(Command.SET_IRQS, payload + bools, fds=fds))
 
 
 def unmap(bench: Bench, iova: int, size: int, flags: int = 0) -> None:
@@ -56,6 +59,35 @@ def test_masks_are_known(bench: Bench, picture: Picture) -> None:
     set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_NONE, 1, 3)
     set_irqs(bench, IrqSetFlags.UNMASK | IrqSetFlags.DATA_NONE, 2, 1)
     assert picture.irqs[IrqIndex.MSIX].masked == {1, 3}
+
+
+def test_a_vector_that_a_table_of_booleans_leaves_out_keeps_its_mask(bench: Bench, picture: Picture) -> None:
+    set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_BOOL, 0, 4, bools=bytes([0, 1, 0, 1]))
+    assert picture.irqs[IrqIndex.MSIX].masked == {1, 3}
+    set_irqs(bench, IrqSetFlags.UNMASK | IrqSetFlags.DATA_BOOL, 1, 3, bools=bytes([0, 0, 1]))
+    assert picture.irqs[IrqIndex.MSIX].masked == {1}
+
+
+def test_descriptors_do_not_mask(bench: Bench, picture: Picture) -> None:
+    set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_EVENTFD, 0, 4)
+    set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_NONE, 2, 1)
+    set_irqs(bench, IrqSetFlags.UNMASK | IrqSetFlags.DATA_EVENTFD, 0, 4)
+    assert picture.irqs[IrqIndex.MSIX].masked == {2}
+
+
+def test_a_vector_without_a_descriptor_of_its_own_has_none(bench: Bench, picture: Picture) -> None:
+    events = [os.eventfd(0) for _ in range(3)]
+    set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 0, 3, events)
+    set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 1, 2, events[:1])
+    for event in events:
+        os.close(event)
+    assert sorted(picture.irqs[IrqIndex.MSIX].eventfds) == [0, 1]
+
+
+def test_a_new_server_is_told_of_exactly_what_was_masked(bench: Bench, picture: Picture) -> None:
+    set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_BOOL, 0, 6, bools=bytes([1, 1, 0, 0, 0, 1]))
+    told = [at.IRQ_SET.unpack(payload) for payload, _ in irq_messages(picture, fds_each=16)]
+    assert [(message.start, message.nr_vectors) for message in told] == [(0, 2), (5, 1)]
 
 
 def test_eventfds_are_known_until_the_index_is_disabled(bench: Bench, picture: Picture) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from vfio_user.errors import ProtocolError
 from vfio_user.interposer.descriptors import FdStore, FileKey, file_key
@@ -239,22 +240,21 @@ class Picture:
         asked = at.IRQ_SET.unpack(request.payload)
         irqs = self.irqs.setdefault(asked.irq, Irqs())
         vectors = range(asked.start, asked.start + min(asked.nr_vectors, 1 << 16))
-        if asked.flags & IrqSetFlags.TRIGGER:
+        if asked.flags & IrqSetFlags.DATA_EVENTFD:
+            kept = irqs.eventfds if asked.flags & IrqSetFlags.TRIGGER else irqs.unmask
+            if not asked.flags & IrqSetFlags.MASK:  # an eventfd that masks: no client of ours has one, nor any server
+                self._replace(kept, dict(zip_longest(vectors, request.fds[: len(vectors)], fillvalue=-1)))
+        elif asked.flags & IrqSetFlags.TRIGGER:
             if asked.flags & IrqSetFlags.DATA_NONE and not asked.nr_vectors:
                 self._replace(irqs.eventfds, dict.fromkeys(list(irqs.eventfds), -1))
                 self._replace(irqs.unmask, dict.fromkeys(list(irqs.unmask), -1))
                 irqs.masked.clear()
-            elif asked.flags & IrqSetFlags.DATA_EVENTFD:
-                fds = request.fds or [-1] * len(vectors)
-                self._replace(irqs.eventfds, dict(zip(vectors, fds, strict=False)))
-        elif asked.flags & IrqSetFlags.DATA_EVENTFD:
-            fds = request.fds or [-1] * len(vectors)
-            if asked.flags & IrqSetFlags.UNMASK:
-                self._replace(irqs.unmask, dict(zip(vectors, fds, strict=False)))
-        elif asked.flags & IrqSetFlags.MASK:
-            irqs.masked.update(vectors)
-        elif asked.flags & IrqSetFlags.UNMASK:
-            irqs.masked.difference_update(vectors)
+        else:
+            meant = _meant(asked.flags, vectors, request.payload[at.IRQ_SET.size :])
+            if asked.flags & IrqSetFlags.MASK:
+                irqs.masked.update(meant)
+            else:
+                irqs.masked.difference_update(meant)
 
     def _replace(self, kept: dict[int, int], fds: dict[int, int]) -> None:
         """Set the descriptors of some vectors; -1 takes one away."""
@@ -309,6 +309,13 @@ class Picture:
                 return place + 8
             place, seen = image[place + 1] & 0xFC, seen + 1
         return len(image)
+
+
+def _meant(flags: int, vectors: range, bools: bytes) -> Iterable[int]:
+    """The vectors that a request without descriptors is about: bytes equal to 1 count, as in libvfio-user (irq.c)."""
+    if not flags & IrqSetFlags.DATA_BOOL:
+        return vectors
+    return [vector for vector, flag in zip(vectors, bools, strict=False) if flag == 1]
 
 
 def _proposal(dialect: Dialect, payload: bytes) -> Proposal | None:

@@ -62,7 +62,7 @@ async def restore(session: Session, state: int | None = None) -> None:
             await migration.write(piece)
     for offset, data in list(picture.config_to_restore()):
         await asking.region_write(session, RegionIndex.CONFIG, offset, data)
-    for payload, fds in list(_irq_messages(picture, fds_per_message(session))):
+    for payload, fds in list(irq_messages(picture, fds_per_message(session))):
         await asking.request(session, Command.SET_IRQS, payload, fds=fds)
     if state is not None:
         await (await migration_of(session)).set_state(MigrationState.RUNNING)
@@ -174,7 +174,7 @@ async def _map(session: Session, maps: list[Mapping]) -> None:
     await asking.request(session, Command.DMA_MAP, payload, fds=fds)
 
 
-def _irq_messages(picture: Picture, fds_each: int) -> Iterator[tuple[bytes, list[int]]]:
+def irq_messages(picture: Picture, fds_each: int) -> Iterator[tuple[bytes, list[int]]]:
     """SET_IRQS messages that set every index up as it was."""
     trigger, unmask = IrqSetFlags.TRIGGER, IrqSetFlags.UNMASK
     for index, irqs in picture.irqs.items():
@@ -182,12 +182,13 @@ def _irq_messages(picture: Picture, fds_each: int) -> Iterator[tuple[bytes, list
             for start, run in _runs(fds, fds_each):
                 flags = IrqSetFlags.DATA_EVENTFD | action
                 yield at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, start, len(run)), run
-        for vector in sorted(irqs.masked):
-            yield at.IRQ_SET.pack(at.IRQ_SET.size, IrqSetFlags.DATA_NONE | IrqSetFlags.MASK, index, vector, 1), []
+        flags = IrqSetFlags.DATA_NONE | IrqSetFlags.MASK
+        for start, run in _runs(dict.fromkeys(irqs.masked, -1), len(irqs.masked)):
+            yield at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, start, len(run)), []
 
 
 def _runs(fds: dict[int, int], most: int) -> Iterator[tuple[int, list[int]]]:
-    """Consecutive vectors with their descriptors, at most so many together."""
+    """Consecutive vectors with what each has, at most so many together."""
     start, run = 0, list[int]()
     for vector in sorted(fds):
         if run and (vector != start + len(run) or len(run) == most):
