@@ -19,6 +19,7 @@ from vfio_user.wire import (
     CURRENT,
     DIALECTS,
     DRAFT_V6,
+    ERROR,
     NO_REPLY,
     REGION_MIGRATION,
     REPLY,
@@ -67,6 +68,22 @@ def test_an_error_reply_raises_its_errno_and_command() -> None:
         with pytest.raises(RemoteError) as caught:
             client.reset()
         assert (caught.value.errno, caught.value.command) == (errno.EPERM, "DEVICE_RESET")
+
+
+def test_errors_name_the_command_that_was_asked_whatever_the_reply_says() -> None:
+    """The specification has the id echoed, and nothing else."""
+
+    def anonymous(server: ScriptedServer, message: Message) -> Message:
+        if message.command == server.number(Command.DEVICE_RESET):
+            return Message(message.id, 0, REPLY | ERROR, errno.EPERM)
+        server.fds.append(os.open("/dev/null", os.O_RDONLY))
+        return Message(message.id, 0, REPLY, 0, b"", server.fds[-1:])
+
+    with talking(anonymous) as (client, _):
+        with pytest.raises(RemoteError, match="answers DEVICE_RESET with EPERM"):
+            client.reset()
+        with pytest.raises(ProtocolError, match="the reply to DEVICE_GET_IRQ_INFO"):
+            client.irq_info(0)
 
 
 def test_an_error_without_errno_is_an_error() -> None:

@@ -83,7 +83,7 @@ class Connection:
         if capabilities is None:
             capabilities = self.default_capabilities(twin_socket=twin_socket)
         proposal = encode_version(self.dialect, minor, capabilities)
-        reply = self.checked(self.wait(self.submit(Command.VERSION, proposal)), fds=True)
+        reply = self.request(Command.VERSION, proposal)
         try:
             server = decode_version(self.dialect, reply.payload)
             if server.minor > minor:
@@ -156,18 +156,23 @@ class Connection:
         Raises:
             RemoteError: the server answers with an error.
         """
-        reply = self.wait(self.submit(command, payload, fds), timeout=timeout)
-        return self.checked(reply, fds=self.dialect.shapes[command].fds == "reply")
+        return self.checked(command, self.wait(self.submit(command, payload, fds), timeout=timeout))
 
-    def checked(self, reply: Message, *, fds: bool = False) -> Message:
-        """`reply`, if it is a good one; whether it may carry descriptors is `fds`."""
+    def checked(self, command: Command, reply: Message) -> Message:
+        """The reply to `command`, if it is a good one.
+
+        What is wrong is said of the command that was asked; a reply's own need not be that, as only ids are echoed.
+
+        Raises:
+            RemoteError: the server answers with an error.
+            ProtocolError: it brings descriptors, where the dialect has none.
+        """
         if reply.failed:
             close_all(reply.fds)
-            command = self.dialect.command(reply.command)
-            raise RemoteError(reply.errno, command.value if command else f"command {reply.command}", reply)
-        if reply.fds and not fds:
+            raise RemoteError(reply.errno, command.value, reply)
+        if reply.fds and self.dialect.shapes[command].fds != "reply":
             close_all(reply.fds)
-            raise ProtocolError(f"{len(reply.fds)} descriptors with the reply to command {reply.command}")
+            raise ProtocolError(f"{len(reply.fds)} descriptors with the reply to {command.value}")
         return reply
 
     def raw(

@@ -59,7 +59,7 @@ class DmaCalls(Connection):
         else:
             pending = [self._submit_map(m) for m in mappings]
             for reply in self.gather(pending):
-                self.checked(reply)
+                self.checked(Command.DMA_MAP, reply)
         for mapping in mappings:
             self.memory.add(mapping)
 

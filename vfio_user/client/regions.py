@@ -154,7 +154,8 @@ class RegionCalls(Connection):
         reads = list(reads)
         pending = [self.submit(Command.REGION_READ, REGION_ACCESS.pack(at, region, n)) for region, at, n in reads]
         replies = self.gather(pending)
-        return [self.read_reply(self.checked(reply), n) for reply, (_, _, n) in zip(replies, reads, strict=True)]
+        good = [self.checked(Command.REGION_READ, reply) for reply in replies]
+        return [self.read_reply(reply, count) for reply, (_, _, count) in zip(good, reads, strict=True)]
 
     def write_multi(self, writes: Sequence[tuple[int, int, bytes]], *, posted: bool = False) -> int:
         """Several (region, offset, up to 8 bytes) in one message; how many the server says it did.

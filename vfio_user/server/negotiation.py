@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from typing import NamedTuple
 
 from vfio_user.device import CURRENT_POLICY
 from vfio_user.errors import ProtocolError
-from vfio_user.transport import Stream
+from vfio_user.transport import Stream, close_all
 from vfio_user.wire import MAX_DATA, Capabilities, Command, Dialect, Framer, Message, decode_version, encode_version
+
+log = logging.getLogger("vfio_user.server")
 
 SERVER_FDS = 16
 """Descriptors per message that a server says it takes: QEMU sends at most 16."""
@@ -43,21 +46,27 @@ class Twin:
         self._lock = threading.Lock()
 
     def exchange(self, message: Message) -> Message:
-        """Send a request and wait for its reply.
+        """Send a request and wait for its reply; replies to anything else are dropped.
 
         Raises:
-            ProtocolError: the client answered something else, or went away.
+            ProtocolError: the client sent something that is no reply, or went away.
         """
         with self._lock:
             self._stream.send(message.encode())
-            while (answer := self._framer.next()) is None:
-                count, fds = self._stream.receive(self._framer.room())
-                self._framer.received(count, fds)
-                if not count:
-                    raise ProtocolError("the client closed the twin socket", errno.ECONNRESET)
-        if not answer.is_reply or answer.id != message.id:
-            raise ProtocolError(f"message {answer.id} on the twin socket is no reply to {message.id}", errno.EPROTO)
+            while (answer := self._next()).id != message.id:
+                log.warning("dropped: a reply to id %d on the twin socket, which nobody asked", answer.id)
         return answer
+
+    def _next(self) -> Message:
+        while (reply := self._framer.next()) is None:
+            count, fds = self._stream.receive(self._framer.room())
+            self._framer.received(count, fds)
+            if not count:
+                raise ProtocolError("the client closed the twin socket", errno.ECONNRESET)
+        close_all(reply.fds)
+        if not reply.is_reply:
+            raise ProtocolError(f"command {reply.command} on the twin socket, where replies belong", errno.EPROTO)
+        return reply
 
     def close(self) -> None:
         self._framer.close()
