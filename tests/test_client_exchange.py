@@ -28,8 +28,9 @@ from vfio_user.wire import (
     Dialect,
     Message,
 )
-from vfio_user.wire.constants import DmaFlags
-from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32, REGION_ACCESS, VM_INTERRUPT
+from vfio_user.wire.constants import DmaFlags, RegionFlags
+from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32, REGION_ACCESS, REGION_INFO, VM_INTERRUPT
+from vfio_user.wire.region_info import RegionDescription, encode_region_info
 
 
 @contextmanager
@@ -333,6 +334,30 @@ def test_interrupt_messages_of_the_draft_are_kept_in_order() -> None:
 
 
 # VERSION
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+@pytest.mark.parametrize("said", [64, 32, 0], ids=["what it needs", "what it sent", "nothing"])
+def test_a_region_that_has_capabilities_and_shows_none_is_asked_for_again(dialect: Dialect, said: int) -> None:
+    """Taken for all there is, it would be a region of which everything may be mapped."""
+    region = RegionDescription(2, 0x4000, RegionFlags.READ | RegionFlags.MMAP, sparse=((0x1000, 0x1000),))
+    rooms = []
+
+    def in_two_steps(server: ScriptedServer, message: Message) -> Message:
+        rooms.append(REGION_INFO.unpack(message.payload).argsz)
+        if rooms[-1] < 64:
+            return message.reply(REGION_INFO.pack(said, region.flags | RegionFlags.CAPS, 2, 0, region.size, 0))
+        return message.reply(encode_region_info(region, rooms[-1])[0])
+
+    with talking(in_two_steps, dialect=dialect) as (client, _):
+        assert client.region_info(2).mappable == ((0x1000, 0x1000),)
+    assert len(rooms) == 2
+
+
+def test_capabilities_that_never_come_are_a_protocol_error() -> None:
+    empty = REGION_INFO.pack(32, RegionFlags.CAPS, 2, 0, 0x4000, 0)
+    with talking(lambda _, message: message.reply(empty)) as (client, _), pytest.raises(ProtocolError):
+        client.region_info(2)
 
 
 def test_a_minor_above_the_proposed_one_is_refused() -> None:

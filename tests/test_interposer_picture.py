@@ -10,7 +10,7 @@ import pytest
 from tests.interposer_bench import Bench, dma_map, read, request, write
 from vfio_user.interposer.picture import Picture
 from vfio_user.interposer.restore import irq_messages
-from vfio_user.wire import Command
+from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags, RegionIndex, UnmapFlags
 
@@ -116,3 +116,17 @@ def test_a_function_level_reset_is_not_asked_for_again(bench: Bench, picture: Pi
     bench.exchange(read(CONFIG, 0, 256), at.REGION_ACCESS.pack(0, CONFIG, 256, tail=bytes(space)))
     bench.exchange(write(CONFIG, DEVICE_CONTROL, (FLR | 0x2810).to_bytes(2, "little")))
     assert list(picture.config_to_restore()) == [(DEVICE_CONTROL, (0x2810).to_bytes(2, "little"))]
+
+
+@pytest.mark.parametrize("bitmaps", [True, False])
+def test_the_drafts_tables_unmap_whether_or_not_they_ask_for_bitmaps(bitmaps: bool) -> None:
+    picture = Picture(DRAFT_V6)
+    table = b"".join(at.DMA_ENTRY_V6.pack(page << 12, 4096, 0, 3, 0) for page in range(4))
+    picture.exchanged(Message(0, DRAFT_V6.number(Command.DMA_MAP), payload=table), None)
+    entries = [at.DMA_ENTRY_V6.pack(page << 12, 4096, 0, 0, int(bitmaps)) for page in (1, 3)]
+    bitmap = at.BITMAP_V6.pack(4096, 8, 0) if bitmaps else b""
+    picture.exchanged(
+        Message(1, DRAFT_V6.number(Command.DMA_UNMAP), payload=b"".join(entry + bitmap for entry in entries)), None
+    )
+    assert sorted(picture.maps) == [0, 0x2000]
+    picture.close()

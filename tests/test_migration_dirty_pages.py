@@ -62,6 +62,33 @@ def test_the_draft_answers_each_range_with_its_bitmap(skipped: int) -> None:
     assert left(migration) == 0
 
 
+@pytest.mark.parametrize(("size", "bits"), [(1, b"\x01"), (5, b"\x01\0\0\0\2"), (8, None), (12, None), (4096, None)])
+def test_the_drafts_bitmap_has_the_size_that_was_asked_for(size: int, bits: bytes | None) -> None:
+    """Its text has no word of words: whatever holds the bits will do, and what is more is zeros."""
+    migration = logging(0, 33)
+    length = min(8 * size, 64) * 4096 if bits else SIZE
+    expected = bits or (1 | 1 << 33).to_bytes(size, "little")
+    for answer in (
+        migration.dirty_pages(get_v6((BASE, length, 4096, size)), DRAFT_V6),
+        logging(0, 33).unmap_bitmaps([(BASE, length, 4096, size)]),
+    ):
+        assert answer == struct.pack("<QQQ", 4096, size, 0) + expected
+
+
+def test_a_table_with_a_bad_bitmap_request_loses_no_page() -> None:
+    migration = logging(5)
+    for bad in (
+        (BASE, SIZE, 4096, 7),
+        (BASE, SIZE, 0, 8),
+        (BASE, SIZE, 4096, (1 << 20) - 7),
+        (BASE, SIZE, 4096, 1 << 60),
+    ):
+        with pytest.raises(ProtocolError) as refused:
+            migration.unmap_bitmaps([(BASE, SIZE, 4096, 8), bad])
+        assert refused.value.errno == errno.EINVAL
+    assert left(migration) == 1 << 5
+
+
 @BOTH
 def test_the_log_starts_with_the_negotiated_page_size_and_stops(dialect: Dialect) -> None:
     migration = logging(7, dialect=dialect)

@@ -22,7 +22,7 @@ from vfio_user.wire.layouts import (
     DeviceInfo,
     IoFd,
 )
-from vfio_user.wire.region_info import RegionDescription, decode_region_info
+from vfio_user.wire.region_info import RegionDescription, decode_region_info, room_for_all
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,22 @@ class RegionCalls(Connection):
         self.request(Command.DEVICE_RESET)
 
     def region_info(self, index: int) -> Region:
-        """Describe a region, in two steps where the dialect has it so.
+        """Describe a region, in two steps where the first reply is not all there is; the draft's servers may do so too.
 
         The region's descriptor belongs to the client; it is closed when the region is described again.
+
+        Raises:
+            ProtocolError: the description is malformed, or says that it has capabilities and has none.
         """
         reply = self._region_info(index, REGION_INFO.size)
-        region, needed = decode_region_info(reply.payload)
-        if self.dialect.two_step_region_info and needed > REGION_INFO.size:
-            close_all(reply.fds)
-            reply = self._region_info(index, needed)
+        try:
+            if (room := room_for_all(reply.payload)) is not None:
+                close_all(reply.fds)
+                reply = self._region_info(index, room)
             region, _ = decode_region_info(reply.payload)
+        except ProtocolError:
+            close_all(reply.fds)
+            raise
         close_all(reply.fds[1:])
         fd = reply.fds[0] if reply.fds else None
         if index in self._region_fds:

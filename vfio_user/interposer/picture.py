@@ -30,6 +30,7 @@ from vfio_user.wire.constants import (
 )
 from vfio_user.wire.constants import MigrationState as State
 from vfio_user.wire.region_info import RegionDescription, decode_region_info
+from vfio_user.wire.unmap_table import unmap_table
 
 CONFIG_REGION = struct.pack("<I", RegionIndex.CONFIG)
 _HOT = (Command.REGION_READ, Command.REGION_WRITE, Command.DMA_READ, Command.DMA_WRITE)
@@ -207,7 +208,7 @@ class Picture:
 
     def _dma_unmap(self, request: Message, _: Message | None) -> None:
         if self.dialect.shapes[Command.DMA_UNMAP].request is None:
-            for entry in at.DMA_ENTRY_V6.unpack_all(request.payload):
+            for entry in unmap_table(request.payload):
                 self._unmap_within(entry.address, entry.size)
             return
         asked = at.DMA_UNMAP.unpack(request.payload)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vfio_user.errors import ProtocolError
 from vfio_user.migration.dirty_log import bitmap_size
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.constants import DirtyPagesFlags
-from vfio_user.wire.layouts import BITMAP_V6, DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6, DirtyRange
+from vfio_user.wire.layouts import BITMAP_V6, DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6
 
 if TYPE_CHECKING:
     from vfio_user.migration.migration import Migration
@@ -49,11 +50,38 @@ def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_
         ProtocolError: EINVAL for a page size that is none, another bitmap size than the range needs, or while no log
             is kept; ENOENT where nothing is mapped.
     """
+    _check_range(iova, size, pgsize)
+    if bitmap_bytes != bitmap_size(size, pgsize):
+        raise _misfit(bitmap_bytes, size, pgsize)
+    return migration.device.dma.take_dirty(iova, size, pgsize)
+
+
+def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, int]]) -> bytes:
+    """The draft's bitmaps of some (iova, size, pgsize, bitmap size), as its replies have them: structures and bits.
+
+    The draft says nothing of words: any size will do that has all the bits, and what is more is zeros. All is checked
+    before the first is taken; raises as `take_bitmap`, and EINVAL for more than a message holds.
+    """
+    if sum(bitmap_bytes for *_, bitmap_bytes in asked) > MAX_REPLY:
+        raise _refuse("bitmaps larger than a message")
+    for iova, size, pgsize, bitmap_bytes in asked:
+        _check_range(iova, size, pgsize)
+        if bitmap_bytes * 8 < -(-size // pgsize):
+            raise _misfit(bitmap_bytes, size, pgsize)
+    reply = b""
+    for iova, size, pgsize, bitmap_bytes in asked:
+        bits = migration.device.dma.take_dirty(iova, size, pgsize)
+        reply += BITMAP_V6.pack(pgsize, bitmap_bytes, 0, tail=bits[:bitmap_bytes].ljust(bitmap_bytes, b"\0"))
+    return reply
+
+
+def _check_range(iova: int, size: int, pgsize: int) -> None:
     if pgsize <= 0 or pgsize & (pgsize - 1) or size <= 0 or iova + size > 1 << 64:
         raise _refuse(f"{size:#x} bytes at {iova:#x} in pages of {pgsize:#x}")
-    if bitmap_bytes != bitmap_size(size, pgsize):
-        raise _refuse(f"a bitmap of {bitmap_bytes} bytes for {size:#x} bytes in pages of {pgsize:#x}")
-    return migration.device.dma.take_dirty(iova, size, pgsize)
+
+
+def _misfit(bitmap_bytes: int, size: int, pgsize: int) -> ProtocolError:
+    return _refuse(f"a bitmap of {bitmap_bytes} bytes for {size:#x} bytes in pages of {pgsize:#x}")
 
 
 def _get_bitmap(migration: Migration, payload: bytes, argsz: int) -> bytes:
@@ -74,14 +102,8 @@ def _get_bitmaps_v6(migration: Migration, payload: bytes) -> bytes:
     skipped = ranges % DIRTY_RANGE_V6.size
     if skipped not in _V6_DATA or ranges < DIRTY_RANGE_V6.size:
         raise _refuse(f"{ranges} bytes are no ranges")
-    asked = [DirtyRange(*range_[:4]) for range_ in DIRTY_RANGE_V6.unpack_all(payload, DIRTY_PAGES.size + skipped)]
-    if sum(range_.bitmap_size for range_ in asked) > MAX_REPLY:
-        raise _refuse("bitmaps larger than a message")
-    reply = b""
-    for range_ in asked:
-        bits = take_bitmap(migration, *range_)
-        reply += BITMAP_V6.pack(range_.pgsize, range_.bitmap_size, 0, tail=bits)
-    return reply
+    found = DIRTY_RANGE_V6.unpack_all(payload, DIRTY_PAGES.size + skipped)
+    return take_bitmaps_v6(migration, [range_[:4] for range_ in found])
 
 
 def _refuse(what: str) -> ProtocolError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vfio_user.errors import ProtocolError
 from vfio_user.migration import dirty_pages, features
@@ -143,6 +143,10 @@ class Migration:
     def unmap_bitmap(self, iova: int, size: int, pgsize: int, bitmap_size: int) -> bytes:
         """The bitmap that DMA_UNMAP asks for; it is to be taken before the unmapping, once that is known to succeed."""
         return dirty_pages.take_bitmap(self, iova, size, pgsize, bitmap_size)
+
+    def unmap_bitmaps(self, asked: Sequence[tuple[int, int, int, int]]) -> bytes:
+        """The same for the ranges of the draft's table, (iova, size, pgsize, bitmap size): the reply's payload."""
+        return dirty_pages.take_bitmaps_v6(self, asked)
 
     @property
     def region(self) -> MigrationRegion:

@@ -26,6 +26,7 @@ from vfio_user.wire.constants import (
     UnmapFlags,
 )
 from vfio_user.wire.region_info import RegionDescription, encode_region_info
+from vfio_user.wire.unmap_table import unmap_table
 
 if TYPE_CHECKING:
     from vfio_user.device import Dma, RegionInfo
@@ -124,30 +125,15 @@ def dma_unmap(session: Session, message: Message) -> Reply:
 
 
 def _dma_unmap_table(session: Session, message: Message) -> Reply:
-    """The draft's table: entries of 32 bytes, or of 56 where each asks for its bitmap.
-
-    Entries with and without a request in one message have no defined layout; the first entry decides.
-    """
-    payload = message.payload
-    first = at.DMA_ENTRY_V6.unpack(payload)
-    with_bitmaps = bool(first.flags & UnmapFlags.GET_DIRTY_BITMAP)
-    stride = at.DMA_ENTRY_V6.size + (at.BITMAP_V6.size if with_bitmaps else 0)
-    if len(payload) % stride:
-        raise _refuse(f"DMA_UNMAP: {len(payload)} bytes are no table of {stride}-byte entries")
-    entries = [at.DMA_ENTRY_V6.unpack(payload, offset) for offset in range(0, len(payload), stride)]
-    if any(entry.flags != first.flags or entry.flags > UnmapFlags.GET_DIRTY_BITMAP for entry in entries):
-        raise _refuse("DMA_UNMAP: unknown or mixed flags")
-    dma = session.device.dma
-    for entry in entries:  # a table is one request: all of it or nothing
+    """The draft's table: one request, all of it or nothing."""
+    dma, entries = session.device.dma, unmap_table(message.payload)
+    for entry in entries:
         if not dma.has_any(entry.address, entry.size):
             raise _refuse(f"DMA_UNMAP: nothing is mapped at {entry.address:#x}", errno.ENOENT)
-    reply = b""
+    wanted = [(entry.address, entry.size, entry.bitmap.pgsize, entry.bitmap.size) for entry in entries if entry.bitmap]
     with session.quiet():
-        for index, entry in enumerate(entries):
-            if with_bitmaps:
-                bitmap = at.BITMAP_V6.unpack(payload, index * stride + at.DMA_ENTRY_V6.size)
-                bits = _migration(session).unmap_bitmap(entry.address, entry.size, bitmap.pgsize, bitmap.size)
-                reply += at.BITMAP_V6.pack(bitmap.pgsize, bitmap.size, 0, tail=bits)
+        reply = _migration(session).unmap_bitmaps(wanted) if wanted else b""
+        for entry in entries:
             dma.unmap(entry.address, entry.size)
     return reply, []
 
@@ -167,11 +153,11 @@ def get_info(session: Session, message: Message) -> Reply:
 
 def get_region_info(session: Session, message: Message) -> Reply:
     request = at.REGION_INFO.unpack(message.payload)
-    two_step = session.dialect.two_step_region_info
-    if two_step and request.argsz < at.REGION_INFO.size:
+    room = request.argsz if request.argsz >= at.REGION_INFO.size else None
+    if room is None and session.dialect.region_info_needs_argsz:
         raise _refuse(f"GET_REGION_INFO: argsz {request.argsz} is below {at.REGION_INFO.size}")
     region = _region(session, request.region)
-    payload, complete = encode_region_info(_description(region), request.argsz if two_step else None)
+    payload, complete = encode_region_info(_description(region), room)
     return payload, [region.fd] if complete and region.fd is not None and region.flags & RegionFlags.MMAP else []
 
 

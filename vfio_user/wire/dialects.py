@@ -88,8 +88,9 @@ class Dialect:
     """What mapping over an existing DMA region is answered with."""
     write_reply_counts: bool
     """Whether REGION_WRITE's reply carries the count written; the draft wants 0."""
-    two_step_region_info: bool
-    """Whether `argsz` says how much of REGION_INFO fits, with a truncated reply when it is less."""
+    region_info_needs_argsz: bool
+    """Whether GET_REGION_INFO has to say in `argsz` how much of the reply fits. In the draft it need not, and then gets
+    all of it; one that says so gets no more, as its client asks again."""
     migration_region: bool
     """Whether migration is v1: a device-specific region and DIRTY_PAGES."""
     names: Mapping[int, Command] = field(init=False, compare=False)
@@ -154,7 +155,7 @@ CURRENT = Dialect(
     minor=2,
     overlap_errno=errno.EINVAL,
     write_reply_counts=True,
-    two_step_region_info=True,
+    region_info_needs_argsz=True,
     migration_region=False,
 )
 
@@ -188,7 +189,7 @@ DRAFT_V6 = Dialect(
     minor=1,
     overlap_errno=errno.EEXIST,
     write_reply_counts=False,
-    two_step_region_info=False,
+    region_info_needs_argsz=False,
     migration_region=True,
 )
 
@@ -207,7 +208,7 @@ REGION_MIGRATION = Dialect(
     minor=2,
     overlap_errno=errno.EINVAL,
     write_reply_counts=True,
-    two_step_region_info=True,
+    region_info_needs_argsz=True,
     migration_region=True,
 )
 

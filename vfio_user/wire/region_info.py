@@ -17,6 +17,9 @@ from vfio_user.wire.layouts import (
     RegionInfo,
 )
 
+_PLENTY = 4096
+"""Bytes of room for a reply that does not say how many it needs."""
+
 
 @dataclass(frozen=True)
 class RegionDescription:
@@ -51,12 +54,28 @@ def encode_region_info(region: RegionDescription, argsz: int | None) -> tuple[by
     return (fixed + bytes(max(0, (argsz or 0) - len(fixed))))[:argsz], False
 
 
+def room_for_all(payload: bytes) -> int | None:
+    """The argsz to ask again with, where a reply is not all that there is to say; None where it is.
+
+    A reply that has no capabilities and the flag for them is not, whatever it says of the room: whoever took it for all
+    would map all of the region.
+
+    Raises:
+        ProtocolError: (EINVAL) the reply is too short.
+    """
+    info = REGION_INFO.unpack(payload)
+    if info.argsz > len(payload):
+        return info.argsz
+    inside = REGION_INFO.size <= info.cap_offset < len(payload)
+    return _PLENTY if info.flags & RegionFlags.CAPS and not inside else None
+
+
 def decode_region_info(payload: bytes) -> tuple[RegionDescription, int]:
     """Take a reply apart: the region, and the argsz that its complete reply needs.
 
     Raises:
         ProtocolError: (EINVAL) the reply or its chain of capabilities is malformed: too short, pointing outside,
-            or a loop.
+            a loop, or announced and not there.
     """
     info = REGION_INFO.unpack(payload)
     sparse: tuple[tuple[int, int], ...] | None = None
@@ -94,6 +113,8 @@ def _chain(payload: bytes, info: RegionInfo) -> Sequence[tuple[int, int]]:
     """(id, offset of the body) of each capability."""
     found: list[tuple[int, int]] = []
     at = info.cap_offset if info.flags & RegionFlags.CAPS else 0
+    if not at and info.flags & RegionFlags.CAPS:
+        raise ProtocolError(f"region {info.region}: it says that it has capabilities, and has none", errno.EINVAL)
     while at:
         if len(found) > len(payload) // CAPABILITY_HEADER.size or at < REGION_INFO.size:
             raise ProtocolError(f"region {info.region}: its capabilities are a loop", errno.EINVAL)

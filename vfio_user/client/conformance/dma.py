@@ -357,7 +357,6 @@ enter(
     [
         Bad("table-cut", "a table that is no whole number of entries", _entry(BASE, SIZE, protections=0)[:-1]),
         Bad("table-unknown-flag", "an unknown flag", _entry(BASE, SIZE, protections=0, flags=2)),
-        Bad("table-bitmap-missing", "a bitmap request without its structure", _entry(BASE, SIZE, flags=1)),
         Bad(
             "table-unknown",
             "a table with an entry that was never mapped",
