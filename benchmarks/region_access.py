@@ -3,10 +3,9 @@
     python -m benchmarks.region_access [--reference]
     python -m benchmarks.region_access [--server-command 'CMD {socket}'] [--peer-command 'CMD {socket}'] [--json FILE]
 
-A client in C (`region_client.c`, compiled on the spot; without a compiler one in Python, which is said) does
-REGION_READ and REGION_WRITE round trips one by one, and bursts of 64 posted writes that end in a read, on one 4-byte
-register. Server and peer take turns; the ratio of each turn is taken by itself, and the median ratio is printed, over
-1 where the server is the faster.
+A client in C (`region_client.c`, compiled on the spot) does REGION_READ and REGION_WRITE round trips one by one, and
+bursts of 64 posted writes that end in a read, on one 4-byte register. Server and peer take turns; the ratio of each
+turn is taken by itself, and the median ratio is printed, over 1 where the server is the faster.
 
 With `--reference` the peer is the reference in C: libvfio-user's sample gpio-pci-idio-16, built with -O2 where it is
 not there yet (`vfio-user reference`). Without one it is the smallest server that can be written in Python,
@@ -22,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -34,6 +32,7 @@ from pathlib import Path
 import click
 
 from vfio_user.harness.libvfio_user import reference_program
+from vfio_user.harness.toolchain import c_compiler
 
 HERE = Path(__file__).parent
 EDU = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --socket-path {{socket}}"
@@ -44,14 +43,9 @@ METRICS = {"read_ns": False, "write_ns": False, "posted_per_second": True}
 
 
 def client_command(scratch: Path) -> list[str]:
-    """The client to run, compiled where a compiler is there."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        print("client: Python, as there is no C compiler; the figures include its own time")
-        return [sys.executable, "-m", "benchmarks.region_client"]
+    """The client to run, compiled into the folder `scratch`."""
     program = scratch / "region_client"
-    subprocess.run([compiler, "-O2", "-o", str(program), str(HERE / "region_client.c")], check=True)
-    print("client: C")
+    c_compiler(progress=print).compile(["-O2", "-o", str(program), str(HERE / "region_client.c")], scratch)
     return [str(program)]
 
 

@@ -166,10 +166,6 @@ def check_gdb() -> Answer:
     return _check_tool("gdb", "stacks of a QEMU that hangs or has crashed", "gdb")
 
 
-def check_compiler() -> Answer:
-    return _check_tool("cc", "servers in C, to test against", "gcc libc6-dev")
-
-
 CHECKS: dict[str, Callable[[], Answer]] = {
     "system": check_system,
     "python": check_python,
@@ -183,7 +179,6 @@ CHECKS: dict[str, Callable[[], Answer]] = {
     "guest image": check_image,
     "namespaces": check_namespaces,
     "debugger": check_gdb,
-    "compiler": check_compiler,
 }
 
 

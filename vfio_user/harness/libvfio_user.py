@@ -1,7 +1,7 @@
 """The reference implementation in C, libvfio-user, and its sample programs: built once, into the cache.
 
 Debian has no package of it, but QEMU's source carries it as a subproject, with the v1 migration region: the dialect
-`region-migration`. Its own build wants Meson and a test library; three calls of the C compiler do as well.
+`region-migration`. Its own build wants Meson and a test library; three calls of a C compiler do as well.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import hashlib
 import platform
 import re
 import shutil
-import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +19,12 @@ from tempfile import TemporaryDirectory
 from vfio_user.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
+from vfio_user.harness.toolchain import Compiler, c_compiler
 
 _LIBRARY = ("dma", "irq", "libvfio-user", "migration", "pci", "pci_caps", "tran", "tran_sock")
 _SUITES = ("trixie", "forky")  # tried in turn; each has the same revision of libvfio-user
 _FLAGS = ("-O2", "-g", "-w", "-std=gnu99", "-D_GNU_SOURCE")  # as its meson.build, but optimised
 _WANTED = re.compile(r"[^/]+/subprojects/libvfio-user/((?:include|lib|samples)/.+\.[ch]|LICENSE)")
-_COMPILING = 120.0  # seconds for one program, which takes three
 
 # program: the parts of the library that go into it (`client` brings functions of its own in place of the others)
 PROGRAMS: dict[str, tuple[str, ...]] = {
@@ -51,14 +50,14 @@ DIALECT = "region-migration"
 def reference_program(name: str, *, progress: Progress = quiet) -> Path:
     """The path of one of `PROGRAMS`, built when it is not there yet.
 
-    Raises `UserError` when there is no such program, no C compiler, no apt, no network or no space.
+    Raises `UserError` when there is no such program, no apt, no network or no space.
     """
     if name not in PROGRAMS:
         raise UserError(f"libvfio-user has no sample called {name}", hint=f"there are {', '.join(PROGRAMS)}")
     home = cache_dir() / "libvfio-user" / _digest()
     with locked("libvfio-user"):
         if not home.exists():
-            compiler = _find_compiler()
+            compiler = c_compiler(progress=progress)
             with publish(home) as making:
                 _build(compiler, making, progress)
     return home / name
@@ -69,14 +68,7 @@ def _digest() -> str:
     return hashlib.sha256(repr((PROGRAMS, _FLAGS, _MENDED, platform.machine())).encode()).hexdigest()[:16]
 
 
-def _find_compiler() -> str:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise UserError("no C compiler to build libvfio-user with", hint="apt-get install gcc libc6-dev")
-    return compiler
-
-
-def _build(compiler: str, into: Path, progress: Progress) -> None:
+def _build(compiler: Compiler, into: Path, progress: Progress) -> None:
     """Fetch the sources, keep them beside the programs (a debugger finds them there), and compile."""
     with TemporaryDirectory(prefix="vfu-source-", dir=into.parent) as folder:
         for path, content in _sources(_fetch(Path(folder), progress)):
@@ -118,21 +110,8 @@ def _sources(archive: Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{archive.name} has no libvfio-user in it any more")
 
 
-def _compile(compiler: str, root: Path, name: str) -> None:
+def _compile(compiler: Compiler, root: Path, name: str) -> None:
     parts = [f"samples/{name}.c", *(f"lib/{part}.c" for part in PROGRAMS[name])]
     json_c = next(root.glob("json-c/usr/lib/*/libjson-c.a"))
     folders = ("-Iinclude", "-Ilib", "-Ijson-c/usr/include/json-c")
-    _run([compiler, *_FLAGS, *folders, "-o", name, *parts, str(json_c), "-lpthread"], root)
-
-
-def _run(command: Sequence[str], folder: Path) -> None:
-    try:
-        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_COMPILING, check=False)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]} took over {_COMPILING:.0f} s for {folder.name}") from None
-    if ran.returncode != 0:
-        errors = [line for line in ran.stderr.splitlines() if "error" in line] or ran.stderr.splitlines()[-1:]
-        raise UserError(
-            f"{command[0]} does not compile libvfio-user: {errors[0] if errors else ran.returncode}",
-            hint="are the C library's headers there? apt-get install gcc libc6-dev",
-        )
+    compiler.compile([*_FLAGS, *folders, "-o", name, *parts, str(json_c), "-lpthread"], root)
