@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -47,6 +48,7 @@ _HANDED_ON = {
     signal.SIGUSR1: signal.SIGKILL,
 }
 _FIRST_OPENED = 1000
+_LAST_WORDS = 5.0  # seconds
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
     if argv[0] == sys.executable:
         argv[0] = where["python"]
     streams, listeners = inherited_sockets()
-    frames = connect(where)
+    frames = FarEnd(where)
     relay = Streams(frames)
     wanted = {
         "argv": argv,
@@ -64,7 +66,8 @@ def main(arguments: list[str]) -> int:
         "socket": options[1] if options else "",
         "environment": {name: value for name, value in os.environ.items() if name.startswith("VFIO_USER_")},
     }
-    frames.send(SPAWN, data=json.dumps(wanted).encode())
+    with suppress(OSError):  # it has ended already: what is received says so
+        frames.send(SPAWN, data=json.dumps(wanted).encode())
     for near, far in _HANDED_ON.items():
         signal.signal(near, lambda *_, number=far: frames.send(SIGNAL, number))
     for number, end in streams.items():
@@ -75,13 +78,13 @@ def main(arguments: list[str]) -> int:
     return serve(frames, relay, where["name"])
 
 
-def serve(frames: Frames, relay: Streams, name: str) -> int:
+def serve(frames: FarEnd, relay: Streams, name: str) -> int:
     """Until the program there has ended; its exit status."""
     while True:
         try:
             kind, stream, data = frames.receive()
         except EOFError:
-            print(f"the connection to {name} has ended", flush=True)
+            print(f"the connection to {name} has ended{frames.why_ended()}", flush=True)
             return 255
         if kind == DATA:
             relay.arrived(stream, data)
@@ -111,28 +114,37 @@ def inherited_sockets() -> tuple[dict[int, socket.socket], dict[int, socket.sock
     return streams, listeners
 
 
-def connect(where: dict[str, Any]) -> Frames:
-    """Start the far end."""
-    from vfio_user.harness.hosts.ssh import connected
+class FarEnd(Frames):
+    """The frames of a far end that is started there, by the Python there, and ends with the connection."""
 
-    client = connected(where)
-    command = f"{shlex.quote(where['python'])} -u -c {shlex.quote(inspect.getsource(far_end))}"
-    transport = client.get_transport()
-    assert transport is not None
-    channel = transport.open_session()
-    channel.set_combine_stderr(False)
-    channel.exec_command(command)
-    threading.Thread(target=_complaints, args=(channel,), daemon=True).start()
-    frames = Frames(channel.recv, channel.sendall)
-    frames.client = client  # type: ignore[attr-defined]  # it ends when nobody holds it
-    return frames
+    def __init__(self, where: Mapping[str, Any]) -> None:
+        from vfio_user.harness.hosts.ssh import connected
 
+        self._client = connected(where)  # the connection lives as long as somebody holds it
+        self._python = where["python"]
+        transport = self._client.get_transport()
+        assert transport is not None
+        self._channel = transport.open_session()
+        self._channel.set_combine_stderr(False)
+        self._channel.exec_command(f"{shlex.quote(self._python)} -u -c {shlex.quote(inspect.getsource(far_end))}")
+        self._complaints = threading.Thread(target=self._hand_on_complaints, daemon=True)
+        self._complaints.start()
+        super().__init__(self._channel.recv, self._channel.sendall)
 
-def _complaints(channel: Any) -> None:
-    """What the far end itself says of its troubles."""
-    while data := channel.recv_stderr(4096):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    def why_ended(self) -> str:
+        """What can be said of it, after a colon, once the far end is silent for ever; "" where nobody knows."""
+        self._complaints.join(_LAST_WORDS)
+        if not self._channel.status_event.wait(_LAST_WORDS) or (status := self._channel.recv_exit_status()) == -1:
+            return ""
+        if status in (126, 127):
+            return f": {self._python} cannot be run there"
+        return f": the far end ended with status {status}"
+
+    def _hand_on_complaints(self) -> None:
+        """What the far end itself says of its troubles, and the shell that was to start it."""
+        while data := self._channel.recv_stderr(4096):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
 
 
 def _accept(listener: socket.socket, frames: Frames, relay: Streams, numbers: count[int]) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import vfio_user
 from vfio_user.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.deadline import Deadline
@@ -38,6 +40,19 @@ grep -q ^sshd: {folder}/passwd || echo 'sshd:x:65533:65534::/nonexistent:/usr/sb
 mount --bind {folder}/passwd /etc/passwd
 mkdir -p /run/sshd
 cp -r {folder} /run/{name}
+number=0
+for kept in {kept}; do
+    number=$((number + 1))
+    mkdir -p /run/{name}/kept/$number
+    mount --rbind "$kept" /run/{name}/kept/$number
+done
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+number=0
+for kept in {kept}; do
+    number=$((number + 1))
+    mkdir -p "$kept"
+    mount --move /run/{name}/kept/$number "$kept"
+done
 for hidden in {hidden}; do mount -t tmpfs -o mode=1777 tmpfs "$hidden"; done
 LD_LIBRARY_PATH={libraries} exec {sshd} -D -e -f /run/{name}/sshd_config
 """
@@ -84,6 +99,14 @@ def ssh_namespaces(names: tuple[str, str] = ("a", "b")) -> Iterator[tuple[SshHos
         yield hosts[0], hosts[1], cable
 
 
+def kept_folders(hidden: Path = Path("/tmp")) -> list[Path]:
+    """Folders below `hidden` without which no program of ours runs: the package's, its Python's, the cache."""
+    checkout = Path(vfio_user.__file__).resolve().parent.parent
+    pythons = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    needed = sorted(path for path in {checkout, *pythons, cache_dir().resolve()} if path.is_relative_to(hidden))
+    return [path for path in needed if not any(other in path.parents for other in needed)]
+
+
 def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -> SshHost:
     name = f"vfu-sshd-{base.name}-{namespace.name}"
     folder = base / namespace.name
@@ -94,12 +117,13 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
     public = (folder / "host_key.pub").read_text().split()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{_PORT} {public[0]} {public[1]}\n")
     libraries = ":".join(str(folder) for folder in (*root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu")))
-    hidden = (*(cache_dir() / name for name in _HIDDEN), Path("/tmp"))
+    hidden = [cache_dir() / name for name in _HIDDEN]
     script = _START.format(
         folder=shlex.quote(str(folder)),
         name=name,
         sshd=shlex.quote(str(root / _PROGRAM)),
         libraries=shlex.quote(libraries),
+        kept=shlex.join(str(path) for path in kept_folders()),
         hidden=shlex.join(str(path) for path in hidden if path.exists()),
     )
     child = Child(

@@ -1,0 +1,87 @@
+"""Real SSH servers in namespaces: what is on such a host, and what is said when a program there cannot be run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import vfio_user
+from vfio_user.harness.hosts.host import Host
+from vfio_user.harness.hosts.namespace import can_make_namespaces
+from vfio_user.harness.hosts.ssh import SshHost
+from vfio_user.harness.hosts.sshd import kept_folders, ssh_namespaces
+from vfio_user.harness.process import Child
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not can_make_namespaces(), reason="who may not make network namespaces has no such hosts"),
+]
+LIMIT = 60.0
+PACKAGE = Path(vfio_user.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[SshHost]:
+    with ssh_namespaces() as (one, _, _):
+        yield one
+
+
+def run_there(host: Host, argv: list[str], folder: Path) -> tuple[int | None, str]:
+    """Exit status and output of a program on that host."""
+    child = Child("there", host.command(argv), log=folder / "log")
+    try:
+        return child.wait(LIMIT), child.log.read_text()
+    finally:
+        child.stop()
+
+
+def test_a_program_runs_there_with_this_package(host: SshHost, tmp_path: Path) -> None:
+    status, said = run_there(host, [sys.executable, "-c", "import vfio_user; print(vfio_user.__file__)"], tmp_path)
+    assert (status, said.splitlines()[-1]) == (0, f"{PACKAGE}/__init__.py")
+
+
+def test_what_lies_in_the_temporary_folder_here_is_not_there(host: SshHost, tmp_path: Path) -> None:
+    here = Path("/tmp") / f"{tmp_path.parent.name}-{tmp_path.name}"
+    here.touch()
+    try:
+        assert run_there(host, ["ls", "/tmp"], tmp_path)[0] == 0
+        assert run_there(host, ["test", "-e", str(here)], tmp_path)[0] == 1
+    finally:
+        here.unlink()
+
+
+def test_a_python_that_is_not_there_is_named(host: SshHost, tmp_path: Path) -> None:
+    status, said = run_there(replace(host, python="/nonexistent/python"), [sys.executable, "-c", ""], tmp_path)
+    assert status == 255
+    assert "/nonexistent/python cannot be run there" in said
+
+
+def test_a_checkout_below_the_temporary_folder_is_there(tmp_path: Path) -> None:
+    checkout = Path("/tmp") / f"{tmp_path.parent.name}-checkout"
+    shutil.copytree(PACKAGE, checkout / "vfio_user", ignore=shutil.ignore_patterns("__pycache__"))
+    program = f"""
+import subprocess
+from vfio_user.harness.hosts.sshd import ssh_namespaces
+with ssh_namespaces() as (host, *_):
+    subprocess.run(host.command(["cat", {str(checkout / "vfio_user/py.typed")!r}]), check=True)
+"""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        shutil.rmtree(checkout)
+
+
+def test_folders_that_are_kept_are_not_within_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(PACKAGE.parent / ".venv"))
+    assert kept_folders(Path("/")).count(PACKAGE.parent) == 1
+    assert PACKAGE.parent / ".venv" not in kept_folders(Path("/"))
