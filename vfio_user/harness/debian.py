@@ -309,10 +309,10 @@ class _PrivateApt:
             "Acquire::Retries": "3",
         }
         own = "".join(f'{name} "{value}";\n' for name, value in settings.items())
-        _write(self.root / "apt.conf", _network_settings() + own)
+        _write(self.root / "apt.conf", network_settings() + own)
 
 
-def _network_settings() -> str:
+def network_settings() -> str:
     """The machine's way to its mirrors: proxies, certificates, time-outs; not what it fetches, nor any hook."""
     fetched = ("Acquire::IndexTargets", "Acquire::Languages", "Acquire::GzipIndexes", "Acquire::CompressionTypes")
     dump = _run(["apt-config", "dump", "Acquire"]).stdout
