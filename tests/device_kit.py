@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +108,27 @@ def memory_file(size: int, content: bytes = b"") -> int:
 def open_fds() -> set[str]:
     """Numbers of the open descriptors, without the one that looks."""
     return {entry.name for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()}
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """This process may open so many more files inside, and no others."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, open_fds())) + count + 1, before[1]))
+    try:
+        while True:
+            try:
+                taken.append(os.dup(taken[0]))
+            except OSError:
+                break
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in taken:
+            os.close(fd)
 
 
 def read_int(device: PciDevice, region: int, offset: int, width: int) -> int:

@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.device_kit import descriptors_left, open_fds
 from vfio_user.errors import UserError
-from vfio_user.transport import MAX_FDS_PER_SEND, MAX_PATH, Address, Listener, Stream, close_all, connect
+from vfio_user.transport import (
+    MAX_FDS_PER_SEND,
+    MAX_PATH,
+    Address,
+    DescriptorsLost,
+    Listener,
+    Stream,
+    close_all,
+    connect,
+)
 
 
 def exchange(here: Stream, there: Stream) -> None:
@@ -155,6 +165,55 @@ def test_closing_wakes_who_waits_for_a_client(tmp_path: Path) -> None:
     with pytest.raises(OSError):  # noqa: PT011  (which one is the kernel's choice)
         listener.accept()
     listener.close()
+
+
+def test_a_listener_without_descriptors_turns_clients_away_and_listens_on(tmp_path: Path) -> None:
+    accepted: list[Stream] = []
+    with Listener(str(tmp_path / "s")) as listener:
+        serving = threading.Thread(target=lambda: accepted.append(listener.accept()))
+        with socket.socket(socket.AF_UNIX) as unlucky, socket.socket(socket.AF_UNIX) as next_one:
+            for client in (unlucky, next_one):
+                client.settimeout(5)
+            with descriptors_left(0):
+                serving.start()
+                unlucky.connect(str(tmp_path / "s"))
+                assert unlucky.recv(1) == b"", "turned away, and not left to wait"
+                assert not accepted
+            next_one.connect(str(tmp_path / "s"))
+            serving.join(5)
+            assert len(accepted) == 1
+            exchange(Stream(next_one), accepted[0])
+            accepted[0].close()
+
+
+def test_an_inherited_listening_socket_may_be_one_that_does_not_block(tmp_path: Path) -> None:
+    accepted: list[Stream] = []
+    with Listener(str(tmp_path / "s")) as outer:
+        outer.socket.setblocking(False)
+        with Listener(f"fd:{os.dup(outer.socket.fileno())}") as listener:
+            serving = threading.Thread(target=lambda: accepted.append(listener.accept()))
+            serving.start()
+            connect(str(tmp_path / "s"), timeout=5).close()
+            serving.join(5)
+            assert len(accepted) == 1
+            accepted[0].close()
+
+
+def test_descriptors_that_the_kernel_has_dropped_are_not_passed_over() -> None:
+    here, there = (Stream(sock) for sock in socket.socketpair())
+    event = os.eventfd(0)
+    here.send(b"hello", [event, event, event])
+    room = bytearray(16)
+    with descriptors_left(2), pytest.raises(DescriptorsLost) as lost:
+        there.receive(memoryview(room))
+    assert (lost.value.count, bytes(room[:5])) == (5, b"hello")
+    before = open_fds()
+    here.send(b"again", [event])
+    _, fds = there.receive(memoryview(room))
+    assert len(open_fds() - before) == len(fds) == 1, "and those that did come are closed"
+    close_all([*fds, event])
+    here.close()
+    there.close()
 
 
 def test_as_many_descriptors_as_the_kernel_takes_arrive_and_close_on_exec() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -233,3 +234,20 @@ def test_more_descriptors_than_allowed_end_the_stream_and_are_closed(pipe: Pipe,
         pipe.framer.next()
     assert caught.value.fatal
     assert open_fds() == before
+
+
+def test_a_message_that_has_lost_its_descriptors_is_an_error_and_the_next_is_not() -> None:
+    framer = Framer()
+    messages = [Message(id, 2, payload=bytes(8)) for id in range(3)]
+    data = b"".join(message.encode() for message in messages)
+    size = len(data) // 3
+    framer.room()[:size] = data[:size]
+    framer.received(size)
+    framer.room()[:size] = data[size : 2 * size]
+    framer.lost(size)
+    framer.feed(data[2 * size :])
+    assert framer.next() == messages[0]
+    with pytest.raises(BadFrame) as lost:
+        framer.next()
+    assert (lost.value.errno, lost.value.fatal, lost.value.message.id) == (errno.EMFILE, False, 1)
+    assert framer.next() == messages[2]

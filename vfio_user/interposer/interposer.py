@@ -192,8 +192,10 @@ class Interposer:
 
     def _accept(self) -> None:
         """Take the next client; the one after it waits in the backlog until this one is gone."""
-        self.loop.forget(self._listener.socket.fileno())
-        self._take(self._listener.accept())
+        client = self._listener.take()
+        if client is not None:
+            self.loop.forget(self._listener.socket.fileno())
+            self._take(client)
 
     def _take(self, client: Stream) -> None:
         self._beginning = self.loop.spawn(self._begin(client))

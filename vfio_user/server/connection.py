@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from time import perf_counter_ns
 
-from vfio_user.transport import Stream
+from vfio_user.transport import DescriptorsLost, Stream
 from vfio_user.wire import MAX_DATA, MAX_MESSAGE, BadFrame, Framer, Message
 
 log = logging.getLogger("vfio_user.server")
@@ -59,12 +59,16 @@ class Connection:
         waits in a row would have been worth it.
         """
         room = self.framer.room()
-        received = self._stream.poll(room, POLLS) if self._polling > 0 else None
-        if received is None:
-            begin = perf_counter_ns()
-            received = self._stream.receive(room)
-            short = perf_counter_ns() - begin < POLL_NS
-            self._polling = min(self._polling + 1, 1) if short else -POLL_AGAIN
+        try:
+            received = self._stream.poll(room, POLLS) if self._polling > 0 else None
+            if received is None:
+                begin = perf_counter_ns()
+                received = self._stream.receive(room)
+                short = perf_counter_ns() - begin < POLL_NS
+                self._polling = min(self._polling + 1, 1) if short else -POLL_AGAIN
+        except DescriptorsLost as lost:
+            self.framer.lost(lost.count)
+            return True
         count, fds = received
         self.framer.received(count, fds)
         return count > 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from vfio_user.server.negotiation import Offer
@@ -100,12 +101,19 @@ class Server:
                 stream = self.listener.accept()
             except OSError:
                 return
-            if self._serving is not None:
-                self._serving.join(GRACE)
-                if self._serving.is_alive():
-                    threading.Thread(target=_refuse, args=(stream,), daemon=True).start()
-                    continue
-            self._begin(stream)
+            try:
+                self._take(stream)
+            except Exception:  # no room for a thread, say: the next client may be luckier
+                log.exception("a client could not be served")
+                stream.close()
+
+    def _take(self, stream: Stream) -> None:
+        if self._serving is not None:
+            self._serving.join(GRACE)
+            if self._serving.is_alive():
+                threading.Thread(target=_refuse, args=(stream,), daemon=True).start()
+                return
+        self._begin(stream)
 
     def _begin(self, stream: Stream) -> None:
         self._session = Session(self.device, stream, self._dialect, self._offer)
@@ -119,9 +127,10 @@ def _refuse(stream: Stream) -> None:
     """Answer a second client's VERSION with EBUSY."""
     log.warning("another client came while one is served: refused")
     framer = Framer()
-    stream.socket.settimeout(REFUSAL)
+    end = monotonic() + REFUSAL
     try:
         while (message := framer.next()) is None:
+            stream.socket.settimeout(max(end - monotonic(), 0.001))
             count, fds = stream.receive(framer.room())
             framer.received(count, fds)
             if not count:

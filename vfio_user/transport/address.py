@@ -14,7 +14,9 @@ address                meaning
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import select
 import socket
 import stat
 from dataclasses import dataclass
@@ -23,8 +25,16 @@ from pathlib import Path
 from vfio_user.errors import UserError
 from vfio_user.transport.stream import Stream
 
+log = logging.getLogger(__name__)
+
 MAX_PATH = 107
 """Bytes of a UNIX socket's path: sun_path is 108 with its NUL."""
+
+_OVER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
+"""What `accept` says of a listener that was shut down or closed. All else is about one client, or passes."""
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_MEANWHILE = 0.1
+"""Seconds between two tries while the system has no room for another client."""
 
 SocketAddress = str | tuple[str, int] | tuple[int, int] | int
 
@@ -102,6 +112,9 @@ class Listener:
         """
         self.address = Address.parse(address) if isinstance(address, str) else address
         self.path: Path | None = None
+        self._spare = -1
+        """A descriptor in reserve: see `accept`."""
+        self._has_spare()
         where = self.address.where
         if isinstance(where, int):
             self.socket = socket.socket(fileno=where)
@@ -115,7 +128,7 @@ class Listener:
                 self.socket.bind(where)
             self.socket.listen(backlog)
         except OSError as error:
-            self.socket.close()
+            self.close()
             raise UserError(f"cannot listen on {self.address}: {error.strerror or error}") from None
         if isinstance(where, str):
             self.path = Path(where).absolute()
@@ -127,12 +140,34 @@ class Listener:
         return not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
     def accept(self) -> Stream:
-        """Wait for the next client.
+        """Wait for the next client; raises OSError once the listener is shut down or closed."""
+        while True:
+            self._wait(select.POLLIN)
+            if (stream := self.take()) is not None:
+                return stream
+
+    def take(self) -> Stream | None:
+        """The client that waits now; None where it has gone again, or had to be turned away.
+
+        A process at its limit of descriptors goes on listening: it accepts on a descriptor that it keeps in reserve,
+        and turns that client away.
 
         Raises:
-            OSError: the listener was closed or shut down meanwhile.
+            OSError: the listener was shut down or closed.
         """
-        return Stream(self.socket.accept()[0])
+        try:
+            accepted = self.socket.accept()[0]
+        except OSError as error:
+            if error.errno in _OVER:
+                raise
+            if error.errno in _NO_ROOM and not self._give_spare():
+                self._wait(0, _MEANWHILE)
+            return None
+        if self._has_spare():
+            return Stream(accepted)
+        accepted.close()
+        log.warning("%s: a client was turned away: this process has as many descriptors as it may have", self.address)
+        return None
 
     def shutdown(self) -> None:
         """Wake whoever waits in `accept`, which then raises OSError."""
@@ -144,6 +179,7 @@ class Listener:
     def close(self) -> None:
         """Stop listening and remove the path, unless another server has taken it over meanwhile."""
         self.socket.close()
+        self._give_spare()
         if self.path is not None and _identity(self.path) == self._identity:
             self.path.unlink(missing_ok=True)
         self.path = None
@@ -153,6 +189,29 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _give_spare(self) -> bool:
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
+        return spare >= 0
+
+    def _has_spare(self) -> bool:
+        """Whether there is a reserve, or one could be had again."""
+        if self._spare < 0:
+            try:
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+            except OSError:
+                return False
+        return True
+
+    def _wait(self, events: int, seconds: float | None = None) -> None:
+        """Until one of these events, or the end of listening, or for so many seconds."""
+        if self.socket.fileno() < 0:
+            raise OSError(errno.EBADF, "the listener is closed")
+        poll = select.poll()
+        poll.register(self.socket, events)
+        poll.poll(seconds if seconds is None else 1000 * seconds)
 
     def _bind_path(self, path: str) -> None:
         # The mode is set by umask around bind: a chmod afterwards would leave a moment for anyone to connect.

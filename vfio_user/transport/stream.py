@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -23,6 +24,19 @@ _REST = 64 << 10
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FDS_ROOM = socket.CMSG_SPACE(MAX_FDS_PER_SEND * 4)
+_CTRUNC = int(socket.MSG_CTRUNC)
+
+
+class DescriptorsLost(OSError):
+    """Bytes came, `count` of them, and the kernel has dropped descriptors that came with them (EMFILE).
+
+    It does so where this process has as many as it may have, and says so by MSG_CTRUNC alone (net/core/scm.c).
+    Whoever goes on must not take the message for one that was sent without.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(errno.EMFILE, "descriptors that came with a message were dropped: this process has too many")
+        self.count = count
 
 
 class Stream:
@@ -47,10 +61,14 @@ class Stream:
 
         Raises:
             OSError: ConnectionResetError and its like, or TimeoutError where the socket has a timeout.
+            DescriptorsLost: the bytes are there, and not all of their descriptors.
         """
         if not self.carries_fds:
             return self.socket.recv_into(room, 0, flags), []
-        count, ancillary, _, _ = self.socket.recvmsg_into([room], _FDS_ROOM, flags | _CLOEXEC)
+        count, ancillary, seen, _ = self.socket.recvmsg_into([room], _FDS_ROOM, flags | _CLOEXEC)
+        if seen & _CTRUNC:
+            close_all(_descriptors(ancillary))
+            raise DescriptorsLost(count)
         return count, _descriptors(ancillary) if ancillary else []
 
     def poll(self, room: memoryview, attempts: int) -> tuple[int, list[int]] | None:

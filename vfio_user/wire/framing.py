@@ -49,7 +49,8 @@ class Framer:
         self.end = 0
         self._view = memoryview(self.buffer)
         self._received = 0  # bytes since the connection began: the clock that descriptors are dated by
-        self._fds: deque[tuple[int, list[int]]] = deque()  # (count of bytes received with and before them, fds)
+        self._fds: deque[tuple[int, list[int] | None]] = deque()
+        """(count of bytes received with and before them, descriptors; None: descriptors that were lost)"""
 
     def room(self) -> memoryview:
         """Where the next receive may write: at least one byte."""
@@ -67,6 +68,12 @@ class Framer:
         self._received += count
         if fds := list(fds):
             self._fds.append((self._received, fds))
+
+    def lost(self, count: int) -> None:
+        """As `received`, of bytes whose descriptors the kernel has dropped: their message will be an error."""
+        self.end += count
+        self._received += count
+        self._fds.append((self._received, None))
 
     def feed(self, data: bytes, fds: Iterable[int] = ()) -> None:
         """Copy `data` in, as one receive; for tests and for transports that hand out bytes. At most `len(room())`."""
@@ -95,8 +102,8 @@ class Framer:
         Raises:
             ProtocolError: the header cannot be right. The message at fault is in the error's `message`, without
                 payload, so that a server can answer. With a size below 16 only the header is consumed and the
-                stream goes on behind it, as libvfio-user does; with a size over `max_message`, or too many
-                descriptors, the error is fatal.
+                stream goes on behind it, as libvfio-user does; a message that has lost its descriptors is left out
+                too, with EMFILE; with a size over `max_message`, or too many descriptors, the error is fatal.
         """
         available = self.end - self.start
         if available < HEADER_SIZE:
@@ -105,7 +112,7 @@ class Framer:
         id, command, size, flags, error = HEADER.unpack_from(self.buffer, self.start)
         if size < HEADER_SIZE:
             self.start += HEADER_SIZE
-            self._close(self._take_fds())
+            self._close(self._take_fds() or ())
             raise BadFrame(f"message size {size} is below the header's 16 bytes", id, command, flags)
         if size > self.max_message:
             raise BadFrame(
@@ -122,6 +129,9 @@ class Framer:
         self.start += size
         payload = bytes(self._view[first : self.start])
         fds = self._take_fds() if self._fds else []
+        if fds is None:
+            what = f"the file descriptors of message {id}, command {command}, are lost: this process has too many"
+            raise BadFrame(what, id, command, flags, errno=errno.EMFILE)
         if len(fds) > self.max_fds:
             self._close(fds)
             raise BadFrame(f"{len(fds)} file descriptors with one message", id, command, flags, fatal=True)
@@ -135,21 +145,28 @@ class Framer:
     def close(self) -> None:
         """Close the descriptors of messages that will never be complete, and forget their bytes."""
         for _, fds in self._fds:
-            self._close(fds)
+            self._close(fds or ())
         self._fds.clear()
         self.start = self.end = 0
 
-    def _take_fds(self) -> list[int]:
-        """The descriptors of the message that ends at `start`: those whose receive ended within it."""
+    def _take_fds(self) -> list[int] | None:
+        """The descriptors of the message that ends at `start`: those whose receive ended within it.
+
+        None where some of them are lost; the rest is closed.
+        """
         consumed = self._received - (self.end - self.start)
-        fds: list[int] = []
+        taken: list[list[int] | None] = []
         while self._fds and self._fds[0][0] <= consumed:
-            fds += self._fds.popleft()[1]
-        return fds
+            taken.append(self._fds.popleft()[1])
+        fds = [fd for some in taken for fd in some or ()]
+        if None not in taken:
+            return fds
+        self._close(fds)
+        return None
 
     def _check_fds(self) -> None:
         """A message that trickles in with descriptors on every byte must not hold thousands of them."""
-        if sum(len(fds) for _, fds in self._fds) > self.max_fds:
+        if sum(len(fds or ()) for _, fds in self._fds) > self.max_fds:
             self.close()
             raise BadFrame("too many file descriptors with an unfinished message", 0, 0, 0, fatal=True)
 
@@ -182,6 +199,8 @@ class Framer:
 class BadFrame(ProtocolError):
     """A header that cannot be right; `message` has what is known of it, so that a server can answer."""
 
-    def __init__(self, what: str, id: int, command: int, flags: int, *, fatal: bool = False) -> None:
-        super().__init__(what, errno.EINVAL, fatal=fatal)
+    def __init__(
+        self, what: str, id: int, command: int, flags: int, *, fatal: bool = False, errno: int = errno.EINVAL
+    ) -> None:
+        super().__init__(what, errno, fatal=fatal)
         self.message = Message(id, command, flags)

@@ -51,8 +51,9 @@ class ControlServer:
         self._listener.close()
 
     def _accept(self, _: int) -> None:
-        connection = _Connection(self._interposer, self._listener.accept(), self._connections)
-        self._connections.add(connection)
+        stream = self._listener.take()
+        if stream is not None:
+            self._connections.add(_Connection(self._interposer, stream, self._connections))
 
 
 class _Connection:
