@@ -50,8 +50,13 @@ class Adder:
         self._act("load")
         self.values = dict(state)
 
-    def digest(self) -> str:
-        return hashlib.sha256(encode(self.values) + self.ram).hexdigest()
+    def check_savable(self) -> None:
+        if "check" in self.fails:
+            raise self.fails["check"]
+
+    def digests(self) -> Mapping[str, str]:
+        parts: dict[str, Any] = {name: encode(value) for name, value in self.values.items()} | {"ram": self.ram}
+        return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
 
     def quiesce(self) -> None:
         self._act("quiesce")

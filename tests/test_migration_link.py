@@ -5,10 +5,11 @@ The same steps with a guest, and what happens to it, are in avocado_tests/test_m
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,11 +19,12 @@ from vfio_user.client import Client
 from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.coordinator import Failure
-from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, StateSpool
+from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, SavedAgain, StateSpool
 from vfio_user.harness.migration.moving import choose_mode
 from vfio_user.harness.migration.report import Mode
 from vfio_user.harness.scratch import Scratch
 from vfio_user.harness.server import Device
+from vfio_user.migration.stream import digests_in
 
 DMA_SOURCE, BAR0 = 0x80, 0
 VALUE = 0x12345678
@@ -191,3 +193,16 @@ def test_state_that_was_handed_on_takes_no_memory() -> None:
         assert spool.size == 500_004
     finally:
         spool.close()
+
+
+def test_two_states_that_differ_are_compared_by_the_names_of_their_parts(stack: ExitStack, tmp_path: Path) -> None:
+    pair = Pair(stack, tmp_path)
+    pair.clients[0].config_write(0x3C, b"\x05")
+    here, there = (stack.enter_context(closing(SavedAgain(side, 1.0))) for side in (pair.source, pair.destination))
+    assert here.digest() != there.digest()
+    assert here.differences(there) == ["configuration space", "transfer"]
+
+
+def test_a_state_of_somebody_elses_has_no_parts_to_name(stack: ExitStack) -> None:
+    for content in (b"", b"\0" * 100, b"VFUSTATE\2\0\0\0" + b"\xff" * 50):
+        assert digests_in(io.BytesIO(content)) == {}

@@ -378,9 +378,19 @@ class PciDevice:
         self.interrupts.load(state["interrupts"])
         self.on_load()
 
+    def check_savable(self) -> None:
+        """Raises ProtocolError (EIO) where a declared value could not be loaded again, by its name."""
+        self._snapshot.save()
+
+    def digests(self) -> dict[str, str]:
+        """A fingerprint of each part of the state: configuration space, interrupts, each declared value and memory."""
+        saved = self.save_state()
+        parts = {"configuration space": saved["config"], "interrupts": saved["interrupts"], **saved["values"]}
+        return {name: digest_of(part) for name, part in (parts | dict(self._snapshot.memories())).items()}
+
     def digest(self) -> str:
         """A fingerprint of state and memory: the same on two devices exactly when they are in the same state."""
-        return digest_of([self.save_state(), dict(self._snapshot.memories())])
+        return digest_of(self.digests())
 
     def close(self) -> None:
         """Give back the descriptors that the device itself made. Detach first."""

@@ -17,15 +17,14 @@ and the call of the handler; all others are composed (see `vfio_user.device.regi
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from vfio_user.device.declared import Declaration
+from vfio_user.device.plain import NotPlain, shown
 from vfio_user.device.state import State
-from vfio_user.errors import ProtocolError
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
@@ -210,10 +209,11 @@ class StoredRegister(BaseRegister, State):
         State.__init__(self, default, keep)
         self.writable = writable
 
-    def check(self, value: object) -> None:
-        super().check(value)
-        if not isinstance(value, int) or not 0 <= value < 1 << 8 * max(self.place.widths):
-            raise ProtocolError(f"saved state: {value!r} does not fit the register {self.name}", errno.EINVAL)
+    def _in_range(self, value: object) -> object:
+        width = max(self.place.widths)
+        if not isinstance(value, int) or not 0 <= value < 1 << 8 * width:
+            raise NotPlain(f"is {shown(value)}, which is no value of a register of {width} bytes")
+        return value
 
     def cells(self, device: PciDevice) -> Iterator[Cell]:
         everything = (1 << 8 * max(self.place.widths)) - 1

@@ -41,7 +41,7 @@ def _canonical(value: object) -> Iterator[bytes | memoryview]:
             yield b"b%d:" % len(value)
             yield memoryview(value)
         case str():
-            text = value.encode()
+            text = value.encode("utf-8", "surrogatepass")
             yield b"s%d:%b" % (len(text), text)
         case bool() | None | float():
             yield b"%b;" % repr(value).encode()

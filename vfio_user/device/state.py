@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vfio_user.device.declared import Declaration, declarations
+from vfio_user.device.plain import NotPlain, from_plain, to_plain
 from vfio_user.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 class State(Declaration):
-    """A declared value. Ints, bools, strings, bytes, None, and lists, tuples and dicts of those."""
+    """A declared value; `vfio_user.device.plain` says of which types."""
 
     def __init__(self, default: object, keep: bool) -> None:
         self.default = default
@@ -29,12 +30,17 @@ class State(Declaration):
     def fresh(self) -> object:
         return copy.deepcopy(self.default)
 
-    def check(self, value: object) -> None:
-        """A saved value must be of the default's type; None may become anything and anything must not become None."""
-        if self.default is not None and type(value) is not type(self.default):
-            raise ProtocolError(
-                f"saved state: {self.name} is {type(value).__name__}, not {type(self.default).__name__}", errno.EINVAL
-            )
+    def to_plain(self, value: object) -> object:
+        """A copy of a value, as a saved state carries it. Raises NotPlain."""
+        return self._in_range(to_plain(value, type(self.default)))
+
+    def from_plain(self, value: object) -> object:
+        """A copy of a saved value, of the default's type; None may have become anything. Raises NotPlain."""
+        return from_plain(copy.deepcopy(self._in_range(value)), type(self.default))
+
+    def _in_range(self, value: object) -> object:
+        """A plain value, as it is; raises NotPlain for one that the declaration excludes."""
+        return value
 
 
 class Memory(Declaration):
@@ -83,8 +89,16 @@ class Snapshot:
                 self._view(area)[:] = bytes(area.size)
 
     def save(self) -> dict[str, Any]:
-        """Copies of the values, by name."""
-        return {value.name: copy.deepcopy(getattr(self._device, value.name)) for value in self._values}
+        """Copies of the values, by name.
+
+        Raises:
+            ProtocolError: EIO, a value that no other device could load, by its name.
+        """
+        values = {value.name: getattr(self._device, value.name) for value in self._values}
+        try:
+            return self._each(State.to_plain, values)
+        except NotPlain as error:
+            raise ProtocolError(f"{type(self._device).__name__} cannot be saved: {error}", errno.EIO) from None
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Raises ProtocolError (EINVAL) unless exactly what is declared is there, of the right types."""
@@ -93,12 +107,28 @@ class Snapshot:
             raise ProtocolError(f"saved state lacks {', '.join(sorted(missing))}", errno.EINVAL)
         if unknown := values.keys() - declared:
             raise ProtocolError(f"saved state has unknown {', '.join(sorted(unknown))}", errno.EINVAL)
-        for value in self._values:
-            value.check(values[value.name])
+        self._loaded(values)
 
     def load(self, values: Mapping[str, Any]) -> None:
+        """Set the values, which were checked before."""
+        for name, value in self._loaded(values).items():
+            setattr(self._device, name, value)
+
+    def _loaded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self._each(State.from_plain, values)
+        except NotPlain as error:
+            raise ProtocolError(f"saved state: {error}", errno.EINVAL) from None
+
+    def _each(self, change: Callable[[State, object], object], values: Mapping[str, object]) -> dict[str, Any]:
+        """The values, changed as their declarations have it; raises NotPlain with the name."""
+        found = {}
         for value in self._values:
-            setattr(self._device, value.name, copy.deepcopy(values[value.name]))
+            try:
+                found[value.name] = change(value, values[value.name])
+            except NotPlain as error:
+                raise error.within(value.name) from None
+        return found
 
     def memories(self) -> list[tuple[str, memoryview]]:
         """The declared memory, by name, in place."""

@@ -14,7 +14,7 @@ from typing import Any
 from vfio_user.errors import ProtocolError
 from vfio_user.migration import values
 from vfio_user.migration.migratable import Migratable
-from vfio_user.migration.stream import PIECE, PLACE, ZEROS, Frame, FrameReader, Kind, refuse
+from vfio_user.migration.stream import PIECE, PLACE, ZEROS, Frame, FrameReader, Kind, differing, refuse
 
 MAX_STATE = 1 << 30
 """Bytes of encoded values, at most."""
@@ -77,7 +77,7 @@ class Loading:
         self._swap_memory()
         try:
             self._device.load_state(state)
-            self._check_digest(self._end["digest"])
+            self._check_digests(self._end["digests"])
         except BaseException:
             self._swap_memory()
             self._device.load_state(before)
@@ -106,15 +106,14 @@ class Loading:
                 if len(self._state) > MAX_STATE:
                     raise refuse(f"its values have more than {MAX_STATE} bytes")
             case Kind.END:
-                end = _dict_of(frame.payload, frames=int, digest=str)
+                end = _dict_of(frame.payload, frames=int, digests=dict)
                 if end["frames"] != self._reader.frames:
                     raise refuse(f"it has {self._reader.frames} frames and should have {end['frames']}")
                 self._end = end
 
-    def _check_digest(self, theirs: str) -> None:
-        ours = self._device.digest()
-        if ours != theirs:
-            raise refuse(f"with it the device has digest {ours}, and had {theirs} at the source")
+    def _check_digests(self, theirs: Mapping[str, Any]) -> None:
+        if names := differing(theirs, self._device.digests()):
+            raise refuse(f"with it the device is not what it was at the source; what differs: {', '.join(names)}")
 
     def _check_identity(self, header: Mapping[str, Any]) -> None:
         theirs, ours = header["identity"], dict(self._device.identity())

@@ -98,24 +98,30 @@ Step = Callable[[], None]
 
 
 class StateMachine:
-    """Where the device is, and what is done on the way. `steps` has the work of the arcs that have any."""
+    """Where the device is, and what is done on the way.
 
-    def __init__(self, steps: Mapping[Arc, Step]) -> None:
+    `steps` has the work of the arcs that have any, and `checks` what is asked before the first step to a state.
+    """
+
+    def __init__(self, steps: Mapping[Arc, Step], checks: Mapping[MigrationState, Step] = MappingProxyType({})) -> None:
         self._steps = steps
+        self._checks = checks
         self.state = RUNNING
 
     def request(self, state: int) -> None:
         """Go to a v2 state.
 
         Raises:
-            ProtocolError: EINVAL where there is no way, with the state unchanged; otherwise the errno of the step
-                that failed, in the last state reached, or in ERROR if the step has gone there itself.
+            ProtocolError: EINVAL where there is no way, and the errno of a check, with the state unchanged; otherwise
+                that of the step that failed, in the last state reached, or in ERROR if the step has gone there itself.
         """
         known = {*MigrationState}
         path = PATHS.get((self.state, MigrationState(state))) if state in known else None
         if path is None:
             name = MigrationState(state).name if state in known else f"state {state}"
             raise ProtocolError(f"migration: no way from {self.state.name} to {name}", errno.EINVAL)
+        if path and (check := self._checks.get(path[-1])):
+            self._take(check, path[0])
         for there in path:
             step = self._steps.get((self.state, there))
             if step is not None:

@@ -112,8 +112,12 @@ class Migratable(Protocol):
     def load_state(self, state: Mapping[str, Value]) -> None:
         """Become what was saved. Called stopped, with the memory loaded already."""
 
-    def digest(self) -> str:
-        """A digest of values and memory; the same on two devices exactly if their states are."""
+    def check_savable(self) -> None:
+        """Raises ProtocolError (EIO) with the reason where what `save_state` gives could not be loaded. The device may
+        be running."""
+
+    def digests(self) -> Mapping[str, str]:
+        """A digest of each part of values and memory, by its name; the same on two devices exactly if the parts are."""
 
     def quiesce(self) -> object:
         """Stand still: no DMA and no interrupt. A session that can wait for it asks for it itself, see `Migration`."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from vfio_user.errors import ProtocolError
-from vfio_user.migration import dirty_pages, features
+from vfio_user.migration import dirty_pages, features, values
 from vfio_user.migration.gate import STRICT, Gate
 from vfio_user.migration.loading import Loading
 from vfio_user.migration.machine import (
@@ -20,6 +20,7 @@ from vfio_user.migration.machine import (
     PRE_COPY,
     RESUMING,
     RUNNING,
+    SAVING,
     STOP,
     STOP_COPY,
     StateMachine,
@@ -62,7 +63,8 @@ class Migration:
                 (STOP_COPY, STOP): self._drop_streams,
                 (STOP, RESUMING): self._begin_loading,
                 (RESUMING, STOP): self._load,
-            }
+            },
+            checks=dict.fromkeys(SAVING, self._check_savable),
         )
 
     # State
@@ -182,6 +184,16 @@ class Migration:
 
     # Arcs
 
+    def _check_savable(self) -> None:
+        """A state that nobody could load is refused while the device still runs."""
+        try:
+            self.device.check_savable()
+            for name, value in self.device.identity().items():
+                _check_encodable(name, value)
+        except ProtocolError as error:
+            log.warning("migration: %s", error)
+            raise
+
     def _stop(self) -> None:
         self.quiesce()
         self.device.stop()
@@ -230,3 +242,10 @@ class Migration:
             self._drop_streams()
         if self._region is not None:
             self._region.start_over()
+
+
+def _check_encodable(name: str, value: object) -> None:
+    try:
+        values.encode(value)
+    except TypeError as error:
+        raise ProtocolError(f"the device's identity cannot be saved: {name}: {error}", errno.EIO) from None

@@ -96,7 +96,7 @@ class Saving:
         state = memoryview(values.encode(dict(device.save_state())))
         for at in range(0, len(state), PIECE):
             yield writer.frame(Kind.STATE, bytes(state[at : at + PIECE]))
-        yield writer.frame(Kind.END, values.encode({"frames": writer.frames, "digest": device.digest()}))
+        yield writer.frame(Kind.END, values.encode({"frames": writer.frames, "digests": dict(device.digests())}))
 
     def _memory_while_running(self) -> Iterator[bytes]:
         sent = [array("q", bytes(8 * -(-len(memory.view) // PAGE))) for memory in self._memories]

@@ -10,7 +10,7 @@
     MEMORY     section, offset (u64), bytes: memory as it was at some time; later frames replace earlier ones
     ZERO       section, offset (u64), length (u64): zeros there
     STATE      a piece of the encoded values
-    END        last, once: encoded {"frames": how many before it, "digest": the source's}
+    END        last, once: encoded {"frames": how many before it, "digests": {part of the state: the source's}}
 
 Integers are little-endian. A frame's checksum is the CRC-32 of everything from the start of the stream to the frame's
 end, checksums aside: each frame is checked as it comes, and with it that none is missing, doubled or out of order, and
@@ -21,15 +21,16 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 from vfio_user.errors import ProtocolError
+from vfio_user.migration.values import decode
 
 MAGIC = b"VFUSTATE"
-VERSION = 1
+VERSION = 2
 PREAMBLE = struct.Struct("<8sI")
 HEAD = struct.Struct("<HHI")
 CHECKSUM = struct.Struct("<I")
@@ -54,6 +55,25 @@ class Frame(NamedTuple):
     kind: Kind
     section: int
     payload: bytes
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the parts of a state whose digests are not equal."""
+    return sorted(str(name) for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def digests_in(stream: BinaryIO) -> Mapping[str, Any]:
+    """The digests of a state's parts, from the end of its stream; nothing where the stream is no such state."""
+    reader = FrameReader()
+    try:
+        while data := stream.read(MAX_FRAME):
+            for frame in reader.feed(data):
+                if frame.kind is Kind.END and isinstance(end := decode(frame.payload), dict):
+                    found = end.get("digests")
+                    return found if isinstance(found, dict) else {}
+    except ProtocolError:
+        pass
+    return {}
 
 
 def refuse(why: str) -> ProtocolError:

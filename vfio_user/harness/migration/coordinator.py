@@ -241,9 +241,14 @@ class Coordinator:
                 self._not_compared(link, error)
                 return
             there = arrived.digest()
-        self._report.check(f"state of {link.name}", here == there, f"{here[:16]} left, {there[:16]} arrived")
+            names = ", ".join(left.differences(arrived)) if here != there else ""
+        told = f"{here[:16]} left, {there[:16]} arrived" + (f"; what differs: {names}" if names else "")
+        self._report.check(f"state of {link.name}", here == there, told)
         if here != there:
-            raise UserError(f"the state of {link.name} is not what it was", hint="compare the traces of both servers")
+            which = f" in {names}" if names else ""
+            raise UserError(
+                f"the state of {link.name} is not what it was{which}", hint="compare the traces of both servers"
+            )
 
     def _not_compared(self, link: DeviceLink, why: Exception) -> None:
         self._report.notes.append(f"the state of {link.name} could not be compared: {why}")

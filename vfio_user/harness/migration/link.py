@@ -12,8 +12,10 @@ import mmap
 import os
 import sys
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BufferedReader
 from typing import Any
 
 from vfio_user.errors import UserError
@@ -21,6 +23,7 @@ from vfio_user.harness.command_line import Place
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.pci_state import PciState
 from vfio_user.interposer.control.client import Answer, Control, ControlError
+from vfio_user.migration.stream import differing, digests_in
 
 PRE_COPY_TURN = 64 << 20
 """Bytes of state read at most before somebody looks at QEMU again."""
@@ -81,8 +84,16 @@ class StateSpool:
 
     def digest(self) -> str:
         """SHA-256 of everything that was put in, where none of it was forgotten."""
-        with open(f"/proc/self/fd/{self._write}", "rb") as whole:
+        with self._whole() as whole:
             return hashlib.file_digest(whole, "sha256").hexdigest()
+
+    def parts(self) -> Mapping[str, str]:
+        """Digests of the state's parts by name, where the servers are of this package; else nothing."""
+        with self._whole() as whole:
+            return digests_in(whole)
+
+    def _whole(self) -> BufferedReader:
+        return open(f"/proc/self/fd/{self._write}", "rb")
 
     def close(self) -> None:
         os.close(self._write)
@@ -107,6 +118,10 @@ class SavedAgain:
         if not self._server.shares_memory:
             self._spool.fill(self._server)
         return self._spool.digest()
+
+    def differences(self, other: SavedAgain) -> list[str]:
+        """Names of the parts in which two states differ, once their digests were asked for."""
+        return differing(self._spool.parts(), other._spool.parts())
 
     def close(self) -> None:
         self._spool.close()

@@ -1,0 +1,224 @@
+"""Types of state: what an author may keep in it, what arrives of it at a destination, and who says that it cannot."""
+
+from __future__ import annotations
+
+import errno
+from collections import defaultdict
+from collections.abc import Callable
+from enum import Enum, Flag, IntEnum, IntFlag, StrEnum, auto
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfio_user import Client, PciDevice, PciIds, ProtocolError, state, stored_register
+from vfio_user.client import RemoteError
+from vfio_user.device.plain import MAX_BITS, NESTED
+from vfio_user.migration.values import decode, encode
+from vfio_user.server import Server
+from vfio_user.wire.constants import MigrationState
+
+
+class Mode(IntEnum):
+    OFF = 0
+    ON = 1
+
+
+class Level(StrEnum):
+    LOW = auto()
+    HIGH = auto()
+
+
+class Shape(Enum):
+    ROUND = "round"
+    SQUARE = (4, "square")
+
+
+class Bits(IntFlag):
+    ONE = 1
+    TWO = 2
+
+
+class Parts(Flag):
+    HEAD = auto()
+    TAIL = auto()
+
+
+class Mixed(PciDevice):
+    """State of every type that mypy lets an author declare it with."""
+
+    ids = PciIds(vendor=1, device=2)
+    running: int = state(0)
+    flag: bool = state(False)
+    rate: float = state(0.0)
+    mode: Mode = state(Mode.OFF)
+    level: Level = state(Level.LOW)
+    shape: Shape = state(Shape.ROUND)
+    bits: Bits = state(Bits.ONE)
+    parts: Parts = state(Parts.HEAD)
+    label: str = state("")
+    block: bytearray = state(bytearray(4))
+    items: list[Any] = state([])
+    table: dict[Any, Any] = state({})
+    anything: object = state(None)
+    scratch: int = stored_register(bar=0, offset=0, width=4)
+
+
+TAKEN: dict[str, tuple[str, object, object]] = {
+    "a flag in an int": ("running", True, 1),
+    "a number in a flag": ("flag", 1, True),
+    "an int in a float": ("rate", 3, 3.0),
+    "a whole float in an int": ("running", 2.0, 2),
+    "no number": ("rate", float("inf"), float("inf")),
+    "a negative number of 71 bits": ("running", -(1 << 70), -(1 << 70)),
+    "an IntEnum": ("mode", Mode.ON, Mode.ON),
+    "the number of an IntEnum": ("mode", 1, Mode.ON),
+    "a StrEnum": ("level", Level.HIGH, Level.HIGH),
+    "an Enum": ("shape", Shape.SQUARE, Shape.SQUARE),
+    "an IntFlag": ("bits", Bits.ONE | Bits.TWO, Bits.ONE | Bits.TWO),
+    "a Flag": ("parts", Parts.HEAD | Parts.TAIL, Parts.HEAD | Parts.TAIL),
+    "text that is not Unicode": ("label", "\udcff", "\udcff"),
+    "bytes that change": ("block", bytearray(b"1234"), bytearray(b"1234")),
+    "an IntEnum in a list": ("items", [Mode.ON, (True, None)], [1, (True, None)]),
+    "IntEnums and numbers as keys": ("table", {5: "five", Mode.ON: "on"}, {1: "on", 5: "five"}),
+    "something where None was": ("anything", {"a": [1]}, {"a": [1]}),
+    "a flag in a register": ("scratch", True, 1),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "arrived"), TAKEN.values(), ids=TAKEN)
+def test_what_nothing_is_lost_of_arrives_in_the_declared_type(name: str, value: object, arrived: object) -> None:
+    source, target = Mixed(), Mixed()
+    setattr(source, name, value)
+    target.load_state(source.save_state())
+    assert getattr(target, name) == arrived
+    assert type(getattr(target, name)) is type(arrived)
+    assert target.digest() == source.digest()
+
+
+def test_a_default_that_never_changes_arrives_whatever_its_type() -> None:
+    source, target = Mixed(), Mixed()
+    target.mode, target.level, target.shape = Mode.ON, Level.HIGH, Shape.SQUARE
+    target.load_state(source.save_state())
+    assert (target.mode, target.level, target.shape) == (Mode.OFF, Level.LOW, Shape.ROUND)
+    assert isinstance(target.mode, Mode)
+
+
+def test_what_arrives_is_a_copy() -> None:
+    source, target = Mixed(), Mixed()
+    source.items = [[1]]
+    saved = source.save_state()
+    target.load_state(saved)
+    target.items[0].append(2)
+    target.block[0] = 9
+    assert (source.items, saved["values"]["items"], source.block) == ([[1]], [[1]], bytearray(4))
+
+
+def in_itself() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
+def test_whatever_may_be_saved_by_its_depth_can_be_encoded() -> None:
+    device = Mixed()
+    device.items = nested(NESTED)
+    assert decode(encode(device.save_state())) == device.save_state()
+    device.items = nested(NESTED + 1)
+    with pytest.raises(ProtocolError, match="nested deeper"):
+        device.check_savable()
+
+
+LOST: dict[str, tuple[str, Callable[[], object], str]] = {
+    "half a number": ("running", lambda: 0.5, "running is float, not int: 0.5"),
+    "two in a flag": ("flag", lambda: 2, "flag is int, not bool: 2"),
+    "an int that no float is": ("rate", lambda: (1 << 53) + 1, "rate is int, not float"),
+    "no member": ("mode", lambda: 7, "mode is int, not Mode: 7"),
+    "None": ("running", lambda: None, "running is NoneType, not int"),
+    "a set": ("items", lambda: [1, {2}], r"items\[1\] is set: state holds"),
+    "bytes that change, in a list": ("table", lambda: {"a": [0, bytearray(1)]}, r"table\['a'\]\[1\] is bytearray"),
+    "a dict with a factory": ("table", lambda: defaultdict(int), "table is defaultdict, not dict"),
+    "a member without number, in a list": ("items", lambda: [Shape.ROUND], r"items\[0\] is Shape"),
+    "an object": ("anything", object, "anything is object"),
+    "a list in itself": ("items", in_itself, r"items\[0\]\S+ is nested deeper"),
+    "an int of a thousand digits": ("items", lambda: [1 << MAX_BITS], r"items\[0\] is an int of 8193 bits"),
+    "keys without order": ("table", lambda: {(1, "a"): 1, ("a", 1): 2}, "table has keys without an order"),
+    "more than a register has": ("scratch", lambda: 1 << 32, "scratch is 4294967296, which is no value of a register"),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "words"), LOST.values(), ids=LOST)
+def test_what_would_not_arrive_is_refused_by_name_when_it_is_saved(
+    name: str, value: Callable[[], object], words: str
+) -> None:
+    device = Mixed()
+    setattr(device, name, value())
+    for save in (device.check_savable, device.save_state, device.digest):
+        with pytest.raises(ProtocolError, match=f"Mixed cannot be saved: {words}"):
+            save()
+
+
+class Nervous(Mixed):
+    """Remembers that it was told to stand still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def on_quiesce(self) -> None:
+        self.asked.append("stand still")
+
+
+class Named(Nervous):
+    """Has something in its identity that no other process could read."""
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "image": Path("disk.img")}
+
+
+def spoiled() -> Nervous:
+    device = Nervous()
+    device.items = [{1}]
+    return device
+
+
+@pytest.mark.parametrize("make", [spoiled, Named])
+@pytest.mark.parametrize("wanted", [MigrationState.STOP_COPY, MigrationState.PRE_COPY])
+def test_a_device_that_cannot_be_saved_is_not_stopped_for_it(
+    make: Callable[[], Nervous], wanted: MigrationState, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = make()
+    address = str(tmp_path / "socket")
+    with Server(device, address), Client.connect(address) as client:
+        with pytest.raises(RemoteError) as refused:
+            client.set_migration_state(wanted)
+        assert refused.value.errno == errno.EIO
+        assert client.migration_state() is MigrationState.RUNNING
+        assert device.asked == []
+        client.store(0, 0, 4, 5)
+        assert client.load(0, 0, 4) == 5
+    assert any(word in caplog.text for word in ("items[0] is set", "identity cannot be saved: image"))
+
+
+def test_a_device_that_has_become_unsavable_in_pre_copy_is_not_stopped_either(tmp_path: Path) -> None:
+    device = Nervous()
+    address = str(tmp_path / "socket")
+    with Server(device, address), Client.connect(address) as client:
+        client.set_migration_state(MigrationState.PRE_COPY)
+        device.items = [{1}]
+        with pytest.raises(RemoteError):
+            client.set_migration_state(MigrationState.STOP_COPY)
+        assert client.migration_state() is MigrationState.PRE_COPY
+        assert device.asked == []
+
+
+def test_the_parts_of_the_state_have_digests_of_their_own() -> None:
+    one, other = Mixed(), Mixed()
+    other.rate = 1.5
+    other.region_write(7, 0x3C, b"\x05")
+    differing = {name for name, digest in one.digests().items() if other.digests()[name] != digest}
+    assert differing == {"rate", "configuration space"}

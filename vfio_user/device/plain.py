@@ -1,0 +1,137 @@
+"""Plain values: what a saved state is made of, and how a value of an author's becomes one and comes back.
+
+A saved state carries None, bool, int, float, str, bytes, and lists, tuples and dicts of them. A declared value of
+another type than its default's is taken where nothing is lost by it (an int for a float, a flag for an int, an Enum by
+its value), and refused by name where something is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from types import NoneType
+from typing import Any
+
+from vfio_user.migration.values import MAX_DEPTH
+
+SCALARS = (NoneType, bool, int, float, str, bytes)
+FAMILIES: tuple[tuple[type, ...], ...] = ((int, float), (str,), (bytes, bytearray, memoryview))
+"""Types whose values stand for one another where they are equal."""
+NESTED = MAX_DEPTH - 2
+"""How deep: below the saved state, and its values by name."""
+MAX_BITS = 1 << 13
+"""Of an int. Python refuses to write larger ones in digits, see sys.int_info."""
+TAKEN = "state holds None, numbers, text, bytes, and lists, tuples and dicts of them"
+
+
+class NotPlain(Exception):
+    """A value that another device could not load; says where it is, and what is wrong with it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self._what = what
+        self._place = ""
+
+    def within(self, place: str) -> NotPlain:
+        """The same, in something larger."""
+        self._place = place + self._place
+        return self
+
+    def __str__(self) -> str:
+        return f"{_shortened(self._place)} {self._what}"
+
+
+def to_plain(value: object, kind: type) -> Any:
+    """A copy of a value that was declared as `kind`, as a saved state carries it; NoneType: nothing was declared.
+
+    Raises:
+        NotPlain: it would not come back.
+    """
+    if kind is NoneType:
+        return _copy(value, 0)
+    found = _fitting(value, kind)
+    if isinstance(found, Enum):
+        found = found.value
+    return _copy(bytes(found) if isinstance(found, bytearray) else found, 0)
+
+
+def from_plain(value: object, kind: type) -> Any:
+    """What `to_plain` had; a list or dict is the same one.
+
+    Raises:
+        NotPlain: it is of another type.
+    """
+    if kind is NoneType:
+        return value
+    if issubclass(kind, Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            raise NotPlain(f"is {shown(value)}, which is no {kind.__name__}") from None
+    return _fitting(value, kind)
+
+
+def _fitting(value: object, kind: type[Any]) -> Any:
+    """The value as a `kind`, where nothing is lost by it; raises NotPlain."""
+    if type(value) is kind:
+        return value
+    convert: Callable[[Any], Any] = kind
+    for family in FAMILIES:
+        if issubclass(kind, family) and isinstance(value, family):
+            try:
+                made = convert(value)
+            except (ValueError, OverflowError):
+                break
+            if made == value:
+                return made
+    raise NotPlain(f"is {type(value).__name__}, not {kind.__name__}: {shown(value)}")
+
+
+def _copy(value: object, depth: int) -> Any:
+    """Plain values only; an Enum of numbers or text, such as an IntEnum, is its value here."""
+    if depth > NESTED:
+        raise NotPlain(f"is nested deeper than {NESTED}, or in itself")
+    if isinstance(value, Enum) and isinstance(value, SCALARS):
+        value = value.value
+    kind = type(value)
+    if kind in (list, tuple):
+        assert isinstance(value, (list, tuple))
+        return kind(_item(item, index, depth) for index, item in enumerate(value))
+    if kind is dict:
+        assert isinstance(value, dict)
+        return _copied_dict(value, depth)
+    if kind not in SCALARS:
+        raise NotPlain(f"is {kind.__name__}: {TAKEN}")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise NotPlain(f"is an int of {value.bit_length()} bits, and may have {MAX_BITS}")
+    return value
+
+
+def _copied_dict(value: dict[Any, Any], depth: int) -> dict[Any, Any]:
+    found = {_item(key, key, depth): _item(item, key, depth) for key, item in value.items()}
+    try:
+        sorted(found, key=lambda key: (type(key).__name__, key))  # as a digest will
+    except TypeError as error:
+        raise NotPlain(f"has keys without an order: {error}") from None
+    return found
+
+
+def _item(value: object, key: object, depth: int) -> Any:
+    """What has this key or index in something that is so deep already."""
+    try:
+        return _copy(value, depth + 1)
+    except NotPlain as error:
+        raise error.within(f"[{shown(key)}]") from None
+
+
+def shown(value: object) -> str:
+    """A value in a message: of any size."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits
+        return f"a huge {type(value).__name__}"
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
