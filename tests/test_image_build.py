@@ -242,6 +242,15 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
         pytest.param("extends: nothing\ndescription: x\n", "nothing.yaml", id="extends nothing"),
         pytest.param("{", "not YAML", id="no YAML"),
         pytest.param("- a\n", "table", id="no table"),
+        pytest.param("[" * 20_000, "levels", id="levels"),
+        pytest.param("extends: minimal\ndescription: 2001-99-99\n", "month", id="no date"),
+        pytest.param("extends: minimal\nname: x\nservices: {a: 9" + "9" * 5000 + "}\n", "digits", id="digits"),
+        pytest.param("extends: [minimal]\n", "recipe's name", id="extends a list"),
+        pytest.param("extends: ../minimal\n", "recipe's name", id="extends a path"),
+        pytest.param("extends: minimal\n1: 2\n", "1", id="a number for a field"),
+        pytest.param('extends: minimal\nservices: {a: "b\\nc"}\n', "services", id="two lines"),
+        pytest.param("extends: minimal\npackages: [../secret]\n", "packages", id="a path for a package"),
+        pytest.param("extends: minimal\nservices: {../a: b}\n", "services", id="a path for a service"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, named: str) -> None:

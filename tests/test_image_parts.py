@@ -126,6 +126,25 @@ def test_a_pattern_without_a_match_is_a_mistake(tmp_path: Path) -> None:
         select(tmp_path, ["/usr/bin/no-such-program"], [])
 
 
+@pytest.mark.parametrize("pattern", ["../secret", "/usr/../../secret", "usr/share/*/../../../../secret"])
+def test_a_pattern_that_leads_out_of_the_packages_is_refused(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "packages/usr/share/doc").mkdir(parents=True)
+    with pytest.raises(UserError, match="leads out"):
+        select(tmp_path / "packages", [pattern], [])
+
+
+def test_a_link_that_leads_out_of_the_packages_brings_nothing_from_there(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    share = tmp_path / "packages/usr/share"
+    share.mkdir(parents=True)
+    (share / "link").symlink_to("../../../secret")
+    (share / "folder").symlink_to(tmp_path)
+    for pattern in ("/usr/share/link", "/usr/share/folder/secret", "/usr/share/folder/*"):
+        with pytest.raises(UserError):
+            select(tmp_path / "packages", [pattern], [])
+
+
 def test_a_library_in_no_package_is_named(tmp_path: Path) -> None:
     program = tmp_path / "usr/bin/ls"
     program.parent.mkdir(parents=True)

@@ -6,17 +6,23 @@ themselves. See guest_images/recipes/minimal.yaml for one with every field.
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from vfio_user.documents import parse, read_text
 from vfio_user.errors import UserError
 
 ROOM = Path(str(files("guest_images")))
 RECIPES = ROOM / "recipes"
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$")]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""One line: what is in a recipe gets into the guest's settings."""
 
 
 class Recipe(BaseModel):
@@ -24,16 +30,16 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: Name
     description: str
-    suites: tuple[str, ...]  # Debian suites, the newest version of a package in any of them wins
-    kernel: str  # the package that brings boot/vmlinuz-* and its modules
-    packages: tuple[str, ...]  # their dependencies are fetched too, and shipped where `files` wants them
-    files: tuple[str, ...]  # globs of files and folders in the packages; a folder comes whole
-    exclude: tuple[str, ...] = ()  # globs of what `files` would bring and nobody needs
-    modules: tuple[str, ...] = ()  # kernel modules to have at hand
-    autoload: tuple[str, ...] = ()  # modules to load at boot, in order
-    services: dict[str, str] = {}  # name: command, started at boot and again when it ends
+    suites: tuple[Name, ...]  # Debian suites, the newest version of a package in any of them wins
+    kernel: Name  # the package that brings boot/vmlinuz-* and its modules
+    packages: tuple[Name, ...]  # their dependencies are fetched too, and shipped where `files` wants them
+    files: tuple[Text, ...]  # globs of files and folders in the packages; a folder comes whole
+    exclude: tuple[Text, ...] = ()  # globs of what `files` would bring and nobody needs
+    modules: tuple[Name, ...] = ()  # kernel modules to have at hand
+    autoload: tuple[Name, ...] = ()  # modules to load at boot, in order
+    services: dict[Name, Text] = {}  # name: command, started at boot and again when it ends
 
     @property
     def all_modules(self) -> tuple[str, ...]:
@@ -61,8 +67,9 @@ def load_recipe(name: str) -> Recipe:
 
 
 def _validated(path: Path) -> Recipe:
+    fields = _merged(path, ())
     try:
-        return Recipe(name=path.stem, **_merged(path, ()))
+        return Recipe.model_validate({**fields, "name": path.stem})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -77,6 +84,8 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
+    if not isinstance(parent, str) or not re.fullmatch(r"[\w.+-]+", parent):
+        raise UserError(f"recipe {path}: extends: {parent!r:.100} is no recipe's name")
     folder = RECIPES if (RECIPES / f"{parent}.yaml").exists() else path.parent
     base = _merged(folder / f"{parent}.yaml", (*above, path))
     return {key: _join(base.get(key), fields.get(key)) for key in {**base, **fields}}
@@ -93,12 +102,7 @@ def _join(base: Any, own: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    fields = parse(read_text(path, "recipe"), f"recipe {path}").value
     if not isinstance(fields, dict):
         raise UserError(f"recipe {path} is not a table of fields")
     return fields

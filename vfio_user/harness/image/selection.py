@@ -22,7 +22,7 @@ EMPTY_FOLDERS = ("dev", "proc", "run", "sys", "root", "mnt", "var/log", "var/tmp
 def select(packages: Path, patterns: Iterable[str], exclude: Iterable[str]) -> Tree:
     """The files of `packages` (a root with unpacked packages in it) that `patterns` name, with their libraries.
 
-    Raises UserError when a pattern matches nothing, or a library is in no package.
+    Raises UserError when a pattern matches nothing or leads out of the packages, or a library is in no package.
     """
     chosen = _Selection(packages, tuple(pattern.lstrip("/") for pattern in exclude))
     for pattern in patterns:
@@ -34,11 +34,13 @@ class _Selection:
     """A tree that grows by files of `packages`; each brings what it points to or loads."""
 
     def __init__(self, packages: Path, exclude: tuple[str, ...]) -> None:
-        self.packages = packages
+        self.packages = packages.resolve()
         self.exclude = exclude
         self.tree = Tree()
 
     def add_matches(self, pattern: str) -> None:
+        if ".." in pattern.split("/"):
+            raise UserError(f"{pattern} leads out of the recipe's packages", hint="paths are those in the guest")
         # unlike Path.glob, this one does not ask whether a link leads somewhere: here, links lead to another root
         matches = sorted(glob(pattern.lstrip("/"), root_dir=self.packages, include_hidden=True))  # noqa: PTH207
         if not matches:
@@ -51,6 +53,8 @@ class _Selection:
         if path in self.tree or any(fnmatch(path, pattern) for pattern in self.exclude):
             return
         source = self.packages / path
+        if not source.parent.resolve().is_relative_to(self.packages):
+            raise UserError(f"/{path} is behind a link that leads out of the recipe's packages")
         if source.is_symlink():
             target = str(source.readlink())
             self.tree.add(path, Symlink(target))

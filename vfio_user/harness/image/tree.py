@@ -84,5 +84,5 @@ def is_program(content: bytes) -> bool:
 
 def merged(path: str) -> str:
     """The one name of `path` in a merged-/usr root: `/lib64/ld.so` is `usr/lib64/ld.so`."""
-    path = posixpath.normpath(path).lstrip("/")
+    path = posixpath.normpath("/" + path.lstrip("/")).lstrip("/")  # nothing is above the root
     return f"usr/{path}" if path.split("/", 1)[0] in MERGED and "/" in path else path

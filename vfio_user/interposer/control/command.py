@@ -30,9 +30,13 @@ def _region(value: Any) -> Any:
     return parse_region(value) if isinstance(value, str) else value
 
 
-Number = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+MAX_DATA = 64 << 20
+"""Bytes of an answer's data, base64 aside."""
+Number = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=1 << 64)]
+Size = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MAX_DATA)]
+PageSize = Annotated[int, BeforeValidator(_number), Field(ge=4096, le=1 << 40)]
 Data = Annotated[bytes, BeforeValidator(_bytes), PlainSerializer(lambda data: base64.b64encode(data).decode())]
-Region = Annotated[int, BeforeValidator(_region), Field(ge=0)]
+Region = Annotated[int, BeforeValidator(_region), Field(ge=0, lt=1 << 32)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 

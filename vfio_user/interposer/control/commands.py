@@ -15,12 +15,13 @@ from pydantic import Field
 from vfio_user.errors import UserError
 from vfio_user.interposer import asking, guest_memory
 from vfio_user.interposer.control import migration
-from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Result, Run, Seconds
+from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Result, Run, Seconds, Size
 from vfio_user.interposer.direction import DIRECTIONS
 from vfio_user.wire import Command
-from vfio_user.wire.constants import Feature, FeatureFlags
+from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags
 
 if TYPE_CHECKING:
+    from vfio_user.interposer.faults.scenario import Scenario
     from vfio_user.interposer.interposer import Interposer
 
 
@@ -90,10 +91,10 @@ class Request(ControlCommand):
 class DeviceFeature(ControlCommand):
     """DEVICE_FEATURE: `feature` by name or number, `operation` get, set or probe, `data` its structure."""
 
-    feature: str | int
+    feature: str | Annotated[int, Field(ge=0, le=FEATURE_MASK)]
     operation: Literal["get", "set", "probe"]
     data: Data = b""
-    room: Number = 64
+    room: Size = 64
     """Bytes that the answer to a get may have beyond `data`."""
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -111,7 +112,7 @@ class RegionRead(ControlCommand):
 
     region: Region
     offset: Number
-    size: Number
+    size: Size
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         data = await asking.region_read(interposer.current(), self.region, self.offset, self.size)
@@ -154,7 +155,7 @@ class MemoryRead(ControlCommand):
     """Guest memory as it is now, through the client's descriptors; nobody is asked."""
 
     iova: Number
-    size: Annotated[Number, Field(le=64 << 20)]
+    size: Size
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         data = guest_memory.read_memory(interposer.current(), self.iova, self.size)
@@ -202,15 +203,30 @@ class SetFaults(ControlCommand):
     file: str | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        from vfio_user.interposer.faults.scenario import load_scenario, parse_scenario
+        from vfio_user.interposer.faults.scenario import parse_scenario
 
         scenario = None
         if self.file is not None:
-            scenario = load_scenario(self.file)
+            scenario = _scenario_in(self.file)
         elif self.scenario is not None:
             scenario = parse_scenario(self.scenario, "scenario")
         interposer.set_faults(scenario)
         return {"rules": len(scenario.rules) if scenario is not None else 0}
+
+
+def _scenario_in(file: str) -> Scenario:
+    """The scenario in a file. What is wrong in it is not told: a controller may not be one who may read it."""
+    from vfio_user.documents import MAX_SIZE, read_regular_file
+    from vfio_user.interposer.faults.scenario import parse_scenario
+
+    try:
+        return parse_scenario(read_regular_file(file, MAX_SIZE).decode(), file)
+    except OSError as error:
+        raise UserError(f"cannot read the scenario {file}: {error.strerror}") from None
+    except (UserError, UnicodeDecodeError):
+        raise UserError(
+            f"{file} is no scenario", hint="vfio-user interpose --faults FILE says what is wrong in it, and where"
+        ) from None
 
 
 class Signal(ControlCommand):

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from vfio_user.errors import UserError
 from vfio_user.interposer import asking, dirty_bitmap
-from vfio_user.interposer.control.command import ControlCommand, Data, Number, Result, Run, Seconds
+from vfio_user.interposer.control.command import (
+    MAX_DATA,
+    ControlCommand,
+    Data,
+    Number,
+    PageSize,
+    Result,
+    Run,
+    Seconds,
+    Size,
+)
 from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.resending import resend, unmapped_pages
 from vfio_user.wire.constants import MigrationState
@@ -60,14 +71,14 @@ class Bulk(ControlCommand):
         if self.fd:
             if len(fds) != 1:
                 raise UserError(f"{len(fds)} descriptors came where one was announced")
-            yield fds[0]
+            yield _regular(fds[0])
         elif self.file is not None:
             try:
-                opened = os.open(self.file, flags | os.O_CLOEXEC, 0o600)
+                opened = os.open(self.file, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
             except OSError as error:
                 raise UserError(f"cannot open {self.file}: {error.strerror}") from None
             try:
-                yield opened
+                yield _regular(opened)
             finally:
                 os.close(opened)
         else:
@@ -77,7 +88,7 @@ class Bulk(ControlCommand):
 class MigDataRead(Bulk):
     """The device's state until nothing more comes (or `size` bytes at most), streamed to `file`, `fd` or the answer.
 
-    `complete` says that the server reported the end.
+    `complete` says that the server reported the end. An answer has 64 MiB at most.
     """
 
     size: Number | None = None
@@ -89,8 +100,11 @@ class MigDataRead(Bulk):
         limit = asking.data_limit(session)
         count, messages, complete, pieces = 0, 0, False, []
         with self.opened(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, fds) as output:
-            while self.size is None or count < self.size:
-                data = await migration.read(min(limit, self.size - count) if self.size else limit)
+            most = self.size
+            if output is None:
+                most = MAX_DATA if most is None else min(most, MAX_DATA)
+            while most is None or count < most:
+                data = await migration.read(limit if most is None else min(limit, most - count))
                 messages += 1
                 if not data:
                     complete = True
@@ -114,7 +128,7 @@ class MigDataWrite(Bulk):
     """
 
     data: Data = b""
-    raw: Number = 0
+    raw: Size = 0
 
     def follow(self, data: bytes) -> None:
         self.data = data
@@ -139,7 +153,7 @@ class MigDataWrite(Bulk):
 class DmaLoggingStart(ControlCommand):
     """Let the server log what it writes to memory, in `ranges` or everywhere that is mapped."""
 
-    page_size: Number = asking.PAGE
+    page_size: PageSize = asking.PAGE
     ranges: list[Run] | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -156,7 +170,7 @@ class DmaLoggingReport(ControlCommand):
     Asked range by range as the client mapped them: libvfio-user refuses any other cut.
     """
 
-    page_size: Number = asking.PAGE
+    page_size: PageSize = asking.PAGE
     ranges: list[Run] | None = None
     bitmap: bool = False
 
@@ -167,6 +181,8 @@ class DmaLoggingReport(ControlCommand):
         runs: list[dict[str, int]] = []
         bitmaps: list[Result] = []
         for iova, size in wanted:
+            if dirty_bitmap.bitmap_size(size, self.page_size) > MAX_DATA:
+                raise UserError(f"the bitmap of {size:#x} bytes is too large for a message", hint="ask for it in parts")
             found = await migration.report(self.page_size, (iova, size))
             dirty = dirty_bitmap.dirty_runs(found, iova, size, self.page_size)
             runs += [{"iova": start, "size": length} for start, length in dirty]
@@ -184,7 +200,7 @@ class DmaLoggingResend(ControlCommand):
     processors could write in between.
     """
 
-    page_size: Number = asking.PAGE
+    page_size: PageSize = asking.PAGE
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
@@ -210,6 +226,13 @@ class DmaLoggingStop(ControlCommand):
 def _writable(session: Session) -> list[dirty_bitmap.Run]:
     """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
     return [(mapping.iova, mapping.size) for mapping in session.picture.maps.values() if mapping.written_directly]
+
+
+def _regular(fd: int) -> int:
+    """`fd`, where it is a file: a pipe or a device could be waited for, and nobody would be served meanwhile."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise UserError("neither a pipe nor a device can be the file of bulk data", hint="name a file, or send a memfd")
+    return fd
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import ProtocolError, UserError, VfioUserError
-from vfio_user.interposer.loop import READ, WRITE, Loop, Task
+from vfio_user.interposer.control.lines import MAX_LINE, Line, LineReader, document_of
+from vfio_user.interposer.loop import GONE, READ, WRITE, Loop, Task
 from vfio_user.interposer.pump import Outlet
 from vfio_user.interposer.requests import Lost
 from vfio_user.transport import Listener, Stream, close_all
@@ -17,21 +17,19 @@ from vfio_user.transport import Listener, Stream, close_all
 if TYPE_CHECKING:
     from vfio_user.interposer.interposer import Interposer
 
-MAX_LINE = 64 << 20
-"""Bytes of one command, base64 included, or of what follows it."""
+MAX_CONNECTIONS = 32
+"""Controllers at a time."""
+MAX_LINES = 1024
+MAX_FDS_WAITING = 64
+"""Of one controller's commands that wait for being run; it is not read on while there are more, or `MAX_LINE` bytes."""
 _ROOM = 1 << 18  # bytes that are received at once
 
 
-class _Line(NamedTuple):
-    """A command, the bytes that followed it and the descriptors that came beside it."""
-
-    text: bytes
-    behind: bytes
-    fds: list[int]
-
-
 class ControlServer:
-    """Listens for controllers; each may send commands without waiting, and is answered in its own order."""
+    """Listens for controllers; each may send commands without waiting, and is answered in its own order.
+
+    One that does not read its answers is not served on, and nobody waits for it.
+    """
 
     def __init__(self, interposer: Interposer, address: str) -> None:
         """Start to listen.
@@ -52,7 +50,12 @@ class ControlServer:
 
     def _accept(self, _: int) -> None:
         stream = self._listener.take()
-        if stream is not None:
+        if stream is None:
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            Outlet(stream).send(_line({"ok": False, "error": {"what": f"{MAX_CONNECTIONS} controllers are connected"}}))
+            stream.close()
+        else:
             self._connections.add(_Connection(self._interposer, stream, self._connections))
 
 
@@ -65,16 +68,13 @@ class _Connection:
         self._stream = stream
         self._outlet = Outlet(stream)
         self._others = others
-        self._input = bytearray()
-        self._searched = 0  # so far there is no end of a line in the input
-        self._followed: tuple[bytes, int] | None = (
-            None  # a line of which the bytes behind it, so many, have not all come
-        )
-        self._fds: list[int] = []  # of the line that has not come to its end
-        self._lines: deque[_Line] = deque()
+        self._reader = LineReader()
+        self._lines: deque[Line] = deque()
         self._task: Task[None] | None = None
-        self._over = False
+        self._over = False  # nothing more comes
+        self._gone = False  # nobody is there any more: epoll would say so for ever
         stream.socket.setblocking(False)
+        self._events = READ
         self._loop.watch(stream.fileno(), self._ready)
 
     def close(self) -> None:
@@ -83,16 +83,21 @@ class _Connection:
             self._loop.forget(self._stream.fileno())
             self._outlet.clear()
             self._stream.close()
-            for fds in (self._fds, *(line.fds for line in self._lines)):
-                close_all(fds)
-                fds.clear()
+            self._reader.close()
+            for line in self._lines:
+                close_all(line.fds)
+            self._lines.clear()
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
             self._outlet.flush()
-            self._update()
-        if events & ~WRITE and not self._over:
+        if events & GONE:
+            self._gone = True
+            self._loop.forget(self._stream.fileno())
+            self._outlet.clear()
+        if events & READ and not self._is_full():
             self._receive()
+        self._go_on()
 
     def _receive(self) -> None:
         room = memoryview(bytearray(_ROOM))
@@ -102,69 +107,53 @@ class _Connection:
             return
         except OSError:
             count, fds = 0, []
-        self._input += room[:count]
-        if not count or len(self._input) > MAX_LINE:
-            self._fds += fds
-            self._over = True
-            self._update()
-            if self._task is None:
-                self.close()
+        self._lines.extend(self._reader.feed(room[:count], fds))
+        self._over = not count or self._reader.refused
+
+    def _is_full(self) -> bool:
+        """Whether so much waits already that no more is to be read."""
+        return self._over or (
+            self._outlet.waiting
+            or len(self._lines) >= MAX_LINES
+            or sum(line.size for line in self._lines) >= MAX_LINE
+            or sum(len(line.fds) for line in self._lines) >= MAX_FDS_WAITING
+        )
+
+    def _go_on(self) -> None:
+        """Do what can be done next: run a command, read on, or end."""
+        if self not in self._others:
             return
-        came = list(self._whole_lines())
-        rest = self._fds
-        if came:
-            came[0].fds.extend(self._fds)
-            rest = []
-        # Descriptors belong to the line that has the last byte of the receive they came with (wire/framing.py).
-        (rest if self._input or self._followed else came[-1].fds).extend(fds)
-        self._fds = rest
-        self._lines.extend(line for line in came if line.text.strip() or line.fds)
-        self._next()
-
-    def _whole_lines(self) -> Iterator[_Line]:
-        """Take what is complete out of the input: lines, each with the bytes that it says will follow."""
-        while True:
-            if self._followed is None:
-                end = self._input.find(b"\n", self._searched)
-                if end < 0:
-                    self._searched = len(self._input)
-                    return
-                text = self._taken(end)
-                del self._input[:1]
-                self._searched = 0
-                self._followed = text, _announced(text)
-            text, size = self._followed
-            if len(self._input) < size:
-                return
-            self._followed = None
-            yield _Line(text, self._taken(size), [])
-
-    def _taken(self, size: int) -> bytes:
-        """So many bytes, out of the input."""
-        with memoryview(self._input) as view, view[:size] as piece:
-            taken = bytes(piece)
-        del self._input[:size]
-        return taken
-
-    def _next(self) -> None:
-        """Run the next command, if none is running."""
-        if self._lines and self._task is None:
+        if self._lines and self._task is None and not self._outlet.waiting:
             self._task = task = Task(self._answer(self._lines.popleft()))
             task.when_done(self._answered)
+        if self._gone and not self._is_full():
+            self._loop.after(0, self._read_rest)
+        elif self._over and not self._lines and self._task is None and not self._outlet.waiting:
+            self.close()
+        elif not self._gone:
+            self._watch((0 if self._is_full() else READ) | (WRITE if self._outlet.waiting else 0))
+
+    def _read_rest(self) -> None:
+        """What a controller has sent that is gone by now."""
+        if self in self._others and not self._is_full():
+            self._receive()
+        self._go_on()
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._loop.change(self._stream.fileno(), events)
+            self._events = events
 
     def _answered(self) -> None:
         self._task = None
-        if self._lines:
-            # Through the loop: a thousand commands in one packet must not nest.
-            self._loop.after(0, self._next)
-        elif self._over:
-            self.close()
+        # Through the loop: a thousand commands in one packet must not nest.
+        self._loop.after(0, self._go_on)
 
-    async def _answer(self, line: _Line) -> None:
+    async def _answer(self, line: Line) -> None:
         document: Any = None
         behind = b""
         try:
-            document = json.loads(line.text)
+            document = document_of(line.text) if not line.refusal else None
             result = await self._run(document, line)
             if isinstance(result.get("raw"), bytes):
                 behind, result["raw"] = result["raw"], len(result["raw"])
@@ -177,20 +166,19 @@ class _Connection:
             close_all(line.fds)
         if isinstance(document, dict) and "id" in document:
             answer["id"] = document["id"]
-        if self in self._others:
-            self._outlet.send(json.dumps(answer).encode() + b"\n")
-            if behind:
-                self._outlet.send(behind)
-            self._update()
+        if self in self._others and not self._gone:
+            self._outlet.send(_line(answer) + behind)
 
-    async def _run(self, document: Any, line: _Line) -> dict[str, Any]:
+    async def _run(self, document: Any, line: Line) -> dict[str, Any]:
         from pydantic import ValidationError
 
         from vfio_user.interposer.control.commands import COMMANDS
 
+        if line.refusal:
+            raise UserError(line.refusal)
         name = document.get("command") if isinstance(document, dict) else None
-        if name not in COMMANDS:
-            raise UserError(f"{name!r} is no command", hint=", ".join(COMMANDS))
+        if not isinstance(name, str) or name not in COMMANDS:
+            raise UserError(f"{name!r:.100} is no command", hint=", ".join(COMMANDS))
         try:
             command = COMMANDS[name].model_validate(document)
         except ValidationError as error:
@@ -203,21 +191,9 @@ class _Connection:
             command.follow(line.behind)
         return await command.run(self._interposer, line.fds)
 
-    def _update(self) -> None:
-        if self in self._others:
-            events = 0 if self._over else READ
-            self._loop.change(self._stream.fileno(), events | (WRITE if self._outlet.waiting else 0))
 
-
-def _announced(text: bytes) -> int:
-    """How many bytes a command says will follow its line."""
-    if b'"raw"' not in text:
-        return 0
-    try:
-        size = json.loads(text)["raw"]
-    except (ValueError, TypeError, KeyError):  # it will be refused for what it is
-        return 0
-    return size if type(size) is int and size > 0 else 0  # true asks for raw bytes
+def _line(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
 
 def _told(error: Exception) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vfio_user.documents import parse, read_text
 from vfio_user.errors import UserError
 from vfio_user.interposer.trace.show import parse_offsets, parse_region
 from vfio_user.wire import Command
@@ -331,13 +332,7 @@ def parse_scenario(text: str, source: str) -> Scenario:
     Raises:
         UserError: it is wrong; with line and reason, each thing that is wrong on a line of its own.
     """
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{source}{line}: {getattr(error, 'problem', error)}") from None
+    document, node = parse(text, source)
     try:
         return Scenario.model_validate(document)
     except ValidationError as error:
@@ -355,11 +350,7 @@ def load_scenario(path: str | Path) -> Scenario:
     Raises:
         UserError: it cannot be read, or is wrong.
     """
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the scenario {path}: {error}") from None
-    return parse_scenario(text, str(path))
+    return parse_scenario(read_text(path, "scenario"), str(path))
 
 
 def _locate(node: yaml.Node | None, path: Sequence[str | int]) -> tuple[str, int]:

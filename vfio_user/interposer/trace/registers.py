@@ -41,6 +41,9 @@ _CONFIG = (
 )
 """(offset, size, name): PCI Local Bus Specification 3.0, 6.1, header type 0."""
 
+MAX_BYTES = 1 << 22
+"""Of all registers of a map together: each byte has its name."""
+
 
 @dataclass(frozen=True)
 class Register:
@@ -64,6 +67,7 @@ class RegisterMap:
     def __init__(self, registers: Iterable[Register] = ()) -> None:
         self._at: dict[tuple[int, int], str] = {}
         """(region, offset of any byte): name."""
+        self._bytes = 0
         for offset, size, name in _CONFIG:
             self._add(Register(RegionIndex.CONFIG, offset, name, size))
         for register in registers:
@@ -78,6 +82,9 @@ class RegisterMap:
         return {place for place, known in self._at.items() if known.partition("+")[0].partition("[")[0] == name}
 
     def _add(self, register: Register) -> None:
+        self._bytes += register.count * register.width
+        if self._bytes > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes of registers")
         for index in range(register.count):
             name = f"{register.name}[{index}]" if register.count > 1 else register.name
             for byte in range(register.width):
@@ -91,16 +98,13 @@ def load_registers(path: str | Path) -> RegisterMap:
     Raises:
         UserError: it cannot be read, or is no map.
     """
-    import yaml
+    from vfio_user.documents import parse, read_text
 
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the register map {path}: {error}") from None
+    content = parse(read_text(path, "register map"), str(path)).value
     entries = content.get("registers", ()) if isinstance(content, Mapping) else content
     try:
         return RegisterMap([_register(entry) for entry in entries or ()])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{path} is no register map: {error}", hint="registers: [{region: 0, offset: 8, width: 4, name: compute}]"
         ) from None
@@ -109,4 +113,6 @@ def load_registers(path: str | Path) -> RegisterMap:
 def _register(entry: Mapping[str, Any]) -> Register:
     region = entry["region"] if "region" in entry else entry["bar"]
     numbers = {key: int(entry[key]) for key in ("width", "count", "stride") if key in entry}
+    if any(number < 1 for number in numbers.values()):
+        raise ValueError(f"{entry['name']}: width, count and stride are 1 or more")
     return Register(int(region), int(entry["offset"]), str(entry["name"]), **numbers)

@@ -1,0 +1,127 @@
+"""What a controller sends, taken apart: lines, the bytes behind them, and the descriptors beside them. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from vfio_user.transport import close_all
+
+MAX_LINE = 64 << 20
+"""Bytes of one command, base64 included, or of what follows it."""
+MAX_FDS = 16
+"""Descriptors that come with one command."""
+
+
+class Line(NamedTuple):
+    """A command, the bytes that followed it and the descriptors that came beside it; or `refusal`, why it is none."""
+
+    text: bytes
+    behind: bytes
+    fds: list[int]
+    refusal: str = ""
+
+    @property
+    def size(self) -> int:
+        return len(self.text) + len(self.behind)
+
+
+class LineReader:
+    """Takes what is received, in any pieces; hands out what is complete. Owns the descriptors until then."""
+
+    def __init__(self) -> None:
+        self.refused = False
+        """The last line is a refusal: nothing that comes behind it can be told apart."""
+        self._input = bytearray()
+        self._searched = 0  # so far there is no end of a line in the input
+        self._followed: tuple[bytes, int] | None = None  # a line of which the bytes behind it have not all come
+        self._fds: list[int] = []  # of the line that has not come to its end
+
+    def feed(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> list[Line]:
+        """What is complete now. Descriptors belong to the line that has the last byte of the receive they came with."""
+        self._input += data
+        came = list(self._whole_lines())
+        rest = self._fds
+        if came:
+            came[0].fds.extend(self._fds)
+            rest = []
+        (rest if self._input or self._followed or not came else came[-1].fds).extend(fds)
+        self._fds = rest
+        return [self._checked(line) for line in came if line.text.strip() or line.fds] + self._surplus()
+
+    def close(self) -> None:
+        """Let go of what is not complete."""
+        close_all(self._fds)
+        self._fds.clear()
+        self._input.clear()
+        self._followed = None
+
+    def _checked(self, line: Line) -> Line:
+        if len(line.fds) <= MAX_FDS:
+            return line
+        close_all(line.fds)
+        return Line(line.text, b"", [], f"{len(line.fds)} descriptors came with one command")
+
+    def _surplus(self) -> list[Line]:
+        """The refusal of a line that grows beyond what may be kept."""
+        announced = self._followed[1] if self._followed else 0
+        if announced > MAX_LINE:
+            why = f"{announced:,} bytes are to follow a command, and at most {MAX_LINE:,} may"
+        elif len(self._input) > MAX_LINE:
+            why = f"a command has more than {MAX_LINE:,} bytes"
+        elif len(self._fds) > MAX_FDS:
+            why = f"more than {MAX_FDS} descriptors came with one command"
+        else:
+            return []
+        self.close()
+        self.refused = True
+        return [Line(b"", b"", [], why)]
+
+    def _whole_lines(self) -> Iterator[Line]:
+        """Take what is complete out of the input: lines, each with the bytes that it says will follow."""
+        while True:
+            if self._followed is None:
+                end = self._input.find(b"\n", self._searched)
+                if end < 0:
+                    self._searched = len(self._input)
+                    return
+                text = self._taken(end)
+                del self._input[:1]
+                self._searched = 0
+                self._followed = text, _announced(text)
+            text, size = self._followed
+            if len(self._input) < size:
+                return
+            self._followed = None
+            yield Line(text, self._taken(size), [])
+
+    def _taken(self, size: int) -> bytes:
+        """So many bytes, out of the input."""
+        with memoryview(self._input) as view, view[:size] as piece:
+            taken = bytes(piece)
+        del self._input[:size]
+        return taken
+
+
+def document_of(text: bytes) -> Any:
+    """The JSON value in a line.
+
+    Raises:
+        ValueError: it is none, or one that nobody means.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("a JSON value of too many levels") from None
+
+
+def _announced(text: bytes) -> int:
+    """How many bytes a command says will follow its line."""
+    if b'"raw"' not in text:
+        return 0
+    try:
+        size = document_of(text)["raw"]
+    except (ValueError, TypeError, KeyError):  # it will be refused for what it is
+        return 0
+    return size if type(size) is int and size > 0 else 0  # true asks for raw bytes
