@@ -67,6 +67,13 @@ class Script(Stream):
     def fileno(self) -> int:
         return self._here
 
+    @property
+    def is_hung_up(self) -> bool:
+        return False
+
+    def limit_sends(self, seconds: float) -> None:
+        del seconds
+
     def receive(self, room: memoryview, flags: int = 0) -> tuple[int, list[int]]:
         del flags
         if not self._incoming:

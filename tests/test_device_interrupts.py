@@ -25,6 +25,7 @@ from tests.device_kit import (
     write_int,
 )
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ResetKind
+from vfio_user.device.eventfd import drain
 
 MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 INTX_DISABLE = 1 << 10
@@ -112,6 +113,41 @@ def test_a_blocking_eventfd_with_a_full_counter_does_not_hold_the_device_up(devi
     device.interrupts.trigger(0)
     assert wires.fired() == [0xFFFFFFFFFFFFFFFE]
     wires.close()
+
+
+def test_who_waits_in_a_signal_is_freed_and_the_vector_is_cut(device: Ringer) -> None:
+    wires = Wires(device, MSIX, count=2)
+    os.set_blocking(wires.fds[1], True)
+    os.eventfd_write(wires.fds[1], 0xFFFFFFFFFFFFFFFE)
+    ringing = threading.Thread(target=device.interrupts.trigger, args=(1,), daemon=True)
+    ringing.start()
+    ringing.join(0.1)
+    assert ringing.is_alive(), "or there would be nothing to free"
+    device.interrupts.unblock()
+    ringing.join(5)
+    assert not ringing.is_alive()
+    assert wires.fired()[1] == 1
+    device.interrupts.trigger(1)
+    device.interrupts.trigger(0)
+    assert wires.fired() == [1, 0]
+    wires.close()
+
+
+def test_eventfds_that_nobody_waits_for_stay_when_somebody_looks(device: Ringer) -> None:
+    wires = Wires(device, MSIX)
+    os.eventfd_write(wires.fds[0], 0xFFFFFFFFFFFFFFFE)
+    device.interrupts.unblock()
+    assert wires.fired() == [0xFFFFFFFFFFFFFFFE]
+    device.interrupts.trigger(0)
+    assert wires.fired() == [1]
+    wires.close()
+
+
+@pytest.mark.parametrize("flags", [0, os.EFD_NONBLOCK])
+def test_taking_a_counter_never_waits(flags: int) -> None:
+    fd = os.eventfd(3, flags)
+    assert (drain(fd), drain(fd)) == (3, 0)
+    os.close(fd)
 
 
 def test_triggers_may_come_from_any_thread_while_eventfds_change(device: Ringer) -> None:

@@ -3,14 +3,59 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
+import signal
 import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.device_kit import descriptors_left
-from tests.session_kit import GUEST, Prober
-from vfio_user.client import Client, GuestMemory, RemoteError
+from tests.session_kit import GUEST, Prober, message_memory
+from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
+from vfio_user.client.service import Service
 from vfio_user.server import Server
+from vfio_user.transport import Stream, connect
+from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
+from vfio_user.wire.constants import IrqIndex
+from vfio_user.wire.layouts import REGION_ACCESS
+
+pytestmark = pytest.mark.usefixtures("hurry")
+
+FETCH, RING = 8, 0x20
+ALMOST_FULL = 0xFFFFFFFFFFFFFFFE
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server waits for before it looks closer is less here."""
+    monkeypatch.setattr("vfio_user.server.server.GRACE", 0.5)
+    monkeypatch.setattr("vfio_user.server.session.LOCK_SECONDS", 0.2)
+
+
+def ask_to_fetch(client: Client) -> None:
+    """Have the device read guest memory, which is served by messages; do not wait for it."""
+    message_memory(client)
+    client.submit(Command.REGION_WRITE, REGION_ACCESS.pack(FETCH, 0, 8, tail=GUEST.to_bytes(8, "little")))
+
+
+def in_time(call: Callable[[], object], seconds: float) -> bool:
+    """Whether a call ends within so many seconds."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def serves_the_next(server: Server) -> bool:
+    with Client.connect(str(server.listener.address), timeout=10) as client:
+        return client.load(0, 0, 4) == 0
 
 
 def test_a_map_whose_descriptor_was_dropped_is_refused_and_not_taken_for_memory_by_message(
@@ -32,5 +77,165 @@ def test_a_server_that_was_at_its_limit_of_descriptors_serves_the_next_client(se
         with descriptors_left(0):
             unlucky.connect(path)
             assert unlucky.recv(1) == b""
-    with Client.connect(path) as client:
+    assert serves_the_next(server)
+
+
+class TestATwinSocketWithoutAnswer:
+    @pytest.fixture
+    def mute(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> Client:
+        """A client that answers nothing that the device asks."""
+        monkeypatch.setattr(Service, "answer", lambda service, request: None)
+        return Client.connect(str(server.listener.address), twin_socket=True)
+
+    def test_ends_with_its_client_whatever_becomes_of_the_socket(self, server: Server, mute: Client) -> None:
+        ask_to_fetch(mute)
+        assert mute.channel._main.stream is not None
+        mute.channel._main.stream.close()  # and not the twin
+        assert serves_the_next(server)
+        mute.close()
+
+    def test_ends_with_the_server(self, server: Server, mute: Client) -> None:
+        ask_to_fetch(mute)
+        assert in_time(server.close, 5)
+        mute.close()
+
+    def test_is_waited_for_once(self, device: Prober, mute: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vfio_user.server.negotiation.ANSWER_SECONDS", 0.2)
+        message_memory(mute)
+        refused = []
+        for _ in range(3):
+            with pytest.raises(RemoteError) as error:
+                mute.store(0, FETCH, 8, GUEST)
+            refused.append(error.value.errno)
+        assert refused == [errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNRESET]
+        mute.close()
+
+
+class TestAnEventfdThatIsFullAndMadeBlocking:
+    @pytest.fixture
+    def eventfd(self, client: Client) -> EventFd:
+        eventfd = EventFd()
+        client.enable_irqs(IrqIndex.MSIX, [eventfd])
+        os.set_blocking(eventfd.fd, True)
+        os.eventfd_write(eventfd.fd, ALMOST_FULL)
+        return eventfd
+
+    def test_costs_the_client_its_vector_and_the_device_goes_on(
+        self, device: Prober, client: Client, eventfd: EventFd
+    ) -> None:
+        ringing = client.submit(Command.REGION_WRITE, REGION_ACCESS.pack(RING, 0, 4, tail=bytes(4)))
+        done = threading.Event()
+        device.call_soon(done.set)
+        assert done.wait(5), "what others ask of the device is done"
+        client.wait(ringing)
+        client.store(0, RING, 4, 0)
         assert client.load(0, 0, 4) == 0
+        eventfd.close()
+
+    def test_does_not_keep_the_next_client_away(self, server: Server, client: Client, eventfd: EventFd) -> None:
+        client.submit(Command.REGION_WRITE, REGION_ACCESS.pack(RING, 0, 4, tail=bytes(4)))
+        client.close()
+        assert serves_the_next(server)
+        eventfd.close()
+
+    def test_does_not_keep_the_server_from_ending(self, server: Server, client: Client, eventfd: EventFd) -> None:
+        client.submit(Command.REGION_WRITE, REGION_ACCESS.pack(RING, 0, 4, tail=bytes(4)))
+        assert in_time(server.close, 5)
+        eventfd.close()
+
+
+@pytest.mark.parametrize("beginning", [b"", b"\1\0\1\0", Message(1, 1, payload=bytes(100)).encode()[:50]])
+def test_a_client_that_does_not_say_its_version_keeps_nobody_away_for_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr("vfio_user.server.server.VERSION_SECONDS", 0.2)
+    silent = connect(str(server.listener.address), timeout=5)
+    silent.send(beginning)
+    assert serves_the_next(server)
+    silent.close()
+
+
+def test_a_version_that_comes_byte_by_byte_has_the_same_deadline(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_user.server.server.VERSION_SECONDS", 0.3)
+    slow = connect(str(server.listener.address), timeout=5)
+    proposal = Message(1, 1, payload=encode_version(CURRENT, 0, Capabilities())).encode()
+    end = time.monotonic() + 5
+    poll = select.poll()
+    poll.register(slow, select.POLLIN | select.POLLRDHUP)
+    sent = 0
+    while not poll.poll(50) and time.monotonic() < end:
+        slow.send(proposal[sent : sent + 1])
+        sent += 1
+    assert 0 < sent < len(proposal)
+    slow.close()
+
+
+def test_whoever_has_made_the_connection_may_take_its_time(device: Prober, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_user.server.server.VERSION_SECONDS", 0.01)
+    ours, theirs = socket.socketpair()
+    with Server(device, f"fd:{theirs.detach()}"):
+        assert not select.select([ours], [], [], 0.2)[0]
+        client = Client(Stream(ours))
+        client.negotiate()
+        assert client.load(0, 0, 4) == 0
+        client.close()
+
+
+def test_a_client_that_reads_nothing_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_user.server.connection.SEND_SECONDS", 0.2)
+    client = Client.connect(str(server.listener.address))
+    stream = client.channel._main.stream
+    reading = Message(1, CURRENT.number(Command.REGION_READ), payload=REGION_ACCESS.pack(2048, 0, 2048)).encode()
+
+    def ask_on() -> None:
+        while True:
+            stream.send(reading)
+
+    with pytest.raises(OSError, match=r"Broken pipe|Connection reset"):
+        ask_on()
+    assert serves_the_next(server)
+    client.close()
+
+
+STUCK = """
+import sys, threading
+from vfio_user import PciDevice, PciIds, register
+from vfio_user.server import program, server
+
+class Stuck(PciDevice):
+    ids = PciIds(1, 2)
+    @register(bar=0, offset=0, width=4)
+    def wait(self, value: int) -> None:
+        threading.Event().wait()
+
+server.END_SECONDS, program.END_SECONDS = {server}, {program}
+program.serve(Stuck(), sys.argv[1])
+threading.Event().wait({after})
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status"),
+    [({"server": 0.2, "program": 30, "after": 0}, 0), ({"server": 0.2, "program": 1, "after": 60}, 1)],
+    ids=["the session does not end", "the program does not end"],
+)
+def test_a_program_ends_when_it_is_told_to_whatever_its_device_does(
+    tmp_path: Path, seconds: dict[str, float], status: int
+) -> None:
+    command = [sys.executable, "-c", STUCK.format(**seconds), str(tmp_path / "s")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        assert "is listening" in program.stderr.readline()
+        client = Client.connect(str(tmp_path / "s"))
+        client.submit(Command.REGION_WRITE, REGION_ACCESS.pack(0, 0, 4, tail=bytes(4)))
+        client.submit(Command.GET_INFO)
+        program.send_signal(signal.SIGTERM)
+        try:
+            _, said = program.communicate(timeout=20)
+        finally:
+            program.kill()
+        client.close()
+    assert program.returncode == status
+    assert ("Timeout" in said) is bool(status)

@@ -1,9 +1,15 @@
-"""Eventfds of the client: whether a descriptor is one, and adding to it without ever waiting."""
+"""Eventfds of the client: whether a descriptor is one, adding to it and taking from it.
+
+The client shares more than the counter: whether a descriptor blocks is a flag of the open file, which either side can
+change at any time. Reading asks for no wait with each call (RWF_NOWAIT); for writing the kernel has no such thing, so
+that a client which fills the counter and makes it blocking holds the thread that signals it: `Interrupts.unblock`.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -42,11 +48,20 @@ def _signal_unless_full(fd: int, poll: select.poll) -> None:
 
 
 def drain(fd: int) -> int:
-    """Take the counter; 0 if nobody added to it."""
+    """Take the counter; 0 if nobody added to it. Never waits."""
+    counter = bytearray(8)
     try:
-        return os.eventfd_read(fd)
+        os.preadv(fd, [counter], -1, os.RWF_NOWAIT)
     except OSError:
         return 0
+    return int.from_bytes(counter, sys.byteorder)
+
+
+def is_full(fd: int) -> bool:
+    """Whether a signal would have to wait, if the descriptor is one that does."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return not poll.poll(0)
 
 
 def close_all(fds: list[int]) -> None:

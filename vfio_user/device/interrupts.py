@@ -11,6 +11,7 @@ it is still raised it fires again.
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,7 +47,14 @@ from vfio_user.pci import (
 )
 from vfio_user.wire.constants import IrqSetFlags
 
+log = logging.getLogger(__name__)
+
 MESSAGE_INDEXES = (MSIX, MSI)
+
+_SIGNAL_SECONDS = 0.5
+"""What is done under the lock takes microseconds; a signal that takes so long waits for the client."""
+_ATTEMPTS = 8
+"""A client may fill an eventfd again before it is cut."""
 
 
 class Interrupts:
@@ -192,6 +200,27 @@ class Interrupts:
             self._coalesced.clear()
             self.link = NoClient()
         self._changed()
+
+    def unblock(self) -> None:
+        """Free whoever waits for room in an eventfd that the client has filled and made blocking; from any thread.
+
+        The client loses its count, and the vector its eventfd.
+        """
+        cut: list[tuple[IrqLines, int]] = []
+        for _ in range(_ATTEMPTS):
+            if self._lock.acquire(timeout=_SIGNAL_SECONDS):
+                break
+            cut += [(lines, vector) for lines in self._lines for vector in lines.empty_full()]
+        else:
+            return
+        try:
+            for lines, vector in cut:
+                lines.cut(vector)
+        finally:
+            self._lock.release()
+        if cut:
+            log.warning("%d eventfds of the client were full and blocking: they are not signalled any more", len(cut))
+            self._changed()
 
     def save(self) -> dict[str, Any]:
         with self._lock:

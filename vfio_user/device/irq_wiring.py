@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vfio_user.device.eventfd import close_all, is_eventfd, signaller
+from vfio_user.device.eventfd import close_all, drain, is_eventfd, is_full, signaller
 from vfio_user.errors import ProtocolError
 from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
 
@@ -57,6 +57,10 @@ class IrqLines:
     def cut_all(self) -> None:
         for vector in list(self.fds):
             self.cut(vector)
+
+    def empty_full(self) -> list[int]:
+        """Empty the eventfds that are full, which frees whoever waits for room in one; their vectors."""
+        return [vector for vector, fd in list(self.fds.items()) if is_full(fd) and drain(fd)]
 
     def fire(self, vector: int) -> bool:
         """Signal a vector's eventfd; False if it has none."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from time import perf_counter_ns
+from collections.abc import Sequence
+from time import monotonic, perf_counter_ns
 
 from vfio_user.transport import DescriptorsLost, Stream
 from vfio_user.wire import MAX_DATA, MAX_MESSAGE, BadFrame, Framer, Message
@@ -26,6 +27,10 @@ FLUSH = 1 << 20
 """Bytes of replies that are held back at most."""
 
 
+SEND_SECONDS = 60.0
+"""How long a client may read nothing of what it is sent, before it is given up."""
+
+
 class Disconnected(ConnectionError):
     """The client went away, or sent what no stream can recover from."""
 
@@ -37,10 +42,15 @@ class Connection:
         self.framer = Framer(max_message=max_data + _OVERHEAD)
         self.out = bytearray()
         self._stream = stream
+        stream.limit_sends(SEND_SECONDS)
         self._polling = -POLL_AGAIN
 
     def fileno(self) -> int:
         return self._stream.fileno()
+
+    @property
+    def is_hung_up(self) -> bool:
+        return self._stream.is_hung_up
 
     @property
     def carries_fds(self) -> bool:
@@ -51,14 +61,19 @@ class Connection:
         """Whether the beginning of a message waits for the rest of it."""
         return self.framer.end > self.framer.start
 
-    def receive(self) -> bool:
+    def receive(self, end: float | None = None) -> bool:
         """Take in what comes next; False at the end of the stream.
+
+        With an `end`, a time of the monotonic clock, it raises TimeoutError then. Only before a session begins, since
+        it costs system calls.
 
         A client that answers at once is polled for a moment rather than slept for: waking a thread takes longer
         than the whole handling of a register access. Polling that was in vain is not tried again until several
         waits in a row would have been worth it.
         """
         room = self.framer.room()
+        if end is not None:
+            self._stream.socket.settimeout(max(end - monotonic(), 0.001))
         try:
             received = self._stream.poll(room, POLLS) if self._polling > 0 else None
             if received is None:
@@ -69,6 +84,9 @@ class Connection:
         except DescriptorsLost as lost:
             self.framer.lost(lost.count)
             return True
+        finally:
+            if end is not None:
+                self._stream.socket.settimeout(None)
         count, fds = received
         self.framer.received(count, fds)
         return count > 0
@@ -98,12 +116,24 @@ class Connection:
                 self.flush()
             return
         self.flush()
-        self._stream.send(message.encode(), message.fds)
+        self._send(message.encode(), message.fds)
 
     def flush(self) -> None:
         if self.out:
             out, self.out = self.out, bytearray()
-            self._stream.send(out)
+            self._send(out)
+
+    def _send(self, data: bytes | bytearray, fds: Sequence[int] = ()) -> None:
+        """Raises Disconnected; nothing can follow a message that was sent in part."""
+        try:
+            self._stream.send(data, fds)
+        except BlockingIOError:
+            log.warning("the client has read nothing for %g s: it is given up", SEND_SECONDS)
+            self._stream.shutdown()
+            raise Disconnected("the client does not read") from None
+        except OSError as error:
+            self._stream.shutdown()
+            raise Disconnected(str(error)) from None
 
     def shutdown(self) -> None:
         self._stream.shutdown()

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import NamedTuple
 
 from vfio_user.device import CURRENT_POLICY
@@ -18,6 +19,9 @@ log = logging.getLogger("vfio_user.server")
 
 SERVER_FDS = 16
 """Descriptors per message that a server says it takes: QEMU sends at most 16."""
+
+ANSWER_SECONDS = 60.0
+"""How long a client may take to answer a request of the device: its own main loop may be busy, or be debugged."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,31 @@ class Twin:
     def exchange(self, message: Message) -> Message:
         """Send a request and wait for its reply; replies to anything else are dropped.
 
+        A client that does not answer is not asked again: whoever serves it waits once.
+
         Raises:
-            ProtocolError: the client sent something that is no reply, or went away.
+            ProtocolError: the client sent something that is no reply, went away, or takes longer than
+                `ANSWER_SECONDS`.
         """
         with self._lock:
-            self._stream.send(message.encode())
-            while (answer := self._next()).id != message.id:
-                log.warning("dropped: a reply to id %d on the twin socket, which nobody asked", answer.id)
+            end = monotonic() + ANSWER_SECONDS
+            try:
+                self._until(end).send(message.encode())
+                while (answer := self._next(end)).id != message.id:
+                    log.warning("dropped: a reply to id %d on the twin socket, which nobody asked", answer.id)
+            except TimeoutError:
+                self.shutdown()
+                raise ProtocolError(
+                    f"no answer on the twin socket within {ANSWER_SECONDS:g} s: nothing more is asked there",
+                    errno.ETIMEDOUT,
+                ) from None
+            except OSError as error:
+                raise ProtocolError(f"the twin socket: {error.strerror}", errno.ECONNRESET) from None
         return answer
 
-    def _next(self) -> Message:
+    def _next(self, end: float) -> Message:
         while (reply := self._framer.next()) is None:
-            count, fds = self._stream.receive(self._framer.room())
+            count, fds = self._until(end).receive(self._framer.room())
             self._framer.received(count, fds)
             if not count:
                 raise ProtocolError("the client closed the twin socket", errno.ECONNRESET)
@@ -67,6 +84,15 @@ class Twin:
         if not reply.is_reply:
             raise ProtocolError(f"command {reply.command} on the twin socket, where replies belong", errno.EPROTO)
         return reply
+
+    def _until(self, end: float) -> Stream:
+        """The socket, which waits no longer than that."""
+        self._stream.socket.settimeout(max(end - monotonic(), 0.001))
+        return self._stream
+
+    def shutdown(self) -> None:
+        """Wake whoever waits for an answer; no further one comes. From any thread."""
+        self._stream.shutdown()
 
     def close(self) -> None:
         self._framer.close()

@@ -6,6 +6,7 @@ cleanly with its socket removed. SIGINT is the same, for people.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -19,6 +20,9 @@ from vfio_user.wire import CURRENT, Dialect
 if TYPE_CHECKING:
     from vfio_user.device import PciDevice
     from vfio_user.server.negotiation import Offer
+
+END_SECONDS = 20
+"""What is left to a program that was told to end, for its session, its device and its threads. Then it ends anyhow."""
 
 _ENDS = {signal.SIGTERM, signal.SIGINT}
 _NO_MORE_CLIENTS = signal.SIGUSR2
@@ -34,6 +38,9 @@ def serve(
 ) -> None:
     """Serve `device` until SIGTERM or SIGINT, or until an inherited connection ends. For the main thread.
 
+    From then on the whole process has `END_SECONDS`; after them its threads' stacks go to stderr, and it ends with
+    status 1. Whoever serves in a program that does more afterwards calls `faulthandler.cancel_dump_traceback_later`.
+
     Raises:
         UserError: the address cannot be listened on.
     """
@@ -47,6 +54,8 @@ def serve(
         if announce:
             print(f"{type(device).__name__} is listening on {server.listener.address}", file=sys.stderr, flush=True)
         signal.sigwait(_ENDS | {_NO_MORE_CLIENTS})
+        # A thread of C's, which needs neither Python's lock nor any of ours.
+        faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=2)
 
 
 def log_to_stderr(*, verbose: bool) -> None:

@@ -31,6 +31,13 @@ GRACE = 2.0
 REFUSAL = 1.0
 """Seconds that a refused client has for its VERSION."""
 
+VERSION_SECONDS = 10.0
+"""Seconds that a client has for its VERSION: one that says nothing keeps all others away. Who was given to us as a
+connection may take its time, as there are no others."""
+
+END_SECONDS = 10.0
+"""Seconds that a session may take to end with its server."""
+
 
 class Server:
     """Serves one device on one address, on threads of its own, until `close`.
@@ -71,15 +78,19 @@ class Server:
         return self
 
     def close(self) -> None:
-        """End the session and stop listening; the device stays usable. Idempotent."""
+        """End the session and stop listening; the device stays usable. Idempotent.
+
+        A session that a device's own code keeps from ending is left behind after `END_SECONDS`, which is logged.
+        """
         self._closing = True
         self.listener.shutdown()
         if self._session is not None:
             self._session.stop()
-        if self._accepting.ident is not None:
-            self._accepting.join()
-        if self._serving is not None:
-            self._serving.join()
+        for thread in (self._accepting, self._serving):
+            if thread is not None and thread.ident is not None:
+                thread.join(END_SECONDS)
+                if thread.is_alive():
+                    log.error("%s does not end: the device's own code may keep it", thread.name)
         self.listener.close()
 
     def __enter__(self) -> Server:
@@ -90,7 +101,7 @@ class Server:
 
     def _accept(self) -> None:
         if self.listener.is_connected:
-            self._begin(Stream(self.listener.socket))
+            self._begin(Stream(self.listener.socket), version_seconds=None)
             assert self._serving is not None
             self._serving.join()
             if self._ended is not None:
@@ -110,13 +121,15 @@ class Server:
     def _take(self, stream: Stream) -> None:
         if self._serving is not None:
             self._serving.join(GRACE)
+            if self._serving.is_alive() and self._session is not None and self._session.free():
+                self._serving.join(GRACE)
             if self._serving.is_alive():
                 threading.Thread(target=_refuse, args=(stream,), daemon=True).start()
                 return
-        self._begin(stream)
+        self._begin(stream, version_seconds=VERSION_SECONDS)
 
-    def _begin(self, stream: Stream) -> None:
-        self._session = Session(self.device, stream, self._dialect, self._offer)
+    def _begin(self, stream: Stream, *, version_seconds: float | None) -> None:
+        self._session = Session(self.device, stream, self._dialect, self._offer, version_seconds=version_seconds)
         self._serving = threading.Thread(target=self._session.run, name="vfio-user session", daemon=True)
         self._serving.start()
         if self._closing:

@@ -21,6 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY
@@ -56,6 +57,9 @@ _MOVING = frozenset({MigrationState.RUNNING, MigrationState.PRE_COPY})
 MAX_BACKLOG = 1024
 """Commands held while the device is getting quiet; beyond that the client is not read from."""
 
+LOCK_SECONDS = 1.0
+"""How long to wait for the session's lock before looking what keeps whoever has it."""
+
 MAX_DEPTH = 8
 """How deep handlers may wait for DMA within commands served while others wait for DMA."""
 
@@ -67,13 +71,23 @@ class Session:
     DMA while they hold it (it is released meanwhile).
     """
 
-    def __init__(self, device: PciDevice, stream: Stream, dialect: Dialect, offer: Offer | None = None) -> None:
+    def __init__(
+        self,
+        device: PciDevice,
+        stream: Stream,
+        dialect: Dialect,
+        offer: Offer | None = None,
+        *,
+        version_seconds: float | None = None,
+    ) -> None:
+        """`version_seconds` is what the client has for its first message; None: as long as it likes."""
         self.device = device
         self.dialect = dialect
         self.agreement = Agreement()
         self.lock = threading.RLock()
         self._turnstile = threading.Lock()
         self._offer = offer or Offer()
+        self._version_seconds = version_seconds
         self.connection = Connection(stream, self.max_data)
         self.owed: bytes | None = None
         """The reply of the command under way; None once it is sent, or if none is wanted."""
@@ -121,13 +135,30 @@ class Session:
         except OSError as error:
             log.info("connection lost: %s", error)
         finally:
-            with self.lock:
+            self._take_lock()
+            try:
                 self._end(attached=attached)
+            finally:
+                self.lock.release()
             self._worker.close()
 
     def stop(self) -> None:
-        """End the session from any thread."""
+        """End the session from any thread, whatever it waits for of its client."""
         self.connection.shutdown()
+        if self.agreement.twin is not None:
+            self.agreement.twin.shutdown()
+        self.device.interrupts.unblock()
+
+    def free(self) -> bool:
+        """For whoever waits for this session in vain: end what only a client that means no good can make last.
+
+        Returns whether the client has gone, so that the session ends. From any thread.
+        """
+        if self.connection.is_hung_up:
+            self.stop()
+            return True
+        self.device.interrupts.unblock()
+        return False
 
     # What the device asks of its client (vfio_user.device.Link)
 
@@ -221,21 +252,28 @@ class Session:
         self.refresh_registers()
 
     def _negotiate(self) -> bool:
-        while (message := self.connection.next()) is None:
-            if not self.connection.receive():
-                return False
+        end = None if self._version_seconds is None else monotonic() + self._version_seconds
+        try:
+            while (message := self.connection.next()) is None:
+                if not self.connection.receive(end):
+                    return False
+        except TimeoutError:
+            log.warning("client refused: no VERSION within %g s", self._version_seconds)
+            return False
         close_all(message.fds)
         pgsize = self._migration.page_size if self._migration is not None else None
         offer = self._offer if self.connection.carries_fds else replace(self._offer, max_msg_fds=0, twin_socket=False)
         agreement, reply = negotiate(message, self.dialect, offer, migration_pgsize=pgsize)
         if agreement is None:
             log.warning("client refused: %s", reply.reason)
-        if reply.message is not None:
-            self.connection.send(reply.message)
-            self.connection.flush()
-            close_all(reply.message.fds)
-        if agreement is not None:
+        else:
             self.agreement = agreement
+        if reply.message is not None:
+            try:
+                self.connection.send(reply.message)
+                self.connection.flush()
+            finally:
+                close_all(reply.message.fds)
         return agreement is not None
 
     def _serve(self) -> None:
@@ -253,7 +291,12 @@ class Session:
         """Get the lock, before a worker that is busy gets it again."""
         if not self.lock.acquire(blocking=False):
             with self._turnstile:
-                self.lock.acquire()
+                self._take_lock()
+
+    def _take_lock(self) -> None:
+        """Get the lock; whoever has it for long may wait for a client that means no good."""
+        while not self.lock.acquire(timeout=LOCK_SECONDS):
+            self.free()
 
     def _receive_while_quiescing(self) -> None:
         try:
@@ -457,11 +500,16 @@ class Session:
         if self._turnstile.locked():
             with self._turnstile:  # the client waits
                 pass
-        with self.lock, contextlib.suppress(OSError):
+        self._take_lock()
+        try:
             if not self._gone:
                 self._guarded(work)
                 self.connection.flush()
                 self._do_deferred()
+        except OSError:
+            pass
+        finally:
+            self.lock.release()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Deferred work has nobody to answer: what it raises is logged."""

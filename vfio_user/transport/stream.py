@@ -10,7 +10,9 @@ import array
 import contextlib
 import errno
 import os
+import select
 import socket
+import struct
 from collections.abc import Sequence
 from time import perf_counter_ns
 
@@ -102,6 +104,23 @@ class Stream:
         sent = self.socket.sendmsg([data], rights)
         if sent < len(data):
             self.socket.sendall(memoryview(data)[sent:])
+
+    def limit_sends(self, seconds: float) -> None:
+        """From now on a send to a peer that takes nothing raises BlockingIOError after so many seconds.
+
+        It is the kernel that counts them (SO_SNDTIMEO): no system call more, and receiving waits as before.
+        """
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the peer has closed its end, or this one is closed: nothing that is sent can arrive."""
+        if self.socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.socket, 0)
+        return bool(poll.poll(0))
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
         """End one direction or both, now; does nothing where the peer was quicker."""
