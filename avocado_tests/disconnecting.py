@@ -121,7 +121,7 @@ class Disconnection:
         return self._look_and_unplug(guest, server, device, self.watch(guest, device, "idle"))
 
     def _while_in_use(self, guest: BootedGuest, server: InterposedServer, moment: Moment) -> str:
-        device = self.plug(guest, server, posted=posts_writes(self.row, moment))
+        device = self.plug(guest, server, posted=posts_writes(moment))
         if moment is Moment.MIGRATING:
             server.control.call("migration_state", set="PRE_COPY")
         if moment is Moment.MAP and self._closing:

@@ -18,6 +18,7 @@ class Moment(Enum):
     MAP = "between map and reply"
     IDLE = "idle"
     READ = "inside a register read"
+    WRITES = "inside a burst of writes"
     BURST = "inside a posted burst"
     DMA = "DMA in flight"
     INTERRUPT = "interrupt pending"
@@ -28,6 +29,7 @@ class Moment(Enum):
         """What the guest's program does meanwhile."""
         return {
             Moment.READ: "read",
+            Moment.WRITES: "burst",
             Moment.BURST: "burst",
             Moment.DMA: "dma",
             Moment.INTERRUPT: "storm",
@@ -78,7 +80,7 @@ def device_dies(server: str) -> dict[Moment, Expected]:
         Moment.MAP: Expected("[Errno 14] Bad address", "runs", server, TIMEOUT),
         Moment.IDLE: ones,
         Moment.READ: replace(ones, frozen=TIMEOUT),
-        Moment.BURST: replace(ones, frozen=TIMEOUT),
+        Moment.WRITES: replace(ones, frozen=TIMEOUT),
         Moment.DMA: ones,
         Moment.INTERRUPT: ones,
         Moment.MIGRATING: ones,
@@ -94,7 +96,7 @@ def closed_at_a_read() -> dict[Moment, Expected]:
     """The server's end is closed when the next read comes, and the server itself lives."""
     ones = Expected("ones", "runs", "serves", TIMEOUT)
     return {
-        **dict.fromkeys(Moment, ones),
+        **{moment: ones for moment in Moment if moment is not Moment.BURST},
         Moment.VERSION: replace(ones, guest="no device"),
         Moment.MAP: replace(ones, guest="[Errno 14] Bad address"),
     }
@@ -107,7 +109,7 @@ def half_closed_at_a_read() -> dict[Moment, Expected]:
         **closed_at_a_read(),
         Moment.IDLE: ones,
         Moment.READ: ones,
-        Moment.BURST: ones,
+        Moment.WRITES: ones,
         Moment.DMA: replace(ones, guest="ones and dma"),
         Moment.INTERRUPT: replace(ones, guest="ones and interrupts"),
         Moment.MIGRATING: replace(ones, guest="ones and dma"),
@@ -135,14 +137,22 @@ CELLS: Mapping[Row, Column] = {
 }
 
 
-def posts_writes(row: Row, moment: Moment) -> bool:
-    """Whether QEMU may post writes to the device. Not where the other end goes in the middle of a burst.
+def posts_writes(moment: Moment) -> bool:
+    """Whether QEMU may post writes to the device."""
+    return moment is not Moment.WRITES
 
-    Then QEMU aborts, or has every later access wait for x-msg-timeout: known issue posted-writes-to-the-dead. These
-    cells show the way round it, and `test_server_killed_inside_a_posted_burst` shows the issue.
-    """
-    return moment is not Moment.BURST or row.who == "QEMU" or row.how == "SIGSTOP"
 
+def goes_for_good(row: Row) -> bool:
+    """Whether QEMU loses what it is connected to."""
+    return row.who != "QEMU" and row.how != "SIGSTOP"
+
+
+NOT_TRIED: Mapping[tuple[Row, Moment], str] = {
+    (row, Moment.BURST): "lost-server-abort" for row in CELLS if goes_for_good(row)
+}
+"""What is left alone, as QEMU does not survive it, and the known issue that has the reason. `Moment.WRITES` is the
+nearest that is tried there: the same burst with x-no-posted-writes=on.
+"""
 
 IMPOSSIBLE: Mapping[tuple[Row, Moment | None], str] = {
     (

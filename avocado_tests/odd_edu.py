@@ -1,9 +1,9 @@
 """Edu devices and servers that are odd in one way each, for what QEMU makes of it.
 
-Devices are served by their names (`avocado_tests.odd_edu:FarTable`). As a program it serves one of them, and answers
+Devices are served by their names (`avocado_tests.odd_edu:Counting`). As a program it serves one of them, and answers
 VERSION as it is told to:
 
-    python -m avocado_tests.odd_edu SOCKET '{"capabilities": {"pgsizes": 0}}' [--minor 1] [--device Counting] [--no-nul]
+    python -m avocado_tests.odd_edu SOCKET '{"capabilities": {"max_msg_fds": 17}}' [--minor 1] [--no-nul]
 """
 
 from __future__ import annotations
@@ -20,30 +20,8 @@ from vfio_user.wire import Dialect, Message
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags
 from vfio_user.wire.layouts import VERSION
 
-MSIX_CAPABILITY, TABLE, PBA = 0x11, 4, 8
-FAR = 1 << 20
-"""Far behind the end of the BAR that has the MSI-X table."""
 COUNT, WRONG, COUNTED = 0xC0, 0xC4, 0xC8
 UNMASKED = 0xD0
-
-
-class FarTable(Edu):
-    """Its MSI-X capability names a table that is not in the BAR."""
-
-    far = TABLE
-
-    def __init__(self) -> None:
-        super().__init__()
-        offset = self.config.get(0x34, 1)
-        while self.config.get(offset, 1) != MSIX_CAPABILITY:
-            offset = self.config.get(offset + 1, 1)
-        self.config.set(offset + self.far, 4, FAR | self.config.get(offset + self.far, 4))
-
-
-class FarPba(FarTable):
-    """Its MSI-X capability names a pending bit array that is not in the BAR."""
-
-    far = PBA
 
 
 class Counting(Edu):

@@ -81,21 +81,6 @@ class Disconnections(GuestTest):
         """
         self.row("interposer", "SIGSTOP")
 
-    def test_server_killed_inside_a_posted_burst(self) -> None:
-        """The guest should see all ones soon, as it does when writes are not posted.
-
-        :avocado: tags=known-issue,nightly
-        """
-        with self.lab() as lab:
-            cell = Disconnection(lab, Row("server", "SIGKILL"))
-            guest, server = cell.ready()
-            job = cell.watch(guest, cell.plug(guest, server), Moment.BURST.activity)
-            cell.freeze(server)
-            with self.known_issue("posted-writes-to-the-dead", guest):
-                server.kill()
-                guest.start("touch /tmp/go-on")
-                self.assertIn('"ok": true', job.wait(20.0).stdout)
-
     def row(self, who: str, how: str) -> None:
         with self.lab() as lab:
             row = Row(who, how)

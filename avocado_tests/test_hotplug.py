@@ -1,6 +1,6 @@
 """Devices that come and go while the guest runs, and use what they have while they are there.
 
-The device has no MSI-X: QEMU 11.1.3 aborts when one that has it is unplugged (a known issue, which has its own test).
+The device has no MSI-X: the harness unplugs no other (known issue unplug-abort).
 """
 
 from __future__ import annotations

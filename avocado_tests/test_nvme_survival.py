@@ -120,11 +120,13 @@ class Kills(NvmeTest):
             following.succeed("umount /mnt", f"e2fsck -fn {disk}")
 
     def kill_server(self, bench: Bench) -> None:
-        """QEMU does not survive that: it aborts when it next wants something of the device."""
-        server = bench.guest.device.server
+        """Under its work, and its guest with it: QEMU stands still meanwhile, and never knows."""
+        server, machine = bench.guest.device.server, bench.guest.machine
         assert server is not None
+        machine.child.pause()
         server.kill()
-        bench.guest.machine.stop()
+        machine.kill()
+        machine.stop()
 
     # -- what they share --------------------------------------------------------------------------------------------
 

@@ -202,6 +202,18 @@ def test_the_msix_table_finds_a_free_bar_or_shares_one() -> None:
         device.close()
 
 
+def test_what_does_not_fit_together_is_refused() -> None:
+    """The known issue realize-crash."""
+
+    class Crowded(PciDevice):
+        ids = PciIds(0x1234, 0x5678)
+        bars = (Bar(2, size=0x1000),)
+        interrupts = MsiX(256, bar=2)
+
+    with pytest.raises(ValueError, match=r"region 2 has 0x1000 bytes"):
+        Crowded()
+
+
 def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
     device = Card()
     client = Client()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from avocado_tests.disconnections import Moment
+from avocado_tests.disconnections import CELLS, NOT_TRIED, Moment, goes_for_good, posts_writes
 from avocado_tests.leftovers import client_things
 from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
 from vfio_user.harness.scratch import Scratch
@@ -71,6 +71,8 @@ class Leaving:
             case Moment.READ:
                 client.store(0, HOLD, 4, 100)
                 client.submit(Command.REGION_READ, REGION_ACCESS.pack(HOLD, 0, 4))
+            case Moment.WRITES:
+                client.submit(Command.REGION_WRITE, REGION_ACCESS.pack(LIVENESS, 0, 4, tail=bytes(4)))
             case Moment.BURST:
                 for value in range(500):
                     client.store(0, LIVENESS, 4, value, posted=True)
@@ -107,7 +109,11 @@ def closes_one_direction(path: Path, moment: Moment) -> None:
     answers = bytearray()
     while data := leaving.socket.recv(65536):
         answers += data
-    owed = {Moment.MAP: Command.DMA_MAP, Moment.READ: Command.REGION_READ}
+    owed = {
+        Moment.MAP: Command.DMA_MAP,
+        Moment.READ: Command.REGION_READ,
+        Moment.WRITES: Command.REGION_WRITE,
+    }
     commands = [int.from_bytes(answers[2:4], "little")] if answers else []
     assert commands == ([CURRENT.number(owed[moment])] if moment in owed else [])
     leaving.close()
@@ -175,6 +181,16 @@ def test_the_server_lets_go_and_serves_the_next(
         assert client.load(0, WORK_DONE, 4) == before, "it works on for a client that is gone"
         if moment is Moment.BURST:
             assert client.load(0, LIVENESS, 4) == 499 ^ 0xFFFFFFFF, "all that was posted before has happened"
+
+
+def test_what_qemu_does_not_survive_is_not_tried() -> None:
+    """The guest posts no writes where what QEMU is connected to goes for good, and writes all the same."""
+    for row, column in CELLS.items():
+        left_out = {moment for (other, moment) in NOT_TRIED if other == row}
+        assert left_out == ({Moment.BURST} if goes_for_good(row) else set())
+        assert not left_out & column.keys()
+        assert not goes_for_good(row) or Moment.WRITES in column
+    assert not posts_writes(Moment.WRITES)
 
 
 def test_a_client_that_pauses_is_a_client_still(server: DeviceServer) -> None:

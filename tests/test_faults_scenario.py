@@ -33,10 +33,11 @@ rules:
       - extra-fd: 2
       - missing-fd:
       - reply: EIO
-      - stall-after-header: {}
       - split-header: 3
       - close: {side: client, how: write}
       - signal: {signal: SIGSTOP, seconds: 0.1}
+  - match: {direction: to-server}
+    act: {stall-after-header: {}}
   - act: drop
 """
 
@@ -44,7 +45,7 @@ rules:
 def test_the_whole_language_is_accepted() -> None:
     scenario = parse_scenario(GOOD, "good.yaml")
     assert [act.name for act in scenario.rules[0].act][:3] == ["drop", "delay", "delay"]
-    assert len(scenario.rules[0].act) == 16
+    assert len(scenario.rules[0].act) == 15
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def test_the_whole_language_is_accepted() -> None:
         ("rules:\n- act: drop\n  mach: {}\n", 3, "mach"),
         ("rules:\n- match:\n    offset: 1\n    state: asleep\n  act: drop\n", 4, "state"),
         ("rules:\n- act:\n    corrupt: {field: id}\n", 3, "in one way"),
+        ("rules:\n- act: drop\n- act:\n  - drop\n  - stall-after-header\n", 3, "direction: to-server"),
         ("rules:\n- act:\n    reply: EWHAT\n", 3, "EWHAT"),
         ("rules:\n- act: []\n", 2, "at least 1"),
         ("sead: 3\nrules: []\n", 1, "sead"),

@@ -253,7 +253,7 @@ def test_a_message_larger_than_the_sockets_room_is_sent_whole_with_its_descripto
 
 @pytest.mark.parametrize("count", [1, 30])
 def test_a_peer_whose_message_was_not_read_sees_an_end_and_no_reset(count: int) -> None:
-    """QEMU aborts at a reset."""
+    """The known issue connection-abort."""
     here, there = (Stream(sock) for sock in socket.socketpair())
     event = os.eventfd(0)
     for _ in range(count):

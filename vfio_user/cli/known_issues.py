@@ -21,7 +21,8 @@ def command(qemu: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
     """List what is known to go wrong in QEMU and guests, and what of it happens with the QEMU at hand.
 
     With IDS, all that is known of these. Guest-driven tests show each: XFAIL as long as it happens, and a failure,
-    XPASS, when it stops. "expected" was seen on another version; "right" means that QEMU may do so.
+    XPASS, when it stops. What ended QEMU is not shown but avoided: the tests are of what keeps it from happening.
+    "expected" was seen on another version; "right" means that QEMU may do so.
     """
     if unknown := set(ids) - known_issues().keys():
         raise UserError(
@@ -63,7 +64,7 @@ def _table(issues: list[KnownIssue], qemu: Qemu | None) -> None:
         )
     happening = sum(_here(issue, qemu) is Here.HAPPENS and issue.symptom is not None for issue in issues)
     of = f"QEMU {_dotted(qemu)}" if qemu is not None else "no QEMU was found"
-    click.echo(f"\n{of}: {happening} confirmed of {len(issues)}; `vfio-user known-issues ID` tells more")
+    click.echo(f"\n{of}: {happening} of {len(issues)} happen; `vfio-user known-issues ID` tells more")
 
 
 def _show(issue: KnownIssue, qemu: Qemu | None) -> None:
@@ -74,6 +75,7 @@ def _show(issue: KnownIssue, qemu: Qemu | None) -> None:
         "tried": ", ".join(issue.tried),
         "affects": f"{issue.component} {issue.versions}",
         "evidence": issue.evidence.strip(),
+        "guard": issue.guard.strip(),
         "workaround": issue.workaround.strip(),
         "tests": "\n".join(issue.tests),
         "link": issue.link,

@@ -68,7 +68,10 @@ class MigrationFacts:
 
 @dataclass(frozen=True)
 class Description:
-    """Everything a client can learn without touching the device. `problems` is what a VMM would stumble over."""
+    """Everything a client can learn without touching the device.
+
+    `problems` is what a VMM would stumble over; `not_survived` those of them that QEMU does not refuse but ends at.
+    """
 
     dialect: str
     minor: int
@@ -87,6 +90,7 @@ class Description:
     pci_capabilities: list[Capability]
     migration: MigrationFacts
     problems: list[str]
+    not_survived: list[str]
 
 
 def describe(client: Client) -> Description:
@@ -104,6 +108,7 @@ def describe(client: Client) -> Description:
     irqs = [_irq_facts(client, index) for index in range(info.num_irqs)]
     assert client.server is not None
     agreed = client.server.capabilities
+    not_survived = list(_not_survived(regions, capabilities))
     return Description(
         dialect=client.dialect.name,
         minor=client.server.minor,
@@ -121,7 +126,8 @@ def describe(client: Client) -> Description:
         irqs=irqs,
         pci_capabilities=capabilities,
         migration=_migration_facts(client, regions),
-        problems=[*config.problems, *_problems(regions, irqs, capabilities, config.class_code)],
+        problems=[*config.problems, *_problems(regions, irqs, capabilities, config.class_code), *not_survived],
+        not_survived=not_survived,
     )
 
 
@@ -171,7 +177,7 @@ def _migration_facts(client: Client, regions: list[Region]) -> MigrationFacts:
 def _problems(
     regions: list[Region], irqs: list[IrqFacts], capabilities: list[Capability], class_code: int
 ) -> Iterator[str]:
-    """What makes QEMU refuse the device, or crash (reference: qemu-client), and what a guest makes of it."""
+    """What makes QEMU refuse the device, and what a guest makes of it."""
     if not class_code >> 8:
         yield "no class: Linux gives no addresses to such a device when it is plugged in"
     sizes = {region.index: region.size for region in regions}
@@ -189,19 +195,25 @@ def _problems(
         index = IrqIndex.MSI if capability.id == 0x05 else IrqIndex.MSIX
         if vectors.get(index, 0) < details["vectors"]:
             yield f"{capability.name} has {details['vectors']} vectors, and the interrupt type {vectors.get(index, 0)}"
-        if capability.id == 0x11:
-            for part, length in (("table", 16 * details["vectors"]), ("pba", -(-details["vectors"] // 64) * 8)):
-                bar, offset = details[f"{part}_bar"], details[f"{part}_offset"]
-                if offset + length > sizes.get(bar, 0):
-                    yield f"MSI-X {part} at {offset:#x} is not within BAR{bar} of {sizes.get(bar, 0):#x} bytes"
     for region in regions:
         if region.index <= _LAST_BAR and region.size & (region.size - 1):
             yield f"BAR{region.index} has {region.size:#x} bytes, which is no power of two"
-        if region.descriptors > 1:
-            yield f"region {region.index} comes with {region.descriptors} descriptors: QEMU takes one, and may crash"
         for offset, size in region.mappable:
             if offset % 4096 or size % 4096 or offset + size > region.size:
                 yield f"region {region.index} lets {offset:#x}+{size:#x} be mapped, which is not whole pages inside it"
+
+
+def _not_survived(regions: list[Region], capabilities: list[Capability]) -> Iterator[str]:
+    """What has to be caught before QEMU sees it (known issues realize-crash and region-info-crash)."""
+    sizes = {region.index: region.size for region in regions}
+    for details in (found.details for found in capabilities if found.id == 0x11 and not found.extended):
+        for part, length in (("table", 16 * details["vectors"]), ("pba", -(-details["vectors"] // 64) * 8)):
+            bar, offset = details[f"{part}_bar"], details[f"{part}_offset"]
+            if offset + length > sizes.get(bar, 0):
+                yield f"MSI-X {part} at {offset:#x} is not within BAR{bar} of {sizes.get(bar, 0):#x} bytes"
+    for region in regions:
+        if region.descriptors > 1:
+            yield f"region {region.index} comes with {region.descriptors} descriptors, and QEMU takes one"
 
 
 def render(description: Description) -> str:

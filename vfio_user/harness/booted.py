@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vfio_user.errors import UserError, VerdictError
-from vfio_user.harness import hotplug
+from vfio_user.harness import hotplug, spared
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.command_line import Place, slot_address, slot_name, vfio_user_device
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
@@ -30,6 +30,9 @@ class Serve(Protocol):
     def __call__(self, device: Device, name: str, /, *, interposed: Interpose, host: Host) -> DeviceServer: ...
 
 
+MSIX = 0x11
+"""The PCI capability's id."""
+
 _BOOTED = 30.0  # seconds for the agent's first answer
 _PLUGGED = 15.0
 _EJECTED = "; QEMU has it no more: the guest has ejected it, or its server is gone"
@@ -38,7 +41,10 @@ _CLASSLESS = "; it has no class, and to such a device Linux gives no addresses: 
 
 @dataclass(frozen=True)
 class Plugged:
-    """A device in a guest. `address` is its name in the guest's /sys/bus/pci/devices; one inside QEMU has no server."""
+    """A device in a guest. `address` is its name in the guest's /sys/bus/pci/devices; one inside QEMU has no server.
+
+    `msix`: it has that capability.
+    """
 
     identity: str
     place: Place
@@ -46,6 +52,7 @@ class Plugged:
     vendor: int
     device: int
     server: DeviceServer | None
+    msix: bool = False
 
     @property
     def sysfs(self) -> str:
@@ -147,7 +154,9 @@ class BootedGuest(Guest):
                 f" {seen['missing']}{self._why_unseen(identity)}",
                 evidence=self.evidence(),
             )
-        plugged = Plugged(identity, place, seen["address"], seen["vendor"], seen["device"], server)
+        plugged = Plugged(
+            identity, place, seen["address"], seen["vendor"], seen["device"], server, MSIX in seen["capabilities"]
+        )
         self.devices.append(plugged)
         return plugged
 
@@ -162,7 +171,12 @@ class BootedGuest(Guest):
         return "" if classes[0] else _CLASSLESS
 
     def unplug(self, plugged: Plugged, *, keep_server: bool = False) -> None:
-        """Take a device out, wait until the guest has let it go, and end its server if it is not kept."""
+        """Take a device out, wait until the guest has let it go, and end its server if it is not kept.
+
+        Raises `UserError` where QEMU would not survive it (see `harness.spared`).
+        """
+        if plugged.server is not None:
+            spared.check_unplug(self.qmp.version, plugged.identity, msix=plugged.msix)
         self.machine.remove_device(plugged.identity, _PLUGGED * self.patience)
         self.devices.remove(plugged)
         if plugged.server is not None and not keep_server:

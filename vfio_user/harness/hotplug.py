@@ -9,7 +9,8 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
     """Wait until the device that `pattern` matches in /sys/bus/pci/devices can be used.
 
     That of what is behind a root port is PORT/????:??:??.?. Returns the device's `address` there, its `vendor`,
-    `device` and `class` numbers and the `driver` it got, or {"missing": what was there instead}.
+    `device` and `class` numbers, the `driver` it got and the ids of its PCI `capabilities`; or {"missing": what was
+    there instead}.
     """
     import contextlib
     import socket
@@ -30,12 +31,22 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
         # The kernel announces a device before it has given it addresses; the files of its BARs come last.
         return all((function / f"resource{index}").exists() for index in resources(function))
 
+    def capabilities(function: Path) -> list[int]:
+        config = (function / "config").read_bytes()
+        found: list[int] = []
+        at = config[0x34] & ~3 if config[6] & 0x10 else 0
+        while 0 < at < len(config) - 1 and len(found) < 48:  # there is room for so many; a chain may be a circle
+            found.append(config[at])
+            at = config[at + 1] & ~3
+        return found
+
     def look(function: Path) -> dict[str, Any] | None:
         if not usable(function):
             return None
         driver = function / "driver"
         numbers = {name: int((function / name).read_text(), 16) for name in ("vendor", "device", "class")}
-        return {"address": function.name, "driver": driver.resolve().name if driver.exists() else "", **numbers}
+        bound = driver.resolve().name if driver.exists() else ""
+        return {"address": function.name, "driver": bound, "capabilities": capabilities(function), **numbers}
 
     while True:
         found = sorted(Path("/sys/bus/pci/devices").glob(pattern))

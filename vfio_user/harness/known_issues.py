@@ -3,6 +3,9 @@
 known_issues.yaml has the entries; the models below are its schema. A guest-driven test that names an entry
 (`GuestTest.known_issue`) is expected to fail with the entry's symptom where the QEMU at hand has it: XFAIL. When that
 stops, the test fails, as XPASS, for then the entry is out of date. A test that names none can only pass or fail.
+
+What ends a program of somebody else's is kept apart: such an entry says what ended, and in which versions, and not what
+did it. Nothing here does it again; `guard` is what keeps it from happening, and the entry's tests are the guard's.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ class Status(StrEnum):
     """It was tried, and does not happen; the test would tell."""
     RIGHT = "right"
     """It happens, and may: whoever writes a server has to know it."""
+    AVOIDED = "avoided"
+    """It ends somebody's program, and was seen once; the tests are of the guard that keeps it from happening again."""
     UNTRIED = "untried"
     """It could not be tried here; `evidence` says why."""
 
@@ -119,7 +124,10 @@ class KnownIssue(_Model):
     evidence: str
     """What was done and seen."""
     tests: tuple[str, ...] = ()
-    """The guest-driven tests that show it, FILE:CLASS.METHOD."""
+    """The guest-driven tests that show it, FILE:CLASS.METHOD; of an entry with a guard those of the guard, which may be
+    unit tests, FILE::FUNCTION."""
+    guard: str = ""
+    """What keeps it from happening here."""
     workaround: str = ""
     link: str = ""
     """Where upstream has it."""
@@ -144,8 +152,12 @@ class KnownIssue(_Model):
         tried = self.status is not Status.UNTRIED
         if tried != bool(self.tried) or tried != bool(self.tests):
             raise ValueError("tried and tests are given exactly when it was tried")
-        if (self.symptom is not None) != (self.status is Status.CONFIRMED):
-            raise ValueError("a symptom is given exactly when it was confirmed")
+        if (self.symptom is not None) != (self.status in (Status.CONFIRMED, Status.AVOIDED)):
+            raise ValueError("a symptom is given exactly when it was seen")
+        if self.symptom is not None and bool(self.symptom.ends) != (self.status is Status.AVOIDED):
+            raise ValueError("what ends a program is avoided, and not shown")
+        if self.status is Status.AVOIDED and not self.guard:
+            raise ValueError("what is avoided has a guard")
         return self
 
     def affects(self, version: Version) -> bool:
@@ -193,11 +205,11 @@ def known_issues() -> Mapping[str, KnownIssue]:
 
 
 def recognise(failure: Failure, version: Version, issues: Iterable[KnownIssue] | None = None) -> list[KnownIssue]:
-    """The issues that may have ended QEMU, for a test that names none: a hint for the reader, never a verdict."""
+    """The issues that may have ended QEMU: a hint for the reader, never a verdict."""
     return [
         issue
         for issue in (known_issues().values() if issues is None else issues)
-        if issue.expected(version) and issue.symptom and issue.symptom.ends and issue.shows(failure)
+        if issue.affects(version) and issue.symptom and issue.symptom.ends and issue.shows(failure)
     ]
 
 

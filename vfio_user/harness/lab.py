@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import UserError, VerdictError
-from vfio_user.harness import evidence
+from vfio_user.harness import evidence, spared
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, record_versions, results_folder
 from vfio_user.harness.booted import BootedGuest
@@ -89,6 +89,7 @@ class Lab:
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
         self._provided: set[tuple[str, Path]] = set()
+        self._looked_at: set[str] = set()
 
     # -- what guests are made of ----------------------------------------------------------------------------------
 
@@ -211,6 +212,7 @@ class Lab:
         wanted = device if isinstance(device, Device) else Device.parse(device)
         name = name or f"server{len(self.servers)}-{wanted.name}"
         self._provide(host, *wanted.files)
+        self._look_at(wanted, name, host)
         with self.timeline.step(f"start the server {name}"):
             common = (wanted, self._scratch, self.folder, name)
             server = (
@@ -223,6 +225,22 @@ class Lab:
         if isinstance(server, InterposedServer) and server.interposer is not server.child:
             self._note(server.interposer)
         return server
+
+    def _look_at(self, device: Device, name: str, host: Host) -> None:
+        """Refuse a server that QEMU would not survive: one of its own is started and looked at, once for a command.
+
+        Not where the program is ours, which cannot be so, nor on a host that is reached by SSH, whose sockets are not
+        here.
+        """
+        if not device.command or device.command in self._looked_at or not host.shares_memory or device.is_ours:
+            return
+        self._looked_at.add(device.command)
+        with self.timeline.step(f"look at the server {name}"):
+            server = DeviceServer(device, self._scratch, self.folder, f"{name}.look", host=host)
+            try:
+                spared.check_server(self.qemu.version, name, server.path)
+            finally:
+                server.stop()
 
     def monitor_path(self, guest: BootedGuest) -> Path:
         """Where QMP tools of a person connect to a guest that was booted with `monitor`."""

@@ -152,6 +152,12 @@ class Qmp:
             return {}
         return {"version": greeting.QMP.version, "capabilities": greeting.QMP.capabilities}
 
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """QEMU's own."""
+        numbers = self.greeting["version"]["qemu"]
+        return numbers["major"], numbers["minor"], numbers["micro"]
+
     def command(self, name: str, limit: float | Deadline = 30.0, /, **arguments: object) -> Any:
         """Run a QMP command and return what it returns; underscores in argument names become dashes.
 

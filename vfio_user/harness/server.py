@@ -52,6 +52,11 @@ class Device:
         """Programs of our cache in its command: what `vfio-user reference` has built."""
         return tuple(path for path in map(Path, shlex.split(self.command)) if path.is_relative_to(cache_dir()))
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether its command is one of this project's."""
+        return bool(self.served) or "vfio_user" in shlex.split(self.command)
+
     @classmethod
     def parse(cls, text: str) -> Device:
         """From "edu" or "edu --option value", "package.module:Class", "qemu:edu", or a server's command line with

@@ -4,6 +4,10 @@ The usual message costs one `recvmsg` and one `send`: it goes on as it came, bef
 something has to see a message before it goes on (a fault scenario, a hold, an answer to a request of our own) are
 messages handed over first; `Pump.intercept` says so.
 
+Towards the client a message goes on when all of it is here, and what a server leaves unfinished does not: QEMU does not
+survive every reply that stops half-way (known issue reply-crash), and a server may be replaced before the rest comes.
+Towards the server a message goes on as the client split it.
+
 Descriptors leave with the message they came with, in a `sendmsg` of its own, as the rule of `vfio_user.wire.framing`
 wants it. What cannot be framed is passed on as bytes: the peer that sends it is what is being studied.
 """
@@ -138,10 +142,9 @@ class Pump:
         self.outlet = outlet
         self.intercept = False
         """Whether messages are handed over (`deliver`) rather than sent on and shown (`passed`, `observe`)."""
-        self.whole = False
-        """Whether an unfinished message waits for its rest: a peer that may be replaced must not break one off."""
         self.ended = False
         self._framer: Framer | None = Framer(max_message=MAX_FRAME, max_fds=1024)
+        self._whole = direction is Direction.TO_CLIENT
         self._ahead = 0  # bytes of the unfinished message that have been sent on already
         self._owner = owner
 
@@ -260,8 +263,8 @@ class Pump:
                     return None
 
     def _pass_unfinished(self, framer: Framer) -> None:
-        """Nothing more is there for now: what there is of a message goes on, as the sender split it."""
-        if self.intercept or self.whole or framer.has_fds:
+        """Nothing more is there for now: what there is of a request goes on, as the sender split it."""
+        if self.intercept or self._whole or framer.has_fds:
             return
         first = framer.start + self._ahead
         if first < framer.end:
@@ -285,9 +288,9 @@ class Pump:
 
     def _end(self, framer: Framer | None) -> None:
         self.ended = True
-        if framer is not None and not self.whole:
+        if framer is not None:
             rest = bytes(framer.buffer[framer.start : framer.end])
-            if rest[self._ahead :]:
+            if not self._whole and rest[self._ahead :]:
                 self.outlet.send(rest[self._ahead :])
             if rest:
                 self._owner.unframed(self.direction, rest, "the stream ends within a message")

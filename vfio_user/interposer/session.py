@@ -363,10 +363,6 @@ class Session:
                 stages.remove(stage)
         self._refresh()
 
-    def only_whole_messages(self) -> None:
-        """Never pass on a part of a server's message: the server may be replaced before the rest comes."""
-        self._sides.server.pump.whole = True
-
     def note(self, event: str, **details: object) -> None:
         if self.trace is not None:
             self.trace.note(event, **details)

@@ -88,7 +88,6 @@ class Survival:
         self._planned = False
         self._barrier: Task[None] | None = None
         self._timers: list[Timer] = []
-        session.only_whole_messages()
         session.on_sent = self._shown
         session.on_server_gone = self._server_gone
         session.at_close.append(self._close)

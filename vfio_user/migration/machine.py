@@ -150,7 +150,7 @@ class StateMachine:
         """The device was reset: out of ERROR, and otherwise where it was. Whether it was in ERROR.
 
         A guest resets its device whenever it likes, also in pre-copy, and the VMM's own idea of the migration state
-        does not change by it; a server that went to RUNNING made QEMU abort (libvfio-user 853 and 854).
+        does not change by it: a server does not go to RUNNING by itself (libvfio-user 853 and 854).
         """
         if self.state is not ERROR:
             return False

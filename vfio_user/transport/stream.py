@@ -132,8 +132,8 @@ class Stream:
     def close(self) -> None:
         """End the connection, so that the peer sees an end whatever it has sent.
 
-        A socket that is closed with bytes unread resets the connection, and a reset aborts QEMU (known issue
-        unread-request-abort). After `shutdown` nothing more can come, so that reading what is there ends.
+        A socket that is closed with bytes unread resets the connection, and the peer may lose what was sent to it
+        (known issue connection-abort). After `shutdown` nothing more can come, so that reading what is there ends.
         """
         self.shutdown()
         with contextlib.suppress(OSError):

@@ -35,6 +35,8 @@ _NAMES = {
     RESUMING: "resuming",
 }
 
+_INVALID = (RESUMING | RUNNING, RESUMING | PRE_COPY)
+
 
 def _region(bench: Bench) -> MigrationRegion:
     bench.need_migration_region()
@@ -60,7 +62,7 @@ def running_at_first(bench: Bench) -> None:
 
 @migration_region.check("arcs")
 def arcs(bench: Bench) -> None:
-    """The transitions that the draft allows and that lead back to running are allowed."""
+    """The transitions that the draft allows and that lead back to running are allowed; what is saved is read first."""
     region = _region(bench)
     try:
         for path in (
@@ -70,6 +72,8 @@ def arcs(bench: Bench) -> None:
         ):
             for state in path:
                 region.state = state
+                while state == STOP_AND_COPY and region.read_piece():
+                    pass
                 require(region.state == state, f"the state is {region.state} instead of {_NAMES[state]}")
     finally:
         _running(region)
@@ -79,7 +83,7 @@ def arcs(bench: Bench) -> None:
 def invalid_states(bench: Bench) -> None:
     """States that the draft calls invalid are refused and the state stays."""
     region = _region(bench)
-    for value in (5, 7, 8, 0xFFFF_FFFF):
+    for value in _INVALID:
         bench.refused(_write(bench, region, DEVICE_STATE, value, 4), (errno.EINVAL,), f"state {value}")
         require(region.state == RUNNING, f"the state changed after {value} was refused")
 

@@ -93,7 +93,7 @@ def limits_qemu_takes(bench: Bench) -> None:
         value = said.get(name, 0)
         require(isinstance(value, int) and value <= limit, f"{name} is {value!r}, and QEMU takes at most {limit}")
     pages = said.get("pgsizes", 4096)
-    require(isinstance(pages, int) and pages and pages % 4096 == 0, f"pgsizes is {pages!r}, which aborts QEMU")
+    require(isinstance(pages, int) and pages and pages % 4096 == 0, f"pgsizes is {pages!r}, which QEMU does not take")
 
 
 @version.check("no-unasked-fds", rule="dialects 3.4: QEMU refuses descriptors in the reply")

@@ -236,7 +236,7 @@ class Reply(Model):
 
 
 class Stall(Model):
-    """Send the header, and nothing more in this direction for so long, or ever again."""
+    """Send the header of what goes to the server, and nothing more in this direction for so long, or ever again."""
 
     seconds: Seconds | None = None
 
@@ -317,6 +317,15 @@ class Rule(Model):
     act: Annotated[list[Annotated[Act, BeforeValidator(_act)]], BeforeValidator(_list), Field(min_length=1)]
     times: Count | None = None
     """How often at most; without it as often as it matches."""
+
+    @model_validator(mode="after")
+    def _spares_the_client(self) -> Rule:
+        if self.match.direction != "to-server" and any(act.stall_after_header is not None for act in self.act):
+            raise ValueError(
+                "stall-after-header is for `match: {direction: to-server}`: a client may not survive it"
+                " (`vfio-user known-issues reply-crash`)"
+            )
+        return self
 
 
 class Scenario(Model):

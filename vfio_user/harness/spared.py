@@ -1,0 +1,53 @@
+"""What a QEMU would not survive: refused in words before it has it, where it is among the versions that are affected.
+
+The entries of known_issues.yaml whose status is `avoided` say what ended; here is what keeps it from happening.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vfio_user.client import Client
+from vfio_user.client.description import describe
+from vfio_user.errors import UserError, VfioUserError
+from vfio_user.harness.known_issues import Version, known_issues
+
+PATIENCE = 5.0
+"""Seconds that a server has for each answer, when it is looked at."""
+
+AT_UNPLUG = "unplug-abort"
+AT_PLUG = ("realize-crash", "region-info-crash")
+
+
+def check_unplug(qemu: Version, device: str, *, msix: bool) -> None:
+    """Raise `UserError` where this QEMU would not survive that a device is taken out of it."""
+    if msix and known_issues()[AT_UNPLUG].affects(qemu):
+        raise UserError(
+            f"QEMU {_dotted(qemu)} does not survive that {device!r} is unplugged: it has MSI-X"
+            f" (`vfio-user known-issues {AT_UNPLUG}`)",
+            hint="plug it in without MSI-X, where it can do without (`edu --msix 0`, `nvme --msix=no`)",
+        )
+
+
+def check_server(qemu: Version, name: str, address: Path) -> None:
+    """Look at a server that is not ours, as its client. One that cannot be talked to is QEMU's to refuse.
+
+    Raises:
+        UserError: this QEMU would not survive its device.
+    """
+    if not any(known_issues()[issue].affects(qemu) for issue in AT_PLUG):
+        return
+    try:
+        with Client.connect(f"unix:{address}", timeout=PATIENCE) as client:
+            not_survived = describe(client).not_survived
+    except VfioUserError:
+        return
+    if not_survived:
+        raise UserError(
+            f"QEMU {_dotted(qemu)} does not survive the device of {name!r}: {'; '.join(not_survived)}",
+            hint=f"mend the server; `vfio-user known-issues {' '.join(AT_PLUG)}`",
+        )
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
