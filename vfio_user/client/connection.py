@@ -128,10 +128,10 @@ class Connection:
 
     # asking
 
-    def submit(self, command: Command, payload: bytes = b"", fds: Sequence[int] = ()) -> Pending:
+    def submit(self, command: Command, payload: bytes = b"", fds: Sequence[int] = (), *, what: str = "") -> Pending:
         """Send a request and go on; `wait` or `gather` take the reply. Descriptors stay the caller's."""
         message = Message(self.channel.fresh_id(), self._number(command), payload=payload, fds=list(fds))
-        pending = self.channel.submit(message, command.value)
+        pending = self.channel.submit(message, what or command.value)
         assert pending is not None
         return pending
 
@@ -149,16 +149,24 @@ class Connection:
         return [self.wait(request, timeout=timeout) for request in pending]
 
     def request(
-        self, command: Command, payload: bytes = b"", fds: Sequence[int] = (), *, timeout: float | None = None
+        self,
+        command: Command,
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        *,
+        timeout: float | None = None,
+        what: str = "",
     ) -> Message:
         """Send a request and wait for its good reply, which carries descriptors only where the dialect says so.
+
+        `what` is what errors call it, where that is more than the command's name.
 
         Raises:
             RemoteError: the server answers with an error.
         """
-        return self.checked(command, self.wait(self.submit(command, payload, fds), timeout=timeout))
+        return self.checked(command, self.wait(self.submit(command, payload, fds, what=what), timeout=timeout), what)
 
-    def checked(self, command: Command, reply: Message) -> Message:
+    def checked(self, command: Command, reply: Message, what: str = "") -> Message:
         """The reply to `command`, if it is a good one.
 
         What is wrong is said of the command that was asked; a reply's own need not be that, as only ids are echoed.
@@ -169,7 +177,7 @@ class Connection:
         """
         if reply.failed:
             close_all(reply.fds)
-            raise RemoteError(reply.errno, command.value, reply)
+            raise RemoteError(reply.errno, what or command.value, reply)
         if reply.fds and self.dialect.shapes[command].fds != "reply":
             close_all(reply.fds)
             raise ProtocolError(f"{len(reply.fds)} descriptors with the reply to {command.value}")

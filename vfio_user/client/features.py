@@ -20,6 +20,7 @@ from vfio_user.wire.layouts import (
     MIGRATION_DATA,
     MIGRATION_FLAGS,
 )
+from vfio_user.wire.state_pieces import StatePieces, write_of
 
 
 class FeatureCalls(Connection):
@@ -66,7 +67,9 @@ class FeatureCalls(Connection):
         return payload[MIGRATION_DATA.size : MIGRATION_DATA.size + got]
 
     def mig_data_write(self, data: bytes) -> None:
-        self.request(Command.MIG_DATA_WRITE, MIGRATION_DATA.pack(MIGRATION_DATA.size + len(data), len(data), tail=data))
+        """One message with a piece of state. What a server takes at once is told in `vfio_user.wire.state_pieces`."""
+        payload = MIGRATION_DATA.pack(MIGRATION_DATA.size + len(data), len(data), tail=data)
+        self.request(Command.MIG_DATA_WRITE, payload, what=write_of(Command.MIG_DATA_WRITE.value, len(data)))
 
     def saved_state(self, *, chunk: int = 1 << 20) -> Iterator[bytes]:
         """The state that is left, piece by piece; the device is to be in PRE_COPY or STOP_COPY."""
@@ -79,12 +82,18 @@ class FeatureCalls(Connection):
         self.set_migration_state(MigrationState.STOP_COPY)
         return b"".join(self.saved_state())
 
-    def load_state(self, state: bytes, *, chunk: int = 1 << 20) -> None:
-        """Put a saved state in; the device is in STOP afterwards."""
+    def load_state(self, state: bytes, *, chunk: int | None = None) -> None:
+        """Put a saved state in; the device is in STOP afterwards.
+
+        `chunk`: bytes in each message, at most; None: as many as the server is known to take.
+        """
         self.set_migration_state(MigrationState.RESUMING)
-        chunk = min(chunk, self.data_limit)
-        for at in range(0, len(state), chunk):
-            self.mig_data_write(state[at : at + chunk])
+        pieces, left = StatePieces(), memoryview(state)
+        while left:
+            piece = bytes(left[: min(chunk, self.data_limit) if chunk else pieces.size(self.data_limit)])
+            self.mig_data_write(piece)
+            pieces.taken(piece)
+            left = left[len(piece) :]
         self.set_migration_state(MigrationState.STOP)
 
     # dirty logging

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vfio_user.client.regions import RegionCalls
 from vfio_user.errors import ProtocolError, UserError
+from vfio_user.wire.state_pieces import StatePieces
 
 DEVICE_STATE = 0
 PENDING_BYTES = 8
@@ -33,6 +34,7 @@ class MigrationRegion:
         self.index = index
         self._client = client
         self._size = client.region_info(index).size
+        self._pieces = StatePieces()
 
     @property
     def state(self) -> int:
@@ -67,12 +69,18 @@ class MigrationRegion:
         offset, size = self.data_offset, self.data_size
         if not DATA_SIZE + 8 <= offset <= offset + size <= self._size:
             raise ProtocolError(f"migration data at {offset:#x}, {size} bytes, in a region of {self._size}")
-        return self._client.region_read(self.index, offset, size) if size else b""
+        limit = self._client.data_limit
+        return b"".join(
+            self._client.region_read(self.index, offset + at, min(limit, size - at)) for at in range(0, size, limit)
+        )
 
     def write_piece(self, data: bytes) -> None:
-        """One iteration of resuming."""
-        self._client.region_write(self.index, self.data_offset, data)
+        """One iteration of resuming; the data in as many messages as the server is known to need."""
+        offset, size = self.data_offset, self._pieces.size(self._client.data_limit)
+        for at in range(0, len(data), size):
+            self._client.region_write(self.index, offset + at, data[at : at + size])
         self.data_size = len(data)
+        self._pieces.taken(data)
 
     def save(self) -> list[bytes]:
         """Stop the device and take its state, in pieces that have to be written back one by one; stays stopped."""
@@ -85,6 +93,7 @@ class MigrationRegion:
     def load(self, pieces: list[bytes]) -> None:
         """Put a saved state in and let the device run."""
         self.state = RESUMING
+        self._pieces = StatePieces()
         for piece in pieces:
             self.write_piece(piece)
         self.state = RUNNING

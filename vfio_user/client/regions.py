@@ -23,6 +23,7 @@ from vfio_user.wire.layouts import (
     IoFd,
 )
 from vfio_user.wire.region_info import RegionDescription, decode_region_info, room_for_all
+from vfio_user.wire.state_pieces import write_of
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class RegionCalls(Connection):
         if posted:
             self.post(Command.REGION_WRITE, payload)
             return
-        reply = self.request(Command.REGION_WRITE, payload)
+        reply = self.request(Command.REGION_WRITE, payload, what=write_of(Command.REGION_WRITE.value, len(data)))
         if data and REGION_ACCESS.unpack(reply.payload).length not in (0, len(data)):
             raise ProtocolError(f"REGION_WRITE of {len(data)} bytes answered with another count")
 

@@ -15,6 +15,7 @@ from vfio_user.interposer.session import Session
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import FeatureFlags
+from vfio_user.wire.state_pieces import write_of
 
 TIMEOUT = 5.0
 """Seconds a peer has for an answer."""
@@ -37,8 +38,9 @@ async def request(
     fds: Sequence[int] = (),
     towards: Direction = Direction.TO_SERVER,
     timeout: float = TIMEOUT,
+    what: str = "",
 ) -> Message:
-    """Send a request and return its good reply.
+    """Send a request and return its good reply. `what` is what a refusal calls it, where that is more than its name.
 
     Raises:
         Refused: the reply reports an error.
@@ -46,12 +48,12 @@ async def request(
     if command not in session.dialect:
         raise Refused(f"{command.value} is no command of dialect {session.dialect.name}", errnos.ENOTSUP)
     message = Message(0, session.dialect.number(command), payload=payload, fds=list(fds))
-    return await ask(session, command, message, towards=towards, timeout=timeout)
+    return await ask(session, what or command.value, message, towards=towards, timeout=timeout)
 
 
 async def ask(
     session: Session,
-    command: Command,
+    what: str,
     message: Message,
     *,
     towards: Direction = Direction.TO_SERVER,
@@ -60,7 +62,7 @@ async def ask(
     """As `request`, for a message that is made already."""
     reply = await session.ask(towards, message, timeout=timeout)
     if reply.failed:
-        raise Refused(command.value, reply.errno)
+        raise Refused(what, reply.errno)
     return reply
 
 
@@ -80,7 +82,8 @@ async def region_read(session: Session, region: int, offset: int, size: int) -> 
 
 async def region_write(session: Session, region: int, offset: int, data: bytes) -> None:
     """Write to a region, in one access."""
-    await request(session, Command.REGION_WRITE, at.REGION_ACCESS.pack(offset, region, len(data), tail=data))
+    payload = at.REGION_ACCESS.pack(offset, region, len(data), tail=data)
+    await request(session, Command.REGION_WRITE, payload, what=write_of(Command.REGION_WRITE.value, len(data)))
 
 
 async def feature(

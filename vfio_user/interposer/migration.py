@@ -11,12 +11,13 @@ from typing import Protocol
 
 from vfio_user.errors import ProtocolError
 from vfio_user.interposer import migration_region
-from vfio_user.interposer.asking import TIMEOUT, Refused, feature, request
+from vfio_user.interposer.asking import TIMEOUT, Refused, data_limit, feature, request
 from vfio_user.interposer.dirty_bitmap import Run, bitmap_size
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
+from vfio_user.wire.state_pieces import StatePieces, write_of
 
 
 class Migration(Protocol):
@@ -34,8 +35,12 @@ class Migration(Protocol):
     async def read(self, size: int) -> bytes:
         """At most `size` bytes of the device's state; none at its end, or (PRE_COPY) where there is nothing yet."""
 
+    @property
+    def piece_size(self) -> int:
+        """Bytes of state that go to the server in one message now; more than these `write` cuts."""
+
     async def write(self, data: bytes) -> None:
-        """Hand a piece of state to a device that is RESUMING."""
+        """Hand state to a device that is RESUMING."""
 
     async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
         """Let the server log the pages it writes, in `ranges` or everywhere that is mapped."""
@@ -80,6 +85,7 @@ class MessageMigration:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._pieces = StatePieces()
 
     async def support(self, *, timeout: float = TIMEOUT) -> MigrationSupport | None:
         size = at.MIGRATION_FLAGS.size
@@ -95,6 +101,8 @@ class MessageMigration:
         return state
 
     async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
+        if state == MigrationState.RESUMING:
+            self._pieces = StatePieces()
         body = at.DEVICE_STATE.pack(state, 0)
         await feature(self._session, Feature.MIG_DEVICE_STATE, FeatureFlags.SET, body, timeout=timeout)
         self._session.picture.set_migration_state(state)
@@ -105,9 +113,19 @@ class MessageMigration:
         told = at.MIGRATION_DATA.unpack(reply.payload)
         return reply.payload[at.MIGRATION_DATA.size :][: told.size]
 
+    @property
+    def piece_size(self) -> int:
+        return self._pieces.size(data_limit(self._session))
+
     async def write(self, data: bytes) -> None:
-        payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + len(data), len(data), tail=data)
-        await request(self._session, Command.MIG_DATA_WRITE, payload)
+        view = memoryview(data)
+        while view:
+            piece = bytes(view[: self.piece_size])
+            payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + len(piece), len(piece), tail=piece)
+            what = write_of(Command.MIG_DATA_WRITE.value, len(piece))
+            await request(self._session, Command.MIG_DATA_WRITE, payload, what=what)
+            self._pieces.taken(piece)
+            view = view[len(piece) :]
 
     async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
         maps = self._session.picture.maps.values()

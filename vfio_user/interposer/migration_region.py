@@ -19,6 +19,7 @@ from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, DirtyPagesFlags, MigrationSupport, RegionIndex
 from vfio_user.wire.constants import MigrationState as State
 from vfio_user.wire.region_info import decode_region_info
+from vfio_user.wire.state_pieces import StatePieces
 
 DEVICE_STATE, PENDING_BYTES, DATA_OFFSET, DATA_SIZE = (0, 4), (8, 8), (16, 8), (24, 8)
 """Registers: offset and width."""
@@ -58,6 +59,7 @@ class RegionMigration:
     def __init__(self, session: Session, region: int) -> None:
         self._session = session
         self._region = region
+        self._pieces = StatePieces()
         self._to_read = b""
         self._to_write = b""
         self._loaded = False
@@ -82,6 +84,8 @@ class RegionMigration:
         now = await self.state()
         if state == now:
             return
+        if state == State.RESUMING:
+            self._pieces = StatePieces()
         if self._to_write and state in (State.STOP, State.RUNNING):
             raise Refused("a state whose end is missing", errno.EINVAL)
         if now == State.RESUMING and state == State.STOP:
@@ -100,6 +104,10 @@ class RegionMigration:
             self._to_read = len(piece).to_bytes(_LENGTH, "little") + piece if piece else b""
         found, self._to_read = self._to_read[:size], self._to_read[size:]
         return found
+
+    @property
+    def piece_size(self) -> int:
+        return self._pieces.size(asking.data_limit(self._session))
 
     async def write(self, data: bytes) -> None:
         self._to_write += data
@@ -143,10 +151,11 @@ class RegionMigration:
         return piece
 
     async def _write_piece(self, piece: bytes) -> None:
-        offset, limit = await self._load(DATA_OFFSET), asking.data_limit(self._session)
-        for start in range(0, len(piece), limit):
-            await asking.region_write(self._session, self._region, offset + start, piece[start : start + limit])
+        offset, size = await self._load(DATA_OFFSET), self.piece_size
+        for start in range(0, len(piece), size):
+            await asking.region_write(self._session, self._region, offset + start, piece[start : start + size])
         await self._store(DATA_SIZE, len(piece))
+        self._pieces.taken(piece)
 
     async def _load(self, register: tuple[int, int]) -> int:
         return int.from_bytes(await asking.region_read(self._session, self._region, *register), "little")
@@ -161,4 +170,4 @@ class RegionMigration:
         """DIRTY_PAGES, also where the session's dialect has not got it: its number is free there."""
         payload = at.DIRTY_PAGES.pack(at.DIRTY_PAGES.size + len(tail) + room, flag, tail=tail)
         request = Message(0, REGION_MIGRATION.number(Command.DIRTY_PAGES), payload=payload)
-        return (await asking.ask(self._session, Command.DIRTY_PAGES, request)).payload
+        return (await asking.ask(self._session, Command.DIRTY_PAGES.value, request)).payload

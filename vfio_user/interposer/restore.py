@@ -57,8 +57,7 @@ async def restore(session: Session, state: int | None = None) -> None:
     if state is not None:
         migration = await migration_of(session)
         await migration.set_state(MigrationState.RESUMING)
-        limit = asking.data_limit(session)
-        while piece := os.read(state, limit):
+        while piece := os.read(state, migration.piece_size):
             await migration.write(piece)
     for offset, data in list(picture.config_to_restore()):
         await asking.region_write(session, RegionIndex.CONFIG, offset, data)

@@ -28,8 +28,8 @@ from zlib import crc32
 
 from vfio_user.errors import ProtocolError
 from vfio_user.migration.values import decode
+from vfio_user.wire.state_pieces import OUR_STATE as MAGIC
 
-MAGIC = b"VFUSTATE"
 VERSION = 2
 PREAMBLE = struct.Struct("<8sI")
 HEAD = struct.Struct("<HHI")

@@ -136,15 +136,13 @@ class MigDataWrite(Bulk):
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
         migration = await migration_of(session)
-        limit = asking.data_limit(session)
         count = messages = 0
         with self.opened(os.O_RDONLY, fds) as source:
-            at = 0
             while True:
-                piece = os.read(source, limit) if source is not None else self.data[at : at + limit]
+                size = migration.piece_size
+                piece = os.read(source, size) if source is not None else self.data[count : count + size]
                 if not piece:
                     break
-                at += limit
                 await migration.write(piece)
                 count, messages = count + len(piece), messages + 1
         return {"bytes": count, "messages": messages}

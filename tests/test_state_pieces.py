@@ -1,0 +1,253 @@
+"""State goes to a server in pieces that it can take: small ones, unless it is known to be one of ours."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import pytest
+
+from tests.interposer_bench import Bench
+from tests.scripted_server import ScriptedServer
+from vfio_user.client import Client, RemoteError
+from vfio_user.client.migration_region import MigrationRegion
+from vfio_user.client.regions import Region, RegionCalls
+from vfio_user.interposer.asking import Refused
+from vfio_user.interposer.loop import Future, Task
+from vfio_user.interposer.migration import MessageMigration
+from vfio_user.interposer.migration_region import DATA_OFFSET, RegionMigration
+from vfio_user.transport import Stream
+from vfio_user.wire import CURRENT, HEADER, REPLY, Capabilities, Command, Message, encode_version
+from vfio_user.wire.constants import MigrationState
+from vfio_user.wire.layouts import MIGRATION_DATA, REGION_ACCESS
+from vfio_user.wire.state_pieces import OUR_STATE, PIECE, StatePieces
+
+T = TypeVar("T")
+MIB = 1 << 20
+SOMEBODYS = bytes(range(1, 251)) * 1064  # 266 KB, as a device of somebody else has them
+OURS = OUR_STATE + SOMEBODYS * 10
+SMALL = [PIECE] * (len(SOMEBODYS) // PIECE) + [len(SOMEBODYS) % PIECE]
+LARGE = [PIECE, MIB, MIB, len(OURS) - PIECE - 2 * MIB]
+
+
+def test_a_server_is_known_by_what_it_has_taken() -> None:
+    pieces = StatePieces()
+    assert pieces.size(MIB) == PIECE
+    pieces.taken(SOMEBODYS[:PIECE])
+    assert (pieces.size(MIB), pieces.size(4096)) == (PIECE, 4096)
+    pieces.taken(OURS[:PIECE])
+    assert (pieces.size(MIB), pieces.size(4096)) == (MIB, 4096)
+
+
+@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+def test_our_client_writes_state_in_pieces(state: bytes, sizes: list[int]) -> None:
+    with scripted() as (client, server):
+        client.load_state(state)
+        assert written(server.received) == (sizes, state)
+
+
+@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+def test_the_interposer_writes_state_in_pieces(state: bytes, sizes: list[int]) -> None:
+    with Bench() as bench:
+        bench.negotiate()
+        migration, received = MessageMigration(bench.session), list[Message]()
+
+        async def load() -> None:
+            await migration.set_state(MigrationState.RESUMING)
+            for start in range(0, len(state), 3 * MIB):
+                await migration.write(state[start : start + 3 * MIB])
+
+        def answer(message: Message) -> Message:
+            received.append(message)
+            return message.reply(message.payload if message.command == CURRENT.number(Command.DEVICE_FEATURE) else b"")
+
+        served(bench, load(), answer)
+        assert written(received) == (sizes, state)
+
+
+def test_every_state_begins_with_a_small_piece() -> None:
+    """The server may have been replaced by another."""
+    with Bench() as bench:
+        bench.negotiate()
+        migration = MessageMigration(bench.session)
+
+        async def load() -> list[int]:
+            sizes = []
+            for state in (OURS, SOMEBODYS):
+                await migration.set_state(MigrationState.RESUMING)
+                sizes.append(migration.piece_size)
+                await migration.write(state)
+                sizes.append(migration.piece_size)
+            return sizes
+
+        assert served(bench, load(), lambda message: message.reply(message.payload[:16])) == [PIECE, MIB, PIECE, PIECE]
+
+
+@dataclass
+class Window:
+    """A migration region, of which only what is written there is of interest."""
+
+    data_limit: int = MIB
+    index: int = 9
+    writes: list[int] = field(default_factory=list)
+    content: bytearray = field(default_factory=lambda: bytearray(16 * MIB))
+
+    def migration_region_index(self) -> int:
+        return self.index
+
+    def region_info(self, index: int) -> Region:
+        return Region(index, len(self.content))
+
+    def load(self, region: int, offset: int, width: int) -> int:
+        return 4096
+
+    def store(self, region: int, offset: int, width: int, value: int) -> None:
+        pass
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        self.writes.append(len(data))
+        self.content[offset : offset + len(data)] = data
+
+
+@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+def test_our_client_writes_a_piece_of_the_migration_region_in_pieces(state: bytes, sizes: list[int]) -> None:
+    window = Window()
+    pieces = [state] if state is SOMEBODYS else [state[:PIECE], state[PIECE:]]
+    MigrationRegion(cast(RegionCalls, window)).load(pieces)
+    assert window.writes == sizes
+    assert window.content[4096:].startswith(pieces[-1])
+
+
+@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+def test_the_interposer_writes_a_piece_of_the_migration_region_in_pieces(state: bytes, sizes: list[int]) -> None:
+    window = Window()
+    pieces = [state] if state is SOMEBODYS else [state[:PIECE], state[PIECE:]]
+    with Bench() as bench:
+        bench.negotiate()
+        migration = RegionMigration(bench.session, window.index)
+
+        def answer(message: Message) -> Message:
+            offset, region, count = access = REGION_ACCESS.unpack(message.payload)
+            if message.command == CURRENT.number(Command.REGION_READ):
+                return message.reply(
+                    message.payload + (4096 if offset == DATA_OFFSET[0] else 1).to_bytes(count, "little")
+                )
+            if offset >= 4096:
+                window.region_write(region, offset, message.payload[REGION_ACCESS.size :])
+            return message.reply(REGION_ACCESS.pack(*access))
+
+        for piece in pieces:
+            served(bench, migration.write(len(piece).to_bytes(8, "little") + piece), answer)
+    assert window.writes == sizes
+    assert window.content[4096:].startswith(pieces[-1])
+
+
+def test_a_server_that_takes_a_body_in_one_receive_gets_all_of_a_large_state() -> None:
+    with OneReceive() as server, Client(server.client_stream) as client:
+        client.negotiate()
+        client.load_state(SOMEBODYS)
+    assert bytes(server.state) == SOMEBODYS
+
+
+def test_a_refusal_says_that_it_may_be_for_the_size() -> None:
+    """To who chose a size of his own."""
+    with scripted(refuse=PIECE) as (client, _):
+        client.mig_data_write(SOMEBODYS[:PIECE])
+        with pytest.raises(
+            RemoteError, match="MIG_DATA_WRITE of 266,000 bytes, more than the 32,768 that every server"
+        ):
+            client.load_state(SOMEBODYS, chunk=MIB)
+        with pytest.raises(RemoteError, match="REGION_WRITE of 266,000 bytes, more than"):
+            client.region_write(0, 0, SOMEBODYS)
+
+
+def test_a_refusal_of_the_interposers_own_says_so_too() -> None:
+    with Bench() as bench:
+        bench.negotiate()
+        migration = MessageMigration(bench.session)
+
+        def answer(message: Message) -> Message:
+            return message.error(errno.EINVAL) if message.size > 2 * PIECE else message.reply(message.payload)
+
+        with pytest.raises(Refused, match="MIG_DATA_WRITE of 1,048,576 bytes, more than the 32,768"):
+            served(bench, migration.write(OURS), answer)
+
+
+# the other side
+
+
+@contextmanager
+def scripted(*, refuse: int = 16 * MIB) -> Iterator[tuple[Client, ScriptedServer]]:
+    """A server that takes everything, but for messages with more than `refuse` bytes of data."""
+
+    def script(server: ScriptedServer, message: Message) -> Message:
+        if message.size > refuse + 64:
+            return message.error(errno.EINVAL)
+        if message.command == server.number(Command.DEVICE_FEATURE):
+            return message.reply(message.payload)
+        return message.reply()
+
+    with ScriptedServer(script) as server, Client(server.client_stream) as client:
+        client.negotiate()
+        yield client, server
+
+
+def served(bench: Bench, coroutine: Coroutine[Future[Any], None, T], answer: Callable[[Message], Message]) -> T:
+    """Run a coroutine of the interposer against a server that answers so."""
+    task = Task(coroutine)
+
+    def step() -> bool | None:
+        if (message := bench.server.next()) is not None:
+            bench.server.send(answer(message))
+        return task.done or None
+
+    bench.until(step)
+    return task.result()
+
+
+def written(messages: list[Message]) -> tuple[list[int], bytes]:
+    """The sizes of the pieces of state in these messages, and the state."""
+    number = CURRENT.number(Command.MIG_DATA_WRITE)
+    pieces = [message.payload[MIGRATION_DATA.size :] for message in messages if message.command == number]
+    return [len(piece) for piece in pieces], b"".join(pieces)
+
+
+class OneReceive:
+    """A server that takes what a header announces with one receive, and refuses what has not come by then."""
+
+    def __init__(self) -> None:
+        self._socket, there = socket.socketpair()
+        self.client_stream = Stream(there)
+        self.state = bytearray()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while len(header := self._socket.recv(HEADER.size)) == HEADER.size:
+            id, command, size, _, _ = HEADER.unpack(header)
+            body = self._socket.recv(size - HEADER.size)
+            message = Message(id, command, payload=body)
+            if len(body) != size - HEADER.size:
+                self._socket.sendall(message.error(errno.EINVAL).encode())
+                return
+            payload = b""
+            if command == CURRENT.number(Command.VERSION):
+                payload = encode_version(CURRENT, 0, Capabilities(max_msg_fds=8, max_data_xfer_size=MIB))
+            elif command == CURRENT.number(Command.MIG_DATA_WRITE):
+                self.state += body[MIGRATION_DATA.size :]
+            else:
+                payload = body
+            self._socket.sendall(Message(id, command, REPLY, 0, payload).encode())
+
+    def __enter__(self) -> OneReceive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._socket.close()
