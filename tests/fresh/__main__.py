@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 def main(suite: str, user: bool, keep: bool, command: tuple[str, ...]) -> None:
     """Run COMMAND (scripts/test) in this checkout on a machine where nothing was installed by hand."""
     name = USER if user else "root"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the machine's files are removed then too
     try:
         base = root_file_system(suite, progress=say)
         with fresh_machine(base, CHECKOUT, user=name, keep=keep) as machine:
