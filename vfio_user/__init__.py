@@ -5,48 +5,119 @@ A device author needs no more than this: `from vfio_user import MsiX, PciDevice,
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+__all__ = [
+    "CURRENT",
+    "DIALECTS",
+    "Bar",
+    "Capability",
+    "Client",
+    "Dialect",
+    "Disconnected",
+    "Dma",
+    "DmaRegion",
+    "EventFd",
+    "ExtendedVendor",
+    "ExtraRegion",
+    "GuestMemory",
+    "IntX",
+    "Interrupts",
+    "Link",
+    "Msi",
+    "MsiX",
+    "NoAnswer",
+    "NoClient",
+    "Offer",
+    "Option",
+    "PciDevice",
+    "PciExpress",
+    "PciIds",
+    "PowerManagement",
+    "ProtocolError",
+    "Quiesce",
+    "RemoteError",
+    "ResetKind",
+    "SerialNumber",
+    "Server",
+    "Storage",
+    "UserError",
+    "VendorSpecific",
+    "VerdictError",
+    "VfioUserError",
+    "Views",
+    "memory",
+    "register",
+    "serve",
+    "state",
+    "stored_register",
+]
+
 if TYPE_CHECKING:
-    from vfio_user.client import Client as Client
-    from vfio_user.client import EventFd as EventFd
-    from vfio_user.client import GuestMemory as GuestMemory
-    from vfio_user.client import RemoteError as RemoteError
-    from vfio_user.device import Bar as Bar
-    from vfio_user.device import ExtendedVendor as ExtendedVendor
-    from vfio_user.device import ExtraRegion as ExtraRegion
-    from vfio_user.device import IntX as IntX
-    from vfio_user.device import Msi as Msi
-    from vfio_user.device import MsiX as MsiX
-    from vfio_user.device import PciDevice as PciDevice
-    from vfio_user.device import PciExpress as PciExpress
-    from vfio_user.device import PciIds as PciIds
-    from vfio_user.device import PowerManagement as PowerManagement
-    from vfio_user.device import Quiesce as Quiesce
-    from vfio_user.device import ResetKind as ResetKind
-    from vfio_user.device import SerialNumber as SerialNumber
-    from vfio_user.device import VendorSpecific as VendorSpecific
-    from vfio_user.device import memory as memory
-    from vfio_user.device import register as register
-    from vfio_user.device import state as state
-    from vfio_user.device import stored_register as stored_register
-    from vfio_user.errors import ProtocolError as ProtocolError
-    from vfio_user.errors import UserError as UserError
-    from vfio_user.errors import VerdictError as VerdictError
+    from vfio_user.client import (
+        Client,
+        Disconnected,
+        EventFd,
+        GuestMemory,
+        NoAnswer,
+        RemoteError,
+    )
+    from vfio_user.device import (
+        Bar,
+        Capability,
+        Dma,
+        DmaRegion,
+        ExtendedVendor,
+        ExtraRegion,
+        Interrupts,
+        IntX,
+        Link,
+        Msi,
+        MsiX,
+        NoClient,
+        Option,
+        PciDevice,
+        PciExpress,
+        PciIds,
+        PowerManagement,
+        Quiesce,
+        ResetKind,
+        SerialNumber,
+        Storage,
+        VendorSpecific,
+        Views,
+        memory,
+        register,
+        state,
+        stored_register,
+    )
+    from vfio_user.errors import (
+        ProtocolError,
+        UserError,
+        VerdictError,
+        VfioUserError,
+    )
+    from vfio_user.server import Offer, Server, serve
+    from vfio_user.wire import CURRENT, DIALECTS, Dialect
+else:
+    # Hidden from type checkers, for which every name would be right: `vfio-user --help` needs none of them (PEP 562).
+    import importlib
 
-_MODULES = {
-    **dict.fromkeys(("Client", "EventFd", "GuestMemory", "RemoteError"), "vfio_user.client"),
-    **dict.fromkeys(("ProtocolError", "UserError", "VerdictError"), "vfio_user.errors"),
-}
+    _HOMES = {
+        **dict.fromkeys(__all__, "vfio_user.device"),
+        **dict.fromkeys(
+            ("Client", "Disconnected", "EventFd", "GuestMemory", "NoAnswer", "RemoteError"), "vfio_user.client"
+        ),
+        **dict.fromkeys(("ProtocolError", "UserError", "VerdictError", "VfioUserError"), "vfio_user.errors"),
+        **dict.fromkeys(("Offer", "Server", "serve"), "vfio_user.server"),
+        **dict.fromkeys(("CURRENT", "DIALECTS", "Dialect"), "vfio_user.wire"),
+    }
 
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return value
 
-def __getattr__(name: str) -> object:
-    """The names above, imported when first used: `vfio-user --help` needs none of them (PEP 562)."""
-    if name.startswith("_"):
-        raise AttributeError(name)
-    module = importlib.import_module(_MODULES.get(name, "vfio_user.device"))
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        raise AttributeError(f"module 'vfio_user' has no attribute {name!r}") from None
+    def __dir__():
+        return __all__

@@ -73,7 +73,17 @@ class Machine:
         if self.user != "root":
             inside = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups", "--", *inside]
         script = _START.format(root=shlex.quote(str(self.root)), command=shlex.join([*inside, "sh", "-c", within]))
-        apart = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--ipc", "--uts"]
+        apart = [
+            "setpriv",
+            "--pdeathsig=KILL",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child=KILL",
+            "--ipc",
+            "--uts",
+        ]
         return subprocess.run([*apart, "sh", "-c", script], stdin=subprocess.DEVNULL).returncode
 
     def keep_results(self, folder: Path) -> Path | None:
