@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.harness import cache, checkpoint
+from vfio_user.harness import cache, checkpoint, command_line
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
 from vfio_user.harness.command_line import MachineConfig
 
@@ -39,6 +39,13 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_part_of_the_hardware_is_in_the_name(change: dict[str, object]) -> None:
     changed = replace(CONFIG, **change)  # type: ignore[arg-type]
     assert checkpoint_name("image", "qemu", changed) != checkpoint_name("image", "qemu", CONFIG)
+
+
+def test_so_is_what_every_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device more in the command line, and no checkpoint of before fits."""
+    before = checkpoint_name("i", "q", CONFIG)
+    monkeypatch.setattr(command_line, "SLOT_MEMORY_64", 512)
+    assert checkpoint_name("i", "q", CONFIG) != before
 
 
 def test_image_and_qemu_are_in_the_name() -> None:

@@ -22,6 +22,7 @@ from vfio_user.harness.command_line import (
 
 PLAIN = MachineConfig("pc-q35-11.1", "tcg")
 WIRING = Wiring(qmp=5, console=6, agent=7, qtest=8)
+PORT = "pcie-root-port"
 START = Start(Path("/k/vmlinux"), Path("/k/initramfs"))
 
 
@@ -53,9 +54,10 @@ def test_memory_is_shared_so_that_a_server_can_map_it() -> None:
 @pytest.mark.parametrize(
     ("change", "option", "expected"),
     [
-        ({}, "-cpu", "qemu64"),
+        ({}, "-cpu", "qemu64,phys-bits=39"),
         ({"accelerator": "kvm"}, "-cpu", "host"),
-        ({"cpu": "max"}, "-cpu", "max"),
+        ({"cpu": "max"}, "-cpu", "max,phys-bits=39"),
+        ({"cpu": "max,phys-bits=42"}, "-cpu", "max,phys-bits=42"),
         ({"accelerator": "kvm"}, "-accel", "kvm"),
         ({"cpus": 2}, "-smp", "2"),
         ({"modules": ("uio", "vfio-pci")}, "-append", "console=ttyS0 loglevel=4 no_timer_check mods=uio,vfio-pci"),
@@ -67,10 +69,30 @@ def test_what_a_field_changes(change: dict[str, object], option: str, expected: 
 
 
 def test_every_slot_is_a_root_port_of_its_own_at_a_fixed_place() -> None:
-    ports = devices(line(replace(PLAIN, slots=10)), "pcie-root-port")
+    ports = devices(line(replace(PLAIN, slots=10)), PORT)
     assert [port["id"] for port in ports] == [f"slot{index}" for index in range(10)]
     assert len({port["addr"] for port in ports}) == len({port["chassis"] for port in ports}) == 10
     assert [port["addr"] for port in ports if "multifunction" in port] == ["0x10.0", "0x11.0"]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 6, 7, 24, 25, 64])
+def test_all_slots_together_leave_room_below_4_gib(slots: int) -> None:
+    """q35 has 1004 MiB between its PCI express window and the APICs; a window is a power of two."""
+    reserved = [int(port["mem-reserve"].removesuffix("M")) for port in devices(line(replace(PLAIN, slots=slots)), PORT)]
+    assert len(reserved) == slots
+    assert sum(reserved) <= 768
+    assert all(size >= 8 and size & (size - 1) == 0 for size in reserved)
+    if slots <= 6:
+        assert min(reserved) == 128, "enough for a BAR of 64 MiB wherever the window is"
+
+
+def test_a_slot_has_room_for_a_prefetchable_bar_of_1_gib_wherever_its_window_is() -> None:
+    assert {port["pref64-reserve"] for port in devices(line(), PORT)} == {"2048M"}
+
+
+def test_a_kernel_can_tell_that_it_panics_and_goes_on_to_say_why() -> None:
+    assert "pvpanic" in values("-device", line())
+    assert values("-action", line()) == ["panic=none"]
 
 
 def test_the_guest_finds_a_slot_where_the_command_line_puts_it() -> None:

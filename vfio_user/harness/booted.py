@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness import hotplug, spared
 from vfio_user.harness.agent import AgentGuest
-from vfio_user.harness.command_line import Place, slot_address, slot_name, vfio_user_device
+from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address, slot_name, vfio_user_device
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
 from vfio_user.harness.hosts.host import Host, LocalHost
-from vfio_user.harness.machine import Machine
+from vfio_user.harness.machine import Machine, MachineError
+from vfio_user.harness.mishaps import Mishap
 from vfio_user.harness.qmp import Qmp
 from vfio_user.harness.server import Device, DeviceServer
 from vfio_user.harness.ssh import SshGuest
@@ -154,11 +155,27 @@ class BootedGuest(Guest):
                 f" {seen['missing']}{self._why_unseen(identity)}",
                 evidence=self.evidence(),
             )
+        if seen["homeless"]:
+            raise GuestFailure(
+                f"the guest has no address for {', '.join(seen['homeless'])} of {device.name!r} at {place};"
+                f" {self._room(place)}",
+                evidence=self.evidence(),
+            )
         plugged = Plugged(
             identity, place, seen["address"], seen["vendor"], seen["device"], server, MSIX in seen["capabilities"]
         )
         self.devices.append(plugged)
         return plugged
+
+    def _room(self, place: Place) -> str:
+        """What there is for BARs at a place."""
+        if isinstance(place, str):
+            return "a machine of QEMU's has about 1 GiB for BARs that are not of 64 bits"
+        slot = self.machine.config.slot_memory
+        return (
+            f"each of {self.machine.config.slots} slots has {SLOT_MEMORY_64} MiB for prefetchable BARs of 64 bits and"
+            f" {slot} MiB for all others, where one of half that size surely fits"
+        )
 
     def _why_unseen(self, identity: str) -> str:
         """What QEMU's view of a device has to say about that."""

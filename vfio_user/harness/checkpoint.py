@@ -11,11 +11,10 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from vfio_user.harness.cache import cache_dir, locked, publish
-from vfio_user.harness.command_line import MachineConfig
+from vfio_user.harness.command_line import MachineConfig, hardware
 
 # Changes with what `save` or the agent's protocol do, so that an older checkpoint is not used.
 FORMAT = 1
@@ -32,7 +31,7 @@ def checkpoint_name(image_identity: str, qemu_digest: str, config: MachineConfig
         "format": FORMAT,
         "image": image_identity,
         "qemu": qemu_digest,
-        "hardware": {**asdict(config), "cpu": config.cpu_model},
+        "hardware": hardware(config),
         "host": host,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]

@@ -27,11 +27,16 @@ _FUNCTIONS = 8
 MAX_ROOT_DEVICES = _SLOTS_AT - _ROOT_DEVICES_AT
 MAX_SLOTS = 8 * _FUNCTIONS
 
-# Address space kept free behind each root port for hot-plug. QEMU's default is 2 MiB, too small for most BARs.
-_SLOT_MEMORY = "32M"
-_SLOT_MEMORY_64 = "512M"
+# Address space kept free behind each root port for hot-plug, in MiB; QEMU's default is 2. The firmware does not align a
+# window, so that only one twice as large as a BAR is sure to have a place for it.
+SLOT_MEMORY_64 = 2048  # prefetchable, above 4 GiB
+_SLOT_MEMORY = 128  # below 4 GiB, where q35 has about 1 GiB for all slots and the root bus together
+_ALL_SLOTS_MEMORY = 768
 
 _DEFAULT_CPU: dict[Accelerator, str] = {"kvm": "host", "tcg": "qemu64"}
+# A processor of TCG has 40 bits of physical address unless told otherwise, and one of AMD keeps the last 12 GiB below
+# 1 TiB for HyperTransport (hw/i386/pc.c): where the firmware puts the windows, so that Linux takes none of them.
+_TCG_PHYSICAL_BITS = 39
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,16 @@ class MachineConfig:
 
     @property
     def cpu_model(self) -> str:
-        return self.cpu or _DEFAULT_CPU[self.accelerator]
+        model = self.cpu or _DEFAULT_CPU[self.accelerator]
+        if self.accelerator == "kvm" or "phys-bits=" in model:
+            return model
+        return f"{model},phys-bits={_TCG_PHYSICAL_BITS}"
+
+    @property
+    def slot_memory(self) -> int:
+        """MiB that each slot has for BARs that are not prefetchable, or only of 32 bits: a power of two."""
+        share = _ALL_SLOTS_MEMORY // self.slots
+        return min(_SLOT_MEMORY, 1 << share.bit_length() - 1)
 
 
 def machine_type(version: Sequence[int]) -> str:
@@ -132,6 +146,11 @@ def command_line(
     ]
 
 
+def hardware(config: MachineConfig) -> list[str]:
+    """The part of the command that a guest can notice: two machines that share it can have each other's checkpoints."""
+    return [*_hardware(config, ""), *_devices(config), *_kernel_options(config)]
+
+
 def vfio_user_device(identity: str, socket: Path, place: Place, **properties: object) -> dict[str, object]:
     """A vfio-user-pci device, for QMP `device_add` or as JSON for `-device` (QEMU takes `socket` in no other form)."""
     behind = {"bus": slot_name(place)} if isinstance(place, int) else {"bus": "pcie.0", "addr": place[-4:]}
@@ -158,6 +177,7 @@ def _hardware(config: MachineConfig, name: str) -> Iterator[str]:
     yield from ("-machine", f"{config.machine},memory-backend=ram{irqchip}")
     yield from ("-accel", config.accelerator)
     yield from ("-cpu", config.cpu_model, "-smp", str(config.cpus), "-m", f"{config.memory}M")
+    yield from ("-action", "panic=none")  # a kernel that has panicked may still say on the console why
 
 
 def _channels(wiring: Wiring) -> Iterator[str]:
@@ -187,27 +207,32 @@ def _devices(config: MachineConfig) -> Iterator[str]:
     yield from ("-device", f"virtio-rng-pci,bus=pcie.0,addr={_ENTROPY_AT}")
     # Without it every guest restored from a checkpoint draws the same random numbers.
     yield from ("-device", "vmgenid,guid=auto")
+    yield from ("-device", "pvpanic")  # the kernel tells it when it panics, and QMP tells us
     for index in range(config.slots):
-        yield from ("-device", _root_port(index))
+        yield from ("-device", _root_port(index, config.slot_memory))
     for device in config.devices:
         yield from ("-device", device)
 
 
-def _root_port(index: int) -> str:
+def _root_port(index: int, memory: int) -> str:
     device, function = divmod(index, _FUNCTIONS)
     return (
         f"pcie-root-port,id={slot_name(index)},bus=pcie.0,addr={_SLOTS_AT + device:#x}.{function}"
         f"{',multifunction=on' if function == 0 else ''},chassis={index + 1},slot={index + 1}"
-        f",mem-reserve={_SLOT_MEMORY},pref64-reserve={_SLOT_MEMORY_64}"
+        f",mem-reserve={memory}M,pref64-reserve={SLOT_MEMORY_64}M"
     )
 
 
-def _start(config: MachineConfig, start: Start) -> Iterator[str]:
+def _kernel_options(config: MachineConfig) -> Iterator[str]:
     modules = (f"mods={','.join(config.modules)}",) if config.modules else ()
     # Without KVM the kernel's test of its timer fails when the host is busy, and it panics.
     timer = ("no_timer_check",) if config.accelerator == "tcg" else ()
-    words = ("console=ttyS0", "loglevel=4", *timer, *modules, *config.kernel_options)
-    yield from ("-kernel", str(start.kernel), "-initrd", str(start.initramfs), "-append", " ".join(words))
+    yield from ("console=ttyS0", "loglevel=4", *timer, *modules, *config.kernel_options)
+
+
+def _start(config: MachineConfig, start: Start) -> Iterator[str]:
+    append = " ".join(_kernel_options(config))
+    yield from ("-kernel", str(start.kernel), "-initrd", str(start.initramfs), "-append", append)
     if start.restore:
         yield from ("-S", "-incoming", "defer")
 

@@ -9,10 +9,12 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
     """Wait until the device that `pattern` matches in /sys/bus/pci/devices can be used.
 
     That of what is behind a root port is PORT/????:??:??.?. Returns the device's `address` there, its `vendor`,
-    `device` and `class` numbers, the `driver` it got and the ids of its PCI `capabilities`; or {"missing": what was
-    there instead}.
+    `device` and `class` numbers, the `driver` it got, the ids of its PCI `capabilities` and the BARs that got no address
+    (`homeless`), in the kernel's words; or {"missing": what was there instead}.
     """
     import contextlib
+    import ctypes
+    import re
     import socket
     import time
     from pathlib import Path
@@ -40,13 +42,31 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
             at = config[at + 1] & ~3
         return found
 
+    def homeless(address: str) -> list[str]:
+        """What the kernel said last of each BAR since it found the device, where that was no address."""
+        log = ctypes.create_string_buffer(1 << 18)
+        size = ctypes.CDLL(None).klogctl(3, log, len(log))  # SYSLOG_ACTION_READ_ALL
+        last: dict[str, str] = {}
+        for line in log.raw[: max(0, size)].decode(errors="replace").splitlines():
+            _, ours, said = line.partition(f" {address}: ")
+            if ours and re.match(r"\[[0-9a-f]{4}:[0-9a-f]{4}\] type ", said):
+                last.clear()
+            elif ours and (bar := re.match(r"(BAR \d) \[(.*?)\]: (.*)", said)):
+                last[bar[1]] = f"{bar[1]} ({bar[2]})" * bar[3].startswith(("can't assign", "failed to assign"))
+        return [*filter(None, last.values())]
+
     def look(function: Path) -> dict[str, Any] | None:
         if not usable(function):
             return None
         driver = function / "driver"
         numbers = {name: int((function / name).read_text(), 16) for name in ("vendor", "device", "class")}
-        bound = driver.resolve().name if driver.exists() else ""
-        return {"address": function.name, "driver": bound, "capabilities": capabilities(function), **numbers}
+        return {
+            "address": function.name,
+            "driver": driver.resolve().name if driver.exists() else "",
+            "capabilities": capabilities(function),
+            "homeless": homeless(function.name),
+            **numbers,
+        }
 
     while True:
         found = sorted(Path("/sys/bus/pci/devices").glob(pattern))
