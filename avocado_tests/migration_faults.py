@@ -106,6 +106,7 @@ class Scene:
 
     def reboot(self) -> None:
         self.guest.qmp.events.forget("RESET")
+        self.guest.expect_reset()
         self.guest.start("reboot -f")
         self.guest.qmp.wait_event("RESET", 30)
         self.guest.agent.renew()  # what was not answered is asked again on the other host, "reboot" as well

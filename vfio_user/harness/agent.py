@@ -19,18 +19,21 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
+from vfio_user.errors import VfioUserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job, Result, decode, encode, result_of
 
 # Seconds that an answer may need beyond the job that it reports.
 _ANSWER = 15.0
+_SHOWS = 1.0  # seconds between the end of a connection and that of its process
 _PIECE = 96 << 10  # bytes of a file in one message
 
 
 class AgentGuest(Guest):
     """A guest behind its agent. `connection` is the host's end of the virtio-serial port.
 
-    `check` is asked when the connection breaks: it raises the cause if it knows one.
+    `check` is asked before every request, and when no answer will come any more, with the seconds that the cause may
+    take to show: it raises that if it knows one.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class AgentGuest(Guest):
         *,
         patience: float = 1.0,
         console: Callable[[], str] = str,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         super().__init__(patience=patience, console=console)
         self._check = check
@@ -48,6 +51,7 @@ class AgentGuest(Guest):
         self._sending = threading.Lock()
         self._pending: dict[int, tuple[bytes, Future[dict[str, Any]]]] = {}
         self._done: list[int] = []
+        self._given_up = 0  # times
         self._lost = ""
         self._connection = connection
         self._begin()
@@ -71,11 +75,17 @@ class AgentGuest(Guest):
         """Begin a new session, as after a reboot: what was under way is given up and never asked again."""
         with self._sending:
             self._session = secrets.token_hex(8)
-            given_up, self._pending = self._pending, {}
             self._done.clear()
-        for _, future in given_up.values():
-            future.set_exception(GuestLost("the guest was rebooted"))
+        self.give_up("the guest was rebooted")
         self._send(b"\n")
+
+    def give_up(self, why: str) -> None:
+        """Tell everybody who waits that no answer will come. Requests to come are asked all the same."""
+        with self._sending:
+            given_up, self._pending = self._pending, {}
+            self._given_up += 1
+        for _, future in given_up.values():
+            future.set_exception(GuestLost(why))
 
     def hello(self, limit: float | Deadline) -> dict[str, Any]:
         """Wait until the agent answers. Raises `GuestLost`."""
@@ -129,15 +139,19 @@ class AgentGuest(Guest):
 
     def _ask_job(self, operation: str, **arguments: object) -> tuple[int, Future[dict[str, Any]]]:
         future: Future[dict[str, Any]] = Future()
+        given_up = self._given_up
+        self._check(_SHOWS if self._lost else 0.0)
         with self._sending:
             if self._lost:
-                self._check()
                 raise GuestLost(f"cannot reach the guest's agent: {self._lost}")
             identity = next(self._ids)
             done, self._done = self._done, []
             body = {"session": self._session, "id": identity, "do": operation, "done": done, **arguments}
             line = encode(body).encode() + b"\n"
             self._pending[identity] = (line, future)
+            if given_up != self._given_up:
+                self._pending.pop(identity)
+                future.set_exception(GuestLost("the guest's answers were given up"))
         self._send(line)
         return identity, future
 
@@ -145,7 +159,11 @@ class AgentGuest(Guest):
         try:
             answer = future.result(deadline.remaining)
         except GuestLost:
-            self._check()
+            try:
+                self._check(_SHOWS)
+            except VfioUserError as cause:
+                cause.add_note(f"the guest was at: {what}")
+                raise cause from None
             raise
         except FutureTimeout:
             raise GuestLost(

@@ -29,12 +29,25 @@ def results_folder(name: str, base: Path | None = None) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(
-                f"no folder for the logs can be made at {folder}: {error.strerror}",
-                hint=f"set {RESULTS_VARIABLE} to a folder that you may write",
-            ) from error
+            raise _no_folder(folder, error) from error
         return folder
     raise UserError(f"{parent} has a thousand folders called {stamp}")
+
+
+def made_folder(folder: Path) -> Path:
+    """A folder that is there when this returns, by its absolute path. Raises `UserError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(folder, error) from error
+    return folder.absolute()
+
+
+def _no_folder(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"no folder for the logs can be made at {folder}: {error.strerror}",
+        hint=f"set {RESULTS_VARIABLE} to a folder that you may write",
+    )
 
 
 def record_versions(folder: Path, facts: Mapping[str, object]) -> None:

@@ -36,6 +36,7 @@ MSIX = 0x11
 
 _BOOTED = 30.0  # seconds for the agent's first answer
 _PLUGGED = 15.0
+_LAST_EVENTS = 1.0  # for those of a QEMU that has ended
 _EJECTED = "; QEMU has it no more: the guest has ejected it, or its server is gone"
 _CLASSLESS = "; it has no class, and to such a device Linux gives no addresses: give it one by x-pci-class-code"
 
@@ -81,8 +82,9 @@ class BootedGuest(Guest):
             machine.agent_connection,
             patience=machine.patience,
             console=self._console,
-            check=lambda: self.machine.check(wait=1.0),
+            check=self._check,
         )
+        self._listen()
         self._serve = serve
         self._count = 0
         self._used: dict[int, int] = {}
@@ -233,8 +235,13 @@ class BootedGuest(Guest):
         """Reset the machine from outside, and wait until the guest is up again with its devices."""
         self._come_up_after(lambda: self.qmp.command("system_reset"))
 
+    def expect_reset(self) -> None:
+        """The guest is about to be reset, on purpose and by somebody else: it is no mishap, until `come_up`."""
+        self.machine.mishaps.expect_reset()
+
     def _come_up_after(self, reset: Callable[[], object]) -> None:
         began = self.machine.console.position
+        self.expect_reset()
         reset()
         self.come_up(began)
 
@@ -249,7 +256,9 @@ class BootedGuest(Guest):
         for connection in self._ssh:
             connection.close()
         self._ssh.clear()
+        machine.mishaps.inherit(self.machine.mishaps)
         self.machine, self.host, self.devices = machine, host, list(devices)
+        self._listen()
         self.agent.attach(machine.agent_connection)
 
     def ssh(self) -> SshGuest:
@@ -260,6 +269,7 @@ class BootedGuest(Guest):
             self.image.host_key,
             patience=self.patience,
             console=self._console,
+            check=self._check,
         )
         self._ssh.append(guest)
         return guest
@@ -290,6 +300,25 @@ class BootedGuest(Guest):
         for plugged in self.devices:
             if plugged.server is not None:
                 plugged.server.stop()
+
+    def _check(self, seconds: float) -> None:
+        """Raise the reason why the guest does not answer, where there is one or shows within so many seconds."""
+        self.machine.mishaps.check()
+        try:
+            self.machine.check(wait=seconds)
+        except MachineError:
+            self.qmp.events.await_end(_LAST_EVENTS)
+            self.machine.mishaps.check()  # that may be why
+            raise
+
+    def _listen(self) -> None:
+        machine = self.machine
+
+        def tell(mishap: Mishap) -> None:
+            if machine is self.machine:
+                self.agent.give_up(f"the guest {mishap.kind}")
+
+        machine.mishaps.listen(tell)
 
     # -- Guest, by the agent --------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
     """Wait until the device that `pattern` matches in /sys/bus/pci/devices can be used.
 
     That of what is behind a root port is PORT/????:??:??.?. Returns the device's `address` there, its `vendor`,
-    `device` and `class` numbers, the `driver` it got, the ids of its PCI `capabilities` and the BARs that got no address
+    `device` and `class` numbers, the `driver` it got, the ids of its PCI `capabilities` and the BARs without an address
     (`homeless`), in the kernel's words; or {"missing": what was there instead}.
     """
     import contextlib

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness import evidence, spared
 from vfio_user.harness.accelerator import probe_accelerator
-from vfio_user.harness.artifacts import Timeline, record_versions, results_folder
+from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
 from vfio_user.harness.command_line import (
@@ -44,6 +44,7 @@ from vfio_user.harness.interposed import Interpose, InterposedServer, Interposit
 from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.migration import Mode, Plan, Report
 from vfio_user.harness.migration.moving import move
+from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.process import Child
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.scratch import Scratch, processes_of
@@ -59,9 +60,9 @@ _RESTORED = 8.0
 class Lab:
     """Guests, machines and servers of one run. A context manager.
 
-    `folder` is where the evidence goes (a new one in `results` when not given), `qemu` the program to use instead of
-    the one that would be found or installed; `interpose` puts an interposer before every server for which nothing else
-    is said; `progress` is told what the long preparations of a first run do.
+    `folder` is where the evidence goes, made if need be (a new one in `results` when not given), `qemu` the program to
+    use instead of the one that would be found or installed; `interpose` puts an interposer before every server for
+    which nothing else is said; `progress` is told what the long preparations of a first run do.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Lab:
         interpose: Interpose = False,
         progress: Callable[[str], None] = quiet,
     ) -> None:
-        self.folder = (folder or results_folder(name)).absolute()
+        self.folder = made_folder(folder) if folder else results_folder(name)
         self.timeline = Timeline()
         self.guests: list[BootedGuest] = []
         self.servers: list[DeviceServer] = []
@@ -430,7 +431,8 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        wrong = error or self.failure
+        unseen = self._unseen_crash() if error is None else None
+        wrong = error or self.failure or unseen
         good = wrong is None or isinstance(wrong, KeyboardInterrupt)
         dead = [] if good and not evidence.crashed(self._children) else evidence.deaths(self.folder, self._children)
         if error is None:
@@ -445,8 +447,14 @@ class Lab:
             cause = evidence.write(self.folder, self._children, wrong, dead)
             if wrong is not None and any(not death.in_order for death in dead):
                 wrong.add_note(f"first cause: {cause}")
-        if error is not None:
-            error.add_note(f"logs: {self.folder}")
+        if (raised := error or (unseen if wrong is unseen else None)) is not None:
+            raised.add_note(f"logs: {self.folder}")
+        if raised is unseen and unseen is not None:
+            raise unseen
+
+    def _unseen_crash(self) -> GuestCrash | None:
+        """What befell a guest after the last that anybody wanted of it."""
+        return next((crash for guest in self.guests if (crash := guest.machine.mishaps.untold())), None)
 
 
 def belongs_to(machine: str, name: str) -> bool:

@@ -16,6 +16,7 @@ from vfio_user.errors import UserError
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.deadline import Deadline, patience
+from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.process import Child
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
@@ -103,6 +104,7 @@ class Machine:
         except BaseException:
             self.child.stop(0)
             raise
+        self.mishaps = Mishaps(name, self.console, self.qmp.events)
 
     # -- its life -------------------------------------------------------------------------------------------------
 
@@ -121,6 +123,7 @@ class Machine:
             raise MachineError(
                 f"the guest did not come up: {found.decode(errors='replace').strip()}", hint=self.console.last_lines()
             )
+        self.mishaps.begin()
 
     def save(self, path: Path) -> None:
         """Pause the guest and write its memory and devices to `path`. Raises `MachineError`."""
@@ -138,6 +141,7 @@ class Machine:
         self._set_up_migration()
         self.qmp.execute("migrate-incoming", {"uri": f"file:{path}", "exit-on-error": False})
         self._await_migration("restored")
+        self.mishaps.begin()
         self.qmp.command("cont")
 
     def stop(self) -> None:
@@ -186,11 +190,11 @@ class Machine:
             raise
 
     def remove_device(self, identity: str, limit: float | Deadline = 30.0) -> None:
-        """Unplug a device, and wait until the guest has let it go."""
+        """Unplug a device, and wait until the guest has let it go. Raises `GuestCrash` when it never will."""
         deadline = Deadline.of(limit)
         try:
             self.qmp.execute("device_del", {"id": identity}, deadline)
-            self.qmp.wait_event("DEVICE_DELETED", deadline, {"device": identity})
+            self.qmp.events.take("DEVICE_DELETED", {"device": identity}, deadline, unless=self.mishaps.check)
         except QmpLost:
             self.check(wait=_STOP)
             raise

@@ -71,7 +71,13 @@ class EventLog:
         self._arrived = threading.Condition()
         self._waiting: list[dict[str, Any]] = []
         self._branches: WeakSet[EventLog] = WeakSet()
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._closed = ""
+        self._wakes = 0
+
+    def listen(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """Call `listener` with every event from now on, in the thread that brings it: it must not wait."""
+        self._listeners.append(listener)
 
     def branch(self) -> EventLog:
         """Another log of what comes from now on, for whoever looks on: what is taken here stays there."""
@@ -87,6 +93,8 @@ class EventLog:
             self._arrived.notify_all()
             for branch in self._branches:
                 branch.put(event)
+        for listener in self._listeners:
+            listener(event)
 
     def close(self, reason: str) -> None:
         """No more events will come: every waiter, now or later, is told why."""
@@ -96,18 +104,43 @@ class EventLog:
             for branch in self._branches:
                 branch.close(reason)
 
-    def take(self, name: str, pattern: Mapping[str, object], deadline: Deadline) -> dict[str, Any]:
-        """The first event `name` whose data matches. Raises `QmpTimeout`, or `QmpLost` when none can come."""
+    def await_end(self, seconds: float) -> bool:
+        """Whether all events have come that ever will, within so many seconds."""
         with self._arrived:
-            while True:
-                for event in self._waiting:
-                    if event["event"] == name and matches(pattern, event.get("data", {})):
-                        self._waiting.remove(event)
-                        return event
-                if self._closed:
-                    raise QmpLost(f"no {name} event: {self._closed}")
-                if not self._arrived.wait(deadline.remaining):
-                    raise QmpTimeout(f"no {name} event{_clause(pattern)} in {deadline.seconds:g} s; {self._others()}")
+            return self._arrived.wait_for(lambda: bool(self._closed), seconds)
+
+    def take(
+        self,
+        name: str,
+        pattern: Mapping[str, object],
+        deadline: Deadline,
+        *,
+        unless: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """The first event `name` whose data matches. Raises `QmpTimeout`, or `QmpLost` when none can come.
+
+        `unless` is asked first, and at every `wake`: it raises what makes waiting vain.
+        """
+        while True:
+            wakes = self._wakes
+            unless()
+            with self._arrived:
+                while wakes == self._wakes:
+                    for event in self._waiting:
+                        if event["event"] == name and matches(pattern, event.get("data", {})):
+                            self._waiting.remove(event)
+                            return event
+                    if self._closed:
+                        raise QmpLost(f"no {name} event: {self._closed}")
+                    if not self._arrived.wait(deadline.remaining):
+                        what = f"no {name} event{_clause(pattern)} in {deadline.seconds:g} s"
+                        raise QmpTimeout(f"{what}; {self._others()}")
+
+    def wake(self) -> None:
+        """Have everybody who waits ask again whether that is vain."""
+        with self._arrived:
+            self._wakes += 1
+            self._arrived.notify_all()
 
     def forget(self, name: str | None = None) -> None:
         """Drop the events that arrived so far, all or those of one name."""

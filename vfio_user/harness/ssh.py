@@ -9,7 +9,8 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,18 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 _AGENT = "/opt/vfio-user/agent.py"
 _USER = "root"
+_FAILURES = (paramiko.SSHException, OSError, EOFError)
+_NO_STATUS = -1  # paramiko's for a command that a signal ended, and for one of which nothing more was heard
+_SHOWS = 1.0  # seconds between the end of a connection and that of its process
 
 
 class SshGuest(Guest):
     """A guest behind its SSH server.
 
     `host_key` is the line of an OpenSSH public key (type and base64): another one is refused. `connection` replaces the
-    TCP connection to `port`, as for a guest in another network namespace. Raises `GuestLost`.
+    TCP connection to `port`, as for a guest in another network namespace. `check` is asked again and again while a
+    command runs, and when the connection ends, with the seconds that the cause may take to show: it raises that if it
+    knows one. Raises `GuestLost`.
     """
 
     def __init__(
@@ -42,9 +48,11 @@ class SshGuest(Guest):
         connection: socket.socket | None = None,
         patience: float = 1.0,
         console: Callable[[], str] = str,
+        check: Callable[[float], None] = lambda _seconds: None,
         limit: float = 30.0,
     ) -> None:
         super().__init__(patience=patience, console=console)
+        self.check = check
         kind, blob = host_key.split()[:2]
         self._client = paramiko.SSHClient()
         name = address if port == 22 else f"[{address}]:{port}"
@@ -66,32 +74,32 @@ class SshGuest(Guest):
                 allow_agent=False,
                 look_for_keys=False,
             )
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except _FAILURES as error:
             self._client.close()
+            check(_SHOWS)
             raise GuestLost(f"no SSH connection to the guest at {address}:{port}: {error}", hint=console()) from error
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
         limit = timeout * self.patience
-        try:
-            transport = self._client.get_transport()
-            if transport is None:
-                raise GuestLost("the SSH connection to the guest is closed")
+        transport = self._client.get_transport()
+        self.check(0.0 if self.is_connected else _SHOWS)
+        if transport is None or not self.is_connected:
+            raise GuestLost("the SSH connection to the guest is closed", hint=self._console())
+        with self._reached():
             channel = transport.open_session(timeout=30 * self.patience)
             # The shell tells its process number, which is also its group's, on the first line of stderr.
             channel.exec_command(f"setsid sh -c 'echo $$ >&2; exec \"$@\"' - sh -c {shlex.quote(as_line(command))}")
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            raise GuestLost(f"the SSH connection to the guest failed: {error}", hint=self._console()) from error
         return _SshJob(self, command, channel, limit)
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
         data = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-        with data, self._client.open_sftp() as sftp:
+        with data, self._reached(), self._client.open_sftp() as sftp:
             sftp.putfo(data, target)
             sftp.chmod(target, mode)
 
     def get(self, source: str) -> bytes:
         data = io.BytesIO()
-        with self._client.open_sftp() as sftp:
+        with self._reached(), self._client.open_sftp() as sftp:
             sftp.getfo(source, data)
         return data.getvalue()
 
@@ -106,6 +114,22 @@ class SshGuest(Guest):
         finally:
             self.run(f"rm -f {base}.*")
         return answer
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """A block that needs the connection. Raises `GuestLost` for its end, or the cause of that."""
+        try:
+            yield
+        except _FAILURES as error:
+            if isinstance(error, OSError) and self.is_connected:
+                raise  # about a file
+            self.check(_SHOWS)
+            raise GuestLost(f"the SSH connection to the guest failed: {error}", hint=self._console()) from error
+
+    @property
+    def is_connected(self) -> bool:
+        transport = self._client.get_transport()
+        return transport is not None and transport.is_active()
 
     def close(self) -> None:
         transport = self._client.get_transport()
@@ -137,6 +161,9 @@ class _SshJob(Job):
         code = self._channel.recv_exit_status()
         self._drain()
         self._channel.close()
+        if code == _NO_STATUS and not self._guest.is_connected:
+            self._guest.check(_SHOWS)
+            raise GuestLost(f"the SSH connection to the guest ended while it was at {as_line(self._command)!r}")
         # A shell says 128 + n for a signal n; dropbear says -1 and sends the signal's name, which paramiko drops.
         return self._result(code if code < 128 else 128 - code)
 
@@ -148,6 +175,7 @@ class _SshJob(Job):
     def _collect(self, deadline: Deadline, *, until_group: bool = False) -> None:
         """Take output until the command ends, or its process group is known."""
         while not deadline.passed and not self._channel.exit_status_ready():
+            self._guest.check(0.0)
             self._channel.settimeout(min(0.05, deadline.remaining))
             self._drain()
             if until_group and self._group:

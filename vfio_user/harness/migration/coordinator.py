@@ -21,6 +21,7 @@ from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN, DeviceLin
 from vfio_user.harness.migration.plan import Cancelled, Plan
 from vfio_user.harness.migration.qemu_side import MigrationFailed
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
+from vfio_user.harness.mishaps import Kind
 from vfio_user.harness.qmp import QmpLost
 from vfio_user.harness.qtest import PciAddress
 from vfio_user.interposer.control.client import ControlError
@@ -264,6 +265,7 @@ class Coordinator:
     def _may_go_on(self, phase: Phase) -> None:
         if self._plan.cancel.is_set():
             raise Cancelled(f"cancelled before {phase}")
+        self._check_guest()
         if self._deadline.passed:
             raise UserError(f"the time of {self._deadline.seconds:g} s was over before {phase}")
 
@@ -273,6 +275,12 @@ class Coordinator:
         if deadline.passed:
             raise qemu_side.not_copied(self._source, deadline)
         self._destination.check()
+        self._check_guest()
+
+    def _check_guest(self) -> None:
+        """A guest that is no more need not be moved. One that reboots is, and comes up on the destination."""
+        if Kind.PANIC in self._source.mishaps:
+            self._source.mishaps.check()
 
     # -- back to the source -------------------------------------------------------------------------------------------
 
@@ -293,7 +301,8 @@ class Coordinator:
         report.reason = "; ".join((f"in phase {report.last_phase}: {reason}", *dead))
         try:
             qemu_side.let_run(self._source, self._was_running)
-            report.verdict = Verdict.LOST if problems else Verdict.STAYED
+            panicked = Kind.PANIC in self._source.mishaps
+            report.verdict = Verdict.DEAD if panicked else Verdict.LOST if problems else Verdict.STAYED
         except Failure as dead:
             problems.append(f"the source: {dead}")
             report.verdict = Verdict.DEAD

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from vfio_user.errors import VerdictError
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer
@@ -78,7 +79,10 @@ class Soak:
     def _hop(self, lab: Lab, guest: BootedGuest, pair: Pair, workload: Workload | None) -> Report:
         report = lab.migrate(guest, to=pair.other(guest.host), plan=Plan(limits=Limits(total=120)))
         if report.ok and workload is not None:
-            judge(report, workload.look())
+            try:
+                judge(report, workload.look())
+            except VerdictError as error:  # the guest is no more, or its program
+                report.judge("the work goes on", False, str(error))
         return report
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""What befalls a guest, with a socket for its console and events of the test's own making."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vfio_user.harness.console import Console
+from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.mishaps import GuestCrash, Kind, Mishap, Mishaps
+from vfio_user.harness.qmp import EventLog
+
+
+class Machine:
+    """A console at whose other end the test is, and events."""
+
+    def __init__(self, folder: Path) -> None:
+        ours, self.serial = socket.socketpair()
+        self.console = Console(ours, folder / "console.log")
+        self.events = EventLog()
+        self.mishaps = Mishaps("guest", self.console, self.events)
+        self.heard: queue.SimpleQueue[Mishap] = queue.SimpleQueue()
+        self.mishaps.listen(self.heard.put)
+
+    def says(self, line: str) -> None:
+        self.serial.sendall(line.encode() + b"\r\n")
+
+    def tells(self, event: str, **data: object) -> None:
+        self.events.put({"event": event, "data": data})
+
+    def close(self) -> None:
+        self.serial.close()
+        self.console.close()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("[   12.345678] Kernel panic - not syncing: Attempted to kill init!", Kind.PANIC),
+        ("guest:~# [   12.345678] Kernel panic - not syncing: VFS", Kind.PANIC),  # the shell had begun the line
+        ("[   12.345678][    T1] Kernel panic - not syncing: VFS", Kind.PANIC),
+        ("[  112.000001] Oops: Oops: 0002 [#1] PREEMPT SMP NOPTI", Kind.OOPS),
+        ("[  112.000001] BUG: kernel NULL pointer dereference, address: 0000000000000008", Kind.OOPS),
+        ("[  112.000001] kernel BUG at mm/slub.c:553!", Kind.OOPS),
+    ],
+)
+def test_the_kernel_says_it_on_the_console(machine: Machine, line: str, kind: Kind) -> None:
+    machine.says(line)
+    mishap = machine.heard.get(timeout=10)
+    assert mishap.kind is kind
+    assert line.endswith(mishap.said)
+    with pytest.raises(GuestCrash) as crash:
+        machine.mishaps.check()
+    assert mishap.said in str(crash.value)
+    assert line in crash.value.evidence
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Kernel panic - not syncing: is what somebody has typed",
+        "[   12.345678] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [swapper/0:1]",
+        "[   12.345678] BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 42s!",
+        "[   12.345678] INFO: task sh:42 blocked for more than 120 seconds.",
+        "[   12.345678] traps: python3[41] general protection fault ip:7f sp:7f error:0",
+    ],
+)
+def test_what_a_busy_host_does_to_a_guest_is_none(machine: Machine, line: str) -> None:
+    machine.says(line)
+    machine.says("[   99.000000] Oops: the end")
+    assert machine.heard.get(timeout=10).said == "Oops: the end"
+
+
+def test_pvpanics_event_is_a_panic_and_the_console_has_the_words(machine: Machine) -> None:
+    machine.tells("GUEST_PANICKED", action="run")
+    assert machine.heard.get(timeout=10).kind is Kind.PANIC
+    threading.Timer(0.05, machine.says, ["[    1.000000] Kernel panic - not syncing: late words"]).start()
+    with pytest.raises(GuestCrash, match="late words"):
+        machine.mishaps.check()
+
+
+def test_a_reset_is_one_only_where_a_guest_is_up_and_nobody_wants_it(machine: Machine) -> None:
+    machine.tells("RESET", guest=True, reason="guest-reset")  # a firmware's
+    machine.mishaps.begin()
+    machine.mishaps.check()
+    machine.mishaps.expect_reset()
+    machine.tells("RESET", guest=True, reason="guest-reset")
+    machine.mishaps.check()
+    machine.mishaps.begin()
+    machine.tells("RESET", guest=True, reason="guest-reset")
+    for _ in range(2):
+        with pytest.raises(GuestCrash, match="guest-reset"):
+            machine.mishaps.check()
+    machine.mishaps.begin()
+    machine.mishaps.check()
+
+
+def test_only_the_guests_own_power_off_is_one(machine: Machine) -> None:
+    machine.mishaps.begin()
+    machine.tells("SHUTDOWN", guest=False, reason="host-qmp-quit")
+    machine.mishaps.check()
+    machine.tells("SHUTDOWN", guest=True, reason="guest-shutdown")
+    with pytest.raises(GuestCrash, match="guest-shutdown"):
+        machine.mishaps.check()
+
+
+def test_an_oops_is_told_once_and_a_panic_for_ever(machine: Machine) -> None:
+    machine.says("[    1.000000] Oops: one")
+    machine.heard.get(timeout=10)
+    assert machine.mishaps.untold() is not None
+    with pytest.raises(GuestCrash):
+        machine.mishaps.check()
+    machine.mishaps.check()
+    assert machine.mishaps.untold() is None
+    machine.says("[    1.000000] Kernel panic - not syncing: two")
+    machine.heard.get(timeout=10)
+    for _ in range(2):
+        with pytest.raises(GuestCrash, match="two"):
+            machine.mishaps.check()
+    assert machine.mishaps.untold() is None
+
+
+def test_it_goes_along_to_another_machine(machine: Machine, tmp_path: Path) -> None:
+    machine.mishaps.begin()
+    machine.tells("GUEST_PANICKED")
+    (tmp_path / "other").mkdir()
+    other = Machine(tmp_path / "other")
+    other.mishaps.inherit(machine.mishaps)
+    assert other.mishaps.guest_is_up
+    with pytest.raises(GuestCrash, match="panicked"):
+        other.mishaps.check()
+    other.close()
+
+
+def test_who_waits_for_an_event_is_told_at_once(machine: Machine) -> None:
+    threading.Timer(0.05, machine.says, ["[    1.000000] Kernel panic - not syncing: now"]).start()
+    with pytest.raises(GuestCrash, match="now"):
+        machine.events.take("DEVICE_DELETED", {}, Deadline(60), unless=machine.mishaps.check)
