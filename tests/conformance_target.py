@@ -87,6 +87,9 @@ class InProcess:
             self._server = None
             self._device.close()
 
+    def settle(self, dialect: Dialect) -> None:
+        return
+
     def crashed(self) -> str:
         return ""
 

@@ -1,8 +1,15 @@
-"""A server that ends with its client, as the specification lets it; it takes its time, and listens to the last."""
+"""A server of one client: with it it ends, as the specification lets it, or lives on to no purpose.
+
+    python -m tests.one_client_server SOCKET [deaf|mute]
+
+It takes its time to end, and listens to the last. `deaf`: it lives on and listens no more; `mute`: it lives on, and its
+socket takes clients whom nobody serves.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -11,6 +18,7 @@ from vfio_user.wire import CURRENT, Capabilities, Framer, encode_version
 
 
 def main() -> None:
+    habit = sys.argv[2] if len(sys.argv) > 2 else "ends"
     with Listener(sys.argv[1]) as listener:
         stream, framer = listener.accept(), Framer()
         while (proposal := framer.next()) is None:
@@ -18,6 +26,10 @@ def main() -> None:
         stream.send(proposal.reply(encode_version(CURRENT, 0, Capabilities())).encode())
         stream.receive(framer.room())
         stream.close()
+        if habit == "deaf":
+            listener.close()
+        while habit != "ends":
+            signal.pause()
         time.sleep(0.05)
         os._exit(0)  # how long an interpreter takes to end says something about the machine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,16 @@ def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path) -> None:
         result = CliRunner().invoke(conformance, [str(tmp_path / "s"), "--only", "header/command-echoed"])
     assert isinstance(result.exception, VerdictError)
     assert "header/command-echoed" in result.exception.evidence
+
+
+def test_a_crash_is_charged_to_the_check_that_caused_it(tmp_path: Path) -> None:
+    """Not to the one behind it, whose client the dying server still takes."""
+    serve = f"{shlex.quote(sys.executable)} -m vfio_user serve tests.dying_device:Dying --socket-path {{socket}}"
+    found = tmp_path / "found.json"
+    result = CliRunner().invoke(conformance, ["--server-command", serve, "--only", "reset", "--json", str(found)])
+    checks = {check["id"]: check for check in json.loads(found.read_text())["checks"]}
+    assert {id for id, check in checks.items() if check["outcome"] == "fail"} == {"reset/keeps-irqs"}, result.output
+    assert "status 3" in checks["reset/keeps-irqs"]["detail"]
 
 
 def test_a_server_that_does_not_start_is_no_verdict() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import select
 import shlex
 import signal
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Self
 
-from vfio_user.client import Client
+from vfio_user.client import Client, NoAnswer
 from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.process import Child
@@ -22,8 +23,16 @@ START = 20.0
 LINGERS = 0.5
 """Seconds that a server has to end with its client, if it does."""
 
+LISTENS_AGAIN = 0.5
+"""Seconds that a server has to take its next client, where it stops listening in between."""
+
+ANSWERS = 2.0
+"""Seconds that a server has to answer its second client; one that takes longer gets no second."""
+
 GIVES_UP = 0.05
 """The same for one that ends only where it refuses a client."""
+
+_LIVES_ON = "lives on and listens no more"
 
 _POLITE = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
 """How a server ends that we ended, or that ends with its client, as the specification lets it."""
@@ -37,6 +46,7 @@ class RunningServer:
     def __init__(self, address: str, *, timeout: float) -> None:
         self.address = address
         self._timeout = timeout
+        self._lost = ""
 
     def try_out(self, dialect: Dialect) -> str:
         """Raise `UserError` where there is no server: that is no verdict."""
@@ -49,8 +59,17 @@ class RunningServer:
     def renew(self) -> None:
         return
 
+    def settle(self, dialect: Dialect) -> None:
+        try:
+            _greet(self.address, dialect, self._timeout)
+        except (UserError, NoAnswer) as error:
+            self._lost = f"the server takes no client any more: {error}"
+        except VfioUserError:
+            return  # it is there
+
     def crashed(self) -> str:
-        return ""
+        lost, self._lost = self._lost, ""
+        return lost
 
     def __enter__(self) -> Self:
         return self
@@ -62,12 +81,12 @@ class RunningServer:
 class CommandServer:
     """A server that is started from a command with `{socket}` in it, whenever there is none.
 
-    One that ends with its client, as `try_out` finds out, is started for each: to connect to a server that is about to
-    end would be a race.
+    One that ends with its client, or lives on and listens no more, as `try_out` finds out, is started for each: to
+    connect to a server that is about to end would be a race.
     """
 
-    def __init__(self, command: str, *, timeout: float) -> None:
-        """Nothing runs yet.
+    def __init__(self, command: str, *, timeout: float, say: Callable[[str], object] = print) -> None:
+        """Nothing runs yet. `say` is told of what is found out too late for `try_out`.
 
         Raises:
             UserError: the command does not say where the socket goes.
@@ -81,7 +100,10 @@ class CommandServer:
         self._count = 0
         self._crash = ""
         self._clients: list[Stream] = []
+        self._say = say
         self._lingers = 0.0  # seconds that it gets to end by itself, where it does that at all
+        self._deaf = False  # it has stopped listening when a client had left
+        self._failure: UserError | None = None  # a fresh one did not come up: no other is waited for
         self._polite = _POLITE
 
     def try_out(self, dialect: Dialect) -> str:
@@ -97,12 +119,15 @@ class CommandServer:
                     Client(stream, dialect=dialect, timeout=self._timeout).negotiate(minor=0)
             status = self._child.wait(LINGERS) if self._child is not None else None
             if status is not None and status >= 0:
-                habits.append(f"status {status} when a client leaves {when} VERSION")
+                habits.append(f"ends with status {status} when a client leaves {when} VERSION")
                 self._polite |= {status}
                 self._lingers = lingers
+            elif status is None and not self._takes_another(dialect):
+                habits.append(f"{_LIVES_ON} when a client leaves {when} VERSION")
+                self._deaf = True
             self.renew()
             self._crash = ""  # the checks will see it again
-        return f"the server ends with {' and '.join(habits)}: each client gets a fresh one" * bool(habits)
+        return f"the server {' and '.join(habits)}: each client gets a fresh one" * bool(habits)
 
     @property
     def pid(self) -> int | None:
@@ -113,28 +138,50 @@ class CommandServer:
 
         The connection is also the sign that it listens: a connection just to see would be a client to it.
         """
-        if self._child is None or not self._child.running or (self._lingers and self._is_left()):
+        if self._failure is not None:
+            raise self._failure
+        if self._child is None or not self._child.running or (self._serves_one and self._is_left()):
             self._start()
         assert self._child is not None
-        deadline = Deadline(START)
+        deadline = Deadline(LISTENS_AGAIN if self._clients else START)
         while True:
             try:
-                stream = connect(self._path(), timeout=self._timeout)
-            except UserError:
+                stream = connect(self.path, timeout=self._timeout)
+            except UserError as refusal:
                 code = self._child.wait(0.002)
-                if code is not None and self._clients:  # it was about to end
+                if self._clients and (code is not None or deadline.passed):
+                    if code is None and not self._is_left():
+                        raise UserError(f"the server takes no second client at once: {refusal}") from None
+                    if code is None:
+                        self._note_deaf()
                     self._start()
+                    deadline = Deadline(START)
                 elif code is not None:
                     raise UserError(
                         f"the server {self._child.fate()} before it listened:\n{self._child.last_words()}"
                     ) from None
                 elif deadline.passed:
-                    raise UserError(
-                        f"the server does not listen on {self._path()} after {START:g} s:\n{self._child.last_words()}"
-                    ) from None
+                    self._failure = UserError(
+                        f"the server does not listen on {self.path} after {START:g} s:\n{self._child.last_words()}"
+                    )
+                    raise self._failure from None
             else:
                 self._clients.append(stream)
                 return stream
+
+    def settle(self, dialect: Dialect) -> None:
+        if self._child is None:
+            return
+        if self._serves_one:
+            self.renew()
+            return
+        try:
+            _greet(self.path, dialect, self._timeout)
+        except NoAnswer as error:
+            self._crash = f"the server serves nobody any more: {error}"
+            self.renew()
+        except VfioUserError:
+            self._child.wait(LINGERS)  # it has died, or is about to
 
     def renew(self) -> None:
         """End the server; the next connection starts another."""
@@ -154,7 +201,7 @@ class CommandServer:
     def _start(self) -> None:
         self.renew()
         self._count += 1
-        argv = [part.replace("{socket}", self._path()) for part in self._argv]
+        argv = [part.replace("{socket}", self.path) for part in self._argv]
         log = self._scratch.path / f"server-{self._count}.log"
         self._child = Child("server", argv, log=log, environment=self._scratch.environment)
 
@@ -162,15 +209,44 @@ class CommandServer:
         died = not child.running
         fate = child.fate()
         code = child.stop()
-        if code not in self._polite:
+        if code not in self._polite and not self._crash:
             how = fate if died else f"ended with status {code} when it was asked to end"
             self._crash = f"the server {how}:\n{child.last_words()}"
+
+    @property
+    def _serves_one(self) -> bool:
+        """Whether each client has to get a server of its own."""
+        return bool(self._lingers) or self._deaf
+
+    def _takes_another(self, dialect: Dialect) -> bool:
+        """Whether the server that a client has left serves the next; all but silence is an answer."""
+        assert self._child is not None
+        deadline = Deadline(LISTENS_AGAIN)
+        while True:
+            try:
+                _greet(self.path, dialect, min(self._timeout, ANSWERS))
+            except NoAnswer:
+                return False
+            except UserError:
+                if deadline.passed or self._child.wait(0.002) is not None:
+                    return False
+            except VfioUserError:
+                return True
+            else:
+                return True
+
+    def _note_deaf(self) -> None:
+        if not self._deaf:
+            self._say(f"the server {_LIVES_ON} when a client has left: each client gets a fresh one")
+            self._deaf = True
 
     def _is_left(self) -> bool:
         """Whether it has had clients, and all have gone."""
         return bool(self._clients) and all(_has_ended(client) for client in self._clients)
 
-    def _path(self) -> str:
+    @property
+    def path(self) -> str:
+        """Of its socket."""
         return str(self._scratch.socket_path(f"{self._count}.sock"))
 
     def __enter__(self) -> Self:
@@ -179,6 +255,12 @@ class CommandServer:
     def __exit__(self, *_: object) -> None:
         self.renew()
         self._scratch.close()
+
+
+def _greet(address: str, dialect: Dialect, timeout: float) -> None:
+    """Be one more client, of whom the server knows nothing: it hears of one before it is done with those who left."""
+    with Client(connect(address, timeout=timeout), dialect=dialect, timeout=timeout) as client:
+        client.negotiate(minor=0)
 
 
 def _has_ended(stream: Stream) -> bool:

@@ -96,7 +96,7 @@ def _run(
 
 def _target(socket: str | None, server_command: str | None, timeout: float) -> RunningServer | CommandServer:
     if server_command is not None:
-        return CommandServer(server_command, timeout=timeout)
+        return CommandServer(server_command, timeout=timeout, say=click.echo)
     assert socket is not None
     return RunningServer(socket, timeout=timeout)
 

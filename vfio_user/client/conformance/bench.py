@@ -37,8 +37,11 @@ class Target(Protocol):
     def renew(self) -> None:
         """Replace the server by a fresh one, where that is possible."""
 
+    def settle(self, dialect: Dialect) -> None:
+        """Wait until the server has dealt with what its clients have sent and that they left, or has died of it."""
+
     def crashed(self) -> str:
-        """How the server died, where it died of itself since this was last asked; empty otherwise."""
+        """How the server died of itself, or came to serve nobody, since this was last asked; empty otherwise."""
 
     @property
     def pid(self) -> int | None:

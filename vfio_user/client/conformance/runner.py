@@ -39,13 +39,12 @@ def run(
 ) -> Iterator[Result]:
     """Run the checks in order, each group against a fresh server where the target has one.
 
-    A server that dies fails the check that was under way, or the last one where it dies behind it.
+    A server that dies fails the check that it dies of: none begins before the server is done with the one before.
     """
     group = ""
     held: Result | None = None
     for check in checks:
-        fresh = check.group != group
-        if fresh:
+        if check.group != group:
             group = check.group
             target.renew()
         if held is not None:
@@ -53,6 +52,8 @@ def run(
         if started is not None:
             started(check)
         held = _run(check, target, dialect, timeout)
+        if held.outcome is not Outcome.SKIP:
+            target.settle(dialect)
     if held is not None:
         target.renew()
         yield _blame(held, target)
