@@ -39,7 +39,7 @@ from vfio_user.device.lifecycle import Quiesce, ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import NO_INTERRUPTS, IntX, Mechanism, Msi, MsiX
 from vfio_user.device.region import Access, IoFd, RegionInfo
-from vfio_user.device.saved import Saved, check_saved, digest_of
+from vfio_user.device.saved import Saved, check_saved, digest_of, memory_digest
 from vfio_user.device.state import Snapshot
 from vfio_user.errors import ProtocolError
 from vfio_user.migration import Memory, Migration, Storage
@@ -326,6 +326,7 @@ class PciDevice:
         if kind is not ResetKind.LOST_CONNECTION:
             self._held.clear()
             self._snapshot.reset()
+            self._layout.memory.reset()
             self.config.reset()
             self.interrupts.reset()
         self.on_reset(kind)
@@ -342,7 +343,7 @@ class PciDevice:
 
     def memories(self) -> list[Memory]:
         """Declared memory, in place."""
-        return [Memory(name, view) for name, view in self._snapshot.memories()]
+        return list(self._layout.memory.all)
 
     def storages(self) -> Sequence[Storage]:
         """What a device keeps outside of memory that is to migrate with it, such as an image; see `Storage`. None."""
@@ -379,14 +380,16 @@ class PciDevice:
         self.on_load()
 
     def check_savable(self) -> None:
-        """Raises ProtocolError (EIO) where a declared value could not be loaded again, by its name."""
+        """Raises ProtocolError (EIO) where a declared value or memory could not be loaded again, by its name."""
         self._snapshot.save()
+        self._layout.memory.check(self)
 
     def digests(self) -> dict[str, str]:
         """A fingerprint of each part of the state: configuration space, interrupts, each declared value and memory."""
         saved = self.save_state()
         parts = {"configuration space": saved["config"], "interrupts": saved["interrupts"], **saved["values"]}
-        return {name: digest_of(part) for name, part in (parts | dict(self._snapshot.memories())).items()}
+        found = {name: digest_of(part) for name, part in parts.items()}
+        return found | {memory.name: memory_digest(memory) for memory in self._layout.memory.all}
 
     def digest(self) -> str:
         """A fingerprint of state and memory: the same on two devices exactly when they are in the same state."""

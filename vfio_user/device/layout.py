@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import mmap
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfio_user.device.declared import declarations
+from vfio_user.device.device_memory import DeviceMemory
 from vfio_user.device.mechanism import MsiX
 from vfio_user.device.region import Access, MemoryAccess, RegionInfo, RegisterAccess, Windows
 from vfio_user.device.register import BaseRegister, Cell
@@ -25,9 +22,6 @@ ROM, CONFIG, VGA = int(RegionIndex.ROM), int(RegionIndex.CONFIG), int(RegionInde
 FIRST_EXTRA = VGA + 1
 READ_WRITE = int(RegionFlags.READ | RegionFlags.WRITE)
 PAGE = 4096
-
-F_ADD_SEALS = 1033
-SIZE_SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 Readers = dict[tuple[int, int, int], Callable[[], int]]
 Writers = dict[tuple[int, int, int], Callable[[int], None]]
@@ -83,8 +77,7 @@ class Layout:
         """`reserved`: further ranges, (region, offset, size), that `answer` gives to somebody later."""
         self.readers: Readers = {}
         self.writers: Writers = {}
-        self._files: list[tuple[int, mmap.mmap]] = []
-        self._views: list[memoryview] = []
+        self.memory = DeviceMemory()
         cells = [cell for found in declarations(type(device), BaseRegister) for cell in found.cells(device)]
         areas = declarations(type(device), Memory)
         named = {cell.region for cell in cells} | {area.bar for area in areas if area.bar is not None}
@@ -120,10 +113,12 @@ class Layout:
             self._check_size(region.index, region.size)
             self._describe(region.index, region.size, self._windows[region.index])
             self.infos[region.index].type = region.type
+        self._place_memory(areas)
+        views = {memory.name: memory.view for memory in self.memory.all}
+        device.__dict__.update(views)
         for area in areas:
-            device.__dict__[area.name] = view = self._memory(area)
             if area.bar is not None:
-                self.answer(area.bar, area.offset, area.size, MemoryAccess(view))
+                self.answer(area.bar, area.offset, area.size, MemoryAccess(views[area.name]))
 
     def answer(self, index: int, offset: int, size: int, access: Access) -> None:
         """Send accesses of a reserved range to `access`."""
@@ -142,15 +137,8 @@ class Layout:
         return size
 
     def close(self) -> None:
-        """Give back mappable memory and its files; an author's further views of it keep it alive."""
-        for view in self._views:
-            view.release()
-        for fd, mapped in self._files:
-            os.close(fd)
-            with contextlib.suppress(BufferError):
-                mapped.close()
-        self._views.clear()
-        self._files.clear()
+        """Give back the memory's files."""
+        self.memory.close()
 
     def _describe(self, index: int, size: int, access: Access) -> None:
         info = self.infos[index]
@@ -179,22 +167,14 @@ class Layout:
         if (end := self._windows[index].end) > size:
             raise ValueError(f"region {index} has {size:#x} bytes, and declarations up to {end:#x}")
 
-    def _memory(self, area: Memory) -> memoryview:
-        if not area.mmap or area.bar is None:
-            return memoryview(bytearray(area.size))
-        info = self.infos[area.bar]
-        if info.fd is None:
-            info.fd = os.memfd_create(f"vfio-user-region{area.bar}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(info.fd, info.size)
-            # The client gets this file: it must not be able to shrink it under our feet.
-            fcntl.fcntl(info.fd, F_ADD_SEALS, SIZE_SEALS)
-            self._files.append((info.fd, mmap.mmap(info.fd, info.size)))
+    def _place_memory(self, areas: Sequence[Memory]) -> None:
+        mappable = [area for area in areas if area.mmap and area.bar is not None]
+        for index in dict.fromkeys(area.bar for area in mappable if area.bar is not None):
+            info, here = self.infos[index], [area for area in mappable if area.bar == index]
+            info.fd = self.memory.place_mappable(index, info.size, here).fd
             info.flags |= RegionFlags.MMAP
-        info.sparse = (*info.sparse, (area.offset, area.size))
-        mapped = next(found for fd, found in self._files if fd == info.fd)
-        whole = memoryview(mapped)
-        self._views += [whole, whole[area.offset : area.offset + area.size]]
-        return self._views[-1]
+            info.sparse = tuple((area.offset, area.size) for area in here)
+        self.memory.place_rest([area for area in areas if area not in mappable])
 
 
 def _cut(read: Callable[[], int], width: int) -> Callable[[], int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vfio_user.errors import ProtocolError
+from vfio_user.migration.memory import PIECE, Memory, is_zero, pieces_with_data
 
 Saved = dict[str, Any]
 """version: `PciDevice.state_version`. values: declared state by name. config: the variable bits of configuration space,
@@ -32,6 +33,18 @@ def digest_of(value: object) -> str:
     sha = hashlib.sha256()
     for part in _canonical(value):
         sha.update(part)
+    return sha.hexdigest()
+
+
+def memory_digest(memory: Memory) -> str:
+    """SHA-256 in hex of memory's size and of what is not zero in it: holes are not looked at."""
+    import hashlib
+
+    sha = hashlib.sha256(b"%d" % memory.size)
+    for at in pieces_with_data(memory):
+        if not is_zero(piece := memory.read(at, PIECE)):
+            sha.update(b"@%d:" % at)
+            sha.update(piece)
     return sha.hexdigest()
 
 

@@ -65,28 +65,24 @@ def memory(size: int, *, bar: int | None = None, offset: int = 0, mmap: bool = F
     bar: the BAR, or device-specific region, that shows it from `offset` on; None: the device's private memory.
     mmap: the client may map it, so that its accesses are not seen here; whole pages (4096) only.
     """
+    if size < 1 or offset < 0:
+        raise ValueError(f"memory has a byte at least, and a place: not {size} bytes at {offset}")
     if mmap and (bar is None or size % 4096 or offset % 4096):
         raise ValueError("memory that a client may map is in a BAR, and whole pages at a page's offset")
     return cast(memoryview, Memory(size, bar, offset, mmap, keep))
 
 
 class Snapshot:
-    """Reset, save and load of one device's declared state and memory."""
+    """Reset, save and load of one device's declared state."""
 
     def __init__(self, device: PciDevice) -> None:
         self._device = device
         self._values = declarations(type(device), State)
-        self._memories = declarations(type(device), Memory)
 
     def reset(self, *, everything: bool = False) -> None:
         for value in self._values:
             if everything or not value.keep:
                 setattr(self._device, value.name, value.fresh())
-        if everything:
-            return  # memory is made of zeros
-        for area in self._memories:
-            if not area.keep:
-                self._view(area)[:] = bytes(area.size)
 
     def save(self) -> dict[str, Any]:
         """Copies of the values, by name.
@@ -129,11 +125,3 @@ class Snapshot:
             except NotPlain as error:
                 raise error.within(value.name) from None
         return found
-
-    def memories(self) -> list[tuple[str, memoryview]]:
-        """The declared memory, by name, in place."""
-        return [(area.name, self._view(area)) for area in self._memories]
-
-    def _view(self, area: Memory) -> memoryview:
-        view: memoryview = getattr(self._device, area.name)
-        return view

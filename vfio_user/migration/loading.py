@@ -1,24 +1,23 @@
 """Loading: a saved state as it comes, kept beside the device until all of it is there and found good.
 
 Each write is checked as far as it goes: a state of another device is refused with its first bytes, long before the
-source has stopped. Memory is collected in anonymous memory of its size, of which zeros cost nothing. Storage alone is
+source has stopped. Memory is collected in a file of its size, of which zeros cost nothing. Storage alone is
 written as it comes: it may be larger than memory, and is of no use to anybody but the device that is to come.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from typing import Any
 
 from vfio_user.errors import ProtocolError
 from vfio_user.migration import values
+from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, pieces_with_data
 from vfio_user.migration.migratable import Migratable
-from vfio_user.migration.stream import PIECE, PLACE, ZEROS, Frame, FrameReader, Kind, differing, refuse
+from vfio_user.migration.stream import PLACE, ZEROS, Frame, FrameReader, Kind, differing, refuse
 
 MAX_STATE = 1 << 30
 """Bytes of encoded values, at most."""
-_SWAP = 1 << 20
 _DEVICE_KEYS = ("class", "ids")
 
 
@@ -30,7 +29,11 @@ class Loading:
         self._memories = list(device.memories())
         self._storages = dict(enumerate(device.storages(), len(self._memories)))
         """By section."""
-        self._received = [mmap.mmap(-1, len(memory.view), mmap.MAP_PRIVATE) for memory in self._memories]
+        self._files = [Memfd("vfio-user-received", memory.size) for memory in self._memories]
+        self._received = [
+            MemfdMemory(memory.name, file, 0, file.size)
+            for memory, file in zip(self._memories, self._files, strict=True)
+        ]
         self._reader = FrameReader()
         self._state = bytearray()
         self._end: dict[str, Any] | None = None
@@ -84,8 +87,9 @@ class Loading:
             raise
 
     def close(self) -> None:
-        for received in self._received:
-            received.close()
+        for received, file in zip(self._received, self._files, strict=True):
+            received.view.release()
+            file.close()
         for storage in self._storages.values():
             storage.end()
 
@@ -124,7 +128,7 @@ class Loading:
             if key not in theirs or key not in ours or theirs[key] != ours[key]:
                 there, here = theirs.get(key, "nothing"), ours.get(key, "nothing")
                 raise refuse(f"its device is configured differently: {key} is {there!r} there and {here!r} here")
-        memories = [(memory.name, len(memory.view)) for memory in self._memories]
+        memories = [(memory.name, memory.size) for memory in self._memories]
         if header["memories"] != memories:
             raise refuse(f"its device has other memory: {header['memories']} there and {memories} here")
 
@@ -141,7 +145,7 @@ class Loading:
         return frame.payload
 
     def _check_range(self, section: int, offset: int, length: int) -> None:
-        if offset + length > len(self._received[section]):
+        if offset + length > self._received[section].size:
             raise refuse(f"it has bytes behind the end of memory {self._memories[section].name}")
 
     def _put(self, section: int, offset: int, data: memoryview) -> None:
@@ -149,30 +153,23 @@ class Loading:
             self._storages[section].write(offset, data)
             return
         self._check_range(section, offset, len(data))
-        self._received[section][offset : offset + len(data)] = data
+        self._received[section].write(offset, bytes(data))
 
     def _clear(self, section: int, offset: int, length: int) -> None:
-        """Zeros, without touching pages that nothing was written to."""
         if section in self._storages:
             self._storages[section].clear(offset, length)
             return
         self._check_range(section, offset, length)
-        with memoryview(self._received[section]) as view:
-            for at in range(offset, offset + length, PIECE):
-                end = min(at + PIECE, offset + length)
-                zeros = bytes(end - at)
-                if bytes(view[at:end]) != zeros:  # comparing views is slow
-                    view[at:end] = zeros
+        self._received[section].clear(offset, length)
 
     def _swap_memory(self) -> None:
         """Exchange the device's memory with what was received; a second time, and all is as before."""
         for memory, received in zip(self._memories, self._received, strict=True):
-            with memoryview(received) as theirs:
-                for at in range(0, len(theirs), _SWAP):
-                    end = at + _SWAP
-                    before, after = bytes(memory.view[at:end]), bytes(theirs[at:end])
-                    if before != after:
-                        memory.view[at:end], theirs[at:end] = after, before
+            for at in pieces_with_data(memory, received):
+                before, after = memory.read(at, PIECE), received.read(at, PIECE)
+                if before != after:
+                    memory.write(at, after)
+                    received.write(at, before)
 
 
 def _storages_of(header: Mapping[str, Any]) -> dict[str, int]:

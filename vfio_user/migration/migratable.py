@@ -7,22 +7,15 @@ not among them: it streams beside, in pieces, and while the device runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from vfio_user.migration.memory import Content, Memory
 
 Value = Any
 """None, bool, int, float, str, bytes, list, tuple or dict of them; `values.encode` says no to anything else."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Memory of the device that migrates in place: `view` is writable, of bytes, and as large as the memory."""
-
-    name: str
-    view: memoryview
-
-
-class Storage(Protocol):
+class Storage(Content, Protocol):
     """What a device keeps outside of memory, such as a disk's image, that migrates as well: bytes at offsets.
 
     It may be larger than memory. What it holds is written at the destination as it comes, not when all of the stream
@@ -33,18 +26,8 @@ class Storage(Protocol):
     def name(self) -> str:
         """The same on both sides."""
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-
     def begin_saving(self) -> None:
         """From now on, until `end`, remember what is written."""
-
-    def next_data(self, offset: int) -> int:
-        """Where, from `offset` on, something else than zeros may be: `size` if nowhere."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """So many bytes, or fewer behind the end."""
 
     def take_written(self) -> list[tuple[int, int]]:
         """Offsets and sizes of what was written since this was called last, in order and apart."""

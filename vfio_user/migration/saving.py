@@ -2,27 +2,69 @@
 
 Memory goes first. Nobody tells who else writes it (a client that has it mapped cannot), so what was sent is remembered
 by a fingerprint of each page, and pages that differ are sent again: round by round while the device runs, once more
-when it has stopped. Storage knows itself what was written. Nothing is copied but the piece at hand.
+when it has stopped. Storage knows itself what was written. Nothing is copied but the piece at hand, and nobody looks
+into holes.
 """
 
 from __future__ import annotations
 
 import errno
-from array import array
 from collections.abc import Iterator
 
 from vfio_user.errors import ProtocolError
 from vfio_user.migration import values
-from vfio_user.migration.migratable import Memory, Migratable, Storage
-from vfio_user.migration.stream import PIECE, PLACE, ZEROS, FrameWriter, Kind
+from vfio_user.migration.memory import PIECE, Content, Memory, is_zero, pieces_with_data
+from vfio_user.migration.migratable import Migratable
+from vfio_user.migration.stream import PLACE, ZEROS, FrameWriter, Kind
 
 PAGE = 4096
 """What is sent again is sent in pages of this size."""
 SCAN = 16 << 20
 """Memory looked through in one read while the device runs, so that no read takes long."""
 
-_ZERO = bytes(PIECE)
 _PAUSE = b""
+
+
+class Fingerprints:
+    """What was sent of a memory: a hash of each page, in pieces. What is not there was sent as zeros."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, list[int]] = {}
+
+    def note(self, at: int, piece: bytes) -> None:
+        """This piece has been sent."""
+        self._pieces[at] = _hashes(piece)
+
+    def pieces(self, memory: Memory) -> Iterator[int]:
+        """Offsets of all pieces that may not be as they were sent."""
+        known = set(self._pieces)
+        for at in pieces_with_data(memory):
+            known.discard(at)
+            yield at
+        yield from sorted(known)  # these have become holes
+
+    def changed(self, at: int, piece: bytes) -> list[int]:
+        """Offsets in the piece of the pages that differ; noted as sent."""
+        new = _hashes(piece)
+        old = self._pieces.get(at) or _hashes(bytes(len(piece)))
+        if is_zero(piece):
+            self._pieces.pop(at, None)
+        elif new != old:
+            self._pieces[at] = new
+        return [index * PAGE for index, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+
+
+def _hashes(piece: bytes) -> list[int]:
+    return [hash(piece[page : page + PAGE]) for page in range(0, len(piece), PAGE)]
+
+
+def _piece(content: Content, at: int, size: int) -> tuple[int, bytes]:
+    """The end of the next piece, and what is in it: nothing in a hole, which is one piece as far as it can be."""
+    if (data_at := content.next_data(at)) >= min(at + PIECE, size):
+        end = size if data_at >= size else data_at - data_at % PIECE
+        return min(end, (at // SCAN + 1) * SCAN), b""
+    end = min(at + PIECE, size)
+    return end, content.read(at, end - at)
 
 
 class Saving:
@@ -38,7 +80,7 @@ class Saving:
         """By section."""
         self._writer = FrameWriter()
         self._buffer = bytearray()
-        self._unsent = sum(len(memory.view) for memory in self._memories)
+        self._unsent = sum(memory.size for memory in self._memories)
         self._unsent += sum(storage.size for storage in self._storages.values())
         self._running = True
         self._ended = False
@@ -82,24 +124,24 @@ class Saving:
     def _make_frames(self) -> Iterator[bytes]:
         writer, device = self._writer, self._device
         header: dict[str, object] = {"identity": dict(device.identity())}
-        header["memories"] = [(memory.name, len(memory.view)) for memory in self._memories]
+        header["memories"] = [(memory.name, memory.size) for memory in self._memories]
         if self._storages:
             header["storages"] = [(storage.name, storage.size) for storage in self._storages.values()]
         yield writer.preamble + writer.frame(Kind.IDENTITY, values.encode(header))
         for section, storage in self._storages.items():
-            yield from self._stored(section, storage)
+            yield from self._whole(section, storage)
         if self._running:
             yield from self._memory_while_running()
         else:
             for section, memory in enumerate(self._memories):
-                yield from self._whole(section, memory, None)
+                yield from self._whole(section, memory)
         state = memoryview(values.encode(dict(device.save_state())))
         for at in range(0, len(state), PIECE):
             yield writer.frame(Kind.STATE, bytes(state[at : at + PIECE]))
         yield writer.frame(Kind.END, values.encode({"frames": writer.frames, "digests": dict(device.digests())}))
 
     def _memory_while_running(self) -> Iterator[bytes]:
-        sent = [array("q", bytes(8 * -(-len(memory.view) // PAGE))) for memory in self._memories]
+        sent = [Fingerprints() for _ in self._memories]
         for section, memory in enumerate(self._memories):
             yield from self._whole(section, memory, sent[section])
         while self._running:
@@ -110,67 +152,50 @@ class Saving:
             yield _PAUSE
         yield from self._round(sent)
 
-    def _round(self, sent: list[array[int]]) -> Iterator[bytes]:
+    def _round(self, sent: list[Fingerprints]) -> Iterator[bytes]:
         """All that is no longer as it was sent."""
         for section, memory in enumerate(self._memories):
             yield from self._changed(section, memory, sent[section])
         yield from self._written()
 
-    def _whole(self, section: int, memory: Memory, sent: array[int] | None) -> Iterator[bytes]:
-        """All of a memory, runs of zeros as such."""
-        zeros_from = 0
-        for at in range(0, len(memory.view), PIECE):
-            piece = bytes(memory.view[at : at + PIECE])
-            if sent is not None:
-                for page in range(0, len(piece), PAGE):
-                    sent[(at + page) // PAGE] = hash(piece[page : page + PAGE])
-            self._unsent -= len(piece)
-            end = at + len(piece)
-            if piece == _ZERO:
-                if not end % SCAN:
-                    yield self._writer.frame(Kind.ZERO, ZEROS.pack(zeros_from, end - zeros_from), section)
-                    yield _PAUSE
-                    zeros_from = end
-                continue
-            if zeros_from < at:
-                yield self._writer.frame(Kind.ZERO, ZEROS.pack(zeros_from, at - zeros_from), section)
-            zeros_from = end
-            yield self._writer.frame(Kind.MEMORY, PLACE.pack(at) + piece, section)
-        if zeros_from < len(memory.view):
-            yield self._writer.frame(Kind.ZERO, ZEROS.pack(zeros_from, len(memory.view) - zeros_from), section)
-
-    def _changed(self, section: int, memory: Memory, sent: array[int]) -> Iterator[bytes]:
-        """The pages that are no longer what was sent."""
-        for at in range(0, len(memory.view), PIECE):
-            piece = bytes(memory.view[at : at + PIECE])
-            for page in range(0, len(piece), PAGE):
-                content = piece[page : page + PAGE]
-                fingerprint = hash(content)
-                if sent[(at + page) // PAGE] != fingerprint:
-                    sent[(at + page) // PAGE] = fingerprint
-                    yield self._writer.frame(Kind.MEMORY, PLACE.pack(at + page) + content, section)
-            if not (at + PIECE) % SCAN:
-                yield _PAUSE
-
-    def _stored(self, section: int, storage: Storage) -> Iterator[bytes]:
-        """All of a storage, runs of zeros as such; what it gives depends on the content alone, not on its holes."""
-        zeros_from, data_at, size = 0, 0, storage.size
-        for at in range(0, size, PIECE):
-            end = min(at + PIECE, size)
-            if data_at < at:
-                data_at = storage.next_data(at)
-            piece = storage.read(at, end - at) if data_at < end else b""
+    def _whole(self, section: int, content: Content, sent: Fingerprints | None = None) -> Iterator[bytes]:
+        """All of a memory or storage, runs of zeros as such; what it gives depends on the bytes, not on the holes."""
+        at = zeros_from = looked_at = 0
+        size = content.size
+        while at < size:
+            end, piece = _piece(content, at, size)
             self._unsent -= end - at
-            if _ZERO.startswith(piece):
-                if end % SCAN and end < size:
-                    continue
-                yield self._writer.frame(Kind.ZERO, ZEROS.pack(zeros_from, end - zeros_from), section)
-                yield _PAUSE
-            else:
+            if not is_zero(piece):
                 if zeros_from < at:
-                    yield self._writer.frame(Kind.ZERO, ZEROS.pack(zeros_from, at - zeros_from), section)
+                    yield self._zeros(section, zeros_from, at)
                 yield self._writer.frame(Kind.MEMORY, PLACE.pack(at) + piece, section)
-            zeros_from = end
+                if sent is not None:
+                    sent.note(at, piece)
+                zeros_from = end
+            elif end % SCAN == 0 or end == size:
+                yield self._zeros(section, zeros_from, end)
+                zeros_from = end
+                if looked_at >= SCAN - PIECE:
+                    yield _PAUSE
+                    looked_at = 0
+            looked_at += len(piece)
+            at = end
+
+    def _changed(self, section: int, memory: Memory, sent: Fingerprints) -> Iterator[bytes]:
+        """The pages that are no longer what was sent."""
+        looked_at = 0
+        for at in sent.pieces(memory):
+            piece = memory.read(at, PIECE)
+            for page in sent.changed(at, piece):
+                content = piece[page : page + PAGE]
+                yield self._writer.frame(Kind.MEMORY, PLACE.pack(at + page) + content, section)
+            looked_at += PIECE
+            if looked_at >= SCAN:
+                yield _PAUSE
+                looked_at = 0
+
+    def _zeros(self, section: int, start: int, end: int) -> bytes:
+        return self._writer.frame(Kind.ZERO, ZEROS.pack(start, end - start), section)
 
     def _written(self) -> Iterator[bytes]:
         """What was written to storages meanwhile, as it is now."""
@@ -180,7 +205,7 @@ class Saving:
                 while at < end:
                     data_at = min(storage.next_data(at), end)
                     if at < data_at:
-                        yield self._writer.frame(Kind.ZERO, ZEROS.pack(at, data_at - at), section)
+                        yield self._zeros(section, at, data_at)
                     else:
                         piece = storage.read(at, min(PIECE, end - at))
                         yield self._writer.frame(Kind.MEMORY, PLACE.pack(at) + piece, section)

@@ -37,8 +37,6 @@ CHECKSUM = struct.Struct("<I")
 PLACE = struct.Struct("<Q")
 ZEROS = struct.Struct("<QQ")
 
-PIECE = 64 << 10
-"""Bytes of memory or values in one frame, at most."""
 MAX_FRAME = 1 << 20
 """A frame that says it is larger is refused before it comes."""
 

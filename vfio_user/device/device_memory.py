@@ -1,0 +1,74 @@
+"""The declared memory of one device, in files: one for each BAR that a client may map, and one for all the rest."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from vfio_user.device.state import Memory
+from vfio_user.errors import ProtocolError
+from vfio_user.migration import Memfd, MemfdMemory
+
+PAGE = 4096
+
+
+class DeviceMemory:
+    """What reset clears and migration moves, and what the client gets to map. It costs what was used of it."""
+
+    def __init__(self) -> None:
+        self.all: list[MemfdMemory] = []
+        self._cleared: list[MemfdMemory] = []
+        self._files: list[Memfd] = []
+
+    def place_mappable(self, bar: int, size: int, areas: Iterable[Memory]) -> Memfd:
+        """Put areas of a BAR of `size` bytes where they are in it; returns the file that the client maps."""
+        file = self._file(f"vfio-user-region{bar}", size)
+        for area in areas:
+            self._add(area, file, area.offset)
+        return file
+
+    def place_rest(self, areas: list[Memory]) -> None:
+        """Put areas that nobody maps, each from a page on."""
+        offsets = [0]
+        for area in areas:
+            offsets.append(offsets[-1] + -(-area.size // PAGE) * PAGE)
+        if areas:
+            file = self._file("vfio-user-memory", offsets[-1])
+            for area, offset in zip(areas, offsets, strict=False):
+                self._add(area, file, offset)
+
+    def reset(self) -> None:
+        """Zeros, but for what is kept: the pages go, whoever has them mapped."""
+        for memory in self._cleared:
+            memory.clear(0, memory.size)
+
+    def check(self, device: object) -> None:
+        """Raises ProtocolError (EIO) where an attribute is no longer the memory that was declared."""
+        for memory in self.all:
+            if getattr(device, memory.name) is not memory.view:
+                name = memory.name
+                raise ProtocolError(
+                    f"{type(device).__name__} cannot be saved: {name} is not the declared memory any more; "
+                    f"write into it, as {name}[:] = ...",
+                    errno.EIO,
+                )
+
+    def close(self) -> None:
+        """Give back the files; an author's further views keep the memory itself alive."""
+        for memory in self.all:
+            memory.view.release()
+        for file in self._files:
+            file.close()
+        self.all.clear()
+        self._cleared.clear()
+        self._files.clear()
+
+    def _file(self, name: str, size: int) -> Memfd:
+        self._files.append(Memfd(name, size))
+        return self._files[-1]
+
+    def _add(self, area: Memory, file: Memfd, offset: int) -> None:
+        memory = MemfdMemory(area.name, file, offset, area.size)
+        self.all.append(memory)
+        if not area.keep:
+            self._cleared.append(memory)
