@@ -4,22 +4,28 @@
     {"command": "what"}                                ->   {"error": "..."}
 
 Commands run where the device's handlers run. A connection that sent {"command": "watch"} also receives what `tell`
-is given.
+is given. Nothing waits for a controller: one that does not read what it has asked for is hung up on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import reprlib
 import socket
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from vfio_user import Listener, Stream
 from vfio_user.device import PciDevice
 from vfio_user.errors import UserError
+
+log = logging.getLogger("vfio_user.control")
 
 D = TypeVar("D", bound=PciDevice)
 Commands = Mapping[str, Callable[[D, Mapping[str, Any]], dict[str, Any]]]
@@ -27,89 +33,84 @@ Commands = Mapping[str, Callable[[D, Mapping[str, Any]], dict[str, Any]]]
 ANSWER_SECONDS = 10.0
 """How long a device may take for a command."""
 MAX_LINE = 1 << 16
+MAX_CONTROLLERS = 16
+MAX_UNREAD = 1 << 16
+"""Bytes that are kept for a controller which does not read, beside what its socket holds."""
+UNREAD_SECONDS = 10.0
+"""How long they are kept."""
+
+Answer = Callable[[bytes, "_Controller"], Mapping[str, Any] | None]
+"""Makes the answer to a line; None where it has been given."""
+
+_NO_REQUEST = {"error": 'a request is one line of JSON: {"command": NAME, ...}'}
 
 
 class ControlSocket:
-    """Listens at `path` until `close`, which removes the socket; a thread a connection."""
+    """Listens at `path`, a private socket, until `close`, which removes it."""
 
     def __init__(self, path: Path, device: D, commands: Commands[D]) -> None:
+        """Raises UserError where another server lives at `path`, or nothing can."""
         self._device: Any = device
         self._commands: Mapping[str, Any] = commands
-        self._path = path
         self._lock = threading.Lock()
-        self._connections: set[socket.socket] = set()
-        self._watching: set[socket.socket] = set()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_socket():
-                    path.unlink()
-            self._listener.bind(str(path))
-            self._listener.listen()
-        except OSError as error:
-            self._listener.close()
-            raise UserError(f"control socket {path}: {error.strerror or error}") from error
-        self._inode = path.stat().st_ino
-        self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
-        self._thread.start()
+        self._controllers: set[_Controller] = set()
+        self._listener = Listener(f"unix:{path}", backlog=MAX_CONTROLLERS)
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def tell(self, event: Mapping[str, Any]) -> None:
-        """Send an event to those who watch; from any thread."""
-        line = json.dumps(event).encode() + b"\n"
-        with self._lock:
-            for connection in list(self._watching):
-                try:
-                    connection.send(line, socket.MSG_DONTWAIT)
-                except OSError:  # one that does not read is no longer told
-                    self._watching.discard(connection)
+        """Send an event to those who watch; from any thread, and without waiting."""
+        for controller in self._connected():
+            if controller.watches:
+                controller.send(event)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.shutdown()
+        for controller in self._connected():
+            controller.hang_up()
         self._listener.close()
+
+    def _connected(self) -> list[_Controller]:
         with self._lock:
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._inode:  # and not that of the server which has taken over
-                self._path.unlink()
+            return list(self._controllers)
 
     def _accept(self) -> None:
         while True:
             try:
-                connection, _ = self._listener.accept()
+                stream = self._listener.accept()
             except OSError:
                 return
-            with self._lock:
-                self._connections.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="control", daemon=True).start()
+            try:
+                self._take(stream)
+            except RuntimeError:  # no thread to be had
+                stream.close()
 
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            with connection, connection.makefile("rb") as lines, contextlib.suppress(OSError):
-                while line := lines.readline(MAX_LINE):
-                    answer = self._answer(line, connection)
-                    with self._lock:
-                        connection.sendall(json.dumps(answer).encode() + b"\n")
-        finally:
-            with self._lock:
-                self._connections.discard(connection)
-                self._watching.discard(connection)
+    def _take(self, stream: Stream) -> None:
+        controller = _Controller(stream, self._answer, self._forget)
+        with self._lock:
+            if len(self._controllers) < MAX_CONTROLLERS:
+                self._controllers.add(controller)
+        if controller in self._connected():
+            controller.start()
+        else:
+            controller.start({"error": f"{MAX_CONTROLLERS} controllers are connected already"})
 
-    def _answer(self, line: bytes, connection: socket.socket) -> dict[str, Any]:
+    def _forget(self, controller: _Controller) -> None:
+        with self._lock:
+            self._controllers.discard(controller)
+
+    def _answer(self, line: bytes, controller: _Controller) -> Mapping[str, Any] | None:
         try:
             request = json.loads(line)
             name = request["command"]
-        except (ValueError, TypeError, KeyError):
-            return {"error": 'a request is one line of JSON: {"command": NAME, ...}'}
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return _NO_REQUEST
         if name == "watch":
-            with self._lock:
-                self._watching.add(connection)
-            return {"watching": True}
+            controller.watch()
+            return None
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
-            return {"error": f"there is no command {name!r}; there are: {', '.join([*self._commands, 'watch'])}"}
+            known = ", ".join([*self._commands, "watch"])
+            return {"error": f"there is no command {reprlib.repr(name)}; there are: {known}"}
         future: Future[dict[str, Any]] = Future()
 
         def run() -> None:
@@ -126,7 +127,78 @@ class ControlSocket:
         except TimeoutError:
             return {"error": "the device did not answer"}
         except Exception as error:
+            log.exception("control command %s failed", reprlib.repr(name))
             return {"error": f"{type(error).__name__}: {error}"}
+
+
+class _Controller:
+    """One connection: a thread that reads and has answers made, and one that sends."""
+
+    def __init__(self, stream: Stream, answer: Answer, gone: Callable[[_Controller], None]) -> None:
+        self.watches = False
+        self._stream = stream
+        self._stream.limit_sends(UNREAD_SECONDS)
+        self._answer = answer
+        self._gone = gone
+        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lock = threading.RLock()
+        self._unread = 0
+
+    def start(self, refusal: Mapping[str, Any] | None = None) -> None:
+        """Begin to serve it; or tell it why not, and let go."""
+        if refusal is None:
+            threading.Thread(target=self._read, name="control", daemon=True).start()
+        else:
+            self.send(refusal)
+            self._lines.put(None)
+        threading.Thread(target=self._write, name="control", daemon=True).start()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send it as soon as the controller reads; from any thread, and without waiting."""
+        line = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            if self._unread > MAX_UNREAD:
+                self.hang_up()
+                return
+            self._unread += len(line)
+            self._lines.put(line)
+
+    def watch(self) -> None:
+        """From now on it receives events: none before it is told so, and all that come behind."""
+        with self._lock:
+            self.send({"watching": True})
+            self.watches = True
+
+    def hang_up(self) -> None:
+        self._stream.shutdown()
+        self._lines.put(None)
+
+    def _read(self) -> None:
+        try:
+            with self._stream.socket.makefile("rb") as lines:
+                while line := lines.readline(MAX_LINE):
+                    if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                        self.send({"error": f"a request has less than {MAX_LINE} bytes"})
+                        break
+                    answer = self._answer(line, self)
+                    if answer is not None:
+                        self.send(answer)
+        except OSError:
+            pass
+        finally:
+            self._lines.put(None)
+
+    def _write(self) -> None:
+        try:
+            while (line := self._lines.get()) is not None:
+                self._stream.send(line)
+                with self._lock:
+                    self._unread -= len(line)
+        except OSError:
+            pass
+        finally:
+            self._gone(self)
+            self._stream.close()
 
 
 class ControlClient:
@@ -148,7 +220,8 @@ class ControlClient:
 
     def ask(self, command: str, **parameters: Any) -> dict[str, Any]:
         """The answer to a command; raises UserError with what the device says against it."""
-        self._socket.sendall(json.dumps({"command": command, **parameters}).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # a server that hung up has said why
+            self._socket.sendall(json.dumps({"command": command, **parameters}).encode() + b"\n")
         answer = self.next()
         if "error" in answer:
             raise UserError(answer["error"])

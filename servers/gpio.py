@@ -6,6 +6,7 @@ has the registers and the requests.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,11 +123,11 @@ def set_lines(device: Gpio, request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = request["inputs"]
     else:
         line, value = request.get("input"), request.get("value")
-        if not isinstance(line, int) or not 0 <= line < LINES or value not in (0, 1):
+        if type(line) is not int or not 0 <= line < LINES or type(value) is not int or value not in (0, 1):
             raise UserError(f'give "inputs", or "input" from 0 to {LINES - 1} and "value" 0 or 1')
         wanted = device.inputs & ~(1 << line) | value << line
-    if not isinstance(wanted, int) or not 0 <= wanted <= ALL:
-        raise UserError(f"{wanted!r} is no number of {LINES} bits")
+    if type(wanted) is not int or not 0 <= wanted <= ALL:
+        raise UserError(f"{reprlib.repr(wanted)} is no number of {LINES} bits")
     device.set_inputs(wanted)
     return get_lines(device, request)
 

@@ -180,6 +180,10 @@ def test_a_reset_drops_outputs_and_keeps_what_is_wired_to_the_inputs(both: tuple
         '{"command": "set", "inputs": "1"}',
         '{"command": "set", "input": 16, "value": 1}',
         '{"command": "set", "input": 1, "value": 2}',
+        '{"command": "set", "input": 3, "value": 1.0}',
+        '{"command": "set", "input": true, "value": true}',
+        '{"command": "set", "inputs": true}',
+        '{"command": "set", "inputs": 1e400}',
     ],
 )
 def test_a_wrong_request_is_answered_with_an_error(both: tuple[Card, Outside], text: str) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "IntX",
     "Interrupts",
     "Link",
+    "Listener",
     "Msi",
     "MsiX",
     "NoAnswer",
@@ -41,6 +42,7 @@ __all__ = [
     "SerialNumber",
     "Server",
     "Storage",
+    "Stream",
     "UserError",
     "VendorSpecific",
     "VerdictError",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
         VfioUserError,
     )
     from vfio_user.server import Offer, Server, serve
+    from vfio_user.transport import Listener, Stream
     from vfio_user.wire import CURRENT, DIALECTS, Dialect
 else:
     # Hidden from type checkers, for which every name would be right: `vfio-user --help` needs none of them (PEP 562).
@@ -110,6 +113,7 @@ else:
         ),
         **dict.fromkeys(("ProtocolError", "UserError", "VerdictError", "VfioUserError"), "vfio_user.errors"),
         **dict.fromkeys(("Offer", "Server", "serve"), "vfio_user.server"),
+        **dict.fromkeys(("Listener", "Stream"), "vfio_user.transport"),
         **dict.fromkeys(("CURRENT", "DIALECTS", "Dialect"), "vfio_user.wire"),
     }
 

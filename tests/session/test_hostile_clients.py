@@ -239,3 +239,32 @@ def test_a_program_ends_when_it_is_told_to_whatever_its_device_does(
         client.close()
     assert program.returncode == status
     assert ("Timeout" in said) is bool(status)
+
+
+THREADED = """
+import pathlib, signal, sys, threading
+from vfio_user import PciDevice, PciIds
+from vfio_user.server import program
+
+class Threaded(PciDevice):
+    ids = PciIds(1, 2)
+    def __init__(self) -> None:
+        super().__init__()
+        threading.Thread(target=self.work, daemon=True).start()
+    def work(self) -> None:
+        while not pathlib.Path(sys.argv[1]).exists():
+            pass
+        signal.pthread_kill(threading.get_ident(), signal.{name})
+        threading.Event().wait()
+
+program.serve(Threaded(), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_program_ends_as_it_should_whichever_thread_has_the_signal(tmp_path: Path, name: str) -> None:
+    """The kernel chooses, and a device may have threads of its own."""
+    path = tmp_path / "s"
+    command = [sys.executable, "-c", THREADED.replace("{name}", name), str(path)]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, timeout=30, check=False).returncode == 0
+    assert not path.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import Any
 
 import click
@@ -66,7 +67,8 @@ def _serve(device_class: type[PciDevice], given: dict[str, Any]) -> None:
     offer = Offer(write_multiple=given.pop("write_multiple"))
     log_to_stderr(verbose=given.pop("verbose"))
     texts = {name: text for name, text in given.items() if text is not None}
-    serve(device_class(**parse_options(device_class, texts)), address, dialect=dialect, offer=offer)
+    with closing(device_class(**parse_options(device_class, texts))) as device:
+        serve(device, address, dialect=dialect, offer=offer)
 
 
 def _address(socket_path: str | None, fd: int | None, listen: str | None) -> str:

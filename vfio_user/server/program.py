@@ -6,9 +6,11 @@ cleanly with its socket removed. SIGINT is the same, for people.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
+import select
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -24,8 +26,7 @@ if TYPE_CHECKING:
 END_SECONDS = 20
 """What is left to a program that was told to end, for its session, its device and its threads. Then it ends anyhow."""
 
-_ENDS = {signal.SIGTERM, signal.SIGINT}
-_NO_MORE_CLIENTS = signal.SIGUSR2
+_ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 def serve(
@@ -44,18 +45,47 @@ def serve(
     Raises:
         UserError: the address cannot be listened on.
     """
-    # Blocked before any thread starts, so that only sigwait below takes them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS | {_NO_MORE_CLIENTS})
-
-    def no_more_clients() -> None:
-        os.kill(os.getpid(), _NO_MORE_CLIENTS)
-
-    with Server(device, address, dialect=dialect, offer=offer, ended=no_more_clients) as server:
+    with _Ending() as ending, Server(device, address, dialect=dialect, offer=offer, ended=ending.set) as server:
         if announce:
             print(f"{type(device).__name__} is listening on {server.listener.address}", file=sys.stderr, flush=True)
-        signal.sigwait(_ENDS | {_NO_MORE_CLIENTS})
+        ending.wait()
         # A thread of C's, which needs neither Python's lock nor any of ours.
         faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=2)
+
+
+class _Ending:
+    """SIGTERM or SIGINT, or `set` from any thread, whichever comes first; the signals are as before at the end.
+
+    The kernel gives a signal to any thread that does not block it, such as one that the device has started, and
+    Python runs handlers in the main thread alone. So it is the descriptor that Python's own handler writes to which is
+    waited for (`signal.set_wakeup_fd`).
+    """
+
+    def __enter__(self) -> _Ending:
+        self._told, self._tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._before = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in _ENDS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before)
+        told, tell, self._told, self._tell = self._told, self._tell, -1, -1
+        os.close(told)
+        os.close(tell)
+
+    def set(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._tell, b"\0")
+
+    def wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._told, select.POLLIN)
+        said = b""
+        while not {0, *_ENDS} & {*said}:  # other signals may have handlers of their own
+            poll.poll()
+            said = os.read(self._told, 64)
 
 
 def log_to_stderr(*, verbose: bool) -> None:
