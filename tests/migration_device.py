@@ -58,9 +58,6 @@ class Adder:
         parts: dict[str, Any] = {name: encode(value) for name, value in self.values.items()} | {"ram": self.ram}
         return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
 
-    def quiesce(self) -> None:
-        self._act("quiesce")
-
     def stop(self) -> None:
         self._act("stop")
 

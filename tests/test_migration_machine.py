@@ -123,13 +123,13 @@ def test_invalid_v1_values_are_refused(start: int, value: int) -> None:
     assert recorder.machine.state is V1_STATES[start]
 
 
-def test_a_device_is_quiesced_before_it_stops_and_started_when_it_runs() -> None:
+def test_a_device_is_stopped_and_started_when_it_runs() -> None:
     device = Adder()
     migration = Migration(device)
     set_state(migration, STOP)
-    assert device.actions == ["quiesce", "stop"]
+    assert device.actions == ["stop"]
     set_state(migration, RUNNING)
-    assert device.actions == ["quiesce", "stop", "start"]
+    assert device.actions == ["stop", "start"]
 
 
 def test_pre_copy_stops_the_device_only_when_it_ends_in_stop_copy() -> None:
@@ -138,12 +138,12 @@ def test_pre_copy_stops_the_device_only_when_it_ends_in_stop_copy() -> None:
     set_state(migration, PRE_COPY)
     assert device.actions == []
     set_state(migration, STOP_COPY)
-    assert device.actions == ["quiesce", "stop"]
+    assert device.actions == ["stop"]
 
 
 def test_a_device_that_cannot_stand_still_goes_on_running() -> None:
     device = Adder()
-    device.fails["quiesce"] = ProtocolError("busy", errno.EBUSY)
+    device.fails["stop"] = ProtocolError("busy", errno.EBUSY)
     migration = Migration(device)
     with pytest.raises(ProtocolError) as refused:
         set_state(migration, STOP_COPY)
@@ -151,7 +151,7 @@ def test_a_device_that_cannot_stand_still_goes_on_running() -> None:
     assert get_state(migration) is RUNNING
 
 
-def test_a_session_replaces_the_way_to_quiesce_while_it_lasts() -> None:
+def test_a_session_replaces_the_way_to_stop_while_it_lasts() -> None:
     device, calls = Adder(), []
     migration = Migration(device)
     migration.attach(lambda: calls.append("session"))
@@ -160,7 +160,7 @@ def test_a_session_replaces_the_way_to_quiesce_while_it_lasts() -> None:
     migration.attach()
     set_state(migration, STOP)
     assert calls == ["session"]
-    assert device.actions == ["stop", "start", "quiesce", "stop"]
+    assert device.actions == ["start", "stop"]
 
 
 def failed_load(device: Adder) -> Migration:

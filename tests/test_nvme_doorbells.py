@@ -162,10 +162,11 @@ def test_a_controller_that_is_not_enabled_is_not_looked_at(watched: Watched) -> 
 
 def test_a_controller_that_stands_still_is_not_looked_at(watched: Watched) -> None:
     watched.enable()
-    assert watched.device.quiesce() is None
+    still = watched.device.hold_still()
+    assert still.settled
     watched.next()
     assert not watched.link.planned
-    watched.device.resume()
+    still.release()
     assert len(watched.link.planned) == 1
 
 

@@ -162,10 +162,10 @@ def test_a_controller_stands_still_when_the_guest_has_been_told_of_its_commands(
     told: list[Exception | None] = []
     device.engine.background.submit(lambda: None, told.append)
     device.engine.background.wait()
-    waiting = device.quiesce()
-    assert waiting is not None
+    still = device.hold_still()
+    assert not still.settled
     before: list[list[Exception | None]] = []
-    waiting.then(lambda: before.append(list(told)))
+    still.then(lambda: before.append(list(told)))
     assert not before
     for work in session.posted:
         work()

@@ -21,8 +21,8 @@ only `interrupts` and mapped `dma` may be used from them directly.
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -40,6 +40,7 @@ from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import NO_INTERRUPTS, IntX, Mechanism, Msi, MsiX
 from vfio_user.device.region import Access, IoFd, RegionInfo
 from vfio_user.device.saved import Saved, check_saved, digest_of, memory_digest
+from vfio_user.device.standstill import Hold, Standstill
 from vfio_user.device.state import Snapshot
 from vfio_user.errors import ProtocolError
 from vfio_user.migration import Memory, Migration, Storage
@@ -54,8 +55,7 @@ from vfio_user.pci import (
 )
 from vfio_user.wire.constants import IrqSetFlags, RegionFlags
 
-QUIESCE_SECONDS = 5.0
-"""How long a device may take to stand still once its client is gone."""
+log = logging.getLogger("vfio_user.device")
 
 
 class PciDevice:
@@ -137,7 +137,15 @@ class PciDevice:
         self.dma = Dma(self._hook("on_dma_map"), self._hook("on_dma_unmap"))
         self.link: Link = NoClient()
         self._io_fds: dict[int, Callable[[], None]] = {}
-        self._stopped = False
+        self._standstill = Standstill(
+            lambda: self.on_quiesce(), lambda: self.on_resume(), lambda work: self.link.call_soon(work)
+        )
+        self._absence: Hold | None = None
+        """From the end of a client to the next one."""
+        self._stopped: Hold | None = None
+        """While migration has the device stopped."""
+        self._reset_waits = False
+        """A reset that the guest asked for comes when the device stands still."""
         self._held: list[Callable[[], None]] = []
         self.migration = Migration(self) if self.migratable else None
 
@@ -146,20 +154,31 @@ class PciDevice:
     def on_reset(self, kind: ResetKind) -> None:
         """After declared state, registers of PCI and pending interrupts are as after reset; not at construction.
 
-        With LOST_CONNECTION nothing was reset: the client is gone and work for it must end.
+        With LOST_CONNECTION nothing was reset: the client is gone and work for it must end. The device stands still,
+        unless it refused to: the guest's own resets and the end of a client come all the same, and work that is still
+        under way has to end here.
         """
 
     def on_quiesce(self) -> Quiesce | None:
         """Stand still: no DMA and no interrupts until `on_resume`. Before memory is mapped or unmapped, before resets
-        and changes of migration state.
+        and changes of migration state, and when the client has gone.
 
-        Return None when that is so already; or a `Quiesce` whose `done` is called, from any thread, once it is.
-        Raise ProtocolError to refuse with its errno.
+        Return None when that is so already; or a `Quiesce` whose `done` is called, from any thread, once it is: also
+        by `call_soon`, which goes on meanwhile. Raise ProtocolError, or `Quiesce.fail`, to refuse: DMA_MAP, DMA_UNMAP,
+        DEVICE_RESET and changes of migration state are then answered with that errno, and nothing has changed. A reset
+        of the guest's (FLR, waking from D3hot) cannot be refused, as PCI knows no way to say so, nor can the end of a
+        client: they come all the same, and the refusal is logged.
+
+        It is not asked again until `on_resume`, however many need the device to stand still, or until it refused.
         """
         return None
 
     def on_resume(self) -> None:
-        """What `on_quiesce` was for is done."""
+        """What `on_quiesce` was for is done; once for each time that was asked and did not refuse.
+
+        A device that is stopped by migration goes on when that starts it, one whose client has gone when the next one
+        has come, whose memory is not mapped yet: each DMA_MAP is followed by an `on_resume` of its own.
+        """
 
     def on_dma_map(self, region: DmaRegion) -> None:
         """Client memory came; again for a region that the client maps twice."""
@@ -237,43 +256,59 @@ class PciDevice:
     # What the session calls.
 
     def attach(self, link: Link) -> None:
-        """A client came."""
+        """A client came. Raises what `on_resume` does."""
         self.link = self.dma.link = self.interrupts.link = link
         for fd, ready in self._io_fds.items():
             link.watch(fd, ready)
+        absence, self._absence = self._absence, None
+        if absence is not None:
+            absence.release()
 
-    def detach(self) -> None:
-        """The client is gone: its memory and descriptors are released, the device keeps its state.
+    def detach(self, still: Hold | None = None) -> None:
+        """The client is gone: its memory and descriptors are released, the device keeps its state, and stands still
+        until the next one comes; `still` has it do so already, and is not the caller's any more.
 
         All of it happens, whatever the author's hooks raise; the last that was raised is raised at the end.
         """
+        before, self._absence = self._absence, still or self.hold_still()
+        if before is not None:  # attaching this client failed
+            before.release()
         with ExitStack() as at_the_end:  # runs from the last to the first
-            at_the_end.callback(self.resume)
             at_the_end.callback(self._unlink)
             at_the_end.callback(self.interrupts.release)
             at_the_end.callback(self.dma.stop_log)
             at_the_end.callback(self.dma.unmap_all)
-            at_the_end.callback(self._wait_quiet)
-            self.on_reset(ResetKind.LOST_CONNECTION)
+            at_the_end.callback(self.on_reset, ResetKind.LOST_CONNECTION)
+            self._standstill.give_up()
+        _say_refusal("the client's end", self._absence)
 
-    def quiesce(self) -> Quiesce | None:
-        """Before memory, state or the migration state changes: None if the device stands still now. Raises what
-        `on_quiesce` does. `resume` follows when the change is done or was refused."""
-        return self.on_quiesce()
+    def hold_still(self) -> Hold:
+        """Before memory, state or the migration state changes: have the device stand still until this is released.
 
-    def resume(self) -> None:
-        """The change is done; the device goes on unless migration has stopped it."""
-        if not self._stopped:
-            self.on_resume()
+        What `on_quiesce` raises is the hold's refusal.
+        """
+        return self._standstill.hold()
 
     def stop(self) -> None:
-        """Migration: stay still until `start`, whatever is resumed meanwhile; deferred work waits. Quiesced before."""
-        self._stopped = True
+        """Migration: stand still until `start`; deferred work waits.
+
+        Raises:
+            ProtocolError: the device refuses, with its errno, or does not stand still yet (EBUSY).
+        """
+        if self._stopped is None:
+            hold = self.hold_still()
+            try:
+                hold.check()
+            except Exception:
+                hold.release()
+                raise
+            self._stopped = hold
 
     def start(self) -> None:
         """Migration: go on, and do what was deferred meanwhile."""
-        self._stopped = False
-        self.on_resume()
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None:
+            stopped.release()
         held, self._held = self._held, []
         for work in held:
             self.defer(work)
@@ -412,7 +447,7 @@ class PciDevice:
         self.link = self.dma.link = NoClient()
 
     def _deferred(self, work: Callable[[], None]) -> None:
-        if self._stopped:
+        if self._stopped is not None:
             self._held.append(work)
         else:
             work()
@@ -436,24 +471,25 @@ class PciDevice:
         return hook
 
     def _guest_reset(self, kind: ResetKind) -> None:
-        """A reset through configuration space. One that has to wait comes after the write's reply, as PCI allows."""
+        """A reset through configuration space. One that has to wait comes after the write's reply, as PCI allows, and
+        is the answer to all that are asked for until then. A device that refuses to stand still is reset all the same.
+        """
+        if not self._reset_waits:
+            self._reset_waits = True
+            hold = self.hold_still()
+            hold.then(partial(self._reset_by_guest, kind, hold))
 
-        def now() -> None:
-            self.reset(kind)
-            self.resume()
-
-        waiting = self.quiesce()
-        if waiting is None or waiting.finished:
-            now()
-        else:
-            waiting.then(lambda: self.call_soon(now))
-
-    def _wait_quiet(self) -> None:
+    def _reset_by_guest(self, kind: ResetKind, hold: Hold) -> None:
+        self._reset_waits = False
+        _say_refusal(kind.value, hold)
         try:
-            waiting = self.quiesce()
-        except ProtocolError:
-            return  # there is nobody to refuse
-        if waiting is not None:
-            quiet = threading.Event()
-            waiting.then(quiet.set)
-            quiet.wait(QUIESCE_SECONDS)
+            self.reset(kind)
+        finally:
+            hold.release()
+
+
+def _say_refusal(when: str, hold: Hold) -> None:
+    """Of a device that did not stand still for what cannot be refused; a mistake of its author's with the place."""
+    if hold.refusal is not None:
+        mistake = None if isinstance(hold.refusal, ProtocolError) else hold.refusal
+        log.warning("%s, although the device refused to stand still: %s", when, hold.refusal, exc_info=mistake)

@@ -31,7 +31,7 @@ class Quiesce:
         self._finished = False
         self._then: Callable[[], None] | None = None
         self.errno = 0
-        """Why the device could not stand still; the waiting request is answered with it. 0: it does."""
+        """Why the device could not stand still; waiting requests are answered with it. 0: it does."""
 
     @property
     def finished(self) -> bool:
@@ -42,11 +42,11 @@ class Quiesce:
         self._finish(0)
 
     def fail(self, errno: int) -> None:
-        """The device cannot stand still; what waited for it is refused with `errno`."""
+        """The device cannot stand still; what waited for it is refused with `errno`, if it can be: see `on_quiesce`."""
         self._finish(errno)
 
     def then(self, call: Callable[[], None]) -> None:
-        """For the session: `call` when finished, on the finishing thread; at once if that was before."""
+        """For `Standstill`: `call` when finished, on the finishing thread; at once if that was before."""
         with self._lock:
             if not self._finished:
                 self._then = call

@@ -102,11 +102,11 @@ class Migratable(Protocol):
     def digests(self) -> Mapping[str, str]:
         """A digest of each part of values and memory, by its name; the same on two devices exactly if the parts are."""
 
-    def quiesce(self) -> object:
-        """Stand still: no DMA and no interrupt. A session that can wait for it asks for it itself, see `Migration`."""
-
     def stop(self) -> None:
-        """Remain still, whoever else has quiesced the device resumes it, until `start`. Quiesced before."""
+        """Stand still until `start`: no DMA and no interrupt.
+
+        Raises ProtocolError if the device refuses, or needs time: a session waits for that before, see `Migration`.
+        """
 
     def start(self) -> None:
         """Go on."""

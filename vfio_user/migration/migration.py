@@ -45,9 +45,7 @@ class Migration:
 
     def __init__(self, device: Migratable, *, gate: Gate = STRICT) -> None:
         self.device = device
-        self.quiesce: Callable[[], object] = device.quiesce
-        """Makes the device stand still, and returns when it does. A session puts its own here, which goes on serving
-        the device's requests meanwhile."""
+        self._stop_device: Callable[[], None] = device.stop
         self._gate = gate
         self._region: MigrationRegion | None = None
         self._saving: Saving | None = None
@@ -102,9 +100,10 @@ class Migration:
             self._drop_streams()
             self._start()
 
-    def attach(self, quiesce: Callable[[], object] | None = None) -> None:
-        """A client has come: the device runs. `quiesce` replaces the device's own until it goes."""
-        self.quiesce = quiesce or self.device.quiesce
+    def attach(self, stop: Callable[[], None] | None = None) -> None:
+        """A client has come: the device runs. `stop` replaces the device's own until it goes: a session's waits until
+        the device stands still."""
+        self._stop_device = stop or self.device.stop
         if self.state is not RUNNING:
             log.info("migration: a new client, %s to RUNNING", self.state.name)
             self._machine.state = RUNNING
@@ -112,7 +111,7 @@ class Migration:
 
     def detach(self) -> None:
         """The client has gone: its streams and its dirty log end."""
-        self.quiesce = self.device.quiesce
+        self._stop_device = self.device.stop
         self.device.dma.stop_log()
         self._drop_streams()
         self._machine.state = _LEFT_IN.get(self.state, self.state)
@@ -195,8 +194,7 @@ class Migration:
             raise
 
     def _stop(self) -> None:
-        self.quiesce()
-        self.device.stop()
+        self._stop_device()
 
     def _start(self) -> None:
         self.device.start()
@@ -210,7 +208,11 @@ class Migration:
 
     def _stop_while_saving(self) -> None:
         self._stop()
-        self._being_saved().stopped()
+        try:
+            self._being_saved().stopped()
+        except Exception:
+            self._start()  # in PRE_COPY, as before
+            raise
 
     def _begin_loading(self) -> None:
         self._loading = Loading(self.device)

@@ -54,7 +54,7 @@ class RegisterPath:
         A handler may wait for message DMA, which serves further messages in between: buffer and position are looked
         up anew for each access.
         """
-        connection = session.connection
+        connection, owed = session.connection, session.owed
         framer = connection.framer
         unpack = _ACCESS.unpack_from
         readers, writers = self._readers, self._writers
@@ -72,25 +72,25 @@ class RegisterPath:
                     if flags:
                         writer[2](value)
                     else:
-                        session.owed = reply = self._write_reply(id, key)
+                        owed.reply = reply = self._write_reply(id, key)
                         writer[2](value)
-                        if session.owed is reply:
+                        if owed.reply is reply:
                             connection.out += reply
-                            session.owed = None
+                            owed.reply = None
                 elif command == reading:
                     reader = readers.get(key)
                     if reader is None or size != _SIZE or flags:
                         return
                     framer.start = start + _SIZE
-                    session.reading = True
+                    owed.blocking = True
                     value = reader[2]() & reader[3]
-                    session.reading = False
+                    owed.blocking = False
                     connection.out += reader[0](id, command, reader[1], REPLY, 0, key, value)
                 else:
                     return
             except Exception as error:
                 if command == reading:
-                    session.owed = b""
+                    owed.reply = b""
                 session.failed(Message(id, command, flags), error)
 
     def _write_reply(self, id: int, key: bytes) -> bytes:

@@ -1,0 +1,389 @@
+"""A device stands still for whoever needs it to: asked once, waited for in one place, and told when it may go on."""
+
+from __future__ import annotations
+
+import errno
+import select
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.device_kit import CONFIG
+from tests.session_kit import GUEST, comes_true, message_memory
+from vfio_user.client import Client, GuestMemory, RemoteError
+from vfio_user.device import Bar, DmaRegion, Link, PciDevice, PciExpress, PciIds, Quiesce, ResetKind, register, state
+from vfio_user.device.standstill import Hold
+from vfio_user.errors import ProtocolError
+from vfio_user.server import Server
+from vfio_user.wire import Command
+from vfio_user.wire.constants import MigrationState
+from vfio_user.wire.layouts import REGION_ACCESS
+
+FLR = 1 << 15
+PROMPT = 1.5
+"""Seconds within which a new client is served: less than a device's grace at the end of the one before."""
+
+
+class Busy(PciDevice):
+    """Says what happens to it, and stands still in the way that a test gives it."""
+
+    ids = PciIds(vendor=0x1AF4, device=0x10F3)
+    bars = (Bar(0, size=4096),)
+    capabilities = (PciExpress(flr=True),)
+    value: int = state(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.happened = threading.Condition()
+        self.holds = 0
+        self.quiet: Callable[[], Quiesce | None] = lambda: None
+
+    @register(bar=0, offset=0, width=4)
+    def store(self, value: int) -> None:
+        self.value = value
+
+    @store.reader
+    def _(self) -> int:
+        return self.value
+
+    def say(self, what: str) -> None:
+        with self.happened:
+            self.events.append(what)
+            self.happened.notify_all()
+
+    def comes_to(self, *events: str) -> bool:
+        """Whether just these events happen."""
+        with self.happened:
+            self.happened.wait_for(lambda: len(self.events) >= len(events), 5)
+            return self.events == list(events)
+
+    def hold_still(self) -> Hold:
+        hold = super().hold_still()
+        with self.happened:
+            self.holds += 1
+            self.happened.notify_all()
+        return hold
+
+    def when_held(self, times: int, work: Callable[[], None]) -> threading.Thread:
+        """Do `work` on another thread as soon as so many want the device to stand still."""
+
+        def wait() -> None:
+            with self.happened:
+                assert self.happened.wait_for(lambda: self.holds >= times, 5)
+            work()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        return thread
+
+    def on_quiesce(self) -> Quiesce | None:
+        self.say("quiesce")
+        return self.quiet()
+
+    def on_resume(self) -> None:
+        self.say("resume")
+
+    def on_reset(self, kind: ResetKind) -> None:
+        self.say(kind.value)
+
+    def soon(self) -> Quiesce:
+        """Stands still when what was posted before is done."""
+        answer = Quiesce()
+        self.call_soon(answer.done)
+        return answer
+
+
+@pytest.fixture
+def device() -> Busy:
+    return Busy()
+
+
+@pytest.fixture
+def server(device: Busy, tmp_path: Path) -> Iterator[Server]:
+    with Server(device, str(tmp_path / "socket")) as server:
+        yield server
+
+
+def connect(server: Server, timeout: float = 5.0) -> Client:
+    return Client.connect(str(server.listener.address), timeout=timeout)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def initiate_flr(client: Client) -> None:
+    capability = next(at for at in range(0x40, 0x100, 4) if client.config_read(at, 1) == b"\x10")
+    access = REGION_ACCESS.pack(capability + 8, CONFIG, 2, tail=FLR.to_bytes(2, "little"))
+    assert not client.wait(client.submit(Command.REGION_WRITE, access)).failed
+
+
+# The end of a client
+
+
+def test_a_device_that_stands_still_soon_is_asked_once_and_goes_on_with_the_next_client(
+    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_user.server.server.GRACE", PROMPT)
+    device.quiet = device.soon
+    connect(server).close()
+    assert device.comes_to("quiesce", "lost-connection")
+    with connect(server):
+        assert device.comes_to("quiesce", "lost-connection", "resume")
+
+
+def test_a_client_that_leaves_while_the_device_gets_quiet_has_it_asked_once(
+    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_user.server.server.GRACE", PROMPT)
+    answer = Quiesce()
+    device.quiet = lambda: answer
+    client = connect(server)
+    client.submit(Command.DEVICE_RESET)
+    assert device.comes_to("quiesce")
+    client.close()
+    device.when_held(2, lambda: device.call_soon(answer.done))
+    assert device.comes_to("quiesce", "lost-connection")
+    device.quiet = lambda: None
+    with connect(server) as client:
+        assert device.comes_to("quiesce", "lost-connection", "resume")
+        assert client.load(0, 0, 4) == 0
+
+
+def test_a_device_that_never_stands_still_does_not_keep_the_next_client_out(
+    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_user.server.session.QUIESCE_SECONDS", 0.05)
+    answer = Quiesce()
+    device.quiet = lambda: answer
+    connect(server).close()
+    assert device.comes_to("quiesce", "lost-connection")
+    with connect(server) as client:
+        assert device.comes_to("quiesce", "lost-connection", "resume")
+        device.quiet = lambda: None
+        answer.done()  # for nobody any more
+        client.reset()
+        assert device.comes_to("quiesce", "lost-connection", "resume", "quiesce", "device", "resume")
+
+
+def test_a_thread_that_waits_for_the_clients_memory_is_told_at_once_that_it_has_gone(
+    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still when it has given up, which must not take the patience that a device has."""
+    monkeypatch.setattr("vfio_user.server.server.GRACE", PROMPT)
+    answer = Quiesce()
+
+    def work() -> None:
+        try:
+            device.dma.read(GUEST, 4)
+        finally:
+            answer.done()
+
+    client = connect(server)
+    message_memory(client)
+    device.quiet = lambda: answer
+    device.call_soon(work)
+    assert select.select([client.channel], [], [], 5)[0], "the request has come, and is not answered"
+    client.close()
+    with connect(server) as client:
+        assert client.load(0, 0, 4) == 0
+
+
+class Clumsy(Busy):
+    """Raises in one of its hooks, while a client is there or when it has gone."""
+
+    fails = ""
+
+    def say(self, what: str) -> None:
+        super().say(what)
+        if what == self.fails:
+            raise RuntimeError("a mistake of the author's")
+
+    def on_dma_unmap(self, region: DmaRegion) -> None:
+        self.say("unmap")
+
+    def attach(self, link: Link) -> None:
+        self.say("attach")
+        super().attach(link)
+
+
+@pytest.mark.parametrize("hook", ["quiesce", "lost-connection", "unmap", "resume", "attach"])
+def test_a_hook_that_raises_when_clients_go_and_come_leaves_nothing_behind(hook: str, tmp_path: Path) -> None:
+    device = Clumsy()
+    with Server(device, str(tmp_path / "socket")) as server:
+        before = open_descriptors()
+        for _ in range(3):
+            device.fails = ""
+            with connect(server) as client, GuestMemory(1 << 20) as memory:
+                client.dma_map(GUEST, memory)
+                device.fails = hook
+            assert server._serving is not None
+            server._serving.join(5)
+            with connect(server) as client:  # one that has the device fail as it comes, if at all
+                pass
+            server._serving.join(5)
+            assert (open_descriptors(), len(device.dma)) == (before, 0)
+        device.fails = ""
+        with connect(server) as client:
+            client.store(0, 0, 4, 7)
+            assert client.load(0, 0, 4) == 7
+
+
+def test_nothing_goes_on_while_nobody_is_there(tmp_path: Path) -> None:
+    """What `on_resume` begins wants the guest's memory, and at the end of a client there is none."""
+
+    class GoesOn(Busy):
+        def on_resume(self) -> None:
+            super().on_resume()
+            self.defer(lambda: self.say("worked" if self.dma.has_any(GUEST, 1) else "worked for nobody"))
+
+    device = GoesOn()
+    with Server(device, str(tmp_path / "socket")) as server:
+        with connect(server) as client, GuestMemory(1 << 20) as memory:
+            client.dma_map(GUEST, memory)
+            assert device.comes_to("quiesce", "resume", "worked")
+        assert server._serving is not None
+        server._serving.join(5)
+        assert device.comes_to("quiesce", "resume", "worked", "quiesce", "lost-connection")
+
+
+# While there is a client
+
+
+def test_replies_leave_before_the_device_is_waited_for(device: Busy, server: Server) -> None:
+    answer = Quiesce()
+    with connect(server) as client:
+        device.quiet = lambda: answer
+        reading = client.submit(Command.REGION_READ, REGION_ACCESS.pack(0, 0, 4))
+        resetting = client.submit(Command.DEVICE_RESET)
+        assert client.wait(reading).payload[16:] == bytes(4)
+        answer.done()
+        assert not client.wait(resetting).failed
+
+
+def test_the_worker_may_wait_for_message_dma_while_the_device_gets_quiet(device: Busy, server: Server) -> None:
+    answer, found = Quiesce(), list[bytes]()
+
+    def work() -> None:
+        found.append(device.dma.read(GUEST, 4))
+        answer.done()
+
+    def quiet() -> Quiesce:
+        device.call_soon(work)
+        return answer
+
+    with connect(server) as client:
+        memory = message_memory(client)
+        memory.view[:4] = b"abcd"
+        device.quiet = quiet
+        client.wait(client.submit(Command.DEVICE_RESET))
+        assert found == [b"abcd"]
+        device.quiet = lambda: None
+
+
+def test_migration_waits_until_the_device_stands_still(device: Busy, server: Server) -> None:
+    answer = Quiesce()
+    with connect(server) as client:
+        device.quiet = lambda: answer
+
+        def stand_still() -> None:
+            device.say("is still")
+            answer.done()
+
+        device.when_held(1, stand_still)
+        client.set_migration_state(MigrationState.STOP)
+        device.say("stopped")
+        client.set_migration_state(MigrationState.RUNNING)
+        assert device.comes_to("quiesce", "is still", "stopped", "resume")
+        device.quiet = lambda: None
+
+
+# Resets of the guest's
+
+
+def test_a_guest_that_resets_twice_while_the_device_gets_quiet_resets_it_once(device: Busy, server: Server) -> None:
+    answer = Quiesce()
+    with connect(server) as client:
+        device.quiet = lambda: answer
+        client.store(0, 0, 4, 9)
+        initiate_flr(client)
+        initiate_flr(client)
+        assert client.load(0, 0, 4) == 9, "registers are served meanwhile"
+        answer.done()
+        assert device.comes_to("quiesce", "flr", "resume")
+        assert client.load(0, 0, 4) == 0
+        device.quiet = lambda: None
+
+
+def test_a_command_that_comes_while_a_reset_waits_shares_its_wait(device: Busy, server: Server) -> None:
+    answer = Quiesce()
+    with connect(server) as client, GuestMemory(1 << 20) as memory:
+        device.quiet = lambda: answer
+        initiate_flr(client)
+        device.when_held(2, answer.done)
+        client.dma_map(GUEST, memory)
+        assert device.comes_to("quiesce", "flr", "resume")
+        device.quiet = lambda: None
+
+
+def test_a_reset_that_the_guest_was_promised_comes_before_migration_stops_the_device(
+    device: Busy, server: Server
+) -> None:
+    answer = Quiesce()
+    with connect(server) as client:
+        device.quiet = lambda: answer
+        client.store(0, 0, 4, 9)
+        initiate_flr(client)
+        device.when_held(2, answer.done)
+        client.set_migration_state(MigrationState.STOP)
+        assert device.comes_to("quiesce", "flr")
+        assert device.value == 0
+        device.quiet = lambda: None
+
+
+def test_a_reset_that_the_guest_was_promised_comes_when_its_client_has_gone(device: Busy, server: Server) -> None:
+    answer = Quiesce()
+    client = connect(server)
+    device.quiet = lambda: answer
+    client.store(0, 0, 4, 9)
+    initiate_flr(client)
+    client.close()
+    answer.done()
+    assert device.comes_to("quiesce", "flr", "lost-connection")
+    assert device.value == 0
+
+
+def raise_it() -> Quiesce:
+    raise ProtocolError("busy", errno.EBUSY)
+
+
+def fail_at_once() -> Quiesce:
+    answer = Quiesce()
+    answer.fail(errno.EBUSY)
+    return answer
+
+
+def fail_later() -> Quiesce:
+    answer = Quiesce()
+    threading.Thread(target=answer.fail, args=[errno.EBUSY]).start()
+    return answer
+
+
+@pytest.mark.parametrize("refuse", [raise_it, fail_at_once, fail_later])
+def test_a_guest_resets_a_device_that_refuses_and_a_client_does_not(
+    device: Busy, server: Server, refuse: Callable[[], Quiesce]
+) -> None:
+    """PCI has no way to refuse a guest's reset, DEVICE_RESET has one; nobody is told to go on who never stood still."""
+    with connect(server) as client:
+        device.quiet = refuse
+        client.store(0, 0, 4, 9)
+        with pytest.raises(RemoteError) as refused:
+            client.reset()
+        assert refused.value.errno == errno.EBUSY
+        assert client.load(0, 0, 4) == 9
+        initiate_flr(client)
+        assert comes_true(client, lambda: device.value == 0)
+        assert device.comes_to("quiesce", "quiesce", "flr")
