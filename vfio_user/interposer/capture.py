@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from vfio_user.errors import ProtocolError
 from vfio_user.interposer.asking import Refused
+from vfio_user.interposer.descriptors import duplicate, signal_eventfd
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.guest_memory import read_memory, write_memory
 from vfio_user.interposer.picture import Picture
@@ -123,10 +124,23 @@ class CaptureInterrupts:
     def _stand_in(self, index: int, vector: int, clients: int) -> int:
         """A descriptor for the server; `clients` is ours from now on."""
         self._drop(index, vector)
-        ours = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            ours = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:
+            return self._left_to_the_server(clients, error)
+        try:
+            servers = duplicate(ours)
+        except OSError as error:
+            os.close(ours)
+            return self._left_to_the_server(clients, error)
         self._vectors[index, vector] = _Vector(ours, clients)
         self._session.loop.watch(ours, self._passer(index, vector))
-        return os.dup(ours)
+        return servers
+
+    def _left_to_the_server(self, clients: int, why: OSError) -> int:
+        """One interrupt more than there are descriptors for goes past us."""
+        self._session.note("interrupt-not-captured", why=why.strerror)
+        return clients
 
     def _passer(self, index: int, vector: int) -> Callable[[int], None]:
         return lambda _: self._pass(index, vector)
@@ -138,7 +152,7 @@ class CaptureInterrupts:
         except BlockingIOError:
             return
         self.fired += count
-        os.eventfd_write(found.clients, count)
+        signal_eventfd(found.clients, count)
         self._session.note("interrupt", index=index, vector=vector, count=count)
 
     def _drop(self, index: int, vector: int) -> None:

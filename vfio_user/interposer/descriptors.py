@@ -6,12 +6,56 @@ the same file are kept once.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import resource
+import select
 import stat
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
+
+from vfio_user.transport import close_all
+
+RESERVE = 64
+"""Descriptors that are left for what the interposer opens itself, however many its peers send."""
+_AT_ONCE = 64  # what an eventfd is counted up by at one time
+
+
+def duplicate(fd: int) -> int:
+    """A descriptor of our own for the same open file.
+
+    Raises:
+        OSError: (EMFILE) this process is about to have as many as it may.
+    """
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    if copy >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE:  # the lowest free number is taken
+        os.close(copy)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return copy
+
+
+def duplicates(fds: Sequence[int]) -> list[int]:
+    """As `duplicate`, of all of them or none."""
+    copies: list[int] = []
+    try:
+        copies.extend(map(duplicate, fds))
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
+
+
+def signal_eventfd(fd: int, count: int = 1) -> None:
+    """Add to a peer's eventfd as far as there is room: it may have been filled, and be one that waits."""
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    for _ in range(min(count, _AT_ONCE)):
+        if not room.poll(0):
+            return
+        os.eventfd_write(fd, 1)
 
 
 class FdKind(IntEnum):
@@ -85,10 +129,14 @@ class FdStore:
         return len(self._uses)
 
     def keep(self, fd: int) -> int:
-        """A descriptor of the same open file, or of the same file, as `fd`; to be given back to `drop`."""
+        """A descriptor of the same open file, or of the same file, as `fd`; to be given back to `drop`.
+
+        Raises:
+            OSError: no more can be kept.
+        """
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+            kept = duplicate(fd)
             self._uses[kept] = 1
             return kept
         access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
@@ -97,7 +145,7 @@ class FdStore:
         if known is not None:
             self._uses[known] += 1
             return known
-        kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        kept = duplicate(fd)
         self._by_file[key], self._key[kept], self._uses[kept] = kept, key, 1
         return kept
 

@@ -26,9 +26,7 @@ def read_memory(session: Session, iova: int, size: int) -> bytes:
         mapping = session.memory.mapping(place)
         if mapping is None or mapping.fd < 0:
             raise Refused(f"no memory can be read at IOVA {place:#x}", errnos.EFAULT)
-        data = os.pread(
-            mapping.fd, min(size - len(found), _left(mapping, place)), mapping.offset + place - mapping.iova
-        )
+        data = os.pread(mapping.fd, min(size - len(found), _left(mapping, place)), _place(mapping, place))
         if not data:
             raise Refused(f"the memory mapped at IOVA {mapping.iova:#x} ends before it", errnos.EFAULT)
         found += data
@@ -43,8 +41,16 @@ def write_memory(session: Session, iova: int, data: bytes) -> None:
         if mapping is None or mapping.fd < 0:
             raise Refused(f"no memory can be written at IOVA {iova:#x}", errnos.EFAULT)
         size = min(len(view), _left(mapping, iova))
-        written = os.pwrite(mapping.fd, view[:size], mapping.offset + iova - mapping.iova)
+        written = os.pwrite(mapping.fd, view[:size], _place(mapping, iova))
         view, iova = view[written:], iova + written
+
+
+def _place(mapping: Mapping, iova: int) -> int:
+    """Where that is in the mapped file."""
+    place = mapping.offset + iova - mapping.iova
+    if place >= 1 << 63:
+        raise Refused(f"the memory mapped at IOVA {mapping.iova:#x} is at no place that a file has", errnos.EFAULT)
+    return place
 
 
 def _left(mapping: Mapping, place: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -77,6 +78,7 @@ class Interposer:
         """What keeps it alive."""
         self.on_session: list[Callable[[Session], None]] = []
         """Called with each session before its first message."""
+        self.loop.on_error = self._end_session
         self._closers: list[Callable[[], None]] = [self.loop.close]
         self._closing = False
         self._beginning: Task[None] | None = None
@@ -203,7 +205,7 @@ class Interposer:
     async def _begin(self, client: Stream) -> None:
         try:
             server = await self.upstream.connect(START_TIMEOUT)
-        except UserError as error:
+        except (UserError, OSError) as error:
             warn(str(error))
             self.note("no-server", why=str(error))
             client.close()
@@ -223,6 +225,19 @@ class Interposer:
         for prepare in self.on_session:
             prepare(session)
         session.start()
+
+    def _end_session(self, error: Exception) -> bool:
+        """What nobody foresaw costs the session under way; those to come, and controllers, are served on."""
+        session = self.session
+        if session is None or session.closed or self._closing:
+            return False
+        told = str(error) if isinstance(error, OSError) else f"internal: {type(error).__name__}: {error}"
+        warn(f"the session ends: {told}")
+        if not isinstance(error, OSError):
+            traceback.print_exception(error)
+        self.note("session-failed", why=told)
+        session.close()
+        return True
 
     def _session_ended(self) -> None:
         self.session = self.faults = self.survival = None

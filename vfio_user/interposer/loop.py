@@ -7,6 +7,7 @@ asyncio would do all of this and cost several microseconds per message on the da
 
 from __future__ import annotations
 
+import faulthandler
 import heapq
 import os
 import select
@@ -20,6 +21,8 @@ T = TypeVar("T")
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
+STOP_TIME = 5.0
+"""Seconds that a program has to end once it has been told to."""
 
 
 class Future(Generic[T]):
@@ -137,6 +140,8 @@ class Loop:
         self._number = 0
         self._stopping = False
         self._error: Exception | None = None
+        self.on_error: Callable[[Exception], bool] = lambda _: False
+        """Told what a callback, or a task that nobody waits for, has raised; True: the loop can go on."""
         self._turn_ends: list[Callable[[], None]] = []
         self._wake: tuple[int, int] | None = None
 
@@ -184,13 +189,20 @@ class Loop:
             timer.cancel()
 
     def stop_on(self, *signals: signal.Signals) -> None:
-        """Let these signals stop the loop; only in the main thread."""
+        """Let these signals stop the loop; only in the main thread.
+
+        Should the program not have ended within `STOP_TIME` then, it is ended, and says where it was.
+        """
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake = read, write
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in signals:
-            signal.signal(number, lambda *_: self.stop())
+            signal.signal(number, lambda *_: self._stop_in_time())
         self.watch(read, lambda _: self._drain(read))
+
+    def _stop_in_time(self) -> None:
+        faulthandler.dump_traceback_later(STOP_TIME, exit=True)  # a thread in C: it needs nothing of ours
+        self.stop()
 
     def spawn(self, coroutine: Coroutine[Future[Any], None, T]) -> Task[T]:
         """Run a coroutine that nobody waits for: should it fail, that is a defect, and `run` raises it."""
@@ -204,8 +216,9 @@ class Loop:
         except Cancelled:
             return
         except Exception as error:  # whatever it is, it must not be lost
-            self._error = self._error or error
-            self.stop()
+            if not self.on_error(error):
+                self._error = self._error or error
+                self.stop()
 
     def stop(self) -> None:
         self._stopping = True
@@ -239,7 +252,11 @@ class Loop:
         found = self._epoll.poll(timeout if due is None else due if timeout is None else min(due, timeout))
         for fd, events in found:
             if (callback := ready.get(fd)) is not None:
-                callback(events)
+                try:
+                    callback(events)
+                except Exception as error:  # one session's, as `on_error` may know
+                    if not self.on_error(error):
+                        raise
         fired = self._fire_timers() if self._timers else False
         for callback_at_end in self._turn_ends:
             callback_at_end()
@@ -248,6 +265,7 @@ class Loop:
     def close(self) -> None:
         if self._wake is not None:
             signal.set_wakeup_fd(-1)
+            faulthandler.cancel_dump_traceback_later()
             for fd in self._wake:
                 os.close(fd)
             self._wake = None
@@ -267,8 +285,12 @@ class Loop:
         now = time.monotonic_ns()
         fired = False
         while self._timers and self._timers[0].due <= now:
-            heapq.heappop(self._timers).fire()
             fired = True
+            try:
+                heapq.heappop(self._timers).fire()
+            except Exception as error:  # as in `turn`
+                if not self.on_error(error):
+                    raise
         return fired
 
     @staticmethod

@@ -96,6 +96,8 @@ class Picture:
         self.migration_state = State.RUNNING
         self.client_migrates = False
         """The client asks for migration itself: nobody has to do it for it."""
+        self.incomplete = ""
+        """What of the session could not be kept, for want of descriptors; empty: everything is here."""
         self.resets = 0
         self.bar_accessed = False
         self._sorted: list[int] | None = None
@@ -138,6 +140,13 @@ class Picture:
             learn(request, reply)
         except (ProtocolError, ValueError):
             return
+        except OSError as error:
+            self.miss(request, error)
+
+    def miss(self, request: Message, why: OSError) -> None:
+        """This request cannot be known of, as its descriptors cannot be kept."""
+        command = self.dialect.command(request.command)
+        self.incomplete = self.incomplete or f"{command.value if command else 'a request'}: {why.strerror}"
 
     @property
     def state(self) -> str:

@@ -15,14 +15,15 @@ wants it. What cannot be framed is passed on as bytes: the peer that sends it is
 from __future__ import annotations
 
 import array
-import os
+import errno as errnos
 import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from vfio_user.interposer.descriptors import duplicates
 from vfio_user.interposer.direction import Direction
-from vfio_user.transport import Stream, close_all
+from vfio_user.transport import DescriptorsLost, Stream, close_all
 from vfio_user.wire import HEADER, HEADER_SIZE, BadFrame, Framer, Message
 
 MAX_FRAME = (64 << 20) + (64 << 10)
@@ -101,7 +102,7 @@ class Outlet:
 
     def _keep(self, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> None:
         if not self._broken:
-            self._queue.append((memoryview(bytes(data)), [os.dup(fd) for fd in fds]))
+            self._queue.append((memoryview(bytes(data)), duplicates(fds)))
 
 
 def _send(stream: Stream, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> int:
@@ -128,6 +129,9 @@ class Owner(Protocol):
 
     def unframed(self, direction: Direction, data: bytes, why: str) -> None:
         """These bytes are no message, for the reason `why`; they have been sent on as they are."""
+
+    def lost(self, direction: Direction, header: Message) -> None:
+        """A message has gone nowhere, as the kernel has dropped its descriptors: this is what is left of it."""
 
     def ended(self, direction: Direction) -> None:
         """Nothing more comes from this direction's source."""
@@ -160,9 +164,10 @@ class Pump:
             except BlockingIOError:
                 self._pass_unfinished(framer)
                 return
-            except OSError:
-                received = 0, []
-            self._take(framer, *received)
+            except OSError as error:
+                self._failed(framer, error)
+            else:
+                self._take(framer, *received)
             # A message that came only in part may have its rest here already; then it is not split by us.
             if framer.start == framer.end or self._framer is not framer or self.outlet.waiting:
                 return
@@ -174,11 +179,12 @@ class Pump:
             return False
         try:
             received = self.source.poll(framer.room(), LOOKS)
-        except OSError:
-            received = 0, []
-        if received is None:
-            return False
-        self._take(framer, *received)
+        except OSError as error:
+            self._failed(framer, error)
+        else:
+            if received is None:
+                return False
+            self._take(framer, *received)
         if framer.start != framer.end and self._framer is framer and not self.outlet.waiting:
             self.ready()
         return True
@@ -209,6 +215,14 @@ class Pump:
             self._take_each(framer)
         else:
             self._pass_on(framer)
+
+    def _failed(self, framer: Framer, error: OSError) -> None:
+        """A receive has failed: the source is gone, or descriptors of its are lost, and with them their message."""
+        if isinstance(error, DescriptorsLost):
+            framer.lost(error.count)
+            self._take_each(framer)
+        else:
+            self._end(framer)
 
     def _pass_on(self, framer: Framer) -> None:
         """The usual way: send on all messages that are complete, then tell the session of each."""
@@ -252,6 +266,12 @@ class Pump:
             try:
                 return framer.next()
             except BadFrame as bad:
+                if bad.errno == errnos.EMFILE:
+                    if self._ahead:  # the other side has its beginning, and would take it for one without descriptors
+                        self._end(framer)
+                        return None
+                    self._owner.lost(self.direction, bad.message)
+                    continue
                 # Behind a header that is too short, messages go on (as libvfio-user has it); else all is bytes.
                 data = bytes(framer.buffer[first : framer.end if bad.fatal else framer.start])
                 self.outlet.send(data[self._ahead :])

@@ -8,7 +8,7 @@ from typing import Any
 
 from vfio_user.errors import ProtocolError, VfioUserError
 from vfio_user.interposer import asking
-from vfio_user.interposer.descriptors import FileKey, file_key
+from vfio_user.interposer.descriptors import FileKey, file_key, signal_eventfd
 from vfio_user.interposer.loop import Future, Task
 from vfio_user.interposer.migration import migration_of
 from vfio_user.interposer.picture import Mapping, Picture
@@ -51,6 +51,8 @@ async def restore(session: Session, state: int | None = None) -> None:
         Refused, Lost, TimeoutError: it does not take part.
     """
     picture = session.picture
+    if picture.incomplete:
+        raise Incompatible(f"it cannot be told all that the old one knew: {picture.incomplete}")
     await _version(session, picture)
     await _same_regions(session, picture)
     await in_windows(_map(session, maps) for maps in _map_messages(session, picture))
@@ -87,7 +89,7 @@ def kick(picture: Picture) -> int:
         if index not in picture.irqs:
             continue
         for fd in picture.irqs[index].eventfds.values():
-            os.eventfd_write(fd, 1)
+            signal_eventfd(fd)
             kicked += 1
     return kicked
 

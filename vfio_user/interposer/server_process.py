@@ -94,16 +94,7 @@ class ServerProcess:
         """Whether it has ended, or does so within `timeout` seconds."""
         if self._process is None or self._process.poll() is not None:
             return True
-        over: Future[None] = Future()
-        pidfd = os.pidfd_open(self._process.pid)
-        timer = self._loop.after(timeout, lambda: over.resolve(None))
-        self._loop.watch(pidfd, lambda _: over.resolve(None))
-        try:
-            await over
-        finally:
-            timer.cancel()
-            self._loop.forget(pidfd)
-            os.close(pidfd)
+        await process_ended(self._loop, self._process.pid, timeout)
         return self._process.poll() is not None
 
     async def stop(self, timeout: float = STOP_TIME) -> None:
@@ -197,6 +188,23 @@ class ServerProcess:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             return
+
+
+async def process_ended(loop: Loop, pid: int, timeout: float) -> bool:
+    """Whether a process has ended, or does so within `timeout` seconds."""
+    over: Future[bool] = Future()
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    timer = loop.after(timeout, lambda: over.resolve(False))
+    loop.watch(pidfd, lambda _: over.resolve(True))
+    try:
+        return await over
+    finally:
+        timer.cancel()
+        loop.forget(pidfd)
+        os.close(pidfd)
 
 
 class _Arrivals:

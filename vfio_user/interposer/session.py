@@ -6,7 +6,7 @@ messages on the way is not in here: faults, capture and survival are `Stage`s, a
 
 from __future__ import annotations
 
-import os
+import errno as errnos
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfio_user.interposer.backlog import Backlog
+from vfio_user.interposer.descriptors import duplicates
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.pairing import Pairing, Pending
@@ -23,7 +24,7 @@ from vfio_user.interposer.requests import Lost, OwnRequests
 from vfio_user.interposer.sides import Sides
 from vfio_user.interposer.trace import TraceWriter, View
 from vfio_user.transport import Stream, close_all
-from vfio_user.wire import HEADER, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
+from vfio_user.wire import ERROR, HEADER, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Counters:
     """By direction."""
     bytes: list[int] = field(default_factory=lambda: [0, 0])
     unframed: int = 0
+    unframed_by_client: int = 0
     own_requests: int = 0
     held: int = 0
     faults: int = 0
@@ -332,8 +334,18 @@ class Session:
         else:
             self._run_stages(direction, self.own[direction].outgoing(message), message, 0)
 
+    def lost(self, direction: Direction, header: Message) -> None:
+        """Answer for a message whose descriptors are lost: without them it would say something else."""
+        self.note("descriptors-lost", direction=direction.label, id=header.id, command=header.command)
+        if header.is_reply:
+            self.deliver(direction, replace(header, flags=REPLY | ERROR, errno=errnos.EMFILE))
+        elif header.wants_reply:
+            self.send(direction.opposite, header.error(errnos.EMFILE))
+
     def unframed(self, direction: Direction, data: bytes, why: str) -> None:
         self.counters.unframed += len(data)
+        if direction is Direction.TO_SERVER:
+            self.counters.unframed_by_client += len(data)
         if self.trace is not None:
             if why:
                 self.trace.note("unframed", direction=direction.label, why=why)
@@ -420,12 +432,19 @@ class Session:
         """A request has been sent on: its reply will want it."""
         wanted = direction is Direction.TO_SERVER and self.picture.wants(request)
         if request.wants_reply:
-            kept = copy_message(request) if wanted else None
+            kept = self._kept(request) if wanted else None
             self.pending[direction].sent(request.id, Pending(number, request.command, kept))
         elif wanted:
             self.picture.exchanged(request, None)
         if self.on_sent is not None:
             self.on_sent(direction, request)
+
+    def _kept(self, request: Message) -> Message | None:
+        try:
+            return copy_message(request) if request.fds else request
+        except OSError as error:
+            self.picture.miss(request, error)
+            return None
 
     def _learned(self, direction: Direction, reply: Message, request: Pending) -> None:
         """A reply has come."""
@@ -447,4 +466,4 @@ class Session:
 
 def copy_message(message: Message) -> Message:
     """The message with descriptors of its own."""
-    return replace(message, fds=[os.dup(fd) for fd in message.fds])
+    return replace(message, fds=duplicates(message.fds))

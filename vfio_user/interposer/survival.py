@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from vfio_user.errors import UserError, VfioUserError
 from vfio_user.interposer import asking
+from vfio_user.interposer.descriptors import signal_eventfd
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.journal import Journal
 from vfio_user.interposer.loop import Task, Timer
@@ -25,7 +26,7 @@ from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.requests import Lost
 from vfio_user.interposer.restore import Incompatible, kick, restore, save_state
 from vfio_user.interposer.session import Session
-from vfio_user.interposer.upstream import Upstream
+from vfio_user.interposer.upstream import LINGERS, Upstream
 from vfio_user.transport import close_all
 from vfio_user.wire import Message
 from vfio_user.wire.constants import IrqIndex, MigrationState, MigrationSupport
@@ -163,9 +164,8 @@ class Survival:
             return True
         if self._session.picture.version_reply is None:
             return False  # nothing has been agreed yet: there is nothing to restore
-        self.record.crashes += 1
-        self._session.note("server-gone", fate=self._upstream.fate)
-        self._warn(f"the server {self._upstream.fate}; bringing up another")
+        if self._session.counters.unframed_by_client:
+            return False  # its last word was no message: a server has to hang up then
         self._session.lose_server()
         self._session.hold()
         self._recovery = Task(self._recover())
@@ -175,9 +175,16 @@ class Survival:
 
     async def _recover(self) -> None:
         session, began = self._session, time.monotonic()
+        if not await self._upstream.died(LINGERS):
+            self._recovery = None
+            self._give_up("it has ended the connection and runs on, so it meant to")
+            return
         guard = self._guard()
-        given_up = False
+        given_up = ""
         try:
+            self.record.crashes += 1
+            session.note("server-gone", fate=self._upstream.fate)
+            self._warn(f"the server {self._upstream.fate}; bringing up another")
             await self._bring_up(None)
             if self.policy.kick:
                 self.record.kicked += kick(session.picture)
@@ -187,16 +194,20 @@ class Survival:
             session.note("recovered", seconds=self.record.last_seconds)
             self._warn(f"recovered after {self.record.last_seconds * 1000:.0f} ms")
         except Exception as error:  # whatever it is: the client must not wait for a server that never comes
-            given_up = True
-            session.note("given-up", why=str(error))
-            self._warn(f"no server takes over: {error}")
+            given_up = str(error) or type(error).__name__
         finally:
             guard.cancel()
             self._recovery = None
         if given_up:
-            session.close()
+            self._give_up(given_up)
         else:
             session.resume()
+
+    def _give_up(self, why: str) -> None:
+        """The client sees its connection end."""
+        self._session.note("given-up", why=why)
+        self._warn(f"no server takes over: {why}")
+        self._session.close()
 
     async def _bring_up(self, state: int | None) -> None:
         """A server in the old one's place, up to date, with everything that may have been lost sent again."""
@@ -252,7 +263,10 @@ class Survival:
     # what the server has been sent
 
     def _shown(self, direction: Direction, message: Message) -> None:
-        self._journal.shown(direction, message, self._session.since)
+        try:
+            self._journal.shown(direction, message, self._session.since)
+        except OSError as error:
+            self._session.picture.miss(message, error)
         if self._journal.wants_barrier and self._barrier is None:
             self._barrier = Task(self._confirm())
             if self._barrier.done:
@@ -282,7 +296,7 @@ class Survival:
     def _signal_error(self) -> None:
         irqs = self._session.picture.irqs.get(IrqIndex.ERR)
         for fd in irqs.eventfds.values() if irqs is not None else ():
-            os.eventfd_write(fd, 1)
+            signal_eventfd(fd)
 
     def _watch_for_hangs(self, limit: float) -> None:
         oldest = min((entry.sent for entry in self._journal.requests()), default=None)

@@ -6,7 +6,7 @@ import os
 
 from vfio_user.errors import UserError
 from vfio_user.interposer.loop import Loop
-from vfio_user.interposer.server_process import ServerProcess, peer_pid
+from vfio_user.interposer.server_process import ServerProcess, peer_pid, process_ended
 from vfio_user.transport import Address, Stream, connect
 
 LINGERS = 0.5
@@ -73,6 +73,14 @@ class Upstream:
             stream = connect(self._address, timeout=timeout)
         self._peer = peer_pid(stream)
         return stream
+
+    async def died(self, timeout: float) -> bool:
+        """Whether the server's process has ended, or does so within `timeout` seconds; of one unknown that is said.
+
+        Whoever listened at the socket may be somebody else, who has started the server with it, and lives on.
+        """
+        pid = self.process.pid if self.process is not None else self._told
+        return pid is None or await process_ended(self._loop, pid, timeout)
 
     async def reconnect(self, deadline: float) -> Stream:
         """A connection to the next server: ours started anew, or somebody else's as soon as it listens.

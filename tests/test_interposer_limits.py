@@ -1,0 +1,188 @@
+"""What costs a session at most: descriptors that nobody can keep, faults that nobody foresaw, and a stop that hangs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.device_kit import descriptors_left
+from tests.interposed import Interposed, interposed_edu
+from tests.interposer_bench import Bench, dma_map, request
+from vfio_user.client import Disconnected
+from vfio_user.interposer import descriptors
+from vfio_user.interposer.asking import Refused
+from vfio_user.interposer.descriptors import signal_eventfd
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.guest_memory import read_memory
+from vfio_user.interposer.restore import Incompatible, restore
+from vfio_user.interposer.survival import Policy
+from vfio_user.transport import close_all
+from vfio_user.wire import HEADER, Command, Message
+from vfio_user.wire import layouts as at
+
+LIVENESS = 0x04
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with Bench() as bench:
+        bench.negotiate()
+        yield bench
+
+
+def mapped(fd: int, offset: int = 0) -> Message:
+    """A DMA_MAP with a file."""
+    return request(Command.DMA_MAP, at.DMA_MAP.pack(at.DMA_MAP.size, 3, offset, 0x1000, 0x1000), fds=[fd])
+
+
+# descriptors
+
+
+def test_a_descriptor_that_cannot_be_kept_is_passed_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session is what it would be without us; only a new server could not be told of it any more."""
+    monkeypatch.setattr(descriptors, "RESERVE", 1 << 30)
+    with memory() as fd:
+        bench.client.send(mapped(fd))
+    asked = bench.server.receive()
+    assert len(asked.fds) == 1
+    close_all(asked.fds)
+    bench.server.send(asked.reply())
+    assert not bench.client.receive().failed
+    with pytest.raises(Incompatible, match="DMA_MAP"):
+        bench.run(restore(bench.session))
+
+
+def test_a_request_whose_descriptor_is_lost_is_refused_in_the_servers_place(bench: Bench) -> None:
+    """Passed on without it would be a request for something else: memory that is reached by messages."""
+    with memory() as fd:
+        bench.client.send(mapped(fd))
+    with descriptors_left(0):
+        bench.settle()
+    reply = bench.client.receive()
+    assert (reply.failed, reply.errno) == (True, errno.EMFILE)
+    assert bench.server.is_silent()
+    bench.exchange(dma_map(0x2000, 4096))
+
+
+def test_a_reply_whose_descriptor_is_lost_is_an_error(bench: Bench) -> None:
+    bench.client.send(request(Command.GET_REGION_INFO, at.REGION_INFO.pack(32, 0, 0, 0, 0, 0)))
+    asked = bench.server.receive()
+    with memory() as fd:
+        bench.server.send(Message(asked.id, asked.command, 1, payload=asked.payload, fds=[fd]))
+    with descriptors_left(0):
+        bench.settle()
+    reply = bench.client.receive()
+    assert (reply.id, reply.failed, reply.errno, reply.fds) == (asked.id, True, errno.EMFILE, [])
+    bench.exchange(dma_map(0x2000, 4096))
+
+
+def test_memory_that_is_mapped_beyond_any_file_is_not_read(bench: Bench) -> None:
+    with memory() as fd:
+        bench.exchange(mapped(fd, offset=(1 << 64) - 0x1000))
+    with pytest.raises(Refused):
+        read_memory(bench.session, 0x1000, 16)
+
+
+def test_a_full_eventfd_is_not_waited_for() -> None:
+    """A client can fill one that blocks: whoever writes to it then waits for the client."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+    os.eventfd_write(fd, (1 << 64) - 3)
+    signal_eventfd(fd, 5)
+    assert os.eventfd_read(fd) == (1 << 64) - 2
+    os.close(fd)
+
+
+class memory:
+    """A file of memory, for as long as it takes to send it."""
+
+    def __enter__(self) -> int:
+        self.fd = os.memfd_create("ram")
+        os.ftruncate(self.fd, 4096)
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+# what nobody foresaw
+
+
+def test_a_defect_of_ours_costs_one_session(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Unforeseen(Exception):
+        pass
+
+    def fail(direction: Direction, message: Message) -> Message:
+        raise Unforeseen
+
+    with interposed_edu(tmp_path) as edu:
+        client = edu.client()
+        session = edu.interposer.current()
+        session.stages[Direction.TO_SERVER].append(fail)
+        edu.control().call("hold")  # from now on messages are looked at
+        edu.control().call("resume")
+        with pytest.raises(Disconnected):
+            client.load(0, LIVENESS, 4)
+        assert edu.client().load(0, LIVENESS, 4) == 0
+    assert "Unforeseen" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", "while True: pass"])
+def test_a_program_that_is_told_to_stop_ends_whatever_it_waits_for(work: str) -> None:
+    program = f"""
+import signal, time
+from vfio_user.interposer import loop
+loop.STOP_TIME = 0.3
+here = loop.Loop()
+here.stop_on(signal.SIGTERM)
+def stuck():
+    print("stuck", flush=True)
+    {work}
+here.after(0, stuck)
+here.run()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline()
+        stuck.send_signal(signal.SIGTERM)
+        _, told = stuck.communicate(timeout=20)
+    assert stuck.returncode == 1
+    assert b"in stuck" in told
+
+
+# servers that are right to hang up
+
+
+def test_a_server_that_ends_a_connection_on_purpose_is_not_replaced(tmp_path: Path) -> None:
+    """A message larger than was agreed on: the server answers, hangs up, and waits for the next client."""
+    with Interposed(tmp_path, survive=Policy()) as edu, socket.socket(socket.AF_UNIX) as client:
+        pid = edu.control().call("status")["server_pid"]
+        client.settimeout(10)
+        client.connect(str(tmp_path / "listen"))
+        client.sendall(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0")).encode())
+        assert client.recv(1 << 16)
+        client.sendall(HEADER.pack(2, 1, 48 << 20, 0, 0) + bytes(48 << 20))
+        while client.recv(1 << 16):
+            pass
+        assert edu.client().load(0, LIVENESS, 4) == 0
+        assert edu.control().call("status")["server_pid"] == pid
+
+
+def test_a_server_that_is_sent_no_message_is_not_replaced(tmp_path: Path) -> None:
+    with Interposed(tmp_path, survive=Policy()) as edu, socket.socket(socket.AF_UNIX) as client:
+        pid = edu.control().call("status")["server_pid"]
+        client.settimeout(10)
+        client.connect(str(tmp_path / "listen"))
+        client.sendall(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0")).encode())
+        assert client.recv(1 << 16)
+        client.sendall(b"\xff" * 16)
+        while client.recv(1 << 16):
+            pass
+        assert edu.control().call("status")["server_pid"] == pid
