@@ -13,6 +13,9 @@ from avocado_tests.nvme_test import IO_TIMEOUT, MIB, NvmeTest, character_device
 from avocado_tests.programs.files import read_tree, write_tree
 from vfio_user.harness.booted import BootedGuest
 
+RELIABILITY = 1 << 2
+"""Bit of SMART's critical warnings: something was lost."""
+
 
 class Storage(NvmeTest):
     """
@@ -244,7 +247,9 @@ class Trouble(NvmeTest):
             self.assertGreater(ask(guest, f"nvme smart-log {controller}")["media_errors"], 0)
             self.assertEqual(newest_error(guest), (20000, 0x281))
             os.truncate(bench.image, 16 * MIB)
-            guest.succeed(f"dd if={disk} of=/dev/null bs=64k skip=128 count=1 iflag=direct")
+            guest.fail(f"dd if={disk} of=/dev/null bs=64k skip=128 count=1 iflag=direct")
+            guest.fail(f"dd if=/dev/zero of={disk} bs=4k count=1 oflag=direct")
+            self.assertEqual(ask(guest, f"nvme smart-log {controller}")["critical_warning"] & RELIABILITY, RELIABILITY)
 
     def test_a_disk_that_cannot_be_written_is_a_write_fault(self) -> None:
         """Bad blocks, then a disk that takes writes and cannot keep them: seen by who asks for them to be kept."""
@@ -265,7 +270,20 @@ class Trouble(NvmeTest):
             self.assertFalse(guest.run(f"{write} -s 20000 --force-unit-access").ok)
             guest.fail(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync")
             control.ask("mend", nsid=1)
-            guest.succeed(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync")
+            guest.fail(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync")
+            self.assertEqual(ask(guest, f"nvme smart-log {controller}")["critical_warning"] & RELIABILITY, RELIABILITY)
+
+    def test_a_thin_volume_that_has_lost_something_fails_every_fsync(self) -> None:
+        """The page cache tells one fdatasync of it, and the next that all is well; the guest is told by both."""
+        with self.bench("16M", io_timeout=10) as bench, bench.control as control:
+            guest, disk = bench.guest, bench.block()
+            guest.succeed(f"dd if=/dev/urandom of={disk} bs=64k count=16 conv=fsync")
+            control.ask("break", nsid=1, operation="sync", error="ENOSPC")
+            told = guest.run(f"dd if=/dev/urandom of={disk} bs=64k count=16 conv=fsync")
+            self.assertIn("No space left", told.stderr)
+            control.ask("mend", nsid=1)
+            for _ in range(3):
+                guest.fail(f"dd if=/dev/urandom of={disk} bs=64k count=1 conv=fsync")
 
     def test_resets_under_load_lose_nothing(self) -> None:
         """Controller resets by nvme-cli and function level resets, while fio writes and verifies."""

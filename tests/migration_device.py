@@ -28,6 +28,7 @@ class Adder:
         self.color = color
         self.device_class = device_class
         self.actions: list[str] = []
+        self.entered: list[MigrationState] = []
         self.fails: dict[str, Exception] = {}
 
     def identity(self) -> Mapping[str, Any]:
@@ -57,6 +58,11 @@ class Adder:
     def digests(self) -> Mapping[str, str]:
         parts: dict[str, Any] = {name: encode(value) for name, value in self.values.items()} | {"ram": self.ram}
         return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
+
+    def on_migration(self, state: MigrationState) -> None:
+        if state.name in self.fails:
+            raise self.fails[state.name]
+        self.entered.append(state)
 
     def stop(self) -> None:
         self._act("stop")

@@ -276,10 +276,11 @@ class Host:
 
 
 @contextmanager
-def loop_device(file: Path, size: int) -> Iterator[Path]:
-    """A block device over a new file; who may not make one skips."""
-    with file.open("wb") as new:
-        new.truncate(size)
+def loop_device(file: Path, size: int = 0) -> Iterator[Path]:
+    """A block device over a file, new if it has a size; it has a page cache of its own. Who may not make one skips."""
+    if size:
+        with file.open("wb") as new:
+            new.truncate(size)
     if os.geteuid() != 0:
         pytest.skip("only root can make a loop device")
     made = subprocess.run(["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False)

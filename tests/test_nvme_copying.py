@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from servers.block.backing import Backing
 from servers.control import ControlClient
 from servers.nvme import Nvme
-from servers.nvme.backing import Backing
 from servers.nvme.spec import Io
 from tests.nvme_kit import Host, controller, loop_device
 from vfio_user.client import RemoteError

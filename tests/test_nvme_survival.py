@@ -14,8 +14,8 @@ from struct import pack
 
 import pytest
 
+from servers.block.backing import WouldBlock
 from servers.nvme import Nvme
-from servers.nvme.backing import WouldBlock
 from servers.nvme.spec import Admin, Feature, Io
 from tests.nvme_kit import BASE, CSTS, PAGE, Host, controller
 from vfio_user.client import Client, Disconnected

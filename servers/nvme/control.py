@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from servers.nvme.backing import parse_size
+from servers.block.images import parse_size
 from servers.nvme.faults import OPERATIONS, break_disk, mend_disk
 from vfio_user.errors import UserError
 
@@ -27,6 +27,7 @@ def namespaces(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
                 "exists": namespace.exists,
                 "attached": namespace.attached,
                 "read_only": namespace.read_only,
+                "failure": str(namespace.backing.failure.strerror) if namespace.backing.failure else None,
             }
             for namespace in device.namespaces
         ]
@@ -39,6 +40,8 @@ def resize(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     if size % 4096:
         raise UserError(f"{size} bytes are no whole number of blocks")
     device.engine.drain()
+    if not chosen.backing.lock.allows_use:
+        raise UserError(f"{chosen.backing.path} is not this server's now: another has it, or may take it over")
     try:
         chosen.backing.resize(size)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from servers.nvme.spec import EventType, Failure, Feature, LogPage, Status
+from servers.nvme.spec import CRITICAL_WARNING, EventType, Failure, Feature, HealthEvent, LogPage, Status
 
 if TYPE_CHECKING:
     from servers.nvme.nvme import Nvme
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 REQUEST_LIMIT = 4
 NAMESPACE_NOTICES = 1 << 8
 """Bit of the Asynchronous Event Configuration feature, and of OAES."""
-WARNINGS = 0xFF
-"""Its bits that ask for events of critical warnings."""
 
 
 class Events:
@@ -43,14 +41,16 @@ class Events:
         """Something happened. A type is told once until its log page was read."""
         device = self._device
         wanted = device.setting(Feature.ASYNC_EVENT_CONFIG)
-        unwanted = {
-            EventType.SMART: not wanted & WARNINGS,
-            EventType.NOTICE: not wanted & NAMESPACE_NOTICES,
-        }
-        if unwanted.get(type) or not device.enabled or type in (event[0] for event in device.events):
+        unwanted = type is EventType.NOTICE and not wanted & NAMESPACE_NOTICES
+        if unwanted or not device.enabled or type in (event[0] for event in device.events):
             return
         device.events.append([type, information, page])
         self.deliver()
+
+    def warn(self, event: HealthEvent) -> None:
+        """A critical warning is in the SMART log from now on."""
+        if self._device.setting(Feature.ASYNC_EVENT_CONFIG) & CRITICAL_WARNING[event]:
+            self.add(EventType.SMART, event, LogPage.SMART)
 
     def seen(self, page: int) -> None:
         """The guest has read a log page: what points there may be told again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from servers.nvme.backing import Backing
+from servers.block.backing import Backing
 
 Place = tuple[int, int]
 """Offset and size, in bytes."""
@@ -23,7 +23,7 @@ OPERATIONS: Mapping[str, Mapping[str, Callable[..., Place]]] = {
         "zero": lambda offset, size: (offset, size),
         "discard": lambda offset, size: (offset, size),
     },
-    "sync": {"sync": lambda: _ALL},
+    "sync": {"write_back": lambda: _ALL},
 }
 """What can fail: methods of a `Backing`, and which bytes their arguments mean."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING
 
+from servers.nvme.io_commands import write_failure
 from servers.nvme.pointers import receive, send
-from servers.nvme.spec import ALL_NAMESPACES, EventType, Failure, Feature, LogPage, Status
+from servers.nvme.spec import ALL_NAMESPACES, CRITICAL_WARNING, Failure, Feature, HealthEvent, Status
 
 if TYPE_CHECKING:
     from servers.nvme.nvme import Nvme
@@ -71,7 +73,7 @@ def get_features(device: Nvme, command: Command) -> int:
     return device.setting(feature)
 
 
-def set_features(device: Nvme, command: Command) -> int:
+def set_features(device: Nvme, command: Command) -> int | None:
     feature, value = command.cdw10 & 0xFF, command.cdw11
     if command.cdw10 & _SAVE:
         raise Failure(Status.FEATURE_NOT_SAVEABLE)
@@ -88,12 +90,12 @@ def set_features(device: Nvme, command: Command) -> int:
             return _set_queues(device, value)
         case Feature.TEMPERATURE_THRESHOLD:
             device.settings[_threshold(command)] = value & 0xFFFF
-            if critical_warning(device):
-                device.event_queue.add(EventType.SMART, 1, LogPage.SMART)
+            _warn(device)
+        case Feature.ASYNC_EVENT_CONFIG:
+            device.settings[feature] = value
+            _warn(device)
         case Feature.VOLATILE_WRITE_CACHE:
-            if not value & 1:
-                device.sync_namespaces()
-            device.settings[feature] = value & 1
+            return _set_write_cache(device, command, value & 1)
         case Feature.INTERRUPT_VECTOR_CONFIG:
             if value & 0xFFFF >= max(1, device.vectors):
                 raise Failure(Status.INVALID_FIELD)
@@ -104,9 +106,32 @@ def set_features(device: Nvme, command: Command) -> int:
 
 
 def critical_warning(device: Nvme) -> int:
-    """The byte of the SMART log: bit 1 for a temperature outside of the thresholds."""
+    """The first byte of the SMART log."""
+    return sum(CRITICAL_WARNING[event] for event in health_events(device))
+
+
+def health_events(device: Nvme) -> list[HealthEvent]:
+    """What there is to warn of: a disk that has lost something, a temperature outside of the thresholds."""
     under, over = device.setting(UNDER_TEMPERATURE), device.setting(Feature.TEMPERATURE_THRESHOLD)
-    return 0 if under < TEMPERATURE < over else 2
+    found = {
+        HealthEvent.RELIABILITY: any(namespace.backing.failure for namespace in device.namespaces),
+        HealthEvent.TEMPERATURE: not under < TEMPERATURE < over,
+    }
+    return [event for event, is_so in found.items() if is_so]
+
+
+def _warn(device: Nvme) -> None:
+    for event in health_events(device):
+        device.event_queue.warn(event)
+
+
+def _set_write_cache(device: Nvme, command: Command, enabled: int) -> int | None:
+    """Turned off it is off at once, for what comes meanwhile; what it holds is on the disk when the command ends."""
+    device.settings[Feature.VOLATILE_WRITE_CACHE] = enabled
+    if enabled:
+        return 0
+    device.engine.later(command, device.sync_namespaces, partial(write_failure, device))
+    return None
 
 
 def _threshold(command: Command) -> int:

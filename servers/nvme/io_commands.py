@@ -13,10 +13,10 @@ from functools import partial
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
-from servers.nvme.backing import WouldBlock
+from servers.block.backing import Lost, WouldBlock
 from servers.nvme.identify import MAX_TRANSFER
 from servers.nvme.pointers import buffers_of, receive
-from servers.nvme.spec import ALL_NAMESPACES, Failure, Feature, Io, Status
+from servers.nvme.spec import ALL_NAMESPACES, Failure, Feature, HealthEvent, Io, Status
 
 if TYPE_CHECKING:
     from servers.nvme.background import Outcome
@@ -139,10 +139,16 @@ HANDLERS: dict[int, Callable[[Nvme, Command], int | None]] = {
 
 
 def sync_all(namespaces: list[Namespace]) -> None:
-    """Bring everything that was written to the disk."""
+    """Bring everything that was written to the disk: to each that can take it, before the first failure is raised."""
+    failures = []
     for namespace in namespaces:
         if not namespace.read_only:
-            namespace.backing.sync()
+            try:
+                namespace.backing.sync()
+            except OSError as error:
+                failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def read_failure(device: Nvme, outcome: Outcome) -> Exception | None:
@@ -154,7 +160,7 @@ def read_error(device: Nvme, error: OSError) -> Failure:
     """The disk could not read."""
     log.warning("reading: %s", error)
     device.media_errors += 1
-    return Failure(Status.UNRECOVERED_READ_ERROR, retry=True)
+    return Failure(Status.UNRECOVERED_READ_ERROR, retry=not _is_lost(device, error))
 
 
 def write_failure(device: Nvme, outcome: Outcome) -> Exception | None:
@@ -163,12 +169,21 @@ def write_failure(device: Nvme, outcome: Outcome) -> Exception | None:
 
 
 def write_error(device: Nvme, error: OSError) -> Failure:
-    """The disk could not write; that it is full is no error of its medium."""
+    """The disk could not write, or not keep; that it is full is no error of its medium, unless it was told too late."""
     log.warning("writing: %s", error)
-    if error.errno in _FULL:
+    lost = _is_lost(device, error)
+    if error.errno in _FULL and not lost:
         return Failure(Status.CAPACITY_EXCEEDED)
     device.media_errors += 1
-    return Failure(Status.WRITE_FAULT, retry=True)
+    return Failure(Status.CAPACITY_EXCEEDED if error.errno in _FULL else Status.WRITE_FAULT, retry=not lost)
+
+
+def _is_lost(device: Nvme, error: OSError) -> bool:
+    """Whether something that was acknowledged may be gone: the guest is told, now and by SMART, and need not retry."""
+    if isinstance(error, Lost):
+        device.event_queue.warn(HealthEvent.RELIABILITY)
+        return True
+    return False
 
 
 def _blocks(command: Command) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from servers.nvme.backing import Backing
+from servers.block.backing import Backing
 from servers.nvme.spec import Failure, Status
 from vfio_user.errors import ProtocolError
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from servers.block.images import open_images
 from servers.control import ControlSocket
 from servers.nvme import control
 from servers.nvme.background import Outcome
-from servers.nvme.backing import open_images
 from servers.nvme.copying import ImageCopy
 from servers.nvme.doorbells import Doorbells
 from servers.nvme.engine import Engine
@@ -39,6 +39,7 @@ from vfio_user.device import (
     Bar,
     IntX,
     Link,
+    MigrationState,
     MsiX,
     PciDevice,
     PciExpress,
@@ -153,7 +154,7 @@ class Nvme(PciDevice):
         if map_doorbells:
             self.doorbells = Doorbells(self, map_doorbells, DOORBELL_COUNT, BAR_SIZE, doorbell_interval / 1000)
         shift = block_size.bit_length() - 1
-        backings = open_images(image)
+        backings = open_images(image, block_size)
         self.serial = serial[:20] or serial_of(backings[0].path)
         self.namespaces = [
             Namespace(number, backing, True, True, backing.size >> shift, shift)
@@ -165,6 +166,7 @@ class Nvme(PciDevice):
             if not each.read_only and (migrate_image or each.backing.in_memory)
         ]
         """What migrations take along of the images."""
+        self._copied = {copy.backing for copy in self.copies}
         self.default_settings = defaults(self)
         self.engine = Engine(self)
         self.event_queue = Events(self)
@@ -286,6 +288,11 @@ class Nvme(PciDevice):
         if reasons := [reason for reason, found in wrong.items() if found]:
             self.fail(reasons[0])
             return
+        try:
+            self._take_over_images()
+        except OSError as error:
+            self.fail(str(error.strerror))
+            return
         self.engine.open((self.admin_sq, sq_size), (self.admin_cq, cq_size))
         self.status = self.status & ~(Csts.FATAL | Csts.SHUTDOWN) | Csts.READY
         if self.doorbells is not None:
@@ -315,9 +322,9 @@ class Nvme(PciDevice):
         self.engine.work()
 
         def done(outcome: Outcome) -> None:
-            if outcome:
-                log.error("shutdown: %s", outcome)
-            if self.configuration & Cc.SHUTDOWN:
+            if outcome:  # there is no command whose status could tell
+                self.fail(f"shutdown: {outcome}")
+            elif self.configuration & Cc.SHUTDOWN:
                 self.status = self.status & ~Csts.SHUTDOWN | Csts.SHUTDOWN_COMPLETE
 
         self.engine.background.submit(self.sync_namespaces, done)
@@ -384,8 +391,29 @@ class Nvme(PciDevice):
         check_saved(values["saved_namespaces"], self.namespaces)
         queues_from(values["saved_queues"])
 
+    def on_migration(self, state: MigrationState) -> None:
+        """The image is where both hosts find it: there is nothing that this one has in its page cache alone, and only
+        one of them has it locked."""
+        match state:
+            case MigrationState.PRE_COPY:  # in good time, so that little is left to do while the guest stands still
+                self.engine.background.submit(self.sync_namespaces, lambda outcome: None)
+            case MigrationState.STOP:
+                self.sync_namespaces()
+            case MigrationState.STOP_COPY:
+                for namespace in self.namespaces:
+                    namespace.backing.hand_over()
+            case MigrationState.RUNNING:
+                self._take_over_images()
+
+    def _take_over_images(self) -> None:
+        """Raises InUse while another has one of them."""
+        for namespace in self.namespaces:
+            namespace.backing.take_over()
+
     def on_load(self) -> None:
         for namespace, saved in zip(self.namespaces, self.saved_namespaces, strict=True):
+            if namespace.backing not in self._copied:
+                namespace.backing.forget()
             namespace.load(saved)
         self.engine.load(self.saved_queues)
 

@@ -126,6 +126,17 @@ class EventType(IntEnum):
     NOTICE = 2
 
 
+class HealthEvent(IntEnum):
+    """What an event of type SMART is about (figure 150)."""
+
+    RELIABILITY = 0
+    TEMPERATURE = 1
+
+
+CRITICAL_WARNING = {HealthEvent.RELIABILITY: 1 << 2, HealthEvent.TEMPERATURE: 1 << 1}
+"""Bits of the SMART log's first byte (figure 194), and of Asynchronous Event Configuration to ask for it."""
+
+
 class Cc:
     """Controller configuration, register 14h."""
 

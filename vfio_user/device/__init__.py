@@ -28,6 +28,7 @@ from vfio_user.pci import (
     SerialNumber,
     VendorSpecific,
 )
+from vfio_user.wire.constants import MigrationState
 
 __all__ = [
     "CURRENT_POLICY",
@@ -45,6 +46,7 @@ __all__ = [
     "Link",
     "MapPolicy",
     "Mechanism",
+    "MigrationState",
     "Msi",
     "MsiX",
     "NoClient",

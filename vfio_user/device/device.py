@@ -53,7 +53,7 @@ from vfio_user.pci import (
     PciIds,
     build_config_space,
 )
-from vfio_user.wire.constants import IrqSetFlags, RegionFlags
+from vfio_user.wire.constants import IrqSetFlags, MigrationState, RegionFlags
 
 log = logging.getLogger("vfio_user.device")
 
@@ -188,6 +188,17 @@ class PciDevice:
 
     def on_load(self) -> None:
         """After `load_state`: start again what the state says is under way."""
+
+    def on_migration(self, state: MigrationState) -> None:
+        """For what a device has outside of its state, such as an image that both hosts share. `state` is about to be:
+
+        PRE_COPY: the device is going to be stopped soon. STOP: it stands still, and what it has acknowledged must be
+        where another host finds it. STOP_COPY: its state is handed over, and from now on another may run in its place.
+        RUNNING: it goes on, or begins with the state that was loaded.
+
+        What is raised refuses the change, with the errno of an OSError: the device stays in the state before. One that
+        cannot be RUNNING for a new client is in ERROR, and every DEVICE_RESET asks again.
+        """
 
     def unclaimed_read(self, region: int, offset: int, count: int) -> bytes:
         """A read of bytes where nothing is declared. Zeros."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from vfio_user.migration.memory import Content, Memory
+from vfio_user.wire.constants import MigrationState
 
 Value = Any
 """None, bool, int, float, str, bytes, list, tuple or dict of them; `values.encode` says no to anything else."""
@@ -101,6 +102,12 @@ class Migratable(Protocol):
 
     def digests(self) -> Mapping[str, str]:
         """A digest of each part of values and memory, by its name; the same on two devices exactly if the parts are."""
+
+    def on_migration(self, state: MigrationState) -> None:
+        """What is outside of the state prepares for PRE_COPY, STOP, STOP_COPY or RUNNING; see `PciDevice.on_migration`.
+
+        What it raises fails the arc, with its errno.
+        """
 
     def stop(self) -> None:
         """Stand still until `start`: no DMA and no interrupt.

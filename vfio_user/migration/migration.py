@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from vfio_user.errors import ProtocolError
 from vfio_user.migration import dirty_pages, features, values
@@ -98,7 +99,7 @@ class Migration:
         """DEVICE_RESET has been carried out. It leaves ERROR, and otherwise the state as it is."""
         if self._machine.recover():
             self._drop_streams()
-            self._start()
+            self._run()
 
     def attach(self, stop: Callable[[], None] | None = None) -> None:
         """A client has come: the device runs. `stop` replaces the device's own until it goes: a session's waits until
@@ -107,7 +108,8 @@ class Migration:
         if self.state is not RUNNING:
             log.info("migration: a new client, %s to RUNNING", self.state.name)
             self._machine.state = RUNNING
-            self._start()
+            with suppress(ProtocolError):  # it has been logged, and a reset tries again
+                self._run()
 
     def detach(self) -> None:
         """The client has gone: its streams and its dirty log end."""
@@ -195,20 +197,38 @@ class Migration:
 
     def _stop(self) -> None:
         self._stop_device()
+        try:
+            self.device.on_migration(STOP)
+        except BaseException:
+            self.device.start()
+            raise
 
     def _start(self) -> None:
+        self.device.on_migration(RUNNING)
         self.device.start()
 
+    def _run(self) -> None:
+        """Whatever there was before, the device runs; in ERROR, and raising ProtocolError, if it cannot."""
+        try:
+            self._start()
+        except Exception as error:
+            self._machine.fail(str(error))
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            raise ProtocolError(f"the device cannot run: {error}", number) from error
+
     def _begin_saving(self) -> None:
+        self.device.on_migration(PRE_COPY)
         self._saving = Saving(self.device)
 
     def _begin_saving_stopped(self) -> None:
+        self.device.on_migration(STOP_COPY)
         self._saving = Saving(self.device)
         self._saving.stopped()
 
     def _stop_while_saving(self) -> None:
         self._stop()
         try:
+            self.device.on_migration(STOP_COPY)
             self._being_saved().stopped()
         except Exception:
             self._start()  # in PRE_COPY, as before

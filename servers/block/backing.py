@@ -1,33 +1,41 @@
-"""What a namespace's blocks are kept in: a file, block device or memory, read and written straight to guest memory.
+"""What a disk's blocks are kept in: a file, block device or memory, read and written straight to guest memory.
 
-The page cache is the volatile write cache of the controller: what `sync` has returned for survives a loss of power,
-what was merely written survives the death of this process.
+The page cache is the disk's volatile write cache: what `sync` has returned for survives a loss of power, what was
+merely written survives the death of this process.
+
+The page cache tells once of a write that did not reach the disk, and takes the page for clean from then on (fsync(2);
+so QEMU's block/file-posix.c, handle_aiocb_flush). So one failed `sync` is for ever, until the image is opened anew:
+what was acknowledged may be lost, and no later success can bring it back. The same goes for an image that was cut or
+unlinked.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
+import logging
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 
+from servers.block.lock import ImageLock
 from vfio_user.errors import UserError
+
+log = logging.getLogger("vfio_user.servers.block")
 
 MAX_PIECES = 1024
 """IOV_MAX of Linux: pieces of memory in one system call."""
-SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-READ_ONLY = "ro"
 MEMORY = "memory"
 """In place of a file: blocks that are nowhere else, and gone with the server. A file of this name is ./memory."""
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
 _ZEROS = bytes(1 << 20)
+_WHOLE = 1 << 64
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -36,18 +44,22 @@ class WouldBlock(Exception):
     """The data is not in the page cache: reading it has to wait for the disk."""
 
 
+class Lost(OSError):
+    """What was acknowledged may be gone. It comes again with every `sync` until the image is opened anew."""
+
+
 class Backing:
     """An open file of `size` bytes. All but `try_read` may block; errors are OSError."""
 
     def __init__(
         self, path: Path, size: int | None = None, *, read_only: bool = False, in_memory: bool = False
     ) -> None:
-        """Open; a regular file that is smaller than `size`, or not there, is made that large, sparse.
+        """Open; a regular file that is smaller than `size`, or not there, is made that large, sparse. Not locked yet.
 
         What is `in_memory` has no file, and `path` only as its name.
 
         Raises:
-            UserError: it cannot be opened, or has no size.
+            UserError: it cannot be opened, has no size, or cannot be made as large as it should be.
         """
         self.path = path
         self.read_only = read_only
@@ -60,14 +72,23 @@ class Backing:
             raise UserError(f"image {path}: {error.strerror}", hint=hint) from error
         try:
             self.size = self._measured(size)
+            status = os.fstat(self._fd)
+            self._has_name = status.st_nlink > 0
+            self._has_length = stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)
+            self._check_size(size)
         except OSError as error:
             os.close(self._fd)
             raise UserError(f"image {path}: {error.strerror}") from error
-        if not self.size:
+        except UserError:
             os.close(self._fd)
-            raise UserError(
-                f"image {path} is empty", hint=f"give a size, for example {path if not in_memory else MEMORY}:64M"
-            )
+            raise
+        self.lock = ImageLock(self._fd, path, writing=not read_only)
+        """What keeps other programs away. It is for who opens an image to take it."""
+        self.failure: Lost | None = None
+        """Why nothing that is acknowledged is promised to be kept any more."""
+        self._left: int | None = None  # bytes of an image that was cut
+        self._syncing = threading.Lock()
+        self._syncs = 0  # begun so far
         self._no_wait = os.RWF_NOWAIT
         self.log: deque[tuple[int, int]] | None = None
         """While there is one: offset and size of everything that was written, as soon as it was."""
@@ -77,12 +98,31 @@ class Backing:
         if stat.S_ISREG(status.st_mode):
             if wanted and status.st_size < wanted and not self.read_only:
                 os.ftruncate(self._fd, wanted)
+                if not status.st_size and status.st_nlink:
+                    self._keep_name()
                 return wanted
             return min(status.st_size, wanted) if wanted else status.st_size
         if stat.S_ISBLK(status.st_mode):
             there = os.lseek(self._fd, 0, os.SEEK_END)
             return min(there, wanted) if wanted else there
         return wanted or 0
+
+    def _keep_name(self) -> None:
+        """A new file survives a loss of power with its name, which is in its folder."""
+        os.fsync(self._fd)
+        with suppress(PermissionError):  # of a folder that may be written, and not read
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _check_size(self, wanted: int | None) -> None:
+        if not self.size:
+            example = MEMORY if self.in_memory else self.path
+            raise UserError(f"image {self.path} is empty", hint=f"give a size, for example {example}:64M")
+        if wanted and self.size < wanted:
+            raise UserError(f"image {self.path} has {self.size} bytes, and cannot be made {wanted}")
 
     def close(self) -> None:
         os.close(self._fd)
@@ -93,12 +133,13 @@ class Backing:
 
     @property
     def length(self) -> int:
-        """Bytes of all that there is; a namespace may have become smaller than its file."""
+        """Bytes of all that there is; a disk may have become smaller than its file."""
         status = os.fstat(self._fd)
         return status.st_size if stat.S_ISREG(status.st_mode) else self.size
 
     def extend(self, size: int) -> None:
         """Make a regular file at least that large, by zeros. Of anything else it must be so already."""
+        self._check_whole()
         if self.length >= size:
             return
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
@@ -108,9 +149,33 @@ class Backing:
             self.log.append((size - 1, 1))  # that a copy grows too
 
     def resize(self, size: int) -> None:
-        """Make a regular file larger where it has to be; it is never cut, so that a namespace can shrink and grow."""
+        """Make a regular file larger where it has to be; it is never cut, so that a disk can shrink and grow."""
         self.extend(size)
         self.size = self._measured(size)
+
+    def is_same_file(self, other: Backing) -> bool:
+        return os.path.samestat(os.fstat(self._fd), os.fstat(other._fd))
+
+    def take_over(self) -> None:
+        """Have the image from now on, if that is not so: what is known of it here may be from before another had it.
+
+        Raises:
+            InUse: another has it still.
+        """
+        if not self.lock.held:
+            self.lock.take()
+            self.forget()
+
+    def hand_over(self) -> None:
+        """Let another have it, who may run elsewhere; `sync` before."""
+        self.lock.release()
+
+    def forget(self) -> None:
+        """Read from the disk what is read next: another host may have written it (so QEMU, raw_co_invalidate_cache)."""
+        if self._has_length:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    # Reading and writing
 
     def try_read(self, pieces: Sequence[memoryview], size: int, offset: int) -> None:
         """Read what is in the page cache; raises WouldBlock if not all of it is."""
@@ -128,17 +193,28 @@ class Backing:
             raise WouldBlock from None
 
     def read(self, pieces: Sequence[memoryview], offset: int) -> None:
-        """Fill `pieces`; EIO where the file ends before."""
+        """Fill `pieces`; Lost where the image was cut."""
         for part, size in _parts(pieces):
+            self._check_left(offset + size)
             done = 0
             while done < size:
                 count = os.preadv(self._fd, _behind(part, done) if done else part, offset + done)
                 if not count:
-                    raise OSError(errno.EIO, "the image has been cut")
+                    raise self._ended(offset + done)
                 done += count
             offset += size
 
+    def read_bytes(self, size: int, offset: int) -> bytes:
+        """So many bytes; Lost where the image was cut."""
+        self._check_left(offset + size)
+        data = os.pread(self._fd, size, offset)
+        if len(data) != size:
+            raise self._ended(offset + len(data))
+        return data
+
     def write(self, pieces: Sequence[memoryview], offset: int) -> None:
+        """Write `pieces`; Lost for an image that was cut, all of it: zeros would be in place of what was there."""
+        self._check_whole()
         for part, size in _parts(pieces):
             try:
                 done = os.pwritev(self._fd, part, offset)
@@ -148,16 +224,6 @@ class Backing:
                 if self.log is not None:
                     self.log.append((offset, size))
             offset += size
-
-    def sync(self) -> None:
-        """Everything that was written before is on the disk when this returns."""
-        os.fdatasync(self._fd)
-
-    def read_bytes(self, size: int, offset: int) -> bytes:
-        data = os.pread(self._fd, size, offset)
-        if len(data) != size:
-            raise OSError(errno.EIO, "the image has been cut")
-        return data
 
     def zero(self, offset: int, size: int) -> None:
         """Zeros that keep their place on the disk."""
@@ -174,21 +240,73 @@ class Backing:
         except OSError as error:
             return self.length if error.errno == errno.ENXIO else offset  # EINVAL: a device cannot tell
 
-    def claim(self) -> bool:
-        """Lock the image until `release`; False where it has been locked already, by whoever has opened it too.
+    # Keeping
 
-        Raises OSError (ENOLCK) where its file system has no locks.
+    def sync(self) -> None:
+        """Everything that was written before is on the disk when this returns.
+
+        From any thread: those that wait while the disk is busy share the next turn. One that fails is of all of them,
+        whichever thread the page cache tells.
+
+        Raises:
+            Lost: it is not, or an earlier one was not.
         """
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        begun = self._syncs
+        with self._syncing:
+            if self._syncs == begun:  # else one that began after all this was written has ended meanwhile
+                self._syncs += 1
+                self._sync()
+        if self.failure is not None:
+            raise Lost(*self.failure.args)
 
-    def release(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+    def _sync(self) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self._check_whole()
+            if self._has_name and not os.fstat(self._fd).st_nlink:
+                self._fail(errno.EIO, "it was unlinked, and will be gone with this server")
+                return
+            self.write_back()
+        except Lost:
+            pass
+        except OSError as error:
+            reason = f"the disk has not taken what was written ({error.strerror}), and some of it may be lost"
+            self._fail(error.errno or errno.EIO, reason)
+
+    def write_back(self) -> None:
+        """Have the kernel bring what was written to the disk. For `sync`, which knows what an error of it means."""
+        os.fdatasync(self._fd)
+
+    def _fail(self, number: int, what: str) -> Lost:
+        log.error("image %s: %s; it is failed until a server opens it anew", self.path, what)
+        failure = Lost(number, what)
+        if self.failure is None:
+            self.failure = failure
+        return failure
+
+    def _check_whole(self) -> None:
+        if self._left is None and self._has_length:
+            end = os.lseek(self._fd, 0, os.SEEK_END)
+            if end < self.size:
+                self._left = end
+                self._no_wait = 0  # so that `read` sees all that is to be read
+                raise self._fail(errno.EIO, f"it was cut to {end} bytes, and had {self.size}")
+        self._check_left(_WHOLE)
+
+    def _check_left(self, end: int) -> None:
+        """Whoever made it longer again has not brought back what was there."""
+        if self._left is not None and end > self._left:
+            raise Lost(errno.EIO, f"it was cut to {self._left} bytes")
+
+    def _ended(self, offset: int) -> OSError:
+        """Why there is nothing more to read."""
+        with suppress(Lost):
+            self._check_whole()
+        return Lost(errno.EIO, f"it ends at {offset}")
 
     def _clear(self, mode: int, offset: int, size: int) -> None:
+        self._check_whole()
         try:
             if not self._fallocate(mode, offset, size):
                 self._write_zeros(offset, size)
@@ -228,43 +346,3 @@ def _behind(pieces: Sequence[memoryview], done: int) -> list[memoryview]:
             left.append(piece[done:])
         done = max(0, done - len(piece))
     return left
-
-
-def open_images(text: str) -> list[Backing]:
-    """FILE[:SIZE][:ro], several with commas between them.
-
-    Raises:
-        UserError: one of them cannot be had.
-    """
-    opened: list[Backing] = []
-    try:
-        opened.extend(_open_image(item) for item in text.split(","))
-    except UserError:
-        for backing in opened:
-            backing.close()
-        raise
-    return opened
-
-
-def _open_image(text: str) -> Backing:
-    path, size, read_only = text, None, False
-    if path.endswith(":" + READ_ONLY):
-        path, read_only = path.removesuffix(":" + READ_ONLY), True
-    name, colon, end = path.rpartition(":")
-    if colon and end[:1].isdigit():
-        path, size = name, parse_size(end)
-    if not path:
-        raise UserError("an image needs a file", hint="--image FILE[:SIZE][:ro], several with commas between them")
-    if path == MEMORY:
-        # The name goes into the serial number, and no two controllers in a guest may have the same.
-        return Backing(Path(f"{MEMORY}-{token_hex(8)}"), size, read_only=read_only, in_memory=True)
-    return Backing(Path(path), size, read_only=read_only)
-
-
-def parse_size(text: str) -> int:
-    """Bytes from `64M`, `1G`, `512K` or a plain number. Raises UserError."""
-    digits = text.rstrip("KMGTkmgt")
-    suffix = text[len(digits) :].upper()
-    if not digits.isdigit() or suffix not in SUFFIXES or not int(digits):
-        raise UserError(f"{text!r} is no size", hint="bytes, or with K, M, G or T behind them")
-    return int(digits) * SUFFIXES[suffix]

@@ -1,0 +1,1 @@
+"""What the disks of device programs are kept in, whatever protocol a guest sees them by."""

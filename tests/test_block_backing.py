@@ -1,0 +1,250 @@
+"""What a disk has acknowledged is kept, or never again said to be."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servers.block.backing import Backing, Lost
+from servers.block.images import open_images
+from vfio_user.errors import UserError
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Backing]:
+    (backing,) = open_images(f"{tmp_path / 'disk.img'}:2M", 512)
+    yield backing
+    backing.close()
+
+
+class PageCache:
+    """What fdatasync does: it tells of an error once for an open file, to whoever asks first."""
+
+    def __init__(self, *errors: int) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    def fdatasync(self, fd: int) -> None:
+        self.calls += 1
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+
+
+def write(backing: Backing, offset: int, data: bytes) -> None:
+    backing.write([memoryview(data)], offset)
+
+
+# A flush that failed
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_what_the_disk_has_not_kept_once_is_lost_for_ever(
+    image: Backing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    monkeypatch.setattr(os, "fdatasync", PageCache(number).fdatasync)
+    write(image, 0, b"acknowledged")
+    for _ in range(3):
+        with pytest.raises(Lost) as told:
+            image.sync()
+        assert told.value.errno == number
+    assert image.failure is not None
+    assert [record.levelno for record in caplog.records] == [logging.ERROR], "it is said once, not at every flush"
+    assert str(image.path) in caplog.text
+
+
+def test_an_image_that_is_opened_anew_can_be_trusted_again(image: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fdatasync", PageCache(errno.EIO).fdatasync)
+        with pytest.raises(Lost):
+            image.sync()
+    again = Backing(image.path)
+    again.sync()
+    assert again.failure is None
+    again.close()
+
+
+def test_an_error_that_the_page_cache_tells_one_thread_is_of_all_that_wait(
+    image: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells the first; the others' data may be what was lost."""
+    first_is_in, go_on = threading.Event(), threading.Event()
+    cache = PageCache(errno.EIO)
+
+    def fdatasync(fd: int) -> None:
+        if first_is_in.is_set():
+            go_on.set()  # a second one that does not wait gets its success while the first has not got its error
+        first_is_in.set()
+        if len(cache.errors) and threading.current_thread().name == "first":
+            go_on.wait(0.2)
+            cache.fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    outcomes: dict[str, bool] = {}
+
+    def flush() -> None:
+        try:
+            image.sync()
+            outcomes[threading.current_thread().name] = True
+        except Lost:
+            outcomes[threading.current_thread().name] = False
+
+    threads = [threading.Thread(target=flush, name=name) for name in ("first", "second", "third")]
+    threads[0].start()
+    assert first_is_in.wait(5)
+    for each in threads[1:]:
+        each.start()
+    for each in threads:
+        each.join(5)
+    assert outcomes == {"first": False, "second": False, "third": False}
+
+
+def test_flushes_that_wait_share_the_next_turn_of_the_disk(image: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of them the turn that was under way: it may have passed by what they wrote."""
+    begun, go_on, calls = threading.Event(), threading.Event(), []
+
+    def fdatasync(fd: int) -> None:
+        calls.append(fd)
+        begun.set()
+        go_on.wait(5)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    first = threading.Thread(target=image.sync)
+    first.start()
+    assert begun.wait(5)
+    waiting, asked = [], threading.Semaphore(0)
+
+    class Counted:
+        """The backing's lock, which tells of those that come to it."""
+
+        def __init__(self, lock: threading.Lock) -> None:
+            self._lock = lock
+
+        def __enter__(self) -> None:
+            asked.release()
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+
+    monkeypatch.setattr(image, "_syncing", Counted(image._syncing))
+    for _ in range(5):
+        waiting.append(threading.Thread(target=image.sync))
+        waiting[-1].start()
+        assert asked.acquire(timeout=5)
+    go_on.set()
+    for each in (first, *waiting):
+        each.join(5)
+    assert len(calls) == 2
+
+
+# An image that somebody else changes
+
+
+def test_an_image_that_was_cut_is_not_filled_up_with_zeros(image: Backing, caplog: pytest.LogCaptureFixture) -> None:
+    write(image, MIB, b"lost")
+    os.truncate(image.path, MIB // 2)
+    for _ in range(2):
+        with pytest.raises(Lost):
+            write(image, 2 * MIB - 512, bytes(512))
+    assert image.path.stat().st_size == MIB // 2
+    with pytest.raises(Lost):
+        image.zero(MIB, 512)
+    with pytest.raises(Lost):
+        image.extend(4 * MIB)
+    with pytest.raises(Lost):
+        image.sync()
+    assert len(caplog.records) == 1
+    assert str(MIB // 2) in caplog.text
+
+
+def test_what_is_left_of_an_image_that_was_cut_can_be_read(image: Backing) -> None:
+    write(image, 4096, b"kept" * 128)
+    os.truncate(image.path, MIB)
+    with pytest.raises(Lost):
+        image.read_bytes(512, MIB)
+    assert image.read_bytes(512, 4096) == b"kept" * 128
+
+
+def test_what_was_cut_is_lost_even_if_the_image_is_made_as_long_as_before(image: Backing) -> None:
+    write(image, MIB, b"lost" * 128)
+    os.truncate(image.path, MIB)
+    with pytest.raises(Lost):
+        image.sync()
+    os.truncate(image.path, 2 * MIB)
+    with pytest.raises(Lost):
+        image.read([memoryview(bytearray(512))], MIB)
+    with pytest.raises(Lost):
+        write(image, 0, bytes(512))
+
+
+def test_a_flush_finds_that_an_image_was_unlinked(image: Backing, caplog: pytest.LogCaptureFixture) -> None:
+    image.sync()
+    image.path.unlink()
+    for _ in range(2):
+        with pytest.raises(Lost):
+            image.sync()
+    assert "unlinked" in caplog.text
+    assert image.read_bytes(512, 0) == bytes(512)
+
+
+def test_an_image_that_never_had_a_name_is_not_unlinked(tmp_path: Path) -> None:
+    opened = os.memfd_create("image")
+    os.truncate(opened, MIB)
+    backing = Backing(Path(f"/proc/self/fd/{opened}"))
+    backing.sync()
+    backing.close()
+    os.close(opened)
+    (memory,) = open_images("memory:1M", 512)
+    memory.sync()
+    memory.close()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("size", "block"), [("511", 512), ("100", 512), ("2048", 4096), ("513", 512), ("6K", 4096)])
+def test_a_new_image_has_whole_blocks(tmp_path: Path, size: str, block: int) -> None:
+    with pytest.raises(UserError, match="block"):
+        open_images(f"{tmp_path / 'new.img'}:{size}", block)
+    assert not (tmp_path / "new.img").exists()
+
+
+def test_an_image_without_a_whole_block_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "small.img").write_bytes(bytes(2048))
+    with pytest.raises(UserError, match="2048"):
+        open_images(str(tmp_path / "small.img"), 4096)
+
+
+def test_an_odd_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "odd.img").write_bytes(bytes(MIB + 100))
+    (backing,) = open_images(str(tmp_path / "odd.img"), 512)
+    backing.close()
+    assert "100 bytes" in caplog.text
+
+
+def test_an_image_that_cannot_grow_to_its_size_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ro.img").write_bytes(bytes(MIB))
+    with pytest.raises(UserError, match=str(MIB)):
+        open_images(f"{tmp_path / 'ro.img'}:2M:ro", 512)
+
+
+def test_a_new_image_is_brought_to_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def spy(fd: int) -> None:
+        synced.append(os.stat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    (backing,) = open_images(f"{tmp_path / 'new.img'}:1M", 512)
+    backing.close()
+    assert synced == [(tmp_path / "new.img").stat().st_ino, tmp_path.stat().st_ino]
