@@ -123,6 +123,33 @@ class Commands(GuestTest):
         terminal.type("\x1d")
         self.assertEqual(terminal.end(), 0, terminal.shown)
 
+    def test_boot_ends_with_its_input(self) -> None:
+        """When all that came by the pipe is done: also a command that reads to the end, and a last line without one."""
+        for typed, shown in (
+            ("", ""),
+            ("edu liveness; seq 3000\n", "\n3000\n"),
+            ("cat\nas it is $((6*7))\n", "as it is $((6*7))"),
+            ("sleep 2; echo six times seven is $((6*7))", "six times seven is 42"),
+        ):
+            done = self.vfio_user("boot", "--device", "edu", typed=typed)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(shown, done.stdout)
+
+    def test_boot_names_what_became_of_the_guest(self) -> None:
+        done = self.vfio_user("boot", typed="echo '<0>Kernel panic - not syncing: pretended' > /dev/kmsg; sleep 600\n")
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr, "failed: the guest 'guest' panicked: .*pretended")
+
+    def test_a_server_that_cannot_migrate_is_refused_before_anything_is_migrated(self) -> None:
+        (Path(self.workdir) / "fixed_edu.py").write_text(
+            "from servers.edu import Edu\nclass FixedEdu(Edu):\n    migratable = False\n"
+        )
+        for command in ("migrate", "soak"):
+            done = self.vfio_user(command, "--device", "fixed_edu:FixedEdu")
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertRegex(done.stderr, "error: FixedEdu cannot be migrated: .*DEVICE_FEATURE MIGRATION")
+            self.assertNotIn("phase", done.stderr + done.stdout)
+
     def test_the_printed_command_does_the_same_by_hand(self) -> None:
         commands = self.vfio_user("boot", "--device", "edu", "--print-command").stdout
         # What a person does: paste, but wait until the server listens.
@@ -160,14 +187,14 @@ class Commands(GuestTest):
         self.assertFalse(any(child.is_running() for child in children))
         self.assertFalse(directory.exists())
 
-    def vfio_user(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def vfio_user(self, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((self.workdir, os.environ.get("PYTHONPATH", "")))}
         environment["VFIO_USER_RESULTS"] = self.outputdir
         return subprocess.run(
             [*VFIO_USER, *arguments],
             cwd=self.workdir,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            input=typed,
             capture_output=True,
             text=True,
             check=False,

@@ -64,7 +64,7 @@ def command(
 ) -> None:
     """Boot a guest with a device and open a shell in it.
 
-    Ctrl-] ends guest, QEMU and servers; where the input is no terminal, Ctrl-C does.
+    Ctrl-] ends guest, QEMU and servers; where the input is no terminal its end does, once what was typed is done.
     """
     hardware: dict[str, Any] = {"memory": memory, "cpus": cpus, "iommu": iommu}
     wanted = [Device.parse(text) for text in devices]
@@ -74,7 +74,7 @@ def command(
     with interruptible(), Lab("boot", qemu=qemu, interpose=faults or interpose, progress=_say) as lab:
         guest = lab.boot(devices=wanted, image=image, fresh=fresh, trace=trace, monitor=True, **hardware)
         _say(_directions(lab, guest))
-        if not attach(guest.machine):
+        if not attach(guest):
             _say("\r\nthe machine has ended\r")
 
 
@@ -86,7 +86,7 @@ def _directions(lab: Lab, guest: BootedGuest) -> str:
         "console": str(guest.machine.console.log),
         "SSH": shlex.join(guest.ssh_command(lab.folder)),
         "logs": str(lab.folder),
-        "to end": "Ctrl-]" if sys.stdin.isatty() else "Ctrl-C",
+        "to end": "Ctrl-]" if sys.stdin.isatty() else "the end of the input, or Ctrl-C",
     }
     return "\n".join(f"{name:8} {value}" for name, value in rows.items())
 

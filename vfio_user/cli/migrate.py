@@ -15,6 +15,7 @@ from vfio_user.harness.hosts import two_hosts
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Plan, Report, Tuning
+from vfio_user.harness.migration.moving import require_migratable
 from vfio_user.harness.migration.workload import KINDS as WORKLOADS
 from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, image_for, judge
 
@@ -101,6 +102,8 @@ def command(
             iommu=iommu,
             trace=trace,
         )
+        if mode != Mode.DIRECT:
+            require_migratable(guest)
         started = [each.start(guest, plugged) for each, plugged in zip(assignments, guest.devices, strict=True)]
         running = [workload for workload in started if workload is not None]
         report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan, qemu=to_qemu)
@@ -112,8 +115,10 @@ def command(
         for work in done:
             judge(report, work)
         _print(report, done, str(lab.folder), as_json=as_json)
-    if not report.ok:
-        raise VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")
+        if not report.ok:
+            lab.failure = VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")
+    if lab.failure is not None:
+        raise lab.failure
 
 
 def _print(report: Report, done: list[Exercise], folder: str, *, as_json: bool) -> None:

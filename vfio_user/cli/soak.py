@@ -71,6 +71,7 @@ def command(
             elif not quiet:
                 click.echo(_line(kept.last))
         if wrong:
+            lab.failure = VerdictError(wrong)
             for guest in lab.guests:
                 guest.collect(lab.folder)
     seconds = time.monotonic() - began

@@ -158,13 +158,8 @@ class DeviceLink:
         return bool(self._picture()["client_migrates"])
 
     def prepare(self) -> None:
-        """Ask what the server can do, and begin to log what it writes. Raises `UserError` when it cannot migrate."""
+        """Ask what the server can do, which can migrate, and begin to log what it writes."""
         supports = self.source.control.call("migration_support")["supports"]
-        if "STOP_COPY" not in supports:
-            raise UserError(
-                f"the server of {self.name} cannot migrate",
-                hint="it has neither DEVICE_FEATURE MIGRATION nor a migration region; see `vfio-user probe`",
-            )
         self.resets = self._picture()["resets"]
         with suppress(ControlError):
             answer = self.source.control.call("region_read", region=_CONFIG_REGION, offset=0, size=256)

@@ -28,6 +28,8 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qemu: Q
     """See `Lab.migrate`. Raises `UserError` for what cannot even begin."""
     servers = [_interposed(guest, plugged) for plugged in guest.devices]
     mode = choose_mode(mode, servers)
+    if mode is not Mode.DIRECT:
+        require_migratable(guest)
     report = Report(mode, guest.host.name, to.name, [server.device.name for server in servers])
     source, running = guest.machine, guest.machine.qmp.command("query-status")["running"]
     before = look(guest) if running else None
@@ -62,6 +64,17 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qemu: Q
     if report.verdict is Verdict.MIGRATED and before is not None:
         compare(report, before, guest)
     return report
+
+
+def require_migratable(guest: BootedGuest) -> None:
+    """Ask the servers of a guest's devices. Raises `UserError` with the name of one that cannot migrate."""
+    for plugged in guest.devices:
+        server = _interposed(guest, plugged)
+        if "STOP_COPY" not in server.control.call("migration_support")["supports"]:
+            raise UserError(
+                f"{server.device.name} cannot be migrated: its server has no DEVICE_FEATURE MIGRATION, and no region for it",
+                hint="`vfio-user probe` shows what a server can; mode direct moves a guest and leaves its device behind",
+            )
 
 
 def was_reset(machine: Machine) -> bool:
@@ -139,6 +152,11 @@ class _Arriving:
 
 
 def _interposed(guest: BootedGuest, plugged: Plugged) -> InterposedServer:
+    if plugged.server is None:
+        raise UserError(
+            f"{plugged.identity} of {guest.name!r} cannot be migrated: it is inside QEMU, and no vfio-user device",
+            hint="a device that a server serves can be",
+        )
     if not isinstance(plugged.server, InterposedServer):
         raise UserError(
             f"{plugged.identity} of {guest.name!r} cannot be migrated: there is no interposer before its server",

@@ -17,6 +17,7 @@ from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration.journal import Journal
+from vfio_user.harness.migration.moving import require_migratable
 from vfio_user.harness.migration.plan import Limits, Plan
 from vfio_user.harness.migration.report import Report, Verdict
 from vfio_user.harness.migration.workload import Assignment, Workload, image_for, judge
@@ -59,6 +60,7 @@ class Soak:
             memory=self.memory,
             iommu=self.iommu,
         )
+        require_migratable(guest)
         workload = wanted.start(guest, guest.device, limit=_FOR_EVER)
         names: list[str] = []
         while len(journal.hops) < hops:
