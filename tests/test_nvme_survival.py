@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack
+from typing import Any
 
 import pytest
 
 from servers.block.backing import WouldBlock
 from servers.nvme import Nvme
 from servers.nvme.spec import Admin, Feature, Io
-from tests.nvme_kit import BASE, CSTS, PAGE, Host, controller
-from vfio_user.client import Client, Disconnected
+from tests.device_kit import Client as Link
+from tests.nvme_kit import ACQ, AQA, ASQ, BASE, CC, CSTS, ENABLE, PAGE, READY, Host, controller
+from vfio_user.client import Client, Disconnected, GuestMemory
 from vfio_user.device import NoClient
 from vfio_user.errors import ProtocolError
 from vfio_user.server import Server
+from vfio_user.wire.constants import IrqIndex
 
 FUA = 1 << 30
 
@@ -319,4 +322,42 @@ def test_a_server_ends_cleanly_with_commands_under_way(tmp_path: Path) -> None:
             queue.put(Io.FLUSH, ring=False, nsid=1)
         queue.ring()
     host.close()
+    device.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"map_doorbells": "memfd", "shadow_doorbells": True}], ids=["shadow", "both"])
+def test_an_end_of_the_client_leaves_shadow_doorbells_to_the_next(tmp_path: Path, options: dict[str, Any]) -> None:
+    """It maps its memory piece by piece: until the buffers come there is nothing to look at, and nothing is fatal."""
+    with controller(tmp_path, **options) as (_, host), GuestMemory(1 << 20) as elsewhere:
+        host.enable()
+        values, events = host.allocate(PAGE), host.allocate(PAGE)
+        assert host.admin.do(Admin.DOORBELL_BUFFER_CONFIG, prp1=values, prp2=events).status == 0
+        queue = host.create_queues(entries=8)
+        host.client.close()
+        host.client = Client.connect(f"unix:{tmp_path / 'nvme.sock'}")
+        assert host.load(CSTS) == READY
+        host.client.dma_map(BASE + (1 << 30), elsewhere)
+        assert host.load(CSTS) == READY
+        host.client.dma_map(BASE, host.memory)
+        host.client.enable_irqs(IrqIndex.MSIX, host.vectors)
+        cids = [queue.put(Io.FLUSH, ring=False, nsid=1) for _ in range(3)]
+        host.write(values + 8, queue.tail.to_bytes(4, "little"))
+        host.store(0x1008, 4, queue.tail)
+        assert [queue.wait(cid).status for cid in cids] == [0, 0, 0]
+        assert host.load(CSTS) == READY
+
+
+def test_work_that_went_with_a_client_does_not_keep_the_next_ones_from_being_begun(tmp_path: Path) -> None:
+    """A doorbell was rung, and the client had gone before the work for it was done."""
+    device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
+    device.attach(Link())
+    for offset, width, value in ((AQA, 4, 0x001F001F), (ASQ, 8, PAGE), (ACQ, 8, 2 * PAGE), (CC, 4, ENABLE)):
+        device.region_write(0, offset, value.to_bytes(width, "little"))
+    device.region_write(0, 0x1000, (1).to_bytes(4, "little"))
+    device.detach()
+    link = Link()
+    device.attach(link)
+    device.region_write(0, 0x1000, (2).to_bytes(4, "little"))
+    assert link.deferred
+    device.detach()
     device.close()

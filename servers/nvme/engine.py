@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from servers.nvme import admin, io_commands
@@ -194,19 +195,20 @@ class Engine:
         return True
 
     def look_at_shadows(self) -> bool:
-        """Schedule the queues whose shadow doorbells were moved; whether there are any."""
+        """Schedule the queues whose shadow doorbells were moved; whether there are any.
+
+        One that is not mapped has not moved: the client may be about to map its memory.
+        """
         moved, dma = False, self._dma
-        try:
-            for number, queue in self.submission_queues.items():
-                if queue.shadow is None:
-                    continue
-                cq = queue.cq
+        for number, queue in self.submission_queues.items():
+            if queue.shadow is None:
+                continue
+            cq = queue.cq
+            with suppress(ProtocolError):
                 more = queue.shadow.read(dma, queue.size) != queue.tail
                 if more or (cq.waiting and cq.shadow is not None and cq.shadow.read(dma, cq.size) != cq.head):
                     self._schedule(number)
                     moved = True
-        except ProtocolError as error:
-            self._device.fail(f"shadow doorbells are not in guest memory: {error}")
         return moved
 
     def add(self, queue: SubmissionQueue | CompletionQueue) -> None:
@@ -352,8 +354,8 @@ class Engine:
         return waiting
 
     def go_on(self) -> None:
-        """After `halt`."""
-        self.quiet = False
+        """After `halt`: perhaps for another client, with which what was posted before has gone."""
+        self.quiet = self._scheduled = False
         self._schedule_all()
         if self._doorbells:
             self._doorbells.watch()
@@ -374,8 +376,10 @@ class Engine:
         self._schedule_all()
 
     def _schedule_all(self) -> None:
-        for number in self.submission_queues:
-            self._schedule(number)
+        """Look for work that nobody tells of, in queues that are mapped: the DMA_MAP that brings others looks again."""
+        for number, queue in self.submission_queues.items():
+            if queue.is_mapped(self._dma):
+                self._schedule(number)
 
 
 def refuse(device: Nvme, command: Command) -> int:

@@ -134,6 +134,17 @@ class SubmissionQueue:
             self.head = 0
         self.cq.claimed += 1
 
+    def is_mapped(self, dma: Dma) -> bool:
+        """Whether the client has mapped the queue, and what belongs to it."""
+        places = [(self.base, self.size * SQ_ENTRY), (self.cq.base, self.cq.size * CQ_ENTRY)]
+        places += [place for queue in (self, self.cq) if queue.shadow is not None for place in queue.shadow.places]
+        try:
+            for address, size in places:
+                dma.pieces(address, size, 0)
+        except ProtocolError:
+            return False
+        return True
+
     def save(self) -> list[int]:
         return [self.id, self.base, self.size, self.cq.id, self.head, self.tail]
 
@@ -169,6 +180,11 @@ class Shadow:
         self._value = value
         self._event = event
         self._last = -1
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Addresses and bytes of what it consists of."""
+        return [(self._value, 4), (self._event, 4)]
 
     def read(self, dma: Dma, size: int) -> int:
         return _U32.unpack(dma.read(self._value, 4))[0] % size  # type: ignore[no-any-return]
