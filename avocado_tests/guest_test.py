@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from avocado import Test
 
-from vfio_user.cli.test_e2e import INTERPOSE
+from vfio_user.cli._avocado import TEST_TIMEOUT
+from vfio_user.cli.test_e2e import INTERPOSE_VARIABLE
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import patience
@@ -20,24 +25,43 @@ from vfio_user.harness.lab import Lab
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     """A test that boots guests. What a guest or device did wrong fails it; what could not be done is an error."""
 
-    timeout = 300 * patience("kvm")  # seconds; the factor is that of all deadlines, without the accelerator's
+    timeout = TEST_TIMEOUT * patience("kvm")  # the factor is that of all deadlines, without the accelerator's
+
+    def setUp(self) -> None:
+        self._open: dict[Lab, int] = {}
+
+    def tearDown(self) -> None:
+        """End the labs of a test that took too long, and keep their evidence.
+
+        Avocado leaves the test's thread where it is then, within the block, and comes here in another one.
+        """
+        for lab, thread in reversed(self._open.items()):
+            frame = sys._current_frames().get(thread)
+            where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended"
+            late = VerdictError(f"the test took longer than its {self.timeout:g} s", evidence=f"it was at\n{where}")
+            with suppress(VerdictError, UserError):
+                lab.__exit__(type(late), late, None)
+            self.log.info("%s\n%s", late, late.evidence)
 
     @contextmanager
     def lab(self) -> Iterator[Lab]:
-        """A lab that ends with the block, not in tearDown: avocado leaves that out when a test takes too long.
+        """A lab that ends with the block; that of a test that takes too long ends in tearDown.
 
         When known issues were seen that the test names, it ends as CANCEL, with XFAIL as the reason.
         """
         self._seen: list[str] = []
         try:
-            interpose = bool(self.params.get(INTERPOSE))
+            interpose = bool(os.environ.get(INTERPOSE_VARIABLE))
             with Lab("test", folder=Path(self.outputdir), interpose=interpose, progress=self.log.info) as lab:
                 self._lab = lab
+                self._open[lab] = threading.get_ident()
                 try:
                     yield lab
                 except (VerdictError, UserError) as failure:
                     self._explain(failure, lab)
                     raise
+                finally:
+                    del self._open[lab]
         except VerdictError as failure:
             self.log.info("%s\n%s", failure, failure.evidence)
             self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))

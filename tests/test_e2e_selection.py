@@ -1,8 +1,13 @@
-"""Which guest-driven tests a run chooses."""
+"""Which guest-driven tests a run chooses, and by which names."""
+
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from vfio_user.cli import cli, test_e2e
 from vfio_user.cli.test_e2e import filters
+from vfio_user.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -22,3 +27,47 @@ def test_nightly_tests_are_left_out_unless_they_are_asked_for(tags: tuple[str, .
 def test_a_night_leaves_nothing_out() -> None:
     assert filters((), everything=True) == []
     assert filters(("irq",), everything=True) == ["irq"]
+
+
+def listed(*arguments: str) -> list[str]:
+    done = CliRunner().invoke(cli, ["test-e2e", "--list", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output.split()
+
+
+def test_names_are_the_same_wherever_the_checkout_is() -> None:
+    assert all(name.startswith("avocado_tests/test_") for name in listed("known_issues", "dma"))
+
+
+@pytest.mark.parametrize("name", ["disconnections", "test_disconnections", "test_disconnections.py"])
+def test_a_topic_is_its_file_of_tests(name: str) -> None:
+    """Beside which there is a module of the same name."""
+    assert listed(name)[0].startswith("avocado_tests/test_disconnections.py:")
+
+
+def test_a_method_is_exactly_that(tmp_path: Path) -> None:
+    """Others whose names begin or end so, and those of classes whose names do, are not meant."""
+    classes, methods = ("A", "AA", "A_"), ("test_a", "test_ab", "test_a_test_a")
+    body = "".join(f"    def {method}(self):\n        pass\n" for method in methods)
+    file = tmp_path / "test_names.py"
+    file.write_text("from avocado import Test\n" + "".join(f"class {c}(Test):\n{body}" for c in classes))
+    assert listed(f"{file}:A.test_a") == [f"{file}:A.test_a"]
+    assert listed(f"{file}:A") == [f"{file}:A.{method}" for method in methods]
+    assert listed(str(file)) == [f"{file}:{c}.{m}" for c in classes for m in methods]
+
+
+def test_a_file_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UserError, match="no test file nothing") as refused:
+        test_e2e.reference(test_e2e.tests_folder(), "nothing:A.test_a")
+    assert "test_dma" in refused.value.hint
+
+
+def test_parameters_may_be_beside_variants(tmp_path: Path) -> None:
+    """An interposer before every server is no parameter of avocado's; with one of those its own words are given."""
+    file = tmp_path / "test_params.py"
+    file.write_text("from avocado import Test\nclass A(Test):\n    def test_a(self):\n        pass\n")
+    variants = ("-o", "run.dict_variants=[{name: a}, {name: b}]")
+    assert listed(str(file), "--interpose") == listed(str(file))
+    done = CliRunner().invoke(cli, ["test-e2e", "--list", str(file), *variants, "-o", "run.test_parameters=[[a, b]]"])
+    assert isinstance(done.exception, UserError)
+    assert "test parameters" in str(done.exception)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ import click
 import yaml
 
 import vfio_user
+from vfio_user.cli import _avocado
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.deadline import SCALE_VARIABLE
 from vfio_user.harness.evidence import INDEX, cause_of
 from vfio_user.harness.image import ensure_image
-from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.known_issues import XFAIL
 from vfio_user.harness.qemu import ensure_qemu
 
@@ -25,8 +27,8 @@ IMAGES = ("minimal", "storage")
 """What the tests boot."""
 NIGHTLY = "nightly"
 """The tag of tests that take too long for every change."""
-INTERPOSE = "interpose"
-"""Avocado's parameter that tells tests to put an interposer before every server."""
+INTERPOSE_VARIABLE = "VFIO_USER_INTERPOSE"
+"""Set for tests to put an interposer before every server: avocado takes no parameters beside variants."""
 
 # Two guests under TCG fill two processors; a third only makes timeouts of slowness.
 MOST_AT_ONCE = 2
@@ -57,34 +59,30 @@ def command(
     known issue of QEMU (XFAIL, see `vfio-user known-issues`) are counted in a line before it. The exit status is 0 when
     some test passed, or showed such an issue, and none failed.
     """
-    Job, NoTests = _avocado()
     folder = tests_folder()
+    settings = dict(_setting(option) for option in options)
+    if settings:
+        _avocado.check_settings(settings)
     config: dict[str, Any] = {
-        "resolver.references": [_reference(folder, test) for test in tests] or _all(folder),
+        "resolver.references": [reference(folder, test) for test in tests] or _all(folder),
         "filter.by_tags.tags": filters(tags, everything=nightly or bool(tests)),
         "filter.by_tags.include_empty": not tags,
         "run.max_parallel_tasks": parallel,
-        "run.results_dir": os.environ.get(RESULTS_VARIABLE) or str(Path("results").absolute()),
+        "run.results_dir": str(Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute()),
         "run.status_server_auto": True,
-        "run.test_parameters": [(INTERPOSE, "yes")] if interpose else [],
         "core.show": ["app"],
         "job.run.result.html.enabled": True,
         "sysinfo.collect.enabled": False,
-        **dict(_setting(option) for option in options),
     }
-    _prepare_environment(folder, timeout_factor)
-    try:
-        job = Job.from_config({**config, "run.dry_run.enabled": list_only})
-    except NoTests as error:
-        raise UserError("no test is to be run", hint="`vfio-user test-e2e --list` names all that there are") from error
-    if list_only:
-        for suite in job.test_suites:
-            for runnable in suite.tests:
-                click.echo(runnable.identifier)
-        return
-    _provision()
-    with interruptible(), job:
-        _report(job, job.run())
+    _prepare_environment(folder, timeout_factor, interpose=interpose)
+    with contextlib.chdir(folder.parent):  # so that the names of tests do not begin with where the checkout is
+        if list_only:
+            for name in _chosen(_avocado.make_job({**config, **settings, "run.dry_run.enabled": True})):
+                click.echo(name)
+            return
+        job = _avocado.make_job({**config, **settings})
+        _provision()
+        _run(job, explicit="task.timeout.running" in settings)
 
 
 def filters(tags: tuple[str, ...], *, everything: bool) -> list[str]:
@@ -106,27 +104,28 @@ def tests_folder() -> Path:
     raise UserError("the guest-driven tests are not here", hint="run this in a checkout of the project")
 
 
-def _avocado() -> tuple[Any, type[Exception]]:
-    """Its job, and what it raises when there is nothing to run."""
-    try:
-        from avocado.core.job import Job
-        from avocado.core.suite import TestSuiteError
-    except ImportError as error:
-        raise UserError("avocado is not installed", hint="pip install 'vfio-user[test]'") from error
-    return Job, TestSuiteError
-
-
 def _all(folder: Path) -> list[str]:
-    return [str(path) for path in sorted(folder.glob("test_*.py"))]
+    return [_named(folder, path) for path in sorted(folder.glob("test_*.py"))]
 
 
-def _reference(folder: Path, test: str) -> str:
-    """A test as avocado wants it, from a path, or a name of the folder with or without `test_` and `.py`."""
-    name, colon, method = test.partition(":")
-    candidates = (Path(name), folder / name, folder / f"{name}.py", folder / f"test_{name}.py")
+def _named(folder: Path, path: Path) -> str:
+    """A file as its tests are to be named: from the folder that has the tests' own, where it is below that."""
+    path = path.absolute()
+    return str(path.relative_to(folder.parent) if path.is_relative_to(folder.parent) else path)
+
+
+def reference(folder: Path, test: str) -> str:
+    """A test as avocado wants it, from a path, or a name of the folder with or without `test_` and `.py`.
+
+    What is behind the colon is a class or CLASS.METHOD, and means these alone: for avocado it is a regular expression,
+    which may be found anywhere in a name.
+    """
+    name, _, chosen = test.partition(":")
+    candidates = (Path(name), folder / f"test_{name}.py", folder / name, folder / f"{name}.py")
     for path in candidates:
         if path.is_file():
-            return f"{path.absolute()}{colon}{method}"
+            exactly = f"^{re.escape(chosen)}{'$' if '.' in chosen else '[.]'}"
+            return _named(folder, path) + (f":{exactly}" if chosen else "")
     raise UserError(
         f"there is no test file {name}", hint=f"there are: {', '.join(Path(path).stem for path in _all(folder))}"
     )
@@ -153,14 +152,41 @@ def _setting(option: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
-def _prepare_environment(folder: Path, timeout_factor: float) -> None:
-    """For the processes of avocado's runner: its programs, our package and the factor for every deadline."""
+def _prepare_environment(folder: Path, timeout_factor: float, *, interpose: bool) -> None:
+    """For the processes of avocado's runner: its programs, our package, the factor for every deadline, interposers."""
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     sys.path.insert(0, str(folder.parent))  # where avocado looks for the classes that tests derive from
     paths = (str(folder.parent), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if timeout_factor != 1.0:
         os.environ[SCALE_VARIABLE] = str(timeout_factor)
+    if interpose:
+        os.environ[INTERPOSE_VARIABLE] = "yes"
+
+
+def _chosen(job: Any) -> Sequence[str]:
+    return [runnable.identifier for suite in job.test_suites for runnable in suite.tests]
+
+
+def _run(job: Any, *, explicit: bool) -> None:
+    """Run a job, and say what came of it. `explicit`: whether it was said how long a test may take at all."""
+    longest, margin = _avocado.longest_timeout(_chosen(job)), _avocado.margin()
+    if not explicit:
+        for suite in job.test_suites:
+            suite.config["task.timeout.running"] = longest + margin
+
+    def say(message: str) -> None:
+        click.echo(message, err=True)
+
+    ending = _avocado.Ending()
+    with job, ending.noticed(job):
+        try:
+            with _avocado.watched(job, longest + 2 * margin, say):
+                status = job.run()
+        except _avocado.JobHangs as error:
+            _complain(job, ending)
+            raise VerdictError(str(error), evidence=f"evidence: {job.logdir}") from None
+    report(job, status, ending)
 
 
 def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, Path]]:
@@ -176,19 +202,43 @@ def per_minute(count: int, seconds: float) -> float:
     return 60 * count / seconds if seconds > 0 else 0.0
 
 
-def _report(job: Any, status: int) -> None:
+def report(job: Any, status: int, ending: _avocado.Ending) -> None:
+    """Say what came of a job's tests.
+
+    Raises:
+        VerdictError: tests failed.
+        KeyboardInterrupt: somebody ended the run; what it was at is no failure.
+        UserError: avocado could not do its work.
+    """
     result = job.result
-    failed = result.failed + result.errors + result.interrupted
-    known = sum(str(test.get("fail_reason", "")).startswith(XFAIL) for test in result.tests)
-    skipped = result.skipped + result.cancelled - known
+    failed = _complain(job, ending)
+    if ending.came:
+        names = ", ".join(str(test["name"]).rpartition(":")[2] for test in ending.tests(job))
+        click.echo(f"ended {f'in {names}' if names else 'between tests'}: that is no verdict", err=True)
+        raise KeyboardInterrupt
+    if failed:
+        raise VerdictError(f"{failed} of {result.tests_total} guest-driven tests failed")
+    if status or not (result.passed or result.warned or _known(result.tests)):
+        raise UserError(f"avocado did not finish its job (status {status})", hint=f"its log: {job.logfile}")
+
+
+def _complain(job: Any, ending: _avocado.Ending) -> int:
+    """First causes, where the evidence is, and the counts; JUnit's file is completed. How many tests failed."""
+    result = job.result
+    known = _known(result.tests)
+    ended = len(ending.tests(job))
+    _avocado.complete_junit(Path(job.logdir) / "results.xml", result.tests)
     for name, cause, page in first_causes(result.tests):
         click.echo(f"{name}: {cause}\n  {page}")
     click.echo(f"evidence: {job.logdir}")
     click.echo(f"{per_minute(result.tests_run, job.time_elapsed):.1f} cases per minute")
     if known:
         click.echo(f"{known} showed a known issue of QEMU ({XFAIL})")
+    failed: int = result.failed + result.errors + result.interrupted - ended
+    skipped = result.skipped + result.cancelled - known
     click.echo(f"{result.passed + result.warned} passed, {failed} failed, {skipped} skipped")
-    if failed:
-        raise VerdictError(f"{failed} of {result.tests_total} guest-driven tests failed")
-    if status or not (result.passed or result.warned or known):
-        raise UserError(f"avocado did not finish its job (status {status})", hint=f"its log: {job.logfile}")
+    return failed
+
+
+def _known(tests: Iterable[Mapping[str, Any]]) -> int:
+    return sum(str(test.get("fail_reason", "")).startswith(XFAIL) for test in tests)

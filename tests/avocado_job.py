@@ -1,0 +1,42 @@
+"""A job of avocado's, run as `vfio-user test-e2e` runs it, with bounds for tests of these: one test file, few seconds.
+
+    python -m tests.avocado_job FILE RESULTS SILENCE [GRACE]
+
+Prints the verdict of each test, > NAME: STATUS: REASON. Status 3 where the job hung.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from vfio_user.cli import _avocado
+
+
+def main(file: str, results: str, silence: float, grace: float) -> int:
+    config = {
+        "resolver.references": [file],
+        "run.max_parallel_tasks": 1,
+        "run.results_dir": results,
+        "run.status_server_auto": True,
+        "core.show": ["app"],
+        "sysinfo.collect.enabled": False,
+    }
+    job = _avocado.make_job(config)
+    ending = _avocado.Ending()
+    with job, ending.noticed(job):
+        try:
+            with _avocado.watched(job, silence, print, grace=grace):
+                job.run()
+        except _avocado.JobHangs as error:
+            print(error)
+            return 3
+        for test in ending.tests(job):
+            print(f"ended in {test['name']}")
+        for test in job.result.tests:
+            print(f"> {test['name']}: {test['status']}: {test.get('fail_reason')}")
+    return 0
+
+
+if __name__ == "__main__":
+    bounds = [*map(float, sys.argv[3:]), 30.0]
+    sys.exit(main(sys.argv[1], sys.argv[2], bounds[0], bounds[1]))

@@ -1,0 +1,208 @@
+"""Avocado's jobs of guest-driven tests: bounded whatever a test does, and what they leave has all that one wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from junitparser import JUnitXml
+
+from avocado_tests.guest_test import GuestTest
+from vfio_user.cli import _avocado, test_e2e
+from vfio_user.errors import UserError, VerdictError
+
+ROOT = Path(__file__).parent.parent
+QUIET = "8"  # seconds in which a job hears of a test here, on a busy machine too
+
+FILE = """
+import os, signal, time
+from avocado import Test
+from avocado_tests.guest_test import GuestTest
+
+class One(Test):
+    def test_first(self):
+        {body}
+
+    def test_second(self):
+        self.cancel("it has a reason")
+
+class Guests(GuestTest):
+    timeout = 1
+    def test_late(self):
+        with self.lab():
+            time.sleep(60)
+"""
+
+
+def job(folder: Path, body: str, chosen: str, *bounds: str) -> subprocess.Popen[str]:
+    """A job with the tests of `FILE` that this expression finds, the first of which does this."""
+    file = folder / "test_it.py"
+    file.write_text(FILE.format(body=body))
+    paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # avocado's runners
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.avocado_job", f"{file}:{chosen}", str(folder / "results"), *bounds],
+        cwd=ROOT,
+        env={**os.environ, "PATH": paths, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def verdicts(said: str) -> dict[str, str]:
+    """METHOD: STATUS: REASON of the tests, from what the job has printed."""
+    lines = (line.partition(".py:")[2] for line in said.splitlines() if line.startswith("> "))
+    return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+
+def left(folder: Path, name: str) -> Path:
+    """A file of the job's folder."""
+    (found,) = folder.glob(f"results/job-*/{name}")
+    return found
+
+
+def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
+    """Its runner has ended: avocado waits for what will never come."""
+    running = job(tmp_path, "os.kill(os.getppid(), signal.SIGKILL)", "One", QUIET)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    found = verdicts(said)
+    assert found["One.test_first"].startswith("INTERRUPTED: Test interrupted: it has not reported")
+    assert found["One.test_second"] == "CANCEL: it has a reason"
+    results = json.loads(left(tmp_path, "results.json").read_text())
+    assert [test["status"] for test in results["tests"]] == ["INTERRUPTED", "CANCEL"]
+
+
+def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    body = f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    running = job(tmp_path, body, "test_first", QUIET, "1")
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 3, said
+    assert "has not ended" in said
+    assert not Path(f"/proc/{pid.read_text()}").exists()
+
+
+def test_a_run_that_somebody_ends_says_so_of_its_tests(tmp_path: Path) -> None:
+    running = job(tmp_path, "time.sleep(60)", "test_first", "60")
+    with running:
+        assert running.stdout is not None
+        lines = iter(running.stdout.readline, "")
+        assert any("STARTED" in line for line in lines)
+        running.send_signal(signal.SIGINT)
+        said = "".join(lines)
+    assert verdicts(said).keys() == {"One.test_first"}
+    assert "One.test_first" in "".join(line for line in said.splitlines() if line.startswith("ended in "))
+
+
+def test_a_test_that_takes_too_long_leaves_its_evidence(tmp_path: Path) -> None:
+    """With the place that it was at."""
+    running = job(tmp_path, "pass", "Guests", "60")
+    said, _ = running.communicate(timeout=60)
+    assert verdicts(said) == {"Guests.test_late": "INTERRUPTED: Test interrupted: Timeout reached"}
+    assert left(tmp_path, "test-results/1-*/data/index.html").exists()
+    error = left(tmp_path, "test-results/1-*/data/error.txt").read_text()
+    assert "took longer than its 1 s" in error
+    assert "time.sleep(60)" in error
+
+
+def test_junit_has_the_reason_of_what_was_cancelled(tmp_path: Path) -> None:
+    running = job(tmp_path, "pass", "One", "60")
+    said, _ = running.communicate(timeout=60)
+    results = json.loads(left(tmp_path, "results.json").read_text())
+    report = left(tmp_path, "results.xml")
+    _avocado.complete_junit(report, results["tests"])
+    reasons = [result.message for suite in JUnitXml.fromfile(str(report)) for case in suite for result in case.result]
+    assert reasons == ["it has a reason"], said
+
+
+# what a run comes to
+
+
+def done(*tests: tuple[str, str], folder: Path) -> Any:
+    """A job that has ended with tests of these states and reasons."""
+    found = [{"name": "a.py:A.t", "status": status, "fail_reason": why, "logdir": str(folder)} for status, why in tests]
+    counts = {name: sum(status == name for status, _ in tests) for name in ("PASS", "FAIL", "INTERRUPTED", "CANCEL")}
+    result = SimpleNamespace(
+        tests=found,
+        passed=counts["PASS"],
+        failed=counts["FAIL"],
+        interrupted=counts["INTERRUPTED"],
+        cancelled=counts["CANCEL"],
+        errors=0,
+        skipped=0,
+        warned=0,
+        tests_run=len(tests),
+        tests_total=len(tests),
+    )
+    return SimpleNamespace(result=result, logdir=str(folder), logfile="", time_elapsed=1.0)
+
+
+def ended_after(reported: int, job: Any) -> _avocado.Ending:
+    """Somebody ended that job when so many tests had reported."""
+    ending = _avocado.Ending()
+    then = SimpleNamespace(result=SimpleNamespace(tests=job.result.tests[:reported]))
+    with pytest.raises(KeyboardInterrupt), ending.noticed(then):
+        signal.raise_signal(signal.SIGTERM)
+    return ending
+
+
+PASSED, FAILED = ("PASS", ""), ("FAIL", "wrong")
+LATE = ("INTERRUPTED", "Test interrupted: Timeout reached")
+
+
+def test_a_run_that_was_ended_is_not_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = done(PASSED, LATE, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        test_e2e.report(job, 8, ended_after(1, job))
+    assert "1 passed, 0 failed" in capsys.readouterr().out
+
+
+def test_what_failed_before_it_was_ended_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = done(FAILED, LATE, LATE, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        test_e2e.report(job, 9, ended_after(1, job))
+    assert "0 passed, 1 failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [FAILED, LATE])
+def test_a_run_in_which_a_test_failed_or_was_too_slow_is_failed(tmp_path: Path, bad: tuple[str, str]) -> None:
+    with pytest.raises(VerdictError):
+        test_e2e.report(done(PASSED, bad, folder=tmp_path), 1, _avocado.Ending())
+
+
+def test_a_run_with_nothing_but_known_issues_is_good(tmp_path: Path) -> None:
+    test_e2e.report(done(("CANCEL", "XFAIL: it-ends"), folder=tmp_path), 0, _avocado.Ending())
+    with pytest.raises(UserError):
+        test_e2e.report(done(("CANCEL", "no KVM"), folder=tmp_path), 0, _avocado.Ending())
+
+
+# settings and bounds
+
+
+@pytest.mark.parametrize("key", ["run.max_paralel_tasks", "task.timeout.runing"])
+def test_a_setting_that_avocado_does_not_have_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=key) as refused:
+        _avocado.check_settings([key, "run.max_parallel_tasks"])
+    assert "do you mean" in refused.value.hint
+
+
+def test_settings_that_avocado_has_are_taken() -> None:
+    """Those of its core, and of plugins that are options of its command line."""
+    _avocado.check_settings(["run.max_parallel_tasks", "filter.by_tags.tags", "run.dict_variants"])
+
+
+def test_a_job_waits_as_long_as_the_longest_of_its_classes() -> None:
+    folder = ROOT / "avocado_tests"
+    short = f"{folder}/test_dma.py:Dma.test_physical_memory"
+    long = f"{folder}/test_migration.py:FailingWellEverywhere.test_file_fails"
+    assert _avocado.longest_timeout([short]) == GuestTest.timeout
+    assert _avocado.longest_timeout([]) == GuestTest.timeout
+    assert _avocado.longest_timeout(["/nonexistent.py:A.test_a", short, long]) == 3 * GuestTest.timeout
