@@ -1,6 +1,8 @@
 """Bad input for as long as you like: `scripts/fuzz --messages 10000000`, or `scripts/fuzz --seconds 600`.
 
-Campaigns of 50,000 messages go round the dialects with ascending seeds. Status 1 when one went wrong, with its seed.
+Campaigns of 50,000 messages go round the dialects with ascending seeds; then everything that reads what others have
+written (traces, documents, control sockets, agents' answers, states) gets inputs that are nearly right. Status 1 when
+something went wrong, with its seed.
 """
 
 from __future__ import annotations
@@ -8,8 +10,11 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from tests import fuzzing_readers
 from tests.fuzzing import campaign, open_fds, resident_bytes
 from vfio_user.wire import DIALECTS
 
@@ -46,6 +51,21 @@ def main() -> int:
             print(f"\r{told}", end="", flush=True)
         seed += 1
     print(f"\r{told}" if sys.stdout.isatty() else told)
+    return _read(arguments.inputs, arguments.seed)
+
+
+def _read(inputs: int, seed: int) -> int:
+    """Let each reader read so many inputs."""
+    with tempfile.TemporaryDirectory(prefix="vfu-") as folder, fuzzing_readers.readers(Path(folder)) as readers:
+        for reader in readers:
+            begin = time.monotonic()
+            outcome = fuzzing_readers.campaign(reader, inputs, seed)
+            if outcome.wrong:
+                print(f"{reader.name}: seed {seed} went wrong:", *outcome.wrong, sep="\n  ")
+                print(f"again: scripts/fuzz --messages 0 --seed {seed} --inputs {inputs}")
+                return 1
+            seconds = time.monotonic() - begin
+            print(f"{reader.name}: {outcome.inputs:,} inputs, {outcome.refused:,} refused, {seconds:.1f} s")
     return 0
 
 
@@ -55,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--messages", type=int, default=1_000_000, help="how many (1,000,000)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument("--inputs", type=int, default=1000, help="how many for each reader (1,000)")
     parser.add_argument("--seed", type=int, default=1, help="of the first campaign (1)")
     parser.add_argument("--dialect", choices=list(DIALECTS), help="one dialect instead of all")
     return parser.parse_args()

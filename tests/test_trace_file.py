@@ -17,7 +17,8 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from vfio_user.errors import UserError
 from vfio_user.interposer.descriptors import FdKind
 from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.trace import Note, Raw, Record, TraceWriter, read_trace
+from vfio_user.interposer.trace import Kind, Note, Raw, Record, TraceWriter, read_trace
+from vfio_user.interposer.trace.format import encode_body
 from vfio_user.wire import Command, Message
 
 
@@ -115,6 +116,31 @@ def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:
     trace = read_trace(path)
     assert "damaged" in trace.truncated
     assert len([entry for entry in trace.entries if isinstance(entry, Record)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "direction", "view", "time", "body"),
+    [
+        pytest.param(Kind.MESSAGE, 0, 0, 1, bytes(16), id="seen on no side"),
+        pytest.param(Kind.MESSAGE, 2, 3, 1, bytes(16), id="in no direction"),
+        pytest.param(Kind.MESSAGE, 0, 3, 1 << 63, bytes(16), id="at no time"),
+        pytest.param(Kind.MESSAGE, 0, 3, 1, b"x", id="half a header"),
+        pytest.param(Kind.NOTE, 0, 0, 1, b"[]", id="a list for a note"),
+        pytest.param(Kind.NOTE, 0, 0, 1, b"[" * 100_000, id="too many levels"),
+        pytest.param(Kind.NOTE, 0, 0, 1, b'{"event": "\\ud800"}', id="half a character"),
+        pytest.param(Kind.NOTE, 0, 0, 1, b'{"event": 1e999}', id="no number"),
+        pytest.param(Kind.HEADER, 0, 0, 1, b'{"realtime": "x"}', id="a header without sense"),
+    ],
+)
+def test_a_damaged_record_ends_the_reading_and_what_was_before_it_is_there(
+    tmp_path: Path, kind: Kind, direction: int, view: int, time: int, body: bytes
+) -> None:
+    TraceWriter(tmp_path / "trace", {"program": "x"}).close()
+    with (tmp_path / "trace").open("ab") as file:
+        file.write(encode_body(kind, direction, view, time, body))
+    trace = read_trace(tmp_path / "trace")
+    assert "record 2" in trace.truncated
+    assert not trace.entries
 
 
 def test_a_full_disk_stops_the_trace_and_not_the_session(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

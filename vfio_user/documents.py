@@ -66,8 +66,8 @@ def parse(text: str, source: str) -> Document:
     Raises:
         UserError: it is none, with the line where that is known.
     """
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return Document(None, None)
@@ -82,8 +82,6 @@ def parse(text: str, source: str) -> Document:
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         # What a tag makes of a text: a date that is none, a number of too many digits.
         raise UserError(f"{source}: {error}") from None
-    finally:
-        loader.dispose()
 
 
 def _refuse_bombs(root: yaml.Node) -> None:

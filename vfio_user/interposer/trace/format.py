@@ -34,6 +34,8 @@ FORMAT = 1
 PREFIX = struct.Struct("<IBBBBQI")
 LENGTH = struct.Struct("<I")
 FD = struct.Struct("<IQQ")
+MAX_TIME = 1 << 62
+"""Nanoseconds: 146 years."""
 MAX_RECORD = 80 << 20
 """A length above this is not one: the file is damaged there."""
 
@@ -75,6 +77,11 @@ class Header(Frame):
     @property
     def dialect(self) -> str:
         return str(self.about.get("dialect", "current"))
+
+    @property
+    def realtime(self) -> int:
+        """Nanoseconds since 1970 at `time`."""
+        return int(self.about.get("realtime", self.time))
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ def decode(number: int, record: bytes) -> Entry:
             FdInfo(FdKind(values[0]), values[1], values[2])
             for values in (FD.unpack_from(record, PREFIX.size + index * FD.size) for index in range(count))
         )
-        towards, seen = Direction(direction), View(view)
+        towards, seen = Direction(direction), _seen(kind, view, time)
         match Kind(kind):
             case Kind.MESSAGE:
                 id, command, _, flags, errno = HEADER.unpack_from(record, body)
@@ -156,10 +163,40 @@ def decode(number: int, record: bytes) -> Entry:
             case Kind.BYTES:
                 return Raw(number, time, towards, seen, record[body:])
             case Kind.NOTE:
-                content = json.loads(record[body:])
+                content = _object(record[body:])
                 event = str(content.pop("event", "?"))
                 return Note(number, time, towards, seen, event, content)
             case Kind.HEADER:
-                return Header(number, time, towards, seen, json.loads(record[body:]))
-    except (struct.error, ValueError, AttributeError) as error:
+                return Header(number, time, towards, seen, _checked(_object(record[body:])))
+    except (struct.error, ValueError, TypeError, RecursionError) as error:
         raise ProtocolError(f"record {number} of the trace is malformed: {error}") from None
+
+
+def _seen(kind: int, view: int, time: int) -> View:
+    """Where a record was seen. Raises ValueError where that is nowhere, or never."""
+    if time >= MAX_TIME:
+        raise ValueError(f"its time is {time}")
+    if kind == Kind.MESSAGE and not view & BOTH:
+        raise ValueError("it was seen on no side")
+    return View(view & BOTH)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """The JSON object of a header or note. Raises ValueError or TypeError for none, or one that cannot be written."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise TypeError("its content is no object")
+    json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    return content
+
+
+def _checked(about: dict[str, Any]) -> dict[str, Any]:
+    """What a header says. Raises ValueError or TypeError."""
+    if about.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"it is of format {about['format']!r:.40}, and this reads {FORMAT}")
+    for name, kind in (("program", str), ("dialect", str), ("realtime", int)):
+        if not isinstance(about.get(name, kind()), kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
+    if not 0 <= about.get("realtime", 0) < MAX_TIME:
+        raise ValueError("realtime is out of range")
+    return about

@@ -45,13 +45,13 @@ def write_pcapng(stream: BinaryIO, header: Header, entries: Iterable[Entry]) -> 
     options = _options((OPTION_NAME, b"vfio-user"), (OPTION_TSRESOL, NANOSECONDS))
     stream.write(_block(INTERFACE, struct.pack("<HHI", LINKTYPE_USER0, 0, 0) + options))
     dialect = DIALECT_NUMBERS.get(header.dialect, 0)
-    epoch = int(header.about.get("realtime", header.time)) - header.time
+    epoch = header.realtime - header.time
     count = 0
     for entry in entries:
         if isinstance(entry, Header):
             continue
         data = _packet(entry, dialect)
-        when = entry.time + epoch
+        when = max(0, entry.time + epoch)
         fixed = struct.pack("<IIIII", 0, when >> 32, when & 0xFFFFFFFF, len(data), len(data))
         way = struct.pack("<I", OUTBOUND if entry.direction == 0 else INBOUND)
         stream.write(_block(PACKET, fixed + _padded(data) + _options((OPTION_FLAGS, way))))

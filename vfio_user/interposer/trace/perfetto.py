@@ -38,7 +38,7 @@ def trace_events(
     for lane, name in enumerate(LANES, 1):
         events += _lane_named(lane, name, lane)
     events += _apart(list(_wire(list(lines), header.time)))
-    epoch = int(header.about.get("realtime", 0))
+    epoch = header.realtime
     if qmp_log is not None:
         events += _qmp(_lines(qmp_log), epoch)
     if console_log is not None:
@@ -118,7 +118,7 @@ def _qmp(lines: Iterable[str], epoch: int) -> Iterator[Event]:
             stamp = message["timestamp"]
             when = stamp["seconds"] * 1e6 + stamp["microseconds"] - epoch / 1000
             yield _instant(QMP, message["event"], when, message.get("data", {}))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 
 
@@ -129,7 +129,7 @@ def _console(lines: Iterable[str], epoch: int) -> Iterator[Event]:
         stamp, text = found.groups()
         try:
             seconds = float(stamp) if "-" not in stamp else datetime.fromisoformat(stamp.replace(",", ".")).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
         yield _instant(CONSOLE, text or " ", seconds * 1e6 - epoch / 1000, {})
 

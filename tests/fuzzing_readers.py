@@ -1,0 +1,297 @@
+"""Files, answers and lines that are nearly right, for everything that reads what somebody else has written.
+
+A `Reader` has samples that are good, and says what it raises for those that are not; anything else is a defect. What a
+seed does is always the same.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+from tests.fuzzing import Generator, noise
+from vfio_user.errors import UserError
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.trace import TraceWriter, View
+from vfio_user.wire import DIALECTS, ERROR, REPLY, Message
+
+EXTREME = (
+    b"-1",
+    b"0",
+    b"1e400",
+    b"0x10000000000000000",
+    b"9" * 5000,
+    b"18446744073709551616",
+    b".inf",
+    b"null",
+    b"true",
+)
+INTERESTING = (
+    b"[",
+    b"{",
+    b'"',
+    b"\n",
+    b"\0",
+    b"\xff",
+    b"[" * 2000,
+    b'"\\ud800"',
+    b"&a [*a]",
+    b"2001-99-99",
+    b"\x1b[2J",
+)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Something that reads. `read` raises one of `refusals` for what is not its own, and nothing else."""
+
+    name: str
+    samples: tuple[bytes, ...]
+    read: Callable[[bytes], object]
+    refusals: tuple[type[Exception], ...] = (UserError,)
+
+
+@dataclass
+class Outcome:
+    """What a campaign saw. `wrong` is empty in a good one."""
+
+    inputs: int = 0
+    refused: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def campaign(reader: Reader, inputs: int, seed: int) -> Outcome:
+    """Let `reader` read so many inputs that are nearly right."""
+    outcome = Outcome()
+    chance = random.Random(f"{reader.name}:{seed}")
+    while outcome.inputs < inputs and len(outcome.wrong) < 10:
+        data = mutated(chance, reader.samples)
+        outcome.inputs += 1
+        try:
+            reader.read(data)
+        except reader.refusals:
+            outcome.refused += 1
+        except Exception as error:  # whatever it is, it is what we are here for
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            outcome.wrong.append(f"{reader.name}: input {outcome.inputs}, {data[:80]!r}: {told[:300]}")
+    return outcome
+
+
+def mutated(chance: random.Random, samples: tuple[bytes, ...]) -> bytes:
+    """A sample with a few things wrong, most of which could have happened."""
+    data = bytearray(chance.choice(samples))
+    for _ in range(chance.choice((0, 1, 1, 1, 2, 3))):
+        place = chance.randrange(len(data) + 1)
+        end = min(len(data), place + chance.choice((1, 1, 2, 4, 8, 40)))
+        match chance.randrange(9):
+            case 0:
+                del data[place:end]
+            case 1:
+                data[place:end] = chance.randbytes(end - place)
+            case 2:
+                data[place:place] = data[place:end]
+            case 3:
+                data[place:place] = chance.choice(INTERESTING)
+            case 4:
+                del data[place:]
+            case 5:
+                other = chance.choice(samples)
+                start = chance.randrange(len(other) + 1)
+                data[place:end] = other[start : start + 40]
+            case 6:
+                _with_another_number(chance, data)
+            case 7:
+                _with_another_line(chance, data)
+            case _:
+                if data:
+                    data[place % len(data)] ^= 1 << chance.randrange(8)
+    return bytes(data)
+
+
+def _with_another_number(chance: random.Random, data: bytearray) -> None:
+    digits = [place for place in range(len(data)) if 0x30 <= data[place] <= 0x39]
+    if digits:
+        place = end = chance.choice(digits)
+        while end < len(data) and 0x30 <= data[end] <= 0x39:
+            end += 1
+        data[place:end] = chance.choice(EXTREME)
+
+
+def _with_another_line(chance: random.Random, data: bytearray) -> None:
+    """One line less, or twice, or in the place of another."""
+    lines = bytes(data).split(b"\n")
+    place, other = chance.randrange(len(lines)), chance.randrange(len(lines))
+    lines[place : place + 1] = chance.choice(([], [lines[place]] * 2, [lines[other]], [b"", lines[place]]))
+    data[:] = b"\n".join(lines)
+
+
+# traces
+
+
+def _trace(path: Path, dialect_name: str) -> bytes:
+    """A trace with everything that one can hold."""
+    dialect = DIALECTS[dialect_name]
+    generator = Generator(dialect, 7)
+    writer = TraceWriter(path, {"program": "fuzz", "dialect": dialect_name})
+    writer.note("connected")
+    with tempfile.TemporaryFile() as file:
+        for id in range(25):
+            data, answered = generator.message(id)
+            request = Message(
+                id, int.from_bytes(data[2:4], "little"), payload=data[16:], fds=[file.fileno()] * (id % 3)
+            )
+            number = writer.message(Direction(id % 5 == 4), View.RECEIVED | View.SENT, request)
+            if answered:
+                reply = Message(id, request.command, REPLY | ERROR * (id % 4 == 0), id % 4, request.payload)
+                writer.message(Direction(id % 5 != 4), View(1 + id % 3), reply, number)
+    for piece in noise(generator.random, 3):
+        writer.raw(Direction.TO_SERVER, piece)
+    writer.note("interrupt", index=2, vector=1, count=1)
+    writer.note("disconnected")
+    writer.close()
+    return path.read_bytes()
+
+
+def _read_trace(path: Path, data: bytes) -> None:
+    """All that is made of a trace."""
+    from vfio_user.interposer.replay.script import load_script
+    from vfio_user.interposer.trace import read_trace
+    from vfio_user.interposer.trace.pcapng import write_pcapng
+    from vfio_user.interposer.trace.perfetto import trace_events
+    from vfio_user.interposer.trace.registers import RegisterMap
+    from vfio_user.interposer.trace.show import as_json, decode_entries, text
+
+    path.write_bytes(data)
+    trace = read_trace(path)
+    lines = list(decode_entries(trace.entries, trace.dialect, RegisterMap()))
+    for line in lines:
+        text(line, trace.header.time).encode()
+        json.dumps(as_json(line, trace.header.time))
+    write_pcapng(BytesIO(), trace.header, trace.entries)
+    json.dumps(trace_events(trace.header, lines))
+    load_script(path).write(path)
+
+
+def _read_logs(trace: Path, path: Path, data: bytes) -> None:
+    from vfio_user.interposer.trace import read_trace
+    from vfio_user.interposer.trace.perfetto import trace_events
+
+    path.write_bytes(data)
+    header = read_trace(trace).header
+    json.dumps(trace_events(header, [], qmp_log=path, console_log=path))
+
+
+# documents
+
+_SCENARIO = b"""seed: 7
+rules:
+  - name: lose every third doorbell
+    match: {direction: to-server, command: REGION_WRITE, region: BAR0, offset: 0x20-0x2f, nth: {every: 3, from: 2}}
+    act: drop
+  - match: {command: [DMA_READ, DMA_WRITE], time: {after: 2, before: 1e3}, state: running, probability: 0.5}
+    times: 3
+    act:
+      - corrupt: {field: length, xor: 1}
+      - corrupt: {at: 16, bytes: "00ff"}
+      - delay: {seconds: 0.5, jitter: 0.1}
+      - truncate: 20
+      - wrong-size: {by: 4}
+      - signal: {signal: SIGSTOP, seconds: 0.1}
+  - act: [{reply: EIO}, {close: client}, {split-header: 8}, duplicate, {wrong-id: 5}, {extra-fd: 2}]
+"""
+_REGISTERS = b"""registers:
+  - {region: 0, offset: 8, width: 4, name: compute}
+  - {bar: 2, offset: 0x40, name: queue, count: 4, stride: 8}
+"""
+_RECIPE = b"""extends: minimal
+description: mine
+packages: [gdb]
+files:
+  - /usr/bin/gdb
+exclude: [/usr/share/*]
+services: {web: httpd -f}
+"""
+
+
+def _read_scenario(data: bytes) -> None:
+    """A scenario, and what it does to a message."""
+    from vfio_user.interposer.faults.engine import Engine
+    from vfio_user.interposer.faults.scenario import parse_scenario
+
+    dialect = DIALECTS["current"]
+    engine = Engine(parse_scenario(data.decode(errors="replace"), "fuzz"), dialect)
+    generator = Generator(dialect, 3)
+    for id in range(5):
+        request, _ = generator.message(id)
+        message = Message(id, int.from_bytes(request[2:4], "little"), payload=request[16:])
+        engine.plan(Direction.TO_SERVER, message, "running", 3.0)
+        engine.plan(Direction.TO_CLIENT, message.reply(message.payload), "running", 3.0)
+
+
+def _read_registers(path: Path, data: bytes) -> None:
+    from vfio_user.interposer.trace.registers import load_registers
+
+    path.write_bytes(data)
+    load_registers(path).name(0, 8)
+
+
+def _read_recipe(path: Path, data: bytes) -> None:
+    from vfio_user.harness.image.recipe import load_recipe
+
+    path.write_bytes(data)
+    load_recipe(str(path))
+
+
+# lines
+
+
+def _read_lines(data: bytes) -> None:
+    from vfio_user.interposer.control.lines import LineReader, document_of
+
+    reader = LineReader()
+    for piece in (data[:7], data[7:], b"\n"):
+        for line in reader.feed(piece):
+            if not line.refusal:
+                document_of(line.text)
+
+
+_COMMANDS = (
+    b'{"command": "status", "id": 7}\n{"command": "hold"}\n',
+    b'{"command": "region_read", "region": "BAR0", "offset": "0x10", "size": 4}\n',
+    b'{"command": "mig_data_write", "raw": 12}\n' + b"x" * 12 + b'{"command": "picture"}\n',
+    b'{"command": "dma_write", "runs": [{"iova": 4096, "size": 16}], "data": "AAAA"}\n',
+    b'{"command": "faults", "scenario": "rules: [{act: drop}]"}\n',
+)
+
+
+@contextmanager
+def readers(folder: Path) -> Iterator[list[Reader]]:
+    """Everything that reads; `folder` is for their files."""
+    with ExitStack() as stack:
+        yield [*_readers_of_files(folder), *_readers_of_lines(folder, stack)]
+
+
+def _readers_of_files(folder: Path) -> Iterator[Reader]:
+    traces = tuple(_trace(folder / name, name) for name in ("current", "draft-v6", "region-migration"))
+    scratch = folder / "scratch.yaml"
+    yield Reader("trace", traces, lambda data: _read_trace(folder / "read", data))
+    logs = (
+        b'1.5 {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP", "data": {}}\n',
+        b"1700000000.123456 [    0.0] Linux version\n2026-01-01 10:00:00,123 x\n",
+    )
+    yield Reader("logs beside a trace", logs, lambda data: _read_logs(folder / "current", folder / "log", data))
+    yield Reader("scenario", (_SCENARIO,), _read_scenario)
+    yield Reader("register map", (_REGISTERS,), lambda data: _read_registers(scratch, data))
+    yield Reader("recipe", (_RECIPE,), lambda data: _read_recipe(scratch, data))
+
+
+def _readers_of_lines(folder: Path, stack: ExitStack) -> Iterator[Reader]:
+    yield Reader("lines for an interposer", _COMMANDS, _read_lines, (ValueError,))

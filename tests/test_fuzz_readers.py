@@ -1,0 +1,43 @@
+"""Whatever reads what others have written: it takes what is its own, and refuses all else with its one error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fuzzing_readers import Reader, campaign, readers
+
+NAMES = ["trace", "logs beside a trace", "scenario", "register map", "recipe", "lines for an interposer"]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Reader]]:
+    with readers(tmp_path_factory.mktemp("readers")) as found:
+        yield {reader.name: reader for reader in found}
+
+
+def test_the_stage_has_all_of_them(known: dict[str, Reader]) -> None:
+    assert list(known) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_good_is_read(known: dict[str, Reader], name: str) -> None:
+    for sample in known[name].samples:
+        known[name].read(sample)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_nearly_right_is_read_or_refused(known: dict[str, Reader], name: str) -> None:
+    outcome = campaign(known[name], 60, seed=11)
+    assert not outcome.wrong
+
+
+def test_a_defect_is_found_and_told_with_its_place() -> None:
+    def read(data: bytes) -> None:
+        if len(data) != 4:
+            raise KeyError(len(data))
+
+    outcome = campaign(Reader("bad", (b"good",), read), 100, seed=1)
+    assert len(outcome.wrong) == 10
+    assert "test_fuzz_readers.py" in outcome.wrong[0]
