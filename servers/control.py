@@ -125,7 +125,7 @@ class ControlSocket:
         except UserError as error:
             return {"error": str(error)}
         except TimeoutError:
-            return {"error": "the device did not answer"}
+            return {"error": "the device did not answer: it is busy, was reset, or migration has it stopped"}
         except Exception as error:
             log.exception("control command %s failed", reprlib.repr(name))
             return {"error": f"{type(error).__name__}: {error}"}

@@ -51,8 +51,10 @@ class Client:
     def call_soon(self, work: Callable[[], None]) -> None:
         self.deferred.append(work)
 
-    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
-        self.planned.append((seconds, work))
+    def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+        planned = (seconds, work)
+        self.planned.append(planned)
+        return lambda: self.planned.remove(planned) if planned in self.planned else None
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         self.watched[fd] = ready

@@ -60,12 +60,9 @@ class Sample(PciDevice):
             self._wait()
 
     def _wait(self) -> None:
-        ring = threading.Timer(max(0.0, self.alarm - time.time()), lambda: self.call_soon(self._come))
+        ring = threading.Timer(max(0.0, self.alarm - time.time()), lambda: self.call_soon(self._ring))
         ring.daemon = True
         ring.start()
-
-    def _come(self) -> None:
-        self.defer(self._ring)  # not where migration has stopped the device
 
     def _ring(self) -> None:
         self.interrupts.trigger(0)

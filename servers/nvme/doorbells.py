@@ -119,8 +119,8 @@ class Doorbells:
         if self._planned != 0 and self._has_to_look:
             self._plan(0.0)
 
-    def attached(self) -> None:
-        """There is a client; what was planned with the one before went with it."""
+    def watch_anew(self) -> None:
+        """What was planned went with the client before, or with a reset."""
         self._planned = None
         self.watch()
 

@@ -189,7 +189,7 @@ class Nvme(PciDevice):
     def attach(self, link: Link) -> None:
         super().attach(link)
         if self.doorbells is not None:
-            self.doorbells.attached()
+            self.doorbells.watch_anew()
 
     # Registers
 
@@ -367,6 +367,8 @@ class Nvme(PciDevice):
         self.engine.drain()  # nothing waits for the disk any more where the device was quiesced before
         if kind is not ResetKind.LOST_CONNECTION:
             self.engine.reset()
+            if self.doorbells is not None:
+                self.doorbells.watch_anew()
 
     def on_quiesce(self) -> Quiesce | None:
         """Commands that were begun are ended; those in a queue stay there, for whoever goes on."""

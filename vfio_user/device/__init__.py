@@ -14,6 +14,7 @@ from vfio_user.device.lifecycle import Quiesce, ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
 from vfio_user.device.options import Option, device_options, parse_options
+from vfio_user.device.plans import Planned
 from vfio_user.device.region import IoFd, RegionInfo
 from vfio_user.device.register import Register, RegisterArray, register, stored_register
 from vfio_user.device.state import memory, state
@@ -54,6 +55,7 @@ __all__ = [
     "PciDevice",
     "PciExpress",
     "PciIds",
+    "Planned",
     "PowerManagement",
     "Quiesce",
     "RegionInfo",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from vfio_user.device.lifecycle import ResetKind
+from vfio_user.device.standstill import Hold
 from vfio_user.pci import Capability, ConfigSpace, PciExpress, PowerManagement
 
 
@@ -21,6 +23,32 @@ class ConfigRegion:
 
     def write(self, offset: int, data: bytes) -> None:
         self._config.write(offset, data)
+
+
+class GuestReset:
+    """A reset that the guest asks for. PCI knows no way to refuse one: a device that does not stand still is reset too.
+
+    One that has to wait comes after the write's reply, and is the answer to all that are asked for until then.
+    """
+
+    def __init__(self, hold_still: Callable[[], Hold], reset: Callable[[ResetKind], None]) -> None:
+        self._hold_still = hold_still
+        self._reset = reset
+        self._waits = False
+
+    def ask(self, kind: ResetKind) -> None:
+        if not self._waits:
+            self._waits = True
+            hold = self._hold_still()
+            hold.then(partial(self._carry_out, kind, hold))
+
+    def _carry_out(self, kind: ResetKind, hold: Hold) -> None:
+        self._waits = False
+        hold.say_refusal(kind.value)
+        try:
+            self._reset(kind)
+        finally:
+            hold.release()
 
 
 def watch_resets(

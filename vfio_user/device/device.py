@@ -21,14 +21,14 @@ only `interrupts` and mapped `dma` may be used from them directly.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from math import isfinite
 from typing import Any
 
-from vfio_user.device.config_region import ConfigRegion, watch_resets
+from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
 from vfio_user.device.dma import Dma
 from vfio_user.device.dma_region import DmaRegion
 from vfio_user.device.eventfd import drain
@@ -38,6 +38,7 @@ from vfio_user.device.layout import ExtraRegion, Layout, Readers, Writers, place
 from vfio_user.device.lifecycle import Quiesce, ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import NO_INTERRUPTS, IntX, Mechanism, Msi, MsiX
+from vfio_user.device.plans import Planned, Plans
 from vfio_user.device.region import Access, IoFd, RegionInfo
 from vfio_user.device.saved import Saved, check_saved, digest_of, memory_digest
 from vfio_user.device.standstill import Hold, Standstill
@@ -54,8 +55,6 @@ from vfio_user.pci import (
     build_config_space,
 )
 from vfio_user.wire.constants import IrqSetFlags, MigrationState, RegionFlags
-
-log = logging.getLogger("vfio_user.device")
 
 
 class PciDevice:
@@ -125,7 +124,7 @@ class PciDevice:
             self._layout.answer(*reserved[0], found.table)
             self._layout.answer(*reserved[1], found.pba)
         self._layout.add_config(len(self.config), ConfigRegion(self.config, found.refresh))
-        watch_resets(self.config, offsets, all_capabilities, self._guest_reset)
+        watch_resets(self.config, offsets, all_capabilities, GuestReset(self.hold_still, self.reset).ask)
 
         self.regions: list[RegionInfo] = self._layout.infos
         """What GET_REGION_INFO tells: BARs 0 to 5, ROM 6, configuration space 7, VGA 8, device-specific from 9."""
@@ -144,9 +143,7 @@ class PciDevice:
         """From the end of a client to the next one."""
         self._stopped: Hold | None = None
         """While migration has the device stopped."""
-        self._reset_waits = False
-        """A reset that the guest asked for comes when the device stands still."""
-        self._held: list[Callable[[], None]] = []
+        self._plans = Plans()
         self.migration = Migration(self) if self.migratable else None
 
     # What an author overrides.
@@ -217,21 +214,30 @@ class PciDevice:
     def defer(self, work: Callable[[], None]) -> None:
         """Run `work` after the replies of the current batch are sent: where a handler may use message DMA freely.
 
-        Work of a device that migration has stopped waits until it runs again; what is under way and must survive
-        migration belongs into `state`, and is deferred again by `on_load`.
+        As with `call_soon` and `call_later`, work of a device that migration has stopped waits until it runs again, and
+        a reset drops what it finds. What is under way and must survive migration belongs into `state`, and is deferred
+        again by `on_load`.
         """
-        self.link.defer(partial(self._deferred, work))
+        self.link.defer(self._plans.plan(work).due)
 
     def call_soon(self, work: Callable[[], None]) -> None:
-        """From any thread: run `work` where handlers run."""
-        self.link.call_soon(work)
+        """From any thread: run `work` where handlers run, in the order of the calls. Held and dropped as by `defer`."""
+        self.link.call_soon(self._plans.plan(work).due)
 
-    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
-        """Run `work` once where handlers run, in so many seconds, rounded up to milliseconds.
+    def call_later(self, seconds: float, work: Callable[[], None]) -> Planned:
+        """Run `work` once where handlers run, in so many seconds, rounded up to milliseconds; from any thread.
 
-        It is lost with the client: `attach` is the place to begin again.
+        Held and dropped as by `defer`, and lost with the client: `attach` is the place to begin again. What is returned
+        has `cancel`.
+
+        Raises:
+            ValueError: a time that never comes.
         """
-        self.link.call_later(seconds, work)
+        if not isfinite(seconds):
+            raise ValueError(f"call_later: in {seconds} seconds")
+        planned = self._plans.plan(work)
+        planned.on_cancel(self.link.call_later(seconds, planned.due))
+        return planned
 
     def let_map(self, bar: int, offset: int, size: int, fd: int) -> None:
         """Let the client map pages of a BAR from a file of the author's own, which has as many bytes as the BAR.
@@ -260,7 +266,7 @@ class PciDevice:
         fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         flags = 0 if datamatch is None else 1  # KVM_IOEVENTFD_FLAG_DATAMATCH
         self.regions[bar].io_fds.append(IoFd(offset, width, fd, flags=flags, datamatch=datamatch or 0))
-        self._io_fds[fd] = lambda: write(datamatch or 0) if drain(fd) else None
+        self._io_fds[fd] = lambda: self._plans.plan(partial(write, datamatch or 0)).due() if drain(fd) else None
         self.link.watch(fd, self._io_fds[fd])
         return fd
 
@@ -291,7 +297,7 @@ class PciDevice:
             at_the_end.callback(self.dma.unmap_all)
             at_the_end.callback(self.on_reset, ResetKind.LOST_CONNECTION)
             self._standstill.give_up()
-        _say_refusal("the client's end", self._absence)
+        self._absence.say_refusal("the client's end")
 
     def hold_still(self) -> Hold:
         """Before memory, state or the migration state changes: have the device stand still until this is released.
@@ -301,7 +307,7 @@ class PciDevice:
         return self._standstill.hold()
 
     def stop(self) -> None:
-        """Migration: stand still until `start`; deferred work waits.
+        """Migration: stand still until `start`; what is planned waits.
 
         Raises:
             ProtocolError: the device refuses, with its errno, or does not stand still yet (EBUSY).
@@ -314,15 +320,16 @@ class PciDevice:
                 hold.release()
                 raise
             self._stopped = hold
+            self.interrupts.trigger_coalesced()
+            self._plans.stop()
 
     def start(self) -> None:
-        """Migration: go on, and do what was deferred meanwhile."""
+        """Migration: go on, and do what came due meanwhile."""
         stopped, self._stopped = self._stopped, None
         if stopped is not None:
             stopped.release()
-        held, self._held = self._held, []
-        for work in held:
-            self.defer(work)
+        for planned in self._plans.go_on():
+            self.link.defer(planned.due)
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read `count` bytes of a region; an access of any shape (see `vfio_user.device.region`).
@@ -370,7 +377,7 @@ class PciDevice:
         Client memory and eventfds stay: they are the client's. LOST_CONNECTION changes nothing by itself.
         """
         if kind is not ResetKind.LOST_CONNECTION:
-            self._held.clear()
+            self._plans.drop()
             self._snapshot.reset()
             self._layout.memory.reset()
             self.config.reset()
@@ -420,6 +427,7 @@ class PciDevice:
             ProtocolError: EINVAL, as `check_state`; nothing has changed then.
         """
         self.check_state(state)
+        self._plans.drop()
         self._snapshot.load(state["values"])
         self.config.load(state["config"])
         self.interrupts.load(state["interrupts"])
@@ -457,12 +465,6 @@ class PciDevice:
             self.link.unwatch(fd)
         self.link = self.dma.link = NoClient()
 
-    def _deferred(self, work: Callable[[], None]) -> None:
-        if self._stopped is not None:
-            self._held.append(work)
-        else:
-            work()
-
     def _access(self, region: int, offset: int, count: int) -> Access:
         access = self._layout.accesses[region] if 0 <= region < len(self.regions) else None
         if access is None:
@@ -480,27 +482,3 @@ class PciDevice:
             return None
         hook: Callable[[DmaRegion], None] = getattr(self, name)
         return hook
-
-    def _guest_reset(self, kind: ResetKind) -> None:
-        """A reset through configuration space. One that has to wait comes after the write's reply, as PCI allows, and
-        is the answer to all that are asked for until then. A device that refuses to stand still is reset all the same.
-        """
-        if not self._reset_waits:
-            self._reset_waits = True
-            hold = self.hold_still()
-            hold.then(partial(self._reset_by_guest, kind, hold))
-
-    def _reset_by_guest(self, kind: ResetKind, hold: Hold) -> None:
-        self._reset_waits = False
-        _say_refusal(kind.value, hold)
-        try:
-            self.reset(kind)
-        finally:
-            hold.release()
-
-
-def _say_refusal(when: str, hold: Hold) -> None:
-    """Of a device that did not stand still for what cannot be refused; a mistake of its author's with the place."""
-    if hold.refusal is not None:
-        mistake = None if isinstance(hold.refusal, ProtocolError) else hold.refusal
-        log.warning("%s, although the device refused to stand still: %s", when, hold.refusal, exc_info=mistake)

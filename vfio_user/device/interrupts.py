@@ -116,8 +116,14 @@ class Interrupts:
     def coalesce(self, vector: int = 0) -> None:
         """Trigger once for all calls until the current batch of messages is answered. For the session's thread."""
         if not self._coalesced:
-            self.link.defer(self._trigger_coalesced)
+            self.link.defer(self.trigger_coalesced)
         self._coalesced.add(vector)
+
+    def trigger_coalesced(self) -> None:
+        """The batch is answered, or the device is about to stop."""
+        vectors, self._coalesced = self._coalesced, set()
+        for vector in sorted(vectors):
+            self.trigger(vector)
 
     def error(self) -> None:
         """Tell the client of an unrecoverable error (index ERR), if it listens."""
@@ -371,11 +377,6 @@ class Interrupts:
         """Not under the lock: the session's own lock is taken in there, which its thread holds while it calls us."""
         for index, vector in messages:
             self.link.interrupt(index, vector)
-
-    def _trigger_coalesced(self) -> None:
-        vectors, self._coalesced = self._coalesced, set()
-        for vector in sorted(vectors):
-            self.trigger(vector)
 
     def _set_resample(self, fd: int | None) -> None:
         """An eventfd by which the client unmasks INTx (KVM's resampling)."""

@@ -35,8 +35,11 @@ class Link(Protocol):
     def call_soon(self, work: Callable[[], None]) -> None:
         """From any thread: wake the session's thread and run `work` there."""
 
-    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
-        """Run `work` once, where handlers run, in so many seconds; not at all if the client goes before."""
+    def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+        """Run `work` once, where handlers run, in so many seconds; not at all if the client goes before.
+
+        What is returned has it forgotten.
+        """
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` on the session's thread whenever `fd` is readable, until `unwatch`."""
@@ -65,11 +68,15 @@ class NoClient:
     def call_soon(self, work: Callable[[], None]) -> None:
         work()
 
-    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
-        pass
+    def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+        return _nothing
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         pass
 
     def unwatch(self, fd: int) -> None:
         pass
+
+
+def _nothing() -> None:
+    """There is nothing to forget."""

@@ -8,11 +8,14 @@ device is told (`on_resume`): once for each time that it was asked and did not r
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from vfio_user.device.lifecycle import Quiesce
 from vfio_user.errors import ProtocolError
+
+log = logging.getLogger("vfio_user.device")
 
 Work = Callable[[], None]
 
@@ -40,6 +43,12 @@ class Hold:
             raise self.refusal
         if not self.settled:
             raise ProtocolError("the device does not stand still yet", errno.EBUSY)
+
+    def say_refusal(self, when: str) -> None:
+        """For who cannot be refused: log that the device did not stand still; its author's mistake with the place."""
+        if self.refusal is not None:
+            mistake = None if isinstance(self.refusal, ProtocolError) else self.refusal
+            log.warning("%s, although the device refused to stand still: %s", when, self.refusal, exc_info=mistake)
 
     def settle(self, refusal: Exception | None = None) -> None:
         self.settled, self.refusal = True, refusal

@@ -163,8 +163,8 @@ class Session:
     def call_soon(self, work: Callable[[], None]) -> None:
         self._worker.call_soon(work)
 
-    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
-        self._worker.call_later(seconds, work)
+    def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+        return self._worker.call_later(seconds, work)
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         self._worker.watch(fd, ready)

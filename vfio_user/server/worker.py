@@ -14,10 +14,17 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from time import monotonic
 
 Work = Callable[[], None]
+
+LONGEST_SLEEP = 3600.0
+"""Seconds: epoll takes no more milliseconds than an int has, which are 24 days."""
+
+FORGOTTEN = 64
+"""Times of work that was forgotten which are kept at least; beyond, half of all."""
 
 
 class Worker:
@@ -26,7 +33,8 @@ class Worker:
     def __init__(self, run: Callable[[Work], None]) -> None:
         self._run = run
         self._work: deque[Work] = deque()
-        self._later: list[tuple[float, int, Work]] = []  # a heap: when, in which order, what
+        self._later: list[tuple[float, int]] = []  # a heap: when, and the number
+        self._planned: dict[int, Work] = {}  # by number
         self._numbers = count()
         self._watched: dict[int, Work] = {}
         self._lock = threading.Lock()
@@ -40,12 +48,15 @@ class Worker:
         self._work.append(work)
         self._poke()
 
-    def call_later(self, seconds: float, work: Work) -> None:
-        """From any thread: run `work` in so many seconds, rounded up to milliseconds."""
+    def call_later(self, seconds: float, work: Work) -> Work:
+        """From any thread: run `work` in so many seconds, rounded up to milliseconds. Returns what has it forgotten."""
+        number = next(self._numbers)
         with self._lock:
-            heapq.heappush(self._later, (monotonic() + seconds, next(self._numbers), work))
+            self._planned[number] = work
+            heapq.heappush(self._later, (monotonic() + seconds, number))
         if threading.current_thread() is not self._thread:
             self._poke()
+        return partial(self._forget, number)
 
     def watch(self, fd: int, ready: Work) -> None:
         """Call `ready` whenever `fd` is readable."""
@@ -109,14 +120,23 @@ class Worker:
                 self._run(work)
 
     def _until_next(self) -> float | None:
-        """Seconds until there is something to do; None: nothing is planned."""
+        """Seconds until there is something to do, or until a while has passed; None: nothing is planned."""
         with self._lock:
-            return max(0.0, self._later[0][0] - monotonic()) if self._later else None
+            return min(max(0.0, self._later[0][0] - monotonic()), LONGEST_SLEEP) if self._later else None
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._planned.pop(number, None)
+            if len(self._later) > 2 * len(self._planned) + FORGOTTEN:
+                self._later = [entry for entry in self._later if entry[1] in self._planned]
+                heapq.heapify(self._later)
 
     def _due(self) -> list[Work]:
         """What is due now, and not what it plans in turn: in between there is a look at the descriptors."""
         due = []
         with self._lock:
             while self._later and self._later[0][0] <= monotonic() and not self._ending:
-                due.append(heapq.heappop(self._later)[2])
+                _, number = heapq.heappop(self._later)
+                if number in self._planned:
+                    due.append(self._planned.pop(number))
         return due

@@ -1,0 +1,60 @@
+"""Work that a device plans, in a session: after how long it is done, and what becomes of it in migration."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.session_kit import Prober, comes_true
+from vfio_user.client import Client, EventFd
+from vfio_user.server.worker import FORGOTTEN, Worker
+from vfio_user.wire.constants import IrqIndex, MigrationState
+
+
+def test_nothing_that_was_planned_interrupts_a_guest_whose_device_is_stopped(device: Prober, client: Client) -> None:
+    """Threads go on posting, and timers come due; all of it is done when the device runs again."""
+    with EventFd() as eventfd:
+        client.enable_irqs(IrqIndex.MSIX, [eventfd])
+        client.set_migration_state(MigrationState.STOP)
+        for _ in range(10):
+            device.call_soon(lambda: device.interrupts.trigger(0))
+            device.call_later(0.001, lambda: device.interrupts.trigger(0))
+        last = threading.Event()
+        device.link.call_later(0.01, last.set)  # past the device: it comes due behind the others
+        assert last.wait(5)
+        assert eventfd.take() == 0
+        client.set_migration_state(MigrationState.RUNNING)
+        rung = 0
+
+        def all_rung() -> bool:
+            nonlocal rung
+            rung += eventfd.take()
+            return rung == 20
+
+        assert comes_true(client, all_rung)
+
+
+def test_what_is_cancelled_is_not_done_and_does_not_pile_up(device: Prober, client: Client) -> None:
+    """A deadline that is set anew with every command, and never comes."""
+    done: list[str] = []
+    client.load(0, 0, 4)
+    for _ in range(10 * FORGOTTEN):
+        device.call_later(3600, lambda: done.append("deadline")).cancel()
+    device.call_later(0.02, lambda: done.append("cancelled")).cancel()
+    device.call_later(0.03, lambda: done.append("kept"))
+    assert comes_true(client, lambda: bool(done))
+    assert done == ["kept"]
+    worker = device.link._worker  # type: ignore[attr-defined]
+    assert len(worker._later) <= 2 * FORGOTTEN
+
+
+def test_work_for_next_year_keeps_no_other_work_from_being_done() -> None:
+    """No system call waits so long, and a worker that fell over it would do nothing more."""
+    worker, awake, done = Worker(lambda work: work()), threading.Event(), threading.Event()
+    try:
+        worker.call_later(365 * 86400, lambda: None)
+        worker.call_soon(awake.set)
+        assert awake.wait(5)
+        worker.call_later(0.05, done.set)
+        assert done.wait(5)
+    finally:
+        worker.close()

@@ -1,0 +1,77 @@
+"""What a device has planned: work that is done once where handlers run, unless it is cancelled or a reset comes first.
+
+Migration that has stopped the device holds it: what would be done then is not in the state that was saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Work = Callable[[], None]
+
+
+class Planned:
+    """One piece of work that `PciDevice.call_later` has planned."""
+
+    __slots__ = ("_forget", "_plans", "_work", "number")
+
+    def __init__(self, plans: Plans, number: int, work: Work) -> None:
+        self.number = number
+        """Which reset it was planned after."""
+        self._plans = plans
+        self._work: Work | None = work
+        self._forget: Work | None = None
+
+    def cancel(self) -> None:
+        """Have it not done, unless it has begun. From any thread; idempotent."""
+        self._work = None
+        if self._forget is not None:
+            self._forget()
+
+    def on_cancel(self, forget: Work) -> None:
+        """`forget` is told of `cancel`, by whoever keeps this until its time comes."""
+        self._forget = forget
+
+    def due(self) -> None:
+        """Its time has come: it is done, or held."""
+        self._plans.due(self)
+
+    def do(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+
+
+class Plans:
+    """The plans of one device. `plan` may be called from any thread, all else where handlers run."""
+
+    def __init__(self) -> None:
+        self._resets = 0
+        self._stopped = False
+        self._held: list[Planned] = []
+
+    def plan(self, work: Work) -> Planned:
+        return Planned(self, self._resets, work)
+
+    def due(self, planned: Planned) -> None:
+        if planned.number != self._resets:
+            return
+        if self._stopped:
+            self._held.append(planned)
+        else:
+            planned.do()
+
+    def stop(self) -> None:
+        """Hold what comes due until `go_on`."""
+        self._stopped = True
+
+    def go_on(self) -> list[Planned]:
+        """What has been held, and is due again."""
+        self._stopped = False
+        held, self._held = self._held, []
+        return held
+
+    def drop(self) -> None:
+        """Whatever was planned so far is not done."""
+        self._resets += 1
+        self._held.clear()
