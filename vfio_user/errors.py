@@ -8,12 +8,15 @@ family             status  meaning
 `ProtocolError`    --      a peer broke the protocol; carries the errno to answer with
 =================  ======  ==========================================================
 
-The command line prints the first two as one sentence and a hint, never as a traceback.
+The command line prints the first two as one sentence and a hint, never as a traceback. They often quote a guest, a
+device or a peer: control characters are written out (`printable`).
 """
 
 from __future__ import annotations
 
 import errno as _errno
+
+from vfio_user.printable import printable
 
 
 class VfioUserError(Exception):
@@ -24,16 +27,16 @@ class UserError(VfioUserError):
     """The run could not be done. `hint` says what to do about it; exit status 2."""
 
     def __init__(self, what: str, *, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
+        super().__init__(printable(what))
+        self.hint = printable(hint)
 
 
 class VerdictError(VfioUserError):
     """The run was done and the verdict is bad. `evidence` is text worth reading; exit status 1."""
 
     def __init__(self, what: str, *, evidence: str = "") -> None:
-        super().__init__(what)
-        self.evidence = evidence
+        super().__init__(printable(what))
+        self.evidence = printable(evidence)
 
 
 class ProtocolError(VfioUserError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import TextIO, cast
 
 import click
 
 from vfio_user.errors import UserError, VerdictError
+from vfio_user.printable import Printable
 
 # name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -64,6 +66,7 @@ def main() -> None:
 
     VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks.
     """
+    sys.stdout, sys.stderr = cast(TextIO, Printable(sys.stdout)), cast(TextIO, Printable(sys.stderr))
     try:
         # what ends a command by `Context.exit` comes back as a number
         status = cli.main(standalone_mode=False)

@@ -20,6 +20,7 @@ from typing import Any
 
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.deadline import Deadline
+from vfio_user.printable import printable
 
 Command = str | Sequence[str]
 """A line for the guest's shell, or a program and its arguments."""
@@ -223,6 +224,6 @@ def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
 
 def _clip(text: str, lines: int = 40) -> str:
     """The end of a text, indented."""
-    kept = text.rstrip().splitlines()
+    kept = printable(text.rstrip()).splitlines()
     dropped = [f"... {len(kept) - lines} lines before"] if len(kept) > lines else []
     return textwrap.indent("\n".join(dropped + kept[-lines:]), "    ")

@@ -19,6 +19,7 @@ from typing import IO
 
 from vfio_user.errors import UserError
 from vfio_user.harness.deadline import Deadline
+from vfio_user.printable import printable
 
 _PR_SET_PDEATHSIG = 1
 _OWN_MEMORY = "0x11"  # core(5): anonymous private mappings, and the first page of programs and libraries
@@ -149,12 +150,12 @@ class Child:
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """The last `lines` lines of a text file, or nothing when there is no such file."""
+    """The last `lines` lines of a text file, `printable`, or nothing when there is no such file."""
     try:
         data = path.read_bytes()[-65536:]
     except OSError:
         return ""
-    return "\n".join(data.decode(errors="replace").replace("\r", "").rstrip().splitlines()[-lines:])
+    return printable("\n".join(data.decode(errors="replace").replace("\r", "").rstrip().splitlines()[-lines:]))
 
 
 def _spawn(

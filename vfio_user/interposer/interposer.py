@@ -18,6 +18,7 @@ from vfio_user.interposer.session import Session
 from vfio_user.interposer.survival import Policy, Survival
 from vfio_user.interposer.trace import TraceWriter
 from vfio_user.interposer.upstream import Upstream
+from vfio_user.printable import printable
 from vfio_user.transport import Listener, Stream
 from vfio_user.wire import CURRENT, Dialect
 
@@ -272,4 +273,4 @@ def _session_status(session: Session) -> dict[str, Any]:
 
 def warn(text: str) -> None:
     """Tell whoever runs the interposer something."""
-    print(f"vfio-user interpose: {text}", file=sys.stderr, flush=True)
+    print(f"vfio-user interpose: {printable(text)}", file=sys.stderr, flush=True)

@@ -1,0 +1,48 @@
+"""Text of guests, devices and peers, for people: without what a terminal would do, rather than show.
+
+An escape sequence in a guest's output could clear the screen, write to the clipboard, or make a failure look like a
+success. Whatever a command of ours prints goes through here (`Printable`), and so does what our errors say.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TextIO
+
+_COLOURS = r"\x1b\[(?:0|1|3[0-7]|9[0-7])m"
+"""What our own words are coloured with (`click.style`): they change nothing but how letters look."""
+_CONTROLS = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+"""All of C0 but tab and newline, DEL, C1, and what turns the direction of writing."""
+_UNPRINTABLE = re.compile(_CONTROLS)
+_UNPRINTABLE_BUT_COLOURS = re.compile(f"({_COLOURS})|{_CONTROLS}")
+
+
+def printable(text: str) -> str:
+    r"""`text` with its control characters written out, as `\x1b`. A line that ends in CR LF ends in LF."""
+    return _UNPRINTABLE.sub(_written_out, text.replace("\r\n", "\n"))
+
+
+class Printable:
+    """A text stream that shows control characters rather than do what they say; colours pass."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_UNPRINTABLE_BUT_COLOURS.sub(_or_colour, text.replace("\r\n", "\n")))
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _or_colour(found: re.Match[str]) -> str:
+    return found[1] or _written_out(found)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
