@@ -81,7 +81,8 @@ class NvmeTest(GuestTest):
                 if size.endswith(":ro"):  # which makes no file
                     make_image(folder / f"disk{index}.img", int(size.removesuffix("M:ro")) * MIB)
             (folder / "faults").write_text(faults)
-            device = f"nvme --image {images} --control {folder}/control {options}"
+            control = "" if boot.get("migratable") else f"--control {folder}/control"  # each server's own
+            device = f"nvme --image {images} {control} {options}"
             guest = lab.boot(image="storage", **boot)
             self.load_driver(guest, io_timeout)
             plugged = server.replace("{nvme}", device).replace("{folder}", scratch) or device

@@ -298,7 +298,7 @@ class Trouble(NvmeTest):
 
     def test_a_subsystem_reset_is_recovered_from(self) -> None:
         """The driver does not notice by itself; its next reset finds a controller that works."""
-        with self.bench("8M", io_timeout=IO_TIMEOUT) as bench:
+        with self.bench("8M", options="--subsystem-reset=yes", io_timeout=IO_TIMEOUT) as bench:
             guest, controller = bench.guest, character_device(bench.guest)
             guest.succeed(f"dd if=/dev/urandom of={bench.block()} bs=1M count=8 oflag=direct")
             image = bench.image.read_bytes()

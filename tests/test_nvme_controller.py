@@ -16,6 +16,8 @@ from vfio_user.wire.constants import IrqIndex
 FATAL = 2
 SHUTDOWN_COMPLETE = 8
 SUBSYSTEM_RESET = 0x10
+CAP = 0
+SUBSYSTEM_RESETS = 1 << 36
 
 
 @pytest.fixture
@@ -312,15 +314,25 @@ def test_a_reset_forgets_queues_and_features_and_keeps_the_data(host: Host) -> N
     assert host.read_blocks(0, 512) == b"kept" * 128
 
 
-def test_a_subsystem_reset_is_one_and_says_so(host: Host) -> None:
-    host.store(NSSR, 4, 0x12345678)
-    assert host.load(CSTS) == READY
+def test_a_subsystem_reset_is_one_and_says_so(tmp_path: Path) -> None:
+    with controller(tmp_path, subsystem_reset=True) as (_, host):
+        assert host.load(CAP, 8) & SUBSYSTEM_RESETS
+        host.enable()
+        host.store(NSSR, 4, 0x12345678)
+        assert host.load(CSTS) == READY
+        host.store(NSSR, 4, 0x4E564D65)
+        assert (host.load(CC), host.load(CSTS)) == (0, SUBSYSTEM_RESET)
+        host.enable()
+        assert host.load(CSTS) == READY | SUBSYSTEM_RESET
+        host.store(CSTS, 4, SUBSYSTEM_RESET)
+        assert host.load(CSTS) == READY
+
+
+def test_there_are_no_subsystem_resets_unless_they_are_asked_for(host: Host) -> None:
+    assert not host.load(CAP, 8) & SUBSYSTEM_RESETS
     host.store(NSSR, 4, 0x4E564D65)
-    assert (host.load(CC), host.load(CSTS)) == (0, SUBSYSTEM_RESET)
-    host.enable()
-    assert host.load(CSTS) == READY | SUBSYSTEM_RESET
-    host.store(CSTS, 4, SUBSYSTEM_RESET)
     assert host.load(CSTS) == READY
+    assert host.load(NSSR) == 0
 
 
 def test_ready_falls_when_the_last_command_has_left_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,15 +206,7 @@ def doorbell_buffer_config(device: Nvme, command: Command) -> int:
         raise Failure(Status.INVALID_OPCODE)
     if (command.prp1 | command.prp2) & device.page_size - 1 or command.prp1 == command.prp2:
         raise Failure(Status.INVALID_FIELD)
-    queues: list[CompletionQueue | SubmissionQueue] = [
-        *device.engine.completion_queues.values(),
-        *device.engine.submission_queues.values(),
-    ]
-    device.shadow_buffers = [command.prp1, command.prp2]
-    device.engine.use_shadow_doorbells(queues)
-    for queue in queues:
-        if queue.shadow is not None:
-            queue.shadow.publish(device.dma, queue.head if isinstance(queue, CompletionQueue) else queue.tail)
+    device.engine.begin_shadow_doorbells(command.prp1, command.prp2)
     return 0
 
 

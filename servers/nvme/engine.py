@@ -28,6 +28,7 @@ Handler = Callable[["Nvme", Command], int | None]
 """Carries out a command: returns the completion's double word 0 (and 1 above it), or None if it ends later."""
 FUSED = 3
 """Bits of a command's flags."""
+_IN_USE = -1
 COMMANDS_AT_ONCE = 512
 """After so many the session looks for messages again."""
 
@@ -90,7 +91,7 @@ class Engine:
         if queue is None or value >= queue.size:
             self._bad_doorbell(exists=queue is not None)
             return
-        if queue.shadow is None:
+        if queue.heeds_register:
             queue.tail = value
         self._schedule(number)
 
@@ -180,18 +181,14 @@ class Engine:
     def _look_at_shadows(self, queue: SubmissionQueue) -> bool:
         """Take over what the guest wrote to the buffers; False if the queue is empty, and its doorbell will ring."""
         assert queue.shadow is not None
-        cq, dma = queue.cq, self._dma
-        if cq.shadow is not None:
-            cq.head = cq.shadow.read(dma, cq.size)
-        queue.tail = queue.shadow.read(dma, queue.size)
+        dma = self._dma
+        queue.cq.look(dma)
+        queue.tail = queue.shadow.read(dma, queue.size, queue.tail)
         if queue.head == queue.tail:
             queue.shadow.ask_at(dma, queue.tail)
-            queue.tail = queue.shadow.read(dma, queue.size)  # a guest that wrote just before would not ring
+            queue.tail = queue.shadow.read(dma, queue.size, queue.tail)  # a guest that wrote just before would not ring
             if queue.head == queue.tail:
                 return False
-        if cq.shadow is not None and cq.room <= 0:
-            cq.shadow.ask_at(dma, cq.head)
-            cq.head = cq.shadow.read(dma, cq.size)
         return True
 
     def look_at_shadows(self) -> bool:
@@ -205,8 +202,8 @@ class Engine:
                 continue
             cq = queue.cq
             with suppress(ProtocolError):
-                more = queue.shadow.read(dma, queue.size) != queue.tail
-                if more or (cq.waiting and cq.shadow is not None and cq.shadow.read(dma, cq.size) != cq.head):
+                more = queue.shadow.read(dma, queue.size, queue.tail) != queue.tail
+                if more or (cq.waiting and cq.shadow is not None and cq.shadow.read(dma, cq.size, cq.head) != cq.head):
                     self._schedule(number)
                     moved = True
         return moved
@@ -221,16 +218,32 @@ class Engine:
             self._doorbells.clear(queue)
         self.use_shadow_doorbells([queue])
 
+    def begin_shadow_doorbells(self, values: int, events: int) -> None:
+        """The guest has given the buffers; at first they say what the registers have said so far.
+
+        They are for all queues, and drivers (Linux, SPDK) keep to the registers for the admin queue all the same. Who
+        uses a buffer writes it before it rings: until the guest has changed that queue's, its registers count.
+        """
+        admin = self.completion_queues[0].head, self.submission_queues[0].tail
+        self._device.shadow_buffers = [values, events, *admin]
+        self.use_shadow_doorbells([*self.completion_queues.values(), *self.submission_queues.values()])
+        for cq in self.completion_queues.values():
+            if cq.shadow is not None:
+                cq.shadow.publish(self._dma, cq.head)
+        for sq in self.submission_queues.values():
+            if sq.shadow is not None:
+                sq.shadow.publish(self._dma, sq.tail)
+
     def use_shadow_doorbells(self, queues: Iterable[SubmissionQueue | CompletionQueue]) -> None:
-        """These queues' doorbells are in guest memory now. The admin queue keeps its registers, as drivers do."""
+        """These queues' doorbells are in guest memory from now on, if the guest has given buffers."""
         if not self._device.shadow_buffers:
             return
-        values, events = self._device.shadow_buffers
+        values, events, *admin = self._device.shadow_buffers
         for queue in queues:
-            if queue.id:
-                is_completion = isinstance(queue, CompletionQueue)
-                at = 4 * (2 * queue.id + is_completion)
-                queue.shadow = Shadow(values + at, events + at)
+            is_submission = isinstance(queue, SubmissionQueue)
+            at = 4 * (2 * queue.id + (not is_submission))
+            untouched = _IN_USE if queue.id else admin[is_submission]
+            queue.shadow = Shadow(values + at, events + at, None if untouched == _IN_USE else untouched)
 
     # Commands
 
@@ -326,7 +339,7 @@ class Engine:
         try:
             for queue in self.completion_queues.values():
                 if queue.shadow is not None:  # the line has to fall when the guest has taken its completions: be told
-                    queue.head = queue.shadow.settle(self._dma, queue.size)
+                    queue.head = queue.shadow.settle(self._dma, queue.size, queue.head)
         except ProtocolError as error:
             self._device.fail(f"shadow doorbells are not in guest memory: {error}")
         waiting = any(
@@ -362,6 +375,11 @@ class Engine:
 
     def save(self) -> SavedQueues:
         """Queues as they are; halted, so that no command is under way."""
+        if self._device.shadow_buffers and self.submission_queues:
+            admin = self.completion_queues[0].shadow, self.submission_queues[0].shadow
+            self._device.shadow_buffers[2:] = [
+                _IN_USE if shadow is None or shadow.untouched is None else shadow.untouched for shadow in admin
+            ]
         return [
             [queue.save() for queue in self.completion_queues.values()],
             [queue.save() for queue in self.submission_queues.values()],

@@ -70,6 +70,8 @@ class Events:
         """Bring events and requests together, as far as the admin queue has room."""
         device = self._device
         admin = device.engine.submission_queues.get(0)
+        if admin is not None and device.events:
+            admin.cq.look(device.dma)
         for event in list(device.events):
             type, information, page = event
             if admin is None or not device.event_requests or admin.cq.room <= 0:

@@ -5,6 +5,7 @@ What is in the queues is the concern of `engine`.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ from vfio_user.device import (
     state,
 )
 from vfio_user.device import stored_register as stored
-from vfio_user.errors import UserError
+from vfio_user.errors import ProtocolError, UserError
 
 log = logging.getLogger("vfio_user.servers.nvme")
 
@@ -63,9 +64,10 @@ DOORBELL_COUNT = 2 * (MAX_QUEUES + 1)
 BAR_SIZE = 0x4000
 TIMEOUT = 40
 """CAP.TO, in 500 ms: how long enabling and disabling may take. Disabling waits for the disk."""
-CAPABILITIES = (
-    (QUEUE_ENTRIES - 1) | 1 << 16 | TIMEOUT << 24 | 1 << 36 | 1 << 37 | MAX_PAGE_SHIFT << 52
-)  # MQES, CQR, TO, NSSRS, CSS: NVM, MPSMAX
+CAPABILITIES = (QUEUE_ENTRIES - 1) | 1 << 16 | TIMEOUT << 24 | 1 << 37 | MAX_PAGE_SHIFT << 52
+"""MQES, CQR, TO, CSS: NVM, MPSMAX."""
+SUBSYSTEM_RESET = 1 << 36
+"""CAP.NSSRS."""
 
 
 class Nvme(PciDevice):
@@ -88,7 +90,8 @@ class Nvme(PciDevice):
     saved_queues: list[list[list[int]]] = state([[], []])
     """What `save_state` writes and `on_load` makes queues of: completion queues, submission queues."""
     shadow_buffers: list[int] = state([])
-    """Addresses of shadow doorbells and of event indexes, once the guest has given them."""
+    """Addresses of shadow doorbells and of event indexes, once the guest has given them. Then what the controller has
+    put there for the admin queues, completion and submission, until the guest changes it; -1 once it has."""
     settings: dict[int, int] = state({})
     """Features that were set, by identifier."""
     clock: list[int] = state([0, 0])
@@ -129,6 +132,9 @@ class Nvme(PciDevice):
         ] = "",
         doorbell_interval: Annotated[int, "milliseconds between looks at mapped doorbells of an idle guest"] = 8,
         msix: Annotated[bool, "MSI-X; without it the device has INTx, and QEMU can unplug it"] = True,
+        subsystem_reset: Annotated[
+            bool, "offer NVM subsystem resets; Linux notices one when it resets the controller, and not before"
+        ] = False,
         migrate_image: Annotated[
             bool, "migrations copy the images, for hosts that do not share them; memory is copied always"
         ] = False,
@@ -149,6 +155,7 @@ class Nvme(PciDevice):
             interrupts=IntX() | MsiX(self.vectors, bar=4),
             capabilities=(PciExpress(flr=True),),
         )
+        self._resets_subsystem = subsystem_reset
         self.doorbell_messages = 0
         self.doorbells: Doorbells | None = None
         if map_doorbells:
@@ -195,7 +202,7 @@ class Nvme(PciDevice):
 
     @register(bar=0, offset=0x00, width=8)
     def capabilities_register(self) -> int:
-        return CAPABILITIES
+        return CAPABILITIES | (SUBSYSTEM_RESET if self._resets_subsystem else 0)
 
     @register(bar=0, offset=0x08, width=4)
     def version_register(self) -> int:
@@ -246,7 +253,7 @@ class Nvme(PciDevice):
 
     @register(bar=0, offset=0x20, width=4, merge=False)
     def reset_subsystem(self, value: int) -> None:
-        if value == SUBSYSTEM_RESET_WORD:
+        if self._resets_subsystem and value == SUBSYSTEM_RESET_WORD:
             self.configuration = 0
             self.status |= Csts.SUBSYSTEM_RESET
             self._disable()
@@ -392,6 +399,8 @@ class Nvme(PciDevice):
         values = state["values"]
         check_saved(values["saved_namespaces"], self.namespaces)
         queues_from(values["saved_queues"])
+        if len(buffers := values["shadow_buffers"]) not in (0, 4) or any(type(each) is not int for each in buffers):
+            raise ProtocolError("saved state: shadow doorbells are misshapen", errno.EINVAL)
 
     def on_migration(self, state: MigrationState) -> None:
         """The image is where both hosts find it: there is nothing that this one has in its page cache alone, and only

@@ -84,9 +84,22 @@ class CompletionQueue:
         """Submission queues that stand still until the guest makes room."""
 
     @property
+    def heeds_register(self) -> bool:
+        return self.shadow is None or self.shadow.untouched is not None
+
+    @property
     def room(self) -> int:
         """How many further commands may be begun."""
         return (self.head - self.tail - 1) % self.size - self.claimed
+
+    def look(self, dma: Dma) -> None:
+        """Take over from the buffer how far the guest has come, and be told when it makes room where there is none."""
+        if self.shadow is None:
+            return
+        self.head = self.shadow.read(dma, self.size, self.head)
+        if self.room <= 0:
+            self.shadow.ask_at(dma, self.head)
+            self.head = self.shadow.read(dma, self.size, self.head)
 
     def post(self, dma: Dma, queue: SubmissionQueue, cid: int, status: int, result: int) -> None:
         """Write the completion of a command of `queue`; raises ProtocolError where the guest has no memory there."""
@@ -121,6 +134,11 @@ class SubmissionQueue:
         self.head = 0
         self.tail = 0
         self.shadow: Shadow | None = None
+
+    @property
+    def heeds_register(self) -> bool:
+        """The register says where the tail is, and not a buffer."""
+        return self.shadow is None or self.shadow.untouched is not None
 
     def fetch(self, dma: Dma) -> list[Command]:
         """The next commands, as many as can be completed and BATCH at most. `begun` takes each off the queue."""
@@ -174,20 +192,28 @@ class Shadow:
     """A doorbell in guest memory (Doorbell Buffer Config): the guest writes `value` there, and touches the register
     only when it passes `event`, which the controller keeps where it wants to be told next."""
 
-    __slots__ = ("_event", "_last", "_value")
+    __slots__ = ("_event", "_last", "_value", "untouched")
 
-    def __init__(self, value: int, event: int) -> None:
+    def __init__(self, value: int, event: int, untouched: int | None = None) -> None:
         self._value = value
         self._event = event
         self._last = -1
+        self.untouched = untouched
+        """What the controller has put there, until the guest is seen to have put something else."""
 
     @property
     def places(self) -> list[tuple[int, int]]:
         """Addresses and bytes of what it consists of."""
         return [(self._value, 4), (self._event, 4)]
 
-    def read(self, dma: Dma, size: int) -> int:
-        return _U32.unpack(dma.read(self._value, 4))[0] % size  # type: ignore[no-any-return]
+    def read(self, dma: Dma, size: int, register: int) -> int:
+        """The guest's value; what its register says as long as it has not begun to use the buffer."""
+        value: int = _U32.unpack(dma.read(self._value, 4))[0] % size
+        if self.untouched is not None:
+            if value == self.untouched:
+                return register
+            self.untouched = None
+        return value
 
     def publish(self, dma: Dma, value: int) -> None:
         """The value, for a guest that begins to use the buffer while the queue is in use."""
@@ -199,13 +225,13 @@ class Shadow:
             dma.write(self._event, _U32.pack(value))
             self._last = value
 
-    def settle(self, dma: Dma, size: int) -> int:
+    def settle(self, dma: Dma, size: int, register: int) -> int:
         """The value, after which the guest tells of the next one."""
-        value = self.read(dma, size)
+        value = self.read(dma, size, register)
         for _ in range(size):
             before = value
             self.ask_at(dma, value)
-            value = self.read(dma, size)
+            value = self.read(dma, size, register)
             if value == before:  # else it was changed before the guest could know
                 break
         return value
