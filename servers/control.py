@@ -15,13 +15,13 @@ import logging
 import reprlib
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from vfio_user import Listener, Stream
+from vfio_user import Listener, MigrationState, Stream
 from vfio_user.device import PciDevice
 from vfio_user.errors import UserError
 
@@ -48,10 +48,16 @@ _NO_REQUEST = {"error": 'a request is one line of JSON: {"command": NAME, ...}'}
 class ControlSocket:
     """Listens at `path`, a private socket, until `close`, which removes it."""
 
-    def __init__(self, path: Path, device: D, commands: Commands[D]) -> None:
-        """Raises UserError where another server lives at `path`, or nothing can."""
+    def __init__(self, path: Path, device: D, commands: Commands[D], *, changing: Collection[str] = ()) -> None:
+        """`changing` are those commands that change what a guest can see: they are refused while migration has the
+        device stopped, as the state that moves may have been saved.
+
+        Raises:
+            UserError: another server lives at `path`, or nothing can.
+        """
         self._device: Any = device
         self._commands: Mapping[str, Any] = commands
+        self._changing = changing
         self._lock = threading.Lock()
         self._controllers: set[_Controller] = set()
         self._listener = Listener(f"unix:{path}", backlog=MAX_CONTROLLERS)
@@ -115,20 +121,28 @@ class ControlSocket:
 
         def run() -> None:
             try:
+                if name in self._changing:
+                    _check_running(self._device)
                 future.set_result(command(self._device, request))
             except Exception as error:
                 future.set_exception(error)
 
-        self._device.call_soon(run)
+        self._device.link.call_soon(run)  # what the device itself plans would wait until it runs
         try:
             return future.result(ANSWER_SECONDS)
         except UserError as error:
             return {"error": str(error)}
         except TimeoutError:
-            return {"error": "the device did not answer: it is busy, was reset, or migration has it stopped"}
+            return {"error": "the device did not answer"}
         except Exception as error:
             log.exception("control command %s failed", reprlib.repr(name))
             return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _check_running(device: PciDevice) -> None:
+    running = (MigrationState.RUNNING, MigrationState.PRE_COPY)
+    if device.migration is not None and device.migration.state not in running:
+        raise UserError("migration has the device stopped: nothing of it can be changed until it runs")
 
 
 class _Controller:

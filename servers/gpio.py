@@ -45,7 +45,7 @@ class Gpio(PciDevice):
             raise UserError(f"there are {LINES} inputs, and {inputs:#x} is more")
         super().__init__(bars=(Bar(2, size=8, io=True) if io else Bar(2, size=0x1000),))
         self.inputs = inputs
-        self._control = ControlSocket(Path(control), self, COMMANDS) if control else None
+        self._control = ControlSocket(Path(control), self, COMMANDS, changing=("set",)) if control else None
 
     def close(self) -> None:
         if self._control is not None:

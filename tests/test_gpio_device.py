@@ -218,6 +218,16 @@ def test_lines_and_a_waiting_interrupt_move_to_the_other_host(tmp_path: Path) ->
         assert target.interrupts() == 0
 
 
+def test_a_card_that_is_about_to_move_tells_its_lines_and_lets_nobody_set_them(tmp_path: Path) -> None:
+    """What is set then would stay behind, and interrupt a guest that stands still."""
+    with served(tmp_path / "a") as (card, outside):
+        card.client.set_migration_state(MigrationState.STOP)
+        assert "stopped" in outside.ask(command="set", inputs=0x0F0F)["error"]
+        assert outside.ask(command="get")["inputs"] == 0
+        card.client.set_migration_state(MigrationState.RUNNING)
+        assert outside.ask(command="set", inputs=0x0F0F)["inputs"] == 0x0F0F
+
+
 def test_the_inputs_at_the_start_are_16_bits(tmp_path: Path) -> None:
     with served(tmp_path / "a", inputs=0x8001) as (card, _):
         assert (card.read(IN_LOW), card.read(IN_HIGH)) == (0x01, 0x80)

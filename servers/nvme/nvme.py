@@ -178,7 +178,7 @@ class Nvme(PciDevice):
         self.engine = Engine(self)
         self.event_queue = Events(self)
         self.error_log = ErrorLog(self)
-        self._control = ControlSocket(Path(control), self, CONTROL) if control else None
+        self._control = ControlSocket(Path(control), self, CONTROL, changing=("resize",)) if control else None
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "namespaces": len(self.namespaces), "queues": self.max_queues}
