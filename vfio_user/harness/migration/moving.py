@@ -72,8 +72,8 @@ def require_migratable(guest: BootedGuest) -> None:
         server = _interposed(guest, plugged)
         if "STOP_COPY" not in server.control.call("migration_support")["supports"]:
             raise UserError(
-                f"{server.device.name} cannot be migrated: its server has no DEVICE_FEATURE MIGRATION, and no region for it",
-                hint="`vfio-user probe` shows what a server can; mode direct moves a guest and leaves its device behind",
+                f"{server.device.name} cannot be migrated: its server knows neither form of migration",
+                hint="`vfio-user probe` shows what a server can; mode direct moves a guest, and not its device",
             )
 
 
