@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 
@@ -17,12 +17,12 @@ class Optioned(PciDevice):
 
     def __init__(
         self,
+        internal: int = 3,
         *,
         queue_size: Annotated[int, "entries of each queue"] = 16,
         fast: Annotated[bool, "skip the delays"] = False,
         label: Annotated[str, "what it is called"] = "",
         image: Annotated[Path | None, "the file behind it"] = None,
-        internal: int = 3,
     ) -> None:
         super().__init__()
         self.given = (queue_size, fast, label, image, internal)
@@ -43,6 +43,20 @@ def test_a_device_without_options_has_none() -> None:
         ids = PciIds(vendor=1, device=2)
 
     assert device_options(Plain) == []
+
+
+class Passing(Optioned):
+    """Has an option more, and hands on the others."""
+
+    def __init__(self, *, depth: Annotated[int, "how deep"] = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.depth = depth
+
+
+def test_a_constructor_that_hands_options_on_has_those_of_its_base() -> None:
+    assert [option.name for option in device_options(Passing)] == ["depth", "queue_size", "fast", "label", "image"]
+    device = Passing(**parse_options(Passing, {"depth": "2", "fast": "yes"}))
+    assert (device.depth, device.given[1]) == (2, True)
 
 
 def test_texts_become_arguments() -> None:

@@ -210,7 +210,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         bars = (Bar(2, size=0x1000),)
         interrupts = MsiX(256, bar=2)
 
-    with pytest.raises(ValueError, match=r"region 2 has 0x1000 bytes"):
+    with pytest.raises(ValueError, match=r"Crowded: BAR 2 has 0x1000 bytes, and the MSI-X table"):
         Crowded()
 
 

@@ -200,15 +200,47 @@ def test_an_access_past_the_end_is_refused_and_changes_nothing(
     assert board.digest() == before
 
 
-def test_a_value_that_is_too_large_for_its_register_is_cut() -> None:
-    class Careless(Board):
-        @register(bar=0, offset=0xC0, width=4)
-        def minus_one(self) -> int:
-            return ~0
+class Careless(Board):
+    """Returns what does not fit: as a number below zero, which is meant so, and by mistake."""
 
+    value: int = state(0)
+
+    @register(bar=0, offset=0xC0, width=4)
+    def given(self) -> int:
+        return self.value
+
+    @register(bar=0, offset=0xC8, width=(2, 4))
+    def either(self) -> int:
+        return self.value
+
+
+FITS = {-1: 0xFFFFFFFF, ~5: 0xFFFFFFFA, -(1 << 31): 0x80000000, 0: 0, 0xFFFFFFFF: 0xFFFFFFFF, True: 1}
+TOO_WIDE = {1 << 32: 0, 0x123456789: 0x23456789, -(1 << 31) - 1: 0x7FFFFFFF}
+
+
+@pytest.mark.parametrize(("value", "read"), FITS.items())
+def test_a_negative_value_is_its_twos_complement(value: int, read: int, caplog: pytest.LogCaptureFixture) -> None:
     device = Careless()
-    assert read_int(device, 0, 0xC0, 4) == 0xFFFFFFFF
-    assert read_int(device, 0, 0xC1, 2) == 0xFFFF
+    device.value = value
+    assert read_int(device, 0, 0xC0, 4) == read
+    assert read_int(device, 0, 0xC1, 2) == read >> 8 & 0xFFFF
+    assert read_int(device, 0, 0xC8, 2) == read & 0xFFFF
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("offset", "width"), [(0xC0, 4), (0xC0, 2), (0xBE, 8), (0xC8, 2)])
+@pytest.mark.parametrize(("value", "read"), TOO_WIDE.items())
+def test_a_value_that_is_too_wide_for_its_register_is_cut_and_said_once(
+    value: int, read: int, offset: int, width: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Careless()
+    device.value = value
+    for _ in range(3):
+        assert read_int(device, 0, max(offset, 0xC0), 2) == read & 0xFFFF
+        device.region_read(0, offset, width)
+    (said,) = caplog.messages
+    assert f"Careless.{'given' if offset < 0xC8 else 'either'} is {value:#x}" in said
+    assert caplog.records[0].levelname == "ERROR"
 
 
 class Strict(PciDevice):

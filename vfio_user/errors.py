@@ -31,6 +31,10 @@ class UserError(VfioUserError):
         self.hint = printable(hint)
 
 
+class DeclarationError(UserError, ValueError):
+    """A device class that does not work: its author's to mend. Says which class and name, and where that is written."""
+
+
 class VerdictError(VfioUserError):
     """The run was done and the verdict is bad. `evidence` is text worth reading; exit status 1."""
 

@@ -58,8 +58,8 @@ class Doorbells:
         self._page = memoryview(self._map)[DOORBELLS : DOORBELLS + 4 * count].cast("I")
         self._seen = array("I", self._page)
         device.let_map(0, DOORBELLS, PAGE, self.fd)
-        if any(self._page):  # rung by the guest of a server that is gone: as `Engine` tells one that rings too early
-            device.status |= Csts.FATAL
+        self._left_over = any(self._page)
+        """Rung by the guest of a server that is gone: the first client is told, as one that rings too early."""
         self.looks = 0
         """So far."""
         self._planned: float | None = None  # the pause before the next look; None: there is none
@@ -122,6 +122,9 @@ class Doorbells:
     def watch_anew(self) -> None:
         """What was planned went with the client before, or with a reset."""
         self._planned = None
+        if self._left_over:
+            self._left_over = False
+            self._device.status |= Csts.FATAL
         self.watch()
 
     def look(self, turn: int) -> None:

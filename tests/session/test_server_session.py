@@ -115,6 +115,15 @@ def test_a_register_is_cut_to_its_width_on_both_paths(client: Client) -> None:
     assert client.region_read(0, 0x2F, 6) == b"\0\xff\xff\xff\xff\0"
 
 
+def test_a_value_that_is_too_wide_is_cut_and_said_on_the_short_path_too(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        client.store(0, 0, 4, 0xFFFFFFFF)
+    assert client.load(0, 0, 4) == 11 * 0xFFFFFFFF & 0xFFFFFFFF
+    assert "Prober.add is 0xafffffff5, more than its 4 bytes hold" in caplog.text
+
+
 def test_a_write_handler_may_wait_for_message_dma(client: Client) -> None:
     memory = message_memory(client)
     memory.view[:4] = (0xC0FFEE).to_bytes(4, "little")

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import sys
+from types import FrameType
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T", bound="Declaration")
+
+MADE = "__declared__"
+"""Name in a class body of the list of what was declared there. It is gone when the class is there."""
+
+
+class Source(NamedTuple):
+    """Where something is written."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
 
 
 class Declaration:
     """Something written as a class attribute and known by its name there."""
 
     name: str = ""
+    owner: type | None = None
+    """The class in whose body it is, once that is there."""
+
+    def __init__(self) -> None:
+        frame = authors_frame()
+        self.source = source_of(frame)
+        if "__qualname__" in frame.f_locals and "__module__" in frame.f_locals:  # a class body
+            frame.f_locals.setdefault(MADE, []).append(self)
 
     def __set_name__(self, owner: type, name: str) -> None:
         # A second attribute for the same thing (the function that completes a register) does not rename it.
         self.name = self.name or name
+        self.owner = self.owner or owner
 
 
 def declarations(device_class: type, kind: type[T]) -> list[T]:
@@ -27,3 +51,16 @@ def declarations(device_class: type, kind: type[T]) -> list[T]:
             elif value.name == name:
                 found[name] = value
     return list(found.values())
+
+
+def authors_frame() -> FrameType:
+    """The innermost frame that is not of this package's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("vfio_user.device"):
+        frame = frame.f_back
+    assert frame is not None
+    return frame
+
+
+def source_of(frame: FrameType) -> Source:
+    return Source(frame.f_code.co_filename, frame.f_lineno)

@@ -26,15 +26,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
+from vfio_user.device.class_check import check_class
 from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
+from vfio_user.device.construction import followed_by, of_declarations
+from vfio_user.device.declared import Source, authors_frame, source_of
 from vfio_user.device.dma import Dma
 from vfio_user.device.dma_region import DmaRegion
 from vfio_user.device.eventfd import drain
 from vfio_user.device.interrupts import Interrupts
 from vfio_user.device.irq_wiring import IrqInfo
-from vfio_user.device.layout import ExtraRegion, Layout, Readers, Writers, place_msix, used_bars
+from vfio_user.device.layout import ExtraRegion, Fits, Layout, Readers, Writers, place_msix, used_bars
 from vfio_user.device.lifecycle import Quiesce, ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import NO_INTERRUPTS, IntX, Mechanism, Msi, MsiX
@@ -43,13 +46,14 @@ from vfio_user.device.region import Access, IoFd, RegionInfo
 from vfio_user.device.saved import Saved, check_saved, digest_of, memory_digest
 from vfio_user.device.standstill import Hold, Standstill
 from vfio_user.device.state import Snapshot
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import DeclarationError, ProtocolError
 from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.pci import (
     COMMAND,
     COMMAND_BUS_MASTER,
     Bar,
     Capability,
+    ConfigSpace,
     MsiCapability,
     PciIds,
     build_config_space,
@@ -77,6 +81,39 @@ class PciDevice:
     migratable = True
     """All that a guest can tell it by is in declared state, so that it can be moved."""
 
+    config: ConfigSpace
+    readers: Readers
+    """{(region, offset, width): read} for accesses that are exactly a register. Values are not yet cut to width."""
+    writers: Writers
+    fits: Fits
+    """For each of the readers: what cuts its value, which `Fit` describes."""
+    regions: list[RegionInfo]
+    """What GET_REGION_INFO tells: BARs 0 to 5, ROM 6, configuration space 7, VGA 8, device-specific from 9."""
+    irqs: list[IrqInfo]
+    """What GET_IRQ_INFO tells: INTx, MSI, MSI-X, ERR, REQ."""
+    dma: Dma
+    link: Link
+    migration: Migration | None
+    _source: ClassVar[Source]
+    _snapshot: Snapshot
+    _layout: Layout
+    _io_fds: dict[int, Callable[[], None]]
+    _standstill: Standstill
+    _absence: Hold | None
+    """From the end of a client to the next one."""
+    _stopped: Hold | None
+    """While migration has the device stopped."""
+    _plans: Plans
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse what is wrong with the class; see `vfio_user.device.class_check`."""
+        super().__init_subclass__(**arguments)
+        check_class(cls, PciDevice)
+        cls._source = source_of(authors_frame())
+        if (constructor := vars(cls).get("__init__")) is not None:
+            cls.__init__ = followed_by(constructor, PciDevice._constructed)  # type: ignore[method-assign]
+
+    @of_declarations
     def __init__(
         self,
         *,
@@ -92,12 +129,12 @@ class PciDevice:
             ValueError: declarations that contradict each other or PCI.
         """
         if ids is None and not hasattr(self, "ids"):
-            raise ValueError(f"{type(self).__name__} says nowhere who it is: ids = PciIds(vendor=..., device=...)")
+            raise ValueError("it says nowhere who it is: ids = PciIds(vendor=..., device=...)")
         mechanism = interrupts if interrupts is not None else type(self).interrupts
         all_capabilities = list(self.capabilities if capabilities is None else capabilities)
         bars = list(self.bars if bars is None else bars)
         self._snapshot = Snapshot(self)
-        self._snapshot.reset(everything=True)
+        self._snapshot.power_on()
 
         msix, msi, intx = mechanism.part(MsiX), mechanism.part(Msi), mechanism.part(IntX)
         reserved: list[tuple[int, int, int]] = []
@@ -126,23 +163,19 @@ class PciDevice:
         self._layout.add_config(len(self.config), ConfigRegion(self.config, found.refresh))
         watch_resets(self.config, offsets, all_capabilities, GuestReset(self.hold_still, self.reset).ask)
 
-        self.regions: list[RegionInfo] = self._layout.infos
-        """What GET_REGION_INFO tells: BARs 0 to 5, ROM 6, configuration space 7, VGA 8, device-specific from 9."""
-        self.irqs: list[IrqInfo] = found.infos
-        """What GET_IRQ_INFO tells: INTx, MSI, MSI-X, ERR, REQ."""
-        self.readers: Readers = self._layout.readers
-        """{(region, offset, width): read} for accesses that are exactly a register. Values are not yet cut to width."""
-        self.writers: Writers = self._layout.writers
+        self.regions = self._layout.infos
+        self.irqs = found.infos
+        self.readers = self._layout.readers
+        self.writers = self._layout.writers
+        self.fits = self._layout.fits
         self.dma = Dma(self._hook("on_dma_map"), self._hook("on_dma_unmap"))
-        self.link: Link = NoClient()
-        self._io_fds: dict[int, Callable[[], None]] = {}
+        self.link = NoClient()
+        self._io_fds = {}
         self._standstill = Standstill(
             lambda: self.on_quiesce(), lambda: self.on_resume(), lambda work: self.link.call_soon(work)
         )
-        self._absence: Hold | None = None
-        """From the end of a client to the next one."""
-        self._stopped: Hold | None = None
-        """While migration has the device stopped."""
+        self._absence = None
+        self._stopped = None
         self._plans = Plans()
         self.migration = Migration(self) if self.migratable else None
 
@@ -340,7 +373,8 @@ class PciDevice:
         access = self._access(region, offset, count)
         read = self.readers.get((region, offset, count))
         if read is not None:
-            return (read() & ((1 << 8 * count) - 1)).to_bytes(count, "little")
+            mask = (1 << 8 * count) - 1  # a narrow read of a register that is wider
+            return (self.fits[region, offset, count](read()) & mask).to_bytes(count, "little")
         return access.read(offset, count)
 
     def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
@@ -459,6 +493,13 @@ class PciDevice:
         self._layout.close()
 
     # Within.
+
+    def _constructed(self) -> None:
+        """The author's `__init__` is done: the state that it has set is what resets bring back."""
+        if "_snapshot" not in vars(self):
+            what = f"{type(self).__qualname__}.__init__ does not call super().__init__() ({self._source})"
+            raise DeclarationError(what, hint="it makes the device")
+        self._snapshot.take_as_after_reset()
 
     def _unlink(self) -> None:
         for fd in self._io_fds:

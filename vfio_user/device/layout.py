@@ -10,7 +10,7 @@ from vfio_user.device.declared import declarations
 from vfio_user.device.device_memory import DeviceMemory
 from vfio_user.device.mechanism import MsiX
 from vfio_user.device.region import Access, MemoryAccess, RegionInfo, RegisterAccess, Windows
-from vfio_user.device.register import BaseRegister, Cell
+from vfio_user.device.register import BaseRegister, Cell, Fit
 from vfio_user.device.state import Memory
 from vfio_user.pci import BAR_COUNT, SMALLEST_ROM, Bar, MsiXCapability, check_bars, round_up_power_of_two
 from vfio_user.wire.constants import RegionFlags, RegionIndex
@@ -25,6 +25,7 @@ PAGE = 4096
 
 Readers = dict[tuple[int, int, int], Callable[[], int]]
 Writers = dict[tuple[int, int, int], Callable[[int], None]]
+Fits = dict[tuple[int, int, int], Fit]
 """{(region, offset, width): what to call}"""
 
 
@@ -77,6 +78,7 @@ class Layout:
         """`reserved`: further ranges, (region, offset, size), that `answer` gives to somebody later."""
         self.readers: Readers = {}
         self.writers: Writers = {}
+        self.fits: Fits = {}
         self.memory = DeviceMemory()
         cells = [cell for found in declarations(type(device), BaseRegister) for cell in found.cells(device)]
         areas = declarations(type(device), Memory)
@@ -90,7 +92,7 @@ class Layout:
         if sorted(self._extra) != list(range(FIRST_EXTRA, FIRST_EXTRA + len(extra))):
             raise ValueError(f"device-specific regions count from {FIRST_EXTRA} without gaps")
         if unknown := named - declared.keys() - self._extra.keys():
-            raise ValueError(f"registers or memory in a region that there is not: {sorted(unknown)}")
+            raise ValueError(f"registers or memory are in a region that there is not: {sorted(unknown)}")
 
         self._windows = {
             index: Windows(index, device.unclaimed_read, device.unclaimed_write)
@@ -100,9 +102,9 @@ class Layout:
             self._add_cell(cell, exact=cell.region in declared and declared[cell.region].exact)
         for area in areas:
             if area.bar is not None:
-                self._windows[area.bar].claim(area.offset, area.size)
+                self._windows[area.bar].claim(area.offset, area.size, area.name)
         for index, offset, size in reserved:
-            self._windows[index].claim(offset, size)
+            self._windows[index].claim(offset, size, "the MSI-X table")
 
         self.bars = [self._sized(bar) for bar in declared.values()]
         self.infos = [RegionInfo(index) for index in range(FIRST_EXTRA + len(extra))]
@@ -147,12 +149,13 @@ class Layout:
 
     def _add_cell(self, cell: Cell, *, exact: bool) -> None:
         windows = self._windows[cell.region]
-        windows.claim(cell.offset, cell.width)
+        windows.claim(cell.offset, cell.width, cell.fit.name)
         if not exact:
             windows.answer(cell.offset, cell.width, RegisterAccess(cell))
         for width in cell.widths:
             key = (cell.region, cell.offset, width)
-            self.readers[key] = cell.read if width == cell.width else _cut(cell.read, width)
+            self.readers[key] = cell.read if width == cell.width else _cut(cell, width)
+            self.fits[key] = cell.fit
             self.writers[key] = cell.write
 
     def _sized(self, bar: Bar) -> Bar:
@@ -165,7 +168,8 @@ class Layout:
 
     def _check_size(self, index: int, size: int) -> None:
         if (end := self._windows[index].end) > size:
-            raise ValueError(f"region {index} has {size:#x} bytes, and declarations up to {end:#x}")
+            windows = self._windows[index]
+            raise ValueError(f"{windows.name} has {size:#x} bytes, and {windows.last} reaches to {end:#x}")
 
     def _place_memory(self, areas: Sequence[Memory]) -> None:
         mappable = [area for area in areas if area.mmap and area.bar is not None]
@@ -177,7 +181,7 @@ class Layout:
         self.memory.place_rest([area for area in areas if area not in mappable])
 
 
-def _cut(read: Callable[[], int], width: int) -> Callable[[], int]:
+def _cut(cell: Cell, width: int) -> Callable[[], int]:
     """A narrow read of a register that is wider."""
-    mask = (1 << 8 * width) - 1
-    return lambda: read() & mask
+    read, fit, mask = cell.read, cell.fit, (1 << 8 * width) - 1
+    return lambda: fit(read()) & mask

@@ -1,4 +1,4 @@
-"""Options of a device: the keyword arguments of its `__init__`, for `vfio-user serve DEVICE --help` and `--set`.
+"""Options of a device: the keyword arguments of its `__init__`, for `vfio-user serve DEVICE`.
 
     def __init__(self, *, msix: Annotated[int, "MSI-X vectors; 0 leaves the capability out"] = 4) -> None:
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Mapping
+from types import FunctionType, NoneType, UnionType
 from typing import Any, NamedTuple
 
 from vfio_user.errors import UserError
@@ -27,17 +28,65 @@ class Option(NamedTuple):
 
 
 def device_options(device_class: type) -> list[Option]:
-    """The options that a person may set: annotated keyword-only arguments with defaults, in order."""
-    constructor = device_class.__init__  # type: ignore[misc]
-    hints = typing.get_type_hints(constructor, include_extras=True)
-    found: list[Option] = []
-    for name, parameter in inspect.signature(constructor).parameters.items():
-        hint = hints.get(name)
-        if parameter.kind is parameter.KEYWORD_ONLY and typing.get_origin(hint) is typing.Annotated:
-            kind, text = typing.get_args(hint)[:2]
-            kind = next((part for part in typing.get_args(kind) if part is not type(None)), kind)  # of X | None
-            found.append(Option(name, kind, parameter.default, str(text)))
-    return found
+    """The options that a person may set: annotated keyword-only arguments with defaults, in order.
+
+    A constructor that takes `**options` has those of its base as well.
+
+    Raises:
+        UserError: an annotation that cannot be read.
+    """
+    found: dict[str, Option] = {}
+    for base in device_class.__mro__:
+        constructor = vars(base).get("__init__")
+        if not isinstance(constructor, FunctionType):
+            continue
+        for name, option in constructor_options(constructor, strict=True).items():
+            if isinstance(option, Option):
+                found.setdefault(name, option)
+        if all(each.kind is not each.VAR_KEYWORD for each in inspect.signature(constructor).parameters.values()):
+            break
+    return list(found.values())
+
+
+def constructor_options(constructor: FunctionType, *, strict: bool = False) -> dict[str, Option | str]:
+    """The keyword-only arguments of a constructor: options, or what is wrong with them.
+
+    Without `strict` those are left out whose annotation cannot be read yet, such as a name that comes later.
+
+    Raises:
+        UserError: an annotation that cannot be read, if `strict`.
+    """
+    try:
+        hints = typing.get_type_hints(constructor, include_extras=True)
+    except Exception as error:
+        if not strict:
+            return {}
+        raise UserError(
+            f"an annotation of {constructor.__qualname__} cannot be read: {error} ({_place(constructor)})",
+            hint="names in annotations are those of the module",
+        ) from error
+    parameters = inspect.signature(constructor).parameters.values()
+    return {each.name: _option(each, hints.get(each.name)) for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+def _option(parameter: inspect.Parameter, hint: object) -> Option | str:
+    if typing.get_origin(hint) is not typing.Annotated:
+        return "is a keyword argument of __init__ that is no option: it has no Annotated"
+    kind, text = typing.get_args(hint)[:2]
+    if typing.get_origin(kind) in (UnionType, typing.Union):  # X | None
+        kind = next(part for part in typing.get_args(kind) if part is not NoneType)
+    if not isinstance(kind, type) or typing.get_origin(kind) is not None:
+        return f"is an option of type {kind}, which cannot be made of a text"
+    if not isinstance(text, str):
+        return f"is an option whose help is {text!r}, no text"
+    if parameter.default is parameter.empty:
+        return "is an option without a default"
+    return Option(parameter.name, kind, parameter.default, text)
+
+
+def _place(function: FunctionType) -> str:
+    code = inspect.unwrap(function).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def parse_options(device_class: type, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from vfio_user.device.register import Cell
+from vfio_user.pci import BAR_COUNT
 from vfio_user.wire.constants import NO_FD, IoFdType
 
 UnclaimedRead = Callable[[int, int, int], bytes]
@@ -78,7 +79,6 @@ class RegisterAccess:
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._width = cell.width
-        self._mask = (1 << 8 * cell.width) - 1
 
     def read(self, offset: int, count: int) -> bytes:
         return self._value()[offset : offset + count]
@@ -90,7 +90,7 @@ class RegisterAccess:
         self._cell.write(int.from_bytes(data, "little"))
 
     def _value(self) -> bytes:
-        return (self._cell.read() & self._mask).to_bytes(self._width, "little")
+        return self._cell.fit(self._cell.read()).to_bytes(self._width, "little")
 
 
 class MemoryAccess:
@@ -122,23 +122,31 @@ class Windows:
         self._index = index
         self._windows: list[Window] = []
         self._starts: list[int] = []
-        self._claims: list[tuple[int, int]] = []
+        self._claims: list[tuple[int, int, str]] = []
         self._unclaimed_read = unclaimed_read
         self._unclaimed_write = unclaimed_write
+
+    @property
+    def name(self) -> str:
+        return f"BAR {self._index}" if self._index < BAR_COUNT else f"region {self._index}"
 
     @property
     def end(self) -> int:
         return self._claims[-1][1] if self._claims else 0
 
-    def claim(self, start: int, size: int) -> None:
-        """Keep a range from being declared twice. Raises ValueError where it is."""
-        place = bisect_right(self._claims, (start, start))
+    @property
+    def last(self) -> str:
+        """What reaches furthest."""
+        return self._claims[-1][2]
+
+    def claim(self, start: int, size: int, name: str) -> None:
+        """Keep a range for what is declared there. Raises ValueError, with both names, where something is already."""
+        place = bisect_right(self._claims, (start, start, ""))
         end = start + size
-        overlaps_before = place > 0 and self._claims[place - 1][1] > start
-        overlaps_after = place < len(self._claims) and self._claims[place][0] < end
-        if overlaps_before or overlaps_after:
-            raise ValueError(f"region {self._index}: two declarations overlap at {start:#x}")
-        self._claims.insert(place, (start, end))
+        for other_start, other_end, other in self._claims[max(0, place - 1) : place + 1]:
+            if other_start < end and start < other_end:
+                raise ValueError(f"{other} and {name} overlap at {max(start, other_start):#x} of {self.name}")
+        self._claims.insert(place, (start, end, name))
 
     def answer(self, start: int, size: int, access: Access) -> None:
         """Send accesses of a claimed range to `access`."""

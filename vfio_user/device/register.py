@@ -17,20 +17,47 @@ and the call of the handler; all others are composed (see `vfio_user.device.regi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
-from vfio_user.device.declared import Declaration
+from vfio_user.device.declared import Declaration, authors_frame, source_of
 from vfio_user.device.plain import NotPlain, shown
 from vfio_user.device.state import State
+from vfio_user.errors import DeclarationError
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
 
 D = TypeVar("D", bound="PciDevice")
 WIDTHS = (1, 2, 4, 8)
+log = logging.getLogger("vfio_user.device")
+
+
+class Fit:
+    """Makes a reader's value one of so many bytes: a negative one is its two's complement, one too wide is cut, which
+    is said.
+    """
+
+    def __init__(self, name: str, device: PciDevice, width: int) -> None:
+        self.name = name
+        self._device_name = type(device).__qualname__
+        self._width = width
+        self._mask = (1 << 8 * width) - 1
+        self._said = False
+
+    def __call__(self, value: int) -> int:
+        cut = value & self._mask
+        if not (-self._mask // 2 <= value <= self._mask or self._said):
+            self._said = True  # once is enough: a guest may read it for ever
+            log.error(
+                "%s.%s is %#x, more than its %d bytes hold: the client reads %#x. Return it cut, or make it wider",
+                *(self._device_name, self.name, value, self._width, cut),
+            )
+        return cut
 
 
 class Cell(NamedTuple):
@@ -42,6 +69,7 @@ class Cell(NamedTuple):
     """Widths in bytes of the accesses that carry its whole value; the largest is its extent."""
     read: Callable[[], int]
     write: Callable[[int], None]
+    fit: Fit
     merge: bool
 
     @property
@@ -68,14 +96,19 @@ class Place:
     stride: int
     merge: bool
 
-    def cell(self, index: int, read: Callable[[], int], write: Callable[[int], None]) -> Cell:
-        return Cell(self.bar, self.offset + index * self.stride, self.widths, read, write, self.merge)
+    @property
+    def width(self) -> int:
+        return max(self.widths)
+
+    def cell(self, index: int, read: Callable[[], int], write: Callable[[int], None], fit: Fit) -> Cell:
+        return Cell(self.bar, self.offset + index * self.stride, self.widths, read, write, fit, self.merge)
 
 
 class BaseRegister(Declaration):
     """A declared register, or array of registers."""
 
     def __init__(self, place: Place) -> None:
+        Declaration.__init__(self)
         self.place = place
 
     def cells(self, device: PciDevice) -> Iterator[Cell]:
@@ -94,39 +127,77 @@ class HandledRegister(BaseRegister):
     def cells(self, device: PciDevice) -> Iterator[Cell]:
         read = self._read.__get__(device) if self._read else None
         write = self._write.__get__(device) if self._write else None
-        place = self.place
+        place, fit = self.place, Fit(self.name, device, self.place.width)
         if place.count is None:
-            yield place.cell(0, read or read_as_zero, write or ignore_write)
+            yield place.cell(0, read or read_as_zero, write or ignore_write, fit)
             return
         for index in range(place.count):
             yield place.cell(
                 index,
                 partial(read, index) if read else read_as_zero,
                 partial(write, index) if write else ignore_write,
+                fit,
             )
 
     def _take(self, function: Callable[..., Any]) -> None:
         """The function declared first: the writer if it takes a value (self, [index,] value), else the reader."""
         self.name = function.__name__  # not that of a reader, which may be `_` as often as one likes
-        arguments = function.__code__.co_argcount
-        without_value = 1 if self.place.count is None else 2
-        if arguments == without_value:
+        if self.name == "_":
+            raise _mistake(function, "a register needs a name of its own", "`_` is for the function that completes it")
+        if _arguments(function) == len(self._reading):
             self._read = function
-        elif arguments == without_value + 1:
-            self._write = function
         else:
-            raise TypeError(f"{function.__qualname__} takes {arguments} arguments; see vfio_user.device.register")
+            self._set_writer(function)
+
+    def _set_reader(self, function: Callable[..., Any]) -> None:
+        self._check(function, "reader", self._reading, self._read)
+        self._read = function
+
+    def _set_writer(self, function: Callable[..., Any]) -> None:
+        self._check(function, "writer", (*self._reading, "value"), self._write)
+        self._write = function
+
+    @property
+    def _reading(self) -> tuple[str, ...]:
+        """What a reader takes."""
+        return ("self",) if self.place.count is None else ("self", "index")
+
+    def _check(
+        self, function: Callable[..., Any], half: str, arguments: Sequence[str], before: Callable[..., Any] | None
+    ) -> None:
+        if self.owner is not None:
+            where = f"{self.owner.__qualname__}, which is complete"
+            raise _mistake(function, f"{self.name} belongs to {where}", "declare the whole register again")
+        if before is not None:
+            raise _mistake(function, f"{self.name} has a {half} already", f"keep one of the two {half}s")
+        if _arguments(function) != len(arguments):
+            shape = f"({', '.join(arguments)})"
+            raise _mistake(
+                function, f"the {half} of {self.name} takes {inspect.signature(function)}", f"it gets {shape}"
+            )
+
+
+def _arguments(function: Callable[..., Any]) -> int:
+    """How many arguments a function takes by position, or -1 for any number."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(each.kind in (each.VAR_POSITIONAL, each.KEYWORD_ONLY) and each.default is each.empty for each in parameters):
+        return -1
+    return sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters)
+
+
+def _mistake(function: Callable[..., Any], what: str, hint: str) -> DeclarationError:
+    return DeclarationError(f"{function.__qualname__}: {what} ({source_of(authors_frame())})", hint=hint)
 
 
 class Register(HandledRegister, Generic[D]):
     """What `register` makes of a function; `reader` and `writer` add the other half."""
 
     def reader(self, function: Callable[[D], int]) -> Register[D]:
-        self._read = function
+        self._set_reader(function)
         return self
 
     def writer(self, function: Callable[[D, int], None]) -> Register[D]:
-        self._write = function
+        self._set_writer(function)
         return self
 
 
@@ -134,11 +205,11 @@ class RegisterArray(HandledRegister, Generic[D]):
     """The same with an index: writers take (index, value), readers (index)."""
 
     def reader(self, function: Callable[[D, int], int]) -> RegisterArray[D]:
-        self._read = function
+        self._set_reader(function)
         return self
 
     def writer(self, function: Callable[[D, int, int], None]) -> RegisterArray[D]:
-        self._write = function
+        self._set_writer(function)
         return self
 
 
@@ -205,18 +276,18 @@ class StoredRegister(BaseRegister, State):
     """A register that is nothing but an attribute of the device; see `stored_register`."""
 
     def __init__(self, place: Place, default: int, writable: int, keep: bool) -> None:
-        BaseRegister.__init__(self, place)
         State.__init__(self, default, keep)
+        self.place = place
         self.writable = writable
 
     def _in_range(self, value: object) -> object:
-        width = max(self.place.widths)
+        width = self.place.width
         if not isinstance(value, int) or not 0 <= value < 1 << 8 * width:
             raise NotPlain(f"is {shown(value)}, which is no value of a register of {width} bytes")
         return value
 
     def cells(self, device: PciDevice) -> Iterator[Cell]:
-        everything = (1 << 8 * max(self.place.widths)) - 1
+        everything = (1 << 8 * self.place.width) - 1
         name, writable = self.name, self.writable & everything
 
         def write_some(value: int) -> None:
@@ -227,7 +298,7 @@ class StoredRegister(BaseRegister, State):
             write = partial(setattr, device, name)
         elif writable:
             write = write_some
-        yield self.place.cell(0, partial(getattr, device, name), write)
+        yield self.place.cell(0, partial(getattr, device, name), write, Fit(name, device, self.place.width))
 
 
 def stored_register(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vfio_user.device.declared import Declaration, declarations
 from vfio_user.device.plain import NotPlain, from_plain, to_plain
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import DeclarationError, ProtocolError
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
@@ -24,6 +24,7 @@ class State(Declaration):
     """A declared value; `vfio_user.device.plain` says of which types."""
 
     def __init__(self, default: object, keep: bool) -> None:
+        super().__init__()
         self.default = default
         self.keep = keep
 
@@ -47,6 +48,7 @@ class Memory(Declaration):
     """Declared memory; the instance has a writable memoryview of `size` bytes in its place."""
 
     def __init__(self, size: int, bar: int | None, offset: int, mmap: bool, keep: bool) -> None:
+        super().__init__()
         self.size = size
         self.bar = bar
         self.offset = offset
@@ -78,11 +80,41 @@ class Snapshot:
     def __init__(self, device: PciDevice) -> None:
         self._device = device
         self._values = declarations(type(device), State)
+        self._after_reset: dict[str, object] = {}
+        """Plain values, by name."""
 
-    def reset(self, *, everything: bool = False) -> None:
+    def power_on(self) -> None:
+        """Set what the author has not set before."""
         for value in self._values:
-            if everything or not value.keep:
+            if value.name not in vars(self._device):
                 setattr(self._device, value.name, value.fresh())
+
+    def take_as_after_reset(self) -> None:
+        """Resets bring back what the values are now, where that is not the default: an option of the device, say.
+
+        Raises:
+            DeclarationError: a value that could not be saved.
+        """
+        for value in self._values:
+            now = getattr(self._device, value.name)
+            if value.keep or (type(now) is type(value.default) and now == value.default):
+                continue
+            try:
+                self._after_reset[value.name] = value.to_plain(now)
+            except NotPlain as error:
+                which = f"{type(self._device).__qualname__}.{value.name}"
+                what = f"__init__ has set something that could not be saved: {which}{error} ({value.source})"
+                raise DeclarationError(what, hint="docs/devices.md has a table of what state may be") from None
+
+    def reset(self) -> None:
+        for value in self._values:
+            if not value.keep:
+                setattr(self._device, value.name, self._fresh(value))
+
+    def _fresh(self, value: State) -> object:
+        if value.name in self._after_reset:
+            return value.from_plain(self._after_reset[value.name])
+        return value.fresh()
 
     def save(self) -> dict[str, Any]:
         """Copies of the values, by name.

@@ -33,7 +33,7 @@ class RegisterPath:
         self._read = dialect.number(Command.REGION_READ)
         self._write = dialect.number(Command.REGION_WRITE)
         self._counts = dialect.write_reply_counts
-        self._readers: dict[bytes, tuple[Any, int, Callable[[], int], int]] = {}
+        self._readers: dict[bytes, tuple[Any, int, Callable[[], int], Callable[[int], int]]] = {}
         self._writers: dict[bytes, tuple[int, Any, Callable[[int], None]]] = {}
 
     def clear(self) -> None:
@@ -44,7 +44,8 @@ class RegisterPath:
     def fill(self, device: PciDevice) -> None:
         for (region, offset, width), read in device.readers.items():
             reply = _READ_REPLY[width]
-            self._readers[_KEY.pack(offset, region, width)] = (reply.pack, reply.size, read, (1 << 8 * width) - 1)
+            fit = device.fits[region, offset, width]
+            self._readers[_KEY.pack(offset, region, width)] = (reply.pack, reply.size, read, fit)
         for (region, offset, width), write in device.writers.items():
             self._writers[_KEY.pack(offset, region, width)] = (_SIZE + width, _VALUE[width].unpack_from, write)
 
@@ -83,9 +84,12 @@ class RegisterPath:
                         return
                     framer.start = start + _SIZE
                     owed.blocking = True
-                    value = reader[2]() & reader[3]
+                    value = reader[2]()
                     owed.blocking = False
-                    connection.out += reader[0](id, command, reader[1], REPLY, 0, key, value)
+                    try:
+                        connection.out += reader[0](id, command, reader[1], REPLY, 0, key, value)
+                    except struct.error:  # it does not fit
+                        connection.out += reader[0](id, command, reader[1], REPLY, 0, key, reader[3](value))
                 else:
                     return
             except Exception as error:

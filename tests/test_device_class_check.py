@@ -1,0 +1,352 @@
+"""Mistakes in a device class are refused when it, or the device, is made: with the class, the name and the line."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from vfio_user import Bar, PciDevice, PciIds, ResetKind, memory, register, state, stored_register
+from vfio_user.device.class_check import framework_names
+from vfio_user.errors import DeclarationError
+
+HEAD = """\
+from enum import Enum
+from typing import Annotated, Any
+from vfio_user import *
+from vfio_user import PciDevice, PciIds, memory, register, state, stored_register
+
+class Base(PciDevice):
+    ids = PciIds(1, 2)
+
+    @register(bar=0, offset=0, width=4)
+    def ring(self, value: int) -> None:
+        pass
+
+class D(Base):
+"""
+FIRST = HEAD.count("\n") + 1
+"""The line of the body's first."""
+
+
+def make(body: str, path: Path) -> None:
+    """Run a module whose class D has this body."""
+    file = path / "nic.py"
+    file.write_text(HEAD + textwrap.indent(textwrap.dedent(body), "    "))
+    exec(compile(file.read_text(), file, "exec"), {"__name__": "nic"})
+
+
+NATURAL_NAMES = (
+    *("reset", "start", "stop", "config", "link", "close", "digest", "identity", "regions", "irqs", "readers"),
+    *("migration", "dma", "interrupts", "hold_still", "save_state", "rom", "ids", "_layout"),
+)
+
+
+@pytest.mark.parametrize("name", NATURAL_NAMES)
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "@register(bar=0, offset=4, width=4)\ndef {}(self) -> int: return 0",
+        "\n{}: int = stored_register(bar=0, offset=4, width=4)",
+        "\n{}: int = state(0)",
+        "\n{}: memoryview = memory(64)",
+    ],
+    ids=["register", "stored register", "state", "memory"],
+)
+def test_nothing_declared_takes_a_name_of_the_frameworks(name: str, declaration: str, tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError) as refused:
+        make(declaration.format(name), tmp_path)
+    assert f"D.{name} " in str(refused.value)
+    assert "nic.py:" in str(refused.value)
+
+
+def test_every_name_of_a_device_is_known_to_be_the_frameworks() -> None:
+    class Plain(PciDevice):
+        ids = PciIds(1, 2)
+
+    names = {name for name in vars(Plain()) if not name.startswith("__")}
+    assert names <= framework_names(PciDevice)
+
+
+WRONG: dict[str, tuple[int, str, str]] = {
+    "a reader with a value": (1, "reader of copy", """
+        @register(bar=0, offset=4, width=4)
+        def copy(self, value: int) -> None: pass
+        @copy.reader
+        def _(self, value: int) -> int: return 1
+    """),
+    "a writer without a value": (1, "writer of copy", """
+        @register(bar=0, offset=4, width=4)
+        def copy(self) -> int: return 1
+        @copy.writer
+        def _(self) -> None: pass
+    """),
+    "a reader of an array without index": (1, "reader of copy", """
+        @register(bar=0, offset=4, width=4, count=2)
+        def copy(self, index: int, value: int) -> None: pass
+        @copy.reader
+        def _(self) -> int: return 1
+    """),
+    "a register that takes two values": (1, "writer of copy", """
+        @register(bar=0, offset=4, width=4)
+        def copy(self, one: int, two: int) -> None: pass
+    """),
+    "a register that takes nothing": (1, "writer of copy", """
+        @register(bar=0, offset=4, width=4)
+        def copy() -> None: pass
+    """),
+    "a register without a name": (1, "name of its own", """
+        @register(bar=0, offset=4, width=4)
+        def _(self, value: int) -> None: pass
+    """),
+    "a second reader": (1, "has a reader already", """
+        @register(bar=0, offset=4, width=4)
+        def copy(self) -> int: return 1
+        @copy.reader
+        def _(self) -> int: return 2
+    """),
+    "a second writer": (1, "has a writer already", """
+        @register(bar=0, offset=4, width=4)
+        def copy(self, value: int) -> None: pass
+        @copy.writer
+        def _(self, value: int) -> None: pass
+    """),
+    "a reader for a register of the base": (1, "belongs to Base", """
+        @Base.ring.reader
+        def _(self) -> int: return 1
+    """),
+    "two registers of one name": (1, "D.copy is declared, and is not", """
+        @register(bar=0, offset=4, width=4)
+        def copy(self) -> int: return 1
+        @register(bar=0, offset=8, width=4)
+        def copy(self) -> int: return 1
+    """),
+    "two states of one name": (1, "D.total is declared, and is not|a declaration is declared", """
+        total: int = state(0)
+        total: int = state(1)
+    """),
+    "a register under another name than its function's": (1, "D.handler is declared, and is not", """
+        def handler(self) -> int: return 1
+        copy = register(bar=0, offset=4, width=4)(handler)
+        del handler
+    """),
+    "state with two names": (1, "second name of one", """
+        one = other = state(0)
+    """),
+    "a hook that does not exist": (2, "D.on_dma_mapped is no hook.*: on_dma_map is one", """
+
+        def on_dma_mapped(self, region: object) -> None: pass
+    """),
+    "a hook with other arguments": (2, r"D.on_reset takes \(self\).* on_reset\(self, kind", """
+
+        def on_reset(self) -> None: pass
+    """),
+    "a method that replaces another": (2, r"D.start takes \(self, channel.*has start\(self\)", """
+
+        def start(self, channel: int) -> None: pass
+    """),
+    "a value in a method's place": (0, "D.reset takes the place", """
+        reset = 5
+    """),
+    "a property in a method's place": (0, "D.stop takes the place", """
+        @property
+        def stop(self) -> int: return 0
+    """),
+    "an attribute that the instance hides": (0, "D.config is in the class", """
+        config = {"speed": 10}
+    """),
+    "a method that the instance hides": (2, "D.link is in the class", """
+
+        def link(self) -> None: pass
+    """),
+    "an option without Annotated": (2, "D.limit is a keyword argument", """
+
+        def __init__(self, *, limit: int = 3) -> None: super().__init__()
+    """),
+    "an option without default": (2, "D.limit is an option without a default", """
+
+        def __init__(self, *, limit: Annotated[int, "how many"]) -> None: super().__init__()
+    """),
+    "an option that no text makes": (2, "D.limit is an option of type list", """
+
+        def __init__(self, *, limit: Annotated[list[int], "how many"] = ()) -> None: super().__init__()
+    """),
+    "a default that cannot be saved": (2, "D.seen has a default that could not be saved: it is set", """
+
+        seen: Any = state(set())
+    """),
+    "a default with a member that cannot be saved": (2, r"D.seen has a default.*it\['a'\] is object", """
+
+        seen: Any = state({"a": object()})
+    """),
+    "a default that does not fit its register": (2, "D.seen has a default.*a register of 2 bytes", """
+
+        seen: int = stored_register(bar=0, offset=4, width=2, default=1 << 16)
+    """),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "words", "body"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_refused_when_the_class_is_made(line: int, words: str, body: str, tmp_path: Path) -> None:
+    """Its line is told, in any case one of the file's; `line` is that in the body, where there is one to be told."""
+    with pytest.raises(DeclarationError, match=f"(?s){words}") as refused:
+        make(body.removeprefix("\n"), tmp_path)
+    assert refused.value.hint
+    assert f"{tmp_path / 'nic.py'}:" in str(refused.value)
+    if line > 1:
+        assert str(refused.value).endswith(f"nic.py:{FIRST + line - 1})")
+
+
+RIGHT = {
+    "functions of its own": """
+        def begin(self) -> None: pass
+        def _on_timer(self) -> None: pass
+    """,
+    "what replaces a function and takes the same": """
+        def identity(self) -> dict[str, Any]: return {**super().identity(), "speed": 1}
+        def close(self, *more: int) -> None: super().close()
+        def on_reset(self, kind: object, why: str = "") -> None: pass
+    """,
+    "a register of the base again": """
+        @register(bar=0, offset=0, width=4)
+        def ring(self) -> int: return 1
+    """,
+    "a reader with the register's name": """
+        @register(bar=0, offset=4, width=4)
+        def copy(self, value: int) -> None: pass
+        @copy.reader
+        def copy(self) -> int: return 1
+    """,
+    "registers made in a loop": """
+        for _number in range(4):
+            locals()[f"lane{_number}"] = stored_register(bar=0, offset=0x10 + 4 * _number, width=4)
+    """,
+    "arguments that are no options, before the star": """
+        def __init__(self, clock: object = None, *, limit: Annotated[int, "how many"] = 3) -> None: super().__init__()
+    """,
+    "an annotation that is not there yet": """
+        def __init__(self, *, limit: "Limit" = 3) -> None: super().__init__()
+    """,
+}
+
+
+@pytest.mark.parametrize("body", RIGHT.values(), ids=RIGHT)
+def test_what_works_is_not_refused(body: str, tmp_path: Path) -> None:
+    make(body, tmp_path)
+
+
+def test_declarations_made_elsewhere_are_found_too() -> None:
+    def speed() -> int:
+        return stored_register(bar=0, offset=4, width=4, default=9)
+
+    device: Any = type("Made", (PciDevice,), {"ids": PciIds(1, 2), "speed": speed()})()
+    assert device.speed == 9
+
+
+# When the device is made
+
+
+class Limited(PciDevice):
+    ids = PciIds(1, 2)
+    limit: int = stored_register(bar=0, offset=0, width=4)
+    lanes: list[int] = state([])
+    total: int = state(0)
+    serial: str = state("", keep=True)
+
+    def __init__(self, *, limit: Annotated[int, "of each copy"] = 0, early: Annotated[bool, "set before"] = False):
+        if early:
+            self.limit = limit
+        super().__init__()
+        if not early:
+            self.limit = limit
+        self.lanes = [1, 2]
+        self.serial = "A"
+
+
+class Deeper(Limited):
+    def __init__(self, *, total: Annotated[int, "to begin with"] = 5, **options: Any) -> None:
+        super().__init__(**options)
+        self.total = total
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_state_that_an_option_sets_is_what_a_reset_brings_back(early: bool) -> None:
+    device = Limited(limit=7, early=early)
+    fresh = device.digest()
+    device.limit = 9
+    device.lanes.append(3)
+    device.reset(ResetKind.DEVICE)
+    assert (device.limit, device.lanes) == (7, [1, 2])
+    device.lanes.append(4)
+    device.reset(ResetKind.FLR)
+    assert device.digest() == fresh
+    assert Limited(limit=1).limit == 1
+
+
+def test_the_outermost_constructor_has_the_last_word() -> None:
+    device = Deeper(limit=3)
+    device.total = device.limit = 0
+    device.serial = "B"
+    device.reset(ResetKind.DEVICE)
+    assert (device.total, device.limit, device.serial) == (5, 3, "B")
+
+
+def test_a_constructor_that_fails_leaves_nothing_behind_for_the_next() -> None:
+    with pytest.raises(TypeError):
+        Deeper(limit="many", unknown=1)
+    assert Deeper(limit=3).limit == 3
+
+
+def test_state_that_is_set_to_what_cannot_be_saved_is_refused_when_the_device_is_made() -> None:
+    class Wrong(Limited):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lanes = {1, 2}  # type: ignore[assignment]
+
+    with pytest.raises(DeclarationError, match=r"Wrong\.lanes is set, not list"):
+        Wrong()
+
+
+def test_a_constructor_that_does_not_call_its_bases_is_named() -> None:
+    class Hollow(PciDevice):
+        ids = PciIds(1, 2)
+
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(DeclarationError, match=r"Hollow.__init__ does not call super\(\).__init__\(\)"):
+        Hollow()
+
+
+NOWHERE: dict[str, Callable[[], type[PciDevice]]] = {
+    "no ids": lambda: type("D", (PciDevice,), {}),
+    "a BAR too small": lambda: type(
+        "D", (PciDevice,), {"ids": PciIds(1, 2), "bars": (Bar(0, 16),), "ram": memory(64, bar=0)}
+    ),
+    "no such region": lambda: type("D", (PciDevice,), {"ids": PciIds(1, 2), "ram": memory(64, bar=9)}),
+    "an overlap": lambda: type(
+        "D", (PciDevice,), {"ids": PciIds(1, 2), "ram": memory(64, bar=0), "rim": memory(64, bar=0, offset=32)}
+    ),
+    "a BAR beyond the last": lambda: type("D", (PciDevice,), {"ids": PciIds(1, 2), "bars": (Bar(5, 4096, bits=64),)}),
+}
+
+
+@pytest.mark.parametrize("wrong", NOWHERE.values(), ids=NOWHERE)
+def test_declarations_that_contradict_each_other_name_the_class(wrong: Callable[[], type[PciDevice]]) -> None:
+    with pytest.raises(DeclarationError, match=r"^D[ :.]"):
+        wrong()()
+
+
+def test_an_overlap_names_both() -> None:
+    class Crowded(Limited):
+        window: memoryview = memory(64, bar=0, offset=2)
+
+        @register(bar=0, offset=0x40, width=8)
+        def copy(self) -> int:
+            return 0
+
+    with pytest.raises(DeclarationError, match="Crowded: limit and window overlap at 0x2 of BAR 0"):
+        Crowded()

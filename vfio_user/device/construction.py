@@ -1,0 +1,50 @@
+"""Construction of a device: whose mistake a failure is, and what is done when it is over, however deep the class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from vfio_user.device.declared import Source
+from vfio_user.errors import DeclarationError
+
+C = TypeVar("C", bound=Callable[..., None])
+_UNDER_WAY = "_under_construction"
+SOURCE = "_source"
+"""Class attribute: where the class is written."""
+
+
+def followed_by(constructor: Callable[..., None], finish: Callable[[Any], None]) -> Callable[..., None]:
+    """A constructor that calls `finish` on the device when it is done, unless it is called by another such one."""
+
+    @wraps(constructor)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        inside = _UNDER_WAY in vars(self)
+        vars(self)[_UNDER_WAY] = True
+        try:
+            constructor(self, *args, **kwargs)
+        finally:
+            if not inside:
+                del vars(self)[_UNDER_WAY]
+        if not inside:
+            finish(self)
+
+    return construct
+
+
+def of_declarations(constructor: C) -> C:
+    """A constructor whose ValueErrors are its class's: `DeclarationError`, with the class and where it is written."""
+
+    @wraps(constructor)
+    def construct(self: object, *args: Any, **kwargs: Any) -> None:
+        try:
+            constructor(self, *args, **kwargs)
+        except DeclarationError:
+            raise
+        except ValueError as error:
+            source: Source = getattr(type(self), SOURCE)
+            hint = "its declarations contradict each other, or PCI"
+            raise DeclarationError(f"{type(self).__qualname__}: {error} ({source})", hint=hint) from error
+
+    return cast(C, construct)
