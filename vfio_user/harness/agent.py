@@ -7,7 +7,6 @@ agent does none of them twice.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import secrets
 import socket
 import struct
@@ -21,12 +20,27 @@ from typing import Any
 
 from vfio_user.errors import VfioUserError
 from vfio_user.harness.deadline import Deadline
-from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job, Result, decode, encode, result_of
+from vfio_user.harness.guest import (
+    Command,
+    Guest,
+    GuestFailure,
+    GuestLost,
+    Job,
+    Result,
+    decode,
+    encode,
+    outcome_of,
+    result_of,
+)
 
 # Seconds that an answer may need beyond the job that it reports.
 _ANSWER = 15.0
 _SHOWS = 1.0  # seconds between the end of a connection and that of its process
 _PIECE = 96 << 10  # bytes of a file in one message
+MAX_LINE = 80 << 20
+"""Bytes of an answer: the agent keeps 16 MiB of each of a job's three streams, which base64 makes 64."""
+MAX_FILE = 1 << 30
+"""Bytes of a file that is fetched."""
 
 
 class AgentGuest(Guest):
@@ -47,7 +61,7 @@ class AgentGuest(Guest):
         super().__init__(patience=patience, console=console)
         self._check = check
         self._session = secrets.token_hex(8)
-        self._ids = itertools.count(1)
+        self._asked = 0  # the last id
         self._sending = threading.Lock()
         self._pending: dict[int, tuple[bytes, Future[dict[str, Any]]]] = {}
         self._done: list[int] = []
@@ -111,17 +125,20 @@ class AgentGuest(Guest):
 
     def get(self, source: str) -> bytes:
         data = bytearray()
-        while piece := self._do("get", path=source, offset=len(data), size=_PIECE)["data"]:
+        while piece := self._do("get", path=source, offset=len(data), size=_PIECE).get("data"):
+            if not isinstance(piece, bytes) or len(piece) > _PIECE:
+                raise GuestFailure(f"the guest's agent sends no piece of {source}")
             data += piece
+            if len(data) > MAX_FILE:
+                raise GuestFailure(f"{source} has more than {MAX_FILE >> 20} MiB, or no end")
         return bytes(data)
 
     def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
         limit = timeout * self.patience
         future = self._ask("call", **request, timeout=limit)
         answer = self._answer(future, Deadline(limit + _ANSWER * self.patience), f"{request['function']}()")
-        if answer["result"]:
-            outcome: dict[str, Any] = decode(answer["result"])
-            return outcome
+        if answer.get("result"):
+            return outcome_of(request["function"], answer["result"])
         result = result_of(f"{request['function']}()", answer)
         raise self._failure(f"in the guest, {request['function']}() ended without a result", result)
 
@@ -144,7 +161,7 @@ class AgentGuest(Guest):
         with self._sending:
             if self._lost:
                 raise GuestLost(f"cannot reach the guest's agent: {self._lost}")
-            identity = next(self._ids)
+            self._asked = identity = self._asked + 1
             done, self._done = self._done, []
             body = {"session": self._session, "id": identity, "do": operation, "done": done, **arguments}
             line = encode(body).encode() + b"\n"
@@ -197,6 +214,10 @@ class AgentGuest(Guest):
         with contextlib.suppress(OSError):
             while data := connection.recv(1 << 18):
                 buffer += data
+                if len(buffer) > MAX_LINE:
+                    self._lose(connection, f"its agent sent {MAX_LINE >> 20} MiB that are no answer")
+                    connection.shutdown(socket.SHUT_RDWR)
+                    return
                 if b"\n" in data:
                     *lines, rest = buffer.split(b"\n")
                     buffer = bytearray(rest)
@@ -207,14 +228,18 @@ class AgentGuest(Guest):
     def _received(self, line: bytes) -> None:
         try:
             answer = decode(line)
-            ours, identity = answer["session"] == self._session, answer["id"]
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             return  # the end of a line that was meant for another host
-        if not ours:
+        if not isinstance(answer, dict) or answer.get("session") != self._session:
             return
+        identity = answer.get("id")
         with self._sending:
+            if not isinstance(identity, int) or not 0 < identity <= self._asked or identity in self._done:
+                return
             _, future = self._pending.pop(identity, (b"", None))
             self._done.append(identity)
+        if not isinstance(answer.get("ok"), dict) and not isinstance(answer.get("error"), str):
+            answer = {"error": "it answers what is no answer"}
         if future is not None:
             future.set_result(answer)
 

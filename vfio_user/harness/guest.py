@@ -26,6 +26,10 @@ Command = str | Sequence[str]
 """A line for the guest's shell, or a program and its arguments."""
 
 
+OUTPUT_LIMIT = 16 << 20
+"""Bytes that are kept of each stream of a command; the guest's agent keeps as many."""
+
+
 @dataclass(frozen=True)
 class Result:
     """How a command ended. `exit_code` is negative for a signal; `seconds` were measured in the guest."""
@@ -204,14 +208,21 @@ def encode(value: object) -> str:
 
 
 def decode(text: str | bytes) -> Any:
-    """The inverse of `encode`."""
-    return json.loads(
-        text, object_hook=lambda found: base64.b64decode(found["bytes"]) if [*found] == ["bytes"] else found
-    )
+    """The inverse of `encode`. Raises `ValueError` for what is none."""
+    try:
+        return json.loads(
+            text, object_hook=lambda found: base64.b64decode(found["bytes"]) if [*found] == ["bytes"] else found
+        )
+    except (TypeError, RecursionError) as error:  # {"bytes": 5}; more levels than anybody sends
+        raise ValueError(str(error)) from None
 
 
 def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
-    """A `Result` from what the agent says of a job that ended."""
+    """A `Result` from what the agent says of a job that ended. Raises `GuestFailure` where it says something else."""
+    kinds = {"exit_code": int, "stdout": bytes, "stderr": bytes, "seconds": int | float, "timed_out": bool}
+    for name, kind in kinds.items():
+        if not isinstance(answer.get(name), kind):
+            raise GuestFailure(f"the guest's agent says nothing that can be used of {as_line(command)!r}: no {name}")
     return Result(
         command=command,
         exit_code=answer["exit_code"],
@@ -220,6 +231,22 @@ def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
         seconds=answer["seconds"],
         timed_out=answer["timed_out"],
     )
+
+
+def outcome_of(function: object, text: str | bytes) -> dict[str, Any]:
+    """What a function in the guest came to: its `value`, or `error` and `traceback`.
+
+    Raises `GuestFailure` where that cannot be read, as when there is more than the agent keeps of it (16 MiB).
+    """
+    try:
+        outcome = decode(text)
+    except ValueError as error:
+        raise GuestFailure(f"what {function}() came to in the guest cannot be read: {error}") from None
+    if isinstance(outcome, dict):
+        failed = [outcome.get("error"), outcome.get("traceback")]
+        if "value" in outcome or all(isinstance(part, str) for part in failed):
+            return outcome
+    raise GuestFailure(f"what {function}() came to in the guest is neither a value nor an error")
 
 
 def _clip(text: str, lines: int = 40) -> str:

@@ -17,8 +17,7 @@ from typing import Any
 import paramiko
 
 from vfio_user.harness.deadline import Deadline
-from vfio_user.harness.guest import Command, Guest, GuestLost, Job, Result, as_line, encode
-from vfio_user.harness.guest import decode as decode_answer
+from vfio_user.harness.guest import OUTPUT_LIMIT, Command, Guest, GuestLost, Job, Result, as_line, encode, outcome_of
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
@@ -26,6 +25,7 @@ _AGENT = "/opt/vfio-user/agent.py"
 _USER = "root"
 _FAILURES = (paramiko.SSHException, OSError, EOFError)
 _NO_STATUS = -1  # paramiko's for a command that a signal ended, and for one of which nothing more was heard
+_AT_ONCE = 64  # pieces of output that are taken before anything else is looked at
 _SHOWS = 1.0  # seconds between the end of a connection and that of its process
 
 
@@ -110,7 +110,7 @@ class SshGuest(Guest):
             result = self.run(["python3", _AGENT, "--call", f"{base}.request", f"{base}.answer"], timeout)
             if not result.ok:
                 raise self._failure(f"in the guest, {request['function']}() ended without a result", result)
-            answer: dict[str, Any] = decode_answer(self.get(f"{base}.answer"))
+            answer = outcome_of(request["function"], self.get(f"{base}.answer"))
         finally:
             self.run(f"rm -f {base}.*")
         return answer
@@ -184,10 +184,14 @@ class _SshJob(Job):
         self._drain()
 
     def _drain(self) -> None:
-        while self._channel.recv_ready():
-            self._stdout += self._channel.recv(1 << 16)
-        while self._channel.recv_stderr_ready():
-            self._stderr += self._channel.recv_stderr(1 << 16)
+        """Take what is there, as far as it is kept: more may come for ever."""
+        for _ in range(_AT_ONCE):
+            if self._channel.recv_ready():
+                self._stdout += self._channel.recv(1 << 16)[: max(0, OUTPUT_LIMIT - len(self._stdout))]
+            elif self._channel.recv_stderr_ready():
+                self._stderr += self._channel.recv_stderr(1 << 16)[: max(0, OUTPUT_LIMIT - len(self._stderr))]
+            else:
+                break
         if not self._group and b"\n" in self._stderr:
             first, _, rest = self._stderr.partition(b"\n")
             if first.isdigit():

@@ -1,0 +1,144 @@
+"""A guest's agent that says what it should not: one error, in time, and the guest's other commands go on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from vfio_user.harness import agent
+from vfio_user.harness.agent import AgentGuest
+from vfio_user.harness.guest import GuestFailure, GuestLost
+
+Request = dict[str, Any]
+GOOD = {"exit_code": 0, "stdout": {"bytes": "b2s="}, "stderr": {"bytes": ""}, "seconds": 0.1, "timed_out": False}
+
+
+class Liar:
+    """The other end of the port: what it sends for a request is `say`'s choice."""
+
+    def __init__(self) -> None:
+        self.host, self._port = socket.socketpair()
+        self.say: Callable[[Request], bytes] = lambda request: answered(request, ok=GOOD)
+        self.heard: list[Request] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._port.close()
+
+    def _serve(self) -> None:
+        try:
+            for line in self._port.makefile("rb"):
+                if line.strip():
+                    self.heard.append(json.loads(line))
+                    self._port.sendall(self.say(self.heard[-1]))
+        except OSError:
+            return
+
+
+def answered(request: Request, **body: Any) -> bytes:
+    return json.dumps({"session": request["session"], "id": request["id"], **body}).encode() + b"\n"
+
+
+@pytest.fixture
+def liar() -> Iterator[Liar]:
+    made = Liar()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guest(liar: Liar) -> Iterator[AgentGuest]:
+    made = AgentGuest(liar.host, patience=0.2)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ok": []},
+        {"ok": None},
+        {"ok": 7},
+        {"error": {"a": 1}},
+        {"ok": {}},
+        {"ok": {**GOOD, "exit_code": "0"}},
+        {"ok": {**GOOD, "stdout": "text"}},
+        {"ok": {**GOOD, "seconds": None}},
+        {"ok": {key: value for key, value in GOOD.items() if key != "timed_out"}},
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_none_fails_the_command(liar: Liar, guest: AgentGuest, body: dict[str, Any]) -> None:
+    liar.say = lambda request: answered(request, **body)
+    with pytest.raises(GuestFailure):
+        guest.run("true")
+    liar.say = lambda request: answered(request, ok=GOOD)
+    assert guest.run("true").stdout == "ok"
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"[" * 100_000,
+        b"[]",
+        b"7",
+        b"\xff\xfe",
+        b'{"session": {"bytes": 5}}',
+        b'{"session": SESSION, "id": [1]}',
+        b'{"session": SESSION, "id": {"a": 1}}',
+        b'{"session": SESSION, "id": 99999999}',
+        b'{"session": SESSION, "id": -1}',
+        b'{"session": SESSION, "id": ' + b"9" * 5000 + b"}",
+        b'{"session": SESSION}',
+    ],
+    ids=lambda noise: noise[:40].decode(errors="replace"),
+)
+def test_a_line_that_answers_nothing_is_passed_over(liar: Liar, guest: AgentGuest, noise: bytes) -> None:
+    def say(request: Request) -> bytes:
+        return noise.replace(b"SESSION", json.dumps(request["session"]).encode()) + b"\n" + answered(request, ok=GOOD)
+
+    liar.say = say
+    assert guest.run("true").stdout == "ok"
+    guest.run("true")
+    assert liar.heard[-1]["done"] == [liar.heard[-2]["id"]], "nothing else is to be forgotten by the guest"
+
+
+def test_a_line_without_an_end_is_not_kept(liar: Liar, guest: AgentGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "MAX_LINE", 1 << 20)
+    liar.say = lambda request: b"x" * (2 << 20)
+    with pytest.raises(GuestLost, match="no answer"):
+        guest.run("true")
+
+
+def test_a_file_without_an_end_is_not_kept(liar: Liar, guest: AgentGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "MAX_FILE", 1 << 10)
+    liar.say = lambda request: answered(request, ok={"data": {"bytes": "eHh4" * 100}})
+    with pytest.raises(GuestFailure, match="no end"):
+        guest.get("/dev/zero")
+
+
+@pytest.mark.parametrize("piece", ["text", None, {"bytes": "eHh4" * (100 << 10)}], ids=["text", "end", "too much"])
+def test_what_is_no_piece_of_a_file_is_refused(liar: Liar, guest: AgentGuest, piece: Any) -> None:
+    liar.say = lambda request: answered(request, ok={"data": piece})
+    if piece is None:
+        assert guest.get("/etc/passwd") == b""
+    else:
+        with pytest.raises(GuestFailure):
+            guest.get("/etc/passwd")
+
+
+@pytest.mark.parametrize("came", ["[", "7", "{}", '{"error": "x"}', '{"error": 1, "traceback": 2}', "[" * 100_000])
+def test_what_a_function_cannot_have_come_to_is_a_failure(liar: Liar, guest: AgentGuest, came: str) -> None:
+    liar.say = lambda request: answered(request, ok={**GOOD, "result": came})
+    with pytest.raises(GuestFailure, match="function"):
+        guest.call(function)
+
+
+def function() -> int:
+    return 1
