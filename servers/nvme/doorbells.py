@@ -87,10 +87,10 @@ class Doorbells:
     def settle(self) -> None:
         """Take over where the guest says that its queues are, and act on it another time."""
         for sq in self._device.engine.submission_queues.values():
-            if sq.heeds_register and (tail := self._page[_index(sq)] & 0xFFFF) < sq.size:
+            if (sq.shadow is None or not sq.id) and (tail := self._page[_index(sq)] & 0xFFFF) < sq.size:
                 sq.tail = tail
         for cq in self._device.engine.completion_queues.values():
-            if cq.heeds_register and (head := self._page[_index(cq)] & 0xFFFF) < cq.size:
+            if (cq.shadow is None or not cq.id) and (head := self._page[_index(cq)] & 0xFFFF) < cq.size:
                 cq.head = head
 
     def sign(self, queues: SavedQueues) -> None:

@@ -28,7 +28,6 @@ Handler = Callable[["Nvme", Command], int | None]
 """Carries out a command: returns the completion's double word 0 (and 1 above it), or None if it ends later."""
 FUSED = 3
 """Bits of a command's flags."""
-_IN_USE = -1
 COMMANDS_AT_ONCE = 512
 """After so many the session looks for messages again."""
 
@@ -91,7 +90,7 @@ class Engine:
         if queue is None or value >= queue.size:
             self._bad_doorbell(exists=queue is not None)
             return
-        if queue.heeds_register:
+        if queue.shadow is None or not number:
             queue.tail = value
         self._schedule(number)
 
@@ -224,26 +223,23 @@ class Engine:
         They are for all queues, and drivers (Linux, SPDK) keep to the registers for the admin queue all the same. Who
         uses a buffer writes it before it rings: until the guest has changed that queue's, its registers count.
         """
-        admin = self.completion_queues[0].head, self.submission_queues[0].tail
-        self._device.shadow_buffers = [values, events, *admin]
+        self._device.shadow_buffers = [values, events]
         self.use_shadow_doorbells([*self.completion_queues.values(), *self.submission_queues.values()])
         for cq in self.completion_queues.values():
             if cq.shadow is not None:
-                cq.shadow.publish(self._dma, cq.head)
+                cq.shadow.publish(self._dma, cq.head, optional=not cq.id)
         for sq in self.submission_queues.values():
             if sq.shadow is not None:
-                sq.shadow.publish(self._dma, sq.tail)
+                sq.shadow.publish(self._dma, sq.tail, optional=not sq.id)
 
     def use_shadow_doorbells(self, queues: Iterable[SubmissionQueue | CompletionQueue]) -> None:
         """These queues' doorbells are in guest memory from now on, if the guest has given buffers."""
         if not self._device.shadow_buffers:
             return
-        values, events, *admin = self._device.shadow_buffers
+        values, events = self._device.shadow_buffers
         for queue in queues:
-            is_submission = isinstance(queue, SubmissionQueue)
-            at = 4 * (2 * queue.id + (not is_submission))
-            untouched = _IN_USE if queue.id else admin[is_submission]
-            queue.shadow = Shadow(values + at, events + at, None if untouched == _IN_USE else untouched)
+            at = 4 * (2 * queue.id + isinstance(queue, CompletionQueue))
+            queue.shadow = Shadow(values + at, events + at)
 
     # Commands
 
@@ -375,11 +371,6 @@ class Engine:
 
     def save(self) -> SavedQueues:
         """Queues as they are; halted, so that no command is under way."""
-        if self._device.shadow_buffers and self.submission_queues:
-            admin = self.completion_queues[0].shadow, self.submission_queues[0].shadow
-            self._device.shadow_buffers[2:] = [
-                _IN_USE if shadow is None or shadow.untouched is None else shadow.untouched for shadow in admin
-            ]
         return [
             [queue.save() for queue in self.completion_queues.values()],
             [queue.save() for queue in self.submission_queues.values()],

@@ -90,8 +90,7 @@ class Nvme(PciDevice):
     saved_queues: list[list[list[int]]] = state([[], []])
     """What `save_state` writes and `on_load` makes queues of: completion queues, submission queues."""
     shadow_buffers: list[int] = state([])
-    """Addresses of shadow doorbells and of event indexes, once the guest has given them. Then what the controller has
-    put there for the admin queues, completion and submission, until the guest changes it; -1 once it has."""
+    """Addresses of shadow doorbells and of event indexes, once the guest has given them."""
     settings: dict[int, int] = state({})
     """Features that were set, by identifier."""
     clock: list[int] = state([0, 0])
@@ -399,7 +398,7 @@ class Nvme(PciDevice):
         values = state["values"]
         check_saved(values["saved_namespaces"], self.namespaces)
         queues_from(values["saved_queues"])
-        if len(buffers := values["shadow_buffers"]) not in (0, 4) or any(type(each) is not int for each in buffers):
+        if len(buffers := values["shadow_buffers"]) not in (0, 2) or any(type(each) is not int for each in buffers):
             raise ProtocolError("saved state: shadow doorbells are misshapen", errno.EINVAL)
 
     def on_migration(self, state: MigrationState) -> None:

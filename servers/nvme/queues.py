@@ -84,10 +84,6 @@ class CompletionQueue:
         """Submission queues that stand still until the guest makes room."""
 
     @property
-    def heeds_register(self) -> bool:
-        return self.shadow is None or self.shadow.untouched is not None
-
-    @property
     def room(self) -> int:
         """How many further commands may be begun."""
         return (self.head - self.tail - 1) % self.size - self.claimed
@@ -134,11 +130,6 @@ class SubmissionQueue:
         self.head = 0
         self.tail = 0
         self.shadow: Shadow | None = None
-
-    @property
-    def heeds_register(self) -> bool:
-        """The register says where the tail is, and not a buffer."""
-        return self.shadow is None or self.shadow.untouched is not None
 
     def fetch(self, dma: Dma) -> list[Command]:
         """The next commands, as many as can be completed and BATCH at most. `begun` takes each off the queue."""
@@ -188,18 +179,21 @@ def queues_from(saved: SavedQueues) -> tuple[dict[int, CompletionQueue], dict[in
         raise ProtocolError(f"saved state: queues are misshapen: {error}", errno.EINVAL) from error
 
 
+_RESERVED, _UNTOUCHED = 0xFFFF0000, 0x56460000
+"""Bits of a doorbell that mean nothing, and what the controller puts there until the guest has written the buffer.
+Drivers take none but the lower half for what they have written last."""
+
+
 class Shadow:
     """A doorbell in guest memory (Doorbell Buffer Config): the guest writes `value` there, and touches the register
     only when it passes `event`, which the controller keeps where it wants to be told next."""
 
-    __slots__ = ("_event", "_last", "_value", "untouched")
+    __slots__ = ("_event", "_last", "_value")
 
-    def __init__(self, value: int, event: int, untouched: int | None = None) -> None:
+    def __init__(self, value: int, event: int) -> None:
         self._value = value
         self._event = event
         self._last = -1
-        self.untouched = untouched
-        """What the controller has put there, until the guest is seen to have put something else."""
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -207,17 +201,13 @@ class Shadow:
         return [(self._value, 4), (self._event, 4)]
 
     def read(self, dma: Dma, size: int, register: int) -> int:
-        """The guest's value; what its register says as long as it has not begun to use the buffer."""
-        value: int = _U32.unpack(dma.read(self._value, 4))[0] % size
-        if self.untouched is not None:
-            if value == self.untouched:
-                return register
-            self.untouched = None
-        return value
+        """The guest's value; that of its register as long as it has not begun to use the buffer."""
+        value: int = _U32.unpack(dma.read(self._value, 4))[0]
+        return register if value & _RESERVED == _UNTOUCHED else value % size
 
-    def publish(self, dma: Dma, value: int) -> None:
-        """The value, for a guest that begins to use the buffer while the queue is in use."""
-        dma.write(self._value, _U32.pack(value))
+    def publish(self, dma: Dma, value: int, *, optional: bool = False) -> None:
+        """The value, for a guest that begins to use the buffer with the queue in use; or may begin, if `optional`."""
+        dma.write(self._value, _U32.pack(value | (_UNTOUCHED if optional else 0)))
 
     def ask_at(self, dma: Dma, value: int) -> None:
         """Be told when the guest's value passes this one."""
