@@ -31,6 +31,9 @@ GRACE = 2.0
 REFUSAL = 1.0
 """Seconds that a refused client has for its VERSION."""
 
+LOOK_SECONDS = 1.0
+"""Seconds between two looks at a session that should end."""
+
 VERSION_SECONDS = 10.0
 """Seconds that a client has for its VERSION: one that says nothing keeps all others away. Who was given to us as a
 connection may take its time, as there are no others."""
@@ -86,12 +89,22 @@ class Server:
         self.listener.shutdown()
         if self._session is not None:
             self._session.stop()
+        end = monotonic() + END_SECONDS
         for thread in (self._accepting, self._serving):
             if thread is not None and thread.ident is not None:
-                thread.join(END_SECONDS)
-                if thread.is_alive():
-                    log.error("%s does not end: the device's own code may keep it", thread.name)
+                self._wait_for(thread, end)
         self.listener.close()
+
+    def _wait_for(self, thread: threading.Thread, end: float) -> None:
+        """The session may have begun to wait for its client only now."""
+        thread.join(LOOK_SECONDS)
+        while thread.is_alive():
+            if monotonic() > end:
+                log.error("%s does not end: the device's own code may keep it", thread.name)
+                return
+            if self._session is not None:
+                self._session.stop()
+            thread.join(LOOK_SECONDS)
 
     def __enter__(self) -> Server:
         return self.start()
