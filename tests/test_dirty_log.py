@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise
 from types import FrameType
@@ -118,6 +119,51 @@ def test_no_range_and_page_size_loses_a_page(
         if not address <= 0x10000 + page * GRANULE or 0x10000 + (page + 1) * GRANULE > address + length
     }
     assert beyond <= rest
+
+
+@given(
+    writes_in(0x12345, 0x28000),
+    st.integers(0, 0x40000),
+    st.integers(1, 0x40000),
+    st.sampled_from([*range(6, 22), 40, 51, 63]),
+)
+def test_a_granule_makes_every_page_dirty_that_it_has_bytes_in(
+    writes: list[tuple[int, int]], address: int, length: int, shift: int
+) -> None:
+    """Wherever the range starts and ends, and whatever its pages are."""
+    start, size = 0x12345, 0x28000
+    log = marked(start, size, writes)
+    low, high = max(address, start), min(address + length, start + size)
+    seen = range((low - start) // GRANULE, -(-(high - start) // GRANULE)) if low < high else ()
+    granules = [
+        (max(start + granule * GRANULE, address), min(start + (granule + 1) * GRANULE, address + length))
+        for granule in seen
+        if touched(writes, start + granule * GRANULE, min(GRANULE, size - granule * GRANULE), GRANULE)
+    ]
+    expected = touched([(first, end - first) for first, end in granules], address, length, 1 << shift)
+    assert pages_in(log.take(address, length, 1 << shift)) == expected
+
+
+@pytest.mark.parametrize("place", [0, 1 << 20, (1 << 33) + 1])
+@pytest.mark.parametrize("shift", [30, 40, 46, 61])
+def test_large_pages_cost_no_more_than_small_ones(place: int, shift: int) -> None:
+    """They took gigabytes, and ten seconds, for one page's bit."""
+    log = marked(place * GRANULE, GRANULE, [(place * GRANULE, 1)])
+    tracemalloc.start()
+    bitmap = log.take(0, 2 << 61, 1 << shift) if shift > 40 else log.take(0, 1 << 46, 1 << shift)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pages_in(bitmap) == {place * GRANULE >> shift}
+    assert peak < 1 << 20
+
+
+def test_a_range_that_begins_between_pages_is_reported_as_fast_as_any() -> None:
+    """Each of a million dirty pages was looked at by itself: a tenth of a second for each GiB."""
+    log = marked(0, 64 * GIB, [(0, 64 * GIB)])
+    begin = time.process_time()
+    bitmap = log.take(1, 64 * GIB - 1, GRANULE)
+    assert time.process_time() - begin < 2
+    assert bitmap == b"\xff" * (64 * GIB // GRANULE // 8)
 
 
 def test_a_part_that_was_reported_is_clean_and_nothing_else_is() -> None:

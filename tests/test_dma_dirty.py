@@ -9,6 +9,7 @@ import pytest
 from tests.device_kit import Client, memory_file
 from vfio_user import ProtocolError
 from vfio_user.device import DRAFT_V6_POLICY, Dma
+from vfio_user.migration.dirty_log import DirtyPages
 
 RW, FILE_IO = 3, 8
 PAGE = 4096
@@ -173,3 +174,64 @@ def test_cutting_a_region_keeps_the_marks_of_what_is_left() -> None:
     assert dirty(dma, 0, 4) == {1}
     assert dirty(dma, 8 * PAGE, 8) == {1}
     dma.unmap_all()
+
+
+def huge(regions: int) -> Dma:
+    """Maps so many times 8 TiB that are served by messages, which takes no memory."""
+    dma = Dma()
+    for number in range(regions):
+        dma.map(number << 43, 8 << 40, RW)
+    return dma
+
+
+def test_a_log_that_would_take_all_memory_is_refused_and_not_kept() -> None:
+    """48 TiB in six messages took 1.6 GiB."""
+    dma = huge(6)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="16 TiB") as refusal:
+            dma.start_log(PAGE)
+        assert refusal.value.errno == errno.ENOMEM
+    assert not dma.log_page_size
+    assert not any(region.dirty for region in dma.regions)
+
+
+def test_memory_that_cannot_be_logged_any_more_is_not_mapped() -> None:
+    dma = make()
+    dma.start_log(PAGE)
+    dma.map(1 << 43, 8 << 40, RW)
+    with pytest.raises(ProtocolError) as refusal:
+        dma.map(2 << 43, 8 << 40, RW)
+    assert refusal.value.errno == errno.ENOMEM
+    assert len(dma) == 2
+    dma.unmap(1 << 43, 8 << 40)
+    dma.map(2 << 43, 8 << 40, RW)
+    dma.unmap_all()
+
+
+def test_without_memory_for_its_bits_no_log_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A START that failed half way was a success the second time, and had no log for some of the memory."""
+    dma = huge(2)
+    made: list[int] = []
+
+    def second_fails(start: int, size: int) -> DirtyPages:
+        made.append(start)
+        if len(made) == 2:
+            raise MemoryError
+        return DirtyPages(0, PAGE)
+
+    monkeypatch.setattr("vfio_user.device.dma_map.DirtyPages", second_fails)
+    with pytest.raises(ProtocolError) as refusal:
+        dma.start_log(PAGE)
+    assert refusal.value.errno == errno.ENOMEM
+    assert not dma.log_page_size
+    assert not any(region.dirty for region in dma.regions)
+    dma.start_log(PAGE)
+    assert all(region.dirty for region in dma.regions)
+
+
+def test_a_guest_of_a_tebibyte_is_logged() -> None:
+    dma = Dma()
+    dma.map(0, 1 << 40, RW)
+    dma.start_log(PAGE)
+    dma.mark_dirty((1 << 40) - 1, 1)
+    assert dma.take_dirty(0, 1 << 40, PAGE)[-1] == 0x80

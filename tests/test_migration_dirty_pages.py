@@ -206,3 +206,14 @@ def test_unmap_with_a_bad_bitmap_request_loses_no_page(iova: int, pgsize: int, s
 
 def test_the_current_dialect_has_no_dirty_pages() -> None:
     assert Command.DIRTY_PAGES not in CURRENT
+
+
+@pytest.mark.parametrize("second", [BASE, BASE + 0x1000, BASE + SIZE - 0x1000])
+def test_ranges_of_the_draft_that_overlap_are_refused_and_nothing_is_taken(second: int) -> None:
+    """Each looks through the log: thirty thousand of the same in one message would do so for minutes."""
+    migration = logging(1)
+    request = get_v6((second, 0x1000, 4096, 8), (BASE, SIZE, 4096, 8))
+    with pytest.raises(ProtocolError, match="overlap") as refused:
+        migration.dirty_pages(request, DRAFT_V6)
+    assert refused.value.errno == errno.EINVAL
+    assert left(migration) == 2

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from vfio_user.device.dma_region import CURRENT_POLICY, NOWHERE, DmaRegion
 from vfio_user.device.memory_file import MemoryFiles
 from vfio_user.errors import ProtocolError
-from vfio_user.migration.dirty_log import DirtyPages, bitmap_size, check_page_size
+from vfio_user.migration.dirty_log import MAX_LOGGED, DirtyPages, bitmap_size, check_page_size
 from vfio_user.wire.constants import DmaFlags
 
 MMAP, FILE_IO = int(DmaFlags.MMAP), int(DmaFlags.FILE_IO)
@@ -37,6 +37,7 @@ class DmaMap:
         self._regions: dict[int, DmaRegion] = {}
         self._empty: set[int] = set()
         self._last = NOWHERE
+        self._size = 0
         self._log_page_size = 0
 
     def __len__(self) -> int:
@@ -82,7 +83,8 @@ class DmaMap:
 
         Raises:
             ProtocolError: as dialects.md 5 says: EINVAL for bad flags, wrapping or overlapping ranges and files that
-                are too short, ENOSPC above 8 TiB, the errno of mmap; then nothing has changed.
+                are too short, ENOSPC above 8 TiB, ENOMEM where that is more than can be logged, the errno of mmap;
+                then nothing has changed.
         """
         try:
             region = self._new_region(iova, size, flags, fd, offset)
@@ -91,6 +93,8 @@ class DmaMap:
                 region = known
             elif size:
                 self._check_free(iova, size)
+                if self._log_page_size:
+                    (region.dirty,) = self._new_logs([region], self._size + size)
                 if fd is not None and not self._back(region, fd, flags):
                     region.fd, fd = fd, None
                 self._insert(region)
@@ -145,15 +149,17 @@ class DmaMap:
         """Log written pages from now on, of regions that come later too.
 
         Raises:
-            ProtocolError: EINVAL, not a power of two, or a log with another page size is kept already.
+            ProtocolError: EINVAL, not a power of two, or a log with another page size is kept already; ENOMEM, more
+                is mapped than can be logged. Then none is kept.
         """
         check_page_size(page_size)
         if self._log_page_size not in (0, page_size):
             raise ProtocolError(f"dirty log: its page size is {self._log_page_size}, not {page_size}", errno.EINVAL)
         if not self._log_page_size:
+            logs = self._new_logs(self.regions, self._size)
+            for region, log in zip(self.regions, logs, strict=True):
+                region.dirty = log
             self._log_page_size = page_size
-            for region in self._regions.values():
-                region.dirty = DirtyPages(region.iova, region.size)
 
     def stop_log(self) -> None:
         self._log_page_size = 0
@@ -232,9 +238,21 @@ class DmaMap:
         os.set_inheritable(fd, False)
         return False
 
+    def _new_logs(self, regions: list[DmaRegion], in_all: int) -> list[DirtyPages]:
+        """A log for each; raises ProtocolError (ENOMEM) if so much memory, all in all, has no room in them."""
+        if in_all > MAX_LOGGED:
+            raise ProtocolError(
+                f"dirty log: {in_all:#x} bytes would be mapped and logged, more than {MAX_LOGGED:#x} "
+                f"({MAX_LOGGED >> 40} TiB), which is all that a log holds",
+                errno.ENOMEM,
+            )
+        try:
+            return [DirtyPages(region.iova, region.size) for region in regions]
+        except MemoryError:
+            raise ProtocolError(f"dirty log: no memory for the bits of {in_all:#x} bytes", errno.ENOMEM) from None
+
     def _insert(self, region: DmaRegion) -> None:
-        if self._log_page_size and region.dirty is None:
-            region.dirty = DirtyPages(region.iova, region.size)
+        self._size += region.size
         self._regions[region.iova] = region
         self._starts.insert(bisect_left(self._starts, region.iova), region.iova)
 
@@ -246,6 +264,7 @@ class DmaMap:
         finally:
             del self._starts[bisect_left(self._starts, region.iova)]
             del self._regions[region.iova]
+            self._size -= region.size
             if self._last is region:
                 self._last = NOWHERE
             region.read_map = region.write_map = None

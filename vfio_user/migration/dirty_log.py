@@ -10,7 +10,6 @@ before, the bit could be taken, the page be copied by the client, and only then 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from threading import Lock
 
 from vfio_user.errors import ProtocolError
@@ -18,10 +17,14 @@ from vfio_user.errors import ProtocolError
 GRANULE_SHIFT = 12
 GRANULE = 1 << GRANULE_SHIFT
 
+MAX_LOGGED = 16 << 40
+"""Bytes of client memory in all logs of a device, at most: the bits of 16 TiB take 512 MiB, twice that while reported.
+A guest of 1 TiB takes 32 MiB. Without a bound a few messages that map nothing would take all memory there is."""
+
 _BLOCK_SHIFT = 18
 _BLOCK = (1 << _BLOCK_SHIFT) // 8
 """Bytes of bits that are folded at a time: 1 GiB of memory. Most are clean, and skipped."""
-_CLEAN = bytes(_BLOCK)
+_CLEAN = bytes(_BLOCK + 1)
 _BITS = tuple(1 << bit for bit in range(8))
 
 
@@ -79,49 +82,44 @@ class DirtyPages:
         lie outside, so that it is reported again.
         """
         low, high = max(address - self._start, 0), min(address + length - self._start, self._size)
-        if low >= high:
-            return
-        first, end = low >> GRANULE_SHIFT, _granules(high)
-        bits = _from_bit(self._swap_out(low, high), first & 7, end - first)
-        offset = self._start + (first << GRANULE_SHIFT) - address
-        """Where the first granule is in the range; before its start, if that is inside of the granule."""
-        shift = page_size.bit_length() - 1 - GRANULE_SHIFT
-        if offset & (GRANULE - 1) or shift < 0:
-            for granule in _ones(bits):
-                start = offset + (granule << GRANULE_SHIFT)
-                last = min(start + GRANULE, length) - 1
-                _set_bits(bitmap, max(start, 0) // page_size, last // page_size + 1)
-        elif shift or offset & 7 * GRANULE:
-            for at in range(0, len(bits), _BLOCK):
-                block = bytes(bits[at : at + _BLOCK])
-                if block != _CLEAN[: len(block)]:
-                    _fold(bitmap, block, (offset >> GRANULE_SHIFT) + at * 8, shift)
-        else:
-            at = offset >> GRANULE_SHIFT + 3
-            bitmap[at : at + len(bits)] = bits
+        if low < high:
+            bits = self._swap_out(low, high)
+            _report(bitmap, bits, self._start + _byte_start(low) - address, length, page_size)
 
     def part(self, start: int, size: int) -> DirtyPages:
         """A log of its own for a part of the range, with the marks that it has."""
         part = DirtyPages(start, size)
+        low, high = start - self._start, start + size - self._start
         with self._lock:
-            bits = bytes(self._bits)
-        for granule in _ones(bits):
-            low = max(self._start + (granule << GRANULE_SHIFT), start)
-            high = min(self._start + (granule + 1 << GRANULE_SHIFT), start + size)
-            part.mark(low, high - low)
+            bits = self._copy(low, high)
+        _report(part._bits, bits, self._start + _byte_start(low) - start, size, GRANULE)
         return part
 
-    def _swap_out(self, low: int, high: int) -> bytes | bytearray:
-        """The bytes with the bits of these bytes of memory. What of it is whole granules is cleared."""
+    def _swap_out(self, low: int, high: int) -> bytearray:
+        """The bits of these bytes of memory. What of it is whole granules is cleared."""
         whole_first, whole_end = _granules(low), _granules(high) if high == self._size else high >> GRANULE_SHIFT
         with self._lock:
             if not low and high == self._size:
                 bits, self._bits = self._bits, bytearray(len(self._bits))
                 return bits
-            taken = bytes(self._bits[low >> GRANULE_SHIFT + 3 : _granules(high) + 7 >> 3])
+            taken = self._copy(low, high)
             if whole_first < whole_end:
                 _clear_bits(self._bits, whole_first, whole_end)
-            return taken
+        return taken
+
+    def _copy(self, low: int, high: int) -> bytearray:
+        """The bits of the granules that have these bytes of memory, from `_byte_start(low)` on."""
+        first, end = low >> GRANULE_SHIFT, _granules(high)
+        with memoryview(self._bits) as view:
+            taken = bytearray(view[first >> 3 : end + 7 >> 3])
+        taken[0] &= 0xFF << (first & 7) & 0xFF
+        taken[-1] &= 0xFF >> (-end & 7)
+        return taken
+
+
+def _byte_start(address: int) -> int:
+    """Where the memory starts that has its bits in one byte with this address, counted alike."""
+    return address >> GRANULE_SHIFT + 3 << GRANULE_SHIFT + 3
 
 
 def _granules(size: int) -> int:
@@ -153,23 +151,6 @@ def _clear_bits(bits: bytearray, start: int, end: int) -> None:
     bits[last] &= ~tail
 
 
-def _from_bit(bits: bytes | bytearray, start: int, count: int) -> bytes | bytearray:
-    """`count` bits from bit `start` of the first byte on, with nothing beyond them."""
-    if not start and not count & 7:
-        return bits
-    number = int.from_bytes(bits, "little") >> start & ((1 << count) - 1)
-    return number.to_bytes(count + 7 >> 3, "little")
-
-
-def _ones(bits: bytes | bytearray) -> Iterator[int]:
-    """The numbers of the bits that are set."""
-    for index, byte in enumerate(bits):
-        if byte:
-            for bit in range(8):
-                if byte & _BITS[bit]:
-                    yield index * 8 + bit
-
-
 _OR_PAIRS = bytes(sum(1 << pair for pair in range(4) if byte >> 2 * pair & 3) for byte in range(256))
 _OR_PAIRS_HIGH = bytes(nibble << 4 for nibble in _OR_PAIRS)
 
@@ -180,26 +161,87 @@ def _halve(bits: bytes) -> bytes:
     return (int.from_bytes(low, "little") | int.from_bytes(high, "little")).to_bytes(len(low), "little")
 
 
+_LOW_TWICE = bytes(sum(3 << 2 * bit for bit in range(4) if byte >> bit & 1) for byte in range(256))
+_HIGH_TWICE = bytes(_LOW_TWICE[byte >> 4] for byte in range(256))
+
+
+def _double(bits: bytes) -> bytes:
+    """A bitmap of half the page size: each bit is there twice."""
+    twice = bytearray(2 * len(bits))
+    twice[::2], twice[1::2] = bits.translate(_LOW_TWICE), bits.translate(_HIGH_TWICE)
+    return bytes(twice)
+
+
 _FEW_PAGES = 9
 """From pages of 2**9 granules on, looking at each page's bytes is faster than halving again and again."""
 
 
-def _fold(bitmap: bytearray, block: bytes, offset: int, shift: int) -> None:
-    """OR a block of granules, of which the first is number `offset` of the range, into pages of 2**shift granules."""
-    if shift >= _FEW_PAGES and not offset & 7:
-        step = 1 << shift - 3
-        at = -(offset >> 3) % step - step  # where a page starts, at or before the block
-        for start in range(at, len(block), step):
-            piece = block[max(start, 0) : start + step]
-            if piece != _CLEAN[: len(piece)]:
-                page = offset + start * 8 >> shift
-                bitmap[page >> 3] |= _BITS[page & 7]
+def _report(bitmap: bytearray, bits: bytearray, offset: int, length: int, page_size: int) -> None:
+    """Add granules to the bitmap of a range of `length` bytes: `bits` are of those from `offset` bytes into it on.
+
+    It may begin before the range. A granule across the border of two pages makes both of them dirty.
+    """
+    shift = page_size.bit_length() - 1 - GRANULE_SHIFT
+    if not shift and offset >= 0 and not offset % (8 * GRANULE):
+        at = offset >> GRANULE_SHIFT + 3
+        bitmap[at : at + len(bits)] = bits
         return
-    number = int.from_bytes(block, "little") << (offset & (1 << shift) - 1)
+    pages = -(-length // page_size)
+    step = max(_BLOCK >> max(-shift, 0), 1)  # of smaller pages there are more
+    unit = GRANULE_SHIFT + min(shift, 0)
+    places = (0, 1) if offset & (1 << unit) - 1 else (0,)
+    view = memoryview(bits)
+    for start in range(0, len(bits), _BLOCK):
+        block = bytes(view[start : start + _BLOCK])
+        if block == _CLEAN[: len(block)]:
+            continue
+        for at in range(0, len(block), step):
+            first = offset + (start + at) * 8 * GRANULE >> unit
+            for place in places:
+                _fold(bitmap, block[at : at + step], first + place, shift, pages)
+
+
+def _fold(bitmap: bytearray, block: bytes, first: int, shift: int, pages: int) -> None:
+    """OR a block of granules into pages of 2**shift granules, of which there are so many.
+
+    The first granule is number `first` of the range; with a negative `shift`, it begins with page `first`.
+    """
+    if shift < 0:
+        for _ in range(-shift):
+            block = _double(block)
+        _or(bitmap, block, first, pages)
+        return
+    if shift >= _FEW_PAGES:
+        _look_at_pages(bitmap, block, first, shift, pages)
+        return
+    number = int.from_bytes(block, "little") << (first & (1 << shift) - 1)
     wide = number.to_bytes(-(-number.bit_length() >> shift + 3) << shift, "little")
     for _ in range(shift):
         wide = _halve(wide)
-    page = offset >> shift
-    number = int.from_bytes(wide, "little") << (page & 7)
+    _or(bitmap, wide, first >> shift, pages)
+
+
+def _look_at_pages(bitmap: bytearray, block: bytes, first: int, shift: int, pages: int) -> None:
+    if first & 7:
+        number = int.from_bytes(block, "little") << (first & 7)
+        block, first = number.to_bytes(len(block) + 1, "little"), first & ~7
+    step, page = 1 << shift - 3, first >> shift
+    begin = -((first >> 3) % step)  # where that page starts, at or before the block
+    end = min(len(block), begin + (pages - page) * step)
+    for start in range(begin + max(-page, 0) * step, end, step):
+        piece = block[max(start, 0) : start + step]
+        if piece != _CLEAN[: len(piece)]:
+            page = first + start * 8 >> shift
+            bitmap[page >> 3] |= _BITS[page & 7]
+
+
+def _or(bitmap: bytearray, bits: bytes, page: int, pages: int) -> None:
+    """Add bits to a bitmap from page `page` on, without those before its first page or behind its last."""
+    number = int.from_bytes(bits, "little")
+    if page < 0:
+        number, page = number >> -page, 0
+    if page + number.bit_length() > pages:
+        number &= (1 << max(pages - page, 0)) - 1
+    number <<= page & 7
     at, end = page >> 3, (page >> 3) + (number.bit_length() + 7 >> 3)
     bitmap[at:end] = (int.from_bytes(bitmap[at:end], "little") | number).to_bytes(end - at, "little")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vfio_user.errors import ProtocolError
@@ -60,8 +61,11 @@ def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, i
     """The draft's bitmaps of some (iova, size, pgsize, bitmap size), as its replies have them: structures and bits.
 
     The draft says nothing of words: any size will do that has all the bits, and what is more is zeros. All is checked
-    before the first is taken; raises as `take_bitmap`, and EINVAL for more than a message holds.
+    before the first is taken; raises as `take_bitmap`, and EINVAL for more than a message holds and for ranges that
+    overlap: a page is reported once, and the whole log looked through once at most.
     """
+    if any(iova < before + size for (before, size, *_), (iova, *_) in pairwise(sorted(asked))):
+        raise _refuse("ranges that overlap")
     if sum(bitmap_bytes for *_, bitmap_bytes in asked) > MAX_REPLY:
         raise _refuse("bitmaps larger than a message")
     for iova, size, pgsize, bitmap_bytes in asked:
