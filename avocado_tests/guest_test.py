@@ -52,7 +52,8 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         self._seen: list[str] = []
         try:
             interpose = bool(os.environ.get(INTERPOSE_VARIABLE))
-            with Lab("test", folder=Path(self.outputdir), interpose=interpose, progress=self.log.info) as lab:
+            folder, heading = Path(self.outputdir), str(self.name.name).rpartition("/")[2]
+            with Lab(heading, folder=folder, interpose=interpose, progress=self.log.info) as lab:
                 self._lab = lab
                 self._open[lab] = threading.get_ident()
                 try:

@@ -147,7 +147,7 @@ class Commands(GuestTest):
         for command in ("migrate", "soak"):
             done = self.vfio_user(command, "--device", "fixed_edu:FixedEdu")
             self.assertEqual(done.returncode, 2, done.stderr)
-            self.assertRegex(done.stderr, "error: FixedEdu cannot be migrated: .*DEVICE_FEATURE MIGRATION")
+            self.assertRegex(done.stderr, "error: FixedEdu cannot be migrated: ")
             self.assertNotIn("phase", done.stderr + done.stdout)
 
     def test_the_printed_command_does_the_same_by_hand(self) -> None:

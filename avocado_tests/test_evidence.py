@@ -36,6 +36,7 @@ class Evidence(GuestTest):
     def test_qemu_crashes(self) -> None:
         page = self.run_in_which("QEMU")
         self.assertRegex(str(self.record["first_cause"]), r"^guest was killed by SIGSEGV")
+        self.assertRegex(page, r"QEMU \d+\.\d+")
         self.assertRegex(page, r"in qemu_\w+ \(\)", "no thread of the backtrace has a function of QEMU by its name")
         for part in ("device_add", "Edu is listening"):
             self.assertIn(part, page)

@@ -187,8 +187,8 @@ def test_a_function_is_called_in_the_guest(guest: AgentGuest, port: Port) -> Non
 def test_a_functions_exception_comes_back_with_its_lines(guest: AgentGuest) -> None:
     with pytest.raises(GuestFailure, match="ValueError: no luck") as caught:
         guest.call(failing, "no luck")
-    assert Path(__file__).name in caught.value.evidence
-    assert "raise ValueError(text)" in caught.value.evidence
+    assert Path(__file__).name in str(caught.value)
+    assert "raise ValueError(text)" in str(caught.value)
 
 
 @pytest.mark.parametrize(("function", "message"), [(ending, "without a result"), (unsendable, "TypeError")])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 
 from vfio_user.cli.test_e2e import first_causes, per_minute
 from vfio_user.errors import UserError
-from vfio_user.harness import core, evidence
+from vfio_user.harness import core, evidence, last_words
 from vfio_user.harness.process import Child
 
 WAITS = "import sys, time; print('last words', file=sys.stderr, flush=True); time.sleep(60)"
@@ -98,11 +100,82 @@ def test_a_crash_leaves_a_core_of_this_very_process_and_its_backtrace(tmp_path: 
         assert core.find_core(server.pid + 1, server.began, tmp_path) is None
         assert evidence.crashed([server])
         [death] = evidence.deaths(tmp_path, [server])
-        assert death.core == "server.core"
+        assert death.core == f"server-{server.pid}.core"
         assert core.process_of(tmp_path / death.core) == server.pid
         trace = (tmp_path / death.backtrace).read_text()
         assert "#0 " in trace or "gdb is not installed" in trace
         assert evidence.deaths(tmp_path, [server]) == [death], "a second look finds the same"
+
+
+def test_two_crashes_at_one_place_leave_both_their_cores(tmp_path: Path) -> None:
+    """Also where the kernel gives every core the same name."""
+    if core.who_takes_cores() or Path("/proc/sys/kernel/core_pattern").read_text().startswith("/"):
+        pytest.skip("this machine writes no cores into the folder of who crashed")
+    with child(tmp_path, "one") as one:
+        end(one, signal.SIGSEGV)
+        with child(tmp_path, "two") as two:
+            end(two, signal.SIGABRT)
+            found = evidence.deaths(tmp_path, [one, two])
+    assert [core.process_of(tmp_path / death.core) for death in found] == [one.pid, two.pid]
+    assert len({death.backtrace for death in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("Edu is listening\nerror: cannot map it\n  make room, and try again\n", "error: cannot map it"),
+        ("Traceback (most recent call last):\n  File x\nValueError: 5\n", "ValueError: 5"),
+        (
+            "qemu-system-x86_64: Assertion `x' failed\n"
+            "qemu-system-x86_64: vfio_container_dma_unmap(0x1, 0xc0000, 0x20000) = -2 (No such file or directory)\n",
+            "qemu-system-x86_64: Assertion `x' failed",
+        ),
+        ("qemu-system-x86_64: terminating on signal 15 from pid 1\n", ""),
+        ("  only this\n", "only this"),
+        ("", ""),
+    ],
+)
+def test_a_cause_is_what_went_wrong_and_neither_a_hint_nor_noise(log: str, said: str) -> None:
+    assert last_words.reason(log) == said
+
+
+def test_the_page_begins_with_the_cause_and_what_ran_when_and_of_what(tmp_path: Path) -> None:
+    (tmp_path / "versions.json").write_text('{"vfio-user": "1.2.3", "qemu": {"version": [11, 1, 3]}}')
+    (tmp_path / "guest.dmesg.log").write_text("[    0.000000] Linux version 6.12.117+deb13-amd64 (x)\n")
+    (tmp_path / "guest.qemu.log").write_text("said\nvfio_user_process: error reply on async request command 3 error\n")
+    with pytest.raises(UserError) as raised:
+        raise UserError("wrong answer\nand more of it", hint="a hint")
+    cause = evidence.write(tmp_path, [], raised.value, name="test_x.py:X.test_y")
+    assert cause == "user error: wrong answer"
+    page = (tmp_path / evidence.INDEX).read_text()
+    head, _, rest = page.partition("<h2>")
+    for told in (
+        "test_x.py:X.test_y",
+        "vfio-user 1.2.3",
+        "QEMU 11.1.3",
+        "6.12.117+deb13-amd64",
+        "user error: wrong answer",
+    ):
+        assert told in head
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}", head)
+    assert Path(__file__).name in rest, "where the error was raised"
+    shown, _, noise = rest.partition("noise of QEMU")
+    assert "error reply on async request" not in shown
+    assert "error reply on async request" in noise
+    record = json.loads((tmp_path / evidence.RECORD).read_text())
+    assert record["of"] == "test_x.py:X.test_y"
+    assert record["versions"]["QEMU"] == "11.1.3"
+
+
+def test_the_stack_of_a_crash_is_beside_its_cause(tmp_path: Path) -> None:
+    with child(tmp_path, "server") as server:
+        end(server, signal.SIGSEGV)
+        [death] = evidence.deaths(tmp_path, [server])
+        evidence.write(tmp_path, [server], dead=[death])
+    first = (tmp_path / death.backtrace).read_text().splitlines()[0]
+    assert death.stack.startswith(first)
+    head, _, _ = (tmp_path / evidence.INDEX).read_text().partition("<h2>Device servers said")
+    assert html.escape(first, quote=False) in head.replace("&#34;", '"').replace("&#39;", "'")
 
 
 def test_what_is_no_core_is_of_nobody(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ device or a peer: control characters are written out (`printable`).
 from __future__ import annotations
 
 import errno as _errno
+import os as _os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vfio_user.printable import printable
 
@@ -53,3 +56,17 @@ class ProtocolError(VfioUserError):
         super().__init__(what)
         self.errno = errno
         self.fatal = fatal
+
+
+@contextmanager
+def about(path: str | _os.PathLike[str]) -> Iterator[None]:
+    """A block that writes or reads a file: an `OSError` of it that names none is about `path`.
+
+    The kernel names no file where a disk is full, a quota or a limit is reached, or a device fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = _os.fspath(path)
+        raise

@@ -5,6 +5,7 @@ The table below is the whole command line. A module named in it defines a `click
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import TextIO, cast
 
 import click
 
-from vfio_user.errors import UserError, VerdictError
+from vfio_user.errors import UserError, VerdictError, about
 from vfio_user.printable import Printable
 
 # name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
@@ -35,6 +36,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test-e2e": ("test_e2e", "Run the guest-driven tests."),
     "trace": ("trace", "Show and export what an interposer has recorded."),
 }
+
+
+_OF_FILES = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ENOENT,
+        errno.EMFILE,
+    }
+)
+"""What goes wrong with files, and is the disk's or a limit's doing, not ours."""
 
 
 class LazyGroup(click.Group):
@@ -70,6 +87,7 @@ def main() -> None:
     try:
         # what ends a command by `Context.exit` comes back as a number
         status = cli.main(standalone_mode=False)
+        _flush()
         sys.exit(status if isinstance(status, int) else 0)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
@@ -80,6 +98,30 @@ def main() -> None:
         if os.environ.get("VFIO_USER_TRACEBACK"):
             raise
         sys.exit(_explain(error))
+
+
+def _flush() -> None:
+    """Have all that was printed where it goes, or say so: the interpreter tries too late."""
+    try:
+        with about("the standard output"):
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left goes
+        if error.errno == errno.EPIPE:  # who reads has had enough
+            sys.exit(1)
+        raise
+
+
+def _unnamed(error: OSError) -> str:
+    """What to say of an error with a file that it does not name: where it happened, and which disks are full."""
+    import shutil
+    import traceback
+
+    printing = any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    places = {".", os.environ.get("TMPDIR") or "/tmp", os.environ.get("HOME") or "/"}
+    full = sorted(place for place in places if os.access(place, os.X_OK) and not shutil.disk_usage(place).free)
+    hint = f"\n  no space is left in {' and in '.join(full)}" if full else ""
+    return f"{'the standard output' if printing else 'a file of this command'}: {error.strerror}{hint}"
 
 
 def _explain(error: Exception) -> int:
@@ -99,6 +141,9 @@ def _say(error: Exception) -> int:
             return 1
         case OSError(filename=name) if name is not None:
             click.echo(f"error: {name}: {error.strerror}", err=True)
+            return 2
+        case OSError(errno=number) if number in _OF_FILES:
+            click.echo(f"error: {_unnamed(error)}", err=True)
             return 2
         case _:
             click.echo(

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.exercise import Exercise, exercise
 from vfio_user.harness.interruption import interruptible
@@ -101,7 +102,7 @@ def command(
         "steps": [asdict(step) for step in lab.timeline.steps],
     }
     text = json.dumps(report, indent=2, default=list)
-    (lab.folder / "report.json").write_text(text + "\n")
+    write_text(lab.folder / "report.json", text + "\n")
     if as_json:
         click.echo(text)
     printer.end(lab, good)

@@ -16,7 +16,7 @@ import yaml
 import vfio_user
 from vfio_user.cli import _avocado
 from vfio_user.errors import UserError, VerdictError
-from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.artifacts import RESULTS_VARIABLE, is_full
 from vfio_user.harness.deadline import SCALE_VARIABLE
 from vfio_user.harness.evidence import INDEX, cause_of
 from vfio_user.harness.image import ensure_image
@@ -208,9 +208,11 @@ def report(job: Any, status: int, ending: _avocado.Ending) -> None:
     Raises:
         VerdictError: tests failed.
         KeyboardInterrupt: somebody ended the run; what it was at is no failure.
-        UserError: avocado could not do its work.
+        UserError: avocado could not do its work, or there was no space for what the tests write.
     """
     result = job.result
+    if is_full(Path(job.logdir)) and not ending.came:
+        raise UserError(f"{job.logdir}: no space is left there, so that nothing of this is a verdict")
     failed = _complain(job, ending)
     if ending.came:
         names = ", ".join(str(test["name"]).rpartition(":")[2] for test in ending.tests(job))

@@ -13,7 +13,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from vfio_user.errors import UserError, about
 
 RESULTS_VARIABLE = "VFIO_USER_RESULTS"
 
@@ -58,7 +58,21 @@ def record_versions(folder: Path, facts: Mapping[str, object]) -> None:
         own = "not installed"
     host = {"vfio-user": own, "python": platform.python_version(), "kernel": platform.release()}
     text = json.dumps({**host, **facts}, indent=2, default=str)
-    (folder / "versions.json").write_text(text + "\n")
+    write_text(folder / "versions.json", text + "\n")
+
+
+def is_full(path: Path) -> bool:
+    """Whether no space is left on the disk of a file or folder that is there."""
+    try:
+        return not os.statvfs(path).f_bavail
+    except OSError:
+        return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; a failure names it, also that of a full disk."""
+    with about(path):
+        path.write_text(text)
 
 
 @dataclass(frozen=True)
@@ -97,4 +111,4 @@ class Timeline:
 
     def write(self, path: Path) -> None:
         """Write the steps as JSON."""
-        path.write_text(json.dumps([asdict(step) for step in self.steps], indent=2) + "\n")
+        write_text(path, json.dumps([asdict(step) for step in self.steps], indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness import hotplug, spared
 from vfio_user.harness.agent import AgentGuest
+from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address, slot_name, vfio_user_device
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
 from vfio_user.harness.hosts.host import Host, LocalHost
@@ -278,7 +279,7 @@ class BootedGuest(Guest):
         """The command with which a person logs in; the guest's host key is written into `folder` for it."""
         port = self.machine.ssh_port()
         known = folder / f"{self.name}.known_hosts"
-        known.write_text(f"[127.0.0.1]:{port} {self.image.host_key}\n")
+        write_text(known, f"[127.0.0.1]:{port} {self.image.host_key}\n")
         options = (f"UserKnownHostsFile={known}", "IdentitiesOnly=yes")
         pairs = [word for option in options for word in ("-o", option)]
         return ["ssh", "-i", str(self.image.ssh_key), "-p", str(port), *pairs, "root@127.0.0.1"]
@@ -286,9 +287,9 @@ class BootedGuest(Guest):
     def collect(self, folder: Path) -> None:
         """Write what is worth having of a guest that failed: its kernel's log and its PCI devices."""
         with suppress(UserError, VerdictError):
-            (folder / f"{self.name}.dmesg.log").write_text(self.run("dmesg", 5).stdout)
+            write_text(folder / f"{self.name}.dmesg.log", self.run("dmesg", 5).stdout)
         with suppress(UserError):
-            (folder / f"{self.name}.pci.log").write_text(self.qmp.human("info pci", 5))
+            write_text(folder / f"{self.name}.pci.log", self.qmp.human("info pci", 5))
 
     def close(self) -> None:
         """End it: guest, machine and the servers of its devices."""

@@ -106,3 +106,18 @@ def _host_processor() -> str:
             if line.startswith(("flags", "Features")):
                 return hashlib.sha256(line.encode()).hexdigest()
     return ""
+
+
+def zero_free_memory() -> None:
+    """In the guest: leave zeros in most of the memory that is free, which a checkpoint then need not hold."""
+    import mmap
+    from pathlib import Path
+
+    sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(sizes["MemFree"].split()[0]) << 10
+    Path("/proc/self/oom_score_adj").write_text("1000")  # if it is too much after all, nobody else has to end for it
+    taken = mmap.mmap(
+        -1, max(mmap.PAGESIZE, min(free * 92 // 100, free - (28 << 20))), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )
+    taken.madvise(mmap.MADV_NOHUGEPAGE)  # single pages come from where memory was used and freed
+    taken.madvise(23)  # MADV_POPULATE_WRITE

@@ -8,10 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from vfio_user.errors import UserError
 from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.log import Log
 from vfio_user.harness.process import tail
 
 
@@ -30,6 +32,7 @@ class Console:
         self.log = log
         self.timed_log = log.with_suffix(".timed.log")
         """Each line with its time, in seconds since 1970, before it."""
+        self.logs = (Log(self.log), Log(self.timed_log))
         self._connection = connection
         self._seen = bytearray()
         self._ended = False
@@ -96,7 +99,8 @@ class Console:
         self._connection.close()
 
     def _drain(self) -> None:
-        with self.log.open("ab", buffering=0) as log, self.timed_log.open("ab", buffering=0) as timed:
+        log, timed = self.logs
+        with closing(log), closing(timed):
             unfinished = b""
             while data := self._receive():
                 log.write(data)

@@ -30,6 +30,12 @@ def find_core(pid: int, began: float, folder: Path) -> Path | None:
     return None
 
 
+def take(pid: int, began: float, folder: Path, target: Path) -> Path | None:
+    """`find_core`, and `keep` it; None where there is none."""
+    found = find_core(pid, began, folder)
+    return keep(found, target) if found is not None else None
+
+
 def who_takes_cores() -> str:
     """The program that this machine gives cores to instead of a file; "" where it writes files."""
     pattern = _PATTERN.read_text().strip()
@@ -54,7 +60,7 @@ def backtrace(core: Path) -> str:
         return "(gdb is not installed: no backtrace)"
     script = ["set pagination off", "set confirm off", f"core-file {core}"]
     script += [f"add-symbol-file {path} -o {base:#x}" for path, base in mapped_files(core).items()]
-    script += ["echo \\n", "thread apply all backtrace"]
+    script += ["echo \\n", "thread apply all -ascending backtrace"]  # the first is the one that crashed
     words = [word for line in script for word in ("-ex", line)]
     try:
         done = subprocess.run(

@@ -1,8 +1,9 @@
 """The evidence of a run that went wrong: what ended first, and everything that was said, behind one index page.
 
-    folder/index.html       the first cause, the deaths, the last lines of everything, all files with digests
+    folder/index.html       the first cause, what ran and when, what ended with the stacks of crashes, the last lines of
+                            everything, all files with digests
     folder/evidence.json    the same for programs
-    folder/NAME.core, NAME.backtrace.txt    of what crashed
+    folder/NAME-PID.core, NAME-PID.backtrace.txt    of what crashed
 
 The first cause is the first program that ended by itself and not in good order; where there is none it is the error of
 the run. What the test itself ended before that is named with it.
@@ -14,6 +15,7 @@ import hashlib
 import json
 import re
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,17 +26,20 @@ import jinja2
 import vfio_user
 from vfio_user.errors import UserError
 from vfio_user.harness import core
+from vfio_user.harness.artifacts import write_text
+from vfio_user.harness.last_words import NOISE, reason
 from vfio_user.harness.process import Child, tail
 from vfio_user.interposer.trace.reader import read_trace
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.interposer.trace.show import decode_entries, text
 
 INDEX, RECORD = "index.html", "evidence.json"
-CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"})
 LAST_LINES = 40
 LAST_MESSAGES = 60
 MOST_LINES = {"*.backtrace.txt": 2000}
-"""Which thread crashed, and is shown last, is chance when a signal comes from outside."""
+"""Which thread crashed is chance when a signal comes from outside."""
+STACK = 30
+"""Lines of the stack that are shown with the first cause."""
 
 # What the page shows the end of: a heading, and the files by their names, in the order of the page.
 SECTIONS = (
@@ -66,6 +71,8 @@ class Death:
     last_words: str
     core: str = ""
     backtrace: str = ""
+    stack: str = ""
+    """Of the thread that crashed."""
 
     @property
     def how(self) -> str:
@@ -75,8 +82,8 @@ class Death:
     @property
     def sentence(self) -> str:
         """Who, how, and the last that it said."""
-        said = self.last_words.strip().splitlines()
-        return f"{self.name} {self.fate}" + (f": {said[-1].strip()}" if said else "")
+        said = reason(self.last_words)
+        return f"{self.name} {self.fate}" + (f": {said}" if said else "")
 
 
 def deaths(folder: Path, children: Sequence[Child]) -> list[Death]:
@@ -87,16 +94,14 @@ def deaths(folder: Path, children: Sequence[Child]) -> list[Death]:
 
 def crashed(children: Sequence[Child]) -> bool:
     """Whether any program ended as only a defect makes it."""
-    return any(
-        child.fate().rpartition(" ")[2] in CRASHES and not child.was_stopped for child in children if not child.running
-    )
+    return any(child.crashed and not child.was_stopped for child in children)
 
 
 def first_cause(dead: Sequence[Death], error: BaseException | None) -> str:
     """In one sentence."""
     bad = [death for death in dead if not death.in_order]
     own = next((death for death in bad if not death.on_request), None)
-    parts = [own.sentence if own else f"{_kind(error)}: {error}" if error else ""]
+    parts = [own.sentence if own else _sentence(error) if error else ""]
     wanted = [death for death in bad if death.on_request and (own is None or death.when <= own.when)]
     if wanted:
         parts.append("the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:]))
@@ -104,30 +109,40 @@ def first_cause(dead: Sequence[Death], error: BaseException | None) -> str:
 
 
 def write(
-    folder: Path, children: Sequence[Child], error: BaseException | None = None, dead: Sequence[Death] | None = None
+    folder: Path,
+    children: Sequence[Child],
+    error: BaseException | None = None,
+    dead: Sequence[Death] | None = None,
+    *,
+    name: str = "",
 ) -> str:
-    """Write the page and the record of what lies in `folder`; returns the first cause."""
+    """Write the page and the record of what lies in `folder`; returns the first cause. `name` says what was run."""
     found = deaths(folder, children) if dead is None else dead
     cause = first_cause(found, error)
     if error is not None:
-        (folder / "error.txt").write_text(_described(error))
+        write_text(folder / "error.txt", _described(error))
     programs = {child.argv[0]: _digest(Path(child.argv[0])) for child in children}
     record = {
+        "of": name,
+        "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": _versions(folder),
         "first_cause": cause,
         "deaths": [asdict(death) for death in found],
         "programs": {**programs, "vfio-user": _own_digest()},
         "files": {path.name: _digest(path) for path in _files(folder) if not path.match("*.core*")},
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     page = _template().render(
         cause=cause,
+        record=record,
         deaths=found,
         sections=[(heading, list(_ends(folder, pattern))) for heading, pattern in SECTIONS],
+        noise=list(_noise(folder)),
         files=[(path.name, path.stat().st_size, record["files"].get(path.name, "")) for path in _files(folder)],  # type: ignore[attr-defined]
         programs=record["programs"],
         moment=lambda when: time.strftime("%H:%M:%S", time.localtime(when)) + f".{int(when % 1 * 1000):03d}",
     )
-    (folder / INDEX).write_text(page)
+    write_text(folder / INDEX, page)
     return cause
 
 
@@ -141,43 +156,58 @@ def cause_of(folder: Path) -> str:
 
 def _death(folder: Path, child: Child) -> Death:
     fate = child.fate()
-    trace, kept = "", ""
-    if fate.rpartition(" ")[2] in CRASHES:
-        trace, kept = _autopsy(folder, child)
+    when = child.ended or 0.0  # from now on its core is known
+    trace = _autopsy(folder, child) if child.crashed else ""
     return Death(
         name=child.name,
         pid=child.pid,
-        when=child.ended or 0.0,
+        when=when,
         fate=fate,
         on_request=any(fate.endswith(f" {number.name}") for number in child.signals),
         in_order=child.exit_code == 0,
         last_words=tail(child.log, LAST_LINES),
-        core=kept,
+        core=child.core.name if child.core else "",
         backtrace=trace,
+        stack=_stack(folder / trace) if trace else "",
     )
 
 
-def _autopsy(folder: Path, child: Child) -> tuple[str, str]:
-    """Names of the files in `folder` with its backtrace and its core; what there is instead, where there is none."""
-    report = folder / f"{child.name}.backtrace.txt"
-    target = folder / f"{child.name}.core"
+def _autopsy(folder: Path, child: Child) -> str:
+    """The name of the file in `folder` with its backtrace, or with what there is instead."""
+    report = folder / f"{child.name}-{child.pid}.backtrace.txt"
     if report.exists():  # it has been looked at before
-        return report.name, next((path.name for path in folder.glob(f"{child.name}.core*")), "")
-    found = core.find_core(child.pid, child.began, child.folder)
-    if found is None:
+        return report.name
+    if child.core is not None:
+        write_text(report, core.backtrace(child.core) + "\n")
+    else:
         taker = core.who_takes_cores()
-        report.write_text(f"(no core: {f'this machine gives cores to {taker}' if taker else 'none was written'})\n")
-        return report.name, ""
-    report.write_text(core.backtrace(found) + "\n")
-    return report.name, core.keep(found, target).name
+        write_text(report, f"(no core: {f'this machine gives cores to {taker}' if taker else 'none was written'})\n")
+    return report.name
+
+
+def _stack(report: Path) -> str:
+    """Of the thread that crashed, which is the first of a backtrace."""
+    first = report.read_text(errors="replace").strip().split("\n\n")[0]
+    return "\n".join(first.splitlines()[:STACK])
 
 
 def _ends(folder: Path, pattern: str) -> Iterator[tuple[str, str]]:
     """The files of a section with the ends of what they say."""
     for path in sorted(folder.glob(pattern)):
-        said = _messages(path) if path.suffix == ".trace" else tail(path, MOST_LINES.get(pattern, LAST_LINES))
+        if path.suffix == ".trace":
+            said = _messages(path)
+        else:
+            said = tail(path, MOST_LINES.get(pattern, LAST_LINES), without=NOISE)
         if said:
             yield path.name, said
+
+
+def _noise(folder: Path) -> Iterator[tuple[str, int, str]]:
+    """Of what QEMU printed though nothing was wrong: the file, how many lines, the last of them."""
+    for path in sorted(folder.glob("*.qemu.log")):
+        lines = [line for line in path.read_text(errors="replace").splitlines() if NOISE.search(line)]
+        if lines:
+            yield path.name, len(lines), lines[-1]
 
 
 def _messages(path: Path) -> str:
@@ -191,8 +221,34 @@ def _messages(path: Path) -> str:
 
 
 def _described(error: BaseException) -> str:
+    """All that an error says, and where it came from."""
     more = [getattr(error, name, "") for name in ("evidence", "hint")]  # VerdictError, UserError
-    return "\n".join([f"{_kind(error)}: {error}", *filter(None, more)]) + "\n"
+    words = "\n".join([f"{_kind(error)}: {error}", *getattr(error, "__notes__", ()), *filter(None, more)])
+    raised = "".join(traceback.format_tb(error.__traceback__))
+    return f"{words}\n\nraised at (most recent call last):\n{raised}" if raised else f"{words}\n"
+
+
+def _sentence(error: BaseException) -> str:
+    """Its kind, and the first line of what it says."""
+    return f"{_kind(error)}: {error}".partition("\n")[0]
+
+
+def _versions(folder: Path) -> dict[str, str]:
+    """In short, of versions.json: of this project, QEMU, Python, the host's kernel, and of guests where they told."""
+    try:
+        known = json.loads((folder / "versions.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    found = {name: str(known[name]) for name in ("vfio-user", "python", "kernel") if name in known}
+    if isinstance(qemu := known.get("qemu"), dict):
+        found["QEMU"] = ".".join(map(str, qemu.get("version", ())))
+    for path in sorted(folder.glob("*.dmesg.log")):
+        if told := _LINUX.search(path.read_text(errors="replace")):
+            found[f"kernel of {path.name.removesuffix('.dmesg.log')}"] = told[1]
+    return found
+
+
+_LINUX = re.compile(r"Linux version (\S+)")
 
 
 def _kind(error: BaseException) -> str:

@@ -145,8 +145,8 @@ class Guest(abc.ABC):
         answer = self.invoke({**shipped(function), "args": list(args), "kwargs": kwargs}, timeout)
         if "error" in answer:
             raise GuestFailure(
-                f"in the guest, {function.__name__}() raised {answer['error']}",
-                evidence=f"{answer['traceback'].rstrip()}\n{self.evidence()}",
+                f"in the guest, {function.__name__}() raised {answer['error']}\n{answer['traceback'].rstrip()}",
+                evidence=self.evidence(),
             )
         return answer["value"]
 

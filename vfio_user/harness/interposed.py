@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch, listen
@@ -47,7 +48,7 @@ class Interposition:
         options = [flag for flag, wanted in flags.items() if wanted]
         if isinstance(self.faults, Mapping):
             file = folder / f"{name}.faults.yaml"
-            file.write_text(yaml.safe_dump(dict(self.faults), sort_keys=False))
+            write_text(file, yaml.safe_dump(dict(self.faults), sort_keys=False))
             return [*options, "--faults", str(file)]
         return [*options, "--faults", str(self.faults)] if self.faults is not None else options
 

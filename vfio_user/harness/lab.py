@@ -20,12 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vfio_user.errors import UserError, VerdictError
+from vfio_user.errors import UserError, VerdictError, about
 from vfio_user.harness import evidence, spared
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder
 from vfio_user.harness.booted import BootedGuest
-from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
+from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_memory
 from vfio_user.harness.command_line import (
     MachineConfig,
     Start,
@@ -60,9 +60,10 @@ _RESTORED = 8.0
 class Lab:
     """Guests, machines and servers of one run. A context manager.
 
-    `folder` is where the evidence goes, made if need be (a new one in `results` when not given), `qemu` the program to
-    use instead of the one that would be found or installed; `interpose` puts an interposer before every server for
-    which nothing else is said; `progress` is told what the long preparations of a first run do.
+    `name` says what is run, and heads the evidence. `folder` is where that goes, made if need be (a new one in
+    `results` when not given), `qemu` the program to use instead of the one that would be found or installed;
+    `interpose` puts an interposer before every server for which nothing else is said; `progress` is told what the long
+    preparations of a first run do.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Lab:
         interpose: Interpose = False,
         progress: Callable[[str], None] = quiet,
     ) -> None:
+        self.name = name
         self.folder = made_folder(folder) if folder else results_folder(name)
         self.timeline = Timeline()
         self.guests: list[BootedGuest] = []
@@ -327,7 +329,7 @@ class Lab:
             # What every test does first is quicker when the guest has done it before.
             guest.succeed("python3 -c pass", timeout=30)
             with suppress(GuestFailure):  # the checkpoint is only larger then
-                guest.call(_zero_free_memory, timeout=30)
+                guest.call(zero_free_memory, timeout=30)
         with self.timeline.step("save the checkpoint"):
             machine.save(path)
         self.guests.remove(guest)
@@ -366,7 +368,8 @@ class Lab:
     def _note(self, child: Child) -> None:
         """Remember a child, and write down its command."""
         self._children.append(child)
-        with (self.folder / "commands.txt").open("a") as commands:
+        path = self.folder / "commands.txt"
+        with about(path), path.open("a") as commands:
             commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")
 
     def _provide(self, host: Host, *paths: Path) -> None:
@@ -403,6 +406,8 @@ class Lab:
         self._hosts.close()
         self._scratch.close()
         self._write_records()
+        for unwritten in filter(None, (machine.unwritten() for machine in self.machines)):
+            raise unwritten
         if left:
             raise VerdictError("the lab left something behind", evidence="\n".join(left))
 
@@ -434,23 +439,38 @@ class Lab:
         unseen = self._unseen_crash() if error is None else None
         wrong = error or self.failure or unseen
         good = wrong is None or isinstance(wrong, KeyboardInterrupt)
-        dead = [] if good and not evidence.crashed(self._children) else evidence.deaths(self.folder, self._children)
-        if error is None:
+        unwritten = []
+        dead: list[evidence.Death] = []
+        try:
+            if not good or evidence.crashed(self._children):
+                dead = evidence.deaths(self.folder, self._children)
+            for guest in self.guests if not good else ():
+                guest.collect(self.folder)
+        except OSError as full:
+            unwritten.append(full)
+        try:
             self.close()
-        else:
-            if not good:
-                for guest in self.guests:
-                    guest.collect(self.folder)
-            with suppress(UserError, VerdictError):  # the first error is the one to show
-                self.close()
+        except OSError as full:
+            unwritten.append(full)
+        except (UserError, VerdictError):
+            if error is None:  # else that is the one to show
+                raise
         if not good or dead:
-            cause = evidence.write(self.folder, self._children, wrong, dead)
-            if wrong is not None and any(not death.in_order for death in dead):
-                wrong.add_note(f"first cause: {cause}")
-        if (raised := error or (unseen if wrong is unseen else None)) is not None:
+            try:
+                cause = evidence.write(self.folder, self._children, wrong, dead, name=self.name)
+                if wrong is not None and any(not death.in_order for death in dead):
+                    wrong.add_note(f"first cause: {cause}")
+            except OSError as full:
+                unwritten.append(full)
+        raised = error or (unseen if wrong is unseen else None)
+        if unwritten and wrong is None:
+            raise unwritten[0]
+        if unwritten and wrong is not None:
+            wrong.add_note(f"not all evidence could be written: {unwritten[0]}")
+        if raised is not None:
             raised.add_note(f"logs: {self.folder}")
-        if raised is unseen and unseen is not None:
-            raise unseen
+        if error is None and raised is not None:
+            raise raised
 
     def _unseen_crash(self) -> GuestCrash | None:
         """What befell a guest after the last that anybody wanted of it."""
@@ -473,18 +493,3 @@ def _on_root_bus(name: str, devices: Sequence[tuple[Device, DeviceServer | None]
             yield as_device_option({**model, **device.properties})
         else:
             yield as_device_option(vfio_user_device(identity, server.path, address, **device.properties))
-
-
-def _zero_free_memory() -> None:
-    """In the guest: leave zeros in most of the memory that is free, which a checkpoint then need not hold."""
-    import mmap
-    from pathlib import Path
-
-    sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(sizes["MemFree"].split()[0]) << 10
-    Path("/proc/self/oom_score_adj").write_text("1000")  # if it is too much after all, nobody else has to end for it
-    taken = mmap.mmap(
-        -1, max(mmap.PAGESIZE, min(free * 92 // 100, free - (28 << 20))), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )
-    taken.madvise(mmap.MADV_NOHUGEPAGE)  # single pages come from where memory was used and freed
-    taken.madvise(23)  # MADV_POPULATE_WRITE

@@ -131,7 +131,7 @@ class Machine:
         self._set_up_migration()
         self.qmp.command("migrate-set-parameters", max_bandwidth=1 << 40)
         self.qmp.command("migrate", uri=f"file:{path}")
-        self._await_migration("saved")
+        self._await_migration(f"saved to {path}")
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote into a machine started with `restore`, and let the guest run.
@@ -140,7 +140,7 @@ class Machine:
         """
         self._set_up_migration()
         self.qmp.execute("migrate-incoming", {"uri": f"file:{path}", "exit-on-error": False})
-        self._await_migration("restored")
+        self._await_migration(f"restored from {path}")
         self.mishaps.begin()
         self.qmp.command("cont")
 
@@ -165,6 +165,10 @@ class Machine:
         """What of it still exists after `stop`: nothing, unless this module is wrong."""
         left = [f"the socket {self.name}.{self._channels[inode]}" for inode in open_sockets() & self._channels.keys()]
         return left + ([f"QEMU {self.name} (process {self.child.pid})"] if self.child.group_is_alive() else [])
+
+    def unwritten(self) -> OSError | None:
+        """Why not all that was said is in the logs, where that is so; it names the file."""
+        return next((log.failure for log in (*self.console.logs, self.qmp.log) if log.failure), None)
 
     def check(self, wait: float = 0.0) -> None:
         """Raise `MachineError` with QEMU's last words when it is gone, or goes within `wait` seconds."""

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import re
 import resource
 import select
 import signal
@@ -18,10 +19,22 @@ from pathlib import Path
 from typing import IO
 
 from vfio_user.errors import UserError
+from vfio_user.harness.artifacts import is_full
 from vfio_user.harness.deadline import Deadline
 from vfio_user.printable import printable
 
 _PR_SET_PDEATHSIG = 1
+CRASHES = frozenset(
+    (
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGSEGV,
+        signal.SIGSYS,
+        signal.SIGTRAP,
+    )
+)
 _OWN_MEMORY = "0x11"  # core(5): anonymous private mappings, and the first page of programs and libraries
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,8 +43,8 @@ class Child:
     """A running program: own process group, killed with its owner, output in a file.
 
     `log` receives stdout and stderr. The program gets no stdin. `pass_fds` are inherited under the same numbers.
-    `folder` is its working directory, this process's if none is given. With `leaves_core` a core comes to be there when
-    it crashes, which somebody has to take away (`vfio_user.harness.evidence` does).
+    `folder` is its working directory, this process's if none is given. With `leaves_core` it leaves a core when it
+    crashes, which is taken beside its log at once: the next to crash may overwrite it.
     Raises `UserError` when the program cannot be started.
     """
 
@@ -57,6 +70,9 @@ class Child:
         self._reaping = threading.Lock()
         self.began = time.time()
         self._ended = 0.0
+        self._leaves_core = leaves_core
+        self.core: Path | None = None
+        """That of a crash, where it left one; there when `ended` is known."""
         self.signals: list[signal.Signals] = []
         """What it was sent on purpose, but for its orderly end."""
         self.was_stopped = False
@@ -68,7 +84,10 @@ class Child:
     def exit_code(self) -> int | None:
         """None while it runs; negative is the signal that ended it."""
         with self._reaping:
-            return self._process.poll()
+            code = self._process.poll()
+            if code is not None and not self._ended:
+                self._ended = time.time()  # whoever notices first: the watcher may be late on a busy host
+            return code
 
     @property
     def ended(self) -> float | None:
@@ -77,6 +96,12 @@ class Child:
             return None
         self._watcher.join()
         return self._ended
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended as only a defect makes it."""
+        code = self.exit_code
+        return code is not None and -code in CRASHES
 
     @property
     def running(self) -> bool:
@@ -136,26 +161,34 @@ class Child:
 
     def last_words(self, lines: int = 15) -> str:
         """The end of its log, indented for an error message."""
-        return tail(self.log, lines) or "(it printed nothing)"
+        return tail(self.log, lines) or f"(it printed nothing{'; the disk of its log is full' * is_full(self.log)})"
 
     def _watch(self) -> None:
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
         poller.poll()
-        self._ended = time.time()
+        crashed = self.crashed  # that also notes when it ended
+        if crashed and self._leaves_core:
+            from vfio_user.harness import core  # it needs what only crashes need
+
+            with contextlib.suppress(OSError):  # a full disk; where it was left it is still found by hand
+                self.core = core.take(
+                    self.pid, self.began, self.folder, self.log.with_name(f"{self.name}-{self.pid}.core")
+                )
 
     def _signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
 
-def tail(path: Path, lines: int = 15) -> str:
-    """The last `lines` lines of a text file, `printable`, or nothing when there is no such file."""
+def tail(path: Path, lines: int = 15, *, without: re.Pattern[str] | None = None) -> str:
+    """The last `lines` lines of a text file that are not `without`, `printable`; nothing when there is no such file."""
     try:
         data = path.read_bytes()[-65536:]
     except OSError:
         return ""
-    return printable("\n".join(data.decode(errors="replace").replace("\r", "").rstrip().splitlines()[-lines:]))
+    said = data.decode(errors="replace").replace("\r", "").rstrip().splitlines()
+    return printable("\n".join([line for line in said if without is None or not without.search(line)][-lines:]))
 
 
 def _spawn(

@@ -23,6 +23,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message,
 
 from vfio_user.errors import UserError
 from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.log import Log
 
 T = TypeVar("T")
 
@@ -165,15 +166,16 @@ class Qmp:
     def __init__(self, address: socket.socket | Path, *, log: Path, name: str = "qemu", limit: float = 30.0) -> None:
         self.events = EventLog()
         self._name = name
-        self._log = log.open("a", buffering=1)
+        self.log = Log(log)
         self._log_lock = threading.Lock()
+        self._closed = False
         self._client = QMPClient()  # with a name it had a logger of its own, and the process would keep it for ever
         self._client.events.event_filter = lambda _event: False  # ours keeps them; the default would grow for ever
         self._client.register_listener(_Listener(self._on_event))
         try:
             _run(self._connect(address), Deadline(limit))
         except (QMPError, OSError, TimeoutError) as error:
-            self._log.close()
+            self.log.close()
             raise QmpLost(f"no QMP greeting from {name}: {error or 'it did not come in time'}") from error
         self._watcher = asyncio.run_coroutine_threadsafe(self._watch(), _loop())
 
@@ -232,14 +234,15 @@ class Qmp:
 
     def close(self) -> None:
         """End the connection; a second call does nothing."""
-        if self._log.closed:
+        if self._closed:
             return
+        self._closed = True
         with contextlib.suppress(TimeoutError):
             _run(self._disconnect(), Deadline(5))
         self._watcher.cancel()
         self.events.close("the QMP connection was closed")
         with self._log_lock:
-            self._log.close()
+            self.log.close()
 
     def _on_event(self, event: Message) -> None:
         body: dict[str, Any] = dict(event)
@@ -250,8 +253,7 @@ class Qmp:
         stamp = time.time()
         moment = time.strftime("%H:%M:%S", time.localtime(stamp)) + f".{int(stamp % 1 * 1e6):06d}"
         with self._log_lock:
-            if not self._log.closed:
-                self._log.write(f"{moment} {direction} {json.dumps(body)}\n")
+            self.log.write(f"{moment} {direction} {json.dumps(body)}\n".encode())
 
     async def _connect(self, address: socket.socket | Path) -> None:
         await self._client.connect(address if isinstance(address, socket.socket) else str(address))
