@@ -32,7 +32,7 @@ Place = tuple[int, int]
 """(region, offset) of a register whose value is not compared."""
 PATIENCE = 5.0
 """Seconds a server has for anything that was recorded."""
-START_TIMEOUT = 10.0
+START_TIMEOUT = 30.0
 _LIMIT_FD = 1 << 40
 """Bytes of a memfd that stands for recorded memory, at most; it is sparse."""
 
@@ -48,6 +48,8 @@ def replay(
     tolerate: Collection[What] = (),
 ) -> Outcome:
     """Play a trace's client against a server that is started for it (`{socket}` or `{fd}`), or listens already.
+
+    patience: seconds that the server has for anything that was recorded, once it has said its first word.
 
     timing: as fast as the server answers, or with the recorded pauses.
     ignore: registers that may read differently: clocks, counters.
@@ -66,7 +68,7 @@ def replay(
     process = ServerProcess(loop, server_command)
     try:
         stream = loop.finish(process.start(START_TIMEOUT))
-        with Player(script, stream, ignore, patience, tolerate) as player:
+        with Player(script, stream, ignore, patience, tolerate, start=START_TIMEOUT) as player:
             return player.play(timing)
     finally:
         process.close()
@@ -87,14 +89,18 @@ class Player:
         ignore: Collection[Place] = (),
         patience: float = PATIENCE,
         tolerate: Collection[What] = (),
+        *,
+        start: float = 0.0,
     ) -> None:
+        """`start`: seconds that the server has for its first word, where that is more: its socket is there before."""
         self.outcome = Outcome(memory_was_mapped=script.memory_was_mapped)
         self._script = script
         self._dialect = script.dialect
         self._stream = stream
         self._framer = Framer(max_message=MAX_FRAME, max_fds=1024)
         self._ignore = frozenset(ignore)
-        self._patience = patience
+        self._patience = max(patience, start)
+        self._once_it_speaks = patience
         self._tolerate = frozenset(tolerate)
         self._poll = select.poll()
         self._poll.register(stream.fileno(), select.POLLIN)
@@ -281,6 +287,7 @@ class Player:
             self._closed = self._closed or "end of stream"
             self._poll.unregister(self._stream.fileno())
             return
+        self._patience = self._once_it_speaks
         self._framer.received(count, fds)
         try:
             for message in self._framer.messages():
