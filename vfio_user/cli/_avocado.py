@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,6 +28,9 @@ TEST_TIMEOUT = 300.0
 """Seconds for a test that says nothing else, with the patience of deadlines."""
 MARGIN = 120.0
 """Seconds that a test which was too slow has to keep its evidence, with the same patience."""
+
+LOST = 10.0
+"""Seconds that what a runner has said, before it went, has to arrive."""
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TICK = 1.0
@@ -123,28 +127,38 @@ def _module(path: Path) -> Any:
 
 @contextmanager
 def watched(job: Any, silence: float, say: Callable[[str], None], *, grace: float = 30.0) -> Iterator[None]:
-    """Run a job in the block, for the main thread: it is not waited for longer than this while no test of it ends.
+    """Run a job in the block, for the main thread: it is not waited for longer than this while no test begins or ends.
 
-    A test that has begun and not ended in `silence` seconds is reported for it, as INTERRUPTED, and the job goes on.
-    When even so nothing comes within `grace` seconds more, all that it started is ended, and the block is left.
+    A test whose runner has gone, or that has begun and not ended in `silence` seconds, is reported for it, as
+    INTERRUPTED, and the job goes on. When even so nothing comes within `grace` seconds more, all that it started is
+    ended, and the block is left.
 
     Raises:
         JobHangs: nothing came.
     """
-    seen, since, told = -1, time.monotonic(), False
+    seen, since = (0, 0), time.monotonic()
+    gone: dict[str, float] = {}  # tests whose runner was seen to have gone: since when
+    told: set[str] = set()
 
     def look(_number: int, _frame: FrameType | None) -> None:
-        nonlocal seen, since, told
-        if (ended := len(job.result.tests)) != seen:
-            seen, since, told = ended, time.monotonic(), False
-        quiet = time.monotonic() - since
-        if quiet > silence + grace:
+        nonlocal seen, since
+        now = time.monotonic()
+        if (moved := (len(job.result.tests), _begun(job))) != seen:
+            seen, since = moved, now
+        if now - since > silence + grace:
             _end_children()
-            raise JobHangs(f"avocado's job has not ended {quiet:.0f} s after its last test")
-        if quiet > silence and not told:
-            told = True
-            for name in _report_the_silent(job, silence):
-                say(f"{name} has not reported in {silence:.0f} s: the job goes on without it")
+            raise JobHangs(f"avocado's job has not ended {now - since:.0f} s after its last test")
+        for test in _unreported(job):
+            if test.has_gone and now - gone.setdefault(test.identity, now) > LOST:
+                why = "its runner has gone"
+            elif now - since > silence:
+                why = f"it has not reported in {silence:.0f} s"
+            else:
+                continue
+            if test.identity not in told:
+                told.add(test.identity)
+                test.report(why)
+                say(f"{test.name} is gone on without: {why}")
 
     before = signal.signal(signal.SIGALRM, look)
     left, interval = signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
@@ -190,20 +204,53 @@ class Ending:
                 signal.signal(number, handler)
 
 
-def _report_the_silent(job: Any, seconds: float) -> Iterator[str]:
-    """Tell avocado that the tests which have begun and not ended are interrupted; their names."""
-    from avocado.core.utils.messages import FinishedMessage
+@dataclass(frozen=True)
+class _Unreported:
+    """A test that avocado knows to have begun, and not to have ended."""
 
+    running: Any
+    """avocado.core.task.runtime.RuntimeTask"""
+    repository: Any
+    """avocado.core.status.repo.StatusRepo"""
+
+    @property
+    def identity(self) -> str:
+        return str(self.running.task.identifier)
+
+    @property
+    def name(self) -> str:
+        return str(self.running.task.identifier.name)
+
+    @property
+    def has_gone(self) -> bool:
+        process = getattr(self.running.spawner_handle, "process", None)
+        return process is not None and process.returncode is not None
+
+    def report(self, why: str) -> None:
+        """Say in its place that it was interrupted."""
+        from avocado.core.utils.messages import FinishedMessage
+
+        task = self.running.task
+        reason = f"Test interrupted: {why}"
+        message = FinishedMessage.get("interrupted", reason, id=str(task.identifier), job_id=task.job_id)
+        self.repository.process_message(message)
+
+
+def _begun(job: Any) -> int:
+    """How many tests have begun: a busy machine is slow to start one."""
+    return sum(
+        suite.runner.status_repo.get_task_status(str(running.task.identifier)) is not None
+        for suite in job.test_suites
+        for running in getattr(suite.runner, "runtime_tasks", ())
+    )
+
+
+def _unreported(job: Any) -> Iterator[_Unreported]:
     for suite in job.test_suites:
-        repository, machine = (getattr(suite.runner, name, None) for name in ("status_repo", "tsm"))
-        if repository is None or machine is None:
-            continue
-        for identity, running in machine.tasks_by_id.items():
-            if repository.get_task_status(str(identity)) not in (None, "finished"):
-                reason = f"Test interrupted: it has not reported in {seconds:.0f} s"
-                message = FinishedMessage.get("interrupted", reason, id=str(identity), job_id=running.job_id)
-                repository.process_message(message)
-                yield str(running.identifier.name)
+        for running in getattr(suite.runner, "runtime_tasks", ()):
+            test = _Unreported(running, suite.runner.status_repo)
+            if test.repository.get_task_status(test.identity) not in (None, "finished"):
+                yield test
 
 
 def _end_children() -> None:
