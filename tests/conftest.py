@@ -7,12 +7,26 @@ import gc
 import pytest
 from hypothesis import settings
 
+from vfio_user.client import Client, EventFd
+from vfio_user.client.connection import Connection
+
 # How long an example takes says something about the machine's load, not about the code; `timeout` ends what hangs.
 # The examples are the same every time and everywhere, so that a verdict changes with the code alone. (Hypothesis by
 # itself does so where CI is in the environment, and only there.) `--hypothesis-profile search` looks for new ones.
 settings.register_profile("vfio-user", deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True, derandomize=False)
 settings.load_profile("vfio-user")
+
+# Nor is a slow answer a fault: what a test waits for is the event, and this is when it gives up. A test of patience
+# itself says how much it has.
+PATIENCE = 60.0
+CONNECT = vars(Connection)["connect"].__func__
+for function in (Client.__init__, CONNECT, Client.serve_until, Client.wait_interrupt, EventFd.wait):
+    assert "timeout" in function.__annotations__, function
+    if function.__kwdefaults__ and "timeout" in function.__kwdefaults__:
+        function.__kwdefaults__["timeout"] = PATIENCE
+    else:
+        function.__defaults__ = (PATIENCE,)
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_a_killed_server_takes_its_session_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", [Device(served="edu"), BY_COMMAND])
 def test_a_server_that_is_kept_alive_can_be_killed(tmp_path: Path, device: Device) -> None:
     with (
-        interposed(tmp_path, device, interposition=Interposition(keep_alive=True)) as server,
+        interposed(tmp_path, device, interposition=Interposition(keep_alive=True, msg_timeout=60)) as server,
         Client.connect(str(server.path)) as client,
     ):
         assert inverts(client, 1)

@@ -24,20 +24,23 @@ from vfio_user.interposer.survival import Policy
 from vfio_user.wire.constants import IrqIndex
 
 LIVENESS, COMPUTE, RAISE = 0x04, 0x08, 0x60
+PATIENCE = 50.0
 
 
 def surviving(tmp_path: Path, server: str = EDU, **policy: Any) -> Interposed:
-    return Interposed(tmp_path, server, survive=Policy(**policy), trace=str(tmp_path / "trace"))
+    """Its client waits as long as a busy machine takes to start a server, unless the policy says otherwise."""
+    patient = {"msg_timeout": 60.0, "give_up_after": 60.0, **policy}
+    return Interposed(tmp_path, server, survive=Policy(**patient), trace=str(tmp_path / "trace"))
 
 
 def read_until_it_fails(client: Client) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         client.load(0, LIVENESS, 4)
 
 
 def read_until_it_works(client: Client) -> int:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             return client.load(0, LIVENESS, 4)

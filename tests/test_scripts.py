@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,16 @@ def test_what_passed_is_said_once(tools: Path) -> None:
 
 def test_what_is_no_stage_is_refused_before_anything_runs(tools: Path) -> None:
     assert run(tools, "types", "smoke") == (2, [])
+
+
+def test_a_command_beside_busy_loops_has_its_status_and_leaves_none() -> None:
+    """Who reads what it says sees the end: nothing that holds it is left."""
+    others = "import os, psutil; print(len(psutil.Process(os.getppid()).children()) - 1); raise SystemExit(7)"
+    command = [str(ROOT / "scripts/beside"), "3", sys.executable, "-c", others]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (7, "3\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["4"], ["many", "true"]])
+def test_how_many_loops_beside_what_has_to_be_said(arguments: list[str]) -> None:
+    assert subprocess.run([ROOT / "scripts/beside", *arguments], capture_output=True).returncode == 2

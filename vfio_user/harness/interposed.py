@@ -30,6 +30,8 @@ class Interposition:
     faults: Scenario | None = None
     keep_alive: bool = False
     """Start the server, and another whenever it is gone: the guest does not notice."""
+    msg_timeout: float | None = None
+    """Seconds that the client waits for a reply, where that is not QEMU's default: its x-msg-timeout."""
     capture_dma: bool = False
     capture_interrupts: bool = False
 
@@ -46,6 +48,8 @@ class Interposition:
         """For the command line; a scenario that is no file yet is written into `folder`, as evidence."""
         flags = {"--capture-dma": self.capture_dma, "--capture-interrupts": self.capture_interrupts}
         options = [flag for flag, wanted in flags.items() if wanted]
+        if self.msg_timeout is not None:
+            options += ["--msg-timeout", str(self.msg_timeout)]
         if isinstance(self.faults, Mapping):
             file = folder / f"{name}.faults.yaml"
             write_text(file, yaml.safe_dump(dict(self.faults), sort_keys=False))
