@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import string
 from contextlib import suppress
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from vfio_user.errors import ProtocolError
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Capabilities, decode_version, encode_version
+from vfio_user.wire.capabilities import ALL
 
 QEMU = (
     b'{"capabilities":{"pgsizes":4096,"max_msg_fds":16,"max_dma_maps":65535,"max_data_xfer_size":1048576,'
@@ -164,3 +166,7 @@ def test_a_reply_is_made_to_fit_the_room_that_the_client_has() -> None:
         assert reply[-1:] == b"\0"
     with pytest.raises(ProtocolError):
         encode_version(CURRENT, 0, everything, limit=20)
+
+
+def test_every_capability_is_read_and_written() -> None:
+    assert {field.name for field in dataclasses.fields(Capabilities)} == ALL

@@ -4,6 +4,7 @@ Nothing here opens a file, reads a clock or knows which side it is on: the serve
 tests share it. A peer's mistake raises `ProtocolError` with the errno to answer; nothing else may escape.
 """
 
+from vfio_user.wire.capabilities import Capabilities
 from vfio_user.wire.dialects import (
     CURRENT,
     DIALECTS,
@@ -16,7 +17,7 @@ from vfio_user.wire.dialects import (
 )
 from vfio_user.wire.framing import MAX_DATA, MAX_FDS, MAX_MESSAGE, BadFrame, Framer
 from vfio_user.wire.header import COMMAND, ERROR, HEADER, HEADER_SIZE, NO_REPLY, REPLY, Message
-from vfio_user.wire.version import Capabilities, Proposal, decode_version, encode_version
+from vfio_user.wire.version import Proposal, decode_version, encode_version
 
 __all__ = [
     "COMMAND",

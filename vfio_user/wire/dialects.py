@@ -23,6 +23,7 @@ from typing import Any
 
 from vfio_user.errors import UserError
 from vfio_user.wire import layouts as at
+from vfio_user.wire.capabilities import ALL
 from vfio_user.wire.layouts import Layout
 
 
@@ -137,21 +138,12 @@ _CURRENT = {
 }
 
 _DRAFT_CAPABILITIES = frozenset({"max_msg_fds", "migration_pgsize"})
-_CAPABILITIES = _DRAFT_CAPABILITIES | {
-    "max_data_xfer_size",
-    "max_dma_maps",
-    "migration_max_bitmap_size",
-    "pgsizes",
-    "twin_socket",
-    "twin_socket_fd_index",
-    "write_multiple",
-}
 
 CURRENT = Dialect(
     name="current",
     shapes=_CURRENT,
     fds_capability="max_msg_fds",
-    capabilities=_CAPABILITIES,
+    capabilities=ALL,
     minor=2,
     overlap_errno=errno.EINVAL,
     write_reply_counts=True,
@@ -204,7 +196,7 @@ REGION_MIGRATION = Dialect(
         ),
     },
     fds_capability="max_msg_fds",
-    capabilities=_CAPABILITIES,
+    capabilities=ALL,
     minor=2,
     overlap_errno=errno.EINVAL,
     write_reply_counts=True,

@@ -11,40 +11,17 @@ Rules that no specification states, but that peers hold one to (reference: the d
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from vfio_user.errors import ProtocolError
+from vfio_user.wire.capabilities import DROPS, Capabilities, decode, encode
 from vfio_user.wire.dialects import Dialect
-from vfio_user.wire.framing import MAX_DATA
 from vfio_user.wire.layouts import VERSION
 
 _DRAFT_DATA_OFFSET = 22 - 16
 _JSON_OFFSET = VERSION.size
 _KEYS = {"max_msg_fds": "current", "max_fds": "draft-v6"}
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What one side says it can take. `None` means that it was not said; the value in force is a property's."""
-
-    max_msg_fds: int | None = None
-    max_data_xfer_size: int | None = None
-    pgsizes: int | None = None
-    max_dma_maps: int | None = None
-    write_multiple: bool | None = None
-    twin_socket: bool | None = None
-    twin_socket_fd_index: int | None = None
-    migration_pgsize: int | None = None
-    migration_max_bitmap_size: int | None = None
-
-    @property
-    def fds_per_message(self) -> int:
-        return 1 if self.max_msg_fds is None else self.max_msg_fds
-
-    @property
-    def data_per_message(self) -> int:
-        return MAX_DATA if self.max_data_xfer_size is None else self.max_data_xfer_size
 
 
 @dataclass(frozen=True)
@@ -65,10 +42,9 @@ def encode_version(dialect: Dialect, minor: int, capabilities: Capabilities, *, 
     Raises:
         ProtocolError: not even the necessary capabilities fit.
     """
-    keys = _to_json(dialect, capabilities)
-    for dropped in ("", "pgsizes", "max_dma_maps", "max_data_xfer_size", "migration"):
-        keys.pop(dropped, None)
-        text = json.dumps({"capabilities": keys}, separators=(",", ":"))
+    for drop in DROPS:
+        said = encode(capabilities, dialect.capabilities, dialect.fds_capability, drop=drop)
+        text = json.dumps({"capabilities": said}, separators=(",", ":"))
         payload = VERSION.pack(0, minor, tail=text.encode() + b"\0")
         if limit is None or len(payload) <= limit:
             return payload
@@ -92,7 +68,7 @@ def decode_version(dialect: Dialect, payload: bytes) -> Proposal:
     if not isinstance(capabilities, dict):
         raise ProtocolError(f"VERSION: capabilities is {type(capabilities).__name__}, not an object", fatal=True)
     _refuse_other_dialect(dialect, capabilities)
-    return Proposal(version.major, version.minor, _from_json(dialect, capabilities))
+    return Proposal(version.major, version.minor, decode(capabilities, dialect.fds_capability))
 
 
 def _json_of(payload: bytes) -> Any:
@@ -117,64 +93,3 @@ def _refuse_other_dialect(dialect: Dialect, capabilities: dict[str, Any]) -> Non
                 f"VERSION: the peer speaks dialect {meant} (it sends {key!r}) where {dialect.name} is spoken",
                 fatal=True,
             )
-
-
-def _number(value: Any, name: str, limit: int = (1 << 64) - 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
-        raise ProtocolError(f"VERSION: {name} is {value!r}, not a number from 0 to {limit}", fatal=True)
-    return value
-
-
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ProtocolError(f"VERSION: {name} is {value!r}, not an object", fatal=True)
-    return value
-
-
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise ProtocolError(f"VERSION: {name} is {value!r}, not a boolean", fatal=True)
-    return value
-
-
-def _from_json(dialect: Dialect, keys: dict[str, Any]) -> Capabilities:
-    found: dict[str, Any] = {}
-    if dialect.fds_capability in keys:
-        found["max_msg_fds"] = _number(keys[dialect.fds_capability], dialect.fds_capability, 1024)
-    for name in ("max_data_xfer_size", "pgsizes", "max_dma_maps"):
-        if name in keys:
-            found[name] = _number(keys[name], name)
-    if "write_multiple" in keys:
-        found["write_multiple"] = _flag(keys["write_multiple"], "write_multiple")
-    if "twin_socket" in keys:
-        twin = _object(keys["twin_socket"], "twin_socket")
-        found["twin_socket"] = _flag(twin.get("supported", False), "twin_socket.supported")
-        if "fd_index" in twin:
-            found["twin_socket_fd_index"] = _number(twin["fd_index"], "twin_socket.fd_index", 1023)
-    if "migration" in keys:
-        migration = _object(keys["migration"], "migration")
-        for key in ("pgsize", "max_bitmap_size"):
-            if key in migration:
-                found[f"migration_{key}"] = _number(migration[key], f"migration.{key}")
-    return Capabilities(**found)
-
-
-def _to_json(dialect: Dialect, capabilities: Capabilities) -> dict[str, Any]:
-    known = {f.name: getattr(capabilities, f.name) for f in fields(capabilities) if f.name in dialect.capabilities}
-    said = {name: value for name, value in known.items() if value is not None}
-    keys: dict[str, Any] = {}
-    if "max_msg_fds" in said:
-        keys[dialect.fds_capability] = said["max_msg_fds"]
-    for name in ("max_data_xfer_size", "pgsizes", "max_dma_maps", "write_multiple"):
-        if name in said:
-            keys[name] = said[name]
-    if "twin_socket" in said:
-        keys["twin_socket"] = {"supported": said["twin_socket"]}
-        if "twin_socket_fd_index" in said:
-            keys["twin_socket"]["fd_index"] = said["twin_socket_fd_index"]
-    migration = {
-        name.removeprefix("migration_"): value for name, value in said.items() if name.startswith("migration_")
-    }
-    if migration:
-        keys["migration"] = migration
-    return keys
