@@ -7,19 +7,30 @@ seed does is always the same.
 from __future__ import annotations
 
 import json
+import logging
 import random
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from zlib import crc32
 
+from servers.gpio import Gpio
 from tests.fuzzing import Generator, noise
-from vfio_user.errors import UserError
+from tests.interposed import interposed_edu
+from tests.migration_device import Adder, load, save
+from vfio_user.errors import ProtocolError, UserError
+from vfio_user.harness.agent import AgentGuest
+from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace import TraceWriter, View
+from vfio_user.migration.stream import CHECKSUM, HEAD, PREAMBLE
+from vfio_user.server import Server
 from vfio_user.wire import DIALECTS, ERROR, REPLY, Message
 
 EXTREME = (
@@ -71,6 +82,15 @@ def campaign(reader: Reader, inputs: int, seed: int) -> Outcome:
     """Let `reader` read so many inputs that are nearly right."""
     outcome = Outcome()
     chance = random.Random(f"{reader.name}:{seed}")
+    logging.disable()  # what is refused is told there too
+    try:
+        _let_read(reader, inputs, chance, outcome)
+    finally:
+        logging.disable(logging.NOTSET)
+    return outcome
+
+
+def _let_read(reader: Reader, inputs: int, chance: random.Random, outcome: Outcome) -> None:
     while outcome.inputs < inputs and len(outcome.wrong) < 10:
         data = mutated(chance, reader.samples)
         outcome.inputs += 1
@@ -82,7 +102,6 @@ def campaign(reader: Reader, inputs: int, seed: int) -> Outcome:
             where = traceback.extract_tb(error.__traceback__)[-1]
             told = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             outcome.wrong.append(f"{reader.name}: input {outcome.inputs}, {data[:80]!r}: {told[:300]}")
-    return outcome
 
 
 def mutated(chance: random.Random, samples: tuple[bytes, ...]) -> bytes:
@@ -263,6 +282,76 @@ def _read_lines(data: bytes) -> None:
                 document_of(line.text)
 
 
+def _ask(path: Path, data: bytes) -> None:
+    """What a control socket is sent, and then something good: that is answered, if not there, in another connection."""
+    question = b'{"command": "status", "id": "the last"}\n'
+    for sent in (data + b"\n" + question, question):
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(20)
+            control.connect(str(path))
+            with suppress(BrokenPipeError):
+                control.sendall(sent)
+            control.shutdown(socket.SHUT_WR)
+            answers = control.makefile("rb").read()
+        if b'"internal: ' in answers:
+            raise AssertionError(answers[-300:])
+        if answers and isinstance(json.loads(answers.splitlines()[-1]), dict):
+            return
+    raise AssertionError(f"no answer: {answers[-200:]!r}")
+
+
+def _answer(guest: AgentGuest, port: socket.socket, data: bytes) -> None:
+    """A line of the agent's, for somebody who waits for it."""
+    job = guest.start("true")
+    asked = json.loads(port.recv(1 << 16).split(b"\n")[-2])
+    session, id = asked["session"].encode(), str(asked["id"]).encode()
+    guest._received(data.replace(b"SESSION", session).replace(b"4711", id))
+    guest.give_up("nothing more comes")
+    job.wait(10)
+
+
+_ANSWERS = (
+    b'{"session": "SESSION", "id": 4711, "ok": {"exit_code": 0, "stdout": {"bytes": "b2s="}, "stderr": {"bytes": ""},'
+    b' "seconds": 0.1, "timed_out": false}}',
+    b'{"id": 4711, "session": "SESSION", "ok": {"seconds": 3, "timed_out": false, "exit_code": -9,'
+    b' "stderr": {"bytes": "eA=="},'
+    b' "stdout": {"bytes": ""}, "result": {"bytes": ""}}}',
+)
+
+
+# states
+
+
+def _used() -> Adder:
+    device = Adder()
+    device.values = {"total": -(1 << 70), "label": "x", "queue": [1, 2.5, None, True, b"bytes", {"a": (1, 2)}]}
+    device.ram[5:9] = b"data"
+    return device
+
+
+def _load(data: bytes) -> None:
+    load(Adder(), data)
+
+
+def _summed(data: bytes) -> bytes:
+    """The same frames, as far as they are some, with the checksums that they must have."""
+    stream, at = bytearray(data[: PREAMBLE.size]), PREAMBLE.size
+    checksum = crc32(stream)
+    while at + HEAD.size + CHECKSUM.size <= len(data):
+        kind, section, size = HEAD.unpack_from(data, at)
+        at += HEAD.size + CHECKSUM.size
+        payload = data[at : at + size]
+        head = HEAD.pack(kind, section, len(payload))
+        checksum = crc32(payload, crc32(head, checksum))
+        stream += head + CHECKSUM.pack(checksum) + payload
+        at += size
+    return bytes(stream)
+
+
+_GPIO_COMMANDS = (
+    b'{"command": "get"}\n{"command": "watch"}\n',
+    b'{"command": "set", "input": 3, "value": true}\n{"command": "set", "inputs": 255}\n',
+)
 _COMMANDS = (
     b'{"command": "status", "id": 7}\n{"command": "hold"}\n',
     b'{"command": "region_read", "region": "BAR0", "offset": "0x10", "size": 4}\n',
@@ -295,3 +384,16 @@ def _readers_of_files(folder: Path) -> Iterator[Reader]:
 
 def _readers_of_lines(folder: Path, stack: ExitStack) -> Iterator[Reader]:
     yield Reader("lines for an interposer", _COMMANDS, _read_lines, (ValueError,))
+    edu = stack.enter_context(interposed_edu(folder))
+    stack.callback(edu.client().close)
+    yield Reader("an interposer's control socket", _COMMANDS, partial(_ask, edu.folder / "control"))
+    stack.enter_context(Server(Gpio(control=str(folder / "gpio")), f"unix:{folder / 'device'}"))
+    yield Reader("a device's control socket", _GPIO_COMMANDS, partial(_ask, folder / "gpio"))
+    host, port = socket.socketpair()
+    stack.callback(port.close)
+    guest = AgentGuest(host)
+    stack.callback(guest.close)
+    yield Reader("answers of a guest's agent", _ANSWERS, partial(_answer, guest, port), (GuestFailure, GuestLost))
+    states = (save(Adder()), save(_used()))
+    yield Reader("saved state", states, _load, (ProtocolError,))
+    yield Reader("saved state with checksums that fit", states, lambda data: _load(_summed(data)), (ProtocolError,))

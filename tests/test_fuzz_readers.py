@@ -8,7 +8,19 @@ import pytest
 
 from tests.fuzzing_readers import Reader, campaign, readers
 
-NAMES = ["trace", "logs beside a trace", "scenario", "register map", "recipe", "lines for an interposer"]
+NAMES = [
+    "trace",
+    "logs beside a trace",
+    "scenario",
+    "register map",
+    "recipe",
+    "lines for an interposer",
+    "an interposer's control socket",
+    "a device's control socket",
+    "answers of a guest's agent",
+    "saved state",
+    "saved state with checksums that fit",
+]
 
 
 @pytest.fixture(scope="module")
