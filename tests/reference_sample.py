@@ -9,7 +9,6 @@ is memory, and is saved while the device runs.
 
 from __future__ import annotations
 
-import shlex
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ class Sample(PciDevice):
     ids = PciIds(0xDEAD, 0xBEEF, class_code=0xFF0000, subsystem_vendor=0xCAFE, subsystem=0xBABE)
     bars = (Bar(0, size=0x1000), Bar(1, size=0x4000))
     interrupts = IntX()
+    dma_by_message = True  # the client wants it so, and shares its memory all the same
     alarm: int = state(0)
     content: memoryview = memory(0x4000, bar=1)
 
@@ -73,12 +73,9 @@ class Sample(PciDevice):
 
 
 def command(socket: str) -> list[str]:
-    """Our server, behind an interposer that takes the descriptors from DMA_MAP: the client wants DMA by message."""
-    python = [sys.executable, "-m", "vfio_user"]
-    serve = [*python, "serve", f"{__spec__.name}:Sample", "--dialect", "region-migration", "--fd", "{fd}"]
-    faults = str(Path(__file__).with_suffix(".yaml"))
-    interpose = ["interpose", "--dialect", "region-migration", "--faults", faults, "--listen", socket]
-    return [*python, *interpose, "--server-command", shlex.join(serve)]
+    """Of our server."""
+    served = ["serve", f"{__spec__.name}:Sample", "--dialect", "region-migration", "--socket-path", socket]
+    return [sys.executable, "-m", "vfio_user", *served]
 
 
 def main() -> None:

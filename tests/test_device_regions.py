@@ -23,7 +23,7 @@ from vfio_user import (
     state,
     stored_register,
 )
-from vfio_user.wire.constants import RegionFlags
+from vfio_user.wire.constants import IoFdType, RegionFlags
 
 RW = RegionFlags.READ | RegionFlags.WRITE
 PAGE = 4096
@@ -234,10 +234,36 @@ def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
     device.close()
 
 
+def test_a_shadow_ioeventfd_calls_the_writer_with_what_was_written_last() -> None:
+    device, client = Card(), Client()
+    device.attach(client)
+    fds = [device.add_ioeventfd(2, 0x1000, 4, shadow=True) for _ in range(2)]
+    memory = device.regions[2].io_fds[0].shadow_fd
+    assert memory is not None
+    for place, entry in enumerate(device.regions[2].io_fds):
+        assert (entry.type, entry.fd, entry.shadow_fd) == (IoFdType.IOEVENTFD_SHADOW, fds[place], memory)
+        for value in (1, 0x100 + place):
+            os.pwrite(memory, value.to_bytes(8, "little"), entry.shadow_offset)
+            os.eventfd_write(fds[place], 1)
+    for fd in fds:
+        client.watched[fd]()
+        client.watched[fd]()
+    assert device.rung == [0x100, 0x101]
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory, 0)  # it would kill the device
+    for _ in range(510):
+        device.add_ioeventfd(2, 0x1000, 4, shadow=True)
+    with pytest.raises(ValueError, match="512 shadow"):
+        device.add_ioeventfd(2, 0x1000, 4, shadow=True)
+    device.detach()
+    device.close()
+
+
 def test_closing_gives_back_every_descriptor() -> None:
     before = open_fds()
     device = Card()
     device.add_ioeventfd(2, 0x1000, 4)
+    device.add_ioeventfd(2, 0x1000, 4, shadow=True)
     device.attach(Client())
     device.detach()
     device.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -20,6 +20,7 @@ from tests.device_kit import (
     REQ,
     TRIGGER,
     UNMASK,
+    Client,
     Wires,
     open_fds,
 )
@@ -55,6 +56,46 @@ def test_the_device_tells_how_many_vectors_it_has_and_what_can_be_done_with_them
     assert [irq.count for irq in device.irqs] == [1, 4, 8, 1, 1]
     assert device.irqs[INTX].flags == IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
     assert device.irqs[MSIX].flags == IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE
+
+
+def test_a_device_hears_of_what_the_client_masks_and_of_nothing_else() -> None:
+    heard: list[tuple[str, list[int], bool]] = []
+
+    class Listener(Ringer):
+        def on_irq_mask(self, mechanism: str, vectors: Sequence[int], masked: bool) -> None:
+            heard.append((mechanism, list(vectors), masked))
+
+    device, client = Listener(), Client()
+    device.attach(client)
+    device.set_irqs(MSIX, 1, 3, MASK, BOOL, bools=b"\1\0\1")
+    device.set_irqs(MSIX, 1, 1, UNMASK, NONE)
+    device.set_irqs(MSI, 0, 4, MASK, BOOL, bools=bytes(4))
+    device.set_irqs(MSIX, 0, 8, TRIGGER, NONE)
+    device.set_irqs(INTX, 0, 1, MASK, NONE)
+    resample = os.eventfd(0)
+    device.set_irqs(INTX, 0, 1, UNMASK, EVENTFD, fds=[os.dup(resample)])
+    os.eventfd_write(resample, 1)
+    for ready in list(client.watched.values()):
+        ready()
+    assert heard == [("msix", [1, 3], True), ("msix", [1], False), ("intx", [0], True), ("intx", [0], False)]
+    os.close(resample)
+    device.detach()
+    device.close()
+
+
+def test_a_device_may_have_no_interrupt_for_errors_and_none_that_asks_for_it_back() -> None:
+    class Plain(Ringer):
+        error_interrupt = release_interrupt = False
+
+    device = Plain()
+    assert [irq.count for irq in device.irqs] == [1, 4, 8, 0, 0]
+    for index in (ERR, REQ):
+        device.set_irqs(index, 0, 0, TRIGGER, NONE)
+        with pytest.raises(ProtocolError):
+            device.set_irqs(index, 0, 1, TRIGGER, EVENTFD, fds=[os.eventfd(0)])
+    device.interrupts.error()
+    device.interrupts.request_release()
+    device.close()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 
 from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK, Wires, capability, write_int
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
+from vfio_user.migration import Migration
+from vfio_user.wire.constants import MigrationState
 
 MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 
@@ -204,6 +206,8 @@ def put(saved: dict[str, Any], value: object, *path: str) -> None:
         lambda saved: put(saved, 1 << 32, "values", "scratch"),
         lambda saved: put(saved, -1, "values", "scratch"),
         lambda saved: put(saved, 1, "surplus"),
+        lambda saved: put(saved, "text", "extra"),
+        lambda saved: saved.pop("extra"),
     ],
 )
 def test_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: Any) -> None:
@@ -225,3 +229,54 @@ def test_the_identity_tells_devices_of_other_shape_apart() -> None:
 
     assert Keeper().identity() == Keeper().identity()
     assert Keeper().identity()["config"] != Wider().identity()["config"]
+
+
+class Opaque(PciDevice):
+    """Has state that it saves itself."""
+
+    ids = PciIds(vendor=1, device=2)
+    count: int = state(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own: Any = b"as new"
+
+    def save_extra(self) -> bytes:
+        found: bytes = self.own
+        return found
+
+    def load_extra(self, data: bytes) -> None:
+        if not data.startswith(b"as "):
+            raise ProtocolError("none of mine")
+        self.own = data
+
+
+def test_what_a_device_saves_itself_is_part_of_its_state() -> None:
+    source, target = Opaque(), Opaque()
+    source.own = b"as used"
+    assert source.digest() != target.digest()
+    assert source.digests().keys() == {"configuration space", "interrupts", "count", "save_extra()"}
+    target.load_state(source.save_state())
+    assert (target.own, target.digest()) == (b"as used", source.digest())
+
+
+def test_a_device_that_cannot_save_itself_says_so_before_it_stops() -> None:
+    device = Opaque()
+    device.own = bytearray(b"as used")
+    with pytest.raises(ProtocolError, match="save_extra") as refused:
+        device.check_savable()
+    assert refused.value.errno == errno.EIO
+
+
+def test_bytes_that_a_device_does_not_take_leave_it_as_it_was() -> None:
+    source, target = Opaque(), Opaque()
+    source.own = b"foreign"
+    target.count = 3
+    before = target.digest()
+    saved, loaded = Migration(source), Migration(target)
+    saved.set_state(MigrationState.STOP_COPY)
+    loaded.set_state(MigrationState.RESUMING)
+    loaded.write_state(saved.read_state(1 << 20))
+    with pytest.raises(ProtocolError, match="none of mine"):
+        loaded.set_state(MigrationState.STOP)
+    assert target.digest() == before

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from vfio_user.client import Client, EventFd, GuestMemory
 from vfio_user.device import PciDevice, device_options
 from vfio_user.server import Server
-from vfio_user.wire.constants import IrqIndex
+from vfio_user.wire import Command
+from vfio_user.wire.constants import IoFdType, IrqIndex
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "devices.md").read_text()
 
 
-def copier() -> type[PciDevice]:
-    found = re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    assert found is not None
-    names: dict[str, type[PciDevice]] = {}
-    exec(found[1], names)
-    return names["Copier"]
+def example(name: str) -> type[PciDevice]:
+    """The class of this name in the guide."""
+    for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
+        if f"class {name}(" in block:
+            names: dict[str, type[PciDevice]] = {}
+            exec(block, names)
+            return names[name]
+    raise AssertionError(f"the guide has no {name}")
+
+
+@contextmanager
+def served(device: PciDevice, folder: Path) -> Iterator[Client]:
+    with (
+        closing(device),
+        Server(device, str(folder / "socket")),
+        Client.connect(str(folder / "socket")) as client,
+    ):
+        yield client
 
 
 def test_the_copier_of_the_guide_copies_and_interrupts(tmp_path: Path) -> None:
     with (
-        Server(copier()(), str(tmp_path / "socket")),
-        Client.connect(str(tmp_path / "socket")) as client,
+        served(example("Copier")(), tmp_path) as client,
         GuestMemory(1 << 16) as ram,
         EventFd() as interrupt,
     ):
@@ -39,4 +55,64 @@ def test_the_copier_of_the_guide_copies_and_interrupts(tmp_path: Path) -> None:
 
 
 def test_the_option_of_the_guide_is_an_option() -> None:
-    assert [(option.name, option.type, option.default) for option in device_options(copier())] == [("limit", int, 4096)]
+    (limit,) = device_options(example("Copier"))
+    assert (limit.name, limit.type, limit.default) == ("limit", int, 4096)
+
+
+def test_the_tally_of_the_guide_migrates_in_bytes_of_its_own(tmp_path: Path) -> None:
+    source: Any = example("Tally")()
+    target: Any = type(source)()
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    with served(source, tmp_path / "here") as here, served(target, tmp_path / "there") as there:
+        for value in (7, 7, 9):
+            here.store(0, 0, 4, value)
+        there.load_state(here.save())
+    assert target.seen == {7: 2, 9: 1}
+    assert target.digest() == source.digest()
+
+
+def test_the_sampler_of_the_guide_hears_of_masks_and_has_no_interrupt_for_errors(tmp_path: Path) -> None:
+    device: Any = example("Sampler")()
+    with served(device, tmp_path) as client, EventFd() as eventfd:
+        client.enable_irqs(IrqIndex.MSIX, [eventfd])
+        client.mask_irqs(IrqIndex.MSIX, start=1, count=2)
+        assert device.wanted == {0, 3}
+        client.unmask_irqs(IrqIndex.MSIX, start=1, bools=b"\1\0")
+        assert device.wanted == {0, 1, 3}
+        assert [client.irq_info(irq).nr_vectors for irq in IrqIndex] == [0, 0, 4, 0, 0]
+
+
+def test_the_samplers_dma_goes_by_message(tmp_path: Path) -> None:
+    device: Any = example("Sampler")()
+    with served(device, tmp_path) as client, GuestMemory(1 << 16) as ram:
+        client.dma_map(0x10000, ram, offset=0x1000, size=0x1000)
+        device.call_soon(lambda: device.defer(lambda: device.dma.write(0x10004, b"hello")))
+        assert client.serve_until(lambda: bytes(ram.view[0x1004:0x1009]) == b"hello")
+        assert client.service.served == {Command.DMA_WRITE: 1}
+
+
+def test_the_mailbox_of_the_guide_answers_for_itself(tmp_path: Path) -> None:
+    device: Any = example("Mailbox")()
+    with served(device, tmp_path) as client:
+        assert client.config_read(0x80, 2)[0] == 0x09
+        client.config_write(0x84, b"abcd")
+        assert (device.letter, client.config_read(0x84, 4)) == (b"abcd", b"dcba")
+        version = device.config.find_capability(0x09, after=0x80)
+        client.config_write(version + 3, b"9999")
+        assert client.config_read(version + 2, 5) == b"\7v1" + (2).to_bytes(2, "little")
+
+
+def test_the_bell_of_the_guide_is_rung_through_its_shadow(tmp_path: Path) -> None:
+    """As KVM would: the value into the shared memory, then the signal."""
+    device: Any = example("Bell")()
+    with served(device, tmp_path) as client:
+        (bell,) = client.io_fds(0)
+        assert (bell.type, bell.size) == (IoFdType.IOEVENTFD_SHADOW, 4)
+        assert bell.fd is not None
+        assert bell.shadow_fd is not None
+        os.pwrite(bell.shadow_fd, (0xCAFE).to_bytes(4, "little"), bell.shadow_offset)
+        os.eventfd_write(bell.fd, 1)
+        assert any(client.load(0, 0, 4) == 0xCAFE for _ in range(10_000))
+        for fd in (bell.fd, bell.shadow_fd):
+            os.close(fd)

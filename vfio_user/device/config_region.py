@@ -5,24 +5,62 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from vfio_user.device.hooks import Hooks
 from vfio_user.device.lifecycle import ResetKind
+from vfio_user.device.region import Windows
 from vfio_user.device.standstill import Hold
-from vfio_user.pci import Capability, ConfigSpace, PciExpress, PowerManagement
+from vfio_user.pci import ConfigSpace, PciExpress, Placed, PowerManagement
+from vfio_user.wire.constants import RegionIndex
 
 
 class ConfigRegion:
-    """Accesses of any width; `refresh` is called before a read, to bring status bits up to date."""
+    """Accesses of any width. Status bits are brought up to date before a read, the author's hooks are told of reads
+    before and of writes after, and capabilities with callbacks answer for themselves.
+    """
 
-    def __init__(self, config: ConfigSpace, refresh: Callable[[], None]) -> None:
+    def __init__(
+        self, config: ConfigSpace, refresh: Callable[[], None], hooks: Hooks, capabilities: Iterable[Placed] = ()
+    ) -> None:
         self._config = config
         self._refresh = refresh
+        overridden = type(hooks)
+        self._before_read = hooks.on_config_read if overridden.on_config_read is not Hooks.on_config_read else None
+        self._after_write = hooks.on_config_write if overridden.on_config_write is not Hooks.on_config_write else None
+        self._pieces = Windows(
+            RegionIndex.CONFIG,
+            lambda _, offset, count: config.read(offset, count),
+            lambda _, offset, data: config.write(offset, data),
+        )
+        for placed in capabilities:
+            if placed.callback and placed.registers:
+                self._pieces.answer(placed.registers.start, len(placed.registers), _Callback(hooks, placed))
 
     def read(self, offset: int, count: int) -> bytes:
         self._refresh()
-        return self._config.read(offset, count)
+        if self._before_read is not None:
+            self._before_read(offset, count)
+        return self._pieces.read(offset, count)
 
     def write(self, offset: int, data: bytes) -> None:
-        self._config.write(offset, data)
+        self._pieces.write(offset, data)
+        if self._after_write is not None:
+            self._after_write(offset, data)
+
+
+class _Callback:
+    """The registers of a capability that the device answers for."""
+
+    def __init__(self, hooks: Hooks, placed: Placed) -> None:
+        self._hooks = hooks
+        self._capability = placed.capability
+        self._start = placed.registers.start
+
+    def read(self, offset: int, count: int) -> bytes:
+        data = self._hooks.capability_read(self._capability, self._start + offset, count)
+        return data[:count].ljust(count, b"\0")
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._hooks.capability_write(self._capability, self._start + offset, data)
 
 
 class GuestReset:
@@ -54,11 +92,12 @@ class GuestReset:
 def watch_resets(
     config: ConfigSpace,
     offsets: Mapping[int, int],
-    capabilities: Iterable[Capability],
+    capabilities: Iterable[Placed],
     reset: Callable[[ResetKind], None],
 ) -> None:
     """Call `reset` when the guest asks for one through a capability."""
-    for capability in capabilities:
+    for placed in capabilities:
+        capability = placed.capability
         if isinstance(capability, PciExpress) and capability.flr:
             offset = offsets[PciExpress.id] + PciExpress.DEVICE_CONTROL
             config.watch(offset, 2, _flr(config, offset, reset))

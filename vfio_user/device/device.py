@@ -21,10 +21,8 @@ only `interrupts` and mapped `dma` may be used from them directly.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -33,17 +31,17 @@ from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_reset
 from vfio_user.device.construction import followed_by, of_declarations
 from vfio_user.device.declared import Source, authors_frame, source_of
 from vfio_user.device.dma import Dma
-from vfio_user.device.dma_region import DmaRegion
-from vfio_user.device.eventfd import drain
+from vfio_user.device.hooks import Hooks
 from vfio_user.device.interrupts import Interrupts
+from vfio_user.device.ioeventfds import IoEventFds
 from vfio_user.device.irq_wiring import IrqInfo
 from vfio_user.device.layout import ExtraRegion, Fits, Layout, Readers, Writers, place_msix, used_bars
-from vfio_user.device.lifecycle import Quiesce, ResetKind
+from vfio_user.device.lifecycle import ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import NO_INTERRUPTS, IntX, Mechanism, Msi, MsiX
 from vfio_user.device.plans import Planned, Plans
-from vfio_user.device.region import Access, IoFd, RegionInfo
-from vfio_user.device.saved import Saved, check_saved, digest_of, memory_digest
+from vfio_user.device.region import Access, RegionInfo
+from vfio_user.device.saved import Saved, check_saved, checked_extra, digest_of, memory_digest
 from vfio_user.device.standstill import Hold, Standstill
 from vfio_user.device.state import Snapshot
 from vfio_user.errors import DeclarationError, ProtocolError
@@ -56,12 +54,14 @@ from vfio_user.pci import (
     ConfigSpace,
     MsiCapability,
     PciIds,
+    Placed,
     build_config_space,
+    place_capabilities,
 )
-from vfio_user.wire.constants import IrqSetFlags, MigrationState, RegionFlags
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags, RegionFlags
 
 
-class PciDevice:
+class PciDevice(Hooks):
     """Base of all devices. A subclass declares; an instance is one device, which outlives its clients.
 
     Declared as class attributes, or given to `__init__` by a subclass that decides per device: `ids`, `bars`,
@@ -72,11 +72,18 @@ class PciDevice:
     ids: PciIds
     bars: Sequence[Bar] = ()
     interrupts: Mechanism = NO_INTERRUPTS
-    capabilities: Sequence[Capability] = ()
+    capabilities: Sequence[Capability | Placed] = ()
     extra_regions: Sequence[ExtraRegion] = ()
     rom: bytes = b""
     state_version = 1
     """Goes up when declared state changes so that older saved state no longer fits."""
+
+    error_interrupt = True
+    """There is an interrupt for unrecoverable errors, `interrupts.error`."""
+    release_interrupt = True
+    """There is one that asks for the device back, `interrupts.request_release`."""
+    dma_by_message = False
+    """Client memory is reached by messages alone, though the client shares it."""
 
     migratable = True
     """All that a guest can tell it by is in declared state, so that it can be moved."""
@@ -97,7 +104,7 @@ class PciDevice:
     _source: ClassVar[Source]
     _snapshot: Snapshot
     _layout: Layout
-    _io_fds: dict[int, Callable[[], None]]
+    _io_fds: IoEventFds
     _standstill: Standstill
     _absence: Hold | None
     """From the end of a client to the next one."""
@@ -120,7 +127,7 @@ class PciDevice:
         ids: PciIds | None = None,
         bars: Sequence[Bar] | None = None,
         interrupts: Mechanism | None = None,
-        capabilities: Sequence[Capability] | None = None,
+        capabilities: Sequence[Capability | Placed] | None = None,
         rom: bytes | None = None,
     ) -> None:
         """Build the device as it is after power-on.
@@ -139,29 +146,37 @@ class PciDevice:
         msix, msi, intx = mechanism.part(MsiX), mechanism.part(Msi), mechanism.part(IntX)
         reserved: list[tuple[int, int, int]] = []
         if msi:
-            all_capabilities.append(MsiCapability(msi.vectors, msi.address64, msi.maskable))
+            all_capabilities.append(Placed(MsiCapability(msi.vectors, msi.address64, msi.maskable), msi.capability))
         if msix:
             table, bars = place_msix(msix, bars, used_bars(type(self)))
-            all_capabilities.append(table)
+            all_capabilities.append(Placed(table, msix.capability))
             reserved = [
                 (table.table_bar, table.table_offset, msix.table_size),
                 (table.pba_bar, table.pba_offset, msix.pba_size),
             ]
+        placed = place_capabilities(all_capabilities)
         self._layout = Layout(self, bars, self.extra_regions, reserved)
         self.config, offsets = build_config_space(
             self.ids if ids is None else ids,
             bars=self._layout.bars,
             rom_size=self._layout.add_rom(self.rom if rom is None else rom),
             interrupt_pin=intx.pin if intx else 0,
-            capabilities=all_capabilities,
+            capabilities=placed,
         )
-        found = Interrupts(mechanism, self.config, offsets)
+        there = {IrqIndex.ERR: self.error_interrupt, IrqIndex.REQ: self.release_interrupt}
+        found = Interrupts(
+            mechanism,
+            self.config,
+            offsets,
+            absent=[index for index, is_there in there.items() if not is_there],
+            on_mask=self._hook("on_irq_mask"),
+        )
         self.__dict__["interrupts"] = found
         if reserved:
             self._layout.answer(*reserved[0], found.table)
             self._layout.answer(*reserved[1], found.pba)
-        self._layout.add_config(len(self.config), ConfigRegion(self.config, found.refresh))
-        watch_resets(self.config, offsets, all_capabilities, GuestReset(self.hold_still, self.reset).ask)
+        self._layout.add_config(len(self.config), ConfigRegion(self.config, found.refresh, self, placed))
+        watch_resets(self.config, offsets, placed, GuestReset(self.hold_still, self.reset).ask)
 
         self.regions = self._layout.infos
         self.irqs = found.infos
@@ -169,8 +184,9 @@ class PciDevice:
         self.writers = self._layout.writers
         self.fits = self._layout.fits
         self.dma = Dma(self._hook("on_dma_map"), self._hook("on_dma_unmap"))
+        self.dma.by_message = self.dma_by_message
         self.link = NoClient()
-        self._io_fds = {}
+        self._io_fds = IoEventFds(lambda work: self._plans.plan(work).due())
         self._standstill = Standstill(
             lambda: self.on_quiesce(), lambda: self.on_resume(), lambda work: self.link.call_soon(work)
         )
@@ -178,64 +194,6 @@ class PciDevice:
         self._stopped = None
         self._plans = Plans()
         self.migration = Migration(self) if self.migratable else None
-
-    # What an author overrides.
-
-    def on_reset(self, kind: ResetKind) -> None:
-        """After declared state, registers of PCI and pending interrupts are as after reset; not at construction.
-
-        With LOST_CONNECTION nothing was reset: the client is gone and work for it must end. The device stands still,
-        unless it refused to: the guest's own resets and the end of a client come all the same, and work that is still
-        under way has to end here.
-        """
-
-    def on_quiesce(self) -> Quiesce | None:
-        """Stand still: no DMA and no interrupts until `on_resume`. Before memory is mapped or unmapped, before resets
-        and changes of migration state, and when the client has gone.
-
-        Return None when that is so already; or a `Quiesce` whose `done` is called, from any thread, once it is: also
-        by `call_soon`, which goes on meanwhile. Raise ProtocolError, or `Quiesce.fail`, to refuse: DMA_MAP, DMA_UNMAP,
-        DEVICE_RESET and changes of migration state are then answered with that errno, and nothing has changed. A reset
-        of the guest's (FLR, waking from D3hot) cannot be refused, as PCI knows no way to say so, nor can the end of a
-        client: they come all the same, and the refusal is logged.
-
-        It is not asked again until `on_resume`, however many need the device to stand still, or until it refused.
-        """
-        return None
-
-    def on_resume(self) -> None:
-        """What `on_quiesce` was for is done; once for each time that was asked and did not refuse.
-
-        A device that is stopped by migration goes on when that starts it, one whose client has gone when the next one
-        has come, whose memory is not mapped yet: each DMA_MAP is followed by an `on_resume` of its own.
-        """
-
-    def on_dma_map(self, region: DmaRegion) -> None:
-        """Client memory came; again for a region that the client maps twice."""
-
-    def on_dma_unmap(self, region: DmaRegion) -> None:
-        """Client memory is going: the last moment to use it. Views of it must be given up."""
-
-    def on_load(self) -> None:
-        """After `load_state`: start again what the state says is under way."""
-
-    def on_migration(self, state: MigrationState) -> None:
-        """For what a device has outside of its state, such as an image that both hosts share. `state` is about to be:
-
-        PRE_COPY: the device is going to be stopped soon. STOP: it stands still, and what it has acknowledged must be
-        where another host finds it. STOP_COPY: its state is handed over, and from now on another may run in its place.
-        RUNNING: it goes on, or begins with the state that was loaded.
-
-        What is raised refuses the change, with the errno of an OSError: the device stays in the state before. One that
-        cannot be RUNNING for a new client is in ERROR, and every DEVICE_RESET asks again.
-        """
-
-    def unclaimed_read(self, region: int, offset: int, count: int) -> bytes:
-        """A read of bytes where nothing is declared. Zeros."""
-        return bytes(count)
-
-    def unclaimed_write(self, region: int, offset: int, data: bytes) -> None:
-        """A write of bytes where nothing is declared. Ignored."""
 
     # What an author uses.
 
@@ -290,26 +248,27 @@ class PciDevice:
         info.flags |= RegionFlags.MMAP
         info.sparse = (*info.sparse, (offset, size))
 
-    def add_ioeventfd(self, bar: int, offset: int, width: int, *, datamatch: int | None = None) -> int:
+    def add_ioeventfd(
+        self, bar: int, offset: int, width: int, *, datamatch: int | None = None, shadow: bool = False
+    ) -> int:
         """Let the client signal an eventfd instead of sending writes of a declared register (GET_REGION_IO_FDS).
 
-        Each time it is signalled the register's writer gets `datamatch`, or 0. Returns the eventfd.
+        Each time it is signalled the register's writer gets `datamatch`, or 0; with `shadow` the last value that was
+        written, which the client's hypervisor puts into memory beside. Returns the eventfd.
         """
-        write = self.writers[bar, offset, width]
-        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        flags = 0 if datamatch is None else 1  # KVM_IOEVENTFD_FLAG_DATAMATCH
-        self.regions[bar].io_fds.append(IoFd(offset, width, fd, flags=flags, datamatch=datamatch or 0))
-        self._io_fds[fd] = lambda: self._plans.plan(partial(write, datamatch or 0)).due() if drain(fd) else None
-        self.link.watch(fd, self._io_fds[fd])
-        return fd
+        add = self._io_fds.add_shadow if shadow else self._io_fds.add
+        found = add(offset, width, self.writers[bar, offset, width], datamatch)
+        self.regions[bar].io_fds.append(found)
+        assert found.fd is not None
+        self._io_fds.watch(self.link, found.fd)
+        return found.fd
 
     # What the session calls.
 
     def attach(self, link: Link) -> None:
         """A client came. Raises what `on_resume` does."""
         self.link = self.dma.link = self.interrupts.link = link
-        for fd, ready in self._io_fds.items():
-            link.watch(fd, ready)
+        self._io_fds.watch(link)
         absence, self._absence = self._absence, None
         if absence is not None:
             absence.release()
@@ -443,6 +402,7 @@ class PciDevice:
             "values": self._snapshot.save(),
             "config": self.config.save(),
             "interrupts": self.interrupts.save(),
+            "extra": checked_extra(self.save_extra()),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -465,17 +425,21 @@ class PciDevice:
         self._snapshot.load(state["values"])
         self.config.load(state["config"])
         self.interrupts.load(state["interrupts"])
+        self.load_extra(state["extra"])
         self.on_load()
 
     def check_savable(self) -> None:
         """Raises ProtocolError (EIO) where a declared value or memory could not be loaded again, by its name."""
         self._snapshot.save()
         self._layout.memory.check(self)
+        checked_extra(self.save_extra())
 
     def digests(self) -> dict[str, str]:
         """A fingerprint of each part of the state: configuration space, interrupts, each declared value and memory."""
         saved = self.save_state()
         parts = {"configuration space": saved["config"], "interrupts": saved["interrupts"], **saved["values"]}
+        if saved["extra"]:
+            parts["save_extra()"] = saved["extra"]
         found = {name: digest_of(part) for name, part in parts.items()}
         return found | {memory.name: memory_digest(memory) for memory in self._layout.memory.all}
 
@@ -485,9 +449,7 @@ class PciDevice:
 
     def close(self) -> None:
         """Give back the descriptors that the device itself made. Detach first."""
-        for fd in self._io_fds:
-            os.close(fd)
-        self._io_fds.clear()
+        self._io_fds.close()
         if self.migration is not None:
             self.migration.close()
         self._layout.close()
@@ -502,8 +464,7 @@ class PciDevice:
         self._snapshot.take_as_after_reset()
 
     def _unlink(self) -> None:
-        for fd in self._io_fds:
-            self.link.unwatch(fd)
+        self._io_fds.unwatch(self.link)
         self.link = self.dma.link = NoClient()
 
     def _access(self, region: int, offset: int, count: int) -> Access:
@@ -517,9 +478,9 @@ class PciDevice:
             )
         return access
 
-    def _hook(self, name: str) -> Callable[[DmaRegion], None] | None:
+    def _hook(self, name: str) -> Callable[..., None] | None:
         """A hook that the class overrides; nothing is called where it does not."""
         if getattr(type(self), name) is getattr(PciDevice, name):
             return None
-        hook: Callable[[DmaRegion], None] = getattr(self, name)
+        hook: Callable[..., None] = getattr(self, name)
         return hook

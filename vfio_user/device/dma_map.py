@@ -30,6 +30,8 @@ class DmaMap:
 
     def __init__(self, mapped: RegionHook | None = None, unmapped: RegionHook | None = None) -> None:
         self.policy = CURRENT_POLICY
+        self.by_message = False
+        """Whether memory that comes is to be reached by messages alone, though the client shares it."""
         self._mapped = mapped
         self._unmapped = unmapped
         self._files = MemoryFiles()
@@ -95,7 +97,7 @@ class DmaMap:
                 self._check_free(iova, size)
                 if self._log_page_size:
                     (region.dirty,) = self._new_logs([region], self._size + size)
-                if fd is not None and not self._back(region, fd, flags):
+                if fd is not None and not self.by_message and not self._back(region, fd, flags):
                     region.fd, fd = fd, None
                 self._insert(region)
             else:

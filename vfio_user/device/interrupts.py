@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from vfio_user.device.eventfd import drain
@@ -50,6 +50,10 @@ from vfio_user.wire.constants import IrqSetFlags
 log = logging.getLogger(__name__)
 
 MESSAGE_INDEXES = (MSIX, MSI)
+NAMES = {INTX: "intx", MSI: "msi", MSIX: "msix"}
+
+MaskHook = Callable[[str, Sequence[int], bool], None]
+"""Told of a mechanism by its name, of some of its vectors, and whether they are masked now."""
 
 _SIGNAL_SECONDS = 0.5
 """What is done under the lock takes microseconds; a signal that takes so long waits for the client."""
@@ -60,13 +64,24 @@ _ATTEMPTS = 8
 class Interrupts:
     """The interrupts of one device. Everything an author calls may be called from any thread."""
 
-    def __init__(self, mechanism: Mechanism, config: ConfigSpace, offsets: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        config: ConfigSpace,
+        offsets: Mapping[int, int],
+        *,
+        absent: Collection[int] = (),
+        on_mask: MaskHook | None = None,
+    ) -> None:
+        """`absent`: which of the indexes ERR and REQ the device has not. `on_mask` is told what a client masks."""
         intx, msi, msix = mechanism.part(IntX), mechanism.part(Msi), mechanism.part(MsiX)
         counts = {INTX: 1 if intx else 0, MSI: msi.vectors if msi else 0, MSIX: msix.vectors if msix else 0}
         self.infos = [
-            IrqInfo(index, counts.get(index, 1), int(INFO_FLAGS[index])) for index in (INTX, MSI, MSIX, ERR, REQ)
+            IrqInfo(index, counts.get(index, 0 if index in absent else 1), int(INFO_FLAGS[index]))
+            for index in (INTX, MSI, MSIX, ERR, REQ)
         ]
         self.link: Link = NoClient()
+        self._on_mask = on_mask
         self.table = MsiXTable(counts[MSIX], self._changed)
         self.pba = PendingBits(msix.pba_size if msix else 0, lambda: self._pending[MSIX])
         self._config = config
@@ -138,7 +153,7 @@ class Interrupts:
     @property
     def active(self) -> str:
         """none, intx, msi or msix: what `trigger` would use now."""
-        return {None: "none", INTX: "intx", MSI: "msi", MSIX: "msix"}[self._active]
+        return NAMES[self._active] if self._active is not None else "none"
 
     @property
     def pending(self) -> frozenset[int]:
@@ -176,6 +191,8 @@ class Interrupts:
         if index == INTX and request.wires and not fds:
             self._set_resample(None)
         self._changed()
+        if action is not TRIGGER:
+            self._say_masked(index, request.chosen, masked=action is MASK)
 
     def refresh(self) -> None:
         """Bring the status bits of configuration space up to date, before it is read. Session's thread only."""
@@ -392,3 +409,8 @@ class Interrupts:
             with self._lock:
                 self._lines[INTX].masked.clear()
             self._changed()
+            self._say_masked(INTX, [0], masked=False)
+
+    def _say_masked(self, index: int, vectors: Sequence[int], *, masked: bool) -> None:
+        if self._on_mask is not None and vectors:
+            self._on_mask(NAMES[index], vectors, masked)

@@ -45,11 +45,15 @@ class IntX(Mechanism):
 
 @dataclass(frozen=True)
 class Msi(Mechanism):
-    """Message signalled interrupts. vectors: 1, 2, 4, 8, 16 or 32; maskable: each vector can be masked."""
+    """Message signalled interrupts. vectors: 1, 2, 4, 8, 16 or 32; maskable: each vector can be masked.
+
+    capability: the offset of its capability in configuration space; None: the first gap.
+    """
 
     vectors: int = 1
     address64: bool = True
     maskable: bool = False
+    capability: int | None = None
 
     def __post_init__(self) -> None:
         if self.vectors not in (1, 2, 4, 8, 16, 32):
@@ -61,11 +65,13 @@ class MsiX(Mechanism):
     """MSI-X, 1 to 2048 vectors, or 0 for none.
 
     bar: the BAR of the table and the pending bits; None: the first that nothing else uses. offset: of the table in it.
+    capability: as of Msi.
     """
 
     vectors: int
     bar: int | None = None
     offset: int = 0
+    capability: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.vectors <= 2048 or self.offset % 8:

@@ -11,9 +11,17 @@ from vfio_user.migration.memory import PIECE, Memory, is_zero, pieces_with_data
 
 Saved = dict[str, Any]
 """version: `PciDevice.state_version`. values: declared state by name. config: the variable bits of configuration space,
-bytes. interrupts: see `Interrupts.save`. Declared memory is not in it; it is large, and saved in place."""
+bytes. interrupts: see `Interrupts.save`. extra: the author's own, bytes. Declared memory is not in it; it is large, and
+saved in place."""
 
-KEYS = frozenset({"config", "interrupts", "values", "version"})
+KEYS = frozenset({"config", "extra", "interrupts", "values", "version"})
+
+
+def checked_extra(extra: bytes) -> bytes:
+    """What `save_extra` returned. Raises ProtocolError (EIO) for what is not bytes, which mypy cannot always see."""
+    if type(extra) is not bytes:
+        raise ProtocolError(f"save_extra() returned {type(extra).__name__}, not bytes", errno.EIO)
+    return extra
 
 
 def check_saved(saved: Mapping[str, Any], version: int, config_size: int) -> None:
@@ -22,6 +30,8 @@ def check_saved(saved: Mapping[str, Any], version: int, config_size: int) -> Non
         raise ProtocolError(f"saved state has {sorted(saved)}, not {sorted(KEYS)}", errno.EINVAL)
     if saved["version"] != version:
         raise ProtocolError(f"saved state has version {saved['version']}, not {version}", errno.EINVAL)
+    if type(saved["extra"]) is not bytes:
+        raise ProtocolError(f"saved state has no bytes as its extra, but {type(saved['extra']).__name__}", errno.EINVAL)
     if not isinstance(saved["config"], bytes) or len(saved["config"]) != config_size:
         raise ProtocolError(f"saved state has not the {config_size} bytes of configuration space", errno.EINVAL)
 

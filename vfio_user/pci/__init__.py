@@ -21,6 +21,7 @@ from vfio_user.pci.header import (
     PciIds,
     build_config_space,
 )
+from vfio_user.pci.placement import Placed, place_capabilities
 
 __all__ = [
     "BAR_COUNT",
@@ -39,10 +40,12 @@ __all__ = [
     "MsiXCapability",
     "PciExpress",
     "PciIds",
+    "Placed",
     "PowerManagement",
     "SerialNumber",
     "VendorSpecific",
     "build_config_space",
     "check_bars",
+    "place_capabilities",
     "round_up_power_of_two",
 ]

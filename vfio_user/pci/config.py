@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 CONVENTIONAL_SIZE = 256
 EXPRESS_SIZE = 4096
+CAPABILITY_POINTER = 0x34
+FIRST_CAPABILITY = 0x40
+FIRST_EXTENDED = 0x100
 
 Watcher = Callable[[int, int], None]
 """Told the old and the new value of the register that it watches, after a write."""
@@ -63,6 +66,27 @@ class ConfigSpace:
     def set(self, offset: int, size: int, value: int) -> None:
         """The device's own store: no masks, no watchers."""
         self.data[offset : offset + size] = value.to_bytes(size, "little")
+
+    def find_capability(self, id: int, *, extended: bool = False, after: int = 0) -> int | None:
+        """Where a capability is, found as software does it; None where there is none.
+
+        `after`: the offset of one that was found, to find the next of its id.
+        """
+        places = list(self._chain(extended=extended))
+        if after in places:
+            places = places[places.index(after) + 1 :]
+        return next((place for place in places if self.get(place, 2 if extended else 1) == id), None)
+
+    def _chain(self, *, extended: bool) -> Iterator[int]:
+        """The offsets of the capabilities."""
+        place = FIRST_EXTENDED if extended and self.get(FIRST_EXTENDED, 4) else 0
+        if not extended:
+            place = self.get(CAPABILITY_POINTER, 1)
+        seen: set[int] = set()
+        while place and place not in seen:
+            seen.add(place)
+            yield place
+            place = self.get(place, 4) >> 20 if extended else self.get(place + 1, 1)
 
     def read(self, offset: int, count: int) -> bytes:
         return bytes(self.data[offset : offset + count])

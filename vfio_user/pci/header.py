@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 from vfio_user.pci.bar import ROM_OFFSET, Bar
 from vfio_user.pci.capabilities import Capability, PciExpress
-from vfio_user.pci.config import CONVENTIONAL_SIZE, EXPRESS_SIZE, ConfigSpace, Field
+from vfio_user.pci.config import CAPABILITY_POINTER, CONVENTIONAL_SIZE, EXPRESS_SIZE, ConfigSpace, Field
+from vfio_user.pci.placement import Placed, place_capabilities
 
 COMMAND = 0x04
 STATUS = 0x06
-CAPABILITY_POINTER = 0x34
-FIRST_CAPABILITY = 0x40
-FIRST_EXTENDED = 0x100
 
 COMMAND_IO = 1 << 0
 COMMAND_MEMORY = 1 << 1
@@ -46,48 +44,39 @@ def build_config_space(
     bars: Sequence[Bar] = (),
     rom_size: int = 0,
     interrupt_pin: int = 0,
-    capabilities: Sequence[Capability] = (),
+    capabilities: Sequence[Capability | Placed] = (),
 ) -> tuple[ConfigSpace, dict[int, int]]:
     """A function's configuration space as it is after reset, and {conventional capability's id: its offset}.
 
     4096 bytes if there is a PCI Express or an extended capability, else 256. `rom_size` is a power of two or 0,
-    `interrupt_pin` 1 (INTA) to 4, or 0. Of several vendor-specific capabilities the last one's offset is given.
+    `interrupt_pin` 1 (INTA) to 4, or 0. Of several vendor-specific capabilities the last one's offset is given;
+    `ConfigSpace.find_capability` finds each.
 
     Raises:
-        ValueError: the capabilities do not fit.
+        ValueError: the capabilities do not fit, or overlap.
     """
-    conventional = [capability for capability in capabilities if not capability.extended]
-    extended = [capability for capability in capabilities if capability.extended]
-    express = bool(extended) or any(isinstance(capability, PciExpress) for capability in conventional)
+    placed = place_capabilities(capabilities)
+    conventional = [each for each in placed if not each.capability.extended]
+    extended = [each for each in placed if each.capability.extended]
+    express = bool(extended) or any(isinstance(each.capability, PciExpress) for each in conventional)
     config = ConfigSpace(EXPRESS_SIZE if express else CONVENTIONAL_SIZE)
 
     config.define(0, _header(ids, bars, rom_size, interrupt_pin, bool(conventional)))
-    offsets = _place(config, conventional, FIRST_CAPABILITY, CONVENTIONAL_SIZE)
-    for place, (offset, capability) in enumerate(offsets):
-        following = offsets[place + 1][0] if place + 1 < len(offsets) else 0
-        config.define(offset, [Field(0, 1, capability.id), Field(1, 1, following)])
-    if offsets:
-        config.define(0, [Field(CAPABILITY_POINTER, 1, offsets[0][0])])
-    extended_offsets = _place(config, extended, FIRST_EXTENDED, EXPRESS_SIZE)
-    for place, (offset, capability) in enumerate(extended_offsets):
-        following = extended_offsets[place + 1][0] if place + 1 < len(extended_offsets) else 0
-        config.define(offset, [Field(0, 4, capability.id | capability.version << 16 | following << 20)])
-    return config, {capability.id: offset for offset, capability in offsets}
+    for each in placed:
+        config.define(each.place, each.fields())
+    for each, following in _chained(conventional):
+        config.define(each.place, [Field(0, 1, each.capability.id), Field(1, 1, following)])
+    if conventional:
+        config.define(0, [Field(CAPABILITY_POINTER, 1, conventional[0].place)])
+    for each, following in _chained(extended):
+        header = each.capability.id | each.capability.version << 16 | following << 20
+        config.define(each.place, [Field(0, 4, header)])
+    return config, {each.capability.id: each.place for each in conventional}
 
 
-def _place(
-    config: ConfigSpace, capabilities: Sequence[Capability], first: int, end: int
-) -> list[tuple[int, Capability]]:
-    """Define the registers of each capability, one behind the other on 4-byte boundaries."""
-    placed: list[tuple[int, Capability]] = []
-    offset = first
-    for capability in capabilities:
-        if offset + capability.size > end:
-            raise ValueError(f"{type(capability).__name__} does not fit: configuration space ends at {end:#x}")
-        config.define(offset, capability.fields())
-        placed.append((offset, capability))
-        offset = (offset + capability.size + 3) & ~3
-    return placed
+def _chained(placed: Sequence[Placed]) -> Iterator[tuple[Placed, int]]:
+    """Each with the offset of the one behind it, 0 behind the last."""
+    yield from zip(placed, [*(each.place for each in placed[1:]), 0], strict=False)
 
 
 def _header(ids: PciIds, bars: Sequence[Bar], rom_size: int, pin: int, has_capabilities: bool) -> Iterator[Field]:
