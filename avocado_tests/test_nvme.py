@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from avocado_tests.nvme_test import IO_TIMEOUT, MIB, NvmeTest, character_device
 from avocado_tests.programs.files import read_tree, write_tree
 from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.qmp import QmpError
+from vfio_user.harness.server import Device
 
 RELIABILITY = 1 << 2
 """Bit of SMART's critical warnings: something was lost."""
@@ -284,6 +290,25 @@ class Trouble(NvmeTest):
             control.ask("mend", nsid=1)
             for _ in range(3):
                 guest.fail(f"dd if=/dev/urandom of={disk} bs=64k count=1 conv=fsync")
+
+    def test_qemu_does_not_write_what_is_served_here_nor_the_other_way_round(self) -> None:
+        """Each refuses the other's image, and ours says which process has it."""
+        with self.bench("8M") as bench, tempfile.TemporaryDirectory(prefix="vfu-") as scratch:
+            guest, theirs = bench.guest, Path(scratch, "theirs.img")
+            for node, image in (("ours", bench.image), ("theirs", theirs)):
+                with image.open("ab") as file:
+                    file.truncate(8 * MIB)
+                guest.qmp.command("blockdev-add", **{"driver": "file", "filename": str(image), "node-name": node})
+            with self.assertRaisesRegex(QmpError, "lock"):
+                guest.plug(Device(driver="nvme", properties={"drive": "ours", "serial": "ours"}))
+            guest.plug(Device(driver="nvme", properties={"drive": "theirs", "serial": "theirs"}))
+            for shown in (str(theirs), f"{theirs}:ro"):
+                serve = ["vfio_user", "serve", "nvme", "--socket-path", f"{scratch}/socket", "--image", shown]
+                refused = subprocess.run(
+                    [sys.executable, "-m", *serve], capture_output=True, text=True, timeout=60, check=False
+                )
+                self.assertEqual(refused.returncode, 2)
+                self.assertRegex(refused.stderr, r"in use by process \d+ \(.*qemu")
 
     def test_resets_under_load_lose_nothing(self) -> None:
         """Controller resets by nvme-cli and function level resets, while fio writes and verifies."""

@@ -35,7 +35,6 @@ MEMORY = "memory"
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
 _ZEROS = bytes(1 << 20)
-_WHOLE = 1 << 64
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -286,13 +285,13 @@ class Backing:
         return failure
 
     def _check_whole(self) -> None:
-        if self._left is None and self._has_length:
-            end = os.lseek(self._fd, 0, os.SEEK_END)
-            if end < self.size:
-                self._left = end
-                self._no_wait = 0  # so that `read` sees all that is to be read
-                raise self._fail(errno.EIO, f"it was cut to {end} bytes, and had {self.size}")
-        self._check_left(_WHOLE)
+        if self._left is None:
+            if not self._has_length or (end := os.lseek(self._fd, 0, os.SEEK_END)) >= self.size:
+                return
+            self._left = end
+            self._no_wait = 0  # so that `read` sees all that is to be read
+            raise self._fail(errno.EIO, f"it was cut to {end} bytes, and had {self.size}")
+        self._check_left(self.size)
 
     def _check_left(self, end: int) -> None:
         """Whoever made it longer again has not brought back what was there."""

@@ -112,4 +112,4 @@ def _describe(process: Path) -> str:
         return "this process itself"
     command = (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
     shown = "".join(letter if letter.isprintable() else "?" for letter in command)
-    return f"process {process.name} ({shown[:80]})"
+    return f"process {process.name} ({shown[:160]})"

@@ -21,7 +21,7 @@ from servers.nvme.engine import Engine
 from servers.nvme.events import Events
 from servers.nvme.features import defaults
 from servers.nvme.identify import serial_of
-from servers.nvme.io_commands import sync_all
+from servers.nvme.io_commands import sync_all, write_failure
 from servers.nvme.logs import ErrorLog
 from servers.nvme.namespace import Namespace, check_saved
 from servers.nvme.queues import queues_from
@@ -406,7 +406,7 @@ class Nvme(PciDevice):
         one of them has it locked."""
         match state:
             case MigrationState.PRE_COPY:  # in good time, so that little is left to do while the guest stands still
-                self.engine.background.submit(self.sync_namespaces, lambda outcome: None)
+                self.engine.background.submit(self.sync_namespaces, self._tell_of_loss)
             case MigrationState.STOP:
                 self.sync_namespaces()
             case MigrationState.STOP_COPY:
@@ -414,6 +414,10 @@ class Nvme(PciDevice):
                     namespace.backing.hand_over()
             case MigrationState.RUNNING:
                 self._take_over_images()
+
+    def _tell_of_loss(self, outcome: Outcome) -> None:
+        """No command has asked for it, so SMART and an event tell the guest."""
+        write_failure(self, outcome)
 
     def _take_over_images(self) -> None:
         """Raises InUse while another has one of them."""
