@@ -11,6 +11,7 @@ import click
 from vfio_user.device import PciDevice
 from vfio_user.device.options import Option, device_options, parse_options
 from vfio_user.errors import UserError
+from vfio_user.server.authored import authored
 from vfio_user.server.catalogue import description, device_names, find_device
 from vfio_user.server.negotiation import Offer
 from vfio_user.server.program import log_to_stderr, serve
@@ -37,7 +38,7 @@ class _Devices(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         device = find_device(cmd_name)
-        own = [_click_option(option) for option in device_options(device)]
+        own = [_click_option(option) for option in _own_options(device)]
 
         def run(**given: Any) -> None:
             _serve(device, given)
@@ -54,7 +55,7 @@ class _Devices(click.Group):
 def command() -> None:
     """Serve a device on a socket, until SIGTERM or Ctrl-C.
 
-    DEVICE is one of those below, or MODULE:CLASS of your own. `serve DEVICE --help` shows its options.
+    DEVICE is one of those below, or MODULE:CLASS or FILE.py:CLASS of your own. `serve DEVICE --help` shows its options.
     """
 
 
@@ -67,8 +68,22 @@ def _serve(device_class: type[PciDevice], given: dict[str, Any]) -> None:
     offer = Offer(write_multiple=given.pop("write_multiple"))
     log_to_stderr(verbose=given.pop("verbose"))
     texts = {name: text for name, text in given.items() if text is not None}
-    with closing(device_class(**parse_options(device_class, texts))) as device:
+    with authored(f"{device_class.__qualname__} cannot be made"):
+        device = device_class(**parse_options(device_class, texts))
+    with closing(device):
         serve(device, address, dialect=dialect, offer=offer)
+
+
+def _own_options(device_class: type[PciDevice]) -> list[Option]:
+    """Those of the class, which must not have the name of one that every device has."""
+    own = device_options(device_class)
+    taken = {parameter.name for parameter in _shared_options()} | {"help"}
+    if twice := [option.name for option in own if option.name in taken]:
+        raise UserError(
+            f"{device_class.__qualname__} has an option that `serve` has itself: {', '.join(twice)}",
+            hint="give it another name",
+        )
+    return own
 
 
 def _address(socket_path: str | None, fd: int | None, listen: str | None) -> str:
@@ -94,4 +109,7 @@ def _click_option(option: Option) -> click.Option:
 
 
 def _first_line(name: str) -> str:
-    return (find_device(name).__doc__ or "").strip().partition("\n")[0]
+    try:
+        return (find_device(name).__doc__ or "").strip().partition("\n")[0]
+    except UserError as error:  # one that is broken does not hide the others
+        return str(error)

@@ -42,9 +42,10 @@ def of_declarations(constructor: C) -> C:
             constructor(self, *args, **kwargs)
         except DeclarationError:
             raise
-        except ValueError as error:
-            source: Source = getattr(type(self), SOURCE)
+        except (ValueError, OverflowError) as error:
+            source: Source | None = getattr(type(self), SOURCE, None)  # PciDevice itself has none
+            where = f" ({source})" if source else ""
             hint = "its declarations contradict each other, or PCI"
-            raise DeclarationError(f"{type(self).__qualname__}: {error} ({source})", hint=hint) from error
+            raise DeclarationError(f"{type(self).__qualname__}: {error}{where}", hint=hint) from error
 
     return cast(C, construct)

@@ -26,6 +26,9 @@ STATUS_RW1C = 0xF900
 """Parity errors, target and master aborts, system error."""
 
 
+ID_BITS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8, "subsystem_vendor": 16, "subsystem": 16}
+
+
 @dataclass(frozen=True)
 class PciIds:
     """Who the function says it is. `class_code` is the 24 bits class, subclass, programming interface."""
@@ -36,6 +39,12 @@ class PciIds:
     revision: int = 0
     subsystem_vendor: int = 0
     subsystem: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number that has more bits than its place."""
+        for name, bits in ID_BITS.items():
+            if not 0 <= getattr(self, name) < 1 << bits:
+                raise ValueError(f"{name} has {bits} bits, and {getattr(self, name):#x} does not fit")
 
 
 def build_config_space(

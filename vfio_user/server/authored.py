@@ -1,0 +1,60 @@
+"""An author's module or class that fails is the author's to mend: what happened, in which line, and what to do."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vfio_user.errors import UserError
+
+OURS = str(Path(__file__).parent.parent)
+STDLIB = sysconfig.get_path("stdlib")
+INSTALLED = "site-packages"
+HINT = "VFIO_USER_TRACEBACK=1 shows all of it"
+
+
+@contextmanager
+def authored(what: str) -> Iterator[None]:
+    """Run code of an author's. `what` says what cannot be done if it fails.
+
+    Raises:
+        UserError: what the code raised, with the line of the author's that led to it; UserErrors as they are. OSErrors
+            of a file by its name pass: they say all.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(
+            f"{what}: {error.msg} ({error.filename}:{error.lineno})", hint=(error.text or "").strip()
+        ) from error
+    except SystemExit as error:
+        hint = 'a module that is also a program begins that with: if __name__ == "__main__":'
+        raise UserError(f"{what}: it ends the program, by SystemExit({error.code!r}){_at(error)}", hint=hint) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise UserError(f"{what}: {_said(error)}{_at(error)}", hint=HINT) from error
+
+
+def _said(error: Exception) -> str:
+    """The message; with the type where that is not ours to know."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    plain = isinstance(error, ValueError) and innermost.filename.startswith(OURS)
+    return str(error) if plain else f"{type(error).__name__}: {error}"
+
+
+def _at(error: BaseException) -> str:
+    """The innermost line that is neither ours nor Python's, with its function."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not (frame.filename.startswith((OURS, "<")) or _of_python(frame.filename)):
+            return f" ({frame.filename}:{frame.lineno}, in {frame.name})"
+    return ""
+
+
+def _of_python(file: str) -> bool:
+    return file.startswith(STDLIB) and INSTALLED not in file
