@@ -195,3 +195,9 @@ def test_requests_that_overlap_are_in_lanes_beside_each_other(tmp_path: Path) ->
 def test_json_holds_every_entry(trace: Path, tmp_path: Path) -> None:
     run("export", trace, "--format", "json", "-o", tmp_path / "j")
     assert len(json.loads((tmp_path / "j").read_text())) == len(shown(trace))
+
+
+@pytest.mark.parametrize("kind", ["pcapng", "json", "perfetto"])
+def test_a_full_disk_is_named(trace: Path, kind: str) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        run("export", trace, "--format", kind, "-o", "/dev/full")

@@ -10,7 +10,7 @@ import click
 
 from vfio_user.cli._servers import CommandServer, RunningServer
 from vfio_user.client.conformance import CATALOGUE, Check, Level, Outcome, Result, run
-from vfio_user.errors import UserError, VerdictError
+from vfio_user.errors import UserError, VerdictError, about
 from vfio_user.wire import DIALECTS, Dialect
 
 _MARKS = {Outcome.PASS: ("✔", "green"), Outcome.FAIL: ("✘", "red"), Outcome.SKIP: ("○", "yellow")}
@@ -54,7 +54,8 @@ def command(
     if junit is not None:
         _write_junit(junit, results, dialect)
     if json_path is not None:
-        json_path.write_text(json.dumps(_document(results, dialect), indent=2) + "\n")
+        with about(json_path):
+            json_path.write_text(json.dumps(_document(results, dialect), indent=2) + "\n")
     _judge(results)
 
 
@@ -160,4 +161,5 @@ def _write_junit(path: Path, results: Sequence[Result], dialect: str) -> None:
         suite.add_testcase(case)
     for suite in suites.values():
         document.add_testsuite(suite)
-    document.write(str(path), pretty=True)
+    with about(path):
+        document.write(str(path), pretty=True)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import click
 
-from vfio_user.errors import UserError
+from vfio_user.errors import UserError, about
 from vfio_user.interposer.direction import DIRECTIONS
 from vfio_user.interposer.trace import Trace, read_trace
 from vfio_user.interposer.trace.registers import Register, RegisterMap, load_registers
@@ -91,7 +91,7 @@ def export(
 ) -> None:
     """Write a trace for Wireshark (pcapng), for programs (json) or as a picture (perfetto)."""
     trace = read_trace(file)
-    with _output(output) as stream:
+    with about(output or "the standard output"), _output(output) as stream:
         if kind == "pcapng":
             from vfio_user.interposer.trace.pcapng import write_pcapng
 

@@ -13,6 +13,7 @@ import select
 import tempfile
 from pathlib import Path
 
+from vfio_user.errors import about
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.deadline import Accelerator, Deadline
 from vfio_user.harness.process import Child
@@ -60,8 +61,9 @@ def probe_accelerator(qemu: Qemu) -> Accelerator:
         case [boot, "tcg"] if boot == boot_id:
             return "tcg"
     answer: Accelerator = "kvm" if guest_runs(qemu, "kvm") else "tcg"
-    remembered.parent.mkdir(exist_ok=True)
-    remembered.write_text(f"{boot_id} {answer}")
+    with about(remembered):
+        remembered.parent.mkdir(exist_ok=True)
+        remembered.write_text(f"{boot_id} {answer}")
     return answer
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
-from vfio_user.errors import UserError
+from vfio_user.errors import UserError, about
 from vfio_user.interposer.descriptors import FdKind
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace.format import (
@@ -76,7 +76,7 @@ class Script:
     def write(self, path: Path) -> None:
         """Save as a trace of its own; records are numbered anew."""
         numbers: dict[int, int] = {}
-        with open(path, "wb") as stream:
+        with about(path), open(path, "wb") as stream:
             stream.write(MAGIC + encode_json(Kind.HEADER, self.header.time, self.header.about))
             for number, step in enumerate(self.steps, 2):
                 numbers[step.number] = number
