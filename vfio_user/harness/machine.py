@@ -16,8 +16,9 @@ from vfio_user.errors import UserError
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.deadline import Deadline, patience
+from vfio_user.harness.last_words import reason
 from vfio_user.harness.mishaps import Mishaps
-from vfio_user.harness.process import Child
+from vfio_user.harness.process import Child, tail
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
 
@@ -100,7 +101,7 @@ class Machine:
             local["qmp"].close()
             self.child.stop(0)
             self.console.close()
-            raise MachineError(f"QEMU {self.child.fate()} at its start", hint=self.child.last_words()) from error
+            raise self._ended(" at its start") from error
         except BaseException:
             self.child.stop(0)
             raise
@@ -173,7 +174,12 @@ class Machine:
     def check(self, wait: float = 0.0) -> None:
         """Raise `MachineError` with QEMU's last words when it is gone, or goes within `wait` seconds."""
         if self.child.wait(wait) is not None:
-            raise MachineError(f"QEMU {self.child.fate()}", hint=self.child.last_words())
+            raise self._ended()
+
+    def _ended(self, when: str = "") -> MachineError:
+        said = self.child.last_words()
+        why = reason(tail(self.child.log))
+        return MachineError(f"QEMU {self.child.fate()}{when}" + (f": {why}" if why else ""), hint=said)
 
     def __enter__(self) -> Machine:
         return self
