@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import asdict
 
@@ -10,9 +11,10 @@ import click
 from vfio_user.client import Client, NoAnswer, RemoteError
 from vfio_user.client.description import Description, describe, render
 from vfio_user.errors import ProtocolError, UserError
-from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Dialect
+from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Command, Dialect
 
 _AUTO = (CURRENT, DRAFT_V6)
+_FAILURES = (RemoteError, ProtocolError, ConnectionError, NoAnswer)
 
 
 @click.command()
@@ -37,18 +39,41 @@ def _describe(address: str, dialects: tuple[Dialect, ...], timeout: float) -> De
     for dialect in dialects:
         try:
             client = Client.connect(address, dialect=dialect, timeout=timeout)
-        except (RemoteError, ProtocolError, ConnectionError) as error:
+        except _FAILURES as error:
+            if isinstance(error, NoAnswer) or (isinstance(error, RemoteError) and error.errno == errno.EBUSY):
+                raise UserError(f"{address}: {error}", hint=hint_at_version(error)) from None
             refused.append(f"{dialect.name}: {error}")
+            last = error
             continue
-        except NoAnswer as error:
-            raise UserError(
-                f"{address}: {error}", hint="a server that serves another client, or one of 2020 that speaks first?"
-            ) from None
         with client:
             try:
                 return describe(client)
-            except (RemoteError, ProtocolError, ConnectionError, NoAnswer) as error:
-                raise UserError(
-                    f"{address}: {error}", hint="a device that is stopped for migration answers no questions"
-                ) from None
-    raise UserError(f"{address}: no version was agreed on\n  " + "\n  ".join(refused))
+            except _FAILURES as error:
+                raise UserError(f"{address}: {error}", hint=hint_beyond_version(error)) from None
+    raise UserError(f"{address}: no version was agreed on\n  " + "\n  ".join(refused), hint=hint_at_version(last))
+
+
+def hint_at_version(error: Exception) -> str:
+    """What to do about a server with which no version was agreed on."""
+    match error:
+        case RemoteError(errno=errno.EBUSY):
+            return "another client is connected, and a server has one at a time"
+        case NoAnswer():
+            return "does it serve another client, is it stopped (SIGSTOP), or is it one of 2020 that speaks first?"
+        case ConnectionError():
+            return "it hangs up at VERSION: its log should say why, if it speaks vfio-user at all"
+    return "it may speak another dialect: see --dialect"
+
+
+def hint_beyond_version(error: Exception) -> str:
+    """What to do about a server that has agreed on a version and cannot be described."""
+    match error:
+        case RemoteError(command=Command.REGION_READ.value):
+            return "a device that is stopped for migration refuses accesses"
+        case RemoteError():
+            return "every server has to answer that: `vfio-user conformance` says what else it should"
+        case NoAnswer():
+            return "it hangs, or is slow: --timeout gives it longer"
+        case ConnectionError():
+            return "it has hung up, or died, over that question: its log should say why"
+    return "its answers are of another dialect (see --dialect) or wrong: `vfio-user conformance` says which"

@@ -1,0 +1,61 @@
+"""What `vfio-user probe` says to do about a server that it cannot describe fits what the server did."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from servers.edu import Edu
+from vfio_user.cli.probe import command, hint_at_version, hint_beyond_version
+from vfio_user.client import Client, Disconnected, NoAnswer, RemoteError
+from vfio_user.errors import ProtocolError, UserError
+from vfio_user.server import Server
+
+
+def refused(path: Path, *options: str) -> UserError:
+    result = CliRunner().invoke(command, [str(path), *options])
+    assert isinstance(result.exception, UserError)
+    return result.exception
+
+
+def test_a_server_that_has_a_client_is_not_asked_in_every_dialect(tmp_path: Path) -> None:
+    with Server(Edu(), f"unix:{tmp_path / 's'}"), Client.connect(f"unix:{tmp_path / 's'}"):
+        error = refused(tmp_path / "s")
+    assert "EBUSY" in str(error)
+    assert "draft-v6" not in str(error)
+    assert "another client" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (RemoteError(errno.EBUSY, "VERSION"), "another client"),
+        (RemoteError(errno.EINVAL, "VERSION"), "--dialect"),
+        (ProtocolError("x"), "--dialect"),
+        (Disconnected("x"), "hangs up"),
+        (NoAnswer("x"), "SIGSTOP"),
+    ],
+    ids=repr,
+)
+def test_where_no_version_is_agreed_on(error: Exception, word: str) -> None:
+    assert word in hint_at_version(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (RemoteError(errno.EINVAL, "REGION_READ"), "stopped for migration"),
+        (RemoteError(errno.ENOTSUP, "DEVICE_GET_INFO"), "conformance"),
+        (ProtocolError("x"), "conformance"),
+        (Disconnected("x"), "died"),
+        (NoAnswer("x"), "--timeout"),
+    ],
+    ids=repr,
+)
+def test_where_a_question_is_not_answered(error: Exception, word: str) -> None:
+    hint = hint_beyond_version(error)
+    assert word in hint
+    assert ("migration" in hint) == (word == "stopped for migration"), "only what is refused can be for that"
