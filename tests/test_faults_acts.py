@@ -106,7 +106,8 @@ def test_a_reordered_message_that_nothing_follows_is_sent_in_the_end() -> None:
         ({"field": "offset", "xor": 0x1000}, at.REGION_ACCESS.pack(0x1010, 0, 4)),
         ({"field": "region", "value": "0x7"}, at.REGION_ACCESS.pack(0x10, 7, 4)),
         ({"at": 16, "bytes": "ff00ff"}, b"\xff\0\xff" + at.REGION_ACCESS.pack(0x10, 0, 4)[3:]),
-        ({"field": "no_such_field", "value": 1}, at.REGION_ACCESS.pack(0x10, 0, 4)),
+        ({"field": "payload.length", "value": 9}, at.REGION_ACCESS.pack(0x10, 0, 9)),
+        ({"field": "nr_vectors", "value": 1}, at.REGION_ACCESS.pack(0x10, 0, 4)),
         ({"at": 4000, "bytes": "ff"}, at.REGION_ACCESS.pack(0x10, 0, 4)),
     ],
 )
@@ -114,6 +115,22 @@ def test_corrupt(act: dict[str, Any], expected: bytes) -> None:
     with Faulty({"corrupt": act}) as bench:
         bench.client.send(read(0, 0x10))
         assert bench.server.receive().payload == expected
+
+
+@pytest.mark.parametrize(("field", "place"), [("flags", 4), ("size", 24), ("offset", 8), ("addr", 16)])
+def test_corrupt_a_field_of_the_payload_that_the_header_has_too(field: str, place: int) -> None:
+    with Faulty({"corrupt": {"field": f"payload.{field}", "xor": 0xFF}}, command="DMA_MAP") as bench:
+        bench.client.send(dma_map(0x5000, 0x1000))
+        expected = bytearray(dma_map(0x5000, 0x1000).payload)
+        expected[place] ^= 0xFF
+        assert bench.server.receive().payload == expected
+
+
+def test_corrupt_a_field_of_a_features_structure() -> None:
+    feature = at.FEATURE.pack(16, 0x20002) + at.DEVICE_STATE.pack(3, 0)
+    with Faulty({"corrupt": {"field": "state", "value": 6}}, command="DEVICE_FEATURE") as bench:
+        bench.client.send(request(Command.DEVICE_FEATURE, feature))
+        assert bench.server.receive().payload == at.FEATURE.pack(16, 0x20002) + at.DEVICE_STATE.pack(6, 0)
 
 
 def test_corrupt_the_data_of_a_reply() -> None:

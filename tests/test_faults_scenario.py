@@ -59,6 +59,7 @@ def test_the_whole_language_is_accepted() -> None:
         ("rules:\n- act: drop\n  mach: {}\n", 3, "mach"),
         ("rules:\n- match:\n    offset: 1\n    state: asleep\n  act: drop\n", 4, "state"),
         ("rules:\n- act:\n    corrupt: {field: id}\n", 3, "in one way"),
+        ("rules:\n- act:\n    corrupt: {field: lenght, xor: 1}\n", 3, "lenght"),
         ("rules:\n- act: drop\n- act:\n  - drop\n  - stall-after-header\n", 3, "direction: to-server"),
         ("rules:\n- act:\n    reply: EWHAT\n", 3, "EWHAT"),
         ("rules:\n- act: []\n", 2, "at least 1"),

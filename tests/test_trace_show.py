@@ -75,6 +75,24 @@ def test_registers_are_shown_by_the_names_of_a_map(trace: Path, tmp_path: Path) 
     assert {line["register"] for line in lines} == {"doorbell[0]"}
 
 
+def test_a_registers_name_is_taken_as_it_is_printed(trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text("registers:\n- {region: 0, offset: 0x1e, name: ring, count: 2, width: 4}\n")
+    named = ("--registers", str(tmp_path / "map.yaml"), "--register")
+    [printed, _] = [str(line["register"]) for line in shown(trace, *named, "ring")]
+    assert printed == "ring[0]+2"
+    for name, count in ((printed, 2), ("ring[0]", 2), ("ring[1]", 0), ("ring[0]+1", 0)):
+        assert len(shown(trace, *named, name)) == count
+
+
+def test_a_register_that_nothing_has_is_refused_rather_than_never_seen(trace: Path) -> None:
+    for name in ("compude", "compute[0]", "compute+9", "compute+"):
+        with pytest.raises(UserError, match="no register"):
+            run("show", trace, "--registers", "edu", "--register", name)
+    with pytest.raises(UserError) as refused:
+        run("show", trace, "--registers", "edu", "--register", "compude")
+    assert "compute" in refused.value.hint
+
+
 @pytest.mark.parametrize("content", ["registers: [{region: 0}]", "registers: 7", "[[", "- 3"])
 def test_a_wrong_map_is_refused(trace: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "map.yaml").write_text(content)

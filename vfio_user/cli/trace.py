@@ -38,7 +38,7 @@ def command() -> None:
 @click.option("--command", "commands", multiple=True, metavar="NAME", help="Only these, for example REGION_WRITE.")
 @click.option("--region", help="Only accesses to this region: BAR0, CONFIG, or a number.")
 @click.option("--offset", help="Only accesses that touch this offset, or range 0x10-0x1f.")
-@click.option("--register", default="", help="Only accesses to the register of this name.")
+@click.option("--register", default="", help="Only accesses to this register: NAME, NAME[3], NAME+2.")
 @click.option("--since", type=float, help="Only from this second of the trace on.")
 @click.option("--until", type=float, help="Only up to this second of the trace.")
 @click.option("--direction", type=click.Choice(list(DIRECTIONS)))
@@ -57,7 +57,9 @@ def show(
     as_lines: bool,
 ) -> None:
     """Print a trace decoded: record, seconds, direction, message, and how long a reply took."""
-    trace = read_trace(file)
+    trace, names = read_trace(file), _registers(registers)
+    if register:
+        names.check(register)
     wanted = Filter(
         commands=frozenset(map(_command, commands)),
         region=parse_region(region) if region is not None else None,
@@ -68,7 +70,7 @@ def show(
         direction=DIRECTIONS[direction] if direction is not None else None,
     )
     began = trace.header.time
-    for line in _lines(trace, registers):
+    for line in decode_entries(trace.entries, trace.dialect, names):
         if wanted.lets_through(line, began):
             click.echo(json.dumps(as_json(line, began)) if as_lines else text(line, began))
     _say_truncated(trace)

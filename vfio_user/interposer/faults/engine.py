@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +10,9 @@ from typing import Any
 
 from vfio_user.interposer.direction import DIRECTIONS, Direction
 from vfio_user.interposer.faults import scenario as script
+from vfio_user.interposer.faults.fields import place_of
 from vfio_user.interposer.trace.decode import Decoded, describe
-from vfio_user.wire import HEADER, HEADER_SIZE, Command, Dialect, Message
-from vfio_user.wire.layouts import Layout
-
-HEADER_FIELDS = {"id": (0, 2), "command": (2, 2), "size": (4, 4), "flags": (8, 4), "errno": (12, 4)}
-"""Field: offset and width in the message."""
-_CODES = re.compile(r"(\d*)([a-zA-Z])")
+from vfio_user.wire import HEADER, HEADER_SIZE, Dialect, Message
 
 
 @dataclass
@@ -184,16 +179,7 @@ class Engine:
         if act.at is not None:
             wanted = len(act.bytes) if act.bytes is not None else 1
             return min(act.at, size), wanted
-        name = act.field or ""
-        if name in HEADER_FIELDS:
-            return HEADER_FIELDS[name]
-        command = self._dialect.command(message.command)
-        shape = self._dialect.shapes[command] if command is not None else None
-        layout = (shape.reply if message.is_reply else shape.request) if shape is not None else None
-        if name == "data":
-            start = HEADER_SIZE + (layout.size if layout is not None else 0)
-            return min(start, size), max(0, size - start)
-        found = field_place(layout, name) if layout is not None else None
+        found = place_of(self._dialect, message, act.field or "")
         return found if found is not None and sum(found) <= size else (size, 0)
 
 
@@ -215,20 +201,6 @@ _ACTS: dict[type[script.Model], _Act] = {
     script.Close: Engine._close,
     script.Signal: Engine._signal,
 }
-
-
-def field_place(layout: Layout[Any], name: str) -> tuple[int, int] | None:
-    """Offset in the message, and width, of a field of a command's structure; None where it has no such field."""
-    at = HEADER_SIZE
-    fields = iter(layout.record._fields)
-    for count, code in _CODES.findall(layout.struct.format.lstrip("<")):
-        for width in (
-            [struct.calcsize("<" + count + code)] if code == "s" else [struct.calcsize("<" + code)] * int(count or 1)
-        ):
-            if next(fields, None) == name:
-                return at, width
-            at += width
-    return None
 
 
 def _matches(match: script.Match, direction: Direction, decoded: Decoded, state: str, seconds: float) -> bool:
@@ -277,6 +249,3 @@ def as_message(data: bytes) -> Message | None:
         return None
     id, command, size, flags, errno = HEADER.unpack_from(data)
     return Message(id, command, flags, errno, data[HEADER_SIZE:]) if size == len(data) else None
-
-
-__all__ = ["Command", "Engine", "Piece", "Plan", "as_message", "field_place"]

@@ -27,6 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vfio_user.documents import parse, read_text
 from vfio_user.errors import UserError
+from vfio_user.interposer.faults.fields import PAYLOAD, known_fields
 from vfio_user.interposer.trace.show import parse_offsets, parse_region
 from vfio_user.wire import Command
 from vfio_user.wire.constants import MigrationState
@@ -172,7 +173,10 @@ class Reorder(Model):
 
 
 class Corrupt(Model):
-    """Change a field (of the header, or of the command's structure), or the bytes at an offset of the message."""
+    """Change a field (of the header, or of the command's structure), or the bytes at an offset of the message.
+
+    Where both have one, as `flags` and `size`, `payload.flags` is the structure's.
+    """
 
     field: str | None = None
     at: Annotated[int, BeforeValidator(_number), Field(ge=0)] | None = None
@@ -185,6 +189,8 @@ class Corrupt(Model):
     def _complete(self) -> Corrupt:
         if (self.field is None) == (self.at is None):
             raise ValueError("say what to corrupt: field, or at")
+        if self.field is not None and self.field.removeprefix(PAYLOAD) not in known_fields():
+            raise ValueError(f"{self.field!r} is a field of no message: {', '.join(sorted(known_fields()))}")
         given = [self.value is not None, self.xor is not None, self.bytes is not None, self.random]
         if given.count(True) != 1:
             raise ValueError("say how to corrupt it, in one way: value, xor, bytes, or random")

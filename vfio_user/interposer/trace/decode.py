@@ -40,7 +40,7 @@ _FLAGS: Mapping[Command, type[IntFlag]] = {
 }
 _NAMED: Mapping[str, type[IntEnum]] = {"region": RegionIndex, "irq": IrqIndex}
 _ADDRESSES = frozenset({"offset", "addr", "address", "iova", "size", "gpa_offset", "pgsizes", "page_size", "pgsize"})
-_FEATURE_BODIES: Mapping[str, tuple[at.Layout[Any], int]] = {
+FEATURE_BODIES: Mapping[str, tuple[at.Layout[Any], int]] = {
     "MIGRATION": (at.MIGRATION_FLAGS, FeatureFlags.GET),
     "MIG_DEVICE_STATE": (at.DEVICE_STATE, FeatureFlags.GET | FeatureFlags.SET),
     "DMA_LOGGING_START": (at.LOGGING_CONTROL, FeatureFlags.SET),
@@ -168,8 +168,8 @@ def _take_feature_apart(flags: int, tail: bytes, decoded: Decoded) -> None:
     decoded.fields.pop("flags")
     decoded.fields["feature"] = feature
     decoded.fields["operation"] = operation.name or "none"
-    layout, carrying = _FEATURE_BODIES.get(str(feature), (None, 0))
-    if layout is None or not operation & carrying or len(tail) < layout.size:
+    layout = feature_body(flags)
+    if layout is None or len(tail) < layout.size:
         decoded.data = tail
         return
     for name, value in layout.unpack(tail)._asdict().items():
@@ -182,6 +182,12 @@ def _take_feature_apart(flags: int, tail: bytes, decoded: Decoded) -> None:
         else:
             decoded.fields[name] = f"{value:#x}" if name in _ADDRESSES else value
     decoded.data = tail[layout.size :]
+
+
+def feature_body(flags: int) -> at.Layout[Any] | None:
+    """The structure that DEVICE_FEATURE carries with these flags."""
+    layout, carrying = FEATURE_BODIES.get(str(name_of(Feature, flags & FEATURE_MASK)), (None, 0))
+    return layout if flags & carrying else None
 
 
 def name_of(known: type[IntEnum], value: int) -> str | int:

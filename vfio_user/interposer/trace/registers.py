@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,15 @@ class RegisterMap:
         """`queue[3]`, `queue[3]+2` within it, or nothing."""
         return self._at.get((region, offset), "")
 
-    def offsets(self, name: str) -> set[tuple[int, int]]:
-        """(region, offset) of every byte of the registers of that name, elements of an array included."""
-        return {place for place, known in self._at.items() if known.partition("+")[0].partition("[")[0] == name}
+    def check(self, wanted: str) -> None:
+        """Raises UserError where no register has the name `wanted`; see `is_named`."""
+        if not any(is_named(name, wanted) for name in self._at.values()):
+            names = sorted({name.partition("+")[0].partition("[")[0] for name in self._at.values()})
+            near = get_close_matches(wanted.partition("+")[0].partition("[")[0], names, 3)
+            raise UserError(
+                f"there is no register {wanted!r}",
+                hint=f"do you mean {' or '.join(near)}?" if near else "--registers names those of a device",
+            )
 
     def _add(self, register: Register) -> None:
         self._bytes += register.count * register.width
@@ -90,6 +97,12 @@ class RegisterMap:
             for byte in range(register.width):
                 place = register.region, register.offset + index * register.step + byte
                 self._at[place] = f"{name}+{byte}" if byte else name
+
+
+def is_named(name: str, wanted: str) -> bool:
+    """Whether what is called `queue[3]+2` is meant by `queue`, `queue[3]`, or all of it, as it is printed."""
+    element = name.partition("+")[0]
+    return wanted in (name, element, element.partition("[")[0])
 
 
 def load_registers(path: str | Path) -> RegisterMap:

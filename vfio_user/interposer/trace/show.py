@@ -11,7 +11,7 @@ from vfio_user.interposer.descriptors import FdInfo
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace.decode import Decoded, describe
 from vfio_user.interposer.trace.format import Entry, Header, Note, Raw, Record, View
-from vfio_user.interposer.trace.registers import RegisterMap
+from vfio_user.interposer.trace.registers import RegisterMap, is_named
 from vfio_user.wire import Dialect
 from vfio_user.wire.constants import RegionIndex
 
@@ -59,7 +59,7 @@ class Filter:
             return False
         if self.region is not None and decoded.region != self.region:
             return False
-        if self.register and decoded.register.partition("+")[0].partition("[")[0] != self.register:
+        if self.register and not is_named(decoded.register, self.register):
             return False
         if self.offset is None:
             return True
