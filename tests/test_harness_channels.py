@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vfio_user.harness import console as console_module
+from vfio_user.harness import log as log_module
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.machine import UP
 from vfio_user.harness.qtest import PciAddress, QTest, QTestError
@@ -30,6 +32,54 @@ def test_the_console_finds_what_came_before_and_what_comes_later(line: tuple[Con
     console.wait_for("early", 10)
     threading.Timer(0.02, guest.sendall, [b"DY\r\n"]).start()
     assert console.wait_for(rb"(?m)^READY\b", 10)[0] == b"READY"
+
+
+def test_a_guest_that_never_stops_talking_is_not_kept_whole(
+    line: tuple[Console, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_module, "MAX_KEPT", 10_000)
+    console, guest = line
+    guest.sendall(b"the beginning\n")
+    console.wait_for("the beginning", 10)
+    for _ in range(100):
+        guest.sendall(b"and so on, " * 100)
+    guest.sendall(b"\nmeanwhile\n")
+    console.wait_for("meanwhile", 10)
+    position = console.position
+    assert position > 110_000
+    guest.sendall(b"\nthe end\n")
+    assert console.wait_for("the end", 10, since=position)[0] == b"the end"
+    assert len(console.text) < 30_000
+    assert console.text.endswith("the end\n")
+    with pytest.raises(ConsoleError):
+        console.wait_for("the beginning", 0.01)
+
+
+def test_a_line_without_an_end_is_several_in_the_log_with_times(line: tuple[Console, socket.socket]) -> None:
+    console, guest = line
+    for _ in range(30):
+        guest.sendall(b"x" * 10_000)
+    guest.sendall(b"\nthe end\n")
+    console.wait_for("the end", 10)
+    lines = console.timed_log.read_text().splitlines()
+    assert max(map(len, lines)) < 200_000
+    assert sum(line.count("x") for line in lines) == 300_000
+
+
+def test_a_long_log_keeps_its_beginning_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("MAX_SIZE", 10_000), ("KEPT_BEGINNING", 1_000), ("KEPT_END", 2_000)):
+        monkeypatch.setattr(log_module, name, size)
+    log = log_module.Log(tmp_path / "log")
+    log.write(b"the beginning\n")
+    for number in range(5_000):
+        log.write(b"%d and so on\n" % number)
+    log.close()
+    text = (tmp_path / "log").read_text()
+    assert len(text) < 11_000
+    assert text.startswith("the beginning\n")
+    assert text.endswith("4999 and so on\n")
+    assert "bytes are not kept]" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_each_line_is_kept_with_its_time(line: tuple[Console, socket.socket]) -> None:

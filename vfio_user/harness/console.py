@@ -16,6 +16,11 @@ from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.log import Log
 from vfio_user.harness.process import tail
 
+MAX_KEPT = 16 << 20
+"""Bytes that are at hand for those who wait for something; the log has more."""
+MAX_LINE = 64 << 10
+"""Bytes of a line, in the log with times: a longer one is several there."""
+
 
 class ConsoleError(UserError):
     """The console did not show what was waited for. The hint is its last lines."""
@@ -35,6 +40,7 @@ class Console:
         self.logs = (Log(self.log), Log(self.timed_log))
         self._connection = connection
         self._seen = bytearray()
+        self._forgotten = 0  # bytes that came before those
         self._ended = False
         self._changed = threading.Condition()
         self._listeners: list[Callable[[bytes], None]] = []
@@ -54,8 +60,10 @@ class Console:
         deadline = Deadline.of(limit)
         with self._changed:
             while True:
-                found = expression.search(self._seen, since)
-                if found:
+                start = max(0, since - self._forgotten)
+                if expression.search(self._seen, start):
+                    found = expression.search(bytes(self._seen), start)  # what comes and goes does not change that
+                    assert found is not None
                     return found
                 if self._ended:
                     raise ConsoleError("the machine ended before " + self._wanted(pattern), hint=self.last_lines())
@@ -68,11 +76,11 @@ class Console:
     def position(self) -> int:
         """How many bytes have come so far: `since` for a wait for something new."""
         with self._changed:
-            return len(self._seen)
+            return self._forgotten + len(self._seen)
 
     @property
     def text(self) -> str:
-        """All that has come so far."""
+        """All that has come so far, the last `MAX_KEPT` bytes at least."""
         with self._changed:
             return self._seen.decode(errors="replace")
 
@@ -105,10 +113,12 @@ class Console:
             while data := self._receive():
                 log.write(data)
                 *lines, unfinished = (unfinished + data).split(b"\n")
+                if len(unfinished) > MAX_LINE:
+                    lines, unfinished = [*lines, unfinished], b""
                 moment = f"{time.time():.6f} ".encode()
                 timed.write(b"".join(moment + line.rstrip(b"\r") + b"\n" for line in lines))
                 with self._changed:
-                    self._seen += data
+                    self._keep(data)
                     listeners = list(self._listeners)
                     self._changed.notify_all()
                 for listener in listeners:
@@ -116,6 +126,12 @@ class Console:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+    def _keep(self, data: bytes) -> None:
+        self._seen += data
+        if len(self._seen) > 2 * MAX_KEPT:
+            self._forgotten += len(self._seen) - MAX_KEPT
+            del self._seen[:-MAX_KEPT]
 
     def _receive(self) -> bytes:
         try:

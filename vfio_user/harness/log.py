@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vfio_user.errors import about
 
+MAX_SIZE = 64 << 20
+"""Bytes of a log; of a longer one the beginning and the end are kept, and what a guest says without end is not."""
+KEPT_BEGINNING = 4 << 20
+KEPT_END = 16 << 20
+
 
 class Log:
-    """A file that is appended to. After a failure nothing more is written, and `failure` says which that was."""
+    """A file that is appended to, and never grows beyond `MAX_SIZE` by much.
+
+    After a failure nothing more is written, and `failure` says which that was.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises `OSError` when the file cannot be opened."""
         self.path = path
         self.failure: OSError | None = None
         self._file = path.open("ab", buffering=0)
+        self._size = 0
 
     def write(self, data: bytes) -> None:
         """Append; what came after `close` is dropped."""
@@ -23,9 +33,31 @@ class Log:
         try:
             with about(self.path):
                 while data:
-                    data = data[self._file.write(data) :]
+                    written = self._file.write(data)
+                    data = data[written:]
+                    self._size += written
+                if self._size > MAX_SIZE:
+                    self._shorten()
         except OSError as error:
             self.failure = error
+
+    def _shorten(self) -> None:
+        """Go on in a file that has the beginning and the end of this one."""
+        with self.path.open("rb") as whole:
+            size = whole.seek(0, os.SEEK_END)
+            if size <= KEPT_BEGINNING + KEPT_END:  # a pipe, a device: nothing that grows
+                return
+            whole.seek(0)
+            beginning = whole.read(KEPT_BEGINNING)
+            whole.seek(size - KEPT_END)
+            end = whole.read(KEPT_END)
+        left_out = f"\n[{size - KEPT_BEGINNING - KEPT_END:,} bytes are not kept]\n".encode()
+        shorter = self.path.with_name(self.path.name + ".shorter")
+        shorter.write_bytes(beginning + left_out + end)
+        self._file.close()
+        shorter.replace(self.path)
+        self._file = self.path.open("ab", buffering=0)
+        self._size = self.path.stat().st_size
 
     def close(self) -> None:
         self._file.close()

@@ -184,7 +184,9 @@ class Child:
 def tail(path: Path, lines: int = 15, *, without: re.Pattern[str] | None = None) -> str:
     """The last `lines` lines of a text file that are not `without`, `printable`; nothing when there is no such file."""
     try:
-        data = path.read_bytes()[-65536:]
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            data = file.read(65536)
     except OSError:
         return ""
     said = data.decode(errors="replace").replace("\r", "").rstrip().splitlines()
