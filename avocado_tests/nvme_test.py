@@ -86,7 +86,8 @@ class NvmeTest(GuestTest):
             guest = lab.boot(image="storage", **boot)
             self.load_driver(guest, io_timeout)
             plugged = server.replace("{nvme}", device).replace("{folder}", scratch) or device
-            guest.plug(plugged, server=lab.serve(plugged, interposed=boot.get("migratable", False)))
+            place = {"host": boot["host"]} if "host" in boot else {}
+            guest.plug(plugged, server=lab.serve(plugged, interposed=boot.get("migratable", False), **place))
             bench = Bench(lab, guest, folder, device)
             bench.block()
             yield bench

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from avocado_tests.nvme_test import IO_TIMEOUT, MIB, Bench, NvmeTest, block_device
 from avocado_tests.programs.durable import PLACES, SIZE
+from servers.control import ControlClient
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.interposer.control.client import Control
@@ -193,6 +194,18 @@ class Moves(NvmeTest):
             report = bench.lab.migrate(bench.guest, to=hosts.b)
             self.assertTrue(report.ok, f"{report.verdict}: {report.reason}")
             self.finish(bench, load)
+
+    def test_a_guest_whose_disk_has_lost_something_stays_where_it_is_told(self) -> None:
+        """The source does not stop if it cannot say that everything is where the other host finds it."""
+        with two_hosts() as hosts, tempfile.TemporaryDirectory(prefix="vfu-") as sockets:
+            options = f"--control {sockets}/{{host}}"
+            with self.bench("16M", options=options, migratable=True, host=hosts.a) as bench:
+                with ControlClient(Path(sockets, hosts.a.name)) as control:
+                    control.ask("break", nsid=1, operation="sync")
+                report = bench.lab.migrate(bench.guest, to=hosts.b)
+                self.assertEqual(report.verdict, "stayed", report.reason)
+                bench.guest.succeed(f"dd if=/dev/zero of={bench.block()} bs=4k count=1 oflag=direct")
+                bench.guest.fail(f"dd if=/dev/zero of={bench.block()} bs=4k count=1 conv=fsync")
 
     def test_a_guest_with_mapped_doorbells_migrates_there_and_back(self) -> None:
         """Each host has a page of its own, and the first one's is still what it was when the guest comes back.

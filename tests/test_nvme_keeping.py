@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
@@ -104,6 +105,27 @@ def test_one_disk_that_fails_does_not_keep_the_others_from_being_flushed(
         assert host.queues[1].do(Io.FLUSH, nsid=0xFFFFFFFF).status == Status.WRITE_FAULT
         assert flush.files == [(tmp_path / f"disk{number}.img").stat().st_ino for number in range(3)]
         assert [host.queues[1].do(Io.FLUSH, nsid=nsid).status for nsid in (1, 2, 3)] == [Status.WRITE_FAULT, 0, 0]
+
+
+def test_blocks_that_were_given_up_do_not_come_back_after_a_loss_of_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a write cache, as every change of blocks; and whenever they are erased."""
+    with bench(tmp_path) as (_, host):
+        flush = FailingFlush()
+        flush.errors.clear()
+        monkeypatch.setattr(os, "fdatasync", flush)
+        ranges = host.allocate(4096)
+        host.write(ranges, pack("<IIQ", 0, 8, 0))
+        discard = {"opcode": Io.DATASET_MANAGEMENT, "nsid": 1, "prp1": ranges, "cdw11": 4}
+        assert host.queues[1].do(**discard).status == 0
+        assert not flush.files
+        assert host.admin.do(Admin.SET_FEATURES, cdw10=Feature.VOLATILE_WRITE_CACHE, cdw11=0).status == 0
+        before = len(flush.files)
+        assert host.queues[1].do(**discard).status == 0
+        assert len(flush.files) == before + 1
+        assert host.admin.do(Admin.FORMAT_NVM, nsid=1, cdw10=1 << 9).status == 0
+        assert len(flush.files) == before + 2
 
 
 def test_a_write_cache_that_cannot_be_emptied_is_no_internal_error(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from servers.nvme.features import get_features, set_features
 from servers.nvme.identify import CONTROLLER_ID, identify
-from servers.nvme.io_commands import write_failure
+from servers.nvme.io_commands import sync_all, write_failure
 from servers.nvme.logs import get_log_page
 from servers.nvme.namespace import FORMATS, Namespace
 from servers.nvme.pointers import receive
@@ -115,6 +115,7 @@ def format_nvm(device: Nvme, command: Command) -> int | None:
     def work() -> None:
         for namespace in chosen:
             namespace.backing.discard(0, namespace.backing.size)
+        sync_all(chosen)  # what was erased does not come back
 
     def done(outcome: Outcome) -> Exception | None:
         if outcome is None:

@@ -120,9 +120,13 @@ def dataset_management(device: Nvme, command: Command) -> int | None:
         for blocks, first in (unpack_from("<4xIQ", raw, at) for at in range(0, len(raw), 16))
     ]
 
+    stable = not device.setting(Feature.VOLATILE_WRITE_CACHE)
+
     def work() -> None:
         for offset, size in ranges:
             namespace.backing.discard(offset, size)
+        if stable:
+            namespace.backing.sync()
 
     device.engine.later(command, work, partial(write_failure, device))
     return None
