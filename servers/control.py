@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from vfio_user import Listener, MigrationState, Stream
 from vfio_user.device import PciDevice
-from vfio_user.errors import UserError
+from vfio_user.errors import AUTHORS_FAILURES, UserError
 
 log = logging.getLogger("vfio_user.control")
 
@@ -124,7 +124,7 @@ class ControlSocket:
                 if name in self._changing:
                     _check_running(self._device)
                 future.set_result(command(self._device, request))
-            except Exception as error:
+            except AUTHORS_FAILURES as error:
                 future.set_exception(error)
 
         self._device.link.call_soon(run)  # what the device itself plans would wait until it runs
@@ -134,7 +134,7 @@ class ControlSocket:
             return {"error": str(error)}
         except TimeoutError:
             return {"error": "the device did not answer"}
-        except Exception as error:
+        except AUTHORS_FAILURES as error:
             log.exception("control command %s failed", reprlib.repr(name))
             return {"error": f"{type(error).__name__}: {error}"}
 

@@ -58,6 +58,11 @@ class ProtocolError(VfioUserError):
         self.fatal = fatal
 
 
+AUTHORS_FAILURES = (Exception, SystemExit)
+"""What the code of a device's author may raise. `sys.exit` ends the thread that it is called on and nothing else, and
+nobody is told: where a device is served it is a failure as any other, answered and logged."""
+
+
 @contextmanager
 def about(path: str | _os.PathLike[str]) -> Iterator[None]:
     """A block that writes or reads a file: an `OSError` of it that names none is about `path`.

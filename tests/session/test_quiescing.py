@@ -351,7 +351,7 @@ def test_a_reset_that_the_guest_was_promised_comes_when_its_client_has_gone(devi
     client.store(0, 0, 4, 9)
     initiate_flr(client)
     client.close()
-    answer.done()
+    device.when_held(2, answer.done)
     assert device.comes_to("quiesce", "flr", "lost-connection")
     assert device.value == 0
 

@@ -44,7 +44,7 @@ from vfio_user.device.region import Access, RegionInfo
 from vfio_user.device.saved import Saved, check_saved, checked_extra, digest_of, memory_digest
 from vfio_user.device.standstill import Hold, Standstill
 from vfio_user.device.state import Snapshot
-from vfio_user.errors import DeclarationError, ProtocolError
+from vfio_user.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.pci import (
     COMMAND,
@@ -308,7 +308,7 @@ class PciDevice(Hooks):
             hold = self.hold_still()
             try:
                 hold.check()
-            except Exception:
+            except AUTHORS_FAILURES:
                 hold.release()
                 raise
             self._stopped = hold

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from vfio_user.device.dma_region import CURRENT_POLICY, NOWHERE, DmaRegion
 from vfio_user.device.memory_file import MemoryFiles
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.migration.dirty_log import MAX_LOGGED, DirtyPages, bitmap_size, check_page_size
 from vfio_user.wire.constants import DmaFlags
 
@@ -133,11 +133,11 @@ class DmaMap:
     def unmap_all(self) -> None:
         """Forget everything. What a hook of the author raises is raised when all of it is forgotten."""
         self._empty.clear()
-        failed: list[Exception] = []
+        failed: list[BaseException] = []
         for region in reversed(self.regions):
             try:
                 self._drop(region)
-            except Exception as error:
+            except AUTHORS_FAILURES as error:
                 failed.append(error)
         if failed:
             raise failed[0]

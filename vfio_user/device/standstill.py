@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from vfio_user.device.lifecycle import Quiesce
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 
 log = logging.getLogger("vfio_user.device")
 
@@ -26,7 +26,7 @@ class Hold:
     def __init__(self, release: Callable[[Hold], None]) -> None:
         self.settled = False
         """The device has answered: it stands still, or `refusal` says why not."""
-        self.refusal: Exception | None = None
+        self.refusal: BaseException | None = None
         self._release = release
         self._then: Work | None = None
 
@@ -50,7 +50,7 @@ class Hold:
             mistake = None if isinstance(self.refusal, ProtocolError) else self.refusal
             log.warning("%s, although the device refused to stand still: %s", when, self.refusal, exc_info=mistake)
 
-    def settle(self, refusal: Exception | None = None) -> None:
+    def settle(self, refusal: BaseException | None = None) -> None:
         self.settled, self.refusal = True, refusal
         if self._then is not None:
             self._then()
@@ -92,7 +92,7 @@ class Standstill:
     def _begin(self) -> None:
         try:
             answer = self._ask()
-        except Exception as error:
+        except AUTHORS_FAILURES as error:
             self._settle(error)
             return
         if answer is None or answer.finished:
@@ -105,7 +105,7 @@ class Standstill:
         if answer is self._awaited:  # and not one that was given up
             self._settle(_refusal(answer))
 
-    def _settle(self, refusal: Exception | None) -> None:
+    def _settle(self, refusal: BaseException | None) -> None:
         """Tell everybody, in the order of their coming: a reset that a guest asked for comes before a later stop."""
         self._awaited = None
         self._still = refusal is None

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.wire.constants import MigrationState
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class StateMachine:
             step()
         except ProtocolError:
             raise
-        except Exception as error:
+        except AUTHORS_FAILURES as error:
             log.exception("migration: from %s to %s", self.state.name, there.name)
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             raise ProtocolError(

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.migration import dirty_pages, features, values
 from vfio_user.migration.gate import STRICT, Gate
 from vfio_user.migration.loading import Loading
@@ -211,7 +211,7 @@ class Migration:
         """Whatever there was before, the device runs; in ERROR, and raising ProtocolError, if it cannot."""
         try:
             self._start()
-        except Exception as error:
+        except AUTHORS_FAILURES as error:
             self._machine.fail(str(error))
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             raise ProtocolError(f"the device cannot run: {error}", number) from error
@@ -230,7 +230,7 @@ class Migration:
         try:
             self.device.on_migration(STOP_COPY)
             self._being_saved().stopped()
-        except Exception:
+        except AUTHORS_FAILURES:
             self._start()  # in PRE_COPY, as before
             raise
 
@@ -245,7 +245,7 @@ class Migration:
         assert self._loading is not None
         try:
             self._loading.apply()
-        except Exception as error:
+        except AUTHORS_FAILURES as error:
             self._machine.fail(str(error))
             raise
         finally:

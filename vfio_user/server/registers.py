@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vfio_user.errors import AUTHORS_FAILURES
 from vfio_user.wire import NO_REPLY, REPLY, Command, Dialect, Message
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class RegisterPath:
                         connection.out += reader[0](id, command, reader[1], REPLY, 0, key, reader[3](value))
                 else:
                     return
-            except Exception as error:
+            except AUTHORS_FAILURES as error:
                 if command == reading:
                     owed.reply = b""
                 session.failed(Message(id, command, flags), error)

@@ -23,7 +23,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.server import commands
 from vfio_user.server.connection import Connection, Disconnected
 from vfio_user.server.negotiation import Agreement, Offer, negotiate
@@ -252,7 +252,7 @@ class Session:
             self.device.attach(self)
             if self._migration is not None:
                 self._migration.attach(self._stop_device)
-        except Exception:
+        except AUTHORS_FAILURES:
             log.exception("the device failed when its client came: the session ends")
             return False
         self.refresh_registers()
@@ -328,7 +328,7 @@ class Session:
         try:
             command = self._command(message)
             payload, fds = self._run(command, message)
-        except Exception as error:
+        except AUTHORS_FAILURES as error:
             self.failed(message, error)
         else:
             if self.owed.end():
@@ -353,7 +353,7 @@ class Session:
             self.owed.promise(message.reply(commands.write_reply(self, message)).encode())
         return commands.HANDLERS[command](self, message)
 
-    def failed(self, message: Message, error: Exception) -> None:
+    def failed(self, message: Message, error: BaseException) -> None:
         """Answer a command that raised: its errno where the protocol has one, EIO for a defect of the device."""
         owed = self.owed.end()
         if isinstance(error, Disconnected):
@@ -384,7 +384,7 @@ class Session:
         for step in [*steps, self._close]:
             try:
                 step()
-            except Exception:
+            except AUTHORS_FAILURES:
                 log.exception("the device failed at the end of a session")
 
     def _leave_migration(self) -> None:
@@ -430,5 +430,5 @@ class Session:
             raise
         except ProtocolError as error:
             log.warning("deferred work: %s", error)
-        except Exception:
+        except AUTHORS_FAILURES:
             log.exception("deferred work failed")
