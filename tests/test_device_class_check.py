@@ -194,7 +194,7 @@ def test_a_mistake_is_refused_when_the_class_is_made(line: int, words: str, body
     """Its line is told, in any case one of the file's; `line` is that in the body, where there is one to be told."""
     with pytest.raises(DeclarationError, match=f"(?s){words}") as refused:
         make(body.removeprefix("\n"), tmp_path)
-    assert refused.value.hint
+    assert all(refused.value.__notes__)
     assert f"{tmp_path / 'nic.py'}:" in str(refused.value)
     if line > 1:
         assert str(refused.value).endswith(f"nic.py:{FIRST + line - 1})")

@@ -145,6 +145,15 @@ def test_only_whole_pages_of_a_file_can_be_mapped(offset: int, size: int) -> Non
     device.close()
 
 
+def test_what_is_offered_of_a_region_has_to_be_there() -> None:
+    device = Bell()
+    with pytest.raises(ValueError, match="BAR 12"):
+        device.let_map(12, 0, PAGE, device.page)
+    with pytest.raises(ValueError, match="no register of 2 bytes at 0x1000 of BAR 0"):
+        device.add_ioeventfd(0, 0x1000, 2)
+    device.close()
+
+
 def test_a_bar_is_in_one_file() -> None:
     device, other = Card(), Bell()
     with pytest.raises(ValueError, match="file"):

@@ -35,7 +35,14 @@ class UserError(VfioUserError):
 
 
 class DeclarationError(UserError, ValueError):
-    """A device class that does not work: its author's to mend. Says which class and name, and where that is written."""
+    """A device class that does not work: its author's to mend. Says which class and name, and where that is written.
+
+    The hint is a note, so that a traceback shows it too.
+    """
+
+    def __init__(self, what: str, *, hint: str) -> None:
+        super().__init__(what)
+        self.add_note(hint)
 
 
 class VerdictError(VfioUserError):

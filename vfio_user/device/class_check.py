@@ -33,7 +33,7 @@ def check_class(device_class: type, framework: type) -> None:
 
 def framework_names(framework: type) -> set[str]:
     """What every device has, on the class or on the instance, where it is annotated."""
-    return {*dir(framework), *(name for base in framework.__mro__ for name in vars(base).get("__annotations__", ()))}
+    return {*dir(framework), *(name for base in framework.__mro__ for name in inspect.get_annotations(base))}
 
 
 class _Check:

@@ -239,7 +239,7 @@ class PciDevice(Hooks):
         Raises:
             ValueError: no whole pages, or a BAR that has mappable `memory` already, which is in a file of its own.
         """
-        info = self.regions[bar]
+        info = self.regions[bar] if bar in range(len(self.regions)) else RegionInfo(bar)
         if size % 4096 or offset % 4096 or offset + size > info.size:
             raise ValueError(f"a client maps whole pages of BAR {bar}, not {size:#x} bytes at {offset:#x}")
         if info.fd not in (None, fd):
@@ -255,9 +255,15 @@ class PciDevice(Hooks):
 
         Each time it is signalled the register's writer gets `datamatch`, or 0; with `shadow` the last value that was
         written, which the client's hypervisor puts into memory beside. Returns the eventfd.
+
+        Raises:
+            ValueError: there is no such register.
         """
+        write = self.writers.get((bar, offset, width))
+        if write is None:
+            raise ValueError(f"there is no register of {width} bytes at {offset:#x} of BAR {bar}")
         add = self._io_fds.add_shadow if shadow else self._io_fds.add
-        found = add(offset, width, self.writers[bar, offset, width], datamatch)
+        found = add(offset, width, write, datamatch)
         self.regions[bar].io_fds.append(found)
         assert found.fd is not None
         self._io_fds.watch(self.link, found.fd)
