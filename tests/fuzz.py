@@ -1,8 +1,8 @@
 """Bad input for as long as you like: `scripts/fuzz --messages 10000000`, or `scripts/fuzz --seconds 600`.
 
-Campaigns of 50,000 messages go round the dialects with ascending seeds; then everything that reads what others have
-written (traces, documents, control sockets, agents' answers, states) gets inputs that are nearly right. Status 1 when
-something went wrong, with its seed.
+Campaigns of 50,000 messages go round the dialects with ascending seeds; then an interposer, and everything that reads
+what others have written (traces, documents, control sockets, agents' answers, states) gets what is nearly right.
+Status 1 when something went wrong, with its seed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import fuzzing_readers
+from tests import fuzzing_interposer, fuzzing_readers
 from tests.fuzzing import campaign, open_fds, resident_bytes
-from vfio_user.wire import DIALECTS
+from vfio_user.wire import DIALECTS, Dialect
 
 SLICE = 50_000
 GROWTH = 64 << 20
@@ -51,7 +51,23 @@ def main() -> int:
             print(f"\r{told}", end="", flush=True)
         seed += 1
     print(f"\r{told}" if sys.stdout.isatty() else told)
-    return _read(arguments.inputs, arguments.seed)
+    return _pass(dialects, arguments.inputs, arguments.seed) or _read(arguments.inputs, arguments.seed)
+
+
+def _pass(dialects: list[Dialect], messages: int, seed: int) -> int:
+    """Let an interposer pass on so many messages of each dialect."""
+    for dialect in dialects:
+        fds = open_fds()
+        outcome = fuzzing_interposer.campaign(dialect, messages, seed)
+        gc.collect()
+        if open_fds() != fds:
+            outcome.wrong.append(f"{open_fds() - fds} descriptors are left open")
+        if outcome.wrong:
+            print(f"an interposer: seed {seed} of {dialect.name} went wrong:", *outcome.wrong, sep="\n  ")
+            print(f"again: scripts/fuzz --messages 0 --dialect {dialect.name} --seed {seed} --inputs {messages}")
+            return 1
+        print(f"through an interposer, {dialect.name}: {outcome.inputs:,} messages")
+    return 0
 
 
 def _read(inputs: int, seed: int) -> int:

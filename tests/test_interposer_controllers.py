@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.interposed import Interposed, interposed_edu
+from vfio_user.errors import UserError
 from vfio_user.interposer.control.client import Control, ControlError
 from vfio_user.interposer.control.lines import MAX_FDS, MAX_LINE, Line, LineReader
 from vfio_user.interposer.control.server import MAX_CONNECTIONS
+from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.transport import close_all
 
 LIVENESS = 0x04
@@ -87,6 +89,14 @@ def test_a_controller_too_many_is_told_so(edu: Interposed) -> None:
             assert not answer(one_more)["ok"]
             assert one_more.recv(1) == b""
     until_there_is_room(edu)
+
+
+def test_the_control_socket_is_private_and_no_other_interposer_takes_it(edu: Interposed) -> None:
+    path = edu.folder / "control"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UserError, match="control"):
+        Interposer(Setup(listen=str(edu.folder / "other"), connect=str(edu.folder / "edu"), control=str(path)))
+    assert_served(edu)
 
 
 def test_more_bytes_than_may_follow_are_refused_and_not_waited_for(edu: Interposed) -> None:

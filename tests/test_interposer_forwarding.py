@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzzing import open_fds
+from tests.fuzzing_interposer import campaign
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.pump import Outlet, Pump
 from vfio_user.transport import Stream
-from vfio_user.wire import HEADER, Command
+from vfio_user.wire import DIALECTS, HEADER, Command, Dialect
 
 
 @pytest.fixture
@@ -162,6 +165,16 @@ def test_random_bytes_both_ways_neither_crash_nor_change(seed: int) -> None:
             noise = chance.randbytes(chance.randrange(1, 3000))
             sender.socket.send(noise)
             assert receiver.receive_bytes(len(noise)) == noise
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
+def test_nearly_right_messages_with_everything_on_raise_nothing_and_leave_nothing_open(dialect: Dialect) -> None:
+    gc.collect()
+    before = open_fds()
+    outcome = campaign(dialect, 300, seed=5)
+    gc.collect()
+    assert not outcome.wrong
+    assert open_fds() == before
 
 
 def test_a_half_close_is_passed_on_as_one(bench: Bench) -> None:

@@ -60,10 +60,13 @@ class CaptureDma:
         return replace(message, payload=self._without_descriptors(message), fds=[])
 
     def _without_descriptors(self, message: Message) -> bytes:
-        """The draft says in each entry whether a descriptor comes with it."""
+        """The draft says in each entry whether a descriptor comes with it; a table that is none is the server's."""
         if self._session.dialect.shapes[Command.DMA_MAP].request is not None:
             return message.payload
-        entries = at.DMA_ENTRY_V6.unpack_all(message.payload)
+        try:
+            entries = list(at.DMA_ENTRY_V6.unpack_all(message.payload))
+        except ProtocolError:
+            return message.payload
         return b"".join(at.DMA_ENTRY_V6.pack(*entry[:4], 0) for entry in entries)
 
     def _answer(self, message: Message) -> Message | None:
