@@ -13,8 +13,8 @@ import pytest
 
 from vfio_user import Client, PciDevice, PciIds, ProtocolError, state, stored_register
 from vfio_user.client import RemoteError
-from vfio_user.device.plain import MAX_BITS, NESTED
-from vfio_user.migration.values import decode, encode
+from vfio_user.device.plain import NESTED
+from vfio_user.migration.values import MAX_BITS, decode, encode
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfio_user.errors import ProtocolError
+from vfio_user.migration import values
 from vfio_user.migration.values import MAX_DEPTH, decode, encode
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.floats(allow_nan=False)
-KEYS = st.text() | st.integers() | st.tuples(st.integers(), st.text())
+KEYS = st.text() | st.integers(-(1 << 64) + 1, (1 << 64) - 1) | st.tuples(st.integers(), st.text())
 VALUES = st.recursive(
     SCALARS,
     lambda inner: (
@@ -68,6 +71,52 @@ def test_garbage_raises_nothing_but_the_protocol_error(data: bytes) -> None:
 def test_malformed_values_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(data)
+
+
+TOO_LARGE: dict[str, Callable[[], Any]] = {
+    "an int of thousands of digits": lambda: 1 << values.MAX_BITS,
+    "items in one list": lambda: [None] * (values.MAX_ITEMS + 1),
+    "items in many lists": lambda: [[None] * 1000] * (values.MAX_ITEMS // 1000),
+    "items of dicts": lambda: [dict.fromkeys(range(1000))] * (values.MAX_ITEMS // 2000 + 1),
+    "bytes": lambda: bytes(values.MAX_SIZE + 1),
+    "bytes in all": lambda: [bytes(values.MAX_SIZE // 4)] * 4,
+    "keys that all have one hash": lambda: {number * ((1 << 61) - 1): None for number in range(32)},
+    "tuples as keys": lambda: {(number,): None for number in range(values.MAX_TUPLE_KEYS + 1)},
+}
+
+
+@pytest.mark.parametrize("make", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_what_is_too_large_is_refused_both_ways(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    value = make()
+    with pytest.raises(TypeError):
+        encode(value)
+    with monkeypatch.context() as unbounded:
+        for bound in ("MAX_BITS", "MAX_ITEMS", "MAX_SIZE", "MAX_KEY_BITS", "MAX_TUPLE_KEYS"):
+            unbounded.setattr(values, bound, 1 << 40)
+        data = encode(value)
+    with pytest.raises(ProtocolError):
+        decode(data)
+
+
+def test_what_just_fits_is_taken() -> None:
+    for value in (
+        (1 << values.MAX_BITS) - 1,
+        [0] * values.MAX_ITEMS,
+        {number << 61: None for number in (-7, -1, 0, 1, 7)},
+        {(number,): None for number in range(values.MAX_TUPLE_KEYS)},
+    ):
+        assert decode(encode(value)) == value
+
+
+def test_millions_of_empty_lists_are_refused_before_they_are_made() -> None:
+    """32 MiB of them took 1.2 GiB and 41 s."""
+    data = b"l" + b"\x80\x80\x80\x08" + b"l\0" * (16 << 20)
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="items"):
+        decode(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_deep_nesting_is_refused_both_ways() -> None:

@@ -12,15 +12,13 @@ from enum import Enum
 from types import NoneType
 from typing import Any
 
-from vfio_user.migration.values import MAX_DEPTH
+from vfio_user.migration.values import MAX_BITS, MAX_DEPTH, shortened, shown
 
 SCALARS = (NoneType, bool, int, float, str, bytes)
 FAMILIES: tuple[tuple[type, ...], ...] = ((int, float), (str,), (bytes, bytearray, memoryview))
 """Types whose values stand for one another where they are equal."""
 NESTED = MAX_DEPTH - 2
 """How deep: below the saved state, and its values by name."""
-MAX_BITS = 1 << 13
-"""Of an int. Python refuses to write larger ones in digits, see sys.int_info."""
 TAKEN = "state holds None, numbers, text, bytes, and lists, tuples and dicts of them"
 
 
@@ -38,7 +36,7 @@ class NotPlain(Exception):
         return self
 
     def __str__(self) -> str:
-        return f"{_shortened(self._place)} {self._what}"
+        return f"{shortened(self._place)} {self._what}"
 
 
 def to_plain(value: object, kind: type) -> Any:
@@ -122,16 +120,3 @@ def _item(value: object, key: object, depth: int) -> Any:
         return _copy(value, depth + 1)
     except NotPlain as error:
         raise error.within(f"[{shown(key)}]") from None
-
-
-def shown(value: object) -> str:
-    """A value in a message: of any size."""
-    try:
-        text = repr(value)
-    except ValueError:  # an int of thousands of digits
-        return f"a huge {type(value).__name__}"
-    return _shortened(text)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."

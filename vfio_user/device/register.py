@@ -25,9 +25,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from vfio_user.device.declared import Declaration, authors_frame, source_of
-from vfio_user.device.plain import NotPlain, shown
+from vfio_user.device.plain import NotPlain
 from vfio_user.device.state import State
 from vfio_user.errors import DeclarationError
+from vfio_user.migration.values import shown
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice

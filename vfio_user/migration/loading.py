@@ -7,7 +7,8 @@ written as it comes: it may be larger than memory, and is of no use to anybody b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vfio_user.errors import ProtocolError
@@ -15,9 +16,12 @@ from vfio_user.migration import values
 from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, pieces_with_data
 from vfio_user.migration.migratable import Migratable
 from vfio_user.migration.stream import PLACE, ZEROS, Frame, FrameReader, Kind, differing, refuse
+from vfio_user.migration.values import shortened, shown
 
-MAX_STATE = 1 << 30
-"""Bytes of encoded values, at most."""
+log = logging.getLogger(__name__)
+
+MAX_STORAGE = 1 << 63
+"""Bytes of a storage: what a file can have (off_t)."""
 _DEVICE_KEYS = ("class", "ids")
 
 
@@ -29,6 +33,8 @@ class Loading:
         self._memories = list(device.memories())
         self._storages = dict(enumerate(device.storages(), len(self._memories)))
         """By section."""
+        self._announced: dict[int, int] = {}
+        """Sizes of the storages at the source, by section."""
         self._files = [Memfd("vfio-user-received", memory.size) for memory in self._memories]
         self._received = [
             MemfdMemory(memory.name, file, 0, file.size)
@@ -70,7 +76,7 @@ class Loading:
         state = values.decode(self._state)
         if not isinstance(state, dict):
             raise refuse(f"its values are no dict, but {type(state).__name__}")
-        self._device.check_state(state)
+        self._understand(self._device.check_state, state)
         try:
             for storage in self._storages.values():
                 storage.settle()
@@ -79,12 +85,22 @@ class Loading:
         before = self._device.save_state()
         self._swap_memory()
         try:
-            self._device.load_state(state)
+            self._understand(self._device.load_state, state)
             self._check_digests(self._end["digests"])
         except BaseException:
             self._swap_memory()
             self._device.load_state(before)
             raise
+
+    def _understand(self, take: Callable[[Mapping[str, Any]], None], state: Mapping[str, Any]) -> None:
+        """Have the device look at a state, or take it; one that makes its code fail is no good state of it."""
+        try:
+            take(state)
+        except (ProtocolError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            log.warning("a saved state makes the device fail", exc_info=error)
+            raise refuse(f"the device cannot take it: {type(error).__name__}: {shortened(str(error), 200)}") from error
 
     def close(self) -> None:
         for received, file in zip(self._received, self._files, strict=True):
@@ -105,10 +121,15 @@ class Loading:
             case Kind.ZERO:
                 offset, length = ZEROS.unpack_from(self._sized(frame, ZEROS.size))
                 self._clear(frame.section, offset, length)
+            case Kind.GREW:
+                (size,) = PLACE.unpack_from(self._sized(frame, PLACE.size))
+                if not self._announced.get(frame.section, MAX_STORAGE) < size < MAX_STORAGE:
+                    raise refuse(f"section {frame.section} cannot have grown to {size} bytes")
+                self._announced[frame.section] = size
             case Kind.STATE:
                 self._state += frame.payload
-                if len(self._state) > MAX_STATE:
-                    raise refuse(f"its values have more than {MAX_STATE} bytes")
+                if len(self._state) > values.MAX_SIZE:
+                    raise refuse(f"its values have more than {values.MAX_SIZE} bytes")
             case Kind.END:
                 end = _dict_of(frame.payload, frames=int, digests=dict)
                 if end["frames"] != self._reader.frames:
@@ -123,21 +144,25 @@ class Loading:
         theirs, ours = header["identity"], dict(self._device.identity())
         for key in _DEVICE_KEYS:
             if theirs.get(key) != ours.get(key):
-                raise refuse(f"it is of another device: {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here")
-        for key in sorted(map(str, theirs.keys() | ours.keys())):
+                there, here = shown(theirs.get(key), 200), shown(ours.get(key), 200)
+                raise refuse(f"it is of another device: {key} is {there} there and {here} here")
+        for key in sorted(theirs.keys() | ours.keys(), key=str):
             if key not in theirs or key not in ours or theirs[key] != ours[key]:
-                there, here = theirs.get(key, "nothing"), ours.get(key, "nothing")
-                raise refuse(f"its device is configured differently: {key} is {there!r} there and {here!r} here")
+                there, here = shown(theirs.get(key, "nothing"), 200), shown(ours.get(key, "nothing"), 200)
+                raise refuse(
+                    f"its device is configured differently: {shortened(str(key))} is {there} there and {here} here"
+                )
         memories = [(memory.name, memory.size) for memory in self._memories]
         if header["memories"] != memories:
-            raise refuse(f"its device has other memory: {header['memories']} there and {memories} here")
+            raise refuse(f"its device has other memory: {shown(header['memories'], 200)} there and {memories} here")
 
         sizes = _storages_of(header)
         names = [storage.name for storage in self._storages.values()]
         if list(sizes) != names:
-            raise refuse(f"other storage goes along with it: {list(sizes)} there and {names} here")
-        for storage in self._storages.values():
+            raise refuse(f"other storage goes along with it: {shown(list(sizes), 200)} there and {names} here")
+        for section, storage in self._storages.items():
             storage.begin_loading(sizes[storage.name])
+            self._announced[section] = sizes[storage.name]
 
     def _sized(self, frame: Frame, size: int) -> bytes:
         if len(frame.payload) < size or frame.section >= len(self._memories) + len(self._storages):
@@ -145,22 +170,26 @@ class Loading:
         return frame.payload
 
     def _check_range(self, section: int, offset: int, length: int) -> None:
-        if offset + length > self._received[section].size:
-            raise refuse(f"it has bytes behind the end of memory {self._memories[section].name}")
+        if section in self._storages:
+            size, name = self._announced[section], f"storage {self._storages[section].name}"
+        else:
+            size, name = self._received[section].size, f"memory {self._memories[section].name}"
+        if offset + length > size:
+            raise refuse(f"it has bytes behind the end of {name}")
 
     def _put(self, section: int, offset: int, data: memoryview) -> None:
+        self._check_range(section, offset, len(data))
         if section in self._storages:
             self._storages[section].write(offset, data)
-            return
-        self._check_range(section, offset, len(data))
-        self._received[section].write(offset, bytes(data))
+        else:
+            self._received[section].write(offset, bytes(data))
 
     def _clear(self, section: int, offset: int, length: int) -> None:
+        self._check_range(section, offset, length)
         if section in self._storages:
             self._storages[section].clear(offset, length)
-            return
-        self._check_range(section, offset, length)
-        self._received[section].clear(offset, length)
+        else:
+            self._received[section].clear(offset, length)
 
     def _swap_memory(self) -> None:
         """Exchange the device's memory with what was received; a second time, and all is as before."""
@@ -174,13 +203,14 @@ class Loading:
 
 def _storages_of(header: Mapping[str, Any]) -> dict[str, int]:
     """Sizes by name; nothing from a source that has none."""
-    sizes = {}
-    for entry in header.get("storages", ()):
+    sizes: dict[str, int] = {}
+    entries = header.get("storages", [])
+    for entry in entries if isinstance(entries, list) else [entries]:
         match entry:
-            case [str(name), int(size)] if size >= 0:
+            case [str(name), int(size)] if 0 <= size < MAX_STORAGE and name not in sizes:
                 sizes[name] = size
             case _:
-                raise refuse("it is malformed")
+                raise refuse(f"{shown(entry)} is no storage")
     return sizes
 
 

@@ -190,7 +190,8 @@ class Migration:
         try:
             self.device.check_savable()
             for name, value in self.device.identity().items():
-                _check_encodable(name, value)
+                _check_encodable(f"identity cannot be saved: {name}", value)
+            _check_encodable("state cannot be saved", dict(self.device.save_state()))
         except ProtocolError as error:
             log.warning("migration: %s", error)
             raise
@@ -266,8 +267,8 @@ class Migration:
             self._region.start_over()
 
 
-def _check_encodable(name: str, value: object) -> None:
+def _check_encodable(what: str, value: object) -> None:
     try:
         values.encode(value)
     except TypeError as error:
-        raise ProtocolError(f"the device's identity cannot be saved: {name}: {error}", errno.EIO) from None
+        raise ProtocolError(f"the device's {what}: {error}", errno.EIO) from None

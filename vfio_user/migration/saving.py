@@ -78,6 +78,7 @@ class Saving:
         self._memories = list(device.memories())
         self._storages = dict(enumerate(device.storages(), len(self._memories)))
         """By section."""
+        self._announced = {section: storage.size for section, storage in self._storages.items()}
         self._writer = FrameWriter()
         self._buffer = bytearray()
         self._unsent = sum(memory.size for memory in self._memories)
@@ -126,9 +127,10 @@ class Saving:
         header: dict[str, object] = {"identity": dict(device.identity())}
         header["memories"] = [(memory.name, memory.size) for memory in self._memories]
         if self._storages:
-            header["storages"] = [(storage.name, storage.size) for storage in self._storages.values()]
+            header["storages"] = [(s.name, self._announced[section]) for section, s in self._storages.items()]
         yield writer.preamble + writer.frame(Kind.IDENTITY, values.encode(header))
         for section, storage in self._storages.items():
+            yield from self._grown(section)
             yield from self._whole(section, storage)
         if self._running:
             yield from self._memory_while_running()
@@ -197,9 +199,17 @@ class Saving:
     def _zeros(self, section: int, start: int, end: int) -> bytes:
         return self._writer.frame(Kind.ZERO, ZEROS.pack(start, end - start), section)
 
+    def _grown(self, section: int) -> Iterator[bytes]:
+        """Nothing is sent that lies beyond what was announced."""
+        size = self._storages[section].size
+        if size > self._announced[section]:
+            self._announced[section] = size
+            yield self._writer.frame(Kind.GREW, PLACE.pack(size), section)
+
     def _written(self) -> Iterator[bytes]:
         """What was written to storages meanwhile, as it is now."""
         for section, storage in self._storages.items():
+            yield from self._grown(section)
             for at, size in storage.take_written():
                 end = at + size
                 while at < end:

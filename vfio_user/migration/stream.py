@@ -9,6 +9,7 @@
                {"storages": [(name, size), ...]} too: their sections follow those of the memories
     MEMORY     section, offset (u64), bytes: memory as it was at some time; later frames replace earlier ones
     ZERO       section, offset (u64), length (u64): zeros there
+    GREW       section of a storage, length (u64): it has become so large since it was announced, or last grew
     STATE      a piece of the encoded values
     END        last, once: encoded {"frames": how many before it, "digests": {part of the state: the source's}}
 
@@ -47,6 +48,7 @@ class Kind(IntEnum):
     ZERO = 3
     STATE = 4
     END = 5
+    GREW = 6
 
 
 class Frame(NamedTuple):
