@@ -124,7 +124,7 @@ WRONG: dict[str, tuple[int, str, str]] = {
         @register(bar=0, offset=8, width=4)
         def copy(self) -> int: return 1
     """),
-    "two states of one name": (1, "D.total is declared, and is not|a declaration is declared", """
+    "two states of one name": (1, "D has a declaration that something else of its name replaces", """
         total: int = state(0)
         total: int = state(1)
     """),

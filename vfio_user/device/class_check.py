@@ -59,11 +59,12 @@ class _Check:
         self._check_options()
 
     def _check_kept(self, made: Declaration) -> None:
+        hint = "a declaration has one name, for itself"
+        if not made.name:
+            self._refuse("", "has a declaration that something else of its name replaces", made.source, hint)
         if vars(self._class).get(made.name) is not made:
-            what = (
-                "is declared, and is not in the class by that name: replaced by another, or its function's name differs"
-            )
-            self._refuse(made.name or "a declaration", what, made.source, "a declaration has one name, and keeps it")
+            what = "is declared, and is not in the class by that name: replaced, or its function's name is another"
+            self._refuse(made.name, what, made.source, hint)
 
     def _check_name(self, name: str, value: object) -> None:
         if isinstance(value, Declaration) and name in self._names:
@@ -121,7 +122,8 @@ class _Check:
         self, name: str, what: str, source: Source | None = None, hint: str = "give it another name"
     ) -> NoReturn:
         where = source or source_of(authors_frame())
-        raise DeclarationError(f"{self._class.__qualname__}.{name} {what} ({where})", hint=hint)
+        which = f"{self._class.__qualname__}.{name}" if name else self._class.__qualname__
+        raise DeclarationError(f"{which} {what} ({where})", hint=hint)
 
 
 def _written(value: object) -> Source | None:
