@@ -7,7 +7,6 @@ begin with on_ are the framework's hooks; a declaration is in the class by its o
 from __future__ import annotations
 
 import inspect
-from difflib import get_close_matches
 from types import FunctionType
 from typing import NoReturn
 
@@ -77,6 +76,8 @@ class _Check:
 
     def _check_hook(self, name: str, value: object) -> None:
         if name.startswith(HOOK) and name not in self._hooks:
+            from difflib import get_close_matches  # a class without mistakes need not wait for it
+
             close = get_close_matches(name, self._hooks, 1)
             hint = f"the hooks are {', '.join(self._hooks)}; call what is no hook something without {HOOK}"
             what = f"is no hook, and nobody would call it{f': {close[0]} is one' if close else ''}"
