@@ -103,7 +103,10 @@ def test_a_command_on_the_twin_socket_is_an_error(twin: tuple[Twin, Stream]) -> 
     assert wrong.value.errno == errno.EPROTO
 
 
-def test_a_reply_to_something_else_on_the_twin_socket_is_dropped(twin: tuple[Twin, Stream]) -> None:
+def test_a_reply_to_something_else_on_the_twin_socket_is_dropped_and_said_once(
+    twin: tuple[Twin, Stream], caplog: pytest.LogCaptureFixture
+) -> None:
     server, client = twin
-    client.send(Message(8, 11).reply(bytes(16)).encode() + Message(7, 11).reply(b"this").encode())
+    client.send(Message(8, 11).reply(bytes(16)).encode() * 9 + Message(7, 11).reply(b"this").encode())
     assert server.exchange(Message(7, CURRENT.number(Command.DMA_READ), payload=bytes(16))).payload == b"this"
+    assert len(caplog.records) == 1

@@ -48,6 +48,7 @@ class Twin:
         self._stream = stream
         self._framer = Framer()
         self._lock = threading.Lock()
+        self._unasked = 0  # replies that nobody waited for
 
     def exchange(self, message: Message) -> Message:
         """Send a request and wait for its reply; replies to anything else are dropped.
@@ -63,7 +64,9 @@ class Twin:
             try:
                 self._until(end).send(message.encode())
                 while (answer := self._next(end)).id != message.id:
-                    log.warning("dropped: a reply to id %d on the twin socket, which nobody asked", answer.id)
+                    level = logging.DEBUG if self._unasked else logging.WARNING
+                    log.log(level, "dropped: a reply to id %d on the twin socket, which nobody asked", answer.id)
+                    self._unasked += 1
             except TimeoutError:
                 self.shutdown()
                 raise ProtocolError(
