@@ -279,15 +279,18 @@ class PciDevice(Hooks):
         if absence is not None:
             absence.release()
 
-    def detach(self, still: Hold | None = None) -> None:
-        """The client is gone: its memory and descriptors are released, the device keeps its state, and stands still
-        until the next one comes; `still` has it do so already, and is not the caller's any more.
+    def client_gone(self) -> Hold:
+        """The client is gone: stand still until the next one comes. `detach` follows when that is so, or late."""
+        if self._absence is None:
+            self._absence = self.hold_still()
+        return self._absence
+
+    def detach(self) -> None:
+        """The client's memory and descriptors are released; the device keeps its state.
 
         All of it happens, whatever the author's hooks raise; the last that was raised is raised at the end.
         """
-        before, self._absence = self._absence, still or self.hold_still()
-        if before is not None:  # attaching this client failed
-            before.release()
+        absence = self.client_gone()
         with ExitStack() as at_the_end:  # runs from the last to the first
             at_the_end.callback(self._unlink)
             at_the_end.callback(self.interrupts.release)
@@ -295,7 +298,7 @@ class PciDevice(Hooks):
             at_the_end.callback(self.dma.unmap_all)
             at_the_end.callback(self.on_reset, ResetKind.LOST_CONNECTION)
             self._standstill.give_up()
-        self._absence.say_refusal("the client's end")
+        absence.say_refusal("the client's end")
 
     def hold_still(self) -> Hold:
         """Before memory, state or the migration state changes: have the device stand still until this is released.

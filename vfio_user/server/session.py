@@ -393,11 +393,11 @@ class Session:
 
     def _detach(self) -> None:
         """The device's threads get the lock, and a moment, to finish what they do for the client."""
-        still = self.device.hold_still()
+        still = self.device.client_gone()
         self._wait_settled(still, QUIESCE_SECONDS)
         if not still.settled:
             log.warning("the device does not stand still %g s after its client has gone", QUIESCE_SECONDS)
-        self.device.detach(still)
+        self.device.detach()
 
     def _close(self) -> None:
         self._over = True
