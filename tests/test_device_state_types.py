@@ -14,7 +14,7 @@ import pytest
 from vfio_user import Client, PciDevice, PciIds, ProtocolError, state, stored_register
 from vfio_user.client import RemoteError
 from vfio_user.device.plain import NESTED
-from vfio_user.migration.values import MAX_BITS, decode, encode
+from vfio_user.migration.values import MAX_BITS, MAX_ITEMS, MAX_SIZE, decode, encode
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
 
@@ -160,6 +160,30 @@ def test_what_would_not_arrive_is_refused_by_name_when_it_is_saved(
     for save in (device.check_savable, device.save_state, device.digest):
         with pytest.raises(ProtocolError, match=f"Mixed cannot be saved: {words}"):
             save()
+
+
+TOO_MUCH: dict[str, tuple[str, Callable[[], object], str]] = {
+    "more items than a state may have": ("items", lambda: [None] * (MAX_ITEMS + 1), "items: lists and dicts"),
+    "a key that is too long": ("table", lambda: {1 << 70: 1}, "table: an int of 71 bits as a key"),
+    "more bytes than a state may have": ("label", lambda: "x" * (MAX_SIZE + 1), "label: "),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "words"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_what_is_more_than_a_saved_state_may_have_is_refused_by_name(
+    name: str, value: Callable[[], object], words: str
+) -> None:
+    device = Mixed()
+    setattr(device, name, value())
+    with pytest.raises(ProtocolError, match=f"Mixed cannot be saved: {words}"):
+        device.check_savable()
+
+
+def test_values_that_are_too_much_together_are_refused_too() -> None:
+    device = Mixed()
+    device.items, device.table = [None] * (MAX_ITEMS - 30), {"more": [None] * 29}
+    with pytest.raises(ProtocolError, match="Mixed cannot be saved: all state together: lists"):
+        device.check_savable()
 
 
 class Nervous(Mixed):

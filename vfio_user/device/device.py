@@ -439,7 +439,7 @@ class PciDevice(Hooks):
 
     def check_savable(self) -> None:
         """Raises ProtocolError (EIO) where a declared value or memory could not be loaded again, by its name."""
-        self._snapshot.save()
+        self._snapshot.check_savable()
         self._layout.memory.check(self)
         checked_extra(self.save_extra())
 

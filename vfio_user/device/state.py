@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from vfio_user.device.declared import Declaration, declarations
 from vfio_user.device.plain import NotPlain, from_plain, to_plain
 from vfio_user.errors import DeclarationError, ProtocolError
+from vfio_user.migration.values import encode
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
@@ -128,6 +129,16 @@ class Snapshot:
         except NotPlain as error:
             raise ProtocolError(f"{type(self._device).__name__} cannot be saved: {error}", errno.EIO) from None
 
+    def check_savable(self) -> None:
+        """Raises ProtocolError (EIO) where the values cannot be saved, or are more than a saved state may have."""
+        saved = self.save()
+        try:
+            encode(saved)
+        except TypeError as error:
+            name = next((name for name, value in saved.items() if not _can_be_encoded(value)), "all state together")
+            what = f"{type(self._device).__name__} cannot be saved: {name}: {error}"
+            raise ProtocolError(what, errno.EIO) from None
+
     def check(self, values: Mapping[str, Any]) -> None:
         """Raises ProtocolError (EINVAL) unless exactly what is declared is there, of the right types."""
         declared = {value.name for value in self._values}
@@ -157,3 +168,11 @@ class Snapshot:
             except NotPlain as error:
                 raise error.within(value.name) from None
         return found
+
+
+def _can_be_encoded(value: object) -> bool:
+    try:
+        encode(value)
+    except TypeError:
+        return False
+    return True
