@@ -40,7 +40,7 @@ MESSAGE_TIMEOUT = 2.0  # seconds, QEMU's x-msg-timeout: longer than every pause 
 HALF_CLOSED = 5.0  # seconds that a half-closed connection stays so
 LIVENESS = 0x5A5A5A5A ^ 0xFFFFFFFF
 ONES = 0xFFFFFFFF
-PATIENCE = 15.0
+PATIENCE = 60.0
 
 # What the interposer is told: to hold the reply to a map back, or to close at the next message.
 HELD = "rules: [{match: {command: DMA_MAP, direction: to-client}, act: {delay: 0.8}}]"

@@ -59,7 +59,7 @@ class Interposed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.write(self._write, b"x")
-        self._thread.join(10)
+        self._thread.join(60)
         self._stack.close()
         os.close(self._read)
         os.close(self._write)

@@ -17,7 +17,7 @@ from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Diale
 from vfio_user.wire import layouts as at
 
 T = TypeVar("T")
-DEADLINE = 5.0
+DEADLINE = 60.0
 
 
 class Peer:

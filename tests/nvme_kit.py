@@ -26,7 +26,7 @@ CC, CSTS, NSSR, AQA, ASQ, ACQ = 0x14, 0x1C, 0x20, 0x24, 0x28, 0x30
 ENABLE = 0x00460001
 """CC: entries of 64 and 16 bytes, pages of 4 KiB."""
 READY = 1
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 _COMMAND = Struct("<BBHIQQQQ6I")
 _COMPLETION = Struct("<IIHHHH")

@@ -95,7 +95,7 @@ class ScriptedServer:
 
     def close(self) -> None:
         self.stream.shutdown()
-        self._thread.join(5)
+        self._thread.join(60)
         self.stream.close()
         if self.twin:
             self.twin.close()

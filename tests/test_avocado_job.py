@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from junitparser import JUnitXml
 
@@ -44,11 +45,12 @@ def job(folder: Path, body: str, chosen: str, *bounds: str) -> subprocess.Popen[
     """A job with the tests of `FILE` that this expression finds, the first of which does this."""
     file = folder / "test_it.py"
     file.write_text(FILE.format(body=body))
-    paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # avocado's runners
+    programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # avocado's runners
+    modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     return subprocess.Popen(
         [sys.executable, "-m", "tests.avocado_job", f"{file}:{chosen}", str(folder / "results"), *bounds],
         cwd=ROOT,
-        env={**os.environ, "PATH": paths, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PATH": programs, "PYTHONPATH": modules},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -80,13 +82,12 @@ def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
 
 
 def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    body = f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    running = job(tmp_path, body, "test_first", "8", "1")
+    running = job(tmp_path, "time.sleep(150)", "test_first", "4", "1")
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 3, said
     assert "has not ended" in said
-    assert not Path(f"/proc/{pid.read_text()}").exists()
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
+    assert not left
 
 
 def test_a_run_that_somebody_ends_says_so_of_its_tests(tmp_path: Path) -> None:

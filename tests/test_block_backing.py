@@ -99,11 +99,11 @@ def test_an_error_that_the_page_cache_tells_one_thread_is_of_all_that_wait(
 
     threads = [threading.Thread(target=flush, name=name) for name in ("first", "second", "third")]
     threads[0].start()
-    assert first_is_in.wait(5)
+    assert first_is_in.wait(60)
     for each in threads[1:]:
         each.start()
     for each in threads:
-        each.join(5)
+        each.join(60)
     assert outcomes == {"first": False, "second": False, "third": False}
 
 
@@ -119,7 +119,7 @@ def test_flushes_that_wait_share_the_next_turn_of_the_disk(image: Backing, monke
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     first = threading.Thread(target=image.sync)
     first.start()
-    assert begun.wait(5)
+    assert begun.wait(60)
     waiting, asked = [], threading.Semaphore(0)
 
     class Counted:
@@ -139,10 +139,10 @@ def test_flushes_that_wait_share_the_next_turn_of_the_disk(image: Backing, monke
     for _ in range(5):
         waiting.append(threading.Thread(target=image.sync))
         waiting[-1].start()
-        assert asked.acquire(timeout=5)
+        assert asked.acquire(timeout=60)
     go_on.set()
     for each in (first, *waiting):
-        each.join(5)
+        each.join(60)
     assert len(calls) == 2
 
 

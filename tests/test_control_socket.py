@@ -39,7 +39,7 @@ class Controller:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         self.socket.connect(str(path))
         self._lines = self.socket.makefile("rb")
 
@@ -132,7 +132,7 @@ def test_a_device_closes_whoever_is_connected(path: Path) -> None:
         deaf.ask_without_reading()
         closing = threading.Thread(target=device.close, daemon=True)
         closing.start()
-        closing.join(5)
+        closing.join(60)
         assert not closing.is_alive()
         assert idle.next() is None
 
@@ -186,7 +186,7 @@ def test_so_many_controllers_and_no_more(device: Gpio, path: Path) -> None:
         assert one_more.next() is None
     for each in idle:
         each.close()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while not _is_taken(path):
         assert time.monotonic() < end
 
@@ -200,7 +200,7 @@ def _is_taken(path: Path) -> bool:
 
 def test_a_device_without_descriptors_turns_controllers_away_and_listens_on(device: Gpio, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as unlucky:
-        unlucky.settimeout(5)
+        unlucky.settimeout(60)
         with descriptors_left(0):
             unlucky.connect(str(path))
             assert unlucky.recv(1) == b""

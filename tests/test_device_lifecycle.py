@@ -207,14 +207,14 @@ def test_quiescing_may_end_on_any_thread_before_or_after_it_is_waited_for() -> N
         thread = threading.Thread(target=quiet.done)
         if finish_first:
             thread.start()
-            thread.join(10)
+            thread.join(60)
         quiet.then(told.set)
         if not finish_first:
             assert not told.is_set()
             thread.start()
-        assert told.wait(10)
+        assert told.wait(60)
         assert (quiet.finished, quiet.errno) == (True, 0)
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_device_that_cannot_stand_still_says_why_and_the_first_word_counts() -> None:

@@ -27,7 +27,7 @@ from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
 IDENTIFICATION, LIVENESS, STREAM, STORM, HOLD, WORK_DONE = 0x00, 0x04, 0xA0, 0xA8, 0xB0, 0xB8
 COMMAND, MEMORY, BUS_MASTER = 0x04, 0x2, 0x4
 GUEST = 0x100000
-DEADLINE = 10.0
+DEADLINE = 60.0
 QUIET = 0.02  # seconds in which what must have ended would show itself
 
 

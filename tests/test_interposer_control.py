@@ -420,7 +420,7 @@ def test_without_a_client_requests_are_refused(edu: Interposed) -> None:
 def test_a_wrong_command_is_answered_with_what_is_wrong(edu: Interposed, line: bytes, tmp_path: Path) -> None:
     edu.client()
     with socket.socket(socket.AF_UNIX) as control:
-        control.settimeout(5)
+        control.settimeout(60)
         control.connect(str(tmp_path / "control"))
         control.sendall(line + b'\n{"command": "status", "id": [1]}\n')
         answers = control.makefile("rb")
@@ -443,7 +443,7 @@ def test_stop_ends_the_interposer(tmp_path: Path) -> None:
     with interposed_edu(tmp_path) as edu:
         with Control(tmp_path / "control") as control:
             control.call("stop")
-        edu._thread.join(5)
+        edu._thread.join(60)
         assert not edu._thread.is_alive()
         assert not (tmp_path / "listen").exists()
 

@@ -33,7 +33,7 @@ def edu(tmp_path: Path) -> Iterator[Interposed]:
 @contextmanager
 def connected(edu: Interposed) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as control:
-        control.settimeout(10)
+        control.settimeout(60)
         control.connect(str(edu.folder / "control"))
         yield control
 

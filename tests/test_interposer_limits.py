@@ -164,7 +164,7 @@ def test_a_server_that_ends_a_connection_on_purpose_is_not_replaced(tmp_path: Pa
     """A message larger than was agreed on: the server answers, hangs up, and waits for the next client."""
     with Interposed(tmp_path, survive=Policy()) as edu, socket.socket(socket.AF_UNIX) as client:
         pid = edu.control().call("status")["server_pid"]
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(str(tmp_path / "listen"))
         client.sendall(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0")).encode())
         assert client.recv(1 << 16)
@@ -178,7 +178,7 @@ def test_a_server_that_ends_a_connection_on_purpose_is_not_replaced(tmp_path: Pa
 def test_a_server_that_is_sent_no_message_is_not_replaced(tmp_path: Path) -> None:
     with Interposed(tmp_path, survive=Policy()) as edu, socket.socket(socket.AF_UNIX) as client:
         pid = edu.control().call("status")["server_pid"]
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(str(tmp_path / "listen"))
         client.sendall(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0")).encode())
         assert client.recv(1 << 16)

@@ -276,7 +276,7 @@ def test_a_namespace_can_be_deleted_and_made_again(three: Host, tmp_path: Path) 
 
 def ask(path: Path, **request: Any) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(str(path))
         connection.sendall(json.dumps(request).encode() + b"\n")
         answer: dict[str, Any] = json.loads(connection.makefile().readline())

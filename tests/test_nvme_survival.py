@@ -70,7 +70,7 @@ def test_after_a_kill_every_acknowledged_write_is_there(tmp_path: Path, acknowle
         except (Disconnected, ConnectionError, OSError):
             pass
         killer.join()
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
     content = (tmp_path / "disk.img").read_bytes()
     for number in range(1, acknowledged + 1):
         assert content[number * 512 :][:8] == pack("<Q", number)
@@ -235,14 +235,14 @@ def test_pages_that_a_read_fills_after_a_report_are_dirty_again(
 
         def read_late(pieces: object, offset: int, read: Callable[..., None] = backing.read) -> None:
             reading.set()
-            assert reported.wait(5)
+            assert reported.wait(60)
             read(pieces, offset)
 
         monkeypatch.setattr(backing, "try_read", not_in_the_cache)
         monkeypatch.setattr(backing, "read", read_late)
         host.client.start_logging(PAGE, [(BASE, host.memory.size)])
         cid = host.queues[1].put(Io.READ, nsid=1, prp1=at, prp2=at + PAGE, cdw12=15)
-        assert reading.wait(5)
+        assert reading.wait(60)
         host.client.report_logging(BASE, host.memory.size, PAGE)
         reported.set()
         assert host.queues[1].wait(cid).status == 0

@@ -173,14 +173,14 @@ def test_a_listener_without_descriptors_turns_clients_away_and_listens_on(tmp_pa
         serving = threading.Thread(target=lambda: accepted.append(listener.accept()))
         with socket.socket(socket.AF_UNIX) as unlucky, socket.socket(socket.AF_UNIX) as next_one:
             for client in (unlucky, next_one):
-                client.settimeout(5)
+                client.settimeout(60)
             with descriptors_left(0):
                 serving.start()
                 unlucky.connect(str(tmp_path / "s"))
                 assert unlucky.recv(1) == b"", "turned away, and not left to wait"
                 assert not accepted
             next_one.connect(str(tmp_path / "s"))
-            serving.join(5)
+            serving.join(60)
             assert len(accepted) == 1
             exchange(Stream(next_one), accepted[0])
             accepted[0].close()
@@ -194,7 +194,7 @@ def test_an_inherited_listening_socket_may_be_one_that_does_not_block(tmp_path: 
             serving = threading.Thread(target=lambda: accepted.append(listener.accept()))
             serving.start()
             connect(str(tmp_path / "s"), timeout=5).close()
-            serving.join(5)
+            serving.join(60)
             assert len(accepted) == 1
             accepted[0].close()
 
@@ -231,8 +231,8 @@ def test_as_many_descriptors_as_the_kernel_takes_arrive_and_close_on_exec() -> N
 def test_a_message_larger_than_the_sockets_room_is_sent_whole_with_its_descriptors() -> None:
     """Of a socket with a timeout the kernel takes at one go only what there is room for."""
     here, there = (Stream(s) for s in socket.socketpair())
-    here.socket.settimeout(5)
-    there.socket.settimeout(5)
+    here.socket.settimeout(60)
+    there.socket.settimeout(60)
     data = os.urandom(4 << 20)
     fd = os.open("/dev/null", os.O_RDONLY)
     sender = threading.Thread(target=lambda: here.send(data, [fd]))
@@ -243,7 +243,7 @@ def test_a_message_larger_than_the_sockets_room_is_sent_whole_with_its_descripto
         count, more = there.receive(memoryview(room))
         got += room[:count]
         fds += more
-    sender.join(5)
+    sender.join(60)
     assert got == data
     assert len(fds) == 1
     close_all([*fds, fd])

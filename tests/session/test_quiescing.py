@@ -221,10 +221,10 @@ def test_a_hook_that_raises_when_clients_go_and_come_leaves_nothing_behind(hook:
                 client.dma_map(GUEST, memory)
                 device.fails = hook
             assert server._serving is not None
-            server._serving.join(5)
+            server._serving.join(60)
             with connect(server) as client:  # one that has the device fail as it comes, if at all
                 pass
-            server._serving.join(5)
+            server._serving.join(60)
             assert (open_descriptors(), len(device.dma)) == (before, 0)
         device.fails = ""
         with connect(server) as client:
@@ -246,7 +246,7 @@ def test_nothing_goes_on_while_nobody_is_there(tmp_path: Path) -> None:
             client.dma_map(GUEST, memory)
             assert device.comes_to("quiesce", "resume", "worked")
         assert server._serving is not None
-        server._serving.join(5)
+        server._serving.join(60)
         assert device.comes_to("quiesce", "resume", "worked", "quiesce", "lost-connection")
 
 
