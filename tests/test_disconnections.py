@@ -170,7 +170,7 @@ def test_the_server_lets_go_and_serves_the_next(
 ) -> None:
     said = len(server.log.read_text())
     goes(server.path, moment)
-    until(lambda: not client_things(server.child.pid), "the server to let go")
+    until_it_has_let_go(server)
     complaint = server.log.read_text()[said:]
     assert ("in the middle of a message" in complaint) == (moment is Moment.BURST), complaint
     with Client.connect(f"unix:{server.path}") as client:
@@ -195,8 +195,22 @@ def test_what_qemu_does_not_survive_is_not_tried() -> None:
 
 def test_a_client_that_pauses_is_a_client_still(server: DeviceServer) -> None:
     pauses_and_is_killed(server.path, Moment.DMA)
-    until(lambda: not client_things(server.child.pid), "the server to let go")
+    until_it_has_let_go(server)
     Client.connect(f"unix:{server.path}").close()
+
+
+def until_it_has_let_go(server: DeviceServer) -> None:
+    left: list[str] = []
+
+    def has_let_go() -> bool:
+        left[:] = client_things(server.child.pid)
+        return not left
+
+    try:
+        until(has_let_go, "the server to let go")
+    except AssertionError as late:
+        late.add_note(f"it still has {left}")
+        raise
 
 
 def until(happened: Callable[[], bool], what: str) -> None:

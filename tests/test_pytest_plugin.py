@@ -1,0 +1,122 @@
+"""The pytest plugin, as a stranger's tests use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+DEVICE = """
+from vfio_user import PciDevice, PciIds, register, state
+
+
+class Adder(PciDevice):
+    ids = PciIds(vendor=0x1AF4, device=0x10F0)
+    total: int = state(0)
+
+    @register(bar=0, offset=0, width=4)
+    def add(self, value: int) -> None:
+        self.total += value
+
+    @add.reader
+    def _(self) -> int:
+        return self.total
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A stranger's folder: a device of theirs, a `servers` and a `tests` that are none of ours."""
+    pytester.makepyfile(adder=DEVICE)
+    for name in ("servers", "tests"):
+        pytester.mkpydir(name)
+    return pytester
+
+
+def results(pytester: pytest.Pytester, *arguments: str) -> dict[str, int]:
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+    return done.parseoutcomes()
+
+
+def test_a_device_is_tested_without_a_guest(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.device("adder:Adder")
+        def test_it_adds(device, client):
+            client.store(0, 0, 4, 7)
+            assert client.load(0, 0, 4) == device.total == 7
+        """
+    )
+    assert results(project) == {"passed": 1}
+
+
+def test_a_fixture_of_ones_own_says_which_device(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import pytest
+        from adder import Adder
+
+        @pytest.fixture
+        def device():
+            return Adder()
+
+        def test_it_adds(client):
+            client.store(0, 0, 4, 7)
+            assert client.load(0, 0, 4) == 7
+        """
+    )
+    assert results(project) == {"passed": 1}
+
+
+def test_a_test_that_names_no_device_is_told_how(project: pytest.Pytester) -> None:
+    project.makepyfile("def test_it(client): pass")
+    done = project.runpytest_subprocess()
+    assert done.parseoutcomes() == {"errors": 1}
+    done.stdout.fnmatch_lines(["*pytest.mark.device(*module:Class*"])
+
+
+def test_the_markers_are_known(project: pytest.Pytester) -> None:
+    project.makepyfile("import pytest\n@pytest.mark.guest(device='edu')\ndef test_it(): pass")
+    assert results(project, "--strict-markers") == {"passed": 1}
+
+
+def test_a_known_issue_needs_a_guest(project: pytest.Pytester) -> None:
+    project.makepyfile("import pytest\n@pytest.mark.known_issue('bar-mmap')\ndef test_it(): pass")
+    assert results(project) == {"failed": 1}
+
+
+GUESTS = """
+import pytest
+
+@pytest.mark.guest(device="adder:Adder")
+def test_the_guest_sees_it(guest):
+    assert "1af4:10f0" in guest.succeed("lspci -n")
+
+@pytest.mark.guest
+def test_that_fails(guest):
+    guest.succeed("echo for the record; false")
+
+@pytest.mark.guest
+@pytest.mark.known_issue("nonesuch")
+def test_that_names_an_issue_that_there_is_not(guest):
+    pass
+"""
+
+
+@pytest.mark.network
+@pytest.mark.timeout(900)
+def test_a_guest_is_booted_and_a_failure_leaves_its_evidence(project: pytest.Pytester, tmp_path: Path) -> None:
+    project.makepyfile(GUESTS)
+    done = project.runpytest_subprocess("--vfio-results", str(tmp_path))
+    assert done.parseoutcomes() == {"passed": 1, "failed": 2}
+    done.stdout.fnmatch_lines(["*for the record*"])
+    kept = [path.name for path in tmp_path.iterdir() if (path / "index.html").exists()]
+    assert sorted(name.rpartition("-")[2] for name in kept) == [
+        "test_that_fails",
+        "test_that_names_an_issue_that_there_is_not",
+    ]
+    done.stdout.fnmatch_lines([f"*{tmp_path}/*test_that_fails*"])

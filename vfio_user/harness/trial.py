@@ -1,0 +1,70 @@
+"""One test's lab and its verdict: what the test runners' faces (avocado's, pytest's) share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vfio_user.errors import UserError, VerdictError
+from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.debian import quiet
+from vfio_user.harness.interposed import Interpose
+from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issues, recognise
+from vfio_user.harness.lab import Lab
+
+
+class Trial:
+    """A lab, and the known issues that its test names and has seen: a test that saw one is XFAIL."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.seen: list[str] = []
+        """What was seen, an entry's id and what happens."""
+
+    @contextmanager
+    def known_issue(self, identity: str, guest: BootedGuest) -> Iterator[None]:
+        """A block that has to fail as this known issue says where the guest's QEMU has it, and is the last of the test.
+
+        It asks for what would be right. A failure with another symptom is a failure; none at all is one too (XPASS),
+        for the entry is out of date then. What is not affected runs as if the block were not there.
+
+        Raises:
+            UserError: there is no such known issue.
+            VerdictError: (XPASS) nothing went wrong.
+        """
+        issue = known_issues().get(identity)
+        if issue is None:
+            raise UserError(f"there is no known issue {identity!r}", hint="`vfio-user known-issues` lists them")
+        with expected_to_fail(issue, self.lab.qemu.version, guest.machine.child, self.seen):
+            yield
+
+    def explain(self, error: Exception) -> None:
+        """Add a note to `error` when what ended a QEMU looks like a known issue, in a test that does not name it."""
+        for guest in self.lab.guests:
+            for issue in recognise(failure_of(guest.machine.child, error), self.lab.qemu.version):
+                error.add_note(f"looks like the known issue {issue.id}: {issue.what}")
+
+
+@contextmanager
+def trial(
+    name: str,
+    *,
+    folder: Path,
+    qemu: str | None = None,
+    interpose: Interpose = False,
+    progress: Callable[[str], None] = quiet,
+) -> Iterator[Trial]:
+    """A lab for one test, whose evidence goes to `folder`; the arguments are those of `Lab`.
+
+    Raises:
+        VerdictError: what a guest or device did wrong: the test fails.
+        UserError: what could not be done: the test says nothing.
+    """
+    with Lab(name, folder=folder, qemu=qemu, interpose=interpose, progress=progress) as lab:
+        made = Trial(lab)
+        try:
+            yield made
+        except (VerdictError, UserError) as failure:
+            made.explain(failure)
+            raise

@@ -1,0 +1,150 @@
+"""Guests and devices as pytest fixtures; pytest loads this by itself where vfio-user is installed (docs/testing.md).
+
+    @pytest.mark.guest(device="edu")
+    def test_the_guest_sees_the_device(guest):
+        assert "1234:11e8" in guest.succeed("lspci -n")
+
+Fixtures: `lab` (guests, servers, migrations), `guest` (one that is booted as the marker says), `device`, `server` and
+`client` (a device in this process and a client of it, without a guest).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    # Imported where they are needed: a pytest that uses none of this does not wait for it.
+    from vfio_user.client import Client
+    from vfio_user.device import PciDevice
+    from vfio_user.harness.booted import BootedGuest
+    from vfio_user.harness.lab import Lab
+    from vfio_user.harness.trial import Trial
+    from vfio_user.server import Server
+
+_MARKERS = (
+    "guest(device=..., image=..., iommu=..., cpus=..., ...): what `Lab.boot` makes for the fixture `guest`",
+    "device(name, **options): the device of the fixtures `device`, `server` and `client`, named as for `serve`",
+    "known_issue(id): the test has to fail as this known issue says, where the QEMU has it",
+)
+_FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
+_TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
+_RESULTS = "results"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vfio-user", "guests and vfio-user devices")
+    group.addoption("--qemu", metavar="PATH", help="the QEMU of the fixture lab, instead of the one that is found")
+    group.addoption("--interpose", action="store_true", help="put an interposer before every server of the lab")
+    group.addoption("--fresh", action="store_true", help="boot every guest of the fixture guest, from no checkpoint")
+    group.addoption(
+        "--vfio-results", metavar="FOLDER", default=_RESULTS, help="where each test's evidence goes (default: results)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in _MARKERS:
+        config.addinivalue_line("markers", line)
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A `Lab` of this test: what it starts ends with the test, and a failure leaves evidence in a folder of its own."""
+    from vfio_user.errors import VerdictError
+    from vfio_user.harness.trial import trial
+
+    option = request.config.getoption
+    folder = Path(option("--vfio-results")) / folder_name(request.node.nodeid)
+    with trial(request.node.nodeid, folder=folder, qemu=option("--qemu"), interpose=option("--interpose")) as made:
+        request.node.stash[_TRIAL] = made
+        yield made.lab
+        failed = request.node.stash.get(_FAILED, None)
+        if failed is not None and made.lab.failure is None:
+            made.lab.failure = failed if isinstance(failed, VerdictError) else VerdictError(str(failed))
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, lab: Lab) -> BootedGuest:
+    """A running guest, as the marker `guest` says: its keywords are the arguments of `Lab.boot`."""
+    mark = request.node.get_closest_marker("guest")
+    wanted: dict[str, Any] = {"fresh": request.config.getoption("--fresh"), **(mark.kwargs if mark else {})}
+    return lab.boot(*(mark.args if mark else ()), **wanted)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[PciDevice]:
+    """The device that the marker `device` names, with its options; or override this fixture with one of your own.
+
+    The name is a string: a marker whose only argument is a class decorates the class.
+    """
+    from vfio_user.server.catalogue import find_device
+
+    mark = request.node.get_closest_marker("device")
+    if mark is None:
+        pytest.fail('no device is named: mark the test with @pytest.mark.device("module:Class")', pytrace=False)
+    made = find_device(*mark.args)(**mark.kwargs)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(device: PciDevice, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A `Server` of the fixture `device`, in this process."""
+    from vfio_user.server import Server
+
+    with Server(device, str(tmp_path_factory.mktemp("vfu") / "s")) as serving:
+        yield serving
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client that is connected to the fixture `server`."""
+    from vfio_user.client import Client
+
+    connected = Client.connect(server.listener.address)
+    try:
+        yield connected
+    finally:
+        connected.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Run the test within the known issues that its markers name; one that was seen makes it XFAIL."""
+    try:
+        with ExitStack() as named:
+            for mark in pyfuncitem.iter_markers("known_issue"):
+                guest: Any = pyfuncitem.funcargs.get("guest")
+                if guest is None:
+                    pytest.fail("the marker known_issue needs the fixture guest", pytrace=False)
+                named.enter_context(pyfuncitem.stash[_TRIAL].known_issue(mark.args[0], guest))
+            result = yield
+    except Exception as failure:
+        pyfuncitem.stash[_FAILED] = failure
+        raise
+    if (made := pyfuncitem.stash.get(_TRIAL, None)) and made.seen:
+        pytest.xfail("; ".join(made.seen))
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say where the evidence of a test that failed is."""
+    report = yield
+    if report.failed and (made := item.stash.get(_TRIAL, None)):
+        report.sections.append(("evidence", str(made.lab.folder)))
+        if evidence := getattr(call.excinfo.value if call.excinfo else None, "evidence", ""):
+            report.sections.append(("what was seen", evidence))
+    return report
+
+
+def folder_name(node: str) -> str:
+    """A folder's name for a test's id: `tests/test_x.py::test_y[a/b]` is `tests-test_x.py-test_y-a-b`."""
+    return re.sub(r"[^\w.]+", "-", node).strip("-")
