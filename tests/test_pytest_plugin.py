@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["pytester"]
 
-DEVICE = """
-from vfio_user import PciDevice, PciIds, register, state
+GUIDE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
 
 
-class Adder(PciDevice):
-    ids = PciIds(vendor=0x1AF4, device=0x10F0)
-    total: int = state(0)
-
-    @register(bar=0, offset=0, width=4)
-    def add(self, value: int) -> None:
-        self.total += value
-
-    @add.reader
-    def _(self) -> int:
-        return self.total
-"""
+def blocks() -> dict[str, str]:
+    """The files that docs/testing.md shows, by name."""
+    return dict(re.findall(r"```python\n# (\S+)\.py\n(.*?)```", GUIDE, re.DOTALL))
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
     """A stranger's folder: a device of theirs, a `servers` and a `tests` that are none of ours."""
-    pytester.makepyfile(adder=DEVICE)
+    pytester.makepyfile(adder=blocks()["adder"])
     for name in ("servers", "tests"):
         pytester.mkpydir(name)
     return pytester
@@ -41,17 +32,9 @@ def results(pytester: pytest.Pytester, *arguments: str) -> dict[str, int]:
 
 
 def test_a_device_is_tested_without_a_guest(project: pytest.Pytester) -> None:
-    project.makepyfile(
-        """
-        import pytest
-
-        @pytest.mark.device("adder:Adder")
-        def test_it_adds(device, client):
-            client.store(0, 0, 4, 7)
-            assert client.load(0, 0, 4) == device.total == 7
-        """
-    )
-    assert results(project) == {"passed": 1}
+    """As docs/testing.md shows it."""
+    project.makepyfile(test_adder=blocks()["test_adder"])
+    assert results(project) == {"passed": 2}
 
 
 def test_a_fixture_of_ones_own_says_which_device(project: pytest.Pytester) -> None:
@@ -92,10 +75,6 @@ def test_a_known_issue_needs_a_guest(project: pytest.Pytester) -> None:
 GUESTS = """
 import pytest
 
-@pytest.mark.guest(device="adder:Adder")
-def test_the_guest_sees_it(guest):
-    assert "1af4:10f0" in guest.succeed("lspci -n")
-
 @pytest.mark.guest
 def test_that_fails(guest):
     guest.succeed("echo for the record; false")
@@ -110,9 +89,9 @@ def test_that_names_an_issue_that_there_is_not(guest):
 @pytest.mark.network
 @pytest.mark.timeout(900)
 def test_a_guest_is_booted_and_a_failure_leaves_its_evidence(project: pytest.Pytester, tmp_path: Path) -> None:
-    project.makepyfile(GUESTS)
+    project.makepyfile(test_failures=GUESTS, test_adder_in_a_guest=blocks()["test_adder_in_a_guest"])
     done = project.runpytest_subprocess("--vfio-results", str(tmp_path))
-    assert done.parseoutcomes() == {"passed": 1, "failed": 2}
+    assert done.parseoutcomes() == {"passed": 2, "failed": 2}
     done.stdout.fnmatch_lines(["*for the record*"])
     kept = [path.name for path in tmp_path.iterdir() if (path / "index.html").exists()]
     assert sorted(name.rpartition("-")[2] for name in kept) == [
