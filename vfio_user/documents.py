@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ MAX_SIZE = 4 << 20
 """Bytes of a document."""
 MAX_VALUES = 200_000
 """Values of a document, those counted each time that stand in it by an alias."""
+MAX_LEVELS = 100
+"""Brackets that are open at once. The scanner's time grows with the square of them before it gives up."""
 
 
 class Document(NamedTuple):
@@ -67,6 +70,7 @@ def parse(text: str, source: str) -> Document:
         UserError: it is none, with the line where that is known.
     """
     try:
+        _refuse_levels(text, source)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
@@ -82,6 +86,15 @@ def parse(text: str, source: str) -> Document:
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         # What a tag makes of a text: a date that is none, a number of too many digits.
         raise UserError(f"{source}: {error}") from None
+
+
+def _refuse_levels(text: str, source: str) -> None:
+    """Count brackets wherever they stand: in a text between quotes nobody leaves that many open."""
+    levels = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        levels += 1 if bracket in "[{" else -1
+        if levels > MAX_LEVELS:
+            raise UserError(f"{source}: more levels than anybody writes")
 
 
 def _refuse_bombs(root: yaml.Node) -> None:
