@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Imported for the forks. What pytest would have to rewrite on import is told by REWRITTEN that it is late.
+# Imported for the forks.
 import hypothesis.strategies  # noqa: F401
 import pydantic  # noqa: F401
 import pytest
@@ -28,7 +28,6 @@ import rich.console  # noqa: F401
 from tests.seeded_bugs.catalogue import ROOT, Bug
 from tests.seeded_bugs.planting import environment, plant
 
-REWRITTEN = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 TEST_SECONDS = 20
 """A test that hangs with a bug in has noticed it, after this long."""
 RUN_SECONDS = 300
@@ -120,7 +119,8 @@ class _Fork:
             os.environ.update(bugged)
             if self.task.bug is not None:
                 plant(self.task.bug.id)
-            options = ["-x", "--tb=short", "-p", "no:cacheprovider", "-W", REWRITTEN]
+            # pytest rewrites the assertions of a whole package that brings a plugin: it loads its modules itself then.
+            options = ["-x", "--tb=short", "-p", "no:cacheprovider", "--assert=plain"]
             options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(self._folder / "t")]
             status = int(pytest.main([*options, *self.task.tests]))
         except BaseException as error:
