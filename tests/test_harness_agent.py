@@ -258,6 +258,18 @@ def test_those_who_wait_are_told_when_the_connection_breaks(guest: AgentGuest, p
         guest.run("true")
 
 
+def test_only_what_was_asked_before_is_given_up(guest: AgentGuest) -> None:
+    """Whoever tells of what befell a guest may be late: what was asked since is answered."""
+    early = guest.start("sleep 300", 600)
+    moment = time.monotonic()
+    late = guest.start("echo answered")
+    guest.give_up("the guest oopsed", moment)
+    with pytest.raises(GuestLost, match="oopsed"):
+        early.wait(30)
+    assert late.wait(30).stdout == "answered\n"
+    assert guest.succeed("echo again") == "again\n"
+
+
 def test_a_guest_that_never_answers_has_a_deadline() -> None:
     ours, theirs = socket.socketpair()
     guest = AgentGuest(ours, console=lambda: "Kernel panic")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ MAX_FILE = 1 << 30
 """Bytes of a file that is fetched."""
 
 
+@dataclass(frozen=True)
+class _Request:
+    """One that is under way: as it was sent, what waits for the answer, and when it was asked (time.monotonic())."""
+
+    line: bytes
+    answer: Future[dict[str, Any]]
+    asked: float
+
+
 class AgentGuest(Guest):
     """A guest behind its agent. `connection` is the host's end of the virtio-serial port.
 
@@ -63,9 +73,9 @@ class AgentGuest(Guest):
         self._session = secrets.token_hex(8)
         self._asked = 0  # the last id
         self._sending = threading.Lock()
-        self._pending: dict[int, tuple[bytes, Future[dict[str, Any]]]] = {}
+        self._pending: dict[int, _Request] = {}
         self._done: list[int] = []
-        self._given_up = 0  # times
+        self._given_up = 0.0  # what was asked before this moment
         self._lost = ""
         self._connection = connection
         self._begin()
@@ -79,7 +89,7 @@ class AgentGuest(Guest):
             old, self._connection = self._connection, connection
             reader = self._reader
             self._lost = ""
-            again = [line for line, _ in self._pending.values()]
+            again = [request.line for request in self._pending.values()]
         _shut(old, reader)
         self._begin()
         for line in again:
@@ -93,13 +103,16 @@ class AgentGuest(Guest):
         self.give_up("the guest was rebooted")
         self._send(b"\n")
 
-    def give_up(self, why: str) -> None:
-        """Tell everybody who waits that no answer will come. Requests to come are asked all the same."""
+    def give_up(self, why: str, before: float | None = None) -> None:
+        """Tell those who asked before that moment of time.monotonic(), or until now, that no answer will come."""
+        before = time.monotonic() if before is None else before
         with self._sending:
-            given_up, self._pending = self._pending, {}
-            self._given_up += 1
-        for _, future in given_up.values():
-            future.set_exception(GuestLost(why))
+            self._given_up = max(self._given_up, before)
+            given_up = {identity: request for identity, request in self._pending.items() if request.asked < before}
+            for identity in given_up:
+                del self._pending[identity]
+        for request in given_up.values():
+            request.answer.set_exception(GuestLost(why))
 
     def hello(self, limit: float | Deadline) -> dict[str, Any]:
         """Wait until the agent answers. Raises `GuestLost`."""
@@ -156,7 +169,7 @@ class AgentGuest(Guest):
 
     def _ask_job(self, operation: str, **arguments: object) -> tuple[int, Future[dict[str, Any]]]:
         future: Future[dict[str, Any]] = Future()
-        given_up = self._given_up
+        asked = time.monotonic()
         self._check(_SHOWS if self._lost else 0.0)
         with self._sending:
             if self._lost:
@@ -165,10 +178,10 @@ class AgentGuest(Guest):
             done, self._done = self._done, []
             body = {"session": self._session, "id": identity, "do": operation, "done": done, **arguments}
             line = encode(body).encode() + b"\n"
-            self._pending[identity] = (line, future)
-            if given_up != self._given_up:
-                self._pending.pop(identity)
+            if asked < self._given_up:
                 future.set_exception(GuestLost("the guest's answers were given up"))
+            else:
+                self._pending[identity] = _Request(line, future, asked)
         self._send(line)
         return identity, future
 
@@ -236,12 +249,12 @@ class AgentGuest(Guest):
         with self._sending:
             if not isinstance(identity, int) or not 0 < identity <= self._asked or identity in self._done:
                 return
-            _, future = self._pending.pop(identity, (b"", None))
+            request = self._pending.pop(identity, None)
             self._done.append(identity)
         if not isinstance(answer.get("ok"), dict) and not isinstance(answer.get("error"), str):
             answer = {"error": "it answers what is no answer"}
-        if future is not None:
-            future.set_result(answer)
+        if request is not None:
+            request.answer.set_result(answer)
 
     def _lose(self, connection: socket.socket, why: str) -> None:
         """Tell everybody who waits for an answer over `connection` that none will come."""
@@ -250,8 +263,8 @@ class AgentGuest(Guest):
                 return
             self._lost = why
             waiting, self._pending = self._pending, {}
-        for _, future in waiting.values():
-            future.set_exception(GuestLost(f"the guest went away: {why}"))
+        for request in waiting.values():
+            request.answer.set_exception(GuestLost(f"the guest went away: {why}"))
 
 
 def _shut(connection: socket.socket, reader: threading.Thread) -> None:

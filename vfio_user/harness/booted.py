@@ -317,7 +317,7 @@ class BootedGuest(Guest):
 
         def tell(mishap: Mishap) -> None:
             if machine is self.machine:
-                self.agent.give_up(f"the guest {mishap.kind}")
+                self.agent.give_up(f"the guest {mishap.kind}", mishap.moment)
 
         machine.mishaps.listen(tell)
 

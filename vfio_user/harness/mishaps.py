@@ -31,11 +31,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Mishap:
-    """One of them. `said` are the kernel's words or QEMU's reason, `when` is in seconds since 1970."""
+    """One of them. `said` are the kernel's words or QEMU's reason, `moment` is time.monotonic()'s."""
 
     kind: Kind
     said: str
-    when: float
+    moment: float
 
     @property
     def silences(self) -> bool:
@@ -111,7 +111,7 @@ class Mishaps:
             wanted = [one for kind, one in self._happened.items() if one.silences or kind not in self._told]
             if not wanted:
                 return
-            first = min(wanted, key=lambda one: (not one.silences, one.when))
+            first = min(wanted, key=lambda one: (not one.silences, one.moment))
             self._told.add(first.kind)
         raise self._crash(first)
 
@@ -134,7 +134,7 @@ class Mishaps:
         with self._changed:
             if kind in self._happened or (kind is Kind.RESET and not self._is_up):
                 return
-            mishap = self._happened[kind] = Mishap(kind, said, time.time())
+            mishap = self._happened[kind] = Mishap(kind, said, time.monotonic())
         self._events.wake()
         # Not in the thread that reads events or the console: a listener may wait for one that cannot send.
         for listener in self._listeners:
