@@ -44,24 +44,31 @@ class _Check:
         self._hooks = sorted(name for name in self._of_class if name.startswith(HOOK))
 
     def run(self) -> None:
-        made: list[Declaration] = vars(self._class).get(MADE, [])
-        if made:
-            delattr(self._class, MADE)
-        for declaration in made:
-            self._check_kept(declaration)
-        for name, value in list(vars(self._class).items()):
-            self._check_name(name, value)
+        self._check_body(self._class)
+        for name, value in vars(self._class).items():
             self._check_hook(name, value)
+        self._check_options()
+        for base in self._class.__mro__:
+            if not issubclass(base, self._framework) and base not in self._framework.__mro__:
+                self._check_body(base)  # one that has declarations for several devices
+
+    def _check_body(self, body: type) -> None:
+        made: list[Declaration] = vars(body).get(MADE, [])
+        if made:
+            delattr(body, MADE)
+        for declaration in made:
+            self._check_kept(body, declaration)
+        for name, value in list(vars(body).items()):
+            self._check_name(name, value)
             self._check_override(name, value)
             if isinstance(value, State):
                 self._check_default(name, value)
-        self._check_options()
 
-    def _check_kept(self, made: Declaration) -> None:
+    def _check_kept(self, body: type, made: Declaration) -> None:
         hint = "a declaration has one name, for itself"
         if not made.name:
             self._refuse("", "has a declaration that something else of its name replaces", made.source, hint)
-        if vars(self._class).get(made.name) is not made:
+        if vars(body).get(made.name) is not made:
             what = "is declared, and is not in the class by that name: replaced, or its function's name is another"
             self._refuse(made.name, what, made.source, hint)
 
