@@ -74,6 +74,9 @@ class Script(Stream):
     def limit_sends(self, seconds: float) -> None:
         del seconds
 
+    def limit_receives(self, seconds: float) -> None:
+        del seconds
+
     def receive(self, room: memoryview, flags: int = 0) -> tuple[int, list[int]]:
         del flags
         if not self._incoming:

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.device_kit import descriptors_left
-from tests.session_kit import GUEST, Prober, message_memory
+from tests.session_kit import GUEST, Prober, comes_true, message_memory
 from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
 from vfio_user.client.service import Service
+from vfio_user.device import Quiesce
+from vfio_user.errors import ProtocolError
 from vfio_user.server import Server
 from vfio_user.transport import Stream, connect
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
@@ -109,6 +111,65 @@ class TestATwinSocketWithoutAnswer:
             refused.append(error.value.errno)
         assert refused == [errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNRESET]
         mute.close()
+
+
+class TestMessageDmaWithoutAnswer:
+    @pytest.fixture
+    def mute(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> Client:
+        """A client that answers nothing that the device asks on the main socket."""
+        monkeypatch.setattr(Service, "answer", lambda service, request: None)
+        monkeypatch.setattr("vfio_user.server.requests.ANSWER_SECONDS", 0.3)
+        return Client.connect(str(server.listener.address))
+
+    @pytest.mark.parametrize("talks", [False, True], ids=["a silent client", "one that goes on asking"])
+    def test_ends_after_a_time(self, device: Prober, mute: Client, talks: bool) -> None:
+        ask_to_fetch(mute)
+        mute.load(0, 0, 4)  # which is served meanwhile
+        done = threading.Event()
+        device.call_soon(done.set)
+        assert comes_true(mute, done.is_set) if talks else done.wait(5), "what others ask of the device is done"
+        assert mute.load(0, 0, 4) == 0
+        mute.close()
+
+    def test_ends_on_a_thread_of_the_devices_too(self, device: Prober, mute: Client) -> None:
+        message_memory(mute)
+        failed: list[int] = []
+
+        def read() -> None:
+            try:
+                device.dma.read(GUEST, 4)
+            except ProtocolError as error:
+                failed.append(error.errno)
+
+        device.call_soon(read)
+        assert comes_true(mute, lambda: failed == [errno.ETIMEDOUT])
+        mute.close()
+
+
+def test_commands_held_while_a_device_gets_quiet_have_a_size(
+    device: Prober, server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is not read from beyond that: its sends wait, and all of it is done in the end."""
+    monkeypatch.setattr("vfio_user.server.session.MAX_BACKLOG_SIZE", 1 << 16)
+    device.busy = busy = Quiesce()
+    held: list[int] = []
+
+    def watch() -> None:
+        session, end = server._session, time.monotonic() + 10
+        while session is not None and not session._holds_enough() and time.monotonic() < end:
+            time.sleep(0.001)
+        assert session is not None
+        held.append(sum(message.size for message in session._backlog))
+        busy.done()
+
+    watching = threading.Thread(target=watch)
+    reset = client.submit(Command.DEVICE_RESET)
+    watching.start()
+    body = REGION_ACCESS.pack(2048, 0, 2048, tail=bytes(2048))
+    writes = [client.submit(Command.REGION_WRITE, body) for _ in range(1000)]
+    assert not any(reply.failed for reply in client.gather([reset, *writes]))
+    watching.join()
+    assert 1 << 16 <= held[0] < 1 << 20
 
 
 class TestAnEventfdThatIsFullAndMadeBlocking:

@@ -48,6 +48,10 @@ class Connection:
     def fileno(self) -> int:
         return self._stream.fileno()
 
+    def limit_receives(self, seconds: float) -> None:
+        """From now on `receive` raises BlockingIOError where nothing comes for so long; 0: it waits."""
+        self._stream.limit_receives(seconds)
+
     @property
     def is_hung_up(self) -> bool:
         return self._stream.is_hung_up

@@ -13,10 +13,11 @@ import errno
 import logging
 import threading
 from collections.abc import Callable
+from time import monotonic
 
 from vfio_user.errors import ProtocolError
 from vfio_user.server.connection import Connection, Disconnected
-from vfio_user.server.negotiation import Agreement
+from vfio_user.server.negotiation import ANSWER_SECONDS, Agreement
 from vfio_user.server.owed import Owed
 from vfio_user.transport import close_all
 from vfio_user.wire import COMMAND, NO_REPLY, Command, Dialect, Message
@@ -54,7 +55,8 @@ class ClientRequests:
         """Read guest memory by message.
 
         Raises:
-            ProtocolError: the client refused (its errno), or a register read would wait for it (EDEADLK).
+            ProtocolError: the client refused (its errno), has not answered within `ANSWER_SECONDS` (ETIMEDOUT), or a
+                register read would wait for it (EDEADLK).
             Disconnected: the client went away.
         """
         chunk = self.agreement.data_per_message
@@ -154,27 +156,35 @@ class ClientRequests:
             else:
                 self._connection.out += message.encode()
                 self._connection.flush()
-                self._answered.wait_for(lambda: self._answers[message.id] is not None or self._gone)
+                self._answered.wait_for(lambda: self._answers[message.id] is not None or self._gone, ANSWER_SECONDS)
             answer = self._answers[message.id]
         finally:
             del self._answers[message.id]
-        if answer is None:
+        if answer is None and self._gone:
             raise Disconnected("the client went away")
+        if answer is None:
+            raise ProtocolError(f"the client has not answered within {ANSWER_SECONDS:g} s", errno.ETIMEDOUT)
         return answer
 
     def _wait_serving(self, message: Message) -> None:
         self._connection.out += self._owed.take()
         self._connection.out += message.encode()
         self._connection.flush()
+        end = monotonic() + ANSWER_SECONDS
         self._depth += 1
+        self._connection.limit_receives(ANSWER_SECONDS)
         try:
             self._serve()
-            while self._answers[message.id] is None:
+            while self._answers[message.id] is None and monotonic() < end:
                 if not self._connection.receive():
                     raise Disconnected("the client went away")
                 self._serve()
+        except BlockingIOError:  # nothing came, which is no answer either
+            return
         finally:
             self._depth -= 1
+            if not self._depth:
+                self._connection.limit_receives(0)
 
     def _is_serving_thread(self) -> bool:
         return threading.get_ident() == self.serving_thread

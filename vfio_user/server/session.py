@@ -49,6 +49,9 @@ QUIESCE_SECONDS = 5.0
 MAX_BACKLOG = 1024
 """Commands held while the device is getting quiet; beyond that the client is not read from."""
 
+MAX_BACKLOG_SIZE = 8 << 20
+"""Bytes of them, and what one receive brings: a thousand writes of 1 MiB would be a gigabyte."""
+
 LOCK_SECONDS = 1.0
 """How long to wait for the session's lock before looking what keeps whoever has it."""
 
@@ -232,16 +235,20 @@ class Session:
     def _wait_readable(self, settled: Wakeup, deadline: float | None) -> bool:
         if self._gone:
             return settled.wait(deadline)
-        events = select.POLLIN if len(self._backlog) < MAX_BACKLOG else select.POLLRDHUP
+        events = select.POLLRDHUP if self._holds_enough() else select.POLLIN
         return settled.wait(deadline, self.connection.fileno(), events)
 
     def _hold_back(self) -> None:
         """Take what has come while the device is getting quiet."""
-        if len(self._backlog) >= MAX_BACKLOG or not self.connection.receive():
+        if self._holds_enough() or not self.connection.receive():
             raise Disconnected("the client went away while the device was getting quiet")
         while (message := self.connection.next()) is not None:
             if not self._requests.settle(message):
                 self._backlog.append(message)
+
+    def _holds_enough(self) -> bool:
+        held = self._backlog
+        return len(held) >= MAX_BACKLOG or sum(message.size for message in held) >= MAX_BACKLOG_SIZE
 
     # Serving
 
