@@ -64,6 +64,9 @@ class Adder:
             raise self.fails[state.name]
         self.entered.append(state)
 
+    def client_reset(self) -> None:
+        self._act("reset")
+
     def stop(self) -> None:
         self._act("stop")
 

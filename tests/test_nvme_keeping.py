@@ -345,20 +345,35 @@ def test_only_one_of_two_hosts_runs_a_controller_with_its_image(tmp_path: Path) 
         assert target.write_blocks(0, bytes(512)).status == 0
 
 
-def test_a_source_that_is_left_behind_does_not_run_for_the_next_client(tmp_path: Path) -> None:
-    """It is not locked out either: a reset asks again, and finds the image free when the other host has it no more."""
+def test_a_source_that_is_left_behind_does_not_go_on_for_the_next_client(tmp_path: Path) -> None:
+    """What it was runs elsewhere. Nobody is locked out: it is as after a reset, and enabling it asks for the image."""
     image = f"{tmp_path / 'disk.img'}:4M"
     with shared(tmp_path, image, image) as (source, target):
         move(source, target)
         source.client.close()
-        with Client.connect(f"unix:{tmp_path / 'a/nvme.sock'}") as client:
-            assert client.migration_state() is MigrationState.ERROR
-            with pytest.raises(RemoteError) as refused:
-                client.reset()
-            assert refused.value.errno == errno.EBUSY
-            target.client.set_migration_state(MigrationState.STOP_COPY)
-            client.reset()
-            assert client.migration_state() is MigrationState.RUNNING
+        follower = Host(Client.connect(f"unix:{tmp_path / 'a/nvme.sock'}"))
+        assert follower.client.migration_state() is MigrationState.RUNNING
+        assert follower.load(CSTS) == 0
+        with pytest.raises(AssertionError):
+            enable_once(follower)
+        assert follower.load(CSTS) == Csts.FATAL
+        follower.client.reset()
+        target.client.set_migration_state(MigrationState.STOP_COPY)
+        follower.enable()
+        assert follower.create_queues().do(Io.FLUSH, nsid=1).status == 0
+        follower.close()
+
+
+def test_a_destination_that_waited_in_vain_takes_the_next_attempt(tmp_path: Path) -> None:
+    image = f"{tmp_path / 'disk.img'}:4M"
+    with shared(tmp_path, image, image) as (source, target):
+        assert source.write_blocks(0, b"moves" * 512).status == 0
+        target.client.set_migration_state(MigrationState.RESUMING)
+        target.client.close()
+        again = Host(Client.connect(f"unix:{tmp_path / 'b/nvme.sock'}"))
+        move(source, again)
+        assert again.read_blocks(0, 2560) == b"moves" * 512
+        again.close()
 
 
 def test_what_is_in_the_page_cache_is_on_its_way_to_the_disk_before_the_guest_stops(

@@ -108,7 +108,7 @@ class Hooks:
         RUNNING: it goes on, or begins with the state that was loaded.
 
         What is raised refuses the change, with the errno of an OSError: the device stays in the state before. One that
-        cannot be RUNNING for a new client is in ERROR, and every DEVICE_RESET asks again.
+        a client has left stopped, and that cannot go on for the next one, is reset and runs all the same.
         """
 
     def save_extra(self) -> bytes:

@@ -109,6 +109,9 @@ class Migratable(Protocol):
         What it raises fails the arc, with its errno.
         """
 
+    def client_reset(self) -> None:
+        """Become what the device is after power-on. Stopped before."""
+
     def stop(self) -> None:
         """Stand still until `start`: no DMA and no interrupt.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.migration import dirty_pages, features, values
@@ -108,8 +107,7 @@ class Migration:
         if self.state is not RUNNING:
             log.info("migration: a new client, %s to RUNNING", self.state.name)
             self._machine.state = RUNNING
-            with suppress(ProtocolError):  # it has been logged, and a reset tries again
-                self._run()
+            self._run()
 
     def detach(self) -> None:
         """The client has gone: its streams and its dirty log end."""
@@ -209,13 +207,13 @@ class Migration:
         self.device.start()
 
     def _run(self) -> None:
-        """Whatever there was before, the device runs; in ERROR, and raising ProtocolError, if it cannot."""
+        """Whatever there was before, the device runs: as after a reset, if it may not go on as what it was."""
         try:
-            self._start()
+            self.device.on_migration(RUNNING)
         except AUTHORS_FAILURES as error:
-            self._machine.fail(str(error))
-            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-            raise ProtocolError(f"the device cannot run: {error}", number) from error
+            log.warning("migration: the device begins anew: %s", error)
+            self.device.client_reset()
+        self.device.start()
 
     def _begin_saving(self) -> None:
         self.device.on_migration(PRE_COPY)
