@@ -1,4 +1,4 @@
-"""SET_IRQS: what is refused and changes nothing, what wires, fires and masks (dialects.md 9.3)."""
+"""SET_IRQS: what is refused and changes nothing, what wires, fires and masks (docs/protocol.md 9.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DMA_MAP and DMA_UNMAP: what is refused with which errno, and what 65,535 maps cost (dialects.md 5 and 6)."""
+"""DMA_MAP and DMA_UNMAP: what is refused with which errno, and what 65,535 maps cost (docs/protocol.md 5 and 6)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from vfio_user.server import Server
 from vfio_user.wire import Command
 from vfio_user.wire.constants import IoFdType, IrqIndex
 
-GUIDE = (Path(__file__).parent.parent / "docs" / "devices.md").read_text()
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs" / "devices.md").read_text()
 
 
 def example(name: str) -> type[PciDevice]:
@@ -116,3 +117,16 @@ def test_the_bell_of_the_guide_is_rung_through_its_shadow(tmp_path: Path) -> Non
         assert any(client.load(0, 0, 4) == 0xCAFE for _ in range(10_000))
         for fd in (bell.fd, bell.shadow_fd):
             os.close(fd)
+
+
+def test_every_section_of_the_protocol_that_is_cited_is_there() -> None:
+    """By code, by conformance's rules (which people see), and by the page itself."""
+    page = (ROOT / "docs/protocol.md").read_text()
+    sections = set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", page, re.MULTILINE))
+    cited = {
+        section
+        for path in (*(ROOT / "vfio_user").rglob("*.py"), *(ROOT / "tests").glob("*.py"))
+        for section in re.findall(r"protocol\.md (\d+(?:\.\d+)?)", path.read_text())
+    }
+    assert len(cited) > 20
+    assert cited <= sections

@@ -16,7 +16,7 @@ ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P =
 
 STATES = (STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY)
 
-# dialects.md 10.3, row by row; None: EINVAL
+# docs/protocol.md 10.3, row by row; None: EINVAL
 PATHS: dict[MigrationState, tuple[str | None, ...]] = {
     #           STOP            RUNNING         STOP_COPY         RESUMING              PRE_COPY
     STOP:      ("",             "RUNNING",      "STOP_COPY",      "RESUMING",           "RUNNING PRE_COPY"),
@@ -84,7 +84,7 @@ def test_a_failing_arc_leaves_the_last_state_reached(
     assert recorder.machine.state is before
 
 
-# v1: rows from, columns to, in the order 0 1 2 3 4 6 (dialects.md 10.5); y specified, + libvfio-user's extension
+# v1: rows from, columns to, in the order 0 1 2 3 4 6 (docs/protocol.md 10.5); y specified, + libvfio-user's extension
 V1_TABLE = {
     0: "+++...",
     1: "y+yyy+",

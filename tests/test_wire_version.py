@@ -1,4 +1,4 @@
-"""VERSION: what is proposed, what is taken, and who is refused (dialects, section 3)."""
+"""VERSION: what is proposed, what is taken, and who is refused (docs/protocol.md 3)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class VerdictError(VfioUserError):
 
 
 class ProtocolError(VfioUserError):
-    """A peer's message is wrong. `errno` is what a server answers it with (dialects.md has the tables).
+    """A peer's message is wrong. `errno` is what a server answers it with (docs/protocol.md has the tables).
 
     `fatal` says that the byte stream can no longer be trusted, so that the connection has to end.
     """

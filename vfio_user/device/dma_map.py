@@ -84,9 +84,9 @@ class DmaMap:
         """Make memory known. `flags` are DmaFlags; the fd is taken over: kept, or closed, also after an error.
 
         Raises:
-            ProtocolError: as dialects.md 5 says: EINVAL for bad flags, wrapping or overlapping ranges and files that
-                are too short, ENOSPC above 8 TiB, ENOMEM where that is more than can be logged, the errno of mmap;
-                then nothing has changed.
+            ProtocolError: as docs/protocol.md 5 says: EINVAL for bad flags, wrapping or overlapping ranges and files
+                that are too short, ENOSPC above 8 TiB, ENOMEM where that is more than can be logged, the errno of
+                mmap; then nothing has changed.
         """
         try:
             region = self._new_region(iova, size, flags, fd, offset)
@@ -172,7 +172,7 @@ class DmaMap:
         """Report and forget the dirty pages of a range; a bitmap of `bitmap_size(length, page_size)` bytes.
 
         Any range is taken that has something mapped in it (libvfio-user takes only a region's start, advice A18 of
-        dialects.md). Memory in message mode is logged like any other, although its client could know.
+        docs/protocol.md). Memory in message mode is logged like any other, although its client could know.
 
         Raises:
             ProtocolError: EINVAL, no log is kept, the range is shorter than a page or the page size is not a power

@@ -1,4 +1,4 @@
-"""SET_IRQS: which eventfd stands for which vector, and what the client has masked (dialects.md 9.3)."""
+"""SET_IRQS: which eventfd stands for which vector, and what the client has masked (docs/protocol.md 9.3)."""
 
 from __future__ import annotations
 

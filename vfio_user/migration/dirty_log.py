@@ -1,7 +1,7 @@
 """Which pages of client memory the device has written: marked by each write, read and cleared by the client.
 
 One bit per 4 KiB granule of a DMA region, counted from its start. A report at another page size is made of the
-granules: larger pages combine several, smaller ones repeat one (dialects.md 10.4).
+granules: larger pages combine several, smaller ones repeat one (docs/protocol.md 10.4).
 
 A writer marks *after* it has written. A report in between takes no bit, and the mark is there for the next one; marked
 before, the bit could be taken, the page be copied by the client, and only then be written.

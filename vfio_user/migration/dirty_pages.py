@@ -1,4 +1,4 @@
-"""DIRTY_PAGES and the bitmap of DMA_UNMAP, in the dialects with a v1 migration region (dialects.md 6, 9.9)."""
+"""DIRTY_PAGES and the bitmap of DMA_UNMAP, in the dialects with a v1 migration region (docs/protocol.md 6, 9.9)."""
 
 from __future__ import annotations
 

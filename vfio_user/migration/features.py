@@ -1,4 +1,4 @@
-"""The v2 face: DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE (dialects.md 10.1, 10.2; linux/vfio.h).
+"""The v2 face: DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE (docs/protocol.md 10.1, 10.2; linux/vfio.h).
 
 Each function takes a request's payload and returns its reply's. A refusal is a header: libvfio-user echoes the payload
 of some of them, which nobody needs.
@@ -55,7 +55,7 @@ def device_feature(migration: Migration, payload: bytes) -> bytes:
     """Probe, get or set a feature.
 
     Raises:
-        ProtocolError: EINVAL for anything that dialects.md 10.1 lists; what getting or setting raises.
+        ProtocolError: EINVAL for anything that docs/protocol.md 10.1 lists; what getting or setting raises.
     """
     argsz, flags = FEATURE.unpack(payload)
     feature, operations = _FEATURES.get(flags & FEATURE_MASK), flags & ~FEATURE_MASK

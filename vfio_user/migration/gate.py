@@ -1,7 +1,7 @@
 """Which commands a device takes while it is stopped for migration.
 
-libvfio-user refuses nearly everything then, DEVICE_RESET and DMA_UNMAP included (dialects.md 4, and A19 of its section
-14), and so does `STRICT`, the default. `OPEN` lets a client tear down and reset whenever it wants to, which makes
+libvfio-user refuses nearly everything then, DEVICE_RESET and DMA_UNMAP included (docs/protocol.md 4, and A19 of 14),
+and so does `STRICT`, the default. `OPEN` lets a client tear down and reset whenever it wants to, which makes
 the end of a source quieter; its users must not rely on such a reset leaving the saved stream alone.
 
 In ERROR everything passes: DEVICE_RESET is the way out, and a client that does not migrate notices nothing.

@@ -1,7 +1,7 @@
 """The migration state machine, as tables: linux/vfio.h's v2 states and arcs, and the v1 bits as another name for them.
 
 A request is carried out arc by arc, along the shortest path whose middle is no saving state. An arc that fails leaves
-the machine in the last state reached; the request is refused with that arc's errno (dialects.md 10.3). P2P is not
+the machine in the last state reached; the request is refused with that arc's errno (docs/protocol.md 10.3). P2P is not
 offered, so its states are refused. ERROR cannot be asked for over v2; only a reset leaves it.
 """
 
@@ -89,8 +89,8 @@ V1_EXTENSIONS: frozenset[tuple[int, int]] = frozenset(
     | {(value, value) for value in range(5)}
     | {(value, 6) for value in range(1, 5)}
 )
-"""What libvfio-user's v1 servers and their clients need besides (dialects.md 10.5): a way out of Stopped, cancelling
-pre-copy, the same state again, and a client that gives up by writing the error state."""
+"""What libvfio-user's v1 servers and their clients need besides (docs/protocol.md 10.5): a way out of Stopped,
+cancelling pre-copy, the same state again, and a client that gives up by writing the error state."""
 
 V1_TRANSITIONS = V1_SPECIFIED | V1_EXTENSIONS
 

@@ -1,4 +1,4 @@
-"""The v1 face: a region with registers at its start, and a window that data passes through (dialects.md 10.5).
+"""The v1 face: a region with registers at its start, and a window that data passes through (docs/protocol.md 10.5).
 
 Saving, again and again: read pending_bytes, data_offset (which puts the next piece into the window), data_size, the
 data. Resuming: read data_offset, write the data, write data_size. The window may be mapped; the registers may not.

@@ -11,10 +11,10 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import DeviceFlags, RegionIndex
 from vfio_user.wire.layouts import REGION_ACCESS, WRITE_MULTI, WRITE_MULTI_ENTRY
 
-region_read = Group("region_read", "dialects 9.4: REGION_READ")
-region_write = Group("region_write", "dialects 9.4: REGION_WRITE")
-write_multi = Group("write_multi", "dialects 9.8: REGION_WRITE_MULTI", dialects=CURRENT_FAMILY)
-reset = Group("reset", "dialects 9.7: DEVICE_RESET")
+region_read = Group("region_read", "protocol.md 9.4: REGION_READ")
+region_write = Group("region_write", "protocol.md 9.4: REGION_WRITE")
+write_multi = Group("write_multi", "protocol.md 9.8: REGION_WRITE_MULTI", dialects=CURRENT_FAMILY)
+reset = Group("reset", "protocol.md 9.7: DEVICE_RESET")
 
 _CONFIG = RegionIndex.CONFIG
 _WRAPS = (1 << 64) - 2
@@ -83,7 +83,7 @@ enter(
 )
 
 
-@region_write.check("reply", rule="dialects 9.4: WRITE reply; spec: the count is 0")
+@region_write.check("reply", rule="protocol.md 9.4: WRITE reply; spec: the count is 0")
 def write_reply(bench: Bench) -> None:
     """The reply repeats offset and region; its count is what was written, or 0."""
     line = bench.client.config_read(INTERRUPT_LINE, 1)

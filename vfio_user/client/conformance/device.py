@@ -15,13 +15,13 @@ from vfio_user.wire.constants import DeviceFlags, IrqInfoFlags, RegionFlags, Reg
 from vfio_user.wire.layouts import DEVICE_INFO, IRQ_INFO, REGION_INFO, REGION_IO_FDS
 from vfio_user.wire.region_info import decode_region_info
 
-info = Group("info", "dialects 7: DEVICE_GET_INFO")
-region_info = Group("region_info", "dialects 8: DEVICE_GET_REGION_INFO")
-io_fds = Group("io_fds", "dialects 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY)
-irq_info = Group("irq_info", "dialects 9.2: DEVICE_GET_IRQ_INFO")
+info = Group("info", "protocol.md 7: DEVICE_GET_INFO")
+region_info = Group("region_info", "protocol.md 8: DEVICE_GET_REGION_INFO")
+io_fds = Group("io_fds", "protocol.md 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY)
+irq_info = Group("irq_info", "protocol.md 9.2: DEVICE_GET_IRQ_INFO")
 
 
-@info.check("describes", rule="spec: VFIO device info format; dialects 7")
+@info.check("describes", rule="spec: VFIO device info format; protocol.md 7")
 def describes(bench: Bench) -> None:
     """A PCI device, with as many regions and interrupt types as QEMU wants."""
     reply = bench.good(
@@ -72,7 +72,7 @@ def describes_every_region(bench: Bench) -> None:
     require(config.size in (256, 4096), f"config space has {config.size} bytes")
 
 
-@region_info.check("areas-are-pages", rule="dialects 8.2: sparse areas are for mmap")
+@region_info.check("areas-are-pages", rule="protocol.md 8.2: sparse areas are for mmap")
 def areas_are_pages(bench: Bench) -> None:
     """What may be mapped is whole pages inside its region."""
     bench.region(mappable=True)
@@ -106,7 +106,7 @@ def _with_capabilities(bench: Bench) -> tuple[Region, int]:
     raise Skip("no region has capabilities")
 
 
-@region_info.check("two-steps", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="dialects 8.1: argsz")
+@region_info.check("two-steps", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 8.1: argsz")
 def two_steps(bench: Bench) -> None:
     """With too little room the reply is cut, says what is needed, and has no capabilities and no descriptor."""
     region, needed = _with_capabilities(bench)
@@ -138,7 +138,7 @@ def complete_with_room(bench: Bench) -> None:
         require(found.flags & RegionFlags.CAPS, "the CAPS flag is not set")
 
 
-@region_info.check("always-complete", dialects=DRAFT, rule="dialects 8.1: no two-step rule in the draft")
+@region_info.check("always-complete", dialects=DRAFT, rule="protocol.md 8.1: no two-step rule in the draft")
 def always_complete(bench: Bench) -> None:
     """The reply is complete although the request's argsz says nothing."""
     for region in bench.regions:

@@ -11,7 +11,7 @@ from vfio_user.client.memory import GuestMemory
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags
 
-device_dma = Group("device_dma", "dialects 9.5: DMA_READ / DMA_WRITE")
+device_dma = Group("device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE")
 
 EDU = bytes.fromhex("3412e811")
 BASE = 0x10_0000
@@ -75,7 +75,7 @@ def by_mapping(bench: Bench) -> None:
     require(not bench.client.service.served, "a DMA message came for memory that can be mapped")
 
 
-@device_dma.check("read-only", level=Level.REFERENCE, rule="dialects 9.5: sg not writeable -> EPERM")
+@device_dma.check("read-only", level=Level.REFERENCE, rule="protocol.md 9.5: sg not writeable -> EPERM")
 def read_only(bench: Bench) -> None:
     """Memory that may only be read is not written, by message or otherwise."""
     memory = _edu(bench, flags=DmaFlags.READ)
@@ -84,7 +84,7 @@ def read_only(bench: Bench) -> None:
     bench.client.device_info()
 
 
-@device_dma.check("refused", level=Level.REFERENCE, rule="dialects 9.5: error replies")
+@device_dma.check("refused", level=Level.REFERENCE, rule="protocol.md 9.5: error replies")
 def refused(bench: Bench) -> None:
     """A DMA that the client refuses is an error in the device, and the session goes on."""
     memory = _edu(bench)

@@ -14,7 +14,7 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature
 from vfio_user.wire.layouts import FEATURE, LOGGING_CONTROL, LOGGING_REPORT
 
-dirty_logging = Group("dirty_logging", "dialects 10.4: DMA_LOGGING_REPORT", dialects=MESSAGES)
+dirty_logging = Group("dirty_logging", "protocol.md 10.4: DMA_LOGGING_REPORT", dialects=MESSAGES)
 
 BASE = 0x10_0000
 SIZE = 0x1_0000
@@ -69,7 +69,7 @@ def clean_at_first(bench: Bench) -> None:
         client.stop_logging()
 
 
-@dirty_logging.check("start-twice", level=Level.REFERENCE, rule="dialects 10.1: LOGGING_START")
+@dirty_logging.check("start-twice", level=Level.REFERENCE, rule="protocol.md 10.1: LOGGING_START")
 def start_twice(bench: Bench) -> None:
     """Starting again with the same page size succeeds; with another it is refused with EINVAL."""
     _need_logging(bench)
@@ -82,7 +82,7 @@ def start_twice(bench: Bench) -> None:
         bench.client.stop_logging()
 
 
-@dirty_logging.check("stop-twice", level=Level.REFERENCE, rule="dialects 10.1: LOGGING_STOP when off")
+@dirty_logging.check("stop-twice", level=Level.REFERENCE, rule="protocol.md 10.1: LOGGING_STOP when off")
 def stop_twice(bench: Bench) -> None:
     """Stopping what was not started succeeds."""
     _need_logging(bench)

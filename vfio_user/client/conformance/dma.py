@@ -14,8 +14,8 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags, DmaFlagsV6, UnmapFlags
 from vfio_user.wire.layouts import BITMAP, DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
 
-dma_map = Group("dma_map", "dialects 5: DMA_MAP")
-dma_unmap = Group("dma_unmap", "dialects 6: DMA_UNMAP")
+dma_map = Group("dma_map", "protocol.md 5: DMA_MAP")
+dma_unmap = Group("dma_unmap", "protocol.md 6: DMA_UNMAP")
 
 BASE = 0x10_0000
 SIZE = 0x1_0000
@@ -64,7 +64,7 @@ def map_and_unmap(bench: Bench) -> None:
             bench.client.dma_unmap(BASE, SIZE)
 
 
-@dma_map.check("reply-is-header", rule="dialects 5: Reply")
+@dma_map.check("reply-is-header", rule="protocol.md 5: Reply")
 def reply_is_header(bench: Bench) -> None:
     """The reply is a header and nothing else."""
     request = _entry(BASE, SIZE) if bench.client.dma_tables else _map(BASE, SIZE)
@@ -82,7 +82,7 @@ def neighbours(bench: Bench) -> None:
         bench.client.dma_unmap(mapping.iova, mapping.size)
 
 
-@dma_map.check("many", rule="dialects 3.4: max_dma_maps")
+@dma_map.check("many", rule="protocol.md 3.4: max_dma_maps")
 def many(bench: Bench) -> None:
     """A thousand ranges of one page each, as a guest behind a vIOMMU makes them, sent without waiting."""
     bench.need_dma()
@@ -96,7 +96,7 @@ def many(bench: Bench) -> None:
         bench.client.dma_unmap(BASE + 2 * page * i, page)
 
 
-@dma_map.check("read-only", rule="dialects 5: QEMU maps ROM with READ alone")
+@dma_map.check("read-only", rule="protocol.md 5: QEMU maps ROM with READ alone")
 def read_only(bench: Bench) -> None:
     """A range that may only be read can be mapped."""
     bench.client.dma_map(BASE, bench.memory(SIZE), flags=DmaFlags.READ)
@@ -117,7 +117,7 @@ def identical(bench: Bench) -> None:
     bench.refused(gone, (errno.ENOENT,), "unmapping it a second time")
 
 
-@dma_map.check("surplus-fds", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="dialects 5: more than one fd")
+@dma_map.check("surplus-fds", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 5: more than one fd")
 def surplus_fds(bench: Bench) -> None:
     """Descriptors beyond the first are closed, and the map succeeds or is refused with EINVAL."""
     bench.need_fds()
@@ -129,7 +129,7 @@ def surplus_fds(bench: Bench) -> None:
     bench.client.device_info()
 
 
-@dma_map.check("fd-that-cannot-map", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="dialects 5: mmap fails")
+@dma_map.check("fd-that-cannot-map", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 5: mmap fails")
 def fd_that_cannot_map(bench: Bench) -> None:
     """A descriptor that cannot be mapped is refused, and nothing is mapped."""
     bench.need_fds()
@@ -260,7 +260,7 @@ def all_or_nothing(bench: Bench) -> None:
 # unmap
 
 
-@dma_unmap.check("reply-echoes", dialects=CURRENT_FAMILY, rule="dialects 6: Reply without bitmap; 14: A3")
+@dma_unmap.check("reply-echoes", dialects=CURRENT_FAMILY, rule="protocol.md 6: Reply without bitmap; 14: A3")
 def reply_echoes(bench: Bench) -> None:
     """The reply is 40 bytes: the request's structure."""
     bench.need_dma()
@@ -270,7 +270,7 @@ def reply_echoes(bench: Bench) -> None:
     require(reply.payload == request, f"the reply has {reply.size} bytes and is not the request's structure")
 
 
-@dma_unmap.check("all", dialects=CURRENT_FAMILY, rule="dialects 6: ALL")
+@dma_unmap.check("all", dialects=CURRENT_FAMILY, rule="protocol.md 6: ALL")
 def unmap_all(bench: Bench) -> None:
     """ALL takes every range away."""
     bench.need_dma()
@@ -299,7 +299,7 @@ def twice(bench: Bench) -> None:
 _GONE = (errno.ENOENT,)
 
 
-@dma_unmap.check("around", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="dialects 6; VFIO_IOMMU_UNMAP_DMA")
+@dma_unmap.check("around", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 6; VFIO_IOMMU_UNMAP_DMA")
 def around(bench: Bench) -> None:
     """A range around a mapped one unmaps it, as the kernel does, or is refused with ENOENT and changes nothing."""
     bench.need_dma()

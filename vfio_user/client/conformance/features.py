@@ -11,7 +11,7 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, MIGRATION_FLAGS
 
-feature = Group("feature", "dialects 10.1: DEVICE_FEATURE", dialects=MESSAGES)
+feature = Group("feature", "protocol.md 10.1: DEVICE_FEATURE", dialects=MESSAGES)
 
 GET, SET, PROBE = FeatureFlags.GET, FeatureFlags.SET, FeatureFlags.PROBE
 S = MigrationState

@@ -12,7 +12,7 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
 from vfio_user.wire.layouts import IRQ_SET
 
-set_irqs = Group("set_irqs", "dialects 9.3: DEVICE_SET_IRQS")
+set_irqs = Group("set_irqs", "protocol.md 9.3: DEVICE_SET_IRQS")
 
 NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 MASK, UNMASK, TRIGGER = IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER
@@ -90,7 +90,7 @@ def replace(bench: Bench) -> None:
     require(_fired([*old, new]) == [0, 1], "not the new eventfd alone was fired")
 
 
-@set_irqs.check("all-vectors", level=Level.REFERENCE, rule="dialects 9.3: QEMU sends chunks of at most max_msg_fds")
+@set_irqs.check("all-vectors", level=Level.REFERENCE, rule="protocol.md 9.3: QEMU sends chunks of at most max_msg_fds")
 def all_vectors(bench: Bench) -> None:
     """Every vector has an eventfd of its own, set in messages of as many descriptors as were agreed."""
     bench.need_fds()

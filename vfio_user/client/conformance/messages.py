@@ -12,7 +12,7 @@ from vfio_user.wire import ERROR, HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import DEVICE_INFO, REGION_ACCESS
 
-header = Group("header", "dialects 2: Header")
+header = Group("header", "protocol.md 2: Header")
 order = Group("order", "spec: Command Concurrency")
 
 _CONFIG = RegionIndex.CONFIG
@@ -66,7 +66,7 @@ def same_id_twice(bench: Bench) -> None:
         bench.client.read_reply(bench.good(bench.client.wait(request), "a read"), count)
 
 
-@header.check("size-below-16", level=Level.REFERENCE, rule="dialects 4: size < 16")
+@header.check("size-below-16", level=Level.REFERENCE, rule="protocol.md 4: size < 16")
 def size_below_16(bench: Bench) -> None:
     """A size below that of the header is refused with EINVAL, or ends the connection."""
     for size in (0, 1, 15):
@@ -82,7 +82,7 @@ def size_below_16(bench: Bench) -> None:
     bench.alive()
 
 
-@header.check("oversize", level=Level.REFERENCE, rule="dialects 4: size > 1 MiB + 32")
+@header.check("oversize", level=Level.REFERENCE, rule="protocol.md 4: size > 1 MiB + 32")
 def oversize(bench: Bench) -> None:
     """A size that no message may have is refused with EINVAL, or ends the connection."""
     for size in (2 << 20, 0x7FFF_FFFF, 0xFFFF_FFFF):
@@ -98,7 +98,7 @@ def oversize(bench: Bench) -> None:
     bench.alive()
 
 
-@header.check("no-payload", level=Level.REFERENCE, rule="dialects 4: size == 16 and cmd != 13")
+@header.check("no-payload", level=Level.REFERENCE, rule="protocol.md 4: size == 16 and cmd != 13")
 def no_payload(bench: Bench) -> None:
     """A command that needs a payload is refused with EINVAL without one."""
     for command, shape in bench.dialect.shapes.items():
@@ -106,7 +106,7 @@ def no_payload(bench: Bench) -> None:
             bench.refused(bench.ask(command), (errno.EINVAL,), f"{command.value} without payload")
 
 
-@header.check("type-reply", level=Level.REFERENCE, rule="dialects 4: type != command")
+@header.check("type-reply", level=Level.REFERENCE, rule="protocol.md 4: type != command")
 def type_reply(bench: Bench) -> None:
     """A reply that answers nothing is refused with EINVAL, or ignored."""
     number = bench.dialect.number(Command.REGION_READ)
@@ -120,7 +120,7 @@ def type_reply(bench: Bench) -> None:
     client.device_info()
 
 
-@header.check("type-unknown", level=Level.REFERENCE, rule="dialects 4: type != command")
+@header.check("type-unknown", level=Level.REFERENCE, rule="protocol.md 4: type != command")
 def type_unknown(bench: Bench) -> None:
     """A message of a type that does not exist is refused with EINVAL."""
     number = bench.dialect.number(Command.REGION_READ)
@@ -131,7 +131,7 @@ def type_unknown(bench: Bench) -> None:
     bench.client.device_info()
 
 
-@header.check("unknown-command", level=Level.REFERENCE, rule="dialects 1: command numbers")
+@header.check("unknown-command", level=Level.REFERENCE, rule="protocol.md 1: command numbers")
 def unknown_command(bench: Bench) -> None:
     """A command number that the dialect does not have is refused with EINVAL."""
     sent = {shape.number for shape in bench.dialect.shapes.values()}
@@ -142,7 +142,7 @@ def unknown_command(bench: Bench) -> None:
     bench.client.device_info()
 
 
-@header.check("servers-commands", level=Level.REFERENCE, rule="dialects 1: direction")
+@header.check("servers-commands", level=Level.REFERENCE, rule="protocol.md 1: direction")
 def servers_commands(bench: Bench) -> None:
     """A command that only a server sends is refused with EINVAL."""
     for command, shape in bench.dialect.shapes.items():
@@ -150,7 +150,7 @@ def servers_commands(bench: Bench) -> None:
             bench.refused(bench.ask(command, bytes(32)), (errno.EINVAL,), f"{command.value} from a client")
 
 
-@header.check("reserved-bits", level=Level.REFERENCE, rule="dialects 2: Unknown flag bits, Error bit in command")
+@header.check("reserved-bits", level=Level.REFERENCE, rule="protocol.md 2: Unknown flag bits, Error bit in command")
 def reserved_bits(bench: Bench) -> None:
     """Reserved flags and the errno of a command are ignored."""
     number = bench.dialect.number(Command.REGION_READ)
@@ -192,7 +192,7 @@ def many_in_one_send(bench: Bench) -> None:
         bench.good(reply, "a read among many")
 
 
-@order.check("byte-by-byte", rule="a stream has no message boundaries; libvfio-user does not keep this (dialects 4)")
+@order.check("byte-by-byte", rule="a stream has no message boundaries; libvfio-user does not keep this (protocol.md 4)")
 def byte_by_byte(bench: Bench) -> None:
     """A message that comes byte by byte is answered as one."""
     client = bench.client
@@ -265,7 +265,7 @@ def _half_then_leave(bench: Bench, size: int) -> None:
     client.close()
 
 
-@order.check("half-a-message", rule="dialects 4: partial header then close")
+@order.check("half-a-message", rule="protocol.md 4: partial header then close")
 def half_a_message(bench: Bench) -> None:
     """Clients that leave in the middle of a message leave the server ready."""
     for size in (1, 15, 16, 20, 31):

@@ -12,8 +12,8 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import MigrationState, MigrationSupport
 from vfio_user.wire.layouts import DEVICE_INFO, DEVICE_STATE, MIGRATION_DATA
 
-migration = Group("migration", "dialects 10.3: state machine", dialects=MESSAGES)
-mig_data = Group("mig_data", "dialects 10.2: MIG_DATA_READ / WRITE", dialects=MESSAGES)
+migration = Group("migration", "protocol.md 10.3: state machine", dialects=MESSAGES)
+mig_data = Group("mig_data", "protocol.md 10.2: MIG_DATA_READ / WRITE", dialects=MESSAGES)
 
 S = MigrationState
 
@@ -119,7 +119,7 @@ def round_trip(bench: Bench) -> None:
     bench.unchanged(before, "a migration to itself")
 
 
-@migration.check("stopped-device", level=Level.REFERENCE, rule="dialects 4: command in state STOP or STOP_COPY")
+@migration.check("stopped-device", level=Level.REFERENCE, rule="protocol.md 4: command in state STOP or STOP_COPY")
 def stopped_device(bench: Bench) -> None:
     """In STOP and STOP_COPY the state can be asked for and set; descriptions may be refused with EINVAL."""
     for state in (S.STOP, S.STOP_COPY):
@@ -130,7 +130,9 @@ def stopped_device(bench: Bench) -> None:
                 bench.refused(reply, (errno.EINVAL,), f"GET_INFO in {state.name}")
 
 
-@migration.check("survives-client", level=Level.REFERENCE, rule="dialects 10.3: disconnect does not change the state")
+@migration.check(
+    "survives-client", level=Level.REFERENCE, rule="protocol.md 10.3: disconnect does not change the state"
+)
 def survives_client(bench: Bench) -> None:
     """A client that leaves in STOP_COPY leaves a device that the next client can set running."""
     bench.need_migration()
@@ -149,7 +151,7 @@ def _data(size: int, *, argsz: int | None = None, data: bytes = b"") -> bytes:
     return MIGRATION_DATA.pack(MIGRATION_DATA.size + size if argsz is None else argsz, size, tail=data)
 
 
-@mig_data.check("reads-to-the-end", rule="dialects 10.2: size 0 = end of stream")
+@mig_data.check("reads-to-the-end", rule="protocol.md 10.2: size 0 = end of stream")
 def reads_to_the_end(bench: Bench) -> None:
     """In STOP_COPY the state comes in pieces and ends with a piece of size 0."""
     with _Visit(bench, S.STOP_COPY):

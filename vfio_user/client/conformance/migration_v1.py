@@ -24,8 +24,8 @@ from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import DirtyPagesFlags
 from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6, REGION_ACCESS
 
-migration_region = Group("migration_region", "spec: VFIO Device Migration Info; dialects 10.5", dialects=REGION)
-dirty_pages = Group("dirty_pages", "dialects 9.9: DIRTY_PAGES", dialects=REGION)
+migration_region = Group("migration_region", "spec: VFIO Device Migration Info; protocol.md 10.5", dialects=REGION)
+dirty_pages = Group("dirty_pages", "protocol.md 9.9: DIRTY_PAGES", dialects=REGION)
 
 _NAMES = {
     STOPPED: "stopped",

@@ -15,7 +15,7 @@ from vfio_user.wire import HEADER, Command, Message
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, REGION_ACCESS
 
-session = Group("session", "dialects 11: connection lost; spec: Client Disconnection")
+session = Group("session", "protocol.md 11: connection lost; spec: Client Disconnection")
 
 BASE = 0x10_0000
 SIZE = 0x1_0000
@@ -85,7 +85,7 @@ def second_at_once(bench: Bench) -> None:
     first.device_info()
 
 
-@session.check("fds-are-closed", rule="dialects 4: unexpected fds are closed")
+@session.check("fds-are-closed", rule="protocol.md 4: unexpected fds are closed")
 def fds_are_closed(bench: Bench) -> None:
     """Descriptors that a command has no use for are closed by the server."""
     bench.need_fds()
@@ -101,7 +101,7 @@ def fds_are_closed(bench: Bench) -> None:
     require(after <= before, f"{after - before} descriptors stay open in the server")
 
 
-@session.check("nothing-is-left", rule="dialects 11: connection lost")
+@session.check("nothing-is-left", rule="protocol.md 11: connection lost")
 def nothing_is_left(bench: Bench) -> None:
     """A client that mapped memory and set eventfds leaves no descriptor behind in the server."""
     bench.need_fds()

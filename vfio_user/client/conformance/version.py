@@ -13,7 +13,7 @@ from vfio_user.transport import close_all
 from vfio_user.wire import HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, VERSION
 
-version = Group("version", "dialects 3: VERSION")
+version = Group("version", "protocol.md 3: VERSION")
 
 _QEMU = (
     b'{"capabilities":{"pgsizes":4096,"max_msg_fds":16,"max_dma_maps":65535,"max_data_xfer_size":1048576,'
@@ -66,7 +66,7 @@ def agreed(bench: Bench) -> None:
         require(answer.minor <= minor, f"minor {answer.minor} answers minor {minor}")
 
 
-@version.check("reply-has-json", rule="qemu-client: a reply without JSON makes QEMU parse its own proposal")
+@version.check("reply-has-json", rule="protocol.md 3.5: always send JSON in the reply")
 def reply_has_json(bench: Bench) -> None:
     """The reply carries JSON with a NUL at its end."""
     key = bench.dialect.fds_capability.encode()
@@ -77,7 +77,7 @@ def reply_has_json(bench: Bench) -> None:
     _capabilities(reply)
 
 
-@version.check("fits-qemu", rule="dialects 3.4: the size trap", level=Level.REFERENCE, dialects=CURRENT_FAMILY)
+@version.check("fits-qemu", rule="protocol.md 3.4: the size trap", level=Level.REFERENCE, dialects=CURRENT_FAMILY)
 def fits_qemu(bench: Bench) -> None:
     """The reply is not longer than QEMU's proposal, which is the room it has."""
     size = _accepted(bench, _QEMU, "QEMU's proposal").size
@@ -85,7 +85,7 @@ def fits_qemu(bench: Bench) -> None:
     require(size <= room, f"the reply has {size} bytes and QEMU room for {room}")
 
 
-@version.check("limits-qemu-takes", rule="dialects 3.4", level=Level.REFERENCE, dialects=CURRENT_FAMILY)
+@version.check("limits-qemu-takes", rule="protocol.md 3.4", level=Level.REFERENCE, dialects=CURRENT_FAMILY)
 def limits_qemu_takes(bench: Bench) -> None:
     """The reply's limits are within those that QEMU enforces."""
     said = _capabilities(_accepted(bench, _QEMU, "QEMU's proposal"))
@@ -96,7 +96,7 @@ def limits_qemu_takes(bench: Bench) -> None:
     require(isinstance(pages, int) and pages and pages % 4096 == 0, f"pgsizes is {pages!r}, which QEMU does not take")
 
 
-@version.check("no-unasked-fds", rule="dialects 3.4: QEMU refuses descriptors in the reply")
+@version.check("no-unasked-fds", rule="protocol.md 3.4: QEMU refuses descriptors in the reply")
 def no_unasked_fds(bench: Bench) -> None:
     """The reply carries no descriptors that nobody asked for."""
     reply = _propose(bench.stranger(), b"{}\0")
@@ -106,7 +106,7 @@ def no_unasked_fds(bench: Bench) -> None:
     require(not reply.fds, f"{len(reply.fds)} descriptors came with the reply")
 
 
-@version.check("twin-socket", rule="dialects 3.6: Twin socket", dialects=frozenset({"current"}))
+@version.check("twin-socket", rule="protocol.md 3.6: Twin socket", dialects=frozenset({"current"}))
 def twin_socket(bench: Bench) -> None:
     """A twin socket that is agreed on comes with the reply, and the session works."""
     client = bench.stranger()
@@ -126,10 +126,10 @@ for name, what, data in (
     def _takes(bench: Bench, what: str = what, data: bytes = data) -> None:
         _accepted(bench, data, what)
 
-    version.add(name, f"{what} is accepted", _takes, rule="dialects 3.5; spec: capabilities are optional")
+    version.add(name, f"{what} is accepted", _takes, rule="protocol.md 3.5; spec: capabilities are optional")
 
 
-@version.check("no-reply-flag", rule="dialects 2: Reply to No_reply", level=Level.REFERENCE)
+@version.check("no-reply-flag", rule="protocol.md 2: Reply to No_reply", level=Level.REFERENCE)
 def no_reply_flag(bench: Bench) -> None:
     """No_reply is ignored on VERSION: the reply is sent."""
     _accepted(bench, b"{}\0", "VERSION with No_reply", flags=NO_REPLY)
@@ -172,7 +172,7 @@ for name, what, data, dialects in _REFUSED:
         name,
         f"{what} is refused with EINVAL and ends the connection",
         _refused,
-        rule="dialects 3.5: Errors",
+        rule="protocol.md 3.5: Errors",
         level=Level.REFERENCE,
         dialects=dialects,
     )
@@ -184,7 +184,7 @@ def major_mismatch(bench: Bench) -> None:
     _refuses(bench, "a proposal of 1.0", b'{"capabilities":{}}\0', major=1)
 
 
-@version.check("short-payload", rule="dialects 3.5", level=Level.REFERENCE)
+@version.check("short-payload", rule="protocol.md 3.5", level=Level.REFERENCE)
 def short_payload(bench: Bench) -> None:
     """VERSION with less than its two numbers is refused and ends the connection."""
     for payload in (b"", b"\0\0"):
@@ -200,7 +200,7 @@ def short_payload(bench: Bench) -> None:
     bench.alive()
 
 
-@version.check("must-be-first", rule="dialects 3.5", level=Level.REFERENCE)
+@version.check("must-be-first", rule="protocol.md 3.5", level=Level.REFERENCE)
 def must_be_first(bench: Bench) -> None:
     """Another command in the place of VERSION is refused and ends the connection."""
     client = bench.stranger()
@@ -215,7 +215,7 @@ def must_be_first(bench: Bench) -> None:
     bench.alive()
 
 
-@version.check("reply-first", rule="dialects 3.5", level=Level.REFERENCE)
+@version.check("reply-first", rule="protocol.md 3.5", level=Level.REFERENCE)
 def reply_first(bench: Bench) -> None:
     """A reply in the place of VERSION ends the connection."""
     client = bench.stranger()
@@ -225,7 +225,7 @@ def reply_first(bench: Bench) -> None:
     bench.alive()
 
 
-@version.check("oversize", rule="dialects 3.5", level=Level.REFERENCE)
+@version.check("oversize", rule="protocol.md 3.5", level=Level.REFERENCE)
 def oversize(bench: Bench) -> None:
     """VERSION that says it has 4 GiB ends the connection."""
     client = bench.stranger()
@@ -235,7 +235,7 @@ def oversize(bench: Bench) -> None:
     bench.alive()
 
 
-@version.check("again", rule="dialects 3.5: second VERSION later", level=Level.REFERENCE)
+@version.check("again", rule="protocol.md 3.5: second VERSION later", level=Level.REFERENCE)
 def again(bench: Bench) -> None:
     """A second VERSION is refused with EINVAL and the session goes on."""
     reply = bench.ask(Command.VERSION, VERSION.pack(0, 0, tail=b"{}\0"))
@@ -243,7 +243,7 @@ def again(bench: Bench) -> None:
     bench.client.device_info()
 
 
-@version.check("vanishing-client", rule="dialects 3.5: client vanishes before sending")
+@version.check("vanishing-client", rule="protocol.md 3.5: client vanishes before sending")
 def vanishing_client(bench: Bench) -> None:
     """Clients that leave before, within and after VERSION leave the server ready."""
     whole = Message(1, 1, payload=VERSION.pack(0, 0, tail=b"{}\0")).encode()
