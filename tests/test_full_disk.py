@@ -31,7 +31,8 @@ def limited(
     return subprocess.run(
         [sys.executable, "-m", "vfio_user", *arguments],
         cwd=cwd,
-        env={**os.environ, "VFIO_USER_RESULTS": str(cwd / "results")},
+        # Python would write what it compiles as far as it may, and take that for all of it ever after.
+        env={**os.environ, "VFIO_USER_RESULTS": str(cwd / "results"), "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_)),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
