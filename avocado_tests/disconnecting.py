@@ -193,7 +193,7 @@ class Disconnection:
         guest.succeed("rm -f /tmp/busy /tmp/go-on")
         job = guest.start(["python3", PROGRAM, "--slot", device.address, "watch", activity])
         if wait:
-            guest.wait_until_succeeds("test -e /tmp/busy", timeout=5, interval=0.02)
+            guest.wait_until_succeeds("test -e /tmp/busy", timeout=30, interval=0.02)
         return job
 
     def _what_was_seen(self, guest: BootedGuest, job: Job) -> str:
