@@ -292,7 +292,8 @@ def _ask(path: Path, data: bytes) -> None:
             with suppress(BrokenPipeError):
                 control.sendall(sent)
             control.shutdown(socket.SHUT_WR)
-            answers = control.makefile("rb").read()
+            with control.makefile("rb") as told:
+                answers = told.read()
         if b'"internal: ' in answers:
             raise AssertionError(answers[-300:])
         if answers and isinstance(json.loads(answers.splitlines()[-1]), dict):

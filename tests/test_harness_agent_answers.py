@@ -25,17 +25,20 @@ class Liar:
         self.host, self._port = socket.socketpair()
         self.say: Callable[[Request], bytes] = lambda request: answered(request, ok=GOOD)
         self.heard: list[Request] = []
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
+        self._thread.join(10)  # the guest has hung up
         self._port.close()
 
     def _serve(self) -> None:
         try:
-            for line in self._port.makefile("rb"):
-                if line.strip():
-                    self.heard.append(json.loads(line))
-                    self._port.sendall(self.say(self.heard[-1]))
+            with self._port.makefile("rb") as lines:
+                for line in lines:
+                    if line.strip():
+                        self.heard.append(json.loads(line))
+                        self._port.sendall(self.say(self.heard[-1]))
         except OSError:
             return
 

@@ -39,7 +39,8 @@ def connected(edu: Interposed) -> Iterator[socket.socket]:
 
 
 def answer(control: socket.socket) -> dict[str, object]:
-    line = control.makefile("rb").readline()
+    with control.makefile("rb") as answers:
+        line = answers.readline()
     assert line
     found: dict[str, object] = json.loads(line)
     return found

@@ -47,18 +47,21 @@ def read_text(path: str | Path, what: str) -> str:
         raise UserError(f"the {what} {path} is no text: {error}") from None
 
 
-def read_regular_file(path: str | Path, limit: int = MAX_SIZE) -> bytes:
-    """At most `limit` bytes of a file that somebody else has named: one that could be waited for is not read.
+def read_regular_file(path: str | Path, limit: int) -> bytes:
+    """The content of a file that somebody else has named: one that could be waited for is not read.
 
     Raises:
         OSError: it cannot be read.
-        UserError: it is a pipe, a device or a folder.
+        UserError: it is a pipe, a device or a folder, or has more than `limit` bytes.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UserError(f"{path} is no file")
-        return os.read(fd, limit)
+        data = os.read(fd, limit + 1)
+        if len(data) > limit:
+            raise UserError(f"{path} has more than {limit:,} bytes")
+        return data
     finally:
         os.close(fd)
 

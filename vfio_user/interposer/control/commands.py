@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vfio_user.interposer.faults.scenario import Scenario
     from vfio_user.interposer.interposer import Interposer
 
+MAX_SCENARIO = 64 << 10
+"""Bytes of a scenario: it is read (about 100 KB/s) while nobody else is served."""
+
 
 class Status(ControlCommand):
     """What is going on: session, server, trace, counters."""
@@ -199,7 +202,7 @@ class Restart(ControlCommand):
 class SetFaults(ControlCommand):
     """Let a fault scenario happen from now on: its text, or a file; neither ends it."""
 
-    scenario: str | None = None
+    scenario: Annotated[str, Field(max_length=MAX_SCENARIO)] | None = None
     file: str | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -216,11 +219,11 @@ class SetFaults(ControlCommand):
 
 def _scenario_in(file: str) -> Scenario:
     """The scenario in a file. What is wrong in it is not told: a controller may not be one who may read it."""
-    from vfio_user.documents import MAX_SIZE, read_regular_file
+    from vfio_user.documents import read_regular_file
     from vfio_user.interposer.faults.scenario import parse_scenario
 
     try:
-        return parse_scenario(read_regular_file(file, MAX_SIZE).decode(), file)
+        return parse_scenario(read_regular_file(file, MAX_SCENARIO).decode(), file)
     except OSError as error:
         raise UserError(f"cannot read the scenario {file}: {error.strerror}") from None
     except (UserError, UnicodeDecodeError):
