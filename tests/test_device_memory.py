@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import random
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.device_kit import open_fds
 from tests.migration_device import read_all, read_data, set_state, write_data
 from vfio_user import Bar, PciDevice, PciIds, ProtocolError, ResetKind, memory
 from vfio_user.migration import Memfd, MemfdMemory, Migration
@@ -142,6 +144,14 @@ def test_digest_and_stream_tell_the_content_and_not_how_it_came_about(gpu: Gpu) 
         streams.append(read_all(migration))
     assert streams[0] == streams[1]
     other.close()
+
+
+def test_a_device_that_nobody_closed_takes_its_files_along() -> None:
+    gc.collect()
+    before = open_fds()
+    Gpu()
+    gc.collect()
+    assert open_fds() == before
 
 
 def test_memory_that_was_replaced_is_said_before_a_migration(gpu: Gpu) -> None:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -80,6 +81,7 @@ class Memfd:
     def __init__(self, name: str, size: int) -> None:
         self.size = size
         self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._close_fd = weakref.finalize(self, os.close, self.fd)  # also of a device that nobody closed
         os.ftruncate(self.fd, size)
         # Whoever gets this file must not be able to shrink it under our feet.
         fcntl.fcntl(self.fd, F_ADD_SEALS, SIZE_SEALS)
@@ -105,7 +107,7 @@ class Memfd:
         self.view.release()
         with contextlib.suppress(BufferError):
             self._map.close()
-        os.close(self.fd)
+        self._close_fd()
 
 
 class MemfdMemory(Memory):
