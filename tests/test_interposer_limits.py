@@ -149,10 +149,13 @@ here.after(0, stuck)
 here.run()
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as stuck:
-        assert stuck.stdout is not None
-        assert stuck.stdout.readline()
-        stuck.send_signal(signal.SIGTERM)
-        _, told = stuck.communicate(timeout=20)
+        try:
+            assert stuck.stdout is not None
+            assert stuck.stdout.readline()
+            stuck.send_signal(signal.SIGTERM)
+            _, told = stuck.communicate(timeout=60)
+        finally:
+            stuck.kill()
     assert stuck.returncode == 1
     assert b"in stuck" in told
 
