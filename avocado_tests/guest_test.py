@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from avocado import Test
@@ -18,8 +18,9 @@ from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import patience
 from vfio_user.harness.exercise import Exercise, succeed
-from vfio_user.harness.known_issues import XFAIL, expected_to_fail, failure_of, known_issues, recognise
+from vfio_user.harness.known_issues import XFAIL
 from vfio_user.harness.lab import Lab
+from vfio_user.harness.trial import trial
 
 
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
@@ -35,7 +36,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
 
         Avocado leaves the test's thread where it is then, within the block, and comes here in another one.
         """
-        for lab, thread in reversed(self._open.items()):
+        for lab, thread in reversed(list(self._open.items())):
             frame = sys._current_frames().get(thread)
             where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended"
             late = VerdictError(f"the test took longer than its {self.timeout:g} s", evidence=f"it was at\n{where}")
@@ -49,42 +50,24 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
 
         When known issues were seen that the test names, it ends as CANCEL, with XFAIL as the reason.
         """
-        self._seen: list[str] = []
+        folder, heading = Path(self.outputdir), str(self.name.name).rpartition("/")[2]
+        interpose = bool(os.environ.get(INTERPOSE_VARIABLE))
         try:
-            interpose = bool(os.environ.get(INTERPOSE_VARIABLE))
-            folder, heading = Path(self.outputdir), str(self.name.name).rpartition("/")[2]
-            with Lab(heading, folder=folder, interpose=interpose, progress=self.log.info) as lab:
-                self._lab = lab
-                self._open[lab] = threading.get_ident()
+            with trial(heading, folder=folder, interpose=interpose, progress=self.log.info) as self._trial:
+                self._open[self._trial.lab] = threading.get_ident()
                 try:
-                    yield lab
-                except (VerdictError, UserError) as failure:
-                    self._explain(failure, lab)
-                    raise
+                    yield self._trial.lab
                 finally:
-                    del self._open[lab]
+                    del self._open[self._trial.lab]
         except VerdictError as failure:
             self.log.info("%s\n%s", failure, failure.evidence)
             self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))
-        if self._seen:
-            self.cancel(f"{XFAIL}: {'; '.join(self._seen)}")
+        if self._trial.seen:
+            self.cancel(f"{XFAIL}: {'; '.join(self._trial.seen)}")
 
-    @contextmanager
-    def known_issue(self, identity: str, guest: BootedGuest) -> Iterator[None]:
-        """A block that has to fail as this known issue says where the guest's QEMU has it, and is the last of the test.
-
-        It asks for what would be right. A failure with another symptom is a failure; none at all is one too (XPASS),
-        for the entry is out of date then. What is not affected runs as if the block were not there.
-        """
-        issue = known_issues()[identity]
-        with expected_to_fail(issue, self._lab.qemu.version, guest.machine.child, self._seen):
-            yield
-
-    def _explain(self, error: Exception, lab: Lab) -> None:
-        """Say so when what ended a QEMU looks like a known issue, in a test that does not name it."""
-        for guest in lab.guests:
-            for issue in recognise(failure_of(guest.machine.child, error), lab.qemu.version):
-                error.add_note(f"looks like the known issue {issue.id}: {issue.what}")
+    def known_issue(self, identity: str, guest: BootedGuest) -> AbstractContextManager[None]:
+        """`Trial.known_issue`: a block that has to fail as this known issue says where the guest's QEMU has it."""
+        return self._trial.known_issue(identity, guest)
 
     def edu(self, guest: BootedGuest, *arguments: str, device: Plugged | None = None) -> Exercise:
         """Run the guest's edu program on a device, the guest's first if none is named; its verdict must be good."""
