@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,3 +75,37 @@ def test_device_programs_import_only_the_public_interface() -> None:
         if (found := room_of(module)) and (ROOT / "vfio_user" / found).is_dir() and found != "device"
     }
     assert not inside
+
+
+def imported_at_once(path: Path, modules: Collection[str]) -> Iterator[str]:
+    """Those of `modules` that a file imports when it is imported: not within functions, not for types."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                within = f"{node.module}.{alias.name}"
+                name = within if within in modules else node.module
+                if name in modules:
+                    yield name
+        waiting += ast.iter_child_nodes(node)
+
+
+def test_no_module_needs_itself_to_be_imported() -> None:
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for room in ("vfio_user", "servers")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    needed = {module: set(imported_at_once(path, paths)) for module, path in paths.items()}
+    while free := [module for module, others in needed.items() if not others & needed.keys() - {module}]:
+        for module in free:
+            del needed[module]
+    assert not needed, f"a circle of imports among {sorted(needed)}"
