@@ -69,6 +69,15 @@ def run_all(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
                 yield fork.end()
 
 
+class _Said:
+    """A plugin that keeps the exit status of pytest's session."""
+
+    status: int | None = None
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.status = int(exitstatus)
+
+
 class _Fork:
     """One pytest, and all the processes that it has started."""
 
@@ -104,6 +113,7 @@ class _Fork:
     def _run(self, parent: int) -> None:
         """In the fork; does not return."""
         status = 70
+        said = _Said()
         try:
             os.setsid()
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -122,8 +132,10 @@ class _Fork:
             # pytest rewrites the assertions of a whole package that brings a plugin: it loads its modules itself then.
             options = ["-x", "--tb=short", "-p", "no:cacheprovider", "--assert=plain"]
             options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(self._folder / "t")]
-            status = int(pytest.main([*options, *self.task.tests]))
+            status = int(pytest.main([*options, *self.task.tests], plugins=[said]))
         except BaseException as error:
+            # What a test that failed has left behind is complained of once pytest has said how it went.
+            status = status if said.status is None else said.status
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:
             sys.stdout.flush()

@@ -87,6 +87,7 @@ class CaptureDma:
         session = self._session
         if message.wants_reply:
             session.afterwards(lambda: self._send(message.reply(payload)))
+        close_all(message.fds)  # those that came with it are nobody's
         return None
 
     def _send(self, reply: Message) -> None:

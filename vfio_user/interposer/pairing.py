@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from vfio_user.transport import close_all
 from vfio_user.wire import Message
 
 LIMIT = 64
@@ -42,8 +43,11 @@ class Pairing:
         """A request that wants a reply has gone out."""
         if id not in self._first:
             self._first[id] = request
-        else:
-            self._more.setdefault(id, deque(maxlen=LIMIT)).append(request)
+            return
+        more = self._more.setdefault(id, deque())
+        if len(more) == LIMIT:
+            self._forget(more.popleft())
+        more.append(request)
 
     def replied(self, id: int) -> Pending | None:
         """The request that a reply of this id answers, None where nobody asked."""
@@ -55,6 +59,11 @@ class Pairing:
         if self.stale and request is not None:
             self.stale -= request.stale
         return request
+
+    def _forget(self, request: Pending) -> None:
+        self.stale -= request.stale
+        if request.message is not None:
+            close_all(request.message.fds)
 
     def clear(self) -> list[Pending]:
         """Forget all of them; returns them."""
@@ -68,5 +77,5 @@ class Pairing:
         """Whoever asked is gone."""
         self._first = {id: request._replace(stale=True) for id, request in self._first.items()}
         for id, more in self._more.items():
-            self._more[id] = deque((request._replace(stale=True) for request in more), LIMIT)
+            self._more[id] = deque(request._replace(stale=True) for request in more)
         self.stale = len(self)
