@@ -162,6 +162,11 @@ def test_a_bar_is_in_one_file() -> None:
     other.close()
 
 
+def test_a_bar_is_declared_once() -> None:
+    with pytest.raises(ValueError, match="BAR 0 is declared twice"):
+        PciDevice(ids=PciIds(1, 2), bars=(Bar(0, size=4096), Bar(0, size=8192)))
+
+
 def test_only_whole_pages_of_a_bar_can_be_mappable() -> None:
     for size, bar, offset in ((100, 0, 0), (PAGE, 0, 8), (PAGE, None, 0)):
         with pytest.raises(ValueError, match="pages"):

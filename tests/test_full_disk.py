@@ -101,8 +101,12 @@ def test_a_lab_ends_in_order_and_says_which_file_it_could_not_write(tmp_path: Pa
     assert any("timeline.json" in note for note in failure.value.__notes__)
 
 
+@pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("command", [("conformance", "--help"), ("doctor",)])
-def test_a_full_standard_output_is_named(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_full_standard_output_is_named(
+    tmp_path: Path, command: tuple[str, ...], buffered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "" if buffered else "1")
     with FULL.open("w") as full:
         done = limited(*command, bytes_=1 << 30, cwd=tmp_path, stdout=full.fileno())
     assert done.returncode == 2

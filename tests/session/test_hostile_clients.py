@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -227,7 +228,8 @@ def test_a_version_that_comes_byte_by_byte_has_the_same_deadline(
     poll.register(slow, select.POLLIN | select.POLLRDHUP)
     sent = 0
     while not poll.poll(50) and time.monotonic() < end:
-        slow.send(proposal[sent : sent + 1])
+        with suppress(BrokenPipeError):  # it may hang up between the two
+            slow.send(proposal[sent : sent + 1])
         sent += 1
     assert 0 < sent < len(proposal)
     slow.close()

@@ -97,7 +97,9 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("VFIO_USER_TRACEBACK"):
             raise
-        sys.exit(_explain(error))
+        status = _explain(error)
+        _drop_unprinted()
+        sys.exit(status)
 
 
 def _flush() -> None:
@@ -106,10 +108,18 @@ def _flush() -> None:
         with about("the standard output"):
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left goes
+        _drop_unprinted()
         if error.errno == errno.EPIPE:  # who reads has had enough
             sys.exit(1)
         raise
+
+
+def _drop_unprinted() -> None:
+    """Give up what cannot be printed: the interpreter would try once more, and end with a status of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left goes
 
 
 def _unnamed(error: OSError) -> str:

@@ -84,8 +84,11 @@ class Layout:
         areas = declarations(type(device), Memory)
         named = {cell.region for cell in cells} | {area.bar for area in areas if area.bar is not None}
         named |= {region for region, _offset, _size in reserved}
+        indices = [bar.index for bar in bars]
+        if twice := sorted({index for index in indices if indices.count(index) > 1}):
+            raise ValueError(f"BAR {twice[0]} is declared twice")
         declared = {bar.index: bar for bar in bars} | {
-            index: Bar(index) for index in named if index < BAR_COUNT and index not in {bar.index for bar in bars}
+            index: Bar(index) for index in named if index < BAR_COUNT and index not in indices
         }
         check_bars(declared.values())
         self._extra = {region.index: region for region in extra}

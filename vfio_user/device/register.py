@@ -51,6 +51,8 @@ class Fit:
         self._said = False
 
     def __call__(self, value: int) -> int:
+        if not isinstance(value, int):
+            raise TypeError(f"{self._device_name}.{self.name} is {value!r}, not an int of {self._width} bytes")
         cut = value & self._mask
         if not (-self._mask // 2 <= value <= self._mask or self._said):
             self._said = True  # once is enough: a guest may read it for ever
