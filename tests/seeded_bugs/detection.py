@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.seeded_bugs.catalogue import ROOT, Bug, CatalogueError
-from tests.seeded_bugs.forking import Run, Task, run_all
+from tests.seeded_bugs.forking import SKIPPED, Run, Task, run_all
 from tests.seeded_bugs.planting import environment
 
 PASSED, FAILED = 0, 1
@@ -37,6 +37,12 @@ class Verdict(StrEnum):
     """The test fails without the bug too."""
     BROKEN = "BROKEN"
     """The entry does not fit the code, or the test could not be run."""
+    UNTOLD = "not told"
+    """The test is skipped here, for the reason that it gives: another user, or another machine, can tell."""
+
+
+_VERDICTS = {PASSED: Verdict.MISSED, FAILED: Verdict.CAUGHT, SKIPPED: Verdict.UNTOLD}
+"""What the exit status with the bug in says."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def _examine(bugs: list[Bug], run: Runner, jobs: int) -> Iterator[Finding]:
     tests = sorted({bug.test for bug in bugs})
     together = list(run([Task(tests[job::jobs]) for job in range(jobs) if tests[job::jobs]], jobs))
     suspects = [Task([test]) for done in together if done.status != PASSED for test in done.task.tests]
-    anyway = {done.task.tests[0]: done for done in run(suspects, jobs) if done.status != PASSED}
+    anyway = {done.task.tests[0]: done for done in run(suspects, jobs) if done.status not in (PASSED, SKIPPED)}
     for bug in bugs:
         if bug.test in anyway:
             yield _judge(anyway[bug.test], None, bug)
@@ -81,7 +87,7 @@ def _judge(healthy: Run | None, bugged: Run | None, bug: Bug) -> Finding:
     if bugged is None:
         assert healthy is not None
         return Finding(bug, Verdict.FAILS_ANYWAY, healthy.seconds, healthy.output)
-    verdict = {PASSED: Verdict.MISSED, FAILED: Verdict.CAUGHT}.get(bugged.status, Verdict.BROKEN)
+    verdict = _VERDICTS.get(bugged.status, Verdict.BROKEN)
     return Finding(bug, verdict, bugged.seconds, "" if verdict is Verdict.CAUGHT else bugged.output)
 
 

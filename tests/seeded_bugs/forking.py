@@ -32,6 +32,8 @@ TEST_SECONDS = 20
 """A test that hangs with a bug in has noticed it, after this long."""
 RUN_SECONDS = 300
 """A run that does not end by itself is ended, and shows nothing."""
+SKIPPED = 71
+"""Exit status of a run all of whose tests were skipped: this user, or this machine, cannot run them."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -70,12 +72,16 @@ def run_all(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
 
 
 class _Said:
-    """A plugin that keeps the exit status of pytest's session."""
+    """A plugin that keeps the exit status of pytest's session, and `SKIPPED` where no test was run to its end."""
 
     status: int | None = None
+    passed = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.passed |= report.when == "call" and report.passed
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        self.status = int(exitstatus)
+        self.status = SKIPPED if exitstatus == 0 and not self.passed else int(exitstatus)
 
 
 class _Fork:
@@ -135,9 +141,9 @@ class _Fork:
             status = int(pytest.main([*options, *self.task.tests], plugins=[said]))
         except BaseException as error:
             # What a test that failed has left behind is complained of once pytest has said how it went.
-            status = status if said.status is None else said.status
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:
+            status = status if said.status is None else said.status
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
