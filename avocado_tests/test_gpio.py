@@ -36,11 +36,16 @@ rules:
 
 @dataclass
 class Wired:
-    """A guest with a card, and the control socket of its lines' other side."""
+    """A guest with a card, and the folder of the control sockets of its lines' other side: each host's has its name."""
 
     lab: Lab
     guest: BootedGuest
-    control: Path
+    folder: Path
+
+    @property
+    def control(self) -> Path:
+        """That of the server where the guest is: one that moves leaves the old server its own."""
+        return self.folder / self.guest.host.name
 
     def ask(self, command: str, **parameters: Any) -> dict[str, Any]:
         """Do something on the host's side of the card."""
@@ -151,15 +156,14 @@ class Gpio(GuestTest):
     def card(self, *, server: str = "", faults: str = "", **boot: Any) -> Iterator[Wired]:
         """`server` is a command line before the card's own, {gpio}, with {folder} for its files."""
         with tempfile.TemporaryDirectory(prefix="vfu-") as scratch, self.lab() as lab:
-            control = Path(scratch, "control")
             Path(scratch, "faults").write_text(faults)
-            device = f"gpio --control {control}"
+            device = f"gpio --control {scratch}/{{host}}"
             device = server.replace("{gpio}", device).replace("{folder}", scratch) or device
             guest = lab.boot(device=device, image="storage", **boot)
             guest.succeed("modprobe gpio-pci-idio-16")
             guest.wait_until_succeeds(f"test -e /dev/{CHIP}", interval=0.01)
             self.map_interrupts(guest)
-            yield Wired(lab, guest, control)
+            yield Wired(lab, guest, Path(scratch))
 
     def map_interrupts(self, guest: BootedGuest) -> None:
         """Ask once for the interrupt of every line, as Linux 6.12 has to be.
