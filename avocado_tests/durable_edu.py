@@ -15,7 +15,7 @@ KEPT = ("inverted", "result", "status", "interrupt_status", "vector", "transfer"
 class DurableEdu(Edu):
     """What a write has changed is in the file before the write is answered."""
 
-    def __init__(self, *, file: Annotated[str, "where it keeps its state"]) -> None:
+    def __init__(self, *, file: Annotated[str, "where it keeps its state"] = "durable-edu") -> None:
         self._file = Path(file)
         self._ready = False
         super().__init__()
