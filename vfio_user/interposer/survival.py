@@ -274,10 +274,11 @@ class Survival:
 
     async def _confirm(self) -> None:
         """Ask the server something harmless: with its answer, what was posted before is done."""
-        number = self._journal.last
         try:
-            await asking.device_info(self._session, timeout=self.policy.budget)
-            self._journal.confirm(number)
+            while self._journal.wants_barrier:  # more may have been posted meanwhile, and nothing after it
+                number = self._journal.last
+                await asking.device_info(self._session, timeout=self.policy.budget)
+                self._journal.confirm(number)
         except _FAILURES:
             return
         finally:

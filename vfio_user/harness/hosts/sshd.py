@@ -7,6 +7,7 @@ is on one host is not by itself on the other.
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import subprocess
@@ -111,12 +112,13 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
     name = f"vfu-sshd-{base.name}-{namespace.name}"
     folder = base / namespace.name
     folder.mkdir()
+    libraries = ":".join(str(folder) for folder in (*root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu")))
     for key in ("host_key", "user_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+        generate = [str(root / "usr/bin/ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
+        subprocess.run(generate, env={**os.environ, "LD_LIBRARY_PATH": libraries}, check=True)
     (folder / "sshd_config").write_text(_CONFIG.format(port=_PORT, name=name))
     public = (folder / "host_key.pub").read_text().split()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{_PORT} {public[0]} {public[1]}\n")
-    libraries = ":".join(str(folder) for folder in (*root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu")))
     hidden = [cache_dir() / name for name in _HIDDEN]
     script = _START.format(
         folder=shlex.quote(str(folder)),
