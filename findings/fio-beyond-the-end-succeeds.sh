@@ -18,9 +18,9 @@ fetch() {
 }
 fetch update
 fetch install --yes --download-only --no-install-recommends fio=3.33-3
-for package in cache/archives/*.deb; do dpkg-deb --extract "$package" root; done
-libraries=$(find "$work/root" -name "*.so*" -printf "%h\n" | sort -u | tr "\n" ":")
-run() { program=$1 && shift && LD_LIBRARY_PATH=$libraries "$work/root/usr/bin/$program" "$@"; }
+for package in cache/archives/*.deb; do dpkg-deb --extract "$package" unpacked; done
+libraries=$(find "$work/unpacked" -name "*.so*" -printf "%h\n" | sort -u | tr "\n" ":")
+run() { program=$1 && shift && LD_LIBRARY_PATH=$libraries "$work/unpacked/usr/bin/$program" "$@"; }
 head -c 1M /dev/zero >file
 run fio --name=beyond --filename=file --filesize=1M --offset=2M --rw=read --bs=4k --output-format=json --output=said
 status=$?

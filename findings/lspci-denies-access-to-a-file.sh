@@ -18,9 +18,9 @@ fetch() {
 }
 fetch update
 fetch install --yes --download-only --no-install-recommends pciutils=1:3.9.0-4
-for package in cache/archives/*.deb; do dpkg-deb --extract "$package" root; done
-libraries=$(find "$work/root" -name "*.so*" -printf "%h\n" | sort -u | tr "\n" ":")
-run() { program=$1 && shift && LD_LIBRARY_PATH=$libraries "$work/root/usr/bin/$program" "$@"; }
+for package in cache/archives/*.deb; do dpkg-deb --extract "$package" unpacked; done
+libraries=$(find "$work/unpacked" -name "*.so*" -printf "%h\n" | sort -u | tr "\n" ":")
+run() { program=$1 && shift && LD_LIBRARY_PATH=$libraries "$work/unpacked/usr/bin/$program" "$@"; }
 cat >dump <<"DUMP"
 00:03.0 Class 00ff: 1b36:0010
 00: 36 1b 10 00 06 00 10 00 02 02 08 01 00 00 00 00

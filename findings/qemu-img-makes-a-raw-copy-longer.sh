@@ -17,9 +17,9 @@ fetch() {
 }
 fetch update
 fetch install --yes --download-only --no-install-recommends qemu-utils=1:7.2+dfsg-7+deb12u18+b3
-for package in cache/archives/*.deb; do dpkg-deb --extract "$package" root; done
-libraries=$(find "$work/root" -name "*.so*" -printf "%h\n" | sort -u | tr "\n" ":")
-run() { program=$1 && shift && LD_LIBRARY_PATH=$libraries "$work/root/usr/bin/$program" "$@"; }
+for package in cache/archives/*.deb; do dpkg-deb --extract "$package" unpacked; done
+libraries=$(find "$work/unpacked" -name "*.so*" -printf "%h\n" | sort -u | tr "\n" ":")
+run() { program=$1 && shift && LD_LIBRARY_PATH=$libraries "$work/unpacked/usr/bin/$program" "$@"; }
 head -c 1000 /dev/urandom >original
 run qemu-img convert -f raw -O raw original copy
 run qemu-img compare -f raw -F raw original copy

@@ -6,8 +6,6 @@ import errno
 import logging
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -64,18 +62,6 @@ class Exits(PciDevice):
 @pytest.fixture
 def device() -> Exits:
     return Exits()
-
-
-@pytest.fixture
-def server(device: Exits, tmp_path: Path) -> Iterator[Server]:
-    with Server(device, str(tmp_path / "socket")) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client.connect(str(server.listener.address)) as client:
-        yield client
 
 
 ASKED = {
