@@ -18,8 +18,8 @@ import time
 from typing import Annotated
 
 from servers.edu import Edu
+from userdev.errors import ProtocolError
 from vfio_user.device import Quiesce, ResetKind, register, state
-from vfio_user.errors import ProtocolError
 
 log = logging.getLogger("vfio_user.servers.busy_edu")
 

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
 from vfio_user.harness.known_issues import XFAIL
 

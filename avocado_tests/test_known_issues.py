@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from avocado_tests.guest_test import GuestTest
 from avocado_tests.odd_edu import COUNT, COUNTED, UNMASKED, WRONG
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.command_line import vfio_user_device
 from vfio_user.harness.deadline import Deadline

@@ -24,7 +24,7 @@ from avocado_tests.migration_faults import (
     Case,
     qemus_on,
 )
-from vfio_user.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts import Pair

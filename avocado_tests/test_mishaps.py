@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from avocado_tests.guest_test import GuestTest
-from vfio_user.errors import VfioUserError
+from userdev.errors import UserdevError
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.guest import Guest
 from vfio_user.harness.lab import Lab
@@ -130,7 +130,7 @@ class Mishaps(GuestTest):
     def assert_named(self, named: str, wait: Callable[[], object]) -> None:
         """`wait` fails soon, and says why."""
         began = time.monotonic()
-        with self.assertRaises(VfioUserError) as failure:
+        with self.assertRaises(UserdevError) as failure:
             wait()
         self.assertLess(time.monotonic() - began, PATIENCE)
         self.assertIn(named, str(failure.exception))

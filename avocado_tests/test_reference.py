@@ -13,7 +13,7 @@ from unittest import mock
 
 from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import AT_EVERY_PHASE
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness import booted
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.guest import GuestFailure

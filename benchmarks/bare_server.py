@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 
-from vfio_user.transport import Listener
+from userdev.transport import Listener
 from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, Capabilities, Command, Framer, encode_version
 
 ACCESS = struct.Struct("<HHII4x16s")

@@ -21,9 +21,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from userdev.errors import AUTHORS_FAILURES, UserError
 from vfio_user import Listener, MigrationState, Stream
 from vfio_user.device import PciDevice
-from vfio_user.errors import AUTHORS_FAILURES, UserError
 
 log = logging.getLogger("vfio_user.control")
 

@@ -10,6 +10,7 @@ import logging
 from math import factorial
 from typing import Annotated, Any
 
+from userdev.errors import ProtocolError
 from vfio_user.device import (
     Bar,
     IntX,
@@ -23,7 +24,6 @@ from vfio_user.device import (
     register,
     state,
 )
-from vfio_user.errors import ProtocolError
 
 log = logging.getLogger("vfio_user.servers.edu")
 

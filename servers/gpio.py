@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from servers.control import ControlSocket
+from userdev.errors import UserError
 from vfio_user.device import Bar, IntX, PciDevice, PciIds, register, state
-from vfio_user.errors import UserError
 
 LINES = 16
 ALL = (1 << LINES) - 1

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from userdev.transport import Stream, connect
 from vfio_user.client.conformance import CATALOGUE, Outcome, Result, run
 from vfio_user.device import PciDevice
 from vfio_user.server import Offer, Server
 from vfio_user.server import server as server_module
 from vfio_user.server.session import Session
-from vfio_user.transport import Stream, connect
 from vfio_user.wire import CURRENT, Command, Dialect, Message
 
 Reply = tuple[bytes, list[int]]

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from userdev.errors import ProtocolError
 from vfio_user.device import PciDevice
-from vfio_user.errors import ProtocolError
 from vfio_user.wire.constants import IrqSetFlags
 
 INTX, MSI, MSIX, ERR, REQ = range(5)

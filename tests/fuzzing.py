@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.everything_device import Everything
+from userdev.transport import Stream, close_all
 from vfio_user.server import Offer
 from vfio_user.server.session import Session
-from vfio_user.transport import Stream, close_all
 from vfio_user.wire import (
     COMMAND,
     ERROR,

@@ -15,10 +15,10 @@ from pathlib import Path
 from tests.fuzzing import Generator
 from tests.fuzzing_readers import Outcome
 from tests.interposer_bench import Bench, Peer
+from userdev.transport import close_all
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.faults.scenario import parse_scenario
 from vfio_user.interposer.faults.stage import Faults
-from vfio_user.transport import close_all
 from vfio_user.wire import HEADER, HEADER_SIZE, REPLY, Dialect
 
 PER_SESSION = 60

@@ -24,7 +24,7 @@ from servers.gpio import Gpio
 from tests.fuzzing import Generator, noise
 from tests.interposed import interposed_edu
 from tests.migration_device import Adder, load, save
-from vfio_user.errors import ProtocolError, UserError
+from userdev.errors import ProtocolError, UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.interposer.direction import Direction

@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from userdev.transport import Stream, close_all
 from vfio_user.interposer.backlog import MAX_BYTES
 from vfio_user.interposer.loop import Future, Loop, Task
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.trace import TraceWriter
-from vfio_user.transport import Stream, close_all
 from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Framer, Message
 from vfio_user.wire import layouts as at
 

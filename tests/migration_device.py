@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from userdev.errors import ProtocolError
 from vfio_user.device.dma import Dma
-from vfio_user.errors import ProtocolError
 from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.migration.values import encode
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from vfio_user.transport import Listener
+from userdev.transport import Listener
 from vfio_user.wire import CURRENT, Capabilities, Framer, encode_version
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Self
 
-from vfio_user.transport import Stream, close_all
+from userdev.transport import Stream, close_all
 from vfio_user.wire import CURRENT, Capabilities, Command, Dialect, Framer, Message, encode_version
 
 Answer = Message | bytes | None

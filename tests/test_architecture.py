@@ -12,19 +12,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ([^|]+) \|$")
-DEVICE_AUTHORS = ("wire", "transport", "pci", "device", "migration", "server", "client")
+PACKAGES = ("userdev", "vfio_user")
+DEVICE_AUTHORS = ("wire", "pci", "device", "migration", "server", "client")
 
 
 def rooms() -> dict[str, set[str]]:
-    """Room: the rooms it may import, as ARCHITECTURE.md says."""
+    """Room, such as `vfio_user/wire`: the rooms and packages it may import, as ARCHITECTURE.md says."""
     table = {}
     for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines():
         if found := ROW.match(line):
             path, allowed = found.groups()
-            table[path.rstrip("/").removeprefix("vfio_user/").removesuffix(".py")] = {
-                word.strip(" `") for word in allowed.split(",")
-            }
+            words = {word.strip(" `") for word in allowed.split(",")}
+            package = path.partition("/")[0]
+            table[path.rstrip("/")] = {word if word in PACKAGES else f"{package}/{word}" for word in words}
     return table
+
+
+def files(room: str) -> list[Path]:
+    path = ROOT / room
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -38,31 +44,45 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room_of(module: str) -> str | None:
-    parts = module.split(".")
-    return parts[1] if parts[0] == "vfio_user" and len(parts) > 1 else None
+    """`vfio_user/wire` for all that is in it."""
+    package, _, within = module.partition(".")
+    name = within.partition(".")[0]
+    if package in PACKAGES and ((ROOT / package / name).is_dir() or (ROOT / package / f"{name}.py").exists()):
+        return f"{package}/{name}" if name else None
+    return None
 
 
-@pytest.mark.parametrize("room", sorted(room for room in rooms() if (ROOT / "vfio_user" / room).is_dir()))
+@pytest.mark.parametrize("room", sorted(room for room in rooms() if room.partition("/")[0] in PACKAGES))
 def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
-    allowed = rooms()[room] | {room}
-    if "everything" in allowed:
+    allowed = {word.removesuffix(".py") for word in rooms()[room]} | {room.removesuffix(".py")}
+    if "vfio_user/everything" in allowed:
         return
     outside = {
         f"{path.relative_to(ROOT)} imports {module}"
-        for path in (ROOT / "vfio_user" / room).rglob("*.py")
+        for path in files(room)
         for module in imports(path)
-        if (found := room_of(module)) and (ROOT / "vfio_user" / found).exists() and found not in allowed
+        if (found := room_of(module)) and found not in allowed and found.partition("/")[0] not in allowed
     }
     assert not outside
 
 
-@pytest.mark.parametrize("room", DEVICE_AUTHORS)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_has_a_row_in_the_table(package: str) -> None:
+    found = {
+        f"{package}/{path.name}"
+        for path in (ROOT / package).iterdir()
+        if not path.name.startswith("_") and (path.is_dir() or path.suffix == ".py")
+    }
+    assert found <= rooms().keys()
+
+
+@pytest.mark.parametrize("room", ["userdev", *(f"vfio_user/{room}" for room in DEVICE_AUTHORS)])
 def test_the_device_authors_half_needs_only_the_standard_library(room: str) -> None:
     foreign = {
         f"{path.relative_to(ROOT)} imports {module}"
-        for path in (ROOT / "vfio_user" / room).rglob("*.py")
+        for path in files(room)
         for module in imports(path)
-        if module.split(".")[0] not in sys.stdlib_module_names | {"vfio_user"}
+        if module.split(".")[0] not in sys.stdlib_module_names | {*PACKAGES}
     }
     assert not foreign
 
@@ -72,7 +92,7 @@ def test_device_programs_import_only_the_public_interface() -> None:
         f"{path.relative_to(ROOT)} imports {module}"
         for path in (ROOT / "servers").rglob("*.py")
         for module in imports(path)
-        if (found := room_of(module)) and (ROOT / "vfio_user" / found).is_dir() and found != "device"
+        if (found := room_of(module)) and (ROOT / found).is_dir() and found != "vfio_user/device"
     }
     assert not inside
 
@@ -101,7 +121,7 @@ def imported_at_once(path: Path, modules: Collection[str]) -> Iterator[str]:
 def test_no_module_needs_itself_to_be_imported() -> None:
     paths = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for room in ("vfio_user", "servers")
+        for room in (*PACKAGES, "servers")
         for path in (ROOT / room).rglob("*.py")
     }
     needed = {module: set(imported_at_once(path, paths)) for module, path in paths.items()}

@@ -16,8 +16,8 @@ import pytest
 from junitparser import JUnitXml
 
 from avocado_tests.guest_test import GuestTest
+from userdev.errors import UserError, VerdictError
 from vfio_user.cli import _avocado, test_e2e
-from vfio_user.errors import UserError, VerdictError
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ import pytest
 
 from servers.block.backing import Backing, Lost
 from servers.block.images import open_images
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 MIB = 1 << 20
 

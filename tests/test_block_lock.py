@@ -18,7 +18,7 @@ import pytest
 from servers.block.backing import Backing
 from servers.block.images import open_images
 from servers.block.lock import InUse
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 MIB = 1 << 20
 

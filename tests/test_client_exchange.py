@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.scripted_server import Script, ScriptedServer
+from userdev.errors import ProtocolError, UserError
 from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError
-from vfio_user.errors import ProtocolError, UserError
 from vfio_user.wire import (
     COMMAND,
     CURRENT,

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.everything_device import Everything
+from userdev.errors import ProtocolError, UserError
 from vfio_user.cli.probe import command as probe
 from vfio_user.client import Client, EventFd, GuestMemory, NoAnswer, RemoteError
 from vfio_user.client.description import describe, render
 from vfio_user.client.migration_region import PRE_COPY, RUNNING, STOPPED
-from vfio_user.errors import ProtocolError, UserError
 from vfio_user.server import Offer, Server
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, REGION_MIGRATION, Capabilities, Command, Dialect
 from vfio_user.wire.constants import DmaFlags, Feature, FeatureFlags, IrqIndex, MigrationState, MigrationSupport

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from servers.edu import Edu
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
+from userdev.errors import ProtocolError, UserError, VerdictError
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client.conformance import CATALOGUE, Level
 from vfio_user.client.conformance.check import CURRENT_FAMILY
-from vfio_user.errors import ProtocolError, UserError, VerdictError
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
 from vfio_user.wire.constants import IrqSetFlags

@@ -19,7 +19,7 @@ from servers import control
 from servers.control import ControlClient, ControlSocket
 from servers.gpio import Gpio
 from tests.device_kit import descriptors_left, write_int
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 
 @pytest.fixture

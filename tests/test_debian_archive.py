@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness import debian
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.debian import DebianArchive, Mirror

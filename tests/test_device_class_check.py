@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import pytest
 
+from userdev.errors import DeclarationError
 from vfio_user import Bar, PciDevice, PciIds, ResetKind, memory, register, state, stored_register
 from vfio_user.device.class_check import framework_names
-from vfio_user.errors import DeclarationError
 
 HEAD = """\
 from enum import Enum

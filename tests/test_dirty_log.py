@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import dirty_log
 from vfio_user.migration.dirty_log import GRANULE, DirtyPages, bitmap_size, check_page_size
 

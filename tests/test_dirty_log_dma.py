@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.device_kit import Client
+from userdev.errors import ProtocolError
 from vfio_user.device import Dma
-from vfio_user.errors import ProtocolError
 from vfio_user.wire.constants import DmaFlags
 
 PAGE = 4096

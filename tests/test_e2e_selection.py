@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from userdev.errors import UserError
 from vfio_user.cli import cli, test_e2e
 from vfio_user.cli.test_e2e import filters
-from vfio_user.errors import UserError
 
 
 @pytest.mark.parametrize(

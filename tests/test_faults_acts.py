@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
+from userdev.transport import close_all
 from vfio_user.interposer.faults.engine import Engine
 from vfio_user.interposer.faults.scenario import Scenario
 from vfio_user.interposer.faults.stage import Faults
-from vfio_user.transport import close_all
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire import layouts as at
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from userdev.errors import UserError
 from vfio_user.cli import cli
-from vfio_user.errors import UserError
 from vfio_user.interposer.faults.scenario import load_scenario, parse_scenario
 
 GOOD = """

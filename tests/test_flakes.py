@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from avocado_tests.flakes import changes, main, tally, verdicts
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.known_issues import XFAIL
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import about
+from userdev.errors import about
 from vfio_user.harness.artifacts import Timeline, record_versions, write_text
 from vfio_user.harness.console import Console
 from vfio_user.harness.lab import Lab

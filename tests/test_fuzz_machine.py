@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.everything_device import Everything
+from userdev.transport import close_all
 from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
 from vfio_user.server import Server
-from vfio_user.transport import close_all
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire.constants import IrqIndex, MigrationState
 from vfio_user.wire.layouts import REGION_ACCESS

@@ -13,8 +13,8 @@ import pytest
 
 from servers.control import ControlClient
 from servers.gpio import Gpio
+from userdev.errors import UserError
 from vfio_user.client import Client, EventFd
-from vfio_user.errors import UserError
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex, MigrationState
 

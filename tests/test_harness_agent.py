@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import guest_images
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness import cache
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.command_line import (
     MachineConfig,
     Start,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from userdev.errors import UserError
 from vfio_user.cli.doctor import command
-from vfio_user.errors import UserError
 from vfio_user.harness import accelerator, cache, doctor, qemu
 from vfio_user.harness.doctor import Finding, State, can_run, examine_machine
 from vfio_user.harness.qemu import PROGRAM

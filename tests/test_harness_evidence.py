@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from userdev.errors import UserError
 from vfio_user.cli.test_e2e import first_causes, per_minute
-from vfio_user.errors import UserError
 from vfio_user.harness import core, evidence, last_words
 from vfio_user.harness.process import Child
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch, checked_socket_path, processes_of, reap
 

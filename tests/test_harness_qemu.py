@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from userdev.errors import UserError
 from vfio_user.cli.qemu import command
-from vfio_user.errors import UserError
 from vfio_user.harness import cache, qemu
 from vfio_user.harness.qemu import PROGRAM, ensure_qemu, find_qemu, install_qemu, installed_qemu, manifest
 

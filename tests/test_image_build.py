@@ -14,8 +14,8 @@ import zstandard
 from click.testing import CliRunner
 
 from tests.test_image_parts import bz_image, kernel_object, members
+from userdev.errors import UserError
 from vfio_user.cli.image import command
-from vfio_user.errors import UserError
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.image import GuestImage, builder, overlay, recipe
 from vfio_user.harness.image.recipe import Recipe, load_recipe, recipe_names

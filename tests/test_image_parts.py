@@ -15,7 +15,7 @@ import paramiko
 import pytest
 import zstandard
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.image.cpio import write_cpio
 from vfio_user.harness.image.kernel import extract_vmlinux

@@ -21,8 +21,8 @@ import pytest
 
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, answer, dma_map, read
+from userdev.errors import ProtocolError
 from vfio_user.client import Client
-from vfio_user.errors import ProtocolError
 from vfio_user.interposer import asking
 from vfio_user.interposer.control.client import Control, ControlError
 from vfio_user.interposer.control.commands import COMMANDS

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.interposed import Interposed, interposed_edu
-from vfio_user.errors import UserError
+from userdev.errors import UserError
+from userdev.transport import close_all
 from vfio_user.interposer.control.client import Control, ControlError
 from vfio_user.interposer.control.lines import MAX_FDS, MAX_LINE, Line, LineReader
 from vfio_user.interposer.control.server import MAX_CONNECTIONS
 from vfio_user.interposer.interposer import Interposer, Setup
-from vfio_user.transport import close_all
 
 LIVENESS = 0x04
 SECRET = "correct horse battery staple"

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.interposer_bench import Bench, Peer, dma_map
+from userdev.transport import close_all
 from vfio_user.interposer.capture import CaptureDma
 from vfio_user.interposer.pairing import LIMIT
-from vfio_user.transport import close_all
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire import layouts as at
 

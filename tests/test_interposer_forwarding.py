@@ -14,9 +14,9 @@ import pytest
 from tests.fuzzing import open_fds
 from tests.fuzzing_interposer import campaign
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
+from userdev.transport import Stream
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.pump import Outlet, Pump
-from vfio_user.transport import Stream
 from vfio_user.wire import DIALECTS, HEADER, Command, Dialect
 
 

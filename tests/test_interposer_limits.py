@@ -16,6 +16,7 @@ import pytest
 from tests.device_kit import descriptors_left
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, dma_map, request
+from userdev.transport import close_all
 from vfio_user.client import Disconnected
 from vfio_user.interposer import descriptors
 from vfio_user.interposer.asking import Refused
@@ -24,7 +25,6 @@ from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.guest_memory import read_memory
 from vfio_user.interposer.restore import Incompatible, restore
 from vfio_user.interposer.survival import Policy
-from vfio_user.transport import close_all
 from vfio_user.wire import HEADER, Command, Message
 from vfio_user.wire import layouts as at
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.interposed import EDU, EDU_BY_PATH, Interposed
 from tests.interposer_bench import read, write
+from userdev.errors import UserError
 from vfio_user.client import Client, Disconnected, EventFd, RemoteError
-from vfio_user.errors import UserError
 from vfio_user.interposer.control.client import ControlError
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.interposer import Interposer, Setup

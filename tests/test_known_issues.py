@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from servers.edu import Edu
+from userdev.errors import UserError, VerdictError
 from vfio_user.cli import cli
-from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness import spared
 from vfio_user.harness.known_issues import (
     Failure,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness import libvfio_user
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.debian import DebianArchive

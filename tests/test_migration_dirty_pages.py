@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from tests.migration_device import Adder, set_state
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Dialect
 from vfio_user.wire.constants import MigrationState

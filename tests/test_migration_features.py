@@ -18,7 +18,7 @@ from tests.migration_device import (
     set_state,
     write_data,
 )
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import OPEN, STRICT, Gate, Migration
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags, Feature, FeatureFlags, MigrationState

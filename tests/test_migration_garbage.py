@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.migration_device import LIMIT, Adder, load, save, set_state
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
 from vfio_user.migration.machine import V1_VALUES
 from vfio_user.wire import DRAFT_V6, REGION_MIGRATION

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.migration_device import Adder, get_state, load, read_data, save, set_state, write_data
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import Migration, Storage
 from vfio_user.migration.stream import FrameWriter, Kind
 from vfio_user.migration.values import MAX_ITEMS, encode

@@ -15,8 +15,8 @@ from types import MappingProxyType
 
 import pytest
 
+from userdev.errors import UserdevError, UserError
 from vfio_user.client import Client
-from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.coordinator import Failure
 from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, SavedAgain, StateSpool
@@ -145,7 +145,7 @@ def test_a_device_that_returned_can_be_migrated_again(stack: ExitStack, tmp_path
 def test_state_of_another_device_is_refused_and_the_source_goes_on(stack: ExitStack, tmp_path: Path) -> None:
     pair = Pair(stack, tmp_path)
     pair.link.destination = pair.another("edu --dma-mask 0xffff", "other")
-    with pytest.raises(VfioUserError):
+    with pytest.raises(UserdevError):
         move(pair.link)
     pair.link.return_to_source()
     assert pair.value(0) == VALUE
@@ -154,7 +154,7 @@ def test_state_of_another_device_is_refused_and_the_source_goes_on(stack: ExitSt
 def test_a_silent_server_is_given_up_in_time(stack: ExitStack, tmp_path: Path) -> None:
     pair = Pair(stack, tmp_path)
     pair.destination.child.signal(signal.SIGSTOP)
-    with pytest.raises(VfioUserError, match=f"within {pair.link.patience:g} s"):
+    with pytest.raises(UserdevError, match=f"within {pair.link.patience:g} s"):
         pair.link.await_state()
     pair.destination.child.signal(signal.SIGCONT)
 

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from tests.migration_device import Adder, get_state, save, set_state, write_data
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
 from vfio_user.migration.machine import V1_STATES, StateMachine
 from vfio_user.wire.constants import MigrationState

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.migration_device import Adder, get_state, read_all, save, set_state
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import Migration, MigrationRegion
 from vfio_user.migration.machine import V1_STATES, V1_VALUES
 from vfio_user.migration.region import WINDOW, WINDOW_SIZE

@@ -15,7 +15,7 @@ import pytest
 from servers.nvme import Nvme
 from servers.nvme.spec import Admin, Feature, Io, LogPage, Status
 from tests.nvme_kit import PAGE, Host, controller
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 NAMESPACE_NOTICES = 0x100
 

@@ -16,8 +16,8 @@ from servers.control import ControlClient
 from servers.nvme import Nvme
 from servers.nvme.spec import Io
 from tests.nvme_kit import Host, controller, loop_device
+from userdev.errors import ProtocolError, UserError
 from vfio_user.client import RemoteError
-from vfio_user.errors import ProtocolError, UserError
 from vfio_user.wire.constants import MigrationState
 
 MIB = 1 << 20

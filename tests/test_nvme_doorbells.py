@@ -13,8 +13,8 @@ from servers.nvme.doorbells import LOOKS
 from servers.nvme.spec import Admin, Io
 from tests.device_kit import Client as Link
 from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, controller
+from userdev.errors import UserError
 from vfio_user.client import Client, EventFd
-from vfio_user.errors import UserError
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex, RegionFlags
 

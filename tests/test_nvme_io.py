@@ -14,7 +14,7 @@ from servers.control import ControlClient
 from servers.nvme import Nvme
 from servers.nvme.spec import Io, Status
 from tests.nvme_kit import BASE, PAGE, Host, controller, loop_device
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 BLOCKS = (4 << 20) // 512
 FUA = 1 << 30

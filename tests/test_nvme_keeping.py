@@ -17,8 +17,8 @@ from servers.control import ControlClient
 from servers.nvme import Nvme
 from servers.nvme.spec import Admin, Cc, Csts, Feature, Io, LogPage, Status
 from tests.nvme_kit import CC, CSTS, ENABLE, Host, controller, loop_device
+from userdev.errors import UserError
 from vfio_user.client import Client, RemoteError
-from vfio_user.errors import UserError
 from vfio_user.wire.constants import MigrationState
 
 FUA = 1 << 30

@@ -20,9 +20,9 @@ from servers.nvme import Nvme
 from servers.nvme.spec import Admin, Feature, Io
 from tests.device_kit import Client as Link
 from tests.nvme_kit import ACQ, AQA, ASQ, BASE, CC, CSTS, ENABLE, PAGE, READY, Host, controller
+from userdev.errors import ProtocolError
 from vfio_user.client import Client, Disconnected, GuestMemory
 from vfio_user.device import NoClient
-from vfio_user.errors import ProtocolError
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex
 

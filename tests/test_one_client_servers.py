@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.interposed import Interposed
+from userdev.errors import UserError
 from vfio_user.cli import _servers
 from vfio_user.cli._servers import CommandServer
 from vfio_user.client import Client
-from vfio_user.errors import UserError
 from vfio_user.wire import CURRENT
 
 COMMAND = f"{shlex.quote(sys.executable)} -m tests.one_client_server {{socket}}"

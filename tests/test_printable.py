@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError
+from userdev.printable import Printable, printable
 from vfio_user.harness.guest import Result
 from vfio_user.harness.process import tail
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace import TraceWriter
-from vfio_user.printable import Printable, printable
 from vfio_user.wire import Message
 
 CLEAR = "\x1b[2J"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness import qemu as qemus
 from vfio_user.harness.accelerator import KVM, guest_runs, probe_accelerator
 from vfio_user.harness.cache import ENVIRONMENT

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
+from userdev.transport import Stream
 from vfio_user.server.negotiation import Agreement, Answer, Offer, Twin, negotiate
-from vfio_user.transport import Stream
 from vfio_user.wire import (
     CURRENT,
     DRAFT_V6,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.lab import Lab, belongs_to
 from vfio_user.harness.migration.journal import Journal
 from vfio_user.harness.migration.soak import Soak, trends

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
 from vfio_user.harness.hosts import far_end as far_end_module
 from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LISTENING, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames

@@ -14,6 +14,7 @@ import pytest
 
 from tests.interposer_bench import Bench
 from tests.scripted_server import ScriptedServer
+from userdev.transport import Stream
 from vfio_user.client import Client, RemoteError
 from vfio_user.client.migration_region import MigrationRegion
 from vfio_user.client.regions import Region, RegionCalls
@@ -21,7 +22,6 @@ from vfio_user.interposer.asking import Refused
 from vfio_user.interposer.loop import Future, Task
 from vfio_user.interposer.migration import MessageMigration
 from vfio_user.interposer.migration_region import DATA_OFFSET, RegionMigration
-from vfio_user.transport import Stream
 from vfio_user.wire import CURRENT, HEADER, REPLY, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import MigrationState
 from vfio_user.wire.layouts import MIGRATION_DATA, REGION_ACCESS

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer.descriptors import FdKind
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace import Kind, Note, Raw, Record, TraceWriter, read_trace

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from tests.faulty_edu import MAGIC
 from tests.interposed import EDU, Interposed, interposed_edu
+from userdev.errors import UserError, VerdictError
 from vfio_user.cli import cli
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
-from vfio_user.errors import UserError, VerdictError
 from vfio_user.interposer.replay import load_script, minimize, replay
 from vfio_user.interposer.replay.outcome import What
 from vfio_user.interposer.replay.script import Script

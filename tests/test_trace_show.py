@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from userdev.errors import UserError
 from vfio_user.cli import cli
-from vfio_user.errors import UserError
 from vfio_user.harness.debian import DebianArchive
 from vfio_user.interposer.trace.pcapng import DISSECTOR
 from vfio_user.wire import Command

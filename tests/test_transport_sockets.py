@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.device_kit import descriptors_left, open_fds
-from vfio_user.errors import UserError
-from vfio_user.transport import (
+from userdev.errors import UserError
+from userdev.transport import (
     MAX_FDS_PER_SEND,
     MAX_PATH,
     Address,

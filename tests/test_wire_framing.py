@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfio_user.transport import Stream, close_all
+from userdev.transport import Stream, close_all
 from vfio_user.wire import HEADER, MAX_MESSAGE, BadFrame, Framer, Message
 from vfio_user.wire.framing import RECEIVE
 

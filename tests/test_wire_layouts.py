@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user.errors import ProtocolError, UserError
+from userdev.errors import ProtocolError, UserError
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, HEADER, REGION_MIGRATION, Command, Message, Sender, layouts
 from vfio_user.wire.dialects import dialect_named
 from vfio_user.wire.layouts import Layout

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire.layouts import CAPABILITY_HEADER, REGION_INFO, SPARSE_MMAP
 from vfio_user.wire.region_info import RegionDescription, decode_region_info, encode_region_info
 

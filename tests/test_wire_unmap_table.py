@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, BitmapV6
 from vfio_user.wire.unmap_table import UnmapEntry, unmap_table
 

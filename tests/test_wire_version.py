@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Capabilities, decode_version, encode_version
 from vfio_user.wire.capabilities import ALL
 

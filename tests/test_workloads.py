@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, image_for
 from vfio_user.harness.server import devices

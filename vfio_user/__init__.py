@@ -47,9 +47,9 @@ __all__ = [
     "Storage",
     "Stream",
     "UserError",
+    "UserdevError",
     "VendorSpecific",
     "VerdictError",
-    "VfioUserError",
     "Views",
     "memory",
     "register",
@@ -59,6 +59,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from userdev.errors import (
+        ProtocolError,
+        UserdevError,
+        UserError,
+        VerdictError,
+    )
+    from userdev.transport import Listener, Stream
     from vfio_user.client import (
         Client,
         Disconnected,
@@ -99,14 +106,7 @@ if TYPE_CHECKING:
         state,
         stored_register,
     )
-    from vfio_user.errors import (
-        ProtocolError,
-        UserError,
-        VerdictError,
-        VfioUserError,
-    )
     from vfio_user.server import Offer, Server, serve
-    from vfio_user.transport import Listener, Stream
     from vfio_user.wire import CURRENT, DIALECTS, Dialect
 else:
     # Hidden from type checkers, for which every name would be right: `vfio-user --help` needs none of them (PEP 562).
@@ -117,9 +117,9 @@ else:
         **dict.fromkeys(
             ("Client", "Disconnected", "EventFd", "GuestMemory", "NoAnswer", "RemoteError"), "vfio_user.client"
         ),
-        **dict.fromkeys(("ProtocolError", "UserError", "VerdictError", "VfioUserError"), "vfio_user.errors"),
+        **dict.fromkeys(("ProtocolError", "UserError", "VerdictError", "UserdevError"), "userdev.errors"),
         **dict.fromkeys(("Offer", "Server", "serve"), "vfio_user.server"),
-        **dict.fromkeys(("Listener", "Stream"), "vfio_user.transport"),
+        **dict.fromkeys(("Listener", "Stream"), "userdev.transport"),
         **dict.fromkeys(("CURRENT", "DIALECTS", "Dialect"), "vfio_user.wire"),
     }
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 MAX_SIZE = 4 << 20
 """Bytes of a document."""

@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A `Lab` of this test: what it starts ends with the test, and a failure leaves evidence in a folder of its own."""
-    from vfio_user.errors import VerdictError
+    from userdev.errors import VerdictError
     from vfio_user.harness.trial import trial
 
     option = request.config.getoption

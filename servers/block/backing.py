@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from servers.block.lock import ImageLock
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 log = logging.getLogger("vfio_user.servers.block")
 

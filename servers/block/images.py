@@ -10,7 +10,7 @@ from secrets import token_hex
 
 from servers.block.backing import MEMORY, Backing
 from servers.block.lock import InUse
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 log = logging.getLogger("vfio_user.servers.block")
 

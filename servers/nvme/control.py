@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from servers.block.images import parse_size
 from servers.nvme.faults import OPERATIONS, break_disk, mend_disk
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 if TYPE_CHECKING:
     from servers.nvme.namespace import Namespace

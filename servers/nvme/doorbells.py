@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from servers.nvme.queues import SavedQueues, SubmissionQueue
 from servers.nvme.spec import DOORBELLS, PAGE, Csts
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 if TYPE_CHECKING:
     from servers.nvme.nvme import Nvme

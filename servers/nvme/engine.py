@@ -16,8 +16,8 @@ from servers.nvme import admin, io_commands
 from servers.nvme.background import Background, Outcome
 from servers.nvme.queues import Command, CompletionQueue, SavedQueues, Shadow, SubmissionQueue, queues_from
 from servers.nvme.spec import Csts, EventType, Failure, LogPage, Status
+from userdev.errors import ProtocolError
 from vfio_user.device import Quiesce
-from vfio_user.errors import ProtocolError
 
 if TYPE_CHECKING:
     from servers.nvme.nvme import Nvme

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from servers.block.backing import Backing
 from servers.nvme.spec import Failure, Status
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 
 FORMATS = (9, 12)
 """LBA formats, as powers of two: blocks of 512 and of 4096 bytes."""

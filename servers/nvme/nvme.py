@@ -36,6 +36,7 @@ from servers.nvme.spec import (
     LogPage,
     Status,
 )
+from userdev.errors import ProtocolError, UserError
 from vfio_user.device import (
     Bar,
     IntX,
@@ -52,7 +53,6 @@ from vfio_user.device import (
     state,
 )
 from vfio_user.device import stored_register as stored
-from vfio_user.errors import ProtocolError, UserError
 
 log = logging.getLogger("vfio_user.servers.nvme")
 

@@ -8,7 +8,7 @@ from struct import unpack, unpack_from
 from typing import TYPE_CHECKING
 
 from servers.nvme.spec import Failure, Status
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 
 if TYPE_CHECKING:
     from servers.nvme.nvme import Nvme

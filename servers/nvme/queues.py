@@ -7,7 +7,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from servers.nvme.spec import CQ_ENTRY, SQ_ENTRY
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 
 if TYPE_CHECKING:
     from vfio_user.device import Dma

@@ -11,7 +11,7 @@ import click
 
 from tests.fresh.machine import USER, fresh_machine
 from tests.fresh.root_file_system import root_file_system
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 

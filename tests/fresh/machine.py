@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 USER = "someone"
 _CHECKOUT = "vfio-user"

@@ -19,12 +19,12 @@ import pytest
 
 from tests.device_kit import descriptors_left
 from tests.session_kit import GUEST, Prober, comes_true, message_memory
+from userdev.errors import ProtocolError
+from userdev.transport import Stream, connect
 from vfio_user.client import Client, EventFd, GuestMemory, NoAnswer, RemoteError
 from vfio_user.client.service import Service
 from vfio_user.device import Quiesce
-from vfio_user.errors import ProtocolError
 from vfio_user.server import Server
-from vfio_user.transport import Stream, connect
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import IrqIndex
 from vfio_user.wire.layouts import REGION_ACCESS

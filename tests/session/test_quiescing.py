@@ -12,10 +12,10 @@ import pytest
 
 from tests.device_kit import CONFIG
 from tests.session_kit import GUEST, comes_true, message_memory
+from userdev.errors import ProtocolError
 from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.device import Bar, DmaRegion, Link, PciDevice, PciExpress, PciIds, Quiesce, ResetKind, register, state
 from vfio_user.device.standstill import Hold
-from vfio_user.errors import ProtocolError
 from vfio_user.server import Server
 from vfio_user.wire import Command
 from vfio_user.wire.constants import MigrationState

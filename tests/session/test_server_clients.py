@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
+from userdev.transport import Listener, Stream, connect
 from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
 from vfio_user.device import ResetKind, register
 from vfio_user.server import Server
-from vfio_user.transport import Listener, Stream, connect
 from vfio_user.wire import (
     CURRENT,
     DRAFT_V6,

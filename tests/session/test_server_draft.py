@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.everything_device import Everything
+from userdev.transport import close_all
 from vfio_user.client import Client, GuestMemory, Mapping
 from vfio_user.server import Server
-from vfio_user.transport import close_all
 from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire.constants import DmaFlagsV6, RegionFlags
 from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, REGION_INFO

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from tests.session_kit import GUEST, Prober, comes_to_read, comes_true, message_memory
+from userdev.transport import connect
 from vfio_user.client import Client, RemoteError
 from vfio_user.device import Quiesce, ResetKind
 from vfio_user.server import Server
-from vfio_user.transport import connect
 from vfio_user.wire import (
     CURRENT,
     NO_REPLY,

@@ -13,8 +13,8 @@ from typing import TextIO, cast
 
 import click
 
-from vfio_user.errors import UserError, VerdictError, about
-from vfio_user.printable import Printable
+from userdev.errors import UserError, VerdictError, about
+from userdev.printable import Printable
 
 # name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {

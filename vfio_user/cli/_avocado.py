@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.deadline import patience
 
 TEST_TIMEOUT = 300.0

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Self
 
+from userdev.errors import UserdevError, UserError
+from userdev.transport import Stream, connect
 from vfio_user.client import Client, NoAnswer
-from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch
-from vfio_user.transport import Stream, connect
 from vfio_user.wire import Dialect
 
 START = 20.0
@@ -64,7 +64,7 @@ class RunningServer:
             _greet(self.address, dialect, self._timeout)
         except (UserError, NoAnswer) as error:
             self._lost = f"the server takes no client any more: {error}"
-        except VfioUserError:
+        except UserdevError:
             return  # it is there
 
     def crashed(self) -> str:
@@ -114,7 +114,7 @@ class CommandServer:
         """
         habits = []
         for when, talk, lingers in (("before", False, GIVES_UP), ("after", True, LINGERS)):
-            with closing(self.connect()) as stream, suppress(VfioUserError):
+            with closing(self.connect()) as stream, suppress(UserdevError):
                 if talk:
                     Client(stream, dialect=dialect, timeout=self._timeout).negotiate(minor=0)
             status = self._child.wait(LINGERS) if self._child is not None else None
@@ -180,7 +180,7 @@ class CommandServer:
         except NoAnswer as error:
             self._crash = f"the server serves nobody any more: {error}"
             self.renew()
-        except VfioUserError:
+        except UserdevError:
             self._child.wait(LINGERS)  # it has died, or is about to
 
     def renew(self) -> None:
@@ -230,7 +230,7 @@ class CommandServer:
             except UserError:
                 if deadline.passed or self._child.wait(0.002) is not None:
                     return False
-            except VfioUserError:
+            except UserdevError:
                 return True
             else:
                 return True

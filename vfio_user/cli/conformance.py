@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from userdev.errors import UserError, VerdictError, about
 from vfio_user.cli._servers import CommandServer, RunningServer
 from vfio_user.client.conformance import CATALOGUE, Check, Level, Outcome, Result, run
-from vfio_user.errors import UserError, VerdictError, about
 from vfio_user.wire import DIALECTS, Dialect
 
 _MARKS = {Outcome.PASS: ("✔", "green"), Outcome.FAIL: ("✘", "red"), Outcome.SKIP: ("○", "yellow")}

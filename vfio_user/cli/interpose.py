@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS

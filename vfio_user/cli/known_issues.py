@@ -6,7 +6,7 @@ import json
 
 import click
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.known_issues import Here, KnownIssue, known_issues
 from vfio_user.harness.qemu import Qemu, find_qemu
 

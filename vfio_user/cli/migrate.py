@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vfio_user.errors import VerdictError
+from userdev.errors import VerdictError
 from vfio_user.harness.exercise import Exercise
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.hosts import two_hosts

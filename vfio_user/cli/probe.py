@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import click
 
+from userdev.errors import ProtocolError, UserError
 from vfio_user.client import Client, NoAnswer, RemoteError
 from vfio_user.client.description import Description, describe, render
-from vfio_user.errors import ProtocolError, UserError
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Command, Dialect
 
 _AUTO = (CURRENT, DRAFT_V6)

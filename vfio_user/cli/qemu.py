@@ -7,7 +7,7 @@ import shlex
 
 import click
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.qemu import find_qemu, install_qemu, installed_qemu, manifest
 
 

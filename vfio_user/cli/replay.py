@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vfio_user.errors import VerdictError
+from userdev.errors import VerdictError
 from vfio_user.interposer.replay import replay
 from vfio_user.interposer.replay.player import PATIENCE, Timing
 from vfio_user.interposer.replay.script import load_script

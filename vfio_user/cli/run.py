@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from vfio_user.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.exercise import Exercise, exercise

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from userdev.errors import UserError
 from vfio_user.device import PciDevice
 from vfio_user.device.options import Option, device_options, parse_options
-from vfio_user.errors import UserError
 from vfio_user.server.authored import authored
 from vfio_user.server.catalogue import description, device_names, find_device
 from vfio_user.server.negotiation import Offer

@@ -14,8 +14,8 @@ import click
 import yaml
 
 import vfio_user
+from userdev.errors import UserError, VerdictError
 from vfio_user.cli import _avocado
-from vfio_user.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import RESULTS_VARIABLE, is_full
 from vfio_user.harness.deadline import SCALE_VARIABLE
 from vfio_user.harness.evidence import INDEX, cause_of

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import click
 
-from vfio_user.errors import UserError, about
+from userdev.errors import UserError, about
 from vfio_user.interposer.direction import DIRECTIONS
 from vfio_user.interposer.trace import Trace, read_trace
 from vfio_user.interposer.trace.registers import Register, RegisterMap, load_registers

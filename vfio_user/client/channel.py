@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from userdev.errors import ProtocolError
+from userdev.transport import Stream, close_all
 from vfio_user.client.errors import Disconnected, NoAnswer
-from vfio_user.errors import ProtocolError
-from vfio_user.transport import Stream, close_all
 from vfio_user.wire import COMMAND, MAX_MESSAGE, NO_REPLY, Framer, Message
 
 Serve = Callable[[Message], Message | None]

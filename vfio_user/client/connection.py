@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
+from userdev.errors import ProtocolError, UserError
+from userdev.transport import Address, Stream, close_all, connect
 from vfio_user.client.channel import Channel, Pending
 from vfio_user.client.errors import RemoteError
 from vfio_user.client.memory import AddressSpace
 from vfio_user.client.service import Service
-from vfio_user.errors import ProtocolError, UserError
-from vfio_user.transport import Address, Stream, close_all, connect
 from vfio_user.wire import (
     CURRENT,
     HEADER,

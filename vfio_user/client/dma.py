@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from userdev.errors import ProtocolError
 from vfio_user.client.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.channel import Pending
 from vfio_user.client.connection import Connection
 from vfio_user.client.memory import GuestMemory, Mapping
-from vfio_user.errors import ProtocolError
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DirtyPagesFlags, DmaFlags, DmaFlagsV6, UnmapFlags
 from vfio_user.wire.layouts import (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno as _errno
 import os
 
-from vfio_user.errors import VfioUserError
+from userdev.errors import UserdevError
 from vfio_user.wire import Message
 
 
-class RemoteError(VfioUserError):
+class RemoteError(UserdevError):
     """The server answered with an error. `errno` may be 0: the draft allows an Error flag without one."""
 
     def __init__(self, errno: int, command: str, reply: Message | None = None) -> None:
@@ -20,9 +20,9 @@ class RemoteError(VfioUserError):
         self.reply = reply
 
 
-class Disconnected(VfioUserError, ConnectionError):
+class Disconnected(UserdevError, ConnectionError):
     """The server closed the connection, or died."""
 
 
-class NoAnswer(VfioUserError, TimeoutError):
+class NoAnswer(UserdevError, TimeoutError):
     """Nothing came before the deadline. The connection stays usable: a late reply is taken and dropped."""

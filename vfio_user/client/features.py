@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
+from userdev.errors import ProtocolError
 from vfio_user.client.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.connection import Connection
 from vfio_user.client.errors import RemoteError
-from vfio_user.errors import ProtocolError
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.layouts import (

@@ -6,8 +6,8 @@ order in which a client touches the registers.
 
 from __future__ import annotations
 
+from userdev.errors import ProtocolError, UserError
 from vfio_user.client.regions import RegionCalls
-from vfio_user.errors import ProtocolError, UserError
 from vfio_user.wire.state_pieces import StatePieces
 
 DEVICE_STATE = 0

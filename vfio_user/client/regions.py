@@ -6,9 +6,9 @@ import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from userdev.errors import ProtocolError, UserError
+from userdev.transport import close_all
 from vfio_user.client.connection import Connection
-from vfio_user.errors import ProtocolError, UserError
-from vfio_user.transport import close_all
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, NO_FD, IoFdType, RegionFlags, RegionIndex
 from vfio_user.wire.layouts import (

@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 from collections import deque
 
+from userdev.errors import ProtocolError
+from userdev.transport import close_all
 from vfio_user.client.memory import AddressSpace
-from vfio_user.errors import ProtocolError
-from vfio_user.transport import close_all
 from vfio_user.wire import MAX_DATA, Command, Dialect, Message
 from vfio_user.wire.layouts import DMA_ACCESS_32, VM_INTERRUPT, DmaAccess, Layout
 

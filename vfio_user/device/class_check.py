@@ -10,11 +10,11 @@ import inspect
 from types import FunctionType
 from typing import NoReturn
 
+from userdev.errors import DeclarationError
 from vfio_user.device.declared import MADE, Declaration, Source, authors_frame, source_of
 from vfio_user.device.options import constructor_options
 from vfio_user.device.plain import NotPlain
 from vfio_user.device.state import State
-from vfio_user.errors import DeclarationError
 
 HOOK = "on_"
 SAID = frozenset({"ids"})

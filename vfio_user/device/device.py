@@ -26,6 +26,7 @@ from contextlib import ExitStack
 from math import isfinite
 from typing import Any, ClassVar
 
+from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vfio_user.device.class_check import check_class
 from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
 from vfio_user.device.construction import followed_by, of_declarations
@@ -44,7 +45,6 @@ from vfio_user.device.region import Access, RegionInfo
 from vfio_user.device.saved import Saved, check_saved, checked_extra, digest_of, memory_digest
 from vfio_user.device.standstill import Hold, Standstill
 from vfio_user.device.state import Snapshot
-from vfio_user.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.pci import (
     COMMAND,

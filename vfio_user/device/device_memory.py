@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
+from userdev.errors import ProtocolError
 from vfio_user.device.state import Memory
-from vfio_user.errors import ProtocolError
 from vfio_user.migration import Memfd, MemfdMemory
 
 PAGE = 4096

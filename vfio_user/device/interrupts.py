@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from userdev.errors import ProtocolError
 from vfio_user.device.eventfd import drain
 from vfio_user.device.irq_wiring import (
     ERR,
@@ -35,7 +36,6 @@ from vfio_user.device.irq_wiring import (
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
 from vfio_user.device.msix_table import MsiXTable, PendingBits
-from vfio_user.errors import ProtocolError
 from vfio_user.pci import (
     COMMAND,
     COMMAND_INTX_DISABLE,

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import Protocol
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 
 
 class Link(Protocol):

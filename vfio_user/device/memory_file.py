@@ -13,7 +13,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 
 FileKey = tuple[int, int, bool]
 """(st_dev, st_ino, writable)"""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import FunctionType, NoneType, UnionType
 from typing import Any, NamedTuple
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 TRUE = frozenset({"1", "yes", "true", "on"})
 FALSE = frozenset({"0", "no", "false", "off"})

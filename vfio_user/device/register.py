@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
+from userdev.errors import DeclarationError
 from vfio_user.device.declared import Declaration, authors_frame, source_of
 from vfio_user.device.plain import NotPlain
 from vfio_user.device.state import State
-from vfio_user.errors import DeclarationError
 from vfio_user.migration.values import shown
 
 if TYPE_CHECKING:

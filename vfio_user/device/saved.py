@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration.memory import PIECE, Memory, is_zero, pieces_with_data
 
 Saved = dict[str, Any]

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.device.lifecycle import Quiesce
-from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 
 log = logging.getLogger("vfio_user.device")
 

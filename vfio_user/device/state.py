@@ -10,9 +10,9 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from userdev.errors import DeclarationError, ProtocolError
 from vfio_user.device.declared import Declaration, declarations
 from vfio_user.device.plain import NotPlain, from_plain, to_plain
-from vfio_user.errors import DeclarationError, ProtocolError
 from vfio_user.migration.values import encode
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import select
 import tempfile
 from pathlib import Path
 
-from vfio_user.errors import about
+from userdev.errors import about
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.deadline import Accelerator, Deadline
 from vfio_user.harness.process import Child

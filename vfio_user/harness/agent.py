@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfio_user.errors import VfioUserError
+from userdev.errors import UserdevError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.guest import (
     Command,
@@ -191,7 +191,7 @@ class AgentGuest(Guest):
         except GuestLost:
             try:
                 self._check(_SHOWS)
-            except VfioUserError as cause:
+            except UserdevError as cause:
                 cause.add_note(f"the guest was at: {what}")
                 raise cause from None
             raise

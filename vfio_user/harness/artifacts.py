@@ -13,7 +13,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vfio_user.errors import UserError, about
+from userdev.errors import UserError, about
 
 RESULTS_VARIABLE = "VFIO_USER_RESULTS"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vfio_user.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.harness import hotplug, spared
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.artifacts import write_text

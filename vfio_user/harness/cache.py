@@ -19,7 +19,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 ENVIRONMENT = "VFIO_USER_CACHE"
 LOCK_PATIENCE = 3600.0  # seconds; a slow mirror may hold a lock for long, a dead process never does

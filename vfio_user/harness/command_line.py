@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.deadline import Accelerator
 
 AGENT_PORT = "org.vfio-user.agent.0"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.log import Log
 from vfio_user.harness.process import tail

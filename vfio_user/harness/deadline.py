@@ -6,7 +6,7 @@ import os
 import time
 from typing import Literal
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 Accelerator = Literal["kvm", "tcg"]
 

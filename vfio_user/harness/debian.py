@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, disk_full, locked
 
 INDEX_AGE = 86400.0  # seconds for which a downloaded index is good enough

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.accelerator import KVM, probe_accelerator
 from vfio_user.harness.cache import ENVIRONMENT as CACHE_VARIABLE
 from vfio_user.harness.cache import cache_dir

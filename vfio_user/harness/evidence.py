@@ -24,7 +24,7 @@ from pathlib import Path
 import jinja2
 
 import vfio_user
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness import core
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import NOISE, reason

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfio_user.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError
+from userdev.printable import printable
 from vfio_user.harness.deadline import Deadline
-from vfio_user.printable import printable
 
 Command = str | Sequence[str]
 """A line for the guest's shell, or a program and its arguments."""

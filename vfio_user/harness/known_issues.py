@@ -24,7 +24,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from vfio_user.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.harness.process import Child
 
 Version = tuple[int, ...]

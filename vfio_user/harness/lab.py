@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vfio_user.errors import UserError, VerdictError, about
+from userdev.errors import UserError, VerdictError, about
 from vfio_user.harness import evidence, spared
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder

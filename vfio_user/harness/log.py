@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vfio_user.errors import about
+from userdev.errors import about
 
 MAX_SIZE = 64 << 20
 """Bytes of a log; of a longer one the beginning and the end are kept, and what a guest says without end is not."""

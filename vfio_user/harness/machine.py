@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.deadline import Deadline, patience

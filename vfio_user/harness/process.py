@@ -18,10 +18,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
+from userdev.printable import printable
 from vfio_user.harness.artifacts import is_full
 from vfio_user.harness.deadline import Deadline
-from vfio_user.printable import printable
 
 _PR_SET_PDEATHSIG = 1
 CRASHES = frozenset(

@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.log import Log
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.deadline import Deadline
 
 # PCI configuration mechanism 1: the address goes to one port, the data through another.

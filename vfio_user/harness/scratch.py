@@ -20,7 +20,7 @@ from types import TracebackType
 
 import psutil
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 # sockaddr_un.sun_path is 108 bytes with the final NUL (unix(7)).
 SOCKET_PATH_LIMIT = 107

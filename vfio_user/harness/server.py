@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts.host import Host, LocalHost

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from userdev.errors import UserdevError, UserError
 from vfio_user.client import Client
 from vfio_user.client.description import describe
-from vfio_user.errors import UserError, VfioUserError
 from vfio_user.harness.known_issues import Version, known_issues
 
 PATIENCE = 5.0
@@ -40,7 +40,7 @@ def check_server(qemu: Version, name: str, address: Path) -> None:
     try:
         with Client.connect(f"unix:{address}", timeout=PATIENCE) as client:
             not_survived = describe(client).not_survived
-    except VfioUserError:
+    except UserdevError:
         return
     if not_survived:
         raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfio_user.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.interposed import Interpose

@@ -9,7 +9,7 @@ import errno as errnos
 import os
 from collections.abc import Sequence
 
-from vfio_user.errors import VfioUserError
+from userdev.errors import UserdevError
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command, Message
@@ -22,7 +22,7 @@ TIMEOUT = 5.0
 PAGE = 4096
 
 
-class Refused(VfioUserError):
+class Refused(UserdevError):
     """The peer answered with an error."""
 
     def __init__(self, what: str, errno: int) -> None:

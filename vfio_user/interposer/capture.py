@@ -14,14 +14,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
+from userdev.transport import close_all
 from vfio_user.interposer.asking import Refused
 from vfio_user.interposer.descriptors import duplicate, signal_eventfd
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.guest_memory import read_memory, write_memory
 from vfio_user.interposer.picture import Picture
 from vfio_user.interposer.session import Session
-from vfio_user.transport import close_all
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags

@@ -17,7 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from vfio_user.transport import close_all
+from userdev.transport import close_all
 
 RESERVE = 64
 """Descriptors that are left for what the interposer opens itself, however many its peers send."""

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
+from userdev.printable import printable
+from userdev.transport import Listener, Stream
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Loop, Task
@@ -18,8 +20,6 @@ from vfio_user.interposer.session import Session
 from vfio_user.interposer.survival import Policy, Survival
 from vfio_user.interposer.trace import TraceWriter
 from vfio_user.interposer.upstream import Upstream
-from vfio_user.printable import printable
-from vfio_user.transport import Listener, Stream
 from vfio_user.wire import CURRENT, Dialect
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.interposer import migration_region
 from vfio_user.interposer.asking import TIMEOUT, Refused, data_limit, feature, request
 from vfio_user.interposer.dirty_bitmap import Run, bitmap_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from vfio_user.transport import close_all
+from userdev.transport import close_all
 from vfio_user.wire import Message
 
 LIMIT = 64

@@ -21,9 +21,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from userdev.transport import DescriptorsLost, Stream, close_all
 from vfio_user.interposer.descriptors import duplicates
 from vfio_user.interposer.direction import Direction
-from vfio_user.transport import DescriptorsLost, Stream, close_all
 from vfio_user.wire import HEADER, HEADER_SIZE, BadFrame, Framer, Message
 
 MAX_FRAME = (64 << 20) + (64 << 10)

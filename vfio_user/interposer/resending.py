@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer.asking import TIMEOUT, Refused
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.guest_memory import read_memory

@@ -6,7 +6,7 @@ import os
 from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
-from vfio_user.errors import ProtocolError, VfioUserError
+from userdev.errors import ProtocolError, UserdevError
 from vfio_user.interposer import asking
 from vfio_user.interposer.descriptors import FileKey, file_key, signal_eventfd
 from vfio_user.interposer.loop import Future, Task
@@ -23,7 +23,7 @@ WINDOW = 64
 ENTRIES_PER_MESSAGE = 16
 
 
-class Incompatible(VfioUserError):
+class Incompatible(UserdevError):
     """The new server is not the device that the old one was: the client would notice."""
 
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
+from userdev.transport import Stream
 from vfio_user.interposer.loop import Future, Loop
-from vfio_user.transport import Stream
 
 PR_SET_PDEATHSIG = 1
 IN_MOVED_TO, IN_CREATE = 0x80, 0x100

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from userdev.transport import Stream, close_all
 from vfio_user.interposer.backlog import Backlog
 from vfio_user.interposer.descriptors import duplicates
 from vfio_user.interposer.direction import Direction
@@ -23,7 +24,6 @@ from vfio_user.interposer.picture import CONFIG_REGION, Picture
 from vfio_user.interposer.requests import Lost, OwnRequests
 from vfio_user.interposer.sides import Sides
 from vfio_user.interposer.trace import TraceWriter, View
-from vfio_user.transport import Stream, close_all
 from vfio_user.wire import ERROR, HEADER, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
 

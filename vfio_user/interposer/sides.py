@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from userdev.transport import Stream
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import GONE, READ, WRITE, Loop
 from vfio_user.interposer.pump import Outlet, Owner, Pump
-from vfio_user.transport import Stream
 
 LOOK_AGAIN = 16
 """Requests that are not looked for a reply to, after one for which that was in vain."""

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from vfio_user.errors import UserError, VfioUserError
+from userdev.errors import UserdevError, UserError
+from userdev.transport import close_all
 from vfio_user.interposer import asking
 from vfio_user.interposer.descriptors import signal_eventfd
 from vfio_user.interposer.direction import Direction
@@ -27,13 +28,12 @@ from vfio_user.interposer.requests import Lost
 from vfio_user.interposer.restore import Incompatible, kick, restore, save_state
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.upstream import LINGERS, Upstream
-from vfio_user.transport import close_all
 from vfio_user.wire import Message
 from vfio_user.wire.constants import IrqIndex, MigrationState, MigrationSupport
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 SHARE_OF_TIMEOUT = 0.8
-_FAILURES = (VfioUserError, Lost, TimeoutError, OSError)
+_FAILURES = (UserdevError, Lost, TimeoutError, OSError)
 
 
 @dataclass(frozen=True)

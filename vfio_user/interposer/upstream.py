@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
+from userdev.transport import Address, Stream, connect
 from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.server_process import ServerProcess, peer_pid, process_ended
-from vfio_user.transport import Address, Stream, connect
 
 LINGERS = 0.5
 """Seconds that a server of ours has to end with its client, as it may, before it is taken to stay."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from threading import Lock
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 
 GRANULE_SHIFT = 12
 GRANULE = 1 << GRANULE_SHIFT

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration.dirty_log import bitmap_size
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.constants import DirtyPagesFlags

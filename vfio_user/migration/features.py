@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration.dirty_log import bitmap_size
 from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags, MigrationSupport
 from vfio_user.wire.layouts import (

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration import values
 from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, pieces_with_data
 from vfio_user.migration.migratable import Migratable

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
+from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.wire.constants import MigrationState
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import errno
 import logging
 from collections.abc import Callable, Sequence
 
-from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
+from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.migration import dirty_pages, features, values
 from vfio_user.migration.gate import STRICT, Gate
 from vfio_user.migration.loading import Loading

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration.machine import RESUMING, SAVING, V1_VALUES
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, RegionFlags
 

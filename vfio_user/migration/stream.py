@@ -27,7 +27,7 @@ from enum import IntEnum
 from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.migration.values import decode
 from vfio_user.wire.state_pieces import OUR_STATE as MAGIC
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 OURS = str(Path(__file__).parent.parent)
 STDLIB = sysconfig.get_path("stdlib")

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.server.authored import authored
 
 if TYPE_CHECKING:

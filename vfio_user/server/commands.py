@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (

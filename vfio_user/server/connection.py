@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from time import monotonic, perf_counter_ns
 
-from vfio_user.transport import DescriptorsLost, Stream
+from userdev.transport import DescriptorsLost, Stream
 from vfio_user.wire import MAX_DATA, MAX_MESSAGE, BadFrame, Framer, Message
 
 log = logging.getLogger("vfio_user.server")

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple
 
+from userdev.errors import ProtocolError
+from userdev.transport import Stream, close_all
 from vfio_user.device import CURRENT_POLICY
-from vfio_user.errors import ProtocolError
-from vfio_user.transport import Stream, close_all
 from vfio_user.wire import MAX_DATA, Capabilities, Command, Dialect, Framer, Message, decode_version, encode_version
 
 log = logging.getLogger("vfio_user.server")

@@ -15,8 +15,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from userdev.transport import Address
 from vfio_user.server.server import Server
-from vfio_user.transport import Address
 from vfio_user.wire import CURRENT, Dialect
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def log_to_stderr(*, verbose: bool) -> None:
     """Send the package's log to stderr, one line each, with milliseconds."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("vfio_user")
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for package in ("userdev", "vfio_user"):
+        logger = logging.getLogger(package)
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if verbose else logging.INFO)

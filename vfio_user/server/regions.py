@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from userdev.errors import ProtocolError
 from vfio_user.device import RegionInfo
-from vfio_user.errors import ProtocolError
 from vfio_user.wire import Dialect
 from vfio_user.wire.constants import RegionFlags
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vfio_user.errors import AUTHORS_FAILURES
+from userdev.errors import AUTHORS_FAILURES
 from vfio_user.wire import NO_REPLY, REPLY, Command, Dialect, Message
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
+from userdev.transport import close_all
 from vfio_user.server.connection import Connection, Disconnected
 from vfio_user.server.negotiation import ANSWER_SECONDS, Agreement
 from vfio_user.server.owed import Owed
-from vfio_user.transport import close_all
 from vfio_user.wire import COMMAND, NO_REPLY, Command, Dialect, Message
 
 log = logging.getLogger("vfio_user.server")

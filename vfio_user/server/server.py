@@ -13,9 +13,9 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from userdev.transport import Address, Listener, Stream, close_all
 from vfio_user.server.negotiation import Offer
 from vfio_user.server.session import Session
-from vfio_user.transport import Address, Listener, Stream, close_all
 from vfio_user.wire import CURRENT, BadFrame, Dialect, Framer
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from userdev.errors import AUTHORS_FAILURES, ProtocolError
+from userdev.transport import Stream, close_all
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY
-from vfio_user.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.server import commands
 from vfio_user.server.connection import Connection, Disconnected
 from vfio_user.server.negotiation import Agreement, Offer, negotiate
@@ -33,7 +34,6 @@ from vfio_user.server.registers import RegisterPath
 from vfio_user.server.requests import ClientRequests
 from vfio_user.server.wakeup import Wakeup
 from vfio_user.server.worker import Worker
-from vfio_user.transport import Stream, close_all
 from vfio_user.wire import COMMAND, DRAFT_V6, NO_REPLY, Command, Dialect, Message, Sender
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.wire import layouts as at
 from vfio_user.wire.capabilities import ALL
 from vfio_user.wire.layouts import Layout

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire.header import HEADER, HEADER_SIZE, Message
 
 MAX_DATA = 1 << 20

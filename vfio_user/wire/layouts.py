@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 
 R = TypeVar("R", bound=tuple[Any, ...])
 

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire.constants import RegionCapability, RegionFlags
 from vfio_user.wire.layouts import (
     CAPABILITY_HEADER,

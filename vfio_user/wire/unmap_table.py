@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire.constants import UnmapFlags
 from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, BitmapV6
 

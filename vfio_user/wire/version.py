@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.wire.capabilities import DROPS, Capabilities, decode, encode
 from vfio_user.wire.dialects import Dialect
 from vfio_user.wire.layouts import VERSION

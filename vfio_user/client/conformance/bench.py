@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from userdev.errors import ProtocolError
+from userdev.transport import Stream, close_all
 from vfio_user.client.client import Client
 from vfio_user.client.conformance.check import CheckFailed, Skip, require
 from vfio_user.client.errors import Disconnected, RemoteError
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
-from vfio_user.errors import ProtocolError
-from vfio_user.transport import Stream, close_all
 from vfio_user.wire import Command, Dialect, Message
 from vfio_user.wire.constants import Feature, IrqIndex, RegionIndex
 from vfio_user.wire.layouts import DeviceInfo, IrqInfo

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import VfioUserError
+from userdev.errors import UserdevError
 
 if TYPE_CHECKING:
     from vfio_user.client.conformance.bench import Bench
@@ -24,11 +24,11 @@ class Level(Enum):
     """The reference implementations: what libvfio-user does or what QEMU insists on."""
 
 
-class CheckFailed(VfioUserError):
+class CheckFailed(UserdevError):
     """The server does not keep the rule; the text says what it did."""
 
 
-class Skip(VfioUserError):
+class Skip(UserdevError):
     """The check does not apply to this server; the text says why."""
 
 

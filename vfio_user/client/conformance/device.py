@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 
+from userdev.transport import close_all
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.check import CURRENT_FAMILY, DRAFT, CheckFailed, Group, Level, Skip, require
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.regions import Region
-from vfio_user.transport import close_all
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DeviceFlags, IrqInfoFlags, RegionFlags, RegionIndex
 from vfio_user.wire.layouts import DEVICE_INFO, IRQ_INFO, REGION_INFO, REGION_IO_FDS

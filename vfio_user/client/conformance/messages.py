@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 
+from userdev.transport import close_all
 from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench
 from vfio_user.client.conformance.check import Group, Level, require
 from vfio_user.client.errors import Disconnected, NoAnswer
-from vfio_user.transport import close_all
 from vfio_user.wire import ERROR, HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import DEVICE_INFO, REGION_ACCESS

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from userdev.errors import UserdevError, UserError
 from vfio_user.client.conformance.bench import Bench, Target
 from vfio_user.client.conformance.check import Check, CheckFailed, Skip
-from vfio_user.errors import UserError, VfioUserError
 from vfio_user.wire import Dialect
 
 
@@ -71,7 +71,7 @@ def _run(check: Check, target: Target, dialect: Dialect, timeout: float) -> Resu
         outcome, detail = Outcome.SKIP, str(reason)
     except CheckFailed as failure:
         outcome, detail = Outcome.FAIL, str(failure)
-    except VfioUserError as error:
+    except UserdevError as error:
         outcome, detail = Outcome.FAIL, _said(error)
     except Exception as error:  # the other checks are worth running all the same
         outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}"
@@ -80,7 +80,7 @@ def _run(check: Check, target: Target, dialect: Dialect, timeout: float) -> Resu
     return Result(check, outcome, detail, time.monotonic() - begin)
 
 
-def _said(error: VfioUserError) -> str:
+def _said(error: UserdevError) -> str:
     return f"{error} ({error.hint})" if isinstance(error, UserError) and error.hint else str(error)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import json
 
+from userdev.transport import close_all
 from vfio_user.client.client import Client
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.check import CURRENT_FAMILY, CheckFailed, Group, Level, Skip, require
 from vfio_user.client.errors import Disconnected
-from vfio_user.transport import close_all
 from vfio_user.wire import HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, VERSION
 

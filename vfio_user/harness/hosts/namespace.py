@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.hosts.host import OnThisMachine
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.namespace import Cable, can_make_namespaces, joined_namespaces
 from vfio_user.harness.hosts.ssh import SshHost

@@ -19,7 +19,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.process import Child

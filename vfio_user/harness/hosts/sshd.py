@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import vfio_user
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.debian import DebianArchive, Progress, quiet

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zstandard
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.image.elf import MAGIC as ELF_MAGIC
 
 _SETUP_SECTORS = 0x1F1  # u8

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.image.kernel import decompress
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from userdev.errors import UserError
 from vfio_user.documents import parse, read_text
-from vfio_user.errors import UserError
 
 ROOM = Path(str(files("guest_images")))
 RECIPES = ROOM / "recipes"

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from glob import glob
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.image.elf import LIBRARY_FOLDERS, read_needs
 from vfio_user.harness.image.modules import KernelModules, modules_alias, modules_dep
 from vfio_user.harness.image.tree import MERGED, Directory, File, Node, Symlink, Tree, merged

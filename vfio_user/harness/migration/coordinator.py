@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 
-from vfio_user.errors import UserError, VfioUserError
+from userdev.errors import UserdevError, UserError
 from vfio_user.harness.command_line import slot_address
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
@@ -26,7 +26,7 @@ from vfio_user.harness.qmp import QmpLost
 from vfio_user.harness.qtest import PciAddress
 from vfio_user.interposer.control.client import ControlError
 
-Failure = (VfioUserError, OSError)
+Failure = (UserdevError, OSError)
 """What a migration can fail with; all of it leads back to the source."""
 
 

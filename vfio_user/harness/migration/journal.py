@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 
 Line = dict[str, Any]
 

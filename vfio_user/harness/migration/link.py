@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from typing import Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.command_line import Place
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.pci_state import PciState

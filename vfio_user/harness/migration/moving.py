@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.command_line import as_device_option, vfio_user_device
 from vfio_user.harness.hosts.host import Host

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.migration.qemu_side import Tuning
 from vfio_user.harness.migration.report import Phase

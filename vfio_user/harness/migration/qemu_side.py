@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from vfio_user.errors import UserError, VfioUserError
+from userdev.errors import UserdevError, UserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
@@ -30,7 +30,7 @@ class MigrationFailed(UserError):
         self.machine = machine
 
     def explain(self) -> str:
-        with suppress(VfioUserError):
+        with suppress(UserdevError):
             reason = self.machine.qmp.command("query-migrate").get("error-desc")
             if reason:
                 return f"{self.machine.name}: {reason}"
@@ -83,7 +83,7 @@ def hang_up(machine: Machine) -> None:
 
     While it sends the last of its memory it serves nobody else, for as long as TCP has patience: a quarter of an hour.
     """
-    with suppress(VfioUserError):  # there may be none any more
+    with suppress(UserdevError):  # there may be none any more
         machine.qmp.execute("yank", {"instances": [{"type": "migration"}]}, _HANGING_UP, out_of_band=True)
 
 

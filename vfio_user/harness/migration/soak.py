@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from vfio_user.errors import VerdictError
+from userdev.errors import VerdictError
 from vfio_user.harness.booted import BootedGuest
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer

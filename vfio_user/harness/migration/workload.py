@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.harness.booted import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.exercise import Exercise, report_of

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vfio_user.errors import UserError, VfioUserError
+from userdev.errors import UserdevError, UserError
 
 TIMEOUT = 60.0
 
 
-class ControlError(VfioUserError):
+class ControlError(UserdevError):
     """The interposer could not do what it was asked; `errno` is the peer's, or 0."""
 
     def __init__(self, what: str, errno: int = 0) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer import dirty_bitmap
 from vfio_user.interposer.trace.show import parse_region
 

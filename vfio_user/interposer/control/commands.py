@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer import asking, guest_memory
 from vfio_user.interposer.control import migration
 from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Result, Run, Seconds, Size

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vfio_user.transport import close_all
+from userdev.transport import close_all
 
 MAX_LINE = 64 << 20
 """Bytes of one command, base64 included, or of what follows it."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer import asking, dirty_bitmap
 from vfio_user.interposer.control.command import (
     MAX_DATA,

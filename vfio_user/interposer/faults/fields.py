@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.interposer.trace.decode import FEATURE_BODIES, feature_body
 from vfio_user.wire import DIALECTS, HEADER_SIZE, Command, Dialect, Message
 from vfio_user.wire import layouts as at

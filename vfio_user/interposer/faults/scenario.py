@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from userdev.errors import UserError
 from vfio_user.documents import parse, read_text
-from vfio_user.errors import UserError
 from vfio_user.interposer.faults.fields import PAYLOAD, known_fields
 from vfio_user.interposer.trace.show import parse_offsets, parse_region
 from vfio_user.wire import Command

@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
+from userdev.transport import close_all
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.faults.engine import Engine, Plan, as_message
 from vfio_user.interposer.faults.scenario import Close, Scenario
 from vfio_user.interposer.loop import Task
 from vfio_user.interposer.session import Session
-from vfio_user.transport import close_all
 from vfio_user.wire import Message
 
 _HOW = {"full": socket.SHUT_RDWR, "read": socket.SHUT_RD, "write": socket.SHUT_WR}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer.replay.outcome import Difference, What
 from vfio_user.interposer.replay.player import PATIENCE, Place, replay
 from vfio_user.interposer.replay.script import Script, load_script

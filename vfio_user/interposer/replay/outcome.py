@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from vfio_user.errors import VerdictError
+from userdev.errors import VerdictError
 from vfio_user.wire import Message
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
-from vfio_user.errors import ProtocolError, UserError
+from userdev.errors import ProtocolError, UserError
+from userdev.transport import Stream, close_all, connect
 from vfio_user.interposer.descriptors import FdInfo, FdKind
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Loop
@@ -22,7 +23,6 @@ from vfio_user.interposer.replay.script import Script, is_doing, load_script
 from vfio_user.interposer.server_process import ServerProcess
 from vfio_user.interposer.trace.decode import describe
 from vfio_user.interposer.trace.format import Note, Raw, Record
-from vfio_user.transport import Stream, close_all, connect
 from vfio_user.wire import MAX_DATA, Command, Framer, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
-from vfio_user.errors import UserError, about
+from userdev.errors import UserError, about
 from vfio_user.interposer.descriptors import FdKind
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace.format import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.wire import NO_REPLY, Command, Dialect, Message
 from vfio_user.wire import layouts as at

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from vfio_user.errors import ProtocolError
+from userdev.errors import ProtocolError
 from vfio_user.interposer.descriptors import FdInfo, FdKind
 from vfio_user.interposer.direction import Direction
 from vfio_user.wire import HEADER, HEADER_SIZE, Message

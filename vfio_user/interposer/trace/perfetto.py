@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace.format import Header, Note, Raw, Record
 from vfio_user.interposer.trace.show import Line

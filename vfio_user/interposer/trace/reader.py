@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfio_user.errors import ProtocolError, UserError
+from userdev.errors import ProtocolError, UserError
 from vfio_user.interposer.trace.format import LENGTH, MAGIC, MAX_RECORD, PREFIX, Entry, Header, decode
 from vfio_user.wire import Dialect
 from vfio_user.wire.dialects import dialect_named

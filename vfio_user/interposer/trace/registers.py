@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.wire.constants import RegionIndex
 
 _CONFIG = (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer.descriptors import FdInfo
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace.decode import Decoded, describe

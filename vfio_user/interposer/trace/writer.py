@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vfio_user.errors import UserError
+from userdev.errors import UserError
 from vfio_user.interposer.descriptors import FdInfo, describe
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace.format import (

@@ -19,14 +19,14 @@ import os as _os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vfio_user.printable import printable
+from userdev.printable import printable
 
 
-class VfioUserError(Exception):
+class UserdevError(Exception):
     """Base of everything this package raises on purpose."""
 
 
-class UserError(VfioUserError):
+class UserError(UserdevError):
     """The run could not be done. `hint` says what to do about it; exit status 2."""
 
     def __init__(self, what: str, *, hint: str = "") -> None:
@@ -45,7 +45,7 @@ class DeclarationError(UserError, ValueError):
         self.add_note(hint)
 
 
-class VerdictError(VfioUserError):
+class VerdictError(UserdevError):
     """The run was done and the verdict is bad. `evidence` is text worth reading; exit status 1."""
 
     def __init__(self, what: str, *, evidence: str = "") -> None:
@@ -53,7 +53,7 @@ class VerdictError(VfioUserError):
         self.evidence = printable(evidence)
 
 
-class ProtocolError(VfioUserError):
+class ProtocolError(UserdevError):
     """A peer's message is wrong. `errno` is what a server answers it with (docs/protocol.md has the tables).
 
     `fatal` says that the byte stream can no longer be trusted, so that the connection has to end.

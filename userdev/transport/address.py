@@ -22,8 +22,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfio_user.errors import UserError
-from vfio_user.transport.stream import Stream
+from userdev.errors import UserError
+from userdev.transport.stream import Stream
 
 log = logging.getLogger(__name__)
 
