@@ -20,7 +20,7 @@ from avocado_tests.disconnections import CELLS, Expected, Moment, Row, posts_wri
 from avocado_tests.leftovers import client_things
 from userdev.errors import UserError
 from vfio_user.client import Client
-from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.exercise import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure, Job

@@ -15,7 +15,7 @@ from avocado import Test
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli._avocado import TEST_TIMEOUT
 from vfio_user.cli.test_e2e import INTERPOSE_VARIABLE
-from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.deadline import patience
 from vfio_user.harness.exercise import Exercise, succeed
 from vfio_user.harness.known_issues import XFAIL

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import psutil
 
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts import Host, NamespaceHost, Pair, SshHost
 from vfio_user.harness.interposed import InterposedServer

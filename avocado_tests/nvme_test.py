@@ -12,7 +12,7 @@ from typing import Any
 
 from avocado_tests.guest_test import GuestTest
 from servers.control import ControlClient
-from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.guest import GuestFailure, Job
 from vfio_user.harness.lab import Lab
 

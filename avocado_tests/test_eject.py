@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from avocado_tests.guest_test import GuestTest
-from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.command_line import slot_address, slot_name
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.guest import GuestFailure, Job

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from avocado_tests.guest_test import GuestTest
 from vfio_user.cli import cli
 from vfio_user.cli.run import EXERCISES
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.exercise import exercise
 from vfio_user.harness.interposed import InterposedServer, Interposition
 from vfio_user.harness.migration.workload import Workload

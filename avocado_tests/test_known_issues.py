@@ -23,16 +23,16 @@ from typing import Any, cast
 from avocado_tests.guest_test import GuestTest
 from avocado_tests.odd_edu import COUNT, COUNTED, UNMASKED, WRONG
 from userdev.errors import UserError
-from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.command_line import vfio_user_device
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts.host import LocalHost
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.known_issues import known_issues
 from vfio_user.harness.lab import Lab
+from vfio_user.harness.qemu_guards import AT_UNPLUG
 from vfio_user.harness.qmp import QmpError
 from vfio_user.harness.server import Device, DeviceServer
-from vfio_user.harness.spared import AT_UNPLUG
 from vfio_user.interposer.control.client import ControlError
 from vfio_user.wire import Command
 from vfio_user.wire.layouts import DMA_ACCESS

@@ -25,7 +25,7 @@ from avocado_tests.migration_faults import (
     qemus_on,
 )
 from userdev.errors import UserError, VerdictError
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer

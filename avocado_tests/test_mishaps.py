@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from avocado_tests.guest_test import GuestTest
 from userdev.errors import UserdevError
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Guest
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Phase, Plan, Verdict

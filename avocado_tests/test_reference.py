@@ -14,8 +14,8 @@ from unittest import mock
 from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import AT_EVERY_PHASE
 from userdev.errors import UserError
-from vfio_user.harness import booted
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness import booted_guest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.harness.interposed import InterposedServer, Interposition
@@ -117,7 +117,7 @@ class Reference(GuestTest):
         """
         with self.lab() as lab:
             guest = lab.boot()
-            with mock.patch.object(booted, "_PLUGGED", 1.0), self.assertRaisesRegex(GuestFailure, "no class"):
+            with mock.patch.object(booted_guest, "_PLUGGED", 1.0), self.assertRaisesRegex(GuestFailure, "no class"):
                 guest.plug(f"{shlex.quote(str(reference_program(GPIO)))} {{socket}}")
 
     def test_a_server_that_qemu_does_not_survive(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from userdev.errors import VerdictError
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab

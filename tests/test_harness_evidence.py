@@ -16,7 +16,7 @@ import pytest
 
 from userdev.errors import UserError
 from vfio_user.cli.test_e2e import first_causes, per_minute
-from vfio_user.harness import core, evidence, last_words
+from vfio_user.harness import coredump, evidence, last_words
 from vfio_user.harness.process import Child
 
 WAITS = "import sys, time; print('last words', file=sys.stderr, flush=True); time.sleep(60)"
@@ -93,15 +93,15 @@ def test_the_page_has_everything_that_was_said_and_is_safe_to_look_at(tmp_path: 
 
 
 def test_a_crash_leaves_a_core_of_this_very_process_and_its_backtrace(tmp_path: Path) -> None:
-    if core.who_takes_cores() or Path("/proc/sys/kernel/core_pattern").read_text().startswith("/"):
+    if coredump.who_takes_cores() or Path("/proc/sys/kernel/core_pattern").read_text().startswith("/"):
         pytest.skip("this machine writes no cores into the folder of who crashed")
     with child(tmp_path, "server") as server:
         end(server, signal.SIGSEGV)
-        assert core.find_core(server.pid + 1, server.began, tmp_path) is None
+        assert coredump.find_core(server.pid + 1, server.began, tmp_path) is None
         assert evidence.crashed([server])
         [death] = evidence.deaths(tmp_path, [server])
         assert death.core == f"server-{server.pid}.core"
-        assert core.process_of(tmp_path / death.core) == server.pid
+        assert coredump.process_of(tmp_path / death.core) == server.pid
         trace = (tmp_path / death.backtrace).read_text()
         assert "#0 " in trace or "gdb is not installed" in trace
         assert evidence.deaths(tmp_path, [server]) == [death], "a second look finds the same"
@@ -109,14 +109,14 @@ def test_a_crash_leaves_a_core_of_this_very_process_and_its_backtrace(tmp_path: 
 
 def test_two_crashes_at_one_place_leave_both_their_cores(tmp_path: Path) -> None:
     """Also where the kernel gives every core the same name."""
-    if core.who_takes_cores() or Path("/proc/sys/kernel/core_pattern").read_text().startswith("/"):
+    if coredump.who_takes_cores() or Path("/proc/sys/kernel/core_pattern").read_text().startswith("/"):
         pytest.skip("this machine writes no cores into the folder of who crashed")
     with child(tmp_path, "one") as one:
         end(one, signal.SIGSEGV)
         with child(tmp_path, "two") as two:
             end(two, signal.SIGABRT)
             found = evidence.deaths(tmp_path, [one, two])
-    assert [core.process_of(tmp_path / death.core) for death in found] == [one.pid, two.pid]
+    assert [coredump.process_of(tmp_path / death.core) for death in found] == [one.pid, two.pid]
     assert len({death.backtrace for death in found}) == 2
 
 
@@ -180,8 +180,8 @@ def test_the_stack_of_a_crash_is_beside_its_cause(tmp_path: Path) -> None:
 
 def test_what_is_no_core_is_of_nobody(tmp_path: Path) -> None:
     (tmp_path / "core").write_bytes(b"\x7fELF and no more")
-    assert core.process_of(tmp_path / "core") is None
-    assert core.mapped_files(tmp_path / "core") == {}
+    assert coredump.process_of(tmp_path / "core") is None
+    assert coredump.mapped_files(tmp_path / "core") == {}
 
 
 def test_a_folder_without_evidence_has_no_cause(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from userdev.errors import UserError
 from vfio_user.harness.cache import ENVIRONMENT
-from vfio_user.harness.hosts.far_end import is_listening
+from vfio_user.harness.hosts.remote_agent import is_listening
 from vfio_user.harness.scratch import Scratch, listen
 from vfio_user.harness.server import Device, DeviceServer, ServerError, server_command
 

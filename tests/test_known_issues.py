@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from servers.edu import Edu
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import cli
-from vfio_user.harness import spared
+from vfio_user.harness import qemu_guards
 from vfio_user.harness.known_issues import (
     Failure,
     Here,
@@ -204,10 +204,10 @@ AFFECTED, MENDED = (11, 1, 3), (10, 0, 9)
 
 def test_what_qemu_does_not_survive_is_refused_in_words() -> None:
     with pytest.raises(UserError, match=r"does not survive.*MSI-X") as refused:
-        spared.check_unplug(AFFECTED, "guest-dev0", msix=True)
+        qemu_guards.check_unplug(AFFECTED, "guest-dev0", msix=True)
     assert "11.1.3" in str(refused.value)
-    spared.check_unplug(AFFECTED, "guest-dev0", msix=False)
-    spared.check_unplug(MENDED, "guest-dev0", msix=True)
+    qemu_guards.check_unplug(AFFECTED, "guest-dev0", msix=False)
+    qemu_guards.check_unplug(MENDED, "guest-dev0", msix=True)
 
 
 class Told(NamedTuple):
@@ -222,15 +222,15 @@ def test_a_device_that_qemu_does_not_survive_is_refused_before_it_has_it(
     """With a good device, and a word against it."""
     path = tmp_path / "edu"
     with Server(Edu(), str(path)):
-        spared.check_server(AFFECTED, "edu", path)
-        monkeypatch.setattr(spared, "describe", lambda client: Told(["its BAR is odd"]))
+        qemu_guards.check_server(AFFECTED, "edu", path)
+        monkeypatch.setattr(qemu_guards, "describe", lambda client: Told(["its BAR is odd"]))
         with pytest.raises(UserError, match=r"does not survive the device of 'edu': its BAR is odd"):
-            spared.check_server(AFFECTED, "edu", path)
-        spared.check_server(MENDED, "edu", path)
+            qemu_guards.check_server(AFFECTED, "edu", path)
+        qemu_guards.check_server(MENDED, "edu", path)
 
 
 def test_a_server_that_does_not_answer_is_left_to_qemu(tmp_path: Path) -> None:
-    spared.check_server(AFFECTED, "nothing", tmp_path / "nothing")
+    qemu_guards.check_server(AFFECTED, "nothing", tmp_path / "nothing")
 
 
 # what a test that names an issue makes of its failures

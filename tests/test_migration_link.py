@@ -19,8 +19,8 @@ from userdev.errors import UserdevError, UserError
 from vfio_user.client import Client
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.coordinator import Failure
+from vfio_user.harness.migration.guest_migration import choose_mode
 from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, SavedAgain, StateSpool
-from vfio_user.harness.migration.moving import choose_mode
 from vfio_user.harness.migration.report import Mode
 from vfio_user.harness.scratch import Scratch
 from vfio_user.harness.server import Device

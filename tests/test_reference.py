@@ -27,7 +27,7 @@ from vfio_user.client import Client, RemoteError
 from vfio_user.client.description import describe
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
-from vfio_user.harness.hosts.far_end import is_listening
+from vfio_user.harness.hosts.remote_agent import is_listening
 from vfio_user.harness.libvfio_user import DIALECT, reference_program
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch

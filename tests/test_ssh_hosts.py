@@ -1,4 +1,4 @@
-"""Hosts reached by SSH: how they are named, and the far end that starts programs there, on pipes in SSH's place."""
+"""Hosts reached by SSH: how they are named, and the agent that starts programs there, on pipes in SSH's place."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
-from vfio_user.harness.hosts import far_end as far_end_module
-from vfio_user.harness.hosts.far_end import CLOSE, DATA, EXIT, LISTENING, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
+from vfio_user.harness.hosts import LocalHost, SshHost, remote_agent, two_hosts
+from vfio_user.harness.hosts.remote_agent import CLOSE, DATA, EXIT, LISTENING, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
 from vfio_user.harness.lab import Lab
 
 LIMIT = 20.0
@@ -29,7 +28,7 @@ class Near:
     """The near end: what the relay is."""
 
     def __init__(self) -> None:
-        source = inspect.getsource(far_end_module)
+        source = inspect.getsource(remote_agent)
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # Imported where they are needed: a pytest that uses none of this does not wait for it.
     from vfio_user.client import Client
     from vfio_user.device import PciDevice
-    from vfio_user.harness.booted import BootedGuest
+    from vfio_user.harness.booted_guest import BootedGuest
     from vfio_user.harness.lab import Lab
     from vfio_user.harness.trial import Trial
     from vfio_user.server import Server

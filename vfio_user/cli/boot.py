@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vfio_user.harness.accelerator import probe_accelerator
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import (
     MachineConfig,
     Start,

@@ -15,7 +15,7 @@ from vfio_user.harness.hosts import two_hosts
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Plan, Report, Tuning
-from vfio_user.harness.migration.moving import require_migratable
+from vfio_user.harness.migration.guest_migration import require_migratable
 from vfio_user.harness.migration.workload import KINDS as WORKLOADS
 from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, image_for, judge
 

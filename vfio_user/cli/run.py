@@ -11,7 +11,7 @@ import click
 
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import write_text
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.exercise import Exercise, exercise
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab

@@ -25,7 +25,7 @@ import jinja2
 
 import vfio_user
 from userdev.errors import UserError
-from vfio_user.harness import core
+from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import NOISE, reason
 from vfio_user.harness.process import Child, tail
@@ -178,9 +178,9 @@ def _autopsy(folder: Path, child: Child) -> str:
     if report.exists():  # it has been looked at before
         return report.name
     if child.core is not None:
-        write_text(report, core.backtrace(child.core) + "\n")
+        write_text(report, coredump.backtrace(child.core) + "\n")
     else:
-        taker = core.who_takes_cores()
+        taker = coredump.who_takes_cores()
         write_text(report, f"(no core: {f'this machine gives cores to {taker}' if taker else 'none was written'})\n")
     return report.name
 

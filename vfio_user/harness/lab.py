@@ -21,10 +21,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from userdev.errors import UserError, VerdictError, about
-from vfio_user.harness import evidence, spared
+from vfio_user.harness import evidence, qemu_guards
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_memory
 from vfio_user.harness.command_line import (
     MachineConfig,
@@ -43,7 +43,7 @@ from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposed import Interpose, InterposedServer, Interposition
 from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.migration import Mode, Plan, Report
-from vfio_user.harness.migration.moving import move
+from vfio_user.harness.migration.guest_migration import move
 from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.process import Child
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
@@ -241,7 +241,7 @@ class Lab:
         with self.timeline.step(f"look at the server {name}"):
             server = DeviceServer(device, self._scratch, self.folder, f"{name}.look", host=host)
             try:
-                spared.check_server(self.qemu.version, name, server.path)
+                qemu_guards.check_server(self.qemu.version, name, server.path)
             finally:
                 server.stop()
 

@@ -169,10 +169,10 @@ class Child:
         poller.poll()
         crashed = self.crashed  # that also notes when it ended
         if crashed and self._leaves_core:
-            from vfio_user.harness import core  # it needs what only crashes need
+            from vfio_user.harness import coredump  # it needs what only crashes need
 
             with contextlib.suppress(OSError):  # a full disk; where it was left it is still found by hand
-                self.core = core.take(
+                self.core = coredump.take(
                     self.pid, self.began, self.folder, self.log.with_name(f"{self.name}-{self.pid}.core")
                 )
 

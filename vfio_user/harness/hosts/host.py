@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vfio_user.harness.hosts.far_end import is_listening
+from vfio_user.harness.hosts.remote_agent import is_listening
 from vfio_user.harness.process import Child
 
 

@@ -3,9 +3,9 @@
     python -m vfio_user.harness.hosts.relay WHERE [--socket PATH] -- PROGRAM ARGUMENT...
 
 The sockets that it inherits are those that the program there is to inherit: their bytes travel over the SSH
-connection (far_end.py has the other side). PATH is where the program makes a socket itself, for others over there. It
-ends as the program ends. SIGTERM, SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its own
-nobody would know when the program there has ended.
+connection (remote_agent.py has the other side). PATH is where the program makes a socket itself, for others over there.
+It ends as the program ends. SIGTERM, SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its
+own nobody would know when the program there has ended.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vfio_user.harness.hosts import far_end
-from vfio_user.harness.hosts.far_end import (
+from vfio_user.harness.hosts import remote_agent
+from vfio_user.harness.hosts.remote_agent import (
     CLOSE,
     DATA,
     EXIT,
@@ -38,6 +38,7 @@ from vfio_user.harness.hosts.far_end import (
     Frames,
     Streams,
 )
+from vfio_user.harness.hosts.ssh_connection import connected
 
 STARTED_LINE = b"started on "
 LISTENING_LINE = b"its own socket listens on "
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     if argv[0] == sys.executable:
         argv[0] = where["python"]
     streams, listeners = inherited_sockets()
-    frames = FarEnd(where)
+    frames = RemoteAgent(where)
     relay = Streams(frames)
     wanted = {
         "argv": argv,
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
     return serve(frames, relay, where["name"])
 
 
-def serve(frames: FarEnd, relay: Streams, name: str) -> int:
+def serve(frames: RemoteAgent, relay: Streams, name: str) -> int:
     """Until the program there has ended; its exit status."""
     while True:
         try:
@@ -114,34 +115,32 @@ def inherited_sockets() -> tuple[dict[int, socket.socket], dict[int, socket.sock
     return streams, listeners
 
 
-class FarEnd(Frames):
-    """The frames of a far end that is started there, by the Python there, and ends with the connection."""
+class RemoteAgent(Frames):
+    """The frames of an agent that is started there, by the Python there, and ends with the connection."""
 
     def __init__(self, where: Mapping[str, Any]) -> None:
-        from vfio_user.harness.hosts.ssh import connected
-
         self._client = connected(where)  # the connection lives as long as somebody holds it
         self._python = where["python"]
         transport = self._client.get_transport()
         assert transport is not None
         self._channel = transport.open_session()
         self._channel.set_combine_stderr(False)
-        self._channel.exec_command(f"{shlex.quote(self._python)} -u -c {shlex.quote(inspect.getsource(far_end))}")
+        self._channel.exec_command(f"{shlex.quote(self._python)} -u -c {shlex.quote(inspect.getsource(remote_agent))}")
         self._complaints = threading.Thread(target=self._hand_on_complaints, daemon=True)
         self._complaints.start()
         super().__init__(self._channel.recv, self._channel.sendall)
 
     def why_ended(self) -> str:
-        """What can be said of it, after a colon, once the far end is silent for ever; "" where nobody knows."""
+        """What can be said of it, after a colon, once the agent is silent for ever; "" where nobody knows."""
         self._complaints.join(_LAST_WORDS)
         if not self._channel.status_event.wait(_LAST_WORDS) or (status := self._channel.recv_exit_status()) == -1:
             return ""
         if status in (126, 127):
             return f": {self._python} cannot be run there"
-        return f": the far end ended with status {status}"
+        return f": the remote agent ended with status {status}"
 
     def _hand_on_complaints(self) -> None:
-        """What the far end itself says of its troubles, and the shell that was to start it."""
+        """What the agent itself says of its troubles, and the shell that was to start it."""
         while data := self._channel.recv_stderr(4096):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()

@@ -7,27 +7,21 @@ missing there; nothing else is installed.
 from __future__ import annotations
 
 import json
-import posixpath
 import signal
-import socket
 import sys
-import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from userdev.errors import UserError
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts.host import Host, LocalHost
+from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
 from vfio_user.harness.process import Child
 
-if TYPE_CHECKING:
-    import paramiko
-
-_CONNECTING = 20.0
 _STARTING = 60.0
 _PROVIDING = 3600.0
 
@@ -85,88 +79,25 @@ class SshHost:
 
     def await_start(self, child: Child) -> None:
         """Wait until the program runs there: its sockets listen then. Raises `UserError`."""
-        from vfio_user.harness.hosts.relay import STARTED_LINE
-
         deadline = Deadline(_STARTING)
         while STARTED_LINE not in child.log.read_bytes():
             if child.wait(0.02) is not None or deadline.passed:
                 raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
 
     def listens(self, child: Child, socket: Path) -> bool:
-        from vfio_user.harness.hosts.relay import LISTENING_LINE
-
         return LISTENING_LINE in child.log.read_bytes()
 
     def provide(self, *paths: Path) -> None:
         """Have files and folders there, at the same paths. Those that are there in the same size stay as they are."""
-        command = [sys.executable, "-m", "vfio_user.harness.hosts.ssh", json.dumps(self.where()), *map(str, paths)]
+        command = [
+            sys.executable,
+            "-m",
+            "vfio_user.harness.hosts.ssh_connection",
+            json.dumps(self.where()),
+            *map(str, paths),
+        ]
         with NamedTemporaryFile(prefix="vfio-user-provide-", suffix=".log") as log:
             child = Child(f"provide {self.name}", self.through.command(command), log=Path(log.name))
             if child.wait(_PROVIDING) != 0:
                 raise UserError(f"files could not be put on {self.name}", hint=child.last_words())
             child.stop()
-
-
-def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
-    """A connection. Raises `UserError`."""
-    import paramiko
-
-    client = paramiko.SSHClient()
-    if where["known_hosts"]:
-        client.load_host_keys(where["known_hosts"])
-    else:
-        client.load_system_host_keys()
-    try:
-        client.connect(
-            where["host"],
-            port=where["port"],
-            username=where["user"] or None,
-            key_filename=where["key"] or None,
-            allow_agent=not where["key"],
-            look_for_keys=not where["key"],
-            timeout=_CONNECTING,
-        )
-    except (paramiko.SSHException, OSError) as error:
-        raise UserError(f"no SSH connection to {where['host']}:{where['port']}: {error}") from error
-    transport = client.get_transport()
-    assert transport is not None
-    assert isinstance(transport.sock, socket.socket)
-    transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small questions, each waited for
-    return client
-
-
-def put(client: paramiko.SSHClient, path: Path) -> bool:
-    """Have a file or a folder there as it is here; returns whether it was sent."""
-    listing = f"find -H {_quoted(path)} -not -type d -printf '%s %P\\n' 2>/dev/null"
-    _, there, _ = client.exec_command(listing)
-    if sorted(there.read().decode().splitlines()) == sorted(_listing(path)):
-        return False
-    stdin, stdout, stderr = client.exec_command(
-        f"mkdir -p {_quoted(path.parent)} && tar -x -f - -C {_quoted(path.parent)}"
-    )
-    with tarfile.open(fileobj=stdin, mode="w|") as archive:
-        archive.add(path.resolve(), path.name)
-    stdin.channel.shutdown_write()
-    if stdout.channel.recv_exit_status() != 0:
-        raise UserError(f"{path} could not be written there", hint=stderr.read().decode().strip())
-    return True
-
-
-def _listing(path: Path) -> list[str]:
-    """Size and name of each file and symbolic link; these are not followed, as they are sent as what they are."""
-    if path.is_file():
-        return [f"{path.stat().st_size} "]
-    found = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
-    return [f"{file.lstat().st_size} {posixpath.relpath(file, path)}" for file in found]
-
-
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))
-
-
-if __name__ == "__main__":
-    connection = connected(json.loads(sys.argv[1]))
-    for name in sys.argv[2:]:
-        put(connection, Path(name))

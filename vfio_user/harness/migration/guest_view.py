@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.harness.machine import MachineError
 from vfio_user.harness.migration.report import Report

@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 
 from userdev.errors import VerdictError
-from vfio_user.harness.booted import BootedGuest
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
+from vfio_user.harness.migration.guest_migration import require_migratable
 from vfio_user.harness.migration.journal import Journal
-from vfio_user.harness.migration.moving import require_migratable
 from vfio_user.harness.migration.plan import Limits, Plan
 from vfio_user.harness.migration.report import Report, Verdict
 from vfio_user.harness.migration.workload import Assignment, Workload, image_for, judge

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from userdev.errors import UserError
-from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.exercise import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure

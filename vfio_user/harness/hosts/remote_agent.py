@@ -1,4 +1,4 @@
-"""Runs on another host, at the far end of an SSH connection: starts one program and carries its sockets.
+"""Runs on another host, at the other end of an SSH connection: starts one program and carries its sockets.
 
 Its source is sent there, so it imports nothing of ours. On stdin and stdout it speaks in frames with its near end,
 relay.py. The program finds the descriptors that it was to inherit under their numbers; what listens, listens here, at
@@ -119,7 +119,7 @@ class Folder:
         os.close(self._descriptor)
 
 
-class FarEnd:
+class RemoteAgent:
     """One program. `read` and `write` are descriptors."""
 
     def __init__(self, read: int, write: int) -> None:
@@ -267,4 +267,4 @@ def _high(end: socket.socket) -> socket.socket:
 
 
 if __name__ == "__main__":
-    FarEnd(0, 1).run()
+    RemoteAgent(0, 1).run()

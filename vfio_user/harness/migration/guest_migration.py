@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from userdev.errors import UserError
-from vfio_user.harness.booted import BootedGuest, Plugged
+from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.command_line import as_device_option, vfio_user_device
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.interposed import InterposedServer

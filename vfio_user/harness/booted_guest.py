@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.harness import hotplug, spared
+from vfio_user.harness import hotplug, qemu_guards
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address, slot_name, vfio_user_device
@@ -193,10 +193,10 @@ class BootedGuest(Guest):
     def unplug(self, plugged: Plugged, *, keep_server: bool = False) -> None:
         """Take a device out, wait until the guest has let it go, and end its server if it is not kept.
 
-        Raises `UserError` where QEMU would not survive it (see `harness.spared`).
+        Raises `UserError` where QEMU would not survive it (see `harness.qemu_guards`).
         """
         if plugged.server is not None:
-            spared.check_unplug(self.qmp.version, plugged.identity, msix=plugged.msix)
+            qemu_guards.check_unplug(self.qmp.version, plugged.identity, msix=plugged.msix)
         self.machine.remove_device(plugged.identity, _PLUGGED * self.patience)
         self.devices.remove(plugged)
         if plugged.server is not None and not keep_server:

@@ -1,0 +1,88 @@
+"""A connection to the SSH server of a host, and files that are put there.
+
+    python -m vfio_user.harness.hosts.ssh_connection WHERE PATH...
+
+puts files and folders there, as a program that can be run on the host from which the server is reached.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import shlex
+import socket
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from userdev.errors import UserError
+
+if TYPE_CHECKING:
+    import paramiko
+
+_CONNECTING = 20.0
+
+
+def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
+    """A connection. Raises `UserError`."""
+    import paramiko
+
+    client = paramiko.SSHClient()
+    if where["known_hosts"]:
+        client.load_host_keys(where["known_hosts"])
+    else:
+        client.load_system_host_keys()
+    try:
+        client.connect(
+            where["host"],
+            port=where["port"],
+            username=where["user"] or None,
+            key_filename=where["key"] or None,
+            allow_agent=not where["key"],
+            look_for_keys=not where["key"],
+            timeout=_CONNECTING,
+        )
+    except (paramiko.SSHException, OSError) as error:
+        raise UserError(f"no SSH connection to {where['host']}:{where['port']}: {error}") from error
+    transport = client.get_transport()
+    assert transport is not None
+    assert isinstance(transport.sock, socket.socket)
+    transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small questions, each waited for
+    return client
+
+
+def put(client: paramiko.SSHClient, path: Path) -> bool:
+    """Have a file or a folder there as it is here; returns whether it was sent."""
+    listing = f"find -H {_quoted(path)} -not -type d -printf '%s %P\\n' 2>/dev/null"
+    _, there, _ = client.exec_command(listing)
+    if sorted(there.read().decode().splitlines()) == sorted(_listing(path)):
+        return False
+    stdin, stdout, stderr = client.exec_command(
+        f"mkdir -p {_quoted(path.parent)} && tar -x -f - -C {_quoted(path.parent)}"
+    )
+    with tarfile.open(fileobj=stdin, mode="w|") as archive:
+        archive.add(path.resolve(), path.name)
+    stdin.channel.shutdown_write()
+    if stdout.channel.recv_exit_status() != 0:
+        raise UserError(f"{path} could not be written there", hint=stderr.read().decode().strip())
+    return True
+
+
+def _listing(path: Path) -> list[str]:
+    """Size and name of each file and symbolic link; these are not followed, as they are sent as what they are."""
+    if path.is_file():
+        return [f"{path.stat().st_size} "]
+    found = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+    return [f"{file.lstat().st_size} {posixpath.relpath(file, path)}" for file in found]
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+if __name__ == "__main__":
+    connection = connected(json.loads(sys.argv[1]))
+    for name in sys.argv[2:]:
+        put(connection, Path(name))
