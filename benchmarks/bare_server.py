@@ -9,8 +9,8 @@ import socket
 import struct
 import sys
 
-from userdev.transport import Listener
-from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, Capabilities, Command, Framer, encode_version
+from userdev.transport import Framer, Listener
+from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, Capabilities, Command, Message, encode_version
 
 ACCESS = struct.Struct("<HHII4x16s")
 READ_REPLY = struct.Struct("<HHIII16sI")
@@ -39,7 +39,7 @@ def serve(client: socket.socket) -> None:
 def main() -> None:
     with Listener(sys.argv[1]) as listener:
         while True:
-            stream, framer = listener.accept(), Framer()
+            stream, framer = listener.accept(), Framer(Message)
             while (proposal := framer.next()) is None:
                 framer.received(*stream.receive(framer.room()))
             version = encode_version(CURRENT, 0, Capabilities(max_msg_fds=8, max_data_xfer_size=1 << 20))

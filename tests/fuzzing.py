@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.everything_device import Everything
-from userdev.transport import Stream, close_all
+from userdev.transport import Framer, Stream, close_all
 from vfio_user.server import Offer
 from vfio_user.server.session import Session
 from vfio_user.wire import (
@@ -29,7 +29,6 @@ from vfio_user.wire import (
     Capabilities,
     Command,
     Dialect,
-    Framer,
     Message,
     encode_version,
 )
@@ -51,7 +50,7 @@ class Script(Stream):
         self.replies: list[Message] = []
         self._answer = answer
         self._incoming: deque[tuple[memoryview, list[int], bool]] = deque()  # bytes, fds, whether a message starts
-        self._framer = Framer(max_message=1 << 30)
+        self._framer = Framer(Message, max_message=1 << 30)
         self._here, self._there = os.pipe()  # a descriptor to watch that says nothing
 
     def add(self, message: bytes, fds: Sequence[int] = (), cuts: Iterable[int] = ()) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from userdev.transport import Stream, close_all
+from userdev.transport import Framer, Stream, close_all
 from vfio_user.interposer.backlog import MAX_BYTES
 from vfio_user.interposer.loop import Future, Loop, Task
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.trace import TraceWriter
-from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Framer, Message
+from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire import layouts as at
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Peer:
     def __init__(self, bench: Bench, sock: socket.socket) -> None:
         self.socket = sock
         self.stream = Stream(sock)
-        self.framer = Framer(max_message=70 << 20)
+        self.framer = Framer(Message, max_message=70 << 20)
         self.bench = bench
         sock.setblocking(False)
 

@@ -13,14 +13,14 @@ import signal
 import sys
 import time
 
-from userdev.transport import Listener
-from vfio_user.wire import CURRENT, Capabilities, Framer, encode_version
+from userdev.transport import Framer, Listener
+from vfio_user.wire import CURRENT, Capabilities, Message, encode_version
 
 
 def main() -> None:
     habit = sys.argv[2] if len(sys.argv) > 2 else "ends"
     with Listener(sys.argv[1]) as listener:
-        stream, framer = listener.accept(), Framer()
+        stream, framer = listener.accept(), Framer(Message)
         while (proposal := framer.next()) is None:
             framer.received(*stream.receive(framer.room()))
         stream.send(proposal.reply(encode_version(CURRENT, 0, Capabilities())).encode())

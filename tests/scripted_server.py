@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Self
 
-from userdev.transport import Stream, close_all
-from vfio_user.wire import CURRENT, Capabilities, Command, Dialect, Framer, Message, encode_version
+from userdev.transport import Framer, Stream, close_all
+from vfio_user.wire import CURRENT, Capabilities, Command, Dialect, Message, encode_version
 
 Answer = Message | bytes | None
 Script = Callable[["ScriptedServer", Message], Answer | Iterable[Answer]]
@@ -43,7 +43,7 @@ class ScriptedServer:
             self.twin = Stream(ours)
             self.fds.append(theirs.detach())
             self._capabilities = replace(self._capabilities, twin_socket=True, twin_socket_fd_index=0)
-        self._framer = Framer()
+        self._framer = Framer(Message)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

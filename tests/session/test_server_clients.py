@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
-from userdev.transport import Listener, Stream, connect
+from userdev.transport import Framer, Listener, Stream, connect
 from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
 from vfio_user.device import ResetKind, register
 from vfio_user.server import Server
@@ -23,7 +23,6 @@ from vfio_user.wire import (
     Capabilities,
     Command,
     Dialect,
-    Framer,
     Message,
     encode_version,
 )
@@ -153,7 +152,7 @@ def test_a_server_offers_the_capabilities_that_its_dialect_has(
     device: Prober, tmp_path: Path, dialect: Dialect, keys: set[str]
 ) -> None:
     with Server(device, str(tmp_path / "socket"), dialect=dialect):
-        stream, framer = connect(str(tmp_path / "socket")), Framer()
+        stream, framer = connect(str(tmp_path / "socket")), Framer(Message)
         proposal = encode_version(dialect, 0, Capabilities(max_msg_fds=1)).ljust(214, b" ")[:-1] + b"\0"
         stream.send(Message(1, dialect.number(Command.VERSION), payload=proposal.replace(b"\0 ", b"  ")).encode())
         while (reply := framer.next()) is None:

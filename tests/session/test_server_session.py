@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from tests.session_kit import GUEST, Prober, comes_to_read, comes_true, message_memory
-from userdev.transport import connect
+from userdev.transport import Framer, connect
 from vfio_user.client import Client, RemoteError
 from vfio_user.device import Quiesce, ResetKind
 from vfio_user.server import Server
@@ -21,7 +21,6 @@ from vfio_user.wire import (
     NO_REPLY,
     Capabilities,
     Command,
-    Framer,
     Message,
     encode_version,
 )
@@ -35,7 +34,7 @@ class Wire:
     """A client made of single messages, for what must come in one receive, or in a certain order."""
 
     def __init__(self, server: Server) -> None:
-        self._stream, self._framer = connect(str(server.listener.address)), Framer()
+        self._stream, self._framer = connect(str(server.listener.address)), Framer(Message)
         self._stream.socket.settimeout(60)
         self.send([(Command.VERSION, encode_version(CURRENT, 0, Capabilities()), 0)])
         self.receive(1)

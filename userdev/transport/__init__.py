@@ -1,6 +1,20 @@
-"""Sockets that carry file descriptors. Knows nothing of the protocol."""
+"""Sockets that carry file descriptors, and where messages begin and end in them. Knows no protocol."""
 
 from userdev.transport.address import MAX_PATH, Address, Listener, connect
+from userdev.transport.framing import MAX_FDS, BadFrame, Framed, Framer
 from userdev.transport.stream import MAX_FDS_PER_SEND, DescriptorsLost, Stream, close_all
 
-__all__ = ["MAX_FDS_PER_SEND", "MAX_PATH", "Address", "DescriptorsLost", "Listener", "Stream", "close_all", "connect"]
+__all__ = [
+    "MAX_FDS",
+    "MAX_FDS_PER_SEND",
+    "MAX_PATH",
+    "Address",
+    "BadFrame",
+    "DescriptorsLost",
+    "Framed",
+    "Framer",
+    "Listener",
+    "Stream",
+    "close_all",
+    "connect",
+]

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
-from userdev.transport import Stream, close_all
+from userdev.transport import Framer, Stream, close_all
 from vfio_user.client.errors import Disconnected, NoAnswer
-from vfio_user.wire import COMMAND, MAX_MESSAGE, NO_REPLY, Framer, Message
+from vfio_user.wire import COMMAND, MAX_MESSAGE, NO_REPLY, Message
 
 Serve = Callable[[Message], Message | None]
 """Answers one request of the server; None where it wants no answer. Owns the request's descriptors."""
@@ -38,7 +38,7 @@ class _Lane:
     """One socket of the channel: the main one or the twin."""
 
     stream: Stream
-    framer: Framer
+    framer: Framer[Message]
     out: deque[tuple[memoryview, Sequence[int]]] = field(default_factory=deque)
     gone: str = ""
     """Why nothing more comes, once that is so."""
@@ -55,7 +55,7 @@ class Channel:
         self._max_message = max_message
         self._waiting: dict[int, deque[Pending]] = {}
         self._next_id = 0
-        self._main = _Lane(stream, Framer(max_message=max_message))
+        self._main = _Lane(stream, Framer(Message, max_message=max_message))
         self._lanes = [self._main]
 
     @property
@@ -73,7 +73,7 @@ class Channel:
     def add_twin(self, fd: int) -> None:
         """Serve the server's requests on this socket as well; owns `fd`."""
         twin = Stream(socket.socket(fileno=fd))
-        self._lanes.append(_Lane(twin, Framer(max_message=self._max_message)))
+        self._lanes.append(_Lane(twin, Framer(Message, max_message=self._max_message)))
 
     @property
     def has_twin(self) -> bool:

@@ -8,7 +8,7 @@ Towards the client a message goes on when all of it is here, and what a server l
 survive every reply that stops half-way (known issue reply-crash), and a server may be replaced before the rest comes.
 Towards the server a message goes on as the client split it.
 
-Descriptors leave with the message they came with, in a `sendmsg` of its own, as the rule of `vfio_user.wire.framing`
+Descriptors leave with the message they came with, in a `sendmsg` of its own, as the rule of `userdev.transport.framing`
 wants it. What cannot be framed is passed on as bytes: the peer that sends it is what is being studied.
 """
 
@@ -21,10 +21,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from userdev.transport import DescriptorsLost, Stream, close_all
+from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all
 from vfio_user.interposer.descriptors import duplicates
 from vfio_user.interposer.direction import Direction
-from vfio_user.wire import HEADER, HEADER_SIZE, BadFrame, Framer, Message
+from vfio_user.wire import HEADER, HEADER_SIZE, Message
 
 MAX_FRAME = (64 << 20) + (64 << 10)
 """Longest message that is taken for one: QEMU accepts up to 64 MiB of data from a server's VERSION."""
@@ -147,7 +147,7 @@ class Pump:
         self.intercept = False
         """Whether messages are handed over (`deliver`) rather than sent on and shown (`passed`, `observe`)."""
         self.ended = False
-        self._framer: Framer | None = Framer(max_message=MAX_FRAME, max_fds=1024)
+        self._framer: Framer[Message] | None = Framer(Message, max_message=MAX_FRAME, max_fds=1024)
         self._whole = direction is Direction.TO_CLIENT
         self._ahead = 0  # bytes of the unfinished message that have been sent on already
         self._owner = owner
@@ -197,7 +197,7 @@ class Pump:
         """Go on with another source: what the old one left unfinished is gone."""
         self.close()
         self.source = source
-        self._framer = Framer(max_message=MAX_FRAME, max_fds=1024)
+        self._framer = Framer(Message, max_message=MAX_FRAME, max_fds=1024)
         self._ahead = 0
         self.ended = False
 
@@ -206,7 +206,7 @@ class Pump:
         self.outlet = outlet
         self._ahead = 0
 
-    def _take(self, framer: Framer, count: int, fds: list[int]) -> None:
+    def _take(self, framer: Framer[Message], count: int, fds: list[int]) -> None:
         if count == 0:
             self._end(framer)
             return
@@ -216,7 +216,7 @@ class Pump:
         else:
             self._pass_on(framer)
 
-    def _failed(self, framer: Framer, error: OSError) -> None:
+    def _failed(self, framer: Framer[Message], error: OSError) -> None:
         """A receive has failed: the source is gone, or descriptors of its are lost, and with them their message."""
         if isinstance(error, DescriptorsLost):
             framer.lost(error.count)
@@ -224,7 +224,7 @@ class Pump:
         else:
             self._end(framer)
 
-    def _pass_on(self, framer: Framer) -> None:
+    def _pass_on(self, framer: Framer[Message]) -> None:
         """The usual way: send on all messages that are complete, then tell the session of each."""
         view, start, end = memoryview(framer.buffer), framer.start, framer.end
         headers, stop = _headers(view, start, end)
@@ -242,13 +242,13 @@ class Pump:
         if end - stop >= HEADER_SIZE:
             self._refuse(framer)
 
-    def _refuse(self, framer: Framer) -> None:
+    def _refuse(self, framer: Framer[Message]) -> None:
         """Where the next header cannot be right, the framer says what is wrong, and it is passed on as bytes."""
         while self._framer is framer and (message := self._next(framer)) is not None:
             self.outlet.send(message.encode())
             self._owner.observe(self.direction, message)
 
-    def _take_each(self, framer: Framer) -> None:
+    def _take_each(self, framer: Framer[Message]) -> None:
         """The slow way: message by message, each with its descriptors."""
         while self._framer is framer and (message := self._next(framer)) is not None:
             ahead, self._ahead = self._ahead, 0
@@ -259,14 +259,14 @@ class Pump:
             self._owner.observe(self.direction, message)
             close_all(message.fds)
 
-    def _next(self, framer: Framer) -> Message | None:
+    def _next(self, framer: Framer[Message]) -> Message | None:
         """The next complete message; what is none goes on as bytes."""
         while True:
             first = framer.start
             try:
                 return framer.next()
             except BadFrame as bad:
-                if bad.errno == errnos.EMFILE:
+                if bad.errno == errnos.EMFILE and bad.message is not None:
                     if self._ahead:  # the other side has its beginning, and would take it for one without descriptors
                         self._end(framer)
                         return None
@@ -282,7 +282,7 @@ class Pump:
                     self._framer = None
                     return None
 
-    def _pass_unfinished(self, framer: Framer) -> None:
+    def _pass_unfinished(self, framer: Framer[Message]) -> None:
         """Nothing more is there for now: what there is of a request goes on, as the sender split it."""
         if self.intercept or self._whole or framer.has_fds:
             return
@@ -306,7 +306,7 @@ class Pump:
         close_all(fds)
         self._owner.unframed(self.direction, bytes(room[:count]), "")
 
-    def _end(self, framer: Framer | None) -> None:
+    def _end(self, framer: Framer[Message] | None) -> None:
         self.ended = True
         if framer is not None:
             rest = bytes(framer.buffer[framer.start : framer.end])

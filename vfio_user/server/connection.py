@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from time import monotonic, perf_counter_ns
 
-from userdev.transport import DescriptorsLost, Stream
-from vfio_user.wire import MAX_DATA, MAX_MESSAGE, BadFrame, Framer, Message
+from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream
+from vfio_user.wire import MAX_DATA, MAX_MESSAGE, Message
 
 log = logging.getLogger("vfio_user.server")
 
@@ -39,7 +39,7 @@ class Connection:
     """A stream, cut into messages. Replies gather in `out` and leave together."""
 
     def __init__(self, stream: Stream, max_data: int) -> None:
-        self.framer = Framer(max_message=max_data + _OVERHEAD)
+        self.framer = Framer(Message, max_message=max_data + _OVERHEAD)
         self.out = bytearray()
         self._stream = stream
         stream.limit_sends(SEND_SECONDS)
@@ -106,7 +106,7 @@ class Connection:
                 return self.framer.next()
             except BadFrame as error:
                 log.warning("%s", error)
-                if error.message.wants_reply:
+                if error.message is not None and error.message.wants_reply:
                     self.out += error.message.error(error.errno).encode()
                 if error.fatal:
                     self.flush()

@@ -11,9 +11,9 @@ from time import monotonic
 from typing import NamedTuple
 
 from userdev.errors import ProtocolError
-from userdev.transport import Stream, close_all
+from userdev.transport import Framer, Stream, close_all
 from vfio_user.device import CURRENT_POLICY
-from vfio_user.wire import MAX_DATA, Capabilities, Command, Dialect, Framer, Message, decode_version, encode_version
+from vfio_user.wire import MAX_DATA, Capabilities, Command, Dialect, Message, decode_version, encode_version
 
 log = logging.getLogger("vfio_user.server")
 
@@ -46,7 +46,7 @@ class Twin:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._framer = Framer()
+        self._framer = Framer(Message)
         self._lock = threading.Lock()
         self._unasked = 0  # replies that nobody waited for
 

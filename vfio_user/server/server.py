@@ -13,10 +13,10 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from userdev.transport import Address, Listener, Stream, close_all
+from userdev.transport import Address, BadFrame, Framer, Listener, Stream, close_all
 from vfio_user.server.negotiation import Offer
 from vfio_user.server.session import Session
-from vfio_user.wire import CURRENT, BadFrame, Dialect, Framer
+from vfio_user.wire import CURRENT, Dialect, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +152,7 @@ class Server:
 def _refuse(stream: Stream) -> None:
     """Answer a second client's VERSION with EBUSY."""
     log.warning("another client came while one is served: refused")
-    framer = Framer()
+    framer = Framer(Message)
     end = monotonic() + REFUSAL
     try:
         while (message := framer.next()) is None:

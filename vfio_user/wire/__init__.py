@@ -1,4 +1,4 @@
-"""The protocol without I/O: header, framing, dialects, structures. Bytes in, messages out; fds travel beside.
+"""The protocol without I/O: header, dialects, structures. Bytes in, messages out; fds travel beside.
 
 Nothing here opens a file, reads a clock or knows which side it is on: the server, the client, the interposer and the
 tests share it. A peer's mistake raises `ProtocolError` with the errno to answer; nothing else may escape.
@@ -15,8 +15,17 @@ from vfio_user.wire.dialects import (
     Sender,
     Shape,
 )
-from vfio_user.wire.framing import MAX_DATA, MAX_FDS, MAX_MESSAGE, BadFrame, Framer
-from vfio_user.wire.header import COMMAND, ERROR, HEADER, HEADER_SIZE, NO_REPLY, REPLY, Message
+from vfio_user.wire.header import (
+    COMMAND,
+    ERROR,
+    HEADER,
+    HEADER_SIZE,
+    MAX_DATA,
+    MAX_MESSAGE,
+    NO_REPLY,
+    REPLY,
+    Message,
+)
 from vfio_user.wire.version import Proposal, decode_version, encode_version
 
 __all__ = [
@@ -28,16 +37,13 @@ __all__ = [
     "HEADER",
     "HEADER_SIZE",
     "MAX_DATA",
-    "MAX_FDS",
     "MAX_MESSAGE",
     "NO_REPLY",
     "REGION_MIGRATION",
     "REPLY",
-    "BadFrame",
     "Capabilities",
     "Command",
     "Dialect",
-    "Framer",
     "Message",
     "Proposal",
     "Sender",

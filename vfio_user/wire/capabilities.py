@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from userdev.errors import ProtocolError
-from vfio_user.wire.framing import MAX_DATA
+from vfio_user.wire.header import MAX_DATA
 
 
 @dataclass(frozen=True)

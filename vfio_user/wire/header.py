@@ -17,15 +17,24 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 HEADER = struct.Struct("<HHIII")
 HEADER_SIZE = HEADER.size
+_SIZE = struct.Struct("<I")
 
 TYPE_MASK = 0xF
 COMMAND = 0x0
 REPLY = 0x1
 NO_REPLY = 0x10
 ERROR = 0x20
+
+
+MAX_DATA = 1 << 20
+"""Bytes of data in one message unless negotiated otherwise (`max_data_xfer_size`)."""
+
+MAX_MESSAGE = MAX_DATA + (64 << 10)
+"""Longest message taken: the data, and a generous allowance for the structures around it."""
 
 
 @dataclass(slots=True)
@@ -35,12 +44,30 @@ class Message:
     Whoever holds the message owns `fds` and closes those that nobody takes.
     """
 
+    header_size: ClassVar[int] = HEADER_SIZE
+    max_size: ClassVar[int] = MAX_MESSAGE
+
     id: int
     command: int
     flags: int = COMMAND
     errno: int = 0
     payload: bytes = b""
     fds: list[int] = field(default_factory=list)
+
+    @classmethod
+    def size_at(cls, buffer: bytearray, at: int) -> int:
+        """Bytes of the message that begins at `at`, its header included, as that says."""
+        size: int = _SIZE.unpack_from(buffer, at + 4)[0]
+        return size
+
+    @classmethod
+    def decode(cls, buffer: bytearray, at: int, payload: bytes, fds: list[int]) -> Message:
+        """The message whose header is at `at`, of what follows it and of the descriptors that belong to it."""
+        id, command, _, flags, errno = HEADER.unpack_from(buffer, at)
+        return cls(id, command, flags, errno, payload, fds)
+
+    def __str__(self) -> str:
+        return f"message {self.id}, command {self.command}"
 
     @property
     def type(self) -> int:

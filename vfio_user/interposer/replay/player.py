@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from userdev.errors import ProtocolError, UserError
-from userdev.transport import Stream, close_all, connect
+from userdev.transport import Framer, Stream, close_all, connect
 from vfio_user.interposer.descriptors import FdInfo, FdKind
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.loop import Loop
@@ -23,7 +23,7 @@ from vfio_user.interposer.replay.script import Script, is_doing, load_script
 from vfio_user.interposer.server_process import ServerProcess
 from vfio_user.interposer.trace.decode import describe
 from vfio_user.interposer.trace.format import Note, Raw, Record
-from vfio_user.wire import MAX_DATA, Command, Framer, Message
+from vfio_user.wire import MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
 
@@ -97,7 +97,7 @@ class Player:
         self._script = script
         self._dialect = script.dialect
         self._stream = stream
-        self._framer = Framer(max_message=MAX_FRAME, max_fds=1024)
+        self._framer = Framer(Message, max_message=MAX_FRAME, max_fds=1024)
         self._ignore = frozenset(ignore)
         self._patience = max(patience, start)
         self._once_it_speaks = patience

@@ -13,15 +13,9 @@ import errno
 import os
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from userdev.errors import ProtocolError
-from vfio_user.wire.header import HEADER, HEADER_SIZE, Message
-
-MAX_DATA = 1 << 20
-"""Bytes of data in one message unless negotiated otherwise (`max_data_xfer_size`)."""
-
-MAX_MESSAGE = MAX_DATA + (64 << 10)
-"""Longest message taken: the data, and a generous allowance for the structures around it."""
 
 MAX_FDS = 256
 """Most descriptors one message may carry; SCM_RIGHTS itself allows 253 per send."""
@@ -30,19 +24,38 @@ RECEIVE = 64 << 10
 """Room offered to each receive; 64 posted writes of 8 bytes need 2.5 KiB."""
 
 
-class Framer:
+class Framed(Protocol):
+    """A protocol's messages as a framer sees them: a header of fixed size that tells how long the whole is."""
+
+    header_size: ClassVar[int]
+    max_size: ClassVar[int]
+    """The longest message that is taken where its framer is told nothing else."""
+
+    @classmethod
+    def size_at(cls, buffer: bytearray, at: int) -> int:
+        """Bytes of the message that begins at `at`, its header included, as that says: it may be wrong."""
+
+    @classmethod
+    def decode(cls, buffer: bytearray, at: int, payload: bytes, fds: list[int]) -> Self:
+        """The message whose header is at `at`, of what follows it and of the descriptors that belong to it."""
+
+
+M = TypeVar("M", bound=Framed)
+
+
+class Framer(Generic[M]):
     """Cuts one direction of one connection into messages.
 
     Bytes are received into `room()` and announced by `received()`; `messages()` takes the complete ones out. Memory is
     bounded by `max_message`, descriptors by `max_fds` per message. A reader in a hurry may look at `buffer` from
-    `start` to `end` itself and move `start` (`vfio_user.server.session` does for register accesses), as long as
-    `has_fds` is false.
+    `start` to `end` itself and move `start` (a server of registers does), as long as `has_fds` is false.
     """
 
-    __slots__ = ("_fds", "_received", "_view", "buffer", "end", "max_fds", "max_message", "start")
+    __slots__ = ("_fds", "_kind", "_received", "_view", "buffer", "end", "max_fds", "max_message", "start")
 
-    def __init__(self, *, max_message: int = MAX_MESSAGE, max_fds: int = MAX_FDS) -> None:
-        self.max_message = max_message
+    def __init__(self, kind: type[M], *, max_message: int | None = None, max_fds: int = MAX_FDS) -> None:
+        self._kind = kind
+        self.max_message = max_message or kind.max_size
         self.max_fds = max_fds
         self.buffer = bytearray(RECEIVE)
         self.start = 0
@@ -96,48 +109,42 @@ class Framer:
         """Bytes received and not yet taken."""
         return self.end - self.start
 
-    def next(self) -> Message | None:
+    def next(self) -> M | None:
         """Take the next complete message out, or None when more bytes are needed.
 
         Raises:
             ProtocolError: the header cannot be right. The message at fault is in the error's `message`, without
-                payload, so that a server can answer. With a size below 16 only the header is consumed and the
+                payload, so that a server can answer. With a size below the header's only that is consumed and the
                 stream goes on behind it, as libvfio-user does; a message that has lost its descriptors is left out
                 too, with EMFILE; with a size over `max_message`, or too many descriptors, the error is fatal.
         """
-        available = self.end - self.start
-        if available < HEADER_SIZE:
+        kind, start = self._kind, self.start
+        available = self.end - start
+        if available < kind.header_size:
             self._check_fds()
             return None
-        id, command, size, flags, error = HEADER.unpack_from(self.buffer, self.start)
-        if size < HEADER_SIZE:
-            self.start += HEADER_SIZE
+        size = kind.size_at(self.buffer, start)
+        first = start + kind.header_size
+        if size < kind.header_size:
+            self.start = first
             self._close(self._take_fds() or ())
-            raise BadFrame(f"message size {size} is below the header's 16 bytes", id, command, flags)
+            raise self._bad(start, f"message size {size} is below the header's {kind.header_size} bytes")
         if size > self.max_message:
-            raise BadFrame(
-                f"message size {size} is over the limit of {self.max_message} bytes",
-                id,
-                command,
-                flags,
-                fatal=True,
-            )
+            raise self._bad(start, f"message size {size} is over the limit of {self.max_message} bytes", fatal=True)
         if available < size:
             self._check_fds()
             return None
-        first = self.start + HEADER_SIZE
-        self.start += size
+        self.start = start + size
         payload = bytes(self._view[first : self.start])
         fds = self._take_fds() if self._fds else []
         if fds is None:
-            what = f"the file descriptors of message {id}, command {command}, are lost: this process has too many"
-            raise BadFrame(what, id, command, flags, errno=errno.EMFILE)
+            raise self._bad(start, "file descriptors are lost: this process has too many", errno=errno.EMFILE)
         if len(fds) > self.max_fds:
             self._close(fds)
-            raise BadFrame(f"{len(fds)} file descriptors with one message", id, command, flags, fatal=True)
-        return Message(id, command, flags, error, payload, fds)
+            raise self._bad(start, f"{len(fds)} file descriptors with one message", fatal=True)
+        return kind.decode(self.buffer, start, payload, fds)
 
-    def messages(self) -> Iterable[Message]:
+    def messages(self) -> Iterable[M]:
         """The complete messages received so far; see `next`."""
         while (message := self.next()) is not None:
             yield message
@@ -168,14 +175,18 @@ class Framer:
         """A message that trickles in with descriptors on every byte must not hold thousands of them."""
         if sum(len(fds or ()) for _, fds in self._fds) > self.max_fds:
             self.close()
-            raise BadFrame("too many file descriptors with an unfinished message", 0, 0, 0, fatal=True)
+            what = "too many file descriptors with an unfinished message"
+            raise BadFrame[M](what, None, fatal=True)
+
+    def _bad(self, at: int, what: str, *, fatal: bool = False, errno: int = errno.EINVAL) -> BadFrame[M]:
+        message = self._kind.decode(self.buffer, at, b"", [])
+        return BadFrame(f"{message}: {what}", message, fatal=fatal, errno=errno)
 
     def _wanted(self) -> int:
         """Size of the message at `start` where its header is known, within the limit."""
-        if self.end - self.start < HEADER_SIZE:
-            return HEADER_SIZE
-        size: int = HEADER.unpack_from(self.buffer, self.start)[2]
-        return min(size, self.max_message)
+        if self.end - self.start < self._kind.header_size:
+            return self._kind.header_size
+        return min(self._kind.size_at(self.buffer, self.start), self.max_message)
 
     def _make_room(self) -> None:
         """Move the unfinished message to the front, in a larger buffer where it needs one."""
@@ -196,11 +207,12 @@ class Framer:
             os.close(fd)
 
 
-class BadFrame(ProtocolError):
-    """A header that cannot be right; `message` has what is known of it, so that a server can answer."""
+class BadFrame(ProtocolError, Generic[M]):
+    """A header that cannot be right; `message` is what it says, without payload, so that a server can answer.
 
-    def __init__(
-        self, what: str, id: int, command: int, flags: int, *, fatal: bool = False, errno: int = errno.EINVAL
-    ) -> None:
+    None where no header is whole.
+    """
+
+    def __init__(self, what: str, message: M | None, *, fatal: bool = False, errno: int = errno.EINVAL) -> None:
         super().__init__(what, errno, fatal=fatal)
-        self.message = Message(id, command, flags)
+        self.message = message
