@@ -261,7 +261,7 @@ def has_client(server: InterposedServer) -> bool:
 
 def has_maps(server: InterposedServer) -> bool:
     try:
-        return bool(server.control.call("picture")["maps"])
+        return bool(server.control.call("session")["maps"])
     except ControlError:  # there is no client yet
         return False
 

@@ -356,7 +356,7 @@ _GPIO_COMMANDS = (
 _COMMANDS = (
     b'{"command": "status", "id": 7}\n{"command": "hold"}\n',
     b'{"command": "region_read", "region": "BAR0", "offset": "0x10", "size": 4}\n',
-    b'{"command": "mig_data_write", "raw": 12}\n' + b"x" * 12 + b'{"command": "picture"}\n',
+    b'{"command": "mig_data_write", "raw": 12}\n' + b"x" * 12 + b'{"command": "session"}\n',
     b'{"command": "dma_write", "runs": [{"iova": 4096, "size": 16}], "data": "AAAA"}\n',
     b'{"command": "faults", "scenario": "rules: [{act: drop}]"}\n',
 )

@@ -23,13 +23,13 @@ from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, answer, dma_map, read
 from userdev.errors import ProtocolError
 from vfio_user.client import Client
-from vfio_user.interposer import asking
+from vfio_user.interposer import own_calls
 from vfio_user.interposer.control.client import Control, ControlError
 from vfio_user.interposer.control.commands import COMMANDS
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.dirty_bitmap import dirty_runs
+from vfio_user.interposer.errors import PeerLost
 from vfio_user.interposer.loop import Task
-from vfio_user.interposer.requests import Lost
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
@@ -350,18 +350,18 @@ def test_held_requests_go_on_in_their_order(edu: Interposed) -> None:
     assert client.wait(read).payload[16:] == (24).to_bytes(4, "little")
 
 
-def test_the_picture_has_maps_and_interrupts(edu: Interposed) -> None:
+def test_the_session_has_maps_and_interrupts(edu: Interposed) -> None:
     client, control = edu.client(), edu.control()
     client.dma_map(0x1000, edu.ram(4096))
-    picture = control.call("picture")
-    assert [(mapping["iova"], mapping["size"]) for mapping in picture["maps"]] == [(0x1000, 4096)]
-    assert not picture["client_migrates"]
+    session = control.call("session")
+    assert [(mapping["iova"], mapping["size"]) for mapping in session["maps"]] == [(0x1000, 4096)]
+    assert not session["client_migrates"]
 
 
 def test_a_client_that_migrates_by_itself_is_noticed(edu: Interposed) -> None:
     client = edu.client()
     client.migration_support()
-    assert edu.control().call("picture")["client_migrates"]
+    assert edu.control().call("session")["client_migrates"]
 
 
 def test_any_request_can_be_sent(edu: Interposed) -> None:
@@ -397,7 +397,7 @@ def test_stop_ends_the_interposer(tmp_path: Path) -> None:
 def test_a_client_that_uses_the_id_of_our_request_gets_its_own_reply() -> None:
     with Bench() as bench:
         bench.negotiate()
-        ours = Task(asking.region_read(bench.session, 0, 0x40, 4))
+        ours = Task(own_calls.region_read(bench.session, 0, 0x40, 4))
         asked = bench.server.receive()
         bench.client.send(read(0, 0x10, id=asked.id))
         other = bench.server.receive()
@@ -414,7 +414,7 @@ def test_a_client_that_uses_the_id_of_our_request_gets_its_own_reply() -> None:
 def test_a_reply_that_comes_too_late_reaches_nobody() -> None:
     with Bench() as bench:
         bench.negotiate()
-        ours = Task(asking.request(bench.session, Command.DEVICE_RESET, timeout=0.01))
+        ours = Task(own_calls.request(bench.session, Command.DEVICE_RESET, timeout=0.01))
         asked = bench.server.receive()
         bench.until(lambda: ours.done or None)
         with pytest.raises(TimeoutError):
@@ -427,11 +427,11 @@ def test_a_reply_that_comes_too_late_reaches_nobody() -> None:
 def test_a_request_of_ours_fails_when_the_server_goes() -> None:
     with Bench() as bench:
         bench.negotiate()
-        ours = Task(asking.request(bench.session, Command.DEVICE_RESET))
+        ours = Task(own_calls.request(bench.session, Command.DEVICE_RESET))
         bench.server.receive()
         bench.server.close()
         bench.until(lambda: ours.done or None)
-        with pytest.raises(Lost):
+        with pytest.raises(PeerLost):
             ours.result()
 
 
@@ -443,8 +443,8 @@ def test_a_descriptor_of_the_same_memory_is_kept_once() -> None:
         bench.negotiate()
         for page in range(200):
             bench.exchange(dma_map(page << 12, 4096, memory, offset=page << 12))
-        assert len(bench.session.picture.maps) == 200
-        assert len(bench.session.picture.fds) == 1
+        assert len(bench.session.model.maps) == 200
+        assert len(bench.session.model.fds) == 1
     os.close(memory)
 
 

@@ -237,18 +237,18 @@ def test_a_busy_session_ends_when_its_client_dies_unread(bench: Bench) -> None:
     bench.until(lambda: bench.ended or None)
 
 
-def test_the_picture_is_of_what_the_server_accepted(bench: Bench) -> None:
+def test_the_model_is_of_what_the_server_accepted(bench: Bench) -> None:
     memory = os.memfd_create("guest")
     os.truncate(memory, 8192)
     bench.negotiate()
     bench.exchange(dma_map(0x1000, 4096, memory))
     bench.exchange(dma_map(0x9000, 4096, memory), errno=22)
     os.close(memory)
-    picture = bench.session.picture
-    assert list(picture.maps) == [0x1000]
-    assert os.fstat(picture.maps[0x1000].fd).st_size == 8192
-    assert picture.mapping(0x1FFF) == picture.maps[0x1000]
-    assert picture.mapping(0x2000) is None
+    model = bench.session.model
+    assert list(model.maps) == [0x1000]
+    assert os.fstat(model.maps[0x1000].fd).st_size == 8192
+    assert model.mapping(0x1FFF) == model.maps[0x1000]
+    assert model.mapping(0x2000) is None
 
 
 # looking for what comes at once, instead of sleeping until it has
@@ -312,8 +312,8 @@ def test_a_server_that_ends_with_its_reply_loses_neither(bench: Bench, end: int)
 
 
 def test_requests_that_are_held_are_bounded_and_none_is_lost(bench: Bench) -> None:
-    bench.session.hold()
-    kept_back(bench, bench.session.resume)
+    bench.session.holding.hold()
+    kept_back(bench, bench.session.holding.resume)
 
 
 def test_a_session_that_ends_with_something_unread_resets_neither_peer(bench: Bench) -> None:

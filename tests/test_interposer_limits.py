@@ -19,11 +19,12 @@ from tests.interposer_bench import Bench, dma_map, request
 from userdev.transport import close_all
 from vfio_user.client import Disconnected
 from vfio_user.interposer import descriptors
-from vfio_user.interposer.asking import Refused
 from vfio_user.interposer.descriptors import signal_eventfd
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.errors import IncompatibleServer, RequestRefused
 from vfio_user.interposer.guest_memory import read_memory
-from vfio_user.interposer.restore import Incompatible, restore
+from vfio_user.interposer.passing import Passing
+from vfio_user.interposer.restore import restore
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import HEADER, Command, Message
 from vfio_user.wire import layouts as at
@@ -56,7 +57,7 @@ def test_a_descriptor_that_cannot_be_kept_is_passed_on(bench: Bench, monkeypatch
     close_all(asked.fds)
     bench.server.send(asked.reply())
     assert not bench.client.receive().failed
-    with pytest.raises(Incompatible, match="DMA_MAP"):
+    with pytest.raises(IncompatibleServer, match="DMA_MAP"):
         bench.run(restore(bench.session))
 
 
@@ -87,7 +88,7 @@ def test_a_reply_whose_descriptor_is_lost_is_an_error(bench: Bench) -> None:
 def test_memory_that_is_mapped_beyond_any_file_is_not_read(bench: Bench) -> None:
     with memory() as fd:
         bench.exchange(mapped(fd, offset=(1 << 64) - 0x1000))
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         read_memory(bench.session, 0x1000, 16)
 
 
@@ -119,13 +120,16 @@ def test_a_defect_of_ours_costs_one_session(tmp_path: Path, capfd: pytest.Captur
     class Unforeseen(Exception):
         pass
 
-    def fail(direction: Direction, message: Message) -> Message:
-        raise Unforeseen
+    class Failing:
+        def __call__(self, passing: Passing) -> Message:
+            raise Unforeseen
+
+        def closed(self) -> None:
+            pass
 
     with interposed_edu(tmp_path) as edu:
         client = edu.client()
-        session = edu.interposer.current()
-        session.stages[Direction.TO_SERVER].append(fail)
+        edu.interposer.current().add_stage(Failing(), Direction.TO_SERVER)
         edu.control().call("hold")  # from now on messages are looked at
         edu.control().call("resume")
         with pytest.raises(Disconnected):

@@ -18,7 +18,7 @@ from userdev.transport import Stream
 from vfio_user.client import Client, RemoteError
 from vfio_user.client.migration_region import MigrationRegion
 from vfio_user.client.regions import Region, RegionCalls
-from vfio_user.interposer.asking import Refused
+from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.loop import Future, Task
 from vfio_user.interposer.migration import MessageMigration
 from vfio_user.interposer.migration_region import DATA_OFFSET, RegionMigration
@@ -174,7 +174,7 @@ def test_a_refusal_of_the_interposers_own_says_so_too() -> None:
         def answer(message: Message) -> Message:
             return message.error(errno.EINVAL) if message.size > 2 * PIECE else message.reply(message.payload)
 
-        with pytest.raises(Refused, match="MIG_DATA_WRITE of 1,048,576 bytes, more than the 32,768"):
+        with pytest.raises(RequestRefused, match="MIG_DATA_WRITE of 1,048,576 bytes, more than the 32,768"):
             served(bench, migration.write(OURS), answer)
 
 

@@ -17,6 +17,7 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from userdev.errors import UserError
 from vfio_user.interposer.descriptors import FdKind
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.trace import Kind, Note, Raw, Record, TraceWriter, read_trace
 from vfio_user.interposer.trace.format import encode_body
 from vfio_user.wire import Command, Message
@@ -209,11 +210,16 @@ def test_a_trace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_changed_message_is_recorded_as_it_came_and_as_it_went(tmp_path: Path) -> None:
-    def change(_: Direction, message: Message) -> Message:
-        return Message(message.id, message.command, message.flags, 0, message.payload[:-4] + b"evil")
+    class Change:
+        def __call__(self, passing: Passing) -> Message:
+            message = passing.message
+            return Message(message.id, message.command, message.flags, 0, message.payload[:-4] + b"evil")
+
+        def closed(self) -> None:
+            pass
 
     with Bench(trace=tmp_path / "t") as bench:
-        bench.session.add_stage(Direction.TO_SERVER, change)
+        bench.session.add_stage(Change(), Direction.TO_SERVER)
         bench.client.send(write(0, 0, b"good"))
         assert bench.server.receive() == write(0, 0, b"evil")
     came, went = records(tmp_path / "t")

@@ -1,29 +1,41 @@
-"""What the interposer keeps of one direction for later, and when that is too much to read on."""
+"""What the interposer keeps of either direction for later, and when that is too much to read on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from vfio_user.interposer.direction import Direction
 from vfio_user.wire import Message
 
 MAX_MESSAGES = 4096
 MAX_BYTES = 64 << 20
-"""Both are soft: what had been read when the limit was reached is kept as well."""
+"""Of one direction. Both are soft: what had been read when the limit was reached is kept as well."""
 
 
 class Backlog:
     """Counts messages that are held, delayed or reordered; a full one is felt by the sender as a peer that is busy."""
 
-    def __init__(self) -> None:
-        self._messages = 0
-        self._bytes = 0
+    def __init__(self, changed: Callable[[Direction], None]) -> None:
+        """`changed` is called when a direction has become full, or no longer is."""
+        self._changed = changed
+        self._messages = [0, 0]
+        self._bytes = [0, 0]
 
-    @property
-    def full(self) -> bool:
-        return self._messages >= MAX_MESSAGES or self._bytes >= MAX_BYTES
+    def full(self, direction: Direction) -> bool:
+        """Whether so much is kept that no more is to be read."""
+        return self._messages[direction] >= MAX_MESSAGES or self._bytes[direction] >= MAX_BYTES
 
-    def add(self, message: Message) -> None:
-        self._messages += 1
-        self._bytes += message.size
+    def keep(self, direction: Direction, message: Message) -> None:
+        """A message is kept for later."""
+        self._messages[direction] += 1
+        self._bytes[direction] += message.size
+        if self.full(direction):
+            self._changed(direction)
 
-    def remove(self, message: Message) -> None:
-        self._messages -= 1
-        self._bytes -= message.size
+    def let_go(self, direction: Direction, message: Message) -> None:
+        """A message that was kept is sent on, or dropped."""
+        was_full = self.full(direction)
+        self._messages[direction] -= 1
+        self._bytes[direction] -= message.size
+        if was_full and not self.full(direction):
+            self._changed(direction)

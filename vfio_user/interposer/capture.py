@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 
 from userdev.errors import ProtocolError
 from userdev.transport import close_all
-from vfio_user.interposer.asking import Refused
 from vfio_user.interposer.descriptors import duplicate, signal_eventfd
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory, write_memory
-from vfio_user.interposer.picture import Picture
+from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.session import Session
+from vfio_user.interposer.session_model import SessionModel
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
@@ -34,23 +35,25 @@ class CaptureDma:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._memory = session.memory = Picture(session.dialect)
+        self._memory = session.memory = SessionModel(session.dialect)
         dialect = session.dialect
         self._maps = {dialect.number(Command.DMA_MAP), dialect.number(Command.DMA_UNMAP)}
         self._accesses = {dialect.number(Command.DMA_READ), dialect.number(Command.DMA_WRITE)}
         self._write = dialect.number(Command.DMA_WRITE)
-        session.at_close.append(self._memory.close)
-        for direction in Direction:
-            session.add_stage(direction, self)
+        session.add_stage(self, *Direction)
 
-    def __call__(self, direction: Direction, message: Message) -> Message | None:
+    def __call__(self, passing: Passing) -> Message | None:
+        direction, message = passing.direction, passing.message
         if message.is_reply:
             return message
         if direction is Direction.TO_SERVER and message.command in self._maps:
             return self._map(message)
         if direction is Direction.TO_CLIENT and message.command in self._accesses:
-            return self._answer(message)
+            return self._answer(passing)
         return message
+
+    def closed(self) -> None:
+        self._memory.close()
 
     def _map(self, message: Message) -> Message:
         self._memory.exchanged(message, None)
@@ -69,8 +72,9 @@ class CaptureDma:
             return message.payload
         return b"".join(at.DMA_ENTRY_V6.pack(*entry[:4], 0) for entry in entries)
 
-    def _answer(self, message: Message) -> Message | None:
+    def _answer(self, passing: Passing) -> Message | None:
         """The reply out of the client's memory; where that cannot be had, the client is asked after all."""
+        message = passing.message
         command = Command.DMA_WRITE if message.command == self._write else Command.DMA_READ
         shape = self._session.dialect.shapes[command]
         assert shape.request is not None
@@ -81,17 +85,17 @@ class CaptureDma:
                 data = b""
             else:
                 data = read_memory(self._session, access.address, access.length)
-        except (Refused, ProtocolError, OSError):
+        except (RequestRefused, ProtocolError, OSError):
             return message
         payload = shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
-        session = self._session
         if message.wants_reply:
-            session.afterwards(lambda: self._send(message.reply(payload)))
+            reply = message.reply(payload)
+            passing.afterwards(lambda: self._send(reply, passing.record))
         close_all(message.fds)  # those that came with it are nobody's
         return None
 
-    def _send(self, reply: Message) -> None:
-        self._session.send(Direction.TO_SERVER, reply, pair=self._session.recorded)
+    def _send(self, reply: Message, pair: int) -> None:
+        self._session.send(Direction.TO_SERVER, reply, pair=pair)
 
 
 @dataclass
@@ -110,10 +114,10 @@ class CaptureInterrupts:
         self._vectors: dict[tuple[int, int], _Vector] = {}
         self._set_irqs = session.dialect.number(Command.SET_IRQS)
         self.fired = 0
-        session.at_close.append(self._close)
-        session.add_stage(Direction.TO_SERVER, self)
+        session.add_stage(self, Direction.TO_SERVER)
 
-    def __call__(self, direction: Direction, message: Message) -> Message | None:
+    def __call__(self, passing: Passing) -> Message | None:
+        message = passing.message
         if message.is_reply or message.command != self._set_irqs:
             return message
         try:
@@ -165,6 +169,6 @@ class CaptureInterrupts:
             os.close(old.ours)
             os.close(old.clients)
 
-    def _close(self) -> None:
+    def closed(self) -> None:
         for index, vector in list(self._vectors):
             self._drop(index, vector)

@@ -6,11 +6,12 @@ import errno as errnos
 import os
 from collections.abc import Iterable
 
-from vfio_user.interposer.asking import Refused, data_limit, request
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.dirty_bitmap import Run
-from vfio_user.interposer.picture import Mapping
+from vfio_user.interposer.errors import RequestRefused
+from vfio_user.interposer.own_calls import data_limit, request
 from vfio_user.interposer.session import Session
+from vfio_user.interposer.session_model import Mapping
 from vfio_user.wire import Command
 
 
@@ -18,17 +19,17 @@ def read_memory(session: Session, iova: int, size: int) -> bytes:
     """Guest memory as it is, through the descriptors the client mapped it with.
 
     Raises:
-        Refused: (EFAULT) some of it is not mapped, or was mapped without a descriptor.
+        RequestRefused: (EFAULT) some of it is not mapped, or was mapped without a descriptor.
     """
     found = bytearray()
     while len(found) < size:
         place = iova + len(found)
         mapping = session.memory.mapping(place)
         if mapping is None or mapping.fd < 0:
-            raise Refused(f"no memory can be read at IOVA {place:#x}", errnos.EFAULT)
+            raise RequestRefused(f"no memory can be read at IOVA {place:#x}", errnos.EFAULT)
         data = os.pread(mapping.fd, min(size - len(found), _left(mapping, place)), _place(mapping, place))
         if not data:
-            raise Refused(f"the memory mapped at IOVA {mapping.iova:#x} ends before it", errnos.EFAULT)
+            raise RequestRefused(f"the memory mapped at IOVA {mapping.iova:#x} ends before it", errnos.EFAULT)
         found += data
     return bytes(found)
 
@@ -39,7 +40,7 @@ def write_memory(session: Session, iova: int, data: bytes) -> None:
     while view:
         mapping = session.memory.mapping(iova)
         if mapping is None or mapping.fd < 0:
-            raise Refused(f"no memory can be written at IOVA {iova:#x}", errnos.EFAULT)
+            raise RequestRefused(f"no memory can be written at IOVA {iova:#x}", errnos.EFAULT)
         size = min(len(view), _left(mapping, iova))
         written = os.pwrite(mapping.fd, view[:size], _place(mapping, iova))
         view, iova = view[written:], iova + written
@@ -49,7 +50,9 @@ def _place(mapping: Mapping, iova: int) -> int:
     """Where that is in the mapped file."""
     place = mapping.offset + iova - mapping.iova
     if place >= 1 << 63:
-        raise Refused(f"the memory mapped at IOVA {mapping.iova:#x} is at no place that a file has", errnos.EFAULT)
+        raise RequestRefused(
+            f"the memory mapped at IOVA {mapping.iova:#x} is at no place that a file has", errnos.EFAULT
+        )
     return place
 
 

@@ -14,8 +14,8 @@ from userdev.printable import printable
 from userdev.transport import Listener, Stream
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.errors import PeerLost
 from vfio_user.interposer.loop import Loop, Task
-from vfio_user.interposer.requests import Lost
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.survival import Policy, Survival
 from vfio_user.interposer.trace import TraceWriter
@@ -141,10 +141,10 @@ class Interposer:
         """The session under way.
 
         Raises:
-            Lost: there is none.
+            PeerLost: there is none.
         """
         if self.session is None:
-            raise Lost("no client is connected")
+            raise PeerLost("no client is connected")
         return self.session
 
     def signal_server(self, number: int) -> int:
@@ -261,11 +261,11 @@ def _session_status(session: Session) -> dict[str, Any]:
     for name in ("messages", "bytes"):
         counters[name] = {direction.label: counters[name][direction] for direction in Direction}
     return {
-        "state": session.picture.state,
-        "migration_state": session.picture.migration_state.name,
-        "client_migrates": session.picture.client_migrates,
-        "holding": session.holding,
-        "held": len(session.held),
+        "state": session.model.state,
+        "migration_state": session.model.migration_state.name,
+        "client_migrates": session.model.client_migrates,
+        "holding": session.holding.active,
+        "held": len(session.holding),
         "counters": counters,
         "waiting": {direction.label: len(session.pending[direction]) for direction in Direction},
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from userdev.transport import close_all
 from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.session import copy_message
+from vfio_user.interposer.passing import copy_message
 from vfio_user.wire import Message
 
 BARRIER_AT = 256

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Protocol
 
 from userdev.errors import ProtocolError
 from vfio_user.interposer import migration_region
-from vfio_user.interposer.asking import TIMEOUT, Refused, data_limit, feature, request
 from vfio_user.interposer.dirty_bitmap import Run, bitmap_size
+from vfio_user.interposer.errors import RequestRefused
+from vfio_user.interposer.own_calls import TIMEOUT, data_limit, feature, request
+from vfio_user.interposer.server_migration import ServerMigration
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
@@ -20,39 +21,7 @@ from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, Migr
 from vfio_user.wire.state_pieces import StatePieces, write_of
 
 
-class Migration(Protocol):
-    """The migration of one session's server, whichever process that is. Failures are those of `asking`."""
-
-    async def support(self) -> MigrationSupport | None:
-        """What the server can do; None: it cannot migrate."""
-
-    async def state(self) -> MigrationState:
-        """The device's migration state."""
-
-    async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
-        """Take the device to another migration state; the server goes through those in between."""
-
-    async def read(self, size: int) -> bytes:
-        """At most `size` bytes of the device's state; none at its end, or (PRE_COPY) where there is nothing yet."""
-
-    @property
-    def piece_size(self) -> int:
-        """Bytes of state that go to the server in one message now; more than these `write` cuts."""
-
-    async def write(self, data: bytes) -> None:
-        """Hand state to a device that is RESUMING."""
-
-    async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
-        """Let the server log the pages it writes, in `ranges` or everywhere that is mapped."""
-
-    async def stop_logging(self) -> None:
-        """Let it end that."""
-
-    async def report(self, page_size: int, run: Run) -> bytes:
-        """The dirty bitmap of a range since it was last asked for."""
-
-
-async def migration_of(session: Session, *, timeout: float = TIMEOUT) -> Migration:
+async def migration_of(session: Session, *, timeout: float = TIMEOUT) -> ServerMigration:
     """How the session's server migrates; where it has to be asked it has `timeout` seconds for an answer.
 
     One that does not migrate is asked as v2 has it, and refuses.
@@ -70,11 +39,11 @@ async def migration_support(session: Session) -> MigrationSupport | None:
     return support
 
 
-async def _choose(session: Session, timeout: float) -> tuple[Migration, MigrationSupport | None]:
+async def _choose(session: Session, timeout: float) -> tuple[ServerMigration, MigrationSupport | None]:
     messages = MessageMigration(session)
     if (support := await messages.support(timeout=timeout)) is not None:
         return messages, support
-    with suppress(Refused, ProtocolError):
+    with suppress(RequestRefused, ProtocolError):
         if (region := await migration_region.find(session)) is not None:
             return region, await region.support()
     return messages, None
@@ -89,7 +58,7 @@ class MessageMigration:
 
     async def support(self, *, timeout: float = TIMEOUT) -> MigrationSupport | None:
         size = at.MIGRATION_FLAGS.size
-        with suppress(Refused, ProtocolError):
+        with suppress(RequestRefused, ProtocolError):
             body = await feature(self._session, Feature.MIGRATION, FeatureFlags.GET, room=size, timeout=timeout)
             return MigrationSupport(at.MIGRATION_FLAGS.unpack(body).flags)
         return None
@@ -97,7 +66,7 @@ class MessageMigration:
     async def state(self) -> MigrationState:
         body = await feature(self._session, Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=at.DEVICE_STATE.size)
         state = MigrationState(at.DEVICE_STATE.unpack(body).state)
-        self._session.picture.set_migration_state(state)
+        self._session.model.set_migration_state(state)
         return state
 
     async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
@@ -105,7 +74,7 @@ class MessageMigration:
             self._pieces = StatePieces()
         body = at.DEVICE_STATE.pack(state, 0)
         await feature(self._session, Feature.MIG_DEVICE_STATE, FeatureFlags.SET, body, timeout=timeout)
-        self._session.picture.set_migration_state(state)
+        self._session.model.set_migration_state(state)
 
     async def read(self, size: int) -> bytes:
         payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + size, size)
@@ -128,7 +97,7 @@ class MessageMigration:
             view = view[len(piece) :]
 
     async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
-        maps = self._session.picture.maps.values()
+        maps = self._session.model.maps.values()
         wanted = list(ranges) if ranges is not None else [(mapping.iova, mapping.size) for mapping in maps]
         body = at.LOGGING_CONTROL.pack(page_size, len(wanted), 0)
         body += b"".join(at.LOGGING_RANGE.pack(*run) for run in wanted)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
-from vfio_user.interposer import asking
-from vfio_user.interposer.asking import Refused
+from vfio_user.interposer import own_calls
 from vfio_user.interposer.dirty_bitmap import Run, bitmap_size
+from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.session import Session
 from vfio_user.wire import REGION_MIGRATION, Command, Message
 from vfio_user.wire import layouts as at
@@ -44,17 +44,17 @@ _BY_WAY_OF = {
 
 async def find(session: Session) -> RegionMigration | None:
     """How the server migrates by a region; None where it has none."""
-    info = at.DEVICE_INFO.unpack(await asking.device_info(session))
+    info = at.DEVICE_INFO.unpack(await own_calls.device_info(session))
     for index in range(RegionIndex.VGA + 1, info.num_regions):
         request = at.REGION_INFO.pack(_ROOM, 0, index, 0, 0, 0)
-        region, _ = decode_region_info((await asking.request(session, Command.GET_REGION_INFO, request)).payload)
+        region, _ = decode_region_info((await own_calls.request(session, Command.GET_REGION_INFO, request)).payload)
         if region.type == MIGRATION_REGION_TYPE and region.size:
             return RegionMigration(session, index)
     return None
 
 
 class RegionMigration:
-    """A form of `migration.Migration`."""
+    """A form of `ServerMigration`."""
 
     def __init__(self, session: Session, region: int) -> None:
         self._session = session
@@ -72,22 +72,22 @@ class RegionMigration:
         value = await self._load(DEVICE_STATE)
         state = _STATES.get(value)
         if state is None:
-            raise Refused(f"migration state {value}, which there is not", errno.EIO)
+            raise RequestRefused(f"migration state {value}, which there is not", errno.EIO)
         if state == State.RESUMING and self._loaded:
             state = State.STOP
-        self._session.picture.set_migration_state(state)
+        self._session.model.set_migration_state(state)
         return state
 
-    async def set_state(self, state: State, *, timeout: float = asking.TIMEOUT) -> None:
+    async def set_state(self, state: State, *, timeout: float = own_calls.TIMEOUT) -> None:
         if state not in _VALUES:
-            raise Refused(f"{state.name}, which is no state of a migration region", errno.EINVAL)
+            raise RequestRefused(f"{state.name}, which is no state of a migration region", errno.EINVAL)
         now = await self.state()
         if state == now:
             return
         if state == State.RESUMING:
             self._pieces = StatePieces()
         if self._to_write and state in (State.STOP, State.RUNNING):
-            raise Refused("a state whose end is missing", errno.EINVAL)
+            raise RequestRefused("a state whose end is missing", errno.EINVAL)
         if now == State.RESUMING and state == State.STOP:
             self._loaded = True
         else:
@@ -96,7 +96,7 @@ class RegionMigration:
             for step in (_BY_WAY_OF.get((now, state)), state):
                 if step is not None:
                     await self._store(DEVICE_STATE, _VALUES[step], timeout=timeout)
-        self._session.picture.set_migration_state(state)
+        self._session.model.set_migration_state(state)
 
     async def read(self, size: int) -> bytes:
         if not self._to_read:
@@ -107,7 +107,7 @@ class RegionMigration:
 
     @property
     def piece_size(self) -> int:
-        return self._pieces.size(asking.data_limit(self._session))
+        return self._pieces.size(own_calls.data_limit(self._session))
 
     async def write(self, data: bytes) -> None:
         self._to_write += data
@@ -140,12 +140,12 @@ class RegionMigration:
         offset = await self._load(DATA_OFFSET)
         left = await self._load(DATA_SIZE)
         if not left and await self.state() != State.PRE_COPY:
-            raise Refused("state that is pending and does not come", errno.EIO)
-        piece, limit = b"", asking.data_limit(self._session)
+            raise RequestRefused("state that is pending and does not come", errno.EIO)
+        piece, limit = b"", own_calls.data_limit(self._session)
         while left:
-            data = await asking.region_read(self._session, self._region, offset + len(piece), min(left, limit))
+            data = await own_calls.region_read(self._session, self._region, offset + len(piece), min(left, limit))
             if not data:
-                raise Refused("state that ends before its end", errno.EIO)
+                raise RequestRefused("state that ends before its end", errno.EIO)
             piece += data
             left -= len(data)
         return piece
@@ -153,21 +153,21 @@ class RegionMigration:
     async def _write_piece(self, piece: bytes) -> None:
         offset, size = await self._load(DATA_OFFSET), self.piece_size
         for start in range(0, len(piece), size):
-            await asking.region_write(self._session, self._region, offset + start, piece[start : start + size])
+            await own_calls.region_write(self._session, self._region, offset + start, piece[start : start + size])
         await self._store(DATA_SIZE, len(piece))
         self._pieces.taken(piece)
 
     async def _load(self, register: tuple[int, int]) -> int:
-        return int.from_bytes(await asking.region_read(self._session, self._region, *register), "little")
+        return int.from_bytes(await own_calls.region_read(self._session, self._region, *register), "little")
 
-    async def _store(self, register: tuple[int, int], value: int, *, timeout: float = asking.TIMEOUT) -> None:
+    async def _store(self, register: tuple[int, int], value: int, *, timeout: float = own_calls.TIMEOUT) -> None:
         offset, width = register
         data = value.to_bytes(width, "little")
         access = at.REGION_ACCESS.pack(offset, self._region, width, tail=data)
-        await asking.request(self._session, Command.REGION_WRITE, access, timeout=timeout)
+        await own_calls.request(self._session, Command.REGION_WRITE, access, timeout=timeout)
 
     async def _dirty_pages(self, flag: DirtyPagesFlags, tail: bytes = b"", *, room: int = 0) -> bytes:
         """DIRTY_PAGES, also where the session's dialect has not got it: its number is free there."""
         payload = at.DIRTY_PAGES.pack(at.DIRTY_PAGES.size + len(tail) + room, flag, tail=tail)
         request = Message(0, REGION_MIGRATION.number(Command.DIRTY_PAGES), payload=payload)
-        return (await asking.ask(self._session, Command.DIRTY_PAGES.value, request)).payload
+        return (await own_calls.ask(self._session, Command.DIRTY_PAGES.value, request)).payload

@@ -65,13 +65,14 @@ class Pairing:
         if request.message is not None:
             close_all(request.message.fds)
 
-    def clear(self) -> list[Pending]:
-        """Forget all of them; returns them."""
-        left = [*self._first.values(), *(request for more in self._more.values() for request in more)]
+    def close(self) -> None:
+        """Forget all of them."""
+        for request in [*self._first.values(), *(request for more in self._more.values() for request in more)]:
+            if request.message is not None:
+                close_all(request.message.fds)
         self._first.clear()
         self._more.clear()
         self.stale = 0
-        return left
 
     def make_stale(self) -> None:
         """Whoever asked is gone."""

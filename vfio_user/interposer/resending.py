@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from userdev.errors import UserError
-from vfio_user.interposer.asking import TIMEOUT, Refused
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory
 from vfio_user.interposer.loop import Task
+from vfio_user.interposer.own_calls import TIMEOUT, exchange_all
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command
 
@@ -28,7 +29,8 @@ async def resend(session: Session, pages: Iterable[int]) -> int:
     """Write the first byte of each page (an IOVA) again; returns how many there were. The guest must stand still.
 
     Raises:
-        Refused: the client refused one, QEMU with ENODEV while the device is no bus master; or one cannot be read.
+        RequestRefused: the client refused one, QEMU with ENODEV while the device is no bus master; or one cannot be
+            read.
     """
     sent = 0
     before: Task[None] | None = None
@@ -47,10 +49,10 @@ def unmapped_pages(session: Session, page_size: int) -> tuple[set[int], set[int]
     """What the server may have written and had unmapped since it logs: the IOVAs of pages that are mapped elsewhere by
     now, and the offsets in the guest's memory file of those that are not.
     """
-    maps = [mapping for mapping in session.picture.maps.values() if mapping.written_directly]
+    maps = [mapping for mapping in session.model.maps.values() if mapping.written_directly]
     mapped = sorted((os.fstat(one.fd).st_ino, one.offset, one.size, one.iova) for one in maps)
     iovas, offsets = set(), set()
-    for inode, start, length in session.picture.unmapped or ():
+    for inode, start, length in session.model.unmapped or ():
         for place in range(start, start + length, page_size):
             before = bisect_right(mapped, (inode, place, sys.maxsize)) - 1
             there, offset, size, iova = mapped[before] if before >= 0 else (0, 0, 0, 0)
@@ -63,9 +65,9 @@ def unmapped_pages(session: Session, page_size: int) -> tuple[set[int], set[int]
 
 async def _write_all(session: Session, payloads: list[bytes]) -> None:
     number = session.dialect.number(Command.DMA_WRITE)
-    reply = await session.ask_all(Direction.TO_CLIENT, number, payloads, timeout=TIMEOUT)
+    reply = await exchange_all(session, Direction.TO_CLIENT, number, payloads, timeout=TIMEOUT)
     if reply.failed:
-        raise Refused(Command.DMA_WRITE.value, reply.errno)
+        raise RequestRefused(Command.DMA_WRITE.value, reply.errno)
 
 
 def _writes(session: Session, pages: Iterable[int]) -> Iterator[bytes]:

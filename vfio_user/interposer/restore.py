@@ -6,13 +6,14 @@ import os
 from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
-from userdev.errors import ProtocolError, UserdevError
-from vfio_user.interposer import asking
+from userdev.errors import ProtocolError
+from vfio_user.interposer import own_calls
 from vfio_user.interposer.descriptors import FileKey, file_key, signal_eventfd
+from vfio_user.interposer.errors import IncompatibleServer
 from vfio_user.interposer.loop import Future, Task
 from vfio_user.interposer.migration import migration_of
-from vfio_user.interposer.picture import Mapping, Picture
 from vfio_user.interposer.session import Session
+from vfio_user.interposer.session_model import Mapping, SessionModel
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags, MigrationState, RegionIndex
@@ -23,15 +24,11 @@ WINDOW = 64
 ENTRIES_PER_MESSAGE = 16
 
 
-class Incompatible(UserdevError):
-    """The new server is not the device that the old one was: the client would notice."""
-
-
 async def save_state(session: Session) -> int:
     """Stop the device and take its state; a descriptor with all of it, from its beginning."""
     migration = await migration_of(session)
     await migration.set_state(MigrationState.STOP_COPY)
-    limit = asking.data_limit(session)
+    limit = own_calls.data_limit(session)
     state = os.memfd_create("device-state")
     try:
         while piece := await migration.read(limit):
@@ -47,37 +44,37 @@ async def restore(session: Session, state: int | None = None) -> None:
     """Tell the session's new server what the old one knew; hand it the device's state where there is one.
 
     Raises:
-        Incompatible: it cannot take the old one's place.
-        Refused, Lost, TimeoutError: it does not take part.
+        IncompatibleServer: it cannot take the old one's place.
+        RequestRefused, PeerLost, TimeoutError: it does not take part.
     """
-    picture = session.picture
-    if picture.incomplete:
-        raise Incompatible(f"it cannot be told all that the old one knew: {picture.incomplete}")
-    await _version(session, picture)
-    await _same_regions(session, picture)
-    await in_windows(_map(session, maps) for maps in _map_messages(session, picture))
+    model = session.model
+    if model.incomplete:
+        raise IncompatibleServer(f"it cannot be told all that the old one knew: {model.incomplete}")
+    await _version(session, model)
+    await _same_regions(session, model)
+    await in_windows(_map(session, maps) for maps in _map_messages(session, model))
     if state is not None:
         migration = await migration_of(session)
         await migration.set_state(MigrationState.RESUMING)
         while piece := os.read(state, migration.piece_size):
             await migration.write(piece)
-    for offset, data in list(picture.config_to_restore()):
-        await asking.region_write(session, RegionIndex.CONFIG, offset, data)
-    for payload, fds in list(irq_messages(picture, fds_per_message(session))):
-        await asking.request(session, Command.SET_IRQS, payload, fds=fds)
+    for offset, data in list(model.config_to_restore()):
+        await own_calls.region_write(session, RegionIndex.CONFIG, offset, data)
+    for payload, fds in list(irq_messages(model, fds_per_message(session))):
+        await own_calls.request(session, Command.SET_IRQS, payload, fds=fds)
     if state is not None:
         await (await migration_of(session)).set_state(MigrationState.RUNNING)
     else:
-        picture.set_migration_state(MigrationState.RUNNING)
+        model.set_migration_state(MigrationState.RUNNING)
 
 
 def fds_per_message(session: Session) -> int:
     """Descriptors that both sides agreed to take in one message."""
-    sides = [side.capabilities.fds_per_message for side in (session.picture.client, session.picture.server) if side]
+    sides = [side.capabilities.fds_per_message for side in (session.model.client, session.model.server) if side]
     return max(1, min([16, *sides]))
 
 
-def kick(picture: Picture) -> int:
+def kick(model: SessionModel) -> int:
     """Trigger every MSI and MSI-X vector that is set up: one may have been lost, and drivers bear one too many.
 
     INTx is a level that a device raises again for as long as it has a cause; without one nobody would lower it, and the
@@ -86,9 +83,9 @@ def kick(picture: Picture) -> int:
     """
     kicked = 0
     for index in (IrqIndex.MSI, IrqIndex.MSIX):
-        if index not in picture.irqs:
+        if index not in model.irqs:
             continue
-        for fd in picture.irqs[index].eventfds.values():
+        for fd in model.irqs[index].eventfds.values():
             signal_eventfd(fd)
             kicked += 1
     return kicked
@@ -116,28 +113,28 @@ async def _all(tasks: list[Task[Any]]) -> None:
         raise errors[0]
 
 
-async def _version(session: Session, picture: Picture) -> None:
-    reply = await asking.request(session, Command.VERSION, picture.version_request or b"")
-    if reply.payload != picture.version_reply:
-        session.note("version-differs", before=(picture.version_reply or b"").hex(), now=reply.payload.hex())
+async def _version(session: Session, model: SessionModel) -> None:
+    reply = await own_calls.request(session, Command.VERSION, model.version_request or b"")
+    if reply.payload != model.version_reply:
+        session.note("version-differs", before=(model.version_reply or b"").hex(), now=reply.payload.hex())
 
 
-async def _same_regions(session: Session, picture: Picture) -> None:
+async def _same_regions(session: Session, model: SessionModel) -> None:
     """What the client knows of the regions has to stay true."""
-    for index, known in list(picture.regions.items()):
+    for index, known in list(model.regions.items()):
         now, needed, file = await _region(session, index, at.REGION_INFO.size)
         if (now.size, now.flags & 7) != (known.size, known.flags & 7):
-            raise Incompatible(
+            raise IncompatibleServer(
                 f"region {index} was {known.size:#x} bytes (flags {known.flags:#x}) "
                 f"and is now {now.size:#x} (flags {now.flags:#x})"
             )
-        mapped = picture.region_files.get(index)
+        mapped = model.region_files.get(index)
         if mapped is None:
             continue
         if file is None:
             _, _, file = await _region(session, index, needed)
         if file != mapped:
-            raise Incompatible(
+            raise IncompatibleServer(
                 f"region {index}: what the client has mapped is memory of the old server, and not the new one's: "
                 "only servers that map a file, and open it again, can be replaced"
             )
@@ -146,17 +143,17 @@ async def _same_regions(session: Session, picture: Picture) -> None:
 async def _region(session: Session, index: int, room: int) -> tuple[RegionDescription, int, FileKey | None]:
     """What the new server says of a region, how many bytes that needs, and which file is to be mapped."""
     ask = at.REGION_INFO.pack(room, 0, index, 0, 0, 0)
-    reply = await asking.request(session, Command.GET_REGION_INFO, ask)
+    reply = await own_calls.request(session, Command.GET_REGION_INFO, ask)
     try:
         region, needed = decode_region_info(reply.payload)
         return region, needed, file_key(reply.fds[0]) if reply.fds else None
     except ProtocolError as error:
-        raise Incompatible(f"the new server's region {index} cannot be understood: {error}") from None
+        raise IncompatibleServer(f"the new server's region {index} cannot be understood: {error}") from None
 
 
-def _map_messages(session: Session, picture: Picture) -> Iterator[list[Mapping]]:
+def _map_messages(session: Session, model: SessionModel) -> Iterator[list[Mapping]]:
     """Which maps go in one message: one, or a table's worth in the draft."""
-    maps = list(picture.maps.values())
+    maps = list(model.maps.values())
     step = ENTRIES_PER_MESSAGE if session.dialect.shapes[Command.DMA_MAP].request is None else 1
     step = min(step, fds_per_message(session))
     for start in range(0, len(maps), step):
@@ -172,13 +169,13 @@ async def _map(session: Session, maps: list[Mapping]) -> None:
     else:
         one = maps[0]
         payload = at.DMA_MAP.pack(at.DMA_MAP.size, one.flags, one.offset, one.iova, one.size)
-    await asking.request(session, Command.DMA_MAP, payload, fds=fds)
+    await own_calls.request(session, Command.DMA_MAP, payload, fds=fds)
 
 
-def irq_messages(picture: Picture, fds_each: int) -> Iterator[tuple[bytes, list[int]]]:
+def irq_messages(model: SessionModel, fds_each: int) -> Iterator[tuple[bytes, list[int]]]:
     """SET_IRQS messages that set every index up as it was."""
     trigger, unmask = IrqSetFlags.TRIGGER, IrqSetFlags.UNMASK
-    for index, irqs in picture.irqs.items():
+    for index, irqs in model.irqs.items():
         for action, fds in ((trigger, irqs.eventfds), (unmask, irqs.unmask)):
             for start, run in _runs(fds, fds_each):
                 flags = IrqSetFlags.DATA_EVENTFD | action

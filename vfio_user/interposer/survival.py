@@ -18,14 +18,15 @@ from typing import Any, Literal
 
 from userdev.errors import UserdevError, UserError
 from userdev.transport import close_all
-from vfio_user.interposer import asking
+from vfio_user.interposer import own_calls
 from vfio_user.interposer.descriptors import signal_eventfd
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.errors import IncompatibleServer
 from vfio_user.interposer.journal import Journal
 from vfio_user.interposer.loop import Task, Timer
 from vfio_user.interposer.migration import migration_of, migration_support
-from vfio_user.interposer.requests import Lost
-from vfio_user.interposer.restore import Incompatible, kick, restore, save_state
+from vfio_user.interposer.passing import Passing
+from vfio_user.interposer.restore import kick, restore, save_state
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.upstream import LINGERS, Upstream
 from vfio_user.wire import Message
@@ -33,7 +34,7 @@ from vfio_user.wire.constants import IrqIndex, MigrationState, MigrationSupport
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 SHARE_OF_TIMEOUT = 0.8
-_FAILURES = (UserdevError, Lost, TimeoutError, OSError)
+_FAILURES = (UserdevError, TimeoutError, OSError)
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ class Survival:
         self._planned = False
         self._barrier: Task[None] | None = None
         self._timers: list[Timer] = []
-        session.on_sent = self._shown
-        session.on_server_gone = self._server_gone
-        session.at_close.append(self._close)
+        session.watch(self)
         if policy.hang_timeout is not None:
             self._watch_for_hangs(policy.hang_timeout)
 
@@ -103,12 +102,12 @@ class Survival:
 
         Raises:
             UserError: it is being replaced already, or the client has mapped memory that ends with it.
-            Refused, Lost, TimeoutError: the old one does not take part; it goes on as before.
+            RequestRefused, PeerLost, TimeoutError: the old one does not take part; it goes on as before.
         """
         if self._recovery is not None or self._planned:
             raise UserError("the server is being replaced already")
         session = self._session
-        for index, file in session.picture.region_files.items():
+        for index, file in session.model.region_files.items():
             if file.nameless:
                 raise UserError(
                     f"the client has mapped memory of region {index}, which ends with the server",
@@ -116,7 +115,7 @@ class Survival:
                 )
         began = time.monotonic()
         self._planned = True
-        session.hold()
+        session.holding.hold()
         guard = self._guard()
         state: int | None = None
         try:
@@ -138,7 +137,7 @@ class Survival:
             guard.cancel()
             self._planned = False
             if not session.closed:
-                session.resume()
+                session.holding.resume()
         return {"seconds": self.record.last_seconds, "handed_over": state is not None}
 
     async def _state_to_hand_over(self) -> int | None:
@@ -151,23 +150,23 @@ class Survival:
         except _FAILURES:
             if session.server_lost:
                 return None
-            if session.picture.migration_state == MigrationState.STOP_COPY:
+            if session.model.migration_state == MigrationState.STOP_COPY:
                 await (await migration_of(session)).set_state(MigrationState.RUNNING)
             raise
 
     # a crash
 
-    def _server_gone(self) -> bool:
+    def server_gone(self) -> bool:
         """The server's connection has ended; True: the session is to wait for another."""
         if self._planned or self._recovery is not None:
             self._session.lose_server()
             return True
-        if self._session.picture.version_reply is None:
+        if self._session.model.version_reply is None:
             return False  # nothing has been agreed yet: there is nothing to restore
         if self._session.counters.unframed_by_client:
             return False  # its last word was no message: a server has to hang up then
         self._session.lose_server()
-        self._session.hold()
+        self._session.holding.hold()
         self._recovery = Task(self._recover())
         if self._recovery.done:
             self._recovery = None
@@ -187,7 +186,7 @@ class Survival:
             self._warn(f"the server {self._upstream.fate}; bringing up another")
             await self._bring_up(None)
             if self.policy.kick:
-                self.record.kicked += kick(session.picture)
+                self.record.kicked += kick(session.model)
             if self.policy.signal_error:
                 self._signal_error()
             self.record.last_seconds = time.monotonic() - began
@@ -201,7 +200,7 @@ class Survival:
         if given_up:
             self._give_up(given_up)
         else:
-            session.resume()
+            session.holding.resume()
 
     def _give_up(self, why: str) -> None:
         """The client sees its connection end."""
@@ -218,7 +217,7 @@ class Survival:
                 self._session.replace_server(stream)
                 await restore(self._session, state)
                 break
-            except Incompatible:
+            except IncompatibleServer:
                 raise
             except _FAILURES as error:
                 self._session.note("attempt-failed", why=str(error))
@@ -229,11 +228,9 @@ class Survival:
                     os.lseek(state, 0, os.SEEK_SET)
                 await self._session.loop.sleep(0.05)
         for entry in self._journal.take_all():
-            self._session.since = entry.since
-            self._session.send_on(TO_SERVER, entry.message)
+            self._session.send_on(Passing(TO_SERVER, entry.message, since=entry.since))
             close_all(entry.message.fds)
             self.record.replayed += 1
-        self._session.since = None
 
     # what the client must not wait for
 
@@ -249,7 +246,7 @@ class Survival:
                 if entry.since <= due:
                     self._journal.remove(entry)
                     self._fail(entry.message)
-            for held in self._session.take_held(due):
+            for held in self._session.holding.take(due):
                 if held.wants_reply:
                     self._fail(held)
                 close_all(held.fds)
@@ -262,11 +259,12 @@ class Survival:
 
     # what the server has been sent
 
-    def _shown(self, direction: Direction, message: Message) -> None:
+    def passed(self, passing: Passing) -> None:
+        """Keep what the server may not have dealt with yet."""
         try:
-            self._journal.shown(direction, message, self._session.since)
+            self._journal.shown(passing.direction, passing.message, passing.since)
         except OSError as error:
-            self._session.picture.miss(message, error)
+            self._session.model.miss(passing.message, error)
         if self._journal.wants_barrier and self._barrier is None:
             self._barrier = Task(self._confirm())
             if self._barrier.done:
@@ -277,7 +275,7 @@ class Survival:
         try:
             while self._journal.wants_barrier:  # more may have been posted meanwhile, and nothing after it
                 number = self._journal.last
-                await asking.device_info(self._session, timeout=self.policy.budget)
+                await own_calls.device_info(self._session, timeout=self.policy.budget)
                 self._journal.confirm(number)
         except _FAILURES:
             return
@@ -286,7 +284,7 @@ class Survival:
 
     async def _quiet(self) -> None:
         """Until the server has dealt with everything it was sent; the client is held."""
-        await asking.device_info(self._session, timeout=self.policy.budget)
+        await own_calls.device_info(self._session, timeout=self.policy.budget)
         deadline = time.monotonic() + self.policy.budget
         while self._journal.requests():
             if time.monotonic() > deadline:
@@ -295,14 +293,14 @@ class Survival:
         self._journal.confirm(self._journal.last)
 
     def _signal_error(self) -> None:
-        irqs = self._session.picture.irqs.get(IrqIndex.ERR)
+        irqs = self._session.model.irqs.get(IrqIndex.ERR)
         for fd in irqs.eventfds.values() if irqs is not None else ():
             signal_eventfd(fd)
 
     def _watch_for_hangs(self, limit: float) -> None:
         oldest = min((entry.sent for entry in self._journal.requests()), default=None)
         hangs = oldest is not None and time.monotonic() - oldest > limit
-        busy = self._recovery is not None or self._planned or self._session.picture.version_reply is None
+        busy = self._recovery is not None or self._planned or self._session.model.version_reply is None
         if hangs and not busy:
             self.record.hangs += 1
             self._session.note("server-hangs", seconds=limit)
@@ -312,7 +310,8 @@ class Survival:
                 self._warn(str(error))
         self._timers = [self._session.loop.after(limit / 4, lambda: self._watch_for_hangs(limit))]
 
-    def _close(self) -> None:
+    def closed(self) -> None:
+        """The session has ended: nothing is to be kept alive."""
         for timer in self._timers:
             timer.cancel()
         for task in (self._recovery, self._barrier):

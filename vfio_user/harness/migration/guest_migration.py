@@ -89,7 +89,7 @@ def choose_mode(mode: Mode, servers: list[InterposedServer]) -> Mode:
     """What will be done. Raises `UserError` where native migration is demanded from a client that has none."""
     if mode not in (Mode.AUTO, Mode.NATIVE):
         return mode
-    native = bool(servers) and all(server.control.call("picture")["client_migrates"] for server in servers)
+    native = bool(servers) and all(server.control.call("session")["client_migrates"] for server in servers)
     if mode is Mode.NATIVE and not native:
         raise UserError(
             "this QEMU does not migrate vfio-user devices: it never asked the server for DEVICE_FEATURE MIGRATION",

@@ -239,4 +239,4 @@ class DeviceLink:
         control.call("migration_state", set=state, timeout=self.patience)
 
     def _picture(self) -> dict[str, Any]:
-        return self.source.control.call("picture")
+        return self.source.control.call("session")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from userdev.errors import UserError
-from vfio_user.interposer import asking, guest_memory
+from vfio_user.interposer import guest_memory, own_calls
 from vfio_user.interposer.control import migration
 from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Result, Run, Seconds, Size
 from vfio_user.interposer.direction import DIRECTIONS
@@ -35,16 +35,16 @@ class Status(ControlCommand):
         return interposer.status()
 
 
-class Picture(ControlCommand):
+class ShowSession(ControlCommand):
     """The session as it is known: DMA maps, interrupts, regions, config space writes, migration."""
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        picture = interposer.current().picture
+        model = interposer.current().model
         return {
-            "state": picture.state,
-            "migration_state": picture.migration_state.name,
-            "client_migrates": picture.client_migrates,
-            "resets": picture.resets,
+            "state": model.state,
+            "migration_state": model.migration_state.name,
+            "client_migrates": model.client_migrates,
+            "resets": model.resets,
             "maps": [
                 {
                     "iova": mapping.iova,
@@ -53,15 +53,14 @@ class Picture(ControlCommand):
                     "offset": mapping.offset,
                     "inode": os.fstat(mapping.fd).st_ino if mapping.fd >= 0 else None,
                 }
-                for mapping in picture.maps.values()
+                for mapping in model.maps.values()
             ],
-            "irqs": {index: sorted(irqs.eventfds) for index, irqs in picture.irqs.items()},
+            "irqs": {index: sorted(irqs.eventfds) for index, irqs in model.irqs.items()},
             "regions": [
-                {"index": region.index, "size": region.size, "flags": region.flags}
-                for region in picture.regions.values()
+                {"index": region.index, "size": region.size, "flags": region.flags} for region in model.regions.values()
             ],
             "config_writes": [
-                {"offset": offset, "data": data.hex()} for (offset, _), data in picture.config_writes.items()
+                {"offset": offset, "data": data.hex()} for (offset, _), data in model.config_writes.items()
             ],
         }
 
@@ -72,7 +71,7 @@ class Request(ControlCommand):
     name: str
     payload: Data = b""
     towards: Literal["to-server", "to-client"] = "to-server"
-    timeout: Seconds = asking.TIMEOUT
+    timeout: Seconds = own_calls.TIMEOUT
     fds: ClassVar[bool] = True
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
@@ -83,7 +82,7 @@ class Request(ControlCommand):
         if self.name not in known or known[self.name] not in session.dialect:
             raise UserError(f"{self.name!r} is no command of dialect {session.dialect.name}")
         message = Message(0, session.dialect.number(known[self.name]), payload=self.payload, fds=fds)
-        reply = await session.ask(DIRECTIONS[self.towards], message, timeout=self.timeout)
+        reply = await own_calls.exchange(session, DIRECTIONS[self.towards], message, timeout=self.timeout)
         return {
             "flags": reply.flags,
             "errno": reply.errno if reply.failed else 0,
@@ -106,7 +105,7 @@ class DeviceFeature(ControlCommand):
         number = Feature[self.feature].value if isinstance(self.feature, str) else self.feature
         room = self.room if self.operation == "get" else 0
         operation = FeatureFlags[self.operation.upper()]
-        data = await asking.feature(interposer.current(), number, operation, self.data, room=room)
+        data = await own_calls.feature(interposer.current(), number, operation, self.data, room=room)
         return {"data": base64.b64encode(data).decode()}
 
 
@@ -118,7 +117,7 @@ class RegionRead(ControlCommand):
     size: Size
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        data = await asking.region_read(interposer.current(), self.region, self.offset, self.size)
+        data = await own_calls.region_read(interposer.current(), self.region, self.offset, self.size)
         return {"data": base64.b64encode(data).decode()}
 
 
@@ -130,7 +129,7 @@ class RegionWrite(ControlCommand):
     data: Data
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        await asking.region_write(interposer.current(), self.region, self.offset, self.data)
+        await own_calls.region_write(interposer.current(), self.region, self.offset, self.data)
         return {}
 
 
@@ -169,7 +168,7 @@ class Hold(ControlCommand):
     """Keep the client's requests back until `resume`. Holds count."""
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        interposer.current().hold()
+        interposer.current().holding.hold()
         return {}
 
 
@@ -177,10 +176,10 @@ class Resume(ControlCommand):
     """Let the client's requests go on; `released` says how many had been waiting."""
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        session = interposer.current()
-        waiting = len(session.held)
-        session.resume()
-        return {"released": waiting - len(session.held)}
+        holding = interposer.current().holding
+        waiting = len(holding)
+        holding.resume()
+        return {"released": waiting - len(holding)}
 
 
 class Restart(ControlCommand):
@@ -251,7 +250,7 @@ class Stop(ControlCommand):
 
 COMMANDS: dict[str, type[ControlCommand]] = {
     "status": Status,
-    "picture": Picture,
+    "session": ShowSession,
     "request": Request,
     "device_feature": DeviceFeature,
     "migration_support": migration.MigrationSupport,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from userdev.errors import UserError
-from vfio_user.interposer import asking, dirty_bitmap
+from vfio_user.interposer import dirty_bitmap, own_calls
 from vfio_user.interposer.control.command import (
     MAX_DATA,
     ControlCommand,
@@ -46,7 +46,7 @@ class GetOrSetMigrationState(ControlCommand):
     timeout: Seconds = 30.0
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        migration = await migration_of(interposer.current(), timeout=min(self.timeout, asking.TIMEOUT))
+        migration = await migration_of(interposer.current(), timeout=min(self.timeout, own_calls.TIMEOUT))
         if self.set is None:
             return {"state": (await migration.state()).name}
         if self.set not in MigrationState.__members__:
@@ -97,7 +97,7 @@ class MigDataRead(Bulk):
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
         migration = await migration_of(session)
-        limit = asking.data_limit(session)
+        limit = own_calls.data_limit(session)
         count, messages, complete, pieces = 0, 0, False, []
         with self.opened(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, fds) as output:
             most = self.size
@@ -151,14 +151,14 @@ class MigDataWrite(Bulk):
 class DmaLoggingStart(ControlCommand):
     """Let the server log what it writes to memory, in `ranges` or everywhere that is mapped."""
 
-    page_size: PageSize = asking.PAGE
+    page_size: PageSize = own_calls.PAGE
     ranges: list[Run] | None = None
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
         session = interposer.current()
         await (await migration_of(session)).start_logging(self.page_size, ranges)
-        session.picture.unmapped = set()
+        session.model.unmapped = set()
         return {}
 
 
@@ -168,7 +168,7 @@ class DmaLoggingReport(ControlCommand):
     Asked range by range as the client mapped them: libvfio-user refuses any other cut.
     """
 
-    page_size: PageSize = asking.PAGE
+    page_size: PageSize = own_calls.PAGE
     ranges: list[Run] | None = None
     bitmap: bool = False
 
@@ -198,7 +198,7 @@ class DmaLoggingResend(ControlCommand):
     processors could write in between.
     """
 
-    page_size: PageSize = asking.PAGE
+    page_size: PageSize = own_calls.PAGE
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
@@ -216,14 +216,14 @@ class DmaLoggingStop(ControlCommand):
 
     async def run(self, interposer: Interposer, fds: list[int]) -> Result:
         session = interposer.current()
-        session.picture.unmapped = None
+        session.model.unmapped = None
         await (await migration_of(session)).stop_logging()
         return {}
 
 
 def _writable(session: Session) -> list[dirty_bitmap.Run]:
     """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
-    return [(mapping.iova, mapping.size) for mapping in session.picture.maps.values() if mapping.written_directly]
+    return [(mapping.iova, mapping.size) for mapping in session.model.maps.values() if mapping.written_directly]
 
 
 def _regular(fd: int) -> int:

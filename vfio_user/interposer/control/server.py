@@ -12,7 +12,6 @@ from userdev.transport import Listener, Stream, close_all
 from vfio_user.interposer.control.lines import MAX_LINE, Line, LineReader, document_of
 from vfio_user.interposer.loop import GONE, READ, WRITE, Loop, Task
 from vfio_user.interposer.pump import Outlet
-from vfio_user.interposer.requests import Lost
 
 if TYPE_CHECKING:
     from vfio_user.interposer.interposer import Interposer
@@ -158,7 +157,7 @@ class _Connection:
             if isinstance(result.get("raw"), bytes):
                 behind, result["raw"] = result["raw"], len(result["raw"])
             answer = {"ok": True, "result": result}
-        except (UserdevError, Lost, TimeoutError, OSError, ValueError) as error:
+        except (UserdevError, TimeoutError, OSError, ValueError) as error:
             answer = {"ok": False, "error": _told(error)}
         except Exception as error:  # a defect of ours must not leave the controller without an answer
             answer = {"ok": False, "error": {"what": f"internal: {type(error).__name__}: {error}"}}

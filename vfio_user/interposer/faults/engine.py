@@ -72,7 +72,7 @@ class Engine:
     def plan(self, direction: Direction, message: Message, state: str, seconds: float) -> Plan | None:
         """What becomes of `message`; None: it goes on as it is.
 
-        state: `Picture.state`. seconds: since the session began.
+        state: `SessionModel.state`. seconds: since the session began.
         """
         decoded = self._decode(direction, message)
         plan: Plan | None = None

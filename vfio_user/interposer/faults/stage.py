@@ -9,7 +9,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from userdev.errors import UserError
 from userdev.transport import close_all
@@ -17,6 +17,7 @@ from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.faults.engine import Engine, Plan, as_message
 from vfio_user.interposer.faults.scenario import Close, Scenario
 from vfio_user.interposer.loop import Task
+from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Message
 
@@ -27,10 +28,13 @@ _HOW = {"full": socket.SHUT_RDWR, "read": socket.SHUT_RD, "write": socket.SHUT_W
 class _Item:
     """A message that is to be sent later, with what is to be done to it."""
 
-    message: Message
-    pair: int
+    passing: Passing
     plan: Plan | None
     due: float = 0.0
+
+    @property
+    def message(self) -> Message:
+        return self.passing.message
 
 
 @dataclass
@@ -55,16 +59,14 @@ class Faults:
         self._began = time.monotonic()
         self._lines = {direction: _Line() for direction in Direction}
         self._flying: list[tuple[Direction, _Item]] = []  # delayed, and overtaken by others meanwhile
-        session.at_close.append(self._discard)
-        for direction in Direction:
-            session.add_stage(direction, self)
+        session.add_stage(self, *Direction)
 
     def remove(self) -> None:
         """Stop interfering; what waits is sent now."""
         self._session.remove_stage(self)
-        self._discard()
+        self.closed()
 
-    def _discard(self) -> None:
+    def closed(self) -> None:
         """Send what waits, or let go of it where nobody is there any more."""
         for direction, line in self._lines.items():
             if line.task is not None:
@@ -74,22 +76,23 @@ class Faults:
             line.queue.clear()
             line.behind.clear()
             for item in items:
-                self._session.let_go(direction, item.message)
+                self._session.backlog.let_go(direction, item.message)
                 self._send(direction, item)
         flying, self._flying = self._flying, []
         for direction, item in flying:
-            self._session.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message)
             self._send(direction, item)
 
-    def __call__(self, direction: Direction, message: Message) -> Message | None:
+    def __call__(self, passing: Passing) -> Message | None:
+        direction, message = passing.direction, passing.message
         line = self._lines[direction]
-        plan = self._engine.plan(direction, message, self._session.picture.state, time.monotonic() - self._began)
+        plan = self._engine.plan(direction, message, self._session.model.state, time.monotonic() - self._began)
         if plan is None and line.task is None and not line.dead:
             if line.behind:
-                self._session.afterwards(lambda: self._passed(direction))
+                passing.afterwards(lambda: self._passed(direction))
             return message
-        item = _Item(message, self._session.answers, plan)
-        self._session.afterwards(lambda: self._act(direction, item))
+        item = _Item(passing, plan)
+        passing.afterwards(lambda: self._act(direction, item))
         return None
 
     def _act(self, direction: Direction, item: _Item) -> None:
@@ -103,7 +106,7 @@ class Faults:
                 self._put_behind(direction, item, plan.reorder.after, plan.reorder.within)
                 return
             if plan.delay and plan.overtake:
-                self._session.keep(direction, item.message)
+                self._session.backlog.keep(direction, item.message)
                 self._flying.append((direction, item))
                 self._session.loop.after(plan.delay, lambda: self._land(direction, item))
                 return
@@ -111,7 +114,7 @@ class Faults:
         if line.dead:
             close_all(item.message.fds)
             return
-        self._session.keep(direction, item.message)
+        self._session.backlog.keep(direction, item.message)
         line.queue.append(item)
         if line.task is None:
             line.task = self._session.loop.spawn(self._run_line(direction, line))
@@ -135,7 +138,7 @@ class Faults:
             if wait > 0:
                 await self._session.loop.sleep(wait)
             item = line.queue.popleft()
-            self._session.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message)
             if item.plan is not None and len(item.plan.pieces) > 1:
                 await self._send_in_pieces(direction, item, item.plan)
             else:
@@ -146,7 +149,7 @@ class Faults:
             self._passed(direction)
         while line.queue:
             item = line.queue.popleft()
-            self._session.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message)
             close_all(item.message.fds)
         line.task = None
 
@@ -160,7 +163,7 @@ class Faults:
                     return
                 self._session.send_bytes(direction, piece.data, fds)
                 fds = []
-            self._session.expect_reply(direction, item.message)
+            self._session.expect_reply(item.passing)
         finally:
             close_all(made)
             close_all(item.message.fds)
@@ -172,7 +175,7 @@ class Faults:
             close_all(item.message.fds)
             return
         if plan is None:
-            self._session.send_on(direction, item.message, pair=item.pair)
+            self._session.send_on(item.passing)
             close_all(item.message.fds)
             return
         fds, made = self._descriptors(item, plan)
@@ -180,7 +183,7 @@ class Faults:
         for _ in range(plan.copies):
             if sent is not None:
                 sent.fds = fds
-                self._session.send_on(direction, sent, pair=item.pair)
+                self._session.send_on(replace(item.passing, message=sent))
             else:
                 self._session.send_bytes(direction, plan.data, fds)
         close_all(made)
@@ -196,7 +199,7 @@ class Faults:
 
     def _put_behind(self, direction: Direction, item: _Item, count: int, within: float) -> None:
         line = self._lines[direction]
-        self._session.keep(direction, item.message)
+        self._session.backlog.keep(direction, item.message)
         line.behind.append((count, item))
         self._session.loop.after(within, lambda: self._release(direction, item))
 
@@ -213,13 +216,13 @@ class Faults:
         left = [(count, other) for count, other in line.behind if other is not item]
         if len(left) < len(line.behind):
             line.behind = left
-            self._session.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message)
             self._send(direction, item)
 
     def _land(self, direction: Direction, item: _Item) -> None:
         if (direction, item) in self._flying:
             self._flying.remove((direction, item))
-            self._session.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message)
             self._send(direction, item)
 
     def _close(self, close: Close) -> None:

@@ -1,18 +1,19 @@
 """Requests of the interposer's own, beside those of the client: coroutines of `vfio_user.interposer.loop`.
 
-A refusal by the peer raises `Refused` with its errno; a peer that is gone or silent raises `Lost` or `TimeoutError`.
+A refusal by the peer raises `RequestRefused` with its errno; a peer that is gone or silent raises `PeerLost` or
+`TimeoutError`.
 """
 
 from __future__ import annotations
 
 import errno as errnos
-import os
 from collections.abc import Sequence
 
-from userdev.errors import UserdevError
 from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.errors import PeerLost, RequestRefused
+from vfio_user.interposer.pairing import Pending
 from vfio_user.interposer.session import Session
-from vfio_user.wire import Command, Message
+from vfio_user.wire import NO_REPLY, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import FeatureFlags
 from vfio_user.wire.state_pieces import write_of
@@ -22,12 +23,48 @@ TIMEOUT = 5.0
 PAGE = 4096
 
 
-class Refused(UserdevError):
-    """The peer answered with an error."""
+async def exchange(session: Session, towards: Direction, message: Message, *, timeout: float) -> Message:
+    """Send a request of ours and wait for its reply, which may be an error. Its descriptors are there until the caller
+    waits for something else.
 
-    def __init__(self, what: str, errno: int) -> None:
-        super().__init__(f"{what}: {errnos.errorcode.get(errno, errno)} ({os.strerror(errno)})")
-        self.errno = errno
+    Raises:
+        PeerLost: the peer is gone.
+        TimeoutError: no reply within `timeout` seconds; one that comes later is dropped.
+    """
+    if not session.is_connected(towards):
+        raise PeerLost(f"no {'server' if towards is Direction.TO_SERVER else 'client'} is connected")
+    own = session.own[towards]
+    message, reply = own.prepare(message)
+    session.counters.own_requests += 1
+    session.choose_path()
+    number = session.send(towards, message)
+    session.pending[towards].sent(message.id, Pending(number, message.command, None))
+    try:
+        return await session.loop.within(timeout, reply, "the reply")
+    except TimeoutError:
+        own.give_up(message.id)
+        raise
+    finally:
+        session.choose_path()
+
+
+async def exchange_all(
+    session: Session, towards: Direction, command: int, payloads: Sequence[bytes], *, timeout: float
+) -> Message:
+    """As `exchange` for requests that go out together, of which only the last wants a reply: that one, or the first
+    refusal. Peers do requests in their order, and tell a refusal also to a sender that wants no reply.
+    """
+    own = session.own[towards]
+    id, refused = own.post()
+    try:
+        session.choose_path()
+        session.send_together(towards, [Message(id, command, NO_REPLY, payload=data) for data in payloads[:-1]])
+        session.counters.own_requests += len(payloads) - 1
+        reply = await exchange(session, towards, Message(0, command, payload=payloads[-1]), timeout=timeout)
+    finally:
+        own.forget(id)
+        session.choose_path()
+    return refused.result() if refused.done else reply
 
 
 async def request(
@@ -43,10 +80,10 @@ async def request(
     """Send a request and return its good reply. `what` is what a refusal calls it, where that is more than its name.
 
     Raises:
-        Refused: the reply reports an error.
+        RequestRefused: the reply reports an error.
     """
     if command not in session.dialect:
-        raise Refused(f"{command.value} is no command of dialect {session.dialect.name}", errnos.ENOTSUP)
+        raise RequestRefused(f"{command.value} is no command of dialect {session.dialect.name}", errnos.ENOTSUP)
     message = Message(0, session.dialect.number(command), payload=payload, fds=list(fds))
     return await ask(session, what or command.value, message, towards=towards, timeout=timeout)
 
@@ -60,9 +97,9 @@ async def ask(
     timeout: float = TIMEOUT,
 ) -> Message:
     """As `request`, for a message that is made already."""
-    reply = await session.ask(towards, message, timeout=timeout)
+    reply = await exchange(session, towards, message, timeout=timeout)
     if reply.failed:
-        raise Refused(what, reply.errno)
+        raise RequestRefused(what, reply.errno)
     return reply
 
 
@@ -104,5 +141,5 @@ async def feature(
 
 def data_limit(session: Session) -> int:
     """Bytes of migration data that both sides agreed to take in one message."""
-    sides = [side.capabilities.data_per_message for side in (session.picture.client, session.picture.server) if side]
+    sides = [side.capabilities.data_per_message for side in (session.model.client, session.model.server) if side]
     return max(PAGE, min([1 << 20, *sides]))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vfio_user.interposer.errors import PeerLost
 from vfio_user.interposer.loop import Future
 from vfio_user.interposer.pairing import Pairing
 from vfio_user.wire import Message
-
-
-class Lost(Exception):
-    """The connection went away before the reply came."""
 
 
 class OwnRequests:
@@ -86,7 +83,7 @@ class OwnRequests:
         """The other side is gone: nothing of ours will be answered. What the peer asked may yet be sent again."""
         waiting, self._waiting = self._waiting, {}
         for reply in waiting.values():
-            reply.fail(Lost(why))
+            reply.fail(PeerLost(why))
 
     def _free_id(self) -> int:
         for _ in range(1 << 16):
@@ -94,4 +91,4 @@ class OwnRequests:
             self._next = (self._next - 1) & 0xFFFF
             if not any(id in taken for taken in (self._theirs, self._waiting, self._posted, self._original)):
                 return id
-        raise Lost("65,536 requests are in flight: no id is free")
+        raise PeerLost("65,536 requests are in flight: no id is free")

@@ -1,6 +1,6 @@
 """What the interposer knows of a session, from the messages of both sides alone.
 
-The picture changes when an exchange has succeeded (the reply is there, without error), or at once where no reply is
+The model changes when an exchange has succeeded (the reply is there, without error), or at once where no reply is
 wanted: so it is what the server holds, and what a new server has to be told to take the old one's place.
 """
 
@@ -65,7 +65,7 @@ class Irqs:
     masked: set[int] = field(default_factory=set)
 
 
-class Picture:
+class SessionModel:
     """The state of one session. Feed it with `exchanged`; read its attributes.
 
     The descriptors in it are its own, deduplicated (`FdStore`), and closed by `close`.

@@ -1,4 +1,4 @@
-"""The interposer's picture of a session: what a new server would be told in the old one's place."""
+"""The interposer's model of a session: what a new server would be told in the old one's place."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.interposer_bench import Bench, dma_map, read, request, write
-from vfio_user.interposer.picture import Picture
 from vfio_user.interposer.restore import irq_messages
+from vfio_user.interposer.session_model import SessionModel
 from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags, RegionIndex, UnmapFlags
@@ -27,8 +27,8 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.fixture
-def picture(bench: Bench) -> Picture:
-    return bench.session.picture
+def model(bench: Bench) -> SessionModel:
+    return bench.session.model
 
 
 def set_irqs(
@@ -42,91 +42,91 @@ def unmap(bench: Bench, iova: int, size: int, flags: int = 0) -> None:
     bench.exchange(request(Command.DMA_UNMAP, at.DMA_UNMAP.pack(at.DMA_UNMAP.size, flags, iova, size)))
 
 
-def test_memory_that_is_unmapped_is_forgotten(bench: Bench, picture: Picture) -> None:
+def test_memory_that_is_unmapped_is_forgotten(bench: Bench, model: SessionModel) -> None:
     for page in range(4):
         bench.exchange(dma_map(page << 12, 4096))
     unmap(bench, 0x1000, 0x1000)
-    assert sorted(picture.maps) == [0, 0x2000, 0x3000]
-    assert picture.mapping(0x1800) is None
+    assert sorted(model.maps) == [0, 0x2000, 0x3000]
+    assert model.mapping(0x1800) is None
     unmap(bench, 0x2000, 0x2000)
-    assert sorted(picture.maps) == [0]
+    assert sorted(model.maps) == [0]
     bench.exchange(dma_map(0x7000, 4096))
     unmap(bench, 0, 0, UnmapFlags.ALL)
-    assert not picture.maps
+    assert not model.maps
 
 
-def test_masks_are_known(bench: Bench, picture: Picture) -> None:
+def test_masks_are_known(bench: Bench, model: SessionModel) -> None:
     set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_NONE, 1, 3)
     set_irqs(bench, IrqSetFlags.UNMASK | IrqSetFlags.DATA_NONE, 2, 1)
-    assert picture.irqs[IrqIndex.MSIX].masked == {1, 3}
+    assert model.irqs[IrqIndex.MSIX].masked == {1, 3}
 
 
-def test_a_vector_that_a_table_of_booleans_leaves_out_keeps_its_mask(bench: Bench, picture: Picture) -> None:
+def test_a_vector_that_a_table_of_booleans_leaves_out_keeps_its_mask(bench: Bench, model: SessionModel) -> None:
     set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_BOOL, 0, 4, bools=bytes([0, 1, 0, 1]))
-    assert picture.irqs[IrqIndex.MSIX].masked == {1, 3}
+    assert model.irqs[IrqIndex.MSIX].masked == {1, 3}
     set_irqs(bench, IrqSetFlags.UNMASK | IrqSetFlags.DATA_BOOL, 1, 3, bools=bytes([0, 0, 1]))
-    assert picture.irqs[IrqIndex.MSIX].masked == {1}
+    assert model.irqs[IrqIndex.MSIX].masked == {1}
 
 
-def test_descriptors_do_not_mask(bench: Bench, picture: Picture) -> None:
+def test_descriptors_do_not_mask(bench: Bench, model: SessionModel) -> None:
     set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_EVENTFD, 0, 4)
     set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_NONE, 2, 1)
     set_irqs(bench, IrqSetFlags.UNMASK | IrqSetFlags.DATA_EVENTFD, 0, 4)
-    assert picture.irqs[IrqIndex.MSIX].masked == {2}
+    assert model.irqs[IrqIndex.MSIX].masked == {2}
 
 
-def test_a_vector_without_a_descriptor_of_its_own_has_none(bench: Bench, picture: Picture) -> None:
+def test_a_vector_without_a_descriptor_of_its_own_has_none(bench: Bench, model: SessionModel) -> None:
     events = [os.eventfd(0) for _ in range(3)]
     set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 0, 3, events)
     set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 1, 2, events[:1])
     for event in events:
         os.close(event)
-    assert sorted(picture.irqs[IrqIndex.MSIX].eventfds) == [0, 1]
+    assert sorted(model.irqs[IrqIndex.MSIX].eventfds) == [0, 1]
 
 
-def test_a_new_server_is_told_of_exactly_what_was_masked(bench: Bench, picture: Picture) -> None:
+def test_a_new_server_is_told_of_exactly_what_was_masked(bench: Bench, model: SessionModel) -> None:
     set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_BOOL, 0, 6, bools=bytes([1, 1, 0, 0, 0, 1]))
-    told = [at.IRQ_SET.unpack(payload) for payload, _ in irq_messages(picture, fds_each=16)]
+    told = [at.IRQ_SET.unpack(payload) for payload, _ in irq_messages(model, fds_each=16)]
     assert [(message.start, message.nr_vectors) for message in told] == [(0, 2), (5, 1)]
 
 
-def test_eventfds_are_known_until_the_index_is_disabled(bench: Bench, picture: Picture) -> None:
+def test_eventfds_are_known_until_the_index_is_disabled(bench: Bench, model: SessionModel) -> None:
     events = [os.eventfd(0) for _ in range(3)]
     set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 4, 3, events)
     for event in events:
         os.close(event)
-    irqs = picture.irqs[IrqIndex.MSIX]
+    irqs = model.irqs[IrqIndex.MSIX]
     assert sorted(irqs.eventfds) == [4, 5, 6]
     set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 5, 1)
     assert sorted(irqs.eventfds) == [4, 6]
     set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_NONE, 0, 0)
     assert not irqs.eventfds
-    assert len(picture.fds) == 0
+    assert len(model.fds) == 0
 
 
-def test_the_last_write_of_each_place_is_restored_in_order(bench: Bench, picture: Picture) -> None:
+def test_the_last_write_of_each_place_is_restored_in_order(bench: Bench, model: SessionModel) -> None:
     for offset, data in ((0x10, b"\xff\xff\xff\xff"), (4, b"\x02\x00"), (0x10, b"\x00\x00\xbf\xfe")):
         bench.exchange(write(CONFIG, offset, data))
-    assert list(picture.config_to_restore()) == [(4, b"\x02\x00"), (0x10, b"\x00\x00\xbf\xfe")]
+    assert list(model.config_to_restore()) == [(4, b"\x02\x00"), (0x10, b"\x00\x00\xbf\xfe")]
 
 
-def test_a_function_level_reset_is_not_asked_for_again(bench: Bench, picture: Picture) -> None:
+def test_a_function_level_reset_is_not_asked_for_again(bench: Bench, model: SessionModel) -> None:
     space = bytearray(256)
     space[0x34], space[0x40] = 0x40, 0x10
     bench.exchange(read(CONFIG, 0, 256), at.REGION_ACCESS.pack(0, CONFIG, 256, tail=bytes(space)))
     bench.exchange(write(CONFIG, DEVICE_CONTROL, (FLR | 0x2810).to_bytes(2, "little")))
-    assert list(picture.config_to_restore()) == [(DEVICE_CONTROL, (0x2810).to_bytes(2, "little"))]
+    assert list(model.config_to_restore()) == [(DEVICE_CONTROL, (0x2810).to_bytes(2, "little"))]
 
 
 @pytest.mark.parametrize("bitmaps", [True, False])
 def test_the_drafts_tables_unmap_whether_or_not_they_ask_for_bitmaps(bitmaps: bool) -> None:
-    picture = Picture(DRAFT_V6)
+    model = SessionModel(DRAFT_V6)
     table = b"".join(at.DMA_ENTRY_V6.pack(page << 12, 4096, 0, 3, 0) for page in range(4))
-    picture.exchanged(Message(0, DRAFT_V6.number(Command.DMA_MAP), payload=table), None)
+    model.exchanged(Message(0, DRAFT_V6.number(Command.DMA_MAP), payload=table), None)
     entries = [at.DMA_ENTRY_V6.pack(page << 12, 4096, 0, 0, int(bitmaps)) for page in (1, 3)]
     bitmap = at.BITMAP_V6.pack(4096, 8, 0) if bitmaps else b""
-    picture.exchanged(
+    model.exchanged(
         Message(1, DRAFT_V6.number(Command.DMA_UNMAP), payload=b"".join(entry + bitmap for entry in entries)), None
     )
-    assert sorted(picture.maps) == [0, 0x2000]
-    picture.close()
+    assert sorted(model.maps) == [0, 0x2000]
+    model.close()

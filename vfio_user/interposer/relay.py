@@ -15,21 +15,21 @@ LOOK_AGAIN = 16
 
 
 @dataclass
-class Side:
-    """One of the two peers."""
+class Peer:
+    """One of the two: its connection, and what goes to it and comes from it."""
 
     name: str
     stream: Stream
     outlet: Outlet
     pump: Pump
-    """Takes what this side sends, to the other."""
+    """Takes what this peer sends to the other."""
     events: int = -1
-    """What epoll is asked for; -1: it does not know of this side."""
+    """What epoll is asked for; -1: it does not know of this peer."""
     gone: bool = False
 
 
-class Conversation(Owner, Protocol):
-    """The session, as its sides see it."""
+class RelayOwner(Owner, Protocol):
+    """The session, as its relay sees it."""
 
     def overfull(self, direction: Direction) -> bool:
         """Whether so much is kept that no more is to be read."""
@@ -41,13 +41,13 @@ class Conversation(Owner, Protocol):
     def close(self) -> None: ...
 
 
-class Sides:
-    """Reads one side while the other takes what was read."""
+class Relay:
+    """Reads each peer while the other takes what was read."""
 
-    def __init__(self, loop: Loop, client: Stream, server: Stream, session: Conversation) -> None:
+    def __init__(self, loop: Loop, client: Stream, server: Stream, session: RelayOwner) -> None:
         to_client, to_server = Outlet(client), Outlet(server)
-        self.client = Side("client", client, to_client, Pump(Direction.TO_SERVER, client, to_server, session))
-        self.server = Side("server", server, to_server, Pump(Direction.TO_CLIENT, server, to_client, session))
+        self.client = Peer("client", client, to_client, Pump(Direction.TO_SERVER, client, to_server, session))
+        self.server = Peer("server", server, to_server, Pump(Direction.TO_CLIENT, server, to_client, session))
         self.server_lost = False
         """The server is gone, and the session waits for another."""
         self._loop = loop
@@ -64,17 +64,17 @@ class Sides:
     def close(self) -> None:
         """Both peers see their connection closed."""
         self._open = False
-        for side in (self.client, self.server):
-            self._loop.forget(side.stream.fileno())
-            side.pump.close()
-            side.outlet.clear()
-            side.stream.shutdown()
-            side.stream.close()
+        for peer in (self.client, self.server):
+            self._loop.forget(peer.stream.fileno())
+            peer.pump.close()
+            peer.outlet.clear()
+            peer.stream.shutdown()
+            peer.stream.close()
 
-    def towards(self, direction: Direction) -> Side:
+    def towards(self, direction: Direction) -> Peer:
         return self.server if direction is Direction.TO_SERVER else self.client
 
-    def source(self, direction: Direction) -> Side:
+    def source(self, direction: Direction) -> Peer:
         return self.client if direction is Direction.TO_SERVER else self.server
 
     def lose_server(self) -> None:
@@ -100,49 +100,49 @@ class Sides:
 
     def update(self) -> None:
         """Something has changed that epoll may have to know, or that ends the session."""
-        for side in (self.client, self.server):
-            self.update_side(side)
+        for peer in (self.client, self.server):
+            self.update_peer(peer)
         self._end_if_over()
 
-    def update_side(self, side: Side) -> None:
-        """Ask epoll for what can be used: reading stops while the other side does not take what was read."""
-        if not self._open or (side is self.server and self.server_lost):
+    def update_peer(self, peer: Peer) -> None:
+        """Ask epoll for what can be used: reading stops while the other peer does not take what was read."""
+        if not self._open or (peer is self.server and self.server_lost):
             return
         events = 0
-        full = self._session.overfull(side.pump.direction)
-        if not side.pump.ended and not self._other(side).outlet.waiting and not full:
+        full = self._session.overfull(peer.pump.direction)
+        if not peer.pump.ended and not self._other(peer).outlet.waiting and not full:
             events |= READ
-        if side.outlet.waiting:
+        if peer.outlet.waiting:
             events |= WRITE
-        if side.gone and not events & READ:
-            self._loop.forget(side.stream.fileno())  # it would report for ever that it is gone
-            side.events = -1
-        elif side.events == -1:
-            self._loop.watch(side.stream.fileno(), lambda ready: self._ready(side, ready), events)
-            side.events = events
-        elif side.events != events:
-            self._loop.change(side.stream.fileno(), events)
-            side.events = events
+        if peer.gone and not events & READ:
+            self._loop.forget(peer.stream.fileno())  # it would report for ever that it is gone
+            peer.events = -1
+        elif peer.events == -1:
+            self._loop.watch(peer.stream.fileno(), lambda ready: self._ready(peer, ready), events)
+            peer.events = events
+        elif peer.events != events:
+            self._loop.change(peer.stream.fileno(), events)
+            peer.events = events
 
-    def _other(self, side: Side) -> Side:
-        return self.server if side is self.client else self.client
+    def _other(self, peer: Peer) -> Peer:
+        return self.server if peer is self.client else self.client
 
-    def _ready(self, side: Side, events: int) -> None:
+    def _ready(self, peer: Peer, events: int) -> None:
         if events & READ:
-            side.pump.ready()
-            if not self._is_stuck(side) and not events & ~READ:
+            peer.pump.ready()
+            if not self._is_stuck(peer) and not events & ~READ:
                 # The hot path: nothing has changed that epoll would have to know.
-                if side is self.client and self._session.expects_reply:
+                if peer is self.client and self._session.expects_reply:
                     self._look_for_reply()
                 return
         if not self._open:
             return
         if events & WRITE:
-            side.outlet.flush()
+            peer.outlet.flush()
         if events & GONE:
-            side.gone = True
-            if not events & READ and not side.pump.ended and not self._other(side).outlet.waiting:
-                side.pump.ready()
+            peer.gone = True
+            if not events & READ and not peer.pump.ended and not self._other(peer).outlet.waiting:
+                peer.pump.ready()
         self.update()
 
     def _look_for_reply(self) -> None:
@@ -157,9 +157,9 @@ class Sides:
         elif self._is_stuck(self.server):
             self.update()
 
-    def _is_stuck(self, side: Side) -> bool:
-        """Whether this side is not to be read, as far as the two connections are concerned."""
-        return side.pump.ended or self._other(side).outlet.waiting
+    def _is_stuck(self, peer: Peer) -> bool:
+        """Whether this peer is not to be read, as far as the two connections are concerned."""
+        return peer.pump.ended or self._other(peer).outlet.waiting
 
     def _end_if_over(self) -> None:
         if not self._open:
@@ -168,11 +168,11 @@ class Sides:
         if self.server_lost:  # until there is another
             over = client.pump.ended
         elif client.pump.ended and server.pump.ended:
-            over = all(not side.outlet.waiting or side.gone for side in (client, server))
+            over = all(not peer.outlet.waiting or peer.gone for peer in (client, server))
         else:
             over = any(
-                side.pump.ended and (side.gone or side.outlet.broken) and (not other.outlet.waiting or other.gone)
-                for side, other in ((client, server), (server, client))
+                peer.pump.ended and (peer.gone or peer.outlet.broken) and (not other.outlet.waiting or other.gone)
+                for peer, other in ((client, server), (server, client))
             )
         if over:
             self._session.close()

@@ -1,0 +1,24 @@
+"""What becomes of requests of the interposer's own that get no good reply."""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+
+from userdev.errors import UserError
+
+
+class RequestRefused(UserError):
+    """The peer answered with an error, or cannot be asked that; `errno` is its."""
+
+    def __init__(self, what: str, errno: int) -> None:
+        super().__init__(f"{what}: {errnos.errorcode.get(errno, errno)} ({os.strerror(errno)})")
+        self.errno = errno
+
+
+class PeerLost(UserError):
+    """The connection went away before the reply came, or there is none."""
+
+
+class IncompatibleServer(UserError):
+    """The new server is not the device that the old one was: the client would notice."""

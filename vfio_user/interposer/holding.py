@@ -1,0 +1,71 @@
+"""Requests of the client's that are kept back, while a server is replaced, say, or a migration goes on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from userdev.transport import close_all
+from vfio_user.interposer.backlog import Backlog
+from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.passing import Passing
+from vfio_user.wire import Message
+
+
+class Holding:
+    """Keeps requests to the server back for as long as anybody wants that, and lets them go on in their order."""
+
+    def __init__(self, backlog: Backlog, send_on: Callable[[Passing], None], changed: Callable[[], None]) -> None:
+        """`send_on` takes each request that goes on; `changed` is called when holding has begun, or may have ended."""
+        self._backlog = backlog
+        self._send_on = send_on
+        self._changed = changed
+        self._holds = 0
+        self._held: deque[Passing] = deque()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def active(self) -> bool:
+        """Whether requests are to be kept back."""
+        return self._holds > 0
+
+    def hold(self) -> None:
+        """Keep requests back until `resume`; holds count. The client's replies go on."""
+        self._holds += 1
+        self._changed()
+
+    def resume(self) -> None:
+        """Let them go on, in their order."""
+        self._holds = max(0, self._holds - 1)
+        while self._held and not self._holds and not self._closed:
+            self._send_on(self._next())
+        self._changed()
+
+    def keep(self, request: Passing) -> None:
+        """This one has come while requests are kept back."""
+        request.since = time.monotonic()
+        self._held.append(request)
+        self._backlog.keep(Direction.TO_SERVER, request.message)
+
+    def take(self, since: float) -> list[Message]:
+        """Take out those that have been held since that time (monotonic seconds) or longer."""
+        taken = []
+        while self._held and (self._held[0].since or 0.0) <= since:
+            taken.append(self._next().message)
+        return taken
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        self._closed = True
+        for held in self._held:
+            close_all(held.message.fds)
+        self._held.clear()
+
+    def _next(self) -> Passing:
+        held = self._held.popleft()
+        self._backlog.let_go(Direction.TO_SERVER, held.message)
+        return held
