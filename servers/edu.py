@@ -45,14 +45,14 @@ class Edu(PciDevice):
     ids = PciIds(0x1234, 0x11E8, class_code=0x00FF00, revision=0x10, subsystem_vendor=0x1AF4, subsystem=0x1100)
     bars = (Bar(0, size=1 << 20, exact=True),)
 
-    inverted: int = state(0)
-    result: int = state(0)
-    status: int = state(0)
-    interrupt_status: int = state(0)
-    vector: int = state(0)
-    transfer: list[int] = state([0, 0, 0])
+    inverted: int = state(0, bits=32)
+    result: int = state(0, bits=32)
+    status: int = state(0, check=lambda _, value: value in (0, INTERRUPT_AFTER))
+    interrupt_status: int = state(0, bits=32)
+    vector: int = state(0, check=lambda edu, value: value in range(edu.vectors))
+    transfer: list[int] = state([0, 0, 0], bits=64, check=lambda _, value: len(value) == 3)
     """Source, destination, length."""
-    command: int = state(0)
+    command: int = state(0, bits=64)
     buffer: memoryview = memory(BUFFER_SIZE)
 
     def __init__(
@@ -64,7 +64,7 @@ class Edu(PciDevice):
         pm: Annotated[bool, "have the power states D0 and D3hot; waking from D3hot resets the device"] = False,
     ) -> None:
         self.dma_mask = dma_mask
-        self.msix = msix
+        self.vectors = max(MSI_VECTORS, msix)
         super().__init__(
             interrupts=IntX() | Msi(MSI_VECTORS) | MsiX(msix, bar=4),
             capabilities=(
@@ -113,7 +113,7 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x28, width=4)
     def select_vector(self, value: int) -> None:
-        if value < max(MSI_VECTORS, self.msix):
+        if value < self.vectors:
             self.vector = value
 
     @select_vector.reader

@@ -27,11 +27,11 @@ class Gpio(PciDevice):
     ids = PciIds(0x494F, 0x0DC8, class_code=0xFF0000, subsystem_vendor=0x494F, subsystem=0x0DC8)
     interrupts = IntX()
 
-    outputs: int = state(0)
-    irq_enabled: int = state(0)
-    irq_pending: int = state(0)
-    filters: int = state(0)
-    inputs: int = state(0, keep=True)
+    outputs: int = state(0, bits=LINES)
+    irq_enabled: int = state(0, bits=1)
+    irq_pending: int = state(0, bits=1)
+    filters: int = state(0, bits=1)
+    inputs: int = state(0, bits=LINES, keep=True)
     """What is wired to the card, which no reset changes."""
 
     def __init__(

@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[int, str, str]] = {
 
         seen: Any = state({"a": object()})
     """),
-    "a default that does not fit its register": (2, "D.seen has a default.*a register of 2 bytes", """
+    "a default that does not fit its register": (2, "D.seen has a default.*of 16 bits", """
 
         seen: int = stored_register(bar=0, offset=4, width=2, default=1 << 16)
     """),

@@ -147,7 +147,11 @@ LOST: dict[str, tuple[str, Callable[[], object], str]] = {
     "a list in itself": ("items", in_itself, r"items\[0\]\S+ is nested deeper"),
     "an int of a thousand digits": ("items", lambda: [1 << MAX_BITS], r"items\[0\] is an int of 8193 bits"),
     "keys without order": ("table", lambda: {(1, "a"): 1, ("a", 1): 2}, "table has keys without an order"),
-    "more than a register has": ("scratch", lambda: 1 << 32, "scratch is 4294967296, which is no value of a register"),
+    "more than a register has": (
+        "scratch",
+        lambda: 1 << 32,
+        "scratch is 4294967296, and no unsigned number of 32 bits",
+    ),
 }
 
 

@@ -9,6 +9,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from userdev.errors import ProtocolError
 from vfio_user.client import Client, EventFd, GuestMemory
 from vfio_user.device import PciDevice, device_options
 from vfio_user.server import Server
@@ -117,6 +120,19 @@ def test_the_bell_of_the_guide_is_rung_through_its_shadow(tmp_path: Path) -> Non
         assert any(client.load(0, 0, 4) == 0xCAFE for _ in range(10_000))
         for fd in (bell.fd, bell.shadow_fd):
             os.close(fd)
+
+
+def test_the_plotter_of_the_guide_is_loaded_where_its_pen_can_be() -> None:
+    device: Any = example("Plotter")()
+    saved = device.save_state()
+    for pen in ([0, 999], [1000, 0], [1], [-1, 0]):
+        state = {**saved, "values": {"pen": pen, "colour": 3}}
+        if pen == [0, 999]:
+            device.load_state(state)
+            continue
+        with pytest.raises(ProtocolError, match="pen"):
+            device.load_state(state)
+    assert (device.pen, device.colour) == ([0, 999], 3)
 
 
 def test_every_section_of_the_protocol_that_is_cited_is_there() -> None:

@@ -377,7 +377,7 @@ class Engine:
         ]
 
     def load(self, saved: SavedQueues) -> None:
-        """Queues as they were saved. Raises what `queues_from` does."""
+        """Queues as they were saved."""
         self.completion_queues, self.submission_queues = queues_from(saved)
         self.use_shadow_doorbells([*self.completion_queues.values(), *self.submission_queues.values()])
         if self._doorbells:

@@ -27,7 +27,7 @@ _ALL_ONES = 0xFFFF
 _SAVE = 1 << 31
 _CURRENT, _DEFAULT, _SAVED, _SUPPORTED = range(4)
 
-_UNCHANGEABLE = {Feature.ERROR_RECOVERY: 0xFFFF0000, Feature.POWER_MANAGEMENT: 0xFFFFFFFF}
+_UNCHANGEABLE: dict[int, int] = {Feature.ERROR_RECOVERY: 0xFFFF0000, Feature.POWER_MANAGEMENT: 0xFFFFFFFF}
 """Bits that cannot be set: errors are not limited in time for a single namespace, and there is one power state."""
 _CHANGEABLE = 1 << 2
 
@@ -81,7 +81,7 @@ def set_features(device: Nvme, command: Command) -> int | None:
         raise Failure(Status.INVALID_FIELD)
     if command.nsid not in (0, ALL_NAMESPACES):
         raise Failure(Status.FEATURE_NOT_PER_NAMESPACE)
-    if value & _UNCHANGEABLE.get(Feature(feature), 0):
+    if value & _UNCHANGEABLE.get(feature, 0):
         raise Failure(Status.FEATURE_NOT_CHANGEABLE)
     match feature:
         case Feature.TIMESTAMP:
@@ -103,6 +103,15 @@ def set_features(device: Nvme, command: Command) -> int | None:
         case _:
             device.settings[feature] = value
     return 0
+
+
+def value_fits(device: Nvme, feature: int, value: int) -> bool:
+    """Whether `set_features` can have left this in `Nvme.settings`."""
+    if feature & 0xFF == Feature.INTERRUPT_VECTOR_CONFIG:
+        return feature >> 8 < max(1, device.vectors) and value < 1 << 17
+    bits = {Feature.TEMPERATURE_THRESHOLD: 16, UNDER_TEMPERATURE: 16, Feature.VOLATILE_WRITE_CACHE: 1}
+    settable = feature in device.default_settings and feature != Feature.NUMBER_OF_QUEUES
+    return settable and not value >> bits.get(feature, 32) and not value & _UNCHANGEABLE.get(feature, 0)
 
 
 def critical_warning(device: Nvme) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from servers.nvme.queues import Command
 
 ERROR_ENTRIES = 64
+ENTRY_SIZE = 64
+_LAST_COUNT = (1 << 64) - 1
 _RETAIN_EVENT = 1 << 15
 _SUPPORTED, _CHANGES_DATA, _CHANGES_NAMESPACE, _ALONE = 1, 1 << 1, 1 << 2, 1 << 16
 """Bits of the command effects log."""
@@ -31,7 +33,7 @@ class ErrorLog:
 
     def add(self, command: Command, field: int) -> None:
         device = self._device
-        device.error_count += 1
+        device.error_count = device.error_count % _LAST_COUNT + 1
         first = command.cdw10 | command.cdw11 << 32 if command.queue.id else 0
         entry = pack(
             "<QHHHHQI",
@@ -43,7 +45,7 @@ class ErrorLog:
             first,
             command.nsid,
         )
-        device.errors = [entry.ljust(64, b"\0"), *device.errors[: ERROR_ENTRIES - 1]]
+        device.errors = [entry.ljust(ENTRY_SIZE, b"\0"), *device.errors[: ERROR_ENTRIES - 1]]
 
 
 def get_log_page(device: Nvme, command: Command) -> int:
@@ -67,7 +69,7 @@ def get_log_page(device: Nvme, command: Command) -> int:
 
 
 def _errors(device: Nvme) -> bytes:
-    return b"".join(device.errors).ljust(64 * ERROR_ENTRIES, b"\0")
+    return b"".join(device.errors).ljust(ENTRY_SIZE * ERROR_ENTRIES, b"\0")
 
 
 def _smart(device: Nvme) -> bytes:

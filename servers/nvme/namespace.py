@@ -57,16 +57,12 @@ class Namespace:
         self.exists, self.attached = bool(exists), bool(attached)
 
 
-def check_saved(saved: list[object], namespaces: list[Namespace]) -> None:
-    """Raises ProtocolError (EINVAL) unless these namespaces can become what was saved."""
-    for namespace in namespaces:
+def check_images(saved: list[list[int]], namespaces: list[Namespace]) -> None:
+    """Raises ProtocolError (EINVAL) unless the images of these namespaces hold what was saved."""
+    for namespace, (_exists, _attached, blocks, shift) in zip(namespaces, saved, strict=True):
         namespace.backing.measure()
-    if len(saved) != len(namespaces) or not all(map(_fits, saved, namespaces)):
-        raise ProtocolError("saved state: namespaces that these images cannot hold", errno.EINVAL)
-
-
-def _fits(saved: object, namespace: Namespace) -> bool:
-    match saved:
-        case [0 | 1, 0 | 1, int(blocks), 9 | 12 as shift]:
-            return 0 <= blocks << shift <= namespace.backing.size
-    return False
+        if blocks << shift > namespace.backing.size:
+            what = (
+                f"saved_namespaces has {blocks} blocks of {1 << shift} bytes, which image {namespace.nsid} cannot hold"
+            )
+            raise ProtocolError(f"saved state: {what}", errno.EINVAL)

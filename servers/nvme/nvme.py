@@ -5,7 +5,6 @@ What is in the queues is the concern of `engine`.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 from servers.block.images import open_images
 from servers.control import ControlSocket
-from servers.nvme import control
+from servers.nvme import control, saved
 from servers.nvme.background import Outcome
 from servers.nvme.copying import ImageCopy
 from servers.nvme.doorbells import Doorbells
@@ -23,8 +22,7 @@ from servers.nvme.features import defaults
 from servers.nvme.identify import serial_of
 from servers.nvme.io_commands import sync_all, write_failure
 from servers.nvme.logs import ErrorLog
-from servers.nvme.namespace import Namespace, check_saved
-from servers.nvme.queues import queues_from
+from servers.nvme.namespace import Namespace, check_images
 from servers.nvme.spec import (
     DOORBELLS,
     PAGE,
@@ -36,7 +34,7 @@ from servers.nvme.spec import (
     LogPage,
     Status,
 )
-from userdev.errors import ProtocolError, UserError
+from userdev.errors import UserError
 from vfio_user.device import (
     Bar,
     IntX,
@@ -80,38 +78,38 @@ class Nvme(PciDevice):
     version_number = 0x00010400
     queue_entries = QUEUE_ENTRIES
 
-    interrupt_mask: int = state(0)
-    configuration: int = state(0)
-    status: int = state(0)
-    admin_sizes: int = stored(bar=0, offset=0x24, width=4, writable=0x0FFF0FFF)
-    admin_sq: int = stored(bar=0, offset=0x28, width=8, writable=~0xFFF)
-    admin_cq: int = stored(bar=0, offset=0x30, width=8, writable=~0xFFF)
+    interrupt_mask: int = state(0, bits=32)
+    configuration: int = state(0, bits=32, check=saved.configuration)
+    status: int = state(0, bits=5)
+    admin_sizes: int = stored(bar=0, offset=0x24, width=4, writable=0x0FFF0FFF, check=saved.admin_sizes)
+    admin_sq: int = stored(bar=0, offset=0x28, width=8, writable=~0xFFF, check=saved.admin_base)
+    admin_cq: int = stored(bar=0, offset=0x30, width=8, writable=~0xFFF, check=saved.admin_base)
 
-    saved_queues: list[list[list[int]]] = state([[], []])
-    """What `save_state` writes and `on_load` makes queues of: completion queues, submission queues."""
-    shadow_buffers: list[int] = state([])
+    saved_queues: list[list[list[int]]] = state([[], []], bits=64, depth=3, check=saved.queues)
+    """What is saved, and `on_load` makes queues of: completion queues, submission queues."""
+    shadow_buffers: list[int] = state([], bits=64, check=saved.shadow_buffers)
     """Addresses of shadow doorbells and of event indexes, once the guest has given them."""
-    settings: dict[int, int] = state({})
+    settings: dict[int, int] = state({}, bits=32, check=saved.settings)
     """Features that were set, by identifier."""
-    clock: list[int] = state([0, 0])
+    clock: list[int] = state([0, 0], check=saved.clock)
     """Timestamp feature: milliseconds to add to the host's clock, and whether the guest set it."""
-    event_requests: list[int] = state([])
+    event_requests: list[int] = state([], bits=16, check=saved.event_requests)
     """Command identifiers of Asynchronous Event Requests that wait."""
-    events: list[list[int]] = state([])
+    events: list[list[int]] = state([], bits=8, depth=2, check=saved.events)
     """Events that wait for a request: type, information, log page."""
-    event_types_sent: list[int] = state([])
+    event_types_sent: list[int] = state([], bits=8, check=saved.event_types)
     """Types that are silent until their log page is read."""
-    changed_namespaces: list[int] = state([])
+    changed_namespaces: list[int] = state([], bits=32, check=saved.changed_namespaces)
 
-    serial: str = state("", keep=True)
-    saved_namespaces: list[list[int]] = state([], keep=True)
-    errors: list[bytes] = state([], keep=True)
-    error_count: int = state(0, keep=True)
-    media_errors: int = state(0, keep=True)
-    sectors_read: int = state(0, keep=True)
-    sectors_written: int = state(0, keep=True)
-    reads: int = state(0, keep=True)
-    writes: int = state(0, keep=True)
+    serial: str = state("", keep=True, check=saved.serial)
+    saved_namespaces: list[list[int]] = state([], keep=True, bits=64, depth=2, check=saved.namespaces)
+    errors: list[bytes] = state([], keep=True, check=saved.errors)
+    error_count: int = state(0, keep=True, bits=64)
+    media_errors: int = state(0, keep=True, bits=64)
+    sectors_read: int = state(0, keep=True, bits=64)
+    sectors_written: int = state(0, keep=True, bits=64)
+    reads: int = state(0, keep=True, bits=64)
+    writes: int = state(0, keep=True, bits=64)
 
     def __init__(
         self,
@@ -147,6 +145,8 @@ class Nvme(PciDevice):
             raise UserError(f"blocks have 512 or 4096 bytes, not {block_size}")
         if doorbell_interval < 1:
             raise UserError(f"idle doorbells are looked at every millisecond or less often, not {doorbell_interval}")
+        if not saved.serial(self, serial):
+            raise UserError(f"a serial number is {saved.SERIAL_SIZE} characters of ASCII at most, not {serial!r}")
         self.max_queues = queues
         self.offers_shadow_doorbells = not map_doorbells if shadow_doorbells is None else shadow_doorbells
         self.vectors = queues + 1 if msix else 0
@@ -161,7 +161,7 @@ class Nvme(PciDevice):
             self.doorbells = Doorbells(self, map_doorbells, DOORBELL_COUNT, BAR_SIZE, doorbell_interval / 1000)
         shift = block_size.bit_length() - 1
         backings = open_images(image, block_size)
-        self.serial = serial[:20] or serial_of(backings[0].path)
+        self.serial = serial or serial_of(backings[0].path)
         self.namespaces = [
             Namespace(number, backing, True, True, backing.size >> shift, shift)
             for number, backing in enumerate(backings, 1)
@@ -387,19 +387,23 @@ class Nvme(PciDevice):
         return self.copies
 
     def save_state(self) -> dict[str, Any]:
-        self.saved_queues = self.engine.save()
+        self._note_parts()
         if self.doorbells is not None:
             self.doorbells.sign(self.saved_queues)
-        self.saved_namespaces = [namespace.save() for namespace in self.namespaces]
         return super().save_state()
+
+    def check_savable(self) -> None:
+        self._note_parts()
+        super().check_savable()
+
+    def _note_parts(self) -> None:
+        """What is no declared state by itself."""
+        self.saved_queues = self.engine.save()
+        self.saved_namespaces = [namespace.save() for namespace in self.namespaces]
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         super().check_state(state)
-        values = state["values"]
-        check_saved(values["saved_namespaces"], self.namespaces)
-        queues_from(values["saved_queues"])
-        if len(buffers := values["shadow_buffers"]) not in (0, 2) or any(type(each) is not int for each in buffers):
-            raise ProtocolError("saved state: shadow doorbells are misshapen", errno.EINVAL)
+        check_images(state["values"]["saved_namespaces"], self.namespaces)
 
     def on_migration(self, state: MigrationState) -> None:
         """The image is where both hosts find it: there is nothing that this one has in its page cache alone, and only
@@ -425,10 +429,10 @@ class Nvme(PciDevice):
             namespace.backing.take_over()
 
     def on_load(self) -> None:
-        for namespace, saved in zip(self.namespaces, self.saved_namespaces, strict=True):
+        for namespace, parts in zip(self.namespaces, self.saved_namespaces, strict=True):
             if namespace.backing not in self._copied:
                 namespace.backing.forget()
-            namespace.load(saved)
+            namespace.load(parts)
         self.engine.load(self.saved_queues)
 
     def setting(self, feature: int) -> int:

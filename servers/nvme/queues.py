@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -113,7 +112,7 @@ class CompletionQueue:
     def load(cls, saved: list[int]) -> CompletionQueue:
         id, base, size, vector, interrupts, head, tail, phase = saved
         queue = cls(id, base, size, vector, interrupts=bool(interrupts))
-        queue.head, queue.tail, queue.phase = head % size, tail % size, phase & 1
+        queue.head, queue.tail, queue.phase = head, tail, phase
         return queue
 
 
@@ -161,7 +160,7 @@ class SubmissionQueue:
     def load(cls, saved: list[int], completion: dict[int, CompletionQueue]) -> SubmissionQueue:
         id, base, size, cq, head, tail = saved
         queue = cls(id, base, size, completion[cq])
-        queue.head, queue.tail = head % size, tail % size
+        queue.head, queue.tail = head, tail
         return queue
 
 
@@ -170,13 +169,10 @@ SavedQueues = list[list[list[int]]]
 
 
 def queues_from(saved: SavedQueues) -> tuple[dict[int, CompletionQueue], dict[int, SubmissionQueue]]:
-    """Queues as they were saved; raises ProtocolError (EINVAL) for what was not."""
-    try:
-        completions, submissions = saved
-        found = {queue.id: queue for queue in map(CompletionQueue.load, completions)}
-        return found, {queue.id: queue for queue in (SubmissionQueue.load(each, found) for each in submissions)}
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-        raise ProtocolError(f"saved state: queues are misshapen: {error}", errno.EINVAL) from error
+    """Queues as they were saved, by their identifiers."""
+    completions, submissions = saved
+    found = {queue.id: queue for queue in map(CompletionQueue.load, completions)}
+    return found, {queue.id: queue for queue in (SubmissionQueue.load(each, found) for each in submissions)}
 
 
 _RESERVED, _UNTOUCHED = 0xFFFF0000, 0x56460000

@@ -69,6 +69,26 @@ def from_plain(value: object, kind: type) -> Any:
     return _fitting(value, kind)
 
 
+def check_unsigned(value: object, bits: int, depth: int) -> None:
+    """Raises NotPlain unless a plain value is an unsigned number of so many bits, or has nothing but such numbers so
+    deep in lists, tuples and dicts.
+    """
+    if not depth:
+        if not isinstance(value, int) or not 0 <= value < 1 << bits:
+            raise NotPlain(f"is {shown(value)}, and no unsigned number of {bits} bits")
+        return
+    if not isinstance(value, (list, tuple, dict)):
+        raise NotPlain(f"is {shown(value)}, and no list, tuple or dict")
+    items = (
+        [(key, each) for key in value for each in (key, value[key])] if isinstance(value, dict) else enumerate(value)
+    )
+    for key, item in items:
+        try:
+            check_unsigned(item, bits, depth - 1)
+        except NotPlain as error:
+            raise error.within(f"[{shown(key)}]") from None
+
+
 def _fitting(value: object, kind: type[Any]) -> Any:
     """The value as a `kind`, where nothing is lost by it; raises NotPlain."""
     if type(value) is kind:

@@ -26,9 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overl
 
 from userdev.errors import DeclarationError
 from vfio_user.device.declared import Declaration, authors_frame, source_of
-from vfio_user.device.plain import NotPlain
-from vfio_user.device.state import State
-from vfio_user.migration.values import shown
+from vfio_user.device.state import Check, State
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
@@ -278,16 +276,10 @@ def register(
 class StoredRegister(BaseRegister, State):
     """A register that is nothing but an attribute of the device; see `stored_register`."""
 
-    def __init__(self, place: Place, default: int, writable: int, keep: bool) -> None:
-        State.__init__(self, default, keep)
+    def __init__(self, place: Place, default: int, writable: int, keep: bool, check: Check | None) -> None:
+        State.__init__(self, default, keep, bits=8 * place.width, check=check)
         self.place = place
         self.writable = writable
-
-    def _in_range(self, value: object) -> object:
-        width = self.place.width
-        if not isinstance(value, int) or not 0 <= value < 1 << 8 * width:
-            raise NotPlain(f"is {shown(value)}, which is no value of a register of {width} bytes")
-        return value
 
     def cells(self, device: PciDevice) -> Iterator[Cell]:
         everything = (1 << 8 * self.place.width) - 1
@@ -312,13 +304,14 @@ def stored_register(
     default: int = 0,
     writable: int = -1,
     keep: bool = False,
+    check: Callable[[Any, int], bool] | None = None,
 ) -> int:
     """Declare a register that only stores: `scratch: int = stored_register(bar=0, offset=4, width=4)`.
 
     The device sees an int attribute, which is state as `state` declares it. `writable`: the bits that take what is
-    written, all unless told; 0 makes it read-only for the client.
+    written, all unless told; 0 makes it read-only for the client. `keep` and `check` are those of `state`.
     """
-    return cast(int, StoredRegister(_place(bar, offset, width, None, 0, True), default, writable, keep))
+    return cast(int, StoredRegister(_place(bar, offset, width, None, 0, True), default, writable, keep, check))
 
 
 def _place(bar: int, offset: int, width: int | tuple[int, ...], count: int | None, stride: int, merge: bool) -> Place:

@@ -10,10 +10,10 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from userdev.errors import DeclarationError, ProtocolError
+from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vfio_user.device.declared import Declaration, declarations
-from vfio_user.device.plain import NotPlain, from_plain, to_plain
-from vfio_user.migration.values import encode
+from vfio_user.device.plain import NotPlain, check_unsigned, from_plain, to_plain
+from vfio_user.migration.values import encode, shown
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
@@ -21,13 +21,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class State(Declaration):
-    """A declared value; `vfio_user.device.plain` says of which types."""
+Check = Callable[[Any, Any], bool]
+"""Whether a device can have a value; what it raises says no too."""
 
-    def __init__(self, default: object, keep: bool) -> None:
+
+class State(Declaration):
+    """A declared value; `vfio_user.device.plain` says of which types, and `state` what the rest is."""
+
+    def __init__(
+        self,
+        default: object,
+        keep: bool,
+        *,
+        bits: int | None = None,
+        depth: int | None = None,
+        check: Check | None = None,
+    ) -> None:
         super().__init__()
         self.default = default
         self.keep = keep
+        self.bits = bits
+        self.depth = isinstance(default, (list, tuple, dict)) if depth is None else depth
+        self._check = check
 
     def fresh(self) -> object:
         return copy.deepcopy(self.default)
@@ -40,8 +55,30 @@ class State(Declaration):
         """A copy of a saved value, of the default's type; None may have become anything. Raises NotPlain."""
         return from_plain(copy.deepcopy(self._in_range(value)), type(self.default))
 
+    def save(self, device: object, value: object) -> object:
+        """`to_plain` of a value that the device can have. Raises NotPlain."""
+        plain = self.to_plain(value)
+        if self._check is not None:
+            self.load(device, plain)
+        return plain
+
+    def load(self, device: object, saved: object) -> object:
+        """`from_plain` of a value that the device can have. Raises NotPlain."""
+        value = self.from_plain(saved)
+        if self._check is None:
+            return value
+        try:
+            reason = "" if self._check(device, value) else "it does not pass its check"
+        except AUTHORS_FAILURES as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        if reason:
+            raise NotPlain(f"is {shown(value)}, which the device cannot have: {reason}")
+        return value
+
     def _in_range(self, value: object) -> object:
-        """A plain value, as it is; raises NotPlain for one that the declaration excludes."""
+        """A plain value, as it is. Raises NotPlain for one that has not the bits."""
+        if self.bits is not None:
+            check_unsigned(value, self.bits, self.depth)
         return value
 
 
@@ -57,9 +94,26 @@ class Memory(Declaration):
         self.keep = keep
 
 
-def state(default: T, *, keep: bool = False) -> T:
-    """Declare state: `total: int = state(0)`. `keep`: resets leave it alone; migration and digest still cover it."""
-    return cast(T, State(default, keep))
+def state(
+    default: T,
+    *,
+    keep: bool = False,
+    bits: int | None = None,
+    depth: int | None = None,
+    check: Callable[[Any, T], bool] | None = None,
+) -> T:
+    """Declare state: `total: int = state(0, bits=32)`.
+
+    A saved state with a value that the device cannot have is refused, and a device that has come to one says so before
+    a migration stops it. What is declared here is what can be known of that; types are held to anyway.
+
+    keep: resets leave it alone; migration and digest still cover it.
+    bits: it is an unsigned number of so many bits; a list, tuple or dict has nothing but such numbers.
+    depth: how deep in lists, tuples and dicts these are; 1 in one of them, unless told.
+    check: called with the device and a value of the default's type; tells whether the device can have it. What it
+        raises says no as well, a ValueError in its own words. It changes nothing, and the device may be running.
+    """
+    return cast(T, State(default, keep, bits=bits, depth=depth, check=check))
 
 
 def memory(size: int, *, bar: int | None = None, offset: int = 0, mmap: bool = False, keep: bool = False) -> memoryview:
@@ -101,7 +155,7 @@ class Snapshot:
             if value.keep or (type(now) is type(value.default) and now == value.default):
                 continue
             try:
-                self._after_reset[value.name] = value.to_plain(now)
+                self._after_reset[value.name] = value.save(self._device, now)
             except NotPlain as error:
                 which = f"{type(self._device).__qualname__}.{value.name}"
                 what = f"__init__ has set something that could not be saved: {which}{error} ({value.source})"
@@ -125,7 +179,7 @@ class Snapshot:
         """
         values = {value.name: getattr(self._device, value.name) for value in self._values}
         try:
-            return self._each(State.to_plain, values)
+            return self._each(State.save, values)
         except NotPlain as error:
             raise ProtocolError(f"{type(self._device).__name__} cannot be saved: {error}", errno.EIO) from None
 
@@ -140,7 +194,7 @@ class Snapshot:
             raise ProtocolError(what, errno.EIO) from None
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Raises ProtocolError (EINVAL) unless exactly what is declared is there, of the right types."""
+        """Raises ProtocolError (EINVAL) unless exactly what is declared is there, and the device can have it."""
         declared = {value.name for value in self._values}
         if missing := declared - values.keys():
             raise ProtocolError(f"saved state lacks {', '.join(sorted(missing))}", errno.EINVAL)
@@ -155,16 +209,16 @@ class Snapshot:
 
     def _loaded(self, values: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return self._each(State.from_plain, values)
+            return self._each(State.load, values)
         except NotPlain as error:
             raise ProtocolError(f"saved state: {error}", errno.EINVAL) from None
 
-    def _each(self, change: Callable[[State, object], object], values: Mapping[str, object]) -> dict[str, Any]:
+    def _each(self, change: Callable[[State, object, object], object], values: Mapping[str, object]) -> dict[str, Any]:
         """The values, changed as their declarations have it; raises NotPlain with the name."""
         found = {}
         for value in self._values:
             try:
-                found[value.name] = change(value, values[value.name])
+                found[value.name] = change(value, self._device, values[value.name])
             except NotPlain as error:
                 raise error.within(value.name) from None
         return found
