@@ -17,8 +17,8 @@ import threading
 import time
 from typing import Annotated
 
-from servers.edu import Edu
 from userdev.errors import ProtocolError
+from userdev_servers.edu import Edu
 from vfio_user.device import Quiesce, ResetKind, register, state
 
 log = logging.getLogger("vfio_user.servers.busy_edu")

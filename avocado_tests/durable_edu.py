@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Annotated, Any
 
-from servers.edu import RUN, Edu
+from userdev_servers.edu import RUN, Edu
 from vfio_user.device import register
 
 KEPT = ("inverted", "result", "status", "interrupt_status", "vector", "transfer", "command")

@@ -44,7 +44,7 @@ def run_once(folder: Path, arguments: list[str]) -> Verdicts:
     folder.mkdir()
     with (folder / "output.log").open("wb") as log:
         subprocess.run(
-            [sys.executable, "-m", "vfio_user", "test-e2e", *arguments],
+            [sys.executable, "-P", "-m", "vfio_user", "test-e2e", *arguments],
             env={**os.environ, RESULTS_VARIABLE: str(folder)},
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from unittest import mock
 
-from servers.edu import Edu
+from userdev_servers.edu import Edu
 from vfio_user.device import register, state
 from vfio_user.server import program, session
 from vfio_user.server.negotiation import Agreement, Answer, Offer, negotiate

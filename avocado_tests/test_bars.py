@@ -1,7 +1,7 @@
 """BARs that are large: a device that is plugged in finds a place for them, or it is said that there is none."""
 
-from avocado_tests.guest_test import GuestTest
 from avocado_tests.large_bars import MIB
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.guest import GuestFailure
 
 _DEVICES = "avocado_tests.large_bars"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.scratch import Scratch
 
 VFIO_USER = (sys.executable, "-m", "vfio_user")
 
 WRONG_EDU = """
-from servers.edu import Edu
+from userdev_servers.edu import Edu
 from vfio_user.device import register
 
 class WrongEdu(Edu):
@@ -142,7 +142,7 @@ class Commands(GuestTest):
 
     def test_a_server_that_cannot_migrate_is_refused_before_anything_is_migrated(self) -> None:
         (Path(self.workdir) / "fixed_edu.py").write_text(
-            "from servers.edu import Edu\nclass FixedEdu(Edu):\n    migratable = False\n"
+            "from userdev_servers.edu import Edu\nclass FixedEdu(Edu):\n    migratable = False\n"
         )
         for command in ("migrate", "soak"):
             done = self.vfio_user(command, "--device", "fixed_edu:FixedEdu")

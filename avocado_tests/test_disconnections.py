@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avocado_tests.disconnecting import Disconnection, Outcome
 from avocado_tests.disconnections import CELLS, Moment, Row
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 
 
 class Disconnections(GuestTest):

@@ -1,6 +1,6 @@
 """The device reads and writes the guest's memory, exactly where it was told to."""
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 
 
 class Dma(GuestTest):

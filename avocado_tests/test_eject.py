@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.command_line import slot_address, slot_name
 from vfio_user.harness.deadline import Deadline

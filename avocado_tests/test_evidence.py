@@ -7,8 +7,8 @@ import os
 import signal
 from pathlib import Path
 
-from avocado_tests.guest_test import GuestTest
 from userdev.errors import UserError
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.evidence import INDEX, RECORD
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.process import Child

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avocado_tests.guest_test import GuestTest
-from servers.control import ControlClient
+from userdev_servers.control import ControlClient
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts.pair import two_hosts

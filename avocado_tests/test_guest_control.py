@@ -2,7 +2,7 @@
 
 import os
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.guest import Guest, GuestFailure
 
 

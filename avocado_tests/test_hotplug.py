@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import psutil
 
-from avocado_tests.guest_test import GuestTest
 from avocado_tests.leftovers import anonymous, client_things
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.guest import GuestFailure

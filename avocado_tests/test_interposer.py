@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from click.testing import CliRunner
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 from vfio_user.cli import cli
 from vfio_user.cli.run import EXERCISES
 from vfio_user.harness.booted_guest import BootedGuest

@@ -1,6 +1,6 @@
 """Every interrupt comes, on its own vector, as often as it was raised."""
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 
 
 class Interrupts(GuestTest):

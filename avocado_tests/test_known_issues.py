@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from avocado_tests.guest_test import GuestTest
 from avocado_tests.odd_edu import COUNT, COUNTED, UNMASKED, WRONG
 from userdev.errors import UserError
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.command_line import vfio_user_device
 from vfio_user.harness.deadline import Deadline

@@ -1,6 +1,6 @@
 """Devices and the life of a machine: several at once, reboot, plugging in and out."""
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 
 
 class Machine(GuestTest):

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import (
     AT_EVERY_PHASE,
     BY_FILE,
@@ -25,6 +24,7 @@ from avocado_tests.migration_faults import (
     qemus_on,
 )
 from userdev.errors import UserError, VerdictError
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts import Pair

@@ -7,9 +7,9 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import AT_EVERY_PHASE, IN_SPITE_OF_IT, ON_THE_WAY
 from avocado_tests.test_migration import FailingWell, MigrationTest
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.hosts import two_hosts
 from vfio_user.harness.migration import Limits, Phase
 from vfio_user.harness.process import Child

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from avocado_tests.guest_test import GuestTest
 from userdev.errors import UserdevError
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Guest
 from vfio_user.harness.lab import Lab

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from avocado_tests.guest_test import GuestTest
 from avocado_tests.migration_faults import AT_EVERY_PHASE
 from userdev.errors import UserError
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import booted_guest
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import GuestFailure

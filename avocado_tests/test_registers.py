@@ -1,6 +1,6 @@
 """The guest finds the device, and its registers do what edu's registers do."""
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 
 
 class Registers(GuestTest):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.exercise import Exercise, exercise, report_of
 from vfio_user.harness.guest import GuestFailure

@@ -1,6 +1,6 @@
 """Our edu and QEMU's own answer the same programs in the same way, in one guest."""
 
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 
 
 class SameAsQemu(GuestTest):

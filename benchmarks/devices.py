@@ -45,7 +45,7 @@ def devices(count: int, scratch: Path) -> Iterator[list[Path]]:
 
 def serve(paths: tuple[str, ...]) -> None:
     """Serve until standard input ends."""
-    from servers.edu import Edu
+    from userdev_servers.edu import Edu
     from vfio_user.server import Server
 
     with ExitStack() as stack:

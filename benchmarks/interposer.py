@@ -77,7 +77,17 @@ def _restarts(command: str, scratch: Path, register: tuple[int, int], times: int
     region, offset = register
     front, control = scratch / "kept-alive", scratch / "control"
     with ExitStack() as stack:
-        words = [sys.executable, "-m", "vfio_user", "interpose", "--listen", str(front), "--control", str(control)]
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "vfio_user",
+            "interpose",
+            "--listen",
+            str(front),
+            "--control",
+            str(control),
+        ]
         launch([*words, "--keep-alive", "--server-command", command], front, stack)
         client = stack.enter_context(Client.connect(str(front)))
         controller = stack.enter_context(Control(control))

@@ -22,10 +22,10 @@ give_up() {
     exit 2
 }
 
-# set_up EXTRAS: make the environment hold the package with these extras ("" for none); fast when it does already
+# set_up EXTRAS: make the environment hold the package with these extras; fast when it does already
 set_up() {
     extras=$1
-    stamp="$venv/.vfio-user-$(echo "${extras:-run}" | tr , -)"
+    stamp="$venv/.vfio-user-$(echo "$extras" | tr , -)"
     wanted=$(sha256sum <"$root/pyproject.toml" | cut -d' ' -f1)" $root"
     is_current && return
     began=$(date +%s)
@@ -106,10 +106,10 @@ install_pip() {
 
 install_package() {
     log="$venv/pip.log"
-    say "installing vfio-user and the Python packages that it needs${extras:+ (with $extras)}"
+    say "installing vfio-user and the Python packages that it needs (with $extras)"
     {
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-color --progress-bar off \
-            --editable "$root${extras:+[$extras]}" 2>&1
+            --editable "$root[$extras]" 2>&1
         echo $? >"$venv/pip.status"
     } | tee "$log" | sed -un 's/^ *Collecting \([A-Za-z0-9._-]*\).*/  \1/p; s/^Installing collected.*/  unpacking/p' >&2
     [ "$(cat "$venv/pip.status")" = 0 ] || {

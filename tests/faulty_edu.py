@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from math import factorial
 
-from servers.edu import TO_RAM, Edu
+from userdev_servers.edu import TO_RAM, Edu
 from vfio_user.device import register
 
 MAGIC = 0xBAD

@@ -20,11 +20,11 @@ from io import BytesIO
 from pathlib import Path
 from zlib import crc32
 
-from servers.gpio import Gpio
 from tests.fuzzing import Generator, noise
 from tests.interposed import interposed_edu
 from tests.migration_device import Adder, load, save
 from userdev.errors import ProtocolError, UserError
+from userdev_servers.gpio import Gpio
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.interposer.direction import Direction

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from servers.edu import Edu
+from userdev_servers.edu import Edu
 from vfio_user.client import Client, GuestMemory
 from vfio_user.interposer.control.client import Control
 from vfio_user.interposer.interposer import Interposer, Setup

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from servers.nvme import Nvme
+from userdev_servers.nvme import Nvme
 from vfio_user.client import Client, EventFd, GuestMemory
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex, MigrationState

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from junitparser import JUnitXml
 
-from avocado_tests.guest_test import GuestTest
 from userdev.errors import UserError, VerdictError
+from vfio_user.avocado_test import GuestTest
 from vfio_user.cli import _avocado, test_e2e
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 FILE = """
 import os, signal, time
 from avocado import Test
-from avocado_tests.guest_test import GuestTest
+from vfio_user.avocado_test import GuestTest
 
 class One(Test):
     def test_first(self):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from servers.block.backing import Backing, Lost
-from servers.block.images import open_images
 from userdev.errors import UserError
+from userdev_servers.block.backing import Backing, Lost
+from userdev_servers.block.images import open_images
 
 MIB = 1 << 20
 

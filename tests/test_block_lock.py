@@ -15,10 +15,10 @@ from struct import pack, unpack
 
 import pytest
 
-from servers.block.backing import Backing
-from servers.block.images import open_images
-from servers.block.lock import InUse
 from userdev.errors import UserError
+from userdev_servers.block.backing import Backing
+from userdev_servers.block.images import open_images
+from userdev_servers.block.lock import InUse
 
 MIB = 1 << 20
 

@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from servers.edu import Edu
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError, VerdictError
+from userdev_servers.edu import Edu
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client.conformance import CATALOGUE, Level
 from vfio_user.client.conformance.check import CURRENT_FAMILY

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from servers import control
-from servers.control import ControlClient, ControlSocket
-from servers.gpio import Gpio
 from tests.device_kit import descriptors_left, write_int
 from userdev.errors import UserError
+from userdev_servers import control
+from userdev_servers.control import ControlClient, ControlSocket
+from userdev_servers.gpio import Gpio
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from servers.edu import Edu
 from tests.device_kit import CONFIG, INTX, MSI, MSIX, Client, Wires, capability, memory_file, read_int, write_int
+from userdev_servers.edu import Edu
 from vfio_user import ResetKind
 
 ONES = 0xFFFFFFFF

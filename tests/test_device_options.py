@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from servers.edu import Edu
+from userdev_servers.edu import Edu
 from vfio_user import PciDevice, PciIds, UserError
 from vfio_user.device import Option, device_options, parse_options
 

@@ -58,7 +58,7 @@ def test_a_method_is_exactly_that(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(UserError, match="no test file nothing") as refused:
-        test_e2e.reference(test_e2e.tests_folder(), "nothing:A.test_a")
+        test_e2e.reference("nothing:A.test_a", test_e2e.suite_folder())
     assert "test_dma" in refused.value.hint
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from servers.control import ControlClient
-from servers.gpio import Gpio
 from userdev.errors import UserError
+from userdev_servers.control import ControlClient
+from userdev_servers.gpio import Gpio
 from vfio_user.client import Client, EventFd
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex, MigrationState

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import guest_images
 from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
+from vfio_user.harness.image.recipe import ROOM
 
-PROGRAMS = Path(guest_images.__file__).parent / "programs"
+PROGRAMS = ROOM / "programs"
 SERVE = "import sys; sys.path.insert(0, sys.argv[1]); import agent; agent.Agent(int(sys.argv[2])).serve()"
 
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from servers.edu import Edu
 from userdev.errors import UserError, VerdictError
+from userdev_servers.edu import Edu
 from vfio_user.cli import cli
 from vfio_user.harness import qemu_guards
 from vfio_user.harness.known_issues import (

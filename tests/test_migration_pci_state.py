@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from servers.edu import Edu
 from tests.device_kit import CONFIG, capability
 from tests.test_harness_channels import FakeMachine
+from userdev_servers.edu import Edu
 from vfio_user.harness.migration import pci_state
 from vfio_user.harness.qtest import PciAddress, QTest
 

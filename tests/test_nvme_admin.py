@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from servers.nvme import Nvme
-from servers.nvme.spec import Admin, Feature, Io, LogPage, Status
 from tests.nvme_kit import PAGE, Host, controller
 from userdev.errors import UserError
+from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.spec import Admin, Feature, Io, LogPage, Status
 
 NAMESPACE_NOTICES = 0x100
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from servers.nvme.spec import Admin, Io, Status
 from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, NSSR, PAGE, READY, Host, QueuePair, controller
+from userdev_servers.nvme.spec import Admin, Io, Status
 from vfio_user.client import EventFd
 from vfio_user.wire.constants import IrqIndex
 
@@ -392,7 +392,7 @@ def test_a_guest_is_interrupted_for_an_event(host: Host) -> None:
 
 
 def test_a_client_that_goes_leaves_the_controller_to_the_next(tmp_path: Path) -> None:
-    from servers.nvme import Nvme
+    from userdev_servers.nvme import Nvme
     from vfio_user.client import Client
     from vfio_user.server import Server
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from servers.block.backing import Backing
-from servers.control import ControlClient
-from servers.nvme import Nvme
-from servers.nvme.spec import Io
 from tests.nvme_kit import Host, controller, loop_device
 from userdev.errors import ProtocolError, UserError
+from userdev_servers.block.backing import Backing
+from userdev_servers.control import ControlClient
+from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.spec import Io
 from vfio_user.client import RemoteError
 from vfio_user.wire.constants import MigrationState
 

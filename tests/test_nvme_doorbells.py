@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from servers.nvme import Nvme
-from servers.nvme.doorbells import LOOKS
-from servers.nvme.spec import Admin, Io
 from tests.device_kit import Client as Link
 from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, controller
 from userdev.errors import UserError
+from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.doorbells import LOOKS
+from userdev_servers.nvme.spec import Admin, Io
 from vfio_user.client import Client, EventFd
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex, RegionFlags
@@ -85,7 +85,7 @@ class Watched:
 
     def __init__(self, path: Path, patch: pytest.MonkeyPatch, **options: object) -> None:
         self.now = 0.0
-        patch.setattr("servers.nvme.doorbells.monotonic", lambda: self.now)
+        patch.setattr("userdev_servers.nvme.doorbells.monotonic", lambda: self.now)
         self.device = Nvme(image=f"{path / 'disk.img'}:1M", map_doorbells="memfd", **options)  # type: ignore[arg-type]
         self.link = Link()
         self.device.attach(self.link)

@@ -10,11 +10,11 @@ from struct import pack
 
 import pytest
 
-from servers.control import ControlClient
-from servers.nvme import Nvme
-from servers.nvme.spec import Io, Status
 from tests.nvme_kit import BASE, PAGE, Host, controller, loop_device
 from userdev.errors import UserError
+from userdev_servers.control import ControlClient
+from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.spec import Io, Status
 
 BLOCKS = (4 << 20) // 512
 FUA = 1 << 30

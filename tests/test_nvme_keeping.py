@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from servers.control import ControlClient
-from servers.nvme import Nvme
-from servers.nvme.spec import Admin, Cc, Csts, Feature, Io, LogPage, Status
 from tests.nvme_kit import CC, CSTS, ENABLE, Host, controller, loop_device
 from userdev.errors import UserError
+from userdev_servers.control import ControlClient
+from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.spec import Admin, Cc, Csts, Feature, Io, LogPage, Status
 from vfio_user.client import Client, RemoteError
 from vfio_user.wire.constants import MigrationState
 
@@ -321,7 +321,7 @@ def test_a_copy_that_was_not_kept_is_not_loaded(tmp_path: Path, monkeypatch: pyt
         assert source.write_blocks(0, b"data" * 128).status == 0
         state = source.client.save()
         monkeypatch.setattr(os, "fdatasync", FailingFlush())
-        monkeypatch.setattr("servers.nvme.copying.SYNC_EVERY", 1)
+        monkeypatch.setattr("userdev_servers.nvme.copying.SYNC_EVERY", 1)
         with pytest.raises(RemoteError):
             target.client.load_state(state)
 

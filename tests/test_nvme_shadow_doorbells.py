@@ -9,8 +9,8 @@ from struct import pack, unpack
 
 import pytest
 
-from servers.nvme.spec import Admin, Io
 from tests.nvme_kit import CSTS, PAGE, Host, QueuePair, controller
+from userdev_servers.nvme.spec import Admin, Io
 
 
 class Buffers:

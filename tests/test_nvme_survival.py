@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from servers.block.backing import WouldBlock
-from servers.nvme import Nvme
-from servers.nvme.spec import Admin, Feature, Io
 from tests.device_kit import Client as Link
 from tests.nvme_kit import ACQ, AQA, ASQ, BASE, CC, CSTS, ENABLE, PAGE, READY, Host, controller
 from userdev.errors import ProtocolError
+from userdev_servers.block.backing import WouldBlock
+from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.spec import Admin, Feature, Io
 from vfio_user.client import Client, Disconnected, GuestMemory
 from vfio_user.device import NoClient
 from vfio_user.server import Server

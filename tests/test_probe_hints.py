@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from servers.edu import Edu
 from userdev.errors import ProtocolError, UserError
+from userdev_servers.edu import Edu
 from vfio_user.cli.probe import command, hint_at_version, hint_beyond_version
 from vfio_user.client import Client, Disconnected, NoAnswer, RemoteError
 from vfio_user.server import Server

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from servers.edu import BUFFER, RUN, TO_RAM, Edu
-from servers.gpio import ALL, Gpio
-from servers.nvme import Nvme
-from servers.nvme.spec import Admin, EventType, Feature, LogPage
 from tests.device_kit import CONFIG, Client, read_int, write_int
 from userdev.errors import DeclarationError
+from userdev_servers.edu import BUFFER, RUN, TO_RAM, Edu
+from userdev_servers.gpio import ALL, Gpio
+from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.spec import Admin, EventType, Feature, LogPage
 from vfio_user import Client as Vmm
 from vfio_user import PciDevice, PciIds, ProtocolError, state
 from vfio_user.client import RemoteError

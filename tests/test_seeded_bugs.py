@@ -53,7 +53,7 @@ def test_an_entry_names_a_test_that_there_is(bug: Bug) -> None:
 
 def test_a_planted_bug_is_in_every_process_that_is_started() -> None:
     """The grandchild stands for a server that a test starts."""
-    say = "import servers.edu as m; print(m.__file__, 33 in m.Edu.compute._write.__code__.co_consts)"
+    say = "import userdev_servers.edu as m; print(m.__file__, 33 in m.Edu.compute._write.__code__.co_consts)"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {say!r}], check=True)"
     outputs = [
         subprocess.run(
@@ -117,6 +117,6 @@ def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not(change: dict
 
 
 def test_nothing_is_planted_in_a_module_that_is_there_already() -> None:
-    code = "import servers.edu; from tests.seeded_bugs.planting import plant; plant('edu-factorial-not-cut')"
+    code = "import userdev_servers.edu; from tests.seeded_bugs.planting import plant; plant('edu-factorial-not-cut')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "CatalogueError" in done.stderr

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vfio_user.extras import needing
+
 if TYPE_CHECKING:
     # Imported where they are needed: a pytest that uses none of this does not wait for it.
     from vfio_user.client import Client
@@ -56,7 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A `Lab` of this test: what it starts ends with the test, and a failure leaves evidence in a folder of its own."""
     from userdev.errors import VerdictError
-    from vfio_user.harness.trial import trial
+
+    with needing("harness", "the fixture lab"):
+        from vfio_user.harness.trial import trial
 
     option = request.config.getoption
     folder = Path(option("--vfio-results")) / folder_name(request.node.nodeid)

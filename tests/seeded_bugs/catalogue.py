@@ -36,7 +36,7 @@ class Bug:
     @property
     def module(self) -> str:
         """The module's name in `import`."""
-        return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        return self.file.removeprefix("servers/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     @property
     def path(self) -> Path:

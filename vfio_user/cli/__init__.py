@@ -9,12 +9,13 @@ import errno
 import importlib
 import os
 import sys
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import click
 
 from userdev.errors import UserError, VerdictError, about
 from userdev.printable import Printable
+from vfio_user.extras import lacking
 
 # name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -37,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("trace", "Show and export what an interposer has recorded."),
 }
 
+_EXTRAS = {"test-e2e": "test"}
+"""Which extra a command needs where its packages are missing; the others need `harness`."""
 
 _OF_FILES = frozenset(
     {
@@ -63,9 +66,18 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        ctx.invoked_subcommand = cmd_name  # click does so only after the import
         module = importlib.import_module(f"vfio_user.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand; where it needs an extra that is not installed, say which."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = ctx.invoked_subcommand or ""
+            raise lacking(error, _EXTRAS.get(name, "harness"), f"`vfio-user {name}`") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

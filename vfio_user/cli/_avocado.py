@@ -23,9 +23,8 @@ import psutil
 
 from userdev.errors import UserError
 from vfio_user.harness.deadline import patience
+from vfio_user.harness.trial import TEST_TIMEOUT
 
-TEST_TIMEOUT = 300.0
-"""Seconds for a test that says nothing else, with the patience of deadlines."""
 MARGIN = 120.0
 """Seconds that a test which was too slow has to keep its evidence, with the same patience."""
 

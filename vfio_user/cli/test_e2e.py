@@ -22,13 +22,12 @@ from vfio_user.harness.evidence import INDEX, cause_of
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.known_issues import XFAIL
 from vfio_user.harness.qemu import ensure_qemu
+from vfio_user.harness.trial import INTERPOSE_VARIABLE
 
 IMAGES = ("minimal", "storage")
 """What the tests boot."""
 NIGHTLY = "nightly"
 """The tag of tests that take too long for every change."""
-INTERPOSE_VARIABLE = "VFIO_USER_INTERPOSE"
-"""Set for tests to put an interposer before every server: avocado takes no parameters beside variants."""
 
 # Two guests under TCG fill two processors; a third only makes timeouts of slowness.
 MOST_AT_ONCE = 2
@@ -53,18 +52,21 @@ def command(
     list_only: bool,
     options: tuple[str, ...],
 ) -> None:
-    """Run the guest-driven tests: all but the nightly ones, or TESTS: files, or FILE:CLASS.METHOD from `--list`.
+    """Run guest-driven tests: TESTS are files, or FILE:CLASS.METHOD from `--list`; without any, this project's own.
+
+    The project's own suite is in its repository; the nightly ones of it are left out unless they are asked for.
 
     Evidence of every test is under results/. The last line counts: N passed, N failed, N skipped; tests that showed a
     known issue of QEMU (XFAIL, see `vfio-user known-issues`) are counted in a line before it. The exit status is 0 when
     some test passed, or showed such an issue, and none failed.
     """
-    folder = tests_folder()
+    folder = suite_folder()
+    chosen = [reference(test, folder) for test in tests] or _all(folder)
     settings = dict(_setting(option) for option in options)
     if settings:
         _avocado.check_settings(settings)
     config: dict[str, Any] = {
-        "resolver.references": [reference(folder, test) for test in tests] or _all(folder),
+        "resolver.references": chosen,
         "filter.by_tags.tags": filters(tags, everything=nightly or bool(tests)),
         "filter.by_tags.include_empty": not tags,
         "run.max_parallel_tasks": parallel,
@@ -74,8 +76,9 @@ def command(
         "job.run.result.html.enabled": True,
         "sysinfo.collect.enabled": False,
     }
-    _prepare_environment(folder, timeout_factor, interpose=interpose)
-    with contextlib.chdir(folder.parent):  # so that the names of tests do not begin with where the checkout is
+    root = folder.parent if folder else Path.cwd()
+    _prepare_environment(root, timeout_factor, interpose=interpose)
+    with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
         if list_only:
             for name in _chosen(_avocado.make_job({**config, **settings, "run.dry_run.enabled": True})):
                 click.echo(name)
@@ -95,40 +98,41 @@ def filters(tags: tuple[str, ...], *, everything: bool) -> list[str]:
     return [tag if NIGHTLY in tag.split(",") else f"{tag},-{NIGHTLY}".strip(",") for tag in tags or ("",)]
 
 
-def tests_folder() -> Path:
-    """Where the guest-driven tests are: beside the package in a checkout, else here. Raises `UserError`."""
-    for parent in (Path(vfio_user.__file__).parent.parent, Path.cwd()):
-        folder = parent / "avocado_tests"
-        if folder.is_dir():
-            return folder
-    raise UserError("the guest-driven tests are not here", hint="run this in a checkout of the project")
+def suite_folder() -> Path | None:
+    """Where the project's own guest-driven tests are: beside the package, or here. None outside of a checkout."""
+    candidates = (parent / "avocado_tests" for parent in (Path(vfio_user.__file__).parent.parent, Path.cwd()))
+    return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def _all(folder: Path) -> list[str]:
-    return [_named(folder, path) for path in sorted(folder.glob("test_*.py"))]
+def _all(folder: Path | None) -> list[str]:
+    if folder is None:
+        hint = "give FILEs with tests of your own, or run this in a checkout"
+        raise UserError(
+            "the project's own guest-driven tests are in its repository, and this is no checkout", hint=hint
+        )
+    return [_named(path, folder) for path in sorted(folder.glob("test_*.py"))]
 
 
-def _named(folder: Path, path: Path) -> str:
-    """A file as its tests are to be named: from the folder that has the tests' own, where it is below that."""
-    path = path.absolute()
-    return str(path.relative_to(folder.parent) if path.is_relative_to(folder.parent) else path)
+def _named(path: Path, folder: Path | None) -> str:
+    """A file as its tests are to be named: from the folder that has the project's own, where it is below that."""
+    root, path = folder.parent if folder else Path.cwd(), path.absolute()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def reference(folder: Path, test: str) -> str:
+def reference(test: str, folder: Path | None) -> str:
     """A test as avocado wants it, from a path, or a name of the folder with or without `test_` and `.py`.
 
     What is behind the colon is a class or CLASS.METHOD, and means these alone: for avocado it is a regular expression,
     which may be found anywhere in a name.
     """
     name, _, chosen = test.partition(":")
-    candidates = (Path(name), folder / f"test_{name}.py", folder / name, folder / f"{name}.py")
-    for path in candidates:
+    own = (folder / f"test_{name}.py", folder / name, folder / f"{name}.py") if folder else ()
+    for path in (Path(name), *own):
         if path.is_file():
             exactly = f"^{re.escape(chosen)}{'$' if '.' in chosen else '[.]'}"
-            return _named(folder, path) + (f":{exactly}" if chosen else "")
-    raise UserError(
-        f"there is no test file {name}", hint=f"there are: {', '.join(Path(path).stem for path in _all(folder))}"
-    )
+            return _named(path, folder) + (f":{exactly}" if chosen else "")
+    known = f"there are: {', '.join(Path(path).stem for path in _all(folder))}" if folder else ""
+    raise UserError(f"there is no test file {name}", hint=known)
 
 
 def _provision() -> None:
@@ -152,11 +156,11 @@ def _setting(option: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
-def _prepare_environment(folder: Path, timeout_factor: float, *, interpose: bool) -> None:
+def _prepare_environment(root: Path, timeout_factor: float, *, interpose: bool) -> None:
     """For the processes of avocado's runner: its programs, our package, the factor for every deadline, interposers."""
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    sys.path.insert(0, str(folder.parent))  # where avocado looks for the classes that tests derive from
-    paths = (str(folder.parent), os.environ.get("PYTHONPATH", ""))
+    sys.path.insert(0, str(root))  # where avocado looks for the classes that tests derive from
+    paths = (str(root), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if timeout_factor != 1.0:
         os.environ[SCALE_VARIABLE] = str(timeout_factor)

@@ -134,7 +134,7 @@ class InterposedServer(DeviceServer):
             path.unlink(missing_ok=True)
 
     def _command(self, front: int, control: int) -> list[str]:
-        command = [sys.executable, "-m", "vfio_user", "interpose", "--listen", f"fd:{front}"]
+        command = [sys.executable, "-P", "-m", "vfio_user", "interpose", "--listen", f"fd:{front}"]
         if self.interposition.keep_alive:
             command += ["--keep-alive", "--server-command", self.device.command or self._served()]
         else:

@@ -186,4 +186,4 @@ def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), ho
     inherited = [argument for fd in fds for argument in ("--fd", str(fd))]
     options = (option.replace(_HOST, host) for option in device.options)
     where = inherited or ["--socket-path", str(path)]
-    return [sys.executable, "-m", "vfio_user", "serve", device.served, *where, *options]
+    return [sys.executable, "-P", "-m", "vfio_user", "serve", device.served, *where, *options]

@@ -13,6 +13,11 @@ from vfio_user.harness.interposed import Interpose
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issues, recognise
 from vfio_user.harness.lab import Lab
 
+TEST_TIMEOUT = 300.0
+"""Seconds for a guest-driven test that says nothing else, with the patience of deadlines."""
+INTERPOSE_VARIABLE = "VFIO_USER_INTERPOSE"
+"""Set for tests to put an interposer before every server: avocado takes no parameters beside variants."""
+
 
 class Trial:
     """A lab, and the known issues that its test names and has seen: a test that saw one is XFAIL."""

@@ -61,7 +61,9 @@ def description(device: type[PciDevice]) -> dict[str, Any]:
     with authored(f"the description {beside} cannot be read"):
         document = json.loads(beside.read_text())
     if not isinstance(document, dict):
-        raise UserError(f"the description {beside} is no JSON object", hint="see servers/edu.json for one")
+        raise UserError(
+            f"the description {beside} is no JSON object", hint="see servers/userdev_servers/edu.json for one"
+        )
     return document
 
 

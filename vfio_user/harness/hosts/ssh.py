@@ -62,7 +62,7 @@ class SshHost:
         options = ("--socket", str(socket)) if socket else ()
         where = json.dumps(self.where())
         return self.through.command(
-            [sys.executable, "-m", "vfio_user.harness.hosts.relay", where, *options, "--", *argv]
+            [sys.executable, "-P", "-m", "vfio_user.harness.hosts.relay", where, *options, "--", *argv]
         )
 
     def where(self) -> dict[str, Any]:
@@ -91,6 +91,7 @@ class SshHost:
         """Have files and folders there, at the same paths. Those that are there in the same size stay as they are."""
         command = [
             sys.executable,
+            "-P",
             "-m",
             "vfio_user.harness.hosts.ssh_connection",
             json.dumps(self.where()),

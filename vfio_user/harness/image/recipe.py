@@ -7,16 +7,17 @@ themselves. See guest_images/recipes/minimal.yaml for one with every field.
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+import vfio_user
 from userdev.errors import UserError
 from vfio_user.documents import parse, read_text
 
-ROOM = Path(str(files("guest_images")))
+ROOM = Path(vfio_user.__file__).parent / "guest_images"
+"""The folder guest_images of a checkout, to which a link leads there; a wheel has its files."""
 RECIPES = ROOM / "recipes"
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from struct import pack, pack_into
 from typing import TYPE_CHECKING
 
-from servers.nvme.events import NAMESPACE_NOTICES, REQUEST_LIMIT
-from servers.nvme.namespace import FORMATS
-from servers.nvme.pointers import send
-from servers.nvme.spec import ALL_NAMESPACES, Failure, Status
+from userdev_servers.nvme.events import NAMESPACE_NOTICES, REQUEST_LIMIT
+from userdev_servers.nvme.namespace import FORMATS
+from userdev_servers.nvme.pointers import send
+from userdev_servers.nvme.spec import ALL_NAMESPACES, Failure, Status
 
 if TYPE_CHECKING:
-    from servers.nvme.namespace import Namespace
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import Command
+    from userdev_servers.nvme.namespace import Namespace
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import Command
 
 SIZE = 4096
 MODEL = b"vfio-user NVMe"

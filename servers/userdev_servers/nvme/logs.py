@@ -6,14 +6,14 @@ from collections.abc import Callable
 from struct import pack
 from typing import TYPE_CHECKING
 
-from servers.nvme.features import TEMPERATURE, critical_warning
-from servers.nvme.identify import FIRMWARE
-from servers.nvme.pointers import send
-from servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Io, LogPage, Status
+from userdev_servers.nvme.features import TEMPERATURE, critical_warning
+from userdev_servers.nvme.identify import FIRMWARE
+from userdev_servers.nvme.pointers import send
+from userdev_servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Io, LogPage, Status
 
 if TYPE_CHECKING:
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import Command
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import Command
 
 ERROR_ENTRIES = 64
 ENTRY_SIZE = 64

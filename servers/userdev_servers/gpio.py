@@ -1,7 +1,7 @@
 """ACCES PCI-IDIO-16: 16 isolated inputs and 16 FET outputs, as Linux' gpio-pci-idio-16 driver knows it.
 
-The host's side of the card is a control socket (`servers/control.py`): it sets inputs and is told of outputs. README.md
-has the registers and the requests.
+The host's side of the card is a control socket (`userdev_servers.control`): it sets inputs and is told of outputs.
+servers/README.md has the registers and the requests.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from servers.control import ControlSocket
 from userdev.errors import UserError
+from userdev_servers.control import ControlSocket
 from vfio_user.device import Bar, IntX, PciDevice, PciIds, register, state
 
 LINES = 16

@@ -6,7 +6,7 @@ import errno
 import logging
 from collections import deque
 
-from servers.block.backing import Backing
+from userdev_servers.block.backing import Backing
 
 log = logging.getLogger("vfio_user.servers.nvme")
 

@@ -1,4 +1,7 @@
-"""What the guest-driven tests share: a lab whose evidence is the test's, and verdicts as avocado has them."""
+"""The base of avocado's tests that drive guests: a lab whose evidence is the test's, and verdicts as avocado has them.
+
+`vfio-user test-e2e FILE` runs them (docs/testing.md).
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,12 @@ from pathlib import Path
 from avocado import Test
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.cli._avocado import TEST_TIMEOUT
-from vfio_user.cli.test_e2e import INTERPOSE_VARIABLE
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.deadline import patience
 from vfio_user.harness.exercise import Exercise, succeed
 from vfio_user.harness.known_issues import XFAIL
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.trial import trial
+from vfio_user.harness.trial import INTERPOSE_VARIABLE, TEST_TIMEOUT, trial
 
 
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types

@@ -10,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from servers.block.images import open_images
-from servers.control import ControlSocket
-from servers.nvme import control, saved
-from servers.nvme.background import Outcome
-from servers.nvme.copying import ImageCopy
-from servers.nvme.doorbells import Doorbells
-from servers.nvme.engine import Engine
-from servers.nvme.events import Events
-from servers.nvme.features import defaults
-from servers.nvme.identify import serial_of
-from servers.nvme.io_commands import sync_all, write_failure
-from servers.nvme.logs import ErrorLog
-from servers.nvme.namespace import Namespace, check_images
-from servers.nvme.spec import (
+from userdev.errors import UserError
+from userdev_servers.block.images import open_images
+from userdev_servers.control import ControlSocket
+from userdev_servers.nvme import control, saved
+from userdev_servers.nvme.background import Outcome
+from userdev_servers.nvme.copying import ImageCopy
+from userdev_servers.nvme.doorbells import Doorbells
+from userdev_servers.nvme.engine import Engine
+from userdev_servers.nvme.events import Events
+from userdev_servers.nvme.features import defaults
+from userdev_servers.nvme.identify import serial_of
+from userdev_servers.nvme.io_commands import sync_all, write_failure
+from userdev_servers.nvme.logs import ErrorLog
+from userdev_servers.nvme.namespace import Namespace, check_images
+from userdev_servers.nvme.spec import (
     DOORBELLS,
     PAGE,
     SUBSYSTEM_RESET_WORD,
@@ -34,7 +35,6 @@ from servers.nvme.spec import (
     LogPage,
     Status,
 )
-from userdev.errors import UserError
 from vfio_user.device import (
     Bar,
     IntX,

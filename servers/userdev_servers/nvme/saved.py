@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from servers.nvme.events import REQUEST_LIMIT
-from servers.nvme.features import value_fits
-from servers.nvme.logs import ENTRY_SIZE, ERROR_ENTRIES
-from servers.nvme.namespace import FORMATS
-from servers.nvme.spec import PAGE, Cc, EventType, LogPage
+from userdev_servers.nvme.events import REQUEST_LIMIT
+from userdev_servers.nvme.features import value_fits
+from userdev_servers.nvme.logs import ENTRY_SIZE, ERROR_ENTRIES
+from userdev_servers.nvme.namespace import FORMATS
+from userdev_servers.nvme.spec import PAGE, Cc, EventType, LogPage
 
 if TYPE_CHECKING:
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import SavedQueues
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import SavedQueues
 
 ADMIN_ENTRIES = 4096
 """Of each of the admin queues, at most: what AQA can say."""

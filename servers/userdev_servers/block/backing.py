@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from servers.block.lock import ImageLock
 from userdev.errors import UserError
+from userdev_servers.block.lock import ImageLock
 
 log = logging.getLogger("vfio_user.servers.block")
 

@@ -22,13 +22,13 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from servers.nvme.queues import SavedQueues, SubmissionQueue
-from servers.nvme.spec import DOORBELLS, PAGE, Csts
 from userdev.errors import UserError
+from userdev_servers.nvme.queues import SavedQueues, SubmissionQueue
+from userdev_servers.nvme.spec import DOORBELLS, PAGE, Csts
 
 if TYPE_CHECKING:
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import CompletionQueue
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import CompletionQueue
 
 LOOKS = 100
 """So many in vain, one right after the other, before the first pause."""

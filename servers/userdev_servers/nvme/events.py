@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from servers.nvme.spec import CRITICAL_WARNING, EventType, Failure, Feature, HealthEvent, LogPage, Status
+from userdev_servers.nvme.spec import CRITICAL_WARNING, EventType, Failure, Feature, HealthEvent, LogPage, Status
 
 if TYPE_CHECKING:
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import Command
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import Command
 
 REQUEST_LIMIT = 4
 NAMESPACE_NOTICES = 1 << 8

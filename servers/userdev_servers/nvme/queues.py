@@ -5,8 +5,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from servers.nvme.spec import CQ_ENTRY, SQ_ENTRY
 from userdev.errors import ProtocolError
+from userdev_servers.nvme.spec import CQ_ENTRY, SQ_ENTRY
 
 if TYPE_CHECKING:
     from vfio_user.device import Dma

@@ -7,13 +7,13 @@ from functools import partial
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING
 
-from servers.nvme.io_commands import write_failure
-from servers.nvme.pointers import receive, send
-from servers.nvme.spec import ALL_NAMESPACES, CRITICAL_WARNING, Failure, Feature, HealthEvent, Status
+from userdev_servers.nvme.io_commands import write_failure
+from userdev_servers.nvme.pointers import receive, send
+from userdev_servers.nvme.spec import ALL_NAMESPACES, CRITICAL_WARNING, Failure, Feature, HealthEvent, Status
 
 if TYPE_CHECKING:
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import Command
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import Command
 
 TEMPERATURE = 0x143
 """Kelvin, always: 50 degrees Celsius."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from servers.block.backing import Backing
-from servers.nvme.spec import Failure, Status
 from userdev.errors import ProtocolError
+from userdev_servers.block.backing import Backing
+from userdev_servers.nvme.spec import Failure, Status
 
 FORMATS = (9, 12)
 """LBA formats, as powers of two: blocks of 512 and of 4096 bytes."""

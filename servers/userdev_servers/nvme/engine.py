@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from servers.nvme import admin, io_commands
-from servers.nvme.background import Background, Outcome
-from servers.nvme.queues import Command, CompletionQueue, SavedQueues, Shadow, SubmissionQueue, queues_from
-from servers.nvme.spec import Csts, EventType, Failure, LogPage, Status
 from userdev.errors import ProtocolError
+from userdev_servers.nvme import admin, io_commands
+from userdev_servers.nvme.background import Background, Outcome
+from userdev_servers.nvme.queues import Command, CompletionQueue, SavedQueues, Shadow, SubmissionQueue, queues_from
+from userdev_servers.nvme.spec import Csts, EventType, Failure, LogPage, Status
 from vfio_user.device import Quiesce
 
 if TYPE_CHECKING:
-    from servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.nvme import Nvme
 
 log = logging.getLogger("vfio_user.servers.nvme")
 

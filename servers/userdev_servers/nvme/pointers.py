@@ -7,12 +7,12 @@ from itertools import accumulate
 from struct import unpack, unpack_from
 from typing import TYPE_CHECKING
 
-from servers.nvme.spec import Failure, Status
 from userdev.errors import ProtocolError
+from userdev_servers.nvme.spec import Failure, Status
 
 if TYPE_CHECKING:
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import Command
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import Command
     from vfio_user.device import Dma
 
 Extent = tuple[int, int]

@@ -7,19 +7,19 @@ from functools import partial
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
-from servers.nvme.features import get_features, set_features
-from servers.nvme.identify import CONTROLLER_ID, identify
-from servers.nvme.io_commands import sync_all, write_failure
-from servers.nvme.logs import get_log_page
-from servers.nvme.namespace import FORMATS, Namespace
-from servers.nvme.pointers import receive
-from servers.nvme.queues import CompletionQueue, SubmissionQueue
-from servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Status
+from userdev_servers.nvme.features import get_features, set_features
+from userdev_servers.nvme.identify import CONTROLLER_ID, identify
+from userdev_servers.nvme.io_commands import sync_all, write_failure
+from userdev_servers.nvme.logs import get_log_page
+from userdev_servers.nvme.namespace import FORMATS, Namespace
+from userdev_servers.nvme.pointers import receive
+from userdev_servers.nvme.queues import CompletionQueue, SubmissionQueue
+from userdev_servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Status
 
 if TYPE_CHECKING:
-    from servers.nvme.background import Outcome
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.queues import Command
+    from userdev_servers.nvme.background import Outcome
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.queues import Command
 
 _CONTIGUOUS, _INTERRUPTS = 1, 2
 """Bits of the queue flags."""

@@ -6,13 +6,13 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from servers.block.images import parse_size
-from servers.nvme.faults import OPERATIONS, break_disk, mend_disk
 from userdev.errors import UserError
+from userdev_servers.block.images import parse_size
+from userdev_servers.nvme.faults import OPERATIONS, break_disk, mend_disk
 
 if TYPE_CHECKING:
-    from servers.nvme.namespace import Namespace
-    from servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.namespace import Namespace
+    from userdev_servers.nvme.nvme import Nvme
 
 
 def namespaces(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from servers.block.backing import Backing
+from userdev_servers.block.backing import Backing
 
 Place = tuple[int, int]
 """Offset and size, in bytes."""

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from secrets import token_hex
 
-from servers.block.backing import MEMORY, Backing
-from servers.block.lock import InUse
 from userdev.errors import UserError
+from userdev_servers.block.backing import MEMORY, Backing
+from userdev_servers.block.lock import InUse
 
 log = logging.getLogger("vfio_user.servers.block")
 

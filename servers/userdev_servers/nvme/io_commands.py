@@ -13,17 +13,17 @@ from functools import partial
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
-from servers.block.backing import Lost, WouldBlock
-from servers.nvme.identify import MAX_TRANSFER
-from servers.nvme.pointers import buffers_of, receive
-from servers.nvme.spec import ALL_NAMESPACES, Failure, Feature, HealthEvent, Io, Status
+from userdev_servers.block.backing import Lost, WouldBlock
+from userdev_servers.nvme.identify import MAX_TRANSFER
+from userdev_servers.nvme.pointers import buffers_of, receive
+from userdev_servers.nvme.spec import ALL_NAMESPACES, Failure, Feature, HealthEvent, Io, Status
 
 if TYPE_CHECKING:
-    from servers.nvme.background import Outcome
-    from servers.nvme.namespace import Namespace
-    from servers.nvme.nvme import Nvme
-    from servers.nvme.pointers import Buffers
-    from servers.nvme.queues import Command
+    from userdev_servers.nvme.background import Outcome
+    from userdev_servers.nvme.namespace import Namespace
+    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.pointers import Buffers
+    from userdev_servers.nvme.queues import Command
 
 log = logging.getLogger("vfio_user.servers.nvme")
 

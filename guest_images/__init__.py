@@ -1,1 +1,0 @@
-"""Recipes of guest images, and the programs that run inside the guest."""

@@ -1,0 +1,32 @@
+"""What an installation without the extras of pyproject.toml lacks, said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from userdev.errors import UserError
+
+_OURS = ("vfio_user", "userdev", "userdev_servers")
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Run a block that imports what only the extra of this name brings; `what` it is for is said.
+
+    Raises:
+        UserError: a package of somebody else's is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise lacking(error, extra, what) from error
+
+
+def lacking(error: ModuleNotFoundError, extra: str, what: str) -> Exception:
+    """What to raise where `what` needs the extra of this name; the error itself where a module of ours is not there."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package in _OURS:
+        return error
+    hint = f"pip install 'vfio-user[{extra}]'"
+    return UserError(f"{what} needs more than is installed: there is no package {package!r}", hint=hint)
