@@ -14,7 +14,7 @@ from unittest import mock
 
 from userdev_servers.edu import Edu
 from vfio_user.device import register, state
-from vfio_user.server import program, session
+from vfio_user.server import serve, session
 from vfio_user.server.negotiation import Agreement, Answer, Offer, negotiate
 from vfio_user.wire import Dialect, Message
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags
@@ -90,7 +90,7 @@ def main() -> None:
         return agreement, Answer(message.reply(VERSION.pack(0, asked.minor, tail=text)))
 
     with mock.patch.object(session, "negotiate", told):  # it says what no server of ours would
-        program.serve({"Edu": Edu, "Counting": Counting}[asked.device](), asked.socket)
+        serve({"Edu": Edu, "Counting": Counting}[asked.device](), asked.socket)
 
 
 if __name__ == "__main__":

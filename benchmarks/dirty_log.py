@@ -20,8 +20,9 @@ from pathlib import Path
 
 import click
 
+from userdev.memory.bitmap import bitmap_size
 from vfio_user.device import Dma
-from vfio_user.migration.dirty_log import DirtyPages, bitmap_size
+from vfio_user.migration.dirty_log import DirtyPages
 from vfio_user.wire.constants import DmaFlags
 
 GIB = 1 << 30

@@ -24,8 +24,8 @@ from tests.device_kit import (
     read_int,
     write_int,
 )
+from userdev.eventfd import drain
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ResetKind
-from vfio_user.device.eventfd import drain
 
 MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 INTX_DISABLE = 1 << 10

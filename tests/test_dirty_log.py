@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userdev.errors import ProtocolError
+from userdev.memory.bitmap import bitmap_size
 from vfio_user.migration import dirty_log
-from vfio_user.migration.dirty_log import GRANULE, DirtyPages, bitmap_size, check_page_size
+from vfio_user.migration.dirty_log import GRANULE, DirtyPages, check_page_size
 
 TraceFunction = Callable[[FrameType, str, Any], Any]
 

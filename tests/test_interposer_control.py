@@ -22,12 +22,12 @@ import pytest
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, answer, dma_map, read
 from userdev.errors import ProtocolError
+from userdev.memory.bitmap import dirty_runs
 from vfio_user.client import Client
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control.client import Control, ControlError
 from vfio_user.interposer.control.commands import COMMANDS
 from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.dirty_bitmap import dirty_runs
 from vfio_user.interposer.errors import PeerLost
 from vfio_user.interposer.loop import Task
 from vfio_user.wire import Command

@@ -86,12 +86,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[PciDevice]:
 
     The name is a string: a marker whose only argument is a class decorates the class.
     """
-    from vfio_user.server.catalogue import find_device
+    from vfio_user.server.catalogue import DEVICES
 
     mark = request.node.get_closest_marker("device")
     if mark is None:
         pytest.fail('no device is named: mark the test with @pytest.mark.device("module:Class")', pytrace=False)
-    made = find_device(*mark.args)(**mark.kwargs)
+    made = DEVICES.find(*mark.args)(**mark.kwargs)
     yield made
     made.close()
 

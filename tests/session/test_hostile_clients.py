@@ -38,7 +38,7 @@ ALMOST_FULL = 0xFFFFFFFFFFFFFFFE
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a server waits for before it looks closer is less here."""
-    monkeypatch.setattr("vfio_user.server.server.GRACE", 0.5)
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.5)
     monkeypatch.setattr("vfio_user.server.session.LOCK_SECONDS", 0.2)
 
 
@@ -273,7 +273,8 @@ def test_a_client_that_reads_nothing_is_given_up(server: Server, monkeypatch: py
 STUCK = """
 import sys, threading
 from vfio_user import PciDevice, PciIds, register
-from vfio_user.server import program, server
+from userdev.serving import program, server
+from vfio_user import serve
 
 class Stuck(PciDevice):
     ids = PciIds(1, 2)
@@ -282,7 +283,7 @@ class Stuck(PciDevice):
         threading.Event().wait()
 
 server.END_SECONDS, program.END_SECONDS = {server}, {program}
-program.serve(Stuck(), sys.argv[1])
+serve(Stuck(), sys.argv[1])
 threading.Event().wait({after})
 """
 
@@ -315,7 +316,7 @@ def test_a_program_ends_when_it_is_told_to_whatever_its_device_does(
 THREADED = """
 import pathlib, signal, sys, threading
 from vfio_user import PciDevice, PciIds
-from vfio_user.server import program
+from vfio_user.server import serve
 
 class Threaded(PciDevice):
     ids = PciIds(1, 2)
@@ -328,7 +329,7 @@ class Threaded(PciDevice):
         signal.pthread_kill(threading.get_ident(), signal.{name})
         threading.Event().wait()
 
-program.serve(Threaded(), sys.argv[1])
+serve(Threaded(), sys.argv[1])
 """
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from tests.session_kit import Prober, comes_true
+from userdev.serving.worker import FORGOTTEN, Worker
 from vfio_user.client import Client, EventFd
-from vfio_user.server.worker import FORGOTTEN, Worker
 from vfio_user.wire.constants import IrqIndex, MigrationState
 
 

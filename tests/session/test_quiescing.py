@@ -127,7 +127,7 @@ def initiate_flr(client: Client) -> None:
 def test_a_device_that_stands_still_soon_is_asked_once_and_goes_on_with_the_next_client(
     device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vfio_user.server.server.GRACE", PROMPT)
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", PROMPT)
     device.quiet = device.soon
     connect(server).close()
     assert device.comes_to("quiesce", "lost-connection")
@@ -138,7 +138,7 @@ def test_a_device_that_stands_still_soon_is_asked_once_and_goes_on_with_the_next
 def test_a_client_that_leaves_while_the_device_gets_quiet_has_it_asked_once(
     device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vfio_user.server.server.GRACE", PROMPT)
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", PROMPT)
     answer = Quiesce()
     device.quiet = lambda: answer
     client = connect(server)
@@ -173,7 +173,7 @@ def test_a_thread_that_waits_for_the_clients_memory_is_told_at_once_that_it_has_
     device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stands still when it has given up, which must not take the patience that a device has."""
-    monkeypatch.setattr("vfio_user.server.server.GRACE", PROMPT)
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", PROMPT)
     answer = Quiesce()
 
     def work() -> None:

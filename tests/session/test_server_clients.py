@@ -45,7 +45,7 @@ def test_a_client_that_goes_away_leaves_the_device_ready_for_the_next(device: Pr
 def test_a_second_client_is_refused_while_one_is_served(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vfio_user.server.server.GRACE", 0.05)
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.05)
     with pytest.raises(RemoteError) as refused:
         Client.connect(str(server.listener.address))
     assert refused.value.errno == errno.EBUSY

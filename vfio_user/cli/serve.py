@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from userdev.errors import UserError
+from userdev.serving.authored import authored
+from userdev.serving.program import log_to_stderr
 from vfio_user.device import PciDevice
 from vfio_user.device.options import Option, device_options, parse_options
-from vfio_user.server.authored import authored
-from vfio_user.server.catalogue import description, device_names, find_device
+from vfio_user.server.catalogue import DEVICES
 from vfio_user.server.negotiation import Offer
-from vfio_user.server.program import log_to_stderr, serve
+from vfio_user.server.server import serve
 from vfio_user.wire.dialects import DIALECTS, dialect_named
 
 
@@ -34,10 +35,10 @@ class _Devices(click.Group):
     """A subcommand per device, made from the device's own options."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return device_names()
+        return DEVICES.names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        device = find_device(cmd_name)
+        device = DEVICES.find(cmd_name)
         own = [_click_option(option) for option in _own_options(device)]
 
         def run(**given: Any) -> None:
@@ -48,7 +49,7 @@ class _Devices(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Devices"):
-            formatter.write_dl([(name, _first_line(name)) for name in device_names()])
+            formatter.write_dl([(name, _first_line(name)) for name in DEVICES.names()])
 
 
 @click.group(cls=_Devices, subcommand_metavar="DEVICE [OPTIONS]")
@@ -61,7 +62,7 @@ def command() -> None:
 
 def _serve(device_class: type[PciDevice], given: dict[str, Any]) -> None:
     if given.pop("print_capabilities"):
-        click.echo(json.dumps(description(device_class)))
+        click.echo(json.dumps(DEVICES.description(device_class)))
         return
     address = _address(given.pop("socket_path"), given.pop("fd"), given.pop("listen"))
     dialect = dialect_named(given.pop("dialect"))
@@ -110,6 +111,6 @@ def _click_option(option: Option) -> click.Option:
 
 def _first_line(name: str) -> str:
     try:
-        return (find_device(name).__doc__ or "").strip().partition("\n")[0]
+        return (DEVICES.find(name).__doc__ or "").strip().partition("\n")[0]
     except UserError as error:  # one that is broken does not hide the others
         return str(error)

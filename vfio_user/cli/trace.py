@@ -131,9 +131,9 @@ def _registers(text: str | None) -> RegisterMap:
         raise UserError(f"there is no register map {text}")
     from vfio_user.device.declared import declarations
     from vfio_user.device.register import BaseRegister
-    from vfio_user.server.catalogue import find_device
+    from vfio_user.server.catalogue import DEVICES
 
-    declared = [(register.name, register.place) for register in declarations(find_device(text), BaseRegister)]
+    declared = [(register.name, register.place) for register in declarations(DEVICES.find(text), BaseRegister)]
     return RegisterMap(
         Register(place.bar, place.offset, name, max(place.widths), place.count or 1, place.stride)
         for name, place in declared

@@ -1,6 +1,6 @@
 """The VMM's side in Python: a client that does everything QEMU's does, and what is built on it."""
 
-from vfio_user.client.bitmap import DirtyBitmap, bitmap_size
+from userdev.memory.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.channel import Channel, Pending
 from vfio_user.client.client import Client
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from userdev.errors import ProtocolError
-from vfio_user.client.bitmap import DirtyBitmap, bitmap_size
+from userdev.memory.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.channel import Pending
 from vfio_user.client.connection import Connection
 from vfio_user.client.memory import GuestMemory, Mapping

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Sequence
 
 from userdev.errors import ProtocolError
-from vfio_user.client.bitmap import DirtyBitmap, bitmap_size
+from userdev.memory.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.connection import Connection
 from vfio_user.client.errors import RemoteError
 from vfio_user.wire import Command

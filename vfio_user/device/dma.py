@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from userdev.errors import ProtocolError
+from userdev.memory.files import MemoryFile
 from vfio_user.device.dma_map import DmaMap, RegionHook
 from vfio_user.device.dma_region import NOWHERE, READ, WRITE, DmaRegion
 from vfio_user.device.link import Link, NoClient
-from vfio_user.device.memory_file import MemoryFile
 
 Buffer = bytes | bytearray | memoryview
 

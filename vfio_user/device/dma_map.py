@@ -8,9 +8,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
+from userdev.memory.bitmap import bitmap_size
+from userdev.memory.files import MemoryFiles
 from vfio_user.device.dma_region import CURRENT_POLICY, NOWHERE, DmaRegion
-from vfio_user.device.memory_file import MemoryFiles
-from vfio_user.migration.dirty_log import MAX_LOGGED, DirtyPages, bitmap_size, check_page_size
+from vfio_user.migration.dirty_log import MAX_LOGGED, DirtyPages, check_page_size
 from vfio_user.wire.constants import DmaFlags
 
 MMAP, FILE_IO = int(DmaFlags.MMAP), int(DmaFlags.FILE_IO)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmap import mmap
 
 from userdev.errors import ProtocolError
-from vfio_user.device.memory_file import MemoryFile
+from userdev.memory.files import MemoryFile
 from vfio_user.migration.dirty_log import DirtyPages
 from vfio_user.wire.constants import DmaFlags
 

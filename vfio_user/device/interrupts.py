@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from userdev.errors import ProtocolError
-from vfio_user.device.eventfd import drain
+from userdev.eventfd import drain
 from vfio_user.device.irq_wiring import (
     ERR,
     EVENTFD,

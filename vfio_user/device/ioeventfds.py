@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from vfio_user.device.eventfd import drain
+from userdev.eventfd import drain
 from vfio_user.device.link import Link
 from vfio_user.device.region import IoFd
 from vfio_user.migration.memory import PAGE, Memfd

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
-from vfio_user.device.eventfd import close_all, drain, is_eventfd, is_full, signaller
+from userdev.eventfd import close_all, drain, is_eventfd, is_full, signaller
 from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
 
 INTX, MSI, MSIX, ERR, REQ = map(int, IrqIndex)

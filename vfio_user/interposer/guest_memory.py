@@ -6,8 +6,8 @@ import errno as errnos
 import os
 from collections.abc import Iterable
 
+from userdev.memory.bitmap import IovaRange
 from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.dirty_bitmap import Run
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.own_calls import data_limit, request
 from vfio_user.interposer.session import Session
@@ -68,7 +68,7 @@ async def dma_write(session: Session, iova: int, data: bytes) -> None:
     await request(session, number, layout.pack(iova, len(data), tail=data), towards=Direction.TO_CLIENT)
 
 
-async def write_back(session: Session, runs: Iterable[Run]) -> tuple[int, int]:
+async def write_back(session: Session, runs: Iterable[IovaRange]) -> tuple[int, int]:
     """Write guest memory's own content back over DMA_WRITE; returns how many messages and bytes that took.
 
     Whatever else writes there meanwhile may be undone: the guest must stand still.

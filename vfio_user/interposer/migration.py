@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from userdev.errors import ProtocolError
+from userdev.memory.bitmap import IovaRange, bitmap_size
 from vfio_user.interposer import migration_region
-from vfio_user.interposer.dirty_bitmap import Run, bitmap_size
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.own_calls import TIMEOUT, data_limit, feature, request
 from vfio_user.interposer.server_migration import ServerMigration
@@ -96,7 +96,7 @@ class MessageMigration:
             self._pieces.taken(piece)
             view = view[len(piece) :]
 
-    async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
+    async def start_logging(self, page_size: int, ranges: Iterable[IovaRange] | None = None) -> None:
         maps = self._session.model.maps.values()
         wanted = list(ranges) if ranges is not None else [(mapping.iova, mapping.size) for mapping in maps]
         body = at.LOGGING_CONTROL.pack(page_size, len(wanted), 0)
@@ -107,7 +107,7 @@ class MessageMigration:
         body = at.LOGGING_CONTROL.pack(0, 0, 0)
         await feature(self._session, Feature.DMA_LOGGING_STOP, FeatureFlags.SET, body)
 
-    async def report(self, page_size: int, run: Run) -> bytes:
+    async def report(self, page_size: int, run: IovaRange) -> bytes:
         iova, length = run
         size = bitmap_size(length, page_size)
         body = at.LOGGING_REPORT.pack(iova, length, page_size)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
+from userdev.memory.bitmap import IovaRange, bitmap_size
 from vfio_user.interposer import own_calls
-from vfio_user.interposer.dirty_bitmap import Run, bitmap_size
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.session import Session
 from vfio_user.wire import REGION_MIGRATION, Command, Message
@@ -118,13 +118,13 @@ class RegionMigration:
             piece, self._to_write = self._to_write[_LENGTH:end], self._to_write[end:]
             await self._write_piece(piece)
 
-    async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
+    async def start_logging(self, page_size: int, ranges: Iterable[IovaRange] | None = None) -> None:
         await self._dirty_pages(DirtyPagesFlags.START)
 
     async def stop_logging(self) -> None:
         await self._dirty_pages(DirtyPagesFlags.STOP)
 
-    async def report(self, page_size: int, run: Run) -> bytes:
+    async def report(self, page_size: int, run: IovaRange) -> bytes:
         iova, length = run
         size = bitmap_size(length, page_size)
         if self._session.dialect.shapes[Command.DMA_MAP].request is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from vfio_user.interposer.dirty_bitmap import Run
+from userdev.memory.bitmap import IovaRange
 from vfio_user.wire.constants import MigrationState, MigrationSupport
 
 
@@ -31,11 +31,11 @@ class ServerMigration(Protocol):
     async def write(self, data: bytes) -> None:
         """Hand state to a device that is RESUMING."""
 
-    async def start_logging(self, page_size: int, ranges: Iterable[Run] | None = None) -> None:
+    async def start_logging(self, page_size: int, ranges: Iterable[IovaRange] | None = None) -> None:
         """Let the server log the pages it writes, in `ranges` or everywhere that is mapped."""
 
     async def stop_logging(self) -> None:
         """Let it end that."""
 
-    async def report(self, page_size: int, run: Run) -> bytes:
+    async def report(self, page_size: int, run: IovaRange) -> bytes:
         """The dirty bitmap of a range since it was last asked for."""

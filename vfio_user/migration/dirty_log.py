@@ -13,6 +13,7 @@ import errno
 from threading import Lock
 
 from userdev.errors import ProtocolError
+from userdev.memory.bitmap import bitmap_size
 
 GRANULE_SHIFT = 12
 GRANULE = 1 << GRANULE_SHIFT
@@ -26,12 +27,6 @@ _BLOCK = (1 << _BLOCK_SHIFT) // 8
 """Bytes of bits that are folded at a time: 1 GiB of memory. Most are clean, and skipped."""
 _CLEAN = bytes(_BLOCK + 1)
 _BITS = tuple(1 << bit for bit in range(8))
-
-
-def bitmap_size(length: int, page_size: int) -> int:
-    """Bytes of a bitmap over `length` bytes: a bit a page, rounded up to whole 64-bit words."""
-    pages = -(-length // page_size)
-    return -(-pages // 64) * 8
 
 
 def check_page_size(page_size: int) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
-from vfio_user.migration.dirty_log import bitmap_size
+from userdev.memory.bitmap import bitmap_size
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.constants import DirtyPagesFlags
 from vfio_user.wire.layouts import BITMAP_V6, DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
-from vfio_user.migration.dirty_log import bitmap_size
+from userdev.memory.bitmap import bitmap_size
 from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags, MigrationSupport
 from vfio_user.wire.layouts import (
     DEVICE_STATE,

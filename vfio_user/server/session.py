@@ -23,6 +23,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
+from userdev.serving.wakeup import Wakeup
+from userdev.serving.worker import Worker
 from userdev.transport import Stream, close_all
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY
 from vfio_user.server import commands
@@ -32,8 +34,6 @@ from vfio_user.server.owed import Owed
 from vfio_user.server.regions import Regions
 from vfio_user.server.registers import RegisterPath
 from vfio_user.server.requests import ClientRequests
-from vfio_user.server.wakeup import Wakeup
-from vfio_user.server.worker import Worker
 from vfio_user.wire import COMMAND, DRAFT_V6, NO_REPLY, Command, Dialect, Message, Sender
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from vfio_user.client.bitmap import bitmap_size
+from userdev.memory.bitmap import bitmap_size
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
 from vfio_user.client.conformance.check import MESSAGES, Group, Level, Skip, require
 from vfio_user.client.conformance.features import GET, SET, container

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from vfio_user.client.bitmap import bitmap_size
+from userdev.memory.bitmap import bitmap_size
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
 from vfio_user.client.conformance.check import REGION, Group, Level, require
 from vfio_user.client.conformance.refusals import Bad, enter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from userdev.errors import UserError
-from vfio_user.interposer import dirty_bitmap
+from userdev.memory.bitmap import IovaRange
 from vfio_user.interposer.trace.show import parse_region
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Run(BaseModel):
     size: Number
 
     @property
-    def pair(self) -> dirty_bitmap.Run:
+    def pair(self) -> IovaRange:
         return self.iova, self.size
 
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from userdev.errors import UserError
-from vfio_user.interposer import dirty_bitmap, own_calls
+from userdev.memory.bitmap import IovaRange, bitmap_size, dirty_pages, dirty_runs
+from vfio_user.interposer import own_calls
 from vfio_user.interposer.control.command import (
     MAX_DATA,
     ControlCommand,
@@ -179,10 +180,10 @@ class DmaLoggingReport(ControlCommand):
         runs: list[dict[str, int]] = []
         bitmaps: list[Result] = []
         for iova, size in wanted:
-            if dirty_bitmap.bitmap_size(size, self.page_size) > MAX_DATA:
+            if bitmap_size(size, self.page_size) > MAX_DATA:
                 raise UserError(f"the bitmap of {size:#x} bytes is too large for a message", hint="ask for it in parts")
             found = await migration.report(self.page_size, (iova, size))
-            dirty = dirty_bitmap.dirty_runs(found, iova, size, self.page_size)
+            dirty = dirty_runs(found, iova, size, self.page_size)
             runs += [{"iova": start, "size": length} for start, length in dirty]
             if self.bitmap:
                 bitmaps.append({"iova": iova, "size": size, "bitmap": base64.b64encode(found).decode()})
@@ -206,7 +207,7 @@ class DmaLoggingResend(ControlCommand):
         pages, unmapped = unmapped_pages(session, self.page_size)
         for iova, size in _writable(session):
             found = await migration.report(self.page_size, (iova, size))
-            places = (iova + page * self.page_size for page in dirty_bitmap.dirty_pages(found))
+            places = (iova + page * self.page_size for page in dirty_pages(found))
             pages.update(place for place in places if place < iova + size)
         return {"pages": await resend(session, sorted(pages)), "unmapped": sorted(unmapped)}
 
@@ -221,7 +222,7 @@ class DmaLoggingStop(ControlCommand):
         return {}
 
 
-def _writable(session: Session) -> list[dirty_bitmap.Run]:
+def _writable(session: Session) -> list[IovaRange]:
     """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
     return [(mapping.iova, mapping.size) for mapping in session.model.maps.values() if mapping.written_directly]
 

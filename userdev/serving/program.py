@@ -13,15 +13,12 @@ import os
 import select
 import signal
 import sys
-from typing import TYPE_CHECKING
-
-from userdev.transport import Address
-from vfio_user.server.server import Server
-from vfio_user.wire import CURRENT, Dialect
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vfio_user.device import PciDevice
-    from vfio_user.server.negotiation import Offer
+    from collections.abc import Callable
+
+    from userdev.serving.server import Server
 
 END_SECONDS = 20
 """What is left to a program that was told to end, for its session, its device and its threads. Then it ends anyhow."""
@@ -29,25 +26,19 @@ END_SECONDS = 20
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(
-    device: PciDevice,
-    address: Address | str,
-    *,
-    dialect: Dialect = CURRENT,
-    offer: Offer | None = None,
-    announce: bool = True,
-) -> None:
-    """Serve `device` until SIGTERM or SIGINT, or until an inherited connection ends. For the main thread.
+def run(make: Callable[[Callable[[], None]], Server[Any]], announced: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until the server says that it has ended. For the main thread.
 
-    From then on the whole process has `END_SECONDS`; after them its threads' stacks go to stderr, and it ends with
-    status 1. Whoever serves in a program that does more afterwards calls `faulthandler.cancel_dump_traceback_later`.
+    `make` makes the server and is given what it calls at its end; `announced` is what is said to listen, on stderr.
+    Once it has been told to end the whole process has `END_SECONDS`; after them its threads' stacks go to stderr, and
+    it ends with status 1. Whoever does more afterwards calls `faulthandler.cancel_dump_traceback_later`.
 
     Raises:
         UserError: the address cannot be listened on.
     """
-    with _Ending() as ending, Server(device, address, dialect=dialect, offer=offer, ended=ending.set) as server:
-        if announce:
-            print(f"{type(device).__name__} is listening on {server.listener.address}", file=sys.stderr, flush=True)
+    with _Ending() as ending, make(ending.set) as server:
+        if announced is not None:
+            print(f"{announced} is listening on {server.listener.address}", file=sys.stderr, flush=True)
         ending.wait()
         # A thread of C's, which needs neither Python's lock nor any of ours.
         faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=2)

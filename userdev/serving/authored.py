@@ -10,7 +10,8 @@ from pathlib import Path
 
 from userdev.errors import UserError
 
-OURS = str(Path(__file__).parent.parent)
+OURS = tuple(f"{Path(__file__).parents[2] / package}/" for package in ("userdev", "vfio_user"))
+"""The packages of this project: the line at fault is none of theirs."""
 STDLIB = sysconfig.get_path("stdlib")
 INSTALLED = "site-packages"
 HINT = "VFIO_USER_TRACEBACK=1 shows all of it"
@@ -51,7 +52,7 @@ def _said(error: Exception) -> str:
 def _at(error: BaseException) -> str:
     """The innermost line that is neither ours nor Python's, with its function."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not (frame.filename.startswith((OURS, "<")) or _of_python(frame.filename)):
+        if not (frame.filename.startswith((*OURS, "<")) or _of_python(frame.filename)):
             return f" ({frame.filename}:{frame.lineno}, in {frame.name})"
     return ""
 

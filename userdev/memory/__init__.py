@@ -1,0 +1,1 @@
+"""Memory that a peer shares: the files it is in, and bitmaps of its pages."""

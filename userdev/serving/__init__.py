@@ -1,0 +1,1 @@
+"""What makes a device a program: who listens, what runs beside a session, conventions, devices by name."""

@@ -1,0 +1,128 @@
+"""Devices by name: entry points of a group, MODULE:CLASS, or FILE.py:CLASS."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from functools import reduce
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeGuard, TypeVar
+
+from userdev.errors import UserError
+from userdev.serving.authored import authored
+
+HOW = "give the name of one, MODULE:CLASS, or FILE.py:CLASS"
+
+D = TypeVar("D")
+
+
+class Catalogue(Generic[D]):
+    """The devices of one protocol: classes below `base`, which is made when it is first needed.
+
+    `type` is what the protocol's specification calls such a program in its description.
+    """
+
+    def __init__(self, group: str, type: str, base: Callable[[], type[D]]) -> None:
+        self.group = group
+        self._type = type
+        self._base = base
+
+    def names(self) -> list[str]:
+        """The names that installed packages give to their devices."""
+        return sorted(entry.name for entry in entry_points(group=self.group))
+
+    def find(self, name: str) -> type[D]:
+        """The class that `name` means. Modules are looked for in the current folder too, after the installed ones.
+
+        Raises:
+            UserError: there is none, it is no device, or its module fails, with the line of its author's.
+        """
+        found = entry_points(group=self.group, name=name)
+        if found:
+            entry = next(iter(found))
+            module_name, attribute = entry.module, entry.attr
+        elif ":" in name:
+            module_name, _, attribute = name.rpartition(":")
+        else:
+            raise UserError(f"unknown device {name!r}", hint=f"there are: {', '.join(self.names())}; {HOW}")
+        is_file = module_name.endswith(".py") or "/" in module_name
+        module = _from_file(Path(module_name), name) if is_file else _from_module(module_name, name)
+        return self._device_in(module, attribute, name)
+
+    def description(self, device: type[D]) -> dict[str, Any]:
+        """The JSON description that the specification wants of a back-end program: DEVICE.json beside its module.
+
+        A device without one is described by its docstring.
+
+        Raises:
+            UserError: the description is no JSON object.
+        """
+        module = sys.modules.get(device.__module__)
+        beside = Path(getattr(module, "__file__", None) or "").with_suffix(".json")
+        if not beside.is_file():
+            return {"description": (device.__doc__ or device.__name__).strip().partition("\n")[0], "type": self._type}
+        with authored(f"the description {beside} cannot be read"):
+            document = json.loads(beside.read_text())
+        if not isinstance(document, dict):
+            raise UserError(
+                f"the description {beside} is no JSON object", hint="see servers/userdev_servers/edu.json for one"
+            )
+        return document
+
+    def _device_in(self, module: ModuleType, attribute: str, name: str) -> type[D]:
+        base = self._base()
+        devices = [key for key, value in vars(module).items() if _is_device(value, base)]
+        whose = f"{base.__module__.partition('.')[0]}.{base.__name__}"
+        hint = f"its devices are: {', '.join(devices) or 'none'}; a device is a subclass of {whose}"
+        try:
+            found: object = reduce(getattr, attribute.split("."), module)
+        except AttributeError:
+            raise UserError(f"device {name!r}: {module.__file__} has no {attribute!r}", hint=hint) from None
+        if not _is_device(found, base):
+            raise UserError(f"{name!r} is no device", hint=hint)
+        return found
+
+
+def _from_module(module_name: str, name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UserError(f"{module_name!r} is no module's name", hint=HOW)
+    _look_in(Path.cwd())
+    with authored(f"device {name!r} cannot be loaded"):
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # one that it imports
+            where = f"neither installed nor in {Path.cwd()}"
+            raise UserError(f"device {name!r}: there is no module {error.name!r}, {where}", hint=HOW) from error
+
+
+def _from_file(path: Path, name: str) -> ModuleType:
+    if path.suffix != ".py" or not path.is_file():
+        what = "there is no such file" if path.suffix == ".py" else "a file of Python ends in .py"
+        raise UserError(f"device {name!r}: {what}: {path}", hint=HOW)
+    path = path.resolve()
+    _look_in(path.parent)  # for the modules beside it
+    known = path.stem if path.stem not in sys.modules else f"{path.stem} ({path})"
+    spec = importlib.util.spec_from_file_location(known, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[known] = importlib.util.module_from_spec(spec)
+    with authored(f"device {name!r} cannot be loaded"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _look_in(folder: Path) -> None:
+    """Last, so that nothing there is taken for what others import."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _is_device(value: object, base: type[D]) -> TypeGuard[type[D]]:
+    return isinstance(value, type) and issubclass(value, base) and value is not base

@@ -1,0 +1,155 @@
+"""One address: its clients are served one at a time, and the device behind it outlives each of them.
+
+A second client that comes while one is served is refused at once, after a moment's grace for the old session to end:
+waiting would look like a hang. What a session is, and how one refuses, are the protocol's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+
+from userdev.transport import Address, Listener, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("userdev.serving")
+
+GRACE_SECONDS = 2.0
+"""That a new client waits for the previous session to end."""
+
+LOOK_SECONDS = 1.0
+"""Between two looks at a session that should end."""
+
+END_SECONDS = 10.0
+"""That a session may take to end with its server."""
+
+
+class Served(Protocol):
+    """One client's session."""
+
+    def run(self) -> None:
+        """Serve until the client goes away or `stop` is called. Raises nothing that a client can cause."""
+
+    def stop(self) -> None:
+        """End the session from any thread, whatever it waits for of its client."""
+
+    def free(self) -> bool:
+        """End, from any thread, what only a client that means no good can make last.
+
+        Returns whether the client has gone, so that the session ends.
+        """
+
+
+S = TypeVar("S", bound=Served)
+
+
+class Server(Generic[S]):
+    """Serves one client after the other on one address, on threads of its own, until `close`.
+
+    Several servers live in one process without getting into each other's way: each session has its own thread, and
+    nothing is shared between them.
+    """
+
+    def __init__(
+        self,
+        address: Address | Listener | str,
+        session: Callable[[Stream, bool], S],
+        refuse: Callable[[Stream], None],
+        *,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        """Listen on `address`; serving begins with `start`.
+
+        `session` makes one for a client, and is told whether that is the only one there will be: an inherited
+        connection. `refuse` answers a client for whom there is no room, on a thread of its own, and closes its
+        stream. `ended` is called when there will be no further client: an inherited connection has ended.
+
+        Raises:
+            UserError: the address cannot be listened on.
+        """
+        self.listener = address if isinstance(address, Listener) else Listener(address)
+        self._make = session
+        self._refuse = refuse
+        self._ended = ended
+        self._session: S | None = None
+        self._serving: threading.Thread | None = None
+        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._closing = False
+
+    def start(self) -> Self:
+        """Begin to accept clients; returns at once."""
+        self._accepting.start()
+        return self
+
+    def close(self) -> None:
+        """End the session and stop listening; what was served stays usable. Idempotent.
+
+        A session that a device's own code keeps from ending is left behind after `END_SECONDS`, which is logged.
+        """
+        self._closing = True
+        self.listener.shutdown()
+        if self._session is not None:
+            self._session.stop()
+        end = monotonic() + END_SECONDS
+        for thread in (self._accepting, self._serving):
+            if thread is not None and thread.ident is not None:
+                self._wait_for(thread, end)
+        self.listener.close()
+
+    def _wait_for(self, thread: threading.Thread, end: float) -> None:
+        """The session may have begun to wait for its client only now."""
+        thread.join(LOOK_SECONDS)
+        while thread.is_alive():
+            if monotonic() > end:
+                log.error("%s does not end: the device's own code may keep it", thread.name)
+                return
+            if self._session is not None:
+                self._session.stop()
+            thread.join(LOOK_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        if self.listener.is_connected:
+            self._begin(Stream(self.listener.socket), only=True)
+            assert self._serving is not None
+            self._serving.join()
+            if self._ended is not None:
+                self._ended()
+            return
+        while not self._closing:
+            try:
+                stream = self.listener.accept()
+            except OSError:
+                return
+            try:
+                self._take(stream)
+            except Exception:  # no room for a thread, say: the next client may be luckier
+                log.exception("a client could not be served")
+                stream.close()
+
+    def _take(self, stream: Stream) -> None:
+        if self._serving is not None:
+            self._serving.join(GRACE_SECONDS)
+            if self._serving.is_alive() and self._session is not None and self._session.free():
+                self._serving.join(GRACE_SECONDS)
+            if self._serving.is_alive():
+                log.warning("another client came while one is served: refused")
+                threading.Thread(target=self._refuse, args=(stream,), daemon=True).start()
+                return
+        self._begin(stream, only=False)
+
+    def _begin(self, stream: Stream, *, only: bool) -> None:
+        self._session = self._make(stream, only)
+        self._serving = threading.Thread(target=self._session.run, name="session", daemon=True)
+        self._serving.start()
+        if self._closing:
+            self._session.stop()
