@@ -57,10 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A `Lab` of this test: what it starts ends with the test, and a failure leaves evidence in a folder of its own."""
-    from userdev.errors import VerdictError
+    from userdev.errors import UserError, VerdictError
 
-    with needing("harness", "the fixture lab"):
-        from vfio_user.harness.trial import trial
+    try:
+        with needing("harness", "the fixture lab"):
+            from vfio_user.harness.trial import trial
+    except UserError as error:
+        pytest.fail(f"{error}: {error.hint}", pytrace=False)
 
     option = request.config.getoption
     folder = Path(option("--vfio-results")) / folder_name(request.node.nodeid)
