@@ -18,6 +18,7 @@ from pathlib import Path
 
 from avocado_tests.disconnections import CELLS, Expected, Moment, Row, posts_writes
 from avocado_tests.leftovers import client_things
+from userdev.control import ControlError
 from userdev.errors import UserError
 from vfio_user.client import Client
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
@@ -29,7 +30,6 @@ from vfio_user.harness.lab import Lab
 from vfio_user.harness.machine import MachineError
 from vfio_user.harness.process import Child
 from vfio_user.harness.qmp import QmpLost, QmpTimeout
-from vfio_user.interposer.control.client import ControlError
 from vfio_user.wire.constants import MigrationState
 
 DEVICE = "avocado_tests.busy_edu:BusyEdu --msix 0 --plain yes"

@@ -16,7 +16,7 @@ from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.harness.lab import Lab
-from vfio_user.interposer.control.client import Control
+from vfio_user.interposer.control.client import InterposerControl
 
 CHIP = "gpiochip0"
 EDGES = "/tmp/edges"
@@ -144,7 +144,7 @@ class Gpio(GuestTest):
             self.hold(card.guest, f"{OUTPUTS + 3}=1")
             self.assertEqual(watcher.next()["outputs"], 1 << 3)
             card.ask("set", inputs=0x8001)
-            with Control(card.control.with_name("interposer")) as interposer:
+            with InterposerControl(card.control.with_name("interposer")) as interposer:
                 self.assertTrue(interposer.call("restart", hand_over=True)["handed_over"])
             self.assertEqual((card.ask("get")["outputs"], card.ask("get")["inputs"]), (1 << 3, 0x8001))
             read = card.guest.succeed(["gpioget", "--numeric", "-c", CHIP, str(INPUTS), str(INPUTS + 15)])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from avocado_tests.odd_edu import COUNT, COUNTED, UNMASKED, WRONG
+from userdev.control import ControlError
 from userdev.errors import UserError
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
@@ -33,7 +34,6 @@ from vfio_user.harness.lab import Lab
 from vfio_user.harness.qemu_guards import AT_UNPLUG
 from vfio_user.harness.qmp import QmpError
 from vfio_user.harness.server import Device, DeviceServer
-from vfio_user.interposer.control.client import ControlError
 from vfio_user.wire import Command
 from vfio_user.wire.layouts import DMA_ACCESS
 
@@ -112,14 +112,14 @@ def decoded(text: str) -> bytes:
 def until_answered(server: InterposedServer) -> None:
     """Wait until the interposer owes the client nothing."""
     deadline = Deadline(10)
-    while any(server.control.call("status")["session"]["waiting"].values()):
+    while any(server.control.session_status()["waiting"].values()):
         assert not deadline.passed, "the reply never went on"
 
 
 def until_faulted(server: InterposedServer) -> None:
     """Wait until the scenario's rule has met its message."""
     deadline = Deadline(10)
-    while not server.control.call("status")["session"]["counters"]["faults"]:
+    while not server.control.session_status()["counters"]["faults"]:
         assert not deadline.passed, "the access never came"
 
 

@@ -13,7 +13,7 @@ from avocado_tests.programs.durable import PLACES, SIZE
 from userdev_servers.control import ControlClient
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts.pair import two_hosts
-from vfio_user.interposer.control.client import Control
+from vfio_user.interposer.control.client import InterposerControl
 
 KEPT_ALIVE = (
     "vfio-user interpose --listen {socket} --server-command 'vfio-user serve {nvme} --fd {fd}' --keep-alive"
@@ -76,27 +76,27 @@ class Kills(NvmeTest):
         with self.bench("64M", server=KEPT_ALIVE, io_timeout=IO_TIMEOUT) as bench:
             load = self.start_load(bench, rw="randwrite", bsrange="4k-64k", iodepth=16, size="8m", runtime=30)
             written = f"$(awk '{{print $7}}' /sys/block/{Path(bench.block()).name}/stat)"
-            with closing(Control(bench.folder / "interposer")) as interposer:
+            with closing(InterposerControl(bench.folder / "interposer")) as interposer:
                 for _ in range(6):
                     goal = int(bench.guest.succeed(f"echo {written}")) + 5000
                     bench.guest.wait_until_succeeds(f"test {written} -gt {goal}", interval=0.05)
                     interposer.call("signal", signal="SIGKILL")
                 result = load.wait()
                 self.assertTrue(result.ok, result.describe())
-                self.assertEqual(interposer.call("status")["survival"]["crashes"], 6)
+                self.assertEqual(interposer.survival()["crashes"], 6)
 
     def kill_again_and_again(self, way: str, times: int, options: str = "") -> None:
         """The guest's driver resets the controller, and its writer goes on as if nothing had been."""
         with self.bench("16M", server=KEPT_ALIVE, options=options, io_timeout=IO_TIMEOUT) as bench:
             self.begin_writing(bench, way)
-            with closing(Control(bench.folder / "interposer")) as interposer:
+            with closing(InterposerControl(bench.folder / "interposer")) as interposer:
                 for time in range(times):
                     self.wait_for(bench, self.acknowledged(bench) + 37 + 11 * time)
                     interposer.call("signal", signal="SIGKILL")
                     acknowledged = self.acknowledged(bench)
                     self.check(acknowledged, bench.image.read_bytes())
                 self.wait_for(bench, self.acknowledged(bench) + 50)
-                self.assertEqual(interposer.call("status")["survival"]["crashes"], times)
+                self.assertEqual(interposer.survival()["crashes"], times)
             bench.guest.succeed("touch /tmp/enough", "test ! -e /tmp/failed")
             self.check(self.acknowledged(bench), bench.image.read_bytes())
 
@@ -165,7 +165,7 @@ class Moves(NvmeTest):
         """Restarts on purpose: queues, features and commands in flight are handed to the next server, at once."""
         with self.bench("64M", server=KEPT_ALIVE) as bench:
             load = self.load(bench)
-            with closing(Control(bench.folder / "interposer")) as interposer:
+            with closing(InterposerControl(bench.folder / "interposer")) as interposer:
                 for _ in range(3):
                     done = interposer.call("restart", hand_over=True)
                     self.assertTrue(done["handed_over"])
@@ -175,7 +175,7 @@ class Moves(NvmeTest):
         """What is rung while there is none is found; and no command costs a message."""
         with self.bench("64M", server=KEPT_ALIVE, options="--map-doorbells {folder}/doorbells") as bench:
             load = self.load(bench)
-            with closing(Control(bench.folder / "interposer")) as interposer:
+            with closing(InterposerControl(bench.folder / "interposer")) as interposer:
                 for _ in range(3):
                     self.assertTrue(interposer.call("restart", hand_over=True)["handed_over"])
             self.finish(bench, load)

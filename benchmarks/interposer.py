@@ -25,7 +25,7 @@ import click
 
 from benchmarks.region_access import BARE, EDU, client_command, launch, measure, start
 from vfio_user.client import Client
-from vfio_user.interposer.control.client import Control
+from vfio_user.interposer.control.client import InterposerControl
 
 AROUND_A_KILL = 1.0
 """Seconds that the client reads after each."""
@@ -90,7 +90,7 @@ def _restarts(command: str, scratch: Path, register: tuple[int, int], times: int
         ]
         launch([*words, "--keep-alive", "--server-command", command], front, stack)
         client = stack.enter_context(Client.connect(str(front)))
-        controller = stack.enter_context(Control(control))
+        controller = stack.enter_context(InterposerControl(control))
         longest = []
         for _ in range(times):
             controller.call("signal", signal="SIGKILL")
@@ -99,7 +99,7 @@ def _restarts(command: str, scratch: Path, register: tuple[int, int], times: int
             while (began := time.monotonic()) < over:
                 client.region_read(region, offset, 4)
                 longest[-1] = max(longest[-1], time.monotonic() - began)
-        survived = controller.call("status")["survival"]
+        survived = controller.survival()
     if survived["crashes"] != times or survived["failed"]:
         raise click.ClickException(f"the server did not come back each time: {survived}")
     return longest

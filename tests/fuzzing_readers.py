@@ -273,9 +273,9 @@ def _read_recipe(path: Path, data: bytes) -> None:
 
 
 def _read_lines(data: bytes) -> None:
-    from vfio_user.interposer.control.lines import LineReader, document_of
+    from userdev.control import LineReader, document_of
 
-    reader = LineReader()
+    reader = LineReader(1 << 20)
     for piece in (data[:7], data[7:], b"\n"):
         for line in reader.feed(piece):
             if not line.refusal:

@@ -14,7 +14,7 @@ from typing import Any
 
 from userdev_servers.edu import Edu
 from vfio_user.client import Client, GuestMemory
-from vfio_user.interposer.control.client import Control
+from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, Dialect
@@ -45,8 +45,8 @@ class Interposed:
     def client(self, **options: Any) -> Client:
         return self._stack.enter_context(Client.connect(str(self.folder / "listen"), **options))
 
-    def control(self) -> Control:
-        return self._stack.enter_context(Control(self.folder / "control"))
+    def control(self) -> InterposerControl:
+        return self._stack.enter_context(InterposerControl(self.folder / "control"))
 
     def ram(self, size: int = 1 << 20) -> GuestMemory:
         return self._stack.enter_context(GuestMemory(size))

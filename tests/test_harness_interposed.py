@@ -93,7 +93,7 @@ def test_a_server_that_is_kept_alive_can_be_killed(tmp_path: Path, device: Devic
         server.kill()
         assert inverts(client, 2)
         server.check()
-        assert server.control.call("status")["survival"]["crashes"] == 1
+        assert server.control.survival()["crashes"] == 1
 
 
 def test_what_goes_past_is_captured_where_that_is_wanted(tmp_path: Path) -> None:

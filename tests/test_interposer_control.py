@@ -21,11 +21,12 @@ import pytest
 
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, answer, dma_map, read
+from userdev.control import ControlError
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import dirty_runs
 from vfio_user.client import Client
 from vfio_user.interposer import own_calls
-from vfio_user.interposer.control.client import Control, ControlError
+from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.interposer.control.commands import COMMANDS
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import PeerLost
@@ -59,10 +60,10 @@ def test_status_tells_of_the_session_and_of_the_servers_process(tmp_path: Path) 
         control = edu.control()
         assert control.call("status")["session"] is None
         edu.client().regions()
-        status = control.call("status")
-        assert status["session"]["state"] == "set-up"
-        assert status["session"]["counters"]["messages"]["to-server"] > 1
-        os.kill(status["server_pid"], 0)
+        status = control.session_status()
+        assert status["state"] == "set-up"
+        assert status["counters"]["messages"]["to-server"] > 1
+        os.kill(control.server_pid(), 0)
 
 
 @contextmanager
@@ -329,7 +330,7 @@ def test_held_requests_wait_until_they_are_let_go(edu: Interposed) -> None:
     client, control = edu.client(), edu.control()
     control.call("hold")
     waiting = client.submit(Command.REGION_READ, at.REGION_ACCESS.pack(0, 0, 4))
-    while not control.call("status")["session"]["held"]:
+    while not control.session_status()["held"]:
         pass
     assert number(control.call("region_read", region=0, offset=0, size=4)["data"]) == 0x010000ED
     assert waiting.reply is None
@@ -343,7 +344,7 @@ def test_held_requests_go_on_in_their_order(edu: Interposed) -> None:
     writing = at.REGION_ACCESS.pack(COMPUTE, 0, 4, tail=(4).to_bytes(4, "little"))
     written = client.submit(Command.REGION_WRITE, writing)
     read = client.submit(Command.REGION_READ, at.REGION_ACCESS.pack(COMPUTE, 0, 4))
-    while control.call("status")["session"]["held"] != 2:
+    while control.session_status()["held"] != 2:
         pass
     control.call("resume")
     client.wait(written)
@@ -384,7 +385,7 @@ def test_every_command_is_documented() -> None:
 
 def test_stop_ends_the_interposer(tmp_path: Path) -> None:
     with interposed_edu(tmp_path) as edu:
-        with Control(tmp_path / "control") as control:
+        with InterposerControl(tmp_path / "control") as control:
             control.call("stop")
         edu._thread.join(60)
         assert not edu._thread.is_alive()

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.interposed import Interposed, interposed_edu
+from userdev.control import ControlError
+from userdev.control.lines import MAX_FDS, Line, LineReader
 from userdev.errors import UserError
 from userdev.transport import close_all
-from vfio_user.interposer.control.client import Control, ControlError
-from vfio_user.interposer.control.lines import MAX_FDS, MAX_LINE, Line, LineReader
-from vfio_user.interposer.control.server import MAX_CONNECTIONS
+from vfio_user.interposer.control.client import InterposerControl
+from vfio_user.interposer.control.server import MAX_CONNECTIONS, MAX_LINE
 from vfio_user.interposer.interposer import Interposer, Setup
 
 LIVENESS = 0x04
@@ -48,7 +49,7 @@ def answer(control: socket.socket) -> dict[str, object]:
 
 def assert_served(edu: Interposed) -> None:
     """Another controller, and the client, are served."""
-    with Control(edu.folder / "control", timeout=60) as other:
+    with InterposerControl(edu.folder / "control", timeout=60) as other:
         other.call("status")
 
 
@@ -85,7 +86,7 @@ def test_what_a_controller_sends_ahead_is_bounded(edu: Interposed) -> None:
 def test_a_controller_too_many_is_told_so(edu: Interposed) -> None:
     with ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS):
-            stack.enter_context(Control(edu.folder / "control")).call("status")
+            stack.enter_context(InterposerControl(edu.folder / "control")).call("status")
         with connected(edu) as one_more:
             assert not answer(one_more)["ok"]
             assert one_more.recv(1) == b""
@@ -123,10 +124,10 @@ def test_commands_of_a_controller_that_has_gone_are_run_and_cost_nothing_more(ed
         hasty.sendall(
             b'{"command": "request", "name": "DMA_READ", "towards": "to-client", "timeout": 0.5}\n{"command": "hold"}\n'
         )
-    with Control(edu.folder / "control") as other:
+    with InterposerControl(edu.folder / "control") as other:
         with pytest.raises(ControlError):  # as long as the other's, and begun after it
             other.call("request", name="DMA_READ", towards="to-client", timeout=1)
-        assert other.call("status")["session"]["holding"]
+        assert other.session_status()["holding"]
     assert turns < 100
 
 
@@ -160,7 +161,7 @@ def test_a_pipe_is_not_waited_for(edu: Interposed, tmp_path: Path, command: str)
 
 
 def test_descriptors_of_one_command_are_bounded() -> None:
-    reader = LineReader()
+    reader = LineReader(MAX_LINE)
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(MAX_FDS + 1)]
     [line] = reader.feed(b'{"command": "status"}\n', fds)
     assert line.refusal
@@ -169,7 +170,7 @@ def test_descriptors_of_one_command_are_bounded() -> None:
 
 
 def test_a_command_that_never_ends_is_refused_with_what_came_beside_it() -> None:
-    reader = LineReader()
+    reader = LineReader(MAX_LINE)
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(MAX_FDS + 1)]
     lines = list[Line]()
     for fd in fds:

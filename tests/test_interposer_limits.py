@@ -170,7 +170,7 @@ here.run()
 def test_a_server_that_ends_a_connection_on_purpose_is_not_replaced(tmp_path: Path) -> None:
     """A message larger than was agreed on: the server answers, hangs up, and waits for the next client."""
     with Interposed(tmp_path, survive=Policy()) as edu, socket.socket(socket.AF_UNIX) as client:
-        pid = edu.control().call("status")["server_pid"]
+        pid = edu.control().server_pid()
         client.settimeout(60)
         client.connect(str(tmp_path / "listen"))
         client.sendall(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0")).encode())
@@ -179,12 +179,12 @@ def test_a_server_that_ends_a_connection_on_purpose_is_not_replaced(tmp_path: Pa
         while client.recv(1 << 16):
             pass
         assert edu.client().load(0, LIVENESS, 4) == 0
-        assert edu.control().call("status")["server_pid"] == pid
+        assert edu.control().server_pid() == pid
 
 
 def test_a_server_that_is_sent_no_message_is_not_replaced(tmp_path: Path) -> None:
     with Interposed(tmp_path, survive=Policy()) as edu, socket.socket(socket.AF_UNIX) as client:
-        pid = edu.control().call("status")["server_pid"]
+        pid = edu.control().server_pid()
         client.settimeout(60)
         client.connect(str(tmp_path / "listen"))
         client.sendall(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0")).encode())
@@ -192,4 +192,4 @@ def test_a_server_that_is_sent_no_message_is_not_replaced(tmp_path: Path) -> Non
         client.sendall(b"\xff" * 16)
         while client.recv(1 << 16):
             pass
-        assert edu.control().call("status")["server_pid"] == pid
+        assert edu.control().server_pid() == pid

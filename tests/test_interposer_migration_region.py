@@ -13,8 +13,9 @@ import pytest
 
 from tests.interposed import Interposed, interposed_edu
 from tests.test_interposer_control import copied_by_the_device
+from userdev.control import ControlError
 from vfio_user.client import Client
-from vfio_user.interposer.control.client import Control, ControlError
+from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import CURRENT, DIALECTS, Dialect
 
@@ -23,7 +24,7 @@ PAIRS = [("region-migration", "region-migration"), ("region-migration", "current
 
 
 @contextmanager
-def edu(folder: Path, server: str, spoken: Dialect) -> Iterator[tuple[Interposed, Client, Control]]:
+def edu(folder: Path, server: str, spoken: Dialect) -> Iterator[tuple[Interposed, Client, InterposerControl]]:
     folder.mkdir()
     with interposed_edu(folder, DIALECTS[server], dialect=spoken) as interposed:
         yield interposed, interposed.client(dialect=spoken), interposed.control()

@@ -14,9 +14,9 @@ import pytest
 
 from tests.interposed import EDU, EDU_BY_PATH, Interposed
 from tests.interposer_bench import read, write
+from userdev.control import ControlError
 from userdev.errors import UserError
 from vfio_user.client import Client, Disconnected, EventFd, RemoteError
-from vfio_user.interposer.control.client import ControlError
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.journal import Journal
@@ -62,9 +62,9 @@ def test_a_killed_server_is_replaced_and_the_client_never_knows(tmp_path: Path, 
             kill(edu)
             client.store(0, LIVENESS, 4, value)
             assert client.load(0, LIVENESS, 4) == ~value & 0xFFFFFFFF
-        status = edu.control().call("status")
-        assert status["survival"]["crashes"] == 3
-        assert status["sessions"] == 1
+        control = edu.control()
+        assert control.survival()["crashes"] == 3
+        assert control.call("status")["sessions"] == 1
 
 
 def test_no_request_is_lost_under_load(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_no_request_is_lost_under_load(tmp_path: Path) -> None:
     def killer() -> None:
         control, before = edu.control(), 0
         while not over.wait(0.05):
-            if count > before and not control.call("status")["survival"]["recovering"]:
+            if count > before and not control.survival()["recovering"]:
                 before = count
                 control.call("signal", signal="SIGKILL")
 
@@ -147,13 +147,13 @@ def test_a_planned_restart_hands_the_state_over(tmp_path: Path) -> None:
     with surviving(tmp_path) as edu:
         client, control = edu.client(), edu.control()
         client.store(0, COMPUTE, 4, 6)
-        before = control.call("status")["server_pid"]
+        before = control.server_pid()
         done = control.call("restart")
         assert done["handed_over"]
         assert client.load(0, COMPUTE, 4) == 720
-        status = control.call("status")
-        assert status["server_pid"] != before
-        assert (status["survival"]["restarts"], status["survival"]["crashes"]) == (1, 0)
+        assert control.server_pid() != before
+        survived = control.survival()
+        assert (survived["restarts"], survived["crashes"]) == (1, 0)
 
 
 def test_a_restart_without_handing_over_leaves_a_fresh_device(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_no_request_waits_longer_than_the_client_does(tmp_path: Path) -> None:
         assert time.monotonic() - began > 0.3
         (tmp_path / "released").touch()
         assert read_until_it_works(client) == 0
-        assert edu.control().call("status")["survival"]["failed"] >= 1
+        assert edu.control().survival()["failed"] >= 1
 
 
 def test_a_server_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_server_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
         client = edu.client()
         edu.control().call("signal", signal="SIGSTOP")
         end = time.monotonic() + 60
-        while not (survival := edu.control().call("status")["survival"])["hangs"]:
+        while not (survival := edu.control().survival())["hangs"]:
             assert client.load(0, LIVENESS, 4) == 0  # it may answer some more before the signal gets to it
             assert time.monotonic() < end
         assert survival["hangs"] == survival["crashes"]
@@ -289,7 +289,7 @@ def test_a_server_that_somebody_else_starts_again_is_found(tmp_path: Path) -> No
     first = start()
     with Interposed(tmp_path, None, connect=str(path), survive=Policy()) as edu:
         client = edu.client()
-        assert edu.control().call("status")["server_pid"] == first.pid
+        assert edu.control().server_pid() == first.pid
         with first:
             first.kill()
         second = start()
@@ -317,7 +317,7 @@ def test_a_server_that_cannot_be_started_is_told_of(tmp_path: Path) -> None:
 def test_a_server_dies_with_the_interposer(tmp_path: Path) -> None:
     with Interposed(tmp_path) as edu:
         edu.client()
-        pid = edu.control().call("status")["server_pid"]
+        pid = edu.control().server_pid()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -354,6 +354,6 @@ def test_a_device_that_is_only_posted_to_is_asked_now_and_then(tmp_path: Path) -
         for count in range(2000):
             client.region_write(0, LIVENESS, count.to_bytes(4, "little"), posted=True)
         deadline = time.monotonic() + 30
-        while control.call("status")["survival"]["unanswered"] > 600:
+        while control.survival()["unanswered"] > 600:
             assert time.monotonic() < deadline
-        assert control.call("status")["session"]["counters"]["own_requests"] >= 1
+        assert control.session_status()["counters"]["own_requests"] >= 1

@@ -80,5 +80,5 @@ def test_an_interposer_starts_one_for_each_client(tmp_path: Path) -> None:
         pids = set()
         for _ in range(3):
             with interposed.client(timeout=20):
-                pids.add(control.call("status")["server_pid"])
+                pids.add(control.server_pid())
         assert len(pids) == 3

@@ -17,7 +17,7 @@ from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch, listen
 from vfio_user.harness.server import Device, DeviceServer, server_command
-from vfio_user.interposer.control.client import Control
+from vfio_user.interposer.control.client import InterposerControl
 
 Scenario = Path | Mapping[str, Any]
 """What is to happen to messages (docs/interposer.md, "Faults"): a file, or what such a file would hold."""
@@ -112,7 +112,7 @@ class InterposedServer(DeviceServer):
             raise
         if interposition.keep_alive:
             self.child, self.argv = self.interposer, self.interposer_argv
-        self.control = Control(self.control_path)
+        self.control = InterposerControl(self.control_path)
 
     @property
     def is_ours(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from userdev.errors import UserError
 from userdev.printable import printable
 from userdev.transport import Listener, Stream
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
+from vfio_user.interposer.control.answers import ByDirection, SessionStatus, Status
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import PeerLost
 from vfio_user.interposer.loop import Loop, Task
@@ -171,7 +172,7 @@ class Interposer:
         if self.trace is not None:
             self.trace.note(event, **details)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """What is going on, for the control socket."""
         trace, session = self.trace, self.session
         return {
@@ -256,19 +257,29 @@ class Interposer:
         }
 
 
-def _session_status(session: Session) -> dict[str, Any]:
-    counters = asdict(session.counters)
-    for name in ("messages", "bytes"):
-        counters[name] = {direction.label: counters[name][direction] for direction in Direction}
+def _session_status(session: Session) -> SessionStatus:
+    counters = session.counters
     return {
         "state": session.model.state,
         "migration_state": session.model.migration_state.name,
         "client_migrates": session.model.client_migrates,
         "holding": session.holding.active,
         "held": len(session.holding),
-        "counters": counters,
-        "waiting": {direction.label: len(session.pending[direction]) for direction in Direction},
+        "counters": {
+            "messages": _by_direction(counters.messages),
+            "bytes": _by_direction(counters.bytes),
+            "unframed": counters.unframed,
+            "unframed_by_client": counters.unframed_by_client,
+            "own_requests": counters.own_requests,
+            "held": counters.held,
+            "faults": counters.faults,
+        },
+        "waiting": _by_direction([len(pending) for pending in session.pending]),
     }
+
+
+def _by_direction(counts: list[int]) -> ByDirection:
+    return {"to-server": counts[Direction.TO_SERVER], "to-client": counts[Direction.TO_CLIENT]}
 
 
 def warn(text: str) -> None:

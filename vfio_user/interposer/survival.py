@@ -13,12 +13,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from userdev.errors import UserdevError, UserError
 from userdev.transport import close_all
 from vfio_user.interposer import own_calls
+from vfio_user.interposer.control.answers import Restarted, SurvivalStatus
 from vfio_user.interposer.descriptors import signal_eventfd
 from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import IncompatibleServer
@@ -94,10 +95,22 @@ class Survival:
         if policy.hang_timeout is not None:
             self._watch_for_hangs(policy.hang_timeout)
 
-    def status(self) -> dict[str, Any]:
-        return {**asdict(self.record), "recovering": self._recovery is not None, "unanswered": len(self._journal)}
+    def status(self) -> SurvivalStatus:
+        """What it has done, and is doing."""
+        record = self.record
+        return {
+            "crashes": record.crashes,
+            "restarts": record.restarts,
+            "hangs": record.hangs,
+            "replayed": record.replayed,
+            "failed": record.failed,
+            "kicked": record.kicked,
+            "last_seconds": record.last_seconds,
+            "recovering": self._recovery is not None,
+            "unanswered": len(self._journal),
+        }
 
-    async def restart(self, *, hand_over: bool = True) -> dict[str, Any]:
+    async def restart(self, *, hand_over: bool = True) -> Restarted:
         """Replace the server on purpose. With `hand_over` a server that can migrate gives its state to the next.
 
         Raises:

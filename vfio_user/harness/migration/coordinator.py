@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 
+from userdev.control import ControlError
 from userdev.errors import UserdevError, UserError
 from vfio_user.harness.command_line import slot_address
 from vfio_user.harness.deadline import Deadline
@@ -24,7 +25,6 @@ from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report,
 from vfio_user.harness.mishaps import Kind
 from vfio_user.harness.qmp import QmpLost
 from vfio_user.harness.qtest import PciAddress
-from vfio_user.interposer.control.client import ControlError
 
 Failure = (UserdevError, OSError)
 """What a migration can fail with; all of it leads back to the source."""

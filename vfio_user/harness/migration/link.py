@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
-from typing import Any
 
+from userdev.control import Answer, ControlError
 from userdev.errors import UserError
 from vfio_user.harness.command_line import Place
 from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.pci_state import PciState
-from vfio_user.interposer.control.client import Answer, Control, ControlError
+from vfio_user.interposer.control.answers import SessionShown
+from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.migration.stream import differing, digests_in
 
 PRE_COPY_TURN = 64 << 20
@@ -155,12 +156,12 @@ class DeviceLink:
     @property
     def client_migrates(self) -> bool:
         """Whether QEMU asked the server for its migration by itself."""
-        return bool(self._picture()["client_migrates"])
+        return bool(self._session()["client_migrates"])
 
     def prepare(self) -> None:
         """Ask what the server can do, which can migrate, and begin to log what it writes."""
         supports = self.source.control.call("migration_support")["supports"]
-        self.resets = self._picture()["resets"]
+        self.resets = self._session()["resets"]
         with suppress(ControlError):
             answer = self.source.control.call("region_read", region=_CONFIG_REGION, offset=0, size=256)
             self.known = base64.b64decode(answer["data"])
@@ -235,8 +236,8 @@ class DeviceLink:
             why = "; the guest has reset it, migrate again" if state == "RUNNING" and side is self.source else ""
             raise UserError(f"{self.name} is in state {state}, not {expected}{why}")
 
-    def _go(self, control: Control, state: str) -> None:
+    def _go(self, control: InterposerControl, state: str) -> None:
         control.call("migration_state", set=state, timeout=self.patience)
 
-    def _picture(self) -> dict[str, Any]:
+    def _session(self) -> SessionShown:
         return self.source.control.call("session")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from userdev.errors import UserError
 from userdev.memory.bitmap import IovaRange
+from vfio_user.interposer.control.answers import Result
+from vfio_user.interposer.control.controlled import Controlled
 from vfio_user.interposer.trace.show import parse_region
-
-if TYPE_CHECKING:
-    from vfio_user.interposer.interposer import Interposer
-
-Result = dict[str, Any]
 
 
 def _number(value: Any) -> Any:
@@ -65,5 +62,5 @@ class ControlCommand(BaseModel):
         """Take the bytes that came behind the line. Raises `UserError` where there should be none."""
         raise UserError("no bytes may follow this command")
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> Result:
         raise NotImplementedError

@@ -8,21 +8,20 @@ from __future__ import annotations
 import base64
 import os
 import signal
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from userdev.errors import UserError
+from vfio_user.documents import read_regular_file
 from vfio_user.interposer import guest_memory, own_calls
-from vfio_user.interposer.control import migration
-from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Result, Run, Seconds, Size
+from vfio_user.interposer.control import answers, migration
+from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Run, Seconds, Size
+from vfio_user.interposer.control.controlled import Controlled
 from vfio_user.interposer.direction import DIRECTIONS
-from vfio_user.wire import Command
+from vfio_user.interposer.faults.scenario import Scenario, parse_scenario
+from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags
-
-if TYPE_CHECKING:
-    from vfio_user.interposer.faults.scenario import Scenario
-    from vfio_user.interposer.interposer import Interposer
 
 MAX_SCENARIO = 64 << 10
 """Bytes of a scenario: it is read (about 100 KB/s) while nobody else is served."""
@@ -31,14 +30,14 @@ MAX_SCENARIO = 64 << 10
 class Status(ControlCommand):
     """What is going on: session, server, trace, counters."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Status:
         return interposer.status()
 
 
 class ShowSession(ControlCommand):
     """The session as it is known: DMA maps, interrupts, regions, config space writes, migration."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.SessionShown:
         model = interposer.current().model
         return {
             "state": model.state,
@@ -74,9 +73,7 @@ class Request(ControlCommand):
     timeout: Seconds = own_calls.TIMEOUT
     fds: ClassVar[bool] = True
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        from vfio_user.wire import Message
-
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Replied:
         session = interposer.current()
         known = {command.value: command for command in Command} | {command.name: command for command in Command}
         if self.name not in known or known[self.name] not in session.dialect:
@@ -99,7 +96,7 @@ class DeviceFeature(ControlCommand):
     room: Size = 64
     """Bytes that the answer to a get may have beyond `data`."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Data:
         if isinstance(self.feature, str) and self.feature not in Feature.__members__:
             raise UserError(f"{self.feature!r} is no feature", hint=", ".join(Feature.__members__))
         number = Feature[self.feature].value if isinstance(self.feature, str) else self.feature
@@ -116,7 +113,7 @@ class RegionRead(ControlCommand):
     offset: Number
     size: Size
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Data:
         data = await own_calls.region_read(interposer.current(), self.region, self.offset, self.size)
         return {"data": base64.b64encode(data).decode()}
 
@@ -128,7 +125,7 @@ class RegionWrite(ControlCommand):
     offset: Number
     data: Data
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
         await own_calls.region_write(interposer.current(), self.region, self.offset, self.data)
         return {}
 
@@ -142,7 +139,7 @@ class DmaWrite(ControlCommand):
     runs: list[Run]
     data: Data | None = None
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Written:
         session = interposer.current()
         if self.data is not None:
             if len(self.runs) != 1 or self.runs[0].size != len(self.data):
@@ -159,7 +156,7 @@ class MemoryRead(ControlCommand):
     iova: Number
     size: Size
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Data:
         data = guest_memory.read_memory(interposer.current(), self.iova, self.size)
         return {"data": base64.b64encode(data).decode()}
 
@@ -167,7 +164,7 @@ class MemoryRead(ControlCommand):
 class Hold(ControlCommand):
     """Keep the client's requests back until `resume`. Holds count."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
         interposer.current().holding.hold()
         return {}
 
@@ -175,7 +172,7 @@ class Hold(ControlCommand):
 class Resume(ControlCommand):
     """Let the client's requests go on; `released` says how many had been waiting."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Released:
         holding = interposer.current().holding
         waiting = len(holding)
         holding.resume()
@@ -191,7 +188,7 @@ class Restart(ControlCommand):
 
     hand_over: bool = True
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Restarted:
         interposer.current()
         if interposer.survival is None:
             raise UserError("this interposer does not keep sessions alive", hint="start it with --keep-alive")
@@ -204,9 +201,7 @@ class SetFaults(ControlCommand):
     scenario: Annotated[str, Field(max_length=MAX_SCENARIO)] | None = None
     file: str | None = None
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
-        from vfio_user.interposer.faults.scenario import parse_scenario
-
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Rules:
         scenario = None
         if self.file is not None:
             scenario = _scenario_in(self.file)
@@ -218,9 +213,6 @@ class SetFaults(ControlCommand):
 
 def _scenario_in(file: str) -> Scenario:
     """The scenario in a file. What is wrong in it is not told: a controller may not be one who may read it."""
-    from vfio_user.documents import read_regular_file
-    from vfio_user.interposer.faults.scenario import parse_scenario
-
     try:
         return parse_scenario(read_regular_file(file, MAX_SCENARIO).decode(), file)
     except OSError as error:
@@ -236,14 +228,14 @@ class Signal(ControlCommand):
 
     signal: Literal["SIGSTOP", "SIGCONT", "SIGKILL", "SIGTERM"]
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Signalled:
         return {"pid": interposer.signal_server(signal.Signals[self.signal])}
 
 
 class Stop(ControlCommand):
     """End the interposer."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
         interposer.loop.after(0, interposer.loop.stop)
         return {}
 

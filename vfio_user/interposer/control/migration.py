@@ -7,37 +7,35 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from userdev.errors import UserError
 from userdev.memory.bitmap import IovaRange, bitmap_size, dirty_pages, dirty_runs
 from vfio_user.interposer import own_calls
+from vfio_user.interposer.control import answers
 from vfio_user.interposer.control.command import (
     MAX_DATA,
     ControlCommand,
     Data,
     Number,
     PageSize,
-    Result,
     Run,
     Seconds,
     Size,
 )
+from vfio_user.interposer.control.controlled import Controlled
 from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.resending import resend, unmapped_pages
+from vfio_user.interposer.session import Session
 from vfio_user.wire.constants import MigrationState
-
-if TYPE_CHECKING:
-    from vfio_user.interposer.interposer import Interposer
-    from vfio_user.interposer.session import Session
 
 
 class MigrationSupport(ControlCommand):
     """What the server offers of migration v2: `supports`, empty where it cannot migrate."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Supports:
         found = await migration_support(interposer.current())
-        return {"supports": [flag.name for flag in type(found) if flag in found] if found is not None else []}
+        return {"supports": [str(flag.name) for flag in type(found) if flag in found] if found is not None else []}
 
 
 class GetOrSetMigrationState(ControlCommand):
@@ -46,7 +44,7 @@ class GetOrSetMigrationState(ControlCommand):
     set: str | None = None
     timeout: Seconds = 30.0
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.State:
         migration = await migration_of(interposer.current(), timeout=min(self.timeout, own_calls.TIMEOUT))
         if self.set is None:
             return {"state": (await migration.state()).name}
@@ -95,7 +93,7 @@ class MigDataRead(Bulk):
     size: Number | None = None
     raw: bool = False
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.StateRead:
         session = interposer.current()
         migration = await migration_of(session)
         limit = own_calls.data_limit(session)
@@ -115,7 +113,7 @@ class MigDataRead(Bulk):
                     pieces.append(data)
                 else:
                     _write_all(output, data)
-        result: Result = {"bytes": count, "messages": messages, "complete": complete}
+        result: answers.StateRead = {"bytes": count, "messages": messages, "complete": complete}
         if self.raw:
             result["raw"] = b"".join(pieces)
         elif not (self.fd or self.file):
@@ -134,7 +132,7 @@ class MigDataWrite(Bulk):
     def follow(self, data: bytes) -> None:
         self.data = data
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Written:
         session = interposer.current()
         migration = await migration_of(session)
         count = messages = 0
@@ -155,7 +153,7 @@ class DmaLoggingStart(ControlCommand):
     page_size: PageSize = own_calls.PAGE
     ranges: list[Run] | None = None
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
         session = interposer.current()
         await (await migration_of(session)).start_logging(self.page_size, ranges)
@@ -173,22 +171,24 @@ class DmaLoggingReport(ControlCommand):
     ranges: list[Run] | None = None
     bitmap: bool = False
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Report:
         session = interposer.current()
         migration = await migration_of(session)
         wanted = [run.pair for run in self.ranges] if self.ranges is not None else _writable(session)
-        runs: list[dict[str, int]] = []
-        bitmaps: list[Result] = []
+        runs: list[answers.RunShown] = []
+        bitmaps: list[answers.Bitmap] = []
         for iova, size in wanted:
             if bitmap_size(size, self.page_size) > MAX_DATA:
                 raise UserError(f"the bitmap of {size:#x} bytes is too large for a message", hint="ask for it in parts")
             found = await migration.report(self.page_size, (iova, size))
             dirty = dirty_runs(found, iova, size, self.page_size)
-            runs += [{"iova": start, "size": length} for start, length in dirty]
+            runs += [answers.RunShown(iova=start, size=length) for start, length in dirty]
             if self.bitmap:
                 bitmaps.append({"iova": iova, "size": size, "bitmap": base64.b64encode(found).decode()})
-        result: Result = {"runs": runs, "bytes": sum(run["size"] for run in runs)}
-        return {**result, "bitmaps": bitmaps} if self.bitmap else result
+        report: answers.Report = {"runs": runs, "bytes": sum(run["size"] for run in runs)}
+        if self.bitmap:
+            report["bitmaps"] = bitmaps
+        return report
 
 
 class DmaLoggingResend(ControlCommand):
@@ -201,7 +201,7 @@ class DmaLoggingResend(ControlCommand):
 
     page_size: PageSize = own_calls.PAGE
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Resent:
         session = interposer.current()
         migration = await migration_of(session)
         pages, unmapped = unmapped_pages(session, self.page_size)
@@ -215,7 +215,7 @@ class DmaLoggingResend(ControlCommand):
 class DmaLoggingStop(ControlCommand):
     """End the logging."""
 
-    async def run(self, interposer: Interposer, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
         session = interposer.current()
         session.model.unmapped = None
         await (await migration_of(session)).stop_logging()

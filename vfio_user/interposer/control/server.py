@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from userdev.control import Line, LineReader, answer_line, command_of, document_of, refusal_line
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.transport import Listener, Stream, close_all
-from vfio_user.interposer.control.lines import MAX_LINE, Line, LineReader, document_of
+from vfio_user.interposer.control.answers import Result
+from vfio_user.interposer.control.controlled import Controlled
 from vfio_user.interposer.loop import GONE, READ, WRITE, Loop, Task
 from vfio_user.interposer.pump import Outlet
 
-if TYPE_CHECKING:
-    from vfio_user.interposer.interposer import Interposer
-
 MAX_CONNECTIONS = 32
 """Controllers at a time."""
+MAX_LINE = 64 << 20
+"""Bytes of one command, base64 included, or of what follows it."""
 MAX_LINES = 1024
 MAX_FDS_WAITING = 64
 """Of one controller's commands that wait for being run; it is not read on while there are more, or `MAX_LINE` bytes."""
@@ -30,7 +29,7 @@ class ControlServer:
     One that does not read its answers is not served on, and nobody waits for it.
     """
 
-    def __init__(self, interposer: Interposer, address: str) -> None:
+    def __init__(self, interposer: Controlled, address: str) -> None:
         """Start to listen.
 
         Raises:
@@ -52,7 +51,7 @@ class ControlServer:
         if stream is None:
             return
         if len(self._connections) >= MAX_CONNECTIONS:
-            Outlet(stream).send(_line({"ok": False, "error": {"what": f"{MAX_CONNECTIONS} controllers are connected"}}))
+            Outlet(stream).send(refusal_line(UserError(f"{MAX_CONNECTIONS} controllers are connected already")))
             stream.close()
         else:
             self._connections.add(_Connection(self._interposer, stream, self._connections))
@@ -61,13 +60,13 @@ class ControlServer:
 class _Connection:
     """One controller."""
 
-    def __init__(self, interposer: Interposer, stream: Stream, others: set[_Connection]) -> None:
+    def __init__(self, interposer: Controlled, stream: Stream, others: set[_Connection]) -> None:
         self._interposer = interposer
         self._loop: Loop = interposer.loop
         self._stream = stream
         self._outlet = Outlet(stream)
         self._others = others
-        self._reader = LineReader()
+        self._reader = LineReader(MAX_LINE)
         self._lines: deque[Line] = deque()
         self._task: Task[None] | None = None
         self._over = False  # nothing more comes
@@ -150,34 +149,28 @@ class _Connection:
 
     async def _answer(self, line: Line) -> None:
         document: Any = None
-        behind = b""
         try:
             document = document_of(line.text) if not line.refusal else None
-            result = await self._run(document, line)
-            if isinstance(result.get("raw"), bytes):
-                behind, result["raw"] = result["raw"], len(result["raw"])
-            answer = {"ok": True, "result": result}
+            answer = answer_line(await self._run(document, line), document)
+        except ProtocolError as error:
+            answer = refusal_line(error, document, what=f"the peer's reply is malformed: {error}")
         except (UserdevError, TimeoutError, OSError, ValueError) as error:
-            answer = {"ok": False, "error": _told(error)}
+            answer = refusal_line(error, document)
         except Exception as error:  # a defect of ours must not leave the controller without an answer
-            answer = {"ok": False, "error": {"what": f"internal: {type(error).__name__}: {error}"}}
+            answer = refusal_line(error, document, what=f"internal: {type(error).__name__}: {error}")
         finally:
             close_all(line.fds)
-        if isinstance(document, dict) and "id" in document:
-            answer["id"] = document["id"]
         if self in self._others and not self._gone:
-            self._outlet.send(_line(answer) + behind)
+            self._outlet.send(answer)
 
-    async def _run(self, document: Any, line: Line) -> dict[str, Any]:
+    async def _run(self, document: Any, line: Line) -> Result:
         from pydantic import ValidationError
 
         from vfio_user.interposer.control.commands import COMMANDS
 
         if line.refusal:
             raise UserError(line.refusal)
-        name = document.get("command") if isinstance(document, dict) else None
-        if not isinstance(name, str) or name not in COMMANDS:
-            raise UserError(f"{name!r:.100} is no command", hint=", ".join(COMMANDS))
+        name = command_of(document, COMMANDS)
         try:
             command = COMMANDS[name].model_validate(document)
         except ValidationError as error:
@@ -189,21 +182,3 @@ class _Connection:
         if line.behind:
             command.follow(line.behind)
         return await command.run(self._interposer, line.fds)
-
-
-def _line(answer: dict[str, Any]) -> bytes:
-    return json.dumps(answer).encode() + b"\n"
-
-
-def _told(error: Exception) -> dict[str, Any]:
-    """An error for a program: what, what to do about it, and the errno where there is one."""
-    told: dict[str, Any] = {"what": str(error) or type(error).__name__}
-    if isinstance(error, UserError) and error.hint:
-        told["hint"] = error.hint
-    number = getattr(error, "errno", None)
-    if isinstance(number, int):
-        told["errno"] = number
-        told["name"] = os.strerror(number)
-    if isinstance(error, ProtocolError):
-        told["what"] = f"the peer's reply is malformed: {error}"
-    return told

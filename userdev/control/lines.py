@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from userdev.control.envelope import announced
 from userdev.transport import close_all
 
-MAX_LINE = 64 << 20
-"""Bytes of one command, base64 included, or of what follows it."""
 MAX_FDS = 16
 """Descriptors that come with one command."""
 
@@ -30,7 +28,9 @@ class Line(NamedTuple):
 class LineReader:
     """Takes what is received, in any pieces; hands out what is complete. Owns the descriptors until then."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_line: int) -> None:
+        """`max_line`: bytes of one command, or of what follows it."""
+        self._max_line = max_line
         self.refused = False
         """The last line is a refusal: nothing that comes behind it can be told apart."""
         self._input = bytearray()
@@ -65,11 +65,11 @@ class LineReader:
 
     def _surplus(self) -> list[Line]:
         """The refusal of a line that grows beyond what may be kept."""
-        announced = self._followed[1] if self._followed else 0
-        if announced > MAX_LINE:
-            why = f"{announced:,} bytes are to follow a command, and at most {MAX_LINE:,} may"
-        elif len(self._input) > MAX_LINE:
-            why = f"a command has more than {MAX_LINE:,} bytes"
+        to_follow, most = self._followed[1] if self._followed else 0, self._max_line
+        if to_follow > most:
+            why = f"{to_follow:,} bytes are to follow a command, and at most {most:,} may"
+        elif len(self._input) > most:
+            why = f"a command has more than {most:,} bytes"
         elif len(self._fds) > MAX_FDS:
             why = f"more than {MAX_FDS} descriptors came with one command"
         else:
@@ -89,7 +89,7 @@ class LineReader:
                 text = self._taken(end)
                 del self._input[:1]
                 self._searched = 0
-                self._followed = text, _announced(text)
+                self._followed = text, announced(text)
             text, size = self._followed
             if len(self._input) < size:
                 return
@@ -102,26 +102,3 @@ class LineReader:
             taken = bytes(piece)
         del self._input[:size]
         return taken
-
-
-def document_of(text: bytes) -> Any:
-    """The JSON value in a line.
-
-    Raises:
-        ValueError: it is none, or one that nobody means.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("a JSON value of too many levels") from None
-
-
-def _announced(text: bytes) -> int:
-    """How many bytes a command says will follow its line."""
-    if b'"raw"' not in text:
-        return 0
-    try:
-        size = document_of(text)["raw"]
-    except (ValueError, TypeError, KeyError):  # it will be refused for what it is
-        return 0
-    return size if type(size) is int and size > 0 else 0  # true asks for raw bytes

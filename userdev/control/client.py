@@ -1,0 +1,136 @@
+"""Talks to a program's control socket: `ControlClient(path).call("status")`."""
+
+from __future__ import annotations
+
+import array
+import json
+import socket
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from userdev.errors import UserError
+
+TIMEOUT = 60.0
+"""Seconds that a program has for an answer."""
+
+
+class ControlError(UserError):
+    """The program could not do what it was asked, or went away; `errno` is what it tells, or 0."""
+
+    def __init__(self, what: str, errno: int = 0, *, hint: str = "") -> None:
+        super().__init__(what, hint=hint)
+        self.errno = errno
+
+
+class Answer:
+    """What a command that was sent will have been answered with; see `ControlClient.post`."""
+
+    def __init__(self, control: ControlClient, command: str) -> None:
+        self.told: dict[str, Any] | None = None
+        self._control = control
+        self._command = command
+
+    def result(self) -> Any:
+        """Wait for it; raises as `ControlClient.call`."""
+        while self.told is None:
+            self._control.hear()
+        if not self.told["ok"]:
+            error = self.told["error"]
+            hint = error.get("hint", "")
+            raise ControlError(f"{self._command}: {error['what']}", error.get("errno", 0), hint=hint)
+        return self.told["result"]
+
+
+class ControlClient:
+    """A connection to a control socket; blocking, for one thread."""
+
+    def __init__(self, path: str | Path, *, timeout: float = TIMEOUT) -> None:
+        """Connect. `timeout`: seconds for each answer and event.
+
+        Raises:
+            UserError: nobody listens there.
+        """
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise UserError(
+                f"no control socket at {path}: {error.strerror or error}", hint="is the program running there?"
+            ) from None
+        self._input = self._socket.makefile("rb")
+        self._unanswered: deque[Answer] = deque()
+        self._events: deque[dict[str, Any]] = deque()
+
+    def call(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> Any:
+        """Run a command; its result, an object. Bytes `behind` it go as they are; those behind an answer are its `raw`.
+
+        Raises:
+            ControlError: it failed, or the program went away.
+            TimeoutError: no answer in time.
+        """
+        return self.post(command, fds=fds, behind=behind, **parameters).result()
+
+    def post(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> Answer:
+        """Send a command without waiting for its end. Commands of one connection are run in their order, each whether
+        or not the one before it failed.
+        """
+        announced = {"raw": len(behind)} if behind else {}
+        line = json.dumps({"command": command, **parameters, **announced}).encode() + b"\n"
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        with suppress(BrokenPipeError):  # whoever has hung up has said why, which `hear` finds
+            sent = self._socket.sendmsg([line], rights)
+            if sent < len(line):
+                self._socket.sendall(line[sent:])
+            if behind:
+                self._socket.sendall(behind)
+        answer = Answer(self, command)
+        self._unanswered.append(answer)
+        return answer
+
+    def next_event(self) -> dict[str, Any]:
+        """Wait for the next event that this connection has asked for.
+
+        Raises:
+            ControlError: the program went away.
+            TimeoutError: none in time.
+        """
+        while not self._events:
+            self.hear()
+        return self._events.popleft()
+
+    def hear(self) -> None:
+        """Take the next line: an event, or the answer of the first command without one; for `Answer`."""
+        line = self._input.readline()
+        if not line:
+            raise self._gone()
+        told = json.loads(line)
+        if "event" in told:
+            self._events.append(told["event"])
+            return
+        size = told["result"].get("raw") if told["ok"] else None
+        if size is not None:
+            told["result"]["raw"] = data = self._input.read(size)
+            if len(data) < size:
+                raise self._gone()
+        if not self._unanswered:  # refused before it was asked anything
+            raise ControlError(told["error"]["what"])
+        self._unanswered.popleft().told = told
+
+    def close(self) -> None:
+        self._input.close()
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _gone(self) -> ControlError:
+        return ControlError(f"{self._path}: the program at this control socket has gone")

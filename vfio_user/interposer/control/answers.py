@@ -1,0 +1,216 @@
+"""What each command of an interposer's control socket is answered with. Bytes are base64, but for `raw`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NotRequired, TypedDict
+
+Result = Mapping[str, object]
+"""Any of these."""
+
+
+class Nothing(TypedDict):
+    """Of commands that tell nothing."""
+
+
+class ByDirection(TypedDict("ByDirection", {"to-server": int, "to-client": int})):
+    """A count for each direction."""
+
+
+class CountersStatus(TypedDict):
+    """What has happened so far in a session."""
+
+    messages: ByDirection
+    bytes: ByDirection
+    unframed: int
+    unframed_by_client: int
+    own_requests: int
+    held: int
+    faults: int
+
+
+class TraceStatus(TypedDict):
+    """The trace that is being written."""
+
+    file: str
+    records: int
+    bytes: int
+    stopped: str
+    """Why it has stopped; empty while it has not."""
+
+
+class SurvivalStatus(TypedDict):
+    """What keeping the session alive has taken; see `survival.Record`."""
+
+    crashes: int
+    restarts: int
+    hangs: int
+    replayed: int
+    failed: int
+    kicked: int
+    last_seconds: float
+    recovering: bool
+    unanswered: int
+
+
+class SessionStatus(TypedDict):
+    """The session under way."""
+
+    state: str
+    migration_state: str
+    client_migrates: bool
+    holding: bool
+    held: int
+    counters: CountersStatus
+    waiting: ByDirection
+    """Requests without a reply."""
+
+
+class Status(TypedDict):
+    """Of `status`."""
+
+    sessions: int
+    server_pid: int | None
+    dialect: str
+    trace: TraceStatus | None
+    survival: SurvivalStatus | None
+    session: SessionStatus | None
+
+
+class MapShown(TypedDict):
+    """A range of guest memory; `inode` of the file that the client gave for it."""
+
+    iova: int
+    size: int
+    flags: int
+    offset: int
+    inode: int | None
+
+
+class RegionShown(TypedDict):
+    """A region as the client was told of it."""
+
+    index: int
+    size: int
+    flags: int
+
+
+class ConfigWrite(TypedDict):
+    """A write to config space; `data` is hexadecimal."""
+
+    offset: int
+    data: str
+
+
+class SessionShown(TypedDict):
+    """Of `session`."""
+
+    state: str
+    migration_state: str
+    client_migrates: bool
+    resets: int
+    maps: list[MapShown]
+    irqs: dict[int, list[int]]
+    """By index: the vectors that have an eventfd. In JSON the index is a string."""
+    regions: list[RegionShown]
+    config_writes: list[ConfigWrite]
+
+
+class Replied(TypedDict):
+    """Of `request`."""
+
+    flags: int
+    errno: int
+    payload: str
+
+
+class Data(TypedDict):
+    """Of `device_feature`, `region_read` and `memory_read`."""
+
+    data: str
+
+
+class Supports(TypedDict):
+    """Of `migration_support`."""
+
+    supports: list[str]
+
+
+class State(TypedDict):
+    """Of `migration_state`."""
+
+    state: str
+
+
+class StateRead(TypedDict):
+    """Of `mig_data_read`; `complete`: the server reported the end."""
+
+    bytes: int
+    messages: int
+    complete: bool
+    data: NotRequired[str]
+    raw: NotRequired[bytes]
+
+
+class Written(TypedDict):
+    """Of `mig_data_write` and `dma_write`."""
+
+    bytes: int
+    messages: int
+
+
+class RunShown(TypedDict):
+    """A piece of guest memory."""
+
+    iova: int
+    size: int
+
+
+class Bitmap(RunShown):
+    """The dirty bitmap of one."""
+
+    bitmap: str
+
+
+class Report(TypedDict):
+    """Of `dma_logging_report`."""
+
+    runs: list[RunShown]
+    bytes: int
+    bitmaps: NotRequired[list[Bitmap]]
+
+
+class Resent(TypedDict):
+    """Of `dma_logging_resend`: how many pages, and offsets in the guest's memory file of those mapped nowhere."""
+
+    pages: int
+    unmapped: list[int]
+
+
+class Released(TypedDict):
+    """Of `resume`."""
+
+    released: int
+
+
+class Restarted(TypedDict):
+    """Of `restart`."""
+
+    seconds: float
+    handed_over: bool
+
+
+class Rules(TypedDict):
+    """Of `faults`."""
+
+    rules: int
+
+
+class Signalled(TypedDict):
+    """Of `signal`."""
+
+    pid: int
+
+
+DataCommand = Literal["device_feature", "region_read", "memory_read"]
+SilentCommand = Literal["dma_logging_start", "dma_logging_stop", "region_write", "hold", "stop"]

@@ -1,0 +1,34 @@
+"""What a controller may reach of an interposer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vfio_user.interposer.control.answers import Status
+from vfio_user.interposer.faults.scenario import Scenario
+from vfio_user.interposer.loop import Loop
+from vfio_user.interposer.session import Session
+from vfio_user.interposer.survival import Survival
+
+
+class Controlled(Protocol):
+    """An interposer, as the commands of its control socket see it."""
+
+    @property
+    def loop(self) -> Loop: ...
+
+    @property
+    def survival(self) -> Survival | None:
+        """What keeps the session under way alive."""
+
+    def current(self) -> Session:
+        """The session under way; raises `PeerLost` where there is none."""
+
+    def status(self) -> Status:
+        """What is going on."""
+
+    def signal_server(self, number: int) -> int:
+        """Send the server a signal; returns its process id."""
+
+    def set_faults(self, scenario: Scenario | None) -> None:
+        """Let this happen from now on; None: nothing any more."""
