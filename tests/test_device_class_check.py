@@ -10,8 +10,30 @@ from typing import Annotated, Any
 import pytest
 
 from userdev.errors import DeclarationError
-from vfio_user import Bar, PciDevice, PciIds, ResetKind, memory, register, state, stored_register
+from vfio_user import (
+    Bar,
+    Capability,
+    ExtendedVendor,
+    ExtraRegion,
+    IntX,
+    Msi,
+    MsiX,
+    PciDevice,
+    PciExpress,
+    PciIds,
+    Placed,
+    PowerManagement,
+    ResetKind,
+    SerialNumber,
+    VendorSpecific,
+    memory,
+    register,
+    state,
+    stored_register,
+)
+from vfio_user.device.attributes import ATTRIBUTES
 from vfio_user.device.class_check import framework_names
+from vfio_user.pci import MsiCapability
 
 HEAD = """\
 from enum import Enum
@@ -186,6 +208,52 @@ WRONG: dict[str, tuple[int, str, str]] = {
 
         seen: int = stored_register(bar=0, offset=4, width=2, default=1 << 16)
     """),
+    "memory that a client cannot map": (2, "D.ram makes no sense: .*whole pages", """
+
+        ram: memoryview = memory(256, bar=0, mmap=True)
+    """),
+    "memory without a byte": (2, "D.ram makes no sense: .*a byte at least", """
+
+        ram: memoryview = memory(0)
+    """),
+    "memory before the start": (2, "D.ram makes no sense: .*a byte at least", """
+
+        ram: memoryview = memory(16, bar=0, offset=-1)
+    """),
+    "memory of some text": (2, "D.ram makes no sense: .*a byte at least", """
+
+        ram: memoryview = memory("64 KiB")
+    """),
+    "a register of 3 bytes": (2, "D.speed makes no sense: .*not 3", """
+
+        @register(bar=0, offset=4, width=3)
+        def speed(self) -> int: return 1
+    """),
+    "a stored register of no width": (2, "D.speed makes no sense: .*not None", """
+
+        speed: int = stored_register(bar=0, offset=4, width=None)
+    """),
+    "registers over each other": (2, "D.lanes makes no sense: .*stride 2", """
+
+        @register(bar=0, offset=4, width=4, count=2, stride=2)
+        def lanes(self, index: int) -> int: return 1
+    """),
+    "a register in no BAR": (2, "D.speed makes no sense: .*BAR '0'", """
+
+        speed: int = stored_register(bar="0", offset=4, width=4)
+    """),
+    "state of no bits": (2, "D.total makes no sense: bits", """
+
+        total: int = state(0, bits=0)
+    """),
+    "numbers nowhere in lists": (2, "D.total makes no sense: depth", """
+
+        total: list[int] = state([], bits=1, depth="list")
+    """),
+    "a check of a value alone": (2, "D.total makes no sense: check is called with the device", """
+
+        total: int = state(0, check=lambda value: value < 5)
+    """),
 }  # fmt: skip
 
 
@@ -279,6 +347,87 @@ def test_declarations_made_elsewhere_are_found_too() -> None:
 
     device: Any = type("Made", (PciDevice,), {"ids": PciIds(1, 2), "speed": speed()})()
     assert device.speed == 9
+
+
+OF_A_TYPE: dict[str, tuple[object, ...]] = {
+    "ids": (5, (1, 2), "1af4:10f0", None, PciIds, PciIds(1, 2.0)),  # type: ignore[arg-type]
+    "bars": (5, Bar(0), "Bar", b"", {0: Bar(0)}, (Bar,), (Bar(0), None), (Bar(0, "4096"),)),  # type: ignore[arg-type]
+    "interrupts": (5, IntX, "intx", None, (IntX(), MsiX(1)), IntX("A")),  # type: ignore[arg-type]
+    "capabilities": (PciExpress(), 7, (PciExpress,), [None], (Placed(PciExpress),), (SerialNumber("1"),)),  # type: ignore[arg-type]
+    "extra_regions": (9, ExtraRegion(9, 4096), (4096,), (ExtraRegion(9, 4096.0),)),  # type: ignore[arg-type]
+    "rom": ("text", 4096, None, [0x55, 0xAA]),
+    "state_version": ("1", 1.5, None, True),
+    "error_interrupt": (0, None, "no"),
+    "release_interrupt": (0, None, "no"),
+    "dma_by_message": (1, None, "yes"),
+    "migratable": (0, None, "no"),
+}
+GIVEN = ("ids", "bars", "interrupts", "capabilities", "rom")
+
+
+def test_every_attribute_that_is_looked_at_has_a_test() -> None:
+    said = {name for name, value in vars(PciDevice).items() if not name.startswith("_") and not callable(value)}
+    said -= {name for name, value in vars(PciDevice).items() if isinstance(value, property)}
+    assert OF_A_TYPE.keys() == ATTRIBUTES.keys() == said | {"ids"}
+
+
+@pytest.mark.parametrize("name", OF_A_TYPE)
+def test_an_attribute_of_another_type_is_refused_with_its_name_and_its_class(name: str) -> None:
+    for value in OF_A_TYPE[name]:
+        with pytest.raises(DeclarationError, match=rf"D\.{name}\b.*test_device_class_check\.py:\d+\)") as refused:
+            type("D", (PciDevice,), {"ids": PciIds(1, 2), name: value})
+        assert all(refused.value.__notes__)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_constructor_gives_is_looked_at_likewise(name: str) -> None:
+    class D(PciDevice):
+        ids = PciIds(1, 2)
+
+        def __init__(self, value: object) -> None:
+            super().__init__(**{name: value})  # type: ignore[arg-type]
+
+    for value in OF_A_TYPE[name]:
+        if value is not None:
+            with pytest.raises(DeclarationError, match=rf"D: {name}\b.*test_device_class_check\.py:\d+\)"):
+                D(value)
+    D(None)
+
+
+@pytest.mark.parametrize("name", OF_A_TYPE)
+def test_what_a_property_says_is_looked_at_when_the_device_is_made(name: str) -> None:
+    wrong = OF_A_TYPE[name][0]
+    device_class = type("D", (PciDevice,), {"ids": PciIds(1, 2), name: property(lambda device: wrong)})
+    with pytest.raises(DeclarationError, match=rf"D: {name}\b"):
+        device_class()
+
+
+TWICE = {
+    "equal ones": (PciExpress(), PciExpress()),
+    "one and the same": (SERIAL := SerialNumber(1), SERIAL),
+    "of one id": (PowerManagement(), PowerManagement(no_soft_reset=True)),
+    "one of them placed": (PowerManagement(), Placed(PowerManagement(), offset=0x80)),
+    "one that the interrupts bring": (MsiCapability(),),
+}
+
+
+@pytest.mark.parametrize("twice", TWICE.values(), ids=TWICE)
+def test_a_capability_that_software_would_never_see_is_refused(twice: tuple[Capability | Placed, ...]) -> None:
+    class D(PciDevice):
+        ids = PciIds(1, 2)
+        interrupts = Msi()
+        capabilities = twice
+
+    with pytest.raises(DeclarationError, match=r"D: .* is there twice: .*test_device_class_check\.py:\d+\)"):
+        D()
+
+
+def test_a_vendor_may_have_as_many_as_he_likes() -> None:
+    class D(PciDevice):
+        ids = PciIds(1, 2)
+        capabilities = (VendorSpecific(b"12"), VendorSpecific(b"12"), ExtendedVendor(1, b"1"), ExtendedVendor(1, b"1"))
+
+    assert D().config.find_capability(VendorSpecific.id, after=0x40)
 
 
 # When the device is made

@@ -160,12 +160,6 @@ def test_memory_that_was_replaced_is_said_before_a_migration(gpu: Gpu) -> None:
         gpu.check_savable()
 
 
-@pytest.mark.parametrize(("size", "offset"), [(0, 0), (-1, 0), (16, -1)])
-def test_memory_has_a_byte_at_least_and_a_place(size: int, offset: int) -> None:
-    with pytest.raises(ValueError, match="a byte at least"):
-        memory(size, bar=0, offset=offset)
-
-
 SIZE = 0x31234
 RANGES = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(sorted)
 

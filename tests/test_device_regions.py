@@ -10,6 +10,7 @@ import os
 import pytest
 
 from tests.device_kit import CONFIG, Client, open_fds, read_int, write_int
+from userdev.errors import DeclarationError
 from vfio_user import (
     Bar,
     ExtraRegion,
@@ -169,8 +170,9 @@ def test_a_bar_is_declared_once() -> None:
 
 def test_only_whole_pages_of_a_bar_can_be_mappable() -> None:
     for size, bar, offset in ((100, 0, 0), (PAGE, 0, 8), (PAGE, None, 0)):
-        with pytest.raises(ValueError, match="pages"):
-            memory(size, bar=bar, offset=offset, mmap=True)
+        declared = memory(size, bar=bar, offset=offset, mmap=True)
+        with pytest.raises(DeclarationError, match=r"D\.ram .*pages"):
+            type("D", (PciDevice,), {"ids": PciIds(1, 2), "ram": declared})
 
 
 def test_the_rom_can_be_read_in_one_go_and_not_written() -> None:

@@ -355,5 +355,3 @@ def test_declarations_that_contradict_each_other_are_refused() -> None:
     for wrong in (Overlapping, TooSmall, Elsewhere):
         with pytest.raises(ValueError, match=r"overlap|declarations|region"):
             wrong()
-    with pytest.raises(ValueError, match="wide"):
-        register(bar=0, offset=0, width=3)

@@ -65,6 +65,9 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     """),
     "a BAR of 64 bits at the end": (0, "64-bit BAR needs the next", "    bars = (Bar(5, 4096, bits=64),)"),
     "mappable memory that is no page": (1, "whole pages", "    ram: memoryview = memory(256, bar=0, mmap=True)"),
+    "bars that are none": (0, "D.bars is 5, and no tuple: write bars", "    bars = 5"),
+    "a capability without its tuple": (0, "D.capabilities is PciExpress.*no tuple", "    capabilities = PciExpress()"),
+    "a capability twice": (0, "is there twice: PciExpress", "    capabilities = (PciExpress(), PciExpress())"),
     "a register beyond its BAR": (0, "far reaches to 0x1004", """
         bars = (Bar(0, size=4096),)
         far: int = stored_register(bar=0, offset=4096, width=4)

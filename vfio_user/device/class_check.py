@@ -1,7 +1,8 @@
 """A device class is looked at when it is made: what would fail, or be overlooked, with a guest is refused here.
 
 Nothing may have a name of the framework's but what replaces a function of it, and takes the same arguments; names that
-begin with on_ are the framework's hooks; a declaration is in the class by its own name, and its default can be saved.
+begin with on_ are the framework's hooks; a declaration is in the class by its own name, makes sense by itself, and its
+default can be saved; what the framework knows an attribute by is of its type.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from types import FunctionType
 from typing import NoReturn
 
 from userdev.errors import DeclarationError
+from vfio_user.device.attributes import ATTRIBUTES, check_attribute
 from vfio_user.device.declared import MADE, Declaration, Source, authors_frame, source_of
+from vfio_user.device.mechanism import Mechanism
 from vfio_user.device.options import constructor_options
 from vfio_user.device.plain import NotPlain
 from vfio_user.device.state import State
@@ -61,6 +64,9 @@ class _Check:
         for name, value in list(vars(body).items()):
             self._check_name(name, value)
             self._check_override(name, value)
+            self._check_attribute(name, value)
+            if isinstance(value, Declaration) and (mistake := value.mistake()):
+                self._refuse(name, f"makes no sense: {mistake}", value.source, "docs/devices.md has examples")
             if isinstance(value, State):
                 self._check_default(name, value)
 
@@ -106,6 +112,15 @@ class _Check:
             what = f"takes {inspect.signature(value)}, and every device has {name}{signature}"
             hint = "take what it is called with, or give it another name where something else is meant"
             self._refuse(name, what, _written(value), hint)
+
+    def _check_attribute(self, name: str, value: object) -> None:
+        if name not in ATTRIBUTES or (hasattr(type(value), "__get__") and not isinstance(value, Mechanism)):
+            return  # what a property returns is looked at when a device is made
+        try:
+            check_attribute(name, value)
+        except ValueError as error:
+            which, place = f"{self._class.__qualname__}.{error}", source_of(authors_frame())
+            raise DeclarationError(f"{which} ({place})", hint=f"{name} is a class attribute of every device") from None
 
     def _check_default(self, name: str, value: State) -> None:
         try:

@@ -35,6 +35,10 @@ class Declaration:
         if "__qualname__" in frame.f_locals and "__module__" in frame.f_locals:  # a class body
             frame.f_locals.setdefault(MADE, []).append(self)
 
+    def mistake(self) -> str:
+        """What is wrong with it whatever else the class has, for its author; nothing: it may be used."""
+        return ""
+
     def __set_name__(self, owner: type, name: str) -> None:
         # A second attribute for the same thing (the function that completes a register) does not rename it.
         self.name = self.name or name

@@ -27,6 +27,7 @@ from math import isfinite
 from typing import Any, ClassVar
 
 from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
+from vfio_user.device.attributes import check_attributes
 from vfio_user.device.class_check import check_class
 from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
 from vfio_user.device.construction import followed_by, of_declarations
@@ -135,8 +136,8 @@ class PciDevice(Hooks):
         Raises:
             ValueError: declarations that contradict each other or PCI.
         """
-        if ids is None and not hasattr(self, "ids"):
-            raise ValueError("it says nowhere who it is: ids = PciIds(vendor=..., device=...)")
+        given = {"ids": ids, "bars": bars, "interrupts": interrupts, "capabilities": capabilities, "rom": rom}
+        check_attributes(self, given)
         mechanism = interrupts if interrupts is not None else type(self).interrupts
         all_capabilities = list(self.capabilities if capabilities is None else capabilities)
         bars = list(self.bars if bars is None else bars)

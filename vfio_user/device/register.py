@@ -95,14 +95,29 @@ class Place:
     widths: tuple[int, ...]
     count: int | None
     stride: int
+    """0: the width."""
     merge: bool
+
+    def mistake(self) -> str:
+        """What is wrong with it by itself, if anything is."""
+        if not self.widths or any(each not in WIDTHS for each in self.widths):
+            return f"a register is 1, 2, 4 or 8 bytes wide, not {' or '.join(map(repr, self.widths))}"
+        count, stride = 1 if self.count is None else self.count, self.stride or self.width
+        wrong = any(type(each) is not int for each in (self.bar, self.offset, count, stride))
+        if wrong or min(self.bar, self.offset, count - 1, stride - self.width) < 0:
+            return (
+                f"no register can be at offset {self.offset!r} of BAR {self.bar!r}, count {count!r}, stride {stride!r}"
+            )
+        return ""
 
     @property
     def width(self) -> int:
         return max(self.widths)
 
     def cell(self, index: int, read: Callable[[], int], write: Callable[[int], None], fit: Fit) -> Cell:
-        return Cell(self.bar, self.offset + index * self.stride, self.widths, read, write, fit, self.merge)
+        return Cell(
+            self.bar, self.offset + index * (self.stride or self.width), self.widths, read, write, fit, self.merge
+        )
 
 
 class BaseRegister(Declaration):
@@ -111,6 +126,9 @@ class BaseRegister(Declaration):
     def __init__(self, place: Place) -> None:
         Declaration.__init__(self)
         self.place = place
+
+    def mistake(self) -> str:
+        return self.place.mistake()
 
     def cells(self, device: PciDevice) -> Iterator[Cell]:
         """Its registers, bound to a device."""
@@ -277,9 +295,15 @@ class StoredRegister(BaseRegister, State):
     """A register that is nothing but an attribute of the device; see `stored_register`."""
 
     def __init__(self, place: Place, default: int, writable: int, keep: bool, check: Check | None) -> None:
-        State.__init__(self, default, keep, bits=8 * place.width, check=check)
+        bits = None if place.mistake() else 8 * place.width
+        State.__init__(self, default, keep, bits=bits, check=check)
         self.place = place
         self.writable = writable
+
+    def mistake(self) -> str:
+        if type(self.writable) is not int:
+            return f"writable is a mask of bits, not {self.writable!r}"
+        return self.place.mistake() or State.mistake(self)
 
     def cells(self, device: PciDevice) -> Iterator[Cell]:
         everything = (1 << 8 * self.place.width) - 1
@@ -315,9 +339,4 @@ def stored_register(
 
 
 def _place(bar: int, offset: int, width: int | tuple[int, ...], count: int | None, stride: int, merge: bool) -> Place:
-    widths = (width,) if isinstance(width, int) else width
-    if not widths or any(each not in WIDTHS for each in widths):
-        raise ValueError(f"a register is 1, 2, 4 or 8 bytes wide, not {width}")
-    if bar < 0 or offset < 0 or (count is not None and count < 1) or (stride and stride < max(widths)):
-        raise ValueError(f"no register can be at BAR {bar}, offset {offset}, count {count}, stride {stride}")
-    return Place(bar, offset, widths, count, stride or max(widths), merge)
+    return Place(bar, offset, width if isinstance(width, tuple) else (width,), count, stride, merge)

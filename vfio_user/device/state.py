@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice
 
 T = TypeVar("T")
-
+PAGE = 4096
 
 Check = Callable[[Any, Any], bool]
 """Whether a device can have a value; what it raises says no too."""
@@ -43,6 +44,19 @@ class State(Declaration):
         self.bits = bits
         self.depth = isinstance(default, (list, tuple, dict)) if depth is None else depth
         self._check = check
+
+    def mistake(self) -> str:
+        if self.bits is not None and (type(self.bits) is not int or self.bits < 1):
+            return f"bits are how many a number has, not {self.bits!r}"
+        if not isinstance(self.depth, int) or self.depth < 0:
+            return f"depth is how deep numbers are in lists, not {self.depth!r}"
+        if self._check is None:
+            return ""
+        try:
+            inspect.signature(self._check).bind(None, None)
+        except (TypeError, ValueError):
+            return f"check is called with the device and a value, and {self._check!r} cannot be"
+        return ""
 
     def fresh(self) -> object:
         return copy.deepcopy(self.default)
@@ -93,6 +107,16 @@ class Memory(Declaration):
         self.mmap = mmap
         self.keep = keep
 
+    def mistake(self) -> str:
+        place = (self.size, self.offset, 0 if self.bar is None else self.bar)
+        if any(type(each) is not int or each < 0 for each in place) or not self.size:
+            return (
+                f"memory has a byte at least, and a place: not {self.size!r} bytes at {self.offset!r} of {self.bar!r}"
+            )
+        if self.mmap and (self.bar is None or self.size % PAGE or self.offset % PAGE):
+            return f"memory that a client may map is in a BAR, and whole pages of {PAGE} bytes at a page's offset"
+        return ""
+
 
 def state(
     default: T,
@@ -122,10 +146,6 @@ def memory(size: int, *, bar: int | None = None, offset: int = 0, mmap: bool = F
     bar: the BAR, or device-specific region, that shows it from `offset` on; None: the device's private memory.
     mmap: the client may map it, so that its accesses are not seen here; whole pages (4096) only.
     """
-    if size < 1 or offset < 0:
-        raise ValueError(f"memory has a byte at least, and a place: not {size} bytes at {offset}")
-    if mmap and (bar is None or size % 4096 or offset % 4096):
-        raise ValueError("memory that a client may map is in a BAR, and whole pages at a page's offset")
     return cast(memoryview, Memory(size, bar, offset, mmap, keep))
 
 

@@ -20,6 +20,8 @@ class Capability:
     extended: ClassVar[bool] = False
     version: ClassVar[int] = 1
     """Of an extended capability's header."""
+    repeatable: ClassVar[bool] = False
+    """A function may have several of this id."""
 
     @property
     def size(self) -> int:
@@ -160,6 +162,7 @@ class VendorSpecific(Capability):
     writable: bytes = b""
 
     id: ClassVar[int] = 0x09
+    repeatable: ClassVar[bool] = True
 
     @property
     def size(self) -> int:
@@ -197,6 +200,7 @@ class ExtendedVendor(Capability):
     writable: bytes = b""
 
     id: ClassVar[int] = 0x000B
+    repeatable: ClassVar[bool] = True
     extended: ClassVar[bool] = True
 
     @property

@@ -45,9 +45,10 @@ def place_capabilities(capabilities: Iterable[Capability | Placed]) -> list[Plac
     """Each capability with its offset, in the order of the chains: the conventional ones, then the extended.
 
     Raises:
-        ValueError: one does not fit, or overlaps another.
+        ValueError: one does not fit, overlaps another, or is one too many of its id.
     """
     wanted = [each if isinstance(each, Placed) else Placed(each) for each in capabilities]
+    _check_repeated([each.capability for each in wanted])
     conventional = [each for each in wanted if not each.capability.extended]
     extended = [each for each in wanted if each.capability.extended]
     first = _place(conventional, FIRST_CAPABILITY, CONVENTIONAL_SIZE)
@@ -55,6 +56,18 @@ def place_capabilities(capabilities: Iterable[Capability | Placed]) -> list[Plac
     if second and second[0].place != FIRST_EXTENDED:  # PCI Express Base, 7.9.3
         raise ValueError(f"one of the extended capabilities has to be at {FIRST_EXTENDED:#x}, where software begins")
     return first + second
+
+
+def _check_repeated(capabilities: Iterable[Capability]) -> None:
+    """Software takes the first of an id, and would never see the second."""
+    found: dict[tuple[bool, int], Capability] = {}
+    for each in capabilities:
+        key = (each.extended, each.id)
+        if key in found and not (each.repeatable and found[key].repeatable):
+            names = dict.fromkeys((type(found[key]).__name__, type(each).__name__))
+            kind = "an extended capability" if each.extended else "a capability"
+            raise ValueError(f"{kind} of id {each.id:#x} is there twice: {' and '.join(names)}; keep one of them")
+        found[key] = each
 
 
 def _place(capabilities: Sequence[Placed], first: int, end: int) -> list[Placed]:
