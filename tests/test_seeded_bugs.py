@@ -116,6 +116,29 @@ def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not(change: dict
     assert done.stdout.split()[-1] == verdict.name
 
 
+TWO_RUNS = """
+import sys
+from tests.seeded_bugs.forking import Task, run_all
+runs = run_all([Task([test]) for test in sys.argv[1:]], jobs=1, work_seconds=0.1)
+print(*(run.status for run in runs))
+"""
+
+
+def test_a_run_that_waits_takes_no_place_of_one_that_works(tmp_path: Path) -> None:
+    """The first waits for what the second does."""
+    os.mkfifo(tmp_path / "met")
+    file = tmp_path / "test_two.py"
+    file.write_text(
+        f"def test_waits():\n    open({str(tmp_path / 'met')!r}).close()\n\n"
+        f"def test_comes():\n    open({str(tmp_path / 'met')!r}, 'w').close()\n"
+    )
+    tests = [f"{file}::{name}" for name in ("test_waits", "test_comes")]
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_RUNS, *tests], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["0", "0"]
+
+
 def test_nothing_is_planted_in_a_module_that_is_there_already() -> None:
     code = "import userdev_servers.edu; from tests.seeded_bugs.planting import plant; plant('edu-factorial-not-cut')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -15,7 +15,11 @@ from tests.seeded_bugs.detection import Finding, Verdict, detect
 @click.option("--quick", is_flag=True, help="Only the bugs that can be noticed without a guest.")
 @click.option("--only", metavar="ID", multiple=True, help="Only this bug; may be given several times.")
 @click.option(
-    "--jobs", type=click.IntRange(1), default=2, show_default=True, help="Tests at once, those with guests aside."
+    "--jobs",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Tests at once, those aside that have a guest or wait for long.",
 )
 @click.option("--list", "list_only", is_flag=True, help="Say what the bugs are, and run nothing.")
 def main(quick: bool, only: tuple[str, ...], jobs: int, list_only: bool) -> None:

@@ -30,6 +30,10 @@ from tests.seeded_bugs.planting import environment, plant
 
 TEST_SECONDS = 20
 """A test that hangs with a bug in has noticed it, after this long."""
+WORK_SECONDS = 3.0
+"""What takes longer waits, as a rule: for what a bug keeps from coming. Another run may begin beside it."""
+WAITING_RUNS = 8
+"""Runs that wait, at most: some work after all."""
 RUN_SECONDS = 300
 """A run that does not end by itself is ended, and shows nothing."""
 SKIPPED = 71
@@ -55,18 +59,24 @@ class Run:
     seconds: float
 
 
-def run_all(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
-    """Run all, at most `jobs` at once; each as it ends. Closing the iterator ends those that still run."""
-    waiting = list(reversed(tasks))
+def run_all(tasks: Sequence[Task], jobs: int, *, work_seconds: float = WORK_SECONDS) -> Iterator[Run]:
+    """Run all, each as it ends; at most `jobs` at once, those aside that have taken longer than `work_seconds`.
+
+    Closing the iterator ends those that still run.
+    """
+    left = list(reversed(tasks))
     with contextlib.ExitStack() as stack:
         running: list[_Fork] = []
         stack.callback(lambda: [fork.end() for fork in running])
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_Fork(waiting.pop()))
-            first = min(fork.deadline for fork in running)
-            ended, _, _ = select.select(running, [], [], max(0.0, first - time.monotonic()))
-            for fork in ended or [fork for fork in running if fork.deadline == first]:
+        while left or running:
+            now = time.monotonic()
+            working = [fork for fork in running if now - fork.began < work_seconds]
+            if left and len(working) < jobs and len(running) < jobs + WAITING_RUNS:
+                running.append(_Fork(left.pop()))
+                continue
+            events = [fork.deadline for fork in running] + [fork.began + work_seconds for fork in working]
+            ended, _, _ = select.select(running, [], [], max(0.0, min(events) - now))
+            for fork in ended or [fork for fork in running if fork.deadline <= time.monotonic()]:
                 running.remove(fork)
                 yield fork.end()
 
@@ -90,8 +100,8 @@ class _Fork:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._folder = Path(tempfile.mkdtemp(prefix="detect-"))
-        self._began = time.monotonic()
-        self.deadline = self._began + RUN_SECONDS
+        self.began = time.monotonic()
+        self.deadline = self.began + RUN_SECONDS
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -114,7 +124,7 @@ class _Fork:
         os.close(self._pidfd)
         output = (self._folder / "log").read_text(errors="replace")
         shutil.rmtree(self._folder, ignore_errors=True)
-        return Run(self.task, os.waitstatus_to_exitcode(status), output, time.monotonic() - self._began)
+        return Run(self.task, os.waitstatus_to_exitcode(status), output, time.monotonic() - self.began)
 
     def _run(self, parent: int) -> None:
         """In the fork; does not return."""
