@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from userdev_servers.control import ControlClient
+from userdev.control import ControlClient
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.guest import GuestFailure, Job

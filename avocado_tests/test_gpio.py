@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from userdev_servers.control import ControlClient
+from userdev.control import ControlClient
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Job
@@ -50,12 +50,13 @@ class Wired:
     def ask(self, command: str, **parameters: Any) -> dict[str, Any]:
         """Do something on the host's side of the card."""
         with ControlClient(self.control) as outside:
-            return outside.ask(command, **parameters)
+            lines: dict[str, Any] = outside.call(command, **parameters)
+            return lines
 
     def watching(self) -> ControlClient:
         """A connection that is told of outputs and of interrupts taken."""
         watcher = ControlClient(self.control, timeout=20 * self.guest.patience)
-        watcher.ask("watch")
+        watcher.call("watch")
         return watcher
 
 
@@ -68,14 +69,14 @@ class Gpio(GuestTest):
         with self.card() as card, card.watching() as watcher:
             for line in range(16):
                 self.hold(card.guest, f"{OUTPUTS + line}=1")
-                self.assertEqual(watcher.next()["changed"], 1 << line)
+                self.assertEqual(watcher.next_event()["changed"], 1 << line)
                 card.guest.succeed("killall gpioset")
             self.assertEqual(card.ask("get")["outputs"], 0xFFFF)
             self.hold(card.guest, *(f"{OUTPUTS + line}={line & 1}" for line in range(16)))
             card.guest.wait_until_succeeds("pidof gpioset", interval=0.01)
-            seen = [watcher.next()["outputs"]]
+            seen = [watcher.next_event()["outputs"]]
             while seen[-1] != 0xAAAA:
-                seen.append(watcher.next()["outputs"])
+                seen.append(watcher.next_event()["outputs"])
             self.assertEqual(card.ask("get")["outputs"], 0xAAAA)
 
     def test_inputs_are_seen_by_the_guest_which_cannot_drive_them(self) -> None:
@@ -105,7 +106,7 @@ class Gpio(GuestTest):
             guest, address = card.guest, card.guest.device.address
             card.ask("set", inputs=0x0021)
             self.hold(guest, f"{OUTPUTS + 3}=1")
-            self.assertEqual(watcher.next()["outputs"], 1 << 3)
+            self.assertEqual(watcher.next_event()["outputs"], 1 << 3)
             guest.succeed("killall gpioset", f"echo {address} > /sys/bus/pci/drivers/pci-idio-16/unbind")
             self.assertEqual(card.ask("get")["outputs"], 1 << 3)
             guest.succeed(f"echo 1 > {guest.device.sysfs}/reset")
@@ -142,7 +143,7 @@ class Gpio(GuestTest):
         """Restarted on purpose behind an interposer that keeps it alive; replies are late all the time."""
         with self.card(server=KEPT_ALIVE, faults=LATE) as card, card.watching() as watcher:
             self.hold(card.guest, f"{OUTPUTS + 3}=1")
-            self.assertEqual(watcher.next()["outputs"], 1 << 3)
+            self.assertEqual(watcher.next_event()["outputs"], 1 << 3)
             card.ask("set", inputs=0x8001)
             with InterposerControl(card.control.with_name("interposer")) as interposer:
                 self.assertTrue(interposer.call("restart", hand_over=True)["handed_over"])
@@ -191,7 +192,7 @@ class Gpio(GuestTest):
         The driver looks at the line after it has acknowledged: a change before that would make two edges one.
         """
         card.ask("set", input=line, value=value)
-        while watcher.next().get("interrupt") != "cleared":
+        while watcher.next_event().get("interrupt") != "cleared":
             pass
         card.guest.wait_until_succeeds(f"test $(wc -l < {EDGES}) -ge {count}", interval=0.005)
 

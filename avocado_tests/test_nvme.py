@@ -112,11 +112,11 @@ class Namespaces(NvmeTest):
             guest, disk = bench.guest, bench.block()
             guest.succeed(f"dd if=/dev/urandom of={disk} bs=1M count=16 oflag=direct", f"md5sum {disk} > /tmp/before")
             with bench.control as control:
-                control.ask("resize", nsid=1, size="48M")
+                control.call("resize", nsid=1, size="48M")
                 bench.block(size=48 * MIB)
                 guest.succeed(f"head -c {16 * MIB} {disk} | md5sum | cut -c-32 | grep -qf - /tmp/before")
                 guest.succeed(f"dd if=/bin/busybox of={disk} bs=64k seek=760 count=8 oflag=direct")
-                control.ask("resize", nsid=1, size="8M")
+                control.call("resize", nsid=1, size="8M")
                 bench.block(size=8 * MIB)
                 behind = guest.run(f"nvme read {disk} -s {8 * MIB // 512} -c 0 -z 512")
                 self.assertIn("LBA Out of Range", behind.stdout + behind.stderr)
@@ -261,7 +261,7 @@ class Trouble(NvmeTest):
         """Bad blocks, then a disk that takes writes and cannot keep them: seen by who asks for them to be kept."""
         with self.bench("16M", io_timeout=10) as bench, bench.control as control:
             guest, disk, controller = bench.guest, bench.block(), character_device(bench.guest)
-            control.ask("break", nsid=1, operation="write", first=20000, blocks=8)
+            control.call("break", nsid=1, operation="write", first=20000, blocks=8)
             write = f"nvme write {disk} -c 7 -z 4096 -d /bin/busybox"
             guest.succeed(f"{write} -s 19992")
             told = guest.run(f"{write} -s 20000")
@@ -270,12 +270,12 @@ class Trouble(NvmeTest):
             self.assertEqual(ask(guest, f"nvme smart-log {controller}")["media_errors"], 1)
             failed = guest.run(f"dd if=/dev/zero of={disk} bs=4k seek=2500 count=1 oflag=direct")
             self.assertIn("No data available", failed.stderr)  # what Linux makes of an error of the medium
-            control.ask("mend", nsid=1)
-            control.ask("break", nsid=1, operation="sync")
+            control.call("mend", nsid=1)
+            control.call("break", nsid=1, operation="sync")
             guest.succeed(f"{write} -s 20000")
             self.assertFalse(guest.run(f"{write} -s 20000 --force-unit-access").ok)
             guest.fail(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync")
-            control.ask("mend", nsid=1)
+            control.call("mend", nsid=1)
             guest.fail(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync")
             self.assertEqual(ask(guest, f"nvme smart-log {controller}")["critical_warning"] & RELIABILITY, RELIABILITY)
 
@@ -284,10 +284,10 @@ class Trouble(NvmeTest):
         with self.bench("16M", io_timeout=10) as bench, bench.control as control:
             guest, disk = bench.guest, bench.block()
             guest.succeed(f"dd if=/dev/urandom of={disk} bs=64k count=16 conv=fsync")
-            control.ask("break", nsid=1, operation="sync", error="ENOSPC")
+            control.call("break", nsid=1, operation="sync", error="ENOSPC")
             told = guest.run(f"dd if=/dev/urandom of={disk} bs=64k count=16 conv=fsync")
             self.assertIn("No space left", told.stderr)
-            control.ask("mend", nsid=1)
+            control.call("mend", nsid=1)
             for _ in range(3):
                 guest.fail(f"dd if=/dev/urandom of={disk} bs=64k count=1 conv=fsync")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avocado_tests.nvme_test import IO_TIMEOUT, MIB, Bench, NvmeTest, block_device
 from avocado_tests.programs.durable import PLACES, SIZE
-from userdev_servers.control import ControlClient
+from userdev.control import ControlClient
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts.pair import two_hosts
 from vfio_user.interposer.control.client import InterposerControl
@@ -180,12 +180,12 @@ class Moves(NvmeTest):
                     self.assertTrue(interposer.call("restart", hand_over=True)["handed_over"])
             self.finish(bench, load)
             with bench.control as control:
-                before = control.ask("doorbells")["messages"]
+                before = control.call("doorbells")["messages"]
                 done = self.fio(
                     bench.guest, bench.block(), rw="randwrite", bs="4k", iodepth=8, size="8m", verify="crc32c"
                 )
                 self.assertGreaterEqual(done["write"]["total_ios"], 2048)
-                self.assertEqual(control.ask("doorbells")["messages"], before)
+                self.assertEqual(control.call("doorbells")["messages"], before)
 
     def test_a_guest_migrates_under_load(self) -> None:
         """The image is shared; commands under way are done on one side or the other."""
@@ -201,7 +201,7 @@ class Moves(NvmeTest):
             options = f"--control {sockets}/{{host}}"
             with self.bench("16M", options=options, migratable=True, host=hosts.a) as bench:
                 with ControlClient(Path(sockets, hosts.a.name)) as control:
-                    control.ask("break", nsid=1, operation="sync")
+                    control.call("break", nsid=1, operation="sync")
                 report = bench.lab.migrate(bench.guest, to=hosts.b)
                 self.assertEqual(report.verdict, "stayed", report.reason)
                 bench.guest.succeed(f"dd if=/dev/zero of={bench.block()} bs=4k count=1 oflag=direct")

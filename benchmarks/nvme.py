@@ -41,7 +41,7 @@ import psutil
 
 from avocado_tests.nvme_test import block_device, fio_command
 from avocado_tests.test_differential import plug_qemu_nvme
-from userdev_servers.control import ControlClient
+from userdev.control import ControlClient
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.lab import Lab
 
@@ -244,10 +244,10 @@ def rung(fio: Callable[[], dict[str, Any]], plugged: Plugged, control: ControlCl
     if control is None or plugged.server is None:
         return Rung(fio()["iops"])
     process = psutil.Process(plugged.server.child.pid)
-    cpu, messages = cpu_us(process), control.ask("doorbells")["messages"]
+    cpu, messages = cpu_us(process), control.call("doorbells")["messages"]
     done = fio()
     commands = max(1, done["total_ios"])
-    cpu, messages = cpu_us(process) - cpu, control.ask("doorbells")["messages"] - messages
+    cpu, messages = cpu_us(process) - cpu, control.call("doorbells")["messages"] - messages
     return Rung(done["iops"], cpu / commands, messages / commands)
 
 

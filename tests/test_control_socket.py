@@ -12,13 +12,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.device_kit import descriptors_left, write_int
+from userdev.control import ControlClient
 from userdev.errors import UserError
 from userdev_servers import control
-from userdev_servers.control import ControlClient, ControlSocket
+from userdev_servers.control import ControlSocket
 from userdev_servers.gpio import Gpio
 
 
@@ -46,7 +48,7 @@ class Controller:
     def send(self, line: bytes) -> None:
         self.socket.sendall(line + b"\n")
 
-    def next(self) -> dict[str, object] | None:
+    def next(self) -> dict[str, Any] | None:
         """The next line; None at the end."""
         line = self._lines.readline()
         return json.loads(line) if line else None
@@ -73,7 +75,7 @@ class Controller:
 
 def is_answered(path: Path) -> bool:
     with ControlClient(path) as controller:
-        return "outputs" in controller.ask("get")
+        return "outputs" in controller.call("get")
 
 
 def test_it_is_private_and_gone_at_the_end(path: Path) -> None:
@@ -87,7 +89,7 @@ def test_it_is_not_taken_from_a_living_device(device: Gpio, path: Path) -> None:
     with pytest.raises(UserError, match="in use"):
         Gpio(control=str(path))
     with ControlClient(path) as controller:
-        assert controller.ask("set", inputs=5)["inputs"] == device.inputs == 5
+        assert controller.call("set", inputs=5)["inputs"] == device.inputs == 5
 
 
 def test_one_that_a_dead_device_left_is_replaced(path: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_controller_that_asks_and_never_reads_is_hung_up_on(device: Gpio, path
 def test_a_controller_that_watches_and_never_reads_is_hung_up_on(device: Gpio, path: Path) -> None:
     with Controller(path) as deaf:
         deaf.send(b'{"command": "watch"}')
-        assert deaf.next() == {"watching": True}
+        assert deaf.next() == {"ok": True, "result": {"watching": True}}
         for value in range(20_000):
             write_int(device, 2, 0, 1, value & 0xFF)
         assert is_answered(path)
@@ -140,11 +142,11 @@ def test_a_device_closes_whoever_is_connected(path: Path) -> None:
 def test_a_watcher_that_reads_has_all_events_in_order(device: Gpio, path: Path) -> None:
     with Controller(path) as watcher:
         watcher.send(b'{"command": "watch"}')
-        assert watcher.next() == {"watching": True}
+        assert watcher.next() == {"ok": True, "result": {"watching": True}}
         values = [value & 0xFF for value in range(1, 2000)]
         for value in values:
             write_int(device, 2, 0, 1, value)
-            assert (watcher.next() or {})["outputs"] == value
+            assert (watcher.next() or {})["event"]["outputs"] == value
 
 
 @pytest.mark.parametrize(
@@ -157,22 +159,22 @@ def test_what_is_no_request_is_answered_and_the_connection_goes_on(device: Gpio,
         controller.send(line)
         answer = controller.next()
         assert answer is not None
-        assert answer.keys() == {"error"}
+        assert answer.keys() == {"ok", "error"}
         controller.send(b'{"command": "get"}')
-        assert "outputs" in (controller.next() or {})
+        assert (controller.next() or {})["ok"]
 
 
 def test_a_line_without_end_is_refused_in_words(device: Gpio, path: Path) -> None:
     with Controller(path) as controller:
-        controller.socket.sendall(b"x" * control.MAX_LINE)
-        assert "bytes" in str((controller.next() or {})["error"])
+        controller.socket.sendall(b"x" * (control.MAX_LINE + 1))
+        assert "bytes" in (controller.next() or {})["error"]["what"]
         assert controller.next() is None
 
 
 def test_a_name_that_is_no_command_is_not_repeated_whole(device: Gpio, path: Path) -> None:
     with Controller(path) as controller:
         controller.send(json.dumps({"command": "x" * 10_000}).encode())
-        assert len(str((controller.next() or {})["error"])) < 200
+        assert len(str((controller.next() or {})["error"])) < 300
 
 
 def test_so_many_controllers_and_no_more(device: Gpio, path: Path) -> None:
@@ -182,7 +184,7 @@ def test_so_many_controllers_and_no_more(device: Gpio, path: Path) -> None:
         idle[-1].send(b'{"command": "get"}')
         assert idle[-1].next()
     with Controller(path) as one_more:
-        assert "connected already" in str((one_more.next() or {})["error"])
+        assert "connected already" in (one_more.next() or {})["error"]["what"]
         assert one_more.next() is None
     for each in idle:
         each.close()
@@ -214,7 +216,7 @@ def test_a_defect_of_a_command_is_answered(path: Path) -> None:
     device = Gpio()
     server = ControlSocket(path, device, {"fail": fails})
     with ControlClient(path) as controller, pytest.raises(UserError, match="a defect"):
-        controller.ask("fail")
+        controller.call("fail")
     server.close()
     device.close()
 

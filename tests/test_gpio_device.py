@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from userdev.control import ControlClient
 from userdev.errors import UserError
-from userdev_servers.control import ControlClient
 from userdev_servers.gpio import Gpio
 from vfio_user.client import Client, EventFd
 from vfio_user.server import Server
@@ -35,12 +35,15 @@ class Outside:
         return self.ask_raw(json.dumps(request))
 
     def ask_raw(self, text: str) -> dict[str, Any]:
+        """The result, or the answer that there is none."""
         self._socket.sendall(text.encode() + b"\n")
-        return self.next()
+        answer: dict[str, Any] = json.loads(self._lines.readline())
+        return answer["result"] if answer["ok"] else answer
 
     def next(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._lines.readline())
-        return found
+        """The next event."""
+        event: dict[str, Any] = json.loads(self._lines.readline())["event"]
+        return event
 
     def close(self) -> None:
         self._lines.close()
@@ -188,7 +191,7 @@ def test_a_reset_drops_outputs_and_keeps_what_is_wired_to_the_inputs(both: tuple
 )
 def test_a_wrong_request_is_answered_with_an_error(both: tuple[Card, Outside], text: str) -> None:
     card, outside = both
-    assert outside.ask_raw(text).keys() == {"error"}
+    assert outside.ask_raw(text)["ok"] is False
     assert outside.ask(command="get")["inputs"] == 0
     assert card.read(IN_LOW) == 0
 
@@ -198,8 +201,8 @@ def test_the_client_of_a_control_socket_raises_what_the_device_says_against_it(
 ) -> None:
     with ControlClient(tmp_path / "a" / "control") as control:
         with pytest.raises(UserError, match="16 bits"):
-            control.ask("set", inputs=1 << 16)
-        assert control.ask("set", inputs=0xFFFF)["inputs"] == 0xFFFF
+            control.call("set", inputs=1 << 16)
+        assert control.call("set", inputs=0xFFFF)["inputs"] == 0xFFFF
     with pytest.raises(UserError, match="No such file"):
         ControlClient(tmp_path / "nothing")
 
@@ -222,7 +225,7 @@ def test_a_card_that_is_about_to_move_tells_its_lines_and_lets_nobody_set_them(t
     """What is set then would stay behind, and interrupt a guest that stands still."""
     with served(tmp_path / "a") as (card, outside):
         card.client.set_migration_state(MigrationState.STOP)
-        assert "stopped" in outside.ask(command="set", inputs=0x0F0F)["error"]
+        assert "stopped" in outside.ask(command="set", inputs=0x0F0F)["error"]["what"]
         assert outside.ask(command="get")["inputs"] == 0
         card.client.set_migration_state(MigrationState.RUNNING)
         assert outside.ask(command="set", inputs=0x0F0F)["inputs"] == 0x0F0F

@@ -280,7 +280,7 @@ def ask(path: Path, **request: Any) -> dict[str, Any]:
         connection.connect(str(path))
         connection.sendall(json.dumps(request).encode() + b"\n")
         answer: dict[str, Any] = json.loads(connection.makefile().readline())
-        return answer
+        return answer["result"] if answer["ok"] else answer
 
 
 def test_a_namespace_grows_while_it_is_in_use_and_the_guest_is_told(tmp_path: Path) -> None:

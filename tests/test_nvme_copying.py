@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.nvme_kit import Host, controller, loop_device
+from userdev.control import ControlClient
 from userdev.errors import ProtocolError, UserError
 from userdev_servers.block.backing import Backing
-from userdev_servers.control import ControlClient
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Io
 from vfio_user.client import RemoteError
@@ -154,7 +154,7 @@ def test_a_namespace_that_grew_during_the_copy_is_as_large_there(tmp_path: Path)
         source.client.set_migration_state(MigrationState.PRE_COPY)
         move_some(source, target)
         with ControlClient(tmp_path / "control") as control:
-            control.ask("resize", nsid=1, size="6M")
+            control.call("resize", nsid=1, size="6M")
         finish(source, target)
         assert same(tmp_path)
         write(target, 6 * MIB // BLOCK - 1, b"z" * 512)
@@ -201,12 +201,12 @@ def test_a_full_disk_there_refuses_the_state_and_the_guest_goes_on_here(tmp_path
 def test_an_image_that_cannot_be_read_ends_the_migration_and_not_the_guest(tmp_path: Path) -> None:
     with pair(tmp_path) as (source, target), ControlClient(tmp_path / "control") as outside:
         write(source, 4000, b"kept" * 1024)
-        outside.ask("break", nsid=1, operation="read", first=4000, blocks=1)
+        outside.call("break", nsid=1, operation="read", first=4000, blocks=1)
         source.client.set_migration_state(MigrationState.PRE_COPY)
         with pytest.raises(RemoteError):
             move_some(source, target)
         source.client.set_migration_state(MigrationState.RUNNING)
-        outside.ask("mend", nsid=1)
+        outside.call("mend", nsid=1)
         assert source.read_blocks(4000, 4096) == b"kept" * 1024
 
 

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from struct import pack
+from typing import Any
 
 import pytest
 
 from tests.nvme_kit import BASE, PAGE, Host, controller, loop_device
+from userdev.control import ControlClient
 from userdev.errors import UserError
-from userdev_servers.control import ControlClient
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Io, Status
 
@@ -263,9 +264,9 @@ def test_a_disk_can_be_broken_in_places_and_mended(tmp_path: Path) -> None:
         host.enable()
         host.create_queues()
         assert host.write_blocks(0, pattern(PAGE)).status == 0
-        outside.ask("break", nsid=1, operation="write", first=3, blocks=1)
-        outside.ask("break", nsid=1, operation="read", error="ENXIO", first=5, blocks=2)
-        outside.ask("break", nsid=1, operation="sync")
+        outside.call("break", nsid=1, operation="write", first=3, blocks=1)
+        outside.call("break", nsid=1, operation="read", error="ENXIO", first=5, blocks=2)
+        outside.call("break", nsid=1, operation="sync")
         statuses = [
             [host.write_blocks(first, pattern(512)).status for first in (2, 3, 4)],
             [host.transfer(Io.READ, first, host.allocate(PAGE), 512).status for first in (4, 5, 6, 7)],
@@ -275,17 +276,18 @@ def test_a_disk_can_be_broken_in_places_and_mended(tmp_path: Path) -> None:
         bad_write, bad_read = Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR
         assert statuses == [[0, bad_write, 0], [0, bad_read, bad_read, 0], [bad_read], [bad_write]]
         assert device.media_errors == 5
-        outside.ask("mend", nsid=1)
+        outside.call("mend", nsid=1)
         assert host.write_blocks(3, pattern(512)).status == 0
         assert len(host.read_blocks(0, PAGE)) == PAGE
         assert host.queues[1].do(Io.FLUSH, nsid=1).status == bad_write, "what it did not keep is lost all the same"
-        for wrong in (
+        refused: list[dict[str, Any]] = [
             {"operation": "think"},
             {"operation": "read", "error": "BAD"},
             {"operation": "read", "first": ""},
-        ):
+        ]
+        for wrong in refused:
             with pytest.raises(UserError):
-                outside.ask("break", nsid=1, **wrong)
+                outside.call("break", nsid=1, **wrong)
 
 
 def test_data_that_has_to_come_from_the_disk_comes(host: Host, disk: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.nvme_kit import CC, CSTS, ENABLE, Host, controller, loop_device
+from userdev.control import ControlClient
 from userdev.errors import UserError
-from userdev_servers.control import ControlClient
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Admin, Cc, Csts, Feature, Io, LogPage, Status
 from vfio_user.client import Client, RemoteError
@@ -186,15 +186,15 @@ def test_a_thin_volume_that_is_full_is_found_by_every_flush(tmp_path: Path) -> N
 def test_the_control_socket_says_what_is_wrong_with_a_disk(tmp_path: Path) -> None:
     place = str(tmp_path / "control")
     with bench(tmp_path, "1M", control=place) as (_, host), ControlClient(tmp_path / "control") as outside:
-        (good,) = outside.ask("namespaces")["namespaces"]
+        (good,) = outside.call("namespaces")["namespaces"]
         assert good["failure"] is None
         os.truncate(tmp_path / "disk0.img", 4096)
         done = host.write_blocks(2047, bytes(512))
         assert (done.status, done.do_not_retry) == (Status.WRITE_FAULT, True)
-        (bad,) = outside.ask("namespaces")["namespaces"]
+        (bad,) = outside.call("namespaces")["namespaces"]
         assert "4096" in bad["failure"]
         with pytest.raises(UserError, match="4096"):
-            outside.ask("resize", nsid=1, size="2M")
+            outside.call("resize", nsid=1, size="2M")
 
 
 def test_reading_what_was_cut_off_is_an_error_that_no_retry_mends(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_second_server_of_an_image_is_not_enabled_until_the_first_has_gone(
             assert second.load(CSTS) == Csts.FATAL
             assert "in use" in caplog.text
             with ControlClient(tmp_path / "control") as outside, pytest.raises(UserError, match="another"):
-                outside.ask("resize", nsid=1, size="8M")
+                outside.call("resize", nsid=1, size="8M")
             assert first.write_blocks(0, b"mine" * 128).status == 0
             device.namespaces[0].backing.sync()
             first.client.set_migration_state(MigrationState.STOP_COPY)

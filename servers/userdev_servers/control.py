@@ -1,19 +1,16 @@
 """A control socket for the host's side of a device: JSON objects, one a line, each answered by one.
 
-    {"command": "resize", "nsid": 1, "size": "128M"}   ->   {"size": 134217728}
-    {"command": "what"}                                ->   {"error": "..."}
+    {"command": "resize", "nsid": 1, "size": "128M"}   ->   {"ok": true, "result": {"size": 134217728}}
+    {"command": "what"}                                ->   {"ok": false, "error": {"what": "..."}}
 
-Commands run where the device's handlers run. A connection that sent {"command": "watch"} also receives what `tell`
-is given. Nothing waits for a controller: one that does not read what it has asked for is hung up on.
+Protocol and client are those of `userdev.control`. Commands run where the device's handlers run. A connection that sent
+{"command": "watch"} also receives what `tell` is given, as {"event": {...}}. Nothing waits for a controller: one that
+does not read what it has asked for is hung up on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import reprlib
-import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
@@ -21,28 +18,31 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from userdev.control import Line, LineReader, answer_line, command_of, document_of, event_line, refusal_line
 from userdev.errors import AUTHORS_FAILURES, UserError
-from vfio_user import Listener, MigrationState, Stream
+from userdev.transport import Listener, Stream, close_all
+from vfio_user import MigrationState
 from vfio_user.device import PciDevice
 
 log = logging.getLogger("vfio_user.control")
 
 D = TypeVar("D", bound=PciDevice)
-Commands = Mapping[str, Callable[[D, Mapping[str, Any]], dict[str, Any]]]
+Result = Mapping[str, object]
+Commands = Mapping[str, Callable[[D, Mapping[str, Any]], Result]]
 
 ANSWER_SECONDS = 10.0
 """How long a device may take for a command."""
 MAX_LINE = 1 << 16
+"""Bytes of a command."""
 MAX_CONTROLLERS = 16
 MAX_UNREAD = 1 << 16
 """Bytes that are kept for a controller which does not read, beside what its socket holds."""
 UNREAD_SECONDS = 10.0
 """How long they are kept."""
 
-Answer = Callable[[bytes, "_Controller"], Mapping[str, Any] | None]
+Answer = Callable[[Line, "_Controller"], bytes | None]
 """Makes the answer to a line; None where it has been given."""
-
-_NO_REQUEST = {"error": 'a request is one line of JSON: {"command": NAME, ...}'}
+_ROOM = 1 << 12  # bytes that are received at once
 
 
 class ControlSocket:
@@ -67,7 +67,7 @@ class ControlSocket:
         """Send an event to those who watch; from any thread, and without waiting."""
         for controller in self._connected():
             if controller.watches:
-                controller.send(event)
+                controller.send(event_line(event))
 
     def close(self) -> None:
         self._listener.shutdown()
@@ -98,45 +98,49 @@ class ControlSocket:
         if controller in self._connected():
             controller.start()
         else:
-            controller.start({"error": f"{MAX_CONTROLLERS} controllers are connected already"})
+            controller.start(refusal_line(UserError(f"{MAX_CONTROLLERS} controllers are connected already")))
 
     def _forget(self, controller: _Controller) -> None:
         with self._lock:
             self._controllers.discard(controller)
 
-    def _answer(self, line: bytes, controller: _Controller) -> Mapping[str, Any] | None:
+    def _answer(self, line: Line, controller: _Controller) -> bytes | None:
+        if line.refusal or line.fds or line.behind:
+            why = line.refusal or "no descriptors come with a command here, and no bytes follow it"
+            return refusal_line(UserError(why))
+        document: Any = None
         try:
-            request = json.loads(line)
-            name = request["command"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return _NO_REQUEST
+            document = document_of(line.text)
+            name = command_of(document, [*self._commands, "watch"])
+        except (UserError, ValueError) as error:
+            return refusal_line(error, document)
         if name == "watch":
-            controller.watch()
+            controller.watch(document)
             return None
-        command = self._commands.get(name) if isinstance(name, str) else None
-        if command is None:
-            known = ", ".join([*self._commands, "watch"])
-            return {"error": f"there is no command {reprlib.repr(name)}; there are: {known}"}
-        future: Future[dict[str, Any]] = Future()
+        try:
+            return answer_line(self._run(name, document), document)
+        except UserError as error:
+            return refusal_line(error, document)
+        except TimeoutError as error:
+            return refusal_line(error, document, what="the device did not answer")
+        except AUTHORS_FAILURES as error:
+            log.exception("control command %s failed", name)
+            return refusal_line(error, document, what=f"{type(error).__name__}: {error}")
+
+    def _run(self, name: str, request: Mapping[str, Any]) -> Result:
+        """Run a command where the device's handlers run."""
+        future: Future[Result] = Future()
 
         def run() -> None:
             try:
                 if name in self._changing:
                     _check_running(self._device)
-                future.set_result(command(self._device, request))
+                future.set_result(self._commands[name](self._device, request))
             except AUTHORS_FAILURES as error:
                 future.set_exception(error)
 
         self._device.link.call_soon(run)  # what the device itself plans would wait until it runs
-        try:
-            return future.result(ANSWER_SECONDS)
-        except UserError as error:
-            return {"error": str(error)}
-        except TimeoutError:
-            return {"error": "the device did not answer"}
-        except AUTHORS_FAILURES as error:
-            log.exception("control command %s failed", reprlib.repr(name))
-            return {"error": f"{type(error).__name__}: {error}"}
+        return future.result(ANSWER_SECONDS)
 
 
 def _check_running(device: PciDevice) -> None:
@@ -158,7 +162,7 @@ class _Controller:
         self._lock = threading.RLock()
         self._unread = 0
 
-    def start(self, refusal: Mapping[str, Any] | None = None) -> None:
+    def start(self, refusal: bytes | None = None) -> None:
         """Begin to serve it; or tell it why not, and let go."""
         if refusal is None:
             threading.Thread(target=self._read, name="control", daemon=True).start()
@@ -167,9 +171,8 @@ class _Controller:
             self._lines.put(None)
         threading.Thread(target=self._write, name="control", daemon=True).start()
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, line: bytes) -> None:
         """Send it as soon as the controller reads; from any thread, and without waiting."""
-        line = json.dumps(message).encode() + b"\n"
         with self._lock:
             if self._unread > MAX_UNREAD:
                 self.hang_up()
@@ -177,10 +180,10 @@ class _Controller:
             self._unread += len(line)
             self._lines.put(line)
 
-    def watch(self) -> None:
+    def watch(self, document: Mapping[str, Any]) -> None:
         """From now on it receives events: none before it is told so, and all that come behind."""
         with self._lock:
-            self.send({"watching": True})
+            self.send(answer_line({"watching": True}, document))
             self.watches = True
 
     def hang_up(self) -> None:
@@ -188,18 +191,21 @@ class _Controller:
         self._lines.put(None)
 
     def _read(self) -> None:
+        room = memoryview(bytearray(_ROOM))
+        reader = LineReader(MAX_LINE)
         try:
-            with self._stream.socket.makefile("rb") as lines:
-                while line := lines.readline(MAX_LINE):
-                    if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                        self.send({"error": f"a request has less than {MAX_LINE} bytes"})
-                        break
-                    answer = self._answer(line, self)
-                    if answer is not None:
+            while not reader.refused:
+                count, fds = self._stream.receive(room)
+                if not count:
+                    break
+                for line in reader.feed(room[:count], fds):
+                    close_all(line.fds)
+                    if (answer := self._answer(line, self)) is not None:
                         self.send(answer)
         except OSError:
             pass
         finally:
+            reader.close()
             self._lines.put(None)
 
     def _write(self) -> None:
@@ -213,48 +219,3 @@ class _Controller:
         finally:
             self._gone(self)
             self._stream.close()
-
-
-class ControlClient:
-    """The other end: `ControlClient(path).ask("resize", nsid=1, size="128M")`. Blocking, for one thread.
-
-    Events come in between answers, so a connection that watches is best left to that: `ask("watch")`, then `next()`.
-    """
-
-    def __init__(self, path: Path | str, timeout: float = ANSWER_SECONDS) -> None:
-        """Raises UserError if nobody listens at `path`."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout)
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            self._socket.close()
-            raise UserError(f"control socket {path}: {error.strerror or error}") from error
-        self._lines = self._socket.makefile("rb")
-
-    def ask(self, command: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to a command; raises UserError with what the device says against it."""
-        with contextlib.suppress(BrokenPipeError):  # a server that hung up has said why
-            self._socket.sendall(json.dumps({"command": command, **parameters}).encode() + b"\n")
-        answer = self.next()
-        if "error" in answer:
-            raise UserError(answer["error"])
-        return answer
-
-    def next(self) -> dict[str, Any]:
-        """The next event or answer; raises TimeoutError, and UserError when the server has gone."""
-        line = self._lines.readline()
-        if not line:
-            raise UserError("the server has closed its control socket")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def close(self) -> None:
-        self._lines.close()
-        self._socket.close()
-
-    def __enter__(self) -> ControlClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

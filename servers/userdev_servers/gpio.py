@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from userdev.errors import UserError
 from userdev_servers.control import ControlSocket
@@ -117,7 +117,16 @@ class Gpio(PciDevice):
             self._control.tell(event)
 
 
-def set_lines(device: Gpio, request: Mapping[str, Any]) -> dict[str, Any]:
+class Lines(TypedDict):
+    """What `get` and `set` are answered with."""
+
+    inputs: int
+    outputs: int
+    interrupt_enabled: bool
+    interrupt_pending: bool
+
+
+def set_lines(device: Gpio, request: Mapping[str, Any]) -> Lines:
     """{"command": "set", "inputs": 0x21} sets all inputs, {"command": "set", "input": 5, "value": 1} one of them."""
     if "inputs" in request:
         wanted = request["inputs"]
@@ -132,7 +141,7 @@ def set_lines(device: Gpio, request: Mapping[str, Any]) -> dict[str, Any]:
     return get_lines(device, request)
 
 
-def get_lines(device: Gpio, request: Mapping[str, Any]) -> dict[str, Any]:
+def get_lines(device: Gpio, request: Mapping[str, Any]) -> Lines:
     """{"command": "get"}: all lines, and whether an interrupt is enabled and waits."""
     return {
         "inputs": device.inputs,

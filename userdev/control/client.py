@@ -6,7 +6,7 @@ import array
 import json
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -83,7 +83,7 @@ class ControlClient:
         announced = {"raw": len(behind)} if behind else {}
         line = json.dumps({"command": command, **parameters, **announced}).encode() + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with suppress(BrokenPipeError):  # whoever has hung up has said why, which `hear` finds
+        with suppress(ConnectionError):  # whoever has hung up has said why, which `hear` finds
             sent = self._socket.sendmsg([line], rights)
             if sent < len(line):
                 self._socket.sendall(line[sent:])
@@ -106,16 +106,13 @@ class ControlClient:
 
     def hear(self) -> None:
         """Take the next line: an event, or the answer of the first command without one; for `Answer`."""
-        line = self._input.readline()
-        if not line:
-            raise self._gone()
-        told = json.loads(line)
+        told = json.loads(self._read(self._input.readline))
         if "event" in told:
             self._events.append(told["event"])
             return
         size = told["result"].get("raw") if told["ok"] else None
         if size is not None:
-            told["result"]["raw"] = data = self._input.read(size)
+            told["result"]["raw"] = data = self._read(lambda: self._input.read(size)) if size else b""
             if len(data) < size:
                 raise self._gone()
         if not self._unanswered:  # refused before it was asked anything
@@ -131,6 +128,15 @@ class ControlClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _read(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            data = read()
+        except ConnectionError:  # it had commands unread, or ended by a signal
+            data = b""
+        if not data:
+            raise self._gone()
+        return data
 
     def _gone(self) -> ControlError:
         return ControlError(f"{self._path}: the program at this control socket has gone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from userdev.errors import UserError
 from userdev_servers.block.images import parse_size
@@ -15,7 +15,50 @@ if TYPE_CHECKING:
     from userdev_servers.nvme.nvme import Nvme
 
 
-def namespaces(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+class NamespaceShown(TypedDict):
+    """A namespace, and the file that it is in; sizes in bytes."""
+
+    nsid: int
+    image: str
+    size: int
+    block_size: int
+    exists: bool
+    attached: bool
+    read_only: bool
+    failure: str | None
+    """Why it no longer takes writes."""
+
+
+class Namespaces(TypedDict):
+    """Of `namespaces`."""
+
+    namespaces: list[NamespaceShown]
+
+
+class Resized(TypedDict):
+    """Of `resize`."""
+
+    size: int
+
+
+class Doorbells(TypedDict):
+    """Of `doorbells`."""
+
+    messages: int
+    looks: int
+
+
+class Broken(TypedDict):
+    """Of `break`."""
+
+    broken: str
+
+
+class Mended(TypedDict):
+    """Of `mend`."""
+
+
+def namespaces(device: Nvme, request: Mapping[str, Any]) -> Namespaces:
     """{"command": "namespaces"}: what there is."""
     return {
         "namespaces": [
@@ -34,7 +77,7 @@ def namespaces(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def resize(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+def resize(device: Nvme, request: Mapping[str, Any]) -> Resized:
     """{"command": "resize", "nsid": 1, "size": "128M"}: the guest gets an event, and its driver looks again."""
     chosen, size = _namespace(device, request), parse_size(str(request.get("size")))
     if size % 4096:
@@ -51,13 +94,13 @@ def resize(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": chosen.size}
 
 
-def doorbells(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+def doorbells(device: Nvme, request: Mapping[str, Any]) -> Doorbells:
     """{"command": "doorbells"}: how many were rung by messages, and how often those that are mapped were looked at."""
     looks = device.doorbells.looks if device.doorbells is not None else 0
     return {"messages": device.doorbell_messages, "looks": looks}
 
 
-def break_(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+def break_(device: Nvme, request: Mapping[str, Any]) -> Broken:
     """{"command": "break", "nsid": 1, "operation": "write", "error": "EIO", "first": 8, "blocks": 1}: the disk fails
     there, or everywhere, until it is mended."""
     chosen, operation = _namespace(device, request), str(request.get("operation"))
@@ -73,7 +116,7 @@ def break_(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"broken": operation}
 
 
-def mend(device: Nvme, request: Mapping[str, Any]) -> dict[str, Any]:
+def mend(device: Nvme, request: Mapping[str, Any]) -> Mended:
     """{"command": "mend", "nsid": 1}: the disk fails no more."""
     mend_disk(_namespace(device, request).backing)
     return {}
@@ -87,7 +130,7 @@ def _namespace(device: Nvme, request: Mapping[str, Any]) -> Namespace:
     raise UserError(f"there is no namespace {nsid}")
 
 
-COMMANDS: dict[str, Callable[[Nvme, Mapping[str, Any]], dict[str, Any]]] = {
+COMMANDS: dict[str, Callable[[Nvme, Mapping[str, Any]], Mapping[str, object]]] = {
     "namespaces": namespaces,
     "resize": resize,
     "doorbells": doorbells,

@@ -1,0 +1,214 @@
+"""The control socket's protocol, as an interposer and as a device program speak it: one envelope, the same bounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.device_kit import write_int
+from tests.interposed import interposed_edu
+from userdev.control import ControlClient, ControlError
+from userdev.errors import UserError
+from userdev_servers import control as device_control
+from userdev_servers.gpio import Gpio
+from vfio_user.interposer.control import server as interposer_control
+from vfio_user.interposer.interposer import Interposer, Setup
+
+
+class Served(NamedTuple):
+    """A program with a control socket."""
+
+    path: Path
+    good: str
+    """A command that it does, without parameters."""
+    max_line: int
+    max_controllers: int
+    again: Callable[[], object]
+    """Begin a second program with the same socket."""
+
+
+@contextmanager
+def device(folder: Path) -> Iterator[Served]:
+    path = folder / "control"
+    card = Gpio(control=str(path))
+    try:
+        bounds = device_control.MAX_LINE, device_control.MAX_CONTROLLERS
+        yield Served(path, "get", *bounds, lambda: Gpio(control=str(path)))
+    finally:
+        card.close()
+
+
+@contextmanager
+def interposer(folder: Path) -> Iterator[Served]:
+    with interposed_edu(folder):
+        path = folder / "control"
+        setup = Setup(listen=str(folder / "other"), connect=str(folder / "edu"), control=str(path))
+        bounds = interposer_control.MAX_LINE, interposer_control.MAX_CONNECTIONS
+        yield Served(path, "status", *bounds, lambda: Interposer(setup))
+
+
+@pytest.fixture(params=[device, interposer], ids=["device", "interposer"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+    with request.param(tmp_path) as found:
+        yield found
+
+
+class Lines:
+    """A connection that sends what it likes."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
+        self.socket.connect(str(path))
+        self._input = self.socket.makefile("rb")
+
+    def ask(self, line: bytes) -> dict[str, Any] | None:
+        self.socket.sendall(line + b"\n")
+        return self.next()
+
+    def next(self) -> dict[str, Any] | None:
+        """The next line; None at the end."""
+        line = self._input.readline()
+        return json.loads(line) if line else None
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._input.close()
+        self.socket.close()
+
+
+def is_served(served: Served) -> bool:
+    with ControlClient(served.path) as client:
+        return isinstance(client.call(served.good), dict)
+
+
+def test_the_socket_is_its_users_alone_and_is_not_taken_from_a_living_program(served: Served) -> None:
+    assert stat.S_IMODE(served.path.stat().st_mode) == 0o600
+    with pytest.raises(UserError, match="in use"):
+        served.again()
+    assert is_served(served)
+
+
+def test_a_good_command_is_answered_with_its_result_and_its_id(served: Served) -> None:
+    with Lines(served.path) as lines:
+        answer = lines.ask(json.dumps({"command": served.good, "id": [7, "x"]}).encode())
+    assert answer is not None
+    assert answer.keys() == {"ok", "result", "id"}
+    assert (answer["ok"], answer["id"]) == (True, [7, "x"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 60_000,
+        b'{"command":' + b"[" * 3000,
+        b"null",
+        b"\xff\xff",
+        b"{",
+        b"{}",
+        b'{"command": 1}',
+        b'{"command": "x"}',
+    ],
+    ids=["nested", "a nested command", "null", "no text", "unfinished", "nameless", "a number", "unknown"],
+)
+def test_what_is_no_command_is_refused_in_words_and_the_connection_goes_on(served: Served, line: bytes) -> None:
+    with Lines(served.path) as lines:
+        answer = lines.ask(line)
+        assert answer is not None
+        assert answer["ok"] is False
+        assert answer["error"]["what"]
+        assert (lines.ask(json.dumps({"command": served.good}).encode()) or {})["ok"]
+
+
+def test_a_refusal_has_the_id_of_its_command(served: Served) -> None:
+    with Lines(served.path) as lines:
+        assert (lines.ask(b'{"command": "no such", "id": 8}') or {})["id"] == 8
+
+
+def test_an_unknown_command_is_told_which_there_are(served: Served) -> None:
+    with ControlClient(served.path) as client, pytest.raises(ControlError) as refused:
+        client.call("no such")
+    assert served.good in refused.value.hint
+
+
+def test_commands_that_are_sent_ahead_are_answered_in_their_order(served: Served) -> None:
+    with Lines(served.path) as lines:
+        sent = [{"command": served.good if number % 2 else "no such", "id": number} for number in range(20)]
+        lines.socket.sendall(b"".join(json.dumps(command).encode() + b"\n" for command in sent))
+        answers = [lines.next() or {} for _ in sent]
+    assert [(answer["id"], answer["ok"]) for answer in answers] == [(number, bool(number % 2)) for number in range(20)]
+
+
+def test_a_line_without_end_is_refused_and_the_connection_ends(served: Served) -> None:
+    with Lines(served.path) as lines:
+        piece = b"x" * min(served.max_line, 1 << 20)
+        for _ in range(served.max_line // len(piece)):
+            lines.socket.sendall(piece)
+        lines.socket.sendall(b"x")
+        assert "bytes" in (lines.next() or {})["error"]["what"]
+        assert lines.next() is None
+    assert is_served(served)
+
+
+def test_bytes_that_follow_a_command_are_not_taken_for_commands(served: Served) -> None:
+    behind = json.dumps({"command": served.good}).encode() + b"\n"
+    with Lines(served.path) as lines:
+        answer = lines.ask(json.dumps({"command": served.good, "raw": len(behind)}).encode() + b"\n" + behind[:-1])
+        assert answer is not None
+        assert answer["ok"] is False
+        assert (lines.ask(behind[:-1]) or {})["ok"]
+
+
+def test_descriptors_that_nobody_wants_are_refused_and_closed(served: Served) -> None:
+    read, write = os.pipe()
+    with Lines(served.path) as lines, open(read, "rb") as reading:
+        line = json.dumps({"command": served.good}).encode() + b"\n"
+        socket.send_fds(lines.socket, [line], [write])
+        os.close(write)
+        assert (lines.next() or {})["ok"] is False
+        assert reading.read() == b""  # the end: nobody has the other side any more
+
+
+def test_one_controller_too_many_is_told_so(served: Served) -> None:
+    with ExitStack() as controllers:
+        for _ in range(served.max_controllers):
+            controller = controllers.enter_context(Lines(served.path))
+            assert (controller.ask(json.dumps({"command": served.good}).encode()) or {})["ok"]
+        with Lines(served.path) as one_more:
+            assert "connected already" in (one_more.next() or {})["error"]["what"]
+            assert one_more.next() is None
+
+
+def test_a_client_is_told_when_the_program_goes(tmp_path: Path) -> None:
+    with device(tmp_path) as served:
+        client = ControlClient(served.path)
+    with client, pytest.raises(ControlError, match="gone"):
+        client.call("get")
+
+
+def test_events_come_between_answers_and_are_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    card = Gpio(control=str(path))
+    with ControlClient(path) as client:
+        assert client.call("watch") == {"watching": True}
+        write_int(card, 2, 0, 1, 1)
+        answers = [client.post("get") for _ in range(3)]
+        write_int(card, 2, 0, 1, 3)
+        assert [answer.result().keys() >= {"outputs"} for answer in answers] == [True] * 3
+        assert [client.next_event()["outputs"] for _ in range(2)] == [1, 3]
+    card.close()
+
+
+def test_there_is_a_sentence_where_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no control socket"):
+        ControlClient(tmp_path / "nothing")
