@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from userdev.declare.values import encode
 from userdev.errors import ProtocolError
 from vfio_user.device.dma import Dma
 from vfio_user.migration import Memory, Migration, Storage
-from vfio_user.migration.values import encode
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState
 from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, MIGRATION_DATA
 

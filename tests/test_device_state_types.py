@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from userdev.declare.plain import NESTED
+from userdev.declare.values import MAX_BITS, MAX_ITEMS, MAX_SIZE, decode, encode
 from vfio_user import Client, PciDevice, PciIds, ProtocolError, state, stored_register
 from vfio_user.client import RemoteError
-from vfio_user.device.plain import NESTED
-from vfio_user.migration.values import MAX_BITS, MAX_ITEMS, MAX_SIZE, decode, encode
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.migration_device import Adder, get_state, load, read_data, save, set_state, write_data
+from userdev.declare.values import MAX_ITEMS, encode
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration, Storage
 from vfio_user.migration.stream import FrameWriter, Kind
-from vfio_user.migration.values import MAX_ITEMS, encode
 from vfio_user.wire.constants import MigrationState
 
 

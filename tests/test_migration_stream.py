@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.migration_device import Adder, get_state, load, save, set_state, write_data
+from userdev.declare.values import encode
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
 from vfio_user.migration.stream import PREAMBLE, VERSION, FrameReader, FrameWriter, Kind
-from vfio_user.migration.values import encode
 from vfio_user.wire.constants import MigrationState
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.device_kit import CONFIG, Client, read_int, write_int
+from userdev.declare.declared import declarations
+from userdev.declare.state import State
 from userdev.errors import DeclarationError
 from userdev_servers.edu import BUFFER, RUN, TO_RAM, Edu
 from userdev_servers.gpio import ALL, Gpio
@@ -23,8 +25,6 @@ from userdev_servers.nvme.spec import Admin, EventType, Feature, LogPage
 from vfio_user import Client as Vmm
 from vfio_user import PciDevice, PciIds, ProtocolError, state
 from vfio_user.client import RemoteError
-from vfio_user.device.declared import declarations
-from vfio_user.device.state import State
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
 

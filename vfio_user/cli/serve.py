@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from userdev.declare.options import Option, device_options, parse_options
 from userdev.errors import UserError
 from userdev.serving.authored import authored
 from userdev.serving.program import log_to_stderr
 from vfio_user.device import PciDevice
-from vfio_user.device.options import Option, device_options, parse_options
 from vfio_user.server.catalogue import DEVICES
 from vfio_user.server.negotiation import Offer
 from vfio_user.server.server import serve

@@ -129,7 +129,7 @@ def _registers(text: str | None) -> RegisterMap:
         return load_registers(text)
     if Path(text).suffix in (".yaml", ".yml", ".json"):
         raise UserError(f"there is no register map {text}")
-    from vfio_user.device.declared import declarations
+    from userdev.declare.declared import declarations
     from vfio_user.device.register import BaseRegister
     from vfio_user.server.catalogue import DEVICES
 

@@ -4,7 +4,10 @@
 and `self.dma` reach the guest. Standard library only.
 """
 
+from userdev.declare.options import Option, device_options, parse_options
+from userdev.declare.state import state
 from vfio_user.device.device import PciDevice
+from vfio_user.device.device_memory import memory
 from vfio_user.device.dma import Dma, Views
 from vfio_user.device.dma_region import CURRENT_POLICY, DRAFT_V6_POLICY, DmaRegion, MapPolicy
 from vfio_user.device.interrupts import Interrupts
@@ -13,11 +16,9 @@ from vfio_user.device.layout import ExtraRegion
 from vfio_user.device.lifecycle import Quiesce, ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
-from vfio_user.device.options import Option, device_options, parse_options
 from vfio_user.device.plans import Planned
 from vfio_user.device.region import IoFd, RegionInfo
 from vfio_user.device.register import Register, RegisterArray, register, stored_register
-from vfio_user.device.state import memory, state
 from vfio_user.migration import Storage
 from vfio_user.pci import (
     Bar,

@@ -7,9 +7,9 @@ from dataclasses import fields, is_dataclass
 from types import NoneType
 from typing import NamedTuple
 
+from userdev.declare.values import shown
 from vfio_user.device.layout import ExtraRegion
 from vfio_user.device.mechanism import Mechanism
-from vfio_user.migration.values import shown
 from vfio_user.pci import Bar, Capability, PciIds, Placed
 
 

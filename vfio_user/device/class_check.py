@@ -11,13 +11,13 @@ import inspect
 from types import FunctionType
 from typing import NoReturn
 
+from userdev.declare.declared import MADE, Declaration, Source, authors_frame, source_of
+from userdev.declare.options import constructor_options
+from userdev.declare.plain import NotPlain
+from userdev.declare.state import State
 from userdev.errors import DeclarationError
 from vfio_user.device.attributes import ATTRIBUTES, check_attribute
-from vfio_user.device.declared import MADE, Declaration, Source, authors_frame, source_of
 from vfio_user.device.mechanism import Mechanism
-from vfio_user.device.options import constructor_options
-from vfio_user.device.plain import NotPlain
-from vfio_user.device.state import State
 
 HOOK = "on_"
 SAID = frozenset({"ids"})

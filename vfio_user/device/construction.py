@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from userdev.declare.declared import Source
 from userdev.errors import DeclarationError
-from vfio_user.device.declared import Source
 
 C = TypeVar("C", bound=Callable[..., None])
 _UNDER_WAY = "_under_construction"

@@ -26,12 +26,14 @@ from contextlib import ExitStack
 from math import isfinite
 from typing import Any, ClassVar
 
+from userdev.declare.declared import Source, authors_frame, source_of
+from userdev.declare.digest import digest_of
+from userdev.declare.state import Snapshot
 from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vfio_user.device.attributes import check_attributes
 from vfio_user.device.class_check import check_class
 from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
 from vfio_user.device.construction import followed_by, of_declarations
-from vfio_user.device.declared import Source, authors_frame, source_of
 from vfio_user.device.dma import Dma
 from vfio_user.device.hooks import Hooks
 from vfio_user.device.interrupts import Interrupts
@@ -43,9 +45,8 @@ from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import NO_INTERRUPTS, IntX, Mechanism, Msi, MsiX
 from vfio_user.device.plans import Planned, Plans
 from vfio_user.device.region import Access, RegionInfo
-from vfio_user.device.saved import Saved, check_saved, checked_extra, digest_of, memory_digest
+from vfio_user.device.saved import Saved, check_saved, checked_extra, memory_digest
 from vfio_user.device.standstill import Hold, Standstill
-from vfio_user.device.state import Snapshot
 from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.pci import (
     COMMAND,

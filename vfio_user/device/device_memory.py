@@ -1,15 +1,47 @@
-"""The declared memory of one device, in files: one for each BAR that a client may map, and one for all the rest."""
+"""Memory that a device declares, in files: one for each BAR that a client may map, and one for all the rest."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from typing import cast
 
+from userdev.declare.declared import Declaration
 from userdev.errors import ProtocolError
-from vfio_user.device.state import Memory
 from vfio_user.migration import Memfd, MemfdMemory
 
 PAGE = 4096
+
+
+class Memory(Declaration):
+    """Declared memory; the instance has a writable memoryview of `size` bytes in its place."""
+
+    def __init__(self, size: int, bar: int | None, offset: int, mmap: bool, keep: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.bar = bar
+        self.offset = offset
+        self.mmap = mmap
+        self.keep = keep
+
+    def mistake(self) -> str:
+        place = (self.size, self.offset, 0 if self.bar is None else self.bar)
+        if any(type(each) is not int or each < 0 for each in place) or not self.size:
+            return (
+                f"memory has a byte at least, and a place: not {self.size!r} bytes at {self.offset!r} of {self.bar!r}"
+            )
+        if self.mmap and (self.bar is None or self.size % PAGE or self.offset % PAGE):
+            return f"memory that a client may map is in a BAR, and whole pages of {PAGE} bytes at a page's offset"
+        return ""
+
+
+def memory(size: int, *, bar: int | None = None, offset: int = 0, mmap: bool = False, keep: bool = False) -> memoryview:
+    """Declare memory of the device: `ram: memoryview = memory(0x1000, bar=2)`; zero after reset unless `keep`.
+
+    bar: the BAR, or device-specific region, that shows it from `offset` on; None: the device's private memory.
+    mmap: the client may map it, so that its accesses are not seen here; whole pages (4096) only.
+    """
+    return cast(memoryview, Memory(size, bar, offset, mmap, keep))
 
 
 class DeviceMemory:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vfio_user.device.declared import declarations
-from vfio_user.device.device_memory import DeviceMemory
+from userdev.declare.declared import declarations
+from vfio_user.device.device_memory import DeviceMemory, Memory
 from vfio_user.device.mechanism import MsiX
 from vfio_user.device.region import Access, MemoryAccess, RegionInfo, RegisterAccess, Windows
 from vfio_user.device.register import BaseRegister, Cell, Fit
-from vfio_user.device.state import Memory
 from vfio_user.pci import BAR_COUNT, SMALLEST_ROM, Bar, MsiXCapability, check_bars, round_up_power_of_two
 from vfio_user.wire.constants import RegionFlags, RegionIndex
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
+from userdev.declare.declared import Declaration, authors_frame, source_of
+from userdev.declare.state import Check, State
 from userdev.errors import DeclarationError
-from vfio_user.device.declared import Declaration, authors_frame, source_of
-from vfio_user.device.state import Check, State
 
 if TYPE_CHECKING:
     from vfio_user.device.device import PciDevice

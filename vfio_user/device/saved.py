@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from userdev.errors import ProtocolError
@@ -36,16 +36,6 @@ def check_saved(saved: Mapping[str, Any], version: int, config_size: int) -> Non
         raise ProtocolError(f"saved state has not the {config_size} bytes of configuration space", errno.EINVAL)
 
 
-def digest_of(value: object) -> str:
-    """SHA-256 in hex over a canonical form: equal exactly when the values are, whatever process and Python made it."""
-    import hashlib  # a device that nobody migrates need not wait for OpenSSL
-
-    sha = hashlib.sha256()
-    for part in _canonical(value):
-        sha.update(part)
-    return sha.hexdigest()
-
-
 def memory_digest(memory: Memory) -> str:
     """SHA-256 in hex of memory's size and of what is not zero in it: holes are not looked at."""
     import hashlib
@@ -56,28 +46,3 @@ def memory_digest(memory: Memory) -> str:
             sha.update(b"@%d:" % at)
             sha.update(piece)
     return sha.hexdigest()
-
-
-def _canonical(value: object) -> Iterator[bytes | memoryview]:
-    match value:
-        case bytes() | bytearray() | memoryview():
-            yield b"b%d:" % len(value)
-            yield memoryview(value)
-        case str():
-            text = value.encode("utf-8", "surrogatepass")
-            yield b"s%d:%b" % (len(text), text)
-        case bool() | None | float():
-            yield b"%b;" % repr(value).encode()
-        case int():
-            yield b"i%d;" % value
-        case list() | tuple():
-            yield b"l%d:" % len(value)
-            for item in value:
-                yield from _canonical(item)
-        case dict():
-            yield b"d%d:" % len(value)
-            for key in sorted(value, key=lambda key: (type(key).__name__, key)):
-                yield from _canonical(key)
-                yield from _canonical(value[key])
-        case _:
-            raise TypeError(f"state cannot hold a {type(value).__name__}: {value!r}")

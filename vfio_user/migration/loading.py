@@ -11,12 +11,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from userdev.declare import values
+from userdev.declare.values import shortened, shown
 from userdev.errors import ProtocolError
-from vfio_user.migration import values
 from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, pieces_with_data
 from vfio_user.migration.migratable import Migratable
 from vfio_user.migration.stream import PLACE, ZEROS, Frame, FrameReader, Kind, differing, refuse
-from vfio_user.migration.values import shortened, shown
 
 log = logging.getLogger(__name__)
 

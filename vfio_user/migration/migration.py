@@ -11,8 +11,9 @@ import errno
 import logging
 from collections.abc import Callable, Sequence
 
+from userdev.declare import values
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
-from vfio_user.migration import dirty_pages, features, values
+from vfio_user.migration import dirty_pages, features
 from vfio_user.migration.gate import STRICT, Gate
 from vfio_user.migration.loading import Loading
 from vfio_user.migration.machine import (

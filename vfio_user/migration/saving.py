@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+from userdev.declare import values
 from userdev.errors import ProtocolError
-from vfio_user.migration import values
 from vfio_user.migration.memory import PIECE, Content, Memory, is_zero, pieces_with_data
 from vfio_user.migration.migratable import Migratable
 from vfio_user.migration.stream import PLACE, ZEROS, FrameWriter, Kind

@@ -27,8 +27,8 @@ from enum import IntEnum
 from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
+from userdev.declare.values import decode
 from userdev.errors import ProtocolError
-from vfio_user.migration.values import decode
 from vfio_user.wire.state_pieces import OUR_STATE as MAGIC
 
 VERSION = 2

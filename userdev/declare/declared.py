@@ -12,6 +12,10 @@ MADE = "__declared__"
 """Name in a class body of the list of what was declared there. It is gone when the class is there."""
 
 
+OURS = ("userdev.", "vfio_user.device")
+"""Modules whose frames are not an author's."""
+
+
 class Source(NamedTuple):
     """Where something is written."""
 
@@ -58,9 +62,9 @@ def declarations(device_class: type, kind: type[T]) -> list[T]:
 
 
 def authors_frame() -> FrameType:
-    """The innermost frame that is not of this package's."""
+    """The innermost frame that is none of ours."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith("vfio_user.device"):
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(OURS):
         frame = frame.f_back
     assert frame is not None
     return frame

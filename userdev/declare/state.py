@@ -9,25 +9,21 @@ import copy
 import errno
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
+from userdev.declare.declared import Declaration, declarations
+from userdev.declare.plain import NotPlain, check_unsigned, from_plain, to_plain
+from userdev.declare.values import encode, shown
 from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
-from vfio_user.device.declared import Declaration, declarations
-from vfio_user.device.plain import NotPlain, check_unsigned, from_plain, to_plain
-from vfio_user.migration.values import encode, shown
-
-if TYPE_CHECKING:
-    from vfio_user.device.device import PciDevice
 
 T = TypeVar("T")
-PAGE = 4096
 
 Check = Callable[[Any, Any], bool]
 """Whether a device can have a value; what it raises says no too."""
 
 
 class State(Declaration):
-    """A declared value; `vfio_user.device.plain` says of which types, and `state` what the rest is."""
+    """A declared value; `userdev.declare.plain` says of which types, and `state` what the rest is."""
 
     def __init__(
         self,
@@ -96,28 +92,6 @@ class State(Declaration):
         return value
 
 
-class Memory(Declaration):
-    """Declared memory; the instance has a writable memoryview of `size` bytes in its place."""
-
-    def __init__(self, size: int, bar: int | None, offset: int, mmap: bool, keep: bool) -> None:
-        super().__init__()
-        self.size = size
-        self.bar = bar
-        self.offset = offset
-        self.mmap = mmap
-        self.keep = keep
-
-    def mistake(self) -> str:
-        place = (self.size, self.offset, 0 if self.bar is None else self.bar)
-        if any(type(each) is not int or each < 0 for each in place) or not self.size:
-            return (
-                f"memory has a byte at least, and a place: not {self.size!r} bytes at {self.offset!r} of {self.bar!r}"
-            )
-        if self.mmap and (self.bar is None or self.size % PAGE or self.offset % PAGE):
-            return f"memory that a client may map is in a BAR, and whole pages of {PAGE} bytes at a page's offset"
-        return ""
-
-
 def state(
     default: T,
     *,
@@ -140,19 +114,10 @@ def state(
     return cast(T, State(default, keep, bits=bits, depth=depth, check=check))
 
 
-def memory(size: int, *, bar: int | None = None, offset: int = 0, mmap: bool = False, keep: bool = False) -> memoryview:
-    """Declare memory of the device: `ram: memoryview = memory(0x1000, bar=2)`; zero after reset unless `keep`.
-
-    bar: the BAR, or device-specific region, that shows it from `offset` on; None: the device's private memory.
-    mmap: the client may map it, so that its accesses are not seen here; whole pages (4096) only.
-    """
-    return cast(memoryview, Memory(size, bar, offset, mmap, keep))
-
-
 class Snapshot:
     """Reset, save and load of one device's declared state."""
 
-    def __init__(self, device: PciDevice) -> None:
+    def __init__(self, device: object) -> None:
         self._device = device
         self._values = declarations(type(device), State)
         self._after_reset: dict[str, object] = {}

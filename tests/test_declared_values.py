@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from userdev.declare import values
+from userdev.declare.values import MAX_DEPTH, decode, encode
 from userdev.errors import ProtocolError
-from vfio_user.migration import values
-from vfio_user.migration.values import MAX_DEPTH, decode, encode
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.floats(allow_nan=False)
 KEYS = st.text() | st.integers(-(1 << 64) + 1, (1 << 64) - 1) | st.tuples(st.integers(), st.text())

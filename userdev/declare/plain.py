@@ -12,7 +12,7 @@ from enum import Enum
 from types import NoneType
 from typing import Any
 
-from vfio_user.migration.values import MAX_BITS, MAX_DEPTH, shortened, shown
+from userdev.declare.values import MAX_BITS, MAX_DEPTH, shortened, shown
 
 SCALARS = (NoneType, bool, int, float, str, bytes)
 FAMILIES: tuple[tuple[type, ...], ...] = ((int, float), (str,), (bytes, bytearray, memoryview))
