@@ -20,16 +20,15 @@ from avocado_tests.disconnections import CELLS, Expected, Moment, Row, posts_wri
 from avocado_tests.leftovers import client_things
 from userdev.control import ControlError
 from userdev.errors import UserError
+from userdev.process import Child, Deadline
 from vfio_user.client import Client
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.exercise import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure, Job
-from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.machine import MachineError
-from vfio_user.harness.process import Child
 from vfio_user.harness.qmp import QmpLost, QmpTimeout
+from vfio_user.harness.server import DeviceServer
 from vfio_user.wire.constants import MigrationState
 
 DEVICE = "avocado_tests.busy_edu:BusyEdu --msix 0 --plain yes"
@@ -79,7 +78,7 @@ class Disconnection:
         self.lab = lab
         self.row = row
         self.guest: BootedGuest | None = None
-        self.server: InterposedServer | None = None
+        self.server: DeviceServer | None = None
         self._made = 0
         self._ending: threading.Timer | None = None
 
@@ -105,7 +104,7 @@ class Disconnection:
 
     # -- the two kinds of moment --------------------------------------------------------------------------------------
 
-    def _while_plugging(self, guest: BootedGuest, server: InterposedServer, pool: ThreadPoolExecutor) -> str:
+    def _while_plugging(self, guest: BootedGuest, server: DeviceServer, pool: ThreadPoolExecutor) -> str:
         if self._closing:
             self._close_at(server, "command: VERSION")
         else:
@@ -120,7 +119,7 @@ class Disconnection:
             return "no device" if guest.machine.child.wait(0.5) is None else "gone with QEMU"
         return self._look_and_unplug(guest, server, device, self.watch(guest, device, "idle"))
 
-    def _while_in_use(self, guest: BootedGuest, server: InterposedServer, moment: Moment) -> str:
+    def _while_in_use(self, guest: BootedGuest, server: DeviceServer, moment: Moment) -> str:
         device = self.plug(guest, server, posted=posts_writes(moment))
         if moment is Moment.MIGRATING:
             server.control.call("migration_state", set="PRE_COPY")
@@ -141,7 +140,7 @@ class Disconnection:
                 return "gone with QEMU"
         return self._look_and_unplug(guest, server, device, job)
 
-    def _look_and_unplug(self, guest: BootedGuest, server: InterposedServer, device: Plugged, job: Job) -> str:
+    def _look_and_unplug(self, guest: BootedGuest, server: DeviceServer, device: Plugged, job: Job) -> str:
         try:
             seen = self._what_was_seen(guest, job)
             guest.unplug(device, keep_server=True)
@@ -155,12 +154,12 @@ class Disconnection:
     def _closing(self) -> str:
         return CLOSINGS.get(self.row.how, "") if self.row.who == "server" else ""
 
-    def freeze(self, server: InterposedServer) -> None:
+    def freeze(self, server: DeviceServer) -> None:
         """Stop the server, and give what piles up then the time to do so: nobody tells when QEMU has sent it."""
         server.child.pause()
         time.sleep(PAUSE)
 
-    def _meet_its_fate(self, guest: BootedGuest, server: InterposedServer) -> None:
+    def _meet_its_fate(self, guest: BootedGuest, server: DeviceServer) -> None:
         victim = self._victim(guest, server)
         match self.row.how:
             case "SIGKILL" | "SIGTERM":
@@ -176,14 +175,16 @@ class Disconnection:
                 victim.signal(signal.SIGCONT)
                 server.child.signal(signal.SIGCONT)
 
-    def _victim(self, guest: BootedGuest, server: InterposedServer) -> Child:
-        return {"server": server.child, "interposer": server.interposer, "QEMU": guest.machine.child}[self.row.who]
+    def _victim(self, guest: BootedGuest, server: DeviceServer) -> Child:
+        return {"server": server.child, "interposer": server.interposer.child, "QEMU": guest.machine.child}[
+            self.row.who
+        ]
 
-    def _close_at(self, server: InterposedServer, message: str) -> None:
+    def _close_at(self, server: DeviceServer, message: str) -> None:
         rule = f"{{match: {{direction: to-server, {message}}}, act: {{{self._closing}}}}}"
         server.control.call("faults", scenario=f"rules: [{rule}]")
         if self.row.how == "half-close":  # every access would wait as long as the first: end it for good
-            self._ending = threading.Timer(HALF_CLOSED, end, [server.interposer])
+            self._ending = threading.Timer(HALF_CLOSED, end, [server.interposer.child])
             self._ending.start()
 
     # -- what became of each ----------------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ class Disconnection:
         guest.close()
         return fate
 
-    def _server_after(self, server: InterposedServer) -> str:
+    def _server_after(self, server: DeviceServer) -> str:
         """ "serves" is alive, with everything of its old client let go, and takes a new one."""
         if server.child.wait(0.0) is not None:
             self.server = None
@@ -223,19 +224,18 @@ class Disconnection:
             if client.load(0, 0, 4) != 0x010000ED or client.migration_state() is not MigrationState.RUNNING:
                 return "serves wrongly"
         _until(lambda: not client_things(server.child.pid), "the server to let go what a client in Python had")
-        if server.interposer.wait(0.0) is not None:
+        if server.interposer.child.wait(0.0) is not None:
             self.server = None
             self.lab.end(None, [server])
         return "serves"
 
     # -- what the next cell begins with -----------------------------------------------------------------------------
 
-    def ready(self) -> tuple[BootedGuest, InterposedServer]:
+    def ready(self) -> tuple[BootedGuest, DeviceServer]:
         """The guest and the server for the next cell: new ones where the last has ended them."""
         if self.server is None:
             self._made += 1
             served = self.lab.serve(DEVICE, f"busy{self._made}", interposed=True)
-            assert isinstance(served, InterposedServer)
             Client.connect(f"unix:{served.path}", timeout=60).close()  # it is up: VERSION has to be answered in time
             self.server = served
         if self.guest is None:
@@ -244,7 +244,7 @@ class Disconnection:
             self.guest.put(Path(__file__).parent / "programs/busy.py", PROGRAM)
         return self.guest, self.server
 
-    def plug(self, guest: BootedGuest, server: InterposedServer, *, posted: bool = True) -> Plugged:
+    def plug(self, guest: BootedGuest, server: DeviceServer, *, posted: bool = True) -> Plugged:
         """The device, plugged in; `posted` is whether QEMU may send writes that want no reply."""
         timeout = int(MESSAGE_TIMEOUT * 1000)
         return guest.plug(DEVICE, server=server, x_msg_timeout=timeout, x_no_posted_writes=not posted)
@@ -255,19 +255,19 @@ def end(child: Child) -> None:
     child.wait(PATIENCE)
 
 
-def has_client(server: InterposedServer) -> bool:
+def has_client(server: DeviceServer) -> bool:
     return server.control.call("status")["session"] is not None
 
 
-def has_maps(server: InterposedServer) -> bool:
+def has_maps(server: DeviceServer) -> bool:
     try:
         return bool(server.control.call("session")["maps"])
     except ControlError:  # there is no client yet
         return False
 
 
-def faults_off(server: InterposedServer) -> None:
-    if server.interposer.wait(0.0) is None:
+def faults_off(server: DeviceServer) -> None:
+    if server.interposer.child.wait(0.0) is None:
         server.control.call("faults")
 
 

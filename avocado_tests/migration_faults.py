@@ -15,14 +15,14 @@ from types import MappingProxyType
 
 import psutil
 
+from userdev.process import Deadline
 from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.hosts import Host, NamespaceHost, Pair, SshHost
-from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import Limits, Phase, Plan, Tuning, Verdict
 from vfio_user.harness.qmp import EventLog
+from vfio_user.harness.server import DeviceServer
 
 
 @dataclass
@@ -40,17 +40,15 @@ class Scene:
         return self.lab.machines[-1]
 
     @property
-    def server(self) -> InterposedServer:
+    def server(self) -> DeviceServer:
         """The destination's, of the last device."""
-        server = self.lab.servers[-1]
-        assert isinstance(server, InterposedServer)
-        return server
+        return self.lab.servers[-1]
 
     @property
-    def source(self) -> InterposedServer:
+    def source(self) -> DeviceServer:
         """The source's server, of the first device."""
         server = self.guest.device.server
-        assert isinstance(server, InterposedServer)
+        assert server is not None
         return server
 
     def cut(self) -> None:
@@ -89,12 +87,12 @@ class Scene:
     def write_to(self, file: str) -> None:
         self.plan.file = Path(file)
 
-    def kill_interposer(self, server: InterposedServer) -> None:
-        server.interposer.signal(signal.SIGKILL)
-        server.interposer.wait(5)
+    def kill_interposer(self, server: DeviceServer) -> None:
+        server.interposer.child.signal(signal.SIGKILL)
+        server.interposer.child.wait(5)
 
     @staticmethod
-    def stall(server: InterposedServer) -> None:
+    def stall(server: DeviceServer) -> None:
         server.child.pause()
 
     def corrupt(self) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from userdev.process import Deadline
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.command_line import slot_address, slot_name
-from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.command_line import slot_address
+from vfio_user.harness.family import inside_qemu
 from vfio_user.harness.guest import GuestFailure, Job
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.qmp import QmpTimeout
@@ -89,7 +90,7 @@ class Eject(GuestTest):
 
     def plug(self, guest: BootedGuest, identity: str, slot: int) -> None:
         with self.told(guest):
-            guest.machine.add_device({"driver": "edu", "id": identity, "bus": slot_name(slot)})
+            guest.machine.attach(inside_qemu("edu", identity, slot))
 
     def release(self, guest: BootedGuest, held: Held) -> None:
         """Let the guest go on with a device that it was asked for, until it has given it back."""

@@ -20,8 +20,9 @@ from vfio_user.cli import cli
 from vfio_user.cli.run import EXERCISES
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.exercise import exercise
-from vfio_user.harness.interposed import InterposedServer, Interposition
+from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.migration.workload import Workload
+from vfio_user.harness.server import DeviceServer
 from vfio_user.interposer.replay import replay
 
 EDU = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --fd {{fd}}"
@@ -71,7 +72,7 @@ class Recorded(GuestTest):
         with self.lab() as lab:
             guest = lab.boot("edu", interpose=CAPTURED, trace=True)
             server = guest.device.server
-            assert isinstance(server, InterposedServer)
+            assert server is not None
             assert server.trace is not None
             self.edu(guest, "irq", "--times", "2")
             self.edu(guest, "dma")
@@ -130,7 +131,7 @@ class Survival(GuestTest):
         with self.lab() as lab:
             guest = lab.boot(devices=["edu"] * 3, interpose=KEPT_ALIVE)
 
-            def restart(server: InterposedServer) -> None:
+            def restart(server: DeviceServer) -> None:
                 self.assertTrue(server.control.call("restart", hand_over=True)["handed_over"])
 
             with self.working(guest, ("registers", "interrupts", "dma")):
@@ -149,7 +150,7 @@ class Survival(GuestTest):
             self.assertGreater(done.seen["rounds"], 3)
 
     def again_and_again(
-        self, guest: BootedGuest, times: int, every: float, act: Callable[[InterposedServer], None]
+        self, guest: BootedGuest, times: int, every: float, act: Callable[[DeviceServer], None]
     ) -> None:
         """Do it to every server whenever so many seconds have passed."""
         pause = threading.Event()
@@ -159,11 +160,11 @@ class Survival(GuestTest):
             pause.wait(every)
 
 
-def servers(guest: BootedGuest) -> list[InterposedServer]:
-    return [plugged.server for plugged in guest.devices if isinstance(plugged.server, InterposedServer)]
+def servers(guest: BootedGuest) -> list[DeviceServer]:
+    return [plugged.server for plugged in guest.devices if plugged.server is not None]
 
 
-def killed_once_up(server: InterposedServer) -> None:
+def killed_once_up(server: DeviceServer) -> None:
     """Not before the last one was replaced: each kill is to count."""
     while server.control.survival()["recovering"]:
         threading.Event().wait(0.01)

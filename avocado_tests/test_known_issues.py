@@ -18,22 +18,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from avocado_tests.odd_edu import COUNT, COUNTED, UNMASKED, WRONG
 from userdev.control import ControlError
 from userdev.errors import UserError
+from userdev.process import Deadline
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.command_line import vfio_user_device
-from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.device import Device
 from vfio_user.harness.hosts.host import LocalHost
-from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.known_issues import known_issues
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.qemu_guards import AT_UNPLUG
 from vfio_user.harness.qmp import QmpError
-from vfio_user.harness.server import Device, DeviceServer
+from vfio_user.harness.server import DeviceServer
 from vfio_user.wire import Command
 from vfio_user.wire.layouts import DMA_ACCESS
 
@@ -88,7 +87,7 @@ def odd_server(capabilities: dict[str, object], *options: str, padding: int = 0)
 
 
 def ask(
-    server: InterposedServer,
+    server: DeviceServer,
     command: Command,
     size: int,
     *,
@@ -109,14 +108,14 @@ def decoded(text: str) -> bytes:
     return base64.b64decode(text)
 
 
-def until_answered(server: InterposedServer) -> None:
+def until_answered(server: DeviceServer) -> None:
     """Wait until the interposer owes the client nothing."""
     deadline = Deadline(10)
     while any(server.control.session_status()["waiting"].values()):
         assert not deadline.passed, "the reply never went on"
 
 
-def until_faulted(server: InterposedServer) -> None:
+def until_faulted(server: DeviceServer) -> None:
     """Wait until the scenario's rule has met its message."""
     deadline = Deadline(10)
     while not server.control.session_status()["counters"]["faults"]:
@@ -162,14 +161,14 @@ class KnownIssueTest(GuestTest):
         """Plug in what QEMU must refuse; its reason. The server is well, and need not be looked at."""
         server = server or lab.serve(device)
         with self.assertRaises(QmpError) as refused:
-            guest.machine.add_device(vfio_user_device("refused", server.path, 0))
+            guest.machine.attach(server.device.family.attach("refused", server.path, 0, {}))
         return str(refused.exception.description)
 
     def interposed(
         self, lab: Lab, scenario: str = "", device: str = "edu", **properties: Any
-    ) -> tuple[BootedGuest, Plugged, InterposedServer]:
+    ) -> tuple[BootedGuest, Plugged, DeviceServer]:
         """A guest with an edu behind an interposer, which breaks the session as the scenario says."""
-        server = cast(InterposedServer, lab.serve(device, interposed=True, trace=True))
+        server = lab.serve(device, interposed=True, trace=True)
         if scenario:
             server.control.call("faults", scenario=f"rules: [{scenario}]")
         guest = lab.boot()
@@ -394,7 +393,7 @@ class Small(KnownIssueTest):
     def test_get_info_that_is_refused(self) -> None:
         refused = "{match: {direction: to-server, command: GET_INFO}, act: {reply: EINVAL}}"
         with self.lab() as lab:
-            server = cast(InterposedServer, lab.serve("edu", interposed=True))
+            server = lab.serve("edu", interposed=True)
             server.control.call("faults", scenario=f"rules: [{refused}]")
             guest = lab.boot()
             with self.known_issue("error-reply-message", guest):

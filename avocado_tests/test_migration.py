@@ -28,7 +28,6 @@ from vfio_user.avocado_test import GuestTest
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import Job
 from vfio_user.harness.hosts import Pair
-from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Phase, Plan, Report, Tuning, Verdict
 from vfio_user.harness.migration.journal import Journal
@@ -210,7 +209,7 @@ class FailingWell(MigrationTest):
         self.assertTrue(guest.qmp.command("query-status")["running"])
         self.edu(guest, "irq", device=guest.devices[-1])
         for plugged in guest.devices:
-            assert isinstance(plugged.server, InterposedServer)
+            assert plugged.server is not None
             self.assertEqual(plugged.server.control.call("migration_state"), {"state": "RUNNING"})
 
 

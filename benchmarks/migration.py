@@ -22,7 +22,6 @@ import click
 from userdev.errors import VerdictError
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.hosts import Pair
-from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Phase, Plan
 
@@ -60,7 +59,7 @@ def with_device(lab: Lab, guest: BootedGuest, pair: Pair, pages: int) -> dict[st
 
     def watch(phase: Phase) -> None:
         server = guest.device.server
-        if phase is Phase.PRE_COPY and pages and isinstance(server, InterposedServer):
+        if phase is Phase.PRE_COPY and pages and server is not None:
             lines = pages.to_bytes(4, "little")
             answer = server.control.call("region_write", region="BAR0", offset=0, data=_base64(lines))
             assert answer == {}

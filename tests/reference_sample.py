@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
+from userdev.process import Child
 from vfio_user.device import Bar, DmaRegion, IntX, PciDevice, PciIds, memory, register, state
-from vfio_user.harness.process import Child
 
 PAGE = 4096
 PATIENCE = 60.0

@@ -18,8 +18,10 @@ import pytest
 from avocado_tests.disconnections import CELLS, NOT_TRIED, Moment, goes_for_good, posts_writes
 from avocado_tests.leftovers import client_things
 from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
+from vfio_user.harness.device import Device
 from vfio_user.harness.scratch import Scratch
-from vfio_user.harness.server import Device, DeviceServer
+from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.site import Site
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire.constants import IrqIndex, MigrationState
 from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
@@ -36,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceServer]:
     """One for all cells: each finds what the one before left."""
     with Scratch() as scratch:
         busy = DeviceServer(
-            Device.parse("avocado_tests.busy_edu:BusyEdu"), scratch, tmp_path_factory.mktemp("server"), "busy"
+            Device.parse("avocado_tests.busy_edu:BusyEdu"), Site(scratch, tmp_path_factory.mktemp("server")), "busy"
         )
         yield busy
         busy.stop()

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
+from vfio_user.harness.attachment import Attachment, SocketChardev
 from vfio_user.harness.command_line import (
     MachineConfig,
     Start,
     Wiring,
-    as_device_option,
     command_line,
     machine_type,
     slot_address,
-    vfio_user_device,
 )
+from vfio_user.harness.family import VFIO_USER
 
 PLAIN = MachineConfig("pc-q35-11.1", "tcg")
 WIRING = Wiring(qmp=5, console=6, agent=7, qtest=8)
@@ -138,14 +138,30 @@ def test_a_restored_machine_differs_only_in_that_it_waits() -> None:
 
 
 def test_a_vfio_user_device_is_json_with_its_socket_as_an_object() -> None:
-    option = as_device_option(vfio_user_device("vu0", Path("/tmp/a.sock"), 3, x_msg_timeout=1000))
-    assert json.loads(option) == {
+    attachment = VFIO_USER.attach("vu0", Path("/tmp/a.sock"), 3, {"x_msg_timeout": 1000})
+    argv = line(start=replace(START, attached=(attachment,)))
+    assert json.loads(values("-device", argv)[-1]) == {
         "driver": "vfio-user-pci",
         "id": "vu0",
         "bus": "slot3",
         "socket": {"type": "unix", "path": "/tmp/a.sock"},
         "x-msg-timeout": 1000,
     }
+
+
+def test_a_character_device_comes_before_the_device_that_needs_it() -> None:
+    chardev = SocketChardev("vu0-socket", Path("/tmp/a,b.sock"))
+    attachment = Attachment({"driver": "pci-serial", "id": "vu0", "bus": "slot3", "chardev": "vu0-socket"}, (chardev,))
+    argv = line(start=replace(START, attached=(attachment,)))
+    added = argv.index("socket,id=vu0-socket,path=/tmp/a,,b.sock")
+    assert argv[added - 1] == "-chardev"
+    assert json.loads(argv[added + 2])["chardev"] == "vu0-socket"
+
+
+def test_what_qemu_traces_are_the_events_of_every_family() -> None:
+    argv = line(wiring=replace(WIRING, trace=Path("/t/trace.log"), traced=("vfio_user_*", "vhost_user_*")))
+    assert values("-trace", argv) == ["vfio_user_*", "vhost_user_*"]
+    assert values("-D", argv) == ["/t/trace.log"]
 
 
 def test_the_machine_type_is_versioned() -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
+from userdev.process import Child
 from vfio_user.cli.test_e2e import first_causes, per_minute
 from vfio_user.harness import coredump, evidence, last_words
-from vfio_user.harness.process import Child
 
 WAITS = "import sys, time; print('last words', file=sys.stderr, flush=True); time.sleep(60)"
 
@@ -26,7 +26,7 @@ WAITS = "import sys, time; print('last words', file=sys.stderr, flush=True); tim
 def child(folder: Path, name: str, program: str = WAITS) -> Iterator[Child]:
     """A program that has said its last words."""
     log = folder / f"{name}.server.log"
-    started = Child(name, [sys.executable, "-c", program], log=log, folder=folder, leaves_core=True)
+    started = Child(name, [sys.executable, "-c", program], log=log, folder=folder, take_core=coredump.take)
     try:
         while started.running and "last words" not in log.read_text():
             started.wait(0.01)

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteError
-from vfio_user.harness.interposed import InterposedServer, Interposition
+from vfio_user.harness.device import Device
+from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch, processes_of
-from vfio_user.harness.server import Device
+from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.site import Site
 from vfio_user.interposer.trace import Note, Record, read_trace
 from vfio_user.wire import CURRENT, Command
 from vfio_user.wire.constants import IrqIndex
@@ -27,9 +29,9 @@ BY_COMMAND = Device(command=f"{shlex.quote(sys.executable)} -m vfio_user serve e
 
 
 @contextmanager
-def interposed(folder: Path, device: Device = Device(served="edu"), **options: Any) -> Iterator[InterposedServer]:  # noqa: B008
+def interposed(folder: Path, device: Device = Device(served="edu"), **options: Any) -> Iterator[DeviceServer]:  # noqa: B008
     with Scratch() as scratch:
-        server = InterposedServer(device, scratch, folder, "device", **options)
+        server = DeviceServer(device, Site(scratch, folder), "device", **{"interposition": Interposition(), **options})
         try:
             yield server
         finally:

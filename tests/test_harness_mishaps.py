@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from userdev.process import Deadline
 from vfio_user.harness.console import Console
-from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.mishaps import GuestCrash, Kind, Mishap, Mishaps
 from vfio_user.harness.qmp import EventLog
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.harness.process import Child
+from userdev.process import Child
 from vfio_user.harness.scratch import Scratch, checked_socket_path, processes_of, reap
 
 
@@ -96,7 +96,7 @@ OWNER = textwrap.dedent(
     """
     import sys, time
     from pathlib import Path
-    from vfio_user.harness.process import Child
+    from userdev.process import Child
     from vfio_user.harness.scratch import Scratch
 
     scratch = Scratch()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 from vfio_user.harness.qmp import EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": ["oob"]}}

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
+from userdev.process import is_listening
 from vfio_user.harness.cache import ENVIRONMENT
-from vfio_user.harness.hosts.remote_agent import is_listening
+from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.scratch import Scratch, listen
-from vfio_user.harness.server import Device, DeviceServer, ServerError, server_command
+from vfio_user.harness.server import DeviceServer, ServerError
+from vfio_user.harness.site import Site
 
 LISTENS_LATER = """
 import socket, sys, time
@@ -107,7 +109,7 @@ def test_a_socket_is_ready_when_it_listens_not_when_it_exists(tmp_path: Path) ->
 def test_a_foreign_server_is_waited_for_and_keeps_its_only_connection(scratch: Scratch, tmp_path: Path) -> None:
     program = tmp_path / "server.py"
     program.write_text(LISTENS_LATER)
-    server = DeviceServer(Device.parse(f"{sys.executable} {program} {{socket}}"), scratch, tmp_path, "foreign")
+    server = DeviceServer(Device.parse(f"{sys.executable} {program} {{socket}}"), Site(scratch, tmp_path), "foreign")
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
         client.connect(str(server.path))
@@ -118,13 +120,13 @@ def test_a_foreign_server_is_waited_for_and_keeps_its_only_connection(scratch: S
 
 def test_a_server_that_dies_at_its_start_is_quoted(scratch: Scratch, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="status 3") as caught:
-        DeviceServer(Device(command="sh -c 'echo no licence >&2; exit 3' {socket}"), scratch, tmp_path, "dying")
+        DeviceServer(Device(command="sh -c 'echo no licence >&2; exit 3' {socket}"), Site(scratch, tmp_path), "dying")
     assert "no licence" in caught.value.hint
 
 
 def test_a_server_that_never_listens_has_a_deadline(scratch: Scratch, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="does not listen"):
-        DeviceServer(Device(command="sh -c 'exec sleep 300' {socket}"), scratch, tmp_path, "idle", limit=0.1)
+        DeviceServer(Device(command="sh -c 'exec sleep 300' {socket}"), Site(scratch, tmp_path), "idle", limit=0.1)
 
 
 def test_two_cannot_listen_at_one_path(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from userdev.errors import UserError, VerdictError
+from userdev.process import Child
 from userdev_servers.edu import Edu
 from vfio_user.cli import cli
 from vfio_user.harness import qemu_guards
@@ -25,7 +26,6 @@ from vfio_user.harness.known_issues import (
     known_issues,
     recognise,
 )
-from vfio_user.harness.process import Child
 from vfio_user.server import Server
 
 ROOT = Path(__file__).parent.parent

@@ -17,13 +17,15 @@ import pytest
 
 from userdev.errors import UserdevError, UserError
 from vfio_user.client import Client
-from vfio_user.harness.interposed import InterposedServer
+from vfio_user.harness.device import Device
+from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.migration.coordinator import Failure
 from vfio_user.harness.migration.guest_migration import choose_mode
 from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, SavedAgain, StateSpool
 from vfio_user.harness.migration.report import Mode
 from vfio_user.harness.scratch import Scratch
-from vfio_user.harness.server import Device
+from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.site import Site
 from vfio_user.migration.stream import digests_in
 
 DMA_SOURCE, BAR0 = 0x80, 0
@@ -44,9 +46,11 @@ class Pair:
         stack.callback(self.link.close)
         self.clients[0].store(BAR0, DMA_SOURCE, 8, VALUE)
 
-    def another(self, device: str, name: str) -> InterposedServer:
+    def another(self, device: str, name: str) -> DeviceServer:
         """A server more, with a client."""
-        server = InterposedServer(Device.parse(device), self._scratch, self._folder, name)
+        server = DeviceServer(
+            Device.parse(device), Site(self._scratch, self._folder), name, interposition=Interposition()
+        )
         self._stack.callback(server.stop)
         self.clients.append(self._stack.enter_context(Client.connect(str(server.path), timeout=30.0)))
         return server
@@ -54,7 +58,7 @@ class Pair:
     def value(self, side: int) -> int:
         return self.clients[side].load(BAR0, DMA_SOURCE, 8)
 
-    def state(self, server: InterposedServer) -> str:
+    def state(self, server: DeviceServer) -> str:
         return str(server.control.call("migration_state")["state"])
 
 
@@ -80,13 +84,13 @@ STEPS: Mapping[str, Callable[[DeviceLink], object]] = MappingProxyType(
 )
 
 
-def kill_server(server: InterposedServer) -> None:
+def kill_server(server: DeviceServer) -> None:
     server.kill()
 
 
-def kill_interposer(server: InterposedServer) -> None:
-    server.interposer.signal(signal.SIGKILL)
-    server.interposer.wait(5)
+def kill_interposer(server: DeviceServer) -> None:
+    server.interposer.child.signal(signal.SIGKILL)
+    server.interposer.child.wait(5)
 
 
 FAILING = (
@@ -100,7 +104,7 @@ FAILING = (
 )
 
 
-def move(link: DeviceLink, before: str = "", happens: Callable[[InterposedServer], None] | None = None) -> None:
+def move(link: DeviceLink, before: str = "", happens: Callable[[DeviceServer], None] | None = None) -> None:
     """Take every step; something may happen to the destination before one of them."""
     for name, step in STEPS.items():
         if name == before and happens is not None:

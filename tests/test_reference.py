@@ -21,15 +21,14 @@ from click.testing import CliRunner
 
 from tests import reference_sample
 from tests.interposed import Interposed
+from userdev.process import Child, is_listening
 from vfio_user.cli._servers import CommandServer
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client import Client, RemoteError
 from vfio_user.client.description import describe
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
-from vfio_user.harness.hosts.remote_agent import is_listening
 from vfio_user.harness.libvfio_user import DIALECT, reference_program
-from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS

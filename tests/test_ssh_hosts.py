@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -17,7 +16,8 @@ from typing import Any
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.harness.hosts import LocalHost, SshHost, remote_agent, two_hosts
+from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
+from vfio_user.harness.hosts.relay import agent_source
 from vfio_user.harness.hosts.remote_agent import CLOSE, DATA, EXIT, LISTENING, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
 from vfio_user.harness.lab import Lab
 
@@ -28,7 +28,7 @@ class Near:
     """The near end: what the relay is."""
 
     def __init__(self) -> None:
-        source = inspect.getsource(remote_agent)
+        source = agent_source()
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import vfio_user
+from userdev.process import Child
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.hosts.namespace import can_make_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
 from vfio_user.harness.hosts.sshd import kept_folders, ssh_namespaces
-from vfio_user.harness.process import Child
 
 pytestmark = [
     pytest.mark.network,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
+from vfio_user.harness.family import devices
 from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, image_for
-from vfio_user.harness.server import devices
 
 PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
 

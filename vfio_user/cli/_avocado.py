@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import psutil
 
 from userdev.errors import UserError
-from vfio_user.harness.deadline import patience
+from vfio_user.harness.patience import patience
 from vfio_user.harness.trial import TEST_TIMEOUT
 
 MARGIN = 120.0

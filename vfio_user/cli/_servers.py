@@ -10,10 +10,9 @@ from contextlib import closing, suppress
 from typing import Self
 
 from userdev.errors import UserdevError, UserError
+from userdev.process import Child, Deadline
 from userdev.transport import Stream, connect
 from vfio_user.client import Client, NoAnswer
-from vfio_user.harness.deadline import Deadline
-from vfio_user.harness.process import Child
 from vfio_user.harness.scratch import Scratch
 from vfio_user.wire import Dialect
 

@@ -15,17 +15,15 @@ from vfio_user.harness.command_line import (
     MachineConfig,
     Start,
     Wiring,
-    as_device_option,
     command_line,
     machine_type,
-    slot_name,
-    vfio_user_device,
 )
+from vfio_user.harness.device import Device, server_command
+from vfio_user.harness.family import inside_qemu
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.qemu import ensure_qemu
-from vfio_user.harness.server import Device, server_command
 from vfio_user.harness.terminal import attach
 
 
@@ -95,19 +93,18 @@ def _print_command(devices: list[Device], image: str, qemu: str | None, hardware
     program = ensure_qemu(qemu, progress=_say)
     source = ensure_image(image, progress=_say)
     lines = []
-    options = []
+    attached = []
     for index, device in enumerate(devices):
+        name, path = f"dev{index}", Path(f"dev{index}.sock")
         if device.driver:
-            options.append(f"{device.driver},id=dev{index},bus={slot_name(index)}")
+            attached.append(inside_qemu(device.driver, name, index, device.properties))
             continue
-        path = Path(f"dev{index}.sock")
         lines.append(f"{shlex.join(server_command(device, path))} &")
-        options.append(as_device_option(vfio_user_device(f"dev{index}", path, index)))
-    config = MachineConfig(
-        machine_type(program.version), probe_accelerator(program), devices=tuple(options), **hardware
-    )
+        attached.append(device.family.attach(name, path, index, device.properties))
+    config = MachineConfig(machine_type(program.version), probe_accelerator(program), **hardware)
     wiring = Wiring(qmp=None, console="stdio", monitor=Path("qmp.sock"))
-    lines.append(shlex.join(command_line(program.argv, config, wiring, Start(source.kernel, source.initramfs))))
+    start = Start(source.kernel, source.initramfs, attached=tuple(attached))
+    lines.append(shlex.join(command_line(program.argv, config, wiring, start)))
     click.echo("\n".join(lines))
 
 

@@ -12,10 +12,10 @@ import click
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
+from vfio_user.harness.device import Device
 from vfio_user.harness.exercise import Exercise, exercise
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.server import Device
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ import yaml
 
 import vfio_user
 from userdev.errors import UserError, VerdictError
+from userdev.process.child import is_full
 from vfio_user.cli import _avocado
-from vfio_user.harness.artifacts import RESULTS_VARIABLE, is_full
-from vfio_user.harness.deadline import SCALE_VARIABLE
+from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.evidence import INDEX, cause_of
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.known_issues import XFAIL
+from vfio_user.harness.patience import SCALE_VARIABLE
 from vfio_user.harness.qemu import ensure_qemu
 from vfio_user.harness.trial import INTERPOSE_VARIABLE
 

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from userdev.errors import about
+from userdev.process import Child, Deadline
 from vfio_user.harness.cache import cache_dir
-from vfio_user.harness.deadline import Accelerator, Deadline
-from vfio_user.harness.process import Child
+from vfio_user.harness.patience import Accelerator
 from vfio_user.harness.qemu import Qemu
 
 KVM = Path("/dev/kvm")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from userdev.errors import UserdevError
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 from vfio_user.harness.guest import (
     Command,
     Guest,

@@ -61,14 +61,6 @@ def record_versions(folder: Path, facts: Mapping[str, object]) -> None:
     write_text(folder / "versions.json", text + "\n")
 
 
-def is_full(path: Path) -> bool:
-    """Whether no space is left on the disk of a file or folder that is there."""
-    try:
-        return not os.statvfs(path).f_bavail
-    except OSError:
-        return False
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file; a failure names it, also that of a full disk."""
     with about(path):

@@ -6,24 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.harness import hotplug, qemu_guards
+from vfio_user.harness import hotplug
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.artifacts import write_text
-from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address, slot_name, vfio_user_device
+from vfio_user.harness.attachment import Attachment
+from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address
+from vfio_user.harness.device import Device
+from vfio_user.harness.family import inside_qemu
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
-from vfio_user.harness.hosts.host import Host, LocalHost
+from vfio_user.harness.guest_spec import GuestSpec
+from vfio_user.harness.hosts.host import Host
+from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.mishaps import Mishap
 from vfio_user.harness.qmp import Qmp
-from vfio_user.harness.server import Device, DeviceServer
+from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.ssh import SshGuest
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
-    from vfio_user.harness.interposed import Interpose
 
 
 class Serve(Protocol):
@@ -49,13 +54,18 @@ class Plugged:
     `msix`: it has that capability.
     """
 
-    identity: str
+    attachment: Attachment
     place: Place
     address: str
     vendor: int
     device: int
     server: DeviceServer | None
     msix: bool = False
+
+    @property
+    def identity(self) -> str:
+        """QEMU's id of it."""
+        return self.attachment.identity
 
     @property
     def sysfs(self) -> str:
@@ -69,15 +79,13 @@ class BootedGuest(Guest):
     def __init__(
         self,
         machine: Machine,
-        image: GuestImage,
+        spec: GuestSpec,
         *,
         serve: Serve,
-        host: Host = LocalHost(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(patience=machine.patience, console=lambda: self.machine.console.last_lines())
         self.machine = machine
-        self.host = host
-        self.image = image
+        self.spec = spec
         self.devices: list[Plugged] = []
         self.agent = AgentGuest(
             machine.agent_connection,
@@ -95,6 +103,15 @@ class BootedGuest(Guest):
     @property
     def name(self) -> str:
         return self.machine.name
+
+    @property
+    def host(self) -> Host:
+        """Where it runs now."""
+        return self.spec.host
+
+    @property
+    def image(self) -> GuestImage:
+        return self.spec.image
 
     @property
     def qmp(self) -> Qmp:
@@ -129,33 +146,28 @@ class BootedGuest(Guest):
         self._count += 1
         if not wanted.driver and server is None:
             server = self._serve(wanted, f"{identity}-{wanted.name}", interposed=interpose, host=self.host)
-        arguments: dict[str, object]
-        if server is None:
-            arguments = {"driver": wanted.driver, "id": identity, "bus": slot_name(slot), **dict(wanted.properties)}
-        else:
-            arguments = vfio_user_device(identity, server.path, slot, **wanted.properties)
-        arguments.update({name.replace("_", "-"): value for name, value in properties.items()})
+        attachment = attachment_of(wanted, identity, server, slot, properties)
         try:
-            self.machine.add_device(arguments)
+            self.machine.attach(attachment)
         except UserError:
             if server is not None:
                 server.check(wait=1.0)  # the cause, if it is one
             raise
-        return self._plugged(identity, wanted, slot, f"{slot_address(slot)}/????:??:??.?", server)
+        return self._plugged(attachment, wanted, slot, f"{slot_address(slot)}/????:??:??.?", server)
 
-    def adopt(self, identity: str, device: Device, address: str, server: DeviceServer | None) -> Plugged:
+    def adopt(self, attachment: Attachment, device: Device, address: str, server: DeviceServer | None) -> Plugged:
         """Take a device for one of this guest's that was at an address of the root bus from the start."""
         self._count += 1
-        return self._plugged(identity, device, address, address, server)
+        return self._plugged(attachment, device, address, address, server)
 
     def _plugged(
-        self, identity: str, device: Device, place: Place, pattern: str, server: DeviceServer | None
+        self, attachment: Attachment, device: Device, place: Place, pattern: str, server: DeviceServer | None
     ) -> Plugged:
         seen = self.call(hotplug.wait_for_device, pattern, _PLUGGED * self.patience, timeout=_PLUGGED + 5)
         if "missing" in seen:
             raise GuestFailure(
                 f"the guest does not see {device.name!r} at {place} after {_PLUGGED * self.patience:g} s:"
-                f" {seen['missing']}{self._why_unseen(identity)}",
+                f" {seen['missing']}{self._why_unseen(attachment.identity)}",
                 evidence=self.evidence(),
             )
         if seen["homeless"]:
@@ -165,7 +177,7 @@ class BootedGuest(Guest):
                 evidence=self.evidence(),
             )
         plugged = Plugged(
-            identity, place, seen["address"], seen["vendor"], seen["device"], server, MSIX in seen["capabilities"]
+            attachment, place, seen["address"], seen["vendor"], seen["device"], server, MSIX in seen["capabilities"]
         )
         self.devices.append(plugged)
         return plugged
@@ -196,8 +208,9 @@ class BootedGuest(Guest):
         Raises `UserError` where QEMU would not survive it (see `harness.qemu_guards`).
         """
         if plugged.server is not None:
-            qemu_guards.check_unplug(self.qmp.version, plugged.identity, msix=plugged.msix)
-        self.machine.remove_device(plugged.identity, _PLUGGED * self.patience)
+            family = plugged.server.device.family
+            family.check_unplug(self.qmp.version, plugged.identity, msix=plugged.msix)
+        self.machine.detach(plugged.attachment, _PLUGGED * self.patience)
         self.devices.remove(plugged)
         if plugged.server is not None and not keep_server:
             plugged.server.stop()
@@ -252,13 +265,13 @@ class BootedGuest(Guest):
         self.agent.renew()
         self.hello()
 
-    def continue_on(self, machine: Machine, host: Host, devices: Sequence[Plugged]) -> None:
+    def continue_on(self, machine: Machine, spec: GuestSpec, devices: Sequence[Plugged]) -> None:
         """Go on in another machine, to which the guest was migrated: what runs in the guest is still this object's."""
         for connection in self._ssh:
             connection.close()
         self._ssh.clear()
         machine.mishaps.inherit(self.machine.mishaps)
-        self.machine, self.host, self.devices = machine, host, list(devices)
+        self.machine, self.spec, self.devices = machine, spec, list(devices)
         self._listen()
         self.agent.attach(machine.agent_connection)
 
@@ -334,3 +347,17 @@ class BootedGuest(Guest):
 
     def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
         return self.agent.invoke(request, timeout)
+
+
+def attachment_of(
+    device: Device,
+    identity: str,
+    server: DeviceServer | None,
+    place: Place,
+    properties: Mapping[str, object] = MappingProxyType({}),
+) -> Attachment:
+    """How QEMU is told of a device at a place; `properties` are further ones, with underscores for dashes."""
+    wanted = {**device.properties, **properties}
+    if server is None:
+        return inside_qemu(device.driver, identity, place, wanted)
+    return device.family.attach(identity, server.path, place, wanted)

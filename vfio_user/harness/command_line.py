@@ -6,14 +6,14 @@ harness reaches the machine: it differs in every run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from userdev.errors import UserError
-from vfio_user.harness.deadline import Accelerator
+from vfio_user.harness.attachment import Attachment, escaped
+from vfio_user.harness.patience import Accelerator
 
 AGENT_PORT = "org.vfio-user.agent.0"
 
@@ -104,6 +104,11 @@ Place = int | str
 """Where a device is: behind the root port of this index, or at this address of the root bus."""
 
 
+def bus_place(place: Place) -> dict[str, object]:
+    """The arguments of a device that put it there."""
+    return {"bus": slot_name(place)} if isinstance(place, int) else {"bus": "pcie.0", "addr": place[-4:]}
+
+
 Endpoint = int | Path | Literal["stdio"]
 """One end of a channel: an inherited, connected socket; a path at which QEMU listens; or QEMU's own terminal."""
 
@@ -112,8 +117,8 @@ Endpoint = int | Path | Literal["stdio"]
 class Wiring:
     """The channels between the harness and a machine. None leaves a channel out; an agent left out answers nobody.
 
-    `trace` is the file for QEMU's trace of vfio-user messages, `monitor` a path at which a person's QMP tool may
-    connect beside the harness.
+    `trace` is the file for QEMU's trace of the events that `traced` names by patterns, `monitor` a path at which a
+    person's QMP tool may connect beside the harness.
     """
 
     qmp: Endpoint | None
@@ -122,15 +127,20 @@ class Wiring:
     qtest: Endpoint | None = None
     monitor: Path | None = None
     trace: Path | None = None
+    traced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a machine boots. With `restore` it waits, paused, for QMP `migrate-incoming`, and boots only at a reset."""
+    """What a machine boots. With `restore` it waits, paused, for QMP `migrate-incoming`, and boots only at a reset.
+
+    `attached` are devices of servers that are there from the start.
+    """
 
     kernel: Path
     initramfs: Path
     restore: bool = False
+    attached: tuple[Attachment, ...] = ()
 
 
 def command_line(
@@ -142,6 +152,7 @@ def command_line(
         *_hardware(config, name),
         *_channels(wiring),
         *_devices(config),
+        *(word for attachment in start.attached for word in attachment.options),
         *_start(config, start),
     ]
 
@@ -151,26 +162,9 @@ def hardware(config: MachineConfig) -> list[str]:
     return [*_hardware(config, ""), *_devices(config), *_kernel_options(config)]
 
 
-def vfio_user_device(identity: str, socket: Path, place: Place, **properties: object) -> dict[str, object]:
-    """A vfio-user-pci device, for QMP `device_add` or as JSON for `-device` (QEMU takes `socket` in no other form)."""
-    behind = {"bus": slot_name(place)} if isinstance(place, int) else {"bus": "pcie.0", "addr": place[-4:]}
-    return {
-        "driver": "vfio-user-pci",
-        "id": identity,
-        **behind,
-        "socket": {"type": "unix", "path": str(socket)},
-        **{key.replace("_", "-"): value for key, value in properties.items()},
-    }
-
-
-def as_device_option(device: dict[str, object]) -> str:
-    """A device as the value of `-device`."""
-    return json.dumps(device, separators=(",", ":"))
-
-
 def _hardware(config: MachineConfig, name: str) -> Iterator[str]:
     irqchip = ",kernel-irqchip=split" if config.iommu and config.accelerator == "kvm" else ""
-    yield from ("-name", _escaped(name))
+    yield from ("-name", escaped(name))
     yield from ("-no-user-config", "-nodefaults", "-display", "none")
     # vfio-user: the server maps the guest's memory, so it has to be shared and to have a file descriptor.
     yield from ("-object", f"memory-backend-memfd,id=ram,size={config.memory}M,share=on")
@@ -193,7 +187,8 @@ def _channels(wiring: Wiring) -> Iterator[str]:
     # The port is part of the hardware; without a channel its other end is nowhere.
     yield from ("-chardev", "null,id=agent" if wiring.agent is None else _chardev("agent", wiring.agent))
     if wiring.trace is not None:
-        yield from ("-trace", "vfio_user_*", "-D", str(wiring.trace))
+        yield from (word for pattern in wiring.traced for word in ("-trace", pattern))
+        yield from ("-D", str(wiring.trace))
 
 
 def _devices(config: MachineConfig) -> Iterator[str]:
@@ -242,11 +237,6 @@ def _chardev(identity: str, endpoint: Endpoint) -> str:
         case int():
             return f"socket,id={identity},fd={endpoint}"
         case Path():
-            return f"socket,id={identity},path={_escaped(str(endpoint))},server=on,wait=off"
+            return f"socket,id={identity},path={escaped(str(endpoint))},server=on,wait=off"
         case _:
             return f"stdio,id={identity},mux=on,signal=off"
-
-
-def _escaped(text: str) -> str:
-    """As QEMU's option parser wants a value that may hold commas."""
-    return text.replace(",", ",,")

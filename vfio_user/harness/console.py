@@ -12,9 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 from userdev.errors import UserError
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline, tail
 from vfio_user.harness.log import Log
-from vfio_user.harness.process import tail
 
 MAX_KEPT = 16 << 20
 """Bytes that are at hand for those who wait for something; the log has more."""

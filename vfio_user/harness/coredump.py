@@ -18,6 +18,8 @@ import zstandard
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
+from userdev.process import Child
+
 _PATTERN = Path("/proc/sys/kernel/core_pattern")
 _BACKTRACE_LIMIT = 60.0
 
@@ -30,10 +32,10 @@ def find_core(pid: int, began: float, folder: Path) -> Path | None:
     return None
 
 
-def take(pid: int, began: float, folder: Path, target: Path) -> Path | None:
-    """`find_core`, and `keep` it; None where there is none."""
-    found = find_core(pid, began, folder)
-    return keep(found, target) if found is not None else None
+def take(child: Child) -> Path | None:
+    """`keep` the core of a child that crashed, beside its log; None where there is none."""
+    found = find_core(child.pid, child.began, child.folder)
+    return keep(found, child.core_path) if found is not None else None
 
 
 def who_takes_cores() -> str:

@@ -25,10 +25,10 @@ import jinja2
 
 import vfio_user
 from userdev.errors import UserError
+from userdev.process import Child, tail
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import NOISE, reason
-from vfio_user.harness.process import Child, tail
 from vfio_user.interposer.trace.reader import read_trace
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.interposer.trace.show import decode_entries, text

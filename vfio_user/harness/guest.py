@@ -20,7 +20,7 @@ from typing import Any
 
 from userdev.errors import UserError, VerdictError
 from userdev.printable import printable
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 
 Command = str | Sequence[str]
 """A line for the guest's shell, or a program and its arguments."""

@@ -25,7 +25,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.harness.process import Child
+from userdev.process import Child
 
 Version = tuple[int, ...]
 

@@ -21,34 +21,31 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from userdev.errors import UserError, VerdictError, about
-from vfio_user.harness import evidence, qemu_guards
+from userdev.process import Child
+from vfio_user.harness import evidence
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder
-from vfio_user.harness.booted_guest import BootedGuest
+from vfio_user.harness.attachment import Attachment
+from vfio_user.harness.booted_guest import BootedGuest, attachment_of
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_memory
-from vfio_user.harness.command_line import (
-    MachineConfig,
-    Start,
-    as_device_option,
-    machine_type,
-    root_address,
-    vfio_user_device,
-)
-from vfio_user.harness.deadline import Accelerator
+from vfio_user.harness.command_line import MachineConfig, machine_type, root_address
 from vfio_user.harness.debian import quiet
+from vfio_user.harness.device import Device
 from vfio_user.harness.guest import GuestFailure, GuestLost
+from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts import Pair, two_hosts
-from vfio_user.harness.hosts.host import Host, LocalHost
+from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.image import ensure_image
-from vfio_user.harness.interposed import Interpose, InterposedServer, Interposition
+from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.migration import Mode, Plan, Report
 from vfio_user.harness.migration.guest_migration import move
 from vfio_user.harness.mishaps import GuestCrash
-from vfio_user.harness.process import Child
+from vfio_user.harness.patience import Accelerator
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.scratch import Scratch, processes_of
-from vfio_user.harness.server import Device, DeviceServer
+from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.site import Site
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
@@ -134,7 +131,7 @@ class Lab:
         interpose: Interpose = False,
         migratable: bool = False,
         root_bus: bool = False,
-        host: Host = LocalHost(),  # noqa: B008  # frozen
+        host: Host = LOCAL,
         **hardware: Any,
     ) -> BootedGuest:
         """A running guest with its devices, in an instant when there is a checkpoint of it.
@@ -146,33 +143,45 @@ class Lab:
         from the beginning. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots, modules.
         """
         name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
-        wanted = [
-            item if isinstance(item, Device) else Device.parse(item)
-            for item in (*([device] if device else []), *devices)
-        ]
-        # Servers first: they start while the guest does.
-        servers = [
-            None
-            if item.driver
-            else self.serve(
-                item, f"{name}-dev{index}-{item.name}", interposed=interpose or migratable, host=host, trace=trace
+        wanted = (*([device] if device else []), *devices)
+        return self.start(
+            GuestSpec(
+                name,
+                self.image(image),
+                self.hardware(**hardware),
+                tuple(item if isinstance(item, Device) else Device.parse(item) for item in wanted),
+                host=host,
+                fresh=fresh,
+                trace=trace,
+                monitor=self._scratch.socket_path(f"{name}.qmp") if monitor else None,
+                interpose=interpose or migratable,
+                root_bus=root_bus,
             )
-            for index, item in enumerate(wanted)
-        ]
-        config = self.hardware(**hardware)
-        source = self.image(image)
-        monitor_path = self._scratch.socket_path(f"{name}.qmp") if monitor else None
-        pairs = list(zip(wanted, servers, strict=True))
-        if root_bus:
-            config, fresh = replace(config, devices=(*config.devices, *_on_root_bus(name, pairs))), True
-        guest = self._running(name, source, config, fresh=fresh, trace=trace, monitor=monitor_path, host=host)
-        for index, (item, server) in enumerate(pairs):
-            with self.timeline.step(f"plug {item.name} into {name}"):
-                if root_bus:
-                    guest.adopt(f"{name}-dev{index}", item, root_address(index), server)
+        )
+
+    def start(self, spec: GuestSpec) -> BootedGuest:
+        """The guest that is specified, running, with its devices; `boot` is the way to ask for it in words."""
+        servers = [
+            self._server_of(spec, index) for index in range(len(spec.devices))
+        ]  # they start while the guest does
+        if spec.root_bus:
+            spec = spec.with_attached(*_on_root_bus(spec, servers))
+        guest = self._running(spec)
+        for index, (device, server) in enumerate(zip(spec.devices, servers, strict=True)):
+            with self.timeline.step(f"plug {device.name} into {spec.name}"):
+                if spec.root_bus:
+                    guest.adopt(spec.attached[index], device, root_address(index), server)
                 else:
-                    guest.plug(item, server=server)
+                    guest.plug(device, server=server)
         return guest
+
+    def _server_of(self, spec: GuestSpec, index: int) -> DeviceServer | None:
+        """Start the server of one of a guest's devices, where it has one."""
+        device = spec.devices[index]
+        if device.driver:
+            return None
+        name = f"{_identity(spec, index)}-{device.name}"
+        return self.serve(device, name, interposed=spec.interpose, host=spec.host, trace=spec.trace)
 
     def hosts(self, kind: str = "auto") -> Pair:
         """Two hosts to migrate between (see `harness.hosts`), there until the lab ends."""
@@ -202,7 +211,7 @@ class Lab:
         name: str = "",
         *,
         interposed: Interpose = False,
-        host: Host = LocalHost(),  # noqa: B008  # frozen
+        host: Host = LOCAL,
         trace: bool = False,
     ) -> DeviceServer:
         """Start the server of a device, with an interposer before it if wanted; a guest's `plug` takes it as `server`.
@@ -213,21 +222,23 @@ class Lab:
             raise UserError(f"no trace can be had from host {host.name!r}: it is reached by SSH", hint="leave it out")
         interposition = Interposition.of(interposed or self._interpose)
         wanted = device if isinstance(device, Device) else Device.parse(device)
+        if interposition is not None and not wanted.family.interposable:
+            raise UserError(
+                f"no interposer can stand before {wanted.name!r}: it does not speak {wanted.family.name}",
+                hint="leave out what needs one: interpose, faults, migratable",
+            )
         name = name or f"server{len(self.servers)}-{wanted.name}"
         self._provide(host, *wanted.files)
         self._look_at(wanted, name, host)
         with self.timeline.step(f"start the server {name}"):
-            common = (wanted, self._scratch, self.folder, name)
-            server = (
-                InterposedServer(*common, host=host, trace=trace, interposition=interposition)
-                if interposition
-                else DeviceServer(*common, host=host)
-            )
+            server = DeviceServer(wanted, self._site(host), name, interposition=interposition, trace=trace)
         self.servers.append(server)
-        self._note(server.child)
-        if isinstance(server, InterposedServer) and server.interposer is not server.child:
-            self._note(server.interposer)
+        for child in server.children:
+            self._note(child)
         return server
+
+    def _site(self, host: Host) -> Site:
+        return Site(self._scratch, self.folder, host)
 
     def _look_at(self, device: Device, name: str, host: Host) -> None:
         """Refuse a server that QEMU would not survive: one of its own is started and looked at, once for a command.
@@ -239,9 +250,9 @@ class Lab:
             return
         self._looked_at.add(device.command)
         with self.timeline.step(f"look at the server {name}"):
-            server = DeviceServer(device, self._scratch, self.folder, f"{name}.look", host=host)
+            server = DeviceServer(device, self._site(host), f"{name}.look")
             try:
-                qemu_guards.check_server(self.qemu.version, name, server.path)
+                device.family.check_server(self.qemu.version, name, server.path)
             finally:
                 server.stop()
 
@@ -279,36 +290,23 @@ class Lab:
 
     # -- boot and restore -----------------------------------------------------------------------------------------
 
-    def _running(
-        self,
-        name: str,
-        image: GuestImage,
-        config: MachineConfig,
-        *,
-        fresh: bool,
-        trace: bool,
-        monitor: Path | None,
-        host: Host,
-    ) -> BootedGuest:
-        def started(restore: bool) -> Machine:
-            return self.machine(name, image, config, restore=restore, trace=trace, monitor=monitor, host=host)
-
-        if fresh:
-            with self.timeline.step(f"boot {name}"):
-                machine = started(restore=False)
+    def _running(self, spec: GuestSpec) -> BootedGuest:
+        if spec.from_the_beginning:
+            with self.timeline.step(f"boot {spec.name}"):
+                machine = self.machine(spec)
                 machine.wait_ready()
-                return self._answering(machine, image, host=host)
-        guest_identity = f"{image.digest} {image.host_key}"  # the digest leaves out the keys
-        checkpoint = Checkpoint(checkpoint_name(guest_identity, self.qemu.digest, config))
+                return self._answering(machine, spec)
+        guest_identity = f"{spec.image.digest} {spec.image.host_key}"  # the digest leaves out the keys
+        checkpoint = Checkpoint(checkpoint_name(guest_identity, self.qemu.digest, spec.hardware))
         for last in (False, True):
-            made = checkpoint.ensure(lambda path: self._make_checkpoint(path, image, config))
+            made = checkpoint.ensure(lambda path: self._make_checkpoint(path, spec))
             stamp = checkpoint.stamp
-            with self.timeline.step(f"restore {name}"):
-                machine = started(restore=True)
+            with self.timeline.step(f"restore {spec.name}"):
+                machine = self.machine(spec, restore=True)
                 try:
-                    self._provide(host, checkpoint.memory)
+                    self._provide(spec.host, checkpoint.memory)
                     machine.load(checkpoint.memory)
-                    guest = self._answering(machine, image, _RESTORED, host=host)
+                    guest = self._answering(machine, spec, _RESTORED)
                     guest.agent.set_clock()
                 except (MachineError, GuestLost):
                     if made or last:
@@ -320,12 +318,14 @@ class Lab:
             checkpoint.discard(stamp)
         raise AssertionError("unreachable")
 
-    def _make_checkpoint(self, path: Path, image: GuestImage, config: MachineConfig) -> None:
+    def _make_checkpoint(self, path: Path, wanted: GuestSpec) -> None:
+        """Boot a guest of this image and hardware on this machine, and save it."""
         self._progress("booting the guest once; later runs start from its checkpoint")
+        spec = GuestSpec("checkpoint", wanted.image, wanted.hardware)
         with self.timeline.step("boot once, for the checkpoint"):
-            machine = self.machine("checkpoint", image, config)
+            machine = self.machine(spec)
             machine.wait_ready()
-            guest = self._answering(machine, image)
+            guest = self._answering(machine, spec)
             # What every test does first is quicker when the guest has done it before.
             guest.succeed("python3 -c pass", timeout=30)
             with suppress(GuestFailure):  # the checkpoint is only larger then
@@ -335,31 +335,13 @@ class Lab:
         self.guests.remove(guest)
         guest.close()
 
-    def machine(
-        self,
-        name: str,
-        image: GuestImage,
-        config: MachineConfig,
-        *,
-        restore: bool = False,
-        trace: bool = False,
-        monitor: Path | None = None,
-        host: Host = LocalHost(),  # noqa: B008  # frozen
-        qemu: Qemu | None = None,
-    ) -> Machine:
+    def machine(self, spec: GuestSpec, *, restore: bool = False, qemu: Qemu | None = None) -> Machine:
         """Start a QEMU; with `restore` it waits for a guest that comes from a file or another machine."""
         qemu = qemu or self.qemu
-        self._provide(host, *qemu.folders, image.kernel, image.initramfs)
+        self._provide(spec.host, *qemu.folders, spec.image.kernel, spec.image.initramfs)
         machine = Machine(
-            replace(qemu, argv=tuple(host.command(qemu.argv))),
-            config,
-            Start(image.kernel, image.initramfs, restore=restore),
-            folder=self.folder,
-            name=name,
-            monitor=monitor,
-            trace=trace,
-            environment=self._scratch.environment,
-            kill_signal=host.kill_signal,
+            replace(qemu, argv=tuple(spec.host.command(qemu.argv))),
+            spec.launch(self.folder, self._scratch.environment, restore=restore),
         )
         self.machines.append(machine)
         self._note(machine.child)
@@ -379,15 +361,8 @@ class Lab:
             host.provide(*missing)
             self._provided |= {(host.name, path) for path in missing}
 
-    def _answering(
-        self,
-        machine: Machine,
-        image: GuestImage,
-        limit: float = 30.0,
-        *,
-        host: Host = LocalHost(),  # noqa: B008  # frozen
-    ) -> BootedGuest:
-        guest = BootedGuest(machine, image, serve=self.serve, host=host)
+    def _answering(self, machine: Machine, spec: GuestSpec, limit: float = 30.0) -> BootedGuest:
+        guest = BootedGuest(machine, spec, serve=self.serve)
         self.guests.append(guest)
         guest.hello(limit)
         return guest
@@ -484,12 +459,11 @@ def belongs_to(machine: str, name: str) -> bool:
     return name.startswith(machine) and own
 
 
-def _on_root_bus(name: str, devices: Sequence[tuple[Device, DeviceServer | None]]) -> Iterator[str]:
-    """Values for `-device`."""
-    for index, (device, server) in enumerate(devices):
-        identity, address = f"{name}-dev{index}", root_address(index)
-        if server is None:
-            model = {"driver": device.driver, "id": identity, "bus": "pcie.0", "addr": address[-4:]}
-            yield as_device_option({**model, **device.properties})
-        else:
-            yield as_device_option(vfio_user_device(identity, server.path, address, **device.properties))
+def _identity(spec: GuestSpec, index: int) -> str:
+    """QEMU's id of a device that a guest boots with."""
+    return f"{spec.name}-dev{index}"
+
+
+def _on_root_bus(spec: GuestSpec, servers: Sequence[DeviceServer | None]) -> Iterator[Attachment]:
+    for index, (device, server) in enumerate(zip(spec.devices, servers, strict=True)):
+        yield attachment_of(device, _identity(spec, index), server, root_address(index))

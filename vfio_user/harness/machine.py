@@ -6,19 +6,22 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from userdev.errors import UserError
+from userdev.process import Child, Deadline, tail
+from vfio_user.harness import coredump
+from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
-from vfio_user.harness.deadline import Deadline, patience
 from vfio_user.harness.last_words import reason
 from vfio_user.harness.mishaps import Mishaps
-from vfio_user.harness.process import Child, tail
+from vfio_user.harness.patience import patience
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
 
@@ -27,6 +30,9 @@ _GREETING = 30.0
 _READY = 30.0  # multiplied by patience: the guest computes
 _SAVE = 60.0
 _STOP = 5.0
+
+CHANNELS = ("qmp", "console", "agent", "qtest")
+"""What leads from the harness into a machine: a socket pair each."""
 
 # What a guest's init says, at the end of a line: a reset may have left a shell's prompt at its beginning.
 UP = re.compile(rb"(?m:(?<!NOT )READY\r?$)|NOT READY\b[^\n]*\n|Kernel panic[^\n]*\n")
@@ -43,69 +49,81 @@ class MachineError(UserError):
     """QEMU or its guest did not come up, or is gone. The hint has the last lines of whoever failed."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One start of a QEMU: the hardware, what it boots, and where its logs go.
+
+    `folder` receives NAME.console.log, NAME.qmp.log, NAME.qemu.log, NAME.command and, where `traced` has patterns of
+    QEMU's trace events, NAME.trace.log. `monitor` is a path at which QEMU listens for a second QMP client.
+    """
+
+    config: MachineConfig
+    start: Start
+    folder: Path
+    name: str = "guest"
+    monitor: Path | None = None
+    traced: tuple[str, ...] = ()
+    environment: Mapping[str, str] | None = None
+    kill_signal: int = signal.SIGKILL
+
+    def log(self, kind: str) -> Path:
+        """The file for one of its logs."""
+        return self.folder / f"{self.name}.{kind}.log"
+
+
 class Machine:
     """One QEMU, from its start to `stop`. A context manager.
 
-    `folder` receives NAME.console.log, NAME.qmp.log, NAME.qemu.log, NAME.command and, with `trace`, NAME.trace.log.
-    `monitor` is a path at which QEMU listens for a second QMP client. Raises `MachineError` when QEMU does not start.
+    Raises `MachineError` when QEMU does not start; nothing of it is open then, whatever went wrong.
     """
 
-    def __init__(
-        self,
-        qemu: Emulator,
-        config: MachineConfig,
-        start: Start,
-        *,
-        folder: Path,
-        name: str = "guest",
-        monitor: Path | None = None,
-        trace: bool = False,
-        environment: Mapping[str, str] | None = None,
-        kill_signal: int = signal.SIGKILL,
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.patience = patience(config.accelerator)
-        self.folder = folder
-        self._kill_signal = kill_signal
+    def __init__(self, qemu: Emulator, launch: Launch) -> None:
+        self.name = launch.name
+        self.config = launch.config
+        self.attached = launch.start.attached
+        self.patience = patience(launch.config.accelerator)
+        self.folder = launch.folder
+        self._kill_signal = launch.kill_signal
+        with ExitStack() as opened:
+            local = self._start(qemu, launch, opened)
+            opened.callback(self.child.stop, 0)
+            self._channels = {os.fstat(end.fileno()).st_ino: channel for channel, end in local.items()}
+            self.console = Console(local["console"], launch.log("console"))
+            opened.callback(self.console.close)
+            self.qtest = QTest(local["qtest"])
+            self.agent_connection = local["agent"]
+            try:
+                self.qmp = Qmp(local["qmp"], log=launch.log("qmp"), name=self.name, limit=_GREETING)
+            except QmpLost as error:
+                self.child.stop(0)
+                self.console.close()
+                raise self._ended(" at its start") from error
+            opened.callback(self.qmp.close)
+            self.mishaps = Mishaps(self.name, self.console, self.qmp.events)
+            opened.pop_all()
+
+    def _start(self, qemu: Emulator, launch: Launch, opened: ExitStack) -> dict[str, socket.socket]:
+        """Start the process; our ends of its channels, which `opened` closes."""
+        local: dict[str, socket.socket] = {}
         with ExitStack() as remote:
-            local = {}
-            wires = {}
-            for channel in ("qmp", "console", "agent", "qtest"):
-                local[channel], wires[channel] = socket.socketpair()
-                remote.enter_context(wires[channel])
-            wiring = Wiring(
-                **{channel: wire.fileno() for channel, wire in wires.items()},
-                monitor=monitor,
-                trace=folder / f"{name}.trace.log" if trace else None,
-            )
-            self.argv = command_line(qemu.argv, config, wiring, start, name)
+            wires: dict[str, int] = {}
+            for channel in CHANNELS:
+                near, far = socket.socketpair()
+                local[channel] = opened.enter_context(near)
+                wires[channel] = remote.enter_context(far).fileno()
+            trace = launch.log("trace") if launch.traced else None
+            wiring = Wiring(**wires, monitor=launch.monitor, trace=trace, traced=launch.traced)
+            self.argv = command_line(qemu.argv, launch.config, wiring, launch.start, self.name)
             self.child = Child(
-                name,
+                self.name,
                 self.argv,
-                log=folder / f"{name}.qemu.log",
-                pass_fds=wiring_fds(wiring),
-                environment=environment,
-                folder=folder,
-                leaves_core=True,
+                log=launch.log("qemu"),
+                pass_fds=wires.values(),
+                environment=launch.environment,
+                folder=launch.folder,
+                take_core=coredump.take,
             )
-        self._channels = {os.fstat(wire.fileno()).st_ino: name for name, wire in local.items()}
-        self.console = Console(local["console"], folder / f"{name}.console.log")
-        self.qtest = QTest(local["qtest"])
-        self.agent_connection = local["agent"]
-        try:
-            self.qmp = Qmp(local["qmp"], log=folder / f"{name}.qmp.log", name=name, limit=_GREETING)
-        except QmpLost as error:
-            self.agent_connection.close()
-            self.qtest.close()
-            local["qmp"].close()
-            self.child.stop(0)
-            self.console.close()
-            raise self._ended(" at its start") from error
-        except BaseException:
-            self.child.stop(0)
-            raise
-        self.mishaps = Mishaps(name, self.console, self.qmp.events)
+        return local
 
     # -- its life -------------------------------------------------------------------------------------------------
 
@@ -191,20 +209,34 @@ class Machine:
 
     # -- its parts ------------------------------------------------------------------------------------------------
 
-    def add_device(self, device: Mapping[str, object], limit: float | Deadline = 30.0) -> None:
-        """Plug in a device. Raises `QmpError` with QEMU's reason, `MachineError` when it dies of it."""
-        try:
-            self.qmp.execute("device_add", device, limit)
-        except QmpLost:
-            self.check(wait=_STOP)
-            raise
+    def attach(self, attachment: Attachment, limit: float | Deadline = 30.0) -> None:
+        """Plug in a device, with what it needs; nothing of one that is refused is left.
 
-    def remove_device(self, identity: str, limit: float | Deadline = 30.0) -> None:
+        Raises `QmpError` with QEMU's reason, `MachineError` when it dies of it.
+        """
+        deadline = Deadline.of(limit)
+        with self._telling_its_end(), ExitStack() as undo:
+            for chardev in attachment.chardevs:
+                self.qmp.execute(*chardev.adding, deadline)
+                undo.callback(self.qmp.execute, *chardev.removing, deadline)
+            self.qmp.execute("device_add", attachment.device, deadline)
+            undo.pop_all()
+
+    def detach(self, attachment: Attachment, limit: float | Deadline = 30.0) -> None:
         """Unplug a device, and wait until the guest has let it go. Raises `GuestCrash` when it never will."""
         deadline = Deadline.of(limit)
+        with self._telling_its_end():
+            self.qmp.execute("device_del", {"id": attachment.identity}, deadline)
+            gone = {"device": attachment.identity}
+            self.qmp.events.take("DEVICE_DELETED", gone, deadline, unless=self.mishaps.check)
+            for chardev in reversed(attachment.chardevs):
+                self.qmp.execute(*chardev.removing, deadline)
+
+    @contextmanager
+    def _telling_its_end(self) -> Iterator[None]:
+        """A QEMU that is gone says why, instead of that its QMP connection has ended."""
         try:
-            self.qmp.execute("device_del", {"id": identity}, deadline)
-            self.qmp.events.take("DEVICE_DELETED", {"device": identity}, deadline, unless=self.mishaps.check)
+            yield
         except QmpLost:
             self.check(wait=_STOP)
             raise
@@ -230,12 +262,6 @@ class Machine:
             if status in ("failed", "cancelled"):
                 reason = self.qmp.command("query-migrate").get("error-desc", status)
                 raise MachineError(f"the guest could not be {done}: {reason}", hint=self.child.last_words(5))
-
-
-def wiring_fds(wiring: Wiring) -> tuple[int, ...]:
-    """The descriptors that QEMU has to inherit."""
-    ends = (wiring.qmp, wiring.console, wiring.agent, wiring.qtest)
-    return tuple(end for end in ends if isinstance(end, int))
 
 
 def open_sockets() -> set[int]:

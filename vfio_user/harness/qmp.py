@@ -22,7 +22,7 @@ from weakref import WeakSet
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from userdev.errors import UserError
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 from vfio_user.harness.log import Log
 
 T = TypeVar("T")

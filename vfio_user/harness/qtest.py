@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from userdev.errors import UserError
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 
 # PCI configuration mechanism 1: the address goes to one port, the data through another.
 _CONFIG_ADDRESS = 0xCF8

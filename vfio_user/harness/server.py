@@ -1,189 +1,206 @@
-"""Device servers as child processes: ours by the name of a device, anybody's by a command line."""
+"""Device servers as a guest's QEMU reaches them: a process that somebody owns, and perhaps an interposer before it."""
 
 from __future__ import annotations
 
-import re
 import shlex
-import sys
-import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Protocol
 
 from userdev.errors import UserError
-from vfio_user.harness.cache import cache_dir
-from vfio_user.harness.deadline import Deadline
-from vfio_user.harness.hosts.host import Host, LocalHost
-from vfio_user.harness.process import Child
-from vfio_user.harness.scratch import Scratch, checked_socket_path, listen
-
-_SOCKET = "{socket}"
-_HOST = "{host}"
-_IN_QEMU = "qemu:"
-_PROPERTIES = re.compile(r"\s*\[([\w-]+=[^\[\]]*)\]\s*$")
-_SWITCHES = {"on": True, "true": True, "off": False, "false": False}
-_HOW = "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, or a server's command line with {socket}"
-
-
-@dataclass(frozen=True)
-class Device:
-    """What to plug into a guest. Exactly one of `served`, `command` and `driver` is set.
-
-    `served` names a device of ours, `command` is the command line of another server with {socket} where its socket's
-    path goes, `driver` is a device model inside QEMU. `options` are further arguments of our server's command line;
-    `properties` those of the QEMU device. {host} in command or options is the name of the host that it is started on.
-    """
-
-    served: str = ""
-    command: str = ""
-    driver: str = ""
-    options: tuple[str, ...] = ()
-    properties: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """A short name for files and messages."""
-        return self.served.rpartition(":")[2] or self.driver or Path(shlex.split(self.command)[0]).name
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Programs of our cache in its command: what `vfio-user reference` has built."""
-        return tuple(path for path in map(Path, shlex.split(self.command)) if path.is_relative_to(cache_dir()))
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether its command is one of this project's."""
-        return bool(self.served) or "vfio_user" in shlex.split(self.command)
-
-    @classmethod
-    def parse(cls, text: str) -> Device:
-        """From "edu" or "edu --option value", "package.module:Class", "qemu:edu", or a server's command line with
-        {socket} in it. Each may have properties of the QEMU device behind it: "edu [x-msg-timeout=500,ats=on]". Raises
-        `UserError`.
-        """
-        if behind := _PROPERTIES.search(text):
-            return replace(cls.parse(text[: behind.start()]), properties=_properties(behind[1]))
-        if _SOCKET in text:
-            return cls(command=text)
-        if text.startswith(_IN_QEMU):
-            driver = text.removeprefix(_IN_QEMU)
-            if not driver:
-                raise UserError("qemu: needs the name of a QEMU device after it", hint="for example qemu:edu")
-            return cls(driver=driver)
-        words = shlex.split(text)
-        if not words:
-            raise UserError("a device needs a name", hint=_HOW)
-        name, *options = words
-        if ":" not in name and name not in devices():
-            raise UserError(f"there is no device called {name!r}", hint=f"there are: {', '.join(devices())}; or {_HOW}")
-        return cls(served=name, options=tuple(options))
-
-
-def _properties(text: str) -> dict[str, object]:
-    """From NAME=VALUE,NAME=VALUE: numbers (0x is hexadecimal), on and off, else words."""
-    found: dict[str, object] = {}
-    for item in text.split(","):
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not (name and equals and value):
-            raise UserError(f"{item.strip()!r} is no property of a QEMU device", hint="for example x-msg-timeout=500")
-        try:
-            found[name] = int(value, 0)
-        except ValueError:
-            found[name] = _SWITCHES.get(value, value)
-    return found
-
-
-def devices() -> list[str]:
-    """The names of the devices that `vfio-user serve` can serve."""
-    return sorted(point.name for point in entry_points(group="vfio_user.devices"))
+from userdev.process import Child, Deadline
+from vfio_user.harness.device import Device, server_command
+from vfio_user.harness.interposition import InterposerProcess, Interposition
+from vfio_user.harness.scratch import listen
+from vfio_user.harness.site import Site
+from vfio_user.interposer.control.client import InterposerControl
 
 
 class ServerError(UserError):
     """A device server did not come up, or died. The hint has the last lines of its log."""
 
 
-class DeviceServer:
-    """A server process and the path of its socket, at which a client may connect at once.
+class Owner(Protocol):
+    """Whoever has the process of a server, and can end it."""
 
-    Ours inherits a socket that listens already. Another is waited for, without connecting to it: many servers take
-    only one client. Raises `ServerError`.
+    @property
+    def child(self) -> Child:
+        """The process of ours that stands for the server."""
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+
+    def stop(self) -> None:
+        """End the server, softly first; a second call does nothing."""
+
+
+class OwnProcess:
+    """A server that is our child: one of our devices, which inherits a socket that listens, or anybody's command."""
+
+    def __init__(self, device: Device, site: Site, name: str, path: Path, limit: float) -> None:
+        """Start it and wait until it listens, without connecting: many servers take only one client.
+
+        Raises:
+            ServerError: it does not come up within `limit` seconds.
+        """
+        with ExitStack() as inherited:
+            fds = [inherited.enter_context(listen(path)).fileno()] if device.served else []
+            argv = server_command(device, path, fds, site.host.name)
+            log = site.folder / f"{name}.server.log"
+            self.child = site.start(name, argv, log, fds, path if device.command else None)
+        try:
+            self._await_start(device, site, name, path, Deadline(limit))
+        except BaseException:
+            self.child.stop()
+            raise
+
+    def kill(self) -> None:
+        self.child.signal(9)
+        self.child.wait(5)
+
+    def stop(self) -> None:
+        self.child.stop()
+
+    def _await_start(self, device: Device, site: Site, name: str, path: Path, deadline: Deadline) -> None:
+        try:
+            site.host.await_start(self.child)
+        except UserError as error:
+            raise ServerError(
+                f"the device server {name!r} did not start on {site.host.name}: {self.child.last_words(1)}",
+                hint="its program has to be on that host already" if device.command else self.child.last_words(),
+            ) from error
+        if device.command and not site.host.await_listening(self.child, path, deadline):
+            check_running(name, self.child)
+            raise ServerError(
+                f"the device server {name!r} does not listen on {path} after {deadline.seconds:g} s",
+                hint=f"its last lines:\n{self.child.last_words()}",
+            )
+
+
+class KeptAlive:
+    """A server that its interposer starts, and another whenever it is gone: the process of ours is the interposer."""
+
+    def __init__(self, interposer: InterposerProcess) -> None:
+        self._interposer = interposer
+        self.child = interposer.child
+
+    def kill(self) -> None:
+        self._interposer.control.call("signal", signal="SIGKILL")
+
+    def stop(self) -> None:
+        """It ends with its interposer."""
+
+
+class DeviceServer:
+    """A device's server; at `path` a client may connect at once.
+
+    With an `interposition` the interposer listens there, and the server at `server_path`; with `trace` the interposer
+    records every message. Raises `ServerError`.
     """
 
     def __init__(
         self,
         device: Device,
-        scratch: Scratch,
-        folder: Path,
+        site: Site,
         name: str,
         *,
         limit: float = 30.0,
-        host: Host = LocalHost(),  # noqa: B008  # frozen
+        interposition: Interposition | None = None,
+        trace: bool = False,
     ) -> None:
         self.name = name
         self.device = device
-        self.path = scratch.socket_path(f"{name}.sock")
-        self.log = folder / f"{name}.server.log"
-        with ExitStack() as inherited:
-            fds: tuple[int, ...] = ()
-            if device.served:
-                listener = inherited.enter_context(listen(self.path))
-                fds = (listener.fileno(),)
-            own_socket = self.path if device.command else None
-            self.argv = host.command(server_command(device, self.path, fds, host.name), own_socket)
-            self.child = Child(
-                name, self.argv, log=self.log, pass_fds=fds, environment=scratch.environment, leaves_core=True
+        self.shares_memory = site.host.shares_memory
+        self.server_path = site.scratch.socket_path(f"{name}.sock")
+        self.path = self.server_path
+        self._interposer: InterposerProcess | None = None
+        with ExitStack() as started:
+            self.owner: Owner
+            if interposition is None or not interposition.keep_alive:
+                self.owner = OwnProcess(device, site, name, self.server_path, limit)
+                started.callback(self.owner.stop)
+            if interposition is not None:
+                upstream = self._kept_alive(site) if interposition.keep_alive else self._connected()
+                self._interposer = InterposerProcess(site, name, upstream, interposition, trace=trace)
+                self.path = self._interposer.path
+                if interposition.keep_alive:
+                    self.owner = KeptAlive(self._interposer)
+            started.pop_all()
+
+    @property
+    def child(self) -> Child:
+        """The process of ours that stands for the server."""
+        return self.owner.child
+
+    @property
+    def log(self) -> Path:
+        return self.child.log
+
+    @property
+    def children(self) -> list[Child]:
+        """All processes of ours: the server's, and the interposer's where that is another."""
+        interposers = [self._interposer.child] if self._interposer is not None else []
+        return list(dict.fromkeys([self.child, *interposers]))
+
+    @property
+    def is_interposed(self) -> bool:
+        return self._interposer is not None
+
+    @property
+    def interposer(self) -> InterposerProcess:
+        """The interposer before it. Raises `UserError` where there is none."""
+        if self._interposer is None:
+            raise UserError(
+                f"there is no interposer before the server {self.name!r}", hint="ask for one: interpose=True"
             )
-        try:
-            self._await_start(host, Deadline(limit))
-        except BaseException:
-            self.child.stop()
-            raise
+        return self._interposer
+
+    @property
+    def control(self) -> InterposerControl:
+        """The commands of its interposer (docs/interposer.md). Raises `UserError` where there is none."""
+        return self.interposer.control
+
+    @property
+    def trace(self) -> Path | None:
+        """The file with all messages, where they are recorded."""
+        return self._interposer.trace if self._interposer is not None else None
+
+    @property
+    def saves_alike(self) -> bool:
+        """Whether its saved state is the same bytes whenever it is the same: that of a device of this project's."""
+        return bool(self.device.served)
 
     def check(self, wait: float = 0.0) -> None:
         """Raise `ServerError` with its last words when it has ended, or ends within `wait` seconds."""
-        if self.child.wait(wait) is not None:
-            raise ServerError(
-                f"the device server {self.name!r} {self.child.fate()}", hint=f"its last lines:\n{self.last_words()}"
-            )
+        check_running(self.name, self.child, wait)
 
     def last_words(self) -> str:
         return self.child.last_words()
 
     def kill(self) -> None:
-        """End it as a crash would."""
-        self.child.signal(9)
-        self.child.wait(5)
+        """End the server as a crash would."""
+        self.owner.kill()
 
     def stop(self) -> None:
-        """End it, softly first; a second call does nothing."""
-        self.child.stop()
+        """End it with its interposer, softly first; a second call does nothing."""
+        if self._interposer is not None:
+            self._interposer.stop()
+        self.owner.stop()
+        if self._interposer is not None:
+            self.server_path.unlink(missing_ok=True)
 
-    def _await_start(self, host: Host, deadline: Deadline) -> None:
-        try:
-            host.await_start(self.child)
-        except UserError as error:
-            raise ServerError(
-                f"the device server {self.name!r} did not start on {host.name}: {self.child.last_words(1)}",
-                hint="its program has to be on that host already" if self.device.command else self.last_words(),
-            ) from error
-        while self.device.command and not host.listens(self.child, self.path):
-            self.check()
-            if deadline.passed:
-                raise ServerError(
-                    f"the device server {self.name!r} does not listen on {self.path} after {deadline.seconds:g} s",
-                    hint=f"its last lines:\n{self.last_words()}",
-                )
-            time.sleep(0.01)  # the kernel has no event for listen(2)
+    def _connected(self) -> list[str]:
+        """How an interposer is told of a server that runs."""
+        ours = ["--server-pid", str(self.child.pid)] if self.shares_memory else []  # its processes are this machine's
+        return ["--connect", str(self.server_path), *ours]
+
+    def _kept_alive(self, site: Site) -> list[str]:
+        """How an interposer is told of a server to start; one of ours inherits its socket as {fd}."""
+        served = server_command(self.device, self.server_path, ("{fd}",), site.host.name) if self.device.served else []
+        return ["--keep-alive", "--server-command", self.device.command or shlex.join(served)]
 
 
-def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), host: str = LocalHost.name) -> list[str]:
-    """The command line of a device's server on a host, for a socket at `path` or an inherited one."""
-    if device.command:
-        checked_socket_path(path)
-        return shlex.split(device.command.replace(_SOCKET, shlex.quote(str(path))).replace(_HOST, host))
-    inherited = [argument for fd in fds for argument in ("--fd", str(fd))]
-    options = (option.replace(_HOST, host) for option in device.options)
-    where = inherited or ["--socket-path", str(path)]
-    return [sys.executable, "-P", "-m", "vfio_user", "serve", device.served, *where, *options]
+def check_running(name: str, child: Child, wait: float = 0.0) -> None:
+    """Raise `ServerError` for a server that has ended, or does so within `wait` seconds."""
+    if child.wait(wait) is not None:
+        raise ServerError(f"the device server {name!r} {child.fate()}", hint=f"its last lines:\n{child.last_words()}")

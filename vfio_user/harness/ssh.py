@@ -16,7 +16,7 @@ from typing import Any
 
 import paramiko
 
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 from vfio_user.harness.guest import OUTPUT_LIMIT, Command, Guest, GuestLost, Job, Result, as_line, encode, outcome_of
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())

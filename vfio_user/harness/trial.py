@@ -9,7 +9,7 @@ from pathlib import Path
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.debian import quiet
-from vfio_user.harness.interposed import Interpose
+from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issues, recognise
 from vfio_user.harness.lab import Lab
 

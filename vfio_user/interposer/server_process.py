@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import shlex
 import signal
 import socket
 import struct
@@ -16,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from userdev.errors import UserError
+from userdev.process import ServerCommand, Watch, spawn
 from userdev.transport import Stream
 from vfio_user.interposer.loop import Future, Loop
 
-PR_SET_PDEATHSIG = 1
-IN_MOVED_TO, IN_CREATE = 0x80, 0x100
 STOP_TIME = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -37,16 +34,7 @@ class ServerProcess:
         Raises:
             UserError: the command has neither placeholder, or cannot be split into words.
         """
-        if "{socket}" not in command and "{fd}" not in command:
-            raise UserError(
-                "the server's command says nowhere what to listen on",
-                hint="put {socket} where the path belongs, or {fd} for an inherited listening socket",
-            )
-        try:
-            self._words = shlex.split(command)
-        except ValueError as error:
-            raise UserError(f"the server's command cannot be read: {error}") from None
-        self.command = command
+        self.command = ServerCommand.parse(command)
         self.starts = 0
         self._loop = loop
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,9 +65,9 @@ class ServerProcess:
         """
         self.starts += 1
         Path(self.path).unlink(missing_ok=True)
-        if "{fd}" in self.command:
+        if self.command.inherits:
             return self._start_inheriting()
-        arrivals = _Arrivals(Path(self.path).parent)
+        arrivals = Watch(Path(self.path).parent)
         try:
             self._spawn(())
             return await self._connected(arrivals, time.monotonic() + timeout)
@@ -132,22 +120,10 @@ class ServerProcess:
     def _spawn(self, fds: tuple[int, ...]) -> None:
         if self._process is not None:
             self.kill()
-        replaced = {"{socket}": self.path, "{fd}": str(fds[0]) if fds else ""}
-        words = [_replace(word, replaced) for word in self._words]
-        libc = ctypes.CDLL(None)
-        try:
-            self._process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # ours has one line for whoever waits until we listen
-                pass_fds=fds,
-                process_group=0,
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-            )
-        except OSError as error:
-            raise UserError(f"cannot start the server: {words[0]}: {error.strerror}") from None
+        argv = self.command.argv(socket=self.path, fd=fds[0] if fds else "")
+        self._process = spawn(argv, output=2, pass_fds=fds)  # our stdout has one line for whoever waits until we listen
 
-    async def _connected(self, arrivals: _Arrivals, deadline: float) -> Stream:
+    async def _connected(self, arrivals: Watch, deadline: float) -> Stream:
         """Connect as soon as somebody listens. The path appears with bind, and listen follows at once."""
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         while True:
@@ -159,13 +135,13 @@ class ServerProcess:
                 if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or left <= 0 or self.pid is None:
                     client.close()
                     why = "does not listen" if self.pid is not None else self.fate
-                    raise UserError(f"the server {why}: {' '.join(self._words)}") from None
+                    raise UserError(f"the server {why}: {self.command.text}") from None
                 if error.errno == errno.ECONNREFUSED:
                     await self._loop.sleep(0.001)
                 else:
                     await self._changed(arrivals, left)
 
-    async def _changed(self, arrivals: _Arrivals, timeout: float) -> None:
+    async def _changed(self, arrivals: Watch, timeout: float) -> None:
         """Until a file appears beside the socket, the server ends, or time is up."""
         assert self._process is not None
         changed: Future[None] = Future()
@@ -207,29 +183,6 @@ async def process_ended(loop: Loop, pid: int, timeout: float) -> bool:
         os.close(pidfd)
 
 
-class _Arrivals:
-    """Tells when files appear in a folder (inotify)."""
-
-    def __init__(self, folder: Path) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(folder), IN_CREATE | IN_MOVED_TO) < 0:
-            number = ctypes.get_errno()
-            self.close()
-            raise UserError(f"cannot watch {folder} for the server's socket: {os.strerror(number)}")
-
-    def drain(self) -> None:
-        try:
-            while os.read(self.fd, 4096):
-                pass
-        except BlockingIOError:
-            return
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
 def peer_pid(stream: Stream) -> int | None:
     """The process that listens at the other end of a UNIX connection, as of when it began to.
 
@@ -250,9 +203,3 @@ def _ourselves() -> Iterator[int]:
         yield pid
         stat = Path(f"/proc/{pid}/stat").read_text()
         pid = int(stat.rpartition(")")[2].split()[1])
-
-
-def _replace(word: str, by: dict[str, str]) -> str:
-    for placeholder, value in by.items():
-        word = word.replace(placeholder, value)
-    return word

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vfio_user.harness.hosts.remote_agent import is_listening
-from vfio_user.harness.process import Child
+from userdev.process import Child, Deadline, await_listening
 
 
 class Host(Protocol):
@@ -36,8 +35,8 @@ class Host(Protocol):
     def await_start(self, child: Child) -> None:
         """Wait until a program that was started listens where it was to listen."""
 
-    def listens(self, child: Child, socket: Path) -> bool:
-        """Whether a program listens there that sees to that itself."""
+    def await_listening(self, child: Child, socket: Path, deadline: Deadline) -> bool:
+        """Wait until a program listens there that sees to that itself; False when it ends before, or the time."""
 
     def provide(self, *paths: Path) -> None:
         """Have files and folders of this machine there, at the same paths."""
@@ -52,8 +51,8 @@ class OnThisMachine:
     def await_start(self, child: Child) -> None:
         """Its sockets exist before it does."""
 
-    def listens(self, child: Child, socket: Path) -> bool:
-        return is_listening(socket, child.pid)
+    def await_listening(self, child: Child, socket: Path, deadline: Deadline) -> bool:
+        return await_listening(socket, child.end, deadline)
 
     def provide(self, *paths: Path) -> None:
         """They are there."""
@@ -68,3 +67,7 @@ class LocalHost(OnThisMachine):
 
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         return list(argv)
+
+
+LOCAL = LocalHost()
+"""This machine, where nothing else is said."""

@@ -24,6 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from userdev.process import is_listening
 from vfio_user.harness.hosts import remote_agent
 from vfio_user.harness.hosts.remote_agent import (
     CLOSE,
@@ -125,7 +126,7 @@ class RemoteAgent(Frames):
         assert transport is not None
         self._channel = transport.open_session()
         self._channel.set_combine_stderr(False)
-        self._channel.exec_command(f"{shlex.quote(self._python)} -u -c {shlex.quote(inspect.getsource(remote_agent))}")
+        self._channel.exec_command(f"{shlex.quote(self._python)} -u -c {shlex.quote(agent_source())}")
         self._complaints = threading.Thread(target=self._hand_on_complaints, daemon=True)
         self._complaints.start()
         super().__init__(self._channel.recv, self._channel.sendall)
@@ -144,6 +145,12 @@ class RemoteAgent(Frames):
         while data := self._channel.recv_stderr(4096):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
+
+
+def agent_source() -> str:
+    """The program that is sent to the host: `remote_agent`, which is complete without this package there."""
+    needed = "from userdev.process.listening import is_listening\n"
+    return inspect.getsource(remote_agent).replace(needed, inspect.getsource(is_listening))
 
 
 def _accept(listener: socket.socket, frames: Frames, relay: Streams, numbers: count[int]) -> None:

@@ -1,9 +1,9 @@
 """Runs on another host, at the other end of an SSH connection: starts one program and carries its sockets.
 
-Its source is sent there, so it imports nothing of ours. On stdin and stdout it speaks in frames with its near end,
-relay.py. The program finds the descriptors that it was to inherit under their numbers; what listens, listens here, at
-the same path. A program that makes its socket itself is watched until it listens. When the connection ends the program
-is killed, with its process group.
+Its source is sent there, and the one function of ours that it imports within it (`relay.agent_source`). On stdin and
+stdout it speaks in frames with its near end, relay.py. The program finds the descriptors that it was to inherit under
+their numbers; what listens, listens here, at the same path. A program that makes its socket itself is watched until it
+listens. When the connection ends the program is killed, with its process group.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from userdev.process.listening import is_listening
+
 HEADER = struct.Struct("<BHI")  # kind, stream, bytes that follow
 SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED, LISTENING = range(9)
 CHUNK = 1 << 16
-_ACCEPTS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 _HIGH = 256  # own descriptors go above those that the program inherits
 
 
@@ -240,23 +241,6 @@ class RemoteAgent:
                 path.unlink()
         for folder in self._folders.values():
             folder.release()
-
-
-def is_listening(path: Path | str, pid: int | None = None) -> bool:
-    """Whether somebody listens on a UNIX socket at `path`, in the network namespace of process `pid`."""
-    table = Path(f"/proc/{pid or os.getpid()}/net/unix")
-    try:
-        lines = table.read_text(errors="replace").splitlines()[1:]
-    except OSError:  # the process has ended
-        return False
-    rows = (line.split(maxsplit=7) for line in lines)  # Num RefCount Protocol Flags Type St Inode Path (proc(5))
-    return any(
-        len(row) == 8
-        and row[7] == str(path)
-        and int(row[4], 16) == socket.SOCK_STREAM
-        and int(row[3], 16) & _ACCEPTS != 0
-        for row in rows
-    )
 
 
 def _high(end: socket.socket) -> socket.socket:

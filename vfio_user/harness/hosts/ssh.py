@@ -17,10 +17,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from userdev.errors import UserError
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Child, Deadline, await_text
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
-from vfio_user.harness.process import Child
 
 _STARTING = 60.0
 _PROVIDING = 3600.0
@@ -79,13 +78,11 @@ class SshHost:
 
     def await_start(self, child: Child) -> None:
         """Wait until the program runs there: its sockets listen then. Raises `UserError`."""
-        deadline = Deadline(_STARTING)
-        while STARTED_LINE not in child.log.read_bytes():
-            if child.wait(0.02) is not None or deadline.passed:
-                raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
+        if not await_text(child, STARTED_LINE, _STARTING):
+            raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
 
-    def listens(self, child: Child, socket: Path) -> bool:
-        return LISTENING_LINE in child.log.read_bytes()
+    def await_listening(self, child: Child, socket: Path, deadline: Deadline) -> bool:
+        return await_text(child, LISTENING_LINE, deadline)
 
     def provide(self, *paths: Path) -> None:
         """Have files and folders there, at the same paths. Those that are there in the same size stay as they are."""

@@ -19,13 +19,12 @@ from tempfile import TemporaryDirectory
 
 import vfio_user
 from userdev.errors import UserError
+from userdev.process import Child, await_text
 from vfio_user.harness.cache import cache_dir, locked, publish
-from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, joined_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
-from vfio_user.harness.process import Child
 
 _PORT = 2222
 _PROGRAM = "usr/sbin/sshd"
@@ -134,10 +133,8 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
         log=base / f"{namespace.name}.log",
     )
     stack.callback(child.stop)
-    deadline = Deadline(_STARTING)
-    while b"Server listening" not in child.log.read_bytes():
-        if child.wait(0.02) is not None or deadline.passed:
-            raise UserError(f"the SSH server of {namespace.name} does not come up", hint=child.last_words())
+    if not await_text(child, b"Server listening", _STARTING):
+        raise UserError(f"the SSH server of {namespace.name} does not come up", hint=child.last_words())
     through: Host = namespace
     return SshHost(
         namespace.name,

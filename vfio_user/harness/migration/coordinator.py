@@ -14,8 +14,8 @@ from contextlib import closing, suppress
 
 from userdev.control import ControlError
 from userdev.errors import UserdevError, UserError
+from userdev.process import Deadline
 from vfio_user.harness.command_line import slot_address
-from vfio_user.harness.deadline import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
 from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN, DeviceLink, SavedAgain
@@ -225,7 +225,7 @@ class Coordinator:
     def _save_source_again(self) -> None:
         """While QEMU copies; it is compared with what arrives. Nobody needs the source for more than that any more."""
         for link in self._links:
-            if link.source.is_ours and link.spool.size <= self._plan.limits.compared_state:
+            if link.source.saves_alike and link.spool.size <= self._plan.limits.compared_state:
                 try:
                     self._left[link.name] = SavedAgain(link.source, link.patience)
                 except OSError as error:
@@ -315,7 +315,7 @@ class Coordinator:
         for link in self._links:
             for side, server in (("source", link.source), ("destination", link.destination)):
                 children.append((f"the {side}'s server of {link.name}", server.child))
-                children.append((f"the {side}'s interposer of {link.name}", server.interposer))
+                children.append((f"the {side}'s interposer of {link.name}", server.interposer.child))
         self._destination.child.wait(wait)
         return [f"{who} {child.fate()}" for who, child in children if not child.running]
 

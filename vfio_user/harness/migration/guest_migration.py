@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from userdev.errors import UserError
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.command_line import as_device_option, vfio_user_device
+from vfio_user.harness.attachment import Attachment
+from vfio_user.harness.booted_guest import BootedGuest, Plugged, attachment_of
+from vfio_user.harness.device import Device
+from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts.host import Host
-from vfio_user.harness.interposed import InterposedServer
+from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration.coordinator import Coordinator, Failure
 from vfio_user.harness.migration.guest_view import compare, look
@@ -19,12 +22,22 @@ from vfio_user.harness.migration.plan import Plan
 from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
 from vfio_user.harness.qemu import Qemu
 from vfio_user.harness.qmp import QmpLost, QmpTimeout
-
-if TYPE_CHECKING:
-    from vfio_user.harness.lab import Lab
+from vfio_user.harness.server import DeviceServer
 
 
-def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qemu: Qemu | None = None) -> Report:
+class Launcher(Protocol):
+    """Starts and ends machines and servers, and keeps what is evidence of them: `Lab`."""
+
+    def serve(self, device: Device, name: str, *, interposed: Interpose, host: Host, trace: bool) -> DeviceServer: ...
+
+    def machine(self, spec: GuestSpec, *, restore: bool, qemu: Qemu | None) -> Machine: ...
+
+    def next_name(self, name: str) -> str: ...
+
+    def end(self, machine: Machine | None, servers: Sequence[DeviceServer]) -> None: ...
+
+
+def move(lab: Launcher, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qemu: Qemu | None = None) -> Report:
     """See `Lab.migrate`. Raises `UserError` for what cannot even begin."""
     servers = [_interposed(guest, plugged) for plugged in guest.devices]
     mode = choose_mode(mode, servers)
@@ -52,7 +65,7 @@ def move(lab: Lab, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qemu: Q
                 link.close()
         rebooted = was_reset(source)
         if report.verdict is Verdict.MIGRATED:
-            guest.continue_on(machine, to, arriving.devices(guest.devices))
+            guest.continue_on(machine, arriving.spec, arriving.devices(guest.devices))
             arriving.stays = True
             lab.end(source, servers)
     finally:
@@ -85,7 +98,7 @@ def was_reset(machine: Machine) -> bool:
     return False
 
 
-def choose_mode(mode: Mode, servers: list[InterposedServer]) -> Mode:
+def choose_mode(mode: Mode, servers: list[DeviceServer]) -> Mode:
     """What will be done. Raises `UserError` where native migration is demanded from a client that has none."""
     if mode not in (Mode.AUTO, Mode.NATIVE):
         return mode
@@ -101,63 +114,52 @@ def choose_mode(mode: Mode, servers: list[InterposedServer]) -> Mode:
 class _Arriving:
     """The side that the guest comes to: servers, then a machine that waits, with the devices where they were."""
 
-    def __init__(self, lab: Lab, guest: BootedGuest, to: Host, qemu: Qemu | None) -> None:
+    def __init__(self, lab: Launcher, guest: BootedGuest, to: Host, qemu: Qemu | None) -> None:
         self._lab = lab
         self._qemu = qemu
         self._guest = guest
-        self._host = to
-        self.name = lab.next_name(guest.name)
+        self.spec = guest.spec.moved(lab.next_name(guest.name), to)
         self.machine: Machine | None = None
         self.stays = False
-        self._servers: list[InterposedServer] = []
+        self._servers: list[DeviceServer] = []
 
-    def start(self, servers: list[InterposedServer]) -> Machine:
-        cold = []
+    def start(self, servers: list[DeviceServer]) -> Machine:
         for plugged, server in zip(self._guest.devices, servers, strict=True):
-            other = self._lab.serve(
-                server.device,
-                f"{self.name}-{plugged.identity}",
-                interposed=True,
-                host=self._host,
-                trace=server.trace is not None,
-            )
-            assert isinstance(other, InterposedServer)
+            name, traced = f"{self.spec.name}-{plugged.identity}", server.trace is not None
+            other = self._lab.serve(server.device, name, interposed=True, host=self.spec.host, trace=traced)
             self._servers.append(other)
-            device = vfio_user_device(plugged.identity, other.path, plugged.place, **server.device.properties)
-            cold.append(as_device_option(device))
-        config = self._guest.machine.config
-        there = {option for option in config.devices if '"vfio-user-pci"' in option}
-        devices = (*(option for option in config.devices if option not in there), *cold)
-        self.machine = self._lab.machine(
-            self.name,
-            self._guest.image,
-            replace(config, devices=devices),
-            restore=True,
-            host=self._host,
-            qemu=self._qemu,
-        )
+        self.spec = self.spec.moved(self.spec.name, self.spec.host, *self._attachments())
+        self.machine = self._lab.machine(self.spec, restore=True, qemu=self._qemu)
         return self.machine
 
-    def links(self, devices: list[Plugged], servers: list[InterposedServer]) -> list[DeviceLink]:
+    def _attachments(self) -> Iterator[Attachment]:
+        """The devices where they were: a guest that is migrated finds each in its place."""
+        for plugged, server in zip(self._guest.devices, self._servers, strict=True):
+            yield attachment_of(server.device, plugged.identity, server, plugged.place)
+
+    def links(self, devices: list[Plugged], servers: list[DeviceServer]) -> list[DeviceLink]:
         return [
             DeviceLink(plugged.identity, plugged.place, here, there)
             for plugged, here, there in zip(devices, servers, self._servers, strict=True)
         ]
 
     def devices(self, before: list[Plugged]) -> list[Plugged]:
-        return [replace(plugged, server=server) for plugged, server in zip(before, self._servers, strict=True)]
+        return [
+            replace(plugged, server=server, attachment=attachment)
+            for plugged, server, attachment in zip(before, self._servers, self.spec.attached, strict=True)
+        ]
 
     def end(self) -> None:
         self._lab.end(self.machine, self._servers)
 
 
-def _interposed(guest: BootedGuest, plugged: Plugged) -> InterposedServer:
+def _interposed(guest: BootedGuest, plugged: Plugged) -> DeviceServer:
     if plugged.server is None:
         raise UserError(
             f"{plugged.identity} of {guest.name!r} cannot be migrated: it is inside QEMU, and no vfio-user device",
             hint="a device that a server serves can be",
         )
-    if not isinstance(plugged.server, InterposedServer):
+    if not plugged.server.is_interposed:
         raise UserError(
             f"{plugged.identity} of {guest.name!r} cannot be migrated: there is no interposer before its server",
             hint="boot the guest with migratable=True",

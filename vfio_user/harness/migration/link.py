@@ -20,8 +20,8 @@ from io import BufferedReader
 from userdev.control import Answer, ControlError
 from userdev.errors import UserError
 from vfio_user.harness.command_line import Place
-from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.migration.pci_state import PciState
+from vfio_user.harness.server import DeviceServer
 from vfio_user.interposer.control.answers import SessionShown
 from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.migration.stream import differing, digests_in
@@ -45,7 +45,7 @@ class StateSpool:
     def size(self) -> int:
         return os.fstat(self._write).st_size
 
-    def fill(self, server: InterposedServer, limit: int | None = None) -> int:
+    def fill(self, server: DeviceServer, limit: int | None = None) -> int:
         """Take what the server has, up to `limit` bytes; returns how many."""
         if server.shares_memory:
             taken: int = self.begin_to_fill(server, limit).result()["bytes"]
@@ -60,11 +60,11 @@ class StateSpool:
                 break
         return taken
 
-    def begin_to_fill(self, server: InterposedServer, limit: int | None = None) -> Answer:
+    def begin_to_fill(self, server: DeviceServer, limit: int | None = None) -> Answer:
         """As `fill`, from a server that shares memory with us, without waiting for the end."""
         return server.control.post("mig_data_read", fd=True, fds=[self._write], size=limit)
 
-    def begin_to_drain(self, server: InterposedServer) -> Answer | None:
+    def begin_to_drain(self, server: DeviceServer) -> Answer | None:
         """Hand on what was taken. It may go on while more is taken; None where it has been done already."""
         if server.shares_memory:
             return server.control.post("mig_data_write", fd=True, fds=[self._read])
@@ -104,7 +104,7 @@ class StateSpool:
 class SavedAgain:
     """The state of a device that stands still, saved once more while nobody waits; it stays in STOP_COPY."""
 
-    def __init__(self, server: InterposedServer, patience: float) -> None:
+    def __init__(self, server: DeviceServer, patience: float) -> None:
         self._server = server
         self._spool = StateSpool()
         post = server.control.post
@@ -134,8 +134,8 @@ class DeviceLink:
 
     name: str
     place: Place
-    source: InterposedServer
-    destination: InterposedServer
+    source: DeviceServer
+    destination: DeviceServer
     known: bytes = b""
     """Config space as the source's server has it; empty where it does not show all of it at once."""
     pci: PciState | None = None
@@ -229,7 +229,7 @@ class DeviceLink:
         """Hear that the device runs, and that its state is being copied where that is so. Raises `UserError`."""
         self.confirm(self.source, "PRE_COPY" if self.pre_copies else "RUNNING")
 
-    def confirm(self, side: InterposedServer, expected: str) -> None:
+    def confirm(self, side: DeviceServer, expected: str) -> None:
         """Hear from a server that it is there, and in the state that it should be in. Raises `UserError`."""
         state = side.control.call("migration_state")["state"]
         if state != expected:

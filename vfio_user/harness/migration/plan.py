@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from userdev.errors import UserError
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 from vfio_user.harness.migration.qemu_side import Tuning
 from vfio_user.harness.migration.report import Phase
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from userdev.errors import UserdevError, UserError
-from vfio_user.harness.deadline import Deadline
+from userdev.process import Deadline
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
 

@@ -14,7 +14,6 @@ import psutil
 from userdev.errors import VerdictError
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.hosts import Pair
-from vfio_user.harness.interposed import InterposedServer
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration.guest_migration import require_migratable
 from vfio_user.harness.migration.journal import Journal
@@ -140,8 +139,8 @@ def trends(hops: Sequence[Mapping[str, Any]]) -> list[str]:
 def _sizes(guest: BootedGuest) -> dict[str, int]:
     processes = {"harness": os.getpid(), "qemu": guest.machine.child.pid}
     for plugged in guest.devices:
-        if isinstance(plugged.server, InterposedServer):
-            processes |= {"server": plugged.server.child.pid, "interposer": plugged.server.interposer.pid}
+        if plugged.server is not None and plugged.server.is_interposed:
+            processes |= {"server": plugged.server.child.pid, "interposer": plugged.server.interposer.child.pid}
     found: dict[str, int] = {}
     for name, pid in processes.items():
         try:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from userdev.errors import UserError
+from userdev.process import Deadline
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.deadline import Deadline
+from vfio_user.harness.device import Device
 from vfio_user.harness.exercise import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.migration.report import Report
-from vfio_user.harness.server import Device
 
 NONE = "none"
 MINIMAL = "minimal"

@@ -1,9 +1,8 @@
-"""How long to wait: every wait of the harness has a deadline, and every deadline grows with the accelerator."""
+"""How much longer to wait: every wait of the harness has a deadline, and every deadline grows with the accelerator."""
 
 from __future__ import annotations
 
 import os
-import time
 from typing import Literal
 
 from userdev.errors import UserError
@@ -26,25 +25,3 @@ def patience(accelerator: Accelerator) -> float:
     if not 0 < factor < 1e6:
         raise UserError(f"{SCALE_VARIABLE} is {text!r}, not a positive number", hint="3 waits three times as long")
     return _SLOWNESS[accelerator] * factor
-
-
-class Deadline:
-    """A point in time, so that several waits can share one limit."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @classmethod
-    def of(cls, limit: float | Deadline) -> Deadline:
-        """`limit` itself when it is a deadline already, else one that many seconds from now."""
-        return limit if isinstance(limit, Deadline) else cls(limit)
-
-    @property
-    def remaining(self) -> float:
-        """Seconds left, never negative."""
-        return max(0.0, self._end - time.monotonic())
-
-    @property
-    def passed(self) -> bool:
-        return self.remaining == 0.0

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import math
 import os
-import queue
 import re
 import resource
-import select
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import IO
 
-from userdev.errors import UserError
 from userdev.printable import printable
-from vfio_user.harness.artifacts import is_full
-from vfio_user.harness.deadline import Deadline
+from userdev.process.deadline import Deadline
+from userdev.process.ending import ProcessEnd
+from userdev.process.spawning import spawn
 
-_PR_SET_PDEATHSIG = 1
 CRASHES = frozenset(
     (
         signal.SIGABRT,
@@ -36,15 +30,15 @@ CRASHES = frozenset(
     )
 )
 _OWN_MEMORY = "0x11"  # core(5): anonymous private mappings, and the first page of programs and libraries
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
     """A running program: own process group, killed with its owner, output in a file.
 
     `log` receives stdout and stderr. The program gets no stdin. `pass_fds` are inherited under the same numbers.
-    `folder` is its working directory, this process's if none is given. With `leaves_core` it leaves a core when it
-    crashes, which is taken beside its log at once: the next to crash may overwrite it.
+    `folder` is its working directory, this process's if none is given. With `take_core` it leaves a core when it
+    crashes, and that is called at once, since the next to crash may overwrite it: to put the core where `core_path`
+    says, and to return where it is.
     Raises `UserError` when the program cannot be started.
     """
 
@@ -57,20 +51,27 @@ class Child:
         pass_fds: Iterable[int] = (),
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
-        leaves_core: bool = False,
+        take_core: Callable[[Child], Path | None] | None = None,
     ) -> None:
         self.name = name
         self.argv = list(argv)
         self.log = log
         self.folder = folder or Path.cwd()
         with log.open("ab") as output:
-            self._process = _spawn(self.argv, output, tuple(pass_fds), environment, folder, leaves_core)
+            self._process = spawn(
+                self.argv,
+                output=output,
+                pass_fds=pass_fds,
+                environment=environment,
+                folder=folder,
+                prepare=_allow_core if take_core else None,
+            )
         self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        self.end = ProcessEnd(self.pid)
         self._reaping = threading.Lock()
         self.began = time.time()
         self._ended = 0.0
-        self._leaves_core = leaves_core
+        self._take_core = take_core
         self.core: Path | None = None
         """That of a crash, where it left one; there when `ended` is known."""
         self.signals: list[signal.Signals] = []
@@ -107,13 +108,10 @@ class Child:
     def running(self) -> bool:
         return self.exit_code is None
 
-    def wait(self, limit: float | Deadline) -> int | None:
-        """Its exit code as soon as it has one, or None when the deadline passed first."""
-        deadline = Deadline.of(limit)
+    def wait(self, limit: float | Deadline, *, or_readable: int | None = None) -> int | None:
+        """Its exit code as soon as it has one, or None when the deadline passed first, or a descriptor was readable."""
         if self.running:
-            poller = select.poll()
-            poller.register(self._pidfd, select.POLLIN)
-            poller.poll(deadline.remaining * 1000)
+            self.end.wait(limit, or_readable=or_readable)
         return self.exit_code
 
     def signal(self, number: int) -> None:
@@ -139,9 +137,7 @@ class Child:
         self._signal_group(signal.SIGKILL)
         code = self._process.wait()
         self._watcher.join()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self.end.close()
         return code
 
     def group_is_alive(self) -> bool:
@@ -163,18 +159,17 @@ class Child:
         """The end of its log, indented for an error message."""
         return tail(self.log, lines) or f"(it printed nothing{'; the disk of its log is full' * is_full(self.log)})"
 
-    def _watch(self) -> None:
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        poller.poll()
-        crashed = self.crashed  # that also notes when it ended
-        if crashed and self._leaves_core:
-            from vfio_user.harness import coredump  # it needs what only crashes need
+    @property
+    def core_path(self) -> Path:
+        """Where its core goes: beside its log."""
+        return self.log.with_name(f"{self.name}-{self.pid}.core")
 
+    def _watch(self) -> None:
+        self.end.wait(math.inf)
+        crashed = self.crashed  # that also notes when it ended
+        if crashed and self._take_core is not None:
             with contextlib.suppress(OSError):  # a full disk; where it was left it is still found by hand
-                self.core = coredump.take(
-                    self.pid, self.began, self.folder, self.log.with_name(f"{self.name}-{self.pid}.core")
-                )
+                self.core = self._take_core(self)
 
     def _signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -193,42 +188,6 @@ def tail(path: Path, lines: int = 15, *, without: re.Pattern[str] | None = None)
     return printable("\n".join([line for line in said if without is None or not without.search(line)][-lines:]))
 
 
-def _spawn(
-    argv: list[str],
-    output: IO[bytes],
-    pass_fds: tuple[int, ...],
-    environment: Mapping[str, str] | None,
-    folder: Path | None,
-    leaves_core: bool,
-) -> subprocess.Popen[bytes]:
-    owner = os.getpid()
-
-    def die_with_owner() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != owner:  # it died before the line above
-            os._exit(1)
-        if leaves_core:
-            _allow_core()
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=pass_fds,
-            env=environment,
-            cwd=folder,
-            process_group=0,
-            preexec_fn=die_with_owner,
-        )
-
-    try:
-        return _nursery.do(start)
-    except OSError as error:
-        raise UserError(f"cannot start {argv[0]}: {error.strerror}") from error
-
-
 def _allow_core() -> None:
     """Let it leave a core when it crashes, without memory that it shares with others: the guest's."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
@@ -237,42 +196,9 @@ def _allow_core() -> None:
         Path("/proc/self/coredump_filter").write_text(_OWN_MEMORY)
 
 
-class _Nursery:
-    """Starts every child from one thread that never ends.
-
-    The parent that PR_SET_PDEATHSIG watches is the *thread* that forked (prctl(2)): a child started by a thread of
-    a pool would be killed when the pool is closed.
-    """
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    def forget(self) -> None:
-        """In a fork, which has no threads but its own: start anew."""
-        self.__init__()  # type: ignore[misc]
-
-    def do(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-        done: Future[subprocess.Popen[bytes]] = Future()
-
-        def work() -> None:
-            try:
-                done.set_result(start())
-            except BaseException as error:
-                done.set_exception(error)
-
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="nursery", daemon=True)
-                self._thread.start()
-            self._work.put(work)
-        return done.result()
-
-    def _serve(self) -> None:
-        while True:
-            self._work.get()()
-
-
-_nursery = _Nursery()
-os.register_at_fork(after_in_child=_nursery.forget)
+def is_full(path: Path) -> bool:
+    """Whether no space is left on the disk of a file or folder that is there."""
+    try:
+        return not os.statvfs(path).f_bavail
+    except OSError:
+        return False

@@ -1,0 +1,24 @@
+"""Child processes that end with their owner, and when a program that was started listens."""
+
+from userdev.process.child import CRASHES, Child, tail
+from userdev.process.command import ServerCommand
+from userdev.process.deadline import Deadline
+from userdev.process.ending import ProcessEnd
+from userdev.process.inotify import Watch
+from userdev.process.listening import await_listening, await_text, is_listening
+from userdev.process.spawning import die_with, spawn
+
+__all__ = [
+    "CRASHES",
+    "Child",
+    "Deadline",
+    "ProcessEnd",
+    "ServerCommand",
+    "Watch",
+    "await_listening",
+    "await_text",
+    "die_with",
+    "is_listening",
+    "spawn",
+    "tail",
+]

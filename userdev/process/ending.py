@@ -1,0 +1,52 @@
+"""The end of a process as an event (pidfd_open(2))."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+from types import TracebackType
+from typing import Self
+
+from userdev.process.deadline import Deadline
+
+
+class ProcessEnd:
+    """Waits for the end of a process, be it ours or not. A context manager.
+
+    `fd` is readable once it has ended; what its exit status is, only its parent can ask.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Raises `ProcessLookupError` where there is no such process."""
+        self.pid = pid
+        self.fd = os.pidfd_open(pid)
+
+    @property
+    def has_come(self) -> bool:
+        """Whether the process has ended."""
+        return self.wait(0.0)
+
+    def wait(self, limit: float | Deadline, *, or_readable: int | None = None) -> bool:
+        """Whether it has ended: known at its end, at the deadline, or when another descriptor becomes readable."""
+        left = Deadline.of(limit).remaining
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        if or_readable is not None:
+            poller.register(or_readable, select.POLLIN)
+        ready = poller.poll(None if math.isinf(left) else math.ceil(left * 1000))
+        return any(fd == self.fd for fd, _ in ready)
+
+    def close(self) -> None:
+        """Let go of it; a second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,62 @@
+"""When a program that was started listens on its socket, told without connecting: many servers take only one client."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from userdev.process.child import Child
+from userdev.process.deadline import Deadline
+from userdev.process.ending import ProcessEnd
+from userdev.process.inotify import Change, Watch
+
+_BOUND = 0.001
+"""Seconds between looks at a socket that is bound: listen(2) follows at once, and the kernel has no event for it."""
+
+
+def is_listening(path: Path | str, pid: int | None = None) -> bool:
+    """Whether somebody listens on a UNIX socket at `path`, in the network namespace of process `pid`."""
+    accepts = 0x10000  # __SO_ACCEPTCON, linux/net.h; here, since this function alone is sent to other hosts
+    table = Path(f"/proc/{pid or os.getpid()}/net/unix")
+    try:
+        lines = table.read_text(errors="replace").splitlines()[1:]
+    except OSError:  # the process has ended
+        return False
+    rows = (line.split(maxsplit=7) for line in lines)  # Num RefCount Protocol Flags Type St Inode Path (proc(5))
+    return any(
+        len(row) == 8
+        and row[7] == str(path)
+        and int(row[4], 16) == socket.SOCK_STREAM
+        and int(row[3], 16) & accepts != 0
+        for row in rows
+    )
+
+
+def await_listening(path: Path, end: ProcessEnd, limit: float | Deadline) -> bool:
+    """Wait until a program listens at `path`; False when its end comes first, or the deadline passes."""
+    deadline = Deadline.of(limit)
+    with Watch(path.parent) as arrivals:
+        while not is_listening(path, end.pid):
+            if end.has_come or deadline.passed:
+                return False
+            if path.exists():
+                end.wait(min(_BOUND, deadline.remaining))
+            else:
+                end.wait(deadline, or_readable=arrivals.fd)
+                arrivals.drain()
+    return True
+
+
+def await_text(child: Child, text: bytes, limit: float | Deadline) -> bool:
+    """Wait until a child has printed something; False when its end comes first, or the deadline passes."""
+    deadline = Deadline.of(limit)
+    with Watch(child.log, Change.WRITTEN) as news:
+        while text not in child.log.read_bytes():
+            if not child.running:
+                return text in child.log.read_bytes()  # its last words
+            if deadline.passed:
+                return False
+            child.wait(deadline, or_readable=news.fd)
+            news.drain()
+    return True

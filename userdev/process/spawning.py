@@ -1,0 +1,109 @@
+"""How every child process is started: in a group of its own, and killed when its owner ends, however that ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import IO
+
+from userdev.errors import UserError
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with(owner: int) -> None:
+    """Have the calling process killed when the thread that forked it ends; it ends now if process `owner` has."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != owner:  # it ended before the line above
+        os._exit(1)
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    output: IO[bytes] | int,
+    pass_fds: Iterable[int] = (),
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program without stdin, whose stdout and stderr go to `output`; `pass_fds` keep their numbers.
+
+    `prepare` runs in the child before the program does.
+
+    Raises:
+        UserError: the program cannot be started.
+    """
+    owner = os.getpid()
+
+    def become_a_child() -> None:
+        die_with(owner)
+        if prepare is not None:
+            prepare()
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=tuple(pass_fds),
+            env=environment,
+            cwd=folder,
+            process_group=0,
+            preexec_fn=become_a_child,
+        )
+
+    try:
+        return _nursery.do(start)
+    except OSError as error:
+        raise UserError(f"cannot start {argv[0]}: {error.strerror}") from error
+
+
+class _Nursery:
+    """Starts every child from one thread that never ends.
+
+    The parent that PR_SET_PDEATHSIG watches is the *thread* that forked (prctl(2)): a child started by a thread of
+    a pool would be killed when the pool is closed.
+    """
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """In a fork, which has no threads but its own: start anew."""
+        self.__init__()  # type: ignore[misc]
+
+    def do(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        done: Future[subprocess.Popen[bytes]] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(start())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="nursery", daemon=True)
+                self._thread.start()
+            self._work.put(work)
+        return done.result()
+
+    def _serve(self) -> None:
+        while True:
+            self._work.get()()
+
+
+_nursery = _Nursery()
+os.register_at_fork(after_in_child=_nursery.forget)

@@ -1,0 +1,103 @@
+"""What can be plugged into a guest, as people name it: ours by its name, anybody's by a command line, QEMU's own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from userdev.errors import UserError
+from vfio_user.harness.cache import cache_dir
+from vfio_user.harness.family import VFIO_USER, Family, devices, family_of
+from vfio_user.harness.hosts.host import LocalHost
+from vfio_user.harness.scratch import checked_socket_path
+
+SOCKET = "{socket}"
+HOST = "{host}"
+_IN_QEMU = "qemu:"
+_PROPERTIES = re.compile(r"\s*\[([\w-]+=[^\[\]]*)\]\s*$")
+_SWITCHES = {"on": True, "true": True, "off": False, "false": False}
+_HOW = "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, or a server's command line with {socket}"
+
+
+@dataclass(frozen=True)
+class Device:
+    """What to plug into a guest. Exactly one of `served`, `command` and `driver` is set.
+
+    `served` names a device of ours, `command` is the command line of another server with {socket} where its socket's
+    path goes, `driver` is a device model inside QEMU. `options` are further arguments of our server's command line;
+    `properties` those of the QEMU device. {host} in command or options is the name of the host that it is started on.
+    `family` is the protocol that a server speaks.
+    """
+
+    served: str = ""
+    command: str = ""
+    driver: str = ""
+    options: tuple[str, ...] = ()
+    properties: Mapping[str, object] = field(default_factory=dict)
+    family: Family = VFIO_USER
+
+    @property
+    def name(self) -> str:
+        """A short name for files and messages."""
+        return self.served.rpartition(":")[2] or self.driver or Path(shlex.split(self.command)[0]).name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Programs of our cache in its command: what `vfio-user reference` has built."""
+        return tuple(path for path in map(Path, shlex.split(self.command)) if path.is_relative_to(cache_dir()))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether its command is one of this project's."""
+        return bool(self.served) or self.family.package in shlex.split(self.command)
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """From "edu" or "edu --option value", "package.module:Class", "qemu:edu", or a server's command line with
+        {socket} in it. Each may have properties of the QEMU device behind it: "edu [x-msg-timeout=500,ats=on]". Raises
+        `UserError`.
+        """
+        if behind := _PROPERTIES.search(text):
+            return replace(cls.parse(text[: behind.start()]), properties=_properties(behind[1]))
+        if SOCKET in text:
+            return cls(command=text)
+        if text.startswith(_IN_QEMU):
+            driver = text.removeprefix(_IN_QEMU)
+            if not driver:
+                raise UserError("qemu: needs the name of a QEMU device after it", hint="for example qemu:edu")
+            return cls(driver=driver)
+        words = shlex.split(text)
+        if not words:
+            raise UserError("a device needs a name", hint=_HOW)
+        name, *options = words
+        family = family_of(name)
+        if family is None:
+            raise UserError(f"there is no device called {name!r}", hint=f"there are: {', '.join(devices())}; or {_HOW}")
+        return cls(served=name, options=tuple(options), family=family)
+
+
+def _properties(text: str) -> dict[str, object]:
+    """From NAME=VALUE,NAME=VALUE: numbers (0x is hexadecimal), on and off, else words."""
+    found: dict[str, object] = {}
+    for item in text.split(","):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value):
+            raise UserError(f"{item.strip()!r} is no property of a QEMU device", hint="for example x-msg-timeout=500")
+        try:
+            found[name] = int(value, 0)
+        except ValueError:
+            found[name] = _SWITCHES.get(value, value)
+    return found
+
+
+def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), host: str = LocalHost.name) -> list[str]:
+    """The command line of a device's server on a host, for a socket at `path` or an inherited one."""
+    if device.command:
+        checked_socket_path(path)
+        return shlex.split(device.command.replace(SOCKET, shlex.quote(str(path))).replace(HOST, host))
+    inherited = [argument for fd in fds for argument in ("--fd", str(fd))]
+    options = [option.replace(HOST, host) for option in device.options]
+    return device.family.serving(device.served, inherited or ["--socket-path", str(path)], options)

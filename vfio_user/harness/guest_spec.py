@@ -1,0 +1,67 @@
+"""A guest as it is wanted: what is decided before anything of it is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfio_user.harness.attachment import Attachment
+from vfio_user.harness.command_line import MachineConfig, Start
+from vfio_user.harness.device import Device
+from vfio_user.harness.family import FAMILIES
+from vfio_user.harness.hosts.host import LOCAL, Host
+from vfio_user.harness.interposition import Interpose
+from vfio_user.harness.machine import Launch
+
+if TYPE_CHECKING:
+    from vfio_user.harness.image import GuestImage
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """What `Lab.boot` was asked for. Nothing of it changes; another host's guest has another one (`moved`)."""
+
+    name: str
+    image: GuestImage
+    hardware: MachineConfig
+    devices: tuple[Device, ...] = ()
+    host: Host = LOCAL
+    fresh: bool = False
+    """Boot it from the beginning, not from a checkpoint."""
+    trace: bool = False
+    """Log what QEMU traces of the families' messages, and what interposers forward."""
+    monitor: Path | None = None
+    """Where QEMU listens for a second QMP client."""
+    interpose: Interpose = False
+    root_bus: bool = False
+    """Whether the devices are on the root bus, where nothing can be plugged in."""
+    attached: tuple[Attachment, ...] = ()
+    """Devices that the machine has from the start, beside those of `hardware`."""
+
+    @property
+    def from_the_beginning(self) -> bool:
+        """Whether no checkpoint fits: none has devices of servers."""
+        return self.fresh or bool(self.attached)
+
+    def with_attached(self, *attached: Attachment) -> GuestSpec:
+        """The same with these devices from the start."""
+        return replace(self, attached=attached)
+
+    def moved(self, name: str, host: Host, *attached: Attachment) -> GuestSpec:
+        """The same guest in another machine, on a host, to which it comes from where it is."""
+        return replace(self, name=name, host=host, attached=attached, trace=False, monitor=None)
+
+    def launch(self, folder: Path, environment: Mapping[str, str], *, restore: bool = False) -> Launch:
+        """How its machine is started; with `restore` it waits for a guest that comes from a file or another machine."""
+        return Launch(
+            self.hardware,
+            Start(self.image.kernel, self.image.initramfs, restore=restore, attached=self.attached),
+            folder,
+            self.name,
+            monitor=self.monitor,
+            traced=tuple(family.trace_pattern for family in FAMILIES) if self.trace else (),
+            environment=environment,
+            kill_signal=self.host.kill_signal,
+        )

@@ -1,0 +1,97 @@
+"""What an interposer before a device server is to do, and its process, which the guest is connected to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vfio_user.harness.artifacts import write_text
+from vfio_user.harness.scratch import listen
+from vfio_user.harness.site import Site
+from vfio_user.interposer.control.client import InterposerControl
+
+Scenario = Path | Mapping[str, Any]
+"""What is to happen to messages (docs/interposer.md, "Faults"): a file, or what such a file would hold."""
+
+
+@dataclass(frozen=True)
+class Interposition:
+    """What an interposer does beside forwarding; docs/interposer.md tells what each means."""
+
+    faults: Scenario | None = None
+    keep_alive: bool = False
+    """Start the server, and another whenever it is gone: the guest does not notice."""
+    msg_timeout: float | None = None
+    """Seconds that the client waits for a reply, where that is not QEMU's default: its x-msg-timeout."""
+    capture_dma: bool = False
+    capture_interrupts: bool = False
+
+    @classmethod
+    def of(cls, wanted: Interpose) -> Interposition | None:
+        """From what callers may say: whether at all, a scenario, or everything."""
+        if isinstance(wanted, Interposition):
+            return wanted
+        if isinstance(wanted, bool):
+            return cls() if wanted else None
+        return cls(faults=wanted)
+
+    def options(self, folder: Path, name: str) -> list[str]:
+        """For the command line; a scenario that is no file yet is written into `folder`, as evidence."""
+        flags = {"--capture-dma": self.capture_dma, "--capture-interrupts": self.capture_interrupts}
+        options = [flag for flag, wanted in flags.items() if wanted]
+        if self.msg_timeout is not None:
+            options += ["--msg-timeout", str(self.msg_timeout)]
+        if isinstance(self.faults, Mapping):
+            file = folder / f"{name}.faults.yaml"
+            write_text(file, yaml.safe_dump(dict(self.faults), sort_keys=False))
+            return [*options, "--faults", str(file)]
+        return [*options, "--faults", str(self.faults)] if self.faults is not None else options
+
+
+Interpose = bool | Scenario | Interposition
+"""How to ask for an interposer: True, a scenario, or an `Interposition`."""
+
+
+class InterposerProcess:
+    """An interposer: `path` is where a client connects, `control` its commands.
+
+    It inherits sockets that listen already. `upstream` are the options that tell it of its server.
+    """
+
+    def __init__(
+        self, site: Site, name: str, upstream: Sequence[str], interposition: Interposition, *, trace: bool = False
+    ) -> None:
+        """Start it.
+
+        Raises:
+            UserError: it does not start.
+        """
+        self.path = site.scratch.socket_path(f"{name}.front")
+        self.control_path = site.scratch.socket_path(f"{name}.control")
+        self.trace = site.folder / f"{name}.trace" if trace else None
+        with ExitStack() as inherited:
+            fds = [inherited.enter_context(listen(path)).fileno() for path in (self.path, self.control_path)]
+            front, control = fds
+            argv = [sys.executable, "-P", "-m", "vfio_user", "interpose", "--listen", f"fd:{front}", *upstream]
+            argv += ["--control", f"fd:{control}", *(["--trace", str(self.trace)] if self.trace else [])]
+            argv += interposition.options(site.folder, name)
+            self.child = site.start(f"{name}.interposer", argv, site.folder / f"{name}.interposer.log", fds)
+        try:
+            site.host.await_start(self.child)
+        except BaseException:
+            self.child.stop()
+            raise
+        self.control = InterposerControl(self.control_path)
+
+    def stop(self) -> None:
+        """End it, softly first; a second call does nothing."""
+        self.control.close()
+        self.child.stop()
+        for path in (self.path, self.control_path):
+            path.unlink(missing_ok=True)
