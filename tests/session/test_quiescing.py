@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import select
 import threading
 from collections.abc import Callable, Iterator
@@ -111,6 +113,14 @@ def connect(server: Server, timeout: float = 5.0) -> Client:
     return Client.connect(str(server.listener.address), timeout=timeout)
 
 
+def connect_soon(server: Server) -> Client:
+    """In a few tries: on a busy machine the one before may take longer to end than a short grace."""
+    for _ in range(50):
+        with contextlib.suppress(RemoteError):
+            return connect(server)
+    raise AssertionError("the client before never ends")
+
+
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -167,6 +177,41 @@ def test_a_device_that_never_stands_still_does_not_keep_the_next_client_out(
         answer.done()  # for nobody any more
         client.reset()
         assert device.comes_to("quiesce", "lost-connection", "resume", "quiesce", "device", "resume")
+
+
+def test_the_next_client_waits_for_such_a_device_no_longer_than_for_any_other_session(
+    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vfio_user.server.session.QUIESCE_SECONDS", 3600.0)
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.05)
+    answer = Quiesce()
+    device.quiet = lambda: answer
+    connect(server).close()
+    assert device.comes_to("quiesce")
+    with connect_soon(server) as client:
+        assert device.comes_to("quiesce", "lost-connection", "resume")
+        assert client.load(0, 0, 4) == 0
+    assert any("Busy does not stand still" in record.message for record in caplog.records)
+
+
+def test_a_device_that_a_client_waits_for_is_named(
+    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vfio_user.server.session.QUIESCE_SECONDS", 0.05)
+    answer, said = Quiesce(), threading.Event()
+    device.quiet = lambda: answer
+
+    def look(record: logging.LogRecord) -> bool:
+        if "Busy does not stand still" in record.getMessage():
+            said.set()
+        return True
+
+    caplog.handler.addFilter(look)
+    with connect(server) as client:
+        resetting = client.submit(Command.DEVICE_RESET)
+        assert said.wait(60)
+        answer.done()
+        assert not client.wait(resetting).failed
 
 
 def test_a_thread_that_waits_for_the_clients_memory_is_told_at_once_that_it_has_gone(

@@ -189,9 +189,8 @@ class PciDevice(Hooks):
         self.dma.by_message = self.dma_by_message
         self.link = NoClient()
         self._io_fds = IoEventFds(lambda work: self._plans.plan(work).due())
-        self._standstill = Standstill(
-            lambda: self.on_quiesce(), lambda: self.on_resume(), lambda work: self.link.call_soon(work)
-        )
+        hooks = (lambda: self.on_quiesce(), lambda: self.on_resume(), lambda work: self.link.call_soon(work))
+        self._standstill = Standstill(type(self).__name__, *hooks)
         self._absence = None
         self._stopped = None
         self._plans = Plans()
@@ -286,6 +285,10 @@ class PciDevice(Hooks):
         if self._absence is None:
             self._absence = self.hold_still()
         return self._absence
+
+    def give_up_waiting(self) -> None:
+        """Whoever waits for the device to stand still waits no longer, as its client has gone."""
+        self._standstill.give_up()
 
     def detach(self) -> None:
         """The client's memory and descriptors are released; the device keeps its state.

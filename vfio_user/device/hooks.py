@@ -40,6 +40,9 @@ class Hooks:
         of the guest's (FLR, waking from D3hot) cannot be refused, as PCI knows no way to say so, nor can the end of a
         client: they come all the same, and the refusal is logged.
 
+        A client that asked waits as long as that takes. When it has gone the device has 5 s, or 2 s from when the next
+        client has come; then it is taken to stand still, and what it has not ended by then it ends in `on_reset`.
+
         It is not asked again until `on_resume`, however many need the device to stand still, or until it refused.
         """
         return None

@@ -64,9 +64,11 @@ class Standstill:
     """Asks one device to stand still, and lets it go on. Called where handlers run, but for `post`."""
 
     def __init__(
-        self, ask: Callable[[], Quiesce | None], go_on: Callable[[], None], post: Callable[[Work], None]
+        self, name: str, ask: Callable[[], Quiesce | None], go_on: Callable[[], None], post: Callable[[Work], None]
     ) -> None:
-        """`ask` and `go_on` are the author's hooks; `post` runs work where handlers run, from any thread."""
+        """`name` is the device's, for the log; `ask` and `go_on` are the author's hooks; `post` runs work where
+        handlers run, from any thread."""
+        self._name = name
         self._ask = ask
         self._go_on = go_on
         self._post = post
@@ -85,8 +87,9 @@ class Standstill:
         return hold
 
     def give_up(self) -> None:
-        """Wait no longer: take it that the device stands still."""
+        """Wait no longer: take it that the device stands still, as its client has gone."""
         if self._awaited is not None:
+            log.warning("%s does not stand still, and is not waited for any more: its client has gone", self._name)
             self._settle(None)
 
     def _begin(self) -> None:

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("vfio_user.server")
 
 QUIESCE_SECONDS = 5.0
-"""How long a device may take to stand still once its client is gone."""
+"""How long a device may take to stand still once its client is gone, as long as nobody waits for that; and after which
+the log says that one does not while a client waits for it, as it may for ever."""
 
 MAX_BACKLOG = 1024
 """Commands held while the device is getting quiet; beyond that the client is not read from."""
@@ -141,6 +142,8 @@ class Session:
         """
         if self.connection.is_hung_up:
             self.stop()
+            if self._gone:  # the device has had the time that the next client has
+                self._worker.call_soon(self.device.give_up_waiting)
             return True
         self.device.interrupts.unblock()
         return False
@@ -217,11 +220,16 @@ class Session:
         if hold.settled:
             return
         self._flush()
-        deadline = None if seconds is None else monotonic() + seconds
+        deadline: float | None = monotonic() + (QUIESCE_SECONDS if seconds is None else seconds)
         with Wakeup() as settled:
             hold.then(settled.set)
             try:
-                while not hold.settled and (deadline is None or monotonic() < deadline):
+                while not hold.settled:
+                    if deadline is not None and monotonic() >= deadline:
+                        if seconds is not None:
+                            return
+                        deadline = None
+                        log.warning("%s does not stand still, and its client waits for it", type(self.device).__name__)
                     self.lock.release()
                     try:
                         readable = self._wait_readable(settled, deadline)
@@ -400,10 +408,7 @@ class Session:
 
     def _detach(self) -> None:
         """The device's threads get the lock, and a moment, to finish what they do for the client."""
-        still = self.device.client_gone()
-        self._wait_settled(still, QUIESCE_SECONDS)
-        if not still.settled:
-            log.warning("the device does not stand still %g s after its client has gone", QUIESCE_SECONDS)
+        self._wait_settled(self.device.client_gone(), QUIESCE_SECONDS)
         self.device.detach()
 
     def _close(self) -> None:
