@@ -18,7 +18,7 @@ from userdev.errors import ProtocolError, UserError, VerdictError
 from userdev_servers.edu import Edu
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client.conformance import CATALOGUE, Level
-from vfio_user.client.conformance.check import CURRENT_FAMILY
+from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
 from vfio_user.wire.constants import IrqSetFlags

@@ -10,7 +10,7 @@ import click
 
 from userdev.errors import UserError, VerdictError, about
 from vfio_user.cli._servers import CommandServer, RunningServer
-from vfio_user.client.conformance import CATALOGUE, Check, Level, Outcome, Result, run
+from vfio_user.client.conformance import CATALOGUE, Bench, Check, Level, Outcome, Result, run
 from vfio_user.wire import DIALECTS, Dialect
 
 _MARKS = {Outcome.PASS: ("✔", "green"), Outcome.FAIL: ("✘", "red"), Outcome.SKIP: ("○", "yellow")}
@@ -59,7 +59,7 @@ def command(
     _judge(results)
 
 
-def _chosen(only: Sequence[str], level: str, dialect: str) -> list[Check]:
+def _chosen(only: Sequence[str], level: str, dialect: str) -> list[Check[Bench]]:
     """The checks that were asked for and are rules of the dialect."""
     unknown = [name for name in only if not any(name in (check.id, check.group) for check in CATALOGUE)]
     if unknown:
@@ -73,15 +73,15 @@ def _chosen(only: Sequence[str], level: str, dialect: str) -> list[Check]:
     ]
 
 
-def _list(checks: Iterable[Check]) -> None:
+def _list(checks: Iterable[Check[Bench]]) -> None:
     for check in checks:
         click.echo(f"{check.id}  {check.title}\n    {check.level.value}, {check.rule}")
 
 
 def _run(
-    checks: Sequence[Check], socket: str | None, server_command: str | None, dialect: Dialect, timeout: float
-) -> list[Result]:
-    results: list[Result] = []
+    checks: Sequence[Check[Bench]], socket: str | None, server_command: str | None, dialect: Dialect, timeout: float
+) -> list[Result[Bench]]:
+    results: list[Result[Bench]] = []
     group = ""
     with _target(socket, server_command, timeout) as target:
         if habit := target.try_out(dialect):
@@ -102,7 +102,7 @@ def _target(socket: str | None, server_command: str | None, timeout: float) -> R
     return RunningServer(socket, timeout=timeout)
 
 
-def _show(result: Result) -> None:
+def _show(result: Result[Bench]) -> None:
     mark, colour = _MARKS[result.outcome]
     name = result.check.id.partition("/")[2]
     click.echo(f"  {click.style(mark, fg=colour)} {name}: {result.check.title}")
@@ -112,7 +112,7 @@ def _show(result: Result) -> None:
         click.echo(click.style(f"      {line}", fg=colour))
 
 
-def _judge(results: Sequence[Result]) -> None:
+def _judge(results: Sequence[Result[Bench]]) -> None:
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
     seconds = sum(result.seconds for result in results)
     click.echo(
@@ -124,7 +124,7 @@ def _judge(results: Sequence[Result]) -> None:
         raise VerdictError(f"{count[Outcome.FAIL]} of {len(results)} checks", evidence=failed)
 
 
-def _document(results: Sequence[Result], dialect: str) -> dict[str, object]:
+def _document(results: Sequence[Result[Bench]], dialect: str) -> dict[str, object]:
     return {
         "dialect": dialect,
         "checks": [
@@ -142,7 +142,7 @@ def _document(results: Sequence[Result], dialect: str) -> dict[str, object]:
     }
 
 
-def _write_junit(path: Path, results: Sequence[Result], dialect: str) -> None:
+def _write_junit(path: Path, results: Sequence[Result[Bench]], dialect: str) -> None:
     from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite  # slow to import, seldom wanted
 
     document = JUnitXml("vfio-user conformance")

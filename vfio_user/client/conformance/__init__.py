@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from userdev import conformance
+from userdev.conformance import Check, CheckFailed, Group, Level, Outcome, Result, Skip
 from vfio_user.client.conformance import (
     access,
     device,
@@ -17,10 +22,9 @@ from vfio_user.client.conformance import (
     version,
 )
 from vfio_user.client.conformance.bench import Bench, Target
-from vfio_user.client.conformance.check import Check, CheckFailed, Group, Level, Skip
-from vfio_user.client.conformance.runner import Outcome, Result, run
+from vfio_user.wire import Dialect
 
-GROUPS: tuple[Group, ...] = (
+GROUPS: tuple[Group[Bench], ...] = (
     version.version,
     messages.header,
     messages.order,
@@ -45,7 +49,25 @@ GROUPS: tuple[Group, ...] = (
     sessions.session,
 )
 
-CATALOGUE: tuple[Check, ...] = tuple(check for group in GROUPS for check in group)
+CATALOGUE: tuple[Check[Bench], ...] = tuple(check for group in GROUPS for check in group)
+
+
+def run(
+    checks: Sequence[Check[Bench]],
+    target: Target,
+    dialect: Dialect,
+    *,
+    timeout: float = 5.0,
+    started: Callable[[Check[Bench]], None] | None = None,
+) -> Iterator[Result[Bench]]:
+    """Run the checks in order, each with connections of its own; `timeout` is in seconds.
+
+    Otherwise as `userdev.conformance.run`.
+    """
+    bench = partial(Bench, target, dialect, timeout=timeout)
+    settle = partial(target.settle, dialect)
+    return conformance.run(checks, target, bench, dialect=dialect.name, settle=settle, started=started)
+
 
 __all__ = [
     "CATALOGUE",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench
-from vfio_user.client.conformance.check import CURRENT_FAMILY, Group, Level, Skip, require
+from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DeviceFlags, RegionIndex
 from vfio_user.wire.layouts import REGION_ACCESS, WRITE_MULTI, WRITE_MULTI_ENTRY
 
-region_read = Group("region_read", "protocol.md 9.4: REGION_READ")
-region_write = Group("region_write", "protocol.md 9.4: REGION_WRITE")
-write_multi = Group("write_multi", "protocol.md 9.8: REGION_WRITE_MULTI", dialects=CURRENT_FAMILY)
-reset = Group("reset", "protocol.md 9.7: DEVICE_RESET")
+region_read = Group[Bench]("region_read", "protocol.md 9.4: REGION_READ")
+region_write = Group[Bench]("region_write", "protocol.md 9.4: REGION_WRITE")
+write_multi = Group[Bench]("write_multi", "protocol.md 9.8: REGION_WRITE_MULTI", dialects=CURRENT_FAMILY)
+reset = Group[Bench]("reset", "protocol.md 9.7: DEVICE_RESET")
 
 _CONFIG = RegionIndex.CONFIG
 _WRAPS = (1 << 64) - 2

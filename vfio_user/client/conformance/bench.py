@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from userdev.conformance.check import CheckFailed, Skip, require
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, close_all
 from vfio_user.client.client import Client
-from vfio_user.client.conformance.check import CheckFailed, Skip, require
 from vfio_user.client.errors import Disconnected, RemoteError
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory

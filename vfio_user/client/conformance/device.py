@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import mmap
 
+from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
 from userdev.transport import close_all
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import CURRENT_FAMILY, DRAFT, CheckFailed, Group, Level, Skip, require
+from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command
@@ -15,10 +16,10 @@ from vfio_user.wire.constants import DeviceFlags, IrqInfoFlags, RegionFlags, Reg
 from vfio_user.wire.layouts import DEVICE_INFO, IRQ_INFO, REGION_INFO, REGION_IO_FDS
 from vfio_user.wire.region_info import decode_region_info
 
-info = Group("info", "protocol.md 7: DEVICE_GET_INFO")
-region_info = Group("region_info", "protocol.md 8: DEVICE_GET_REGION_INFO")
-io_fds = Group("io_fds", "protocol.md 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY)
-irq_info = Group("irq_info", "protocol.md 9.2: DEVICE_GET_IRQ_INFO")
+info = Group[Bench]("info", "protocol.md 7: DEVICE_GET_INFO")
+region_info = Group[Bench]("region_info", "protocol.md 8: DEVICE_GET_REGION_INFO")
+io_fds = Group[Bench]("io_fds", "protocol.md 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY)
+irq_info = Group[Bench]("irq_info", "protocol.md 9.2: DEVICE_GET_IRQ_INFO")
 
 
 @info.check("describes", rule="spec: VFIO device info format; protocol.md 7")

@@ -5,13 +5,13 @@ One is known: edu, whose registers copy between its buffer and guest memory (doc
 
 from __future__ import annotations
 
+from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import Group, Level, Skip, require
 from vfio_user.client.memory import GuestMemory
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags
 
-device_dma = Group("device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE")
+device_dma = Group[Bench]("device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE")
 
 EDU = bytes.fromhex("3412e811")
 BASE = 0x10_0000

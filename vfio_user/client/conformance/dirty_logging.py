@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+from userdev.conformance.check import Group, Level, Skip, require
 from userdev.memory.bitmap import bitmap_size
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
-from vfio_user.client.conformance.check import MESSAGES, Group, Level, Skip, require
+from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.features import GET, SET, container
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature
 from vfio_user.wire.layouts import FEATURE, LOGGING_CONTROL, LOGGING_REPORT
 
-dirty_logging = Group("dirty_logging", "protocol.md 10.4: DMA_LOGGING_REPORT", dialects=MESSAGES)
+dirty_logging = Group[Bench]("dirty_logging", "protocol.md 10.4: DMA_LOGGING_REPORT", dialects=MESSAGES)
 
 BASE = 0x10_0000
 SIZE = 0x1_0000

@@ -6,16 +6,17 @@ import errno
 import os
 from collections.abc import Callable
 
+from userdev.conformance.check import Group, Level, require
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
-from vfio_user.client.conformance.check import CURRENT_FAMILY, DRAFT, Group, Level, require
+from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.memory import Mapping
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags, DmaFlagsV6, UnmapFlags
 from vfio_user.wire.layouts import BITMAP, DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
 
-dma_map = Group("dma_map", "protocol.md 5: DMA_MAP")
-dma_unmap = Group("dma_unmap", "protocol.md 6: DMA_UNMAP")
+dma_map = Group[Bench]("dma_map", "protocol.md 5: DMA_MAP")
+dma_unmap = Group[Bench]("dma_unmap", "protocol.md 6: DMA_UNMAP")
 
 BASE = 0x10_0000
 SIZE = 0x1_0000

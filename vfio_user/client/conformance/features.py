@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 
+from userdev.conformance.check import Group, Skip, require
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import MESSAGES, Group, Skip, require
+from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, MIGRATION_FLAGS
 
-feature = Group("feature", "protocol.md 10.1: DEVICE_FEATURE", dialects=MESSAGES)
+feature = Group[Bench]("feature", "protocol.md 10.1: DEVICE_FEATURE", dialects=MESSAGES)
 
 GET, SET, PROBE = FeatureFlags.GET, FeatureFlags.SET, FeatureFlags.PROBE
 S = MigrationState

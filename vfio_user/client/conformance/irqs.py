@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.eventfd import EventFd
 from vfio_user.wire import Command
 from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
 from vfio_user.wire.layouts import IRQ_SET
 
-set_irqs = Group("set_irqs", "protocol.md 9.3: DEVICE_SET_IRQS")
+set_irqs = Group[Bench]("set_irqs", "protocol.md 9.3: DEVICE_SET_IRQS")
 
 NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 MASK, UNMASK, TRIGGER = IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER

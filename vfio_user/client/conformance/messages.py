@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 
+from userdev.conformance.check import Group, Level, require
 from userdev.transport import close_all
 from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench
-from vfio_user.client.conformance.check import Group, Level, require
 from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.wire import ERROR, HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import DEVICE_INFO, REGION_ACCESS
 
-header = Group("header", "protocol.md 2: Header")
-order = Group("order", "spec: Command Concurrency")
+header = Group[Bench]("header", "protocol.md 2: Header")
+order = Group[Bench]("order", "spec: Command Concurrency")
 
 _CONFIG = RegionIndex.CONFIG
 _PAST_THE_END = REGION_ACCESS.pack(1 << 40, _CONFIG, 4)

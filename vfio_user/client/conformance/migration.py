@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 from functools import partial
 
+from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import MESSAGES, Group, Level, Skip, require
+from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.features import SET, container
 from vfio_user.wire import Command
 from vfio_user.wire.constants import MigrationState, MigrationSupport
 from vfio_user.wire.layouts import DEVICE_INFO, DEVICE_STATE, MIGRATION_DATA
 
-migration = Group("migration", "protocol.md 10.3: state machine", dialects=MESSAGES)
-mig_data = Group("mig_data", "protocol.md 10.2: MIG_DATA_READ / WRITE", dialects=MESSAGES)
+migration = Group[Bench]("migration", "protocol.md 10.3: state machine", dialects=MESSAGES)
+mig_data = Group[Bench]("mig_data", "protocol.md 10.2: MIG_DATA_READ / WRITE", dialects=MESSAGES)
 
 S = MigrationState
 

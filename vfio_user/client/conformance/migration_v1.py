@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 
+from userdev.conformance.check import Group, Level, require
 from userdev.memory.bitmap import bitmap_size
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
-from vfio_user.client.conformance.check import REGION, Group, Level, require
+from vfio_user.client.conformance.dialects import REGION
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.migration_region import (
     DATA_OFFSET,
@@ -24,8 +25,10 @@ from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import DirtyPagesFlags
 from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6, REGION_ACCESS
 
-migration_region = Group("migration_region", "spec: VFIO Device Migration Info; protocol.md 10.5", dialects=REGION)
-dirty_pages = Group("dirty_pages", "protocol.md 9.9: DIRTY_PAGES", dialects=REGION)
+migration_region = Group[Bench](
+    "migration_region", "spec: VFIO Device Migration Info; protocol.md 10.5", dialects=REGION
+)
+dirty_pages = Group[Bench]("dirty_pages", "protocol.md 9.9: DIRTY_PAGES", dialects=REGION)
 
 _NAMES = {
     STOPPED: "stopped",

@@ -6,8 +6,8 @@ import errno as errnos
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from userdev.conformance.check import Group, Level
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import Group, Level
 from vfio_user.wire import Command
 
 Payload = bytes | Callable[[Bench], bytes]
@@ -34,7 +34,7 @@ Keep = Callable[[Bench], Callable[[], None]]
 
 
 def enter(
-    group: Group,
+    group: Group[Bench],
     command: Command,
     rows: Sequence[Bad],
     *,

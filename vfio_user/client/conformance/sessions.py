@@ -6,16 +6,16 @@ import errno
 import os
 import random
 
+from userdev.conformance.check import Group, Level, Skip, require
 from userdev.transport import MAX_FDS_PER_SEND
 from vfio_user.client.channel import Channel
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import Group, Level, Skip, require
 from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.wire import HEADER, Command, Message
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, REGION_ACCESS
 
-session = Group("session", "protocol.md 11: connection lost; spec: Client Disconnection")
+session = Group[Bench]("session", "protocol.md 11: connection lost; spec: Client Disconnection")
 
 BASE = 0x10_0000
 SIZE = 0x1_0000

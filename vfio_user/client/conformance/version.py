@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import json
 
+from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
 from userdev.transport import close_all
 from vfio_user.client.client import Client
 from vfio_user.client.conformance.bench import Bench
-from vfio_user.client.conformance.check import CURRENT_FAMILY, CheckFailed, Group, Level, Skip, require
+from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.errors import Disconnected
 from vfio_user.wire import HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, VERSION
 
-version = Group("version", "protocol.md 3: VERSION")
+version = Group[Bench]("version", "protocol.md 3: VERSION")
 
 _QEMU = (
     b'{"capabilities":{"pgsizes":4096,"max_msg_fds":16,"max_dma_maps":65535,"max_data_xfer_size":1048576,'

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from userdev.errors import UserdevError
 
-if TYPE_CHECKING:
-    from vfio_user.client.conformance.bench import Bench
+B = TypeVar("B")
+"""The bench: one check's view of the server."""
 
-Run = Callable[["Bench"], None]
+Trial = Callable[[B], None]
 
 
 class Level(Enum):
@@ -32,32 +32,24 @@ class Skip(UserdevError):
     """The check does not apply to this server; the text says why."""
 
 
-CURRENT_FAMILY = frozenset({"current", "region-migration", "current-dma32", "region-migration-dma32"})
-DRAFT = frozenset({"draft-v6"})
-MESSAGES = frozenset({"current", "current-dma32"})
-"""Dialects that migrate by messages."""
-REGION = frozenset({"draft-v6", "region-migration", "region-migration-dma32"})
-"""Dialects that migrate by the v1 region."""
-
-
 @dataclass(frozen=True)
-class Check:
+class Check(Generic[B]):
     """One rule, one function. The id is `group/name`."""
 
     id: str
     title: str
     rule: str
-    run: Run
+    run: Trial[B]
     level: Level
     dialects: frozenset[str] | None
-    """Names of the dialects that have the rule; None is all."""
+    """Names of the protocol's dialects that have the rule; None is all."""
 
     @property
     def group(self) -> str:
         return self.id.partition("/")[0]
 
 
-class Group:
+class Group(Generic[B]):
     """The checks of one group, as a table that functions enter themselves in."""
 
     def __init__(self, name: str, rule: str, *, dialects: frozenset[str] | None = None) -> None:
@@ -65,9 +57,9 @@ class Group:
         self.name = name
         self.rule = rule
         self.dialects = dialects
-        self.checks: list[Check] = []
+        self.checks: list[Check[B]] = []
 
-    def __iter__(self) -> Iterator[Check]:
+    def __iter__(self) -> Iterator[Check[B]]:
         return iter(self.checks)
 
     def check(
@@ -77,10 +69,10 @@ class Group:
         rule: str = "",
         level: Level = Level.MUST,
         dialects: frozenset[str] | None = None,
-    ) -> Callable[[Run], Run]:
+    ) -> Callable[[Trial[B]], Trial[B]]:
         """Enter a function; the first line of its docstring is the check's title."""
 
-        def enter(run: Run) -> Run:
+        def enter(run: Trial[B]) -> Trial[B]:
             title = (run.__doc__ or "").partition("\n")[0].rstrip(".")
             self.add(name, title, run, rule=rule, level=level, dialects=dialects)
             return run
@@ -91,7 +83,7 @@ class Group:
         self,
         name: str,
         title: str,
-        run: Run,
+        run: Trial[B],
         *,
         rule: str = "",
         level: Level = Level.MUST,

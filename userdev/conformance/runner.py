@@ -6,11 +6,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Generic, Protocol, TypeVar
 
+from userdev.conformance.check import Check, CheckFailed, Skip
 from userdev.errors import UserdevError, UserError
-from vfio_user.client.conformance.bench import Bench, Target
-from vfio_user.client.conformance.check import Check, CheckFailed, Skip
-from vfio_user.wire import Dialect
+
+
+class Bench(Protocol):
+    """One check's view of the server."""
+
+    def close(self) -> None:
+        """Close all that the check has opened."""
+
+
+class Target(Protocol):
+    """The server under test."""
+
+    def renew(self) -> None:
+        """Replace the server by a fresh one, where that is possible."""
+
+    def crashed(self) -> str:
+        """How the server died of itself, or came to serve nobody, since this was last asked; empty otherwise."""
+
+
+B = TypeVar("B", bound=Bench)
 
 
 class Outcome(Enum):
@@ -20,29 +39,31 @@ class Outcome(Enum):
 
 
 @dataclass
-class Result:
+class Result(Generic[B]):
     """How one check went. `detail` is what the server did, or why the check was skipped."""
 
-    check: Check
+    check: Check[B]
     outcome: Outcome
     detail: str = ""
     seconds: float = 0.0
 
 
 def run(
-    checks: Sequence[Check],
+    checks: Sequence[Check[B]],
     target: Target,
-    dialect: Dialect,
+    bench: Callable[[], B],
     *,
-    timeout: float = 5.0,
-    started: Callable[[Check], None] | None = None,
-) -> Iterator[Result]:
-    """Run the checks in order, each group against a fresh server where the target has one.
+    dialect: str,
+    settle: Callable[[], None],
+    started: Callable[[Check[B]], None] | None = None,
+) -> Iterator[Result[B]]:
+    """Run the checks in order, each on a bench of its own, each group against a fresh server where there can be one.
 
-    A server that dies fails the check that it dies of: none begins before the server is done with the one before.
+    `settle` waits until the server has dealt with what its clients have sent and that they left, or has died of it: a
+    server that dies fails the check that it dies of. `started` is told of each check before it begins.
     """
     group = ""
-    held: Result | None = None
+    held: Result[B] | None = None
     for check in checks:
         if check.group != group:
             group = check.group
@@ -51,21 +72,21 @@ def run(
             yield _blame(held, target)
         if started is not None:
             started(check)
-        held = _run(check, target, dialect, timeout)
+        held = _run(check, bench, dialect)
         if held.outcome is not Outcome.SKIP:
-            target.settle(dialect)
+            settle()
     if held is not None:
         target.renew()
         yield _blame(held, target)
 
 
-def _run(check: Check, target: Target, dialect: Dialect, timeout: float) -> Result:
-    if check.dialects is not None and dialect.name not in check.dialects:
-        return Result(check, Outcome.SKIP, f"not a rule of {dialect.name}")
-    bench = Bench(target, dialect, timeout=timeout)
+def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> Result[B]:
+    if check.dialects is not None and dialect not in check.dialects:
+        return Result(check, Outcome.SKIP, f"not a rule of {dialect}")
+    own = bench()
     begin = time.monotonic()
     try:
-        check.run(bench)
+        check.run(own)
         outcome, detail = Outcome.PASS, ""
     except Skip as reason:
         outcome, detail = Outcome.SKIP, str(reason)
@@ -76,7 +97,7 @@ def _run(check: Check, target: Target, dialect: Dialect, timeout: float) -> Resu
     except Exception as error:  # the other checks are worth running all the same
         outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}"
     finally:
-        bench.close()
+        own.close()
     return Result(check, outcome, detail, time.monotonic() - begin)
 
 
@@ -84,7 +105,7 @@ def _said(error: UserdevError) -> str:
     return f"{error} ({error.hint})" if isinstance(error, UserError) and error.hint else str(error)
 
 
-def _blame(result: Result, target: Target) -> Result:
+def _blame(result: Result[B], target: Target) -> Result[B]:
     """The result, or a failure where the server has died since."""
     crash = target.crashed()
     if crash:
