@@ -180,7 +180,7 @@ class Gpio(GuestTest):
         guest.start(["gpioset", "-c", CHIP, *settings], 600)
 
     def monitor(self, card: Wired, *, line: int, count: int) -> Job:
-        """gpiomon on one line, which ends after so many events. It is watching when this returns."""
+        """Gpiomon on one line, which ends after so many events. It is watching when this returns."""
         job = card.guest.start(f"gpiomon -c {CHIP} -n {count} {INPUTS + line} > {EDGES}", 120)
         watched = f"gpioinfo -c {CHIP} | grep -q 'line *{INPUTS + line}:.*edges=both'"
         card.guest.wait_until_succeeds(watched, interval=0.02)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userdev.errors import ProtocolError
-from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, BitmapV6
+from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, VfioBitmapV6
 from vfio_user.wire.unmap_table import UnmapEntry, unmap_table
 
 BELOW_4G = st.integers(0, (1 << 32) - 1)
@@ -21,7 +21,7 @@ def test_each_entry_has_its_bitmap(wanted: list[tuple[int, int, int, int]]) -> N
         for address, size, pgsize, bytes_ in wanted
     )
     assert unmap_table(table) == [
-        UnmapEntry(address, size, BitmapV6(pgsize, bytes_, 0)) for address, size, pgsize, bytes_ in wanted
+        UnmapEntry(address, size, VfioBitmapV6(pgsize, bytes_, 0)) for address, size, pgsize, bytes_ in wanted
     ]
 
 

@@ -65,5 +65,6 @@ def is_full(fd: int) -> bool:
 
 
 def close_all(fds: list[int]) -> None:
+    """Close descriptors and forget their numbers."""
     while fds:
         os.close(fds.pop())

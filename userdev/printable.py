@@ -29,9 +29,11 @@ class Printable:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Write a text as people may see it."""
         return self._stream.write(_UNPRINTABLE_BUT_COLOURS.sub(_or_colour, text.replace("\r\n", "\n")))
 
     def writelines(self, lines: Any) -> None:
+        """Write texts as people may see them."""
         for line in lines:
             self.write(line)
 

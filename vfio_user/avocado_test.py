@@ -30,6 +30,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     timeout = TEST_TIMEOUT * patience("kvm")  # the factor is that of all deadlines, without the accelerator's
 
     def setUp(self) -> None:
+        """Begin what the test's labs share."""
         self._open: dict[Lab, int] = {}
 
     def tearDown(self) -> None:

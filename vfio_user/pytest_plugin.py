@@ -40,6 +40,7 @@ _RESULTS = "results"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the fixtures."""
     group = parser.getgroup("vfio-user", "guests and vfio-user devices")
     group.addoption("--qemu", metavar="PATH", help="the QEMU of the fixture lab, instead of the one that is found")
     group.addoption("--interpose", action="store_true", help="put an interposer before every server of the lab")
@@ -50,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Add the markers."""
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
 

@@ -46,6 +46,7 @@ class Check(Generic[B]):
 
     @property
     def group(self) -> str:
+        """The part of the id before the slash."""
         return self.id.partition("/")[0]
 
 
@@ -89,6 +90,7 @@ class Group(Generic[B]):
         level: Level = Level.MUST,
         dialects: frozenset[str] | None = None,
     ) -> None:
+        """Enter a function as the check `name`, with its title."""
         self.checks.append(
             Check(f"{self.name}/{name}", title, rule or self.rule, run, level, dialects or self.dialects)
         )

@@ -33,6 +33,8 @@ B = TypeVar("B", bound=Bench)
 
 
 class Outcome(Enum):
+    """How a check went."""
+
     PASS = "pass"
     FAIL = "fail"
     SKIP = "skip"

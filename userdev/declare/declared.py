@@ -71,4 +71,5 @@ def authors_frame() -> FrameType:
 
 
 def source_of(frame: FrameType) -> Source:
+    """The line that a frame is at."""
     return Source(frame.f_code.co_filename, frame.f_lineno)

@@ -21,6 +21,8 @@ FALSE = frozenset({"0", "no", "false", "off"})
 
 
 class Option(NamedTuple):
+    """What a person may set of a device, as its constructor says it."""
+
     name: str
     type: type
     default: object

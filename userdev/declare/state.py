@@ -42,6 +42,7 @@ class State(Declaration):
         self._check = check
 
     def mistake(self) -> str:
+        """What is wrong with the declaration itself, for its author; nothing: it may be used."""
         if self.bits is not None and (type(self.bits) is not int or self.bits < 1):
             return f"bits are how many a number has, not {self.bits!r}"
         if not isinstance(self.depth, int) or self.depth < 0:
@@ -55,6 +56,7 @@ class State(Declaration):
         return ""
 
     def fresh(self) -> object:
+        """A copy of the default."""
         return copy.deepcopy(self.default)
 
     def to_plain(self, value: object) -> object:
@@ -147,6 +149,7 @@ class Snapshot:
                 raise DeclarationError(what, hint="docs/devices.md has a table of what state may be") from None
 
     def reset(self) -> None:
+        """Set every value that resets do not leave alone to what it is after one."""
         for value in self._values:
             if not value.keep:
                 setattr(self._device, value.name, self._fresh(value))

@@ -70,6 +70,7 @@ def shown(value: object, limit: int = 40) -> str:
 
 
 def shortened(text: str, limit: int = 40) -> str:
+    """A text of at most about `limit` characters, for an error."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

@@ -34,6 +34,7 @@ class MemoryFile:
 
     @property
     def end(self) -> int:
+        """Offset in the file behind the last byte that is mapped."""
         return self.base + len(self.view)
 
     def close(self) -> None:
@@ -55,6 +56,7 @@ class MemoryFiles:
         return len(self._files)
 
     def key(self, fd: int, writable: bool) -> FileKey:
+        """What tells one file and its protection from another."""
         status = os.fstat(fd)
         return status.st_dev, status.st_ino, writable
 
@@ -83,6 +85,7 @@ class MemoryFiles:
         return file
 
     def give_back(self, file: MemoryFile) -> None:
+        """Undo a `take`: the mapping goes with its last user."""
         file.users -= 1
         if not file.users:
             if self._files.get(file.key) is file:

@@ -54,6 +54,7 @@ class Stream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def fileno(self) -> int:
+        """The socket's descriptor, for `select`; -1 once it is closed."""
         return self.socket.fileno()
 
     def receive(self, room: memoryview, flags: int = 0) -> tuple[int, list[int]]:

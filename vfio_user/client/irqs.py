@@ -9,7 +9,7 @@ from vfio_user.client.errors import NoAnswer
 from vfio_user.client.eventfd import EventFd
 from vfio_user.wire import Command
 from vfio_user.wire.constants import IrqSetFlags
-from vfio_user.wire.layouts import IRQ_INFO, IRQ_SET, IrqInfo
+from vfio_user.wire.layouts import IRQ_INFO, IRQ_SET, VfioIrqInfo
 
 _NONE, _BOOL, _EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 
@@ -17,7 +17,7 @@ _NONE, _BOOL, _EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFla
 class IrqCalls(Connection):
     """GET_IRQ_INFO and SET_IRQS; `irq` is an index of `vfio_user.wire.constants.IrqIndex`."""
 
-    def irq_info(self, irq: int) -> IrqInfo:
+    def irq_info(self, irq: int) -> VfioIrqInfo:
         reply = self.request(Command.GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, irq, 0))
         return IRQ_INFO.unpack(reply.payload)
 

@@ -19,8 +19,8 @@ from vfio_user.wire.layouts import (
     REGION_IO_FDS,
     WRITE_MULTI,
     WRITE_MULTI_ENTRY,
-    DeviceInfo,
-    IoFd,
+    VfioDeviceInfo,
+    VfioUserSubRegion,
 )
 from vfio_user.wire.region_info import RegionDescription, decode_region_info, room_for_all
 from vfio_user.wire.state_pieces import write_of
@@ -59,7 +59,7 @@ class IoSubRegion:
 class RegionCalls(Connection):
     """GET_INFO, GET_REGION_INFO, GET_REGION_IO_FDS, REGION_READ, REGION_WRITE, REGION_WRITE_MULTI, DEVICE_RESET."""
 
-    def device_info(self) -> DeviceInfo:
+    def device_info(self) -> VfioDeviceInfo:
         wants_struct = self.dialect.shapes[Command.GET_INFO].request is not None
         request = DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
         return DEVICE_INFO.unpack(self.request(Command.GET_INFO, request).payload)
@@ -198,7 +198,7 @@ class RegionCalls(Connection):
         return self.request(Command.GET_REGION_INFO, REGION_INFO.pack(argsz, 0, index, 0, 0, 0))
 
 
-def _sub_region(entry: IoFd, fds: Sequence[int]) -> IoSubRegion:
+def _sub_region(entry: VfioUserSubRegion, fds: Sequence[int]) -> IoSubRegion:
     shadow = entry.shadow_mem_fd_index if entry.type == IoFdType.IOEVENTFD_SHADOW else NO_FD
     for at in (entry.fd_index, shadow):
         if at != NO_FD and at >= len(fds):

@@ -12,7 +12,7 @@ from userdev.errors import ProtocolError
 from userdev.transport import close_all
 from vfio_user.client.memory import AddressSpace
 from vfio_user.wire import MAX_DATA, Command, Dialect, Message
-from vfio_user.wire.layouts import DMA_ACCESS_32, VM_INTERRUPT, DmaAccess, Layout
+from vfio_user.wire.layouts import DMA_ACCESS_32, VM_INTERRUPT, Layout, VfioUserDmaAccess
 
 _C_PADDING = 4
 """A 32-bit count leaves 4 bytes at the end of the C structure; clients of that time send them behind the data."""
@@ -74,7 +74,7 @@ class Service:
             return b""
         return layout.pack(address, length if self.dialect.write_reply_counts else 0)
 
-    def _layout(self, command: Command) -> Layout[DmaAccess]:
+    def _layout(self, command: Command) -> Layout[VfioUserDmaAccess]:
         layout = self.dialect.shapes[command].request
         assert layout is not None
         return layout

@@ -28,7 +28,8 @@ Buffer = bytes | bytearray | memoryview
 
 class Views(list[memoryview]):
     """Pieces of client memory in place, in order. As a context manager it releases them at the end, so that nothing
-    keeps memory that the client takes back, and marks written ones dirty once more."""
+    keeps memory that the client takes back, and marks written ones dirty once more.
+    """
 
     def __init__(self, pieces: list[memoryview], written: Callable[[], None] | None) -> None:
         super().__init__(pieces)

@@ -67,7 +67,8 @@ class Standstill:
         self, name: str, ask: Callable[[], Quiesce | None], go_on: Callable[[], None], post: Callable[[Work], None]
     ) -> None:
         """`name` is the device's, for the log; `ask` and `go_on` are the author's hooks; `post` runs work where
-        handlers run, from any thread."""
+        handlers run, from any thread.
+        """
         self._name = name
         self._ask = ask
         self._go_on = go_on

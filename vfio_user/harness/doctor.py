@@ -111,7 +111,7 @@ def check_shared_memory() -> Answer:
 
 
 def check_apt() -> Answer:
-    """apt is how QEMU and images come: without it, both have to be there already."""
+    """Apt is how QEMU and images come: without it, both have to be there already."""
     if has_apt():
         find_mirror()
         return State.GOOD, "Debian's packages can be fetched with this machine's mirror and keys"

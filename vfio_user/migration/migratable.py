@@ -98,7 +98,8 @@ class Migratable(Protocol):
 
     def check_savable(self) -> None:
         """Raises ProtocolError (EIO) with the reason where what `save_state` gives could not be loaded. The device may
-        be running."""
+        be running.
+        """
 
     def digests(self) -> Mapping[str, str]:
         """A digest of each part of values and memory, by its name; the same on two devices exactly if the parts are."""

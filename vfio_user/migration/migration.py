@@ -103,7 +103,8 @@ class Migration:
 
     def attach(self, stop: Callable[[], None] | None = None) -> None:
         """A client has come: the device runs. `stop` replaces the device's own until it goes: a session's waits until
-        the device stands still."""
+        the device stands still.
+        """
         self._stop_device = stop or self.device.stop
         if self.state is not RUNNING:
             log.info("migration: a new client, %s to RUNNING", self.state.name)

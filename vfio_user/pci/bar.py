@@ -82,4 +82,5 @@ def check_bars(bars: Iterable[Bar]) -> None:
 
 
 def round_up_power_of_two(size: int) -> int:
+    """The least power of two that is not below `size`: what the address bits of a BAR can say."""
     return 1 << max(0, size - 1).bit_length()

@@ -25,9 +25,11 @@ class Capability:
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         raise NotImplementedError
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         raise NotImplementedError
 
 
@@ -50,13 +52,16 @@ class PowerManagement(Capability):
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         return 8
 
     @property
     def states(self) -> frozenset[int]:
+        """The power states that PMCSR takes; a write of another is ignored (PCI PM 1.2, 3.2.4)."""
         return frozenset({0, self.D3HOT} | ({1} if self.d1 else set()) | ({2} if self.d2 else set()))
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         yield Field(2, 2, 3 | self.d1 << 9 | self.d2 << 10)
         yield Field(self.PMCSR, 2, self.NO_SOFT_RESET if self.no_soft_reset else 0, self.POWER_STATE)
 
@@ -76,9 +81,11 @@ class PciExpress(Capability):
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         return 0x3C
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         role_based_errors = 1 << 15
         link = 1 | 1 << 4
         yield Field(0x02, 2, 2)
@@ -107,17 +114,21 @@ class MsiCapability(Capability):
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         return (14 if self.address64 else 10) + (10 if self.maskable else 0)
 
     @property
     def mask_offset(self) -> int:
+        """Where the mask bits are, from the capability's start (PCI 3.0, 6.8.1)."""
         return 16 if self.address64 else 12
 
     @property
     def pending_offset(self) -> int:
+        """Where the pending bits are, from the capability's start."""
         return self.mask_offset + 4
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         exponent = (self.vectors - 1).bit_length()
         control = exponent << 1 | self.address64 << 7 | self.maskable << 8
         yield Field(self.CONTROL, 2, control, 0x0071)
@@ -146,9 +157,11 @@ class MsiXCapability(Capability):
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         return 12
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         yield Field(self.CONTROL, 2, self.vectors - 1, self.FUNCTION_MASK | self.ENABLE)
         yield Field(4, 4, self.table_offset | self.table_bar)
         yield Field(8, 4, self.pba_offset | self.pba_bar)
@@ -166,9 +179,11 @@ class VendorSpecific(Capability):
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         return 3 + len(self.payload)
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         yield Field(2, 1, self.size)
         yield from _bytes_field(3, self.payload, self.writable)
 
@@ -184,9 +199,11 @@ class SerialNumber(Capability):
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         return 12
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         yield Field(4, 8, self.serial)
 
 
@@ -205,9 +222,11 @@ class ExtendedVendor(Capability):
 
     @property
     def size(self) -> int:
+        """Bytes that the capability takes, its header included."""
         return 8 + len(self.payload)
 
     def fields(self) -> Iterator[Field]:
+        """Yield the fields behind the header, with what software may write of them."""
         yield Field(4, 4, self.vsec_id | self.revision << 16 | self.size << 20)
         yield from _bytes_field(8, self.payload, self.writable)
 

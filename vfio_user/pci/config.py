@@ -61,6 +61,7 @@ class ConfigSpace:
         self._watchers.append((offset, size, watcher))
 
     def get(self, offset: int, size: int) -> int:
+        """The little-endian number of `size` bytes at `offset`."""
         return int.from_bytes(self.data[offset : offset + size], "little")
 
     def set(self, offset: int, size: int, value: int) -> None:
@@ -89,6 +90,7 @@ class ConfigSpace:
             place = self.get(place, 4) >> 20 if extended else self.get(place + 1, 1)
 
     def read(self, offset: int, count: int) -> bytes:
+        """What software reads: `count` bytes from `offset` on."""
         return bytes(self.data[offset : offset + count])
 
     def write(self, offset: int, data: bytes | memoryview) -> None:

@@ -26,6 +26,7 @@ class Capabilities:
 
     @property
     def fds_per_message(self) -> int:
+        """Descriptors that a message to this peer may carry: what it said, or the default of 1."""
         return 1 if self.max_msg_fds is None else self.max_msg_fds
 
     @property

@@ -21,16 +21,22 @@ class DmaFlagsV6(IntFlag):
 
 
 class UnmapFlags(IntFlag):
+    """DMA_UNMAP: `GET_DIRTY_BITMAP` reports what was written, `ALL` unmaps all there is."""
+
     GET_DIRTY_BITMAP = 1
     ALL = 2
 
 
 class DeviceFlags(IntFlag):
+    """VFIO_DEVICE_FLAGS_* (linux/vfio.h)."""
+
     RESET = 1
     PCI = 2
 
 
 class RegionFlags(IntFlag):
+    """VFIO_REGION_INFO_FLAG_* (linux/vfio.h)."""
+
     READ = 1
     WRITE = 2
     MMAP = 4
@@ -38,6 +44,8 @@ class RegionFlags(IntFlag):
 
 
 class RegionCapability(IntEnum):
+    """VFIO_REGION_INFO_CAP_* (linux/vfio.h)."""
+
     SPARSE_MMAP = 1
     TYPE = 2
 
@@ -72,6 +80,8 @@ class IrqIndex(IntEnum):
 
 
 class IrqInfoFlags(IntFlag):
+    """VFIO_IRQ_INFO_* (linux/vfio.h)."""
+
     EVENTFD = 1
     MASKABLE = 2
     AUTOMASKED = 4
@@ -79,6 +89,8 @@ class IrqInfoFlags(IntFlag):
 
 
 class IrqSetFlags(IntFlag):
+    """VFIO_IRQ_SET_*: one of the data bits with one of the actions (linux/vfio.h)."""
+
     DATA_NONE = 1
     DATA_BOOL = 2
     DATA_EVENTFD = 4
@@ -92,6 +104,8 @@ IRQ_ACTION = IrqSetFlags.MASK | IrqSetFlags.UNMASK | IrqSetFlags.TRIGGER
 
 
 class IoFdType(IntEnum):
+    """VFIO_USER_IO_FD_TYPE_*: what a sub-region's descriptor is (specification, GET_REGION_IO_FDS)."""
+
     IOEVENTFD = 0
     IOREGIONFD = 1
     IOEVENTFD_SHADOW = 2
@@ -102,12 +116,16 @@ NO_FD = 0xFFFFFFFF
 
 
 class DirtyPagesFlags(IntFlag):
+    """VFIO_IOMMU_DIRTY_PAGES_FLAG_* (linux/vfio.h)."""
+
     START = 1
     STOP = 2
     GET_BITMAP = 4
 
 
 class FeatureFlags(IntFlag):
+    """VFIO_DEVICE_FEATURE_GET, SET and PROBE (linux/vfio.h)."""
+
     GET = 1 << 16
     SET = 1 << 17
     PROBE = 1 << 18
@@ -117,6 +135,8 @@ FEATURE_MASK = 0xFFFF
 
 
 class Feature(IntEnum):
+    """VFIO_DEVICE_FEATURE_* (linux/vfio.h): those that devices of this protocol have."""
+
     MIGRATION = 1
     MIG_DEVICE_STATE = 2
     DMA_LOGGING_START = 6

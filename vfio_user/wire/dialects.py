@@ -54,6 +54,8 @@ class Command(Enum):
 
 
 class Sender(Enum):
+    """Who may send a command."""
+
     CLIENT = "client"
     SERVER = "server"
 

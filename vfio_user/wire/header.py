@@ -71,10 +71,12 @@ class Message:
 
     @property
     def type(self) -> int:
+        """COMMAND or REPLY; other numbers are no type of the protocol's."""
         return self.flags & TYPE_MASK
 
     @property
     def is_reply(self) -> bool:
+        """Whether this answers a command."""
         return self.flags & TYPE_MASK == REPLY
 
     @property
@@ -89,6 +91,7 @@ class Message:
 
     @property
     def size(self) -> int:
+        """Bytes of the whole message, its header included."""
         return HEADER_SIZE + len(self.payload)
 
     def encode(self) -> bytes:

@@ -65,20 +65,22 @@ class Layout(Generic[R]):
 # VERSION
 
 
-class Version(NamedTuple):
+class VfioUserVersion(NamedTuple):
     """Followed by JSON and a NUL; the draft prints the JSON's offset as 22, which nobody uses (it is 20)."""
 
     major: int
     minor: int
 
 
-VERSION = Layout(Version, "HH")
+VERSION = Layout(VfioUserVersion, "HH")
 
 
 # DMA_MAP, DMA_UNMAP
 
 
-class DmaMap(NamedTuple):
+class VfioUserDmaMap(NamedTuple):
+    """struct vfio_user_dma_map; a descriptor beside it is the memory's, from `offset` on."""
+
     argsz: int
     flags: int
     offset: int
@@ -96,44 +98,50 @@ class DmaEntryV6(NamedTuple):
     flags: int
 
 
-class DmaUnmap(NamedTuple):
+class VfioUserDmaUnmap(NamedTuple):
+    """struct vfio_user_dma_unmap; with GET_DIRTY_BITMAP a `VfioBitmap` follows, and the bits in the reply."""
+
     argsz: int
     flags: int
     addr: int
     size: int
 
 
-class Bitmap(NamedTuple):
+class VfioBitmap(NamedTuple):
     """Followed by `size` bytes of bitmap, one bit per page of `pgsize`, in little-endian 64-bit words."""
 
     pgsize: int
     size: int
 
 
-class BitmapV6(NamedTuple):
+class VfioBitmapV6(NamedTuple):
+    """The draft's bitmap: as `VfioBitmap`, with a pointer that means nothing between processes."""
+
     pgsize: int
     size: int
     data: int
 
 
-DMA_MAP = Layout(DmaMap, "IIQQQ")
+DMA_MAP = Layout(VfioUserDmaMap, "IIQQQ")
 DMA_ENTRY_V6 = Layout(DmaEntryV6, "QQQII")
-DMA_UNMAP = Layout(DmaUnmap, "IIQQ")
-BITMAP = Layout(Bitmap, "QQ")
-BITMAP_V6 = Layout(BitmapV6, "QQQ")
+DMA_UNMAP = Layout(VfioUserDmaUnmap, "IIQQ")
+BITMAP = Layout(VfioBitmap, "QQ")
+BITMAP_V6 = Layout(VfioBitmapV6, "QQQ")
 
 
 # GET_INFO, GET_REGION_INFO, GET_REGION_IO_FDS
 
 
-class DeviceInfo(NamedTuple):
+class VfioDeviceInfo(NamedTuple):
+    """struct vfio_device_info (linux/vfio.h), with a header's argsz."""
+
     argsz: int
     flags: int
     num_regions: int
     num_irqs: int
 
 
-class RegionInfo(NamedTuple):
+class VfioRegionInfo(NamedTuple):
     """Followed by capabilities at `cap_offset`, counted from the start of this structure."""
 
     argsz: int
@@ -144,30 +152,36 @@ class RegionInfo(NamedTuple):
     offset: int
 
 
-class CapabilityHeader(NamedTuple):
+class VfioInfoCapHeader(NamedTuple):
+    """struct vfio_info_cap_header; `next` counts from the start of the structure that has the chain, 0 ends it."""
+
     id: int
     version: int
     next: int
 
 
-class SparseMmap(NamedTuple):
+class VfioRegionInfoCapSparseMmap(NamedTuple):
     """Followed by `nr_areas` areas."""
 
     nr_areas: int
     reserved: int
 
 
-class SparseArea(NamedTuple):
+class VfioRegionSparseMmapArea(NamedTuple):
+    """struct vfio_region_sparse_mmap_area: a piece of a region, in bytes, that the client may map."""
+
     offset: int
     size: int
 
 
-class RegionType(NamedTuple):
+class VfioRegionInfoCapType(NamedTuple):
+    """struct vfio_region_info_cap_type: what a device-specific region is for."""
+
     type: int
     subtype: int
 
 
-class RegionIoFds(NamedTuple):
+class VfioUserRegionIoFds(NamedTuple):
     """Followed by `nr_entries` sub-regions."""
 
     argsz: int
@@ -176,7 +190,7 @@ class RegionIoFds(NamedTuple):
     nr_entries: int
 
 
-class IoFd(NamedTuple):
+class VfioUserSubRegion(NamedTuple):
     """One slot of the union: an ioeventfd (shadow or not), or an ioregionfd whose user_data is `shadow_offset`."""
 
     gpa_offset: int
@@ -189,27 +203,29 @@ class IoFd(NamedTuple):
     datamatch: int
 
 
-DEVICE_INFO = Layout(DeviceInfo, "IIII")
-REGION_INFO = Layout(RegionInfo, "IIIIQQ")
-CAPABILITY_HEADER = Layout(CapabilityHeader, "HHI")
-SPARSE_MMAP = Layout(SparseMmap, "II")
-SPARSE_AREA = Layout(SparseArea, "QQ")
-REGION_TYPE = Layout(RegionType, "II")
-REGION_IO_FDS = Layout(RegionIoFds, "IIII")
-IO_FD = Layout(IoFd, "QQIIIIQQ")
+DEVICE_INFO = Layout(VfioDeviceInfo, "IIII")
+REGION_INFO = Layout(VfioRegionInfo, "IIIIQQ")
+CAPABILITY_HEADER = Layout(VfioInfoCapHeader, "HHI")
+SPARSE_MMAP = Layout(VfioRegionInfoCapSparseMmap, "II")
+SPARSE_AREA = Layout(VfioRegionSparseMmapArea, "QQ")
+REGION_TYPE = Layout(VfioRegionInfoCapType, "II")
+REGION_IO_FDS = Layout(VfioUserRegionIoFds, "IIII")
+IO_FD = Layout(VfioUserSubRegion, "QQIIIIQQ")
 
 
 # interrupts
 
 
-class IrqInfo(NamedTuple):
+class VfioIrqInfo(NamedTuple):
+    """struct vfio_irq_info; `nr_vectors` is its `count`."""
+
     argsz: int
     flags: int
     irq: int
     nr_vectors: int
 
 
-class IrqSet(NamedTuple):
+class VfioIrqSet(NamedTuple):
     """Followed by `nr_vectors` bytes where DATA_BOOL is set."""
 
     argsz: int
@@ -219,21 +235,21 @@ class IrqSet(NamedTuple):
     nr_vectors: int
 
 
-class VmInterrupt(NamedTuple):
+class VfioUserVmInterrupt(NamedTuple):
     """Relative to an index that the message does not carry: the interrupt type that is enabled."""
 
     subindex: int
 
 
-IRQ_INFO = Layout(IrqInfo, "IIII")
-IRQ_SET = Layout(IrqSet, "IIIII")
-VM_INTERRUPT = Layout(VmInterrupt, "I")
+IRQ_INFO = Layout(VfioIrqInfo, "IIII")
+IRQ_SET = Layout(VfioIrqSet, "IIIII")
+VM_INTERRUPT = Layout(VfioUserVmInterrupt, "I")
 
 
 # region and DMA access
 
 
-class RegionAccess(NamedTuple):
+class VfioUserRegionAccess(NamedTuple):
     """Followed by `length` bytes in a write and in a read's reply."""
 
     offset: int
@@ -241,42 +257,46 @@ class RegionAccess(NamedTuple):
     length: int
 
 
-class WriteMulti(NamedTuple):
+class VfioUserWriteMulti(NamedTuple):
     """Followed by `nr_writes` entries."""
 
     nr_writes: int
 
 
-class WriteMultiEntry(NamedTuple):
+class VfioUserWrite(NamedTuple):
+    """One write of REGION_WRITE_MULTI: `length` bytes of `data`, at most 8."""
+
     offset: int
     region: int
     length: int
     data: bytes
 
 
-class DmaAccess(NamedTuple):
+class VfioUserDmaAccess(NamedTuple):
     """Followed by `length` bytes in a write and in a read's reply."""
 
     address: int
     length: int
 
 
-REGION_ACCESS = Layout(RegionAccess, "QII")
-WRITE_MULTI = Layout(WriteMulti, "Q")
-WRITE_MULTI_ENTRY = Layout(WriteMultiEntry, "QII8s")
-DMA_ACCESS = Layout(DmaAccess, "QQ")
-DMA_ACCESS_32 = Layout(DmaAccess, "QI")
+REGION_ACCESS = Layout(VfioUserRegionAccess, "QII")
+WRITE_MULTI = Layout(VfioUserWriteMulti, "Q")
+WRITE_MULTI_ENTRY = Layout(VfioUserWrite, "QII8s")
+DMA_ACCESS = Layout(VfioUserDmaAccess, "QQ")
+DMA_ACCESS_32 = Layout(VfioUserDmaAccess, "QI")
 
 
 # dirty pages, features, migration data
 
 
-class DirtyPages(NamedTuple):
+class VfioUserDirtyPages(NamedTuple):
+    """struct vfio_user_dirty_pages: what is to be done with the dirty log."""
+
     argsz: int
     flags: int
 
 
-class DirtyRange(NamedTuple):
+class VfioUserBitmapRange(NamedTuple):
     """GET_BITMAP of the region-migration dialect; its reply is followed by the bitmap."""
 
     iova: int
@@ -285,7 +305,9 @@ class DirtyRange(NamedTuple):
     bitmap_size: int
 
 
-class DirtyRangeV6(NamedTuple):
+class VfioUserBitmapRangeV6(NamedTuple):
+    """The draft's range of GET_BITMAP: as `VfioUserBitmapRange`, with a pointer."""
+
     iova: int
     size: int
     pgsize: int
@@ -293,23 +315,27 @@ class DirtyRangeV6(NamedTuple):
     data: int
 
 
-class Feature(NamedTuple):
+class VfioDeviceFeature(NamedTuple):
     """Followed by the feature's own structure."""
 
     argsz: int
     flags: int
 
 
-class MigrationFlags(NamedTuple):
+class VfioDeviceFeatureMigration(NamedTuple):
+    """struct vfio_device_feature_migration: `MigrationSupport` bits."""
+
     flags: int
 
 
-class DeviceState(NamedTuple):
+class VfioDeviceFeatureMigState(NamedTuple):
+    """struct vfio_device_feature_mig_state; `data_fd` is -1, as data travels in messages."""
+
     state: int
     data_fd: int
 
 
-class LoggingControl(NamedTuple):
+class VfioDeviceFeatureDmaLoggingControl(NamedTuple):
     """Followed by `num_ranges` ranges."""
 
     page_size: int
@@ -317,12 +343,14 @@ class LoggingControl(NamedTuple):
     reserved: int
 
 
-class LoggingRange(NamedTuple):
+class VfioDeviceFeatureDmaLoggingRange(NamedTuple):
+    """struct vfio_device_feature_dma_logging_range, in bytes of IOVA."""
+
     iova: int
     length: int
 
 
-class LoggingReport(NamedTuple):
+class VfioDeviceFeatureDmaLoggingReport(NamedTuple):
     """The reply is followed by the bitmap."""
 
     iova: int
@@ -330,14 +358,14 @@ class LoggingReport(NamedTuple):
     page_size: int
 
 
-class MigrationData(NamedTuple):
+class VfioUserMigData(NamedTuple):
     """Followed by `size` bytes in a write and in a read's reply."""
 
     argsz: int
     size: int
 
 
-class MigrationRegion(NamedTuple):
+class VfioDeviceMigrationInfo(NamedTuple):
     """The registers at the start of the v1 migration region (linux/vfio.h, vfio_device_migration_info)."""
 
     device_state: int
@@ -347,14 +375,14 @@ class MigrationRegion(NamedTuple):
     data_size: int
 
 
-DIRTY_PAGES = Layout(DirtyPages, "II")
-DIRTY_RANGE = Layout(DirtyRange, "QQQQ")
-DIRTY_RANGE_V6 = Layout(DirtyRangeV6, "QQQQQ")
-FEATURE = Layout(Feature, "II")
-MIGRATION_FLAGS = Layout(MigrationFlags, "Q")
-DEVICE_STATE = Layout(DeviceState, "II")
-LOGGING_CONTROL = Layout(LoggingControl, "QII")
-LOGGING_RANGE = Layout(LoggingRange, "QQ")
-LOGGING_REPORT = Layout(LoggingReport, "QQQ")
-MIGRATION_DATA = Layout(MigrationData, "II")
-MIGRATION_REGION = Layout(MigrationRegion, "IIQQQ")
+DIRTY_PAGES = Layout(VfioUserDirtyPages, "II")
+DIRTY_RANGE = Layout(VfioUserBitmapRange, "QQQQ")
+DIRTY_RANGE_V6 = Layout(VfioUserBitmapRangeV6, "QQQQQ")
+FEATURE = Layout(VfioDeviceFeature, "II")
+MIGRATION_FLAGS = Layout(VfioDeviceFeatureMigration, "Q")
+DEVICE_STATE = Layout(VfioDeviceFeatureMigState, "II")
+LOGGING_CONTROL = Layout(VfioDeviceFeatureDmaLoggingControl, "QII")
+LOGGING_RANGE = Layout(VfioDeviceFeatureDmaLoggingRange, "QQ")
+LOGGING_REPORT = Layout(VfioDeviceFeatureDmaLoggingReport, "QQQ")
+MIGRATION_DATA = Layout(VfioUserMigData, "II")
+MIGRATION_REGION = Layout(VfioDeviceMigrationInfo, "IIQQQ")

@@ -14,7 +14,7 @@ from vfio_user.wire.layouts import (
     REGION_TYPE,
     SPARSE_AREA,
     SPARSE_MMAP,
-    RegionInfo,
+    VfioRegionInfo,
 )
 
 _PLENTY = 4096
@@ -109,7 +109,7 @@ def _encode_chain(region: RegionDescription) -> bytes:
     return chain
 
 
-def _chain(payload: bytes, info: RegionInfo) -> Sequence[tuple[int, int]]:
+def _chain(payload: bytes, info: VfioRegionInfo) -> Sequence[tuple[int, int]]:
     """(id, offset of the body) of each capability."""
     found: list[tuple[int, int]] = []
     at = info.cap_offset if info.flags & RegionFlags.CAPS else 0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from userdev.errors import ProtocolError
 from vfio_user.wire.constants import UnmapFlags
-from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, BitmapV6
+from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, VfioBitmapV6
 
 _WITH_BITMAP = DMA_ENTRY_V6.size + BITMAP_V6.size
 _ASKS = int(UnmapFlags.GET_DIRTY_BITMAP)
@@ -21,7 +21,7 @@ class UnmapEntry(NamedTuple):
 
     address: int
     size: int
-    bitmap: BitmapV6 | None
+    bitmap: VfioBitmapV6 | None
 
 
 def unmap_table(payload: bytes) -> list[UnmapEntry]:

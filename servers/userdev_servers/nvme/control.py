@@ -102,7 +102,8 @@ def doorbells(device: Nvme, request: Mapping[str, Any]) -> Doorbells:
 
 def break_(device: Nvme, request: Mapping[str, Any]) -> Broken:
     """{"command": "break", "nsid": 1, "operation": "write", "error": "EIO", "first": 8, "blocks": 1}: the disk fails
-    there, or everywhere, until it is mended."""
+    there, or everywhere, until it is mended.
+    """
     chosen, operation = _namespace(device, request), str(request.get("operation"))
     number = getattr(errno, str(request.get("error", "EIO")), None)
     if operation not in OPERATIONS:

@@ -407,7 +407,8 @@ class Nvme(PciDevice):
 
     def on_migration(self, state: MigrationState) -> None:
         """The image is where both hosts find it: there is nothing that this one has in its page cache alone, and only
-        one of them has it locked."""
+        one of them has it locked.
+        """
         match state:
             case MigrationState.PRE_COPY:  # in good time, so that little is left to do while the guest stands still
                 self.engine.background.submit(self.sync_namespaces, self._tell_of_loss)

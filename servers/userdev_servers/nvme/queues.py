@@ -182,7 +182,8 @@ Drivers take none but the lower half for what they have written last."""
 
 class Shadow:
     """A doorbell in guest memory (Doorbell Buffer Config): the guest writes `value` there, and touches the register
-    only when it passes `event`, which the controller keeps where it wants to be told next."""
+    only when it passes `event`, which the controller keeps where it wants to be told next.
+    """
 
     __slots__ = ("_event", "_last", "_value")
 

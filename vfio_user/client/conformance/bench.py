@@ -19,7 +19,7 @@ from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command, Dialect, Message
 from vfio_user.wire.constants import Feature, IrqIndex, RegionIndex
-from vfio_user.wire.layouts import DeviceInfo, IrqInfo
+from vfio_user.wire.layouts import VfioDeviceInfo, VfioIrqInfo
 
 INTERRUPT_LINE = 0x3C
 """A byte of the config space that is the driver's to write, and means nothing to the device (PCI 3.0, 6.2.4)."""
@@ -111,7 +111,7 @@ class Bench:
     # the device
 
     @cached_property
-    def info(self) -> DeviceInfo:
+    def info(self) -> VfioDeviceInfo:
         return self.client.device_info()
 
     @cached_property
@@ -119,10 +119,10 @@ class Bench:
         return [self.client.region_info(index) for index in range(self.info.num_regions)]
 
     @cached_property
-    def irqs(self) -> list[IrqInfo]:
+    def irqs(self) -> list[VfioIrqInfo]:
         return [self.client.irq_info(index) for index in range(self.info.num_irqs)]
 
-    def irq(self, vectors: int = 1) -> IrqInfo:
+    def irq(self, vectors: int = 1) -> VfioIrqInfo:
         """An interrupt type with at least so many vectors; MSI-X and MSI before INTx."""
         for index in (IrqIndex.MSIX, IrqIndex.MSI, IrqIndex.INTX):
             if index < len(self.irqs) and self.irqs[index].nr_vectors >= vectors:

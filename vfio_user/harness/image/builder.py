@@ -122,7 +122,7 @@ def _open(recipe: Recipe, folder: Path, keys: Keys) -> GuestImage:
 
 
 def _build(recipe: Recipe, progress: Progress) -> GuestImage:
-    """base + overlay + keys: archives one after the other, as the kernel unpacks them."""
+    """Base + overlay + keys: archives one after the other, as the kernel unpacks them."""
     base = _current_base(recipe) or _build_base(recipe, progress)
     keys = ensure_keys()
     folder = _image_folder(recipe, base, keys)

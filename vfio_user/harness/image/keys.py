@@ -77,7 +77,7 @@ def _public_line(key: Ed25519PrivateKey, comment: str) -> bytes:
 
 
 def _dropbear_private(key: Ed25519PrivateKey) -> bytes:
-    """dropbear's own form of an ed25519 key: its type, then seed and public half as one string (src/ed25519.c)."""
+    """Dropbear's own form of an ed25519 key: its type, then seed and public half as one string (src/ed25519.c)."""
     seed = key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
     return _ssh_string(_TYPE.encode()) + _ssh_string(seed + _raw_public(key))
 

@@ -147,16 +147,16 @@ def _take_apart(dialect: Dialect, command: Command, message: Message, decoded: D
     for name, value in record._asdict().items():
         if name not in ("argsz", "reserved"):
             decoded.fields[name] = _shown(command, name, value)
-    if isinstance(record, at.RegionAccess):
+    if isinstance(record, at.VfioUserRegionAccess):
         decoded.region, decoded.offset, decoded.size = record.region, record.offset, record.length
         decoded.data = tail
-    elif isinstance(record, at.DmaAccess):
+    elif isinstance(record, at.VfioUserDmaAccess):
         decoded.offset, decoded.size, decoded.data = record.address, record.length, tail
-    elif isinstance(record, at.Version):
+    elif isinstance(record, at.VfioUserVersion):
         decoded.fields["json"] = tail.rstrip(b"\0").decode(errors="replace")
-    elif isinstance(record, at.Feature):
+    elif isinstance(record, at.VfioDeviceFeature):
         _take_feature_apart(record.flags, tail, decoded)
-    elif isinstance(record, at.RegionInfo):
+    elif isinstance(record, at.VfioRegionInfo):
         decoded.region, decoded.data = record.region, tail
     else:
         decoded.data = tail
