@@ -130,6 +130,28 @@ def test_what_is_no_command_is_refused_in_words_and_the_connection_goes_on(serve
         assert (lines.ask(json.dumps({"command": served.good}).encode()) or {})["ok"]
 
 
+WORDS = {
+    "bytes that are no text": (b"\xff\xff", "no UTF-8"),
+    "another encoding": ('{"command": "status"}'.encode("utf-16"), "no UTF-8"),
+    "an id of many digits": (b'{"command": "x", "id": ' + b"9" * 5000 + b"}", "5000 digits"),
+    "a negative one": (b'{"command": "x", "id": -' + b"9" * 5000 + b"}", "5001 digits"),
+    "a number that there is not": (b'{"command": "x", "id": NaN}', "'NaN' is no number"),
+    "one that is too large": (b'{"command": "x", "id": 1e999}', "'1e999' is no number"),
+    "no JSON": (b'{"command": }', "a command is one line of JSON, and this is none"),
+    "too many levels": (b"[" * 60_000, "too many levels"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), WORDS.values(), ids=WORDS)
+def test_what_is_wrong_with_a_line_is_said_in_a_sentence_of_ours(served: Served, line: bytes, words: str) -> None:
+    with Lines(served.path) as lines:
+        answer = lines.ask(line)
+        assert answer is not None
+        assert words in answer["error"]["what"]
+        for pythons in ("int string conversion", "codec", "set_int_max_str_digits", "(char ", "Error"):
+            assert pythons not in answer["error"]["what"]
+
+
 def test_a_refusal_has_the_id_of_its_command(served: Served) -> None:
     with Lines(served.path) as lines:
         assert (lines.ask(b'{"command": "no such", "id": 8}') or {})["id"] == 8

@@ -112,7 +112,7 @@ class ControlSocket:
         try:
             document = document_of(line.text)
             name = command_of(document, [*self._commands, "watch"])
-        except (UserError, ValueError) as error:
+        except UserError as error:
             return refusal_line(error, document)
         if name == "watch":
             controller.watch(document)

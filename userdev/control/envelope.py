@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import reprlib
 from collections.abc import Collection, Mapping
@@ -10,6 +11,9 @@ from typing import Any
 
 from userdev.errors import UserError
 
+EXAMPLE = '{"command": NAME, ...}'
+MAX_DIGITS = 1000
+"""Of a number: Python takes no more than 4300, at times, and 20 are 64 bits."""
 RAW = "raw"
 """In a command or a result: how many bytes follow the line."""
 
@@ -18,12 +22,32 @@ def document_of(text: bytes) -> Any:
     """The JSON value in a line.
 
     Raises:
-        ValueError: it is none, or one that nobody means.
+        UserError: it is none, or one that nobody means.
     """
     try:
-        return json.loads(text)
+        return json.loads(text.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
-        raise ValueError("a JSON value of too many levels") from None
+        what = "it has too many levels"
+    except UnicodeDecodeError as error:
+        what = f"its bytes from {error.start} on are no UTF-8"
+    except json.JSONDecodeError as error:
+        what = f"it is not from character {error.pos} on"
+    raise UserError(f"a command is one line of JSON, and this is none: {what}", hint=EXAMPLE)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise UserError(
+            f"a number of {len(digits)} digits is in the command, and {MAX_DIGITS} are the most that one has"
+        )
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    """Of what JSON has no way to write the answer would not be JSON."""
+    if not math.isfinite(number := float(text)):
+        raise UserError(f"{reprlib.repr(text)} is no number that JSON has")
+    return number
 
 
 def command_of(document: Any, known: Collection[str]) -> str:
@@ -34,7 +58,7 @@ def command_of(document: Any, known: Collection[str]) -> str:
     """
     name = document.get("command") if isinstance(document, dict) else None
     if not isinstance(name, str):
-        raise UserError('a command is one line of JSON: {"command": NAME, ...}')
+        raise UserError(f"a command is one line of JSON: {EXAMPLE}")
     if name not in known:
         raise UserError(f"{reprlib.repr(name)} is no command", hint=f"there are: {', '.join(known)}")
     return name
@@ -46,7 +70,7 @@ def announced(text: bytes) -> int:
         return 0
     try:
         size = document_of(text)[RAW]
-    except (ValueError, TypeError, KeyError):  # it will be refused for what it is
+    except (UserError, TypeError, KeyError):  # it will be refused for what it is
         return 0
     return size if type(size) is int and size > 0 else 0  # true asks for raw bytes
 

@@ -13,7 +13,7 @@ from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import PeerLost, RequestRefused
 from vfio_user.interposer.pairing import Pending
 from vfio_user.interposer.session import Session
-from vfio_user.wire import NO_REPLY, Command, Message
+from vfio_user.wire import MAX_DATA, NO_REPLY, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import FeatureFlags
 from vfio_user.wire.state_pieces import write_of
@@ -29,8 +29,10 @@ async def exchange(session: Session, towards: Direction, message: Message, *, ti
 
     Raises:
         PeerLost: the peer is gone.
+        RequestRefused: EMSGSIZE, it is larger than the peer takes, which would end the connection, the client's too.
         TimeoutError: no reply within `timeout` seconds; one that comes later is dropped.
     """
+    _check_size(session, towards, message)
     if not session.is_connected(towards):
         raise PeerLost(f"no {'server' if towards is Direction.TO_SERVER else 'client'} is connected")
     own = session.own[towards]
@@ -137,6 +139,18 @@ async def feature(
     reply = await request(session, Command.DEVICE_FEATURE, payload, timeout=timeout)
     at.FEATURE.unpack(reply.payload)
     return reply.payload[at.FEATURE.size :]
+
+
+def _check_size(session: Session, towards: Direction, message: Message) -> None:
+    side = session.model.server if towards is Direction.TO_SERVER else session.model.client
+    data = (side.capabilities.data_per_message if side else 0) or MAX_DATA
+    largest = data + at.REGION_ACCESS.size
+    if len(message.payload) > largest:
+        peer = "server" if towards is Direction.TO_SERVER else "client"
+        command = session.dialect.command(message.command)
+        name = command.name if command else message.command
+        what = f"{len(message.payload):,} bytes of {name} in one message, and the {peer} takes {largest:,}"
+        raise RequestRefused(what, errnos.EMSGSIZE)
 
 
 def data_limit(session: Session) -> int:

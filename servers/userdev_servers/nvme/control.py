@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -107,9 +108,11 @@ def break_(device: Nvme, request: Mapping[str, Any]) -> Broken:
     chosen, operation = _namespace(device, request), str(request.get("operation"))
     number = getattr(errno, str(request.get("error", "EIO")), None)
     if operation not in OPERATIONS:
-        raise UserError(f"there is no operation {operation!r}", hint=f"there are: {', '.join(OPERATIONS)}")
+        raise UserError(f"there is no operation {reprlib.repr(operation)}", hint=f"there are: {', '.join(OPERATIONS)}")
     if not isinstance(number, int):
-        raise UserError(f"there is no error {request.get('error')!r}", hint="EIO and ENOSPC are what disks have")
+        raise UserError(
+            f"there is no error {reprlib.repr(request.get('error'))}", hint="EIO and ENOSPC are what disks have"
+        )
     first, blocks = request.get("first", 0), request.get("blocks", chosen.blocks)
     if type(first) is not int or type(blocks) is not int:
         raise UserError("first and blocks are numbers")

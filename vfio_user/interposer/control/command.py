@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import reprlib
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -16,11 +17,17 @@ from vfio_user.interposer.trace.show import parse_region
 
 def _number(value: Any) -> Any:
     """Numbers may be written as "0x10"."""
-    return int(value, 0) if isinstance(value, str) else value
+    try:
+        return int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"{reprlib.repr(value)} is no number") from None
 
 
 def _bytes(value: Any) -> Any:
-    return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("bytes are written in base64") from None
 
 
 def _region(value: Any) -> Any:

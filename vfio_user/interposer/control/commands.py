@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import reprlib
 import signal
 from typing import Annotated, ClassVar, Literal
 
@@ -77,7 +78,7 @@ class Request(ControlCommand):
         session = interposer.current()
         known = {command.value: command for command in Command} | {command.name: command for command in Command}
         if self.name not in known or known[self.name] not in session.dialect:
-            raise UserError(f"{self.name!r} is no command of dialect {session.dialect.name}")
+            raise UserError(f"{reprlib.repr(self.name)} is no command of dialect {session.dialect.name}")
         message = Message(0, session.dialect.number(known[self.name]), payload=self.payload, fds=fds)
         reply = await own_calls.exchange(session, DIRECTIONS[self.towards], message, timeout=self.timeout)
         return {
@@ -98,7 +99,7 @@ class DeviceFeature(ControlCommand):
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Data:
         if isinstance(self.feature, str) and self.feature not in Feature.__members__:
-            raise UserError(f"{self.feature!r} is no feature", hint=", ".join(Feature.__members__))
+            raise UserError(f"{reprlib.repr(self.feature)} is no feature", hint=", ".join(Feature.__members__))
         number = Feature[self.feature].value if isinstance(self.feature, str) else self.feature
         room = self.room if self.operation == "get" else 0
         operation = FeatureFlags[self.operation.upper()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,9 @@ class GetOrSetMigrationState(ControlCommand):
         if self.set is None:
             return {"state": (await migration.state()).name}
         if self.set not in MigrationState.__members__:
-            raise UserError(f"{self.set!r} is no migration state", hint=", ".join(MigrationState.__members__))
+            raise UserError(
+                f"{reprlib.repr(self.set)} is no migration state", hint=", ".join(MigrationState.__members__)
+            )
         state = MigrationState[self.set]
         await migration.set_state(state, timeout=self.timeout)
         return {"state": state.name}

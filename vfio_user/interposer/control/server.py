@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from userdev.control import Line, LineReader, answer_line, command_of, document_of, refusal_line
+from userdev.declare.values import shortened
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.transport import Listener, Stream, close_all
 from vfio_user.interposer.control.answers import Result
@@ -175,7 +176,7 @@ class _Connection:
             command = COMMANDS[name].model_validate(document)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
+            place = ".".join(shortened(str(each)) for each in first["loc"])
             raise UserError(f"{place}: {first['msg']}" if place else str(first["msg"])) from None
         if line.fds and not command.fds:
             raise UserError("this command takes no descriptors")

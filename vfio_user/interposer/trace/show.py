@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def parse_region(text: str) -> int:
     try:
         return int(RegionIndex[text.upper()]) if text.upper() in RegionIndex.__members__ else int(text, 0)
     except ValueError:
-        raise UserError(f"{text!r} is no region", hint=", ".join(RegionIndex.__members__)) from None
+        raise UserError(f"{reprlib.repr(text)} is no region", hint=", ".join(RegionIndex.__members__)) from None
 
 
 def parse_offsets(text: str) -> tuple[int, int]:
