@@ -24,10 +24,10 @@ from tests.fuzzing import Generator, noise
 from tests.interposed import interposed_edu
 from tests.migration_device import Adder, load, save
 from userdev.errors import ProtocolError, UserError
+from userdev.relay.direction import Direction
 from userdev_servers.gpio import Gpio
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace import TraceWriter, View
 from vfio_user.migration.stream import CHECKSUM, HEAD, PREAMBLE
 from vfio_user.server import Server

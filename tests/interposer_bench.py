@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from userdev.relay.backlog import MAX_BYTES
+from userdev.relay.loop import Future, Loop, Task
 from userdev.transport import Framer, Stream, close_all
-from vfio_user.interposer.backlog import MAX_BYTES
-from vfio_user.interposer.loop import Future, Loop, Task
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.trace import TraceWriter
 from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message

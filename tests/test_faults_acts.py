@@ -294,7 +294,7 @@ def engine(rule: dict[str, Any], seed: int = 0) -> Callable[..., bool]:
     made = Engine(Scenario.model_validate({"seed": seed, "rules": [{"act": "drop", **rule}]}), CURRENT)
 
     def hits(message: Message, *, state: str = "running", seconds: float = 0, towards: str = "to-server") -> bool:
-        from vfio_user.interposer.direction import DIRECTIONS
+        from userdev.relay.direction import DIRECTIONS
 
         return made.plan(DIRECTIONS[towards], message, state, seconds) is not None
 
@@ -366,7 +366,7 @@ def test_one_rules_chance_does_not_depend_on_the_others() -> None:
 
     def rolls(*rules: dict[str, Any]) -> list[bool]:
         made = Engine(Scenario.model_validate({"rules": list(rules)}), CURRENT)
-        from vfio_user.interposer.direction import Direction
+        from userdev.relay.direction import Direction
 
         found = []
         for _ in range(100):

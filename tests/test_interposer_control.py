@@ -24,13 +24,13 @@ from tests.interposer_bench import Bench, answer, dma_map, read
 from userdev.control import ControlError
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import dirty_runs
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Task
 from vfio_user.client import Client
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.interposer.control.commands import COMMANDS
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import PeerLost
-from vfio_user.interposer.loop import Task
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 

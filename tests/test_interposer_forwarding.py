@@ -14,10 +14,11 @@ import pytest
 from tests.fuzzing import open_fds
 from tests.fuzzing_interposer import campaign
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
+from userdev.relay import Outlet, Pump
+from userdev.relay.direction import Direction
 from userdev.transport import Stream
-from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.pump import Outlet, Pump
-from vfio_user.wire import DIALECTS, HEADER, Command, Dialect
+from vfio_user.interposer.codec import CODEC, Header
+from vfio_user.wire import DIALECTS, HEADER, Command, Dialect, Message
 
 
 @pytest.fixture
@@ -254,35 +255,38 @@ def test_the_model_is_of_what_the_server_accepted(bench: Bench) -> None:
 # looking for what comes at once, instead of sleeping until it has
 
 
+Piped = tuple[Peer, Peer, Pump[Message, Header]]
+
+
 @pytest.fixture
-def piped(bench: Bench, request: pytest.FixtureRequest) -> Iterator[tuple[Peer, Peer, Pump]]:
+def piped(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Piped]:
     """What a pump takes from, what it sends to, and the pump: towards the client, unless a test says otherwise."""
     (source, near_source), (sink, near_sink) = bench.pair(), bench.pair()
     for near in (near_source, near_sink):
         near.setblocking(False)
     direction = getattr(request, "param", Direction.TO_CLIENT)
-    pump = Pump(direction, Stream(near_source), Outlet(Stream(near_sink)), bench.session)
+    pump = Pump(CODEC, direction, Stream(near_source), Outlet(Stream(near_sink)), bench.session)
     yield source, sink, pump
     pump.close()
     for end in (source, sink, near_source, near_sink):
         end.close()
 
 
-def test_what_comes_at_once_is_sent_on(piped: tuple[Peer, Peer, Pump]) -> None:
+def test_what_comes_at_once_is_sent_on(piped: Piped) -> None:
     source, sink, pump = piped
     source.send(request(Command.DMA_READ, bytes(16)))
     assert pump.look()
     assert sink.receive() == request(Command.DMA_READ, bytes(16))
 
 
-def test_where_nothing_comes_looking_ends(piped: tuple[Peer, Peer, Pump]) -> None:
+def test_where_nothing_comes_looking_ends(piped: Piped) -> None:
     _, sink, pump = piped
     assert not pump.look()
     assert sink.is_silent()
 
 
 @pytest.mark.parametrize("piped", [Direction.TO_SERVER], indirect=True)
-def test_a_part_of_a_request_is_not_kept_until_the_rest_comes(piped: tuple[Peer, Peer, Pump]) -> None:
+def test_a_part_of_a_request_is_not_kept_until_the_rest_comes(piped: Piped) -> None:
     source, sink, pump = piped
     whole = request(Command.REGION_READ, bytes(16)).encode()
     source.socket.send(whole[:7])
@@ -293,7 +297,7 @@ def test_a_part_of_a_request_is_not_kept_until_the_rest_comes(piped: tuple[Peer,
     assert sink.receive_bytes(len(whole) - 7) == whole[7:]
 
 
-def test_a_source_that_ends_is_noticed_while_looking(piped: tuple[Peer, Peer, Pump]) -> None:
+def test_a_source_that_ends_is_noticed_while_looking(piped: Piped) -> None:
     source, _, pump = piped
     source.socket.close()
     assert pump.look()

@@ -16,11 +16,11 @@ import pytest
 from tests.device_kit import descriptors_left
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, dma_map, request
+from userdev import descriptors
+from userdev.eventfd import signal_eventfd
+from userdev.relay.direction import Direction
 from userdev.transport import close_all
 from vfio_user.client import Disconnected
-from vfio_user.interposer import descriptors
-from vfio_user.interposer.descriptors import signal_eventfd
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import IncompatibleServer, RequestRefused
 from vfio_user.interposer.guest_memory import read_memory
 from vfio_user.interposer.passing import Passing
@@ -142,7 +142,7 @@ def test_a_defect_of_ours_costs_one_session(tmp_path: Path, capfd: pytest.Captur
 def test_a_program_that_is_told_to_stop_ends_whatever_it_waits_for(work: str) -> None:
     program = f"""
 import signal, time
-from vfio_user.interposer import loop
+from userdev.relay import loop
 loop.STOP_TIME = 0.3
 here = loop.Loop()
 here.stop_on(signal.SIGTERM)

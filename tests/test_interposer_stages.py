@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.interposer_bench import Bench, answer, read, write
-from vfio_user.interposer.direction import Direction
+from userdev.relay.direction import Direction
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.trace import Record, read_trace

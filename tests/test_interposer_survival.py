@@ -16,8 +16,8 @@ from tests.interposed import EDU, EDU_BY_PATH, Interposed
 from tests.interposer_bench import read, write
 from userdev.control import ControlError
 from userdev.errors import UserError
+from userdev.relay.direction import Direction
 from vfio_user.client import Client, Disconnected, EventFd, RemoteError
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.journal import Journal
 from vfio_user.interposer.survival import Policy

@@ -14,8 +14,8 @@ import pytest
 from userdev.errors import UserError, VerdictError
 from userdev.printable import Printable, printable
 from userdev.process import tail
+from userdev.relay.direction import Direction
 from vfio_user.harness.guest import Result
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.trace import TraceWriter
 from vfio_user.wire import Message
 

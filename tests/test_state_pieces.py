@@ -14,12 +14,12 @@ import pytest
 
 from tests.interposer_bench import Bench
 from tests.scripted_server import ScriptedServer
+from userdev.relay.loop import Future, Task
 from userdev.transport import Stream
 from vfio_user.client import Client, RemoteError
 from vfio_user.client.migration_region import MigrationRegion
 from vfio_user.client.regions import Region, RegionCalls
 from vfio_user.interposer.errors import RequestRefused
-from vfio_user.interposer.loop import Future, Task
 from vfio_user.interposer.migration import MessageMigration
 from vfio_user.interposer.migration_region import DATA_OFFSET, RegionMigration
 from vfio_user.wire import CURRENT, HEADER, REPLY, Capabilities, Command, Message, encode_version

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from userdev.descriptors import FdKind
 from userdev.errors import UserError
-from vfio_user.interposer.descriptors import FdKind
-from vfio_user.interposer.direction import Direction
+from userdev.relay.direction import Direction
+from userdev.trace.format import encode_body
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.trace import Kind, Note, Raw, Record, TraceWriter, read_trace
-from vfio_user.interposer.trace.format import encode_body
-from vfio_user.wire import Command, Message
+from vfio_user.wire import CURRENT, Command, Message
 
 
 def records(path: Path) -> list[Record]:
@@ -231,3 +231,30 @@ def _take(sock: socket.socket, count: int) -> None:
     sock.settimeout(60)
     while count:
         count -= len(sock.recv(count))
+
+
+OLD = Path(__file__).parent / "traces" / "format-1-without-protocol.trace"
+"""As the interposer wrote them before headers named the protocol."""
+
+
+def test_a_trace_of_before_headers_named_the_protocol_is_read(tmp_path: Path) -> None:
+    trace = read_trace(OLD)
+    assert not trace.truncated
+    assert trace.header.protocol == "vfio-user"
+    assert trace.dialect is CURRENT
+    found = [entry.message for entry in trace.entries if isinstance(entry, Record)]
+    assert [CURRENT.command(message.command) for message in found] == [
+        *[Command.VERSION] * 2,
+        *[Command.DMA_MAP] * 2,
+        *[Command.REGION_READ] * 2,
+        Command.REGION_WRITE,
+    ]
+    [mapped] = [entry for entry in trace.entries if isinstance(entry, Record) and entry.fds]
+    assert (mapped.fds[0].kind, mapped.fds[0].size) == (FdKind.MEMFD, 8192)
+    assert [entry.data for entry in trace.entries if isinstance(entry, Raw)] == [b"half a"]
+    assert "interrupt" in [entry.event for entry in trace.entries if isinstance(entry, Note)]
+
+
+def test_a_trace_names_its_protocol(tmp_path: Path) -> None:
+    TraceWriter(tmp_path / "trace", {}).close()
+    assert read_trace(tmp_path / "trace").header.about["protocol"] == "vfio-user"

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+_AT_ONCE = 64  # what an eventfd is counted up by at one time
+
 
 def is_eventfd(fd: int) -> bool:
     """As the kernel's VFIO insists; True too where /proc cannot tell."""
@@ -45,6 +47,14 @@ def _signal(fd: int) -> None:
 def _signal_unless_full(fd: int, poll: select.poll) -> None:
     if poll.poll(0):
         _signal(fd)
+
+
+def signal_eventfd(fd: int, count: int = 1) -> None:
+    """Add to an eventfd as far as there is room: it may have been filled, and be one that waits."""
+    for _ in range(min(count, _AT_ONCE)):
+        if is_full(fd):
+            return
+        os.eventfd_write(fd, 1)
 
 
 def drain(fd: int) -> int:

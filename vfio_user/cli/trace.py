@@ -11,7 +11,7 @@ from typing import BinaryIO
 import click
 
 from userdev.errors import UserError, about
-from vfio_user.interposer.direction import DIRECTIONS
+from userdev.relay.direction import DIRECTIONS
 from vfio_user.interposer.trace import Trace, read_trace
 from vfio_user.interposer.trace.registers import Register, RegisterMap, load_registers
 from vfio_user.interposer.trace.show import (

@@ -29,7 +29,7 @@ from userdev.process import Child, tail
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import NOISE, reason
-from vfio_user.interposer.trace.reader import read_trace
+from vfio_user.interposer.trace import read_trace
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.interposer.trace.show import decode_entries, text
 

@@ -14,10 +14,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from userdev.descriptors import duplicate
 from userdev.errors import ProtocolError
+from userdev.eventfd import signal_eventfd
+from userdev.relay.direction import Direction
 from userdev.transport import close_all
-from vfio_user.interposer.descriptors import duplicate, signal_eventfd
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory, write_memory
 from vfio_user.interposer.passing import Passing

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 
 from userdev.memory.bitmap import IovaRange
-from vfio_user.interposer.direction import Direction
+from userdev.relay.direction import Direction
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.own_calls import data_limit, request
 from vfio_user.interposer.session import Session

@@ -6,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from userdev.relay.backlog import Backlog
+from userdev.relay.direction import Direction
 from userdev.transport import close_all
-from vfio_user.interposer.backlog import Backlog
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.passing import Passing
 from vfio_user.wire import Message
 
@@ -49,7 +49,7 @@ class Holding:
         """This one has come while requests are kept back."""
         request.since = time.monotonic()
         self._held.append(request)
-        self._backlog.keep(Direction.TO_SERVER, request.message)
+        self._backlog.keep(Direction.TO_SERVER, request.message.size)
 
     def take(self, since: float) -> list[Message]:
         """Take out those that have been held since that time (monotonic seconds) or longer."""
@@ -67,5 +67,5 @@ class Holding:
 
     def _next(self) -> Passing:
         held = self._held.popleft()
-        self._backlog.let_go(Direction.TO_SERVER, held.message)
+        self._backlog.let_go(Direction.TO_SERVER, held.message.size)
         return held

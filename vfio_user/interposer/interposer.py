@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from userdev.errors import UserError
 from userdev.printable import printable
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Loop, Task
 from userdev.transport import Listener, Stream
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.control.answers import ByDirection, SessionStatus, Status
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import PeerLost
-from vfio_user.interposer.loop import Loop, Task
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.survival import Policy, Survival
 from vfio_user.interposer.trace import TraceWriter

@@ -11,8 +11,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from userdev.relay.direction import Direction
 from userdev.transport import close_all
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.passing import copy_message
 from vfio_user.wire import Message
 

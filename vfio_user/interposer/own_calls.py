@@ -1,4 +1,4 @@
-"""Requests of the interposer's own, beside those of the client: coroutines of `vfio_user.interposer.loop`.
+"""Requests of the interposer's own, beside those of the client: coroutines of `userdev.relay.loop`.
 
 A refusal by the peer raises `RequestRefused` with its errno; a peer that is gone or silent raises `PeerLost` or
 `TimeoutError`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno as errnos
 from collections.abc import Sequence
 
-from vfio_user.interposer.direction import Direction
+from userdev.relay.direction import Direction
 from vfio_user.interposer.errors import PeerLost, RequestRefused
 from vfio_user.interposer.pairing import Pending
 from vfio_user.interposer.session import Session

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from vfio_user.interposer.descriptors import duplicates
-from vfio_user.interposer.direction import Direction
+from userdev.descriptors import duplicates
+from userdev.relay.direction import Direction
 from vfio_user.wire import Message
 
 

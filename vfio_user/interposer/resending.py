@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from userdev.errors import UserError
-from vfio_user.interposer.direction import Direction
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Task
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory
-from vfio_user.interposer.loop import Task
 from vfio_user.interposer.own_calls import TIMEOUT, exchange_all
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Command

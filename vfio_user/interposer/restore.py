@@ -6,11 +6,12 @@ import os
 from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
+from userdev.descriptors import FileKey, file_key
 from userdev.errors import ProtocolError
+from userdev.eventfd import signal_eventfd
+from userdev.relay.loop import Future, Task
 from vfio_user.interposer import own_calls
-from vfio_user.interposer.descriptors import FileKey, file_key, signal_eventfd
 from vfio_user.interposer.errors import IncompatibleServer
-from vfio_user.interposer.loop import Future, Task
 from vfio_user.interposer.migration import migration_of
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.session_model import Mapping, SessionModel

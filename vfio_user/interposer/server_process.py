@@ -15,8 +15,8 @@ from pathlib import Path
 
 from userdev.errors import UserError
 from userdev.process import ServerCommand, Watch, spawn
+from userdev.relay.loop import Future, Loop
 from userdev.transport import Stream
-from vfio_user.interposer.loop import Future, Loop
 
 STOP_TIME = 2.0
 """Seconds between SIGTERM and SIGKILL."""

@@ -10,15 +10,16 @@ import errno as errnos
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from userdev.relay.backlog import Backlog
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Loop
+from userdev.relay.relay import Relay
 from userdev.transport import Stream, close_all
-from vfio_user.interposer.backlog import Backlog
-from vfio_user.interposer.direction import Direction
+from vfio_user.interposer.codec import CODEC, Header
 from vfio_user.interposer.holding import Holding
-from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.own_requests import OwnRequests
 from vfio_user.interposer.pairing import Pairing, Pending
 from vfio_user.interposer.passing import Passing, Stage, Watcher, copy_message
-from vfio_user.interposer.relay import Relay
 from vfio_user.interposer.server_migration import ServerMigration
 from vfio_user.interposer.session_model import CONFIG_REGION, SessionModel
 from vfio_user.interposer.trace import TraceWriter, View
@@ -76,7 +77,7 @@ class Session:
         self._watchers: list[Watcher] = []
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         self._on_end = on_end
-        self._relay = Relay(loop, client, server, self)
+        self._relay = Relay(CODEC, loop, client, server, self)
 
     # the life of a session
 
@@ -215,7 +216,8 @@ class Session:
         """Whether so much is kept that no more is to be read."""
         return self.backlog.full(direction)
 
-    def passed(self, direction: Direction, id: int, command: int, flags: int, errno: int, data: memoryview) -> None:
+    def passed(self, direction: Direction, header: Header, data: memoryview) -> None:
+        id, command, _, flags, errno = header
         self.counters.messages[direction] += 1
         self.counters.bytes[direction] += len(data)
         trace = self.trace

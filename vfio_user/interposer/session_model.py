@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from userdev.descriptors import FdStore, FileKey, file_key
 from userdev.errors import ProtocolError
-from vfio_user.interposer.descriptors import FdStore, FileKey, file_key
 from vfio_user.wire import Command, Dialect, Message, Proposal, decode_version
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from userdev.errors import UserdevError, UserError
+from userdev.eventfd import signal_eventfd
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Task, Timer
 from userdev.transport import close_all
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control.answers import Restarted, SurvivalStatus
-from vfio_user.interposer.descriptors import signal_eventfd
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.errors import IncompatibleServer
 from vfio_user.interposer.journal import Journal
-from vfio_user.interposer.loop import Task, Timer
 from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.restore import kick, restore, save_state

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from userdev.errors import UserError
+from userdev.relay.loop import Loop
 from userdev.transport import Address, Stream, connect
-from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.server_process import ServerProcess, peer_pid, process_ended
 
 LINGERS = 0.5

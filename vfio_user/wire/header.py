@@ -61,7 +61,7 @@ class Message:
         return size
 
     @classmethod
-    def decode(cls, buffer: bytearray, at: int, payload: bytes, fds: list[int]) -> Message:
+    def decode(cls, buffer: bytes | bytearray, at: int, payload: bytes, fds: list[int]) -> Message:
         """The message whose header is at `at`, of what follows it and of the descriptors that belong to it."""
         id, command, _, flags, errno = HEADER.unpack_from(buffer, at)
         return cls(id, command, flags, errno, payload, fds)

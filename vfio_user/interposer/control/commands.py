@@ -14,12 +14,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from userdev.errors import UserError
+from userdev.relay.direction import DIRECTIONS
 from vfio_user.documents import read_regular_file
 from vfio_user.interposer import guest_memory, own_calls
 from vfio_user.interposer.control import answers, migration
 from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Run, Seconds, Size
 from vfio_user.interposer.control.controlled import Controlled
-from vfio_user.interposer.direction import DIRECTIONS
 from vfio_user.interposer.faults.scenario import Scenario, parse_scenario
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from userdev.relay.loop import Loop
 from vfio_user.interposer.control.answers import Status
 from vfio_user.interposer.faults.scenario import Scenario
-from vfio_user.interposer.loop import Loop
 from vfio_user.interposer.session import Session
 from vfio_user.interposer.survival import Survival
 

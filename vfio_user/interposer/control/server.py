@@ -8,11 +8,11 @@ from typing import Any
 from userdev.control import Line, LineReader, answer_line, command_of, document_of, refusal_line
 from userdev.declare.values import shortened
 from userdev.errors import ProtocolError, UserdevError, UserError
+from userdev.relay.loop import GONE, READ, WRITE, Loop, Task
+from userdev.relay.outlet import Outlet
 from userdev.transport import Listener, Stream, close_all
 from vfio_user.interposer.control.answers import Result
 from vfio_user.interposer.control.controlled import Controlled
-from vfio_user.interposer.loop import GONE, READ, WRITE, Loop, Task
-from vfio_user.interposer.pump import Outlet
 
 MAX_CONNECTIONS = 32
 """Controllers at a time."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vfio_user.interposer.direction import DIRECTIONS, Direction
+from userdev.relay.direction import DIRECTIONS, Direction
 from vfio_user.interposer.faults import scenario as script
 from vfio_user.interposer.faults.fields import place_of
 from vfio_user.interposer.trace.decode import Decoded, describe

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from userdev.errors import UserError
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Task
 from userdev.transport import close_all
-from vfio_user.interposer.direction import Direction
 from vfio_user.interposer.faults.engine import Engine, Plan, as_message
 from vfio_user.interposer.faults.scenario import Close, Scenario
-from vfio_user.interposer.loop import Task
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.session import Session
 from vfio_user.wire import Message
@@ -76,11 +76,11 @@ class Faults:
             line.queue.clear()
             line.behind.clear()
             for item in items:
-                self._session.backlog.let_go(direction, item.message)
+                self._session.backlog.let_go(direction, item.message.size)
                 self._send(direction, item)
         flying, self._flying = self._flying, []
         for direction, item in flying:
-            self._session.backlog.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message.size)
             self._send(direction, item)
 
     def __call__(self, passing: Passing) -> Message | None:
@@ -106,7 +106,7 @@ class Faults:
                 self._put_behind(direction, item, plan.reorder.after, plan.reorder.within)
                 return
             if plan.delay and plan.overtake:
-                self._session.backlog.keep(direction, item.message)
+                self._session.backlog.keep(direction, item.message.size)
                 self._flying.append((direction, item))
                 self._session.loop.after(plan.delay, lambda: self._land(direction, item))
                 return
@@ -114,7 +114,7 @@ class Faults:
         if line.dead:
             close_all(item.message.fds)
             return
-        self._session.backlog.keep(direction, item.message)
+        self._session.backlog.keep(direction, item.message.size)
         line.queue.append(item)
         if line.task is None:
             line.task = self._session.loop.spawn(self._run_line(direction, line))
@@ -138,7 +138,7 @@ class Faults:
             if wait > 0:
                 await self._session.loop.sleep(wait)
             item = line.queue.popleft()
-            self._session.backlog.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message.size)
             if item.plan is not None and len(item.plan.pieces) > 1:
                 await self._send_in_pieces(direction, item, item.plan)
             else:
@@ -149,7 +149,7 @@ class Faults:
             self._passed(direction)
         while line.queue:
             item = line.queue.popleft()
-            self._session.backlog.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message.size)
             close_all(item.message.fds)
         line.task = None
 
@@ -199,7 +199,7 @@ class Faults:
 
     def _put_behind(self, direction: Direction, item: _Item, count: int, within: float) -> None:
         line = self._lines[direction]
-        self._session.backlog.keep(direction, item.message)
+        self._session.backlog.keep(direction, item.message.size)
         line.behind.append((count, item))
         self._session.loop.after(within, lambda: self._release(direction, item))
 
@@ -216,13 +216,13 @@ class Faults:
         left = [(count, other) for count, other in line.behind if other is not item]
         if len(left) < len(line.behind):
             line.behind = left
-            self._session.backlog.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message.size)
             self._send(direction, item)
 
     def _land(self, direction: Direction, item: _Item) -> None:
         if (direction, item) in self._flying:
             self._flying.remove((direction, item))
-            self._session.backlog.let_go(direction, item.message)
+            self._session.backlog.let_go(direction, item.message.size)
             self._send(direction, item)
 
     def _close(self, close: Close) -> None:

@@ -16,7 +16,7 @@ from userdev.errors import UserError
 from vfio_user.interposer.replay.outcome import Difference, What
 from vfio_user.interposer.replay.player import PATIENCE, Place, replay
 from vfio_user.interposer.replay.script import Script, load_script
-from vfio_user.interposer.trace.format import Record
+from vfio_user.interposer.trace import Record
 from vfio_user.wire import Command
 
 Fails = Callable[[Script], bool]

@@ -11,18 +11,18 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
+from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import ProtocolError, UserError
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Loop
 from userdev.transport import Framer, Stream, close_all, connect
-from vfio_user.interposer.descriptors import FdInfo, FdKind
-from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.loop import Loop
-from vfio_user.interposer.pump import MAX_FRAME
+from vfio_user.interposer.codec import MAX_FRAME
 from vfio_user.interposer.replay.memory import SparseMemory
 from vfio_user.interposer.replay.outcome import Difference, Outcome, What
 from vfio_user.interposer.replay.script import Script, is_doing, load_script
 from vfio_user.interposer.server_process import ServerProcess
+from vfio_user.interposer.trace import Note, Raw, Record
 from vfio_user.interposer.trace.decode import describe
-from vfio_user.interposer.trace.format import Note, Raw, Record
 from vfio_user.wire import MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags

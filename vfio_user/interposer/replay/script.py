@@ -7,23 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
+from userdev.descriptors import FdKind
 from userdev.errors import UserError, about
-from vfio_user.interposer.descriptors import FdKind
-from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.trace.format import (
-    MAGIC,
-    Entry,
-    Header,
-    Kind,
-    Note,
-    Raw,
-    Record,
-    View,
-    encode_body,
-    encode_json,
-    encode_message,
-)
-from vfio_user.interposer.trace.reader import read_trace
+from userdev.relay.direction import Direction
+from userdev.trace.format import MAGIC, encode_body, encode_json, encode_message
+from vfio_user.interposer.trace import Entry, Header, Kind, Note, Raw, Record, View, read_trace
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.dialects import dialect_named
 

@@ -1,7 +1,6 @@
-"""The trace file: what crossed the wire, written so that a SIGKILL loses nothing that was written before it."""
+"""Traces of vfio-user: read and written (`userdev.trace` has the file), and shown."""
 
-from vfio_user.interposer.trace.format import Frame, Header, Kind, Note, Raw, Record, View
-from vfio_user.interposer.trace.reader import Trace, read_trace
-from vfio_user.interposer.trace.writer import TraceWriter
+from userdev.trace import Frame, Header, Kind, Note, Raw, View
+from vfio_user.interposer.trace.files import Entry, Record, Trace, TraceWriter, read_trace
 
-__all__ = ["Frame", "Header", "Kind", "Note", "Raw", "Record", "Trace", "TraceWriter", "View", "read_trace"]
+__all__ = ["Entry", "Frame", "Header", "Kind", "Note", "Raw", "Record", "Trace", "TraceWriter", "View", "read_trace"]

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from vfio_user.interposer.trace.format import Entry, Header, Kind, Note, Raw, Record
+from vfio_user.interposer.trace import Entry, Header, Kind, Note, Raw, Record
 from vfio_user.wire import DIALECTS
 
 PSEUDO = struct.Struct(">4sBBBBBBHII")

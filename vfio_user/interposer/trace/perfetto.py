@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from userdev.errors import UserError
-from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.trace.format import Header, Note, Raw, Record
+from userdev.relay.direction import Direction
+from vfio_user.interposer.trace import Header, Note, Raw, Record
 from vfio_user.interposer.trace.show import Line
 
 LANES = ("client to server", "server to client", "DMA", "interrupts", "interposer", "QMP", "console")

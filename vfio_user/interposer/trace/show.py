@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from userdev.descriptors import FdInfo
 from userdev.errors import UserError
-from vfio_user.interposer.descriptors import FdInfo
-from vfio_user.interposer.direction import Direction
+from userdev.relay.direction import Direction
+from vfio_user.interposer.trace import Entry, Header, Note, Raw, Record, View
 from vfio_user.interposer.trace.decode import Decoded, describe
-from vfio_user.interposer.trace.format import Entry, Header, Note, Raw, Record, View
 from vfio_user.interposer.trace.registers import RegisterMap, is_named
 from vfio_user.wire import Dialect
 from vfio_user.wire.constants import RegionIndex

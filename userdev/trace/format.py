@@ -22,12 +22,11 @@ import json
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
+from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import ProtocolError
-from vfio_user.interposer.descriptors import FdInfo, FdKind
-from vfio_user.interposer.direction import Direction
-from vfio_user.wire import HEADER, HEADER_SIZE, Message
+from userdev.relay.direction import Direction
 
 MAGIC = b"vfutrc1\n"
 FORMAT = 1
@@ -40,7 +39,33 @@ MAX_RECORD = 80 << 20
 """A length above this is not one: the file is damaged there."""
 
 
+OLDEST = "vfio-user"
+"""The protocol of traces that name none: they are of before there was another."""
+
+
+class Traced(Protocol):
+    """A message, as far as a trace has to know it."""
+
+    fds: list[int]
+
+    def encode(self) -> bytes:
+        """Its bytes, as they are on the wire."""
+
+
+class Kept(Traced, Protocol):
+    """One that can be read back."""
+
+    @classmethod
+    def decode(cls, buffer: bytes, at: int, payload: bytes, fds: list[int]) -> Self:
+        """The message whose header is at `at`, and what follows it. Raises `struct.error` or ValueError."""
+
+
+M = TypeVar("M", bound=Traced)
+
+
 class Kind(IntEnum):
+    """What a record is of."""
+
     HEADER = 1
     MESSAGE = 2
     BYTES = 3
@@ -70,12 +95,18 @@ class Frame:
 
 @dataclass(frozen=True)
 class Header(Frame):
-    """The first record: `format`, `program`, `dialect`, `realtime` (ns since 1970 at `time`), addresses."""
+    """The first record: `format`, `protocol`, `program`, `dialect`, `realtime` (ns since 1970 at `time`), addresses."""
 
     about: dict[str, Any]
 
     @property
+    def protocol(self) -> str:
+        """Whose messages these are."""
+        return str(self.about.get("protocol", OLDEST))
+
+    @property
     def dialect(self) -> str:
+        """Which form of the protocol, where it has several."""
         return str(self.about.get("dialect", "current"))
 
     @property
@@ -85,10 +116,10 @@ class Header(Frame):
 
 
 @dataclass(frozen=True)
-class Record(Frame):
+class Record(Frame, Generic[M]):
     """A message."""
 
-    message: Message
+    message: M
     """Its `fds` are empty: descriptors do not outlive their process."""
     fds: tuple[FdInfo, ...] = ()
     pair: int = 0
@@ -96,6 +127,7 @@ class Record(Frame):
 
     @property
     def unchanged(self) -> bool:
+        """Whether it was sent on as it came."""
         return self.view == BOTH
 
 
@@ -114,21 +146,31 @@ class Note(Frame):
     details: dict[str, Any] = field(default_factory=dict)
 
 
-Entry = Header | Record | Raw | Note
+R = TypeVar("R", bound=Record[Any])
+
+
+@dataclass(frozen=True)
+class TracedProtocol(Generic[R]):
+    """A protocol, as far as a reader of traces has to know it."""
+
+    name: str
+    """As headers have it."""
+    kind: type[Kept]
+    """Its messages, which are what `record` is of."""
+    header_size: int
+    record: type[R]
 
 
 def encode_message(
-    direction: int, view: int, time: int, pair: int, message: Message, fds: tuple[FdInfo, ...] = ()
+    direction: int, view: int, time: int, pair: int, message: Traced, fds: tuple[FdInfo, ...] = ()
 ) -> bytes:
     """The record of one message."""
-    payload = message.payload
-    size = HEADER_SIZE + len(payload)
+    data = message.encode()
     described = b"".join([FD.pack(*fd) for fd in fds]) if fds else b""
     return (
-        PREFIX.pack(PREFIX.size - 4 + len(described) + size, Kind.MESSAGE, direction, view, len(fds), time, pair)
+        PREFIX.pack(PREFIX.size - 4 + len(described) + len(data), Kind.MESSAGE, direction, view, len(fds), time, pair)
         + described
-        + HEADER.pack(message.id, message.command, size, message.flags, message.errno)
-        + payload
+        + data
     )
 
 
@@ -138,10 +180,11 @@ def encode_body(kind: Kind, direction: int, view: int, time: int, body: bytes) -
 
 
 def encode_json(kind: Kind, time: int, content: dict[str, Any]) -> bytes:
+    """The record of a header or a note."""
     return encode_body(kind, 0, 0, time, json.dumps(content, separators=(",", ":")).encode())
 
 
-def decode(number: int, record: bytes) -> Entry:
+def decode(number: int, record: bytes, protocol: TracedProtocol[R]) -> Header | R | Raw | Note:
     """Take one whole record, its length included, apart.
 
     Raises:
@@ -157,9 +200,8 @@ def decode(number: int, record: bytes) -> Entry:
         towards, seen = Direction(direction), _seen(kind, view, time)
         match Kind(kind):
             case Kind.MESSAGE:
-                id, command, _, flags, errno = HEADER.unpack_from(record, body)
-                message = Message(id, command, flags, errno, record[body + HEADER_SIZE :])
-                return Record(number, time, towards, seen, message, described, pair)
+                message = protocol.kind.decode(record, body, record[body + protocol.header_size :], [])
+                return protocol.record(number, time, towards, seen, message, described, pair)
             case Kind.BYTES:
                 return Raw(number, time, towards, seen, record[body:])
             case Kind.NOTE:
@@ -194,7 +236,7 @@ def _checked(about: dict[str, Any]) -> dict[str, Any]:
     """What a header says. Raises ValueError or TypeError."""
     if about.get("format", FORMAT) != FORMAT:
         raise ValueError(f"it is of format {about['format']!r:.40}, and this reads {FORMAT}")
-    for name, kind in (("program", str), ("dialect", str), ("realtime", int)):
+    for name, kind in (("protocol", str), ("program", str), ("dialect", str), ("realtime", int)):
         if not isinstance(about.get(name, kind()), kind):
             raise TypeError(f"{name} is no {kind.__name__}")
     if not 0 <= about.get("realtime", 0) < MAX_TIME:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vfio_user.interposer.loop import Cancelled, Future, Loop, Task
+from userdev.relay.loop import Cancelled, Future, Loop, Task
 
 
 @pytest.fixture

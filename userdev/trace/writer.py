@@ -5,42 +5,50 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from userdev.descriptors import FdInfo, describe
 from userdev.errors import UserError
-from vfio_user.interposer.descriptors import FdInfo, describe
-from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.trace.format import (
+from userdev.relay.direction import Direction
+from userdev.trace.format import (
     FORMAT,
     MAGIC,
     PREFIX,
     Kind,
+    Traced,
     View,
     encode_body,
     encode_json,
     encode_message,
 )
-from vfio_user.wire import Message
 
 FLUSH_AT = 1 << 20
 """Bytes that are written before the turn ends."""
 
 
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 class TraceWriter:
     """A trace being written. `message` returns the record's number, for the reply to refer to.
 
-    When the disk is full (or gone) the trace stops, says so on standard error and in `stopped`; the session goes on.
+    When the disk is full (or gone) the trace stops, says so to `warn` and in `stopped`; the session goes on.
     """
 
-    def __init__(self, path: str | Path, about: dict[str, Any]) -> None:
-        """Create the file anew and write its header.
+    def __init__(
+        self, path: str | Path, protocol: str, about: dict[str, Any], *, warn: Callable[[str], None] = _to_stderr
+    ) -> None:
+        """Create the file anew and write its header. `warn` is told when the trace stops.
 
         Raises:
             UserError: it cannot be written.
         """
         self.path = Path(path)
+        self._warn = warn
         self.stopped = ""
         """Why the trace has stopped; empty while it has not."""
         self.records = 0
@@ -49,13 +57,13 @@ class TraceWriter:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UserError(f"cannot write the trace {path}: {error.strerror}") from None
-        header = {"format": FORMAT, "realtime": time.time_ns(), **about}
+        header = {"format": FORMAT, "protocol": protocol, "realtime": time.time_ns(), **about}
         self._batch: list[bytes] = [MAGIC]
         self._batched = 0
         self._append(encode_json(Kind.HEADER, time.monotonic_ns(), header))
         self.flush()
 
-    def message(self, direction: Direction, view: int, message: Message, pair: int = 0) -> int:
+    def message(self, direction: Direction, view: int, message: Traced, pair: int = 0) -> int:
         """Record a message; its descriptors, still open, are described. Returns the record's number."""
         fds: tuple[FdInfo, ...] = tuple(map(describe, message.fds)) if message.fds else ()
         return self._append(encode_message(direction, view, time.monotonic_ns(), pair, message, fds))
@@ -98,6 +106,7 @@ class TraceWriter:
             self.size += written
 
     def close(self) -> None:
+        """Write what is left, and close the file."""
         self.flush()
         if self._fd >= 0:
             os.close(self._fd)
@@ -115,9 +124,6 @@ class TraceWriter:
         self.stopped = why
         with suppress(OSError):  # what is no regular file cannot
             os.truncate(self._fd, self.size)  # a record that went in only in part is taken back
-        print(
-            f"vfio-user interpose: THE TRACE {self.path} HAS STOPPED after {self.records} records: {why}; "
-            "the session goes on untraced",
-            file=sys.stderr,
-            flush=True,
+        self._warn(
+            f"THE TRACE {self.path} HAS STOPPED after {self.records} records: {why}; the session goes on untraced"
         )

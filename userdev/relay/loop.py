@@ -43,11 +43,13 @@ class Future(Generic[T]):
             self._finish()
 
     def fail(self, error: BaseException) -> None:
+        """Set an error, which is raised wherever this is awaited."""
         if not self.done:
             self._error = error
             self._finish()
 
     def when_done(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once there is a value or an error: now, where there is one already."""
         if self.done:
             callback()
         else:
@@ -115,15 +117,18 @@ class Timer:
         self._callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
+        """Make the callback stay away."""
         self._callback = None
 
     def fire(self) -> None:
+        """Call the callback, the first time."""
         callback, self._callback = self._callback, None
         if callback is not None:
             callback()
 
     @property
     def active(self) -> bool:
+        """Whether the callback is still to come."""
         return self._callback is not None
 
     def __lt__(self, other: Timer) -> bool:
@@ -151,6 +156,7 @@ class Loop:
         self._ready[fd] = ready
 
     def change(self, fd: int, events: int) -> None:
+        """Watch for other events of a descriptor that is watched."""
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
@@ -159,6 +165,7 @@ class Loop:
             self._epoll.unregister(fd)
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` after so many seconds."""
         return self.at(time.monotonic_ns() + int(seconds * 1e9), callback)
 
     def at(self, due: int, callback: Callable[[], None]) -> Timer:
@@ -173,6 +180,7 @@ class Loop:
         self._turn_ends.append(callback)
 
     async def sleep(self, seconds: float) -> None:
+        """Let others run for so many seconds."""
         wake: Future[None] = Future()
         timer = self.after(seconds, lambda: wake.resolve(None))
         try:
@@ -221,6 +229,7 @@ class Loop:
                 self.stop()
 
     def stop(self) -> None:
+        """Let `run` return at the end of this turn."""
         self._stopping = True
 
     @staticmethod
@@ -263,6 +272,7 @@ class Loop:
         return bool(found) or fired
 
     def close(self) -> None:
+        """Let go of the descriptors and signals of the loop itself."""
         if self._wake is not None:
             signal.set_wakeup_fd(-1)
             faulthandler.cancel_dump_traceback_later()

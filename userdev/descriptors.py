@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import resource
-import select
 import stat
 from collections.abc import Sequence
 from enum import IntEnum
@@ -20,8 +19,7 @@ from typing import NamedTuple
 from userdev.transport import close_all
 
 RESERVE = 64
-"""Descriptors that are left for what the interposer opens itself, however many its peers send."""
-_AT_ONCE = 64  # what an eventfd is counted up by at one time
+"""Descriptors that are left for what a program opens itself, however many its peers send."""
 
 
 def duplicate(fd: int) -> int:
@@ -46,16 +44,6 @@ def duplicates(fds: Sequence[int]) -> list[int]:
         close_all(copies)
         raise
     return copies
-
-
-def signal_eventfd(fd: int, count: int = 1) -> None:
-    """Add to a peer's eventfd as far as there is room: it may have been filled, and be one that waits."""
-    room = select.poll()
-    room.register(fd, select.POLLOUT)
-    for _ in range(min(count, _AT_ONCE)):
-        if not room.poll(0):
-            return
-        os.eventfd_write(fd, 1)
 
 
 class FdKind(IntEnum):
@@ -88,6 +76,7 @@ class FileKey(NamedTuple):
 
 
 def file_key(fd: int) -> FileKey:
+    """The file behind a descriptor."""
     status = os.fstat(fd)
     return FileKey(status.st_dev, status.st_ino, not status.st_nlink)
 
@@ -150,6 +139,7 @@ class FdStore:
         return kept
 
     def drop(self, fd: int) -> None:
+        """Give back what `keep` returned; the last use of it closes it."""
         self._uses[fd] -= 1
         if self._uses[fd]:
             return
@@ -159,6 +149,7 @@ class FdStore:
         os.close(fd)
 
     def close(self) -> None:
+        """Close all that is kept."""
         for fd in self._uses:
             os.close(fd)
         self._uses.clear()

@@ -6,51 +6,49 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 from userdev.errors import ProtocolError, UserError
-from vfio_user.interposer.trace.format import LENGTH, MAGIC, MAX_RECORD, PREFIX, Entry, Header, decode
-from vfio_user.wire import Dialect
-from vfio_user.wire.dialects import dialect_named
+from userdev.trace.format import LENGTH, MAGIC, MAX_RECORD, PREFIX, Header, Note, R, Raw, TracedProtocol, decode
 
 
 @dataclass
-class Trace:
+class Trace(Generic[R]):
     """A trace as a whole; `truncated` says where and why it ends early, and is empty where it does not."""
 
     path: Path
     header: Header
-    entries: list[Entry]
+    entries: list[Header | R | Raw | Note]
     truncated: str = ""
 
-    @property
-    def dialect(self) -> Dialect:
-        return dialect_named(self.header.dialect)
 
-
-class TraceReader:
+class TraceReader(Generic[R]):
     """Iterates over the records of an open trace. `truncated` is set once the end is reached."""
 
-    def __init__(self, stream: io.BufferedIOBase, name: str) -> None:
+    def __init__(self, stream: io.BufferedIOBase, name: str, protocol: TracedProtocol[R]) -> None:
         """Read the header.
 
         Raises:
-            UserError: this is no trace, or one of another format.
+            UserError: this is no trace, or one of another format or protocol.
         """
         self._stream = stream
+        self._protocol = protocol
         self._number = 0
         self.truncated = ""
         if stream.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{name} is no trace", hint="record one with: vfio-user interpose --trace FILE")
+            raise UserError(f"{name} is no trace", hint="an interposer writes one: --trace FILE")
         header = next(iter(self), None)
         if not isinstance(header, Header):
             raise UserError(f"{name}: the trace has no header", hint="it was cut off before its first record")
+        if header.protocol != protocol.name:
+            raise UserError(f"{name} is a trace of {header.protocol:.40}, and not of {protocol.name}")
         self.header = header
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Header | R | Raw | Note]:
         while (record := self._record()) is not None:
             self._number += 1
             try:
-                yield decode(self._number, record)
+                yield decode(self._number, record, self._protocol)
             except ProtocolError as error:
                 self.truncated = str(error)
                 return
@@ -73,15 +71,15 @@ class TraceReader:
         return prefix + body
 
 
-def read_trace(path: str | Path) -> Trace:
-    """The whole trace.
+def read_trace(path: str | Path, protocol: TracedProtocol[R]) -> Trace[R]:
+    """The whole trace of this protocol.
 
     Raises:
         UserError: there is no such file, or it is no trace.
     """
     try:
         with open(path, "rb") as stream:
-            reader = TraceReader(stream, str(path))
+            reader = TraceReader(stream, str(path), protocol)
             entries = list(reader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -1,11 +1,10 @@
-"""What the interposer keeps of either direction for later, and when that is too much to read on."""
+"""What is kept of either direction for later, and when that is too much to read on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from vfio_user.interposer.direction import Direction
-from vfio_user.wire import Message
+from userdev.relay.direction import Direction
 
 MAX_MESSAGES = 4096
 MAX_BYTES = 64 << 20
@@ -25,17 +24,17 @@ class Backlog:
         """Whether so much is kept that no more is to be read."""
         return self._messages[direction] >= MAX_MESSAGES or self._bytes[direction] >= MAX_BYTES
 
-    def keep(self, direction: Direction, message: Message) -> None:
-        """A message is kept for later."""
+    def keep(self, direction: Direction, size: int) -> None:
+        """A message of so many bytes is kept for later."""
         self._messages[direction] += 1
-        self._bytes[direction] += message.size
+        self._bytes[direction] += size
         if self.full(direction):
             self._changed(direction)
 
-    def let_go(self, direction: Direction, message: Message) -> None:
+    def let_go(self, direction: Direction, size: int) -> None:
         """A message that was kept is sent on, or dropped."""
         was_full = self.full(direction)
         self._messages[direction] -= 1
-        self._bytes[direction] -= message.size
+        self._bytes[direction] -= size
         if was_full and not self.full(direction):
             self._changed(direction)

@@ -13,10 +13,12 @@ class Direction(IntEnum):
 
     @property
     def label(self) -> str:
+        """The word for it in commands, scenarios and traces."""
         return _LABELS[self]
 
     @property
     def opposite(self) -> Direction:
+        """The way that a reply travels."""
         return _OPPOSITES[self]
 
 

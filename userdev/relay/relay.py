@@ -1,34 +1,35 @@
-"""The two peers of a session: what epoll is asked of their connections, and when the session is over."""
+"""The two peers of a conversation: what epoll is asked of their connections, and when the session is over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol
 
+from userdev.relay.direction import Direction
+from userdev.relay.loop import GONE, READ, WRITE, Loop
+from userdev.relay.outlet import Outlet
+from userdev.relay.pump import HC, MC, Codec, H, M, Owner, Pump
 from userdev.transport import Stream
-from vfio_user.interposer.direction import Direction
-from vfio_user.interposer.loop import GONE, READ, WRITE, Loop
-from vfio_user.interposer.pump import Outlet, Owner, Pump
 
 LOOK_AGAIN = 16
 """Requests that are not looked for a reply to, after one for which that was in vain."""
 
 
 @dataclass
-class Peer:
+class Peer(Generic[M, H]):
     """One of the two: its connection, and what goes to it and comes from it."""
 
     name: str
     stream: Stream
     outlet: Outlet
-    pump: Pump
+    pump: Pump[M, H]
     """Takes what this peer sends to the other."""
     events: int = -1
     """What epoll is asked for; -1: it does not know of this peer."""
     gone: bool = False
 
 
-class RelayOwner(Owner, Protocol):
+class RelayOwner(Owner[MC, HC], Protocol[MC, HC]):
     """The session, as its relay sees it."""
 
     def overfull(self, direction: Direction) -> bool:
@@ -38,16 +39,19 @@ class RelayOwner(Owner, Protocol):
     def expects_reply(self) -> bool:
         """Whether the server has something to answer."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Both peers have gone: nothing is left to relay."""
 
 
-class Relay:
+class Relay(Generic[M, H]):
     """Reads each peer while the other takes what was read."""
 
-    def __init__(self, loop: Loop, client: Stream, server: Stream, session: RelayOwner) -> None:
+    def __init__(
+        self, codec: Codec[M, H], loop: Loop, client: Stream, server: Stream, session: RelayOwner[M, H]
+    ) -> None:
         to_client, to_server = Outlet(client), Outlet(server)
-        self.client = Peer("client", client, to_client, Pump(Direction.TO_SERVER, client, to_server, session))
-        self.server = Peer("server", server, to_server, Pump(Direction.TO_CLIENT, server, to_client, session))
+        self.client = Peer("client", client, to_client, Pump(codec, Direction.TO_SERVER, client, to_server, session))
+        self.server = Peer("server", server, to_server, Pump(codec, Direction.TO_CLIENT, server, to_client, session))
         self.server_lost = False
         """The server is gone, and the session waits for another."""
         self._loop = loop
@@ -58,6 +62,7 @@ class Relay:
             stream.socket.setblocking(False)
 
     def start(self) -> None:
+        """Read both peers from now on."""
         self._open = True
         self.update()
 
@@ -71,10 +76,12 @@ class Relay:
             peer.stream.shutdown()
             peer.stream.close()
 
-    def towards(self, direction: Direction) -> Peer:
+    def towards(self, direction: Direction) -> Peer[M, H]:
+        """The peer that messages of this direction go to."""
         return self.server if direction is Direction.TO_SERVER else self.client
 
-    def source(self, direction: Direction) -> Peer:
+    def source(self, direction: Direction) -> Peer[M, H]:
+        """The peer that messages of this direction come from."""
         return self.client if direction is Direction.TO_SERVER else self.server
 
     def lose_server(self) -> None:
@@ -104,7 +111,7 @@ class Relay:
             self.update_peer(peer)
         self._end_if_over()
 
-    def update_peer(self, peer: Peer) -> None:
+    def update_peer(self, peer: Peer[M, H]) -> None:
         """Ask epoll for what can be used: reading stops while the other peer does not take what was read."""
         if not self._open or (peer is self.server and self.server_lost):
             return
@@ -124,10 +131,10 @@ class Relay:
             self._loop.change(peer.stream.fileno(), events)
             peer.events = events
 
-    def _other(self, peer: Peer) -> Peer:
+    def _other(self, peer: Peer[M, H]) -> Peer[M, H]:
         return self.server if peer is self.client else self.client
 
-    def _ready(self, peer: Peer, events: int) -> None:
+    def _ready(self, peer: Peer[M, H], events: int) -> None:
         if events & READ:
             peer.pump.ready()
             if not self._is_stuck(peer) and not events & ~READ:
@@ -157,7 +164,7 @@ class Relay:
         elif self._is_stuck(self.server):
             self.update()
 
-    def _is_stuck(self, peer: Peer) -> bool:
+    def _is_stuck(self, peer: Peer[M, H]) -> bool:
         """Whether this peer is not to be read, as far as the two connections are concerned."""
         return peer.pump.ended or self._other(peer).outlet.waiting
 

@@ -1,0 +1,92 @@
+"""What goes out to one peer, without ever waiting for it."""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+from userdev.descriptors import duplicates
+from userdev.transport import Stream, close_all
+
+
+class Outlet:
+    """The sending half of one peer's connection: never blocks, and keeps what the peer does not take yet.
+
+    It is bounded by its users, who stop reading while `waiting`. Descriptors passed to `send` stay the caller's.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._queue: deque[tuple[memoryview, list[int]]] = deque()
+        self._ended = False
+        self._broken = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something that the peer has not taken yet."""
+        return bool(self._queue)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the peer no longer takes anything."""
+        return self._broken
+
+    def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
+        """Send `data`, and `fds` with its first byte, after everything that waits already."""
+        if self._queue:
+            self._keep(data, fds)
+            return
+        try:
+            sent = _send(self.stream, data, fds)
+        except BlockingIOError:
+            self._keep(data, fds)
+        except OSError:
+            self._broken = True
+        else:
+            if sent < len(data):
+                self._keep(memoryview(data)[sent:], ())
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer takes it."""
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                sent = _send(self.stream, data, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._broken = True
+                self.clear()
+                return
+            close_all(fds)
+            if sent == len(data):
+                self._queue.popleft()
+            else:
+                self._queue[0] = data[sent:], []
+        if self._ended:
+            self.stream.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        """Tell the peer that nothing more comes, once everything that waits has been sent."""
+        self._ended = True
+        if not self._queue:
+            self.stream.shutdown(socket.SHUT_WR)
+
+    def clear(self) -> None:
+        """Drop what waits, and close its descriptors."""
+        for _, fds in self._queue:
+            close_all(fds)
+        self._queue.clear()
+
+    def _keep(self, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> None:
+        if not self._broken:
+            self._queue.append((memoryview(bytes(data)), duplicates(fds)))
+
+
+def _send(stream: Stream, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> int:
+    if not fds or not stream.carries_fds:
+        return stream.socket.send(data)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    return stream.socket.sendmsg([data], rights)

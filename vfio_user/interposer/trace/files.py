@@ -1,0 +1,61 @@
+"""Trace files of vfio-user: `userdev.trace` with this protocol's messages."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from userdev import trace
+from userdev.trace import Header, Note, Raw, TracedProtocol
+from vfio_user.wire import HEADER_SIZE, Dialect, Message
+from vfio_user.wire.dialects import dialect_named
+
+NAME = "vfio-user"
+"""The protocol, as headers have it."""
+
+
+@dataclass(frozen=True)
+class Record(trace.Record[Message]):
+    """A message of vfio-user's."""
+
+
+Entry = Header | Record | Raw | Note
+PROTOCOL = TracedProtocol(NAME, Message, HEADER_SIZE, Record)
+
+
+@dataclass
+class Trace(trace.Trace[Record]):
+    """A trace as a whole."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of its messages; raises `UserError` for an unknown one."""
+        return dialect_named(self.header.dialect)
+
+
+class TraceWriter(trace.TraceWriter):
+    """A trace of vfio-user being written."""
+
+    def __init__(self, path: str | Path, about: dict[str, Any]) -> None:
+        """Create the file anew and write its header.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        super().__init__(path, NAME, about, warn=_warn)
+
+
+def read_trace(path: str | Path) -> Trace:
+    """The whole trace.
+
+    Raises:
+        UserError: there is no such file, or it is no trace of vfio-user.
+    """
+    found = trace.read_trace(path, PROTOCOL)
+    return Trace(found.path, found.header, found.entries, found.truncated)
+
+
+def _warn(text: str) -> None:
+    print(f"vfio-user interpose: {text}", file=sys.stderr, flush=True)
