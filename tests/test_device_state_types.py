@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum, Flag, IntEnum, IntFlag, StrEnum, auto
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from userdev.declare.plain import NESTED
 from userdev.declare.values import MAX_BITS, MAX_ITEMS, MAX_SIZE, decode, encode
+from userdev.errors import DeclarationError
 from vfio_user import Client, PciDevice, PciIds, ProtocolError, state, stored_register
 from vfio_user.client import RemoteError
 from vfio_user.server import Server
@@ -250,3 +252,93 @@ def test_the_parts_of_the_state_have_digests_of_their_own() -> None:
     other.region_write(7, 0x3C, b"\x05")
     differing = {name for name, digest in one.digests().items() if other.digests()[name] != digest}
     assert differing == {"rate", "configuration space"}
+
+
+@dataclass
+class Counters:
+    reads: int = 0
+    mode: Mode = Mode.OFF
+    recent: list[int] = field(default_factory=list)
+
+
+class Counting(PciDevice):
+    """State that is a dataclass."""
+
+    ids = PciIds(vendor=1, device=2)
+    counters: Counters = state(Counters())
+    kept: Counters = state(Counters(), keep=True)
+
+
+def test_a_dataclass_arrives_as_one_and_is_a_copy() -> None:
+    source, target = Counting(), Counting()
+    source.counters.reads, source.counters.mode = 5, Mode.ON
+    source.counters.recent.append(3)
+    target.load_state(source.save_state())
+    assert target.counters == Counters(5, Mode.ON, [3])
+    assert isinstance(target.counters.mode, Mode)
+    source.counters.recent.append(4)
+    assert target.counters.recent == [3]
+    assert target.digest() != source.digest()
+
+
+def test_a_reset_makes_a_fresh_dataclass_unless_it_is_kept() -> None:
+    device = Counting()
+    device.counters.reads = device.kept.reads = 1
+    device.counters.recent.append(1)
+    device.client_reset()
+    assert device.counters == Counters()
+    assert device.kept == Counters(1)
+    assert Counting().counters == Counters(), "the default is nobody's own"
+
+
+@pytest.mark.parametrize(
+    ("counters", "said"),
+    [
+        (None, r"counters is None"),
+        ({"reads": 1}, r"counters is .* and not reads, mode, recent"),
+        ({"reads": "1", "mode": 0, "recent": []}, r"counters\.reads is str"),
+        ({"reads": 1, "mode": 9, "recent": []}, r"counters\.mode is 9"),
+        ({"reads": 1, "mode": 0, "recent": [], "more": 1}, r"and not reads"),
+    ],
+)
+def test_what_is_no_such_dataclass_is_refused_by_its_field(counters: object, said: str) -> None:
+    device = Counting()
+    saved = device.save_state()
+    with pytest.raises(ProtocolError, match=said):
+        device.load_state({**saved, "values": {**saved["values"], "counters": counters}})
+    assert device.counters == Counters()
+
+
+def test_a_field_that_would_not_arrive_is_named_by_whoever_saves() -> None:
+    device = Counting()
+    device.counters.recent = [object()]  # type: ignore[list-item]
+    with pytest.raises(ProtocolError, match=r"counters\.recent\[0\] is object"):
+        device.save_state()
+
+
+def test_a_dataclass_whose_fields_have_no_defaults_is_refused_with_its_name() -> None:
+    @dataclass
+    class Bare:
+        reads: int
+
+    with pytest.raises(DeclarationError, match=r"counters.*reads has no default"):
+
+        class Wrong(PciDevice):
+            ids = PciIds(vendor=1, device=2)
+            counters: Bare = state(Bare(0))
+
+
+def test_the_bits_of_a_dataclass_are_those_of_each_field() -> None:
+    @dataclass
+    class Pair:
+        left: int = 0
+        right: int = 0
+
+    class Narrow(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+        pair: Pair = state(Pair(), bits=8)
+
+    device = Narrow()
+    device.pair.right = 256
+    with pytest.raises(ProtocolError, match=r"pair\.right is 256"):
+        device.save_state()

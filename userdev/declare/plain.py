@@ -2,11 +2,12 @@
 
 A saved state carries None, bool, int, float, str, bytes, and lists, tuples and dicts of them. A declared value of
 another type than its default's is taken where nothing is lost by it (an int for a float, a flag for an int, an Enum by
-its value), and refused by name where something is.
+its value, a dataclass by its fields), and refused by name where something is.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from enum import Enum
 from types import NoneType
@@ -47,6 +48,8 @@ def to_plain(value: object, kind: type) -> Any:
     """
     if kind is NoneType:
         return _copy(value, 0)
+    if dataclasses.is_dataclass(kind):
+        return _to_fields(value, kind)
     found = _fitting(value, kind)
     if isinstance(found, Enum):
         found = found.value
@@ -61,12 +64,55 @@ def from_plain(value: object, kind: type) -> Any:
     """
     if kind is NoneType:
         return value
+    if dataclasses.is_dataclass(kind):
+        return _from_fields(value, kind)
     if issubclass(kind, Enum):
         try:
             return kind(value)
         except ValueError:
             raise NotPlain(f"is {shown(value)}, which is no {kind.__name__}") from None
     return _fitting(value, kind)
+
+
+def _to_fields(value: object, kind: type) -> dict[str, Any]:
+    """A dataclass by the names of its fields."""
+    if type(value) is not kind:
+        raise NotPlain(f"is {type(value).__name__}, not {kind.__name__}: {shown(value)}")
+    found = {}
+    for name, of in _fields(kind).items():
+        try:
+            found[name] = to_plain(getattr(value, name), of)
+        except NotPlain as error:
+            raise error.within(f".{name}") from None
+    return found
+
+
+def _from_fields(value: object, kind: type) -> Any:
+    fields = _fields(kind)
+    if not isinstance(value, dict) or value.keys() != fields.keys():
+        raise NotPlain(f"is {shown(value)}, and not {', '.join(fields)} of {kind.__name__}")
+    found = {}
+    for name, of in fields.items():
+        try:
+            found[name] = from_plain(value[name], of)
+        except NotPlain as error:
+            raise error.within(f".{name}") from None
+    return kind(**found)
+
+
+def _fields(kind: type) -> dict[str, type]:
+    """The types of a dataclass' fields, which are those of their defaults."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = type(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = type(field.default_factory())
+        else:
+            raise NotPlain(f"is a {kind.__name__}, whose {field.name} has no default")
+        if not field.init:
+            raise NotPlain(f"is a {kind.__name__}, whose {field.name} cannot be given")
+    return found
 
 
 def check_unsigned(value: object, bits: int, depth: int) -> None:

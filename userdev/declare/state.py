@@ -9,6 +9,7 @@ import copy
 import errno
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
 
 from userdev.declare.declared import Declaration, declarations
@@ -89,7 +90,15 @@ class State(Declaration):
 
     def _in_range(self, value: object) -> object:
         """A plain value, as it is. Raises NotPlain for one that has not the bits."""
-        if self.bits is not None:
+        if self.bits is None:
+            return value
+        if is_dataclass(self.default) and isinstance(value, dict):
+            for name, field in value.items():
+                try:
+                    check_unsigned(field, self.bits, self.depth)
+                except NotPlain as error:
+                    raise error.within(f".{name}") from None
+        else:
             check_unsigned(value, self.bits, self.depth)
         return value
 
@@ -108,7 +117,7 @@ def state(
     a migration stops it. What is declared here is what can be known of that; types are held to anyway.
 
     keep: resets leave it alone; migration and digest still cover it.
-    bits: it is an unsigned number of so many bits; a list, tuple or dict has nothing but such numbers.
+    bits: it is an unsigned number of so many bits; a list, tuple, dict or dataclass has nothing but such numbers.
     depth: how deep in lists, tuples and dicts these are; 1 in one of them, unless told.
     check: called with the device and a value of the default's type; tells whether the device can have it. What it
         raises says no as well, a ValueError in its own words. It changes nothing, and the device may be running.
