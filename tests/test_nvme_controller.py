@@ -340,7 +340,7 @@ def test_ready_falls_when_the_last_command_has_left_the_disk(tmp_path: Path, mon
         host.enable()
         queue = host.create_queues()
         go_on = threading.Event()
-        monkeypatch.setattr(device.namespaces[0].backing, "sync", lambda: go_on.wait(10) and None)
+        monkeypatch.setattr(device.controller.namespaces[0].backing, "sync", lambda: go_on.wait(10) and None)
         queue.put(Io.FLUSH, nsid=1)
         host.store(CC, 4, 0)
         assert host.load(CSTS) & READY

@@ -225,7 +225,7 @@ def test_the_copy_says_what_is_in_the_image_not_where_its_holes_are(tmp_path: Pa
     states = []
     for image in images.values():
         device = Nvme(image=f"{image}:3M", migrate_image=True, serial="same")
-        device.namespaces[0].backing.write([memoryview(data)], MIB + 512)
+        device.controller.namespaces[0].backing.write([memoryview(data)], MIB + 512)
         assert device.migration is not None
         device.migration.set_state(MigrationState.STOP_COPY)
         states.append(device.migration.read_state(8 * MIB))
@@ -236,7 +236,7 @@ def test_the_copy_says_what_is_in_the_image_not_where_its_holes_are(tmp_path: Pa
 
 def test_writes_are_told_once_and_joined(tmp_path: Path) -> None:
     device = Nvme(image=f"{tmp_path / 'disk.img'}:1M", migrate_image=True)
-    (copy,), backing = device.storages(), device.namespaces[0].backing
+    (copy,), backing = device.storages(), device.controller.namespaces[0].backing
     assert isinstance(backing, Backing)
     copy.begin_saving()
     for offset in (8192, 0, 4096, 512, 65536):

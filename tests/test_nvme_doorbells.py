@@ -128,9 +128,9 @@ def test_a_guest_that_rings_is_looked_at_often_again(watched: Watched) -> None:
     while not watched.next():
         pass
     assert watched.device.doorbells is not None
-    watched.device.doorbells._page[1] = 1  # the admin completion queue's
+    watched.device.doorbells.page.rung[1] = 1  # the admin completion queue's
     watched.next()
-    assert watched.device.engine.completion_queues[0].head == 1
+    assert watched.device.controller.queues.completion[0].head == 1
     assert [watched.next() for _ in range(LOOKS)] == [0] * LOOKS
 
 
@@ -141,8 +141,8 @@ def test_a_guest_whose_command_has_ended_is_looked_at_at_once(watched: Watched) 
         pass
     [(_, late)] = watched.link.planned
     watched.link.planned.clear()
-    watched.device.engine.background.submit(lambda: None, lambda outcome: None)
-    watched.device.engine.drain()
+    watched.device.controller.background.submit(lambda: None, lambda outcome: None)
+    watched.device.controller.drain()
     watched.link.end_batch()
     assert watched.next() == 0
     late()
@@ -249,7 +249,7 @@ def test_the_line_falls_when_the_guest_has_taken_its_completions(tmp_path: Path)
             cid = host.admin.put(Admin.IDENTIFY, prp1=host.allocate(PAGE), cdw10=1)
             host.client.wait_interrupt(line)
             assert [done.cid for done in host.admin.take()] == [cid]
-            host.until(lambda: device.engine.completion_queues[0].head == host.admin.head and bool(host.load(CSTS)))
+            host.until(lambda: device.controller.queues.completion[0].head == host.admin.head and bool(host.load(CSTS)))
             host.client.unmask_irqs(IrqIndex.INTX)
             assert line.take() == 0
 
@@ -345,7 +345,7 @@ def test_a_page_of_former_times_says_nothing_to_a_controller_that_comes_from_els
             back.client.load_state(away.client.save())
             away.goes_on_at(back)
             back.map_doorbells()
-            before = device.engine.submission_queues[1].tail
+            before = device.controller.queues.submission[1].tail
             assert [back.queues[1].do(Io.FLUSH, nsid=1).status for _ in range(4)] == [0] * 4
             assert before == queue.tail
 

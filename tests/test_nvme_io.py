@@ -205,7 +205,7 @@ def test_a_full_disk_is_told_and_logged(tmp_path: Path) -> None:
         entry = host.log_page(1, 64)
         assert int.from_bytes(entry[12:14], "little") >> 1 & 0x7FF == Status.CAPACITY_EXCEEDED
         assert int.from_bytes(entry[16:24], "little") == 8
-        assert device.media_errors == 0
+        assert device.statistics.media_errors == 0
 
 
 class BadDisk:
@@ -229,12 +229,12 @@ def test_a_disk_error_is_told_counted_and_may_be_tried_again(
         host.enable()
         queue = host.create_queues()
         with monkeypatch.context() as broken:
-            backing = device.namespaces[0].backing
+            backing = device.controller.namespaces[0].backing
             broken.setattr(backing, call, BadDisk())
             broken.setattr(backing, "_no_wait", 0)
             done = queue.do(opcode, nsid=1, prp1=host.allocate(PAGE))
             assert (done.status, done.do_not_retry) == (status, False)
-        assert device.media_errors == 1
+        assert device.statistics.media_errors == 1
         assert queue.do(opcode, nsid=1, prp1=host.allocate(PAGE)).status == 0
 
 
@@ -275,7 +275,7 @@ def test_a_disk_can_be_broken_in_places_and_mended(tmp_path: Path) -> None:
         ]
         bad_write, bad_read = Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR
         assert statuses == [[0, bad_write, 0], [0, bad_read, bad_read, 0], [bad_read], [bad_write]]
-        assert device.media_errors == 5
+        assert device.statistics.media_errors == 5
         outside.call("mend", nsid=1)
         assert host.write_blocks(3, pattern(512)).status == 0
         assert len(host.read_blocks(0, PAGE)) == PAGE

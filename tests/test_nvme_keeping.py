@@ -67,7 +67,7 @@ def test_a_flush_that_failed_is_not_forgotten(
         ends += [host.write_blocks(8, b"fua!" * 128, control=FUA) for _ in range(2)]
         ends += [host.queues[1].do(Io.WRITE_ZEROES, nsid=1, cdw10=0, cdw12=7 | FUA)]
         assert {(end.status, end.do_not_retry) for end in ends} == {(status, True)}
-        assert device.media_errors == len(ends)
+        assert device.statistics.media_errors == len(ends)
         assert host.write_blocks(8, b"what is not said to be kept is taken".ljust(512)).status == 0
         host.disable()
         host.enable()
@@ -222,7 +222,7 @@ def test_a_second_server_of_an_image_is_not_enabled_until_the_first_has_gone(
             with ControlClient(tmp_path / "control") as outside, pytest.raises(UserError, match="another"):
                 outside.call("resize", nsid=1, size="8M")
             assert first.write_blocks(0, b"mine" * 128).status == 0
-            device.namespaces[0].backing.sync()
+            device.controller.namespaces[0].backing.sync()
             first.client.set_migration_state(MigrationState.STOP_COPY)
             second.disable()
             second.enable()
@@ -384,7 +384,7 @@ def test_what_is_in_the_page_cache_is_on_its_way_to_the_disk_before_the_guest_st
         flush.errors.clear()
         monkeypatch.setattr(os, "fdatasync", flush)
         host.client.set_migration_state(MigrationState.PRE_COPY)
-        device.engine.background.wait()
+        device.controller.background.wait()
         assert len(flush.files) == 1
         host.client.set_migration_state(MigrationState.RUNNING)
         assert host.write_blocks(0, bytes(512)).status == 0

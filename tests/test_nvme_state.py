@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from struct import unpack_from
+from typing import Any
 
 import pytest
 
 from tests.nvme_kit import BASE, CC, CSTS, ENABLE, NSSR, READY, Host, controller
+from userdev.errors import UserError
+from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Admin, Feature, Io, LogPage
 
 EXPRESS, DEVICE_CONTROL, FLR = 0x40, 8, 1 << 15
@@ -124,3 +127,15 @@ def test_statistics_and_errors_move_to_another_host(busy: Host, tmp_path: Path) 
         busy.goes_on_at(target)
         assert target.log_page(LogPage.SMART) == smart
         assert target.log_page(LogPage.ERRORS, 64) == errors
+
+
+@pytest.mark.parametrize("option", ["control", "map_doorbells"])
+def test_a_controller_that_cannot_be_made_keeps_nothing_open(tmp_path: Path, option: str) -> None:
+    """Also while somebody looks at what was raised, which knows the frame that had it open."""
+    options: dict[str, Any] = {option: str(tmp_path / "nowhere" / "at all")}
+    with pytest.raises(UserError) as refused:
+        Nvme(image=f"{tmp_path / 'disk.img'}:1M", **options)
+    descriptors = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    names = [str(path.readlink()) for path in descriptors]
+    assert not [name for name in names if name.startswith(str(tmp_path))]
+    assert refused.value

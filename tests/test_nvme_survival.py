@@ -119,7 +119,7 @@ def test_a_migrated_controller_goes_on_where_it_was(tmp_path: Path) -> None:
         assert device.digest() == other.digest()
         assert target.read_blocks(64, 1536) == b"before" * 256
         assert target.write_blocks(128, b"after" * 1024).status == 0
-        assert other.writes == device.writes + 1, "no command is carried out twice"
+        assert other.statistics.writes == device.statistics.writes + 1, "no command is carried out twice"
         assert target.queues[2].do(Io.FLUSH, nsid=1).status == 0
         assert target.admin.do(Admin.GET_FEATURES, cdw10=Feature.INTERRUPT_COALESCING).result == 0x1234
         target.admin.do(Admin.SET_FEATURES, cdw10=Feature.TEMPERATURE_THRESHOLD, cdw11=300)
@@ -137,8 +137,8 @@ def test_commands_under_way_are_ended_before_a_controller_moves(
         source.enable()
         queue = source.create_queues()
         slow = threading.Event()
-        sync = device.namespaces[0].backing.sync
-        monkeypatch.setattr(device.namespaces[0].backing, "sync", lambda: (slow.wait(5), sync())[1])
+        sync = device.controller.namespaces[0].backing.sync
+        monkeypatch.setattr(device.controller.namespaces[0].backing, "sync", lambda: (slow.wait(5), sync())[1])
         cids = [queue.put(Io.FLUSH, nsid=1) for _ in range(6)]
         threading.Timer(0.1, slow.set).start()
         move(source, target)
@@ -163,8 +163,8 @@ def test_a_controller_stands_still_when_the_guest_has_been_told_of_its_commands(
     device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
     device.link = session = Posting()
     told: list[Exception | None] = []
-    device.engine.background.submit(lambda: None, told.append)
-    device.engine.background.wait()
+    device.controller.background.submit(lambda: None, told.append)
+    device.controller.background.wait()
     still = device.hold_still()
     assert not still.settled
     before: list[list[Exception | None]] = []
@@ -227,7 +227,7 @@ def test_pages_that_a_read_fills_after_a_report_are_dirty_again(
         host.enable()
         host.create_queues()
         at = host.allocate(8192)
-        backing = device.namespaces[0].backing
+        backing = device.controller.namespaces[0].backing
         reading, reported = threading.Event(), threading.Event()
 
         def not_in_the_cache(*_: object) -> None:

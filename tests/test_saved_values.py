@@ -173,8 +173,8 @@ def busy_nvme(path: Path) -> Nvme:
         assert driver.do(Admin.SET_FEATURES, cdw10=feature, cdw11=value) == 0
     assert driver.do(0xFF) != 0
     driver.put(Admin.ASYNC_EVENT_REQUEST)
-    device.namespace_changed(device.namespaces[0])
-    device.namespace_changed(device.namespaces[0])
+    device.controller.namespace_changed(device.controller.namespaces[0])
+    device.controller.namespace_changed(device.controller.namespaces[0])
     driver.put(Admin.ASYNC_EVENT_REQUEST)
     assert (device.events, device.event_types_sent) == ([[EventType.NOTICE, 0, LogPage.CHANGED_NAMESPACES]], [2])
     assert device.event_requests
@@ -201,7 +201,7 @@ def use_nvme(device: Nvme, *, goes_on: bool) -> None:
         for cns, nsid in ((0, 1), (1, 0), (2, 0)):
             assert driver.do(Admin.IDENTIFY, nsid=nsid, cdw10=cns) == 0
         assert driver.do(0xFF) & 0x7FF == 1
-        device.namespace_changed(device.namespaces[0])
+        device.controller.namespace_changed(device.controller.namespaces[0])
         driver.put(Admin.ASYNC_EVENT_REQUEST)
         assert driver.do(Admin.GET_LOG_PAGE, nsid=0xFFFFFFFF, cdw10=127 << 16 | LogPage.ERRORS) == 0
 

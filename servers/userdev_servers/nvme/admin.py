@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 from userdev_servers.nvme.features import get_features, set_features
 from userdev_servers.nvme.identify import CONTROLLER_ID, identify
-from userdev_servers.nvme.io_commands import sync_all, write_failure
+from userdev_servers.nvme.io_commands import write_failure
 from userdev_servers.nvme.logs import get_log_page
-from userdev_servers.nvme.namespace import FORMATS, Namespace
+from userdev_servers.nvme.model import QUEUE_ENTRIES
+from userdev_servers.nvme.namespace import FORMATS, Namespace, sync_all
 from userdev_servers.nvme.pointers import receive
 from userdev_servers.nvme.queues import CompletionQueue, SubmissionQueue
 from userdev_servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Status
 
 if TYPE_CHECKING:
     from userdev_servers.nvme.background import Outcome
-    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.controller import Controller
     from userdev_servers.nvme.queues import Command
 
 _CONTIGUOUS, _INTERRUPTS = 1, 2
@@ -28,89 +29,89 @@ _ATTACH, _DETACH = 0, 1
 _LIST_SIZE = 4096
 
 
-def create_completion_queue(device: Nvme, command: Command) -> int:
+def create_completion_queue(controller: Controller, command: Command) -> int:
     number, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     flags, vector = command.cdw11 & 0xFFFF, command.cdw11 >> 16
-    if not 1 <= number <= device.max_queues or number in device.engine.completion_queues:
+    if not 1 <= number <= controller.model.queues or number in controller.queues.completion:
         raise Failure(Status.INVALID_QUEUE_ID)
-    _check_place(device, command, entries, flags)
-    if vector and (device.interrupts.active != "msix" or vector >= device.vectors):
+    _check_place(controller, command, entries, flags)
+    if vector and (controller.interrupts.active != "msix" or vector >= controller.model.vectors):
         raise Failure(Status.INVALID_INTERRUPT_VECTOR)
     queue = CompletionQueue(number, command.prp1, entries, vector, interrupts=bool(flags & _INTERRUPTS))
-    device.engine.add(queue)
+    controller.queues.add(queue)
     return 0
 
 
-def create_submission_queue(device: Nvme, command: Command) -> int:
+def create_submission_queue(controller: Controller, command: Command) -> int:
     number, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     flags, completion = command.cdw11 & 0xFFFF, command.cdw11 >> 16
-    if not completion or completion not in device.engine.completion_queues:
-        raise Failure(Status.CQ_INVALID if completion <= device.max_queues else Status.INVALID_QUEUE_ID)
-    if not 1 <= number <= device.max_queues or number in device.engine.submission_queues:
+    if not completion or completion not in controller.queues.completion:
+        raise Failure(Status.CQ_INVALID if completion <= controller.model.queues else Status.INVALID_QUEUE_ID)
+    if not 1 <= number <= controller.model.queues or number in controller.queues.submission:
         raise Failure(Status.INVALID_QUEUE_ID)
-    _check_place(device, command, entries, flags)
-    device.engine.add(SubmissionQueue(number, command.prp1, entries, device.engine.completion_queues[completion]))
+    _check_place(controller, command, entries, flags)
+    controller.queues.add(SubmissionQueue(number, command.prp1, entries, controller.queues.completion[completion]))
     return 0
 
 
-def _check_place(device: Nvme, command: Command, entries: int, flags: int) -> None:
-    if not 2 <= entries <= device.queue_entries:
+def _check_place(controller: Controller, command: Command, entries: int, flags: int) -> None:
+    if not 2 <= entries <= QUEUE_ENTRIES:
         raise Failure(Status.INVALID_QUEUE_SIZE)
-    if command.prp1 & device.page_size - 1:
+    if command.prp1 & controller.page_size - 1:
         raise Failure(Status.INVALID_PRP_OFFSET)
     if not flags & _CONTIGUOUS:
         raise Failure(Status.INVALID_FIELD)
 
 
-def delete_submission_queue(device: Nvme, command: Command) -> int:
+def delete_submission_queue(controller: Controller, command: Command) -> int:
     number = command.cdw10 & 0xFFFF
-    if not number or number not in device.engine.submission_queues:
+    if not number or number not in controller.queues.submission:
         raise Failure(Status.INVALID_QUEUE_ID)
-    device.engine.drain()
-    queue = device.engine.submission_queues.pop(number)
+    controller.drain()
+    queue = controller.queues.submission.pop(number)
     queue.cq.waiting.discard(number)
     return 0
 
 
-def delete_completion_queue(device: Nvme, command: Command) -> int:
+def delete_completion_queue(controller: Controller, command: Command) -> int:
     number = command.cdw10 & 0xFFFF
-    if not number or number not in device.engine.completion_queues:
+    if not number or number not in controller.queues.completion:
         raise Failure(Status.INVALID_QUEUE_ID)
-    if any(queue.cq.id == number for queue in device.engine.submission_queues.values()):
+    if any(queue.cq.id == number for queue in controller.queues.submission.values()):
         raise Failure(Status.INVALID_QUEUE_DELETION)
-    del device.engine.completion_queues[number]
+    del controller.queues.completion[number]
     return 0
 
 
-def abort(device: Nvme, command: Command) -> int:
+def abort(controller: Controller, command: Command) -> int:
     """Only event requests wait long enough to be aborted; bit 0 of the result says that nothing was."""
     queue, cid = command.cdw10 & 0xFFFF, command.cdw10 >> 16
-    if queue not in device.engine.submission_queues:
+    if queue not in controller.queues.submission:
         raise Failure(Status.INVALID_FIELD)
-    if queue or not device.event_queue.abort(cid):
+    if queue or not controller.events.abort(cid):
         return 1
-    device.engine.answer(command.queue, cid, 0, Failure(Status.ABORT_REQUESTED, retry=True).field)
+    controller.queues.answer(command.queue, cid, 0, Failure(Status.ABORT_REQUESTED, retry=True).field)
     return 0
 
 
-def async_event_request(device: Nvme, command: Command) -> None:
-    device.event_queue.request(command)
+def async_event_request(controller: Controller, command: Command) -> None:
+    controller.events.request(command)
 
 
-def format_nvm(device: Nvme, command: Command) -> int | None:
+def format_nvm(controller: Controller, command: Command) -> int | None:
     """All blocks become zeros, of the size that is asked for; cryptographic erase there is not."""
     place, rest, erase = command.cdw10 & 0xF, command.cdw10 >> 4 & 0x1F, command.cdw10 >> 9 & 7
     if command.nsid == ALL_NAMESPACES:
-        chosen = [namespace for namespace in device.namespaces if namespace.active]
+        chosen = [namespace for namespace in controller.namespaces if namespace.active]
     else:
-        chosen = [device.active_namespace(command.nsid)]
+        chosen = [controller.active_namespace(command.nsid)]
     if place >= len(FORMATS) or rest:
         raise Failure(Status.INVALID_FORMAT)
     if erase > 1:
         raise Failure(Status.INVALID_FIELD)
     if any(namespace.read_only for namespace in chosen):
         raise Failure(Status.WRITE_PROTECTED)
-    device.engine.drain()
+    controller.drain()
 
     def work() -> None:
         for namespace in chosen:
@@ -123,31 +124,31 @@ def format_nvm(device: Nvme, command: Command) -> int | None:
                 size = namespace.size
                 namespace.shift = FORMATS[place]
                 namespace.blocks = size >> namespace.shift
-                device.namespace_changed(namespace)
-        return write_failure(device, outcome)
+                controller.namespace_changed(namespace)
+        return write_failure(controller, outcome)
 
-    device.engine.later(command, work, done)
+    controller.later(command, work, done)
     return None
 
 
-def namespace_management(device: Nvme, command: Command) -> int | None:
+def namespace_management(controller: Controller, command: Command) -> int | None:
     match command.cdw10 & 0xF:
         case 0:
-            return _create_namespace(device, command)
+            return _create_namespace(controller, command)
         case 1:
-            return _delete_namespace(device, command)
+            return _delete_namespace(controller, command)
     raise Failure(Status.INVALID_FIELD)
 
 
-def _create_namespace(device: Nvme, command: Command) -> int | None:
+def _create_namespace(controller: Controller, command: Command) -> int | None:
     """In an image whose namespace was deleted: the first that is large enough."""
-    data = receive(device, command, _LIST_SIZE)
+    data = receive(controller, command, _LIST_SIZE)
     blocks, capacity, place = unpack_from("<QQ10xB", data)
     if place & 0xF >= len(FORMATS):
         raise Failure(Status.INVALID_FORMAT)
     if blocks != capacity:
         raise Failure(Status.THIN_PROVISIONING_NOT_SUPPORTED)
-    free = [namespace for namespace in device.namespaces if not namespace.exists and not namespace.read_only]
+    free = [namespace for namespace in controller.namespaces if not namespace.exists and not namespace.read_only]
     shift = FORMATS[place & 0xF]
     chosen = next((each for each in free if 0 < blocks << shift <= each.backing.size), None)
     if chosen is None:
@@ -157,61 +158,61 @@ def _create_namespace(device: Nvme, command: Command) -> int | None:
     def done(outcome: Outcome) -> Exception | None:
         if outcome is None:
             namespace.exists, namespace.blocks, namespace.shift = True, blocks, shift
-        return write_failure(device, outcome)
+        return write_failure(controller, outcome)
 
-    device.engine.later(command, partial(namespace.backing.discard, 0, blocks << shift), done, result=namespace.nsid)
+    controller.later(command, partial(namespace.backing.discard, 0, blocks << shift), done, result=namespace.nsid)
     return None
 
 
-def _delete_namespace(device: Nvme, command: Command) -> int:
+def _delete_namespace(controller: Controller, command: Command) -> int:
     if command.nsid == ALL_NAMESPACES:
-        chosen = [namespace for namespace in device.namespaces if namespace.exists]
+        chosen = [namespace for namespace in controller.namespaces if namespace.exists]
     else:
-        chosen = [_existing(device, command.nsid)]
-    device.engine.drain()
+        chosen = [_existing(controller, command.nsid)]
+    controller.drain()
     for namespace in chosen:
         was_active = namespace.active
         namespace.exists = namespace.attached = False
         if was_active:
-            device.namespace_changed(namespace)
+            controller.namespace_changed(namespace)
     return 0
 
 
-def namespace_attachment(device: Nvme, command: Command) -> int:
-    namespace = _existing(device, command.nsid)
+def namespace_attachment(controller: Controller, command: Command) -> int:
+    namespace = _existing(controller, command.nsid)
     action = command.cdw10 & 0xF
     if action not in (_ATTACH, _DETACH):
         raise Failure(Status.INVALID_FIELD)
-    data = receive(device, command, _LIST_SIZE)
+    data = receive(controller, command, _LIST_SIZE)
     (count,) = unpack_from("<H", data)
     if count != 1 or unpack_from("<H", data, 2) != (CONTROLLER_ID,):
         raise Failure(Status.CONTROLLER_LIST_INVALID)
     attach = action == _ATTACH
     if namespace.attached == attach:
         raise Failure(Status.NAMESPACE_ALREADY_ATTACHED if attach else Status.NAMESPACE_NOT_ATTACHED)
-    device.engine.drain()
+    controller.drain()
     namespace.attached = attach
-    device.namespace_changed(namespace)
+    controller.namespace_changed(namespace)
     return 0
 
 
-def _existing(device: Nvme, nsid: int) -> Namespace:
-    namespace = device.namespace(nsid)
+def _existing(controller: Controller, nsid: int) -> Namespace:
+    namespace = controller.namespace(nsid)
     if not namespace.exists:
         raise Failure(Status.INVALID_FIELD)
     return namespace
 
 
-def doorbell_buffer_config(device: Nvme, command: Command) -> int:
-    if not device.offers_shadow_doorbells:
+def doorbell_buffer_config(controller: Controller, command: Command) -> int:
+    if not controller.model.shadow_doorbells:
         raise Failure(Status.INVALID_OPCODE)
-    if (command.prp1 | command.prp2) & device.page_size - 1 or command.prp1 == command.prp2:
+    if (command.prp1 | command.prp2) & controller.page_size - 1 or command.prp1 == command.prp2:
         raise Failure(Status.INVALID_FIELD)
-    device.engine.begin_shadow_doorbells(command.prp1, command.prp2)
+    controller.queues.begin_shadow_doorbells(command.prp1, command.prp2)
     return 0
 
 
-HANDLERS: dict[int, Callable[[Nvme, Command], int | None]] = {
+HANDLERS: dict[int, Callable[[Controller, Command], int | None]] = {
     Admin.DELETE_SQ: delete_submission_queue,
     Admin.CREATE_SQ: create_submission_queue,
     Admin.GET_LOG_PAGE: get_log_page,

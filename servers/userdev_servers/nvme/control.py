@@ -1,4 +1,4 @@
-"""What the host may ask of a running controller through its control socket."""
+"""What the host may ask of a running controller through its control socket; of its doorbells: `nvme.py`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from userdev_servers.block.images import parse_size
 from userdev_servers.nvme.faults import OPERATIONS, break_disk, mend_disk
 
 if TYPE_CHECKING:
+    from userdev_servers.nvme.controller import Controller
     from userdev_servers.nvme.namespace import Namespace
-    from userdev_servers.nvme.nvme import Nvme
+
+Command = Callable[["Controller", Mapping[str, Any]], Mapping[str, object]]
 
 
 class NamespaceShown(TypedDict):
@@ -59,7 +61,7 @@ class Mended(TypedDict):
     """Of `mend`."""
 
 
-def namespaces(device: Nvme, request: Mapping[str, Any]) -> Namespaces:
+def namespaces(controller: Controller, request: Mapping[str, Any]) -> Namespaces:
     """{"command": "namespaces"}: what there is."""
     return {
         "namespaces": [
@@ -73,17 +75,17 @@ def namespaces(device: Nvme, request: Mapping[str, Any]) -> Namespaces:
                 "read_only": namespace.read_only,
                 "failure": str(namespace.backing.failure.strerror) if namespace.backing.failure else None,
             }
-            for namespace in device.namespaces
+            for namespace in controller.namespaces
         ]
     }
 
 
-def resize(device: Nvme, request: Mapping[str, Any]) -> Resized:
+def resize(controller: Controller, request: Mapping[str, Any]) -> Resized:
     """{"command": "resize", "nsid": 1, "size": "128M"}: the guest gets an event, and its driver looks again."""
-    chosen, size = _namespace(device, request), parse_size(str(request.get("size")))
+    chosen, size = _namespace(controller, request), parse_size(str(request.get("size")))
     if size % 4096:
         raise UserError(f"{size} bytes are no whole number of blocks")
-    device.engine.drain()
+    controller.drain()
     if not chosen.backing.lock.allows_use:
         raise UserError(f"{chosen.backing.path} is not this server's now: another has it, or may take it over")
     try:
@@ -91,21 +93,15 @@ def resize(device: Nvme, request: Mapping[str, Any]) -> Resized:
     except OSError as error:
         raise UserError(f"{chosen.backing.path}: {error.strerror}") from error
     chosen.blocks = size >> chosen.shift
-    device.namespace_changed(chosen)
+    controller.namespace_changed(chosen)
     return {"size": chosen.size}
 
 
-def doorbells(device: Nvme, request: Mapping[str, Any]) -> Doorbells:
-    """{"command": "doorbells"}: how many were rung by messages, and how often those that are mapped were looked at."""
-    looks = device.doorbells.looks if device.doorbells is not None else 0
-    return {"messages": device.doorbell_messages, "looks": looks}
-
-
-def break_(device: Nvme, request: Mapping[str, Any]) -> Broken:
+def break_(controller: Controller, request: Mapping[str, Any]) -> Broken:
     """{"command": "break", "nsid": 1, "operation": "write", "error": "EIO", "first": 8, "blocks": 1}: the disk fails
     there, or everywhere, until it is mended.
     """
-    chosen, operation = _namespace(device, request), str(request.get("operation"))
+    chosen, operation = _namespace(controller, request), str(request.get("operation"))
     number = getattr(errno, str(request.get("error", "EIO")), None)
     if operation not in OPERATIONS:
         raise UserError(f"there is no operation {reprlib.repr(operation)}", hint=f"there are: {', '.join(OPERATIONS)}")
@@ -120,24 +116,23 @@ def break_(device: Nvme, request: Mapping[str, Any]) -> Broken:
     return {"broken": operation}
 
 
-def mend(device: Nvme, request: Mapping[str, Any]) -> Mended:
+def mend(controller: Controller, request: Mapping[str, Any]) -> Mended:
     """{"command": "mend", "nsid": 1}: the disk fails no more."""
-    mend_disk(_namespace(device, request).backing)
+    mend_disk(_namespace(controller, request).backing)
     return {}
 
 
-def _namespace(device: Nvme, request: Mapping[str, Any]) -> Namespace:
+def _namespace(controller: Controller, request: Mapping[str, Any]) -> Namespace:
     nsid = request.get("nsid")
-    for namespace in device.namespaces:
+    for namespace in controller.namespaces:
         if namespace.nsid == nsid and namespace.exists:
             return namespace
     raise UserError(f"there is no namespace {nsid}")
 
 
-COMMANDS: dict[str, Callable[[Nvme, Mapping[str, Any]], Mapping[str, object]]] = {
+COMMANDS: dict[str, Command] = {
     "namespaces": namespaces,
     "resize": resize,
-    "doorbells": doorbells,
     "break": break_,
     "mend": mend,
 }

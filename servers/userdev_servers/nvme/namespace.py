@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from userdev.errors import ProtocolError
@@ -23,6 +24,14 @@ class Namespace:
     attached: bool
     blocks: int
     shift: int
+    copied: bool = False
+    """Migrations bring the image along."""
+
+    @classmethod
+    def whole(cls, nsid: int, backing: Backing, block_size: int, *, copied: bool = False) -> Namespace:
+        """One that has all of its image. What nobody writes to is not copied."""
+        shift = block_size.bit_length() - 1
+        return cls(nsid, backing, True, True, backing.size >> shift, shift, copied and not backing.read_only)
 
     @property
     def active(self) -> bool:
@@ -57,7 +66,7 @@ class Namespace:
         self.exists, self.attached = bool(exists), bool(attached)
 
 
-def check_images(saved: list[list[int]], namespaces: list[Namespace]) -> None:
+def check_images(saved: list[list[int]], namespaces: Sequence[Namespace]) -> None:
     """Raises ProtocolError (EINVAL) unless the images of these namespaces hold what was saved."""
     for namespace, (_exists, _attached, blocks, shift) in zip(namespaces, saved, strict=True):
         namespace.backing.measure()
@@ -66,3 +75,16 @@ def check_images(saved: list[list[int]], namespaces: list[Namespace]) -> None:
                 f"saved_namespaces has {blocks} blocks of {1 << shift} bytes, which image {namespace.nsid} cannot hold"
             )
             raise ProtocolError(f"saved state: {what}", errno.EINVAL)
+
+
+def sync_all(namespaces: Sequence[Namespace]) -> None:
+    """Bring everything that was written to the disk: to each that can take it, before the first failure is raised."""
+    failures = []
+    for namespace in namespaces:
+        if not namespace.read_only:
+            try:
+                namespace.backing.sync()
+            except OSError as error:
+                failures.append(error)
+    if failures:
+        raise failures[0]

@@ -1,40 +1,31 @@
-"""The controller as a PCI function: its options, its registers, its life from enable to shutdown, and how it moves.
+"""A controller as a PCI function: its options, its registers, its life from enable to shutdown, and how it moves.
 
-What is in the queues is the concern of `engine`.
+What the controller is and has is `controller`'s concern, the work in its queues that of `engine`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 from userdev.errors import UserError
 from userdev_servers.block.images import open_images
 from userdev_servers.control import ControlSocket
-from userdev_servers.nvme import control, saved
+from userdev_servers.nvme import checks, control
 from userdev_servers.nvme.background import Outcome
+from userdev_servers.nvme.controller import Controller
 from userdev_servers.nvme.copying import ImageCopy
+from userdev_servers.nvme.doorbell_page import DoorbellPage
 from userdev_servers.nvme.doorbells import Doorbells
 from userdev_servers.nvme.engine import Engine
-from userdev_servers.nvme.events import Events
-from userdev_servers.nvme.features import defaults
 from userdev_servers.nvme.identify import serial_of
-from userdev_servers.nvme.io_commands import sync_all, write_failure
-from userdev_servers.nvme.logs import ErrorLog
+from userdev_servers.nvme.io_commands import write_failure
+from userdev_servers.nvme.model import MAX_QUEUES, QUEUE_ENTRIES, SERIAL_SIZE, VERSION, Model
 from userdev_servers.nvme.namespace import Namespace, check_images
-from userdev_servers.nvme.spec import (
-    DOORBELLS,
-    PAGE,
-    SUBSYSTEM_RESET_WORD,
-    Cc,
-    Csts,
-    EventType,
-    Failure,
-    LogPage,
-    Status,
-)
+from userdev_servers.nvme.spec import DOORBELLS, PAGE, SUBSYSTEM_RESET_WORD, Cc, Csts
+from userdev_servers.nvme.state import ControllerState
 from vfio_user.device import (
     Bar,
     IntX,
@@ -48,14 +39,9 @@ from vfio_user.device import (
     ResetKind,
     Storage,
     register,
-    state,
 )
 from vfio_user.device import stored_register as stored
 
-log = logging.getLogger("vfio_user.servers.nvme")
-
-MAX_QUEUES = 64
-QUEUE_ENTRIES = 2048
 MAX_PAGE_SHIFT = 4
 """Guest pages of 4 KiB << 0 to 4 KiB << 4."""
 DOORBELL_COUNT = 2 * (MAX_QUEUES + 1)
@@ -68,48 +54,17 @@ SUBSYSTEM_RESET = 1 << 36
 """CAP.NSSRS."""
 
 
-class Nvme(PciDevice):
+class Nvme(ControllerState, PciDevice):
     """An NVMe 1.4 controller whose namespaces are files or block devices."""
 
     ids = PciIds(0x4E58, 0x0001, class_code=0x010802, revision=1, subsystem_vendor=0x4E58, subsystem=0x0001)
     """Those of SPDK's vfio-user target: drivers bind by the class, and have no quirks for these."""
     bars = (Bar(0, size=BAR_SIZE, bits=64),)
-    state_version = 1
-    version_number = 0x00010400
-    queue_entries = QUEUE_ENTRIES
+    state_version = 2
 
-    interrupt_mask: int = state(0, bits=32)
-    configuration: int = state(0, bits=32, check=saved.configuration)
-    status: int = state(0, bits=5)
-    admin_sizes: int = stored(bar=0, offset=0x24, width=4, writable=0x0FFF0FFF, check=saved.admin_sizes)
-    admin_sq: int = stored(bar=0, offset=0x28, width=8, writable=~0xFFF, check=saved.admin_base)
-    admin_cq: int = stored(bar=0, offset=0x30, width=8, writable=~0xFFF, check=saved.admin_base)
-
-    saved_queues: list[list[list[int]]] = state([[], []], bits=64, depth=3, check=saved.queues)
-    """What is saved, and `on_load` makes queues of: completion queues, submission queues."""
-    shadow_buffers: list[int] = state([], bits=64, check=saved.shadow_buffers)
-    """Addresses of shadow doorbells and of event indexes, once the guest has given them."""
-    settings: dict[int, int] = state({}, bits=32, check=saved.settings)
-    """Features that were set, by identifier."""
-    clock: list[int] = state([0, 0], check=saved.clock)
-    """Timestamp feature: milliseconds to add to the host's clock, and whether the guest set it."""
-    event_requests: list[int] = state([], bits=16, check=saved.event_requests)
-    """Command identifiers of Asynchronous Event Requests that wait."""
-    events: list[list[int]] = state([], bits=8, depth=2, check=saved.events)
-    """Events that wait for a request: type, information, log page."""
-    event_types_sent: list[int] = state([], bits=8, check=saved.event_types)
-    """Types that are silent until their log page is read."""
-    changed_namespaces: list[int] = state([], bits=32, check=saved.changed_namespaces)
-
-    serial: str = state("", keep=True, check=saved.serial)
-    saved_namespaces: list[list[int]] = state([], keep=True, bits=64, depth=2, check=saved.namespaces)
-    errors: list[bytes] = state([], keep=True, check=saved.errors)
-    error_count: int = state(0, keep=True, bits=64)
-    media_errors: int = state(0, keep=True, bits=64)
-    sectors_read: int = state(0, keep=True, bits=64)
-    sectors_written: int = state(0, keep=True, bits=64)
-    reads: int = state(0, keep=True, bits=64)
-    writes: int = state(0, keep=True, bits=64)
+    admin_sizes: int = stored(bar=0, offset=0x24, width=4, writable=0x0FFF0FFF, check=checks.admin_sizes)
+    admin_sq: int = stored(bar=0, offset=0x28, width=8, writable=~0xFFF, check=checks.admin_base)
+    admin_cq: int = stored(bar=0, offset=0x30, width=8, writable=~0xFFF, check=checks.admin_base)
 
     def __init__(
         self,
@@ -145,57 +100,43 @@ class Nvme(PciDevice):
             raise UserError(f"blocks have 512 or 4096 bytes, not {block_size}")
         if doorbell_interval < 1:
             raise UserError(f"idle doorbells are looked at every millisecond or less often, not {doorbell_interval}")
-        if not saved.serial(self, serial):
-            raise UserError(f"a serial number is {saved.SERIAL_SIZE} characters of ASCII at most, not {serial!r}")
-        self.max_queues = queues
-        self.offers_shadow_doorbells = not map_doorbells if shadow_doorbells is None else shadow_doorbells
-        self.vectors = queues + 1 if msix else 0
-        super().__init__(
-            interrupts=IntX() | MsiX(self.vectors, bar=4),
-            capabilities=(PciExpress(flr=True),),
-        )
-        self._resets_subsystem = subsystem_reset
-        self.doorbell_messages = 0
-        self.doorbells: Doorbells | None = None
-        if map_doorbells:
-            self.doorbells = Doorbells(self, map_doorbells, DOORBELL_COUNT, BAR_SIZE, doorbell_interval / 1000)
-        shift = block_size.bit_length() - 1
-        backings = open_images(image, block_size)
-        self.serial = serial or serial_of(backings[0].path)
-        self.namespaces = [
-            Namespace(number, backing, True, True, backing.size >> shift, shift)
-            for number, backing in enumerate(backings, 1)
-        ]
-        self.copies = [
-            ImageCopy(f"namespace {each.nsid}", each.backing)
-            for each in self.namespaces
-            if not each.read_only and (migrate_image or each.backing.in_memory)
-        ]
-        """What migrations take along of the images."""
-        self._copied = {copy.backing for copy in self.copies}
-        self.default_settings = defaults(self)
-        self.engine = Engine(self)
-        self.event_queue = Events(self)
-        self.error_log = ErrorLog(self)
-        self._control = ControlSocket(Path(control), self, CONTROL, changing=("resize",)) if control else None
-
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "namespaces": len(self.namespaces), "queues": self.max_queues}
-
-    def close(self) -> None:
-        if self._control is not None:
-            self._control.close()
-        self.engine.close()
-        super().close()
-        if self.doorbells is not None:
-            self.doorbells.close()
-        for namespace in self.namespaces:
-            namespace.backing.close()
-
-    def attach(self, link: Link) -> None:
-        super().attach(link)
-        if self.doorbells is not None:
-            self.doorbells.watch_anew()
+        if not checks.serial(self, serial):
+            raise UserError(f"a serial number is {SERIAL_SIZE} characters of ASCII at most, not {serial!r}")
+        with ExitStack() as opened:  # what was opened is closed where the rest cannot be made
+            page = DoorbellPage(map_doorbells, DOORBELL_COUNT, BAR_SIZE) if map_doorbells else None
+            if page is not None:
+                opened.callback(page.close)
+            backings = open_images(image, block_size)
+            for backing in backings:
+                opened.callback(backing.close)
+            vectors = queues + 1 if msix else 0
+            self.model = Model(
+                queues=queues,
+                vectors=vectors,
+                namespaces=len(backings),
+                shadow_doorbells=not map_doorbells if shadow_doorbells is None else shadow_doorbells,
+                vendor=self.ids.vendor,
+                subsystem_vendor=self.ids.subsystem_vendor,
+            )
+            super().__init__(interrupts=IntX() | MsiX(vectors, bar=4), capabilities=(PciExpress(flr=True),))
+            self._resets_subsystem = subsystem_reset
+            self.serial = serial or serial_of(backings[0].path)
+            namespaces = [
+                Namespace.whole(number, backing, block_size, copied=migrate_image or backing.in_memory)
+                for number, backing in enumerate(backings, 1)
+            ]
+            self.copies = [ImageCopy(f"namespace {each.nsid}", each.backing) for each in namespaces if each.copied]
+            """What migrations take along of the images."""
+            self.controller = Controller(self, self, namespaces, page)
+            self.engine = Engine(self.controller, self, idle=self._finish_disabling, woken=self._watch_doorbells)
+            self.doorbells: Doorbells | None = None
+            self.doorbell_messages = 0
+            if page is not None:
+                self.let_map(0, DOORBELLS, PAGE, page.fd)
+                pause = doorbell_interval / 1000
+                self.doorbells = Doorbells(page, self.controller, self.engine, self.call_later, pause)
+            self._control = ControlSocket(Path(control), self, CONTROL, changing=("resize",)) if control else None
+            opened.pop_all()
 
     # Registers
 
@@ -205,12 +146,12 @@ class Nvme(PciDevice):
 
     @register(bar=0, offset=0x08, width=4)
     def version_register(self) -> int:
-        return self.version_number
+        return VERSION
 
     @register(bar=0, offset=0x0C, width=4, merge=False)
     def mask_interrupts(self, value: int) -> None:
         self.interrupt_mask |= value
-        self.engine.update_line()
+        self.controller.queues.update_line()
 
     @mask_interrupts.reader
     def _(self) -> int:
@@ -219,7 +160,7 @@ class Nvme(PciDevice):
     @register(bar=0, offset=0x10, width=4, merge=False)
     def unmask_interrupts(self, value: int) -> None:
         self.interrupt_mask &= ~value
-        self.engine.update_line()
+        self.controller.queues.update_line()
 
     @unmask_interrupts.reader
     def _(self) -> int:
@@ -261,27 +202,10 @@ class Nvme(PciDevice):
     def doorbell(self, index: int, value: int) -> None:
         self.doorbell_messages += 1
         if self.doorbells is not None:
-            self.doorbells.store(index, value)
-        self.ring(index, value)
-
-    def ring(self, index: int, value: int) -> None:
-        """A doorbell of the guest's: by a message, or seen in the page."""
-        queue, is_completion = index >> 1, index & 1
-        if is_completion:
-            self.engine.completion_doorbell(queue, value & 0xFFFF)
-        else:
-            self.engine.submission_doorbell(queue, value & 0xFFFF)
+            self.doorbells.page.store(index, value)
+        self.engine.ring(index, value)
 
     # The life of the controller
-
-    @property
-    def page_size(self) -> int:
-        """The guest's."""
-        return PAGE << ((self.configuration & Cc.PAGE_SIZE) >> 7)
-
-    @property
-    def enabled(self) -> bool:
-        return bool(self.status & Csts.READY)
 
     def _enable(self) -> None:
         sq_size, cq_size = (self.admin_sizes & 0xFFF) + 1, (self.admin_sizes >> 16) + 1
@@ -292,33 +216,30 @@ class Nvme(PciDevice):
             "admin queues that do not begin at a page": (self.admin_sq | self.admin_cq) & self.page_size - 1,
         }
         if reasons := [reason for reason, found in wrong.items() if found]:
-            self.fail(reasons[0])
+            self.controller.fail(reasons[0])
             return
         try:
-            self._take_over_images()
+            self.controller.take_over_images()
         except OSError as error:
-            self.fail(str(error.strerror))
+            self.controller.fail(str(error.strerror))
             return
         self.engine.open((self.admin_sq, sq_size), (self.admin_cq, cq_size))
         self.status = self.status & ~(Csts.FATAL | Csts.SHUTDOWN) | Csts.READY
-        if self.doorbells is not None:
-            self.doorbells.watch()
+        self._watch_doorbells()
 
     def _disable(self) -> None:
         """CSTS.RDY falls when the commands under way have ended: at once, unless some wait for the disk."""
         self.engine.closing = True
-        self.finish_disabling()
+        self._finish_disabling()
 
-    def finish_disabling(self) -> None:
+    def _finish_disabling(self) -> None:
         """Whenever commands have ended: the rest of `_disable`, if those were the last."""
         if not (self.engine.closing and self.engine.idle):
             return
         self.engine.closing = False
         self.engine.forget()
         self.status &= Csts.SUBSYSTEM_RESET | Csts.SHUTDOWN
-        self.shadow_buffers = []
-        self.settings = {}
-        self.event_requests, self.events, self.event_types_sent = [], [], []
+        self.forget_what_the_guest_set()
         self.interrupts.lower()
         if self.configuration & Cc.ENABLE:
             self._enable()
@@ -329,48 +250,20 @@ class Nvme(PciDevice):
 
         def done(outcome: Outcome) -> None:
             if outcome:  # there is no command whose status could tell
-                self.fail(f"shutdown: {outcome}")
+                self.controller.fail(f"shutdown: {outcome}")
             elif self.configuration & Cc.SHUTDOWN:
                 self.status = self.status & ~Csts.SHUTDOWN | Csts.SHUTDOWN_COMPLETE
 
-        self.engine.background.submit(self.sync_namespaces, done)
+        self.controller.background.submit(self.controller.sync_namespaces, done)
 
-    def fail(self, reason: str) -> None:
-        """Fatal error: the guest has to reset the controller."""
-        log.error("fatal: %s", reason)
-        self.status |= Csts.FATAL
-        self.engine.give_up()
+    def _watch_doorbells(self) -> None:
+        if self.doorbells is not None:
+            self.doorbells.watch()
 
-    # Namespaces
-
-    def namespace(self, nsid: int) -> Namespace:
-        """The namespace of a valid identifier, whether it exists or not; raises Failure for an invalid one."""
-        if not 1 <= nsid <= len(self.namespaces):
-            raise Failure(Status.INVALID_NAMESPACE)
-        return self.namespaces[nsid - 1]
-
-    def active_namespace(self, nsid: int) -> Namespace:
-        """Raises Failure for one that this controller gives no access to, too."""
-        namespace = self.namespace(nsid)
-        if not (namespace.exists and namespace.attached):
-            raise Failure(Status.INVALID_FIELD)
-        return namespace
-
-    def sync_namespaces(self) -> None:
-        """Bring everything that was written to the disk; waits for it. Raises OSError."""
-        sync_all(self.namespaces)
-
-    def namespace_changed(self, namespace: Namespace) -> None:
-        """Something that Identify tells of it is different: note it, and tell a guest that wants to know."""
-        if namespace.nsid not in self.changed_namespaces:
-            self.changed_namespaces.append(namespace.nsid)
-        self.event_queue.add(EventType.NOTICE, 0, LogPage.CHANGED_NAMESPACES)
-        self.engine.interrupt()
-
-    # Reset, standing still, moving
+    # Reset, standing still, clients
 
     def on_reset(self, kind: ResetKind) -> None:
-        self.engine.drain()  # nothing waits for the disk any more where the device was quiesced before
+        self.controller.drain()  # nothing waits for the disk any more where the device was quiesced before
         if kind is not ResetKind.LOST_CONNECTION:
             self.engine.reset()
             if self.doorbells is not None:
@@ -378,68 +271,84 @@ class Nvme(PciDevice):
 
     def on_quiesce(self) -> Quiesce | None:
         """Commands that were begun are ended; those in a queue stay there, for whoever goes on."""
-        return self.engine.halt()
+        waiting = self.engine.halt()
+        if self.doorbells is not None:
+            self.doorbells.settle()
+        return waiting
 
     def on_resume(self) -> None:
         self.engine.go_on()
+        self._watch_doorbells()
+
+    def attach(self, link: Link) -> None:
+        super().attach(link)
+        if self.doorbells is not None:
+            self.doorbells.watch_anew()
+
+    def close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        self.controller.background.close()
+        super().close()
+        if self.doorbells is not None:
+            self.doorbells.page.close()
+        self.controller.close()
+
+    # Moving
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "namespaces": self.model.namespaces, "queues": self.model.queues}
 
     def storages(self) -> Sequence[Storage]:
         return self.copies
 
     def save_state(self) -> dict[str, Any]:
-        self._note_parts()
+        self.controller.note_parts()
         if self.doorbells is not None:
             self.doorbells.sign(self.saved_queues)
         return super().save_state()
 
     def check_savable(self) -> None:
-        self._note_parts()
+        self.controller.note_parts()
         super().check_savable()
-
-    def _note_parts(self) -> None:
-        """What is no declared state by itself."""
-        self.saved_queues = self.engine.save()
-        self.saved_namespaces = [namespace.save() for namespace in self.namespaces]
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         super().check_state(state)
-        check_images(state["values"]["saved_namespaces"], self.namespaces)
+        check_images(state["values"]["saved_namespaces"], self.controller.namespaces)
 
     def on_migration(self, state: MigrationState) -> None:
         """The image is where both hosts find it: there is nothing that this one has in its page cache alone, and only
         one of them has it locked.
         """
+        controller = self.controller
         match state:
             case MigrationState.PRE_COPY:  # in good time, so that little is left to do while the guest stands still
-                self.engine.background.submit(self.sync_namespaces, self._tell_of_loss)
+                controller.background.submit(controller.sync_namespaces, self._tell_of_loss)
             case MigrationState.STOP:
-                self.sync_namespaces()
+                controller.sync_namespaces()
             case MigrationState.STOP_COPY:
-                for namespace in self.namespaces:
-                    namespace.backing.hand_over()
+                controller.hand_over_images()
             case MigrationState.RUNNING:
-                self._take_over_images()
+                controller.take_over_images()
 
     def _tell_of_loss(self, outcome: Outcome) -> None:
         """No command has asked for it, so SMART and an event tell the guest."""
-        write_failure(self, outcome)
-
-    def _take_over_images(self) -> None:
-        """Raises InUse while another has one of them."""
-        for namespace in self.namespaces:
-            namespace.backing.take_over()
+        write_failure(self.controller, outcome)
 
     def on_load(self) -> None:
-        for namespace, parts in zip(self.namespaces, self.saved_namespaces, strict=True):
-            if namespace.backing not in self._copied:
-                namespace.backing.forget()
-            namespace.load(parts)
-        self.engine.load(self.saved_queues)
-
-    def setting(self, feature: int) -> int:
-        """The value of a feature: what was set, or the default."""
-        value = self.settings.get(feature)
-        return self.default_settings[feature] if value is None else value
+        self.controller.load()
+        if self.doorbells is not None:
+            self.doorbells.load(self.saved_queues)
+        self.engine.schedule_mapped()
 
 
-CONTROL = control.COMMANDS
+def doorbells(device: Nvme, request: Mapping[str, Any]) -> control.Doorbells:
+    """{"command": "doorbells"}: how many were rung by messages, and how often those that are mapped were looked at."""
+    return {"messages": device.doorbell_messages, "looks": device.doorbells.looks if device.doorbells else 0}
+
+
+def _of_controller(command: control.Command) -> Callable[[Nvme, Mapping[str, Any]], Mapping[str, object]]:
+    return lambda device, request: command(device.controller, request)
+
+
+CONTROL = {name: _of_controller(command) for name, command in control.COMMANDS.items()} | {"doorbells": doorbells}

@@ -11,7 +11,7 @@ from userdev.errors import ProtocolError
 from userdev_servers.nvme.spec import Failure, Status
 
 if TYPE_CHECKING:
-    from userdev_servers.nvme.nvme import Nvme
+    from userdev_servers.nvme.controller import Controller
     from userdev_servers.nvme.queues import Command
     from vfio_user.device import Dma
 
@@ -201,21 +201,21 @@ class Buffers:
         return bytes(size) if address == BUCKET else self._dma.read(address, size)
 
 
-def buffers_of(device: Nvme, command: Command, size: int, *, writable: bool) -> Buffers:
+def buffers_of(controller: Controller, command: Command, size: int, *, writable: bool) -> Buffers:
     """The guest memory of a command's `size` bytes of data; raises what `extents` and `Dma.views` raise."""
-    return Buffers(device.dma, extents(device.dma, command, size, device.page_size), writable=writable)
+    return Buffers(controller.dma, extents(controller.dma, command, size, controller.page_size), writable=writable)
 
 
-def receive(device: Nvme, command: Command, size: int) -> bytes:
+def receive(controller: Controller, command: Command, size: int) -> bytes:
     """A copy of the data that comes with a command."""
-    buffers = buffers_of(device, command, size, writable=False)
+    buffers = buffers_of(controller, command, size, writable=False)
     data = buffers.gather()
     buffers.release()
     return data
 
 
-def send(device: Nvme, command: Command, data: bytes) -> None:
+def send(controller: Controller, command: Command, data: bytes) -> None:
     """Give the guest the data that it asked for."""
-    buffers = buffers_of(device, command, len(data), writable=True)
+    buffers = buffers_of(controller, command, len(data), writable=True)
     buffers.fill(data)
     buffers.finish()

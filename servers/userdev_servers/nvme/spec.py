@@ -8,6 +8,9 @@ PAGE = 4096
 SQ_ENTRY, CQ_ENTRY = 64, 16
 """Bytes of a command and of a completion."""
 ALL_NAMESPACES = 0xFFFFFFFF
+MAX_TRANSFER_SHIFT = 8
+"""MDTS of these controllers: 1 MiB, in pages of 4 KiB."""
+MAX_TRANSFER = PAGE << MAX_TRANSFER_SHIFT
 
 
 DOORBELLS = 0x1000

@@ -1,0 +1,229 @@
+"""An NVMe controller without PCI: no BAR, no registers, no session; what it does with commands and keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.device_kit import Client
+from userdev.declare.declared import declarations
+from userdev.declare.state import State
+from userdev_servers.block.images import open_images
+from userdev_servers.nvme.controller import Controller
+from userdev_servers.nvme.engine import Engine
+from userdev_servers.nvme.model import REQUEST_LIMIT, Model
+from userdev_servers.nvme.namespace import Namespace
+from userdev_servers.nvme.queues import _COMMAND as COMMAND
+from userdev_servers.nvme.queues import _COMPLETION as COMPLETION
+from userdev_servers.nvme.queues import CompletionQueue, SubmissionQueue
+from userdev_servers.nvme.spec import Admin, Csts, EventType, Feature, HealthEvent, Io, LogPage, Status
+from userdev_servers.nvme.state import ControllerState
+from vfio_user.device import Dma
+
+SQ, CQ, DATA, ENTRIES = 0x1000, 0x2000, 0x3000, 16
+VECTOR = 3
+
+
+class Port:
+    """A guest's memory, a log of its interrupts, and turns that the test gives."""
+
+    def __init__(self, *, active: str = "msix") -> None:
+        self.guest = Client(memory=bytearray(0x8000))
+        self.dma = Dma()
+        self.dma.link = self.guest
+        self.dma.map(0, len(self.guest.memory), 3)
+        self.interrupts = self
+        self.active = active
+        self.triggered: list[int] = []
+        self.levels = [False]
+        self.work: list[Callable[[], None]] = []
+
+    def trigger(self, vector: int = 0) -> None:
+        self.triggered.append(vector)
+        self.levels.append(True)
+
+    def lower(self) -> None:
+        self.levels.append(False)
+
+    def defer(self, work: Callable[[], None]) -> None:
+        self.work.append(work)
+
+    call_soon = defer
+
+    def line(self) -> bool:
+        """INTx is up."""
+        return self.levels[-1]
+
+    def turn(self) -> None:
+        """Do what waits, and what comes of it."""
+        while self.work:
+            self.work.pop(0)()
+
+
+def fresh_state() -> ControllerState:
+    state = ControllerState()
+    for value in declarations(ControllerState, State):
+        setattr(state, value.name, value.fresh())
+    state.model = Model(queues=2, vectors=4, namespaces=1)
+    state.status = Csts.READY
+    return state
+
+
+class Bench:
+    """A controller with admin queues and a pair of I/O queues, and what drives them."""
+
+    def __init__(self, path: Path, *, active: str = "msix") -> None:
+        self.port = Port(active=active)
+        [backing] = open_images(f"{path / 'disk.img'}:1M", 512)
+        self.state = fresh_state()
+        self.controller = Controller(self.port, self.state, [Namespace.whole(1, backing, 512)])
+        self.idle = 0
+        self.engine = Engine(self.controller, self.port, idle=self._count, woken=lambda: None)
+        self.engine.open((SQ, ENTRIES), (CQ, ENTRIES))
+        cq = CompletionQueue(1, CQ + 0x800, ENTRIES, VECTOR if active == "msix" else 0)
+        self.controller.queues.add(cq)
+        self.controller.queues.add(SubmissionQueue(1, SQ + 0x800, ENTRIES, cq))
+        self.tails = [0, 0]
+
+    def _count(self) -> None:
+        self.idle += 1
+
+    def put(self, number: int, opcode: int, cid: int = 7, **fields: int) -> None:
+        words = [fields.get(f"cdw{word}", 0) for word in range(10, 16)]
+        entry = COMMAND.pack(opcode, 0, cid, fields.get("nsid", 0), 0, 0, fields.get("prp1", DATA), 0, *words)
+        at = SQ + 0x800 * number + 64 * self.tails[number]
+        self.port.guest.memory[at : at + 64] = entry
+        self.tails[number] = (self.tails[number] + 1) % ENTRIES
+
+    def do(self, number: int, opcode: int, cid: int = 7, **fields: int) -> None:
+        self.put(number, opcode, cid, **fields)
+        self.engine.ring(2 * number, self.tails[number])
+        self.port.turn()
+
+    def answers(self, number: int) -> list[tuple[int, int, int]]:
+        """Identifier, status and result of the commands that have ended."""
+        entries = (
+            COMPLETION.unpack_from(self.port.guest.memory, CQ + 0x800 * number + 16 * at) for at in range(ENTRIES)
+        )
+        return [(cid, field >> 1 & 0x7FF, result) for result, _, _, _, cid, field in entries if field & 1]
+
+    def under_way(self) -> int:
+        """Commands; that the engine is idle says the same of them."""
+        assert self.engine.idle is not bool(self.controller.background.outstanding)
+        return self.controller.background.outstanding
+
+    def close(self) -> None:
+        self.controller.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_command_is_carried_out_counted_and_told_by_the_vector_of_its_queue(bench: Bench) -> None:
+    bench.port.guest.memory[DATA : DATA + 512] = b"data" * 128
+    bench.do(1, Io.WRITE, nsid=1)
+    bench.do(1, Io.READ, 8, nsid=1, prp1=DATA + 0x1000)
+    assert bench.port.guest.memory[DATA + 0x1000 : DATA + 0x1200] == b"data" * 128
+    assert bench.answers(1) == [(7, 0, 0), (8, 0, 0)]
+    assert bench.port.triggered == [VECTOR, VECTOR]
+    done = bench.state.statistics
+    assert (done.reads, done.writes, done.sectors_read, done.sectors_written, done.errors) == (1, 1, 1, 1, 0)
+
+
+def test_a_command_that_waits_for_the_disk_ends_in_a_turn_of_its_own(bench: Bench) -> None:
+    bench.do(1, Io.FLUSH, nsid=1)
+    bench.controller.background.wait()
+    assert bench.answers(1) == []
+    assert bench.under_way() == 1
+    bench.port.turn()
+    assert bench.answers(1) == [(7, 0, 0)]
+    assert bench.under_way() == 0
+
+
+def test_who_waits_for_it_to_stand_still_hears_when_the_guest_knows_of_all_commands(bench: Bench) -> None:
+    bench.do(1, Io.FLUSH, nsid=1)
+    waiting = bench.engine.halt()
+    assert waiting is not None
+    bench.controller.background.wait()
+    known: list[int] = []
+    waiting.then(lambda: known.append(len(bench.answers(1))))
+    assert known == []
+    bench.port.turn()
+    assert known == [1]
+    bench.do(1, Io.READ, nsid=1)
+    assert len(bench.answers(1)) == 1, "nothing is begun meanwhile"
+    bench.engine.go_on()
+    bench.port.turn()
+    assert len(bench.answers(1)) == 2
+
+
+def test_a_failure_leaves_its_entry_in_the_log_and_nothing_else(bench: Bench) -> None:
+    bench.do(1, Io.READ, nsid=9)
+    assert bench.answers(1) == [(7, Status.INVALID_NAMESPACE, 0)]
+    assert (bench.state.statistics.errors, len(bench.state.errors)) == (1, 1)
+    assert bench.state.statistics.reads == 0
+
+
+def test_requests_for_events_are_bounded_and_each_event_takes_one(bench: Bench) -> None:
+    for cid in range(REQUEST_LIMIT + 1):
+        bench.do(0, Admin.ASYNC_EVENT_REQUEST, cid)
+    assert bench.answers(0) == [(REQUEST_LIMIT, Status.TOO_MANY_EVENT_REQUESTS, 0)]
+    bench.controller.events.add(EventType.ERROR, 1, LogPage.ERRORS)
+    bench.controller.events.add(EventType.ERROR, 1, LogPage.ERRORS)
+    assert bench.answers(0)[1:] == [(0, 0, LogPage.ERRORS << 16 | 1 << 8)]
+    assert bench.state.event_requests == [1, 2, 3]
+    bench.controller.events.seen(LogPage.ERRORS)
+    assert bench.state.event_requests == [2, 3], "the log was read: the next of its type is told"
+
+
+def test_a_warning_is_for_whoever_asked_for_it(bench: Bench) -> None:
+    bench.do(0, Admin.ASYNC_EVENT_REQUEST)
+    bench.controller.events.warn(HealthEvent.TEMPERATURE)
+    assert bench.answers(0) == []
+    bench.controller.settings[Feature.ASYNC_EVENT_CONFIG] = 0b10
+    bench.controller.events.warn(HealthEvent.TEMPERATURE)
+    assert [cid for cid, _, _ in bench.answers(0)] == [7]
+
+
+def test_the_line_is_up_while_there_is_something_that_the_guest_has_not_taken(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, active="intx")
+    bench.do(1, Io.READ, nsid=1)
+    assert bench.port.line()
+    bench.state.interrupt_mask = 1
+    bench.controller.queues.update_line()
+    assert not bench.port.line()
+    bench.state.interrupt_mask = 0
+    bench.engine.ring(3, 1)
+    assert not bench.port.line(), "it has taken it"
+    bench.close()
+
+
+def test_after_a_failure_that_is_fatal_nothing_more_of_the_batch_is_begun(bench: Bench) -> None:
+    bench.controller.queues.completion[1].base = 1 << 40  # where the guest has no memory
+    for cid in range(4):
+        bench.put(1, Io.READ, cid, nsid=1)
+    bench.do(1, Io.READ, 4, nsid=1)
+    assert bench.state.status & Csts.FATAL
+    assert bench.state.statistics.reads == 1
+    bench.do(1, Io.READ, 5, nsid=1)
+    assert bench.state.statistics.reads == 1
+    assert not bench.port.work, "and it does not go on trying"
+
+
+def test_what_is_noted_makes_the_same_controller_elsewhere(bench: Bench, tmp_path: Path) -> None:
+    bench.do(1, Io.READ, nsid=1)
+    bench.controller.namespaces[0].attached = False
+    bench.controller.note_parts()
+    (tmp_path / "b").mkdir()
+    other = Bench(tmp_path / "b")
+    other.state.saved_queues, other.state.saved_namespaces = bench.state.saved_queues, bench.state.saved_namespaces
+    other.controller.load()
+    assert not other.controller.namespaces[0].active
+    assert other.controller.queues.save() == bench.controller.queues.save()
+    other.close()
