@@ -11,6 +11,7 @@ from userdev.declare.values import encode
 from userdev.errors import ProtocolError
 from vfio_user.device.dma import Dma
 from vfio_user.migration import Memory, Migration, Storage
+from vfio_user.server.migration_commands import device_feature, mig_data_read, mig_data_write
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState
 from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, MIGRATION_DATA
 
@@ -82,18 +83,18 @@ class Adder:
 def set_state(migration: Migration, state: int) -> None:
     """SET MIG_DEVICE_STATE, as its message."""
     payload = FEATURE.pack(16, Feature.MIG_DEVICE_STATE | FeatureFlags.SET, tail=DEVICE_STATE.pack(state, 0))
-    assert migration.feature(payload) == payload
+    assert device_feature(migration, payload) == payload
 
 
 def get_state(migration: Migration) -> MigrationState:
     """GET MIG_DEVICE_STATE, as its message."""
-    reply = migration.feature(FEATURE.pack(16, Feature.MIG_DEVICE_STATE | FeatureFlags.GET))
+    reply = device_feature(migration, FEATURE.pack(16, Feature.MIG_DEVICE_STATE | FeatureFlags.GET))
     return MigrationState(DEVICE_STATE.unpack(reply, FEATURE.size).state)
 
 
 def read_data(migration: Migration, size: int = LIMIT) -> bytes:
     """MIG_DATA_READ, as its message."""
-    reply = migration.data_read(MIGRATION_DATA.pack(MIGRATION_DATA.size + size, size), LIMIT)
+    reply = mig_data_read(migration, MIGRATION_DATA.pack(MIGRATION_DATA.size + size, size), LIMIT)
     argsz, got = MIGRATION_DATA.unpack(reply)
     assert argsz == len(reply) == MIGRATION_DATA.size + got
     return reply[MIGRATION_DATA.size :]
@@ -111,7 +112,7 @@ def write_data(migration: Migration, data: bytes, size: int = LIMIT) -> None:
     """MIG_DATA_WRITE, in transfers of `size` bytes."""
     for at in range(0, len(data), size):
         piece = data[at : at + size]
-        migration.data_write(MIGRATION_DATA.pack(MIGRATION_DATA.size + len(piece), len(piece), tail=piece), LIMIT)
+        mig_data_write(migration, MIGRATION_DATA.pack(MIGRATION_DATA.size + len(piece), len(piece), tail=piece), LIMIT)
 
 
 def save(device: Adder, size: int = LIMIT) -> bytes:

@@ -10,6 +10,8 @@ import pytest
 from tests.migration_device import Adder, set_state
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
+from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap, take_bitmaps_v6
+from vfio_user.server.gate import check_command
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Dialect
 from vfio_user.wire.constants import MigrationState
 
@@ -34,19 +36,19 @@ def logging(*pages: int, dialect: Dialect = REGION_MIGRATION) -> Migration:
     device = Adder()
     device.dma.map(BASE, SIZE, 3)
     migration = Migration(device)
-    assert migration.dirty_pages(control(START), dialect) == b""
+    assert handle_dirty_pages(migration, control(START), dialect) == b""
     for page in pages:
         device.dma.mark_dirty(BASE + page * 4096, 1)
     return migration
 
 
 def left(migration: Migration) -> int:
-    return int.from_bytes(migration.dirty_pages(get(), REGION_MIGRATION)[40:], "little")
+    return int.from_bytes(handle_dirty_pages(migration, get(), REGION_MIGRATION)[40:], "little")
 
 
 def test_region_migration_answers_with_both_structures_and_the_bitmap() -> None:
     migration = logging(0, 33)
-    assert migration.dirty_pages(get(), REGION_MIGRATION) == struct.pack(
+    assert handle_dirty_pages(migration, get(), REGION_MIGRATION) == struct.pack(
         "<IIQQQQQ", 48, GET, BASE, SIZE, 4096, 8, 1 | 1 << 33
     )
     assert left(migration) == 0
@@ -56,7 +58,7 @@ def test_region_migration_answers_with_both_structures_and_the_bitmap() -> None:
 def test_the_draft_answers_each_range_with_its_bitmap(skipped: int) -> None:
     migration = logging(0, 33)
     request = get_v6((BASE, 0x1000, 4096, 8), (BASE + 0x20000, 0x20000, 8192, 8), skipped=skipped)
-    assert migration.dirty_pages(request, DRAFT_V6) == struct.pack("<QQQQ", 4096, 8, 0, 1) + struct.pack(
+    assert handle_dirty_pages(migration, request, DRAFT_V6) == struct.pack("<QQQQ", 4096, 8, 0, 1) + struct.pack(
         "<QQQQ", 8192, 8, 0, 1
     )
     assert left(migration) == 0
@@ -69,8 +71,8 @@ def test_the_drafts_bitmap_has_the_size_that_was_asked_for(size: int, bits: byte
     length = min(8 * size, 64) * 4096 if bits else SIZE
     expected = bits or (1 | 1 << 33).to_bytes(size, "little")
     for answer in (
-        migration.dirty_pages(get_v6((BASE, length, 4096, size)), DRAFT_V6),
-        logging(0, 33).unmap_bitmaps([(BASE, length, 4096, size)]),
+        handle_dirty_pages(migration, get_v6((BASE, length, 4096, size)), DRAFT_V6),
+        take_bitmaps_v6(logging(0, 33), [(BASE, length, 4096, size)]),
     ):
         assert answer == struct.pack("<QQQ", 4096, size, 0) + expected
 
@@ -84,7 +86,7 @@ def test_a_table_with_a_bad_bitmap_request_loses_no_page() -> None:
         (BASE, SIZE, 4096, 1 << 60),
     ):
         with pytest.raises(ProtocolError) as refused:
-            migration.unmap_bitmaps([(BASE, SIZE, 4096, 8), bad])
+            take_bitmaps_v6(migration, [(BASE, SIZE, 4096, 8), bad])
         assert refused.value.errno == errno.EINVAL
     assert left(migration) == 1 << 5
 
@@ -93,10 +95,10 @@ def test_a_table_with_a_bad_bitmap_request_loses_no_page() -> None:
 def test_the_log_starts_with_the_negotiated_page_size_and_stops(dialect: Dialect) -> None:
     migration = logging(7, dialect=dialect)
     assert migration.device.dma.log_page_size == migration.page_size == 4096
-    migration.dirty_pages(control(START), dialect)
+    handle_dirty_pages(migration, control(START), dialect)
     assert left(migration) == 1 << 7
     for _ in range(2):
-        assert migration.dirty_pages(control(STOP), dialect) == b""
+        assert handle_dirty_pages(migration, control(STOP), dialect) == b""
     assert migration.device.dma.log_page_size == 0
 
 
@@ -108,7 +110,7 @@ def test_the_log_starts_with_the_negotiated_page_size_and_stops(dialect: Dialect
 def test_malformed_controls_are_refused(dialect: Dialect, payload: bytes) -> None:
     migration = logging(5)
     with pytest.raises(ProtocolError) as refused:
-        migration.dirty_pages(payload, dialect)
+        handle_dirty_pages(migration, payload, dialect)
     assert refused.value.errno == errno.EINVAL
     assert left(migration) == 1 << 5
 
@@ -142,7 +144,7 @@ ALL_REFUSED = [(REGION_MIGRATION, payload) for payload in REFUSED.values()] + [
 def test_malformed_requests_lose_no_page(dialect: Dialect, payload: bytes) -> None:
     migration = logging(5)
     with pytest.raises(ProtocolError) as refused:
-        migration.dirty_pages(payload, dialect)
+        handle_dirty_pages(migration, payload, dialect)
     assert refused.value.errno == errno.EINVAL
     assert left(migration) == 1 << 5
 
@@ -151,23 +153,23 @@ def test_malformed_requests_lose_no_page(dialect: Dialect, payload: bytes) -> No
 def test_a_bitmap_of_what_is_not_mapped_is_enoent(dialect: Dialect) -> None:
     request = get_v6((0, 0x1000, 4096, 8)) if dialect is DRAFT_V6 else get(iova=0, size=0x1000)
     with pytest.raises(ProtocolError) as refused:
-        logging().dirty_pages(request, dialect)
+        handle_dirty_pages(logging(), request, dialect)
     assert refused.value.errno == errno.ENOENT
 
 
 @BOTH
 def test_a_bitmap_before_start_is_refused(dialect: Dialect) -> None:
     migration = logging()
-    migration.dirty_pages(control(STOP), dialect)
+    handle_dirty_pages(migration, control(STOP), dialect)
     request = get_v6((BASE, SIZE, 4096, 8)) if dialect is DRAFT_V6 else get()
     with pytest.raises(ProtocolError) as refused:
-        migration.dirty_pages(request, dialect)
+        handle_dirty_pages(migration, request, dialect)
     assert refused.value.errno == errno.EINVAL
 
 
 def test_too_little_room_is_told_and_loses_no_page() -> None:
     migration = logging(5)
-    reply = migration.dirty_pages(get(argsz=20), REGION_MIGRATION)
+    reply = handle_dirty_pages(migration, get(argsz=20), REGION_MIGRATION)
     assert reply == struct.pack("<II", 48, GET) + bytes(12)
     assert left(migration) == 1 << 5
 
@@ -176,13 +178,13 @@ def test_the_last_bitmap_is_taken_from_a_stopped_device() -> None:
     migration = logging(5)
     for state in (MigrationState.STOP, MigrationState.STOP_COPY):
         set_state(migration, state)
-        migration.gate(Command.DIRTY_PAGES)
+        check_command(migration.state, Command.DIRTY_PAGES)
     assert left(migration) == 1 << 5
 
 
 def test_unmap_takes_the_bitmap() -> None:
     migration = logging(1, 2)
-    assert migration.unmap_bitmap(BASE, SIZE, 8192, 8) == bytes([3]) + bytes(7)
+    assert take_bitmap(migration, BASE, SIZE, 8192, 8) == bytes([3]) + bytes(7)
     assert left(migration) == 0
 
 
@@ -199,7 +201,7 @@ def test_unmap_takes_the_bitmap() -> None:
 def test_unmap_with_a_bad_bitmap_request_loses_no_page(iova: int, pgsize: int, size: int, number: int) -> None:
     migration = logging(5)
     with pytest.raises(ProtocolError) as refused:
-        migration.unmap_bitmap(iova, SIZE, pgsize, size)
+        take_bitmap(migration, iova, SIZE, pgsize, size)
     assert refused.value.errno == number
     assert left(migration) == 1 << 5
 
@@ -214,6 +216,6 @@ def test_ranges_of_the_draft_that_overlap_are_refused_and_nothing_is_taken(secon
     migration = logging(1)
     request = get_v6((second, 0x1000, 4096, 8), (BASE, SIZE, 4096, 8))
     with pytest.raises(ProtocolError, match="overlap") as refused:
-        migration.dirty_pages(request, DRAFT_V6)
+        handle_dirty_pages(migration, request, DRAFT_V6)
     assert refused.value.errno == errno.EINVAL
     assert left(migration) == 2

@@ -12,8 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.migration_device import LIMIT, Adder, load, save, set_state
 from userdev.errors import ProtocolError
-from vfio_user.migration import Migration
+from vfio_user.migration import Migration, MigrationRegion
 from vfio_user.migration.machine import V1_VALUES
+from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap
+from vfio_user.server.migration_commands import device_feature, mig_data_read, mig_data_write
 from vfio_user.wire import DRAFT_V6, REGION_MIGRATION
 from vfio_user.wire.constants import FeatureFlags, MigrationState
 
@@ -38,6 +40,7 @@ class Clients(RuleBasedStateMachine):
         self.device = Adder()
         self.device.dma.map(0x100000, 0x100000, 3)
         self.migration = Migration(self.device)
+        self.region = MigrationRegion(self.migration)
 
     def call(self, function: Any, *arguments: Any) -> None:
         number = 1
@@ -49,7 +52,7 @@ class Clients(RuleBasedStateMachine):
 
     @rule(payload=REQUESTS | PAYLOADS)
     def feature(self, payload: bytes) -> None:
-        self.call(self.migration.feature, payload)
+        self.call(device_feature, self.migration, payload)
 
     @rule(state=st.integers(0, 9))
     def go(self, state: int) -> None:
@@ -57,27 +60,27 @@ class Clients(RuleBasedStateMachine):
 
     @rule(payload=PAYLOADS)
     def data_read(self, payload: bytes) -> None:
-        self.call(self.migration.data_read, payload, LIMIT)
+        self.call(mig_data_read, self.migration, payload, LIMIT)
 
     @rule(payload=PAYLOADS)
     def data_write(self, payload: bytes) -> None:
-        self.call(self.migration.data_write, payload, LIMIT)
+        self.call(mig_data_write, self.migration, payload, LIMIT)
 
     @rule(payload=PAYLOADS, dialect=st.sampled_from([DRAFT_V6, REGION_MIGRATION]))
     def dirty_pages(self, payload: bytes, dialect: Any) -> None:
-        self.call(self.migration.dirty_pages, payload, dialect)
+        self.call(handle_dirty_pages, self.migration, payload, dialect)
 
     @rule(arguments=st.tuples(*[SMALL] * 4))
     def unmap_bitmap(self, arguments: tuple[int, int, int, int]) -> None:
-        self.call(self.migration.unmap_bitmap, *arguments)
+        self.call(take_bitmap, self.migration, *arguments)
 
     @rule(offset=st.sampled_from([0, 4, 8, 16, 24, 4096]) | SMALL, count=st.sampled_from([4, 8, 1]))
     def region_read(self, offset: int, count: int) -> None:
-        self.call(self.migration.region.read, offset, count)
+        self.call(self.region.read, offset, count)
 
     @rule(offset=st.sampled_from([0, 4, 8, 16, 24, 4096]) | SMALL, data=st.binary(max_size=9) | WORDS)
     def region_write(self, offset: int, data: bytes) -> None:
-        self.call(self.migration.region.write, offset, data)
+        self.call(self.region.write, offset, data)
 
     @rule()
     def reset(self) -> None:
@@ -102,12 +105,13 @@ class Clients(RuleBasedStateMachine):
         state = self.migration.state
         if state is not MigrationState.ERROR:
             assert runs is (state in (MigrationState.RUNNING, MigrationState.PRE_COPY))
-        assert int.from_bytes(self.migration.region.read(0, 4), "little") == V1_VALUES[state]
+        assert int.from_bytes(self.region.read(0, 4), "little") == V1_VALUES[state]
 
     def teardown(self) -> None:
         self.migration.detach()
         self.migration.attach()
         load(Adder(), save(self.device))
+        self.region.close()
         self.migration.close()
 
 

@@ -42,7 +42,7 @@ class Recorder:
 
         pairs = [(here, there) for here in STATES for there in STATES]
         self.machine = StateMachine({pair: lambda pair=pair: step(*pair) for pair in pairs})  # type: ignore[misc]
-        self.machine.state = start
+        self.machine.enter(start)
 
 
 @pytest.mark.parametrize(("start", "end", "path"), CELLS, ids=lambda value: getattr(value, "name", None))
@@ -248,3 +248,26 @@ def test_a_client_that_goes_takes_its_log_along() -> None:
     device.dma.start_log(4096)
     migration.detach()
     assert device.dma.log_page_size == 0
+
+
+def test_whoever_watches_is_told_of_every_state_however_it_came_about() -> None:
+    device = Adder()
+    migration, seen = Migration(device), list[MigrationState]()
+    end = migration.watch(lambda: seen.append(migration.state))
+    set_state(migration, RESUMING)
+    with pytest.raises(ProtocolError):
+        set_state(migration, RUNNING)  # nothing was loaded
+    migration.was_reset()
+    migration.set_v1_state(2)
+    with pytest.raises(ProtocolError):
+        migration.set_v1_state(3)
+    device.fails["start"] = OSError(errno.EBUSY, "no")
+    with pytest.raises(ProtocolError):
+        set_state(migration, RUNNING)
+    del device.fails["start"]
+    migration.detach()
+    migration.attach()
+    assert seen == [STOP, RESUMING, ERROR, RUNNING, STOP, STOP_COPY, STOP, RUNNING]
+    end()
+    set_state(migration, STOP)
+    assert seen[-1] is RUNNING

@@ -36,7 +36,7 @@ def in_state(value: int, device: Adder | None = None) -> MigrationRegion:
     set_state(migration, V1_STATES[value] if value != ERROR else MigrationState.RUNNING)
     if value == ERROR:
         migration.set_v1_state(ERROR)
-    return migration.region
+    return MigrationRegion(migration)
 
 
 def refused(call: Any, *arguments: Any) -> None:
@@ -89,7 +89,7 @@ def test_a_state_goes_through_the_window(memory: int, mapped: bool) -> None:
     source, target = Adder(memory), Adder(memory)
     source.values["total"] = 12
     source.ram[:] = bytes(range(1, 256)) * (memory // 255) + bytes(memory % 255)
-    regions = [Migration(device).region for device in (source, target)]
+    regions = [MigrationRegion(Migration(device)) for device in (source, target)]
     mappings = [mmap.mmap(region.fd, region.size) if mapped else None for region in regions]
     store(regions[0], STATE, STOP_AND_COPY)
     pieces = save_pieces(regions[0], mappings[0])
@@ -252,7 +252,7 @@ def drive(migration: Migration, value: int, by_region: bool) -> bool:
     before = migration.state
     try:
         if by_region:
-            store(migration.region, STATE, value)
+            store(MigrationRegion(migration), STATE, value)
         else:
             set_state(migration, V1_STATES[value])
     except ProtocolError:
@@ -276,7 +276,7 @@ def test_what_v1_allows_ends_the_same_by_either_face(values: list[int], faces: l
         else:
             assert by_region.state is before
         assert by_region.state is get_state(by_message) is mixed.state
-        assert load_register(by_message.region, STATE) == V1_VALUES[by_region.state]
+        assert load_register(MigrationRegion(by_message), STATE) == V1_VALUES[by_region.state]
     assert by_region.device.actions == by_message.device.actions == mixed.device.actions  # type: ignore[attr-defined]
 
 
@@ -285,15 +285,16 @@ def test_a_stream_may_change_faces_in_the_middle(size: int, region_first: bool) 
     device = Adder()
     device.values["label"] = "one stream"
     migration = Migration(device)
+    region = MigrationRegion(migration)
     set_state(migration, MigrationState.PRE_COPY)
     if region_first:
-        first = b"".join(save_pieces(migration.region))
+        first = b"".join(save_pieces(region))
         set_state(migration, MigrationState.STOP_COPY)
         rest = read_all(migration)
     else:
         first = migration.read_state(size)
-        store(migration.region, STATE, STOP_AND_COPY)
-        rest = b"".join(save_pieces(migration.region))
+        store(region, STATE, STOP_AND_COPY)
+        rest = b"".join(save_pieces(region))
     target = in_state(RESUMING, loaded := Adder())
     load_pieces(target, [first, rest])
     store(target, STATE, RUNNING)

@@ -20,6 +20,8 @@ from vfio_user.wire.dialects import CURRENT_DMA_32
 GUEST = 0x4000_0000
 RAM = 1 << 20
 PAGE = 4096
+DATA_OFFSET = 16
+"""Of the registers of the v1 region."""
 
 
 class Scribbler(PciDevice):
@@ -175,6 +177,21 @@ def test_a_device_moves_through_the_v1_region(dialect: Dialect, tmp_path: Path) 
         region.state = 0
         region.state = 1
         use(one)
+
+
+@pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
+def test_the_next_client_finds_the_v1_region_unused(dialect: Dialect, tmp_path: Path) -> None:
+    device = Scribbler()
+    with Server(device, str(tmp_path / "server.sock"), dialect=dialect) as server:
+        for _ in range(2):
+            with Client.connect(str(server.listener.address), dialect=dialect) as client:
+                region = client.migration_region()
+                assert region.state == 1
+                region.state = 2
+                with pytest.raises(RemoteError) as refused:
+                    client.region_read(region.index, DATA_OFFSET, 8)  # before pending_bytes
+                assert refused.value.errno == errno.EINVAL
+                assert region.read_piece()
 
 
 # The log, against an oracle that knows every write

@@ -1,16 +1,12 @@
 """Migration: one state machine with two faces, the format of a saved state, and the log of dirty pages."""
 
-from vfio_user.migration.gate import OPEN, STRICT, Gate
 from vfio_user.migration.memory import Memfd, MemfdMemory, Memory
 from vfio_user.migration.migratable import ClientMemory, Migratable, Storage
 from vfio_user.migration.migration import Migration
 from vfio_user.migration.region import MigrationRegion
 
 __all__ = [
-    "OPEN",
-    "STRICT",
     "ClientMemory",
-    "Gate",
     "Memfd",
     "MemfdMemory",
     "Memory",

@@ -101,12 +101,29 @@ class StateMachine:
     """Where the device is, and what is done on the way.
 
     `steps` has the work of the arcs that have any, and `checks` what is asked before the first step to a state.
+    `entered` is told of each state that is another.
     """
 
-    def __init__(self, steps: Mapping[Arc, Step], checks: Mapping[MigrationState, Step] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        steps: Mapping[Arc, Step],
+        checks: Mapping[MigrationState, Step] = MappingProxyType({}),
+        entered: Step = lambda: None,
+    ) -> None:
         self._steps = steps
         self._checks = checks
-        self.state = RUNNING
+        self._entered = entered
+        self._state = RUNNING
+
+    @property
+    def state(self) -> MigrationState:
+        return self._state
+
+    def enter(self, state: MigrationState) -> None:
+        """Be in a state, without a step: what is outside of the machine has got there by itself."""
+        if state is not self._state:
+            self._state = state
+            self._entered()
 
     def request(self, state: int) -> None:
         """Go to a v2 state.
@@ -127,7 +144,7 @@ class StateMachine:
             if step is not None:
                 self._take(step, there)
             log.info("migration: %s to %s", self.state.name, there.name)
-            self.state = there
+            self.enter(there)
 
     def request_v1(self, value: int) -> None:
         """Go to a state by its v1 value; raises as `request`, EINVAL for what the v1 table does not have."""
@@ -144,7 +161,7 @@ class StateMachine:
     def fail(self, why: str) -> None:
         """The device is in no state that it could go on from; a reset brings it back."""
         log.error("migration: %s to ERROR: %s", self.state.name, why)
-        self.state = ERROR
+        self.enter(ERROR)
 
     def recover(self) -> bool:
         """The device was reset: out of ERROR, and otherwise where it was. Whether it was in ERROR.
@@ -154,7 +171,7 @@ class StateMachine:
         """
         if self.state is not ERROR:
             return False
-        self.state = RUNNING
+        self.enter(RUNNING)
         return True
 
     def _take(self, step: Step, there: MigrationState) -> None:

@@ -1,4 +1,4 @@
-"""A device's migration: one state machine, with the v2 messages and the v1 region as its two faces.
+"""A device's migration: one state machine, and the verbs that its two faces ask, v2's messages and v1's region.
 
 It belongs to the device and outlives sessions. A client that goes away takes its streams and its dirty log along, and
 the next one finds the device running, whatever state it was left in: nobody is locked out by a predecessor that died in
@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from userdev.declare import values
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
-from vfio_user.migration import dirty_pages, features
-from vfio_user.migration.gate import STRICT, Gate
 from vfio_user.migration.loading import Loading
 from vfio_user.migration.machine import (
     ERROR,
@@ -27,9 +25,7 @@ from vfio_user.migration.machine import (
     StateMachine,
 )
 from vfio_user.migration.migratable import Migratable
-from vfio_user.migration.region import MigrationRegion
 from vfio_user.migration.saving import Saving
-from vfio_user.wire import Command, Dialect
 from vfio_user.wire.constants import MigrationState
 
 log = logging.getLogger(__name__)
@@ -44,11 +40,10 @@ class Migration:
     page_size = 4096
     """The page size of v1's dirty log, as offered in VERSION."""
 
-    def __init__(self, device: Migratable, *, gate: Gate = STRICT) -> None:
+    def __init__(self, device: Migratable) -> None:
         self.device = device
         self._stop_device: Callable[[], None] = device.stop
-        self._gate = gate
-        self._region: MigrationRegion | None = None
+        self._watchers: list[Callable[[], None]] = []
         self._saving: Saving | None = None
         self._loading: Loading | None = None
         self._machine = StateMachine(
@@ -64,6 +59,7 @@ class Migration:
                 (RESUMING, STOP): self._load,
             },
             checks=dict.fromkeys(SAVING, self._check_savable),
+            entered=self._entered,
         )
 
     # State
@@ -74,26 +70,16 @@ class Migration:
 
     def set_state(self, state: int) -> None:
         """Go to a v2 state; raises ProtocolError as `StateMachine.request`."""
-        try:
-            self._machine.request(state)
-        finally:
-            self._state_changed()
+        self._machine.request(state)
 
     def set_v1_state(self, value: int) -> None:
         """Go to a state by its v1 value; raises ProtocolError as `StateMachine.request_v1`."""
-        try:
-            self._machine.request_v1(value)
-        finally:
-            self._state_changed()
+        self._machine.request_v1(value)
 
-    def gate(self, command: Command) -> None:
-        """Raises ProtocolError (EINVAL) for a command that the state forbids."""
-        self._gate.check(self.state, command)
-
-    @property
-    def registers_allowed(self) -> bool:
-        """Whether the device's own regions may be accessed in this state."""
-        return self.state not in self._gate.closed_registers
+    def watch(self, entered: Callable[[], None]) -> Callable[[], None]:
+        """Call `entered` whenever there is another state, until what is returned is called. It must not raise."""
+        self._watchers.append(entered)
+        return lambda: self._watchers.remove(entered)
 
     def was_reset(self) -> None:
         """DEVICE_RESET has been carried out. It leaves ERROR, and otherwise the state as it is."""
@@ -108,7 +94,7 @@ class Migration:
         self._stop_device = stop or self.device.stop
         if self.state is not RUNNING:
             log.info("migration: a new client, %s to RUNNING", self.state.name)
-            self._machine.state = RUNNING
+            self._machine.enter(RUNNING)
             self._run()
 
     def detach(self) -> None:
@@ -116,47 +102,28 @@ class Migration:
         self._stop_device = self.device.stop
         self.device.dma.stop_log()
         self._drop_streams()
-        self._machine.state = _LEFT_IN.get(self.state, self.state)
-        self._state_changed()
+        self._machine.enter(_LEFT_IN.get(self.state, self.state))
 
     def close(self) -> None:
         """The device goes."""
         self._drop_streams()
-        if self._region is not None:
-            self._region.close()
 
-    # The two faces
+    # The dirty log
 
-    def feature(self, payload: bytes) -> bytes:
-        """DEVICE_FEATURE: the reply's payload."""
-        return features.device_feature(self, payload)
+    def start_log(self, page_size: int | None = None) -> None:
+        """Log what the device writes of its client's memory, in pages of so many bytes; None: of `page_size`.
 
-    def data_read(self, payload: bytes, limit: int) -> bytes:
-        """MIG_DATA_READ: the reply's payload. `limit` is what the client takes in a message."""
-        return features.mig_data_read(self, payload, limit)
+        Raises ProtocolError (EINVAL) for a page size that is none, or not that of a running log.
+        """
+        self.device.dma.start_log(self.page_size if page_size is None else page_size)
 
-    def data_write(self, payload: bytes, limit: int) -> None:
-        """MIG_DATA_WRITE."""
-        features.mig_data_write(self, payload, limit)
+    def stop_log(self) -> None:
+        """Log no more, and drop what was logged."""
+        self.device.dma.stop_log()
 
-    def dirty_pages(self, payload: bytes, dialect: Dialect) -> bytes:
-        """DIRTY_PAGES: the reply's payload."""
-        return dirty_pages.dirty_pages(self, payload, dialect)
-
-    def unmap_bitmap(self, iova: int, size: int, pgsize: int, bitmap_size: int) -> bytes:
-        """The bitmap that DMA_UNMAP asks for; it is to be taken before the unmapping, once that is known to succeed."""
-        return dirty_pages.take_bitmap(self, iova, size, pgsize, bitmap_size)
-
-    def unmap_bitmaps(self, asked: Sequence[tuple[int, int, int, int]]) -> bytes:
-        """The same for the ranges of the draft's table, (iova, size, pgsize, bitmap size): the reply's payload."""
-        return dirty_pages.take_bitmaps_v6(self, asked)
-
-    @property
-    def region(self) -> MigrationRegion:
-        """The v1 migration region."""
-        if self._region is None:
-            self._region = MigrationRegion(self)
-        return self._region
+    def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
+        """The bitmap of a range, whose pages are thereby clean; raises as `ClientMemory.take_dirty`."""
+        return self.device.dma.take_dirty(iova, length, page_size)
 
     # Streams
 
@@ -260,11 +227,11 @@ class Migration:
             self._loading.close()
             self._loading = None
 
-    def _state_changed(self) -> None:
+    def _entered(self) -> None:
         if self.state is ERROR:
             self._drop_streams()
-        if self._region is not None:
-            self._region.start_over()
+        for entered in self._watchers:
+            entered()
 
 
 def _check_encodable(what: str, value: object) -> None:

@@ -14,14 +14,11 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
 from vfio_user.migration.machine import RESUMING, SAVING, V1_VALUES
+from vfio_user.migration.migration import Migration
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, RegionFlags
-
-if TYPE_CHECKING:
-    from vfio_user.migration.migration import Migration
 
 WINDOW = 4096
 """Where the data is: the value of data_offset."""
@@ -29,7 +26,7 @@ WINDOW_SIZE = 1 << 20
 
 
 class MigrationRegion:
-    """What a client finds at the migration region: as `PciDevice`'s regions, with `read` and `write` by offset."""
+    """What one client finds at the migration region, until `close`: `read` and `write` by offset."""
 
     size = WINDOW + WINDOW_SIZE
     flags = RegionFlags.READ | RegionFlags.WRITE | RegionFlags.MMAP
@@ -40,11 +37,18 @@ class MigrationRegion:
         self._migration = migration
         self.fd = os.memfd_create("vfio-user-migration", os.MFD_CLOEXEC)
         """The file to map; its offsets are the region's."""
-        self.close = weakref.finalize(self, os.close, self.fd)
+        self._close = weakref.finalize(self, os.close, self.fd)
         os.ftruncate(self.fd, self.size)
         self._memory = mmap.mmap(self.fd, self.size)
         self._asked = False
         self._piece: int | None = None
+        self._unwatch = migration.watch(self._start_over)
+
+    def close(self) -> None:
+        """The client goes."""
+        self._unwatch()
+        self._memory.close()
+        self._close()
 
     def read(self, offset: int, count: int) -> bytes:
         """Read a register, whole, or bytes of the window while saving.
@@ -70,8 +74,8 @@ class MigrationRegion:
         self._check_window(offset, len(data), self._migration.state is RESUMING)
         self._memory[offset : offset + len(data)] = data
 
-    def start_over(self) -> None:
-        """The state has changed: an iteration under way is over."""
+    def _start_over(self) -> None:
+        """There is another state, or one was asked for: an iteration under way is over."""
         self._asked = False
         self._piece = None
 
@@ -83,7 +87,10 @@ class MigrationRegion:
         return V1_VALUES[self._migration.state]
 
     def _write_state(self, value: int) -> None:
-        self._migration.set_v1_state(value)
+        try:
+            self._migration.set_v1_state(value)
+        finally:
+            self._start_over()
 
     def _read_pending(self) -> int:
         """Begins an iteration; reading it again changes nothing."""

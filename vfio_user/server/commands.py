@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
+from vfio_user.server import migration_commands
+from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap, take_bitmaps_v6
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
@@ -119,7 +121,7 @@ def dma_unmap(session: Session, message: Message) -> Reply:
     if region is None or (region.iova, region.size) != (request.addr, request.size):
         raise _refuse(f"DMA_UNMAP: nothing is mapped at {request.addr:#x} with size {request.size:#x}", errno.ENOENT)
     with session.quiet():
-        bits = _migration(session).unmap_bitmap(request.addr, request.size, bitmap.pgsize, bitmap.size)
+        bits = take_bitmap(_migration(session), request.addr, request.size, bitmap.pgsize, bitmap.size)
         dma.unmap(request.addr, request.size)
     return echo + at.BITMAP.pack(bitmap.pgsize, bitmap.size, tail=bits), []
 
@@ -132,7 +134,7 @@ def _dma_unmap_table(session: Session, message: Message) -> Reply:
             raise _refuse(f"DMA_UNMAP: nothing is mapped at {entry.address:#x}", errno.ENOENT)
     wanted = [(entry.address, entry.size, entry.bitmap.pgsize, entry.bitmap.size) for entry in entries if entry.bitmap]
     with session.quiet():
-        reply = _migration(session).unmap_bitmaps(wanted) if wanted else b""
+        reply = take_bitmaps_v6(_migration(session), wanted) if wanted else b""
         for entry in entries:
             dma.unmap(entry.address, entry.size)
     return reply, []
@@ -291,27 +293,25 @@ def device_reset(session: Session, message: Message) -> Reply:
         session.device.client_reset()
         if session.device.migration is not None:
             session.device.migration.was_reset()
-    session.refresh_registers()
     return NOTHING
 
 
 def device_feature(session: Session, message: Message) -> Reply:
-    reply = _migration(session).feature(message.payload)
-    session.refresh_registers()
-    return reply, []
+    return migration_commands.device_feature(_migration(session), message.payload), []
 
 
 def mig_data_read(session: Session, message: Message) -> Reply:
-    return _migration(session).data_read(message.payload, session.agreement.data_per_message), []
+    limit = session.agreement.data_per_message
+    return migration_commands.mig_data_read(_migration(session), message.payload, limit), []
 
 
 def mig_data_write(session: Session, message: Message) -> Reply:
-    _migration(session).data_write(message.payload, session.max_data)
+    migration_commands.mig_data_write(_migration(session), message.payload, session.max_data)
     return NOTHING
 
 
 def dirty_pages(session: Session, message: Message) -> Reply:
-    return _migration(session).dirty_pages(message.payload, session.dialect), []
+    return handle_dirty_pages(_migration(session), message.payload, session.dialect), []
 
 
 def version_again(session: Session, message: Message) -> Reply:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
 from vfio_user.device import RegionInfo
+from vfio_user.migration import MigrationRegion
+from vfio_user.server.gate import has_registers
 from vfio_user.wire import Dialect
 from vfio_user.wire.constants import RegionFlags
 
 if TYPE_CHECKING:
     from vfio_user.device import PciDevice
-    from vfio_user.migration import MigrationRegion
 
 _MMAP = int(RegionFlags.MMAP)
 
@@ -21,19 +21,17 @@ _MMAP = int(RegionFlags.MMAP)
 class Regions:
     """Described and accessed by index. Accesses to registers have a shorter way: `vfio_user.server.registers`."""
 
-    def __init__(
-        self, device: PciDevice, dialect: Dialect, *, carries_fds: bool, state_changed: Callable[[], None]
-    ) -> None:
-        """`state_changed` is called when the migration state may have changed by a write."""
+    def __init__(self, device: PciDevice, dialect: Dialect, *, carries_fds: bool) -> None:
         self._device = device
-        self._dialect = dialect
         self._carries_fds = carries_fds
-        self._state_changed = state_changed
+        self._migration = device.migration
+        self._has_migration_region = dialect.migration_region and device.migration is not None
+        self._migration_region: MigrationRegion | None = None
 
     def all(self) -> list[RegionInfo]:
         """All of them; without descriptors where the transport carries none."""
         regions = list(self._device.regions)
-        if (v1 := self._migration_region()) is not None:
+        if (v1 := self._at(len(regions))) is not None:
             regions.append(RegionInfo(len(regions), v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type))
         if self._carries_fds:
             return regions
@@ -45,16 +43,15 @@ class Regions:
         Raises:
             ProtocolError: (EINVAL) no such region, past its end, or the migration state forbids it.
         """
-        if (v1 := self._migration_region_at(index)) is not None:
+        if (v1 := self._at(index)) is not None:
             return v1.read(offset, count)
         self._check_access(index)
         return self._device.region_read(index, offset, count)
 
     def write(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Write a region; raises as `read`."""
-        if (v1 := self._migration_region_at(index)) is not None:
+        if (v1 := self._at(index)) is not None:
             v1.write(offset, bytes(data))
-            self._state_changed()
         else:
             self._check_access(index)
             self._device.region_write(index, offset, data)
@@ -62,17 +59,22 @@ class Regions:
     @property
     def accessible(self) -> bool:
         """Whether the migration state lets the device's own regions be accessed."""
-        return self._device.migration is None or self._device.migration.registers_allowed
+        return self._migration is None or has_registers(self._migration.state)
+
+    def close(self) -> None:
+        """The client is gone."""
+        if self._migration_region is not None:
+            self._migration_region.close()
 
     def _check_access(self, index: int) -> None:
         if not self.accessible:
             raise ProtocolError(f"access to region {index} of a device that is stopped")
 
-    def _migration_region_at(self, index: int) -> MigrationRegion | None:
-        return self._migration_region() if index == len(self._device.regions) else None
-
-    def _migration_region(self) -> MigrationRegion | None:
-        if self._device.migration is None or not self._dialect.migration_region:
+    def _at(self, index: int) -> MigrationRegion | None:
+        """The migration region, if this is its index; made when it is asked for, as most clients never do."""
+        if not self._has_migration_region or index != len(self._device.regions):
             return None
-        region: MigrationRegion = self._device.migration.region
-        return region
+        if self._migration_region is None:
+            assert self._migration is not None
+            self._migration_region = MigrationRegion(self._migration)
+        return self._migration_region

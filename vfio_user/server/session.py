@@ -29,6 +29,7 @@ from userdev.transport import Stream, close_all
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY
 from vfio_user.server import commands
 from vfio_user.server.connection import Connection, Disconnected
+from vfio_user.server.gate import check_command
 from vfio_user.server.negotiation import Agreement, Offer, negotiate
 from vfio_user.server.owed import Owed
 from vfio_user.server.regions import Regions
@@ -92,9 +93,8 @@ class Session:
         """The device is detached: work for this client is dropped."""
         self._migration: Migration | None = device.migration
         self._registers = RegisterPath(dialect)
-        self.regions = Regions(
-            device, dialect, carries_fds=self.connection.carries_fds, state_changed=self.refresh_registers
-        )
+        self.regions = Regions(device, dialect, carries_fds=self.connection.carries_fds)
+        self._stop_following: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         """Negotiate, then serve until the client goes away or `stop` is called. Raises nothing a client can cause."""
@@ -270,7 +270,7 @@ class Session:
         except AUTHORS_FAILURES:
             log.exception("the device failed when its client came: the session ends")
             return False
-        self.refresh_registers()
+        self._follow_state()
         return True
 
     def _negotiate(self) -> bool:
@@ -359,7 +359,7 @@ class Session:
         if command is None or self.dialect.shapes[command].sender is Sender.SERVER:
             raise ProtocolError(f"command {message.command} is none of a client's in dialect {self.dialect.name}")
         if self._migration is not None:
-            self._migration.gate(command)
+            check_command(self._migration.state, command)
         return command
 
     def _run(self, command: Command, message: Message) -> tuple[bytes, list[int]]:
@@ -385,8 +385,13 @@ class Session:
         if owed:
             self.connection.out += message.error(number).encode()
 
-    def refresh_registers(self) -> None:
-        """Take the device's register table into the hot path, or nothing while its state forbids access."""
+    def _follow_state(self) -> None:
+        """Have the device's register table in the hot path, and nothing while its migration state forbids access."""
+        if self._migration is not None:
+            self._stop_following = self._migration.watch(self._refresh_registers)
+        self._refresh_registers()
+
+    def _refresh_registers(self) -> None:
         self._registers.clear()
         if self.regions.accessible:
             self._registers.fill(self.device)
@@ -403,6 +408,7 @@ class Session:
                 log.exception("the device failed at the end of a session")
 
     def _leave_migration(self) -> None:
+        self._stop_following()
         if self._migration is not None:
             self._migration.detach()
 
@@ -414,6 +420,7 @@ class Session:
     def _close(self) -> None:
         self._over = True
         self._requests.close()
+        self.regions.close()
         for message in self._backlog:
             close_all(message.fds)
         self.connection.close()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import bitmap_size
+from vfio_user.migration import Migration
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.constants import DirtyPagesFlags
 from vfio_user.wire.layouts import BITMAP_V6, DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6
-
-if TYPE_CHECKING:
-    from vfio_user.migration.migration import Migration
 
 MAX_REPLY = 1 << 20
 """As libvfio-user: an argsz above is refused, and so are bitmaps above."""
@@ -23,7 +20,7 @@ _V6_DATA = (0, 4, 8)
 """Bytes of the unused `data` member before the ranges: absent, as printed, or as in the kernel's structure."""
 
 
-def dirty_pages(migration: Migration, payload: bytes, dialect: Dialect) -> bytes:
+def handle_dirty_pages(migration: Migration, payload: bytes, dialect: Dialect) -> bytes:
     """Start or stop the log, or report and clear; the reply's payload, none for starting and stopping.
 
     Raises:
@@ -34,10 +31,10 @@ def dirty_pages(migration: Migration, payload: bytes, dialect: Dialect) -> bytes
     if argsz < DIRTY_PAGES.size or flags not in {*DirtyPagesFlags}:
         raise _refuse(f"argsz {argsz}, flags {flags:#x}")
     if flags == DirtyPagesFlags.START:
-        migration.device.dma.start_log(migration.page_size)
+        migration.start_log()
         return b""
     if flags == DirtyPagesFlags.STOP:
-        migration.device.dma.stop_log()
+        migration.stop_log()
         return b""
     if dialect.shapes[Command.DMA_UNMAP].request is None:
         return _get_bitmaps_v6(migration, payload)
@@ -54,7 +51,7 @@ def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_
     _check_range(iova, size, pgsize)
     if bitmap_bytes != bitmap_size(size, pgsize):
         raise _misfit(bitmap_bytes, size, pgsize)
-    return migration.device.dma.take_dirty(iova, size, pgsize)
+    return migration.take_dirty(iova, size, pgsize)
 
 
 def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, int]]) -> bytes:
@@ -74,7 +71,7 @@ def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, i
             raise _misfit(bitmap_bytes, size, pgsize)
     reply = b""
     for iova, size, pgsize, bitmap_bytes in asked:
-        bits = migration.device.dma.take_dirty(iova, size, pgsize)
+        bits = migration.take_dirty(iova, size, pgsize)
         reply += BITMAP_V6.pack(pgsize, bitmap_bytes, 0, tail=bits[:bitmap_bytes].ljust(bitmap_bytes, b"\0"))
     return reply
 

@@ -1,4 +1,4 @@
-"""The v2 face: DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE (docs/protocol.md 10.1, 10.2; linux/vfio.h).
+"""Migration by v2's messages: DEVICE_FEATURE, MIG_DATA_READ and _WRITE (docs/protocol.md 10.1, 10.2; linux/vfio.h).
 
 Each function takes a request's payload and returns its reply's. A refusal is a header: libvfio-user echoes the payload
 of some of them, which nobody needs.
@@ -10,10 +10,10 @@ import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import bitmap_size
+from vfio_user.migration import Migration
 from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags, MigrationSupport
 from vfio_user.wire.layouts import (
     DEVICE_STATE,
@@ -24,9 +24,6 @@ from vfio_user.wire.layouts import (
     MIGRATION_DATA,
     MIGRATION_FLAGS,
 )
-
-if TYPE_CHECKING:
-    from vfio_user.migration.migration import Migration
 
 GET, SET, PROBE = (int(flag) for flag in FeatureFlags)
 
@@ -136,11 +133,11 @@ def _start_logging(migration: Migration, data: bytes) -> None:
     control = LOGGING_CONTROL.unpack(data)
     if len(data) < LOGGING_CONTROL.size + control.num_ranges * LOGGING_RANGE.size:
         raise _refuse(f"{control.num_ranges} ranges in {len(data)} bytes")
-    migration.device.dma.start_log(control.page_size)
+    migration.start_log(control.page_size)
 
 
 def _stop_logging(migration: Migration, data: bytes) -> None:
-    migration.device.dma.stop_log()
+    migration.stop_log()
 
 
 def _get_report(migration: Migration, data: bytes, room: int) -> bytes:
@@ -153,7 +150,7 @@ def _get_report(migration: Migration, data: bytes, room: int) -> bytes:
     if size > MAX_BITMAP:
         raise _refuse(f"a bitmap of {size} bytes, more than {MAX_BITMAP}")
     _check_room(LOGGING_REPORT.size + size, room)
-    return LOGGING_REPORT.pack(*report, tail=migration.device.dma.take_dirty(iova, length, page_size))
+    return LOGGING_REPORT.pack(*report, tail=migration.take_dirty(iova, length, page_size))
 
 
 _FEATURES: Mapping[int, Operations] = MappingProxyType(
