@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from vfio_user.client import Client, EventFd
-from vfio_user.client.connection import Connection
+from vfio_user.client.connection import ClientConnection
 
 # How long an example takes says something about the machine's load, not about the code; `timeout` ends what hangs.
 # The examples are the same every time and everywhere, so that a verdict changes with the code alone. (Hypothesis by
@@ -21,7 +21,7 @@ settings.load_profile("vfio-user")
 # Nor is a slow answer a fault: what a test waits for is the event, and this is when it gives up. A test of patience
 # itself says how much it has.
 PATIENCE = 60.0
-CONNECT = vars(Connection)["connect"].__func__
+CONNECT = vars(ClientConnection)["connect"].__func__
 for function in (Client.__init__, CONNECT, Client.serve_until, Client.wait_interrupt, EventFd.wait):
     assert "timeout" in function.__annotations__, function
     if function.__kwdefaults__ and "timeout" in function.__kwdefaults__:

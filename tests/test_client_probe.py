@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from vfio_user.client.config_space import ConfigSpace
+from vfio_user.client.config_space import ConfigSpaceDump
 
 
 def config(capabilities: dict[int, bytes] | None = None, *, first: int = 0, size: int = 4096) -> bytearray:
@@ -22,14 +22,14 @@ def config(capabilities: dict[int, bytes] | None = None, *, first: int = 0, size
 
 
 def test_the_header_says_who_it_is() -> None:
-    space = ConfigSpace(bytes(config()))
+    space = ConfigSpaceDump(bytes(config()))
     assert space.ids == (0x1234, 0x11E8)
     assert space.subsystem == (0x1AF4, 0x1100)
     assert (space.revision, space.class_code, space.interrupt_pin) == (0x10, 0xFF0000, "A")
 
 
 def test_bars_have_their_kinds_and_a_64_bit_bar_takes_two() -> None:
-    assert [(bar.index, bar.kind, bar.prefetchable) for bar in ConfigSpace(bytes(config())).bars()] == [
+    assert [(bar.index, bar.kind, bar.prefetchable) for bar in ConfigSpaceDump(bytes(config())).bars()] == [
         (0, "32-bit", False),
         (1, "I/O", False),
         (2, "64-bit", True),
@@ -58,7 +58,7 @@ def test_bars_have_their_kinds_and_a_64_bit_bar_takes_two() -> None:
     ids=["pm", "msi", "msix", "pcie", "vendor"],
 )
 def test_a_capability_is_taken_apart(registers: bytes, name: str, expected: dict[str, object]) -> None:
-    (capability,) = ConfigSpace(bytes(config({0x40: registers}, first=0x40))).capabilities()
+    (capability,) = ConfigSpaceDump(bytes(config({0x40: registers}, first=0x40))).capabilities()
     assert (capability.offset, capability.name) == (0x40, name)
     assert expected.items() <= capability.details.items()
 
@@ -67,7 +67,7 @@ def test_both_chains_are_followed() -> None:
     serial = struct.pack("<IQ", 3 | 1 << 16 | 0x110 << 20, 0x0123_4567_89AB_CDEF)
     vendor = struct.pack("<II", 0x0B | 1 << 16, 0x42 | 2 << 16 | 0x18 << 20)
     data = config({0x40: b"\x09\x60\x10", 0x60: b"\x01\0", 0x100: serial, 0x110: vendor}, first=0x40)
-    found = ConfigSpace(bytes(data)).capabilities()
+    found = ConfigSpaceDump(bytes(data)).capabilities()
     assert [(c.offset, c.extended) for c in found] == [(0x40, False), (0x60, False), (0x100, True), (0x110, True)]
     assert found[2].details["serial"] == "01-23-45-67-89-ab-cd-ef"
     assert found[3].details == {"version": 1, "id": 0x42, "revision": 2, "length": 0x18}
@@ -85,12 +85,12 @@ def test_both_chains_are_followed() -> None:
     ids=["two in a circle", "to itself", "into the header", "extended to itself", "extended into the first page"],
 )
 def test_a_chain_that_leads_nowhere_ends_and_is_a_problem(data: bytearray, count: int) -> None:
-    space = ConfigSpace(bytes(data))
+    space = ConfigSpaceDump(bytes(data))
     assert len(space.capabilities()) == count
     assert len(space.problems) == 1
 
 
 def test_a_short_config_space_reads_as_ones_behind_its_end() -> None:
-    space = ConfigSpace(b"\x34\x12")
+    space = ConfigSpaceDump(b"\x34\x12")
     assert space.ids == (0x1234, 0xFFFF)
     space.capabilities()

@@ -17,7 +17,7 @@ from tests.scripted_server import ScriptedServer
 from userdev.relay.loop import Future, Task
 from userdev.transport import Stream
 from vfio_user.client import Client, RemoteError
-from vfio_user.client.migration_region import MigrationRegion
+from vfio_user.client.migration_region import MigrationRegisters
 from vfio_user.client.regions import Region, RegionCalls
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.migration import MessageMigration
@@ -118,7 +118,7 @@ class Window:
 def test_our_client_writes_a_piece_of_the_migration_region_in_pieces(state: bytes, sizes: list[int]) -> None:
     window = Window()
     pieces = [state] if state is SOMEBODYS else [state[:PIECE], state[PIECE:]]
-    MigrationRegion(cast(RegionCalls, window)).load(pieces)
+    MigrationRegisters(cast(RegionCalls, window)).load(pieces)
     assert window.writes == sizes
     assert window.content[4096:].startswith(pieces[-1])
 

@@ -12,14 +12,14 @@ from userdev.conformance.check import Check, CheckFailed, Skip
 from userdev.errors import UserdevError, UserError
 
 
-class Bench(Protocol):
+class Workbench(Protocol):
     """One check's view of the server."""
 
     def close(self) -> None:
         """Close all that the check has opened."""
 
 
-class Target(Protocol):
+class ServerUnderTest(Protocol):
     """The server under test."""
 
     def renew(self) -> None:
@@ -29,7 +29,7 @@ class Target(Protocol):
         """How the server died of itself, or came to serve nobody, since this was last asked; empty otherwise."""
 
 
-B = TypeVar("B", bound=Bench)
+B = TypeVar("B", bound=Workbench)
 
 
 class Outcome(Enum):
@@ -52,7 +52,7 @@ class Result(Generic[B]):
 
 def run(
     checks: Sequence[Check[B]],
-    target: Target,
+    target: ServerUnderTest,
     bench: Callable[[], B],
     *,
     dialect: str,
@@ -107,7 +107,7 @@ def _said(error: UserdevError) -> str:
     return f"{error} ({error.hint})" if isinstance(error, UserError) and error.hint else str(error)
 
 
-def _blame(result: Result[B], target: Target) -> Result[B]:
+def _blame(result: Result[B], target: ServerUnderTest) -> Result[B]:
     """The result, or a failure where the server has died since."""
     crash = target.crashed()
     if crash:

@@ -6,7 +6,7 @@ from vfio_user.client.client import Client
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import AddressSpace, GuestMemory, Mapping
-from vfio_user.client.migration_region import MigrationRegion
+from vfio_user.client.migration_region import MigrationRegisters
 from vfio_user.client.regions import IoSubRegion, Region
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "GuestMemory",
     "IoSubRegion",
     "Mapping",
-    "MigrationRegion",
+    "MigrationRegisters",
     "NoAnswer",
     "Pending",
     "Region",

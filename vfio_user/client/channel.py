@@ -60,6 +60,7 @@ class Channel:
 
     @property
     def carries_fds(self) -> bool:
+        """Whether descriptors can go along: on UNIX sockets only."""
         return self._main.stream.carries_fds
 
     @property
@@ -68,6 +69,7 @@ class Channel:
         return not self._main.gone
 
     def fileno(self) -> int:
+        """The main socket's descriptor, for `select`."""
         return self._main.stream.fileno()
 
     def add_twin(self, fd: int) -> None:
@@ -77,6 +79,7 @@ class Channel:
 
     @property
     def has_twin(self) -> bool:
+        """Whether the server has a socket of its own for what it asks."""
         return len(self._lanes) > 1
 
     # asking

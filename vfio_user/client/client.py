@@ -10,7 +10,7 @@ from __future__ import annotations
 from vfio_user.client.dma import DmaCalls
 from vfio_user.client.features import FeatureCalls
 from vfio_user.client.irqs import IrqCalls
-from vfio_user.client.migration_region import MigrationRegion
+from vfio_user.client.migration_region import MigrationRegisters
 from vfio_user.client.regions import RegionCalls
 
 
@@ -20,10 +20,10 @@ class Client(RegionCalls, DmaCalls, IrqCalls, FeatureCalls):
     Not for use by several threads at once.
     """
 
-    def migration_region(self) -> MigrationRegion:
+    def migration_region(self) -> MigrationRegisters:
         """The v1 migration registers.
 
         Raises:
             UserError: the device has none.
         """
-        return MigrationRegion(self)
+        return MigrationRegisters(self)

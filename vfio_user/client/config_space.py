@@ -67,7 +67,7 @@ EXTENDED_NAMES = {
 
 
 @dataclass(frozen=True)
-class Capability:
+class FoundCapability:
     """One capability. `details` has what its registers say, by name."""
 
     offset: int
@@ -86,7 +86,7 @@ class BaseAddress:
     prefetchable: bool
 
 
-class ConfigSpace:
+class ConfigSpaceDump:
     """A config space that was read whole, 64 to 4096 bytes."""
 
     def __init__(self, data: bytes) -> None:
@@ -101,14 +101,17 @@ class ConfigSpace:
 
     @property
     def ids(self) -> tuple[int, int]:
+        """Vendor and device."""
         return self.word(0x00, 2), self.word(0x02, 2)
 
     @property
     def subsystem(self) -> tuple[int, int]:
+        """The subsystem's vendor and its id."""
         return self.word(0x2C, 2), self.word(0x2E, 2)
 
     @property
     def revision(self) -> int:
+        """The device's revision."""
         return self.word(0x08, 1)
 
     @property
@@ -118,11 +121,13 @@ class ConfigSpace:
 
     @property
     def class_name(self) -> str:
+        """The class in words, as far as it is known here."""
         code = self.class_code
         return _CLASSES.get(code >> 8) or _BASE_CLASSES.get(code >> 16, "unknown class")
 
     @property
     def interrupt_pin(self) -> str | None:
+        """A to D; None: the function has no line."""
         pin = self.word(0x3D, 1)
         return "ABCD"[pin - 1] if 1 <= pin <= 4 else None
 
@@ -139,9 +144,9 @@ class ConfigSpace:
                 index += wide
             index += 1
 
-    def capabilities(self) -> list[Capability]:
+    def capabilities(self) -> list[FoundCapability]:
         """Both chains, in the order in which they are linked."""
-        found: list[Capability] = []
+        found: list[FoundCapability] = []
         if self.word(0x06, 2) & STATUS_CAPABILITIES:
             self._walk(self.word(0x34, 1) & 0xFC, 0x40, 0x100, self._conventional, found)
         if len(self.data) > EXTENDED and self.word(EXTENDED, 4) not in (0, 0xFFFF_FFFF):
@@ -153,8 +158,8 @@ class ConfigSpace:
         at: int,
         first: int,
         end: int,
-        step: Callable[[int], tuple[Capability, int]],
-        found: list[Capability],
+        step: Callable[[int], tuple[FoundCapability, int]],
+        found: list[FoundCapability],
     ) -> None:
         seen: set[int] = set()
         while at:
@@ -166,22 +171,22 @@ class ConfigSpace:
             capability, at = step(at)
             found.append(capability)
 
-    def _conventional(self, at: int) -> tuple[Capability, int]:
+    def _conventional(self, at: int) -> tuple[FoundCapability, int]:
         id = self.word(at, 1)
         decode = _DETAILS.get(id)
         name = CAPABILITY_NAMES.get(id, f"capability {id:#04x}")
-        return Capability(at, id, name, False, decode(self, at) if decode else {}), self.word(at + 1, 1) & 0xFC
+        return FoundCapability(at, id, name, False, decode(self, at) if decode else {}), self.word(at + 1, 1) & 0xFC
 
-    def _extended(self, at: int) -> tuple[Capability, int]:
+    def _extended(self, at: int) -> tuple[FoundCapability, int]:
         header = self.word(at, 4)
         id = header & 0xFFFF
         decode = _EXTENDED_DETAILS.get(id)
         name = EXTENDED_NAMES.get(id, f"extended capability {id:#06x}")
         details = {"version": header >> 16 & 0xF} | (decode(self, at) if decode else {})
-        return Capability(at, id, name, True, details), header >> 20 & 0xFFC
+        return FoundCapability(at, id, name, True, details), header >> 20 & 0xFFC
 
 
-def _power_management(config: ConfigSpace, at: int) -> Details:
+def _power_management(config: ConfigSpaceDump, at: int) -> Details:
     capabilities, control = config.word(at + 2, 2), config.word(at + 4, 2)
     return {
         "version": capabilities & 7,
@@ -192,7 +197,7 @@ def _power_management(config: ConfigSpace, at: int) -> Details:
     }
 
 
-def _msi(config: ConfigSpace, at: int) -> Details:
+def _msi(config: ConfigSpaceDump, at: int) -> Details:
     control = config.word(at + 2, 2)
     return {
         "vectors": 1 << (control >> 1 & 7),
@@ -203,7 +208,7 @@ def _msi(config: ConfigSpace, at: int) -> Details:
     }
 
 
-def _msix(config: ConfigSpace, at: int) -> Details:
+def _msix(config: ConfigSpaceDump, at: int) -> Details:
     control, table, pba = config.word(at + 2, 2), config.word(at + 4, 4), config.word(at + 8, 4)
     return {
         "vectors": (control & 0x7FF) + 1,
@@ -220,7 +225,7 @@ _PORT_TYPES = {0: "endpoint", 1: "legacy endpoint", 4: "root port", 9: "integrat
 _LINK_SPEEDS = {1: "2.5", 2: "5", 3: "8", 4: "16", 5: "32", 6: "64"}
 
 
-def _pci_express(config: ConfigSpace, at: int) -> Details:
+def _pci_express(config: ConfigSpaceDump, at: int) -> Details:
     capabilities, device, link = config.word(at + 2, 2), config.word(at + 4, 4), config.word(at + 12, 4)
     kind = capabilities >> 4 & 0xF
     return {
@@ -233,25 +238,25 @@ def _pci_express(config: ConfigSpace, at: int) -> Details:
     }
 
 
-def _vendor(config: ConfigSpace, at: int) -> Details:
+def _vendor(config: ConfigSpaceDump, at: int) -> Details:
     return {"length": config.word(at + 2, 1)}
 
 
-def _subsystem(config: ConfigSpace, at: int) -> Details:
+def _subsystem(config: ConfigSpaceDump, at: int) -> Details:
     return {"vendor": config.word(at + 4, 2), "device": config.word(at + 6, 2)}
 
 
-def _serial_number(config: ConfigSpace, at: int) -> Details:
+def _serial_number(config: ConfigSpaceDump, at: int) -> Details:
     serial = config.word(at + 8, 4) << 32 | config.word(at + 4, 4)
     return {"serial": "-".join(f"{byte:02x}" for byte in serial.to_bytes(8, "big"))}
 
 
-def _extended_vendor(config: ConfigSpace, at: int) -> Details:
+def _extended_vendor(config: ConfigSpaceDump, at: int) -> Details:
     header = config.word(at + 4, 4)
     return {"id": header & 0xFFFF, "revision": header >> 16 & 0xF, "length": header >> 20}
 
 
-Decode = Callable[[ConfigSpace, int], Details]
+Decode = Callable[[ConfigSpaceDump, int], Details]
 
 _DETAILS: Mapping[int, Decode] = {
     0x01: _power_management,

@@ -31,7 +31,7 @@ QEMU_FDS = 16
 """Descriptors that QEMU takes and sends with one message (hw/vfio-user/protocol.h, VFIO_USER_MAX_MAX_FDS)."""
 
 
-class Connection:
+class ClientConnection:
     """A stream that speaks one dialect. A context manager; what the device can do is in the subclasses."""
 
     def __init__(self, stream: Stream, *, dialect: Dialect = CURRENT, timeout: float = 5.0) -> None:
@@ -124,6 +124,7 @@ class Connection:
 
     @property
     def is_connected(self) -> bool:
+        """Whether the server is still there, as far as is known."""
         return self.channel.is_connected
 
     # asking

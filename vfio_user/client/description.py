@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vfio_user.client.client import Client
-from vfio_user.client.config_space import Capability, ConfigSpace
+from vfio_user.client.config_space import ConfigSpaceDump, FoundCapability
 from vfio_user.client.errors import RemoteError
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command
@@ -50,6 +50,8 @@ class RegionFacts:
 
 @dataclass(frozen=True)
 class IrqFacts:
+    """What a device says of one interrupt index."""
+
     index: int
     name: str
     vectors: int
@@ -87,7 +89,7 @@ class Description:
     can_reset: bool
     regions: list[RegionFacts]
     irqs: list[IrqFacts]
-    pci_capabilities: list[Capability]
+    pci_capabilities: list[FoundCapability]
     migration: MigrationFacts
     problems: list[str]
     not_survived: list[str]
@@ -102,7 +104,7 @@ def describe(client: Client) -> Description:
     """
     info = client.device_info()
     regions = [client.region_info(index) for index in range(info.num_regions)]
-    config = ConfigSpace(_read_config(client, regions))
+    config = ConfigSpaceDump(_read_config(client, regions))
     capabilities = config.capabilities()
     bars = {bar.index: bar.kind + (" prefetchable" if bar.prefetchable else "") for bar in config.bars()}
     irqs = [_irq_facts(client, index) for index in range(info.num_irqs)]
@@ -175,7 +177,7 @@ def _migration_facts(client: Client, regions: list[Region]) -> MigrationFacts:
 
 
 def _problems(
-    regions: list[Region], irqs: list[IrqFacts], capabilities: list[Capability], class_code: int
+    regions: list[Region], irqs: list[IrqFacts], capabilities: list[FoundCapability], class_code: int
 ) -> Iterator[str]:
     """What makes QEMU refuse the device, and what a guest makes of it."""
     if not class_code >> 8:
@@ -203,7 +205,7 @@ def _problems(
                 yield f"region {region.index} lets {offset:#x}+{size:#x} be mapped, which is not whole pages inside it"
 
 
-def _not_survived(regions: list[Region], capabilities: list[Capability]) -> Iterator[str]:
+def _not_survived(regions: list[Region], capabilities: list[FoundCapability]) -> Iterator[str]:
     """What has to be caught before QEMU sees it (known issues realize-crash and region-info-crash)."""
     sizes = {region.index: region.size for region in regions}
     for details in (found.details for found in capabilities if found.id == 0x11 and not found.extended):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.channel import Pending
-from vfio_user.client.connection import Connection
+from vfio_user.client.connection import ClientConnection
 from vfio_user.client.memory import GuestMemory, Mapping
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DirtyPagesFlags, DmaFlags, DmaFlagsV6, UnmapFlags
@@ -25,7 +25,7 @@ from vfio_user.wire.layouts import (
 READ_WRITE = DmaFlags.READ | DmaFlags.WRITE
 
 
-class DmaCalls(Connection):
+class DmaCalls(ClientConnection):
     """DMA_MAP, DMA_UNMAP and DIRTY_PAGES, in whatever layout the dialect has."""
 
     @property
@@ -89,6 +89,7 @@ class DmaCalls(Connection):
         self.request(Command.DIRTY_PAGES, DIRTY_PAGES.pack(DIRTY_PAGES.size, DirtyPagesFlags.START))
 
     def stop_dirty_pages(self) -> None:
+        """End the dirty log (DIRTY_PAGES, STOP)."""
         self.request(Command.DIRTY_PAGES, DIRTY_PAGES.pack(DIRTY_PAGES.size, DirtyPagesFlags.STOP))
 
     def dirty_pages(self, iova: int, size: int, page_size: int = 4096) -> DirtyBitmap:

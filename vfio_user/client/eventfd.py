@@ -15,6 +15,7 @@ class EventFd:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
+        """The descriptor; -1 once it is closed."""
         return self.fd
 
     def take(self) -> int:
@@ -37,6 +38,7 @@ class EventFd:
         return self.take()
 
     def close(self) -> None:
+        """Close the descriptor."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

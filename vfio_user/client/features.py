@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import DirtyBitmap, bitmap_size
-from vfio_user.client.connection import Connection
+from vfio_user.client.connection import ClientConnection
 from vfio_user.client.errors import RemoteError
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
@@ -23,7 +23,7 @@ from vfio_user.wire.layouts import (
 from vfio_user.wire.state_pieces import StatePieces, write_of
 
 
-class FeatureCalls(Connection):
+class FeatureCalls(ClientConnection):
     """The device's features, and what QEMU's vfio migration code does with them."""
 
     def device_feature(self, feature: int, operation: int, data: bytes = b"", *, room: int = 0) -> bytes:
@@ -44,14 +44,17 @@ class FeatureCalls(Connection):
         return True
 
     def migration_support(self) -> MigrationSupport:
+        """What the device can do (GET of the MIGRATION feature)."""
         data = self.device_feature(Feature.MIGRATION, FeatureFlags.GET, room=MIGRATION_FLAGS.size)
         return MigrationSupport(MIGRATION_FLAGS.unpack(data).flags)
 
     def migration_state(self) -> MigrationState:
+        """The device's state (GET of MIG_DEVICE_STATE)."""
         data = self.device_feature(Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=DEVICE_STATE.size)
         return _state(DEVICE_STATE.unpack(data).state)
 
     def set_migration_state(self, state: int) -> None:
+        """Take the device to another state; a number, so that one can ask for what does not exist."""
         data = DEVICE_STATE.pack(state, 0)
         self.device_feature(Feature.MIG_DEVICE_STATE, FeatureFlags.SET, data)
 
@@ -105,6 +108,7 @@ class FeatureCalls(Connection):
         self.device_feature(Feature.DMA_LOGGING_START, FeatureFlags.SET, data)
 
     def stop_logging(self) -> None:
+        """End the dirty log (DMA_LOGGING_STOP)."""
         self.device_feature(Feature.DMA_LOGGING_STOP, FeatureFlags.SET, LOGGING_CONTROL.pack(0, 0, 0))
 
     def report_logging(self, iova: int, length: int, page_size: int) -> DirtyBitmap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vfio_user.client.connection import Connection
+from vfio_user.client.connection import ClientConnection
 from vfio_user.client.errors import NoAnswer
 from vfio_user.client.eventfd import EventFd
 from vfio_user.wire import Command
@@ -14,10 +14,11 @@ from vfio_user.wire.layouts import IRQ_INFO, IRQ_SET, VfioIrqInfo
 _NONE, _BOOL, _EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 
 
-class IrqCalls(Connection):
+class IrqCalls(ClientConnection):
     """GET_IRQ_INFO and SET_IRQS; `irq` is an index of `vfio_user.wire.constants.IrqIndex`."""
 
     def irq_info(self, irq: int) -> VfioIrqInfo:
+        """What the device says of an interrupt index."""
         reply = self.request(Command.GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, irq, 0))
         return IRQ_INFO.unpack(reply.payload)
 
@@ -48,9 +49,11 @@ class IrqCalls(Connection):
         self._act(irq, IrqSetFlags.TRIGGER, start, count, bools)
 
     def mask_irqs(self, irq: int, *, start: int = 0, count: int = 1, bools: bytes = b"") -> None:
+        """Mask vectors; with `bools` those whose byte is not 0."""
         self._act(irq, IrqSetFlags.MASK, start, count, bools)
 
     def unmask_irqs(self, irq: int, *, start: int = 0, count: int = 1, bools: bytes = b"") -> None:
+        """Unmask vectors; with `bools` those whose byte is not 0."""
         self._act(irq, IrqSetFlags.UNMASK, start, count, bools)
 
     def _act(self, irq: int, action: IrqSetFlags, start: int, count: int, bools: bytes) -> None:

@@ -63,6 +63,7 @@ class Mapping:
 
     @property
     def end(self) -> int:
+        """The first IOVA behind it."""
         return self.iova + self.size
 
 
@@ -81,6 +82,7 @@ class AddressSpace:
         return iter(self._mappings)
 
     def add(self, mapping: Mapping) -> None:
+        """Let the device reach a mapping."""
         insort(self._mappings, mapping)
 
     def remove(self, iova: int, size: int) -> None:
@@ -90,6 +92,7 @@ class AddressSpace:
             del self._mappings[at]
 
     def clear(self) -> None:
+        """Forget every mapping."""
         self._mappings.clear()
 
     def read(self, iova: int, count: int) -> bytes:

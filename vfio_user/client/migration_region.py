@@ -19,7 +19,7 @@ STOPPED, RUNNING, STOP_AND_COPY, PRE_COPY, RESUMING, ERROR = 0, 1, 2, 3, 4, 6
 """Values of `device_state`: bit 0 RUNNING, bit 1 SAVING, bit 2 RESUMING."""
 
 
-class MigrationRegion:
+class MigrationRegisters:
     """The registers of the migration region of one device."""
 
     def __init__(self, client: RegionCalls) -> None:
@@ -38,6 +38,7 @@ class MigrationRegion:
 
     @property
     def state(self) -> int:
+        """The register device_state."""
         return self._client.load(self.index, DEVICE_STATE, 4)
 
     @state.setter
@@ -56,6 +57,7 @@ class MigrationRegion:
 
     @property
     def data_size(self) -> int:
+        """Bytes of the piece that is there to be read, or was written."""
         return self._client.load(self.index, DATA_SIZE, 8)
 
     @data_size.setter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import close_all
-from vfio_user.client.connection import Connection
+from vfio_user.client.connection import ClientConnection
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, NO_FD, IoFdType, RegionFlags, RegionIndex
 from vfio_user.wire.layouts import (
@@ -56,15 +56,17 @@ class IoSubRegion:
     datamatch: int
 
 
-class RegionCalls(Connection):
+class RegionCalls(ClientConnection):
     """GET_INFO, GET_REGION_INFO, GET_REGION_IO_FDS, REGION_READ, REGION_WRITE, REGION_WRITE_MULTI, DEVICE_RESET."""
 
     def device_info(self) -> VfioDeviceInfo:
+        """Ask what the device is (DEVICE_GET_INFO)."""
         wants_struct = self.dialect.shapes[Command.GET_INFO].request is not None
         request = DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
         return DEVICE_INFO.unpack(self.request(Command.GET_INFO, request).payload)
 
     def reset(self) -> None:
+        """Reset the device (DEVICE_RESET)."""
         self.request(Command.DEVICE_RESET)
 
     def region_info(self, index: int) -> Region:
@@ -151,9 +153,11 @@ class RegionCalls(Connection):
         self.region_write(region, offset, value.to_bytes(width, "little"), posted=posted)
 
     def config_read(self, offset: int, count: int) -> bytes:
+        """Read configuration space."""
         return self.region_read(RegionIndex.CONFIG, offset, count)
 
     def config_write(self, offset: int, data: bytes) -> None:
+        """Write configuration space."""
         self.region_write(RegionIndex.CONFIG, offset, data)
 
     def read_many(self, reads: Iterable[tuple[int, int, int]]) -> list[bytes]:

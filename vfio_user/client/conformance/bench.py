@@ -61,6 +61,7 @@ class Bench:
         self._fds: list[int] = []
 
     def close(self) -> None:
+        """Close all that the check has opened."""
         for client in self.clients:
             client.close()
         for eventfd in self._eventfds:
@@ -91,10 +92,12 @@ class Bench:
     # material
 
     def eventfd(self) -> EventFd:
+        """Make an eventfd that is closed with the bench."""
         self._eventfds.append(EventFd())
         return self._eventfds[-1]
 
     def memory(self, size: int = 0x10000, *, shared: bool = True) -> GuestMemory:
+        """Make guest memory of `size` bytes that is closed with the bench; without `shared` it has no descriptor."""
         self._memory.append(GuestMemory(size, shared=shared))
         return self._memory[-1]
 
@@ -104,6 +107,7 @@ class Bench:
         return fd
 
     def memfd(self, size: int = 0x10000) -> int:
+        """Make a memfd of `size` bytes that is closed with the bench."""
         fd = self.own(os.memfd_create("conformance", os.MFD_CLOEXEC))
         os.ftruncate(fd, size)
         return fd
@@ -112,14 +116,17 @@ class Bench:
 
     @cached_property
     def info(self) -> VfioDeviceInfo:
+        """What the device says of itself, asked once."""
         return self.client.device_info()
 
     @cached_property
     def regions(self) -> list[Region]:
+        """What the device says of each region."""
         return [self.client.region_info(index) for index in range(self.info.num_regions)]
 
     @cached_property
     def irqs(self) -> list[VfioIrqInfo]:
+        """What the device says of each interrupt index."""
         return [self.client.irq_info(index) for index in range(self.info.num_irqs)]
 
     def irq(self, vectors: int = 1) -> VfioIrqInfo:
@@ -139,6 +146,7 @@ class Bench:
         raise Skip("no region may be mapped")
 
     def need_fds(self) -> None:
+        """Skip the check where descriptors cannot go along."""
         if not self.client.channel.carries_fds:
             raise Skip("the transport carries no descriptors")
 
@@ -148,10 +156,12 @@ class Bench:
             raise Skip("the device does no DMA: DMA_MAP succeeds whatever it says")
 
     def need_migration(self) -> None:
+        """Skip the check where the device does not migrate."""
         if Command.DEVICE_FEATURE not in self.dialect or not self.client.has_feature(Feature.MIGRATION):
             raise Skip("the device does not migrate by messages")
 
     def need_migration_region(self) -> int:
+        """The index of the v1 migration region; skips the check where there is none."""
         index = self.client.migration_region_index()
         if index is None:
             raise Skip("the device has no migration region")
@@ -221,6 +231,7 @@ class Bench:
         return state
 
     def unchanged(self, before: dict[str, object], what: str) -> None:
+        """Fail the check where the device is another than `before`, after what `what` says."""
         after = self.snapshot()
         changed = [name for name, value in before.items() if after.get(name) != value]
         require(not changed, f"{what} was refused and still changed {', '.join(changed)}")

@@ -19,7 +19,7 @@ from vfio_user.client.migration_region import (
     RUNNING,
     STOP_AND_COPY,
     STOPPED,
-    MigrationRegion,
+    MigrationRegisters,
 )
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import DirtyPagesFlags
@@ -41,17 +41,17 @@ _NAMES = {
 _INVALID = (RESUMING | RUNNING, RESUMING | PRE_COPY)
 
 
-def _region(bench: Bench) -> MigrationRegion:
+def _region(bench: Bench) -> MigrationRegisters:
     bench.need_migration_region()
-    return MigrationRegion(bench.client)
+    return MigrationRegisters(bench.client)
 
 
-def _write(bench: Bench, region: MigrationRegion, offset: int, value: int, width: int) -> Message:
+def _write(bench: Bench, region: MigrationRegisters, offset: int, value: int, width: int) -> Message:
     data = value.to_bytes(width, "little")
     return bench.ask(Command.REGION_WRITE, REGION_ACCESS.pack(offset, region.index, width, tail=data))
 
 
-def _running(region: MigrationRegion) -> None:
+def _running(region: MigrationRegisters) -> None:
     if region.state != RUNNING:
         region.state = RUNNING
 

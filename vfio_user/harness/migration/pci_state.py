@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from vfio_user.client.config_space import ConfigSpace
+from vfio_user.client.config_space import ConfigSpaceDump
 from vfio_user.harness.qtest import PciAddress, QTest
 
 COMMAND, CACHE_LINE, LATENCY, BARS, ROM, INTERRUPT_LINE, INTERRUPT_PIN = 0x04, 0x0C, 0x0D, 0x10, 0x30, 0x3C, 0x3D
@@ -45,8 +45,8 @@ class PciState:
     msix_table: bytes = b""
 
     @property
-    def space(self) -> ConfigSpace:
-        return ConfigSpace(self.config)
+    def space(self) -> ConfigSpaceDump:
+        return ConfigSpaceDump(self.config)
 
     def word(self, offset: int, width: int) -> int:
         return self.space.word(offset, width)
