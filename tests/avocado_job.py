@@ -1,6 +1,6 @@
 """A job of avocado's, run as `vfio-user test-e2e` runs it, with bounds for tests of these: one test file, few seconds.
 
-    python -m tests.avocado_job FILE RESULTS SILENCE [GRACE]
+    python -m tests.avocado_job FILE RESULTS SILENCE [GRACE [LOST]]
 
 Prints the verdict of each test, > NAME: STATUS: REASON. Status 3 where the job hung.
 """
@@ -12,7 +12,7 @@ import sys
 from vfio_user.cli import _avocado
 
 
-def main(file: str, results: str, silence: float, grace: float) -> int:
+def main(file: str, results: str, silence: float, grace: float = 30.0, lost: float = _avocado.LOST) -> int:
     config = {
         "resolver.references": [file],
         "run.max_parallel_tasks": 1,
@@ -25,7 +25,7 @@ def main(file: str, results: str, silence: float, grace: float) -> int:
     ending = _avocado.Ending()
     with job, ending.noticed(job):
         try:
-            with _avocado.watched(job, silence, print, grace=grace):
+            with _avocado.watched(job, silence, print, grace=grace, lost=lost):
                 job.run()
         except _avocado.JobHangs as error:
             print(error)
@@ -38,5 +38,4 @@ def main(file: str, results: str, silence: float, grace: float) -> int:
 
 
 if __name__ == "__main__":
-    bounds = [*map(float, sys.argv[3:]), 30.0]
-    sys.exit(main(sys.argv[1], sys.argv[2], bounds[0], bounds[1]))
+    sys.exit(main(sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])))

@@ -71,7 +71,7 @@ def left(folder: Path, name: str) -> Path:
 
 def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
     """Its runner has ended: avocado waits for what will never come."""
-    running = job(tmp_path, "os.kill(os.getppid(), signal.SIGKILL)", "One", "60")
+    running = job(tmp_path, "os.kill(os.getppid(), signal.SIGKILL)", "One", "60", "30", "2")
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 0, said
     found = verdicts(said)
@@ -100,25 +100,33 @@ def test_a_run_that_somebody_ends_says_so_of_its_tests(tmp_path: Path) -> None:
     assert "One.test_first" in "".join(line for line in said.splitlines() if line.startswith("ended in "))
 
 
-def test_a_test_that_takes_too_long_leaves_its_evidence(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a job with all the tests, of which none does harm, and what it has printed."""
+    folder = tmp_path_factory.mktemp("ended")
+    said, _ = job(folder, "pass", "", "60").communicate(timeout=150)
+    return folder, said
+
+
+def test_a_test_that_takes_too_long_leaves_its_evidence(ended: tuple[Path, str]) -> None:
     """With the place that it was at."""
-    running = job(tmp_path, "pass", "Guests", "60")
-    said, _ = running.communicate(timeout=150)
-    assert verdicts(said) == {"Guests.test_late": "INTERRUPTED: Test interrupted: Timeout reached"}
-    assert left(tmp_path, "test-results/1-*/data/index.html").exists()
-    error = left(tmp_path, "test-results/1-*/data/error.txt").read_text()
+    folder, said = ended
+    assert verdicts(said)["Guests.test_late"] == "INTERRUPTED: Test interrupted: Timeout reached", said
+    assert left(folder, "test-results/*test_late/data/index.html").exists()
+    error = left(folder, "test-results/*test_late/data/error.txt").read_text()
     assert "took longer than its 1 s" in error
     assert "time.sleep(60)" in error
 
 
-def test_junit_has_the_reason_of_what_was_cancelled(tmp_path: Path) -> None:
-    running = job(tmp_path, "pass", "One", "60")
-    said, _ = running.communicate(timeout=150)
-    results = json.loads(left(tmp_path, "results.json").read_text())
-    report = left(tmp_path, "results.xml")
+def test_junit_has_the_reason_of_what_was_cancelled(ended: tuple[Path, str]) -> None:
+    folder, said = ended
+    results = json.loads(left(folder, "results.json").read_text())
+    report = left(folder, "results.xml")
     _avocado.complete_junit(report, results["tests"])
-    reasons = [result.message for suite in JUnitXml.fromfile(str(report)) for case in suite for result in case.result]
-    assert reasons == ["it has a reason"], said
+    cases = [case for suite in JUnitXml.fromfile(str(report)) for case in suite]
+    reasons = {case.name.rpartition(".")[2]: [result.message for result in case.result] for case in cases}
+    assert reasons["test_second"] == ["it has a reason"], said
+    assert reasons["test_first"] == []
 
 
 # what a run comes to

@@ -125,12 +125,14 @@ def _module(path: Path) -> Any:
 
 
 @contextmanager
-def watched(job: Any, silence: float, say: Callable[[str], None], *, grace: float = 30.0) -> Iterator[None]:
+def watched(
+    job: Any, silence: float, say: Callable[[str], None], *, grace: float = 30.0, lost: float = LOST
+) -> Iterator[None]:
     """Run a job in the block, for the main thread: it is not waited for longer than this while no test begins or ends.
 
-    A test whose runner has gone, or that has begun and not ended in `silence` seconds, is reported for it, as
-    INTERRUPTED, and the job goes on. When even so nothing comes within `grace` seconds more, all that it started is
-    ended, and the block is left.
+    A test whose runner has gone for `lost` seconds, or that has begun and not ended in `silence` seconds, is reported
+    for it, as INTERRUPTED, and the job goes on. When even so nothing comes within `grace` seconds more, all that it
+    started is ended, and the block is left.
 
     Raises:
         JobHangs: nothing came.
@@ -148,7 +150,7 @@ def watched(job: Any, silence: float, say: Callable[[str], None], *, grace: floa
             _end_children()
             raise JobHangs(f"avocado's job has not ended {now - since:.0f} s after its last test")
         for test in _unreported(job):
-            if test.has_gone and now - gone.setdefault(test.identity, now) > LOST:
+            if test.has_gone and now - gone.setdefault(test.identity, now) > lost:
                 why = "its runner has gone"
             elif now - since > silence:
                 why = f"it has not reported in {silence:.0f} s"
