@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.everything_device import Everything
+from userdev.layout import Layout
 from userdev.transport import Framer, Stream, close_all
 from vfio_user.server import Offer
 from vfio_user.server.session import Session
@@ -174,7 +175,7 @@ _SENSIBLE_FEATURE: dict[int, dict[str, tuple[int, ...]]] = {
     Feature.DMA_LOGGING_STOP: {},
     Feature.DMA_LOGGING_REPORT: {"iova": _IOVAS, "length": (0x1000, 0x2000), "page_size": (0x1000,)},
 }
-_FEATURE_LAYOUTS: dict[int, at.Layout[Any]] = {
+_FEATURE_LAYOUTS: dict[int, Layout[Any]] = {
     Feature.MIGRATION: at.MIGRATION_FLAGS,
     Feature.MIG_DEVICE_STATE: at.DEVICE_STATE,
     Feature.DMA_LOGGING_REPORT: at.LOGGING_REPORT,
@@ -236,7 +237,7 @@ class Generator:
         if not wild:
             gets = number in (Feature.MIGRATION, Feature.DMA_LOGGING_REPORT)
             operation = FeatureFlags.GET if gets else FeatureFlags.SET
-        layout: at.Layout[Any] = at.LOGGING_CONTROL
+        layout: Layout[Any] = at.LOGGING_CONTROL
         if number in _FEATURE_LAYOUTS:
             layout = _FEATURE_LAYOUTS[number]
         data = self._packed(layout, self._values(layout, None if wild else _SENSIBLE_FEATURE[number]))
@@ -269,7 +270,7 @@ class Generator:
                 one_word: dict[str, tuple[int, ...]] = {"pgsize": (0x1000,), "size": (8,)}
                 return self._packed(at.BITMAP, self._values(at.BITMAP, None if wild else one_word))
             case Command.DIRTY_PAGES:
-                layout: at.Layout[Any] = at.DIRTY_RANGE_V6 if self.dialect.name == "draft-v6" else at.DIRTY_RANGE
+                layout: Layout[Any] = at.DIRTY_RANGE_V6 if self.dialect.name == "draft-v6" else at.DIRTY_RANGE
                 return self._packed(layout, self._values(layout, None if wild else _SENSIBLE_BITMAP))
             case Command.REGION_WRITE_MULTI:
                 return b"".join(self._write_entry(wild=wild) for _ in range(min(values["nr_writes"], 8)))
@@ -288,7 +289,7 @@ class Generator:
         length = chance.randrange(10) if wild else chance.choice((1, 2, 4, 8))
         return at.WRITE_MULTI_ENTRY.struct.pack(offset, region, length, self._data({"region": region}, 8))
 
-    def _values(self, layout: at.Layout[Any], sensible: dict[str, tuple[int, ...]] | None) -> dict[str, int]:
+    def _values(self, layout: Layout[Any], sensible: dict[str, tuple[int, ...]] | None) -> dict[str, int]:
         """A value for each field; `sensible` None means anything."""
         names = layout.record._fields
         if sensible is None:
@@ -302,7 +303,7 @@ class Generator:
         return chance.choice(_FIELDS.get(name, _SIZES))
 
     @staticmethod
-    def _packed(layout: at.Layout[Any], values: dict[str, int]) -> bytes:
+    def _packed(layout: Layout[Any], values: dict[str, int]) -> bytes:
         """Pack, each value cut to its field."""
         fields = layout.struct.format.removeprefix("<")
         return layout.struct.pack(*(value & _MASKS[f] for value, f in zip(values.values(), fields, strict=True)))

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ([^|]+) \|$")
 SERVERS = ROOT / "servers"
-PACKAGES = ("userdev", "vfio_user")
+PACKAGES = ("userdev", "vfio_user", "vhost_user")
 PUBLIC = ("vfio_user/device", "userdev/control", "userdev/transport")
 """Rooms that programs beside ours may import, beside `vfio_user` itself and the modules of both packages."""
 DEVICE_AUTHORS = ("wire", "pci", "device", "migration", "server", "client")
@@ -79,7 +79,7 @@ def test_every_room_has_a_row_in_the_table(package: str) -> None:
     assert found <= rooms().keys()
 
 
-@pytest.mark.parametrize("room", ["userdev", *(f"vfio_user/{room}" for room in DEVICE_AUTHORS)])
+@pytest.mark.parametrize("room", ["userdev", "vhost_user", *(f"vfio_user/{room}" for room in DEVICE_AUTHORS)])
 def test_the_device_authors_half_needs_only_the_standard_library(room: str) -> None:
     foreign = {
         f"{path.relative_to(ROOT)} imports {module}"
@@ -146,6 +146,7 @@ WITHOUT_CIRCLES = (
     "userdev",
     "vfio_user/migration",
     "vfio_user/interposer",
+    "vhost_user",
     "servers/userdev_servers",
 )
 

@@ -26,7 +26,7 @@ from vfio_user.cli import COMMANDS
 pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
-OURS = {"vfio_user", "userdev", "userdev_servers"}
+OURS = {"vfio_user", "vhost_user", "userdev", "userdev_servers"}
 WITHOUT_EXTRAS = {"serve", "probe", "interpose", "trace", "replay", "minimize"}
 SUITE = """
 from vfio_user.avocado_test import GuestTest

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userdev.errors import ProtocolError, UserError
+from userdev.layout import Layout
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, HEADER, REGION_MIGRATION, Command, Message, Sender, layouts
 from vfio_user.wire.dialects import dialect_named
-from vfio_user.wire.layouts import Layout
 
 # structure: ((offset, size) of each field in order), size of the whole
 FIELDS: dict[str, tuple[tuple[tuple[int, int], ...], int]] = {

@@ -9,10 +9,11 @@ import errno
 from collections import deque
 
 from userdev.errors import ProtocolError
+from userdev.layout import Layout
 from userdev.transport import close_all
 from vfio_user.client.memory import AddressSpace
 from vfio_user.wire import MAX_DATA, Command, Dialect, Message
-from vfio_user.wire.layouts import DMA_ACCESS_32, VM_INTERRUPT, Layout, VfioUserDmaAccess
+from vfio_user.wire.layouts import DMA_ACCESS_32, VM_INTERRUPT, VfioUserDmaAccess
 
 _C_PADDING = 4
 """A 32-bit count leaves 4 bytes at the end of the C structure; clients of that time send them behind the data."""

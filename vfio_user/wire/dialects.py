@@ -22,9 +22,9 @@ from types import MappingProxyType
 from typing import Any
 
 from userdev.errors import UserError
+from userdev.layout import Layout
 from vfio_user.wire import layouts as at
 from vfio_user.wire.capabilities import ALL
-from vfio_user.wire.layouts import Layout
 
 
 class Command(Enum):

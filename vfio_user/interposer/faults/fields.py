@@ -9,10 +9,10 @@ from functools import cache
 from typing import Any
 
 from userdev.errors import ProtocolError
+from userdev.layout import Layout
 from vfio_user.interposer.trace.decode import FEATURE_BODIES, feature_body
 from vfio_user.wire import DIALECTS, HEADER_SIZE, Command, Dialect, Message
 from vfio_user.wire import layouts as at
-from vfio_user.wire.layouts import Layout
 
 PAYLOAD = "payload."
 """Before the name of a field that the header has too: `flags` is the header's, `payload.flags` the structure's."""

@@ -9,6 +9,7 @@ from enum import IntEnum, IntFlag
 from typing import Any
 
 from userdev.errors import ProtocolError
+from userdev.layout import Layout
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.wire import NO_REPLY, Command, Dialect, Message
 from vfio_user.wire import layouts as at
@@ -40,7 +41,7 @@ _FLAGS: Mapping[Command, type[IntFlag]] = {
 }
 _NAMED: Mapping[str, type[IntEnum]] = {"region": RegionIndex, "irq": IrqIndex}
 _ADDRESSES = frozenset({"offset", "addr", "address", "iova", "size", "gpa_offset", "pgsizes", "page_size", "pgsize"})
-FEATURE_BODIES: Mapping[str, tuple[at.Layout[Any], int]] = {
+FEATURE_BODIES: Mapping[str, tuple[Layout[Any], int]] = {
     "MIGRATION": (at.MIGRATION_FLAGS, FeatureFlags.GET),
     "MIG_DEVICE_STATE": (at.DEVICE_STATE, FeatureFlags.GET | FeatureFlags.SET),
     "DMA_LOGGING_START": (at.LOGGING_CONTROL, FeatureFlags.SET),
@@ -184,7 +185,7 @@ def _take_feature_apart(flags: int, tail: bytes, decoded: Decoded) -> None:
     decoded.data = tail[layout.size :]
 
 
-def feature_body(flags: int) -> at.Layout[Any] | None:
+def feature_body(flags: int) -> Layout[Any] | None:
     """The structure that DEVICE_FEATURE carries with these flags."""
     layout, carrying = FEATURE_BODIES.get(str(name_of(Feature, flags & FEATURE_MASK)), (None, 0))
     return layout if flags & carrying else None
