@@ -28,7 +28,7 @@ from userdev.relay.direction import Direction
 from userdev_servers.gpio import Gpio
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost
-from vfio_user.interposer.trace import TraceWriter, View
+from vfio_user.interposer.trace import VfioTraceWriter, View
 from vfio_user.migration.stream import CHECKSUM, HEAD, PREAMBLE
 from vfio_user.server import Server
 from vfio_user.wire import DIALECTS, ERROR, REPLY, Message
@@ -159,7 +159,7 @@ def _trace(path: Path, dialect_name: str) -> bytes:
     """A trace with everything that one can hold."""
     dialect = DIALECTS[dialect_name]
     generator = Generator(dialect, 7)
-    writer = TraceWriter(path, {"program": "fuzz", "dialect": dialect_name})
+    writer = VfioTraceWriter(path, {"program": "fuzz", "dialect": dialect_name})
     writer.note("connected")
     with tempfile.TemporaryFile() as file:
         for id in range(25):
@@ -242,11 +242,11 @@ services: {web: httpd -f}
 
 def _read_scenario(data: bytes) -> None:
     """A scenario, and what it does to a message."""
-    from vfio_user.interposer.faults.engine import Engine
+    from vfio_user.interposer.faults.engine import FaultEngine
     from vfio_user.interposer.faults.scenario import parse_scenario
 
     dialect = DIALECTS["current"]
-    engine = Engine(parse_scenario(data.decode(errors="replace"), "fuzz"), dialect)
+    engine = FaultEngine(parse_scenario(data.decode(errors="replace"), "fuzz"), dialect)
     generator = Generator(dialect, 3)
     for id in range(5):
         request, _ = generator.message(id)

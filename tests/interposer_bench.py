@@ -11,8 +11,8 @@ from typing import Any, Self, TypeVar
 from userdev.relay.backlog import MAX_BYTES
 from userdev.relay.loop import Future, Loop, Task
 from userdev.transport import Framer, Stream, close_all
-from vfio_user.interposer.session import Session
-from vfio_user.interposer.trace import TraceWriter
+from vfio_user.interposer.session import ForwardedSession
+from vfio_user.interposer.trace import VfioTraceWriter
 from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire import layouts as at
 
@@ -94,13 +94,13 @@ class Bench:
 
     def __init__(self, *, dialect: Dialect = CURRENT, trace: Path | None = None) -> None:
         self.loop = Loop()
-        self.trace = TraceWriter(trace, {"dialect": dialect.name}) if trace is not None else None
+        self.trace = VfioTraceWriter(trace, {"dialect": dialect.name}) if trace is not None else None
         if self.trace is not None:
             self.loop.at_end_of_turn(self.trace.flush)
         self.client, near_client = self.pair()
         self.server, near_server = self.pair()
         self.ended = False
-        self.session = Session(
+        self.session = ForwardedSession(
             self.loop, Stream(near_client), Stream(near_server), dialect, trace=self.trace, on_end=self._end
         )
         self.session.start()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from userdev.transport import close_all
-from vfio_user.interposer.faults.engine import Engine
+from vfio_user.interposer.faults.engine import FaultEngine
 from vfio_user.interposer.faults.scenario import Scenario
 from vfio_user.interposer.faults.stage import Faults
 from vfio_user.wire import CURRENT, Command, Message
@@ -291,7 +291,7 @@ def open_fds() -> int:
 
 
 def engine(rule: dict[str, Any], seed: int = 0) -> Callable[..., bool]:
-    made = Engine(Scenario.model_validate({"seed": seed, "rules": [{"act": "drop", **rule}]}), CURRENT)
+    made = FaultEngine(Scenario.model_validate({"seed": seed, "rules": [{"act": "drop", **rule}]}), CURRENT)
 
     def hits(message: Message, *, state: str = "running", seconds: float = 0, towards: str = "to-server") -> bool:
         from userdev.relay.direction import DIRECTIONS
@@ -365,7 +365,7 @@ def test_one_rules_chance_does_not_depend_on_the_others() -> None:
     """A rule more in the scenario, of another command, leaves what the first does as it was."""
 
     def rolls(*rules: dict[str, Any]) -> list[bool]:
-        made = Engine(Scenario.model_validate({"rules": list(rules)}), CURRENT)
+        made = FaultEngine(Scenario.model_validate({"rules": list(rules)}), CURRENT)
         from userdev.relay.direction import Direction
 
         found = []

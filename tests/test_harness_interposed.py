@@ -17,7 +17,7 @@ from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
-from vfio_user.interposer.trace import Note, Record, read_trace
+from vfio_user.interposer.trace import MessageRecord, Note, read_trace
 from vfio_user.wire import CURRENT, Command
 from vfio_user.wire.constants import IrqIndex
 
@@ -114,6 +114,6 @@ def test_what_goes_past_is_captured_where_that_is_wanted(tmp_path: Path) -> None
             client.store(0, offset, 8, value)
         assert client.wait_interrupt(interrupt) == 1
     trace = read_trace(tmp_path / "device.trace")
-    numbers = {entry.message.command for entry in trace.entries if isinstance(entry, Record)}
+    numbers = {entry.message.command for entry in trace.entries if isinstance(entry, MessageRecord)}
     assert CURRENT.number(Command.DMA_WRITE) in numbers
     assert "interrupt" in {entry.event for entry in trace.entries if isinstance(entry, Note)}

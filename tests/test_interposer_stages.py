@@ -12,15 +12,15 @@ import pytest
 from tests.interposer_bench import Bench, answer, read, write
 from userdev.relay.direction import Direction
 from vfio_user.interposer.passing import Passing
-from vfio_user.interposer.session import Session
-from vfio_user.interposer.trace import Record, read_trace
+from vfio_user.interposer.session import ForwardedSession
+from vfio_user.interposer.trace import MessageRecord, read_trace
 from vfio_user.wire import Message
 
 
 class Watching:
     """Remembers what it is told."""
 
-    def __init__(self, session: Session, *, keeps: bool = False) -> None:
+    def __init__(self, session: ForwardedSession, *, keeps: bool = False) -> None:
         self.session = session
         self.keeps = keeps
         self.passings: list[Passing] = []
@@ -110,7 +110,7 @@ def test_a_stage_knows_which_request_a_reply_answers(bench: Bench, tmp_path: Pat
     bench.session.add_stage(stage, Direction.TO_CLIENT)
     ask(bench)
     bench.close()
-    request, reply = (entry for entry in read_trace(tmp_path / "trace").entries if isinstance(entry, Record))
+    request, reply = (entry for entry in read_trace(tmp_path / "trace").entries if isinstance(entry, MessageRecord))
     assert [passing.pair for passing in stage.passings] == [request.number] == [reply.pair]
     assert stage.records == [reply.number]
 
@@ -122,7 +122,7 @@ def test_what_a_stage_has_taken_is_recorded_before_it_acts(bench: Bench, tmp_pat
     bench.until(lambda: stage.records or None)
     assert bench.server.is_silent()
     bench.close()
-    taken = [entry for entry in read_trace(tmp_path / "trace").entries if isinstance(entry, Record)]
+    taken = [entry for entry in read_trace(tmp_path / "trace").entries if isinstance(entry, MessageRecord)]
     assert stage.records == [record.number for record in taken]
     assert stage.times_closed == 1  # although it is in both directions
 

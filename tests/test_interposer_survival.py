@@ -19,7 +19,7 @@ from userdev.errors import UserError
 from userdev.relay.direction import Direction
 from vfio_user.client import Client, Disconnected, EventFd, RemoteError
 from vfio_user.interposer.interposer import Interposer, Setup
-from vfio_user.interposer.journal import Journal
+from vfio_user.interposer.journal import RequestJournal
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire.constants import IrqIndex
 
@@ -328,7 +328,7 @@ TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 
 def test_a_reply_confirms_what_was_posted_before_it() -> None:
-    journal = Journal()
+    journal = RequestJournal()
     journal.shown(TO_SERVER, write(0, 0, b"1", id=1, posted=True))
     journal.shown(TO_SERVER, read(0, 0, id=2))
     journal.shown(TO_SERVER, write(0, 0, b"2", id=3, posted=True))
@@ -337,7 +337,7 @@ def test_a_reply_confirms_what_was_posted_before_it() -> None:
 
 
 def test_what_is_unanswered_keeps_its_order() -> None:
-    journal = Journal()
+    journal = RequestJournal()
     for id in (5, 1, 5, 2):
         journal.shown(TO_SERVER, write(0, 0, b"x", id=id, posted=id == 1))
     journal.shown(TO_CLIENT, write(0, 0, b"x", id=5).reply())

@@ -16,7 +16,7 @@ from userdev.printable import Printable, printable
 from userdev.process import tail
 from userdev.relay.direction import Direction
 from vfio_user.harness.guest import Result
-from vfio_user.interposer.trace import TraceWriter
+from vfio_user.interposer.trace import VfioTraceWriter
 from vfio_user.wire import Message
 
 CLEAR = "\x1b[2J"
@@ -60,7 +60,7 @@ def test_a_guests_output_and_console_are_described_without_it(tmp_path: Path) ->
 
 def test_nothing_of_a_peers_message_reaches_the_terminal_of_a_command(tmp_path: Path) -> None:
     """In a terminal of its own: what VERSION says in its JSON is printed by `trace show` as it came."""
-    writer = TraceWriter(tmp_path / "trace", {"dialect": "current"})
+    writer = VfioTraceWriter(tmp_path / "trace", {"dialect": "current"})
     writer.message(Direction.TO_SERVER, 3, Message(1, 1, payload=bytes(4) + CLEAR.encode()))
     writer.close()
     ours, theirs = pty.openpty()

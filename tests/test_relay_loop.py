@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from userdev.relay.loop import Cancelled, Future, Loop, Task
+from userdev.relay.loop import Future, Loop, Task, TaskCancelled
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_task_that_is_cancelled_runs_its_finally_at_once() -> None:
     task.cancel()
     assert ran == ["finally"]
     assert task.done
-    with pytest.raises(Cancelled):
+    with pytest.raises(TaskCancelled):
         task.result()
 
 

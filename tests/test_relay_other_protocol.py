@@ -58,7 +58,7 @@ def headers(view: memoryview, at: int, end: int) -> tuple[list[tuple[int, int]],
 
 
 @dataclass(frozen=True)
-class Record(trace.Record[Memo]):
+class Record(trace.TraceRecord[Memo]):
     """A message as it was recorded."""
 
 

@@ -19,12 +19,12 @@ from userdev.errors import UserError
 from userdev.relay.direction import Direction
 from userdev.trace.format import encode_body
 from vfio_user.interposer.passing import Passing
-from vfio_user.interposer.trace import Kind, Note, Raw, Record, TraceWriter, read_trace
+from vfio_user.interposer.trace import MessageRecord, Note, Raw, RecordKind, VfioTraceWriter, read_trace
 from vfio_user.wire import CURRENT, Command, Message
 
 
-def records(path: Path) -> list[Record]:
-    return [entry for entry in read_trace(path).entries if isinstance(entry, Record)]
+def records(path: Path) -> list[MessageRecord]:
+    return [entry for entry in read_trace(path).entries if isinstance(entry, MessageRecord)]
 
 
 def test_every_message_is_there_with_its_direction_and_in_order(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_file_that_ends_within_a_record_is_read_up_to_there(tmp_path: Path, lo
     os.truncate(path, path.stat().st_size - lost)
     trace = read_trace(path)
     assert trace.truncated
-    left = [entry.message for entry in trace.entries if isinstance(entry, Record)]
+    left = [entry.message for entry in trace.entries if isinstance(entry, MessageRecord)]
     assert left == whole[: len(left)]
     assert len(left) >= 8
 
@@ -116,27 +116,27 @@ def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:
         file.write(b"\xff\xff\xff\xff and more")
     trace = read_trace(path)
     assert "damaged" in trace.truncated
-    assert len([entry for entry in trace.entries if isinstance(entry, Record)]) == 1
+    assert len([entry for entry in trace.entries if isinstance(entry, MessageRecord)]) == 1
 
 
 @pytest.mark.parametrize(
     ("kind", "direction", "view", "time", "body"),
     [
-        pytest.param(Kind.MESSAGE, 0, 0, 1, bytes(16), id="seen on no side"),
-        pytest.param(Kind.MESSAGE, 2, 3, 1, bytes(16), id="in no direction"),
-        pytest.param(Kind.MESSAGE, 0, 3, 1 << 63, bytes(16), id="at no time"),
-        pytest.param(Kind.MESSAGE, 0, 3, 1, b"x", id="half a header"),
-        pytest.param(Kind.NOTE, 0, 0, 1, b"[]", id="a list for a note"),
-        pytest.param(Kind.NOTE, 0, 0, 1, b"[" * 100_000, id="too many levels"),
-        pytest.param(Kind.NOTE, 0, 0, 1, b'{"event": "\\ud800"}', id="half a character"),
-        pytest.param(Kind.NOTE, 0, 0, 1, b'{"event": 1e999}', id="no number"),
-        pytest.param(Kind.HEADER, 0, 0, 1, b'{"realtime": "x"}', id="a header without sense"),
+        pytest.param(RecordKind.MESSAGE, 0, 0, 1, bytes(16), id="seen on no side"),
+        pytest.param(RecordKind.MESSAGE, 2, 3, 1, bytes(16), id="in no direction"),
+        pytest.param(RecordKind.MESSAGE, 0, 3, 1 << 63, bytes(16), id="at no time"),
+        pytest.param(RecordKind.MESSAGE, 0, 3, 1, b"x", id="half a header"),
+        pytest.param(RecordKind.NOTE, 0, 0, 1, b"[]", id="a list for a note"),
+        pytest.param(RecordKind.NOTE, 0, 0, 1, b"[" * 100_000, id="too many levels"),
+        pytest.param(RecordKind.NOTE, 0, 0, 1, b'{"event": "\\ud800"}', id="half a character"),
+        pytest.param(RecordKind.NOTE, 0, 0, 1, b'{"event": 1e999}', id="no number"),
+        pytest.param(RecordKind.HEADER, 0, 0, 1, b'{"realtime": "x"}', id="a header without sense"),
     ],
 )
 def test_a_damaged_record_ends_the_reading_and_what_was_before_it_is_there(
-    tmp_path: Path, kind: Kind, direction: int, view: int, time: int, body: bytes
+    tmp_path: Path, kind: RecordKind, direction: int, view: int, time: int, body: bytes
 ) -> None:
-    TraceWriter(tmp_path / "trace", {"program": "x"}).close()
+    VfioTraceWriter(tmp_path / "trace", {"program": "x"}).close()
     with (tmp_path / "trace").open("ab") as file:
         file.write(encode_body(kind, direction, view, time, body))
     trace = read_trace(tmp_path / "trace")
@@ -206,7 +206,7 @@ def test_what_was_written_before_a_sigkill_is_readable(tmp_path: Path) -> None:
 
 def test_a_trace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        TraceWriter(tmp_path / "no" / "such" / "folder", {})
+        VfioTraceWriter(tmp_path / "no" / "such" / "folder", {})
 
 
 def test_a_changed_message_is_recorded_as_it_came_and_as_it_went(tmp_path: Path) -> None:
@@ -242,19 +242,19 @@ def test_a_trace_of_before_headers_named_the_protocol_is_read(tmp_path: Path) ->
     assert not trace.truncated
     assert trace.header.protocol == "vfio-user"
     assert trace.dialect is CURRENT
-    found = [entry.message for entry in trace.entries if isinstance(entry, Record)]
+    found = [entry.message for entry in trace.entries if isinstance(entry, MessageRecord)]
     assert [CURRENT.command(message.command) for message in found] == [
         *[Command.VERSION] * 2,
         *[Command.DMA_MAP] * 2,
         *[Command.REGION_READ] * 2,
         Command.REGION_WRITE,
     ]
-    [mapped] = [entry for entry in trace.entries if isinstance(entry, Record) and entry.fds]
+    [mapped] = [entry for entry in trace.entries if isinstance(entry, MessageRecord) and entry.fds]
     assert (mapped.fds[0].kind, mapped.fds[0].size) == (FdKind.MEMFD, 8192)
     assert [entry.data for entry in trace.entries if isinstance(entry, Raw)] == [b"half a"]
     assert "interrupt" in [entry.event for entry in trace.entries if isinstance(entry, Note)]
 
 
 def test_a_trace_names_its_protocol(tmp_path: Path) -> None:
-    TraceWriter(tmp_path / "trace", {}).close()
+    VfioTraceWriter(tmp_path / "trace", {}).close()
     assert read_trace(tmp_path / "trace").header.about["protocol"] == "vfio-user"

@@ -22,7 +22,7 @@ from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
 from vfio_user.interposer.replay import load_script, minimize, replay
 from vfio_user.interposer.replay.outcome import What
 from vfio_user.interposer.replay.script import Script
-from vfio_user.interposer.trace import Note, Record, read_trace
+from vfio_user.interposer.trace import MessageRecord, Note, read_trace
 from vfio_user.wire.constants import IrqIndex
 
 LIVENESS, COMPUTE, CAUSES, RAISE = 0x04, 0x08, 0x24, 0x60
@@ -74,9 +74,13 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_captured_dma_and_interrupts_are_in_the_trace(trace: Path) -> None:
     entries = read_trace(trace).entries
-    names = [read_trace(trace).dialect.command(entry.message.command) for entry in entries if isinstance(entry, Record)]
+    names = [
+        read_trace(trace).dialect.command(entry.message.command)
+        for entry in entries
+        if isinstance(entry, MessageRecord)
+    ]
     assert {"DMA_READ", "DMA_WRITE"} <= {name.value for name in names if name is not None}
-    assert b"guest" in b"".join(entry.message.payload for entry in entries if isinstance(entry, Record))
+    assert b"guest" in b"".join(entry.message.payload for entry in entries if isinstance(entry, MessageRecord))
     assert [entry.details["vector"] for entry in entries if isinstance(entry, Note) and entry.event == "interrupt"] == [
         0
     ]

@@ -87,7 +87,7 @@ class Task(Future[T]):
         """End the coroutine where it waits; its `finally` clauses run now."""
         if not self.done:
             self._coroutine.close()
-            self.fail(Cancelled())
+            self.fail(TaskCancelled())
 
     def _step(self) -> None:
         if self.done:
@@ -102,7 +102,7 @@ class Task(Future[T]):
             waits_for.when_done(self._step)
 
 
-class Cancelled(Exception):
+class TaskCancelled(Exception):
     """The task was ended from outside."""
 
 
@@ -221,7 +221,7 @@ class Loop:
     def _check(self, task: Task[Any]) -> None:
         try:
             task.result()
-        except Cancelled:
+        except TaskCancelled:
             return
         except Exception as error:  # whatever it is, it must not be lost
             if not self.on_error(error):

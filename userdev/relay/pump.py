@@ -57,7 +57,7 @@ class Codec(Generic[M, H]):
     """Descriptors that come with one, at most."""
 
 
-class Owner(Protocol[MC, HC]):
+class PumpOwner(Protocol[MC, HC]):
     """What a pump tells whoever it pumps for."""
 
     def passed(self, direction: Direction, header: HC, data: memoryview) -> None:
@@ -86,7 +86,7 @@ class Pump(Generic[M, H]):
     """Moves one direction's bytes. Sockets are non-blocking; back-pressure is a source that is not read."""
 
     def __init__(
-        self, codec: Codec[M, H], direction: Direction, source: Stream, outlet: Outlet, owner: Owner[M, H]
+        self, codec: Codec[M, H], direction: Direction, source: Stream, outlet: Outlet, owner: PumpOwner[M, H]
     ) -> None:
         self.direction = direction
         self.source = source

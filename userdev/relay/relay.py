@@ -8,7 +8,7 @@ from typing import Generic, Protocol
 from userdev.relay.direction import Direction
 from userdev.relay.loop import GONE, READ, WRITE, Loop
 from userdev.relay.outlet import Outlet
-from userdev.relay.pump import HC, MC, Codec, H, M, Owner, Pump
+from userdev.relay.pump import HC, MC, Codec, H, M, Pump, PumpOwner
 from userdev.transport import Stream
 
 LOOK_AGAIN = 16
@@ -29,7 +29,7 @@ class Peer(Generic[M, H]):
     gone: bool = False
 
 
-class RelayOwner(Owner[MC, HC], Protocol[MC, HC]):
+class RelayOwner(PumpOwner[MC, HC], Protocol[MC, HC]):
     """The session, as its relay sees it."""
 
     def overfull(self, direction: Direction) -> bool:

@@ -3,19 +3,19 @@
 Its messages are those of any protocol, which the header names.
 """
 
-from userdev.trace.format import Frame, Header, Kind, Note, Raw, Record, Traced, TracedProtocol, View
+from userdev.trace.format import Header, Note, Raw, RecordKind, Traced, TracedProtocol, TraceFrame, TraceRecord, View
 from userdev.trace.reader import Trace, TraceReader, read_trace
 from userdev.trace.writer import TraceWriter
 
 __all__ = [
-    "Frame",
     "Header",
-    "Kind",
     "Note",
     "Raw",
-    "Record",
+    "RecordKind",
     "Trace",
+    "TraceFrame",
     "TraceReader",
+    "TraceRecord",
     "TraceWriter",
     "Traced",
     "TracedProtocol",

@@ -63,7 +63,7 @@ class Kept(Traced, Protocol):
 M = TypeVar("M", bound=Traced)
 
 
-class Kind(IntEnum):
+class RecordKind(IntEnum):
     """What a record is of."""
 
     HEADER = 1
@@ -83,7 +83,7 @@ BOTH = View.RECEIVED | View.SENT
 
 
 @dataclass(frozen=True)
-class Frame:
+class TraceFrame:
     """What all records have."""
 
     number: int
@@ -94,7 +94,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Header(Frame):
+class Header(TraceFrame):
     """The first record: `format`, `protocol`, `program`, `dialect`, `realtime` (ns since 1970 at `time`), addresses."""
 
     about: dict[str, Any]
@@ -116,7 +116,7 @@ class Header(Frame):
 
 
 @dataclass(frozen=True)
-class Record(Frame, Generic[M]):
+class TraceRecord(TraceFrame, Generic[M]):
     """A message."""
 
     message: M
@@ -132,21 +132,21 @@ class Record(Frame, Generic[M]):
 
 
 @dataclass(frozen=True)
-class Raw(Frame):
+class Raw(TraceFrame):
     """Bytes that are no message."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
-class Note(Frame):
+class Note(TraceFrame):
     """Something that happened: `event` says what, `details` the rest."""
 
     event: str
     details: dict[str, Any] = field(default_factory=dict)
 
 
-R = TypeVar("R", bound=Record[Any])
+R = TypeVar("R", bound=TraceRecord[Any])
 
 
 @dataclass(frozen=True)
@@ -167,19 +167,17 @@ def encode_message(
     """The record of one message."""
     data = message.encode()
     described = b"".join([FD.pack(*fd) for fd in fds]) if fds else b""
-    return (
-        PREFIX.pack(PREFIX.size - 4 + len(described) + len(data), Kind.MESSAGE, direction, view, len(fds), time, pair)
-        + described
-        + data
-    )
+    length = PREFIX.size - LENGTH.size + len(described) + len(data)
+    prefix = PREFIX.pack(length, RecordKind.MESSAGE, direction, view, len(fds), time, pair)
+    return prefix + described + data
 
 
-def encode_body(kind: Kind, direction: int, view: int, time: int, body: bytes) -> bytes:
+def encode_body(kind: RecordKind, direction: int, view: int, time: int, body: bytes) -> bytes:
     """The record of anything else."""
-    return PREFIX.pack(PREFIX.size - 4 + len(body), kind, direction, view, 0, time, 0) + body
+    return PREFIX.pack(PREFIX.size - LENGTH.size + len(body), kind, direction, view, 0, time, 0) + body
 
 
-def encode_json(kind: Kind, time: int, content: dict[str, Any]) -> bytes:
+def encode_json(kind: RecordKind, time: int, content: dict[str, Any]) -> bytes:
     """The record of a header or a note."""
     return encode_body(kind, 0, 0, time, json.dumps(content, separators=(",", ":")).encode())
 
@@ -198,17 +196,17 @@ def decode(number: int, record: bytes, protocol: TracedProtocol[R]) -> Header | 
             for values in (FD.unpack_from(record, PREFIX.size + index * FD.size) for index in range(count))
         )
         towards, seen = Direction(direction), _seen(kind, view, time)
-        match Kind(kind):
-            case Kind.MESSAGE:
+        match RecordKind(kind):
+            case RecordKind.MESSAGE:
                 message = protocol.kind.decode(record, body, record[body + protocol.header_size :], [])
                 return protocol.record(number, time, towards, seen, message, described, pair)
-            case Kind.BYTES:
+            case RecordKind.BYTES:
                 return Raw(number, time, towards, seen, record[body:])
-            case Kind.NOTE:
+            case RecordKind.NOTE:
                 content = _object(record[body:])
                 event = str(content.pop("event", "?"))
                 return Note(number, time, towards, seen, event, content)
-            case Kind.HEADER:
+            case RecordKind.HEADER:
                 return Header(number, time, towards, seen, _checked(_object(record[body:])))
     except (struct.error, ValueError, TypeError, RecursionError) as error:
         raise ProtocolError(f"record {number} of the trace is malformed: {error}") from None
@@ -218,7 +216,7 @@ def _seen(kind: int, view: int, time: int) -> View:
     """Where a record was seen. Raises ValueError where that is nowhere, or never."""
     if time >= MAX_TIME:
         raise ValueError(f"its time is {time}")
-    if kind == Kind.MESSAGE and not view & BOTH:
+    if kind == RecordKind.MESSAGE and not view & BOTH:
         raise ValueError("it was seen on no side")
     return View(view & BOTH)
 

@@ -17,7 +17,7 @@ from userdev.trace.format import (
     FORMAT,
     MAGIC,
     PREFIX,
-    Kind,
+    RecordKind,
     Traced,
     View,
     encode_body,
@@ -60,7 +60,7 @@ class TraceWriter:
         header = {"format": FORMAT, "protocol": protocol, "realtime": time.time_ns(), **about}
         self._batch: list[bytes] = [MAGIC]
         self._batched = 0
-        self._append(encode_json(Kind.HEADER, time.monotonic_ns(), header))
+        self._append(encode_json(RecordKind.HEADER, time.monotonic_ns(), header))
         self.flush()
 
     def message(self, direction: Direction, view: int, message: Traced, pair: int = 0) -> int:
@@ -71,7 +71,8 @@ class TraceWriter:
     def passed(self, direction: Direction, data: memoryview, pair: int = 0) -> int:
         """Record a message without descriptors that was passed on unchanged, from its bytes."""
         batch = self._batch
-        batch.append(PREFIX.pack(PREFIX.size - 4 + len(data), Kind.MESSAGE, direction, 3, 0, time.monotonic_ns(), pair))
+        now = time.monotonic_ns()
+        batch.append(PREFIX.pack(PREFIX.size - 4 + len(data), RecordKind.MESSAGE, direction, 3, 0, now, pair))
         batch.append(bytes(data))
         self.records += 1
         self._batched += len(data)
@@ -81,11 +82,11 @@ class TraceWriter:
 
     def raw(self, direction: Direction, data: bytes, view: int = View.RECEIVED | View.SENT) -> None:
         """Record bytes that are no message."""
-        self._append(encode_body(Kind.BYTES, direction, view, time.monotonic_ns(), data))
+        self._append(encode_body(RecordKind.BYTES, direction, view, time.monotonic_ns(), data))
 
     def note(self, event: str, **details: Any) -> None:
         """Record that something happened."""
-        self._append(encode_json(Kind.NOTE, time.monotonic_ns(), {"event": event, **details}))
+        self._append(encode_json(RecordKind.NOTE, time.monotonic_ns(), {"event": event, **details}))
 
     def flush(self) -> None:
         """Hand to the kernel what this turn has recorded: from then on it survives this process."""

@@ -12,11 +12,11 @@ import click
 
 from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
-from vfio_user.interposer.trace import Trace, read_trace
-from vfio_user.interposer.trace.registers import Register, RegisterMap, load_registers
+from vfio_user.interposer.trace import VfioTrace, read_trace
+from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap, load_registers
 from vfio_user.interposer.trace.show import (
     Filter,
-    Line,
+    TraceLine,
     as_json,
     decode_entries,
     parse_offsets,
@@ -117,7 +117,7 @@ def dissector() -> None:
     click.echo(DISSECTOR)
 
 
-def _lines(trace: Trace, registers: str | None) -> Iterator[Line]:
+def _lines(trace: VfioTrace, registers: str | None) -> Iterator[TraceLine]:
     return decode_entries(trace.entries, trace.dialect, _registers(registers))
 
 
@@ -135,7 +135,7 @@ def _registers(text: str | None) -> RegisterMap:
 
     declared = [(register.name, register.place) for register in declarations(DEVICES.find(text), BaseRegister)]
     return RegisterMap(
-        Register(place.bar, place.offset, name, max(place.widths), place.count or 1, place.stride)
+        NamedRegister(place.bar, place.offset, name, max(place.widths), place.count or 1, place.stride)
         for name, place in declared
     )
 
@@ -155,6 +155,6 @@ def _output(path: Path | None) -> BinaryIO:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _say_truncated(trace: Trace) -> None:
+def _say_truncated(trace: VfioTrace) -> None:
     if trace.truncated:
         click.echo(f"{trace.path}: {trace.truncated}; everything before it is above", err=True)

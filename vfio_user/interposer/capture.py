@@ -22,7 +22,7 @@ from userdev.transport import close_all
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory, write_memory
 from vfio_user.interposer.passing import Passing
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.session_model import SessionModel
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
@@ -34,7 +34,7 @@ _EVENTFD_TRIGGER = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
 class CaptureDma:
     """Both directions' stage: maps go on without descriptors, DMA messages are answered here."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ForwardedSession) -> None:
         self._session = session
         self._memory = session.memory = SessionModel(session.dialect)
         dialect = session.dialect
@@ -110,7 +110,7 @@ class _Vector:
 class CaptureInterrupts:
     """The stage of the direction to the server."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ForwardedSession) -> None:
         self._session = session
         self._vectors: dict[tuple[int, int], _Vector] = {}
         self._set_irqs = session.dialect.number(Command.SET_IRQS)

@@ -10,12 +10,12 @@ from userdev.memory.bitmap import IovaRange
 from userdev.relay.direction import Direction
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.own_calls import data_limit, request
-from vfio_user.interposer.session import Session
-from vfio_user.interposer.session_model import Mapping
+from vfio_user.interposer.session import ForwardedSession
+from vfio_user.interposer.session_model import DmaMapping
 from vfio_user.wire import Command
 
 
-def read_memory(session: Session, iova: int, size: int) -> bytes:
+def read_memory(session: ForwardedSession, iova: int, size: int) -> bytes:
     """Guest memory as it is, through the descriptors the client mapped it with.
 
     Raises:
@@ -34,7 +34,7 @@ def read_memory(session: Session, iova: int, size: int) -> bytes:
     return bytes(found)
 
 
-def write_memory(session: Session, iova: int, data: bytes) -> None:
+def write_memory(session: ForwardedSession, iova: int, data: bytes) -> None:
     """Write guest memory behind everyone's back; see `read_memory`."""
     view = memoryview(data)
     while view:
@@ -46,7 +46,7 @@ def write_memory(session: Session, iova: int, data: bytes) -> None:
         view, iova = view[written:], iova + written
 
 
-def _place(mapping: Mapping, iova: int) -> int:
+def _place(mapping: DmaMapping, iova: int) -> int:
     """Where that is in the mapped file."""
     place = mapping.offset + iova - mapping.iova
     if place >= 1 << 63:
@@ -56,11 +56,11 @@ def _place(mapping: Mapping, iova: int) -> int:
     return place
 
 
-def _left(mapping: Mapping, place: int) -> int:
+def _left(mapping: DmaMapping, place: int) -> int:
     return mapping.iova + mapping.size - place
 
 
-async def dma_write(session: Session, iova: int, data: bytes) -> None:
+async def dma_write(session: ForwardedSession, iova: int, data: bytes) -> None:
     """DMA_WRITE to the client, as if the server did it."""
     number = Command.DMA_WRITE
     layout = session.dialect.shapes[number].request
@@ -68,7 +68,7 @@ async def dma_write(session: Session, iova: int, data: bytes) -> None:
     await request(session, number, layout.pack(iova, len(data), tail=data), towards=Direction.TO_CLIENT)
 
 
-async def write_back(session: Session, runs: Iterable[IovaRange]) -> tuple[int, int]:
+async def write_back(session: ForwardedSession, runs: Iterable[IovaRange]) -> tuple[int, int]:
     """Write guest memory's own content back over DMA_WRITE; returns how many messages and bytes that took.
 
     Whatever else writes there meanwhile may be undone: the guest must stand still.

@@ -15,11 +15,11 @@ from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop, Task
 from userdev.transport import Listener, Stream
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
-from vfio_user.interposer.control.answers import ByDirection, SessionStatus, Status
+from vfio_user.interposer.control.answers import ByDirection, InterposerStatus, SessionStatus
 from vfio_user.interposer.errors import PeerLost
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.survival import Policy, Survival
-from vfio_user.interposer.trace import TraceWriter
+from vfio_user.interposer.trace import VfioTraceWriter
 from vfio_user.interposer.upstream import Upstream
 from vfio_user.wire import CURRENT, Dialect
 
@@ -69,16 +69,16 @@ class Interposer:
         """
         self.setup = setup
         self.loop = loop or Loop()
-        self.session: Session | None = None
+        self.session: ForwardedSession | None = None
         self.sessions = 0
-        self.trace: TraceWriter | None = None
+        self.trace: VfioTraceWriter | None = None
         self.scenario: Scenario | None = None
         """What happens to the sessions to come."""
         self.faults: Faults | None = None
         """What happens to the session under way."""
         self.survival: Survival | None = None
         """What keeps it alive."""
-        self.on_session: list[Callable[[Session], None]] = []
+        self.on_session: list[Callable[[ForwardedSession], None]] = []
         """Called with each session before its first message."""
         self.loop.on_error = self._end_session
         self._closers: list[Callable[[], None]] = [self.loop.close]
@@ -98,7 +98,7 @@ class Interposer:
         self._closers.append(self._listener.close)
         self._only_client = self._listener.is_connected
         if setup.trace is not None:
-            self.trace = TraceWriter(setup.trace, self._about())
+            self.trace = VfioTraceWriter(setup.trace, self._about())
             self._closers.append(self.trace.close)
             self.loop.at_end_of_turn(self.trace.flush)
         if setup.faults is not None:
@@ -138,7 +138,7 @@ class Interposer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def current(self) -> Session:
+    def current(self) -> ForwardedSession:
         """The session under way.
 
         Raises:
@@ -172,7 +172,7 @@ class Interposer:
         if self.trace is not None:
             self.trace.note(event, **details)
 
-    def status(self) -> Status:
+    def status(self) -> InterposerStatus:
         """What is going on, for the control socket."""
         trace, session = self.trace, self.session
         return {
@@ -214,7 +214,9 @@ class Interposer:
             self._session_ended()
             return
         self.sessions += 1
-        session = Session(self.loop, client, server, self.setup.dialect, trace=self.trace, on_end=self._session_ended)
+        session = ForwardedSession(
+            self.loop, client, server, self.setup.dialect, trace=self.trace, on_end=self._session_ended
+        )
         self.session = session
         if self.setup.survive is not None:
             self.survival = Survival(session, self.upstream, self.setup.survive, warn)
@@ -257,7 +259,7 @@ class Interposer:
         }
 
 
-def _session_status(session: Session) -> SessionStatus:
+def _session_status(session: ForwardedSession) -> SessionStatus:
     counters = session.counters
     return {
         "state": session.model.state,

@@ -21,7 +21,7 @@ BARRIER_AT = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class JournalEntry:
     """A message the server has been sent."""
 
     number: int
@@ -33,13 +33,13 @@ class Entry:
     """With descriptors of its own."""
 
 
-class Journal:
+class RequestJournal:
     """The messages to a server that it may not have dealt with yet."""
 
     def __init__(self) -> None:
         self._number = 0
-        self._requests: dict[int, deque[Entry]] = {}
-        self._posted: deque[Entry] = deque()
+        self._requests: dict[int, deque[JournalEntry]] = {}
+        self._posted: deque[JournalEntry] = deque()
 
     def __len__(self) -> int:
         return sum(map(len, self._requests.values())) + len(self._posted)
@@ -65,7 +65,7 @@ class Journal:
             self._number += 1
             kept = copy_message(message) if message.fds else message
             now = time.monotonic()
-            entry = Entry(self._number, since or now, now, kept)
+            entry = JournalEntry(self._number, since or now, now, kept)
             if message.wants_reply:
                 self._requests.setdefault(message.id, deque()).append(entry)
             else:
@@ -76,15 +76,15 @@ class Journal:
         while self._posted and self._posted[0].number <= number:
             self._posted.popleft()
 
-    def requests(self) -> list[Entry]:
+    def requests(self) -> list[JournalEntry]:
         """Those that wait for a reply, oldest first."""
         return sorted((entry for waiting in self._requests.values() for entry in waiting), key=_number)
 
-    def unanswered(self) -> list[Entry]:
+    def unanswered(self) -> list[JournalEntry]:
         """All that may be lost, in the order it was sent."""
         return sorted([*self.requests(), *self._posted], key=_number)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: JournalEntry) -> None:
         """Whoever sent it has been answered otherwise."""
         waiting = self._requests.get(entry.message.id)
         if waiting is not None and entry in waiting:
@@ -93,7 +93,7 @@ class Journal:
                 del self._requests[entry.message.id]
             close_all(entry.message.fds)
 
-    def take_all(self) -> list[Entry]:
+    def take_all(self) -> list[JournalEntry]:
         """`unanswered`, which are the caller's from now on: whatever is sent again will be shown again."""
         left = self.unanswered()
         self._requests.clear()
@@ -116,5 +116,5 @@ class Journal:
             self.confirm(entry.number)
 
 
-def _number(entry: Entry) -> int:
+def _number(entry: JournalEntry) -> int:
     return entry.number

@@ -14,14 +14,14 @@ from vfio_user.interposer import migration_region
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.own_calls import TIMEOUT, data_limit, feature, request
 from vfio_user.interposer.server_migration import ServerMigration
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.state_pieces import StatePieces, write_of
 
 
-async def migration_of(session: Session, *, timeout: float = TIMEOUT) -> ServerMigration:
+async def migration_of(session: ForwardedSession, *, timeout: float = TIMEOUT) -> ServerMigration:
     """How the session's server migrates; where it has to be asked it has `timeout` seconds for an answer.
 
     One that does not migrate is asked as v2 has it, and refuses.
@@ -31,7 +31,7 @@ async def migration_of(session: Session, *, timeout: float = TIMEOUT) -> ServerM
     return session.migration
 
 
-async def migration_support(session: Session) -> MigrationSupport | None:
+async def migration_support(session: ForwardedSession) -> MigrationSupport | None:
     """What the server can do of migration v2, whichever way; None: it cannot migrate."""
     if session.migration is not None:
         return await session.migration.support()
@@ -39,7 +39,7 @@ async def migration_support(session: Session) -> MigrationSupport | None:
     return support
 
 
-async def _choose(session: Session, timeout: float) -> tuple[ServerMigration, MigrationSupport | None]:
+async def _choose(session: ForwardedSession, timeout: float) -> tuple[ServerMigration, MigrationSupport | None]:
     messages = MessageMigration(session)
     if (support := await messages.support(timeout=timeout)) is not None:
         return messages, support
@@ -52,7 +52,7 @@ async def _choose(session: Session, timeout: float) -> tuple[ServerMigration, Mi
 class MessageMigration:
     """Migration v2: features of the device, and messages for its state."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ForwardedSession) -> None:
         self._session = session
         self._pieces = StatePieces()
 

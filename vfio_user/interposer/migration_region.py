@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from userdev.memory.bitmap import IovaRange, bitmap_size
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.errors import RequestRefused
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import REGION_MIGRATION, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, DirtyPagesFlags, MigrationSupport, RegionIndex
@@ -42,7 +42,7 @@ _BY_WAY_OF = {
 }
 
 
-async def find(session: Session) -> RegionMigration | None:
+async def find(session: ForwardedSession) -> RegionMigration | None:
     """How the server migrates by a region; None where it has none."""
     info = at.DEVICE_INFO.unpack(await own_calls.device_info(session))
     for index in range(RegionIndex.VGA + 1, info.num_regions):
@@ -56,7 +56,7 @@ async def find(session: Session) -> RegionMigration | None:
 class RegionMigration:
     """A form of `ServerMigration`."""
 
-    def __init__(self, session: Session, region: int) -> None:
+    def __init__(self, session: ForwardedSession, region: int) -> None:
         self._session = session
         self._region = region
         self._pieces = StatePieces()

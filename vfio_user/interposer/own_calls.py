@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from userdev.relay.direction import Direction
 from vfio_user.interposer.errors import PeerLost, RequestRefused
-from vfio_user.interposer.pairing import Pending
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.pairing import PendingRequest
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import MAX_DATA, NO_REPLY, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import FeatureFlags
@@ -23,7 +23,7 @@ TIMEOUT = 5.0
 PAGE = 4096
 
 
-async def exchange(session: Session, towards: Direction, message: Message, *, timeout: float) -> Message:
+async def exchange(session: ForwardedSession, towards: Direction, message: Message, *, timeout: float) -> Message:
     """Send a request of ours and wait for its reply, which may be an error. Its descriptors are there until the caller
     waits for something else.
 
@@ -40,7 +40,7 @@ async def exchange(session: Session, towards: Direction, message: Message, *, ti
     session.counters.own_requests += 1
     session.choose_path()
     number = session.send(towards, message)
-    session.pending[towards].sent(message.id, Pending(number, message.command, None))
+    session.pending[towards].sent(message.id, PendingRequest(number, message.command, None))
     try:
         return await session.loop.within(timeout, reply, "the reply")
     except TimeoutError:
@@ -51,7 +51,7 @@ async def exchange(session: Session, towards: Direction, message: Message, *, ti
 
 
 async def exchange_all(
-    session: Session, towards: Direction, command: int, payloads: Sequence[bytes], *, timeout: float
+    session: ForwardedSession, towards: Direction, command: int, payloads: Sequence[bytes], *, timeout: float
 ) -> Message:
     """As `exchange` for requests that go out together, of which only the last wants a reply: that one, or the first
     refusal. Peers do requests in their order, and tell a refusal also to a sender that wants no reply.
@@ -70,7 +70,7 @@ async def exchange_all(
 
 
 async def request(
-    session: Session,
+    session: ForwardedSession,
     command: Command,
     payload: bytes = b"",
     *,
@@ -91,7 +91,7 @@ async def request(
 
 
 async def ask(
-    session: Session,
+    session: ForwardedSession,
     what: str,
     message: Message,
     *,
@@ -105,28 +105,28 @@ async def ask(
     return reply
 
 
-async def device_info(session: Session, *, timeout: float = TIMEOUT) -> bytes:
+async def device_info(session: ForwardedSession, *, timeout: float = TIMEOUT) -> bytes:
     """GET_INFO; returns the reply's payload."""
     wants_struct = session.dialect.shapes[Command.GET_INFO].request is not None
     payload = at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
     return (await request(session, Command.GET_INFO, payload, timeout=timeout)).payload
 
 
-async def region_read(session: Session, region: int, offset: int, size: int) -> bytes:
+async def region_read(session: ForwardedSession, region: int, offset: int, size: int) -> bytes:
     """`size` bytes of a region, in one access."""
     reply = await request(session, Command.REGION_READ, at.REGION_ACCESS.pack(offset, region, size))
     at.REGION_ACCESS.unpack(reply.payload)
     return reply.payload[at.REGION_ACCESS.size :]
 
 
-async def region_write(session: Session, region: int, offset: int, data: bytes) -> None:
+async def region_write(session: ForwardedSession, region: int, offset: int, data: bytes) -> None:
     """Write to a region, in one access."""
     payload = at.REGION_ACCESS.pack(offset, region, len(data), tail=data)
     await request(session, Command.REGION_WRITE, payload, what=write_of(Command.REGION_WRITE.value, len(data)))
 
 
 async def feature(
-    session: Session,
+    session: ForwardedSession,
     number: int,
     operation: FeatureFlags,
     data: bytes = b"",
@@ -141,7 +141,7 @@ async def feature(
     return reply.payload[at.FEATURE.size :]
 
 
-def _check_size(session: Session, towards: Direction, message: Message) -> None:
+def _check_size(session: ForwardedSession, towards: Direction, message: Message) -> None:
     side = session.model.server if towards is Direction.TO_SERVER else session.model.client
     data = (side.capabilities.data_per_message if side else 0) or MAX_DATA
     largest = data + at.REGION_ACCESS.size
@@ -153,7 +153,7 @@ def _check_size(session: Session, towards: Direction, message: Message) -> None:
         raise RequestRefused(what, errnos.EMSGSIZE)
 
 
-def data_limit(session: Session) -> int:
+def data_limit(session: ForwardedSession) -> int:
     """Bytes of migration data that both sides agreed to take in one message."""
     sides = [side.capabilities.data_per_message for side in (session.model.client, session.model.server) if side]
     return max(PAGE, min([1 << 20, *sides]))

@@ -12,7 +12,7 @@ LIMIT = 64
 """Requests of one id remembered at most: a peer that is never answered must not fill the memory."""
 
 
-class Pending(NamedTuple):
+class PendingRequest(NamedTuple):
     """A request on its way."""
 
     number: int
@@ -28,8 +28,8 @@ class Pairing:
     """The requests of one direction that have no reply yet."""
 
     def __init__(self) -> None:
-        self._first: dict[int, Pending] = {}
-        self._more: dict[int, deque[Pending]] = {}  # those whose id was in use already; there seldom are any
+        self._first: dict[int, PendingRequest] = {}
+        self._more: dict[int, deque[PendingRequest]] = {}  # those whose id was in use already; there seldom are any
         self.stale = 0
         """How many of them were asked by a server that has been replaced."""
 
@@ -39,7 +39,7 @@ class Pairing:
     def __len__(self) -> int:
         return len(self._first) + sum(map(len, self._more.values()))
 
-    def sent(self, id: int, request: Pending) -> None:
+    def sent(self, id: int, request: PendingRequest) -> None:
         """A request that wants a reply has gone out."""
         if id not in self._first:
             self._first[id] = request
@@ -49,7 +49,7 @@ class Pairing:
             self._forget(more.popleft())
         more.append(request)
 
-    def replied(self, id: int) -> Pending | None:
+    def replied(self, id: int) -> PendingRequest | None:
         """The request that a reply of this id answers, None where nobody asked."""
         request = self._first.pop(id, None)
         if self._more and id in self._more:
@@ -60,7 +60,7 @@ class Pairing:
             self.stale -= request.stale
         return request
 
-    def _forget(self, request: Pending) -> None:
+    def _forget(self, request: PendingRequest) -> None:
         self.stale -= request.stale
         if request.message is not None:
             close_all(request.message.fds)

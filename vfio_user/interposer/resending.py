@@ -18,14 +18,14 @@ from userdev.relay.loop import Task
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory
 from vfio_user.interposer.own_calls import TIMEOUT, exchange_all
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import Command
 
 AT_ONCE = 512
 """Messages that are answered together. Two such batches are on their way at a time, so that nobody waits for us."""
 
 
-async def resend(session: Session, pages: Iterable[int]) -> int:
+async def resend(session: ForwardedSession, pages: Iterable[int]) -> int:
     """Write the first byte of each page (an IOVA) again; returns how many there were. The guest must stand still.
 
     Raises:
@@ -45,7 +45,7 @@ async def resend(session: Session, pages: Iterable[int]) -> int:
     return sent
 
 
-def unmapped_pages(session: Session, page_size: int) -> tuple[set[int], set[int]]:
+def unmapped_pages(session: ForwardedSession, page_size: int) -> tuple[set[int], set[int]]:
     """What the server may have written and had unmapped since it logs: the IOVAs of pages that are mapped elsewhere by
     now, and the offsets in the guest's memory file of those that are not.
     """
@@ -63,14 +63,14 @@ def unmapped_pages(session: Session, page_size: int) -> tuple[set[int], set[int]
     return iovas, offsets
 
 
-async def _write_all(session: Session, payloads: list[bytes]) -> None:
+async def _write_all(session: ForwardedSession, payloads: list[bytes]) -> None:
     number = session.dialect.number(Command.DMA_WRITE)
     reply = await exchange_all(session, Direction.TO_CLIENT, number, payloads, timeout=TIMEOUT)
     if reply.failed:
         raise RequestRefused(Command.DMA_WRITE.value, reply.errno)
 
 
-def _writes(session: Session, pages: Iterable[int]) -> Iterator[bytes]:
+def _writes(session: ForwardedSession, pages: Iterable[int]) -> Iterator[bytes]:
     shape = session.dialect.shapes.get(Command.DMA_WRITE)
     if shape is None or shape.request is None:
         raise UserError(f"dialect {session.dialect.name} has no DMA_WRITE")

@@ -13,8 +13,8 @@ from userdev.relay.loop import Future, Task
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.errors import IncompatibleServer
 from vfio_user.interposer.migration import migration_of
-from vfio_user.interposer.session import Session
-from vfio_user.interposer.session_model import Mapping, SessionModel
+from vfio_user.interposer.session import ForwardedSession
+from vfio_user.interposer.session_model import DmaMapping, SessionModel
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags, MigrationState, RegionIndex
@@ -25,7 +25,7 @@ WINDOW = 64
 ENTRIES_PER_MESSAGE = 16
 
 
-async def save_state(session: Session) -> int:
+async def save_state(session: ForwardedSession) -> int:
     """Stop the device and take its state; a descriptor with all of it, from its beginning."""
     migration = await migration_of(session)
     await migration.set_state(MigrationState.STOP_COPY)
@@ -41,7 +41,7 @@ async def save_state(session: Session) -> int:
     return state
 
 
-async def restore(session: Session, state: int | None = None) -> None:
+async def restore(session: ForwardedSession, state: int | None = None) -> None:
     """Tell the session's new server what the old one knew; hand it the device's state where there is one.
 
     Raises:
@@ -69,7 +69,7 @@ async def restore(session: Session, state: int | None = None) -> None:
         model.set_migration_state(MigrationState.RUNNING)
 
 
-def fds_per_message(session: Session) -> int:
+def fds_per_message(session: ForwardedSession) -> int:
     """Descriptors that both sides agreed to take in one message."""
     sides = [side.capabilities.fds_per_message for side in (session.model.client, session.model.server) if side]
     return max(1, min([16, *sides]))
@@ -114,13 +114,13 @@ async def _all(tasks: list[Task[Any]]) -> None:
         raise errors[0]
 
 
-async def _version(session: Session, model: SessionModel) -> None:
+async def _version(session: ForwardedSession, model: SessionModel) -> None:
     reply = await own_calls.request(session, Command.VERSION, model.version_request or b"")
     if reply.payload != model.version_reply:
         session.note("version-differs", before=(model.version_reply or b"").hex(), now=reply.payload.hex())
 
 
-async def _same_regions(session: Session, model: SessionModel) -> None:
+async def _same_regions(session: ForwardedSession, model: SessionModel) -> None:
     """What the client knows of the regions has to stay true."""
     for index, known in list(model.regions.items()):
         now, needed, file = await _region(session, index, at.REGION_INFO.size)
@@ -141,7 +141,7 @@ async def _same_regions(session: Session, model: SessionModel) -> None:
             )
 
 
-async def _region(session: Session, index: int, room: int) -> tuple[RegionDescription, int, FileKey | None]:
+async def _region(session: ForwardedSession, index: int, room: int) -> tuple[RegionDescription, int, FileKey | None]:
     """What the new server says of a region, how many bytes that needs, and which file is to be mapped."""
     ask = at.REGION_INFO.pack(room, 0, index, 0, 0, 0)
     reply = await own_calls.request(session, Command.GET_REGION_INFO, ask)
@@ -152,7 +152,7 @@ async def _region(session: Session, index: int, room: int) -> tuple[RegionDescri
         raise IncompatibleServer(f"the new server's region {index} cannot be understood: {error}") from None
 
 
-def _map_messages(session: Session, model: SessionModel) -> Iterator[list[Mapping]]:
+def _map_messages(session: ForwardedSession, model: SessionModel) -> Iterator[list[DmaMapping]]:
     """Which maps go in one message: one, or a table's worth in the draft."""
     maps = list(model.maps.values())
     step = ENTRIES_PER_MESSAGE if session.dialect.shapes[Command.DMA_MAP].request is None else 1
@@ -161,7 +161,7 @@ def _map_messages(session: Session, model: SessionModel) -> Iterator[list[Mappin
         yield maps[start : start + step]
 
 
-async def _map(session: Session, maps: list[Mapping]) -> None:
+async def _map(session: ForwardedSession, maps: list[DmaMapping]) -> None:
     fds = [mapping.fd for mapping in maps if mapping.fd >= 0]
     if session.dialect.shapes[Command.DMA_MAP].request is None:
         payload = b"".join(

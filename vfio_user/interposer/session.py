@@ -1,7 +1,8 @@
 """One client's session with one server, seen from between them.
 
-A `Session` owns the relay between both connections and what is known of the conversation. What is to happen to messages
-on the way is not in here: faults and capture are `Stage`s, survival is a `Watcher`, asked only while there are any.
+A `ForwardedSession` owns the relay between both connections and what is known of the conversation. What is to happen to
+messages on the way is not in here: faults and capture are `Stage`s, survival is a `Watcher`, asked only while there are
+any.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from userdev.transport import Stream, close_all
 from vfio_user.interposer.codec import CODEC, Header
 from vfio_user.interposer.holding import Holding
 from vfio_user.interposer.own_requests import OwnRequests
-from vfio_user.interposer.pairing import Pairing, Pending
+from vfio_user.interposer.pairing import Pairing, PendingRequest
 from vfio_user.interposer.passing import Passing, Stage, Watcher, copy_message
 from vfio_user.interposer.server_migration import ServerMigration
 from vfio_user.interposer.session_model import CONFIG_REGION, SessionModel
-from vfio_user.interposer.trace import TraceWriter, View
+from vfio_user.interposer.trace import VfioTraceWriter, View
 from vfio_user.wire import ERROR, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
 
 BOTH = View.RECEIVED | View.SENT
-_NOBODY = Pending(0, 0, None)
+_NOBODY = PendingRequest(0, 0, None)
 """What a reply answers that nobody asked for."""
 
 
@@ -45,7 +46,7 @@ class Counters:
     faults: int = 0
 
 
-class Session:
+class ForwardedSession:
     """Forwards until either side is gone. `on_end` is called once, when nothing is left to do."""
 
     def __init__(
@@ -55,7 +56,7 @@ class Session:
         server: Stream,
         dialect: Dialect,
         *,
-        trace: TraceWriter | None = None,
+        trace: VfioTraceWriter | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.loop = loop
@@ -232,7 +233,7 @@ class Session:
         if not self._watchers and command in self._access and data[24:28] != CONFIG_REGION:
             self.model.bar_accessed = True
             if not flags & NO_REPLY:
-                self.pending[direction].sent(id, Pending(number, command, None))
+                self.pending[direction].sent(id, PendingRequest(number, command, None))
         else:
             self._sent(Passing(direction, Message(id, command, flags, errno, bytes(data[16:])), record=number))
 
@@ -352,7 +353,7 @@ class Session:
         wanted = direction is Direction.TO_SERVER and self.model.wants(request)
         if request.wants_reply:
             kept = self._kept(request) if wanted else None
-            self.pending[direction].sent(request.id, Pending(passing.record, request.command, kept))
+            self.pending[direction].sent(request.id, PendingRequest(passing.record, request.command, kept))
         elif wanted:
             self.model.exchanged(request, None)
         for watcher in self._watchers:
@@ -365,7 +366,7 @@ class Session:
             self.model.miss(request, error)
             return None
 
-    def _learned(self, reply: Passing, request: Pending) -> None:
+    def _learned(self, reply: Passing, request: PendingRequest) -> None:
         """A reply has come."""
         if request.message is not None:
             self.model.exchanged(request.message, reply.message)

@@ -37,7 +37,7 @@ _HOT = (Command.REGION_READ, Command.REGION_WRITE, Command.DMA_READ, Command.DMA
 
 
 @dataclass(frozen=True)
-class Mapping:
+class DmaMapping:
     """One range of guest memory. `fd` is -1 where the range is reached by messages only."""
 
     iova: int
@@ -78,7 +78,7 @@ class SessionModel:
         self.version_reply: bytes | None = None
         self.client: Proposal | None = None
         self.server: Proposal | None = None
-        self.maps: dict[int, Mapping] = {}
+        self.maps: dict[int, DmaMapping] = {}
         self.unmapped: set[tuple[int, int, int]] | None = None
         """While the server logs what it writes: (inode, offset, size) of memory that it could write and cannot any
         more. What its log had of it is gone."""
@@ -157,7 +157,7 @@ class SessionModel:
             return self.migration_state.name
         return "running" if self.bar_accessed else "set-up"
 
-    def mapping(self, iova: int) -> Mapping | None:
+    def mapping(self, iova: int) -> DmaMapping | None:
         """The mapping that `iova` is in."""
         if self._sorted is None:
             self._sorted = sorted(self.maps)
@@ -194,16 +194,16 @@ class SessionModel:
             fds = iter(request.fds)
             for entry in at.DMA_ENTRY_V6.unpack_all(request.payload):
                 fd = next(fds, -1) if entry.flags & DmaFlagsV6.MAPPABLE else -1
-                self._map(Mapping(entry.address, entry.size, entry.flags, entry.offset, fd, entry.protections))
+                self._map(DmaMapping(entry.address, entry.size, entry.flags, entry.offset, fd, entry.protections))
         else:
             asked = at.DMA_MAP.unpack(request.payload)
             fd = request.fds[0] if request.fds else -1
-            self._map(Mapping(asked.addr, asked.size, asked.flags, asked.offset, fd))
+            self._map(DmaMapping(asked.addr, asked.size, asked.flags, asked.offset, fd))
 
-    def _map(self, asked: Mapping) -> None:
+    def _map(self, asked: DmaMapping) -> None:
         self._unmap(asked.iova)
         kept = self.fds.keep(asked.fd) if asked.fd >= 0 else -1
-        self.maps[asked.iova] = Mapping(asked.iova, asked.size, asked.flags, asked.offset, kept, asked.protections)
+        self.maps[asked.iova] = DmaMapping(asked.iova, asked.size, asked.flags, asked.offset, kept, asked.protections)
         self._sorted = None
 
     def _unmap(self, iova: int) -> None:

@@ -24,11 +24,11 @@ from userdev.transport import close_all
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control.answers import Restarted, SurvivalStatus
 from vfio_user.interposer.errors import IncompatibleServer
-from vfio_user.interposer.journal import Journal
+from vfio_user.interposer.journal import RequestJournal
 from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.restore import kick, restore, save_state
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.upstream import LINGERS, Upstream
 from vfio_user.wire import Message
 from vfio_user.wire.constants import IrqIndex, MigrationState, MigrationSupport
@@ -63,7 +63,7 @@ class Policy:
 
 
 @dataclass
-class Record:
+class SurvivalCounts:
     """What survival has done in this session."""
 
     crashes: int = 0
@@ -80,13 +80,15 @@ class Record:
 class Survival:
     """Keeps one session alive."""
 
-    def __init__(self, session: Session, upstream: Upstream, policy: Policy, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, session: ForwardedSession, upstream: Upstream, policy: Policy, warn: Callable[[str], None]
+    ) -> None:
         self.policy = policy
-        self.record = Record()
+        self.record = SurvivalCounts()
         self._session = session
         self._upstream = upstream
         self._warn = warn
-        self._journal = Journal()
+        self._journal = RequestJournal()
         self._recovery: Task[None] | None = None
         self._planned = False
         self._barrier: Task[None] | None = None

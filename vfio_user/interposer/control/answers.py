@@ -9,7 +9,7 @@ Result = Mapping[str, object]
 """Any of these."""
 
 
-class Nothing(TypedDict):
+class Done(TypedDict):
     """Of commands that tell nothing."""
 
 
@@ -66,7 +66,7 @@ class SessionStatus(TypedDict):
     """Requests without a reply."""
 
 
-class Status(TypedDict):
+class InterposerStatus(TypedDict):
     """Of `status`."""
 
     sessions: int
@@ -136,7 +136,7 @@ class Supports(TypedDict):
     supports: list[str]
 
 
-class State(TypedDict):
+class MigrationStateTold(TypedDict):
     """Of `migration_state`."""
 
     state: str
@@ -172,7 +172,7 @@ class Bitmap(RunShown):
     bitmap: str
 
 
-class Report(TypedDict):
+class DirtyReport(TypedDict):
     """Of `dma_logging_report`."""
 
     runs: list[RunShown]

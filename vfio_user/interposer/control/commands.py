@@ -28,10 +28,10 @@ MAX_SCENARIO = 64 << 10
 """Bytes of a scenario: it is read (about 100 KB/s) while nobody else is served."""
 
 
-class Status(ControlCommand):
+class GetStatus(ControlCommand):
     """What is going on: session, server, trace, counters."""
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Status:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.InterposerStatus:
         return interposer.status()
 
 
@@ -126,7 +126,7 @@ class RegionWrite(ControlCommand):
     offset: Number
     data: Data
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
         await own_calls.region_write(interposer.current(), self.region, self.offset, self.data)
         return {}
 
@@ -162,10 +162,10 @@ class MemoryRead(ControlCommand):
         return {"data": base64.b64encode(data).decode()}
 
 
-class Hold(ControlCommand):
+class HoldRequests(ControlCommand):
     """Keep the client's requests back until `resume`. Holds count."""
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
         interposer.current().holding.hold()
         return {}
 
@@ -224,7 +224,7 @@ def _scenario_in(file: str) -> Scenario:
         ) from None
 
 
-class Signal(ControlCommand):
+class SendSignal(ControlCommand):
     """Send a signal to the server: SIGSTOP, SIGCONT, SIGKILL, SIGTERM."""
 
     signal: Literal["SIGSTOP", "SIGCONT", "SIGKILL", "SIGTERM"]
@@ -236,17 +236,17 @@ class Signal(ControlCommand):
 class Stop(ControlCommand):
     """End the interposer."""
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
         interposer.loop.after(0, interposer.loop.stop)
         return {}
 
 
 COMMANDS: dict[str, type[ControlCommand]] = {
-    "status": Status,
+    "status": GetStatus,
     "session": ShowSession,
     "request": Request,
     "device_feature": DeviceFeature,
-    "migration_support": migration.MigrationSupport,
+    "migration_support": migration.GetMigrationSupport,
     "migration_state": migration.GetOrSetMigrationState,
     "mig_data_read": migration.MigDataRead,
     "mig_data_write": migration.MigDataWrite,
@@ -258,10 +258,10 @@ COMMANDS: dict[str, type[ControlCommand]] = {
     "region_write": RegionWrite,
     "dma_write": DmaWrite,
     "memory_read": MemoryRead,
-    "hold": Hold,
+    "hold": HoldRequests,
     "resume": Resume,
     "restart": Restart,
     "faults": SetFaults,
-    "signal": Signal,
+    "signal": SendSignal,
     "stop": Stop,
 }

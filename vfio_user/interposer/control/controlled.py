@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from userdev.relay.loop import Loop
-from vfio_user.interposer.control.answers import Status
+from vfio_user.interposer.control.answers import InterposerStatus
 from vfio_user.interposer.faults.scenario import Scenario
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.survival import Survival
 
 
@@ -21,10 +21,10 @@ class Controlled(Protocol):
     def survival(self) -> Survival | None:
         """What keeps the session under way alive."""
 
-    def current(self) -> Session:
+    def current(self) -> ForwardedSession:
         """The session under way; raises `PeerLost` where there is none."""
 
-    def status(self) -> Status:
+    def status(self) -> InterposerStatus:
         """What is going on."""
 
     def signal_server(self, number: int) -> int:

@@ -27,11 +27,11 @@ from vfio_user.interposer.control.command import (
 from vfio_user.interposer.control.controlled import Controlled
 from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.resending import resend, unmapped_pages
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire.constants import MigrationState
 
 
-class MigrationSupport(ControlCommand):
+class GetMigrationSupport(ControlCommand):
     """What the server offers of migration v2: `supports`, empty where it cannot migrate."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Supports:
@@ -45,7 +45,7 @@ class GetOrSetMigrationState(ControlCommand):
     set: str | None = None
     timeout: Seconds = 30.0
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.State:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.MigrationStateTold:
         migration = await migration_of(interposer.current(), timeout=min(self.timeout, own_calls.TIMEOUT))
         if self.set is None:
             return {"state": (await migration.state()).name}
@@ -156,7 +156,7 @@ class DmaLoggingStart(ControlCommand):
     page_size: PageSize = own_calls.PAGE
     ranges: list[Run] | None = None
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
         session = interposer.current()
         await (await migration_of(session)).start_logging(self.page_size, ranges)
@@ -174,7 +174,7 @@ class DmaLoggingReport(ControlCommand):
     ranges: list[Run] | None = None
     bitmap: bool = False
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Report:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.DirtyReport:
         session = interposer.current()
         migration = await migration_of(session)
         wanted = [run.pair for run in self.ranges] if self.ranges is not None else _writable(session)
@@ -188,7 +188,7 @@ class DmaLoggingReport(ControlCommand):
             runs += [answers.RunShown(iova=start, size=length) for start, length in dirty]
             if self.bitmap:
                 bitmaps.append({"iova": iova, "size": size, "bitmap": base64.b64encode(found).decode()})
-        report: answers.Report = {"runs": runs, "bytes": sum(run["size"] for run in runs)}
+        report: answers.DirtyReport = {"runs": runs, "bytes": sum(run["size"] for run in runs)}
         if self.bitmap:
             report["bitmaps"] = bitmaps
         return report
@@ -218,14 +218,14 @@ class DmaLoggingResend(ControlCommand):
 class DmaLoggingStop(ControlCommand):
     """End the logging."""
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Nothing:
+    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
         session = interposer.current()
         session.model.unmapped = None
         await (await migration_of(session)).stop_logging()
         return {}
 
 
-def _writable(session: Session) -> list[IovaRange]:
+def _writable(session: ForwardedSession) -> list[IovaRange]:
     """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
     return [(mapping.iova, mapping.size) for mapping in session.model.maps.values() if mapping.written_directly]
 

@@ -24,7 +24,7 @@ class Piece:
 
 
 @dataclass
-class Plan:
+class FaultPlan:
     """What becomes of one message."""
 
     rules: list[str]
@@ -58,7 +58,7 @@ class _Count:
     acted: int = 0
 
 
-class Engine:
+class FaultEngine:
     """Applies a scenario to the messages of one session, in the order they come."""
 
     def __init__(self, scenario: script.Scenario, dialect: Dialect) -> None:
@@ -69,17 +69,17 @@ class Engine:
         self._chances = [random.Random(f"{scenario.seed}:{number}") for number in range(len(scenario.rules))]
         self._asked: dict[tuple[Direction, int], Decoded] = {}
 
-    def plan(self, direction: Direction, message: Message, state: str, seconds: float) -> Plan | None:
+    def plan(self, direction: Direction, message: Message, state: str, seconds: float) -> FaultPlan | None:
         """What becomes of `message`; None: it goes on as it is.
 
         state: `SessionModel.state`. seconds: since the session began.
         """
         decoded = self._decode(direction, message)
-        plan: Plan | None = None
+        plan: FaultPlan | None = None
         for number, rule in enumerate(self._rules):
             if not self._applies(number, rule, direction, decoded, state, seconds):
                 continue
-            plan = plan or Plan([], [], [Piece(message.encode())])
+            plan = plan or FaultPlan([], [], [Piece(message.encode())])
             plan.rules.append(rule.name or f"rule {number + 1}")
             for act in rule.act:
                 plan.acts.append(act.name)
@@ -110,68 +110,68 @@ class Engine:
 
     # the acts: each changes the plan
 
-    def _drop(self, plan: Plan, act: Any, message: Message, chance: random.Random) -> None:
+    def _drop(self, plan: FaultPlan, act: Any, message: Message, chance: random.Random) -> None:
         plan.pieces = []
 
-    def _delay(self, plan: Plan, act: script.Delay, message: Message, chance: random.Random) -> None:
+    def _delay(self, plan: FaultPlan, act: script.Delay, message: Message, chance: random.Random) -> None:
         plan.delay += act.seconds + (chance.uniform(0, act.jitter) if act.jitter else 0.0)
         plan.overtake = plan.overtake or act.overtake
 
-    def _duplicate(self, plan: Plan, act: script.Duplicate, message: Message, chance: random.Random) -> None:
+    def _duplicate(self, plan: FaultPlan, act: script.Duplicate, message: Message, chance: random.Random) -> None:
         plan.copies += act.times
 
-    def _reorder(self, plan: Plan, act: script.Reorder, message: Message, chance: random.Random) -> None:
+    def _reorder(self, plan: FaultPlan, act: script.Reorder, message: Message, chance: random.Random) -> None:
         plan.reorder = act
 
-    def _corrupt(self, plan: Plan, act: script.Corrupt, message: Message, chance: random.Random) -> None:
+    def _corrupt(self, plan: FaultPlan, act: script.Corrupt, message: Message, chance: random.Random) -> None:
         data = bytearray(plan.data)
         offset, width = self._place(act, message, len(data))
         old = bytes(data[offset : offset + width])
         data[offset : offset + len(old)] = _corrupted(act, old, chance)
         plan.pieces = [Piece(bytes(data))]
 
-    def _truncate(self, plan: Plan, act: script.Truncate, message: Message, chance: random.Random) -> None:
+    def _truncate(self, plan: FaultPlan, act: script.Truncate, message: Message, chance: random.Random) -> None:
         data = bytearray(plan.data[: act.to])
         if act.size == "adjust" and len(data) >= HEADER_SIZE:
             struct.pack_into("<I", data, 4, len(data))
         plan.pieces = [Piece(bytes(data))] if data else []
 
-    def _wrong_id(self, plan: Plan, act: script.WrongId, message: Message, chance: random.Random) -> None:
+    def _wrong_id(self, plan: FaultPlan, act: script.WrongId, message: Message, chance: random.Random) -> None:
         id = act.id if act.id is not None else (message.id + chance.randrange(1, 1 << 16)) & 0xFFFF
         _set(plan, "<H", 0, id)
 
-    def _wrong_size(self, plan: Plan, act: script.WrongSize, message: Message, chance: random.Random) -> None:
+    def _wrong_size(self, plan: FaultPlan, act: script.WrongSize, message: Message, chance: random.Random) -> None:
         size = act.size if act.size is not None else max(0, message.size + (act.by or 0))
         _set(plan, "<I", 4, size & 0xFFFFFFFF)
 
-    def _extra_fd(self, plan: Plan, act: script.ExtraFd, message: Message, chance: random.Random) -> None:
+    def _extra_fd(self, plan: FaultPlan, act: script.ExtraFd, message: Message, chance: random.Random) -> None:
         plan.extra_fds += act.count
 
-    def _missing_fd(self, plan: Plan, act: script.MissingFd, message: Message, chance: random.Random) -> None:
+    def _missing_fd(self, plan: FaultPlan, act: script.MissingFd, message: Message, chance: random.Random) -> None:
         left = plan.keep_fds if plan.keep_fds is not None else list(range(len(message.fds)))
         plan.keep_fds = [] if act.index is None else [index for index in left if index != act.index]
 
-    def _reply(self, plan: Plan, act: script.Reply, message: Message, chance: random.Random) -> None:
+    def _reply(self, plan: FaultPlan, act: script.Reply, message: Message, chance: random.Random) -> None:
         if message.wants_reply:
             plan.reply = message.error(act.errno)
         plan.pieces = []
 
-    def _stall(self, plan: Plan, act: script.Stall, message: Message, chance: random.Random) -> None:
+    def _stall(self, plan: FaultPlan, act: script.Stall, message: Message, chance: random.Random) -> None:
         data = plan.data
         plan.stall = act.seconds if act.seconds is not None else float("inf")
         plan.pieces = [Piece(data[:HEADER_SIZE])]
         if act.seconds is not None and len(data) > HEADER_SIZE:
             plan.pieces.append(Piece(data[HEADER_SIZE:], act.seconds))
 
-    def _split(self, plan: Plan, act: script.Split, message: Message, chance: random.Random) -> None:
+    def _split(self, plan: FaultPlan, act: script.Split, message: Message, chance: random.Random) -> None:
         data = plan.data
         if len(data) > act.at:
             plan.pieces = [Piece(data[: act.at]), Piece(data[act.at :], act.seconds)]
 
-    def _close(self, plan: Plan, act: script.Close, message: Message, chance: random.Random) -> None:
+    def _close(self, plan: FaultPlan, act: script.Close, message: Message, chance: random.Random) -> None:
         plan.closes.append(act)
 
-    def _signal(self, plan: Plan, act: script.Signal, message: Message, chance: random.Random) -> None:
+    def _signal(self, plan: FaultPlan, act: script.Signal, message: Message, chance: random.Random) -> None:
         plan.signals.append(act)
 
     def _place(self, act: script.Corrupt, message: Message, size: int) -> tuple[int, int]:
@@ -183,23 +183,23 @@ class Engine:
         return found if found is not None and sum(found) <= size else (size, 0)
 
 
-_Act = Callable[[Engine, Plan, Any, Message, random.Random], None]
+_Act = Callable[[FaultEngine, FaultPlan, Any, Message, random.Random], None]
 _ACTS: dict[type[script.Model], _Act] = {
-    script.Nothing: Engine._drop,
-    script.Delay: Engine._delay,
-    script.Duplicate: Engine._duplicate,
-    script.Reorder: Engine._reorder,
-    script.Corrupt: Engine._corrupt,
-    script.Truncate: Engine._truncate,
-    script.WrongId: Engine._wrong_id,
-    script.WrongSize: Engine._wrong_size,
-    script.ExtraFd: Engine._extra_fd,
-    script.MissingFd: Engine._missing_fd,
-    script.Reply: Engine._reply,
-    script.Stall: Engine._stall,
-    script.Split: Engine._split,
-    script.Close: Engine._close,
-    script.Signal: Engine._signal,
+    script.Nothing: FaultEngine._drop,
+    script.Delay: FaultEngine._delay,
+    script.Duplicate: FaultEngine._duplicate,
+    script.Reorder: FaultEngine._reorder,
+    script.Corrupt: FaultEngine._corrupt,
+    script.Truncate: FaultEngine._truncate,
+    script.WrongId: FaultEngine._wrong_id,
+    script.WrongSize: FaultEngine._wrong_size,
+    script.ExtraFd: FaultEngine._extra_fd,
+    script.MissingFd: FaultEngine._missing_fd,
+    script.Reply: FaultEngine._reply,
+    script.Stall: FaultEngine._stall,
+    script.Split: FaultEngine._split,
+    script.Close: FaultEngine._close,
+    script.Signal: FaultEngine._signal,
 }
 
 
@@ -236,7 +236,7 @@ def _corrupted(act: script.Corrupt, old: bytes, chance: random.Random) -> bytes:
     return (number & (1 << 8 * width) - 1).to_bytes(width, "little")
 
 
-def _set(plan: Plan, format: str, offset: int, value: int) -> None:
+def _set(plan: FaultPlan, format: str, offset: int, value: int) -> None:
     data = bytearray(plan.data)
     if len(data) >= HEADER_SIZE:
         struct.pack_into(format, data, offset, value)

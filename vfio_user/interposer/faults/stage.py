@@ -15,10 +15,10 @@ from userdev.errors import UserError
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
 from userdev.transport import close_all
-from vfio_user.interposer.faults.engine import Engine, Plan, as_message
+from vfio_user.interposer.faults.engine import FaultEngine, FaultPlan, as_message
 from vfio_user.interposer.faults.scenario import Close, Scenario
 from vfio_user.interposer.passing import Passing
-from vfio_user.interposer.session import Session
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import Message
 
 _HOW = {"full": socket.SHUT_RDWR, "read": socket.SHUT_RD, "write": socket.SHUT_WR}
@@ -29,7 +29,7 @@ class _Item:
     """A message that is to be sent later, with what is to be done to it."""
 
     passing: Passing
-    plan: Plan | None
+    plan: FaultPlan | None
     due: float = 0.0
 
     @property
@@ -52,9 +52,9 @@ class _Line:
 class Faults:
     """A scenario at work in one session. Both directions' stage is the object itself."""
 
-    def __init__(self, session: Session, scenario: Scenario, signal_server: Callable[[int], int]) -> None:
+    def __init__(self, session: ForwardedSession, scenario: Scenario, signal_server: Callable[[int], int]) -> None:
         self._session = session
-        self._engine = Engine(scenario, session.dialect)
+        self._engine = FaultEngine(scenario, session.dialect)
         self._signal_server = signal_server
         self._began = time.monotonic()
         self._lines = {direction: _Line() for direction in Direction}
@@ -121,7 +121,7 @@ class Faults:
             if line.task.done:
                 line.task = None
 
-    def _act_beside(self, direction: Direction, item: _Item, plan: Plan) -> None:
+    def _act_beside(self, direction: Direction, item: _Item, plan: FaultPlan) -> None:
         if plan.reply is not None:
             self._session.send(direction.opposite, plan.reply)
         for act in plan.signals:
@@ -153,7 +153,7 @@ class Faults:
             close_all(item.message.fds)
         line.task = None
 
-    async def _send_in_pieces(self, direction: Direction, item: _Item, plan: Plan) -> None:
+    async def _send_in_pieces(self, direction: Direction, item: _Item, plan: FaultPlan) -> None:
         fds, made = self._descriptors(item, plan)
         try:
             for piece in plan.pieces:
@@ -189,7 +189,7 @@ class Faults:
         close_all(made)
         close_all(item.message.fds)
 
-    def _descriptors(self, item: _Item, plan: Plan) -> tuple[list[int], list[int]]:
+    def _descriptors(self, item: _Item, plan: FaultPlan) -> tuple[list[int], list[int]]:
         """Those to send, and those among them that were made for it."""
         fds = item.message.fds
         if plan.keep_fds is not None:

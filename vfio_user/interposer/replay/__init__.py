@@ -9,8 +9,8 @@ A recorded bug becomes a test of a few lines::
 """
 
 from vfio_user.interposer.replay.minimize import minimize
-from vfio_user.interposer.replay.outcome import Difference, Outcome
+from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
 from vfio_user.interposer.replay.player import replay
 from vfio_user.interposer.replay.script import Script, load_script
 
-__all__ = ["Difference", "Outcome", "Script", "load_script", "minimize", "replay"]
+__all__ = ["Difference", "ReplayOutcome", "Script", "load_script", "minimize", "replay"]

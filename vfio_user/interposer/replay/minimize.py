@@ -16,7 +16,7 @@ from userdev.errors import UserError
 from vfio_user.interposer.replay.outcome import Difference, What
 from vfio_user.interposer.replay.player import PATIENCE, Place, replay
 from vfio_user.interposer.replay.script import Script, load_script
-from vfio_user.interposer.trace import Record
+from vfio_user.interposer.trace import MessageRecord
 from vfio_user.wire import Command
 
 Fails = Callable[[Script], bool]
@@ -67,7 +67,9 @@ def minimize(
         fails = _fails_alike(difference, server_command, ignore, patience)
     version = script.dialect.number(Command.VERSION)
     numbers = [step.number for step in script.requests]
-    always = [step.number for step in script.requests if isinstance(step, Record) and step.message.command == version]
+    always = [
+        step.number for step in script.requests if isinstance(step, MessageRecord) and step.message.command == version
+    ]
     if difference is not None and difference.what is What.REPLY:
         # Nothing after the request whose reply is wrong can matter, and without it there is no reply.
         numbers = [number for number in numbers if number <= difference.record]

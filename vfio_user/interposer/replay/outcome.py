@@ -44,7 +44,7 @@ class Difference:
 
 
 @dataclass
-class Outcome:
+class ReplayOutcome:
     """A replay as it went."""
 
     sent: int = 0

@@ -18,10 +18,10 @@ from userdev.relay.loop import Loop
 from userdev.transport import Framer, Stream, close_all, connect
 from vfio_user.interposer.codec import MAX_FRAME
 from vfio_user.interposer.replay.memory import SparseMemory
-from vfio_user.interposer.replay.outcome import Difference, Outcome, What
+from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.script import Script, is_doing, load_script
 from vfio_user.interposer.server_process import ServerProcess
-from vfio_user.interposer.trace import Note, Raw, Record
+from vfio_user.interposer.trace import MessageRecord, Note, Raw
 from vfio_user.interposer.trace.decode import describe
 from vfio_user.wire import MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
@@ -46,7 +46,7 @@ def replay(
     ignore: Collection[Place] = (),
     patience: float = PATIENCE,
     tolerate: Collection[What] = (),
-) -> Outcome:
+) -> ReplayOutcome:
     """Play a trace's client against a server that is started for it (`{socket}` or `{fd}`), or listens already.
 
     patience: seconds that the server has for anything that was recorded, once it has said its first word.
@@ -93,7 +93,7 @@ class Player:
         start: float = 0.0,
     ) -> None:
         """`start`: seconds that the server has for its first word, where that is more: its socket is there before."""
-        self.outcome = Outcome(memory_was_mapped=script.memory_was_mapped)
+        self.outcome = ReplayOutcome(memory_was_mapped=script.memory_was_mapped)
         self._script = script
         self._dialect = script.dialect
         self._stream = stream
@@ -108,24 +108,24 @@ class Player:
         self._files: dict[int, int] = {}
         """Recorded inode: the memfd that stands for it."""
         self._eventfds: dict[tuple[int, int], int] = {}
-        self._waiting: dict[int, deque[Record]] = {}
+        self._waiting: dict[int, deque[MessageRecord]] = {}
         """Message ID: the requests that the server has not answered, oldest first."""
-        self._recorded: list[Record] = [
+        self._recorded: list[MessageRecord] = [
             step
             for step in script.steps
-            if isinstance(step, Record) and step.direction is Direction.TO_CLIENT and not step.message.is_reply
+            if isinstance(step, MessageRecord) and step.direction is Direction.TO_CLIENT and not step.message.is_reply
         ]
         """Requests of the server's that have not come yet."""
         self._answers = {
             step.pair: step.message
             for step in script.steps
-            if isinstance(step, Record) and step.direction is Direction.TO_SERVER and step.message.is_reply
+            if isinstance(step, MessageRecord) and step.direction is Direction.TO_SERVER and step.message.is_reply
         }
         """By the record of the server's request: how it was answered."""
         self._arrived: set[int] = set()
         """Records of requests of the server's that have come."""
         self._fired: list[tuple[int, int]] = []
-        self._expected = {step.pair: step for step in script.steps if isinstance(step, Record) and step.pair}
+        self._expected = {step.pair: step for step in script.steps if isinstance(step, MessageRecord) and step.pair}
         self._memory = SparseMemory()
         self._remember_reads()
 
@@ -137,7 +137,7 @@ class Player:
         self._framer.close()
         close_all([*self._files.values(), *self._eventfds.values()])
 
-    def play(self, timing: Timing = "fast") -> Outcome:
+    def play(self, timing: Timing = "fast") -> ReplayOutcome:
         """From the first message to the last, or to the first difference."""
         began = time.monotonic()
         first = self._script.steps[0].time if self._script.steps else 0
@@ -160,12 +160,12 @@ class Player:
     def _knows_interrupts(self) -> bool:
         return any(isinstance(step, Note) for step in self._script.steps)
 
-    def _step(self, step: Record | Raw | Note) -> None:
+    def _step(self, step: MessageRecord | Raw | Note) -> None:
         if is_doing(step):
             self._do(step)
         elif isinstance(step, Note):
             self._await_interrupt(step)
-        elif step.direction is Direction.TO_CLIENT and isinstance(step, Record):
+        elif step.direction is Direction.TO_CLIENT and isinstance(step, MessageRecord):
             if step.message.is_reply:
                 self._await_reply(step)
             else:
@@ -173,13 +173,13 @@ class Player:
 
     # the client's part
 
-    def _do(self, step: Record | Raw | Note) -> None:
+    def _do(self, step: MessageRecord | Raw | Note) -> None:
         self._receive(0)
         self.outcome.sent += 1
         if isinstance(step, Raw):
             self._send(step.data, [])
             return
-        assert isinstance(step, Record)
+        assert isinstance(step, MessageRecord)
         message = step.message
         fds, own = self._descriptors(step)
         if message.wants_reply:
@@ -194,7 +194,7 @@ class Player:
             self._closed = error.strerror or str(error)
             self._receive(0)
 
-    def _descriptors(self, record: Record) -> tuple[list[int], list[int]]:
+    def _descriptors(self, record: MessageRecord) -> tuple[list[int], list[int]]:
         """Stand-ins for the recorded ones, and those among them that are only for this message."""
         if record.message.command == self._dialect.number(Command.SET_IRQS):
             try:
@@ -225,11 +225,11 @@ class Player:
 
     # the server's part
 
-    def _await_reply(self, step: Record) -> None:
+    def _await_reply(self, step: MessageRecord) -> None:
         if step.pair in self._expected:
             self._wait(lambda: step.pair in self.outcome.replies, lambda: self._no_reply(step.pair))
 
-    def _await_request(self, step: Record) -> None:
+    def _await_request(self, step: MessageRecord) -> None:
         if What.DMA_MISSING in self._tolerate:
             return
         self._wait(
@@ -382,7 +382,7 @@ class Player:
                 access = shape.reply.unpack(answer.payload)
                 self._memory.write(access.address, answer.payload[shape.reply.size :])
 
-    def _recorded_as(self, request: Message) -> Record | None:
+    def _recorded_as(self, request: Message) -> MessageRecord | None:
         """The first recorded request that this one can be: the very same, or one to the same place."""
         same = [record for record in self._recorded if record.message.command == request.command]
         exact = (record for record in same if record.message.payload == request.payload)

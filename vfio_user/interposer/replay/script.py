@@ -11,11 +11,11 @@ from userdev.descriptors import FdKind
 from userdev.errors import UserError, about
 from userdev.relay.direction import Direction
 from userdev.trace.format import MAGIC, encode_body, encode_json, encode_message
-from vfio_user.interposer.trace import Entry, Header, Kind, Note, Raw, Record, View, read_trace
+from vfio_user.interposer.trace import Entry, Header, MessageRecord, Note, Raw, RecordKind, View, read_trace
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.dialects import dialect_named
 
-Step = Record | Raw | Note
+Step = MessageRecord | Raw | Note
 """A message, or bytes, that the server was sent or sent; or an interrupt (a note)."""
 
 
@@ -31,7 +31,7 @@ class Script:
         return dialect_named(self.header.dialect)
 
     @property
-    def requests(self) -> list[Record | Raw]:
+    def requests(self) -> list[MessageRecord | Raw]:
         """What the client did of itself: its requests, and bytes that are none."""
         return [step for step in self.steps if is_doing(step)]
 
@@ -40,7 +40,7 @@ class Script:
         """Whether the server could reach guest memory past the interposer: then the trace does not have all of it."""
         number = self.dialect.number(Command.DMA_MAP)
         return any(
-            isinstance(step, Record)
+            isinstance(step, MessageRecord)
             and step.message.command == number
             and any(fd.kind in (FdKind.MEMFD, FdKind.FILE) for fd in step.fds)
             for step in self.steps
@@ -56,7 +56,7 @@ class Script:
             if step.number in numbers
             or (
                 step.number not in doings
-                and not (isinstance(step, Record) and step.pair in doings and step.pair not in numbers)
+                and not (isinstance(step, MessageRecord) and step.pair in doings and step.pair not in numbers)
             )
         )
         return replace(self, steps=steps)
@@ -65,7 +65,7 @@ class Script:
         """Save as a trace of its own; records are numbered anew."""
         numbers: dict[int, int] = {}
         with about(path), open(path, "wb") as stream:
-            stream.write(MAGIC + encode_json(Kind.HEADER, self.header.time, self.header.about))
+            stream.write(MAGIC + encode_json(RecordKind.HEADER, self.header.time, self.header.about))
             for number, step in enumerate(self.steps, 2):
                 numbers[step.number] = number
                 stream.write(_encoded(step, numbers))
@@ -93,11 +93,11 @@ def load_script(path: str | Path, session: int = 1) -> Script:
     return Script(trace.header, tuple(steps))
 
 
-def is_doing(step: Step) -> TypeGuard[Record | Raw]:
+def is_doing(step: Step) -> TypeGuard[MessageRecord | Raw]:
     """Whether the client does this of itself: a request, or bytes."""
     if step.direction is not Direction.TO_SERVER:
         return False
-    return isinstance(step, Raw) or (isinstance(step, Record) and not step.message.is_reply)
+    return isinstance(step, Raw) or (isinstance(step, MessageRecord) and not step.message.is_reply)
 
 
 def _is_step(entry: Entry) -> TypeGuard[Step]:
@@ -105,7 +105,7 @@ def _is_step(entry: Entry) -> TypeGuard[Step]:
     match entry:
         case Note():
             return entry.event == "interrupt"
-        case Record() | Raw():
+        case MessageRecord() | Raw():
             seen = View.SENT if entry.direction is Direction.TO_SERVER else View.RECEIVED
             return bool(entry.view & seen)
     return False
@@ -113,10 +113,10 @@ def _is_step(entry: Entry) -> TypeGuard[Step]:
 
 def _encoded(step: Step, numbers: dict[int, int]) -> bytes:
     match step:
-        case Record():
+        case MessageRecord():
             pair = numbers.get(step.pair, 0)
             return encode_message(step.direction, step.view, step.time, pair, step.message, step.fds)
         case Raw():
-            return encode_body(Kind.BYTES, step.direction, step.view, step.time, step.data)
+            return encode_body(RecordKind.BYTES, step.direction, step.view, step.time, step.data)
         case Note():
-            return encode_json(Kind.NOTE, step.time, {"event": step.event, **step.details})
+            return encode_json(RecordKind.NOTE, step.time, {"event": step.event, **step.details})

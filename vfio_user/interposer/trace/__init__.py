@@ -1,6 +1,18 @@
 """Traces of vfio-user: read and written (`userdev.trace` has the file), and shown."""
 
-from userdev.trace import Frame, Header, Kind, Note, Raw, View
-from vfio_user.interposer.trace.files import Entry, Record, Trace, TraceWriter, read_trace
+from userdev.trace import Header, Note, Raw, RecordKind, TraceFrame, View
+from vfio_user.interposer.trace.files import Entry, MessageRecord, VfioTrace, VfioTraceWriter, read_trace
 
-__all__ = ["Entry", "Frame", "Header", "Kind", "Note", "Raw", "Record", "Trace", "TraceWriter", "View", "read_trace"]
+__all__ = [
+    "Entry",
+    "Header",
+    "MessageRecord",
+    "Note",
+    "Raw",
+    "RecordKind",
+    "TraceFrame",
+    "VfioTrace",
+    "VfioTraceWriter",
+    "View",
+    "read_trace",
+]

@@ -17,16 +17,16 @@ NAME = "vfio-user"
 
 
 @dataclass(frozen=True)
-class Record(trace.Record[Message]):
+class MessageRecord(trace.TraceRecord[Message]):
     """A message of vfio-user's."""
 
 
-Entry = Header | Record | Raw | Note
-PROTOCOL = TracedProtocol(NAME, Message, HEADER_SIZE, Record)
+Entry = Header | MessageRecord | Raw | Note
+PROTOCOL = TracedProtocol(NAME, Message, HEADER_SIZE, MessageRecord)
 
 
 @dataclass
-class Trace(trace.Trace[Record]):
+class VfioTrace(trace.Trace[MessageRecord]):
     """A trace as a whole."""
 
     @property
@@ -35,7 +35,7 @@ class Trace(trace.Trace[Record]):
         return dialect_named(self.header.dialect)
 
 
-class TraceWriter(trace.TraceWriter):
+class VfioTraceWriter(trace.TraceWriter):
     """A trace of vfio-user being written."""
 
     def __init__(self, path: str | Path, about: dict[str, Any]) -> None:
@@ -47,14 +47,14 @@ class TraceWriter(trace.TraceWriter):
         super().__init__(path, NAME, about, warn=_warn)
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | Path) -> VfioTrace:
     """The whole trace.
 
     Raises:
         UserError: there is no such file, or it is no trace of vfio-user.
     """
     found = trace.read_trace(path, PROTOCOL)
-    return Trace(found.path, found.header, found.entries, found.truncated)
+    return VfioTrace(found.path, found.header, found.entries, found.truncated)
 
 
 def _warn(text: str) -> None:

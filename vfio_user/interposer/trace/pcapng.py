@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from vfio_user.interposer.trace import Entry, Header, Kind, Note, Raw, Record
+from vfio_user.interposer.trace import Entry, Header, MessageRecord, Note, Raw, RecordKind
 from vfio_user.wire import DIALECTS
 
 PSEUDO = struct.Struct(">4sBBBBBBHII")
@@ -59,15 +59,15 @@ def write_pcapng(stream: BinaryIO, header: Header, entries: Iterable[Entry]) -> 
     return count
 
 
-def _packet(entry: Record | Raw | Note, dialect: int) -> bytes:
-    fds, pair = (entry.fds, entry.pair) if isinstance(entry, Record) else ((), 0)
+def _packet(entry: MessageRecord | Raw | Note, dialect: int) -> bytes:
+    fds, pair = (entry.fds, entry.pair) if isinstance(entry, MessageRecord) else ((), 0)
     match entry:
-        case Record():
-            kind, body = Kind.MESSAGE, entry.message.encode()
+        case MessageRecord():
+            kind, body = RecordKind.MESSAGE, entry.message.encode()
         case Raw():
-            kind, body = Kind.BYTES, entry.data
+            kind, body = RecordKind.BYTES, entry.data
         case Note():
-            kind, body = Kind.NOTE, json.dumps({"event": entry.event, **entry.details}).encode()
+            kind, body = RecordKind.NOTE, json.dumps({"event": entry.event, **entry.details}).encode()
     start = PSEUDO.pack(MAGIC, VERSION, entry.direction, entry.view, dialect, kind, len(fds), 0, entry.number, pair)
     return start + b"".join(PSEUDO_FD.pack(*fd) for fd in fds) + body
 

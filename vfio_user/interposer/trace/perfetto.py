@@ -15,8 +15,8 @@ from typing import Any
 
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
-from vfio_user.interposer.trace import Header, Note, Raw, Record
-from vfio_user.interposer.trace.show import Line
+from vfio_user.interposer.trace import Header, MessageRecord, Note, Raw
+from vfio_user.interposer.trace.show import TraceLine
 
 LANES = ("client to server", "server to client", "DMA", "interrupts", "interposer", "QMP", "console")
 TO_SERVER, TO_CLIENT, DMA, INTERRUPTS, INTERPOSER, QMP, CONSOLE = range(1, len(LANES) + 1)
@@ -31,7 +31,7 @@ Event = dict[str, Any]
 
 
 def trace_events(
-    header: Header, lines: Iterable[Line], *, qmp_log: Path | None = None, console_log: Path | None = None
+    header: Header, lines: Iterable[TraceLine], *, qmp_log: Path | None = None, console_log: Path | None = None
 ) -> list[Event]:
     """All events, the names of the lanes first. Logs are placed by their own wall-clock times."""
     events: list[Event] = [_meta("process_name", 0, name="vfio-user")]
@@ -46,8 +46,8 @@ def trace_events(
     return events
 
 
-def _wire(lines: list[Line], began: int) -> Iterator[Event]:
-    took = {line.entry.pair: line.latency for line in lines if isinstance(line.entry, Record) and line.latency}
+def _wire(lines: list[TraceLine], began: int) -> Iterator[Event]:
+    took = {line.entry.pair: line.latency for line in lines if isinstance(line.entry, MessageRecord) and line.latency}
     for line in lines:
         entry, at = line.entry, (line.entry.time - began) / 1000
         match entry:
@@ -57,7 +57,7 @@ def _wire(lines: list[Line], began: int) -> Iterator[Event]:
                 yield _instant(INTERPOSER, entry.event, at, entry.details)
             case Raw():
                 yield _instant(_side(entry.direction), f"{len(entry.data)} bytes", at, {"bytes": entry.data[:64].hex()})
-            case Record():
+            case MessageRecord():
                 assert line.decoded is not None
                 decoded = line.decoded
                 if decoded.kind in ("reply", "error") and entry.pair:

@@ -47,7 +47,7 @@ MAX_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
-class Register:
+class NamedRegister:
     """One register, or `count` of them every `stride` bytes."""
 
     region: int
@@ -65,12 +65,12 @@ class Register:
 class RegisterMap:
     """Finds the name of what an access reaches."""
 
-    def __init__(self, registers: Iterable[Register] = ()) -> None:
+    def __init__(self, registers: Iterable[NamedRegister] = ()) -> None:
         self._at: dict[tuple[int, int], str] = {}
         """(region, offset of any byte): name."""
         self._bytes = 0
         for offset, size, name in _CONFIG:
-            self._add(Register(RegionIndex.CONFIG, offset, name, size))
+            self._add(NamedRegister(RegionIndex.CONFIG, offset, name, size))
         for register in registers:
             self._add(register)
 
@@ -88,7 +88,7 @@ class RegisterMap:
                 hint=f"do you mean {' or '.join(near)}?" if near else "--registers names those of a device",
             )
 
-    def _add(self, register: Register) -> None:
+    def _add(self, register: NamedRegister) -> None:
         self._bytes += register.count * register.width
         if self._bytes > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes of registers")
@@ -123,9 +123,9 @@ def load_registers(path: str | Path) -> RegisterMap:
         ) from None
 
 
-def _register(entry: Mapping[str, Any]) -> Register:
+def _register(entry: Mapping[str, Any]) -> NamedRegister:
     region = entry["region"] if "region" in entry else entry["bar"]
     numbers = {key: int(entry[key]) for key in ("width", "count", "stride") if key in entry}
     if any(number < 1 for number in numbers.values()):
         raise ValueError(f"{entry['name']}: width, count and stride are 1 or more")
-    return Register(int(region), int(entry["offset"]), str(entry["name"]), **numbers)
+    return NamedRegister(int(region), int(entry["offset"]), str(entry["name"]), **numbers)

@@ -10,7 +10,7 @@ from typing import Any
 from userdev.descriptors import FdInfo
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
-from vfio_user.interposer.trace import Entry, Header, Note, Raw, Record, View
+from vfio_user.interposer.trace import Entry, Header, MessageRecord, Note, Raw, View
 from vfio_user.interposer.trace.decode import Decoded, describe
 from vfio_user.interposer.trace.registers import RegisterMap, is_named
 from vfio_user.wire import Dialect
@@ -21,7 +21,7 @@ _BYTES_SHOWN = 32
 
 
 @dataclass(frozen=True)
-class Line:
+class TraceLine:
     """One entry with what it says; `decoded` only for messages, `latency` (ns) only for replies."""
 
     entry: Entry
@@ -46,7 +46,7 @@ class Filter:
     def about_messages(self) -> bool:
         return bool(self.commands or self.register) or self.region is not None or self.offset is not None
 
-    def lets_through(self, line: Line, began: int) -> bool:
+    def lets_through(self, line: TraceLine, began: int) -> bool:
         entry, decoded = line.entry, line.decoded
         seconds = (entry.time - began) / 1e9
         if (self.since is not None and seconds < self.since) or (self.until is not None and seconds > self.until):
@@ -70,21 +70,21 @@ class Filter:
         return decoded.offset <= last and decoded.offset + max(1, decoded.size or 1) > first
 
 
-def decode_entries(entries: Iterable[Entry], dialect: Dialect, registers: RegisterMap) -> Iterator[Line]:
+def decode_entries(entries: Iterable[Entry], dialect: Dialect, registers: RegisterMap) -> Iterator[TraceLine]:
     """Every entry with what it says; replies know their request and how long they took."""
     asked: dict[int, tuple[int, Decoded]] = {}
     for entry in entries:
-        if not isinstance(entry, Record):
-            yield Line(entry, None)
+        if not isinstance(entry, MessageRecord):
+            yield TraceLine(entry, None)
             continue
         request = asked.get(entry.pair)
         decoded = describe(dialect, entry.message, registers, request[1] if request else None)
         if not entry.message.is_reply:
             asked[entry.number] = entry.time, decoded
-        yield Line(entry, decoded, entry.time - request[0] if request else None)
+        yield TraceLine(entry, decoded, entry.time - request[0] if request else None)
 
 
-def text(line: Line, began: int) -> str:
+def text(line: TraceLine, began: int) -> str:
     """One line of text: number, seconds since the beginning, direction, what."""
     entry = line.entry
     what = _what(line)
@@ -92,7 +92,7 @@ def text(line: Line, began: int) -> str:
     return f"{entry.number:>7} {(entry.time - began) / 1e9:>13.6f} {arrow:2} {what}"
 
 
-def as_json(line: Line, began: int) -> dict[str, Any]:
+def as_json(line: TraceLine, began: int) -> dict[str, Any]:
     """The same for programs."""
     entry = line.entry
     found: dict[str, Any] = {"record": entry.number, "seconds": round((entry.time - began) / 1e9, 9)}
@@ -103,7 +103,7 @@ def as_json(line: Line, began: int) -> dict[str, Any]:
             return {**found, "event": "trace", **entry.about}
         case Raw():
             return {**found, "direction": entry.direction.label, "bytes": entry.data.hex()}
-        case Record():
+        case MessageRecord():
             found |= {"direction": entry.direction.label, "id": entry.message.id, "size": entry.message.size}
             if not entry.unchanged:
                 found["view"] = _MARKS[entry.view]
@@ -142,7 +142,7 @@ def parse_offsets(text: str) -> tuple[int, int]:
         raise UserError(f"{text!r} is no offset", hint="0x10, or 0x10-0x1f for a range") from None
 
 
-def _what(line: Line) -> str:
+def _what(line: TraceLine) -> str:
     entry = line.entry
     match entry:
         case Note():
@@ -152,7 +152,7 @@ def _what(line: Line) -> str:
         case Raw():
             cut = "..." if len(entry.data) > _BYTES_SHOWN else ""
             return f"bytes[{len(entry.data)}] {entry.data[:_BYTES_SHOWN].hex()}{cut}"
-        case Record():
+        case MessageRecord():
             assert line.decoded is not None
             words = [f"#{entry.message.id:<5} {line.decoded.text()}"]
             if entry.fds:
