@@ -9,11 +9,11 @@ VERSION as it is told to:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from unittest import mock
 
 from userdev_servers.edu import Edu
 from vfio_user.device import register, state
+from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.server import serve, session
 from vfio_user.server.negotiation import Agreement, Answer, Offer, negotiate
 from vfio_user.wire import Dialect, Message
@@ -53,24 +53,17 @@ class Unmasked(Edu):
 
     def __init__(self) -> None:
         super().__init__(msix=0)
+        self._wire, self.interrupts.set_irqs = self.interrupts.set_irqs, self._set_irqs  # type: ignore[method-assign]
 
     @register(bar=0, offset=UNMASKED, width=4)
     def read_unmasked(self) -> int:
         return self.unmasked
 
-    def set_irqs(
-        self,
-        index: int,
-        start: int,
-        count: int,
-        action: IrqSetFlags,
-        data: IrqSetFlags,
-        bools: bytes = b"",
-        fds: Sequence[int] = (),
-    ) -> None:
-        if index == IrqIndex.INTX and action is IrqSetFlags.UNMASK and data is IrqSetFlags.DATA_NONE:
+    def _set_irqs(self, request: IrqRequest) -> None:
+        by_message = request.action is IrqSetFlags.UNMASK and request.data is IrqSetFlags.DATA_NONE
+        if request.index == IrqIndex.INTX and by_message:
             self.unmasked += 1
-        super().set_irqs(index, start, count, action, data, bools, fds)
+        self._wire(request)
 
 
 def main() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from userdev.errors import ProtocolError
 from vfio_user.device import PciDevice
+from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.wire.constants import IrqSetFlags
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
@@ -75,12 +76,26 @@ class Client:
         return at
 
 
+def set_irqs(
+    device: PciDevice,
+    index: int,
+    start: int,
+    count: int,
+    action: IrqSetFlags,
+    data: IrqSetFlags,
+    bools: bytes = b"",
+    fds: Sequence[int] = (),
+) -> None:
+    """SET_IRQS; the device takes the descriptors over."""
+    device.interrupts.set_irqs(IrqRequest(index, start, count, action, data, bools, list(fds)))
+
+
 class Wires:
     """Eventfds of a client: what the device has, and what the client sees of them."""
 
     def __init__(self, device: PciDevice, index: int, count: int = 1, start: int = 0, flags: int = os.EFD_NONBLOCK):
         self.fds = [os.eventfd(0, flags) for _ in range(count)]
-        device.set_irqs(index, start, count, TRIGGER, EVENTFD, fds=[os.dup(fd) for fd in self.fds])
+        set_irqs(device, index, start, count, TRIGGER, EVENTFD, fds=[os.dup(fd) for fd in self.fds])
 
     def fired(self) -> list[int]:
         """How often each vector fired since the last look."""

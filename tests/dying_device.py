@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from vfio_user.device import MsiX, PciDevice, PciIds, ResetKind
 
@@ -14,14 +13,6 @@ class Dying(PciDevice):
     ids = PciIds(0x1AF4, 0x10F7)
     interrupts = MsiX(vectors=2)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._doomed = False
-
-    def set_irqs(self, *request: Any, **more: Any) -> None:
-        super().set_irqs(*request, **more)
-        self._doomed = True
-
     def on_reset(self, kind: ResetKind) -> None:
-        if self._doomed and kind is ResetKind.LOST_CONNECTION:
+        if self.interrupts.active == "msix" and kind is ResetKind.LOST_CONNECTION:
             os._exit(3)

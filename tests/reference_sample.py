@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from userdev.process import Child
 from vfio_user.device import Bar, DmaRegion, IntX, PciDevice, PciIds, memory, register, state
+from vfio_user.device.irq_wiring import IrqRequest
 
 PAGE = 4096
 PATIENCE = 60.0
@@ -37,6 +37,7 @@ class Sample(PciDevice):
     def __init__(self) -> None:
         super().__init__()
         self._mapped: set[int] = set()
+        self._wire, self.interrupts.set_irqs = self.interrupts.set_irqs, self._set_irqs  # type: ignore[method-assign]
 
     def on_dma_map(self, region: DmaRegion) -> None:
         self._mapped.add(region.iova)
@@ -53,9 +54,9 @@ class Sample(PciDevice):
     def _(self) -> int:
         return int(time.time()) - self.alarm & (1 << 64) - 1
 
-    def set_irqs(self, *request: Any, **more: Any) -> None:
+    def _set_irqs(self, request: IrqRequest) -> None:
         """After a migration the client is ready for the alarm when it has taken the interrupt."""
-        super().set_irqs(*request, **more)
+        self._wire(request)
         if self.alarm:
             self._wait()
 

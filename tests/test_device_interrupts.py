@@ -22,6 +22,7 @@ from tests.device_kit import (
     Wires,
     capability,
     read_int,
+    set_irqs,
     write_int,
 )
 from userdev.eventfd import drain
@@ -79,8 +80,8 @@ def test_the_mechanism_with_eventfds_is_used(device: Ringer) -> None:
     assert device.interrupts.active == "msix"
     device.interrupts.trigger(3)
     assert (msi.fired(), msix.fired()) == ([0] * 4, [0, 0, 0, 1])
-    device.set_irqs(MSIX, 0, 0, TRIGGER, NONE)
-    device.set_irqs(MSI, 0, 0, TRIGGER, NONE)
+    set_irqs(device, MSIX, 0, 0, TRIGGER, NONE)
+    set_irqs(device, MSI, 0, 0, TRIGGER, NONE)
     assert device.interrupts.active == "intx"
     msi.close()
     msix.close()
@@ -236,7 +237,7 @@ class TestMsiX:
 
     def test_reset_clears_table_and_pending_bits_and_keeps_the_wiring(self, device: Ringer, msix: Wires) -> None:
         device.region_write(TABLE_BAR, 0, b"\x11" * 16)
-        device.set_irqs(MSIX, 2, 1, MASK, NONE)
+        set_irqs(device, MSIX, 2, 1, MASK, NONE)
         device.interrupts.trigger(2)
         device.reset(ResetKind.DEVICE)
         assert device.region_read(TABLE_BAR, 0, 16) == bytes(12) + b"\1\0\0\0"
@@ -277,10 +278,10 @@ class TestIntX:
         device.interrupts.trigger()
         device.interrupts.trigger()
         assert intx.fired() == [1]
-        device.set_irqs(INTX, 0, 1, UNMASK, NONE)
+        set_irqs(device, INTX, 0, 1, UNMASK, NONE)
         assert intx.fired() == [1]
         device.interrupts.lower()
-        device.set_irqs(INTX, 0, 1, UNMASK, NONE)
+        set_irqs(device, INTX, 0, 1, UNMASK, NONE)
         assert intx.fired() == [0]
         device.interrupts.trigger()
         assert intx.fired() == [1]
@@ -302,24 +303,24 @@ class TestIntX:
         wires.close()
 
     def test_masked_by_the_client_it_waits(self, device: Ringer, intx: Wires) -> None:
-        device.set_irqs(INTX, 0, 1, MASK, NONE)
+        set_irqs(device, INTX, 0, 1, MASK, NONE)
         device.interrupts.trigger()
         assert intx.fired() == [0]
-        device.set_irqs(INTX, 0, 1, UNMASK, NONE)
+        set_irqs(device, INTX, 0, 1, UNMASK, NONE)
         assert intx.fired() == [1]
 
     def test_a_resample_eventfd_unmasks_it(self, device: Ringer, intx: Wires) -> None:
         client = Client()
         device.attach(client)
         resample = os.eventfd(0, os.EFD_NONBLOCK)
-        device.set_irqs(INTX, 0, 1, UNMASK, EVENTFD, fds=[os.dup(resample)])
+        set_irqs(device, INTX, 0, 1, UNMASK, EVENTFD, fds=[os.dup(resample)])
         device.interrupts.trigger()
         assert intx.fired() == [1]
         (ready,) = client.watched.values()
         os.eventfd_write(resample, 1)
         ready()
         assert intx.fired() == [1]
-        device.set_irqs(INTX, 0, 0, TRIGGER, NONE)
+        set_irqs(device, INTX, 0, 0, TRIGGER, NONE)
         assert not client.watched
         os.close(resample)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK, Wires, capability, write_int
+from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK, Wires, capability, set_irqs, write_int
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
 from vfio_user.migration import Migration
 from vfio_user.wire.constants import MigrationState
@@ -106,7 +106,7 @@ def test_pending_and_masked_interrupts_move_along() -> None:
     source, target = Keeper(), Keeper()
     control = capability(source, 0x11) + 2
     write_int(source, CONFIG, control, 2, MSIX_ENABLE | FUNCTION_MASK)
-    source.set_irqs(MSIX, 1, 1, MASK, NONE)
+    set_irqs(source, MSIX, 1, 1, MASK, NONE)
     source.interrupts.trigger(1)
     source.interrupts.trigger(2)
     move(source, target)
@@ -114,7 +114,7 @@ def test_pending_and_masked_interrupts_move_along() -> None:
     wires = Wires(target, MSIX, count=4)
     write_int(target, CONFIG, control, 2, MSIX_ENABLE)
     assert wires.fired() == [0, 0, 1, 0]
-    target.set_irqs(MSIX, 1, 1, UNMASK, NONE)
+    set_irqs(target, MSIX, 1, 1, UNMASK, NONE)
     assert wires.fired() == [0, 1, 0, 0]
     wires.close()
     target.detach()
@@ -146,7 +146,7 @@ def test_saved_state_is_a_copy() -> None:
         lambda device: write_int(device, CONFIG, 0x3C, 1, 11),
         lambda device: write_int(device, 1, 0, 4, 4),
         lambda device: device.interrupts.trigger(),
-        lambda device: device.set_irqs(MSIX, 2, 1, MASK, NONE),
+        lambda device: set_irqs(device, MSIX, 2, 1, MASK, NONE),
     ],
 )
 def test_the_digest_covers(disturb: Any) -> None:

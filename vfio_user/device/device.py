@@ -60,7 +60,7 @@ from vfio_user.pci import (
     build_config_space,
     place_capabilities,
 )
-from vfio_user.wire.constants import IrqIndex, IrqSetFlags, RegionFlags
+from vfio_user.wire.constants import IrqIndex, RegionFlags
 
 
 class PciDevice(Hooks):
@@ -360,19 +360,6 @@ class PciDevice(Hooks):
             write(int.from_bytes(data, "little"))
         else:
             access.write(offset, bytes(data))
-
-    def set_irqs(
-        self,
-        index: int,
-        start: int,
-        count: int,
-        action: IrqSetFlags,
-        data: IrqSetFlags,
-        bools: bytes = b"",
-        fds: Sequence[int] = (),
-    ) -> None:
-        """SET_IRQS; see `Interrupts.set_irqs`."""
-        self.interrupts.set_irqs(index, start, count, action, data, bools, fds)
 
     def client_reset(self) -> None:
         """DEVICE_RESET. The session has the device quiesced."""

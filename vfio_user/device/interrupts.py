@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,6 @@ from userdev.errors import ProtocolError
 from userdev.eventfd import drain
 from vfio_user.device.irq_wiring import (
     ERR,
-    EVENTFD,
     INFO_FLAGS,
     INTX,
     MASK,
@@ -28,7 +28,6 @@ from vfio_user.device.irq_wiring import (
     MSIX,
     REQ,
     TRIGGER,
-    UNMASK,
     IrqInfo,
     IrqLines,
     IrqRequest,
@@ -45,7 +44,6 @@ from vfio_user.pci import (
     MsiCapability,
     MsiXCapability,
 )
-from vfio_user.wire.constants import IrqSetFlags
 
 log = logging.getLogger(__name__)
 
@@ -163,36 +161,27 @@ class Interrupts:
 
     # What the device and the session call.
 
-    def set_irqs(
-        self,
-        index: int,
-        start: int,
-        count: int,
-        action: IrqSetFlags,
-        data: IrqSetFlags,
-        bools: bytes = b"",
-        fds: Sequence[int] = (),
-    ) -> None:
-        """SET_IRQS. `action` and `data` are one flag each; the fds are taken over, also after an error.
+    def set_irqs(self, request: IrqRequest) -> None:
+        """SET_IRQS. The request's descriptors are taken over, also after an error.
 
         Raises:
             ProtocolError: EINVAL; nothing has changed then.
         """
-        request = IrqRequest(index, start, count, action, data, bytes(bools), list(fds))
         try:
             request.check(self.infos)
-            if index == INTX and action is UNMASK and data is EVENTFD:
+            if request.resamples:
                 self._set_resample(request.fds.pop() if request.fds else None)
                 return
+            removes_resample = request.index == INTX and request.wires and not request.fds
             with self._lock:
                 self._apply(request)
         finally:
             request.close()
-        if index == INTX and request.wires and not fds:
+        if removes_resample:
             self._set_resample(None)
         self._changed()
-        if action is not TRIGGER:
-            self._say_masked(index, request.chosen, masked=action is MASK)
+        if request.action is not TRIGGER:
+            self._say_masked(request.index, request.chosen, masked=request.action is MASK)
 
     def refresh(self) -> None:
         """Bring the status bits of configuration space up to date, before it is read. Session's thread only."""
@@ -400,7 +389,7 @@ class Interrupts:
         old, self._resample = self._resample, fd
         if old is not None:
             self.link.unwatch(old)
-            IrqRequest(INTX, 0, 0, UNMASK, EVENTFD, b"", [old]).close()
+            os.close(old)
         if fd is not None:
             self.link.watch(fd, self._resampled)
 

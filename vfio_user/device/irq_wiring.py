@@ -73,15 +73,15 @@ class IrqLines:
 
 @dataclass(frozen=True)
 class IrqRequest:
-    """A SET_IRQS message, checked. It owns its fds until they are taken out of `fds`."""
+    """A SET_IRQS message. `action` and `data` are one flag each. It owns its fds until they are taken out of `fds`."""
 
     index: int
     start: int
     count: int
     action: IrqSetFlags
     data: IrqSetFlags
-    bools: bytes
-    fds: list[int]
+    bools: bytes = b""
+    fds: list[int] = field(default_factory=list)
 
     @property
     def disables_all(self) -> bool:
@@ -91,6 +91,11 @@ class IrqRequest:
     def wires(self) -> bool:
         """Sets eventfds, or removes them where it brings none."""
         return self.action is TRIGGER and (self.data is EVENTFD or self.disables_all)
+
+    @property
+    def resamples(self) -> bool:
+        """Gives the eventfd by which the client unmasks INTx (KVM's resampling), or takes it back."""
+        return self.index == INTX and self.action is UNMASK and self.data is EVENTFD
 
     @property
     def chosen(self) -> list[int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from userdev.errors import ProtocolError
+from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.server import migration_commands
 from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap, take_bitmaps_v6
 from vfio_user.wire import Command, Message
@@ -222,15 +223,13 @@ def set_irqs(session: Session, message: Message) -> Reply:
         raise _refuse(f"SET_IRQS: argsz {request.argsz} is below {at.IRQ_SET.size}")
     data = IrqSetFlags(request.flags & IRQ_DATA)
     action = IrqSetFlags(request.flags & IRQ_ACTION)
-    bools = message.payload[at.IRQ_SET.size :]
     if data.value.bit_count() != 1 or action.value.bit_count() != 1:
         raise _refuse(f"SET_IRQS: flags {request.flags:#x} name not exactly one kind of data and one action")
-    if data is IrqSetFlags.DATA_BOOL and len(bools) != request.nr_vectors:
-        raise _refuse(f"SET_IRQS: {len(bools)} booleans for {request.nr_vectors} vectors")
-    if message.fds and data is not IrqSetFlags.DATA_EVENTFD:
-        raise _refuse("SET_IRQS: file descriptors without DATA_EVENTFD")
+    bools = message.payload[at.IRQ_SET.size :]
     fds, message.fds = message.fds, []
-    session.device.set_irqs(request.irq, request.start, request.nr_vectors, action, data, bools, fds)
+    session.device.interrupts.set_irqs(
+        IrqRequest(request.irq, request.start, request.nr_vectors, action, data, bools, fds)
+    )
     return NOTHING
 
 
