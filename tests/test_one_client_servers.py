@@ -11,16 +11,16 @@ import pytest
 
 from tests.interposed import Interposed
 from userdev.errors import UserError
-from vfio_user.cli import _servers
-from vfio_user.cli._servers import CommandServer
 from vfio_user.client import Client
+from vfio_user.client.conformance import targets
+from vfio_user.client.conformance.targets import CommandServer
 from vfio_user.wire import CURRENT
 
 COMMAND = f"{shlex.quote(sys.executable)} -m tests.one_client_server {{socket}}"
 
 
-def test_the_conformance_suite_starts_one_for_each_client() -> None:
-    with CommandServer(COMMAND, timeout=20) as target:
+def test_the_conformance_suite_starts_one_for_each_client(tmp_path: Path) -> None:
+    with CommandServer(COMMAND, tmp_path, timeout=20) as target:
         assert "status 0" in target.try_out(CURRENT)
         pids = set()
         for _ in range(3):
@@ -33,9 +33,9 @@ def test_the_conformance_suite_starts_one_for_each_client() -> None:
 
 
 @pytest.mark.parametrize("habit", ["deaf", "mute"])
-def test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once(habit: str) -> None:
+def test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once(habit: str, tmp_path: Path) -> None:
     """It was waited for, 20 s for each check."""
-    with CommandServer(f"{COMMAND} {habit}", timeout=20, say=pytest.fail) as target:
+    with CommandServer(f"{COMMAND} {habit}", tmp_path, timeout=20, say=pytest.fail) as target:
         assert target.try_out(CURRENT).count("lives on and listens no more when a client leaves after VERSION") == 1
         began = time.monotonic()
         pids = set()
@@ -49,9 +49,9 @@ def test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once(hab
         assert time.monotonic() - began < 15
 
 
-def test_one_that_stops_listening_later_is_said_once_too() -> None:
+def test_one_that_stops_listening_later_is_said_once_too(tmp_path: Path) -> None:
     said: list[str] = []
-    with CommandServer(f"{COMMAND} deaf", timeout=20, say=said.append) as target:
+    with CommandServer(f"{COMMAND} deaf", tmp_path, timeout=20, say=said.append) as target:
         for _ in range(3):
             with Client(target.connect(), timeout=20) as client:
                 client.negotiate()
@@ -59,17 +59,20 @@ def test_one_that_stops_listening_later_is_said_once_too() -> None:
         assert len(said) == 1
 
 
-def test_a_second_client_that_is_refused_is_told_at_once_and_the_first_is_served_on() -> None:
-    with CommandServer(f"{COMMAND} deaf", timeout=20) as target, Client(target.connect(), timeout=20) as client:
+def test_a_second_client_that_is_refused_is_told_at_once_and_the_first_is_served_on(tmp_path: Path) -> None:
+    with (
+        CommandServer(f"{COMMAND} deaf", tmp_path, timeout=20) as target,
+        Client(target.connect(), timeout=20) as client,
+    ):
         Path(target.path).unlink()
         with pytest.raises(UserError, match="no second client"):
             target.connect()
         client.negotiate()
 
 
-def test_a_fresh_one_that_does_not_come_up_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_servers, "START", 0.3)
-    with CommandServer("sh -c 'exec sleep 60' {socket}", timeout=20) as target:
+def test_a_fresh_one_that_does_not_come_up_is_waited_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(targets, "START", 0.3)
+    with CommandServer("sh -c 'exec sleep 60' {socket}", tmp_path, timeout=20) as target:
         for _ in range(50):
             with pytest.raises(UserError, match="does not listen"):
                 target.connect()

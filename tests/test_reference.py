@@ -22,9 +22,9 @@ from click.testing import CliRunner
 from tests import reference_sample
 from tests.interposed import Interposed
 from userdev.process import Child, is_listening
-from vfio_user.cli._servers import CommandServer
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client import Client, RemoteError
+from vfio_user.client.conformance.targets import CommandServer
 from vfio_user.client.description import describe
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
@@ -104,18 +104,21 @@ def test_a_device_that_saves_in_pieces_keeps_the_rules_of_migration(gpio: str, t
 
 
 @contextmanager
-def client_of(command: str) -> Iterator[Client]:
+def client_of(command: str, folder: Path) -> Iterator[Client]:
     dialect = DIALECTS[DIALECT]
-    with CommandServer(command, timeout=20) as target, Client(target.connect(), dialect=dialect, timeout=20) as client:
+    with (
+        CommandServer(command, folder, timeout=20) as target,
+        Client(target.connect(), dialect=dialect, timeout=20) as client,
+    ):
         client.negotiate(minor=0)
         yield client
 
 
 def test_its_interrupt_arrives_and_its_dma_by_message_is_served_from_our_memory(
-    server: str, monkeypatch: pytest.MonkeyPatch
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The sample raises INTx at the time that was written to BAR0, then writes a page of As, and reads it back."""
-    with client_of(server) as client, GuestMemory(0x10000, shared=False) as memory, EventFd() as interrupt:
+    with client_of(server, tmp_path) as client, GuestMemory(0x10000, shared=False) as memory, EventFd() as interrupt:
         reads: list[bytes] = []
         read = client.memory.read
 
@@ -133,9 +136,9 @@ def test_its_interrupt_arrives_and_its_dma_by_message_is_served_from_our_memory(
         client.device_info()  # it would have given up, had it not read what it wrote
 
 
-def test_what_it_counted_goes_on_in_another_process(gpio: str) -> None:
+def test_what_it_counted_goes_on_in_another_process(gpio: str, tmp_path: Path) -> None:
     """Its state is saved and loaded by our client through the v1 region."""
-    with client_of(gpio) as source, client_of(gpio) as destination:
+    with client_of(gpio, tmp_path) as source, client_of(gpio, tmp_path) as destination:
         assert [source.region_read(2, 0, 1)[0] for _ in range(7)] == [0, 0, 0, 1, 1, 1, 2]
         destination.migration_region().load(source.migration_region().save())
         assert [destination.region_read(2, 0, 1)[0] for _ in range(3)] == [2, 2, 3]
@@ -154,9 +157,9 @@ def test_an_interposer_that_keeps_it_alive_brings_up_another_with_its_state_wher
         assert [client.region_read(2, 0, 1)[0] for _ in range(4)] == [0, 0, 0, 1]
 
 
-def test_probing_says_how_it_migrates_and_what_a_vmm_would_stumble_over(server: str) -> None:
+def test_probing_says_how_it_migrates_and_what_a_vmm_would_stumble_over(server: str, tmp_path: Path) -> None:
     """Also where nobody has said what dialect it speaks."""
-    with CommandServer(server, timeout=20) as target, Client(target.connect(), timeout=20) as client:
+    with CommandServer(server, tmp_path, timeout=20) as target, Client(target.connect(), timeout=20) as client:
         client.negotiate(minor=0)
         description = describe(client)
     assert description.migration.how == "region"
@@ -166,9 +169,13 @@ def test_probing_says_how_it_migrates_and_what_a_vmm_would_stumble_over(server: 
     assert len(description.problems) == len(about)
 
 
-def test_dirty_pages_are_told_for_ranges_that_begin_where_a_mapping_does(gpio: str) -> None:
+def test_dirty_pages_are_told_for_ranges_that_begin_where_a_mapping_does(gpio: str, tmp_path: Path) -> None:
     """The known issue libvfio-user-dirty-report."""
-    with client_of(gpio) as client, GuestMemory(0x10000) as memory, GuestMemory(0x1000, shared=False) as apart:
+    with (
+        client_of(gpio, tmp_path) as client,
+        GuestMemory(0x10000) as memory,
+        GuestMemory(0x1000, shared=False) as apart,
+    ):
         client.dma_map(0x10_0000, memory)
         client.dma_map(0x20_0000, apart)
         client.start_dirty_pages()

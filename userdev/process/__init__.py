@@ -5,7 +5,7 @@ from userdev.process.command import ServerCommand
 from userdev.process.deadline import Deadline
 from userdev.process.ending import ProcessEnd
 from userdev.process.inotify import Watch
-from userdev.process.listening import await_listening, await_text, is_listening
+from userdev.process.listening import await_change, await_listening, await_text, is_listening
 from userdev.process.spawning import die_with, spawn
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ProcessEnd",
     "ServerCommand",
     "Watch",
+    "await_change",
     "await_listening",
     "await_text",
     "die_with",

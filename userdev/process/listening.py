@@ -40,12 +40,20 @@ def await_listening(path: Path, end: ProcessEnd, limit: float | Deadline) -> boo
         while not is_listening(path, end.pid):
             if end.has_come or deadline.passed:
                 return False
-            if path.exists():
-                end.wait(min(_BOUND, deadline.remaining))
-            else:
-                end.wait(deadline, or_readable=arrivals.fd)
-                arrivals.drain()
+            await_change(path, end, deadline, arrivals)
     return True
+
+
+def await_change(path: Path, end: ProcessEnd, deadline: Deadline, arrivals: Watch) -> None:
+    """Wait until it is worth another look whether somebody listens at `path`: for a program's end at the longest.
+
+    `arrivals` watches the folder of `path`.
+    """
+    if path.exists():
+        end.wait(min(_BOUND, deadline.remaining))
+    else:
+        end.wait(deadline, or_readable=arrivals.fd)
+        arrivals.drain()
 
 
 def await_text(child: Child, text: bytes, limit: float | Deadline) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from userdev.errors import UserError, VerdictError, about
-from vfio_user.cli._servers import CommandServer, RunningServer
 from vfio_user.client.conformance import CATALOGUE, Bench, Check, Level, Outcome, Result, run
+from vfio_user.client.conformance.targets import CommandServer, RunningServer
+from vfio_user.harness.scratch import Scratch
 from vfio_user.wire import DIALECTS, Dialect
 
 _MARKS = {Outcome.PASS: ("✔", "green"), Outcome.FAIL: ("✘", "red"), Outcome.SKIP: ("○", "yellow")}
@@ -83,7 +84,7 @@ def _run(
 ) -> list[Result[Bench]]:
     results: list[Result[Bench]] = []
     group = ""
-    with _target(socket, server_command, timeout) as target:
+    with Scratch() as scratch, _target(socket, server_command, timeout, scratch) as target:
         if habit := target.try_out(dialect):
             click.echo(habit)
         for result in run(checks, target, dialect, timeout=timeout):
@@ -95,9 +96,13 @@ def _run(
     return results
 
 
-def _target(socket: str | None, server_command: str | None, timeout: float) -> RunningServer | CommandServer:
+def _target(
+    socket: str | None, server_command: str | None, timeout: float, scratch: Scratch
+) -> RunningServer | CommandServer:
     if server_command is not None:
-        return CommandServer(server_command, timeout=timeout, say=click.echo)
+        return CommandServer(
+            server_command, scratch.path, timeout=timeout, environment=scratch.environment, say=click.echo
+        )
     assert socket is not None
     return RunningServer(socket, timeout=timeout)
 

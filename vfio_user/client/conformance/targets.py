@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import select
-import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Self
 
 from userdev.errors import UserdevError, UserError
-from userdev.process import Child, Deadline
+from userdev.process import Child, Deadline, ServerCommand, Watch, await_change
 from userdev.transport import Stream, connect
 from vfio_user.client import Client, NoAnswer
-from vfio_user.harness.scratch import Scratch
 from vfio_user.wire import Dialect
 
 START = 20.0
@@ -84,17 +83,26 @@ class CommandServer:
     connect to a server that is about to end would be a race.
     """
 
-    def __init__(self, command: str, *, timeout: float, say: Callable[[str], object] = print) -> None:
-        """Nothing runs yet. `say` is told of what is found out too late for `try_out`.
+    def __init__(
+        self,
+        command: str,
+        folder: Path,
+        *,
+        timeout: float,
+        environment: Mapping[str, str] | None = None,
+        say: Callable[[str], object] = print,
+    ) -> None:
+        """Nothing runs yet. Sockets and logs go to `folder`; `say` is told of what is found out too late for `try_out`.
 
         Raises:
-            UserError: the command does not say where the socket goes.
+            UserError: the command does not say where the socket's path goes.
         """
-        if "{socket}" not in command:
-            raise UserError(f"the server command has no {{socket}}: {command}", hint="say where the socket path goes")
-        self._argv = shlex.split(command)
+        self._command = ServerCommand.parse(command)
+        if self._command.inherits:
+            raise UserError(f"no socket is inherited here: {command}", hint="put {socket} where the path belongs")
         self._timeout = timeout
-        self._scratch = Scratch()
+        self._folder = folder
+        self._environment = environment
         self._child: Child | None = None
         self._count = 0
         self._crash = ""
@@ -141,13 +149,18 @@ class CommandServer:
             raise self._failure
         if self._child is None or not self._child.running or (self._serves_one and self._is_left()):
             self._start()
+        with Watch(self._folder) as arrivals:
+            return self._connected(arrivals)
+
+    def _connected(self, arrivals: Watch) -> Stream:
         assert self._child is not None
         deadline = Deadline(LISTENS_AGAIN if self._clients else START)
         while True:
             try:
-                stream = connect(self.path, timeout=self._timeout)
+                stream = connect(str(self.path), timeout=self._timeout)
             except UserError as refusal:
-                code = self._child.wait(0.002)
+                await_change(self.path, self._child.end, deadline, arrivals)
+                code = self._child.exit_code
                 if self._clients and (code is not None or deadline.passed):
                     if code is None and not self._is_left():
                         raise UserError(f"the server takes no second client at once: {refusal}") from None
@@ -175,7 +188,7 @@ class CommandServer:
             self.renew()
             return
         try:
-            _greet(self.path, dialect, self._timeout)
+            _greet(str(self.path), dialect, self._timeout)
         except NoAnswer as error:
             self._crash = f"the server serves nobody any more: {error}"
             self.renew()
@@ -200,9 +213,9 @@ class CommandServer:
     def _start(self) -> None:
         self.renew()
         self._count += 1
-        argv = [part.replace("{socket}", self.path) for part in self._argv]
-        log = self._scratch.path / f"server-{self._count}.log"
-        self._child = Child("server", argv, log=log, environment=self._scratch.environment)
+        argv = self._command.argv(socket=self.path)
+        log = self._folder / f"server-{self._count}.log"
+        self._child = Child("server", argv, log=log, environment=self._environment)
 
     def _end(self, child: Child) -> None:
         died = not child.running
@@ -223,7 +236,7 @@ class CommandServer:
         deadline = Deadline(LISTENS_AGAIN)
         while True:
             try:
-                _greet(self.path, dialect, min(self._timeout, ANSWERS))
+                _greet(str(self.path), dialect, min(self._timeout, ANSWERS))
             except NoAnswer:
                 return False
             except UserError:
@@ -244,16 +257,15 @@ class CommandServer:
         return bool(self._clients) and all(_has_ended(client) for client in self._clients)
 
     @property
-    def path(self) -> str:
+    def path(self) -> Path:
         """Of its socket."""
-        return str(self._scratch.socket_path(f"{self._count}.sock"))
+        return self._folder / f"{self._count}.sock"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.renew()
-        self._scratch.close()
 
 
 def _greet(address: str, dialect: Dialect, timeout: float) -> None:
