@@ -20,15 +20,22 @@ from avocado_tests.disconnections import CELLS, Expected, Moment, Row, posts_wri
 from avocado_tests.leftovers import client_things
 from userdev.control import ControlError
 from userdev.errors import UserError
-from userdev.process import Child, Deadline
 from vfio_user.client import Client
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.exercise import Exercise, report_of
-from vfio_user.harness.guest import GuestFailure, Job
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.machine import MachineError
-from vfio_user.harness.qmp import QmpLost, QmpTimeout
-from vfio_user.harness.server import DeviceServer
+from vfio_user.harness import (
+    BootedGuest,
+    Child,
+    Deadline,
+    DeviceServer,
+    Exercise,
+    GuestFailure,
+    Job,
+    Lab,
+    MachineError,
+    Plugged,
+    QmpLost,
+    QmpTimeout,
+    report_of,
+)
 from vfio_user.wire.constants import MigrationState
 
 DEVICE = "avocado_tests.busy_edu:BusyEdu --msix 0 --plain yes"

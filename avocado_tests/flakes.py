@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from userdev.errors import UserError
-from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
-from vfio_user.harness.known_issues import XFAIL
+from vfio_user.harness import RESULTS_VARIABLE, XFAIL, results_folder
 
 Verdicts = Mapping[str, str]
 """Of one run: a test's name and its verdict."""

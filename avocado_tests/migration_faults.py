@@ -15,14 +15,25 @@ from types import MappingProxyType
 
 import psutil
 
-from userdev.process import Deadline
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.hosts import Host, NamespaceHost, Pair, SshHost
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.machine import Machine
-from vfio_user.harness.migration import Limits, Phase, Plan, Tuning, Verdict
-from vfio_user.harness.qmp import EventLog
-from vfio_user.harness.server import DeviceServer
+from vfio_user.harness import (
+    BootedGuest,
+    Conductor,
+    Deadline,
+    DeviceServer,
+    EventLog,
+    Host,
+    Lab,
+    Limits,
+    Machine,
+    NamespaceHost,
+    Pair,
+    Phase,
+    Plan,
+    Report,
+    SshHost,
+    Tuning,
+    Verdict,
+)
 
 
 @dataclass
@@ -33,6 +44,7 @@ class Scene:
     guest: BootedGuest
     pair: Pair
     plan: Plan
+    conductor: Conductor
 
     @property
     def machine(self) -> Machine:
@@ -84,8 +96,10 @@ class Scene:
         assert self.plan.file is not None
         os.truncate(self.plan.file, 0)
 
-    def write_to(self, file: str) -> None:
-        self.plan.file = Path(file)
+    def take_its_place(self) -> None:
+        """Have a folder where the file is to be."""
+        assert self.plan.file is not None
+        self.plan.file.mkdir()
 
     def kill_interposer(self, server: DeviceServer) -> None:
         server.interposer.child.signal(signal.SIGKILL)
@@ -120,7 +134,7 @@ while time.monotonic() < end:
 
 FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
     {
-        "cancelled": lambda scene: scene.plan.cancel.set(),
+        "cancelled": lambda scene: scene.conductor.cancel(),
         "no time": lambda scene: None,
         "no bandwidth": lambda scene: None,
         "the destination's QEMU dies": lambda scene: scene.machine.kill(),
@@ -131,7 +145,7 @@ FAULTS: Mapping[str, Callable[[Scene], object]] = MappingProxyType(
         "the link is cut in the midst": Scene.cut_in_the_midst,
         "the link is gone for a second": Scene.interrupt,
         "the guest writes faster than the link carries": Scene.write_memory,
-        "the file cannot be made": lambda scene: scene.write_to("/proc/nowhere/guest"),
+        "the file cannot be made": Scene.take_its_place,
         "the file is cut short": Scene.truncate,
         "the state is refused": Scene.corrupt,
         "the guest resets the device": Scene.reset_the_device,
@@ -171,19 +185,19 @@ class Case:
         """Only root's hosts have a cable between them that can be cut."""
         return pair.cable is not None or not self.of_the_link
 
-    def plan(self, lab: Lab, guest: BootedGuest, pair: Pair) -> Plan:
-        """The plan of a migration that meets this."""
-        plan = Plan(self.tuning, self.limits, lab.folder / "memory" if self.by_file else None)
-        scene = Scene(lab, guest, pair, plan)
+    def migrate(self, lab: Lab, guest: BootedGuest, pair: Pair) -> Report:
+        """Migrate the guest to the other host; it meets this on its way."""
 
         def watch(phase: Phase) -> None:
             if phase is self.phase:
                 FAULTS[self.fault](scene)
                 if self.left is not None:
-                    plan.hurry(self.left)
+                    conductor.hurry(self.left)
 
-        plan.watch = watch
-        return plan
+        conductor = Conductor(watch)
+        plan = Plan(self.tuning, self.limits, lab.folder / "memory" if self.by_file else None)
+        scene = Scene(lab, guest, pair, plan, conductor)
+        return lab.migrate(guest, to=pair.other(guest.host), plan=plan, conductor=conductor)
 
 
 _COORDINATED = tuple(phase for phase in Phase if phase is not Phase.START)

@@ -12,9 +12,7 @@ from typing import Any
 
 from userdev.control import ControlClient
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.guest import GuestFailure, Job
-from vfio_user.harness.lab import Lab
+from vfio_user.harness import BootedGuest, GuestFailure, Job, Lab, Plugged
 
 MIB = 1 << 20
 IO_TIMEOUT = 2

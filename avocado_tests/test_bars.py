@@ -2,7 +2,7 @@
 
 from avocado_tests.large_bars import MIB
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.guest import GuestFailure
+from vfio_user.harness import GuestFailure
 
 _DEVICES = "avocado_tests.large_bars"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.scratch import Scratch
+from vfio_user.harness import Scratch
 
 VFIO_USER = (sys.executable, "-m", "vfio_user")
 

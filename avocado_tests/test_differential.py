@@ -15,9 +15,7 @@ from typing import Any
 
 from avocado_tests.nvme_test import MIB, NvmeTest, block_device
 from avocado_tests.programs.files import read_tree, write_tree
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.device import Device
-from vfio_user.harness.exercise import succeed
+from vfio_user.harness import BootedGuest, Device, Plugged, succeed
 
 NOWHERE = (
     "QEMU drops data for unmapped memory, takes zeros from there, and tells nobody but of lists; we tell the guest"

@@ -10,14 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from userdev.process import Deadline
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.command_line import slot_address
-from vfio_user.harness.family import inside_qemu
-from vfio_user.harness.guest import GuestFailure, Job
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.qmp import QmpTimeout
+from vfio_user.harness import (
+    BootedGuest,
+    Deadline,
+    GuestFailure,
+    Job,
+    Lab,
+    Plugged,
+    QmpTimeout,
+    inside_qemu,
+    slot_address,
+)
 
 DEVICE = "qemu:edu"
 ELSEWHERE = 2

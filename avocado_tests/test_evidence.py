@@ -8,10 +8,8 @@ import signal
 from pathlib import Path
 
 from userdev.errors import UserError
-from userdev.process import Child
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.evidence import INDEX, RECORD
-from vfio_user.harness.lab import Lab
+from vfio_user.harness import INDEX, RECORD, Child, Lab
 
 
 class Evidence(GuestTest):

@@ -12,10 +12,7 @@ from typing import Any
 
 from userdev.control import ControlClient
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.guest import Job
-from vfio_user.harness.hosts.pair import two_hosts
-from vfio_user.harness.lab import Lab
+from vfio_user.harness import BootedGuest, Job, Lab, two_hosts
 from vfio_user.interposer.control.client import InterposerControl
 
 CHIP = "gpiochip0"

@@ -3,7 +3,7 @@
 import os
 
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.guest import Guest, GuestFailure
+from vfio_user.harness import Guest, GuestFailure
 
 
 def interpreter(path: str) -> dict[str, object]:

@@ -10,11 +10,8 @@ from collections.abc import Callable
 import psutil
 
 from avocado_tests.leftovers import anonymous, client_things
-from userdev.process import Deadline
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.guest import GuestFailure
-from vfio_user.harness.server import DeviceServer
+from vfio_user.harness import BootedGuest, Deadline, DeviceServer, GuestFailure, Plugged
 
 DEVICE = "edu --msix 0"
 ROUNDS = 100

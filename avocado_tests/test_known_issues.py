@@ -23,16 +23,19 @@ from typing import Any
 from avocado_tests.odd_edu import COUNT, COUNTED, UNMASKED, WRONG
 from userdev.control import ControlError
 from userdev.errors import UserError
-from userdev.process import Deadline
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.device import Device
-from vfio_user.harness.hosts.host import LocalHost
-from vfio_user.harness.known_issues import known_issues
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.qemu_guards import AT_UNPLUG
-from vfio_user.harness.qmp import QmpError
-from vfio_user.harness.server import DeviceServer
+from vfio_user.harness import (
+    AT_UNPLUG,
+    BootedGuest,
+    Deadline,
+    Device,
+    DeviceServer,
+    Lab,
+    LocalHost,
+    Plugged,
+    QmpError,
+    known_issue,
+)
 from vfio_user.wire import Command
 from vfio_user.wire.layouts import DMA_ACCESS
 
@@ -184,7 +187,7 @@ class Avoided(KnownIssueTest):
         """Where QEMU does not survive it the harness says so, and guest and device go on."""
         with self.lab() as lab:
             guest = lab.boot("edu")
-            if known_issues()[AT_UNPLUG].affects(lab.qemu.version):
+            if known_issue(AT_UNPLUG).affects(lab.qemu.version):
                 with self.assertRaisesRegex(UserError, AT_UNPLUG):
                     guest.unplug(guest.device)
             else:

@@ -25,15 +25,28 @@ from avocado_tests.migration_faults import (
 )
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.guest import Job
-from vfio_user.harness.hosts import Pair
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.migration import Limits, Mode, Phase, Plan, Report, Tuning, Verdict
-from vfio_user.harness.migration.journal import Journal
-from vfio_user.harness.migration.soak import Soak
-from vfio_user.harness.migration.workload import SUBJECTS, Assignment, Workload, judge
-from vfio_user.harness.qemu import installed_qemu, manifest
+from vfio_user.harness import (
+    SUBJECTS,
+    Assignment,
+    BootedGuest,
+    Conductor,
+    Job,
+    Journal,
+    Lab,
+    Limits,
+    Mode,
+    Pair,
+    Phase,
+    Plan,
+    Report,
+    Soak,
+    Tuning,
+    Verdict,
+    Workload,
+    installed_qemu,
+    judge,
+    manifest,
+)
 
 Cell = tuple[str, str]
 """A workload and the interrupts that are enabled."""
@@ -60,7 +73,7 @@ class MigrationTest(GuestTest):
         guest = lab.boot(devices=["edu"] * len(cells), migratable=True, host=pair.a, **options)
         running = start(guest, cells)
         for _ in range(hops):
-            self.whole(lab.migrate(guest, to=pair.other(guest.host), plan=plan))
+            self.whole(lab.migrate(guest, to=pair.other(guest.host), plan=plan or Plan()))
         for workload in running:
             done = workload.end()
             self.log.info("%s: %s", done.command, dict(done.seen))
@@ -158,13 +171,13 @@ class FailingWell(MigrationTest):
                     self.log.info("%s: %s: left out, as only root can cut a link", case.phase, case.fault)
                     continue
                 self.log.info("%s: %s", case.phase, case.fault)
-                report = lab.migrate(guest, to=pair.b, plan=case.plan(lab, guest, pair))
+                report = case.migrate(lab, guest, pair)
                 if pair.cable is not None:
                     pair.cable.mend()
                 self.assert_ended_as(case, report)
                 self.assert_runs_once(lab, guest, pair)
             reset = BY_THE_GUEST[0]
-            self.assert_ended_as(reset, lab.migrate(guest, to=pair.b, plan=reset.plan(lab, guest, pair)))
+            self.assert_ended_as(reset, reset.migrate(lab, guest, pair))
             self.assert_works(guest)
             for workload in running:
                 done = workload.end()
@@ -181,7 +194,7 @@ class FailingWell(MigrationTest):
             running = start(guest, [("dma", "intx")])
             for case in cases:
                 self.log.info("%s: %s", case.phase, case.fault)
-                report = lab.migrate(guest, to=pair.other(guest.host), plan=case.plan(lab, guest, pair))
+                report = case.migrate(lab, guest, pair)
                 pair.cable.mend()
                 self.assert_ended_as(case, report)
                 self.assert_runs_once(lab, guest, pair)
@@ -252,8 +265,8 @@ class Unmapped(MigrationTest):
                 if phase is Phase.PRE_COPY:
                     reading.append(guest.start(f"dd if={disk} of=/dev/null bs=256k", 200))
 
-            plan = Plan(Tuning(bandwidth=64 << 20), Limits(total=150, pre_copy=100), watch=watch)
-            self.whole(lab.migrate(guest, to=pair.b, plan=plan))
+            plan = Plan(Tuning(bandwidth=64 << 20), Limits(total=150, pre_copy=100))
+            self.whole(lab.migrate(guest, to=pair.b, plan=plan, conductor=Conductor(watch)))
             self.assertEqual(reading[0].wait(200).exit_code, 0)
             self.assertEqual(guest.call(_stale_pages, disk, size, timeout=200), 0)
             holder.kill()
@@ -327,7 +340,7 @@ class FailingWellEverywhere(FailingWell):
                 pair = lab.hosts()
                 guest = lab.boot(devices=["edu"], migratable=True, host=pair.a)
                 self.log.info("%s: %s", case.phase, case.fault)
-                report = lab.migrate(guest, to=pair.b, plan=case.plan(lab, guest, pair))
+                report = case.migrate(lab, guest, pair)
                 self.assert_ended_as(case, report)
                 if case.verdict is Verdict.MIGRATED:
                     self.assert_works(guest)
@@ -338,7 +351,7 @@ class FailingWellEverywhere(FailingWell):
         with self.lab() as lab:
             pair = lab.hosts()
             guest = lab.boot(devices=["edu"], migratable=True, host=pair.a)
-            self.assert_ended_as(reboot, lab.migrate(guest, to=pair.b, plan=reboot.plan(lab, guest, pair)))
+            self.assert_ended_as(reboot, reboot.migrate(lab, guest, pair))
             guest.come_up(0)
             self.assert_works(guest)
 

@@ -9,11 +9,8 @@ from tempfile import TemporaryDirectory
 
 from avocado_tests.migration_faults import AT_EVERY_PHASE, IN_SPITE_OF_IT, ON_THE_WAY
 from avocado_tests.test_migration import FailingWell, MigrationTest
-from userdev.process import Child
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.hosts import two_hosts
-from vfio_user.harness.migration import Limits, Phase
-from vfio_user.harness.qemu import ensure_qemu
+from vfio_user.harness import Child, Limits, Phase, ensure_qemu, two_hosts
 
 CUT_BEFORE = [
     case

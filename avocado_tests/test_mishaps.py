@@ -12,12 +12,7 @@ from types import MappingProxyType
 
 from userdev.errors import UserdevError
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.guest import Guest
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.migration import Phase, Plan, Verdict
-from vfio_user.harness.migration.workload import Workload
-from vfio_user.harness.mishaps import GuestCrash
+from vfio_user.harness import BootedGuest, Conductor, Guest, GuestCrash, Lab, Phase, Verdict, Workload
 
 # In a guest: the byte that a kernel's pvpanic driver writes when it panics (QEMU's docs/specs/pvpanic.rst).
 TELL_PVPANIC = "python3 -c \"import os; os.pwrite(os.open('/dev/port', os.O_WRONLY), bytes([1]), 0x505)\""
@@ -110,7 +105,7 @@ class Mishaps(GuestTest):
                     guest.qmp.wait_event("GUEST_PANICKED")
 
             began = time.monotonic()
-            report = lab.migrate(guest, to=pair.b, plan=Plan(watch=at))
+            report = lab.migrate(guest, to=pair.b, conductor=Conductor(at))
             self.assertLess(time.monotonic() - began, PATIENCE)
             self.assertEqual(report.verdict, Verdict.DEAD, report.reason)
             self.assertRegex(report.reason, "the guest 'guest' panicked")

@@ -15,9 +15,7 @@ from typing import Any
 
 from avocado_tests.nvme_test import IO_TIMEOUT, MIB, NvmeTest, character_device
 from avocado_tests.programs.files import read_tree, write_tree
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.device import Device
-from vfio_user.harness.qmp import QmpError
+from vfio_user.harness import BootedGuest, Device, QmpError
 
 RELIABILITY = 1 << 2
 """Bit of SMART's critical warnings: something was lost."""

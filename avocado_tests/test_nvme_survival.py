@@ -11,8 +11,7 @@ from pathlib import Path
 from avocado_tests.nvme_test import IO_TIMEOUT, MIB, Bench, NvmeTest, block_device
 from avocado_tests.programs.durable import PLACES, SIZE
 from userdev.control import ControlClient
-from vfio_user.harness.guest import Job
-from vfio_user.harness.hosts.pair import two_hosts
+from vfio_user.harness import Job, two_hosts
 from vfio_user.interposer.control.client import InterposerControl
 
 KEPT_ALIVE = (

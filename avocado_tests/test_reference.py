@@ -14,16 +14,17 @@ from unittest import mock
 from avocado_tests.migration_faults import AT_EVERY_PHASE
 from userdev.errors import UserError
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness import booted_guest
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.device import Device
-from vfio_user.harness.guest import GuestFailure
-from vfio_user.harness.hosts.pair import two_hosts
-from vfio_user.harness.interposition import Interposition
-from vfio_user.harness.known_issues import known_issues
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.libvfio_user import reference_program
-from vfio_user.harness.migration import Verdict
+from vfio_user.harness import (
+    BootedGuest,
+    Device,
+    GuestFailure,
+    Interposition,
+    Lab,
+    Verdict,
+    known_issue,
+    reference_program,
+    two_hosts,
+)
 
 GPIO = "gpio-pci-idio-16"
 """The sample."""
@@ -92,7 +93,7 @@ class Reference(GuestTest):
         cases = [case for case in AT_EVERY_PHASE if case.fault in ("cancelled", "the destination's server dies")]
         with two_hosts() as hosts, self.gpio(migratable=True, host=hosts.a) as (lab, guest):
             for number, case in enumerate(cases):
-                report = lab.migrate(guest, to=hosts.b, plan=case.plan(lab, guest, hosts))
+                report = case.migrate(lab, guest, hosts)
                 self.assertEqual(report.verdict, case.verdict, f"{case}: {report.reason}")
                 self.assertEqual(self.counted(guest, 1), [number // 3], case)
             self.read_inputs(guest)
@@ -117,7 +118,8 @@ class Reference(GuestTest):
         """
         with self.lab() as lab:
             guest = lab.boot()
-            with mock.patch.object(booted_guest, "_PLUGGED", 1.0), self.assertRaisesRegex(GuestFailure, "no class"):
+            soon = mock.patch("vfio_user.harness.booted_guest._PLUGGED", 1.0)
+            with soon, self.assertRaisesRegex(GuestFailure, "no class"):
                 guest.plug(f"{shlex.quote(str(reference_program(GPIO)))} {{socket}}")
 
     def test_a_server_that_qemu_does_not_survive(self) -> None:
@@ -126,7 +128,7 @@ class Reference(GuestTest):
         :avocado: tags=nightly
         """
         with self.gpio() as (lab, guest):
-            if not known_issues()["region-info-crash"].affects(lab.qemu.version):
+            if not known_issue("region-info-crash").affects(lab.qemu.version):
                 self.cancel("this QEMU takes it, or refuses it by itself")
             with self.assertRaisesRegex(UserError, "does not survive"):
                 guest.plug(f"{shlex.quote(str(reference_program('server')))} {{socket}}")

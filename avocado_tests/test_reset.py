@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.exercise import Exercise, exercise, report_of
-from vfio_user.harness.guest import GuestFailure
-from vfio_user.harness.lab import Lab
+from vfio_user.harness import BootedGuest, Exercise, GuestFailure, Lab, exercise, report_of
 
 ACTIVITIES = ("idle", "dma", "storm", "held")
 DEVICE = "avocado_tests.busy_edu:BusyEdu"

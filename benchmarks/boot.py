@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.lab import Lab
+from vfio_user.harness import BootedGuest, Lab
 
 GOALS = {"restore, agent answers": 0.3, "restore, SSH command": 0.6}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,7 @@ from typing import Any
 import click
 
 from userdev.errors import VerdictError
-from vfio_user.harness.booted_guest import BootedGuest
-from vfio_user.harness.hosts import Pair
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.migration import Limits, Mode, Phase, Plan
+from vfio_user.harness import BootedGuest, Conductor, Lab, Limits, Mode, Pair, Phase, Plan
 
 DEVICE = "benchmarks.migration_device:"
 MEMORY = 1152  # MiB, of which the guest uses the first 256
@@ -64,7 +62,7 @@ def with_device(lab: Lab, guest: BootedGuest, pair: Pair, pages: int) -> dict[st
             answer = server.control.call("region_write", region="BAR0", offset=0, data=_base64(lines))
             assert answer == {}
 
-    return _migrate(lab, guest, pair, Plan(limits=Limits(total=300), watch=watch), Mode.COORDINATED)
+    return _migrate(lab, guest, pair, Plan(limits=Limits(total=300)), Mode.COORDINATED, watch)
 
 
 def without_device(lab: Lab, guest: BootedGuest, pair: Pair) -> dict[str, float]:
@@ -72,8 +70,15 @@ def without_device(lab: Lab, guest: BootedGuest, pair: Pair) -> dict[str, float]
     return _migrate(lab, guest, pair, Plan(), Mode.DIRECT)
 
 
-def _migrate(lab: Lab, guest: BootedGuest, pair: Pair, plan: Plan, mode: Mode) -> dict[str, float]:
-    report = lab.migrate(guest, to=pair.other(guest.host), mode=mode, plan=plan)
+def _migrate(
+    lab: Lab,
+    guest: BootedGuest,
+    pair: Pair,
+    plan: Plan,
+    mode: Mode,
+    watch: Callable[[Phase], None] = lambda _: None,
+) -> dict[str, float]:
+    report = lab.migrate(guest, to=pair.other(guest.host), mode=mode, plan=plan, conductor=Conductor(watch))
     if not report.ok or report.downtime is None:
         raise VerdictError(f"{report.verdict}: {report.reason}", evidence=json.dumps(report.as_dict(), default=str))
     phases = {f"phase {phase.phase}": phase.seconds for phase in report.phases}

@@ -42,8 +42,7 @@ import psutil
 from avocado_tests.nvme_test import block_device, fio_command
 from avocado_tests.test_differential import plug_qemu_nvme
 from userdev.control import ControlClient
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.lab import Lab
+from vfio_user.harness import BootedGuest, Lab, Plugged
 
 SIZE_MIB = 64
 

@@ -31,8 +31,7 @@ from pathlib import Path
 
 import click
 
-from vfio_user.harness.libvfio_user import reference_program
-from vfio_user.harness.toolchain import c_compiler
+from vfio_user.harness import c_compiler, reference_program
 
 HERE = Path(__file__).parent
 EDU = f"{shlex.quote(sys.executable)} -m vfio_user serve edu --socket-path {{socket}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 from collections.abc import Collection, Iterator
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ([^|]+) \|$")
 SERVERS = ROOT / "servers"
 PACKAGES = ("userdev", "vfio_user", "vhost_user")
-PUBLIC = ("vfio_user/device", "userdev/control", "userdev/transport")
+BY_FACE = " by its face"
 """Rooms that programs beside ours may import, beside `vfio_user` itself and the modules of both packages."""
 DEVICE_AUTHORS = ("wire", "pci", "device", "migration", "server", "client")
 
@@ -25,10 +26,24 @@ def rooms() -> dict[str, set[str]]:
     for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines():
         if found := ROW.match(line):
             path, allowed = found.groups()
-            words = {word.strip(" `") for word in allowed.split(",")}
+            words = {word.strip(" `").removesuffix(BY_FACE) for word in allowed.split(",")}
             package = path.partition("/")[0]
-            table[path.rstrip("/")] = {word if word in PACKAGES else f"{package}/{word}" for word in words}
+            home = package if package in PACKAGES else "vfio_user"
+            table[path.rstrip("/")] = {
+                word.replace(".", "/") if word.partition(".")[0] in PACKAGES else f"{home}/{word}" for word in words
+            }
     return table
+
+
+def by_face() -> list[tuple[str, str]]:
+    """Rooms, and others of which they may import no module, only the names that it exports."""
+    rows = filter(None, map(ROW.match, (ROOT / "ARCHITECTURE.md").read_text().splitlines()))
+    return [
+        (row[1].rstrip("/"), word.strip(" `").removesuffix(BY_FACE))
+        for row in rows
+        for word in row[2].split(",")
+        if word.endswith(BY_FACE)
+    ]
 
 
 def files(room: str) -> list[Path]:
@@ -55,7 +70,7 @@ def room_of(module: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("room", sorted(room for room in rooms() if room.partition("/")[0] in PACKAGES))
+@pytest.mark.parametrize("room", sorted(rooms()))
 def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
     allowed = {word.removesuffix(".py") for word in rooms()[room]} | {room.removesuffix(".py")}
     if "vfio_user/everything" in allowed:
@@ -90,14 +105,21 @@ def test_the_device_authors_half_needs_only_the_standard_library(room: str) -> N
     assert not foreign
 
 
-def test_device_programs_import_only_the_public_interface() -> None:
+@pytest.mark.parametrize(("room", "other"), by_face())
+def test_a_room_imports_another_by_its_face(room: str, other: str) -> None:
+    face = {f"vfio_user.{other}", *(f"vfio_user.{other}.{name}" for name in exported(other))}
     inside = {
         f"{path.relative_to(ROOT)} imports {module}"
-        for path in (ROOT / "servers").rglob("*.py")
+        for path in files(room)
         for module in imports(path)
-        if (found := room_of(module)) and (ROOT / found).is_dir() and found not in PUBLIC
+        if room_of(module) == f"vfio_user/{other}" and module not in face
     }
     assert not inside
+
+
+def exported(room: str) -> list[str]:
+    names: list[str] = importlib.import_module(f"vfio_user.{room}").__all__
+    return names
 
 
 def imported_modules(path: Path, modules: Collection[str], *, at_once: bool) -> Iterator[str]:
@@ -147,6 +169,8 @@ WITHOUT_CIRCLES = (
     "vfio_user/migration",
     "vfio_user/interposer",
     "vhost_user",
+    "vfio_user/harness",
+    "vfio_user/cli",
     "servers/userdev_servers",
 )
 

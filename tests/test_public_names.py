@@ -1,4 +1,4 @@
-"""What `from vfio_user import ...` gives, at run time and to a type checker."""
+"""What `from vfio_user import ...` and the harness's face give, at run time and to a type checker."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import vfio_user
+import vfio_user.harness
+
+FACES = [vfio_user, vfio_user.harness]
 
 
-def told_to_type_checkers() -> Iterator[tuple[str, str]]:
+def told_to_type_checkers(face: ModuleType) -> Iterator[tuple[str, str]]:
     """Module and name of each import that only a type checker sees."""
-    tree = ast.parse(Path(vfio_user.__file__).read_text())
+    assert face.__file__ is not None
+    tree = ast.parse(Path(face.__file__).read_text())
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
@@ -24,26 +29,34 @@ def told_to_type_checkers() -> Iterator[tuple[str, str]]:
         yield from ((node.module, alias.name) for alias in node.names)
 
 
-def test_a_type_checker_is_told_the_public_names_and_no_other() -> None:
-    assert sorted(name for _, name in told_to_type_checkers()) == sorted(vfio_user.__all__)
+@pytest.mark.parametrize("face", FACES)
+def test_a_type_checker_is_told_the_public_names_and_no_other(face: ModuleType) -> None:
+    assert sorted(name for _, name in told_to_type_checkers(face)) == sorted(face.__all__)
 
 
-@pytest.mark.parametrize(("module", "name"), list(told_to_type_checkers()))
-def test_a_name_is_what_a_type_checker_takes_it_for(module: str, name: str) -> None:
-    assert getattr(vfio_user, name) is getattr(importlib.import_module(module), name)
+@pytest.mark.parametrize(
+    ("face", "module", "name"), [(face, *told) for face in FACES for told in told_to_type_checkers(face)]
+)
+def test_a_name_is_what_a_type_checker_takes_it_for(face: ModuleType, module: str, name: str) -> None:
+    """Also where a module has been imported that lies beside it: none may have its name."""
+    assert getattr(face, name) is getattr(importlib.import_module(module), name)
 
 
+@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("name", ["Typo", "layout", "declared", "TYPE", "_private"])
-def test_what_is_not_public_is_not_there(name: str) -> None:
+def test_what_is_not_public_is_not_there(face: ModuleType, name: str) -> None:
     with pytest.raises(AttributeError, match=name):
-        getattr(vfio_user, name)
+        getattr(face, name)
 
 
-def test_completion_shows_the_public_names() -> None:
-    assert dir(vfio_user) == sorted(vfio_user.__all__)
+@pytest.mark.parametrize("face", FACES)
+def test_completion_shows_the_public_names(face: ModuleType) -> None:
+    assert dir(face) == sorted(face.__all__)
 
 
-def test_the_package_alone_imports_nothing() -> None:
-    """So that `vfio-user --help` waits for no device."""
-    program = "import sys, vfio_user; print([name for name in sys.modules if name.startswith('vfio_user.')])"
+@pytest.mark.parametrize("face", FACES)
+def test_the_package_alone_imports_nothing(face: ModuleType) -> None:
+    """So that `vfio-user --help` waits for no device, and who needs one part of the harness for no other."""
+    name = face.__name__
+    program = f"import sys, {name}; print([name for name in sys.modules if name.startswith('{name}.')])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"

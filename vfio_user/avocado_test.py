@@ -16,12 +16,18 @@ from pathlib import Path
 from avocado import Test
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.exercise import Exercise, succeed
-from vfio_user.harness.known_issues import XFAIL
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.patience import patience
-from vfio_user.harness.trial import INTERPOSE_VARIABLE, TEST_TIMEOUT, trial
+from vfio_user.harness import (
+    INTERPOSE_VARIABLE,
+    TEST_TIMEOUT,
+    XFAIL,
+    BootedGuest,
+    Exercise,
+    Lab,
+    Plugged,
+    patience,
+    succeed,
+    trial,
+)
 
 
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types

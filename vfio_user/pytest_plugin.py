@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vfio_user.device import PciDevice
     from vfio_user.harness.booted_guest import BootedGuest
     from vfio_user.harness.lab import Lab
-    from vfio_user.harness.trial import Trial
+    from vfio_user.harness.verdicts import Trial
     from vfio_user.server import Server
 
 _MARKERS = (
@@ -63,7 +63,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
     try:
         with needing("harness", "the fixture lab"):
-            from vfio_user.harness.trial import trial
+            from vfio_user.harness.verdicts import trial
     except UserError as error:
         pytest.fail(f"{error}: {error.hint}", pytrace=False)
 

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import psutil
 
 from userdev.errors import UserError
-from vfio_user.harness.patience import patience
-from vfio_user.harness.trial import TEST_TIMEOUT
+from vfio_user.harness.timeouts import patience
+from vfio_user.harness.verdicts import TEST_TIMEOUT
 
 MARGIN = 120.0
 """Seconds that a test which was too slow has to keep its evidence, with the same patience."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from userdev.errors import VerdictError
-from vfio_user.harness.exercise import Exercise
+from vfio_user.harness.exercises import Exercise
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.hosts import two_hosts
 from vfio_user.harness.interruption import interruptible

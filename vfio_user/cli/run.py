@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,33 +13,9 @@ from userdev.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.device import Device
-from vfio_user.harness.exercise import Exercise, exercise
+from vfio_user.harness.exercises import EXERCISES, Exercise, Part, exercise
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
-
-
-@dataclass(frozen=True)
-class Part:
-    """Something that the guest does with the device: arguments of its program, and what that proves."""
-
-    arguments: tuple[str, ...]
-    proves: str
-
-
-# What a guest does with each device: its program, and the parts.
-EXERCISES: dict[str, tuple[str, tuple[Part, ...]]] = {
-    "edu": (
-        "edu",
-        (
-            Part(("identify",), "found with the right ids and BAR"),
-            Part(("liveness",), "registers read and written"),
-            Part(("factorial", "--interrupt"), "computes, and interrupts when done"),
-            Part(("irq", "--times", "3"), "every interrupt vector counted"),
-            Part(("--interrupts", "intx", "intx"), "INTx is a level until acknowledged"),
-            Part(("dma",), "DMA both ways over page borders"),
-        ),
-    ),
-}
 
 
 @click.command()

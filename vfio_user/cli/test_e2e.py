@@ -21,9 +21,9 @@ from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.evidence import INDEX, cause_of
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.known_issues import XFAIL
-from vfio_user.harness.patience import SCALE_VARIABLE
 from vfio_user.harness.qemu import ensure_qemu
-from vfio_user.harness.trial import INTERPOSE_VARIABLE
+from vfio_user.harness.timeouts import SCALE_VARIABLE
+from vfio_user.harness.verdicts import INTERPOSE_VARIABLE
 
 IMAGES = ("minimal", "storage")
 """What the tests boot."""

@@ -1,1 +1,249 @@
-"""Real guests in a real QEMU: provisioning, images, machines, checkpoints, hosts, evidence."""
+"""Real guests in a real QEMU: what a test author imports, `from vfio_user.harness import Lab` (docs/testing.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "AT_UNPLUG",
+    "EXERCISES",
+    "INDEX",
+    "INTERPOSE_VARIABLE",
+    "RECORD",
+    "RESULTS_VARIABLE",
+    "SUBJECTS",
+    "TEST_TIMEOUT",
+    "XFAIL",
+    "XPASS",
+    "Assignment",
+    "Attachment",
+    "BootedGuest",
+    "Cancelled",
+    "Child",
+    "Conductor",
+    "Deadline",
+    "Device",
+    "DeviceServer",
+    "EventLog",
+    "Exercise",
+    "Family",
+    "Guest",
+    "GuestCrash",
+    "GuestFailure",
+    "GuestLost",
+    "GuestSpec",
+    "Host",
+    "Interpose",
+    "Interposition",
+    "Job",
+    "Journal",
+    "KnownIssue",
+    "Lab",
+    "Limits",
+    "LocalHost",
+    "Machine",
+    "MachineConfig",
+    "MachineError",
+    "Mode",
+    "NamespaceHost",
+    "Pair",
+    "Phase",
+    "Plan",
+    "Plugged",
+    "Qemu",
+    "QmpError",
+    "QmpLost",
+    "QmpTimeout",
+    "Report",
+    "Result",
+    "Scratch",
+    "ServerError",
+    "Site",
+    "Soak",
+    "SocketChardev",
+    "SshHost",
+    "Trial",
+    "Tuning",
+    "Verdict",
+    "Workload",
+    "c_compiler",
+    "ensure_qemu",
+    "exercise",
+    "inside_qemu",
+    "installed_qemu",
+    "judge",
+    "known_issue",
+    "manifest",
+    "patience",
+    "reference_program",
+    "report_of",
+    "results_folder",
+    "slot_address",
+    "succeed",
+    "trial",
+    "two_hosts",
+]
+
+if TYPE_CHECKING:
+    from userdev.process import Child, Deadline
+    from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
+    from vfio_user.harness.attachment import Attachment, SocketChardev
+    from vfio_user.harness.booted_guest import BootedGuest, Plugged
+    from vfio_user.harness.command_line import MachineConfig, slot_address
+    from vfio_user.harness.device import Device
+    from vfio_user.harness.evidence import INDEX, RECORD
+    from vfio_user.harness.exercises import EXERCISES, Exercise, exercise, report_of, succeed
+    from vfio_user.harness.family import Family, inside_qemu
+    from vfio_user.harness.guest import Guest, GuestFailure, GuestLost, Job, Result
+    from vfio_user.harness.guest_spec import GuestSpec
+    from vfio_user.harness.hosts import Host, LocalHost, NamespaceHost, Pair, SshHost, two_hosts
+    from vfio_user.harness.interposition import Interpose, Interposition
+    from vfio_user.harness.known_issues import XFAIL, XPASS, KnownIssue, known_issue
+    from vfio_user.harness.lab import Lab
+    from vfio_user.harness.libvfio_user import reference_program
+    from vfio_user.harness.machine import Machine, MachineError
+    from vfio_user.harness.migration import Cancelled, Conductor, Limits, Mode, Phase, Plan, Report, Tuning, Verdict
+    from vfio_user.harness.migration.journal import Journal
+    from vfio_user.harness.migration.soak import Soak
+    from vfio_user.harness.migration.workload import SUBJECTS, Assignment, Workload, judge
+    from vfio_user.harness.mishaps import GuestCrash
+    from vfio_user.harness.qemu import Qemu, ensure_qemu, installed_qemu, manifest
+    from vfio_user.harness.qemu_guards import AT_UNPLUG
+    from vfio_user.harness.qmp import EventLog, QmpError, QmpLost, QmpTimeout
+    from vfio_user.harness.scratch import Scratch
+    from vfio_user.harness.server import DeviceServer, ServerError
+    from vfio_user.harness.site import Site
+    from vfio_user.harness.timeouts import patience
+    from vfio_user.harness.toolchain import c_compiler
+    from vfio_user.harness.verdicts import INTERPOSE_VARIABLE, TEST_TIMEOUT, Trial, trial
+else:
+    # Hidden from type checkers, for which every name would be right. Who needs one module waits for no other (PEP 562).
+    import importlib
+
+    _NAMES = {
+        "userdev.process": (
+            "Child",
+            "Deadline",
+        ),
+        "vfio_user.harness.artifacts": (
+            "RESULTS_VARIABLE",
+            "results_folder",
+        ),
+        "vfio_user.harness.attachment": (
+            "Attachment",
+            "SocketChardev",
+        ),
+        "vfio_user.harness.booted_guest": (
+            "BootedGuest",
+            "Plugged",
+        ),
+        "vfio_user.harness.command_line": (
+            "MachineConfig",
+            "slot_address",
+        ),
+        "vfio_user.harness.device": ("Device",),
+        "vfio_user.harness.evidence": (
+            "INDEX",
+            "RECORD",
+        ),
+        "vfio_user.harness.exercises": (
+            "EXERCISES",
+            "Exercise",
+            "exercise",
+            "report_of",
+            "succeed",
+        ),
+        "vfio_user.harness.family": (
+            "Family",
+            "inside_qemu",
+        ),
+        "vfio_user.harness.guest": (
+            "Guest",
+            "GuestFailure",
+            "GuestLost",
+            "Job",
+            "Result",
+        ),
+        "vfio_user.harness.guest_spec": ("GuestSpec",),
+        "vfio_user.harness.hosts": (
+            "Host",
+            "LocalHost",
+            "NamespaceHost",
+            "Pair",
+            "SshHost",
+            "two_hosts",
+        ),
+        "vfio_user.harness.interposition": (
+            "Interpose",
+            "Interposition",
+        ),
+        "vfio_user.harness.known_issues": (
+            "XFAIL",
+            "XPASS",
+            "KnownIssue",
+            "known_issue",
+        ),
+        "vfio_user.harness.lab": ("Lab",),
+        "vfio_user.harness.libvfio_user": ("reference_program",),
+        "vfio_user.harness.machine": (
+            "Machine",
+            "MachineError",
+        ),
+        "vfio_user.harness.migration": (
+            "Cancelled",
+            "Conductor",
+            "Limits",
+            "Mode",
+            "Phase",
+            "Plan",
+            "Report",
+            "Tuning",
+            "Verdict",
+        ),
+        "vfio_user.harness.migration.journal": ("Journal",),
+        "vfio_user.harness.migration.soak": ("Soak",),
+        "vfio_user.harness.migration.workload": (
+            "SUBJECTS",
+            "Assignment",
+            "Workload",
+            "judge",
+        ),
+        "vfio_user.harness.mishaps": ("GuestCrash",),
+        "vfio_user.harness.timeouts": ("patience",),
+        "vfio_user.harness.qemu": (
+            "Qemu",
+            "ensure_qemu",
+            "installed_qemu",
+            "manifest",
+        ),
+        "vfio_user.harness.qemu_guards": ("AT_UNPLUG",),
+        "vfio_user.harness.qmp": (
+            "EventLog",
+            "QmpError",
+            "QmpLost",
+            "QmpTimeout",
+        ),
+        "vfio_user.harness.scratch": ("Scratch",),
+        "vfio_user.harness.server": (
+            "DeviceServer",
+            "ServerError",
+        ),
+        "vfio_user.harness.site": ("Site",),
+        "vfio_user.harness.toolchain": ("c_compiler",),
+        "vfio_user.harness.verdicts": (
+            "INTERPOSE_VARIABLE",
+            "TEST_TIMEOUT",
+            "Trial",
+            "trial",
+        ),
+    }
+    _HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return value
+
+    def __dir__():
+        return __all__

@@ -16,8 +16,8 @@ from pathlib import Path
 from userdev.errors import about
 from userdev.process import Child, Deadline
 from vfio_user.harness.cache import cache_dir
-from vfio_user.harness.patience import Accelerator
 from vfio_user.harness.qemu import Qemu
+from vfio_user.harness.timeouts import Accelerator
 
 KVM = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -13,7 +13,7 @@ from typing import Literal
 
 from userdev.errors import UserError
 from vfio_user.harness.attachment import Attachment, escaped
-from vfio_user.harness.patience import Accelerator
+from vfio_user.harness.timeouts import Accelerator
 
 AGENT_PORT = "org.vfio-user.agent.0"
 

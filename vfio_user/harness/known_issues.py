@@ -204,6 +204,18 @@ def known_issues() -> Mapping[str, KnownIssue]:
     return found
 
 
+def known_issue(identity: str) -> KnownIssue:
+    """The entry of this id.
+
+    Raises:
+        UserError: there is none.
+    """
+    issue = known_issues().get(identity)
+    if issue is None:
+        raise UserError(f"there is no known issue {identity!r}", hint="`vfio-user known-issues` lists them")
+    return issue
+
+
 def recognise(failure: Failure, version: Version, issues: Iterable[KnownIssue] | None = None) -> list[KnownIssue]:
     """The issues that may have ended QEMU: a hint for the reader, never a verdict."""
     return [

@@ -38,20 +38,21 @@ from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.machine import Machine, MachineError
-from vfio_user.harness.migration import Mode, Plan, Report
+from vfio_user.harness.migration import Conductor, Mode, Plan, Report
 from vfio_user.harness.migration.guest_migration import move
 from vfio_user.harness.mishaps import GuestCrash
-from vfio_user.harness.patience import Accelerator
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
+from vfio_user.harness.timeouts import Accelerator
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
 
 # A restored guest answers in a quarter of a second; one whose checkpoint is bad never does.
 _RESTORED = 8.0
+_AS_USUAL = Plan()
 
 
 class Lab:
@@ -193,17 +194,18 @@ class Lab:
         *,
         to: Host,
         mode: Mode | str = Mode.AUTO,
-        plan: Plan | None = None,
+        plan: Plan = _AS_USUAL,
+        conductor: Conductor | None = None,
         qemu: str | None = None,
     ) -> Report:
         """Move a running guest with its devices to another host; afterwards `guest` is the one there.
 
-        The report has the verdict; a guest that stayed where it was is a good guest still. `qemu` is another QEMU than
-        the lab's for the other side (see `find_qemu`).
+        `conductor` looks on and may cancel it. The report has the verdict; a guest that stayed where it was is a good
+        guest still. `qemu` is another QEMU than the lab's for the other side (see `find_qemu`).
         """
         other = find_qemu(qemu) if qemu else None
         with self.timeline.step(f"migrate {guest.name} from {guest.host.name} to {to.name}"):
-            return move(self, guest, to, Mode(mode), plan or Plan(), other)
+            return move(self, guest, to, Mode(mode), plan, conductor or Conductor(), other)
 
     def serve(
         self,

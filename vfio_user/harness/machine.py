@@ -21,9 +21,9 @@ from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.last_words import reason
 from vfio_user.harness.mishaps import Mishaps
-from vfio_user.harness.patience import patience
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
+from vfio_user.harness.timeouts import patience
 
 # Seconds for QEMU itself, whatever the guest does.
 _GREETING = 30.0

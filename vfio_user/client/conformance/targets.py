@@ -52,12 +52,14 @@ class RunningServer:
         return ""
 
     def connect(self) -> Stream:
+        """A new connection to it. Raises `UserError`."""
         return connect(self.address, timeout=self._timeout)
 
     def renew(self) -> None:
-        return
+        """Nothing: it is not ours to end."""
 
     def settle(self, dialect: Dialect) -> None:
+        """Find out whether it still serves, after what a check did to it."""
         try:
             _greet(self.address, dialect, self._timeout)
         except (UserError, NoAnswer) as error:
@@ -66,6 +68,7 @@ class RunningServer:
             return  # it is there
 
     def crashed(self) -> str:
+        """What has become of it since the last call, in words; "" when it is well."""
         lost, self._lost = self._lost, ""
         return lost
 
@@ -138,6 +141,7 @@ class CommandServer:
 
     @property
     def pid(self) -> int | None:
+        """The process of the running server."""
         return self._child.pid if self._child is not None and self._child.running else None
 
     def connect(self) -> Stream:
@@ -182,6 +186,7 @@ class CommandServer:
                 return stream
 
     def settle(self, dialect: Dialect) -> None:
+        """Find out whether it still serves, after what a check did to it."""
         if self._child is None:
             return
         if self._serves_one:
@@ -205,6 +210,7 @@ class CommandServer:
         self._clients.clear()
 
     def crashed(self) -> str:
+        """What has become of it since the last call, in words; "" when it is well."""
         if self._child is not None and not self._child.running:
             self.renew()
         crash, self._crash = self._crash, ""

@@ -1,7 +1,19 @@
 """Live migration of a guest with its vfio-user devices: see coordinator.py."""
 
-from vfio_user.harness.migration.plan import Cancelled, Limits, Plan
+from vfio_user.harness.migration.plan import Cancelled, Conductor, Limits, Plan
 from vfio_user.harness.migration.qemu_side import Tuning
 from vfio_user.harness.migration.report import Check, Mode, Phase, PhaseRecord, Report, Verdict
 
-__all__ = ["Cancelled", "Check", "Limits", "Mode", "Phase", "PhaseRecord", "Plan", "Report", "Tuning", "Verdict"]
+__all__ = [
+    "Cancelled",
+    "Check",
+    "Conductor",
+    "Limits",
+    "Mode",
+    "Phase",
+    "PhaseRecord",
+    "Plan",
+    "Report",
+    "Tuning",
+    "Verdict",
+]

@@ -19,7 +19,7 @@ from vfio_user.harness.command_line import slot_address
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
 from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN, DeviceLink, SavedAgain
-from vfio_user.harness.migration.plan import Cancelled, Plan
+from vfio_user.harness.migration.plan import Cancelled, Conductor, Plan
 from vfio_user.harness.migration.qemu_side import MigrationFailed
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
 from vfio_user.harness.mishaps import Kind
@@ -41,16 +41,18 @@ class Coordinator:
         report: Report,
         *,
         address: str,
-        plan: Plan | None = None,
+        plan: Plan,
+        conductor: Conductor,
     ) -> None:
         self._source = source
         self._destination = destination
         self._links = list(links)
         for link in self._links:
-            link.patience = (plan or Plan()).limits.answer
+            link.patience = plan.limits.answer
         self._report = report
         self._address = address
-        self._plan = plan or Plan()
+        self._plan = plan
+        self._conductor = conductor
         self._limit = Deadline(self._plan.limits.total)
         self._was_running = True
         self._functions: dict[str, PciAddress] = {}
@@ -97,7 +99,7 @@ class Coordinator:
             if coordinated or phase in _WITHOUT_US:
                 self._may_go_on(phase)
                 with self._report.phase(phase) as record:
-                    self._plan.watch(phase)
+                    self._conductor.watch(phase)
                     step(record)
 
     def _prepare(self, record: PhaseRecord) -> None:
@@ -259,19 +261,16 @@ class Coordinator:
     @property
     def _deadline(self) -> Deadline:
         """Of all of it; whoever looks on may have brought it forward."""
-        hurried = self._plan.until
-        return hurried if hurried is not None and hurried.remaining < self._limit.remaining else self._limit
+        return self._conductor.sooner(self._limit)
 
     def _may_go_on(self, phase: Phase) -> None:
-        if self._plan.cancel.is_set():
-            raise Cancelled(f"cancelled before {phase}")
+        self._conductor.check(f"before {phase}")
         self._check_guest()
         if self._deadline.passed:
             raise UserError(f"the time of {self._deadline.seconds:g} s was over before {phase}")
 
     def _check(self, deadline: Deadline) -> None:
-        if self._plan.cancel.is_set():
-            raise Cancelled("cancelled in pre-copy")
+        self._conductor.check("in pre-copy")
         if deadline.passed:
             raise qemu_side.not_copied(self._source, deadline)
         self._destination.check()

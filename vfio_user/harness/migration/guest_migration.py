@@ -18,7 +18,7 @@ from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration.coordinator import Coordinator, Failure
 from vfio_user.harness.migration.guest_view import compare, look
 from vfio_user.harness.migration.link import DeviceLink
-from vfio_user.harness.migration.plan import Plan
+from vfio_user.harness.migration.plan import Conductor, Plan
 from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
 from vfio_user.harness.qemu import Qemu
 from vfio_user.harness.qmp import QmpLost, QmpTimeout
@@ -37,7 +37,9 @@ class Launcher(Protocol):
     def end(self, machine: Machine | None, servers: Sequence[DeviceServer]) -> None: ...
 
 
-def move(lab: Launcher, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qemu: Qemu | None = None) -> Report:
+def move(
+    lab: Launcher, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, conductor: Conductor, qemu: Qemu | None
+) -> Report:
     """See `Lab.migrate`. Raises `UserError` for what cannot even begin."""
     servers = [_interposed(guest, plugged) for plugged in guest.devices]
     mode = choose_mode(mode, servers)
@@ -51,14 +53,16 @@ def move(lab: Launcher, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, qe
     try:
         try:
             with report.phase(Phase.START):
-                plan.watch(Phase.START)
+                conductor.watch(Phase.START)
                 machine = arriving.start(servers)
         except Failure as error:
             report.reason = f"in phase {Phase.START}: {error}"
             return report
         links = arriving.links(guest.devices, servers)
         try:
-            coordinator = Coordinator(source, machine, links, report, address=to.address, plan=plan)
+            coordinator = Coordinator(
+                source, machine, links, report, address=to.address, plan=plan, conductor=conductor
+            )
             coordinator.run()
         finally:
             for link in links:

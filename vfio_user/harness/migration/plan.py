@@ -1,4 +1,4 @@
-"""What somebody wants of a migration: how, within which limits, and who looks on."""
+"""What somebody wants of a migration, which does not change, and who looks on, and may change his mind."""
 
 from __future__ import annotations
 
@@ -31,21 +31,38 @@ class Limits:
     compared_state: int = 1 << 20
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """What to do, and who looks on: `watch` is called at the beginning of each phase, and may raise `Cancelled`, or
-    call `hurry`.
-
-    With `file` the guest's memory goes there, and the destination reads it when the source has ended writing.
-    """
+    """What to do. With `file` the guest's memory goes there; the destination reads it when the source has written."""
 
     tuning: Tuning = field(default_factory=Tuning)
     limits: Limits = field(default_factory=Limits)
     file: Path | None = None
-    watch: Callable[[Phase], None] = lambda _: None
-    cancel: threading.Event = field(default_factory=threading.Event)
-    until: Deadline | None = field(default=None, init=False)
+
+
+class Conductor:
+    """Whoever looks on while a migration runs, and may end or hurry it, from any thread."""
+
+    def __init__(self, watch: Callable[[Phase], None] = lambda _: None) -> None:
+        """`watch` is called at the beginning of each phase, and may raise `Cancelled`, or call `hurry`."""
+        self.watch = watch
+        self._cancelled = threading.Event()
+        self._until: Deadline | None = None
+
+    def cancel(self) -> None:
+        """Have the guest stay where it is; too late once it runs on the destination."""
+        self._cancelled.set()
 
     def hurry(self, seconds: float) -> None:
         """Whatever the limits are: no longer than so many seconds from now."""
-        self.until = Deadline(seconds)
+        self._until = Deadline(seconds)
+
+    def check(self, where: str) -> None:
+        """Raise `Cancelled` when somebody has cancelled it; `where` says how far it came."""
+        if self._cancelled.is_set():
+            raise Cancelled(f"cancelled {where}")
+
+    def sooner(self, limit: Deadline) -> Deadline:
+        """The deadline that passes first, of a limit's and one that was hurried to."""
+        hurried = self._until
+        return hurried if hurried is not None and hurried.remaining < limit.remaining else limit

@@ -16,7 +16,7 @@ from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.device import Device
-from vfio_user.harness.exercise import Exercise, report_of
+from vfio_user.harness.exercises import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.migration.report import Report
 

@@ -10,7 +10,7 @@ from userdev.errors import UserError, VerdictError
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.interposition import Interpose
-from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issues, recognise
+from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issue, recognise
 from vfio_user.harness.lab import Lab
 
 TEST_TIMEOUT = 300.0
@@ -38,9 +38,7 @@ class Trial:
             UserError: there is no such known issue.
             VerdictError: (XPASS) nothing went wrong.
         """
-        issue = known_issues().get(identity)
-        if issue is None:
-            raise UserError(f"there is no known issue {identity!r}", hint="`vfio-user known-issues` lists them")
+        issue = known_issue(identity)
         with expected_to_fail(issue, self.lab.qemu.version, guest.machine.child, self.seen):
             yield
 

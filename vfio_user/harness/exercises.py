@@ -32,6 +32,30 @@ class Exercise:
         return "right" if self.ok else self.error or "; ".join(self.wrong) or "wrong, and it does not say why"
 
 
+@dataclass(frozen=True)
+class Part:
+    """Something that the guest does with the device: arguments of its program, and what that proves."""
+
+    arguments: tuple[str, ...]
+    proves: str
+
+
+# What a guest does with each device: its program, and the parts.
+EXERCISES: dict[str, tuple[str, tuple[Part, ...]]] = {
+    "edu": (
+        "edu",
+        (
+            Part(("identify",), "found with the right ids and BAR"),
+            Part(("liveness",), "registers read and written"),
+            Part(("factorial", "--interrupt"), "computes, and interrupts when done"),
+            Part(("irq", "--times", "3"), "every interrupt vector counted"),
+            Part(("--interrupts", "intx", "intx"), "INTx is a level until acknowledged"),
+            Part(("dma",), "DMA both ways over page borders"),
+        ),
+    ),
+}
+
+
 def exercise(guest: Guest, program: str, *arguments: str, timeout: float = 60.0) -> Exercise:
     """Run a program and return its report, good or bad. Raises `GuestFailure` when it gives none."""
     command = (program, *arguments)
