@@ -73,10 +73,18 @@ def test_malformed_values_are_refused(data: bytes) -> None:
         decode(data)
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have bounds that are reached in milliseconds."""
+    monkeypatch.setattr(values, "MAX_ITEMS", 1 << 16)
+    monkeypatch.setattr(values, "MAX_SIZE", 1 << 20)
+    monkeypatch.setattr(values, "MAX_TUPLE_KEYS", 1 << 10)
+
+
 TOO_LARGE: dict[str, Callable[[], Any]] = {
     "an int of thousands of digits": lambda: 1 << values.MAX_BITS,
     "items in one list": lambda: [None] * (values.MAX_ITEMS + 1),
-    "items in many lists": lambda: [[None] * 1000] * (values.MAX_ITEMS // 1000),
+    "items in many lists": lambda: [[None] * 100] * (values.MAX_ITEMS // 100),
     "items of dicts": lambda: [dict.fromkeys(range(1000))] * (values.MAX_ITEMS // 2000 + 1),
     "bytes": lambda: bytes(values.MAX_SIZE + 1),
     "bytes in all": lambda: [bytes(values.MAX_SIZE // 4)] * 4,
@@ -85,6 +93,7 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("make", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_what_is_too_large_is_refused_both_ways(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     value = make()
@@ -98,6 +107,7 @@ def test_what_is_too_large_is_refused_both_ways(make: Callable[[], Any], monkeyp
         decode(data)
 
 
+@pytest.mark.usefixtures("small")
 def test_what_just_fits_is_taken() -> None:
     for value in (
         (1 << values.MAX_BITS) - 1,

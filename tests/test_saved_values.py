@@ -93,6 +93,8 @@ class Driver:
         self.tail = (self.tail + 1) % self.ENTRIES
         write_int(self.device, 0, 0x1000, 4, self.tail)
         for _ in range(100):
+            if not self.link.deferred:
+                break
             self.link.end_batch()
 
     def do(self, opcode: int, **fields: int) -> int:
