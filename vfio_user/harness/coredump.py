@@ -18,7 +18,9 @@ import zstandard
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
+from userdev.errors import UserError
 from userdev.process import Child
+from vfio_user.harness.toolchain import debugger
 
 _PATTERN = Path("/proc/sys/kernel/core_pattern")
 _BACKTRACE_LIMIT = 60.0
@@ -57,9 +59,10 @@ def backtrace(core: Path) -> str:
     gdb is told where each file was mapped: it cannot find out for a program that was started by its own loader, as a
     private QEMU is.
     """
-    gdb = shutil.which("gdb")
-    if gdb is None:
-        return "(gdb is not installed: no backtrace)"
+    try:
+        gdb, environment = _gdb()
+    except UserError as error:
+        return f"(no backtrace, as there is no gdb: {error})"
     script = ["set pagination off", "set confirm off", f"core-file {core}"]
     script += [f"add-symbol-file {path} -o {base:#x}" for path, base in mapped_files(core).items()]
     script += ["echo \\n", "thread apply all -ascending backtrace"]  # the first is the one that crashed
@@ -67,6 +70,7 @@ def backtrace(core: Path) -> str:
     try:
         done = subprocess.run(
             [gdb, "--batch", "--nx", *words],
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -79,6 +83,17 @@ def backtrace(core: Path) -> str:
     threads = done.stdout.find("\nThread ")
     said = (line for line in done.stdout[threads:].strip().splitlines() if not line.startswith("warning:"))
     return "\n".join(said) if threads >= 0 else f"{done.stdout}\n{done.stderr}"
+
+
+def _gdb() -> tuple[str, dict[str, str]]:
+    """The debugger and its environment: our own, or this machine's where none can be fetched. Raises `UserError`."""
+    try:
+        ours = debugger()
+    except UserError:
+        if (theirs := shutil.which("gdb")) is None:
+            raise
+        return theirs, dict(os.environ)
+    return str(ours.program), ours.environment()
 
 
 def mapped_files(core: Path) -> dict[str, int]:

@@ -23,6 +23,7 @@ from vfio_user.harness.cache import ENVIRONMENT as CACHE_VARIABLE
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.debian import find_mirror, has_apt
 from vfio_user.harness.qemu import DEVICE, find_qemu
+from vfio_user.harness.toolchain import is_fetched
 
 DEFAULT_IMAGE = "minimal"
 GUEST_MEMORY = 700e6  # bytes for QEMU with a guest of 512 MiB, and its server
@@ -162,7 +163,11 @@ def check_namespaces() -> Answer:
     return State.GOOD, "network namespaces can be made" + (", as root" if not needs_user else " by a user")
 
 
-def check_gdb() -> Answer:
+def check_debugger() -> Answer:
+    if is_fetched("debugger"):
+        return State.GOOD, "gdb is in the cache"
+    if has_apt():
+        return State.LATER, "gdb is fetched when a program has crashed"
     return _check_tool("gdb", "stacks of a QEMU that hangs or has crashed", "gdb")
 
 
@@ -178,7 +183,7 @@ CHECKS: dict[str, Callable[[], Answer]] = {
     "accelerator": check_accelerator,
     "guest image": check_image,
     "namespaces": check_namespaces,
-    "debugger": check_gdb,
+    "debugger": check_debugger,
 }
 
 

@@ -1,6 +1,6 @@
-"""A C compiler for what is built here, from Debian's packages for this machine's C library: unpacked, not installed.
+"""A C compiler and a debugger, from Debian's packages for this machine's C library: unpacked, not installed.
 
-That of the machine, where it has one, is not used: what is built is then the same everywhere.
+Those of the machine, where it has them, are not used: what is built, and said of a crash, is then the same everywhere.
 """
 
 from __future__ import annotations
@@ -16,27 +16,35 @@ from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 
-_PACKAGES = ("gcc", "libc6-dev")
 _COMPILER = "usr/bin/gcc"
+_DEBUGGER = "usr/bin/gdb"
 _COMPILING = 120.0  # seconds for one program, which takes three
 
 
 @dataclass(frozen=True)
-class Compiler:
-    """`root` is where the packages are unpacked: the compiler, what it links with, and their libraries."""
+class Unpacked:
+    """`root` is where packages are unpacked: a program, and its libraries."""
 
     root: Path
 
-    def compile(self, arguments: Sequence[str], folder: Path) -> None:
-        """Run it in `folder`. Raises `UserError` with its first complaint."""
+    def environment(self) -> dict[str, str]:
+        """What the program is started with."""
         libraries = [str(path) for path in (*self.root.glob("usr/lib/*-linux-gnu"), *self.root.glob("lib/*-linux-gnu"))]
-        environment = {
+        return {
             **os.environ,
-            "PATH": f"{self.root / 'usr/bin'}:{os.environ['PATH']}",  # for the assembler and the linker
+            "PATH": f"{self.root / 'usr/bin'}:{os.environ['PATH']}",  # for what it starts in turn
             "LD_LIBRARY_PATH": ":".join(libraries),
             "LC_ALL": "C.UTF-8",
         }
+
+
+class Compiler(Unpacked):
+    """gcc, with what it links."""
+
+    def compile(self, arguments: Sequence[str], folder: Path) -> None:
+        """Run it in `folder`. Raises `UserError` with its first complaint."""
         command = [str(self.root / _COMPILER), f"--sysroot={self.root}", *arguments]
+        environment = self.environment()
         try:
             ran = subprocess.run(
                 command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_COMPILING, check=False
@@ -48,19 +56,45 @@ class Compiler:
             raise UserError(f"{folder} does not compile: {errors[0] if errors else f'status {ran.returncode}'}")
 
 
+class Debugger(Unpacked):
+    """gdb, without Python in it."""
+
+    @property
+    def program(self) -> Path:
+        """The program, to be started with `environment`."""
+        return self.root / _DEBUGGER
+
+
 def c_compiler(*, progress: Progress = quiet) -> Compiler:
     """The compiler, fetched when the cache has none. Raises `UserError`: no apt, no network, no space."""
-    suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    root = cache_dir() / "toolchain" / suite
-    with locked("toolchain"):
-        if not (root / _COMPILER).exists():
-            archive = DebianArchive((suite,))
-            debs = archive.fetch(_PACKAGES, progress=progress)
+    return Compiler(_unpacked("toolchain", ("gcc", "libc6-dev"), _COMPILER, progress))
+
+
+def debugger(*, progress: Progress = quiet) -> Debugger:
+    """The debugger, fetched when the cache has none. Raises `UserError`: no apt, no network, no space."""
+    return Debugger(_unpacked("debugger", ("gdb-minimal",), _DEBUGGER, progress))
+
+
+def is_fetched(name: str) -> bool:
+    """Whether the cache has it: "toolchain" or "debugger"."""
+    return _place(name).exists()
+
+
+def _place(name: str) -> Path:
+    return cache_dir() / name / platform.freedesktop_os_release()["VERSION_CODENAME"]
+
+
+def _unpacked(name: str, packages: Sequence[str], program: str, progress: Progress) -> Path:
+    root = _place(name)
+    with locked(name):
+        if not (root / program).exists():
+            archive = DebianArchive((root.name,))
+            debs = archive.fetch(packages, progress=progress)
             root.parent.mkdir(exist_ok=True)
             with publish(root) as making:
                 archive.unpack(debs, making)
                 _link_merged_folders(making)
-    return Compiler(root)
+    return root
 
 
 def _link_merged_folders(root: Path) -> None:
