@@ -46,14 +46,15 @@ class Memo:
         return HEADER.pack(self.number, 0, len(self.payload)) + self.payload
 
 
-def headers(view: memoryview, at: int, end: int) -> tuple[list[tuple[int, int]], int]:
+def split(view: memoryview, at: int, end: int) -> tuple[list[tuple[int, memoryview]], int]:
     found = []
     while end - at >= HEADER.size:
         number, _, size = HEADER.unpack_from(view, at)
-        if at + HEADER.size + size > end:
+        after = at + HEADER.size + int(size)
+        if after > end:
             break
-        at += HEADER.size + size
-        found.append((number, at))
+        found.append((int(number), view[at:after]))
+        at = after
     return found, at
 
 
@@ -62,7 +63,7 @@ class Record(trace.TraceRecord[Memo]):
     """A message as it was recorded."""
 
 
-NOTES = Codec(Memo, headers, max_message=4096)
+NOTES = Codec(Memo, split, max_message=4096)
 TRACED = trace.TracedProtocol("notes", Memo, HEADER.size, Record)
 
 

@@ -48,8 +48,8 @@ class Codec(Generic[M, H]):
 
     kind: type[M]
     """Its messages, one by one, with their descriptors."""
-    headers: Callable[[memoryview, int, int], tuple[list[tuple[H, int]], int]]
-    """Many at once: of each complete message between two places what its header says, and where it ends; up to a header
+    split: Callable[[memoryview, int, int], tuple[list[tuple[H, memoryview]], int]]
+    """Many at once: of each complete message between two places what its header says, and its bytes; up to a header
     that cannot be right. And where those messages end."""
     max_message: int
     """Bytes of the longest that is taken for one."""
@@ -179,16 +179,14 @@ class Pump(Generic[M, H]):
     def _pass_on(self, framer: Framer[M]) -> None:
         """The usual way: send on all messages that are complete, then tell the owner of each."""
         view, start, end = memoryview(framer.buffer), framer.start, framer.end
-        headers, stop = self._codec.headers(view, start, end)
+        messages, stop = self._codec.split(view, start, end)
         first = start + self._ahead
         if stop > first:
             self.outlet.send(view[first:stop])
             self._ahead = 0
         passed, direction = self._owner.passed, self.direction
-        at = start
-        for header, after in headers:
-            passed(direction, header, view[at:after])
-            at = after
+        for header, data in messages:
+            passed(direction, header, data)
         framer.start = stop
         if end - stop >= self._codec.kind.header_size:
             self._refuse(framer)

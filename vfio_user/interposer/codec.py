@@ -12,17 +12,18 @@ Header = tuple[int, int, int, int, int]
 """id, command, size, flags, errno."""
 
 
-def _headers(view: memoryview, at: int, end: int) -> tuple[list[tuple[Header, int]], int]:
-    """The headers of the complete messages between `at` and `end`, up to one that cannot be right; where they stop."""
-    headers: list[tuple[Header, int]] = []
+def _split(view: memoryview, at: int, end: int) -> tuple[list[tuple[Header, memoryview]], int]:
+    """The complete messages between `at` and `end`, up to a header that cannot be right; where they stop."""
+    messages: list[tuple[Header, memoryview]] = []
     while end - at >= HEADER_SIZE:
         header: Header = HEADER.unpack_from(view, at)
         size = header[2]
-        if size > end - at or size < HEADER_SIZE:
+        after = at + size
+        if after > end or size < HEADER_SIZE:
             break
-        at += size
-        headers.append((header, at))
-    return headers, at
+        messages.append((header, view[at:after]))
+        at = after
+    return messages, at
 
 
-CODEC = Codec(Message, _headers, MAX_FRAME)
+CODEC = Codec(Message, _split, MAX_FRAME)
