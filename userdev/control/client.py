@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import json
 import socket
 from collections import deque
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from userdev.errors import UserError
+from userdev.transport import Stream
 
 TIMEOUT = 60.0
 """Seconds that a program has for an answer."""
@@ -54,16 +54,17 @@ class ControlClient:
             UserError: nobody listens there.
         """
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
         try:
-            self._socket.connect(str(path))
+            connection.connect(str(path))
         except OSError as error:
-            self._socket.close()
+            connection.close()
             raise UserError(
                 f"no control socket at {path}: {error.strerror or error}", hint="is the program running there?"
             ) from None
-        self._input = self._socket.makefile("rb")
+        self._stream = Stream(connection)
+        self._input = connection.makefile("rb")
         self._unanswered: deque[Answer] = deque()
         self._events: deque[dict[str, Any]] = deque()
 
@@ -82,13 +83,10 @@ class ControlClient:
         """
         announced = {"raw": len(behind)} if behind else {}
         line = json.dumps({"command": command, **parameters, **announced}).encode() + b"\n"
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with suppress(ConnectionError):  # whoever has hung up has said why, which `hear` finds
-            sent = self._socket.sendmsg([line], rights)
-            if sent < len(line):
-                self._socket.sendall(line[sent:])
+            self._stream.send(line, fds)
             if behind:
-                self._socket.sendall(behind)
+                self._stream.send(behind)
         answer = Answer(self, command)
         self._unanswered.append(answer)
         return answer
@@ -121,7 +119,7 @@ class ControlClient:
 
     def close(self) -> None:
         self._input.close()
-        self._socket.close()
+        self._stream.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -35,11 +34,13 @@ class Outlet:
 
     def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
         """Send `data`, and `fds` with its first byte, after everything that waits already."""
+        if fds and not self.stream.carries_fds:
+            fds = ()
         if self._queue:
             self._keep(data, fds)
             return
         try:
-            sent = _send(self.stream, data, fds)
+            sent = self.stream.try_send(data, fds)
         except BlockingIOError:
             self._keep(data, fds)
         except OSError:
@@ -53,7 +54,7 @@ class Outlet:
         while self._queue:
             data, fds = self._queue[0]
             try:
-                sent = _send(self.stream, data, fds)
+                sent = self.stream.try_send(data, fds)
             except BlockingIOError:
                 return
             except OSError:
@@ -83,10 +84,3 @@ class Outlet:
     def _keep(self, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> None:
         if not self._broken:
             self._queue.append((memoryview(bytes(data)), duplicates(fds)))
-
-
-def _send(stream: Stream, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> int:
-    if not fds or not stream.carries_fds:
-        return stream.socket.send(data)
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-    return stream.socket.sendmsg([data], rights)

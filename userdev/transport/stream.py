@@ -24,6 +24,7 @@ _YIELDED_NS = 4_000
 
 _REST = 64 << 10
 _DONTWAIT = int(socket.MSG_DONTWAIT)
+_AT_ONCE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FDS_ROOM = socket.CMSG_SPACE(MAX_FDS_PER_SEND * 4)
 _CTRUNC = int(socket.MSG_CTRUNC)
@@ -101,10 +102,20 @@ class Stream:
             return
         if not self.carries_fds:
             raise ValueError("this transport carries no file descriptors")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        sent = self.socket.sendmsg([data], rights)
+        sent = self.socket.sendmsg([data], _rights(fds))
         if sent < len(data):
             self.socket.sendall(memoryview(data)[sent:])
+
+    def try_send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> int:
+        """Send what the socket takes now, the descriptors with the first byte; returns how many bytes that was.
+
+        Raises:
+            BlockingIOError: it takes nothing now.
+            OSError: BrokenPipeError and its like; EINVAL and its like for descriptors on a transport that carries none.
+        """
+        if not fds:
+            return self.socket.send(data, _AT_ONCE)
+        return self.socket.sendmsg([data], _rights(fds), _AT_ONCE)
 
     def limit_sends(self, seconds: float) -> None:
         """From now on a send to a peer that takes nothing raises BlockingIOError after so many seconds.
@@ -144,6 +155,11 @@ class Stream:
             while self.socket.recv(_REST, _DONTWAIT):
                 pass
         self.socket.close()
+
+
+def _rights(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
+    """The ancillary data that passes descriptors on."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
 
 
 def _timeval(seconds: float) -> bytes:

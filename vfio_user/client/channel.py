@@ -7,7 +7,6 @@ a send: while the server does not read, its messages are read, so that two peers
 
 from __future__ import annotations
 
-import array
 import select
 import socket
 import time
@@ -181,9 +180,8 @@ class Channel:
         """Send what the socket takes now."""
         while lane.out:
             data, fds = lane.out[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                sent = lane.stream.socket.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                sent = lane.stream.try_send(data, fds)
             except BlockingIOError:
                 return
             except (BrokenPipeError, ConnectionResetError):
