@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from vfio_user import (
     ProtocolError,
     Quiesce,
     ResetKind,
+    memory,
+    state,
     stored_register,
 )
 from vfio_user.device import Capability, DmaRegion
@@ -232,3 +235,72 @@ def test_a_device_that_migration_has_stopped_goes_on_when_it_is_started() -> Non
     assert device.events == ["quiesce"]
     device.start()
     assert device.events == ["quiesce", "resume"]
+
+
+class Noted(PciDevice):
+    """Notes which hooks of its life are called, and fails in one of them."""
+
+    ids = PciIds(vendor=1, device=2)
+    low: int = state(0)
+    high: int = state(0)
+
+    def __init__(self, fails: str = "") -> None:
+        super().__init__()
+        self.fails, self.notes, self.counted = fails, list[str](), 0
+
+    def note(self, what: str) -> None:
+        self.notes.append(what)
+        if what == self.fails:
+            raise OSError(errno.EIO, "a mistake of the author's")
+
+    def on_attach(self) -> None:
+        self.note("attach")
+        self.defer(lambda: self.note("work"))
+
+    def on_close(self) -> None:
+        self.note("close")
+
+    def on_save(self) -> None:
+        self.high = self.counted
+
+    def on_check(self, values: Mapping[str, Any]) -> None:
+        if values["low"] > values["high"]:
+            raise ProtocolError("the low is above the high", errno.EINVAL)
+
+
+def test_a_device_hears_of_each_client_and_of_its_own_end() -> None:
+    before = open_fds()
+    device, client = Noted(), Client()
+    for _ in range(2):
+        device.attach(client)
+        client.end_batch()
+        device.detach()
+    device.close()
+    assert device.notes == ["attach", "work", "attach", "work", "close"]
+    assert open_fds() == before
+
+
+def test_a_device_that_fails_at_its_end_gives_its_descriptors_back() -> None:
+    before = open_fds()
+
+    class Mapped(Noted):
+        ram: memoryview = memory(0x1000, bar=2, mmap=True)
+
+    with pytest.raises(OSError, match="a mistake of the author's"):
+        Mapped("close").close()
+    assert open_fds() == before
+
+
+def test_what_is_saved_is_up_to_date_and_what_does_not_go_together_is_not_loaded() -> None:
+    device, target = Noted(), Noted()
+    device.counted = 5
+    digest = device.digest()
+    target.load_state(device.save_state())
+    assert target.high == 5
+    target.counted = 5
+    assert target.digest() == digest
+    device.low = 6
+    with pytest.raises(ProtocolError, match="above the high") as refused:
+        target.load_state(device.save_state())
+    assert refused.value.errno == errno.EINVAL
+    assert (target.low, target.high) == (0, 5)

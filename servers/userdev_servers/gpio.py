@@ -47,10 +47,9 @@ class Gpio(PciDevice):
         self.inputs = inputs
         self._control = ControlSocket(Path(control), self, COMMANDS, changing=("set",)) if control else None
 
-    def close(self) -> None:
+    def on_close(self) -> None:
         if self._control is not None:
             self._control.close()
-        super().close()
 
     @register(bar=2, offset=0, width=1, count=2, stride=4)
     def drive_outputs(self, port: int, value: int) -> None:

@@ -273,12 +273,13 @@ class PciDevice(Hooks):
     # What the session calls.
 
     def attach(self, link: Link) -> None:
-        """A client came. Raises what `on_resume` does."""
+        """A client came. Raises what `on_resume` and `on_attach` do."""
         self.link = self.dma.link = self.interrupts.link = link
         self._io_fds.watch(link)
         absence, self._absence = self._absence, None
         if absence is not None:
             absence.release()
+        self.on_attach()
 
     def client_gone(self) -> Hold:
         """The client is gone: stand still until the next one comes. `detach` follows when that is so, or late."""
@@ -398,6 +399,7 @@ class PciDevice(Hooks):
 
     def save_state(self) -> Saved:
         """Everything but memory that a guest could tell this device by; see `vfio_user.device.saved`."""
+        self.on_save()
         return {
             "version": self.state_version,
             "values": self._snapshot.save(),
@@ -412,6 +414,7 @@ class PciDevice(Hooks):
             check_saved(state, self.state_version, len(self.config))
             self._snapshot.check(state["values"])
             self.interrupts.check(state["interrupts"])
+            self.on_check(state["values"])
         except (TypeError, KeyError, AttributeError) as error:
             raise ProtocolError(f"saved state is misshapen: {error}", errno.EINVAL) from error
 
@@ -431,6 +434,7 @@ class PciDevice(Hooks):
 
     def check_savable(self) -> None:
         """Raises ProtocolError (EIO) where a declared value or memory could not be loaded again, by its name."""
+        self.on_save()
         self._snapshot.check_savable()
         self._layout.memory.check(self)
         checked_extra(self.save_extra())
@@ -449,11 +453,16 @@ class PciDevice(Hooks):
         return digest_of(self.digests())
 
     def close(self) -> None:
-        """Give back the descriptors that the device itself made. Detach first."""
-        self._io_fds.close()
-        if self.migration is not None:
-            self.migration.close()
-        self._layout.close()
+        """Give back the device: what the author has, by `on_close`, and its own descriptors. Detach first.
+
+        All of it happens, whatever `on_close` raises, which is raised at the end.
+        """
+        with ExitStack() as at_the_end:  # runs from the last to the first
+            at_the_end.callback(self._layout.close)
+            at_the_end.callback(self._io_fds.close)
+            at_the_end.callback(self.on_close)
+            if self.migration is not None:
+                at_the_end.callback(self.migration.close)
 
     # Within.
 

@@ -5,8 +5,8 @@ All of it is called where handlers run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vfio_user.device.dma_region import DmaRegion
@@ -21,6 +21,15 @@ class Hooks:
     config: ConfigSpace
 
     # The device's life.
+
+    def on_attach(self) -> None:
+        """A client has come. Its memory is not mapped yet, and work can be planned; it is called for each client.
+
+        What is raised ends the session: the client is hung up on.
+        """
+
+    def on_close(self) -> None:
+        """The device is given back, with nobody attached: end threads, close files. Once."""
 
     def on_reset(self, kind: ResetKind) -> None:
         """After declared state, registers of PCI and pending interrupts are as after reset; not at construction.
@@ -112,6 +121,20 @@ class Hooks:
 
         What is raised refuses the change, with the errno of an OSError: the device stays in the state before. One that
         a client has left stopped, and that cannot go on for the next one, is reset and runs all the same.
+        """
+
+    def on_save(self) -> None:
+        """State is about to be saved or digested, or looked at whether it could be: bring what is declared up to date.
+
+        The device may be running, and is called again before each use.
+        """
+
+    def on_check(self, values: Mapping[str, Any]) -> None:
+        """A saved state is looked at before it is loaded. What is declared has been checked, each value by itself; here
+        they can be compared with each other and with the device. Raise ProtocolError (EINVAL) with the reason to refuse
+        it; change nothing.
+
+        values: by the names that they are declared by, in the form they are saved in.
         """
 
     def save_extra(self) -> bytes:

@@ -29,7 +29,6 @@ from userdev_servers.nvme.state import ControllerState
 from vfio_user.device import (
     Bar,
     IntX,
-    Link,
     MigrationState,
     MsiX,
     PciDevice,
@@ -280,16 +279,14 @@ class Nvme(ControllerState, PciDevice):
         self.engine.go_on()
         self._watch_doorbells()
 
-    def attach(self, link: Link) -> None:
-        super().attach(link)
+    def on_attach(self) -> None:
         if self.doorbells is not None:
             self.doorbells.watch_anew()
 
-    def close(self) -> None:
+    def on_close(self) -> None:
         if self._control is not None:
             self._control.close()
         self.controller.background.close()
-        super().close()
         if self.doorbells is not None:
             self.doorbells.page.close()
         self.controller.close()
@@ -302,19 +299,13 @@ class Nvme(ControllerState, PciDevice):
     def storages(self) -> Sequence[Storage]:
         return self.copies
 
-    def save_state(self) -> dict[str, Any]:
+    def on_save(self) -> None:
         self.controller.note_parts()
         if self.doorbells is not None:
             self.doorbells.sign(self.saved_queues)
-        return super().save_state()
 
-    def check_savable(self) -> None:
-        self.controller.note_parts()
-        super().check_savable()
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        super().check_state(state)
-        check_images(state["values"]["saved_namespaces"], self.controller.namespaces)
+    def on_check(self, values: Mapping[str, Any]) -> None:
+        check_images(values["saved_namespaces"], self.controller.namespaces)
 
     def on_migration(self, state: MigrationState) -> None:
         """The image is where both hosts find it: there is nothing that this one has in its page cache alone, and only
