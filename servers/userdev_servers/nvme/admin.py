@@ -57,7 +57,7 @@ def create_submission_queue(controller: Controller, command: Command) -> int:
 def _check_place(controller: Controller, command: Command, entries: int, flags: int) -> None:
     if not 2 <= entries <= QUEUE_ENTRIES:
         raise Failure(Status.INVALID_QUEUE_SIZE)
-    if command.prp1 & controller.page_size - 1:
+    if command.prp1 & controller.state.page_size - 1:
         raise Failure(Status.INVALID_PRP_OFFSET)
     if not flags & _CONTIGUOUS:
         raise Failure(Status.INVALID_FIELD)
@@ -206,7 +206,7 @@ def _existing(controller: Controller, nsid: int) -> Namespace:
 def doorbell_buffer_config(controller: Controller, command: Command) -> int:
     if not controller.model.shadow_doorbells:
         raise Failure(Status.INVALID_OPCODE)
-    if (command.prp1 | command.prp2) & controller.page_size - 1 or command.prp1 == command.prp2:
+    if (command.prp1 | command.prp2) & controller.state.page_size - 1 or command.prp1 == command.prp2:
         raise Failure(Status.INVALID_FIELD)
     controller.queues.begin_shadow_doorbells(command.prp1, command.prp2)
     return 0

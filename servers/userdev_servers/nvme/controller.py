@@ -51,11 +51,6 @@ class Controller:
             namespace.backing.close()
 
     @property
-    def page_size(self) -> int:
-        """The guest's."""
-        return self.state.page_size
-
-    @property
     def runs(self) -> bool:
         """Commands are carried out."""
         return self.state.status & (Csts.READY | Csts.FATAL) == Csts.READY

@@ -138,14 +138,14 @@ class Engine:
 
     def work(self) -> None:
         """Begin the commands of all queues that have some, in turn. Ends with the interrupts for what has ended."""
-        controller = self._controller
+        controller, state = self._controller, self._controller.state
         self._scheduled = False
         if self.quiet or self._working or not controller.runs:
             return
         self._working = True
         left = COMMANDS_AT_ONCE
         try:
-            while self._ready and left > 0 and not self.closing and controller.runs:
+            while self._ready and left > 0 and not (self.closing or state.status & Csts.FATAL):
                 number = next(iter(self._ready))
                 del self._ready[number]
                 left -= self._serve(number)

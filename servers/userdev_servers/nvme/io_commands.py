@@ -35,7 +35,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def read(controller: Controller, command: Command) -> int | None:
     namespace, offset, size = _transfer(controller, command)
     buffers = buffers_of(controller, command, size, writable=True)
-    _count_read(controller, size)
+    statistics = controller.state.statistics
+    statistics.reads += 1
+    statistics.sectors_read += size >> 9
     backing = namespace.backing
     try:
         if not buffers.in_place:
@@ -83,7 +85,9 @@ def flush(controller: Controller, command: Command) -> None:
 def compare(controller: Controller, command: Command) -> int | None:
     namespace, offset, size = _transfer(controller, command)
     buffers = buffers_of(controller, command, size, writable=False)
-    _count_read(controller, size)
+    statistics = controller.state.statistics
+    statistics.reads += 1
+    statistics.sectors_read += size >> 9
 
     def work() -> None:
         if namespace.backing.read_bytes(size, offset) != buffers.gather():
@@ -174,12 +178,6 @@ def _is_lost(controller: Controller, error: OSError) -> bool:
         controller.events.warn(HealthEvent.RELIABILITY)
         return True
     return False
-
-
-def _count_read(controller: Controller, size: int) -> None:
-    statistics = controller.state.statistics
-    statistics.reads += 1
-    statistics.sectors_read += size >> 9
 
 
 def _blocks(command: Command) -> tuple[int, int]:

@@ -203,7 +203,9 @@ class Buffers:
 
 def buffers_of(controller: Controller, command: Command, size: int, *, writable: bool) -> Buffers:
     """The guest memory of a command's `size` bytes of data; raises what `extents` and `Dma.views` raise."""
-    return Buffers(controller.dma, extents(controller.dma, command, size, controller.page_size), writable=writable)
+    return Buffers(
+        controller.dma, extents(controller.dma, command, size, controller.state.page_size), writable=writable
+    )
 
 
 def receive(controller: Controller, command: Command, size: int) -> bytes:
