@@ -384,7 +384,7 @@ def _readers_of_files(folder: Path) -> Iterator[Reader]:
 
 
 def _readers_of_lines(folder: Path, stack: ExitStack) -> Iterator[Reader]:
-    yield Reader("lines for an interposer", _COMMANDS, _read_lines, (ValueError,))
+    yield Reader("lines for an interposer", _COMMANDS, _read_lines)
     edu = stack.enter_context(interposed_edu(folder))
     stack.callback(edu.client().close)
     yield Reader("an interposer's control socket", _COMMANDS, partial(_ask, edu.folder / "control"))

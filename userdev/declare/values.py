@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any
 
 from userdev.errors import ProtocolError
@@ -38,6 +39,8 @@ def encode(value: Any) -> bytes:
     """
     writer = _Writer()
     writer.value(value, 0)
+    if len(writer.out) > MAX_SIZE:
+        raise _too_large()
     return bytes(writer.out)
 
 
@@ -75,52 +78,78 @@ def shortened(text: str, limit: int = 40) -> str:
 
 
 class _Writer:
+    """Encodes by a table of exact types: a `match`, and a call for each bound, took a third longer."""
+
     def __init__(self) -> None:
         self.out = bytearray()
         self._items = 0
         self._tuple_keys = 0
 
     def value(self, value: Any, depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise TypeError(f"values nested deeper than {MAX_DEPTH}")
-        match value:
-            case None:
-                self.out += b"n"
-            case bool():
-                self.out += b"T" if value else b"F"
-            case int():
-                bits = value.bit_length()
-                if bits > MAX_BITS:
-                    raise TypeError(f"an int of {bits} bits, and it may have {MAX_BITS}")
-                self._octets(b"i", value.to_bytes(bits // 8 + 1, "little", signed=True))
-            case float():
-                self.out += b"f" + _FLOAT.pack(value)
-            case str():
-                self._octets(b"s", value.encode("utf-8", "surrogatepass"))
-            case bytes() | bytearray() | memoryview():
-                self._octets(b"b", bytes(value))
-            case list() | tuple():
-                self._begin(b"l" if isinstance(value, list) else b"t", len(value), 1)
-                for item in value:
-                    self.value(item, depth + 1)
-            case Mapping():
-                self._begin(b"d", len(value), 2)
-                for key, item in value.items():
-                    self._key(key, depth)
-                    self.value(item, depth + 1)
-            case _:
-                raise TypeError(f"{type(value).__name__} cannot be saved; use numbers, text, bytes, lists and dicts")
+        _ENCODERS.get(type(value), _Writer.other)(self, value, depth)
 
-    def _key(self, key: Any, depth: int) -> None:
+    def other(self, value: Any, depth: int) -> None:
+        """Of a type that is derived from one that can be encoded."""
+        write = next((write for kind, write in _BY_KIND if isinstance(value, kind)), None)
+        if write is None:
+            raise TypeError(f"{type(value).__name__} cannot be saved; use numbers, text, bytes, lists and dicts")
+        write(self, value, depth)
+
+    def nothing(self, value: None, depth: int) -> None:
+        self.out += b"n"
+
+    def flag(self, value: bool, depth: int) -> None:
+        self.out += b"T" if value else b"F"
+
+    def integer(self, value: int, depth: int) -> None:
+        if 0 <= value < len(_SMALL):
+            self.out += _SMALL[value]
+            return
+        bits = value.bit_length()
+        if bits > MAX_BITS:
+            raise TypeError(f"an int of {bits} bits, and it may have {MAX_BITS}")
+        size = bits // 8 + 1
+        data = value.to_bytes(size, "little", signed=True)
+        if size < len(_INTEGER_HEADS):
+            self.out += _INTEGER_HEADS[size] + data
+        else:
+            self._octets(b"i", data)
+
+    def floating(self, value: float, depth: int) -> None:
+        self.out += b"f" + _FLOAT.pack(value)
+
+    def text(self, value: str, depth: int) -> None:
+        self._octets(b"s", value.encode("utf-8", "surrogatepass"))
+
+    def octets(self, value: bytes | bytearray | memoryview, depth: int) -> None:
+        self._octets(b"b", bytes(value))
+
+    def items(self, value: list[Any] | tuple[Any, ...], depth: int) -> None:
+        self._begin(b"l" if isinstance(value, list) else b"t", len(value), 1, depth)
+        depth += 1
+        for item in value:
+            _ENCODERS.get(type(item), _Writer.other)(self, item, depth)
+
+    def mapping(self, value: Mapping[Any, Any], depth: int) -> None:
+        self._begin(b"d", len(value), 2, depth)
+        depth += 1
+        for key, item in value.items():
+            if type(key) is not str:
+                self._check_key(key)
+            _ENCODERS.get(type(key), _Writer.other)(self, key, depth)
+            _ENCODERS.get(type(item), _Writer.other)(self, item, depth)
+
+    def _check_key(self, key: Any) -> None:
         if isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
             raise TypeError(f"an int of {key.bit_length()} bits as a key, and it may have {MAX_KEY_BITS}")
         if isinstance(key, tuple):
             self._tuple_keys += 1
             if self._tuple_keys > MAX_TUPLE_KEYS:
                 raise TypeError(f"dicts with more than {MAX_TUPLE_KEYS} tuples as keys")
-        self.value(key, depth + 1)
 
-    def _begin(self, tag: bytes, count: int, each: int) -> None:
+    def _begin(self, tag: bytes, count: int, each: int, depth: int) -> None:
+        if count and depth >= MAX_DEPTH:
+            raise TypeError(f"values nested deeper than {MAX_DEPTH}")
         self.out += tag
         self._length(count)
         self._items += count * each
@@ -128,17 +157,49 @@ class _Writer:
             raise TypeError(f"lists and dicts with more than {MAX_ITEMS} items; memory() holds more")
 
     def _octets(self, tag: bytes, data: bytes) -> None:
-        if len(self.out) + len(data) > MAX_SIZE:
-            raise TypeError(f"more than {MAX_SIZE} bytes; memory() holds more")
-        self.out += tag
-        self._length(len(data))
-        self.out += data
+        out, size = self.out, len(data)
+        if len(out) + size > MAX_SIZE:
+            raise _too_large()
+        out += tag
+        if size < 0x80:
+            out.append(size)
+        else:
+            self._length(size)
+        out += data
 
     def _length(self, number: int) -> None:
         while number > 0x7F:
             self.out.append(number & 0x7F | 0x80)
             number >>= 7
         self.out.append(number)
+
+
+def _too_large() -> TypeError:
+    return TypeError(f"more than {MAX_SIZE} bytes; memory() holds more")
+
+
+_ENCODERS: dict[type, Callable[[_Writer, Any, int], None]] = {
+    NoneType: _Writer.nothing,
+    bool: _Writer.flag,
+    int: _Writer.integer,
+    float: _Writer.floating,
+    str: _Writer.text,
+    bytes: _Writer.octets,
+    bytearray: _Writer.octets,
+    memoryview: _Writer.octets,
+    list: _Writer.items,
+    tuple: _Writer.items,
+    dict: _Writer.mapping,
+}
+_BY_KIND: tuple[tuple[type, Callable[[_Writer, Any, int], None]], ...] = (
+    *_ENCODERS.items(),
+    (Mapping, _Writer.mapping),
+)
+_INTEGER_HEADS = tuple(b"i" + bytes([size]) for size in range(10))
+"""By size: those of 64 bits, as most are, cannot make a value too large, as there are `MAX_ITEMS` at most."""
+_SMALL = tuple(
+    b"i%c%b" % (size := n.bit_length() // 8 + 1, n.to_bytes(size, "little", signed=True)) for n in range(256)
+)
 
 
 class _Reader:
@@ -151,24 +212,33 @@ class _Reader:
     def value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise _malformed(f"nested deeper than {MAX_DEPTH}")
-        tag = self.take(1)[0]
+        tag = self.byte()
         read = _DECODERS.get(tag)
         if read is None:
             raise _malformed(f"tag {tag:#x}")
         return read(self, depth)
 
+    def byte(self) -> int:
+        at = self.at
+        if at == len(self.data):
+            raise _malformed("they end too early")
+        self.at = at + 1
+        return self.data[at]
+
     def take(self, count: int) -> memoryview:
         end = self.at + count
         if end > len(self.data):
-            raise _malformed(f"they end {end - len(self.data)} bytes early")
+            raise _malformed(f"they end {end - len(self.data):,} bytes too early")
         piece = self.data[self.at : end]
         self.at = end
         return piece
 
     def length(self) -> int:
-        number = 0
-        for shift in range(0, _LENGTH_BITS, 7):
-            byte = self.take(1)[0]
+        if (number := self.byte()) < 0x80:
+            return number
+        number &= 0x7F
+        for shift in range(7, _LENGTH_BITS, 7):
+            byte = self.byte()
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number
@@ -187,7 +257,7 @@ class _Reader:
     def integer(self, depth: int) -> int:
         size = self.length()
         number = 0 if size > MAX_BITS else int.from_bytes(self.take(size), "little", signed=True)
-        if size > MAX_BITS or number.bit_length() > MAX_BITS:
+        if size > MAX_BITS // 8 and (size > MAX_BITS or number.bit_length() > MAX_BITS):
             raise _malformed(f"an int of {size} bytes")
         return number
 
@@ -211,7 +281,8 @@ class _Reader:
         found: dict[Any, Any] = {}
         for _ in range(self.count(2)):
             key = self.value(depth + 1)
-            self._check_key(key)
+            if type(key) is not str:
+                self._check_key(key)
             if key in found:
                 raise _malformed(f"the key {shown(key)} twice")
             found[key] = self.value(depth + 1)

@@ -199,9 +199,10 @@ def _report(bitmap: bytearray, bits: bytearray, offset: int, length: int, page_s
 def _fold(bitmap: bytearray, block: bytes, first: int, shift: int, pages: int) -> None:
     """OR a block of granules into pages of 2**shift granules, of which there are so many.
 
-    The first granule is number `first` of the range; with a negative `shift`, it begins with page `first`.
+    The first granule is number `first` of the range; with a negative `shift`, it begins with page `first`. The one that
+    is usual, 0, is kept short: a report of a part of the log costs a shift more than one of all of it.
     """
-    if shift < 0:
+    if shift <= 0:
         for _ in range(-shift):
             block = _double(block)
         _or(bitmap, block, first, pages)
@@ -237,6 +238,10 @@ def _or(bitmap: bytearray, bits: bytes, page: int, pages: int) -> None:
         number, page = number >> -page, 0
     if page + number.bit_length() > pages:
         number &= (1 << max(pages - page, 0)) - 1
-    number <<= page & 7
+    if page & 7:
+        number <<= page & 7
     at, end = page >> 3, (page >> 3) + (number.bit_length() + 7 >> 3)
-    bitmap[at:end] = (int.from_bytes(bitmap[at:end], "little") | number).to_bytes(end - at, "little")
+    there = bitmap[at:end]
+    if there != bytes(end - at):
+        number |= int.from_bytes(there, "little")
+    bitmap[at:end] = number.to_bytes(end - at, "little")
