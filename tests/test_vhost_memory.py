@@ -1,0 +1,424 @@
+"""Memory that a front-end shares: found by both of its addresses, translated, logged; wrong regions change nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userdev.errors import ProtocolError
+from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, MemoryTable, Permission
+from vhost_user.memory.iotlb import IotlbType
+from vhost_user.memory.table import MAX_SLOTS
+from vhost_user.wire.payloads import IotlbMessage, Log, Region
+
+MIB = 1 << 20
+USER = 0x7F1234560000
+
+
+@contextmanager
+def memfd(size: int, *, sealed: bool = True) -> Iterator[int]:
+    fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        if sealed:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_fds() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def maps_of(name: str) -> int:
+    return Path("/proc/self/maps").read_text().count(f"memfd:{name}")
+
+
+def test_memory_is_found_by_the_guests_address_and_the_front_ends() -> None:
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        table.set([Region(0x100000, MIB, USER, 0)], [fd])
+        table.view(0x100010, 5)[:] = b"hello"
+        assert os.pread(fd, 5, 0x10) == b"hello"
+        assert bytes(table.user_view(USER + 0x10, 5)) == b"hello"
+        assert table.user_ranges(USER + 0x10, 5) == [(0x100010, 5)]
+    table.clear()
+
+
+def test_two_regions_of_one_file_have_one_mapping() -> None:
+    """As 4 GiB of a guest, of which the upper half is elsewhere in its address space."""
+    table = MemoryTable()
+    with memfd(2 * MIB) as fd:
+        os.pwrite(fd, b"low", 0)
+        os.pwrite(fd, b"high", MIB)
+        table.set([Region(0, MIB, USER, 0), Region(1 << 32, MIB, USER + MIB, MIB)], [fd, fd])
+        assert (bytes(table.view(0, 3)), bytes(table.view(1 << 32, 4))) == (b"low", b"high")
+        assert maps_of("test") == 1
+    table.clear()
+    assert maps_of("test") == 0
+
+
+@pytest.mark.parametrize(("size", "offset"), [(0x3B10, 0), (0x3B10, 0x200), (1, 0xFFF)])
+def test_neither_size_nor_offset_of_a_region_are_pages(size: int, offset: int) -> None:
+    """Libblkio shares rings of 0x3b10 bytes."""
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        table.set([Region(USER, size, USER, offset)], [fd])
+        table.view(USER + size - 1, 1)[0] = 7
+        assert os.pread(fd, 1, offset + size - 1) == b"\7"
+        with pytest.raises(ProtocolError):
+            table.view(USER + size - 1, 2)
+    table.clear()
+
+
+def test_bytes_that_go_on_in_the_next_region_are_two_views() -> None:
+    table = MemoryTable()
+    with memfd(MIB) as one, memfd(MIB) as two:
+        table.set([Region(0, MIB, USER, 0), Region(MIB, MIB, USER + 4 * MIB, 0)], [one, two])
+        assert [len(view) for view in table.views(MIB - 3, 10)] == [3, 7]
+        with pytest.raises(ProtocolError):
+            table.view(MIB - 3, 10)
+        with pytest.raises(ProtocolError):
+            table.views(2 * MIB - 3, 10)
+    table.clear()
+
+
+@pytest.mark.parametrize(
+    ("region", "number"),
+    [
+        (Region(0, 0, USER, 0), errno.EINVAL),
+        (Region(0, 1 << 63, USER, 0), errno.EINVAL),
+        (Region(0, MIB + 1, USER, 0), errno.EINVAL),
+        (Region(0, MIB, USER, 1), errno.EINVAL),
+        (Region(0, MIB, USER, (1 << 64) - 4096), errno.EINVAL),
+        (Region((1 << 64) - 4096, MIB, USER, 0), errno.EINVAL),
+        (Region(0, MIB, (1 << 64) - 4096, 0), errno.EINVAL),
+    ],
+)
+def test_a_wrong_region_is_refused_and_the_table_is_as_before(region: Region, number: int) -> None:
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        table.set([Region(0x5000000, MIB, USER, 0)], [fd])
+        before, generation = open_fds(), table.generation
+        with pytest.raises(ProtocolError) as caught:
+            table.set([Region(0x8000000, MIB, USER, 0), region], [fd, fd])
+        with pytest.raises(ProtocolError) as again:
+            table.add(region, fd)
+        assert (caught.value.errno, again.value.errno) == (number, number)
+        assert (open_fds(), table.generation, len(table)) == (before, generation, 1)
+        table.view(0x5000000, MIB)
+    table.clear()
+
+
+def test_regions_that_overlap_are_refused() -> None:
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        table.add(Region(0, MIB, USER, 0), fd)
+        with pytest.raises(ProtocolError):
+            table.add(Region(MIB - 1, MIB, USER + MIB, 0), fd)
+        table.add(Region(MIB, MIB, USER + MIB, 0), fd)
+    table.clear()
+
+
+def test_all_regions_may_have_the_same_address_in_the_front_end() -> None:
+    """With GPA_ADDRESSES it is always 0."""
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        table.set([Region(0, MIB, 0, 0), Region(MIB, MIB, 0, 0)], [fd, fd])
+        assert len(table) == 2
+    table.clear()
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "pipe", "socket"])
+def test_what_cannot_be_mapped_is_refused(path: str) -> None:
+    table = MemoryTable()
+    fds = [os.open(path, os.O_RDWR)] if path.startswith("/") else list(os.pipe()) if path == "pipe" else [os.eventfd(0)]
+    with pytest.raises(ProtocolError):
+        table.add(Region(0, MIB, USER, 0), fds[0])
+    for fd in fds:
+        os.close(fd)
+    assert len(table) == 0
+
+
+def test_a_file_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4096))
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    with pytest.raises(ProtocolError) as caught:
+        MemoryTable().add(Region(0, 4096, USER, 0), fd)
+    os.close(fd)
+    assert caught.value.errno == errno.EACCES
+
+
+def test_a_region_is_removed_whatever_its_offset_says() -> None:
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        table.add(Region(0, MIB, USER, 0), fd)
+        table.remove(Region(0, MIB, USER, 12345))
+        with pytest.raises(ProtocolError) as caught:
+            table.remove(Region(0, MIB, USER, 0))
+    assert caught.value.errno == errno.ENOENT
+    assert (len(table), maps_of("test")) == (0, 0)
+    with pytest.raises(ProtocolError):
+        table.view(0, 1)
+
+
+def test_a_region_that_comes_again_is_there_once() -> None:
+    """QEMU 11.1 adds its regions again for a device that comes back on the same chardev."""
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        for _ in range(2):
+            table.add(Region(0, MIB, USER, 0), fd)
+        assert len(table) == 1
+        assert bytes(table.view(0, 1)) == b"\0"
+    table.clear()
+
+
+def test_there_are_as_many_regions_as_slots_and_no_more() -> None:
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        for number in range(MAX_SLOTS):
+            table.add(Region(number * MIB, MIB, USER + number * MIB, 0), fd)
+        with pytest.raises(ProtocolError) as caught:
+            table.add(Region(MAX_SLOTS * MIB, MIB, 0, 0), fd)
+        table.add(Region(0, MIB, USER, 0), fd)
+    assert (caught.value.errno, maps_of("test")) == (errno.ENOSPC, 1)
+    table.clear()
+
+
+def test_a_view_outlives_its_region() -> None:
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        table.add(Region(0, MIB, USER, 0), fd)
+        view = table.view(0, 4)
+        table.clear()
+        view[:] = b"late"
+        assert os.pread(fd, 4, 0) == b"late"
+    del view
+    assert maps_of("test") == 0
+
+
+def test_every_change_is_a_new_generation() -> None:
+    table, seen = MemoryTable(), set()
+    with memfd(MIB) as fd:
+        table.add(Region(0, MIB, USER, 0), fd)
+        seen.add(table.generation)
+        table.set([Region(MIB, MIB, USER, 0)], [fd])
+        seen.add(table.generation)
+        table.remove(Region(MIB, MIB, USER, 0))
+        seen.add(table.generation)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_no_descriptor_is_left_of_a_table_that_is_cleared(sealed: bool) -> None:
+    before, table = open_fds(), MemoryTable()
+    with memfd(MIB, sealed=sealed) as fd:
+        table.add(Region(0, MIB, USER, 0), fd)
+        table.check()
+    table.clear()
+    assert open_fds() == before
+
+
+def test_a_region_whose_file_shrinks_is_gone_when_it_is_looked_for() -> None:
+    """The rest of the file would kill this process with SIGBUS."""
+    program = """
+import os, mmap
+from userdev.errors import ProtocolError
+from vhost_user.memory import MemoryTable
+from vhost_user.wire.payloads import Region
+fd, other, table = os.memfd_create("shrinks"), os.memfd_create("stays"), MemoryTable()
+for file in (fd, other):
+    os.ftruncate(file, 1 << 20)
+table.set([Region(0, 1 << 20, 0, 0), Region(1 << 20, 1 << 20, 1 << 20, 0)], [fd, other])
+os.ftruncate(fd, 4096)
+for address in (0, 1 << 20):
+    try:
+        table.check()
+        print(table.view(address + 0x8000, 1)[0])
+    except ProtocolError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["refused", "0"]), done.stderr
+
+
+def log_of(fd: int, size: int = 16384, offset: int = 0) -> DirtyLog:
+    return DirtyLog(Log(size, offset), fd)
+
+
+@given(st.integers(0, 16384 * 8 * 4096 - 1), st.integers(1, 1 << 20))
+def test_every_page_that_was_written_is_marked(address: int, length: int) -> None:
+    length = min(length, 16384 * 8 * 4096 - address)
+    with memfd(16384) as fd:
+        log = log_of(fd)
+        log.mark(address, length)
+        bits = int.from_bytes(os.pread(fd, 16384, 0), "little")
+        log.close()
+    first, last = address >> 12, address + length - 1 >> 12
+    wanted = (1 << last + 1) - (1 << first)
+    assert bits & wanted == wanted
+    assert bits.bit_count() <= last - first + 1 + 14
+
+
+def test_a_mark_takes_nothing_away_and_is_stored_again_where_it_was_taken() -> None:
+    with memfd(16384) as fd:
+        log = log_of(fd)
+        os.pwrite(fd, b"\x80", 0)  # another device's
+        log.mark(0, 1)
+        assert os.pread(fd, 1, 0)[0] & 0x81 == 0x81
+        os.pwrite(fd, b"\0", 0)  # QEMU has seen it
+        log.mark(0, 1)
+        assert os.pread(fd, 1, 0)[0] & 1
+        log.close()
+
+
+def test_a_log_begins_where_it_says_and_ends_there_too() -> None:
+    with memfd(0x3000) as fd:
+        log = log_of(fd, 0x100, 0x1010)
+        log.mark(0xFF << 15, 1)
+        log.mark(0, 0)
+        assert os.pread(fd, 0x3000, 0) == bytes(0x110F) + b"\xff" + bytes(0x3000 - 0x1110)
+        with pytest.raises(ProtocolError):
+            log.mark(0x100 << 15, 1)
+        with pytest.raises(ProtocolError):
+            log.mark((0x100 << 15) - 1, 2)
+        log.close()
+
+
+@pytest.mark.parametrize(("size", "offset"), [(0, 0), (0x3001, 0), (0x1000, 0x2001), (1 << 63, 0), (1, (1 << 64) - 1)])
+def test_a_log_beyond_its_file_is_refused(size: int, offset: int) -> None:
+    with memfd(0x3000) as fd, pytest.raises(ProtocolError):
+        log_of(fd, size, offset)
+
+
+def test_a_log_that_shrinks_is_noticed() -> None:
+    with memfd(0x3000, sealed=False) as fd:
+        log = log_of(fd, 0x3000)
+        log.check()
+        os.ftruncate(fd, mmap.PAGESIZE)
+        with pytest.raises(ProtocolError):
+            log.check()
+        log.close()
+
+
+class Translated:
+    """A table of two regions that are next to each other for the guest, and an IOTLB over it."""
+
+    def __init__(self, fds: tuple[int, int]) -> None:
+        self.table = MemoryTable()
+        self.table.set([Region(0, MIB, USER, 0), Region(MIB, MIB, USER + 4 * MIB, 0)], fds)
+        self.iotlb = Iotlb(self.table)
+
+    def update(self, iova: int, size: int, user: int, permissions: int = 3) -> None:
+        self.iotlb.handle(IotlbMessage(iova, size, user, permissions, IotlbType.UPDATE))
+
+    def invalidate(self, iova: int, size: int) -> None:
+        self.iotlb.handle(IotlbMessage(iova, size, 0, 0, IotlbType.INVALIDATE))
+
+
+@pytest.fixture
+def translated() -> Iterator[Translated]:
+    with memfd(MIB) as one, memfd(MIB) as two:
+        made = Translated((one, two))
+        yield made
+        made.table.clear()
+
+
+def test_an_address_is_translated_by_the_front_ends_own(translated: Translated) -> None:
+    translated.update(0x10000, 0x1000, USER + 0x3000)
+    translated.update(0x11000, 0x1000, USER + 4 * MIB)
+    assert translated.iotlb.translate(0x10FF0, 0x20, Permission.READ) == [(0x3FF0, 0x10), (MIB, 0x10)]
+
+
+@pytest.mark.parametrize(
+    ("iova", "size", "permission", "missing"),
+    [
+        (0xFFFF, 1, Permission.READ, 0xFFFF),
+        (0x11000, 1, Permission.READ, 0x11000),
+        (0x10FFF, 2, Permission.READ, 0x11000),
+        (0x10000, 1, Permission.WRITE, 0x10000),
+    ],
+)
+def test_what_is_not_known_is_a_question_to_the_front_end(
+    translated: Translated, iova: int, size: int, permission: Permission, missing: int
+) -> None:
+    translated.update(0x10000, 0x1000, USER, Permission.READ)
+    with pytest.raises(IotlbMiss) as caught:
+        translated.iotlb.translate(iova, size, permission)
+    assert caught.value.message == IotlbMessage(missing, 0, 0, permission, IotlbType.MISS)
+
+
+@pytest.mark.parametrize(("iova", "size"), [(0x10000, 0x3000), (0x11FFF, 1), (0, 0x20000), (0x10800, 0x1000)])
+def test_an_invalidated_translation_is_asked_for_again(translated: Translated, iova: int, size: int) -> None:
+    translated.update(0x10000, 0x3000, USER)
+    translated.update(0x40000, 0x1000, USER)
+    generation = translated.table.generation
+    translated.invalidate(iova, size)
+    assert translated.table.generation > generation
+    with pytest.raises(IotlbMiss):
+        translated.iotlb.translate(max(iova, 0x10000), 1, Permission.READ)
+    assert len(translated.iotlb) == 1
+
+
+def test_an_invalidation_leaves_the_neighbours(translated: Translated) -> None:
+    for page in range(4):
+        translated.update(page << 12, 0x1000, USER + (page << 12))
+    translated.invalidate(0x1000, 0x2000)
+    assert len(translated.iotlb) == 2
+    assert translated.iotlb.translate(0xFFF, 1, Permission.READ) == [(0xFFF, 1)]
+    assert translated.iotlb.translate(0x3000, 1, Permission.READ) == [(0x3000, 1)]
+
+
+def test_an_update_takes_the_place_of_what_it_overlaps(translated: Translated) -> None:
+    translated.update(0, 0x4000, USER)
+    translated.update(0x1000, 0x1000, USER + 0x8000)
+    assert translated.iotlb.translate(0x1000, 1, Permission.READ) == [(0x8000, 1)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        IotlbMessage(0, 0x1000, USER - 1, 3, IotlbType.UPDATE),
+        IotlbMessage(0, 0x1000, USER + MIB - 1, 3, IotlbType.UPDATE),
+        IotlbMessage(0, 0, USER, 3, IotlbType.UPDATE),
+        IotlbMessage(0, 0x1000, USER, 0, IotlbType.UPDATE),
+        IotlbMessage(0, 0x1000, USER, 4, IotlbType.UPDATE),
+        IotlbMessage((1 << 64) - 1, 0x1000, USER, 3, IotlbType.UPDATE),
+        IotlbMessage((1 << 64) - 1, 2, 0, 0, IotlbType.INVALIDATE),
+        IotlbMessage(0, 0x1000, USER, 3, IotlbType.MISS),
+        IotlbMessage(0, 0x1000, USER, 3, 77),
+    ],
+)
+def test_a_wrong_iotlb_message_is_refused(translated: Translated, message: IotlbMessage) -> None:
+    with pytest.raises(ProtocolError):
+        translated.iotlb.handle(message)
+    assert len(translated.iotlb) == 0
+
+
+def test_a_ring_is_seen_whole_where_its_memory_is_in_one_piece(translated: Translated) -> None:
+    for page in range(3):
+        translated.update(0x10000 + (page << 12), 0x1000, USER + (page << 12))
+    translated.update(0x13000, 0x1000, USER + 0x8000)
+    translated.iotlb.view(0x10100, 0x2000, Permission.WRITE)[:2] = b"ok"
+    assert bytes(translated.table.view(0x100, 2)) == b"ok"
+    with pytest.raises(ProtocolError):
+        translated.iotlb.view(0x12800, 0x1000, Permission.READ)
+
+
+def test_a_translation_into_memory_that_is_gone_is_the_front_ends_mistake(translated: Translated) -> None:
+    translated.update(0, 0x1000, USER)
+    translated.table.clear()
+    with pytest.raises(ProtocolError):
+        translated.iotlb.translate(0, 1, Permission.READ)

@@ -1,0 +1,7 @@
+"""Memory that the front-end shares: its regions, translations of an IOMMU, and the dirty log. Without sockets."""
+
+from vhost_user.memory.iotlb import Iotlb, IotlbMiss, Permission
+from vhost_user.memory.log import DirtyLog
+from vhost_user.memory.table import MemoryTable
+
+__all__ = ["DirtyLog", "Iotlb", "IotlbMiss", "MemoryTable", "Permission"]
