@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from userdev.control import ControlClient
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness import BootedGuest, GuestFailure, Job, Lab, Plugged
+from vfio_user.harness import BootedGuest, BootOptions, GuestFailure, Job, Lab, LocalHost, Plugged
 
 MIB = 1 << 20
 IO_TIMEOUT = 2
@@ -65,7 +65,13 @@ class NvmeTest(GuestTest):
 
     @contextmanager
     def bench(
-        self, *sizes: str, options: str = "", server: str = "", faults: str = "", io_timeout: int = 0, **boot: Any
+        self,
+        *sizes: str,
+        options: str = "",
+        server: str = "",
+        faults: str = "",
+        io_timeout: int = 0,
+        **boot: Unpack[BootOptions],
     ) -> Iterator[Bench]:
         """A guest with a controller that has namespaces of these sizes (`64M`, `8M:ro`), or one of 64 MiB.
 
@@ -84,8 +90,10 @@ class NvmeTest(GuestTest):
             guest = lab.boot(image="storage", **boot)
             self.load_driver(guest, io_timeout)
             plugged = server.replace("{nvme}", device).replace("{folder}", scratch) or device
-            place = {"host": boot["host"]} if "host" in boot else {}
-            guest.plug(plugged, server=lab.serve(plugged, interposed=boot.get("migratable", False), **place))
+            guest.plug(
+                plugged,
+                server=lab.serve(plugged, interposed=boot.get("migratable", False), host=boot.get("host", LocalHost())),
+            )
             bench = Bench(lab, guest, folder, device)
             bench.block()
             yield bench

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from avocado_tests.nvme_test import MIB, NvmeTest, block_device
 from avocado_tests.programs.files import read_tree, write_tree
-from vfio_user.harness import BootedGuest, Device, Plugged, succeed
+from vfio_user.harness import BootedGuest, Device, HardwareOptions, Plugged, Property, succeed
 
 NOWHERE = (
     "QEMU drops data for unmapped memory, takes zeros from there, and tells nobody but of lists; we tell the guest"
@@ -110,7 +110,7 @@ class Differential(NvmeTest):
     # -- what they share --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def both(self, **boot: Any) -> Iterator[tuple[BootedGuest, Plugged, Plugged]]:
+    def both(self, **boot: Unpack[HardwareOptions]) -> Iterator[tuple[BootedGuest, Plugged, Plugged]]:
         """A guest with our controller and QEMU's, each on a new image of 64 MiB."""
         with tempfile.TemporaryDirectory(prefix="vfu-") as scratch, self.lab() as lab:
             guest = lab.boot(image="storage", **boot)
@@ -127,7 +127,9 @@ class Differential(NvmeTest):
         self.assertEqual(differs, listed)
 
 
-def plug_qemu_nvme(guest: BootedGuest, image: Path, size: int, *, node: str = "image", **properties: object) -> Plugged:
+def plug_qemu_nvme(
+    guest: BootedGuest, image: Path, size: int, *, node: str = "image", **properties: Property
+) -> Plugged:
     """QEMU's controller, on a new raw image."""
     with image.open("wb") as file:
         file.truncate(size)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from userdev.control import ControlClient
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness import BootedGuest, Job, Lab, two_hosts
+from vfio_user.harness import BootedGuest, BootOptions, Job, Lab, two_hosts
 from vfio_user.interposer.control.client import InterposerControl
 
 CHIP = "gpiochip0"
@@ -151,7 +151,7 @@ class Gpio(GuestTest):
     # -- what they share --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def card(self, *, server: str = "", faults: str = "", **boot: Any) -> Iterator[Wired]:
+    def card(self, *, server: str = "", faults: str = "", **boot: Unpack[BootOptions]) -> Iterator[Wired]:
         """`server` is a command line before the card's own, {gpio}, with {folder} for its files."""
         with tempfile.TemporaryDirectory(prefix="vfu-") as scratch, self.lab() as lab:
             Path(scratch, "faults").write_text(faults)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from vfio_user.harness import (
     Lab,
     LocalHost,
     Plugged,
+    Property,
     QmpError,
     known_issue,
 )
@@ -168,14 +170,15 @@ class KnownIssueTest(GuestTest):
         return str(refused.exception.description)
 
     def interposed(
-        self, lab: Lab, scenario: str = "", device: str = "edu", **properties: Any
+        self, lab: Lab, scenario: str = "", device: str = "edu", **properties: Property
     ) -> tuple[BootedGuest, Plugged, DeviceServer]:
         """A guest with an edu behind an interposer, which breaks the session as the scenario says."""
         server = lab.serve(device, interposed=True, trace=True)
         if scenario:
             server.control.call("faults", scenario=f"rules: [{scenario}]")
         guest = lab.boot()
-        return guest, guest.plug(device, server=server, **properties), server
+        wanted = replace(Device.parse(device), properties=properties)
+        return guest, guest.plug(wanted, server=server), server
 
 
 class Avoided(KnownIssueTest):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Unpack
 
 from avocado_tests.migration_faults import (
     AT_EVERY_PHASE,
@@ -30,6 +30,7 @@ from vfio_user.harness import (
     Assignment,
     BootedGuest,
     Conductor,
+    HardwareOptions,
     Job,
     Journal,
     Lab,
@@ -65,12 +66,13 @@ class MigrationTest(GuestTest):
         hosts: str = "auto",
         hops: int = 1,
         plan: Plan | None = None,
-        **options: Any,
+        root_bus: bool = False,
+        **options: Unpack[HardwareOptions],
     ) -> None:
         """Boot a guest with a device for each cell, have all of them work, and migrate back and forth."""
         pair = lab.hosts(hosts)
         cells = list(cells)
-        guest = lab.boot(devices=["edu"] * len(cells), migratable=True, host=pair.a, **options)
+        guest = lab.boot(devices=["edu"] * len(cells), migratable=True, host=pair.a, root_bus=root_bus, **options)
         running = start(guest, cells)
         for _ in range(hops):
             self.whole(lab.migrate(guest, to=pair.other(guest.host), plan=plan or Plan()))
@@ -302,7 +304,7 @@ class OtherQemu(MigrationTest):
                 if (qemu := installed_qemu(name))
                 and qemu.version != lab.qemu.version
                 # the machine type is that of the lab's QEMU
-                and qemu.version[:2] >= lab.qemu.version[:2]
+                and qemu.version.release[:2] >= lab.qemu.version.release[:2]
             ]
             if not others:
                 self.cancel("no second version of QEMU is installed; `vfio-user qemu install` does that")
@@ -377,7 +379,7 @@ class Matrix(MigrationTest):
     def test_msix(self) -> None:
         self.every_host("msix", iommu=True)
 
-    def every_host(self, interrupts: str, **options: Any) -> None:
+    def every_host(self, interrupts: str, **options: Unpack[HardwareOptions]) -> None:
         for hosts in ("auto", "local"):
             for root_bus in (False, True):
                 with self.lab() as lab:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Unpack
 from unittest import mock
 
 from avocado_tests.migration_faults import AT_EVERY_PHASE
@@ -16,6 +16,7 @@ from userdev.errors import UserError
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import (
     BootedGuest,
+    BootOptions,
     Device,
     GuestFailure,
     Interposition,
@@ -139,7 +140,7 @@ class Reference(GuestTest):
         return Device(command=command, properties={"x-pci-class-code": SYSTEM_PERIPHERAL})
 
     @contextmanager
-    def gpio(self, program: Path | None = None, **boot: Any) -> Iterator[tuple[Lab, BootedGuest]]:
+    def gpio(self, program: Path | None = None, **boot: Unpack[BootOptions]) -> Iterator[tuple[Lab, BootedGuest]]:
         """A guest with the sample, from wherever its program is, and the sample's driver."""
         program = program or reference_program(GPIO, progress=self.log.info)
         with self.lab() as lab:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from vfio_user.harness import accelerator, cache
 from vfio_user.harness.accelerator import guest_runs, probe_accelerator
@@ -28,7 +29,7 @@ def qemu_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         program = tmp_path / "qemu"
         program.write_text(f"#!/bin/sh\necho $* >> {tmp_path / 'runs'}\n{behaviour}\n")
         program.chmod(0o755)
-        return Qemu((str(program),), (11, 1, 3), "QEMU", "option", "d" * 64)
+        return Qemu((str(program),), Version("11.1.3"), "QEMU", "option", "d" * 64)
 
     return make
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from userdev.errors import UserError
 from vfio_user.harness.attachment import Attachment, SocketChardev
@@ -165,7 +166,7 @@ def test_what_qemu_traces_are_the_events_of_every_family() -> None:
 
 
 def test_the_machine_type_is_versioned() -> None:
-    assert machine_type((10, 1, 3)) == "pc-q35-10.1"
+    assert machine_type(Version("10.1.3")) == "pc-q35-10.1"
 
 
 @pytest.mark.parametrize("change", [{"slots": 0}, {"slots": 65}, {"memory": 64}, {"cpus": 0}])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from packaging.version import Version
 
 from userdev.errors import UserError
 from vfio_user.cli.qemu import command
@@ -57,13 +58,13 @@ def in_cache(tmp_path: Path, name: str, version: str) -> None:
 @pytest.mark.parametrize(
     ("text", "version"),
     [
-        ("QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)", (11, 1, 3)),
-        ("QEMU emulator version 10.1.0", (10, 1, 0)),
-        ("QEMU emulator version 10.2.91 (v10.2.0-rc1-dirty)", (10, 2, 91)),
-        ("10.1", (10, 1, 0)),
+        ("QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)", Version("11.1.3")),
+        ("QEMU emulator version 10.1.0", Version("10.1.0")),
+        ("QEMU emulator version 10.2.91 (v10.2.0-rc1-dirty)", Version("10.2.91")),
+        ("10.1", Version("10.1.0")),
     ],
 )
-def test_versions_are_read_as_qemu_prints_them(text: str, version: tuple[int, int, int]) -> None:
+def test_versions_are_read_as_qemu_prints_them(text: str, version: Version) -> None:
     assert qemu.parse_version(text) == version
 
 
@@ -81,19 +82,19 @@ def test_the_option_comes_before_the_environment_before_path_before_the_cache(
     machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_cache(tmp_path, "default", "11.1.0")
-    assert (find_qemu().version, find_qemu().origin) == ((11, 1, 0), "cache")
+    assert (find_qemu().version, find_qemu().origin) == (Version("11.1.0"), "cache")
     answers_like_qemu(machine / PROGRAM, "11.2.0")
-    assert (find_qemu().version, find_qemu().origin) == ((11, 2, 0), "path")
+    assert (find_qemu().version, find_qemu().origin) == (Version("11.2.0"), "path")
     monkeypatch.setenv(qemu.ENVIRONMENT, str(answers_like_qemu(tmp_path / "own", "11.3.0")))
-    assert (find_qemu().version, find_qemu().origin) == ((11, 3, 0), "environment")
+    assert (find_qemu().version, find_qemu().origin) == (Version("11.3.0"), "environment")
     option = str(answers_like_qemu(tmp_path / "mine", "11.4.0"))
-    assert (find_qemu(option).version, find_qemu(option).origin) == ((11, 4, 0), "option")
+    assert (find_qemu(option).version, find_qemu(option).origin) == (Version("11.4.0"), "option")
 
 
 def test_a_name_of_the_manifest_is_a_choice_too(tmp_path: Path) -> None:
     in_cache(tmp_path, "default", "11.1.3")
     in_cache(tmp_path, "sid", "12.0.0")
-    assert find_qemu("sid").version == (12, 0, 0)
+    assert find_qemu("sid").version == Version("12.0.0")
     assert find_qemu("sid").origin == "option"
     with pytest.raises(UserError, match="not installed"):
         find_qemu("forky")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
+from packaging.version import Version
 from pydantic import ValidationError
 
 from userdev.errors import UserError, VerdictError
@@ -115,22 +116,22 @@ def test_a_symptom_may_be_in_what_the_test_found() -> None:
 @pytest.mark.parametrize(
     ("changes", "version", "here", "expected"),
     [
-        ({}, (11, 1, 3), Here.HAPPENS, True),
-        ({}, (11, 1, 2), Here.HAPPENS, True),
-        ({}, (11, 1, 4), Here.EXPECTED, True),
-        ({}, (10, 1, 0), Here.EXPECTED, True),
-        ({}, (11, 2, 0), Here.OTHER, False),
-        ({}, (10, 0, 9), Here.OTHER, False),
-        ({"status": "not-seen", "symptom": None}, (11, 1, 3), Here.ABSENT, False),
-        ({"status": "not-seen", "symptom": None}, (11, 1, 4), Here.UNKNOWN, False),
-        ({"status": "right", "symptom": None}, (11, 1, 3), Here.HAPPENS, False),
-        (AVOIDED, (11, 1, 3), Here.HAPPENS, False),
-        (AVOIDED, (11, 2, 0), Here.OTHER, False),
-        ({"status": "untried", "symptom": None, "tried": [], "tests": []}, (11, 1, 3), Here.UNKNOWN, False),
+        ({}, Version("11.1.3"), Here.HAPPENS, True),
+        ({}, Version("11.1.2"), Here.HAPPENS, True),
+        ({}, Version("11.1.4"), Here.EXPECTED, True),
+        ({}, Version("10.1.0"), Here.EXPECTED, True),
+        ({}, Version("11.2.0"), Here.OTHER, False),
+        ({}, Version("10.0.9"), Here.OTHER, False),
+        ({"status": "not-seen", "symptom": None}, Version("11.1.3"), Here.ABSENT, False),
+        ({"status": "not-seen", "symptom": None}, Version("11.1.4"), Here.UNKNOWN, False),
+        ({"status": "right", "symptom": None}, Version("11.1.3"), Here.HAPPENS, False),
+        (AVOIDED, Version("11.1.3"), Here.HAPPENS, False),
+        (AVOIDED, Version("11.2.0"), Here.OTHER, False),
+        ({"status": "untried", "symptom": None, "tried": [], "tests": []}, Version("11.1.3"), Here.UNKNOWN, False),
     ],
 )
 def test_what_an_entry_says_of_a_version(
-    changes: dict[str, object], version: tuple[int, ...], here: Here, expected: bool
+    changes: dict[str, object], version: Version, here: Here, expected: bool
 ) -> None:
     entry = issue(**changes)
     assert (entry.here(version), entry.expected(version)) == (here, expected)
@@ -169,9 +170,9 @@ def test_a_symptom_that_says_nothing_is_refused(symptom: dict[str, str]) -> None
 def test_what_ended_qemu_in_another_test_is_only_hinted_at() -> None:
     """Where QEMU has ended, and its version is affected."""
     entries = [issue(**AVOIDED), issue(id="wrong", symptom={"finds": "."})]
-    assert recognise(ENDED, (11, 1, 3), entries) == entries[:1]
-    assert recognise(ENDED, (12, 0, 0), entries) == []
-    assert recognise(Failure("register 0 is wrong"), (11, 1, 3), entries) == []
+    assert recognise(ENDED, Version("11.1.3"), entries) == entries[:1]
+    assert recognise(ENDED, Version("12.0.0"), entries) == []
+    assert recognise(Failure("register 0 is wrong"), Version("11.1.3"), entries) == []
 
 
 def test_the_list_has_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +200,7 @@ def test_one_entry_is_shown_with_its_evidence_guard_and_test() -> None:
 
 # what QEMU does not survive is kept from it, where it is one of those
 
-AFFECTED, MENDED = (11, 1, 3), (10, 0, 9)
+AFFECTED, MENDED = Version("11.1.3"), Version("10.0.9")
 
 
 def test_what_qemu_does_not_survive_is_refused_in_words() -> None:
@@ -244,7 +245,7 @@ def attempt(entry: KnownIssue, folder: Path, program: str, error: Exception | No
     seen: list[str] = []
     qemu = Child("QEMU", ["sh", "-c", program], log=folder / "log", environment={"GO": str(folder / "go")})
     try:
-        with expected_to_fail(entry, (11, 1, 3), qemu, seen):
+        with expected_to_fail(entry, Version("11.1.3"), qemu, seen):
             (folder / "go").touch()
             qemu.wait(5)
             if error is not None:

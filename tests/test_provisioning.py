@@ -43,7 +43,7 @@ def test_what_the_manifest_names_installs_and_can_be_a_client(qemu: Qemu) -> Non
 
 def test_the_command_runs_as_it_stands(qemu: Qemu) -> None:
     ran = subprocess.run([*qemu.argv, "-machine", "help"], capture_output=True, text=True, timeout=30, check=True)
-    assert f"pc-q35-{qemu.version[0]}.{qemu.version[1]}" in ran.stdout
+    assert f"pc-q35-{qemu.version.major}.{qemu.version.minor}" in ran.stdout
 
 
 def test_a_guest_runs_under_tcg(qemu: Qemu) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import (
+    HardwareOptions,
     MachineConfig,
     Start,
     Wiring,
@@ -64,7 +64,7 @@ def command(
 
     Ctrl-] ends guest, QEMU and servers; where the input is no terminal its end does, once what was typed is done.
     """
-    hardware: dict[str, Any] = {"memory": memory, "cpus": cpus, "iommu": iommu}
+    hardware: HardwareOptions = {"memory": memory, "cpus": cpus, "iommu": iommu}
     wanted = [Device.parse(text) for text in devices]
     if print_command:
         _print_command(wanted, image, qemu, hardware)
@@ -89,7 +89,7 @@ def _directions(lab: Lab, guest: BootedGuest) -> str:
     return "\n".join(f"{name:8} {value}" for name, value in rows.items())
 
 
-def _print_command(devices: list[Device], image: str, qemu: str | None, hardware: dict[str, Any]) -> None:
+def _print_command(devices: list[Device], image: str, qemu: str | None, hardware: HardwareOptions) -> None:
     program = ensure_qemu(qemu, progress=_say)
     source = ensure_image(image, progress=_say)
     lines = []

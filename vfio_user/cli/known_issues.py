@@ -93,4 +93,4 @@ def _as_dict(issue: KnownIssue, qemu: Qemu | None) -> dict[str, object]:
 
 
 def _dotted(qemu: Qemu) -> str:
-    return ".".join(map(str, qemu.version))
+    return str(qemu.version)

@@ -52,7 +52,7 @@ def which(choice: str | None, as_json: bool) -> None:
     """Print how to run the QEMU that would be used: as words for a shell."""
     qemu = find_qemu(choice)
     if as_json:
-        about = {"argv": qemu.argv, "version": qemu.version, "version_text": qemu.version_text}
+        about = {"argv": qemu.argv, "version": qemu.version.release, "version_text": qemu.version_text}
         click.echo(json.dumps({**about, "origin": qemu.origin, "digest": qemu.digest}, indent=2))
         return
     click.echo(f"{qemu.version_text}, from the {qemu.origin}", err=True)

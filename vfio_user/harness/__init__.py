@@ -17,6 +17,7 @@ __all__ = [
     "XPASS",
     "Assignment",
     "Attachment",
+    "BootOptions",
     "BootedGuest",
     "Cancelled",
     "Child",
@@ -32,6 +33,7 @@ __all__ = [
     "GuestFailure",
     "GuestLost",
     "GuestSpec",
+    "HardwareOptions",
     "Host",
     "Interpose",
     "Interposition",
@@ -50,6 +52,7 @@ __all__ = [
     "Phase",
     "Plan",
     "Plugged",
+    "Property",
     "Qemu",
     "QmpError",
     "QmpLost",
@@ -89,13 +92,13 @@ if TYPE_CHECKING:
     from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
     from vfio_user.harness.attachment import Attachment, SocketChardev
     from vfio_user.harness.booted_guest import BootedGuest, Plugged
-    from vfio_user.harness.command_line import MachineConfig, slot_address
+    from vfio_user.harness.command_line import HardwareOptions, MachineConfig, slot_address
     from vfio_user.harness.device import Device
     from vfio_user.harness.evidence import INDEX, RECORD
     from vfio_user.harness.exercises import EXERCISES, Exercise, exercise, report_of, succeed
-    from vfio_user.harness.family import Family, inside_qemu
+    from vfio_user.harness.family import Family, Property, inside_qemu
     from vfio_user.harness.guest import Guest, GuestFailure, GuestLost, Job, Result
-    from vfio_user.harness.guest_spec import GuestSpec
+    from vfio_user.harness.guest_spec import BootOptions, GuestSpec
     from vfio_user.harness.hosts import Host, LocalHost, NamespaceHost, Pair, SshHost, two_hosts
     from vfio_user.harness.interposition import Interpose, Interposition
     from vfio_user.harness.known_issues import XFAIL, XPASS, KnownIssue, known_issue
@@ -121,74 +124,23 @@ else:
     import importlib
 
     _NAMES = {
-        "userdev.process": (
-            "Child",
-            "Deadline",
-        ),
-        "vfio_user.harness.artifacts": (
-            "RESULTS_VARIABLE",
-            "results_folder",
-        ),
-        "vfio_user.harness.attachment": (
-            "Attachment",
-            "SocketChardev",
-        ),
-        "vfio_user.harness.booted_guest": (
-            "BootedGuest",
-            "Plugged",
-        ),
-        "vfio_user.harness.command_line": (
-            "MachineConfig",
-            "slot_address",
-        ),
+        "userdev.process": ("Child", "Deadline"),
+        "vfio_user.harness.artifacts": ("RESULTS_VARIABLE", "results_folder"),
+        "vfio_user.harness.attachment": ("Attachment", "SocketChardev"),
+        "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged"),
+        "vfio_user.harness.command_line": ("HardwareOptions", "MachineConfig", "slot_address"),
         "vfio_user.harness.device": ("Device",),
-        "vfio_user.harness.evidence": (
-            "INDEX",
-            "RECORD",
-        ),
-        "vfio_user.harness.exercises": (
-            "EXERCISES",
-            "Exercise",
-            "exercise",
-            "report_of",
-            "succeed",
-        ),
-        "vfio_user.harness.family": (
-            "Family",
-            "inside_qemu",
-        ),
-        "vfio_user.harness.guest": (
-            "Guest",
-            "GuestFailure",
-            "GuestLost",
-            "Job",
-            "Result",
-        ),
-        "vfio_user.harness.guest_spec": ("GuestSpec",),
-        "vfio_user.harness.hosts": (
-            "Host",
-            "LocalHost",
-            "NamespaceHost",
-            "Pair",
-            "SshHost",
-            "two_hosts",
-        ),
-        "vfio_user.harness.interposition": (
-            "Interpose",
-            "Interposition",
-        ),
-        "vfio_user.harness.known_issues": (
-            "XFAIL",
-            "XPASS",
-            "KnownIssue",
-            "known_issue",
-        ),
+        "vfio_user.harness.evidence": ("INDEX", "RECORD"),
+        "vfio_user.harness.exercises": ("EXERCISES", "Exercise", "exercise", "report_of", "succeed"),
+        "vfio_user.harness.family": ("Family", "Property", "inside_qemu"),
+        "vfio_user.harness.guest": ("Guest", "GuestFailure", "GuestLost", "Job", "Result"),
+        "vfio_user.harness.guest_spec": ("BootOptions", "GuestSpec"),
+        "vfio_user.harness.hosts": ("Host", "LocalHost", "NamespaceHost", "Pair", "SshHost", "two_hosts"),
+        "vfio_user.harness.interposition": ("Interpose", "Interposition"),
+        "vfio_user.harness.known_issues": ("XFAIL", "XPASS", "KnownIssue", "known_issue"),
         "vfio_user.harness.lab": ("Lab",),
         "vfio_user.harness.libvfio_user": ("reference_program",),
-        "vfio_user.harness.machine": (
-            "Machine",
-            "MachineError",
-        ),
+        "vfio_user.harness.machine": ("Machine", "MachineError"),
         "vfio_user.harness.migration": (
             "Cancelled",
             "Conductor",
@@ -202,40 +154,17 @@ else:
         ),
         "vfio_user.harness.migration.journal": ("Journal",),
         "vfio_user.harness.migration.soak": ("Soak",),
-        "vfio_user.harness.migration.workload": (
-            "SUBJECTS",
-            "Assignment",
-            "Workload",
-            "judge",
-        ),
+        "vfio_user.harness.migration.workload": ("SUBJECTS", "Assignment", "Workload", "judge"),
         "vfio_user.harness.mishaps": ("GuestCrash",),
         "vfio_user.harness.timeouts": ("patience",),
-        "vfio_user.harness.qemu": (
-            "Qemu",
-            "ensure_qemu",
-            "installed_qemu",
-            "manifest",
-        ),
+        "vfio_user.harness.qemu": ("Qemu", "ensure_qemu", "installed_qemu", "manifest"),
         "vfio_user.harness.qemu_guards": ("AT_UNPLUG",),
-        "vfio_user.harness.qmp": (
-            "EventLog",
-            "QmpError",
-            "QmpLost",
-            "QmpTimeout",
-        ),
+        "vfio_user.harness.qmp": ("EventLog", "QmpError", "QmpLost", "QmpTimeout"),
         "vfio_user.harness.scratch": ("Scratch",),
-        "vfio_user.harness.server": (
-            "DeviceServer",
-            "ServerError",
-        ),
+        "vfio_user.harness.server": ("DeviceServer", "ServerError"),
         "vfio_user.harness.site": ("Site",),
         "vfio_user.harness.toolchain": ("c_compiler",),
-        "vfio_user.harness.verdicts": (
-            "INTERPOSE_VARIABLE",
-            "TEST_TIMEOUT",
-            "Trial",
-            "trial",
-        ),
+        "vfio_user.harness.verdicts": ("INTERPOSE_VARIABLE", "TEST_TIMEOUT", "Trial", "trial"),
     }
     _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

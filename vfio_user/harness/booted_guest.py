@@ -16,7 +16,7 @@ from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address
 from vfio_user.harness.device import Device
-from vfio_user.harness.family import inside_qemu
+from vfio_user.harness.family import Property, inside_qemu
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts.host import Host
@@ -132,7 +132,7 @@ class BootedGuest(Guest):
         *,
         server: DeviceServer | None = None,
         interpose: Interpose = False,
-        **properties: object,
+        **properties: Property,
     ) -> Plugged:
         """Plug in a device and wait until the guest can use it.
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
+
+from packaging.version import Version
 
 from userdev.errors import UserError
 from vfio_user.harness.attachment import Attachment, escaped
@@ -78,9 +80,21 @@ class MachineConfig:
         return min(_SLOT_MEMORY, 1 << share.bit_length() - 1)
 
 
-def machine_type(version: Sequence[int]) -> str:
+class HardwareOptions(TypedDict, total=False):
+    """The fields of `MachineConfig` that a test chooses, as keywords."""
+
+    cpu: str
+    cpus: int
+    memory: int
+    slots: int
+    iommu: bool
+    modules: tuple[str, ...]
+    kernel_options: tuple[str, ...]
+
+
+def machine_type(version: Version) -> str:
     """The newest q35 machine type of a QEMU of this version: versioned, so that its hardware never changes."""
-    return f"pc-q35-{version[0]}.{version[1]}"
+    return f"pc-q35-{version.major}.{version.minor}"
 
 
 def slot_name(index: int) -> str:

@@ -13,10 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from packaging.version import Version
+
 from vfio_user.harness import qemu_guards
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.command_line import Place, bus_place
-from vfio_user.harness.known_issues import Version
+
+Property = str | int | bool
+"""A property of a QEMU device, as JSON has it."""
 
 
 class Family(Protocol):

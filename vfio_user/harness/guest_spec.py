@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfio_user.harness.attachment import Attachment
-from vfio_user.harness.command_line import MachineConfig, Start
+from vfio_user.harness.command_line import HardwareOptions, MachineConfig, Start
 from vfio_user.harness.device import Device
 from vfio_user.harness.family import FAMILIES
 from vfio_user.harness.hosts.host import LOCAL, Host
@@ -17,6 +17,18 @@ from vfio_user.harness.machine import Launch
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
+
+
+class BootOptions(HardwareOptions, total=False):
+    """How `Lab.boot` boots a guest, whichever it is, for whoever hands that on; `Lab.boot` says what each means."""
+
+    fresh: bool
+    trace: bool
+    monitor: bool
+    interpose: Interpose
+    migratable: bool
+    root_bus: bool
+    host: Host
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ did it. Nothing here does it again; `guard` is what keeps it from happening, and
 from __future__ import annotations
 
 import functools
-import operator
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,18 +21,15 @@ from importlib import resources
 from typing import Literal
 
 import yaml
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
 
-Version = tuple[int, ...]
-
 XFAIL, XPASS = "XFAIL", "XPASS"
 """Verdicts of a test that names an issue: it was seen; it was to be seen, and was not."""
-
-_CONDITION = re.compile(r"(>=|<|==)(\d+(?:\.\d+)*)")
-_CONDITIONS: dict[str, Callable[[Version, Version], bool]] = {">=": operator.ge, "<": operator.lt, "==": operator.eq}
 
 
 class Status(StrEnum):
@@ -135,16 +131,18 @@ class KnownIssue(_Model):
     @field_validator("versions")
     @classmethod
     def _are_versions(cls, text: str) -> str:
-        for part in text.split(","):
-            if not _CONDITION.fullmatch(part):
-                raise ValueError(f"{part!r} is no condition such as >=10.1")
+        try:
+            if not SpecifierSet(text):
+                raise ValueError("no version is named; all are >=0")
+        except InvalidSpecifier:
+            raise ValueError(f"{text!r} is no condition such as >=10.1,<11.2") from None
         return text
 
     @field_validator("tried")
     @classmethod
     def _is_list_of_versions(cls, tried: tuple[str, ...]) -> tuple[str, ...]:
         for version in tried:
-            parse(version)
+            Version(version)
         return tried
 
     @model_validator(mode="after")
@@ -162,12 +160,11 @@ class KnownIssue(_Model):
 
     def affects(self, version: Version) -> bool:
         """Whether this version of the component is among those affected."""
-        conditions = (_CONDITION.fullmatch(part) for part in self.versions.split(","))
-        return all(_CONDITIONS[found[1]](_padded(version), _padded(parse(found[2]))) for found in conditions if found)
+        return SpecifierSet(self.versions).contains(version, prereleases=True)
 
     def here(self, version: Version) -> Here:
         """What the entry means for this version."""
-        same = any(_padded(parse(tried)) == _padded(version) for tried in self.tried)
+        same = any(Version(tried) == version for tried in self.tried)
         match self.status:
             case Status.UNTRIED:
                 return Here.UNKNOWN if self.affects(version) else Here.OTHER
@@ -247,7 +244,7 @@ def expected_to_fail(issue: KnownIssue, version: Version, qemu: Child, seen: lis
             raise
         seen.append(f"{issue.id}: {issue.what}")
         return
-    raise VerdictError(f"{XPASS}: {issue.id} no longer happens on {'.'.join(map(str, version))}: {issue.what}")
+    raise VerdictError(f"{XPASS}: {issue.id} no longer happens on {version}: {issue.what}")
 
 
 def failure_of(qemu: Child, error: BaseException, printed: int = 0, wait: float = 0.0) -> Failure:
@@ -259,12 +256,3 @@ def failure_of(qemu: Child, error: BaseException, printed: int = 0, wait: float 
         ended=signal.Signals(-code).name if code is not None and code < 0 else "",
         said=qemu.log.read_bytes()[printed:].decode(errors="replace"),
     )
-
-
-def parse(version: str) -> Version:
-    """(11, 1, 3) from "11.1.3"."""
-    return tuple(map(int, version.split(".")))
-
-
-def _padded(version: Version) -> Version:
-    return (*version, 0, 0, 0)[:3]

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from userdev.errors import UserError, VerdictError, about
 from userdev.process import Child
@@ -28,7 +28,7 @@ from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, 
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, attachment_of
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_memory
-from vfio_user.harness.command_line import MachineConfig, machine_type, root_address
+from vfio_user.harness.command_line import HardwareOptions, MachineConfig, machine_type, root_address
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.device import Device
 from vfio_user.harness.guest import GuestFailure, GuestLost
@@ -113,7 +113,7 @@ class Lab:
                 self._images[name] = ensure_image(name, progress=self._progress)
         return self._images[name]
 
-    def hardware(self, **options: Any) -> MachineConfig:
+    def hardware(self, **options: Unpack[HardwareOptions]) -> MachineConfig:
         """A machine with the newest versioned machine type of this QEMU; `options` are fields of `MachineConfig`."""
         return MachineConfig(machine_type(self.qemu.version), self.accelerator, **options)
 
@@ -133,7 +133,7 @@ class Lab:
         migratable: bool = False,
         root_bus: bool = False,
         host: Host = LOCAL,
-        **hardware: Any,
+        **hardware: Unpack[HardwareOptions],
     ) -> BootedGuest:
         """A running guest with its devices, in an instant when there is a checkpoint of it.
 
@@ -404,7 +404,11 @@ class Lab:
             "machines": {machine.name: asdict(machine.config) for machine in self.machines},
         }
         if "qemu" in self.__dict__:
-            facts["qemu"] = {"version": self.qemu.version, "digest": self.qemu.digest, "command": self.qemu.argv}
+            facts["qemu"] = {
+                "version": self.qemu.version.release,
+                "digest": self.qemu.digest,
+                "command": self.qemu.argv,
+            }
         record_versions(self.folder, facts)
 
     def __enter__(self) -> Lab:

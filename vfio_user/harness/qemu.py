@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 import yaml
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from userdev.errors import UserError
@@ -28,10 +29,8 @@ from vfio_user.harness.debian import DebianArchive, Progress, has_apt, quiet
 ENVIRONMENT = "VFIO_USER_QEMU"
 PROGRAM = "qemu-system-x86_64"
 DEVICE = "vfio-user-pci"
-FIRST_VERSION = (10, 1, 0)
+FIRST_VERSION = Version("10.1")
 ANSWER_DEADLINE = 30.0  # seconds for `--version` and `-device help`, which take a hundredth of one
-
-Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -165,22 +164,22 @@ def examine(argv: Sequence[str], origin: str, *, digest: str | None = None, mini
         raise UserError(f"{name} is not a QEMU: --version says {text[:80]!r}")
     version = parse_version(text)
     if version < max(minimum, FIRST_VERSION):
-        raise UserError(f"{name} is QEMU {_dotted(version)}, too old", hint=_needed())
+        raise UserError(f"{name} is QEMU {version}, too old", hint=_needed())
     if digest is None:
         about = Path(name).resolve().stat()
         digest = _digest((str(Path(name).resolve()), str(about.st_size), str(about.st_mtime_ns), text))
     qemu = Qemu(tuple(argv), version, text, origin, digest)
     if DEVICE not in qemu.devices():
-        raise UserError(f"{name} is QEMU {_dotted(version)}, but was built without {DEVICE}", hint=_needed())
+        raise UserError(f"{name} is QEMU {version}, but was built without {DEVICE}", hint=_needed())
     return qemu
 
 
 def parse_version(text: str) -> Version:
     """The first X.Y or X.Y.Z in a text; ValueError when there is none."""
-    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    found = re.search(r"\d+\.\d+(\.\d+)?", text)
     if not found:
         raise ValueError(f"no version in {text!r}")
-    return int(found[1]), int(found[2]), int(found[3] or 0)
+    return Version(found[0])
 
 
 def parse_devices(text: str) -> frozenset[str]:
@@ -251,12 +250,8 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _dotted(version: Version) -> str:
-    return ".".join(map(str, version))
-
-
 def _needed(*findings: str) -> str:
-    sentence = f"QEMU {FIRST_VERSION[0]}.{FIRST_VERSION[1]} or later with {DEVICE} is needed"
+    sentence = f"QEMU {FIRST_VERSION} or later with {DEVICE} is needed"
     return "; ".join((sentence, *findings))
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from packaging.version import Version
+
 from userdev.errors import UserdevError, UserError
 from vfio_user.client import Client
 from vfio_user.client.description import describe
-from vfio_user.harness.known_issues import Version, known_issues
+from vfio_user.harness.known_issues import known_issues
 
 PATIENCE = 5.0
 """Seconds that a server has for each answer, when it is looked at."""
@@ -23,7 +25,7 @@ def check_unplug(qemu: Version, device: str, *, msix: bool) -> None:
     """Raise `UserError` where this QEMU would not survive that a device is taken out of it."""
     if msix and known_issues()[AT_UNPLUG].affects(qemu):
         raise UserError(
-            f"QEMU {_dotted(qemu)} does not survive that {device!r} is unplugged: it has MSI-X"
+            f"QEMU {qemu} does not survive that {device!r} is unplugged: it has MSI-X"
             f" (`vfio-user known-issues {AT_UNPLUG}`)",
             hint="plug it in without MSI-X, where it can do without (`edu --msix 0`, `nvme --msix=no`)",
         )
@@ -44,10 +46,6 @@ def check_server(qemu: Version, name: str, address: Path) -> None:
         return
     if not_survived:
         raise UserError(
-            f"QEMU {_dotted(qemu)} does not survive the device of {name!r}: {'; '.join(not_survived)}",
+            f"QEMU {qemu} does not survive the device of {name!r}: {'; '.join(not_survived)}",
             hint=f"mend the server; `vfio-user known-issues {' '.join(AT_PLUG)}`",
         )
-
-
-def _dotted(version: Version) -> str:
-    return ".".join(map(str, version))

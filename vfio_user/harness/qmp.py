@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from packaging.version import Version
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from userdev.errors import UserError
@@ -188,10 +189,10 @@ class Qmp:
         return {"version": greeting.QMP.version, "capabilities": greeting.QMP.capabilities}
 
     @property
-    def version(self) -> tuple[int, int, int]:
+    def version(self) -> Version:
         """QEMU's own."""
         numbers = self.greeting["version"]["qemu"]
-        return numbers["major"], numbers["minor"], numbers["micro"]
+        return Version(f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}")
 
     def command(self, name: str, limit: float | Deadline = 30.0, /, **arguments: object) -> Any:
         """Run a QMP command and return what it returns; underscores in argument names become dashes.
