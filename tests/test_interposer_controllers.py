@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -186,3 +188,10 @@ def is_closed(fd: int) -> bool:
     except OSError:
         return True
     return False
+
+
+def test_an_interposer_starts_without_what_only_commands_need() -> None:
+    """A client waits 5 s for a server that comes back, and pydantic and YAML take longer to load than all the rest."""
+    program = "import sys, vfio_user.interposer.control.server, vfio_user.interposer.interposer; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pydantic", "yaml"} & {*loaded}

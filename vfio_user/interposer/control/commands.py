@@ -9,20 +9,21 @@ import base64
 import os
 import reprlib
 import signal
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from userdev.errors import UserError
 from userdev.relay.direction import DIRECTIONS
-from vfio_user.documents import read_regular_file
 from vfio_user.interposer import guest_memory, own_calls
 from vfio_user.interposer.control import answers, migration
 from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Run, Seconds, Size
 from vfio_user.interposer.control.controlled import Controlled
-from vfio_user.interposer.faults.scenario import Scenario, parse_scenario
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags
+
+if TYPE_CHECKING:  # it takes long to load, while no message is forwarded: only where somebody has one
+    from vfio_user.interposer.faults.scenario import Scenario
 
 MAX_SCENARIO = 64 << 10
 """Bytes of a scenario: it is read (about 100 KB/s) while nobody else is served."""
@@ -203,6 +204,8 @@ class SetFaults(ControlCommand):
     file: str | None = None
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Rules:
+        from vfio_user.interposer.faults.scenario import parse_scenario
+
         scenario = None
         if self.file is not None:
             scenario = _scenario_in(self.file)
@@ -214,6 +217,9 @@ class SetFaults(ControlCommand):
 
 def _scenario_in(file: str) -> Scenario:
     """The scenario in a file. What is wrong in it is not told: a controller may not be one who may read it."""
+    from vfio_user.documents import read_regular_file
+    from vfio_user.interposer.faults.scenario import parse_scenario
+
     try:
         return parse_scenario(read_regular_file(file, MAX_SCENARIO).decode(), file)
     except OSError as error:

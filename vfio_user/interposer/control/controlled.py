@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from userdev.relay.loop import Loop
 from vfio_user.interposer.control.answers import InterposerStatus
-from vfio_user.interposer.faults.scenario import Scenario
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.survival import Survival
+
+if TYPE_CHECKING:  # with it comes pydantic, which takes longer to load than all of the rest
+    from vfio_user.interposer.faults.scenario import Scenario
 
 
 class Controlled(Protocol):
