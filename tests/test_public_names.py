@@ -60,3 +60,18 @@ def test_the_package_alone_imports_nothing(face: ModuleType) -> None:
     name = face.__name__
     program = f"import sys, {name}; print([name for name in sys.modules if name.startswith('{name}.')])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["interpose", "--help"], ["serve", "userdev_servers.edu:Edu", "--print-capabilities"]]
+)
+def test_a_program_starts_without_what_takes_long_to_import(command: list[str]) -> None:
+    """importlib.metadata brings e-mail and archives along; only names of installed devices are looked for there."""
+    program = (
+        f"import sys; sys.argv[1:] = {command!r}\n"
+        "from vfio_user.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(sys.modules.keys() & {'importlib.metadata', 'yaml', 'pydantic', 'asyncio', 'rich'})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -8,13 +8,15 @@ import json
 import sys
 from collections.abc import Callable
 from functools import reduce
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 from userdev.errors import UserError
 from userdev.serving.authored import authored
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 HOW = "give the name of one, MODULE:CLASS, or FILE.py:CLASS"
 
@@ -34,7 +36,7 @@ class Catalogue(Generic[D]):
 
     def names(self) -> list[str]:
         """The names that installed packages give to their devices."""
-        return sorted(entry.name for entry in entry_points(group=self.group))
+        return sorted(entry.name for entry in _entry_points(self.group))
 
     def find(self, name: str) -> type[D]:
         """The class that `name` means. Modules are looked for in the current folder too, after the installed ones.
@@ -42,12 +44,11 @@ class Catalogue(Generic[D]):
         Raises:
             UserError: there is none, it is no device, or its module fails, with the line of its author's.
         """
-        found = entry_points(group=self.group, name=name)
-        if found:
+        if ":" in name:
+            module_name, _, attribute = name.rpartition(":")
+        elif found := _entry_points(self.group).select(name=name):
             entry = next(iter(found))
             module_name, attribute = entry.module, entry.attr
-        elif ":" in name:
-            module_name, _, attribute = name.rpartition(":")
         else:
             raise UserError(f"unknown device {name!r}", hint=f"there are: {', '.join(self.names())}; {HOW}")
         is_file = module_name.endswith(".py") or "/" in module_name
@@ -86,6 +87,12 @@ class Catalogue(Generic[D]):
         if not _is_device(found, base):
             raise UserError(f"{name!r} is no device", hint=hint)
         return found
+
+
+def _entry_points(group: str) -> EntryPoints:
+    from importlib.metadata import entry_points  # slow to import, and not needed for MODULE:CLASS
+
+    return entry_points(group=group)
 
 
 def _from_module(module_name: str, name: str) -> ModuleType:

@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from userdev.errors import UserError
@@ -251,6 +250,8 @@ class Interposer:
             self._listen()
 
     def _about(self) -> dict[str, Any]:
+        from importlib.metadata import version  # slow to import, and for traces alone
+
         return {
             "program": f"vfio-user {version('vfio-user')}",
             "dialect": self.setup.dialect.name,
