@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 OURS = {"vfio_user", "vhost_user", "userdev", "userdev_servers"}
-WITHOUT_EXTRAS = {"serve", "probe", "interpose", "trace", "replay", "minimize"}
+WITHOUT_EXTRAS = {"serve", "probe", "conformance", "interpose", "trace", "replay", "minimize"}
 SUITE = """
 from vfio_user.avocado_test import GuestTest
 
@@ -134,11 +134,13 @@ def test_a_device_author_installs_click_and_nothing_else(bare: Environment) -> N
     assert found == {"vfio_user", "click"}
 
 
-def test_a_device_is_served_and_probed_without_extras(bare: Environment, folder: Path) -> None:
+def test_a_device_is_served_probed_and_checked_without_extras(bare: Environment, folder: Path) -> None:
     with bare.serving("adder.py:Adder", folder) as socket:
         probed = bare.run("vfio-user", "probe", socket, cwd=folder)
+        checked = bare.run("vfio-user", "conformance", socket, "--only", "info", cwd=folder)
     assert probed.returncode == 0, probed.stderr
     assert "1af4:10f0" in probed.stdout
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("name", ["edu", "gpio", "nvme"])
@@ -158,10 +160,17 @@ def test_a_command_works_or_says_what_to_install(bare: Environment, folder: Path
     assert re.fullmatch(rf"error: `vfio-user {command}` .*\n  pip install 'vfio-user\[{wanted}\]'\n", done.stderr)
 
 
-def test_an_option_that_needs_an_extra_says_so(bare: Environment, folder: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("interpose", "--listen", "front", "--connect", "back", "--faults", "faults.yaml"),
+        ("conformance", "--server-command", "vfio-user serve edu --socket-path {socket}"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_option_that_needs_an_extra_says_so(bare: Environment, folder: Path, words: tuple[str, ...]) -> None:
     (folder / "faults.yaml").write_text("[]")
-    options = ("--listen", "front", "--connect", "back", "--faults", "faults.yaml")
-    done = bare.run("vfio-user", "interpose", *options, cwd=folder)
+    done = bare.run("vfio-user", *words, cwd=folder)
     assert done.returncode == 2
     assert "pip install 'vfio-user[harness]'" in done.stderr
 

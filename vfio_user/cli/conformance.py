@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,7 +12,6 @@ import click
 from userdev.errors import UserError, VerdictError, about
 from vfio_user.client.conformance import CATALOGUE, Bench, Check, Level, Outcome, Result, run
 from vfio_user.client.conformance.targets import CommandServer, RunningServer
-from vfio_user.harness.scratch import Scratch
 from vfio_user.wire import DIALECTS, Dialect
 
 _MARKS = {Outcome.PASS: ("✔", "green"), Outcome.FAIL: ("✘", "red"), Outcome.SKIP: ("○", "yellow")}
@@ -84,7 +84,7 @@ def _run(
 ) -> list[Result[Bench]]:
     results: list[Result[Bench]] = []
     group = ""
-    with Scratch() as scratch, _target(socket, server_command, timeout, scratch) as target:
+    with _target(socket, server_command, timeout) as target:
         if habit := target.try_out(dialect):
             click.echo(habit)
         for result in run(checks, target, dialect, timeout=timeout):
@@ -96,15 +96,22 @@ def _run(
     return results
 
 
-def _target(
-    socket: str | None, server_command: str | None, timeout: float, scratch: Scratch
-) -> RunningServer | CommandServer:
-    if server_command is not None:
-        return CommandServer(
+@contextmanager
+def _target(socket: str | None, server_command: str | None, timeout: float) -> Iterator[RunningServer | CommandServer]:
+    if socket is not None:
+        with RunningServer(socket, timeout=timeout) as running:
+            yield running
+        return
+    from vfio_user.harness.scratch import Scratch  # a server that runs already needs no extra
+
+    assert server_command is not None
+    with (
+        Scratch() as scratch,
+        CommandServer(
             server_command, scratch.path, timeout=timeout, environment=scratch.environment, say=click.echo
-        )
-    assert socket is not None
-    return RunningServer(socket, timeout=timeout)
+        ) as started,
+    ):
+        yield started
 
 
 def _show(result: Result[Bench]) -> None:
