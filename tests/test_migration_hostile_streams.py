@@ -14,7 +14,7 @@ from tests.migration_device import Adder, get_state, load, read_data, save, set_
 from userdev.declare.values import MAX_ITEMS, encode
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration, Storage
-from vfio_user.migration.stream import FrameWriter, Kind
+from vfio_user.migration.stream import FrameKind, FrameWriter
 from vfio_user.wire.constants import MigrationState
 
 
@@ -71,18 +71,18 @@ class WithDisk(Adder):
 
 
 HEADER: dict[str, Any] = {"identity": dict(Adder().identity()), "memories": [("ram", 0x20)], "storages": [("disk", 16)]}
-VALUES = (Kind.STATE, encode(Adder().values), 0)
+VALUES = (FrameKind.STATE, encode(Adder().values), 0)
 DISK = 1
 
 
-def stream(*frames: tuple[Kind, bytes, int], header: object = HEADER) -> bytes:
+def stream(*frames: tuple[FrameKind, bytes, int], header: object = HEADER) -> bytes:
     """A stream for `WithDisk`, right but for what is given."""
     writer = FrameWriter()
-    data = writer.preamble + writer.frame(Kind.IDENTITY, encode(header))
+    data = writer.preamble + writer.frame(FrameKind.IDENTITY, encode(header))
     for kind, payload, section in frames:
         data += writer.frame(kind, payload, section)
     end = {"frames": writer.frames, "digests": dict(WithDisk().digests())}
-    return data + writer.frame(Kind.END, encode(end))
+    return data + writer.frame(FrameKind.END, encode(end))
 
 
 def with_identity(**changes: object) -> dict[str, Any]:
@@ -140,20 +140,20 @@ def place(offset: int, data: bytes = b"") -> bytes:
 
 
 BEYOND = {
-    "bytes behind what was announced": (Kind.MEMORY, place(15, b"ab"), DISK),
-    "bytes far behind": (Kind.MEMORY, place((1 << 64) - 1, b"ab"), DISK),
-    "zeros behind": (Kind.ZERO, struct.pack("<QQ", 0, 17), DISK),
-    "zeros far behind": (Kind.ZERO, struct.pack("<QQ", 1 << 63, 1 << 63), DISK),
-    "growth of memory": (Kind.GREW, place(0x40), 0),
-    "growth of no section": (Kind.GREW, place(0x40), 7),
-    "growth to less": (Kind.GREW, place(15), DISK),
-    "growth to what no file has": (Kind.GREW, place(1 << 63), DISK),
-    "growth without a size": (Kind.GREW, b"1234567", DISK),
+    "bytes behind what was announced": (FrameKind.MEMORY, place(15, b"ab"), DISK),
+    "bytes far behind": (FrameKind.MEMORY, place((1 << 64) - 1, b"ab"), DISK),
+    "zeros behind": (FrameKind.ZERO, struct.pack("<QQ", 0, 17), DISK),
+    "zeros far behind": (FrameKind.ZERO, struct.pack("<QQ", 1 << 63, 1 << 63), DISK),
+    "growth of memory": (FrameKind.GREW, place(0x40), 0),
+    "growth of no section": (FrameKind.GREW, place(0x40), 7),
+    "growth to less": (FrameKind.GREW, place(15), DISK),
+    "growth to what no file has": (FrameKind.GREW, place(1 << 63), DISK),
+    "growth without a size": (FrameKind.GREW, b"1234567", DISK),
 }
 
 
 @pytest.mark.parametrize("frame", BEYOND.values(), ids=BEYOND)
-def test_nothing_goes_beyond_a_storage_as_it_was_announced(frame: tuple[Kind, bytes, int]) -> None:
+def test_nothing_goes_beyond_a_storage_as_it_was_announced(frame: tuple[FrameKind, bytes, int]) -> None:
     device = WithDisk()
     refusal(device, stream(frame, VALUES))
     assert device.disk.size <= 16
@@ -161,7 +161,7 @@ def test_nothing_goes_beyond_a_storage_as_it_was_announced(frame: tuple[Kind, by
 
 def test_the_stream_would_be_good_otherwise() -> None:
     device = WithDisk()
-    load(device, stream((Kind.MEMORY, place(14, b"ab"), DISK), (Kind.GREW, place(20), DISK), VALUES))
+    load(device, stream((FrameKind.MEMORY, place(14, b"ab"), DISK), (FrameKind.GREW, place(20), DISK), VALUES))
     assert device.disk.content == bytes(14) + b"ab"
 
 

@@ -15,7 +15,7 @@ from tests.migration_device import Adder, get_state, load, save, set_state, writ
 from userdev.declare.values import encode
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
-from vfio_user.migration.stream import PREAMBLE, VERSION, FrameReader, FrameWriter, Kind
+from vfio_user.migration.stream import PREAMBLE, VERSION, FrameKind, FrameReader, FrameWriter
 from vfio_user.wire.constants import MigrationState
 
 
@@ -141,29 +141,29 @@ def test_values_that_the_device_does_not_take_are_refused() -> None:
     assert_refused(save(source), match="other values")
 
 
-def made(*frames: tuple[Kind, bytes, int], end: dict[str, Any] | None = None) -> bytes:
+def made(*frames: tuple[FrameKind, bytes, int], end: dict[str, Any] | None = None) -> bytes:
     """A stream with these frames behind a good identity, and good checksums."""
     writer, target = FrameWriter(), Adder(0x20)
     identity = {"identity": dict(target.identity()), "memories": [("ram", 0x20)]}
-    data = writer.preamble + writer.frame(Kind.IDENTITY, encode(identity))
+    data = writer.preamble + writer.frame(FrameKind.IDENTITY, encode(identity))
     for kind, payload, section in frames:
         data += writer.frame(kind, payload, section)
     good = {"frames": writer.frames, "digests": target.digests()}
-    return data + writer.frame(Kind.END, encode(good if end is None else end))
+    return data + writer.frame(FrameKind.END, encode(good if end is None else end))
 
 
-GOOD_VALUES = (Kind.STATE, encode(Adder().values), 0)
+GOOD_VALUES = (FrameKind.STATE, encode(Adder().values), 0)
 MALFORMED = {
-    "memory behind its end": made((Kind.MEMORY, struct.pack("<Q", 0x1C) + b"bytes", 0), GOOD_VALUES),
-    "zeros behind its end": made((Kind.ZERO, struct.pack("<QQ", 0, 0x21), 0), GOOD_VALUES),
-    "zeros without end": made((Kind.ZERO, struct.pack("<QQ", 1 << 63, 1 << 63), 0), GOOD_VALUES),
-    "memory of no section": made((Kind.MEMORY, struct.pack("<Q", 0) + b"bytes", 1), GOOD_VALUES),
-    "memory without offset": made((Kind.MEMORY, b"1234567", 0), GOOD_VALUES),
-    "zeros without length": made((Kind.ZERO, bytes(15), 0), GOOD_VALUES),
-    "a second identity": made((Kind.IDENTITY, encode({"identity": {}, "memories": []}), 0), GOOD_VALUES),
-    "values that are no dict": made((Kind.STATE, encode([1, 2]), 0)),
+    "memory behind its end": made((FrameKind.MEMORY, struct.pack("<Q", 0x1C) + b"bytes", 0), GOOD_VALUES),
+    "zeros behind its end": made((FrameKind.ZERO, struct.pack("<QQ", 0, 0x21), 0), GOOD_VALUES),
+    "zeros without end": made((FrameKind.ZERO, struct.pack("<QQ", 1 << 63, 1 << 63), 0), GOOD_VALUES),
+    "memory of no section": made((FrameKind.MEMORY, struct.pack("<Q", 0) + b"bytes", 1), GOOD_VALUES),
+    "memory without offset": made((FrameKind.MEMORY, b"1234567", 0), GOOD_VALUES),
+    "zeros without length": made((FrameKind.ZERO, bytes(15), 0), GOOD_VALUES),
+    "a second identity": made((FrameKind.IDENTITY, encode({"identity": {}, "memories": []}), 0), GOOD_VALUES),
+    "values that are no dict": made((FrameKind.STATE, encode([1, 2]), 0)),
     "no values": made(),
-    "values that end early": made((Kind.STATE, encode(Adder().values)[:-1], 0)),
+    "values that end early": made((FrameKind.STATE, encode(Adder().values)[:-1], 0)),
     "an end without digests": made(GOOD_VALUES, end={"frames": 2}),
     "an end with another count": made(GOOD_VALUES, end={"frames": 9, "digests": {}}),
 }
@@ -175,18 +175,18 @@ def test_malformed_streams_with_good_checksums_are_refused(data: bytes) -> None:
 
 
 def test_the_malformed_streams_would_be_good_otherwise() -> None:
-    load(Adder(0x20), made((Kind.MEMORY, struct.pack("<Q", 0x1B) + bytes(5), 0), GOOD_VALUES))
+    load(Adder(0x20), made((FrameKind.MEMORY, struct.pack("<Q", 0x1B) + bytes(5), 0), GOOD_VALUES))
 
 
 def test_a_frame_that_claims_to_be_huge_is_refused_before_it_comes() -> None:
     reader = FrameReader()
     with pytest.raises(ProtocolError, match="corrupt"):
-        list(reader.feed(FrameWriter().preamble + struct.pack("<HHII", Kind.STATE, 0, 0xFFFFFFFF, 0)))
+        list(reader.feed(FrameWriter().preamble + struct.pack("<HHII", FrameKind.STATE, 0, 0xFFFFFFFF, 0)))
 
 
 def test_frames_out_of_order_are_refused() -> None:
     writer = FrameWriter()
-    first, second = writer.frame(Kind.STATE, b"first"), writer.frame(Kind.STATE, b"other")
+    first, second = writer.frame(FrameKind.STATE, b"first"), writer.frame(FrameKind.STATE, b"other")
     assert [frame.payload for frame in FrameReader().feed(writer.preamble + first + second)] == [b"first", b"other"]
     for wrong in (second + first, second, first + first):
         with pytest.raises(ProtocolError, match="checksum"):

@@ -118,6 +118,7 @@ class ControlClient:
         self._unanswered.popleft().told = told
 
     def close(self) -> None:
+        """End the connection."""
         self._input.close()
         self._stream.close()
 

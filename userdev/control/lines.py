@@ -22,6 +22,7 @@ class Line(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Bytes of the line, and of what came behind it."""
         return len(self.text) + len(self.behind)
 
 

@@ -106,6 +106,7 @@ class Child:
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended, as far as is known now."""
         return self.exit_code is None
 
     def wait(self, limit: float | Deadline, *, or_readable: int | None = None) -> int | None:

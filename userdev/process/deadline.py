@@ -24,4 +24,5 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
+        """Whether no time is left."""
         return self.remaining == 0.0

@@ -61,9 +61,11 @@ class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are asked for: `serve` must start in milliseconds."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the subcommands."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand; None: there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         ctx.invoked_subcommand = cmd_name  # click does so only after the import
@@ -80,6 +82,7 @@ class LazyGroup(click.Group):
             raise lacking(error, _EXTRAS.get(name, "harness"), f"`vfio-user {name}`") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands, without importing one."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 

@@ -16,7 +16,7 @@ from userdev.declare.values import shortened, shown
 from userdev.errors import ProtocolError
 from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, pieces_with_data
 from vfio_user.migration.migratable import Migratable
-from vfio_user.migration.stream import PLACE, ZEROS, Frame, FrameReader, Kind, differing, refuse
+from vfio_user.migration.stream import PLACE, ZEROS, Frame, FrameKind, FrameReader, differing, refuse
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ class Loading:
             raise refuse(f"the device cannot take it: {type(error).__name__}: {shortened(str(error), 200)}") from error
 
     def close(self) -> None:
+        """Drop what has come, if it was not taken over; storage is told that it is over."""
         for received, file in zip(self._received, self._files, strict=True):
             received.view.release()
             file.close()
@@ -110,27 +111,27 @@ class Loading:
             storage.end()
 
     def _take(self, frame: Frame) -> None:
-        if (frame.kind is Kind.IDENTITY) is not (self._reader.frames == 0):
+        if (frame.kind is FrameKind.IDENTITY) is not (self._reader.frames == 0):
             raise refuse(f"frame {self._reader.frames} is {frame.kind.name}")
         match frame.kind:
-            case Kind.IDENTITY:
+            case FrameKind.IDENTITY:
                 self._check_identity(_dict_of(frame.payload, identity=dict, memories=list))
-            case Kind.MEMORY:
+            case FrameKind.MEMORY:
                 (offset,) = PLACE.unpack_from(self._sized(frame, PLACE.size))
                 self._put(frame.section, offset, memoryview(frame.payload)[PLACE.size :])
-            case Kind.ZERO:
+            case FrameKind.ZERO:
                 offset, length = ZEROS.unpack_from(self._sized(frame, ZEROS.size))
                 self._clear(frame.section, offset, length)
-            case Kind.GREW:
+            case FrameKind.GREW:
                 (size,) = PLACE.unpack_from(self._sized(frame, PLACE.size))
                 if not self._announced.get(frame.section, MAX_STORAGE) < size < MAX_STORAGE:
                     raise refuse(f"section {frame.section} cannot have grown to {size} bytes")
                 self._announced[frame.section] = size
-            case Kind.STATE:
+            case FrameKind.STATE:
                 self._state += frame.payload
                 if len(self._state) > values.MAX_SIZE:
                     raise refuse(f"its values have more than {values.MAX_SIZE} bytes")
-            case Kind.END:
+            case FrameKind.END:
                 end = _dict_of(frame.payload, frames=int, digests=dict)
                 if end["frames"] != self._reader.frames:
                     raise refuse(f"it has {self._reader.frames} frames and should have {end['frames']}")

@@ -117,6 +117,7 @@ class StateMachine:
 
     @property
     def state(self) -> MigrationState:
+        """Where the device is."""
         return self._state
 
     def enter(self, state: MigrationState) -> None:

@@ -47,6 +47,7 @@ class Memory:
 
     @property
     def size(self) -> int:
+        """Bytes of it."""
         return len(self.view)
 
     def next_data(self, offset: int) -> int:
@@ -121,15 +122,19 @@ class MemfdMemory(Memory):
 
     @property
     def size(self) -> int:
+        """Bytes of it."""
         return self._size
 
     def next_data(self, offset: int) -> int:
+        """Where from `offset` on something was written: holes of the file are zeros."""
         return min(self._file.next_data(self._offset + offset) - self._offset, self._size)
 
     def read(self, offset: int, size: int) -> bytes:
+        """So many bytes, by the file: holes stay holes."""
         return os.pread(self._file.fd, min(size, self._size - offset), self._offset + offset)
 
     def clear(self, offset: int, size: int) -> None:
+        """Make a range zero; whole pages of it become holes."""
         end = offset + size
         first, last = -(-offset // PAGE) * PAGE, end if end == self._size else end // PAGE * PAGE
         if first >= last:

@@ -73,7 +73,8 @@ class Migratable(Protocol):
     """A device, as its migration sees it. Everything is called on the session's thread."""
 
     @property
-    def dma(self) -> ClientMemory: ...
+    def dma(self) -> ClientMemory:
+        """Client memory, for what the log says of it."""
 
     def identity(self) -> Mapping[str, Value]:
         """What the device is and how it is configured. A state is loaded only where all of it is equal.

@@ -66,6 +66,7 @@ class Migration:
 
     @property
     def state(self) -> MigrationState:
+        """Where the device is, in v2 terms."""
         return self._machine.state
 
     def set_state(self, state: int) -> None:

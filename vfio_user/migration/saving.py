@@ -15,7 +15,7 @@ from userdev.declare import values
 from userdev.errors import ProtocolError
 from vfio_user.migration.memory import PIECE, Content, Memory, is_zero, pieces_with_data
 from vfio_user.migration.migratable import Migratable
-from vfio_user.migration.stream import PLACE, ZEROS, FrameWriter, Kind
+from vfio_user.migration.stream import PLACE, ZEROS, FrameKind, FrameWriter
 
 PAGE = 4096
 """What is sent again is sent in pages of this size."""
@@ -94,6 +94,7 @@ class Saving:
         self._running = False
 
     def close(self) -> None:
+        """Tell storage that it is over."""
         for storage in self._storages.values():
             storage.end()
 
@@ -128,7 +129,7 @@ class Saving:
         header["memories"] = [(memory.name, memory.size) for memory in self._memories]
         if self._storages:
             header["storages"] = [(s.name, self._announced[section]) for section, s in self._storages.items()]
-        yield writer.preamble + writer.frame(Kind.IDENTITY, values.encode(header))
+        yield writer.preamble + writer.frame(FrameKind.IDENTITY, values.encode(header))
         for section, storage in self._storages.items():
             yield from self._grown(section)
             yield from self._whole(section, storage)
@@ -139,8 +140,8 @@ class Saving:
                 yield from self._whole(section, memory)
         state = memoryview(values.encode(dict(device.save_state())))
         for at in range(0, len(state), PIECE):
-            yield writer.frame(Kind.STATE, bytes(state[at : at + PIECE]))
-        yield writer.frame(Kind.END, values.encode({"frames": writer.frames, "digests": dict(device.digests())}))
+            yield writer.frame(FrameKind.STATE, bytes(state[at : at + PIECE]))
+        yield writer.frame(FrameKind.END, values.encode({"frames": writer.frames, "digests": dict(device.digests())}))
 
     def _memory_while_running(self) -> Iterator[bytes]:
         sent = [Fingerprints() for _ in self._memories]
@@ -170,7 +171,7 @@ class Saving:
             if not is_zero(piece):
                 if zeros_from < at:
                     yield self._zeros(section, zeros_from, at)
-                yield self._writer.frame(Kind.MEMORY, PLACE.pack(at) + piece, section)
+                yield self._writer.frame(FrameKind.MEMORY, PLACE.pack(at) + piece, section)
                 if sent is not None:
                     sent.note(at, piece)
                 zeros_from = end
@@ -190,21 +191,21 @@ class Saving:
             piece = memory.read(at, PIECE)
             for page in sent.changed(at, piece):
                 content = piece[page : page + PAGE]
-                yield self._writer.frame(Kind.MEMORY, PLACE.pack(at + page) + content, section)
+                yield self._writer.frame(FrameKind.MEMORY, PLACE.pack(at + page) + content, section)
             looked_at += PIECE
             if looked_at >= SCAN:
                 yield _PAUSE
                 looked_at = 0
 
     def _zeros(self, section: int, start: int, end: int) -> bytes:
-        return self._writer.frame(Kind.ZERO, ZEROS.pack(start, end - start), section)
+        return self._writer.frame(FrameKind.ZERO, ZEROS.pack(start, end - start), section)
 
     def _grown(self, section: int) -> Iterator[bytes]:
         """Nothing is sent that lies beyond what was announced."""
         size = self._storages[section].size
         if size > self._announced[section]:
             self._announced[section] = size
-            yield self._writer.frame(Kind.GREW, PLACE.pack(size), section)
+            yield self._writer.frame(FrameKind.GREW, PLACE.pack(size), section)
 
     def _written(self) -> Iterator[bytes]:
         """What was written to storages meanwhile, as it is now."""
@@ -218,6 +219,6 @@ class Saving:
                         yield self._zeros(section, at, data_at)
                     else:
                         piece = storage.read(at, min(PIECE, end - at))
-                        yield self._writer.frame(Kind.MEMORY, PLACE.pack(at) + piece, section)
+                        yield self._writer.frame(FrameKind.MEMORY, PLACE.pack(at) + piece, section)
                         data_at = at + max(1, len(piece))
                     at = data_at

@@ -42,7 +42,9 @@ MAX_FRAME = 1 << 20
 """A frame that says it is larger is refused before it comes."""
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
+    """What a frame of the stream carries."""
+
     IDENTITY = 1
     MEMORY = 2
     ZERO = 3
@@ -52,7 +54,9 @@ class Kind(IntEnum):
 
 
 class Frame(NamedTuple):
-    kind: Kind
+    """One frame: what it carries, and which memory or storage it is of."""
+
+    kind: FrameKind
     section: int
     payload: bytes
 
@@ -68,7 +72,7 @@ def digests_in(stream: BinaryIO) -> Mapping[str, Any]:
     try:
         while data := stream.read(MAX_FRAME):
             for frame in reader.feed(data):
-                if frame.kind is Kind.END and isinstance(end := decode(frame.payload), dict):
+                if frame.kind is FrameKind.END and isinstance(end := decode(frame.payload), dict):
                     found = end.get("digests")
                     return found if isinstance(found, dict) else {}
     except ProtocolError:
@@ -89,7 +93,8 @@ class FrameWriter:
         self.frames = 0
         self._checksum = crc32(self.preamble)
 
-    def frame(self, kind: Kind, payload: bytes, section: int = 0) -> bytes:
+    def frame(self, kind: FrameKind, payload: bytes, section: int = 0) -> bytes:
+        """The bytes of the next frame."""
         head = HEAD.pack(kind, section, len(payload))
         self._checksum = crc32(payload, crc32(head, self._checksum))
         self.frames += 1
@@ -120,7 +125,7 @@ class FrameReader:
                 at = PREAMBLE.size
             while (frame := self._next(at)) is not None:
                 at += HEAD.size + CHECKSUM.size + len(frame.payload)
-                self.ended = frame.kind is Kind.END
+                self.ended = frame.kind is FrameKind.END
                 yield frame
                 self.frames += 1
             if self.ended and len(self._buffer) > at:
@@ -156,6 +161,6 @@ class FrameReader:
         if checksum != self._checksum:
             raise refuse(f"it is corrupt: the checksum of frame {self.frames} is wrong")
         try:
-            return Frame(Kind(kind), section, payload)
+            return Frame(FrameKind(kind), section, payload)
         except ValueError:
             raise refuse(f"frame {self.frames} is of the unknown kind {kind}") from None
