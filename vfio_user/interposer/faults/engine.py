@@ -184,7 +184,7 @@ class FaultEngine:
 
 
 _Act = Callable[[FaultEngine, FaultPlan, Any, Message, random.Random], None]
-_ACTS: dict[type[script.Model], _Act] = {
+_ACTS: dict[type[script.ScenarioModel], _Act] = {
     script.Nothing: FaultEngine._drop,
     script.Delay: FaultEngine._delay,
     script.Duplicate: FaultEngine._duplicate,

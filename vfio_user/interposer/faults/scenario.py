@@ -93,7 +93,7 @@ def _list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class Model(BaseModel):
+class ScenarioModel(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
     )
@@ -105,7 +105,7 @@ Hex = Annotated[bytes, BeforeValidator(_hex)]
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 
 
-class Nth(Model):
+class Nth(ScenarioModel):
     """Which of the messages that match otherwise: the `from`th on, and of those every `every`th, up to `until`."""
 
     every: Count = 1
@@ -119,14 +119,14 @@ class Nth(Model):
         return (count - self.from_ + 1) % self.every == 0 if self.from_ == 1 else (count - self.from_) % self.every == 0
 
 
-class Time(Model):
+class Time(ScenarioModel):
     """Seconds since the session began."""
 
     after: Seconds = 0
     before: Seconds | None = None
 
 
-class Match(Model):
+class Match(ScenarioModel):
     """Which messages; what is left out matches all."""
 
     direction: Literal["to-server", "to-client"] | None = None
@@ -146,11 +146,11 @@ class Match(Model):
         return count in self.nth if isinstance(self.nth, list) else self.nth.includes(count)
 
 
-class Nothing(Model):
+class Nothing(ScenarioModel):
     """An act without parameters."""
 
 
-class Delay(Model):
+class Delay(ScenarioModel):
     """Later, and everything behind it in its direction too; with `overtake` the others pass it."""
 
     seconds: Seconds
@@ -159,20 +159,20 @@ class Delay(Model):
     overtake: bool = False
 
 
-class Duplicate(Model):
+class Duplicate(ScenarioModel):
     """`times` more of it, right behind."""
 
     times: Annotated[Count, Field(le=1000)] = 1
 
 
-class Reorder(Model):
+class Reorder(ScenarioModel):
     """Behind the next `after` messages of its direction; alone after `within` seconds where fewer come."""
 
     after: Count = 1
     within: Seconds = 1.0
 
 
-class Corrupt(Model):
+class Corrupt(ScenarioModel):
     """Change a field (of the header, or of the command's structure), or the bytes at an offset of the message.
 
     Where both have one, as `flags` and `size`, `payload.flags` is the structure's.
@@ -197,20 +197,20 @@ class Corrupt(Model):
         return self
 
 
-class Truncate(Model):
+class Truncate(ScenarioModel):
     """Cut the message to `to` bytes, its header included; `size` keep leaves the old size in its header."""
 
     to: Annotated[int, Field(ge=0)]
     size: Literal["adjust", "keep"] = "adjust"
 
 
-class WrongId(Model):
+class WrongId(ScenarioModel):
     """Another message ID: this one, or a random one."""
 
     id: Annotated[int, BeforeValidator(_number), Field(ge=0, le=0xFFFF)] | None = None
 
 
-class WrongSize(Model):
+class WrongSize(ScenarioModel):
     """Another size in the header than the message has."""
 
     size: Annotated[int, BeforeValidator(_number), Field(ge=0, le=0xFFFFFFFF)] | None = None
@@ -223,45 +223,45 @@ class WrongSize(Model):
         return self
 
 
-class ExtraFd(Model):
+class ExtraFd(ScenarioModel):
     """So many descriptors more than it had, of an empty memfd."""
 
     count: Annotated[Count, Field(le=253)] = 1
 
 
-class MissingFd(Model):
+class MissingFd(ScenarioModel):
     """Without its descriptors, or without the one of this index."""
 
     index: Annotated[int, Field(ge=0)] | None = None
 
 
-class Reply(Model):
+class Reply(ScenarioModel):
     """Answer the request with this errno ourselves; the other side never sees it."""
 
     errno: Annotated[int, BeforeValidator(_errno), Field(ge=0, le=4095)]
 
 
-class Stall(Model):
+class Stall(ScenarioModel):
     """Send the header of what goes to the server, and nothing more in this direction for so long, or ever again."""
 
     seconds: Seconds | None = None
 
 
-class Split(Model):
+class Split(ScenarioModel):
     """Send so many bytes of the header first, and the rest after a pause."""
 
     at: Annotated[int, Field(ge=1, le=15)] = 8
     seconds: Seconds = 0.01
 
 
-class Close(Model):
+class Close(ScenarioModel):
     """Close the connection: of either side, full or half (no more reading, or no more writing, by us)."""
 
     side: Literal["client", "server", "both"] = "both"
     how: Literal["full", "read", "write"] = "full"
 
 
-class Signal(Model):
+class Signal(ScenarioModel):
     """Signal the server; with `seconds` SIGCONT follows."""
 
     signal: Literal["SIGSTOP", "SIGCONT", "SIGKILL", "SIGTERM"]
@@ -278,7 +278,7 @@ def _act(value: Any) -> Any:
     return value
 
 
-class Act(Model):
+class Act(ScenarioModel):
     """One thing to do, named by its key."""
 
     drop: Annotated[Nothing | None, _one_of("")] = None
@@ -309,13 +309,13 @@ class Act(Model):
         return next(iter(self.model_fields_set)).replace("_", "-")
 
     @property
-    def what(self) -> Model:
+    def what(self) -> ScenarioModel:
         """The act's own model."""
-        found: Model = getattr(self, next(iter(self.model_fields_set)))
+        found: ScenarioModel = getattr(self, next(iter(self.model_fields_set)))
         return found
 
 
-class Rule(Model):
+class Rule(ScenarioModel):
     """What to match, and what to do then, in order."""
 
     name: str = ""
@@ -334,7 +334,7 @@ class Rule(Model):
         return self
 
 
-class Scenario(Model):
+class Scenario(ScenarioModel):
     """A whole document. `seed` fixes everything that is random."""
 
     seed: int = 0
