@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from userdev.errors import UserdevError
 from userdev.process import Child
 from vfio_user.harness import machine
+from vfio_user.harness.attachment import Attachment, SocketChardev
 from vfio_user.harness.command_line import MachineConfig, Start
 from vfio_user.harness.machine import Launch, Machine, MachineError, open_sockets
+from vfio_user.harness.qmp import QmpError
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,55 @@ def test_nothing_stays_open_of_a_machine_that_fails_to_start(
     assert not started[0].group_is_alive()
     assert threading.active_count() == threads
     del failure
+
+
+QMP = """
+import json, re, socket, sys
+[fd] = re.findall(r"socket,id=qmp,fd=(\\d+)", " ".join(sys.argv))
+end = socket.socket(fileno=int(fd))
+def say(**message): end.sendall(json.dumps(message).encode() + b"\\n")
+say(QMP={"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}, "capabilities": []})
+while said := end.recv(65536):
+    asked = json.loads(said)  # one at a time, and no line: the client waits for each answer
+    known = {"id": asked["id"]} if "id" in asked else {}
+    print(asked["execute"], asked.get("arguments", {}).get("id", ""), flush=True)
+    if asked["execute"] == "device_add" and asked["arguments"]["driver"] == "none-such":
+        say(error={"class": "GenericError", "desc": "no such device"}, **known)
+        continue
+    say(**{"return": {}}, **known)
+    if asked["execute"] == "device_del":
+        now = {"seconds": 0, "microseconds": 0}
+        say(event="DEVICE_DELETED", data={"device": asked["arguments"]["id"]}, timestamp=now)
+    if asked["execute"] == "quit":
+        break
+"""
+"""A QEMU that says yes on QMP, but to one device, and prints what it was asked."""
+
+
+def asked_of(tmp_path: Path) -> list[str]:
+    lines = (tmp_path / "guest.qemu.log").read_text().splitlines()
+    return [line.strip() for line in lines if line.startswith(("chardev", "device"))]
+
+
+def test_a_device_comes_after_its_character_devices_and_goes_before_them(tmp_path: Path) -> None:
+    chardevs = (SocketChardev("one", tmp_path / "1"), SocketChardev("two", tmp_path / "2"))
+    attachment = Attachment({"driver": "vhost-user-blk-pci", "id": "vu0"}, chardevs)
+    with Machine(Script((sys.executable, "-c", QMP)), launch(tmp_path)) as guest:
+        guest.attach(attachment)
+        guest.detach(attachment)
+    assert asked_of(tmp_path) == [
+        "chardev-add one",
+        "chardev-add two",
+        "device_add vu0",
+        "device_del vu0",
+        "chardev-remove two",
+        "chardev-remove one",
+    ]
+
+
+def test_nothing_is_left_of_a_device_that_qemu_refuses(tmp_path: Path) -> None:
+    attachment = Attachment({"driver": "none-such", "id": "vu0"}, (SocketChardev("one", tmp_path / "1"),))
+    guest = Machine(Script((sys.executable, "-c", QMP)), launch(tmp_path))
+    with guest, pytest.raises(QmpError, match="no such device"):
+        guest.attach(attachment)
+    assert asked_of(tmp_path) == ["chardev-add one", "device_add vu0", "chardev-remove one"]

@@ -1,0 +1,109 @@
+"""How programs are started and waited for: their command lines, their sockets, what they print, their end."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from userdev.errors import UserError
+from userdev.process import Child, Deadline, ProcessEnd, ServerCommand, Watch, await_listening, await_text
+
+LISTENS = """
+import os, socket, sys, time
+sys.stdin.readline()
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+sys.stdin.readline()
+"""
+"""Listens at its argument when it is told to, and ends when it is told again."""
+
+
+@contextmanager
+def listener(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", LISTENS, str(path)], stdin=subprocess.PIPE, bufsize=0) as program:
+        assert program.stdin is not None
+        try:
+            yield program
+        finally:
+            program.kill()
+
+
+def tell(program: subprocess.Popen[bytes]) -> None:
+    assert program.stdin is not None
+    program.stdin.write(b"\n")
+
+
+def test_a_command_is_filled_in_word_by_word() -> None:
+    command = ServerCommand.parse("serve --at {socket} --name 'of {host}' --fd={fd}")
+    filled = command.argv(socket=Path("/a folder/s"), fd=7, host="a b")
+    assert filled == ["serve", "--at", "/a folder/s", "--name", "of a b", "--fd=7"]
+    assert command.program == "serve"
+
+
+@pytest.mark.parametrize(("text", "inherits"), [("s {socket}", False), ("s --fd {fd}", True)])
+def test_a_command_says_whether_its_server_can_be_connected_to_before_it_runs(text: str, inherits: bool) -> None:
+    assert ServerCommand.parse(text).inherits is inherits
+
+
+@pytest.mark.parametrize("text", ["", "serve", "serve '{socket}", "serve {sockets}"])
+def test_a_command_that_cannot_be_started_is_refused_before_it_is(text: str) -> None:
+    with pytest.raises(UserError):
+        ServerCommand.parse(text)
+
+
+def test_a_socket_is_told_when_somebody_listens_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with listener(path) as program, ProcessEnd(program.pid) as end:
+        assert not await_listening(path, end, 0.05)
+        tell(program)
+        assert await_listening(path, end, 30)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_nobody_waits_for_a_program_that_has_ended(tmp_path: Path) -> None:
+    with listener(tmp_path / "socket") as program, ProcessEnd(program.pid) as end:
+        program.kill()
+        began = time.monotonic()
+        assert not await_listening(tmp_path / "socket", end, 60)
+        assert time.monotonic() - began < 30
+
+
+def test_a_socket_that_is_bound_and_does_not_listen_is_not_taken_for_one_that_does(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound, listener(tmp_path / "other") as program:
+        bound.bind(str(tmp_path / "socket"))
+        with ProcessEnd(program.pid) as end:
+            assert not await_listening(tmp_path / "socket", end, 0.05)
+            bound.listen()
+            assert await_listening(tmp_path / "socket", end, 30)
+
+
+@pytest.mark.parametrize(("prints", "found"), [("print('ready now')", True), ("print('no')", False)])
+def test_what_a_child_prints_is_waited_for_until_its_end(tmp_path: Path, prints: str, found: bool) -> None:
+    child = Child("printer", [sys.executable, "-c", prints], log=tmp_path / "log")
+    try:
+        assert await_text(child, b"ready", 60) is found
+    finally:
+        child.stop()
+
+
+def test_what_a_child_does_not_print_in_time_is_not_waited_for(tmp_path: Path) -> None:
+    child = Child("silent", ["sleep", "60"], log=tmp_path / "log")
+    try:
+        assert not await_text(child, b"ready", Deadline(0.05))
+        assert child.running
+    finally:
+        child.stop()
+
+
+def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        Watch(tmp_path / "nowhere")
