@@ -2,6 +2,7 @@
 
 from vhost_user.memory.iotlb import Iotlb, IotlbMiss, Permission
 from vhost_user.memory.log import DirtyLog
+from vhost_user.memory.mapping import FileMapping
 from vhost_user.memory.table import MemoryTable
 
-__all__ = ["DirtyLog", "Iotlb", "IotlbMiss", "MemoryTable", "Permission"]
+__all__ = ["DirtyLog", "FileMapping", "Iotlb", "IotlbMiss", "MemoryTable", "Permission"]

@@ -7,13 +7,8 @@ set, whatever is in them: 8 pages, of which some are sent in vain.
 
 from __future__ import annotations
 
-import errno
-import mmap
-import os
-import stat
-
 from userdev.errors import ProtocolError
-from vhost_user.memory.shrinking import can_shrink, check_size
+from vhost_user.memory.mapping import FileMapping
 from vhost_user.wire.payloads import Log
 
 PAGE = 0x1000
@@ -36,28 +31,13 @@ class DirtyLog:
         Raises:
             ProtocolError: it is empty, or beyond its file; or the errno of mmap.
         """
-        status = os.fstat(fd)
-        if not log.size or not stat.S_ISREG(status.st_mode) or log.offset + log.size > status.st_size:
-            raise ProtocolError(f"a log of {log.size:#x} bytes at {log.offset:#x} of {status.st_size:#x}")
-        before = log.offset % mmap.PAGESIZE
-        try:
-            self._map = mmap.mmap(fd, log.size + before, offset=log.offset - before)
-        except (OSError, ValueError, OverflowError) as error:
-            number = error.errno if isinstance(error, OSError) else None
-            raise ProtocolError(f"the log cannot be mapped: {error}", number or errno.EINVAL) from None
+        self._mapping = FileMapping(fd, log.offset, log.size)
         self.size = log.size
-        self._bytes = memoryview(self._map)[before:]
-        self._end = log.offset + log.size
-        self._can_shrink = can_shrink(fd)
+        self._bytes = self._mapping.view
 
     def check(self) -> None:
-        """Look whether the file still has the log; free where it is sealed against shrinking.
-
-        Raises:
-            ProtocolError: it has shrunk.
-        """
-        if self._can_shrink:
-            check_size(self._map, self._end)
+        """Look whether the file still has the log; ProtocolError where it has shrunk."""
+        self._mapping.check()
 
     def mark(self, address: int, length: int) -> None:
         """Mark the pages of `length` bytes at a guest address, written just before.
@@ -79,5 +59,6 @@ class DirtyLog:
 
     def close(self) -> None:
         """Unmap it."""
-        self._bytes.release()
-        self._map.close()
+        self._bytes = memoryview(b"")
+        self.size = 0
+        self._mapping.close()

@@ -1,0 +1,318 @@
+"""A back-end may die after any store: what was under way is submitted again, all of it and once, in order."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.vhost_kit import (
+    AnyDriver,
+    AnyRing,
+    Guest,
+    PackedDriver,
+    SplitDriver,
+    after_each_store,
+    inflight,
+    inflight_region,
+)
+from userdev.errors import ProtocolError
+from vhost_user.rings import BrokenRing, Chain, PackedInflight, SplitInflight, region_size
+from vhost_user.wire import VirtioFeature
+
+SIZE = 1 << 14
+DRIVERS = [
+    pytest.param(SplitDriver, 0, id="split"),
+    pytest.param(SplitDriver, 0xFFFD, id="split-index-wraps"),
+    pytest.param(PackedDriver, 0, id="packed"),
+    pytest.param(PackedDriver, 5, id="packed-wraps"),
+    pytest.param(PackedDriver, 13, id="packed-wraps-back"),
+]
+
+
+def number_of(chain: Chain) -> int:
+    return int(struct.unpack("<I", chain.read(4))[0])
+
+
+class Moment:
+    """What is left of a back-end that has died: the guest's memory, the region, and what its driver knows."""
+
+    def __init__(self, driver: AnyDriver, region: bytearray, taken: list[int]) -> None:
+        self.driver = driver.clone(driver.guest)
+        self.memory = bytes(driver.guest.memory)
+        self.region = bytes(region)
+        self.taken = list(taken)
+        """Requests that the back-end had taken, in order."""
+
+    def revive(self, guest: Guest) -> tuple[AnyDriver, bytearray]:
+        guest.memory[:] = self.memory
+        return self.driver.clone(guest), bytearray(self.region)
+
+
+def serve(driver: AnyDriver, region: bytearray, taken: list[int]) -> None:
+    """Requests of one to three descriptors, taken and given back out of order and in batches, over the ring's end."""
+    ring = driver.ring(inflight=inflight(memoryview(region), driver))
+
+    def take() -> Chain:
+        chain = ring.pop()
+        assert chain is not None
+        taken.append(number_of(chain))
+        return chain
+
+    driver.request(writable=(16,))
+    driver.request(b"x", writable=(16,))
+    driver.request(writable=(16,), indirect=True)
+    first, second, third = take(), take(), take()
+    ring.push(second, 1)
+    ring.publish()
+    driver.collect()
+    driver.request(b"y", writable=(16,))
+    fourth = take()
+    ring.push(fourth, 0)
+    ring.push(first, 16)
+    ring.publish()
+    driver.collect()
+    driver.request(writable=(16, 16))
+    driver.request(writable=(), indirect=True)
+    fifth, sixth = take(), take()
+    for chain in (sixth, third, fifth):
+        ring.push(chain, 2)
+    ring.publish()
+
+
+FEATURES = VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC
+
+
+def moments_of(driver: AnyDriver, region: bytearray, taken: list[int], work: Callable[[], Any]) -> list[Moment]:
+    moments = [Moment(driver, region, taken)]
+    with after_each_store([driver.guest.memory, region], lambda _: moments.append(Moment(driver, region, taken))):
+        work()
+    return [*moments, Moment(driver, region, taken)]
+
+
+def moments_of_recovery(moment: Moment, guest: Guest) -> list[Moment]:
+    """One may die again while one recovers."""
+    driver, region = moment.revive(guest)
+    return moments_of(driver, region, moment.taken, lambda: driver.ring(inflight=inflight(memoryview(region), driver)))
+
+
+def check_recovery(moment: Moment, guest: Guest) -> None:
+    driver, region = moment.revive(guest)
+    ring = driver.ring(inflight=inflight(memoryview(region), driver))
+    driver.collect()
+    done = list(driver.seen)
+    again = [number_of(chain) for chain in ring.resubmitted]
+    served = 0
+    while (chain := ring.pop()) is not None:
+        served += 1
+        ring.push(chain, 0)
+    ring.publish()
+    driver.collect()
+    taken_and_lost = [number for number in moment.taken if number not in done]
+    assert again[: len(taken_and_lost)] == taken_and_lost
+    assert sorted(driver.seen) == driver.added, "each request came back, and once"
+    assert served == len(driver.added) - len(done)
+    assert ring.outstanding == 0
+
+
+@pytest.mark.parametrize(("kind", "start"), DRIVERS)
+def test_after_any_store_all_that_was_lost_is_done_and_nothing_twice(kind: type[AnyDriver], start: int) -> None:
+    with Guest(SIZE) as guest, Guest(SIZE) as other:
+        driver = kind(guest, 8, FEATURES, start=start)
+        region, taken = inflight_region(driver), list[int]()
+        moments = moments_of(driver, region, taken, lambda: serve(driver, region, taken))
+        assert len(moments) > 40
+        assert driver.collect()
+        for moment in moments:
+            for again in moments_of_recovery(moment, other):
+                check_recovery(again, other)
+
+
+@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), start=st.integers(0, 20))
+def test_any_order_of_work_is_recovered_from(kind: type[AnyDriver], seed: int, start: int) -> None:
+    """Deaths at random among random work, one after the other."""
+    rng = random.Random(seed)
+    with Guest(SIZE * 4) as guest:
+        driver = kind(guest, 8, FEATURES, start=start)
+        region = inflight_region(driver)
+        ring: AnyRing = driver.ring(inflight=inflight(memoryview(region), driver))
+        held: list[Chain] = []
+        for _ in range(60):
+            match rng.randrange(6):
+                case 0 | 1 if len(driver.given) < 2:
+                    driver.request(writable=(8,) * rng.randrange(3), indirect=rng.random() < 0.3)
+                case 2 if (chain := ring.pop()) is not None:
+                    held.append(chain)
+                case 3 if held:
+                    ring.push(held.pop(rng.randrange(len(held))), 0)
+                case 4:
+                    ring.publish()
+                    driver.collect()
+                case 5 if rng.random() < 0.3:
+                    held = []
+                    ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        while (chain := ring.pop()) is not None:
+            ring.push(chain, 0)
+        ring.publish()
+        driver.collect()
+        assert sorted(driver.seen) == driver.added
+
+
+@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+def test_a_request_that_was_lost_has_its_buffers_again(kind: type[AnyDriver]) -> None:
+    with Guest(SIZE) as guest:
+        driver = kind(guest, 8, FEATURES)
+        region = inflight_region(driver)
+        number = driver.request(b"payload", writable=(5, 6))
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        assert ring.pop() is not None
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        chain = ring.pop()
+        assert chain is not None
+        assert (number_of(chain), chain.read()) == (number, b"payload")
+        assert chain.write(b"hello world") == 11
+        ring.push(chain, 11)
+        assert ring.publish()
+        assert driver.collect() == [number]
+        assert driver.data[number] == b"hello world"
+
+
+def test_the_base_of_the_front_end_is_overruled_where_requests_were_in_flight() -> None:
+    """QEMU gives the used index, since it does not know what was taken."""
+    with Guest(SIZE) as guest:
+        driver = SplitDriver(guest, 8, start=3)
+        region = inflight_region(driver)
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        for _ in range(2):
+            driver.request()
+            ring.pop()
+        assert driver.ring(base=3, inflight=inflight(memoryview(region), driver)).base == 5
+
+
+@pytest.mark.parametrize(
+    ("packed", "slots", "size"),
+    [(False, 128, 2112), (False, 1, 64), (False, 256, 4160), (True, 128, 4160), (True, 2, 128)],
+)
+def test_a_rings_part_of_the_region_is_a_multiple_of_64_bytes(packed: bool, slots: int, size: int) -> None:
+    """2112 bytes is what libvhost-user makes for 128 descriptors."""
+    assert region_size(slots, packed=packed) == size
+
+
+def test_a_split_region_is_laid_out_as_the_specification_has_it() -> None:
+    with Guest(SIZE) as guest:
+        driver = SplitDriver(guest, 4, start=7)
+        region = inflight_region(driver)
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        for _ in range(2):
+            driver.request(writable=())
+            ring.pop()
+        assert struct.unpack_from("<QHHHH", region) == (0, 1, 4, 0, 7)
+        assert struct.unpack_from("<B5xHQ", region, 16) == (1, 0, 0)
+        assert struct.unpack_from("<B5xHQ", region, 32) == (1, 0, 1)
+
+
+def test_a_packed_region_is_laid_out_as_the_specification_has_it() -> None:
+    with Guest(SIZE) as guest:
+        driver = PackedDriver(guest, 4)
+        region = inflight_region(driver)
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        driver.request(writable=(9,))
+        first = ring.pop()
+        assert first is not None
+        assert struct.unpack_from("<QHHHHHHBB", region) == (0, 1, 4, 2, 2, 0, 0, 1, 1)
+        entry = struct.unpack_from("<BxHHHQHHIQ", region, 32)
+        assert entry == (1, 1, 1, 2, 0, 100, AVAIL_NEXT, 4, PackedDriver.BUFFERS)
+        ring.push(first, 9)
+        ring.publish()
+        assert struct.unpack_from("<QHHHHHHBB", region) == (0, 1, 4, 0, 0, 2, 2, 1, 1)
+
+
+AVAIL_NEXT = 1 << 7 | 1
+
+
+def test_a_new_region_takes_the_used_index_as_it_is() -> None:
+    """A guest that has come from another host has used its rings there."""
+    region = bytearray(region_size(8, packed=False))
+    assert SplitInflight(memoryview(region), 8).recover(12345, 8) == []
+    assert SplitInflight(memoryview(region), 8).recover(12345, 8) == []
+
+
+def test_a_region_that_was_begun_elsewhere_with_nothing_in_flight_is_taken() -> None:
+    """libvhost-user begins it with a used index of 0."""
+    region = bytearray(region_size(8, packed=False))
+    struct.pack_into("<QHHHH", region, 0, 0, 1, 8, 0, 0)
+    assert SplitInflight(memoryview(region), 8).recover(12345, 8) == []
+
+
+@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_region_with_anything_in_it_breaks_the_ring_at_most(kind: type[AnyDriver], data: st.DataObject) -> None:
+    with Guest(SIZE) as guest:
+        driver = kind(guest, 4, FEATURES)
+        region = inflight_region(driver)
+        region[:] = data.draw(st.binary(min_size=len(region), max_size=len(region)))
+        region[8:12] = struct.pack("<HH", data.draw(st.sampled_from([0, 1, 2])), data.draw(st.sampled_from([4, 5])))
+        driver.request()
+        try:
+            ring = driver.ring(inflight=inflight(memoryview(region), driver))
+            for _ in range(8):
+                if (chain := ring.pop()) is not None:
+                    ring.push(chain, 0)
+                    ring.publish()
+        except BrokenRing:
+            return
+
+
+@pytest.mark.parametrize("kind", [SplitInflight, PackedInflight])
+def test_a_region_that_is_too_small_is_refused(kind: type[SplitInflight] | type[PackedInflight]) -> None:
+    with pytest.raises(ProtocolError):
+        kind(memoryview(bytearray(64)), 8)
+
+
+def test_a_region_for_fewer_descriptors_than_the_ring_has_breaks_it() -> None:
+    with Guest(SIZE) as guest:
+        driver = SplitDriver(guest, 8)
+        with pytest.raises(BrokenRing):
+            driver.ring(inflight=SplitInflight(memoryview(bytearray(4096)), 4))
+
+
+def test_a_ring_that_is_smaller_than_its_region_is_right() -> None:
+    with Guest(SIZE) as guest:
+        driver = SplitDriver(guest, 8)
+        region = bytearray(region_size(128, packed=False))
+        driver.request()
+        driver.ring(inflight=SplitInflight(memoryview(region), 128)).pop()
+        assert len(driver.ring(inflight=SplitInflight(memoryview(region), 128)).resubmitted) == 1
+
+
+def test_a_descriptor_that_is_available_while_it_is_in_flight_breaks_the_ring() -> None:
+    with Guest(SIZE) as guest:
+        driver = SplitDriver(guest, 8)
+        region = inflight_region(driver)
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        driver.request()
+        ring.pop()
+        driver.offer(0)
+        with pytest.raises(BrokenRing):
+            ring.pop()
+
+
+def test_a_region_that_shrinks_breaks_the_ring() -> None:
+    def shrunk() -> None:
+        raise ProtocolError("shrunk")
+
+    with Guest(SIZE) as guest:
+        driver = SplitDriver(guest, 8)
+        ring = driver.ring(inflight=SplitInflight(memoryview(mmap.mmap(-1, 4096)), 8, check=shrunk))
+        with pytest.raises(BrokenRing):
+            ring.pop()

@@ -1,0 +1,287 @@
+"""The packed virtqueue (virtio 1.3, "Packed Virtqueues"): one ring of descriptors, which both sides write.
+
+A descriptor is available where its AVAIL flag is the driver's wrap counter and its USED flag is not; it is used where
+both are the device's. The event suppression areas are 16 bits of place and wrap counter, and 16 bits of flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from userdev.errors import ProtocolError
+from vhost_user.memory import Iotlb, MemoryTable, Permission
+from vhost_user.memory.table import GuestRange
+from vhost_user.rings.chain import BrokenRing, Chain
+from vhost_user.rings.inflight import PackedInflight, SavedDescriptor
+from vhost_user.rings.ring import (
+    DESCRIPTOR,
+    INDIRECT,
+    MAX_BYTES,
+    MAX_SIZE,
+    NEXT,
+    WRITE,
+    Ring,
+    RingAddresses,
+    fence,
+)
+from vhost_user.wire.features import VirtioFeature
+
+AVAIL = 1 << 7
+USED = 1 << 15
+BOTH = AVAIL | USED
+
+_PLACE, _EVENTS = 0, 1
+"""The two numbers of an event suppression area."""
+
+_ALL, _NONE, _AT_PLACE = 0, 1, 2
+"""RING_EVENT_FLAGS_ENABLE, _DISABLE and _DESC."""
+
+_INDEX_MASK = 0x7FFF
+_unpack = DESCRIPTOR.unpack_from
+
+
+class PackedRing(Ring):
+    """A packed virtqueue that is started."""
+
+    def __init__(
+        self,
+        size: int,
+        addresses: RingAddresses,
+        table: MemoryTable,
+        features: VirtioFeature = VirtioFeature.VERSION_1,
+        *,
+        base: int = 1 << 15 | 1 << 31,
+        inflight: PackedInflight | None = None,
+        iotlb: Iotlb | None = None,
+        by_guest_address: bool = False,
+    ) -> None:
+        """Start at `base`, both indices with their wrap counters as SET_VRING_BASE has them; or where the in-flight
+        region leads to, if there is one ("Vring descriptor indices for packed virtqueues").
+
+        Raises:
+            BrokenRing: size, addresses, base, the in-flight region or a request in it are wrong.
+            IotlbMiss: an address has to be asked for first; starting again then is right.
+        """
+        self._ring_guest = self._event_guest = 0
+        super().__init__(size, addresses, table, features, iotlb=iotlb, by_guest_address=by_guest_address)
+        self.inflight: PackedInflight | None = inflight
+        self._next, self._wrap = base & _INDEX_MASK, base >> 15 & 1
+        self._used, self._used_wrap = base >> 16 & _INDEX_MASK, base >> 31 & 1
+        if self._next >= size or self._used >= size:
+            self._break(f"a base of {self._next} and {self._used} in a ring of {size}")
+        self._idle = True
+        self._held = 0
+        """Descriptors of the requests that are outstanding."""
+        self._told = False
+        """Whether the driver was told once: a back-end that died before may not have told it."""
+        if inflight is not None:
+            self._resubmit(inflight)
+
+    @property
+    def base(self) -> int:
+        """Where the next request is taken and the next used descriptor is put, with the wrap counters."""
+        return self._next | self._wrap << 15 | self._used << 16 | self._used_wrap << 31
+
+    def pop(self) -> Chain | None:  # noqa: D102 - Ring has it
+        if self.resubmitted:
+            self.refresh()
+            return self.resubmitted.popleft()
+        if self._idle or self._generation != self.table.generation:
+            self.refresh()
+        elif self.broken is not None:
+            raise self.broken
+        if not self._is_available():
+            self._idle = True
+            return None
+        self._idle = False
+        chain, saved = self._gather()
+        if self._held + chain.slots > self.size:
+            self._break(f"more than {self.size} descriptors at a time")
+        self._held += chain.slots
+        if self.inflight is not None:
+            try:
+                chain.entry = self.inflight.take(saved)
+            except ProtocolError as error:
+                self._break(str(error))
+        self._next, self._wrap = self._after(self._next, self._wrap, chain.slots)
+        self._taken(chain)
+        return chain
+
+    def publish(self) -> bool:  # noqa: D102 - Ring has it
+        chains = self._finished
+        if not chains:
+            return False
+        self.refresh()
+        self._finished = []
+        if self.log is not None:
+            self._mark(chains)
+        before, wrap_before = self._used, self._used_wrap
+        used, wrap = before, wrap_before
+        places = []
+        for chain in chains:
+            places.append((used, (BOTH if wrap else 0) | (WRITE if chain.length else 0)))
+            used, wrap = self._after(used, wrap, chain.slots)
+        inflight = self.inflight
+        if inflight is not None:
+            try:
+                inflight.begin([chain.entry for chain in chains], used, wrap)
+            except ProtocolError as error:
+                self._break(str(error))
+        shorts, words = self._shorts, self._words
+        for (at, _), chain in zip(places, chains, strict=True):
+            words[4 * at + 2] = chain.length
+            shorts[8 * at + 6] = chain.head
+        for at, flags in reversed(places):  # the first last: with it the driver sees them all
+            shorts[8 * at + 7] = flags
+            if self.used_log is not None:
+                self._mark_ring(self._ring_guest + 16 * at, 16)
+        self._used, self._used_wrap = used, wrap
+        self._held -= sum(chain.slots for chain in chains)
+        if inflight is not None:
+            inflight.finish([chain.entry for chain in chains])
+        self.outstanding -= len(chains)
+        return self._is_wanted(before)
+
+    def enable_kicks(self) -> bool:  # noqa: D102 - Ring has it
+        self.refresh()
+        if self.has_events:
+            self._device_events[_PLACE] = self._next | self._wrap << 15
+            self._device_events[_EVENTS] = _AT_PLACE
+        else:
+            self._device_events[_EVENTS] = _ALL
+        self._mark_events()
+        fence()
+        return bool(self.resubmitted) or self._is_available()
+
+    def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
+        if self.broken is None:
+            self._device_events[_EVENTS] = _NONE
+            self._mark_events()
+
+    def _check_size(self) -> None:
+        if not 0 < self.size <= MAX_SIZE:
+            raise BrokenRing(f"a packed ring of {self.size} descriptors")
+
+    def _map(self) -> None:
+        descriptor, device, driver = self.addresses
+        self._descriptors = self._part(descriptor, 16 * self.size, 16, written=True)
+        self._shorts = self._descriptors.cast("H")
+        self._words = self._descriptors.cast("I")
+        self._device_events = self._part(device, 4, 4, written=True).cast("H")
+        self._driver_events = self._part(driver, 4, 4, written=False).cast("H")
+        # The log's address in SET_VRING_ADDR is that of the device's area for QEMU, and of the ring for DPDK.
+        self._ring_guest, self._event_guest = self._guest(descriptor), self._guest(device)
+
+    def _is_available(self) -> bool:
+        """By the flags alone: the rest of a descriptor may be looked at only after them."""
+        flags = self._shorts[8 * self._next + 7] & BOTH
+        return flags == (AVAIL if self._wrap else USED)
+
+    def _after(self, index: int, wrap: int, slots: int) -> tuple[int, int]:
+        index += slots
+        return (index - self.size, wrap ^ 1) if index >= self.size else (index, wrap)
+
+    def _gather(self) -> tuple[Chain, list[SavedDescriptor]]:
+        """The chain at `_next`, whole and right, and its descriptors in the ring."""
+        saved: list[SavedDescriptor] = []
+        index = self._next
+        while True:
+            if len(saved) == self.size:
+                self._break(f"a chain of more than the {self.size} descriptors that there are")
+            descriptor = _unpack(self._descriptors, index << 4)
+            saved.append(descriptor)
+            index = index + 1 if index + 1 < self.size else 0
+            if not descriptor[3] & NEXT:
+                return self._chain(saved), saved
+
+    def _chain(self, descriptors: list[SavedDescriptor]) -> Chain:
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        ranges: list[GuestRange] = []
+        if descriptors[-1][3] & INDIRECT:
+            *direct, (address, length, _, _) = descriptors
+            self._add(direct, readable, writable, ranges)
+            table = self._indirect(address, length)
+            self._add(DESCRIPTOR.iter_unpack(table), readable, writable, ranges)
+        else:
+            self._add(descriptors, readable, writable, ranges)
+        return Chain(descriptors[-1][2], len(descriptors), readable, writable, ranges)
+
+    def _add(
+        self,
+        descriptors: Iterable[SavedDescriptor],
+        readable: list[memoryview],
+        writable: list[memoryview],
+        ranges: list[GuestRange],
+    ) -> None:
+        view, translated = self.table.view, self.iotlb is not None
+        total = 0
+        for address, length, _, flags in descriptors:
+            if flags & INDIRECT:
+                self._break(f"an indirect descriptor with flags {flags:#x}")
+            total += length
+            if total > MAX_BYTES:
+                self._break("a chain of more than 4 GiB")
+            if flags & WRITE:
+                into = writable
+            elif writable:
+                self._break("a buffer to read behind one to write")
+            else:
+                into = readable
+            if translated:
+                self._buffer(address, length, flags, into, ranges)
+            elif length:
+                try:
+                    into.append(view(address, length))
+                except ProtocolError:
+                    self._buffer(address, length, flags, into, ranges)
+                else:
+                    if flags & WRITE:
+                        ranges.append((address, length))
+
+    def _resubmit(self, inflight: PackedInflight) -> None:
+        try:
+            self._used, self._used_wrap, requests = inflight.recover(
+                self._used, self._used_wrap, self.size, lambda index: self._shorts[8 * index + 7]
+            )
+        except ProtocolError as error:
+            self._break(str(error))
+        self._next, self._wrap = self._used, self._used_wrap
+        chains = []
+        for entry, descriptors in requests:
+            chain = self._chain(descriptors)
+            chain.entry = entry
+            chains.append(chain)
+            self._next, self._wrap = self._after(self._next, self._wrap, chain.slots)
+        for chain in chains:
+            self._held += chain.slots
+            self._taken(chain)
+        self.resubmitted.extend(chains)
+
+    def _is_wanted(self, before: int) -> bool:
+        """Whether the driver wants to be told that used descriptors were put from `before` on."""
+        fence()
+        if not self._told:
+            self._told = True
+            return True
+        events = self._driver_events[_EVENTS] & 3
+        if events != _AT_PLACE or not self.has_events:
+            return events != _NONE
+        place = self._driver_events[_PLACE]
+        event, wrap = place & _INDEX_MASK, place >> 15
+        used = self._used
+        if used <= before:
+            before -= self.size
+        if wrap != self._used_wrap:
+            event -= self.size
+        return used - event - 1 & 0xFFFF < used - before & 0xFFFF
+
+    def _guest(self, address: int) -> int:
+        """Where the guest has a part of the ring."""
+        if self.iotlb is not None:
+            return self.iotlb.translate(address, 1, Permission.WRITE)[0][0]
+        return address if self._by_guest_address else self.table.user_ranges(address, 1)[0][0]
+
+    def _mark_events(self) -> None:
+        if self.used_log is not None:
+            self._mark_ring(self._event_guest, 4)

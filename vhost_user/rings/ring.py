@@ -1,0 +1,275 @@
+"""What split and packed rings have in common: where their memory is, what becomes of broken ones, the order of answers.
+
+A ring has one user at a time. Its stores are seen by a driver that runs on another core in the order in which they are
+made here: bytes of a memoryview are stored by one instruction each, which x86-64 keeps in order, and `fence` is where a
+later look must not come before an earlier store. (`struct.pack_into` writes zeros first, which a driver would see.)
+
+The order for requests that are done: data, dirty log, used ring, dirty log, used index.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from collections import deque
+from threading import Lock
+from typing import NamedTuple, NoReturn
+
+from userdev.errors import ProtocolError
+from vhost_user.memory import DirtyLog, Iotlb, MemoryTable, Permission
+from vhost_user.memory.table import GuestRange
+from vhost_user.rings.chain import BrokenRing, Chain
+from vhost_user.rings.inflight import PackedInflight, SplitInflight
+from vhost_user.wire.features import VirtioFeature
+
+DESCRIPTOR = struct.Struct("<QIHH")
+"""addr, len, flags, next (split); addr, len, id, flags (packed)."""
+
+NEXT = 1
+WRITE = 2
+INDIRECT = 4
+"""Flags of descriptors (virtio 1.3, "The Virtqueue Descriptor Table")."""
+
+MAX_SIZE = 32768
+
+MAX_INDIRECT = 1024
+"""Descriptors of an indirect table, or the ring's size where that is more; as QEMU takes them (VIRTQUEUE_MAX_SIZE)."""
+
+MAX_BYTES = 1 << 32
+"""Of a chain (virtio 1.3, "The Virtqueue Descriptor Table")."""
+
+_READ, _WRITE = Permission.READ, Permission.WRITE | Permission.READ
+_lock = Lock()
+
+
+def fence() -> None:
+    """Have what was stored be seen before what is looked at next: a full barrier, as a lock is one on x86-64."""
+    _lock.acquire()
+    _lock.release()
+
+
+class RingAddresses(NamedTuple):
+    """Where a ring is, as SET_VRING_ADDR says: the front-end's own addresses, or I/O virtual ones with an IOTLB.
+
+    In a packed ring, `available` is the event suppression area of the driver and `used` the device's.
+    """
+
+    descriptor: int
+    used: int
+    available: int
+
+
+class Ring(ABC):
+    """One virtqueue that is started: `pop` takes requests, `push` gives them back, `publish` lets the driver know.
+
+    `log` and `used_log` may be set at any time: a migration begins while the ring runs.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        addresses: RingAddresses,
+        table: MemoryTable,
+        features: VirtioFeature,
+        *,
+        iotlb: Iotlb | None = None,
+        by_guest_address: bool = False,
+    ) -> None:
+        """Find the ring's memory.
+
+        `by_guest_address`: its addresses are the guest's (GPA_ADDRESSES).
+
+        Raises:
+            BrokenRing: size or addresses are wrong.
+            IotlbMiss: where it is has to be asked for first.
+        """
+        self.size = size
+        self.addresses = addresses
+        self.table = table
+        self.iotlb = iotlb
+        self.log: DirtyLog | None = None
+        """Where writes are marked, as long as LOG_ALL is on."""
+        self.used_log: int | None = None
+        """The guest address that writes to the used ring are marked from, with VRING_F_LOG."""
+        self.inflight: SplitInflight | PackedInflight | None = None
+        self.broken: BrokenRing | None = None
+        """Why it takes no requests any more."""
+        self.resubmitted: deque[Chain] = deque()
+        """What was under way when a back-end died: taken first."""
+        self.outstanding = 0
+        """Requests that were taken and not published yet: none once a ring is drained, unless it is broken."""
+        self.has_events = VirtioFeature.EVENT_IDX in features
+        self._by_guest_address = by_guest_address
+        self._has_indirect = VirtioFeature.INDIRECT_DESC in features
+        self._most_indirect = max(MAX_INDIRECT, size)
+        self._in_order: deque[Chain] | None = deque() if VirtioFeature.IN_ORDER in features else None
+        self._finished: list[Chain] = []
+        self._generation = -1
+        self._check_size()
+        self._look_up()
+
+    @property
+    @abstractmethod
+    def base(self) -> int:
+        """Where the next request is taken from, as GET_VRING_BASE answers it."""
+
+    @abstractmethod
+    def pop(self) -> Chain | None:
+        """Take the next request; None where there is none.
+
+        Raises:
+            BrokenRing: what is there cannot be right; the ring is broken from now on.
+            IotlbMiss: an address has to be asked for; the request is there still.
+        """
+
+    @abstractmethod
+    def publish(self) -> bool:
+        """Let the driver have what was pushed; whether it wants to be told (the call descriptor).
+
+        Raises:
+            BrokenRing: the ring's memory has gone, or the dirty log does not reach so far.
+        """
+
+    @abstractmethod
+    def enable_kicks(self) -> bool:
+        """Ask the driver to tell of new requests; True where some have come before it could know.
+
+        Raises:
+            BrokenRing: the ring's memory has gone, or its index is wrong.
+        """
+
+    @abstractmethod
+    def disable_kicks(self) -> None:
+        """Tell the driver that it need not tell: requests are looked for anyway."""
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give a request back, with so many bytes written at the beginning of its writable buffers.
+
+        The driver has it after `publish`; where rings are in order, after those that were taken before it.
+
+        Raises:
+            ValueError: it was given back before, or the count is none of 32 bits.
+        """
+        if chain.done or not 0 <= written < MAX_BYTES:
+            raise ValueError(f"a request given back {'again ' * chain.done}with {written} bytes written")
+        chain.length = written
+        chain.done = True
+        order = self._in_order
+        if order is None:
+            self._finished.append(chain)
+            return
+        while order and order[0].done:
+            self._finished.append(order.popleft())
+
+    def refresh(self) -> None:
+        """Look where the ring's memory is, if any memory has come, gone or shrunk since.
+
+        Raises:
+            BrokenRing: it is not there any more.
+            IotlbMiss: where it is has to be asked for first.
+        """
+        if self.broken is not None:
+            raise self.broken
+        try:
+            self.table.check()
+        except ProtocolError as error:
+            self._lost(error)
+        try:
+            if self.log is not None:
+                self.log.check()
+            if self.inflight is not None:
+                self.inflight.check()
+        except ProtocolError as error:
+            self._break(str(error))
+        if self._generation != self.table.generation:
+            self._look_up()
+
+    @abstractmethod
+    def _check_size(self) -> None:
+        """Raise BrokenRing where there can be no ring of this size or at these addresses."""
+
+    @abstractmethod
+    def _map(self) -> None:
+        """Keep the views of the ring's memory."""
+
+    def _look_up(self) -> None:
+        try:
+            self._map()
+        except ProtocolError as error:
+            self._break(str(error))
+        self._generation = self.table.generation
+
+    def _lost(self, error: ProtocolError) -> None:
+        """A memory file has shrunk: this ring is broken if it was in there, and finds out when it looks itself up."""
+        try:
+            self._map()
+        except ProtocolError:
+            self._break(str(error))
+        self._generation = self.table.generation
+
+    def _part(self, address: int, size: int, align: int, *, written: bool) -> memoryview:
+        """A part of the ring, in one piece."""
+        if address % align:
+            raise ProtocolError(f"a part of a ring at {address:#x}, which is no multiple of {align}")
+        if self.iotlb is not None:
+            return self.iotlb.view(address, size, _WRITE if written else _READ)
+        return self.table.view(address, size) if self._by_guest_address else self.table.user_view(address, size)
+
+    def _buffer(self, address: int, length: int, flags: int, into: list[memoryview], ranges: list[GuestRange]) -> None:
+        """Add a buffer's views, and where the guest has it if it is to be written; the common case is in `_gather`."""
+        try:
+            if self.iotlb is None:
+                places = [(address, length)]
+            else:
+                places = self.iotlb.translate(address, length, Permission.WRITE if flags & WRITE else Permission.READ)
+            for guest, size in places:
+                into += self.table.views(guest, size)
+            if flags & WRITE:
+                ranges += places
+        except ProtocolError as error:
+            self._break(f"a buffer of {length:#x} bytes: {error}")
+
+    def _indirect(self, address: int, length: int) -> bytes:
+        """The descriptors of an indirect table; copied, so that they stay as they are checked."""
+        count, rest = divmod(length, DESCRIPTOR.size)
+        if not self._has_indirect:
+            self._break("an indirect descriptor, which was not negotiated")
+        if rest or not 0 < count <= self._most_indirect:
+            self._break(f"an indirect table of {length:#x} bytes")
+        pieces: list[memoryview] = []
+        self._buffer(address, length, 0, pieces, [])
+        return b"".join(pieces)
+
+    def _break(self, what: str) -> NoReturn:
+        """Break the ring.
+
+        Raises:
+            BrokenRing: always.
+        """
+        self.broken = BrokenRing(what)
+        raise self.broken
+
+    def _taken(self, chain: Chain) -> None:
+        if self._in_order is not None:
+            self._in_order.append(chain)
+        self.outstanding += 1
+
+    def _mark(self, chains: list[Chain]) -> None:
+        """Have what may have been written be sent again by a migration."""
+        log = self.log
+        if log is None:
+            return
+        try:
+            for chain in chains:
+                for address, length in chain.ranges:
+                    log.mark(address, length)
+        except ProtocolError as error:
+            self._break(str(error))
+
+    def _mark_ring(self, address: int, length: int) -> None:
+        """The same for a part of the ring itself, at a guest address."""
+        if self.log is not None:
+            try:
+                self.log.mark(address, length)
+            except ProtocolError as error:
+                self._break(str(error))
