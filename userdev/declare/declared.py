@@ -12,7 +12,7 @@ MADE = "__declared__"
 """Name in a class body of the list of what was declared there. It is gone when the class is there."""
 
 
-OURS = ("userdev.", "vfio_user.device")
+OURS = ("userdev.", "vfio_user.device", "vhost_user.device")
 """Modules whose frames are not an author's."""
 
 

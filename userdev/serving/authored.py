@@ -10,7 +10,8 @@ from pathlib import Path
 
 from userdev.errors import UserError
 
-OURS = tuple(f"{Path(__file__).parents[2] / package}/" for package in ("userdev", "vfio_user"))
+PACKAGES = ("userdev", "vfio_user", "vhost_user")
+OURS = tuple(f"{Path(__file__).parents[2] / package}/" for package in PACKAGES)
 """The packages of this project: the line at fault is none of theirs."""
 STDLIB = sysconfig.get_path("stdlib")
 INSTALLED = "site-packages"

@@ -15,6 +15,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from userdev.serving.authored import PACKAGES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,10 +82,10 @@ class _Ending:
 
 
 def log_to_stderr(*, verbose: bool) -> None:
-    """Send the package's log to stderr, one line each, with milliseconds."""
+    """Send this project's log to stderr, one line each, with milliseconds."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(message)s", "%H:%M:%S"))
-    for package in ("userdev", "vfio_user"):
+    for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if verbose else logging.INFO)

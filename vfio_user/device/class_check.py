@@ -1,27 +1,14 @@
-"""A device class is looked at when it is made: what would fail, or be overlooked, with a guest is refused here.
-
-Nothing may have a name of the framework's but what replaces a function of it, and takes the same arguments; names that
-begin with on_ are the framework's hooks; a declaration is in the class by its own name, makes sense by itself, and its
-default can be saved; what the framework knows an attribute by is of its type.
-"""
+"""What a PCI device says in class attributes is looked at when its class is made, with all else of the class."""
 
 from __future__ import annotations
 
-import inspect
-from types import FunctionType
-from typing import NoReturn
-
-from userdev.declare.declared import MADE, Declaration, Source, authors_frame, source_of
-from userdev.declare.options import constructor_options
-from userdev.declare.plain import NotPlain
-from userdev.declare.state import State
+from userdev.declare.class_check import ClassCheck, framework_names
+from userdev.declare.declared import authors_frame, source_of
 from userdev.errors import DeclarationError
 from vfio_user.device.attributes import ATTRIBUTES, check_attribute
 from vfio_user.device.mechanism import Mechanism
 
-HOOK = "on_"
-SAID = frozenset({"ids"})
-"""What every device has because its author says it in the class."""
+__all__ = ["check_class", "framework_names"]
 
 
 def check_class(device_class: type, framework: type) -> None:
@@ -33,87 +20,11 @@ def check_class(device_class: type, framework: type) -> None:
     _Check(device_class, framework).run()
 
 
-def framework_names(framework: type) -> set[str]:
-    """What every device has, on the class or on the instance, where it is annotated."""
-    return {*dir(framework), *(name for base in framework.__mro__ for name in inspect.get_annotations(base))}
+class _Check(ClassCheck):
+    said = frozenset({"ids"})
+    """What every device has because its author says it in the class."""
 
-
-class _Check:
-    def __init__(self, device_class: type, framework: type) -> None:
-        self._class = device_class
-        self._framework = framework
-        self._of_class = set(dir(framework))
-        self._names = framework_names(framework)
-        self._hooks = sorted(name for name in self._of_class if name.startswith(HOOK))
-
-    def run(self) -> None:
-        self._check_body(self._class)
-        for name, value in vars(self._class).items():
-            self._check_hook(name, value)
-        self._check_options()
-        for base in self._class.__mro__:
-            if not issubclass(base, self._framework) and base not in self._framework.__mro__:
-                self._check_body(base)  # one that has declarations for several devices
-
-    def _check_body(self, body: type) -> None:
-        made: list[Declaration] = vars(body).get(MADE, [])
-        if made:
-            delattr(body, MADE)
-        for declaration in made:
-            self._check_kept(body, declaration)
-        for name, value in list(vars(body).items()):
-            self._check_name(name, value)
-            self._check_override(name, value)
-            self._check_attribute(name, value)
-            if isinstance(value, Declaration) and (mistake := value.mistake()):
-                self._refuse(name, f"makes no sense: {mistake}", value.source, "docs/devices.md has examples")
-            if isinstance(value, State):
-                self._check_default(name, value)
-
-    def _check_kept(self, body: type, made: Declaration) -> None:
-        hint = "a declaration has one name, for itself"
-        if not made.name:
-            self._refuse("", "has a declaration that something else of its name replaces", made.source, hint)
-        if vars(body).get(made.name) is not made:
-            what = "is declared, and is not in the class by that name: replaced, or its function's name is another"
-            self._refuse(made.name, what, made.source, hint)
-
-    def _check_name(self, name: str, value: object) -> None:
-        if isinstance(value, Declaration) and name in self._names:
-            what = "is declared, and every device has something else by that name"
-            self._refuse(name, what, value.source, f"call it {name}_register, for example")
-        if name in self._names - self._of_class - SAID:
-            self._refuse(name, "is in the class, and every device has something else by that name", _written(value))
-        if isinstance(value, State) and value.name != name:
-            self._refuse(name, f"is a second name of {value.name}", value.source, "declare each by itself")
-
-    def _check_hook(self, name: str, value: object) -> None:
-        if name.startswith(HOOK) and name not in self._hooks:
-            from difflib import get_close_matches  # a class without mistakes need not wait for it
-
-            close = get_close_matches(name, self._hooks, 1)
-            hint = f"the hooks are {', '.join(self._hooks)}; call what is no hook something without {HOOK}"
-            what = f"is no hook, and nobody would call it{f': {close[0]} is one' if close else ''}"
-            self._refuse(name, what, _written(value), hint)
-
-    def _check_override(self, name: str, value: object) -> None:
-        replaced = inspect.getattr_static(self._framework, name, None)
-        if name.startswith("__") or not isinstance(replaced, FunctionType):
-            return
-        signature = inspect.signature(replaced)
-        if isinstance(value, property) or not (callable(value) or hasattr(value, "__get__")):
-            self._refuse(name, f"takes the place of what is called as {name}{signature}")
-        if not isinstance(value, FunctionType):
-            return
-        given = [each for each in signature.parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
-        try:
-            inspect.signature(value).bind(*given)
-        except TypeError:
-            what = f"takes {inspect.signature(value)}, and every device has {name}{signature}"
-            hint = "take what it is called with, or give it another name where something else is meant"
-            self._refuse(name, what, _written(value), hint)
-
-    def _check_attribute(self, name: str, value: object) -> None:
+    def check_attribute(self, name: str, value: object) -> None:
         if name not in ATTRIBUTES or (hasattr(type(value), "__get__") and not isinstance(value, Mechanism)):
             return  # what a property returns is looked at when a device is made
         try:
@@ -121,38 +32,3 @@ class _Check:
         except ValueError as error:
             which, place = f"{self._class.__qualname__}.{error}", source_of(authors_frame())
             raise DeclarationError(f"{which} ({place})", hint=f"{name} is a class attribute of every device") from None
-
-    def _check_default(self, name: str, value: State) -> None:
-        try:
-            value.to_plain(value.default)
-        except NotPlain as error:
-            self._refuse(
-                name,
-                f"has a default that could not be saved: it{error}",
-                value.source,
-                "docs/devices.md has a table of what state may be",
-            )
-
-    def _check_options(self) -> None:
-        constructor = vars(self._class).get("__init__")
-        if isinstance(constructor, FunctionType):
-            for name, option in constructor_options(constructor).items():
-                if isinstance(option, str):
-                    hint = f'write {name}: Annotated[int, "what it is"] = 0; what is no option stands before the *'
-                    self._refuse(name, option, _written(constructor), hint)
-
-    def _refuse(
-        self, name: str, what: str, source: Source | None = None, hint: str = "give it another name"
-    ) -> NoReturn:
-        where = source or source_of(authors_frame())
-        which = f"{self._class.__qualname__}.{name}" if name else self._class.__qualname__
-        raise DeclarationError(f"{which} {what} ({where})", hint=hint)
-
-
-def _written(value: object) -> Source | None:
-    function = inspect.unwrap(value) if callable(value) else value
-    if isinstance(function, Declaration):
-        return function.source
-    if isinstance(function, FunctionType):
-        return Source(function.__code__.co_filename, function.__code__.co_firstlineno)
-    return None

@@ -1,4 +1,4 @@
-"""Construction of a device: whose mistake a failure is, and what is done when it is over, however deep the class."""
+"""Construction of a device: whose mistake a failure is."""
 
 from __future__ import annotations
 
@@ -10,27 +10,8 @@ from userdev.declare.declared import Source
 from userdev.errors import DeclarationError
 
 C = TypeVar("C", bound=Callable[..., None])
-_UNDER_WAY = "_under_construction"
 SOURCE = "_source"
 """Class attribute: where the class is written."""
-
-
-def followed_by(constructor: Callable[..., None], finish: Callable[[Any], None]) -> Callable[..., None]:
-    """A constructor that calls `finish` on the device when it is done, unless it is called by another such one."""
-
-    @wraps(constructor)
-    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-        inside = _UNDER_WAY in vars(self)
-        vars(self)[_UNDER_WAY] = True
-        try:
-            constructor(self, *args, **kwargs)
-        finally:
-            if not inside:
-                del vars(self)[_UNDER_WAY]
-        if not inside:
-            finish(self)
-
-    return construct
 
 
 def of_declarations(constructor: C) -> C:

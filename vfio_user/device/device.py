@@ -26,6 +26,7 @@ from contextlib import ExitStack
 from math import isfinite
 from typing import Any, ClassVar
 
+from userdev.declare.construction import followed_by
 from userdev.declare.declared import Source, authors_frame, source_of
 from userdev.declare.digest import digest_of
 from userdev.declare.state import Snapshot
@@ -33,7 +34,7 @@ from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vfio_user.device.attributes import check_attributes
 from vfio_user.device.class_check import check_class
 from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
-from vfio_user.device.construction import followed_by, of_declarations
+from vfio_user.device.construction import of_declarations
 from vfio_user.device.dma import Dma
 from vfio_user.device.hooks import Hooks
 from vfio_user.device.interrupts import Interrupts
