@@ -8,22 +8,30 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from tests.conftest import PATIENCE
 from tests.faulty_edu import MAGIC
 from tests.interposed import EDU, Interposed, interposed_edu
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import cli
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
-from vfio_user.interposer.replay import load_script, minimize, replay
+from vfio_user.interposer.replay import load_script
+from vfio_user.interposer.replay import minimize as minimize_impatiently
+from vfio_user.interposer.replay import replay as replay_impatiently
 from vfio_user.interposer.replay.outcome import What
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.trace import MessageRecord, Note, read_trace
 from vfio_user.wire.constants import IrqIndex
+
+# A slow server is no finding: tests that wait for what never comes say for how long.
+replay = partial(replay_impatiently, patience=PATIENCE)
+minimize = partial(minimize_impatiently, patience=PATIENCE)
 
 LIVENESS, COMPUTE, CAUSES, RAISE = 0x04, 0x08, 0x24, 0x60
 
