@@ -123,6 +123,11 @@ class AgentGuest(Guest):
         self._do("clock", time=time.time())
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
+        """Start a command through the agent's `run`; `timeout` is kept in the guest, where the agent ends it.
+
+        Raises:
+            GuestLost: the connection to the agent is closed.
+        """
         limit = timeout * self.patience
         identity, future = self._ask_job(
             "run", command=command if isinstance(command, str) else list(command), timeout=limit
@@ -130,6 +135,13 @@ class AgentGuest(Guest):
         return _AgentJob(self, command, identity, future, limit)
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
+        """Write a file of the guest in pieces of 96 KiB; the last one sets its permissions to `mode`.
+
+        Raises:
+            OSError: `source` cannot be read on the host.
+            GuestFailure: the guest refuses.
+            GuestLost: the agent does not answer.
+        """
         data = source if isinstance(source, bytes) else source.read_bytes()
         for offset in range(0, len(data) or 1, _PIECE):
             piece = data[offset : offset + _PIECE]
@@ -137,6 +149,12 @@ class AgentGuest(Guest):
             self._do("put", path=target, offset=offset, data=piece, mode=mode if last else None)
 
     def get(self, source: str) -> bytes:
+        """Read a file of the guest whole, in pieces of 96 KiB.
+
+        Raises:
+            GuestFailure: the guest refuses, or the file has more than `MAX_FILE` bytes.
+            GuestLost: the agent does not answer.
+        """
         data = bytearray()
         while piece := self._do("get", path=source, offset=len(data), size=_PIECE).get("data"):
             if not isinstance(piece, bytes) or len(piece) > _PIECE:
@@ -147,6 +165,12 @@ class AgentGuest(Guest):
         return bytes(data)
 
     def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
+        """Do one `call` (see `shipped`) by the agent and return its outcome.
+
+        Raises:
+            GuestFailure: the process of the function ended without a result.
+            GuestLost: the agent does not answer.
+        """
         limit = timeout * self.patience
         future = self._ask("call", **request, timeout=limit)
         answer = self._answer(future, Deadline(limit + _ANSWER * self.patience), f"{request['function']}()")
@@ -156,6 +180,7 @@ class AgentGuest(Guest):
         raise self._failure(f"in the guest, {request['function']}() ended without a result", result)
 
     def close(self) -> None:
+        """Shut the connection down, and join the thread that reads it; those that still wait are told `GuestLost`."""
         self._lose(self._connection, "the connection was closed")
         _shut(self._connection, self._reader)
 

@@ -20,16 +20,19 @@ class SocketChardev:
 
     @property
     def adding(self) -> QmpCommand:
+        """QMP's `chardev-add` of it, as a client of the socket."""
         where = {"type": "unix", "data": {"path": str(self.path)}}
         backend = {"type": "socket", "data": {"addr": where, "server": False}}
         return "chardev-add", {"id": self.identity, "backend": backend}
 
     @property
     def removing(self) -> QmpCommand:
+        """QMP's `chardev-remove` of it; QEMU refuses while a device uses it."""
         return "chardev-remove", {"id": self.identity}
 
     @property
     def options(self) -> tuple[str, str]:
+        """The same on a command line: `-chardev` and its value, with commas doubled."""
         return "-chardev", f"socket,id={self.identity},path={escaped(str(self.path))}"
 
 
@@ -43,6 +46,7 @@ class Attachment:
 
     @property
     def identity(self) -> str:
+        """QEMU's id of the device, by which `device_del` and its events name it."""
         return str(self.device["id"])
 
     @property

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Serve(Protocol):
     """Starts a device's server, with an interposer before it where that is wanted: `Lab.serve`."""
 
-    def __call__(self, device: Device, name: str, /, *, interposed: Interpose, host: Host) -> DeviceServer: ...
+    def __call__(self, device: Device, name: str, /, *, interposed: Interpose, host: Host) -> DeviceServer:
+        """Start a server whose logs are named by `name`, on `host`. Raises `ServerError` when it does not come up."""
 
 
 MSIX = 0x11
@@ -102,6 +103,7 @@ class BootedGuest(Guest):
 
     @property
     def name(self) -> str:
+        """The machine's name, which names its logs; another after each migration."""
         return self.machine.name
 
     @property
@@ -111,10 +113,12 @@ class BootedGuest(Guest):
 
     @property
     def image(self) -> GuestImage:
+        """The guest image that it was booted from."""
         return self.spec.image
 
     @property
     def qmp(self) -> Qmp:
+        """The QMP connection to the QEMU that the guest is in now."""
         return self.machine.qmp
 
     @property
@@ -337,15 +341,19 @@ class BootedGuest(Guest):
     # -- Guest, by the agent --------------------------------------------------------------------------------------
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
+        """Start a command through the agent and do not wait for it. Raises `GuestLost`."""
         return self.agent.start(command, timeout)
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
+        """Write a file of the guest through the agent. Raises `GuestFailure` or `GuestLost`."""
         self.agent.put(source, target, mode)
 
     def get(self, source: str) -> bytes:
+        """Read a file of the guest through the agent. Raises `GuestFailure` or `GuestLost`."""
         return self.agent.get(source)
 
     def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
+        """Do one `call` through the agent and return its outcome. Raises `GuestFailure` or `GuestLost`."""
         return self.agent.invoke(request, timeout)
 
 

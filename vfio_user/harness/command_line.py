@@ -68,6 +68,9 @@ class MachineConfig:
 
     @property
     def cpu_model(self) -> str:
+        """The value of QEMU's `-cpu`: the accelerator's default where none was asked for, of 39 physical bits under
+        TCG.
+        """
         model = self.cpu or _DEFAULT_CPU[self.accelerator]
         if self.accelerator == "kvm" or "phys-bits=" in model:
             return model

@@ -72,6 +72,7 @@ def can_run(findings: list[Finding]) -> bool:
 
 
 def check_system() -> Answer:
+    """Look at the operating system and the processor: BAD where that is not x86_64."""
     about = f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} processors"
     if platform.machine() != "x86_64":
         return State.BAD, about, "the guests are x86_64, and so are the packages: use such a machine"
@@ -79,10 +80,12 @@ def check_system() -> Answer:
 
 
 def check_python() -> Answer:
+    """Name the Python that runs this, with its version."""
     return State.GOOD, f"{platform.python_version()} at {sys.executable}"
 
 
 def check_cache() -> Answer:
+    """Name the folder that packages, QEMU, images and checkpoints are kept in."""
     return State.GOOD, str(cache_dir())
 
 
@@ -96,6 +99,7 @@ def check_disk() -> Answer:
 
 
 def check_memory() -> Answer:
+    """Compare the memory that is available with `GUEST_MEMORY`, in bytes: BAD below it."""
     free = psutil.virtual_memory().available
     if free < GUEST_MEMORY:
         return State.BAD, f"{_gb(free)} available, {_gb(GUEST_MEMORY)} needed for one guest", "end other programs"
@@ -121,6 +125,7 @@ def check_apt() -> Answer:
 
 
 def check_qemu() -> Answer:
+    """Look for a QEMU that has vfio-user-pci; LATER where the first run would fetch one."""
     try:
         qemu = find_qemu()
     except UserError as error:
@@ -129,6 +134,7 @@ def check_qemu() -> Answer:
 
 
 def check_accelerator() -> Answer:
+    """Try which accelerator QEMU has: KVM if a guest was seen to run under it; ABSENT where KVM may not be used."""
     if not KVM.exists():
         return State.GOOD, f"TCG: there is no {KVM}"
     if not os.access(KVM, os.R_OK | os.W_OK):
@@ -143,6 +149,7 @@ def check_accelerator() -> Answer:
 
 
 def check_image() -> Answer:
+    """Look whether the default guest image is in the cache; LATER where the first run would build it."""
     from vfio_user.harness.image import list_images
 
     built = [status.name for status in list_images() if status.image]
@@ -164,6 +171,7 @@ def check_namespaces() -> Answer:
 
 
 def check_debugger() -> Answer:
+    """Look for gdb, which shows the stacks of a QEMU that crashed or hangs; LATER where it would be fetched."""
     if is_fetched("debugger"):
         return State.GOOD, "gdb is in the cache"
     if has_apt():

@@ -67,20 +67,33 @@ class VfioUser:
     interposable = True
 
     def devices(self) -> list[str]:
+        """The names of the installed devices: entry points of the group `vfio_user.devices`, sorted."""
         return sorted(point.name for point in entry_points(group="vfio_user.devices"))
 
     def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
+        """The command line of `vfio-user serve` for a device, by the Python that runs this."""
         return [sys.executable, "-P", "-m", self.package, "serve", device, *where, *options]
 
     def attach(self, identity: str, path: Path, place: Place, properties: Mapping[str, object]) -> Attachment:
+        """A vfio-user-pci (hw/vfio-user/pci.c) whose `socket` is at `path`; QEMU connects to it at once."""
         socket = {"type": "unix", "path": str(path)}
         device = {"driver": "vfio-user-pci", "id": identity, **bus_place(place), "socket": socket}
         return Attachment(device | with_dashes(properties))
 
     def check_server(self, version: Version, name: str, path: Path) -> None:
+        """Connect to the server as a client and look for what this QEMU would not survive.
+
+        Raises:
+            UserError: there is something of that kind (`qemu_guards.check_server`).
+        """
         qemu_guards.check_server(version, name, path)
 
     def check_unplug(self, version: Version, identity: str, *, msix: bool) -> None:
+        """Ask whether this QEMU survives the unplugging of the device.
+
+        Raises:
+            UserError: it does not (`qemu_guards.check_unplug`).
+        """
         qemu_guards.check_unplug(version, identity, msix=msix)
 
 

@@ -43,6 +43,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
+        """Whether the command ended by itself with exit code 0."""
         return self.exit_code == 0 and not self.timed_out
 
     def describe(self) -> str:

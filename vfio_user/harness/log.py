@@ -60,4 +60,5 @@ class Log:
         self._size = self.path.stat().st_size
 
     def close(self) -> None:
+        """Close the file; what was added is in it already."""
         self._file.close()

@@ -42,7 +42,8 @@ class Emulator(Protocol):
     """What a machine needs to know of a QEMU (`vfio_user.harness.qemu.Qemu`)."""
 
     @property
-    def argv(self) -> Sequence[str]: ...
+    def argv(self) -> Sequence[str]:
+        """The command that runs QEMU, before any option: its path, and what a host puts before that."""
 
 
 class MachineError(UserError):

@@ -90,6 +90,7 @@ class EventLog:
         return branch
 
     def put(self, event: dict[str, Any]) -> None:
+        """Add an event, wake those that wait, and tell branches and listeners; any thread may call it."""
         with self._arrived:
             self._waiting.append(event)
             self._arrived.notify_all()

@@ -64,6 +64,7 @@ class QTest:
         self._posted: list[str] = []
 
     def close(self) -> None:
+        """Close the socket; QEMU stops serving QTest, and the machine goes on."""
         self._connection.close()
 
     @contextmanager
@@ -86,45 +87,59 @@ class QTest:
             self._posting = False
 
     def readb(self, address: int) -> int:
+        """Read 8 bits of memory."""
         return self._ask(f"readb {address:#x}")
 
     def readw(self, address: int) -> int:
+        """Read 16 bits of memory, in the machine's byte order."""
         return self._ask(f"readw {address:#x}")
 
     def readl(self, address: int) -> int:
+        """Read 32 bits of memory, in the machine's byte order."""
         return self._ask(f"readl {address:#x}")
 
     def readq(self, address: int) -> int:
+        """Read 64 bits of memory, in the machine's byte order."""
         return self._ask(f"readq {address:#x}")
 
     def writeb(self, address: int, value: int) -> None:
+        """Write 8 bits of memory."""
         self._ask(f"writeb {address:#x} {value:#x}")
 
     def writew(self, address: int, value: int) -> None:
+        """Write 16 bits of memory, in the machine's byte order."""
         self._ask(f"writew {address:#x} {value:#x}")
 
     def writel(self, address: int, value: int) -> None:
+        """Write 32 bits of memory, in the machine's byte order."""
         self._ask(f"writel {address:#x} {value:#x}")
 
     def writeq(self, address: int, value: int) -> None:
+        """Write 64 bits of memory, in the machine's byte order."""
         self._ask(f"writeq {address:#x} {value:#x}")
 
     def inb(self, port: int) -> int:
+        """Read 8 bits of an I/O port."""
         return self._ask(f"inb {port:#x}")
 
     def inw(self, port: int) -> int:
+        """Read 16 bits of an I/O port."""
         return self._ask(f"inw {port:#x}")
 
     def inl(self, port: int) -> int:
+        """Read 32 bits of an I/O port."""
         return self._ask(f"inl {port:#x}")
 
     def outb(self, port: int, value: int) -> None:
+        """Write 8 bits to an I/O port."""
         self._ask(f"outb {port:#x} {value:#x}")
 
     def outw(self, port: int, value: int) -> None:
+        """Write 16 bits to an I/O port."""
         self._ask(f"outw {port:#x} {value:#x}")
 
     def outl(self, port: int, value: int) -> None:
+        """Write 32 bits to an I/O port."""
         self._ask(f"outl {port:#x} {value:#x}")
 
     def read(self, address: int, size: int) -> bytes:

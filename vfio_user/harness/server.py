@@ -55,10 +55,12 @@ class OwnProcess:
             raise
 
     def kill(self) -> None:
+        """End the server by SIGKILL and wait up to 5 s for its end."""
         self.child.signal(9)
         self.child.wait(5)
 
     def stop(self) -> None:
+        """End the server: SIGTERM first, SIGKILL where that does not help; a second call does nothing."""
         self.child.stop()
 
     def _await_start(self, device: Device, site: Site, name: str, path: Path, deadline: Deadline) -> None:
@@ -85,6 +87,7 @@ class KeptAlive:
         self.child = interposer.child
 
     def kill(self) -> None:
+        """Have the interposer send SIGKILL to its server, as a crash; it starts another. Raises `ControlError`."""
         self._interposer.control.call("signal", signal="SIGKILL")
 
     def stop(self) -> None:
@@ -134,6 +137,7 @@ class DeviceServer:
 
     @property
     def log(self) -> Path:
+        """The file of what the server's process writes to stdout and stderr."""
         return self.child.log
 
     @property
@@ -144,6 +148,7 @@ class DeviceServer:
 
     @property
     def is_interposed(self) -> bool:
+        """Whether an interposer stands before it."""
         return self._interposer is not None
 
     @property
@@ -175,6 +180,7 @@ class DeviceServer:
         check_running(self.name, self.child, wait)
 
     def last_words(self) -> str:
+        """The last lines of the server's log, for an error's hint."""
         return self.child.last_words()
 
     def kill(self) -> None:

@@ -80,6 +80,11 @@ class SshGuest(Guest):
             raise GuestLost(f"no SSH connection to the guest at {address}:{port}: {error}", hint=console()) from error
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
+        """Start a command in a session of its own (setsid), whose process group `Job.kill` reaches.
+
+        Raises:
+            GuestLost: the connection is closed, or fails now.
+        """
         limit = timeout * self.patience
         transport = self._client.get_transport()
         self.check(0.0 if self.is_connected else _SHOWS)
@@ -92,18 +97,36 @@ class SshGuest(Guest):
         return _SshJob(self, command, channel, limit)
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
+        """Write a file of the guest by SFTP.
+
+        Raises:
+            OSError: `source` cannot be read, or the guest refuses.
+            GuestLost: the connection fails.
+        """
         data = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         with data, self._reached(), self._client.open_sftp() as sftp:
             sftp.putfo(data, target)
             sftp.chmod(target, mode)
 
     def get(self, source: str) -> bytes:
+        """Read a file of the guest by SFTP, whole.
+
+        Raises:
+            OSError: the guest refuses.
+            GuestLost: the connection fails.
+        """
         data = io.BytesIO()
         with self._reached(), self._client.open_sftp() as sftp:
             sftp.getfo(source, data)
         return data.getvalue()
 
     def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
+        """Do one `call` (see `shipped`) by the agent's program, with files for request and answer.
+
+        Raises:
+            GuestFailure: the function's process ended without a result.
+            GuestLost: the connection fails.
+        """
         base = f"/tmp/call-{secrets.token_hex(6)}"
         self.put(encode(request).encode(), f"{base}.request")
         try:
@@ -128,10 +151,12 @@ class SshGuest(Guest):
 
     @property
     def is_connected(self) -> bool:
+        """Whether the SSH transport is up, as far as this end knows."""
         transport = self._client.get_transport()
         return transport is not None and transport.is_active()
 
     def close(self) -> None:
+        """Close the connection and wait up to 5 s for its thread."""
         transport = self._client.get_transport()
         self._client.close()
         if transport is not None:

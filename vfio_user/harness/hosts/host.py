@@ -15,7 +15,8 @@ class Host(Protocol):
     """A place for QEMU, its servers and their interposers."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The host's name in results and errors; hosts of a pair have different ones."""
 
     @property
     def address(self) -> str:
@@ -52,6 +53,7 @@ class OnThisMachine:
         """Its sockets exist before it does."""
 
     def await_listening(self, child: Child, socket: Path, deadline: Deadline) -> bool:
+        """Wait for the program to listen at `socket`, by the kernel's events; False when it or the time ends before."""
         return await_listening(socket, child.end, deadline)
 
     def provide(self, *paths: Path) -> None:
@@ -66,6 +68,7 @@ class LocalHost(OnThisMachine):
     address: str = "127.0.0.1"
 
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+        """The command as it is: nothing has to be put before it here."""
         return list(argv)
 
 

@@ -51,6 +51,7 @@ class NamespaceHost(OnThisMachine):
         self.configure(lambda ip: _bring_up(ip, "lo"))
 
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+        """The command behind nsenter(1), which takes the namespace by our descriptor of it."""
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.descriptor}", *argv]
 
     def configure(self, work: Callable[[Any], T]) -> T:
@@ -80,9 +81,11 @@ class Cable:
             end.configure(partial(_give_address, address=end.address))
 
     def cut(self) -> None:
+        """Take the link down at one end: packets are lost in both directions from now on, and connections stay."""
         self._set("down")
 
     def mend(self) -> None:
+        """Take the link up again: what TCP has kept is sent once more."""
         self._set("up")
 
     def _set(self, state: str) -> None:

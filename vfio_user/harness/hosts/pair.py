@@ -23,6 +23,7 @@ class Pair:
     cable: Cable | None = None
 
     def other(self, host: Host) -> Host:
+        """The host at the other end from `host`, which is told by its name."""
         return self.b if host.name == self.a.name else self.a
 
 

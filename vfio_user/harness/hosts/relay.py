@@ -54,6 +54,9 @@ _LAST_WORDS = 5.0  # seconds
 
 
 def main(arguments: list[str]) -> int:
+    """Run a program on another host and stand for it here; returns its exit status, or 255 when the connection ends
+    first.
+    """
     [where_text, *options], argv = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     where: dict[str, Any] = json.loads(where_text)
     if argv[0] == sys.executable:

@@ -39,6 +39,7 @@ class Frames:
         self._lock = threading.Lock()
 
     def send(self, kind: int, stream: int = 0, data: bytes = b"") -> None:
+        """Write one frame whole: `kind` is one of SPAWN to LISTENING, `stream` the number that it is about."""
         with self._lock:
             self._write(HEADER.pack(kind, stream, len(data)) + data)
 
@@ -66,12 +67,14 @@ class Streams:
         self._pumps: list[threading.Thread] = []
 
     def add(self, number: int, end: socket.socket) -> None:
+        """Carry what comes from the socket `end` as frames of `number`, by a thread of its own, until it ends."""
         self._sockets[number] = end
         pump = threading.Thread(target=self._pump, args=(number, end), daemon=True)
         self._pumps.append(pump)
         pump.start()
 
     def arrived(self, number: int, data: bytes) -> None:
+        """Write the bytes of a frame to the socket of that number; bytes for one that has ended are dropped."""
         if (end := self._sockets.get(number)) is not None:
             with contextlib.suppress(OSError):
                 end.sendall(data)
@@ -114,6 +117,7 @@ class Folder:
                 os.close(self._descriptor)  # it was removed before it was held
 
     def release(self) -> None:
+        """Let go of the folder, and remove it if nobody else holds it and nothing is left in it."""
         with contextlib.suppress(OSError):  # somebody else holds it, or has left something in it
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._path.rmdir()
@@ -135,6 +139,7 @@ class RemoteAgent:
         self._folders: dict[Path, Folder] = {}
 
     def run(self) -> None:
+        """Start the program that the SPAWN frame names, and serve frames until the connection or the program ends."""
         kind, _, data = self._frames.receive()
         assert kind == SPAWN
         wanted = json.loads(data)

@@ -58,6 +58,7 @@ class SshHost:
         return cls(name, parts.hostname, port=parts.port or 22, user=parts.username or "", **options)
 
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+        """The command of a relay here (relay.py) that starts `argv` there and stands for it."""
         options = ("--socket", str(socket)) if socket else ()
         where = json.dumps(self.where())
         return self.through.command(
@@ -82,6 +83,7 @@ class SshHost:
             raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
 
     def await_listening(self, child: Child, socket: Path, deadline: Deadline) -> bool:
+        """Wait for the line with which the relay tells that; False when it ends before, or the time."""
         return await_text(child, LISTENING_LINE, deadline)
 
     def provide(self, *paths: Path) -> None:

@@ -32,6 +32,7 @@ class Module:
 
     @property
     def name(self) -> str:
+        """The module's name as the kernel has it: without suffix, with underscores for dashes."""
         return module_name(self.path)
 
     @cached_property
@@ -44,6 +45,7 @@ class Module:
         return tuple((key.decode(), value.decode(errors="replace")) for key, _, value in pairs)
 
     def values(self, key: str) -> Iterator[str]:
+        """The values of one key of its .modinfo section (`depends`, `softdep`, `alias`, ...), in their order."""
         return (value for found, value in self.info if found == key)
 
     @property

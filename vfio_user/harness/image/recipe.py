@@ -44,6 +44,7 @@ class Recipe(BaseModel):
 
     @property
     def all_modules(self) -> tuple[str, ...]:
+        """The names of the kernel modules that go into the image: those to be there, and those loaded at boot."""
         return (*self.modules, *self.autoload)
 
 

@@ -16,11 +16,15 @@ MERGED = ("bin", "sbin", "lib", "lib64")
 
 @dataclass(frozen=True)
 class Directory:
+    """A folder with its permissions."""
+
     mode: int = 0o755
 
 
 @dataclass(frozen=True)
 class Symlink:
+    """A symbolic link; `target` is as readlink(2) gives it."""
+
     target: str
 
 
@@ -41,6 +45,7 @@ class File:
     content: bytes | Path
 
     def read(self) -> bytes:
+        """The content, from the file of the host where it is one. Raises `OSError` when that cannot be read."""
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 

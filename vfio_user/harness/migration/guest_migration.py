@@ -28,13 +28,17 @@ from vfio_user.harness.server import DeviceServer
 class Launcher(Protocol):
     """Starts and ends machines and servers, and keeps what is evidence of them: `Lab`."""
 
-    def serve(self, device: Device, name: str, *, interposed: Interpose, host: Host, trace: bool) -> DeviceServer: ...
+    def serve(self, device: Device, name: str, *, interposed: Interpose, host: Host, trace: bool) -> DeviceServer:
+        """Start a device's server on `host`. Raises `ServerError` when it does not come up."""
 
-    def machine(self, spec: GuestSpec, *, restore: bool, qemu: Qemu | None) -> Machine: ...
+    def machine(self, spec: GuestSpec, *, restore: bool, qemu: Qemu | None) -> Machine:
+        """Start a QEMU on the host of `spec`; with `restore` it waits for a guest. Raises `MachineError`."""
 
-    def next_name(self, name: str) -> str: ...
+    def next_name(self, name: str) -> str:
+        """The name of the next machine that the guest called `name` is to be in: guest, guest.1, guest.2."""
 
-    def end(self, machine: Machine | None, servers: Sequence[DeviceServer]) -> None: ...
+    def end(self, machine: Machine | None, servers: Sequence[DeviceServer]) -> None:
+        """End one side of a migration: the machine at once, then its servers."""
 
 
 def move(

@@ -43,6 +43,7 @@ class StateSpool:
 
     @property
     def size(self) -> int:
+        """Bytes of state that were taken so far."""
         return os.fstat(self._write).st_size
 
     def fill(self, server: DeviceServer, limit: int | None = None) -> int:
@@ -97,6 +98,7 @@ class StateSpool:
         return open(f"/proc/self/fd/{self._write}", "rb")
 
     def close(self) -> None:
+        """Close the memory file; a server that was handed its descriptor keeps its own."""
         os.close(self._write)
         os.close(self._read)
 
@@ -125,6 +127,7 @@ class SavedAgain:
         return differing(self._spool.parts(), other._spool.parts())
 
     def close(self) -> None:
+        """Give the saved state up."""
         self._spool.close()
 
 
@@ -149,6 +152,7 @@ class DeviceLink:
     _handing_on: Answer | None = None
 
     def close(self) -> None:
+        """Give up the state that is under way; both servers stay as they are."""
         self.spool.close()
 
     # -- the source ---------------------------------------------------------------------------------------------------
@@ -223,6 +227,7 @@ class DeviceLink:
         return self.destination.control.post("migration_state", set="STOP", timeout=self.patience)
 
     def run(self) -> None:
+        """Take the destination's server to RUNNING. Raises `ControlError` where it refuses."""
         self._go(self.destination.control, "RUNNING")
 
     def confirm_source(self) -> None:

@@ -46,9 +46,11 @@ class PciState:
 
     @property
     def space(self) -> ConfigSpaceDump:
+        """Config space with its fields by name."""
         return ConfigSpaceDump(self.config)
 
     def word(self, offset: int, width: int) -> int:
+        """The value of `width` bytes of config space at `offset`, little-endian."""
         return self.space.word(offset, width)
 
     @property
@@ -73,6 +75,7 @@ class PciState:
 
     @property
     def bus_master(self) -> bool:
+        """Whether the command register lets the function read and write memory (PCI 3.0, 6.2.2)."""
         return bool(self.word(COMMAND, 2) & BUS_MASTER)
 
     def msix_table_address(self) -> int | None:

@@ -30,6 +30,7 @@ class MigrationFailed(UserError):
         self.machine = machine
 
     def explain(self) -> str:
+        """The reason in words, QEMU's own (`error-desc` of `query-migrate`) where it has one."""
         with suppress(UserdevError):
             reason = self.machine.qmp.command("query-migrate").get("error-desc")
             if reason:

@@ -38,6 +38,8 @@ class Mode(StrEnum):
 
 
 class Verdict(StrEnum):
+    """What became of the guest; only MIGRATED is success."""
+
     MIGRATED = "migrated"
     """The guest runs on the destination, and everything checked is as it was."""
     LOST = "lost"
@@ -92,10 +94,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether the guest runs on the destination with all that was checked as it was."""
         return self.verdict is Verdict.MIGRATED
 
     @property
     def wrong(self) -> list[Check]:
+        """The checks that found a difference, in their order."""
         return [check for check in self.checks if not check.ok]
 
     @contextmanager
@@ -111,6 +115,7 @@ class Report:
             self.seconds = time.monotonic() - self._began
 
     def check(self, what: str, ok: bool, detail: str = "") -> None:
+        """Note a comparison: `what` was compared, whether it was alike, and what was seen."""
         self.checks.append(Check(what, ok, detail))
 
     def judge(self, what: str, ok: bool, detail: str = "") -> None:
@@ -123,6 +128,7 @@ class Report:
 
     @property
     def last_phase(self) -> Phase | None:
+        """The phase that was begun last; None before the first."""
         return self.phases[-1].phase if self.phases else None
 
     def as_dict(self) -> dict[str, Any]:

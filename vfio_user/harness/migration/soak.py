@@ -45,6 +45,7 @@ class Soak:
 
     @property
     def assignment(self) -> Assignment:
+        """Workload and interrupts that the device is used with. Raises `UserError` for names that do not exist."""
         return Assignment.of(self.device, self.workload, self.interrupts)
 
     def run(self, lab: Lab, journal: Journal, hops: int) -> Iterator[Report]:
@@ -87,6 +88,7 @@ class Soak:
         return report
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as the journal compares them."""
         return asdict(self)
 
 
