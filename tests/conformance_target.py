@@ -45,7 +45,7 @@ def with_fault(fault: Fault) -> type[Session]:
             self.connection.send = send_faulty  # type: ignore[method-assign]
             return super()._negotiate()
 
-        def refresh_registers(self) -> None:
+        def _refresh_registers(self) -> None:
             self._registers.clear()
 
         def _run(self, command: Command, message: Message) -> Reply:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from userdev.errors import ProtocolError
-from vfio_user.device import PciDevice
+from vfio_user.device import PciDevice, function_of
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.wire.constants import IrqSetFlags
 
@@ -149,11 +149,11 @@ def descriptors_left(count: int) -> Iterator[None]:
 
 
 def read_int(device: PciDevice, region: int, offset: int, width: int) -> int:
-    return int.from_bytes(device.region_read(region, offset, width), "little")
+    return int.from_bytes(function_of(device).region_read(region, offset, width), "little")
 
 
 def write_int(device: PciDevice, region: int, offset: int, width: int, value: int) -> None:
-    device.region_write(region, offset, value.to_bytes(width, "little"))
+    function_of(device).region_write(region, offset, value.to_bytes(width, "little"))
 
 
 def capability(device: PciDevice, id: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from tests.everything_device import Everything
 from userdev.layout import Layout
 from userdev.transport import Framer, Stream, close_all
+from vfio_user.device import function_of
 from vfio_user.server import Offer
 from vfio_user.server.session import Session
 from vfio_user.wire import (
@@ -463,7 +464,7 @@ def _difference(expected: list[int], got: list[int]) -> str:
 
 def run_session(device: Everything, stream: Stream, dialect: Dialect) -> None:
     """Serve one client to its end, in this thread."""
-    Session(device, stream, dialect, Offer(write_multiple=True)).run()
+    Session(function_of(device), stream, dialect, Offer(write_multiple=True)).run()
 
 
 def noise(chance: random.Random, count: int) -> Iterator[bytes]:

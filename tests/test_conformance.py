@@ -116,7 +116,7 @@ class WritesBeforeItChecks(Fault):
             return proceed(command, message)
         except ProtocolError:
             if command is Command.REGION_WRITE and len(message.payload) > REGION_ACCESS.size:
-                session.device.config.set(0x3C, 1, message.payload[REGION_ACCESS.size])
+                session.function.config.set(0x3C, 1, message.payload[REGION_ACCESS.size])
             raise
 
 
@@ -124,7 +124,7 @@ class KeepsMaps(Fault):
     """What one client maps is still there for the next."""
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
-        session.device.dma.unmap_all = lambda: None  # type: ignore[method-assign]
+        session.function.dma.unmap_all = lambda: None  # type: ignore[method-assign]
         return proceed(command, message)
 
 
@@ -162,7 +162,7 @@ class FiresFromTheFirst(Fault):
 class ForgetsInterruptsOnReset(Fault):
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
         if command is Command.DEVICE_RESET:
-            session.device.interrupts.release()
+            session.function.interrupts.release()
         return proceed(command, message)
 
 

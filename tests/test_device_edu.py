@@ -11,6 +11,7 @@ import pytest
 from tests.device_kit import CONFIG, INTX, MSI, MSIX, Client, Wires, capability, memory_file, read_int, write_int
 from userdev_servers.edu import Edu
 from vfio_user import ResetKind
+from vfio_user.device import function_of
 
 ONES = 0xFFFFFFFF
 FACTORIAL, STATUS, IRQ_STATUS, VECTOR, RAISE, ACKNOWLEDGE = 0x08, 0x20, 0x24, 0x28, 0x60, 0x64
@@ -26,7 +27,7 @@ class Driver:
         self.edu = edu
         self.ram = memory_file(0x10000)
         self.client = Client()
-        edu.attach(self.client)
+        function_of(edu).attach(self.client)
         edu.dma.map(0, 0x10000, 3, os.dup(self.ram))
         write_int(edu, CONFIG, 4, 2, 0x0006)
 
@@ -41,7 +42,7 @@ class Driver:
             self.write(offset, value, 8)
 
     def close(self) -> None:
-        self.edu.detach()
+        function_of(self.edu).detach()
         self.edu.close()
         os.close(self.ram)
 
@@ -54,12 +55,12 @@ def driver() -> Iterator[Driver]:
 
 
 def test_it_has_the_ids_and_bars_of_qemus(driver: Driver) -> None:
-    assert driver.edu.region_read(CONFIG, 0, 4) == b"\x34\x12\xe8\x11"
-    assert driver.edu.region_read(CONFIG, 8, 4) == b"\x10\x00\xff\x00"
-    assert driver.edu.region_read(CONFIG, 0x2C, 4) == b"\xf4\x1a\x00\x11"
-    assert driver.edu.region_read(CONFIG, 0x3D, 1) == b"\1"
-    assert driver.edu.regions[0].size == 1 << 20
-    assert [irq.count for irq in driver.edu.irqs[:3]] == [1, 4, 4]
+    assert function_of(driver.edu).region_read(CONFIG, 0, 4) == b"\x34\x12\xe8\x11"
+    assert function_of(driver.edu).region_read(CONFIG, 8, 4) == b"\x10\x00\xff\x00"
+    assert function_of(driver.edu).region_read(CONFIG, 0x2C, 4) == b"\xf4\x1a\x00\x11"
+    assert function_of(driver.edu).region_read(CONFIG, 0x3D, 1) == b"\1"
+    assert function_of(driver.edu).regions[0].size == 1 << 20
+    assert [irq.count for irq in function_of(driver.edu).irqs[:3]] == [1, 4, 4]
 
 
 def test_identification_and_liveness(driver: Driver) -> None:
@@ -129,12 +130,12 @@ def test_intx_is_raised_until_everything_is_acknowledged(driver: Driver) -> None
     wires = Wires(driver.edu, INTX)
     driver.write(RAISE, 0x5A)
     assert (driver.read(IRQ_STATUS), wires.fired()) == (0x5A, [1])
-    assert driver.edu.region_read(CONFIG, 6, 1)[0] & 8
+    assert function_of(driver.edu).region_read(CONFIG, 6, 1)[0] & 8
     driver.write(ACKNOWLEDGE, 0x50)
-    assert driver.edu.region_read(CONFIG, 6, 1)[0] & 8
+    assert function_of(driver.edu).region_read(CONFIG, 6, 1)[0] & 8
     driver.write(ACKNOWLEDGE, 0x0A)
     assert driver.read(IRQ_STATUS) == 0
-    assert not driver.edu.region_read(CONFIG, 6, 1)[0] & 8
+    assert not function_of(driver.edu).region_read(CONFIG, 6, 1)[0] & 8
     wires.close()
 
 
@@ -250,7 +251,7 @@ def test_dma_works_by_messages_too(driver: Driver) -> None:
 def test_a_reset_ends_a_transfer_and_clears_everything(driver: Driver) -> None:
     driver.write(RAISE, 3)
     driver.transfer(0, BUFFER, 4, RUN | INTERRUPT)
-    driver.edu.reset(ResetKind.DEVICE)
+    function_of(driver.edu).reset(ResetKind.DEVICE)
     driver.client.end_batch()
     assert driver.edu.digest() == Edu().digest()
 
@@ -258,12 +259,12 @@ def test_a_reset_ends_a_transfer_and_clears_everything(driver: Driver) -> None:
 def test_a_transfer_under_way_goes_on_where_the_device_is_moved_to(driver: Driver) -> None:
     os.pwrite(driver.ram, b"data", 0)
     driver.transfer(0, BUFFER, 4, RUN)
-    driver.edu.stop()
+    function_of(driver.edu).stop()
     driver.client.end_batch()
     assert bytes(driver.edu.buffer[:4]) == bytes(4)
     target = Driver(Edu())
     os.pwrite(target.ram, b"data", 0)
-    target.edu.load_state(driver.edu.save_state())
+    function_of(target.edu).load_state(function_of(driver.edu).save_state())
     assert target.read(COMMAND) == RUN
     target.client.end_batch()
     assert (bytes(target.edu.buffer[:4]), target.read(COMMAND)) == (b"data", 0)
@@ -272,8 +273,8 @@ def test_a_transfer_under_way_goes_on_where_the_device_is_moved_to(driver: Drive
 
 def test_options_leave_msix_out_and_add_reset_by_the_guest() -> None:
     plain = Edu(msix=0)
-    assert plain.regions[4].size == 0
-    assert plain.irqs[MSIX].count == 0
+    assert function_of(plain).regions[4].size == 0
+    assert function_of(plain).irqs[MSIX].count == 0
     with pytest.raises(AssertionError):
         capability(plain, 0x11)
     express = Edu(flr=True)

@@ -27,6 +27,7 @@ from tests.device_kit import (
 )
 from userdev.eventfd import drain
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ResetKind
+from vfio_user.device import function_of
 
 MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 INTX_DISABLE = 1 << 10
@@ -43,7 +44,7 @@ class Ringer(PciDevice):
 def device() -> Iterator[Ringer]:
     device = Ringer()
     yield device
-    device.detach()
+    function_of(device).detach()
     device.close()
 
 
@@ -200,8 +201,8 @@ class TestMsiX:
         assert msix.fired() == [1, 0, 0, 0]
 
     def test_the_table_keeps_message_address_and_data(self, device: Ringer) -> None:
-        device.region_write(TABLE_BAR, 16, b"\xff" * 16)
-        assert device.region_read(TABLE_BAR, 16, 16) == b"\xfc" + b"\xff" * 11 + b"\1\0\0\0"
+        function_of(device).region_write(TABLE_BAR, 16, b"\xff" * 16)
+        assert function_of(device).region_read(TABLE_BAR, 16, 16) == b"\xfc" + b"\xff" * 11 + b"\1\0\0\0"
 
     def test_every_pending_vector_has_its_bit(self) -> None:
         class Wide(PciDevice):
@@ -212,7 +213,7 @@ class TestMsiX:
         msix_control(device, MSIX_ENABLE | FUNCTION_MASK)
         for vector in (0, 7, 8, 63, 64, 129):
             device.interrupts.trigger(vector)
-        pending = int.from_bytes(device.region_read(0, 130 * 16, 24), "little")
+        pending = int.from_bytes(function_of(device).region_read(0, 130 * 16, 24), "little")
         assert pending == sum(1 << vector for vector in (0, 7, 8, 63, 64, 129))
 
     def test_the_pending_bits_are_read_only(self, device: Ringer) -> None:
@@ -236,11 +237,11 @@ class TestMsiX:
         assert device.interrupts.pending == frozenset()
 
     def test_reset_clears_table_and_pending_bits_and_keeps_the_wiring(self, device: Ringer, msix: Wires) -> None:
-        device.region_write(TABLE_BAR, 0, b"\x11" * 16)
+        function_of(device).region_write(TABLE_BAR, 0, b"\x11" * 16)
         set_irqs(device, MSIX, 2, 1, MASK, NONE)
         device.interrupts.trigger(2)
-        device.reset(ResetKind.DEVICE)
-        assert device.region_read(TABLE_BAR, 0, 16) == bytes(12) + b"\1\0\0\0"
+        function_of(device).reset(ResetKind.DEVICE)
+        assert function_of(device).region_read(TABLE_BAR, 0, 16) == bytes(12) + b"\1\0\0\0"
         assert device.interrupts.pending == frozenset()
         device.interrupts.trigger(0)
         assert msix.fired() == [1, 0, 0, 0]
@@ -311,7 +312,7 @@ class TestIntX:
 
     def test_a_resample_eventfd_unmasks_it(self, device: Ringer, intx: Wires) -> None:
         client = Client()
-        device.attach(client)
+        function_of(device).attach(client)
         resample = os.eventfd(0, os.EFD_NONBLOCK)
         set_irqs(device, INTX, 0, 1, UNMASK, EVENTFD, fds=[os.dup(resample)])
         device.interrupts.trigger()
@@ -328,7 +329,7 @@ class TestIntX:
 class TestInBand:
     def test_without_eventfds_the_enabled_mechanism_goes_as_a_message(self, device: Ringer) -> None:
         client = Client(in_band_interrupts=True)
-        device.attach(client)
+        function_of(device).attach(client)
         device.interrupts.trigger(0)
         msix_control(device, MSIX_ENABLE)
         device.interrupts.trigger(3)
@@ -336,7 +337,7 @@ class TestInBand:
 
     def test_masks_count_there_too(self, device: Ringer) -> None:
         client = Client(in_band_interrupts=True)
-        device.attach(client)
+        function_of(device).attach(client)
         msix_control(device, MSIX_ENABLE | FUNCTION_MASK)
         device.interrupts.trigger(3)
         assert client.interrupts == []
@@ -346,7 +347,7 @@ class TestInBand:
 
 def test_coalesced_interrupts_fire_once_after_the_batch(device: Ringer, msix: Wires) -> None:
     client = Client()
-    device.attach(client)
+    function_of(device).attach(client)
     for _ in range(5):
         device.interrupts.coalesce(1)
     device.interrupts.coalesce(2)

@@ -23,7 +23,7 @@ from vfio_user import (
     state,
     stored_register,
 )
-from vfio_user.device import Capability, DmaRegion
+from vfio_user.device import Capability, DmaRegion, function_of
 
 INITIATE_FLR = 1 << 15
 
@@ -86,7 +86,7 @@ def test_a_reset_keeps_the_clients_memory_and_eventfds() -> None:
     assert device.dma.read(0, 4) == b"kept"
     assert wires.fired() == [0, 1]
     wires.close()
-    device.detach()
+    function_of(device).detach()
 
 
 def test_a_function_that_cannot_be_reset_ignores_the_request() -> None:
@@ -103,7 +103,7 @@ def test_a_reset_that_must_wait_comes_when_the_device_is_quiet() -> None:
     quiet = Quiesce()
     device = Sleeper(quiet)
     client = Client()
-    device.attach(client)
+    function_of(device).attach(client)
     initiate_flr(device)
     assert device.events == ["quiesce"]
     quiet.done()
@@ -137,13 +137,13 @@ def test_a_client_that_goes_leaves_the_device_ready_for_the_next() -> None:
     before = open_fds()
     device = Sleeper()
     client = Client()
-    device.attach(client)
+    function_of(device).attach(client)
     wires = Wires(device, MSIX, count=2)
     device.dma.map(0, 4096, 3, memory_file(4096))
     device.dma.map(0x10000, 4096, 3)
     device.scratch = 5
     device.events.clear()
-    device.detach()
+    function_of(device).detach()
     assert device.events == ["quiesce", "lost-connection", "unmap 0x10000", "unmap 0x0"]
     assert len(device.dma) == 0
     assert device.scratch == 5
@@ -154,10 +154,10 @@ def test_a_client_that_goes_leaves_the_device_ready_for_the_next() -> None:
     assert refusal.value.errno == errno.EFAULT
     wires.close()
     assert open_fds() == before
-    device.attach(Client())
+    function_of(device).attach(Client())
     assert device.events[4:] == ["resume"], "it goes on when there is somebody to go on for"
     device.dma.map(0, 4096, 3, memory_file(4096))
-    device.detach()
+    function_of(device).detach()
 
 
 def test_a_device_that_fails_when_its_client_goes_still_lets_everything_go() -> None:
@@ -170,30 +170,30 @@ def test_a_device_that_fails_when_its_client_goes_still_lets_everything_go() -> 
 
     before = open_fds()
     device = Clumsy()
-    device.attach(Client())
+    function_of(device).attach(Client())
     wires = Wires(device, MSIX, count=2)
     for page in range(3):
         device.dma.map(page * 4096, 4096, 3, memory_file(4096))
     with pytest.raises(RuntimeError):
-        device.detach()
+        function_of(device).detach()
     wires.close()
     assert (len(device.dma), open_fds()) == (0, before)
-    device.attach(Client())
+    function_of(device).attach(Client())
     assert device.events[-1] == "resume"
 
 
 def test_coalesced_interrupts_that_nobody_waits_for_do_not_stop_later_ones() -> None:
     device, client = Sleeper(), Client()
-    device.attach(client)
+    function_of(device).attach(client)
     device.interrupts.coalesce(0)
-    device.detach()
-    device.attach(client := Client())
+    function_of(device).detach()
+    function_of(device).attach(client := Client())
     wires = Wires(device, MSIX)
     device.interrupts.coalesce(0)
     client.end_batch()
     assert wires.fired() == [1]
     wires.close()
-    device.detach()
+    function_of(device).detach()
 
 
 def test_a_device_that_says_nowhere_who_it_is_is_told_so() -> None:
@@ -229,11 +229,11 @@ def test_a_device_that_cannot_stand_still_says_why_and_the_first_word_counts() -
 
 def test_a_device_that_migration_has_stopped_goes_on_when_it_is_started() -> None:
     device = Sleeper()
-    device.attach(Client())
-    device.stop()
-    device.hold_still().release()
+    function_of(device).attach(Client())
+    function_of(device).stop()
+    function_of(device).hold_still().release()
     assert device.events == ["quiesce"]
-    device.start()
+    function_of(device).start()
     assert device.events == ["quiesce", "resume"]
 
 
@@ -272,9 +272,9 @@ def test_a_device_hears_of_each_client_and_of_its_own_end() -> None:
     before = open_fds()
     device, client = Noted(), Client()
     for _ in range(2):
-        device.attach(client)
+        function_of(device).attach(client)
         client.end_batch()
-        device.detach()
+        function_of(device).detach()
     device.close()
     assert device.notes == ["attach", "work", "attach", "work", "close"]
     assert open_fds() == before
@@ -295,12 +295,12 @@ def test_what_is_saved_is_up_to_date_and_what_does_not_go_together_is_not_loaded
     device, target = Noted(), Noted()
     device.counted = 5
     digest = device.digest()
-    target.load_state(device.save_state())
+    function_of(target).load_state(function_of(device).save_state())
     assert target.high == 5
     target.counted = 5
     assert target.digest() == digest
     device.low = 6
     with pytest.raises(ProtocolError, match="above the high") as refused:
-        target.load_state(device.save_state())
+        function_of(target).load_state(function_of(device).save_state())
     assert refused.value.errno == errno.EINVAL
     assert (target.low, target.high) == (0, 5)

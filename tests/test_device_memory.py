@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.device_kit import open_fds
 from tests.migration_device import read_all, read_data, set_state, write_data
 from vfio_user import Bar, PciDevice, PciIds, ProtocolError, ResetKind, memory
+from vfio_user.device import function_of
 from vfio_user.migration import Memfd, MemfdMemory, Migration
 from vfio_user.wire.constants import MigrationState
 
@@ -58,7 +59,7 @@ def scribble(device: Gpu) -> None:
 def test_untouched_memory_costs_nothing_whatever_is_done_with_it(gpu: Gpu) -> None:
     before = used()
     gpu.digest()
-    gpu.reset(ResetKind.DEVICE)
+    function_of(gpu).reset(ResetKind.DEVICE)
     move(gpu, gpu)
     assert used() == before
 
@@ -68,7 +69,7 @@ def test_a_reset_gives_back_what_was_used_and_keeps_what_is_kept(gpu: Gpu) -> No
     scribble(gpu)
     assert gpu.digest() != fresh
     assert before < used() < before + 10 * FOLIO
-    gpu.reset(ResetKind.DEVICE)
+    function_of(gpu).reset(ResetKind.DEVICE)
     assert used() < before + FOLIO
     assert gpu.flash[1] == 9
     gpu.flash[1] = 0
@@ -76,11 +77,12 @@ def test_a_reset_gives_back_what_was_used_and_keeps_what_is_kept(gpu: Gpu) -> No
 
 
 def test_a_client_that_has_memory_mapped_sees_it_cleared(gpu: Gpu) -> None:
-    assert gpu.regions[0].fd is not None
-    with mmap.mmap(gpu.regions[0].fd, PAGE) as mapped:
+    fd = function_of(gpu).regions[0].fd
+    assert fd is not None
+    with mmap.mmap(fd, PAGE) as mapped:
         mapped[:4] = b"left"
         assert bytes(gpu.vram[:4]) == b"left"
-        gpu.reset(ResetKind.FLR)
+        function_of(gpu).reset(ResetKind.FLR)
         assert mapped[:] == bytes(PAGE)
         mapped[:4] = b"more"
         assert bytes(gpu.vram[:4]) == b"more"
@@ -88,7 +90,7 @@ def test_a_client_that_has_memory_mapped_sees_it_cleared(gpu: Gpu) -> None:
 
 def move(source: PciDevice, target: PciDevice) -> int:
     """Bytes of the stream."""
-    sending, receiving = Migration(source), Migration(target)
+    sending, receiving = Migration(function_of(source)), Migration(function_of(target))
     set_state(sending, MigrationState.STOP_COPY)
     data = read_all(sending)
     set_state(sending, MigrationState.RUNNING)
@@ -113,12 +115,12 @@ def test_what_was_used_moves_and_takes_the_place_of_what_was_there(gpu: Gpu) -> 
 def test_memory_that_is_reset_while_it_is_copied_arrives_as_zeros(gpu: Gpu) -> None:
     target = Gpu()
     scribble(gpu)
-    sending, receiving = Migration(gpu), Migration(target)
+    sending, receiving = Migration(function_of(gpu)), Migration(function_of(target))
     set_state(receiving, MigrationState.RESUMING)
     set_state(sending, MigrationState.PRE_COPY)
     while data := read_data(sending):
         write_data(receiving, data)
-    gpu.reset(ResetKind.DEVICE)
+    function_of(gpu).reset(ResetKind.DEVICE)
     gpu.own[17 * PAGE] = 3
     set_state(sending, MigrationState.STOP_COPY)
     write_data(receiving, read_all(sending))
@@ -136,10 +138,10 @@ def test_digest_and_stream_tell_the_content_and_not_how_it_came_about(gpu: Gpu) 
     other.vram[7 * GIB] = other.shown[0x12345] = 1
     other.vram[7 * GIB] = other.shown[0x12345] = 0
     assert used() > 0
-    assert other.digests() == gpu.digests()
+    assert function_of(other).digests() == function_of(gpu).digests()
     streams = []
     for device in (gpu, other):
-        migration = Migration(device)
+        migration = Migration(function_of(device))
         set_state(migration, MigrationState.STOP_COPY)
         streams.append(read_all(migration))
     assert streams[0] == streams[1]
@@ -157,7 +159,7 @@ def test_a_device_that_nobody_closed_takes_its_files_along() -> None:
 def test_memory_that_was_replaced_is_said_before_a_migration(gpu: Gpu) -> None:
     gpu.own = memoryview(bytearray(16))
     with pytest.raises(ProtocolError, match=r"Gpu cannot be saved: own is not the declared memory.*own\[:\] ="):
-        gpu.check_savable()
+        function_of(gpu).check_savable()
 
 
 SIZE = 0x31234

@@ -24,6 +24,7 @@ from vfio_user import (
     state,
     stored_register,
 )
+from vfio_user.device import function_of
 from vfio_user.wire.constants import IoFdType, RegionFlags
 
 RW = RegionFlags.READ | RegionFlags.WRITE
@@ -53,7 +54,7 @@ class Card(PciDevice):
 
 def test_every_region_is_described() -> None:
     device = Card()
-    assert [(region.index, region.size, region.flags) for region in device.regions] == [
+    assert [(region.index, region.size, region.flags) for region in function_of(device).regions] == [
         (0, 0, 0),
         (1, 0, 0),
         (2, 1 << 20, RW | RegionFlags.MMAP),
@@ -65,21 +66,21 @@ def test_every_region_is_described() -> None:
         (8, 0, 0),
         (9, 0x100, RW),
     ]
-    assert device.regions[2].sparse == ((0x10000, 16 * PAGE), (0x40000, PAGE))
-    assert device.regions[9].type == (0x80001AF4, 7)
+    assert function_of(device).regions[2].sparse == ((0x10000, 16 * PAGE), (0x40000, PAGE))
+    assert function_of(device).regions[9].type == (0x80001AF4, 7)
     device.close()
 
 
 def test_what_the_client_writes_through_its_mapping_the_device_sees_and_the_other_way_round() -> None:
     device = Card()
-    info = device.regions[2]
+    info = function_of(device).regions[2]
     assert info.fd is not None
     offset, size = info.sparse[0]
     theirs = mmap.mmap(os.dup(info.fd), size, offset=info.offset + offset)
     theirs[5:9] = b"from"
     assert bytes(device.frame[5:9]) == b"from"
-    assert device.region_read(2, 0x10005, 4) == b"from"
-    device.region_write(2, 0x10006, b"back")
+    assert function_of(device).region_read(2, 0x10005, 4) == b"from"
+    function_of(device).region_write(2, 0x10006, b"back")
     assert theirs[5:10] == b"fback"
     theirs.close()
     device.close()
@@ -87,7 +88,7 @@ def test_what_the_client_writes_through_its_mapping_the_device_sees_and_the_othe
 
 def test_the_client_cannot_shrink_the_file_under_the_device() -> None:
     device = Card()
-    info = device.regions[2]
+    info = function_of(device).regions[2]
     assert info.fd is not None
     with pytest.raises(PermissionError):
         os.ftruncate(info.fd, 0)
@@ -99,7 +100,7 @@ def test_registers_beside_mappable_memory_are_not_in_the_file() -> None:
     device = Card()
     write_int(device, 2, 0, 4, 7)
     assert read_int(device, 2, 0, 4) == 7
-    assert not any(offset <= 0 < offset + size for offset, size in device.regions[2].sparse)
+    assert not any(offset <= 0 < offset + size for offset, size in function_of(device).regions[2].sparse)
     device.close()
 
 
@@ -127,7 +128,7 @@ class Bell(PciDevice):
 
 def test_a_register_in_a_file_of_the_authors_own_hears_of_messages_only() -> None:
     device = Bell()
-    info = device.regions[0]
+    info = function_of(device).regions[0]
     assert (info.flags, info.sparse) == (RW | RegionFlags.MMAP, ((0x1000, PAGE),))
     assert info.fd is not None
     with mmap.mmap(info.fd, PAGE, offset=info.offset + 0x1000) as theirs:
@@ -177,9 +178,9 @@ def test_only_whole_pages_of_a_bar_can_be_mappable() -> None:
 
 def test_the_rom_can_be_read_in_one_go_and_not_written() -> None:
     device = Card()
-    assert device.region_read(6, 0, 4096) == Card.rom.ljust(4096, b"\0")
+    assert function_of(device).region_read(6, 0, 4096) == Card.rom.ljust(4096, b"\0")
     with pytest.raises(ProtocolError) as refusal:
-        device.region_write(6, 0, b"\0")
+        function_of(device).region_write(6, 0, b"\0")
     assert refusal.value.errno == errno.EINVAL
     device.close()
 
@@ -189,8 +190,8 @@ def test_the_whole_configuration_space_can_be_read_in_one_go() -> None:
         ids = PciIds(vendor=0x1AF4, device=2)
         capabilities = (PciExpress(),)
 
-    assert Express().region_read(CONFIG, 0, 4096)[:4] == b"\xf4\x1a\2\0"
-    assert len(Card().region_read(CONFIG, 0, 256)) == 256
+    assert function_of(Express()).region_read(CONFIG, 0, 4096)[:4] == b"\xf4\x1a\2\0"
+    assert len(function_of(Card()).region_read(CONFIG, 0, 256)) == 256
 
 
 def test_io_bars_and_device_specific_regions_have_registers_too() -> None:
@@ -199,7 +200,7 @@ def test_io_bars_and_device_specific_regions_have_registers_too() -> None:
     write_int(device, 9, 0x10, 8, 1 << 60)
     assert (device.port, device.note) == (0x1234, 1 << 60)
     with pytest.raises(ProtocolError):
-        device.region_read(9, 0x100, 1)
+        function_of(device).region_read(9, 0x100, 1)
     device.close()
 
 
@@ -211,9 +212,9 @@ def test_the_msix_table_finds_a_free_bar_or_shares_one() -> None:
         interrupts = MsiX(4, bar=2, offset=0x80000)
 
     free, shared = Free(), Shared()
-    assert free.regions[0].size == 0x10000
+    assert function_of(free).regions[0].size == 0x10000
     assert read_int(shared, 2, 0x80000 + 12, 4) == 1
-    assert shared.regions[0].size == 0
+    assert function_of(shared).regions[0].size == 0
     for device in (free, shared):
         device.close()
 
@@ -233,10 +234,12 @@ def test_what_does_not_fit_together_is_refused() -> None:
 def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
     device = Card()
     client = Client()
-    device.attach(client)
+    function_of(device).attach(client)
     fd = device.add_ioeventfd(2, 0x1000, 4)
     match = device.add_ioeventfd(2, 0x1000, 4, datamatch=9)
-    assert [(each.fd, each.offset, each.size, each.flags, each.datamatch) for each in device.regions[2].io_fds] == [
+    assert [
+        (each.fd, each.offset, each.size, each.flags, each.datamatch) for each in function_of(device).regions[2].io_fds
+    ] == [
         (fd, 0x1000, 4, 0, 0),
         (match, 0x1000, 4, 1, 9),
     ]
@@ -245,18 +248,18 @@ def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
         client.watched[each]()
         client.watched[each]()
     assert device.rung == [9, 0]
-    device.detach()
+    function_of(device).detach()
     assert client.watched == {}
     device.close()
 
 
 def test_a_shadow_ioeventfd_calls_the_writer_with_what_was_written_last() -> None:
     device, client = Card(), Client()
-    device.attach(client)
+    function_of(device).attach(client)
     fds = [device.add_ioeventfd(2, 0x1000, 4, shadow=True) for _ in range(2)]
-    memory = device.regions[2].io_fds[0].shadow_fd
+    memory = function_of(device).regions[2].io_fds[0].shadow_fd
     assert memory is not None
-    for place, entry in enumerate(device.regions[2].io_fds):
+    for place, entry in enumerate(function_of(device).regions[2].io_fds):
         assert (entry.type, entry.fd, entry.shadow_fd) == (IoFdType.IOEVENTFD_SHADOW, fds[place], memory)
         for value in (1, 0x100 + place):
             os.pwrite(memory, value.to_bytes(8, "little"), entry.shadow_offset)
@@ -271,7 +274,7 @@ def test_a_shadow_ioeventfd_calls_the_writer_with_what_was_written_last() -> Non
         device.add_ioeventfd(2, 0x1000, 4, shadow=True)
     with pytest.raises(ValueError, match="512 shadow"):
         device.add_ioeventfd(2, 0x1000, 4, shadow=True)
-    device.detach()
+    function_of(device).detach()
     device.close()
 
 
@@ -280,7 +283,7 @@ def test_closing_gives_back_every_descriptor() -> None:
     device = Card()
     device.add_ioeventfd(2, 0x1000, 4)
     device.add_ioeventfd(2, 0x1000, 4, shadow=True)
-    device.attach(Client())
-    device.detach()
+    function_of(device).attach(Client())
+    function_of(device).detach()
     device.close()
     assert open_fds() == before

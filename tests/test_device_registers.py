@@ -8,6 +8,7 @@ import pytest
 
 from tests.device_kit import Wires, read_int, write_int
 from vfio_user import Bar, MsiX, PciDevice, PciIds, ProtocolError, memory, register, state, stored_register
+from vfio_user.device import function_of
 
 MSIX = 2
 
@@ -94,14 +95,14 @@ def test_a_device_of_25_lines_adds_up_and_interrupts() -> None:
 
 
 def test_every_whole_register_is_in_the_tables_of_the_hot_path(board: Board) -> None:
-    assert board.readers[0, 0, 4]() == 0x44332211
-    board.writers[0, 8, 8](1 << 63)
+    assert function_of(board).readers[0, 0, 4]() == 0x44332211
+    function_of(board).writers[0, 8, 8](1 << 63)
     assert board.wide == 1 << 63
-    board.writers[0, 0x98, 4](9)
+    function_of(board).writers[0, 0x98, 4](9)
     assert board.bells == [0, 0, 0, 9]
-    assert board.readers[0, 0x98, 4]() == 12
-    assert board.readers.keys() == board.writers.keys()
-    assert (0, 0x40, 4) not in board.readers
+    assert function_of(board).readers[0, 0x98, 4]() == 12
+    assert function_of(board).readers.keys() == function_of(board).writers.keys()
+    assert (0, 0x40, 4) not in function_of(board).readers
 
 
 def test_a_register_without_reader_reads_as_zero(board: Board) -> None:
@@ -131,7 +132,7 @@ def test_a_narrow_wide_or_unaligned_read_takes_the_bytes_it_covers(
 
 
 def test_a_read_across_registers_reads_each_once_and_gaps_as_zero(board: Board) -> None:
-    assert board.region_read(0, 0x22, 8) == b"\0\0" + b"\x04\x03\x02\x01" + b"\xff\xff"
+    assert function_of(board).region_read(0, 0x22, 8) == b"\0\0" + b"\x04\x03\x02\x01" + b"\xff\xff"
     assert board.log == [("identify", 0)]
 
 
@@ -148,7 +149,7 @@ def test_a_write_to_a_part_of_an_acknowledge_register_leaves_the_rest_zero(board
 
 
 def test_a_write_across_registers_writes_each_once_in_ascending_order(board: Board) -> None:
-    board.region_write(0, 0x1C, b"\0\0\0\0" + b"\1\0\0\0" + b"\2\0\0\0" + b"\3\0")
+    function_of(board).region_write(0, 0x1C, b"\0\0\0\0" + b"\1\0\0\0" + b"\2\0\0\0" + b"\3\0")
     assert board.log == [("command", 1), ("acknowledge", 3)]
 
 
@@ -165,9 +166,9 @@ def test_the_upper_half_of_such_a_register_is_a_part_of_it(board: Board) -> None
 
 
 def test_memory_and_registers_meet_in_one_access(board: Board) -> None:
-    board.region_write(0, 0x3E, b"\1\2\3\4")
+    function_of(board).region_write(0, 0x3E, b"\1\2\3\4")
     assert bytes(board.ram[:3]) == b"\3\4\0"
-    assert board.region_read(0, 0x40, 4) == b"\3\4\0\0"
+    assert function_of(board).region_read(0, 0x40, 4) == b"\3\4\0\0"
 
 
 def test_an_array_passes_the_index(board: Board) -> None:
@@ -179,8 +180,8 @@ def test_an_array_passes_the_index(board: Board) -> None:
 
 
 def test_a_bar_is_as_large_as_what_is_in_it_in_whole_pages(board: Board) -> None:
-    assert board.regions[0].size == 0x1000
-    assert [region.size for region in board.regions[1:7]] == [0] * 6
+    assert function_of(board).regions[0].size == 0x1000
+    assert [region.size for region in function_of(board).regions[1:7]] == [0] * 6
 
 
 @pytest.mark.parametrize(
@@ -192,10 +193,10 @@ def test_an_access_past_the_end_is_refused_and_changes_nothing(
 ) -> None:
     before = board.digest()
     with pytest.raises(ProtocolError) as refusal:
-        board.region_read(region, offset, count)
+        function_of(board).region_read(region, offset, count)
     assert refusal.value.errno == errno.EINVAL
     with pytest.raises(ProtocolError) as refusal:
-        board.region_write(region, offset, b"\xff" * count)
+        function_of(board).region_write(region, offset, b"\xff" * count)
     assert refusal.value.errno == errno.EINVAL
     assert board.digest() == before
 
@@ -237,7 +238,7 @@ def test_a_value_that_is_too_wide_for_its_register_is_cut_and_said_once(
     device.value = value
     for _ in range(3):
         assert read_int(device, 0, max(offset, 0xC0), 2) == read & 0xFFFF
-        device.region_read(0, offset, width)
+        function_of(device).region_read(0, offset, width)
     (said,) = caplog.messages
     assert f"Careless.{'given' if offset < 0xC8 else 'either'} is {value:#x}" in said
     assert caplog.records[0].levelname == "ERROR"

@@ -26,6 +26,7 @@ from tests.device_kit import (
     set_irqs,
 )
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ProtocolError
+from vfio_user.device import function_of
 from vfio_user.wire.constants import IrqInfoFlags, IrqSetFlags
 
 pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
@@ -41,7 +42,7 @@ def device() -> Iterator[Ringer]:
     before = open_fds()
     device = Ringer()
     yield device
-    device.detach()
+    function_of(device).detach()
     device.close()
     assert open_fds() == before
 
@@ -54,9 +55,11 @@ def wires(device: Ringer) -> Iterator[Wires]:
 
 
 def test_the_device_tells_how_many_vectors_it_has_and_what_can_be_done_with_them(device: Ringer) -> None:
-    assert [irq.count for irq in device.irqs] == [1, 4, 8, 1, 1]
-    assert device.irqs[INTX].flags == IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
-    assert device.irqs[MSIX].flags == IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE
+    assert [irq.count for irq in function_of(device).irqs] == [1, 4, 8, 1, 1]
+    assert (
+        function_of(device).irqs[INTX].flags == IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
+    )
+    assert function_of(device).irqs[MSIX].flags == IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE
 
 
 def test_a_device_hears_of_what_the_client_masks_and_of_nothing_else() -> None:
@@ -67,7 +70,7 @@ def test_a_device_hears_of_what_the_client_masks_and_of_nothing_else() -> None:
             heard.append((mechanism, list(vectors), masked))
 
     device, client = Listener(), Client()
-    device.attach(client)
+    function_of(device).attach(client)
     set_irqs(device, MSIX, 1, 3, MASK, BOOL, bools=b"\1\0\1")
     set_irqs(device, MSIX, 1, 1, UNMASK, NONE)
     set_irqs(device, MSI, 0, 4, MASK, BOOL, bools=bytes(4))
@@ -80,7 +83,7 @@ def test_a_device_hears_of_what_the_client_masks_and_of_nothing_else() -> None:
         ready()
     assert heard == [("msix", [1, 3], True), ("msix", [1], False), ("intx", [0], True), ("intx", [0], False)]
     os.close(resample)
-    device.detach()
+    function_of(device).detach()
     device.close()
 
 
@@ -89,7 +92,7 @@ def test_a_device_may_have_no_interrupt_for_errors_and_none_that_asks_for_it_bac
         error_interrupt = release_interrupt = False
 
     device = Plain()
-    assert [irq.count for irq in device.irqs] == [1, 4, 8, 0, 0]
+    assert [irq.count for irq in function_of(device).irqs] == [1, 4, 8, 0, 0]
     for index in (ERR, REQ):
         set_irqs(device, index, 0, 0, TRIGGER, NONE)
         with pytest.raises(ProtocolError):
@@ -231,5 +234,5 @@ def test_2048_vectors_can_be_wired_one_by_one() -> None:
     device.interrupts.trigger(2047)
     assert wires.fired() == [0] * 199 + [1]
     wires.close()
-    device.detach()
+    function_of(device).detach()
     assert open_fds() == before

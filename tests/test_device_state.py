@@ -9,6 +9,7 @@ import pytest
 
 from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK, Wires, capability, set_irqs, write_int
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
+from vfio_user.device import function_of
 from vfio_user.migration import Migration
 from vfio_user.wire.constants import MigrationState
 
@@ -56,9 +57,9 @@ def disturbed() -> Keeper:
 
 
 def move(source: Keeper, target: Keeper) -> None:
-    for ours, theirs in zip(target.memories(), source.memories(), strict=True):
+    for ours, theirs in zip(function_of(target).memories(), function_of(source).memories(), strict=True):
         ours.view[:] = theirs.view
-    target.load_state(source.save_state())
+    function_of(target).load_state(function_of(source).save_state())
 
 
 def test_declared_state_is_a_plain_attribute_of_the_instance() -> None:
@@ -72,7 +73,7 @@ def test_declared_state_is_a_plain_attribute_of_the_instance() -> None:
 @pytest.mark.parametrize("kind", [ResetKind.DEVICE, ResetKind.FLR, ResetKind.D3HOT_TO_D0])
 def test_reset_brings_back_everything_but_what_is_kept(kind: ResetKind) -> None:
     device, fresh = disturbed(), Keeper()
-    device.reset(kind)
+    function_of(device).reset(kind)
     assert device.events == [(kind, 5)]
     assert (device.fuse, device.flash[0]) == (3, 2)
     device.fuse, device.flash[0] = 0, 0
@@ -83,7 +84,7 @@ def test_reset_brings_back_everything_but_what_is_kept(kind: ResetKind) -> None:
 def test_a_lost_connection_resets_nothing_and_is_told() -> None:
     device = disturbed()
     before = device.digest()
-    device.reset(ResetKind.LOST_CONNECTION)
+    function_of(device).reset(ResetKind.LOST_CONNECTION)
     assert device.digest() == before
     assert device.events == [(ResetKind.LOST_CONNECTION, 77)]
 
@@ -93,9 +94,9 @@ def test_a_moved_device_is_the_same_device() -> None:
     assert source.digest() != target.digest()
     move(source, target)
     assert target.digest() == source.digest()
-    assert target.save_state() == source.save_state()
-    assert target.region_read(CONFIG, 0, 256) == source.region_read(CONFIG, 0, 256)
-    assert target.region_read(1, 0, 4096) == source.region_read(1, 0, 4096)
+    assert function_of(target).save_state() == function_of(source).save_state()
+    assert function_of(target).region_read(CONFIG, 0, 256) == function_of(source).region_read(CONFIG, 0, 256)
+    assert function_of(target).region_read(1, 0, 4096) == function_of(source).region_read(1, 0, 4096)
     assert target.events == ["loaded"]
     assert (target.number, target.items, target.fuse, target.scratch) == (77, [1, 2, 3], 3, 0x1234)
     assert (target.flag, target.text, target.table) == (True, b"xyz", {1: "one", 2: "two"})
@@ -117,16 +118,16 @@ def test_pending_and_masked_interrupts_move_along() -> None:
     set_irqs(target, MSIX, 1, 1, UNMASK, NONE)
     assert wires.fired() == [0, 1, 0, 0]
     wires.close()
-    target.detach()
+    function_of(target).detach()
 
 
 def test_saved_state_is_a_copy() -> None:
     device = disturbed()
-    saved = device.save_state()
+    saved = function_of(device).save_state()
     device.items.append(99)
     assert saved["values"]["items"] == [1, 2, 3]
     target = Keeper()
-    target.load_state(saved)
+    function_of(target).load_state(saved)
     target.items.append(100)
     assert saved["values"]["items"] == [1, 2, 3]
 
@@ -211,11 +212,11 @@ def put(saved: dict[str, Any], value: object, *path: str) -> None:
     ],
 )
 def test_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: Any) -> None:
-    saved = disturbed().save_state()
+    saved = function_of(disturbed()).save_state()
     spoil(saved)
     device = Keeper()
     before = device.digest()
-    for take in (device.check_state, device.load_state):
+    for take in (function_of(device).check_state, function_of(device).load_state):
         with pytest.raises(ProtocolError) as refusal:
             take(saved)
         assert refusal.value.errno == errno.EINVAL
@@ -227,8 +228,9 @@ def test_the_identity_tells_devices_of_other_shape_apart() -> None:
     class Wider(Keeper):
         interrupts = IntX() | MsiX(8)
 
-    assert Keeper().identity() == Keeper().identity()
-    assert Keeper().identity()["config"] != Wider().identity()["config"]
+    keepers, wider = [function_of(Keeper()) for _ in range(2)], function_of(Wider())
+    assert keepers[0].identity() == keepers[1].identity()
+    assert keepers[0].identity()["config"] != wider.identity()["config"]
 
 
 class Opaque(PciDevice):
@@ -255,8 +257,8 @@ def test_what_a_device_saves_itself_is_part_of_its_state() -> None:
     source, target = Opaque(), Opaque()
     source.own = b"as used"
     assert source.digest() != target.digest()
-    assert source.digests().keys() == {"configuration space", "interrupts", "count", "save_extra()"}
-    target.load_state(source.save_state())
+    assert function_of(source).digests().keys() == {"configuration space", "interrupts", "count", "save_extra()"}
+    function_of(target).load_state(function_of(source).save_state())
     assert (target.own, target.digest()) == (b"as used", source.digest())
 
 
@@ -264,7 +266,7 @@ def test_a_device_that_cannot_save_itself_says_so_before_it_stops() -> None:
     device = Opaque()
     device.own = bytearray(b"as used")
     with pytest.raises(ProtocolError, match="save_extra") as refused:
-        device.check_savable()
+        function_of(device).check_savable()
     assert refused.value.errno == errno.EIO
 
 
@@ -273,7 +275,7 @@ def test_bytes_that_a_device_does_not_take_leave_it_as_it_was() -> None:
     source.own = b"foreign"
     target.count = 3
     before = target.digest()
-    saved, loaded = Migration(source), Migration(target)
+    saved, loaded = Migration(function_of(source)), Migration(function_of(target))
     saved.set_state(MigrationState.STOP_COPY)
     loaded.set_state(MigrationState.RESUMING)
     loaded.write_state(saved.read_state(1 << 20))

@@ -17,6 +17,7 @@ from userdev.declare.values import MAX_BITS, MAX_ITEMS, MAX_SIZE, decode, encode
 from userdev.errors import DeclarationError
 from vfio_user import Client, PciDevice, PciIds, ProtocolError, state, stored_register
 from vfio_user.client import RemoteError
+from vfio_user.device import function_of
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
 
@@ -92,7 +93,7 @@ TAKEN: dict[str, tuple[str, object, object]] = {
 def test_what_nothing_is_lost_of_arrives_in_the_declared_type(name: str, value: object, arrived: object) -> None:
     source, target = Mixed(), Mixed()
     setattr(source, name, value)
-    target.load_state(source.save_state())
+    function_of(target).load_state(function_of(source).save_state())
     assert getattr(target, name) == arrived
     assert type(getattr(target, name)) is type(arrived)
     assert target.digest() == source.digest()
@@ -101,7 +102,7 @@ def test_what_nothing_is_lost_of_arrives_in_the_declared_type(name: str, value: 
 def test_a_default_that_never_changes_arrives_whatever_its_type() -> None:
     source, target = Mixed(), Mixed()
     target.mode, target.level, target.shape = Mode.ON, Level.HIGH, Shape.SQUARE
-    target.load_state(source.save_state())
+    function_of(target).load_state(function_of(source).save_state())
     assert (target.mode, target.level, target.shape) == (Mode.OFF, Level.LOW, Shape.ROUND)
     assert isinstance(target.mode, Mode)
 
@@ -109,8 +110,8 @@ def test_a_default_that_never_changes_arrives_whatever_its_type() -> None:
 def test_what_arrives_is_a_copy() -> None:
     source, target = Mixed(), Mixed()
     source.items = [[1]]
-    saved = source.save_state()
-    target.load_state(saved)
+    saved = function_of(source).save_state()
+    function_of(target).load_state(saved)
     target.items[0].append(2)
     target.block[0] = 9
     assert (source.items, saved["values"]["items"], source.block) == ([[1]], [[1]], bytearray(4))
@@ -129,10 +130,10 @@ def nested(depth: int) -> list[Any]:
 def test_whatever_may_be_saved_by_its_depth_can_be_encoded() -> None:
     device = Mixed()
     device.items = nested(NESTED)
-    assert decode(encode(device.save_state())) == device.save_state()
+    assert decode(encode(function_of(device).save_state())) == function_of(device).save_state()
     device.items = nested(NESTED + 1)
     with pytest.raises(ProtocolError, match="nested deeper"):
-        device.check_savable()
+        function_of(device).check_savable()
 
 
 LOST: dict[str, tuple[str, Callable[[], object], str]] = {
@@ -163,7 +164,7 @@ def test_what_would_not_arrive_is_refused_by_name_when_it_is_saved(
 ) -> None:
     device = Mixed()
     setattr(device, name, value())
-    for save in (device.check_savable, device.save_state, device.digest):
+    for save in (function_of(device).check_savable, function_of(device).save_state, device.digest):
         with pytest.raises(ProtocolError, match=f"Mixed cannot be saved: {words}"):
             save()
 
@@ -182,14 +183,14 @@ def test_what_is_more_than_a_saved_state_may_have_is_refused_by_name(
     device = Mixed()
     setattr(device, name, value())
     with pytest.raises(ProtocolError, match=f"Mixed cannot be saved: {words}"):
-        device.check_savable()
+        function_of(device).check_savable()
 
 
 def test_values_that_are_too_much_together_are_refused_too() -> None:
     device = Mixed()
     device.items, device.table = [None] * (MAX_ITEMS - 30), {"more": [None] * 29}
     with pytest.raises(ProtocolError, match="Mixed cannot be saved: all state together: lists"):
-        device.check_savable()
+        function_of(device).check_savable()
 
 
 class Nervous(Mixed):
@@ -249,8 +250,10 @@ def test_a_device_that_has_become_unsavable_in_pre_copy_is_not_stopped_either(tm
 def test_the_parts_of_the_state_have_digests_of_their_own() -> None:
     one, other = Mixed(), Mixed()
     other.rate = 1.5
-    other.region_write(7, 0x3C, b"\x05")
-    differing = {name for name, digest in one.digests().items() if other.digests()[name] != digest}
+    function_of(other).region_write(7, 0x3C, b"\x05")
+    differing = {
+        name for name, digest in function_of(one).digests().items() if function_of(other).digests()[name] != digest
+    }
     assert differing == {"rate", "configuration space"}
 
 
@@ -273,7 +276,7 @@ def test_a_dataclass_arrives_as_one_and_is_a_copy() -> None:
     source, target = Counting(), Counting()
     source.counters.reads, source.counters.mode = 5, Mode.ON
     source.counters.recent.append(3)
-    target.load_state(source.save_state())
+    function_of(target).load_state(function_of(source).save_state())
     assert target.counters == Counters(5, Mode.ON, [3])
     assert isinstance(target.counters.mode, Mode)
     source.counters.recent.append(4)
@@ -285,7 +288,7 @@ def test_a_reset_makes_a_fresh_dataclass_unless_it_is_kept() -> None:
     device = Counting()
     device.counters.reads = device.kept.reads = 1
     device.counters.recent.append(1)
-    device.client_reset()
+    function_of(device).client_reset()
     assert device.counters == Counters()
     assert device.kept == Counters(1)
     assert Counting().counters == Counters(), "the default is nobody's own"
@@ -303,9 +306,9 @@ def test_a_reset_makes_a_fresh_dataclass_unless_it_is_kept() -> None:
 )
 def test_what_is_no_such_dataclass_is_refused_by_its_field(counters: object, said: str) -> None:
     device = Counting()
-    saved = device.save_state()
+    saved = function_of(device).save_state()
     with pytest.raises(ProtocolError, match=said):
-        device.load_state({**saved, "values": {**saved["values"], "counters": counters}})
+        function_of(device).load_state({**saved, "values": {**saved["values"], "counters": counters}})
     assert device.counters == Counters()
 
 
@@ -313,7 +316,7 @@ def test_a_field_that_would_not_arrive_is_named_by_whoever_saves() -> None:
     device = Counting()
     device.counters.recent = [object()]  # type: ignore[list-item]
     with pytest.raises(ProtocolError, match=r"counters\.recent\[0\] is object"):
-        device.save_state()
+        function_of(device).save_state()
 
 
 def test_a_dataclass_whose_fields_have_no_defaults_is_refused_with_its_name() -> None:
@@ -341,4 +344,4 @@ def test_the_bits_of_a_dataclass_are_those_of_each_field() -> None:
     device = Narrow()
     device.pair.right = 256
     with pytest.raises(ProtocolError, match=r"pair\.right is 256"):
-        device.save_state()
+        function_of(device).save_state()

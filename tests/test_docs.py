@@ -13,7 +13,7 @@ import pytest
 
 from userdev.errors import ProtocolError
 from vfio_user.client import Client, EventFd, GuestMemory
-from vfio_user.device import PciDevice, device_options
+from vfio_user.device import PciDevice, device_options, function_of
 from vfio_user.server import Server
 from vfio_user.wire import Command
 from vfio_user.wire.constants import IoFdType, IrqIndex
@@ -124,14 +124,15 @@ def test_the_bell_of_the_guide_is_rung_through_its_shadow(tmp_path: Path) -> Non
 
 def test_the_plotter_of_the_guide_is_loaded_where_its_pen_can_be() -> None:
     device: Any = example("Plotter")()
-    saved = device.save_state()
+    function = function_of(device)
+    saved = function.save_state()
     for pen in ([0, 999], [1000, 0], [1], [-1, 0]):
         state = {**saved, "values": {"pen": pen, "colour": 3}}
         if pen == [0, 999]:
-            device.load_state(state)
+            function.load_state(state)
             continue
         with pytest.raises(ProtocolError, match="pen"):
-            device.load_state(state)
+            function.load_state(state)
     assert (device.pen, device.colour) == ([0, 999], 3)
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.device_kit import CONFIG, capability
 from tests.test_harness_channels import FakeMachine
 from userdev_servers.edu import Edu
+from vfio_user.device import function_of
 from vfio_user.harness.migration import pci_state
 from vfio_user.harness.qtest import PciAddress, QTest
 
@@ -20,7 +21,7 @@ ENABLE_MSI, ENABLE_MSIX = 1, 1 << 15
 
 
 def config_of(device: Edu) -> bytearray:
-    return bytearray(device.region_read(CONFIG, 0, 256))
+    return bytearray(function_of(device).region_read(CONFIG, 0, 256))
 
 
 def put(space: bytearray, offset: int, width: int, value: int) -> None:

@@ -18,6 +18,7 @@ from userdev_servers.block.backing import Backing
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Io
 from vfio_user.client import RemoteError
+from vfio_user.device import function_of
 from vfio_user.wire.constants import MigrationState
 
 MIB = 1 << 20
@@ -179,10 +180,11 @@ def test_a_state_with_images_is_no_state_without(tmp_path: Path) -> None:
         state = source.client.mig_data_read(MIB)
     device = Nvme(image=f"{tmp_path / 'b.img'}:1M")
     try:
-        assert device.migration is not None
-        device.migration.set_state(MigrationState.RESUMING)
+        migration = function_of(device).migration
+        assert migration is not None
+        migration.set_state(MigrationState.RESUMING)
         with pytest.raises(ProtocolError, match="namespace 1"):
-            device.migration.write_state(state)
+            migration.write_state(state)
     finally:
         device.close()
 
@@ -226,9 +228,10 @@ def test_the_copy_says_what_is_in_the_image_not_where_its_holes_are(tmp_path: Pa
     for image in images.values():
         device = Nvme(image=f"{image}:3M", migrate_image=True, serial="same")
         device.controller.namespaces[0].backing.write([memoryview(data)], MIB + 512)
-        assert device.migration is not None
-        device.migration.set_state(MigrationState.STOP_COPY)
-        states.append(device.migration.read_state(8 * MIB))
+        migration = function_of(device).migration
+        assert migration is not None
+        migration.set_state(MigrationState.STOP_COPY)
+        states.append(migration.read_state(8 * MIB))
         device.close()
     assert states[0] == states[1]
     assert len(states[0]) < MIB, "zeros cost nothing"

@@ -15,6 +15,7 @@ from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.doorbells import LOOKS
 from userdev_servers.nvme.spec import Admin, Io
 from vfio_user.client import Client, EventFd
+from vfio_user.device import function_of
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex, RegionFlags
 
@@ -88,11 +89,11 @@ class Watched:
         patch.setattr("userdev_servers.nvme.doorbells.monotonic", lambda: self.now)
         self.device = Nvme(image=f"{path / 'disk.img'}:1M", map_doorbells="memfd", **options)  # type: ignore[arg-type]
         self.link = Link()
-        self.device.attach(self.link)
+        function_of(self.device).attach(self.link)
 
     def enable(self) -> None:
         for offset, width, value in ((AQA, 4, 0x001F001F), (ASQ, 8, PAGE), (ACQ, 8, 2 * PAGE), (CC, 4, ENABLE)):
-            self.device.region_write(0, offset, value.to_bytes(width, "little"))
+            function_of(self.device).region_write(0, offset, value.to_bytes(width, "little"))
 
     def next(self) -> float:
         """Do what is planned next; the pause before it."""
@@ -152,7 +153,7 @@ def test_a_guest_whose_command_has_ended_is_looked_at_at_once(watched: Watched) 
 def test_a_controller_that_is_not_enabled_is_not_looked_at(watched: Watched) -> None:
     assert not watched.link.planned
     watched.enable()
-    watched.device.region_write(0, CC, bytes(4))
+    function_of(watched.device).region_write(0, CC, bytes(4))
     watched.next()
     assert not watched.link.planned
     watched.enable()
@@ -162,7 +163,7 @@ def test_a_controller_that_is_not_enabled_is_not_looked_at(watched: Watched) -> 
 
 def test_a_controller_that_stands_still_is_not_looked_at(watched: Watched) -> None:
     watched.enable()
-    still = watched.device.hold_still()
+    still = function_of(watched.device).hold_still()
     assert still.settled
     watched.next()
     assert not watched.link.planned

@@ -22,7 +22,7 @@ from userdev_servers.block.backing import WouldBlock
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Admin, Feature, Io
 from vfio_user.client import Client, Disconnected, GuestMemory
-from vfio_user.device import NoClient
+from vfio_user.device import NoClient, function_of
 from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex
 
@@ -161,11 +161,11 @@ class Posting(NoClient):
 def test_a_controller_stands_still_when_the_guest_has_been_told_of_its_commands(tmp_path: Path) -> None:
     """Not when their threads have ended: what is told after the state was saved is lost."""
     device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
-    device.link = session = Posting()
+    function_of(device).link = session = Posting()
     told: list[Exception | None] = []
     device.controller.background.submit(lambda: None, told.append)
     device.controller.background.wait()
-    still = device.hold_still()
+    still = function_of(device).hold_still()
     assert not still.settled
     before: list[list[Exception | None]] = []
     still.then(lambda: before.append(list(told)))
@@ -251,7 +251,7 @@ def test_pages_that_a_read_fills_after_a_report_are_dirty_again(
 
 def test_saved_state_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
-    good = device.save_state()
+    good = function_of(device).save_state()
     before = device.digest()
     bad_queues = [[[0]], []], [[], [[1, 0, 8, 5, 0, 0]]], [[[0, 0, 0, 0, 1, 0, 0, 1]], []]
     for name, value in (
@@ -264,9 +264,9 @@ def test_saved_state_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Pat
         ("serial", 7),
     ):
         with pytest.raises(ProtocolError):
-            device.load_state({**good, "values": {**good["values"], name: value}})
+            function_of(device).load_state({**good, "values": {**good["values"], name: value}})
         assert device.digest() == before
-    device.load_state(good)
+    function_of(device).load_state(good)
     device.close()
 
 
@@ -352,14 +352,14 @@ def test_an_end_of_the_client_leaves_shadow_doorbells_to_the_next(tmp_path: Path
 def test_work_that_went_with_a_client_does_not_keep_the_next_ones_from_being_begun(tmp_path: Path) -> None:
     """A doorbell was rung, and the client had gone before the work for it was done."""
     device = Nvme(image=f"{tmp_path / 'disk.img'}:1M")
-    device.attach(Link())
+    function_of(device).attach(Link())
     for offset, width, value in ((AQA, 4, 0x001F001F), (ASQ, 8, PAGE), (ACQ, 8, 2 * PAGE), (CC, 4, ENABLE)):
-        device.region_write(0, offset, value.to_bytes(width, "little"))
-    device.region_write(0, 0x1000, (1).to_bytes(4, "little"))
-    device.detach()
+        function_of(device).region_write(0, offset, value.to_bytes(width, "little"))
+    function_of(device).region_write(0, 0x1000, (1).to_bytes(4, "little"))
+    function_of(device).detach()
     link = Link()
-    device.attach(link)
-    device.region_write(0, 0x1000, (2).to_bytes(4, "little"))
+    function_of(device).attach(link)
+    function_of(device).region_write(0, 0x1000, (2).to_bytes(4, "little"))
     assert link.deferred
-    device.detach()
+    function_of(device).detach()
     device.close()

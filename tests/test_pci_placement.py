@@ -25,6 +25,7 @@ from vfio_user import (
     SerialNumber,
     VendorSpecific,
 )
+from vfio_user.device import function_of
 from vfio_user.pci import build_config_space, place_capabilities
 
 IDS = PciIds(vendor=1, device=2)
@@ -142,26 +143,26 @@ class Card(PciDevice):
 
 def test_what_is_read_only_takes_nothing_and_resets_nothing() -> None:
     card = Card()
-    before = card.region_read(CONFIG, 0x50, 0x3C)
+    before = function_of(card).region_read(CONFIG, 0x50, 0x3C)
     for offset in range(0x52, 0x8C, 2):
         write_int(card, CONFIG, offset, 2, 0xFFFF)
-    assert card.region_read(CONFIG, 0x50, 0x3C) == before
+    assert function_of(card).region_read(CONFIG, 0x50, 0x3C) == before
     assert not any(entry[0] == "reset" for entry in card.log)
 
 
 def test_a_capability_with_callbacks_is_asked_for_its_registers_and_not_for_its_header() -> None:
     card = Card()
-    assert card.region_read(CONFIG, 0x90, 9) == bytes([0x09, 0xA0, 9]) + b"abcdef"
+    assert function_of(card).region_read(CONFIG, 0x90, 9) == bytes([0x09, 0xA0, 9]) + b"abcdef"
     assert card.log == [("read", 0x92, 7)]
     card.log.clear()
-    card.region_write(CONFIG, 0x8E, b"1234567x")  # from before it into it
+    function_of(card).region_write(CONFIG, 0x8E, b"1234567x")  # from before it into it
     assert card.log == [("write", 0x92, b"567x"), ("written", 0x8E, bytes(2) + bytes([0x09, 0xA0, 9]) + b"67X")]
 
 
 def test_the_others_are_as_they_were() -> None:
     card = Card()
-    card.region_write(CONFIG, 0xA3, b"shut")
-    assert card.region_read(CONFIG, 0xA3, 4) == b"shut"
+    function_of(card).region_write(CONFIG, 0xA3, b"shut")
+    assert function_of(card).region_read(CONFIG, 0xA3, 4) == b"shut"
     assert card.log == [("written", 0xA3, b"shut")]
 
 
@@ -173,9 +174,9 @@ def test_a_read_is_refused_with_the_errno_of_the_hook() -> None:
 
 def test_interrupts_have_their_capabilities_at_chosen_places_too() -> None:
     card = Card()
-    card.attach(Client(in_band_interrupts=True))
+    function_of(card).attach(Client(in_band_interrupts=True))
     assert (card.config.find_capability(0x05), card.config.find_capability(0x11)) == (0xD0, 0xC0)
     write_int(card, CONFIG, 0xD2, 2, 1 | 1 << 4)
     assert card.interrupts.active == "msi"
-    card.detach()
+    function_of(card).detach()
     card.close()

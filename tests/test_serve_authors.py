@@ -84,9 +84,9 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "capabilities that do not fit": (0, "VendorSpecific.*does not fit", """
         capabilities = tuple(VendorSpecific(bytes(60)) for _ in range(4))
     """),
-    "a register with the name of all devices'": (2, "D.reset is declared", """
+    "a register with the name of all devices'": (2, "D.digest is declared", """
 
-        reset: int = stored_register(bar=0, offset=0, width=4)
+        digest: int = stored_register(bar=0, offset=0, width=4)
     """),
     "a reader with a value": (3, "reader of r", """
         @register(bar=0, offset=0, width=4)

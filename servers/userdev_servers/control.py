@@ -21,8 +21,7 @@ from typing import Any, TypeVar
 from userdev.control import Line, LineReader, answer_line, command_of, document_of, event_line, refusal_line
 from userdev.errors import AUTHORS_FAILURES, UserError
 from userdev.transport import Listener, Stream, close_all
-from vfio_user import MigrationState
-from vfio_user.device import PciDevice
+from vfio_user.device import PciDevice, function_of
 
 log = logging.getLogger("vfio_user.control")
 
@@ -139,13 +138,12 @@ class ControlSocket:
             except AUTHORS_FAILURES as error:
                 future.set_exception(error)
 
-        self._device.link.call_soon(run)  # what the device itself plans would wait until it runs
+        function_of(self._device).link.call_soon(run)  # what the device itself plans would wait until it runs
         return future.result(ANSWER_SECONDS)
 
 
 def _check_running(device: PciDevice) -> None:
-    running = (MigrationState.RUNNING, MigrationState.PRE_COPY)
-    if device.migration is not None and device.migration.state not in running:
+    if not function_of(device).may_run:
         raise UserError("migration has the device stopped: nothing of it can be changed until it runs")
 
 

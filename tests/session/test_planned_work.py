@@ -7,6 +7,7 @@ import threading
 from tests.session_kit import Prober, comes_true
 from userdev.serving.worker import FORGOTTEN, Worker
 from vfio_user.client import Client, EventFd
+from vfio_user.device import function_of
 from vfio_user.wire.constants import IrqIndex, MigrationState
 
 
@@ -19,7 +20,7 @@ def test_nothing_that_was_planned_interrupts_a_guest_whose_device_is_stopped(dev
             device.call_soon(lambda: device.interrupts.trigger(0))
             device.call_later(0.001, lambda: device.interrupts.trigger(0))
         last = threading.Event()
-        device.link.call_later(0.01, last.set)  # past the device: it comes due behind the others
+        function_of(device).link.call_later(0.01, last.set)  # past the device: it comes due behind the others
         assert last.wait(5)
         assert eventfd.take() == 0
         client.set_migration_state(MigrationState.RUNNING)

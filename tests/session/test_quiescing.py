@@ -16,7 +16,18 @@ from tests.device_kit import CONFIG
 from tests.session_kit import GUEST, comes_true, message_memory
 from userdev.errors import ProtocolError
 from vfio_user.client import Client, GuestMemory, RemoteError
-from vfio_user.device import Bar, DmaRegion, PciDevice, PciExpress, PciIds, Quiesce, ResetKind, register, state
+from vfio_user.device import (
+    Bar,
+    DmaRegion,
+    PciDevice,
+    PciExpress,
+    PciIds,
+    Quiesce,
+    ResetKind,
+    function_of,
+    register,
+    state,
+)
 from vfio_user.device.standstill import Hold
 from vfio_user.server import Server
 from vfio_user.wire import Command
@@ -41,6 +52,7 @@ class Busy(PciDevice):
         self.events: list[str] = []
         self.happened = threading.Condition()
         self.holds = 0
+        self._count_holds()
         self.quiet: Callable[[], Quiesce | None] = lambda: None
 
     @register(bar=0, offset=0, width=4)
@@ -62,12 +74,18 @@ class Busy(PciDevice):
             self.happened.wait_for(lambda: len(self.events) >= len(events), 5)
             return self.events == list(events)
 
-    def hold_still(self) -> Hold:
-        hold = super().hold_still()
-        with self.happened:
-            self.holds += 1
-            self.happened.notify_all()
-        return hold
+    def _count_holds(self) -> None:
+        standstill = function_of(self)._standstill
+        hold = standstill.hold
+
+        def counted() -> Hold:
+            found = hold()
+            with self.happened:
+                self.holds += 1
+                self.happened.notify_all()
+            return found
+
+        standstill.hold = counted  # type: ignore[method-assign]
 
     def when_held(self, times: int, work: Callable[[], None]) -> threading.Thread:
         """Do `work` on another thread as soon as so many want the device to stand still."""

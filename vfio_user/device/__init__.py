@@ -6,13 +6,14 @@ and `self.dma` reach the guest. Standard library only.
 
 from userdev.declare.options import Option, device_options, parse_options
 from userdev.declare.state import state
-from vfio_user.device.device import PciDevice
+from vfio_user.device.device import PciDevice, function_of
 from vfio_user.device.device_memory import memory
 from vfio_user.device.dma import Dma, Views
 from vfio_user.device.dma_region import CURRENT_POLICY, DRAFT_V6_POLICY, DmaRegion, MapPolicy
+from vfio_user.device.extra_region import ExtraRegion
+from vfio_user.device.function import Function
 from vfio_user.device.interrupts import Interrupts
 from vfio_user.device.irq_wiring import IrqInfo
-from vfio_user.device.layout import ExtraRegion
 from vfio_user.device.lifecycle import Quiesce, ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
@@ -42,6 +43,7 @@ __all__ = [
     "DmaRegion",
     "ExtendedVendor",
     "ExtraRegion",
+    "Function",
     "IntX",
     "Interrupts",
     "IoFd",
@@ -70,6 +72,7 @@ __all__ = [
     "VendorSpecific",
     "Views",
     "device_options",
+    "function_of",
     "memory",
     "parse_options",
     "register",

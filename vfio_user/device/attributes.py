@@ -8,7 +8,7 @@ from types import NoneType
 from typing import NamedTuple
 
 from userdev.declare.values import shown
-from vfio_user.device.layout import ExtraRegion
+from vfio_user.device.extra_region import ExtraRegion
 from vfio_user.device.mechanism import Mechanism
 from vfio_user.pci import Bar, Capability, PciIds, Placed
 

@@ -33,8 +33,7 @@ from vfio_user.device.irq_wiring import (
     IrqRequest,
 )
 from vfio_user.device.link import Link, NoClient
-from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
-from vfio_user.device.msix_table import MsiXTable, PendingBits
+from vfio_user.device.msix_table import MsiXTable, PendingBits, pba_size
 from vfio_user.pci import (
     COMMAND,
     COMMAND_INTX_DISABLE,
@@ -64,16 +63,19 @@ class Interrupts:
 
     def __init__(
         self,
-        mechanism: Mechanism,
         config: ConfigSpace,
         offsets: Mapping[int, int],
         *,
+        intx: bool = False,
+        msi: MsiCapability | None = None,
+        msix_vectors: int = 0,
         absent: Collection[int] = (),
         on_mask: MaskHook | None = None,
     ) -> None:
-        """`absent`: which of the indexes ERR and REQ the device has not. `on_mask` is told what a client masks."""
-        intx, msi, msix = mechanism.part(IntX), mechanism.part(Msi), mechanism.part(MsiX)
-        counts = {INTX: 1 if intx else 0, MSI: msi.vectors if msi else 0, MSIX: msix.vectors if msix else 0}
+        """`offsets`: of the capabilities, by id. `absent`: which of the indexes ERR and REQ the device has not.
+        `on_mask` is told what a client masks.
+        """
+        counts = {INTX: int(intx), MSI: msi.vectors if msi else 0, MSIX: msix_vectors}
         self.infos = [
             IrqInfo(index, counts.get(index, 0 if index in absent else 1), int(INFO_FLAGS[index]))
             for index in (INTX, MSI, MSIX, ERR, REQ)
@@ -81,9 +83,9 @@ class Interrupts:
         self.link: Link = NoClient()
         self._on_mask = on_mask
         self.table = MsiXTable(counts[MSIX], self._changed)
-        self.pba = PendingBits(msix.pba_size if msix else 0, lambda: self._pending[MSIX])
+        self.pba = PendingBits(pba_size(msix_vectors), lambda: self._pending[MSIX])
         self._config = config
-        self._msi = MsiCapability(msi.vectors, msi.address64, msi.maskable) if msi else None
+        self._msi = msi
         self._msi_offset = offsets.get(MsiCapability.id, 0)
         self._msix_offset = offsets.get(MsiXCapability.id, 0)
         self._lines = [IrqLines(info) for info in self.infos]

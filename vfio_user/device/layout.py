@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from userdev.declare.declared import declarations
 from vfio_user.device.device_memory import DeviceMemory, Memory
+from vfio_user.device.extra_region import ExtraRegion
+from vfio_user.device.hooks import Hooks
 from vfio_user.device.mechanism import MsiX
 from vfio_user.device.region import Access, MemoryAccess, RegionInfo, RegisterAccess, Windows
 from vfio_user.device.register import BaseRegister, Cell, Fit
 from vfio_user.pci import BAR_COUNT, SMALLEST_ROM, Bar, MsiXCapability, check_bars, round_up_power_of_two
 from vfio_user.wire.constants import RegionFlags, RegionIndex
-
-if TYPE_CHECKING:
-    from vfio_user.device.device import PciDevice
 
 ROM, CONFIG, VGA = int(RegionIndex.ROM), int(RegionIndex.CONFIG), int(RegionIndex.VGA)
 FIRST_EXTRA = VGA + 1
@@ -26,18 +23,6 @@ Readers = dict[tuple[int, int, int], Callable[[], int]]
 Writers = dict[tuple[int, int, int], Callable[[int], None]]
 Fits = dict[tuple[int, int, int], Fit]
 """{(region, offset, width): what to call}"""
-
-
-@dataclass(frozen=True)
-class ExtraRegion:
-    """A device-specific region, index 9 and above without gaps. Registers and memory name it as their `bar`.
-
-    type: (type, subtype) that tells the client what it is.
-    """
-
-    index: int
-    size: int
-    type: tuple[int, int] | None = None
 
 
 def place_msix(msix: MsiX, bars: Sequence[Bar], used: set[int]) -> tuple[MsiXCapability, list[Bar]]:
@@ -69,7 +54,7 @@ class Layout:
 
     def __init__(
         self,
-        device: PciDevice,
+        device: Hooks,
         bars: Sequence[Bar],
         extra: Sequence[ExtraRegion],
         reserved: Sequence[tuple[int, int, int]] = (),

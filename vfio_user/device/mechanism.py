@@ -6,11 +6,10 @@ The client chooses among what is offered; the author calls `self.interrupts.trig
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar, overload
+from typing import Self, TypeVar, overload
 
-if TYPE_CHECKING:
-    from vfio_user.device.interrupts import Interrupts
-
+from vfio_user.device.interrupts import Interrupts
+from vfio_user.device.msix_table import ENTRY, pba_size
 
 M = TypeVar("M", bound="Mechanism")
 
@@ -82,7 +81,7 @@ class MsiX(Mechanism):
 
     @property
     def table_size(self) -> int:
-        return 16 * self.vectors
+        return ENTRY * self.vectors
 
     @property
     def pba_offset(self) -> int:
@@ -91,7 +90,7 @@ class MsiX(Mechanism):
 
     @property
     def pba_size(self) -> int:
-        return -(-self.vectors // 64) * 8
+        return pba_size(self.vectors)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ ENTRY_MASK = b"\xfc\xff\xff\xff" + b"\xff" * 8 + b"\x01\x00\x00\x00"
 ENTRY_AFTER_RESET = bytes(12) + b"\x01\x00\x00\x00"
 
 
+def pba_size(vectors: int) -> int:
+    """Bytes of the pending bits: whole words of 64."""
+    return -(-vectors // 64) * 8
+
+
 class MsiXTable:
     """`vectors` entries: message address (8), message data (4), vector control (4), of which bit 0 masks."""
 

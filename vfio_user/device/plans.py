@@ -45,9 +45,10 @@ class Planned:
 class Plans:
     """The plans of one device. `plan` may be called from any thread, all else where handlers run."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_run: Callable[[], bool]) -> None:
+        """What comes due while the device may not run is held."""
+        self._may_run = may_run
         self._resets = 0
-        self._stopped = False
         self._held: list[Planned] = []
 
     def plan(self, work: Work) -> Planned:
@@ -56,18 +57,13 @@ class Plans:
     def due(self, planned: Planned) -> None:
         if planned.number != self._resets:
             return
-        if self._stopped:
-            self._held.append(planned)
-        else:
+        if self._may_run():
             planned.do()
+        else:
+            self._held.append(planned)
 
-    def stop(self) -> None:
-        """Hold what comes due until `go_on`."""
-        self._stopped = True
-
-    def go_on(self) -> list[Planned]:
+    def take_held(self) -> list[Planned]:
         """What has been held, and is due again."""
-        self._stopped = False
         held, self._held = self._held, []
         return held
 

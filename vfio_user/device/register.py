@@ -22,16 +22,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from userdev.declare.declared import Declaration, authors_frame, source_of
 from userdev.declare.state import Check, State
 from userdev.errors import DeclarationError
+from vfio_user.device.hooks import Hooks
 
-if TYPE_CHECKING:
-    from vfio_user.device.device import PciDevice
-
-D = TypeVar("D", bound="PciDevice")
+D = TypeVar("D", bound=Hooks)
 WIDTHS = (1, 2, 4, 8)
 log = logging.getLogger("vfio_user.device")
 
@@ -41,7 +39,7 @@ class Fit:
     is said.
     """
 
-    def __init__(self, name: str, device: PciDevice, width: int) -> None:
+    def __init__(self, name: str, device: Hooks, width: int) -> None:
         self.name = name
         self._device_name = type(device).__qualname__
         self._width = width
@@ -130,7 +128,7 @@ class BaseRegister(Declaration):
     def mistake(self) -> str:
         return self.place.mistake()
 
-    def cells(self, device: PciDevice) -> Iterator[Cell]:
+    def cells(self, device: Hooks) -> Iterator[Cell]:
         """Its registers, bound to a device."""
         raise NotImplementedError
 
@@ -143,7 +141,7 @@ class HandledRegister(BaseRegister):
         self._read: Callable[..., int] | None = None
         self._write: Callable[..., None] | None = None
 
-    def cells(self, device: PciDevice) -> Iterator[Cell]:
+    def cells(self, device: Hooks) -> Iterator[Cell]:
         read = self._read.__get__(device) if self._read else None
         write = self._write.__get__(device) if self._write else None
         place, fit = self.place, Fit(self.name, device, self.place.width)
@@ -305,7 +303,7 @@ class StoredRegister(BaseRegister, State):
             return f"writable is a mask of bits, not {self.writable!r}"
         return self.place.mistake() or State.mistake(self)
 
-    def cells(self, device: PciDevice) -> Iterator[Cell]:
+    def cells(self, device: Hooks) -> Iterator[Cell]:
         everything = (1 << 8 * self.place.width) - 1
         name, writable = self.name, self.writable & everything
 

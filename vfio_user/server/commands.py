@@ -15,6 +15,7 @@ from userdev.errors import ProtocolError
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.server import migration_commands
 from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap, take_bitmaps_v6
+from vfio_user.server.handling import Served
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
@@ -34,10 +35,9 @@ from vfio_user.wire.unmap_table import unmap_table
 if TYPE_CHECKING:
     from vfio_user.device import Dma, RegionInfo
     from vfio_user.migration import Migration
-    from vfio_user.server.session import Session
 
 Reply = tuple[bytes, list[int]]
-Handler = Callable[["Session", Message], Reply]
+Handler = Callable[[Served, Message], Reply]
 
 NOTHING: Reply = (b"", [])
 _MAX_ARGSZ = 1 << 20
@@ -50,7 +50,7 @@ def _refuse(what: str, number: int = errno.EINVAL) -> ProtocolError:
 # DMA
 
 
-def dma_map(session: Session, message: Message) -> Reply:
+def dma_map(session: Served, message: Message) -> Reply:
     if session.dialect.shapes[Command.DMA_MAP].request is None:
         return _dma_map_table(session, message)
     request = at.DMA_MAP.unpack(message.payload)
@@ -63,11 +63,11 @@ def dma_map(session: Session, message: Message) -> Reply:
         raise _refuse("DMA_MAP: a mapping mode without a file descriptor")
     with session.quiet():
         fd = message.fds.pop(0) if message.fds else None
-        session.device.dma.map(request.addr, request.size, request.flags, fd, request.offset)
+        session.function.dma.map(request.addr, request.size, request.flags, fd, request.offset)
     return NOTHING
 
 
-def _dma_map_table(session: Session, message: Message) -> Reply:
+def _dma_map_table(session: Served, message: Message) -> Reply:
     entries = list(at.DMA_ENTRY_V6.unpack_all(message.payload))
     mappable = [entry for entry in entries if entry.flags & DmaFlagsV6.MAPPABLE]
     if not entries:
@@ -77,7 +77,7 @@ def _dma_map_table(session: Session, message: Message) -> Reply:
     if any(entry.flags > DmaFlagsV6.MAPPABLE or entry.protections > 3 for entry in entries):
         raise _refuse("DMA_MAP: unknown flags or protections")
     with session.quiet():
-        _map_all(session.device.dma, entries, message.fds)
+        _map_all(session.function.dma, entries, message.fds)
     return NOTHING
 
 
@@ -95,7 +95,7 @@ def _map_all(dma: Dma, entries: list[at.DmaEntryV6], fds: list[int]) -> None:
         raise
 
 
-def dma_unmap(session: Session, message: Message) -> Reply:
+def dma_unmap(session: Served, message: Message) -> Reply:
     if session.dialect.shapes[Command.DMA_UNMAP].request is None:
         return _dma_unmap_table(session, message)
     request = at.DMA_UNMAP.unpack(message.payload)
@@ -104,7 +104,7 @@ def dma_unmap(session: Session, message: Message) -> Reply:
         raise _refuse(f"DMA_UNMAP: flags {flags:#x}")
     if not at.DMA_UNMAP.size <= request.argsz <= _MAX_ARGSZ:
         raise _refuse(f"DMA_UNMAP: argsz {request.argsz}")
-    dma, echo = session.device.dma, message.payload[: at.DMA_UNMAP.size]
+    dma, echo = session.function.dma, message.payload[: at.DMA_UNMAP.size]
     if flags & UnmapFlags.ALL:
         if request.addr or request.size:
             raise _refuse("DMA_UNMAP: ALL with an address or a size")
@@ -127,9 +127,9 @@ def dma_unmap(session: Session, message: Message) -> Reply:
     return echo + at.BITMAP.pack(bitmap.pgsize, bitmap.size, tail=bits), []
 
 
-def _dma_unmap_table(session: Session, message: Message) -> Reply:
+def _dma_unmap_table(session: Served, message: Message) -> Reply:
     """The draft's table: one request, all of it or nothing."""
-    dma, entries = session.device.dma, unmap_table(message.payload)
+    dma, entries = session.function.dma, unmap_table(message.payload)
     for entry in entries:
         if not dma.has_any(entry.address, entry.size):
             raise _refuse(f"DMA_UNMAP: nothing is mapped at {entry.address:#x}", errno.ENOENT)
@@ -144,17 +144,17 @@ def _dma_unmap_table(session: Session, message: Message) -> Reply:
 # Description of the device
 
 
-def get_info(session: Session, message: Message) -> Reply:
+def get_info(session: Served, message: Message) -> Reply:
     if session.dialect.shapes[Command.GET_INFO].request is not None:
         request = at.DEVICE_INFO.unpack(message.payload)
         if request.argsz < at.DEVICE_INFO.size:
             raise _refuse(f"GET_INFO: argsz {request.argsz} is below {at.DEVICE_INFO.size}")
     flags = DeviceFlags.RESET | DeviceFlags.PCI
     regions = len(session.regions.all())
-    return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, flags, regions, len(session.device.irqs)), []
+    return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, flags, regions, len(session.function.irqs)), []
 
 
-def get_region_info(session: Session, message: Message) -> Reply:
+def get_region_info(session: Served, message: Message) -> Reply:
     request = at.REGION_INFO.unpack(message.payload)
     room = request.argsz if request.argsz >= at.REGION_INFO.size else None
     if room is None and session.dialect.region_info_needs_argsz:
@@ -168,14 +168,14 @@ def _description(region: RegionInfo) -> RegionDescription:
     return RegionDescription(region.index, region.size, region.flags, region.offset, region.sparse or None, region.type)
 
 
-def _region(session: Session, index: int) -> RegionInfo:
+def _region(session: Served, index: int) -> RegionInfo:
     regions = session.regions.all()
     if index >= len(regions):
         raise _refuse(f"region {index}: the device has {len(regions)}")
     return regions[index]
 
 
-def get_region_io_fds(session: Session, message: Message) -> Reply:
+def get_region_io_fds(session: Served, message: Message) -> Reply:
     request = at.REGION_IO_FDS.unpack(message.payload)
     if request.flags or request.nr_entries or not at.REGION_IO_FDS.size <= request.argsz <= _MAX_ARGSZ:
         raise _refuse("GET_REGION_IO_FDS: flags, count or argsz")
@@ -206,18 +206,18 @@ def get_region_io_fds(session: Session, message: Message) -> Reply:
 # Interrupts
 
 
-def get_irq_info(session: Session, message: Message) -> Reply:
+def get_irq_info(session: Served, message: Message) -> Reply:
     request = at.IRQ_INFO.unpack(message.payload)
     if request.argsz < at.IRQ_INFO.size:
         raise _refuse(f"GET_IRQ_INFO: argsz {request.argsz} is below {at.IRQ_INFO.size}")
-    irqs = session.device.irqs
+    irqs = session.function.irqs
     if request.irq >= len(irqs):
         raise _refuse(f"GET_IRQ_INFO: index {request.irq}, and the device has {len(irqs)}")
     irq = irqs[request.irq]
     return at.IRQ_INFO.pack(at.IRQ_INFO.size, irq.flags, request.irq, irq.count), []
 
 
-def set_irqs(session: Session, message: Message) -> Reply:
+def set_irqs(session: Served, message: Message) -> Reply:
     request = at.IRQ_SET.unpack(message.payload)
     if request.argsz < at.IRQ_SET.size:
         raise _refuse(f"SET_IRQS: argsz {request.argsz} is below {at.IRQ_SET.size}")
@@ -227,7 +227,7 @@ def set_irqs(session: Session, message: Message) -> Reply:
         raise _refuse(f"SET_IRQS: flags {request.flags:#x} name not exactly one kind of data and one action")
     bools = message.payload[at.IRQ_SET.size :]
     fds, message.fds = message.fds, []
-    session.device.interrupts.set_irqs(
+    session.function.interrupts.set_irqs(
         IrqRequest(request.irq, request.start, request.nr_vectors, action, data, bools, fds)
     )
     return NOTHING
@@ -236,7 +236,7 @@ def set_irqs(session: Session, message: Message) -> Reply:
 # Regions
 
 
-def region_read(session: Session, message: Message) -> Reply:
+def region_read(session: Served, message: Message) -> Reply:
     request = at.REGION_ACCESS.unpack(message.payload)
     if request.length > session.max_data:
         raise _refuse(f"REGION_READ: {request.length} bytes are over the limit of {session.max_data}")
@@ -246,7 +246,7 @@ def region_read(session: Session, message: Message) -> Reply:
     return message.payload[: at.REGION_ACCESS.size] + data, []
 
 
-def region_write(session: Session, message: Message) -> Reply:
+def region_write(session: Served, message: Message) -> Reply:
     """The effect only; the session has the reply from `write_reply` and may have sent it."""
     request = at.REGION_ACCESS.unpack(message.payload)
     if request.length:
@@ -255,7 +255,7 @@ def region_write(session: Session, message: Message) -> Reply:
     return write_reply(session, message), []
 
 
-def write_reply(session: Session, message: Message) -> bytes:
+def write_reply(session: Served, message: Message) -> bytes:
     """The payload of REGION_WRITE's reply, once its sizes are right."""
     request = at.REGION_ACCESS.unpack(message.payload)
     if len(message.payload) - at.REGION_ACCESS.size != request.length or request.length > session.max_data:
@@ -266,7 +266,7 @@ def write_reply(session: Session, message: Message) -> bytes:
     return at.REGION_ACCESS.pack(request.offset, request.region, count)
 
 
-def region_write_multi(session: Session, message: Message) -> Reply:
+def region_write_multi(session: Served, message: Message) -> Reply:
     """Many small writes in order; the first that fails ends the command, and those before it stay done."""
     request = at.WRITE_MULTI.unpack(message.payload)
     writes = list(at.WRITE_MULTI_ENTRY.unpack_all(message.payload, at.WRITE_MULTI.size))
@@ -280,40 +280,40 @@ def region_write_multi(session: Session, message: Message) -> Reply:
 # Reset and migration
 
 
-def _migration(session: Session) -> Migration:
-    migration: Migration | None = session.device.migration
+def _migration(session: Served) -> Migration:
+    migration: Migration | None = session.function.migration
     if migration is None:
         raise _refuse("the device does not migrate")
     return migration
 
 
-def device_reset(session: Session, message: Message) -> Reply:
+def device_reset(session: Served, message: Message) -> Reply:
     with session.quiet():
-        session.device.client_reset()
-        if session.device.migration is not None:
-            session.device.migration.was_reset()
+        session.function.client_reset()
+        if session.function.migration is not None:
+            session.function.migration.was_reset()
     return NOTHING
 
 
-def device_feature(session: Session, message: Message) -> Reply:
+def device_feature(session: Served, message: Message) -> Reply:
     return migration_commands.device_feature(_migration(session), message.payload), []
 
 
-def mig_data_read(session: Session, message: Message) -> Reply:
+def mig_data_read(session: Served, message: Message) -> Reply:
     limit = session.agreement.data_per_message
     return migration_commands.mig_data_read(_migration(session), message.payload, limit), []
 
 
-def mig_data_write(session: Session, message: Message) -> Reply:
+def mig_data_write(session: Served, message: Message) -> Reply:
     migration_commands.mig_data_write(_migration(session), message.payload, session.max_data)
     return NOTHING
 
 
-def dirty_pages(session: Session, message: Message) -> Reply:
+def dirty_pages(session: Served, message: Message) -> Reply:
     return handle_dirty_pages(_migration(session), message.payload, session.dialect), []
 
 
-def version_again(session: Session, message: Message) -> Reply:
+def version_again(session: Served, message: Message) -> Reply:
     raise _refuse("VERSION: the version is agreed already")
 
 

@@ -13,7 +13,7 @@ from vfio_user.wire import Dialect
 from vfio_user.wire.constants import RegionFlags
 
 if TYPE_CHECKING:
-    from vfio_user.device import PciDevice
+    from vfio_user.device import Function
 
 _MMAP = int(RegionFlags.MMAP)
 
@@ -21,16 +21,16 @@ _MMAP = int(RegionFlags.MMAP)
 class Regions:
     """Described and accessed by index. Accesses to registers have a shorter way: `vfio_user.server.registers`."""
 
-    def __init__(self, device: PciDevice, dialect: Dialect, *, carries_fds: bool) -> None:
-        self._device = device
+    def __init__(self, function: Function, dialect: Dialect, *, carries_fds: bool) -> None:
+        self._function = function
         self._carries_fds = carries_fds
-        self._migration = device.migration
-        self._has_migration_region = dialect.migration_region and device.migration is not None
+        self._migration = function.migration
+        self._has_migration_region = dialect.migration_region and function.migration is not None
         self._migration_region: MigrationRegion | None = None
 
     def all(self) -> list[RegionInfo]:
         """All of them; without descriptors where the transport carries none."""
-        regions = list(self._device.regions)
+        regions = list(self._function.regions)
         if (v1 := self._at(len(regions))) is not None:
             regions.append(RegionInfo(len(regions), v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type))
         if self._carries_fds:
@@ -46,7 +46,7 @@ class Regions:
         if (v1 := self._at(index)) is not None:
             return v1.read(offset, count)
         self._check_access(index)
-        return self._device.region_read(index, offset, count)
+        return self._function.region_read(index, offset, count)
 
     def write(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Write a region; raises as `read`."""
@@ -54,7 +54,7 @@ class Regions:
             v1.write(offset, bytes(data))
         else:
             self._check_access(index)
-            self._device.region_write(index, offset, data)
+            self._function.region_write(index, offset, data)
 
     @property
     def accessible(self) -> bool:
@@ -72,7 +72,7 @@ class Regions:
 
     def _at(self, index: int) -> MigrationRegion | None:
         """The migration region, if this is its index; made when it is asked for, as most clients never do."""
-        if not self._has_migration_region or index != len(self._device.regions):
+        if not self._has_migration_region or index != len(self._function.regions):
             return None
         if self._migration_region is None:
             assert self._migration is not None

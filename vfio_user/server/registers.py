@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from userdev.errors import AUTHORS_FAILURES
+from vfio_user.server.connection import Connection
+from vfio_user.server.owed import Owed
 from vfio_user.wire import NO_REPLY, REPLY, Command, Dialect, Message
 
 if TYPE_CHECKING:
-    from vfio_user.device import PciDevice
-    from vfio_user.server.session import Session
+    from vfio_user.device import Function
 
 _CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _ACCESS = struct.Struct("<HHII4x16s")  # id, command, size, flags, key
@@ -30,7 +31,13 @@ _SIZE = 32
 class RegisterPath:
     """The register table of one session."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(
+        self, dialect: Dialect, connection: Connection, owed: Owed, failed: Callable[[Message, BaseException], None]
+    ) -> None:
+        """`failed` answers an access whose function raised."""
+        self._connection = connection
+        self._owed = owed
+        self._failed = failed
         self._read = dialect.number(Command.REGION_READ)
         self._write = dialect.number(Command.REGION_WRITE)
         self._counts = dialect.write_reply_counts
@@ -42,21 +49,21 @@ class RegisterPath:
         self._readers.clear()
         self._writers.clear()
 
-    def fill(self, device: PciDevice) -> None:
-        for (region, offset, width), read in device.readers.items():
+    def fill(self, function: Function) -> None:
+        for (region, offset, width), read in function.readers.items():
             reply = _READ_REPLY[width]
-            fit = device.fits[region, offset, width]
+            fit = function.fits[region, offset, width]
             self._readers[_KEY.pack(offset, region, width)] = (reply.pack, reply.size, read, fit)
-        for (region, offset, width), write in device.writers.items():
+        for (region, offset, width), write in function.writers.items():
             self._writers[_KEY.pack(offset, region, width)] = (_SIZE + width, _VALUE[width].unpack_from, write)
 
-    def serve(self, session: Session) -> None:
+    def serve(self) -> None:
         """Serve register accesses until the buffer holds something else, or nothing whole.
 
         A handler may wait for message DMA, which serves further messages in between: buffer and position are looked
         up anew for each access.
         """
-        connection, owed = session.connection, session.owed
+        connection, owed = self._connection, self._owed
         framer = connection.framer
         unpack = _ACCESS.unpack_from
         readers, writers = self._readers, self._writers
@@ -96,7 +103,7 @@ class RegisterPath:
             except AUTHORS_FAILURES as error:
                 if command == reading:
                     owed.reply = b""
-                session.failed(Message(id, command, flags), error)
+                self._failed(Message(id, command, flags), error)
 
     def _write_reply(self, id: int, key: bytes) -> bytes:
         return _WRITE_REPLY.pack(id, self._write, _SIZE, REPLY, 0, key[:12], key[12] if self._counts else 0)

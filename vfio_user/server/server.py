@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from userdev.serving import server as serving
 from userdev.serving.program import run
 from userdev.transport import Address, BadFrame, Framer, Listener, Stream, close_all
+from vfio_user.device import PciDevice, function_of
 from vfio_user.server.negotiation import Offer
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Dialect, Message
@@ -21,7 +22,6 @@ from vfio_user.wire import CURRENT, Dialect, Message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vfio_user.device import PciDevice
 
 REFUSAL_SECONDS = 1.0
 """That a refused client has for its VERSION."""
@@ -57,7 +57,7 @@ class Server(serving.Server[Session]):
 
     def _begin_session(self, stream: Stream, only: bool) -> Session:
         patience = None if only else VERSION_SECONDS
-        return Session(self.device, stream, self._dialect, self._offer, version_seconds=patience)
+        return Session(function_of(self.device), stream, self._dialect, self._offer, version_seconds=patience)
 
 
 def serve(

@@ -38,7 +38,7 @@ from vfio_user.server.requests import ClientRequests
 from vfio_user.wire import COMMAND, DRAFT_V6, NO_REPLY, Command, Dialect, Message, Sender
 
 if TYPE_CHECKING:
-    from vfio_user.device import PciDevice
+    from vfio_user.device import Function
     from vfio_user.device.standstill import Hold
     from vfio_user.migration import Migration
 
@@ -67,7 +67,7 @@ class Session:
 
     def __init__(
         self,
-        device: PciDevice,
+        function: Function,
         stream: Stream,
         dialect: Dialect,
         offer: Offer | None = None,
@@ -75,7 +75,7 @@ class Session:
         version_seconds: float | None = None,
     ) -> None:
         """`version_seconds` is what the client has for its first message; None: as long as it likes."""
-        self.device = device
+        self.function = function
         self.dialect = dialect
         self.lock = threading.RLock()
         self._turnstile = threading.Lock()
@@ -91,9 +91,9 @@ class Session:
         """The client is: nothing can be asked of it any more."""
         self._over = False
         """The device is detached: work for this client is dropped."""
-        self._migration: Migration | None = device.migration
-        self._registers = RegisterPath(dialect)
-        self.regions = Regions(device, dialect, carries_fds=self.connection.carries_fds)
+        self._migration: Migration | None = function.migration
+        self._registers = RegisterPath(dialect, self.connection, self.owed, self.failed)
+        self.regions = Regions(function, dialect, carries_fds=self.connection.carries_fds)
         self._stop_following: Callable[[], None] = lambda: None
 
     def run(self) -> None:
@@ -133,7 +133,7 @@ class Session:
         self.connection.shutdown()
         if self.agreement.twin is not None:
             self.agreement.twin.shutdown()
-        self.device.interrupts.unblock()
+        self.function.interrupts.unblock()
 
     def free(self) -> bool:
         """For whoever waits for this session in vain: end what only a client that means no good can make last.
@@ -143,9 +143,9 @@ class Session:
         if self.connection.is_hung_up:
             self.stop()
             if self._gone:  # the device has had the time that the next client has
-                self._worker.call_soon(self.device.give_up_waiting)
+                self._worker.call_soon(self.function.give_up_waiting)
             return True
-        self.device.interrupts.unblock()
+        self.function.interrupts.unblock()
         return False
 
     # The device's link to its client (vfio_user.device.Link)
@@ -199,7 +199,7 @@ class Session:
         Raises:
             ProtocolError: the device cannot, with its errno.
         """
-        hold = self.device.hold_still()
+        hold = self.function.hold_still()
         try:
             self._wait_settled(hold)
             hold.check()
@@ -210,7 +210,7 @@ class Session:
     def _stop_device(self) -> None:
         """For migration."""
         with self.quiet():
-            self.device.stop()
+            self.function.stop()
 
     def _wait_settled(self, hold: Hold, seconds: float | None = None) -> None:
         """Let the device's threads have the lock until the hold is settled, for so many seconds at most.
@@ -229,7 +229,7 @@ class Session:
                         if seconds is not None:
                             return
                         deadline = None
-                        log.warning("%s does not stand still, and its client waits for it", type(self.device).__name__)
+                        log.warning("%s does not stand still, and its client waits for it", self.function.name)
                     self.lock.release()
                     try:
                         readable = self._wait_readable(settled, deadline)
@@ -262,9 +262,9 @@ class Session:
 
     def _attach(self) -> bool:
         """Tell the device that its client has come; False if it fails at that, which ends the session."""
-        self.device.dma.policy = DRAFT_V6_POLICY if self.dialect is DRAFT_V6 else CURRENT_POLICY
+        self.function.dma.policy = DRAFT_V6_POLICY if self.dialect is DRAFT_V6 else CURRENT_POLICY
         try:
-            self.device.attach(self)
+            self.function.attach(self)
             if self._migration is not None:
                 self._migration.attach(self._stop_device)
         except AUTHORS_FAILURES:
@@ -330,7 +330,7 @@ class Session:
     def _drain(self) -> None:
         while True:
             if not self.connection.framer.has_fds and not self._backlog:
-                self._registers.serve(self)
+                self._registers.serve()
             message = self._backlog.popleft() if self._backlog else self.connection.next()
             if message is None:
                 return
@@ -394,7 +394,7 @@ class Session:
     def _refresh_registers(self) -> None:
         self._registers.clear()
         if self.regions.accessible:
-            self._registers.fill(self.device)
+            self._registers.fill(self.function)
 
     def _end(self, *, attached: bool) -> None:
         """The client is gone. All of this happens, whatever the device's hooks raise."""
@@ -414,8 +414,8 @@ class Session:
 
     def _detach(self) -> None:
         """The device's threads get the lock, and a moment, to finish what they do for the client."""
-        self._wait_settled(self.device.client_gone(), QUIESCE_SECONDS)
-        self.device.detach()
+        self._wait_settled(self.function.client_gone(), QUIESCE_SECONDS)
+        self.function.detach()
 
     def _close(self) -> None:
         self._over = True
