@@ -47,6 +47,7 @@ class Guest:
 
     def close(self) -> None:
         self.table.clear()
+        self.memory.close()
         os.close(self.fd)
 
     def __enter__(self) -> Self:

@@ -62,13 +62,16 @@ class MappedRegion:
 
     def close(self) -> None:
         """Unmap it, once nobody has a view of it any more."""
-        self.view = memoryview(b"")
+        self.view = _NOTHING
         self._files.give_back(self._file)
+
+
+_NOTHING = memoryview(bytearray())
 
 
 class _Nowhere:
     guest = size = 0
-    view = memoryview(b"")
+    view = _NOTHING
 
 
 class MemoryTable:
@@ -84,7 +87,10 @@ class MemoryTable:
         self._regions: list[MappedRegion] = []
         self._starts: list[int] = []
         self._watched: list[MappedRegion] = []
-        self._last: MappedRegion | _Nowhere = _Nowhere()
+        self.can_shrink = False
+        """Whether there is anything to `check`."""
+        self.recent: MappedRegion | _Nowhere = _Nowhere()
+        """The region that was asked for last: rings look into it themselves first."""
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -173,14 +179,14 @@ class MemoryTable:
         Raises:
             ProtocolError: they are not.
         """
-        region = self._last
+        region = self.recent
         at = guest - region.guest
         if at < 0 or at + size > region.size:
             region = self._find(guest)
             at = guest - region.guest
             if at + size > region.size:
                 raise ProtocolError(f"{size:#x} bytes at {guest:#x} go beyond their memory region")
-            self._last = region
+            self.recent = region
         return region.view[at : at + size]
 
     def views(self, guest: int, size: int) -> list[memoryview]:
@@ -236,7 +242,8 @@ class MemoryTable:
         self._regions = sorted(regions, key=lambda region: region.guest)
         self._starts = [region.guest for region in self._regions]
         self._watched = [region for region in self._regions if region.can_shrink]
-        self._last = _Nowhere()
+        self.can_shrink = bool(self._watched)
+        self.recent = _Nowhere()
         self.generation += 1
 
     @staticmethod

@@ -88,22 +88,26 @@ class PackedRing(Ring):
             return self.resubmitted.popleft()
         if self._idle or self._generation != self.table.generation:
             self.refresh()
-        elif self.broken is not None:
-            raise self.broken
-        if not self._is_available():
+        elif self.broken:
+            raise BrokenRing(self.broken)
+        index, wrap, size = self._next, self._wrap, self.size
+        if self._shorts[8 * index + 7] & BOTH != (AVAIL if wrap else USED):
             self._idle = True
             return None
         self._idle = False
         chain, saved = self._gather()
-        if self._held + chain.slots > self.size:
-            self._break(f"more than {self.size} descriptors at a time")
+        if self._held + chain.slots > size:
+            self._break(f"more than {size} descriptors at a time")
         self._held += chain.slots
         if self.inflight is not None:
             try:
                 chain.entry = self.inflight.take(saved)
             except ProtocolError as error:
                 self._break(str(error))
-        self._next, self._wrap = self._after(self._next, self._wrap, chain.slots)
+        index += chain.slots
+        if index >= size:
+            index, self._wrap = index - size, wrap ^ 1
+        self._next = index
         self._taken(chain)
         return chain
 
@@ -111,7 +115,8 @@ class PackedRing(Ring):
         chains = self._finished
         if not chains:
             return False
-        self.refresh()
+        if self.broken or self._generation != self.table.generation or self._is_watched:
+            self.refresh()
         self._finished = []
         if self.log is not None:
             self._mark(chains)
@@ -154,7 +159,7 @@ class PackedRing(Ring):
         return bool(self.resubmitted) or self._is_available()
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
-        if self.broken is None:
+        if not self.broken:
             self._device_events[_EVENTS] = _NONE
             self._mark_events()
 
@@ -184,15 +189,17 @@ class PackedRing(Ring):
     def _gather(self) -> tuple[Chain, list[SavedDescriptor]]:
         """The chain at `_next`, whole and right, and its descriptors in the ring."""
         saved: list[SavedDescriptor] = []
-        index = self._next
+        descriptors, index, size = self._descriptors, self._next, self.size
         while True:
-            if len(saved) == self.size:
-                self._break(f"a chain of more than the {self.size} descriptors that there are")
-            descriptor = _unpack(self._descriptors, index << 4)
+            if len(saved) == size:
+                self._break(f"a chain of more than the {size} descriptors that there are")
+            descriptor = _unpack(descriptors, index << 4)
             saved.append(descriptor)
-            index = index + 1 if index + 1 < self.size else 0
             if not descriptor[3] & NEXT:
                 return self._chain(saved), saved
+            index += 1
+            if index == size:
+                index = 0
 
     def _chain(self, descriptors: list[SavedDescriptor]) -> Chain:
         readable: list[memoryview] = []
@@ -214,30 +221,28 @@ class PackedRing(Ring):
         writable: list[memoryview],
         ranges: list[GuestRange],
     ) -> None:
-        view, translated = self.table.view, self.iotlb is not None
+        region = self.table.recent
+        start, room, memory = region.guest, region.size if self.iotlb is None else -1, region.view
         total = 0
         for address, length, _, flags in descriptors:
             if flags & INDIRECT:
                 self._break(f"an indirect descriptor with flags {flags:#x}")
             total += length
-            if total > MAX_BYTES:
-                self._break("a chain of more than 4 GiB")
             if flags & WRITE:
                 into = writable
             elif writable:
                 self._break("a buffer to read behind one to write")
             else:
                 into = readable
-            if translated:
+            at = address - start
+            if 0 <= at <= room - length:  # as MemoryTable.view has it: a call for each would be most of the time
+                into.append(memory[at : at + length])
+                if flags & WRITE:
+                    ranges.append((address, length))
+            else:
                 self._buffer(address, length, flags, into, ranges)
-            elif length:
-                try:
-                    into.append(view(address, length))
-                except ProtocolError:
-                    self._buffer(address, length, flags, into, ranges)
-                else:
-                    if flags & WRITE:
-                        ranges.append((address, length))
+        if total > MAX_BYTES:
+            self._break("a chain of more than 4 GiB")
 
     def _resubmit(self, inflight: PackedInflight) -> None:
         try:

@@ -44,8 +44,8 @@ _lock = Lock()
 
 def fence() -> None:
     """Have what was stored be seen before what is looked at next: a full barrier, as a lock is one on x86-64."""
-    _lock.acquire()
-    _lock.release()
+    with _lock:
+        pass
 
 
 class RingAddresses(NamedTuple):
@@ -92,8 +92,8 @@ class Ring(ABC):
         self.used_log: int | None = None
         """The guest address that writes to the used ring are marked from, with VRING_F_LOG."""
         self.inflight: SplitInflight | PackedInflight | None = None
-        self.broken: BrokenRing | None = None
-        """Why it takes no requests any more."""
+        self.broken = ""
+        """Why it takes no requests any more; not the error, whose frames would keep the ring and its memory."""
         self.resubmitted: deque[Chain] = deque()
         """What was under way when a back-end died: taken first."""
         self.outstanding = 0
@@ -168,19 +168,15 @@ class Ring(ABC):
             BrokenRing: it is not there any more.
             IotlbMiss: where it is has to be asked for first.
         """
-        if self.broken is not None:
-            raise self.broken
-        try:
-            self.table.check()
-        except ProtocolError as error:
-            self._lost(error)
-        try:
-            if self.log is not None:
-                self.log.check()
-            if self.inflight is not None:
-                self.inflight.check()
-        except ProtocolError as error:
-            self._break(str(error))
+        if self.broken:
+            raise BrokenRing(self.broken)
+        if self.table.can_shrink:
+            try:
+                self.table.check()
+            except ProtocolError as error:
+                self._lost(error)
+        if self.log is not None or self.inflight is not None:
+            self._check_mappings()
         if self._generation != self.table.generation:
             self._look_up()
 
@@ -199,6 +195,20 @@ class Ring(ABC):
             self._break(str(error))
         self._generation = self.table.generation
 
+    @property
+    def _is_watched(self) -> bool:
+        """Whether any memory has to be looked at before it is written, as it could have shrunk."""
+        return self.table.can_shrink or self.log is not None or self.inflight is not None
+
+    def _check_mappings(self) -> None:
+        try:
+            if self.log is not None:
+                self.log.check()
+            if self.inflight is not None:
+                self.inflight.check()
+        except ProtocolError as error:
+            self._break(str(error))
+
     def _lost(self, error: ProtocolError) -> None:
         """A memory file has shrunk: this ring is broken if it was in there, and finds out when it looks itself up."""
         try:
@@ -216,7 +226,7 @@ class Ring(ABC):
         return self.table.view(address, size) if self._by_guest_address else self.table.user_view(address, size)
 
     def _buffer(self, address: int, length: int, flags: int, into: list[memoryview], ranges: list[GuestRange]) -> None:
-        """Add a buffer's views, and where the guest has it if it is to be written; the common case is in `_gather`."""
+        """Add a buffer's views, and where the guest has it if it is to be written, however it is to be found."""
         try:
             if self.iotlb is None:
                 places = [(address, length)]
@@ -246,8 +256,8 @@ class Ring(ABC):
         Raises:
             BrokenRing: always.
         """
-        self.broken = BrokenRing(what)
-        raise self.broken
+        self.broken = what
+        raise BrokenRing(what)
 
     def _taken(self, chain: Chain) -> None:
         if self._in_order is not None:

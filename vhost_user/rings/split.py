@@ -82,8 +82,8 @@ class SplitRing(Ring):
             if seen - at & _WRAP > self.size:
                 self._break(f"an available index of {seen}, where {at} is next in a ring of {self.size}")
             self._seen = seen
-        elif self.broken is not None:
-            raise self.broken
+        elif self.broken:
+            raise BrokenRing(self.broken)
         if self.outstanding >= self.size:
             self._break(f"more than {self.size} requests at a time")
         chain = self._gather(self._available[_HEADER + at % self.size])
@@ -97,7 +97,8 @@ class SplitRing(Ring):
         chains = self._finished
         if not chains:
             return False
-        self.refresh()
+        if self.broken or self._generation != self.table.generation or self._is_watched:
+            self.refresh()
         self._finished = []
         if self.log is not None:
             self._mark(chains)
@@ -132,7 +133,7 @@ class SplitRing(Ring):
         return bool(self.resubmitted) or self._available[_INDEX] != self._next
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
-        if not self.has_events and self.broken is None:  # with events, the driver tells once and no more
+        if not self.has_events and not self.broken:  # with events, the driver tells once and no more
             self._used_head[_FLAGS] = _SILENT
             self._mark_event(0)
 
@@ -168,8 +169,8 @@ class SplitRing(Ring):
         ranges: list[GuestRange],
     ) -> int:
         """Gather the buffers of `count` descriptors' chain from `index` on; return how many there are."""
-        view = self.table.view
-        translated, is_table = self.iotlb is not None, descriptors is not self._descriptors
+        region = self.table.recent
+        start, room, memory = region.guest, region.size if self.iotlb is None else -1, region.view
         walked = total = 0
         while True:
             if index >= count:
@@ -179,31 +180,28 @@ class SplitRing(Ring):
             address, length, flags, after = _unpack(descriptors, index << 4)
             walked += 1
             if flags & INDIRECT:
-                if is_table or flags & NEXT:
-                    self._break(f"an indirect descriptor with flags {flags:#x}{' in an indirect table' * is_table}")
+                if flags & NEXT or descriptors is not self._descriptors:
+                    self._break(f"an indirect descriptor with flags {flags:#x}, or in an indirect table")
                 table = self._indirect(address, length)
                 self._walk(table, 0, len(table) >> 4, readable, writable, ranges)
                 return walked
             total += length
-            if total > MAX_BYTES:
-                self._break("a chain of more than 4 GiB")
             if flags & WRITE:
                 into = writable
             elif writable:
                 self._break("a buffer to read behind one to write")
             else:
                 into = readable
-            if translated:
+            at = address - start
+            if 0 <= at <= room - length:  # as MemoryTable.view has it: a call for each would be most of the time
+                into.append(memory[at : at + length])
+                if flags & WRITE:
+                    ranges.append((address, length))
+            else:
                 self._buffer(address, length, flags, into, ranges)
-            elif length:
-                try:
-                    into.append(view(address, length))
-                except ProtocolError:
-                    self._buffer(address, length, flags, into, ranges)
-                else:
-                    if flags & WRITE:
-                        ranges.append((address, length))
             if not flags & NEXT:
+                if total > MAX_BYTES:
+                    self._break("a chain of more than 4 GiB")
                 return walked
             index = after
 
