@@ -44,7 +44,7 @@ def test_what_is_cancelled_is_not_done_and_does_not_pile_up(device: Prober, clie
     device.call_later(0.03, lambda: done.append("kept"))
     assert comes_true(client, lambda: bool(done))
     assert done == ["kept"]
-    worker = device.link._worker  # type: ignore[attr-defined]
+    worker = function_of(device).link._worker  # type: ignore[attr-defined]
     assert len(worker._later) <= 2 * FORGOTTEN
 
 
