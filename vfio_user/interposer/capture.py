@@ -44,6 +44,9 @@ class CaptureDma:
         session.add_stage(self, *Direction)
 
     def __call__(self, passing: Passing) -> Message | None:
+        """Take the descriptors off a map, answer a DMA message from the client's memory, and let all else through as
+        it is.
+        """
         direction, message = passing.direction, passing.message
         if message.is_reply:
             return message
@@ -54,6 +57,7 @@ class CaptureDma:
         return message
 
     def closed(self) -> None:
+        """Close the client's descriptors that were kept."""
         self._memory.close()
 
     def _map(self, message: Message) -> Message:
@@ -118,6 +122,9 @@ class CaptureInterrupts:
         session.add_stage(self, Direction.TO_SERVER)
 
     def __call__(self, passing: Passing) -> Message | None:
+        """Put an eventfd of ours in the place of each that the client gives for a trigger; what cannot be read goes
+        on as it is.
+        """
         message = passing.message
         if message.is_reply or message.command != self._set_irqs:
             return message
@@ -171,5 +178,6 @@ class CaptureInterrupts:
             os.close(old.clients)
 
     def closed(self) -> None:
+        """Stop looking at all vectors and close their eventfds."""
         for index, vector in list(self._vectors):
             self._drop(index, vector)

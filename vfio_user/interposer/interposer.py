@@ -123,6 +123,7 @@ class Interposer:
             self._listen()
 
     def close(self) -> None:
+        """End the session under way, the server if it is ours, listening and the trace; a second call does nothing."""
         self._closing = True
         if self._beginning is not None:
             self._beginning.cancel()
@@ -168,6 +169,7 @@ class Interposer:
             self.faults = Faults(self.session, scenario, self.signal_server)
 
     def note(self, event: str, **details: object) -> None:
+        """Write an event into the trace, where there is one."""
         if self.trace is not None:
             self.trace.note(event, **details)
 

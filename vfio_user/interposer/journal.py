@@ -46,6 +46,7 @@ class RequestJournal:
 
     @property
     def wants_barrier(self) -> bool:
+        """Whether so many posted writes are without a reply behind them that the server should be asked something."""
         return len(self._posted) >= BARRIER_AT
 
     @property
@@ -101,6 +102,7 @@ class RequestJournal:
         return left
 
     def close(self) -> None:
+        """Forget all entries and close their descriptors."""
         for entry in self.take_all():
             close_all(entry.message.fds)
 

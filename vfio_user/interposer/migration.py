@@ -57,6 +57,7 @@ class MessageMigration:
         self._pieces = StatePieces()
 
     async def support(self, *, timeout: float = TIMEOUT) -> MigrationSupport | None:
+        """Ask for the feature MIGRATION within `timeout` seconds; None where the server refuses."""
         size = at.MIGRATION_FLAGS.size
         with suppress(RequestRefused, ProtocolError):
             body = await feature(self._session, Feature.MIGRATION, FeatureFlags.GET, room=size, timeout=timeout)
@@ -64,12 +65,22 @@ class MessageMigration:
         return None
 
     async def state(self) -> MigrationState:
+        """Ask for the feature MIG_DEVICE_STATE; the session's model learns it.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         body = await feature(self._session, Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=at.DEVICE_STATE.size)
         state = MigrationState(at.DEVICE_STATE.unpack(body).state)
         self._session.model.set_migration_state(state)
         return state
 
     async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
+        """Set the feature MIG_DEVICE_STATE and wait up to `timeout` seconds.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         if state == MigrationState.RESUMING:
             self._pieces = StatePieces()
         body = at.DEVICE_STATE.pack(state, 0)
@@ -77,6 +88,11 @@ class MessageMigration:
         self._session.model.set_migration_state(state)
 
     async def read(self, size: int) -> bytes:
+        """Send one MIG_DATA_READ for `size` bytes.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         payload = at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size + size, size)
         reply = await request(self._session, Command.MIG_DATA_READ, payload)
         told = at.MIGRATION_DATA.unpack(reply.payload)
@@ -84,9 +100,15 @@ class MessageMigration:
 
     @property
     def piece_size(self) -> int:
+        """Bytes of state in the next MIG_DATA_WRITE, within what the session's data may be."""
         return self._pieces.size(data_limit(self._session))
 
     async def write(self, data: bytes) -> None:
+        """Send state in as many MIG_DATA_WRITEs as it takes.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         view = memoryview(data)
         while view:
             piece = bytes(view[: self.piece_size])
@@ -97,6 +119,11 @@ class MessageMigration:
             view = view[len(piece) :]
 
     async def start_logging(self, page_size: int, ranges: Iterable[IovaRange] | None = None) -> None:
+        """Set the feature DMA_LOGGING_START for `ranges`, or for all maps; pages have `page_size` bytes.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         maps = self._session.model.maps.values()
         wanted = list(ranges) if ranges is not None else [(mapping.iova, mapping.size) for mapping in maps]
         body = at.LOGGING_CONTROL.pack(page_size, len(wanted), 0)
@@ -104,10 +131,20 @@ class MessageMigration:
         await feature(self._session, Feature.DMA_LOGGING_START, FeatureFlags.SET, body)
 
     async def stop_logging(self) -> None:
+        """Set the feature DMA_LOGGING_STOP.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         body = at.LOGGING_CONTROL.pack(0, 0, 0)
         await feature(self._session, Feature.DMA_LOGGING_STOP, FeatureFlags.SET, body)
 
     async def report(self, page_size: int, run: IovaRange) -> bytes:
+        """Ask for the feature DMA_LOGGING_REPORT: a bit per page of the range, the first one lowest.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         iova, length = run
         size = bitmap_size(length, page_size)
         body = at.LOGGING_REPORT.pack(iova, length, page_size)

@@ -66,9 +66,15 @@ class RegionMigration:
         """All of the state has been written, and v1 has no other end of RESUMING than RUNNING."""
 
     async def support(self) -> MigrationSupport:
+        """The flags of v2 that v1 has: STOP_COPY and PRE_COPY. Nobody is asked."""
         return MigrationSupport.STOP_COPY | MigrationSupport.PRE_COPY
 
     async def state(self) -> State:
+        """Read `device_state`, translated into v2's states.
+
+        Raises:
+            RequestRefused: a value that is none (EIO), or when the server refuses.
+        """
         value = await self._load(DEVICE_STATE)
         state = _STATES.get(value)
         if state is None:
@@ -79,6 +85,12 @@ class RegionMigration:
         return state
 
     async def set_state(self, state: State, *, timeout: float = own_calls.TIMEOUT) -> None:
+        """Write `device_state`, by way of the states in between that v1 demands; `timeout` is for each.
+
+        Raises:
+            RequestRefused: EINVAL for a state that v1 has not got, or for saved state whose end is missing; or the
+                server's errno.
+        """
         if state not in _VALUES:
             raise RequestRefused(f"{state.name}, which is no state of a migration region", errno.EINVAL)
         now = await self.state()
@@ -99,6 +111,11 @@ class RegionMigration:
         self._session.model.set_migration_state(state)
 
     async def read(self, size: int) -> bytes:
+        """Read at most `size` bytes of v1's pieces, each with its length (8 bytes, little-endian) before it.
+
+        Raises:
+            RequestRefused: EIO, the server announces state that does not come; or the server's errno.
+        """
         if not self._to_read:
             piece = await self._read_piece()
             self._to_read = len(piece).to_bytes(_LENGTH, "little") + piece if piece else b""
@@ -107,9 +124,15 @@ class RegionMigration:
 
     @property
     def piece_size(self) -> int:
+        """Bytes of state in the next write of the region, within what the session's data may be."""
         return self._pieces.size(own_calls.data_limit(self._session))
 
     async def write(self, data: bytes) -> None:
+        """Take a part of the stream that `read` gives, and write each piece that is whole now.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         self._to_write += data
         while len(self._to_write) >= _LENGTH:
             end = _LENGTH + int.from_bytes(self._to_write[:_LENGTH], "little")
@@ -119,12 +142,27 @@ class RegionMigration:
             await self._write_piece(piece)
 
     async def start_logging(self, page_size: int, ranges: Iterable[IovaRange] | None = None) -> None:
+        """DIRTY_PAGES with START: v1 logs everywhere that is mapped, in its own page size.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         await self._dirty_pages(DirtyPagesFlags.START)
 
     async def stop_logging(self) -> None:
+        """DIRTY_PAGES with STOP.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         await self._dirty_pages(DirtyPagesFlags.STOP)
 
     async def report(self, page_size: int, run: IovaRange) -> bytes:
+        """DIRTY_PAGES with GET_BITMAP: a bit per page of the range, the first one lowest.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         iova, length = run
         size = bitmap_size(length, page_size)
         if self._session.dialect.shapes[Command.DMA_MAP].request is None:

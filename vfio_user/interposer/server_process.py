@@ -75,6 +75,7 @@ class ServerProcess:
             arrivals.close()
 
     def signal(self, number: int) -> None:
+        """Send the server a signal; nothing where it does not run."""
         if (pid := self.pid) is not None:
             os.kill(pid, number)
 
@@ -104,6 +105,7 @@ class ServerProcess:
             self._process.wait()
 
     def close(self) -> None:
+        """Kill the server, and remove the folder that was made for its socket."""
         self.kill()
         if self._folder is not None:
             self._folder.cleanup()

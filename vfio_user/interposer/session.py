@@ -218,6 +218,7 @@ class ForwardedSession:
         return self.backlog.full(direction)
 
     def passed(self, direction: Direction, header: Header, data: memoryview) -> None:
+        """Learn of a message that the relay has forwarded: `data` is its bytes, in a buffer that is used again."""
         id, command, _, flags, errno = header
         self.counters.messages[direction] += 1
         self.counters.bytes[direction] += len(data)
@@ -238,6 +239,7 @@ class ForwardedSession:
             self._sent(Passing(direction, Message(id, command, flags, errno, bytes(data[16:])), record=number))
 
     def observe(self, direction: Direction, message: Message) -> None:
+        """Learn of a message that went on whole, with its descriptors; the trace, the model and watchers are told."""
         self.counters.messages[direction] += 1
         self.counters.bytes[direction] += message.size
         passing = Passing(direction, message)
@@ -250,6 +252,7 @@ class ForwardedSession:
             self._sent(passing)
 
     def deliver(self, direction: Direction, message: Message) -> None:
+        """Send a message on: held back while requests are held, a reply under the id that the other side knows."""
         self.counters.messages[direction] += 1
         self.counters.bytes[direction] += message.size
         if direction is Direction.TO_SERVER and self.holding.active and not message.is_reply:
@@ -268,6 +271,7 @@ class ForwardedSession:
             self.send(direction.opposite, header.error(errnos.EMFILE))
 
     def unframed(self, direction: Direction, data: bytes, why: str) -> None:
+        """Note bytes that are no message and go on as they are; `why` is given with the first of them."""
         self.counters.unframed += len(data)
         if direction is Direction.TO_SERVER:
             self.counters.unframed_by_client += len(data)
@@ -277,6 +281,9 @@ class ForwardedSession:
             self.trace.raw(direction, data)
 
     def ended(self, direction: Direction) -> None:
+        """Note that no more comes from one side, and end the other's stream, unless a watcher keeps the session
+        alive.
+        """
         peer = self._relay.source(direction)
         self.note("end-of-stream", side=peer.name)
         if direction is Direction.TO_CLIENT:

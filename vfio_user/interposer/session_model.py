@@ -177,6 +177,7 @@ class SessionModel:
             yield offset, data
 
     def close(self) -> None:
+        """Close the descriptors that were kept, and forget maps and interrupts."""
         self.fds.close()
         self.maps.clear()
         self.irqs.clear()

@@ -59,6 +59,7 @@ class Policy:
 
     @property
     def budget(self) -> float:
+        """Seconds from the end of a server until a new one has to answer: a share of what the client waits."""
         return self.msg_timeout * SHARE_OF_TIMEOUT
 
 

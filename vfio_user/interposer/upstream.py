@@ -126,6 +126,7 @@ class Upstream:
         return pid
 
     def close(self) -> None:
+        """Close the connection that waits for a session, and end the server where it is ours."""
         if self._fresh is not None:
             self._fresh.close()
         if self.process is not None:

@@ -53,6 +53,7 @@ class Run(BaseModel):
 
     @property
     def pair(self) -> IovaRange:
+        """The piece as (iova, size), both in bytes."""
         return self.iova, self.size
 
 
@@ -70,4 +71,10 @@ class ControlCommand(BaseModel):
         raise UserError("no bytes may follow this command")
 
     async def run(self, interposer: Controlled, fds: list[int]) -> Result:
+        """Do the command with the descriptors that came with it; returns the answer's result.
+
+        Raises:
+            UserError: its parameters do not fit each other or the session.
+            RequestRefused, PeerLost, TimeoutError: server or client refuse, are gone, or do not answer in time.
+        """
         raise NotImplementedError

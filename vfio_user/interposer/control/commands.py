@@ -33,6 +33,7 @@ class GetStatus(ControlCommand):
     """What is going on: session, server, trace, counters."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.InterposerStatus:
+        """Return what the interposer counts; it needs no session."""
         return interposer.status()
 
 
@@ -40,6 +41,11 @@ class ShowSession(ControlCommand):
     """The session as it is known: DMA maps, interrupts, regions, config space writes, migration."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.SessionShown:
+        """Return the session's model as plain values, addresses and sizes in bytes.
+
+        Raises:
+            PeerLost: without a session.
+        """
         model = interposer.current().model
         return {
             "state": model.state,
@@ -76,6 +82,11 @@ class Request(ControlCommand):
     fds: ClassVar[bool] = True
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Replied:
+        """Send the request and return the reply, whatever its errno.
+
+        Raises:
+            UserError: a name the dialect has not got.
+        """
         session = interposer.current()
         known = {command.value: command for command in Command} | {command.name: command for command in Command}
         if self.name not in known or known[self.name] not in session.dialect:
@@ -99,6 +110,11 @@ class DeviceFeature(ControlCommand):
     """Bytes that the answer to a get may have beyond `data`."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Data:
+        """Ask for the feature and return its structure (base64).
+
+        Raises:
+            UserError: a name that is no feature's.
+        """
         if isinstance(self.feature, str) and self.feature not in Feature.__members__:
             raise UserError(f"{reprlib.repr(self.feature)} is no feature", hint=", ".join(Feature.__members__))
         number = Feature[self.feature].value if isinstance(self.feature, str) else self.feature
@@ -116,6 +132,11 @@ class RegionRead(ControlCommand):
     size: Size
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Data:
+        """Send one REGION_READ; returns its data (base64).
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         data = await own_calls.region_read(interposer.current(), self.region, self.offset, self.size)
         return {"data": base64.b64encode(data).decode()}
 
@@ -128,6 +149,11 @@ class RegionWrite(ControlCommand):
     data: Data
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+        """Send one REGION_WRITE and wait for its reply.
+
+        Raises:
+            RequestRefused: the server refuses.
+        """
         await own_calls.region_write(interposer.current(), self.region, self.offset, self.data)
         return {}
 
@@ -142,6 +168,12 @@ class DmaWrite(ControlCommand):
     data: Data | None = None
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Written:
+        """Send DMA_WRITEs; returns how many there were, and their bytes.
+
+        Raises:
+            UserError: `data` with more than one run, or of another size.
+            RequestRefused: the client refuses, or memory to be written back cannot be read.
+        """
         session = interposer.current()
         if self.data is not None:
             if len(self.runs) != 1 or self.runs[0].size != len(self.data):
@@ -159,6 +191,11 @@ class MemoryRead(ControlCommand):
     size: Size
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Data:
+        """Read through the client's descriptors; returns the bytes (base64).
+
+        Raises:
+            RequestRefused: memory that is not mapped with one (EFAULT).
+        """
         data = guest_memory.read_memory(interposer.current(), self.iova, self.size)
         return {"data": base64.b64encode(data).decode()}
 
@@ -167,6 +204,11 @@ class HoldRequests(ControlCommand):
     """Keep the client's requests back until `resume`. Holds count."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+        """Take a hold of the session's requests.
+
+        Raises:
+            PeerLost: without a session.
+        """
         interposer.current().holding.hold()
         return {}
 
@@ -175,6 +217,7 @@ class Resume(ControlCommand):
     """Let the client's requests go on; `released` says how many had been waiting."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Released:
+        """Give one hold back; returns how many requests went on, none while another hold is left."""
         holding = interposer.current().holding
         waiting = len(holding)
         holding.resume()
@@ -191,6 +234,12 @@ class Restart(ControlCommand):
     hand_over: bool = True
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Restarted:
+        """Replace the session's server.
+
+        Raises:
+            UserError: sessions are not kept alive, or the server is being replaced already.
+            RequestRefused, PeerLost, TimeoutError: the old server does not take part; it goes on as before.
+        """
         interposer.current()
         if interposer.survival is None:
             raise UserError("this interposer does not keep sessions alive", hint="start it with --keep-alive")
@@ -204,6 +253,11 @@ class SetFaults(ControlCommand):
     file: str | None = None
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Rules:
+        """Replace the scenario, or end it; returns how many rules the new one has.
+
+        Raises:
+            UserError: a bad scenario.
+        """
         from vfio_user.interposer.faults.scenario import parse_scenario
 
         scenario = None
@@ -236,6 +290,11 @@ class SendSignal(ControlCommand):
     signal: Literal["SIGSTOP", "SIGCONT", "SIGKILL", "SIGTERM"]
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Signalled:
+        """Send the signal and return the server's process id.
+
+        Raises:
+            UserError: that process is not known, or has ended.
+        """
         return {"pid": interposer.signal_server(signal.Signals[self.signal])}
 
 
@@ -243,6 +302,7 @@ class Stop(ControlCommand):
     """End the interposer."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+        """Stop the loop after this answer has been queued; sessions are closed then."""
         interposer.loop.after(0, interposer.loop.stop)
         return {}
 

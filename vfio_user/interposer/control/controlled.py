@@ -17,7 +17,8 @@ class Controlled(Protocol):
     """An interposer, as the commands of its control socket see it."""
 
     @property
-    def loop(self) -> Loop: ...
+    def loop(self) -> Loop:
+        """The loop that sessions and controllers are served in."""
 
     @property
     def survival(self) -> Survival | None:

@@ -35,6 +35,7 @@ class GetMigrationSupport(ControlCommand):
     """What the server offers of migration v2: `supports`, empty where it cannot migrate."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Supports:
+        """Ask the server and return the names of its flags (linux/vfio.h, VFIO_MIGRATION_STOP_COPY and others)."""
         found = await migration_support(interposer.current())
         return {"supports": [str(flag.name) for flag in type(found) if flag in found] if found is not None else []}
 
@@ -46,6 +47,12 @@ class GetOrSetMigrationState(ControlCommand):
     timeout: Seconds = 30.0
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.MigrationStateTold:
+        """Ask for the state, or take the device to another within `timeout`; returns its name.
+
+        Raises:
+            UserError: `set` is no state's name.
+            RequestRefused: the server refuses.
+        """
         migration = await migration_of(interposer.current(), timeout=min(self.timeout, own_calls.TIMEOUT))
         if self.set is None:
             return {"state": (await migration.state()).name}
@@ -97,6 +104,12 @@ class MigDataRead(Bulk):
     raw: bool = False
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.StateRead:
+        """Read state in messages of the negotiated size; returns bytes, messages, and whether the end was reached.
+
+        Raises:
+            UserError: the file cannot be opened or written.
+            RequestRefused: the server refuses.
+        """
         session = interposer.current()
         migration = await migration_of(session)
         limit = own_calls.data_limit(session)
@@ -133,9 +146,16 @@ class MigDataWrite(Bulk):
     raw: Size = 0
 
     def follow(self, data: bytes) -> None:
+        """Take what came behind the line as the state to hand on."""
         self.data = data
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Written:
+        """Write state in messages of the negotiated size; returns how many bytes and messages went.
+
+        Raises:
+            UserError: the file cannot be opened or read.
+            RequestRefused: the server refuses.
+        """
         session = interposer.current()
         migration = await migration_of(session)
         count = messages = 0
@@ -157,6 +177,7 @@ class DmaLoggingStart(ControlCommand):
     ranges: list[Run] | None = None
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+        """Begin the log with pages of `page_size` bytes; from now on what is unmapped is remembered too."""
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
         session = interposer.current()
         await (await migration_of(session)).start_logging(self.page_size, ranges)
@@ -175,6 +196,12 @@ class DmaLoggingReport(ControlCommand):
     bitmap: bool = False
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.DirtyReport:
+        """Ask for each range's bitmap and return its dirty runs, (iova, size) in bytes.
+
+        Raises:
+            UserError: a range whose bitmap is larger than `MAX_DATA`.
+            RequestRefused: the server refuses.
+        """
         session = interposer.current()
         migration = await migration_of(session)
         wanted = [run.pair for run in self.ranges] if self.ranges is not None else _writable(session)
@@ -205,6 +232,9 @@ class DmaLoggingResend(ControlCommand):
     page_size: PageSize = own_calls.PAGE
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Resent:
+        """Return how many pages were written back, and the memory file's offsets of those that are mapped nowhere
+        any more.
+        """
         session = interposer.current()
         migration = await migration_of(session)
         pages, unmapped = unmapped_pages(session, self.page_size)
@@ -219,6 +249,7 @@ class DmaLoggingStop(ControlCommand):
     """End the logging."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+        """End the log and forget what was unmapped."""
         session = interposer.current()
         session.model.unmapped = None
         await (await migration_of(session)).stop_logging()

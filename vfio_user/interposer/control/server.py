@@ -42,6 +42,7 @@ class ControlServer:
         interposer.loop.watch(self._listener.socket.fileno(), self._accept)
 
     def close(self) -> None:
+        """Close the connections of all controllers, and remove the socket."""
         self._interposer.loop.forget(self._listener.socket.fileno())
         for connection in list(self._connections):
             connection.close()

@@ -47,6 +47,7 @@ class FaultPlan:
 
     @property
     def data(self) -> bytes:
+        """The bytes that go on, all pieces together."""
         return b"".join(piece.data for piece in self.pieces)
 
 

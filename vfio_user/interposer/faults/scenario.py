@@ -94,6 +94,8 @@ def _list(value: Any) -> Any:
 
 
 class ScenarioModel(BaseModel):
+    """A mapping of the document: unknown keys are errors, and a key has a dash where its field has an underscore."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
     )
@@ -113,6 +115,7 @@ class Nth(ScenarioModel):
     until: Count | None = None
 
     def includes(self, count: int) -> bool:
+        """Whether the `count`th message that matches otherwise is one of these; the first is 1."""
         if count < self.from_ or (self.until is not None and count > self.until):
             return False
         # `every: 3` alone means the third, sixth, ninth.

@@ -84,6 +84,7 @@ class Faults:
             self._send(direction, item)
 
     def __call__(self, passing: Passing) -> Message | None:
+        """Let a message through that no rule is about, or take it and do what the rules plan once it is recorded."""
         direction, message = passing.direction, passing.message
         line = self._lines[direction]
         plan = self._engine.plan(direction, message, self._session.model.state, time.monotonic() - self._began)

@@ -14,6 +14,7 @@ class SparseMemory:
         self._pages: dict[int, bytearray] = {}
 
     def read(self, address: int, size: int) -> bytes:
+        """The `size` bytes at an address; what was never written is zeros."""
         pieces = []
         for page, start, length in _pieces(address, size):
             known = self._pages.get(page)
@@ -21,6 +22,7 @@ class SparseMemory:
         return b"".join(pieces)
 
     def write(self, address: int, data: bytes) -> None:
+        """Replace the bytes at an address; only pages that are written take memory."""
         done = 0
         for page, start, length in _pieces(address, len(data)):
             self._pages.setdefault(page, bytearray(PAGE))[start : start + length] = data[done : done + length]

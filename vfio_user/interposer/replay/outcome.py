@@ -65,6 +65,7 @@ class ReplayOutcome:
 
     @property
     def same(self) -> bool:
+        """Whether the server did all that was recorded."""
         return self.difference is None
 
     def check(self) -> None:

@@ -28,6 +28,11 @@ class Script:
 
     @property
     def dialect(self) -> Dialect:
+        """The dialect that the trace's header names.
+
+        Raises:
+            UserError: there is none of that name.
+        """
         return dialect_named(self.header.dialect)
 
     @property

@@ -59,6 +59,7 @@ class NamedRegister:
 
     @property
     def step(self) -> int:
+        """Bytes from one of `count` registers to the next: `stride`, or its width where none is given."""
         return self.stride or self.width
 
 

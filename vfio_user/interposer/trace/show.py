@@ -44,9 +44,11 @@ class Filter:
 
     @property
     def about_messages(self) -> bool:
+        """Whether it asks for what only messages have: commands, a register, a region, an offset."""
         return bool(self.commands or self.register) or self.region is not None or self.offset is not None
 
     def lets_through(self, line: TraceLine, began: int) -> bool:
+        """Whether a line is to be shown; `began` is the trace's beginning, in ns of the clock of its entries."""
         entry, decoded = line.entry, line.decoded
         seconds = (entry.time - began) / 1e9
         if (self.since is not None and seconds < self.since) or (self.until is not None and seconds > self.until):
