@@ -1,0 +1,197 @@
+"""What an author of a virtio device writes; mistakes are refused when the class is made, with class, name and line."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from userdev.declare.options import device_options
+from userdev.errors import DeclarationError
+from vhost_user.device import Chain, Queues, VhostDevice, config_field, model_of, queue, state
+
+HEAD = "from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, state\n"
+GOOD = """\
+    virtio_id = 4
+    queues = Queues(1)
+    @queue(0)
+    def fill(self, chain: Chain) -> int: return 0
+"""
+
+
+class Echo(VhostDevice):
+    """Gives back what it is given."""
+
+    virtio_id = 42
+    queues = Queues(2, size=64)
+    features = 1 << 5
+    count: int = state(0)
+    capacity: int = config_field(8, 7)
+    mode: int = config_field(1, 1, writable=True)
+    tag: bytes = config_field(4, b"abcd", offset=12)
+
+    def __init__(self, *, capacity: Annotated[int, "sectors"] = 100, lanes: Annotated[int, "queues"] = 2) -> None:
+        self.capacity = capacity
+        self.queues = Queues(lanes)
+        self.told: list[str] = []
+        super().__init__()
+
+    @queue(0)
+    def echo(self, chain: Chain) -> int:
+        self.count += 1
+        return chain.write(chain.read())
+
+    @queue()
+    def rest(self, chain: Chain) -> int:
+        return 0
+
+    def on_config(self, name: str) -> None:
+        self.told.append(name)
+
+
+def made(tmp_path: Path, body: str) -> Any:
+    path = tmp_path / "author.py"
+    path.write_text(HEAD + "class Bad(VhostDevice):\n" + body)
+    namespace: dict[str, Any] = {"__name__": "author"}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    return namespace["Bad"]
+
+
+def test_a_device_has_its_declared_values_before_its_constructor_runs() -> None:
+    device = Echo()
+    assert (device.count, device.capacity, device.mode, device.tag) == (0, 100, 1, b"abcd")
+
+
+def test_configuration_space_is_the_fields_as_they_are_now() -> None:
+    device = Echo(capacity=0x1234)
+    device.mode = 2
+    assert model_of(device).config.read() == bytes.fromhex("3412000000000000 02 000000") + b"abcd"
+
+
+def test_only_writable_fields_are_written_by_a_driver_and_all_by_a_migration() -> None:
+    device = Echo()
+    space = model_of(device).config
+    assert space.write(8, b"\x05") == ["mode"]
+    assert device.mode == 5
+    with pytest.raises(ValueError, match="capacity"):
+        space.write(0, bytes(9))
+    assert device.mode == 5
+    assert space.write(0, (9).to_bytes(8, "little"), read_only_too=True) == ["capacity"]
+    assert device.capacity == 9
+    with pytest.raises(ValueError, match="of 16"):
+        space.write(15, b"ab")
+
+
+def test_a_reset_brings_back_state_and_what_the_driver_wrote_and_leaves_what_the_device_is() -> None:
+    device = Echo(capacity=50)
+    device.count, device.mode = 3, 0
+    model_of(device).reset()
+    assert (device.count, device.mode, device.capacity) == (0, 1, 50)
+
+
+def test_queues_may_be_decided_when_a_device_is_made() -> None:
+    device = Echo(lanes=4)
+    assert [handler.__name__ for handler in model_of(device).handlers] == ["echo", "rest", "rest", "rest"]
+
+
+def test_its_options_are_those_of_its_constructor() -> None:
+    assert [option.name for option in device_options(Echo)] == ["capacity", "lanes"]
+
+
+def test_work_that_is_posted_without_a_front_end_is_done_when_one_comes() -> None:
+    class Link:
+        def __init__(self) -> None:
+            self.work: list[Any] = []
+
+        def config_changed(self) -> None: ...
+
+        def call_soon(self, work: Any) -> None:
+            self.work.append(work)
+
+    device, link = Echo(), Link()
+    device.call_soon(lambda: None)
+    model_of(device).attach(link)
+    device.call_soon(lambda: None)
+    assert len(link.work) == 2
+
+
+MISTAKES = {
+    "no virtio_id": (GOOD.replace("    virtio_id = 4\n", ""), "virtio_id"),
+    "no queues": (GOOD.replace("    queues = Queues(1)\n", ""), "queues"),
+    "queues that are a number": (GOOD.replace("Queues(1)", "1"), "queues"),
+    "a queue without a function": (GOOD.replace("Queues(1)", "Queues(2)"), "queue 1"),
+    "a queue that is not there": (GOOD.replace("@queue(0)", "@queue(0, 1)"), "fill"),
+    "a queue with two functions": (
+        GOOD + "    @queue(0)\n    def more(self, chain: Chain) -> int: return 0\n",
+        "fill",
+    ),
+    "two functions for all that is left": (
+        GOOD.replace("@queue(0)", "@queue()") + "    @queue()\n    def more(self, chain: Chain) -> int: return 0\n",
+        "fill",
+    ),
+    "a function without a request": (GOOD.replace("self, chain: Chain", "self"), "Bad.fill"),
+    "a queue with a negative number": (GOOD.replace("@queue(0)", "@queue(-1)"), "Bad.fill"),
+    "a feature of the transport": (GOOD + "    features = 1 << 29\n", "Bad.features"),
+    "features that are a list": (GOOD + "    features = [3]\n", "Bad.features"),
+    "a virtio_id that is a text": (GOOD.replace("= 4", "= 'rng'"), "Bad.virtio_id"),
+    "a hook that nobody calls": (GOOD + "    def on_rest(self) -> None: ...\n", "Bad.on_rest"),
+    "a hook that takes something else": (GOOD + "    def on_start(self) -> None: ...\n", "Bad.on_start"),
+    "a name of the framework's": (GOOD + "    close: int = state(0)\n", "Bad.close"),
+    "a field of three bytes": (GOOD + "    odd: int = config_field(3, 0)\n", "Bad.odd"),
+    "bytes of another size": (GOOD + "    odd: bytes = config_field(3, b'ab')\n", "Bad.odd"),
+    "a field without room for its value": (GOOD + "    odd: int = config_field(1, 256)\n", "Bad.odd"),
+    "fields that overlap": (
+        GOOD + "    one: int = config_field(4, 0)\n    two: int = config_field(2, 0, offset=3)\n",
+        "Bad.two",
+    ),
+    "a field behind the end": (GOOD + "    odd: int = config_field(8, 0, offset=252)\n", "Bad.odd"),
+    "state that cannot be saved": (GOOD + "    odd: object = state(object())\n", "Bad.odd"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_class_is_refused_with_what_and_where_it_is(mistake: str, tmp_path: Path) -> None:
+    body, named = MISTAKES[mistake]
+    with pytest.raises(DeclarationError) as refused:
+        made(tmp_path, body)
+    assert named in str(refused.value)
+    assert "Bad" in str(refused.value)
+    assert f"{tmp_path}/author.py:" in str(refused.value)
+    assert refused.value.__notes__
+
+
+def test_a_class_without_mistakes_is_made(tmp_path: Path) -> None:
+    assert made(tmp_path, GOOD)().queues == Queues(1)
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 257}, {"count": 1, "size": 3}, {"count": 1, "size": 65536}])
+def test_queues_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="queue"):
+        Queues(**wrong)
+
+
+def test_what_a_constructor_sets_is_looked_at_too(tmp_path: Path) -> None:
+    body = GOOD + textwrap.indent("def __init__(self) -> None:\n    self.queues = Queues(2)\n", "    ")
+    with pytest.raises(DeclarationError, match="queue 1"):
+        made(tmp_path, body)()
+    body = GOOD + "    size: int = config_field(1, 0)\n    def __init__(self) -> None:\n        self.size = 256\n"
+    with pytest.raises(DeclarationError, match="size"):
+        made(tmp_path, body)()
+
+
+def test_the_base_of_several_devices_says_that_it_is_one() -> None:
+    class Base(VhostDevice, abstract=True):
+        total: int = state(0)
+
+    class Whole(Base):
+        virtio_id = 1
+        queues = Queues(1)
+
+        @queue(0)
+        def add(self, chain: Chain) -> int:
+            self.total += 1
+            return 0
+
+    assert Whole().total == 0

@@ -1,0 +1,19 @@
+"""What an author of a virtio device writes: queues, state, configuration space, hooks (docs/vhost-user.md)."""
+
+from userdev.declare.state import state
+from vhost_user.device.config import config_field
+from vhost_user.device.device import DeviceModel, Link, VhostDevice, model_of
+from vhost_user.device.queues import Queues, queue
+from vhost_user.rings import Chain
+
+__all__ = [
+    "Chain",
+    "DeviceModel",
+    "Link",
+    "Queues",
+    "VhostDevice",
+    "config_field",
+    "model_of",
+    "queue",
+    "state",
+]

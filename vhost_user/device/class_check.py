@@ -1,0 +1,92 @@
+"""What a virtio device says in its class is looked at when that is made, with all else of the class."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+from userdev.declare.class_check import ClassCheck
+from userdev.declare.declared import declarations
+from userdev.declare.values import shown
+from vhost_user.device.config import ConfigField, place
+from vhost_user.device.queues import QueueHandler, Queues
+
+SAID = frozenset({"virtio_id", "queues", "features"})
+
+OWN_FEATURES = (1 << 24) - 1 | ((1 << 64) - 1) & ~((1 << 50) - 1)
+"""Bits of features that are a device type's own (virtio 1.3, "Feature Bits"): 0 to 23, and from 50 on."""
+
+
+def check_class(device_class: type, framework: type) -> None:
+    """Check the body of a class that is a whole device; `framework` is the class that all devices have.
+
+    Raises:
+        DeclarationError: with the class, the name, and the place where that is written.
+    """
+    _Check(device_class, framework).run()
+
+
+def handlers_of(device_class: type, queues: Queues) -> dict[int, QueueHandler]:
+    """Which function takes the requests of each queue, where one does.
+
+    Raises:
+        ValueError: several do, or there is no such queue.
+    """
+    found: dict[int, QueueHandler] = {}
+    declared = declarations(device_class, QueueHandler)
+    for handler in declared:
+        for index in handler.indices:
+            if index >= queues.count:
+                raise ValueError(f"{handler.name} takes queue {index}, and there are {queues.count}")
+            if index in found:
+                raise ValueError(f"{handler.name} takes queue {index}, and {found[index].name} does so too")
+            found[index] = handler
+    rest = [handler for handler in declared if not handler.indices]
+    if len(rest) > 1:
+        raise ValueError(f"{rest[1].name} takes all queues that are left, and {rest[0].name} does so too")
+    for index in range(queues.count):
+        if index not in found and not rest:
+            raise ValueError(f"nothing takes the requests of queue {index}")
+        found.setdefault(index, rest[0] if rest else found[0])
+    return found
+
+
+class _Check(ClassCheck):
+    said = SAID
+    guide = "docs/vhost-user.md"
+
+    def run(self) -> None:
+        super().run()
+        if "virtio_id" not in vars(self._class) and not hasattr(self._class, "virtio_id"):
+            hint = 'virtio_id = 4 is an entropy source (virtio 1.3, "Device Types")'
+            self.refuse("", "does not say what it is: it has no virtio_id", hint=hint)
+        queues = getattr(self._class, "queues", None)
+        if not isinstance(queues, Queues):
+            self.refuse("", "does not say which queues it has", hint="queues = Queues(1, size=256)")
+        for field, wrong in place(declarations(self._class, ConfigField)):
+            self.refuse(field.name, wrong, field.source, "give it an offset that is free")
+        try:
+            handlers_of(self._class, queues)
+        except ValueError as error:
+            self.refuse("", f"has queues that are not taken care of: {error}", hint="@queue(0) is for one of them")
+
+    def check_attribute(self, name: str, value: object) -> None:
+        if name not in SAID or isinstance(value, property):
+            return  # what a property returns is looked at when a device is made
+        if wrong := wrong_attribute(name, value):
+            self.refuse(name, wrong[0], hint=wrong[1])
+
+
+def wrong_attribute(name: str, value: object) -> tuple[str, str] | None:
+    """What is wrong with a class attribute, and what would be right; None: nothing."""
+    if name == "queues":
+        wrong = not isinstance(value, Queues)
+        return (f"is {shown(value)}, and no Queues", "write queues = Queues(1, size=256)") if wrong else None
+    number = value if type(value) is int or isinstance(value, IntFlag) else -1
+    if name == "virtio_id" and not 0 < number < 1 << 16:
+        return f"is {shown(value)}, and no number of a device type", 'virtio 1.3, "Device Types", has them'
+    if name == "features" and number < 0:
+        return f"is {shown(value)}, and no set of feature bits", "write features = 1 << 9"
+    if name == "features" and number & ~OWN_FEATURES:
+        bits = ", ".join(str(bit) for bit in range(number.bit_length()) if number & ~OWN_FEATURES & 1 << bit)
+        return f"has bits that are not a device's own: {bits}", "those of queues and transport are offered anyway"
+    return None

@@ -1,0 +1,198 @@
+"""A virtio device: what an author subclasses, and what a back-end serves.
+
+    class Rng(VhostDevice):
+        '''Gives random bytes.'''
+
+        virtio_id = 4
+        queues = Queues(1, size=256)
+
+        @queue(0)
+        def fill(self, chain: Chain) -> int:
+            return chain.write(os.urandom(chain.writable))
+
+Handlers and hooks run one at a time, on the session's thread. A device's own threads use `call_soon` to get there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, ClassVar, Protocol
+
+from userdev.declare.construction import followed_by
+from userdev.declare.declared import Source, authors_frame, declarations, source_of
+from userdev.declare.state import Snapshot
+from userdev.errors import DeclarationError
+from vhost_user.device.class_check import SAID, check_class, handlers_of, wrong_attribute
+from vhost_user.device.config import ConfigField, ConfigSpace
+from vhost_user.device.queues import Queues
+from vhost_user.rings import Chain
+
+
+class Link(Protocol):
+    """What a device reaches its front-end by, as long as there is one."""
+
+    def config_changed(self) -> None:
+        """Tell the driver that configuration space has changed. From any thread."""
+
+    def call_soon(self, work: Callable[[], None]) -> None:
+        """Run `work` where handlers run. From any thread."""
+
+
+class VhostDevice:
+    """Base of all devices. A subclass declares; an instance is one device, which outlives its front-ends.
+
+    `queue` declares who takes requests, `state` what resets clear, `config_field` what the driver reads.
+    """
+
+    virtio_id: int
+    """What it is (virtio 1.3, "Device Types")."""
+    queues: Queues
+    """An instance may have others than its class, set in `__init__`."""
+    features: int = 0
+    """Feature bits of its own type, which the driver may take or leave."""
+
+    _source: ClassVar[Source]
+    _model: DeviceModel
+
+    def __init_subclass__(cls, *, abstract: bool = False, **arguments: Any) -> None:
+        """Refuse what is wrong with the class, unless it is `abstract`: the base of others."""
+        super().__init_subclass__(**arguments)
+        if not abstract:
+            check_class(cls, VhostDevice)
+        cls._source = source_of(authors_frame())
+        if (constructor := vars(cls).get("__init__")) is not None:
+            cls.__init__ = followed_by(constructor, VhostDevice._constructed)  # type: ignore[method-assign]
+
+    def __new__(cls, *_: Any, **__: Any) -> VhostDevice:
+        """Have the declared values there before any `__init__` runs."""
+        device = super().__new__(cls)
+        device._model = DeviceModel(device)
+        return device
+
+    def __init__(self) -> None:
+        self._model.constructed()
+
+    def _constructed(self) -> None:
+        self._model.constructed()
+
+    # Hooks: what an author may override. All of it is called where handlers run.
+
+    def on_attach(self) -> None:
+        """A front-end has come; what is raised ends its session."""
+
+    def on_detach(self) -> None:
+        """It is gone. No queue runs any more."""
+
+    def on_features(self, features: int) -> None:
+        """The driver has chosen these of the features: bits of the device's own, and all others."""
+
+    def on_start(self, queue: int) -> None:
+        """A queue runs: its requests come from now on."""
+
+    def on_stop(self, queue: int) -> None:
+        """A queue does not run any more; all of its requests were given back."""
+
+    def on_reset(self) -> None:
+        """The driver has reset the device: no queue runs, declared state is as after power-on."""
+
+    def on_config(self, name: str) -> None:
+        """The driver has written this field of configuration space."""
+
+    def on_close(self) -> None:
+        """The device is given back, with nobody attached: end threads, close files. Once."""
+
+    # What an author calls.
+
+    def config_changed(self) -> None:
+        """Tell the driver to read configuration space again: its fields have other values. From any thread.
+
+        Whoever comes later reads it anew.
+        """
+        self._model.config_changed()
+
+    def call_soon(self, work: Callable[[], None]) -> None:
+        """Run `work` where handlers run. From any thread; without a front-end, when the next one has come."""
+        self._model.call_soon(work)
+
+    def close(self) -> None:
+        """Give it back; idempotent."""
+        self._model.close()
+
+
+class DeviceModel:
+    """A device as a back-end sees it: which functions take requests, its configuration space, its declared state."""
+
+    def __init__(self, device: VhostDevice) -> None:
+        self.device = device
+        self.config = ConfigSpace(device, declarations(type(device), ConfigField))
+        self._link: Link | None = None
+        self._waiting: list[Callable[[], None]] = []
+        """Work that came while there was nobody."""
+        self._lock = Lock()
+        self.handlers: list[Callable[[Chain], int]] = []
+        """By the number of their queue."""
+        self._snapshot = Snapshot(device)
+        self._snapshot.power_on()
+        self._closed = False
+
+    def constructed(self) -> None:
+        """Look at what `__init__` has made of the device.
+
+        Raises:
+            DeclarationError: it cannot be served, or a value could not be saved.
+        """
+        device, kind = self.device, type(self.device)
+        for name in SAID:
+            if wrong := wrong_attribute(name, getattr(device, name)):
+                raise DeclarationError(f"{kind.__qualname__}.{name} {wrong[0]} ({kind._source})", hint=wrong[1])
+        try:
+            found = handlers_of(kind, device.queues)
+            self.config.read()
+        except ValueError as error:
+            hint = "what __init__ has set and what the class declares contradict each other"
+            raise DeclarationError(f"{kind.__qualname__}: {error} ({kind._source})", hint=hint) from None
+        self.handlers = [found[index].__get__(device, kind) for index in range(device.queues.count)]
+        self._snapshot.take_as_after_reset()
+
+    def attach(self, link: Link) -> None:
+        """A front-end has come, and is reached by `link`."""
+        with self._lock:
+            self._link, waiting, self._waiting = link, self._waiting, []
+        for work in waiting:
+            link.call_soon(work)
+
+    def detach(self) -> None:
+        """It is gone."""
+        with self._lock:
+            self._link = None
+
+    def config_changed(self) -> None:
+        """Tell the driver, if there is one, that configuration space has changed."""
+        with self._lock:
+            if self._link is not None:
+                self._link.config_changed()
+
+    def call_soon(self, work: Callable[[], None]) -> None:
+        """Run `work` where handlers run."""
+        with self._lock:
+            if self._link is None:
+                self._waiting.append(work)
+            else:
+                self._link.call_soon(work)
+
+    def reset(self) -> None:
+        """Declared state as after power-on; the device is told."""
+        self._snapshot.reset()
+        self.device.on_reset()
+
+    def close(self) -> None:
+        """Give it back."""
+        if not self._closed:
+            self._closed = True
+            self.device.on_close()
+
+
+def model_of(device: VhostDevice) -> DeviceModel:
+    """What a back-end serves of a device."""
+    return device._model

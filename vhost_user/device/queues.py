@@ -1,0 +1,77 @@
+"""Queues of a device, declared: how many, how long, and which function takes their requests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, TypeVar, overload
+
+from userdev.declare.declared import Declaration
+from vhost_user.rings import Chain
+
+MAX_QUEUES = 256
+"""A front-end names a ring by 8 bits where its descriptor goes along ("Front-end message types", SET_VRING_KICK)."""
+
+MAX_SIZE = 32768
+"""Of a ring (virtio 1.3, "Virtqueues")."""
+
+D = TypeVar("D")
+Handler = Callable[[D, Chain], int]
+"""Does one request, and tells how many bytes it has put into its writable buffers, from their beginning on."""
+
+
+@dataclass(frozen=True)
+class Queues:
+    """So many queues, each of at most `size` descriptors: the driver may choose fewer."""
+
+    count: int
+    size: int = 256
+
+    def __post_init__(self) -> None:
+        if type(self.count) is not int or not 0 < self.count <= MAX_QUEUES:
+            raise ValueError(f"a device has 1 to {MAX_QUEUES} queues, not {self.count!r}")
+        if type(self.size) is not int or not 0 < self.size <= MAX_SIZE or self.size & self.size - 1:
+            raise ValueError(f"a queue has a power of two up to {MAX_SIZE} for its size, not {self.size!r}")
+
+
+class QueueHandler(Declaration):
+    """A function that takes the requests of some queues; on an instance it is the method that it was."""
+
+    def __init__(self, indices: tuple[int, ...], function: Handler[Any]) -> None:
+        super().__init__()
+        self.indices = indices
+        """Nothing: all queues that no other function takes."""
+        self.function = function
+
+    def mistake(self) -> str:  # noqa: D102 - Declaration has it
+        for index in self.indices:
+            if type(index) is not int or not 0 <= index < MAX_QUEUES:
+                return f"a queue has a number from 0 to {MAX_QUEUES - 1}, not {index!r}"
+        if not inspect.isfunction(self.function):
+            return f"@queue is for a function, not for {self.function!r}"
+        try:
+            inspect.signature(self.function).bind(None, None)
+        except TypeError:
+            return f"it is called with a request, handler(self, chain), and takes {inspect.signature(self.function)}"
+        return ""
+
+    @overload
+    def __get__(self, device: None, owner: type) -> QueueHandler: ...
+    @overload
+    def __get__(self, device: object, owner: type) -> Callable[[Chain], int]: ...
+    def __get__(self, device: object | None, owner: type) -> QueueHandler | Callable[[Chain], int]:
+        return self if device is None else MethodType(self.function, device)
+
+
+def queue(*indices: int) -> Callable[[Handler[Any]], QueueHandler]:
+    """Declare the function that takes the requests of these queues; without any, of those that no other takes.
+
+    It is called with a `Chain` and returns how many bytes it has written; the driver has the request back then.
+    """
+
+    def declare(function: Handler[Any]) -> QueueHandler:
+        return QueueHandler(indices, function)
+
+    return declare
