@@ -119,6 +119,15 @@ def check_recovery(moment: Moment, guest: Guest) -> None:
     assert sorted(driver.seen) == driver.added, "each request came back, and once"
     assert served == len(driver.added) - len(done)
     assert ring.outstanding == 0
+    for _ in range(driver.size):
+        driver.request(writable=())
+    chains = [chain for _ in range(driver.size) if (chain := ring.pop()) is not None]
+    assert len(chains) == driver.size, "the region has room for as many as before"
+    for chain in chains:
+        ring.push(chain, 0)
+    ring.publish()
+    driver.collect()
+    assert sorted(driver.seen) == driver.added
 
 
 @pytest.mark.parametrize(("kind", "start"), DRIVERS)
@@ -132,6 +141,39 @@ def test_after_any_store_all_that_was_lost_is_done_and_nothing_twice(kind: type[
         for moment in moments:
             for again in moments_of_recovery(moment, other):
                 check_recovery(again, other)
+
+
+@pytest.mark.parametrize(("kind", "start"), DRIVERS)
+def test_a_request_that_fills_the_ring_is_not_done_twice(kind: type[AnyDriver], start: int) -> None:
+    """Afterwards a packed ring is at the same place as before, in the next lap."""
+    with Guest(SIZE) as guest, Guest(SIZE) as other:
+        driver = kind(guest, 4, FEATURES, start=start)
+        region, taken = inflight_region(driver), list[int]()
+
+        def serve_one() -> None:
+            ring = driver.ring(inflight=inflight(memoryview(region), driver))
+            driver.request(b"x", writable=(8, 8))
+            chain = ring.pop()
+            assert chain is not None
+            taken.append(number_of(chain))
+            ring.push(chain, 0)
+            ring.publish()
+
+        for moment in moments_of(driver, region, taken, serve_one):
+            check_recovery(moment, other)
+
+
+def test_requests_are_submitted_again_in_the_order_in_which_they_were_taken() -> None:
+    with Guest(SIZE) as guest:
+        driver = SplitDriver(guest, 8, FEATURES)
+        driver.free.reverse()
+        region = inflight_region(driver)
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        for _ in range(3):
+            driver.request(writable=())
+            ring.pop()
+        again = driver.ring(inflight=inflight(memoryview(region), driver)).resubmitted
+        assert [number_of(chain) for chain in again] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])

@@ -109,11 +109,11 @@ def test_bytes_that_go_on_in_the_next_region_are_two_views() -> None:
 )
 def test_a_wrong_region_is_refused_and_the_table_is_as_before(region: Region, number: int) -> None:
     table = MemoryTable()
-    with memfd(MIB) as fd:
+    with memfd(MIB) as fd, memfd(MIB) as other:
         table.set([Region(0x5000000, MIB, USER, 0)], [fd])
         before, generation = open_fds(), table.generation
         with pytest.raises(ProtocolError) as caught:
-            table.set([Region(0x8000000, MIB, USER, 0), region], [fd, fd])
+            table.set([Region(0x8000000, MIB, USER, 0), region], [other, fd])
         with pytest.raises(ProtocolError) as again:
             table.add(region, fd)
         assert (caught.value.errno, again.value.errno) == (number, number)

@@ -21,7 +21,7 @@ from tests.vhost_kit import USER, AnyDriver, AnyRing, F, Guest, PackedDriver, Sp
 from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, Permission
 from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import BrokenRing, Chain, RingAddresses
-from vhost_user.wire.payloads import IotlbMessage, Log
+from vhost_user.wire.payloads import IotlbMessage, Log, Region
 
 ROOT = Path(__file__).parent.parent
 BOTH = pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
@@ -512,6 +512,19 @@ def test_a_ring_whose_memory_goes_breaks_when_it_is_looked_at(guest: Guest, kind
     ring.push(chain, 0)
     with pytest.raises(BrokenRing):
         ring.publish()
+
+
+@BOTH
+def test_a_ring_breaks_where_its_own_memory_goes_and_that_of_its_buffers_stays(kind: type[AnyDriver]) -> None:
+    with Guest(0x2000, 0x10000) as guest:
+        driver = kind(guest)
+        ring = driver.ring()
+        driver.request()
+        driver.request()
+        take(ring)
+        guest.table.remove(Region(0, 0x2000, USER, 0))
+        with pytest.raises(BrokenRing):
+            ring.pop()
 
 
 @BOTH
