@@ -69,6 +69,7 @@ class ControlSocket:
                 controller.send(event_line(event))
 
     def close(self) -> None:
+        """Stop listening, hang up on controllers, and remove the socket."""
         self._listener.shutdown()
         for controller in self._connected():
             controller.hang_up()

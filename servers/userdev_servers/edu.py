@@ -74,14 +74,17 @@ class Edu(PciDevice):
         )
 
     def identity(self) -> dict[str, Any]:
+        """The options that have to be alike at a migration's destination: also the DMA mask."""
         return {**super().identity(), "dma_mask": self.dma_mask}
 
     @register(bar=0, offset=0x00, width=4)
     def identification(self) -> int:
+        """Identification register: 0xED in the low byte, the version (1.0) in the high ones."""
         return IDENTIFICATION
 
     @register(bar=0, offset=0x04, width=4)
     def liveness(self, value: int) -> None:
+        """Liveness check: what is read is the inverse of what was written last."""
         self.inverted = ~value & U32
 
     @liveness.reader
@@ -90,6 +93,7 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x08, width=4)
     def compute(self, value: int) -> None:
+        """Factorial: the value becomes its factorial, modulo 2**32, and interrupts if status bit 7 asks for that."""
         # 34! is the first with 32 factors of two: from there on nothing is left of it in 32 bits.
         self.result = factorial(value) & U32 if value < 34 else 0
         if self.status & INTERRUPT_AFTER:
@@ -101,6 +105,7 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x20, width=4)
     def control(self, value: int) -> None:
+        """Status register: bit 7 asks for an interrupt after a factorial; bit 0, computing, is never seen set."""
         self.status = value & INTERRUPT_AFTER  # COMPUTING is over before anybody can look
 
     @control.reader
@@ -109,10 +114,12 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x24, width=4)
     def causes(self) -> int:
+        """Interrupt status: the causes that were not acknowledged, as bits."""
         return self.interrupt_status
 
     @register(bar=0, offset=0x28, width=4)
     def select_vector(self, value: int) -> None:
+        """Select the MSI or MSI-X vector of later interrupts; a number that the device has not got changes nothing."""
         if value < self.vectors:
             self.vector = value
 
@@ -122,6 +129,7 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x60, width=4)
     def raise_interrupt(self, value: int) -> None:
+        """Interrupt raise: set the bits as causes, and interrupt."""
         self.interrupt_guest(value)
 
     @raise_interrupt.reader
@@ -136,6 +144,7 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x64, width=4)
     def acknowledge(self, value: int) -> None:
+        """Interrupt acknowledge: clear the bits among the causes; the last one lowers INTx."""
         self.interrupt_status &= ~value
         if not self.interrupt_status:
             self.interrupts.lower()
@@ -146,6 +155,7 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x80, width=(4, 8), count=3, stride=8)
     def set_transfer(self, index: int, value: int) -> None:
+        """DMA source, destination or length, in bytes; while a transfer runs it cannot be changed."""
         if not self.command & RUN:
             self.transfer[index] = value
 
@@ -155,6 +165,9 @@ class Edu(PciDevice):
 
     @register(bar=0, offset=0x98, width=(4, 8))
     def start_dma(self, value: int) -> None:
+        """DMA command: bit 0 starts a transfer, bit 1 is its direction (set: to memory), bit 2 asks for an
+        interrupt.
+        """
         if value & RUN and not self.command & RUN:
             self.command = value
             self.defer(self.run_dma)
@@ -189,6 +202,7 @@ class Edu(PciDevice):
         return self.buffer[start : start + length]
 
     def on_load(self) -> None:
+        """Go on with a transfer that had been started when the state was saved."""
         if self.command & RUN:
             self.defer(self.run_dma)
 

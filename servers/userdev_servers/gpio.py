@@ -48,11 +48,13 @@ class Gpio(PciDevice):
         self._control = ControlSocket(Path(control), self, COMMANDS, changing=("set",)) if control else None
 
     def on_close(self) -> None:
+        """Close the control socket."""
         if self._control is not None:
             self._control.close()
 
     @register(bar=2, offset=0, width=1, count=2, stride=4)
     def drive_outputs(self, port: int, value: int) -> None:
+        """Outputs 0 to 7 (offset 0) and 8 to 15 (offset 4); controllers are told of a change."""
         self._set_outputs(self.outputs & ~(0xFF << 8 * port) | value << 8 * port)
 
     @drive_outputs.reader
@@ -61,6 +63,7 @@ class Gpio(PciDevice):
 
     @register(bar=2, offset=1, width=1)
     def clear_interrupt(self, value: int) -> None:
+        """Any write clears the interrupt that is pending; controllers are told if there was one."""
         was_pending, self.irq_pending = self.irq_pending, 0
         self.interrupts.lower()
         if was_pending:
@@ -72,10 +75,12 @@ class Gpio(PciDevice):
 
     @register(bar=2, offset=5, width=1)
     def high_inputs(self) -> int:
+        """Inputs 8 to 15."""
         return self.inputs >> 8
 
     @register(bar=2, offset=2, width=1)
     def disable_interrupt(self, value: int) -> None:
+        """Any write disables the interrupt when an input changes; a read enables it."""
         self.irq_enabled = 0
         self.interrupts.lower()
 
@@ -86,6 +91,7 @@ class Gpio(PciDevice):
 
     @register(bar=2, offset=3, width=1)
     def deactivate_filters(self, value: int) -> None:
+        """Any write switches the inputs' filters off; a read switches them on."""
         self.filters = 0
 
     @deactivate_filters.reader
@@ -95,6 +101,7 @@ class Gpio(PciDevice):
 
     @register(bar=2, offset=6, width=1)
     def interrupt_status(self) -> int:
+        """Interrupt status: PENDING, or 0."""
         return PENDING if self.irq_pending else 0
 
     def set_inputs(self, value: int) -> None:

@@ -127,6 +127,7 @@ class Backing:
             raise UserError(f"image {self.path} has {self.size} bytes, and cannot be made {wanted}")
 
     def close(self) -> None:
+        """Close the file, without a sync, and let go of its lock."""
         os.close(self._fd)
 
     def measure(self) -> None:
@@ -156,6 +157,11 @@ class Backing:
         self.size = self._measured(size)
 
     def is_same_file(self, other: Backing) -> bool:
+        """Whether both are the same file or block device, by whatever paths.
+
+        Raises:
+            OSError: one cannot be looked at.
+        """
         return os.path.samestat(os.fstat(self._fd), os.fstat(other._fd))
 
     def take_over(self) -> None:

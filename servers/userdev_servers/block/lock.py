@@ -51,6 +51,7 @@ class ImageLock:
 
     @property
     def allows_use(self) -> bool:
+        """Whether the image may be used: its lock is held, or it is in a file system that has no locks."""
         return self.held or not self.possible
 
     def take(self) -> None:

@@ -30,6 +30,11 @@ _LIST_SIZE = 4096
 
 
 def create_completion_queue(controller: Controller, command: Command) -> int:
+    """Create I/O Completion Queue (section 5.3).
+
+    Raises:
+        Failure: the identifier, size, place or vector is not one that there can be now.
+    """
     number, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     flags, vector = command.cdw11 & 0xFFFF, command.cdw11 >> 16
     if not 1 <= number <= controller.model.queues or number in controller.queues.completion:
@@ -43,6 +48,12 @@ def create_completion_queue(controller: Controller, command: Command) -> int:
 
 
 def create_submission_queue(controller: Controller, command: Command) -> int:
+    """Create I/O Submission Queue (section 5.4).
+
+    Raises:
+        Failure: the identifier, size or place is not one that there can be now, or its completion queue is not
+            there.
+    """
     number, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     flags, completion = command.cdw11 & 0xFFFF, command.cdw11 >> 16
     if not completion or completion not in controller.queues.completion:
@@ -64,6 +75,11 @@ def _check_place(controller: Controller, command: Command, entries: int, flags: 
 
 
 def delete_submission_queue(controller: Controller, command: Command) -> int:
+    """Delete I/O Submission Queue (section 5.6), after its commands that are under way have ended.
+
+    Raises:
+        Failure: there is none of that identifier.
+    """
     number = command.cdw10 & 0xFFFF
     if not number or number not in controller.queues.submission:
         raise Failure(Status.INVALID_QUEUE_ID)
@@ -74,6 +90,11 @@ def delete_submission_queue(controller: Controller, command: Command) -> int:
 
 
 def delete_completion_queue(controller: Controller, command: Command) -> int:
+    """Delete I/O Completion Queue (section 5.5).
+
+    Raises:
+        Failure: there is none of that identifier, or a submission queue uses it.
+    """
     number = command.cdw10 & 0xFFFF
     if not number or number not in controller.queues.completion:
         raise Failure(Status.INVALID_QUEUE_ID)
@@ -95,6 +116,11 @@ def abort(controller: Controller, command: Command) -> int:
 
 
 def async_event_request(controller: Controller, command: Command) -> None:
+    """Asynchronous Event Request (section 5.2): it ends when there is an event.
+
+    Raises:
+        Failure: as many wait as may.
+    """
     controller.events.request(command)
 
 
@@ -132,6 +158,11 @@ def format_nvm(controller: Controller, command: Command) -> int | None:
 
 
 def namespace_management(controller: Controller, command: Command) -> int | None:
+    """Namespace Management (section 5.20): create a namespace, whose identifier is the result, or delete one.
+
+    Raises:
+        Failure: the operation is another, or what it is given does not fit.
+    """
     match command.cdw10 & 0xF:
         case 0:
             return _create_namespace(controller, command)
@@ -179,6 +210,12 @@ def _delete_namespace(controller: Controller, command: Command) -> int:
 
 
 def namespace_attachment(controller: Controller, command: Command) -> int:
+    """Namespace Attachment (section 5.19): attach a namespace to this controller, or detach it once its commands
+    ended.
+
+    Raises:
+        Failure: the list names another controller, or it is so already.
+    """
     namespace = _existing(controller, command.nsid)
     action = command.cdw10 & 0xF
     if action not in (_ATTACH, _DETACH):
@@ -204,6 +241,11 @@ def _existing(controller: Controller, nsid: int) -> Namespace:
 
 
 def doorbell_buffer_config(controller: Controller, command: Command) -> int:
+    """Doorbell Buffer Config (section 5.7): from now on doorbells are looked up in two pages of guest memory.
+
+    Raises:
+        Failure: it is not offered, or the pages are not two, or not aligned.
+    """
     if not controller.model.shadow_doorbells:
         raise Failure(Status.INVALID_OPCODE)
     if (command.prp1 | command.prp2) & controller.state.page_size - 1 or command.prp1 == command.prp2:

@@ -47,6 +47,7 @@ class Background:
             self._changed.wait_for(lambda: not self._running)
 
     def close(self) -> None:
+        """End the threads after what they are at; work that waits is done before."""
         if self._pool is not None:
             self._pool.shutdown()
 

@@ -28,14 +28,17 @@ CLOCK_BITS = 48
 
 
 def configuration(of: Modelled, value: int) -> bool:
+    """Whether CC has no bits but those that can be written."""
     return not value & ~Cc.WRITABLE
 
 
 def admin_sizes(of: Modelled, value: int) -> bool:
+    """Whether AQA has no bits but those of its two sizes, 12 each."""
     return not value & ~0x0FFF0FFF
 
 
 def admin_base(of: Modelled, value: int) -> bool:
+    """Whether ASQ or ACQ is at the beginning of a page of 4 KiB."""
     return not value % PAGE
 
 
@@ -80,28 +83,34 @@ def shadow_buffers(of: Modelled, value: list[int]) -> bool:
 
 
 def settings(of: Modelled, value: dict[int, int]) -> bool:
+    """Whether each feature has a value that the guest can have set."""
     return all(value_fits(of.model, key, number) for key, number in value.items())
 
 
 def clock(of: Modelled, value: list[int]) -> bool:
+    """Whether it is the timestamp's distance from the host's clock (ms, below 2**48), and whether that was set."""
     offset, was_set = value
     return type(offset) is int and abs(offset) < 1 << CLOCK_BITS and was_set in (0, 1) and isinstance(was_set, int)
 
 
 def event_requests(of: Modelled, value: list[int]) -> bool:
+    """Whether no more Asynchronous Event Requests wait than may (`REQUEST_LIMIT`)."""
     return len(value) <= REQUEST_LIMIT
 
 
 def events(of: Modelled, value: list[list[int]]) -> bool:
+    """Whether each event that waits has a type and a log page of the specification, and no type twice."""
     types = [EventType(type) for type, _information, page in value if LogPage(page)]
     return len(set(types)) == len(types)
 
 
 def event_types(of: Modelled, value: list[int]) -> bool:
+    """Whether they are types of events, each once."""
     return len({EventType(type) for type in value}) == len(value)
 
 
 def changed_namespaces(of: Modelled, value: list[int]) -> bool:
+    """Whether they are identifiers of this controller's namespaces, each once."""
     return len(set(value)) == len(value) and all(1 <= nsid <= of.model.namespaces for nsid in value)
 
 
@@ -117,4 +126,5 @@ def namespaces(of: Modelled, value: list[list[int]]) -> bool:
 
 
 def errors(of: Modelled, value: list[bytes]) -> bool:
+    """Whether they are entries of the error log, 64 bytes each, and no more than it has."""
     return len(value) <= ERROR_ENTRIES and all(type(each) is bytes and len(each) == ERROR_ENTRY for each in value)

@@ -28,23 +28,37 @@ class ImageCopy:
 
     @property
     def size(self) -> int:
+        """Bytes of the image."""
         return self.backing.length
 
     def begin_saving(self) -> None:
+        """Begin the log of what is written."""
         self.backing.log = deque()
 
     def next_data(self, offset: int) -> int:
+        """The first offset from `offset` on where the file is no hole."""
         return self.backing.next_data(offset)
 
     def read(self, offset: int, size: int) -> bytes:
+        """The `size` bytes at `offset`.
+
+        Raises:
+            OSError: the disk cannot read.
+        """
         return self.backing.read_bytes(size, offset)
 
     def take_written(self) -> list[tuple[int, int]]:
+        """Empty the log; returns offsets and sizes in bytes, in order, neighbours joined."""
         written = self.backing.log
         taken = sorted(written.popleft() for _ in range(len(written))) if written else []  # threads may append
         return _joined(taken)
 
     def begin_loading(self, size: int) -> None:
+        """Make the image as large as the one that comes, unless it is that one.
+
+        Raises:
+            OSError: ENOLCK where the image cannot be locked; or it cannot be made that large.
+        """
         lock = self.backing.lock
         if not lock.possible:
             raise OSError(errno.ENOLCK, f"{self.backing.path} cannot be locked, and might be what is migrated")
@@ -55,21 +69,37 @@ class ImageCopy:
         self.backing.extend(size)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write what came, and sync every 64 MiB.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         if self._loads:
             with memoryview(data) as piece:
                 self.backing.write([piece], offset)
             self._sync_after(len(data))
 
     def clear(self, offset: int, size: int) -> None:
+        """Make a hole where zeros came.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         if self._loads:
             self.backing.extend(offset + size)
             self.backing.discard(offset, size)
 
     def settle(self) -> None:
+        """Bring all to the disk.
+
+        Raises:
+            OSError: that fails.
+        """
         if self._loads:
             self.backing.sync()
 
     def end(self) -> None:
+        """Stop the log, and take nothing more."""
         self.backing.log = None
         self._loads = False
 

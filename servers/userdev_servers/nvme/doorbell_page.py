@@ -44,6 +44,7 @@ class DoorbellPage:
         """Rung by the guest of a server that is gone."""
 
     def close(self) -> None:
+        """Unmap the page, close its file, and let go of the lock that says it is in use."""
         self.rung.release()
         self._map.close()
         os.close(self.fd)

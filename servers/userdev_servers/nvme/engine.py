@@ -77,6 +77,7 @@ class Engine:
             self.submission_doorbell(number, value)
 
     def submission_doorbell(self, number: int, value: int) -> None:
+        """A tail doorbell was written: note that this queue has work. A bad value becomes an event for the guest."""
         queue = self._queues.submission.get(number)
         if queue is None or value >= queue.size:
             self._bad_doorbell(exists=queue is not None)
@@ -86,6 +87,9 @@ class Engine:
         self._schedule(number)
 
     def completion_doorbell(self, number: int, value: int) -> None:
+        """A head doorbell was written: go on with commands that wait for room. A bad value becomes an event for the
+        guest.
+        """
         queue = self._queues.completion.get(number)
         if queue is None or value >= queue.size:
             self._bad_doorbell(exists=queue is not None)

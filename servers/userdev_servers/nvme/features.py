@@ -1,4 +1,4 @@
-"""Features: values that a guest sets and gets (sections 5.14 and 5.21)."""
+"""Features: values that a guest sets and gets (sections 5.13 and 5.21)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ _CHANGEABLE = 1 << 2
 
 
 def get_features(controller: Controller, command: Command) -> int:
+    """Get Features (section 5.13): the value now, by default, as saved, or what can be done with it.
+
+    Raises:
+        Failure: there is no such feature or selection.
+    """
     feature, select = command.cdw10 & 0xFF, command.cdw10 >> 8 & 7
     settings = controller.settings
     if feature not in settings and feature != Feature.TIMESTAMP:
@@ -51,6 +56,11 @@ def get_features(controller: Controller, command: Command) -> int:
 
 
 def set_features(controller: Controller, command: Command) -> int | None:
+    """Set Features (section 5.21); the result is what was granted (Number of Queues), else 0.
+
+    Raises:
+        Failure: there is no such feature, or not this value of it.
+    """
     feature, value = command.cdw10 & 0xFF, command.cdw11
     if command.cdw10 & _SAVE:
         raise Failure(Status.FEATURE_NOT_SAVEABLE)

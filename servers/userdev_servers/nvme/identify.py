@@ -32,6 +32,11 @@ _WRITE_PROTECTED = 1
 
 
 def identify(controller: Controller, command: Command) -> int:
+    """Identify (section 5.15): send one data structure of 4096 bytes.
+
+    Raises:
+        Failure: there is no such structure, or not of this namespace.
+    """
     build = _STRUCTURES.get(command.cdw10 & 0xFF)
     if build is None:
         raise Failure(Status.INVALID_FIELD)

@@ -33,6 +33,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def read(controller: Controller, command: Command) -> int | None:
+    """Read (section 6.9): at once where the page cache has it, else on a thread.
+
+    Raises:
+        Failure: the blocks are not in the namespace, or the disk cannot read them.
+    """
     namespace, offset, size = _transfer(controller, command)
     buffers = buffers_of(controller, command, size, writable=True)
     statistics = controller.state.statistics
@@ -56,6 +61,11 @@ def read(controller: Controller, command: Command) -> int | None:
 
 
 def write(controller: Controller, command: Command) -> int | None:
+    """Write (section 6.15); with FUA, or without a volatile write cache, it ends when the disk has it.
+
+    Raises:
+        Failure: the blocks are not in the namespace or cannot be written, or the disk refuses.
+    """
     namespace, offset, size = _transfer(controller, command, writing=True)
     buffers = buffers_of(controller, command, size, writable=False)
     statistics = controller.state.statistics
@@ -75,6 +85,11 @@ def write(controller: Controller, command: Command) -> int | None:
 
 
 def flush(controller: Controller, command: Command) -> None:
+    """Flush (section 6.8): bring one namespace, or all, to the disk.
+
+    Raises:
+        Failure: there is no such namespace.
+    """
     if command.nsid == ALL_NAMESPACES:
         chosen = [namespace for namespace in controller.namespaces if namespace.active]
     else:
@@ -83,6 +98,11 @@ def flush(controller: Controller, command: Command) -> None:
 
 
 def compare(controller: Controller, command: Command) -> int | None:
+    """Compare (section 6.6): read blocks and tell the guest whether its data is the same.
+
+    Raises:
+        Failure: the blocks are not in the namespace.
+    """
     namespace, offset, size = _transfer(controller, command)
     buffers = buffers_of(controller, command, size, writable=False)
     statistics = controller.state.statistics
@@ -98,6 +118,11 @@ def compare(controller: Controller, command: Command) -> int | None:
 
 
 def write_zeroes(controller: Controller, command: Command) -> None:
+    """Write Zeroes (section 6.17), as a hole in the file where the guest lets blocks be deallocated.
+
+    Raises:
+        Failure: the blocks are not in the namespace, or cannot be written.
+    """
     namespace = controller.active_namespace(command.nsid)
     offset, size = namespace.writable_range(*_blocks(command))
     clear = namespace.backing.discard if command.cdw12 & _DEALLOCATE else namespace.backing.zero

@@ -24,6 +24,11 @@ _MANY_CHANGED = 1024
 
 
 def get_log_page(controller: Controller, command: Command) -> int:
+    """Get Log Page (section 5.14): send `size` bytes of the page from an offset that is divisible by 4.
+
+    Raises:
+        Failure: there is no such page, or the offset is not in it.
+    """
     number = command.cdw10 & 0xFF
     size = ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) * 4
     offset = command.cdw12 | command.cdw13 << 32

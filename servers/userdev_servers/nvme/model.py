@@ -35,4 +35,5 @@ class Modelled(Protocol):
     """Whoever has a model: the checks of saved values need no more of a controller."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """The numbers of the controller."""

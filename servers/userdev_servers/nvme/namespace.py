@@ -35,6 +35,7 @@ class Namespace:
 
     @property
     def active(self) -> bool:
+        """Whether the guest can use it: it exists, and this controller is attached."""
         return self.exists and self.attached
 
     @property
@@ -44,6 +45,7 @@ class Namespace:
 
     @property
     def read_only(self) -> bool:
+        """Whether its image was opened for reading alone."""
         return self.backing.read_only
 
     def byte_range(self, first: int, count: int) -> tuple[int, int]:
@@ -59,9 +61,11 @@ class Namespace:
         return self.byte_range(first, count)
 
     def save(self) -> list[int]:
+        """The state that migrates: exists, attached, blocks, and the shift of a block's size."""
         return [int(self.exists), int(self.attached), self.blocks, self.shift]
 
     def load(self, saved: list[int]) -> None:
+        """Take over what `save` gave on the other side, which `checks` has looked at."""
         exists, attached, self.blocks, self.shift = saved
         self.exists, self.attached = bool(exists), bool(attached)
 

@@ -141,14 +141,17 @@ class Nvme(ControllerState, PciDevice):
 
     @register(bar=0, offset=0x00, width=8)
     def capabilities_register(self) -> int:
+        """CAP: what the controller can (section 3.1.1)."""
         return CAPABILITIES | (SUBSYSTEM_RESET if self._resets_subsystem else 0)
 
     @register(bar=0, offset=0x08, width=4)
     def version_register(self) -> int:
+        """VS: 1.4 (section 3.1.2)."""
         return VERSION
 
     @register(bar=0, offset=0x0C, width=4, merge=False)
     def mask_interrupts(self, value: int) -> None:
+        """INTMS: mask vectors of INTx; a read gives the mask (section 3.1.3)."""
         self.interrupt_mask |= value
         self.controller.queues.update_line()
 
@@ -158,6 +161,7 @@ class Nvme(ControllerState, PciDevice):
 
     @register(bar=0, offset=0x10, width=4, merge=False)
     def unmask_interrupts(self, value: int) -> None:
+        """INTMC: unmask vectors of INTx (section 3.1.4)."""
         self.interrupt_mask &= ~value
         self.controller.queues.update_line()
 
@@ -167,6 +171,7 @@ class Nvme(ControllerState, PciDevice):
 
     @register(bar=0, offset=0x14, width=4)
     def configure(self, value: int) -> None:
+        """CC: enable or disable the controller, or shut it down (section 3.1.5)."""
         old, new = self.configuration, value & Cc.WRITABLE
         self.configuration = new
         if new & ~old & Cc.ENABLE and not self.engine.closing:
@@ -184,6 +189,7 @@ class Nvme(ControllerState, PciDevice):
 
     @register(bar=0, offset=0x1C, width=4, merge=False)
     def write_status(self, value: int) -> None:
+        """CSTS: a 1 clears that there was a subsystem reset; nothing else can be written (section 3.1.6)."""
         self.status &= ~(value & Csts.SUBSYSTEM_RESET)
 
     @write_status.reader
@@ -192,6 +198,7 @@ class Nvme(ControllerState, PciDevice):
 
     @register(bar=0, offset=0x20, width=4, merge=False)
     def reset_subsystem(self, value: int) -> None:
+        """NSSR: "NVMe" resets the subsystem, where that is offered (section 3.1.7)."""
         if self._resets_subsystem and value == SUBSYSTEM_RESET_WORD:
             self.configuration = 0
             self.status |= Csts.SUBSYSTEM_RESET
@@ -199,6 +206,9 @@ class Nvme(ControllerState, PciDevice):
 
     @register(bar=0, offset=DOORBELLS, width=4, count=DOORBELL_COUNT, merge=False)
     def doorbell(self, index: int, value: int) -> None:
+        """The doorbells: tail of a submission queue and head of a completion queue by turns (sections 3.1.24 and
+        3.1.25).
+        """
         self.doorbell_messages += 1
         if self.doorbells is not None:
             self.doorbells.page.store(index, value)
@@ -262,6 +272,7 @@ class Nvme(ControllerState, PciDevice):
     # Reset, standing still, clients
 
     def on_reset(self, kind: ResetKind) -> None:
+        """End commands that are under way and, but for a client that has gone, drop the queues."""
         self.controller.drain()  # nothing waits for the disk any more where the device was quiesced before
         if kind is not ResetKind.LOST_CONNECTION:
             self.engine.reset()
@@ -276,14 +287,17 @@ class Nvme(ControllerState, PciDevice):
         return waiting
 
     def on_resume(self) -> None:
+        """Look at the queues and at mapped doorbells again."""
         self.engine.go_on()
         self._watch_doorbells()
 
     def on_attach(self) -> None:
+        """Look at mapped doorbells from the beginning: the client may have written them before it attached."""
         if self.doorbells is not None:
             self.doorbells.watch_anew()
 
     def on_close(self) -> None:
+        """Close the control socket, then end what threads are at, then close the doorbell page and the images."""
         if self._control is not None:
             self._control.close()
         self.controller.background.close()
@@ -294,17 +308,25 @@ class Nvme(ControllerState, PciDevice):
     # Moving
 
     def identity(self) -> dict[str, Any]:
+        """The options that have to be alike at a migration's destination: also namespaces and queues."""
         return {**super().identity(), "namespaces": self.model.namespaces, "queues": self.model.queues}
 
     def storages(self) -> Sequence[Storage]:
+        """The images that a migration copies, none unless `migrate_image`."""
         return self.copies
 
     def on_save(self) -> None:
+        """Note queues and namespaces in the declared state, and sign the doorbell page for them."""
         self.controller.note_parts()
         if self.doorbells is not None:
             self.doorbells.sign(self.saved_queues)
 
     def on_check(self, values: Mapping[str, Any]) -> None:
+        """Look whether the images of this side hold the namespaces of a saved state.
+
+        Raises:
+            ProtocolError: EINVAL where one is too small.
+        """
         check_images(values["saved_namespaces"], self.controller.namespaces)
 
     def on_migration(self, state: MigrationState) -> None:
@@ -327,6 +349,7 @@ class Nvme(ControllerState, PciDevice):
         write_failure(self.controller, outcome)
 
     def on_load(self) -> None:
+        """Make queues and namespaces of the declared state, and go on with what the queues hold."""
         self.controller.load()
         if self.doorbells is not None:
             self.doorbells.load(self.saved_queues)

@@ -168,6 +168,7 @@ class Buffers:
             at += len(piece)
 
     def gather(self) -> bytes:
+        """A copy of all bytes, in one piece."""
         return b"".join(self.pieces)
 
     def finish(self) -> None:
@@ -184,6 +185,7 @@ class Buffers:
         self.release()
 
     def release(self) -> None:
+        """Give the views of guest memory up, so that it can be unmapped."""
         for piece in self.pieces:
             piece.release()
         self.pieces = []

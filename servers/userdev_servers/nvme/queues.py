@@ -106,10 +106,12 @@ class CompletionQueue:
             self.phase ^= 1
 
     def save(self) -> list[int]:
+        """The state that migrates, in the order of `load`: identifier, IOVA, entries, vector, and where the ring is."""
         return [self.id, self.base, self.size, self.vector, int(self.interrupts), self.head, self.tail, self.phase]
 
     @classmethod
     def load(cls, saved: list[int]) -> CompletionQueue:
+        """Make the queue of what `save` gave, which `checks` has looked at."""
         id, base, size, vector, interrupts, head, tail, phase = saved
         queue = cls(id, base, size, vector, interrupts=bool(interrupts))
         queue.head, queue.tail, queue.phase = head, tail, phase
@@ -137,6 +139,7 @@ class SubmissionQueue:
         return [Command(self, entries, at) for at in range(0, len(entries), SQ_ENTRY)]
 
     def begun(self) -> None:
+        """Step over the entry at the head, and claim room for its completion."""
         self.head += 1
         if self.head == self.size:
             self.head = 0
@@ -154,10 +157,12 @@ class SubmissionQueue:
         return True
 
     def save(self) -> list[int]:
+        """The state that migrates, in the order of `load`: identifier, IOVA, entries, completion queue, head, tail."""
         return [self.id, self.base, self.size, self.cq.id, self.head, self.tail]
 
     @classmethod
     def load(cls, saved: list[int], completion: dict[int, CompletionQueue]) -> SubmissionQueue:
+        """Make the queue of what `save` gave; `completion` has the completion queues by identifier."""
         id, base, size, cq, head, tail = saved
         queue = cls(id, base, size, completion[cq])
         queue.head, queue.tail = head, tail

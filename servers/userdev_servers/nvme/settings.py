@@ -31,4 +31,5 @@ class Settings:
         return self._state.settings.get(vector_key(vector), vector)
 
     def set_vector(self, vector: int, value: int) -> None:
+        """Note the configuration of an interrupt vector: bit 16 disables coalescing."""
         self._state.settings[vector_key(vector)] = value

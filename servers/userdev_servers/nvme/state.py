@@ -67,6 +67,7 @@ class ControllerState:
 
     @property
     def enabled(self) -> bool:
+        """Whether CSTS.RDY is set: commands are done."""
         return bool(self.status & Csts.READY)
 
     def forget_what_the_guest_set(self) -> None:
