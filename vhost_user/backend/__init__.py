@@ -1,0 +1,7 @@
+"""A device behind vhost-user: sessions, their rings and memory, and the program that listens."""
+
+from vhost_user.backend.catalogue import DEVICES
+from vhost_user.backend.server import Server, serve
+from vhost_user.backend.session import Session
+
+__all__ = ["DEVICES", "Server", "Session", "serve"]

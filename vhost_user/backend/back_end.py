@@ -1,0 +1,97 @@
+"""A back-end of one connection without its socket: what was negotiated, the rings, the device. For `commands`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from userdev.errors import AUTHORS_FAILURES
+from vhost_user.backend.channel import BackEndChannel
+from vhost_user.backend.vring import Watcher
+from vhost_user.backend.vrings import Vrings
+from vhost_user.device import DeviceModel
+from vhost_user.wire import BackEndRequest, DeviceStatus, Negotiated, ProtocolFeature, VirtioFeature
+
+log = logging.getLogger("vhost_user.backend")
+
+_V, _P = VirtioFeature, ProtocolFeature
+
+FEATURES = (
+    _V.VERSION_1 | _V.INDIRECT_DESC | _V.EVENT_IDX | _V.RING_PACKED | _V.IN_ORDER | _V.LOG_ALL | _V.PROTOCOL_FEATURES
+)
+"""Offered for every device, beside its own."""
+
+PROTOCOL_FEATURES = (
+    _P.MQ | _P.LOG_SHMFD | _P.REPLY_ACK | _P.INFLIGHT_SHMFD | _P.RESET_DEVICE | _P.CONFIGURE_MEM_SLOTS | _P.STATUS
+)
+"""Offered for every device: nothing that is not done, since QEMU agrees to nearly all."""
+
+CONFIG_FEATURES = _P.CONFIG | _P.BACKEND_REQ
+"""Offered where there is a configuration space; its change is all that the back-end's channel is for."""
+
+
+class BackEnd:
+    """What the commands of one front-end change."""
+
+    def __init__(self, model: DeviceModel, watcher: Watcher) -> None:
+        self.model = model
+        self.vrings = Vrings(model, watcher)
+        self.negotiated = Negotiated()
+        self.status = DeviceStatus(0)
+        self._channel: BackEndChannel | None = None
+
+    @property
+    def features(self) -> VirtioFeature:
+        """Those that may be agreed on."""
+        return FEATURES | VirtioFeature(self.model.device.features)
+
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        """Those that may be agreed on."""
+        return PROTOCOL_FEATURES | CONFIG_FEATURES if self.model.config.size else PROTOCOL_FEATURES
+
+    def agree(self, *, features: VirtioFeature | None = None, protocol_features: ProtocolFeature | None = None) -> None:
+        """Have these be agreed on. Raises ProtocolError where rings that run cannot become others."""
+        if features is not None:
+            self.vrings.set_features(features)
+            self.negotiated = replace(self.negotiated, features=features)
+        if protocol_features is not None:
+            self.negotiated = replace(self.negotiated, protocol_features=protocol_features)
+
+    def set_channel(self, channel: BackEndChannel | None) -> None:
+        """Have this channel, and no other."""
+        before, self._channel = self._channel, channel
+        if before is not None:
+            before.close()
+
+    def tell_config_changed(self) -> None:
+        """Have the front-end read configuration space again, if it has given a way to say so."""
+        if self._channel is not None and ProtocolFeature.CONFIG in self.negotiated.protocol_features:
+            self._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
+
+    def reset(self, *, device_too: bool) -> None:
+        """Have rings be stopped and disabled, and the device as after power-on if wanted; memory stays."""
+        self.vrings.reset()
+        self.status = DeviceStatus(0)
+        if device_too:
+            self._guarded_reset()
+
+    def begin_anew(self) -> None:
+        """Have another owner, who says everything again, but for what comes before SET_OWNER: protocol features.
+
+        QEMU's device_add on a character device that had a device before is one.
+        """
+        self.vrings.forget()
+        self.status = DeviceStatus(0)
+        self.agree(features=VirtioFeature(0))
+
+    def close(self) -> None:
+        """Let go of everything of the front-end's."""
+        self.vrings.forget()
+        self.set_channel(None)
+
+    def _guarded_reset(self) -> None:
+        try:
+            self.model.reset()
+        except AUTHORS_FAILURES:
+            log.exception("the device failed at a reset")

@@ -1,0 +1,49 @@
+"""A device behind a socket: its front-ends come one after the other, and it outlives each of them.
+
+A second front-end at the same time is hung up on at once: it would wait for an answer without a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from userdev.serving import server as serving
+from userdev.serving.program import run
+from userdev.transport import Address, Listener, Stream
+from vhost_user.backend.session import Session
+from vhost_user.device import VhostDevice
+
+FIRST_SECONDS = 10.0
+"""That a front-end has for its first message: one that says nothing keeps all others away. Who was given to us as a
+connection may take its time, as there are no others."""
+
+
+class Server(serving.Server[Session]):
+    """Serves one device on one address, on threads of its own, until `close`; the device stays usable."""
+
+    def __init__(
+        self, device: VhostDevice, address: Address | Listener | str, *, ended: Callable[[], None] | None = None
+    ) -> None:
+        """Listen on `address`; serving begins with `start`.
+
+        `ended` is called when there will be no further front-end: an inherited connection has ended.
+
+        Raises:
+            UserError: the address cannot be listened on.
+        """
+        super().__init__(address, self._begin_session, Stream.close, ended=ended)
+        self.device = device
+
+    def _begin_session(self, stream: Stream, only: bool) -> Session:
+        return Session(self.device, stream, first_seconds=None if only else FIRST_SECONDS)
+
+
+def serve(device: VhostDevice, address: Address | str, *, announce: bool = True) -> None:
+    """Serve `device` until SIGTERM or SIGINT, or until an inherited connection ends. For the main thread.
+
+    From then on the whole process has `program.END_SECONDS`: see `userdev.serving.program.run`.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    run(lambda ended: Server(device, address, ended=ended), type(device).__name__ if announce else None)

@@ -1,0 +1,185 @@
+"""One ring of a session: what the front-end has said of it, its descriptors, and how its requests are taken."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from userdev.errors import AUTHORS_FAILURES
+from userdev.eventfd import drain
+from vhost_user.backend.lifecycle import RingEvent, RingState, after
+from vhost_user.backend.line import Line
+from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses
+
+if TYPE_CHECKING:
+    from vhost_user.device import VhostDevice
+
+log = logging.getLogger("vhost_user.backend")
+
+BATCH = 32
+"""Requests whose end is told at once: the index is stored and the driver asked for its wish once for all of them."""
+
+
+class Watcher(Protocol):
+    """Whoever waits for descriptors."""
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        """Call `ready` when there is something to read. Raises OSError for what cannot be waited for."""
+
+    def unwatch(self, fd: int) -> None:
+        """Wait for it no more; before it is closed."""
+
+
+class Vring:
+    """A ring, from SET_VRING_NUM on. Only `Vrings` stops it."""
+
+    def __init__(
+        self,
+        index: int,
+        device: VhostDevice,
+        handler: Callable[[Chain], int],
+        watcher: Watcher,
+        make: Callable[[Vring], Ring],
+    ) -> None:
+        """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring."""
+        self.index = index
+        self.state = RingState.STOPPED
+        self.size = 0
+        self.base: int | None = None
+        """Where to begin, as SET_VRING_BASE says; None: where a ring begins that nobody has used."""
+        self.addresses: RingAddresses | None = None
+        self.log_address: int | None = None
+        self.call = Line()
+        self.err = Line()
+        self.ring: Ring | None = None
+        self.is_polled = False
+        """Whether it is looked at without being told: SET_VRING_KICK without a descriptor."""
+        self.is_told = False
+        """Whether SET_VRING_ENABLE has come; without PROTOCOL_FEATURES a ring starts enabled."""
+        self.pending = False
+        """Whether there may be requests."""
+        self._device = device
+        self._handler = handler
+        self._watcher = watcher
+        self._make = make
+        self._kick = -1
+        self._has_begun = False
+        """Whether the device was told that it runs."""
+
+    def __str__(self) -> str:
+        return f"queue {self.index} of {type(self._device).__name__}"
+
+    def set_kick(self, fd: int | None) -> None:
+        """Take over the descriptor that tells of requests; None: look without being told.
+
+        Raises:
+            OSError: it cannot be waited for; it stays the caller's.
+        """
+        if fd is not None:
+            self._watcher.watch(fd, self._kicked)
+        self._drop_kick()
+        self._kick = -1 if fd is None else fd
+        self.is_polled = fd is None
+
+    def happen(self, event: RingEvent) -> None:
+        """Go where an event leads."""
+        before, self.state = self.state, after(self.state, event)
+        if before is not RingState.RUNNING and self.state is RingState.RUNNING:
+            self._run()
+        elif before is RingState.RUNNING and self.state is not RingState.RUNNING:
+            self.pending = False
+            if self._has_begun:
+                self._has_begun = False
+                self._tell(self._device.on_stop)
+
+    def let_go(self) -> None:
+        """Have it be as one that was never started, but for its size, its addresses, and whom it tells."""
+        if self.ring is not None:
+            self.base = self.ring.base
+        self.ring = None
+        self._drop_kick()
+        self.is_polled = False
+
+    def forget(self) -> None:
+        """Have it be as it was in the beginning."""
+        self.call.set(None)
+        self.err.set(None)
+        self.size, self.base, self.addresses, self.log_address = 0, None, None, None
+        self.state, self.is_told = RingState.STOPPED, False
+
+    def serve(self) -> None:
+        """Take requests, not more than the ring can have: others wait too."""
+        ring = self.ring
+        assert ring is not None
+        try:
+            self.pending = self._take(ring)
+        except BrokenRing as error:
+            self.break_down(str(error))
+        except AUTHORS_FAILURES:
+            log.exception("%s: the device failed at a request", self)
+            self._publish_what_is_done(ring)
+            self.break_down("its device has failed")
+
+    def break_down(self, why: str) -> None:
+        """Take no requests any more; the front-end is told, and people are."""
+        log.warning("%s is broken until it is started again: %s", self, why)
+        self.happen(RingEvent.BREAK)
+        self.err.signal()
+
+    def _run(self) -> None:
+        """Take up requests, also those that came before: whoever was told of them may not be there any more."""
+        try:
+            if self.ring is None:
+                self.ring = self._make(self)
+        except BrokenRing as error:
+            self.break_down(str(error))
+            return
+        self._has_begun = self._tell(self._device.on_start)
+        if not self._has_begun:
+            self.break_down("its device has failed")
+            return
+        self.pending = True
+        self.call.signal()  # a back-end that died may have owed it
+
+    def _take(self, ring: Ring) -> bool:
+        handler, pop, push = self._handler, ring.pop, ring.push
+        ring.disable_kicks()
+        left = ring.size
+        while left > 0:
+            count = 0
+            while count < BATCH and (chain := pop()) is not None:
+                push(chain, handler(chain))
+                count += 1
+            if count and ring.publish():
+                self.call.signal()
+            if count < BATCH:
+                return ring.enable_kicks()
+            left -= count
+        return True
+
+    def _publish_what_is_done(self, ring: Ring) -> None:
+        try:
+            if ring.publish():
+                self.call.signal()
+        except BrokenRing as error:
+            log.warning("%s: %s", self, error)
+
+    def _kicked(self) -> None:
+        drain(self._kick)
+        self.pending = self.state is RingState.RUNNING
+
+    def _drop_kick(self) -> None:
+        if self._kick >= 0:
+            self._watcher.unwatch(self._kick)
+            os.close(self._kick)
+            self._kick = -1
+
+    def _tell(self, hook: Callable[[int], None]) -> bool:
+        try:
+            hook(self.index)
+        except AUTHORS_FAILURES:
+            log.exception("%s: the device failed at %s", self, hook.__name__)
+            return False
+        return True

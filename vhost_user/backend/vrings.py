@@ -1,0 +1,202 @@
+"""All rings of a session, with what they share; and the one way in which any of them is stopped.
+
+A ring that is stopped is drained: handlers give every request back before anything else is done, so that between two of
+them nothing is under way. Whoever needs rings to stand still calls `stop` or `stop_all`, and nothing else does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from userdev.errors import ProtocolError
+from vhost_user.backend.inflight import InflightRegion
+from vhost_user.backend.lifecycle import RingEvent, RingState
+from vhost_user.backend.vring import Vring, Watcher
+from vhost_user.device import DeviceModel
+from vhost_user.memory import DirtyLog, MemoryTable
+from vhost_user.rings import BrokenRing, PackedRing, Ring, RingAddresses, SplitRing
+from vhost_user.wire import VirtioFeature
+from vhost_user.wire.payloads import VRING_F_LOG, VringAddress
+
+_NO_FEATURES = VirtioFeature(0)
+PACKED_BASE = 1 << 15 | 1 << 31
+"""Where a packed ring begins: at its first descriptor, both wrap counters 1."""
+
+_ON_RUNNING_RINGS = VirtioFeature.LOG_ALL
+"""What may change while rings run: a migration begins, or is given up."""
+
+
+class Vrings:
+    """The rings, their memory, their dirty log and their in-flight region."""
+
+    def __init__(self, model: DeviceModel, watcher: Watcher) -> None:
+        self.table = MemoryTable()
+        self.features = _NO_FEATURES
+        self._queues = model.device.queues
+        self._log: DirtyLog | None = None
+        self._inflight: InflightRegion | None = None
+        self._rings = [
+            Vring(index, model.device, handler, watcher, self._make) for index, handler in enumerate(model.handlers)
+        ]
+
+    def __iter__(self) -> Iterator[Vring]:
+        return iter(self._rings)
+
+    def __getitem__(self, index: int) -> Vring:
+        """The ring of this number. Raises ProtocolError where there is none."""
+        if index >= len(self._rings):
+            raise ProtocolError(f"there is no queue {index}, of {len(self._rings)}")
+        return self._rings[index]
+
+    # Stopping
+
+    def stop(self, vring: Vring) -> int:
+        """Have a ring stopped and drained; where it would go on, as GET_VRING_BASE says it.
+
+        What survives is what a front-end need not send again to start it: size, addresses, and whom it tells. Its
+        kick descriptor does not: QEMU enables rings that it has not started, whose memory may be the guest's again.
+        """
+        vring.happen(RingEvent.STOP)
+        vring.let_go()
+        return self._base(vring)
+
+    def stop_all(self) -> None:
+        """Have all of them stopped and drained."""
+        for vring in self._rings:
+            self.stop(vring)
+
+    def reset(self) -> None:
+        """Have all of them stopped, drained and disabled; memory stays, and whom they tell."""
+        self.stop_all()
+        for vring in self._rings:
+            vring.happen(RingEvent.DISABLE)
+            vring.addresses, vring.base, vring.is_told = None, None, False
+
+    def forget(self) -> None:
+        """Have everything be as in the beginning."""
+        self.stop_all()
+        for vring in self._rings:
+            vring.forget()
+        self.table.clear()
+        self.features = _NO_FEATURES
+        self.set_log(None)
+        self.set_inflight(None)
+
+    # What they share
+
+    def set_features(self, features: VirtioFeature) -> None:
+        """Have these be agreed on.
+
+        Raises:
+            ProtocolError: rings that run cannot become others.
+        """
+        changed = (features ^ self.features) & ~_ON_RUNNING_RINGS
+        if changed and any(vring.state.is_started for vring in self._rings):
+            raise ProtocolError(f"features change while rings run: {changed!r}")
+        self.features = features
+        self._share_log()
+
+    def set_log(self, log: DirtyLog | None) -> None:
+        """Mark in this log from now on, also what runs."""
+        before, self._log = self._log, log
+        self._share_log()
+        if before is not None:
+            before.close()
+
+    def set_inflight(self, region: InflightRegion | None) -> None:
+        """Have rings that start from now on keep account in there."""
+        before, self._inflight = self._inflight, region
+        if before is not None:
+            before.close()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether they are packed rings."""
+        return VirtioFeature.RING_PACKED in self.features
+
+    # One of them
+
+    def set_size(self, vring: Vring, size: int) -> None:
+        """SET_VRING_NUM. Raises ProtocolError for one that the device has no queue of, or while it runs."""
+        _check_stopped(vring)
+        if not 0 < size <= self._queues.size:
+            raise ProtocolError(f"{size} descriptors, and the device's queues have 1 to {self._queues.size}")
+        vring.size = size
+
+    def set_base(self, vring: Vring, base: int) -> None:
+        """SET_VRING_BASE. Raises ProtocolError while it runs."""
+        _check_stopped(vring)
+        vring.base = base
+
+    def set_addresses(self, vring: Vring, said: VringAddress) -> None:
+        """SET_VRING_ADDR. A ring that runs may be told to log, or not to. Raises ProtocolError for another change."""
+        addresses = RingAddresses(said.descriptor, said.used, said.available)
+        if addresses != vring.addresses:
+            _check_stopped(vring)
+        vring.addresses = addresses
+        vring.log_address = said.log if said.flags & VRING_F_LOG else None
+        if vring.ring is not None:
+            vring.ring.used_log = vring.log_address
+
+    def set_kick(self, vring: Vring, fd: int | None) -> None:
+        """SET_VRING_KICK: it starts. Raises OSError for a descriptor that cannot be waited for."""
+        vring.set_kick(fd)
+        if not vring.is_told and VirtioFeature.PROTOCOL_FEATURES not in self.features:
+            vring.happen(RingEvent.ENABLE)
+        vring.happen(RingEvent.START)
+
+    def set_call(self, vring: Vring, fd: int | None) -> None:
+        """SET_VRING_CALL. A ring that runs tells it at once: what it owed may have gone to another."""
+        vring.call.set(fd)
+        if vring.state is RingState.RUNNING:
+            vring.call.signal()
+
+    def enable(self, vring: Vring, *, on: bool) -> None:
+        """SET_VRING_ENABLE."""
+        vring.is_told = True
+        vring.happen(RingEvent.ENABLE if on else RingEvent.DISABLE)
+
+    def unblock(self) -> None:
+        """Free whoever waits for the front-end to read what it was told, from any thread."""
+        for vring in self._rings:
+            vring.call.unblock()
+            vring.err.unblock()
+
+    def _make(self, vring: Vring) -> Ring:
+        """The ring that a front-end has described. Raises BrokenRing."""
+        if vring.addresses is None or not vring.size:
+            raise BrokenRing("it was started before its size and its addresses were known")
+        described = (vring.size, vring.addresses, self.table, self.features)
+        ring: Ring
+        try:
+            if self.is_packed:
+                packed = self._inflight.packed(vring.index) if self._inflight else None
+                ring = PackedRing(*described, base=self._base(vring), inflight=packed)
+            else:
+                split = self._inflight.split(vring.index) if self._inflight else None
+                ring = SplitRing(*described, base=self._base(vring), inflight=split)
+        except BrokenRing:
+            raise
+        except ProtocolError as error:
+            raise BrokenRing(str(error)) from None
+        ring.used_log = vring.log_address
+        ring.log = self._log_now
+        return ring
+
+    def _base(self, vring: Vring) -> int:
+        """Where a ring goes on, or begins where nobody has said."""
+        return vring.base if vring.base is not None else PACKED_BASE * self.is_packed
+
+    @property
+    def _log_now(self) -> DirtyLog | None:
+        return self._log if VirtioFeature.LOG_ALL in self.features else None
+
+    def _share_log(self) -> None:
+        for vring in self._rings:
+            if vring.ring is not None:
+                vring.ring.log = self._log_now
+
+
+def _check_stopped(vring: Vring) -> None:
+    if vring.state.is_started:
+        raise ProtocolError(f"{vring} is {vring.state.value}: this is said of one that is stopped")
