@@ -8,6 +8,7 @@ these.
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import shlex
@@ -99,12 +100,19 @@ def ask(
     data: bytes = b"",
     timeout: float = 5,
     fds: Sequence[int] = (),
+    force: bool = False,
 ) -> dict[str, Any]:
     """Send QEMU a DMA request for memory at 0 beside the server's own. Its answer: flags, errno, payload in base64."""
     payload = base64.b64encode(DMA_ACCESS.pack(0, size, tail=data)).decode()
     return dict(
         server.control.call(
-            "request", name=command.name, towards="to-client", payload=payload, timeout=timeout, fds=list(fds)
+            "request",
+            name=command.name,
+            towards="to-client",
+            payload=payload,
+            timeout=timeout,
+            fds=list(fds),
+            force=force,
         )
     )
 
@@ -275,9 +283,13 @@ class Lost(KnownIssueTest):
             size = MAX_DATA + 4096
             self.assertTrue(ask(server, Command.DMA_READ, size)["errno"])
             self.works(guest, device)
+            with self.assertRaises(ControlError) as refused:  # our guard
+                ask(server, Command.DMA_WRITE, size, data=bytes(size))
+            self.assertEqual(refused.exception.errno, errno.EMSGSIZE)
+            self.works(guest, device)
             with self.known_issue("oversized-request-loses-device", guest):
                 with suppress(ControlError):  # no reply at all
-                    ask(server, Command.DMA_WRITE, size, data=bytes(size), timeout=1)
+                    ask(server, Command.DMA_WRITE, size, data=bytes(size), timeout=1, force=True)
                 self.works(guest, device)
 
     def test_unplugging_after_the_server_has_died(self) -> None:

@@ -102,6 +102,13 @@ def test_a_request_larger_than_its_side_takes_is_refused_and_the_session_goes_on
     assert client.load(0, 4, 4) == 0xFFFFFFFA
 
 
+def test_a_request_that_is_too_large_is_sent_where_one_insists(edu: Interposed) -> None:
+    edu.client()
+    payload = base64.b64encode(bytes((1 << 20) + 17)).decode()
+    reply = edu.control().call("request", name="DEVICE_RESET", payload=payload, force=True)
+    assert reply["errno"] == 0, "ours has room for more than it announces, and resets"
+
+
 def test_the_largest_request_that_the_server_takes_arrives(edu: Interposed) -> None:
     edu.client()
     data = bytes(1 << 20)

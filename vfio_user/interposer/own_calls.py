@@ -23,16 +23,19 @@ TIMEOUT = 5.0
 PAGE = 4096
 
 
-async def exchange(session: ForwardedSession, towards: Direction, message: Message, *, timeout: float) -> Message:
+async def exchange(
+    session: ForwardedSession, towards: Direction, message: Message, *, timeout: float, force: bool = False
+) -> Message:
     """Send a request of ours and wait for its reply, which may be an error. Its descriptors are there until the caller
-    waits for something else.
+    waits for something else. With `force` it may be larger than the peer takes.
 
     Raises:
         PeerLost: the peer is gone.
         RequestRefused: EMSGSIZE, it is larger than the peer takes, which would end the connection, the client's too.
         TimeoutError: no reply within `timeout` seconds; one that comes later is dropped.
     """
-    _check_size(session, towards, message)
+    if not force:
+        _check_size(session, towards, message)
     if not session.is_connected(towards):
         raise PeerLost(f"no {'server' if towards is Direction.TO_SERVER else 'client'} is connected")
     own = session.own[towards]

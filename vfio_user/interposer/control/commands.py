@@ -73,12 +73,16 @@ class ShowSession(ControlCommand):
 
 
 class Request(ControlCommand):
-    """Any request, to the server or the client: `name` and `payload` (base64). An error reply is a good answer here."""
+    """Any request, to the server or the client: `name` and `payload` (base64). An error reply is a good answer here.
+
+    With `force` it is sent though it is larger than its side takes: to see what that makes of it.
+    """
 
     name: str
     payload: Data = b""
     towards: Literal["to-server", "to-client"] = "to-server"
     timeout: Seconds = own_calls.TIMEOUT
+    force: bool = False
     fds: ClassVar[bool] = True
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Replied:
@@ -92,7 +96,8 @@ class Request(ControlCommand):
         if self.name not in known or known[self.name] not in session.dialect:
             raise UserError(f"{reprlib.repr(self.name)} is no command of dialect {session.dialect.name}")
         message = Message(0, session.dialect.number(known[self.name]), payload=self.payload, fds=fds)
-        reply = await own_calls.exchange(session, DIRECTIONS[self.towards], message, timeout=self.timeout)
+        towards = DIRECTIONS[self.towards]
+        reply = await own_calls.exchange(session, towards, message, timeout=self.timeout, force=self.force)
         return {
             "flags": reply.flags,
             "errno": reply.errno if reply.failed else 0,
