@@ -18,6 +18,7 @@ from userdev.errors import ProtocolError
 from userdev.transport import Framer, Stream, close_all
 from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.wire import COMMAND, MAX_MESSAGE, NO_REPLY, Message
+from vfio_user.wire.open_requests import OpenRequests, free_id
 
 Serve = Callable[[Message], Message | None]
 """Answers one request of the server; None where it wants no answer. Owns the request's descriptors."""
@@ -52,8 +53,8 @@ class Channel:
         self.timeout = timeout
         self._serve = serve
         self._max_message = max_message
-        self._waiting: dict[int, deque[Pending]] = {}
-        self._next_id = 0
+        self._open = OpenRequests[Pending]()
+        self._last_id = 0
         self._main = _Lane(stream, Framer(Message, max_message=max_message))
         self._lanes = [self._main]
 
@@ -85,16 +86,16 @@ class Channel:
 
     def fresh_id(self) -> int:
         """The next id that no request under way has."""
-        for _ in range(1 << 16):
-            self._next_id = (self._next_id + 1) & 0xFFFF
-            if self._next_id not in self._waiting:
-                return self._next_id
-        raise NoAnswer("65,536 requests are under way and each has an id of its own")
+        id = free_id(self._last_id, self._open)
+        if id is None:
+            raise NoAnswer("65,536 requests are under way and each has an id of its own")
+        self._last_id = id
+        return id
 
     def expect(self, id: int, name: str) -> Pending:
         """Wait for a reply with this id, whoever sends the request."""
         pending = Pending(id, name)
-        self._waiting.setdefault(id, deque()).append(pending)
+        self._open.sent(id, pending)
         return pending
 
     def submit(self, message: Message, name: str) -> Pending | None:
@@ -220,15 +221,13 @@ class Channel:
             raise ProtocolError(f"the server sent a message of type {message.type}, which is none")
 
     def _match(self, message: Message) -> None:
-        waiting = self._waiting.get(message.id)
-        if not waiting:
+        pending = self._open.replied(message.id)
+        if pending is None:
             close_all(message.fds)
             raise ProtocolError(
                 f"the server replied to id {message.id} (command {message.command}), which nobody asked"
             )
-        waiting.popleft().reply = message
-        if not waiting:
-            del self._waiting[message.id]
+        pending.reply = message
 
     def close(self) -> None:
         """End the connection; idempotent."""

@@ -8,6 +8,7 @@ from userdev.relay.loop import Future
 from vfio_user.interposer.errors import PeerLost
 from vfio_user.interposer.pairing import Pairing
 from vfio_user.wire import Message
+from vfio_user.wire.open_requests import free_id
 
 
 class OwnRequests:
@@ -25,7 +26,7 @@ class OwnRequests:
         """By the id of requests that want no reply: what a refusal resolves."""
         self._original: dict[int, int] = {}
         self._arrived: list[tuple[Future[Message], Message]] = []
-        self._next = 0xFFFF
+        self._last = 0
 
     @property
     def active(self) -> bool:
@@ -86,9 +87,8 @@ class OwnRequests:
             reply.fail(PeerLost(why))
 
     def _free_id(self) -> int:
-        for _ in range(1 << 16):
-            id = self._next
-            self._next = (self._next - 1) & 0xFFFF
-            if not any(id in taken for taken in (self._theirs, self._waiting, self._posted, self._original)):
-                return id
-        raise PeerLost("65,536 requests are in flight: no id is free")
+        id = free_id(self._last, self._theirs, self._waiting, self._posted, self._original, step=-1)
+        if id is None:
+            raise PeerLost("65,536 requests are in flight: no id is free")
+        self._last = id
+        return id

@@ -160,7 +160,7 @@ class ForwardedSession:
         if self.closed:
             return
         wanted = (
-            self.holding.active or any(own.active for own in self.own) or self.pending[Direction.TO_CLIENT].stale > 0
+            self.holding.active or any(own.active for own in self.own) or self.pending[Direction.TO_CLIENT].has_stale
         )
         for direction, stages in self._stages.items():
             self._relay.source(direction).pump.intercept = wanted or bool(stages)

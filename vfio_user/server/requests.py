@@ -21,11 +21,18 @@ from vfio_user.server.connection import Connection, Disconnected
 from vfio_user.server.negotiation import ANSWER_SECONDS, Agreement
 from vfio_user.server.owed import Owed
 from vfio_user.wire import COMMAND, NO_REPLY, Command, Dialect, Message
+from vfio_user.wire.open_requests import OpenRequests, free_id
 
 log = logging.getLogger("vfio_user.server")
 
 MAX_DEPTH = 8
 """How deep handlers may wait for DMA within commands served while others wait for DMA."""
+
+
+class _Waiting:
+    """Who waits for an answer."""
+
+    answer: Message | None = None
 
 
 class ClientRequests:
@@ -45,9 +52,9 @@ class ClientRequests:
         self._answered = threading.Condition(lock)
         self._owed = owed
         self._serve = serve
-        self._answers: dict[int, Message | None] = {}
+        self._open = OpenRequests[_Waiting]()
         self._unasked = 0  # replies that nobody waited for
-        self._next_id = 0
+        self._last_id = 0
         self._depth = 0
         self._gone = False
 
@@ -97,8 +104,8 @@ class ClientRequests:
         if not message.is_reply:
             return False
         close_all(message.fds)
-        if self._answers.get(message.id, message) is None:
-            self._answers[message.id] = message
+        if (waiting := self._open.replied(message.id)) is not None:
+            waiting.answer = message
             self._answered.notify_all()
         else:
             log.log(
@@ -149,24 +156,25 @@ class ClientRequests:
             raise ProtocolError("a register read would have to wait for message DMA: defer the DMA", errno.EDEADLK)
         if self._depth >= MAX_DEPTH:
             raise ProtocolError(f"{MAX_DEPTH} handlers wait for message DMA already", errno.EDEADLK)
-        self._answers[message.id] = None
+        waiting = _Waiting()
+        self._open.sent(message.id, waiting)
         try:
             if on_session_thread:
-                self._wait_serving(message)
+                self._wait_serving(message, waiting)
             else:
                 self._connection.out += message.encode()
                 self._connection.flush()
-                self._answered.wait_for(lambda: self._answers[message.id] is not None or self._gone, ANSWER_SECONDS)
-            answer = self._answers[message.id]
+                self._answered.wait_for(lambda: waiting.answer is not None or self._gone, ANSWER_SECONDS)
         finally:
-            del self._answers[message.id]
-        if answer is None and self._gone:
+            if waiting.answer is None:
+                self._open.replied(message.id)  # what comes now is for nobody
+        if waiting.answer is None and self._gone:
             raise Disconnected("the client went away")
-        if answer is None:
+        if waiting.answer is None:
             raise ProtocolError(f"the client has not answered within {ANSWER_SECONDS:g} s", errno.ETIMEDOUT)
-        return answer
+        return waiting.answer
 
-    def _wait_serving(self, message: Message) -> None:
+    def _wait_serving(self, message: Message, waiting: _Waiting) -> None:
         self._connection.out += self._owed.take()
         self._connection.out += message.encode()
         self._connection.flush()
@@ -175,7 +183,7 @@ class ClientRequests:
         self._connection.limit_receives(ANSWER_SECONDS)
         try:
             self._serve()
-            while self._answers[message.id] is None and monotonic() < end:
+            while waiting.answer is None and monotonic() < end:
                 if not self._connection.receive():
                     raise Disconnected("the client went away")
                 self._serve()
@@ -190,7 +198,7 @@ class ClientRequests:
         return threading.get_ident() == self.serving_thread
 
     def _new_id(self) -> int:
-        self._next_id = (self._next_id + 1) & 0xFFFF
-        while self._next_id in self._answers:
-            self._next_id = (self._next_id + 1) & 0xFFFF
-        return self._next_id
+        id = free_id(self._last_id, self._open)
+        assert id is not None, "each that waits has a thread, or a handler"
+        self._last_id = id
+        return id

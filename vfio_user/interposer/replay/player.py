@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,7 @@ from vfio_user.interposer.trace.decode import describe
 from vfio_user.wire import MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
+from vfio_user.wire.open_requests import OpenRequests
 
 Timing = Literal["fast", "recorded"]
 Place = tuple[int, int]
@@ -108,7 +108,7 @@ class Player:
         self._files: dict[int, int] = {}
         """Recorded inode: the memfd that stands for it."""
         self._eventfds: dict[tuple[int, int], int] = {}
-        self._waiting: dict[int, deque[MessageRecord]] = {}
+        self._open = OpenRequests[MessageRecord]()
         """Message ID: the requests that the server has not answered, oldest first."""
         self._recorded: list[MessageRecord] = [
             step
@@ -146,7 +146,7 @@ class Player:
                 if timing == "recorded":
                     self._pause(began + (step.time - first) / 1e9)
                 self._step(step)
-            self._wait(lambda: not self._waiting, lambda: self._no_reply())
+            self._wait(lambda: not self._open, lambda: self._no_reply())
             self._receive(0)
             if self._knows_interrupts:
                 for index, vector in self._fired:
@@ -183,7 +183,7 @@ class Player:
         message = step.message
         fds, own = self._descriptors(step)
         if message.wants_reply:
-            self._waiting.setdefault(message.id, deque()).append(step)
+            self._open.sent(message.id, step)
         self._send(message.encode(), fds)
         close_all(own)
 
@@ -300,13 +300,10 @@ class Player:
             self._differs(What.UNEXPECTED, 0, found=str(error), evidence="garbage")
 
     def _compare_reply(self, reply: Message) -> None:
-        waiting = self._waiting.get(reply.id)
-        if not waiting:
+        request = self._open.replied(reply.id)
+        if request is None:
             self._differs(What.UNEXPECTED, 0, found=self._text(reply), evidence=reply.payload)
             return
-        request = waiting.popleft()
-        if not waiting:
-            del self._waiting[reply.id]
         self.outcome.replies[request.number] = reply
         expected = self._expected.get(request.number)
         if expected is None or self._equal(request.message, expected.message, reply):
@@ -394,7 +391,7 @@ class Player:
     # the end
 
     def _oldest(self) -> int:
-        return min((waiting[0].number for waiting in self._waiting.values()), default=0)
+        return min((request.number for request in self._open), default=0)
 
     def _no_reply(self, record: int = 0) -> None:
         number = record or self._oldest()
