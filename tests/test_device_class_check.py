@@ -159,6 +159,29 @@ WRONG: dict[str, tuple[int, str, str]] = {
         @register(bar=0, offset=4, width=4)
         def _(self, value: int) -> None: pass
     """),
+    "a register of a coroutine function": (1, "D.copy: is a coroutine function", """
+        @register(bar=0, offset=4, width=4)
+        async def copy(self, value: int) -> None: pass
+    """),
+    "a reader that yields": (1, "D._: is a generator", """
+        @register(bar=0, offset=4, width=4)
+        def copy(self, value: int) -> None: pass
+        @copy.reader
+        def _(self) -> int: yield 1
+    """),
+    "a register of a static method": (1, "D.copy: is a staticmethod", """
+        @register(bar=0, offset=4, width=4)
+        @staticmethod
+        def copy(value: int) -> None: pass
+    """),
+    "a hook that is a coroutine function": (2, "D.on_reset is a coroutine function", """
+
+        async def on_reset(self, kind: ResetKind) -> None: pass
+    """),
+    "a static hook that yields": (0, "D.on_resume is an asynchronous generator", """
+        @staticmethod
+        async def on_resume(*_: object) -> None: yield
+    """),
     "a second reader": (1, "has a reader already", """
         @register(bar=0, offset=4, width=4)
         def copy(self) -> int: return 1

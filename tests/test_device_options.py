@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,8 @@ class Optioned(PciDevice):
         fast: Annotated[bool, "skip the delays"] = False,
         label: Annotated[str, "what it is called"] = "",
         image: Annotated[Path | None, "the file behind it"] = None,
+        ratio: Annotated[Fraction, "of time that it is busy"] = Fraction(1),
+        key: Annotated[bytes, "a type that no text makes"] = b"",
     ) -> None:
         super().__init__()
         self.given = (queue_size, fast, label, image, internal)
@@ -34,6 +37,8 @@ def test_options_are_the_annotated_arguments() -> None:
         Option("fast", bool, False, "skip the delays"),
         Option("label", str, "", "what it is called"),
         Option("image", Path, None, "the file behind it"),
+        Option("ratio", Fraction, Fraction(1), "of time that it is busy"),
+        Option("key", bytes, b"", "a type that no text makes"),
     ]
     assert [option.name for option in device_options(Edu)] == ["dma_mask", "msix", "flr", "pm"]
 
@@ -54,7 +59,8 @@ class Passing(Optioned):
 
 
 def test_a_constructor_that_hands_options_on_has_those_of_its_base() -> None:
-    assert [option.name for option in device_options(Passing)] == ["depth", "queue_size", "fast", "label", "image"]
+    of_its_base = [option.name for option in device_options(Optioned)]
+    assert [option.name for option in device_options(Passing)] == ["depth", *of_its_base]
     device = Passing(**parse_options(Passing, {"depth": "2", "fast": "yes"}))
     assert (device.depth, device.given[1]) == (2, True)
 
@@ -66,7 +72,13 @@ def test_texts_become_arguments() -> None:
     assert Optioned(**parse_options(Optioned, {"fast": "off"})).given[1] is False
 
 
-@pytest.mark.parametrize("texts", [{"queue_size": "many"}, {"fast": "2"}, {"slow": "1"}, {"internal": "1"}])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *({"queue_size": "many"}, {"fast": "2"}, {"slow": "1"}, {"internal": "1"}),
+        *({"ratio": "1/0"}, {"key": "5"}),  # not ValueError, what these types raise
+    ],
+)
 def test_wrong_options_are_the_users_error(texts: dict[str, str]) -> None:
     with pytest.raises(UserError):
         parse_options(Optioned, texts)

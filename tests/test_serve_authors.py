@@ -158,6 +158,8 @@ MODULES: dict[str, tuple[str, str]] = {
     "a failure further down": (GOOD + "def f():\n    return [][0]\nf()\n", r"IndexError.*nic\.py:12, in f"),
     "the end of the program": (GOOD + "import sys\nsys.exit(3)\n", r"SystemExit\(3\).*nic\.py:12(.|\n)*__main__"),
     "bytes that are no text": (GOOD + "x = '\udcff'\n", r"nic\.py"),
+    "a byte of zero": (GOOD + "x = '\0'\n", r"'.*nic.*:Nic' cannot be loaded: [^(]*null bytes(?!.*None)"),
+    "an import of a file with a byte of zero": (GOOD + "import nul\n", r"null bytes.*nic\.py:11"),
     "a class of another name": (GOOD.replace("Nic", "Card"), r"no 'Nic'(.|\n)*its devices are: Card"),
     "something that is no device": (HEAD + "Nic = 5\n", r"no device(.|\n)*none"),
     "what every device is": (HEAD + "Nic = PciDevice\n", r"no device"),
@@ -169,6 +171,7 @@ MODULES: dict[str, tuple[str, str]] = {
 def test_a_mistake_in_a_module_is_told_to_its_author(
     name: str, text: str, words: str, tmp_path: Path, serve: Serve
 ) -> None:
+    (tmp_path / "nul.py").write_bytes(b"\0")
     (tmp_path / "nic.py").write_bytes(text.encode(errors="surrogateescape"))
     assert_told(serve(name.format(folder=tmp_path)), words)
 

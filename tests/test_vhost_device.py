@@ -132,6 +132,8 @@ MISTAKES = {
         "fill",
     ),
     "a function without a request": (GOOD.replace("self, chain: Chain", "self"), "Bad.fill"),
+    "a function that yields": (GOOD + "    @queue(1)\n    def more(self, chain: Chain): yield 0\n", "Bad.more"),
+    "a hook of a coroutine": (GOOD + "    async def on_start(self, queue: int) -> None: ...\n", "Bad.on_start"),
     "a queue with a negative number": (GOOD.replace("@queue(0)", "@queue(-1)"), "Bad.fill"),
     "a feature of the transport": (GOOD + "    features = 1 << 29\n", "Bad.features"),
     "features that are a list": (GOOD + "    features = [3]\n", "Bad.features"),

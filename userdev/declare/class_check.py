@@ -11,7 +11,7 @@ import inspect
 from types import FunctionType
 from typing import NoReturn
 
-from userdev.declare.declared import MADE, Declaration, Source, authors_frame, source_of
+from userdev.declare.declared import MADE, Declaration, Source, authors_frame, runs_later, source_of
 from userdev.declare.options import constructor_options
 from userdev.declare.plain import NotPlain
 from userdev.declare.state import State
@@ -118,6 +118,8 @@ class ClassCheck:
         signature = inspect.signature(replaced)
         if isinstance(value, property) or not (callable(value) or hasattr(value, "__get__")):
             self.refuse(name, f"takes the place of what is called as {name}{signature}")
+        if name in self._hooks and (what := runs_later(value)):
+            self.refuse(name, f"is {what}", written(value), "what lasts is done by call_soon and call_later")
         if not isinstance(value, FunctionType):
             return
         given = [each for each in signature.parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]

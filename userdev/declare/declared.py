@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import FrameType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T", bound="Declaration")
 
@@ -59,6 +60,19 @@ def declarations(device_class: type, kind: type[T]) -> list[T]:
             elif value.name == name:
                 found[name] = value
     return list(found.values())
+
+
+def runs_later(function: Any) -> str:
+    """What this is, if a call runs nothing of it; else empty."""
+    plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+    return next((what for is_one, what in _RUN_LATER.items() if is_one(plain)), "")
+
+
+_RUN_LATER = {
+    inspect.iscoroutinefunction: "a coroutine function (async def), of which a call runs nothing",
+    inspect.isasyncgenfunction: "an asynchronous generator (async def, yield), of which a call runs nothing",
+    inspect.isgeneratorfunction: "a generator (yield), of which a call runs nothing",
+}
 
 
 def authors_frame() -> FrameType:

@@ -113,7 +113,7 @@ def _parse(option: Option, text: str) -> object:
         if option.type is bool:
             return _parse_bool(text)
         return int(text, 0) if option.type is int else option.type(text)
-    except ValueError:
+    except Exception:  # what a type raises for a text that is none of its own is the type's affair
         raise UserError(
             f"option {option.name}: {text!r} is not of type {option.type.__name__}", hint=option.help
         ) from None

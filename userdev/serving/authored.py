@@ -31,9 +31,8 @@ def authored(what: str) -> Iterator[None]:
     except UserError:
         raise
     except SyntaxError as error:
-        raise UserError(
-            f"{what}: {error.msg} ({error.filename}:{error.lineno})", hint=(error.text or "").strip()
-        ) from error
+        place = f" ({error.filename}:{error.lineno})" if error.filename else _at(error)  # bytes of zero have no line
+        raise UserError(f"{what}: {error.msg}{place}", hint=(error.text or "").strip()) from error
     except SystemExit as error:
         hint = 'a module that is also a program begins that with: if __name__ == "__main__":'
         raise UserError(f"{what}: it ends the program, by SystemExit({error.code!r}){_at(error)}", hint=hint) from error

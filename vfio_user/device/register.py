@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
-from userdev.declare.declared import Declaration, authors_frame, source_of
+from userdev.declare.declared import Declaration, authors_frame, runs_later, source_of
 from userdev.declare.state import Check, State
 from userdev.errors import DeclarationError
 from vfio_user.device.hooks import Hooks
@@ -161,6 +161,7 @@ class HandledRegister(BaseRegister):
         self.name = function.__name__  # not that of a reader, which may be `_` as often as one likes
         if self.name == "_":
             raise _mistake(function, "a register needs a name of its own", "`_` is for the function that completes it")
+        _refuse_unfit(function)
         if _arguments(function) == len(self._reading):
             self._read = function
         else:
@@ -187,11 +188,19 @@ class HandledRegister(BaseRegister):
             raise _mistake(function, f"{self.name} belongs to {where}", "declare the whole register again")
         if before is not None:
             raise _mistake(function, f"{self.name} has a {half} already", f"keep one of the two {half}s")
+        _refuse_unfit(function)
         if _arguments(function) != len(arguments):
             shape = f"({', '.join(arguments)})"
             raise _mistake(
                 function, f"the {half} of {self.name} takes {inspect.signature(function)}", f"it gets {shape}"
             )
+
+
+def _refuse_unfit(function: Callable[..., Any]) -> None:
+    if what := runs_later(function):
+        raise _mistake(function, f"is {what}", "what lasts is done by call_soon and call_later")
+    if isinstance(function, staticmethod | classmethod):
+        raise _mistake(function, f"is a {type(function).__name__}, which is not given the device", "take self")
 
 
 def _arguments(function: Callable[..., Any]) -> int:

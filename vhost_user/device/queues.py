@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar, overload
 
-from userdev.declare.declared import Declaration
+from userdev.declare.declared import Declaration, runs_later
 from vhost_user.rings import Chain
 
 MAX_QUEUES = 256
@@ -49,6 +49,8 @@ class QueueHandler(Declaration):
         for index in self.indices:
             if type(index) is not int or not 0 <= index < MAX_QUEUES:
                 return f"a queue has a number from 0 to {MAX_QUEUES - 1}, not {index!r}"
+        if what := runs_later(self.function):
+            return f"it is {what}"
         if not inspect.isfunction(self.function):
             return f"@queue is for a function, not for {self.function!r}"
         try:
