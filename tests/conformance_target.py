@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from userdev.transport import Stream, connect
-from vfio_user.client.conformance import CATALOGUE, Bench, Outcome, Result, run
+from vfio_user.client.conformance import CATALOGUE, Bench, CheckResult, Outcome, run
 from vfio_user.device import PciDevice
 from vfio_user.server import Offer, Server
 from vfio_user.server import server as server_module
@@ -100,7 +100,7 @@ class InProcess:
         self.renew()
         server_module.Session = Session  # type: ignore[attr-defined]
 
-    def results(self, *groups: str) -> list[Result[Bench]]:
+    def results(self, *groups: str) -> list[CheckResult[Bench]]:
         """Run the catalogue, or these groups of it."""
         checks = [
             check
@@ -110,9 +110,9 @@ class InProcess:
         return list(run(checks, self, self.dialect, timeout=2))
 
 
-def failed(results: list[Result[Bench]]) -> dict[str, str]:
+def failed(results: list[CheckResult[Bench]]) -> dict[str, str]:
     return {result.check.id: result.detail for result in results if result.outcome is Outcome.FAIL}
 
 
-def skipped(results: list[Result[Bench]]) -> set[str]:
+def skipped(results: list[CheckResult[Bench]]) -> set[str]:
     return {result.check.id for result in results if result.outcome is Outcome.SKIP}

@@ -19,7 +19,7 @@ from userdev.errors import about
 from vfio_user.harness.artifacts import Timeline, record_versions, write_text
 from vfio_user.harness.console import Console
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.log import Log
+from vfio_user.harness.log import LogFile
 
 FULL = Path("/dev/full")
 
@@ -83,7 +83,7 @@ def test_a_console_is_read_on_when_its_log_is_full(tmp_path: Path) -> None:
 
 
 def test_a_log_that_failed_once_is_left_alone(tmp_path: Path) -> None:
-    log = Log(FULL)
+    log = LogFile(FULL)
     log.write(b"text")
     first = log.failure
     log.write(b"more")

@@ -69,7 +69,7 @@ def test_a_line_without_an_end_is_several_in_the_log_with_times(line: tuple[Cons
 def test_a_long_log_keeps_its_beginning_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("MAX_SIZE", 10_000), ("KEPT_BEGINNING", 1_000), ("KEPT_END", 2_000)):
         monkeypatch.setattr(log_module, name, size)
-    log = log_module.Log(tmp_path / "log")
+    log = log_module.LogFile(tmp_path / "log")
     log.write(b"the beginning\n")
     for number in range(5_000):
         log.write(b"%d and so on\n" % number)

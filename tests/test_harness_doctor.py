@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from userdev.errors import UserError
 from vfio_user.cli.doctor import command
 from vfio_user.harness import accelerator, cache, doctor, qemu
-from vfio_user.harness.doctor import Finding, State, can_run, examine_machine
+from vfio_user.harness.doctor import Finding, Readiness, can_run, examine_machine
 from vfio_user.harness.qemu import PROGRAM
 
 from .test_harness_qemu import answers_like_qemu
@@ -39,7 +39,7 @@ def with_apt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_mirror", lambda: None)
 
 
-def state_of(name: str) -> State:
+def state_of(name: str) -> Readiness:
     return {finding.name: finding.state for finding in examine_machine()}[name]
 
 
@@ -52,22 +52,22 @@ def test_every_question_gets_an_answer() -> None:
 
 
 def test_without_qemu_and_without_apt_it_cannot_work() -> None:
-    assert state_of("QEMU") is State.BAD
+    assert state_of("QEMU") is Readiness.BAD
     assert run_doctor().exit_code == 2
 
 
 @pytest.mark.usefixtures("with_apt")
 def test_without_qemu_but_with_apt_the_first_run_gets_one() -> None:
-    assert state_of("QEMU") is State.LATER
-    assert state_of("guest image") is State.LATER
+    assert state_of("QEMU") is Readiness.LATER
+    assert state_of("guest image") is Readiness.LATER
     assert run_doctor().exit_code == 0
 
 
 def test_a_good_qemu_is_found_and_an_old_one_is_not_taken_for_it(machine: Path) -> None:
     answers_like_qemu(machine / PROGRAM, "7.2.22")
-    assert state_of("QEMU") is State.BAD
+    assert state_of("QEMU") is Readiness.BAD
     answers_like_qemu(machine / PROGRAM, "11.1.3")
-    assert state_of("QEMU") is State.GOOD
+    assert state_of("QEMU") is Readiness.GOOD
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
     (tmp_path / "file").touch()
     monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "file/cache"))
     finding = next(finding for finding in examine_machine() if finding.name == "cache")
-    assert finding.state is State.BAD
+    assert finding.state is Readiness.BAD
     assert cache.ENVIRONMENT in finding.hint
 
 
 @pytest.mark.usefixtures("with_apt")
 def test_a_small_disk_is_bad_for_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "FIRST_RUN_SPACE", 1e18)
-    assert state_of("disk") is State.BAD
+    assert state_of("disk") is Readiness.BAD
 
 
 def raises(error: Exception) -> Callable[[], doctor.Answer]:
@@ -109,15 +109,16 @@ def test_a_check_that_fails_is_a_finding_and_the_rest_is_still_asked(
 ) -> None:
     monkeypatch.setattr(doctor, "CHECKS", {"first": raises(error), "second": doctor.check_python})
     first, second = examine_machine()
-    assert (first.state, second.state) == (State.BAD, State.GOOD)
+    assert (first.state, second.state) == (Readiness.BAD, Readiness.GOOD)
     assert str(error) in first.detail
 
 
 @pytest.mark.parametrize(
-    ("state", "works"), [(State.GOOD, True), (State.LATER, True), (State.ABSENT, True), (State.BAD, False)]
+    ("state", "works"),
+    [(Readiness.GOOD, True), (Readiness.LATER, True), (Readiness.ABSENT, True), (Readiness.BAD, False)],
 )
-def test_only_what_is_bad_keeps_guests_from_running(state: State, works: bool) -> None:
-    assert can_run([Finding("one", State.GOOD, ""), Finding("other", state, "")]) is works
+def test_only_what_is_bad_keeps_guests_from_running(state: Readiness, works: bool) -> None:
+    assert can_run([Finding("one", Readiness.GOOD, ""), Finding("other", state, "")]) is works
 
 
 def test_programs_get_the_same_as_json() -> None:

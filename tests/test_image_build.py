@@ -18,7 +18,7 @@ from userdev.errors import UserError
 from vfio_user.cli.image import command
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.image import GuestImage, builder, overlay, recipe
-from vfio_user.harness.image.recipe import Recipe, load_recipe, recipe_names
+from vfio_user.harness.image.recipe import ImageRecipe, load_recipe, recipe_names
 
 RECIPE = """\
 description: a guest of a test
@@ -267,7 +267,7 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_what_a_recipe_starts_is_in_the_image(name: str) -> None:
-    made: Recipe = load_recipe(name)
+    made: ImageRecipe = load_recipe(name)
     shipped = {path for path, _ in overlay.overlay_tree(made)}
     ours = (word for command in made.services.values() for word in command.split() if word.startswith("/opt/"))
     assert {path.lstrip("/") for path in ours} <= shipped

@@ -18,10 +18,10 @@ from userdev_servers.edu import Edu
 from vfio_user.cli import cli
 from vfio_user.harness import qemu_guards
 from vfio_user.harness.known_issues import (
-    Failure,
     Here,
+    IssueStatus,
     KnownIssue,
-    Status,
+    ObservedFailure,
     Symptom,
     expected_to_fail,
     known_issues,
@@ -49,7 +49,7 @@ def issue(**changes: object) -> KnownIssue:
 
 ENDS = {"ends": "SIGABRT", "says": r"Assertion .* failed"}
 AVOIDED = {"status": "avoided", "symptom": ENDS, "guard": "It is not done."}
-ENDED = Failure("QEMU was killed by SIGABRT", "SIGABRT", "x.c:1: Assertion `a' failed.\n")
+ENDED = ObservedFailure("QEMU was killed by SIGABRT", "SIGABRT", "x.c:1: Assertion `a' failed.\n")
 
 
 def calls_of_known_issue(path: Path) -> dict[str, list[str]]:
@@ -84,7 +84,7 @@ def test_an_entry_names_a_test_that_there_is(entry: KnownIssue) -> None:
             continue
         named = calls_of_known_issue(ROOT / path)
         assert name in named
-        assert (entry.id in named[name]) == (entry.status is Status.CONFIRMED)
+        assert (entry.id in named[name]) == (entry.status is IssueStatus.CONFIRMED)
 
 
 def test_a_test_may_fail_only_where_the_entry_names_it() -> None:
@@ -98,19 +98,19 @@ def test_a_test_may_fail_only_where_the_entry_names_it() -> None:
     ("failure", "shown"),
     [
         (ENDED, True),
-        (Failure("QEMU was killed by SIGSEGV", "SIGSEGV", ENDED.said), False),
-        (Failure("QEMU was killed by SIGABRT", "SIGABRT", "nothing of the kind"), False),
-        (Failure("register 0 is wrong", "", ENDED.said), False),
+        (ObservedFailure("QEMU was killed by SIGSEGV", "SIGSEGV", ENDED.said), False),
+        (ObservedFailure("QEMU was killed by SIGABRT", "SIGABRT", "nothing of the kind"), False),
+        (ObservedFailure("register 0 is wrong", "", ENDED.said), False),
     ],
 )
-def test_a_failure_is_the_issue_only_with_all_of_its_symptom(failure: Failure, shown: bool) -> None:
+def test_a_failure_is_the_issue_only_with_all_of_its_symptom(failure: ObservedFailure, shown: bool) -> None:
     assert issue(**AVOIDED).shows(failure) is shown
 
 
 def test_a_symptom_may_be_in_what_the_test_found() -> None:
     wrong = issue(symptom={"finds": "lost: .*BAR 0"})
-    assert wrong.shows(Failure("lost: command is 0x0, BAR 0 is 0x0"))
-    assert not wrong.shows(Failure("the guest does not answer"))
+    assert wrong.shows(ObservedFailure("lost: command is 0x0, BAR 0 is 0x0"))
+    assert not wrong.shows(ObservedFailure("the guest does not answer"))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_ended_qemu_in_another_test_is_only_hinted_at() -> None:
     entries = [issue(**AVOIDED), issue(id="wrong", symptom={"finds": "."})]
     assert recognise(ENDED, Version("11.1.3"), entries) == entries[:1]
     assert recognise(ENDED, Version("12.0.0"), entries) == []
-    assert recognise(Failure("register 0 is wrong"), Version("11.1.3"), entries) == []
+    assert recognise(ObservedFailure("register 0 is wrong"), Version("11.1.3"), entries) == []
 
 
 def test_the_list_has_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_the_list_has_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_manual_has_every_status() -> None:
     manual = (ROOT / "docs" / "known-issues.md").read_text()
-    for status in Status:
+    for status in IssueStatus:
         assert f"| {status} |" in manual
 
 

@@ -19,7 +19,7 @@ from userdev.errors import UserdevError, UserError
 from vfio_user.client import Client
 from vfio_user.harness.device import Device
 from vfio_user.harness.interposition import Interposition
-from vfio_user.harness.migration.coordinator import Failure
+from vfio_user.harness.migration.coordinator import FAILURES
 from vfio_user.harness.migration.guest_migration import choose_mode
 from vfio_user.harness.migration.link import PAGE_SIZE, DeviceLink, SavedAgain, StateSpool
 from vfio_user.harness.migration.report import Mode
@@ -126,7 +126,7 @@ def test_whatever_fails_on_the_destination_the_source_goes_on(stack: ExitStack, 
         destination = pair.another("edu", before)
         link = DeviceLink("edu", 0, pair.source, destination, patience=1.0)
         stack.callback(link.close)
-        with pytest.raises(Failure):
+        with pytest.raises(FAILURES):
             move(link, before, happens)
         link.return_to_source()
         assert pair.state(pair.source) == "RUNNING", before

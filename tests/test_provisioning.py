@@ -14,7 +14,7 @@ from vfio_user.harness import qemu as qemus
 from vfio_user.harness.accelerator import KVM, guest_runs, probe_accelerator
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.debian import DebianArchive
-from vfio_user.harness.qemu import Qemu, Recipe, find_qemu, install_qemu
+from vfio_user.harness.qemu import Qemu, QemuRecipe, find_qemu, install_qemu
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 
@@ -69,7 +69,7 @@ def test_several_versions_stand_side_by_side(own_cache: Path) -> None:
 
 
 def test_an_archive_whose_qemu_is_too_old_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = Recipe(about="Debian 13 as released", suites=("trixie",), packages=("qemu-system-x86",), minimum="10.1")
+    old = QemuRecipe(about="Debian 13 as released", suites=("trixie",), packages=("qemu-system-x86",), minimum="10.1")
     monkeypatch.setattr(qemus, "manifest", lambda: {"old": old})
     with pytest.raises(UserError, match="too old"):
         install_qemu("old")

@@ -41,7 +41,7 @@ class Outcome(Enum):
 
 
 @dataclass
-class Result(Generic[B]):
+class CheckResult(Generic[B]):
     """How one check went. `detail` is what the server did, or why the check was skipped."""
 
     check: Check[B]
@@ -58,14 +58,14 @@ def run(
     dialect: str,
     settle: Callable[[], None],
     started: Callable[[Check[B]], None] | None = None,
-) -> Iterator[Result[B]]:
+) -> Iterator[CheckResult[B]]:
     """Run the checks in order, each on a bench of its own, each group against a fresh server where there can be one.
 
     `settle` waits until the server has dealt with what its clients have sent and that they left, or has died of it: a
     server that dies fails the check that it dies of. `started` is told of each check before it begins.
     """
     group = ""
-    held: Result[B] | None = None
+    held: CheckResult[B] | None = None
     for check in checks:
         if check.group != group:
             group = check.group
@@ -82,9 +82,9 @@ def run(
         yield _blame(held, target)
 
 
-def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> Result[B]:
+def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B]:
     if check.dialects is not None and dialect not in check.dialects:
-        return Result(check, Outcome.SKIP, f"not a rule of {dialect}")
+        return CheckResult(check, Outcome.SKIP, f"not a rule of {dialect}")
     own = bench()
     begin = time.monotonic()
     try:
@@ -100,17 +100,17 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> Result[B]:
         outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}"
     finally:
         own.close()
-    return Result(check, outcome, detail, time.monotonic() - begin)
+    return CheckResult(check, outcome, detail, time.monotonic() - begin)
 
 
 def _said(error: UserdevError) -> str:
     return f"{error} ({error.hint})" if isinstance(error, UserError) and error.hint else str(error)
 
 
-def _blame(result: Result[B], target: ServerUnderTest) -> Result[B]:
+def _blame(result: CheckResult[B], target: ServerUnderTest) -> CheckResult[B]:
     """The result, or a failure where the server has died since."""
     crash = target.crashed()
     if crash:
         detail = f"{result.detail}; {crash}" if result.outcome is Outcome.FAIL else crash
-        return Result(result.check, Outcome.FAIL, detail, result.seconds)
+        return CheckResult(result.check, Outcome.FAIL, detail, result.seconds)
     return result

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from userdev.errors import UserError, VerdictError, about
-from vfio_user.client.conformance import CATALOGUE, Bench, Check, Level, Outcome, Result, run
+from vfio_user.client.conformance import CATALOGUE, Bench, Check, CheckResult, Level, Outcome, run
 from vfio_user.client.conformance.targets import CommandServer, RunningServer
 from vfio_user.wire import DIALECTS, Dialect
 
@@ -81,8 +81,8 @@ def _list(checks: Iterable[Check[Bench]]) -> None:
 
 def _run(
     checks: Sequence[Check[Bench]], socket: str | None, server_command: str | None, dialect: Dialect, timeout: float
-) -> list[Result[Bench]]:
-    results: list[Result[Bench]] = []
+) -> list[CheckResult[Bench]]:
+    results: list[CheckResult[Bench]] = []
     group = ""
     with _target(socket, server_command, timeout) as target:
         if habit := target.try_out(dialect):
@@ -114,7 +114,7 @@ def _target(socket: str | None, server_command: str | None, timeout: float) -> I
         yield started
 
 
-def _show(result: Result[Bench]) -> None:
+def _show(result: CheckResult[Bench]) -> None:
     mark, colour = _MARKS[result.outcome]
     name = result.check.id.partition("/")[2]
     click.echo(f"  {click.style(mark, fg=colour)} {name}: {result.check.title}")
@@ -124,7 +124,7 @@ def _show(result: Result[Bench]) -> None:
         click.echo(click.style(f"      {line}", fg=colour))
 
 
-def _judge(results: Sequence[Result[Bench]]) -> None:
+def _judge(results: Sequence[CheckResult[Bench]]) -> None:
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
     seconds = sum(result.seconds for result in results)
     click.echo(
@@ -136,7 +136,7 @@ def _judge(results: Sequence[Result[Bench]]) -> None:
         raise VerdictError(f"{count[Outcome.FAIL]} of {len(results)} checks", evidence=failed)
 
 
-def _document(results: Sequence[Result[Bench]], dialect: str) -> dict[str, object]:
+def _document(results: Sequence[CheckResult[Bench]], dialect: str) -> dict[str, object]:
     return {
         "dialect": dialect,
         "checks": [
@@ -154,7 +154,7 @@ def _document(results: Sequence[Result[Bench]], dialect: str) -> dict[str, objec
     }
 
 
-def _write_junit(path: Path, results: Sequence[Result[Bench]], dialect: str) -> None:
+def _write_junit(path: Path, results: Sequence[CheckResult[Bench]], dialect: str) -> None:
     from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite  # slow to import, seldom wanted
 
     document = JUnitXml("vfio-user conformance")

@@ -8,13 +8,13 @@ import sys
 
 import click
 
-from vfio_user.harness.doctor import Finding, State, can_run, examine_machine
+from vfio_user.harness.doctor import Finding, Readiness, can_run, examine_machine
 
-MARKS: dict[State, tuple[str, str]] = {
-    State.GOOD: ("ok", "green"),
-    State.LATER: ("later", "cyan"),
-    State.ABSENT: ("absent", "yellow"),
-    State.BAD: ("BAD", "red"),
+MARKS: dict[Readiness, tuple[str, str]] = {
+    Readiness.GOOD: ("ok", "green"),
+    Readiness.LATER: ("later", "cyan"),
+    Readiness.ABSENT: ("absent", "yellow"),
+    Readiness.BAD: ("BAD", "red"),
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from userdev.errors import UserError
 from userdev.process import Deadline, tail
-from vfio_user.harness.log import Log
+from vfio_user.harness.log import LogFile
 
 MAX_KEPT = 16 << 20
 """Bytes that are at hand for those who wait for something; the log has more."""
@@ -36,7 +36,7 @@ class Console:
         self.log = log
         self.timed_log = log.with_suffix(".timed.log")
         """Each line with its time, in seconds since 1970, before it."""
-        self.logs = (Log(self.log), Log(self.timed_log))
+        self.logs = (LogFile(self.log), LogFile(self.timed_log))
         self._connection = connection
         self._seen = bytearray()
         self._forgotten = 0  # bytes that came before those

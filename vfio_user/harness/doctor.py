@@ -33,7 +33,7 @@ LATER_RUN_SPACE = 0.3e9
 TOOL_DEADLINE = 20.0
 
 
-class State(StrEnum):
+class Readiness(StrEnum):
     """How it stands. Only BAD keeps `scripts/run` from working."""
 
     GOOD = "good"
@@ -47,12 +47,12 @@ class Finding:
     """The answer to one question. `hint` says how to get what is missing."""
 
     name: str
-    state: State
+    state: Readiness
     detail: str
     hint: str = ""
 
 
-Answer = tuple[State, str] | tuple[State, str, str]
+Answer = tuple[Readiness, str] | tuple[Readiness, str, str]
 
 
 def examine_machine() -> Iterator[Finding]:
@@ -61,32 +61,32 @@ def examine_machine() -> Iterator[Finding]:
         try:
             yield Finding(name, *check())
         except UserError as error:
-            yield Finding(name, State.BAD, str(error), error.hint)
+            yield Finding(name, Readiness.BAD, str(error), error.hint)
         except Exception as error:
-            yield Finding(name, State.BAD, f"the check itself failed: {type(error).__name__}: {error}")
+            yield Finding(name, Readiness.BAD, f"the check itself failed: {type(error).__name__}: {error}")
 
 
 def can_run(findings: list[Finding]) -> bool:
     """Whether `scripts/run` can work here."""
-    return all(finding.state is not State.BAD for finding in findings)
+    return all(finding.state is not Readiness.BAD for finding in findings)
 
 
 def check_system() -> Answer:
     """Look at the operating system and the processor: BAD where that is not x86_64."""
     about = f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} processors"
     if platform.machine() != "x86_64":
-        return State.BAD, about, "the guests are x86_64, and so are the packages: use such a machine"
-    return State.GOOD, about
+        return Readiness.BAD, about, "the guests are x86_64, and so are the packages: use such a machine"
+    return Readiness.GOOD, about
 
 
 def check_python() -> Answer:
     """Name the Python that runs this, with its version."""
-    return State.GOOD, f"{platform.python_version()} at {sys.executable}"
+    return Readiness.GOOD, f"{platform.python_version()} at {sys.executable}"
 
 
 def check_cache() -> Answer:
     """Name the folder that packages, QEMU, images and checkpoints are kept in."""
-    return State.GOOD, str(cache_dir())
+    return Readiness.GOOD, str(cache_dir())
 
 
 def check_disk() -> Answer:
@@ -94,33 +94,33 @@ def check_disk() -> Answer:
     free = shutil.disk_usage(cache_dir()).free
     needed = LATER_RUN_SPACE if _has(check_qemu) and _has(check_image) else FIRST_RUN_SPACE
     if free < needed:
-        return State.BAD, f"{_gb(free)} free, {_gb(needed)} needed", f"make room, or set {CACHE_VARIABLE}"
-    return State.GOOD, f"{_gb(free)} free in the cache"
+        return Readiness.BAD, f"{_gb(free)} free, {_gb(needed)} needed", f"make room, or set {CACHE_VARIABLE}"
+    return Readiness.GOOD, f"{_gb(free)} free in the cache"
 
 
 def check_memory() -> Answer:
     """Compare the memory that is available with `GUEST_MEMORY`, in bytes: BAD below it."""
     free = psutil.virtual_memory().available
     if free < GUEST_MEMORY:
-        return State.BAD, f"{_gb(free)} available, {_gb(GUEST_MEMORY)} needed for one guest", "end other programs"
-    return State.GOOD, f"{_gb(free)} available"
+        return Readiness.BAD, f"{_gb(free)} available, {_gb(GUEST_MEMORY)} needed for one guest", "end other programs"
+    return Readiness.GOOD, f"{_gb(free)} available"
 
 
 def check_shared_memory() -> Answer:
     """The guest's RAM and server and QEMU share is a memfd, which no mount limits: proven by making one."""
     os.close(os.memfd_create("doctor"))
     try:
-        return State.GOOD, f"memfd works; {_gb(shutil.disk_usage('/dev/shm').free)} free in /dev/shm"
+        return Readiness.GOOD, f"memfd works; {_gb(shutil.disk_usage('/dev/shm').free)} free in /dev/shm"
     except OSError:
-        return State.GOOD, "memfd works; there is no /dev/shm"
+        return Readiness.GOOD, "memfd works; there is no /dev/shm"
 
 
 def check_apt() -> Answer:
     """Apt is how QEMU and images come: without it, both have to be there already."""
     if has_apt():
         find_mirror()
-        return State.GOOD, "Debian's packages can be fetched with this machine's mirror and keys"
-    state = State.ABSENT if _has(check_qemu) and _has(check_image) else State.BAD
+        return Readiness.GOOD, "Debian's packages can be fetched with this machine's mirror and keys"
+    state = Readiness.ABSENT if _has(check_qemu) and _has(check_image) else Readiness.BAD
     return state, "no apt: Debian's packages cannot be fetched", "use Debian or a derivative, or its container"
 
 
@@ -129,23 +129,23 @@ def check_qemu() -> Answer:
     try:
         qemu = find_qemu()
     except UserError as error:
-        return (State.LATER if has_apt() else State.BAD), str(error), error.hint
-    return State.GOOD, f"{qemu.version_text}, from the {qemu.origin}, with {DEVICE}"
+        return (Readiness.LATER if has_apt() else Readiness.BAD), str(error), error.hint
+    return Readiness.GOOD, f"{qemu.version_text}, from the {qemu.origin}, with {DEVICE}"
 
 
 def check_accelerator() -> Answer:
     """Try which accelerator QEMU has: KVM if a guest was seen to run under it; ABSENT where KVM may not be used."""
     if not KVM.exists():
-        return State.GOOD, f"TCG: there is no {KVM}"
+        return Readiness.GOOD, f"TCG: there is no {KVM}"
     if not os.access(KVM, os.R_OK | os.W_OK):
-        return State.ABSENT, f"TCG: {KVM} is there, but you may not use it", "join the group kvm for faster guests"
+        return Readiness.ABSENT, f"TCG: {KVM} is there, but you may not use it", "join the group kvm for faster guests"
     try:
         qemu = find_qemu()
     except UserError:
-        return State.LATER, f"{KVM} is there; whether a guest runs under it shows when there is a QEMU"
+        return Readiness.LATER, f"{KVM} is there; whether a guest runs under it shows when there is a QEMU"
     if probe_accelerator(qemu) == "kvm":
-        return State.GOOD, "KVM: a guest runs under it"
-    return State.GOOD, f"TCG: {KVM} is there, but a guest does not run under it"
+        return Readiness.GOOD, "KVM: a guest runs under it"
+    return Readiness.GOOD, f"TCG: {KVM} is there, but a guest does not run under it"
 
 
 def check_image() -> Answer:
@@ -154,9 +154,9 @@ def check_image() -> Answer:
 
     built = [status.name for status in list_images() if status.image]
     if DEFAULT_IMAGE in built:
-        return State.GOOD, f"{', '.join(built)} in the cache"
+        return Readiness.GOOD, f"{', '.join(built)} in the cache"
     hint = f"vfio-user image build {DEFAULT_IMAGE}"
-    return (State.LATER if has_apt() else State.BAD), f"{DEFAULT_IMAGE} is not built yet", hint
+    return (Readiness.LATER if has_apt() else Readiness.BAD), f"{DEFAULT_IMAGE} is not built yet", hint
 
 
 def check_namespaces() -> Answer:
@@ -166,16 +166,16 @@ def check_namespaces() -> Answer:
     if ran is None or ran.returncode != 0:
         why = ran.stderr.strip() if ran else "there is no unshare"
         hint = "sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces, or be root"
-        return State.ABSENT, f"no network namespaces, so no migration between hosts: {why}", hint
-    return State.GOOD, "network namespaces can be made" + (", as root" if not needs_user else " by a user")
+        return Readiness.ABSENT, f"no network namespaces, so no migration between hosts: {why}", hint
+    return Readiness.GOOD, "network namespaces can be made" + (", as root" if not needs_user else " by a user")
 
 
 def check_debugger() -> Answer:
     """Look for gdb, which shows the stacks of a QEMU that crashed or hangs; LATER where it would be fetched."""
     if is_fetched("debugger"):
-        return State.GOOD, "gdb is in the cache"
+        return Readiness.GOOD, "gdb is in the cache"
     if has_apt():
-        return State.LATER, "gdb is fetched when a program has crashed"
+        return Readiness.LATER, "gdb is fetched when a program has crashed"
     return _check_tool("gdb", "stacks of a QEMU that hangs or has crashed", "gdb")
 
 
@@ -198,14 +198,14 @@ CHECKS: dict[str, Callable[[], Answer]] = {
 def _check_tool(name: str, purpose: str, packages: str) -> Answer:
     path = shutil.which(name)
     if path is None:
-        return State.ABSENT, f"no {name}: it is for {purpose}", f"apt-get install {packages}"
+        return Readiness.ABSENT, f"no {name}: it is for {purpose}", f"apt-get install {packages}"
     ran = _run([path, "--version"])
-    return State.GOOD, ran.stdout.partition("\n")[0] if ran else str(Path(path))
+    return Readiness.GOOD, ran.stdout.partition("\n")[0] if ran else str(Path(path))
 
 
 def _has(check: Callable[[], Answer]) -> bool:
     try:
-        return check()[0] is State.GOOD
+        return check()[0] is Readiness.GOOD
     except UserError:
         return False
 

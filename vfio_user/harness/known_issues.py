@@ -32,7 +32,7 @@ XFAIL, XPASS = "XFAIL", "XPASS"
 """Verdicts of a test that names an issue: it was seen; it was to be seen, and was not."""
 
 
-class Status(StrEnum):
+class IssueStatus(StrEnum):
     """What became of a report or a prediction."""
 
     CONFIRMED = "confirmed"
@@ -96,7 +96,7 @@ class Symptom(_Model):
 
 
 @dataclass(frozen=True)
-class Failure:
+class ObservedFailure:
     """What went wrong in a run: the error's text, the signal that ended QEMU if one did, what QEMU printed."""
 
     text: str
@@ -115,7 +115,7 @@ class KnownIssue(_Model):
     """Those affected as far as is known: ">=10.1" or ">=10.1,<11.2"."""
     tried: tuple[str, ...] = ()
     """The versions on which it was tried."""
-    status: Status
+    status: IssueStatus
     symptom: Symptom | None = None
     evidence: str
     """What was done and seen."""
@@ -147,14 +147,14 @@ class KnownIssue(_Model):
 
     @model_validator(mode="after")
     def _is_complete(self) -> KnownIssue:
-        tried = self.status is not Status.UNTRIED
+        tried = self.status is not IssueStatus.UNTRIED
         if tried != bool(self.tried) or tried != bool(self.tests):
             raise ValueError("tried and tests are given exactly when it was tried")
-        if (self.symptom is not None) != (self.status in (Status.CONFIRMED, Status.AVOIDED)):
+        if (self.symptom is not None) != (self.status in (IssueStatus.CONFIRMED, IssueStatus.AVOIDED)):
             raise ValueError("a symptom is given exactly when it was seen")
-        if self.symptom is not None and bool(self.symptom.ends) != (self.status is Status.AVOIDED):
+        if self.symptom is not None and bool(self.symptom.ends) != (self.status is IssueStatus.AVOIDED):
             raise ValueError("what ends a program is avoided, and not shown")
-        if self.status is Status.AVOIDED and not self.guard:
+        if self.status is IssueStatus.AVOIDED and not self.guard:
             raise ValueError("what is avoided has a guard")
         return self
 
@@ -166,9 +166,9 @@ class KnownIssue(_Model):
         """What the entry means for this version."""
         same = any(Version(tried) == version for tried in self.tried)
         match self.status:
-            case Status.UNTRIED:
+            case IssueStatus.UNTRIED:
                 return Here.UNKNOWN if self.affects(version) else Here.OTHER
-            case Status.NOT_SEEN:
+            case IssueStatus.NOT_SEEN:
                 return Here.ABSENT if same else Here.UNKNOWN
             case _ if not self.affects(version):
                 return Here.OTHER
@@ -177,9 +177,9 @@ class KnownIssue(_Model):
 
     def expected(self, version: Version) -> bool:
         """Whether a test has to show it on this version."""
-        return self.status is Status.CONFIRMED and self.affects(version)
+        return self.status is IssueStatus.CONFIRMED and self.affects(version)
 
-    def shows(self, failure: Failure) -> bool:
+    def shows(self, failure: ObservedFailure) -> bool:
         """Whether this failure has the symptom."""
         wanted = self.symptom
         return (
@@ -213,7 +213,9 @@ def known_issue(identity: str) -> KnownIssue:
     return issue
 
 
-def recognise(failure: Failure, version: Version, issues: Iterable[KnownIssue] | None = None) -> list[KnownIssue]:
+def recognise(
+    failure: ObservedFailure, version: Version, issues: Iterable[KnownIssue] | None = None
+) -> list[KnownIssue]:
     """The issues that may have ended QEMU: a hint for the reader, never a verdict."""
     return [
         issue
@@ -247,11 +249,11 @@ def expected_to_fail(issue: KnownIssue, version: Version, qemu: Child, seen: lis
     raise VerdictError(f"{XPASS}: {issue.id} no longer happens on {version}: {issue.what}")
 
 
-def failure_of(qemu: Child, error: BaseException, printed: int = 0, wait: float = 0.0) -> Failure:
+def failure_of(qemu: Child, error: BaseException, printed: int = 0, wait: float = 0.0) -> ObservedFailure:
     """What went wrong, with what QEMU has printed since its log had `printed` bytes; it has `wait` seconds to end."""
     code = qemu.wait(wait)
     words = [str(error), getattr(error, "hint", ""), getattr(error, "evidence", "")]
-    return Failure(
+    return ObservedFailure(
         text="\n".join(filter(None, words)),
         ended=signal.Signals(-code).name if code is not None and code < 0 else "",
         said=qemu.log.read_bytes()[printed:].decode(errors="replace"),

@@ -13,7 +13,7 @@ KEPT_BEGINNING = 4 << 20
 KEPT_END = 16 << 20
 
 
-class Log:
+class LogFile:
     """A file that is appended to, and never grows beyond `MAX_SIZE` by much.
 
     After a failure nothing more is written, and `failure` says which that was.

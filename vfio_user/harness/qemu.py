@@ -59,7 +59,7 @@ class Qemu:
         return _devices(self.argv)
 
 
-class Recipe(BaseModel):
+class QemuRecipe(BaseModel):
     """One entry of qemu_manifest.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,10 +78,10 @@ class Recipe(BaseModel):
 
 
 @functools.cache
-def manifest() -> Mapping[str, Recipe]:
+def manifest() -> Mapping[str, QemuRecipe]:
     """The QEMUs that can be installed, by name."""
     text = resources.files(__package__).joinpath("qemu_manifest.yaml").read_text()
-    return {name: Recipe.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
+    return {name: QemuRecipe.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
 
 
 def find_qemu(explicit: str | None = None) -> Qemu:

@@ -24,7 +24,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message,
 
 from userdev.errors import UserError
 from userdev.process import Deadline
-from vfio_user.harness.log import Log
+from vfio_user.harness.log import LogFile
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ class Qmp:
     def __init__(self, address: socket.socket | Path, *, log: Path, name: str = "qemu", limit: float = 30.0) -> None:
         self.events = EventLog()
         self._name = name
-        self.log = Log(log)
+        self.log = LogFile(log)
         self._log_lock = threading.Lock()
         self._closed = False
         self._client = QMPClient()  # with a name it had a logger of its own, and the process would keep it for ever

@@ -44,7 +44,7 @@ class Resized(TypedDict):
     size: int
 
 
-class Doorbells(TypedDict):
+class DoorbellUse(TypedDict):
     """Of `doorbells`."""
 
     messages: int

@@ -356,7 +356,7 @@ class Nvme(ControllerState, PciDevice):
         self.engine.schedule_mapped()
 
 
-def doorbells(device: Nvme, request: Mapping[str, Any]) -> control.Doorbells:
+def doorbells(device: Nvme, request: Mapping[str, Any]) -> control.DoorbellUse:
     """{"command": "doorbells"}: how many were rung by messages, and how often those that are mapped were looked at."""
     return {"messages": device.doorbell_messages, "looks": device.doorbells.looks if device.doorbells else 0}
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from vfio_user.device import Dma
 
 
-class Interrupts(Protocol):
+class GuestInterrupts(Protocol):
     """The guest's interrupts, those of the mechanism that it uses."""
 
     @property
@@ -31,7 +31,7 @@ class Port(Protocol):
         """The guest's memory, by IOVA."""
 
     @property
-    def interrupts(self) -> Interrupts:
+    def interrupts(self) -> GuestInterrupts:
         """The guest's interrupts."""
 
     def defer(self, work: Callable[[], None]) -> None:

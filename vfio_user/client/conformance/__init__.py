@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from userdev import conformance
-from userdev.conformance import Check, CheckFailed, Group, Level, Outcome, Result, Skip
+from userdev.conformance import Check, CheckFailed, CheckResult, Group, Level, Outcome, Skip
 from vfio_user.client.conformance import (
     access,
     device,
@@ -59,7 +59,7 @@ def run(
     *,
     timeout: float = 5.0,
     started: Callable[[Check[Bench]], None] | None = None,
-) -> Iterator[Result[Bench]]:
+) -> Iterator[CheckResult[Bench]]:
     """Run the checks in order, each with connections of its own; `timeout` is in seconds.
 
     Otherwise as `userdev.conformance.run`.
@@ -75,10 +75,10 @@ __all__ = [
     "Bench",
     "Check",
     "CheckFailed",
+    "CheckResult",
     "Group",
     "Level",
     "Outcome",
-    "Result",
     "Skip",
     "Target",
     "run",

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     if argv[0] == sys.executable:
         argv[0] = where["python"]
     streams, listeners = inherited_sockets()
-    frames = RemoteAgent(where)
+    frames = AgentConnection(where)
     relay = Streams(frames)
     wanted = {
         "argv": argv,
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     return serve(frames, relay, where["name"])
 
 
-def serve(frames: RemoteAgent, relay: Streams, name: str) -> int:
+def serve(frames: AgentConnection, relay: Streams, name: str) -> int:
     """Until the program there has ended; its exit status."""
     while True:
         try:
@@ -119,7 +119,7 @@ def inherited_sockets() -> tuple[dict[int, socket.socket], dict[int, socket.sock
     return streams, listeners
 
 
-class RemoteAgent(Frames):
+class AgentConnection(Frames):
     """The frames of an agent that is started there, by the Python there, and ends with the connection."""
 
     def __init__(self, where: Mapping[str, Any]) -> None:

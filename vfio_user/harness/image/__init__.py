@@ -4,6 +4,6 @@
 """
 
 from vfio_user.harness.image.builder import GuestImage, ImageStatus, build_image, ensure_image, list_images
-from vfio_user.harness.image.recipe import Recipe, load_recipe
+from vfio_user.harness.image.recipe import ImageRecipe, load_recipe
 
-__all__ = ["GuestImage", "ImageStatus", "Recipe", "build_image", "ensure_image", "list_images", "load_recipe"]
+__all__ = ["GuestImage", "ImageRecipe", "ImageStatus", "build_image", "ensure_image", "list_images", "load_recipe"]

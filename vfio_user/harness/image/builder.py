@@ -34,7 +34,7 @@ from vfio_user.harness.image.kernel import extract_vmlinux
 from vfio_user.harness.image.keys import Keys, ensure_keys
 from vfio_user.harness.image.modules import KernelModules
 from vfio_user.harness.image.overlay import overlay_tree
-from vfio_user.harness.image.recipe import Recipe, load_recipe, recipe_names
+from vfio_user.harness.image.recipe import ImageRecipe, load_recipe, recipe_names
 from vfio_user.harness.image.selection import add_busybox, add_bytecode, add_modules, add_skeleton, select
 
 IMAGE_AGE = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
@@ -103,7 +103,7 @@ def _images() -> Path:
     return cache_dir() / "images"
 
 
-def _find(recipe: Recipe) -> GuestImage | None:
+def _find(recipe: ImageRecipe) -> GuestImage | None:
     base = _current_base(recipe)
     if base is None:
         return None
@@ -116,12 +116,12 @@ def _find(recipe: Recipe) -> GuestImage | None:
     return _open(recipe, folder, keys)
 
 
-def _open(recipe: Recipe, folder: Path, keys: Keys) -> GuestImage:
+def _open(recipe: ImageRecipe, folder: Path, keys: Keys) -> GuestImage:
     digest = json.loads((folder / "manifest.json").read_text())["digest"]
     return GuestImage(recipe.name, folder / "vmlinux", folder / "initramfs.cpio", keys.client, keys.host_public, digest)
 
 
-def _build(recipe: Recipe, progress: Progress) -> GuestImage:
+def _build(recipe: ImageRecipe, progress: Progress) -> GuestImage:
     """Base + overlay + keys: archives one after the other, as the kernel unpacks them."""
     base = _current_base(recipe) or _build_base(recipe, progress)
     keys = ensure_keys()
@@ -143,26 +143,26 @@ def _build(recipe: Recipe, progress: Progress) -> GuestImage:
     return _open(recipe, folder, keys)
 
 
-def _image_folder(recipe: Recipe, base: Path, keys: Keys) -> Path:
+def _image_folder(recipe: ImageRecipe, base: Path, keys: Keys) -> Path:
     made_of = [base.name, _builder_digest(), keys.host_public, keys.client_public]
     for path, entry in overlay_tree(recipe):
         made_of += [path, repr(entry)]
     return _images() / f"{recipe.name}-{_digest(*made_of)[:16]}"
 
 
-def _current_base(recipe: Recipe) -> Path | None:
+def _current_base(recipe: ImageRecipe) -> Path | None:
     """The base that was last built for the packages and files of `recipe`."""
     link = _base_link(recipe)
     folder = link.parent / link.readlink() if link.is_symlink() else None
     return folder if folder and folder.exists() else None
 
 
-def _base_link(recipe: Recipe) -> Path:
+def _base_link(recipe: ImageRecipe) -> Path:
     fields = recipe.model_dump(mode="json", exclude={"name", "description", "services"})
     return _images() / "bases" / f"for-{_digest(json.dumps(fields, sort_keys=True), _builder_digest())[:16]}"
 
 
-def _build_base(recipe: Recipe, progress: Progress) -> Path:
+def _build_base(recipe: ImageRecipe, progress: Progress) -> Path:
     """Fetch the packages of `recipe` and make the base of them, unless there is one of exactly these."""
     archive = DebianArchive(recipe.suites)
     debs = archive.fetch([recipe.kernel, *recipe.packages], progress=progress)
@@ -181,7 +181,7 @@ def _build_base(recipe: Recipe, progress: Progress) -> Path:
     return folder
 
 
-def _pack_base(recipe: Recipe, packages: Path, into: Path, debs: list[str]) -> None:
+def _pack_base(recipe: ImageRecipe, packages: Path, into: Path, debs: list[str]) -> None:
     kernel = KernelModules(_only(packages, "usr/lib/modules/*", recipe.kernel))
     tree = select(packages, recipe.files, recipe.exclude)
     add_bytecode(tree, packages)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vfio_user.harness.image.recipe import ROOM, Recipe
+from vfio_user.harness.image.recipe import ROOM, ImageRecipe
 from vfio_user.harness.image.tree import Symlink, Tree, is_program
 
 PROGRAMS = "opt/vfio-user"  # where the guest has guest_images/programs
 
 
-def overlay_tree(recipe: Recipe) -> Tree:
+def overlay_tree(recipe: ImageRecipe) -> Tree:
     """`rootfs/` as it is, `programs/` below /opt/vfio-user, and the services and modules of `recipe`.
 
     A program (a script that begins with `#!`, or an ELF file) can be called by its name without `.py` too.

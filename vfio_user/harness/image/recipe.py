@@ -26,7 +26,7 @@ Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line: what is in a recipe gets into the guest's settings."""
 
 
-class Recipe(BaseModel):
+class ImageRecipe(BaseModel):
     """One guest image. The lists of a recipe that `extends` another are added to the other's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +53,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str) -> ImageRecipe:
     """The recipe called `name`, or in the file `name` when that ends in `.yaml`.
 
     Raises UserError on an unknown name or a recipe with a mistake, which it names.
@@ -68,10 +68,10 @@ def load_recipe(name: str) -> Recipe:
     return _validated(RECIPES / f"{name}.yaml")
 
 
-def _validated(path: Path) -> Recipe:
+def _validated(path: Path) -> ImageRecipe:
     fields = _merged(path, ())
     try:
-        return Recipe.model_validate({**fields, "name": path.stem})
+        return ImageRecipe.model_validate({**fields, "name": path.stem})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

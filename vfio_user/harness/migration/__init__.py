@@ -2,13 +2,13 @@
 
 from vfio_user.harness.migration.plan import Cancelled, Conductor, Limits, Plan
 from vfio_user.harness.migration.qemu_side import Tuning
-from vfio_user.harness.migration.report import Check, Mode, Phase, PhaseRecord, Report, Verdict
+from vfio_user.harness.migration.report import MigrationCheck, Mode, Phase, PhaseRecord, Report, Verdict
 
 __all__ = [
     "Cancelled",
-    "Check",
     "Conductor",
     "Limits",
+    "MigrationCheck",
     "Mode",
     "Phase",
     "PhaseRecord",

@@ -26,7 +26,7 @@ from vfio_user.harness.mishaps import Kind
 from vfio_user.harness.qmp import QmpLost
 from vfio_user.harness.qtest import PciAddress
 
-Failure = (UserdevError, OSError)
+FAILURES = (UserdevError, OSError)
 """What a migration can fail with; all of it leads back to the source."""
 
 
@@ -70,7 +70,7 @@ class Coordinator:
         """Migrate. The report has the outcome, also of a failure; it raises nothing that a migration can fail with."""
         try:
             self._migrate()
-        except Failure as error:
+        except FAILURES as error:
             self._go_back(error)
         except BaseException:
             self._go_back(Cancelled("interrupted"))
@@ -217,7 +217,7 @@ class Coordinator:
 
     def _tell_of_memory(self) -> None:
         """How much QEMU sent; asked when nobody waits any more."""
-        with suppress(*Failure):
+        with suppress(*FAILURES):
             ram = self._source.qmp.command("query-migrate", _TELLING).get("ram", {})
             self._report.ram_bytes = int(ram.get("transferred", 0))
             for record in self._report.phases:
@@ -302,7 +302,7 @@ class Coordinator:
             qemu_side.let_run(self._source, self._was_running)
             panicked = Kind.PANIC in self._source.mishaps
             report.verdict = Verdict.DEAD if panicked else Verdict.LOST if problems else Verdict.STAYED
-        except Failure as dead:
+        except FAILURES as dead:
             problems.append(f"the source: {dead}")
             report.verdict = Verdict.DEAD
         report.notes += problems
@@ -326,11 +326,11 @@ class Coordinator:
                 link.return_to_source()
                 if link in self._held:
                     link.source.control.call("resume")
-            except Failure as error:
+            except FAILURES as error:
                 problems.append(f"{link.name} does not run any more: {error}")
         for link in self._changed:
             assert link.pci is not None
-            with suppress(*Failure):
+            with suppress(*FAILURES):
                 self._write_command(link, link.pci.word(pci_state.COMMAND, 2))
         return problems
 

@@ -15,7 +15,7 @@ from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine
-from vfio_user.harness.migration.coordinator import Coordinator, Failure
+from vfio_user.harness.migration.coordinator import FAILURES, Coordinator
 from vfio_user.harness.migration.guest_view import compare, look
 from vfio_user.harness.migration.link import DeviceLink
 from vfio_user.harness.migration.plan import Conductor, Plan
@@ -59,7 +59,7 @@ def move(
             with report.phase(Phase.START):
                 conductor.watch(Phase.START)
                 machine = arriving.start(servers)
-        except Failure as error:
+        except FAILURES as error:
             report.reason = f"in phase {Phase.START}: {error}"
             return report
         links = arriving.links(guest.devices, servers)

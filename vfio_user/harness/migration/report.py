@@ -62,7 +62,7 @@ class PhaseRecord:
 
 
 @dataclass(frozen=True)
-class Check:
+class MigrationCheck:
     """Something compared: `detail` says what differs, or what was seen."""
 
     what: str
@@ -86,7 +86,7 @@ class Report:
     downtime: float | None = None
     seconds: float = 0.0
     ram_bytes: int = 0
-    checks: list[Check] = field(default_factory=list)
+    checks: list[MigrationCheck] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class Report:
         return self.verdict is Verdict.MIGRATED
 
     @property
-    def wrong(self) -> list[Check]:
+    def wrong(self) -> list[MigrationCheck]:
         """The checks that found a difference, in their order."""
         return [check for check in self.checks if not check.ok]
 
@@ -116,7 +116,7 @@ class Report:
 
     def check(self, what: str, ok: bool, detail: str = "") -> None:
         """Note a comparison: `what` was compared, whether it was alike, and what was seen."""
-        self.checks.append(Check(what, ok, detail))
+        self.checks.append(MigrationCheck(what, ok, detail))
 
     def judge(self, what: str, ok: bool, detail: str = "") -> None:
         """Add a check, and let the verdict follow: what is wrong now was lost."""
