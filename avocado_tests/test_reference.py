@@ -119,7 +119,7 @@ class Reference(GuestTest):
         """
         with self.lab() as lab:
             guest = lab.boot()
-            soon = mock.patch("vfio_user.harness.booted_guest._PLUGGED", 1.0)
+            soon = mock.patch("vfio_user.harness.booted_guest._PLUG_SECONDS", 1.0)
             with soon, self.assertRaisesRegex(GuestFailure, "no class"):
                 guest.plug(f"{shlex.quote(str(reference_program(GPIO)))} {{socket}}")
 

@@ -12,7 +12,7 @@ import sys
 from vfio_user.cli import _avocado
 
 
-def main(file: str, results: str, silence: float, grace: float = 30.0, lost: float = _avocado.LOST) -> int:
+def main(file: str, results: str, silence: float, grace: float = 30.0, lost: float = _avocado.LOST_SECONDS) -> int:
     config = {
         "resolver.references": [file],
         "run.max_parallel_tasks": 1,

@@ -236,7 +236,7 @@ def test_a_truncated_download_is_fetched_again(archive: Archive) -> None:
 
 def _age_the_index(tmp_path: Path) -> None:
     for stamp in (tmp_path / "cache").rglob("index-is-whole"):
-        os.utime(stamp, (time.time() - debian.INDEX_AGE - 60,) * 2)
+        os.utime(stamp, (time.time() - debian.INDEX_SECONDS - 60,) * 2)
 
 
 def test_of_a_source_the_upstream_archive_is_fetched_and_not_kept(archive: Archive, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_what_a_killed_run_left_is_removed_once_it_is_old(
     leftover = own_cache / ".image.abc.part"
     leftover.mkdir(parents=True)
     os.utime(leftover, (0, 0))  # as unpacking an archive into it may do
-    monkeypatch.setattr(cache, "LEFTOVER_AGE", age)
+    monkeypatch.setattr(cache, "LEFTOVER_SECONDS", age)
     with cache.publish(own_cache / "image"):
         pass
     assert leftover.exists() is stays

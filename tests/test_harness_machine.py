@@ -43,7 +43,7 @@ def test_the_reason_why_qemu_does_not_start_is_in_the_error(tmp_path: Path) -> N
 def test_nothing_stays_open_of_a_machine_that_fails_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_the_way: str
 ) -> None:
-    monkeypatch.setattr(machine, "_GREETING", 0.2)
+    monkeypatch.setattr(machine, "_GREETING_SECONDS", 0.2)
     started: list[Child] = []
 
     def start(name: str, argv: list[str], **options: Any) -> Child:

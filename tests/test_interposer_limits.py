@@ -143,7 +143,7 @@ def test_a_program_that_is_told_to_stop_ends_whatever_it_waits_for(work: str) ->
     program = f"""
 import signal, time
 from userdev.relay import loop
-loop.STOP_TIME = 0.3
+loop.STOP_SECONDS = 0.3
 here = loop.Loop()
 here.stop_on(signal.SIGTERM)
 def stuck():

@@ -71,7 +71,7 @@ def test_a_second_client_that_is_refused_is_told_at_once_and_the_first_is_served
 
 
 def test_a_fresh_one_that_does_not_come_up_is_waited_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(targets, "START", 0.3)
+    monkeypatch.setattr(targets, "START_SECONDS", 0.3)
     with CommandServer("sh -c 'exec sleep 60' {socket}", tmp_path, timeout=20) as target:
         for _ in range(50):
             with pytest.raises(UserError, match="does not listen"):

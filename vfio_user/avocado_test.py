@@ -18,7 +18,7 @@ from avocado import Test
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness import (
     INTERPOSE_VARIABLE,
-    TEST_TIMEOUT,
+    TEST_SECONDS,
     XFAIL,
     BootedGuest,
     Exercise,
@@ -33,7 +33,7 @@ from vfio_user.harness import (
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     """A test that boots guests. What a guest or device did wrong fails it; what could not be done is an error."""
 
-    timeout = TEST_TIMEOUT * patience("kvm")  # the factor is that of all deadlines, without the accelerator's
+    timeout = TEST_SECONDS * patience("kvm")  # the factor is that of all deadlines, without the accelerator's
 
     def setUp(self) -> None:
         """Begin what the test's labs share."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 from userdev.errors import UserError
 from userdev.transport import Stream
 
-TIMEOUT = 60.0
+TIMEOUT_SECONDS = 60.0
 """Seconds that a program has for an answer."""
 
 
@@ -47,7 +47,7 @@ class Answer:
 class ControlClient:
     """A connection to a control socket; blocking, for one thread."""
 
-    def __init__(self, path: str | Path, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, path: str | Path, *, timeout: float = TIMEOUT_SECONDS) -> None:
         """Connect. `timeout`: seconds for each answer and event.
 
         Raises:

@@ -11,7 +11,7 @@ from userdev.process.deadline import Deadline
 from userdev.process.ending import ProcessEnd
 from userdev.process.inotify import Change, Watch
 
-_BOUND = 0.001
+_BOUND_SECONDS = 0.001
 """Seconds between looks at a socket that is bound: listen(2) follows at once, and the kernel has no event for it."""
 
 
@@ -50,7 +50,7 @@ def await_change(path: Path, end: ProcessEnd, deadline: Deadline, arrivals: Watc
     `arrivals` watches the folder of `path`.
     """
     if path.exists():
-        end.wait(min(_BOUND, deadline.remaining))
+        end.wait(min(_BOUND_SECONDS, deadline.remaining))
     else:
         end.wait(deadline, or_readable=arrivals.fd)
         arrivals.drain()

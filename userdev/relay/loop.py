@@ -21,7 +21,7 @@ T = TypeVar("T")
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
-STOP_TIME = 5.0
+STOP_SECONDS = 5.0
 """Seconds that a program has to end once it has been told to."""
 
 
@@ -199,7 +199,7 @@ class Loop:
     def stop_on(self, *signals: signal.Signals) -> None:
         """Let these signals stop the loop; only in the main thread.
 
-        Should the program not have ended within `STOP_TIME` then, it is ended, and says where it was.
+        Should the program not have ended within `STOP_SECONDS` then, it is ended, and says where it was.
         """
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake = read, write
@@ -209,7 +209,7 @@ class Loop:
         self.watch(read, lambda _: self._drain(read))
 
     def _stop_in_time(self) -> None:
-        faulthandler.dump_traceback_later(STOP_TIME, exit=True)  # a thread in C: it needs nothing of ours
+        faulthandler.dump_traceback_later(STOP_SECONDS, exit=True)  # a thread in C: it needs nothing of ours
         self.stop()
 
     def spawn(self, coroutine: Coroutine[Future[Any], None, T]) -> Task[T]:

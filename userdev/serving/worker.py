@@ -20,7 +20,7 @@ from time import monotonic
 
 Work = Callable[[], None]
 
-LONGEST_SLEEP = 3600.0
+LONGEST_SLEEP_SECONDS = 3600.0
 """Seconds: epoll takes no more milliseconds than an int has, which are 24 days."""
 
 FORGOTTEN = 64
@@ -122,7 +122,7 @@ class Worker:
     def _until_next(self) -> float | None:
         """Seconds until there is something to do, or until a while has passed; None: nothing is planned."""
         with self._lock:
-            return min(max(0.0, self._later[0][0] - monotonic()), LONGEST_SLEEP) if self._later else None
+            return min(max(0.0, self._later[0][0] - monotonic()), LONGEST_SLEEP_SECONDS) if self._later else None
 
     def _forget(self, number: int) -> None:
         with self._lock:

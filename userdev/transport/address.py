@@ -33,7 +33,7 @@ MAX_PATH = 107
 _OVER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 """What `accept` says of a listener that was shut down or closed. All else is about one client, or passes."""
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_MEANWHILE = 0.1
+_RETRY_SECONDS = 0.1
 """Seconds between two tries while the system has no room for another client."""
 
 SocketAddress = str | tuple[str, int] | tuple[int, int] | int
@@ -161,7 +161,7 @@ class Listener:
             if error.errno in _OVER:
                 raise
             if error.errno in _NO_ROOM and not self._give_spare():
-                self._wait(0, _MEANWHILE)
+                self._wait(0, _RETRY_SECONDS)
             return None
         if self._has_spare():
             return Stream(accepted)

@@ -23,16 +23,16 @@ import psutil
 
 from userdev.errors import UserError
 from vfio_user.harness.timeouts import patience
-from vfio_user.harness.verdicts import TEST_TIMEOUT
+from vfio_user.harness.verdicts import TEST_SECONDS
 
-MARGIN = 120.0
+MARGIN_SECONDS = 120.0
 """Seconds that a test which was too slow has to keep its evidence, with the same patience."""
 
-LOST = 10.0
+LOST_SECONDS = 10.0
 """Seconds that what a runner has said, before it went, has to arrive."""
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TICK = 1.0
+_TICK_SECONDS = 1.0
 _NO_TESTS = "could not be created"
 
 
@@ -94,12 +94,12 @@ def _known_settings() -> frozenset[str]:
 
 
 def margin() -> float:
-    return MARGIN * patience("kvm")
+    return MARGIN_SECONDS * patience("kvm")
 
 
 def longest_timeout(references: Iterable[str]) -> float:
     """The longest time in seconds that a test may take by its class, of FILE:CLASS.METHOD as avocado names them."""
-    default = TEST_TIMEOUT * patience("kvm")
+    default = TEST_SECONDS * patience("kvm")
     modules: dict[str, Any] = {}
     longest = 0.0
     for reference in references:
@@ -126,7 +126,7 @@ def _module(path: Path) -> Any:
 
 @contextmanager
 def watched(
-    job: Any, silence: float, say: Callable[[str], None], *, grace: float = 30.0, lost: float = LOST
+    job: Any, silence: float, say: Callable[[str], None], *, grace: float = 30.0, lost: float = LOST_SECONDS
 ) -> Iterator[None]:
     """Run a job in the block, for the main thread: it is not waited for longer than this while no test begins or ends.
 
@@ -162,7 +162,7 @@ def watched(
                 say(f"{test.name} is gone on without: {why}")
 
     before = signal.signal(signal.SIGALRM, look)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, _TICK_SECONDS, _TICK_SECONDS)
     try:
         yield
     finally:

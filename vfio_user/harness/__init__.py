@@ -12,7 +12,7 @@ __all__ = [
     "RECORD",
     "RESULTS_VARIABLE",
     "SUBJECTS",
-    "TEST_TIMEOUT",
+    "TEST_SECONDS",
     "XFAIL",
     "XPASS",
     "Assignment",
@@ -118,7 +118,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.site import Site
     from vfio_user.harness.timeouts import patience
     from vfio_user.harness.toolchain import c_compiler
-    from vfio_user.harness.verdicts import INTERPOSE_VARIABLE, TEST_TIMEOUT, Trial, trial
+    from vfio_user.harness.verdicts import INTERPOSE_VARIABLE, TEST_SECONDS, Trial, trial
 else:
     # Hidden from type checkers, for which every name would be right. Who needs one module waits for no other (PEP 562).
     import importlib
@@ -164,7 +164,7 @@ else:
         "vfio_user.harness.server": ("DeviceServer", "ServerError"),
         "vfio_user.harness.site": ("Site",),
         "vfio_user.harness.toolchain": ("c_compiler",),
-        "vfio_user.harness.verdicts": ("INTERPOSE_VARIABLE", "TEST_TIMEOUT", "Trial", "trial"),
+        "vfio_user.harness.verdicts": ("INTERPOSE_VARIABLE", "TEST_SECONDS", "Trial", "trial"),
     }
     _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -21,7 +21,7 @@ from vfio_user.harness.timeouts import Accelerator
 
 KVM = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-PROBE_DEADLINE = 10.0  # seconds; a good one answers in 0.1, a bad one mostly says so at once
+PROBE_SECONDS = 10.0  # seconds; a good one answers in 0.1, a bad one mostly says so at once
 FAILURE = b"internal error"
 
 # A multiboot kernel, loaded at and entered 0x20 bytes into 0x100000 in 32-bit protected mode
@@ -67,7 +67,7 @@ def probe_accelerator(qemu: Qemu) -> Accelerator:
     return answer
 
 
-def guest_runs(qemu: Qemu, accelerator: Accelerator, *, limit: float = PROBE_DEADLINE) -> bool:
+def guest_runs(qemu: Qemu, accelerator: Accelerator, *, limit: float = PROBE_SECONDS) -> bool:
     """Whether the probe, run for at most `limit` seconds, computes under this accelerator what a processor would."""
     with tempfile.TemporaryDirectory(prefix="vfio-user-probe-") as folder:
         kernel, words = Path(folder, "probe"), Path(folder, "words")

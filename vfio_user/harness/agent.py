@@ -35,8 +35,8 @@ from vfio_user.harness.guest import (
 )
 
 # Seconds that an answer may need beyond the job that it reports.
-_ANSWER = 15.0
-_SHOWS = 1.0  # seconds between the end of a connection and that of its process
+_ANSWER_SECONDS = 15.0
+_CAUSE_SECONDS = 1.0  # seconds between the end of a connection and that of its process
 _PIECE = 96 << 10  # bytes of a file in one message
 MAX_LINE = 80 << 20
 """Bytes of an answer: the agent keeps 16 MiB of each of a job's three streams, which base64 makes 64."""
@@ -173,7 +173,7 @@ class AgentGuest(Guest):
         """
         limit = timeout * self.patience
         future = self._ask("call", **request, timeout=limit)
-        answer = self._answer(future, Deadline(limit + _ANSWER * self.patience), f"{request['function']}()")
+        answer = self._answer(future, Deadline(limit + _ANSWER_SECONDS * self.patience), f"{request['function']}()")
         if answer.get("result"):
             return outcome_of(request["function"], answer["result"])
         result = result_of(f"{request['function']}()", answer)
@@ -187,7 +187,7 @@ class AgentGuest(Guest):
     # -- requests -------------------------------------------------------------------------------------------------
 
     def _do(self, operation: str, **arguments: object) -> dict[str, Any]:
-        return self._answer(self._ask(operation, **arguments), Deadline(_ANSWER * self.patience), operation)
+        return self._answer(self._ask(operation, **arguments), Deadline(_ANSWER_SECONDS * self.patience), operation)
 
     def _ask(self, operation: str, **arguments: object) -> Future[dict[str, Any]]:
         return self._ask_job(operation, **arguments)[1]
@@ -195,7 +195,7 @@ class AgentGuest(Guest):
     def _ask_job(self, operation: str, **arguments: object) -> tuple[int, Future[dict[str, Any]]]:
         future: Future[dict[str, Any]] = Future()
         asked = time.monotonic()
-        self._check(_SHOWS if self._lost else 0.0)
+        self._check(_CAUSE_SECONDS if self._lost else 0.0)
         with self._sending:
             if self._lost:
                 raise GuestLost(f"cannot reach the guest's agent: {self._lost}")
@@ -215,7 +215,7 @@ class AgentGuest(Guest):
             answer = future.result(deadline.remaining)
         except GuestLost:
             try:
-                self._check(_SHOWS)
+                self._check(_CAUSE_SECONDS)
             except UserdevError as cause:
                 cause.add_note(f"the guest was at: {what}")
                 raise cause from None
@@ -307,7 +307,7 @@ class _AgentJob(Job):
         self._command = command
         self._identity = identity
         self._future = future
-        self._deadline = Deadline(timeout + _ANSWER * guest.patience)
+        self._deadline = Deadline(timeout + _ANSWER_SECONDS * guest.patience)
 
     def wait(self, limit: float | Deadline | None = None) -> Result:
         deadline = self._deadline if limit is None else Deadline.of(limit)

@@ -41,9 +41,9 @@ class Serve(Protocol):
 MSIX = 0x11
 """The PCI capability's id."""
 
-_BOOTED = 30.0  # seconds for the agent's first answer
-_PLUGGED = 15.0
-_LAST_EVENTS = 1.0  # for those of a QEMU that has ended
+_BOOT_SECONDS = 30.0  # seconds for the agent's first answer
+_PLUG_SECONDS = 15.0
+_LAST_EVENTS_SECONDS = 1.0  # for those of a QEMU that has ended
 _EJECTED = "; QEMU has it no more: the guest has ejected it, or its server is gone"
 _CLASSLESS = "; it has no class, and to such a device Linux gives no addresses: give it one by x-pci-class-code"
 
@@ -167,10 +167,10 @@ class BootedGuest(Guest):
     def _plugged(
         self, attachment: Attachment, device: Device, place: Place, pattern: str, server: DeviceServer | None
     ) -> Plugged:
-        seen = self.call(hotplug.wait_for_device, pattern, _PLUGGED * self.patience, timeout=_PLUGGED + 5)
+        seen = self.call(hotplug.wait_for_device, pattern, _PLUG_SECONDS * self.patience, timeout=_PLUG_SECONDS + 5)
         if "missing" in seen:
             raise GuestFailure(
-                f"the guest does not see {device.name!r} at {place} after {_PLUGGED * self.patience:g} s:"
+                f"the guest does not see {device.name!r} at {place} after {_PLUG_SECONDS * self.patience:g} s:"
                 f" {seen['missing']}{self._why_unseen(attachment.identity)}",
                 evidence=self.evidence(),
             )
@@ -214,7 +214,7 @@ class BootedGuest(Guest):
         if plugged.server is not None:
             family = plugged.server.device.family
             family.check_unplug(self.qmp.version, plugged.identity, msix=plugged.msix)
-        self.machine.detach(plugged.attachment, _PLUGGED * self.patience)
+        self.machine.detach(plugged.attachment, _PLUG_SECONDS * self.patience)
         self.devices.remove(plugged)
         if plugged.server is not None and not keep_server:
             plugged.server.stop()
@@ -237,7 +237,7 @@ class BootedGuest(Guest):
 
     # -- its life -------------------------------------------------------------------------------------------------
 
-    def hello(self, limit: float = _BOOTED) -> None:
+    def hello(self, limit: float = _BOOT_SECONDS) -> None:
         """Wait until the agent answers. Raises `GuestLost` and, when QEMU is gone, `MachineError`."""
         try:
             self.agent.hello(limit * self.patience)
@@ -325,7 +325,7 @@ class BootedGuest(Guest):
         try:
             self.machine.check(wait=seconds)
         except MachineError:
-            self.qmp.events.await_end(_LAST_EVENTS)
+            self.qmp.events.await_end(_LAST_EVENTS_SECONDS)
             self.machine.mishaps.check()  # that may be why
             raise
 

@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from userdev.errors import UserError
 
 ENVIRONMENT = "VFIO_USER_CACHE"
-LOCK_PATIENCE = 3600.0  # seconds; a slow mirror may hold a lock for long, a dead process never does
-LEFTOVER_AGE = 86400.0  # seconds after which a temporary folder can only be a killed run's
+LOCK_SECONDS = 3600.0  # seconds; a slow mirror may hold a lock for long, a dead process never does
+LEFTOVER_SECONDS = 86400.0  # seconds after which a temporary folder can only be a killed run's
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -59,11 +59,11 @@ def locked(name: str) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting for {_read(holder) or 'another process'} to finish with {name}", file=sys.stderr)
-            lock.acquire(timeout=LOCK_PATIENCE, poll_interval=0.2)
+            lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.2)
     except Timeout:
         who = _read(holder) or "another process"
         raise UserError(
-            f"{who} has held the lock on {name} for over {LOCK_PATIENCE / 60:.0f} minutes",
+            f"{who} has held the lock on {name} for over {LOCK_SECONDS / 60:.0f} minutes",
             hint="if it hangs, end it and run again",
         ) from None
     try:
@@ -121,7 +121,7 @@ def _remove_leftovers(destination: Path) -> None:
     for path in destination.parent.glob(f".{destination.name}.*.part"):
         with suppress(FileNotFoundError):
             # not st_mtime, which an unpacked archive may set
-            if time.time() - path.stat().st_ctime > LEFTOVER_AGE:
+            if time.time() - path.stat().st_ctime > LEFTOVER_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from userdev.process import Child
 from vfio_user.harness.toolchain import debugger
 
 _PATTERN = Path("/proc/sys/kernel/core_pattern")
-_BACKTRACE_LIMIT = 60.0
+_BACKTRACE_SECONDS = 60.0
 
 
 def find_core(pid: int, began: float, folder: Path) -> Path | None:
@@ -75,11 +75,11 @@ def backtrace(core: Path) -> str:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_BACKTRACE_LIMIT,
+            timeout=_BACKTRACE_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"(gdb took longer than {_BACKTRACE_LIMIT:g} s)"
+        return f"(gdb took longer than {_BACKTRACE_SECONDS:g} s)"
     threads = done.stdout.find("\nThread ")
     said = (line for line in done.stdout[threads:].strip().splitlines() if not line.startswith("warning:"))
     return "\n".join(said) if threads >= 0 else f"{done.stdout}\n{done.stderr}"

@@ -25,9 +25,9 @@ from typing import TypeVar
 from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, disk_full, locked
 
-INDEX_AGE = 86400.0  # seconds for which a downloaded index is good enough
-DEADLINE = 1800.0  # seconds for one run of apt; a stalled connection ends by apt's own time-out long before
-REPORT_EVERY = 2.0  # seconds between two percentages of a download
+INDEX_SECONDS = 86400.0  # seconds for which a downloaded index is good enough
+APT_SECONDS = 1800.0  # seconds for one run of apt; a stalled connection ends by apt's own time-out long before
+REPORT_SECONDS = 2.0  # seconds between two percentages of a download
 DEFAULT_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 Progress = Callable[[str], None]
@@ -230,7 +230,7 @@ class _PrivateApt:
     def refresh(self, progress: Progress, *, force: bool = False) -> bool:
         """Download the index when it is missing, old or `force`; True when that was done."""
         have = self.index_stamp.exists()
-        if have and not force and time.time() - self.index_stamp.stat().st_mtime < INDEX_AGE:
+        if have and not force and time.time() - self.index_stamp.stat().st_mtime < INDEX_SECONDS:
             return False
         progress("reading Debian's package index")
         try:
@@ -342,7 +342,7 @@ def _run(
     plain = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(environment or {})}
     command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
     said: list[str] = []
-    next_report = time.monotonic() + REPORT_EVERY
+    next_report = time.monotonic() + REPORT_SECONDS
     # stderr goes to a file, so that neither stream can block the other
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -355,7 +355,7 @@ def _run(
         for line in child.stdout:
             if status := re.match(r"dlstatus:\d+:(\d+)", line):
                 if time.monotonic() >= next_report:
-                    next_report = time.monotonic() + REPORT_EVERY
+                    next_report = time.monotonic() + REPORT_SECONDS
                     progress(f"  {status[1]} %")
             elif not line.startswith("pmstatus:"):
                 said.append(line)
@@ -366,7 +366,7 @@ def _run(
 
 @contextmanager
 def _deadline(child: subprocess.Popen[str]) -> Iterator[None]:
-    timer = threading.Timer(DEADLINE, child.kill)
+    timer = threading.Timer(APT_SECONDS, child.kill)
     timer.daemon = True
     timer.start()
     try:

@@ -30,7 +30,7 @@ GUEST_MEMORY = 700e6  # bytes for QEMU with a guest of 512 MiB, and its server
 # Measured: packages, QEMU, image and a checkpoint take about 0.8 GB in the cache; a checkpoint alone 0.12.
 FIRST_RUN_SPACE = 1.5e9
 LATER_RUN_SPACE = 0.3e9
-TOOL_DEADLINE = 20.0
+TOOL_SECONDS = 20.0
 
 
 class Readiness(StrEnum):
@@ -213,7 +213,7 @@ def _has(check: Callable[[], Answer]) -> bool:
 def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TOOL_DEADLINE, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

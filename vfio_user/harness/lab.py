@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
 
 # A restored guest answers in a quarter of a second; one whose checkpoint is bad never does.
-_RESTORED = 8.0
+_RESTORE_SECONDS = 8.0
 _AS_USUAL = Plan()
 
 
@@ -308,7 +308,7 @@ class Lab:
                 try:
                     self._provide(spec.host, checkpoint.memory)
                     machine.load(checkpoint.memory)
-                    guest = self._answering(machine, spec, _RESTORED)
+                    guest = self._answering(machine, spec, _RESTORE_SECONDS)
                     guest.agent.set_clock()
                 except (MachineError, GuestLost):
                     if made or last:

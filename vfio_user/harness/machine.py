@@ -26,10 +26,10 @@ from vfio_user.harness.qtest import QTest
 from vfio_user.harness.timeouts import patience
 
 # Seconds for QEMU itself, whatever the guest does.
-_GREETING = 30.0
-_READY = 30.0  # multiplied by patience: the guest computes
-_SAVE = 60.0
-_STOP = 5.0
+_GREETING_SECONDS = 30.0
+_READY_SECONDS = 30.0  # multiplied by patience: the guest computes
+_SAVE_SECONDS = 60.0
+_STOP_SECONDS = 5.0
 
 CHANNELS = ("qmp", "console", "agent", "qtest")
 """What leads from the harness into a machine: a socket pair each."""
@@ -94,7 +94,7 @@ class Machine:
             self.qtest = QTest(local["qtest"])
             self.agent_connection = local["agent"]
             try:
-                self.qmp = Qmp(local["qmp"], log=launch.log("qmp"), name=self.name, limit=_GREETING)
+                self.qmp = Qmp(local["qmp"], log=launch.log("qmp"), name=self.name, limit=_GREETING_SECONDS)
             except QmpLost as error:
                 self.child.stop(0)
                 self.console.close()
@@ -133,7 +133,7 @@ class Machine:
 
         Raises `MachineError` with the console's last lines, at once when the kernel panicked or QEMU is gone.
         """
-        deadline = Deadline(_READY * self.patience)
+        deadline = Deadline(_READY_SECONDS * self.patience)
         try:
             found = self.console.wait_for(UP.pattern, deadline, since=since)[0]
         except ConsoleError as error:
@@ -170,7 +170,7 @@ class Machine:
         if self.child.running:
             with suppress(QmpLost, QmpError, QmpTimeout):
                 self.qmp.command("quit", 2.0)
-                self.child.wait(_STOP)
+                self.child.wait(_STOP_SECONDS)
         self.qmp.close()
         self.qtest.close()
         self.console.close()  # before the wait for the process: QEMU flushes its consoles when it ends
@@ -179,7 +179,7 @@ class Machine:
     def kill(self) -> None:
         """End QEMU as a crash would."""
         self.child.signal(self._kill_signal)
-        self.child.wait(_STOP)
+        self.child.wait(_STOP_SECONDS)
 
     def left_behind(self) -> list[str]:
         """What of it still exists after `stop`: nothing, unless this module is wrong."""
@@ -239,7 +239,7 @@ class Machine:
         try:
             yield
         except QmpLost:
-            self.check(wait=_STOP)
+            self.check(wait=_STOP_SECONDS)
             raise
 
     def ssh_port(self) -> int:
@@ -255,7 +255,7 @@ class Machine:
         self.qmp.command("migrate-set-capabilities", capabilities=wanted)
 
     def _await_migration(self, done: str) -> None:
-        deadline = Deadline(_SAVE)
+        deadline = Deadline(_SAVE_SECONDS)
         while True:
             status = self.qmp.wait_event("MIGRATION", deadline)["data"]["status"]
             if status == "completed":

@@ -55,7 +55,7 @@ _KERNEL = re.compile(
     rb"|(?P<oops>(?:Oops: |kernel BUG at |BUG: (?!workqueue lockup)).*))"
 )
 _LONGEST_LINE = 4096
-_CONSOLE_IS_LATE = 0.5  # seconds that the console may come after the event which the same panic caused
+_CONSOLE_SECONDS = 0.5  # seconds that the console may come after the event which the same panic caused
 
 
 class Mishaps:
@@ -124,7 +124,7 @@ class Mishaps:
         said = mishap.said
         if mishap.kind is Kind.PANIC and not said:
             with suppress(ConsoleError):
-                said = _text(self._console.wait_for(rb"Kernel panic[^\r\n]*(?=\r?\n)", _CONSOLE_IS_LATE)[0])
+                said = _text(self._console.wait_for(rb"Kernel panic[^\r\n]*(?=\r?\n)", _CONSOLE_SECONDS)[0])
         return GuestCrash(
             f"the guest {self._name!r} {mishap.kind}" + (f": {said}" if said else ""),
             evidence=f"console, last lines:\n{self._console.last_lines()}",

@@ -30,7 +30,7 @@ ENVIRONMENT = "VFIO_USER_QEMU"
 PROGRAM = "qemu-system-x86_64"
 DEVICE = "vfio-user-pci"
 FIRST_VERSION = Version("10.1")
-ANSWER_DEADLINE = 30.0  # seconds for `--version` and `-device help`, which take a hundredth of one
+ANSWER_SECONDS = 30.0  # seconds for `--version` and `-device help`, which take a hundredth of one
 
 
 @dataclass(frozen=True)
@@ -234,12 +234,12 @@ def _ask(command: Sequence[str]) -> str:
     name = _program(command)
     try:
         ran = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_DEADLINE, errors="replace"
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_SECONDS, errors="replace"
         )
     except OSError as error:
         raise UserError(f"{name} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired:
-        raise UserError(f"{name} did not answer {command[-1]} within {ANSWER_DEADLINE:.0f} s") from None
+        raise UserError(f"{name} did not answer {command[-1]} within {ANSWER_SECONDS:.0f} s") from None
     if ran.returncode != 0:
         last = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
         raise UserError(f"{name} does not run: {last}")

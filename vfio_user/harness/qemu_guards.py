@@ -14,7 +14,7 @@ from vfio_user.client import Client
 from vfio_user.client.description import describe
 from vfio_user.harness.known_issues import known_issues
 
-PATIENCE = 5.0
+PATIENCE_SECONDS = 5.0
 """Seconds that a server has for each answer, when it is looked at."""
 
 AT_UNPLUG = "unplug-abort"
@@ -40,7 +40,7 @@ def check_server(qemu: Version, name: str, address: Path) -> None:
     if not any(known_issues()[issue].affects(qemu) for issue in AT_PLUG):
         return
     try:
-        with Client.connect(f"unix:{address}", timeout=PATIENCE) as client:
+        with Client.connect(f"unix:{address}", timeout=PATIENCE_SECONDS) as client:
             not_survived = describe(client).not_survived
     except UserdevError:
         return

@@ -26,7 +26,7 @@ _USER = "root"
 _FAILURES = (paramiko.SSHException, OSError, EOFError)
 _NO_STATUS = -1  # paramiko's for a command that a signal ended, and for one of which nothing more was heard
 _AT_ONCE = 64  # pieces of output that are taken before anything else is looked at
-_SHOWS = 1.0  # seconds between the end of a connection and that of its process
+_CAUSE_SECONDS = 1.0  # seconds between the end of a connection and that of its process
 
 
 class SshGuest(Guest):
@@ -76,7 +76,7 @@ class SshGuest(Guest):
             )
         except _FAILURES as error:
             self._client.close()
-            check(_SHOWS)
+            check(_CAUSE_SECONDS)
             raise GuestLost(f"no SSH connection to the guest at {address}:{port}: {error}", hint=console()) from error
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
@@ -87,7 +87,7 @@ class SshGuest(Guest):
         """
         limit = timeout * self.patience
         transport = self._client.get_transport()
-        self.check(0.0 if self.is_connected else _SHOWS)
+        self.check(0.0 if self.is_connected else _CAUSE_SECONDS)
         if transport is None or not self.is_connected:
             raise GuestLost("the SSH connection to the guest is closed", hint=self._console())
         with self._reached():
@@ -146,7 +146,7 @@ class SshGuest(Guest):
         except _FAILURES as error:
             if isinstance(error, OSError) and self.is_connected:
                 raise  # about a file
-            self.check(_SHOWS)
+            self.check(_CAUSE_SECONDS)
             raise GuestLost(f"the SSH connection to the guest failed: {error}", hint=self._console()) from error
 
     @property
@@ -187,7 +187,7 @@ class _SshJob(Job):
         self._drain()
         self._channel.close()
         if code == _NO_STATUS and not self._guest.is_connected:
-            self._guest.check(_SHOWS)
+            self._guest.check(_CAUSE_SECONDS)
             raise GuestLost(f"the SSH connection to the guest ended while it was at {as_line(self._command)!r}")
         # A shell says 128 + n for a signal n; dropbear says -1 and sends the signal's name, which paramiko drops.
         return self._result(code if code < 128 else 128 - code)

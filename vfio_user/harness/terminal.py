@@ -16,7 +16,7 @@ from vfio_user.harness.mishaps import GuestCrash, Kind
 
 LEAVE = b"\x1d"  # Ctrl-]
 _END = b"\x04"  # Ctrl-D
-_TURN = 0.5  # seconds until the end of the input is told again
+_TURN_SECONDS = 0.5  # seconds until the end of the input is told again
 
 
 def attach(guest: BootedGuest) -> bool:
@@ -57,7 +57,7 @@ def _let_finish(guest: BootedGuest, session: list[int]) -> None:
     """Tell whoever reads the console that no more will come, until the shell there has read that too and has ended."""
     ending = b"\n" + _END  # at the beginning of a line, or it would not be an end
     try:
-        while not guest.call(_ends, session, _TURN):
+        while not guest.call(_ends, session, _TURN_SECONDS):
             guest.machine.console.send(ending)
             ending = _END
     except GuestCrash:

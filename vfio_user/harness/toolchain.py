@@ -18,7 +18,7 @@ from vfio_user.harness.debian import DebianArchive, Progress, quiet
 
 _COMPILER = "usr/bin/gcc"
 _DEBUGGER = "usr/bin/gdb"
-_COMPILING = 120.0  # seconds for one program, which takes three
+_COMPILE_SECONDS = 120.0  # seconds for one program, which takes three
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,16 @@ class Compiler(Unpacked):
         environment = self.environment()
         try:
             ran = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_COMPILING, check=False
+                command,
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=_COMPILE_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
-            raise UserError(f"the compiler took over {_COMPILING:.0f} s in {folder}") from None
+            raise UserError(f"the compiler took over {_COMPILE_SECONDS:.0f} s in {folder}") from None
         if ran.returncode != 0:
             errors = [line for line in ran.stderr.splitlines() if "error" in line] or ran.stderr.splitlines()[-1:]
             raise UserError(f"{folder} does not compile: {errors[0] if errors else f'status {ran.returncode}'}")

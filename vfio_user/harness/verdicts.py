@@ -13,7 +13,7 @@ from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issue, recognise
 from vfio_user.harness.lab import Lab
 
-TEST_TIMEOUT = 300.0
+TEST_SECONDS = 300.0
 """Seconds for a guest-driven test that says nothing else, with the patience of deadlines."""
 INTERPOSE_VARIABLE = "VFIO_USER_INTERPOSE"
 """Set for tests to put an interposer before every server: avocado takes no parameters beside variants."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vfio_user.interposer.faults.scenario import Scenario
     from vfio_user.interposer.faults.stage import Faults
 
-START_TIMEOUT = 10.0
+START_SECONDS = 10.0
 """Seconds a server has to come up."""
 
 
@@ -108,7 +108,7 @@ class Interposer:
             from vfio_user.interposer.control.server import ControlServer
 
             self._closers.append(ControlServer(self, setup.control).close)
-        self.loop.finish(self.upstream.start(START_TIMEOUT))
+        self.loop.finish(self.upstream.start(START_SECONDS))
 
     def run(self) -> None:
         """Serve clients until the loop is stopped."""
@@ -207,7 +207,7 @@ class Interposer:
 
     async def _begin(self, client: Stream) -> None:
         try:
-            server = await self.upstream.connect(START_TIMEOUT)
+            server = await self.upstream.connect(START_SECONDS)
         except (UserError, OSError) as error:
             warn(str(error))
             self.note("no-server", why=str(error))

@@ -12,7 +12,7 @@ from userdev.errors import ProtocolError
 from userdev.memory.bitmap import IovaRange, bitmap_size
 from vfio_user.interposer import migration_region
 from vfio_user.interposer.errors import RequestRefused
-from vfio_user.interposer.own_calls import TIMEOUT, data_limit, feature, request
+from vfio_user.interposer.own_calls import TIMEOUT_SECONDS, data_limit, feature, request
 from vfio_user.interposer.server_migration import ServerMigration
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import Command
@@ -21,7 +21,7 @@ from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, Migr
 from vfio_user.wire.state_pieces import StatePieces, write_of
 
 
-async def migration_of(session: ForwardedSession, *, timeout: float = TIMEOUT) -> ServerMigration:
+async def migration_of(session: ForwardedSession, *, timeout: float = TIMEOUT_SECONDS) -> ServerMigration:
     """How the session's server migrates; where it has to be asked it has `timeout` seconds for an answer.
 
     One that does not migrate is asked as v2 has it, and refuses.
@@ -35,7 +35,7 @@ async def migration_support(session: ForwardedSession) -> MigrationSupport | Non
     """What the server can do of migration v2, whichever way; None: it cannot migrate."""
     if session.migration is not None:
         return await session.migration.support()
-    session.migration, support = await _choose(session, TIMEOUT)
+    session.migration, support = await _choose(session, TIMEOUT_SECONDS)
     return support
 
 
@@ -56,7 +56,7 @@ class MessageMigration:
         self._session = session
         self._pieces = StatePieces()
 
-    async def support(self, *, timeout: float = TIMEOUT) -> MigrationSupport | None:
+    async def support(self, *, timeout: float = TIMEOUT_SECONDS) -> MigrationSupport | None:
         """Ask for the feature MIGRATION within `timeout` seconds; None where the server refuses."""
         size = at.MIGRATION_FLAGS.size
         with suppress(RequestRefused, ProtocolError):
@@ -75,7 +75,7 @@ class MessageMigration:
         self._session.model.set_migration_state(state)
         return state
 
-    async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT) -> None:
+    async def set_state(self, state: MigrationState, *, timeout: float = TIMEOUT_SECONDS) -> None:
         """Set the feature MIG_DEVICE_STATE and wait up to `timeout` seconds.
 
         Raises:

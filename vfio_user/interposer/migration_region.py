@@ -84,7 +84,7 @@ class RegionMigration:
         self._session.model.set_migration_state(state)
         return state
 
-    async def set_state(self, state: State, *, timeout: float = own_calls.TIMEOUT) -> None:
+    async def set_state(self, state: State, *, timeout: float = own_calls.TIMEOUT_SECONDS) -> None:
         """Write `device_state`, by way of the states in between that v1 demands; `timeout` is for each.
 
         Raises:
@@ -198,7 +198,9 @@ class RegionMigration:
     async def _load(self, register: tuple[int, int]) -> int:
         return int.from_bytes(await own_calls.region_read(self._session, self._region, *register), "little")
 
-    async def _store(self, register: tuple[int, int], value: int, *, timeout: float = own_calls.TIMEOUT) -> None:
+    async def _store(
+        self, register: tuple[int, int], value: int, *, timeout: float = own_calls.TIMEOUT_SECONDS
+    ) -> None:
         offset, width = register
         data = value.to_bytes(width, "little")
         access = at.REGION_ACCESS.pack(offset, self._region, width, tail=data)

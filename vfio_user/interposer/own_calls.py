@@ -18,7 +18,7 @@ from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import FeatureFlags
 from vfio_user.wire.state_pieces import write_of
 
-TIMEOUT = 5.0
+TIMEOUT_SECONDS = 5.0
 """Seconds a peer has for an answer."""
 PAGE = 4096
 
@@ -79,7 +79,7 @@ async def request(
     *,
     fds: Sequence[int] = (),
     towards: Direction = Direction.TO_SERVER,
-    timeout: float = TIMEOUT,
+    timeout: float = TIMEOUT_SECONDS,
     what: str = "",
 ) -> Message:
     """Send a request and return its good reply. `what` is what a refusal calls it, where that is more than its name.
@@ -99,7 +99,7 @@ async def ask(
     message: Message,
     *,
     towards: Direction = Direction.TO_SERVER,
-    timeout: float = TIMEOUT,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Message:
     """As `request`, for a message that is made already."""
     reply = await exchange(session, towards, message, timeout=timeout)
@@ -108,7 +108,7 @@ async def ask(
     return reply
 
 
-async def device_info(session: ForwardedSession, *, timeout: float = TIMEOUT) -> bytes:
+async def device_info(session: ForwardedSession, *, timeout: float = TIMEOUT_SECONDS) -> bytes:
     """GET_INFO; returns the reply's payload."""
     wants_struct = session.dialect.shapes[Command.GET_INFO].request is not None
     payload = at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
@@ -135,7 +135,7 @@ async def feature(
     data: bytes = b"",
     *,
     room: int = 0,
-    timeout: float = TIMEOUT,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> bytes:
     """DEVICE_FEATURE; returns the feature's structure from the reply. `room`: bytes expected beyond `data`."""
     payload = at.FEATURE.pack(at.FEATURE.size + len(data) + room, number | operation, tail=data)

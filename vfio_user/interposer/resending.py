@@ -17,7 +17,7 @@ from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory
-from vfio_user.interposer.own_calls import TIMEOUT, exchange_all
+from vfio_user.interposer.own_calls import TIMEOUT_SECONDS, exchange_all
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import Command
 
@@ -65,7 +65,7 @@ def unmapped_pages(session: ForwardedSession, page_size: int) -> tuple[set[int],
 
 async def _write_all(session: ForwardedSession, payloads: list[bytes]) -> None:
     number = session.dialect.number(Command.DMA_WRITE)
-    reply = await exchange_all(session, Direction.TO_CLIENT, number, payloads, timeout=TIMEOUT)
+    reply = await exchange_all(session, Direction.TO_CLIENT, number, payloads, timeout=TIMEOUT_SECONDS)
     if reply.failed:
         raise RequestRefused(Command.DMA_WRITE.value, reply.errno)
 

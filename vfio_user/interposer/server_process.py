@@ -18,7 +18,7 @@ from userdev.process import ServerCommand, Watch, spawn
 from userdev.relay.loop import Future, Loop
 from userdev.transport import Stream
 
-STOP_TIME = 2.0
+STOP_SECONDS = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 
 
@@ -86,7 +86,7 @@ class ServerProcess:
         await process_ended(self._loop, self._process.pid, timeout)
         return self._process.poll() is not None
 
-    async def stop(self, timeout: float = STOP_TIME) -> None:
+    async def stop(self, timeout: float = STOP_SECONDS) -> None:
         """SIGTERM, and SIGKILL to the whole group where that does not help in time."""
         process = self._process
         if process is None:

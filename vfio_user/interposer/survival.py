@@ -29,7 +29,7 @@ from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.restore import kick, restore, save_state
 from vfio_user.interposer.session import ForwardedSession
-from vfio_user.interposer.upstream import LINGERS, Upstream
+from vfio_user.interposer.upstream import LINGER_SECONDS, Upstream
 from vfio_user.wire import Message
 from vfio_user.wire.constants import IrqIndex, MigrationState, MigrationSupport
 
@@ -190,7 +190,7 @@ class Survival:
 
     async def _recover(self) -> None:
         session, began = self._session, time.monotonic()
-        if not await self._upstream.died(LINGERS):
+        if not await self._upstream.died(LINGER_SECONDS):
             self._recovery = None
             self._give_up("it has ended the connection and runs on, so it meant to")
             return

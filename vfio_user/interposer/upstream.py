@@ -9,10 +9,10 @@ from userdev.relay.loop import Loop
 from userdev.transport import Address, Stream, connect
 from vfio_user.interposer.server_process import ServerProcess, peer_pid, process_ended
 
-LINGERS = 0.5
+LINGER_SECONDS = 0.5
 """Seconds that a server of ours has to end with its client, as it may, before it is taken to stay."""
 
-RETRY = 0.02
+RETRY_SECONDS = 0.02
 """Seconds between attempts to reach a server that somebody else has to start again."""
 
 
@@ -64,7 +64,7 @@ class Upstream:
         """
         if self.process is not None:
             if self._may_end or self.process.pid is None:
-                self._may_end = await self.process.ended(LINGERS)
+                self._may_end = await self.process.ended(LINGER_SECONDS)
             elif self._peer is None:
                 self._may_end = True  # the first client's; the second finds out
         await self.start(timeout)
@@ -98,7 +98,7 @@ class Upstream:
             except UserError:
                 if self._loop.now() >= deadline:
                     raise
-                await self._loop.sleep(RETRY)
+                await self._loop.sleep(RETRY_SECONDS)
             else:
                 self._peer = peer_pid(stream)
                 return stream

@@ -21,7 +21,7 @@ from userdev_servers.nvme.spec import Csts
 
 LOOKS = 100
 """So many in vain, one right after the other, before the first pause."""
-SHORTEST = 0.001
+SHORTEST_SECONDS = 0.001
 """Seconds of a pause, at least."""
 SHARE = 1 / 8
 """Of the time since a doorbell moved: a guest that is slow to ring waits no longer than so much more."""
@@ -126,7 +126,7 @@ class Doorbells:
         if self._left > 0:
             os.sched_yield()
             return 0.0
-        return min(max(SHORTEST, SHARE * (monotonic() - self._last)), self._longest)
+        return min(max(SHORTEST_SECONDS, SHARE * (monotonic() - self._last)), self._longest)
 
     @property
     def _has_to_look(self) -> bool:

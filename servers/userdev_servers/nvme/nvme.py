@@ -45,9 +45,9 @@ MAX_PAGE_SHIFT = 4
 """Guest pages of 4 KiB << 0 to 4 KiB << 4."""
 DOORBELL_COUNT = 2 * (MAX_QUEUES + 1)
 BAR_SIZE = 0x4000
-TIMEOUT = 40
+TIMEOUT_HALF_SECONDS = 40
 """CAP.TO, in 500 ms: how long enabling and disabling may take. Disabling waits for the disk."""
-CAPABILITIES = (QUEUE_ENTRIES - 1) | 1 << 16 | TIMEOUT << 24 | 1 << 37 | MAX_PAGE_SHIFT << 52
+CAPABILITIES = (QUEUE_ENTRIES - 1) | 1 << 16 | TIMEOUT_HALF_SECONDS << 24 | 1 << 37 | MAX_PAGE_SHIFT << 52
 """MQES, CQR, TO, CSS: NVM, MPSMAX."""
 SUBSYSTEM_RESET = 1 << 36
 """CAP.NSSRS."""

@@ -15,19 +15,19 @@ from userdev.transport import Stream, connect
 from vfio_user.client import Client, NoAnswer
 from vfio_user.wire import Dialect
 
-START = 20.0
+START_SECONDS = 20.0
 """Seconds that a server has to listen."""
 
-LINGERS = 0.5
+LINGER_SECONDS = 0.5
 """Seconds that a server has to end with its client, if it does."""
 
-LISTENS_AGAIN = 0.5
+LISTEN_AGAIN_SECONDS = 0.5
 """Seconds that a server has to take its next client, where it stops listening in between."""
 
-ANSWERS = 2.0
+ANSWER_SECONDS = 2.0
 """Seconds that a server has to answer its second client; one that takes longer gets no second."""
 
-GIVES_UP = 0.05
+REFUSAL_SECONDS = 0.05
 """The same for one that ends only where it refuses a client."""
 
 _LIVES_ON = "lives on and listens no more"
@@ -123,11 +123,11 @@ class CommandServer:
             UserError: it does not come up.
         """
         habits = []
-        for when, talk, lingers in (("before", False, GIVES_UP), ("after", True, LINGERS)):
+        for when, talk, lingers in (("before", False, REFUSAL_SECONDS), ("after", True, LINGER_SECONDS)):
             with closing(self.connect()) as stream, suppress(UserdevError):
                 if talk:
                     Client(stream, dialect=dialect, timeout=self._timeout).negotiate(minor=0)
-            status = self._child.wait(LINGERS) if self._child is not None else None
+            status = self._child.wait(LINGER_SECONDS) if self._child is not None else None
             if status is not None and status >= 0:
                 habits.append(f"ends with status {status} when a client leaves {when} VERSION")
                 self._polite |= {status}
@@ -158,7 +158,7 @@ class CommandServer:
 
     def _connected(self, arrivals: Watch) -> Stream:
         assert self._child is not None
-        deadline = Deadline(LISTENS_AGAIN if self._clients else START)
+        deadline = Deadline(LISTEN_AGAIN_SECONDS if self._clients else START_SECONDS)
         while True:
             try:
                 stream = connect(str(self.path), timeout=self._timeout)
@@ -171,14 +171,15 @@ class CommandServer:
                     if code is None:
                         self._note_deaf()
                     self._start()
-                    deadline = Deadline(START)
+                    deadline = Deadline(START_SECONDS)
                 elif code is not None:
                     raise UserError(
                         f"the server {self._child.fate()} before it listened:\n{self._child.last_words()}"
                     ) from None
                 elif deadline.passed:
                     self._failure = UserError(
-                        f"the server does not listen on {self.path} after {START:g} s:\n{self._child.last_words()}"
+                        f"the server does not listen on {self.path} after {START_SECONDS:g} s:\n"
+                        f"{self._child.last_words()}"
                     )
                     raise self._failure from None
             else:
@@ -198,7 +199,7 @@ class CommandServer:
             self._crash = f"the server serves nobody any more: {error}"
             self.renew()
         except UserdevError:
-            self._child.wait(LINGERS)  # it has died, or is about to
+            self._child.wait(LINGER_SECONDS)  # it has died, or is about to
 
     def renew(self) -> None:
         """End the server; the next connection starts another."""
@@ -239,10 +240,10 @@ class CommandServer:
     def _takes_another(self, dialect: Dialect) -> bool:
         """Whether the server that a client has left serves the next; all but silence is an answer."""
         assert self._child is not None
-        deadline = Deadline(LISTENS_AGAIN)
+        deadline = Deadline(LISTEN_AGAIN_SECONDS)
         while True:
             try:
-                _greet(str(self.path), dialect, min(self._timeout, ANSWERS))
+                _greet(str(self.path), dialect, min(self._timeout, ANSWER_SECONDS))
             except NoAnswer:
                 return False
             except UserError:

@@ -50,7 +50,7 @@ _HANDED_ON = {
     signal.SIGUSR1: signal.SIGKILL,
 }
 _FIRST_OPENED = 1000
-_LAST_WORDS = 5.0  # seconds
+_LAST_WORDS_SECONDS = 5.0  # seconds
 
 
 def main(arguments: list[str]) -> int:
@@ -136,8 +136,11 @@ class AgentConnection(Frames):
 
     def why_ended(self) -> str:
         """What can be said of it, after a colon, once the agent is silent for ever; "" where nobody knows."""
-        self._complaints.join(_LAST_WORDS)
-        if not self._channel.status_event.wait(_LAST_WORDS) or (status := self._channel.recv_exit_status()) == -1:
+        self._complaints.join(_LAST_WORDS_SECONDS)
+        if (
+            not self._channel.status_event.wait(_LAST_WORDS_SECONDS)
+            or (status := self._channel.recv_exit_status()) == -1
+        ):
             return ""
         if status in (126, 127):
             return f": {self._python} cannot be run there"

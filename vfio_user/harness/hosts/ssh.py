@@ -21,8 +21,8 @@ from userdev.process import Child, Deadline, await_text
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
 
-_STARTING = 60.0
-_PROVIDING = 3600.0
+_START_SECONDS = 60.0
+_PROVIDE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SshHost:
 
     def await_start(self, child: Child) -> None:
         """Wait until the program runs there: its sockets listen then. Raises `UserError`."""
-        if not await_text(child, STARTED_LINE, _STARTING):
+        if not await_text(child, STARTED_LINE, _START_SECONDS):
             raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
 
     def await_listening(self, child: Child, socket: Path, deadline: Deadline) -> bool:
@@ -98,6 +98,6 @@ class SshHost:
         ]
         with NamedTemporaryFile(prefix="vfio-user-provide-", suffix=".log") as log:
             child = Child(f"provide {self.name}", self.through.command(command), log=Path(log.name))
-            if child.wait(_PROVIDING) != 0:
+            if child.wait(_PROVIDE_SECONDS) != 0:
                 raise UserError(f"files could not be put on {self.name}", hint=child.last_words())
             child.stop()

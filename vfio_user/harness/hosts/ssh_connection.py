@@ -22,7 +22,7 @@ from userdev.errors import UserError
 if TYPE_CHECKING:
     import paramiko
 
-_CONNECTING = 20.0
+_CONNECT_SECONDS = 20.0
 
 
 def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
@@ -42,7 +42,7 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
             key_filename=where["key"] or None,
             allow_agent=not where["key"],
             look_for_keys=not where["key"],
-            timeout=_CONNECTING,
+            timeout=_CONNECT_SECONDS,
         )
     except (paramiko.SSHException, OSError) as error:
         raise UserError(f"no SSH connection to {where['host']}:{where['port']}: {error}") from error

@@ -28,7 +28,7 @@ from vfio_user.harness.hosts.ssh import SshHost
 
 _PORT = 2222
 _PROGRAM = "usr/sbin/sshd"
-_STARTING = 20.0
+_START_SECONDS = 20.0
 _HIDDEN = ("images", "qemu", "checkpoints", "libvfio-user")
 """Folders of the cache that these hosts do not have: what is missing there is to be put there."""
 
@@ -133,7 +133,7 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
         log=base / f"{namespace.name}.log",
     )
     stack.callback(child.stop)
-    if not await_text(child, b"Server listening", _STARTING):
+    if not await_text(child, b"Server listening", _START_SECONDS):
         raise UserError(f"the SSH server of {namespace.name} does not come up", hint=child.last_words())
     through: Host = namespace
     return SshHost(

@@ -37,8 +37,8 @@ from vfio_user.harness.image.overlay import overlay_tree
 from vfio_user.harness.image.recipe import ImageRecipe, load_recipe, recipe_names
 from vfio_user.harness.image.selection import add_busybox, add_bytecode, add_modules, add_skeleton, select
 
-IMAGE_AGE = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
-BASE_AGE = 86400.0  # the same for what takes longer to make
+IMAGE_SECONDS = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
+BASE_SECONDS = 86400.0  # the same for what takes longer to make
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _build(recipe: ImageRecipe, progress: Progress) -> GuestImage:
             write_cpio(keys.tree(), out)
         _write_manifest(making, {**contents, "digest": digest})
     progress(f"guest image {recipe.name}: {(folder / 'initramfs.cpio').stat().st_size / 1e6:.0f} MB, {digest[:12]}")
-    _prune(_images().glob(f"{recipe.name}-*"), IMAGE_AGE, keep=folder)
+    _prune(_images().glob(f"{recipe.name}-*"), IMAGE_SECONDS, keep=folder)
     return _open(recipe, folder, keys)
 
 
@@ -177,7 +177,7 @@ def _build_base(recipe: ImageRecipe, progress: Progress) -> Path:
             shutil.rmtree(packages)
     _link(link, folder.name)
     _touch(folder)
-    _prune(link.parent.glob("[!.]*"), BASE_AGE, keep=folder)
+    _prune(link.parent.glob("[!.]*"), BASE_SECONDS, keep=folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from vfio_user.harness.image.elf import LIBRARY_FOLDERS, read_needs
 from vfio_user.harness.image.modules import KernelModules, modules_alias, modules_dep
 from vfio_user.harness.image.tree import MERGED, Directory, File, Node, Symlink, Tree, merged
 
-COMPILE_DEADLINE = 120.0  # seconds
+COMPILE_SECONDS = 120.0  # seconds
 EMPTY_FOLDERS = ("dev", "proc", "run", "sys", "root", "mnt", "var/log", "var/tmp")
 
 
@@ -99,7 +99,7 @@ def add_bytecode(tree: Tree, packages: Path) -> None:
         env={"PYTHONHOME": str(packages / "usr"), "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,
-        timeout=COMPILE_DEADLINE,
+        timeout=COMPILE_SECONDS,
         check=False,
     )
     if ran.returncode != 0:

@@ -127,7 +127,7 @@ class Coordinator:
         self._source.qmp.events.forget("STOP")
         self._source.qmp.execute("migrate", {"uri": self._uri})
         goal = "pre-switchover" if self._report.mode is Mode.COORDINATED else "completed"
-        while qemu_side.status_event(self._source, _TURN) != goal:
+        while qemu_side.status_event(self._source, _TURN_SECONDS) != goal:
             record.bytes += sum(link.pre_copy() for link in links)
             self._check(deadline)
 
@@ -191,7 +191,7 @@ class Coordinator:
         for link in self._links:
             assert link.pci is not None
             link.confirm(link.destination, "RESUMING")
-            with self._destination.qtest.within(_PCI_STATE):
+            with self._destination.qtest.within(_PCI_STATE_SECONDS):
                 pci_state.restore(self._destination.qtest, function_of(self._destination, link), link.pci)
         for loaded in [link.load() for link in self._links]:
             loaded.result()
@@ -218,7 +218,7 @@ class Coordinator:
     def _tell_of_memory(self) -> None:
         """How much QEMU sent; asked when nobody waits any more."""
         with suppress(*FAILURES):
-            ram = self._source.qmp.command("query-migrate", _TELLING).get("ram", {})
+            ram = self._source.qmp.command("query-migrate", _TELL_SECONDS).get("ram", {})
             self._report.ram_bytes = int(ram.get("transferred", 0))
             for record in self._report.phases:
                 if record.phase is Phase.SWITCHOVER:
@@ -289,7 +289,7 @@ class Coordinator:
         reason = str(error)
         if isinstance(error, MigrationFailed) and error.machine is self._destination:
             reason = error.explain()
-        dead = self._casualties(wait=_DYING if isinstance(error, QmpLost) else 0.0)
+        dead = self._casualties(wait=_DEATH_SECONDS if isinstance(error, QmpLost) else 0.0)
         self._destination.kill()
         if self._switching:
             qemu_side.hang_up(self._source)
@@ -344,10 +344,12 @@ def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
         return PciAddress(machine.qtest.secondary_bus(port), 0)
 
 
-_TURN = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
+_TURN_SECONDS = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
 _CATCHING_UP = 8  # rounds of what the guest changed meanwhile, before what is left is left to the downtime
-_TELLING = 5.0
-_PCI_STATE = 10.0  # what QEMU may need to give a device its PCI state; it waits 5 s for a server, and again and again
-_DYING = 0.5  # seconds between the end of QEMU's connections and its own
+_TELL_SECONDS = 5.0
+_PCI_STATE_SECONDS = (
+    10.0  # what QEMU may need to give a device its PCI state; it waits 5 s for a server, and again and again
+)
+_DEATH_SECONDS = 0.5  # seconds between the end of QEMU's connections and its own
 _WITHOUT_US = (Phase.PREPARE, Phase.PRE_COPY, Phase.RESUME)
 """The phases of a migration that QEMU does alone."""

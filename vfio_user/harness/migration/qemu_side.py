@@ -16,9 +16,9 @@ _ENDED = ("failing", "failed", "cancelling", "cancelled")
 """What is on its way to its end may not get there by itself: the guest runs again, and its processor may be waiting for
 a device that is held back, with the big lock in its hand."""
 _OVER = ("failed", "cancelled")
-_HANGING_UP = 5.0
-_CANCELLING = 20.0
-_TURN = 0.05  # seconds for an event that may have come and gone before anybody asks again
+_HANG_UP_SECONDS = 5.0
+_CANCEL_SECONDS = 20.0
+_TURN_SECONDS = 0.05  # seconds for an event that may have come and gone before anybody asks again
 _LEGACY_HOLE = range(0xA0000, 0x100000)
 
 
@@ -85,7 +85,7 @@ def hang_up(machine: Machine) -> None:
     While it sends the last of its memory it serves nobody else, for as long as TCP has patience: a quarter of an hour.
     """
     with suppress(UserdevError):  # there may be none any more
-        machine.qmp.execute("yank", {"instances": [{"type": "migration"}]}, _HANGING_UP, out_of_band=True)
+        machine.qmp.execute("yank", {"instances": [{"type": "migration"}]}, _HANG_UP_SECONDS, out_of_band=True)
 
 
 def write_again(machine: Machine, offsets: Sequence[int]) -> None:
@@ -151,10 +151,10 @@ def let_run(machine: Machine, running: bool) -> None:
     if status not in ("none", "completed", *_OVER):
         with suppress(QmpError):  # it may have ended this moment
             qmp.command("migrate_cancel")
-        deadline = Deadline(_CANCELLING)
+        deadline = Deadline(_CANCEL_SECONDS)
         while status not in ("completed", *_OVER) and not deadline.passed:
             with suppress(QmpTimeout):
-                qmp.wait_event("MIGRATION", _TURN)
+                qmp.wait_event("MIGRATION", _TURN_SECONDS)
             status = qmp.command("query-migrate")["status"]
     if running and not qmp.command("query-status")["running"]:
         qmp.command("cont")

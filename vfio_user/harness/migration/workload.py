@@ -95,8 +95,8 @@ def _choosing_interrupts() -> set[str]:
     return {kind for subject in SUBJECTS.values() if subject.chooses_interrupts for kind in subject.kinds}
 
 
-_STARTING = 30.0
-_ENDING = 30.0
+_START_SECONDS = 30.0
+_END_SECONDS = 30.0
 _TOLD = 3  # wrong answers that a reader sees; all are in the evidence
 
 
@@ -122,7 +122,7 @@ class Workload:
         guest.succeed(f"rm -f {started}")
         self.command = ("workload", kind, "--slot", slot, "--started", started, *arguments)
         self._job = guest.start(self.command, limit)
-        if "right" not in guest.wait_until_succeeds(f"grep . {started}", _STARTING, interval=0.02):
+        if "right" not in guest.wait_until_succeeds(f"grep . {started}", _START_SECONDS, interval=0.02):
             raise GuestFailure(f"{' '.join(self.command)!r}: {self.end().verdict}", evidence=guest.evidence())
 
     def look(self) -> Exercise:
@@ -130,7 +130,7 @@ class Workload:
         began = time.monotonic()
         self._job.kill(signal.SIGUSR1)
         text = self._guest.wait_until_succeeds(
-            f"cat {self._now} && rm {self._now}", _ENDING * self._guest.patience, interval=0.02
+            f"cat {self._now} && rm {self._now}", _END_SECONDS * self._guest.patience, interval=0.02
         )
         found = json.loads(text)
         wrong = tuple(found["wrong"])
@@ -139,7 +139,7 @@ class Workload:
     def end(self) -> Exercise:
         """End it; what it did and saw. Raises `GuestFailure` when it gives no report."""
         self._job.kill()
-        return report_of(self._guest, self.command, self._job.wait(Deadline(_ENDING * self._guest.patience)))
+        return report_of(self._guest, self.command, self._job.wait(Deadline(_END_SECONDS * self._guest.patience)))
 
 
 def judge(report: Report, done: Exercise) -> None:

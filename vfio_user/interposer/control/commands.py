@@ -81,7 +81,7 @@ class Request(ControlCommand):
     name: str
     payload: Data = b""
     towards: Literal["to-server", "to-client"] = "to-server"
-    timeout: Seconds = own_calls.TIMEOUT
+    timeout: Seconds = own_calls.TIMEOUT_SECONDS
     force: bool = False
     fds: ClassVar[bool] = True
 

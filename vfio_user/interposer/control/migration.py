@@ -53,7 +53,7 @@ class GetOrSetMigrationState(ControlCommand):
             UserError: `set` is no state's name.
             RequestRefused: the server refuses.
         """
-        migration = await migration_of(interposer.current(), timeout=min(self.timeout, own_calls.TIMEOUT))
+        migration = await migration_of(interposer.current(), timeout=min(self.timeout, own_calls.TIMEOUT_SECONDS))
         if self.set is None:
             return {"state": (await migration.state()).name}
         if self.set not in MigrationState.__members__:
