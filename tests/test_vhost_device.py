@@ -183,6 +183,21 @@ def test_what_a_constructor_sets_is_looked_at_too(tmp_path: Path) -> None:
         made(tmp_path, body)()
 
 
+def test_an_author_may_call_attributes_as_he_likes() -> None:
+    class Plain(VhostDevice):
+        virtio_id = 1
+        queues = Queues(1)
+
+        def __init__(self) -> None:
+            self._model = self._source = self._link = self._constructed = self.config = self.handlers = 1
+
+        @queue(0)
+        def reset(self, chain: Chain) -> int:
+            return 0
+
+    assert model_of(Plain()).handlers[0].__name__ == "reset"
+
+
 def test_the_base_of_several_devices_says_that_it_is_one() -> None:
     class Base(VhostDevice, abstract=True):
         total: int = state(0)

@@ -7,14 +7,12 @@ import fcntl
 import mmap
 import os
 import select
-import socket
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from userdev.transport import Framer, Stream, connect
 from vhost_user.wire import (
-    FRONT_END,
     MAX_FDS,
     NO_FD,
     FrontEndRequest,
@@ -61,6 +59,14 @@ class FrontEnd:
         fcntl.fcntl(self.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self.memory = mmap.mmap(self.memory_fd, MEMORY)
         self._framer: Framer[Message] = Framer(Message, max_fds=MAX_FDS)
+
+    def reconnect(self, address: str) -> None:
+        """Have another connection, with the same memory, as QEMU's reconnect-ms does."""
+        self.stream.close()
+        self.stream = connect(address)
+        self.stream.socket.settimeout(PATIENCE)
+        self.negotiated = Negotiated()
+        self._framer = Framer(Message, max_fds=MAX_FDS)
 
     def close(self) -> None:
         """End the connection without a word, as libblkio does."""
@@ -280,16 +286,6 @@ class DriverQueue:
 def no_fd(index: int) -> int:
     """What SET_VRING_KICK and its like say of a ring without a descriptor."""
     return index | NO_FD
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets."""
-    return socket.socketpair()
-
-
-def has_own_reply(request: R) -> bool:
-    """Whether a request has a reply of its own, by the table."""
-    return FRONT_END[request].reply.value == "always"
 
 
 def _wait(fd: int, seconds: float) -> bool:

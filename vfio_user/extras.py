@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from userdev.errors import UserError
 
-_OURS = ("vfio_user", "userdev", "userdev_servers")
+_OURS = ("vfio_user", "vhost_user", "userdev", "userdev_servers")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""One command, `vfio-user`: each subcommand is a module of this package, imported only when it is called.
+"""Two commands, `vfio-user` and `vhost-user`: each subcommand is a module of this package, imported when it is called.
 
-The table below is the whole command line. A module named in it defines a `click.Command` called `command`.
+The tables below are the whole command lines. A module named in one defines a `click.Command` called `command`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("trace", "Show and export what an interposer has recorded."),
 }
 
+VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("vhost_serve", "Serve a virtio device on a socket."),
+}
+"""The same of `vhost-user`."""
+
 _EXTRAS = {"test-e2e": "test"}
 """Which extra a command needs where its packages are missing; the others need `harness`."""
 
@@ -60,16 +65,21 @@ _OF_FILES = frozenset(
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are asked for: `serve` must start in milliseconds."""
 
+    def __init__(self, *, table: dict[str, tuple[str, str]], **attributes: Any) -> None:
+        """`table` has {name: (module, one line of help)}."""
+        super().__init__(**attributes)
+        self._table = table
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the subcommands."""
-        return sorted(COMMANDS)
+        return sorted(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a subcommand; None: there is none of this name."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._table:
             return None
         ctx.invoked_subcommand = cmd_name  # click does so only after the import
-        module = importlib.import_module(f"vfio_user.cli.{COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"vfio_user.cli.{self._table[cmd_name][0]}")
         command: click.Command = module.command
         return command
 
@@ -79,29 +89,48 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
             name = ctx.invoked_subcommand or ""
-            raise lacking(error, _EXTRAS.get(name, "harness"), f"`vfio-user {name}`") from error
+            raise lacking(error, _EXTRAS.get(name, "harness"), f"`{self.name} {name}`") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands, without importing one."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, self._table[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group("vfio-user", cls=LazyGroup, table=COMMANDS, context_settings=_SETTINGS)
 @click.version_option(package_name="vfio-user")
 def cli() -> None:
     """vfio-user devices, and real guests that test them."""
 
 
+@click.group("vhost-user", cls=LazyGroup, table=VHOST_USER_COMMANDS, context_settings=_SETTINGS)
+@click.version_option(package_name="vfio-user")
+def vhost_user_cli() -> None:
+    """Virtio devices behind vhost-user."""
+
+
 def main() -> None:
-    """Run the command line; exit status 0 good, 1 bad verdict, 2 could not be done, 130 interrupted.
+    """Run `vfio-user`; see `run`."""
+    run(cli)
+
+
+def vhost_user_main() -> None:
+    """Run `vhost-user`; see `run`."""
+    run(vhost_user_cli)
+
+
+def run(command: click.Command) -> None:
+    """Run a command line; exit status 0 good, 1 bad verdict, 2 could not be done, 130 interrupted.
 
     VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks.
     """
     sys.stdout, sys.stderr = cast(TextIO, Printable(sys.stdout)), cast(TextIO, Printable(sys.stderr))
     try:
         # what ends a command by `Context.exit` comes back as a number
-        status = cli.main(standalone_mode=False)
+        status = command.main(standalone_mode=False)
         _flush()
         sys.exit(status if isinstance(status, int) else 0)
     except (click.Abort, KeyboardInterrupt):

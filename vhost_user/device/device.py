@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from userdev.declare.construction import followed_by
-from userdev.declare.declared import Source, authors_frame, declarations, source_of
+from userdev.declare.declared import authors_frame, declarations, source_of
 from userdev.declare.state import Snapshot
 from userdev.errors import DeclarationError
 from vhost_user.device.class_check import SAID, check_class, handlers_of, wrong_attribute
@@ -39,6 +39,10 @@ class Link(Protocol):
         """Run `work` where handlers run. From any thread."""
 
 
+_MODEL, _SOURCE = "a virtio device's model", "where a virtio device is written"
+"""Names of attributes that no author can take."""
+
+
 class VhostDevice:
     """Base of all devices. A subclass declares; an instance is one device, which outlives its front-ends.
 
@@ -52,29 +56,23 @@ class VhostDevice:
     features: int = 0
     """Feature bits of its own type, which the driver may take or leave."""
 
-    _source: ClassVar[Source]
-    _model: DeviceModel
-
     def __init_subclass__(cls, *, abstract: bool = False, **arguments: Any) -> None:
         """Refuse what is wrong with the class, unless it is `abstract`: the base of others."""
         super().__init_subclass__(**arguments)
         if not abstract:
             check_class(cls, VhostDevice)
-        cls._source = source_of(authors_frame())
+        setattr(cls, _SOURCE, source_of(authors_frame()))
         if (constructor := vars(cls).get("__init__")) is not None:
-            cls.__init__ = followed_by(constructor, VhostDevice._constructed)  # type: ignore[method-assign]
+            cls.__init__ = followed_by(constructor, _constructed)  # type: ignore[method-assign]
 
     def __new__(cls, *_: Any, **__: Any) -> VhostDevice:
         """Have the declared values there before any `__init__` runs."""
         device = super().__new__(cls)
-        device._model = DeviceModel(device)
+        vars(device)[_MODEL] = DeviceModel(device)
         return device
 
     def __init__(self) -> None:
-        self._model.constructed()
-
-    def _constructed(self) -> None:
-        self._model.constructed()
+        model_of(self).constructed()
 
     # Hooks: what an author may override. All of it is called where handlers run.
 
@@ -109,15 +107,15 @@ class VhostDevice:
 
         Whoever comes later reads it anew.
         """
-        self._model.config_changed()
+        model_of(self).config_changed()
 
     def call_soon(self, work: Callable[[], None]) -> None:
         """Run `work` where handlers run. From any thread; without a front-end, when the next one has come."""
-        self._model.call_soon(work)
+        model_of(self).call_soon(work)
 
     def close(self) -> None:
         """Give it back; idempotent."""
-        self._model.close()
+        model_of(self).close()
 
 
 class DeviceModel:
@@ -145,13 +143,15 @@ class DeviceModel:
         device, kind = self.device, type(self.device)
         for name in SAID:
             if wrong := wrong_attribute(name, getattr(device, name)):
-                raise DeclarationError(f"{kind.__qualname__}.{name} {wrong[0]} ({kind._source})", hint=wrong[1])
+                raise DeclarationError(
+                    f"{kind.__qualname__}.{name} {wrong[0]} ({getattr(kind, _SOURCE)})", hint=wrong[1]
+                )
         try:
             found = handlers_of(kind, device.queues)
             self.config.read()
         except ValueError as error:
             hint = "what __init__ has set and what the class declares contradict each other"
-            raise DeclarationError(f"{kind.__qualname__}: {error} ({kind._source})", hint=hint) from None
+            raise DeclarationError(f"{kind.__qualname__}: {error} ({getattr(kind, _SOURCE)})", hint=hint) from None
         self.handlers = [found[index].__get__(device, kind) for index in range(device.queues.count)]
         self._snapshot.take_as_after_reset()
 
@@ -193,6 +193,11 @@ class DeviceModel:
             self.device.on_close()
 
 
+def _constructed(device: VhostDevice) -> None:
+    model_of(device).constructed()
+
+
 def model_of(device: VhostDevice) -> DeviceModel:
     """What a back-end serves of a device."""
-    return device._model
+    model: DeviceModel = vars(device)[_MODEL]
+    return model
