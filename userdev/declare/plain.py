@@ -116,8 +116,11 @@ def _fields(kind: type) -> dict[str, type]:
 
 
 def check_unsigned(value: object, bits: int, depth: int) -> None:
-    """Raises NotPlain unless a plain value is an unsigned number of so many bits, or has nothing but such numbers so
-    deep in lists, tuples and dicts.
+    """Look whether a plain value is an unsigned number of so many bits, or has nothing but such numbers so deep in
+    lists, tuples and dicts.
+
+    Raises:
+        NotPlain: it is not.
     """
     if not depth:
         if not isinstance(value, int) or not 0 <= value < 1 << bits:

@@ -61,22 +61,38 @@ class State(Declaration):
         return copy.deepcopy(self.default)
 
     def to_plain(self, value: object) -> object:
-        """A copy of a value, as a saved state carries it. Raises NotPlain."""
+        """A copy of a value, as a saved state carries it.
+
+        Raises:
+            NotPlain: it is not made of plain values.
+        """
         return self._in_range(to_plain(value, type(self.default)))
 
     def from_plain(self, value: object) -> object:
-        """A copy of a saved value, of the default's type; None may have become anything. Raises NotPlain."""
+        """A copy of a saved value, of the default's type; None may have become anything.
+
+        Raises:
+            NotPlain: it is of another type.
+        """
         return from_plain(copy.deepcopy(self._in_range(value)), type(self.default))
 
     def save(self, device: object, value: object) -> object:
-        """`to_plain` of a value that the device can have. Raises NotPlain."""
+        """`to_plain` of a value that the device can have.
+
+        Raises:
+            NotPlain: it is not plain, or none that the device can have.
+        """
         plain = self.to_plain(value)
         if self._check is not None:
             self.load(device, plain)
         return plain
 
     def load(self, device: object, saved: object) -> object:
-        """`from_plain` of a value that the device can have. Raises NotPlain."""
+        """`from_plain` of a value that the device can have.
+
+        Raises:
+            NotPlain: it is of another type, or none that the device can have.
+        """
         value = self.from_plain(saved)
         if self._check is None:
             return value
@@ -89,7 +105,11 @@ class State(Declaration):
         return value
 
     def _in_range(self, value: object) -> object:
-        """A plain value, as it is. Raises NotPlain for one that has not the bits."""
+        """A plain value, as it is.
+
+        Raises:
+            NotPlain: it has not the bits.
+        """
         if self.bits is None:
             return value
         if is_dataclass(self.default) and isinstance(value, dict):
@@ -181,7 +201,11 @@ class Snapshot:
             raise ProtocolError(f"{type(self._device).__name__} cannot be saved: {error}", errno.EIO) from None
 
     def check_savable(self) -> None:
-        """Raises ProtocolError (EIO) where the values cannot be saved, or are more than a saved state may have."""
+        """Look whether the values can be saved.
+
+        Raises:
+            ProtocolError: EIO, one cannot be saved, or they are more than a saved state may have.
+        """
         saved = self.save()
         try:
             encode(saved)
@@ -191,7 +215,11 @@ class Snapshot:
             raise ProtocolError(what, errno.EIO) from None
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Raises ProtocolError (EINVAL) unless exactly what is declared is there, and the device can have it."""
+        """Compare saved values with what is declared.
+
+        Raises:
+            ProtocolError: EINVAL, something is missing, is not declared, or is nothing that the device can have.
+        """
         declared = {value.name for value in self._values}
         if missing := declared - values.keys():
             raise ProtocolError(f"saved state lacks {', '.join(sorted(missing))}", errno.EINVAL)

@@ -39,7 +39,9 @@ class Child:
     `folder` is its working directory, this process's if none is given. With `take_core` it leaves a core when it
     crashes, and that is called at once, since the next to crash may overwrite it: to put the core where `core_path`
     says, and to return where it is.
-    Raises `UserError` when the program cannot be started.
+
+    Raises:
+        UserError: the program cannot be started.
     """
 
     def __init__(

@@ -39,7 +39,11 @@ class ServerCommand:
 
     @property
     def words(self) -> list[str]:
-        """Its words, with the placeholders in them. Raises `UserError`."""
+        """Its words, with the placeholders in them.
+
+        Raises:
+            UserError: the text cannot be split into words.
+        """
         try:
             return shlex.split(self.text)
         except ValueError as error:

@@ -18,7 +18,11 @@ class ProcessEnd:
     """
 
     def __init__(self, pid: int) -> None:
-        """Raises `ProcessLookupError` where there is no such process."""
+        """Open a pidfd of the process.
+
+        Raises:
+            ProcessLookupError: there is no such process.
+        """
         self.pid = pid
         self.fd = os.pidfd_open(pid)
 

@@ -57,7 +57,11 @@ class Kept(Traced, Protocol):
 
     @classmethod
     def decode(cls, buffer: bytes, at: int, payload: bytes, fds: list[int]) -> Self:
-        """The message whose header is at `at`, and what follows it. Raises `struct.error` or ValueError."""
+        """The message whose header is at `at`, and what follows it.
+
+        Raises:
+            struct.error, ValueError: it is cut, or says what cannot be.
+        """
 
 
 M = TypeVar("M", bound=Traced)
@@ -213,7 +217,11 @@ def decode(number: int, record: bytes, protocol: TracedProtocol[R]) -> Header | 
 
 
 def _seen(kind: int, view: int, time: int) -> View:
-    """Where a record was seen. Raises ValueError where that is nowhere, or never."""
+    """Where a record was seen.
+
+    Raises:
+        ValueError: that is nowhere, or never.
+    """
     if time >= MAX_TIME:
         raise ValueError(f"its time is {time}")
     if kind == RecordKind.MESSAGE and not view & BOTH:
@@ -222,7 +230,11 @@ def _seen(kind: int, view: int, time: int) -> View:
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """The JSON object of a header or note. Raises ValueError or TypeError for none, or one that cannot be written."""
+    """The JSON object of a header or note.
+
+    Raises:
+        ValueError, TypeError: there is none, or one that cannot be written.
+    """
     content = json.loads(text)
     if not isinstance(content, dict):
         raise TypeError("its content is no object")
@@ -231,7 +243,11 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def _checked(about: dict[str, Any]) -> dict[str, Any]:
-    """What a header says. Raises ValueError or TypeError."""
+    """What a header says.
+
+    Raises:
+        ValueError, TypeError: a field is missing, or says what cannot be.
+    """
     if about.get("format", FORMAT) != FORMAT:
         raise ValueError(f"it is of format {about['format']!r:.40}, and this reads {FORMAT}")
     for name, kind in (("protocol", str), ("program", str), ("dialect", str), ("realtime", int)):

@@ -41,7 +41,11 @@ class JobHangs(SystemExit):
 
 
 def avocado() -> tuple[type[Any], type[Exception]]:
-    """Its `Job`, and what it raises when it will not make one. Raises `UserError` when it is not installed."""
+    """Its `Job`, and what it raises when it will not make one.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         from avocado.core.job import Job
         from avocado.core.suite import TestSuiteError
@@ -51,7 +55,11 @@ def avocado() -> tuple[type[Any], type[Exception]]:
 
 
 def make_job(config: dict[str, Any]) -> Any:
-    """The job of a configuration. Raises `UserError`, with avocado's reason."""
+    """The job of a configuration.
+
+    Raises:
+        UserError: avocado makes none; the reason is its own.
+    """
     Job, TestSuiteError = avocado()
     try:
         return Job.from_config(config)

@@ -115,7 +115,11 @@ class AgentGuest(Guest):
             request.answer.set_exception(GuestLost(why))
 
     def hello(self, limit: float | Deadline) -> dict[str, Any]:
-        """Wait until the agent answers. Raises `GuestLost`."""
+        """Wait until the agent answers.
+
+        Raises:
+            GuestLost: it does not within the limit.
+        """
         return self._answer(self._ask("hello"), Deadline.of(limit), "hello")
 
     def set_clock(self) -> None:

@@ -35,7 +35,11 @@ def results_folder(name: str, base: Path | None = None) -> Path:
 
 
 def made_folder(folder: Path) -> Path:
-    """A folder that is there when this returns, by its absolute path. Raises `UserError`."""
+    """A folder that is there when this returns, by its absolute path.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -35,7 +35,11 @@ class Serve(Protocol):
     """Starts a device's server, with an interposer before it where that is wanted: `Lab.serve`."""
 
     def __call__(self, device: Device, name: str, /, *, interposed: Interpose, host: Host) -> DeviceServer:
-        """Start a server whose logs are named by `name`, on `host`. Raises `ServerError` when it does not come up."""
+        """Start a server whose logs are named by `name`, on `host`.
+
+        Raises:
+            ServerError: it does not come up.
+        """
 
 
 MSIX = 0x11
@@ -209,7 +213,8 @@ class BootedGuest(Guest):
     def unplug(self, plugged: Plugged, *, keep_server: bool = False) -> None:
         """Take a device out, wait until the guest has let it go, and end its server if it is not kept.
 
-        Raises `UserError` where QEMU would not survive it (see `harness.qemu_guards`).
+        Raises:
+            UserError: QEMU would not survive it (`harness.qemu_guards`).
         """
         if plugged.server is not None:
             family = plugged.server.device.family
@@ -238,7 +243,12 @@ class BootedGuest(Guest):
     # -- its life -------------------------------------------------------------------------------------------------
 
     def hello(self, limit: float = _BOOT_SECONDS) -> None:
-        """Wait until the agent answers. Raises `GuestLost` and, when QEMU is gone, `MachineError`."""
+        """Wait until the agent answers.
+
+        Raises:
+            GuestLost: it does not in time.
+            MachineError: QEMU is gone.
+        """
         try:
             self.agent.hello(limit * self.patience)
         except GuestLost:
@@ -341,19 +351,38 @@ class BootedGuest(Guest):
     # -- Guest, by the agent --------------------------------------------------------------------------------------
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
-        """Start a command through the agent and do not wait for it. Raises `GuestLost`."""
+        """Start a command through the agent and do not wait for it.
+
+        Raises:
+            GuestLost: the agent cannot be reached.
+        """
         return self.agent.start(command, timeout)
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
-        """Write a file of the guest through the agent. Raises `GuestFailure` or `GuestLost`."""
+        """Write a file of the guest through the agent.
+
+        Raises:
+            GuestFailure: the guest refuses.
+            GuestLost: the agent does not answer.
+        """
         self.agent.put(source, target, mode)
 
     def get(self, source: str) -> bytes:
-        """Read a file of the guest through the agent. Raises `GuestFailure` or `GuestLost`."""
+        """Read a file of the guest through the agent.
+
+        Raises:
+            GuestFailure: the guest refuses.
+            GuestLost: the agent does not answer.
+        """
         return self.agent.get(source)
 
     def invoke(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
-        """Do one `call` through the agent and return its outcome. Raises `GuestFailure` or `GuestLost`."""
+        """Do one `call` through the agent and return its outcome.
+
+        Raises:
+            GuestFailure: the function's process ended without a result.
+            GuestLost: the agent does not answer.
+        """
         return self.agent.invoke(request, timeout)
 
 

@@ -31,7 +31,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 def cache_dir() -> Path:
     """The cache's folder, made when it is missing: $VFIO_USER_CACHE, or the user's cache folder.
 
-    Raises UserError when it cannot be made or written.
+    Raises:
+        UserError: it cannot be made or written.
     """
     chosen = os.environ.get(ENVIRONMENT)
     path = Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("vfio-user")
@@ -48,7 +49,10 @@ def cache_dir() -> Path:
 def locked(name: str) -> Iterator[None]:
     """Hold the cache's lock called `name`; while another process has it, say on stderr who, and wait.
 
-    The kernel frees the lock of a process that dies. Raises UserError after an hour.
+    The kernel frees the lock of a process that dies.
+
+    Raises:
+        UserError: another process has it for an hour.
     """
     folder = cache_dir() / "locks"
     folder.mkdir(exist_ok=True)

@@ -53,7 +53,8 @@ class Console:
     def wait_for(self, pattern: str | bytes, limit: float | Deadline = 30.0, *, since: int = 0) -> re.Match[bytes]:
         """The first match of a regular expression in what came after byte `since`, come or to come.
 
-        Raises `ConsoleError` with the last lines when the deadline passes or the machine ends first.
+        Raises:
+            ConsoleError: the deadline passes, or the machine ends first; it has the last lines.
         """
         expression = re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
         deadline = Deadline.of(limit)

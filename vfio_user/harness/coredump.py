@@ -86,7 +86,11 @@ def backtrace(core: Path) -> str:
 
 
 def _gdb() -> tuple[str, dict[str, str]]:
-    """The debugger and its environment: our own, or this machine's where none can be fetched. Raises `UserError`."""
+    """The debugger and its environment: our own, or this machine's where none can be fetched.
+
+    Raises:
+        UserError: there is none, and none can be fetched.
+    """
     try:
         ours = debugger()
     except UserError:

@@ -92,15 +92,20 @@ class DebianArchive:
     def fetch(self, packages: Sequence[str], *, progress: Progress = quiet) -> list[Path]:
         """Download `packages` and what they depend on (no recommendations); the .deb files, sorted by name.
 
-        What the cache has is not downloaded again, and without a network the last index serves. Raises UserError
-        when there is no apt, no Debian mirror, no such package, no network or no space.
+        What the cache has is not downloaded again, and without a network the last index serves.
+
+        Raises:
+            UserError: there is no apt, no Debian mirror, no such package, no network or no space.
         """
         return self._with_good_index("deb", lambda apt: apt.download(packages, progress), progress)
 
     def fetch_source(self, package: str, into: Path, *, progress: Progress = quiet) -> Path:
         """Download the upstream archive (the `.orig.tar`) of a source package into the folder `into`.
 
-        apt checks it against the signed index. The cache keeps the index only. Raises UserError as `fetch` does.
+        apt checks it against the signed index. The cache keeps the index only.
+
+        Raises:
+            UserError: there is no apt, no Debian mirror, no such package, no network or no space.
         """
         return self._with_good_index("deb-src", lambda apt: apt.download_source(package, into, progress), progress)
 
@@ -119,7 +124,11 @@ class DebianArchive:
             return job(apt)
 
     def unpack(self, debs: Sequence[Path], into: Path) -> None:
-        """Unpack the files of `debs` below `into`; no maintainer script runs. Raises UserError."""
+        """Unpack the files of `debs` below `into`; no maintainer script runs.
+
+        Raises:
+            UserError: one cannot be unpacked.
+        """
 
         def extract(deb: Path) -> None:
             ran = _run(["dpkg-deb", "--extract", str(deb), str(into)])
@@ -148,7 +157,10 @@ def find_mirror() -> Mirror:
     """The machine's Debian mirror: the source whose Release says that it is Debian's.
 
     A machine whose apt lists are empty (a container, for instance) does not know the origin of its sources yet; then
-    the key that signs a source, or its path, tells. Raises UserError when there is none.
+    the key that signs a source, or its path, tells.
+
+    Raises:
+        UserError: there is none.
     """
     list_targets = ["apt-get", "indextargets", "--format", _TARGET_COLUMNS, "Created-By: Packages"]
     known = _run(list_targets).stdout  # sources whose Release file apt has

@@ -57,13 +57,21 @@ EXERCISES: dict[str, tuple[str, tuple[Part, ...]]] = {
 
 
 def exercise(guest: Guest, program: str, *arguments: str, timeout: float = 60.0) -> Exercise:
-    """Run a program and return its report, good or bad. Raises `GuestFailure` when it gives none."""
+    """Run a program and return its report, good or bad.
+
+    Raises:
+        GuestFailure: it gives none.
+    """
     command = (program, *arguments)
     return report_of(guest, command, guest.run(command, timeout))
 
 
 def report_of(guest: Guest, command: Sequence[str], result: Result) -> Exercise:
-    """The report of a program that has ended. Raises `GuestFailure` when it gave none."""
+    """The report of a program that has ended.
+
+    Raises:
+        GuestFailure: it gave none.
+    """
     try:
         report = json.loads(result.stdout)
         return Exercise(

@@ -73,7 +73,11 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def wait(self, limit: float | Deadline | None = None) -> Result:
-        """Its result. Raises `GuestLost` when none came; without `limit` the job's own timeout decides."""
+        """Wait for the result; without `limit` the job's own timeout decides how long.
+
+        Raises:
+            GuestLost: none came.
+        """
 
     @abc.abstractmethod
     def kill(self, number: int = 15) -> None:
@@ -112,22 +116,38 @@ class Guest(abc.ABC):
     # -- the verbs ------------------------------------------------------------------------------------------------
 
     def run(self, command: Command, timeout: float = 60.0) -> Result:
-        """Run a command to its end. Raises `GuestFailure` when it takes longer than `timeout`."""
+        """Run a command to its end.
+
+        Raises:
+            GuestFailure: it takes longer than `timeout`.
+        """
         result = self.start(command, timeout).wait()
         if result.timed_out:
             raise self._failure(f"in the guest, {as_line(command)!r} did not end in time", result)
         return result
 
     def succeed(self, *commands: Command, timeout: float = 60.0) -> str:
-        """Run commands that must succeed; returns what they wrote to stdout. Raises `GuestFailure`."""
+        """Run commands that must succeed; returns what they wrote to stdout.
+
+        Raises:
+            GuestFailure: one failed, or took longer than `timeout`.
+        """
         return "".join(self._judged(command, timeout, good=True).stdout for command in commands)
 
     def fail(self, *commands: Command, timeout: float = 60.0) -> str:
-        """Run commands that must fail; returns what they wrote to stdout. Raises `GuestFailure`."""
+        """Run commands that must fail; returns what they wrote to stdout.
+
+        Raises:
+            GuestFailure: one succeeded, or took longer than `timeout`.
+        """
         return "".join(self._judged(command, timeout, good=False).stdout for command in commands)
 
     def wait_until_succeeds(self, command: Command, timeout: float = 60.0, interval: float = 0.1) -> str:
-        """Repeat a command until it succeeds; returns its stdout. Raises `GuestFailure` with the last result."""
+        """Repeat a command until it succeeds; returns its stdout.
+
+        Raises:
+            GuestFailure: it never did within `timeout`; it has the last result.
+        """
         deadline = Deadline(timeout * self.patience)
         while True:
             result = self.start(command, timeout).wait()
@@ -177,7 +197,8 @@ class Guest(abc.ABC):
 def shipped(function: Callable[..., Any]) -> dict[str, object]:
     """A function as the guest's agent takes it: source, name, and where it stands for tracebacks.
 
-    Raises `UserError` for a function whose source is not enough: a lambda, a method, a closure.
+    Raises:
+        UserError: a function whose source is not enough: a lambda, a method, a closure.
     """
     name = getattr(function, "__name__", "")
     code = getattr(function, "__code__", None)
@@ -198,7 +219,11 @@ def as_line(command: Command) -> str:
 
 
 def encode(value: object) -> str:
-    """JSON text as the agent reads it: bytes are {"bytes": BASE64}. Raises `UserError` for what JSON cannot hold."""
+    """JSON text as the agent reads it: bytes are {"bytes": BASE64}.
+
+    Raises:
+        UserError: there is something that JSON cannot hold.
+    """
 
     def encode_bytes(item: object) -> object:
         if isinstance(item, bytes | bytearray | memoryview):
@@ -209,7 +234,11 @@ def encode(value: object) -> str:
 
 
 def decode(text: str | bytes) -> Any:
-    """The inverse of `encode`. Raises `ValueError` for what is none."""
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError: the text is none of its.
+    """
     try:
         return json.loads(
             text, object_hook=lambda found: base64.b64decode(found["bytes"]) if [*found] == ["bytes"] else found
@@ -219,7 +248,11 @@ def decode(text: str | bytes) -> Any:
 
 
 def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
-    """A `Result` from what the agent says of a job that ended. Raises `GuestFailure` where it says something else."""
+    """A `Result` from what the agent says of a job that ended.
+
+    Raises:
+        GuestFailure: it says something else.
+    """
     kinds = {"exit_code": int, "stdout": bytes, "stderr": bytes, "seconds": int | float, "timed_out": bool}
     for name, kind in kinds.items():
         if not isinstance(answer.get(name), kind):
@@ -237,7 +270,8 @@ def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
 def outcome_of(function: object, text: str | bytes) -> dict[str, Any]:
     """What a function in the guest came to: its `value`, or `error` and `traceback`.
 
-    Raises `GuestFailure` where that cannot be read, as when there is more than the agent keeps of it (16 MiB).
+    Raises:
+        GuestFailure: that cannot be read, as when there is more than the agent keeps of it (16 MiB).
     """
     try:
         outcome = decode(text)

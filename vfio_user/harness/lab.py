@@ -372,7 +372,11 @@ class Lab:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End everything. Raises `VerdictError` when something is left all the same."""
+        """End everything.
+
+        Raises:
+            VerdictError: something is left all the same.
+        """
         for guest in self.guests:
             guest.close()
         for machine in self.machines:

@@ -50,7 +50,8 @@ DIALECT = "region-migration"
 def reference_program(name: str, *, progress: Progress = quiet) -> Path:
     """The path of one of `PROGRAMS`, built when it is not there yet.
 
-    Raises `UserError` when there is no such program, no apt, no network or no space.
+    Raises:
+        UserError: there is no such program, no apt, no network or no space.
     """
     if name not in PROGRAMS:
         raise UserError(f"libvfio-user has no sample called {name}", hint=f"there are {', '.join(PROGRAMS)}")

@@ -20,7 +20,11 @@ class LogFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `OSError` when the file cannot be opened."""
+        """Open the file, to append to it.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
         self.path = path
         self.failure: OSError | None = None
         self._file = path.open("ab", buffering=0)

@@ -75,7 +75,8 @@ class Launch:
 class Machine:
     """One QEMU, from its start to `stop`. A context manager.
 
-    Raises `MachineError` when QEMU does not start; nothing of it is open then, whatever went wrong.
+    Raises:
+        MachineError: QEMU does not start; nothing of it is open then, whatever went wrong.
     """
 
     def __init__(self, qemu: Emulator, launch: Launch) -> None:
@@ -131,7 +132,9 @@ class Machine:
     def wait_ready(self, *, since: int = 0) -> None:
         """Wait until the guest's init has said READY on the console, in what came after byte `since`.
 
-        Raises `MachineError` with the console's last lines, at once when the kernel panicked or QEMU is gone.
+        Raises:
+            MachineError: not in time, or the kernel panicked or QEMU is gone, which is told at once; with the
+                console's last lines.
         """
         deadline = Deadline(_READY_SECONDS * self.patience)
         try:
@@ -146,7 +149,11 @@ class Machine:
         self.mishaps.begin()
 
     def save(self, path: Path) -> None:
-        """Pause the guest and write its memory and devices to `path`. Raises `MachineError`."""
+        """Pause the guest and write its memory and devices to `path`.
+
+        Raises:
+            MachineError: QEMU refuses, or is gone.
+        """
         self.qmp.command("stop")
         self._set_up_migration()
         self.qmp.command("migrate-set-parameters", max_bandwidth=1 << 40)
@@ -156,7 +163,8 @@ class Machine:
     def load(self, path: Path) -> None:
         """Read what `save` wrote into a machine started with `restore`, and let the guest run.
 
-        Raises `MachineError` with QEMU's reason.
+        Raises:
+            MachineError: QEMU refuses; it has its reason.
         """
         self._set_up_migration()
         self.qmp.execute("migrate-incoming", {"uri": f"file:{path}", "exit-on-error": False})
@@ -213,7 +221,9 @@ class Machine:
     def attach(self, attachment: Attachment, limit: float | Deadline = 30.0) -> None:
         """Plug in a device, with what it needs; nothing of one that is refused is left.
 
-        Raises `QmpError` with QEMU's reason, `MachineError` when it dies of it.
+        Raises:
+            QmpError: QEMU refuses; it has its reason.
+            MachineError: QEMU dies of it.
         """
         deadline = Deadline.of(limit)
         with self._telling_its_end(), ExitStack() as undo:
@@ -224,7 +234,11 @@ class Machine:
             undo.pop_all()
 
     def detach(self, attachment: Attachment, limit: float | Deadline = 30.0) -> None:
-        """Unplug a device, and wait until the guest has let it go. Raises `GuestCrash` when it never will."""
+        """Unplug a device, and wait until the guest has let it go.
+
+        Raises:
+            GuestCrash: it never will.
+        """
         deadline = Deadline.of(limit)
         with self._telling_its_end():
             self.qmp.execute("device_del", {"id": attachment.identity}, deadline)

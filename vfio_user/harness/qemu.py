@@ -88,7 +88,10 @@ def find_qemu(explicit: str | None = None) -> Qemu:
     """The QEMU to use: `explicit`, else $VFIO_USER_QEMU, else the one on PATH, else the cache's `default`.
 
     The first two are a path, a command or a name of the manifest, and have to be good. What is found on PATH is
-    passed over when it is too old. Raises UserError when there is none.
+    passed over when it is too old.
+
+    Raises:
+        UserError: there is none.
     """
     for choice, origin in ((explicit, "option"), (os.environ.get(ENVIRONMENT), "environment")):
         if choice:
@@ -106,7 +109,11 @@ def find_qemu(explicit: str | None = None) -> Qemu:
 
 
 def ensure_qemu(explicit: str | None = None, *, progress: Progress = quiet) -> Qemu:
-    """`find_qemu`, and when there is none, install one into the cache. Raises UserError when neither works."""
+    """`find_qemu`, and when there is none, install one into the cache.
+
+    Raises:
+        UserError: neither works.
+    """
     choice = explicit or os.environ.get(ENVIRONMENT)
     if choice and choice in manifest() and not installed_qemu(choice):
         return install_qemu(choice, progress=progress)
@@ -121,7 +128,8 @@ def ensure_qemu(explicit: str | None = None, *, progress: Progress = quiet) -> Q
 def install_qemu(name: str = "default", *, progress: Progress = quiet) -> Qemu:
     """Download a QEMU of the manifest into the cache, or bring it up to date; nothing outside the cache changes.
 
-    Raises UserError when there is no such name, no apt, no network or no space, or when the archive's is too old.
+    Raises:
+        UserError: there is no such name, no apt, no network or no space, or when the archive's is too old.
     """
     if name not in manifest():
         raise UserError(f"no QEMU is called {name}", hint=f"there are {', '.join(manifest())}")
@@ -157,7 +165,11 @@ def installed_qemu(name: str) -> Qemu | None:
 
 
 def examine(argv: Sequence[str], origin: str, *, digest: str | None = None, minimum: Version = FIRST_VERSION) -> Qemu:
-    """Run a QEMU to learn what it is. Raises UserError when it does not run, is too old or lacks vfio-user-pci."""
+    """Run a QEMU to learn what it is.
+
+    Raises:
+        UserError: it does not run, is too old or lacks vfio-user-pci.
+    """
     name = _program(argv)
     text = _ask((*argv, "--version")).partition("\n")[0].strip()
     if not text.startswith(_BANNER):

@@ -120,9 +120,13 @@ class EventLog:
         *,
         unless: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """The first event `name` whose data matches. Raises `QmpTimeout`, or `QmpLost` when none can come.
+        """The first event `name` whose data matches.
 
         `unless` is asked first, and at every `wake`: it raises what makes waiting vain.
+
+        Raises:
+            QmpTimeout: it did not come in time.
+            QmpLost: none can come any more.
         """
         while True:
             wakes = self._wakes
@@ -162,7 +166,10 @@ def _clause(pattern: Mapping[str, object]) -> str:
 class Qmp:
     """A connection to one QEMU. `command` and `wait_event` block; both have deadlines.
 
-    `address` is a connected socket or the path of a UNIX socket. Raises `QmpLost` when there is no QEMU at it.
+    `address` is a connected socket or the path of a UNIX socket.
+
+    Raises:
+        QmpLost: there is no QEMU at it.
     """
 
     def __init__(self, address: socket.socket | Path, *, log: Path, name: str = "qemu", limit: float = 30.0) -> None:
@@ -198,7 +205,10 @@ class Qmp:
     def command(self, name: str, limit: float | Deadline = 30.0, /, **arguments: object) -> Any:
         """Run a QMP command and return what it returns; underscores in argument names become dashes.
 
-        Raises `QmpError` when QEMU refuses, `QmpTimeout` and `QmpLost`.
+        Raises:
+            QmpError: QEMU refuses.
+            QmpTimeout: it does not answer in time.
+            QmpLost: it is gone.
         """
         return self.execute(name, {key.replace("_", "-"): value for key, value in arguments.items()}, limit)
 

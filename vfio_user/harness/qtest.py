@@ -178,7 +178,8 @@ class QTest:
     def secondary_bus(self, port: PciAddress) -> int:
         """The number that the guest's firmware or kernel gave to the bus behind a bridge or root port.
 
-        Raises `QTestError` when `port` is not a bridge or its bus has no number yet.
+        Raises:
+            QTestError: `port` is not a bridge or its bus has no number yet.
         """
         header = self.config_space(port, registers=(_HEADER_CLASS & ~3, _HEADER_SECONDARY_BUS & ~3))
         if header[_HEADER_CLASS : _HEADER_CLASS + 2] != _CLASS_BRIDGE:

@@ -87,7 +87,11 @@ class KeptAlive:
         self.child = interposer.child
 
     def kill(self) -> None:
-        """Have the interposer send SIGKILL to its server, as a crash; it starts another. Raises `ControlError`."""
+        """Have the interposer send SIGKILL to its server, as a crash; it starts another.
+
+        Raises:
+            ControlError: the interposer refuses, or is gone.
+        """
         self._interposer.control.call("signal", signal="SIGKILL")
 
     def stop(self) -> None:
@@ -97,8 +101,11 @@ class KeptAlive:
 class DeviceServer:
     """A device's server; at `path` a client may connect at once.
 
-    With an `interposition` the interposer listens there, and the server at `server_path`; with `trace` the interposer
-    records every message. Raises `ServerError`.
+    With an `interposition` the interposer listens there, and the server at `server_path`; with `trace` the
+    interposer records every message.
+
+    Raises:
+        ServerError: server or interposer do not come up.
     """
 
     def __init__(
@@ -153,7 +160,11 @@ class DeviceServer:
 
     @property
     def interposer(self) -> InterposerProcess:
-        """The interposer before it. Raises `UserError` where there is none."""
+        """The interposer before it.
+
+        Raises:
+            UserError: there is none.
+        """
         if self._interposer is None:
             raise UserError(
                 f"there is no interposer before the server {self.name!r}", hint="ask for one: interpose=True"
@@ -162,7 +173,11 @@ class DeviceServer:
 
     @property
     def control(self) -> InterposerControl:
-        """The commands of its interposer (docs/interposer.md). Raises `UserError` where there is none."""
+        """The commands of its interposer (docs/interposer.md).
+
+        Raises:
+            UserError: there is none.
+        """
         return self.interposer.control
 
     @property

@@ -32,10 +32,13 @@ _CAUSE_SECONDS = 1.0  # seconds between the end of a connection and that of its 
 class SshGuest(Guest):
     """A guest behind its SSH server.
 
-    `host_key` is the line of an OpenSSH public key (type and base64): another one is refused. `connection` replaces the
-    TCP connection to `port`, as for a guest in another network namespace. `check` is asked again and again while a
-    command runs, and when the connection ends, with the seconds that the cause may take to show: it raises that if it
-    knows one. Raises `GuestLost`.
+    `host_key` is the line of an OpenSSH public key (type and base64): another one is refused. `connection` replaces
+    the TCP connection to `port`, as for a guest in another network namespace. `check` is asked again and again while
+    a command runs, and when the connection ends, with the seconds that the cause may take to show: it raises that if
+    it knows one.
+
+    Raises:
+        GuestLost: it is not reached.
     """
 
     def __init__(
@@ -140,7 +143,11 @@ class SshGuest(Guest):
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """A block that needs the connection. Raises `GuestLost` for its end, or the cause of that."""
+        """A block that needs the connection.
+
+        Raises:
+            GuestLost: the connection ended, where nothing knows the cause.
+        """
         try:
             yield
         except _FAILURES as error:

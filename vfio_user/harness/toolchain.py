@@ -42,7 +42,11 @@ class Compiler(Unpacked):
     """gcc, with what it links."""
 
     def compile(self, arguments: Sequence[str], folder: Path) -> None:
-        """Run it in `folder`. Raises `UserError` with its first complaint."""
+        """Run it in `folder`.
+
+        Raises:
+            UserError: it complains; it has the first complaint.
+        """
         command = [str(self.root / _COMPILER), f"--sysroot={self.root}", *arguments]
         environment = self.environment()
         try:
@@ -72,12 +76,20 @@ class Debugger(Unpacked):
 
 
 def c_compiler(*, progress: Progress = quiet) -> Compiler:
-    """The compiler, fetched when the cache has none. Raises `UserError`: no apt, no network, no space."""
+    """The compiler, fetched when the cache has none.
+
+    Raises:
+        UserError: it cannot be fetched: no apt, no network, no space.
+    """
     return Compiler(_unpacked("toolchain", ("gcc", "libc6-dev"), _COMPILER, progress))
 
 
 def debugger(*, progress: Progress = quiet) -> Debugger:
-    """The debugger, fetched when the cache has none. Raises `UserError`: no apt, no network, no space."""
+    """The debugger, fetched when the cache has none.
+
+    Raises:
+        UserError: it cannot be fetched: no apt, no network, no space.
+    """
     return Debugger(_unpacked("debugger", ("gdb-minimal",), _DEBUGGER, progress))
 
 

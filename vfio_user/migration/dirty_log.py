@@ -30,7 +30,11 @@ _BITS = tuple(1 << bit for bit in range(8))
 
 
 def check_page_size(page_size: int) -> None:
-    """Raises ProtocolError (EINVAL) unless it is a power of two."""
+    """Look whether a page size is a power of two.
+
+    Raises:
+        ProtocolError: EINVAL, it is not.
+    """
     if page_size <= 0 or page_size & (page_size - 1):
         raise ProtocolError(f"dirty log: page size {page_size} is not a power of two", errno.EINVAL)
 

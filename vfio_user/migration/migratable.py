@@ -57,7 +57,11 @@ class ClientMemory(Protocol):
         """Page size of the dirty log; 0 if none is kept."""
 
     def start_log(self, page_size: int) -> None:
-        """Log from now on. Raises ProtocolError (EINVAL) for a page size that is none, or not that of a running log."""
+        """Log from now on.
+
+        Raises:
+            ProtocolError: EINVAL, a page size that is none, or not that of a running log.
+        """
 
     def stop_log(self) -> None:
         """Log no more, and drop what was logged."""
@@ -65,7 +69,8 @@ class ClientMemory(Protocol):
     def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
         """The bitmap of a range, whose pages are thereby clean; of `bitmap_size(length, page_size)` bytes.
 
-        Raises ProtocolError: EINVAL if no log is kept; ENOENT if nothing is mapped there.
+        Raises:
+            ProtocolError: EINVAL if no log is kept; ENOENT if nothing is mapped there.
         """
 
 
@@ -92,14 +97,20 @@ class Migratable(Protocol):
         """Copies of everything else that makes up the state."""
 
     def check_state(self, state: Mapping[str, Value]) -> None:
-        """Raises ProtocolError (EINVAL) with the reason if `load_state` would not take it. Changes nothing."""
+        """Look whether `load_state` would take it; changes nothing.
+
+        Raises:
+            ProtocolError: EINVAL, it would not, with the reason.
+        """
 
     def load_state(self, state: Mapping[str, Value]) -> None:
         """Become what was saved. Called stopped, with the memory loaded already."""
 
     def check_savable(self) -> None:
-        """Raises ProtocolError (EIO) with the reason where what `save_state` gives could not be loaded. The device may
-        be running.
+        """Look whether what `save_state` gives could be loaded; the device may be running.
+
+        Raises:
+            ProtocolError: EIO, it could not, with the reason.
         """
 
     def digests(self) -> Mapping[str, str]:
@@ -117,7 +128,8 @@ class Migratable(Protocol):
     def stop(self) -> None:
         """Stand still until `start`: no DMA and no interrupt.
 
-        Raises ProtocolError if the device refuses, or needs time: a session waits for that before, see `Migration`.
+        Raises:
+            ProtocolError: the device refuses, or needs time: a session waits for that before, see `Migration`.
         """
 
     def start(self) -> None:

@@ -114,7 +114,8 @@ class Migration:
     def start_log(self, page_size: int | None = None) -> None:
         """Log what the device writes of its client's memory, in pages of so many bytes; None: of `page_size`.
 
-        Raises ProtocolError (EINVAL) for a page size that is none, or not that of a running log.
+        Raises:
+            ProtocolError: EINVAL, a page size that is none, or not that of a running log.
         """
         self.device.dma.start_log(self.page_size if page_size is None else page_size)
 

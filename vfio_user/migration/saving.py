@@ -70,7 +70,8 @@ def _piece(content: Content, at: int, size: int) -> tuple[int, bytes]:
 class Saving:
     """One stream. `read` gives its next bytes; call `stopped` when the device has stopped, and `close` in any case.
 
-    Raises ProtocolError (EIO) from `read` and `pending` where a storage cannot be read; the stream has no end then.
+    Raises:
+        ProtocolError: EIO, from `read` and `pending`, where a storage cannot be read; the stream has no end then.
     """
 
     def __init__(self, device: Migratable) -> None:

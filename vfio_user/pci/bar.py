@@ -41,7 +41,11 @@ class Bar:
     exact: bool = False
 
     def check(self) -> None:
-        """Raises ValueError for a BAR that PCI cannot express."""
+        """Compare the BAR with what PCI can express.
+
+        Raises:
+            ValueError: it cannot.
+        """
         name = f"BAR {self.index}"
         if not 0 <= self.index < BAR_COUNT:
             raise ValueError(f"{name}: a function has BARs 0 to {BAR_COUNT - 1}")
@@ -71,7 +75,11 @@ class Bar:
 
 
 def check_bars(bars: Iterable[Bar]) -> None:
-    """Raises ValueError if a BAR is wrong or two of them use the same index."""
+    """Check each BAR, and that no two use the same index.
+
+    Raises:
+        ValueError: one is wrong, or two use the same index.
+    """
     used: set[int] = set()
     for bar in bars:
         bar.check()

@@ -41,7 +41,11 @@ class PciIds:
     subsystem: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a number that has more bits than its place."""
+        """Compare each number with the bits of its place.
+
+        Raises:
+            ValueError: it has more.
+        """
         for name, bits in ID_BITS.items():
             if not 0 <= getattr(self, name) < 1 << bits:
                 raise ValueError(f"{name} has {bits} bits, and {getattr(self, name):#x} does not fit")

@@ -76,7 +76,11 @@ def _lock(backing: Backing, others: Sequence[Backing]) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `64M`, `1G`, `512K` or a plain number. Raises UserError."""
+    """Bytes from `64M`, `1G`, `512K` or a plain number.
+
+    Raises:
+        UserError: it is none of these.
+    """
     digits = text.rstrip("KMGTkmgt")
     suffix = text[len(digits) :].upper()
     if not digits.isdigit() or suffix not in SUFFIXES or not int(digits):

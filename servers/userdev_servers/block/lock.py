@@ -55,7 +55,11 @@ class ImageLock:
         return self.held or not self.possible
 
     def take(self) -> None:
-        """Hold it, until `release` or the end of the process. Raises InUse."""
+        """Hold it, until `release` or the end of the process.
+
+        Raises:
+            InUse: another has the image.
+        """
         if self.allows_use:
             return
         try:

@@ -69,14 +69,22 @@ class Controller:
         return self.namespaces[nsid - 1]
 
     def active_namespace(self, nsid: int) -> Namespace:
-        """Raises Failure for one that this controller gives no access to, too."""
+        """The namespace of that identifier, which the guest can use.
+
+        Raises:
+            Failure: there is none, or this controller gives no access to it.
+        """
         namespace = self.namespace(nsid)
         if not (namespace.exists and namespace.attached):
             raise Failure(Status.INVALID_FIELD)
         return namespace
 
     def sync_namespaces(self) -> None:
-        """Bring everything that was written to the disk; waits for it. Raises OSError."""
+        """Bring everything that was written to the disk; waits for it.
+
+        Raises:
+            OSError: a disk refuses; the others have been synced.
+        """
         sync_all(self.namespaces)
 
     def namespace_changed(self, namespace: Namespace) -> None:
@@ -143,7 +151,11 @@ class Controller:
         self.state.saved_namespaces = [namespace.save() for namespace in self.namespaces]
 
     def take_over_images(self) -> None:
-        """Raises InUse while another has one of them."""
+        """Lock the images for this controller.
+
+        Raises:
+            InUse: another has one of them.
+        """
         for namespace in self.namespaces:
             namespace.backing.take_over()
 

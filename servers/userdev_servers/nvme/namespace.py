@@ -71,7 +71,11 @@ class Namespace:
 
 
 def check_images(saved: list[list[int]], namespaces: Sequence[Namespace]) -> None:
-    """Raises ProtocolError (EINVAL) unless the images of these namespaces hold what was saved."""
+    """Measure the images of these namespaces, and compare them with what was saved.
+
+    Raises:
+        ProtocolError: EINVAL, one cannot hold its namespace.
+    """
     for namespace, (_exists, _attached, blocks, shift) in zip(namespaces, saved, strict=True):
         namespace.backing.measure()
         if blocks << shift > namespace.backing.size:

@@ -52,7 +52,11 @@ class RunningServer:
         return ""
 
     def connect(self) -> Stream:
-        """A new connection to it. Raises `UserError`."""
+        """A new connection to it.
+
+        Raises:
+            UserError: it does not listen, or has ended.
+        """
         return connect(self.address, timeout=self._timeout)
 
     def renew(self) -> None:

@@ -73,7 +73,11 @@ KINDS: Mapping[str, Callable[[], AbstractContextManager[Pair]]] = MappingProxyTy
 
 
 def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
-    """The hosts called `kind`, or two named as A,B; a context manager. Raises `UserError` for an unknown kind."""
+    """The hosts called `kind`, or two named as A,B; a context manager.
+
+    Raises:
+        UserError: an unknown kind.
+    """
     if kind.count(",") == 1:
         return named(*kind.split(","))
     if kind not in KINDS:

@@ -44,7 +44,11 @@ class Frames:
             self._write(HEADER.pack(kind, stream, len(data)) + data)
 
     def receive(self) -> tuple[int, int, bytes]:
-        """The next frame. Raises `EOFError` at the end."""
+        """The next frame.
+
+        Raises:
+            EOFError: the connection has ended.
+        """
         kind, stream, length = HEADER.unpack(self._exactly(HEADER.size))
         return kind, stream, self._exactly(length)
 

@@ -48,7 +48,11 @@ class SshHost:
 
     @classmethod
     def parse(cls, name: str, url: str) -> SshHost:
-        """From ssh://user@host:port?address=...&key=...&known_hosts=...&python=... Raises `UserError`."""
+        """From ssh://user@host:port?address=...&key=...&known_hosts=...&python=...
+
+        Raises:
+            UserError: it is no such address, or names no key or host.
+        """
         parts = urlsplit(url)
         options: dict[str, Any] = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         known = {"address", "key", "known_hosts", "python"}
@@ -78,7 +82,11 @@ class SshHost:
         }
 
     def await_start(self, child: Child) -> None:
-        """Wait until the program runs there: its sockets listen then. Raises `UserError`."""
+        """Wait until the program runs there: its sockets listen then.
+
+        Raises:
+            UserError: it ends before, or the host is not reached in time.
+        """
         if not await_text(child, STARTED_LINE, _START_SECONDS):
             raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
 

@@ -26,7 +26,11 @@ _CONNECT_SECONDS = 20.0
 
 
 def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
-    """A connection. Raises `UserError`."""
+    """An SSH connection to a host.
+
+    Raises:
+        UserError: it is not reached, or refuses us.
+    """
     import paramiko
 
     client = paramiko.SSHClient()

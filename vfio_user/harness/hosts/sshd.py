@@ -72,7 +72,11 @@ MaxStartups 100
 
 
 def ensure_sshd(progress: Progress = quiet) -> Path:
-    """The folder that the server is unpacked in, in the cache; fetched when it is not there. Raises `UserError`."""
+    """The folder that the server is unpacked in, in the cache; fetched when it is not there.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
     root = cache_dir() / "openssh-server"
     with locked("openssh-server"):
         if not (root / _PROGRAM).exists():

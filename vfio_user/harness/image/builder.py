@@ -70,7 +70,8 @@ class ImageStatus:
 def ensure_image(name: str, *, progress: Progress = quiet) -> GuestImage:
     """The image called `name` (or of the recipe file `name`, .yaml), built first when it is missing or outdated.
 
-    Raises UserError on an unknown name, a recipe with a mistake, or when packages cannot be fetched.
+    Raises:
+        UserError: an unknown name, a recipe with a mistake, or when packages cannot be fetched.
     """
     recipe = load_recipe(name)
     image = _find(recipe)
@@ -81,7 +82,11 @@ def ensure_image(name: str, *, progress: Progress = quiet) -> GuestImage:
 
 
 def build_image(name: str, *, progress: Progress = quiet) -> GuestImage:
-    """Like `ensure_image`, but with the newest packages of the archive. Raises UserError."""
+    """Like `ensure_image`, but with the newest packages of the archive.
+
+    Raises:
+        UserError: an unknown name, a recipe with a mistake, or packages that cannot be fetched.
+    """
     recipe = load_recipe(name)
     with locked(f"image-{recipe.name}"):
         _build_base(recipe, progress)

@@ -40,7 +40,11 @@ DECOMPRESS: dict[bytes, Callable[[bytes], bytes]] = {
 
 
 def decompress(data: bytes, what: object) -> bytes:
-    """Undo the compression that the first bytes tell of. Raises UserError, naming `what`, on an unknown one."""
+    """Undo the compression that the first bytes tell of.
+
+    Raises:
+        UserError: an unknown one; it names `what`.
+    """
     for magic, undo in DECOMPRESS.items():
         if data.startswith(magic):
             return undo(data)
@@ -48,7 +52,11 @@ def decompress(data: bytes, what: object) -> bytes:
 
 
 def extract_vmlinux(image: Path) -> bytes:
-    """The ELF kernel inside the bzImage at `image`. Raises UserError when it is no bzImage."""
+    """The ELF kernel inside the bzImage at `image`.
+
+    Raises:
+        UserError: it is no bzImage.
+    """
     data = image.read_bytes()
     if data[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         raise UserError(f"{image.name} is not a Linux kernel for x86")

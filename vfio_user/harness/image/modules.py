@@ -76,7 +76,8 @@ class KernelModules:
     def closure(self, names: Iterable[str]) -> list[Module]:
         """The modules called `names` with all that they depend on, dependencies first; built-in ones are left out.
 
-        Raises UserError on a name that the kernel does not have.
+        Raises:
+            UserError: a name that the kernel does not have.
         """
         found: dict[str, Module] = {}
         for name in names:

@@ -56,7 +56,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> ImageRecipe:
     """The recipe called `name`, or in the file `name` when that ends in `.yaml`.
 
-    Raises UserError on an unknown name or a recipe with a mistake, which it names.
+    Raises:
+        UserError: an unknown name or a recipe with a mistake, which it names.
     """
     if name.endswith(".yaml"):
         return _validated(Path(name))

@@ -22,7 +22,8 @@ EMPTY_FOLDERS = ("dev", "proc", "run", "sys", "root", "mnt", "var/log", "var/tmp
 def select(packages: Path, patterns: Iterable[str], exclude: Iterable[str]) -> Tree:
     """The files of `packages` (a root with unpacked packages in it) that `patterns` name, with their libraries.
 
-    Raises UserError when a pattern matches nothing or leads out of the packages, or a library is in no package.
+    Raises:
+        UserError: a pattern matches nothing or leads out of the packages, or a library is in no package.
     """
     chosen = _Selection(packages, tuple(pattern.lstrip("/") for pattern in exclude))
     for pattern in patterns:
@@ -85,7 +86,10 @@ class _Selection:
 def add_bytecode(tree: Tree, packages: Path) -> None:
     """Compile the Python library of `tree` with its own interpreter, whose compiled form no other version reads.
 
-    Guests start Python three times as fast with it. Raises UserError when the interpreter does not run here.
+    Guests start Python three times as fast with it.
+
+    Raises:
+        UserError: the interpreter does not run here.
     """
     sources = [entry.content for path, entry in tree if _is_library_module(path) and isinstance(entry, File)]
     if not sources:

@@ -45,7 +45,11 @@ class File:
     content: bytes | Path
 
     def read(self) -> bytes:
-        """The content, from the file of the host where it is one. Raises `OSError` when that cannot be read."""
+        """The content, from the file of the host where it is one.
+
+        Raises:
+            OSError: that cannot be read.
+        """
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 

@@ -29,10 +29,18 @@ class Launcher(Protocol):
     """Starts and ends machines and servers, and keeps what is evidence of them: `Lab`."""
 
     def serve(self, device: Device, name: str, *, interposed: Interpose, host: Host, trace: bool) -> DeviceServer:
-        """Start a device's server on `host`. Raises `ServerError` when it does not come up."""
+        """Start a device's server on `host`.
+
+        Raises:
+            ServerError: it does not come up.
+        """
 
     def machine(self, spec: GuestSpec, *, restore: bool, qemu: Qemu | None) -> Machine:
-        """Start a QEMU on the host of `spec`; with `restore` it waits for a guest. Raises `MachineError`."""
+        """Start a QEMU on the host of `spec`; with `restore` it waits for a guest.
+
+        Raises:
+            MachineError: QEMU does not start.
+        """
 
     def next_name(self, name: str) -> str:
         """The name of the next machine that the guest called `name` is to be in: guest, guest.1, guest.2."""
@@ -44,7 +52,11 @@ class Launcher(Protocol):
 def move(
     lab: Launcher, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, conductor: Conductor, qemu: Qemu | None
 ) -> Report:
-    """See `Lab.migrate`. Raises `UserError` for what cannot even begin."""
+    """See `Lab.migrate`.
+
+    Raises:
+        UserError: what cannot even begin.
+    """
     servers = [_interposed(guest, plugged) for plugged in guest.devices]
     mode = choose_mode(mode, servers)
     if mode is not Mode.DIRECT:
@@ -88,7 +100,11 @@ def move(
 
 
 def require_migratable(guest: BootedGuest) -> None:
-    """Ask the servers of a guest's devices. Raises `UserError` with the name of one that cannot migrate."""
+    """Ask the servers of a guest's devices.
+
+    Raises:
+        UserError: one cannot migrate; it has its name.
+    """
     for plugged in guest.devices:
         server = _interposed(guest, plugged)
         if "STOP_COPY" not in server.control.call("migration_support")["supports"]:
@@ -107,7 +123,11 @@ def was_reset(machine: Machine) -> bool:
 
 
 def choose_mode(mode: Mode, servers: list[DeviceServer]) -> Mode:
-    """What will be done. Raises `UserError` where native migration is demanded from a client that has none."""
+    """What will be done.
+
+    Raises:
+        UserError: native migration is demanded from a client that has none.
+    """
     if mode not in (Mode.AUTO, Mode.NATIVE):
         return mode
     native = bool(servers) and all(server.control.call("session")["client_migrates"] for server in servers)

@@ -31,7 +31,11 @@ class Journal:
             self.write({"kind": "begin", "soaked": dict(soaked)})
 
     def hop(self, facts: Line) -> None:
-        """Append what is known of a hop, and have it on the disk. Raises `UserError` where that cannot be written."""
+        """Append what is known of a hop, and have it on the disk.
+
+        Raises:
+            UserError: that cannot be written.
+        """
         self.last = facts
         self.hops.append(self._part(facts))
         self.write({"kind": "hop", **facts})

@@ -115,7 +115,11 @@ class SavedAgain:
             self._steps.append(self._spool.begin_to_fill(server))
 
     def digest(self) -> str:
-        """Of the state, when all of it is there. Raises `ControlError`."""
+        """SHA-256 of the state, when all of it is there.
+
+        Raises:
+            ControlError: the server refuses, or is gone.
+        """
         for step in self._steps:
             step.result()
         if not self._server.shares_memory:
@@ -227,15 +231,27 @@ class DeviceLink:
         return self.destination.control.post("migration_state", set="STOP", timeout=self.patience)
 
     def run(self) -> None:
-        """Take the destination's server to RUNNING. Raises `ControlError` where it refuses."""
+        """Take the destination's server to RUNNING.
+
+        Raises:
+            ControlError: it refuses.
+        """
         self._go(self.destination.control, "RUNNING")
 
     def confirm_source(self) -> None:
-        """Hear that the device runs, and that its state is being copied where that is so. Raises `UserError`."""
+        """Hear that the device runs, and that its state is being copied where that is so.
+
+        Raises:
+            UserError: it does not, or is gone.
+        """
         self.confirm(self.source, "PRE_COPY" if self.pre_copies else "RUNNING")
 
     def confirm(self, side: DeviceServer, expected: str) -> None:
-        """Hear from a server that it is there, and in the state that it should be in. Raises `UserError`."""
+        """Hear from a server that it is there, and in the state that it should be in.
+
+        Raises:
+            UserError: it is not, or is gone.
+        """
         state = side.control.call("migration_state")["state"]
         if state != expected:
             why = "; the guest has reset it, migrate again" if state == "RUNNING" and side is self.source else ""

@@ -106,7 +106,11 @@ def _guest_address(offset: int, memory: int) -> int:
 
 
 def status_event(machine: Machine, seconds: float) -> str | None:
-    """The next status that QEMU tells, None when none comes in time. Raises `MigrationFailed`."""
+    """The next status that QEMU tells, None when none comes in time.
+
+    Raises:
+        MigrationFailed: it is that of a migration that failed.
+    """
     try:
         status: str = machine.qmp.wait_event("MIGRATION", seconds)["data"]["status"]
     except QmpTimeout:
@@ -117,7 +121,12 @@ def status_event(machine: Machine, seconds: float) -> str | None:
 
 
 def await_status(machine: Machine, wanted: str, deadline: Deadline) -> None:
-    """Wait for a status. Raises `MigrationFailed`, or `QmpTimeout`."""
+    """Wait for a status.
+
+    Raises:
+        MigrationFailed: the migration fails before.
+        QmpTimeout: it does not come in time.
+    """
     while (status := status_event(machine, deadline.remaining)) != wanted:
         if status is None:
             raise QmpTimeout(f"{machine.name}: the migration was not {wanted} in {deadline.seconds:g} s")

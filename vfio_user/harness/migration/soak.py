@@ -29,7 +29,10 @@ _KEPT = 3  # machines whose logs stay: the one that runs, those of the last hops
 class Soak:
     """What is soaked, in the words of a command line; by default the device's first workload, in the image for that.
 
-    `interrupts` are enabled beside the work, whatever that is. Raises `UserError` for work that there is not.
+    `interrupts` are enabled beside the work, whatever that is.
+
+    Raises:
+        UserError: work that there is not.
     """
 
     device: str = "edu"
@@ -45,7 +48,11 @@ class Soak:
 
     @property
     def assignment(self) -> Assignment:
-        """Workload and interrupts that the device is used with. Raises `UserError` for names that do not exist."""
+        """Workload and interrupts that the device is used with.
+
+        Raises:
+            UserError: names that do not exist.
+        """
         return Assignment.of(self.device, self.workload, self.interrupts)
 
     def run(self, lab: Lab, journal: Journal, hops: int) -> Iterator[Report]:

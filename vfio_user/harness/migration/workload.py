@@ -60,7 +60,9 @@ class Assignment:
         """What is meant by an option of a command line; without a kind it is the first that there is.
 
         A device that is not of `SUBJECTS` may be like one of those, so that any work may do: the guest will tell.
-        Raises `UserError` for work that there is not.
+
+        Raises:
+            UserError: work that there is not.
         """
         wanted = Device.parse(device)
         subject = SUBJECTS.get(wanted.served)
@@ -74,7 +76,11 @@ class Assignment:
         return cls(wanted, kind, interrupts or "")
 
     def start(self, guest: BootedGuest, plugged: Plugged, limit: float = 3600.0) -> Workload | None:
-        """Have the guest do it; None where there is nothing to do. Raises `GuestFailure`."""
+        """Have the guest do it; None where there is nothing to do.
+
+        Raises:
+            GuestFailure: its first round was wrong, or never ended.
+        """
         options = ("--interrupts", self.interrupts) if self.interrupts else ()
         return Workload(guest, self.kind, *options, device=plugged, limit=limit) if self.kind != NONE else None
 
@@ -113,7 +119,8 @@ class Workload:
     ) -> None:
         """Start it with a device, the guest's first if none is given, and wait until its first round was right.
 
-        Raises `GuestFailure` when there is none.
+        Raises:
+            GuestFailure: it was not, or never ended.
         """
         self._guest = guest
         slot = (device or guest.device).address
@@ -137,7 +144,11 @@ class Workload:
         return Exercise(" ".join(self.command), not wrong, found["seen"], wrong, {}, time.monotonic() - began)
 
     def end(self) -> Exercise:
-        """End it; what it did and saw. Raises `GuestFailure` when it gives no report."""
+        """End it; what it did and saw.
+
+        Raises:
+            GuestFailure: it gives no report.
+        """
         self._job.kill()
         return report_of(self._guest, self.command, self._job.wait(Deadline(_END_SECONDS * self._guest.patience)))
 

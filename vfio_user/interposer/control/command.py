@@ -67,7 +67,11 @@ class ControlCommand(BaseModel):
     """Whether a descriptor may come with it."""
 
     def follow(self, data: bytes) -> None:
-        """Take the bytes that came behind the line. Raises `UserError` where there should be none."""
+        """Take the bytes that came behind the line.
+
+        Raises:
+            UserError: there should be none.
+        """
         raise UserError("no bytes may follow this command")
 
     async def run(self, interposer: Controlled, fds: list[int]) -> Result:

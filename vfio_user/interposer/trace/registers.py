@@ -80,7 +80,11 @@ class RegisterMap:
         return self._at.get((region, offset), "")
 
     def check(self, wanted: str) -> None:
-        """Raises UserError where no register has the name `wanted`; see `is_named`."""
+        """Look for the name `wanted`; see `is_named`.
+
+        Raises:
+            UserError: no register has it.
+        """
         if not any(is_named(name, wanted) for name in self._at.values()):
             names = sorted({name.partition("+")[0].partition("[")[0] for name in self._at.values()})
             near = get_close_matches(wanted.partition("+")[0].partition("[")[0], names, 3)
