@@ -101,7 +101,7 @@ class Ring(ABC):
         self.has_events = VirtioFeature.EVENT_IDX in features
         self._by_guest_address = by_guest_address
         self._has_indirect = VirtioFeature.INDIRECT_DESC in features
-        self._most_indirect = max(MAX_INDIRECT, size)
+        self._longest_table = max(MAX_INDIRECT, size) * DESCRIPTOR.size
         self._in_order: deque[Chain] | None = deque() if VirtioFeature.IN_ORDER in features else None
         self._finished: list[Chain] = []
         self._generation = -1
@@ -241,11 +241,14 @@ class Ring(ABC):
 
     def _indirect(self, address: int, length: int) -> bytes:
         """The descriptors of an indirect table; copied, so that they stay as they are checked."""
-        count, rest = divmod(length, DESCRIPTOR.size)
         if not self._has_indirect:
             self._break("an indirect descriptor, which was not negotiated")
-        if rest or not 0 < count <= self._most_indirect:
+        if length % DESCRIPTOR.size or not 0 < length <= self._longest_table:
             self._break(f"an indirect table of {length:#x} bytes")
+        region = self.table.recent
+        at = address - region.guest
+        if self.iotlb is None and 0 <= at <= region.size - length:
+            return region.view[at : at + length].tobytes()
         pieces: list[memoryview] = []
         self._buffer(address, length, 0, pieces, [])
         return b"".join(pieces)
