@@ -149,6 +149,19 @@ def initiate_flr(client: Client) -> None:
     assert not client.wait(client.submit(Command.REGION_WRITE, access)).failed
 
 
+@pytest.mark.parametrize("plan", ["defer", "call_soon", "call_later"])
+def test_a_device_may_stand_still_by_any_work_that_it_plans(plan: str, device: Busy, server: Server) -> None:
+    def quiet() -> Quiesce:
+        answer = Quiesce()
+        getattr(device, plan)(*((0.001,) if plan == "call_later" else ()), answer.done)
+        return answer
+
+    with connect(server) as client:
+        device.quiet = quiet
+        client.reset()
+        assert device.comes_to("quiesce", "device", "resume")
+
+
 # The end of a client
 
 

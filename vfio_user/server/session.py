@@ -220,6 +220,8 @@ class Session:
         if hold.settled:
             return
         self._flush()
+        if self._deferred:  # by on_quiesce: the hold may wait for it
+            self._worker.call_soon(self._do_deferred)
         deadline: float | None = monotonic() + (QUIESCE_SECONDS if seconds is None else seconds)
         with Wakeup() as settled:
             hold.then(settled.set)
