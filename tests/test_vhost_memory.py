@@ -20,7 +20,7 @@ from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, MemoryTable, Permission
 from vhost_user.memory.iotlb import IotlbType
 from vhost_user.memory.table import MAX_SLOTS
-from vhost_user.wire.payloads import IotlbMessage, Log, Region
+from vhost_user.wire.payloads import IotlbMessage, Log, Region, XenRegion
 
 MIB = 1 << 20
 USER = 0x7F1234560000
@@ -130,6 +130,16 @@ def test_regions_that_overlap_are_refused() -> None:
             table.add(Region(MIB - 1, MIB, USER + MIB, 0), fd)
         table.add(Region(MIB, MIB, USER + MIB, 0), fd)
     table.clear()
+
+
+def test_a_region_of_xen_is_refused() -> None:
+    """XEN_MMAP is not offered, and a message of that form can come all the same."""
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        with pytest.raises(ProtocolError):
+            table.set([XenRegion(0, MIB, USER, 0, 1, 0)], [fd])
+        with pytest.raises(ProtocolError):
+            table.add(XenRegion(0, MIB, USER, 0, 1, 0), fd)
 
 
 def test_all_regions_may_have_the_same_address_in_the_front_end() -> None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from userdev.errors import ProtocolError
 from userdev.memory.files import MemoryFile, MemoryFiles
 from vhost_user.memory.mapping import can_shrink, check_size
-from vhost_user.wire.payloads import Region
+from vhost_user.wire.payloads import Region, XenRegion
 
 MAX_SLOTS = 509
 """Regions at a time, and what GET_MAX_MEM_SLOTS is answered with: as many as QEMU and virtiofsd take."""
@@ -31,13 +31,15 @@ class MappedRegion:
 
     __slots__ = ("_end", "_file", "_files", "can_shrink", "guest", "size", "user", "view")
 
-    def __init__(self, region: Region, fd: int, files: MemoryFiles) -> None:
+    def __init__(self, region: Region | XenRegion, fd: int, files: MemoryFiles) -> None:
         """Map it; `fd` stays the caller's.
 
         Raises:
             ProtocolError: it is empty, beyond 64 bits or beyond its file; or its file cannot be mapped.
         """
-        guest, size, user, offset = region[:4]
+        if isinstance(region, XenRegion):
+            raise ProtocolError("a memory region of Xen, whose files are not mapped as others are")
+        guest, size, user, offset = region
         if not size or guest + size > _END or user + size > _END or offset + size > _END:
             raise ProtocolError(f"a region of {size:#x} bytes at {guest:#x}, {user:#x} in the front-end")
         self.guest, self.size, self.user = guest, size, user
@@ -52,7 +54,7 @@ class MappedRegion:
         """The guest address behind it."""
         return self.guest + self.size
 
-    def is_same(self, region: Region) -> bool:
+    def is_same(self, region: Region | XenRegion) -> bool:
         """Whether a message names this region: "by its guest address, user address and size"."""
         return (self.guest, self.size, self.user) == (region.guest_address, region.size, region.user_address)
 
@@ -95,7 +97,7 @@ class MemoryTable:
     def __len__(self) -> int:
         return len(self._regions)
 
-    def set(self, regions: Sequence[Region], fds: Sequence[int]) -> None:
+    def set(self, regions: Sequence[Region | XenRegion], fds: Sequence[int]) -> None:
         """Have these regions and no others (SET_MEM_TABLE); the descriptors stay the caller's.
 
         Raises:
@@ -113,7 +115,7 @@ class MemoryTable:
         self._have(mapped)
         _close(before)
 
-    def add(self, region: Region, fd: int) -> None:
+    def add(self, region: Region | XenRegion, fd: int) -> None:
         """Have this region too (ADD_MEM_REG); `fd` stays the caller's.
 
         One that is there already is mapped anew: QEMU adds its regions again when a device comes back on a chardev.
@@ -134,7 +136,7 @@ class MemoryTable:
         self._have([*others, mapped])
         _close(same)
 
-    def remove(self, region: Region) -> None:
+    def remove(self, region: Region | XenRegion) -> None:
         """Let this region go (REM_MEM_REG).
 
         Raises:

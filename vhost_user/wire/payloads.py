@@ -7,7 +7,6 @@ where the bytes are no such payload, and nothing else; writing takes values of o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from userdev.errors import ProtocolError
@@ -368,6 +367,3 @@ REGIONS = Either(
     Table("Multiple Memory regions description", Layout(Region, _REGION, _NATIVE), MAX_REGIONS),
     Table("Multiple Memory regions description", Layout(XenRegion, _XEN, _NATIVE), MAX_REGIONS),
 )
-
-AnyRegion = Region | XenRegion
-Regions = Sequence[AnyRegion]
