@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
+from userdev.memory.intervals import IntervalMap
 from vfio_user.wire.constants import DmaFlags
 
 PAGE = 4096
@@ -71,7 +71,7 @@ class AddressSpace:
     """What the device may reach, by IOVA; it serves DMA messages, and knows which pages those wrote."""
 
     def __init__(self) -> None:
-        self._mappings: list[Mapping] = []
+        self._mappings = IntervalMap[Mapping]()
         self.dirty: set[int] = set()
         """IOVA of each 4 KiB page that a DMA message wrote: the client's share of dirty tracking."""
 
@@ -83,13 +83,13 @@ class AddressSpace:
 
     def add(self, mapping: Mapping) -> None:
         """Let the device reach a mapping."""
-        insort(self._mappings, mapping)
+        self._mappings.add(mapping)
 
     def remove(self, iova: int, size: int) -> None:
         """Forget the mapping of exactly that range; nothing happens where there is none."""
-        at = bisect_right(self._mappings, iova, key=lambda m: m.iova) - 1
-        if at >= 0 and (self._mappings[at].iova, self._mappings[at].size) == (iova, size):
-            del self._mappings[at]
+        mapping = self._mappings.starting_at(iova)
+        if mapping is not None and mapping.size == size:
+            self._mappings.remove(iova)
 
     def clear(self) -> None:
         """Forget every mapping."""
@@ -119,9 +119,8 @@ class AddressSpace:
     def _pieces(self, iova: int, count: int, access: DmaFlags) -> list[memoryview]:
         pieces: list[memoryview] = []
         while count:
-            at = bisect_right(self._mappings, iova, key=lambda m: m.iova) - 1
-            found = self._mappings[at] if at >= 0 else None
-            if found is None or iova >= found.end:
+            found = self._mappings.find(iova)
+            if found is None:
                 raise ProtocolError(f"DMA to {iova:#x}, where nothing is mapped", errno.ENODEV)
             if not found.flags & access:
                 raise ProtocolError(f"DMA {access.name} at {iova:#x} is not allowed", errno.EPERM)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from userdev.memory.bitmap import bitmap_size
 from userdev.memory.files import MemoryFiles
+from userdev.memory.intervals import IntervalMap
 from vfio_user.device.dma_region import CURRENT_POLICY, NOWHERE, DmaRegion
 from vfio_user.migration.dirty_log import MAX_LOGGED, DirtyPages, check_page_size
 from vfio_user.wire.constants import DmaFlags
@@ -36,26 +37,23 @@ class DmaMap:
         self._mapped = mapped
         self._unmapped = unmapped
         self._files = MemoryFiles()
-        self._starts: list[int] = []
-        self._regions: dict[int, DmaRegion] = {}
+        self._map = IntervalMap[DmaRegion]()
         self._empty: set[int] = set()
         self._last = NOWHERE
         self._size = 0
         self._log_page_size = 0
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._map)
 
     @property
     def regions(self) -> list[DmaRegion]:
         """All regions in order of address."""
-        return [self._regions[start] for start in self._starts]
+        return list(self._map)
 
     def find(self, iova: int) -> DmaRegion | None:
         """The region that has this address."""
-        place = bisect_right(self._starts, iova) - 1
-        region = self._regions[self._starts[place]] if place >= 0 else NOWHERE
-        return region if iova < region.end else None
+        return self._map.find(iova)
 
     def pieces(self, iova: int, count: int, access: int, missing: int = errno.EFAULT) -> list[Piece]:
         """Where these bytes are: regions with offset and size, in order, all of them or an error.
@@ -65,9 +63,10 @@ class DmaMap:
         """
         pieces: list[Piece] = []
         end = iova + count
-        place = bisect_right(self._starts, iova) - 1
+        starts, regions = self._map.starts, self._map.by_start
+        place = bisect_right(starts, iova) - 1
         while iova < end:
-            region = self._regions[self._starts[place]] if 0 <= place < len(self._starts) else NOWHERE
+            region = regions[starts[place]] if 0 <= place < len(starts) else NOWHERE
             start = iova - region.iova
             if not 0 <= start < region.size:
                 raise ProtocolError(f"no client memory is mapped at {iova:#x}", missing)
@@ -91,7 +90,7 @@ class DmaMap:
         """
         try:
             region = self._new_region(iova, size, flags, fd, offset)
-            known = self._regions.get(iova)
+            known = self._map.starting_at(iova)
             if known is not None and self._is_again(known, region):
                 region = known
             elif size:
@@ -116,7 +115,7 @@ class DmaMap:
             ProtocolError: ENOENT, no region has exactly this address and size, and none lies inside with none across
                 the borders; where the policy allows parts, no region has anything of it.
         """
-        region = self._regions.get(iova)
+        region = self._map.starting_at(iova)
         if region is not None and region.size == size:
             self._drop(region)
         elif size == 0 and iova in self._empty:
@@ -128,8 +127,8 @@ class DmaMap:
 
     def has_any(self, iova: int, size: int) -> bool:
         """Whether anything is mapped in a range."""
-        at = bisect_left(self._starts, iova + size) - 1
-        return (at >= 0 and self._regions[self._starts[at]].end > iova) or (size == 0 and iova in self._empty)
+        last = self._map.last_before(iova + size)
+        return (last is not None and last.end > iova) or (size == 0 and iova in self._empty)
 
     def unmap_all(self) -> None:
         """Forget everything. What a hook of the author raises is raised when all of it is forgotten."""
@@ -166,7 +165,7 @@ class DmaMap:
 
     def stop_log(self) -> None:
         self._log_page_size = 0
-        for region in self._regions.values():
+        for region in self._map:
             region.dirty = None
 
     def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
@@ -182,12 +181,10 @@ class DmaMap:
         check_page_size(page_size)
         if not self._log_page_size or length < page_size:
             raise ProtocolError("dirty log: not started, or a range shorter than a page", errno.EINVAL)
-        place = max(0, bisect_right(self._starts, iova) - 1)
         bitmap = bytearray(bitmap_size(length, page_size))
         found = False
-        for start in self._starts[place : bisect_left(self._starts, iova + length)]:
-            region = self._regions[start]
-            if region.end > iova and region.dirty is not None:
+        for region in self._map.within(iova, iova + length):
+            if region.dirty is not None:
                 region.dirty.take_into(bitmap, iova, length, page_size)
                 found = True
         if not found:
@@ -221,11 +218,10 @@ class DmaMap:
         return self.policy.identical_is_fine and known.same_as(region)
 
     def _check_free(self, iova: int, size: int) -> None:
-        place = bisect_left(self._starts, iova + size) - 1
-        if place >= 0 and self._regions[self._starts[place]].end > iova:
-            other = self._regions[self._starts[place]]
+        other = self._map.last_before(iova + size)
+        if other is not None and other.end > iova:
             raise ProtocolError(f"DMA_MAP: {size:#x} bytes at {iova:#x} overlap {other!r}", self.policy.overlap_errno)
-        if len(self._starts) >= self.policy.max_regions:
+        if len(self._map) >= self.policy.max_regions:
             raise ProtocolError(f"DMA_MAP: more than {self.policy.max_regions} regions", errno.EINVAL)
 
     def _back(self, region: DmaRegion, fd: int, flags: int) -> bool:
@@ -256,8 +252,7 @@ class DmaMap:
 
     def _insert(self, region: DmaRegion) -> None:
         self._size += region.size
-        self._regions[region.iova] = region
-        self._starts.insert(bisect_left(self._starts, region.iova), region.iova)
+        self._map.add(region)
 
     def _drop(self, region: DmaRegion) -> None:
         """The author is told first, while the memory is still there."""
@@ -265,8 +260,7 @@ class DmaMap:
             if self._unmapped:
                 self._unmapped(region)
         finally:
-            del self._starts[bisect_left(self._starts, region.iova)]
-            del self._regions[region.iova]
+            self._map.remove(region.iova)
             self._size -= region.size
             if self._last is region:
                 self._last = NOWHERE
@@ -282,11 +276,8 @@ class DmaMap:
         QEMU counts on it behind a vIOMMU: when the guest gives the device to another domain, it unmaps the whole
         address space in powers of two, and only then maps the pages of the new one.
         """
-        before = bisect_left(self._starts, start) - 1
-        if before >= 0 and self._regions[self._starts[before]].end > start:
-            return False
-        inside = [self._regions[first] for first in self._starts[before + 1 : bisect_left(self._starts, end)]]
-        if not inside or inside[-1].end > end:
+        inside = self._map.within(start, end)
+        if not inside or inside[0].iova < start or inside[-1].end > end:
             return False
         for region in reversed(inside):
             self._drop(region)
@@ -294,7 +285,7 @@ class DmaMap:
 
     def _cut(self, start: int, end: int) -> bool:
         """Unmap a range whatever regions it touches; what is left of them stays mapped."""
-        cut = [region for region in self.regions if region.iova < end and start < region.end]
+        cut = self._map.within(start, end)
         for region in cut:
             rest = [
                 region.part(first, last) for first, last in ((region.iova, start), (end, region.end)) if first < last

@@ -124,7 +124,7 @@ class MessageMigration:
         Raises:
             RequestRefused: the server refuses.
         """
-        maps = self._session.model.maps.values()
+        maps = self._session.model.maps
         wanted = list(ranges) if ranges is not None else [(mapping.iova, mapping.size) for mapping in maps]
         body = at.LOGGING_CONTROL.pack(page_size, len(wanted), 0)
         body += b"".join(at.LOGGING_RANGE.pack(*run) for run in wanted)

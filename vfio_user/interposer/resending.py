@@ -49,7 +49,7 @@ def unmapped_pages(session: ForwardedSession, page_size: int) -> tuple[set[int],
     """What the server may have written and had unmapped since it logs: the IOVAs of pages that are mapped elsewhere by
     now, and the offsets in the guest's memory file of those that are not.
     """
-    maps = [mapping for mapping in session.model.maps.values() if mapping.written_directly]
+    maps = [mapping for mapping in session.model.maps if mapping.written_directly]
     mapped = sorted((os.fstat(one.fd).st_ino, one.offset, one.size, one.iova) for one in maps)
     iovas, offsets = set(), set()
     for inode, start, length in session.model.unmapped or ():

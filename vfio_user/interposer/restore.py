@@ -154,7 +154,7 @@ async def _region(session: ForwardedSession, index: int, room: int) -> tuple[Reg
 
 def _map_messages(session: ForwardedSession, model: SessionModel) -> Iterator[list[DmaMapping]]:
     """Which maps go in one message: one, or a table's worth in the draft."""
-    maps = list(model.maps.values())
+    maps = list(model.maps)
     step = ENTRIES_PER_MESSAGE if session.dialect.shapes[Command.DMA_MAP].request is None else 1
     step = min(step, fds_per_message(session))
     for start in range(0, len(maps), step):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from userdev.descriptors import FdStore, FileKey, file_key
 from userdev.errors import ProtocolError
+from userdev.memory.intervals import IntervalMap
 from vfio_user.wire import Command, Dialect, Message, Proposal, decode_version
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
@@ -49,6 +49,11 @@ class DmaMapping:
     """Of the draft's table entries; `flags` has them elsewhere."""
 
     @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.iova + self.size
+
+    @property
     def written_directly(self) -> bool:
         """Whether the server can write here without a message."""
         return self.fd >= 0 and bool((self.flags | self.protections) & DmaFlags.WRITE)
@@ -78,7 +83,7 @@ class SessionModel:
         self.version_reply: bytes | None = None
         self.client: Proposal | None = None
         self.server: Proposal | None = None
-        self.maps: dict[int, DmaMapping] = {}
+        self.maps = IntervalMap[DmaMapping]()
         self.unmapped: set[tuple[int, int, int]] | None = None
         """While the server logs what it writes: (inode, offset, size) of memory that it could write and cannot any
         more. What its log had of it is gone."""
@@ -100,7 +105,6 @@ class SessionModel:
         """What of the session could not be kept, for want of descriptors; empty: everything is here."""
         self.resets = 0
         self.bar_accessed = False
-        self._sorted: list[int] | None = None
         self._numbers = {dialect.number(command) for command in dialect.shapes}
         self._access = {dialect.number(command) for command in (Command.REGION_READ, Command.REGION_WRITE)}
         self._quiet = {dialect.number(command) for command in _HOT}
@@ -159,13 +163,7 @@ class SessionModel:
 
     def mapping(self, iova: int) -> DmaMapping | None:
         """The mapping that `iova` is in."""
-        if self._sorted is None:
-            self._sorted = sorted(self.maps)
-        place = bisect_right(self._sorted, iova)
-        if not place:
-            return None
-        found = self.maps[self._sorted[place - 1]]
-        return found if iova < found.iova + found.size else None
+        return self.maps.find(iova)
 
     def config_to_restore(self) -> Iterator[tuple[int, bytes]]:
         """(offset, data) of the writes that bring a fresh device's config space to where it was."""
@@ -204,13 +202,11 @@ class SessionModel:
     def _map(self, asked: DmaMapping) -> None:
         self._unmap(asked.iova)
         kept = self.fds.keep(asked.fd) if asked.fd >= 0 else -1
-        self.maps[asked.iova] = DmaMapping(asked.iova, asked.size, asked.flags, asked.offset, kept, asked.protections)
-        self._sorted = None
+        self.maps.add(DmaMapping(asked.iova, asked.size, asked.flags, asked.offset, kept, asked.protections))
 
     def _unmap(self, iova: int) -> None:
-        gone = self.maps.pop(iova, None)
+        gone = self.maps.remove(iova)
         if gone is not None:
-            self._sorted = None
             if self.unmapped is not None and gone.written_directly:
                 self.unmapped.add((os.fstat(gone.fd).st_ino, gone.offset, gone.size))
             if gone.fd >= 0:
@@ -223,18 +219,19 @@ class SessionModel:
             return
         asked = at.DMA_UNMAP.unpack(request.payload)
         if asked.flags & UnmapFlags.ALL:
-            for iova in list(self.maps):
-                self._unmap(iova)
+            for mapping in self.maps:
+                self._unmap(mapping.iova)
         else:
             self._unmap_within(asked.addr, asked.size)
 
     def _unmap_within(self, iova: int, size: int) -> None:
-        if iova in self.maps and self.maps[iova].size == size:
+        exact = self.maps.starting_at(iova)
+        if exact is not None and exact.size == size:
             self._unmap(iova)
             return
-        for start, mapping in list(self.maps.items()):
-            if iova <= start and start + mapping.size <= iova + size:
-                self._unmap(start)
+        for mapping in self.maps.within(iova, iova + size):
+            if iova <= mapping.iova and mapping.end <= iova + size:
+                self._unmap(mapping.iova)
 
     def _get_info(self, _: Message, reply: Message | None) -> None:
         if reply is not None:

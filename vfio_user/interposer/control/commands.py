@@ -60,7 +60,7 @@ class ShowSession(ControlCommand):
                     "offset": mapping.offset,
                     "inode": os.fstat(mapping.fd).st_ino if mapping.fd >= 0 else None,
                 }
-                for mapping in model.maps.values()
+                for mapping in model.maps
             ],
             "irqs": {index: sorted(irqs.eventfds) for index, irqs in model.irqs.items()},
             "regions": [

@@ -258,7 +258,7 @@ class DmaLoggingStop(ControlCommand):
 
 def _writable(session: ForwardedSession) -> list[IovaRange]:
     """Ranges the server can have written by itself: those mapped with a descriptor, for writing."""
-    return [(mapping.iova, mapping.size) for mapping in session.model.maps.values() if mapping.written_directly]
+    return [(mapping.iova, mapping.size) for mapping in session.model.maps if mapping.written_directly]
 
 
 def _regular(fd: int) -> int:
