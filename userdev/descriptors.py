@@ -36,7 +36,7 @@ def duplicate(fd: int) -> int:
 
 
 def duplicates(fds: Sequence[int]) -> list[int]:
-    """As `duplicate`, of all of them or none."""
+    """Duplicate all of them, or none; see `duplicate`."""
     copies: list[int] = []
     try:
         copies.extend(map(duplicate, fds))
@@ -47,7 +47,7 @@ def duplicates(fds: Sequence[int]) -> list[int]:
 
 
 class FdKind(IntEnum):
-    """What a descriptor is; the value is the trace file's."""
+    """The kinds of descriptor; the value is the trace file's."""
 
     OTHER = 0
     FILE = 1
@@ -82,7 +82,7 @@ def file_key(fd: int) -> FileKey:
 
 
 def describe(fd: int) -> FdInfo:
-    """What `fd` is. Never fails: a descriptor that cannot be asked is of kind OTHER."""
+    """The kind of `fd`, and more of it. Never fails: a descriptor that cannot be asked is of kind OTHER."""
     try:
         status = os.fstat(fd)
     except OSError:

@@ -17,7 +17,7 @@ _AT_ONCE = 64  # what an eventfd is counted up by at one time
 
 
 def is_eventfd(fd: int) -> bool:
-    """As the kernel's VFIO insists; True too where /proc cannot tell."""
+    """Whether it is an eventfd, as the kernel's VFIO insists; True too where /proc cannot tell."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"  # noqa: PTH115 - pathlib takes 5 ms to load
     except OSError:
@@ -25,7 +25,7 @@ def is_eventfd(fd: int) -> bool:
 
 
 def signaller(fd: int) -> Callable[[], None]:
-    """What adds one to an eventfd, and never waits.
+    """A function that adds one to an eventfd, and never waits.
 
     A full counter, which a client can make, holds its event already; one that blocks at a full counter is asked
     first. A broken descriptor is the client's own loss.

@@ -24,7 +24,7 @@ def needing(extra: str, what: str) -> Iterator[None]:
 
 
 def lacking(error: ModuleNotFoundError, extra: str, what: str) -> Exception:
-    """What to raise where `what` needs the extra of this name; the error itself where a module of ours is not there."""
+    """The error where `what` needs the extra of this name; `error` itself where a module of ours is not there."""
     package = (error.name or "").partition(".")[0]
     if not package or package in _OURS:
         return error

@@ -105,7 +105,7 @@ class Gpio(PciDevice):
         return PENDING if self.irq_pending else 0
 
     def set_inputs(self, value: int) -> None:
-        """What the outside does to the card; a change interrupts a guest that has enabled it."""
+        """Set the inputs from outside; a change interrupts a guest that has enabled it."""
         changed = value ^ self.inputs
         self.inputs = value
         if changed and self.irq_enabled:
@@ -124,7 +124,7 @@ class Gpio(PciDevice):
 
 
 class Lines(TypedDict):
-    """What `get` and `set` are answered with."""
+    """The result of `get` and `set`."""
 
     inputs: int
     outputs: int

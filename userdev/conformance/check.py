@@ -16,7 +16,7 @@ Trial = Callable[[B], None]
 
 
 class Level(Enum):
-    """Who says so."""
+    """The authority that a check goes by."""
 
     MUST = "MUST"
     """The specification, or the nature of the transport."""

@@ -33,7 +33,7 @@ B = TypeVar("B", bound=Workbench)
 
 
 class Outcome(Enum):
-    """How a check went."""
+    """The outcomes of a check."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -42,7 +42,7 @@ class Outcome(Enum):
 
 @dataclass
 class CheckResult(Generic[B]):
-    """How one check went. `detail` is what the server did, or why the check was skipped."""
+    """The result of one check. `detail` is what the server did, or why the check was skipped."""
 
     check: Check[B]
     outcome: Outcome

@@ -26,7 +26,7 @@ class ControlError(UserError):
 
 
 class Answer:
-    """What a command that was sent will have been answered with; see `ControlClient.post`."""
+    """The answer that a command which was sent will have; see `ControlClient.post`."""
 
     def __init__(self, control: ControlClient, command: str) -> None:
         self.told: dict[str, Any] | None = None

@@ -65,7 +65,7 @@ def command_of(document: Any, known: Collection[str]) -> str:
 
 
 def announced(text: bytes) -> int:
-    """How many bytes a command says will follow its line."""
+    """The number of bytes that a command says will follow its line."""
     if b'"raw"' not in text:
         return 0
     try:
@@ -96,7 +96,7 @@ def refusal_line(error: BaseException, document: Any = None, *, what: str = "") 
 
 
 def event_line(event: Mapping[str, object]) -> bytes:
-    """What those are sent who asked for events."""
+    """The line of an event, for those who asked for events."""
     return _line({"event": event}, None)
 
 

@@ -40,7 +40,9 @@ class LineReader:
         self._fds: list[int] = []  # of the line that has not come to its end
 
     def feed(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> list[Line]:
-        """What is complete now. Descriptors belong to the line that has the last byte of the receive they came with."""
+        """Add what was received; returns the lines that are complete now. Descriptors belong to the line with the
+        last byte.
+        """
         self._input += data
         came = list(self._whole_lines())
         rest = self._fds

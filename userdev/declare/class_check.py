@@ -21,7 +21,7 @@ HOOK = "on_"
 
 
 def framework_names(framework: type) -> set[str]:
-    """What every device has, on the class or on the instance, where it is annotated."""
+    """The names that every device has, on the class or on the instance, where it is annotated."""
     return {*dir(framework), *(name for base in framework.__mro__ for name in inspect.get_annotations(base))}
 
 
@@ -151,7 +151,7 @@ class ClassCheck:
 
 
 def written(value: object) -> Source | None:
-    """Where a function or a declaration is written; None of anything else."""
+    """The place where a function or a declaration is written; None of anything else."""
     function = inspect.unwrap(value) if callable(value) else value
     if isinstance(function, Declaration):
         return function.source

@@ -18,7 +18,7 @@ OURS = ("userdev.", "vfio_user.device", "vhost_user.device")
 
 
 class Source(NamedTuple):
-    """Where something is written."""
+    """A place in an author's file."""
 
     file: str
     line: int
@@ -41,7 +41,7 @@ class Declaration:
             frame.f_locals.setdefault(MADE, []).append(self)
 
     def mistake(self) -> str:
-        """What is wrong with it whatever else the class has, for its author; nothing: it may be used."""
+        """The mistake in it, whatever else the class has, in words for its author; nothing: it may be used."""
         return ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -63,7 +63,7 @@ def declarations(device_class: type, kind: type[T]) -> list[T]:
 
 
 def runs_later(function: Any) -> str:
-    """What this is, if a call runs nothing of it; else empty."""
+    """The kind of function this is, if a call runs nothing of it; else empty."""
     plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
     return next((what for is_one, what in _RUN_LATER.items() if is_one(plain)), "")
 

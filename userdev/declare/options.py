@@ -21,7 +21,7 @@ FALSE = frozenset({"0", "no", "false", "off"})
 
 
 class Option(NamedTuple):
-    """What a person may set of a device, as its constructor says it."""
+    """A setting of a device for people, as its constructor says it."""
 
     name: str
     type: type

@@ -57,7 +57,7 @@ def to_plain(value: object, kind: type) -> Any:
 
 
 def from_plain(value: object, kind: type) -> Any:
-    """What `to_plain` had; a list or dict is the same one.
+    """The value that `to_plain` had; a list or dict is the same one.
 
     Raises:
         NotPlain: it is of another type.

@@ -43,7 +43,7 @@ class State(Declaration):
         self._check = check
 
     def mistake(self) -> str:
-        """What is wrong with the declaration itself, for its author; nothing: it may be used."""
+        """The mistake in the declaration itself, in words for its author; nothing: it may be used."""
         if self.bits is not None and (type(self.bits) is not int or self.bits < 1):
             return f"bits are how many a number has, not {self.bits!r}"
         if not isinstance(self.depth, int) or self.depth < 0:

@@ -50,7 +50,7 @@ def _run(first: int, end: int, iova: int, length: int, page_size: int) -> IovaRa
 
 @dataclass(frozen=True)
 class DirtyBitmap:
-    """Which pages of a range were written. Bits behind the range's end mean nothing."""
+    """A bit for each page of a range that was written. Bits behind the range's end mean nothing."""
 
     iova: int
     page_size: int

@@ -56,7 +56,7 @@ class MemoryFiles:
         return len(self._files)
 
     def key(self, fd: int, writable: bool) -> FileKey:
-        """What tells one file and its protection from another."""
+        """The identity of one file and its protection."""
         status = os.fstat(fd)
         return status.st_dev, status.st_ino, writable
 

@@ -94,7 +94,7 @@ class Child:
 
     @property
     def ended(self) -> float | None:
-        """When it ended, in seconds since 1970; None while it runs."""
+        """The moment it ended, in seconds since 1970; None while it runs."""
         if self.running:
             return None
         self._watcher.join()
@@ -152,7 +152,7 @@ class Child:
         return True
 
     def fate(self) -> str:
-        """How it ended, for a sentence: "exited with status 3", "was killed by SIGSEGV" or "is running"."""
+        """Its end, for a sentence: "exited with status 3", "was killed by SIGSEGV" or "is running"."""
         code = self.exit_code
         if code is None:
             return "is running"
@@ -164,7 +164,7 @@ class Child:
 
     @property
     def core_path(self) -> Path:
-        """Where its core goes: beside its log."""
+        """The path for its core: beside its log."""
         return self.log.with_name(f"{self.name}-{self.pid}.core")
 
     def _watch(self) -> None:

@@ -15,7 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Change(IntFlag):
-    """What to be told of (linux/inotify.h)."""
+    """The events of inotify(7) to be told of (linux/inotify.h)."""
 
     WRITTEN = 0x2
     """IN_MODIFY: to a file, or to one in a folder."""

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Direction(IntEnum):
-    """Which way a message travels; the value is the trace file's."""
+    """The direction of a message; the value is the trace file's."""
 
     TO_SERVER = 0
     TO_CLIENT = 1

@@ -248,7 +248,7 @@ class Loop:
         return task.result()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop`."""
         while not self._stopping:
             self.turn()
         if self._error is not None:

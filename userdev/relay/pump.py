@@ -58,7 +58,7 @@ class Codec(Generic[M, H]):
 
 
 class PumpOwner(Protocol[MC, HC]):
-    """What a pump tells whoever it pumps for."""
+    """The owner of a pump, which it tells of what passes."""
 
     def passed(self, direction: Direction, header: HC, data: memoryview) -> None:
         """A message without descriptors has been sent on unchanged: its header, and all its bytes.

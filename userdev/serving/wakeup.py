@@ -14,11 +14,11 @@ class Wakeup:
         self._event = os.eventfd(0, os.EFD_CLOEXEC)
 
     def set(self) -> None:
-        """From any thread."""
+        """Wake the waiting thread; any thread may call it."""
         os.eventfd_write(self._event, 1)
 
     def wait(self, deadline: float | None, socket: int | None = None, events: int = select.POLLIN) -> bool:
-        """Until this is set, until the deadline (of `monotonic`), or until the socket is ready, which is told."""
+        """Wait until this is set, until the deadline (of `monotonic`), or until the socket is ready, which is told."""
         poll = select.poll()
         poll.register(self._event, select.POLLIN)
         if socket is not None:

@@ -44,12 +44,12 @@ class Worker:
         self._ending = False
 
     def call_soon(self, work: Work) -> None:
-        """From any thread: run `work` soon, in order."""
+        """Run `work` soon, in order; any thread may ask for it."""
         self._work.append(work)
         self._poke()
 
     def call_later(self, seconds: float, work: Work) -> Work:
-        """From any thread: run `work` in so many seconds, rounded up to milliseconds. Returns what has it forgotten."""
+        """Run `work` in so many seconds, rounded up to ms; any thread may ask for it. Returns what has it forgotten."""
         number = next(self._numbers)
         with self._lock:
             self._planned[number] = work

@@ -68,7 +68,7 @@ M = TypeVar("M", bound=Traced)
 
 
 class RecordKind(IntEnum):
-    """What a record is of."""
+    """The kinds of record."""
 
     HEADER = 1
     MESSAGE = 2
@@ -77,7 +77,7 @@ class RecordKind(IntEnum):
 
 
 class View(IntFlag):
-    """Which side of the interposer a message was seen on; `RECEIVED | SENT` is one that passed unchanged."""
+    """The side of the interposer that a message was seen on; `RECEIVED | SENT` is one that passed unchanged."""
 
     RECEIVED = 1
     SENT = 2
@@ -88,7 +88,7 @@ BOTH = View.RECEIVED | View.SENT
 
 @dataclass(frozen=True)
 class TraceFrame:
-    """What all records have."""
+    """The fields that all records have."""
 
     number: int
     time: int
@@ -110,7 +110,7 @@ class Header(TraceFrame):
 
     @property
     def dialect(self) -> str:
-        """Which form of the protocol, where it has several."""
+        """The form of the protocol, where it has several."""
         return str(self.about.get("dialect", "current"))
 
     @property

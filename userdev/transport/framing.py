@@ -66,7 +66,7 @@ class Framer(Generic[M]):
         """(count of bytes received with and before them, descriptors; None: descriptors that were lost)"""
 
     def room(self) -> memoryview:
-        """Where the next receive may write: at least one byte."""
+        """The buffer for the next receive: at least one byte."""
         if self.start == self.end:
             self.start = self.end = 0
             if len(self.buffer) > RECEIVE:
@@ -83,7 +83,7 @@ class Framer(Generic[M]):
             self._fds.append((self._received, fds))
 
     def lost(self, count: int) -> None:
-        """As `received`, of bytes whose descriptors the kernel has dropped: their message will be an error."""
+        """Take bytes, as `received`, whose descriptors the kernel has dropped: their message will be an error."""
         self.end += count
         self._received += count
         self._fds.append((self._received, None))

@@ -76,7 +76,7 @@ class Stream:
         return count, _descriptors(ancillary) if ancillary else []
 
     def poll(self, room: memoryview, attempts: int) -> tuple[int, list[int]] | None:
-        """As `receive`, but give up with None after `attempts` looks (about 1 us each) at an empty socket.
+        """Receive, as `receive`, but give up with None after `attempts` looks (about 1 us each) at an empty socket.
 
         Whoever else wants this core gets it in between: it may be the peer.
         """
@@ -118,14 +118,14 @@ class Stream:
         return self.socket.sendmsg([data], _rights(fds), _AT_ONCE)
 
     def limit_sends(self, seconds: float) -> None:
-        """From now on a send to a peer that takes nothing raises BlockingIOError after so many seconds.
+        """Have a send to a peer that takes nothing raise BlockingIOError after so many seconds.
 
         It is the kernel that counts them (SO_SNDTIMEO): no system call more, and receiving waits as before.
         """
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
     def limit_receives(self, seconds: float) -> None:
-        """As `limit_sends`, where nothing comes; 0 takes the limit away."""
+        """Have a receive raise BlockingIOError after so many seconds without anything; 0 takes the limit away."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
 
     @property

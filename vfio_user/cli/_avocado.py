@@ -180,7 +180,7 @@ def watched(
 
 
 class Ending:
-    """Whether somebody ended a job, and which tests that was in: it says nothing of these."""
+    """The end that somebody gave a job, and which tests that was in: it says nothing of these."""
 
     def __init__(self) -> None:
         self._reported: int | None = None

@@ -110,7 +110,7 @@ def made(device_class: type[D], given: Mapping[str, str | None]) -> Iterator[D]:
 
 
 def address_of(given: Given, *others: str) -> str:
-    """Where to listen, which is taken out of what the command line says.
+    """The address to listen at, which is taken out of what the command line says.
 
     `others` are options for addresses of transports that only some protocols can have.
 

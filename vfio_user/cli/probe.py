@@ -54,7 +54,7 @@ def _describe(address: str, dialects: tuple[Dialect, ...], timeout: float) -> De
 
 
 def hint_at_version(error: Exception) -> str:
-    """What to do about a server with which no version was agreed on."""
+    """The advice about a server with which no version was agreed on."""
     match error:
         case RemoteError(errno=errno.EBUSY):
             return "another client is connected, and a server has one at a time"
@@ -66,7 +66,7 @@ def hint_at_version(error: Exception) -> str:
 
 
 def hint_beyond_version(error: Exception) -> str:
-    """What to do about a server that has agreed on a version and cannot be described."""
+    """The advice about a server that has agreed on a version and cannot be described."""
     match error:
         case RemoteError(command=Command.REGION_READ.value):
             return "a device that is stopped for migration refuses accesses"

@@ -100,7 +100,7 @@ def filters(tags: tuple[str, ...], *, everything: bool) -> list[str]:
 
 
 def suite_folder() -> Path | None:
-    """Where the project's own guest-driven tests are: beside the package, or here. None outside of a checkout."""
+    """The folder of the project's own guest-driven tests: beside the package, or here. None outside of a checkout."""
     candidates = (parent / "avocado_tests" for parent in (Path(vfio_user.__file__).parent.parent, Path.cwd()))
     return next((folder for folder in candidates if folder.is_dir()), None)
 
@@ -195,7 +195,7 @@ def _run(job: Any, *, explicit: bool) -> None:
 
 
 def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, Path]]:
-    """Of each test that left evidence of what went wrong: its name, the first cause, and the page that tells more."""
+    """For each test that left evidence of what went wrong: its name, the first cause, and the page that tells more."""
     for test in tests:
         folder = Path(test["logdir"]) / "data"
         if test["status"] in ("FAIL", "ERROR", "INTERRUPTED") and (cause := cause_of(folder)):
@@ -203,7 +203,7 @@ def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str,
 
 
 def per_minute(count: int, seconds: float) -> float:
-    """How many of `count` things a minute had."""
+    """The number of `count` things that a minute had."""
     return 60 * count / seconds if seconds > 0 else 0.0
 
 

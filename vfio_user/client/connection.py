@@ -96,7 +96,7 @@ class ClientConnection:
         return server
 
     def default_capabilities(self, *, twin_socket: bool = False) -> Capabilities:
-        """What QEMU proposes."""
+        """The capabilities that QEMU proposes."""
         fds = QEMU_FDS if self.channel.carries_fds else 0
         if self.dialect.fds_capability == "max_fds":
             return Capabilities(max_msg_fds=fds, migration_pgsize=4096)

@@ -50,7 +50,7 @@ class RegionFacts:
 
 @dataclass(frozen=True)
 class IrqFacts:
-    """What a device says of one interrupt index."""
+    """The description of one interrupt index."""
 
     index: int
     name: str

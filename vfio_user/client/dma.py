@@ -93,7 +93,7 @@ class DmaCalls(ClientConnection):
         self.request(Command.DIRTY_PAGES, DIRTY_PAGES.pack(DIRTY_PAGES.size, DirtyPagesFlags.STOP))
 
     def dirty_pages(self, iova: int, size: int, page_size: int = 4096) -> DirtyBitmap:
-        """Which pages of a range the server wrote since it was last asked; asking clears them."""
+        """The pages of a range that the server wrote since it was last asked; asking clears them."""
         bits = bitmap_size(size, page_size)
         if self.dma_tables:
             range_ = DIRTY_RANGE_V6.pack(iova, size, page_size, bits, 0)

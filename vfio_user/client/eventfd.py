@@ -19,7 +19,7 @@ class EventFd:
         return self.fd
 
     def take(self) -> int:
-        """How often it was triggered since it was last asked; never waits."""
+        """The number of triggers since it was last asked; never waits."""
         try:
             return os.eventfd_read(self.fd)
         except BlockingIOError:

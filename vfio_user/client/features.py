@@ -44,7 +44,7 @@ class FeatureCalls(ClientConnection):
         return True
 
     def migration_support(self) -> MigrationSupport:
-        """What the device can do (GET of the MIGRATION feature)."""
+        """The device's abilities (GET of the MIGRATION feature)."""
         data = self.device_feature(Feature.MIGRATION, FeatureFlags.GET, room=MIGRATION_FLAGS.size)
         return MigrationSupport(MIGRATION_FLAGS.unpack(data).flags)
 
@@ -112,7 +112,7 @@ class FeatureCalls(ClientConnection):
         self.device_feature(Feature.DMA_LOGGING_STOP, FeatureFlags.SET, LOGGING_CONTROL.pack(0, 0, 0))
 
     def report_logging(self, iova: int, length: int, page_size: int) -> DirtyBitmap:
-        """Which pages of a range were written since it was last asked; asking clears them."""
+        """The pages of a range that were written since it was last asked; asking clears them."""
         bits = bitmap_size(length, page_size)
         request = LOGGING_REPORT.pack(iova, length, page_size)
         room = LOGGING_REPORT.size + bits

@@ -18,7 +18,7 @@ class IrqCalls(ClientConnection):
     """GET_IRQ_INFO and SET_IRQS; `irq` is an index of `vfio_user.wire.constants.IrqIndex`."""
 
     def irq_info(self, irq: int) -> VfioIrqInfo:
-        """What the device says of an interrupt index."""
+        """The description of an interrupt index (DEVICE_GET_IRQ_INFO)."""
         reply = self.request(Command.GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, irq, 0))
         return IRQ_INFO.unpack(reply.payload)
 

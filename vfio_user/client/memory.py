@@ -68,7 +68,7 @@ class Mapping:
 
 
 class AddressSpace:
-    """What the device may reach, by IOVA; it serves DMA messages, and knows which pages those wrote."""
+    """The memory that the device may reach, by IOVA; it serves DMA messages, and knows which pages those wrote."""
 
     def __init__(self) -> None:
         self._mappings = IntervalMap[Mapping]()

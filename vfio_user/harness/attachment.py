@@ -57,5 +57,5 @@ class Attachment:
 
 
 def escaped(text: str) -> str:
-    """As QEMU's option parser wants a value that may hold commas."""
+    """Escape a value that may hold commas for QEMU's option parser."""
     return text.replace(",", ",,")

@@ -112,7 +112,7 @@ class BootedGuest(Guest):
 
     @property
     def host(self) -> Host:
-        """Where it runs now."""
+        """The host that it runs on now."""
         return self.spec.host
 
     @property
@@ -393,7 +393,7 @@ def attachment_of(
     place: Place,
     properties: Mapping[str, object] = MappingProxyType({}),
 ) -> Attachment:
-    """How QEMU is told of a device at a place; `properties` are further ones, with underscores for dashes."""
+    """The attachment of a device at a place; `properties` are further ones, with underscores for dashes."""
     wanted = {**device.properties, **properties}
     if server is None:
         return inside_qemu(device.driver, identity, place, wanted)

@@ -22,7 +22,7 @@ Scenario = Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Interposition:
-    """What an interposer does beside forwarding; docs/interposer.md tells what each means."""
+    """The work of an interposer beside forwarding; docs/interposer.md tells what each means."""
 
     faults: Scenario | None = None
     keep_alive: bool = False
@@ -34,7 +34,7 @@ class Interposition:
 
     @classmethod
     def of(cls, wanted: Interpose) -> Interposition | None:
-        """From what callers may say: whether at all, a scenario, or everything."""
+        """Make one of what callers may say: whether at all, a scenario, or everything."""
         if isinstance(wanted, Interposition):
             return wanted
         if isinstance(wanted, bool):

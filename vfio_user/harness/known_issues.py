@@ -33,7 +33,7 @@ XFAIL, XPASS = "XFAIL", "XPASS"
 
 
 class IssueStatus(StrEnum):
-    """What became of a report or a prediction."""
+    """The status of a report or a prediction."""
 
     CONFIRMED = "confirmed"
     """It was made to happen; the test shows it."""
@@ -48,7 +48,7 @@ class IssueStatus(StrEnum):
 
 
 class Here(StrEnum):
-    """What an entry means for one version."""
+    """The meaning of an entry for one version."""
 
     HAPPENS = "happens"
     EXPECTED = "expected"
@@ -63,7 +63,7 @@ class _Model(BaseModel):
 
 
 class Symptom(_Model):
-    """How the issue shows; all that is given has to be there. `says` and `finds` are patterns, found anywhere."""
+    """The signs of the issue; all that is given has to be there. `says` and `finds` are patterns, found anywhere."""
 
     ends: str = ""
     """The signal that ends QEMU."""
@@ -97,7 +97,7 @@ class Symptom(_Model):
 
 @dataclass(frozen=True)
 class ObservedFailure:
-    """What went wrong in a run: the error's text, the signal that ended QEMU if one did, what QEMU printed."""
+    """A failure of a run: the error's text, the signal that ended QEMU if one did, what QEMU printed."""
 
     text: str
     ended: str = ""
@@ -163,7 +163,7 @@ class KnownIssue(_Model):
         return SpecifierSet(self.versions).contains(version, prereleases=True)
 
     def here(self, version: Version) -> Here:
-        """What the entry means for this version."""
+        """The meaning of the entry for this version."""
         same = any(Version(tried) == version for tried in self.tried)
         match self.status:
             case IssueStatus.UNTRIED:
@@ -250,7 +250,7 @@ def expected_to_fail(issue: KnownIssue, version: Version, qemu: Child, seen: lis
 
 
 def failure_of(qemu: Child, error: BaseException, printed: int = 0, wait: float = 0.0) -> ObservedFailure:
-    """What went wrong, with what QEMU has printed since its log had `printed` bytes; it has `wait` seconds to end."""
+    """The failure, with what QEMU printed since its log had `printed` bytes; QEMU has `wait` seconds to end."""
     code = qemu.wait(wait)
     words = [str(error), getattr(error, "hint", ""), getattr(error, "evidence", "")]
     return ObservedFailure(

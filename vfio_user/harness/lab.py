@@ -259,7 +259,7 @@ class Lab:
                 server.stop()
 
     def monitor_path(self, guest: BootedGuest) -> Path:
-        """Where QMP tools of a person connect to a guest that was booted with `monitor`."""
+        """The socket that QMP tools of a person connect to, of a guest that was booted with `monitor`."""
         return self._scratch.socket_path(f"{guest.name}.qmp")
 
     def next_name(self, name: str) -> str:

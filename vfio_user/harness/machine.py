@@ -39,7 +39,7 @@ UP = re.compile(rb"(?m:(?<!NOT )READY\r?$)|NOT READY\b[^\n]*\n|Kernel panic[^\n]
 
 
 class Emulator(Protocol):
-    """What a machine needs to know of a QEMU (`vfio_user.harness.qemu.Qemu`)."""
+    """The facts of a QEMU that a machine needs (`vfio_user.harness.qemu.Qemu`)."""
 
     @property
     def argv(self) -> Sequence[str]:
@@ -190,7 +190,7 @@ class Machine:
         self.child.wait(_STOP_SECONDS)
 
     def left_behind(self) -> list[str]:
-        """What of it still exists after `stop`: nothing, unless this module is wrong."""
+        """The leftovers after `stop`: nothing, unless this module is wrong."""
         left = [f"the socket {self.name}.{self._channels[inode]}" for inode in open_sockets() & self._channels.keys()]
         return left + ([f"QEMU {self.name} (process {self.child.pid})"] if self.child.group_is_alive() else [])
 

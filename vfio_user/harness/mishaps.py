@@ -21,7 +21,7 @@ from vfio_user.harness.qmp import EventLog
 
 
 class Kind(StrEnum):
-    """What happened, as the end of a sentence about a guest."""
+    """The kinds of mishap, as the end of a sentence about a guest."""
 
     PANIC = "panicked"
     OOPS = "oopsed"

@@ -46,7 +46,7 @@ class PciAddress:
 
     @classmethod
     def parse(cls, text: str) -> PciAddress:
-        """From "00:1f.2", or with a domain as the guest's sysfs writes it."""
+        """Parse "00:1f.2", or with a domain as the guest's sysfs writes it."""
         bus, _, rest = text[-7:].partition(":")
         device, _, function = rest.partition(".")
         return cls(int(bus, 16), int(device, 16), int(function, 16))

@@ -28,7 +28,7 @@ class Unpacked:
     root: Path
 
     def environment(self) -> dict[str, str]:
-        """What the program is started with."""
+        """The environment that the program is started with."""
         libraries = [str(path) for path in (*self.root.glob("usr/lib/*-linux-gnu"), *self.root.glob("lib/*-linux-gnu"))]
         return {
             **os.environ,

@@ -32,7 +32,7 @@ START_SECONDS = 10.0
 
 @dataclass
 class Setup:
-    """How an interposer is to run; the command line has an option for each."""
+    """The options of an interposer; the command line has one for each."""
 
     listen: str
     connect: str | None = None
@@ -174,7 +174,7 @@ class Interposer:
             self.trace.note(event, **details)
 
     def status(self) -> InterposerStatus:
-        """What is going on, for the control socket."""
+        """Sessions, server, trace and counters, for the control socket."""
         trace, session = self.trace, self.session
         return {
             "sessions": self.sessions,

@@ -22,7 +22,7 @@ from vfio_user.wire.state_pieces import StatePieces, write_of
 
 
 async def migration_of(session: ForwardedSession, *, timeout: float = TIMEOUT_SECONDS) -> ServerMigration:
-    """How the session's server migrates; where it has to be asked it has `timeout` seconds for an answer.
+    """The migration of the session's server; where it has to be asked it has `timeout` seconds for an answer.
 
     One that does not migrate is asked as v2 has it, and refuses.
     """
@@ -32,7 +32,7 @@ async def migration_of(session: ForwardedSession, *, timeout: float = TIMEOUT_SE
 
 
 async def migration_support(session: ForwardedSession) -> MigrationSupport | None:
-    """What the server can do of migration v2, whichever way; None: it cannot migrate."""
+    """The server's abilities in terms of migration v2, whichever way; None: it cannot migrate."""
     if session.migration is not None:
         return await session.migration.support()
     session.migration, support = await _choose(session, TIMEOUT_SECONDS)

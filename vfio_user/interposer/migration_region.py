@@ -43,7 +43,7 @@ _BY_WAY_OF = {
 
 
 async def find(session: ForwardedSession) -> RegionMigration | None:
-    """How the server migrates by a region; None where it has none."""
+    """The migration of a server by a region; None where it has none."""
     info = at.DEVICE_INFO.unpack(await own_calls.device_info(session))
     for index in range(RegionIndex.VGA + 1, info.num_regions):
         request = at.REGION_INFO.pack(_ROOM, 0, index, 0, 0, 0)

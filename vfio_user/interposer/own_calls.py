@@ -101,7 +101,7 @@ async def ask(
     towards: Direction = Direction.TO_SERVER,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Message:
-    """As `request`, for a message that is made already."""
+    """Send a message that is made already and return its good reply, as `request`."""
     reply = await exchange(session, towards, message, timeout=timeout)
     if reply.failed:
         raise RequestRefused(what, reply.errno)

@@ -13,7 +13,7 @@ class ServerMigration(Protocol):
     """The migration of one session's server, whichever process that is. Failures are those of `own_calls`."""
 
     async def support(self) -> MigrationSupport | None:
-        """What the server can do; None: it cannot migrate."""
+        """The server's abilities; None: it cannot migrate."""
 
     async def state(self) -> MigrationState:
         """The device's migration state."""

@@ -46,12 +46,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the running server."""
+        """The process id of the running server."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def fate(self) -> str:
-        """How the last one ended, for a sentence."""
+        """The end of the last one, for a sentence."""
         code = self._process.poll() if self._process is not None else None
         if code is None:
             return "is running" if self._process is not None else "was never started"

@@ -34,7 +34,7 @@ _NOBODY = PendingRequest(0, 0, None)
 
 @dataclass
 class Counters:
-    """What has happened so far; `status` shows it."""
+    """Counts of a session so far; `status` shows them."""
 
     messages: list[int] = field(default_factory=lambda: [0, 0])
     """By direction."""

@@ -40,7 +40,7 @@ _FAILURES = (UserdevError, TimeoutError, OSError)
 
 @dataclass(frozen=True)
 class Policy:
-    """How to survive."""
+    """The rules of survival."""
 
     msg_timeout: float = 5.0
     """Seconds that the client waits for a reply (QEMU: x-msg-timeout)."""
@@ -65,7 +65,7 @@ class Policy:
 
 @dataclass
 class SurvivalCounts:
-    """What survival has done in this session."""
+    """Counts of what survival has done in this session."""
 
     crashes: int = 0
     restarts: int = 0
@@ -99,7 +99,7 @@ class Survival:
             self._watch_for_hangs(policy.hang_timeout)
 
     def status(self) -> SurvivalStatus:
-        """What it has done, and is doing."""
+        """The counts, and what it is doing now."""
         record = self.record
         return {
             "crashes": record.crashes,

@@ -44,7 +44,7 @@ class Upstream:
 
     @property
     def fate(self) -> str:
-        """How the server ended, for a sentence."""
+        """The end of the server, for a sentence."""
         if self.process is None or self.process.pid is not None:
             return "has closed its connection"
         return self.process.fate

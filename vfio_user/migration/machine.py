@@ -98,7 +98,7 @@ Step = Callable[[], None]
 
 
 class StateMachine:
-    """Where the device is, and what is done on the way.
+    """The device's migration state, and what is done on the way to another.
 
     `steps` has the work of the arcs that have any, and `checks` what is asked before the first step to a state.
     `entered` is told of each state that is another.
@@ -117,7 +117,7 @@ class StateMachine:
 
     @property
     def state(self) -> MigrationState:
-        """Where the device is."""
+        """The migration state of the device."""
         return self._state
 
     def enter(self, state: MigrationState) -> None:

@@ -35,7 +35,7 @@ class Content(Protocol):
         """Where, from `offset` on, something else than zeros may be: `size` if nowhere."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """So many bytes, or fewer behind the end."""
+        """Read `size` bytes at `offset`, or fewer behind the end."""
 
 
 class Memory:
@@ -51,11 +51,11 @@ class Memory:
         return len(self.view)
 
     def next_data(self, offset: int) -> int:
-        """As `Content.next_data`."""
+        """Find the next data, as `Content.next_data`."""
         return offset
 
     def read(self, offset: int, size: int) -> bytes:
-        """As `Content.read`."""
+        """Read bytes, as `Content.read`."""
         return bytes(self.view[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
@@ -126,11 +126,11 @@ class MemfdMemory(Memory):
         return self._size
 
     def next_data(self, offset: int) -> int:
-        """Where from `offset` on something was written: holes of the file are zeros."""
+        """Find where from `offset` on something was written: holes of the file are zeros."""
         return min(self._file.next_data(self._offset + offset) - self._offset, self._size)
 
     def read(self, offset: int, size: int) -> bytes:
-        """So many bytes, by the file: holes stay holes."""
+        """Read bytes by the file: holes stay holes."""
         return os.pread(self._file.fd, min(size, self._size - offset), self._offset + offset)
 
     def clear(self, offset: int, size: int) -> None:

@@ -17,7 +17,7 @@ Value = Any
 
 
 class Storage(Content, Protocol):
-    """What a device keeps outside of memory, such as a disk's image, that migrates as well: bytes at offsets.
+    """Data that a device keeps outside of memory, such as a disk's image, and that migrates as well: bytes at offsets.
 
     It may be larger than memory. What it holds is written at the destination as it comes, not when all of the stream
     is there; the device does not use it meanwhile. Everything raises OSError for what the storage itself refuses.
@@ -28,25 +28,25 @@ class Storage(Content, Protocol):
         """The same on both sides."""
 
     def begin_saving(self) -> None:
-        """From now on, until `end`, remember what is written."""
+        """Remember what is written, from now on until `end`."""
 
     def take_written(self) -> list[tuple[int, int]]:
         """Offsets and sizes of what was written since this was called last, in order and apart."""
 
     def begin_loading(self, size: int) -> None:
-        """Another's content, of this size, will come until `end`."""
+        """Expect another's content, of this size in bytes, until `end`."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Content that came."""
+        """Write content that came."""
 
     def clear(self, offset: int, size: int) -> None:
-        """Zeros that came."""
+        """Write zeros that came."""
 
     def settle(self) -> None:
-        """All has come: return when it is as durable as what the device itself is told to keep."""
+        """Return when all that came is as durable as what the device itself is told to keep."""
 
     def end(self) -> None:
-        """Of saving or of loading."""
+        """End saving or loading."""
 
 
 class ClientMemory(Protocol):
@@ -82,7 +82,7 @@ class Migratable(Protocol):
         """Client memory, for what the log says of it."""
 
     def identity(self) -> Mapping[str, Value]:
-        """What the device is and how it is configured. A state is loaded only where all of it is equal.
+        """The device's kind and configuration. A state is loaded only where all of it is equal.
 
         The keys "class" and "ids" say what device it is; all others are its configuration.
         """
@@ -91,7 +91,7 @@ class Migratable(Protocol):
         """Memory that is saved and loaded in place, not by `save_state`."""
 
     def storages(self) -> Sequence[Storage]:
-        """What goes along beside memory."""
+        """The storages that go along beside memory."""
 
     def save_state(self) -> Mapping[str, Value]:
         """Copies of everything else that makes up the state."""
@@ -117,7 +117,8 @@ class Migratable(Protocol):
         """A digest of each part of values and memory, by its name; the same on two devices exactly if the parts are."""
 
     def on_migration(self, state: MigrationState) -> None:
-        """What is outside of the state prepares for PRE_COPY, STOP, STOP_COPY or RUNNING; see `PciDevice.on_migration`.
+        """Prepare what is outside of the state for PRE_COPY, STOP, STOP_COPY or RUNNING; see
+        `PciDevice.on_migration`.
 
         What it raises fails the arc, with its errno.
         """

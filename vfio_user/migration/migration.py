@@ -66,7 +66,7 @@ class Migration:
 
     @property
     def state(self) -> MigrationState:
-        """Where the device is, in v2 terms."""
+        """The device's migration state, in v2 terms."""
         return self._machine.state
 
     def set_state(self, state: int) -> None:
@@ -134,7 +134,7 @@ class Migration:
         return self._being_saved().read(size)
 
     def pending_state(self) -> int:
-        """How many bytes are left to read, as far as known; raises as `read_state`."""
+        """The bytes left to read, as far as known; raises as `read_state`."""
         return self._being_saved().pending()
 
     def write_state(self, data: bytes) -> None:

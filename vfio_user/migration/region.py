@@ -26,7 +26,7 @@ WINDOW_SIZE = 1 << 20
 
 
 class MigrationRegion:
-    """What one client finds at the migration region, until `close`: `read` and `write` by offset."""
+    """The migration region as one client finds it, until `close`: `read` and `write` by offset."""
 
     size = WINDOW + WINDOW_SIZE
     flags = RegionFlags.READ | RegionFlags.WRITE | RegionFlags.MMAP

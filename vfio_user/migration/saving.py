@@ -26,7 +26,7 @@ _PAUSE = b""
 
 
 class Fingerprints:
-    """What was sent of a memory: a hash of each page, in pieces. What is not there was sent as zeros."""
+    """The hashes of what was sent of a memory, one a page, in pieces. A page without one was sent as zeros."""
 
     def __init__(self) -> None:
         self._pieces: dict[int, list[int]] = {}
@@ -91,7 +91,7 @@ class Saving:
             storage.begin_saving()
 
     def stopped(self) -> None:
-        """From now on nothing changes any more: the stream gets an end."""
+        """Give the stream an end: nothing changes any more."""
         self._running = False
 
     def close(self) -> None:

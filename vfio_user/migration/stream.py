@@ -43,7 +43,7 @@ MAX_FRAME = 1 << 20
 
 
 class FrameKind(IntEnum):
-    """What a frame of the stream carries."""
+    """The kinds of frame in the stream."""
 
     IDENTITY = 1
     MEMORY = 2

@@ -119,12 +119,12 @@ class MsiCapability(Capability):
 
     @property
     def mask_offset(self) -> int:
-        """Where the mask bits are, from the capability's start (PCI 3.0, 6.8.1)."""
+        """The place of the mask bits, in bytes from the capability's start (PCI 3.0, 6.8.1)."""
         return 16 if self.address64 else 12
 
     @property
     def pending_offset(self) -> int:
-        """Where the pending bits are, from the capability's start."""
+        """The place of the pending bits, in bytes from the capability's start."""
         return self.mask_offset + 4
 
     def fields(self) -> Iterator[Field]:

@@ -69,7 +69,7 @@ class ConfigSpace:
         self.data[offset : offset + size] = value.to_bytes(size, "little")
 
     def find_capability(self, id: int, *, extended: bool = False, after: int = 0) -> int | None:
-        """Where a capability is, found as software does it; None where there is none.
+        """Find a capability as software does; None where there is none.
 
         `after`: the offset of one that was found, to find the next of its id.
         """
@@ -90,7 +90,7 @@ class ConfigSpace:
             place = self.get(place, 4) >> 20 if extended else self.get(place + 1, 1)
 
     def read(self, offset: int, count: int) -> bytes:
-        """What software reads: `count` bytes from `offset` on."""
+        """Read `count` bytes from `offset` on, as software does."""
         return bytes(self.data[offset : offset + count])
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -115,7 +115,7 @@ class ConfigSpace:
         self.data[:] = self._after_reset
 
     def after_reset(self, offset: int, count: int) -> bytes:
-        """What these bytes are after a reset."""
+        """The values of these bytes after a reset."""
         return bytes(self._after_reset[offset : offset + count])
 
     def save(self) -> bytes:

@@ -31,7 +31,7 @@ ID_BITS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8, "subsyst
 
 @dataclass(frozen=True)
 class PciIds:
-    """Who the function says it is. `class_code` is the 24 bits class, subclass, programming interface."""
+    """The identity of the function. `class_code` is the 24 bits class, subclass, programming interface."""
 
     vendor: int
     device: int

@@ -31,7 +31,7 @@ class Placed:
 
     @property
     def registers(self) -> range:
-        """What is behind the header of one that has been placed."""
+        """The bytes behind the header of one that has been placed."""
         header = 4 if self.capability.extended else 2
         return range(self.place + header, self.place + self.capability.size)
 

@@ -12,7 +12,7 @@ from vfio_user.wire.header import MAX_DATA
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What one side says it can take. `None` means that it was not said; the value in force is a property's."""
+    """The limits of one side. `None` means that it was not said; the value in force is a property's."""
 
     max_msg_fds: int | None = None
     max_data_xfer_size: int | None = None
@@ -104,7 +104,7 @@ def encode(capabilities: Capabilities, fields: frozenset[str], fds_name: str, *,
 
 
 def decode(said: dict[str, Any], fds_name: str) -> Capabilities:
-    """What a peer's JSON object says; keys that nobody knows are passed over.
+    """Decode a peer's JSON object; keys that nobody knows are passed over.
 
     Raises:
         ProtocolError: (EINVAL, fatal) a value is of the wrong type or out of range.

@@ -145,7 +145,7 @@ class Feature(IntEnum):
 
 
 class MigrationSupport(IntFlag):
-    """What GET of the MIGRATION feature answers."""
+    """The flags that GET of the MIGRATION feature answers."""
 
     STOP_COPY = 1
     P2P = 2

@@ -54,7 +54,7 @@ class Command(Enum):
 
 
 class Sender(Enum):
-    """Who may send a command."""
+    """The side that may send a command."""
 
     CLIENT = "client"
     SERVER = "server"

@@ -41,7 +41,7 @@ class StatePieces:
 
 
 def write_of(command: str, size: int) -> str:
-    """What errors call a message with so many bytes of data: a server may have refused it for its size."""
+    """The name, for errors, of a message with so many bytes of data: a server may have refused it for its size."""
     if size <= PIECE:
         return command
     return f"{command} of {size:,} bytes, more than the {PIECE:,} that every server takes at once,"

@@ -47,7 +47,7 @@ _lseek, _END = os.lseek, os.SEEK_END  # of each write
 
 
 class Lost(OSError):
-    """What was acknowledged may be gone. It comes again with every `sync` until the image is opened anew."""
+    """Acknowledged data may be gone. The error comes again with every `sync` until the image is opened anew."""
 
 
 class Backing:
@@ -213,7 +213,7 @@ class Backing:
             offset += size
 
     def read_bytes(self, size: int, offset: int) -> bytes:
-        """So many bytes; Lost where the image was cut."""
+        """Read `size` bytes; Lost where the image was cut."""
         self._check_left(offset + size)
         data = os.pread(self._fd, size, offset)
         if len(data) != size:

@@ -42,7 +42,7 @@ class Background:
             done(outcome)
 
     def wait(self) -> None:
-        """Until nothing runs; the disk decides how long that takes."""
+        """Wait until nothing runs; the disk decides how long that takes."""
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
 

@@ -115,12 +115,12 @@ def changed_namespaces(of: Modelled, value: list[int]) -> bool:
 
 
 def serial(of: Modelled, value: str) -> bool:
-    """What Identify can say: ASCII (section 1.5)."""
+    """Whether it is a serial number: ASCII, 20 characters at most (section 1.5)."""
     return len(value) <= SERIAL_SIZE and value.isascii() and value.isprintable()
 
 
 def namespaces(of: Modelled, value: list[list[int]]) -> bool:
-    """As `Namespace.save` has them. Whether the images here hold them is another question."""
+    """Whether they are as `Namespace.save` has them; whether the images here hold them is another question."""
     sound = [exists < 2 and attached < 2 and shift in FORMATS for exists, attached, _blocks, shift in value]
     return len(sound) == of.model.namespaces and all(sound)
 

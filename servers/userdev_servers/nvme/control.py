@@ -33,32 +33,32 @@ class NamespaceShown(TypedDict):
 
 
 class Namespaces(TypedDict):
-    """Of `namespaces`."""
+    """The result of `namespaces`."""
 
     namespaces: list[NamespaceShown]
 
 
 class Resized(TypedDict):
-    """Of `resize`."""
+    """The result of `resize`."""
 
     size: int
 
 
 class DoorbellUse(TypedDict):
-    """Of `doorbells`."""
+    """The result of `doorbells`."""
 
     messages: int
     looks: int
 
 
 class Broken(TypedDict):
-    """Of `break`."""
+    """The result of `break`."""
 
     broken: str
 
 
 class Mended(TypedDict):
-    """Of `mend`."""
+    """The result of `mend`."""
 
 
 def namespaces(controller: Controller, request: Mapping[str, Any]) -> Namespaces:

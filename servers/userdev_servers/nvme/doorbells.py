@@ -93,7 +93,7 @@ class Doorbells:
             self._plan(0.0)
 
     def watch_anew(self) -> None:
-        """What was planned went with the client before, or with a reset."""
+        """Plan the next look again: the plan went with the client before, or with a reset."""
         self._planned = None
         if self._left_over:
             self._left_over = False

@@ -239,7 +239,7 @@ class Engine:
 
 
 def refuse(controller: Controller, command: Command) -> int:
-    """What becomes of an opcode that there is not."""
+    """Refuse an opcode that there is not."""
     raise Failure(Status.INVALID_OPCODE)
 
 

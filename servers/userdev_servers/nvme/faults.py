@@ -29,7 +29,7 @@ OPERATIONS: Mapping[str, Mapping[str, Callable[..., Place]]] = {
 
 
 def break_disk(backing: Backing, operation: str, error: int, place: Place = _ALL) -> None:
-    """From now on an operation that touches `place` ends with this errno. Nothing is slower that is not broken."""
+    """Have every operation that touches `place` end with this errno. Nothing is slower that is not broken."""
     for name, place_of in OPERATIONS[operation].items():
         vars(backing)[name] = _failing(getattr(backing, name), place_of, error, place)
 

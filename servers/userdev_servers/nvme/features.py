@@ -98,7 +98,7 @@ def critical_warning(controller: Controller) -> int:
 
 
 def health_events(controller: Controller) -> list[HealthEvent]:
-    """What there is to warn of: a disk that has lost something, a temperature outside of the thresholds."""
+    """The warnings there are to give: a disk that has lost something, a temperature outside of the thresholds."""
     under, over = controller.settings[UNDER_TEMPERATURE], controller.settings[Feature.TEMPERATURE_THRESHOLD]
     found = {
         HealthEvent.RELIABILITY: any(namespace.backing.failure for namespace in controller.namespaces),

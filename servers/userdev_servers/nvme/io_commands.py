@@ -171,7 +171,7 @@ HANDLERS: dict[int, Callable[[Controller, Command], int | None]] = {
 
 
 def read_failure(controller: Controller, outcome: Outcome) -> Exception | None:
-    """What the guest is told of the outcome of reading."""
+    """The guest's error for the outcome of reading; None where it is good."""
     return read_error(controller, outcome) if isinstance(outcome, OSError) else outcome
 
 
@@ -183,7 +183,7 @@ def read_error(controller: Controller, error: OSError) -> Failure:
 
 
 def write_failure(controller: Controller, outcome: Outcome) -> Exception | None:
-    """What the guest is told of the outcome of writing."""
+    """The guest's error for the outcome of writing; None where it is good."""
     return write_error(controller, outcome) if isinstance(outcome, OSError) else outcome
 
 

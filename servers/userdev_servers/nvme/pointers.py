@@ -26,7 +26,7 @@ _DATA_BLOCK, _BIT_BUCKET, _SEGMENT, _LAST_SEGMENT = 0x00, 0x10, 0x20, 0x30
 
 
 def extents(dma: Dma, command: Command, length: int, page: int) -> list[Extent]:
-    """Where the `length` bytes of a command's data are, neighbours joined. `page`: the guest's page size.
+    """The places of the `length` bytes of a command's data, neighbours joined. `page`: the guest's page size.
 
     Raises:
         Failure: the pointer is not as the specification wants it.

@@ -61,7 +61,7 @@ class Command:
 
 
 class CompletionQueue:
-    """Where completions go: a ring of 16 byte entries at `base`, told from old ones by their phase.
+    """A ring of completions: 16 byte entries at `base`, told from old ones by their phase.
 
     `claimed` counts entries promised to commands under way, so that a completion always finds room.
     """
@@ -84,7 +84,7 @@ class CompletionQueue:
 
     @property
     def room(self) -> int:
-        """How many further commands may be begun."""
+        """The number of further commands that may be begun."""
         return (self.head - self.tail - 1) % self.size - self.claimed
 
     def look(self, dma: Dma) -> None:
@@ -119,7 +119,7 @@ class CompletionQueue:
 
 
 class SubmissionQueue:
-    """Where commands come from: a ring of 64 byte entries at `base`."""
+    """A ring of commands: 64 byte entries at `base`."""
 
     __slots__ = ("base", "cq", "head", "id", "shadow", "size", "tail")
 

@@ -130,7 +130,7 @@ class EventType(IntEnum):
 
 
 class HealthEvent(IntEnum):
-    """What an event of type SMART is about (figure 150)."""
+    """The information of an event of type SMART (figure 150)."""
 
     RELIABILITY = 0
     TEMPERATURE = 1

@@ -15,7 +15,7 @@ from vfio_user.device import state
 
 @dataclass
 class Statistics:
-    """What SMART tells of (figure 194), since the first power-on."""
+    """The counters of SMART (figure 194), since the first power-on."""
 
     reads: int = 0
     writes: int = 0
@@ -71,7 +71,7 @@ class ControllerState:
         return bool(self.status & Csts.READY)
 
     def forget_what_the_guest_set(self) -> None:
-        """As a controller reset leaves it (section 7.3.2), apart from registers and queues."""
+        """Make all as a controller reset leaves it (section 7.3.2), apart from registers and queues."""
         self.shadow_buffers = []
         self.settings = {}
         self.event_requests, self.events, self.event_types_sent = [], [], []

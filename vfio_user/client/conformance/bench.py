@@ -116,17 +116,17 @@ class Bench:
 
     @cached_property
     def info(self) -> VfioDeviceInfo:
-        """What the device says of itself, asked once."""
+        """The device's description, asked for once."""
         return self.client.device_info()
 
     @cached_property
     def regions(self) -> list[Region]:
-        """What the device says of each region."""
+        """The description of each region."""
         return [self.client.region_info(index) for index in range(self.info.num_regions)]
 
     @cached_property
     def irqs(self) -> list[VfioIrqInfo]:
-        """What the device says of each interrupt index."""
+        """The description of each interrupt index."""
         return [self.client.irq_info(index) for index in range(self.info.num_irqs)]
 
     def irq(self, vectors: int = 1) -> VfioIrqInfo:
@@ -168,7 +168,7 @@ class Bench:
         return index
 
     def server_fds(self) -> int:
-        """How many descriptors the server has open."""
+        """The number of descriptors that the server has open."""
         if self.target.pid is None:
             raise Skip("the server's process is not known: give --server-command")
         return sum(1 for _ in Path(f"/proc/{self.target.pid}/fd").iterdir())
@@ -216,7 +216,7 @@ class Bench:
         require(gone, f"the connection stays open after {what}")
 
     def snapshot(self) -> dict[str, object]:
-        """What a refused request may not change: the device's description and the header of its config space."""
+        """The facts that a refused request may not change: the device's description and its config space's header."""
         client = self.client
         info = client.device_info()
         state: dict[str, object] = {"GET_INFO": info}

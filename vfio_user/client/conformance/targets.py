@@ -72,7 +72,7 @@ class RunningServer:
             return  # it is there
 
     def crashed(self) -> str:
-        """What has become of it since the last call, in words; "" when it is well."""
+        """Its fate since the last call, in words; "" when it is well."""
         lost, self._lost = self._lost, ""
         return lost
 
@@ -215,7 +215,7 @@ class CommandServer:
         self._clients.clear()
 
     def crashed(self) -> str:
-        """What has become of it since the last call, in words; "" when it is well."""
+        """Its fate since the last call, in words; "" when it is well."""
         if self._child is not None and not self._child.running:
             self.renew()
         crash, self._crash = self._crash, ""
@@ -269,7 +269,7 @@ class CommandServer:
 
     @property
     def path(self) -> Path:
-        """Of its socket."""
+        """The path of its socket."""
         return self._folder / f"{self._count}.sock"
 
     def __enter__(self) -> Self:

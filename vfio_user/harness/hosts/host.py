@@ -44,7 +44,7 @@ class Host(Protocol):
 
 
 class OnThisMachine:
-    """What all hosts have in common that are this machine."""
+    """The part that all hosts on this machine have in common."""
 
     shares_memory = True
     kill_signal = signal.SIGKILL

@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(frames: AgentConnection, relay: Streams, name: str) -> int:
-    """Until the program there has ended; its exit status."""
+    """Serve frames until the program there has ended; returns its exit status."""
     while True:
         try:
             kind, stream, data = frames.receive()

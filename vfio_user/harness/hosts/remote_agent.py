@@ -104,7 +104,7 @@ class Streams:
 
 
 class Folder:
-    """Where sockets are, those of other programs of the same harness as well: the last who holds it removes it."""
+    """A folder of sockets, those of other programs of the same harness as well: the last who holds it removes it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

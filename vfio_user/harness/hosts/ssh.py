@@ -48,7 +48,7 @@ class SshHost:
 
     @classmethod
     def parse(cls, name: str, url: str) -> SshHost:
-        """From ssh://user@host:port?address=...&key=...&known_hosts=...&python=...
+        """Parse ssh://user@host:port?address=...&key=...&known_hosts=...&python=...
 
         Raises:
             UserError: it is no such address, or names no key or host.
@@ -70,7 +70,7 @@ class SshHost:
         )
 
     def where(self) -> dict[str, Any]:
-        """What `connected` and the relay need to know."""
+        """The facts that `connected` and the relay need, as plain values."""
         return {
             "name": self.name,
             "host": self.host,

@@ -59,7 +59,7 @@ class GuestImage:
 
 @dataclass(frozen=True)
 class ImageStatus:
-    """What `list_images` tells of one recipe."""
+    """The state of one recipe's image, for `list_images`."""
 
     name: str
     description: str

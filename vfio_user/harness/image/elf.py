@@ -17,7 +17,7 @@ LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "usr/lib", "usr/lib64")  # where 
 
 @dataclass(frozen=True)
 class Needs:
-    """What an ELF file asks the loader for."""
+    """The libraries and interpreter that an ELF file asks the loader for."""
 
     interpreter: str  # "/lib64/ld-linux-x86-64.so.2"; "" for a library or a static program
     libraries: tuple[str, ...]  # DT_NEEDED, as "libc.so.6"
@@ -29,7 +29,7 @@ class Needs:
 
 
 def read_needs(path: str, data: bytes) -> Needs | None:
-    """What the ELF file `data`, installed at `path`, needs; None when it is no ELF file."""
+    """Read what the ELF file `data`, installed at `path`, needs; None when it is no ELF file."""
     if not data.startswith(MAGIC):
         return None
     elf = ELFFile(BytesIO(data))

@@ -22,7 +22,7 @@ _TYPE = "ssh-ed25519"
 
 @dataclass(frozen=True)
 class Keys:
-    """Who the client is to a guest, and the guest to a client. Public keys are lines as in authorized_keys."""
+    """The keys of client and guest. Public keys are lines as in authorized_keys."""
 
     client: Path  # the private key, in OpenSSH's form
     client_public: str

@@ -336,7 +336,7 @@ class Coordinator:
 
 
 def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
-    """Where a device is on the buses of a machine."""
+    """The PCI address of a device on the buses of a machine."""
     if isinstance(link.place, str):
         return PciAddress.parse(link.place)
     port = PciAddress.parse(slot_address(link.place))

@@ -52,7 +52,7 @@ class Launcher(Protocol):
 def move(
     lab: Launcher, guest: BootedGuest, to: Host, mode: Mode, plan: Plan, conductor: Conductor, qemu: Qemu | None
 ) -> Report:
-    """See `Lab.migrate`.
+    """Carry out `Lab.migrate`.
 
     Raises:
         UserError: what cannot even begin.
@@ -123,7 +123,7 @@ def was_reset(machine: Machine) -> bool:
 
 
 def choose_mode(mode: Mode, servers: list[DeviceServer]) -> Mode:
-    """What will be done.
+    """Choose the mode that AUTO means for these servers.
 
     Raises:
         UserError: native migration is demanded from a client that has none.

@@ -62,7 +62,7 @@ class StateSpool:
         return taken
 
     def begin_to_fill(self, server: DeviceServer, limit: int | None = None) -> Answer:
-        """As `fill`, from a server that shares memory with us, without waiting for the end."""
+        """Begin to `fill` from a server that shares memory with us, without waiting for the end."""
         return server.control.post("mig_data_read", fd=True, fds=[self._write], size=limit)
 
     def begin_to_drain(self, server: DeviceServer) -> Answer | None:

@@ -64,7 +64,7 @@ class PciState:
 
     @property
     def interrupts(self) -> str:
-        """What the guest has enabled: "msix", "msi", "intx" or "none"."""
+        """The mechanism that the guest has enabled: "msix", "msi", "intx" or "none"."""
         where = self.capabilities
         if MSIX in where and self.word(where[MSIX] + _MESSAGE_CONTROL, 2) & _MSIX_ENABLE:
             return "msix"
@@ -79,7 +79,7 @@ class PciState:
         return bool(self.word(COMMAND, 2) & BUS_MASTER)
 
     def msix_table_address(self) -> int | None:
-        """Where the guest has the MSI-X table; None where there is none or its BAR has no address."""
+        """The MSI-X table's address in the guest; None where there is none or its BAR has no address."""
         where = self.capabilities.get(MSIX)
         if where is None:
             return None

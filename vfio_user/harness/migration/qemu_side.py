@@ -40,7 +40,9 @@ class MigrationFailed(UserError):
 
 @dataclass(frozen=True)
 class Tuning:
-    """How QEMU migrates. `bandwidth` is in bytes a second, `channels` of multifd (0: one stream without it)."""
+    """The settings of QEMU's migration. `bandwidth` is in bytes a second, `channels` of multifd (0: one stream
+    without it).
+    """
 
     bandwidth: int = 1 << 40
     downtime_limit: float = 0.05
@@ -172,5 +174,5 @@ def let_run(machine: Machine, running: bool) -> None:
 
 
 def stamp(event: dict[str, Any]) -> float:
-    """When QEMU says that an event happened, in seconds since 1970."""
+    """The moment of an event by QEMU's clock, in seconds since 1970."""
     return float(event["timestamp"]["seconds"]) + float(event["timestamp"]["microseconds"]) / 1e6

@@ -25,7 +25,7 @@ class Phase(StrEnum):
 
 
 class Mode(StrEnum):
-    """Who moves the device."""
+    """The party that moves the device."""
 
     AUTO = "auto"
     """Native where the client can, else coordinated."""
@@ -38,7 +38,7 @@ class Mode(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What became of the guest; only MIGRATED is success."""
+    """The verdict on a migration; only MIGRATED is success."""
 
     MIGRATED = "migrated"
     """The guest runs on the destination, and everything checked is as it was."""

@@ -131,7 +131,9 @@ _ENOUGH = 20  # hops, for a trend to mean something
 
 
 def trends(hops: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What has grown from the first to the last quarter of the hops; by medians, so that one slow hop is none."""
+    """The figures that have grown from the first to the last quarter of the hops; by medians, so one slow hop is
+    none.
+    """
     if len(hops) < _ENOUGH:
         return []
     quarter = len(hops) // 4

@@ -133,7 +133,7 @@ class Workload:
             raise GuestFailure(f"{' '.join(self.command)!r}: {self.end().verdict}", evidence=guest.evidence())
 
     def look(self) -> Exercise:
-        """What it has done and seen so far; it checks everything that it can, and goes on."""
+        """Report what it has done and seen so far; it checks everything that it can, and goes on."""
         began = time.monotonic()
         self._job.kill(signal.SIGUSR1)
         text = self._guest.wait_until_succeeds(

@@ -10,7 +10,7 @@ Result = Mapping[str, object]
 
 
 class Done(TypedDict):
-    """Of commands that tell nothing."""
+    """The result of commands that tell nothing."""
 
 
 class ByDirection(TypedDict("ByDirection", {"to-server": int, "to-client": int})):
@@ -18,7 +18,7 @@ class ByDirection(TypedDict("ByDirection", {"to-server": int, "to-client": int})
 
 
 class CountersStatus(TypedDict):
-    """What has happened so far in a session."""
+    """The counters of a session so far."""
 
     messages: ByDirection
     bytes: ByDirection
@@ -40,7 +40,7 @@ class TraceStatus(TypedDict):
 
 
 class SurvivalStatus(TypedDict):
-    """What keeping the session alive has taken; see `survival.Record`."""
+    """The counts and the state of survival; see `survival.SurvivalCounts`."""
 
     crashes: int
     restarts: int
@@ -67,7 +67,7 @@ class SessionStatus(TypedDict):
 
 
 class InterposerStatus(TypedDict):
-    """Of `status`."""
+    """The result of `status`."""
 
     sessions: int
     server_pid: int | None
@@ -103,7 +103,7 @@ class ConfigWrite(TypedDict):
 
 
 class SessionShown(TypedDict):
-    """Of `session`."""
+    """The result of `session`."""
 
     state: str
     migration_state: str
@@ -117,7 +117,7 @@ class SessionShown(TypedDict):
 
 
 class Replied(TypedDict):
-    """Of `request`."""
+    """The result of `request`."""
 
     flags: int
     errno: int
@@ -125,25 +125,25 @@ class Replied(TypedDict):
 
 
 class Data(TypedDict):
-    """Of `device_feature`, `region_read` and `memory_read`."""
+    """The result of `device_feature`, `region_read` and `memory_read`."""
 
     data: str
 
 
 class Supports(TypedDict):
-    """Of `migration_support`."""
+    """The result of `migration_support`."""
 
     supports: list[str]
 
 
 class MigrationStateTold(TypedDict):
-    """Of `migration_state`."""
+    """The result of `migration_state`."""
 
     state: str
 
 
 class StateRead(TypedDict):
-    """Of `mig_data_read`; `complete`: the server reported the end."""
+    """The result of `mig_data_read`; `complete`: the server reported the end."""
 
     bytes: int
     messages: int
@@ -153,7 +153,7 @@ class StateRead(TypedDict):
 
 
 class Written(TypedDict):
-    """Of `mig_data_write` and `dma_write`."""
+    """The result of `mig_data_write` and `dma_write`."""
 
     bytes: int
     messages: int
@@ -173,7 +173,7 @@ class Bitmap(RunShown):
 
 
 class DirtyReport(TypedDict):
-    """Of `dma_logging_report`."""
+    """The result of `dma_logging_report`."""
 
     runs: list[RunShown]
     bytes: int
@@ -181,33 +181,33 @@ class DirtyReport(TypedDict):
 
 
 class Resent(TypedDict):
-    """Of `dma_logging_resend`: how many pages, and offsets in the guest's memory file of those mapped nowhere."""
+    """The result of `dma_logging_resend`: how many pages, and offsets in the memory file of those mapped nowhere."""
 
     pages: int
     unmapped: list[int]
 
 
 class Released(TypedDict):
-    """Of `resume`."""
+    """The result of `resume`."""
 
     released: int
 
 
 class Restarted(TypedDict):
-    """Of `restart`."""
+    """The result of `restart`."""
 
     seconds: float
     handed_over: bool
 
 
 class Rules(TypedDict):
-    """Of `faults`."""
+    """The result of `faults`."""
 
     rules: int
 
 
 class Signalled(TypedDict):
-    """Of `signal`."""
+    """The result of `signal`."""
 
     pid: int
 

@@ -54,11 +54,11 @@ class InterposerControl(ControlClient):
     def call(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> Any: ...
 
     def call(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> Any:
-        """As `ControlClient.call`."""
+        """Call a command, as `ControlClient.call`, with the result's type."""
         return super().call(command, fds=fds, behind=behind, **parameters)
 
     def survival(self) -> answers.SurvivalStatus:
-        """What keeping the session alive has taken.
+        """The counts and the state of survival.
 
         Raises:
             ControlError: there is no session, or nobody keeps it alive.

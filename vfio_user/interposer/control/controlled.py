@@ -22,13 +22,13 @@ class Controlled(Protocol):
 
     @property
     def survival(self) -> Survival | None:
-        """What keeps the session under way alive."""
+        """The keeper of the session under way; None where sessions are not kept alive."""
 
     def current(self) -> ForwardedSession:
         """The session under way; raises `PeerLost` where there is none."""
 
     def status(self) -> InterposerStatus:
-        """What is going on."""
+        """Sessions, server, trace and counters."""
 
     def signal_server(self, number: int) -> int:
         """Send the server a signal; returns its process id."""

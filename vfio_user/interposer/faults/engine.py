@@ -25,7 +25,7 @@ class Piece:
 
 @dataclass
 class FaultPlan:
-    """What becomes of one message."""
+    """The plan for one message."""
 
     rules: list[str]
     """Names of the rules that matched, for trace and counters."""
@@ -71,7 +71,7 @@ class FaultEngine:
         self._asked: dict[tuple[Direction, int], Decoded] = {}
 
     def plan(self, direction: Direction, message: Message, state: str, seconds: float) -> FaultPlan | None:
-        """What becomes of `message`; None: it goes on as it is.
+        """Plan what becomes of `message`; None: it goes on as it is.
 
         state: `SessionModel.state`. seconds: since the session began.
         """

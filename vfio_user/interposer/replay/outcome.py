@@ -26,7 +26,7 @@ class What(Enum):
 
 @dataclass(frozen=True)
 class Difference:
-    """Where the server first did something else than was recorded."""
+    """The first thing that the server did otherwise than was recorded."""
 
     what: What
     record: int

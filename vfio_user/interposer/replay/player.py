@@ -138,7 +138,7 @@ class Player:
         close_all([*self._files.values(), *self._eventfds.values()])
 
     def play(self, timing: Timing = "fast") -> ReplayOutcome:
-        """From the first message to the last, or to the first difference."""
+        """Play from the first message to the last, or to the first difference."""
         began = time.monotonic()
         first = self._script.steps[0].time if self._script.steps else 0
         try:

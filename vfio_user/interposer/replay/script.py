@@ -37,7 +37,7 @@ class Script:
 
     @property
     def requests(self) -> list[MessageRecord | Raw]:
-        """What the client did of itself: its requests, and bytes that are none."""
+        """The client's own doing: its requests, and bytes that are none."""
         return [step for step in self.steps if is_doing(step)]
 
     @property

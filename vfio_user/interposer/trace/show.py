@@ -31,7 +31,7 @@ class TraceLine:
 
 @dataclass(frozen=True)
 class Filter:
-    """What to show; None and empty let everything through. Times are seconds since the trace began."""
+    """A selection of what to show; None and empty let everything through. Times are seconds since the trace began."""
 
     commands: frozenset[str] = frozenset()
     region: int | None = None
