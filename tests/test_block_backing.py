@@ -218,6 +218,14 @@ def test_a_new_image_has_whole_blocks(tmp_path: Path, size: str, block: int) -> 
     assert not (tmp_path / "new.img").exists()
 
 
+@pytest.mark.parametrize("size", ["8388608T", "99999999T", "9223372036854775808", "9" * 5000, "1\N{SUPERSCRIPT TWO}K"])
+@pytest.mark.parametrize("image", ["memory", "new.img"])
+def test_a_size_that_no_file_has_is_none(image: str, size: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no size"):
+        open_images(f"{image if image == 'memory' else tmp_path / image}:{size}", 512)
+    assert not (tmp_path / "new.img").exists()
+
+
 def test_an_image_without_a_whole_block_is_refused(tmp_path: Path) -> None:
     (tmp_path / "small.img").write_bytes(bytes(2048))
     with pytest.raises(UserError, match="2048"):

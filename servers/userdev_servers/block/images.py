@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,9 @@ from userdev_servers.block.lock import InUse
 log = logging.getLogger("vfio_user.servers.block")
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+SIZE = re.compile("[0-9]{1,19}")
+MOST = (1 << 63) - 1
+"""Bytes: off_t of Linux has no more."""
 READ_ONLY = "ro"
 
 
@@ -83,6 +87,7 @@ def parse_size(text: str) -> int:
     """
     digits = text.rstrip("KMGTkmgt")
     suffix = text[len(digits) :].upper()
-    if not digits.isdigit() or suffix not in SUFFIXES or not int(digits):
-        raise UserError(f"{text!r} is no size", hint="bytes, or with K, M, G or T behind them")
-    return int(digits) * SUFFIXES[suffix]
+    size = int(digits) * SUFFIXES.get(suffix, 0) if SIZE.fullmatch(digits) else 0
+    if not 0 < size <= MOST:
+        raise UserError(f"{text!r} is no size", hint="bytes, or with K, M, G or T behind them, below 8,388,608T")
+    return size
