@@ -15,7 +15,7 @@ from userdev_servers.edu import Edu
 from vfio_user.device import register, state
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.server import serve, session
-from vfio_user.server.negotiation import Agreement, Answer, Offer, negotiate
+from vfio_user.server.negotiation import Agreement, Offer, VersionAnswer, negotiate
 from vfio_user.wire import Dialect, Message
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags
 from vfio_user.wire.layouts import VERSION
@@ -78,9 +78,9 @@ def main() -> None:
 
     def told(
         message: Message, dialect: Dialect, offer: Offer, *, migration_pgsize: int | None
-    ) -> tuple[Agreement | None, Answer]:
+    ) -> tuple[Agreement | None, VersionAnswer]:
         agreement, _ = negotiate(message, dialect, offer, migration_pgsize=migration_pgsize)
-        return agreement, Answer(message.reply(VERSION.pack(0, asked.minor, tail=text)))
+        return agreement, VersionAnswer(message.reply(VERSION.pack(0, asked.minor, tail=text)))
 
     with mock.patch.object(session, "negotiate", told):  # it says what no server of ours would
         serve({"Edu": Edu, "Counting": Counting}[asked.device](), asked.socket)

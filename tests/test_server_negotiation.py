@@ -13,7 +13,7 @@ import pytest
 
 from userdev.errors import ProtocolError
 from userdev.transport import Stream
-from vfio_user.server.negotiation import Agreement, Answer, Offer, Twin, negotiate
+from vfio_user.server.negotiation import Agreement, Offer, Twin, VersionAnswer, negotiate
 from vfio_user.wire import (
     CURRENT,
     DRAFT_V6,
@@ -28,7 +28,7 @@ from vfio_user.wire import (
 
 def propose(
     minor: int, capabilities: Capabilities | None = None, dialect: Dialect = CURRENT
-) -> tuple[Agreement | None, Answer]:
+) -> tuple[Agreement | None, VersionAnswer]:
     payload = encode_version(dialect, minor, capabilities or Capabilities())
     message = Message(1, dialect.number(Command.VERSION), payload=payload)
     return negotiate(message, dialect, Offer(), migration_pgsize=4096)

@@ -13,7 +13,7 @@ from vfio_user.migration import Memfd, MemfdMemory
 PAGE = 4096
 
 
-class Memory(Declaration):
+class DeclaredMemory(Declaration):
     """Declared memory; the instance has a writable memoryview of `size` bytes in its place."""
 
     def __init__(self, size: int, bar: int | None, offset: int, mmap: bool, keep: bool) -> None:
@@ -41,7 +41,7 @@ def memory(size: int, *, bar: int | None = None, offset: int = 0, mmap: bool = F
     bar: the BAR, or device-specific region, that shows it from `offset` on; None: the device's private memory.
     mmap: the client may map it, so that its accesses are not seen here; whole pages (4096) only.
     """
-    return cast(memoryview, Memory(size, bar, offset, mmap, keep))
+    return cast(memoryview, DeclaredMemory(size, bar, offset, mmap, keep))
 
 
 class DeviceMemory:
@@ -52,14 +52,14 @@ class DeviceMemory:
         self._cleared: list[MemfdMemory] = []
         self._files: list[Memfd] = []
 
-    def place_mappable(self, bar: int, size: int, areas: Iterable[Memory]) -> Memfd:
+    def place_mappable(self, bar: int, size: int, areas: Iterable[DeclaredMemory]) -> Memfd:
         """Put areas of a BAR of `size` bytes where they are in it; returns the file that the client maps."""
         file = self._file(f"vfio-user-region{bar}", size)
         for area in areas:
             self._add(area, file, area.offset)
         return file
 
-    def place_rest(self, areas: list[Memory]) -> None:
+    def place_rest(self, areas: list[DeclaredMemory]) -> None:
         """Put areas that nobody maps, each from a page on."""
         offsets = [0]
         for area in areas:
@@ -99,7 +99,7 @@ class DeviceMemory:
         self._files.append(Memfd(name, size))
         return self._files[-1]
 
-    def _add(self, area: Memory, file: Memfd, offset: int) -> None:
+    def _add(self, area: DeclaredMemory, file: Memfd, offset: int) -> None:
         memory = MemfdMemory(area.name, file, offset, area.size)
         self.all.append(memory)
         if not area.keep:

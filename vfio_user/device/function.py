@@ -22,7 +22,7 @@ from vfio_user.device.hooks import Hooks
 from vfio_user.device.interrupts import Interrupts
 from vfio_user.device.ioeventfds import IoEventFds
 from vfio_user.device.irq_wiring import IrqInfo
-from vfio_user.device.layout import Layout, place_msix, used_bars
+from vfio_user.device.layout import RegionLayout, place_msix, used_bars
 from vfio_user.device.lifecycle import ResetKind
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
@@ -80,7 +80,7 @@ class Function:
                 (table.pba_bar, table.pba_offset, msix.pba_size),
             ]
         placed = place_capabilities(all_capabilities)
-        self._layout = Layout(author, bars, author.extra_regions, reserved)
+        self._layout = RegionLayout(author, bars, author.extra_regions, reserved)
         self.config, offsets = build_config_space(
             hardware.ids,
             bars=self._layout.bars,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from userdev.declare.declared import declarations
-from vfio_user.device.device_memory import DeviceMemory, Memory
+from vfio_user.device.device_memory import DeclaredMemory, DeviceMemory
 from vfio_user.device.extra_region import ExtraRegion
 from vfio_user.device.hooks import Hooks
 from vfio_user.device.mechanism import MsiX
@@ -42,11 +42,11 @@ def place_msix(msix: MsiX, bars: Sequence[Bar], used: set[int]) -> tuple[MsiXCap
 def used_bars(device_class: type) -> set[int]:
     """BARs that registers and memory of the class name."""
     places = [register.place.bar for register in declarations(device_class, BaseRegister)]
-    places += [area.bar for area in declarations(device_class, Memory) if area.bar is not None]
+    places += [area.bar for area in declarations(device_class, DeclaredMemory) if area.bar is not None]
     return {place for place in places if place < BAR_COUNT}
 
 
-class Layout:
+class RegionLayout:
     """The regions of one device: what is told of them, where accesses go, and the tables of the hot path.
 
     Raises ValueError for declarations that contradict each other: overlaps, a BAR too small, a bad size.
@@ -65,7 +65,7 @@ class Layout:
         self.fits: Fits = {}
         self.memory = DeviceMemory()
         cells = [cell for found in declarations(type(device), BaseRegister) for cell in found.cells(device)]
-        areas = declarations(type(device), Memory)
+        areas = declarations(type(device), DeclaredMemory)
         named = {cell.region for cell in cells} | {area.bar for area in areas if area.bar is not None}
         named |= {region for region, _offset, _size in reserved}
         indices = [bar.index for bar in bars]
@@ -158,7 +158,7 @@ class Layout:
             windows = self._windows[index]
             raise ValueError(f"{windows.name} has {size:#x} bytes, and {windows.last} reaches to {end:#x}")
 
-    def _place_memory(self, areas: Sequence[Memory]) -> None:
+    def _place_memory(self, areas: Sequence[DeclaredMemory]) -> None:
         mappable = [area for area in areas if area.mmap and area.bar is not None]
         for index in dict.fromkeys(area.bar for area in mappable if area.bar is not None):
             info, here = self.infos[index], [area for area in mappable if area.bar == index]

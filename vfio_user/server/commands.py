@@ -15,7 +15,7 @@ from userdev.errors import ProtocolError
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.server import migration_commands
 from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap, take_bitmaps_v6
-from vfio_user.server.handling import Served
+from vfio_user.server.handling import ServedFunction
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vfio_user.migration import Migration
 
 Reply = tuple[bytes, list[int]]
-Handler = Callable[[Served, Message], Reply]
+Handler = Callable[[ServedFunction, Message], Reply]
 
 NOTHING: Reply = (b"", [])
 _MAX_ARGSZ = 1 << 20
@@ -50,7 +50,7 @@ def _refuse(what: str, number: int = errno.EINVAL) -> ProtocolError:
 # DMA
 
 
-def dma_map(session: Served, message: Message) -> Reply:
+def dma_map(session: ServedFunction, message: Message) -> Reply:
     if session.dialect.shapes[Command.DMA_MAP].request is None:
         return _dma_map_table(session, message)
     request = at.DMA_MAP.unpack(message.payload)
@@ -67,7 +67,7 @@ def dma_map(session: Served, message: Message) -> Reply:
     return NOTHING
 
 
-def _dma_map_table(session: Served, message: Message) -> Reply:
+def _dma_map_table(session: ServedFunction, message: Message) -> Reply:
     entries = list(at.DMA_ENTRY_V6.unpack_all(message.payload))
     mappable = [entry for entry in entries if entry.flags & DmaFlagsV6.MAPPABLE]
     if not entries:
@@ -95,7 +95,7 @@ def _map_all(dma: Dma, entries: list[at.DmaEntryV6], fds: list[int]) -> None:
         raise
 
 
-def dma_unmap(session: Served, message: Message) -> Reply:
+def dma_unmap(session: ServedFunction, message: Message) -> Reply:
     if session.dialect.shapes[Command.DMA_UNMAP].request is None:
         return _dma_unmap_table(session, message)
     request = at.DMA_UNMAP.unpack(message.payload)
@@ -127,7 +127,7 @@ def dma_unmap(session: Served, message: Message) -> Reply:
     return echo + at.BITMAP.pack(bitmap.pgsize, bitmap.size, tail=bits), []
 
 
-def _dma_unmap_table(session: Served, message: Message) -> Reply:
+def _dma_unmap_table(session: ServedFunction, message: Message) -> Reply:
     """The draft's table: one request, all of it or nothing."""
     dma, entries = session.function.dma, unmap_table(message.payload)
     for entry in entries:
@@ -144,7 +144,7 @@ def _dma_unmap_table(session: Served, message: Message) -> Reply:
 # Description of the device
 
 
-def get_info(session: Served, message: Message) -> Reply:
+def get_info(session: ServedFunction, message: Message) -> Reply:
     if session.dialect.shapes[Command.GET_INFO].request is not None:
         request = at.DEVICE_INFO.unpack(message.payload)
         if request.argsz < at.DEVICE_INFO.size:
@@ -154,7 +154,7 @@ def get_info(session: Served, message: Message) -> Reply:
     return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, flags, regions, len(session.function.irqs)), []
 
 
-def get_region_info(session: Served, message: Message) -> Reply:
+def get_region_info(session: ServedFunction, message: Message) -> Reply:
     request = at.REGION_INFO.unpack(message.payload)
     room = request.argsz if request.argsz >= at.REGION_INFO.size else None
     if room is None and session.dialect.region_info_needs_argsz:
@@ -168,14 +168,14 @@ def _description(region: RegionInfo) -> RegionDescription:
     return RegionDescription(region.index, region.size, region.flags, region.offset, region.sparse or None, region.type)
 
 
-def _region(session: Served, index: int) -> RegionInfo:
+def _region(session: ServedFunction, index: int) -> RegionInfo:
     regions = session.regions.all()
     if index >= len(regions):
         raise _refuse(f"region {index}: the device has {len(regions)}")
     return regions[index]
 
 
-def get_region_io_fds(session: Served, message: Message) -> Reply:
+def get_region_io_fds(session: ServedFunction, message: Message) -> Reply:
     request = at.REGION_IO_FDS.unpack(message.payload)
     if request.flags or request.nr_entries or not at.REGION_IO_FDS.size <= request.argsz <= _MAX_ARGSZ:
         raise _refuse("GET_REGION_IO_FDS: flags, count or argsz")
@@ -206,7 +206,7 @@ def get_region_io_fds(session: Served, message: Message) -> Reply:
 # Interrupts
 
 
-def get_irq_info(session: Served, message: Message) -> Reply:
+def get_irq_info(session: ServedFunction, message: Message) -> Reply:
     request = at.IRQ_INFO.unpack(message.payload)
     if request.argsz < at.IRQ_INFO.size:
         raise _refuse(f"GET_IRQ_INFO: argsz {request.argsz} is below {at.IRQ_INFO.size}")
@@ -217,7 +217,7 @@ def get_irq_info(session: Served, message: Message) -> Reply:
     return at.IRQ_INFO.pack(at.IRQ_INFO.size, irq.flags, request.irq, irq.count), []
 
 
-def set_irqs(session: Served, message: Message) -> Reply:
+def set_irqs(session: ServedFunction, message: Message) -> Reply:
     request = at.IRQ_SET.unpack(message.payload)
     if request.argsz < at.IRQ_SET.size:
         raise _refuse(f"SET_IRQS: argsz {request.argsz} is below {at.IRQ_SET.size}")
@@ -236,7 +236,7 @@ def set_irqs(session: Served, message: Message) -> Reply:
 # Regions
 
 
-def region_read(session: Served, message: Message) -> Reply:
+def region_read(session: ServedFunction, message: Message) -> Reply:
     request = at.REGION_ACCESS.unpack(message.payload)
     if request.length > session.max_data:
         raise _refuse(f"REGION_READ: {request.length} bytes are over the limit of {session.max_data}")
@@ -246,7 +246,7 @@ def region_read(session: Served, message: Message) -> Reply:
     return message.payload[: at.REGION_ACCESS.size] + data, []
 
 
-def region_write(session: Served, message: Message) -> Reply:
+def region_write(session: ServedFunction, message: Message) -> Reply:
     """The effect only; the session has the reply from `write_reply` and may have sent it."""
     request = at.REGION_ACCESS.unpack(message.payload)
     if request.length:
@@ -255,7 +255,7 @@ def region_write(session: Served, message: Message) -> Reply:
     return write_reply(session, message), []
 
 
-def write_reply(session: Served, message: Message) -> bytes:
+def write_reply(session: ServedFunction, message: Message) -> bytes:
     """The payload of REGION_WRITE's reply, once its sizes are right."""
     request = at.REGION_ACCESS.unpack(message.payload)
     if len(message.payload) - at.REGION_ACCESS.size != request.length or request.length > session.max_data:
@@ -266,7 +266,7 @@ def write_reply(session: Served, message: Message) -> bytes:
     return at.REGION_ACCESS.pack(request.offset, request.region, count)
 
 
-def region_write_multi(session: Served, message: Message) -> Reply:
+def region_write_multi(session: ServedFunction, message: Message) -> Reply:
     """Many small writes in order; the first that fails ends the command, and those before it stay done."""
     request = at.WRITE_MULTI.unpack(message.payload)
     writes = list(at.WRITE_MULTI_ENTRY.unpack_all(message.payload, at.WRITE_MULTI.size))
@@ -280,14 +280,14 @@ def region_write_multi(session: Served, message: Message) -> Reply:
 # Reset and migration
 
 
-def _migration(session: Served) -> Migration:
+def _migration(session: ServedFunction) -> Migration:
     migration: Migration | None = session.function.migration
     if migration is None:
         raise _refuse("the device does not migrate")
     return migration
 
 
-def device_reset(session: Served, message: Message) -> Reply:
+def device_reset(session: ServedFunction, message: Message) -> Reply:
     with session.quiet():
         session.function.client_reset()
         if session.function.migration is not None:
@@ -295,25 +295,25 @@ def device_reset(session: Served, message: Message) -> Reply:
     return NOTHING
 
 
-def device_feature(session: Served, message: Message) -> Reply:
+def device_feature(session: ServedFunction, message: Message) -> Reply:
     return migration_commands.device_feature(_migration(session), message.payload), []
 
 
-def mig_data_read(session: Served, message: Message) -> Reply:
+def mig_data_read(session: ServedFunction, message: Message) -> Reply:
     limit = session.agreement.data_per_message
     return migration_commands.mig_data_read(_migration(session), message.payload, limit), []
 
 
-def mig_data_write(session: Served, message: Message) -> Reply:
+def mig_data_write(session: ServedFunction, message: Message) -> Reply:
     migration_commands.mig_data_write(_migration(session), message.payload, session.max_data)
     return NOTHING
 
 
-def dirty_pages(session: Served, message: Message) -> Reply:
+def dirty_pages(session: ServedFunction, message: Message) -> Reply:
     return handle_dirty_pages(_migration(session), message.payload, session.dialect), []
 
 
-def version_again(session: Served, message: Message) -> Reply:
+def version_again(session: ServedFunction, message: Message) -> Reply:
     raise _refuse("VERSION: the version is agreed already")
 
 

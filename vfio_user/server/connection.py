@@ -31,11 +31,11 @@ SEND_SECONDS = 60.0
 """How long a client may read nothing of what it is sent, before it is given up."""
 
 
-class Disconnected(ConnectionError):
+class ClientGone(ConnectionError):
     """The client went away, or sent what no stream can recover from."""
 
 
-class Connection:
+class ServerConnection:
     """A stream, cut into messages. Replies gather in `out` and leave together."""
 
     def __init__(self, stream: Stream, max_data: int) -> None:
@@ -99,7 +99,7 @@ class Connection:
         """The next whole message; a header that cannot be right is answered here.
 
         Raises:
-            Disconnected: after such a header nothing can be read.
+            ClientGone: after such a header nothing can be read.
         """
         while True:
             try:
@@ -110,7 +110,7 @@ class Connection:
                     self.out += error.message.error(error.errno).encode()
                 if error.fatal:
                     self.flush()
-                    raise Disconnected(str(error)) from None
+                    raise ClientGone(str(error)) from None
 
     def send(self, message: Message) -> None:
         """Queue a message; one with descriptors leaves at once, behind what is queued."""
@@ -128,16 +128,16 @@ class Connection:
             self._send(out)
 
     def _send(self, data: bytes | bytearray, fds: Sequence[int] = ()) -> None:
-        """Raises Disconnected; nothing can follow a message that was sent in part."""
+        """Raises ClientGone; nothing can follow a message that was sent in part."""
         try:
             self._stream.send(data, fds)
         except BlockingIOError:
             log.warning("the client has read nothing for %g s: it is given up", SEND_SECONDS)
             self._stream.shutdown()
-            raise Disconnected("the client does not read") from None
+            raise ClientGone("the client does not read") from None
         except OSError as error:
             self._stream.shutdown()
-            raise Disconnected(str(error)) from None
+            raise ClientGone(str(error)) from None
 
     def shutdown(self) -> None:
         self._stream.shutdown()

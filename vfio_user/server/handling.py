@@ -11,7 +11,7 @@ from vfio_user.server.regions import Regions
 from vfio_user.wire import Dialect
 
 
-class Served(Protocol):
+class ServedFunction(Protocol):
     """A function, and the client that it is served to."""
 
     function: Function

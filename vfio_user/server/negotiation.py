@@ -117,7 +117,7 @@ class Agreement:
         return min(self.client.data_per_message or MAX_DATA, MAX_DATA)
 
 
-class Answer(NamedTuple):
+class VersionAnswer(NamedTuple):
     """What to send back, and why the client is refused if it is."""
 
     message: Message | None
@@ -126,15 +126,17 @@ class Answer(NamedTuple):
 
 def negotiate(
     message: Message, dialect: Dialect, offer: Offer, *, migration_pgsize: int | None
-) -> tuple[Agreement | None, Answer]:
+) -> tuple[Agreement | None, VersionAnswer]:
     """Answer a session's first message; no agreement means that the connection ends after the answer.
 
     A client's No_reply is ignored here, as libvfio-user does: nothing can go on without the reply.
     """
     if message.type != 0:
-        return None, Answer(None, "the first message is a reply")
+        return None, VersionAnswer(None, "the first message is a reply")
     if message.command != dialect.number(Command.VERSION):
-        return None, Answer(message.error(errno.EINVAL), f"the first message is command {message.command}, not VERSION")
+        return None, VersionAnswer(
+            message.error(errno.EINVAL), f"the first message is command {message.command}, not VERSION"
+        )
     try:
         proposal = decode_version(dialect, message.payload)
         client = proposal.capabilities
@@ -144,12 +146,12 @@ def negotiate(
         offered = _capabilities(offer, client, migration_pgsize, twin=twin)
         payload = encode_version(dialect, agreement.minor, offered, limit=_room(message))
     except ProtocolError as error:
-        return None, Answer(message.error(error.errno), str(error))
+        return None, VersionAnswer(message.error(error.errno), str(error))
     if not twin:
-        return agreement, Answer(message.reply(payload))
+        return agreement, VersionAnswer(message.reply(payload))
     ours, theirs = socket.socketpair()
     agreement.twin = Twin(Stream(ours))
-    return agreement, Answer(message.reply(payload, [theirs.detach()]))
+    return agreement, VersionAnswer(message.reply(payload, [theirs.detach()]))
 
 
 def _check_migration(client: Capabilities, pgsize: int | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from userdev.errors import AUTHORS_FAILURES
-from vfio_user.server.connection import Connection
+from vfio_user.server.connection import ServerConnection
 from vfio_user.server.owed import Owed
 from vfio_user.wire import NO_REPLY, REPLY, Command, Dialect, Message
 
@@ -32,7 +32,11 @@ class RegisterPath:
     """The register table of one session."""
 
     def __init__(
-        self, dialect: Dialect, connection: Connection, owed: Owed, failed: Callable[[Message, BaseException], None]
+        self,
+        dialect: Dialect,
+        connection: ServerConnection,
+        owed: Owed,
+        failed: Callable[[Message, BaseException], None],
     ) -> None:
         """`failed` answers an access whose function raised."""
         self._connection = connection

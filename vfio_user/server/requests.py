@@ -17,7 +17,7 @@ from time import monotonic
 
 from userdev.errors import ProtocolError
 from userdev.transport import close_all
-from vfio_user.server.connection import Connection, Disconnected
+from vfio_user.server.connection import ClientGone, ServerConnection
 from vfio_user.server.negotiation import ANSWER_SECONDS, Agreement
 from vfio_user.server.owed import Owed
 from vfio_user.wire import COMMAND, NO_REPLY, Command, Dialect, Message
@@ -39,7 +39,12 @@ class ClientRequests:
     """The requests of one session. Called under the session's lock or on a thread that takes it here."""
 
     def __init__(
-        self, dialect: Dialect, connection: Connection, lock: threading.RLock, owed: Owed, serve: Callable[[], None]
+        self,
+        dialect: Dialect,
+        connection: ServerConnection,
+        lock: threading.RLock,
+        owed: Owed,
+        serve: Callable[[], None],
     ) -> None:
         """`serve` handles what was received, and sends the replies; for the session's thread."""
         self.agreement = Agreement()
@@ -64,7 +69,7 @@ class ClientRequests:
         Raises:
             ProtocolError: the client refused (its errno), has not answered within `ANSWER_SECONDS` (ETIMEDOUT), or a
                 register read would wait for it (EDEADLK).
-            Disconnected: the client went away.
+            ClientGone: the client went away.
         """
         chunk = self.agreement.data_per_message
         pieces = [
@@ -148,7 +153,7 @@ class ClientRequests:
     def _exchange(self, message: Message) -> Message:
         """Send a request and wait for its reply, while commands go on being served. Holds the lock."""
         if self._gone:
-            raise Disconnected("the client went away")
+            raise ClientGone("the client went away")
         if self.agreement.twin is not None:
             return self.agreement.twin.exchange(message)
         on_session_thread = self._is_serving_thread()
@@ -169,7 +174,7 @@ class ClientRequests:
             if waiting.answer is None:
                 self._open.replied(message.id)  # what comes now is for nobody
         if waiting.answer is None and self._gone:
-            raise Disconnected("the client went away")
+            raise ClientGone("the client went away")
         if waiting.answer is None:
             raise ProtocolError(f"the client has not answered within {ANSWER_SECONDS:g} s", errno.ETIMEDOUT)
         return waiting.answer
@@ -185,7 +190,7 @@ class ClientRequests:
             self._serve()
             while waiting.answer is None and monotonic() < end:
                 if not self._connection.receive():
-                    raise Disconnected("the client went away")
+                    raise ClientGone("the client went away")
                 self._serve()
         except BlockingIOError:  # nothing came, which is no answer either
             return

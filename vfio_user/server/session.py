@@ -28,7 +28,7 @@ from userdev.serving.worker import Worker
 from userdev.transport import Stream, close_all
 from vfio_user.device import CURRENT_POLICY, DRAFT_V6_POLICY
 from vfio_user.server import commands
-from vfio_user.server.connection import Connection, Disconnected
+from vfio_user.server.connection import ClientGone, ServerConnection
 from vfio_user.server.gate import check_command
 from vfio_user.server.negotiation import Agreement, Offer, negotiate
 from vfio_user.server.owed import Owed
@@ -81,7 +81,7 @@ class Session:
         self._turnstile = threading.Lock()
         self._offer = offer or Offer()
         self._version_seconds = version_seconds
-        self.connection = Connection(stream, self.max_data)
+        self.connection = ServerConnection(stream, self.max_data)
         self.owed = Owed()
         self._worker = Worker(self._locked)
         self._requests = ClientRequests(dialect, self.connection, self.lock, self.owed, self._answer_what_came)
@@ -116,7 +116,7 @@ class Session:
                     self.lock.release()
             if self.connection.is_cut_off:
                 log.warning("the client went away in the middle of a message")
-        except Disconnected:
+        except ClientGone:
             pass
         except OSError as error:
             log.info("connection lost: %s", error)
@@ -251,7 +251,7 @@ class Session:
     def _hold_back(self) -> None:
         """Take what has come while the device is getting quiet."""
         if self._holds_enough() or not self.connection.receive():
-            raise Disconnected("the client went away while the device was getting quiet")
+            raise ClientGone("the client went away while the device was getting quiet")
         while (message := self.connection.next()) is not None:
             if not self._requests.settle(message):
                 self._backlog.append(message)
@@ -373,7 +373,7 @@ class Session:
     def failed(self, message: Message, error: BaseException) -> None:
         """Answer a command that raised: its errno where the protocol has one, EIO for a defect of the device."""
         owed = self.owed.end()
-        if isinstance(error, Disconnected):
+        if isinstance(error, ClientGone):
             raise error
         if isinstance(error, ProtocolError):
             number = error.errno
@@ -447,7 +447,7 @@ class Session:
         """Deferred work has nobody to answer: what it raises is logged."""
         try:
             work()
-        except Disconnected:
+        except ClientGone:
             raise
         except ProtocolError as error:
             log.warning("deferred work: %s", error)
