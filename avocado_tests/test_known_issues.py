@@ -174,7 +174,7 @@ class KnownIssueTest(GuestTest):
         """Plug in what QEMU must refuse; its reason. The server is well, and need not be looked at."""
         server = server or lab.serve(device)
         with self.assertRaises(QmpError) as refused:
-            guest.machine.attach(server.device.family.attach("refused", server.path, 0, {}))
+            guest.machine.attach(server.device.family.attach("", "refused", server.path, 0, {}))
         return str(refused.exception.description)
 
     def interposed(

@@ -19,7 +19,8 @@ from vfio_user.harness.command_line import (
     machine_type,
     slot_address,
 )
-from vfio_user.harness.family import VFIO_USER
+from vfio_user.harness.device import Device, server_command
+from vfio_user.harness.family import VFIO_USER, VHOST_USER
 
 PLAIN = MachineConfig("pc-q35-11.1", "tcg")
 WIRING = Wiring(qmp=5, console=6, agent=7, qtest=8)
@@ -139,7 +140,7 @@ def test_a_restored_machine_differs_only_in_that_it_waits() -> None:
 
 
 def test_a_vfio_user_device_is_json_with_its_socket_as_an_object() -> None:
-    attachment = VFIO_USER.attach("vu0", Path("/tmp/a.sock"), 3, {"x_msg_timeout": 1000})
+    attachment = VFIO_USER.attach("edu", "vu0", Path("/tmp/a.sock"), 3, {"x_msg_timeout": 1000})
     argv = line(start=replace(START, attached=(attachment,)))
     assert json.loads(values("-device", argv)[-1]) == {
         "driver": "vfio-user-pci",
@@ -148,6 +149,35 @@ def test_a_vfio_user_device_is_json_with_its_socket_as_an_object() -> None:
         "socket": {"type": "unix", "path": "/tmp/a.sock"},
         "x-msg-timeout": 1000,
     }
+
+
+def test_a_vhost_user_device_has_a_character_device_and_is_of_the_type_that_its_name_says() -> None:
+    attachment = VHOST_USER.attach("vhost-user-rng", "vu0", Path("/tmp/a.sock"), 3, {"max_bytes": 64})
+    assert attachment.chardevs == (SocketChardev("vu0-socket", Path("/tmp/a.sock")),)
+    assert attachment.device == {
+        "driver": "vhost-user-rng-pci",
+        "id": "vu0",
+        "bus": "slot3",
+        "chardev": "vu0-socket",
+        "max-bytes": 64,
+    }
+
+
+def test_a_vhost_user_device_of_no_such_name_is_of_the_type_that_a_property_says() -> None:
+    wanted = {"driver": "vhost-user-test-device-pci", "virtio_id": 4}
+    attachment = VHOST_USER.attach("mine:Device", "vu0", Path("/tmp/a.sock"), 3, wanted)
+    assert attachment.device["driver"] == "vhost-user-test-device-pci"
+    with pytest.raises(UserError, match="mine:Device"):
+        VHOST_USER.attach("mine:Device", "vu0", Path("/tmp/a.sock"), 3, {})
+
+
+def test_a_device_is_of_the_family_that_has_its_name_and_is_served_by_that_ones_command() -> None:
+    device = Device.parse("vhost-user-rng --source /dev/zero")
+    assert device.family is VHOST_USER
+    command = server_command(device, Path("/tmp/a.sock"))
+    assert command[2:] == ["-m", "vhost_user", "serve", "rng", "--socket-path", "/tmp/a.sock", "--source", "/dev/zero"]
+    assert Device.parse("edu").family is VFIO_USER
+    assert device.is_ours
 
 
 def test_a_character_device_comes_before_the_device_that_needs_it() -> None:

@@ -100,7 +100,7 @@ def _print_command(devices: list[Device], image: str, qemu: str | None, hardware
             attached.append(inside_qemu(device.driver, name, index, device.properties))
             continue
         lines.append(f"{shlex.join(server_command(device, path))} &")
-        attached.append(device.family.attach(name, path, index, device.properties))
+        attached.append(device.family.attach(device.served, name, path, index, device.properties))
     config = MachineConfig(machine_type(program.version), probe_accelerator(program), **hardware)
     wiring = Wiring(qmp=None, console="stdio", monitor=Path("qmp.sock"))
     start = Start(source.kernel, source.initramfs, attached=tuple(attached))

@@ -397,4 +397,4 @@ def attachment_of(
     wanted = {**device.properties, **properties}
     if server is None:
         return inside_qemu(device.driver, identity, place, wanted)
-    return device.family.attach(identity, server.path, place, wanted)
+    return device.family.attach(device.served, identity, server.path, place, wanted)

@@ -15,8 +15,9 @@ from typing import Protocol
 
 from packaging.version import Version
 
+from userdev.errors import UserError
 from vfio_user.harness import qemu_guards
-from vfio_user.harness.attachment import Attachment
+from vfio_user.harness.attachment import Attachment, SocketChardev
 from vfio_user.harness.command_line import Place, bus_place
 
 Property = str | int | bool
@@ -48,8 +49,14 @@ class Family(Protocol):
     def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
         """The command line of a server of ours; `where` says on which socket."""
 
-    def attach(self, identity: str, path: Path, place: Place, properties: Mapping[str, object]) -> Attachment:
-        """How QEMU is told to have the device whose server listens at `path`; `properties` are those of QEMU's."""
+    def attach(
+        self, device: str, identity: str, path: Path, place: Place, properties: Mapping[str, object]
+    ) -> Attachment:
+        """How QEMU is told to have the device whose server listens at `path`; `properties` are those of QEMU's.
+
+        `device` is the name of a device of ours, nothing for somebody's server. Raises `UserError` where that does not
+        say which device of QEMU's it is.
+        """
 
     def check_server(self, version: Version, name: str, path: Path) -> None:
         """Raise `UserError` for a server that a QEMU of this version would not survive."""
@@ -74,11 +81,13 @@ class VfioUser:
         """The command line of `vfio-user serve` for a device, by the Python that runs this."""
         return [sys.executable, "-P", "-m", self.package, "serve", device, *where, *options]
 
-    def attach(self, identity: str, path: Path, place: Place, properties: Mapping[str, object]) -> Attachment:
+    def attach(
+        self, device: str, identity: str, path: Path, place: Place, properties: Mapping[str, object]
+    ) -> Attachment:
         """A vfio-user-pci (hw/vfio-user/pci.c) whose `socket` is at `path`; QEMU connects to it at once."""
         socket = {"type": "unix", "path": str(path)}
-        device = {"driver": "vfio-user-pci", "id": identity, **bus_place(place), "socket": socket}
-        return Attachment(device | with_dashes(properties))
+        wanted = {"driver": "vfio-user-pci", "id": identity, **bus_place(place), "socket": socket}
+        return Attachment(wanted | with_dashes(properties))
 
     def check_server(self, version: Version, name: str, path: Path) -> None:
         """Connect to the server as a client and look for what this QEMU would not survive.
@@ -97,9 +106,57 @@ class VfioUser:
         qemu_guards.check_unplug(version, identity, msix=msix)
 
 
-VFIO_USER = VfioUser()
+class VhostUser:
+    """Virtio devices behind vhost-user: a character device of QEMU's connects, and a device for each type has it.
 
-FAMILIES: tuple[Family, ...] = (VFIO_USER,)
+    Which one that is follows from the name of a device of ours, vhost-user-rng; else it is the property `driver`.
+    """
+
+    name = "vhost-user"
+    package = "vhost_user"
+    trace_pattern = "vhost_user_*"
+    interposable = False
+
+    def devices(self) -> list[str]:
+        """The installed devices, entry points of the group `vhost_user.devices`, called as QEMU's: vhost-user-rng."""
+        return sorted(f"{_VHOST_USER}{point.name}" for point in entry_points(group="vhost_user.devices"))
+
+    def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
+        """The command line of `vhost-user serve` for a device, by the Python that runs this."""
+        name = device.removeprefix(_VHOST_USER)
+        return [sys.executable, "-P", "-m", self.package, "serve", name, *where, *options]
+
+    def attach(
+        self, device: str, identity: str, path: Path, place: Place, properties: Mapping[str, object]
+    ) -> Attachment:
+        """A character device that connects to `path` at once, and the device that is driven through it.
+
+        Raises:
+            UserError: neither the name nor a property says which device of QEMU's that is.
+        """
+        named = {"driver": f"{device}-pci"} if device.startswith(_VHOST_USER) else {}
+        wanted = {**named, **with_dashes(properties)}
+        if "driver" not in wanted:
+            raise UserError(
+                f"{device or path.name!r} does not say which device of QEMU's has it",
+                hint="give the property driver, for example [driver=vhost-user-test-device-pci]",
+            )
+        chardev = SocketChardev(f"{identity}-socket", path)
+        return Attachment({"id": identity, **bus_place(place), "chardev": chardev.identity} | wanted, (chardev,))
+
+    def check_server(self, version: Version, name: str, path: Path) -> None:
+        """Refuse nothing: no server is known that QEMU would not survive as long as it stays."""
+
+    def check_unplug(self, version: Version, identity: str, *, msix: bool) -> None:
+        """Refuse nothing: QEMU survives that the device goes."""
+
+
+_VHOST_USER = "vhost-user-"
+
+VFIO_USER = VfioUser()
+VHOST_USER = VhostUser()
+
+FAMILIES: tuple[Family, ...] = (VFIO_USER, VHOST_USER)
 """All that the harness knows; a device that is named is looked for in their order."""
 
 

@@ -187,6 +187,12 @@ def _interposed(guest: BootedGuest, plugged: Plugged) -> DeviceServer:
             f"{plugged.identity} of {guest.name!r} cannot be migrated: it is inside QEMU, and no vfio-user device",
             hint="a device that a server serves can be",
         )
+    family = plugged.server.device.family
+    if not family.interposable:
+        raise UserError(
+            f"{plugged.identity} of {guest.name!r} cannot be migrated: it is QEMU that moves {family.name} devices",
+            hint="unplug it before",
+        )
     if not plugged.server.is_interposed:
         raise UserError(
             f"{plugged.identity} of {guest.name!r} cannot be migrated: there is no interposer before its server",

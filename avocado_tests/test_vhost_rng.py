@@ -1,0 +1,90 @@
+"""An entropy source behind vhost-user: what the guest's /dev/hwrng reads is what our server gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vfio_user.avocado_test import GuestTest
+from vfio_user.harness import BootedGuest
+
+RAMP = bytes(range(256))
+"""What the server gives, again and again: any 16 bytes of it count up, wherever the kernel has begun to read."""
+
+BLOCK = 16
+SIZE = 4096
+
+
+def read_hwrng(size: int, seconds: float) -> bytes:
+    """In the guest: bytes of the entropy source that was plugged in, which is not the machine's own."""
+    import time
+    from pathlib import Path
+
+    folder = Path("/sys/class/misc/hw_random")
+    end = time.monotonic() + seconds
+
+    def sources() -> list[str]:  # beside them is "none"
+        return [name for name in (folder / "rng_available").read_text().split() if name.startswith("virtio_rng.")]
+
+    while len(sources()) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    (folder / "rng_current").write_text(max(sources(), key=lambda name: int(name.rpartition(".")[2])))
+    with open("/dev/hwrng", "rb", buffering=0) as device:
+        device.read(256)  # what the machine's own had given before
+        data = b""
+        while len(data) < size:
+            data += device.read(size - len(data))
+    return data
+
+
+class EntropyBehindVhostUser(GuestTest):
+    """
+    :avocado: tags=vhost-user,rng
+    """
+
+    def test_the_guest_reads_what_the_server_gives(self) -> None:
+        with self.entropy() as guest:
+            self.assert_served(guest)
+
+    def test_it_works_again_after_a_pause_a_reboot_and_a_reset(self) -> None:
+        with self.entropy() as guest:
+            self.assert_served(guest)
+            guest.qmp.command("stop")
+            guest.qmp.command("cont")
+            self.assert_served(guest)
+            guest.reboot()
+            self.assert_served(guest)
+            guest.reset()
+            self.assert_served(guest)
+
+    def test_it_goes_and_another_comes(self) -> None:
+        with self.entropy() as guest:
+            self.assert_served(guest)
+            guest.unplug(guest.device)
+            guest.plug(self.device)
+            self.assert_served(guest)
+
+    def test_beside_a_device_of_the_other_protocol(self) -> None:
+        with self.entropy() as guest:
+            edu = guest.plug("edu")
+            self.assert_served(guest)
+            self.edu(guest, "registers", device=edu)
+            self.assert_served(guest)
+
+    @property
+    def device(self) -> str:
+        return f"vhost-user-rng --source {self.source}"
+
+    @contextmanager
+    def entropy(self) -> Iterator[BootedGuest]:
+        """A guest with the server's device beside the machine's own."""
+        self.source = Path(self.workdir) / "ramp"
+        self.source.write_bytes(RAMP)
+        with self.lab() as lab:
+            yield lab.boot(device=self.device)
+
+    def assert_served(self, guest: BootedGuest) -> None:
+        data = guest.call(read_hwrng, SIZE, 20 * guest.patience, timeout=40)
+        blocks = [data[at : at + BLOCK] for at in range(0, SIZE, BLOCK)]
+        self.assertEqual([block for block in blocks if block not in RAMP + RAMP], [])
