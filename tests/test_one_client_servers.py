@@ -19,6 +19,17 @@ from vfio_user.wire import CURRENT
 COMMAND = f"{shlex.quote(sys.executable)} -m tests.one_client_server {{socket}}"
 
 
+def test_two_servers_share_a_folder_and_nothing_in_it(tmp_path: Path) -> None:
+    with (
+        CommandServer(COMMAND, tmp_path, timeout=20) as one,
+        CommandServer(COMMAND, tmp_path, timeout=20) as other,
+        Client(one.connect(), timeout=20) as first,
+        Client(other.connect(), timeout=20) as second,
+    ):
+        assert first.negotiate(minor=0) == second.negotiate(minor=0)
+        assert one.pid != other.pid
+
+
 def test_the_conformance_suite_starts_one_for_each_client(tmp_path: Path) -> None:
     with CommandServer(COMMAND, tmp_path, timeout=20) as target:
         assert "status 0" in target.try_out(CURRENT)

@@ -6,6 +6,7 @@ import select
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +32,9 @@ REFUSAL_SECONDS = 0.05
 """The same for one that ends only where it refuses a client."""
 
 _LIVES_ON = "lives on and listens no more"
+
+_NUMBERS = count(1)
+"""Of servers, so that several of them may share a folder."""
 
 _POLITE = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
 """How a server ends that we ended, or that ends with its client, as the specification lets it."""
@@ -111,6 +115,7 @@ class CommandServer:
         self._folder = folder
         self._environment = environment
         self._child: Child | None = None
+        self._number = next(_NUMBERS)
         self._count = 0
         self._crash = ""
         self._clients: list[Stream] = []
@@ -225,7 +230,7 @@ class CommandServer:
         self.renew()
         self._count += 1
         argv = self._command.argv(socket=self.path)
-        log = self._folder / f"server-{self._count}.log"
+        log = self._folder / f"server{self._number}-{self._count}.log"
         self._child = Child("server", argv, log=log, environment=self._environment)
 
     def _end(self, child: Child) -> None:
@@ -270,7 +275,7 @@ class CommandServer:
     @property
     def path(self) -> Path:
         """The path of its socket."""
-        return self._folder / f"{self._count}.sock"
+        return self._folder / f"{self._number}-{self._count}.sock"
 
     def __enter__(self) -> Self:
         return self
