@@ -33,7 +33,7 @@ FORMAT = 1
 PREFIX = struct.Struct("<IBBBBQI")
 LENGTH = struct.Struct("<I")
 FD = struct.Struct("<IQQ")
-MAX_TIME = 1 << 62
+MAX_TIME_NS = 1 << 62
 """Nanoseconds: 146 years."""
 MAX_RECORD = 80 << 20
 """A length above this is not one: the file is damaged there."""
@@ -222,7 +222,7 @@ def _seen(kind: int, view: int, time: int) -> View:
     Raises:
         ValueError: that is nowhere, or never.
     """
-    if time >= MAX_TIME:
+    if time >= MAX_TIME_NS:
         raise ValueError(f"its time is {time}")
     if kind == RecordKind.MESSAGE and not view & BOTH:
         raise ValueError("it was seen on no side")
@@ -253,6 +253,6 @@ def _checked(about: dict[str, Any]) -> dict[str, Any]:
     for name, kind in (("protocol", str), ("program", str), ("dialect", str), ("realtime", int)):
         if not isinstance(about.get(name, kind()), kind):
             raise TypeError(f"{name} is no {kind.__name__}")
-    if not 0 <= about.get("realtime", 0) < MAX_TIME:
+    if not 0 <= about.get("realtime", 0) < MAX_TIME_NS:
         raise ValueError("realtime is out of range")
     return about

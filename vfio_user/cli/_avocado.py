@@ -76,7 +76,8 @@ def check_settings(keys: Iterable[str]) -> None:
     known = _known_settings()
     if unknown := sorted(set(keys) - known):
         near = [near for key in unknown for near in difflib.get_close_matches(key, known, n=1)]
-        hint = f"do you mean {', '.join(near)}? " * bool(near) + "`avocado config reference` has all"
+        meant = f"do you mean {', '.join(near)}? " if near else ""
+        hint = f"{meant}`avocado config reference` has all"
         raise UserError(f"avocado has no setting {', '.join(unknown)}", hint=hint)
 
 

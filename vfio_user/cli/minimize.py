@@ -8,7 +8,7 @@ import click
 
 from vfio_user.cli.replay import parse_places
 from vfio_user.interposer.replay import minimize
-from vfio_user.interposer.replay.player import PATIENCE
+from vfio_user.interposer.replay.player import PATIENCE_SECONDS
 
 
 @click.command()
@@ -17,7 +17,7 @@ from vfio_user.interposer.replay.player import PATIENCE
 @click.option("--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate; it fails while CMD does.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: TRACE.min")
 @click.option("--ignore", multiple=True, metavar="REGION:OFFSET", help="A register that may read differently.")
-@click.option("--patience", default=PATIENCE, show_default=True, help="Seconds to wait for anything recorded.")
+@click.option("--patience", default=PATIENCE_SECONDS, show_default=True, help="Seconds to wait for anything recorded.")
 def command(
     trace: Path, server_command: str, check: str | None, output: Path | None, ignore: tuple[str, ...], patience: float
 ) -> None:

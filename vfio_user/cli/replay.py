@@ -6,7 +6,7 @@ import click
 
 from userdev.errors import VerdictError
 from vfio_user.interposer.replay import replay
-from vfio_user.interposer.replay.player import PATIENCE, Timing
+from vfio_user.interposer.replay.player import PATIENCE_SECONDS, Timing
 from vfio_user.interposer.replay.script import load_script
 from vfio_user.interposer.trace.show import parse_offsets, parse_region
 
@@ -28,7 +28,7 @@ def parse_places(texts: tuple[str, ...]) -> set[tuple[int, int]]:
 @click.option("--timing", type=click.Choice(["fast", "recorded"]), default="fast", show_default=True)
 @click.option("--session", default=1, show_default=True, help="Which of the trace's sessions.")
 @click.option("--ignore", multiple=True, metavar="REGION:OFFSET", help="A register that may read differently.")
-@click.option("--patience", default=PATIENCE, show_default=True, help="Seconds to wait for anything recorded.")
+@click.option("--patience", default=PATIENCE_SECONDS, show_default=True, help="Seconds to wait for anything recorded.")
 def command(
     trace: str,
     server_command: str | None,

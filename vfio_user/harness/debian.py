@@ -299,7 +299,9 @@ class _PrivateApt:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "dpkg/status").touch()
         source = [f"Types: {types}", f"URIs: {mirror.uri}", f"Suites: {' '.join(suites)}"]
-        source += [f"Components: {' '.join(components)}"] + [f"Signed-By: {mirror.signed_by}"] * bool(mirror.signed_by)
+        source.append(f"Components: {' '.join(components)}")
+        if mirror.signed_by:
+            source.append(f"Signed-By: {mirror.signed_by}")
         _write(self.root / "sources.d/debian.sources", "\n".join(source) + "\n")
         _write(self.root / "preferences", "\n".join(_PIN.format(suite=suite) for suite in suites))
         settings = {

@@ -109,7 +109,7 @@ class Saving:
     def pending(self) -> int:
         """Bytes that are left, as far as known; 0 at the end, or when there are none for now."""
         self._fill(PIECE)
-        return len(self._buffer) and len(self._buffer) + self._unsent
+        return len(self._buffer) + self._unsent if self._buffer else 0
 
     def _fill(self, size: int) -> None:
         while len(self._buffer) < size and not self._ended:

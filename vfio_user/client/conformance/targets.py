@@ -146,7 +146,7 @@ class CommandServer:
                 self._deaf = True
             self.renew()
             self._crash = ""  # the checks will see it again
-        return f"the server {' and '.join(habits)}: each client gets a fresh one" * bool(habits)
+        return f"the server {' and '.join(habits)}: each client gets a fresh one" if habits else ""
 
     @property
     def pid(self) -> int | None:

@@ -347,9 +347,7 @@ def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
 _TURN_SECONDS = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
 _CATCHING_UP = 8  # rounds of what the guest changed meanwhile, before what is left is left to the downtime
 _TELL_SECONDS = 5.0
-_PCI_STATE_SECONDS = (
-    10.0  # what QEMU may need to give a device its PCI state; it waits 5 s for a server, and again and again
-)
+_PCI_STATE_SECONDS = 10.0  # for QEMU to give a device its PCI state; it waits 5 s for a server, and again and again
 _DEATH_SECONDS = 0.5  # seconds between the end of QEMU's connections and its own
 _WITHOUT_US = (Phase.PREPARE, Phase.PRE_COPY, Phase.RESUME)
 """The phases of a migration that QEMU does alone."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from userdev.errors import UserError
 from vfio_user.interposer.replay.outcome import Difference, What
-from vfio_user.interposer.replay.player import PATIENCE, Place, replay
+from vfio_user.interposer.replay.player import PATIENCE_SECONDS, Place, replay
 from vfio_user.interposer.replay.script import Script, load_script
 from vfio_user.interposer.trace import MessageRecord
 from vfio_user.wire import Command
@@ -43,7 +43,7 @@ def minimize(
     *,
     check: str | None = None,
     ignore: Collection[Place] = (),
-    patience: float = PATIENCE,
+    patience: float = PATIENCE_SECONDS,
     progress: Progress = lambda left, replays: None,
 ) -> Minimized:
     """Shrink a trace whose replay fails.

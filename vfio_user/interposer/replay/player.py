@@ -30,9 +30,9 @@ from vfio_user.wire.open_requests import OpenRequests
 Timing = Literal["fast", "recorded"]
 Place = tuple[int, int]
 """(region, offset) of a register whose value is not compared."""
-PATIENCE = 5.0
+PATIENCE_SECONDS = 5.0
 """Seconds a server has for anything that was recorded."""
-START_TIMEOUT = 30.0
+START_SECONDS = 30.0
 _LIMIT_FD = 1 << 40
 """Bytes of a memfd that stands for recorded memory, at most; it is sparse."""
 
@@ -44,7 +44,7 @@ def replay(
     connect_to: str | None = None,
     timing: Timing = "fast",
     ignore: Collection[Place] = (),
-    patience: float = PATIENCE,
+    patience: float = PATIENCE_SECONDS,
     tolerate: Collection[What] = (),
 ) -> ReplayOutcome:
     """Play a trace's client against a server that is started for it (`{socket}` or `{fd}`), or listens already.
@@ -62,13 +62,13 @@ def replay(
     if server_command is None:
         if connect_to is None:
             raise UserError("no server to replay against", hint="give a command, or an address to connect to")
-        with Player(script, connect(connect_to, timeout=START_TIMEOUT), ignore, patience, tolerate) as player:
+        with Player(script, connect(connect_to, timeout=START_SECONDS), ignore, patience, tolerate) as player:
             return player.play(timing)
     loop = Loop()
     process = ServerProcess(loop, server_command)
     try:
-        stream = loop.finish(process.start(START_TIMEOUT))
-        with Player(script, stream, ignore, patience, tolerate, start=START_TIMEOUT) as player:
+        stream = loop.finish(process.start(START_SECONDS))
+        with Player(script, stream, ignore, patience, tolerate, start=START_SECONDS) as player:
             return player.play(timing)
     finally:
         process.close()
@@ -87,7 +87,7 @@ class Player:
         script: Script,
         stream: Stream,
         ignore: Collection[Place] = (),
-        patience: float = PATIENCE,
+        patience: float = PATIENCE_SECONDS,
         tolerate: Collection[What] = (),
         *,
         start: float = 0.0,
