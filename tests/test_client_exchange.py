@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 
 from tests.scripted_server import Script, ScriptedServer
 from userdev.errors import ProtocolError, UserError
+from userdev.transport import close_all
 from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError
 from vfio_user.wire import (
     COMMAND,
@@ -396,6 +398,19 @@ def test_the_servers_requests_may_come_on_a_twin_socket() -> None:
         client.negotiate(twin_socket=True)
         reply = client.request(Command.DEVICE_RESET)
         assert reply.payload[-2:] == b"hi"
+
+
+@pytest.mark.parametrize(
+    "other", [lambda: os.memfd_create("none"), lambda: socket.socket(type=socket.SOCK_DGRAM).detach()]
+)
+def test_a_twin_socket_that_is_no_stream_is_the_servers_mistake(other: Callable[[], int]) -> None:
+    with ScriptedServer(echo_read, twin=True) as server:
+        close_all(server.fds)
+        server.fds[:] = [other()]
+        with Client(server.client_stream) as client:
+            with pytest.raises(ProtocolError, match="twin socket"):
+                client.negotiate(twin_socket=True)
+            assert not client.channel.has_twin
 
 
 def test_a_command_that_the_dialect_lacks_is_the_callers_mistake() -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,28 @@ def test_a_peer_whose_message_was_not_read_sees_an_end_and_no_reset(count: int) 
     assert here.receive(memoryview(bytearray(16))) == (0, [])
     here.close()
     os.close(event)
+
+
+@pytest.mark.parametrize("use", [Listener, connect])
+def test_an_inherited_descriptor_that_is_no_stream_socket_is_refused_and_left_open(
+    use: Callable[[str], object],
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        reading, writing = os.pipe()
+        before = open_fds()
+        for number in (datagrams.fileno(), reading, 1 << 19, 1 << 80, -1):
+            with pytest.raises(UserError, match=f"descriptor {number} is no"):
+                use(f"fd:{number}")
+        assert open_fds() == before
+        close_all([reading, writing])
+
+
+@pytest.mark.parametrize("use", [Listener, connect])
+@pytest.mark.parametrize(
+    "address", ["tcp:127.0.0.1:70000", "tcp:127.0.0.1:-1", "tcp:a..b:1", "vsock:1:-5", "unix:a\0b", "tcp:\udcff:1"]
+)
+def test_an_address_that_is_none_is_refused_in_words(use: Callable[[str], object], address: str) -> None:
+    before = open_fds()
+    with pytest.raises(UserError, match="cannot"):
+        use(address)
+    assert open_fds() == before

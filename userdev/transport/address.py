@@ -33,6 +33,8 @@ MAX_PATH = 107
 _OVER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 """What `accept` says of a listener that was shut down or closed. All else is about one client, or passes."""
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_UNUSABLE = (OSError, OverflowError, TypeError, ValueError)
+"""What `bind` and `connect` say of an address: ports that are none, names that are none."""
 _RETRY_SECONDS = 0.1
 """Seconds between two tries while the system has no room for another client."""
 
@@ -86,17 +88,15 @@ def connect(address: Address | str, *, timeout: float | None = None) -> Stream:
     """
     address = Address.parse(address) if isinstance(address, str) else address
     if isinstance(address.where, int):
-        return Stream(socket.socket(fileno=address.where))
+        return Stream(_inherited(address.where))
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
         sock.connect(address.where)
         sock.settimeout(None)
-    except OSError as error:
+    except _UNUSABLE as error:
         sock.close()
-        raise UserError(
-            f"cannot connect to {address}: {error.strerror or error}", hint="is the server running there?"
-        ) from None
+        raise UserError(f"cannot connect to {address}: {_said(error)}", hint="is the server running there?") from None
     return Stream(sock)
 
 
@@ -114,11 +114,12 @@ class Listener:
         self.path: Path | None = None
         self._spare = -1
         """A descriptor in reserve: see `accept`."""
-        self._has_spare()
         where = self.address.where
         if isinstance(where, int):
-            self.socket = socket.socket(fileno=where)
+            self.socket = _inherited(where)
+            self._has_spare()
             return
+        self._has_spare()
         self.socket = socket.socket(self.address.family, socket.SOCK_STREAM)
         try:
             if isinstance(where, str):
@@ -127,9 +128,9 @@ class Listener:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self.socket.bind(where)
             self.socket.listen(backlog)
-        except OSError as error:
+        except _UNUSABLE as error:
             self.close()
-            raise UserError(f"cannot listen on {self.address}: {error.strerror or error}") from None
+            raise UserError(f"cannot listen on {self.address}: {_said(error)}") from None
         if isinstance(where, str):
             self.path = Path(where).absolute()
             self._identity = _identity(self.path)
@@ -226,6 +227,24 @@ class Listener:
                 self.socket.bind(path)
         finally:
             os.umask(before)
+
+
+def _said(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _inherited(number: int) -> socket.socket:
+    try:
+        found = socket.socket(fileno=number)
+    except _UNUSABLE as error:
+        raise UserError(f"descriptor {number} is no socket: {_said(error)}", hint=_INHERITED) from None
+    if found.type != socket.SOCK_STREAM:
+        found.detach()  # it is not ours to close
+        raise UserError(f"descriptor {number} is no stream socket", hint=_INHERITED)
+    return found
+
+
+_INHERITED = "whoever starts this program has to hand on one that is open, listening or connected"
 
 
 def _checked_path(path: str) -> str:

@@ -73,8 +73,20 @@ class Channel:
         return self._main.stream.fileno()
 
     def add_twin(self, fd: int) -> None:
-        """Serve the server's requests on this socket as well; owns `fd`."""
-        twin = Stream(socket.socket(fileno=fd))
+        """Serve the server's requests on this socket as well; owns `fd`.
+
+        Raises:
+            ProtocolError: it is no stream socket.
+        """
+        try:
+            found = socket.socket(fileno=fd)
+        except OSError as error:
+            close_all([fd])
+            raise ProtocolError(f"VERSION: the descriptor for a twin socket is none: {error.strerror}") from error
+        if found.type != socket.SOCK_STREAM:
+            found.close()
+            raise ProtocolError("VERSION: the twin socket is no stream")
+        twin = Stream(found)
         self._lanes.append(_Lane(twin, Framer(Message, max_message=self._max_message)))
 
     @property
