@@ -36,12 +36,14 @@ class ConfigRegion:
                 self._pieces.answer(placed.registers.start, len(placed.registers), _Callback(hooks, placed))
 
     def read(self, offset: int, count: int) -> bytes:
+        """The `count` bytes at `offset` of the space, after the status bits and the author's hook had their turn."""
         self._refresh()
         if self._before_read is not None:
             self._before_read(offset, count)
         return self._pieces.read(offset, count)
 
     def write(self, offset: int, data: bytes) -> None:
+        """Write bytes where a client may; the author's hook is told of all of them afterwards."""
         self._pieces.write(offset, data)
         if self._after_write is not None:
             self._after_write(offset, data)
@@ -75,6 +77,7 @@ class GuestReset:
         self._waits = False
 
     def ask(self, kind: ResetKind) -> None:
+        """Reset once the device stands still; a second request that comes before is the same reset."""
         if not self._waits:
             self._waits = True
             hold = self._hold_still()

@@ -25,6 +25,7 @@ class DeclaredMemory(Declaration):
         self.keep = keep
 
     def mistake(self) -> str:
+        """The mistake in size and place, in a sentence; "" where there is none."""
         place = (self.size, self.offset, 0 if self.bar is None else self.bar)
         if any(type(each) is not int or each < 0 for each in place) or not self.size:
             return (

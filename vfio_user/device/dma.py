@@ -154,27 +154,35 @@ class Dma(DmaMap):
         return found
 
     def read_u8(self, iova: int) -> int:
+        """Read 8 bits at `iova`; raises as `read`."""
         return self.read(iova, 1)[0]
 
     def read_u16(self, iova: int) -> int:
+        """Read 16 bits at `iova`, little-endian, not in one access; raises as `read`."""
         return int.from_bytes(self.read(iova, 2), "little")
 
     def read_u32(self, iova: int) -> int:
+        """Read 32 bits at `iova`, little-endian, not in one access; raises as `read`."""
         return int.from_bytes(self.read(iova, 4), "little")
 
     def read_u64(self, iova: int) -> int:
+        """Read 64 bits at `iova`, little-endian, not in one access; raises as `read`."""
         return int.from_bytes(self.read(iova, 8), "little")
 
     def write_u8(self, iova: int, value: int) -> None:
+        """Write 8 bits at `iova`; raises as `write`."""
         self.write(iova, value.to_bytes(1, "little"))
 
     def write_u16(self, iova: int, value: int) -> None:
+        """Write 16 bits at `iova`, little-endian, not in one access; raises as `write`."""
         self.write(iova, value.to_bytes(2, "little"))
 
     def write_u32(self, iova: int, value: int) -> None:
+        """Write 32 bits at `iova`, little-endian, not in one access; raises as `write`."""
         self.write(iova, value.to_bytes(4, "little"))
 
     def write_u64(self, iova: int, value: int) -> None:
+        """Write 64 bits at `iova`, little-endian, not in one access; raises as `write`."""
         self.write(iova, value.to_bytes(8, "little"))
 
     def _read_piece(self, region: DmaRegion, start: int, count: int) -> bytes:

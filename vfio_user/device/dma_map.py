@@ -164,6 +164,7 @@ class DmaMap:
             self._log_page_size = page_size
 
     def stop_log(self) -> None:
+        """End the log of written pages, and forget what it had."""
         self._log_page_size = 0
         for region in self._map:
             region.dirty = None

@@ -55,14 +55,17 @@ class DmaRegion:
 
     @property
     def end(self) -> int:
+        """The first IOVA behind it."""
         return self.iova + self.size
 
     @property
     def readable(self) -> bool:
+        """Whether the device may read it (VFIO_DMA_MAP_FLAG_READ)."""
         return bool(self.flags & READ)
 
     @property
     def writable(self) -> bool:
+        """Whether the device may write it (VFIO_DMA_MAP_FLAG_WRITE)."""
         return bool(self.flags & WRITE)
 
     @property
@@ -115,6 +118,11 @@ class DmaRegion:
         return got
 
     def write_file(self, start: int, data: memoryview) -> None:
+        """Write at `start` bytes from its beginning, in mode *file*.
+
+        Raises:
+            ProtocolError: the errno of pwrite(2).
+        """
         assert self.fd is not None
         done = 0
         while done < len(data):

@@ -237,6 +237,7 @@ class Interrupts:
             self._changed()
 
     def save(self) -> dict[str, Any]:
+        """The state that migrates: INTx's level, what is pending and masked of MSI and MSI-X, and the MSI-X table."""
         with self._lock:
             return {
                 "level": self._level,
@@ -261,6 +262,7 @@ class Interrupts:
                     raise ProtocolError(f"saved interrupts: {name} has no vector {vector!r}", errno.EINVAL)
 
     def load(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `save` gave, which `check` has looked at, and signal what may be signalled now."""
         with self._lock:
             self._level = saved["level"]
             for index, name in ((MSI, "msi"), (MSIX, "msix")):

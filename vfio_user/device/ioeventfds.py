@@ -58,10 +58,12 @@ class IoEventFds:
             link.watch(fd, self._ready[fd])
 
     def unwatch(self, link: Link) -> None:
+        """Stop watching, as the client goes."""
         for fd in self._ready:
             link.unwatch(fd)
 
     def close(self) -> None:
+        """Close the eventfds and the memory of the shadows."""
         for fd in self._ready:
             os.close(fd)
         self._ready.clear()

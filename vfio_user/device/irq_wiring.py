@@ -45,16 +45,19 @@ class IrqLines:
     """Masked by SET_IRQS, or by themselves (INTx after it fired)."""
 
     def wire(self, vector: int, fd: int) -> None:
+        """Signal `fd` for a vector from now on; it is owned, and the one before is closed."""
         self.cut(vector)
         self.fds[vector] = fd
         self.signals[vector] = signaller(fd)
 
     def cut(self, vector: int) -> None:
+        """Close the vector's eventfd, where it has one."""
         if vector in self.fds:
             del self.signals[vector]
             os.close(self.fds.pop(vector))
 
     def cut_all(self) -> None:
+        """Close the eventfds of all vectors."""
         for vector in list(self.fds):
             self.cut(vector)
 
@@ -85,6 +88,7 @@ class IrqRequest:
 
     @property
     def disables_all(self) -> bool:
+        """Whether it has a count of 0, which takes the eventfds of the whole index away."""
         return not self.count
 
     @property
@@ -125,4 +129,5 @@ class IrqRequest:
             raise ProtocolError("SET_IRQS: a descriptor that is no eventfd")
 
     def close(self) -> None:
+        """Close the descriptors that nobody took."""
         close_all(self.fds)

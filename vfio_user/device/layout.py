@@ -114,6 +114,7 @@ class RegionLayout:
         self._windows[index].answer(offset, size, access)
 
     def add_config(self, size: int, access: Access) -> None:
+        """Add the configuration space region, of `size` bytes."""
         self._describe(CONFIG, size, access)
 
     def add_rom(self, content: bytes) -> int:

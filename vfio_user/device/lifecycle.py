@@ -35,6 +35,7 @@ class Quiesce:
 
     @property
     def finished(self) -> bool:
+        """Whether `done` or `fail` was called."""
         return self._finished
 
     def done(self) -> None:

@@ -54,28 +54,41 @@ class NoClient:
     in_band_interrupts = False
 
     def dma_read(self, iova: int, count: int) -> bytes:
+        """Refuse.
+
+        Raises:
+            ProtocolError: EFAULT, always.
+        """
         raise ProtocolError(f"no client whose memory at {iova:#x} could be read", errno.EFAULT)
 
     def dma_write(self, iova: int, data: bytes | memoryview) -> None:
+        """Refuse.
+
+        Raises:
+            ProtocolError: EFAULT, always.
+        """
         raise ProtocolError(f"no client whose memory at {iova:#x} could be written", errno.EFAULT)
 
     def interrupt(self, index: int, vector: int) -> None:
-        pass
+        """Drop the interrupt."""
 
     def defer(self, work: Callable[[], None]) -> None:
+        """Run `work` now."""
         work()
 
     def call_soon(self, work: Callable[[], None]) -> None:
+        """Run `work` now, on the thread that asks."""
         work()
 
     def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+        """Forget `work`: there is no loop that would wait."""
         return _nothing
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
-        pass
+        """Do nothing: there is no loop that would look."""
 
     def unwatch(self, fd: int) -> None:
-        pass
+        """Do nothing."""
 
 
 def _nothing() -> None:

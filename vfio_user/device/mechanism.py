@@ -77,10 +77,12 @@ class MsiX(Mechanism):
             raise ValueError(f"MSI-X has up to 2048 vectors, not {self.vectors}, and its table lies on 8 bytes")
 
     def part(self, kind: type[M]) -> M | None:
+        """The member of that kind; None for one of 0 vectors, which is none."""
         return super().part(kind) if self.vectors else None
 
     @property
     def table_size(self) -> int:
+        """Bytes of the table: 16 for each vector."""
         return ENTRY * self.vectors
 
     @property
@@ -90,6 +92,7 @@ class MsiX(Mechanism):
 
     @property
     def pba_size(self) -> int:
+        """Bytes of the pending bit array: a bit for each vector, in whole words of 8 bytes."""
         return pba_size(self.vectors)
 
 
@@ -100,6 +103,7 @@ class Mechanisms(Mechanism):
     members: tuple[Mechanism, ...] = ()
 
     def part(self, kind: type[M]) -> M | None:
+        """The last member of that kind; None where there is none."""
         return next((found for member in reversed(self.members) if (found := member.part(kind))), None)
 
 

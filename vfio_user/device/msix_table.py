@@ -27,17 +27,21 @@ class MsiXTable:
         self.reset()
 
     def reset(self) -> None:
+        """Make every entry as after reset: masked, the rest 0 (PCI 3.0, 6.8.2.9)."""
         self.entries = bytearray(ENTRY_AFTER_RESET * self._vectors)
         self.used = False
         """The client has written to it, so that its mask bits count."""
 
     def masked(self, vector: int) -> bool:
+        """Whether the client has masked a vector, as far as its writes to the table come here."""
         return self.used and bool(self.entries[vector * ENTRY + 12] & 1)
 
     def read(self, offset: int, count: int) -> bytes:
+        """The `count` bytes at `offset`."""
         return bytes(self.entries[offset : offset + count])
 
     def write(self, offset: int, data: bytes) -> None:
+        """Write bytes, but for bits that are read-only, and look again at what is pending."""
         self.entries[offset : offset + len(data)] = bytes(
             byte & ENTRY_MASK[(offset + place) % ENTRY] for place, byte in enumerate(data)
         )
@@ -53,6 +57,7 @@ class PendingBits:
         self._pending = pending
 
     def read(self, offset: int, count: int) -> bytes:
+        """The `count` bytes at `offset`, as things are now."""
         bits = sum(1 << vector for vector in self._pending())
         return bits.to_bytes(self._size, "little")[offset : offset + count]
 

@@ -37,6 +37,7 @@ class Planned:
         self._plans.due(self)
 
     def do(self) -> None:
+        """Do the work, unless it was done or cancelled."""
         work, self._work = self._work, None
         if work is not None:
             work()
@@ -52,9 +53,11 @@ class Plans:
         self._held: list[Planned] = []
 
     def plan(self, work: Work) -> Planned:
+        """Make a plan; whoever keeps time calls its `due`."""
         return Planned(self, self._resets, work)
 
     def due(self, planned: Planned) -> None:
+        """Do what is due, hold it while the device may not run, or drop it where a reset came since."""
         if planned.number != self._resets:
             return
         if self._may_run():

@@ -68,9 +68,11 @@ class RegionInfo:
 class Access(Protocol):
     """Something that accesses reach: a region, or a window of one. Offsets count from its start, and are in range."""
 
-    def read(self, offset: int, count: int) -> bytes: ...
+    def read(self, offset: int, count: int) -> bytes:
+        """The `count` bytes at `offset`."""
 
-    def write(self, offset: int, data: bytes) -> None: ...
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data` at `offset`."""
 
 
 class RegisterAccess:
@@ -81,9 +83,11 @@ class RegisterAccess:
         self._width = cell.width
 
     def read(self, offset: int, count: int) -> bytes:
+        """Read the register, and cut `count` bytes at `offset` out of its value."""
         return self._value()[offset : offset + count]
 
     def write(self, offset: int, data: bytes) -> None:
+        """Write the register; bytes that `data` leaves out are read before, or 0 in one that does not merge."""
         if len(data) < self._width:
             rest = self._value() if self._cell.merge else bytes(self._width)
             data = rest[:offset] + data + rest[offset + len(data) :]
@@ -100,9 +104,11 @@ class MemoryAccess:
         self._view = view
 
     def read(self, offset: int, count: int) -> bytes:
+        """A copy of the bytes."""
         return self._view[offset : offset + count].tobytes()
 
     def write(self, offset: int, data: bytes) -> None:
+        """Write the bytes; nothing where the view is read-only."""
         if not self._view.readonly:
             self._view[offset : offset + len(data)] = data
 
@@ -128,10 +134,12 @@ class Windows:
 
     @property
     def name(self) -> str:
+        """The region as errors call it: "BAR 0", "region 9"."""
         return f"BAR {self._index}" if self._index < BAR_COUNT else f"region {self._index}"
 
     @property
     def end(self) -> int:
+        """The first offset behind all windows; 0 without any."""
         return self._claims[-1][1] if self._claims else 0
 
     @property
@@ -155,12 +163,14 @@ class Windows:
         self._starts.insert(place, start)
 
     def read(self, offset: int, count: int) -> bytes:
+        """Read each window that is covered; bytes in gaps are the author's (`unclaimed_read`)."""
         return b"".join(
             access.read(inside, size) if access else self._unclaimed_read(self._index, inside, size)
             for access, inside, size in self._pieces(offset, count)
         )
 
     def write(self, offset: int, data: bytes) -> None:
+        """Write each window that is covered; bytes in gaps go to the author (`unclaimed_write`)."""
         taken = 0
         for access, inside, size in self._pieces(offset, len(data)):
             piece = data[taken : taken + size]

@@ -47,6 +47,11 @@ class Fit:
         self._said = False
 
     def __call__(self, value: int) -> int:
+        """The value, cut to the register's bits.
+
+        Raises:
+            TypeError: the reader returned something else than an int.
+        """
         if not isinstance(value, int):
             raise TypeError(f"{self._device_name}.{self.name} is {value!r}, not an int of {self._width} bytes")
         cut = value & self._mask
@@ -73,15 +78,17 @@ class Cell(NamedTuple):
 
     @property
     def width(self) -> int:
+        """Bytes that it covers."""
         return max(self.widths)
 
 
 def read_as_zero() -> int:
+    """The reader of a register that has none."""
     return 0
 
 
 def ignore_write(value: int) -> None:
-    pass
+    """The writer of a register that has none."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,11 @@ class Place:
 
     @property
     def width(self) -> int:
+        """Bytes of one register."""
         return max(self.widths)
 
     def cell(self, index: int, read: Callable[[], int], write: Callable[[int], None], fit: Fit) -> Cell:
+        """The register of that index, with the functions to call."""
         return Cell(
             self.bar, self.offset + index * (self.stride or self.width), self.widths, read, write, fit, self.merge
         )
@@ -126,6 +135,7 @@ class BaseRegister(Declaration):
         self.place = place
 
     def mistake(self) -> str:
+        """The mistake in the place, in a sentence; "" where there is none."""
         return self.place.mistake()
 
     def cells(self, device: Hooks) -> Iterator[Cell]:
@@ -142,6 +152,7 @@ class HandledRegister(BaseRegister):
         self._write: Callable[..., None] | None = None
 
     def cells(self, device: Hooks) -> Iterator[Cell]:
+        """A cell for each register of the array, or for the one; functions are bound to `device`."""
         read = self._read.__get__(device) if self._read else None
         write = self._write.__get__(device) if self._write else None
         place, fit = self.place, Fit(self.name, device, self.place.width)
@@ -219,10 +230,20 @@ class Register(HandledRegister, Generic[D]):
     """What `register` makes of a function; `reader` and `writer` add the other half."""
 
     def reader(self, function: Callable[[D], int]) -> Register[D]:
+        """Make a function the reader: it takes no value and returns an int.
+
+        Raises:
+            DeclarationError: there is a reader already, or the function takes something else.
+        """
         self._set_reader(function)
         return self
 
     def writer(self, function: Callable[[D, int], None]) -> Register[D]:
+        """Make a function the writer: it takes the value.
+
+        Raises:
+            DeclarationError: there is a writer already, or the function takes something else.
+        """
         self._set_writer(function)
         return self
 
@@ -231,16 +252,28 @@ class RegisterArray(HandledRegister, Generic[D]):
     """The same with an index: writers take (index, value), readers (index)."""
 
     def reader(self, function: Callable[[D, int], int]) -> RegisterArray[D]:
+        """Make a function the reader: it takes the index and returns an int.
+
+        Raises:
+            DeclarationError: there is a reader already, or the function takes something else.
+        """
         self._set_reader(function)
         return self
 
     def writer(self, function: Callable[[D, int, int], None]) -> RegisterArray[D]:
+        """Make a function the writer: it takes index and value.
+
+        Raises:
+            DeclarationError: there is a writer already, or the function takes something else.
+        """
         self._set_writer(function)
         return self
 
 
 @dataclass(frozen=True)
 class RegisterDecorator:
+    """What `register` without `count` gives, to decorate a function with."""
+
     place: Place
 
     @overload
@@ -248,6 +281,11 @@ class RegisterDecorator:
     @overload
     def __call__(self, function: Callable[[D], int]) -> Register[D]: ...
     def __call__(self, function: Callable[..., Any]) -> Register[Any]:
+        """Make the register; by its arguments the function is the reader or the writer.
+
+        Raises:
+            DeclarationError: it can be neither.
+        """
         made: Register[Any] = Register(self.place)
         made._take(function)
         return made
@@ -255,6 +293,8 @@ class RegisterDecorator:
 
 @dataclass(frozen=True)
 class RegisterArrayDecorator:
+    """What `register` with `count` gives, to decorate a function with."""
+
     place: Place
 
     @overload
@@ -262,6 +302,11 @@ class RegisterArrayDecorator:
     @overload
     def __call__(self, function: Callable[[D, int], int]) -> RegisterArray[D]: ...
     def __call__(self, function: Callable[..., Any]) -> RegisterArray[Any]:
+        """Make the array; by its arguments the function is the reader or the writer.
+
+        Raises:
+            DeclarationError: it can be neither.
+        """
         made: RegisterArray[Any] = RegisterArray(self.place)
         made._take(function)
         return made
@@ -308,11 +353,13 @@ class StoredRegister(BaseRegister, State):
         self.writable = writable
 
     def mistake(self) -> str:
+        """The mistake in mask, place or default, in a sentence; "" where there is none."""
         if type(self.writable) is not int:
             return f"writable is a mask of bits, not {self.writable!r}"
         return self.place.mistake() or State.mistake(self)
 
     def cells(self, device: Hooks) -> Iterator[Cell]:
+        """The one cell, which gets and sets the attribute; bits outside of `writable` keep what they are."""
         everything = (1 << 8 * self.place.width) - 1
         name, writable = self.name, self.writable & everything
 

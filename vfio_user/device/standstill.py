@@ -51,6 +51,7 @@ class Hold:
             log.warning("%s, although the device refused to stand still: %s", when, self.refusal, exc_info=mistake)
 
     def settle(self, refusal: BaseException | None = None) -> None:
+        """Note the device's answer, and call what was to come `then`."""
         self.settled, self.refusal = True, refusal
         if self._then is not None:
             self._then()

@@ -51,6 +51,11 @@ def _refuse(what: str, number: int = errno.EINVAL) -> ProtocolError:
 
 
 def dma_map(session: ServedFunction, message: Message) -> Reply:
+    """DMA_MAP: add a region of client memory, with its descriptor or without.
+
+    Raises:
+        ProtocolError: EINVAL for flags or sizes that contradict each other; or what `DmaMap.map` refuses.
+    """
     if session.dialect.shapes[Command.DMA_MAP].request is None:
         return _dma_map_table(session, message)
     request = at.DMA_MAP.unpack(message.payload)
@@ -96,6 +101,11 @@ def _map_all(dma: Dma, entries: list[at.DmaEntryV6], fds: list[int]) -> None:
 
 
 def dma_unmap(session: ServedFunction, message: Message) -> Reply:
+    """DMA_UNMAP: remove regions, all of them with ALL; the reply may carry the dirty bitmap.
+
+    Raises:
+        ProtocolError: EINVAL for flags or sizes that contradict each other; or what `DmaMap.unmap` refuses.
+    """
     if session.dialect.shapes[Command.DMA_UNMAP].request is None:
         return _dma_unmap_table(session, message)
     request = at.DMA_UNMAP.unpack(message.payload)
@@ -145,6 +155,11 @@ def _dma_unmap_table(session: ServedFunction, message: Message) -> Reply:
 
 
 def get_info(session: ServedFunction, message: Message) -> Reply:
+    """DEVICE_GET_INFO: the counts of regions and interrupt indexes (struct vfio_device_info).
+
+    Raises:
+        ProtocolError: EINVAL, argsz is below the structure's size.
+    """
     if session.dialect.shapes[Command.GET_INFO].request is not None:
         request = at.DEVICE_INFO.unpack(message.payload)
         if request.argsz < at.DEVICE_INFO.size:
@@ -155,6 +170,11 @@ def get_info(session: ServedFunction, message: Message) -> Reply:
 
 
 def get_region_info(session: ServedFunction, message: Message) -> Reply:
+    """DEVICE_GET_REGION_INFO: size, flags and capabilities, as far as argsz has room; with the region's descriptor.
+
+    Raises:
+        ProtocolError: EINVAL, there is no such region, or argsz is too small for the dialect.
+    """
     request = at.REGION_INFO.unpack(message.payload)
     room = request.argsz if request.argsz >= at.REGION_INFO.size else None
     if room is None and session.dialect.region_info_needs_argsz:
@@ -176,6 +196,11 @@ def _region(session: ServedFunction, index: int) -> RegionInfo:
 
 
 def get_region_io_fds(session: ServedFunction, message: Message) -> Reply:
+    """DEVICE_GET_REGION_IO_FDS: the region's ioeventfds, or the room that they need where argsz is less.
+
+    Raises:
+        ProtocolError: EINVAL, there is no such region, or a field is not as it has to be.
+    """
     request = at.REGION_IO_FDS.unpack(message.payload)
     if request.flags or request.nr_entries or not at.REGION_IO_FDS.size <= request.argsz <= _MAX_ARGSZ:
         raise _refuse("GET_REGION_IO_FDS: flags, count or argsz")
@@ -207,6 +232,11 @@ def get_region_io_fds(session: ServedFunction, message: Message) -> Reply:
 
 
 def get_irq_info(session: ServedFunction, message: Message) -> Reply:
+    """DEVICE_GET_IRQ_INFO: count and flags of one index (struct vfio_irq_info).
+
+    Raises:
+        ProtocolError: EINVAL, there is no such index, or argsz is below the structure's size.
+    """
     request = at.IRQ_INFO.unpack(message.payload)
     if request.argsz < at.IRQ_INFO.size:
         raise _refuse(f"GET_IRQ_INFO: argsz {request.argsz} is below {at.IRQ_INFO.size}")
@@ -218,6 +248,11 @@ def get_irq_info(session: ServedFunction, message: Message) -> Reply:
 
 
 def set_irqs(session: ServedFunction, message: Message) -> Reply:
+    """DEVICE_SET_IRQS: wire, mask, unmask or trigger vectors (struct vfio_irq_set).
+
+    Raises:
+        ProtocolError: EINVAL, not exactly one kind of data and one action; or what `Interrupts.set_irqs` refuses.
+    """
     request = at.IRQ_SET.unpack(message.payload)
     if request.argsz < at.IRQ_SET.size:
         raise _refuse(f"SET_IRQS: argsz {request.argsz} is below {at.IRQ_SET.size}")
@@ -237,6 +272,11 @@ def set_irqs(session: ServedFunction, message: Message) -> Reply:
 
 
 def region_read(session: ServedFunction, message: Message) -> Reply:
+    """REGION_READ: the bytes of a region, behind the request's header.
+
+    Raises:
+        ProtocolError: EINVAL, more than `max_data_xfer_size`, or not in the region.
+    """
     request = at.REGION_ACCESS.unpack(message.payload)
     if request.length > session.max_data:
         raise _refuse(f"REGION_READ: {request.length} bytes are over the limit of {session.max_data}")
@@ -288,6 +328,11 @@ def _migration(session: ServedFunction) -> Migration:
 
 
 def device_reset(session: ServedFunction, message: Message) -> Reply:
+    """DEVICE_RESET, once the device stands still; migration leaves ERROR by it.
+
+    Raises:
+        ProtocolError: the device refuses to stand still.
+    """
     with session.quiet():
         session.function.client_reset()
         if session.function.migration is not None:
@@ -296,24 +341,33 @@ def device_reset(session: ServedFunction, message: Message) -> Reply:
 
 
 def device_feature(session: ServedFunction, message: Message) -> Reply:
+    """DEVICE_FEATURE: migration's state and the dirty log (`migration_commands`); raises as those functions do."""
     return migration_commands.device_feature(_migration(session), message.payload), []
 
 
 def mig_data_read(session: ServedFunction, message: Message) -> Reply:
+    """MIG_DATA_READ: the next bytes of saved state (`migration_commands`); raises as those functions do."""
     limit = session.agreement.data_per_message
     return migration_commands.mig_data_read(_migration(session), message.payload, limit), []
 
 
 def mig_data_write(session: ServedFunction, message: Message) -> Reply:
+    """MIG_DATA_WRITE: bytes of state to load (`migration_commands`); raises as those functions do."""
     migration_commands.mig_data_write(_migration(session), message.payload, session.max_data)
     return NOTHING
 
 
 def dirty_pages(session: ServedFunction, message: Message) -> Reply:
+    """DIRTY_PAGES of v1's dialects (`dirty_pages.handle_dirty_pages`); raises as those functions do."""
     return handle_dirty_pages(_migration(session), message.payload, session.dialect), []
 
 
 def version_again(session: ServedFunction, message: Message) -> Reply:
+    """Refuse a second VERSION.
+
+    Raises:
+        ProtocolError: EINVAL, always.
+    """
     raise _refuse("VERSION: the version is agreed already")
 
 

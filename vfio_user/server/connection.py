@@ -46,6 +46,7 @@ class ServerConnection:
         self._polling = -POLL_AGAIN
 
     def fileno(self) -> int:
+        """The socket's descriptor, for poll(2)."""
         return self._stream.fileno()
 
     def limit_receives(self, seconds: float) -> None:
@@ -54,10 +55,12 @@ class ServerConnection:
 
     @property
     def is_hung_up(self) -> bool:
+        """Whether the client has closed its end, as the kernel knows it now."""
         return self._stream.is_hung_up
 
     @property
     def carries_fds(self) -> bool:
+        """Whether descriptors can travel: a UNIX socket, not TCP."""
         return self._stream.carries_fds
 
     @property
@@ -123,6 +126,11 @@ class ServerConnection:
         self._send(message.encode(), message.fds)
 
     def flush(self) -> None:
+        """Send the replies that have gathered.
+
+        Raises:
+            ClientGone: the client went away, or does not read.
+        """
         if self.out:
             out, self.out = self.out, bytearray()
             self._send(out)
@@ -140,8 +148,10 @@ class ServerConnection:
             raise ClientGone(str(error)) from None
 
     def shutdown(self) -> None:
+        """End both directions; whoever waits in `receive` returns. Any thread may call it."""
         self._stream.shutdown()
 
     def close(self) -> None:
+        """Close the socket, and the descriptors of messages that were not handled."""
         self.framer.close()
         self._stream.close()

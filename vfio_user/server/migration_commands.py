@@ -45,6 +45,7 @@ class Operations:
 
     @property
     def flags(self) -> int:
+        """The flags VFIO_DEVICE_FEATURE_GET and _SET, as PROBE is answered."""
         return (GET if self.get else 0) | (SET if self.set else 0)
 
 

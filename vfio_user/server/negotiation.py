@@ -98,6 +98,7 @@ class Twin:
         self._stream.shutdown()
 
     def close(self) -> None:
+        """Close the second socket, and descriptors that came by it."""
         self._framer.close()
         self._stream.shutdown()
         self._stream.close()

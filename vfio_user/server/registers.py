@@ -54,6 +54,7 @@ class RegisterPath:
         self._writers.clear()
 
     def fill(self, function: Function) -> None:
+        """Make the table from the registers of a device: an entry for each width that carries a whole value."""
         for (region, offset, width), read in function.readers.items():
             reply = _READ_REPLY[width]
             fit = function.fits[region, offset, width]

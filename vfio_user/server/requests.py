@@ -128,6 +128,7 @@ class ClientRequests:
         self._answered.notify_all()
 
     def close(self) -> None:
+        """Close the second socket, where there is one."""
         if self.agreement.twin is not None:
             self.agreement.twin.close()
 

@@ -152,30 +152,39 @@ class Session:
 
     @property
     def in_band_interrupts(self) -> bool:
+        """Whether the dialect has VM_INTERRUPT: an interrupt without eventfd goes as a message."""
         return Command.VM_INTERRUPT in self.dialect
 
     def dma_read(self, iova: int, count: int) -> bytes:
+        """Read client memory by DMA_READ; raises as `Link.dma_read`."""
         return self._requests.dma_read(iova, count)
 
     def dma_write(self, iova: int, data: bytes | memoryview) -> None:
+        """Write client memory by DMA_WRITE; raises as `Link.dma_write`."""
         self._requests.dma_write(iova, data)
 
     def interrupt(self, index: int, vector: int) -> None:
+        """Send VM_INTERRUPT for a vector of an index."""
         self._requests.interrupt(index, vector)
 
     def defer(self, work: Callable[[], None]) -> None:
+        """Run `work` once the replies of what came together are sent."""
         self._deferred.append(work)
 
     def call_soon(self, work: Callable[[], None]) -> None:
+        """Run `work` under the lock, soon; any thread may ask for it."""
         self._worker.call_soon(work)
 
     def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+        """Run `work` under the lock in so many seconds; what is returned cancels it."""
         return self._worker.call_later(seconds, work)
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        """Call `ready` under the lock whenever `fd` is readable."""
         self._worker.watch(fd, ready)
 
     def unwatch(self, fd: int) -> None:
+        """Stop watching, before the descriptor is closed."""
         self._worker.unwatch(fd)
 
     # What commands need of the session
