@@ -46,7 +46,11 @@ FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def check_attribute(name: str, value: object) -> None:
-    """Raises ValueError, with the name, for a value that is of another type, or has something that is."""
+    """Compare the value of a class attribute with its type.
+
+    Raises:
+        ValueError: it is of another type, or has something in it that is; it has the name.
+    """
     attribute = ATTRIBUTES[name]
     if not attribute.several:
         _check(name, value, attribute)

@@ -47,5 +47,5 @@ class Declarations(Hooks):
         return {}
 
     def storages(self) -> Sequence[Storage]:
-        """What a device keeps outside of memory that is to migrate with it, such as an image; see `Storage`. None."""
+        """The data outside of memory that is to migrate with the device, such as an image; see `Storage`. None."""
         return ()

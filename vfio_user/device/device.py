@@ -101,7 +101,9 @@ class PciDevice(Declarations):
         self._function.link.defer(self._function.plan(work).due)
 
     def call_soon(self, work: Callable[[], None]) -> None:
-        """From any thread: run `work` where handlers run, in the order of the calls. Held and dropped as by `defer`."""
+        """Run `work` where handlers run, in the order of the calls; any thread may ask. Held and dropped as by
+        `defer`.
+        """
         self._function.link.call_soon(self._function.plan(work).due)
 
     def call_later(self, seconds: float, work: Callable[[], None]) -> Planned:
@@ -159,5 +161,5 @@ class PciDevice(Declarations):
 
 
 def function_of(device: PciDevice) -> Function:
-    """What serves a device: attaches clients, carries out accesses, saves and loads."""
+    """The function that serves a device: attaches clients, carries out accesses, saves and loads."""
     return device._function

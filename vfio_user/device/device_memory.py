@@ -46,7 +46,7 @@ def memory(size: int, *, bar: int | None = None, offset: int = 0, mmap: bool = F
 
 
 class DeviceMemory:
-    """What reset clears and migration moves, and what the client gets to map. It costs what was used of it."""
+    """The memory that reset clears, migration moves and the client may map. It costs what was used of it."""
 
     def __init__(self) -> None:
         self.all: list[MemfdMemory] = []
@@ -76,7 +76,11 @@ class DeviceMemory:
             memory.clear(0, memory.size)
 
     def check(self, device: object) -> None:
-        """Raises ProtocolError (EIO) where an attribute is no longer the memory that was declared."""
+        """Look whether every attribute is still the memory that was declared.
+
+        Raises:
+            ProtocolError: EIO, one is not.
+        """
         for memory in self.all:
             if getattr(device, memory.name) is not memory.view:
                 name = memory.name

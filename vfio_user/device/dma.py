@@ -55,7 +55,12 @@ class Dma(DmaMap):
         self.link: Link = NoClient()
 
     def read(self, iova: int, count: int) -> bytes:
-        """Raises ProtocolError: EFAULT, EPERM, or what the client answers to a message."""
+        """Read `count` bytes of client memory at `iova`.
+
+        Raises:
+            ProtocolError: EFAULT, not all of it is mapped; EPERM, it may not be read; or what the client answers to
+                a message.
+        """
         region = self._last
         start = iova - region.iova
         if start >= 0 and start + count <= region.size and region.read_map is not None:

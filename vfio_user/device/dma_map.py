@@ -56,7 +56,7 @@ class DmaMap:
         return self._map.find(iova)
 
     def pieces(self, iova: int, count: int, access: int, missing: int = errno.EFAULT) -> list[Piece]:
-        """Where these bytes are: regions with offset and size, in order, all of them or an error.
+        """The places of these bytes: regions with offset and size, in order, all of them or an error.
 
         Raises:
             ProtocolError: `missing` if an address is not mapped, EPERM if a region does not grant `access`.

@@ -17,7 +17,7 @@ READ, WRITE = int(DmaFlags.READ), int(DmaFlags.WRITE)
 
 @dataclass(frozen=True)
 class MapPolicy:
-    """What dialects answer differently (docs/protocol.md 5 and 6)."""
+    """The answers that dialects give differently (docs/protocol.md 5 and 6)."""
 
     overlap_errno: int = errno.EINVAL
     identical_is_fine: bool = True

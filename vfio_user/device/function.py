@@ -37,7 +37,7 @@ from vfio_user.wire.constants import IrqIndex, MigrationState, RegionFlags
 
 @dataclass(frozen=True)
 class Hardware:
-    """What one device is made of: its class's attributes, or what its constructor was given instead."""
+    """The parts of one device: its class's attributes, or what its constructor was given instead."""
 
     ids: PciIds
     bars: Sequence[Bar]
@@ -286,7 +286,7 @@ class Function:
     # State
 
     def identity(self) -> dict[str, Any]:
-        """What the device is: state is only loaded where all of it is equal."""
+        """The device's kind and configuration: state is only loaded where all of it is equal."""
         return {
             "class": self.name,
             "ids": self.config.after_reset(0, 4) + self.config.after_reset(0x2C, 4),
@@ -301,7 +301,7 @@ class Function:
         return list(self._layout.memory.all)
 
     def storages(self) -> Sequence[Storage]:
-        """What the author keeps outside of memory that is to migrate."""
+        """The author's data outside of memory that is to migrate."""
         return self._author.storages()
 
     def save_state(self) -> Saved:
@@ -316,7 +316,11 @@ class Function:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raises ProtocolError (EINVAL) with the reason if `load_state` would not take it. Changes nothing."""
+        """Look whether `load_state` would take a state; changes nothing.
+
+        Raises:
+            ProtocolError: EINVAL, it would not, with the reason.
+        """
         try:
             check_saved(state, self._author.state_version, len(self.config))
             self._snapshot.check(state["values"])
@@ -340,7 +344,11 @@ class Function:
         self._author.on_load()
 
     def check_savable(self) -> None:
-        """Raises ProtocolError (EIO) where a declared value or memory could not be loaded again, by its name."""
+        """Look whether all that is declared could be loaded again.
+
+        Raises:
+            ProtocolError: EIO, a value or memory could not, by its name.
+        """
         self._author.on_save()
         self._snapshot.check_savable()
         self._layout.memory.check(self._author)

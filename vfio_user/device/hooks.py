@@ -57,7 +57,7 @@ class Hooks:
         return None
 
     def on_resume(self) -> None:
-        """What `on_quiesce` was for is done; once for each time that was asked and did not refuse.
+        """Go on: what `on_quiesce` was for is done; once for each time that was asked and did not refuse.
 
         A device that is stopped by migration goes on when that starts it, one whose client has gone when the next one
         has come, whose memory is not mapped yet: each DMA_MAP is followed by an `on_resume` of its own.

@@ -194,7 +194,7 @@ class Interrupts:
             self._config.set(self._msi_offset + self._msi.pending_offset, 4, bits)
 
     def reset(self) -> None:
-        """What a reset of the function clears; the client's wiring stays."""
+        """Clear what a reset of the function clears; the client's wiring stays."""
         with self._lock:
             self._level = False
             self._lines[INTX].masked.clear()
@@ -250,7 +250,11 @@ class Interrupts:
             }
 
     def check(self, saved: Mapping[str, Any]) -> None:
-        """Raises ProtocolError (EINVAL) unless `load` can take it."""
+        """Look whether `load` can take what was saved.
+
+        Raises:
+            ProtocolError: EINVAL, it cannot.
+        """
         ours = self.save()
         if saved.keys() != ours.keys() or any(type(saved[name]) is not type(ours[name]) for name in ours):
             raise ProtocolError("saved interrupts are misshapen", errno.EINVAL)

@@ -25,7 +25,7 @@ INFO_FLAGS = {
 
 @dataclass
 class IrqInfo:
-    """What GET_IRQ_INFO tells of an index; flags are IrqInfoFlags."""
+    """The answer of GET_IRQ_INFO for an index; flags are IrqInfoFlags."""
 
     index: int
     count: int
@@ -109,7 +109,12 @@ class IrqRequest:
         return list(range(self.start, self.start + self.count)) if self.data is NONE else []
 
     def check(self, irqs: list[IrqInfo]) -> None:
-        """Raises ProtocolError (EINVAL). Disabling everything is allowed for an index without vectors (A16)."""
+        """Compare the request with what there is. Disabling everything is allowed for an index without vectors
+        (A16).
+
+        Raises:
+            ProtocolError: EINVAL, there is no such index or vector, or it does not have what is asked for.
+        """
         if self.index >= len(irqs):
             raise ProtocolError(f"SET_IRQS: index {self.index}, and the device has {len(irqs)}")
         if self.disables_all:

@@ -49,7 +49,8 @@ def used_bars(device_class: type) -> set[int]:
 class RegionLayout:
     """The regions of one device: what is told of them, where accesses go, and the tables of the hot path.
 
-    Raises ValueError for declarations that contradict each other: overlaps, a BAR too small, a bad size.
+    Raises:
+        ValueError: declarations contradict each other: overlaps, a BAR too small, a bad size.
     """
 
     def __init__(

@@ -19,8 +19,9 @@ class Link(Protocol):
     def dma_read(self, iova: int, count: int) -> bytes:
         """Read client memory by messages, in chunks of the client's size.
 
-        Raises ProtocolError with the client's errno; EDEADLK inside a register's reader, where a client that waits
-        for the register cannot answer.
+        Raises:
+            ProtocolError: the client's errno; EDEADLK inside a register's reader, where a client that waits for the
+                register cannot answer.
         """
 
     def dma_write(self, iova: int, data: bytes | memoryview) -> None:
@@ -33,7 +34,7 @@ class Link(Protocol):
         """Run `work` on the session's thread once the replies of the current batch are sent."""
 
     def call_soon(self, work: Callable[[], None]) -> None:
-        """From any thread: wake the session's thread and run `work` there."""
+        """Wake the session's thread and run `work` there; any thread may ask."""
 
     def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
         """Run `work` once, where handlers run, in so many seconds; not at all if the client goes before.

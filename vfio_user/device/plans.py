@@ -66,7 +66,7 @@ class Plans:
             self._held.append(planned)
 
     def take_held(self) -> list[Planned]:
-        """What has been held, and is due again."""
+        """Take the work that has been held, and is due again."""
         held, self._held = self._held, []
         return held
 

@@ -49,7 +49,7 @@ class IoFd:
 
 @dataclass
 class RegionInfo:
-    """What a client may know of a region; `flags` are RegionFlags without CAPS. Size 0: there is no such region."""
+    """A region as a client knows it; `flags` are RegionFlags without CAPS. Size 0: there is no such region."""
 
     index: int
     size: int = 0
@@ -144,11 +144,15 @@ class Windows:
 
     @property
     def last(self) -> str:
-        """What reaches furthest."""
+        """The name of what reaches furthest."""
         return self._claims[-1][2]
 
     def claim(self, start: int, size: int, name: str) -> None:
-        """Keep a range for what is declared there. Raises ValueError, with both names, where something is already."""
+        """Keep a range for what is declared there.
+
+        Raises:
+            ValueError: something is there already; it has both names.
+        """
         place = bisect_right(self._claims, (start, start, ""))
         end = start + size
         for other_start, other_end, other in self._claims[max(0, place - 1) : place + 1]:

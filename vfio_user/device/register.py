@@ -93,7 +93,7 @@ def ignore_write(value: int) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a register, or an array of them, is declared."""
+    """The place where a register, or an array of them, is declared."""
 
     bar: int
     offset: int
@@ -104,7 +104,7 @@ class Place:
     merge: bool
 
     def mistake(self) -> str:
-        """What is wrong with it by itself, if anything is."""
+        """The mistake in it by itself, in a sentence; "" where there is none."""
         if not self.widths or any(each not in WIDTHS for each in self.widths):
             return f"a register is 1, 2, 4 or 8 bytes wide, not {' or '.join(map(repr, self.widths))}"
         count, stride = 1 if self.count is None else self.count, self.stride or self.width
@@ -227,7 +227,9 @@ def _mistake(function: Callable[..., Any], what: str, hint: str) -> DeclarationE
 
 
 class Register(HandledRegister, Generic[D]):
-    """What `register` makes of a function; `reader` and `writer` add the other half."""
+    """A register that functions implement; `reader` and `writer` add the other half of the one that `register` has
+    taken.
+    """
 
     def reader(self, function: Callable[[D], int]) -> Register[D]:
         """Make a function the reader: it takes no value and returns an int.
@@ -272,7 +274,7 @@ class RegisterArray(HandledRegister, Generic[D]):
 
 @dataclass(frozen=True)
 class RegisterDecorator:
-    """What `register` without `count` gives, to decorate a function with."""
+    """The decorator that `register` without `count` gives."""
 
     place: Place
 
@@ -293,7 +295,7 @@ class RegisterDecorator:
 
 @dataclass(frozen=True)
 class RegisterArrayDecorator:
-    """What `register` with `count` gives, to decorate a function with."""
+    """The decorator that `register` with `count` gives."""
 
     place: Place
 

@@ -18,14 +18,22 @@ KEYS = frozenset({"config", "extra", "interrupts", "values", "version"})
 
 
 def checked_extra(extra: bytes) -> bytes:
-    """What `save_extra` returned. Raises ProtocolError (EIO) for what is not bytes, which mypy cannot always see."""
+    """The bytes that `save_extra` returned.
+
+    Raises:
+        ProtocolError: EIO, they are no bytes, which mypy cannot always see.
+    """
     if type(extra) is not bytes:
         raise ProtocolError(f"save_extra() returned {type(extra).__name__}, not bytes", errno.EIO)
     return extra
 
 
 def check_saved(saved: Mapping[str, Any], version: int, config_size: int) -> None:
-    """Raises ProtocolError (EINVAL) for state of another version or shape."""
+    """Compare a state's version and shape with those of the device.
+
+    Raises:
+        ProtocolError: EINVAL, they are others.
+    """
     if saved.keys() != KEYS:
         raise ProtocolError(f"saved state has {sorted(saved)}, not {sorted(KEYS)}", errno.EINVAL)
     if saved["version"] != version:

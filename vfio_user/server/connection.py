@@ -50,7 +50,7 @@ class ServerConnection:
         return self._stream.fileno()
 
     def limit_receives(self, seconds: float) -> None:
-        """From now on `receive` raises BlockingIOError where nothing comes for so long; 0: it waits."""
+        """Have `receive` raise BlockingIOError where nothing comes for so many seconds; 0: it waits."""
         self._stream.limit_receives(seconds)
 
     @property
@@ -136,7 +136,11 @@ class ServerConnection:
             self._send(out)
 
     def _send(self, data: bytes | bytearray, fds: Sequence[int] = ()) -> None:
-        """Raises ClientGone; nothing can follow a message that was sent in part."""
+        """Send all of it; nothing can follow a message that was sent in part.
+
+        Raises:
+            ClientGone: the client went away, or does not read.
+        """
         try:
             self._stream.send(data, fds)
         except BlockingIOError:

@@ -42,7 +42,7 @@ def handle_dirty_pages(migration: Migration, payload: bytes, dialect: Dialect) -
 
 
 def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_bytes: int) -> bytes:
-    """What of a range is dirty, which is thereby clean. For DMA_UNMAP: before the region is forgotten.
+    """Take the dirty bitmap of a range, which is thereby clean. For DMA_UNMAP: before the region is forgotten.
 
     Raises:
         ProtocolError: EINVAL for a page size that is none, another bitmap size than the range needs, or while no log

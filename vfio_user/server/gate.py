@@ -30,7 +30,11 @@ ALLOWED: Mapping[MigrationState, frozenset[Command]] = MappingProxyType(
 
 
 def check_command(state: MigrationState, command: Command) -> None:
-    """Raises ProtocolError (EINVAL) for a command that a device in `state` does not take."""
+    """Look whether a device in `state` takes a command.
+
+    Raises:
+        ProtocolError: EINVAL, it does not.
+    """
     allowed = ALLOWED.get(state)
     if allowed is not None and command not in allowed:
         raise ProtocolError(f"{command.value} in migration state {state.name}", errno.EINVAL)

@@ -20,7 +20,7 @@ class ServedFunction(Protocol):
 
     @property
     def agreement(self) -> Agreement:
-        """What VERSION has brought."""
+        """The result of VERSION."""
 
     @property
     def max_data(self) -> int:

@@ -35,7 +35,7 @@ MAX_BITMAP = 64 << 20
 
 @dataclass(frozen=True)
 class Operations:
-    """What may be done with one feature. Functions take the data behind the fixed part, and return such data.
+    """The operations on one feature. Functions take the data behind the fixed part, and return such data.
 
     `get` is also told how many bytes of data the client has room for.
     """

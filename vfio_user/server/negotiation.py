@@ -26,7 +26,7 @@ ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Offer:
-    """What a server says in VERSION beyond what its device needs.
+    """The server's side of VERSION, beyond what its device needs.
 
     `write_multiple` is off by default: agreeing to it makes QEMU queue every message (hw/vfio-user/proxy.h, the
     USE_MULTI flag overlaps FORCE_QUEUED); the command itself is served either way. `twin_socket` is offered to
@@ -106,7 +106,7 @@ class Twin:
 
 @dataclass
 class Agreement:
-    """What holds for the session once VERSION is through."""
+    """The agreement that holds for the session once VERSION is through."""
 
     minor: int = 0
     client: Capabilities = field(default_factory=Capabilities)
@@ -119,7 +119,7 @@ class Agreement:
 
 
 class VersionAnswer(NamedTuple):
-    """What to send back, and why the client is refused if it is."""
+    """The message to send back, and why the client is refused if it is."""
 
     message: Message | None
     reason: str = ""

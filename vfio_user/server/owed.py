@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Owed:
-    """Of the command that was begun last: one that is served while another waits for message DMA ends before that.
+    """The reply owed for the command begun last: one served while another waits for message DMA ends before that.
 
     The hot path (`vfio_user.server.registers`) sets the two attributes by itself.
     """
@@ -23,7 +23,7 @@ class Owed:
         self.blocking = wanted
 
     def promise(self, reply: bytes) -> None:
-        """What the reply will be, so that it may leave before the command is done."""
+        """Note the reply, so that it may leave before the command is done."""
         self.reply, self.blocking = reply, False
 
     def take(self) -> bytes:

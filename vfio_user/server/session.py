@@ -191,7 +191,7 @@ class Session:
 
     @property
     def agreement(self) -> Agreement:
-        """What VERSION has brought."""
+        """The result of VERSION."""
         return self._requests.agreement
 
     @property
