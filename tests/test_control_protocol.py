@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.device_kit import write_int
 from tests.interposed import interposed_edu
 from userdev.control import ControlClient, ControlError
 from userdev.errors import UserError
@@ -21,6 +20,7 @@ from userdev_servers import control as device_control
 from userdev_servers.gpio import Gpio
 from vfio_user.interposer.control import server as interposer_control
 from vfio_user.interposer.interposer import Interposer, Setup
+from vfio_user.testing import write_register
 
 
 class Served(NamedTuple):
@@ -223,9 +223,9 @@ def test_events_come_between_answers_and_are_kept_apart(tmp_path: Path) -> None:
     card = Gpio(control=str(path))
     with ControlClient(path) as client:
         assert client.call("watch") == {"watching": True}
-        write_int(card, 2, 0, 1, 1)
+        write_register(card, 2, 0, 1, 1)
         answers = [client.post("get") for _ in range(3)]
-        write_int(card, 2, 0, 1, 3)
+        write_register(card, 2, 0, 1, 3)
         assert [answer.result().keys() >= {"outputs"} for answer in answers] == [True] * 3
         assert [client.next_event()["outputs"] for _ in range(2)] == [1, 3]
     card.close()

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from tests.device_kit import descriptors_left, write_int
+from tests.device_kit import descriptors_left
 from userdev.control import ControlClient
 from userdev.errors import UserError
 from userdev_servers import control
 from userdev_servers.control import ControlSocket
 from userdev_servers.gpio import Gpio
+from vfio_user.testing import write_register
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_one_that_a_dead_device_left_is_replaced(path: Path) -> None:
 def test_a_controller_that_asks_and_never_reads_is_hung_up_on(device: Gpio, path: Path) -> None:
     with Controller(path) as deaf:
         deaf.ask_without_reading()
-        write_int(device, 2, 0, 1, 0x55)
+        write_register(device, 2, 0, 1, 0x55)
         assert is_answered(path)
 
 
@@ -112,7 +113,7 @@ def test_a_controller_that_watches_and_never_reads_is_hung_up_on(device: Gpio, p
         deaf.send(b'{"command": "watch"}')
         assert deaf.next() == {"ok": True, "result": {"watching": True}}
         for value in range(20_000):
-            write_int(device, 2, 0, 1, value & 0xFF)
+            write_register(device, 2, 0, 1, value & 0xFF)
         assert is_answered(path)
         events = 0
         while deaf.next() is not None:
@@ -145,7 +146,7 @@ def test_a_watcher_that_reads_has_all_events_in_order(device: Gpio, path: Path) 
         assert watcher.next() == {"ok": True, "result": {"watching": True}}
         values = [value & 0xFF for value in range(1, 2000)]
         for value in values:
-            write_int(device, 2, 0, 1, value)
+            write_register(device, 2, 0, 1, value)
             assert (watcher.next() or {})["event"]["outputs"] == value
 
 

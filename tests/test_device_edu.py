@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.device_kit import CONFIG, INTX, MSI, MSIX, Client, Wires, capability, memory_file, read_int, write_int
+from tests.device_kit import CONFIG, INTX, MSI, MSIX
 from userdev_servers.edu import Edu
 from vfio_user import ResetKind
 from vfio_user.device import function_of
+from vfio_user.testing import RecordingLink, Vectors, find_capability, memory_file, read_register, write_register
 
 ONES = 0xFFFFFFFF
 FACTORIAL, STATUS, IRQ_STATUS, VECTOR, RAISE, ACKNOWLEDGE = 0x08, 0x20, 0x24, 0x28, 0x60, 0x64
@@ -26,16 +27,16 @@ class Driver:
     def __init__(self, edu: Edu) -> None:
         self.edu = edu
         self.ram = memory_file(0x10000)
-        self.client = Client()
+        self.client = RecordingLink()
         function_of(edu).attach(self.client)
         edu.dma.map(0, 0x10000, 3, os.dup(self.ram))
-        write_int(edu, CONFIG, 4, 2, 0x0006)
+        write_register(edu, CONFIG, 4, 2, 0x0006)
 
     def read(self, offset: int, width: int = 4) -> int:
-        return read_int(self.edu, 0, offset, width)
+        return read_register(self.edu, 0, offset, width)
 
     def write(self, offset: int, value: int, width: int = 4) -> None:
-        write_int(self.edu, 0, offset, width, value)
+        write_register(self.edu, 0, offset, width, value)
 
     def transfer(self, source: int, destination: int, count: int, command: int) -> None:
         for offset, value in ((SOURCE, source), (DESTINATION, destination), (COUNT, count), (COMMAND, command)):
@@ -77,7 +78,7 @@ def test_factorial_modulo_2_to_32(driver: Driver, number: int) -> None:
 
 
 def test_the_interrupt_after_a_factorial_is_wanted_or_not(driver: Driver) -> None:
-    wires = Wires(driver.edu, INTX)
+    wires = Vectors(driver.edu, INTX)
     driver.write(FACTORIAL, 5)
     assert (driver.read(IRQ_STATUS), wires.fired()) == (0, [0])
     driver.write(STATUS, ONES)
@@ -127,7 +128,7 @@ def test_dma_registers_take_four_and_eight_bytes(driver: Driver) -> None:
 
 
 def test_intx_is_raised_until_everything_is_acknowledged(driver: Driver) -> None:
-    wires = Wires(driver.edu, INTX)
+    wires = Vectors(driver.edu, INTX)
     driver.write(RAISE, 0x5A)
     assert (driver.read(IRQ_STATUS), wires.fired()) == (0x5A, [1])
     assert function_of(driver.edu).region_read(CONFIG, 6, 1)[0] & 8
@@ -140,7 +141,7 @@ def test_intx_is_raised_until_everything_is_acknowledged(driver: Driver) -> None
 
 
 def test_raising_nothing_interrupts_only_while_something_is_unacknowledged(driver: Driver) -> None:
-    wires = Wires(driver.edu, MSI)
+    wires = Vectors(driver.edu, MSI)
     for value, fired in ((0, 0), (1, 1), (0, 1), (1, 1)):
         driver.write(RAISE, value)
         assert wires.fired() == [fired]
@@ -149,7 +150,7 @@ def test_raising_nothing_interrupts_only_while_something_is_unacknowledged(drive
 
 @pytest.mark.parametrize("index", [MSI, MSIX])
 def test_the_vector_of_interrupts_can_be_chosen(driver: Driver, index: int) -> None:
-    wires = Wires(driver.edu, index, count=4)
+    wires = Vectors(driver.edu, index, count=4)
     assert driver.read(VECTOR) == 0
     for vector in (0, 3, 1, 2):
         driver.write(VECTOR, vector)
@@ -166,19 +167,19 @@ def test_dma_goes_both_ways_after_the_reply(driver: Driver) -> None:
     os.pwrite(driver.ram, pattern, 0x0F00)
     driver.transfer(0x0F00, BUFFER + 96, 3000, RUN)
     assert driver.read(COMMAND) & RUN
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert driver.read(COMMAND) == 0
     driver.transfer(BUFFER + 96, 0x7FFF, 3000, RUN | TO_RAM)
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert os.pread(driver.ram, 3000, 0x7FFF) == pattern
     assert driver.read(IRQ_STATUS) == 0
 
 
 def test_dma_can_interrupt_at_its_end(driver: Driver) -> None:
-    wires = Wires(driver.edu, MSIX, count=4)
+    wires = Vectors(driver.edu, MSIX, count=4)
     driver.transfer(0, BUFFER, 16, RUN | INTERRUPT)
     assert wires.fired() == [0] * 4
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert (wires.fired(), driver.read(IRQ_STATUS), driver.read(COMMAND)) == ([1, 0, 0, 0], 0x100, INTERRUPT)
     wires.close()
 
@@ -187,7 +188,7 @@ def test_registers_of_a_running_transfer_cannot_be_changed(driver: Driver) -> No
     driver.transfer(0x100, BUFFER, 4, RUN)
     driver.transfer(0x200, BUFFER + 8, 8, RUN | TO_RAM)
     assert [driver.read(offset) for offset in (SOURCE, DESTINATION, COUNT, COMMAND)] == [0x100, BUFFER, 4, RUN]
-    driver.client.end_batch()
+    driver.client.run_deferred()
 
 
 def test_a_command_without_run_is_ignored(driver: Driver) -> None:
@@ -200,7 +201,7 @@ def test_addresses_are_cut_to_the_mask() -> None:
         driver = Driver(edu)
         os.pwrite(driver.ram, b"data", 0x1000)
         driver.transfer((1 << 28) + 0x1000, BUFFER, 4, RUN)
-        driver.client.end_batch()
+        driver.client.run_deferred()
         assert bytes(edu.buffer[:4]) == expected
         driver.close()
 
@@ -221,7 +222,7 @@ def test_a_transfer_out_of_bounds_moves_nothing_and_ends(
 ) -> None:
     driver.edu.buffer[:] = b"\xee" * 4096
     driver.transfer(source, destination, count, RUN | INTERRUPT | direction)
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert driver.read(COMMAND) & RUN == 0
     assert driver.read(IRQ_STATUS) == 0x100
     assert bytes(driver.edu.buffer) == b"\xee" * 4096
@@ -230,9 +231,9 @@ def test_a_transfer_out_of_bounds_moves_nothing_and_ends(
 
 def test_without_bus_mastering_nothing_moves(driver: Driver) -> None:
     os.pwrite(driver.ram, b"data", 0)
-    write_int(driver.edu, CONFIG, 4, 2, 0x0002)
+    write_register(driver.edu, CONFIG, 4, 2, 0x0002)
     driver.transfer(0, BUFFER, 4, RUN)
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert bytes(driver.edu.buffer[:4]) == bytes(4)
 
 
@@ -242,9 +243,9 @@ def test_dma_works_by_messages_too(driver: Driver) -> None:
     driver.client.memory[0x100:0x104] = b"mail"
     driver.transfer(0x100, BUFFER, 4, RUN)
     assert driver.client.messages == 0
-    driver.client.end_batch()
+    driver.client.run_deferred()
     driver.transfer(BUFFER, 0x200, 4, RUN | TO_RAM)
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert bytes(driver.client.memory[0x200:0x204]) == b"mail"
 
 
@@ -252,7 +253,7 @@ def test_a_reset_ends_a_transfer_and_clears_everything(driver: Driver) -> None:
     driver.write(RAISE, 3)
     driver.transfer(0, BUFFER, 4, RUN | INTERRUPT)
     function_of(driver.edu).reset(ResetKind.DEVICE)
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert driver.edu.digest() == Edu().digest()
 
 
@@ -260,13 +261,13 @@ def test_a_transfer_under_way_goes_on_where_the_device_is_moved_to(driver: Drive
     os.pwrite(driver.ram, b"data", 0)
     driver.transfer(0, BUFFER, 4, RUN)
     function_of(driver.edu).stop()
-    driver.client.end_batch()
+    driver.client.run_deferred()
     assert bytes(driver.edu.buffer[:4]) == bytes(4)
     target = Driver(Edu())
     os.pwrite(target.ram, b"data", 0)
     function_of(target.edu).load_state(function_of(driver.edu).save_state())
     assert target.read(COMMAND) == RUN
-    target.client.end_batch()
+    target.client.run_deferred()
     assert (bytes(target.edu.buffer[:4]), target.read(COMMAND)) == (b"data", 0)
     target.close()
 
@@ -275,20 +276,20 @@ def test_options_leave_msix_out_and_add_reset_by_the_guest() -> None:
     plain = Edu(msix=0)
     assert function_of(plain).regions[4].size == 0
     assert function_of(plain).irqs[MSIX].count == 0
-    with pytest.raises(AssertionError):
-        capability(plain, 0x11)
+    with pytest.raises(LookupError):
+        find_capability(plain, 0x11)
     express = Edu(flr=True)
-    write_int(express, 0, RAISE, 4, 1)
-    control = capability(express, 0x10) + 8
-    write_int(express, CONFIG, control, 2, 0x8000)
-    assert read_int(express, 0, IRQ_STATUS, 4) == 0
+    write_register(express, 0, RAISE, 4, 1)
+    control = find_capability(express, 0x10) + 8
+    write_register(express, CONFIG, control, 2, 0x8000)
+    assert read_register(express, 0, IRQ_STATUS, 4) == 0
 
 
 def test_it_can_have_power_states_and_waking_up_resets_it() -> None:
     edu = Edu(pm=True)
-    write_int(edu, 0, RAISE, 4, 1)
-    control = capability(edu, 0x01) + 4
-    write_int(edu, CONFIG, control, 2, 3)
-    assert read_int(edu, 0, IRQ_STATUS, 4) == 1
-    write_int(edu, CONFIG, control, 2, 0)
-    assert read_int(edu, 0, IRQ_STATUS, 4) == 0
+    write_register(edu, 0, RAISE, 4, 1)
+    control = find_capability(edu, 0x01) + 4
+    write_register(edu, CONFIG, control, 2, 3)
+    assert read_register(edu, 0, IRQ_STATUS, 4) == 1
+    write_register(edu, CONFIG, control, 2, 0)
+    assert read_register(edu, 0, IRQ_STATUS, 4) == 0

@@ -8,26 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.device_kit import (
-    CONFIG,
-    EVENTFD,
-    INTX,
-    MASK,
-    MSI,
-    MSIX,
-    NONE,
-    TRIGGER,
-    UNMASK,
-    Client,
-    Wires,
-    capability,
-    read_int,
-    set_irqs,
-    write_int,
-)
+from tests.device_kit import CONFIG, EVENTFD, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK
 from userdev.eventfd import drain
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ResetKind
 from vfio_user.device import function_of
+from vfio_user.testing import RecordingLink, Vectors, find_capability, read_register, set_irqs, write_register
 
 MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 INTX_DISABLE = 1 << 10
@@ -49,35 +34,35 @@ def device() -> Iterator[Ringer]:
 
 
 @pytest.fixture
-def msix(device: Ringer) -> Iterator[Wires]:
-    write_int(device, CONFIG, capability(device, 0x11) + 2, 2, MSIX_ENABLE)
-    wires = Wires(device, MSIX, count=4)
+def msix(device: Ringer) -> Iterator[Vectors]:
+    write_register(device, CONFIG, find_capability(device, 0x11) + 2, 2, MSIX_ENABLE)
+    wires = Vectors(device, MSIX, count=4)
     yield wires
     wires.close()
 
 
 @pytest.fixture
-def intx(device: Ringer) -> Iterator[Wires]:
-    wires = Wires(device, INTX)
+def intx(device: Ringer) -> Iterator[Vectors]:
+    wires = Vectors(device, INTX)
     yield wires
     wires.close()
 
 
 def msix_control(device: PciDevice, value: int) -> None:
-    write_int(device, CONFIG, capability(device, 0x11) + 2, 2, value)
+    write_register(device, CONFIG, find_capability(device, 0x11) + 2, 2, value)
 
 
 def interrupt_status(device: Ringer) -> bool:
-    return bool(read_int(device, CONFIG, 6, 2) & 1 << 3)
+    return bool(read_register(device, CONFIG, 6, 2) & 1 << 3)
 
 
 def test_the_mechanism_with_eventfds_is_used(device: Ringer) -> None:
     assert device.interrupts.active == "intx"
-    msi = Wires(device, MSI, count=4)
+    msi = Vectors(device, MSI, count=4)
     assert device.interrupts.active == "msi"
     device.interrupts.trigger(2)
     assert msi.fired() == [0, 0, 1, 0]
-    msix = Wires(device, MSIX, count=4)
+    msix = Vectors(device, MSIX, count=4)
     assert device.interrupts.active == "msix"
     device.interrupts.trigger(3)
     assert (msi.fired(), msix.fired()) == ([0] * 4, [0, 0, 0, 1])
@@ -88,7 +73,7 @@ def test_the_mechanism_with_eventfds_is_used(device: Ringer) -> None:
     msix.close()
 
 
-def test_a_vector_that_is_not_there_is_the_authors_error(device: Ringer, msix: Wires) -> None:
+def test_a_vector_that_is_not_there_is_the_authors_error(device: Ringer, msix: Vectors) -> None:
     with pytest.raises(ValueError, match="4 vectors"):
         device.interrupts.trigger(4)
 
@@ -101,13 +86,13 @@ def test_a_device_whose_msix_is_off_and_has_nothing_else_stays_silent() -> None:
     device = Quiet()
     assert device.interrupts.active == "none"
     device.interrupts.trigger(0)
-    wires = Wires(device, MSIX)
+    wires = Vectors(device, MSIX)
     assert wires.fired() == [0]
     wires.close()
 
 
 def test_a_blocking_eventfd_with_a_full_counter_does_not_hold_the_device_up(device: Ringer) -> None:
-    wires = Wires(device, MSIX, flags=0)
+    wires = Vectors(device, MSIX, flags=0)
     device.interrupts.trigger(0)
     assert wires.fired() == [1]
     os.set_blocking(wires.fds[0], True)
@@ -118,7 +103,7 @@ def test_a_blocking_eventfd_with_a_full_counter_does_not_hold_the_device_up(devi
 
 
 def test_who_waits_in_a_signal_is_freed_and_the_vector_is_cut(device: Ringer) -> None:
-    wires = Wires(device, MSIX, count=2)
+    wires = Vectors(device, MSIX, count=2)
     os.set_blocking(wires.fds[1], True)
     os.eventfd_write(wires.fds[1], 0xFFFFFFFFFFFFFFFE)
     ringing = threading.Thread(target=device.interrupts.trigger, args=(1,), daemon=True)
@@ -136,7 +121,7 @@ def test_who_waits_in_a_signal_is_freed_and_the_vector_is_cut(device: Ringer) ->
 
 
 def test_eventfds_that_nobody_waits_for_stay_when_somebody_looks(device: Ringer) -> None:
-    wires = Wires(device, MSIX)
+    wires = Vectors(device, MSIX)
     os.eventfd_write(wires.fds[0], 0xFFFFFFFFFFFFFFFE)
     device.interrupts.unblock()
     assert wires.fired() == [0xFFFFFFFFFFFFFFFE]
@@ -160,9 +145,9 @@ def test_triggers_may_come_from_any_thread_while_eventfds_change(device: Ringer)
             device.interrupts.trigger(0)
 
     thread = threading.Thread(target=ring)
-    wires = [Wires(device, MSIX)]
+    wires = [Vectors(device, MSIX)]
     thread.start()
-    wires.extend(Wires(device, MSIX) for _ in range(200))
+    wires.extend(Vectors(device, MSIX) for _ in range(200))
     done.set()
     thread.join(60)
     device.interrupts.trigger(0)
@@ -173,30 +158,30 @@ def test_triggers_may_come_from_any_thread_while_eventfds_change(device: Ringer)
 
 
 class TestMsiX:
-    def test_the_function_mask_holds_all_vectors_back(self, device: Ringer, msix: Wires) -> None:
+    def test_the_function_mask_holds_all_vectors_back(self, device: Ringer, msix: Vectors) -> None:
         msix_control(device, MSIX_ENABLE | FUNCTION_MASK)
         device.interrupts.trigger(1)
         device.interrupts.trigger(1)
         device.interrupts.trigger(3)
         assert msix.fired() == [0] * 4
-        assert read_int(device, TABLE_BAR, PBA, 8) == 0b1010
+        assert read_register(device, TABLE_BAR, PBA, 8) == 0b1010
         msix_control(device, MSIX_ENABLE)
         assert msix.fired() == [0, 1, 0, 1]
-        assert read_int(device, TABLE_BAR, PBA, 8) == 0
+        assert read_register(device, TABLE_BAR, PBA, 8) == 0
 
-    def test_a_masked_table_entry_holds_its_vector_back(self, device: Ringer, msix: Wires) -> None:
+    def test_a_masked_table_entry_holds_its_vector_back(self, device: Ringer, msix: Vectors) -> None:
         for vector in range(4):
-            write_int(device, TABLE_BAR, 16 * vector + 12, 4, 1 if vector == 2 else 0)
+            write_register(device, TABLE_BAR, 16 * vector + 12, 4, 1 if vector == 2 else 0)
         device.interrupts.trigger(1)
         device.interrupts.trigger(2)
         assert msix.fired() == [0, 1, 0, 0]
-        assert read_int(device, TABLE_BAR, PBA, 4) == 0b100
-        write_int(device, TABLE_BAR, 16 * 2 + 12, 4, 0)
+        assert read_register(device, TABLE_BAR, PBA, 4) == 0b100
+        write_register(device, TABLE_BAR, 16 * 2 + 12, 4, 0)
         assert msix.fired() == [0, 0, 1, 0]
 
-    def test_a_table_that_nobody_writes_masks_nothing(self, device: Ringer, msix: Wires) -> None:
+    def test_a_table_that_nobody_writes_masks_nothing(self, device: Ringer, msix: Vectors) -> None:
         """QEMU emulates the table itself: its guest's unmasking never gets here."""
-        assert read_int(device, TABLE_BAR, 12, 4) == 1
+        assert read_register(device, TABLE_BAR, 12, 4) == 1
         device.interrupts.trigger(0)
         assert msix.fired() == [1, 0, 0, 0]
 
@@ -217,15 +202,15 @@ class TestMsiX:
         assert pending == sum(1 << vector for vector in (0, 7, 8, 63, 64, 129))
 
     def test_the_pending_bits_are_read_only(self, device: Ringer) -> None:
-        write_int(device, TABLE_BAR, PBA, 8, 0xFF)
-        assert read_int(device, TABLE_BAR, PBA, 8) == 0
+        write_register(device, TABLE_BAR, PBA, 8, 0xFF)
+        assert read_register(device, TABLE_BAR, PBA, 8) == 0
 
     def test_an_interrupt_before_its_eventfd_waits_for_it(self, device: Ringer) -> None:
         """QEMU enables MSI-X first and wires each vector when the guest unmasks it."""
         msix_control(device, MSIX_ENABLE)
         device.interrupts.trigger(1)
-        assert read_int(device, TABLE_BAR, PBA, 8) == 0b10
-        wires = Wires(device, MSIX, count=4)
+        assert read_register(device, TABLE_BAR, PBA, 8) == 0b10
+        wires = Vectors(device, MSIX, count=4)
         assert wires.fired() == [0, 1, 0, 0]
         wires.close()
 
@@ -236,7 +221,7 @@ class TestMsiX:
         msix_control(device, MSIX_ENABLE)
         assert device.interrupts.pending == frozenset()
 
-    def test_reset_clears_table_and_pending_bits_and_keeps_the_wiring(self, device: Ringer, msix: Wires) -> None:
+    def test_reset_clears_table_and_pending_bits_and_keeps_the_wiring(self, device: Ringer, msix: Vectors) -> None:
         function_of(device).region_write(TABLE_BAR, 0, b"\x11" * 16)
         set_irqs(device, MSIX, 2, 1, MASK, NONE)
         device.interrupts.trigger(2)
@@ -249,13 +234,13 @@ class TestMsiX:
 
 class TestMsi:
     def enable(self, device: Ringer, granted: int) -> int:
-        offset = capability(device, 0x05)
-        write_int(device, CONFIG, offset + 2, 2, 1 | granted.bit_length() - 1 << 4)
+        offset = find_capability(device, 0x05)
+        write_register(device, CONFIG, offset + 2, 2, 1 | granted.bit_length() - 1 << 4)
         return offset
 
     def test_vectors_above_those_granted_wrap(self, device: Ringer) -> None:
         self.enable(device, granted=2)
-        wires = Wires(device, MSI, count=2)
+        wires = Vectors(device, MSI, count=2)
         for vector in range(4):
             device.interrupts.trigger(vector)
         assert wires.fired() == [2, 2]
@@ -263,19 +248,21 @@ class TestMsi:
 
     def test_a_mask_bit_holds_a_vector_back_and_shows_it_pending(self, device: Ringer) -> None:
         offset = self.enable(device, granted=4)
-        wires = Wires(device, MSI, count=4)
-        write_int(device, CONFIG, offset + 0x10, 4, 0b0100)
+        wires = Vectors(device, MSI, count=4)
+        write_register(device, CONFIG, offset + 0x10, 4, 0b0100)
         device.interrupts.trigger(2)
         assert wires.fired() == [0] * 4
-        assert read_int(device, CONFIG, offset + 0x14, 4) == 0b0100
-        write_int(device, CONFIG, offset + 0x10, 4, 0)
+        assert read_register(device, CONFIG, offset + 0x14, 4) == 0b0100
+        write_register(device, CONFIG, offset + 0x10, 4, 0)
         assert wires.fired() == [0, 0, 1, 0]
-        assert read_int(device, CONFIG, offset + 0x14, 4) == 0
+        assert read_register(device, CONFIG, offset + 0x14, 4) == 0
         wires.close()
 
 
 class TestIntX:
-    def test_it_fires_once_while_raised_and_again_when_unmasked_still_raised(self, device: Ringer, intx: Wires) -> None:
+    def test_it_fires_once_while_raised_and_again_when_unmasked_still_raised(
+        self, device: Ringer, intx: Vectors
+    ) -> None:
         device.interrupts.trigger()
         device.interrupts.trigger()
         assert intx.fired() == [1]
@@ -287,31 +274,31 @@ class TestIntX:
         device.interrupts.trigger()
         assert intx.fired() == [1]
 
-    def test_the_status_register_shows_the_line_even_when_it_is_disabled(self, device: Ringer, intx: Wires) -> None:
-        write_int(device, CONFIG, 4, 2, INTX_DISABLE)
+    def test_the_status_register_shows_the_line_even_when_it_is_disabled(self, device: Ringer, intx: Vectors) -> None:
+        write_register(device, CONFIG, 4, 2, INTX_DISABLE)
         device.interrupts.trigger()
         assert interrupt_status(device)
         assert intx.fired() == [0]
-        write_int(device, CONFIG, 4, 2, 0)
+        write_register(device, CONFIG, 4, 2, 0)
         assert intx.fired() == [1]
         device.interrupts.lower()
         assert not interrupt_status(device)
 
     def test_a_line_raised_before_the_client_listens_fires_when_it_does(self, device: Ringer) -> None:
         device.interrupts.trigger()
-        wires = Wires(device, INTX)
+        wires = Vectors(device, INTX)
         assert wires.fired() == [1]
         wires.close()
 
-    def test_masked_by_the_client_it_waits(self, device: Ringer, intx: Wires) -> None:
+    def test_masked_by_the_client_it_waits(self, device: Ringer, intx: Vectors) -> None:
         set_irqs(device, INTX, 0, 1, MASK, NONE)
         device.interrupts.trigger()
         assert intx.fired() == [0]
         set_irqs(device, INTX, 0, 1, UNMASK, NONE)
         assert intx.fired() == [1]
 
-    def test_a_resample_eventfd_unmasks_it(self, device: Ringer, intx: Wires) -> None:
-        client = Client()
+    def test_a_resample_eventfd_unmasks_it(self, device: Ringer, intx: Vectors) -> None:
+        client = RecordingLink()
         function_of(device).attach(client)
         resample = os.eventfd(0, os.EFD_NONBLOCK)
         set_irqs(device, INTX, 0, 1, UNMASK, EVENTFD, fds=[os.dup(resample)])
@@ -328,7 +315,7 @@ class TestIntX:
 
 class TestInBand:
     def test_without_eventfds_the_enabled_mechanism_goes_as_a_message(self, device: Ringer) -> None:
-        client = Client(in_band_interrupts=True)
+        client = RecordingLink(in_band_interrupts=True)
         function_of(device).attach(client)
         device.interrupts.trigger(0)
         msix_control(device, MSIX_ENABLE)
@@ -336,7 +323,7 @@ class TestInBand:
         assert client.interrupts == [(INTX, 0), (MSIX, 3)]
 
     def test_masks_count_there_too(self, device: Ringer) -> None:
-        client = Client(in_band_interrupts=True)
+        client = RecordingLink(in_band_interrupts=True)
         function_of(device).attach(client)
         msix_control(device, MSIX_ENABLE | FUNCTION_MASK)
         device.interrupts.trigger(3)
@@ -345,15 +332,15 @@ class TestInBand:
         assert client.interrupts == [(MSIX, 3)]
 
 
-def test_coalesced_interrupts_fire_once_after_the_batch(device: Ringer, msix: Wires) -> None:
-    client = Client()
+def test_coalesced_interrupts_fire_once_after_the_batch(device: Ringer, msix: Vectors) -> None:
+    client = RecordingLink()
     function_of(device).attach(client)
     for _ in range(5):
         device.interrupts.coalesce(1)
     device.interrupts.coalesce(2)
     assert msix.fired() == [0] * 4
-    client.end_batch()
+    client.run_deferred()
     assert msix.fired() == [0, 1, 1, 0]
     device.interrupts.coalesce(1)
-    client.end_batch()
+    client.run_deferred()
     assert msix.fired() == [0, 1, 0, 0]

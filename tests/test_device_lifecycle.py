@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.device_kit import CONFIG, MSIX, Client, Wires, capability, memory_file, open_fds, read_int, write_int
+from tests.device_kit import CONFIG, MSIX, open_fds
 from vfio_user import (
     MsiX,
     PciDevice,
@@ -24,6 +24,7 @@ from vfio_user import (
     stored_register,
 )
 from vfio_user.device import Capability, DmaRegion, function_of
+from vfio_user.testing import RecordingLink, Vectors, find_capability, memory_file, read_register, write_register
 
 INITIATE_FLR = 1 << 15
 
@@ -59,27 +60,27 @@ class Sleeper(PciDevice):
 
 
 def initiate_flr(device: PciDevice) -> None:
-    control = capability(device, 0x10) + 8
-    write_int(device, CONFIG, control, 2, read_int(device, CONFIG, control, 2) | INITIATE_FLR)
+    control = find_capability(device, 0x10) + 8
+    write_register(device, CONFIG, control, 2, read_register(device, CONFIG, control, 2) | INITIATE_FLR)
 
 
 def power(device: PciDevice, state: int) -> None:
-    write_int(device, CONFIG, capability(device, 0x01) + 4, 2, state)
+    write_register(device, CONFIG, find_capability(device, 0x01) + 4, 2, state)
 
 
 def test_a_function_level_reset_clears_state_and_configuration() -> None:
     device = Sleeper()
     device.scratch = 5
-    write_int(device, CONFIG, 4, 2, 6)
+    write_register(device, CONFIG, 4, 2, 6)
     initiate_flr(device)
     assert device.events == ["quiesce", "flr", "resume"]
-    assert (device.scratch, read_int(device, CONFIG, 4, 2)) == (0, 0)
-    assert read_int(device, CONFIG, capability(device, 0x10) + 8, 2) & INITIATE_FLR == 0
+    assert (device.scratch, read_register(device, CONFIG, 4, 2)) == (0, 0)
+    assert read_register(device, CONFIG, find_capability(device, 0x10) + 8, 2) & INITIATE_FLR == 0
 
 
 def test_a_reset_keeps_the_clients_memory_and_eventfds() -> None:
     device = Sleeper()
-    wires = Wires(device, MSIX, count=2)
+    wires = Vectors(device, MSIX, count=2)
     device.dma.map(0, 4096, 3, memory_file(4096, b"kept"))
     initiate_flr(device)
     device.interrupts.trigger(1)
@@ -102,12 +103,12 @@ def test_a_function_that_cannot_be_reset_ignores_the_request() -> None:
 def test_a_reset_that_must_wait_comes_when_the_device_is_quiet() -> None:
     quiet = Quiesce()
     device = Sleeper(quiet)
-    client = Client()
+    client = RecordingLink()
     function_of(device).attach(client)
     initiate_flr(device)
     assert device.events == ["quiesce"]
     quiet.done()
-    client.end_batch()
+    client.run_deferred()
     assert device.events == ["quiesce", "flr", "resume"]
 
 
@@ -127,18 +128,18 @@ def test_waking_from_d3hot_resets_unless_no_soft_reset() -> None:
 def test_a_power_state_that_is_not_supported_is_not_entered() -> None:
     device = Sleeper()
     power(device, 1)
-    assert read_int(device, CONFIG, capability(device, 0x01) + 4, 2) & 3 == 0
+    assert read_register(device, CONFIG, find_capability(device, 0x01) + 4, 2) & 3 == 0
     power(device, 3)
     power(device, 2)
-    assert read_int(device, CONFIG, capability(device, 0x01) + 4, 2) & 3 == 3
+    assert read_register(device, CONFIG, find_capability(device, 0x01) + 4, 2) & 3 == 3
 
 
 def test_a_client_that_goes_leaves_the_device_ready_for_the_next() -> None:
     before = open_fds()
     device = Sleeper()
-    client = Client()
+    client = RecordingLink()
     function_of(device).attach(client)
-    wires = Wires(device, MSIX, count=2)
+    wires = Vectors(device, MSIX, count=2)
     device.dma.map(0, 4096, 3, memory_file(4096))
     device.dma.map(0x10000, 4096, 3)
     device.scratch = 5
@@ -154,7 +155,7 @@ def test_a_client_that_goes_leaves_the_device_ready_for_the_next() -> None:
     assert refusal.value.errno == errno.EFAULT
     wires.close()
     assert open_fds() == before
-    function_of(device).attach(Client())
+    function_of(device).attach(RecordingLink())
     assert device.events[4:] == ["resume"], "it goes on when there is somebody to go on for"
     device.dma.map(0, 4096, 3, memory_file(4096))
     function_of(device).detach()
@@ -170,27 +171,27 @@ def test_a_device_that_fails_when_its_client_goes_still_lets_everything_go() -> 
 
     before = open_fds()
     device = Clumsy()
-    function_of(device).attach(Client())
-    wires = Wires(device, MSIX, count=2)
+    function_of(device).attach(RecordingLink())
+    wires = Vectors(device, MSIX, count=2)
     for page in range(3):
         device.dma.map(page * 4096, 4096, 3, memory_file(4096))
     with pytest.raises(RuntimeError):
         function_of(device).detach()
     wires.close()
     assert (len(device.dma), open_fds()) == (0, before)
-    function_of(device).attach(Client())
+    function_of(device).attach(RecordingLink())
     assert device.events[-1] == "resume"
 
 
 def test_coalesced_interrupts_that_nobody_waits_for_do_not_stop_later_ones() -> None:
-    device, client = Sleeper(), Client()
+    device, client = Sleeper(), RecordingLink()
     function_of(device).attach(client)
     device.interrupts.coalesce(0)
     function_of(device).detach()
-    function_of(device).attach(client := Client())
-    wires = Wires(device, MSIX)
+    function_of(device).attach(client := RecordingLink())
+    wires = Vectors(device, MSIX)
     device.interrupts.coalesce(0)
-    client.end_batch()
+    client.run_deferred()
     assert wires.fired() == [1]
     wires.close()
     function_of(device).detach()
@@ -229,7 +230,7 @@ def test_a_device_that_cannot_stand_still_says_why_and_the_first_word_counts() -
 
 def test_a_device_that_migration_has_stopped_goes_on_when_it_is_started() -> None:
     device = Sleeper()
-    function_of(device).attach(Client())
+    function_of(device).attach(RecordingLink())
     function_of(device).stop()
     function_of(device).hold_still().release()
     assert device.events == ["quiesce"]
@@ -270,10 +271,10 @@ class Noted(PciDevice):
 
 def test_a_device_hears_of_each_client_and_of_its_own_end() -> None:
     before = open_fds()
-    device, client = Noted(), Client()
+    device, client = Noted(), RecordingLink()
     for _ in range(2):
         function_of(device).attach(client)
-        client.end_batch()
+        client.run_deferred()
         function_of(device).detach()
     device.close()
     assert device.notes == ["attach", "work", "attach", "work", "close"]

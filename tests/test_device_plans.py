@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.device_kit import MSIX, Client, Wires
+from tests.device_kit import MSIX
 from vfio_user import MsiX, PciDevice, PciIds, Planned, ResetKind, register, state
 from vfio_user.device import function_of
+from vfio_user.testing import RecordingLink, Vectors
 
 Work = Callable[[], None]
 Way = Callable[[PciDevice, Work], object]
@@ -37,7 +38,7 @@ class Attached:
     """A device with a client, the time of which comes when a test says so."""
 
     def __init__(self) -> None:
-        self.device, self.link, self.done = Timer(), Client(), list[str]()
+        self.device, self.link, self.done = Timer(), RecordingLink(), list[str]()
         function_of(self.device).attach(self.link)
 
     def work(self) -> None:
@@ -48,7 +49,7 @@ class Attached:
         planned, self.link.planned = self.link.planned, []
         for _, work in planned:
             work()
-        self.link.end_batch()
+        self.link.run_deferred()
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_a_register_that_an_eventfd_stands_for_is_written_when_the_device_runs(a
 
 
 def test_coalesced_interrupts_come_before_the_device_is_stopped(attached: Attached) -> None:
-    wires = Wires(attached.device, MSIX)
+    wires = Vectors(attached.device, MSIX)
     attached.device.interrupts.coalesce(0)
     function_of(attached.device).stop()
     assert wires.fired() == [1]

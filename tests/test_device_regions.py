@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tests.device_kit import CONFIG, Client, open_fds, read_int, write_int
+from tests.device_kit import CONFIG, open_fds
 from userdev.errors import DeclarationError
 from vfio_user import (
     Bar,
@@ -25,6 +25,7 @@ from vfio_user import (
     stored_register,
 )
 from vfio_user.device import function_of
+from vfio_user.testing import RecordingLink, read_register, write_register
 from vfio_user.wire.constants import IoFdType, RegionFlags
 
 RW = RegionFlags.READ | RegionFlags.WRITE
@@ -98,8 +99,8 @@ def test_the_client_cannot_shrink_the_file_under_the_device() -> None:
 
 def test_registers_beside_mappable_memory_are_not_in_the_file() -> None:
     device = Card()
-    write_int(device, 2, 0, 4, 7)
-    assert read_int(device, 2, 0, 4) == 7
+    write_register(device, 2, 0, 4, 7)
+    assert read_register(device, 2, 0, 4) == 7
     assert not any(offset <= 0 < offset + size for offset, size in function_of(device).regions[2].sparse)
     device.close()
 
@@ -133,7 +134,7 @@ def test_a_register_in_a_file_of_the_authors_own_hears_of_messages_only() -> Non
     assert info.fd is not None
     with mmap.mmap(info.fd, PAGE, offset=info.offset + 0x1000) as theirs:
         theirs[0] = 1
-    write_int(device, 0, 0x1000, 4, 2)
+    write_register(device, 0, 0x1000, 4, 2)
     assert device.rung == [2]
     assert os.pread(device.page, 1, 0x1000) == b"\1"
     device.close()
@@ -196,8 +197,8 @@ def test_the_whole_configuration_space_can_be_read_in_one_go() -> None:
 
 def test_io_bars_and_device_specific_regions_have_registers_too() -> None:
     device = Card()
-    write_int(device, 4, 8, 2, 0x1234)
-    write_int(device, 9, 0x10, 8, 1 << 60)
+    write_register(device, 4, 8, 2, 0x1234)
+    write_register(device, 9, 0x10, 8, 1 << 60)
     assert (device.port, device.note) == (0x1234, 1 << 60)
     with pytest.raises(ProtocolError):
         function_of(device).region_read(9, 0x100, 1)
@@ -213,7 +214,7 @@ def test_the_msix_table_finds_a_free_bar_or_shares_one() -> None:
 
     free, shared = Free(), Shared()
     assert function_of(free).regions[0].size == 0x10000
-    assert read_int(shared, 2, 0x80000 + 12, 4) == 1
+    assert read_register(shared, 2, 0x80000 + 12, 4) == 1
     assert function_of(shared).regions[0].size == 0
     for device in (free, shared):
         device.close()
@@ -233,7 +234,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
 
 def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
     device = Card()
-    client = Client()
+    client = RecordingLink()
     function_of(device).attach(client)
     fd = device.add_ioeventfd(2, 0x1000, 4)
     match = device.add_ioeventfd(2, 0x1000, 4, datamatch=9)
@@ -254,7 +255,7 @@ def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
 
 
 def test_a_shadow_ioeventfd_calls_the_writer_with_what_was_written_last() -> None:
-    device, client = Card(), Client()
+    device, client = Card(), RecordingLink()
     function_of(device).attach(client)
     fds = [device.add_ioeventfd(2, 0x1000, 4, shadow=True) for _ in range(2)]
     memory = function_of(device).regions[2].io_fds[0].shadow_fd
@@ -283,7 +284,7 @@ def test_closing_gives_back_every_descriptor() -> None:
     device = Card()
     device.add_ioeventfd(2, 0x1000, 4)
     device.add_ioeventfd(2, 0x1000, 4, shadow=True)
-    function_of(device).attach(Client())
+    function_of(device).attach(RecordingLink())
     function_of(device).detach()
     device.close()
     assert open_fds() == before

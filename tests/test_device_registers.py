@@ -6,9 +6,9 @@ import errno
 
 import pytest
 
-from tests.device_kit import Wires, read_int, write_int
 from vfio_user import Bar, MsiX, PciDevice, PciIds, ProtocolError, memory, register, state, stored_register
 from vfio_user.device import function_of
+from vfio_user.testing import Vectors, read_register, write_register
 
 MSIX = 2
 
@@ -86,10 +86,10 @@ def board() -> Board:
 
 def test_a_device_of_25_lines_adds_up_and_interrupts() -> None:
     device = Doorbell()
-    wires = Wires(device, MSIX)
+    wires = Vectors(device, MSIX)
     for value in (5, 6):
-        write_int(device, 0, 0, 4, value)
-    assert read_int(device, 0, 0, 4) == 11
+        write_register(device, 0, 0, 4, value)
+    assert read_register(device, 0, 0, 4) == 11
     assert wires.fired() == [2]
     wires.close()
 
@@ -106,18 +106,18 @@ def test_every_whole_register_is_in_the_tables_of_the_hot_path(board: Board) -> 
 
 
 def test_a_register_without_reader_reads_as_zero(board: Board) -> None:
-    assert read_int(board, 0, 0x20, 4) == 0
+    assert read_register(board, 0, 0x20, 4) == 0
 
 
 def test_a_register_without_writer_ignores_writes(board: Board) -> None:
-    write_int(board, 0, 0x24, 4, 5)
-    write_int(board, 0, 0x18, 4, 5)
+    write_register(board, 0, 0x24, 4, 5)
+    write_register(board, 0, 0x18, 4, 5)
     assert board.log == []
     assert board.fixed == 7
 
 
 def test_a_stored_register_takes_only_its_writable_bits(board: Board) -> None:
-    write_int(board, 0, 0x14, 4, 0x12345678)
+    write_register(board, 0, 0x14, 4, 0x12345678)
     assert board.partly == 0xFFFF5678
 
 
@@ -128,7 +128,7 @@ def test_a_stored_register_takes_only_its_writable_bits(board: Board) -> None:
 def test_a_narrow_wide_or_unaligned_read_takes_the_bytes_it_covers(
     board: Board, offset: int, width: int, value: int
 ) -> None:
-    assert read_int(board, 0, offset, width) == value
+    assert read_register(board, 0, offset, width) == value
 
 
 def test_a_read_across_registers_reads_each_once_and_gaps_as_zero(board: Board) -> None:
@@ -137,14 +137,14 @@ def test_a_read_across_registers_reads_each_once_and_gaps_as_zero(board: Board) 
 
 
 def test_a_write_to_a_part_of_a_register_keeps_the_rest(board: Board) -> None:
-    write_int(board, 0, 1, 1, 0xAA)
+    write_register(board, 0, 1, 1, 0xAA)
     assert board.word == 0x4433AA11
-    write_int(board, 0, 0x0C, 4, 0xDEADBEEF)
+    write_register(board, 0, 0x0C, 4, 0xDEADBEEF)
     assert board.wide == 0xDEADBEEF << 32
 
 
 def test_a_write_to_a_part_of_an_acknowledge_register_leaves_the_rest_zero(board: Board) -> None:
-    write_int(board, 0, 0x29, 1, 0x80)
+    write_register(board, 0, 0x29, 1, 0x80)
     assert board.log == [("acknowledge", 0x8000)]
 
 
@@ -154,14 +154,14 @@ def test_a_write_across_registers_writes_each_once_in_ascending_order(board: Boa
 
 
 def test_registers_of_several_widths_take_the_whole_value_by_each(board: Board) -> None:
-    write_int(board, 0, 0x30, 4, 0x1234)
-    write_int(board, 0, 0x30, 8, 1 << 40)
+    write_register(board, 0, 0x30, 4, 0x1234)
+    write_register(board, 0, 0x30, 8, 1 << 40)
     assert board.log == [("address", 0x1234), ("address", 1 << 40)]
-    assert read_int(board, 0, 0x30, 4) == 0x55667788
+    assert read_register(board, 0, 0x30, 4) == 0x55667788
 
 
 def test_the_upper_half_of_such_a_register_is_a_part_of_it(board: Board) -> None:
-    write_int(board, 0, 0x34, 4, 0xAAAAAAAA)
+    write_register(board, 0, 0x34, 4, 0xAAAAAAAA)
     assert board.log == [("address", 0xAAAAAAAA55667788)]
 
 
@@ -173,10 +173,10 @@ def test_memory_and_registers_meet_in_one_access(board: Board) -> None:
 
 def test_an_array_passes_the_index(board: Board) -> None:
     for index in range(4):
-        write_int(board, 0, 0x80 + 8 * index, 4, 10 * index)
+        write_register(board, 0, 0x80 + 8 * index, 4, 10 * index)
     assert board.bells == [0, 10, 20, 30]
-    assert read_int(board, 0, 0x90, 4) == 22
-    assert read_int(board, 0, 0x94, 4) == 0
+    assert read_register(board, 0, 0x90, 4) == 22
+    assert read_register(board, 0, 0x94, 4) == 0
 
 
 def test_a_bar_is_as_large_as_what_is_in_it_in_whole_pages(board: Board) -> None:
@@ -223,9 +223,9 @@ TOO_WIDE = {1 << 32: 0, 0x123456789: 0x23456789, -(1 << 31) - 1: 0x7FFFFFFF}
 def test_a_negative_value_is_its_twos_complement(value: int, read: int, caplog: pytest.LogCaptureFixture) -> None:
     device = Careless()
     device.value = value
-    assert read_int(device, 0, 0xC0, 4) == read
-    assert read_int(device, 0, 0xC1, 2) == read >> 8 & 0xFFFF
-    assert read_int(device, 0, 0xC8, 2) == read & 0xFFFF
+    assert read_register(device, 0, 0xC0, 4) == read
+    assert read_register(device, 0, 0xC1, 2) == read >> 8 & 0xFFFF
+    assert read_register(device, 0, 0xC8, 2) == read & 0xFFFF
     assert not caplog.records
 
 
@@ -237,7 +237,7 @@ def test_a_value_that_is_too_wide_for_its_register_is_cut_and_said_once(
     device = Careless()
     device.value = value
     for _ in range(3):
-        assert read_int(device, 0, max(offset, 0xC0), 2) == read & 0xFFFF
+        assert read_register(device, 0, max(offset, 0xC0), 2) == read & 0xFFFF
         function_of(device).region_read(0, offset, width)
     (said,) = caplog.messages
     assert f"Careless.{'given' if offset < 0xC8 else 'either'} is {value:#x}" in said
@@ -261,11 +261,11 @@ class Strict(PciDevice):
 
 def test_an_exact_bar_serves_only_accesses_that_are_exactly_a_register() -> None:
     device = Strict()
-    write_int(device, 0, 0, 8, 5)
-    write_int(device, 0, 0, 4, 6)
+    write_register(device, 0, 0, 8, 5)
+    write_register(device, 0, 0, 4, 6)
     for offset, width in ((0, 2), (4, 4), (2, 4)):
-        write_int(device, 0, offset, width, 0xFF)
-        assert read_int(device, 0, offset, width) == int.from_bytes(b"\xee" * width, "little")
+        write_register(device, 0, offset, width, 0xFF)
+        assert read_register(device, 0, offset, width) == int.from_bytes(b"\xee" * width, "little")
     assert device.value == 6
     assert device.refused == [(0, 2), (4, 4), (2, 4)]
 
@@ -279,8 +279,8 @@ def test_a_subclass_has_the_registers_of_its_base_and_may_replace_one() -> None:
             self.total -= value
 
     device = More()
-    write_int(device, 0, 0, 4, 3)
-    write_int(device, 0, 0x10, 4, 9)
+    write_register(device, 0, 0, 4, 3)
+    write_register(device, 0, 0x10, 4, 9)
     assert (device.total, device.scratch) == (-3, 9)
 
 
@@ -324,7 +324,7 @@ def test_a_subclass_keeps_every_register_of_its_base_that_was_completed_under_th
             return 4
 
     device = More()
-    assert [read_int(device, 0, offset, 4) for offset in (0, 4, 8, 12)] == [1, 2, 3, 4]
+    assert [read_register(device, 0, offset, 4) for offset in (0, 4, 8, 12)] == [1, 2, 3, 4]
 
 
 def test_a_reader_may_have_the_name_of_its_register() -> None:
@@ -339,7 +339,7 @@ def test_a_reader_may_have_the_name_of_its_register() -> None:
         def ring(self) -> int:
             return 42
 
-    assert read_int(Same(), 0, 0, 4) == 42
+    assert read_register(Same(), 0, 0, 4) == 42
 
 
 def test_declarations_that_contradict_each_other_are_refused() -> None:

@@ -8,25 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.device_kit import (
-    BOOL,
-    ERR,
-    EVENTFD,
-    INTX,
-    MASK,
-    MSI,
-    MSIX,
-    NONE,
-    REQ,
-    TRIGGER,
-    UNMASK,
-    Client,
-    Wires,
-    open_fds,
-    set_irqs,
-)
+from tests.device_kit import BOOL, ERR, EVENTFD, INTX, MASK, MSI, MSIX, NONE, REQ, TRIGGER, UNMASK, open_fds
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ProtocolError
 from vfio_user.device import function_of
+from vfio_user.testing import RecordingLink, Vectors, set_irqs
 from vfio_user.wire.constants import IrqInfoFlags, IrqSetFlags
 
 pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
@@ -48,8 +33,8 @@ def device() -> Iterator[Ringer]:
 
 
 @pytest.fixture
-def wires(device: Ringer) -> Iterator[Wires]:
-    wires = Wires(device, MSIX, count=8)
+def wires(device: Ringer) -> Iterator[Vectors]:
+    wires = Vectors(device, MSIX, count=8)
     yield wires
     wires.close()
 
@@ -69,7 +54,7 @@ def test_a_device_hears_of_what_the_client_masks_and_of_nothing_else() -> None:
         def on_irq_mask(self, mechanism: str, vectors: Sequence[int], masked: bool) -> None:
             heard.append((mechanism, list(vectors), masked))
 
-    device, client = Listener(), Client()
+    device, client = Listener(), RecordingLink()
     function_of(device).attach(client)
     set_irqs(device, MSIX, 1, 3, MASK, BOOL, bools=b"\1\0\1")
     set_irqs(device, MSIX, 1, 1, UNMASK, NONE)
@@ -125,7 +110,7 @@ def test_a_device_may_have_no_interrupt_for_errors_and_none_that_asks_for_it_bac
 )
 def test_a_wrong_request_is_refused_and_its_descriptors_are_closed(
     device: Ringer,
-    wires: Wires,
+    wires: Vectors,
     index: int,
     start: int,
     count: int,
@@ -161,21 +146,21 @@ def test_disabling_is_allowed_where_there_are_no_vectors() -> None:
         set_irqs(device, MSIX, 0, 1, TRIGGER, NONE)
 
 
-def test_count_zero_disables_the_whole_index(device: Ringer, wires: Wires) -> None:
+def test_count_zero_disables_the_whole_index(device: Ringer, wires: Vectors) -> None:
     set_irqs(device, MSIX, 0, 0, TRIGGER, NONE)
     device.interrupts.trigger(3)
     assert wires.fired() == [0] * 8
 
 
-def test_eventfds_without_descriptors_disable_exactly_their_range(device: Ringer, wires: Wires) -> None:
+def test_eventfds_without_descriptors_disable_exactly_their_range(device: Ringer, wires: Vectors) -> None:
     set_irqs(device, MSIX, 2, 3, TRIGGER, EVENTFD)
     for vector in range(8):
         device.interrupts.trigger(vector)
     assert wires.fired() == [1, 1, 0, 0, 0, 1, 1, 1]
 
 
-def test_new_eventfds_replace_old_ones(device: Ringer, wires: Wires) -> None:
-    newer = Wires(device, MSIX, count=2, start=1)
+def test_new_eventfds_replace_old_ones(device: Ringer, wires: Vectors) -> None:
+    newer = Vectors(device, MSIX, count=2, start=1)
     for vector in range(4):
         device.interrupts.trigger(vector)
     assert wires.fired()[:4] == [1, 0, 0, 1]
@@ -183,18 +168,18 @@ def test_new_eventfds_replace_old_ones(device: Ringer, wires: Wires) -> None:
     newer.close()
 
 
-def test_trigger_without_data_fires_the_range_and_skips_what_is_not_wired(device: Ringer, wires: Wires) -> None:
+def test_trigger_without_data_fires_the_range_and_skips_what_is_not_wired(device: Ringer, wires: Vectors) -> None:
     set_irqs(device, MSIX, 3, 1, TRIGGER, EVENTFD)
     set_irqs(device, MSIX, 2, 3, TRIGGER, NONE)
     assert wires.fired() == [0, 0, 1, 0, 1, 0, 0, 0]
 
 
-def test_trigger_by_booleans_fires_those_that_are_one(device: Ringer, wires: Wires) -> None:
+def test_trigger_by_booleans_fires_those_that_are_one(device: Ringer, wires: Vectors) -> None:
     set_irqs(device, MSIX, 4, 4, TRIGGER, BOOL, b"\1\0\2\1")
     assert wires.fired() == [0, 0, 0, 0, 1, 0, 0, 1]
 
 
-def test_a_masked_vector_waits_until_it_is_unmasked(device: Ringer, wires: Wires) -> None:
+def test_a_masked_vector_waits_until_it_is_unmasked(device: Ringer, wires: Vectors) -> None:
     set_irqs(device, MSIX, 1, 2, MASK, NONE)
     for vector in (0, 1, 2, 2):
         device.interrupts.trigger(vector)
@@ -214,7 +199,7 @@ def test_eventfds_for_masking_are_taken_and_closed(device: Ringer) -> None:
 
 def test_error_and_request_reach_the_client_that_listens(device: Ringer) -> None:
     device.interrupts.error()
-    error, request = Wires(device, ERR), Wires(device, REQ)
+    error, request = Vectors(device, ERR), Vectors(device, REQ)
     device.interrupts.error()
     device.interrupts.request_release()
     device.interrupts.request_release()
@@ -230,7 +215,7 @@ def test_2048_vectors_can_be_wired_one_by_one() -> None:
 
     before = open_fds()
     device = Many()
-    wires = Wires(device, MSIX, count=200, start=1848)
+    wires = Vectors(device, MSIX, count=200, start=1848)
     device.interrupts.trigger(2047)
     assert wires.fired() == [0] * 199 + [1]
     wires.close()

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK, Wires, capability, set_irqs, write_int
+from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
 from vfio_user.device import function_of
 from vfio_user.migration import Migration
+from vfio_user.testing import Vectors, find_capability, set_irqs, write_register
 from vfio_user.wire.constants import MigrationState
 
 MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
@@ -48,10 +49,10 @@ def disturbed() -> Keeper:
     device.table[2] = "two"
     device.buffer[0] = 1
     device.flash[0] = 2
-    write_int(device, 0, 0, 4, 0x1234)
-    write_int(device, CONFIG, 4, 2, 0x0006)
-    write_int(device, CONFIG, 0x10, 4, 0xFEB00000)
-    write_int(device, 1, 0, 4, 0xFEE00000)
+    write_register(device, 0, 0, 4, 0x1234)
+    write_register(device, CONFIG, 4, 2, 0x0006)
+    write_register(device, CONFIG, 0x10, 4, 0xFEB00000)
+    write_register(device, 1, 0, 4, 0xFEE00000)
     device.interrupts.trigger()
     return device
 
@@ -105,15 +106,15 @@ def test_a_moved_device_is_the_same_device() -> None:
 def test_pending_and_masked_interrupts_move_along() -> None:
     """Vector 1 waits for the client to unmask it, vector 2 for the guest."""
     source, target = Keeper(), Keeper()
-    control = capability(source, 0x11) + 2
-    write_int(source, CONFIG, control, 2, MSIX_ENABLE | FUNCTION_MASK)
+    control = find_capability(source, 0x11) + 2
+    write_register(source, CONFIG, control, 2, MSIX_ENABLE | FUNCTION_MASK)
     set_irqs(source, MSIX, 1, 1, MASK, NONE)
     source.interrupts.trigger(1)
     source.interrupts.trigger(2)
     move(source, target)
     assert target.interrupts.pending == {1, 2}
-    wires = Wires(target, MSIX, count=4)
-    write_int(target, CONFIG, control, 2, MSIX_ENABLE)
+    wires = Vectors(target, MSIX, count=4)
+    write_register(target, CONFIG, control, 2, MSIX_ENABLE)
     assert wires.fired() == [0, 0, 1, 0]
     set_irqs(target, MSIX, 1, 1, UNMASK, NONE)
     assert wires.fired() == [0, 1, 0, 0]
@@ -140,12 +141,12 @@ def test_saved_state_is_a_copy() -> None:
         lambda device: device.items.append(0),
         lambda device: device.table.update({1: "uno"}),
         lambda device: setattr(device, "fuse", 1),
-        lambda device: write_int(device, 0, 0, 4, 1),
+        lambda device: write_register(device, 0, 0, 4, 1),
         lambda device: device.buffer.__setitem__(63, 1),
         lambda device: device.flash.__setitem__(0, 1),
-        lambda device: write_int(device, CONFIG, 4, 2, 4),
-        lambda device: write_int(device, CONFIG, 0x3C, 1, 11),
-        lambda device: write_int(device, 1, 0, 4, 4),
+        lambda device: write_register(device, CONFIG, 4, 2, 4),
+        lambda device: write_register(device, CONFIG, 0x3C, 1, 11),
+        lambda device: write_register(device, 1, 0, 4, 4),
         lambda device: device.interrupts.trigger(),
         lambda device: set_irqs(device, MSIX, 2, 1, MASK, NONE),
     ],

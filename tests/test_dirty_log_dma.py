@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.device_kit import Client
 from userdev.errors import ProtocolError
 from vfio_user.device import Dma
+from vfio_user.testing import RecordingLink
 from vfio_user.wire.constants import DmaFlags
 
 PAGE = 4096
@@ -47,7 +47,7 @@ WRITES: dict[str, Callable[[Dma, int, bytes], None]] = {
 def dma() -> Iterator[Dma]:
     """Client memory in each mode, with no log."""
     found = Dma()
-    found.link = Client(memory=bytearray(SIZE), base=STARTS["message"])
+    found.link = RecordingLink(memory=bytearray(SIZE), base=STARTS["message"])
     for mode in MODES:
         fd = None if mode == "message" else os.memfd_create(mode)
         if fd is not None:

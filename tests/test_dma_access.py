@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.device_kit import Client, memory_file
 from vfio_user import ProtocolError
 from vfio_user.device import Dma
+from vfio_user.testing import RecordingLink, memory_file
 
 READ, WRITE, FILE_IO = 1, 2, 8
 RW = READ | WRITE
@@ -24,7 +24,7 @@ class Guest:
     def __init__(self, modes: tuple[str, ...]) -> None:
         self.content = b"".join(word.to_bytes(4, "little") for word in range(len(modes) * PAGE // 4))
         self.file = memory_file(len(self.content), self.content)
-        self.client = Client(memory=bytearray(self.content), base=0x10000)
+        self.client = RecordingLink(memory=bytearray(self.content), base=0x10000)
         self.modes = modes
         self.dma = Dma()
         self.dma.link = self.client

@@ -6,10 +6,10 @@ import errno
 
 import pytest
 
-from tests.device_kit import Client, memory_file
 from vfio_user import ProtocolError
 from vfio_user.device import DRAFT_V6_POLICY, Dma
 from vfio_user.migration.dirty_log import DirtyPages
+from vfio_user.testing import RecordingLink, memory_file
 
 RW, FILE_IO = 3, 8
 PAGE = 4096
@@ -101,7 +101,7 @@ def test_a_range_over_several_regions_is_reported_as_one() -> None:
 
 def test_memory_in_file_mode_and_in_message_mode_is_logged_too() -> None:
     dma = make(flags=RW | FILE_IO)
-    dma.link = Client(base=0x100000)
+    dma.link = RecordingLink(base=0x100000)
     dma.map(0x100000, 4 * PAGE, RW)
     dma.start_log(PAGE)
     dma.write(3 * PAGE, b"x")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.device_kit import Client, memory_file, open_fds
+from tests.device_kit import open_fds
 from vfio_user import ProtocolError
 from vfio_user.device import DRAFT_V6_POLICY, Dma, DmaRegion, MapPolicy
+from vfio_user.testing import RecordingLink, memory_file
 
 READ, WRITE, MMAP, FILE_IO = 1, 2, 4, 8
 RW = READ | WRITE
@@ -249,7 +250,7 @@ def test_65535_pages_with_a_descriptor_each_cost_one_mapping_and_no_descriptors(
 def test_memory_that_is_to_be_reached_by_message_is_not_kept_though_it_is_shared() -> None:
     before, dma = open_fds(), Dma()
     dma.by_message = True
-    link = Client(base=0x1000)
+    link = RecordingLink(base=0x1000)
     dma.link = link
     dma.map(0x1000, 0x2000, 3, memory_file(0x4000), 0x1000)
     dma.write(0x1010, b"seen")

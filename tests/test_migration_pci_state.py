@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.device_kit import CONFIG, capability
+from tests.device_kit import CONFIG
 from tests.test_harness_channels import FakeMachine
 from userdev_servers.edu import Edu
 from vfio_user.device import function_of
 from vfio_user.harness.migration import pci_state
 from vfio_user.harness.qtest import PciAddress, QTest
+from vfio_user.testing import find_capability
 
 DEVICE = PciAddress(1, 0)
 TABLE = 0x400
@@ -72,7 +73,7 @@ def moved(device: Edu, used: bytearray, memory: bytes = b"") -> FakeMachine:
 
 
 def test_msi_moves_with_address_and_data(device: Edu, used: bytearray) -> None:
-    msi = capability(device, 0x05)
+    msi = find_capability(device, 0x05)
     put(used, msi + 2, 2, int.from_bytes(used[msi + 2 : msi + 4], "little") | ENABLE_MSI | 2 << 4)
     put(used, msi + 4, 8, 0x1_FEE0_1004)
     put(used, msi + 12, 2, 0x4321)
@@ -80,7 +81,7 @@ def test_msi_moves_with_address_and_data(device: Edu, used: bytearray) -> None:
 
 
 def test_msix_moves_with_its_table(device: Edu, used: bytearray) -> None:
-    msix = capability(device, 0x11)
+    msix = find_capability(device, 0x11)
     put(used, msix + 2, 2, int.from_bytes(used[msix + 2 : msix + 4], "little") | ENABLE_MSIX)
     table = bytes(range(1, 65))
     destination = moved(device, used, table)
@@ -89,6 +90,6 @@ def test_msix_moves_with_its_table(device: Edu, used: bytearray) -> None:
 
 
 def test_power_state_and_line_move(device: Edu, used: bytearray) -> None:
-    power = capability(device, 0x01)
+    power = find_capability(device, 0x01)
     put(used, power + 4, 2, int.from_bytes(used[power + 4 : power + 6], "little") | 3)
     assert moved(device, used).config[DEVICE] == used

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.device_kit import Client as Link
 from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, controller
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
@@ -17,6 +16,7 @@ from userdev_servers.nvme.spec import Admin, Io
 from vfio_user.client import Client, EventFd
 from vfio_user.device import function_of
 from vfio_user.server import Server
+from vfio_user.testing import RecordingLink as Link
 from vfio_user.wire.constants import IrqIndex, RegionFlags
 
 FATAL = 2
@@ -101,7 +101,7 @@ class Watched:
         self.link.planned.clear()
         self.now += pause
         look()
-        self.link.end_batch()
+        self.link.run_deferred()
         return pause
 
 
@@ -144,7 +144,7 @@ def test_a_guest_whose_command_has_ended_is_looked_at_at_once(watched: Watched) 
     watched.link.planned.clear()
     watched.device.controller.background.submit(lambda: None, lambda outcome: None)
     watched.device.controller.drain()
-    watched.link.end_batch()
+    watched.link.run_deferred()
     assert watched.next() == 0
     late()
     assert len(watched.link.planned) == 1

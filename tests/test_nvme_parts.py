@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.device_kit import Client
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
 from userdev_servers.block.images import open_images
@@ -21,6 +20,7 @@ from userdev_servers.nvme.queues import CompletionQueue, SubmissionQueue
 from userdev_servers.nvme.spec import Admin, Csts, EventType, Feature, HealthEvent, Io, LogPage, Status
 from userdev_servers.nvme.state import ControllerState
 from vfio_user.device import Dma
+from vfio_user.testing import RecordingLink
 
 SQ, CQ, DATA, ENTRIES = 0x1000, 0x2000, 0x3000, 16
 VECTOR = 3
@@ -30,7 +30,7 @@ class Port:
     """A guest's memory, a log of its interrupts, and turns that the test gives."""
 
     def __init__(self, *, active: str = "msix") -> None:
-        self.guest = Client(memory=bytearray(0x8000))
+        self.guest = RecordingLink(memory=bytearray(0x8000))
         self.dma = Dma()
         self.dma.link = self.guest
         self.dma.map(0, len(self.guest.memory), 3)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from tests.device_kit import Client as Link
 from tests.nvme_kit import ACQ, AQA, ASQ, BASE, CC, CSTS, ENABLE, PAGE, READY, Host, controller
 from userdev.errors import ProtocolError
 from userdev_servers.block.backing import WouldBlock
@@ -24,6 +23,7 @@ from userdev_servers.nvme.spec import Admin, Feature, Io
 from vfio_user.client import Client, Disconnected, GuestMemory
 from vfio_user.device import NoClient, function_of
 from vfio_user.server import Server
+from vfio_user.testing import RecordingLink as Link
 from vfio_user.wire.constants import IrqIndex
 
 FUA = 1 << 30

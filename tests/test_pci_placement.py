@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.device_kit import CONFIG, Client, read_int, write_int
+from tests.device_kit import CONFIG
 from vfio_user import (
     Capability,
     ExtendedVendor,
@@ -27,6 +27,7 @@ from vfio_user import (
 )
 from vfio_user.device import function_of
 from vfio_user.pci import build_config_space, place_capabilities
+from vfio_user.testing import RecordingLink, read_register, write_register
 
 IDS = PciIds(vendor=1, device=2)
 
@@ -145,7 +146,7 @@ def test_what_is_read_only_takes_nothing_and_resets_nothing() -> None:
     card = Card()
     before = function_of(card).region_read(CONFIG, 0x50, 0x3C)
     for offset in range(0x52, 0x8C, 2):
-        write_int(card, CONFIG, offset, 2, 0xFFFF)
+        write_register(card, CONFIG, offset, 2, 0xFFFF)
     assert function_of(card).region_read(CONFIG, 0x50, 0x3C) == before
     assert not any(entry[0] == "reset" for entry in card.log)
 
@@ -168,15 +169,15 @@ def test_the_others_are_as_they_were() -> None:
 
 def test_a_read_is_refused_with_the_errno_of_the_hook() -> None:
     with pytest.raises(ProtocolError) as refused:
-        read_int(Card(), CONFIG, 0xFC, 4)
+        read_register(Card(), CONFIG, 0xFC, 4)
     assert refused.value.errno == errno.EPERM
 
 
 def test_interrupts_have_their_capabilities_at_chosen_places_too() -> None:
     card = Card()
-    function_of(card).attach(Client(in_band_interrupts=True))
+    function_of(card).attach(RecordingLink(in_band_interrupts=True))
     assert (card.config.find_capability(0x05), card.config.find_capability(0x11)) == (0xD0, 0xC0)
-    write_int(card, CONFIG, 0xD2, 2, 1 | 1 << 4)
+    write_register(card, CONFIG, 0xD2, 2, 1 | 1 << 4)
     assert card.interrupts.active == "msi"
     function_of(card).detach()
     card.close()

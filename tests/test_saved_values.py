@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.device_kit import CONFIG, Client, read_int, write_int
+from tests.device_kit import CONFIG
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
 from userdev.errors import DeclarationError
@@ -27,6 +27,7 @@ from vfio_user import PciDevice, PciIds, ProtocolError, state
 from vfio_user.client import RemoteError
 from vfio_user.device import function_of
 from vfio_user.server import Server
+from vfio_user.testing import RecordingLink, read_register, write_register
 from vfio_user.wire.constants import MigrationState
 
 NUMBERS = (-1, 1, 2, 3, 5, 99, 1 << 8, 1 << 16, 1 << 32, 1 << 64, 1 << 200)
@@ -60,7 +61,7 @@ class Driver:
 
     def __init__(self, device: Nvme) -> None:
         self.device = device
-        self.link = Client(memory=bytearray(0x10000))
+        self.link = RecordingLink(memory=bytearray(0x10000))
         function_of(device).attach(self.link)
         device.dma.map(0, len(self.link.memory), 3)
         self.tail = self.head = self.cid = 0
@@ -70,7 +71,7 @@ class Driver:
         self.tail = self.head = 0
         self.phase = 1
         self.link.memory[self.SQ : self.DATA] = bytes(self.DATA - self.SQ)
-        write_int(self.device, CONFIG, 4, 2, 0x0006)
+        write_register(self.device, CONFIG, 4, 2, 0x0006)
         for offset, width, value in (
             (0x14, 4, 0),
             (0x24, 4, (self.ENTRIES - 1) * 0x10001),
@@ -78,9 +79,9 @@ class Driver:
             (0x30, 8, self.CQ),
             (0x14, 4, 0x00460001),
         ):
-            write_int(self.device, 0, offset, width, value)
-            self.link.end_batch()
-        assert read_int(self.device, 0, 0x1C, 4) & 3 == 1
+            write_register(self.device, 0, offset, width, value)
+            self.link.run_deferred()
+        assert read_register(self.device, 0, 0x1C, 4) & 3 == 1
 
     def put(self, opcode: int, **fields: int) -> None:
         words = [fields.get(f"cdw{number}", 0) for number in range(10, 16)]
@@ -92,11 +93,11 @@ class Driver:
         )
         self.link.memory[self.SQ + 64 * self.tail : self.SQ + 64 * self.tail + 64] = entry
         self.tail = (self.tail + 1) % self.ENTRIES
-        write_int(self.device, 0, 0x1000, 4, self.tail)
+        write_register(self.device, 0, 0x1000, 4, self.tail)
         for _ in range(100):
             if not self.link.deferred:
                 break
-            self.link.end_batch()
+            self.link.run_deferred()
 
     def do(self, opcode: int, **fields: int) -> int:
         """The status of a command."""
@@ -106,8 +107,8 @@ class Driver:
             assert status & 1 == self.phase, f"command {opcode:#x} is not answered"
             self.head = (self.head + 1) % self.ENTRIES
             self.phase ^= not self.head
-            write_int(self.device, 0, 0x1004, 4, self.head)
-            self.link.end_batch()
+            write_register(self.device, 0, 0x1004, 4, self.head)
+            self.link.run_deferred()
             if cid == self.cid:
                 return int(status >> 1)
 
@@ -115,48 +116,48 @@ class Driver:
 def busy_edu(path: Path) -> Edu:
     device = Edu()
     for offset, value in ((0x04, 5), (0x20, 0x80), (0x08, 6), (0x28, 2), (0x80, BUFFER), (0x88, 0x100), (0x90, 4)):
-        write_int(device, 0, offset, 4, value)
+        write_register(device, 0, offset, 4, value)
     return device
 
 
 def use_edu(device: Edu, *, goes_on: bool) -> None:
     """All registers answer, and both DMA and the factorial are done."""
-    link = Client()
+    link = RecordingLink()
     function_of(device).attach(link)
     device.dma.map(0, len(link.memory), 3)
-    link.end_batch()
+    link.run_deferred()
     for offset in (0x00, 0x04, 0x08, 0x20, 0x24, 0x28, 0x80, 0x88, 0x90, 0x98):
-        read_int(device, 0, offset, 4)
-    write_int(device, CONFIG, 4, 2, 0x0004)
+        read_register(device, 0, offset, 4)
+    write_register(device, CONFIG, 4, 2, 0x0004)
     for offset, value in ((0x20, 0x80), (0x08, 5), (0x80, BUFFER), (0x88, 0x100), (0x90, 4), (0x98, RUN | TO_RAM)):
-        write_int(device, 0, offset, 4, value)
+        write_register(device, 0, offset, 4, value)
     device.buffer[:4] = b"abcd"
-    link.end_batch()
-    assert read_int(device, 0, 0x08, 4) == 120
-    assert read_int(device, 0, 0x98, 4) & RUN == 0
+    link.run_deferred()
+    assert read_register(device, 0, 0x08, 4) == 120
+    assert read_register(device, 0, 0x98, 4) & RUN == 0
     assert link.memory[0x100:0x104] == b"abcd"
 
 
 def busy_gpio(path: Path) -> Gpio:
     device = Gpio(inputs=0x55AA)
-    read_int(device, 2, 2, 1)
-    write_int(device, 2, 0, 1, 0x81)
+    read_register(device, 2, 2, 1)
+    write_register(device, 2, 0, 1, 0x81)
     device.set_inputs(1)
     return device
 
 
 def use_gpio(device: Gpio, *, goes_on: bool) -> None:
     """All ports answer and can be driven, and a changed input interrupts."""
-    function_of(device).attach(Client())
-    assert all(read_int(device, 2, offset, 1) <= 0xFF for offset in range(8))
-    write_int(device, 2, 0, 1, 0x12)
-    write_int(device, 2, 4, 1, 0x34)
+    function_of(device).attach(RecordingLink())
+    assert all(read_register(device, 2, offset, 1) <= 0xFF for offset in range(8))
+    write_register(device, 2, 0, 1, 0x12)
+    write_register(device, 2, 4, 1, 0x34)
     assert device.outputs == 0x3412
-    read_int(device, 2, 2, 1)
+    read_register(device, 2, 2, 1)
     device.set_inputs(device.inputs ^ ALL)
-    assert read_int(device, 2, 6, 1)
-    write_int(device, 2, 1, 1, 0xFF)
-    assert not read_int(device, 2, 6, 1)
+    assert read_register(device, 2, 6, 1)
+    write_register(device, 2, 1, 1, 0xFF)
+    assert not read_register(device, 2, 6, 1)
 
 
 def busy_nvme(path: Path) -> Nvme:

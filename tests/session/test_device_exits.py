@@ -9,12 +9,12 @@ import threading
 
 import pytest
 
-from tests.device_kit import memory_file
 from tests.session_kit import GUEST
 from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.device import Bar, DmaRegion, PciDevice, PciIds, Quiesce, register
 from vfio_user.device.dma import Dma
 from vfio_user.server import Server
+from vfio_user.testing import memory_file
 
 
 class Exits(PciDevice):
