@@ -96,8 +96,8 @@ def test_a_small_disk_is_bad_for_the_first_run(monkeypatch: pytest.MonkeyPatch) 
     assert state_of("disk") is Readiness.BAD
 
 
-def raises(error: Exception) -> Callable[[], doctor.Answer]:
-    def check() -> doctor.Answer:
+def raises(error: Exception) -> Callable[[], doctor.Examination]:
+    def check() -> doctor.Examination:
         raise error
 
     return check

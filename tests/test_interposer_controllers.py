@@ -16,7 +16,7 @@ import pytest
 
 from tests.interposed import Interposed, interposed_edu
 from userdev.control import ControlError
-from userdev.control.lines import MAX_FDS, Line, LineReader
+from userdev.control.lines import MAX_FDS, ControlLine, LineReader
 from userdev.errors import UserError
 from userdev.transport import close_all
 from vfio_user.interposer.control.client import InterposerControl
@@ -174,7 +174,7 @@ def test_descriptors_of_one_command_are_bounded() -> None:
 def test_a_command_that_never_ends_is_refused_with_what_came_beside_it() -> None:
     reader = LineReader(MAX_LINE)
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(MAX_FDS + 1)]
-    lines = list[Line]()
+    lines = list[ControlLine]()
     for fd in fds:
         lines += reader.feed(b" ", [fd])
     assert [bool(line.refusal) for line in lines] == [True]

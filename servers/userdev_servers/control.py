@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from userdev.control import Line, LineReader, answer_line, command_of, document_of, event_line, refusal_line
+from userdev.control import ControlLine, LineReader, answer_line, command_of, document_of, event_line, refusal_line
 from userdev.errors import AUTHORS_FAILURES, UserError
 from userdev.transport import Listener, Stream, close_all
 from vfio_user.device import PciDevice, function_of
@@ -39,7 +39,7 @@ MAX_UNREAD = 1 << 16
 UNREAD_SECONDS = 10.0
 """How long they are kept."""
 
-Answer = Callable[[Line, "_Controller"], bytes | None]
+AnswerMaker = Callable[[ControlLine, "_Controller"], bytes | None]
 """Makes the answer to a line; None where it has been given."""
 _ROOM = 1 << 12  # bytes that are received at once
 
@@ -104,7 +104,7 @@ class ControlSocket:
         with self._lock:
             self._controllers.discard(controller)
 
-    def _answer(self, line: Line, controller: _Controller) -> bytes | None:
+    def _answer(self, line: ControlLine, controller: _Controller) -> bytes | None:
         if line.refusal or line.fds or line.behind:
             why = line.refusal or "no descriptors come with a command here, and no bytes follow it"
             return refusal_line(UserError(why))
@@ -151,7 +151,7 @@ def _check_running(device: PciDevice) -> None:
 class _Controller:
     """One connection: a thread that reads and has answers made, and one that sends."""
 
-    def __init__(self, stream: Stream, answer: Answer, gone: Callable[[_Controller], None]) -> None:
+    def __init__(self, stream: Stream, answer: AnswerMaker, gone: Callable[[_Controller], None]) -> None:
         self.watches = False
         self._stream = stream
         self._stream.limit_sends(UNREAD_SECONDS)

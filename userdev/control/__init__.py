@@ -9,16 +9,16 @@ directions. The socket is its user's alone (0600) and never taken from a program
 (`userdev.transport.Listener`).
 """
 
-from userdev.control.client import Answer, ControlClient, ControlError
+from userdev.control.client import ControlClient, ControlError, PendingAnswer
 from userdev.control.envelope import answer_line, command_of, document_of, event_line, refusal_line
-from userdev.control.lines import Line, LineReader
+from userdev.control.lines import ControlLine, LineReader
 
 __all__ = [
-    "Answer",
     "ControlClient",
     "ControlError",
-    "Line",
+    "ControlLine",
     "LineReader",
+    "PendingAnswer",
     "answer_line",
     "command_of",
     "document_of",

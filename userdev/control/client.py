@@ -25,7 +25,7 @@ class ControlError(UserError):
         self.errno = errno
 
 
-class Answer:
+class PendingAnswer:
     """The answer that a command which was sent will have; see `ControlClient.post`."""
 
     def __init__(self, control: ControlClient, command: str) -> None:
@@ -65,7 +65,7 @@ class ControlClient:
             ) from None
         self._stream = Stream(connection)
         self._input = connection.makefile("rb")
-        self._unanswered: deque[Answer] = deque()
+        self._unanswered: deque[PendingAnswer] = deque()
         self._events: deque[dict[str, Any]] = deque()
 
     def call(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> Any:
@@ -77,7 +77,7 @@ class ControlClient:
         """
         return self.post(command, fds=fds, behind=behind, **parameters).result()
 
-    def post(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> Answer:
+    def post(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> PendingAnswer:
         """Send a command without waiting for its end. Commands of one connection are run in their order, each whether
         or not the one before it failed.
         """
@@ -87,7 +87,7 @@ class ControlClient:
             self._stream.send(line, fds)
             if behind:
                 self._stream.send(behind)
-        answer = Answer(self, command)
+        answer = PendingAnswer(self, command)
         self._unanswered.append(answer)
         return answer
 
@@ -103,7 +103,7 @@ class ControlClient:
         return self._events.popleft()
 
     def hear(self) -> None:
-        """Take the next line: an event, or the answer of the first command without one; for `Answer`."""
+        """Take the next line: an event, or the answer of the first command without one; for `PendingAnswer`."""
         told = json.loads(self._read(self._input.readline))
         if "event" in told:
             self._events.append(told["event"])

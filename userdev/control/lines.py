@@ -12,7 +12,7 @@ MAX_FDS = 16
 """Descriptors that come with one command."""
 
 
-class Line(NamedTuple):
+class ControlLine(NamedTuple):
     """A command, the bytes that followed it and the descriptors that came beside it; or `refusal`, why it is none."""
 
     text: bytes
@@ -39,7 +39,7 @@ class LineReader:
         self._followed: tuple[bytes, int] | None = None  # a line of which the bytes behind it have not all come
         self._fds: list[int] = []  # of the line that has not come to its end
 
-    def feed(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> list[Line]:
+    def feed(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> list[ControlLine]:
         """Add what was received; returns the lines that are complete now. Descriptors belong to the line with the
         last byte.
         """
@@ -60,13 +60,13 @@ class LineReader:
         self._input.clear()
         self._followed = None
 
-    def _checked(self, line: Line) -> Line:
+    def _checked(self, line: ControlLine) -> ControlLine:
         if len(line.fds) <= MAX_FDS:
             return line
         close_all(line.fds)
-        return Line(line.text, b"", [], f"{len(line.fds)} descriptors came with one command")
+        return ControlLine(line.text, b"", [], f"{len(line.fds)} descriptors came with one command")
 
-    def _surplus(self) -> list[Line]:
+    def _surplus(self) -> list[ControlLine]:
         """The refusal of a line that grows beyond what may be kept."""
         to_follow, most = self._followed[1] if self._followed else 0, self._max_line
         if to_follow > most:
@@ -79,9 +79,9 @@ class LineReader:
             return []
         self.close()
         self.refused = True
-        return [Line(b"", b"", [], why)]
+        return [ControlLine(b"", b"", [], why)]
 
-    def _whole_lines(self) -> Iterator[Line]:
+    def _whole_lines(self) -> Iterator[ControlLine]:
         """Take what is complete out of the input: lines, each with the bytes that it says will follow."""
         while True:
             if self._followed is None:
@@ -97,7 +97,7 @@ class LineReader:
             if len(self._input) < size:
                 return
             self._followed = None
-            yield Line(text, self._taken(size), [])
+            yield ControlLine(text, self._taken(size), [])
 
     def _taken(self, size: int) -> bytes:
         """So many bytes, out of the input."""

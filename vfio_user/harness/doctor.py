@@ -52,7 +52,7 @@ class Finding:
     hint: str = ""
 
 
-Answer = tuple[Readiness, str] | tuple[Readiness, str, str]
+Examination = tuple[Readiness, str] | tuple[Readiness, str, str]
 
 
 def examine_machine() -> Iterator[Finding]:
@@ -71,7 +71,7 @@ def can_run(findings: list[Finding]) -> bool:
     return all(finding.state is not Readiness.BAD for finding in findings)
 
 
-def check_system() -> Answer:
+def check_system() -> Examination:
     """Look at the operating system and the processor: BAD where that is not x86_64."""
     about = f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} processors"
     if platform.machine() != "x86_64":
@@ -79,17 +79,17 @@ def check_system() -> Answer:
     return Readiness.GOOD, about
 
 
-def check_python() -> Answer:
+def check_python() -> Examination:
     """Name the Python that runs this, with its version."""
     return Readiness.GOOD, f"{platform.python_version()} at {sys.executable}"
 
 
-def check_cache() -> Answer:
+def check_cache() -> Examination:
     """Name the folder that packages, QEMU, images and checkpoints are kept in."""
     return Readiness.GOOD, str(cache_dir())
 
 
-def check_disk() -> Answer:
+def check_disk() -> Examination:
     """The space in the cache: a machine with QEMU and image in place needs less."""
     free = shutil.disk_usage(cache_dir()).free
     needed = LATER_RUN_SPACE if _has(check_qemu) and _has(check_image) else FIRST_RUN_SPACE
@@ -98,7 +98,7 @@ def check_disk() -> Answer:
     return Readiness.GOOD, f"{_gb(free)} free in the cache"
 
 
-def check_memory() -> Answer:
+def check_memory() -> Examination:
     """Compare the memory that is available with `GUEST_MEMORY`, in bytes: BAD below it."""
     free = psutil.virtual_memory().available
     if free < GUEST_MEMORY:
@@ -106,7 +106,7 @@ def check_memory() -> Answer:
     return Readiness.GOOD, f"{_gb(free)} available"
 
 
-def check_shared_memory() -> Answer:
+def check_shared_memory() -> Examination:
     """The guest's RAM and server and QEMU share is a memfd, which no mount limits: proven by making one."""
     os.close(os.memfd_create("doctor"))
     try:
@@ -115,7 +115,7 @@ def check_shared_memory() -> Answer:
         return Readiness.GOOD, "memfd works; there is no /dev/shm"
 
 
-def check_apt() -> Answer:
+def check_apt() -> Examination:
     """Apt is how QEMU and images come: without it, both have to be there already."""
     if has_apt():
         find_mirror()
@@ -124,7 +124,7 @@ def check_apt() -> Answer:
     return state, "no apt: Debian's packages cannot be fetched", "use Debian or a derivative, or its container"
 
 
-def check_qemu() -> Answer:
+def check_qemu() -> Examination:
     """Look for a QEMU that has vfio-user-pci; LATER where the first run would fetch one."""
     try:
         qemu = find_qemu()
@@ -133,7 +133,7 @@ def check_qemu() -> Answer:
     return Readiness.GOOD, f"{qemu.version_text}, from the {qemu.origin}, with {DEVICE}"
 
 
-def check_accelerator() -> Answer:
+def check_accelerator() -> Examination:
     """Try which accelerator QEMU has: KVM if a guest was seen to run under it; ABSENT where KVM may not be used."""
     if not KVM.exists():
         return Readiness.GOOD, f"TCG: there is no {KVM}"
@@ -148,7 +148,7 @@ def check_accelerator() -> Answer:
     return Readiness.GOOD, f"TCG: {KVM} is there, but a guest does not run under it"
 
 
-def check_image() -> Answer:
+def check_image() -> Examination:
     """Look whether the default guest image is in the cache; LATER where the first run would build it."""
     from vfio_user.harness.image import list_images
 
@@ -159,7 +159,7 @@ def check_image() -> Answer:
     return (Readiness.LATER if has_apt() else Readiness.BAD), f"{DEFAULT_IMAGE} is not built yet", hint
 
 
-def check_namespaces() -> Answer:
+def check_namespaces() -> Examination:
     """Network namespaces stand for hosts in a migration: as root, or by a user namespace."""
     needs_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     ran = _run(["unshare", *needs_user, "--net", "true"])
@@ -170,7 +170,7 @@ def check_namespaces() -> Answer:
     return Readiness.GOOD, "network namespaces can be made" + (", as root" if not needs_user else " by a user")
 
 
-def check_debugger() -> Answer:
+def check_debugger() -> Examination:
     """Look for gdb, which shows the stacks of a QEMU that crashed or hangs; LATER where it would be fetched."""
     if is_fetched("debugger"):
         return Readiness.GOOD, "gdb is in the cache"
@@ -179,7 +179,7 @@ def check_debugger() -> Answer:
     return _check_tool("gdb", "stacks of a QEMU that hangs or has crashed", "gdb")
 
 
-CHECKS: dict[str, Callable[[], Answer]] = {
+CHECKS: dict[str, Callable[[], Examination]] = {
     "system": check_system,
     "python": check_python,
     "cache": check_cache,
@@ -195,7 +195,7 @@ CHECKS: dict[str, Callable[[], Answer]] = {
 }
 
 
-def _check_tool(name: str, purpose: str, packages: str) -> Answer:
+def _check_tool(name: str, purpose: str, packages: str) -> Examination:
     path = shutil.which(name)
     if path is None:
         return Readiness.ABSENT, f"no {name}: it is for {purpose}", f"apt-get install {packages}"
@@ -203,7 +203,7 @@ def _check_tool(name: str, purpose: str, packages: str) -> Answer:
     return Readiness.GOOD, ran.stdout.partition("\n")[0] if ran else str(Path(path))
 
 
-def _has(check: Callable[[], Answer]) -> bool:
+def _has(check: Callable[[], Examination]) -> bool:
     try:
         return check()[0] is Readiness.GOOD
     except UserError:

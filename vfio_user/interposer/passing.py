@@ -44,7 +44,7 @@ class Stage(Protocol):
         """The session has ended: let go of what was kept."""
 
 
-class Watcher(Protocol):
+class SessionWatcher(Protocol):
     """Is shown what happens in a session. There may be several; each is told, in the order they began to watch."""
 
     def passed(self, passing: Passing) -> None:

@@ -1,8 +1,8 @@
 """One client's session with one server, seen from between them.
 
 A `ForwardedSession` owns the relay between both connections and what is known of the conversation. What is to happen to
-messages on the way is not in here: faults and capture are `Stage`s, survival is a `Watcher`, asked only while there are
-any.
+messages on the way is not in here: faults and capture are `Stage`s, survival is a `SessionWatcher`, asked only while
+there are any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vfio_user.interposer.codec import CODEC, Header
 from vfio_user.interposer.holding import Holding
 from vfio_user.interposer.own_requests import OwnRequests
 from vfio_user.interposer.pairing import Pairing, PendingRequest
-from vfio_user.interposer.passing import Passing, Stage, Watcher, copy_message
+from vfio_user.interposer.passing import Passing, SessionWatcher, Stage, copy_message
 from vfio_user.interposer.server_migration import ServerMigration
 from vfio_user.interposer.session_model import CONFIG_REGION, SessionModel
 from vfio_user.interposer.trace import VfioTraceWriter, View
@@ -75,7 +75,7 @@ class ForwardedSession:
         self.migration: ServerMigration | None = None
         """How the server migrates, once it has been asked: see `migration.migration_of`."""
         self._stages: dict[Direction, list[Stage]] = {direction: [] for direction in Direction}
-        self._watchers: list[Watcher] = []
+        self._watchers: list[SessionWatcher] = []
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         self._on_end = on_end
         self._relay = Relay(CODEC, loop, client, server, self)
@@ -138,7 +138,7 @@ class ForwardedSession:
 
     # what else takes part
 
-    def watch(self, watcher: Watcher) -> None:
+    def watch(self, watcher: SessionWatcher) -> None:
         """Tell `watcher` from now on what happens."""
         self._watchers.append(watcher)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 
-from userdev.control import Answer, ControlError
+from userdev.control import ControlError, PendingAnswer
 from userdev.errors import UserError
 from vfio_user.harness.command_line import Place
 from vfio_user.harness.migration.pci_state import PciState
@@ -61,15 +61,15 @@ class StateSpool:
                 break
         return taken
 
-    def begin_to_fill(self, server: DeviceServer, limit: int | None = None) -> Answer:
+    def begin_to_fill(self, server: DeviceServer, limit: int | None = None) -> PendingAnswer:
         """Begin to `fill` from a server that shares memory with us, without waiting for the end."""
         return server.control.post("mig_data_read", fd=True, fds=[self._write], size=limit)
 
-    def begin_to_drain(self, server: DeviceServer) -> Answer | None:
+    def begin_to_drain(self, server: DeviceServer) -> PendingAnswer | None:
         """Hand on what was taken. It may go on while more is taken; None where it has been done already."""
         if server.shares_memory:
             return server.control.post("mig_data_write", fd=True, fds=[self._read])
-        under_way: deque[Answer] = deque()
+        under_way: deque[PendingAnswer] = deque()
         while data := os.read(self._read, _INLINE):
             under_way.append(server.control.post("mig_data_write", behind=data))
             if len(under_way) > _AHEAD:
@@ -153,7 +153,7 @@ class DeviceLink:
     patience: float = 10.0
     """Seconds that a server has for going from one state to another."""
     spool: StateSpool = field(default_factory=StateSpool)
-    _handing_on: Answer | None = None
+    _handing_on: PendingAnswer | None = None
 
     def close(self) -> None:
         """Give up the state that is under way; both servers stay as they are."""
@@ -186,7 +186,7 @@ class DeviceLink:
             self._hand_on()
         return moved
 
-    def stop(self) -> Answer:
+    def stop(self) -> PendingAnswer:
         """Stop the device, in the state that it was confirmed to be in."""
         return self.source.control.post("migration_state", set="STOP_COPY", timeout=self.patience)
 
@@ -197,7 +197,7 @@ class DeviceLink:
         self._await_handed_on()
         return moved
 
-    def resend_dirty(self) -> Answer:
+    def resend_dirty(self) -> PendingAnswer:
         """Write a byte of each page that the device wrote since logging began back over the client, so that QEMU sends
         them again; `pages` of the answer is how many there were. Those in its `unmapped` have to be written otherwise.
         """
@@ -226,7 +226,7 @@ class DeviceLink:
         """Make the destination's server ready to take the state."""
         self._go(self.destination.control, "RESUMING")
 
-    def load(self) -> Answer:
+    def load(self) -> PendingAnswer:
         """Have the state that was handed over take effect. The server may refuse it."""
         return self.destination.control.post("migration_state", set="STOP", timeout=self.patience)
 

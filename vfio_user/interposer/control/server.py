@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from userdev.control import Line, LineReader, answer_line, command_of, document_of, refusal_line
+from userdev.control import ControlLine, LineReader, answer_line, command_of, document_of, refusal_line
 from userdev.declare.values import shortened
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.relay.loop import GONE, READ, WRITE, Loop, Task
@@ -69,7 +69,7 @@ class _Connection:
         self._outlet = Outlet(stream)
         self._others = others
         self._reader = LineReader(MAX_LINE)
-        self._lines: deque[Line] = deque()
+        self._lines: deque[ControlLine] = deque()
         self._task: Task[None] | None = None
         self._over = False  # nothing more comes
         self._gone = False  # nobody is there any more: epoll would say so for ever
@@ -149,7 +149,7 @@ class _Connection:
         # Through the loop: a thousand commands in one packet must not nest.
         self._loop.after(0, self._go_on)
 
-    async def _answer(self, line: Line) -> None:
+    async def _answer(self, line: ControlLine) -> None:
         document: Any = None
         try:
             document = document_of(line.text) if not line.refusal else None
@@ -165,7 +165,7 @@ class _Connection:
         if self in self._others and not self._gone:
             self._outlet.send(answer)
 
-    async def _run(self, document: Any, line: Line) -> Result:
+    async def _run(self, document: Any, line: ControlLine) -> Result:
         from pydantic import ValidationError
 
         from vfio_user.interposer.control.commands import COMMANDS

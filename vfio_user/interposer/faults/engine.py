@@ -152,7 +152,7 @@ class FaultEngine:
         left = plan.keep_fds if plan.keep_fds is not None else list(range(len(message.fds)))
         plan.keep_fds = [] if act.index is None else [index for index in left if index != act.index]
 
-    def _reply(self, plan: FaultPlan, act: script.Reply, message: Message, chance: random.Random) -> None:
+    def _reply(self, plan: FaultPlan, act: script.ErrorReply, message: Message, chance: random.Random) -> None:
         if message.wants_reply:
             plan.reply = message.error(act.errno)
         plan.pieces = []
@@ -196,7 +196,7 @@ _ACTS: dict[type[script.ScenarioModel], _Act] = {
     script.WrongSize: FaultEngine._wrong_size,
     script.ExtraFd: FaultEngine._extra_fd,
     script.MissingFd: FaultEngine._missing_fd,
-    script.Reply: FaultEngine._reply,
+    script.ErrorReply: FaultEngine._reply,
     script.Stall: FaultEngine._stall,
     script.Split: FaultEngine._split,
     script.Close: FaultEngine._close,

@@ -238,7 +238,7 @@ class MissingFd(ScenarioModel):
     index: Annotated[int, Field(ge=0)] | None = None
 
 
-class Reply(ScenarioModel):
+class ErrorReply(ScenarioModel):
     """Answer the request with this errno ourselves; the other side never sees it."""
 
     errno: Annotated[int, BeforeValidator(_errno), Field(ge=0, le=4095)]
@@ -294,7 +294,7 @@ class Act(ScenarioModel):
     wrong_size: Annotated[WrongSize | None, _one_of("size")] = None
     extra_fd: Annotated[ExtraFd | None, _one_of("count")] = None
     missing_fd: Annotated[MissingFd | None, _one_of("index")] = None
-    reply: Annotated[Reply | None, _one_of("errno")] = None
+    reply: Annotated[ErrorReply | None, _one_of("errno")] = None
     stall_after_header: Annotated[Stall | None, _one_of("seconds")] = None
     split_header: Annotated[Split | None, _one_of("at")] = None
     close: Annotated[Close | None, _one_of("side")] = None
