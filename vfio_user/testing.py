@@ -51,12 +51,12 @@ class RecordingLink:
         return self._device
 
     def dma_read(self, iova: int, count: int) -> bytes:
-        """As `Link.dma_read`, out of `memory`."""
+        """Read out of `memory`, as `Link.dma_read`."""
         self.messages += 1
         return bytes(self.memory[self._at(iova, count) : self._at(iova, count) + count])
 
     def dma_write(self, iova: int, data: bytes | memoryview) -> None:
-        """As `Link.dma_write`, into `memory`."""
+        """Write into `memory`, as `Link.dma_write`."""
         self.messages += 1
         at = self._at(iova, len(data))
         self.memory[at : at + len(data)] = data

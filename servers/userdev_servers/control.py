@@ -180,7 +180,7 @@ class _Controller:
             self._lines.put(line)
 
     def watch(self, document: Mapping[str, Any]) -> None:
-        """From now on it receives events: none before it is told so, and all that come behind."""
+        """Have it receive events from now on: none before it is told so, and all that come behind."""
         with self._lock:
             self.send(answer_line({"watching": True}, document))
             self.watches = True

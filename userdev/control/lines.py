@@ -100,7 +100,7 @@ class LineReader:
             yield ControlLine(text, self._taken(size), [])
 
     def _taken(self, size: int) -> bytes:
-        """So many bytes, out of the input."""
+        """Take so many bytes out of the input."""
         with memoryview(self._input) as view, view[:size] as piece:
             taken = bytes(piece)
         del self._input[:size]

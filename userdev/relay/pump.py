@@ -79,7 +79,7 @@ class PumpOwner(Protocol[MC, HC]):
         """A message has gone nowhere, as the kernel has dropped its descriptors: this is what is left of it."""
 
     def ended(self, direction: Direction) -> None:
-        """Nothing more comes from this direction's source."""
+        """Hear that nothing more comes from this direction's source."""
 
 
 class Pump(Generic[M, H]):
@@ -232,7 +232,7 @@ class Pump(Generic[M, H]):
                     return None
 
     def _pass_unfinished(self, framer: Framer[M]) -> None:
-        """Nothing more is there for now: what there is of a request goes on, as the sender split it."""
+        """Pass on what there is of a request, as the sender split it: nothing more is there for now."""
         if self.intercept or self._whole or framer.has_fds:
             return
         first = framer.start + self._ahead

@@ -106,7 +106,7 @@ class Relay(Generic[M, H]):
         self.client.pump.sink_replaced(server.outlet)
 
     def update(self) -> None:
-        """Something has changed that epoll may have to know, or that ends the session."""
+        """Look again what epoll has to know, and whether the session has ended."""
         for peer in (self.client, self.server):
             self.update_peer(peer)
         self._end_if_over()

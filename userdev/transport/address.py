@@ -207,7 +207,7 @@ class Listener:
         return True
 
     def _wait(self, events: int, seconds: float | None = None) -> None:
-        """Until one of these events, or the end of listening, or for so many seconds."""
+        """Wait for one of these events, the end of listening, or so many seconds."""
         if self.socket.fileno() < 0:
             raise OSError(errno.EBADF, "the listener is closed")
         poll = select.poll()

@@ -51,7 +51,11 @@ class DeviceGroup(click.Group):
         return self._catalogue.names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        """The command that serves a device. Raises UserError where there is none, or its author made a mistake."""
+        """The command that serves a device.
+
+        Raises:
+            UserError: there is none, or its author made a mistake.
+        """
         device = self._catalogue.find(cmd_name)
         own = [_click_option(option) for option in self._own_options(device)]
 
@@ -99,7 +103,11 @@ class DeviceGroup(click.Group):
 
 @contextmanager
 def made(device_class: type[D], given: Mapping[str, str | None]) -> Iterator[D]:
-    """A device of the options that a command line says, closed at the end. Raises UserError as `authored` does."""
+    """A device of the options that a command line says, closed at the end.
+
+    Raises:
+        UserError: as `authored` raises it.
+    """
     texts = {name: text for name, text in given.items() if text is not None}
     with authored(f"{device_class.__qualname__} cannot be made"):
         device = device_class(**parse_options(device_class, texts))

@@ -47,7 +47,9 @@ class _Lane:
 
 
 class Channel:
-    """See the module. Not for use by several threads at once."""
+    """A client's socket, or two of them, with what waits for replies: see the module. Not for several threads at
+    once.
+    """
 
     def __init__(self, stream: Stream, serve: Serve, *, timeout: float, max_message: int = MAX_MESSAGE) -> None:
         self.timeout = timeout

@@ -25,4 +25,4 @@ class Disconnected(UserdevError, ConnectionError):
 
 
 class NoAnswer(UserdevError, TimeoutError):
-    """Nothing came before the deadline. The connection stays usable: a late reply is taken and dropped."""
+    """No answer came before the deadline. The connection stays usable: a late reply is taken and dropped."""

@@ -47,12 +47,12 @@ class MigrationRegisters:
 
     @property
     def pending_bytes(self) -> int:
-        """Reading it begins an iteration."""
+        """Read `pending_bytes`, which begins an iteration."""
         return self._client.load(self.index, PENDING_BYTES, 8)
 
     @property
     def data_offset(self) -> int:
-        """Reading it makes the server put the next piece there, or say where to write it."""
+        """Read `data_offset`: the server puts the next piece there, or says where to write it."""
         return self._client.load(self.index, DATA_OFFSET, 8)
 
     @property

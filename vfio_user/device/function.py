@@ -240,7 +240,7 @@ class Function:
             access.write(offset, bytes(data))
 
     def let_map(self, bar: int, offset: int, size: int, fd: int) -> None:
-        """See `PciDevice.let_map`."""
+        """Do `PciDevice.let_map`."""
         info = self.regions[bar] if bar in range(len(self.regions)) else RegionInfo(bar)
         if size % 4096 or offset % 4096 or offset + size > info.size:
             raise ValueError(f"a client maps whole pages of BAR {bar}, not {size:#x} bytes at {offset:#x}")
@@ -253,7 +253,7 @@ class Function:
     def add_ioeventfd(
         self, bar: int, offset: int, width: int, *, datamatch: int | None = None, shadow: bool = False
     ) -> int:
-        """See `PciDevice.add_ioeventfd`."""
+        """Do `PciDevice.add_ioeventfd`."""
         write = self.writers.get((bar, offset, width))
         if write is None:
             raise ValueError(f"there is no register of {width} bytes at {offset:#x} of BAR {bar}")
@@ -297,7 +297,7 @@ class Function:
         }
 
     def memories(self) -> list[Memory]:
-        """Declared memory, in place."""
+        """The declared memory, in place."""
         return list(self._layout.memory.all)
 
     def storages(self) -> Sequence[Storage]:
@@ -305,7 +305,7 @@ class Function:
         return self._author.storages()
 
     def save_state(self) -> Saved:
-        """Everything but memory that a guest could tell this device by; see `vfio_user.device.saved`."""
+        """Save everything but memory that a guest could tell this device by; see `vfio_user.device.saved`."""
         self._author.on_save()
         return {
             "version": self._author.state_version,

@@ -66,7 +66,7 @@ class RegionInfo:
 
 
 class Access(Protocol):
-    """Something that accesses reach: a region, or a window of one. Offsets count from its start, and are in range."""
+    """The target of accesses: a region, or a window of one. Offsets count from its start, and are in range."""
 
     def read(self, offset: int, count: int) -> bytes:
         """The `count` bytes at `offset`."""

@@ -38,7 +38,7 @@ class Hold:
             self._then = call
 
     def check(self) -> None:
-        """Raises the refusal, and ProtocolError (EBUSY) while there is no answer."""
+        """Raise the refusal, and ProtocolError (EBUSY) while there is no answer."""
         if self.refusal is not None:
             raise self.refusal
         if not self.settled:

@@ -88,7 +88,7 @@ def guest_runs(qemu: Qemu, accelerator: Accelerator, *, limit: float = PROBE_SEC
 
 
 def _listen(words: int, deadline: Deadline) -> None:
-    """Until QEMU ends, or has said that the guest has failed (when it goes on, stopped), or the deadline."""
+    """Listen until QEMU ends, has said that the guest failed (when it goes on, stopped), or the deadline."""
     said = b""
     poller = select.poll()
     poller.register(words, select.POLLIN)

@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that was done: `began` and `seconds` are on the clock of the timeline."""
+    """A step that was done: `began` and `seconds` are on the clock of the timeline."""
 
     what: str
     began: float

@@ -225,7 +225,7 @@ class BootedGuest(Guest):
             plugged.server.stop()
 
     def _free_slot(self) -> int:
-        """That which has been left alone for longest.
+        """The free slot that has been left alone for longest.
 
         Where another device came or went while the last one was going, the guest may still eject what comes next: the
         known issue eject-twice.

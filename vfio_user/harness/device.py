@@ -80,7 +80,7 @@ class Device:
 
 
 def _properties(text: str) -> dict[str, object]:
-    """From NAME=VALUE,NAME=VALUE: numbers (0x is hexadecimal), on and off, else words."""
+    """Parse NAME=VALUE,NAME=VALUE: numbers (0x is hexadecimal), on and off, else words."""
     found: dict[str, object] = {}
     for item in text.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))

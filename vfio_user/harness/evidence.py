@@ -186,7 +186,7 @@ def _autopsy(folder: Path, child: Child) -> str:
 
 
 def _stack(report: Path) -> str:
-    """Of the thread that crashed, which is the first of a backtrace."""
+    """The stack of the thread that crashed, which is the first of a backtrace."""
     first = report.read_text(errors="replace").strip().split("\n\n")[0]
     return "\n".join(first.splitlines()[:STACK])
 
@@ -203,7 +203,7 @@ def _ends(folder: Path, pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def _noise(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """Of what QEMU printed though nothing was wrong: the file, how many lines, the last of them."""
+    """The noise that QEMU printed though nothing was wrong: the file, how many lines, the last of them."""
     for path in sorted(folder.glob("*.qemu.log")):
         lines = [line for line in path.read_text(errors="replace").splitlines() if NOISE.search(line)]
         if lines:

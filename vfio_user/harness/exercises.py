@@ -34,7 +34,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that the guest does with the device: arguments of its program, and what that proves."""
+    """A part of an exercise: arguments of the guest's program, and what it proves."""
 
     arguments: tuple[str, ...]
     proves: str

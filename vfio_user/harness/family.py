@@ -52,10 +52,13 @@ class Family(Protocol):
     def attach(
         self, device: str, identity: str, path: Path, place: Place, properties: Mapping[str, object]
     ) -> Attachment:
-        """How QEMU is told to have the device whose server listens at `path`; `properties` are those of QEMU's.
+        """The attachment by which QEMU has the device whose server listens at `path`; `properties` are those of
+        QEMU's.
 
-        `device` is the name of a device of ours, nothing for somebody's server. Raises `UserError` where that does not
-        say which device of QEMU's it is.
+        `device` is the name of a device of ours, nothing for somebody's server.
+
+        Raises:
+            UserError: that does not say which device of QEMU's it is.
         """
 
     def check_server(self, version: Version, name: str, path: Path) -> None:

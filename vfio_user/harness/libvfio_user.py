@@ -65,7 +65,7 @@ def reference_program(name: str, *, progress: Progress = quiet) -> Path:
 
 
 def _digest() -> str:
-    """Of all that decides what is built."""
+    """The digest of all that decides what is built."""
     return hashlib.sha256(repr((PROGRAMS, _FLAGS, _MENDED, platform.machine())).encode()).hexdigest()[:16]
 
 

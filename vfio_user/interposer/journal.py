@@ -73,7 +73,7 @@ class RequestJournal:
                 self._posted.append(entry)
 
     def confirm(self, number: int) -> None:
-        """Everything posted up to this number is done."""
+        """Forget everything posted up to this number: it is done."""
         while self._posted and self._posted[0].number <= number:
             self._posted.popleft()
 

@@ -56,7 +56,7 @@ async def exchange(
 async def exchange_all(
     session: ForwardedSession, towards: Direction, command: int, payloads: Sequence[bytes], *, timeout: float
 ) -> Message:
-    """As `exchange` for requests that go out together, of which only the last wants a reply: that one, or the first
+    """Exchange requests that go out together, of which only the last wants a reply: that one, or the first
     refusal. Peers do requests in their order, and tell a refusal also to a sender that wants no reply.
     """
     own = session.own[towards]

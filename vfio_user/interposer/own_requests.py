@@ -49,7 +49,7 @@ class OwnRequests:
         return id, refused
 
     def forget(self, id: int) -> None:
-        """Nothing more can come for the requests that were posted under this id."""
+        """Forget the requests that were posted under this id: nothing more can come for them."""
         del self._posted[id]
 
     def outgoing(self, request: Message) -> Message:

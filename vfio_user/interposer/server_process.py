@@ -144,7 +144,7 @@ class ServerProcess:
                     await self._changed(arrivals, left)
 
     async def _changed(self, arrivals: Watch, timeout: float) -> None:
-        """Until a file appears beside the socket, the server ends, or time is up."""
+        """Wait until a file appears beside the socket, the server ends, or time is up."""
         assert self._process is not None
         changed: Future[None] = Future()
         pidfd = os.pidfd_open(self._process.pid)

@@ -299,7 +299,7 @@ class Survival:
             self._barrier = None
 
     async def _quiet(self) -> None:
-        """Until the server has dealt with everything it was sent; the client is held."""
+        """Wait until the server has dealt with everything it was sent; the client is held."""
         await own_calls.device_info(self._session, timeout=self.policy.budget)
         deadline = time.monotonic() + self.policy.budget
         while self._journal.requests():

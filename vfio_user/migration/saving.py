@@ -202,7 +202,7 @@ class Saving:
         return self._writer.frame(FrameKind.ZERO, ZEROS.pack(start, end - start), section)
 
     def _grown(self, section: int) -> Iterator[bytes]:
-        """Nothing is sent that lies beyond what was announced."""
+        """Announce a storage that has become larger: nothing is sent that lies beyond what was announced."""
         size = self._storages[section].size
         if size > self._announced[section]:
             self._announced[section] = size

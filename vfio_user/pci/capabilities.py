@@ -209,7 +209,7 @@ class SerialNumber(Capability):
 
 @dataclass(frozen=True)
 class ExtendedVendor(Capability):
-    """Extended capability 0xb (VSEC): a vendor's own id and revision, and bytes. `writable` as in VendorSpecific."""
+    """VSEC, extended capability 0xb: a vendor's own id and revision, and bytes. `writable` as in VendorSpecific."""
 
     vsec_id: int
     payload: bytes

@@ -142,7 +142,7 @@ def _stop_logging(migration: Migration, data: bytes) -> None:
 
 
 def _get_report(migration: Migration, data: bytes, room: int) -> bytes:
-    """Checked before anything is taken from the log: a refused request loses no page."""
+    """Take the bitmap from the log, once all is checked: a refused request loses no page."""
     report = LOGGING_REPORT.unpack(data)
     iova, length, page_size = report
     if not page_size or length < page_size or iova + length > 1 << 64:

@@ -19,7 +19,9 @@ _MMAP = int(RegionFlags.MMAP)
 
 
 class Regions:
-    """Described and accessed by index. Accesses to registers have a shorter way: `vfio_user.server.registers`."""
+    """The regions of a device, described and accessed by index. Registers have a shorter way:
+    `vfio_user.server.registers`.
+    """
 
     def __init__(self, function: Function, dialect: Dialect, *, carries_fds: bool) -> None:
         self._function = function

@@ -123,7 +123,7 @@ class ClientRequests:
         return True
 
     def client_gone(self) -> None:
-        """Nothing can be asked of the client any more; whoever waits for it is told."""
+        """Tell whoever waits for the client that it has gone; nothing can be asked of it any more."""
         self._gone = True
         self._answered.notify_all()
 

@@ -453,7 +453,7 @@ class Session:
             self.lock.release()
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Deferred work has nobody to answer: what it raises is logged."""
+        """Run deferred work, which has nobody to answer: what it raises is logged."""
         try:
             work()
         except ClientGone:

@@ -16,7 +16,7 @@ from userdev.layout import Layout
 
 
 class VfioUserVersion(NamedTuple):
-    """Followed by JSON and a NUL; the draft prints the JSON's offset as 22, which nobody uses (it is 20)."""
+    """The fixed part, followed by JSON and a NUL; the draft prints the JSON's offset as 22; it is 20."""
 
     major: int
     minor: int
@@ -58,7 +58,7 @@ class VfioUserDmaUnmap(NamedTuple):
 
 
 class VfioBitmap(NamedTuple):
-    """Followed by `size` bytes of bitmap, one bit per page of `pgsize`, in little-endian 64-bit words."""
+    """The fixed part, followed by `size` bytes of bitmap, a bit per page of `pgsize`, in little-endian 64-bit words."""
 
     pgsize: int
     size: int
@@ -92,7 +92,7 @@ class VfioDeviceInfo(NamedTuple):
 
 
 class VfioRegionInfo(NamedTuple):
-    """Followed by capabilities at `cap_offset`, counted from the start of this structure."""
+    """The fixed part, followed by capabilities at `cap_offset`, counted from the start of this structure."""
 
     argsz: int
     flags: int
@@ -111,7 +111,7 @@ class VfioInfoCapHeader(NamedTuple):
 
 
 class VfioRegionInfoCapSparseMmap(NamedTuple):
-    """Followed by `nr_areas` areas."""
+    """The fixed part, followed by `nr_areas` areas."""
 
     nr_areas: int
     reserved: int
@@ -132,7 +132,7 @@ class VfioRegionInfoCapType(NamedTuple):
 
 
 class VfioUserRegionIoFds(NamedTuple):
-    """Followed by `nr_entries` sub-regions."""
+    """The fixed part, followed by `nr_entries` sub-regions."""
 
     argsz: int
     flags: int
@@ -176,7 +176,7 @@ class VfioIrqInfo(NamedTuple):
 
 
 class VfioIrqSet(NamedTuple):
-    """Followed by `nr_vectors` bytes where DATA_BOOL is set."""
+    """The fixed part, followed by `nr_vectors` bytes where DATA_BOOL is set."""
 
     argsz: int
     flags: int
@@ -200,7 +200,7 @@ VM_INTERRUPT = Layout(VfioUserVmInterrupt, "I")
 
 
 class VfioUserRegionAccess(NamedTuple):
-    """Followed by `length` bytes in a write and in a read's reply."""
+    """The fixed part, followed by `length` bytes in a write and in a read's reply."""
 
     offset: int
     region: int
@@ -208,7 +208,7 @@ class VfioUserRegionAccess(NamedTuple):
 
 
 class VfioUserWriteMulti(NamedTuple):
-    """Followed by `nr_writes` entries."""
+    """The fixed part, followed by `nr_writes` entries."""
 
     nr_writes: int
 
@@ -223,7 +223,7 @@ class VfioUserWrite(NamedTuple):
 
 
 class VfioUserDmaAccess(NamedTuple):
-    """Followed by `length` bytes in a write and in a read's reply."""
+    """The fixed part, followed by `length` bytes in a write and in a read's reply."""
 
     address: int
     length: int
@@ -266,7 +266,7 @@ class VfioUserBitmapRangeV6(NamedTuple):
 
 
 class VfioDeviceFeature(NamedTuple):
-    """Followed by the feature's own structure."""
+    """The fixed part, followed by the feature's own structure."""
 
     argsz: int
     flags: int
@@ -286,7 +286,7 @@ class VfioDeviceFeatureMigState(NamedTuple):
 
 
 class VfioDeviceFeatureDmaLoggingControl(NamedTuple):
-    """Followed by `num_ranges` ranges."""
+    """The fixed part, followed by `num_ranges` ranges."""
 
     page_size: int
     num_ranges: int
@@ -309,7 +309,7 @@ class VfioDeviceFeatureDmaLoggingReport(NamedTuple):
 
 
 class VfioUserMigData(NamedTuple):
-    """Followed by `size` bytes in a write and in a read's reply."""
+    """The fixed part, followed by `size` bytes in a write and in a read's reply."""
 
     argsz: int
     size: int

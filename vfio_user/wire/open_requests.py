@@ -68,7 +68,7 @@ class OpenRequests(Generic[T]):
         self._more = {id: deque(map(change, more)) for id, more in self._more.items()}
 
     def clear(self) -> None:
-        """Nothing will be answered any more."""
+        """Forget all: nothing will be answered any more."""
         self._first.clear()
         self._more.clear()
 

@@ -254,7 +254,7 @@ class Backing:
     # Keeping
 
     def sync(self) -> None:
-        """Everything that was written before is on the disk when this returns.
+        """Bring everything that was written before to the disk, and return when it is there.
 
         From any thread: those that wait while the disk is busy share the next turn. One that fails is of all of them,
         whichever thread the page cache tells.

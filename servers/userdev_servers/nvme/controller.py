@@ -88,7 +88,7 @@ class Controller:
         sync_all(self.namespaces)
 
     def namespace_changed(self, namespace: Namespace) -> None:
-        """Something that Identify tells of it is different: note it, and tell a guest that wants to know."""
+        """Note that what Identify tells of it is different, and tell a guest that wants to know."""
         if namespace.nsid not in self.state.changed_namespaces:
             self.state.changed_namespaces.append(namespace.nsid)
         self.events.add(EventType.NOTICE, 0, LogPage.CHANGED_NAMESPACES)

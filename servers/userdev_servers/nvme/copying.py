@@ -111,7 +111,7 @@ class ImageCopy:
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted ranges that touch each other or overlap, as one."""
+    """Join sorted ranges that touch each other or overlap."""
     joined: list[tuple[int, int]] = []
     for offset, size in ranges:
         if joined and offset <= (end := sum(joined[-1])):

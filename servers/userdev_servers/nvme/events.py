@@ -44,7 +44,7 @@ class Events:
         return True
 
     def add(self, type: EventType, information: int, page: LogPage) -> None:
-        """Something happened. A type is told once until its log page was read."""
+        """Add an event. A type is told once until its log page was read."""
         state = self._state
         unwanted = type is EventType.NOTICE and not self._settings[Feature.ASYNC_EVENT_CONFIG] & NAMESPACE_NOTICES
         if unwanted or not state.enabled or type in (event[0] for event in state.events):

@@ -113,7 +113,9 @@ def _warn(controller: Controller) -> None:
 
 
 def _set_write_cache(controller: Controller, command: Command, enabled: int) -> int | None:
-    """Turned off it is off at once, for what comes meanwhile; what it holds is on the disk when the command ends."""
+    """Turn the cache on or off: off at once, for what comes meanwhile; what it holds is on the disk when the command
+    ends.
+    """
     controller.settings[Feature.VOLATILE_WRITE_CACHE] = enabled
     if enabled:
         return 0

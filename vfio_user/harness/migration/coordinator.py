@@ -260,7 +260,7 @@ class Coordinator:
 
     @property
     def _deadline(self) -> Deadline:
-        """Of all of it; whoever looks on may have brought it forward."""
+        """The deadline of all of it; whoever looks on may have brought it forward."""
         return self._conductor.sooner(self._limit)
 
     def _may_go_on(self, phase: Phase) -> None:

@@ -135,7 +135,7 @@ def await_status(machine: Machine, wanted: str, deadline: Deadline) -> None:
 
 
 def not_copied(machine: Machine, deadline: Deadline) -> UserError:
-    """That the memory was not copied in time: whether the guest or the link is to blame, as far as QEMU knows."""
+    """The error that the memory was not copied in time: whether guest or link is to blame, as far as QEMU knows."""
     ram = machine.qmp.command("query-migrate").get("ram", {})
     left = ram.get("remaining", 0)
     dirtied = ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)

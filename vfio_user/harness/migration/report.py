@@ -63,7 +63,7 @@ class PhaseRecord:
 
 @dataclass(frozen=True)
 class MigrationCheck:
-    """Something compared: `detail` says what differs, or what was seen."""
+    """A comparison: `detail` says what differs, or what was seen."""
 
     what: str
     ok: bool

@@ -227,7 +227,7 @@ class WrongSize(ScenarioModel):
 
 
 class ExtraFd(ScenarioModel):
-    """So many descriptors more than it had, of an empty memfd."""
+    """More descriptors than it had, `count` of them, of an empty memfd."""
 
     count: Annotated[Count, Field(le=253)] = 1
 
@@ -308,7 +308,7 @@ class Act(ScenarioModel):
 
     @property
     def name(self) -> str:
-        """As it is written."""
+        """The act's name, as it is written."""
         return next(iter(self.model_fields_set)).replace("_", "-")
 
     @property
