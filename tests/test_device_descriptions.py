@@ -5,28 +5,54 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DEVICES: dict[str, str] = PROJECT["project"]["entry-points"]["vfio_user.devices"]
 
 
-def installed() -> dict[str, Path]:
-    patterns = PROJECT["tool"]["setuptools"]["data-files"]["share/vfio-user"]
-    return {path.stem: path for pattern in patterns for path in ROOT.glob(pattern)}
+class Protocol(NamedTuple):
+    """What a protocol's specification wants of the programs that serve its devices."""
+
+    group: str
+    folder: str
+    binary: str
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_a_device_is_described_and_its_description_is_installed(name: str) -> None:
-    description = json.loads(installed()[name].read_text())
-    assert (description["type"], description["binary"]) == ("pci", "vfio-user")
+PROTOCOLS = (
+    Protocol("vfio_user.devices", "share/vfio-user", "vfio-user"),
+    Protocol("vhost_user.devices", "share/qemu/vhost-user", "vhost-user"),
+)
+
+
+def devices(protocol: Protocol) -> set[str]:
+    return set(PROJECT["project"]["entry-points"][protocol.group])
+
+
+def installed(protocol: Protocol) -> dict[str, Path]:
+    paths = [ROOT / path for path in PROJECT["tool"]["setuptools"]["data-files"][protocol.folder]]
+    return {path.stem: path for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name"), [(protocol, name) for protocol in PROTOCOLS for name in sorted(devices(protocol))]
+)
+def test_a_device_is_described_and_its_description_is_installed(protocol: Protocol, name: str) -> None:
+    description = json.loads(installed(protocol)[name].read_text())
+    kind = "pci" if protocol.binary == "vfio-user" else {"blk": "block"}.get(name, name)
+    assert (description["type"], description["binary"]) == (kind, protocol.binary)
     assert description["arguments"] == ["serve", name]
     assert description["description"]
     assert isinstance(description["features"], list)
 
 
-def test_nothing_is_described_that_cannot_be_served() -> None:
-    assert installed().keys() == DEVICES.keys()
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_nothing_is_described_that_cannot_be_served(protocol: Protocol) -> None:
+    assert installed(protocol).keys() == devices(protocol)
+
+
+def test_every_description_in_the_tree_is_installed() -> None:
+    known = {path for protocol in PROTOCOLS for path in installed(protocol).values()}
+    assert set((ROOT / "servers").rglob("*.json")) == known
