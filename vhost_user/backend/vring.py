@@ -116,6 +116,8 @@ class Vring:
         try:
             self.pending = self._take(ring)
         except BrokenRing as error:
+            if not ring.broken:  # the device has found it, and what was done before is right
+                self._publish_what_is_done(ring)
             self.break_down(str(error))
         except AUTHORS_FAILURES:
             log.exception("%s: the device failed at a request", self)

@@ -42,6 +42,7 @@ SUBJECTS: Mapping[str, Subject] = MappingProxyType(
         "edu": Subject(("dma", "interrupts", "registers", "idle"), chooses_interrupts=True),
         "gpio": Subject(),
         "nvme": Subject(("fio", "blocks", "files"), "storage", ("--image", "memory:64M")),
+        "vhost-user-blk": Subject(),
         "vhost-user-rng": Subject(),
     }
 )
