@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.device_kit import open_fds
+from userdev.transport import close_all
 from vfio_user import ProtocolError
 from vfio_user.device import DRAFT_V6_POLICY, Dma, DmaRegion, MapPolicy
 from vfio_user.testing import RecordingLink, memory_file
@@ -137,6 +139,28 @@ def test_a_pipe_is_no_memory(dma: Dma) -> None:
     end, other = os.pipe()
     assert refused(dma, 0, PAGE, READ, fd=end) == errno.ENODEV
     os.close(other)
+
+
+@pytest.mark.parametrize("kind", ["socket", "pipe", "eventfd", "folder"])
+def test_what_has_no_offsets_is_no_file_to_read_and_write(dma: Dma, kind: str) -> None:
+    here, there = socket.socketpair()
+    reading, writing = os.pipe()
+    descriptor = {
+        "socket": here.detach(),
+        "pipe": reading,
+        "eventfd": os.eventfd(0),
+        "folder": os.open("/", os.O_RDONLY),
+    }
+    given = descriptor.pop(kind)
+    assert refused(dma, 0, PAGE, RW | FILE_IO, fd=given) == errno.EINVAL
+    close_all([*descriptor.values(), writing])
+    there.close()
+
+
+@pytest.mark.parametrize(("way", "flags"), [(os.O_RDONLY, READ), (os.O_WRONLY, WRITE), (os.O_RDWR, RW)])
+def test_a_file_to_read_and_write_may_be_open_for_one_of_them(dma: Dma, ram: int, way: int, flags: int) -> None:
+    dma.map(0, PAGE, flags | FILE_IO, os.open(f"/proc/self/fd/{ram}", way))
+    assert dma.regions[0].mode == "file"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -102,6 +103,17 @@ def test_eventfds_are_known_until_the_index_is_disabled(bench: Bench, model: Ses
     set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_NONE, 0, 0)
     assert not irqs.eventfds
     assert len(model.fds) == 0
+
+
+def test_a_socket_is_not_kept_as_it_may_be_the_clients_own_end(bench: Bench, model: SessionModel) -> None:
+    here, there = socket.socketpair()
+    set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 0, 1, [there.fileno()])
+    there.close()
+    here.settimeout(60)
+    assert here.recv(1) == b""
+    assert len(model.fds) == 0
+    assert model.incomplete.startswith("DEVICE_SET_IRQS")
+    here.close()
 
 
 def test_the_last_write_of_each_place_is_restored_in_order(bench: Bench, model: SessionModel) -> None:

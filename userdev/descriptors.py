@@ -121,9 +121,12 @@ class FdStore:
         """A descriptor of the same open file, or of the same file, as `fd`; to be given back to `drop`.
 
         Raises:
-            OSError: no more can be kept.
+            OSError: no more can be kept; or (ENOTSUP) it is a socket, as a peer's own end of its connection is, which
+                would never end then.
         """
         status = os.fstat(fd)
+        if stat.S_ISSOCK(status.st_mode):
+            raise OSError(errno.ENOTSUP, "a socket of a peer's is not kept")
         if not stat.S_ISREG(status.st_mode):
             kept = duplicate(fd)
             self._uses[kept] = 1

@@ -26,8 +26,8 @@ from vfio_user.client.service import Service
 from vfio_user.device import Quiesce
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
-from vfio_user.wire.constants import IrqIndex
-from vfio_user.wire.layouts import REGION_ACCESS
+from vfio_user.wire.constants import DmaFlags, IrqIndex
+from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
 
 pytestmark = pytest.mark.usefixtures("hurry")
 
@@ -80,6 +80,16 @@ def test_a_server_that_was_at_its_limit_of_descriptors_serves_the_next_client(se
         with descriptors_left(0):
             unlucky.connect(path)
             assert unlucky.recv(1) == b""
+    assert serves_the_next(server)
+
+
+@pytest.mark.parametrize("flags", [0, DmaFlags.FILE_IO])
+def test_a_client_that_gives_its_own_end_away_ends_all_the_same(server: Server, flags: int) -> None:
+    client = Client.connect(str(server.listener.address))
+    memory = DMA_MAP.pack(DMA_MAP.size, DmaFlags.READ | DmaFlags.WRITE | flags, 0, GUEST, 4096)
+    with pytest.raises(RemoteError):
+        client.request(Command.DMA_MAP, memory, [client.channel.fileno()])
+    client.close()
     assert serves_the_next(server)
 
 

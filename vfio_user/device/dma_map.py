@@ -235,6 +235,8 @@ class DmaMap:
                     raise
             else:
                 return True
+        elif not _is_seekable(fd):  # the client's own end of the connection, say, which would never end then
+            raise ProtocolError("DMA_MAP: FILE_IO of what has no offsets to read and write at", errno.EINVAL)
         os.set_inheritable(fd, False)
         return False
 
@@ -300,8 +302,12 @@ class DmaMap:
 
 
 def _is_seekable(fd: int) -> bool:
-    try:
-        os.pread(fd, 0, 0)
-    except OSError:
-        return False
-    return True
+    for empty in (lambda: os.pread(fd, 0, 0), lambda: os.pwrite(fd, b"", 0)):
+        try:
+            empty()
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                return False  # EBADF: it may be open for the other direction
+        else:
+            return True
+    return False
