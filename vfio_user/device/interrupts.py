@@ -279,11 +279,11 @@ class Interrupts:
     # Within.
 
     def _trigger(self, vector: int) -> list[tuple[int, int]]:
-        """The way of everything but a wired, unmasked vector. Returns what has to go as messages."""
+        """Trigger a vector that is not wired, or masked; returns what has to go as messages."""
         match self._active:
             case None:
                 return []
-            case int(index) if index == INTX:
+            case index if index == INTX:
                 self._level = True
                 return self._deliver()
             case index:

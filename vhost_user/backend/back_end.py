@@ -31,7 +31,7 @@ CONFIG_FEATURES = _P.CONFIG | _P.BACKEND_REQ
 
 
 class BackEnd:
-    """What the commands of one front-end change."""
+    """The state that the commands of one front-end change."""
 
     def __init__(self, model: DeviceModel, watcher: Watcher) -> None:
         self.model = model
@@ -51,7 +51,11 @@ class BackEnd:
         return PROTOCOL_FEATURES | CONFIG_FEATURES if self.model.config.size else PROTOCOL_FEATURES
 
     def agree(self, *, features: VirtioFeature | None = None, protocol_features: ProtocolFeature | None = None) -> None:
-        """Have these be agreed on. Raises ProtocolError where rings that run cannot become others."""
+        """Have these be agreed on.
+
+        Raises:
+            ProtocolError: rings that run cannot become others.
+        """
         if features is not None:
             self.vrings.set_features(features)
             self.negotiated = replace(self.negotiated, features=features)

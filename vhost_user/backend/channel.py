@@ -20,7 +20,11 @@ class BackEndChannel:
     """The socket that a front-end has given."""
 
     def __init__(self, fd: int) -> None:
-        """Take over the descriptor. Raises ProtocolError where it is no socket; then it stays the caller's."""
+        """Take over the descriptor.
+
+        Raises:
+            ProtocolError: it is no socket; then it stays the caller's.
+        """
         try:
             self._stream = Stream(socket.socket(fileno=fd))
         except OSError as error:

@@ -18,7 +18,7 @@ _ALIGN = 64
 
 
 class InflightRegion:
-    """What of all rings is under way, in memory that outlives this process."""
+    """The requests of all rings that are under way, in memory that outlives this process."""
 
     def __init__(self, described: Inflight, fd: int, *, packed: bool, queues: int) -> None:
         """Map it, as SET_INFLIGHT_FD describes it; `fd` stays the caller's.
@@ -38,12 +38,20 @@ class InflightRegion:
         self._mapping = FileMapping(fd, described.mmap_offset, described.mmap_size)
 
     def split(self, index: int) -> SplitInflight | None:
-        """The part of a split ring; None where it has none. Raises ProtocolError where the region is of packed ones."""
+        """The part of a split ring; None where it has none.
+
+        Raises:
+            ProtocolError: the region is of packed rings.
+        """
         part = self._of(index, packed=False)
         return None if part is None else SplitInflight(part, self._slots, self._mapping.check)
 
     def packed(self, index: int) -> PackedInflight | None:
-        """The part of a packed ring; None where it has none. Raises ProtocolError where the region is of split ones."""
+        """The part of a packed ring; None where it has none.
+
+        Raises:
+            ProtocolError: the region is of split rings.
+        """
         part = self._of(index, packed=True)
         return None if part is None else PackedInflight(part, self._slots, self._mapping.check)
 

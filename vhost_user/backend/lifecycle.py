@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 
 class RingState(Enum):
-    """What a ring is. Requests are taken in RUNNING alone."""
+    """The states of a ring. Requests are taken in RUNNING alone."""
 
     STOPPED = "stopped"
     """And disabled."""
@@ -30,7 +30,7 @@ class RingState(Enum):
 
 
 class RingEvent(Enum):
-    """What befalls a ring."""
+    """The events that befall a ring."""
 
     START = "start"
     """SET_VRING_KICK."""

@@ -110,7 +110,11 @@ class Session:
     # Waiting (vhost_user.backend.vring.Watcher)
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
-        """Call `ready` when there is something to read. Raises OSError for what cannot be waited for."""
+        """Call `ready` when there is something to read.
+
+        Raises:
+            OSError: it cannot be waited for.
+        """
         self._epoll.register(fd, select.EPOLLIN)
         self._ready[fd] = ready
 

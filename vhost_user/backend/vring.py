@@ -26,7 +26,11 @@ class Watcher(Protocol):
     """Whoever waits for descriptors."""
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
-        """Call `ready` when there is something to read. Raises OSError for what cannot be waited for."""
+        """Call `ready` when there is something to read.
+
+        Raises:
+            OSError: it cannot be waited for.
+        """
 
     def unwatch(self, fd: int) -> None:
         """Wait for it no more; before it is closed."""

@@ -43,7 +43,11 @@ class Vrings:
         return iter(self._rings)
 
     def __getitem__(self, index: int) -> Vring:
-        """The ring of this number. Raises ProtocolError where there is none."""
+        """The ring of this number.
+
+        Raises:
+            ProtocolError: there is none.
+        """
         if index >= len(self._rings):
             raise ProtocolError(f"there is no queue {index}, of {len(self._rings)}")
         return self._rings[index]
@@ -117,19 +121,31 @@ class Vrings:
     # One of them
 
     def set_size(self, vring: Vring, size: int) -> None:
-        """SET_VRING_NUM. Raises ProtocolError for one that the device has no queue of, or while it runs."""
+        """SET_VRING_NUM.
+
+        Raises:
+            ProtocolError: the device has no queue of that size, or it runs.
+        """
         _check_stopped(vring)
         if not 0 < size <= self._queues.size:
             raise ProtocolError(f"{size} descriptors, and the device's queues have 1 to {self._queues.size}")
         vring.size = size
 
     def set_base(self, vring: Vring, base: int) -> None:
-        """SET_VRING_BASE. Raises ProtocolError while it runs."""
+        """SET_VRING_BASE.
+
+        Raises:
+            ProtocolError: it runs.
+        """
         _check_stopped(vring)
         vring.base = base
 
     def set_addresses(self, vring: Vring, said: VringAddress) -> None:
-        """SET_VRING_ADDR. A ring that runs may be told to log, or not to. Raises ProtocolError for another change."""
+        """SET_VRING_ADDR. A ring that runs may be told to log, or not to.
+
+        Raises:
+            ProtocolError: another change, while it runs.
+        """
         addresses = RingAddresses(said.descriptor, said.used, said.available)
         if addresses != vring.addresses:
             _check_stopped(vring)
@@ -139,7 +155,11 @@ class Vrings:
             vring.ring.used_log = vring.log_address
 
     def set_kick(self, vring: Vring, fd: int | None) -> None:
-        """SET_VRING_KICK: it starts. Raises OSError for a descriptor that cannot be waited for."""
+        """SET_VRING_KICK: it starts.
+
+        Raises:
+            OSError: the descriptor cannot be waited for.
+        """
         vring.set_kick(fd)
         if not vring.is_told and VirtioFeature.PROTOCOL_FEATURES not in self.features:
             vring.happen(RingEvent.ENABLE)
@@ -163,7 +183,11 @@ class Vrings:
             vring.err.unblock()
 
     def _make(self, vring: Vring) -> Ring:
-        """The ring that a front-end has described. Raises BrokenRing."""
+        """The ring that a front-end has described.
+
+        Raises:
+            BrokenRing: it was started too early, or cannot be as the front-end says.
+        """
         if vring.addresses is None or not vring.size:
             raise BrokenRing("it was started before its size and its addresses were known")
         described = (vring.size, vring.addresses, self.table, self.features)

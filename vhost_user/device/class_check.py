@@ -26,7 +26,7 @@ def check_class(device_class: type, framework: type) -> None:
 
 
 def handlers_of(device_class: type, queues: Queues) -> dict[int, QueueHandler]:
-    """Which function takes the requests of each queue, where one does.
+    """The functions that take the requests of the queues, by queue, where one does.
 
     Raises:
         ValueError: several do, or there is no such queue.
@@ -77,7 +77,7 @@ class _Check(ClassCheck):
 
 
 def wrong_attribute(name: str, value: object) -> tuple[str, str] | None:
-    """What is wrong with a class attribute, and what would be right; None: nothing."""
+    """The mistake in a class attribute, and what would be right; None: nothing."""
     if name == "queues":
         wrong = not isinstance(value, Queues)
         return (f"is {shown(value)}, and no Queues", "write queues = Queues(1, size=256)") if wrong else None

@@ -46,7 +46,11 @@ class ConfigField(State):
         return super().mistake()
 
     def encode(self, value: Any) -> bytes:
-        """A value's bytes. Raises ValueError for one that the field has no room for."""
+        """A value's bytes.
+
+        Raises:
+            ValueError: the field has no room for it.
+        """
         if isinstance(value, int):
             try:
                 return value.to_bytes(self.size, "little")
@@ -99,7 +103,11 @@ class ConfigSpace:
         self.size = max((field.offset + field.size for field in fields), default=0)
 
     def read(self) -> bytes:
-        """All of it, as it is now. Raises ValueError where a field has a value that it has no room for."""
+        """All of it, as it is now.
+
+        Raises:
+            ValueError: a field has a value that it has no room for.
+        """
         space = bytearray(self.size)
         for field in self._fields:
             space[field.offset : field.offset + field.size] = field.encode(getattr(self._device, field.name))

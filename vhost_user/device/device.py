@@ -30,7 +30,7 @@ from vhost_user.rings import Chain
 
 
 class Link(Protocol):
-    """What a device reaches its front-end by, as long as there is one."""
+    """The way from a device to its front-end, as long as there is one."""
 
     def config_changed(self) -> None:
         """Tell the driver that configuration space has changed. From any thread."""
@@ -198,6 +198,6 @@ def _constructed(device: VhostDevice) -> None:
 
 
 def model_of(device: VhostDevice) -> DeviceModel:
-    """What a back-end serves of a device."""
+    """The model of a device, which a back-end serves."""
     model: DeviceModel = vars(device)[_MODEL]
     return model

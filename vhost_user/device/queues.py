@@ -24,7 +24,7 @@ Handler = Callable[[D, Chain], int]
 
 @dataclass(frozen=True)
 class Queues:
-    """So many queues, each of at most `size` descriptors: the driver may choose fewer."""
+    """A number of queues, each of at most `size` descriptors: the driver may choose fewer."""
 
     count: int
     size: int = 256

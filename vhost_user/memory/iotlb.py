@@ -19,7 +19,7 @@ MAX_ENTRIES = 65536
 
 
 class Permission(IntFlag):
-    """Of a translation: VHOST_ACCESS_* (linux/vhost_types.h)."""
+    """The permissions of a translation: VHOST_ACCESS_* (linux/vhost_types.h)."""
 
     NONE = 0
     READ = 1
@@ -27,7 +27,7 @@ class Permission(IntFlag):
 
 
 class IotlbType(IntEnum):
-    """What an IOTLB message is about."""
+    """The kinds of IOTLB message."""
 
     MISS = 1
     UPDATE = 2
@@ -45,7 +45,7 @@ class IotlbMiss(UserdevError):
 
     @property
     def message(self) -> IotlbMessage:
-        """What to ask the front-end."""
+        """The message that asks the front-end for the translation."""
         return IotlbMessage(self.iova, 0, 0, self.permission, IotlbType.MISS)
 
 
@@ -93,7 +93,7 @@ class Iotlb:
         self._table.generation += 1
 
     def translate(self, iova: int, size: int, permission: Permission) -> list[GuestRange]:
-        """Where the guest has the bytes at an address of its devices.
+        """The places in the guest's memory of the bytes at an address of its devices.
 
         Raises:
             IotlbMiss: for the first address that is not known for this use.

@@ -192,7 +192,7 @@ class MemoryTable:
         return region.view[at : at + size]
 
     def views(self, guest: int, size: int) -> list[memoryview]:
-        """As `view`, of bytes that may go from one region on into the next."""
+        """Views of bytes that may go from one region on into the next; see `view`."""
         pieces = []
         while size:
             region = self._find(guest)
@@ -214,7 +214,7 @@ class MemoryTable:
         return region.view[at : at + size]
 
     def user_ranges(self, user: int, size: int) -> list[GuestRange]:
-        """Where the guest has the bytes at an address of the front-end's own.
+        """The places in the guest's memory of the bytes at an address of the front-end's own.
 
         Raises:
             ProtocolError: not all of them are in memory regions.

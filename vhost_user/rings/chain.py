@@ -7,7 +7,7 @@ from vhost_user.memory.table import GuestRange
 
 
 class BrokenRing(ProtocolError):
-    """What is in a ring cannot be right: that ring takes no requests any more until it is started again.
+    """An entry of a ring cannot be right: that ring takes no requests any more until it is started again.
 
     Told to the front-end by the ring's err descriptor, and to people; nothing else breaks.
     """

@@ -79,7 +79,7 @@ class PackedRing(Ring):
 
     @property
     def base(self) -> int:
-        """Where the next request is taken and the next used descriptor is put, with the wrap counters."""
+        """The places of the next request and of the next used descriptor, with the wrap counters."""
         return self._next | self._wrap << 15 | self._used << 16 | self._used_wrap << 31
 
     def pop(self) -> Chain | None:  # noqa: D102 - Ring has it

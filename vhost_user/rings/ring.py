@@ -49,7 +49,7 @@ def fence() -> None:
 
 
 class RingAddresses(NamedTuple):
-    """Where a ring is, as SET_VRING_ADDR says: the front-end's own addresses, or I/O virtual ones with an IOTLB.
+    """The addresses of a ring, as SET_VRING_ADDR says: the front-end's own, or I/O virtual ones with an IOTLB.
 
     In a packed ring, `available` is the event suppression area of the driver and `used` the device's.
     """
@@ -111,7 +111,7 @@ class Ring(ABC):
     @property
     @abstractmethod
     def base(self) -> int:
-        """Where the next request is taken from, as GET_VRING_BASE answers it."""
+        """The place of the next request, as GET_VRING_BASE answers it."""
 
     @abstractmethod
     def pop(self) -> Chain | None:

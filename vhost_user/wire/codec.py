@@ -19,7 +19,7 @@ _NO_PROTOCOL_FEATURES = ProtocolFeature(0)
 
 @dataclass(frozen=True)
 class Negotiated:
-    """What both sides have agreed on: it decides which messages there are, and which of them are answered."""
+    """The features both sides agreed on: they decide which messages there are, and which of them are answered."""
 
     features: VirtioFeature = _NO_FEATURES
     protocol_features: ProtocolFeature = _NO_PROTOCOL_FEATURES
@@ -55,7 +55,7 @@ class Negotiated:
 
 
 def decode_request(kind: type[FrontEndRequest] | type[BackEndRequest], message: Message) -> tuple[Request, Any]:
-    """Which request of a channel a message is, and what its payload says. The message keeps its descriptors.
+    """Decode a request of a channel: which it is, and its payload. The message keeps its descriptors.
 
     Raises:
         ProtocolError: fatal where it is no request of this version at all; ENOSYS where the request is unknown;
@@ -83,7 +83,7 @@ def is_postcopy_acknowledgement(message: Message) -> bool:
 
 
 def decode_reply(request: Request, message: Message, negotiated: Negotiated) -> Any:
-    """What the reply to a request says; the number of an acknowledgement, or the payload of the request's row.
+    """Decode the reply to a request: the number of an acknowledgement, or the payload of the request's row.
 
     NEED_REPLY may be left in a reply's flags, as QEMU's storage daemon and passt do.
 

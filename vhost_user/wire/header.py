@@ -65,7 +65,7 @@ class Message:
 
     @property
     def version(self) -> int:
-        """Of the protocol: 1."""
+        """The protocol's version: 1."""
         return self.flags & VERSION_MASK
 
     @property

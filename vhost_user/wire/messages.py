@@ -93,7 +93,7 @@ Request = FrontEndRequest | BackEndRequest
 
 
 class Reply(Enum):
-    """When a request is answered."""
+    """The conditions under which a request is answered."""
 
     ALWAYS = "always"
     """With the reply payload of its row, whether NEED_REPLY is set or not: one reply."""
@@ -106,7 +106,7 @@ class Reply(Enum):
 
 
 class Fds(Enum):
-    """Which descriptors are beside a payload."""
+    """The descriptors that are beside a payload."""
 
     NONE = "none"
     ONE = "one"

@@ -26,13 +26,13 @@ MAX_SHMEM_REGIONS = 256
 
 
 class Payload(ABC, Generic[T]):
-    """What follows a header: `decode` reads it whole, `encode` writes it."""
+    """A structure behind a header: `decode` reads it whole, `encode` writes it."""
 
     section: str = ""
 
     @abstractmethod
     def decode(self, data: bytes) -> T:
-        """What the bytes say.
+        """Decode the bytes.
 
         Raises:
             ProtocolError: they are no such payload.
@@ -145,7 +145,7 @@ class ConfigSpace(Payload[Config]):
 
 
 class Opaque(Payload[bytes]):
-    """What the specification names and does not lay out."""
+    """A payload that the specification names and does not lay out."""
 
     def __init__(self, section: str) -> None:
         self.section = section
@@ -167,7 +167,7 @@ class Either(Payload[Any]):
         self.section = " or ".join(choice.section or "nothing" for choice in choices)
 
     def decode(self, data: bytes) -> Any:
-        """What the first of the payloads says that takes the bytes; the last one's ProtocolError where none does."""
+        """Decode by the first of the payloads that takes the bytes; the last one's ProtocolError where none does."""
         for choice in self.choices[:-1]:
             try:
                 return choice.decode(data)
@@ -208,14 +208,14 @@ class U64(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What a table begins with."""
+    """The head of a table."""
 
     entries: int
     padding: int
 
 
 class ConfigHeader(NamedTuple):
-    """What a piece of the configuration space begins with."""
+    """The head of a piece of the configuration space."""
 
     offset: int
     size: int
@@ -291,7 +291,7 @@ class IotlbMessage(NamedTuple):
 
 
 class VringArea(NamedTuple):
-    """Where a ring's doorbell is in the descriptor's file; bits 0 to 7 are the ring, bit 8 is NO_FD."""
+    """The place of a ring's doorbell in the descriptor's file; bits 0 to 7 are the ring, bit 8 is NO_FD."""
 
     vring_and_flags: int
     size: int
@@ -314,7 +314,7 @@ class SharedObject(NamedTuple):
 
 
 class DeviceStateTransfer(NamedTuple):
-    """Which way a device's state goes (0 saves, 1 loads), and in which phase of a migration (0 stopped)."""
+    """The direction of a device's state (0 saves, 1 loads), and the phase of a migration (0 stopped)."""
 
     direction: int
     phase: int
