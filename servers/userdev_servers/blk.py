@@ -81,7 +81,11 @@ class Blk(VhostDevice):
         queues: Annotated[int, "queues at most"] = 16,
         serial: Annotated[str, "what the guest knows it by; the image's name unless told"] = "",
     ) -> None:
-        """Open the image. Raises UserError where it cannot be had, or is used by another."""
+        """Open the image.
+
+        Raises:
+            UserError: it cannot be had, or is used by another.
+        """
         if not image:
             raise UserError("a disk needs an image", hint="--image FILE[:SIZE][:ro]")
         self.queues = Queues(queues, QUEUE_SIZE)
@@ -119,7 +123,11 @@ class Blk(VhostDevice):
         self.flushes = bool(features & Feature.FLUSH)
 
     def on_start(self, queue: int) -> None:
-        """Have the image. Raises OSError where another has it."""
+        """Have the image.
+
+        Raises:
+            OSError: another has it.
+        """
         if not self.running:
             self.backing.take_over()
         self.running.add(queue)
@@ -167,7 +175,11 @@ class Blk(VhostDevice):
         return Status.OK
 
     def _place(self, sector: int, pieces: Sequence[memoryview]) -> int:
-        """The offset of a request's data. Raises ValueError for what is not whole sectors of the disk."""
+        """The offset of a request's data.
+
+        Raises:
+            ValueError: it is not whole sectors of the disk.
+        """
         size = sum(map(len, pieces))
         if size % SECTOR or sector + size // SECTOR > self.capacity:
             raise ValueError(f"{size} bytes, and the disk has {self.capacity} sectors")
