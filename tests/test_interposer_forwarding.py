@@ -17,7 +17,7 @@ from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read
 from userdev.relay import Outlet, Pump
 from userdev.relay.direction import Direction
 from userdev.transport import Stream
-from vfio_user.interposer.codec import CODEC, Header
+from vfio_user.interposer.codec import CODEC, MessageHeader
 from vfio_user.wire import DIALECTS, HEADER, Command, Dialect, Message
 
 
@@ -255,7 +255,7 @@ def test_the_model_is_of_what_the_server_accepted(bench: Bench) -> None:
 # looking for what comes at once, instead of sleeping until it has
 
 
-Piped = tuple[Peer, Peer, Pump[Message, Header]]
+Piped = tuple[Peer, Peer, Pump[Message, MessageHeader]]
 
 
 @pytest.fixture

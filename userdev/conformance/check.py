@@ -12,7 +12,7 @@ from userdev.errors import UserdevError
 B = TypeVar("B")
 """The bench: one check's view of the server."""
 
-Trial = Callable[[B], None]
+CheckFunction = Callable[[B], None]
 
 
 class Level(Enum):
@@ -39,7 +39,7 @@ class Check(Generic[B]):
     id: str
     title: str
     rule: str
-    run: Trial[B]
+    run: CheckFunction[B]
     level: Level
     dialects: frozenset[str] | None
     """Names of the protocol's dialects that have the rule; None is all."""
@@ -70,10 +70,10 @@ class Group(Generic[B]):
         rule: str = "",
         level: Level = Level.MUST,
         dialects: frozenset[str] | None = None,
-    ) -> Callable[[Trial[B]], Trial[B]]:
+    ) -> Callable[[CheckFunction[B]], CheckFunction[B]]:
         """Enter a function; the first line of its docstring is the check's title."""
 
-        def enter(run: Trial[B]) -> Trial[B]:
+        def enter(run: CheckFunction[B]) -> CheckFunction[B]:
             title = (run.__doc__ or "").partition("\n")[0].rstrip(".")
             self.add(name, title, run, rule=rule, level=level, dialects=dialects)
             return run
@@ -84,7 +84,7 @@ class Group(Generic[B]):
         self,
         name: str,
         title: str,
-        run: Trial[B],
+        run: CheckFunction[B],
         *,
         rule: str = "",
         level: Level = Level.MUST,

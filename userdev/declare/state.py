@@ -19,7 +19,7 @@ from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 
 T = TypeVar("T")
 
-Check = Callable[[Any, Any], bool]
+ValueCheck = Callable[[Any, Any], bool]
 """Whether a device can have a value; what it raises says no too."""
 
 
@@ -33,7 +33,7 @@ class State(Declaration):
         *,
         bits: int | None = None,
         depth: int | None = None,
-        check: Check | None = None,
+        check: ValueCheck | None = None,
     ) -> None:
         super().__init__()
         self.default = default

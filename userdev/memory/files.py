@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
 
-FileKey = tuple[int, int, bool]
+MappingKey = tuple[int, int, bool]
 """(st_dev, st_ino, writable)"""
 
 
@@ -23,7 +23,7 @@ FileKey = tuple[int, int, bool]
 class MemoryFile:
     """A mapping of a file from `base` on."""
 
-    key: FileKey
+    key: MappingKey
     map: mmap.mmap
     base: int = 0
     users: int = 0
@@ -50,12 +50,12 @@ class MemoryFiles:
     """The files that a client's memory is in. `take` and `give_back` count the users."""
 
     def __init__(self) -> None:
-        self._files: dict[FileKey, MemoryFile] = {}
+        self._files: dict[MappingKey, MemoryFile] = {}
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def key(self, fd: int, writable: bool) -> FileKey:
+    def key(self, fd: int, writable: bool) -> MappingKey:
         """The identity of one file and its protection."""
         status = os.fstat(fd)
         return status.st_dev, status.st_ino, writable

@@ -23,7 +23,7 @@ MAX_SIZE = 8 << 40
 ADDRESS_END = 1 << 64
 
 RegionHook = Callable[[DmaRegion], None]
-Piece = tuple[DmaRegion, int, int]
+RegionPiece = tuple[DmaRegion, int, int]
 """A region, an offset in it, and a size."""
 
 
@@ -55,13 +55,13 @@ class DmaMap:
         """The region that has this address."""
         return self._map.find(iova)
 
-    def pieces(self, iova: int, count: int, access: int, missing: int = errno.EFAULT) -> list[Piece]:
+    def pieces(self, iova: int, count: int, access: int, missing: int = errno.EFAULT) -> list[RegionPiece]:
         """The places of these bytes: regions with offset and size, in order, all of them or an error.
 
         Raises:
             ProtocolError: `missing` if an address is not mapped, EPERM if a region does not grant `access`.
         """
-        pieces: list[Piece] = []
+        pieces: list[RegionPiece] = []
         end = iova + count
         starts, regions = self._map.starts, self._map.by_start
         place = bisect_right(starts, iova) - 1

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from userdev.declare.declared import Declaration, authors_frame, runs_later, source_of
-from userdev.declare.state import Check, State
+from userdev.declare.state import State, ValueCheck
 from userdev.errors import DeclarationError
 from vfio_user.device.hooks import Hooks
 
@@ -92,7 +92,7 @@ def ignore_write(value: int) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class RegisterPlace:
     """The place where a register, or an array of them, is declared."""
 
     bar: int
@@ -130,7 +130,7 @@ class Place:
 class BaseRegister(Declaration):
     """A declared register, or array of registers."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RegisterPlace) -> None:
         Declaration.__init__(self)
         self.place = place
 
@@ -146,7 +146,7 @@ class BaseRegister(Declaration):
 class HandledRegister(BaseRegister):
     """A register that functions implement."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RegisterPlace) -> None:
         super().__init__(place)
         self._read: Callable[..., int] | None = None
         self._write: Callable[..., None] | None = None
@@ -276,7 +276,7 @@ class RegisterArray(HandledRegister, Generic[D]):
 class RegisterDecorator:
     """The decorator that `register` without `count` gives."""
 
-    place: Place
+    place: RegisterPlace
 
     @overload
     def __call__(self, function: Callable[[D, int], None]) -> Register[D]: ...
@@ -297,7 +297,7 @@ class RegisterDecorator:
 class RegisterArrayDecorator:
     """The decorator that `register` with `count` gives."""
 
-    place: Place
+    place: RegisterPlace
 
     @overload
     def __call__(self, function: Callable[[D, int, int], None]) -> RegisterArray[D]: ...
@@ -348,7 +348,7 @@ def register(
 class StoredRegister(BaseRegister, State):
     """A register that is nothing but an attribute of the device; see `stored_register`."""
 
-    def __init__(self, place: Place, default: int, writable: int, keep: bool, check: Check | None) -> None:
+    def __init__(self, place: RegisterPlace, default: int, writable: int, keep: bool, check: ValueCheck | None) -> None:
         bits = None if place.mistake() else 8 * place.width
         State.__init__(self, default, keep, bits=bits, check=check)
         self.place = place
@@ -394,5 +394,7 @@ def stored_register(
     return cast(int, StoredRegister(_place(bar, offset, width, None, 0, True), default, writable, keep, check))
 
 
-def _place(bar: int, offset: int, width: int | tuple[int, ...], count: int | None, stride: int, merge: bool) -> Place:
-    return Place(bar, offset, width if isinstance(width, tuple) else (width,), count, stride, merge)
+def _place(
+    bar: int, offset: int, width: int | tuple[int, ...], count: int | None, stride: int, merge: bool
+) -> RegisterPlace:
+    return RegisterPlace(bar, offset, width if isinstance(width, tuple) else (width,), count, stride, merge)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
 
 
-class Serve(Protocol):
+class ServerStarter(Protocol):
     """Starts a device's server, with an interposer before it where that is wanted: `Lab.serve`."""
 
     def __call__(self, device: Device, name: str, /, *, interposed: Interpose, host: Host) -> DeviceServer:
@@ -86,7 +86,7 @@ class BootedGuest(Guest):
         machine: Machine,
         spec: GuestSpec,
         *,
-        serve: Serve,
+        serve: ServerStarter,
     ) -> None:
         super().__init__(patience=machine.patience, console=lambda: self.machine.console.last_lines())
         self.machine = machine

@@ -16,7 +16,7 @@ from vfio_user.harness.scratch import listen
 from vfio_user.harness.site import Site
 from vfio_user.interposer.control.client import InterposerControl
 
-Scenario = Path | Mapping[str, Any]
+ScenarioSource = Path | Mapping[str, Any]
 """What is to happen to messages (docs/interposer.md, "Faults"): a file, or what such a file would hold."""
 
 
@@ -24,7 +24,7 @@ Scenario = Path | Mapping[str, Any]
 class Interposition:
     """The work of an interposer beside forwarding; docs/interposer.md tells what each means."""
 
-    faults: Scenario | None = None
+    faults: ScenarioSource | None = None
     keep_alive: bool = False
     """Start the server, and another whenever it is gone: the guest does not notice."""
     msg_timeout: float | None = None
@@ -54,7 +54,7 @@ class Interposition:
         return [*options, "--faults", str(self.faults)] if self.faults is not None else options
 
 
-Interpose = bool | Scenario | Interposition
+Interpose = bool | ScenarioSource | Interposition
 """How to ask for an interposer: True, a scenario, or an `Interposition`."""
 
 

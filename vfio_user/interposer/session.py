@@ -16,7 +16,7 @@ from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop
 from userdev.relay.relay import Relay
 from userdev.transport import Stream, close_all
-from vfio_user.interposer.codec import CODEC, Header
+from vfio_user.interposer.codec import CODEC, MessageHeader
 from vfio_user.interposer.holding import Holding
 from vfio_user.interposer.own_requests import OwnRequests
 from vfio_user.interposer.pairing import Pairing, PendingRequest
@@ -217,7 +217,7 @@ class ForwardedSession:
         """Whether so much is kept that no more is to be read."""
         return self.backlog.full(direction)
 
-    def passed(self, direction: Direction, header: Header, data: memoryview) -> None:
+    def passed(self, direction: Direction, header: MessageHeader, data: memoryview) -> None:
         """Learn of a message that the relay has forwarded: `data` is its bytes, in a buffer that is used again."""
         id, command, _, flags, errno = header
         self.counters.messages[direction] += 1

@@ -94,7 +94,7 @@ cancelling pre-copy, the same state again, and a client that gives up by writing
 
 V1_TRANSITIONS = V1_SPECIFIED | V1_EXTENSIONS
 
-Step = Callable[[], None]
+Action = Callable[[], None]
 
 
 class StateMachine:
@@ -106,9 +106,9 @@ class StateMachine:
 
     def __init__(
         self,
-        steps: Mapping[Arc, Step],
-        checks: Mapping[MigrationState, Step] = MappingProxyType({}),
-        entered: Step = lambda: None,
+        steps: Mapping[Arc, Action],
+        checks: Mapping[MigrationState, Action] = MappingProxyType({}),
+        entered: Action = lambda: None,
     ) -> None:
         self._steps = steps
         self._checks = checks
@@ -175,7 +175,7 @@ class StateMachine:
         self.enter(RUNNING)
         return True
 
-    def _take(self, step: Step, there: MigrationState) -> None:
+    def _take(self, step: Action, there: MigrationState) -> None:
         try:
             step()
         except ProtocolError:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 
 from userdev_servers.block.backing import Backing
 
-Place = tuple[int, int]
+ByteRange = tuple[int, int]
 """Offset and size, in bytes."""
 
 _ALL = (0, 1 << 64)
 
-OPERATIONS: Mapping[str, Mapping[str, Callable[..., Place]]] = {
+OPERATIONS: Mapping[str, Mapping[str, Callable[..., ByteRange]]] = {
     "read": {
         "try_read": lambda pieces, size, offset: (offset, size),
         "read": lambda pieces, offset: (offset, sum(map(len, pieces))),
@@ -28,7 +28,7 @@ OPERATIONS: Mapping[str, Mapping[str, Callable[..., Place]]] = {
 """What can fail: methods of a `Backing`, and which bytes their arguments mean."""
 
 
-def break_disk(backing: Backing, operation: str, error: int, place: Place = _ALL) -> None:
+def break_disk(backing: Backing, operation: str, error: int, place: ByteRange = _ALL) -> None:
     """Have every operation that touches `place` end with this errno. Nothing is slower that is not broken."""
     for name, place_of in OPERATIONS[operation].items():
         vars(backing)[name] = _failing(getattr(backing, name), place_of, error, place)
@@ -42,7 +42,7 @@ def mend_disk(backing: Backing) -> None:
 
 
 def _failing(
-    method: Callable[..., None], place_of: Callable[..., Place], error: int, bad: Place
+    method: Callable[..., None], place_of: Callable[..., ByteRange], error: int, bad: ByteRange
 ) -> Callable[..., None]:
     def call(*arguments: object) -> None:
         offset, size = place_of(*arguments)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from userdev.errors import UserError
 from vfio_user.interposer.replay.outcome import Difference, What
-from vfio_user.interposer.replay.player import PATIENCE_SECONDS, Place, replay
+from vfio_user.interposer.replay.player import PATIENCE_SECONDS, RegisterAddress, replay
 from vfio_user.interposer.replay.script import Script, load_script
 from vfio_user.interposer.trace import MessageRecord
 from vfio_user.wire import Command
@@ -42,7 +42,7 @@ def minimize(
     server_command: str,
     *,
     check: str | None = None,
-    ignore: Collection[Place] = (),
+    ignore: Collection[RegisterAddress] = (),
     patience: float = PATIENCE_SECONDS,
     progress: Progress = lambda left, replays: None,
 ) -> Minimized:
@@ -122,7 +122,9 @@ class _Search:
         return self._tried[key]
 
 
-def _fails_alike(difference: Difference, server_command: str, ignore: Collection[Place], patience: float) -> Fails:
+def _fails_alike(
+    difference: Difference, server_command: str, ignore: Collection[RegisterAddress], patience: float
+) -> Fails:
     """Whether a shorter script still makes the server do the same wrong thing; what else it does differs, and may."""
 
     def fails(script: Script) -> bool:

@@ -28,7 +28,7 @@ from vfio_user.wire.constants import IrqSetFlags
 from vfio_user.wire.open_requests import OpenRequests
 
 Timing = Literal["fast", "recorded"]
-Place = tuple[int, int]
+RegisterAddress = tuple[int, int]
 """(region, offset) of a register whose value is not compared."""
 PATIENCE_SECONDS = 5.0
 """Seconds a server has for anything that was recorded."""
@@ -43,7 +43,7 @@ def replay(
     *,
     connect_to: str | None = None,
     timing: Timing = "fast",
-    ignore: Collection[Place] = (),
+    ignore: Collection[RegisterAddress] = (),
     patience: float = PATIENCE_SECONDS,
     tolerate: Collection[What] = (),
 ) -> ReplayOutcome:
@@ -86,7 +86,7 @@ class Player:
         self,
         script: Script,
         stream: Stream,
-        ignore: Collection[Place] = (),
+        ignore: Collection[RegisterAddress] = (),
         patience: float = PATIENCE_SECONDS,
         tolerate: Collection[What] = (),
         *,

@@ -15,7 +15,7 @@ from vfio_user.interposer.trace import Entry, Header, MessageRecord, Note, Raw, 
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.dialects import dialect_named
 
-Step = MessageRecord | Raw | Note
+ScriptStep = MessageRecord | Raw | Note
 """A message, or bytes, that the server was sent or sent; or an interrupt (a note)."""
 
 
@@ -24,7 +24,7 @@ class Script:
     """One session as its server saw it, in order."""
 
     header: Header
-    steps: tuple[Step, ...]
+    steps: tuple[ScriptStep, ...]
 
     @property
     def dialect(self) -> Dialect:
@@ -83,7 +83,7 @@ def load_script(path: str | Path, session: int = 1) -> Script:
         UserError: the trace cannot be read, or has no such session.
     """
     trace = read_trace(path)
-    steps: list[Step] = []
+    steps: list[ScriptStep] = []
     current = 0
     for entry in trace.entries:
         if isinstance(entry, Note) and entry.event == "connected":
@@ -98,14 +98,14 @@ def load_script(path: str | Path, session: int = 1) -> Script:
     return Script(trace.header, tuple(steps))
 
 
-def is_doing(step: Step) -> TypeGuard[MessageRecord | Raw]:
+def is_doing(step: ScriptStep) -> TypeGuard[MessageRecord | Raw]:
     """Whether the client does this of itself: a request, or bytes."""
     if step.direction is not Direction.TO_SERVER:
         return False
     return isinstance(step, Raw) or (isinstance(step, MessageRecord) and not step.message.is_reply)
 
 
-def _is_step(entry: Entry) -> TypeGuard[Step]:
+def _is_step(entry: Entry) -> TypeGuard[ScriptStep]:
     """Whether the server saw it, or did it; what a fault kept from it, or the interposer answered, is left out."""
     match entry:
         case Note():
@@ -116,7 +116,7 @@ def _is_step(entry: Entry) -> TypeGuard[Step]:
     return False
 
 
-def _encoded(step: Step, numbers: dict[int, int]) -> bytes:
+def _encoded(step: ScriptStep, numbers: dict[int, int]) -> bytes:
     match step:
         case MessageRecord():
             pair = numbers.get(step.pair, 0)
