@@ -18,7 +18,16 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from userdev.control import ControlLine, LineReader, answer_line, command_of, document_of, event_line, refusal_line
+from userdev.control import (
+    ControlLine,
+    ControlResult,
+    LineReader,
+    answer_line,
+    command_of,
+    document_of,
+    event_line,
+    refusal_line,
+)
 from userdev.errors import AUTHORS_FAILURES, UserError
 from userdev.transport import Listener, Stream, close_all
 from vfio_user.device import PciDevice, function_of
@@ -26,8 +35,7 @@ from vfio_user.device import PciDevice, function_of
 log = logging.getLogger("vfio_user.control")
 
 D = TypeVar("D", bound=PciDevice)
-Result = Mapping[str, object]
-Commands = Mapping[str, Callable[[D, Mapping[str, Any]], Result]]
+Commands = Mapping[str, Callable[[D, Mapping[str, Any]], ControlResult]]
 
 ANSWER_SECONDS = 10.0
 """How long a device may take for a command."""
@@ -127,9 +135,9 @@ class ControlSocket:
             log.exception("control command %s failed", name)
             return refusal_line(error, document, what=f"{type(error).__name__}: {error}")
 
-    def _run(self, name: str, request: Mapping[str, Any]) -> Result:
+    def _run(self, name: str, request: Mapping[str, Any]) -> ControlResult:
         """Run a command where the device's handlers run."""
-        future: Future[Result] = Future()
+        future: Future[ControlResult] = Future()
 
         def run() -> None:
             try:

@@ -10,13 +10,14 @@ directions. The socket is its user's alone (0600) and never taken from a program
 """
 
 from userdev.control.client import ControlClient, ControlError, PendingAnswer
-from userdev.control.envelope import answer_line, command_of, document_of, event_line, refusal_line
+from userdev.control.envelope import ControlResult, answer_line, command_of, document_of, event_line, refusal_line
 from userdev.control.lines import ControlLine, LineReader
 
 __all__ = [
     "ControlClient",
     "ControlError",
     "ControlLine",
+    "ControlResult",
     "LineReader",
     "PendingAnswer",
     "answer_line",

@@ -17,6 +17,9 @@ MAX_DIGITS = 1000
 RAW = "raw"
 """In a command or a result: how many bytes follow the line."""
 
+ControlResult = Mapping[str, object]
+"""The result of a command, as its answer has it."""
+
 
 def document_of(text: bytes) -> Any:
     """The JSON value in a line.
@@ -75,7 +78,7 @@ def announced(text: bytes) -> int:
     return size if type(size) is int and size > 0 else 0  # true asks for raw bytes
 
 
-def answer_line(result: Mapping[str, object], document: Any = None) -> bytes:
+def answer_line(result: ControlResult, document: Any = None) -> bytes:
     """The answer to a command that was done. Bytes that `result` has as `raw` follow the line."""
     behind = result.get(RAW)
     if isinstance(behind, bytes):

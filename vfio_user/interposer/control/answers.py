@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, NotRequired, TypedDict
-
-Result = Mapping[str, object]
-"""Any of these."""
 
 
 class Done(TypedDict):

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from userdev.control import ControlResult
 from userdev.errors import UserError
 from userdev.memory.bitmap import IovaRange
-from vfio_user.interposer.control.answers import Result
 from vfio_user.interposer.control.controlled import Controlled
 from vfio_user.interposer.trace.show import parse_region
 
@@ -74,7 +74,7 @@ class ControlCommand(BaseModel):
         """
         raise UserError("no bytes may follow this command")
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> Result:
+    async def run(self, interposer: Controlled, fds: list[int]) -> ControlResult:
         """Do the command with the descriptors that came with it; returns the answer's result.
 
         Raises:

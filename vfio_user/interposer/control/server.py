@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from userdev.control import ControlLine, LineReader, answer_line, command_of, document_of, refusal_line
+from userdev.control import ControlLine, ControlResult, LineReader, answer_line, command_of, document_of, refusal_line
 from userdev.declare.values import shortened
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.relay.loop import GONE, READ, WRITE, Loop, Task
 from userdev.relay.outlet import Outlet
 from userdev.transport import Listener, Stream, close_all
-from vfio_user.interposer.control.answers import Result
 from vfio_user.interposer.control.controlled import Controlled
 
 MAX_CONNECTIONS = 32
@@ -165,7 +164,7 @@ class _Connection:
         if self in self._others and not self._gone:
             self._outlet.send(answer)
 
-    async def _run(self, document: Any, line: ControlLine) -> Result:
+    async def _run(self, document: Any, line: ControlLine) -> ControlResult:
         from pydantic import ValidationError
 
         from vfio_user.interposer.control.commands import COMMANDS
