@@ -57,6 +57,9 @@ for hidden in {hidden}; do mount -t tmpfs -o mode=1777 tmpfs "$hidden"; done
 LD_LIBRARY_PATH={libraries} exec {sshd} -D -e -f /run/{name}/sshd_config
 """
 
+_HELPERS = {"SshdSessionPath": "usr/lib/openssh/sshd-session", "SshdAuthPath": "usr/lib/openssh/sshd-auth"}
+"""Programs of its own that sshd starts, by what its configuration calls them (sshd_config(5), OpenSSH 9.8 and 10.0)."""
+
 _CONFIG = """
 Port {port}
 ListenAddress 127.0.0.1
@@ -119,7 +122,9 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
     for key in ("host_key", "user_key"):
         generate = [str(root / "usr/bin/ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
         subprocess.run(generate, env={**os.environ, "LD_LIBRARY_PATH": libraries}, check=True)
-    (folder / "sshd_config").write_text(_CONFIG.format(port=_PORT, name=name))
+    helpers = [(keyword, root / path) for keyword, path in _HELPERS.items() if (root / path).exists()]
+    config = _CONFIG.format(port=_PORT, name=name) + "".join(f"{keyword} {path}\n" for keyword, path in helpers)
+    (folder / "sshd_config").write_text(config)
     public = (folder / "host_key.pub").read_text().split()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{_PORT} {public[0]} {public[1]}\n")
     hidden = [cache_dir() / name for name in _HIDDEN]
