@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness import BootedGuest
+from vfio_user.harness import BootedGuest, Verdict
 
 RAMP = bytes(range(256))
 """What the server gives, again and again: any 16 bytes of it count up, wherever the kernel has begun to read."""
@@ -72,15 +72,25 @@ class EntropyBehindVhostUser(GuestTest):
             self.edu(guest, "registers", device=edu)
             self.assert_served(guest)
 
+    def test_qemu_refuses_to_move_it_and_the_guest_stays(self) -> None:
+        with self.lab() as lab:
+            pair = lab.hosts()
+            guest = lab.boot(device=self.device, host=pair.a)
+            self.assert_served(guest)
+            report = lab.migrate(guest, to=pair.b)
+            self.assertEqual(report.verdict, Verdict.STAYED, report.reason)
+            self.assertIn("vhost-user-rng", report.reason)
+            self.assert_served(guest)
+
     @property
     def device(self) -> str:
-        return f"vhost-user-rng --source {self.source}"
+        source = Path(self.workdir) / "ramp"
+        source.write_bytes(RAMP)
+        return f"vhost-user-rng --source {source}"
 
     @contextmanager
     def entropy(self) -> Iterator[BootedGuest]:
         """A guest with the server's device beside the machine's own."""
-        self.source = Path(self.workdir) / "ramp"
-        self.source.write_bytes(RAMP)
         with self.lab() as lab:
             yield lab.boot(device=self.device)
 

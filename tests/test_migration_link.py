@@ -183,6 +183,16 @@ def test_a_client_that_migrates_its_devices_is_only_watched(stack: ExitStack, tm
     assert choose_mode(Mode.DIRECT, [pair.source]) is Mode.DIRECT
 
 
+def test_what_qemu_moves_by_itself_is_left_to_it(stack: ExitStack, tmp_path: Path) -> None:
+    """A vhost-user device, alone and beside one that is moved from here."""
+    site = Site(stack.enter_context(Scratch()), tmp_path)
+    rng = DeviceServer(Device.parse("vhost-user-rng"), site, "rng")
+    stack.callback(rng.stop)
+    assert choose_mode(Mode.AUTO, [rng]) is Mode.NATIVE
+    assert choose_mode(Mode.AUTO, [rng, Pair(stack, tmp_path).source]) is Mode.COORDINATED
+    assert choose_mode(Mode.AUTO, []) is Mode.COORDINATED
+
+
 def test_state_that_was_handed_on_takes_no_memory() -> None:
     """It may be a disk's image; what comes later is found where it is."""
     spool = StateSpool()

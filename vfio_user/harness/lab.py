@@ -138,10 +138,11 @@ class Lab:
         """A running guest with its devices, in an instant when there is a checkpoint of it.
 
         `fresh` boots it from the beginning. `trace` logs every vfio-user message of QEMU, `monitor` lets a second QMP
-        client connect (`monitor_path`). `interpose` puts an interposer before every server: True, a scenario of faults,
-        or an `Interposition`; `migratable` does so too, for `migrate` needs it. `host` is where it all runs. With
-        `root_bus` the devices are on the root bus itself, where nothing can be plugged in: the guest boots with them,
-        from the beginning. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots, modules.
+        client connect (`monitor_path`). `interpose` puts an interposer before every server: True (where one can be), a
+        scenario of faults, or an `Interposition`; `migratable` does so too, for `migrate` needs it. `host` is where it
+        all runs. With `root_bus` the devices are on the root bus itself, where nothing can be plugged in: the guest
+        boots with them, from the beginning. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots,
+        modules.
         """
         name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
         wanted = (*([device] if device else []), *devices)
@@ -182,7 +183,10 @@ class Lab:
         if device.driver:
             return None
         name = f"{_identity(spec, index)}-{device.name}"
-        return self.serve(device, name, interposed=spec.interpose, host=spec.host, trace=spec.trace)
+        interposed = spec.interpose
+        if interposed is True and not device.family.interposable:
+            interposed = False  # QEMU moves it by itself
+        return self.serve(device, name, interposed=interposed, host=spec.host, trace=spec.trace)
 
     def hosts(self, kind: str = "auto") -> Pair:
         """Two hosts to migrate between (see `harness.hosts`), there until the lab ends."""

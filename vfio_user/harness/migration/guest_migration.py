@@ -57,7 +57,7 @@ def move(
     Raises:
         UserError: what cannot even begin.
     """
-    servers = [_interposed(guest, plugged) for plugged in guest.devices]
+    servers = [_server_of(guest, plugged) for plugged in guest.devices]
     mode = choose_mode(mode, servers)
     if mode is not Mode.DIRECT:
         require_migratable(guest)
@@ -106,8 +106,8 @@ def require_migratable(guest: BootedGuest) -> None:
         UserError: one cannot migrate; it has its name.
     """
     for plugged in guest.devices:
-        server = _interposed(guest, plugged)
-        if "STOP_COPY" not in server.control.call("migration_support")["supports"]:
+        server = _server_of(guest, plugged)
+        if _is_ours_to_move(server) and "STOP_COPY" not in server.control.call("migration_support")["supports"]:
             raise UserError(
                 f"{server.device.name} cannot be migrated: its server knows neither form of migration",
                 hint="`vfio-user probe` shows what a server can; mode direct moves a guest, and not its device",
@@ -130,7 +130,9 @@ def choose_mode(mode: Mode, servers: list[DeviceServer]) -> Mode:
     """
     if mode not in (Mode.AUTO, Mode.NATIVE):
         return mode
-    native = bool(servers) and all(server.control.call("session")["client_migrates"] for server in servers)
+    native = bool(servers) and all(
+        not _is_ours_to_move(server) or server.control.call("session")["client_migrates"] for server in servers
+    )
     if mode is Mode.NATIVE and not native:
         raise UserError(
             "this QEMU does not migrate vfio-user devices: it never asked the server for DEVICE_FEATURE MIGRATION",
@@ -154,7 +156,8 @@ class _Arriving:
     def start(self, servers: list[DeviceServer]) -> Machine:
         for plugged, server in zip(self._guest.devices, servers, strict=True):
             name, traced = f"{self.spec.name}-{plugged.identity}", server.trace is not None
-            other = self._lab.serve(server.device, name, interposed=True, host=self.spec.host, trace=traced)
+            interposed = _is_ours_to_move(server)
+            other = self._lab.serve(server.device, name, interposed=interposed, host=self.spec.host, trace=traced)
             self._servers.append(other)
         self.spec = self.spec.moved(self.spec.name, self.spec.host, *self._attachments())
         self.machine = self._lab.machine(self.spec, restore=True, qemu=self._qemu)
@@ -169,6 +172,7 @@ class _Arriving:
         return [
             DeviceLink(plugged.identity, plugged.place, here, there)
             for plugged, here, there in zip(devices, servers, self._servers, strict=True)
+            if _is_ours_to_move(here)
         ]
 
     def devices(self, before: list[Plugged]) -> list[Plugged]:
@@ -181,19 +185,18 @@ class _Arriving:
         self._lab.end(self.machine, self._servers)
 
 
-def _interposed(guest: BootedGuest, plugged: Plugged) -> DeviceServer:
+def _is_ours_to_move(server: DeviceServer) -> bool:
+    """Whether a device's state is moved from here, through interposers; QEMU moves that of any other by itself."""
+    return server.device.family.interposable
+
+
+def _server_of(guest: BootedGuest, plugged: Plugged) -> DeviceServer:
     if plugged.server is None:
         raise UserError(
             f"{plugged.identity} of {guest.name!r} cannot be migrated: it is inside QEMU, and no vfio-user device",
             hint="a device that a server serves can be",
         )
-    family = plugged.server.device.family
-    if not family.interposable:
-        raise UserError(
-            f"{plugged.identity} of {guest.name!r} cannot be migrated: it is QEMU that moves {family.name} devices",
-            hint="unplug it before",
-        )
-    if not plugged.server.is_interposed:
+    if _is_ours_to_move(plugged.server) and not plugged.server.is_interposed:
         raise UserError(
             f"{plugged.identity} of {guest.name!r} cannot be migrated: there is no interposer before its server",
             hint="boot the guest with migratable=True",
