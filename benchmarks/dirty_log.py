@@ -10,7 +10,6 @@ that a log could do); for a report, a copy of the log's bits. Goals: a page mark
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 import time
@@ -23,6 +22,7 @@ import click
 from userdev.memory.bitmap import bitmap_size
 from vfio_user.device import Dma
 from vfio_user.migration.dirty_log import DirtyPages
+from vfio_user.testing import memory_file
 from vfio_user.wire.constants import DmaFlags
 
 GIB = 1 << 30
@@ -86,8 +86,7 @@ def measure_marks(rounds: int) -> list[Result]:
 
 
 def measure_writes(rounds: int) -> list[Result]:
-    fd = os.memfd_create("benchmark")
-    os.ftruncate(fd, MARKS * PAGE)
+    fd = memory_file(MARKS * PAGE)
     dma = Dma()
     dma.map(0, MARKS * PAGE, DmaFlags.READ | DmaFlags.WRITE, fd)
     data = bytes(64)

@@ -24,6 +24,7 @@ from typing import Any
 import click
 
 from vfio_user.device import Dma
+from vfio_user.testing import memory_file
 
 PAGE = 4096
 MIB = 1 << 20
@@ -48,8 +49,7 @@ def main(turns: int, json_file: Path | None) -> None:
 
 def guest_memory(size: int) -> tuple[Dma, int]:
     """A Dma with one region of `size` bytes at 0, every page there, and the descriptor of its memory."""
-    fd = os.memfd_create("benchmark")
-    os.ftruncate(fd, size)
+    fd = memory_file(size)
     dma = Dma()
     dma.map(0, size, READ_WRITE, os.dup(fd))
     for offset in range(0, size, MIB):
@@ -107,9 +107,8 @@ def copies(size: int, turns: int) -> dict[str, Any]:
 
 def lookups(regions: int, turns: int) -> dict[str, Any]:
     """Nanoseconds per 4 KiB write and per 4-byte read, in a random one of so many regions of a page each."""
-    fd = os.memfd_create("benchmark")
     pages = min(regions, 256)  # of memory behind them, so that caches and page faults cost the same for all
-    os.ftruncate(fd, pages * PAGE)
+    fd = memory_file(pages * PAGE)
     dma = Dma()
     for region in range(regions):
         dma.map(region * 2 * PAGE, PAGE, READ_WRITE, os.dup(fd), region % pages * PAGE)
@@ -137,8 +136,7 @@ def lookups(regions: int, turns: int) -> dict[str, Any]:
 
 def maps(count: int) -> dict[str, Any]:
     """A guest behind a vIOMMU: a map with a descriptor of its own for each page, and the unmaps, in random order."""
-    fd = os.memfd_create("benchmark")
-    os.ftruncate(fd, count * PAGE)
+    fd = memory_file(count * PAGE)
     dma = Dma()
     order = list(range(count))
     random.Random(1).shuffle(order)

@@ -200,10 +200,42 @@ def test_a_client_that_refuses_a_message_passes_its_errno_on(make: Callable[...,
 
 
 def test_a_file_that_ends_too_early_answers_efault(make: Callable[..., Guest]) -> None:
-    dma, fd = Dma(), memory_file(PAGE)
+    dma, fd = Dma(), os.memfd_create("not sealed")
+    os.ftruncate(fd, PAGE)
     dma.map(0, PAGE, RW | FILE_IO, fd)
     os.ftruncate(fd, 10)
     with pytest.raises(ProtocolError) as refusal:
         dma.read(0, 20)
     assert refusal.value.errno == errno.EFAULT
     dma.unmap_all()
+
+
+ACCESSES: dict[str, Callable[[Dma], object]] = {
+    "read": lambda dma: dma.read(PAGE, 4),
+    "a read across two regions": lambda dma: dma.read(4 * PAGE - 2, 4),
+    "read into": lambda dma: dma.read_into(PAGE, bytearray(4)),
+    "write": lambda dma: dma.write(PAGE, b"four"),
+    "views": lambda dma: dma.views(PAGE, 4),
+    "writable views": lambda dma: dma.views(PAGE, 4, write=True),
+    "gather": lambda dma: dma.gather([(PAGE, 4), (0, 4)]),
+    "a number": lambda dma: dma.read_u32(PAGE),
+}
+
+
+@pytest.mark.parametrize("access", ACCESSES.values(), ids=ACCESSES)
+def test_memory_that_its_client_has_shrunk_is_refused_and_the_rest_of_it_works(access: Callable[[Dma], object]) -> None:
+    dma, fd = Dma(), os.memfd_create("not sealed", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 8 * PAGE)
+    dma.map(0, 4 * PAGE, 3, os.dup(fd))
+    dma.map(4 * PAGE, 4 * PAGE, 3, os.dup(fd), 4 * PAGE)
+    access(dma)
+    os.ftruncate(fd, PAGE)
+    for _ in range(2):
+        with pytest.raises(ProtocolError) as refused:
+            access(dma)
+        assert refused.value.errno == errno.EFAULT
+    dma.write(0, b"works")
+    assert dma.read(0, 5) == b"works" == os.pread(fd, 5, 0)
+    os.ftruncate(fd, 8 * PAGE)
+    access(dma)
+    os.close(fd)

@@ -10,6 +10,7 @@ Accesses go the way of those that a client sends by messages; what a device has 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -194,7 +195,8 @@ def _counter(fd: int) -> int:
 
 def memory_file(size: int, content: bytes = b"") -> int:
     """Make a memfd as QEMU's memory backend has it, to be mapped by `device.dma.map`."""
-    fd = os.memfd_create("guest memory")
+    fd = os.memfd_create("guest memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     os.pwrite(fd, content, 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return fd

@@ -14,6 +14,7 @@ import stat
 from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
+from userdev.memory.shrinking import can_shrink, check_size
 
 MappingKey = tuple[int, int, bool]
 """(st_dev, st_ino, writable)"""
@@ -26,6 +27,8 @@ class MemoryFile:
     key: MappingKey
     map: mmap.mmap
     base: int = 0
+    can_shrink: bool = False
+    """Whoever shares it may make it smaller under the mapping, where an access would kill the process: see `check`."""
     users: int = 0
     view: memoryview = field(init=False)
 
@@ -36,6 +39,15 @@ class MemoryFile:
     def end(self) -> int:
         """Offset in the file behind the last byte that is mapped."""
         return self.base + len(self.view)
+
+    def check(self, end: int) -> None:
+        """Ask the file for its size, where it can shrink, before the mapping is used up to `end`.
+
+        Raises:
+            ProtocolError: EFAULT, it has shrunk.
+        """
+        if self.can_shrink:
+            check_size(self.map, self.base + end)
 
     def close(self) -> None:
         """Unmap; if the author still holds views of it, it goes when the last of them does."""
@@ -79,7 +91,7 @@ class MemoryFiles:
         if file is None or not (file.base <= offset and offset + size <= file.end):
             # A device's memory has no size to ask for: its mappings are made one by one.
             base, end = (0, status.st_size) if regular else (offset & ~(mmap.PAGESIZE - 1), offset + size)
-            file = MemoryFile(key, _map(fd, writable, base, end - base), base)
+            file = MemoryFile(key, _map(fd, writable, base, end - base), base, can_shrink(fd))
             self._files[key] = file  # where the file has grown, the old mapping lives on with its users
         file.users += 1
         return file

@@ -6,9 +6,8 @@ DMA_WRITE messages). Mapped and file memory may be used anywhere, and from any t
 message memory only on the session's thread and never in a register's reader (`Link.dma_read`).
 
 Each access is checked as a whole before a byte moves: EFAULT where nothing is mapped, EPERM where the client did not
-grant it. Every write marks its pages dirty while a log is kept. A client that shrinks a file under a mapping kills the
-process (SIGBUS), as it does with every server: memory that is sealed against it (F_SEAL_SHRINK, as QEMU's memfd is)
-cannot be shrunk.
+grant it. Every write marks its pages dirty while a log is kept. Memory in a file that is not sealed against shrinking
+(F_SEAL_SHRINK, as QEMU's memfd is) is asked for its size before each access: behind its end that would be SIGBUS.
 """
 
 from __future__ import annotations
@@ -85,6 +84,7 @@ class Dma(DmaMap):
             for region, start, size in self.pieces(iova, len(view), READ):
                 if region.file:
                     start += region.base
+                    region.file.check(start + size)
                     view[done : done + size] = region.file.view[start : start + size]
                 else:
                     view[done : done + size] = self._read_piece(region, start, size)
@@ -121,6 +121,7 @@ class Dma(DmaMap):
             if region.file is None:
                 raise ProtocolError(f"{region!r} cannot be viewed in place, only copied", errno.EOPNOTSUPP)
             start += region.base
+            region.file.check(start + size)
             if spans and spans[-1][0] is region.file and spans[-1][2] == start:
                 spans[-1] = region.file, spans[-1][1], start + size
             else:
@@ -147,7 +148,7 @@ class Dma(DmaMap):
             if start < 0 or start + count > region.size:
                 found += self.views(iova, count, write=write)
                 region = self._last
-                if region.file is None:
+                if region.file is None or region.file.can_shrink:
                     region = NOWHERE
                 else:
                     view = region.file.view if write else region.file.view.toreadonly()
@@ -193,6 +194,7 @@ class Dma(DmaMap):
     def _read_piece(self, region: DmaRegion, start: int, count: int) -> bytes:
         if region.file:
             start += region.base
+            region.file.check(start + count)
             return region.file.map[start : start + count]
         if region.fd is not None:
             return region.read_file(start, count)
@@ -201,6 +203,7 @@ class Dma(DmaMap):
     def _write_piece(self, region: DmaRegion, start: int, data: memoryview) -> None:
         if region.file:
             place = start + region.base
+            region.file.check(place + len(data))
             region.file.map[place : place + len(data)] = data
         elif region.fd is not None:
             region.write_file(start, data)

@@ -78,11 +78,11 @@ class DmaRegion:
         return f"<DMA {self.iova:#x} to {self.end:#x} {access} {self.mode}>"
 
     def use(self, file: MemoryFile) -> None:
-        """Become mapped."""
+        """Become mapped. What can shrink has to be looked at before each access, and goes no shorter way."""
         self.file = file
         self.base = self.offset - file.base
-        self.read_map = file.map if self.readable else None
-        self.write_map = file.map if self.writable else None
+        self.read_map = file.map if self.readable and not file.can_shrink else None
+        self.write_map = file.map if self.writable and not file.can_shrink else None
 
     def same_as(self, other: DmaRegion) -> bool:
         """The same memory at the same address with the same rights."""

@@ -1,39 +1,14 @@
-"""Whether a file that is mapped still has the bytes: an access behind its end kills the process with SIGBUS.
-
-A memfd may be sealed against shrinking, as QEMU's are; then nothing has to be looked at. Any other file is asked for
-its size before memory is used. That cannot help where it shrinks at just that moment: who shares memory without a seal
-can always end the process that it shares it with.
-"""
+"""A piece of a file that is mapped."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import stat
 
 from userdev.errors import ProtocolError
-
-
-def can_shrink(fd: int) -> bool:
-    """Whether the file may become smaller: a regular file without that seal. A device's memory is none."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        return False
-    try:
-        return not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-    except OSError:
-        return True
-
-
-def check_size(mapped: mmap.mmap, needed: int) -> None:
-    """Ask the file behind a mapping for its size; the mapping has a descriptor of its own.
-
-    Raises:
-        ProtocolError: it has become smaller than what is used of it.
-    """
-    if (size := mapped.size()) < needed:
-        raise ProtocolError(f"a file has shrunk to {size:#x} bytes, of which {needed:#x} are shared memory")
+from userdev.memory.shrinking import can_shrink, check_size
 
 
 class FileMapping:

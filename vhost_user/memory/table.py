@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from userdev.errors import ProtocolError
 from userdev.memory.files import MemoryFile, MemoryFiles
-from vhost_user.memory.mapping import can_shrink, check_size
+from userdev.memory.shrinking import can_shrink, check_size
 from vhost_user.wire.payloads import Region, XenRegion
 
 MAX_SLOTS = 509
