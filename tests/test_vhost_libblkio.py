@@ -1,0 +1,92 @@
+"""libblkio drives our disk: a front-end in Rust that asks for an answer to everything, and ends without a word.
+
+`scripts/test provisioning`: it comes from the machine's Debian mirror.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.libblkio import Blkio
+from userdev_servers.blk import Blk
+from vfio_user.harness.debian import DebianArchive
+from vhost_user.backend import Server
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
+
+SUITE = "trixie"
+"""The first with libblkio; it needs no newer C library than that of bookworm."""
+
+SIZE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[Path]:
+    archive = DebianArchive((SUITE,))
+    with tempfile.TemporaryDirectory(prefix="libblkio-") as folder:
+        debs = [deb for deb in archive.fetch(["libblkio1"]) if deb.name.startswith("libblkio1_")]
+        archive.unpack(debs, Path(folder))
+        (found,) = Path(folder).glob("usr/lib/*/libblkio.so.1")
+        yield found
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    disk = Blk(image=f"{tmp_path}/image:{SIZE}", queues=4)
+    with Server(disk, f"unix:{tmp_path}/s") as server:
+        yield server
+    disk.close()
+
+
+@contextmanager
+def connected(library: Path, tmp_path: Path) -> Iterator[Blkio]:
+    blkio = Blkio(library, tmp_path / "s")
+    try:
+        yield blkio
+    finally:
+        blkio.close()
+
+
+@pytest.mark.parametrize("queues", [1, 4])
+def test_it_finds_what_it_wrote_and_the_image_has_it(
+    library: Path, server: Server, tmp_path: Path, queues: int
+) -> None:
+    data = os.urandom(64 << 10)
+    with connected(library, tmp_path) as blkio:
+        assert (blkio.get("capacity"), blkio.get("max-queues")) == (str(SIZE), "4")
+        blkio.set("num-queues", queues)
+        blkio.set("queue-size", 64)
+        blkio.start(len(data))
+        for queue in range(queues):
+            assert blkio.write(4096 * (queue + 1), data, queue) == 0
+            assert blkio.read(4096 * (queue + 1), len(data), queue) == data
+        assert blkio.flush() == 0
+        blkio.unmap()
+    assert (tmp_path / "image").read_bytes()[4096 * queues :][: len(data)] == data
+
+
+def test_it_comes_and_goes(library: Path, server: Server, tmp_path: Path) -> None:
+    for turn in range(5):
+        with connected(library, tmp_path) as blkio:
+            blkio.start(4096)
+            assert blkio.read(0, 512) == bytes([turn]) * 512
+            assert blkio.write(0, bytes([turn + 1]) * 512) == 0
+
+
+def test_a_read_only_disk_is_not_taken_for_one_to_write(library: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(SIZE))
+    disk = Blk(image=f"{image}:ro")
+    with (
+        Server(disk, f"unix:{tmp_path}/s"),
+        connected(library, tmp_path) as blkio,
+        pytest.raises(OSError, match="read-only"),
+    ):
+        blkio.start(4096)
+    disk.close()
