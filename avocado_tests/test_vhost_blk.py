@@ -42,6 +42,40 @@ They are there before: a page that the guest makes is sent again anyway, with wh
 """
 
 
+WRITING = """
+import mmap, os, pathlib, random, threading
+disk = os.open("/dev/vda", os.O_RDWR | os.O_DIRECT)
+size, blocks, writers = 4096, 2048, 4
+said, enough, expected = pathlib.Path("/tmp/writing"), pathlib.Path("/tmp/enough"), {}
+def write(which):
+    page, numbers, turn = mmap.mmap(-1, size), random.Random(which), 0
+    while not enough.exists():
+        turn += 1
+        block = numbers.randrange(blocks // writers) * writers + which
+        page[:] = data = (turn * writers + which).to_bytes(8, "little") * (size // 8)
+        os.pwritev(disk, [page], block * size)
+        expected[block] = data
+        if turn % 50 == 0:
+            os.fsync(disk)
+            said.touch()
+threads = [threading.Thread(target=write, args=(which,)) for which in range(writers)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+page, wrong = mmap.mmap(-1, size), 0
+for block, data in expected.items():
+    os.preadv(disk, [page], block * size)
+    wrong += page[:] != data
+whole = len(expected) > 100 and all(any(block % writers == which for block in expected) for which in range(writers))
+print(f"{wrong} of {len(expected)} are wrong" if wrong or not whole else "all is there")
+"""
+"""In the guest: four threads write blocks and flush until /tmp/enough is there; then all of them are read.
+
+A thread that is told of an error ends, and says so.
+"""
+
+
 def write_disk(size: int, seed: int, seconds: float) -> str:
     """In the guest: random bytes on the whole of the disk, flushed; their digest."""
     import hashlib
@@ -107,6 +141,23 @@ class DiskBehindVhostUser(GuestTest):
             digest = self.write(guest)
             self.assertEqual(self.read(guest), digest)
             self.assertEqual(guest.succeed("ls /sys/block/vda/mq | wc -l").strip(), "2")
+
+    def test_a_server_that_is_killed_again_and_again_loses_nothing(self) -> None:
+        """SIGKILL while the guest writes and flushes: it sees no error, and finds what it wrote."""
+        with self.disk() as guest:
+            self.write(guest)
+            server = guest.device.server
+            assert server is not None
+            job = guest.start(f"python3 -c '{WRITING}'", 240.0)
+            for _ in range(5):
+                guest.wait_until_succeeds("test -e /tmp/writing", interval=0.01)
+                guest.succeed("rm /tmp/writing")
+                server.kill()
+                server.restart()
+            guest.wait_until_succeeds("test -e /tmp/writing", interval=0.01)
+            guest.succeed("touch /tmp/enough")
+            done = job.wait(Deadline(120.0 * guest.patience))
+            self.assertEqual((done.stdout, done.stderr), ("all is there\n", ""))
 
     def test_qemu_moves_it_to_another_host_and_back_while_it_is_written(self) -> None:
         """Each buffer is read into once: one that is used again would hide a write that the dirty log has lost."""

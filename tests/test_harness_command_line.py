@@ -163,6 +163,14 @@ def test_a_vhost_user_device_has_a_character_device_and_is_of_the_type_that_its_
     }
 
 
+def test_only_a_device_that_goes_on_with_another_server_connects_again() -> None:
+    disk = VHOST_USER.attach("vhost-user-blk", "vu0", Path("/tmp/a.sock"), 3, {}).chardevs[0]
+    assert disk.options[1].endswith(",reconnect-ms=100")
+    assert "'reconnect-ms': 100" in str(disk.adding)
+    rng = VHOST_USER.attach("vhost-user-rng", "vu0", Path("/tmp/a.sock"), 3, {}).chardevs[0]
+    assert "reconnect" not in f"{rng.options}{rng.adding}"
+
+
 def test_a_vhost_user_device_of_no_such_name_is_of_the_type_that_a_property_says() -> None:
     wanted = {"driver": "vhost-user-test-device-pci", "virtio_id": 4}
     attachment = VHOST_USER.attach("mine:Device", "vu0", Path("/tmp/a.sock"), 3, wanted)

@@ -17,12 +17,15 @@ class SocketChardev:
 
     identity: str
     path: Path
+    reconnect: int = 0
+    """ms after which it connects again when the other side has gone; 0: never."""
 
     @property
     def adding(self) -> QmpCommand:
         """QMP's `chardev-add` of it, as a client of the socket."""
         where = {"type": "unix", "data": {"path": str(self.path)}}
-        backend = {"type": "socket", "data": {"addr": where, "server": False}}
+        again = {"reconnect-ms": self.reconnect} if self.reconnect else {}
+        backend = {"type": "socket", "data": {"addr": where, "server": False, **again}}
         return "chardev-add", {"id": self.identity, "backend": backend}
 
     @property
@@ -33,7 +36,8 @@ class SocketChardev:
     @property
     def options(self) -> tuple[str, str]:
         """The same on a command line: `-chardev` and its value, with commas doubled."""
-        return "-chardev", f"socket,id={self.identity},path={escaped(str(self.path))}"
+        again = f",reconnect-ms={self.reconnect}" if self.reconnect else ""
+        return "-chardev", f"socket,id={self.identity},path={escaped(str(self.path))}{again}"
 
 
 @dataclass(frozen=True)

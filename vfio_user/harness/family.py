@@ -144,7 +144,8 @@ class VhostUser:
                 f"{device or path.name!r} does not say which device of QEMU's has it",
                 hint="give the property driver, for example [driver=vhost-user-test-device-pci]",
             )
-        chardev = SocketChardev(f"{identity}-socket", path)
+        reconnect = _RECONNECT_MS if wanted["driver"] in _RECONNECTING else 0
+        chardev = SocketChardev(f"{identity}-socket", path, reconnect)
         return Attachment({"id": identity, **bus_place(place), "chardev": chardev.identity} | wanted, (chardev,))
 
     def check_server(self, version: Version, name: str, path: Path) -> None:
@@ -155,6 +156,9 @@ class VhostUser:
 
 
 _VHOST_USER = "vhost-user-"
+_RECONNECTING = ("vhost-user-blk-pci", "vhost-user-scsi-pci")
+"""QEMU's devices that go on with another back-end; the others do not support it, and are not asked to."""
+_RECONNECT_MS = 100
 
 VFIO_USER = VfioUser()
 VHOST_USER = VhostUser()

@@ -121,6 +121,7 @@ class DeviceServer:
         self.name = name
         self.device = device
         self.shares_memory = site.host.shares_memory
+        self._site, self._limit, self._starts = site, limit, 0
         self.server_path = site.scratch.socket_path(f"{name}.sock")
         self.path = self.server_path
         self._interposer: InterposerProcess | None = None
@@ -201,6 +202,17 @@ class DeviceServer:
     def kill(self) -> None:
         """End the server as a crash would."""
         self.owner.kill()
+
+    def restart(self) -> None:
+        """Start it anew where it was, once it has ended; for a device whose QEMU goes on with another server.
+
+        Raises:
+            ServerError: it does not come up.
+        """
+        self._starts += 1
+        name = f"{self.name}.{self._starts}"
+        self.server_path.unlink(missing_ok=True)
+        self.owner = OwnProcess(self.device, self._site, name, self.server_path, self._limit)
 
     def stop(self) -> None:
         """End it with its interposer, softly first; a second call does nothing."""
