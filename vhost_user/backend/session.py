@@ -133,7 +133,7 @@ class Session:
 
     def _patience(self) -> float | None:
         """Seconds to wait for the next event."""
-        rings = self._back_end.vrings
+        rings = self._back_end.vrings.started
         if any(vring.pending for vring in rings):
             return 0
         if any(vring.is_polled and vring.state is RingState.RUNNING for vring in rings):
@@ -141,7 +141,7 @@ class Session:
         return None if self._first_end is None else max(0.0, self._first_end - monotonic())
 
     def _serve_rings(self) -> None:
-        for vring in self._back_end.vrings:
+        for vring in self._back_end.vrings.started:
             if vring.pending or (vring.is_polled and vring.state is RingState.RUNNING):
                 vring.serve()
 

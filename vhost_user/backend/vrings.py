@@ -35,6 +35,8 @@ class Vrings:
         self._queues = model.device.queues
         self._log: DirtyLog | None = None
         self._inflight: InflightRegion | None = None
+        self.started: list[Vring] = []
+        """Those that have a kick: only they may have requests, and a device may have many more."""
         self._rings = [
             Vring(index, model.device, handler, watcher, self._make) for index, handler in enumerate(model.handlers)
         ]
@@ -62,6 +64,8 @@ class Vrings:
         """
         vring.happen(RingEvent.STOP)
         vring.let_go()
+        if vring in self.started:
+            self.started = [other for other in self.started if other is not vring]
         return self._base(vring)
 
     def stop_all(self) -> None:
@@ -161,6 +165,8 @@ class Vrings:
             OSError: the descriptor cannot be waited for.
         """
         vring.set_kick(fd)
+        if vring not in self.started:
+            self.started = [*self.started, vring]
         if not vring.is_told and VirtioFeature.PROTOCOL_FEATURES not in self.features:
             vring.happen(RingEvent.ENABLE)
         vring.happen(RingEvent.START)
