@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from userdev.errors import ProtocolError
 from vfio_user.device import Dma
-from vfio_user.testing import RecordingLink
+from vfio_user.testing import RecordingLink, memory_file
 from vfio_user.wire.constants import DmaFlags
 
 PAGE = 4096
@@ -49,9 +49,7 @@ def dma() -> Iterator[Dma]:
     found = Dma()
     found.link = RecordingLink(memory=bytearray(SIZE), base=STARTS["message"])
     for mode in MODES:
-        fd = None if mode == "message" else os.memfd_create(mode)
-        if fd is not None:
-            os.ftruncate(fd, SIZE)
+        fd = None if mode == "message" else memory_file(SIZE)
         flags = DmaFlags.READ | DmaFlags.WRITE | (DmaFlags.FILE_IO if mode == "file" else 0)
         found.map(STARTS[mode], SIZE, flags, fd)
     found.map(READ_ONLY, SIZE, DmaFlags.READ, os.open("/dev/zero", os.O_RDONLY))
@@ -133,9 +131,7 @@ def test_a_view_that_is_written_late_is_marked_again_when_it_is_given_up(dma: Dm
 
 def test_memory_that_is_mapped_later_is_logged_too(dma: Dma) -> None:
     dma.start_log(PAGE)
-    fd = os.memfd_create("late")
-    os.ftruncate(fd, SIZE)
-    dma.map(END, SIZE, DmaFlags.READ | DmaFlags.WRITE, fd)
+    dma.map(END, SIZE, DmaFlags.READ | DmaFlags.WRITE, memory_file(SIZE))
     dma.write(END + 3 * PAGE, b"late")
     assert dirty(dma, END, SIZE) == {3}
 
@@ -144,7 +140,16 @@ def test_memory_that_is_unmapped_takes_its_marks_along(dma: Dma) -> None:
     dma.start_log(PAGE)
     dma.write(STARTS["mapped"], b"gone")
     dma.unmap(STARTS["mapped"], SIZE)
-    fd = os.memfd_create("new")
-    os.ftruncate(fd, SIZE)
-    dma.map(STARTS["mapped"], SIZE, DmaFlags.READ | DmaFlags.WRITE, fd)
+    dma.map(STARTS["mapped"], SIZE, DmaFlags.READ | DmaFlags.WRITE, memory_file(SIZE))
     assert not dirty(dma)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_memory_that_could_shrink_is_logged_as_any_other(write: Callable[[Dma, int, bytes], None]) -> None:
+    fd = os.memfd_create("not sealed")
+    os.ftruncate(fd, SIZE)
+    dma = Dma()
+    dma.map(0, SIZE, DmaFlags.READ | DmaFlags.WRITE, fd)
+    dma.start_log(PAGE)
+    write(dma, 3 * PAGE, b"four")
+    assert dirty(dma, 0, SIZE) == {3}

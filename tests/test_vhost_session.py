@@ -328,6 +328,7 @@ def test_a_reset_stops_rings_and_keeps_memory_and_whom_to_tell(
 def test_a_second_owner_says_everything_again(front_end: FrontEnd, ring: DriverQueue, device: Reverse) -> None:
     ring.read(b"ab", 2)
     front_end.negotiate()
+    front_end.settle()
     assert device.events[-1] == "stop 0"
     front_end.share_memory()  # the regions that it had are not there any more
     again = front_end.queue(at=0x40000)

@@ -250,6 +250,8 @@ _INHERITED = "whoever starts this program has to hand on one that is open, liste
 def _checked_path(path: str) -> str:
     if not path:
         raise UserError("an empty socket path", hint="give a path such as /tmp/device.sock")
+    if "\0" in path:  # the kernel would take what is before it for the whole
+        raise UserError(f"a socket path cannot have a NUL in it: {path}", hint="give a path such as /tmp/device.sock")
     size = len(os.fsencode(path))
     if size > MAX_PATH:
         raise UserError(
