@@ -138,7 +138,7 @@ WORDS = {
     "a number that there is not": (b'{"command": "x", "id": NaN}', "'NaN' is no number"),
     "one that is too large": (b'{"command": "x", "id": 1e999}', "'1e999' is no number"),
     "no JSON": (b'{"command": }', "a command is one line of JSON, and this is none"),
-    "too many levels": (b"[" * 60_000, "too many levels"),
+    "too many levels": (b"[" * 60_000, "and this is none"),
 }
 
 
