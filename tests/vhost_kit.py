@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
+import pytest
+
 from vhost_user.memory import MemoryTable
-from vhost_user.rings import PackedInflight, PackedRing, RingAddresses, SplitInflight, SplitRing, region_size
+from vhost_user.rings import Chain, PackedInflight, PackedRing, RingAddresses, SplitInflight, SplitRing, region_size
 from vhost_user.wire import VirtioFeature
 from vhost_user.wire.payloads import Region
 
@@ -313,3 +315,19 @@ def after_each_store(memories: Sequence[mmap.mmap | bytearray], seen: Callable[[
         yield
     finally:
         sys.settrace(before)
+
+
+BOTH = pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+ALL = F.VERSION_1 | F.INDIRECT_DESC | F.EVENT_IDX
+NEXT, WRITE, INDIRECT = 1, 2, 4
+
+
+def take(ring: AnyRing) -> Chain:
+    chain = ring.pop()
+    assert chain is not None
+    return chain
+
+
+def finish(ring: AnyRing, chain: Chain, data: bytes = b"") -> bool:
+    ring.push(chain, chain.write(data))
+    return ring.publish()

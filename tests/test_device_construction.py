@@ -1,0 +1,220 @@
+"""What a device is made of is looked at when it is made: attributes, constructors, declarations that contradict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pytest
+
+from userdev.errors import DeclarationError
+from vfio_user import (
+    Bar,
+    Capability,
+    ExtendedVendor,
+    ExtraRegion,
+    IntX,
+    Msi,
+    MsiX,
+    PciDevice,
+    PciExpress,
+    PciIds,
+    Placed,
+    PowerManagement,
+    ResetKind,
+    SerialNumber,
+    VendorSpecific,
+    memory,
+    register,
+    state,
+    stored_register,
+)
+from vfio_user.device import function_of
+from vfio_user.device.attributes import ATTRIBUTES
+from vfio_user.device.declarations import Declarations
+from vfio_user.pci import MsiCapability
+
+OF_A_TYPE: dict[str, tuple[object, ...]] = {
+    "ids": (5, (1, 2), "1af4:10f0", None, PciIds, PciIds(1, 2.0)),  # type: ignore[arg-type]
+    "bars": (5, Bar(0), "Bar", b"", {0: Bar(0)}, (Bar,), (Bar(0), None), (Bar(0, "4096"),)),  # type: ignore[arg-type]
+    "interrupts": (5, IntX, "intx", None, (IntX(), MsiX(1)), IntX("A")),  # type: ignore[arg-type]
+    "capabilities": (PciExpress(), 7, (PciExpress,), [None], (Placed(PciExpress),), (SerialNumber("1"),)),  # type: ignore[arg-type]
+    "extra_regions": (9, ExtraRegion(9, 4096), (4096,), (ExtraRegion(9, 4096.0),)),  # type: ignore[arg-type]
+    "rom": ("text", 4096, None, [0x55, 0xAA]),
+    "state_version": ("1", 1.5, None, True),
+    "error_interrupt": (0, None, "no"),
+    "release_interrupt": (0, None, "no"),
+    "dma_by_message": (1, None, "yes"),
+    "migratable": (0, None, "no"),
+}
+GIVEN = ("ids", "bars", "interrupts", "capabilities", "rom")
+
+
+def test_every_attribute_that_is_looked_at_has_a_test() -> None:
+    said = {name for name, value in vars(Declarations).items() if not name.startswith("_") and not callable(value)}
+    assert OF_A_TYPE.keys() == ATTRIBUTES.keys() == said | {"ids"}
+
+
+@pytest.mark.parametrize("name", OF_A_TYPE)
+def test_an_attribute_of_another_type_is_refused_with_its_name_and_its_class(name: str) -> None:
+    for value in OF_A_TYPE[name]:
+        with pytest.raises(DeclarationError, match=rf"D\.{name}\b.*test_device_construction\.py:\d+\)") as refused:
+            type("D", (PciDevice,), {"ids": PciIds(1, 2), name: value})
+        assert all(refused.value.__notes__)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_constructor_gives_is_looked_at_likewise(name: str) -> None:
+    class D(PciDevice):
+        ids = PciIds(1, 2)
+
+        def __init__(self, value: object) -> None:
+            super().__init__(**{name: value})  # type: ignore[arg-type]
+
+    for value in OF_A_TYPE[name]:
+        if value is not None:
+            with pytest.raises(DeclarationError, match=rf"D: {name}\b.*test_device_construction\.py:\d+\)"):
+                D(value)
+    D(None)
+
+
+@pytest.mark.parametrize("name", OF_A_TYPE)
+def test_what_a_property_says_is_looked_at_when_the_device_is_made(name: str) -> None:
+    wrong = OF_A_TYPE[name][0]
+    device_class = type("D", (PciDevice,), {"ids": PciIds(1, 2), name: property(lambda device: wrong)})
+    with pytest.raises(DeclarationError, match=rf"D: {name}\b"):
+        device_class()
+
+
+TWICE = {
+    "equal ones": (PciExpress(), PciExpress()),
+    "one and the same": (SERIAL := SerialNumber(1), SERIAL),
+    "of one id": (PowerManagement(), PowerManagement(no_soft_reset=True)),
+    "one of them placed": (PowerManagement(), Placed(PowerManagement(), offset=0x80)),
+    "one that the interrupts bring": (MsiCapability(),),
+}
+
+
+@pytest.mark.parametrize("twice", TWICE.values(), ids=TWICE)
+def test_a_capability_that_software_would_never_see_is_refused(twice: tuple[Capability | Placed, ...]) -> None:
+    class D(PciDevice):
+        ids = PciIds(1, 2)
+        interrupts = Msi()
+        capabilities = twice
+
+    with pytest.raises(DeclarationError, match=r"D: .* is there twice: .*test_device_construction\.py:\d+\)"):
+        D()
+
+
+def test_a_vendor_may_have_as_many_as_he_likes() -> None:
+    class D(PciDevice):
+        ids = PciIds(1, 2)
+        capabilities = (VendorSpecific(b"12"), VendorSpecific(b"12"), ExtendedVendor(1, b"1"), ExtendedVendor(1, b"1"))
+
+    assert D().config.find_capability(VendorSpecific.id, after=0x40)
+
+
+# When the device is made
+
+
+class Limited(PciDevice):
+    ids = PciIds(1, 2)
+    limit: int = stored_register(bar=0, offset=0, width=4)
+    lanes: list[int] = state([])
+    total: int = state(0)
+    serial: str = state("", keep=True)
+
+    def __init__(self, *, limit: Annotated[int, "of each copy"] = 0, early: Annotated[bool, "set before"] = False):
+        if early:
+            self.limit = limit
+        super().__init__()
+        if not early:
+            self.limit = limit
+        self.lanes = [1, 2]
+        self.serial = "A"
+
+
+class Deeper(Limited):
+    def __init__(self, *, total: Annotated[int, "to begin with"] = 5, **options: Any) -> None:
+        super().__init__(**options)
+        self.total = total
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_state_that_an_option_sets_is_what_a_reset_brings_back(early: bool) -> None:
+    device = Limited(limit=7, early=early)
+    fresh = device.digest()
+    device.limit = 9
+    device.lanes.append(3)
+    function_of(device).reset(ResetKind.DEVICE)
+    assert (device.limit, device.lanes) == (7, [1, 2])
+    device.lanes.append(4)
+    function_of(device).reset(ResetKind.FLR)
+    assert device.digest() == fresh
+    assert Limited(limit=1).limit == 1
+
+
+def test_the_outermost_constructor_has_the_last_word() -> None:
+    device = Deeper(limit=3)
+    device.total = device.limit = 0
+    device.serial = "B"
+    function_of(device).reset(ResetKind.DEVICE)
+    assert (device.total, device.limit, device.serial) == (5, 3, "B")
+
+
+def test_a_constructor_that_fails_leaves_nothing_behind_for_the_next() -> None:
+    with pytest.raises(TypeError):
+        Deeper(limit="many", unknown=1)
+    assert Deeper(limit=3).limit == 3
+
+
+def test_state_that_is_set_to_what_cannot_be_saved_is_refused_when_the_device_is_made() -> None:
+    class Wrong(Limited):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lanes = {1, 2}  # type: ignore[assignment]
+
+    with pytest.raises(DeclarationError, match=r"Wrong\.lanes is set, not list"):
+        Wrong()
+
+
+def test_a_constructor_that_does_not_call_its_bases_is_named() -> None:
+    class Hollow(PciDevice):
+        ids = PciIds(1, 2)
+
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(DeclarationError, match=r"Hollow.__init__ does not call super\(\).__init__\(\)"):
+        Hollow()
+
+
+NOWHERE: dict[str, Callable[[], type[PciDevice]]] = {
+    "no ids": lambda: type("D", (PciDevice,), {}),
+    "a BAR too small": lambda: type(
+        "D", (PciDevice,), {"ids": PciIds(1, 2), "bars": (Bar(0, 16),), "ram": memory(64, bar=0)}
+    ),
+    "no such region": lambda: type("D", (PciDevice,), {"ids": PciIds(1, 2), "ram": memory(64, bar=9)}),
+    "an overlap": lambda: type(
+        "D", (PciDevice,), {"ids": PciIds(1, 2), "ram": memory(64, bar=0), "rim": memory(64, bar=0, offset=32)}
+    ),
+    "a BAR beyond the last": lambda: type("D", (PciDevice,), {"ids": PciIds(1, 2), "bars": (Bar(5, 4096, bits=64),)}),
+}
+
+
+@pytest.mark.parametrize("wrong", NOWHERE.values(), ids=NOWHERE)
+def test_declarations_that_contradict_each_other_name_the_class(wrong: Callable[[], type[PciDevice]]) -> None:
+    with pytest.raises(DeclarationError, match=r"^D[ :.]"):
+        wrong()()
+
+
+def test_an_overlap_names_both() -> None:
+    class Crowded(Limited):
+        window: memoryview = memory(64, bar=0, offset=2)
+
+        @register(bar=0, offset=0x40, width=8)
+        def copy(self) -> int:
+            return 0
+
+    with pytest.raises(DeclarationError, match="Crowded: limit and window overlap at 0x2 of BAR 0"):
+        Crowded()

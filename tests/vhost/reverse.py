@@ -1,0 +1,46 @@
+"""A device for tests of back-ends: it gives back what it reads, and remembers what it was told."""
+
+from __future__ import annotations
+
+from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, state
+
+
+class Reverse(VhostDevice):
+    """Gives back what it reads, backwards."""
+
+    virtio_id = 42
+    queues = Queues(2, size=64)
+    features = 1 << 5
+    done: int = state(0)
+    capacity: int = config_field(8, 7)
+    mode: int = config_field(1, 1, writable=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    @queue()
+    def reverse(self, chain: Chain) -> int:
+        data = chain.read()
+        if data == b"fail":
+            raise RuntimeError("on purpose")
+        self.done += 1
+        return chain.write(data[::-1])
+
+    def on_attach(self) -> None:
+        self.events.append("attach")
+
+    def on_detach(self) -> None:
+        self.events.append("detach")
+
+    def on_start(self, queue: int) -> None:
+        self.events.append(f"start {queue}")
+
+    def on_stop(self, queue: int) -> None:
+        self.events.append(f"stop {queue}")
+
+    def on_reset(self) -> None:
+        self.events.append("reset")
+
+    def on_config(self, name: str) -> None:
+        self.events.append(f"config {name}")

@@ -1,0 +1,275 @@
+"""What cannot be right in a virtqueue, and memory that goes from under it, breaks one ring and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.vhost_kit import (
+    ALL,
+    BOTH,
+    INDIRECT,
+    NEXT,
+    USER,
+    WRITE,
+    AnyDriver,
+    Guest,
+    PackedDriver,
+    SplitDriver,
+    finish,
+    take,
+)
+from vhost_user.rings import BrokenRing
+from vhost_user.wire.payloads import Region
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def one_buffer(count: int, flags: int = 0) -> list[tuple[int, int, int]]:
+    return [(0x3000, 16, flags)] * count
+
+
+def bad_indirect(driver: AnyDriver, chain: list[tuple[int, int, int]], flags: int = INDIRECT, extra: int = 0) -> None:
+    address, length = driver.table(chain)
+    driver.put([(address, length + extra, flags)])
+
+
+BAD_CHAINS: dict[str, Callable[[AnyDriver], object]] = {
+    "outside of memory": lambda driver: driver.put([(1 << 18, 1, 0)]),
+    "over the end of memory": lambda driver: driver.put([((1 << 18) - 8, 16, WRITE)]),
+    "at the end of all addresses": lambda driver: driver.put([((1 << 64) - 8, 16, 0)]),
+    "of 4 GiB where there is no memory": lambda driver: driver.put([(0, 0xFFFFFFFF, WRITE)]),
+    "readable behind writable": lambda driver: driver.put([(0x3000, 4, WRITE), (0x3000, 4, 0)]),
+    "an empty table": lambda driver: driver.put([(0x3000, 0, INDIRECT)]),
+    "a table that is no number of descriptors": lambda driver: bad_indirect(driver, one_buffer(2), extra=-1),
+    "a table outside of memory": lambda driver: driver.put([(1 << 18, 16, INDIRECT)]),
+    "a table of too many": lambda driver: bad_indirect(driver, one_buffer(1025)),
+    "a table within a table": lambda driver: bad_indirect(driver, [(0x3000, 16, INDIRECT)]),
+    "a table with another behind it": lambda driver: driver.put([(0x3000, 16, INDIRECT), (0x3000, 16, 0)]),
+    "readable behind writable in a table": lambda driver: bad_indirect(driver, [(0x3000, 4, WRITE), (0x3000, 4, 0)]),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("what", BAD_CHAINS)
+def test_a_bad_chain_breaks_its_ring_and_no_other(guest: Guest, kind: type[AnyDriver], what: str) -> None:
+    driver = kind(guest, 8, ALL)
+    ring = driver.ring()
+    BAD_CHAINS[what](driver)
+    with pytest.raises(BrokenRing) as caught:
+        ring.pop()
+    driver.request()
+    with pytest.raises(BrokenRing) as again:
+        ring.pop()
+    assert str(again.value) == str(caught.value) == ring.broken
+    with pytest.raises(BrokenRing):
+        ring.enable_kicks()
+    with Guest() as elsewhere:
+        other = kind(elsewhere, 8, ALL)
+        other.request()
+        take(other.ring())
+
+
+@BOTH
+def test_an_indirect_table_that_was_not_negotiated_breaks_the_ring(guest: Guest, kind: type[AnyDriver]) -> None:
+    driver = kind(guest)
+    driver.request(indirect=True)
+    with pytest.raises(BrokenRing):
+        driver.ring().pop()
+
+
+def test_a_chain_of_more_than_4_gib_breaks_the_ring() -> None:
+    """Of memory that is there, so that nothing else can be wrong with it."""
+    size = 1 << 32
+    with Guest(0x10000, size) as guest:
+        for kind in (SplitDriver, PackedDriver):
+            driver = kind(guest, 8, ALL)
+            driver.put([(0x10000, 0xFFFFFFF0, WRITE), (0x10000, 0x10, WRITE)])
+            ring = driver.ring()
+            take(ring)
+            driver.put([(0x10000, 0xFFFFFFF0, WRITE), (0x10000, 0x11, WRITE)])
+            with pytest.raises(BrokenRing):
+                ring.pop()
+
+
+def split_loop(driver: SplitDriver) -> None:
+    driver.descriptor(0, 0x3000, 1, NEXT, 1)
+    driver.descriptor(1, 0x3000, 1, NEXT, 0)
+    driver.offer(0)
+
+
+def split_beyond(driver: SplitDriver) -> None:
+    driver.descriptor(0, 0x3000, 1, NEXT, 8)
+    driver.offer(0)
+
+
+def split_table_loop(driver: SplitDriver) -> None:
+    at, size = driver.buffer(struct.pack("<QIHH", 0x3000, 1, NEXT, 1) + struct.pack("<QIHH", 0x3000, 1, NEXT, 0))
+    driver.put([(at, size, INDIRECT)])
+
+
+def split_table_beyond(driver: SplitDriver) -> None:
+    at, size = driver.buffer(struct.pack("<QIHH", 0x3000, 1, NEXT, 1))
+    driver.put([(at, size, INDIRECT)])
+
+
+def split_index_jumps(driver: SplitDriver) -> None:
+    driver.available += 9
+    driver.offer(0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [split_loop, split_beyond, split_table_loop, split_table_beyond, split_index_jumps, lambda d: d.offer(8)],
+)
+def test_what_a_split_ring_cannot_have_breaks_it(guest: Guest, wrong: Any) -> None:
+    driver = SplitDriver(guest, 8, ALL)
+    wrong(driver)
+    with pytest.raises(BrokenRing):
+        driver.ring().pop()
+
+
+def test_a_packed_chain_without_an_end_breaks_the_ring(guest: Guest) -> None:
+    driver = PackedDriver(guest, 4)
+    driver.put(one_buffer(4))
+    for index in range(4):
+        driver._flags(index, 0x80 | NEXT)
+    with pytest.raises(BrokenRing):
+        driver.ring().pop()
+
+
+@BOTH
+def test_more_requests_at_a_time_than_there_are_descriptors_break_the_ring(guest: Guest, kind: type[AnyDriver]) -> None:
+    driver = kind(guest, 2)
+    ring = driver.ring()
+    for _ in range(2):
+        driver.request(writable=())
+        take(ring)
+    if isinstance(driver, SplitDriver):
+        driver.offer(0)
+    else:
+        driver._flags(0, 1 << 15)  # available again in the next lap, though it never came back
+    with pytest.raises(BrokenRing):
+        ring.pop()
+
+
+@BOTH
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_whatever_is_in_a_ring_it_breaks_at_most(kind: type[AnyDriver], data: st.DataObject) -> None:
+    with Guest(0x2000, 0x2000) as guest:
+        driver = kind(guest, 4, ALL)
+        number = st.one_of(st.integers(0, 16), st.integers(0, 1 << 14), st.integers(0, (1 << 64) - 1))
+        for index in range(4):
+            fields = data.draw(st.tuples(number, number, st.integers(0, 7), st.integers(0, 0xFFFF)))
+            address, length, low, high = fields
+            guest.memory[16 * index : 16 * index + 16] = struct.pack(
+                "<QIHH", address, length & 0xFFFFFFFF, *((low, high & 7) if not kind.packed else (high, low | 0x80))
+            )
+        guest.memory[0x1000:0x1010] = data.draw(st.binary(min_size=16, max_size=16))
+        ring = driver.ring()
+        try:
+            for _ in range(6):
+                if (chain := ring.pop()) is None:
+                    break
+                chain.read()
+                ring.push(chain, chain.write(b"x" * 100))
+                ring.publish()
+                ring.enable_kicks()
+        except BrokenRing:
+            assert ring.broken
+
+
+# memory that comes and goes
+
+
+@BOTH
+def test_a_ring_whose_memory_goes_breaks_when_it_is_looked_at(guest: Guest, kind: type[AnyDriver]) -> None:
+    driver = kind(guest)
+    ring = driver.ring()
+    driver.request()
+    chain = take(ring)
+    driver.request()
+    guest.table.clear()
+    chain.write(b"late, and no harm done")
+    with pytest.raises(BrokenRing):
+        ring.pop()
+    ring.push(chain, 0)
+    with pytest.raises(BrokenRing):
+        ring.publish()
+
+
+@BOTH
+def test_a_ring_breaks_where_its_own_memory_goes_and_that_of_its_buffers_stays(kind: type[AnyDriver]) -> None:
+    with Guest(0x2000, 0x10000) as guest:
+        driver = kind(guest)
+        ring = driver.ring()
+        driver.request()
+        driver.request()
+        take(ring)
+        guest.table.remove(Region(0, 0x2000, USER, 0))
+        with pytest.raises(BrokenRing):
+            ring.pop()
+
+
+@BOTH
+def test_a_ring_that_is_broken_and_forgotten_keeps_no_memory(guest: Guest, kind: type[AnyDriver]) -> None:
+    driver = kind(guest)
+    ring = driver.ring()
+    kept = weakref.ref(ring)
+    guest.table.clear()
+    with contextlib.suppress(BrokenRing):
+        ring.pop()
+    assert ring.broken
+    del ring
+    assert kept() is None
+
+
+@BOTH
+def test_a_ring_runs_on_while_its_memory_is_shared_again(kind: type[AnyDriver]) -> None:
+    """As QEMU does it where a DIMM is plugged: the whole table again, one region more."""
+    with Guest(0x10000, 0x10000) as guest:
+        guest.share([0x10000])
+        driver = kind(guest)
+        ring = driver.ring()
+        driver.request()
+        driver.request()
+        first = take(ring)
+        guest.share([0x10000, 0x10000])
+        ring.push(first, 0)
+        ring.push(take(ring), 0)
+        ring.publish()
+        driver.brk = 0x10000
+        driver.request()
+        finish(ring, take(ring))
+        assert driver.collect() == [1, 2, 3]
+
+
+def test_a_ring_whose_file_shrinks_breaks_and_the_process_lives() -> None:
+    program = """
+import os
+from tests.vhost_kit import Guest, PackedDriver, SplitDriver
+from vhost_user.rings import BrokenRing
+for kind in (SplitDriver, PackedDriver):
+    guest = Guest()
+    driver = kind(guest)
+    ring = driver.ring()
+    driver.request()
+    os.ftruncate(guest.fd, 0)
+    try:
+        ring.pop()
+    except BrokenRing as error:
+        print(ring.broken == str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr

@@ -1,0 +1,300 @@
+"""The life of a ring: when it runs, how it stops, what survives that, and what breaks it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.vhost.reverse import Reverse
+from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, DriverQueue, FrontEnd, P, R, V, no_fd
+from vhost_user.backend import Server
+from vhost_user.backend.lifecycle import TRANSITIONS, RingEvent, RingState, after
+from vhost_user.wire import DeviceStatus
+from vhost_user.wire.payloads import Region, VringState
+
+# -- the life of a ring
+
+
+@pytest.mark.parametrize("state", RingState)
+def test_only_what_is_started_and_enabled_runs(state: RingState) -> None:
+    assert (after(state, RingEvent.ENABLE) is RingState.RUNNING) == (state in (RingState.STARTED, RingState.RUNNING))
+    assert (after(state, RingEvent.START) is RingState.RUNNING) == (state in (RingState.ENABLED, RingState.RUNNING))
+    assert not after(state, RingEvent.STOP).is_started
+    assert after(after(state, RingEvent.STOP), RingEvent.ENABLE) is RingState.ENABLED
+    assert set(TRANSITIONS) == set(RingState)
+
+
+def test_a_ring_is_not_served_before_it_is_enabled_and_no_kick_is_lost(front_end: FrontEnd, device: Reverse) -> None:
+    ring = front_end.queue()
+    ring.start(enable=False)
+    ring.put(b"ab", 2)
+    ring.kick()
+    front_end.settle()
+    assert ring.used_index == 0
+    assert device.events == ["attach"]
+    ring.enable()
+    assert len(ring.wait_used()) == 1
+    ring.enable(False)
+    ring.put(b"cd", 2)
+    ring.kick()
+    front_end.settle()
+    assert ring.used_index == 1
+    ring.enable()
+    assert len(ring.wait_used()) == 1
+    assert device.events == ["attach", "start 0", "stop 0", "start 0"]
+
+
+def test_requests_that_came_before_a_ring_runs_need_no_kick(front_end: FrontEnd) -> None:
+    ring = front_end.queue()
+    ring.put(b"ab", 2)
+    ring.start()
+    assert len(ring.wait_used()) == 1
+
+
+def test_a_ring_that_starts_tells_its_driver_once(ring: DriverQueue) -> None:
+    """A back-end that was killed between the used index and the call owes it: the driver would wait for ever."""
+    assert ring.wait_call()
+
+
+def test_a_ring_that_gets_another_call_tells_there_what_it_may_owe(front_end: FrontEnd, ring: DriverQueue) -> None:
+    other = os.eventfd(0, os.EFD_CLOEXEC)
+    front_end.do(R.SET_VRING_CALL, 0, [other])
+    assert os.eventfd_read(other) == 1
+    os.close(other)
+
+
+def test_a_ring_that_is_stopped_says_where_it_goes_on_and_is_drained(ring: DriverQueue, device: Reverse) -> None:
+    for _ in range(5):
+        ring.read(b"ab", 2)
+    ring.put(b"cd", 2)
+    ring.put(b"ef", 2)
+    ring.kick()
+    base = ring.stop()
+    assert base == ring.used_index
+    assert device.events[-1] == "stop 0"
+
+
+def test_a_stopped_ring_is_not_started_by_being_enabled(front_end: FrontEnd, ring: DriverQueue) -> None:
+    ring.stop()
+    ring.put(b"ab", 2)
+    ring.kick()
+    ring.enable()
+    front_end.settle()
+    assert ring.used_index == 0
+
+
+def test_a_stopped_ring_goes_on_where_it_was(front_end: FrontEnd, ring: DriverQueue) -> None:
+    ring.read(b"ab", 2)
+    base = ring.stop()
+    ring.put(b"cd", 2)
+    ring.start(base)
+    assert len(ring.wait_used()) == 1
+    assert ring.stop() == 2
+
+
+def test_what_survives_a_stop_need_not_be_said_again(front_end: FrontEnd, ring: DriverQueue) -> None:
+    ring.read(b"ab", 2)
+    ring.stop()
+    ring.put(b"cd", 2)
+    front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+    assert len(ring.wait_used()) == 1
+
+
+def test_a_ring_that_runs_is_not_made_another(front_end: FrontEnd, ring: DriverQueue) -> None:
+    assert front_end.tell(R.SET_VRING_NUM, VringState(0, 16)) == errno.EINVAL
+    assert front_end.tell(R.SET_VRING_BASE, VringState(0, 3)) == errno.EINVAL
+    assert front_end.tell(R.SET_VRING_ADDR, ring.addresses._replace(used=USER + 0x8000)) == errno.EINVAL
+    assert front_end.tell(R.SET_FEATURES, int(FEATURES | V.EVENT_IDX)) == errno.EINVAL
+    assert ring.read(b"ab", 2) == b"ba"
+
+
+@pytest.mark.parametrize("size", [0, 128])
+def test_a_ring_longer_than_the_device_takes_is_refused(front_end: FrontEnd, size: int) -> None:
+    assert front_end.tell(R.SET_VRING_NUM, VringState(0, size)) == errno.EINVAL
+
+
+def test_a_queue_that_is_not_there_is_refused(front_end: FrontEnd) -> None:
+    assert front_end.tell(R.SET_VRING_NUM, VringState(2, 8)) == errno.EINVAL
+    assert front_end.tell(R.SET_VRING_KICK, no_fd(255)) == errno.EINVAL
+
+
+def test_a_reset_stops_rings_and_keeps_memory_and_whom_to_tell(
+    front_end: FrontEnd, ring: DriverQueue, device: Reverse
+) -> None:
+    ring.read(b"ab", 2)
+    front_end.do(R.RESET_DEVICE)
+    assert device.done == 0
+    assert device.events[-2:] == ["stop 0", "reset"]
+    ring.enable()  # QEMU enables all rings, those too that the BIOS does not use
+    ring.put(b"cd", 2)
+    ring.kick()
+    front_end.settle()
+    assert ring.used_index == 1
+    front_end.do(R.SET_VRING_NUM, VringState(0, ring.size))
+    front_end.do(R.SET_VRING_BASE, VringState(0, 1))
+    front_end.do(R.SET_VRING_ADDR, ring.addresses)
+    front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+    ring.enable()
+    assert len(ring.wait_used()) == 1
+
+
+def test_a_second_owner_says_everything_again(front_end: FrontEnd, ring: DriverQueue, device: Reverse) -> None:
+    ring.read(b"ab", 2)
+    front_end.negotiate()
+    front_end.settle()
+    assert device.events[-1] == "stop 0"
+    front_end.share_memory()  # the regions that it had are not there any more
+    again = front_end.queue(at=0x40000)
+    again.start()
+    assert again.read(b"cd", 2) == b"dc"
+
+
+def test_status_zero_stops_rings_and_resets_where_no_other_message_does(stranger: FrontEnd, device: Reverse) -> None:
+    stranger.negotiate(protocol=PROTOCOL & ~P.RESET_DEVICE | P.STATUS)
+    stranger.share_memory()
+    stranger.do(R.SET_STATUS, int(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER))
+    assert stranger.ask(R.GET_STATUS) == 3
+    ring = stranger.queue()
+    ring.start()
+    ring.read(b"ab", 2)
+    stranger.do(R.SET_STATUS, 0)
+    assert device.events[-2:] == ["stop 0", "reset"]
+    assert stranger.ask(R.GET_STATUS) == 0
+
+
+def test_status_zero_leaves_the_device_to_reset_device(stranger: FrontEnd, device: Reverse) -> None:
+    stranger.negotiate(protocol=PROTOCOL | P.STATUS)
+    stranger.share_memory()
+    ring = stranger.queue()
+    ring.start()
+    ring.read(b"ab", 2)
+    stranger.do(R.SET_STATUS, 0)  # as QEMU says it when a guest is paused
+    assert device.events[-1] == "stop 0"
+    assert device.done == 1
+
+
+def test_a_disconnection_stops_rings_and_the_next_front_end_is_served(
+    server: Server, front_end: FrontEnd, ring: DriverQueue, device: Reverse
+) -> None:
+    ring.read(b"ab", 2)
+    front_end.close()
+    with FrontEnd(str(server.listener.address)) as other:
+        other.negotiate()
+        other.share_memory()
+        again = other.queue()
+        again.start()
+        assert again.read(b"cd", 2) == b"dc"
+        assert device.events == ["attach", "start 0", "stop 0", "detach", "attach", "start 0"]
+
+
+# -- memory
+
+
+def test_memory_may_be_given_anew_while_rings_run(front_end: FrontEnd, ring: DriverQueue) -> None:
+    ring.read(b"ab", 2)
+    front_end.do(R.SET_MEM_TABLE, (front_end.region,), [front_end.memory_fd])
+    assert ring.read(b"cd", 2) == b"dc"
+
+
+def test_a_ring_whose_memory_is_taken_away_breaks_and_no_other(front_end: FrontEnd, ring: DriverQueue) -> None:
+    half = MEMORY // 2
+    other = front_end.queue(1, at=half)
+    front_end.do(R.SET_MEM_TABLE, (Region(half, half, USER + half, half),), [front_end.memory_fd])
+    other.start()
+    ring.put(b"ab", 2)
+    ring.kick()
+    assert ring.wait_err()
+    assert other.read(b"cd", 2) == b"dc"
+    front_end.do(R.SET_MEM_TABLE, (front_end.region,), [front_end.memory_fd])
+    ring.start(ring.stop())
+    assert len(ring.wait_used()) == 1
+
+
+def test_a_wrong_region_is_refused_and_what_is_there_stays(front_end: FrontEnd, ring: DriverQueue) -> None:
+    for region in (Region(0, 1 << 63, USER, 0), Region(0x1000, 0x1000, 0, 0), Region(1 << 40, 0x1000, 0, MEMORY)):
+        assert front_end.tell(R.ADD_MEM_REG, region, [front_end.memory_fd])
+    assert ring.read(b"ab", 2) == b"ba"
+
+
+# -- rings that break
+
+
+def loop(ring: DriverQueue) -> None:
+    ring.describe(0, 0x8000, 4, 1, 1)
+    ring.describe(1, 0x8000, 4, 1, 0)
+
+
+def outside_memory(ring: DriverQueue) -> None:
+    ring.describe(0, MEMORY, 4, 0, 0)
+
+
+def writable_before_readable(ring: DriverQueue) -> None:
+    ring.describe(0, 0x8000, 4, 3, 1)
+    ring.describe(1, 0x8000, 4, 0, 0)
+
+
+def beyond_the_table(ring: DriverQueue) -> None:
+    ring.describe(0, 0x8000, 4, 1, 99)
+
+
+def indirect_without_agreement(ring: DriverQueue) -> None:
+    ring.describe(0, 0x8000, 16, 4, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [loop, outside_memory, writable_before_readable, beyond_the_table, indirect_without_agreement]
+)
+def test_a_wrong_chain_breaks_its_ring_and_nothing_else(front_end: FrontEnd, ring: DriverQueue, wrong: object) -> None:
+    other = front_end.queue(1)
+    other.start()
+    assert callable(wrong)
+    wrong(ring)
+    ring.offer(0)
+    ring.kick()
+    assert ring.wait_err()
+    assert other.read(b"ab", 2) == b"ba"
+    ring.stop()
+    front_end.memory[0x10000:0x13000] = bytes(0x3000)
+    again = front_end.queue()
+    again.start()
+    assert again.read(b"cd", 2) == b"dc"
+
+
+def test_a_device_that_fails_breaks_the_ring_and_what_was_done_before_is_told(
+    ring: DriverQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring.put(b"ab", 2)
+    ring.put(b"fail", 4)
+    ring.kick()
+    assert ring.wait_err()
+    assert len(ring.wait_used()) == 1
+    assert "on purpose" in caplog.text
+    assert "queue 0 of Reverse" in caplog.text
+
+
+def test_a_ring_that_is_started_without_addresses_breaks(front_end: FrontEnd) -> None:
+    ring = front_end.queue()
+    front_end.do(R.SET_VRING_ERR, 0, [ring.err_fd])
+    front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+    ring.enable()
+    assert ring.wait_err()
+    front_end.settle()
+
+
+def test_a_kick_that_is_no_eventfd_is_refused(front_end: FrontEnd) -> None:
+    with Path("/dev/null").open() as nothing:
+        for request in (R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR):
+            assert front_end.tell(request, 0, [nothing.fileno()]) == errno.EINVAL
+
+
+def test_a_ring_without_a_kick_is_looked_at_by_itself(front_end: FrontEnd) -> None:
+    ring = front_end.queue()
+    ring.start(enable=False)
+    front_end.do(R.SET_VRING_KICK, no_fd(0))
+    ring.enable()
+    ring.put(b"ab", 2)
+    assert len(ring.wait_used()) == 1
+    ring.stop()

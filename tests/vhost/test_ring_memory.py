@@ -1,0 +1,236 @@
+"""Virtqueues under a dirty log, with stores in the order that is the promise, and behind an IOMMU."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.vhost_kit import (
+    ALL,
+    BOTH,
+    USER,
+    WRITE,
+    AnyDriver,
+    AnyRing,
+    Guest,
+    SplitDriver,
+    after_each_store,
+    finish,
+    take,
+)
+from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, Permission
+from vhost_user.memory.iotlb import IotlbType
+from vhost_user.rings import BrokenRing, Chain, RingAddresses
+from vhost_user.wire.payloads import IotlbMessage, Log
+
+
+class Logged:
+    """A log in bytes of its own, and what was marked."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("log")
+        os.ftruncate(self.fd, 4096)
+        self.log = DirtyLog(Log(4096, 0), self.fd)
+        self.memory = mmap.mmap(self.fd, 4096)
+
+    def marked(self) -> set[int]:
+        """Numbers of the pieces of 32 KiB that are marked; and none is from now on."""
+        found = {index for index, byte in enumerate(self.memory[:]) if byte}
+        self.memory[:] = bytes(4096)
+        return found
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    made = Logged()
+    yield made
+    made.log.close()
+    os.close(made.fd)
+
+
+@BOTH
+@pytest.mark.parametrize("indirect", [False, True])
+def test_all_that_may_have_been_written_is_marked_and_nothing_that_was_read(
+    kind: type[AnyDriver], indirect: bool, logged: Logged
+) -> None:
+    with Guest(0x8000, 0x18000, 0x20000) as guest:
+        driver = kind(guest, 8, ALL)
+        ring = driver.ring()
+        ring.log = logged.log
+        driver.brk = 0x10000
+        driver.request(b"x" * 0x10000, writable=(0x10000, 1), indirect=indirect)
+        finish(ring, take(ring), b"x")
+        assert logged.marked() == {4, 5, 6}
+
+
+@BOTH
+def test_a_log_may_come_and_go_while_requests_are_under_way(
+    guest: Guest, kind: type[AnyDriver], logged: Logged
+) -> None:
+    driver = kind(guest)
+    ring = driver.ring()
+    driver.brk = 0x8000
+    driver.request(writable=(8,))
+    driver.request(writable=(8,))
+    first, second = take(ring), take(ring)
+    ring.log = logged.log
+    finish(ring, first, b"x")
+    assert logged.marked() == {1}
+    ring.log = None
+    finish(ring, second, b"x")
+    assert logged.marked() == set()
+
+
+@BOTH
+def test_the_used_ring_is_marked_where_that_is_asked_for(guest: Guest, kind: type[AnyDriver], logged: Logged) -> None:
+    driver = kind(guest, 8, ALL)
+    ring = driver.ring()
+    ring.log = logged.log
+    ring.used_log = 0x50000 if kind is SplitDriver else 0
+    driver.brk = 0x8000
+    driver.request(writable=())
+    finish(ring, take(ring))
+    ring.enable_kicks()
+    assert logged.marked() == ({10} if kind is SplitDriver else {0})
+
+
+@BOTH
+def test_a_log_that_does_not_reach_breaks_the_ring(guest: Guest, kind: type[AnyDriver], logged: Logged) -> None:
+    driver = kind(guest)
+    ring = driver.ring()
+    ring.log = DirtyLog(Log(1, 0), logged.fd)
+    driver.brk = 0x8000
+    driver.request(writable=(8,))
+    ring.push(take(ring), 0)
+    with pytest.raises(BrokenRing):
+        ring.publish()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@BOTH
+def test_data_is_stored_first_then_the_log_then_the_ring_and_what_shows_it_last(
+    guest: Guest, kind: type[AnyDriver], batch: int, logged: Logged
+) -> None:
+    driver = kind(guest)
+    ring = driver.ring()
+    ring.log, ring.used_log = logged.log, 0x38000
+    driver.brk = 0x8000
+    for _ in range(batch):
+        driver.request(writable=(8,))
+    stored: list[str] = []
+    before = bytes(guest.memory)
+
+    def seen(index: int) -> None:
+        nonlocal before
+        now = bytes(guest.memory)
+        stored.append("log" if index else what_is_stored(driver, before, now))
+        before = now
+
+    with after_each_store([guest.memory, logged.memory], seen):
+        chains = [take(ring) for _ in range(batch)]
+        for chain in chains:
+            ring.push(chain, chain.write(b"12345678"))
+        ring.publish()
+    shown = stored.index("shown")
+    assert stored[:batch] == ["data"] * batch
+    assert stored[batch] == "log"
+    assert set(stored[batch:shown]) == {"log", "ring"}
+    assert set(stored[shown + 1 :]) <= {"log"}
+    assert len(driver.collect()) == batch
+
+
+def what_is_stored(driver: AnyDriver, before: bytes, now: bytes) -> str:
+    """What was stored: "shown" is that by which the driver sees that something came back."""
+    (at, *_) = (index for index, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
+    if at >= driver.BUFFERS:
+        return "data"
+    if isinstance(driver, SplitDriver):
+        return "shown" if at in (0x1802, 0x1803) else "ring"
+    return "shown" if at in (14, 15) else "ring"
+
+
+# an IOMMU
+
+
+class Translated:
+    """A ring whose addresses go through an IOTLB, in which each page has to be asked for."""
+
+    SHIFT = 1 << 40
+
+    def __init__(self, guest: Guest, kind: type[AnyDriver]) -> None:
+        self.iotlb = Iotlb(guest.table)
+        self.driver = kind(guest, 8, ALL)
+        self.driver.addresses = RingAddresses(*(address - USER + self.SHIFT for address in kind.addresses))
+        self.asked: list[int] = []
+
+    def answer(self, miss: IotlbMiss) -> None:
+        self.asked.append(miss.iova)
+        page = miss.iova & ~0xFFF
+        self.iotlb.handle(IotlbMessage(page, 0x1000, page - self.SHIFT + USER, 3, IotlbType.UPDATE))
+
+    def until_known(self, call: Any) -> Any:
+        for _ in range(50):
+            try:
+                return call()
+            except IotlbMiss as miss:
+                self.answer(miss)
+        raise AssertionError("asked for ever")
+
+    def request(self) -> None:
+        at, size = self.driver.buffer(b"hello")
+        into, room = self.driver.buffer(64)
+        self.driver.given[self.driver.put([(at + self.SHIFT, size, 0), (into + self.SHIFT, room, WRITE)])] = (
+            1,
+            [(into, room)],
+        )
+
+
+@BOTH
+def test_behind_an_iommu_what_is_missing_is_asked_for_and_the_request_is_there_still(
+    guest: Guest, kind: type[AnyDriver]
+) -> None:
+    made = Translated(guest, kind)
+    ring: AnyRing = made.until_known(lambda: made.driver.ring(iotlb=made.iotlb))
+    made.driver.brk = 0x2FFE
+    made.request()
+    chain: Chain = made.until_known(ring.pop)
+    assert chain.read() == b"hello"
+    assert chain.ranges == [(0x3003, 64)]
+    assert {iova - made.SHIFT & ~0xFFF for iova in made.asked} == {0, 0x1000, 0x2000, 0x3000}
+    ring.push(chain, chain.write(b"there"))
+    assert ring.publish()
+    assert made.driver.collect() == [1]
+    assert made.driver.data[1][:5] == b"there"
+
+
+@BOTH
+def test_an_invalidation_makes_a_ring_ask_again(guest: Guest, kind: type[AnyDriver]) -> None:
+    made = Translated(guest, kind)
+    ring: AnyRing = made.until_known(lambda: made.driver.ring(iotlb=made.iotlb))
+    made.request()
+    chain: Chain = made.until_known(ring.pop)
+    made.iotlb.handle(IotlbMessage(0, 1 << 63, 0, 0, IotlbType.INVALIDATE))
+    ring.push(chain, 0)
+    with pytest.raises(IotlbMiss):
+        ring.publish()
+    made.asked.clear()
+    made.until_known(ring.publish)
+    assert made.asked
+    assert made.driver.collect() == [1]
+    assert not ring.broken
+
+
+@BOTH
+def test_a_buffer_that_may_only_be_read_is_not_written(guest: Guest, kind: type[AnyDriver]) -> None:
+    made = Translated(guest, kind)
+    ring: AnyRing = made.until_known(lambda: made.driver.ring(iotlb=made.iotlb))
+    made.driver.brk = 0x4000
+    made.request()
+    made.iotlb.handle(IotlbMessage(made.SHIFT + 0x4000, 0x1000, USER + 0x4000, Permission.READ, IotlbType.UPDATE))
+    with pytest.raises(IotlbMiss) as caught:
+        ring.pop()
+    assert caught.value.permission == Permission.WRITE

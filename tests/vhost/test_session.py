@@ -1,0 +1,141 @@
+"""A back-end as front-ends use it, over a socket: requests, what is agreed on, configuration."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.vhost.reverse import Reverse
+from tests.vhost_frontend import FEATURES, PROTOCOL, DriverQueue, FrontEnd, Gone, P, R, V
+from userdev.transport import Framer
+from vhost_user.backend import Server
+from vhost_user.device import Chain, Queues, VhostDevice, queue
+from vhost_user.wire import NEED_REPLY, VERSION, Message
+from vhost_user.wire.payloads import Config, VringState
+
+# -- requests
+
+
+def test_a_request_is_read_and_answered(ring: DriverQueue) -> None:
+    assert ring.read(b"hello", 5) == b"olleh"
+    assert ring.read(b"and again", 64) == b"niaga dna"
+
+
+def test_more_requests_than_a_ring_has_places_are_all_answered(ring: DriverQueue, device: Reverse) -> None:
+    for round in range(50):
+        for number in range(4):
+            ring.put(bytes([round, number]), 2)
+        ring.kick()
+        assert [written for _, written in ring.wait_used(4)] == [2] * 4
+    assert device.done == 200
+
+
+def test_two_queues_run_at_a_time(front_end: FrontEnd) -> None:
+    queues = [front_end.queue(0), front_end.queue(1)]
+    for each in queues:
+        each.start()
+    assert [each.read(bytes([65 + each.index] * 3), 3) for each in queues] == [b"AAA", b"BBB"]
+
+
+def test_a_packed_ring_that_nobody_has_used_begins_with_both_wrap_counters(stranger: FrontEnd) -> None:
+    stranger.negotiate(FEATURES | V.RING_PACKED)
+    assert V.RING_PACKED in stranger.negotiated.features
+    assert stranger.ask(R.GET_VRING_BASE, VringState(0, 0)).num == 1 << 15 | 1 << 31
+
+
+# -- what is agreed on
+
+
+def test_features_of_the_device_and_of_the_framework_are_offered(stranger: FrontEnd) -> None:
+    offered = V(stranger.ask(R.GET_FEATURES))
+    assert offered & 1 << 5
+    assert V.VERSION_1 | V.EVENT_IDX | V.INDIRECT_DESC | V.LOG_ALL | V.PROTOCOL_FEATURES in offered
+    assert V.ACCESS_PLATFORM not in offered
+
+
+def test_a_device_without_a_configuration_space_does_not_offer_one(tmp_path: Path) -> None:
+    class Plain(VhostDevice):
+        virtio_id = 4
+        queues = Queues(1)
+
+        @queue(0)
+        def nothing(self, chain: Chain) -> int:
+            return 0
+
+    with Server(Plain(), f"unix:{tmp_path}/p") as server, FrontEnd(str(server.listener.address)) as front_end:
+        assert P.CONFIG not in P(front_end.ask(R.GET_PROTOCOL_FEATURES))
+
+
+def test_features_that_were_not_offered_are_refused(stranger: FrontEnd) -> None:
+    stranger.negotiate()
+    assert stranger.tell(R.SET_FEATURES, int(FEATURES | 1 << 6)) == errno.EINVAL
+    assert stranger.tell(R.SET_PROTOCOL_FEATURES, int(PROTOCOL | P.PAGEFAULT)) == errno.EINVAL
+    stranger.do(R.SET_FEATURES, int(FEATURES))
+
+
+def test_the_number_of_queues_is_told(front_end: FrontEnd) -> None:
+    assert front_end.ask(R.GET_QUEUE_NUM) == 2
+
+
+def test_an_acknowledgement_is_sent_once_where_it_is_asked_for(front_end: FrontEnd) -> None:
+    front_end.send(R.SET_VRING_BASE, VringState(0, 0), need_reply=True)
+    front_end.send(R.SET_VRING_BASE, VringState(0, 0))
+    front_end.send(R.GET_QUEUE_NUM, need_reply=True)
+    answers = [front_end.receive() for _ in range(2)]
+    assert [(answer.request, answer.flags) for answer in answers] == [(R.SET_VRING_BASE, 5), (R.GET_QUEUE_NUM, 5)]
+    front_end.settle()
+
+
+def test_what_was_not_negotiated_is_refused(stranger: FrontEnd) -> None:
+    stranger.negotiate(protocol=PROTOCOL & ~P.CONFIGURE_MEM_SLOTS)
+    assert stranger.tell(R.ADD_MEM_REG, stranger.region, [stranger.memory_fd]) == errno.EINVAL
+    stranger.do(R.SET_MEM_TABLE, (stranger.region,), [stranger.memory_fd])
+
+
+def test_a_refused_message_that_asks_for_no_answer_ends_the_connection(front_end: FrontEnd) -> None:
+    front_end.send(R.SET_VRING_NUM, VringState(0, 0))
+    with pytest.raises(Gone):
+        front_end.receive()
+
+
+def test_an_unknown_request_is_answered_and_the_session_goes_on(front_end: FrontEnd) -> None:
+    front_end.stream.send(Message(4711, VERSION | NEED_REPLY).encode())
+    assert int.from_bytes(front_end.receive().payload, "little") == errno.ENOSYS
+    front_end.settle()
+
+
+# -- configuration
+
+
+def test_a_driver_writes_what_it_may(stranger: FrontEnd, device: Reverse) -> None:
+    stranger.negotiate(protocol=PROTOCOL | P.CONFIG)
+    stranger.do(R.SET_CONFIG, Config(8, 1, 0, b"\x00"))
+    assert device.mode == 0
+    assert device.events == ["attach", "config mode"]
+    assert stranger.tell(R.SET_CONFIG, Config(0, 8, 0, bytes(8))) == errno.EINVAL
+    stranger.do(R.SET_CONFIG, Config(0, 8, 1, (9).to_bytes(8, "little")))
+    assert device.capacity == 9
+
+
+def test_a_change_of_configuration_is_told_on_the_back_ends_channel(stranger: FrontEnd, device: Reverse) -> None:
+    stranger.negotiate(protocol=PROTOCOL | P.CONFIG | P.BACKEND_REQ)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        stranger.do(R.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
+        device.capacity = 8
+        device.config_changed()
+        framer: Framer[Message] = Framer(Message)
+        framer.feed(ours.recv(64))
+        message = framer.next()
+        assert message is not None
+        assert (message.request, message.needs_reply) == (2, False)
+    assert stranger.ask(R.GET_CONFIG, Config(0, 8, 0, bytes(8))).data[0] == 8
+
+
+def test_a_channel_that_is_no_socket_is_refused(stranger: FrontEnd) -> None:
+    stranger.negotiate(protocol=PROTOCOL | P.CONFIG | P.BACKEND_REQ)
+    assert stranger.tell(R.SET_BACKEND_REQ_FD, None, [stranger.memory_fd]) == errno.EINVAL
