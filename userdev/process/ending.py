@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 import select
-from types import TracebackType
-from typing import Self
 
 from userdev.process.deadline import Deadline
+from userdev.process.owned import OwnedDescriptor
 
 
-class ProcessEnd:
+class ProcessEnd(OwnedDescriptor):
     """Waits for the end of a process, be it ours or not. A context manager.
 
     `fd` is readable once it has ended; what its exit status is, only its parent can ask.
@@ -24,7 +23,7 @@ class ProcessEnd:
             ProcessLookupError: there is no such process.
         """
         self.pid = pid
-        self.fd = os.pidfd_open(pid)
+        super().__init__(os.pidfd_open(pid))
 
     @property
     def has_come(self) -> bool:
@@ -40,17 +39,3 @@ class ProcessEnd:
             poller.register(or_readable, select.POLLIN)
         ready = poller.poll(None if math.isinf(left) else math.ceil(left * 1000))
         return any(fd == self.fd for fd, _ in ready)
-
-    def close(self) -> None:
-        """Let go of it; a second call does nothing."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

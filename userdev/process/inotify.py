@@ -6,10 +6,9 @@ import ctypes
 import os
 from enum import IntFlag
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from userdev.errors import UserError
+from userdev.process.owned import OwnedDescriptor
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,7 +27,7 @@ class Change(IntFlag):
 ARRIVAL = Change.MADE | Change.MOVED_HERE
 
 
-class Watch:
+class Watch(OwnedDescriptor):
     """`fd` is readable when a file or a folder has changed since it was `drain`ed. A context manager."""
 
     def __init__(self, path: Path, changes: Change = ARRIVAL) -> None:
@@ -37,7 +36,7 @@ class Watch:
         Raises:
             UserError: the kernel does not let us; there are bounds for a user's watches.
         """
-        self.fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        super().__init__(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         if self.fd < 0 or _libc.inotify_add_watch(self.fd, os.fsencode(path), int(changes)) < 0:
             number = ctypes.get_errno()
             self.close()
@@ -52,17 +51,3 @@ class Watch:
                 pass
         except BlockingIOError:
             return
-
-    def close(self) -> None:
-        """Stop watching; a second call does nothing."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
