@@ -93,12 +93,6 @@ class Console:
         with self._changed:
             self._listeners.append(listener)
 
-    def wait_end(self, limit: float | Deadline) -> bool:
-        """Whether the machine's end of the line was closed before the deadline."""
-        deadline = Deadline.of(limit)
-        with self._changed:
-            return self._changed.wait_for(lambda: self._ended, deadline.remaining)
-
     def close(self) -> None:
         """Stop reading."""
         with contextlib.suppress(OSError):

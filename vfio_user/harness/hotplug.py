@@ -79,16 +79,3 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
         news.settimeout(min(left, 0.01 if found else 0.25))
         with contextlib.suppress(TimeoutError):
             news.recv(8192)
-
-
-def wait_for_removal(port: str, seconds: float) -> bool:
-    """Wait until there is no device behind a root port; False when there still is one."""
-    import time
-    from pathlib import Path
-
-    end = time.monotonic() + seconds
-    while list(Path(f"/sys/bus/pci/devices/{port}").glob("????:??:??.?")):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
