@@ -34,10 +34,11 @@ class Transparent(GuestTest):
         with self.lab() as lab:
             guest = lab.boot(iommu=True)
             bare, interposed = guest.plug("edu"), guest.plug("edu", interpose=True)
-            program, parts = EXERCISES["edu"]
-            for part in parts:
+            program = EXERCISES["edu"]
+            for part in program.parts:
                 without, behind = (
-                    exercise(guest, program, "--slot", device.address, *part.arguments) for device in (bare, interposed)
+                    exercise(guest, program.name, "--slot", device.address, *part.arguments)
+                    for device in (bare, interposed)
                 )
                 self.assertEqual((behind.ok, behind.seen, behind.wrong), (without.ok, without.seen, without.wrong))
                 self.assertTrue(behind.ok, behind.verdict)

@@ -23,7 +23,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The guest's programs, importable as they are in the guest."""
     monkeypatch.syspath_prepend(str(PROGRAMS))
     yield
-    for name in ("disk_work", "edu", "guest_pci", "guest_vfio", "work"):
+    for name in ("disk_work", "edu", "entropy", "guest_pci", "guest_vfio", "work"):
         sys.modules.pop(name, None)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.vhost_frontend import FEATURES, FrontEnd, R
 from userdev_servers.rng import MOST
-from vhost_user.wire import HEADER, VERSION
+from vhost_user.wire import HEADER, VERSION, ProtocolFeature, VirtioFeature
 
 COMMAND = [sys.executable, "-P", "-m", "vhost_user", "serve"]
 
@@ -69,6 +69,24 @@ def test_a_file_without_bytes_is_refused_in_words() -> None:
     done = run("rng", "--source", "/dev/null", "--socket-path", "/tmp/never")
     assert done.returncode == 2
     assert "/dev/null has no bytes" in done.stderr
+
+
+def test_features_can_be_left_out_of_what_is_offered(tmp_path: Path) -> None:
+    without = ("--without", "event_idx,INFLIGHT_SHMFD")
+    with serving(tmp_path, "rng", *without) as (_, address), FrontEnd(address) as front_end:
+        features = VirtioFeature(front_end.ask(R.GET_FEATURES))
+        protocol_features = ProtocolFeature(front_end.ask(R.GET_PROTOCOL_FEATURES))
+    assert VirtioFeature.EVENT_IDX not in features
+    assert VirtioFeature.INDIRECT_DESC in features
+    assert ProtocolFeature.INFLIGHT_SHMFD not in protocol_features
+    assert ProtocolFeature.REPLY_ACK in protocol_features
+
+
+def test_a_feature_that_there_is_not_is_refused_with_all_names() -> None:
+    done = run("rng", "--without", "WHEELS", "--socket-path", "/tmp/never")
+    assert done.returncode == 2
+    assert "WHEELS" in done.stderr
+    assert "INFLIGHT_SHMFD" in done.stderr
 
 
 def test_capabilities_are_printed_without_a_socket() -> None:

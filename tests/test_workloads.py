@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.harness.family import devices
+from vfio_user.harness.device import Device, server_command
+from vfio_user.harness.family import VFIO_USER, VHOST_USER, devices
 from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, image_for
 
@@ -23,7 +24,9 @@ def test_without_a_word_a_device_does_the_first_of_its_own() -> None:
     }
 
 
-@pytest.mark.parametrize(("device", "kind"), [("nvme", "dma"), ("edu", "fio"), ("gpio", "registers")])
+@pytest.mark.parametrize(
+    ("device", "kind"), [("nvme", "dma"), ("edu", "fio"), ("gpio", "registers"), ("vhost-user-blk", "dma")]
+)
 def test_work_of_another_device_is_refused_and_what_there_is_is_named(device: str, kind: str) -> None:
     with pytest.raises(UserError) as refused:
         Assignment.of(device, kind)
@@ -43,6 +46,13 @@ def test_interrupts_are_not_chosen_for_a_driver() -> None:
         Assignment.of("nvme", "blocks", "msi")
 
 
+@pytest.mark.parametrize("text", ["my.module:Class", "server {socket}", "server.py:Disk --image x"])
+def test_a_server_of_somebodys_speaks_what_is_behind_the_qemu_device_that_is_named(text: str) -> None:
+    assert Device.parse(text).family is VFIO_USER
+    assert Device.parse(f"{text} [x-msg-timeout=500]").family is VFIO_USER
+    assert Device.parse(f"{text} [driver=vhost-user-blk-pci]").family is VHOST_USER
+
+
 @pytest.mark.parametrize("device", ["my.module:Class", "server {socket}"])
 def test_a_device_that_is_not_known_may_be_like_any(device: str) -> None:
     assert Assignment.of(device).kind == NONE
@@ -53,6 +63,12 @@ def test_a_device_that_is_not_known_may_be_like_any(device: str) -> None:
 def test_a_disk_to_work_with_is_made_unless_one_is_given() -> None:
     assert Assignment.of("nvme").device.options == ("--image", "memory:64M")
     assert Assignment.of("nvme --image disk.img").device.options == ("--image", "disk.img")
+
+
+def test_a_disk_that_its_client_moves_is_in_a_file_that_both_hosts_have() -> None:
+    device = Assignment.of("vhost-user-blk").device
+    command = server_command(device, Path("/labs/7/dev0.sock"))
+    assert command[-2:] == ["--image", "/labs/7/disk.img:64M"]
 
 
 def test_the_image_has_what_the_work_of_all_devices_needs() -> None:

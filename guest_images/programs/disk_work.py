@@ -1,7 +1,7 @@
-"""Work for the disk of an NVMe controller: the kinds `fio`, `blocks` and `files` of workload.py.
+"""Work for a disk, of NVMe or of virtio: the kinds `fio`, `blocks` and `files` of workload.py.
 
-The kernel's own driver has the controller. Whatever it has to say of it meanwhile, at level warning or worse, is wrong:
-it tries again what failed, and nobody else would notice.
+The kernel's own driver has the disk. Whatever it has to say of it meanwhile, at level warning or worse, is wrong: it
+tries again what failed, and nobody else would notice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import random
 import socket
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ _UEVENTS = 15  # NETLINK_KOBJECT_UEVENT
 
 
 class DiskWork(Work):
-    """`disk` is namespace 1, of which everything is overwritten."""
+    """`disk` is the device's first one, of which everything is overwritten."""
 
     disk: Path
     size: int
@@ -36,14 +38,14 @@ class DiskWork(Work):
     def begin(self) -> None:
         slot = self.options.slot if self.options.slot.count(":") == 2 else f"0000:{self.options.slot}"
         function = PciFunction(slot)
-        if function.number("class") >> 8 != 0x0108:
-            raise DeviceError(f"the device at {self.options.slot} is {function.ids}, and no NVMe controller")
-        load_modules("nvme")
-        self.disk = namespace(slot)
+        kind = DRIVERS.get(function.number("class") >> 8)
+        if kind is None:
+            raise DeviceError(f"the device at {self.options.slot} is {function.ids}, and no disk that is known here")
+        load_modules(kind.module)
+        self.disk = appearing(f"disk of {slot}", lambda: kind.find(slot), APPEARING)
         self.size = int(Path("/sys/block", self.disk.name, "size").read_text()) * 512
-        controller = self.disk.name.rpartition("n")[0]
-        self.names = (controller, self.disk.name)
-        self.state = Path("/sys/class/nvme", controller, "state")
+        self.names = (kind.controller(self.disk), self.disk.name)
+        self.state = kind.state(self.disk)
         self.device = {"slot": slot, "disk": str(self.disk), "bytes": self.size}
         self.messages = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         self.opened.callback(os.close, self.messages)
@@ -54,11 +56,12 @@ class DiskWork(Work):
             self.wrong.append(f"{what} is {value}, not {expected}")
 
     def check(self) -> None:
-        self.expect(f"the state of {self.names[0]}", self.state.read_text().strip(), "live")
+        if self.state is not None:
+            self.expect(f"the state of {self.names[0]}", self.state.read_text().strip(), "live")
         self.wrong += [f"the kernel says: {said}" for said in self.complaints()]
 
     def complaints(self) -> list[str]:
-        """What the kernel has said of the controller since it was asked last (ABI/testing/dev-kmsg)."""
+        """What the kernel has said of the disk since it was asked last (ABI/testing/dev-kmsg)."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -198,24 +201,43 @@ class Files(DiskWork):
             run("umount", str(self.folder))
 
 
+@dataclass(frozen=True)
+class Driver:
+    """How a driver's disks are found, and what the kernel calls them.
+
+    `find` gives the disk of a PCI function, None as long as there is none; `controller` the name of what has it, and
+    `state` the file that says "live" as long as that works, where there is one.
+    """
+
+    module: str
+    find: Callable[[str], Path | None]
+    controller: Callable[[Path], str]
+    state: Callable[[Path], Path | None]
+
+
 def namespace(slot: str, nsid: int = 1, size: int | None = None, seconds: float = APPEARING) -> Path:
-    """The device of a controller's namespace, when the driver has found it (and so many bytes). Raises DeviceError.
+    """The device of a controller's namespace, when the driver has found it (and so many bytes). Raises DeviceError."""
+    return appearing(f"namespace {nsid} of {slot}", lambda: find_namespace(slot, nsid, size), seconds)
+
+
+def appearing(what: str, find: Callable[[], Path | None], seconds: float) -> Path:
+    """What `find` finds, when it does. Raises DeviceError.
 
     The kernel announces a disk that is there, and one that has another size: uevents.
     """
     end = time.monotonic() + seconds
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _UEVENTS) as news:
         news.bind((0, 1))
-        while (disk := _find_namespace(slot, nsid, size)) is None:
+        while (disk := find()) is None:
             if (left := end - time.monotonic()) <= 0:
-                raise DeviceError(f"the kernel has found no namespace {nsid} of {slot}, or of another size")
+                raise DeviceError(f"the kernel has found no {what}, or of another size")
             news.settimeout(left)
             with contextlib.suppress(OSError):  # in vain, or more news than the socket holds: look again
                 news.recv(8192)
     return disk
 
 
-def _find_namespace(slot: str, nsid: int, size: int | None) -> Path | None:
+def find_namespace(slot: str, nsid: int = 1, size: int | None = None) -> Path | None:
     for found in Path("/sys/bus/pci/devices", slot).glob("nvme/nvme*/nvme*n*/nsid"):
         disk = Path("/dev", found.parent.name)
         with contextlib.suppress(FileNotFoundError):  # it goes away
@@ -223,6 +245,35 @@ def _find_namespace(slot: str, nsid: int, size: int | None) -> Path | None:
             if int(found.read_text()) == nsid and disk.is_block_device() and (has if size is None else has == size):
                 return disk
     return None
+
+
+def find_virtio_disk(slot: str, size: int | None = None) -> Path | None:
+    """The disk of a virtio PCI function, with so many bytes if that matters."""
+    for found in Path("/sys/bus/pci/devices", slot).glob("virtio*/block/vd*/size"):
+        disk = Path("/dev", found.parent.name)
+        with contextlib.suppress(FileNotFoundError):  # it goes away
+            has = int(found.read_text()) * 512
+            if disk.is_block_device() and (has if size is None else has == size):
+                return disk
+    return None
+
+
+def _nvme_controller(disk: Path) -> str:
+    return disk.name.rpartition("n")[0]
+
+
+DRIVERS: dict[int, Driver] = {
+    # By the PCI class of what has the disk.
+    0x0108: Driver(
+        "nvme", find_namespace, _nvme_controller, lambda disk: Path("/sys/class/nvme", _nvme_controller(disk), "state")
+    ),
+    0x0100: Driver(
+        "virtio_blk",
+        find_virtio_disk,
+        lambda disk: Path("/sys/block", disk.name, "device").resolve().name,
+        lambda _: None,
+    ),
+}
 
 
 def run(*command: str) -> Any:

@@ -13,7 +13,7 @@ Of an edu device (edu_work.py):
     workload interrupts  raises interrupts on each vector in turn: every one must come, once, where it belongs
     workload dma         has the device write pages of memory, and in the end compares each page that it ever wrote
 
-Of the disk of an NVMe controller (disk_work.py), which is overwritten:
+Of a disk, of NVMe or of virtio (disk_work.py), which is overwritten:
 
     workload fio         lets fio write in random order, many at a time, and verify what it wrote
     workload blocks      writes single blocks, and in the end compares each block that it ever wrote

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -13,7 +13,7 @@ from userdev.errors import UserError, VerdictError
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.device import Device
-from vfio_user.harness.exercises import EXERCISES, Exercise, Part, exercise
+from vfio_user.harness.exercises import EXERCISES, Exercise, Part, Program, exercise
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 
@@ -25,7 +25,7 @@ from vfio_user.harness.lab import Lab
 @click.option(
     "--server", metavar="COMMAND", help="Another server of that device: its command line with {socket} in it."
 )
-@click.option("--image", default="minimal", show_default=True, help="The guest image.")
+@click.option("--image", help="The guest image; by default the one that the device's exercise needs.")
 @click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
 @click.option(
@@ -37,7 +37,7 @@ from vfio_user.harness.lab import Lab
 def command(
     device: str,
     server: str | None,
-    image: str,
+    image: str | None,
     qemu: str | None,
     interpose: bool,
     faults: Path | None,
@@ -49,16 +49,18 @@ def command(
 
     The exit status is 0 only when everything that the guest saw was right.
     """
-    program, parts = _exercises(device)
+    program = _program_for(device)
     wanted = Device.parse(server or device)
+    if wanted.served and not wanted.options:
+        wanted = replace(wanted, options=program.options)
     printer = _Quiet() if as_json else _Printer()
     done: list[tuple[Part, Exercise]] = []
     with interruptible(), Lab("run", qemu=qemu, interpose=faults or interpose, progress=printer.progress) as lab:
-        guest = lab.boot(device=wanted, image=image, iommu=True, trace=True, monitor=keep, fresh=fresh)
+        guest = lab.boot(device=wanted, image=image or program.image, iommu=True, trace=True, monitor=keep, fresh=fresh)
         printer.machine(lab, guest)
-        for part in parts:
-            with lab.timeline.step(f"the guest: {program} {' '.join(part.arguments)}"):
-                outcome = exercise(guest, program, "--slot", guest.device.address, *part.arguments)
+        for part in program.parts:
+            with lab.timeline.step(f"the guest: {program.name} {' '.join(part.arguments)}"):
+                outcome = exercise(guest, program.name, "--slot", guest.device.address, *part.arguments)
             done.append((part, outcome))
             printer.part(part, outcome)
             if not outcome.ok:
@@ -124,7 +126,7 @@ class _Printer(_Quiet):
         click.echo(f"\n{'All right' if good else 'WRONG'}, in {lab.timeline.now:.1f} s. Logs: {_short(lab.folder)}")
 
 
-def _exercises(device: str) -> tuple[str, tuple[Part, ...]]:
+def _program_for(device: str) -> Program:
     name = device.split()[0].removeprefix("qemu:") if device.split() else device
     if name not in EXERCISES:
         Device.parse(device)  # an unknown device is the better thing to say

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir
-from vfio_user.harness.family import VFIO_USER, Family, devices, family_of
+from vfio_user.harness.family import VFIO_USER, Family, devices, family_of, family_of_driver
 from vfio_user.harness.hosts.host import LocalHost
 from vfio_user.harness.scratch import checked_socket_path
 
 SOCKET = "{socket}"
 HOST = "{host}"
+SCRATCH = "{scratch}"
 _IN_QEMU = "qemu:"
 _PROPERTIES = re.compile(r"\s*\[([\w-]+=[^\[\]]*)\]\s*$")
 _SWITCHES = {"on": True, "true": True, "off": False, "false": False}
@@ -28,8 +29,9 @@ class Device:
 
     `served` names a device of ours, `command` is the command line of another server with {socket} where its socket's
     path goes, `driver` is a device model inside QEMU. `options` are further arguments of our server's command line;
-    `properties` those of the QEMU device. {host} in command or options is the name of the host that it is started on.
-    `family` is the protocol that a server speaks.
+    `properties` those of the QEMU device. {host} in command or options is the name of the host that it is started on,
+    {scratch} a folder that is there until the lab ends.
+    `family` is the protocol that a server speaks: what the QEMU device has to do with that the property `driver` names.
     """
 
     served: str = ""
@@ -57,11 +59,18 @@ class Device:
     @classmethod
     def parse(cls, text: str) -> Device:
         """From "edu" or "edu --option value", "package.module:Class", "qemu:edu", or a server's command line with
-        {socket} in it. Each may have properties of the QEMU device behind it: "edu [x-msg-timeout=500,ats=on]". Raises
-        `UserError`.
+        {socket} in it. Each may have properties of the QEMU device behind it: "edu [x-msg-timeout=500,ats=on]". With
+        `driver` they say which device that is, as for a server of yours behind vhost-user:
+        "./server {socket} [driver=vhost-user-blk-pci]".
+
+        Raises:
+            UserError: it is none of these.
         """
         if behind := _PROPERTIES.search(text):
-            return replace(cls.parse(text[: behind.start()]), properties=_properties(behind[1]))
+            properties = _properties(behind[1])
+            device = cls.parse(text[: behind.start()])
+            known = family_of_driver(str(properties.get("driver", "")))
+            return replace(device, properties=properties, family=known or device.family)
         if SOCKET in text:
             return cls(command=text)
         if text.startswith(_IN_QEMU):
@@ -97,7 +106,11 @@ def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), ho
     """The command line of a device's server on a host, for a socket at `path` or an inherited one."""
     if device.command:
         checked_socket_path(path)
-        return shlex.split(device.command.replace(SOCKET, shlex.quote(str(path))).replace(HOST, host))
+        return shlex.split(_filled_in(device.command, host, shlex.quote(str(path)), shlex.quote(str(path.parent))))
     inherited = [argument for fd in fds for argument in ("--fd", str(fd))]
-    options = [option.replace(HOST, host) for option in device.options]
+    options = [_filled_in(option, host, str(path), str(path.parent)) for option in device.options]
     return device.family.serving(device.served, inherited or ["--socket-path", str(path)], options)
+
+
+def _filled_in(text: str, host: str, socket: str, scratch: str) -> str:
+    return text.replace(SOCKET, socket).replace(HOST, host).replace(SCRATCH, scratch)

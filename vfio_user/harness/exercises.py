@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from vfio_user.harness.guest import Guest, GuestFailure, Result
@@ -40,20 +41,50 @@ class Part:
     proves: str
 
 
-# What a guest does with each device: its program, and the parts.
-EXERCISES: dict[str, tuple[str, tuple[Part, ...]]] = {
-    "edu": (
-        "edu",
-        (
-            Part(("identify",), "found with the right ids and BAR"),
-            Part(("liveness",), "registers read and written"),
-            Part(("factorial", "--interrupt"), "computes, and interrupts when done"),
-            Part(("irq", "--times", "3"), "every interrupt vector counted"),
-            Part(("--interrupts", "intx", "intx"), "INTx is a level until acknowledged"),
-            Part(("dma",), "DMA both ways over page borders"),
+@dataclass(frozen=True)
+class Program:
+    """A program of the guest's that exercises a device: its name, the parts, and the image that has what they need.
+
+    `options` are for a device that is given none.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    image: str = "minimal"
+    options: tuple[str, ...] = ()
+
+
+_DISK = (
+    Part(("blocks", "--seconds", "1"), "blocks that were written are read back"),
+    Part(("fio", "--seconds", "1"), "many requests at a time, verified by fio"),
+    Part(("files", "--seconds", "1"), "a file system, its files whole, and e2fsck finds nothing"),
+)
+
+EXERCISES: Mapping[str, Program] = MappingProxyType(
+    {
+        "edu": Program(
+            "edu",
+            (
+                Part(("identify",), "found with the right ids and BAR"),
+                Part(("liveness",), "registers read and written"),
+                Part(("factorial", "--interrupt"), "computes, and interrupts when done"),
+                Part(("irq", "--times", "3"), "every interrupt vector counted"),
+                Part(("--interrupts", "intx", "intx"), "INTx is a level until acknowledged"),
+                Part(("dma",), "DMA both ways over page borders"),
+            ),
         ),
-    ),
-}
+        "nvme": Program("workload", _DISK, "storage", ("--image", "memory:64M")),
+        "vhost-user-blk": Program("workload", _DISK, "storage", ("--image", "memory:64M")),
+        "vhost-user-rng": Program(
+            "entropy",
+            (
+                Part(("driver",), "the kernel's driver has it"),
+                Part(("read",), "its bytes are no constant and do not repeat"),
+            ),
+        ),
+    }
+)
+"""By the name of a device of ours."""
 
 
 def exercise(guest: Guest, program: str, *arguments: str, timeout: float = 60.0) -> Exercise:

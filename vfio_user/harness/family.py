@@ -41,7 +41,11 @@ class Family(Protocol):
 
     @property
     def interposable(self) -> bool:
-        """Whether our interposer speaks it: without that there are no faults, no traces and no migration by us."""
+        """Whether our interposer speaks it: without that there are no faults and no traces."""
+
+    @property
+    def moved_by_qemu(self) -> bool:
+        """Whether QEMU migrates such devices by itself; else it is done from here, through their interposers."""
 
     def devices(self) -> list[str]:
         """The names of the devices that our servers have."""
@@ -75,6 +79,7 @@ class VfioUser:
     package = "vfio_user"
     trace_pattern = "vfio_user_*"
     interposable = True
+    moved_by_qemu = False
 
     def devices(self) -> list[str]:
         """The names of the installed devices: entry points of the group `vfio_user.devices`, sorted."""
@@ -119,6 +124,7 @@ class VhostUser:
     package = "vhost_user"
     trace_pattern = "vhost_user_*"
     interposable = False
+    moved_by_qemu = True
 
     def devices(self) -> list[str]:
         """The installed devices, entry points of the group `vhost_user.devices`, called as QEMU's: vhost-user-rng."""
@@ -172,6 +178,11 @@ def family_of(device: str) -> Family | None:
     if ":" in device:
         return FAMILIES[0]
     return next((family for family in FAMILIES if device in family.devices()), None)
+
+
+def family_of_driver(driver: str) -> Family | None:
+    """The family whose servers are behind a device of QEMU's of this name; None where that is not known."""
+    return next((family for family in FAMILIES if driver.startswith(f"{family.name}-")), None)
 
 
 def devices() -> list[str]:

@@ -47,6 +47,8 @@ class GuestSpec:
     monitor: Path | None = None
     """Where QEMU listens for a second QMP client."""
     interpose: Interpose = False
+    migratable: bool = False
+    """Whether there is an interposer before each device that is not moved by QEMU itself."""
     root_bus: bool = False
     """Whether the devices are on the root bus, where nothing can be plugged in."""
     attached: tuple[Attachment, ...] = ()

@@ -60,8 +60,8 @@ class Lab:
 
     `name` says what is run, and heads the evidence. `folder` is where that goes, made if need be (a new one in
     `results` when not given), `qemu` the program to use instead of the one that would be found or installed;
-    `interpose` puts an interposer before every server for which nothing else is said; `progress` is told what the long
-    preparations of a first run do.
+    `interpose` puts an interposer before every server for which nothing else is said (True: where one can be);
+    `progress` is told what the long preparations of a first run do.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Lab:
 
         `fresh` boots it from the beginning. `trace` logs every vfio-user message of QEMU, `monitor` lets a second QMP
         client connect (`monitor_path`). `interpose` puts an interposer before every server: True (where one can be), a
-        scenario of faults, or an `Interposition`; `migratable` does so too, for `migrate` needs it. `host` is where it
+        scenario of faults, or an `Interposition`; `migratable` does so where `migrate` needs it. `host` is where it
         all runs. With `root_bus` the devices are on the root bus itself, where nothing can be plugged in: the guest
         boots with them, from the beginning. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots,
         modules.
@@ -156,7 +156,8 @@ class Lab:
                 fresh=fresh,
                 trace=trace,
                 monitor=self._scratch.socket_path(f"{name}.qmp") if monitor else None,
-                interpose=interpose or migratable,
+                interpose=interpose,
+                migratable=migratable,
                 root_bus=root_bus,
             )
         )
@@ -183,9 +184,9 @@ class Lab:
         if device.driver:
             return None
         name = f"{_identity(spec, index)}-{device.name}"
-        interposed = spec.interpose
+        interposed = spec.interpose or (spec.migratable and not device.family.moved_by_qemu)
         if interposed is True and not device.family.interposable:
-            interposed = False  # QEMU moves it by itself
+            interposed = False
         return self.serve(device, name, interposed=interposed, host=spec.host, trace=spec.trace)
 
     def hosts(self, kind: str = "auto") -> Pair:
@@ -226,8 +227,9 @@ class Lab:
         """
         if trace and not host.shares_memory:
             raise UserError(f"no trace can be had from host {host.name!r}: it is reached by SSH", hint="leave it out")
-        interposition = Interposition.of(interposed or self._interpose)
         wanted = device if isinstance(device, Device) else Device.parse(device)
+        usual = self._interpose if wanted.family.interposable or self._interpose is not True else False
+        interposition = Interposition.of(interposed or usual)
         if interposition is not None and not wanted.family.interposable:
             raise UserError(
                 f"no interposer can stand before {wanted.name!r}: it does not speak {wanted.family.name}",

@@ -9,6 +9,7 @@ from userdev.errors import AUTHORS_FAILURES
 from vhost_user.backend.channel import BackEndChannel
 from vhost_user.backend.vring import Watcher
 from vhost_user.backend.vrings import Vrings
+from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import DeviceModel
 from vhost_user.wire import BackEndRequest, DeviceStatus, Negotiated, ProtocolFeature, VirtioFeature
 
@@ -33,8 +34,9 @@ CONFIG_FEATURES = _P.CONFIG | _P.BACKEND_REQ
 class BackEnd:
     """The state that the commands of one front-end change."""
 
-    def __init__(self, model: DeviceModel, watcher: Watcher) -> None:
+    def __init__(self, model: DeviceModel, watcher: Watcher, withheld: Withheld = NOTHING) -> None:
         self.model = model
+        self._withheld = withheld
         self.vrings = Vrings(model, watcher)
         self.negotiated = Negotiated()
         self.status = DeviceStatus(0)
@@ -43,12 +45,13 @@ class BackEnd:
     @property
     def features(self) -> VirtioFeature:
         """Those that may be agreed on."""
-        return FEATURES | VirtioFeature(self.model.device.features)
+        return (FEATURES | VirtioFeature(self.model.device.features)) & ~self._withheld.features
 
     @property
     def protocol_features(self) -> ProtocolFeature:
         """Those that may be agreed on."""
-        return PROTOCOL_FEATURES | CONFIG_FEATURES if self.model.config.size else PROTOCOL_FEATURES
+        known = PROTOCOL_FEATURES | CONFIG_FEATURES if self.model.config.size else PROTOCOL_FEATURES
+        return known & ~self._withheld.protocol_features
 
     def agree(self, *, features: VirtioFeature | None = None, protocol_features: ProtocolFeature | None = None) -> None:
         """Have these be agreed on.

@@ -11,6 +11,7 @@ from userdev.serving import server as serving
 from userdev.serving.program import run
 from userdev.transport import Address, Listener, Stream
 from vhost_user.backend.session import Session
+from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import VhostDevice
 
 FIRST_SECONDS = 10.0
@@ -22,28 +23,40 @@ class Server(serving.Server[Session]):
     """Serves one device on one address, on threads of its own, until `close`; the device stays usable."""
 
     def __init__(
-        self, device: VhostDevice, address: Address | Listener | str, *, ended: Callable[[], None] | None = None
+        self,
+        device: VhostDevice,
+        address: Address | Listener | str,
+        *,
+        withheld: Withheld = NOTHING,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         """Listen on `address`; serving begins with `start`.
 
-        `ended` is called when there will be no further front-end: an inherited connection has ended.
+        `withheld` are features that front-ends are not offered. `ended` is called when there will be no further
+        front-end: an inherited connection has ended.
 
         Raises:
             UserError: the address cannot be listened on.
         """
         super().__init__(address, self._begin_session, Stream.close, ended=ended)
         self.device = device
+        self._withheld = withheld
 
     def _begin_session(self, stream: Stream, only: bool) -> Session:
-        return Session(self.device, stream, first_seconds=None if only else FIRST_SECONDS)
+        first_seconds = None if only else FIRST_SECONDS
+        return Session(self.device, stream, first_seconds=first_seconds, withheld=self._withheld)
 
 
-def serve(device: VhostDevice, address: Address | str, *, announce: bool = True) -> None:
+def serve(device: VhostDevice, address: Address | str, *, withheld: Withheld = NOTHING, announce: bool = True) -> None:
     """Serve `device` until SIGTERM or SIGINT, or until an inherited connection ends. For the main thread.
 
-    From then on the whole process has `program.END_SECONDS`: see `userdev.serving.program.run`.
+    `withheld` are features that front-ends are not offered. From then on the whole process has
+    `program.END_SECONDS`: see `userdev.serving.program.run`.
 
     Raises:
         UserError: the address cannot be listened on.
     """
-    run(lambda ended: Server(device, address, ended=ended), type(device).__name__ if announce else None)
+    run(
+        lambda ended: Server(device, address, withheld=withheld, ended=ended),
+        type(device).__name__ if announce else None,
+    )

@@ -20,6 +20,7 @@ from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_a
 from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import COMMANDS, ERRORS, Answer
 from vhost_user.backend.lifecycle import RingState
+from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import VhostDevice, model_of
 from vhost_user.wire import (
     MAX_FDS,
@@ -49,8 +50,17 @@ class Ended(ConnectionError):
 class Session:
     """Serves `device` to the front-end at the other end of `stream`; also the device's link to that front-end."""
 
-    def __init__(self, device: VhostDevice, stream: Stream, *, first_seconds: float | None = None) -> None:
-        """`first_seconds` is what the front-end has for its first message; None: as long as it likes."""
+    def __init__(
+        self,
+        device: VhostDevice,
+        stream: Stream,
+        *,
+        first_seconds: float | None = None,
+        withheld: Withheld = NOTHING,
+    ) -> None:
+        """`first_seconds` is what the front-end has for its first message; None: as long as it likes. `withheld` are
+        features that it is not offered.
+        """
         self._device = device
         self._model = model_of(device)
         self._stream = stream
@@ -61,7 +71,7 @@ class Session:
         self._first_end = None if first_seconds is None else monotonic() + first_seconds
         self._work: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._back_end = BackEnd(self._model, self)
+        self._back_end = BackEnd(self._model, self, withheld)
 
     # A session of a server (userdev.serving.server.Served)
 

@@ -156,7 +156,7 @@ class _Arriving:
     def start(self, servers: list[DeviceServer]) -> Machine:
         for plugged, server in zip(self._guest.devices, servers, strict=True):
             name, traced = f"{self.spec.name}-{plugged.identity}", server.trace is not None
-            interposed = _is_ours_to_move(server)
+            interposed = server.is_interposed
             other = self._lab.serve(server.device, name, interposed=interposed, host=self.spec.host, trace=traced)
             self._servers.append(other)
         self.spec = self.spec.moved(self.spec.name, self.spec.host, *self._attachments())
@@ -187,7 +187,7 @@ class _Arriving:
 
 def _is_ours_to_move(server: DeviceServer) -> bool:
     """Whether a device's state is moved from here, through interposers; QEMU moves that of any other by itself."""
-    return server.device.family.interposable
+    return not server.device.family.moved_by_qemu
 
 
 def _server_of(guest: BootedGuest, plugged: Plugged) -> DeviceServer:

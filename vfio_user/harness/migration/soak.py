@@ -150,8 +150,10 @@ def trends(hops: Sequence[Mapping[str, Any]]) -> list[str]:
 def _sizes(guest: BootedGuest) -> dict[str, int]:
     processes = {"harness": os.getpid(), "qemu": guest.machine.child.pid}
     for plugged in guest.devices:
-        if plugged.server is not None and plugged.server.is_interposed:
-            processes |= {"server": plugged.server.child.pid, "interposer": plugged.server.interposer.child.pid}
+        if plugged.server is not None:
+            processes["server"] = plugged.server.child.pid
+            if plugged.server.is_interposed:
+                processes["interposer"] = plugged.server.interposer.child.pid
     found: dict[str, int] = {}
     for name, pid in processes.items():
         try:

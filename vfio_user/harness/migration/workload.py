@@ -15,7 +15,7 @@ from types import MappingProxyType
 from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
-from vfio_user.harness.device import Device
+from vfio_user.harness.device import SCRATCH, Device
 from vfio_user.harness.exercises import Exercise, report_of
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.migration.report import Report
@@ -37,16 +37,19 @@ class Subject:
     chooses_interrupts: bool = False
 
 
+_OF_DISKS = ("fio", "blocks", "files")
+
 SUBJECTS: Mapping[str, Subject] = MappingProxyType(
     {
         "edu": Subject(("dma", "interrupts", "registers", "idle"), chooses_interrupts=True),
         "gpio": Subject(),
-        "nvme": Subject(("fio", "blocks", "files"), "storage", ("--image", "memory:64M")),
-        "vhost-user-blk": Subject(),
+        "nvme": Subject(_OF_DISKS, "storage", ("--image", "memory:64M")),
+        # The client moves it, and not what its image has: that is where both hosts find it.
+        "vhost-user-blk": Subject(_OF_DISKS, "storage", ("--image", f"{SCRATCH}/disk.img:64M")),
         "vhost-user-rng": Subject(),
     }
 )
-KINDS = (NONE, *(kind for subject in SUBJECTS.values() for kind in subject.kinds))
+KINDS = tuple(dict.fromkeys((NONE, *(kind for subject in SUBJECTS.values() for kind in subject.kinds))))
 
 
 @dataclass(frozen=True)
