@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
-from userdev.process import is_listening
+from userdev.process import Child, is_listening
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.scratch import Scratch, listen
@@ -116,6 +116,18 @@ def test_a_foreign_server_is_waited_for_and_keeps_its_only_connection(scratch: S
         assert client.recv(10) == b"first"
     server.stop()
     assert not server.child.group_is_alive()
+
+
+def test_a_server_that_is_started_again_is_told_of_too(scratch: Scratch, tmp_path: Path) -> None:
+    """Whoever gathers evidence has the process that is there at the end, and the one before it."""
+    told: list[Child] = []
+    site = Site(scratch, tmp_path)
+    server = DeviceServer(Device.parse("vhost-user-rng"), site, "rng", started=told.append)
+    server.kill()
+    server.restart()
+    server.stop()
+    assert [child.name for child in told] == ["rng", "rng.1"]
+    assert told[-1] is server.child
 
 
 def test_a_server_that_dies_at_its_start_is_quoted(scratch: Scratch, tmp_path: Path) -> None:

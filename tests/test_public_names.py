@@ -75,3 +75,14 @@ def test_a_program_starts_without_what_takes_long_to_import(command: list[str]) 
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("package", ["vhost_user", "userdev"])
+def test_a_class_has_its_name_alone(package: str) -> None:
+    """Two classes of one name in one package are one too many for whoever reads it."""
+    where: dict[str, list[str]] = {}
+    for path in sorted((Path(__file__).parent.parent / package).rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(path.name)
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}

@@ -118,7 +118,7 @@ def example(payload: payloads.Payload[Any]) -> Any:
             return None
         case payloads.Number():
             return 0x0807060504030201
-        case payloads.ConfigSpace():
+        case payloads.ConfigPayload():
             return payloads.Config(4, 1, 0, b"x")
         case payloads.Opaque():
             return b"x"

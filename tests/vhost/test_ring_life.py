@@ -284,10 +284,12 @@ def test_a_ring_that_is_started_without_addresses_breaks(front_end: FrontEnd) ->
     front_end.settle()
 
 
-def test_a_kick_that_is_no_eventfd_is_refused(front_end: FrontEnd) -> None:
+@pytest.mark.parametrize("request_", [R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR])
+def test_a_kick_that_is_no_eventfd_is_refused(front_end: FrontEnd, request_: R) -> None:
+    """A front-end's own end of the connection among them: who keeps that never sees its end."""
     with Path("/dev/null").open() as nothing:
-        for request in (R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR):
-            assert front_end.tell(request, 0, [nothing.fileno()]) == errno.EINVAL
+        for fd in (nothing.fileno(), front_end.memory_fd, front_end.stream.fileno()):
+            assert front_end.tell(request_, 0, [fd]) == errno.EINVAL
 
 
 def test_a_ring_without_a_kick_is_looked_at_by_itself(front_end: FrontEnd) -> None:

@@ -239,10 +239,10 @@ class Lab:
         self._provide(host, *wanted.files)
         self._look_at(wanted, name, host)
         with self.timeline.step(f"start the server {name}"):
-            server = DeviceServer(wanted, self._site(host), name, interposition=interposition, trace=trace)
+            server = DeviceServer(
+                wanted, self._site(host), name, interposition=interposition, trace=trace, started=self._note
+            )
         self.servers.append(server)
-        for child in server.children:
-            self._note(child)
         return server
 
     def _site(self, host: Host) -> Site:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -102,7 +103,7 @@ class DeviceServer:
     """A device's server; at `path` a client may connect at once.
 
     With an `interposition` the interposer listens there, and the server at `server_path`; with `trace` the
-    interposer records every message.
+    interposer records every message. `started` is told of each process of ours, those of a `restart` too.
 
     Raises:
         ServerError: server or interposer do not come up.
@@ -117,26 +118,30 @@ class DeviceServer:
         limit: float = 30.0,
         interposition: Interposition | None = None,
         trace: bool = False,
+        started: Callable[[Child], None] = lambda _: None,
     ) -> None:
         self.name = name
         self.device = device
         self.shares_memory = site.host.shares_memory
         self._site, self._limit, self._starts = site, limit, 0
+        self._started = started
         self.server_path = site.scratch.socket_path(f"{name}.sock")
         self.path = self.server_path
         self._interposer: InterposerProcess | None = None
-        with ExitStack() as started:
+        with ExitStack() as undone:
             self.owner: Owner
             if interposition is None or not interposition.keep_alive:
                 self.owner = OwnProcess(device, site, name, self.server_path, limit)
-                started.callback(self.owner.stop)
+                undone.callback(self.owner.stop)
             if interposition is not None:
                 upstream = self._kept_alive(site) if interposition.keep_alive else self._connected()
                 self._interposer = InterposerProcess(site, name, upstream, interposition, trace=trace)
                 self.path = self._interposer.path
                 if interposition.keep_alive:
                     self.owner = KeptAlive(self._interposer)
-            started.pop_all()
+            undone.pop_all()
+        for child in self.children:
+            started(child)
 
     @property
     def child(self) -> Child:
@@ -213,6 +218,7 @@ class DeviceServer:
         name = f"{self.name}.{self._starts}"
         self.server_path.unlink(missing_ok=True)
         self.owner = OwnProcess(self.device, self._site, name, self.server_path, self._limit)
+        self._started(self.owner.child)
 
     def stop(self) -> None:
         """End it with its interposer, softly first; a second call does nothing."""

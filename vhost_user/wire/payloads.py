@@ -126,7 +126,7 @@ class Config(NamedTuple):
     data: bytes
 
 
-class ConfigSpace(Payload[Config]):
+class ConfigPayload(Payload[Config]):
     """Virtio device config space. Its data may be missing where an error is reported (GET_CONFIG's reply)."""
 
     section = "Virtio device config space"
@@ -188,7 +188,7 @@ def _takes(payload: Payload[Any], value: Any) -> bool:
             return isinstance(value, int)
         case Fixed():
             return isinstance(value, payload.layout.record)
-        case ConfigSpace():
+        case ConfigPayload():
             return isinstance(value, Config)
         case Table():
             return isinstance(value, tuple) and all(isinstance(entry, payload.entry.record) for entry in value)
@@ -342,7 +342,7 @@ VRING_STATE = Fixed("A vring state description", VringState, "II")
 VRING_ADDRESS = Fixed("A vring address description", VringAddress, "IIQQQQ")
 LOG = Fixed("Log description", Log, "QQ")
 IOTLB = Fixed("An IOTLB message", IotlbMessage, "QQQBB6x")
-CONFIG = ConfigSpace()
+CONFIG = ConfigPayload()
 VRING_AREA = Fixed("Vring area description", VringArea, "QQQ")
 INFLIGHT = Either(
     # The fields take 20 bytes; QEMU and all that is built of its headers send the structure with C's padding.
