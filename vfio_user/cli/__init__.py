@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
+    "peer": ("vhost_peer", "Fetch a real vhost-user program, and say how it is started."),
     "serve": ("vhost_serve", "Serve a virtio device on a socket."),
 }
 """The same of `vhost-user`."""
