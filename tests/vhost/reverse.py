@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, state
+import threading
+
+from vhost_user.device import Chain, Later, Queues, VhostDevice, config_field, queue, state
 
 
 class Reverse(VhostDevice):
-    """Gives back what it reads, backwards."""
+    """Gives back what it reads, backwards; "wait" once `go_on` is set."""
 
     virtio_id = 42
     queues = Queues(2, size=64)
@@ -18,13 +20,22 @@ class Reverse(VhostDevice):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[str] = []
+        self.go_on = threading.Event()
 
     @queue()
-    def reverse(self, chain: Chain) -> int:
+    def reverse(self, chain: Chain) -> int | Later:
         data = chain.read()
         if data == b"fail":
             raise RuntimeError("on purpose")
+        if data.startswith(b"wait"):
+            return lambda: self._reverse_later(chain, data)
         self.done += 1
+        return chain.write(data[::-1])
+
+    def _reverse_later(self, chain: Chain, data: bytes) -> int:
+        assert self.go_on.wait(10)
+        if data == b"wait and fail":
+            raise RuntimeError("on purpose")
         return chain.write(data[::-1])
 
     def on_attach(self) -> None:

@@ -94,7 +94,7 @@ class BackEnd:
 
     def close(self) -> None:
         """Let go of everything of the front-end's."""
-        self.vrings.forget()
+        self.vrings.close()
         self.set_channel(None)
 
     def _guarded_reset(self) -> None:

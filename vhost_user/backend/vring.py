@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from userdev.errors import AUTHORS_FAILURES
 from userdev.eventfd import drain
+from userdev.serving.background import Background
 from vhost_user.backend.lifecycle import RingEvent, RingState, after
 from vhost_user.backend.line import Line
 from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses
 
 if TYPE_CHECKING:
-    from vhost_user.device import VhostDevice
+    from vhost_user.device import Later, VhostDevice
 
 log = logging.getLogger("vhost_user.backend")
 
@@ -35,6 +37,9 @@ class Watcher(Protocol):
     def unwatch(self, fd: int) -> None:
         """Wait for it no more; before it is closed."""
 
+    def call_soon(self, work: Callable[[], None]) -> None:
+        """Run `work` on the session's thread. From any thread."""
+
 
 class Vring:
     """A ring, from SET_VRING_NUM on. Only `Vrings` stops it."""
@@ -43,11 +48,16 @@ class Vring:
         self,
         index: int,
         device: VhostDevice,
-        handler: Callable[[Chain], int],
+        handler: Callable[[Chain], int | Later],
         watcher: Watcher,
+        background: Background[int],
+        drain: Callable[[], None],
         make: Callable[[Vring], Ring],
     ) -> None:
-        """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring."""
+        """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring.
+
+        `drain` waits for what `background` is at, and has it given back.
+        """
         self.index = index
         self.state = RingState.STOPPED
         self.size = 0
@@ -64,9 +74,13 @@ class Vring:
         """Whether SET_VRING_ENABLE has come; without PROTOCOL_FEATURES a ring starts enabled."""
         self.pending = False
         """Whether there may be requests."""
+        self.owes = False
+        """Whether requests were given back that the driver has not got: `publish`."""
         self._device = device
         self._handler = handler
         self._watcher = watcher
+        self._background = background
+        self._drain = drain
         self._make = make
         self._kick = -1
         self._has_begun = False
@@ -94,6 +108,7 @@ class Vring:
             self._run()
         elif before is RingState.RUNNING and self.state is not RingState.RUNNING:
             self.pending = False
+            self._drain()
             if self._has_begun:
                 self._has_begun = False
                 self._tell(self._device.on_stop)
@@ -119,14 +134,18 @@ class Vring:
         assert ring is not None
         try:
             self.pending = self._take(ring)
-        except BrokenRing as error:
-            if not ring.broken:  # the device has found it, and what was done before is right
-                self._publish_what_is_done(ring)
-            self.break_down(str(error))
-        except AUTHORS_FAILURES:
-            log.exception("%s: the device failed at a request", self)
-            self._publish_what_is_done(ring)
-            self.break_down("its device has failed")
+        except AUTHORS_FAILURES as error:
+            self._fail(ring, error)
+
+    def publish(self) -> None:
+        """Let the driver have what was given back."""
+        self.owes = False
+        if self.ring is not None:
+            try:
+                if self.ring.publish():
+                    self.call.signal()
+            except BrokenRing as error:
+                self.break_down(str(error))
 
     def break_down(self, why: str) -> None:
         """Take no requests any more; the front-end is told, and people are."""
@@ -156,7 +175,11 @@ class Vring:
         while left > 0:
             count = 0
             while count < BATCH and (chain := pop()) is not None:
-                push(chain, handler(chain))
+                done = handler(chain)
+                if isinstance(done, int):
+                    push(chain, done)
+                else:
+                    self._background.submit(done, partial(self._ended, ring, chain))
                 count += 1
             if count and ring.publish():
                 self.call.signal()
@@ -165,12 +188,26 @@ class Vring:
             left -= count
         return True
 
-    def _publish_what_is_done(self, ring: Ring) -> None:
+    def _ended(self, ring: Ring, chain: Chain, outcome: int | Exception) -> None:
+        """The rest of a request was done on another thread."""
         try:
-            if ring.publish():
-                self.call.signal()
-        except BrokenRing as error:
-            log.warning("%s: %s", self, error)
+            if isinstance(outcome, Exception):
+                raise outcome
+            ring.push(chain, outcome)
+            self.owes = True
+        except AUTHORS_FAILURES as error:
+            self._fail(ring, error)
+
+    def _fail(self, ring: Ring, error: BaseException) -> None:
+        """A request cannot be right, or the device has failed at it; what was done before is right."""
+        if isinstance(error, BrokenRing):
+            why = str(error)
+        else:
+            why = "its device has failed"
+            log.error("%s: the device failed at a request", self, exc_info=error)
+        if not ring.broken:
+            self.publish()
+        self.break_down(why)
 
     def _kicked(self) -> None:
         drain(self._kick)

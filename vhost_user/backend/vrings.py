@@ -1,7 +1,7 @@
 """All rings of a session, with what they share; and the one way in which any of them is stopped.
 
-A ring that is stopped is drained: handlers give every request back before anything else is done, so that between two of
-them nothing is under way. Whoever needs rings to stand still calls `stop` or `stop_all`, and nothing else does it.
+A ring that is stopped is drained: what waits on other threads is waited for, and handlers give every other request back
+before anything else is done. Whoever needs rings to stand still calls `stop` or `stop_all`, and nothing else does it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from userdev.errors import ProtocolError
+from userdev.serving.background import Background
 from vhost_user.backend.inflight import InflightRegion
 from vhost_user.backend.lifecycle import RingEvent, RingState
 from vhost_user.backend.vring import Vring, Watcher
@@ -37,9 +38,9 @@ class Vrings:
         self._inflight: InflightRegion | None = None
         self.started: list[Vring] = []
         """Those that have a kick: only they may have requests, and a device may have many more."""
-        self._rings = [
-            Vring(index, model.device, handler, watcher, self._make) for index, handler in enumerate(model.handlers)
-        ]
+        self._background = Background[int](lambda: watcher.call_soon(self._reap), "request")
+        shared = (watcher, self._background, self._drain, self._make)
+        self._rings = [Vring(index, model.device, handler, *shared) for index, handler in enumerate(model.handlers)]
 
     def __iter__(self) -> Iterator[Vring]:
         return iter(self._rings)
@@ -89,6 +90,23 @@ class Vrings:
         self.features = _NO_FEATURES
         self.set_log(None)
         self.set_inflight(None)
+
+    def close(self) -> None:
+        """Let go of everything, threads too."""
+        self.forget()
+        self._background.close()
+
+    def _drain(self) -> None:
+        """Have every request given back that waits on another thread: a ring leaves, with all that it has under way."""
+        if self._background.outstanding:
+            self._background.wait()
+            self._reap()
+
+    def _reap(self) -> None:
+        self._background.reap()
+        for vring in self.started:
+            if vring.owes:
+                vring.publish()
 
     # What they share
 

@@ -3,13 +3,14 @@
 from userdev.declare.state import state
 from vhost_user.device.config import config_field
 from vhost_user.device.device import DeviceModel, Link, VhostDevice, model_of
-from vhost_user.device.queues import Queues, queue
+from vhost_user.device.queues import Later, Queues, queue
 from vhost_user.rings import BrokenRing, Chain
 
 __all__ = [
     "BrokenRing",
     "Chain",
     "DeviceModel",
+    "Later",
     "Link",
     "Queues",
     "VhostDevice",

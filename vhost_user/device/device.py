@@ -10,7 +10,8 @@
         def fill(self, chain: Chain) -> int:
             return chain.write(os.urandom(chain.writable))
 
-Handlers and hooks run one at a time, on the session's thread. A device's own threads use `call_soon` to get there.
+Handlers and hooks run one at a time, on the session's thread. A device's own threads use `call_soon` to get there. A
+request that has to wait for something is a function that its handler returns (`Later`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from userdev.declare.state import Snapshot
 from userdev.errors import DeclarationError
 from vhost_user.device.class_check import SAID, check_class, handlers_of, wrong_attribute
 from vhost_user.device.config import ConfigField, ConfigSpace
-from vhost_user.device.queues import Queues
+from vhost_user.device.queues import Later, Queues
 from vhost_user.rings import Chain
 
 
@@ -128,7 +129,7 @@ class DeviceModel:
         self._waiting: list[Callable[[], None]] = []
         """Work that came while there was nobody."""
         self._lock = Lock()
-        self.handlers: list[Callable[[Chain], int]] = []
+        self.handlers: list[Callable[[Chain], int | Later]] = []
         """By the number of their queue."""
         self._snapshot = Snapshot(device)
         self._snapshot.power_on()

@@ -18,8 +18,11 @@ MAX_SIZE = 32768
 """Of a ring (virtio 1.3, "Virtqueues")."""
 
 D = TypeVar("D")
-Handler = Callable[[D, Chain], int]
-"""Does one request, and tells how many bytes it has put into its writable buffers, from their beginning on."""
+Later = Callable[[], int]
+"""The rest of a request, which waits for something: done on a thread beside the session, while others go on."""
+Handler = Callable[[D, Chain], int | Later]
+"""Does one request, and tells how many bytes it has put into its writable buffers, from their beginning on; or gives
+what does the rest of it, and tells then."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,17 @@ class QueueHandler(Declaration):
     @overload
     def __get__(self, device: None, owner: type) -> QueueHandler: ...
     @overload
-    def __get__(self, device: object, owner: type) -> Callable[[Chain], int]: ...
-    def __get__(self, device: object | None, owner: type) -> QueueHandler | Callable[[Chain], int]:
+    def __get__(self, device: object, owner: type) -> Callable[[Chain], int | Later]: ...
+    def __get__(self, device: object | None, owner: type) -> QueueHandler | Callable[[Chain], int | Later]:
         return self if device is None else MethodType(self.function, device)
 
 
 def queue(*indices: int) -> Callable[[Handler[Any]], QueueHandler]:
     """Declare the function that takes the requests of these queues; without any, of those that no other takes.
 
-    It is called with a `Chain` and returns how many bytes it has written; the driver has the request back then.
+    It is called with a `Chain` and returns how many bytes it has written; the driver has the request back then. What
+    would have to wait, for a disk perhaps, it returns as a function, which is called on another thread and returns that
+    number; requests that come behind are taken meanwhile.
     """
 
     def declare(function: Handler[Any]) -> QueueHandler:

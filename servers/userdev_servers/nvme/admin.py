@@ -18,8 +18,7 @@ from userdev_servers.nvme.queues import CompletionQueue, SubmissionQueue
 from userdev_servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Status
 
 if TYPE_CHECKING:
-    from userdev_servers.nvme.background import Outcome
-    from userdev_servers.nvme.controller import Controller
+    from userdev_servers.nvme.controller import Controller, Outcome
     from userdev_servers.nvme.queues import Command
 
 _CONTIGUOUS, _INTERRUPTS = 1, 2

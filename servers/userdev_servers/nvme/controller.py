@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from userdev.errors import ProtocolError
-from userdev_servers.nvme.background import Background, Outcome
+from userdev.serving.background import Background
 from userdev_servers.nvme.doorbell_page import DoorbellPage
 from userdev_servers.nvme.error_log import ErrorLog
 from userdev_servers.nvme.events import Events
@@ -22,6 +22,9 @@ from userdev_servers.nvme.spec import Csts, EventType, Failure, LogPage, Status
 from userdev_servers.nvme.state import ControllerState
 
 log = logging.getLogger("vfio_user.servers.nvme")
+
+Outcome = Exception | None
+"""Of work that waited for the disk: what it has raised."""
 
 
 class Controller:
@@ -42,7 +45,7 @@ class Controller:
         self.error_log = ErrorLog(state)
         self.disk_work_ended: Callable[[], None] = self.reap
         """Called where handlers run when work has ended that waited for the disk."""
-        self.background = Background(lambda: port.call_soon(lambda: self.disk_work_ended()))
+        self.background = Background[None](lambda: port.call_soon(lambda: self.disk_work_ended()), "nvme")
 
     def close(self) -> None:
         """End the threads, and give the images back."""

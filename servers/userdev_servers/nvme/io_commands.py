@@ -19,8 +19,7 @@ from userdev_servers.nvme.pointers import buffers_of, receive
 from userdev_servers.nvme.spec import ALL_NAMESPACES, MAX_TRANSFER, Failure, Feature, HealthEvent, Io, Status
 
 if TYPE_CHECKING:
-    from userdev_servers.nvme.background import Outcome
-    from userdev_servers.nvme.controller import Controller
+    from userdev_servers.nvme.controller import Controller, Outcome
     from userdev_servers.nvme.namespace import Namespace
     from userdev_servers.nvme.pointers import Buffers
     from userdev_servers.nvme.queues import Command

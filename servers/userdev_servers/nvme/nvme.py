@@ -14,8 +14,7 @@ from userdev.errors import UserError
 from userdev_servers.block.images import open_images
 from userdev_servers.control import ControlSocket
 from userdev_servers.nvme import checks, control
-from userdev_servers.nvme.background import Outcome
-from userdev_servers.nvme.controller import Controller
+from userdev_servers.nvme.controller import Controller, Outcome
 from userdev_servers.nvme.copying import ImageCopy
 from userdev_servers.nvme.doorbell_page import DoorbellPage
 from userdev_servers.nvme.doorbells import Doorbells
