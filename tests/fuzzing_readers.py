@@ -181,12 +181,13 @@ def _trace(path: Path, dialect_name: str) -> bytes:
 
 def _read_trace(path: Path, data: bytes) -> None:
     """All that is made of a trace."""
+    from userdev.trace import as_json, text
+    from userdev.trace.pcapng import write_pcapng
+    from userdev.trace.perfetto import trace_events
     from vfio_user.interposer.replay.script import load_script
     from vfio_user.interposer.trace import read_trace
-    from vfio_user.interposer.trace.pcapng import write_pcapng
-    from vfio_user.interposer.trace.perfetto import trace_events
     from vfio_user.interposer.trace.registers import RegisterMap
-    from vfio_user.interposer.trace.show import as_json, decode_entries, text
+    from vfio_user.interposer.trace.show import LANES, PACKETS, decode_entries
 
     path.write_bytes(data)
     trace = read_trace(path)
@@ -194,18 +195,19 @@ def _read_trace(path: Path, data: bytes) -> None:
     for line in lines:
         text(line, trace.header.time).encode()
         json.dumps(as_json(line, trace.header.time))
-    write_pcapng(BytesIO(), trace.header, trace.entries)
-    json.dumps(trace_events(trace.header, lines))
+    write_pcapng(BytesIO(), PACKETS, trace.header, trace.entries)
+    json.dumps(trace_events(LANES, trace.header, lines))
     load_script(path).write(path)
 
 
 def _read_logs(trace: Path, path: Path, data: bytes) -> None:
+    from userdev.trace.perfetto import trace_events
     from vfio_user.interposer.trace import read_trace
-    from vfio_user.interposer.trace.perfetto import trace_events
+    from vfio_user.interposer.trace.show import LANES
 
     path.write_bytes(data)
     header = read_trace(trace).header
-    json.dumps(trace_events(header, [], qmp_log=path, console_log=path))
+    json.dumps(trace_events(LANES, header, [], qmp_log=path, console_log=path))
 
 
 # documents

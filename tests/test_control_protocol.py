@@ -16,9 +16,9 @@ import pytest
 from tests.interposed import interposed_edu
 from userdev.control import ControlClient, ControlError
 from userdev.errors import UserError
+from userdev.interposer.control import server as interposer_control
 from userdev_servers import control as device_control
 from userdev_servers.gpio import Gpio
-from vfio_user.interposer.control import server as interposer_control
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.testing import write_register
 

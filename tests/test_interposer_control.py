@@ -23,14 +23,16 @@ from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, answer, dma_map, read
 from userdev.control import ControlError
 from userdev.errors import ProtocolError
+from userdev.interposer.errors import PeerLost
 from userdev.memory.bitmap import dirty_runs
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
-from vfio_user.client import Client
+from userdev.trace import Note
+from vfio_user.client import Client, Disconnected
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.interposer.control.commands import COMMANDS
-from vfio_user.interposer.errors import PeerLost
+from vfio_user.interposer.trace import read_trace
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
@@ -349,6 +351,25 @@ def test_held_requests_go_on_in_their_order(edu: Interposed) -> None:
     control.call("resume")
     client.wait(written)
     assert client.wait(read).payload[16:] == (24).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("side", ["client", "server", "both"])
+def test_a_connection_that_is_cut_ends_the_session_and_the_next_client_is_served(edu: Interposed, side: str) -> None:
+    client = edu.client()
+    edu.control().call("cut", side=side)
+    with pytest.raises(Disconnected):
+        client.load(0, COMPUTE, 4)
+    next_client = edu.client()
+    next_client.store(0, COMPUTE, 4, 5)
+    assert next_client.load(0, COMPUTE, 4) == 120
+
+
+def test_a_mark_is_in_the_trace(tmp_path: Path) -> None:
+    with interposed_edu(tmp_path, trace=str(tmp_path / "trace")) as edu:
+        edu.client()
+        edu.control().call("mark", text="here")
+    marks = [entry for entry in read_trace(tmp_path / "trace").entries if isinstance(entry, Note)]
+    assert [note.details for note in marks if note.event == "mark"] == [{"text": "here"}]
 
 
 def test_the_session_has_maps_and_interrupts(edu: Interposed) -> None:

@@ -18,9 +18,9 @@ from tests.interposed import Interposed, interposed_edu
 from userdev.control import ControlError
 from userdev.control.lines import MAX_FDS, ControlLine, LineReader
 from userdev.errors import UserError
+from userdev.interposer.control.server import MAX_CONNECTIONS, MAX_LINE
 from userdev.transport import close_all
 from vfio_user.interposer.control.client import InterposerControl
-from vfio_user.interposer.control.server import MAX_CONNECTIONS, MAX_LINE
 from vfio_user.interposer.interposer import Interposer, Setup
 
 LIVENESS = 0x04
@@ -192,6 +192,6 @@ def is_closed(fd: int) -> bool:
 
 def test_an_interposer_starts_without_what_only_commands_need() -> None:
     """A client waits 5 s for a server that comes back, and pydantic and YAML take longer to load than all the rest."""
-    program = "import sys, vfio_user.interposer.control.server, vfio_user.interposer.interposer; print(*sys.modules)"
+    program = "import sys, userdev.interposer.control.server, vfio_user.interposer.interposer; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pydantic", "yaml"} & {*loaded}

@@ -17,7 +17,7 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from userdev.errors import UserError
 from vfio_user.cli import cli
 from vfio_user.harness.debian import DebianArchive
-from vfio_user.interposer.trace.pcapng import DISSECTOR
+from vfio_user.interposer.trace.show import PACKETS
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
@@ -158,7 +158,7 @@ def wireshark(tmp_path: Path) -> Path:
 @pytest.mark.timeout(600)
 def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, wireshark: Path) -> None:
     run("export", trace, "--format", "pcapng", "-o", wireshark / "packets")
-    shutil.copy(DISSECTOR, wireshark / "dissector.lua")
+    shutil.copy(PACKETS.dissector, wireshark / "dissector.lua")
     # Its own root: the program's configuration is at absolute paths, through links among them.
     command = ["unshare", "--map-root-user", f"--root={wireshark}", "tshark", "-X", "lua_script:/dissector.lua"]
     command += ["-r", "/packets", "-T", "fields", "-Y", "vfio_user.region == 0 && vfio_user.reply == 1"]

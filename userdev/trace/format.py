@@ -95,6 +95,8 @@ class TraceFrame:
     """Nanoseconds of CLOCK_MONOTONIC."""
     direction: Direction
     view: View
+    channel: str = field(default="", kw_only=True)
+    """The connection that it was seen on, where there are several; "" is the one that the client made."""
 
 
 @dataclass(frozen=True)
@@ -163,22 +165,29 @@ class TracedProtocol(Generic[R]):
     """Its messages, which are what `record` is of."""
     header_size: int
     record: type[R]
+    channels: tuple[str, ...] = ("",)
+    """The connections of one session, in the order of their numbers; the first is the one that the client made."""
+
+
+def towards(direction: int, channel: int) -> int:
+    """The byte that says where a record goes: bit 0 the direction, above it the channel's number."""
+    return direction | channel << 1
 
 
 def encode_message(
-    direction: int, view: int, time: int, pair: int, message: Traced, fds: tuple[FdInfo, ...] = ()
+    towards: int, view: int, time: int, pair: int, message: Traced, fds: tuple[FdInfo, ...] = ()
 ) -> bytes:
     """The record of one message."""
     data = message.encode()
     described = b"".join([FD.pack(*fd) for fd in fds]) if fds else b""
     length = PREFIX.size - LENGTH.size + len(described) + len(data)
-    prefix = PREFIX.pack(length, RecordKind.MESSAGE, direction, view, len(fds), time, pair)
+    prefix = PREFIX.pack(length, RecordKind.MESSAGE, towards, view, len(fds), time, pair)
     return prefix + described + data
 
 
-def encode_body(kind: RecordKind, direction: int, view: int, time: int, body: bytes) -> bytes:
+def encode_body(kind: RecordKind, towards: int, view: int, time: int, body: bytes) -> bytes:
     """The record of anything else."""
-    return PREFIX.pack(PREFIX.size - LENGTH.size + len(body), kind, direction, view, 0, time, 0) + body
+    return PREFIX.pack(PREFIX.size - LENGTH.size + len(body), kind, towards, view, 0, time, 0) + body
 
 
 def encode_json(kind: RecordKind, time: int, content: dict[str, Any]) -> bytes:
@@ -193,27 +202,39 @@ def decode(number: int, record: bytes, protocol: TracedProtocol[R]) -> Header | 
         ProtocolError: it is malformed.
     """
     try:
-        _, kind, direction, view, count, time, pair = PREFIX.unpack_from(record)
+        _, kind, place, view, count, time, pair = PREFIX.unpack_from(record)
         body = PREFIX.size + count * FD.size
         described = tuple(
             FdInfo(FdKind(values[0]), values[1], values[2])
             for values in (FD.unpack_from(record, PREFIX.size + index * FD.size) for index in range(count))
         )
-        towards, seen = Direction(direction), _seen(kind, view, time)
+        direction, seen = Direction(place & 1), _seen(kind, view, time)
+        channel = _channel(protocol, place >> 1)
         match RecordKind(kind):
             case RecordKind.MESSAGE:
                 message = protocol.kind.decode(record, body, record[body + protocol.header_size :], [])
-                return protocol.record(number, time, towards, seen, message, described, pair)
+                return protocol.record(number, time, direction, seen, message, described, pair, channel=channel)
             case RecordKind.BYTES:
-                return Raw(number, time, towards, seen, record[body:])
+                return Raw(number, time, direction, seen, record[body:], channel=channel)
             case RecordKind.NOTE:
                 content = _object(record[body:])
                 event = str(content.pop("event", "?"))
-                return Note(number, time, towards, seen, event, content)
+                return Note(number, time, direction, seen, event, content, channel=channel)
             case RecordKind.HEADER:
-                return Header(number, time, towards, seen, _checked(_object(record[body:])))
+                return Header(number, time, direction, seen, _checked(_object(record[body:])))
     except (struct.error, ValueError, TypeError, RecursionError) as error:
         raise ProtocolError(f"record {number} of the trace is malformed: {error}") from None
+
+
+def _channel(protocol: TracedProtocol[Any], number: int) -> str:
+    """The connection of this number.
+
+    Raises:
+        ValueError: the protocol has not so many.
+    """
+    if number >= len(protocol.channels):
+        raise ValueError(f"it is of channel {number}")
+    return protocol.channels[number]
 
 
 def _seen(kind: int, view: int, time: int) -> View:

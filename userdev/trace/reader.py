@@ -25,14 +25,14 @@ class Trace(Generic[R]):
 class TraceReader(Generic[R]):
     """Iterates over the records of an open trace. `truncated` is set once the end is reached."""
 
-    def __init__(self, stream: io.BufferedIOBase, name: str, protocol: TracedProtocol[R]) -> None:
-        """Read the header.
+    def __init__(self, stream: io.BufferedIOBase, name: str, *protocols: TracedProtocol[R]) -> None:
+        """Read the header, which says of which of the protocols it is.
 
         Raises:
             UserError: this is no trace, or one of another format or protocol.
         """
         self._stream = stream
-        self._protocol = protocol
+        self._protocol = protocols[0]  # for the header, which is the same in all of them
         self._number = 0
         self.truncated = ""
         if stream.read(len(MAGIC)) != MAGIC:
@@ -40,8 +40,10 @@ class TraceReader(Generic[R]):
         header = next(iter(self), None)
         if not isinstance(header, Header):
             raise UserError(f"{name}: the trace has no header", hint="it was cut off before its first record")
-        if header.protocol != protocol.name:
-            raise UserError(f"{name} is a trace of {header.protocol:.40}, and not of {protocol.name}")
+        known = {protocol.name: protocol for protocol in protocols}
+        if header.protocol not in known:
+            raise UserError(f"{name} is a trace of {header.protocol:.40}, and not of {' or '.join(known)}")
+        self._protocol = known[header.protocol]
         self.header = header
 
     def __iter__(self) -> Iterator[Header | R | Raw | Note]:
@@ -71,15 +73,15 @@ class TraceReader(Generic[R]):
         return prefix + body
 
 
-def read_trace(path: str | Path, protocol: TracedProtocol[R]) -> Trace[R]:
-    """The whole trace of this protocol.
+def read_trace(path: str | Path, *protocols: TracedProtocol[R]) -> Trace[R]:
+    """The whole trace of one of these protocols, which its header names.
 
     Raises:
         UserError: there is no such file, or it is no trace.
     """
     try:
         with open(path, "rb") as stream:
-            reader = TraceReader(stream, str(path), protocol)
+            reader = TraceReader(stream, str(path), *protocols)
             entries = list(reader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -23,6 +23,7 @@ from userdev.trace.format import (
     encode_body,
     encode_json,
     encode_message,
+    towards,
 )
 
 FLUSH_AT = 1 << 20
@@ -63,10 +64,14 @@ class TraceWriter:
         self._append(encode_json(RecordKind.HEADER, time.monotonic_ns(), header))
         self.flush()
 
-    def message(self, direction: Direction, view: int, message: Traced, pair: int = 0) -> int:
-        """Record a message; its descriptors, still open, are described. Returns the record's number."""
+    def message(self, direction: Direction, view: int, message: Traced, pair: int = 0, channel: int = 0) -> int:
+        """Record a message; its descriptors, still open, are described. Returns the record's number.
+
+        channel: the connection's number in `TracedProtocol.channels`.
+        """
         fds: tuple[FdInfo, ...] = tuple(map(describe, message.fds)) if message.fds else ()
-        return self._append(encode_message(direction, view, time.monotonic_ns(), pair, message, fds))
+        place = towards(direction, channel)
+        return self._append(encode_message(place, view, time.monotonic_ns(), pair, message, fds))
 
     def passed(self, direction: Direction, data: memoryview, pair: int = 0) -> int:
         """Record a message without descriptors that was passed on unchanged, from its bytes."""
@@ -80,9 +85,9 @@ class TraceWriter:
             self.flush()
         return self.records
 
-    def raw(self, direction: Direction, data: bytes, view: int = View.RECEIVED | View.SENT) -> None:
+    def raw(self, direction: Direction, data: bytes, view: int = View.RECEIVED | View.SENT, channel: int = 0) -> None:
         """Record bytes that are no message."""
-        self._append(encode_body(RecordKind.BYTES, direction, view, time.monotonic_ns(), data))
+        self._append(encode_body(RecordKind.BYTES, towards(direction, channel), view, time.monotonic_ns(), data))
 
     def note(self, event: str, **details: Any) -> None:
         """Record that something happened."""

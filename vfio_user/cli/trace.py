@@ -12,18 +12,18 @@ import click
 
 from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
+from userdev.trace import TraceLine, as_json, text
 from vfio_user.interposer.trace import VfioTrace, read_trace
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap, load_registers
 from vfio_user.interposer.trace.show import (
+    LANES,
+    PACKETS,
     Filter,
-    TraceLine,
-    as_json,
+    command_named,
     decode_entries,
     parse_offsets,
     parse_region,
-    text,
 )
-from vfio_user.wire import Command
 
 _REGISTERS_HELP = "Names of registers: a YAML or JSON map, a device's name, or MODULE:CLASS."
 
@@ -61,7 +61,7 @@ def show(
     if register:
         names.check(register)
     wanted = Filter(
-        commands=frozenset(map(_command, commands)),
+        commands=frozenset(map(command_named, commands)),
         region=parse_region(region) if region is not None else None,
         offset=parse_offsets(offset) if offset is not None else None,
         register=register,
@@ -95,13 +95,15 @@ def export(
     trace = read_trace(file)
     with about(output or "the standard output"), _output(output) as stream:
         if kind == "pcapng":
-            from vfio_user.interposer.trace.pcapng import write_pcapng
+            from userdev.trace.pcapng import write_pcapng
 
-            write_pcapng(stream, trace.header, trace.entries)
+            write_pcapng(stream, PACKETS, trace.header, trace.entries)
         elif kind == "perfetto":
-            from vfio_user.interposer.trace.perfetto import trace_events
+            from userdev.trace.perfetto import trace_events
 
-            events = trace_events(trace.header, _lines(trace, registers), qmp_log=qmp_log, console_log=console_log)
+            events = trace_events(
+                LANES, trace.header, _lines(trace, registers), qmp_log=qmp_log, console_log=console_log
+            )
             stream.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
         else:
             began = trace.header.time
@@ -112,9 +114,7 @@ def export(
 @command.command()
 def dissector() -> None:
     """Print where Wireshark's dissector is: `wireshark -X lua_script:$(vfio-user trace dissector) FILE`."""
-    from vfio_user.interposer.trace.pcapng import DISSECTOR
-
-    click.echo(DISSECTOR)
+    click.echo(PACKETS.dissector)
 
 
 def _lines(trace: VfioTrace, registers: str | None) -> Iterator[TraceLine]:
@@ -138,14 +138,6 @@ def _registers(text: str | None) -> RegisterMap:
         NamedRegister(place.bar, place.offset, name, max(place.widths), place.count or 1, place.stride)
         for name, place in declared
     )
-
-
-def _command(name: str) -> str:
-    """A command by its name in the specification or its short one, in any case."""
-    for known in Command:
-        if name.upper() in (known.name, known.value):
-            return known.value
-    raise UserError(f"unknown command {name!r}", hint=", ".join(known.value for known in Command))
 
 
 def _output(path: Path | None) -> BinaryIO:

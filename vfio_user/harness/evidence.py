@@ -26,12 +26,13 @@ import jinja2
 import vfio_user
 from userdev.errors import UserError
 from userdev.process import Child, tail
+from userdev.trace import text
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import NOISE, reason
 from vfio_user.interposer.trace import read_trace
 from vfio_user.interposer.trace.registers import RegisterMap
-from vfio_user.interposer.trace.show import decode_entries, text
+from vfio_user.interposer.trace.show import decode_entries
 
 INDEX, RECORD = "index.html", "evidence.json"
 LAST_LINES = 40

@@ -16,9 +16,5 @@ class RequestRefused(UserError):
         self.errno = errno
 
 
-class PeerLost(UserError):
-    """The connection went away before the reply came, or there is none."""
-
-
 class IncompatibleServer(UserError):
     """The new server is not the device that the old one was: the client would notice."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno as errnos
 from collections.abc import Sequence
 
+from userdev.interposer.errors import PeerLost
 from userdev.relay.direction import Direction
-from vfio_user.interposer.errors import PeerLost, RequestRefused
+from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.pairing import PendingRequest
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import MAX_DATA, NO_REPLY, Command, Message

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from userdev.interposer.errors import PeerLost
 from userdev.relay.loop import Future
-from vfio_user.interposer.errors import PeerLost
 from vfio_user.interposer.pairing import Pairing
 from vfio_user.wire import Message
 from vfio_user.wire.open_requests import free_id

@@ -1,47 +1,16 @@
-"""A message on its way through a session: what stages and watchers are given of it, and what they are."""
+"""A message of vfio-user's on its way through a session, and who is shown what happens in one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from userdev.descriptors import duplicates
-from userdev.relay.direction import Direction
+from userdev.interposer import passing
 from vfio_user.wire import Message
 
-
-@dataclass(slots=True)
-class Passing:
-    """One message on its way from one peer to the other."""
-
-    direction: Direction
-    message: Message
-    """As it goes on: what the stage before has made of it."""
-    pair: int = 0
-    """In a reply, the number of the request's record in the trace; 0 where nobody asked."""
-    record: int = 0
-    """Number of its own record, the latest where it has two; 0 until it has one, and without a trace."""
-    since: float | None = None
-    """When its sender sent it, where that is not now (monotonic seconds)."""
-    actions: list[Callable[[], None]] = field(default_factory=list)
-
-    def afterwards(self, action: Callable[[], None]) -> None:
-        """For a stage: do this once the message it has taken is recorded."""
-        self.actions.append(action)
-
-
-class Stage(Protocol):
-    """Sees every message of one direction, or of both, before it goes on."""
-
-    def __call__(self, passing: Passing) -> Message | None:
-        """The message to go on with: the very same object where nothing changes, None where the stage has taken it.
-
-        What is to happen instead it asks for with `Passing.afterwards`.
-        """
-
-    def closed(self) -> None:
-        """The session has ended: let go of what was kept."""
+Passing = passing.Passing[Message]
+Stage = passing.Stage[Message]
 
 
 class SessionWatcher(Protocol):

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import errno as errnos
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from userdev.interposer.holding import Holding
+from userdev.interposer.session import Counters
 from userdev.relay.backlog import Backlog
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop
 from userdev.relay.relay import Relay
+from userdev.trace import TraceWriter, View
 from userdev.transport import Stream, close_all
 from vfio_user.interposer.codec import CODEC, MessageHeader
-from vfio_user.interposer.holding import Holding
 from vfio_user.interposer.own_requests import OwnRequests
 from vfio_user.interposer.pairing import Pairing, PendingRequest
 from vfio_user.interposer.passing import Passing, SessionWatcher, Stage, copy_message
 from vfio_user.interposer.server_migration import ServerMigration
 from vfio_user.interposer.session_model import CONFIG_REGION, SessionModel
-from vfio_user.interposer.trace import VfioTraceWriter, View
 from vfio_user.wire import ERROR, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
 
@@ -33,17 +34,11 @@ _NOBODY = PendingRequest(0, 0, None)
 
 
 @dataclass
-class Counters:
+class SessionCounters(Counters):
     """Counts of a session so far; `status` shows them."""
 
-    messages: list[int] = field(default_factory=lambda: [0, 0])
-    """By direction."""
-    bytes: list[int] = field(default_factory=lambda: [0, 0])
-    unframed: int = 0
     unframed_by_client: int = 0
     own_requests: int = 0
-    held: int = 0
-    faults: int = 0
 
 
 class ForwardedSession:
@@ -56,7 +51,7 @@ class ForwardedSession:
         server: Stream,
         dialect: Dialect,
         *,
-        trace: VfioTraceWriter | None = None,
+        trace: TraceWriter | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.loop = loop
@@ -65,7 +60,7 @@ class ForwardedSession:
         self.model = SessionModel(dialect)
         self.memory = self.model
         """Where guest memory can be reached; it differs from `model` where the server was not told."""
-        self.counters = Counters()
+        self.counters = SessionCounters()
         self.closed = False
         self.pending = (Pairing(), Pairing())
         """Requests without reply, by the direction the request went."""
@@ -125,6 +120,11 @@ class ForwardedSession:
         self.pending[Direction.TO_CLIENT].make_stale()
         self.pending[Direction.TO_SERVER].close()
         self.choose_path()
+
+    @property
+    def state(self) -> str:
+        """Where the session is, as scenarios say it."""
+        return self.model.state
 
     @property
     def server_lost(self) -> bool:

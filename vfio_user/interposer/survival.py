@@ -18,6 +18,7 @@ from typing import Literal
 
 from userdev.errors import UserdevError, UserError
 from userdev.eventfd import signal_eventfd
+from userdev.interposer.upstream import LINGER_SECONDS, Upstream
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task, Timer
 from userdev.transport import close_all
@@ -29,7 +30,6 @@ from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.restore import kick, restore, save_state
 from vfio_user.interposer.session import ForwardedSession
-from vfio_user.interposer.upstream import LINGER_SECONDS, Upstream
 from vfio_user.wire import Message
 from vfio_user.wire.constants import IrqIndex, MigrationState, MigrationSupport
 

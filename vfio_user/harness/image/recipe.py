@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 import vfio_user
+from userdev.documents import parse, read_text
 from userdev.errors import UserError
-from vfio_user.documents import parse, read_text
 
 ROOM = Path(vfio_user.__file__).parent / "guest_images"
 """The folder guest_images of a checkout, to which a link leads there; a wheel has its files."""

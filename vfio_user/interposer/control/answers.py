@@ -1,16 +1,10 @@
-"""What each command of an interposer's control socket is answered with. Bytes are base64, but for `raw`."""
+"""What each command of a vfio-user interposer's control socket is answered with. Bytes are base64, but for `raw`."""
 
 from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-
-class Done(TypedDict):
-    """The result of commands that tell nothing."""
-
-
-class ByDirection(TypedDict("ByDirection", {"to-server": int, "to-client": int})):
-    """A count for each direction."""
+from userdev.interposer.control.answers import ByDirection, TraceStatus
 
 
 class CountersStatus(TypedDict):
@@ -23,16 +17,6 @@ class CountersStatus(TypedDict):
     own_requests: int
     held: int
     faults: int
-
-
-class TraceStatus(TypedDict):
-    """The trace that is being written."""
-
-    file: str
-    records: int
-    bytes: int
-    stopped: str
-    """Why it has stopped; empty while it has not."""
 
 
 class SurvivalStatus(TypedDict):
@@ -183,12 +167,6 @@ class Resent(TypedDict):
     unmapped: list[int]
 
 
-class Released(TypedDict):
-    """The result of `resume`."""
-
-    released: int
-
-
 class Restarted(TypedDict):
     """The result of `restart`."""
 
@@ -196,17 +174,5 @@ class Restarted(TypedDict):
     handed_over: bool
 
 
-class Rules(TypedDict):
-    """The result of `faults`."""
-
-    rules: int
-
-
-class Signalled(TypedDict):
-    """The result of `signal`."""
-
-    pid: int
-
-
 DataCommand = Literal["device_feature", "region_read", "memory_read"]
-SilentCommand = Literal["dma_logging_start", "dma_logging_stop", "region_write", "hold", "stop"]
+SilentCommand = Literal["dma_logging_start", "dma_logging_stop", "region_write", "hold", "cut", "mark", "stop"]

@@ -1,6 +1,6 @@
 """The commands of the control socket: a model each, whose docstring is its documentation and whose `run` does it.
 
-`docs/interposer.md` is written from these; `COMMANDS` is the whole list.
+`docs/interposer.md` is written from these; `COMMANDS` is the whole list, with those that every interposer has.
 """
 
 from __future__ import annotations
@@ -8,36 +8,26 @@ from __future__ import annotations
 import base64
 import os
 import reprlib
-import signal
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from userdev.errors import UserError
+from userdev.interposer.control import commands
+from userdev.interposer.control.answers import Done
+from userdev.interposer.control.command import ControlCommand, Number, Seconds
 from userdev.relay.direction import DIRECTIONS
 from vfio_user.interposer import guest_memory, own_calls
 from vfio_user.interposer.control import answers, migration
-from vfio_user.interposer.control.command import ControlCommand, Data, Number, Region, Run, Seconds, Size
 from vfio_user.interposer.control.controlled import Controlled
+from vfio_user.interposer.control.values import Data, Region, Run, Size
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags
 
-if TYPE_CHECKING:  # it takes long to load, while no message is forwarded: only where somebody has one
-    from vfio_user.interposer.faults.scenario import Scenario
 
-MAX_SCENARIO = 64 << 10
-"""Bytes of a scenario: it is read (about 100 KB/s) while nobody else is served."""
-
-
-class GetStatus(ControlCommand):
-    """What is going on: session, server, trace, counters."""
-
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.InterposerStatus:
-        """Return what the interposer counts; it needs no session."""
-        return interposer.status()
-
-
-class ShowSession(ControlCommand):
+class ShowSession(ControlCommand[Controlled]):
     """The session as it is known: DMA maps, interrupts, regions, config space writes, migration."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.SessionShown:
@@ -72,7 +62,7 @@ class ShowSession(ControlCommand):
         }
 
 
-class Request(ControlCommand):
+class Request(ControlCommand[Controlled]):
     """Any request, to the server or the client: `name` and `payload` (base64). An error reply is a good answer here.
 
     With `force` it is sent though it is larger than its side takes: to see what that makes of it.
@@ -105,7 +95,7 @@ class Request(ControlCommand):
         }
 
 
-class DeviceFeature(ControlCommand):
+class DeviceFeature(ControlCommand[Controlled]):
     """DEVICE_FEATURE: `feature` by name or number, `operation` get, set or probe, `data` its structure."""
 
     feature: str | Annotated[int, Field(ge=0, le=FEATURE_MASK)]
@@ -129,7 +119,7 @@ class DeviceFeature(ControlCommand):
         return {"data": base64.b64encode(data).decode()}
 
 
-class RegionRead(ControlCommand):
+class RegionRead(ControlCommand[Controlled]):
     """Read `size` bytes of a region in one access."""
 
     region: Region
@@ -146,14 +136,14 @@ class RegionRead(ControlCommand):
         return {"data": base64.b64encode(data).decode()}
 
 
-class RegionWrite(ControlCommand):
+class RegionWrite(ControlCommand[Controlled]):
     """Write `data` (base64) to a region in one access."""
 
     region: Region
     offset: Number
     data: Data
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+    async def run(self, interposer: Controlled, fds: list[int]) -> Done:
         """Send one REGION_WRITE and wait for its reply.
 
         Raises:
@@ -163,7 +153,7 @@ class RegionWrite(ControlCommand):
         return {}
 
 
-class DmaWrite(ControlCommand):
+class DmaWrite(ControlCommand[Controlled]):
     """DMA_WRITE to the client: `runs` of memory get their own content again, so that QEMU marks them dirty.
 
     With `data` (base64) that is written, at the one run's IOVA. The guest must stand still, or may lose what it writes.
@@ -189,7 +179,7 @@ class DmaWrite(ControlCommand):
         return {"messages": messages, "bytes": written}
 
 
-class MemoryRead(ControlCommand):
+class MemoryRead(ControlCommand[Controlled]):
     """Guest memory as it is now, through the client's descriptors; nobody is asked."""
 
     iova: Number
@@ -205,31 +195,7 @@ class MemoryRead(ControlCommand):
         return {"data": base64.b64encode(data).decode()}
 
 
-class HoldRequests(ControlCommand):
-    """Keep the client's requests back until `resume`. Holds count."""
-
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
-        """Take a hold of the session's requests.
-
-        Raises:
-            PeerLost: without a session.
-        """
-        interposer.current().holding.hold()
-        return {}
-
-
-class Resume(ControlCommand):
-    """Let the client's requests go on; `released` says how many had been waiting."""
-
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Released:
-        """Give one hold back; returns how many requests went on, none while another hold is left."""
-        holding = interposer.current().holding
-        waiting = len(holding)
-        holding.resume()
-        return {"released": waiting - len(holding)}
-
-
-class Restart(ControlCommand):
+class Restart(ControlCommand[Controlled]):
     """Replace the server on purpose; needs --keep-alive or --reconnect.
 
     With `hand_over` a server that can migrate gives its state to the next (a live upgrade); `seconds` is how long the
@@ -251,88 +217,24 @@ class Restart(ControlCommand):
         return await interposer.survival.restart(hand_over=self.hand_over)
 
 
-class SetFaults(ControlCommand):
-    """Let a fault scenario happen from now on: its text, or a file; neither ends it."""
-
-    scenario: Annotated[str, Field(max_length=MAX_SCENARIO)] | None = None
-    file: str | None = None
-
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Rules:
-        """Replace the scenario, or end it; returns how many rules the new one has.
-
-        Raises:
-            UserError: a bad scenario.
-        """
-        from vfio_user.interposer.faults.scenario import parse_scenario
-
-        scenario = None
-        if self.file is not None:
-            scenario = _scenario_in(self.file)
-        elif self.scenario is not None:
-            scenario = parse_scenario(self.scenario, "scenario")
-        interposer.set_faults(scenario)
-        return {"rules": len(scenario.rules) if scenario is not None else 0}
-
-
-def _scenario_in(file: str) -> Scenario:
-    """The scenario in a file. What is wrong in it is not told: a controller may not be one who may read it."""
-    from vfio_user.documents import read_regular_file
-    from vfio_user.interposer.faults.scenario import parse_scenario
-
-    try:
-        return parse_scenario(read_regular_file(file, MAX_SCENARIO).decode(), file)
-    except OSError as error:
-        raise UserError(f"cannot read the scenario {file}: {error.strerror}") from None
-    except (UserError, UnicodeDecodeError):
-        raise UserError(
-            f"{file} is no scenario", hint="vfio-user interpose --faults FILE says what is wrong in it, and where"
-        ) from None
-
-
-class SendSignal(ControlCommand):
-    """Send a signal to the server: SIGSTOP, SIGCONT, SIGKILL, SIGTERM."""
-
-    signal: Literal["SIGSTOP", "SIGCONT", "SIGKILL", "SIGTERM"]
-
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Signalled:
-        """Send the signal and return the server's process id.
-
-        Raises:
-            UserError: that process is not known, or has ended.
-        """
-        return {"pid": interposer.signal_server(signal.Signals[self.signal])}
-
-
-class Stop(ControlCommand):
-    """End the interposer."""
-
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
-        """Stop the loop after this answer has been queued; sessions are closed then."""
-        interposer.loop.after(0, interposer.loop.stop)
-        return {}
-
-
-COMMANDS: dict[str, type[ControlCommand]] = {
-    "status": GetStatus,
-    "session": ShowSession,
-    "request": Request,
-    "device_feature": DeviceFeature,
-    "migration_support": migration.GetMigrationSupport,
-    "migration_state": migration.GetOrSetMigrationState,
-    "mig_data_read": migration.MigDataRead,
-    "mig_data_write": migration.MigDataWrite,
-    "dma_logging_start": migration.DmaLoggingStart,
-    "dma_logging_report": migration.DmaLoggingReport,
-    "dma_logging_resend": migration.DmaLoggingResend,
-    "dma_logging_stop": migration.DmaLoggingStop,
-    "region_read": RegionRead,
-    "region_write": RegionWrite,
-    "dma_write": DmaWrite,
-    "memory_read": MemoryRead,
-    "hold": HoldRequests,
-    "resume": Resume,
-    "restart": Restart,
-    "faults": SetFaults,
-    "signal": SendSignal,
-    "stop": Stop,
-}
+COMMANDS: Mapping[str, type[ControlCommand[Any]]] = MappingProxyType(
+    {
+        **commands.COMMANDS,
+        "session": ShowSession,
+        "request": Request,
+        "device_feature": DeviceFeature,
+        "migration_support": migration.GetMigrationSupport,
+        "migration_state": migration.GetOrSetMigrationState,
+        "mig_data_read": migration.MigDataRead,
+        "mig_data_write": migration.MigDataWrite,
+        "dma_logging_start": migration.DmaLoggingStart,
+        "dma_logging_report": migration.DmaLoggingReport,
+        "dma_logging_resend": migration.DmaLoggingResend,
+        "dma_logging_stop": migration.DmaLoggingStop,
+        "region_read": RegionRead,
+        "region_write": RegionWrite,
+        "dma_write": DmaWrite,
+        "memory_read": MemoryRead,
+        "restart": Restart,
+    }
+)

@@ -11,27 +11,20 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from userdev.errors import UserError
+from userdev.interposer.control.answers import Done
+from userdev.interposer.control.command import ControlCommand, Number, Seconds
 from userdev.memory.bitmap import IovaRange, bitmap_size, dirty_pages, dirty_runs
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control import answers
-from vfio_user.interposer.control.command import (
-    MAX_DATA,
-    ControlCommand,
-    Data,
-    Number,
-    PageSize,
-    Run,
-    Seconds,
-    Size,
-)
 from vfio_user.interposer.control.controlled import Controlled
+from vfio_user.interposer.control.values import MAX_DATA, Data, PageSize, Run, Size
 from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.resending import resend, unmapped_pages
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire.constants import MigrationState
 
 
-class GetMigrationSupport(ControlCommand):
+class GetMigrationSupport(ControlCommand[Controlled]):
     """What the server offers of migration v2: `supports`, empty where it cannot migrate."""
 
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Supports:
@@ -40,7 +33,7 @@ class GetMigrationSupport(ControlCommand):
         return {"supports": [str(flag.name) for flag in type(found) if flag in found] if found is not None else []}
 
 
-class GetOrSetMigrationState(ControlCommand):
+class GetOrSetMigrationState(ControlCommand[Controlled]):
     """The device's migration state, after taking it to `set` where that is given (STOP_COPY, RESUMING, ...)."""
 
     set: str | None = None
@@ -65,7 +58,7 @@ class GetOrSetMigrationState(ControlCommand):
         return {"state": state.name}
 
 
-class Bulk(ControlCommand):
+class Bulk(ControlCommand[Controlled]):
     """Where bulk data goes or comes from: `file`, a descriptor sent with the command (`fd`), or the control socket, as
     base64 in the line or as it is behind the line (`raw`).
     """
@@ -170,13 +163,13 @@ class MigDataWrite(Bulk):
         return {"bytes": count, "messages": messages}
 
 
-class DmaLoggingStart(ControlCommand):
+class DmaLoggingStart(ControlCommand[Controlled]):
     """Let the server log what it writes to memory, in `ranges` or everywhere that is mapped."""
 
     page_size: PageSize = own_calls.PAGE
     ranges: list[Run] | None = None
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+    async def run(self, interposer: Controlled, fds: list[int]) -> Done:
         """Begin the log with pages of `page_size` bytes; from now on what is unmapped is remembered too."""
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
         session = interposer.current()
@@ -185,7 +178,7 @@ class DmaLoggingStart(ControlCommand):
         return {}
 
 
-class DmaLoggingReport(ControlCommand):
+class DmaLoggingReport(ControlCommand[Controlled]):
     """The ranges written since the last report, `runs`; with `bitmap` also the bitmap (base64) of each range asked for.
 
     Asked range by range as the client mapped them: libvfio-user refuses any other cut.
@@ -221,7 +214,7 @@ class DmaLoggingReport(ControlCommand):
         return report
 
 
-class DmaLoggingResend(ControlCommand):
+class DmaLoggingResend(ControlCommand[Controlled]):
     """Take a report, and write a byte of each of its pages back to the client, so that QEMU marks them dirty.
 
     What was unmapped since the log began counts as written. Where it is mapped nowhere any more somebody else has to
@@ -245,10 +238,10 @@ class DmaLoggingResend(ControlCommand):
         return {"pages": await resend(session, sorted(pages)), "unmapped": sorted(unmapped)}
 
 
-class DmaLoggingStop(ControlCommand):
+class DmaLoggingStop(ControlCommand[Controlled]):
     """End the logging."""
 
-    async def run(self, interposer: Controlled, fds: list[int]) -> answers.Done:
+    async def run(self, interposer: Controlled, fds: list[int]) -> Done:
         """End the log and forget what was unmapped."""
         session = interposer.current()
         session.model.unmapped = None

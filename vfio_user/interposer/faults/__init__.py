@@ -1,1 +1,1 @@
-"""Faults by script: a scenario says which messages to match and what to do to them; the same seed does the same."""
+"""Faults by script in vfio-user: the language of `userdev.interposer.faults` with this protocol's messages."""

@@ -9,15 +9,12 @@ from functools import cache
 from typing import Any
 
 from userdev.errors import ProtocolError
+from userdev.interposer.faults.scenario import DATA, PAYLOAD
 from userdev.layout import Layout
 from vfio_user.interposer.trace.decode import FEATURE_BODIES, feature_body
 from vfio_user.wire import DIALECTS, HEADER_SIZE, Command, Dialect, Message
 from vfio_user.wire import layouts as at
 
-PAYLOAD = "payload."
-"""Before the name of a field that the header has too: `flags` is the header's, `payload.flags` the structure's."""
-DATA = "data"
-"""What follows the command's own structure."""
 HEADER_FIELDS = {"id": (0, 2), "command": (2, 2), "size": (4, 4), "flags": (8, 4), "errno": (12, 4)}
 """Field: offset and width in the message."""
 _TABLES: dict[Command, Layout[Any]] = {Command.DMA_MAP: at.DMA_ENTRY_V6, Command.DMA_UNMAP: at.DMA_ENTRY_V6}
@@ -42,12 +39,12 @@ def place_of(dialect: Dialect, message: Message, name: str) -> tuple[int, int] |
 
 
 @cache
-def known_fields() -> set[str]:
+def known_fields() -> frozenset[str]:
     """The names of all fields that a message of any dialect can have."""
     shapes = [shape for dialect in DIALECTS.values() for shape in dialect.shapes.values()]
     layouts = [layout for shape in shapes for layout in (shape.request, shape.reply) if layout is not None]
     layouts += [*_TABLES.values(), *(layout for layout, _ in FEATURE_BODIES.values())]
-    return {DATA, *HEADER_FIELDS, *(name for layout in layouts for name in layout.record._fields)}
+    return frozenset({DATA, *HEADER_FIELDS, *(name for layout in layouts for name in layout.record._fields)})
 
 
 def _structures(dialect: Dialect, message: Message) -> Iterator[tuple[int, Layout[Any]]]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import ProtocolError, UserError
+from userdev.interposer.server_process import ServerProcess
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop
 from userdev.transport import Framer, Stream, close_all, connect
@@ -19,7 +20,6 @@ from vfio_user.interposer.codec import MAX_FRAME
 from vfio_user.interposer.replay.memory import SparseMemory
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.script import Script, is_doing, load_script
-from vfio_user.interposer.server_process import ServerProcess
 from vfio_user.interposer.trace import MessageRecord, Note, Raw
 from vfio_user.interposer.trace.decode import describe
 from vfio_user.wire import MAX_DATA, Command, Message

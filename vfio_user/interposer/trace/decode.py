@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno as errnos
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
 from userdev.errors import ProtocolError
 from userdev.layout import Layout
+from userdev.trace import Decoded
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.wire import NO_REPLY, Command, Dialect, Message
 from vfio_user.wire import layouts as at
@@ -48,68 +49,54 @@ FEATURE_BODIES: Mapping[str, tuple[Layout[Any], int]] = {
     "DMA_LOGGING_REPORT": (at.LOGGING_REPORT, FeatureFlags.GET | FeatureFlags.SET),
 }
 """Feature: its structure, and the operations that carry it."""
-DATA_SHOWN = 64
-"""Bytes of data printed before it is cut."""
 
 
 @dataclass
-class Decoded:
-    """One message, taken apart as far as it could be."""
+class DecodedMessage(Decoded):
+    """One message of vfio-user's, taken apart as far as it could be."""
 
-    command: str
-    kind: str
-    """`request`, `posted`, `reply`, or `error`."""
-    fields: dict[str, Any] = field(default_factory=dict)
-    """Field: number, or name where it has one."""
+    id: int = 0
     region: int | None = None
     offset: int | None = None
     size: int | None = None
     """Bytes accessed."""
-    data: bytes = b""
     register: str = ""
-    problem: str = ""
-    """Why it could not be taken apart further."""
 
     @property
     def value(self) -> int | None:
         """The data as a number, where it is a register's."""
         return int.from_bytes(self.data, "little") if len(self.data) in (1, 2, 4, 8) else None
 
-    def text(self) -> str:
-        """One line."""
-        words = [self.command]
-        if self.kind != "request":
-            words.append(self.kind)
-        words += [f"{name}={value}" for name, value in self.fields.items()]
-        if self.register:
-            words.append(f"({self.register})")
-        if self.value is not None:
-            words.append(f"= {self.value:#x}")
-        elif self.data:
-            cut = "..." if len(self.data) > DATA_SHOWN else ""
-            words.append(f"data[{len(self.data)}] {self.data[:DATA_SHOWN].hex()}{cut}")
-        if self.problem:
-            words.append(f"!! {self.problem}")
-        return " ".join(words)
+    @property
+    def mark(self) -> str:
+        """Its message ID."""
+        return f"#{self.id:<5}"
+
+    @property
+    def title(self) -> str:
+        """Its command, and the register that it accesses."""
+        return " ".join(filter(None, (self.command, self.register)))
+
+    def more(self) -> list[str]:
+        """The register's name."""
+        return [f"({self.register})"] if self.register else []
+
+    def data_shown(self) -> str:
+        """The data as a number, where it is a register's."""
+        return f"= {self.value:#x}" if self.value is not None else super().data_shown()
 
     def json(self) -> dict[str, Any]:
-        """The same for programs; data in hexadecimal."""
-        found: dict[str, Any] = {"command": self.command, "kind": self.kind, **self.fields}
-        if self.register:
-            found["register"] = self.register
-        if self.data:
-            found["data"] = self.data.hex()
-        if self.problem:
-            found["problem"] = self.problem
-        return found
+        """The same for programs."""
+        return {"id": self.id, **super().json(), **({"register": self.register} if self.register else {})}
 
 
 def describe(
-    dialect: Dialect, message: Message, registers: RegisterMap | None = None, request: Decoded | None = None
-) -> Decoded:
+    dialect: Dialect, message: Message, registers: RegisterMap | None = None, request: DecodedMessage | None = None
+) -> DecodedMessage:
     """Take `message` apart. `request` is what it answers, for what an error reply does not say itself."""
     command = dialect.command(message.command)
-    decoded = Decoded(command.value if command else f"command-{message.command}", _kind(message))
+    name = command.value if command else f"command-{message.command}"
+    decoded = DecodedMessage(name, _kind(message), id=message.id)
     if message.failed:
         decoded.fields["errno"] = errnos.errorcode.get(message.errno, message.errno)
     if request is not None:
@@ -134,7 +121,7 @@ def _kind(message: Message) -> str:
     return "posted" if message.flags & NO_REPLY else "request"
 
 
-def _take_apart(dialect: Dialect, command: Command, message: Message, decoded: Decoded) -> None:
+def _take_apart(dialect: Dialect, command: Command, message: Message, decoded: DecodedMessage) -> None:
     shape = dialect.shapes[command]
     layout = shape.reply if message.is_reply else shape.request
     payload = message.payload
@@ -163,7 +150,7 @@ def _take_apart(dialect: Dialect, command: Command, message: Message, decoded: D
         decoded.data = tail
 
 
-def _take_feature_apart(flags: int, tail: bytes, decoded: Decoded) -> None:
+def _take_feature_apart(flags: int, tail: bytes, decoded: DecodedMessage) -> None:
     number, operation = flags & FEATURE_MASK, FeatureFlags(flags & ~FEATURE_MASK & 0x70000)
     feature = name_of(Feature, number)
     decoded.fields.pop("flags")

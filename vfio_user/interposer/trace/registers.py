@@ -116,7 +116,7 @@ def load_registers(path: str | Path) -> RegisterMap:
     Raises:
         UserError: it cannot be read, or is no map.
     """
-    from vfio_user.documents import parse, read_text
+    from userdev.documents import parse, read_text
 
     content = parse(read_text(path, "register map"), str(path)).value
     entries = content.get("registers", ()) if isinstance(content, Mapping) else content

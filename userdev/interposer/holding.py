@@ -5,24 +5,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Generic
 
+from userdev.interposer.passing import M, Passing
 from userdev.relay.backlog import Backlog
 from userdev.relay.direction import Direction
 from userdev.transport import close_all
-from vfio_user.interposer.passing import Passing
-from vfio_user.wire import Message
 
 
-class Holding:
+class Holding(Generic[M]):
     """Keeps requests to the server back for as long as anybody wants that, and lets them go on in their order."""
 
-    def __init__(self, backlog: Backlog, send_on: Callable[[Passing], None], changed: Callable[[], None]) -> None:
+    def __init__(self, backlog: Backlog, send_on: Callable[[Passing[M]], None], changed: Callable[[], None]) -> None:
         """`send_on` takes each request that goes on; `changed` is called when holding has begun, or may have ended."""
         self._backlog = backlog
         self._send_on = send_on
         self._changed = changed
         self._holds = 0
-        self._held: deque[Passing] = deque()
+        self._held: deque[Passing[M]] = deque()
         self._closed = False
 
     def __len__(self) -> int:
@@ -45,13 +45,13 @@ class Holding:
             self._send_on(self._next())
         self._changed()
 
-    def keep(self, request: Passing) -> None:
+    def keep(self, request: Passing[M]) -> None:
         """This one has come while requests are kept back."""
         request.since = time.monotonic()
         self._held.append(request)
         self._backlog.keep(Direction.TO_SERVER, request.message.size)
 
-    def take(self, since: float) -> list[Message]:
+    def take(self, since: float) -> list[M]:
         """Take out those that have been held since that time (monotonic seconds) or longer."""
         taken = []
         while self._held and (self._held[0].since or 0.0) <= since:
@@ -65,7 +65,7 @@ class Holding:
             close_all(held.message.fds)
         self._held.clear()
 
-    def _next(self) -> Passing:
+    def _next(self) -> Passing[M]:
         held = self._held.popleft()
         self._backlog.let_go(Direction.TO_SERVER, held.message.size)
         return held

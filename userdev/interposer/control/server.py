@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from userdev.control import ControlLine, ControlResult, LineReader, answer_line, command_of, document_of, refusal_line
 from userdev.declare.values import shortened
 from userdev.errors import ProtocolError, UserdevError, UserError
+from userdev.interposer.control.controlled import Controlled
 from userdev.relay.loop import GONE, READ, WRITE, Loop, Task
 from userdev.relay.outlet import Outlet
 from userdev.transport import Listener, Stream, close_all
-from vfio_user.interposer.control.controlled import Controlled
+
+if TYPE_CHECKING:  # with it comes pydantic, which takes longer to load than all of the rest
+    from userdev.interposer.control.command import ControlCommand
 
 MAX_CONNECTIONS = 32
 """Controllers at a time."""
@@ -21,6 +25,8 @@ MAX_LINES = 1024
 MAX_FDS_WAITING = 64
 """Of one controller's commands that wait for being run; it is not read on while there are more, or `MAX_LINE` bytes."""
 _ROOM = 1 << 18  # bytes that are received at once
+Commands = Callable[[], "Mapping[str, type[ControlCommand[Any]]]"]
+"""The commands by name; loaded when a controller sends its first."""
 
 
 class ControlServer:
@@ -29,13 +35,14 @@ class ControlServer:
     One that does not read its answers is not served on, and nobody waits for it.
     """
 
-    def __init__(self, interposer: Controlled, address: str) -> None:
+    def __init__(self, interposer: Controlled, commands: Commands, address: str) -> None:
         """Start to listen.
 
         Raises:
             UserError: the address cannot be listened on.
         """
         self._interposer = interposer
+        self._commands = commands
         self._listener = Listener(address)
         self._connections: set[_Connection] = set()
         interposer.loop.watch(self._listener.socket.fileno(), self._accept)
@@ -55,14 +62,15 @@ class ControlServer:
             Outlet(stream).send(refusal_line(UserError(f"{MAX_CONNECTIONS} controllers are connected already")))
             stream.close()
         else:
-            self._connections.add(_Connection(self._interposer, stream, self._connections))
+            self._connections.add(_Connection(self._interposer, self._commands, stream, self._connections))
 
 
 class _Connection:
     """One controller."""
 
-    def __init__(self, interposer: Controlled, stream: Stream, others: set[_Connection]) -> None:
+    def __init__(self, interposer: Controlled, commands: Commands, stream: Stream, others: set[_Connection]) -> None:
         self._interposer = interposer
+        self._commands = commands
         self._loop: Loop = interposer.loop
         self._stream = stream
         self._outlet = Outlet(stream)
@@ -167,13 +175,12 @@ class _Connection:
     async def _run(self, document: Any, line: ControlLine) -> ControlResult:
         from pydantic import ValidationError
 
-        from vfio_user.interposer.control.commands import COMMANDS
-
         if line.refusal:
             raise UserError(line.refusal)
-        name = command_of(document, COMMANDS)
+        commands = self._commands()
+        name = command_of(document, commands)
         try:
-            command = COMMANDS[name].model_validate(document)
+            command = commands[name].model_validate(document)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(shortened(str(each)) for each in first["loc"])

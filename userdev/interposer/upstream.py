@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from userdev.errors import UserError
+from userdev.interposer.server_process import ServerProcess, peer_pid, process_ended
 from userdev.relay.loop import Loop
 from userdev.transport import Address, Stream, connect
-from vfio_user.interposer.server_process import ServerProcess, peer_pid, process_ended
 
 LINGER_SECONDS = 0.5
 """Seconds that a server of ours has to end with its client, as it may, before it is taken to stay."""

@@ -1,81 +1,98 @@
 """A trace as a picture: Chrome's JSON trace event format, which ui.perfetto.dev and chrome://tracing open.
 
-Lanes: the wire in both directions (a request is as long as it waits for its reply), DMA, interrupts, what the
-interposer did, and, from their log files, QMP events and the console. Time is microseconds since the trace began.
+Lanes: those of the protocol (a request is as long as it waits for its reply), what the interposer did, and, from their
+log files, QMP events and the console. Time is microseconds since the trace began.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from userdev.errors import UserError
-from userdev.relay.direction import Direction
-from vfio_user.interposer.trace import Header, MessageRecord, Note, Raw
-from vfio_user.interposer.trace.show import TraceLine
+from userdev.trace.format import Header, Note, Raw, TraceRecord
+from userdev.trace.lines import TraceLine
 
-LANES = ("client to server", "server to client", "DMA", "interrupts", "interposer", "QMP", "console")
-TO_SERVER, TO_CLIENT, DMA, INTERRUPTS, INTERPOSER, QMP, CONSOLE = range(1, len(LANES) + 1)
+INTERPOSER, QMP, CONSOLE = "interposer", "QMP", "console"
 FURTHER = 100
 """Between a lane and the next of the same name."""
 PROCESS = 1
-_DMA_COMMANDS = frozenset({"DMA_READ", "DMA_WRITE", "DMA_MAP", "DMA_UNMAP", "DIRTY_PAGES"})
-_INTERRUPT_COMMANDS = frozenset({"DEVICE_SET_IRQS", "DEVICE_GET_IRQ_INFO", "VM_INTERRUPT"})
 _STAMP = re.compile(r"^\[?(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,]?\d*(?:Z|[+-]\d\d:?\d\d)?|\d{9,}\.\d+)\]?[: ]*(.*)$")
 """A console line that says when it was written: ISO 8601, or seconds since 1970."""
+_NUMBERED = ("vector", "ring")
+"""Details of a note that belong to its name in a picture."""
 Event = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes of a protocol's: their names, and which of them a line belongs to; "" where in none of them."""
+
+    names: tuple[str, ...]
+    of: Callable[[TraceLine], str]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Those of the protocol, and those that every picture has."""
+        return *self.names, INTERPOSER, QMP, CONSOLE
+
+
 def trace_events(
-    header: Header, lines: Iterable[TraceLine], *, qmp_log: Path | None = None, console_log: Path | None = None
+    lanes: Lanes,
+    header: Header,
+    lines: Iterable[TraceLine],
+    *,
+    qmp_log: Path | None = None,
+    console_log: Path | None = None,
 ) -> list[Event]:
     """All events, the names of the lanes first. Logs are placed by their own wall-clock times."""
-    events: list[Event] = [_meta("process_name", 0, name="vfio-user")]
-    for lane, name in enumerate(LANES, 1):
+    events: list[Event] = [_meta("process_name", 0, name=header.protocol)]
+    numbers = {name: lane for lane, name in enumerate(lanes.all, 1)}
+    for name, lane in numbers.items():
         events += _lane_named(lane, name, lane)
-    events += _apart(list(_wire(list(lines), header.time)))
+    placed = ((numbers[lanes.of(line) or INTERPOSER], line) for line in lines)
+    events += _apart(list(_wire(list(placed), header.time)), lanes.all)
     epoch = header.realtime
     if qmp_log is not None:
-        events += _qmp(_lines(qmp_log), epoch)
+        events += _qmp(numbers[QMP], _lines(qmp_log), epoch)
     if console_log is not None:
-        events += _console(_lines(console_log), epoch)
+        events += _console(numbers[CONSOLE], _lines(console_log), epoch)
     return events
 
 
-def _wire(lines: list[TraceLine], began: int) -> Iterator[Event]:
-    took = {line.entry.pair: line.latency for line in lines if isinstance(line.entry, MessageRecord) and line.latency}
-    for line in lines:
+def _wire(lines: list[tuple[int, TraceLine]], began: int) -> Iterator[Event]:
+    took = {line.entry.pair: line.latency for _, line in lines if isinstance(line.entry, TraceRecord) and line.latency}
+    for lane, line in lines:
         entry, at = line.entry, (line.entry.time - began) / 1000
         match entry:
-            case Note(event="interrupt"):
-                yield _instant(INTERRUPTS, f"interrupt {entry.details.get('vector', '')}", at, entry.details)
             case Note():
-                yield _instant(INTERPOSER, entry.event, at, entry.details)
+                about = [str(entry.details[name]) for name in _NUMBERED if name in entry.details]
+                yield _instant(lane, " ".join([entry.event, *about]), at, entry.details)
             case Raw():
-                yield _instant(_side(entry.direction), f"{len(entry.data)} bytes", at, {"bytes": entry.data[:64].hex()})
-            case MessageRecord():
+                yield _instant(lane, f"{len(entry.data)} bytes", at, {"bytes": entry.data[:64].hex()})
+            case TraceRecord():
                 assert line.decoded is not None
                 decoded = line.decoded
                 if decoded.kind in ("reply", "error") and entry.pair:
                     continue  # it is the end of its request's bar
-                name = " ".join(filter(None, (decoded.command, decoded.register)))
                 yield {
                     "ph": "X",
                     "pid": PROCESS,
-                    "tid": _lane(decoded.command, entry.direction),
+                    "tid": lane,
                     "ts": at,
                     "dur": took.get(entry.number, 0) / 1000,
-                    "name": name,
+                    "name": decoded.title,
                     "cat": decoded.kind,
                     "args": {**decoded.json(), "record": entry.number},
                 }
 
 
-def _apart(events: list[Event]) -> list[Event]:
+def _apart(events: list[Event], names: tuple[str, ...]) -> list[Event]:
     """What overlaps goes into further lanes of the same name, for the bars of one lane may not cross."""
     ends: dict[int, list[float]] = {}
     for event in events:
@@ -86,7 +103,7 @@ def _apart(events: list[Event]) -> list[Event]:
             tracks[track : track + 1] = [begins + event["dur"]]
             event["tid"] = lane + track * FURTHER
     further = (
-        _lane_named(lane + track * FURTHER, LANES[lane - 1], lane)
+        _lane_named(lane + track * FURTHER, names[lane - 1], lane)
         for lane, tracks in sorted(ends.items())
         for track in range(1, len(tracks))
     )
@@ -97,17 +114,7 @@ def _lane_named(lane: int, name: str, place: int) -> list[Event]:
     return [_meta("thread_name", lane, name=name), _meta("thread_sort_index", lane, sort_index=place)]
 
 
-def _lane(command: str, direction: Direction) -> int:
-    if command in _DMA_COMMANDS:
-        return DMA
-    return INTERRUPTS if command in _INTERRUPT_COMMANDS else _side(direction)
-
-
-def _side(direction: Direction) -> int:
-    return TO_SERVER if direction is Direction.TO_SERVER else TO_CLIENT
-
-
-def _qmp(lines: Iterable[str], epoch: int) -> Iterator[Event]:
+def _qmp(lane: int, lines: Iterable[str], epoch: int) -> Iterator[Event]:
     """Events of a QMP log: each line that holds a JSON object with `event` and `timestamp`, whatever is before it."""
     for line in lines:
         start = line.find("{")
@@ -117,12 +124,12 @@ def _qmp(lines: Iterable[str], epoch: int) -> Iterator[Event]:
             message = json.loads(line[start:])
             stamp = message["timestamp"]
             when = stamp["seconds"] * 1e6 + stamp["microseconds"] - epoch / 1000
-            yield _instant(QMP, message["event"], when, message.get("data", {}))
+            yield _instant(lane, message["event"], when, message.get("data", {}))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 
 
-def _console(lines: Iterable[str], epoch: int) -> Iterator[Event]:
+def _console(lane: int, lines: Iterable[str], epoch: int) -> Iterator[Event]:
     for line in lines:
         if (found := _STAMP.match(line)) is None:
             continue
@@ -131,7 +138,7 @@ def _console(lines: Iterable[str], epoch: int) -> Iterator[Event]:
             seconds = float(stamp) if "-" not in stamp else datetime.fromisoformat(stamp.replace(",", ".")).timestamp()
         except (ValueError, OverflowError):
             continue
-        yield _instant(CONSOLE, text or " ", seconds * 1e6 - epoch / 1000, {})
+        yield _instant(lane, text or " ", seconds * 1e6 - epoch / 1000, {})
 
 
 def _instant(lane: int, name: str, at: float, args: dict[str, Any]) -> Event:

@@ -1,0 +1,244 @@
+"""Decides what becomes of a message: sans-IO, so that the same messages and the same seed give the same plans."""
+
+from __future__ import annotations
+
+import random
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic
+
+from userdev.interposer.faults import scenario as script
+from userdev.interposer.passing import M
+from userdev.relay.direction import Direction
+from userdev.trace import Decoded
+
+
+@dataclass
+class Piece:
+    """Bytes to send at one go, `pause` seconds after the piece before."""
+
+    data: bytes
+    pause: float = 0.0
+
+
+@dataclass
+class FaultPlan(Generic[M]):
+    """The plan for one message."""
+
+    rules: list[str]
+    """Names of the rules that matched, for trace and counters."""
+    acts: list[str]
+    pieces: list[Piece]
+    keep_fds: list[int] | None = None
+    """Indexes of the message's descriptors to send; None: all."""
+    extra_fds: int = 0
+    copies: int = 1
+    delay: float = 0.0
+    overtake: bool = False
+    reorder: script.Reorder | None = None
+    stall: float | None = None
+    """Seconds during which nothing more is sent behind it; infinity for ever."""
+    reply: M | None = None
+    """To be sent back to where the message came from."""
+    closes: list[script.Close] = field(default_factory=list)
+    signals: list[script.Signal] = field(default_factory=list)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that go on, all pieces together."""
+        return b"".join(piece.data for piece in self.pieces)
+
+
+@dataclass
+class _Count:
+    """How often one rule has matched, its probability aside, and how often it has acted."""
+
+    matched: int = 0
+    acted: int = 0
+
+
+Act = Callable[[Any, Any, Any, Any, random.Random], None]
+"""An engine's doing: of a plan, what the scenario says, of a message."""
+
+
+class FaultEngine(ABC, Generic[M]):
+    """Applies a scenario to the messages of one session, in the order they come. A protocol's says what is in them."""
+
+    header_size: ClassVar[int]
+    size_at: ClassVar[int]
+    """Where the header has the message's size, 4 bytes in the machine's order."""
+    size_counts_header: ClassVar[bool]
+
+    def __init__(self, scenario: script.AnyScenario) -> None:
+        self._rules = scenario.rules
+        self._counts = [_Count() for _ in scenario.rules]
+        # One source of chance per rule: what one rule draws does not depend on what another has matched.
+        self._chances = [random.Random(f"{scenario.seed}:{number}") for number in range(len(scenario.rules))]
+
+    # what a protocol says
+
+    @abstractmethod
+    def decode(self, direction: Direction, message: M) -> Decoded:
+        """What a message says; each is shown once, in the order they come."""
+
+    @abstractmethod
+    def place_of(self, message: M, name: str) -> tuple[int, int] | None:
+        """Offset in the message, and width, of the field of that name; None where the message has none."""
+
+    @abstractmethod
+    def refusal(self, message: M, errno: int) -> M | None:
+        """What answers a request with an error; None where it is not answered."""
+
+    @abstractmethod
+    def as_message(self, data: bytes) -> M | None:
+        """The message that these bytes are, if they are exactly one."""
+
+    # what becomes of a message
+
+    def plan(self, direction: Direction, message: M, state: str, seconds: float) -> FaultPlan[M] | None:
+        """Plan what becomes of `message`; None: it goes on as it is.
+
+        state: the session's. seconds: since the session began.
+        """
+        decoded = self.decode(direction, message)
+        plan: FaultPlan[M] | None = None
+        for number, rule in enumerate(self._rules):
+            if not self._applies(number, rule, direction, decoded, state, seconds):
+                continue
+            plan = plan or FaultPlan([], [], [Piece(message.encode())])
+            plan.rules.append(rule.name or f"rule {number + 1}")
+            for act in rule.act:
+                plan.acts.append(act.name)
+                self.acts[act.name](self, plan, act.what, message, self._chances[number])
+        return plan
+
+    def _applies(
+        self,
+        number: int,
+        rule: script.Rule[Any, Any],
+        direction: Direction,
+        decoded: Decoded,
+        state: str,
+        seconds: float,
+    ) -> bool:
+        match, count = rule.match, self._counts[number]
+        if not match.fits(direction, decoded, state, seconds):
+            return False
+        count.matched += 1
+        if not match.includes(count.matched) or (rule.times is not None and count.acted >= rule.times):
+            return False
+        if match.probability < 1 and self._chances[number].random() >= match.probability:
+            return False
+        count.acted += 1
+        return True
+
+    # the acts: each changes the plan
+
+    def _drop(self, plan: FaultPlan[M], act: Any, message: M, chance: random.Random) -> None:
+        plan.pieces = []
+
+    def _delay(self, plan: FaultPlan[M], act: script.Delay, message: M, chance: random.Random) -> None:
+        plan.delay += act.seconds + (chance.uniform(0, act.jitter) if act.jitter else 0.0)
+        plan.overtake = plan.overtake or act.overtake
+
+    def _duplicate(self, plan: FaultPlan[M], act: script.Duplicate, message: M, chance: random.Random) -> None:
+        plan.copies += act.times
+
+    def _reorder(self, plan: FaultPlan[M], act: script.Reorder, message: M, chance: random.Random) -> None:
+        plan.reorder = act
+
+    def _corrupt(self, plan: FaultPlan[M], act: script.Corrupt, message: M, chance: random.Random) -> None:
+        data = bytearray(plan.data)
+        offset, width = self._place(act, message, len(data))
+        old = bytes(data[offset : offset + width])
+        data[offset : offset + len(old)] = _corrupted(act, old, chance)
+        plan.pieces = [Piece(bytes(data))]
+
+    def _truncate(self, plan: FaultPlan[M], act: script.Truncate, message: M, chance: random.Random) -> None:
+        data = bytearray(plan.data[: act.to])
+        if act.size == "adjust" and len(data) >= self.header_size:
+            self._say_size(data, len(data))
+        plan.pieces = [Piece(bytes(data))] if data else []
+
+    def _wrong_size(self, plan: FaultPlan[M], act: script.WrongSize, message: M, chance: random.Random) -> None:
+        data = bytearray(plan.data)
+        if len(data) >= self.header_size:
+            told: int = struct.unpack_from("=I", data, self.size_at)[0]
+            size = act.size if act.size is not None else max(0, told + (act.by or 0))
+            struct.pack_into("=I", data, self.size_at, size & 0xFFFFFFFF)
+            plan.pieces = [Piece(bytes(data))]
+
+    def _say_size(self, data: bytearray, size: int) -> None:
+        counted = size if self.size_counts_header else size - self.header_size
+        struct.pack_into("=I", data, self.size_at, counted)
+
+    def _extra_fd(self, plan: FaultPlan[M], act: script.ExtraFd, message: M, chance: random.Random) -> None:
+        plan.extra_fds += act.count
+
+    def _missing_fd(self, plan: FaultPlan[M], act: script.MissingFd, message: M, chance: random.Random) -> None:
+        left = plan.keep_fds if plan.keep_fds is not None else list(range(len(message.fds)))
+        plan.keep_fds = [] if act.index is None else [index for index in left if index != act.index]
+
+    def _reply(self, plan: FaultPlan[M], act: script.ErrorReply, message: M, chance: random.Random) -> None:
+        plan.reply = self.refusal(message, act.errno)
+        plan.pieces = []
+
+    def _stall(self, plan: FaultPlan[M], act: script.Stall, message: M, chance: random.Random) -> None:
+        data = plan.data
+        plan.stall = act.seconds if act.seconds is not None else float("inf")
+        plan.pieces = [Piece(data[: self.header_size])]
+        if act.seconds is not None and len(data) > self.header_size:
+            plan.pieces.append(Piece(data[self.header_size :], act.seconds))
+
+    def _split(self, plan: FaultPlan[M], act: script.Split, message: M, chance: random.Random) -> None:
+        data = plan.data
+        if len(data) > act.at:
+            plan.pieces = [Piece(data[: act.at]), Piece(data[act.at :], act.seconds)]
+
+    def _close(self, plan: FaultPlan[M], act: script.Close, message: M, chance: random.Random) -> None:
+        plan.closes.append(act)
+
+    def _signal(self, plan: FaultPlan[M], act: script.Signal, message: M, chance: random.Random) -> None:
+        plan.signals.append(act)
+
+    def _place(self, act: script.Corrupt, message: M, size: int) -> tuple[int, int]:
+        """Offset and width of what is to be corrupted; an empty place where the message does not have it."""
+        if act.at is not None:
+            wanted = len(act.bytes) if act.bytes is not None else 1
+            return min(act.at, size), wanted
+        found = self.place_of(message, act.field or "")
+        return found if found is not None and sum(found) <= size else (size, 0)
+
+    acts: ClassVar[Mapping[str, Act]] = {
+        "drop": _drop,
+        "delay": _delay,
+        "duplicate": _duplicate,
+        "reorder": _reorder,
+        "corrupt": _corrupt,
+        "truncate": _truncate,
+        "wrong-size": _wrong_size,
+        "extra-fd": _extra_fd,
+        "missing-fd": _missing_fd,
+        "reply": _reply,
+        "stall-after-header": _stall,
+        "split-header": _split,
+        "close": _close,
+        "signal": _signal,
+    }
+
+
+def _corrupted(act: script.Corrupt, old: bytes, chance: random.Random) -> bytes:
+    """As many bytes as there were."""
+    width = len(old)
+    if act.bytes is not None:
+        return (act.bytes + old[len(act.bytes) :])[:width]
+    number = int.from_bytes(old, "little")
+    if act.value is not None:
+        number = act.value
+    elif act.xor is not None:
+        number ^= act.xor
+    else:
+        number ^= chance.randrange(1, 1 << 8 * width) if width else 0
+    return (number & (1 << 8 * width) - 1).to_bytes(width, "little")

@@ -1,0 +1,62 @@
+"""A message on its way through a session: what stages are given of it, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from userdev.relay.direction import Direction
+
+
+class Passed(Protocol):
+    """A message, as far as those have to know it that keep it for a while."""
+
+    fds: list[int]
+
+    def encode(self) -> bytes:
+        """Its bytes, as they came."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, the header included."""
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether it answers a request."""
+
+
+M = TypeVar("M", bound=Passed)
+
+
+@dataclass(slots=True)
+class Passing(Generic[M]):
+    """One message on its way from one peer to the other."""
+
+    direction: Direction
+    message: M
+    """As it goes on: what the stage before has made of it."""
+    pair: int = 0
+    """In a reply, the number of the request's record in the trace; 0 where nobody asked."""
+    record: int = 0
+    """Number of its own record, the latest where it has two; 0 until it has one, and without a trace."""
+    since: float | None = None
+    """When its sender sent it, where that is not now (monotonic seconds)."""
+    actions: list[Callable[[], None]] = field(default_factory=list)
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """For a stage: do this once the message it has taken is recorded."""
+        self.actions.append(action)
+
+
+class Stage(Protocol[M]):
+    """Sees every message of one direction, or of both, before it goes on."""
+
+    def __call__(self, passing: Passing[M]) -> M | None:
+        """The message to go on with: the very same object where nothing changes, None where the stage has taken it.
+
+        What is to happen instead it asks for with `Passing.afterwards`.
+        """
+
+    def closed(self) -> None:
+        """The session has ended: let go of what was kept."""
