@@ -93,7 +93,7 @@ def test_a_reset_brings_back_state_and_what_the_driver_wrote_and_leaves_what_the
 
 def test_queues_may_be_decided_when_a_device_is_made() -> None:
     device = Echo(lanes=4)
-    assert [handler.__name__ for handler in model_of(device).handlers] == ["echo", "rest", "rest", "rest"]
+    assert [getattr(taker, "__name__", "") for taker in model_of(device).takers] == ["echo", "rest", "rest", "rest"]
 
 
 def test_its_options_are_those_of_its_constructor() -> None:
@@ -189,13 +189,13 @@ def test_an_author_may_call_attributes_as_he_likes() -> None:
         queues = Queues(1)
 
         def __init__(self) -> None:
-            self._model = self._source = self._link = self._constructed = self.config = self.handlers = 1
+            self._model = self._source = self._link = self._constructed = self.config = self.takers = 1
 
         @queue(0)
         def reset(self, chain: Chain) -> int:
             return 0
 
-    assert model_of(Plain()).handlers[0].__name__ == "reset"
+    assert getattr(model_of(Plain()).takers[0], "__name__", "") == "reset"
 
 
 def test_the_base_of_several_devices_says_that_it_is_one() -> None:

@@ -80,6 +80,9 @@ def serve(driver: AnyDriver, region: bytearray, taken: list[int]) -> None:
     driver.collect()
     driver.request(writable=(16, 16))
     driver.request(writable=(), indirect=True)
+    left = ring.pop()
+    assert left is not None
+    ring.unpop(left)
     fifth, sixth = take(), take()
     for chain in (sixth, third, fifth):
         ring.push(chain, 2)

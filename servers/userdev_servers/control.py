@@ -31,10 +31,12 @@ from userdev.control import (
 from userdev.errors import AUTHORS_FAILURES, UserError
 from userdev.transport import Listener, Stream, close_all
 from vfio_user.device import PciDevice, function_of
+from vhost_user.device import VhostDevice, model_of
 
 log = logging.getLogger("vfio_user.control")
 
-D = TypeVar("D", bound=PciDevice)
+Device = PciDevice | VhostDevice
+D = TypeVar("D", bound=Device)
 Commands = Mapping[str, Callable[[D, Mapping[str, Any]], ControlResult]]
 
 ANSWER_SECONDS = 10.0
@@ -62,7 +64,7 @@ class ControlSocket:
         Raises:
             UserError: another server lives at `path`, or nothing can.
         """
-        self._device: Any = device
+        self._device: Device = device
         self._commands: Mapping[str, Any] = commands
         self._changing = changing
         self._lock = threading.Lock()
@@ -147,12 +149,21 @@ class ControlSocket:
             except AUTHORS_FAILURES as error:
                 future.set_exception(error)
 
-        function_of(self._device).link.call_soon(run)  # what the device itself plans would wait until it runs
+        _run_soon(self._device, run)
         return future.result(ANSWER_SECONDS)
 
 
-def _check_running(device: PciDevice) -> None:
-    if not function_of(device).may_run:
+def _run_soon(device: Device, work: Callable[[], None]) -> None:
+    """Run `work` where the device's handlers run, whether it runs itself or not."""
+    if isinstance(device, VhostDevice):
+        model_of(device).run(work)
+    else:
+        function_of(device).link.call_soon(work)  # what the device itself plans would wait until it runs
+
+
+def _check_running(device: Device) -> None:
+    """Of vhost-user's the back-end knows nothing of a migration."""
+    if isinstance(device, PciDevice) and not function_of(device).may_run:
         raise UserError("migration has the device stopped: nothing of it can be changed until it runs")
 
 

@@ -48,16 +48,10 @@ class Vring:
         self,
         index: int,
         device: VhostDevice,
-        handler: Callable[[Chain], int | Later],
         watcher: Watcher,
-        background: Background[int],
-        drain: Callable[[], None],
         make: Callable[[Vring], Ring],
     ) -> None:
-        """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring.
-
-        `drain` waits for what `background` is at, and has it given back.
-        """
+        """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring."""
         self.index = index
         self.state = RingState.STOPPED
         self.size = 0
@@ -77,10 +71,7 @@ class Vring:
         self.owes = False
         """Whether requests were given back that the driver has not got: `publish`."""
         self._device = device
-        self._handler = handler
         self._watcher = watcher
-        self._background = background
-        self._drain = drain
         self._make = make
         self._kick = -1
         self._has_begun = False
@@ -108,7 +99,7 @@ class Vring:
             self._run()
         elif before is RingState.RUNNING and self.state is not RingState.RUNNING:
             self.pending = False
-            self._drain()
+            self._end()
             if self._has_begun:
                 self._has_begun = False
                 self._tell(self._device.on_stop)
@@ -161,12 +152,79 @@ class Vring:
         except BrokenRing as error:
             self.break_down(str(error))
             return
+        self._begin()
         self._has_begun = self._tell(self._device.on_start)
         if not self._has_begun:
             self.break_down("its device has failed")
             return
         self.pending = True
         self.call.signal()  # a back-end that died may have owed it
+
+    def _begin(self) -> None:
+        """Be ready for requests, before the device is told that the ring runs."""
+
+    def _end(self) -> None:
+        """Have nothing be under way; the ring does not run any more."""
+
+    def _take(self, ring: Ring) -> bool:
+        """Take requests, and publish what becomes of them; whether there may be more.
+
+        Raises:
+            BrokenRing: one of them cannot be right.
+        """
+        raise NotImplementedError
+
+    def _fail(self, ring: Ring, error: BaseException) -> None:
+        """A request cannot be right, or the device has failed at it; what was done before is right."""
+        if isinstance(error, BrokenRing):
+            why = str(error)
+        else:
+            why = "its device has failed"
+            log.error("%s: the device failed at a request", self, exc_info=error)
+        if not ring.broken:
+            self.publish()
+        self.break_down(why)
+
+    def _kicked(self) -> None:
+        drain(self._kick)
+        self.pending = self.state is RingState.RUNNING
+
+    def _drop_kick(self) -> None:
+        if self._kick >= 0:
+            self._watcher.unwatch(self._kick)
+            os.close(self._kick)
+            self._kick = -1
+
+    def _tell(self, hook: Callable[[int], None]) -> bool:
+        try:
+            hook(self.index)
+        except AUTHORS_FAILURES:
+            log.exception("%s: the device failed at %s", self, hook.__name__)
+            return False
+        return True
+
+
+class HandledVring(Vring):
+    """A ring whose requests a function takes as they come."""
+
+    def __init__(
+        self,
+        index: int,
+        device: VhostDevice,
+        handler: Callable[[Chain], int | Later],
+        watcher: Watcher,
+        make: Callable[[Vring], Ring],
+        background: Background[int],
+        drain: Callable[[], None],
+    ) -> None:
+        """`drain` waits for what `background` is at, and has it given back."""
+        super().__init__(index, device, watcher, make)
+        self._handler = handler
+        self._background = background
+        self._drain = drain
+
+    def _end(self) -> None:
+        self._drain()
 
     def _take(self, ring: Ring) -> bool:
         handler, pop, push = self._handler, ring.pop, ring.push
@@ -197,32 +255,3 @@ class Vring:
             self.owes = True
         except AUTHORS_FAILURES as error:
             self._fail(ring, error)
-
-    def _fail(self, ring: Ring, error: BaseException) -> None:
-        """A request cannot be right, or the device has failed at it; what was done before is right."""
-        if isinstance(error, BrokenRing):
-            why = str(error)
-        else:
-            why = "its device has failed"
-            log.error("%s: the device failed at a request", self, exc_info=error)
-        if not ring.broken:
-            self.publish()
-        self.break_down(why)
-
-    def _kicked(self) -> None:
-        drain(self._kick)
-        self.pending = self.state is RingState.RUNNING
-
-    def _drop_kick(self) -> None:
-        if self._kick >= 0:
-            self._watcher.unwatch(self._kick)
-            os.close(self._kick)
-            self._kick = -1
-
-    def _tell(self, hook: Callable[[int], None]) -> bool:
-        try:
-            hook(self.index)
-        except AUTHORS_FAILURES:
-            log.exception("%s: the device failed at %s", self, hook.__name__)
-            return False
-        return True

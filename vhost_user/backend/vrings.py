@@ -6,16 +6,17 @@ before anything else is done. Whoever needs rings to stand still calls `stop` or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from userdev.errors import ProtocolError
 from userdev.serving.background import Background
 from vhost_user.backend.inflight import InflightRegion
 from vhost_user.backend.lifecycle import RingEvent, RingState
-from vhost_user.backend.vring import Vring, Watcher
-from vhost_user.device import DeviceModel
+from vhost_user.backend.supplying import SupplyVring
+from vhost_user.backend.vring import HandledVring, Vring, Watcher
+from vhost_user.device import DeviceModel, Later, Supply, VhostDevice
 from vhost_user.memory import DirtyLog, MemoryTable
-from vhost_user.rings import BrokenRing, PackedRing, Ring, RingAddresses, SplitRing
+from vhost_user.rings import BrokenRing, Chain, PackedRing, Ring, RingAddresses, SplitRing
 from vhost_user.wire import VirtioFeature
 from vhost_user.wire.payloads import VRING_F_LOG, VringAddress
 
@@ -39,8 +40,7 @@ class Vrings:
         self.started: list[Vring] = []
         """Those that have a kick: only they may have requests, and a device may have many more."""
         self._background = Background[int](lambda: watcher.call_soon(self._reap), "request")
-        shared = (watcher, self._background, self._drain, self._make)
-        self._rings = [Vring(index, model.device, handler, *shared) for index, handler in enumerate(model.handlers)]
+        self._rings = [self._vring(index, model.device, taker, watcher) for index, taker in enumerate(model.takers)]
 
     def __iter__(self) -> Iterator[Vring]:
         return iter(self._rings)
@@ -205,6 +205,13 @@ class Vrings:
         for vring in self._rings:
             vring.call.unblock()
             vring.err.unblock()
+
+    def _vring(
+        self, index: int, device: VhostDevice, taker: Callable[[Chain], int | Later] | Supply, watcher: Watcher
+    ) -> Vring:
+        if isinstance(taker, Supply):
+            return SupplyVring(index, device, taker, watcher, self._make)
+        return HandledVring(index, device, taker, watcher, self._make, self._background, self._drain)
 
     def _make(self, vring: Vring) -> Ring:
         """The ring that a front-end has described.

@@ -4,6 +4,7 @@ from userdev.declare.state import state
 from vhost_user.device.config import config_field
 from vhost_user.device.device import DeviceModel, Link, VhostDevice, model_of
 from vhost_user.device.queues import Later, Queues, queue
+from vhost_user.device.supply import Supply, supply
 from vhost_user.rings import BrokenRing, Chain
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Later",
     "Link",
     "Queues",
+    "Supply",
     "VhostDevice",
     "config_field",
     "model_of",
     "queue",
     "state",
+    "supply",
 ]

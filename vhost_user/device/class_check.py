@@ -9,6 +9,7 @@ from userdev.declare.declared import declarations
 from userdev.declare.values import shown
 from vhost_user.device.config import ConfigField, place
 from vhost_user.device.queues import QueueHandler, Queues
+from vhost_user.device.supply import SupplyQueue
 
 SAID = frozenset({"virtio_id", "queues", "features"})
 
@@ -25,28 +26,33 @@ def check_class(device_class: type, framework: type) -> None:
     _Check(device_class, framework).run()
 
 
-def handlers_of(device_class: type, queues: Queues) -> dict[int, QueueHandler]:
-    """The functions that take the requests of the queues, by queue, where one does.
+def takers_of(device_class: type, queues: Queues) -> dict[int, QueueHandler | SupplyQueue]:
+    """What takes the requests of the queues, by queue: a function, or the device when it has something to say.
 
     Raises:
-        ValueError: several do, or there is no such queue.
+        ValueError: several do, nothing does, or there is no such queue.
     """
-    found: dict[int, QueueHandler] = {}
-    declared = declarations(device_class, QueueHandler)
-    for handler in declared:
-        for index in handler.indices:
-            if index >= queues.count:
-                raise ValueError(f"{handler.name} takes queue {index}, and there are {queues.count}")
-            if index in found:
-                raise ValueError(f"{handler.name} takes queue {index}, and {found[index].name} does so too")
-            found[index] = handler
-    rest = [handler for handler in declared if not handler.indices]
+    found: dict[int, QueueHandler | SupplyQueue] = {}
+    handlers = declarations(device_class, QueueHandler)
+    supplies = declarations(device_class, SupplyQueue)
+    said: list[tuple[int, QueueHandler | SupplyQueue]] = [
+        *((index, handler) for handler in handlers for index in handler.indices),
+        *((supply.index, supply) for supply in supplies),
+    ]
+    for index, taker in said:
+        if index >= queues.count:
+            raise ValueError(f"{taker.name} takes queue {index}, and there are {queues.count}")
+        if index in found:
+            raise ValueError(f"{taker.name} takes queue {index}, and {found[index].name} does so too")
+        found[index] = taker
+    rest = [handler for handler in handlers if not handler.indices]
     if len(rest) > 1:
         raise ValueError(f"{rest[1].name} takes all queues that are left, and {rest[0].name} does so too")
     for index in range(queues.count):
         if index not in found and not rest:
             raise ValueError(f"nothing takes the requests of queue {index}")
-        found.setdefault(index, rest[0] if rest else found[0])
+        if index not in found:
+            found[index] = rest[0]
     return found
 
 
@@ -65,7 +71,7 @@ class _Check(ClassCheck):
         for field, wrong in place(declarations(self._class, ConfigField)):
             self.refuse(field.name, wrong, field.source, "give it an offset that is free")
         try:
-            handlers_of(self._class, queues)
+            takers_of(self._class, queues)
         except ValueError as error:
             self.refuse("", f"has queues that are not taken care of: {error}", hint="@queue(0) is for one of them")
 

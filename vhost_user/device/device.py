@@ -17,16 +17,18 @@ request that has to wait for something is a function that its handler returns (`
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock
+from operator import itemgetter
+from threading import RLock
 from typing import Any, Protocol
 
 from userdev.declare.construction import followed_by
 from userdev.declare.declared import authors_frame, declarations, source_of
 from userdev.declare.state import Snapshot
 from userdev.errors import DeclarationError
-from vhost_user.device.class_check import SAID, check_class, handlers_of, wrong_attribute
+from vhost_user.device.class_check import SAID, check_class, takers_of, wrong_attribute
 from vhost_user.device.config import ConfigField, ConfigSpace
-from vhost_user.device.queues import Later, Queues
+from vhost_user.device.queues import Later, QueueHandler, Queues
+from vhost_user.device.supply import Supply, SupplyQueue
 from vhost_user.rings import Chain
 
 
@@ -92,6 +94,9 @@ class VhostDevice:
     def on_stop(self, queue: int) -> None:
         """A queue does not run any more; all of its requests were given back."""
 
+    def on_supply(self, queue: int) -> None:
+        """A queue of `supply` runs, or has buffers again after it had none; also after the device has given some."""
+
     def on_reset(self) -> None:
         """The driver has reset the device: no queue runs, declared state is as after power-on."""
 
@@ -128,9 +133,11 @@ class DeviceModel:
         self._link: Link | None = None
         self._waiting: list[Callable[[], None]] = []
         """Work that came while there was nobody."""
-        self._lock = Lock()
-        self.handlers: list[Callable[[Chain], int | Later]] = []
+        self._lock = RLock()
+        self.takers: list[Callable[[Chain], int | Later] | Supply] = []
         """By the number of their queue."""
+        self._supplies = {taker.name: Supply(taker.index) for taker in declarations(type(device), SupplyQueue)}
+        vars(device).update(self._supplies)
         self._snapshot = Snapshot(device)
         self._snapshot.power_on()
         self._closed = False
@@ -148,12 +155,15 @@ class DeviceModel:
                     f"{kind.__qualname__}.{name} {wrong[0]} ({getattr(kind, _SOURCE)})", hint=wrong[1]
                 )
         try:
-            found = handlers_of(kind, device.queues)
+            found = takers_of(kind, device.queues)
             self.config.read()
         except ValueError as error:
             hint = "what __init__ has set and what the class declares contradict each other"
             raise DeclarationError(f"{kind.__qualname__}: {error} ({getattr(kind, _SOURCE)})", hint=hint) from None
-        self.handlers = [found[index].__get__(device, kind) for index in range(device.queues.count)]
+        self.takers = [
+            taker.__get__(device, kind) if isinstance(taker, QueueHandler) else self._supplies[taker.name]
+            for _, taker in sorted(found.items(), key=itemgetter(0))
+        ]
         self._snapshot.take_as_after_reset()
 
     def attach(self, link: Link) -> None:
@@ -179,6 +189,14 @@ class DeviceModel:
         with self._lock:
             if self._link is None:
                 self._waiting.append(work)
+            else:
+                self._link.call_soon(work)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run `work` where handlers run; here and now where there is no front-end, which waits for it then."""
+        with self._lock:
+            if self._link is None:
+                work()
             else:
                 self._link.call_soon(work)
 

@@ -23,6 +23,7 @@ class Chain:
     __slots__ = (
         "_read",
         "_write",
+        "again",
         "done",
         "entry",
         "head",
@@ -46,6 +47,8 @@ class Chain:
         """Where the guest has the writable buffers: what the dirty log is told."""
         self.entry = head
         """Where the in-flight region has it."""
+        self.again = False
+        """Whether a back-end that died had taken it before."""
         self.length = 0
         """Bytes written, as the driver is told."""
         self.done = False

@@ -99,6 +99,10 @@ class SplitInflight:
         self._counter = self._counter + 1 & 0xFFFFFFFFFFFFFFFF
         self._bytes[at] = 1
 
+    def leave(self, head: int) -> None:
+        """The request that was taken last is left in the available ring."""
+        self._bytes[_SPLIT_HEADER + _SPLIT_ENTRY * head] = 0
+
     def begin(self, head: int) -> None:
         """A request is about to be used: to be called for each, before the used index is stored."""
         shorts = self._shorts
@@ -216,14 +220,23 @@ class PackedInflight:
         shorts[7] = shorts[6]
         return entry
 
+    def leave(self, entry: int) -> None:
+        """The request that was taken last is left in the ring: its entries, linked still, are the first free ones.
+
+        Raises:
+            ProtocolError: somebody else has changed the region.
+        """
+        shorts = self._shorts
+        shorts[17 + 16 * self._last(entry)] = shorts[7]
+        shorts[7] = entry  # recovery believes this one, and takes back what is said of an entry that is free
+        shorts[6] = entry
+        self._bytes[_PACKED_HEADER + _PACKED_ENTRY * entry] = 0
+
     def begin(self, entries: Sequence[int], used: int, wrap: int) -> None:
         """Requests are about to be used, after which `used` and `wrap` are next: before the ring is written."""
         shorts = self._shorts
         for entry in entries:
-            last = shorts[18 + 16 * entry]
-            if last >= self.slots:
-                raise ProtocolError(f"entry {last} in the in-flight region of {self.slots}")
-            shorts[17 + 16 * last] = shorts[6]
+            shorts[17 + 16 * self._last(entry)] = shorts[6]
             shorts[6] = entry
         _, old_used, _, old_wrap = self._places()
         self._put_places(used, old_used, wrap, old_wrap)
@@ -261,6 +274,13 @@ class PackedInflight:
             entries.append(entry)
             entry = self._shorts[17 + 16 * entry]
         return entries
+
+    def _last(self, entry: int) -> int:
+        """The last entry of the request that this one stands for."""
+        last = self._shorts[18 + 16 * entry]
+        if last >= self.slots:
+            raise ProtocolError(f"entry {last} in the in-flight region of {self.slots}")
+        return last
 
     def _linked(self, entry: int, count: int) -> list[int]:
         """So many entries, each linked from the one before."""

@@ -111,6 +111,19 @@ class PackedRing(Ring):
         self._taken(chain)
         return chain
 
+    def _leave(self, chain: Chain) -> None:
+        self._held -= chain.slots
+        index = self._next - chain.slots
+        if index < 0:
+            index, self._wrap = index + self.size, self._wrap ^ 1
+        self._next = index
+        self._idle = False
+        if self.inflight is not None:
+            try:
+                self.inflight.leave(chain.entry)
+            except ProtocolError as error:
+                self._break(str(error))
+
     def publish(self) -> bool:  # noqa: D102 - Ring has it
         chains = self._finished
         if not chains:
@@ -255,7 +268,7 @@ class PackedRing(Ring):
         chains = []
         for entry, descriptors in requests:
             chain = self._chain(descriptors)
-            chain.entry = entry
+            chain.entry, chain.again = entry, True
             chains.append(chain)
             self._next, self._wrap = self._after(self._next, self._wrap, chain.slots)
         for chain in chains:

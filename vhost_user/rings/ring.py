@@ -122,6 +122,24 @@ class Ring(ABC):
             IotlbMiss: an address has to be asked for; the request is there still.
         """
 
+    def unpop(self, chain: Chain) -> None:
+        """Leave the request that was taken last, and not pushed, in the ring: `pop` takes it again.
+
+        Raises:
+            BrokenRing: the in-flight region was changed by another.
+        """
+        if chain.again:
+            self.resubmitted.appendleft(chain)
+            return
+        if self._in_order is not None:
+            self._in_order.pop()
+        self.outstanding -= 1
+        self._leave(chain)
+
+    @abstractmethod
+    def _leave(self, chain: Chain) -> None:
+        """Go back to this request, which was taken last."""
+
     @abstractmethod
     def publish(self) -> bool:
         """Let the driver have what was pushed; whether it wants to be told (the call descriptor).

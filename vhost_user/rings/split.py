@@ -93,6 +93,11 @@ class SplitRing(Ring):
         self._taken(chain)
         return chain
 
+    def _leave(self, chain: Chain) -> None:
+        self._next = self._next - 1 & _WRAP
+        if self.inflight is not None:
+            self.inflight.leave(chain.head)
+
     def publish(self) -> bool:  # noqa: D102 - Ring has it
         chains = self._finished
         if not chains:
@@ -220,6 +225,7 @@ class SplitRing(Ring):
         chains = [self._gather(head) for head in heads]
         self._next = self._seen = self._used_index + len(chains) & _WRAP
         for chain in chains:
+            chain.again = True
             self._taken(chain)
         self.resubmitted.extend(chains)
 

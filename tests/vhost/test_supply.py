@@ -1,0 +1,229 @@
+"""Queues whose buffers wait until the device has something to say: what it does not fill stays in the ring."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vhost_frontend import FEATURES, DriverQueue, FrontEnd, R, V
+from tests.vhost_kit import BOTH, AnyDriver, Guest, finish, inflight, inflight_region, take
+from userdev.errors import DeclarationError
+from vhost_user.backend import Server
+from vhost_user.device import Chain, Queues, VhostDevice, model_of, queue, supply
+
+
+class Teller(VhostDevice):
+    """Says what it is told to say, each letter in buffers of its own, and only whole words."""
+
+    virtio_id = 42
+    queues = Queues(2, size=8)
+    told = supply(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[bytes] = []
+        self.kept: list[Chain] = []
+        self.keeps = False
+
+    @queue(1)
+    def hear(self, chain: Chain) -> int:
+        self.words.append(chain.read())
+        self.tell()
+        return 0
+
+    def on_supply(self, queue: int) -> None:
+        self.tell()
+
+    def tell(self) -> None:
+        while self.words:
+            word = self.words[0]
+            chains: list[Chain] = []
+            while len(chains) < len(word) and (chain := self.told.take()) is not None:
+                chains.append(chain)
+            if self.keeps:
+                self.kept = chains
+                return
+            if len(chains) < len(word):
+                self.told.leave()
+                return
+            for letter, chain in zip(word, chains, strict=True):
+                self.told.give(chain, chain.write(bytes((letter,))))
+            self.words.pop(0)
+
+
+@pytest.fixture
+def device() -> Teller:
+    return Teller()
+
+
+@pytest.fixture(params=["plain", "events"])
+def front_end(request: pytest.FixtureRequest, device: Teller, tmp_path: Path) -> Iterator[FrontEnd]:
+    with Server(device, f"unix:{tmp_path}/s") as server, FrontEnd(str(server.listener.address)) as front_end:
+        front_end.negotiate(FEATURES | (V.EVENT_IDX if request.param == "events" else V(0)))
+        front_end.share_memory()
+        yield front_end
+
+
+@pytest.fixture
+def rings(front_end: FrontEnd) -> Iterator[tuple[DriverQueue, DriverQueue]]:
+    told, heard = front_end.queue(0), front_end.queue(1)
+    told.start()
+    heard.start()
+    yield told, heard
+    told.close()
+    heard.close()
+
+
+def say(heard: DriverQueue, word: bytes) -> None:
+    want_call(heard, 1)
+    heard.put(word)
+    heard.kick()
+    heard.wait_used()
+
+
+def want_call(ring: DriverQueue, count: int) -> None:
+    """With events: be told once so many more requests have come back."""
+    at = ring.available + 4 + 2 * ring.size
+    ring.front_end.memory[at : at + 2] = struct.pack("<H", ring.seen + count - 1 & 0xFFFF)
+
+
+def letters(told: DriverQueue, places: list[int], count: int) -> bytes:
+    want_call(told, count)
+    used = told.wait_used(count)
+    assert [written for _, written in used] == [1] * count
+    return bytes(told.front_end.memory[place] for place in places[:count])
+
+
+def give(told: DriverQueue, count: int) -> list[int]:
+    return [told.put(16)[0] for _ in range(count)]
+
+
+def test_buffers_wait_until_there_is_something_to_say(rings: tuple[DriverQueue, DriverQueue]) -> None:
+    told, heard = rings
+    places = give(told, 4)
+    told.kick()
+    told.front_end.settle()
+    assert told.used_index == 0
+    say(heard, b"abc")
+    assert letters(told, places, 3) == b"abc"
+    say(heard, b"d")
+    assert letters(told, places[3:], 1) == b"d"
+
+
+def test_what_is_to_be_said_waits_for_buffers_and_takes_none_that_are_too_few(
+    rings: tuple[DriverQueue, DriverQueue],
+) -> None:
+    told, heard = rings
+    places = give(told, 2)
+    say(heard, b"abc")
+    told.front_end.settle()
+    assert told.used_index == 0
+    places += give(told, 1)
+    told.kick()
+    assert letters(told, places, 3) == b"abc"
+
+
+def test_a_stop_finds_every_buffer_in_the_ring_that_was_not_filled(
+    rings: tuple[DriverQueue, DriverQueue], device: Teller
+) -> None:
+    told, heard = rings
+    places = give(told, 3)
+    say(heard, b"a")
+    assert letters(told, places, 1) == b"a"
+    device.keeps = True
+    say(heard, b"bcd")
+    assert told.stop() == 1
+    assert len(device.kept) == 2
+    with pytest.raises(ValueError, match="does not run"):
+        device.told.give(device.kept[0], 1)
+    assert device.told.take() is None
+    device.keeps = False
+    told.start(1)
+    places += give(told, 1)
+    told.kick()
+    assert letters(told, places[1:], 3) == b"bcd"
+
+
+def test_what_was_said_is_there_when_the_ring_stops_at_once(
+    rings: tuple[DriverQueue, DriverQueue], device: Teller
+) -> None:
+    told, _ = rings
+    give(told, 2)
+
+    def speak_and_leave() -> None:
+        device.words.append(b"x")
+        device.tell()
+
+    for _ in range(20):
+        model_of(device).call_soon(speak_and_leave)
+        base = told.stop()
+        assert base == told.used_index
+        give(told, 1)
+        told.start(base)
+
+
+def test_a_wrong_buffer_breaks_its_own_ring_and_not_that_of_the_request(
+    rings: tuple[DriverQueue, DriverQueue], device: Teller
+) -> None:
+    told, heard = rings
+    told.describe(0, 1 << 40, 16, 2, 0)
+    told.offer(0)
+    say(heard, b"a")
+    assert told.wait_err()
+    say(heard, b"b")
+    assert not heard.wait_err(0)
+    assert device.words == [b"a", b"b"]
+
+
+def test_buffers_are_given_back_in_the_order_in_which_they_were_taken(
+    rings: tuple[DriverQueue, DriverQueue], device: Teller
+) -> None:
+    told, heard = rings
+    give(told, 2)
+    device.keeps = True
+    say(heard, b"ab")
+    with pytest.raises(ValueError, match="first of 2"):
+        device.told.give(device.kept[1], 1)
+    device.kept = []
+    told.front_end.do(R.SET_VRING_ENABLE, (0, 0))
+    assert told.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("told = supply(1)", "Bad: .* told takes queue 1, and there are 1"),
+        ("told = supply(0)\n    other = supply(0)", "other takes queue 0, and told does so too"),
+        ("told = supply(-1)", "told makes no sense: a queue has a number"),
+        ("told = supply(0)\n    @queue(0)\n    def f(self, chain): return 0", "told takes queue 0, and f does so too"),
+    ],
+)
+def test_a_queue_that_two_take_is_refused(body: str, says: str) -> None:
+    source = f"class Bad(VhostDevice):\n    virtio_id = 4\n    queues = Queues(1)\n    {body}\n"
+    with pytest.raises(DeclarationError, match=says.replace("Bad: .* ", "")):
+        exec(source, {"__name__": "author", **globals()})
+
+
+@BOTH
+@pytest.mark.parametrize("start", [0, 6])
+def test_a_request_that_is_left_is_taken_again(kind: type[AnyDriver], start: int) -> None:
+    with Guest() as guest:
+        driver = kind(guest, 8, start=start)
+        ring = driver.ring(inflight=inflight(memoryview(inflight_region(driver)), driver))
+        before = ring.base
+        for _ in range(3):
+            driver.request()
+        chains = [take(ring) for _ in range(3)]
+        heads = [chain.head for chain in chains]
+        for chain in reversed(chains):
+            ring.unpop(chain)
+        assert ring.base == before
+        assert ring.outstanding == 0
+        again = [take(ring) for _ in range(3)]
+        assert [chain.head for chain in again] == heads
+        for chain in again:
+            finish(ring, chain)
+        assert driver.collect() == [1, 2, 3]
