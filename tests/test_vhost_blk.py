@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from tests.vhost_frontend import FEATURES, PROTOCOL, Buffer, DriverQueue, FrontEnd, P, R, V
 from userdev.errors import UserError
-from userdev_servers.blk import HEADER, SECTOR, Blk, Feature, RequestType, Status
+from userdev_servers.blk import Blk, requests
+from userdev_servers.blk.requests import MAX_SEGMENT, MAX_SEGMENTS
+from userdev_servers.blk.spec import HEADER, SECTOR, SEGMENT, UNMAP, Feature, RequestType, Status
+from userdev_servers.block.backing import WouldBlock
 from vhost_user.backend import Server
 from vhost_user.wire.payloads import Config
 
@@ -82,14 +86,44 @@ def test_a_flush_and_the_serial_number(ring: DriverQueue) -> None:
     assert request(ring, header(RequestType.GET_ID), 20, 1) == (b"a disk".ljust(20, b"\0"), Status.OK)
 
 
+def segment(sector: int, sectors: int, flags: int = 0) -> bytes:
+    return SEGMENT.pack(sector, sectors, flags)
+
+
+IN, OUT, FLUSH, GET_ID, DISCARD, ZEROES = RequestType
+
+
 @pytest.mark.parametrize(
     ("buffers", "status"),
     [
-        ((header(RequestType.IN, 63), 2 * SECTOR, 1), Status.IOERR),
-        ((header(RequestType.IN, 1 << 60), SECTOR, 1), Status.IOERR),
-        ((header(RequestType.IN, 0), SECTOR - 1, 1), Status.IOERR),
-        ((header(RequestType.OUT, 64), DATA, 1), Status.IOERR),
+        # a header that is none
+        ((b"short", 1), Status.IOERR),
+        ((1,), Status.IOERR),
         ((header(4711), 1), Status.UNSUPP),
+        ((header(14) + segment(0, 1), 1), Status.UNSUPP),
+        # sectors that there are not, and data that is none
+        ((header(IN, 63), 2 * SECTOR, 1), Status.IOERR),
+        ((header(IN, 1 << 60), SECTOR, 1), Status.IOERR),
+        ((header(IN, (1 << 64) - 1), SECTOR, 1), Status.IOERR),
+        ((header(IN, 0), SECTOR - 1, 1), Status.IOERR),
+        ((header(OUT, 64), DATA, 1), Status.IOERR),
+        ((header(OUT, 0), DATA + b"x", 1), Status.IOERR),
+        # data that goes the other way
+        ((header(IN), DATA, 1), Status.IOERR),
+        ((header(OUT), SECTOR, 1), Status.IOERR),
+        ((header(OUT) + DATA, SECTOR + 1), Status.IOERR),
+        # segments
+        ((header(DISCARD), 1), Status.IOERR),
+        ((header(DISCARD) + segment(0, 1)[:15], 1), Status.IOERR),
+        ((header(DISCARD) + segment(0, 1) + b"x", 1), Status.IOERR),
+        ((header(DISCARD), segment(0, 1) * (MAX_SEGMENTS + 1), 1), Status.IOERR),
+        ((header(DISCARD), segment(0, 1), segment(63, 2), 1), Status.IOERR),
+        ((header(DISCARD), segment((1 << 64) - 1, 1), 1), Status.IOERR),
+        ((header(DISCARD), segment(0, MAX_SEGMENT + 1), 1), Status.IOERR),
+        ((header(DISCARD), segment(0, 1, UNMAP), 1), Status.UNSUPP),
+        ((header(DISCARD), segment(0, 1), segment(99, 1, 2), 1), Status.UNSUPP),
+        ((header(ZEROES), segment(0, 1, 1 << 31), 1), Status.UNSUPP),
+        ((header(ZEROES), segment(0, 65), 1), Status.IOERR),
     ],
 )
 def test_what_cannot_be_done_is_answered_and_changes_nothing(
@@ -101,15 +135,39 @@ def test_what_cannot_be_done_is_answered_and_changes_nothing(
     assert request(ring, header(RequestType.FLUSH), 1)[1] == Status.OK
 
 
-@pytest.mark.parametrize("buffers", [(b"short", 1), (header(RequestType.FLUSH),)])
-def test_what_is_no_request_breaks_the_ring_and_those_before_are_told(
-    ring: DriverQueue, buffers: tuple[Buffer, ...]
-) -> None:
+def test_a_request_without_a_status_breaks_the_ring_and_those_before_are_told(ring: DriverQueue) -> None:
     ring.put(header(RequestType.FLUSH), 1)
-    ring.put(*buffers)
+    ring.put(header(RequestType.FLUSH))
     ring.kick()
     assert ring.wait_err()
     assert len(ring.wait_used()) == 1
+
+
+def test_a_request_of_no_sectors_is_done(ring: DriverQueue) -> None:
+    assert request(ring, header(IN), 1) == (b"", Status.OK)
+    assert request(ring, header(OUT), 1) == (b"", Status.OK)
+
+
+@pytest.mark.parametrize(("kind", "flags"), [(DISCARD, 0), (ZEROES, 0), (ZEROES, UNMAP)])
+def test_what_is_cleared_reads_as_zeros_in_all_segments_and_nowhere_else(
+    ring: DriverQueue, image: Path, kind: RequestType, flags: int
+) -> None:
+    before = image.read_bytes()
+    segments = segment(1, 2, flags), segment(8, 16, flags)
+    assert request(ring, header(kind), *segments, 1) == (b"", Status.OK)
+    cleared = bytearray(before)
+    for first, count in ((1, 2), (8, 16)):
+        cleared[first * SECTOR : (first + count) * SECTOR] = bytes(count * SECTOR)
+    assert image.read_bytes() == cleared
+
+
+@pytest.mark.parametrize(("kind", "flags", "freed"), [(DISCARD, 0, True), (ZEROES, UNMAP, True), (ZEROES, 0, False)])
+def test_a_place_on_the_disk_is_given_up_where_the_driver_lets(
+    ring: DriverQueue, image: Path, kind: RequestType, flags: int, freed: bool
+) -> None:
+    before = image.stat().st_blocks
+    assert request(ring, header(kind), segment(0, 32, flags), 1)[1] == Status.OK
+    assert (image.stat().st_blocks < before) is freed
 
 
 def test_its_configuration_is_that_of_the_specifications_structure(front_end: FrontEnd) -> None:
@@ -117,8 +175,12 @@ def test_its_configuration_is_that_of_the_specifications_structure(front_end: Fr
     assert int.from_bytes(config[:8], "little") == 64
     assert int.from_bytes(config[12:16], "little") == 126
     assert int.from_bytes(config[20:24], "little") == SECTOR
+    assert config[24:32] == bytes([3, 0, 8, 0, 0, 0, 0, 0])  # pages of 4 KiB
     assert config[32] == 1
     assert int.from_bytes(config[34:36], "little") == 2
+    limits = [int.from_bytes(config[at : at + 4], "little") for at in range(36, 56, 4)]
+    assert limits == [MAX_SEGMENT, MAX_SEGMENTS, 8, MAX_SEGMENT, MAX_SEGMENTS]
+    assert config[56:60] == b"\1\0\0\0"
 
 
 def test_a_failed_flush_is_never_forgotten(ring: DriverQueue, disk: Blk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +213,91 @@ def test_writes_are_kept_at_once_where_the_driver_does_not_flush(
     count = len(kept)
     request(ring, header(RequestType.OUT) + DATA, 1)
     assert len(kept) == count + 1
+
+
+def test_a_driver_that_chooses_its_cache_and_never_flushes_begins_with_none(front_end: FrontEnd, disk: Blk) -> None:
+    front_end.do(R.SET_FEATURES, int(FEATURES | V(int(Feature.CONFIG_WCE))))
+    assert front_end.ask(R.GET_CONFIG, Config(32, 1, 0, bytes(1))).data == b"\0"
+    front_end.do(R.SET_CONFIG, Config(32, 1, 0, b"\1"))
+    assert disk.disk.write_back
+    front_end.send(R.RESET_DEVICE)
+    front_end.do(R.SET_FEATURES, int(FEATURES))
+    assert not disk.disk.write_back
+
+
+# -- waiting for the disk
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "buffers"),
+    [
+        (FLUSH, "sync", (1,)),
+        (DISCARD, "discard", (segment(0, 8), 1)),
+        (ZEROES, "zero", (segment(0, 8), 1)),
+        (OUT, "write", (DATA, 1)),
+        (IN, "read", (2 * SECTOR, 1)),
+    ],
+)
+def test_what_waits_for_the_disk_holds_nothing_else(
+    ring: DriverQueue, disk: Blk, monkeypatch: pytest.MonkeyPatch, kind: RequestType, held: str, buffers: tuple[Buffer]
+) -> None:
+    monkeypatch.setattr(requests, "SLOW_SECONDS", -1.0)
+    go_on, done = Event(), getattr(disk.backing, held)
+    assert request(ring, header(OUT), DATA, 1)[1] == Status.OK  # which was slow, as it finds out
+    if kind is IN:
+        monkeypatch.setattr(disk.backing, "try_read", _miss)
+
+    def wait(*arguments: object) -> None:
+        assert go_on.wait(10)
+        done(*arguments)
+
+    monkeypatch.setattr(disk.backing, held, wait)
+    ring.put(header(kind), *buffers)
+    ring.kick()
+    assert request(ring, header(GET_ID), 20, 1)[1] == Status.OK
+    assert ring.used_index == 2
+    go_on.set()
+    assert len(ring.wait_used()) == 1
+
+
+def _miss(*_: object) -> None:
+    raise WouldBlock
+
+
+# -- bad days of an image
+
+
+def test_an_image_that_is_cut_fails_what_is_gone_and_every_flush(ring: DriverQueue, image: Path) -> None:
+    os.truncate(image, 8 * SECTOR)
+    assert request(ring, header(IN, 0), SECTOR, 1)[1] == Status.OK
+    assert request(ring, header(IN, 32), SECTOR, 1)[1] == Status.IOERR
+    assert request(ring, header(OUT, 0), DATA, 1)[1] == Status.IOERR
+    os.truncate(image, SIZE)
+    assert request(ring, header(IN, 32), SECTOR, 1)[1] == Status.IOERR
+    assert request(ring, header(FLUSH), 1)[1] == Status.IOERR
+    assert request(ring, header(GET_ID), 20, 1)[1] == Status.OK
+
+
+def test_a_full_disk_is_told_and_people_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """/dev/full reads zeros and has no room for anything."""
+    with (
+        Blk_of(Path("/dev/full:1M")) as disk,
+        Server(disk, f"unix:{tmp_path}/f") as server,
+        FrontEnd(str(server.listener.address)) as front_end,
+    ):
+        front_end.negotiate(FEATURES | V(int(Feature.FLUSH)))
+        front_end.share_memory()
+        ring = front_end.queue()
+        ring.start()
+        for _ in range(3):
+            assert request(ring, header(OUT), DATA, 1)[1] == Status.IOERR
+        assert request(ring, header(IN), SECTOR, 1) == (bytes(SECTOR), Status.OK)
+        ring.stop()
+        ring.close()
+    assert [record.message for record in caplog.records if "No space left" in record.message].__len__() == 1
+
+
+# -- who has the image
 
 
 def test_the_image_is_handed_over_when_the_last_queue_stops(front_end: FrontEnd, disk: Blk, image: Path) -> None:

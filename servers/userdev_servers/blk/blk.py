@@ -1,0 +1,233 @@
+"""A disk (virtio 1.3, "Block Device"), kept in an image: read and written straight from guest memory.
+
+What the page cache can answer is done at once. What has to wait for the disk is done beside the session: flushes, reads
+that miss the page cache, whatever is cleared, writes while the disk is slow or where each is to be kept.
+
+The image is its writer's alone. It is handed over when the last queue has stopped, as it does at the end of a migration
+by QEMU, and taken when the first one runs; what was acknowledged is on the disk before that.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import Annotated
+
+from userdev.errors import UserError
+from userdev_servers.blk.requests import (
+    MAX_SEGMENT,
+    MAX_SEGMENTS,
+    REQUESTS,
+    Disk,
+    Refused,
+    Work,
+    cut_header,
+    cut_status,
+    unsupported,
+)
+from userdev_servers.blk.spec import HEADER, SECTOR, SERIAL_SIZE, Feature, Status
+from userdev_servers.block.images import log, open_images
+from vhost_user.device import BrokenRing, Chain, Later, Queues, VhostDevice, config_field, queue
+
+QUEUE_SIZE = 1024
+SEG_MAX = 126
+"""Pieces of a request's data: what a ring of 128, QEMU's usual one, has place for beside header and status."""
+
+PAGE_SECTORS = 4096 // SECTOR
+"""Of the page cache: writes of less than a page may have to read it, holes of less than one stay."""
+
+TOPOLOGY = struct.pack("<BBHI", PAGE_SECTORS.bit_length() - 1, 0, PAGE_SECTORS, 0)
+"""Blocks of a physical one as a power of two, the first aligned one, the least and the best size to read or write."""
+
+
+class Blk(VhostDevice):
+    """A disk."""
+
+    virtio_id = 2
+    queues = Queues(1, QUEUE_SIZE)
+    features = (
+        Feature.SEG_MAX
+        | Feature.BLK_SIZE
+        | Feature.FLUSH
+        | Feature.TOPOLOGY
+        | Feature.CONFIG_WCE
+        | Feature.MQ
+        | Feature.DISCARD
+        | Feature.WRITE_ZEROES
+    )
+
+    capacity: int = config_field(8, 0)
+    size_max: int = config_field(4, 0)
+    seg_max: int = config_field(4, SEG_MAX)
+    geometry: bytes = config_field(4, bytes(4))
+    blk_size: int = config_field(4, SECTOR)
+    topology: bytes = config_field(8, TOPOLOGY)
+    writeback: int = config_field(1, 1, writable=True)
+    num_queues: int = config_field(2, 1, offset=34)
+    max_discard_sectors: int = config_field(4, MAX_SEGMENT)
+    max_discard_seg: int = config_field(4, MAX_SEGMENTS)
+    discard_sector_alignment: int = config_field(4, PAGE_SECTORS)
+    max_write_zeroes_sectors: int = config_field(4, MAX_SEGMENT)
+    max_write_zeroes_seg: int = config_field(4, MAX_SEGMENTS)
+    write_zeroes_may_unmap: int = config_field(1, 1)
+    unused: bytes = config_field(3, bytes(3))
+
+    def __init__(
+        self,
+        *,
+        image: Annotated[str, "FILE[:SIZE][:ro] with the blocks; memory:SIZE is none, and gone at the end"] = "",
+        queues: Annotated[int, "queues at most"] = 16,
+        serial: Annotated[str, "what the guest knows it by; the image's name unless told"] = "",
+    ) -> None:
+        """Open the image.
+
+        Raises:
+            UserError: it cannot be had, or is used by another.
+        """
+        if not image:
+            raise UserError("a disk needs an image", hint="--image FILE[:SIZE][:ro]")
+        self.queues = Queues(queues, QUEUE_SIZE)
+        backings = open_images(image, SECTOR)
+        self.backing = backings[0]
+        if len(backings) > 1:
+            for backing in backings:
+                backing.close()
+            raise UserError(
+                f"a disk has one image, and {len(backings)} are given: {image}", hint="serve a disk for each"
+            )
+        self.disk = Disk(self.backing, (serial or self.backing.path.name).encode(errors="replace")[:SERIAL_SIZE])
+        self.capacity = self.disk.size // SECTOR
+        self.num_queues = queues
+        if self.backing.read_only:
+            self.features = Feature.RO | self.features & ~(Feature.DISCARD | Feature.WRITE_ZEROES)
+        self.running: set[int] = set()
+        self._driver = Feature(0)
+        self._told: set[str] = set()
+        super().__init__()
+
+    @queue()
+    def serve(self, chain: Chain) -> int | Later:
+        """Do one request; its status is the last byte that it may write.
+
+        Raises:
+            BrokenRing: it has none.
+        """
+        into, status = cut_status(chain.writable_views)
+        if status is None:
+            raise BrokenRing("a request without a byte for its status")
+        header, data = cut_header(chain.readable_views)
+        size = sum(map(len, into)) + 1
+        try:
+            kind, sector = HEADER.unpack(header)
+            work = REQUESTS.get(kind, unsupported)(self.disk, sector, data, into)
+        except (OSError, Refused, struct.error) as error:
+            status[0] = self._failed(error)
+            return size
+        if work is not None:
+            return partial(self._finish, work, status, size)
+        status[0] = 0
+        return size
+
+    def on_attach(self) -> None:
+        """Tell people of this front-end's failures too."""
+        self._told.clear()
+
+    def on_features(self, features: int) -> None:
+        """Keep whether the driver flushes: for one that does not, each write is kept before it is answered."""
+        before, self._driver = self._driver, Feature(features & self.features)
+        if before != self._driver and self._driver & (Feature.CONFIG_WCE | Feature.FLUSH) == Feature.CONFIG_WCE:
+            self.writeback = 0
+        self._choose_cache()
+
+    def on_config(self, name: str) -> None:
+        """Keep what was written until now, where from now on each write is kept."""
+        self._choose_cache()
+        if not self.writeback:
+            self._keep()
+
+    def on_reset(self) -> None:
+        """The cache is as it was, which the driver may have chosen."""
+        self._choose_cache()
+
+    def on_start(self, queue: int) -> None:
+        """Have the image, and its size: another may have made it larger.
+
+        Raises:
+            OSError: another has it.
+        """
+        if not self.running and not self.backing.lock.held:
+            self.backing.take_over()
+            self.backing.measure()
+            self._tell_size()
+        self.running.add(queue)
+
+    def on_stop(self, queue: int) -> None:
+        """Let another have the image once nothing runs any more, with all that was acknowledged."""
+        self.running.discard(queue)
+        if not self.running:
+            self._keep()
+            self.backing.hand_over()
+
+    def on_close(self) -> None:
+        """Keep what was written, and close the image."""
+        self._keep()
+        self.backing.close()
+
+    def resize(self, size: int | None = None) -> int:
+        """Have so many bytes, or as many as the image has now; the driver is told. Returns how many there are.
+
+        Raises:
+            UserError: they are no whole sectors, the image cannot have them, was cut, or is not this server's now.
+        """
+        backing = self.backing
+        if size is not None and size % SECTOR:
+            raise UserError(f"{size} bytes are no whole number of sectors of {SECTOR}")
+        if not backing.lock.allows_use:
+            raise UserError(f"{backing.path} is not this server's now: another has it, or may take it over")
+        try:
+            if size is None:
+                if backing.length < backing.size:
+                    raise UserError(f"{backing.path} was cut to {backing.length} bytes: what was there is lost")
+                backing.measure()
+            else:
+                backing.resize(size)
+        except OSError as error:
+            raise UserError(f"{backing.path}: {error.strerror}") from error
+        self._tell_size()
+        return self.disk.size
+
+    def _finish(self, work: Work, status: memoryview, size: int) -> int:
+        """The rest of a request, on another thread."""
+        try:
+            work()
+        except OSError as error:
+            status[0] = self._failed(error)
+        else:
+            status[0] = 0
+        return size
+
+    def _failed(self, error: OSError | Refused | struct.error) -> Status:
+        """What the driver is told. People are told of the first of a kind: a driver could write their log full."""
+        status = error.status if isinstance(error, Refused) else Status.IOERR
+        kind = f"{error.errno}" if isinstance(error, OSError) else status.name
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("image %s: a request failed, and others as this one are not told: %s", self.backing.path, error)
+        return status
+
+    def _choose_cache(self) -> None:
+        knows_of_it = self._driver & (Feature.FLUSH | Feature.CONFIG_WCE)
+        self.disk.write_back = bool(self.writeback and knows_of_it)
+
+    def _tell_size(self) -> None:
+        if self.disk.measure():
+            self.capacity = self.disk.size // SECTOR
+            self.config_changed()
+
+    def _keep(self) -> None:
+        """Have what was written on the disk; one that fails is told of with every flush."""
+        if not self.backing.read_only and self.backing.lock.allows_use:
+            try:
+                self.backing.sync()
+            except OSError as error:
+                log.warning("image %s: %s", self.backing.path, error)
