@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import unittest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,10 @@ class Guests(GuestTest):
     def test_late(self):
         with self.lab():
             time.sleep(60)
+
+    def test_cleans_up(self):
+        self.addCleanup(self.fail, "the cleanup given first was run last")
+        self.addCleanup(print, "the cleanup given last was run")
 """
 
 
@@ -123,6 +128,31 @@ def test_a_test_that_takes_too_long_leaves_its_evidence(ended: tuple[Path, str])
     error = left(folder, "test-results/*test_late/data/error.txt").read_text()
     assert "took longer than its 1 s" in error
     assert "time.sleep(60)" in error
+
+
+def test_a_cleanup_of_a_test_is_run_and_may_fail_it(ended: tuple[Path, str]) -> None:
+    """Avocado itself forgets cleanups (findings/avocado-runs-no-cleanups.sh)."""
+    folder, said = ended
+    assert verdicts(said)["Guests.test_cleans_up"] == "ERROR: the cleanup given first was run last", said
+    assert "the cleanup given last was run" in left(folder, "test-results/*test_cleans_up/stdout").read_text()
+
+
+PASSED_OVER = {
+    "setUpClass": classmethod(lambda _: None),
+    "tearDownClass": classmethod(lambda _: None),
+    "test_yields": lambda self: (yield),
+    "test_is_expected_to_fail": unittest.expectedFailure(lambda self: None),
+}
+
+
+@pytest.mark.parametrize("name", PASSED_OVER)
+def test_what_avocado_would_pass_over_in_silence_is_refused_when_the_class_is_made(name: str) -> None:
+    with pytest.raises(UserError, match=f"Mine.{name}"):
+        type("Mine", (GuestTest,), {name: PASSED_OVER[name]})
+
+
+def test_what_is_like_it_and_run_is_taken() -> None:
+    type("Mine", (GuestTest,), {"yields": lambda self: (yield), "test_it": lambda self: None})
 
 
 def test_junit_has_the_reason_of_what_was_cancelled(ended: tuple[Path, str]) -> None:

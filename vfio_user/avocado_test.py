@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from avocado import Test
 
@@ -31,19 +33,49 @@ from vfio_user.harness import (
 
 
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
-    """A test that boots guests. What a guest or device did wrong fails it; what could not be done is an error."""
+    """A test that boots guests. What a guest or device did wrong fails it; what could not be done is an error.
+
+    What a class has of unittest's that avocado passes over in silence (avocado 113) is refused when the class is made.
+    """
 
     timeout = TEST_SECONDS * patience("kvm")  # the factor is that of all deadlines, without the accelerator's
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse what would make a test pass without being run.
+
+        Raises:
+            UserError: a class fixture, a test with a yield, one that is expected to fail; what to write instead
+        """
+        super().__init_subclass__(**arguments)
+        for name, value in vars(cls).items():
+            if (instead := _passed_over(name, value)) is not None:
+                raise UserError(f"{cls.__module__}.{cls.__qualname__}.{name} would never do what it says", hint=instead)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """A test as avocado makes it, with nothing to clean up yet."""
+        super().__init__(*arguments, **named)
+        self._cleanups_to_run = ExitStack()
+
+    def addCleanup(self, function: Callable[..., object], /, *arguments: Any, **named: Any) -> None:
+        """Have a function called at the test's end, the last one first; avocado's own forgets it.
+
+        unittest's `enterContext` comes here too.
+        """
+        self._cleanups_to_run.callback(function, *arguments, **named)
 
     def setUp(self) -> None:
         """Begin what the test's labs share."""
         self._open: dict[Lab, int] = {}
 
     def tearDown(self) -> None:
-        """End the labs of a test that took too long, and keep their evidence.
+        """End the labs of a test that took too long, and keep their evidence; then run the test's cleanups.
 
         Avocado leaves the test's thread where it is then, within the block, and comes here in another one.
         """
+        with self._cleanups_to_run:
+            self._end_labs()
+
+    def _end_labs(self) -> None:
         for lab, thread in reversed(list(self._open.items())):
             frame = sys._current_frames().get(thread)
             where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended"
@@ -83,3 +115,16 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         done = succeed(guest, "edu", "--slot", slot, *arguments)
         self.log.info("%s: %s", done.command, dict(done.seen))
         return done
+
+
+def _passed_over(name: str, value: object) -> str | None:
+    """What to write in place of an attribute that avocado passes over, if it is one."""
+    if name in ("setUpClass", "tearDownClass"):
+        return "avocado calls no fixtures of classes: use setUp, tearDown and addCleanup"
+    if not name.startswith("test"):
+        return None
+    if inspect.isgeneratorfunction(value):
+        return "avocado runs nothing of a test with a yield: call what it shall do, and yield in none"
+    if getattr(value, "__unittest_expecting_failure__", False):
+        return "avocado lets an unexpected success pass: name what is known in `with self.known_issue(...)`"
+    return None
