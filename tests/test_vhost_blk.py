@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from tests.vhost_frontend import FEATURES, PROTOCOL, Buffer, DriverQueue, FrontEnd, P, R, V
+from tests.vhost_frontend import FEATURES, PROTOCOL, Buffer, FrontEnd, P, Queue, R, V
 from userdev.errors import UserError
 from userdev_servers.blk import Blk, requests
 from userdev_servers.blk.requests import MAX_SEGMENT, MAX_SEGMENTS
@@ -45,7 +45,7 @@ def front_end(disk: Blk, tmp_path: Path) -> Iterator[FrontEnd]:
 
 
 @pytest.fixture
-def ring(front_end: FrontEnd) -> Iterator[DriverQueue]:
+def ring(front_end: FrontEnd) -> Iterator[Queue]:
     ring = front_end.queue()
     ring.start()
     yield ring
@@ -56,32 +56,26 @@ def header(kind: int, sector: int = 0) -> bytes:
     return HEADER.pack(kind, sector)
 
 
-def request(ring: DriverQueue, *buffers: Buffer) -> tuple[bytes, int]:
+def request(ring: Queue, *buffers: Buffer) -> tuple[bytes, int]:
     """What was written for data, and the status."""
-    places = ring.put(*buffers)
-    ring.kick()
-    ring.wait_used()
-    memory = ring.front_end.memory
-    written = b"".join(
-        memory[at : at + buffer] for at, buffer in zip(places, buffers, strict=True) if isinstance(buffer, int)
-    )
+    written = ring.exchange(*buffers).writable
     return written[:-1], written[-1]
 
 
 @pytest.mark.parametrize("cuts", [(2 * SECTOR, 1), (SECTOR, SECTOR, 1), (2 * SECTOR + 1,), (7, 2 * SECTOR - 7, 1)])
-def test_blocks_are_read_however_the_request_is_cut(ring: DriverQueue, image: Path, cuts: tuple[int, ...]) -> None:
+def test_blocks_are_read_however_the_request_is_cut(ring: Queue, image: Path, cuts: tuple[int, ...]) -> None:
     assert request(ring, header(RequestType.IN, 3), *cuts) == (image.read_bytes()[3 * SECTOR : 5 * SECTOR], Status.OK)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 16, 16 + SECTOR])
-def test_blocks_are_written_however_the_request_is_cut(ring: DriverQueue, image: Path, cut: int) -> None:
+def test_blocks_are_written_however_the_request_is_cut(ring: Queue, image: Path, cut: int) -> None:
     whole = header(RequestType.OUT, 3) + DATA
     buffers = (whole[:cut], whole[cut:]) if cut else (whole,)
     assert request(ring, *buffers, 1) == (b"", Status.OK)
     assert image.read_bytes()[3 * SECTOR : 5 * SECTOR] == DATA
 
 
-def test_a_flush_and_the_serial_number(ring: DriverQueue) -> None:
+def test_a_flush_and_the_serial_number(ring: Queue) -> None:
     assert request(ring, header(RequestType.FLUSH), 1) == (b"", Status.OK)
     assert request(ring, header(RequestType.GET_ID), 20, 1) == (b"a disk".ljust(20, b"\0"), Status.OK)
 
@@ -127,7 +121,7 @@ IN, OUT, FLUSH, GET_ID, DISCARD, ZEROES = RequestType
     ],
 )
 def test_what_cannot_be_done_is_answered_and_changes_nothing(
-    ring: DriverQueue, image: Path, buffers: tuple[Buffer, ...], status: Status
+    ring: Queue, image: Path, buffers: tuple[Buffer, ...], status: Status
 ) -> None:
     before = image.read_bytes()
     assert request(ring, *buffers)[1] == status
@@ -135,7 +129,7 @@ def test_what_cannot_be_done_is_answered_and_changes_nothing(
     assert request(ring, header(RequestType.FLUSH), 1)[1] == Status.OK
 
 
-def test_a_request_without_a_status_breaks_the_ring_and_those_before_are_told(ring: DriverQueue) -> None:
+def test_a_request_without_a_status_breaks_the_ring_and_those_before_are_told(ring: Queue) -> None:
     ring.put(header(RequestType.FLUSH), 1)
     ring.put(header(RequestType.FLUSH))
     ring.kick()
@@ -143,14 +137,14 @@ def test_a_request_without_a_status_breaks_the_ring_and_those_before_are_told(ri
     assert len(ring.wait_used()) == 1
 
 
-def test_a_request_of_no_sectors_is_done(ring: DriverQueue) -> None:
+def test_a_request_of_no_sectors_is_done(ring: Queue) -> None:
     assert request(ring, header(IN), 1) == (b"", Status.OK)
     assert request(ring, header(OUT), 1) == (b"", Status.OK)
 
 
 @pytest.mark.parametrize(("kind", "flags"), [(DISCARD, 0), (ZEROES, 0), (ZEROES, UNMAP)])
 def test_what_is_cleared_reads_as_zeros_in_all_segments_and_nowhere_else(
-    ring: DriverQueue, image: Path, kind: RequestType, flags: int
+    ring: Queue, image: Path, kind: RequestType, flags: int
 ) -> None:
     before = image.read_bytes()
     segments = segment(1, 2, flags), segment(8, 16, flags)
@@ -163,7 +157,7 @@ def test_what_is_cleared_reads_as_zeros_in_all_segments_and_nowhere_else(
 
 @pytest.mark.parametrize(("kind", "flags", "freed"), [(DISCARD, 0, True), (ZEROES, UNMAP, True), (ZEROES, 0, False)])
 def test_a_place_on_the_disk_is_given_up_where_the_driver_lets(
-    ring: DriverQueue, image: Path, kind: RequestType, flags: int, freed: bool
+    ring: Queue, image: Path, kind: RequestType, flags: int, freed: bool
 ) -> None:
     before = image.stat().st_blocks
     assert request(ring, header(kind), segment(0, 32, flags), 1)[1] == Status.OK
@@ -183,7 +177,7 @@ def test_its_configuration_is_that_of_the_specifications_structure(front_end: Fr
     assert config[56:60] == b"\1\0\0\0"
 
 
-def test_a_failed_flush_is_never_forgotten(ring: DriverQueue, disk: Blk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_flush_is_never_forgotten(ring: Queue, disk: Blk, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError(5, "on purpose")
 
@@ -209,7 +203,7 @@ def test_writes_are_kept_at_once_where_the_driver_does_not_flush(
     front_end.do(R.SET_CONFIG, Config(32, 1, 0, b"\1"))
     ring.stop()
     front_end.do(R.SET_FEATURES, int(FEATURES))
-    ring.start(ring.used_index)
+    ring.start()
     count = len(kept)
     request(ring, header(RequestType.OUT) + DATA, 1)
     assert len(kept) == count + 1
@@ -239,7 +233,7 @@ def test_a_driver_that_chooses_its_cache_and_never_flushes_begins_with_none(fron
     ],
 )
 def test_what_waits_for_the_disk_holds_nothing_else(
-    ring: DriverQueue, disk: Blk, monkeypatch: pytest.MonkeyPatch, kind: RequestType, held: str, buffers: tuple[Buffer]
+    ring: Queue, disk: Blk, monkeypatch: pytest.MonkeyPatch, kind: RequestType, held: str, buffers: tuple[Buffer]
 ) -> None:
     monkeypatch.setattr(requests, "SLOW_SECONDS", -1.0)
     go_on, done = Event(), getattr(disk.backing, held)
@@ -255,7 +249,7 @@ def test_what_waits_for_the_disk_holds_nothing_else(
     ring.put(header(kind), *buffers)
     ring.kick()
     assert request(ring, header(GET_ID), 20, 1)[1] == Status.OK
-    assert ring.used_index == 2
+    assert ring.outstanding == 1
     go_on.set()
     assert len(ring.wait_used()) == 1
 
@@ -267,7 +261,7 @@ def _miss(*_: object) -> None:
 # -- bad days of an image
 
 
-def test_an_image_that_is_cut_fails_what_is_gone_and_every_flush(ring: DriverQueue, image: Path) -> None:
+def test_an_image_that_is_cut_fails_what_is_gone_and_every_flush(ring: Queue, image: Path) -> None:
     os.truncate(image, 8 * SECTOR)
     assert request(ring, header(IN, 0), SECTOR, 1)[1] == Status.OK
     assert request(ring, header(IN, 32), SECTOR, 1)[1] == Status.IOERR
@@ -311,11 +305,11 @@ def test_the_image_is_handed_over_when_the_last_queue_stops(front_end: FrontEnd,
         two.stop()
         other.on_start(0)
         assert other.backing.lock.held
-        one.start(one.used_index)
+        one.start()
         assert one.wait_err()  # it is the other's now
         other.on_stop(0)
     one.stop()
-    one.start(one.used_index)
+    one.start()
     assert request(one, header(RequestType.FLUSH), 1)[1] == Status.OK
 
 

@@ -14,6 +14,7 @@ from userdev.control import ControlClient
 from userdev.errors import UserError
 from userdev_servers.net import BACKLOG, Feature, Net
 from vhost_user.backend import Server
+from vhost_user.frontend.connection import Connection
 from vhost_user.wire.payloads import Config
 
 HEADER = bytes(12)
@@ -58,12 +59,11 @@ class Wire:
         self.receive, self.transmit = front_end.queue(0), front_end.queue(1)
         self.receive.start()
         self.transmit.start()
-        self.places: list[int] = []
-        self.memory = front_end.memory
 
     def give(self, *sizes: int) -> None:
         """Give buffers for what is received."""
-        self.places += [self.receive.put(size)[0] for size in sizes]
+        for size in sizes:
+            self.receive.put(size)
         self.receive.kick()
 
     def send(self, frame: bytes, header: bytes = HEADER) -> None:
@@ -74,9 +74,7 @@ class Wire:
 
     def received(self, count: int = 1) -> list[bytes]:
         """The content of so many buffers that came back."""
-        used = self.receive.wait_used(count)
-        places, self.places = self.places[:count], self.places[count:]
-        return [self.memory[place : place + written] for place, (_, written) in zip(places, used, strict=True)]
+        return [completion.data for completion in self.receive.wait_used(count)]
 
 
 def counts(control: ControlClient) -> dict[str, int]:
@@ -100,8 +98,8 @@ def test_a_driver_without_merged_buffers_has_frames_in_one_or_not_at_all(wire: W
     wire.send(PING)
     wire.send(arp())
     assert counts(control) == {"transmitted": 2, "dropped_too_long": 2}
-    wire.receive.stop()
-    assert wire.receive.used_index == 0
+    wire.receive.stop(drain=False)
+    assert wire.receive.take_used() == []
 
 
 @pytest.mark.parametrize("front_end", [V.PROTOCOL_FEATURES], indirect=True)
@@ -117,8 +115,8 @@ def test_a_frame_that_is_longer_than_a_buffer_has_several(wire: Wire) -> None:
     wire.give(30, 30)
     ping = ipv4(icmp(data=bytes(range(140))))
     wire.send(ping)
-    wire.receive.front_end.settle()
-    assert wire.receive.used_index == 0, "two are too few"
+    wire.receive.connection.settle()
+    assert wire.receive.take_used() == [], "two are too few"
     wire.give(40, 60, 40)
     pieces = wire.received(5)
     assert pieces[0][:12] == HEADER[:10] + b"\5\0"
@@ -132,7 +130,7 @@ def test_a_driver_that_gives_no_buffers_loses_what_is_too_much(wire: Wire, contr
     assert counts(control)["dropped_no_buffers"] == 3
     wire.give(2048)
     assert wire.received()[0][12 + 6 : 12 + 12] == OURS
-    wire.receive.stop()
+    wire.receive.stop(drain=False)
     assert counts(control) == {"transmitted": BACKLOG + 3, "received": 1, "dropped_no_buffers": BACKLOG + 2}
 
 
@@ -160,11 +158,11 @@ def test_what_is_malformed_is_dropped_and_counted(
 def test_a_link_that_is_down_carries_nothing_and_the_driver_can_read_so(wire: Wire, control: ControlClient) -> None:
     wire.give(2048)
     assert control.call("link", up=False)["link"] is False
-    assert config(wire.receive.front_end)[6:8] == b"\0\0"
+    assert config(wire.receive.connection)[6:8] == b"\0\0"
     wire.send(PING)
     assert counts(control) == {"dropped_link_down": 1}
     assert control.call("link", up=True)["link"] is True
-    assert config(wire.receive.front_end)[6:8] == b"\1\0"
+    assert config(wire.receive.connection)[6:8] == b"\1\0"
     wire.send(PING)
     assert wire.received()[0][12 + 14 :] == answer(PING)
 
@@ -176,8 +174,8 @@ def test_the_link_can_be_changed_while_nobody_is_there(card: Net, control: Contr
         control.call("link", up=1)
 
 
-def config(front_end: FrontEnd) -> bytes:
-    data: bytes = front_end.ask(R.GET_CONFIG, Config(0, 12, 0, bytes(12))).data
+def config(connection: Connection) -> bytes:
+    data: bytes = connection.ask(R.GET_CONFIG, Config(0, 12, 0, bytes(12))).data
     return data
 
 
@@ -202,7 +200,7 @@ def test_the_station_has_the_address_that_it_is_given(tmp_path: Path) -> None:
 
 def test_frames_for_a_driver_that_has_gone_are_not_for_the_next(wire: Wire) -> None:
     wire.send(PING)
-    base = wire.receive.stop()
+    base = wire.receive.stop(drain=False)
     wire.give(2048)
     wire.receive.start(base)
     wire.send(arp())

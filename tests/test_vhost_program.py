@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -50,7 +49,8 @@ def test_the_entropy_source_gives_what_its_file_has_again_and_again(tmp_path: Pa
         front_end.share_memory()
         ring = front_end.queue()
         ring.start()
-        assert [ring.read(4), ring.read(4), ring.read(64), ring.read(64)] == [b"0123", b"4567", b"89", b"0123456789"]
+        given = [ring.exchange(size).data for size in (4, 4, 64, 64)]
+        assert given == [b"0123", b"4567", b"89", b"0123456789"]
 
 
 def test_it_gives_random_bytes_unless_told_otherwise(tmp_path: Path) -> None:
@@ -59,10 +59,10 @@ def test_it_gives_random_bytes_unless_told_otherwise(tmp_path: Path) -> None:
         front_end.share_memory()
         ring = front_end.queue()
         ring.start()
-        one, other = ring.read(64), ring.read(64)
+        one, other = ring.exchange(64).data, ring.exchange(64).data
         assert len(one) == len(other) == 64
         assert one != other
-        assert len(ring.read(2 * MOST)) == MOST
+        assert len(ring.exchange(2 * MOST).data) == MOST
 
 
 def test_a_file_without_bytes_is_refused_in_words() -> None:
@@ -161,11 +161,11 @@ def test_what_was_under_way_when_it_was_killed_is_done_once_by_the_next(tmp_path
     with serving(tmp_path, device) as (program, address), FrontEnd(address) as front_end:
         front_end.negotiate(FEATURES)
         front_end.share_memory()
-        described, inflight = front_end.ask_inflight()
-        front_end.do(R.SET_INFLIGHT_FD, described, [inflight])
+        inflight = front_end.ask_inflight()
+        front_end.set_inflight(inflight)
         ring = front_end.queue()
         ring.start()
-        assert ring.read(b"one", 3) == b"one"
+        assert ring.exchange(b"one", 3).data == b"one"
         for data in (b"die", b"two", b"six"):
             ring.put(data, 3)
         ring.kick()
@@ -174,9 +174,8 @@ def test_what_was_under_way_when_it_was_killed_is_done_once_by_the_next(tmp_path
             front_end.reconnect(other)
             front_end.negotiate(FEATURES)
             front_end.share_memory()
-            front_end.do(R.SET_INFLIGHT_FD, described, [inflight])
-            ring.start(ring.used_index)
+            front_end.set_inflight(inflight)
+            ring.start()
             assert len(ring.wait_used(3)) == 3
             assert ring.stop() == 4
     assert (tmp_path / "done").read_bytes() == b"onedietwosix"
-    os.close(inflight)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import DriverQueue, FrontEnd
+from tests.vhost_frontend import FrontEnd, Queue
 from tests.vhost_kit import Guest
 from vhost_user.backend import Server
 
@@ -46,7 +46,7 @@ def front_end(stranger: FrontEnd) -> FrontEnd:
 
 
 @pytest.fixture
-def ring(front_end: FrontEnd) -> Iterator[DriverQueue]:
+def ring(front_end: FrontEnd) -> Iterator[Queue]:
     """Its first queue, which runs."""
     ring = front_end.queue()
     ring.start()

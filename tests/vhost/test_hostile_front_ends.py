@@ -11,7 +11,7 @@ import pytest
 
 from tests.device_kit import open_fds
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import PROTOCOL, DriverQueue, FrontEnd, Gone, P, R
+from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R, split
 from vhost_user.backend import Server, Session
 from vhost_user.backend import server as server_module
 from vhost_user.wire import HEADER, VERSION
@@ -30,13 +30,9 @@ def test_nothing_of_a_front_end_is_left(server: Server, device: Reverse) -> None
             front_end.share_memory()
             ring = front_end.queue()
             ring.start()
-            _, log_fd = front_end.share_log()
-            described, inflight_fd = front_end.ask_inflight()
-            front_end.do(R.SET_INFLIGHT_FD, described, [inflight_fd])
-            ring.read(b"ab", 2)
-            ring.close()
-            os.close(log_fd)
-            os.close(inflight_fd)
+            front_end.share_log()
+            front_end.set_inflight(front_end.ask_inflight())
+            ring.exchange(b"ab", 2)
         assert server._serving is not None
         server._serving.join(10)
         assert not server._serving.is_alive()
@@ -52,7 +48,7 @@ def test_nothing_of_a_front_end_is_left(server: Server, device: Reverse) -> None
 def test_bytes_that_are_no_message_end_the_connection_and_the_next_is_served(server: Server, garbage: bytes) -> None:
     with FrontEnd(str(server.listener.address)) as front_end:
         front_end.stream.send(garbage)
-        with pytest.raises(Gone):
+        with pytest.raises(Disconnected):
             front_end.receive()
     with FrontEnd(str(server.listener.address)) as front_end:
         front_end.negotiate()
@@ -72,8 +68,8 @@ def test_too_many_descriptors_end_the_connection_and_are_closed(server: Server) 
         before = len(open_fds())
         with contextlib.suppress(BrokenPipeError):
             for _ in range(10):
-                front_end.stream.send(HEADER.pack(int(R.SET_OWNER), VERSION, 0), [front_end.memory_fd] * 100)
-        with pytest.raises(Gone):
+                front_end.stream.send(HEADER.pack(int(R.SET_OWNER), VERSION, 0), [front_end.memory.fd] * 100)
+        with pytest.raises(Disconnected):
             front_end.receive()
         assert server._serving is not None
         server._serving.join(10)
@@ -81,21 +77,21 @@ def test_too_many_descriptors_end_the_connection_and_are_closed(server: Server) 
 
 
 def test_a_second_front_end_is_hung_up_on(
-    server: Server, front_end: FrontEnd, ring: DriverQueue, monkeypatch: pytest.MonkeyPatch
+    server: Server, front_end: FrontEnd, ring: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.05)
     with FrontEnd(str(server.listener.address)) as other:
         other.send(R.GET_FEATURES)
-        with pytest.raises(Gone):
+        with pytest.raises(Disconnected):
             other.receive()
-    assert ring.read(b"ab", 2) == b"ba"
+    assert ring.exchange(b"ab", 2).data == b"ba"
 
 
 def test_a_front_end_that_says_nothing_does_not_keep_others_away(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "FIRST_SECONDS", 0.1)
-    with FrontEnd(str(server.listener.address)) as silent, pytest.raises(Gone):
+    with FrontEnd(str(server.listener.address)) as silent, pytest.raises(Disconnected):
         silent.receive()
     with FrontEnd(str(server.listener.address)) as other:
         other.negotiate()
@@ -111,14 +107,14 @@ def test_a_call_that_is_full_holds_nobody(server: Server, front_end: FrontEnd, b
     ring.kick()
     session = server._session
     assert isinstance(session, Session)
-    while ring.used_index == 0:
+    while split(ring).used_index == 0:
         session.free()
     session.free()
     front_end.settle()
 
 
-def test_kicks_without_an_end_leave_the_connection_served(front_end: FrontEnd, ring: DriverQueue) -> None:
+def test_kicks_without_an_end_leave_the_connection_served(front_end: FrontEnd, ring: Queue) -> None:
     for _ in range(200):
         ring.kick()
         front_end.settle()
-    assert ring.read(b"ab", 2) == b"ba"
+    assert ring.exchange(b"ab", 2).data == b"ba"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from tests.device_kit import open_fds
-from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V
+from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
 from vhost_user.wire import Negotiated
 from vhost_user.wire.payloads import Config, Region, VringState
 
@@ -18,7 +18,7 @@ def test_a_kick_may_come_before_the_call_as_libblkios_does(front_end: FrontEnd) 
     front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
     front_end.do(R.SET_VRING_CALL, 0, [ring.call_fd])
     ring.enable()
-    assert ring.read(b"ab", 2) == b"ba"
+    assert ring.exchange(b"ab", 2).data == b"ba"
 
 
 def test_a_call_may_come_before_features_and_memory_as_virtio_users_does(stranger: FrontEnd) -> None:
@@ -27,13 +27,13 @@ def test_a_call_may_come_before_features_and_memory_as_virtio_users_does(strange
     stranger.send(R.SET_OWNER)
     stranger.send(R.SET_VRING_CALL, 0, [ring.call_fd])
     stranger.send(R.SET_FEATURES, int(V.VERSION_1))
-    stranger.send(R.SET_MEM_TABLE, (stranger.region,), [stranger.memory_fd])
+    stranger.send(R.SET_MEM_TABLE, (stranger.memory.regions[0],), [stranger.memory.fd])
     stranger.send(R.SET_VRING_NUM, VringState(0, ring.size))
     stranger.send(R.SET_VRING_BASE, VringState(0, 0))
     stranger.send(R.SET_VRING_ADDR, ring.addresses)
     stranger.send(R.SET_VRING_KICK, 0, [ring.kick_fd])
     stranger.send(R.SET_VRING_ENABLE, VringState(0, 1))
-    assert ring.read(b"ab", 2) == b"ba"
+    assert ring.exchange(b"ab", 2).data == b"ba"
 
 
 def test_nothing_need_be_agreed_on_and_nobody_be_called_as_virtio_user_does(stranger: FrontEnd) -> None:
@@ -41,11 +41,11 @@ def test_nothing_need_be_agreed_on_and_nobody_be_called_as_virtio_user_does(stra
     ring = stranger.queue()
     ring.put(b"ab", 2)
     stranger.send(R.SET_OWNER)
-    stranger.send(R.SET_MEM_TABLE, (stranger.region,), [stranger.memory_fd])
+    stranger.send(R.SET_MEM_TABLE, (stranger.memory.regions[0],), [stranger.memory.fd])
     stranger.send(R.SET_VRING_NUM, VringState(0, ring.size))
     stranger.send(R.SET_VRING_ADDR, ring.addresses)
     stranger.send(R.SET_VRING_KICK, 0, [ring.kick_fd])
-    assert stranger.ask(R.GET_VRING_BASE, VringState(0, 0)).num == ring.used_index
+    assert stranger.ask(R.GET_VRING_BASE, VringState(0, 0)).num == split(ring).used_index
 
 
 def test_features_may_come_before_protocol_features_are_asked_for(stranger: FrontEnd) -> None:
@@ -69,8 +69,8 @@ def test_a_descriptor_with_rem_mem_reg_is_closed(front_end: FrontEnd) -> None:
     """Libblkio 1.5.0."""
     front_end.settle()
     before = len(open_fds())
-    front_end.do(R.REM_MEM_REG, front_end.region, [front_end.memory_fd])
-    assert front_end.tell(R.REM_MEM_REG, front_end.region, [front_end.memory_fd]) == errno.ENOENT
+    front_end.do(R.REM_MEM_REG, front_end.memory.regions[0], [front_end.memory.fd])
+    assert front_end.tell(R.REM_MEM_REG, front_end.memory.regions[0], [front_end.memory.fd]) == errno.ENOENT
     assert len(open_fds()) < before + 1
 
 
@@ -78,21 +78,22 @@ def test_regions_need_be_no_multiple_of_a_page_and_may_have_one_address_on_both_
     """Libblkio 1.5.0: guest and front-end have its ring, 0x3b10 bytes, at the same 47-bit address."""
     stranger.negotiate()
     at = 0x7F1234568000
-    stranger.do(R.ADD_MEM_REG, Region(at, 0x3B10, at, 0x1000), [stranger.memory_fd])
+    stranger.do(R.ADD_MEM_REG, Region(at, 0x3B10, at, 0x1000), [stranger.memory.fd])
     ring = stranger.queue(at=0x1000)
-    there = ring.addresses._replace(descriptor=at, available=at + ring.available - 0x1000, used=at + ring.used - 0x1000)
-    for request, value in ((R.SET_VRING_NUM, VringState(0, 8)), (R.SET_VRING_ADDR, there)):
+    _, used, available = (at - 0x1000 + address for address in split(ring).addresses)
+    there = ring.addresses._replace(descriptor=at, available=available, used=used)
+    for request, value in ((R.SET_VRING_NUM, VringState(0, ring.size)), (R.SET_VRING_ADDR, there)):
         stranger.do(request, value)
     stranger.do(R.SET_VRING_CALL, 0, [ring.call_fd])
     stranger.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
     ring.enable()
     data = 0x3B00
     stranger.memory[0x1000 + data : 0x1000 + data + 4] = b"abcd"
-    ring.describe(0, at + data, 4, 1, 1)
-    ring.describe(1, at + data + 8, 8, 2, 0)
-    ring.offer(0)
+    split(ring).describe(0, at + data, 4, 1, 1)
+    split(ring).describe(1, at + data + 8, 8, 2, 0)
+    split(ring).offer(0)
     ring.kick()
-    assert ring.wait_used() == [(0, 4)]
+    assert [completion.written for completion in ring.wait_used()] == [4]
     assert stranger.memory[0x1000 + data + 8 :][:4] == b"dcba"
 
 

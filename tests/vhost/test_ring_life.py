@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, DriverQueue, FrontEnd, P, R, V, no_fd
+from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V, no_fd, split
 from vhost_user.backend import Server
 from vhost_user.backend.lifecycle import TRANSITIONS, RingEvent, RingState, after
 from vhost_user.wire import DeviceStatus
@@ -33,7 +33,7 @@ def test_a_ring_is_not_served_before_it_is_enabled_and_no_kick_is_lost(front_end
     ring.put(b"ab", 2)
     ring.kick()
     front_end.settle()
-    assert ring.used_index == 0
+    assert split(ring).used_index == 0
     assert device.events == ["attach"]
     ring.enable()
     assert len(ring.wait_used()) == 1
@@ -41,7 +41,7 @@ def test_a_ring_is_not_served_before_it_is_enabled_and_no_kick_is_lost(front_end
     ring.put(b"cd", 2)
     ring.kick()
     front_end.settle()
-    assert ring.used_index == 1
+    assert split(ring).used_index == 1
     ring.enable()
     assert len(ring.wait_used()) == 1
     assert device.events == ["attach", "start 0", "stop 0", "start 0"]
@@ -54,40 +54,40 @@ def test_requests_that_came_before_a_ring_runs_need_no_kick(front_end: FrontEnd)
     assert len(ring.wait_used()) == 1
 
 
-def test_a_ring_that_starts_tells_its_driver_once(ring: DriverQueue) -> None:
+def test_a_ring_that_starts_tells_its_driver_once(ring: Queue) -> None:
     """A back-end that was killed between the used index and the call owes it: the driver would wait for ever."""
     assert ring.wait_call()
 
 
-def test_a_ring_that_gets_another_call_tells_there_what_it_may_owe(front_end: FrontEnd, ring: DriverQueue) -> None:
+def test_a_ring_that_gets_another_call_tells_there_what_it_may_owe(front_end: FrontEnd, ring: Queue) -> None:
     other = os.eventfd(0, os.EFD_CLOEXEC)
     front_end.do(R.SET_VRING_CALL, 0, [other])
     assert os.eventfd_read(other) == 1
     os.close(other)
 
 
-def test_a_ring_that_is_stopped_says_where_it_goes_on_and_is_drained(ring: DriverQueue, device: Reverse) -> None:
+def test_a_ring_that_is_stopped_says_where_it_goes_on_and_is_drained(ring: Queue, device: Reverse) -> None:
     for _ in range(5):
-        ring.read(b"ab", 2)
+        ring.exchange(b"ab", 2)
     ring.put(b"cd", 2)
     ring.put(b"ef", 2)
     ring.kick()
     base = ring.stop()
-    assert base == ring.used_index
+    assert base == split(ring).used_index
     assert device.events[-1] == "stop 0"
 
 
-def test_a_stopped_ring_is_not_started_by_being_enabled(front_end: FrontEnd, ring: DriverQueue) -> None:
+def test_a_stopped_ring_is_not_started_by_being_enabled(front_end: FrontEnd, ring: Queue) -> None:
     ring.stop()
     ring.put(b"ab", 2)
     ring.kick()
     ring.enable()
     front_end.settle()
-    assert ring.used_index == 0
+    assert split(ring).used_index == 0
 
 
-def test_a_stopped_ring_goes_on_where_it_was(front_end: FrontEnd, ring: DriverQueue) -> None:
-    ring.read(b"ab", 2)
+def test_a_stopped_ring_goes_on_where_it_was(front_end: FrontEnd, ring: Queue) -> None:
+    ring.exchange(b"ab", 2)
     base = ring.stop()
     ring.put(b"cd", 2)
     ring.start(base)
@@ -95,20 +95,20 @@ def test_a_stopped_ring_goes_on_where_it_was(front_end: FrontEnd, ring: DriverQu
     assert ring.stop() == 2
 
 
-def test_what_survives_a_stop_need_not_be_said_again(front_end: FrontEnd, ring: DriverQueue) -> None:
-    ring.read(b"ab", 2)
+def test_what_survives_a_stop_need_not_be_said_again(front_end: FrontEnd, ring: Queue) -> None:
+    ring.exchange(b"ab", 2)
     ring.stop()
     ring.put(b"cd", 2)
     front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
     assert len(ring.wait_used()) == 1
 
 
-def test_a_ring_that_runs_is_not_made_another(front_end: FrontEnd, ring: DriverQueue) -> None:
+def test_a_ring_that_runs_is_not_made_another(front_end: FrontEnd, ring: Queue) -> None:
     assert front_end.tell(R.SET_VRING_NUM, VringState(0, 16)) == errno.EINVAL
     assert front_end.tell(R.SET_VRING_BASE, VringState(0, 3)) == errno.EINVAL
     assert front_end.tell(R.SET_VRING_ADDR, ring.addresses._replace(used=USER + 0x8000)) == errno.EINVAL
     assert front_end.tell(R.SET_FEATURES, int(FEATURES | V.EVENT_IDX)) == errno.EINVAL
-    assert ring.read(b"ab", 2) == b"ba"
+    assert ring.exchange(b"ab", 2).data == b"ba"
 
 
 @pytest.mark.parametrize("size", [0, 128])
@@ -122,9 +122,9 @@ def test_a_queue_that_is_not_there_is_refused(front_end: FrontEnd) -> None:
 
 
 def test_a_reset_stops_rings_and_keeps_memory_and_whom_to_tell(
-    front_end: FrontEnd, ring: DriverQueue, device: Reverse
+    front_end: FrontEnd, ring: Queue, device: Reverse
 ) -> None:
-    ring.read(b"ab", 2)
+    ring.exchange(b"ab", 2)
     front_end.do(R.RESET_DEVICE)
     assert device.done == 0
     assert device.events[-2:] == ["stop 0", "reset"]
@@ -132,7 +132,7 @@ def test_a_reset_stops_rings_and_keeps_memory_and_whom_to_tell(
     ring.put(b"cd", 2)
     ring.kick()
     front_end.settle()
-    assert ring.used_index == 1
+    assert split(ring).used_index == 1
     front_end.do(R.SET_VRING_NUM, VringState(0, ring.size))
     front_end.do(R.SET_VRING_BASE, VringState(0, 1))
     front_end.do(R.SET_VRING_ADDR, ring.addresses)
@@ -141,15 +141,16 @@ def test_a_reset_stops_rings_and_keeps_memory_and_whom_to_tell(
     assert len(ring.wait_used()) == 1
 
 
-def test_a_second_owner_says_everything_again(front_end: FrontEnd, ring: DriverQueue, device: Reverse) -> None:
-    ring.read(b"ab", 2)
+def test_a_second_owner_says_everything_again(front_end: FrontEnd, ring: Queue, device: Reverse) -> None:
+    ring.exchange(b"ab", 2)
+    front_end.send(R.SET_OWNER)
     front_end.negotiate()
     front_end.settle()
     assert device.events[-1] == "stop 0"
     front_end.share_memory()  # the regions that it had are not there any more
     again = front_end.queue(at=0x40000)
     again.start()
-    assert again.read(b"cd", 2) == b"dc"
+    assert again.exchange(b"cd", 2).data == b"dc"
 
 
 def test_status_zero_stops_rings_and_resets_where_no_other_message_does(stranger: FrontEnd, device: Reverse) -> None:
@@ -159,7 +160,7 @@ def test_status_zero_stops_rings_and_resets_where_no_other_message_does(stranger
     assert stranger.ask(R.GET_STATUS) == 3
     ring = stranger.queue()
     ring.start()
-    ring.read(b"ab", 2)
+    ring.exchange(b"ab", 2)
     stranger.do(R.SET_STATUS, 0)
     assert device.events[-2:] == ["stop 0", "reset"]
     assert stranger.ask(R.GET_STATUS) == 0
@@ -170,101 +171,102 @@ def test_status_zero_leaves_the_device_to_reset_device(stranger: FrontEnd, devic
     stranger.share_memory()
     ring = stranger.queue()
     ring.start()
-    ring.read(b"ab", 2)
+    ring.exchange(b"ab", 2)
     stranger.do(R.SET_STATUS, 0)  # as QEMU says it when a guest is paused
     assert device.events[-1] == "stop 0"
     assert device.done == 1
 
 
 def test_a_disconnection_stops_rings_and_the_next_front_end_is_served(
-    server: Server, front_end: FrontEnd, ring: DriverQueue, device: Reverse
+    server: Server, front_end: FrontEnd, ring: Queue, device: Reverse
 ) -> None:
-    ring.read(b"ab", 2)
+    ring.exchange(b"ab", 2)
     front_end.close()
     with FrontEnd(str(server.listener.address)) as other:
         other.negotiate()
         other.share_memory()
         again = other.queue()
         again.start()
-        assert again.read(b"cd", 2) == b"dc"
+        assert again.exchange(b"cd", 2).data == b"dc"
         assert device.events == ["attach", "start 0", "stop 0", "detach", "attach", "start 0"]
 
 
 # -- memory
 
 
-def test_memory_may_be_given_anew_while_rings_run(front_end: FrontEnd, ring: DriverQueue) -> None:
-    ring.read(b"ab", 2)
-    front_end.do(R.SET_MEM_TABLE, (front_end.region,), [front_end.memory_fd])
-    assert ring.read(b"cd", 2) == b"dc"
+def test_memory_may_be_given_anew_while_rings_run(front_end: FrontEnd, ring: Queue) -> None:
+    ring.exchange(b"ab", 2)
+    front_end.do(R.SET_MEM_TABLE, (front_end.memory.regions[0],), [front_end.memory.fd])
+    assert ring.exchange(b"cd", 2).data == b"dc"
 
 
-def test_a_ring_whose_memory_is_taken_away_breaks_and_no_other(front_end: FrontEnd, ring: DriverQueue) -> None:
+def test_a_ring_whose_memory_is_taken_away_breaks_and_no_other(front_end: FrontEnd, ring: Queue) -> None:
     half = MEMORY // 2
-    other = front_end.queue(1, at=half)
-    front_end.do(R.SET_MEM_TABLE, (Region(half, half, USER + half, half),), [front_end.memory_fd])
+    front_end.memory.allocate(half)  # what is put from now on lies behind
+    other = front_end.queue(1)
+    front_end.do(R.SET_MEM_TABLE, (Region(half, half, USER + half, half),), [front_end.memory.fd])
     other.start()
     ring.put(b"ab", 2)
     ring.kick()
     assert ring.wait_err()
-    assert other.read(b"cd", 2) == b"dc"
-    front_end.do(R.SET_MEM_TABLE, (front_end.region,), [front_end.memory_fd])
+    assert other.exchange(b"cd", 2).data == b"dc"
+    front_end.do(R.SET_MEM_TABLE, (front_end.memory.regions[0],), [front_end.memory.fd])
     ring.start(ring.stop())
     assert len(ring.wait_used()) == 1
 
 
-def test_a_wrong_region_is_refused_and_what_is_there_stays(front_end: FrontEnd, ring: DriverQueue) -> None:
+def test_a_wrong_region_is_refused_and_what_is_there_stays(front_end: FrontEnd, ring: Queue) -> None:
     for region in (Region(0, 1 << 63, USER, 0), Region(0x1000, 0x1000, 0, 0), Region(1 << 40, 0x1000, 0, MEMORY)):
-        assert front_end.tell(R.ADD_MEM_REG, region, [front_end.memory_fd])
-    assert ring.read(b"ab", 2) == b"ba"
+        assert front_end.tell(R.ADD_MEM_REG, region, [front_end.memory.fd])
+    assert ring.exchange(b"ab", 2).data == b"ba"
 
 
 # -- rings that break
 
 
-def loop(ring: DriverQueue) -> None:
-    ring.describe(0, 0x8000, 4, 1, 1)
-    ring.describe(1, 0x8000, 4, 1, 0)
+def loop(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 1, 1)
+    split(ring).describe(1, 0x8000, 4, 1, 0)
 
 
-def outside_memory(ring: DriverQueue) -> None:
-    ring.describe(0, MEMORY, 4, 0, 0)
+def outside_memory(ring: Queue) -> None:
+    split(ring).describe(0, MEMORY, 4, 0, 0)
 
 
-def writable_before_readable(ring: DriverQueue) -> None:
-    ring.describe(0, 0x8000, 4, 3, 1)
-    ring.describe(1, 0x8000, 4, 0, 0)
+def writable_before_readable(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 3, 1)
+    split(ring).describe(1, 0x8000, 4, 0, 0)
 
 
-def beyond_the_table(ring: DriverQueue) -> None:
-    ring.describe(0, 0x8000, 4, 1, 99)
+def beyond_the_table(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 1, 99)
 
 
-def indirect_without_agreement(ring: DriverQueue) -> None:
-    ring.describe(0, 0x8000, 16, 4, 0)
+def indirect_without_agreement(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 16, 4, 0)
 
 
 @pytest.mark.parametrize(
     "wrong", [loop, outside_memory, writable_before_readable, beyond_the_table, indirect_without_agreement]
 )
-def test_a_wrong_chain_breaks_its_ring_and_nothing_else(front_end: FrontEnd, ring: DriverQueue, wrong: object) -> None:
+def test_a_wrong_chain_breaks_its_ring_and_nothing_else(front_end: FrontEnd, ring: Queue, wrong: object) -> None:
     other = front_end.queue(1)
     other.start()
     assert callable(wrong)
     wrong(ring)
-    ring.offer(0)
+    split(ring).offer(0)
     ring.kick()
     assert ring.wait_err()
-    assert other.read(b"ab", 2) == b"ba"
+    assert other.exchange(b"ab", 2).data == b"ba"
     ring.stop()
     front_end.memory[0x10000:0x13000] = bytes(0x3000)
     again = front_end.queue()
     again.start()
-    assert again.read(b"cd", 2) == b"dc"
+    assert again.exchange(b"cd", 2).data == b"dc"
 
 
 def test_a_device_that_fails_breaks_the_ring_and_what_was_done_before_is_told(
-    ring: DriverQueue, caplog: pytest.LogCaptureFixture
+    ring: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring.put(b"ab", 2)
     ring.put(b"fail", 4)
@@ -288,7 +290,7 @@ def test_a_ring_that_is_started_without_addresses_breaks(front_end: FrontEnd) ->
 def test_a_kick_that_is_no_eventfd_is_refused(front_end: FrontEnd, request_: R) -> None:
     """A front-end's own end of the connection among them: who keeps that never sees its end."""
     with Path("/dev/null").open() as nothing:
-        for fd in (nothing.fileno(), front_end.memory_fd, front_end.stream.fileno()):
+        for fd in (nothing.fileno(), front_end.memory.fd, front_end.stream.fileno()):
             assert front_end.tell(request_, 0, [fd]) == errno.EINVAL
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import FEATURES, PROTOCOL, DriverQueue, FrontEnd, Gone, P, R, V
+from tests.vhost_frontend import FEATURES, PROTOCOL, Disconnected, FrontEnd, P, Queue, R, V
 from userdev.transport import Framer
 from vhost_user.backend import Server
 from vhost_user.device import Chain, Queues, VhostDevice, queue
@@ -19,17 +19,17 @@ from vhost_user.wire.payloads import Config, VringState
 # -- requests
 
 
-def test_a_request_is_read_and_answered(ring: DriverQueue) -> None:
-    assert ring.read(b"hello", 5) == b"olleh"
-    assert ring.read(b"and again", 64) == b"niaga dna"
+def test_a_request_is_read_and_answered(ring: Queue) -> None:
+    assert ring.exchange(b"hello", 5).data == b"olleh"
+    assert ring.exchange(b"and again", 64).data == b"niaga dna"
 
 
-def test_more_requests_than_a_ring_has_places_are_all_answered(ring: DriverQueue, device: Reverse) -> None:
+def test_more_requests_than_a_ring_has_places_are_all_answered(ring: Queue, device: Reverse) -> None:
     for round in range(50):
         for number in range(4):
             ring.put(bytes([round, number]), 2)
         ring.kick()
-        assert [written for _, written in ring.wait_used(4)] == [2] * 4
+        assert [completion.written for completion in ring.wait_used(4)] == [2] * 4
     assert device.done == 200
 
 
@@ -37,7 +37,7 @@ def test_two_queues_run_at_a_time(front_end: FrontEnd) -> None:
     queues = [front_end.queue(0), front_end.queue(1)]
     for each in queues:
         each.start()
-    assert [each.read(bytes([65 + each.index] * 3), 3) for each in queues] == [b"AAA", b"BBB"]
+    assert [each.exchange(bytes([65 + each.index] * 3), 3).data for each in queues] == [b"AAA", b"BBB"]
 
 
 def test_a_packed_ring_that_nobody_has_used_begins_with_both_wrap_counters(stranger: FrontEnd) -> None:
@@ -91,13 +91,13 @@ def test_an_acknowledgement_is_sent_once_where_it_is_asked_for(front_end: FrontE
 
 def test_what_was_not_negotiated_is_refused(stranger: FrontEnd) -> None:
     stranger.negotiate(protocol=PROTOCOL & ~P.CONFIGURE_MEM_SLOTS)
-    assert stranger.tell(R.ADD_MEM_REG, stranger.region, [stranger.memory_fd]) == errno.EINVAL
-    stranger.do(R.SET_MEM_TABLE, (stranger.region,), [stranger.memory_fd])
+    assert stranger.tell(R.ADD_MEM_REG, stranger.memory.regions[0], [stranger.memory.fd]) == errno.EINVAL
+    stranger.do(R.SET_MEM_TABLE, (stranger.memory.regions[0],), [stranger.memory.fd])
 
 
 def test_a_refused_message_that_asks_for_no_answer_ends_the_connection(front_end: FrontEnd) -> None:
     front_end.send(R.SET_VRING_NUM, VringState(0, 0))
-    with pytest.raises(Gone):
+    with pytest.raises(Disconnected):
         front_end.receive()
 
 
@@ -138,4 +138,4 @@ def test_a_change_of_configuration_is_told_on_the_back_ends_channel(stranger: Fr
 
 def test_a_channel_that_is_no_socket_is_refused(stranger: FrontEnd) -> None:
     stranger.negotiate(protocol=PROTOCOL | P.CONFIG | P.BACKEND_REQ)
-    assert stranger.tell(R.SET_BACKEND_REQ_FD, None, [stranger.memory_fd]) == errno.EINVAL
+    assert stranger.tell(R.SET_BACKEND_REQ_FD, None, [stranger.memory.fd]) == errno.EINVAL
