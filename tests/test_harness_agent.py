@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -28,12 +29,12 @@ SERVE = "import sys; sys.path.insert(0, sys.argv[1]); import agent; agent.Agent(
 class Port:
     """A virtio-serial port between the agent and one host after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Path = PROGRAMS) -> None:
         self._outer, self._inner = socket.socketpair()
         self._inner.setblocking(False)
         number = self._inner.fileno()
         self.agent = subprocess.Popen(
-            [sys.executable, "-B", "-c", SERVE, str(PROGRAMS), str(number)], pass_fds=[number]
+            [sys.executable, "-B", "-c", SERVE, str(programs), str(number)], pass_fds=[number]
         )
         self._hosts: list[socket.socket] = []
         self.deaf = threading.Event()  # what the agent says is lost, as in a machine that is gone
@@ -292,3 +293,79 @@ def running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+OWN = """#!/usr/bin/env python3
+import json, os, subprocess, sys, threading, time
+
+loaded = os.getpid()
+
+def main():
+    what = sys.argv[1] if sys.argv[1:] else ""
+    if what == "says":
+        print(json.dumps({"argv": sys.argv[1:], "pid": os.getpid(), "group": os.getpgid(0), "loaded": loaded}))
+        print("to standard error", file=sys.stderr)
+        return 3
+    if what == "reads":
+        return len(sys.stdin.read())
+    if what == "raises":
+        raise ValueError("it is the program's")
+    if what == "waits":
+        time.sleep(60)
+    if what == "threads":
+        threading.Thread(target=lambda: (time.sleep(0.05), print("the thread ended first"))).start()
+    if what == "children":
+        subprocess.run(["sh", "-c", "echo of a child"], check=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AgentGuest, str]]:
+    """A guest whose agent stands beside a program, and the program's path."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "agent.py").write_bytes((PROGRAMS / "agent.py").read_bytes())
+    program = folder / "own.py"
+    program.write_text(OWN)
+    program.chmod(0o755)
+    port = Port(folder)
+    guest = AgentGuest(port.connect())
+    guest.hello(30)
+    yield guest, str(program)
+    guest.close()
+    port.close()
+
+
+def test_a_program_beside_the_agent_is_a_fork_of_it_with_arguments_streams_and_status(
+    own: tuple[AgentGuest, str],
+) -> None:
+    guest, program = own
+    guest.prepare()
+    result = guest.run([program, "says", "$HOME; *"])
+    said = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr) == (3, "to standard error\n")
+    assert said["argv"] == ["says", "$HOME; *"]
+    assert said["loaded"] == guest.hello(30)["pid"], "it was not loaded by the agent"
+    assert said["pid"] == said["group"] != said["loaded"]
+
+
+def test_such_a_program_that_raises_ends_alone_and_shows_where(own: tuple[AgentGuest, str]) -> None:
+    guest, program = own
+    result = guest.run([program, "raises"])
+    assert result.exit_code == 1
+    assert "own.py" in result.stderr
+    assert result.stderr.endswith("ValueError: it is the program's\n")
+    assert guest.run([program]).exit_code == 0
+
+
+@pytest.mark.parametrize(("what", "said"), [("threads", "the thread ended first\n"), ("children", "of a child\n")])
+def test_such_a_program_ends_as_any_does(own: tuple[AgentGuest, str], what: str, said: str) -> None:
+    guest, program = own
+    assert guest.succeed([program, what]) == said
+
+
+def test_such_a_program_reads_nothing_and_is_ended_when_it_takes_too_long(own: tuple[AgentGuest, str]) -> None:
+    guest, program = own
+    assert guest.run([program, "reads"]).exit_code == 0
+    result = guest.start([program, "waits"], timeout=0.2).wait()
+    assert result.timed_out
+    assert result.exit_code == -signal.SIGTERM

@@ -17,7 +17,7 @@ from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.command_line import MachineConfig, hardware
 
 # Changes with what `save` or the agent's protocol do, so that an older checkpoint is not used.
-FORMAT = 1
+FORMAT = 2
 
 _KEPT = 8  # of the checkpoints, those used last; each is about 120 MB
 _MEMORY = "memory"
