@@ -70,13 +70,19 @@ class Guest:
 
     features = VirtioFeature.VERSION_1 | VirtioFeature.EVENT_IDX | VirtioFeature.INDIRECT_DESC
 
-    def __init__(self, *, packed: bool, indirect: bool = False, extras: bool = False, sealed: bool = True) -> None:
+    def __init__(
+        self, *, packed: bool, indirect: bool = False, extras: bool = False, sealed: bool = True, halves: bool = False
+    ) -> None:
+        """`halves`: data is in another region than the ring and the headers, as with libblkio or in a large guest."""
+        self.data = MEMORY // 2 if halves else 0x1000
         fd = sealed_memfd(MEMORY) if sealed else os.memfd_create("benchmark")
         os.ftruncate(fd, MEMORY)
         self.memory = mmap.mmap(fd, MEMORY)
         self.memory[:] = bytes(MEMORY)
         self.table = MemoryTable()
-        self.table.set([Region(0, MEMORY, 0, 0)], [fd])
+        sizes = [MEMORY // 2] * 2 if halves else [MEMORY]
+        regions = [Region(place * size, size, place * size, place * size) for place, size in enumerate(sizes)]
+        self.table.set(regions, [fd] * len(regions))
         self.packed, self.available, self.wrap, self.indirect = packed, 0, 1, indirect
         self.ring = self._ring(extras)
         self.requests = [self._request(number) for number in range(REQUESTS)]
@@ -99,7 +105,7 @@ class Guest:
 
     def _request(self, number: int) -> list[tuple[int, int, int]]:
         at = BUFFERS + number * 0x4000
-        chain = [(at, 16, 0), (at + 0x1000, 4096, WRITE), (at + 0x2000, 1, WRITE)]
+        chain = [(at, 16, 0), (at + self.data, 4096, WRITE), (at + 0x2000, 1, WRITE)]
         if not self.indirect:
             return chain
         self.memory[at + 0x3000 : at + 0x3030] = b"".join(
@@ -179,6 +185,7 @@ CASES: dict[str, Callable[[], Guest]] = {
     "split, indirect": lambda: Guest(packed=False, indirect=True),
     "split, in-flight region and dirty log": lambda: Guest(packed=False, extras=True),
     "split, unsealed": lambda: Guest(packed=False, sealed=False),
+    "split, data in another region": lambda: Guest(packed=False, halves=True),
     "packed": lambda: Guest(packed=True),
     "packed, indirect": lambda: Guest(packed=True, indirect=True),
     "packed, in-flight region and dirty log": lambda: Guest(packed=True, extras=True),

@@ -15,6 +15,7 @@ from userdev_servers.blk import Blk, requests
 from userdev_servers.blk.requests import MAX_SEGMENT, MAX_SEGMENTS
 from userdev_servers.blk.spec import HEADER, SECTOR, SEGMENT, UNMAP, Feature, RequestType, Status
 from userdev_servers.block.backing import WouldBlock
+from userdev_servers.block.images import open_images
 from vhost_user.backend import Server
 from vhost_user.wire.payloads import Config
 
@@ -256,6 +257,15 @@ def test_what_waits_for_the_disk_holds_nothing_else(
 
 def _miss(*_: object) -> None:
     raise WouldBlock
+
+
+def test_an_image_in_memory_is_read_at_once_though_its_file_system_cannot_be_asked_not_to_wait() -> None:
+    (backing,) = open_images("memory:64K", SECTOR)
+    backing.write([memoryview(DATA)], SECTOR)
+    found = bytearray(len(DATA))
+    backing.try_read([memoryview(found)], len(found), SECTOR)
+    assert found == DATA
+    backing.close()
 
 
 # -- bad days of an image

@@ -71,9 +71,14 @@ class MappedRegion:
 _NOTHING = memoryview(bytearray())
 
 
-class _Nowhere:
+class Nowhere:
+    """In place of a region that there is not."""
+
     guest = size = 0
     view = _NOTHING
+
+
+NOWHERE = Nowhere()
 
 
 class MemoryTable:
@@ -91,8 +96,10 @@ class MemoryTable:
         self._watched: list[MappedRegion] = []
         self.can_shrink = False
         """Whether there is anything to `check`."""
-        self.recent: MappedRegion | _Nowhere = _Nowhere()
+        self.recent: MappedRegion | Nowhere = NOWHERE
         """The region that was asked for last: rings look into it themselves first."""
+        self._before: MappedRegion | Nowhere = NOWHERE
+        """The one before: a request often has header and data in two, as libblkio's or those of a large guest."""
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -181,15 +188,27 @@ class MemoryTable:
         Raises:
             ProtocolError: they are not.
         """
-        region = self.recent
-        at = guest - region.guest
-        if at < 0 or at + size > region.size:
+        region = self.region_of(guest, size)
+        if not region.size:
             region = self._find(guest)
-            at = guest - region.guest
-            if at + size > region.size:
+            if guest + size > region.end:
                 raise ProtocolError(f"{size:#x} bytes at {guest:#x} go beyond their memory region")
-            self.recent = region
+        at = guest - region.guest
         return region.view[at : at + size]
+
+    def region_of(self, guest: int, size: int) -> MappedRegion | Nowhere:
+        """The region that has all of these bytes; one without bytes where none has."""
+        region = self.recent
+        if 0 <= guest - region.guest <= region.size - size:
+            return region
+        region = self._before
+        if not 0 <= guest - region.guest <= region.size - size:
+            index = bisect_right(self._starts, guest) - 1
+            if index < 0 or guest + size > self._regions[index].end:
+                return NOWHERE
+            region = self._regions[index]
+        self._before, self.recent = self.recent, region
+        return region
 
     def views(self, guest: int, size: int) -> list[memoryview]:
         """Views of bytes that may go from one region on into the next; see `view`."""
@@ -245,7 +264,7 @@ class MemoryTable:
         self._starts = [region.guest for region in self._regions]
         self._watched = [region for region in self._regions if region.can_shrink]
         self.can_shrink = bool(self._watched)
-        self.recent = _Nowhere()
+        self.recent = self._before = NOWHERE
         self.generation += 1
 
     @staticmethod

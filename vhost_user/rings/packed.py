@@ -253,7 +253,8 @@ class PackedRing(Ring):
                 if flags & WRITE:
                     ranges.append((address, length))
             else:
-                self._buffer(address, length, flags, into, ranges)
+                region = self._elsewhere(address, length, flags, into, ranges)
+                start, room, memory = region.guest, region.size, region.view
         if total > MAX_BYTES:
             self._break("a chain of more than 4 GiB")
 

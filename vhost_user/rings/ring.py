@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog, Iotlb, MemoryTable, Permission
-from vhost_user.memory.table import GuestRange
+from vhost_user.memory.table import NOWHERE, GuestRange, MappedRegion, Nowhere
 from vhost_user.rings.chain import BrokenRing, Chain
 from vhost_user.rings.inflight import PackedInflight, SplitInflight
 from vhost_user.wire.features import VirtioFeature
@@ -242,6 +242,19 @@ class Ring(ABC):
         if self.iotlb is not None:
             return self.iotlb.view(address, size, _WRITE if written else _READ)
         return self.table.view(address, size) if self._by_guest_address else self.table.user_view(address, size)
+
+    def _elsewhere(
+        self, address: int, length: int, flags: int, into: list[memoryview], ranges: list[GuestRange]
+    ) -> MappedRegion | Nowhere:
+        """Add a buffer that is not in the region at hand; the one to look into for the next."""
+        if self.iotlb is None and (region := self.table.region_of(address, length)).size:
+            at = address - region.guest
+            into.append(region.view[at : at + length])
+            if flags & WRITE:
+                ranges.append((address, length))
+            return region
+        self._buffer(address, length, flags, into, ranges)
+        return NOWHERE
 
     def _buffer(self, address: int, length: int, flags: int, into: list[memoryview], ranges: list[GuestRange]) -> None:
         """Add a buffer's views, and where the guest has it if it is to be written, however it is to be found."""

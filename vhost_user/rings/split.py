@@ -203,7 +203,8 @@ class SplitRing(Ring):
                 if flags & WRITE:
                     ranges.append((address, length))
             else:
-                self._buffer(address, length, flags, into, ranges)
+                region = self._elsewhere(address, length, flags, into, ranges)
+                start, room, memory = region.guest, region.size, region.view
             if not flags & NEXT:
                 if total > MAX_BYTES:
                     self._break("a chain of more than 4 GiB")

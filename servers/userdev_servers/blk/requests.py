@@ -21,8 +21,9 @@ MAX_SEGMENTS = 256
 MAX_SEGMENT = (1 << 30) // SECTOR
 """Sectors of each. Where the file system cannot do it, zeros are written, and other requests that wait have to."""
 
-SLOW_SECONDS = 0.005
-"""A write into the page cache that takes longer has waited for the disk, as when too much of it is dirty."""
+SLOW_SECONDS = 0.05
+"""A write into the page cache that takes longer has waited for the disk, as when too much of it is dirty, and not for a
+core of a busy machine."""
 
 SLOW_FOR_SECONDS = 1.0
 """So long others are thought to be as slow, and do not hold the session."""

@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 import stat
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
 _ZEROS = bytes(1 << 20)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
+_TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
 
 
 class WouldBlock(Exception):
@@ -92,6 +95,8 @@ class Backing:
         self._syncing = threading.Lock()
         self._syncs = 0  # begun so far
         self._no_wait = os.RWF_NOWAIT
+        self._has_no_disk = False
+        """Reading never waits, though nothing may be asked not to (tmpfs)."""
         self.log: deque[tuple[int, int]] | None = None
         """While there is one: offset and size of everything that was written, as soon as it was."""
 
@@ -187,7 +192,7 @@ class Backing:
 
     def try_read(self, pieces: Sequence[memoryview], size: int, offset: int) -> None:
         """Read what is in the page cache; raises WouldBlock if not all of it is."""
-        if not self._no_wait or len(pieces) > MAX_PIECES:
+        if not (self._no_wait or self._has_no_disk) or len(pieces) > MAX_PIECES:
             raise WouldBlock
         try:
             if os.preadv(self._fd, pieces, offset, self._no_wait) != size:
@@ -197,8 +202,8 @@ class Backing:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            self._no_wait = 0
-            raise WouldBlock from None
+            self._no_wait, self._has_no_disk = 0, _is_in_memory(self._fd)
+            self.try_read(pieces, size, offset)
 
     def read(self, pieces: Sequence[memoryview], offset: int) -> None:
         """Fill `pieces`; Lost where the image was cut."""
@@ -301,7 +306,7 @@ class Backing:
             if not self._has_length or (end := _lseek(self._fd, 0, _END)) >= self.size:
                 return
             self._left = end
-            self._no_wait = 0  # so that `read` sees all that is to be read
+            self._no_wait, self._has_no_disk = 0, False  # so that `read` sees all that is to be read
             raise self._fail(errno.EIO, f"it was cut to {end} bytes, and had {self.size}")
         self._check_left(self.size)
 
@@ -339,6 +344,13 @@ class Backing:
         if number in _NOT_SUPPORTED:
             return False
         raise OSError(number, os.strerror(number))
+
+
+def _is_in_memory(fd: int) -> bool:
+    """Whether a file is in a file system that has no disk."""
+    found = ctypes.create_string_buffer(256)
+    kind = int.from_bytes(found.raw[:8], sys.byteorder) if not _libc.fstatfs(fd, found) else 0
+    return kind in (_TMPFS, _RAMFS)
 
 
 def _parts(pieces: Sequence[memoryview]) -> list[tuple[Sequence[memoryview], int]]:
