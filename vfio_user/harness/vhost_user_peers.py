@@ -58,7 +58,7 @@ def _testpmd(about: str, device: str, memory: int, *drivers: str) -> Peer:
         prepare='export RUNTIME_DIRECTORY="$files"',  # of what it leaves while it runs, for root too
         arguments=f"--no-huge -m {memory} --no-pci --no-telemetry --no-shconf"
         ' --lcores "(0-1)@($(sed -n "s/^Cpus_allowed_list:[[:space:]]*//p" /proc/self/status))"'
-        f' --vdev "{device}" -- --nb-cores=1 --total-num-mbufs=2048 --stats-period 3600',
+        f' --vdev "{device}" -- --nb-cores=1 --total-num-mbufs=2048 --no-flush-rx --stats-period 3600',
         answers="--help",
         plugins=("mempool_ring", *drivers),
     )

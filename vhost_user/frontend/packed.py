@@ -8,7 +8,7 @@ from vhost_user.frontend.driver import Descriptor, Driver, pages
 from vhost_user.frontend.memory import GuestMemory
 from vhost_user.rings import RingAddresses
 from vhost_user.rings.packed import AVAIL, BOTH, USED
-from vhost_user.rings.ring import DESCRIPTOR, NEXT, fence
+from vhost_user.rings.ring import DESCRIPTOR, NEXT, WRITE, fence
 from vhost_user.wire import VirtioFeature
 
 _PLACE, _EVENTS = 0, 1
@@ -83,9 +83,10 @@ class PackedDriver(Driver):
     def take_used(self) -> Iterator[tuple[int, int]]:  # noqa: D102 - Driver has it
         while True:
             at = self._taken.index
-            if self._shorts[8 * at + 7] & BOTH != BOTH * self._taken.wrap or not self.chains:
+            flags = self._shorts[8 * at + 7]
+            if flags & BOTH != BOTH * self._taken.wrap or not self.chains:
                 return
-            known_by, written = self._shorts[8 * at + 6], self._words[4 * at + 2]
+            known_by, written = self._shorts[8 * at + 6], self._words[4 * at + 2] if flags & WRITE else 0
             for each in self._ended(known_by):
                 slots = self.chains.pop(each)
                 self.free += slots

@@ -1,0 +1,54 @@
+"""Real vhost-user back-ends, each started for a test, and front-ends that are connected to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from userdev.process import Child, await_listening
+from vfio_user.harness.scratch import Scratch
+from vfio_user.harness.vhost_user_peers import install_peer
+from vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd, GuestMemory
+from vhost_user.wire import ProtocolFeature, VirtioFeature
+
+START_SECONDS = 60.0
+
+BACK_ENDS = ("qemu-storage-daemon", "virtiofsd", "passt", "vhost-device-vsock", "dpdk-net-vhost")
+
+
+@dataclass(frozen=True)
+class RunningPeer:
+    """A back-end that listens at `socket`; what it has beside that is in `files`."""
+
+    child: Child
+    socket: Path
+    files: Path
+
+    @contextmanager
+    def front_end(
+        self,
+        features: VirtioFeature = FEATURES,
+        protocol: ProtocolFeature = PROTOCOL_FEATURES,
+        *,
+        memory: GuestMemory | None = None,
+    ) -> Iterator[FrontEnd]:
+        """A front-end that has negotiated those of these features that there are."""
+        with FrontEnd(str(self.socket), memory=memory) as front_end:
+            front_end.negotiate(features, protocol)
+            yield front_end
+
+
+@contextmanager
+def running_peer(name: str) -> Iterator[RunningPeer]:
+    """One of `BACK_ENDS`."""
+    peer = install_peer(name)
+    with Scratch() as scratch:
+        socket = scratch.socket_path("s")
+        child = Child(name, [str(peer.script), str(socket)], log=scratch.path / "log", environment=scratch.environment)
+        try:
+            assert await_listening(socket, child.end, START_SECONDS), f"{name} {child.fate()}:\n{child.last_words()}"
+            yield RunningPeer(child, socket, Path(f"{socket}.d"))
+        finally:
+            child.stop()
