@@ -22,6 +22,7 @@ from userdev.transport import (
     Stream,
     close_all,
     connect,
+    is_other_end,
 )
 
 
@@ -288,3 +289,13 @@ def test_an_address_that_is_none_is_refused_in_words(use: Callable[[str], object
     with pytest.raises(UserError, match="cannot"):
         use(address)
     assert open_fds() == before
+
+
+def test_the_other_end_of_a_socket_is_told_from_all_others() -> None:
+    ours, theirs = socket.socketpair()
+    others = socket.socketpair()
+    copy = theirs.dup()
+    with ours, theirs, copy, others[0], others[1]:
+        assert is_other_end(ours, theirs.fileno())
+        assert is_other_end(ours, copy.fileno())
+        assert not any(is_other_end(ours, fd.fileno()) for fd in (ours, *others))

@@ -53,7 +53,7 @@ def test_features_of_the_device_and_of_the_framework_are_offered(stranger: Front
     offered = V(stranger.ask(R.GET_FEATURES))
     assert offered & 1 << 5
     assert V.VERSION_1 | V.EVENT_IDX | V.INDIRECT_DESC | V.LOG_ALL | V.PROTOCOL_FEATURES in offered
-    assert V.ACCESS_PLATFORM not in offered
+    assert V.ACCESS_PLATFORM in offered
 
 
 def test_a_device_without_a_configuration_space_does_not_offer_one(tmp_path: Path) -> None:

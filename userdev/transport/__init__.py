@@ -2,6 +2,7 @@
 
 from userdev.transport.address import MAX_PATH, Address, Listener, connect
 from userdev.transport.framing import MAX_FDS, BadFrame, Framed, Framer
+from userdev.transport.peer import is_other_end
 from userdev.transport.stream import MAX_FDS_PER_SEND, DescriptorsLost, Stream, close_all
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Stream",
     "close_all",
     "connect",
+    "is_other_end",
 ]

@@ -3,41 +3,63 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from userdev.errors import AUTHORS_FAILURES
-from vhost_user.backend.channel import BackEndChannel
+from vhost_user.backend.channel import Answered, BackEndChannel
 from vhost_user.backend.vring import Watcher
 from vhost_user.backend.vrings import Vrings
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import DeviceModel
 from vhost_user.wire import BackEndRequest, DeviceStatus, Negotiated, ProtocolFeature, VirtioFeature
+from vhost_user.wire.payloads import IotlbMessage
 
 log = logging.getLogger("vhost_user.backend")
 
 _V, _P = VirtioFeature, ProtocolFeature
 
 FEATURES = (
-    _V.VERSION_1 | _V.INDIRECT_DESC | _V.EVENT_IDX | _V.RING_PACKED | _V.IN_ORDER | _V.LOG_ALL | _V.PROTOCOL_FEATURES
+    _V.VERSION_1
+    | _V.INDIRECT_DESC
+    | _V.EVENT_IDX
+    | _V.RING_PACKED
+    | _V.IN_ORDER
+    | _V.ACCESS_PLATFORM
+    | _V.LOG_ALL
+    | _V.PROTOCOL_FEATURES
 )
 """Offered for every device, beside its own."""
 
 PROTOCOL_FEATURES = (
-    _P.MQ | _P.LOG_SHMFD | _P.REPLY_ACK | _P.INFLIGHT_SHMFD | _P.RESET_DEVICE | _P.CONFIGURE_MEM_SLOTS | _P.STATUS
+    _P.MQ
+    | _P.LOG_SHMFD
+    | _P.REPLY_ACK
+    | _P.BACKEND_REQ
+    | _P.INFLIGHT_SHMFD
+    | _P.RESET_DEVICE
+    | _P.CONFIGURE_MEM_SLOTS
+    | _P.STATUS
 )
 """Offered for every device: nothing that is not done, since QEMU agrees to nearly all."""
-
-CONFIG_FEATURES = _P.CONFIG | _P.BACKEND_REQ
-"""Offered where there is a configuration space; its change is all that the back-end's channel is for."""
 
 
 class BackEnd:
     """The state that the commands of one front-end change."""
 
-    def __init__(self, model: DeviceModel, watcher: Watcher, withheld: Withheld = NOTHING) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        watcher: Watcher,
+        is_front_ends_end: Callable[[int], bool],
+        withheld: Withheld = NOTHING,
+    ) -> None:
+        """`is_front_ends_end` tells whether a descriptor is the other end of the connection."""
         self.model = model
         self._withheld = withheld
-        self.vrings = Vrings(model, watcher)
+        self.watcher = watcher
+        self.is_front_ends_end = is_front_ends_end
+        self.vrings = Vrings(model, watcher, self._ask_translation)
         self.negotiated = Negotiated()
         self.status = DeviceStatus(0)
         self._channel: BackEndChannel | None = None
@@ -50,7 +72,7 @@ class BackEnd:
     @property
     def protocol_features(self) -> ProtocolFeature:
         """Those that may be agreed on."""
-        known = PROTOCOL_FEATURES | CONFIG_FEATURES if self.model.config.size else PROTOCOL_FEATURES
+        known = PROTOCOL_FEATURES | _P.CONFIG if self.model.config.size else PROTOCOL_FEATURES
         return known & ~self._withheld.protocol_features
 
     def agree(self, *, features: VirtioFeature | None = None, protocol_features: ProtocolFeature | None = None) -> None:
@@ -70,6 +92,8 @@ class BackEnd:
         before, self._channel = self._channel, channel
         if before is not None:
             before.close()
+        if channel is not None:
+            self.vrings.misses.ask_again()
 
     def tell_config_changed(self) -> None:
         """Have the front-end read configuration space again, if it has given a way to say so."""
@@ -96,6 +120,24 @@ class BackEnd:
         """Let go of everything of the front-end's."""
         self.vrings.close()
         self.set_channel(None)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `expire` is to be called (of `monotonic`); None: nothing is waited for."""
+        return self.vrings.misses.deadline
+
+    def expire(self, now: float) -> None:
+        """Give up what was waited for too long."""
+        self.vrings.misses.expire(now)
+
+    def _ask_translation(self, wanted: IotlbMessage, answered: Answered) -> None:
+        """Without a channel, or a way to answer, there is only the front-end's own word: an update."""
+        if self._channel is None:
+            log.warning("a translation of %#x is missing, and there is no channel to ask for it on", wanted.iova)
+        elif ProtocolFeature.REPLY_ACK in self.negotiated.protocol_features:
+            self._channel.ask(BackEndRequest.IOTLB_MSG, wanted, answered)
+        else:
+            self._channel.tell(BackEndRequest.IOTLB_MSG, wanted)
 
     def _guarded_reset(self) -> None:
         try:

@@ -28,7 +28,7 @@ from vhost_user.wire import (
     VirtioFeature,
     check_protocol_features,
 )
-from vhost_user.wire.payloads import Config, Inflight, Log, Region, VringAddress, VringState
+from vhost_user.wire.payloads import Config, Inflight, IotlbMessage, Log, Region, VringAddress, VringState
 
 Fds = list[int]
 
@@ -103,7 +103,7 @@ def _get_status(back_end: BackEnd, _: None, __: Fds) -> int:
 
 
 def _set_mem_table(back_end: BackEnd, regions: tuple[Region, ...], fds: Fds) -> None:
-    back_end.vrings.table.set(regions, fds)
+    back_end.vrings.set_memory(regions, fds)
 
 
 def _get_max_mem_slots(_: BackEnd, __: None, ___: Fds) -> int:
@@ -115,7 +115,12 @@ def _add_mem_reg(back_end: BackEnd, region: Region, fds: Fds) -> None:
 
 
 def _rem_mem_reg(back_end: BackEnd, region: Region, _: Fds) -> None:
-    back_end.vrings.table.remove(region)
+    back_end.vrings.remove_memory(region)
+
+
+def _iotlb_msg(back_end: BackEnd, message: IotlbMessage, _: Fds) -> int:
+    back_end.vrings.translate(message)
+    return 0
 
 
 def _set_log_base(back_end: BackEnd, said: Log | int, fds: Fds) -> int:
@@ -226,7 +231,9 @@ def _set_config(back_end: BackEnd, said: Config, _: Fds) -> None:
 
 
 def _set_backend_req_fd(back_end: BackEnd, _: None, fds: Fds) -> None:
-    channel = BackEndChannel(fds[0])
+    if back_end.is_front_ends_end(fds[0]):
+        raise ProtocolError("the front-end's own end of the connection as the back-end's channel: it would never end")
+    channel = BackEndChannel(fds[0], back_end.watcher)
     fds.clear()
     back_end.set_channel(channel)
 
@@ -248,6 +255,7 @@ COMMANDS: Mapping[FrontEndRequest, Command] = MappingProxyType(
         _R.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
         _R.ADD_MEM_REG: _add_mem_reg,
         _R.REM_MEM_REG: _rem_mem_reg,
+        _R.IOTLB_MSG: _iotlb_msg,
         _R.SET_LOG_BASE: _set_log_base,
         _R.SET_LOG_FD: _set_log_fd,
         _R.SET_VRING_NUM: _set_vring_num,
@@ -271,6 +279,7 @@ ERRORS: Mapping[FrontEndRequest, Callable[[Any], Any]] = MappingProxyType(
     {
         _R.GET_CONFIG: lambda wanted: wanted._replace(size=0, data=b""),
         _R.SET_LOG_BASE: lambda _: errno.EINVAL,
+        _R.IOTLB_MSG: lambda _: errno.EINVAL,
     }
 )
 """Replies of their own by which a request can be refused; any other that has one is refused by the connection's end."""

@@ -12,11 +12,12 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
-from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all
+from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all, is_other_end
 from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import COMMANDS, ERRORS, Answer
 from vhost_user.backend.lifecycle import RingState
@@ -71,7 +72,7 @@ class Session:
         self._first_end = None if first_seconds is None else monotonic() + first_seconds
         self._work: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._back_end = BackEnd(self._model, self, withheld)
+        self._back_end = BackEnd(self._model, self, partial(is_other_end, stream.socket), withheld)
 
     # A session of a server (userdev.serving.server.Served)
 
@@ -140,6 +141,8 @@ class Session:
                 ready()
         if self._first_end is not None and monotonic() >= self._first_end:
             raise Ended("a front-end that says nothing")
+        if self._back_end.deadline is not None:
+            self._back_end.expire(monotonic())
 
     def _patience(self) -> float | None:
         """Seconds to wait for the next event."""
@@ -148,7 +151,8 @@ class Session:
             return 0
         if any(vring.is_polled and vring.state is RingState.RUNNING for vring in rings):
             return POLL_SECONDS
-        return None if self._first_end is None else max(0.0, self._first_end - monotonic())
+        ends = [end for end in (self._first_end, self._back_end.deadline) if end is not None]
+        return max(0.0, min(ends) - monotonic()) if ends else None
 
     def _serve_rings(self) -> None:
         for vring in self._back_end.vrings.started:

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vhost_user.backend.misses import Misses
 from vhost_user.backend.vring import Vring, Watcher
+from vhost_user.memory import IotlbMiss
 from vhost_user.rings import BrokenRing, Chain, Ring
 
 if TYPE_CHECKING:
@@ -20,9 +22,15 @@ class SupplyVring(Vring):
     """
 
     def __init__(
-        self, index: int, device: VhostDevice, supply: Supply, watcher: Watcher, make: Callable[[Vring], Ring]
+        self,
+        index: int,
+        device: VhostDevice,
+        supply: Supply,
+        watcher: Watcher,
+        make: Callable[[Vring], Ring],
+        misses: Misses,
     ) -> None:
-        super().__init__(index, device, watcher, make)
+        super().__init__(index, device, watcher, make, misses)
         self._supply = supply
         self._taken: deque[Chain] = deque()
 
@@ -36,6 +44,9 @@ class SupplyVring(Vring):
             while (chain := ring.pop()) is None:
                 if not ring.enable_kicks():
                     return None
+        except IotlbMiss as miss:
+            self._wait_for(miss)
+            return None
         except BrokenRing as error:
             self.break_down(str(error))
             return None
@@ -66,6 +77,10 @@ class SupplyVring(Vring):
                 self.break_down(str(error))
 
     # The ring's life (vhost_user.backend.vring.Vring)
+
+    def recall(self) -> None:  # noqa: D102 - Vring has it
+        if self.ring is not None:
+            self.leave()
 
     def _begin(self) -> None:
         self._supply.port = self

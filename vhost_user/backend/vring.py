@@ -13,6 +13,8 @@ from userdev.eventfd import drain
 from userdev.serving.background import Background
 from vhost_user.backend.lifecycle import RingEvent, RingState, after
 from vhost_user.backend.line import Line
+from vhost_user.backend.misses import Misses
+from vhost_user.memory import IotlbMiss
 from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses
 
 if TYPE_CHECKING:
@@ -50,8 +52,11 @@ class Vring:
         device: VhostDevice,
         watcher: Watcher,
         make: Callable[[Vring], Ring],
+        misses: Misses,
     ) -> None:
-        """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring."""
+        """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring; after
+        its IotlbMiss it is called again.
+        """
         self.index = index
         self.state = RingState.STOPPED
         self.size = 0
@@ -73,6 +78,9 @@ class Vring:
         self._device = device
         self._watcher = watcher
         self._make = make
+        self._misses = misses
+        self._is_waiting = False
+        """For a translation."""
         self._kick = -1
         self._has_begun = False
         """Whether the device was told that it runs."""
@@ -100,6 +108,7 @@ class Vring:
         elif before is RingState.RUNNING and self.state is not RingState.RUNNING:
             self.pending = False
             self._end()
+            self._go_on()
             if self._has_begun:
                 self._has_begun = False
                 self._tell(self._device.on_stop)
@@ -122,11 +131,22 @@ class Vring:
     def serve(self) -> None:
         """Take requests, not more than the ring can have: others wait too."""
         ring = self.ring
-        assert ring is not None
+        if ring is None or not self._has_begun:
+            self._run()
+            return
+        waited, self._is_waiting = self._is_waiting, False
         try:
+            if waited and self.owes:
+                self.publish()
             self.pending = self._take(ring)
+        except IotlbMiss as miss:
+            self.publish()
+            if not self._is_waiting:
+                self._wait_for(miss)
         except AUTHORS_FAILURES as error:
             self._fail(ring, error)
+        if waited and not self._is_waiting:
+            self._misses.drop(self)
 
     def publish(self) -> None:
         """Let the driver have what was given back."""
@@ -135,8 +155,14 @@ class Vring:
             try:
                 if self.ring.publish():
                     self.call.signal()
+            except IotlbMiss as miss:
+                self.owes = True
+                self._wait_for(miss)
             except BrokenRing as error:
                 self.break_down(str(error))
+
+    def recall(self) -> None:
+        """Have nothing be under way that uses memory; the ring runs on."""
 
     def break_down(self, why: str) -> None:
         """Take no requests any more; the front-end is told, and people are."""
@@ -146,9 +172,14 @@ class Vring:
 
     def _run(self) -> None:
         """Take up requests, also those that came before: whoever was told of them may not be there any more."""
+        self.pending = False
         try:
             if self.ring is None:
                 self.ring = self._make(self)
+                self._go_on()
+        except IotlbMiss as miss:
+            self._wait_for(miss)
+            return
         except BrokenRing as error:
             self.break_down(str(error))
             return
@@ -159,6 +190,16 @@ class Vring:
             return
         self.pending = True
         self.call.signal()  # a back-end that died may have owed it
+
+    def _wait_for(self, miss: IotlbMiss) -> None:
+        """Have what is not translated be asked for; the request that has missed stays where it is."""
+        self.pending = False
+        self._is_waiting = True
+        self._misses.wait(self, miss)
+
+    def _go_on(self) -> None:
+        self._is_waiting = False
+        self._misses.drop(self)
 
     def _begin(self) -> None:
         """Be ready for requests, before the device is told that the ring runs."""
@@ -171,6 +212,7 @@ class Vring:
 
         Raises:
             BrokenRing: one of them cannot be right.
+            IotlbMiss: an address has to be asked for first.
         """
         raise NotImplementedError
 
@@ -214,14 +256,18 @@ class HandledVring(Vring):
         handler: Callable[[Chain], int | Later],
         watcher: Watcher,
         make: Callable[[Vring], Ring],
+        misses: Misses,
         background: Background[int],
         drain: Callable[[], None],
     ) -> None:
         """`drain` waits for what `background` is at, and has it given back."""
-        super().__init__(index, device, watcher, make)
+        super().__init__(index, device, watcher, make, misses)
         self._handler = handler
         self._background = background
         self._drain = drain
+
+    def recall(self) -> None:  # noqa: D102 - Vring has it
+        self._end()
 
     def _end(self) -> None:
         self._drain()

@@ -6,19 +6,21 @@ before anything else is done. Whoever needs rings to stand still calls `stop` or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from userdev.errors import ProtocolError
 from userdev.serving.background import Background
 from vhost_user.backend.inflight import InflightRegion
 from vhost_user.backend.lifecycle import RingEvent, RingState
+from vhost_user.backend.misses import Ask, Misses
 from vhost_user.backend.supplying import SupplyVring
 from vhost_user.backend.vring import HandledVring, Vring, Watcher
 from vhost_user.device import DeviceModel, Later, Supply, VhostDevice
-from vhost_user.memory import DirtyLog, MemoryTable
+from vhost_user.memory import DirtyLog, Iotlb, MemoryTable
+from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import BrokenRing, Chain, PackedRing, Ring, RingAddresses, SplitRing
 from vhost_user.wire import VirtioFeature
-from vhost_user.wire.payloads import VRING_F_LOG, VringAddress
+from vhost_user.wire.payloads import VRING_F_LOG, IotlbMessage, Region, VringAddress, XenRegion
 
 _NO_FEATURES = VirtioFeature(0)
 PACKED_BASE = 1 << 15 | 1 << 31
@@ -31,8 +33,11 @@ _ON_RUNNING_RINGS = VirtioFeature.LOG_ALL
 class Vrings:
     """The rings, their memory, their dirty log and their in-flight region."""
 
-    def __init__(self, model: DeviceModel, watcher: Watcher) -> None:
+    def __init__(self, model: DeviceModel, watcher: Watcher, ask: Ask) -> None:
+        """`ask` asks the front-end for a translation."""
         self.table = MemoryTable()
+        self.misses = Misses(ask)
+        self._iotlb = Iotlb(self.table)
         self.features = _NO_FEATURES
         self._queues = model.device.queues
         self._log: DirtyLog | None = None
@@ -63,8 +68,11 @@ class Vrings:
         What survives is what a front-end need not send again to start it: size, addresses, and whom it tells. Its
         kick descriptor does not: QEMU enables rings that it has not started, whose memory may be the guest's again.
         """
+        was_started = vring.state.is_started
         vring.happen(RingEvent.STOP)
         vring.let_go()
+        if was_started:
+            self._iotlb.clear()  # QEMU takes nothing back of what a device has that it has stopped
         if vring in self.started:
             self.started = [other for other in self.started if other is not vring]
         return self._base(vring)
@@ -87,6 +95,7 @@ class Vrings:
         for vring in self._rings:
             vring.forget()
         self.table.clear()
+        self._iotlb.clear()
         self.features = _NO_FEATURES
         self.set_log(None)
         self.set_inflight(None)
@@ -121,6 +130,45 @@ class Vrings:
             raise ProtocolError(f"features change while rings run: {changed!r}")
         self.features = features
         self._share_log()
+
+    def set_memory(self, regions: Sequence[Region | XenRegion], fds: Sequence[int]) -> None:
+        """SET_MEM_TABLE: have these regions and no others, also where rings run.
+
+        Raises:
+            ProtocolError: one is wrong; then nothing has changed.
+        """
+        self.table.set(regions, fds)
+        self._forget_translations()
+
+    def remove_memory(self, region: Region | XenRegion) -> None:
+        """REM_MEM_REG.
+
+        Raises:
+            ProtocolError: ENOENT, there is none like it.
+        """
+        self.table.remove(region)
+        self._forget_translations()
+
+    def translate(self, message: IotlbMessage) -> None:
+        """IOTLB_MSG: a translation is told or taken back. Nothing is under way that could use one that is taken back.
+
+        Raises:
+            ProtocolError: it is about memory that is in no region, or is no message for a back-end.
+        """
+        if self._iotlb.would_forget(message):
+            self._recall()
+        self._iotlb.handle(message)
+        if message.type == IotlbType.UPDATE:
+            self.misses.updated(message)
+
+    def _forget_translations(self) -> None:
+        if len(self._iotlb):
+            self._recall()
+            self._iotlb.clear()
+
+    def _recall(self) -> None:
+        for vring in self.started:
+            vring.recall()
 
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark in this log from now on, also what runs."""
@@ -174,7 +222,7 @@ class Vrings:
         vring.addresses = addresses
         vring.log_address = said.log if said.flags & VRING_F_LOG else None
         if vring.ring is not None:
-            vring.ring.used_log = vring.log_address
+            vring.ring.log_used(vring.log_address)
 
     def set_kick(self, vring: Vring, fd: int | None) -> None:
         """SET_VRING_KICK: it starts.
@@ -210,31 +258,33 @@ class Vrings:
         self, index: int, device: VhostDevice, taker: Callable[[Chain], int | Later] | Supply, watcher: Watcher
     ) -> Vring:
         if isinstance(taker, Supply):
-            return SupplyVring(index, device, taker, watcher, self._make)
-        return HandledVring(index, device, taker, watcher, self._make, self._background, self._drain)
+            return SupplyVring(index, device, taker, watcher, self._make, self.misses)
+        return HandledVring(index, device, taker, watcher, self._make, self.misses, self._background, self._drain)
 
     def _make(self, vring: Vring) -> Ring:
         """The ring that a front-end has described.
 
         Raises:
             BrokenRing: it was started too early, or cannot be as the front-end says.
+            IotlbMiss: where it is has to be asked for first.
         """
         if vring.addresses is None or not vring.size:
             raise BrokenRing("it was started before its size and its addresses were known")
         described = (vring.size, vring.addresses, self.table, self.features)
+        iotlb = self._iotlb if VirtioFeature.ACCESS_PLATFORM in self.features else None
         ring: Ring
         try:
             if self.is_packed:
                 packed = self._inflight.packed(vring.index) if self._inflight else None
-                ring = PackedRing(*described, base=self._base(vring), inflight=packed)
+                ring = PackedRing(*described, base=self._base(vring), inflight=packed, iotlb=iotlb)
             else:
                 split = self._inflight.split(vring.index) if self._inflight else None
-                ring = SplitRing(*described, base=self._base(vring), inflight=split)
+                ring = SplitRing(*described, base=self._base(vring), inflight=split, iotlb=iotlb)
         except BrokenRing:
             raise
         except ProtocolError as error:
             raise BrokenRing(str(error)) from None
-        ring.used_log = vring.log_address
+        ring.log_used(vring.log_address)
         ring.log = self._log_now
         return ring
 

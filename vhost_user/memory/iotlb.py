@@ -75,7 +75,7 @@ class Iotlb:
             ProtocolError: it is about memory that is in no region, or is no message for a back-end.
         """
         iova, size, user, permissions, kind = message
-        if iova + size > 1 << 64:
+        if iova + size > _MOST:
             raise ProtocolError(f"an IOTLB message about {size:#x} bytes at {iova:#x}")
         match kind:
             case IotlbType.UPDATE:
@@ -87,10 +87,17 @@ class Iotlb:
                     self._entries.clear()
                 insort(self._entries, (iova, size, user, permissions))
             case IotlbType.INVALIDATE:
-                self._drop(iova, size)
+                self._drop(iova, size or _MOST - iova)  # the size of all there is does not fit into 64 bits
             case _:
                 raise ProtocolError(f"an IOTLB message of type {kind} from the front-end")
         self._table.generation += 1
+
+    def would_forget(self, message: IotlbMessage) -> bool:
+        """Whether `handle` would forget translations that something may be using."""
+        if message.type == IotlbType.UPDATE and len(self._entries) < MAX_ENTRIES:
+            first, end = self._overlapping(message.iova, message.size)
+            return first < end
+        return bool(self._entries)
 
     def translate(self, iova: int, size: int, permission: Permission) -> list[GuestRange]:
         """The places in the guest's memory of the bytes at an address of its devices.
@@ -129,8 +136,13 @@ class Iotlb:
 
     def _drop(self, iova: int, size: int) -> None:
         """Forget what overlaps: more than asked for, which costs a question."""
+        first, end = self._overlapping(iova, size)
+        del self._entries[first:end]
+
+    def _overlapping(self, iova: int, size: int) -> tuple[int, int]:
+        """The slice of entries that overlap."""
         entries = self._entries
         first, end = bisect_left(entries, (iova,)), bisect_left(entries, (iova + size,))
         if first and entries[first - 1][0] + entries[first - 1][1] > iova:
             first -= 1
-        del entries[first:end]
+        return first, end

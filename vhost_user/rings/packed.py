@@ -173,6 +173,8 @@ class PackedRing(Ring):
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
         if not self.broken:
+            if self._generation != self.table.generation:
+                self.refresh()
             self._device_events[_EVENTS] = _NONE
             self._mark_events()
 

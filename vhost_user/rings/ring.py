@@ -198,6 +198,11 @@ class Ring(ABC):
         if self._generation != self.table.generation:
             self._look_up()
 
+    def log_used(self, address: int | None) -> None:
+        """Have writes to the used ring be marked from this address on, as SET_VRING_ADDR says; None: not at all."""
+        self.used_log = address
+        self._generation = -1  # behind an IOMMU the address is to be looked up
+
     @abstractmethod
     def _check_size(self) -> None:
         """Raise BrokenRing where there can be no ring of this size or at these addresses."""

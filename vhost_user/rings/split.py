@@ -7,7 +7,7 @@ then avail_event. Indices count on over 16 bits and are taken modulo the size, w
 from __future__ import annotations
 
 from userdev.errors import ProtocolError
-from vhost_user.memory import Iotlb, MemoryTable
+from vhost_user.memory import Iotlb, MemoryTable, Permission
 from vhost_user.memory.table import GuestRange
 from vhost_user.rings.chain import BrokenRing, Chain
 from vhost_user.rings.inflight import SplitInflight
@@ -139,6 +139,8 @@ class SplitRing(Ring):
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
         if not self.has_events and not self.broken:  # with events, the driver tells once and no more
+            if self._generation != self.table.generation:
+                self.refresh()
             self._used_head[_FLAGS] = _SILENT
             self._mark_event(0)
 
@@ -155,6 +157,8 @@ class SplitRing(Ring):
         self._used_head = whole[:4].cast("H")
         self._used = whole[4 : 4 + 8 * size].cast("Q")
         self._available_event = whole[4 + 8 * size :].cast("H")
+        if self.iotlb is not None and self.used_log is not None:  # what SET_VRING_ADDR says is no guest address then
+            self.used_log = self.iotlb.translate(used, 1, Permission.WRITE)[0][0]
 
     def _gather(self, head: int) -> Chain:
         """The chain that begins with this descriptor, whole and right."""
