@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from userdev.conformance import Crash
 from userdev.transport import Stream, connect
 from vfio_user.client.conformance import CATALOGUE, Bench, CheckResult, Outcome, run
 from vfio_user.device import PciDevice
@@ -87,11 +88,11 @@ class InProcess:
             self._server = None
             self._device.close()
 
-    def settle(self, dialect: Dialect) -> None:
+    def settle(self) -> None:
         return
 
-    def crashed(self) -> str:
-        return ""
+    def crashed(self) -> Crash | None:
+        return None
 
     def __enter__(self) -> Self:
         return self

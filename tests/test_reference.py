@@ -21,17 +21,18 @@ from click.testing import CliRunner
 
 from tests import reference_sample
 from tests.interposed import Interposed
+from userdev.conformance.targets import CommandServer
 from userdev.process import Child, is_listening
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client import Client, RemoteError
-from vfio_user.client.conformance.targets import CommandServer
+from vfio_user.client.conformance import greeting
 from vfio_user.client.description import describe
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.harness.libvfio_user import DIALECT, reference_program
 from vfio_user.harness.scratch import Scratch
 from vfio_user.interposer.survival import Policy
-from vfio_user.wire import DIALECTS
+from vfio_user.wire import CURRENT, DIALECTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,7 +108,7 @@ def test_a_device_that_saves_in_pieces_keeps_the_rules_of_migration(gpio: str, t
 def client_of(command: str, folder: Path) -> Iterator[Client]:
     dialect = DIALECTS[DIALECT]
     with (
-        CommandServer(command, folder, timeout=20) as target,
+        CommandServer(command, folder, greeting(dialect), timeout=20) as target,
         Client(target.connect(), dialect=dialect, timeout=20) as client,
     ):
         client.negotiate(minor=0)
@@ -159,7 +160,10 @@ def test_an_interposer_that_keeps_it_alive_brings_up_another_with_its_state_wher
 
 def test_probing_says_how_it_migrates_and_what_a_vmm_would_stumble_over(server: str, tmp_path: Path) -> None:
     """Also where nobody has said what dialect it speaks."""
-    with CommandServer(server, tmp_path, timeout=20) as target, Client(target.connect(), timeout=20) as client:
+    with (
+        CommandServer(server, tmp_path, greeting(CURRENT), timeout=20) as target,
+        Client(target.connect(), timeout=20) as client,
+    ):
         client.negotiate(minor=0)
         description = describe(client)
     assert description.migration.how == "region"

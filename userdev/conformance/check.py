@@ -22,6 +22,8 @@ class Level(Enum):
     """The specification, or the nature of the transport."""
     REFERENCE = "REFERENCE"
     """The reference implementations: what libvfio-user does or what QEMU insists on."""
+    OPEN = "OPEN"
+    """Nobody: the specification leaves it open, or programs that are in use differ. What a server does is told."""
 
 
 class CheckFailed(UserdevError):

@@ -6,10 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from userdev.conformance.check import Check, CheckFailed, Skip
+from userdev.conformance.check import Check, Level, Skip
 from userdev.errors import UserdevError, UserError
+
+
+class Crash(NamedTuple):
+    """The end of a server. `by_itself` where it has ended with a status, as one may that does not go on."""
+
+    text: str
+    by_itself: bool = False
 
 
 class Workbench(Protocol):
@@ -25,8 +32,8 @@ class ServerUnderTest(Protocol):
     def renew(self) -> None:
         """Replace the server by a fresh one, where that is possible."""
 
-    def crashed(self) -> str:
-        """How the server died of itself, or came to serve nobody, since this was last asked; empty otherwise."""
+    def crashed(self) -> Crash | None:
+        """How the server died of itself, or came to serve nobody, since this was last asked; None otherwise."""
 
 
 B = TypeVar("B", bound=Workbench)
@@ -37,6 +44,8 @@ class Outcome(Enum):
 
     PASS = "pass"
     FAIL = "fail"
+    DIFFERS = "differs"
+    """A rule of level OPEN is not kept: no failure, and worth knowing."""
     SKIP = "skip"
 
 
@@ -92,10 +101,8 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         outcome, detail = Outcome.PASS, ""
     except Skip as reason:
         outcome, detail = Outcome.SKIP, str(reason)
-    except CheckFailed as failure:
-        outcome, detail = Outcome.FAIL, str(failure)
     except UserdevError as error:
-        outcome, detail = Outcome.FAIL, _said(error)
+        outcome, detail = _verdict(check), _said(error)
     except Exception as error:  # the other checks are worth running all the same
         outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}"
     finally:
@@ -107,10 +114,17 @@ def _said(error: UserdevError) -> str:
     return f"{error} ({error.hint})" if isinstance(error, UserError) and error.hint else str(error)
 
 
+def _verdict(check: Check[B]) -> Outcome:
+    """What becomes of a check whose rule is not kept."""
+    return Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL
+
+
 def _blame(result: CheckResult[B], target: ServerUnderTest) -> CheckResult[B]:
     """The result, or a failure where the server has died since."""
     crash = target.crashed()
-    if crash:
-        detail = f"{result.detail}; {crash}" if result.outcome is Outcome.FAIL else crash
-        return CheckResult(result.check, Outcome.FAIL, detail, result.seconds)
+    if crash is not None:
+        said = result.detail if result.outcome in (Outcome.FAIL, Outcome.DIFFERS) else ""
+        outcome = _verdict(result.check) if crash.by_itself else Outcome.FAIL
+        detail = f"{said}; {crash.text}" if said else crash.text
+        return CheckResult(result.check, outcome, detail, result.seconds)
     return result

@@ -21,7 +21,7 @@ from vfio_user.client.conformance import (
     sessions,
     version,
 )
-from vfio_user.client.conformance.bench import Bench, Target
+from vfio_user.client.conformance.bench import Bench, Target, greeting
 from vfio_user.wire import Dialect
 
 GROUPS: tuple[Group[Bench], ...] = (
@@ -65,8 +65,7 @@ def run(
     Otherwise as `userdev.conformance.run`.
     """
     bench = partial(Bench, target, dialect, timeout=timeout)
-    settle = partial(target.settle, dialect)
-    return conformance.run(checks, target, bench, dialect=dialect.name, settle=settle, started=started)
+    return conformance.run(checks, target, bench, dialect=dialect.name, settle=target.settle, started=started)
 
 
 __all__ = [
@@ -81,5 +80,6 @@ __all__ = [
     "Outcome",
     "Skip",
     "Target",
+    "greeting",
     "run",
 ]

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from userdev.conformance.check import CheckFailed, Skip, require
+from userdev.conformance.runner import Crash
+from userdev.conformance.targets import Greet
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, close_all
 from vfio_user.client.client import Client
@@ -37,15 +39,24 @@ class Target(Protocol):
     def renew(self) -> None:
         """Replace the server by a fresh one, where that is possible."""
 
-    def settle(self, dialect: Dialect) -> None:
+    def settle(self) -> None:
         """Wait until the server has dealt with what its clients have sent and that they left, or has died of it."""
 
-    def crashed(self) -> str:
-        """How the server died of itself, or came to serve nobody, since this was last asked; empty otherwise."""
+    def crashed(self) -> Crash | None:
+        """How the server died of itself, or came to serve nobody, since this was last asked; None otherwise."""
 
     @property
     def pid(self) -> int | None:
         """The server's process, where it is known."""
+
+
+def greeting(dialect: Dialect) -> Greet:
+    """How a client of this dialect finds out that a server serves it."""
+
+    def greet(stream: Stream, timeout: float) -> None:
+        Client(stream, dialect=dialect, timeout=timeout).negotiate(minor=0)
+
+    return greet
 
 
 class Bench:

@@ -1,4 +1,7 @@
-"""A server under test, as a command line names one: by its address, or by the command that starts it."""
+"""A server under test, as a command line names one: by its address, or by the command that starts it.
+
+What its protocol is, it is told by a `Greet`: how a client and a server find out that they understand each other.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,16 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
+from userdev.conformance.runner import Crash
 from userdev.errors import UserdevError, UserError
 from userdev.process import Child, Deadline, ServerCommand, Watch, await_change
 from userdev.transport import Stream, connect
-from vfio_user.client import Client, NoAnswer
-from vfio_user.wire import Dialect
+
+Greet = Callable[[Stream, float], None]
+"""Be one client that begins a conversation, with so many seconds for each answer; the stream is closed by the caller.
+
+Raises TimeoutError where the server does not answer, and UserdevError where it refuses, or goes.
+"""
 
 START_SECONDS = 20.0
 """Seconds that a server has to listen."""
@@ -45,12 +53,13 @@ class RunningServer:
 
     pid = None
 
-    def __init__(self, address: str, *, timeout: float) -> None:
+    def __init__(self, address: str, greet: Greet, *, timeout: float) -> None:
         self.address = address
+        self._greet = greet
         self._timeout = timeout
-        self._lost = ""
+        self._lost: Crash | None = None
 
-    def try_out(self, dialect: Dialect) -> str:
+    def try_out(self) -> str:
         """Raise `UserError` where there is no server: that is no verdict."""
         self.connect().close()
         return ""
@@ -66,18 +75,18 @@ class RunningServer:
     def renew(self) -> None:
         """Nothing: it is not ours to end."""
 
-    def settle(self, dialect: Dialect) -> None:
+    def settle(self) -> None:
         """Find out whether it still serves, after what a check did to it."""
         try:
-            _greet(self.address, dialect, self._timeout)
-        except (UserError, NoAnswer) as error:
-            self._lost = f"the server takes no client any more: {error}"
+            _meet(self.address, self._greet, self._timeout)
+        except (UserError, TimeoutError) as error:
+            self._lost = Crash(f"the server takes no client any more: {error}")
         except UserdevError:
             return  # it is there
 
-    def crashed(self) -> str:
-        """Its fate since the last call, in words; "" when it is well."""
-        lost, self._lost = self._lost, ""
+    def crashed(self) -> Crash | None:
+        """Its fate since the last call; None when it is well."""
+        lost, self._lost = self._lost, None
         return lost
 
     def __enter__(self) -> Self:
@@ -98,6 +107,7 @@ class CommandServer:
         self,
         command: str,
         folder: Path,
+        greet: Greet,
         *,
         timeout: float,
         environment: Mapping[str, str] | None = None,
@@ -111,13 +121,14 @@ class CommandServer:
         self._command = ServerCommand.parse(command)
         if self._command.inherits:
             raise UserError(f"no socket is inherited here: {command}", hint="put {socket} where the path belongs")
+        self._greet = greet
         self._timeout = timeout
         self._folder = folder
         self._environment = environment
         self._child: Child | None = None
         self._number = next(_NUMBERS)
         self._count = 0
-        self._crash = ""
+        self._crash: Crash | None = None
         self._clients: list[Stream] = []
         self._say = say
         self._lingers = 0.0  # seconds that it gets to end by itself, where it does that at all
@@ -125,8 +136,8 @@ class CommandServer:
         self._failure: UserError | None = None  # a fresh one did not come up: no other is waited for
         self._polite = _POLITE
 
-    def try_out(self, dialect: Dialect) -> str:
-        """Learn what the server does when a client leaves, before VERSION and after it; words for what is unusual.
+    def try_out(self) -> str:
+        """Learn what the server does when a client leaves, before it was greeted and after; words for what is unusual.
 
         Raises:
             UserError: it does not come up.
@@ -135,17 +146,17 @@ class CommandServer:
         for when, talk, lingers in (("before", False, REFUSAL_SECONDS), ("after", True, LINGER_SECONDS)):
             with closing(self.connect()) as stream, suppress(UserdevError):
                 if talk:
-                    Client(stream, dialect=dialect, timeout=self._timeout).negotiate(minor=0)
+                    self._greet(stream, self._timeout)
             status = self._child.wait(LINGER_SECONDS) if self._child is not None else None
             if status is not None and status >= 0:
-                habits.append(f"ends with status {status} when a client leaves {when} VERSION")
+                habits.append(f"ends with status {status} when a client leaves {when} it was greeted")
                 self._polite |= {status}
                 self._lingers = lingers
-            elif status is None and not self._takes_another(dialect):
-                habits.append(f"{_LIVES_ON} when a client leaves {when} VERSION")
+            elif status is None and not self._takes_another():
+                habits.append(f"{_LIVES_ON} when a client leaves {when} it was greeted")
                 self._deaf = True
             self.renew()
-            self._crash = ""  # the checks will see it again
+            self._crash = None  # the checks will see it again
         return f"the server {' and '.join(habits)}: each client gets a fresh one" if habits else ""
 
     @property
@@ -195,7 +206,7 @@ class CommandServer:
                 self._clients.append(stream)
                 return stream
 
-    def settle(self, dialect: Dialect) -> None:
+    def settle(self) -> None:
         """Find out whether it still serves, after what a check did to it."""
         if self._child is None:
             return
@@ -203,9 +214,9 @@ class CommandServer:
             self.renew()
             return
         try:
-            _greet(str(self.path), dialect, self._timeout)
-        except NoAnswer as error:
-            self._crash = f"the server serves nobody any more: {error}"
+            _meet(str(self.path), self._greet, self._timeout)
+        except TimeoutError as error:
+            self._crash = Crash(f"the server serves nobody any more: {error}")
             self.renew()
         except UserdevError:
             self._child.wait(LINGER_SECONDS)  # it has died, or is about to
@@ -219,11 +230,11 @@ class CommandServer:
             self._child = None
         self._clients.clear()
 
-    def crashed(self) -> str:
-        """Its fate since the last call, in words; "" when it is well."""
+    def crashed(self) -> Crash | None:
+        """Its fate since the last call; None when it is well."""
         if self._child is not None and not self._child.running:
             self.renew()
-        crash, self._crash = self._crash, ""
+        crash, self._crash = self._crash, None
         return crash
 
     def _start(self) -> None:
@@ -239,21 +250,21 @@ class CommandServer:
         code = child.stop()
         if code not in self._polite and not self._crash:
             how = fate if died else f"ended with status {code} when it was asked to end"
-            self._crash = f"the server {how}:\n{child.last_words()}"
+            self._crash = Crash(f"the server {how}:\n{child.last_words()}", by_itself=died and code >= 0)
 
     @property
     def _serves_one(self) -> bool:
         """Whether each client has to get a server of its own."""
         return bool(self._lingers) or self._deaf
 
-    def _takes_another(self, dialect: Dialect) -> bool:
+    def _takes_another(self) -> bool:
         """Whether the server that a client has left serves the next; all but silence is an answer."""
         assert self._child is not None
         deadline = Deadline(LISTEN_AGAIN_SECONDS)
         while True:
             try:
-                _greet(str(self.path), dialect, min(self._timeout, ANSWER_SECONDS))
-            except NoAnswer:
+                _meet(str(self.path), self._greet, min(self._timeout, ANSWER_SECONDS))
+            except TimeoutError:
                 return False
             except UserError:
                 if deadline.passed or self._child.wait(0.002) is not None:
@@ -284,10 +295,10 @@ class CommandServer:
         self.renew()
 
 
-def _greet(address: str, dialect: Dialect, timeout: float) -> None:
+def _meet(address: str, greet: Greet, timeout: float) -> None:
     """Be one more client, of whom the server knows nothing: it hears of one before it is done with those who left."""
-    with Client(connect(address, timeout=timeout), dialect=dialect, timeout=timeout) as client:
-        client.negotiate(minor=0)
+    with closing(connect(address, timeout=timeout)) as stream:
+        greet(stream, timeout)
 
 
 def _has_ended(stream: Stream) -> bool:

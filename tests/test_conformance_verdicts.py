@@ -1,0 +1,68 @@
+"""What becomes of a check, by its level and by what the server does: for checks of any protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from userdev.conformance import Crash, Group, Level, Outcome, Skip, require, run
+
+
+class Bench:
+    def close(self) -> None:
+        return
+
+
+class Server:
+    """Is well until it is told that it has crashed."""
+
+    def __init__(self, crash: Crash | None = None) -> None:
+        self.crash = crash
+
+    def renew(self) -> None:
+        return
+
+    def crashed(self) -> Crash | None:
+        crash, self.crash = self.crash, None
+        return crash
+
+
+def wrong(_: Bench) -> None:
+    """The rule is not kept."""
+    require(False, "it does otherwise")
+
+
+def right(_: Bench) -> None:
+    """The rule is kept."""
+
+
+def impossible(_: Bench) -> None:
+    """The rule is none of this server's."""
+    raise Skip("it has none")
+
+
+def outcome(check: Callable[[Bench], None], level: Level, crash: Crash | None = None) -> tuple[Outcome, str]:
+    group = Group[Bench]("group", "a rule")
+    group.check("name", level=level)(check)
+    [result] = run(list(group), Server(crash), Bench, dialect="any", settle=lambda: None)
+    return result.outcome, result.detail
+
+
+@pytest.mark.parametrize("level", Level)
+def test_a_rule_that_is_left_open_is_not_failed(level: Level) -> None:
+    assert outcome(wrong, level) == (
+        Outcome.DIFFERS if level is Level.OPEN else Outcome.FAIL,
+        "it does otherwise",
+    )
+    assert outcome(right, level) == (Outcome.PASS, "")
+    assert outcome(impossible, level) == (Outcome.SKIP, "it has none")
+
+
+@pytest.mark.parametrize("check", [right, wrong])
+def test_a_server_that_ends_by_itself_differs_where_that_is_left_open(check: Callable[[Bench], None]) -> None:
+    ended, killed = Crash("it ended", by_itself=True), Crash("it was killed")
+    assert outcome(check, Level.OPEN, ended)[0] is Outcome.DIFFERS
+    assert outcome(check, Level.OPEN, killed)[0] is Outcome.FAIL
+    assert outcome(check, Level.MUST, ended)[0] is Outcome.FAIL
+    assert "it ended" in outcome(check, Level.OPEN, ended)[1]

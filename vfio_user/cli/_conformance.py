@@ -1,0 +1,231 @@
+"""What `conformance` of every protocol has: which checks are run, against what, and how what became of them is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import click
+
+from userdev.conformance import Check, CheckResult, Level, Outcome, Workbench
+from userdev.conformance.targets import CommandServer, Greet, RunningServer
+from userdev.errors import UserError, VerdictError, about
+
+_MARKS = {
+    Outcome.PASS: ("✔", "green"),
+    Outcome.FAIL: ("✘", "red"),
+    Outcome.DIFFERS: ("≠", "cyan"),
+    Outcome.SKIP: ("○", "yellow"),
+}
+_LEVELS = {
+    "must": frozenset({Level.MUST}),
+    "reference": frozenset({Level.MUST, Level.REFERENCE}),
+    "open": frozenset(Level),
+}
+
+B = TypeVar("B", bound=Workbench)
+Target = RunningServer | CommandServer
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says of a run."""
+
+    address: str | None
+    server_command: str | None
+    list_only: bool
+    only: tuple[str, ...]
+    level: str
+    junit: Path | None
+    json_path: Path | None
+    timeout: float
+
+
+def options(argument: str) -> Callable[[Function], Function]:
+    """Give a command these options; `argument` is what it calls the address. Its function is given them as `Asked`."""
+
+    path = click.Path(dir_okay=False, path_type=Path)
+    decorators = [
+        click.argument("address", required=False, metavar=f"[{argument}]"),
+        click.option(
+            "--server-command", metavar="'CMD {socket}'", help="Start the server; a fresh one for each group."
+        ),
+        click.option("--list", "list_only", is_flag=True, help="List the checks and their rules."),
+        click.option("--only", metavar="ID", multiple=True, help="Run this check, or this group; may be repeated."),
+        click.option(
+            "--level",
+            type=click.Choice(list(_LEVELS)),
+            default="open",
+            help="must: leave out what is not in the specification; reference: what is left open.",
+        ),
+        click.option("--junit", type=path, help="Write JUnit XML."),
+        click.option("--json", "json_path", type=path, help="Write JSON."),
+        click.option(
+            "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
+        ),
+    ]
+
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+class Suite(Generic[B]):
+    """A catalogue, of one protocol and one dialect of it."""
+
+    def __init__(self, catalogue: Sequence[Check[B]], protocol: str, dialect: str) -> None:
+        self.catalogue = catalogue
+        self.protocol = protocol
+        self.dialect = dialect
+
+    def carry_out(
+        self, asked: Asked, greet: Greet, run: Callable[[Sequence[Check[B]], Target], Iterator[CheckResult[B]]]
+    ) -> None:
+        """Do what the command line says; `run` runs checks against a server.
+
+        Raises:
+            UserError: there is no such check, or no server.
+            VerdictError: a check has failed.
+        """
+        checks = self._chosen(asked.only, asked.level)
+        if asked.list_only:
+            _list(checks)
+            return
+        if (asked.address is None) == (asked.server_command is None):
+            raise UserError("one server, please", hint="give either its address or --server-command 'CMD {socket}'")
+        with _target(asked, greet) as target:
+            if habit := target.try_out():
+                click.echo(habit)
+            results = _shown(run(checks, target))
+        if asked.junit is not None:
+            self._write_junit(asked.junit, results)
+        if asked.json_path is not None:
+            with about(asked.json_path):
+                asked.json_path.write_text(json.dumps(self._document(results), indent=2) + "\n")
+        _judge(results)
+
+    def _chosen(self, only: Sequence[str], level: str) -> list[Check[B]]:
+        """The checks that were asked for and are rules of the dialect."""
+        unknown = [name for name in only if not any(name in (check.id, check.group) for check in self.catalogue)]
+        if unknown:
+            raise UserError(f"no check or group is called {unknown[0]!r}", hint="--list shows them")
+        return [
+            check
+            for check in self.catalogue
+            if (not only or check.id in only or check.group in only)
+            and check.level in _LEVELS[level]
+            and (check.dialects is None or self.dialect in check.dialects)
+        ]
+
+    def _document(self, results: Sequence[CheckResult[B]]) -> dict[str, object]:
+        return {
+            "dialect": self.dialect,
+            "checks": [
+                {
+                    "id": result.check.id,
+                    "title": result.check.title,
+                    "level": result.check.level.value,
+                    "rule": result.check.rule,
+                    "outcome": result.outcome.value,
+                    "detail": result.detail,
+                    "seconds": round(result.seconds, 6),
+                }
+                for result in results
+            ],
+        }
+
+    def _write_junit(self, path: Path, results: Sequence[CheckResult[B]]) -> None:
+        from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite  # slow to import, seldom wanted
+
+        document = JUnitXml(f"{self.protocol} conformance")
+        suites: dict[str, TestSuite] = {}
+        for result in results:
+            group = result.check.group
+            suite = suites.setdefault(group, TestSuite(group))
+            name = result.check.id.partition("/")[2]
+            case = TestCase(name, classname=f"{self.dialect}.{group}", time=result.seconds)
+            if result.outcome is Outcome.FAIL:
+                failure = Failure(result.detail, result.check.level.value)
+                failure.text = f"{result.check.title}\n{result.check.rule}\n{result.detail}"
+                case.result = [failure]
+            elif result.outcome is Outcome.SKIP:
+                case.result = [Skipped(result.detail)]
+            elif result.outcome is Outcome.DIFFERS:
+                case.system_out = f"differs: {result.detail}"
+            suite.add_testcase(case)
+        for suite in suites.values():
+            document.add_testsuite(suite)
+        with about(path):
+            document.write(str(path), pretty=True)
+
+
+@contextmanager
+def _target(asked: Asked, greet: Greet) -> Iterator[Target]:
+    if asked.address is not None:
+        with RunningServer(asked.address, greet, timeout=asked.timeout) as running:
+            yield running
+        return
+    from vfio_user.harness.scratch import Scratch  # a server that runs already needs no extra
+
+    assert asked.server_command is not None
+    with (
+        Scratch() as scratch,
+        CommandServer(
+            asked.server_command,
+            scratch.path,
+            greet,
+            timeout=asked.timeout,
+            environment=scratch.environment,
+            say=click.echo,
+        ) as started,
+    ):
+        yield started
+
+
+def _list(checks: Iterable[Check[B]]) -> None:
+    for check in checks:
+        click.echo(f"{check.id}  {check.title}\n    {check.level.value}, {check.rule}")
+
+
+def _shown(results: Iterable[CheckResult[B]]) -> list[CheckResult[B]]:
+    """The results, each shown as it comes."""
+    kept: list[CheckResult[B]] = []
+    group = ""
+    for result in results:
+        if result.check.group != group:
+            group = result.check.group
+            click.echo(f"\n{click.style(group, bold=True)}")
+        _show(result)
+        kept.append(result)
+    return kept
+
+
+def _show(result: CheckResult[B]) -> None:
+    mark, colour = _MARKS[result.outcome]
+    name = result.check.id.partition("/")[2]
+    click.echo(f"  {click.style(mark, fg=colour)} {name}: {result.check.title}")
+    if result.outcome in (Outcome.FAIL, Outcome.DIFFERS):
+        click.echo(f"      {result.check.level.value}, {result.check.rule}")
+    for line in result.detail.splitlines():
+        click.echo(click.style(f"      {line}", fg=colour))
+
+
+def _judge(results: Sequence[CheckResult[B]]) -> None:
+    count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
+    seconds = sum(result.seconds for result in results)
+    differ = f"{count[Outcome.DIFFERS]} differ, " if count[Outcome.DIFFERS] else ""
+    click.echo(
+        f"\n{len(results)} checks: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
+        f"{count[Outcome.SKIP]} skipped, in {seconds:.1f} s"
+    )
+    if count[Outcome.FAIL]:
+        failed = "\n".join(f"  {result.check.id}" for result in results if result.outcome is Outcome.FAIL)
+        raise VerdictError(f"{count[Outcome.FAIL]} of {len(results)} checks", evidence=failed)
