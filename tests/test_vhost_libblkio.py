@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.libblkio import Blkio
+from tests.vhost.said import listening, names
 from userdev_servers.blk import Blk
 from vfio_user.harness.debian import DebianArchive
 from vhost_user.backend import Server
@@ -90,3 +91,24 @@ def test_a_read_only_disk_is_not_taken_for_one_to_write(library: Path, tmp_path:
     ):
         blkio.start(4096)
     disk.close()
+
+
+def test_it_does_what_we_are_ready_for(library: Path, server: Server, tmp_path: Path) -> None:
+    """What tests/vhost/test_peers.py says of it is so."""
+    with listening() as heard:
+        with connected(library, tmp_path) as blkio:
+            assert {blkio.get("capacity") for _ in range(2)} == {str(SIZE)}
+            blkio.start(4096)
+            blkio.unmap()
+        server.close()  # once it has heard of the end
+    order = names(heard)
+    assert order.index("SET_FEATURES") < order.index("GET_PROTOCOL_FEATURES")
+    assert order.index("SET_VRING_KICK") < order.index("SET_VRING_CALL")
+    asking = {each.name for each in heard if each.needs_reply}
+    assert {"GET_QUEUE_NUM", "GET_MAX_MEM_SLOTS", "GET_CONFIG"} <= asking
+    assert [each.value.size for each in heard if each.name == "GET_CONFIG"][:2] == [60, 60]
+    ring = next(each.value for each in heard if each.name == "ADD_MEM_REG")
+    assert ring.guest_address == ring.user_address
+    assert ring.size % 4096
+    assert [each.fds for each in heard if each.name == "REM_MEM_REG"] == [1]
+    assert order[-1] == "REM_MEM_REG"  # the end comes without a word

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.test_station import STATION, arp, icmp, ipv4
-from tests.virtio_user import VirtioUser
+from tests.vhost.said import Said, listening, names
+from tests.virtio_user import PATIENCE, VirtioUser
+from userdev.process import await_text
 from userdev_servers.net import Net
 from vfio_user.harness.vhost_user_peers import InstalledPeer, install_peer
 from vhost_user.backend import Server
+from vhost_user.backend.withheld import Withheld
+from vhost_user.wire import DeviceStatus, VirtioFeature
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 
@@ -30,9 +34,10 @@ def testpmd() -> InstalledPeer:
 
 
 @contextmanager
-def card(tmp_path: Path) -> Iterator[Net]:
+def card(tmp_path: Path, *withheld: str) -> Iterator[Net]:
+    """A card that does not offer these features."""
     device = Net()
-    with Server(device, f"unix:{tmp_path}/s"):
+    with Server(device, f"unix:{tmp_path}/s", withheld=Withheld.of(withheld)):
         yield device
     device.close()
 
@@ -62,3 +67,42 @@ def test_it_comes_again(testpmd: InstalledPeer, tmp_path: Path) -> None:
             with VirtioUser(testpmd, tmp_path / "s", folder) as front_end:
                 assert answered(front_end, [arp()])
                 assert front_end.close() == 0
+
+
+def said(testpmd: InstalledPeer, tmp_path: Path, *withheld: str) -> list[Said]:
+    """All that it says from its beginning to its end to a card that does not offer these features."""
+    with (
+        listening() as heard,
+        card(tmp_path, *withheld),
+        VirtioUser(testpmd, tmp_path / "s", tmp_path) as front_end,
+    ):
+        assert await_text(front_end.child, b"io packet forwarding", PATIENCE), front_end.child.last_words()
+        assert front_end.close() == 0
+        return heard
+
+
+def test_it_does_what_we_are_ready_for(testpmd: InstalledPeer, tmp_path: Path) -> None:
+    """What tests/vhost/test_peers.py says of it is so."""
+    heard = said(testpmd, tmp_path)
+    order = names(heard)
+    assert order.index("SET_VRING_CALL") < order.index("SET_FEATURES") < order.index("SET_MEM_TABLE")
+    assert {each.name for each in heard if each.needs_reply} == {"SET_MEM_TABLE", "SET_STATUS"}
+    ready = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
+    assert [each.value for each in heard if each.name == "SET_STATUS"] == [ready, ready | DeviceStatus.DRIVER_OK]
+    (region,) = next(each.value for each in heard if each.name == "SET_MEM_TABLE")
+    assert region.guest_address == region.user_address
+    assert order[-4:] == ["SET_VRING_ENABLE"] * 2 + ["GET_VRING_BASE"] * 2
+    assert any(each.value.num for each in heard if each.name == "GET_VRING_BASE")  # as it stood before, not 0
+
+
+def test_it_enables_rings_without_having_agreed_to(testpmd: InstalledPeer, tmp_path: Path) -> None:
+    heard = said(testpmd, tmp_path, "PROTOCOL_FEATURES")
+    (features,) = (each.value for each in heard if each.name == "SET_FEATURES")
+    assert not features & VirtioFeature.PROTOCOL_FEATURES
+    assert "SET_VRING_ENABLE" in names(heard)
+
+
+def test_it_agrees_on_nothing_where_the_device_is_older_than_virtio_1(testpmd: InstalledPeer, tmp_path: Path) -> None:
+    heard = names(said(testpmd, tmp_path, "VERSION_1"))
+    assert "SET_VRING_KICK" in heard
+    assert not {"SET_FEATURES", "SET_VRING_CALL"} & set(heard)

@@ -1,12 +1,15 @@
-"""What real front-ends do, and one would not guess."""
+"""What real front-ends do, and one would not guess; tests/test_vhost_{libblkio,virtio_user}.py have them do it."""
 
 from __future__ import annotations
 
 import errno
 
+import pytest
+
 from tests.device_kit import open_fds
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
-from vhost_user.wire import Negotiated
+from vhost_user.backend import Server
+from vhost_user.wire import FrontEndRequest, Negotiated
 from vhost_user.wire.payloads import Config, Region, VringState
 
 
@@ -22,7 +25,7 @@ def test_a_kick_may_come_before_the_call_as_libblkios_does(front_end: FrontEnd) 
 
 
 def test_a_call_may_come_before_features_and_memory_as_virtio_users_does(stranger: FrontEnd) -> None:
-    """DPDK 25.11.4, net_virtio_user; it enables rings without having agreed to PROTOCOL_FEATURES."""
+    """DPDK 24.11.8 and 25.11.4, net_virtio_user; it enables rings without having agreed to PROTOCOL_FEATURES."""
     ring = stranger.queue()
     stranger.send(R.SET_OWNER)
     stranger.send(R.SET_VRING_CALL, 0, [ring.call_fd])
@@ -37,7 +40,7 @@ def test_a_call_may_come_before_features_and_memory_as_virtio_users_does(strange
 
 
 def test_nothing_need_be_agreed_on_and_nobody_be_called_as_virtio_user_does(stranger: FrontEnd) -> None:
-    """DPDK 25.11.4, net_virtio_user, where VERSION_1 is not offered: no SET_FEATURES and no SET_VRING_CALL."""
+    """DPDK 24.11.8 and 25.11.4, net_virtio_user, where VERSION_1 is not offered: no features, no call."""
     ring = stranger.queue()
     ring.put(b"ab", 2)
     stranger.send(R.SET_OWNER)
@@ -58,8 +61,30 @@ def test_features_may_come_before_protocol_features_are_asked_for(stranger: Fron
     stranger.share_memory()
 
 
+@pytest.mark.parametrize("request_", [R.GET_QUEUE_NUM, R.GET_MAX_MEM_SLOTS, R.GET_FEATURES])
+def test_a_request_that_is_answered_anyway_may_ask_for_it_and_is_answered_once(
+    front_end: FrontEnd, request_: FrontEndRequest
+) -> None:
+    """Libblkio 1.5.0 and rust-vmm's vhost 0.13."""
+    front_end.send(request_, need_reply=True)
+    front_end.send(R.SET_VRING_ENABLE, VringState(0, 1), need_reply=True)
+    assert [front_end.receive().request for _ in range(2)] == [request_, R.SET_VRING_ENABLE]
+
+
+def test_the_end_may_come_without_a_word(server: Server, front_end: FrontEnd) -> None:
+    """Libblkio 1.5.0: its rings run."""
+    ring = front_end.queue()
+    ring.start()
+    assert ring.exchange(b"ab", 2).data == b"ba"
+    front_end.reconnect(str(server.listener.address))
+    front_end.negotiate()
+    front_end.share_memory()
+    ring.start()
+    assert ring.exchange(b"cd", 2).data == b"dc"
+
+
 def test_a_connection_may_begin_with_the_end_of_another(stranger: FrontEnd) -> None:
-    """DPDK 25.11.4, net_virtio_user, reconnected; any number stands in GET_VRING_BASE's request."""
+    """DPDK 24.11.8 and 25.11.4, net_virtio_user, reconnected; any number stands in GET_VRING_BASE's request."""
     stranger.send(R.SET_VRING_ENABLE, VringState(0, 0))
     assert stranger.ask(R.GET_VRING_BASE, VringState(0, 0xFFFF)) == VringState(0, 0)
     stranger.negotiate()
