@@ -1,13 +1,15 @@
 """Runs the guest-driven tests N times and counts every verdict that changed: `scripts/flakes N`.
 
 A verdict is avocado's status of a test, with XFAIL for a known issue. One that differs from the test's most frequent
-verdict has changed; the goal is none in a hundred runs.
+verdict has changed; the goal is none in a hundred runs. That takes a night: with `--resume` the whole runs of one that
+was interrupted count, and it goes on behind them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -21,16 +23,25 @@ Verdicts = Mapping[str, str]
 """Of one run: a test's name and its verdict."""
 
 
+RESUME = "--resume"
+_ASKED = "asked.json"
+
+
 def main(arguments: list[str]) -> int:
+    resume, arguments = RESUME in arguments, [argument for argument in arguments if argument != RESUME]
     if not arguments or not arguments[0].isdigit() or not int(arguments[0]):
         raise UserError("say how many times", hint="scripts/flakes 100")
-    folder = results_folder("flakes")
-    runs = []
+    asked = arguments[1:]
+    folder = _last(asked) if resume else results_folder("flakes")
+    (folder / _ASKED).write_text(json.dumps(asked))
+    runs: list[Verdicts] = []
     for number in range(1, int(arguments[0]) + 1):
-        runs.append(run_once(folder / str(number), arguments[1:]))
+        there = read_run(folder / str(number))
+        runs.append(run_once(folder / str(number), asked) if there is None else there)
         counts = Counter(runs[-1].values())
         told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
-        print(f"run {number}: {told}; {changes(runs)} changed so far", flush=True)
+        before = "" if there is None else " (from before)"
+        print(f"run {number}{before}: {told}; {changes(runs)} changed so far", flush=True)
     for test, counts in sorted(tally(runs).items()):
         if len(counts) > 1:
             print(f"{test}: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}")
@@ -38,20 +49,46 @@ def main(arguments: list[str]) -> int:
     return 1 if changes(runs) else 0
 
 
+def _last(asked: Sequence[str]) -> Path:
+    """The folder of the last time that the same tests were asked for."""
+    parent = Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute()
+    for folder in sorted(parent.glob("flakes-*"), reverse=True):
+        noted = folder / _ASKED
+        if noted.exists() and json.loads(noted.read_text()) == list(asked):
+            return folder
+    raise UserError(f"{parent} has no run of these tests to go on with", hint=f"leave {RESUME} out")
+
+
 def run_once(folder: Path, arguments: list[str]) -> Verdicts:
-    """One run of the suite, with its evidence in `folder`."""
+    """One run of the suite, with its evidence in `folder`; what an interrupted one has left there is thrown away."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with (folder / "output.log").open("wb") as log:
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-P", "-m", "vfio_user", "test-e2e", *arguments],
             env={**os.environ, RESULTS_VARIABLE: str(folder)},
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,
         )
-    found = sorted(folder.glob("job-*/results.json"))
-    if not found:
+    if done.returncode < 0:
+        raise UserError(f"run {folder.name} was ended by signal {-done.returncode}", hint=f"go on with {RESUME}")
+    (folder / _WHOLE).touch()
+    found = read_run(folder)
+    if found is None:
         raise UserError("a run gave no results", hint=(folder / "output.log").read_text()[-2000:])
+    return found
+
+
+_WHOLE = "whole"
+"""A file in the folder of a run that came to its end: avocado writes results of one that was interrupted too."""
+
+
+def read_run(folder: Path) -> Verdicts | None:
+    """The verdicts of a run that came to its end; None where there is none in this folder."""
+    found = sorted(folder.glob("job-*/results.json"))
+    if not found or not (folder / _WHOLE).exists():
+        return None
     return verdicts(json.loads(found[-1].read_text()))
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from avocado_tests.flakes import changes, main, tally, verdicts
 from userdev.errors import UserError
+from vfio_user.harness import RESULTS_VARIABLE
 from vfio_user.harness.known_issues import XFAIL
 
 
@@ -39,3 +44,42 @@ def test_a_test_that_a_run_did_not_have_has_changed() -> None:
 def test_how_often_has_to_be_said(arguments: list[str]) -> None:
     with pytest.raises(UserError):
         main(arguments)
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Runs of the suite that cost nothing: a verdict each; "killed" is a run that is interrupted."""
+    monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
+    coming: list[str] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        verdict = coming.pop(0)
+        job = Path(env[RESULTS_VARIABLE]) / "job-1"
+        job.mkdir()
+        (job / "results.json").write_text(json.dumps({"tests": [result("a", verdict)]}))
+        return subprocess.CompletedProcess(command, -2 if verdict == "killed" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return coming
+
+
+def test_what_was_interrupted_goes_on_and_its_whole_runs_count(
+    suite: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite += ["PASS", "PASS", "killed"]
+    with pytest.raises(UserError, match="signal 2"):
+        main(["4"])
+    suite += ["FAIL", "PASS"]
+    assert main(["4", "--resume"]) == 1
+    assert not suite
+    assert "1 verdicts changed in 4 runs of 1 tests" in capsys.readouterr().out
+    assert main(["4", "--resume"]) == 1, "all of it was there"
+
+
+def test_a_new_count_begins_without_the_old_runs_and_other_tests_have_one_of_their_own(suite: list[str]) -> None:
+    suite += ["FAIL", "PASS", "PASS"]
+    assert main(["2"]) == 1
+    assert main(["1"]) == 0
+    assert not suite
+    with pytest.raises(UserError, match="no run of these tests"):
+        main(["2", "test_reset", "--resume"])
