@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,11 +18,11 @@ from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError, VerdictError
 from userdev_servers.edu import Edu
 from vfio_user.cli.conformance import command as conformance
-from vfio_user.client.conformance import CATALOGUE, Level
+from vfio_user.client.conformance import CATALOGUE, Level, Outcome
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
-from vfio_user.wire.constants import IrqSetFlags
+from vfio_user.wire.constants import IrqSetFlags, MigrationState
 from vfio_user.wire.layouts import IRQ_SET, REGION_ACCESS, VERSION
 
 NEEDS_THE_PROCESS = {
@@ -176,13 +177,107 @@ class EntersAnyState(Fault):
         return proceed(command, message)
 
 
+class RefusesTheTrigger(Fault):
+    """SET_IRQS takes eventfds, and no DATA_NONE: what nearly every rule about interrupts is tried by."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.SET_IRQS and message.payload[4:8] == (1 << 0 | 1 << 5).to_bytes(4, "little"):
+            raise ProtocolError("no DATA_NONE here", errno.EINVAL)
+        return proceed(command, message)
+
+
+class DoesNotTrigger(Fault):
+    """The same without a word."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.SET_IRQS and message.payload[4:8] == (1 << 0 | 1 << 5).to_bytes(4, "little"):
+            return b"", []
+        return proceed(command, message)
+
+
+@dataclass
+class CannotReach(Fault):
+    """A migration state is refused, from wherever the device comes."""
+
+    state: int
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        wanted = int.from_bytes(message.payload[8:12], "little")
+        if command is Command.DEVICE_FEATURE and message.payload[4:8] == b"\2\0\2\0" and wanted == self.state:
+            raise ProtocolError("no way there", errno.EINVAL)
+        return proceed(command, message)
+
+
+class TakesNoMemory(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DMA_MAP and len(message.payload) == 32:
+            raise ProtocolError("no memory here", errno.ENOMEM)
+        return proceed(command, message)
+
+
+class DescribesNoRom(Fault):
+    """One region is not described: a refusal that every comparison of before and after would meet."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.GET_REGION_INFO and message.payload[8:12] == (6).to_bytes(4, "little"):
+            raise ProtocolError("no ROM here", errno.EINVAL)
+        return proceed(command, message)
+
+
+class DescribesNoRequests(Fault):
+    """The same of an interrupt type."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.GET_IRQ_INFO and message.payload[8:12] == (4).to_bytes(4, "little"):
+            raise ProtocolError("no REQ here", errno.EINVAL)
+        return proceed(command, message)
+
+
+STATES = ("migration", "mig_data")
+ONE_REFUSAL: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
+    (RefusesTheTrigger(), ("set_irqs", "reset"), {"set_irqs/trigger"}),
+    (DoesNotTrigger(), ("set_irqs", "reset"), {"set_irqs/trigger"}),
+    (CannotReach(MigrationState.STOP), STATES, {"migration/running-to-stop"}),
+    (CannotReach(MigrationState.STOP_COPY), STATES, {"migration/running-to-stop-copy"}),
+    (CannotReach(MigrationState.RESUMING), STATES, {"migration/running-to-resuming"}),
+    (CannotReach(MigrationState.PRE_COPY), STATES, {"migration/running-to-pre-copy"}),
+    (TakesNoMemory(), ("dma_map", "dma_unmap", "dirty_logging", "reset"), {"dma_map/map-and-unmap"}),
+    (DescribesNoRom(), ("region_info", "region_read", "io_fds"), {"region_info/describes-every-region"}),
+    (DescribesNoRequests(), ("irq_info", "set_irqs"), {"irq_info/describes-every-type"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "groups", "expected"),
+    ONE_REFUSAL,
+    ids=[f"{type(fault).__name__}{getattr(fault, 'state', '')}" for fault, _, _ in ONE_REFUSAL],
+)
+def test_one_refusal_is_one_finding_and_what_needs_it_is_not_judged(
+    tmp_path: Path, fault: Fault, groups: tuple[str, ...], expected: set[str]
+) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(fault)) as target:
+        results = target.results(*groups)
+    assert set(failed(results)) == expected
+    unjudged = [result for result in results if result.outcome is Outcome.NOT_JUDGED]
+    assert unjudged
+    for result in unjudged:
+        assert any(id in result.detail for id in expected), result
+
+
+def test_what_a_check_needs_is_a_check_before_it() -> None:
+    """Whoever fails for a need is told of a check that has been run."""
+    known: list[str] = []
+    for check in CATALOGUE:
+        assert set(check.needs) <= set(known), check.id
+        known.append(check.id)
+
+
 UNMAPPING_WHAT_IS_NOT_THERE = {
     *(check.id for check in CATALOGUE if check.group == "dma_unmap" and check.dialects == CURRENT_FAMILY),
     "dma_unmap/twice",
     "dma_map/fd-that-cannot-map",
     "dma_map/identical",
     "header/no-payload",
-    "session/maps-are-dropped",
 } - {"dma_unmap/reply-echoes"}
 
 BAD_WRITES = {

@@ -1,6 +1,6 @@
 """Checks of any server: what one is, and how a catalogue of them is run."""
 
-from userdev.conformance.check import Check, CheckFailed, Group, Level, Skip, require
+from userdev.conformance.check import Check, CheckFailed, Group, Level, Skip, Unmet, relying, require
 from userdev.conformance.runner import CheckResult, Crash, Outcome, Workbench, run
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "Level",
     "Outcome",
     "Skip",
+    "Unmet",
     "Workbench",
+    "relying",
     "require",
     "run",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
@@ -34,6 +35,29 @@ class Skip(UserdevError):
     """The check does not apply to this server; the text says why."""
 
 
+class Unmet(UserdevError):
+    """What the check needs first is the rule of another check, `id`, and went wrong; the text says how."""
+
+    def __init__(self, id: str, what: str) -> None:
+        super().__init__(what)
+        self.id = id
+
+
+@contextmanager
+def relying(id: str) -> Iterator[None]:
+    """Have what goes wrong in here be the finding of the check `id`, not of the one that is under way.
+
+    Raises:
+        Unmet: instead of any error of the server.
+    """
+    try:
+        yield
+    except (Skip, Unmet):
+        raise
+    except UserdevError as error:
+        raise Unmet(id, str(error)) from error
+
+
 @dataclass(frozen=True)
 class Check(Generic[B]):
     """One rule, one function. The id is `group/name`."""
@@ -45,6 +69,10 @@ class Check(Generic[B]):
     level: Level
     dialects: frozenset[str] | None
     """Names of the protocol's dialects that have the rule; None is all."""
+    needs: tuple[str, ...] = ()
+    """Ids of checks before this one: where one of them has failed, a failure of this one says nothing of its own."""
+    revision: str = ""
+    """For `Level.REFERENCE`: from which revision on a reference does so, where an older one in use does not."""
 
     @property
     def group(self) -> str:
@@ -55,11 +83,14 @@ class Check(Generic[B]):
 class Group(Generic[B]):
     """The checks of one group, as a table that functions enter themselves in."""
 
-    def __init__(self, name: str, rule: str, *, dialects: frozenset[str] | None = None) -> None:
-        """`rule` and `dialects` hold for every check that says nothing else."""
+    def __init__(
+        self, name: str, rule: str, *, dialects: frozenset[str] | None = None, needs: tuple[str, ...] = ()
+    ) -> None:
+        """`rule` and `dialects` hold for every check that says nothing else, and `needs` for all."""
         self.name = name
         self.rule = rule
         self.dialects = dialects
+        self.needs = needs
         self.checks: list[Check[B]] = []
 
     def __iter__(self) -> Iterator[Check[B]]:
@@ -72,12 +103,14 @@ class Group(Generic[B]):
         rule: str = "",
         level: Level = Level.MUST,
         dialects: frozenset[str] | None = None,
+        needs: tuple[str, ...] = (),
+        revision: str = "",
     ) -> Callable[[CheckFunction[B]], CheckFunction[B]]:
         """Enter a function; the first line of its docstring is the check's title."""
 
         def enter(run: CheckFunction[B]) -> CheckFunction[B]:
             title = (run.__doc__ or "").partition("\n")[0].rstrip(".")
-            self.add(name, title, run, rule=rule, level=level, dialects=dialects)
+            self.add(name, title, run, rule=rule, level=level, dialects=dialects, needs=needs, revision=revision)
             return run
 
         return enter
@@ -91,10 +124,14 @@ class Group(Generic[B]):
         rule: str = "",
         level: Level = Level.MUST,
         dialects: frozenset[str] | None = None,
+        needs: tuple[str, ...] = (),
+        revision: str = "",
     ) -> None:
         """Enter a function as the check `name`, with its title."""
+        id = f"{self.name}/{name}"
+        all_needs = tuple(need for need in (*self.needs, *needs) if need != id)
         self.checks.append(
-            Check(f"{self.name}/{name}", title, rule or self.rule, run, level, dialects or self.dialects)
+            Check(id, title, rule or self.rule, run, level, dialects or self.dialects, all_needs, revision)
         )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from userdev.conformance.check import Check, Level, Skip
+from userdev.conformance.check import Check, Level, Skip, Unmet
 from userdev.errors import UserdevError, UserError
 
 
@@ -47,6 +47,8 @@ class Outcome(Enum):
     DIFFERS = "differs"
     """A rule of level OPEN is not kept: no failure, and worth knowing."""
     SKIP = "skip"
+    NOT_JUDGED = "not judged"
+    """It went wrong, and so did a check that it needs: one finding, not two."""
 
 
 @dataclass
@@ -57,6 +59,8 @@ class CheckResult(Generic[B]):
     outcome: Outcome
     detail: str = ""
     seconds: float = 0.0
+    relied_on: tuple[str, ...] = ()
+    """Ids of checks without whose rules nothing is known of this one's."""
 
 
 def run(
@@ -72,15 +76,25 @@ def run(
 
     `settle` waits until the server has dealt with what its clients have sent and that they left, or has died of it: a
     server that dies fails the check that it dies of. `started` is told of each check before it begins.
+
+    A check that goes wrong is not judged where one before it that it needs has gone wrong: every cause is one failure.
     """
     group = ""
+    unsound: set[str] = set()
+
+    def judged(result: CheckResult[B]) -> CheckResult[B]:
+        result = _judge(_blame(result, target), unsound)
+        if result.outcome in (Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED):
+            unsound.add(result.check.id)
+        return result
+
     held: CheckResult[B] | None = None
     for check in checks:
         if check.group != group:
             group = check.group
             target.renew()
         if held is not None:
-            yield _blame(held, target)
+            yield judged(held)
         if started is not None:
             started(check)
         held = _run(check, bench, dialect)
@@ -88,7 +102,7 @@ def run(
             settle()
     if held is not None:
         target.renew()
-        yield _blame(held, target)
+        yield judged(held)
 
 
 def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B]:
@@ -96,18 +110,21 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         return CheckResult(check, Outcome.SKIP, f"not a rule of {dialect}")
     own = bench()
     begin = time.monotonic()
+    relied_on = check.needs
     try:
         check.run(own)
         outcome, detail = Outcome.PASS, ""
     except Skip as reason:
         outcome, detail = Outcome.SKIP, str(reason)
+    except Unmet as unmet:
+        outcome, detail, relied_on = _verdict(check), str(unmet), (unmet.id, *relied_on)
     except UserdevError as error:
         outcome, detail = _verdict(check), _said(error)
     except Exception as error:  # the other checks are worth running all the same
         outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}"
     finally:
         own.close()
-    return CheckResult(check, outcome, detail, time.monotonic() - begin)
+    return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on)
 
 
 def _said(error: UserdevError) -> str:
@@ -128,3 +145,12 @@ def _blame(result: CheckResult[B], target: ServerUnderTest) -> CheckResult[B]:
         detail = f"{said}; {crash.text}" if said else crash.text
         return CheckResult(result.check, outcome, detail, result.seconds)
     return result
+
+
+def _judge(result: CheckResult[B], unsound: Collection[str]) -> CheckResult[B]:
+    """The result, or none where a check that it relies on has gone wrong before; a crash is a finding all the same."""
+    causes = [id for id in dict.fromkeys(result.relied_on) if id in unsound]
+    if result.outcome not in (Outcome.FAIL, Outcome.DIFFERS) or not causes:
+        return result
+    detail = f"{result.detail}; that needs {', '.join(causes)}, which failed"
+    return replace(result, outcome=Outcome.NOT_JUDGED, detail=detail)

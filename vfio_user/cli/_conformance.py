@@ -20,6 +20,7 @@ _MARKS = {
     Outcome.FAIL: ("✘", "red"),
     Outcome.DIFFERS: ("≠", "cyan"),
     Outcome.SKIP: ("○", "yellow"),
+    Outcome.NOT_JUDGED: ("?", "yellow"),
 }
 _LEVELS = {
     "must": frozenset({Level.MUST}),
@@ -81,7 +82,9 @@ def options(argument: str) -> Callable[[Function], Function]:
 class Suite(Generic[B]):
     """A catalogue, of one protocol and one dialect of it."""
 
-    def __init__(self, catalogue: Sequence[Check[B]], protocol: str, dialect: str) -> None:
+    def __init__(self, catalogue: Sequence[Check[B]], protocol: str, dialect: str, *, reference: str = "") -> None:
+        """`reference` is what level REFERENCE means where a check names no revision."""
+        self.reference = reference
         self.catalogue = catalogue
         self.protocol = protocol
         self.dialect = dialect
@@ -97,14 +100,14 @@ class Suite(Generic[B]):
         """
         checks = self._chosen(asked.only, asked.level)
         if asked.list_only:
-            _list(checks)
+            self._list(checks)
             return
         if (asked.address is None) == (asked.server_command is None):
             raise UserError("one server, please", hint="give either its address or --server-command 'CMD {socket}'")
         with _target(asked, greet) as target:
             if habit := target.try_out():
                 click.echo(habit)
-            results = _shown(run(checks, target))
+            results = self._shown(run(checks, target))
         if asked.junit is not None:
             self._write_junit(asked.junit, results)
         if asked.json_path is not None:
@@ -125,6 +128,41 @@ class Suite(Generic[B]):
             and (check.dialects is None or self.dialect in check.dialects)
         ]
 
+    def _list(self, checks: Iterable[Check[B]]) -> None:
+        for check in checks:
+            click.echo(f"{check.id}  {check.title}\n    {self._authority(check)}")
+            if check.needs:
+                click.echo(f"    needs {', '.join(check.needs)}")
+
+    def _authority(self, check: Check[B]) -> str:
+        """What a rule goes by."""
+        revision = check.revision or self.reference
+        level = (
+            f"{check.level.value} ({revision})" if check.level is Level.REFERENCE and revision else check.level.value
+        )
+        return f"{level}, {check.rule}"
+
+    def _shown(self, results: Iterable[CheckResult[B]]) -> list[CheckResult[B]]:
+        """The results, each shown as it comes."""
+        kept: list[CheckResult[B]] = []
+        group = ""
+        for result in results:
+            if result.check.group != group:
+                group = result.check.group
+                click.echo(f"\n{click.style(group, bold=True)}")
+            self._show(result)
+            kept.append(result)
+        return kept
+
+    def _show(self, result: CheckResult[B]) -> None:
+        mark, colour = _MARKS[result.outcome]
+        name = result.check.id.partition("/")[2]
+        click.echo(f"  {click.style(mark, fg=colour)} {name}: {result.check.title}")
+        if result.outcome in (Outcome.FAIL, Outcome.DIFFERS):
+            click.echo(f"      {self._authority(result.check)}")
+        for line in result.detail.splitlines():
+            click.echo(click.style(f"      {line}", fg=colour))
+
     def _document(self, results: Sequence[CheckResult[B]]) -> dict[str, object]:
         return {
             "dialect": self.dialect,
@@ -134,6 +172,8 @@ class Suite(Generic[B]):
                     "title": result.check.title,
                     "level": result.check.level.value,
                     "rule": result.check.rule,
+                    "needs": list(result.check.needs),
+                    "revision": result.check.revision,
                     "outcome": result.outcome.value,
                     "detail": result.detail,
                     "seconds": round(result.seconds, 6),
@@ -156,7 +196,7 @@ class Suite(Generic[B]):
                 failure = Failure(result.detail, result.check.level.value)
                 failure.text = f"{result.check.title}\n{result.check.rule}\n{result.detail}"
                 case.result = [failure]
-            elif result.outcome is Outcome.SKIP:
+            elif result.outcome in (Outcome.SKIP, Outcome.NOT_JUDGED):
                 case.result = [Skipped(result.detail)]
             elif result.outcome is Outcome.DIFFERS:
                 case.system_out = f"differs: {result.detail}"
@@ -190,41 +230,14 @@ def _target(asked: Asked, greet: Greet) -> Iterator[Target]:
         yield started
 
 
-def _list(checks: Iterable[Check[B]]) -> None:
-    for check in checks:
-        click.echo(f"{check.id}  {check.title}\n    {check.level.value}, {check.rule}")
-
-
-def _shown(results: Iterable[CheckResult[B]]) -> list[CheckResult[B]]:
-    """The results, each shown as it comes."""
-    kept: list[CheckResult[B]] = []
-    group = ""
-    for result in results:
-        if result.check.group != group:
-            group = result.check.group
-            click.echo(f"\n{click.style(group, bold=True)}")
-        _show(result)
-        kept.append(result)
-    return kept
-
-
-def _show(result: CheckResult[B]) -> None:
-    mark, colour = _MARKS[result.outcome]
-    name = result.check.id.partition("/")[2]
-    click.echo(f"  {click.style(mark, fg=colour)} {name}: {result.check.title}")
-    if result.outcome in (Outcome.FAIL, Outcome.DIFFERS):
-        click.echo(f"      {result.check.level.value}, {result.check.rule}")
-    for line in result.detail.splitlines():
-        click.echo(click.style(f"      {line}", fg=colour))
-
-
 def _judge(results: Sequence[CheckResult[B]]) -> None:
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
     seconds = sum(result.seconds for result in results)
     differ = f"{count[Outcome.DIFFERS]} differ, " if count[Outcome.DIFFERS] else ""
+    unjudged = f"{count[Outcome.NOT_JUDGED]} not judged, " if count[Outcome.NOT_JUDGED] else ""
     click.echo(
         f"\n{len(results)} checks: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
-        f"{count[Outcome.SKIP]} skipped, in {seconds:.1f} s"
+        f"{count[Outcome.SKIP]} skipped, {unjudged}in {seconds:.1f} s"
     )
     if count[Outcome.FAIL]:
         failed = "\n".join(f"  {result.check.id}" for result in results if result.outcome is Outcome.FAIL)

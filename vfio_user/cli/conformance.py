@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vfio_user.cli._conformance import Asked, Suite, Target, options
-from vfio_user.client.conformance import CATALOGUE, Bench, Check, CheckResult, greeting, run
+from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
 from vfio_user.wire import DIALECTS
 
 
@@ -18,8 +18,8 @@ from vfio_user.wire import DIALECTS
 def command(dialect: str, **given: Any) -> None:
     """Check the server at SOCKET, or the one that a command starts.
 
-    A check that does not apply is skipped with its reason. The exit status is 0 if nothing failed, and 1 if something
-    did.
+    A check that does not apply is skipped with its reason, and one that goes wrong for want of another that failed is
+    not judged: every cause is one failure. The exit status is 0 if nothing failed, and 1 if something did.
     """
     asked = Asked(**given)
     spoken = DIALECTS[dialect]
@@ -27,4 +27,4 @@ def command(dialect: str, **given: Any) -> None:
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
         return run(checks, target, spoken, timeout=asked.timeout)
 
-    Suite(CATALOGUE, "vfio-user", dialect).carry_out(asked, greeting(spoken), run_checks)
+    Suite(CATALOGUE, "vfio-user", dialect, reference=REFERENCE).carry_out(asked, greeting(spoken), run_checks)

@@ -49,6 +49,9 @@ GROUPS: tuple[Group[Bench], ...] = (
     sessions.session,
 )
 
+REFERENCE = "libvfio-user efd091b of 2026-06"
+"""What `Level.REFERENCE` means where a check names no other revision (docs/protocol.md, section 0)."""
+
 CATALOGUE: tuple[Check[Bench], ...] = tuple(check for group in GROUPS for check in group)
 
 
@@ -71,6 +74,7 @@ def run(
 __all__ = [
     "CATALOGUE",
     "GROUPS",
+    "REFERENCE",
     "Bench",
     "Check",
     "CheckFailed",

@@ -195,6 +195,7 @@ enter(
         Bad("count-huge", "a count of 4 GiB", _write(_LINE, b"\x33", count=0xFFFF_FFFF)),
     ],
     keep=_line_stays,
+    needs=("region_write/stays",),
 )
 
 
@@ -214,7 +215,7 @@ def _multi(count: int, *entries: tuple[int, int, int, bytes]) -> bytes:
     return WRITE_MULTI.pack(count, tail=b"".join(WRITE_MULTI_ENTRY.struct.pack(*entry) for entry in entries))
 
 
-@write_multi.check("in-order")
+@write_multi.check("in-order", needs=("region_write/stays",))
 def multi_in_order(bench: Bench) -> None:
     """Every write is done, in order, and counted in the reply."""
     _need_multi(bench)
@@ -241,6 +242,7 @@ enter(
     ],
     need=_need_multi,
     keep=_line_stays,
+    needs=("region_write/stays",),
 )
 
 
@@ -263,7 +265,7 @@ def reset_succeeds(bench: Bench) -> None:
     require(before == after, "the device describes itself differently after a reset")
 
 
-@reset.check("keeps-irqs", level=Level.REFERENCE)
+@reset.check("keeps-irqs", level=Level.REFERENCE, needs=("set_irqs/trigger", "reset/succeeds"))
 def reset_keeps_irqs(bench: Bench) -> None:
     """Eventfds stay set over a reset."""
     _need_reset(bench)
@@ -276,7 +278,7 @@ def reset_keeps_irqs(bench: Bench) -> None:
     require(eventfd.take() == 1, "an eventfd that was set before a reset is not fired after it")
 
 
-@reset.check("keeps-dma", level=Level.REFERENCE)
+@reset.check("keeps-dma", level=Level.REFERENCE, needs=("dma_map/map-and-unmap", "reset/succeeds"))
 def reset_keeps_dma(bench: Bench) -> None:
     """DMA maps stay over a reset."""
     _need_reset(bench)
@@ -286,7 +288,7 @@ def reset_keeps_dma(bench: Bench) -> None:
     bench.client.dma_unmap(0x10_0000, 0x10000)
 
 
-@reset.check("surplus-ignored", level=Level.REFERENCE)
+@reset.check("surplus-ignored", level=Level.REFERENCE, needs=("reset/succeeds",))
 def reset_with_payload(bench: Bench) -> None:
     """A payload that DEVICE_RESET does not have is ignored."""
     _need_reset(bench)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno as errnos
 import os
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
-from userdev.conformance.check import CheckFailed, Skip, require
+from userdev.conformance.check import CheckFailed, Skip, relying, require
 from userdev.conformance.runner import Crash
 from userdev.conformance.targets import Greet
 from userdev.errors import ProtocolError
@@ -128,17 +128,20 @@ class Bench:
     @cached_property
     def info(self) -> VfioDeviceInfo:
         """The device's description, asked for once."""
-        return self.client.device_info()
+        with relying("info/describes"):
+            return self.client.device_info()
 
     @cached_property
     def regions(self) -> list[Region]:
         """The description of each region."""
-        return [self.client.region_info(index) for index in range(self.info.num_regions)]
+        with relying("region_info/describes-every-region"):
+            return [self.client.region_info(index) for index in range(self.info.num_regions)]
 
     @cached_property
     def irqs(self) -> list[VfioIrqInfo]:
         """The description of each interrupt index."""
-        return [self.client.irq_info(index) for index in range(self.info.num_irqs)]
+        with relying("irq_info/describes-every-type"):
+            return [self.client.irq_info(index) for index in range(self.info.num_irqs)]
 
     def irq(self, vectors: int = 1) -> VfioIrqInfo:
         """An interrupt type with at least so many vectors; MSI-X and MSI before INTx."""
@@ -227,18 +230,18 @@ class Bench:
         require(gone, f"the connection stays open after {what}")
 
     def snapshot(self) -> dict[str, object]:
-        """The facts that a refused request may not change: the device's description and its config space's header."""
+        """The facts that a refused request may not change: the device's description and its config space's header.
+
+        What the server does not tell is a fact too: that it has to is the rule of other checks.
+        """
         client = self.client
         info = client.device_info()
         state: dict[str, object] = {"GET_INFO": info}
         for index in range(info.num_regions):
-            region = client.region_info(index)
-            state[f"region {index}"] = (region.size, region.flags, region.offset, region.sparse, region.type)
+            state[f"region {index}"] = _told(partial(_region, client, index))
         for index in range(info.num_irqs):
-            state[f"interrupt type {index}"] = client.irq_info(index)
-        header = bytearray(client.config_read(0, 64))
-        header[6:8] = b"\0\0"  # the status register is the device's to change
-        state["config space"] = bytes(header)
+            state[f"interrupt type {index}"] = _told(partial(client.irq_info, index))
+        state["config space"] = _told(partial(_header, client))
         return state
 
     def unchanged(self, before: dict[str, object], what: str) -> None:
@@ -246,3 +249,21 @@ class Bench:
         after = self.snapshot()
         changed = [name for name, value in before.items() if after.get(name) != value]
         require(not changed, f"{what} was refused and still changed {', '.join(changed)}")
+
+
+def _told(ask: Callable[[], object]) -> object:
+    try:
+        return ask()
+    except RemoteError as error:
+        return error.errno
+
+
+def _region(client: Client, index: int) -> object:
+    region = client.region_info(index)
+    return region.size, region.flags, region.offset, region.sparse, region.type
+
+
+def _header(client: Client) -> bytes:
+    header = bytearray(client.config_read(0, 64))
+    header[6:8] = b"\0\0"  # the status register is the device's to change
+    return bytes(header)

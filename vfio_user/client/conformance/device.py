@@ -9,7 +9,7 @@ from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
 from userdev.transport import close_all
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
-from vfio_user.client.conformance.refusals import Bad, enter
+from vfio_user.client.conformance.refusals import SINCE_2022, Bad, enter
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DeviceFlags, IrqInfoFlags, RegionFlags, RegionIndex
@@ -173,7 +173,7 @@ def _io_request(argsz: int = 16, flags: int = 0, region: int = RegionIndex.CONFI
     return REGION_IO_FDS.pack(argsz, flags, region, count)
 
 
-@io_fds.check("two-steps", level=Level.REFERENCE)
+@io_fds.check("two-steps", level=Level.REFERENCE, revision=SINCE_2022)
 def io_fds_two_steps(bench: Bench) -> None:
     """Every region that exists lists its sub-regions: first how many, then all of them."""
     for region in bench.regions:

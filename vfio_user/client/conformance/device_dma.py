@@ -11,7 +11,7 @@ from vfio_user.client.memory import GuestMemory
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags
 
-device_dma = Group[Bench]("device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE")
+device_dma = Group[Bench]("device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE", needs=("dma_map/map-and-unmap",))
 
 EDU = bytes.fromhex("3412e811")
 BASE = 0x10_0000

@@ -15,7 +15,12 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature
 from vfio_user.wire.layouts import FEATURE, LOGGING_CONTROL, LOGGING_REPORT
 
-dirty_logging = Group[Bench]("dirty_logging", "protocol.md 10.4: DMA_LOGGING_REPORT", dialects=MESSAGES)
+dirty_logging = Group[Bench](
+    "dirty_logging",
+    "protocol.md 10.4: DMA_LOGGING_REPORT",
+    dialects=MESSAGES,
+    needs=("dma_map/map-and-unmap", "dirty_logging/clean-at-first"),
+)
 
 BASE = 0x10_0000
 SIZE = 0x1_0000

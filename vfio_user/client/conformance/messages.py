@@ -7,6 +7,7 @@ import errno
 from userdev.conformance.check import Group, Level, require
 from userdev.transport import close_all
 from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench
+from vfio_user.client.conformance.refusals import SINCE_2022
 from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.wire import ERROR, HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.constants import RegionIndex
@@ -106,7 +107,12 @@ def no_payload(bench: Bench) -> None:
             bench.refused(bench.ask(command), (errno.EINVAL,), f"{command.value} without payload")
 
 
-@header.check("type-reply", level=Level.REFERENCE, rule="protocol.md 4: type != command")
+@header.check(
+    "type-reply",
+    level=Level.REFERENCE,
+    rule="protocol.md 4: type != command",
+    revision=SINCE_2022,
+)
 def type_reply(bench: Bench) -> None:
     """A reply that answers nothing is refused with EINVAL, or ignored."""
     number = bench.dialect.number(Command.REGION_READ)
@@ -120,7 +126,12 @@ def type_reply(bench: Bench) -> None:
     client.device_info()
 
 
-@header.check("type-unknown", level=Level.REFERENCE, rule="protocol.md 4: type != command")
+@header.check(
+    "type-unknown",
+    level=Level.REFERENCE,
+    rule="protocol.md 4: type != command",
+    revision=SINCE_2022,
+)
 def type_unknown(bench: Bench) -> None:
     """A message of a type that does not exist is refused with EINVAL."""
     number = bench.dialect.number(Command.REGION_READ)

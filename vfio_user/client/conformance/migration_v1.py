@@ -28,7 +28,12 @@ from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, DIRTY_RANGE_V6, REG
 migration_region = Group[Bench](
     "migration_region", "spec: VFIO Device Migration Info; protocol.md 10.5", dialects=REGION
 )
-dirty_pages = Group[Bench]("dirty_pages", "protocol.md 9.9: DIRTY_PAGES", dialects=REGION)
+dirty_pages = Group[Bench](
+    "dirty_pages",
+    "protocol.md 9.9: DIRTY_PAGES",
+    dialects=REGION,
+    needs=("dma_map/map-and-unmap", "dirty_pages/clean-at-first"),
+)
 
 _NAMES = {
     STOPPED: "stopped",
@@ -108,7 +113,7 @@ def register_widths(bench: Bench) -> None:
         bench.refused(reply, (errno.EINVAL,), f"a read of {width} bytes at {offset}")
 
 
-@migration_region.check("round-trip")
+@migration_region.check("round-trip", needs=("migration_region/arcs",))
 def round_trip(bench: Bench) -> None:
     """A state that was saved piece by piece can be loaded, and the device then runs and looks as before."""
     region = _region(bench)

@@ -12,6 +12,9 @@ from vfio_user.wire import Command
 
 Payload = bytes | Callable[[Bench], bytes]
 
+SINCE_2022 = "libvfio-user efd091b of 2026-06; that of 2022, which QEMU's source carries, does otherwise"
+"""A revision of checks that `tests/test_reference.py` sees the older library fail."""
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -27,6 +30,10 @@ class Bad:
     level: Level = Level.REFERENCE
     rule: str = ""
     dialects: frozenset[str] | None = None
+    revision: str = ""
+    """As `Check.revision`."""
+    needs: tuple[str, ...] = ()
+    """As `Check.needs`."""
 
 
 Keep = Callable[[Bench], Callable[[], None]]
@@ -41,8 +48,9 @@ def enter(
     need: Callable[[Bench], object] | None = None,
     keep: Keep | None = None,
     dialects: frozenset[str] | None = None,
+    needs: tuple[str, ...] = (),
 ) -> None:
-    """Enter the rows as checks of `group`; `dialects` holds for those rows that name none."""
+    """Enter the rows as checks of `group`; `dialects` holds for those rows that name none, `needs` for all."""
     for row in rows:
         names = " or ".join(errnos.errorcode[number] for number in row.accepted)
         group.add(
@@ -52,6 +60,8 @@ def enter(
             rule=row.rule,
             level=row.level,
             dialects=row.dialects or dialects,
+            needs=(*needs, *row.needs),
+            revision=row.revision,
         )
 
 

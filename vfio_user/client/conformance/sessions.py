@@ -36,7 +36,7 @@ def next_client(bench: Bench) -> None:
     require(second.device_info() == before["GET_INFO"], "the next client finds another device")
 
 
-@session.check("maps-are-dropped")
+@session.check("maps-are-dropped", needs=("dma_map/map-and-unmap", "dma_unmap/unknown"))
 def maps_are_dropped(bench: Bench) -> None:
     """What one client mapped is not mapped for the next."""
     bench.need_dma()
@@ -51,7 +51,7 @@ def maps_are_dropped(bench: Bench) -> None:
     second.dma_unmap(BASE, SIZE)
 
 
-@session.check("irqs-are-dropped")
+@session.check("irqs-are-dropped", needs=("set_irqs/trigger",))
 def irqs_are_dropped(bench: Bench) -> None:
     """The eventfds of one client are not fired for the next."""
     bench.need_fds()
