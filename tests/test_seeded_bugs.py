@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.seeded_bugs.catalogue import ROOT, Bug, CatalogueError, load
+from tests.seeded_bugs.catalogue import Bug, CatalogueError, load
 from tests.seeded_bugs.detection import Verdict
-from tests.seeded_bugs.planting import environment
+from tests.seeded_bugs.planting import ROOT, VARIABLE, environment
 
 BUGS = load()
 EDU = BUGS["edu-factorial-not-cut"]
@@ -51,29 +51,34 @@ def test_an_entry_names_a_test_that_there_is(bug: Bug) -> None:
         body = found[0].body
 
 
-def test_a_planted_bug_is_in_every_process_that_is_started() -> None:
+def test_a_planted_bug_is_in_every_process_that_is_started(tmp_path: Path) -> None:
     """The grandchild stands for a server that a test starts."""
     found = "any(step.argval == 33 for step in dis.get_instructions(m.Edu.compute._write))"
     say = f"import dis, userdev_servers.edu as m; print(m.__file__, {found})"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {say!r}], check=True)"
     outputs = [
         subprocess.run(
-            [sys.executable, "-c", start], env=environment(bug), cwd=ROOT, check=True, capture_output=True, text=True
+            [sys.executable, "-c", start],
+            env=environment(bug, tmp_path),
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.split()
         for bug in (EDU, None)
     ]
     assert outputs == [[str(EDU.path), "True"], [str(EDU.path), "False"]]
 
 
-def test_nothing_is_planted_without_being_asked_for() -> None:
-    env = {name: value for name, value in environment(EDU).items() if name != "VFIO_USER_SEEDED_BUG"}
+def test_nothing_is_planted_without_being_asked_for(tmp_path: Path) -> None:
+    env = {name: value for name, value in environment(EDU, tmp_path).items() if name != VARIABLE}
     code = "import sys; print([type(finder).__module__ for finder in sys.meta_path])"
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
     assert "seeded_bugs" not in done.stdout
 
 
-def test_a_process_does_not_start_with_a_bug_that_there_is_not() -> None:
-    env = {**environment(EDU), "VFIO_USER_SEEDED_BUG": "no-such-bug"}
+def test_a_process_does_not_start_with_a_bug_that_there_is_not(tmp_path: Path) -> None:
+    env = {**environment(EDU, tmp_path), VARIABLE: "no-such-bug"}
     done = subprocess.run([sys.executable, "-c", "pass"], env=env, capture_output=True, text=True)
     assert done.returncode == 70
     assert "no-such-bug" in done.stderr
@@ -140,7 +145,8 @@ def test_a_run_that_waits_takes_no_place_of_one_that_works(tmp_path: Path) -> No
     assert done.stdout.split() == ["0", "0"]
 
 
-def test_nothing_is_planted_in_a_module_that_is_there_already() -> None:
-    code = "import userdev_servers.edu; from tests.seeded_bugs.planting import plant; plant('edu-factorial-not-cut')"
+def test_nothing_is_planted_in_a_module_that_is_there_already(tmp_path: Path) -> None:
+    file = environment(EDU, tmp_path)[VARIABLE]
+    code = f"import userdev_servers.edu; from tests.seeded_bugs.planting import plant; plant({file!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "CatalogueError" in done.stderr
+    assert "PlantingError" in done.stderr

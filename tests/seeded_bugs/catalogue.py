@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.seeded_bugs.planting import ROOT
+
 FOLDER = Path(__file__).parent / "bugs"
 
 
@@ -36,7 +37,7 @@ class Bug:
     @property
     def module(self) -> str:
         """The module's name in `import`."""
-        return self.file.removeprefix("servers/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        return module_name(self.file)
 
     @property
     def path(self) -> Path:
@@ -59,6 +60,11 @@ class Bug:
         (at,) = places
         lines[at : at + len(old)] = [_indent(lines[at]) + line for line in self.new.rstrip().splitlines()]
         return "\n".join(lines) + "\n"
+
+
+def module_name(file: str) -> str:
+    """The name in `import` of a file of the checkout."""
+    return file.removeprefix("servers/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _indent(line: str) -> str:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tests.seeded_bugs.catalogue import ROOT, Bug, CatalogueError
+from tests.seeded_bugs.catalogue import Bug, CatalogueError
 from tests.seeded_bugs.forking import SKIPPED, Run, Task, run_all
-from tests.seeded_bugs.planting import environment
+from tests.seeded_bugs.planting import ROOT, environment
 
 PASSED, FAILED = 0, 1
 """Exit statuses of pytest and of `vfio-user test-e2e`; any other says that the run itself went wrong."""
@@ -78,7 +78,7 @@ def _examine(bugs: list[Bug], run: Runner, jobs: int) -> Iterator[Finding]:
         if bug.test in anyway:
             yield _judge(anyway[bug.test], None, bug)
     for done in run([Task([bug.test], bug) for bug in bugs if bug.test not in anyway], jobs):
-        assert done.task.bug is not None
+        assert isinstance(done.task.bug, Bug)
         yield _judge(None, done, done.task.bug)
 
 
@@ -99,7 +99,7 @@ def _run_guests(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
             done = subprocess.run(
                 [str(Path(sys.executable).parent / "vfio-user"), "test-e2e", *task.tests],
                 cwd=ROOT,
-                env={**environment(task.bug), "VFIO_USER_RESULTS": str(Path(folder) / "results")},
+                env={**environment(task.bug, Path(folder)), "VFIO_USER_RESULTS": str(Path(folder) / "results")},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

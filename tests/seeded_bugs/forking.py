@@ -25,8 +25,7 @@ import pydantic  # noqa: F401
 import pytest
 import rich.console  # noqa: F401
 
-from tests.seeded_bugs.catalogue import ROOT, Bug
-from tests.seeded_bugs.planting import environment, plant
+from tests.seeded_bugs.planting import ROOT, VARIABLE, Change, environment, plant
 
 TEST_SECONDS = 20
 """A test that hangs with a bug in has noticed it, after this long."""
@@ -46,7 +45,7 @@ class Task:
     """Tests to run with a bug in, or none; the first that fails ends it."""
 
     tests: Sequence[str]
-    bug: Bug | None = None
+    bug: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,11 @@ class _Fork:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.chdir(ROOT)
-            bugged = environment(self.task.bug)
+            bugged = environment(self.task.bug, self._folder)
             os.environ.clear()
             os.environ.update(bugged)
             if self.task.bug is not None:
-                plant(self.task.bug.id)
+                plant(bugged[VARIABLE])
             # pytest rewrites the assertions of a whole package that brings a plugin: it loads its modules itself then.
             options = ["-x", "--tb=short", "-p", "no:cacheprovider", "--assert=plain"]
             options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(self._folder / "t")]

@@ -1,4 +1,4 @@
-"""Puts one bug into this process: the module that has it is compiled from the changed text.
+"""Puts one change into this process: the module that has it is compiled from the changed text.
 
 `hook/sitecustomize.py` calls this before anything else is imported, in every Python process that finds the two
 variables of `environment` in its environment: pytest's own, and the servers and interposers that tests start.
@@ -7,56 +7,87 @@ variables of `environment` in its environment: pytest's own, and the servers and
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Protocol
 
-from tests.seeded_bugs.catalogue import ROOT, Bug, CatalogueError, load
-
-VARIABLE = "VFIO_USER_SEEDED_BUG"
+ROOT = Path(__file__).resolve().parents[2]
+VARIABLE = "VFIO_USER_PLANTED"
+"""Names a file that has the change, as JSON: nobody who starts reads the whole catalogue."""
 HOOK = Path(__file__).parent / "hook"
 
 
-def environment(bug: Bug | None) -> dict[str, str]:
-    """What processes need in their environment to have this bug, or none."""
+class PlantingError(Exception):
+    """The change cannot be made here."""
+
+
+class Change(Protocol):
+    """A module and what it is to be: a seeded bug, a mutant."""
+
+    @property
+    def module(self) -> str:
+        """The module's name in `import`."""
+
+    @property
+    def path(self) -> Path:
+        """The module's file."""
+
+    @property
+    def planted(self) -> str:
+        """The module's text with the change in it."""
+
+
+def environment(change: Change | None, folder: Path) -> dict[str, str]:
+    """What processes need in their environment to have this change, which is written into `folder`, or none."""
     clean = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    if bug is None:
+    if change is None:
         return clean
+    file = folder / "planted.json"
+    file.write_text(json.dumps({"module": change.module, "path": str(change.path), "text": change.planted}))
     paths = [str(HOOK), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**clean, VARIABLE: bug.id, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**clean, VARIABLE: str(file), "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def plant(id: str) -> None:
-    """Have the bug of this id from now on. Raises CatalogueError, or KeyError if there is none of this id."""
-    bug = load()[id]
-    _ = bug.planted
-    if bug.module in sys.modules:
-        raise CatalogueError(f"{bug.id}: {bug.module} has been imported without the bug")
-    sys.meta_path.insert(0, _Finder(bug))
+def plant(file: str) -> None:
+    """Have the change in this file of `environment` from now on.
+
+    Raises:
+        OSError: there is no such file.
+        PlantingError: the module has been imported without the change.
+    """
+    change = json.loads(Path(file).read_text())
+    if change["module"] in sys.modules:
+        raise PlantingError(f"{change['module']} has been imported without the change")
+    sys.meta_path.insert(0, _Finder(**change))
 
 
 class _Loader(SourceFileLoader):
     """Compiles the changed text, and leaves the cache of compiled modules alone."""
 
-    def __init__(self, bug: Bug) -> None:
-        super().__init__(bug.module, str(bug.path))
-        self._bug = bug
+    def __init__(self, module: str, path: str, text: str) -> None:
+        super().__init__(module, path)
+        self._text = text
 
     def get_code(self, fullname: str) -> CodeType:
-        code: CodeType = compile(self._bug.planted, str(self._bug.path), "exec", dont_inherit=True)
+        code: CodeType = compile(self._text, self.path, "exec", dont_inherit=True)
         return code
 
 
 class _Finder:
-    def __init__(self, bug: Bug) -> None:
-        self._bug = bug
+    def __init__(self, module: str, path: str, text: str) -> None:
+        self._module = module
+        self._path = path
+        self._text = text
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._bug.module:
+        if fullname != self._module:
             return None
-        return importlib.util.spec_from_file_location(fullname, self._bug.path, loader=_Loader(self._bug))
+        loader = _Loader(self._module, self._path, self._text)
+        return importlib.util.spec_from_file_location(fullname, self._path, loader=loader)
