@@ -1,0 +1,136 @@
+"""All the mutants of a file: mutmut's operators, and statements left out.
+
+What only changes words for people is none: tests check behaviour. Nor is what is outside functions: it runs when its
+module is imported, which no test does by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, PositionProvider
+from mutmut.mutation.mutators import mutation_operators
+
+from tests.mutants.mutant import Mutant
+from tests.seeded_bugs.planting import ROOT
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A change that could be made; what the module would be is found only for those that are drawn."""
+
+    file: str
+    module: cst.Module
+    node: cst.CSTNode
+    changed: cst.CSTNode
+    line: int
+    last_line: int
+
+    def mutant(self) -> Mutant | None:
+        """The mutant; None where it would be the same, or no Python."""
+        text = self.module.code
+        result = self.module.deep_replace(self.node, self.changed)
+        planted = result.code if isinstance(result, cst.Module) else text
+        if planted == text or not _compiles(planted):
+            return None
+        return Mutant(self.file, self.line, self.last_line, *_difference(text, planted), planted)
+
+
+def drafts(file: str) -> list[Draft]:
+    """Every change that could be made to a file of the checkout, in the order of its lines."""
+    wrapper = MetadataWrapper(cst.parse_module((ROOT / file).read_text()), unsafe_skip_copy=True)
+    visitor = _Visitor()
+    wrapper.visit(visitor)
+    return [Draft(file, wrapper.module, *change) for change in visitor.changes]
+
+
+class _Visitor(cst.CSTVisitor):
+    METADATA_DEPENDENCIES = (PositionProvider,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes: list[tuple[cst.CSTNode, cst.CSTNode, int, int]] = []
+        self._functions = 0
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        self._functions += isinstance(node, cst.FunctionDef)
+        if isinstance(node, cst.Annotation | cst.Decorator | cst.Parameters) or _is_for_types(node):
+            return False
+        if self._functions:
+            self._enter(node)
+        return True
+
+    def on_leave(self, original_node: cst.CSTNode) -> None:
+        self._functions -= isinstance(original_node, cst.FunctionDef)
+
+    def _enter(self, node: cst.CSTNode) -> None:
+        for kind, operator in OPERATORS:
+            if isinstance(node, kind):
+                for mutated in operator(node):
+                    if not _is_wording(node, mutated):
+                        place = self.get_metadata(PositionProvider, node.test if isinstance(node, cst.If) else node)
+                        self.changes.append((node, mutated, place.start.line, place.end.line))
+
+
+def _leave_out(node: cst.SimpleStatementLine) -> Iterator[cst.SimpleStatementLine]:
+    """A call that is not made, a value that is not kept, a `return` that is not taken."""
+    kinds = (cst.Expr, cst.AugAssign, cst.Assign, cst.Return, cst.Raise, cst.Del, cst.Break, cst.Continue)
+    if not isinstance(node.body[0], kinds) or _is_text(getattr(node.body[0], "value", None)):
+        return
+    yield node.with_changes(body=[cst.Pass()])
+
+
+def _turn(node: cst.If) -> Iterator[cst.If]:
+    """A condition that is the other way round."""
+    test = node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+    yield node.with_changes(test=cst.UnaryOperation(cst.Not(), test), whitespace_before_test=cst.SimpleWhitespace(" "))
+
+
+OPERATORS: list[tuple[Any, Callable[[Any], Iterable[cst.CSTNode]]]] = [
+    *mutation_operators,
+    (cst.SimpleStatementLine, _leave_out),
+    (cst.If, _turn),
+]
+
+
+def _is_text(node: object) -> bool:
+    """Words for people: more than one, or put together."""
+    if isinstance(node, cst.SimpleString):
+        return " " in node.value or node.value.startswith(('"""', "'''"))
+    return isinstance(node, cst.FormattedString | cst.ConcatenatedString)
+
+
+def _is_wording(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
+    if isinstance(node, cst.Call) and isinstance(mutated, cst.Call):
+        changed = [arg.value for arg in node.args if not any(arg is other for other in mutated.args)]
+        return bool(changed) and all(_is_text(value) for value in changed)
+    return _is_text(node)
+
+
+def _is_for_types(node: cst.CSTNode) -> bool:
+    """`assert` tells the type checker; `cast` and `TypeVar` too."""
+    if isinstance(node, cst.Assert):
+        return True
+    if isinstance(node, cst.If) and isinstance(node.test, cst.Name):
+        return node.test.value == "TYPE_CHECKING"
+    return isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value in ("cast", "TypeVar")
+
+
+def _compiles(text: str) -> bool:
+    try:
+        compile(text, "mutant", "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _difference(text: str, planted: str) -> tuple[str, str]:
+    """The lines that are others, without the indentation that they share."""
+    lines = [line for line in difflib.ndiff(text.splitlines(), planted.splitlines()) if line[0] in "-+"]
+    old = [line[2:].strip() for line in lines if line[0] == "-"]
+    new = [line[2:].strip() for line in lines if line[0] == "+"]
+    return "\n".join(old), "\n".join(new)
