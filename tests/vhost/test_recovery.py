@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, MEMORY, Disconnected, FrontEnd, Queue, R, V
 from vhost_user.backend import Server
-from vhost_user.wire.payloads import Inflight, Log
+from vhost_user.rings import SplitInflight
+from vhost_user.wire import decode_reply, encode_request
+from vhost_user.wire.payloads import Inflight, Log, VringState
 
 
 def test_what_is_written_while_a_log_is_on_is_marked_data_and_ring(front_end: FrontEnd, ring: Queue) -> None:
@@ -82,3 +85,24 @@ def test_what_was_in_flight_is_done_by_the_next_back_end_once(
     assert [completion.data for completion in ring.wait_used()] == [b"doog"]
     assert device.done == 2
     assert ring.stop() == 2
+
+
+def test_what_a_dead_back_end_left_is_done_before_a_ring_says_where_it_goes_on(front_end: FrontEnd) -> None:
+    """A pause may come with the start: the base is behind requests that nobody else would do."""
+    region = front_end.ask_inflight()
+    front_end.set_inflight(region)
+    with mmap.mmap(region.fd, region.described.mmap_size) as memory:
+        left = SplitInflight(memoryview(memory), 64)
+        left.recover(0, 64)
+        ring = front_end.queue()
+        left.take(ring.put(b"ab", 2).head)
+        ring.set_up(0)
+        del left
+        stop = [
+            encode_request(R.SET_VRING_ENABLE, VringState(0, 1)),
+            encode_request(R.GET_VRING_BASE, VringState(0, 0)),
+        ]
+        front_end.send_bytes(b"".join(message.encode() for message in stop))
+        answer = decode_reply(R.GET_VRING_BASE, front_end.receive(), front_end.negotiated)
+    assert answer.num == 1
+    assert [completion.data for completion in ring.take_used()] == [b"ba"]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-import socket
 from pathlib import Path
 
 import pytest
 
+from tests.vhost.channel import Channel
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import FEATURES, PROTOCOL, Disconnected, FrontEnd, P, Queue, R, V
-from userdev.transport import Framer
+from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, Disconnected, FrontEnd, P, Queue, R, V
 from vhost_user.backend import Server
+from vhost_user.backend.commands import COMMANDS
 from vhost_user.device import Chain, Queues, VhostDevice, queue
-from vhost_user.wire import NEED_REPLY, VERSION, Message
-from vhost_user.wire.payloads import Config, VringState
+from vhost_user.wire import NEED_REPLY, VERSION, BackEndRequest, Message, payloads
+from vhost_user.wire.messages import Fds, Reply, shape_of
+from vhost_user.wire.payloads import Config, DeviceStateTransfer, Region, SharedObject, VringAddress, VringState
 
 # -- requests
 
@@ -101,6 +102,48 @@ def test_a_refused_message_that_asks_for_no_answer_ends_the_connection(front_end
         front_end.receive()
 
 
+@pytest.mark.parametrize("request_", [each for each in R if each not in COMMANDS], ids=lambda each: each.name)
+def test_a_message_that_is_for_other_devices_is_refused(server: Server, stranger: FrontEnd, request_: R) -> None:
+    """By its errno; or, where a reply of its own is waited for that cannot say so, by the connection's end."""
+    stranger.negotiate(protocol=P(~0 & 0xFFFFFF))
+    shape = shape_of(request_)
+    value = {
+        payloads.VRING_STATE: VringState(0, 0),
+        payloads.SHARED_OBJECT: SharedObject(bytes(16)),
+        payloads.DEVICE_STATE: DeviceStateTransfer(0, 0),
+    }.get(shape.payload, b"x" if isinstance(shape.payload, payloads.Opaque) else 0)
+    fds = [stranger.memory.fd] if shape.fds is Fds.ONE else []
+    stranger.send(request_, value if shape.payload is not payloads.EMPTY else None, fds, need_reply=True)
+    if shape.reply is Reply.ALWAYS:
+        with pytest.raises(Disconnected):
+            stranger.receive()
+        with FrontEnd(str(server.listener.address)) as other:
+            other.negotiate()
+    else:
+        assert int.from_bytes(stranger.receive().payload, "little") == errno.EINVAL
+        stranger.settle()
+
+
+@pytest.mark.parametrize("user_address", [0, None], ids=["QEMU 11.1", "the specification"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_addresses_may_be_the_guests(stranger: FrontEnd, user_address: int | None, packed: bool) -> None:
+    """GPA_ADDRESSES: regions have no address of the front-end's then; QEMU says 0, the specification the guest's."""
+    stranger.negotiate(FEATURES | V.RING_PACKED * packed, PROTOCOL | P.GPA_ADDRESSES)
+    assert stranger.has(P.GPA_ADDRESSES)
+    half = MEMORY // 2
+    for at in (0, half):
+        user = at if user_address is None else user_address
+        stranger.do(R.ADD_MEM_REG, Region(at, half, user, at), [stranger.memory.fd])
+    ring = stranger.queue(at=half)
+    ring.set_up()
+    ring.stop()
+    descriptor, used, available = ring.driver.addresses
+    stranger.do(R.SET_VRING_ADDR, VringAddress(0, 0, descriptor, used, available, 0))
+    stranger.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+    ring.enable()
+    assert ring.exchange(b"ab", 2).data == b"ba"
+
+
 def test_an_unknown_request_is_answered_and_the_session_goes_on(front_end: FrontEnd) -> None:
     front_end.stream.send(Message(4711, VERSION | NEED_REPLY).encode())
     assert int.from_bytes(front_end.receive().payload, "little") == errno.ENOSYS
@@ -122,18 +165,30 @@ def test_a_driver_writes_what_it_may(stranger: FrontEnd, device: Reverse) -> Non
 
 def test_a_change_of_configuration_is_told_on_the_back_ends_channel(stranger: FrontEnd, device: Reverse) -> None:
     stranger.negotiate(protocol=PROTOCOL | P.CONFIG | P.BACKEND_REQ)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(10)
-        stranger.do(R.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
+    stranger.share_memory()
+    stranger.queue().start()
+    with Channel(stranger) as channel:
         device.capacity = 8
         device.config_changed()
-        framer: Framer[Message] = Framer(Message)
-        framer.feed(ours.recv(64))
-        message = framer.next()
-        assert message is not None
-        assert (message.request, message.needs_reply) == (2, False)
-    assert stranger.ask(R.GET_CONFIG, Config(0, 8, 0, bytes(8))).data[0] == 8
+        request, _, message = channel.receive()
+        assert (request, message.needs_reply) == (BackEndRequest.CONFIG_CHANGE_MSG, False)
+    assert stranger.read_config(8)[0] == 8
+
+
+def test_a_device_that_is_suspended_says_nothing_and_says_it_later(stranger: FrontEnd, device: Reverse) -> None:
+    """While all rings are stopped no message goes to the front-end ("Suspended device state")."""
+    stranger.negotiate(protocol=PROTOCOL | P.CONFIG | P.BACKEND_REQ)
+    stranger.share_memory()
+    ring = stranger.queue()
+    ring.start()
+    ring.stop()
+    with Channel(stranger) as channel:
+        device.config_changed()
+        stranger.settle()
+        assert channel.is_silent()
+        ring.start()
+        assert channel.receive()[0] is BackEndRequest.CONFIG_CHANGE_MSG
+        assert channel.is_silent()
 
 
 def test_a_channel_that_is_no_socket_is_refused(stranger: FrontEnd) -> None:

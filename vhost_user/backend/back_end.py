@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from userdev.errors import AUTHORS_FAILURES
 from vhost_user.backend.channel import Answered, BackEndChannel
-from vhost_user.backend.vring import Watcher
+from vhost_user.backend.in_band import InBand
 from vhost_user.backend.vrings import Vrings
+from vhost_user.backend.watcher import Watcher
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import DeviceModel
 from vhost_user.wire import BackEndRequest, DeviceStatus, Negotiated, ProtocolFeature, VirtioFeature
-from vhost_user.wire.payloads import IotlbMessage
+from vhost_user.wire.features import NEEDS
+from vhost_user.wire.payloads import IotlbMessage, VringState
 
 log = logging.getLogger("vhost_user.backend")
 
@@ -38,8 +40,10 @@ PROTOCOL_FEATURES = (
     | _P.BACKEND_REQ
     | _P.INFLIGHT_SHMFD
     | _P.RESET_DEVICE
+    | _P.INBAND_NOTIFICATIONS
     | _P.CONFIGURE_MEM_SLOTS
     | _P.STATUS
+    | _P.GPA_ADDRESSES
 )
 """Offered for every device: nothing that is not done, since QEMU agrees to nearly all."""
 
@@ -59,10 +63,13 @@ class BackEnd:
         self._withheld = withheld
         self.watcher = watcher
         self.is_front_ends_end = is_front_ends_end
-        self.vrings = Vrings(model, watcher, self._ask_translation)
+        self._in_band = InBand(self._ask_in_band)
+        self.vrings = Vrings(model, watcher, self._ask_translation, self._in_band)
         self.negotiated = Negotiated()
         self.status = DeviceStatus(0)
         self._channel: BackEndChannel | None = None
+        self._config_has_changed = False
+        """And the front-end was not told: a device that is suspended says nothing."""
 
     @property
     def features(self) -> VirtioFeature:
@@ -73,7 +80,11 @@ class BackEnd:
     def protocol_features(self) -> ProtocolFeature:
         """Those that may be agreed on."""
         known = PROTOCOL_FEATURES | _P.CONFIG if self.model.config.size else PROTOCOL_FEATURES
-        return known & ~self._withheld.protocol_features
+        known &= ~self._withheld.protocol_features
+        for feature, needed in NEEDS.items():
+            if needed not in known:
+                known &= ~feature
+        return known
 
     def agree(self, *, features: VirtioFeature | None = None, protocol_features: ProtocolFeature | None = None) -> None:
         """Have these be agreed on.
@@ -86,17 +97,28 @@ class BackEnd:
             self.negotiated = replace(self.negotiated, features=features)
         if protocol_features is not None:
             self.negotiated = replace(self.negotiated, protocol_features=protocol_features)
+            self.vrings.address_by_guest(_P.GPA_ADDRESSES in protocol_features)
 
     def set_channel(self, channel: BackEndChannel | None) -> None:
         """Have this channel, and no other."""
         before, self._channel = self._channel, channel
         if before is not None:
             before.close()
+        self._in_band.forget()
         if channel is not None:
             self.vrings.misses.ask_again()
+            self.vrings.call_in_band()
 
     def tell_config_changed(self) -> None:
         """Have the front-end read configuration space again, if it has given a way to say so."""
+        self._config_has_changed = True
+        self.resume()
+
+    def resume(self) -> None:
+        """Say what there was to say while no ring was started ("Suspended device state"), if one is now."""
+        if not (self._config_has_changed and self.vrings.started):
+            return
+        self._config_has_changed = False
         if self._channel is not None and ProtocolFeature.CONFIG in self.negotiated.protocol_features:
             self._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
 
@@ -138,6 +160,11 @@ class BackEnd:
             self._channel.ask(BackEndRequest.IOTLB_MSG, wanted, answered)
         else:
             self._channel.tell(BackEndRequest.IOTLB_MSG, wanted)
+
+    def _ask_in_band(self, request: BackEndRequest, said: VringState, answered: Answered) -> bool:
+        if self._channel is None or ProtocolFeature.INBAND_NOTIFICATIONS not in self.negotiated.protocol_features:
+            return False
+        return self._channel.ask(request, said, answered)
 
     def _guarded_reset(self) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from userdev.errors import ProtocolError
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all
-from vhost_user.backend.vring import Watcher
+from vhost_user.backend.watcher import Watcher
 from vhost_user.wire import MAX_FDS, BackEndRequest, Message, Negotiated, decode_reply, encode_request
 
 log = logging.getLogger("vhost_user.backend")

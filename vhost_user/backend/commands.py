@@ -166,6 +166,13 @@ def _set_vring_kick(back_end: BackEnd, value: int, fds: Fds) -> None:
     except OSError as error:
         raise ProtocolError(f"a kick that cannot be waited for: {error.strerror}") from None
     fds.clear()
+    back_end.resume()
+
+
+def _vring_kick(back_end: BackEnd, said: VringState, _: Fds) -> None:
+    """Answered, where that is asked for, once what was there is done: what a simulation waits for."""
+    back_end.vrings.kick(back_end.vrings[said.vring])
+    back_end.resume()
 
 
 def _set_vring_call(back_end: BackEnd, value: int, fds: Fds) -> None:
@@ -264,6 +271,7 @@ COMMANDS: Mapping[FrontEndRequest, Command] = MappingProxyType(
         _R.GET_VRING_BASE: _get_vring_base,
         _R.SET_VRING_ENABLE: _set_vring_enable,
         _R.SET_VRING_KICK: _set_vring_kick,
+        _R.VRING_KICK: _vring_kick,
         _R.SET_VRING_CALL: _set_vring_call,
         _R.SET_VRING_ERR: _set_vring_err,
         _R.GET_QUEUE_NUM: _get_queue_num,

@@ -17,20 +17,32 @@ def _nobody() -> None:
 
 
 class Line:
-    """One eventfd of the front-end's, or none.
+    """One eventfd of the front-end's, or none; as long as nothing was said of it, what is signalled in band.
 
     Whether it blocks is a flag that the front-end shares, so that one which fills it holds the thread that signals:
     `unblock`, from another thread, frees that.
     """
 
-    def __init__(self) -> None:
-        self.signal: Callable[[], None] = _nobody
+    def __init__(self, in_band: Callable[[], None] = _nobody) -> None:
+        """`in_band` tells the front-end where that is negotiated, and does nothing otherwise."""
+        self.signal = self._in_band = in_band
         self._fd = -1
         self._lock = Lock()
 
     def set(self, fd: int | None) -> None:
-        """Take over this descriptor; None: have none."""
-        signal = _nobody if fd is None else signaller(fd)
+        """Take over this descriptor; None: the front-end looks by itself."""
+        self._have(fd, _nobody if fd is None else signaller(fd))
+
+    def forget(self) -> None:
+        """Have nothing have been said of it."""
+        self._have(None, self._in_band)
+
+    @property
+    def is_in_band(self) -> bool:
+        """Whether nothing was said of it."""
+        return self.signal is self._in_band
+
+    def _have(self, fd: int | None, signal: Callable[[], None]) -> None:
         with self._lock:
             self.signal = signal
             before, self._fd = self._fd, -1 if fd is None else fd

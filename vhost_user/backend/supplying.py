@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vhost_user.backend.in_band import InBand
 from vhost_user.backend.misses import Misses
-from vhost_user.backend.vring import Vring, Watcher
+from vhost_user.backend.vring import Vring
+from vhost_user.backend.watcher import Watcher
 from vhost_user.memory import IotlbMiss
 from vhost_user.rings import BrokenRing, Chain, Ring
 
@@ -29,8 +31,9 @@ class SupplyVring(Vring):
         watcher: Watcher,
         make: Callable[[Vring], Ring],
         misses: Misses,
+        in_band: InBand,
     ) -> None:
-        super().__init__(index, device, watcher, make, misses)
+        super().__init__(index, device, watcher, make, misses, in_band)
         self._supply = supply
         self._taken: deque[Chain] = deque()
 

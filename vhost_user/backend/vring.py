@@ -6,16 +6,19 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from userdev.errors import AUTHORS_FAILURES
 from userdev.eventfd import drain
 from userdev.serving.background import Background
+from vhost_user.backend.in_band import InBand
 from vhost_user.backend.lifecycle import RingEvent, RingState, after
 from vhost_user.backend.line import Line
 from vhost_user.backend.misses import Misses
+from vhost_user.backend.watcher import Watcher
 from vhost_user.memory import IotlbMiss
 from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses
+from vhost_user.wire import BackEndRequest
 
 if TYPE_CHECKING:
     from vhost_user.device import Later, VhostDevice
@@ -24,23 +27,6 @@ log = logging.getLogger("vhost_user.backend")
 
 BATCH = 32
 """Requests whose end is told at once: the index is stored and the driver asked for its wish once for all of them."""
-
-
-class Watcher(Protocol):
-    """Whoever waits for descriptors."""
-
-    def watch(self, fd: int, ready: Callable[[], None]) -> None:
-        """Call `ready` when there is something to read.
-
-        Raises:
-            OSError: it cannot be waited for.
-        """
-
-    def unwatch(self, fd: int) -> None:
-        """Wait for it no more; before it is closed."""
-
-    def call_soon(self, work: Callable[[], None]) -> None:
-        """Run `work` on the session's thread. From any thread."""
 
 
 class Vring:
@@ -53,6 +39,7 @@ class Vring:
         watcher: Watcher,
         make: Callable[[Vring], Ring],
         misses: Misses,
+        in_band: InBand,
     ) -> None:
         """`make` makes the ring of what is said here, when it begins to run. Its BrokenRing is a broken ring; after
         its IotlbMiss it is called again.
@@ -64,8 +51,8 @@ class Vring:
         """Where to begin, as SET_VRING_BASE says; None: where a ring begins that nobody has used."""
         self.addresses: RingAddresses | None = None
         self.log_address: int | None = None
-        self.call = Line()
-        self.err = Line()
+        self.call = Line(partial(in_band.signal, BackEndRequest.VRING_CALL, index))
+        self.err = Line(partial(in_band.signal, BackEndRequest.VRING_ERR, index))
         self.ring: Ring | None = None
         self.is_polled = False
         """Whether it is looked at without being told: SET_VRING_KICK without a descriptor."""
@@ -95,13 +82,16 @@ class Vring:
             OSError: it cannot be waited for; it stays the caller's.
         """
         if fd is not None:
-            self._watcher.watch(fd, self._kicked)
+            self._watcher.watch(fd, self._drain_kick)
         self._drop_kick()
         self._kick = -1 if fd is None else fd
         self.is_polled = fd is None
 
     def happen(self, event: RingEvent) -> None:
         """Go where an event leads."""
+        leaves = self.state is RingState.RUNNING and after(self.state, event) is not RingState.RUNNING
+        if leaves and event is not RingEvent.BREAK and self.ring is not None and self.ring.resubmitted:
+            self.serve()  # where a ring goes on is behind them, and nobody else would do them
         before, self.state = self.state, after(self.state, event)
         if before is not RingState.RUNNING and self.state is RingState.RUNNING:
             self._run()
@@ -123,8 +113,8 @@ class Vring:
 
     def forget(self) -> None:
         """Have it be as it was in the beginning."""
-        self.call.set(None)
-        self.err.set(None)
+        self.call.forget()
+        self.err.forget()
         self.size, self.base, self.addresses, self.log_address = 0, None, None, None
         self.state, self.is_told = RingState.STOPPED, False
 
@@ -227,7 +217,11 @@ class Vring:
             self.publish()
         self.break_down(why)
 
-    def _kicked(self) -> None:
+    def kicked(self) -> None:
+        """The driver has made something available."""
+        self.pending = self.state is RingState.RUNNING
+
+    def _drain_kick(self) -> None:
         drain(self._kick)
         self.pending = self.state is RingState.RUNNING
 
@@ -257,11 +251,12 @@ class HandledVring(Vring):
         watcher: Watcher,
         make: Callable[[Vring], Ring],
         misses: Misses,
+        in_band: InBand,
         background: Background[int],
         drain: Callable[[], None],
     ) -> None:
         """`drain` waits for what `background` is at, and has it given back."""
-        super().__init__(index, device, watcher, make, misses)
+        super().__init__(index, device, watcher, make, misses, in_band)
         self._handler = handler
         self._background = background
         self._drain = drain

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from userdev.errors import ProtocolError
 from userdev.serving.background import Background
+from vhost_user.backend.in_band import InBand
 from vhost_user.backend.inflight import InflightRegion
 from vhost_user.backend.lifecycle import RingEvent, RingState
 from vhost_user.backend.misses import Ask, Misses
 from vhost_user.backend.supplying import SupplyVring
-from vhost_user.backend.vring import HandledVring, Vring, Watcher
+from vhost_user.backend.vring import HandledVring, Vring
+from vhost_user.backend.watcher import Watcher
 from vhost_user.device import DeviceModel, Later, Supply, VhostDevice
 from vhost_user.memory import DirtyLog, Iotlb, MemoryTable
 from vhost_user.memory.iotlb import IotlbType
@@ -33,10 +35,12 @@ _ON_RUNNING_RINGS = VirtioFeature.LOG_ALL
 class Vrings:
     """The rings, their memory, their dirty log and their in-flight region."""
 
-    def __init__(self, model: DeviceModel, watcher: Watcher, ask: Ask) -> None:
+    def __init__(self, model: DeviceModel, watcher: Watcher, ask: Ask, in_band: InBand) -> None:
         """`ask` asks the front-end for a translation."""
         self.table = MemoryTable()
         self.misses = Misses(ask)
+        self._in_band = in_band
+        self._by_guest_address = False
         self._iotlb = Iotlb(self.table)
         self.features = _NO_FEATURES
         self._queues = model.device.queues
@@ -130,6 +134,10 @@ class Vrings:
             raise ProtocolError(f"features change while rings run: {changed!r}")
         self.features = features
         self._share_log()
+
+    def address_by_guest(self, by_guest: bool) -> None:
+        """GPA_ADDRESSES: what a front-end says of rings, and of translations, is where the guest has them."""
+        self._by_guest_address = self._iotlb.by_guest_address = by_guest
 
     def set_memory(self, regions: Sequence[Region | XenRegion], fds: Sequence[int]) -> None:
         """SET_MEM_TABLE: have these regions and no others, also where rings run.
@@ -231,6 +239,17 @@ class Vrings:
             OSError: the descriptor cannot be waited for.
         """
         vring.set_kick(fd)
+        self._start(vring)
+
+    def kick(self, vring: Vring) -> None:
+        """VRING_KICK: it starts if it is stopped, and does what is there."""
+        if not vring.state.is_started:
+            self._start(vring)
+        vring.kicked()
+        if vring.pending:
+            vring.serve()
+
+    def _start(self, vring: Vring) -> None:
         if vring not in self.started:
             self.started = [*self.started, vring]
         if not vring.is_told and VirtioFeature.PROTOCOL_FEATURES not in self.features:
@@ -242,6 +261,12 @@ class Vrings:
         vring.call.set(fd)
         if vring.state is RingState.RUNNING:
             vring.call.signal()
+
+    def call_in_band(self) -> None:
+        """There is a channel to call on: what was owed may not have been told."""
+        for vring in self.started:
+            if vring.call.is_in_band and vring.state is RingState.RUNNING:
+                vring.call.signal()
 
     def enable(self, vring: Vring, *, on: bool) -> None:
         """SET_VRING_ENABLE."""
@@ -258,8 +283,9 @@ class Vrings:
         self, index: int, device: VhostDevice, taker: Callable[[Chain], int | Later] | Supply, watcher: Watcher
     ) -> Vring:
         if isinstance(taker, Supply):
-            return SupplyVring(index, device, taker, watcher, self._make, self.misses)
-        return HandledVring(index, device, taker, watcher, self._make, self.misses, self._background, self._drain)
+            return SupplyVring(index, device, taker, watcher, self._make, self.misses, self._in_band)
+        shared = (self.misses, self._in_band, self._background, self._drain)
+        return HandledVring(index, device, taker, watcher, self._make, *shared)
 
     def _make(self, vring: Vring) -> Ring:
         """The ring that a front-end has described.
@@ -272,14 +298,19 @@ class Vrings:
             raise BrokenRing("it was started before its size and its addresses were known")
         described = (vring.size, vring.addresses, self.table, self.features)
         iotlb = self._iotlb if VirtioFeature.ACCESS_PLATFORM in self.features else None
+        by_guest = self._by_guest_address
         ring: Ring
         try:
             if self.is_packed:
                 packed = self._inflight.packed(vring.index) if self._inflight else None
-                ring = PackedRing(*described, base=self._base(vring), inflight=packed, iotlb=iotlb)
+                ring = PackedRing(
+                    *described, base=self._base(vring), inflight=packed, iotlb=iotlb, by_guest_address=by_guest
+                )
             else:
                 split = self._inflight.split(vring.index) if self._inflight else None
-                ring = SplitRing(*described, base=self._base(vring), inflight=split, iotlb=iotlb)
+                ring = SplitRing(
+                    *described, base=self._base(vring), inflight=split, iotlb=iotlb, by_guest_address=by_guest
+                )
         except BrokenRing:
             raise
         except ProtocolError as error:

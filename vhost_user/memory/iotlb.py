@@ -64,6 +64,8 @@ class Iotlb:
     def __init__(self, table: MemoryTable) -> None:
         self._table = table
         self._entries: list[Entry] = []
+        self.by_guest_address = False
+        """Whether updates have the guest's addresses rather than the front-end's (GPA_ADDRESSES)."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -81,7 +83,7 @@ class Iotlb:
             case IotlbType.UPDATE:
                 if not size or permissions not in range(1, 4):
                     raise ProtocolError(f"a translation of {size:#x} bytes at {iova:#x}, permissions {permissions}")
-                self._table.user_ranges(user, size)
+                self._ranges(user, size)
                 self._drop(iova, size)
                 if len(self._entries) >= MAX_ENTRIES:
                     self._entries.clear()
@@ -113,7 +115,7 @@ class Iotlb:
             if iova >= first + length or permission & ~allowed:
                 raise IotlbMiss(iova, permission)
             here = min(size, first + length - iova)
-            ranges += self._table.user_ranges(user + iova - first, here)
+            ranges += self._ranges(user + iova - first, here)
             iova, size = iova + here, size - here
         return ranges
 
@@ -133,6 +135,12 @@ class Iotlb:
         """Forget all translations."""
         self._entries.clear()
         self._table.generation += 1
+
+    def _ranges(self, address: int, size: int) -> list[GuestRange]:
+        if self.by_guest_address:
+            self._table.views(address, size)
+            return [(address, size)]
+        return self._table.user_ranges(address, size)
 
     def _drop(self, iova: int, size: int) -> None:
         """Forget what overlaps: more than asked for, which costs a question."""

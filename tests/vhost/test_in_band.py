@@ -1,0 +1,140 @@
+"""Kicks, calls and errors as messages, for front-ends that have no descriptors for them (a simulation, say)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vhost.channel import Channel
+from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R, no_fd, split
+from vhost_user.wire import BackEndRequest
+from vhost_user.wire.payloads import VringState
+
+CALL, ERR = BackEndRequest.VRING_CALL, BackEndRequest.VRING_ERR
+IN_BAND = PROTOCOL | P.BACKEND_REQ | P.INBAND_NOTIFICATIONS
+
+
+@pytest.fixture
+def simulated(stranger: FrontEnd) -> FrontEnd:
+    """One that has agreed on messages instead of descriptors."""
+    stranger.negotiate(protocol=IN_BAND)
+    assert stranger.has(P.INBAND_NOTIFICATIONS)
+    stranger.share_memory()
+    return stranger
+
+
+@pytest.fixture
+def channel(simulated: FrontEnd) -> Iterator[Channel]:
+    with Channel(simulated) as channel:
+        yield channel
+
+
+@pytest.fixture
+def ring(simulated: FrontEnd) -> Queue:
+    """A queue that is enabled and not started: no descriptor is given for it."""
+    ring = simulated.queue()
+    simulated.do(R.SET_VRING_NUM, VringState(0, ring.size))
+    simulated.do(R.SET_VRING_BASE, VringState(0, 0))
+    simulated.do(R.SET_VRING_ADDR, ring.addresses)
+    simulated.do(R.SET_VRING_ENABLE, VringState(0, 1))
+    return ring
+
+
+def kick(front_end: FrontEnd, queue: int = 0) -> None:
+    front_end.do(R.VRING_KICK, VringState(queue, 0))
+
+
+def told(channel: Channel) -> tuple[BackEndRequest, int]:
+    """What the back-end says next, and of which ring; it waits for an acknowledgement then."""
+    request, value, message = channel.receive()
+    assert message.needs_reply
+    return request, value.vring
+
+
+def test_a_kick_starts_a_ring_and_is_acknowledged_when_what_was_there_is_done(
+    simulated: FrontEnd, channel: Channel, ring: Queue
+) -> None:
+    ring.put(b"ab", 2)
+    kick(simulated)
+    assert [completion.data for completion in ring.take_used()] == [b"ba"]
+    assert told(channel) == (CALL, 0)
+
+
+def test_calls_before_an_acknowledgement_are_told_by_one_more(
+    simulated: FrontEnd, channel: Channel, ring: Queue
+) -> None:
+    """A channel that is not read does not fill up, and no call is lost."""
+    for _ in range(5):
+        ring.put(b"ab", 2)
+        kick(simulated)
+    assert told(channel) == (CALL, 0)
+    assert channel.is_silent()
+    channel.answer(CALL)
+    assert told(channel) == (CALL, 0)
+    channel.answer(CALL)
+    simulated.settle()
+    assert channel.is_silent()
+    assert len(ring.take_used()) == 5
+
+
+def test_a_ring_that_breaks_is_told_of(simulated: FrontEnd, channel: Channel, ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 1, 0)
+    split(ring).offer(0)
+    kick(simulated)
+    assert {told(channel), told(channel)} == {(CALL, 0), (ERR, 0)}
+
+
+def test_descriptors_are_preferred_where_they_are_given(simulated: FrontEnd, channel: Channel) -> None:
+    ring = simulated.queue()
+    ring.start()
+    assert ring.exchange(b"ab", 2).data == b"ba"
+    ring.put(b"cd", 2)
+    kick(simulated)  # a message does as well
+    assert len(ring.take_used()) == 1
+    assert channel.is_silent()
+
+
+def test_a_front_end_that_looks_by_itself_is_not_called(simulated: FrontEnd, channel: Channel, ring: Queue) -> None:
+    simulated.do(R.SET_VRING_CALL, no_fd(0))
+    ring.put(b"ab", 2)
+    kick(simulated)
+    assert len(ring.take_used()) == 1
+    assert channel.is_silent()
+
+
+def test_a_channel_that_comes_late_is_told_what_was_owed(simulated: FrontEnd, ring: Queue) -> None:
+    ring.put(b"ab", 2)
+    kick(simulated)
+    with Channel(simulated) as channel:
+        assert told(channel) == (CALL, 0)
+    with Channel(simulated) as channel:  # on which nothing is under way
+        assert told(channel) == (CALL, 0)
+
+
+def test_a_ring_that_was_stopped_is_started_by_a_kick(simulated: FrontEnd, ring: Queue) -> None:
+    ring.put(b"ab", 2)
+    kick(simulated)
+    assert ring.stop() == 1
+    ring.put(b"cd", 2)
+    simulated.settle()
+    assert len(ring.take_used()) == 1
+    kick(simulated)
+    assert [completion.data for completion in ring.take_used()] == [b"dc"]
+
+
+def test_a_kick_that_was_not_agreed_on_is_refused(front_end: FrontEnd) -> None:
+    assert front_end.tell(R.VRING_KICK, VringState(0, 0)) == errno.EINVAL
+
+
+def test_a_kick_of_no_queue_is_refused(simulated: FrontEnd) -> None:
+    assert simulated.tell(R.VRING_KICK, VringState(2, 0)) == errno.EINVAL
+
+
+@pytest.mark.parametrize("without", [P.BACKEND_REQ, P.REPLY_ACK])
+def test_messages_instead_of_descriptors_need_a_channel_and_answers(stranger: FrontEnd, without: P) -> None:
+    """There is no other way to say so than the connection's end (specification, "In-band notifications")."""
+    stranger.send(R.SET_PROTOCOL_FEATURES, int(IN_BAND & ~without))
+    with pytest.raises(Disconnected):
+        stranger.receive()
