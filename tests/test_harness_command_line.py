@@ -153,7 +153,7 @@ def test_a_vfio_user_device_is_json_with_its_socket_as_an_object() -> None:
 
 def test_a_vhost_user_device_has_a_character_device_and_is_of_the_type_that_its_name_says() -> None:
     attachment = VHOST_USER.attach("vhost-user-rng", "vu0", Path("/tmp/a.sock"), 3, {"max_bytes": 64})
-    assert attachment.chardevs == (SocketChardev("vu0-socket", Path("/tmp/a.sock")),)
+    assert attachment.needs == (SocketChardev("vu0-socket", Path("/tmp/a.sock")),)
     assert attachment.device == {
         "driver": "vhost-user-rng-pci",
         "id": "vu0",
@@ -164,19 +164,76 @@ def test_a_vhost_user_device_has_a_character_device_and_is_of_the_type_that_its_
 
 
 def test_only_a_device_that_goes_on_with_another_server_connects_again() -> None:
-    disk = VHOST_USER.attach("vhost-user-blk", "vu0", Path("/tmp/a.sock"), 3, {}).chardevs[0]
+    disk = VHOST_USER.attach("vhost-user-blk", "vu0", Path("/tmp/a.sock"), 3, {}).needs[0]
     assert disk.options[1].endswith(",reconnect-ms=100")
     assert "'reconnect-ms': 100" in str(disk.adding)
-    rng = VHOST_USER.attach("vhost-user-rng", "vu0", Path("/tmp/a.sock"), 3, {}).chardevs[0]
+    rng = VHOST_USER.attach("vhost-user-rng", "vu0", Path("/tmp/a.sock"), 3, {}).needs[0]
     assert "reconnect" not in f"{rng.options}{rng.adding}"
 
 
-def test_a_vhost_user_device_of_no_such_name_is_of_the_type_that_a_property_says() -> None:
-    wanted = {"driver": "vhost-user-test-device-pci", "virtio_id": 4}
-    attachment = VHOST_USER.attach("mine:Device", "vu0", Path("/tmp/a.sock"), 3, wanted)
+def test_a_network_card_has_a_network_that_has_the_character_device() -> None:
+    attachment = VHOST_USER.attach("vhost-user-net", "vu0", Path("/tmp/a.sock"), 3, {"mac": "52:54:00:00:00:01"})
+    assert [word for needed in attachment.needs for word in needed.options] == [
+        "-chardev",
+        "socket,id=vu0-socket,path=/tmp/a.sock,reconnect-ms=100",
+        "-netdev",
+        "vhost-user,id=vu0-net,chardev=vu0-socket",
+    ]
+    assert [needed.adding[0] for needed in attachment.needs] == ["chardev-add", "netdev_add"]
+    assert [needed.removing for needed in attachment.needs] == [None, ("netdev_del", {"id": "vu0-net"})]
+    assert attachment.device == {
+        "driver": "virtio-net-pci",
+        "id": "vu0",
+        "bus": "slot3",
+        "netdev": "vu0-net",
+        "mac": "52:54:00:00:00:01",
+        "romfile": "",
+    }
+
+
+ANY = """
+from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue
+
+class Mine(VhostDevice):
+    virtio_id = 4
+    queues = Queues(2, size=32)
+    level: int = config_field(4, 7)
+
+    @queue()
+    def take(self, chain: Chain) -> int:
+        return 0
+"""
+
+
+def test_a_device_of_anybodys_class_is_driven_by_the_one_that_takes_any(tmp_path: Path) -> None:
+    module = tmp_path / "mine.py"
+    module.write_text(ANY)
+    device = Device.parse(f"vhost-user:{module}:Mine [vq_size=16]")
+    assert (device.family, device.name) == (VHOST_USER, "Mine")
+    assert server_command(device, Path("/tmp/a.sock"))[5] == f"{module}:Mine"
+    attachment = VHOST_USER.attach(device.served, "vu0", Path("/tmp/a.sock"), 3, device.properties)
+    assert attachment.device == {
+        "driver": "vhost-user-test-device-pci",
+        "id": "vu0",
+        "bus": "slot3",
+        "chardev": "vu0-socket",
+        "virtio-id": 4,
+        "num_vqs": 2,
+        "vq_size": 16,
+        "config_size": 4,
+    }
+
+
+def test_a_class_that_cannot_be_served_is_told_in_the_words_of_its_server(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such file"):
+        VHOST_USER.attach(f"vhost-user:{tmp_path}/none.py:Mine", "vu0", Path("/tmp/a.sock"), 3, {})
+
+
+def test_anybodys_server_behind_vhost_user_is_of_the_type_that_a_property_says() -> None:
+    attachment = VHOST_USER.attach("", "vu0", Path("/tmp/a.sock"), 3, {"driver": "vhost-user-test-device-pci"})
     assert attachment.device["driver"] == "vhost-user-test-device-pci"
-    with pytest.raises(UserError, match="mine:Device"):
-        VHOST_USER.attach("mine:Device", "vu0", Path("/tmp/a.sock"), 3, {})
+    with pytest.raises(UserError, match=r"a\.sock"):
+        VHOST_USER.attach("", "vu0", Path("/tmp/a.sock"), 3, {})
 
 
 def test_a_device_is_of_the_family_that_has_its_name_and_is_served_by_that_ones_command() -> None:

@@ -13,7 +13,7 @@ import pytest
 from userdev.errors import UserdevError
 from userdev.process import Child
 from vfio_user.harness import machine
-from vfio_user.harness.attachment import Attachment, SocketChardev
+from vfio_user.harness.attachment import Attachment, SocketChardev, VhostUserNetdev
 from vfio_user.harness.command_line import MachineConfig, Start
 from vfio_user.harness.machine import Launch, Machine, MachineError, open_sockets
 from vfio_user.harness.qmp import QmpError
@@ -87,7 +87,7 @@ while said := end.recv(65536):
 
 def asked_of(tmp_path: Path) -> list[str]:
     lines = (tmp_path / "guest.qemu.log").read_text().splitlines()
-    return [line.strip() for line in lines if line.startswith(("chardev", "device"))]
+    return [line.strip() for line in lines if line.startswith(("chardev", "netdev", "device"))]
 
 
 def test_a_device_comes_after_its_character_devices_and_goes_before_them(tmp_path: Path) -> None:
@@ -103,6 +103,21 @@ def test_a_device_comes_after_its_character_devices_and_goes_before_them(tmp_pat
         "device_del vu0",
         "chardev-remove two",
         "chardev-remove one",
+    ]
+
+
+def test_a_character_device_that_goes_with_its_network_is_not_taken_back_again(tmp_path: Path) -> None:
+    chardev = SocketChardev("one", tmp_path / "1", goes_with_user=True)
+    attachment = Attachment({"driver": "virtio-net-pci", "id": "vu0"}, (chardev, VhostUserNetdev("net", "one")))
+    with Machine(Script((sys.executable, "-c", QMP)), launch(tmp_path)) as guest:
+        guest.attach(attachment)
+        guest.detach(attachment)
+    assert asked_of(tmp_path) == [
+        "chardev-add one",
+        "netdev_add net",
+        "device_add vu0",
+        "device_del vu0",
+        "netdev_del net",
     ]
 
 

@@ -136,6 +136,12 @@ def test_a_server_that_dies_at_its_start_is_quoted(scratch: Scratch, tmp_path: P
     assert "no licence" in caught.value.hint
 
 
+def test_a_virtio_device_that_cannot_be_had_is_told_before_qemu_waits_for_it(scratch: Scratch, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="status 2") as caught:
+        DeviceServer(Device.parse("vhost-user-net --ip nowhere"), Site(scratch, tmp_path), "net")
+    assert "nowhere" in caught.value.hint
+
+
 def test_a_server_that_never_listens_has_a_deadline(scratch: Scratch, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="does not listen"):
         DeviceServer(Device(command="sh -c 'exec sleep 300' {socket}"), Site(scratch, tmp_path), "idle", limit=0.1)

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -29,10 +29,18 @@ class Catalogue(Generic[D]):
     `type` is what the protocol's specification calls such a program in its description.
     """
 
-    def __init__(self, group: str, type: str, base: Callable[[], type[D]]) -> None:
+    def __init__(
+        self,
+        group: str,
+        type: str,
+        base: Callable[[], type[D]],
+        capabilities: Callable[[type[D]], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """`capabilities` are what a class itself says for its description."""
         self.group = group
         self._type = type
         self._base = base
+        self._capabilities = capabilities
 
     def names(self) -> list[str]:
         """The names that installed packages give to their devices."""
@@ -63,17 +71,19 @@ class Catalogue(Generic[D]):
         Raises:
             UserError: the description is no JSON object.
         """
+        own = self._capabilities(device) if self._capabilities is not None else {}
         module = sys.modules.get(device.__module__)
         beside = Path(getattr(module, "__file__", None) or "").with_suffix(".json")
         if not beside.is_file():
-            return {"description": (device.__doc__ or device.__name__).strip().partition("\n")[0], "type": self._type}
+            first = (device.__doc__ or device.__name__).strip().partition("\n")[0]
+            return {"description": first, "type": self._type, **own}
         with authored(f"the description {beside} cannot be read"):
             document = json.loads(beside.read_text())
         if not isinstance(document, dict):
             raise UserError(
                 f"the description {beside} is no JSON object", hint="see servers/userdev_servers/edu.json for one"
             )
-        return document
+        return {**document, **own}
 
     def _device_in(self, module: ModuleType, attribute: str, name: str) -> type[D]:
         base = self._base()

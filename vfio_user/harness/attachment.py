@@ -6,9 +6,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 QmpCommand = tuple[str, Mapping[str, object]]
 """A command of QMP and its arguments."""
+
+
+class Prerequisite(Protocol):
+    """What QEMU has to have before it can have a device."""
+
+    @property
+    def adding(self) -> QmpCommand:
+        """QMP's command that makes it."""
+
+    @property
+    def removing(self) -> QmpCommand | None:
+        """QMP's command that takes it back, which QEMU refuses while it is used; None: it goes with its user."""
+
+    @property
+    def options(self) -> tuple[str, str]:
+        """The same on a command line: an option and its value."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +36,8 @@ class SocketChardev:
     path: Path
     reconnect: int = 0
     """ms after which it connects again when the other side has gone; 0: never."""
+    goes_with_user: bool = False
+    """Whether QEMU itself takes it back with what has it, as with a network (net/vhost-user.c)."""
 
     @property
     def adding(self) -> QmpCommand:
@@ -29,9 +48,9 @@ class SocketChardev:
         return "chardev-add", {"id": self.identity, "backend": backend}
 
     @property
-    def removing(self) -> QmpCommand:
-        """QMP's `chardev-remove` of it; QEMU refuses while a device uses it."""
-        return "chardev-remove", {"id": self.identity}
+    def removing(self) -> QmpCommand | None:
+        """QMP's `chardev-remove` of it, which QEMU refuses while it is used; None: it goes with its user."""
+        return None if self.goes_with_user else ("chardev-remove", {"id": self.identity})
 
     @property
     def options(self) -> tuple[str, str]:
@@ -41,12 +60,36 @@ class SocketChardev:
 
 
 @dataclass(frozen=True)
+class VhostUserNetdev:
+    """A network of QEMU's whose other side is behind a character device (qapi/net.json, NetdevVhostUserOptions)."""
+
+    identity: str
+    chardev: str
+    """The id of that one; QEMU waits until it is connected."""
+
+    @property
+    def adding(self) -> QmpCommand:
+        """QMP's `netdev_add` of it."""
+        return "netdev_add", {"type": "vhost-user", "id": self.identity, "chardev": self.chardev}
+
+    @property
+    def removing(self) -> QmpCommand:
+        """QMP's `netdev_del` of it."""
+        return "netdev_del", {"id": self.identity}
+
+    @property
+    def options(self) -> tuple[str, str]:
+        """The same on a command line: `-netdev` and its value."""
+        return "-netdev", f"vhost-user,id={self.identity},chardev={self.chardev}"
+
+
+@dataclass(frozen=True)
 class Attachment:
-    """A device and the character devices that it needs: there before it, and gone after it."""
+    """A device and what it needs: there before it, in this order, and gone after it."""
 
     device: Mapping[str, object]
     """The arguments of `device_add`: `driver`, `id`, where it is, and its properties."""
-    chardevs: tuple[SocketChardev, ...] = ()
+    needs: tuple[Prerequisite, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -57,7 +100,7 @@ class Attachment:
     def options(self) -> list[str]:
         """The same on a command line; JSON, since QEMU takes `socket` of vfio-user-pci in no other form."""
         device = json.dumps(dict(self.device), separators=(",", ":"))
-        return [*(word for chardev in self.chardevs for word in chardev.options), "-device", device]
+        return [*(word for needed in self.needs for word in needed.options), "-device", device]
 
 
 def escaped(text: str) -> str:

@@ -20,7 +20,10 @@ SCRATCH = "{scratch}"
 _IN_QEMU = "qemu:"
 _PROPERTIES = re.compile(r"\s*\[([\w-]+=[^\[\]]*)\]\s*$")
 _SWITCHES = {"on": True, "true": True, "off": False, "false": False}
-_HOW = "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, or a server's command line with {socket}"
+_HOW = (
+    "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, vhost-user:MODULE:CLASS for a virtio one,"
+    " or a server's command line with {socket}"
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ class Device:
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """From "edu" or "edu --option value", "package.module:Class", "qemu:edu", or a server's command line with
-        {socket} in it. Each may have properties of the QEMU device behind it: "edu [x-msg-timeout=500,ats=on]". With
-        `driver` they say which device that is, as for a server of yours behind vhost-user:
-        "./server {socket} [driver=vhost-user-blk-pci]".
+        """From "edu" or "edu --option value", "package.module:Class" (virtio: "vhost-user:package.module:Class"),
+        "qemu:edu", or a server's command line with {socket} in it.
+
+        Each may have properties of the QEMU device behind it, "edu [x-msg-timeout=500,ats=on]". `driver` says which
+        device that is, as for a server of yours behind vhost-user: "./server {socket} [driver=vhost-user-blk-pci]".
 
         Raises:
             UserError: it is none of these.

@@ -6,6 +6,8 @@ socket, how our servers of it are started, and what QEMU would not survive.
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
@@ -17,7 +19,7 @@ from packaging.version import Version
 
 from userdev.errors import UserError
 from vfio_user.harness import qemu_guards
-from vfio_user.harness.attachment import Attachment, SocketChardev
+from vfio_user.harness.attachment import Attachment, SocketChardev, VhostUserNetdev
 from vfio_user.harness.command_line import Place, bus_place
 
 Property = str | int | bool
@@ -46,6 +48,13 @@ class Family(Protocol):
     @property
     def moved_by_qemu(self) -> bool:
         """Whether QEMU migrates such devices by itself; else it is done from here, through their interposers."""
+
+    @property
+    def listens_itself(self) -> bool:
+        """Whether our servers make their socket, once their device is there, instead of inheriting one.
+
+        One that cannot serve has ended then before QEMU connects, which might wait for another without an end.
+        """
 
     def devices(self) -> list[str]:
         """The names of the devices that our servers have."""
@@ -80,6 +89,7 @@ class VfioUser:
     trace_pattern = "vfio_user_*"
     interposable = True
     moved_by_qemu = False
+    listens_itself = False
 
     def devices(self) -> list[str]:
         """The names of the installed devices: entry points of the group `vfio_user.devices`, sorted."""
@@ -117,7 +127,8 @@ class VfioUser:
 class VhostUser:
     """Virtio devices behind vhost-user: a character device of QEMU's connects, and a device for each type has it.
 
-    Which one that is follows from the name of a device of ours, vhost-user-rng; else it is the property `driver`.
+    Which one that is follows from the name of a device of ours, vhost-user-rng; else it is the property `driver`. What
+    QEMU has no device for is driven by the one that takes any: vhost-user:MODULE:CLASS is, for example.
     """
 
     name = "vhost-user"
@@ -125,6 +136,7 @@ class VhostUser:
     trace_pattern = "vhost_user_*"
     interposable = False
     moved_by_qemu = True
+    listens_itself = True
 
     def devices(self) -> list[str]:
         """The installed devices, entry points of the group `vhost_user.devices`, called as QEMU's: vhost-user-rng."""
@@ -132,7 +144,7 @@ class VhostUser:
 
     def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
         """The command line of `vhost-user serve` for a device, by the Python that runs this."""
-        name = device.removeprefix(_VHOST_USER)
+        name = _served_name(device)
         return [sys.executable, "-P", "-m", self.package, "serve", name, *where, *options]
 
     def attach(
@@ -143,16 +155,37 @@ class VhostUser:
         Raises:
             UserError: neither the name nor a property says which device of QEMU's that is.
         """
-        named = {"driver": f"{device}-pci"} if device.startswith(_VHOST_USER) else {}
-        wanted = {**named, **with_dashes(properties)}
-        if "driver" not in wanted:
+        wanted = with_dashes(properties)
+        driver = wanted.get("driver") or self._driver_of(device, path)
+        if driver == _GENERIC and device:
+            wanted = self._driven_as(device) | wanted
+        reconnect = _RECONNECT_MS if driver in _RECONNECTING else 0
+        chardev = SocketChardev(f"{identity}-socket", path, reconnect, goes_with_user=driver == _NET)
+        base = {"id": identity, **bus_place(place)}
+        if driver == _NET:
+            netdev = VhostUserNetdev(f"{identity}-net", chardev.identity)
+            card = {"driver": "virtio-net-pci", "netdev": netdev.identity, "romfile": ""}
+            return Attachment(base | wanted | card, (chardev, netdev))
+        return Attachment(base | {"chardev": chardev.identity} | wanted | {"driver": driver}, (chardev,))
+
+    def _driver_of(self, device: str, path: Path) -> str:
+        """The device of QEMU's for one of our names: of its own type, or the one that takes any."""
+        if not device:
             raise UserError(
-                f"{device or path.name!r} does not say which device of QEMU's has it",
-                hint="give the property driver, for example [driver=vhost-user-test-device-pci]",
+                f"{path.name!r} does not say which device of QEMU's has it",
+                hint="give the property driver, for example [driver=vhost-user-blk-pci]",
             )
-        reconnect = _RECONNECT_MS if wanted["driver"] in _RECONNECTING else 0
-        chardev = SocketChardev(f"{identity}-socket", path, reconnect)
-        return Attachment({"id": identity, **bus_place(place), "chardev": chardev.identity} | wanted, (chardev,))
+        return f"{device}-pci" if device.removeprefix(_VHOST_USER) in _TYPES else _GENERIC
+
+    def _driven_as(self, device: str) -> dict[str, object]:
+        """What the device that takes any is told of one of ours, as its server prints it."""
+        command = self.serving(device, ["--print-capabilities"], [])
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            capabilities = json.loads(said.stdout)
+            return {name: capabilities[ours] for name, ours in _CAPABILITIES.items()}
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"{device!r} cannot be served: {said.stderr.strip()}") from None
 
     def check_server(self, version: Version, name: str, path: Path) -> None:
         """Refuse nothing: no server is known that QEMU would not survive as long as it stays."""
@@ -162,7 +195,17 @@ class VhostUser:
 
 
 _VHOST_USER = "vhost-user-"
-_RECONNECTING = ("vhost-user-blk-pci", "vhost-user-scsi-pci")
+_AUTHORED = "vhost-user:"
+"""Before MODULE:CLASS: of this protocol."""
+_TYPES = ("blk", "fs", "gpio", "i2c", "input", "net", "rng", "rtc", "scsi", "snd", "spi", "vsock")
+"""What QEMU has devices for (`-device help` of 11.1)."""
+_NET = "vhost-user-net-pci"
+"""QEMU has no device of that name: its network card has a network that has the character device."""
+_GENERIC = "vhost-user-test-device-pci"
+"""Drives whatever it is told to (hw/virtio/vhost-user-test-device.c)."""
+_CAPABILITIES = {"virtio-id": "virtio-id", "num_vqs": "queues", "vq_size": "queue-size", "config_size": "config-size"}
+"""What it is told, and what a server of ours calls that (vhost_user/backend/catalogue.py)."""
+_RECONNECTING = ("vhost-user-blk-pci", "vhost-user-scsi-pci", _NET)
 """QEMU's devices that go on with another back-end; the others do not support it, and are not asked to."""
 _RECONNECT_MS = 100
 
@@ -174,7 +217,12 @@ FAMILIES: tuple[Family, ...] = (VFIO_USER, VHOST_USER)
 
 
 def family_of(device: str) -> Family | None:
-    """The family that has a device of ours of this name, the first where it is a MODULE:CLASS; None where none has."""
+    """The family that has a device of ours of this name; None where none has.
+
+    MODULE:CLASS is vfio-user's, vhost-user:MODULE:CLASS the other's.
+    """
+    if device.startswith(_AUTHORED):
+        return VHOST_USER
     if ":" in device:
         return FAMILIES[0]
     return next((family for family in FAMILIES if device in family.devices()), None)
@@ -197,6 +245,21 @@ def inside_qemu(
     return Attachment({"driver": driver, "id": identity, **bus_place(place), **with_dashes(properties)})
 
 
+_UNDERSCORED = frozenset(
+    {
+        *("any_layout", "event_idx", "in_order", "indirect_desc", "iommu_platform", "notify_on_empty", "queue_reset"),
+        *("config_size", "num_vqs", "vq_size"),
+        "failover_pair_id",
+    }
+)
+"""Properties of virtio devices that QEMU spells so itself."""
+
+
 def with_dashes(properties: Mapping[str, object]) -> dict[str, object]:
     """Properties as QEMU spells them: x_msg_timeout is x-msg-timeout."""
-    return {name.replace("_", "-"): value for name, value in properties.items()}
+    return {name if name in _UNDERSCORED else name.replace("_", "-"): value for name, value in properties.items()}
+
+
+def _served_name(device: str) -> str:
+    """The name that `vhost-user serve` has for a device of ours."""
+    return device.removeprefix(_AUTHORED).removeprefix(_VHOST_USER)

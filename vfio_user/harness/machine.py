@@ -227,9 +227,10 @@ class Machine:
         """
         deadline = Deadline.of(limit)
         with self._telling_its_end(), ExitStack() as undo:
-            for chardev in attachment.chardevs:
-                self.qmp.execute(*chardev.adding, deadline)
-                undo.callback(self.qmp.execute, *chardev.removing, deadline)
+            for needed in attachment.needs:
+                self.qmp.execute(*needed.adding, deadline)
+                if needed.removing is not None:
+                    undo.callback(self.qmp.execute, *needed.removing, deadline)
             self.qmp.execute("device_add", attachment.device, deadline)
             undo.pop_all()
 
@@ -244,8 +245,9 @@ class Machine:
             self.qmp.execute("device_del", {"id": attachment.identity}, deadline)
             gone = {"device": attachment.identity}
             self.qmp.events.take("DEVICE_DELETED", gone, deadline, unless=self.mishaps.check)
-            for chardev in reversed(attachment.chardevs):
-                self.qmp.execute(*chardev.removing, deadline)
+            for needed in reversed(attachment.needs):
+                if needed.removing is not None:
+                    self.qmp.execute(*needed.removing, deadline)
 
     @contextmanager
     def _telling_its_end(self) -> Iterator[None]:

@@ -36,7 +36,10 @@ class Owner(Protocol):
 
 
 class OwnProcess:
-    """A server that is our child: one of our devices, which inherits a socket that listens, or anybody's command."""
+    """A server that is our child: one of our devices, or anybody's command.
+
+    A device of ours inherits a socket that listens, unless its family has it listen by itself as a command does.
+    """
 
     def __init__(self, device: Device, site: Site, name: str, path: Path, limit: float) -> None:
         """Start it and wait until it listens, without connecting: many servers take only one client.
@@ -44,13 +47,14 @@ class OwnProcess:
         Raises:
             ServerError: it does not come up within `limit` seconds.
         """
+        listens = bool(device.command) or device.family.listens_itself
         with ExitStack() as inherited:
-            fds = [inherited.enter_context(listen(path)).fileno()] if device.served else []
+            fds = [] if listens else [inherited.enter_context(listen(path)).fileno()]
             argv = server_command(device, path, fds, site.host.name)
             log = site.folder / f"{name}.server.log"
-            self.child = site.start(name, argv, log, fds, path if device.command else None)
+            self.child = site.start(name, argv, log, fds, path if listens else None)
         try:
-            self._await_start(device, site, name, path, Deadline(limit))
+            self._await_start(device, site, name, path if listens else None, Deadline(limit))
         except BaseException:
             self.child.stop()
             raise
@@ -64,7 +68,7 @@ class OwnProcess:
         """End the server: SIGTERM first, SIGKILL where that does not help; a second call does nothing."""
         self.child.stop()
 
-    def _await_start(self, device: Device, site: Site, name: str, path: Path, deadline: Deadline) -> None:
+    def _await_start(self, device: Device, site: Site, name: str, path: Path | None, deadline: Deadline) -> None:
         try:
             site.host.await_start(self.child)
         except UserError as error:
@@ -72,7 +76,7 @@ class OwnProcess:
                 f"the device server {name!r} did not start on {site.host.name}: {self.child.last_words(1)}",
                 hint="its program has to be on that host already" if device.command else self.child.last_words(),
             ) from error
-        if device.command and not site.host.await_listening(self.child, path, deadline):
+        if path is not None and not site.host.await_listening(self.child, path, deadline):
             check_running(name, self.child)
             raise ServerError(
                 f"the device server {name!r} does not listen on {path} after {deadline.seconds:g} s",

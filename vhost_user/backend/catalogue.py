@@ -16,4 +16,20 @@ def _base() -> type[VhostDevice]:
     return VhostDevice
 
 
-DEVICES = Catalogue("vhost_user.devices", "vhost-user", _base)
+def capabilities(device: type[VhostDevice]) -> dict[str, int]:
+    """The device's type, queues and bytes of configuration space: what a front-end that drives any type has to be told.
+
+    QEMU's is vhost-user-test-device. A device may have other queues by its options.
+    """
+    from vhost_user.device.config import config_size
+
+    queues = device.queues
+    return {
+        "virtio-id": device.virtio_id,
+        "queues": queues.count,
+        "queue-size": queues.size,
+        "config-size": config_size(device),
+    }
+
+
+DEVICES = Catalogue("vhost_user.devices", "vhost-user", _base, capabilities)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
+from userdev.declare.declared import declarations
 from userdev.declare.state import State
 
 MAX_CONFIG = 256
@@ -94,13 +95,18 @@ def place(fields: Sequence[ConfigField]) -> Iterator[tuple[ConfigField, str]]:
         taken.append((field.offset, end, field.name))
 
 
+def config_size(device_class: type) -> int:
+    """Bytes of configuration space that a class declares."""
+    return max((field.offset + field.size for field in declarations(device_class, ConfigField)), default=0)
+
+
 class ConfigSpace:
     """The configuration space of one device, as its front-end reads and writes it (GET_CONFIG, SET_CONFIG)."""
 
     def __init__(self, device: object, fields: Sequence[ConfigField]) -> None:
         self._device = device
         self._fields = fields
-        self.size = max((field.offset + field.size for field in fields), default=0)
+        self.size = config_size(type(device))
 
     def read(self) -> bytes:
         """All of it, as it is now.
