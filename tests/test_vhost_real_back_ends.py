@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.test_station import arp
-from tests.vhost_peers import BACK_ENDS, RunningPeer, running_peer
+from tests.vhost_peers import BACK_ENDS, RunningPeer, of, running_peer
 from vhost_user.frontend import FEATURES, GuestMemory, Queue
 from vhost_user.frontend.memory import PAGE
 from vhost_user.wire import ProtocolFeature, VirtioFeature
@@ -28,14 +28,9 @@ MERGED = V(1 << 15)
 
 @pytest.fixture
 def peer(request: pytest.FixtureRequest) -> Iterator[RunningPeer]:
-    """The back-end that a test names."""
-    with running_peer(request.param) as running:
+    """The back-end that a test is of."""
+    with running_peer(*request.param) as running:
         yield running
-
-
-def of(name: str) -> pytest.MarkDecorator:
-    """Say which back-end a test is of."""
-    return pytest.mark.parametrize("peer", [name], indirect=True)
 
 
 OFFERS = {
@@ -50,7 +45,7 @@ OFFERS = {
 """What the documentation says that they offer."""
 
 
-@pytest.mark.parametrize("peer", BACK_ENDS, indirect=True)
+@of(*BACK_ENDS)
 def test_it_offers_what_we_say_that_it_does(peer: RunningPeer) -> None:
     with peer.front_end() as front_end:
         offered = front_end.offered.protocol_features
@@ -182,7 +177,7 @@ def test_a_file_system_is_saved(peer: RunningPeer) -> None:
         requests.stop()
         state = front_end.save_state()
     assert state
-    with running_peer("virtiofsd") as other, other.front_end(ALL) as front_end:
+    with peer.another() as other, other.front_end(ALL) as front_end:
         front_end.share_memory()
         front_end.load_state(state)
         requests = front_end.queue(1)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.test_station import STATION, arp, icmp, ipv4
 from tests.vhost.said import Said, listening, names
+from tests.vhost_peers import NEWER
 from tests.virtio_user import PATIENCE, VirtioUser
 from userdev.process import await_text
 from userdev_servers.net import Net
@@ -28,9 +29,9 @@ AT_ONCE = 40
 """Fewer than a ring holds: testpmd drops what has no place there."""
 
 
-@pytest.fixture(scope="module")
-def testpmd() -> InstalledPeer:
-    return install_peer("dpdk-virtio-user")
+@pytest.fixture(scope="module", params=[None, pytest.param(NEWER, id="newer", marks=pytest.mark.nightly)])
+def testpmd(request: pytest.FixtureRequest) -> InstalledPeer:
+    return install_peer("dpdk-virtio-user", suites=request.param)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from userdev.process import Child, await_listening
 from vfio_user.harness.scratch import Scratch
@@ -15,6 +17,9 @@ from vhost_user.wire import ProtocolFeature, VirtioFeature
 
 START_SECONDS = 60.0
 
+NEWER = ("forky",)
+"""Debian's suite of newer ones, for the night."""
+
 BACK_ENDS = ("qemu-storage-daemon", "virtiofsd", "passt", "vhost-device-vsock", "dpdk-net-vhost")
 
 
@@ -22,6 +27,8 @@ BACK_ENDS = ("qemu-storage-daemon", "virtiofsd", "passt", "vhost-device-vsock", 
 class RunningPeer:
     """A back-end that listens at `socket`; what it has beside that is in `files`."""
 
+    version: str
+    suites: tuple[str, ...] | None
     child: Child
     socket: Path
     files: Path
@@ -39,16 +46,27 @@ class RunningPeer:
             front_end.negotiate(features, protocol)
             yield front_end
 
+    def another(self) -> AbstractContextManager[RunningPeer]:
+        """One more of them."""
+        return running_peer(self.child.name, self.suites)
+
+
+def of(*names: str) -> pytest.MarkDecorator:
+    """Say which back-ends a test is of: as the usual suites have them, and at night newer ones too."""
+    usual = [pytest.param((name, None), id=name) for name in names]
+    newer = [pytest.param((name, NEWER), id=f"{name}-newer", marks=pytest.mark.nightly) for name in names]
+    return pytest.mark.parametrize("peer", usual + newer, indirect=True)
+
 
 @contextmanager
-def running_peer(name: str) -> Iterator[RunningPeer]:
-    """One of `BACK_ENDS`."""
-    peer = install_peer(name)
+def running_peer(name: str, suites: tuple[str, ...] | None = None) -> Iterator[RunningPeer]:
+    """One of `BACK_ENDS`, of these suites of Debian's where they are given."""
+    peer = install_peer(name, suites=suites)
     with Scratch() as scratch:
         socket = scratch.socket_path("s")
         child = Child(name, [str(peer.script), str(socket)], log=scratch.path / "log", environment=scratch.environment)
         try:
             assert await_listening(socket, child.end, START_SECONDS), f"{name} {child.fate()}:\n{child.last_words()}"
-            yield RunningPeer(child, socket, Path(f"{socket}.d"))
+            yield RunningPeer(peer.version, suites, child, socket, Path(f"{socket}.d"))
         finally:
             child.stop()

@@ -13,7 +13,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from debian.debian_support import Version
@@ -127,17 +127,18 @@ class InstalledPeer:
     version: str
 
 
-def install_peer(name: str, *, progress: Progress = quiet) -> InstalledPeer:
-    """One of `PEERS`, fetched when the cache has none.
+def install_peer(name: str, *, suites: tuple[str, ...] | None = None, progress: Progress = quiet) -> InstalledPeer:
+    """One of `PEERS`, fetched when the cache has none; that of other `suites` of Debian's where they are given.
 
     Raises:
         UserError: there is no such program, it does not run here, or there is no apt, no network or no space.
     """
     if name not in PEERS:
         raise UserError(f"there is no vhost-user program called {name}", hint=f"there are {', '.join(PEERS)}")
-    peer = PEERS[name]
+    peers = {other: replace(row, suites=suites or row.suites) for other, row in PEERS.items()}
+    peer = peers[name]
     together = {
-        other: row for other, row in PEERS.items() if (row.suites, row.packages) == (peer.suites, peer.packages)
+        other: row for other, row in peers.items() if (row.suites, row.packages) == (peer.suites, peer.packages)
     }
     root = cache_dir() / "vhost-user-peers" / f"{peer.packages[0]}-{_digest(together)}"
     with locked(f"vhost-user-peers-{peer.packages[0]}"):
