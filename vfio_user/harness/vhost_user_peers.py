@@ -146,7 +146,7 @@ def install_peer(name: str, *, suites: tuple[str, ...] | None = None, progress: 
             archive = DebianArchive(peer.suites)
             debs = archive.fetch(peer.packages, progress=lambda said: progress(f"{name}: {said}"))
             with publish(root) as making:
-                archive.unpack(debs, making)
+                archive.unpack([deb for deb in debs if _is_needed(deb.name.split("_")[0], peer)], making)
                 (making / _RECORD).write_text(json.dumps({"packages": [deb.name for deb in debs]}))
                 for other, row in together.items():
                     _try(other, row, making)
@@ -155,6 +155,11 @@ def install_peer(name: str, *, suites: tuple[str, ...] | None = None, progress: 
 
 
 _RECORD = "install.json"
+
+
+def _is_needed(package: str, peer: Peer) -> bool:
+    """Whether anything of a package is needed to run it; most of what DPDK's need is for who builds with them."""
+    return package in peer.packages or not package.endswith("-dev")
 
 
 def _digest(peers: dict[str, Peer]) -> str:
