@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.qmp import EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
 
@@ -143,6 +144,16 @@ def test_a_command_that_is_not_answered_has_a_deadline(qemu: FakeQemu, qmp: Qmp)
     qemu.answers["stop"] = lambda _: []
     with pytest.raises(QmpTimeout, match="stop"):
         qmp.command("stop", 0.05)
+
+
+def test_a_command_is_given_up_at_once_when_it_can_never_be_answered(qemu: FakeQemu, qmp: Qmp) -> None:
+    qemu.answers["device_add"] = lambda _: []
+
+    def look() -> None:
+        raise UserError("its server has ended")
+
+    with pytest.raises(UserError, match="its server has ended"):
+        qmp.execute("device_add", {}, 3600.0, unless=look)
 
 
 def test_qemu_may_die_without_a_word_of_asyncio(

@@ -126,7 +126,8 @@ def _print(report: Report, done: list[Exercise], folder: str, *, as_json: bool) 
         work = [{"command": one.command, "ok": one.ok, "seen": one.seen, "wrong": one.wrong} for one in done]
         click.echo(json.dumps({**report.as_dict(), "workloads": work, "evidence": folder}))
         return
-    click.echo(f"{', '.join(report.devices)} from {report.source} to {report.destination}, mode {report.mode}")
+    by_qemu = f", {', '.join(report.by_qemu)} by QEMU" if report.by_qemu and report.mode is not Mode.NATIVE else ""
+    click.echo(f"{', '.join(report.devices)} from {report.source} to {report.destination}, mode {report.mode}{by_qemu}")
     for phase in report.phases:
         click.echo(f"  {phase.phase:<14}{phase.seconds * 1000:>10.1f} ms {_amount(phase.bytes):>12}")
     for check in report.checks:

@@ -156,7 +156,7 @@ class BootedGuest(Guest):
             server = self._serve(wanted, f"{identity}-{wanted.name}", interposed=interpose, host=self.host)
         attachment = attachment_of(wanted, identity, server, slot, properties)
         try:
-            self.machine.attach(attachment)
+            self.machine.attach(attachment, unless=server.check if server is not None else None)
         except UserError:
             if server is not None:
                 server.check(wait=1.0)  # the cause, if it is one

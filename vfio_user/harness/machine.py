@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Protocol
 from userdev.errors import UserError
 from userdev.process import Child, Deadline, tail
 from vfio_user.harness import coredump
-from vfio_user.harness.attachment import Attachment
+from vfio_user.harness.attachment import Attachment, QmpCommand
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.last_words import reason
@@ -218,21 +218,33 @@ class Machine:
 
     # -- its parts ------------------------------------------------------------------------------------------------
 
-    def attach(self, attachment: Attachment, limit: float | Deadline = 30.0) -> None:
+    def attach(
+        self,
+        attachment: Attachment,
+        limit: float | Deadline = 30.0,
+        *,
+        unless: Callable[[], None] | None = None,
+    ) -> None:
         """Plug in a device, with what it needs; nothing of one that is refused is left.
+
+        `unless` is called while QEMU waits for its server, and raises when that will never answer.
 
         Raises:
             QmpError: QEMU refuses; it has its reason.
             MachineError: QEMU dies of it.
         """
         deadline = Deadline.of(limit)
-        with self._telling_its_end(), ExitStack() as undo:
-            for needed in attachment.needs:
-                self.qmp.execute(*needed.adding, deadline)
-                if needed.removing is not None:
-                    undo.callback(self.qmp.execute, *needed.removing, deadline)
-            self.qmp.execute("device_add", attachment.device, deadline)
-            undo.pop_all()
+        removing: list[QmpCommand] = []
+        with self._telling_its_end():
+            try:
+                for needed in attachment.needs:
+                    self.qmp.execute(*needed.adding, deadline)
+                    removing += [needed.removing] if needed.removing is not None else []
+                self.qmp.execute("device_add", attachment.device, deadline, unless=unless)
+            except QmpError:
+                for command in reversed(removing):
+                    self.qmp.execute(*command, deadline)
+                raise
 
     def detach(self, attachment: Attachment, limit: float | Deadline = 30.0) -> None:
         """Unplug a device, and wait until the guest has let it go.

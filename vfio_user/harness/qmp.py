@@ -7,6 +7,7 @@ them, so that none is lost between a command and the wait for what it causes.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -213,16 +214,23 @@ class Qmp:
         return self.execute(name, {key.replace("_", "-"): value for key, value in arguments.items()}, limit)
 
     def execute(
-        self, name: str, arguments: Mapping[str, object], limit: float | Deadline = 30.0, *, out_of_band: bool = False
+        self,
+        name: str,
+        arguments: Mapping[str, object],
+        limit: float | Deadline = 30.0,
+        *,
+        out_of_band: bool = False,
+        unless: Callable[[], None] | None = None,
     ) -> Any:
         """`command` for arguments whose names are not Python's.
 
         `out_of_band`: answered also by a QEMU whose main loop is stuck; few commands can be (docs/interop/qmp-spec).
+        `unless` is called now and then while it does not answer, and raises when it never will.
         """
         deadline = Deadline.of(limit)
         self._record("->", {"execute": name, "arguments": dict(arguments)})
         try:
-            answer = _run(self._client.execute(name, dict(arguments) or None, oob=out_of_band), deadline)
+            answer = _run(self._client.execute(name, dict(arguments) or None, oob=out_of_band), deadline, unless)
         except ExecuteError as error:
             self._record("<-", {"error": {"class": error.error_class, "desc": str(error)}})
             raise QmpError(name, error.error_class, str(error)) from None
@@ -293,11 +301,21 @@ class _Listener(EventListener):
         self._hand_on(event)
 
 
-def _run(work: Coroutine[Any, Any, T], deadline: Deadline) -> T:
+def _run(work: Coroutine[Any, Any, T], deadline: Deadline, unless: Callable[[], None] | None = None) -> T:
     future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, deadline.remaining), _loop())
+    while unless is not None:
+        ended, _ = concurrent.futures.wait([future], _LOOK_SECONDS)
+        if ended:
+            break
+        try:
+            unless()
+        except BaseException:
+            future.cancel()
+            raise
     return future.result()
 
 
+_LOOK_SECONDS = 0.1  # between two looks at why there may be no answer
 _shared: list[asyncio.AbstractEventLoop] = []
 _starting = threading.Lock()
 os.register_at_fork(after_in_child=_shared.clear)  # a fork has no threads but its own

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from typing import NamedTuple
 
 from userdev.control import ControlError
 from userdev.errors import UserdevError, UserError
@@ -25,13 +26,34 @@ from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report,
 from vfio_user.harness.mishaps import Kind
 from vfio_user.harness.qmp import QmpLost
 from vfio_user.harness.qtest import PciAddress
+from vfio_user.harness.server import DeviceServer
 
 FAILURES = (UserdevError, OSError)
 """What a migration can fail with; all of it leads back to the source."""
 
 
+class MovedByQemu(NamedTuple):
+    """The servers of a device that QEMU moves by itself: all that is asked of them here is that they are there.
+
+    QEMU does not: it says `completed` where there is none any more, and to what was under way in the one that has gone
+    nobody goes back on the other host.
+    """
+
+    name: str
+    source: DeviceServer
+    destination: DeviceServer
+
+    def check(self) -> None:
+        """Raise `ServerError` for the one that has ended."""
+        for server in (self.source, self.destination):
+            server.check()
+
+
 class Coordinator:
-    """One migration between two machines that exist. `destination` was started with the same devices and waits."""
+    """One migration between two machines that exist. `destination` was started with the same devices and waits.
+
+    `links` are of the devices that are moved from here, `by_qemu` of the others.
+    """
 
     def __init__(
         self,
@@ -40,6 +62,7 @@ class Coordinator:
         links: Sequence[DeviceLink],
         report: Report,
         *,
+        by_qemu: Sequence[MovedByQemu] = (),
         address: str,
         plan: Plan,
         conductor: Conductor,
@@ -47,6 +70,7 @@ class Coordinator:
         self._source = source
         self._destination = destination
         self._links = list(links)
+        self._by_qemu = by_qemu
         for link in self._links:
             link.patience = plan.limits.answer
         self._report = report
@@ -204,7 +228,8 @@ class Coordinator:
             if self._plan.file:
                 qemu_side.read(self._destination, self._uri)
             qemu_side.await_status(self._destination, "completed", self._deadline)
-            self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
+            if self._was_running:
+                self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
         self._may_go_on(Phase.RESUME)
         if self._report.mode is Mode.COORDINATED:
             for link in self._links:
@@ -266,6 +291,8 @@ class Coordinator:
     def _may_go_on(self, phase: Phase) -> None:
         self._conductor.check(f"before {phase}")
         self._check_guest()
+        for moved in self._by_qemu:
+            moved.check()
         if self._deadline.passed:
             raise UserError(f"the time of {self._deadline.seconds:g} s was over before {phase}")
 
@@ -275,6 +302,8 @@ class Coordinator:
             raise qemu_side.not_copied(self._source, deadline)
         self._destination.check()
         self._check_guest()
+        for moved in self._by_qemu:
+            moved.destination.check()
 
     def _check_guest(self) -> None:
         """A guest that is no more need not be moved. One that reboots is, and comes up on the destination."""
@@ -315,6 +344,9 @@ class Coordinator:
             for side, server in (("source", link.source), ("destination", link.destination)):
                 children.append((f"the {side}'s server of {link.name}", server.child))
                 children.append((f"the {side}'s interposer of {link.name}", server.interposer.child))
+        for moved in self._by_qemu:
+            sides_of = (("source", moved.source), ("destination", moved.destination))
+            children += [(f"the {side}'s server of {moved.name}", server.child) for side, server in sides_of]
         self._destination.child.wait(wait)
         return [f"{who} {child.fate()}" for who, child in children if not child.running]
 

@@ -15,7 +15,7 @@ from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine
-from vfio_user.harness.migration.coordinator import FAILURES, Coordinator
+from vfio_user.harness.migration.coordinator import FAILURES, Coordinator, MovedByQemu
 from vfio_user.harness.migration.guest_view import compare, look
 from vfio_user.harness.migration.link import DeviceLink
 from vfio_user.harness.migration.plan import Conductor, Plan
@@ -61,7 +61,13 @@ def move(
     mode = choose_mode(mode, servers)
     if mode is not Mode.DIRECT:
         require_migratable(guest)
-    report = Report(mode, guest.host.name, to.name, [server.device.name for server in servers])
+    report = Report(
+        mode,
+        guest.host.name,
+        to.name,
+        [server.device.name for server in servers],
+        [server.device.name for server in servers if not _is_ours_to_move(server)],
+    )
     source, running = guest.machine, guest.machine.qmp.command("query-status")["running"]
     before = look(guest) if running else None
     source.qmp.events.forget("RESET")
@@ -76,8 +82,9 @@ def move(
             return report
         links = arriving.links(guest.devices, servers)
         try:
+            by_qemu = arriving.by_qemu(guest.devices, servers)
             coordinator = Coordinator(
-                source, machine, links, report, address=to.address, plan=plan, conductor=conductor
+                source, machine, links, report, by_qemu=by_qemu, address=to.address, plan=plan, conductor=conductor
             )
             coordinator.run()
         finally:
@@ -173,6 +180,13 @@ class _Arriving:
             DeviceLink(plugged.identity, plugged.place, here, there)
             for plugged, here, there in zip(devices, servers, self._servers, strict=True)
             if _is_ours_to_move(here)
+        ]
+
+    def by_qemu(self, devices: list[Plugged], servers: list[DeviceServer]) -> list[MovedByQemu]:
+        return [
+            MovedByQemu(plugged.identity, here, there)
+            for plugged, here, there in zip(devices, servers, self._servers, strict=True)
+            if not _is_ours_to_move(here)
         ]
 
     def devices(self, before: list[Plugged]) -> list[Plugged]:

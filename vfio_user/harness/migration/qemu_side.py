@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from userdev.errors import UserdevError, UserError
-from userdev.process import Deadline
+from userdev.process import Deadline, tail
+from vfio_user.harness.last_words import reason
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.qmp import QmpError, QmpLost, QmpTimeout
 
@@ -28,14 +29,15 @@ class MigrationFailed(UserError):
     def __init__(self, machine: Machine, status: str) -> None:
         super().__init__(f"{machine.name}: the migration is {status}")
         self.machine = machine
+        self.status = status
 
     def explain(self) -> str:
-        """The reason in words, QEMU's own (`error-desc` of `query-migrate`) where it has one."""
+        """The reason in QEMU's words: `error-desc` of `query-migrate` where it has one, and what it printed last."""
+        told = f"the migration is {self.status}"
         with suppress(UserdevError):
-            reason = self.machine.qmp.command("query-migrate").get("error-desc")
-            if reason:
-                return f"{self.machine.name}: {reason}"
-        return str(self)
+            told = self.machine.qmp.command("query-migrate").get("error-desc") or told
+        printed = reason(tail(self.machine.child.log))
+        return f"{self.machine.name}: {told}" + (f" ({printed})" if printed and printed not in told else "")
 
 
 @dataclass(frozen=True)

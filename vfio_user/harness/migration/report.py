@@ -80,6 +80,8 @@ class Report:
     source: str
     destination: str
     devices: list[str] = field(default_factory=list)
+    by_qemu: list[str] = field(default_factory=list)
+    """Those of them that QEMU moves by itself, whatever the mode."""
     verdict: Verdict = Verdict.STAYED
     reason: str = ""
     phases: list[PhaseRecord] = field(default_factory=list)

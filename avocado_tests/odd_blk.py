@@ -1,0 +1,66 @@
+"""Disks behind vhost-user that are odd in one way each, served as `FILE:CLASS`: for what QEMU and guests make of it.
+
+Some of them are what must not be: negative controls of the tests that look for it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+from unittest import mock
+
+from userdev_servers.blk import Blk
+from userdev_servers.blk.requests import cut_header
+from userdev_servers.blk.spec import HEADER, Feature, RequestType
+from vhost_user.device import Chain, Later, queue
+from vhost_user.memory import DirtyLog
+
+Image = Annotated[str, "as that of blk"]
+
+
+class Unordered(Blk):
+    """Does each request on a thread of its own, so that they end in any order."""
+
+    @queue()
+    def serve(self, chain: Chain) -> int | Later:
+        return partial(self._do, chain)
+
+    def _do(self, chain: Chain) -> int:
+        done = super().serve(chain)
+        return done if isinstance(done, int) else done()
+
+
+class Holding(Unordered):
+    """Keeps the writes to its first sector back while there is a FIFO, until whoever writes there has let go of it.
+
+    Opening it for writing waits until there is such a request. Others are done meanwhile.
+    """
+
+    def __init__(self, *, image: Image = "", hold: Annotated[str, "the FIFO"] = "") -> None:
+        super().__init__(image=image)
+        self.hold = Path(hold)
+
+    def _do(self, chain: Chain) -> int:
+        header, _ = cut_header(chain.readable_views)
+        if HEADER.unpack(header) == (RequestType.OUT, 0) and self.hold.is_fifo():
+            self.hold.read_bytes()
+        return super()._do(chain)
+
+
+class Unlogged(Blk):
+    """Writes to the guest's memory and marks nothing of it in the dirty log."""
+
+    def on_attach(self) -> None:
+        mock.patch.object(DirtyLog, "mark").start()
+
+
+class Lacking(Blk):
+    """Lacks a feature that drivers agree on, on one host."""
+
+    def __init__(
+        self, *, image: Image = "", on: Annotated[str, "that host"] = "", host: Annotated[str, "this one"] = ""
+    ) -> None:
+        super().__init__(image=image)
+        if on == host:
+            self.features &= ~Feature.CONFIG_WCE
