@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from userdev.errors import AUTHORS_FAILURES
+from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vhost_user.backend.channel import Answered, BackEndChannel
 from vhost_user.backend.in_band import InBand
+from vhost_user.backend.transfer import Loading, Saving, StateTransfer
 from vhost_user.backend.vrings import Vrings
 from vhost_user.backend.watcher import Watcher
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import DeviceModel
+from vhost_user.device.saved import MAX_STATE
 from vhost_user.wire import BackEndRequest, DeviceStatus, Negotiated, ProtocolFeature, VirtioFeature
 from vhost_user.wire.features import NEEDS
 from vhost_user.wire.payloads import IotlbMessage, VringState
@@ -43,6 +46,7 @@ PROTOCOL_FEATURES = (
     | _P.INBAND_NOTIFICATIONS
     | _P.CONFIGURE_MEM_SLOTS
     | _P.STATUS
+    | _P.DEVICE_STATE
     | _P.GPA_ADDRESSES
 )
 """Offered for every device: nothing that is not done, since QEMU agrees to nearly all."""
@@ -68,6 +72,7 @@ class BackEnd:
         self.negotiated = Negotiated()
         self.status = DeviceStatus(0)
         self._channel: BackEndChannel | None = None
+        self._transfer: StateTransfer | None = None
         self._config_has_changed = False
         """And the front-end was not told: a device that is suspended says nothing."""
 
@@ -125,6 +130,7 @@ class BackEnd:
     def reset(self, *, device_too: bool) -> None:
         """Have rings be stopped and disabled, and the device as after power-on if wanted; memory stays."""
         self.vrings.reset()
+        self.drop_transfer()
         self.status = DeviceStatus(0)
         if device_too:
             self._guarded_reset()
@@ -135,22 +141,73 @@ class BackEnd:
         QEMU's device_add on a character device that had a device before is one.
         """
         self.vrings.forget()
+        self.drop_transfer()
         self.status = DeviceStatus(0)
         self.agree(features=VirtioFeature(0))
 
     def close(self) -> None:
         """Let go of everything of the front-end's."""
         self.vrings.close()
+        self.drop_transfer()
         self.set_channel(None)
+
+    # The device's state
+
+    def save_to(self, fd: int) -> None:
+        """Take over a descriptor, and write the device's state to it.
+
+        Raises:
+            ProtocolError: it cannot be saved, or not now, or not there; the descriptor stays the caller's.
+        """
+        self._begin_transfer()
+        self._transfer = Saving(fd, self.watcher, self.model.save())
+
+    def load_from(self, fd: int) -> None:
+        """Take over a descriptor, and have the device be in the state that comes from it, once that is whole.
+
+        Raises:
+            ProtocolError: not now, or not from there; the descriptor stays the caller's.
+        """
+        self._begin_transfer()
+        self._transfer = Loading(fd, self.watcher, self._load, MAX_STATE)
+
+    def check_transfer(self) -> int:
+        """How the last transfer ended, waited for: 0, or an errno."""
+        return errno.EINVAL if self._transfer is None else self._transfer.finish()
+
+    def drop_transfer(self) -> None:
+        """Forget a transfer, whatever became of it."""
+        transfer, self._transfer = self._transfer, None
+        if transfer is not None:
+            transfer.close()
+
+    def _begin_transfer(self) -> None:
+        self.drop_transfer()
+        self._check_suspended()
+
+    def _load(self, state: bytes) -> None:
+        self._check_suspended()
+        self.model.load(state)
+
+    def _check_suspended(self) -> None:
+        if self.vrings.started:
+            raise ProtocolError("a device's state is saved and loaded while all rings are stopped", errno.EBUSY)
+
+    # What is waited for
 
     @property
     def deadline(self) -> float | None:
         """When `expire` is to be called (of `monotonic`); None: nothing is waited for."""
-        return self.vrings.misses.deadline
+        ends = [self.vrings.misses.deadline]
+        if self._transfer is not None and self._transfer.outcome is None:
+            ends.append(self._transfer.until)
+        return min((end for end in ends if end is not None), default=None)
 
     def expire(self, now: float) -> None:
         """Give up what was waited for too long."""
         self.vrings.misses.expire(now)
+        if self._transfer is not None and self._transfer.outcome is None and now >= self._transfer.until:
+            self._transfer.expire()
 
     def _ask_translation(self, wanted: IotlbMessage, answered: Answered) -> None:
         """Without a channel, or a way to answer, there is only the front-end's own word: an update."""

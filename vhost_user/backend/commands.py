@@ -28,7 +28,16 @@ from vhost_user.wire import (
     VirtioFeature,
     check_protocol_features,
 )
-from vhost_user.wire.payloads import Config, Inflight, IotlbMessage, Log, Region, VringAddress, VringState
+from vhost_user.wire.payloads import (
+    Config,
+    DeviceStateTransfer,
+    Inflight,
+    IotlbMessage,
+    Log,
+    Region,
+    VringAddress,
+    VringState,
+)
 
 Fds = list[int]
 
@@ -39,6 +48,10 @@ class Answer(NamedTuple):
     value: Any
     fds: Fds
 
+
+SAVE, LOAD = 0, 1
+STOPPED = 0
+"""Directions and the only phase of SET_DEVICE_STATE_FD ("Device state transfer parameters")."""
 
 Command = Callable[[BackEnd, Any, Fds], Any]
 
@@ -237,6 +250,21 @@ def _set_config(back_end: BackEnd, said: Config, _: Fds) -> None:
             log.exception("the device failed at on_config")
 
 
+def _set_device_state_fd(back_end: BackEnd, said: DeviceStateTransfer, fds: Fds) -> int:
+    """NO_FD: the front-end's descriptor is used, as a pipe is all that state needs."""
+    if said.phase != STOPPED or said.direction not in (SAVE, LOAD):
+        raise ProtocolError(f"a device's state in direction {said.direction} and phase {said.phase}")
+    if back_end.is_front_ends_end(fds[0]):
+        raise ProtocolError("the front-end's own end of the connection for a device's state")
+    (back_end.save_to if said.direction == SAVE else back_end.load_from)(fds[0])
+    fds.clear()
+    return NO_FD
+
+
+def _check_device_state(back_end: BackEnd, _: None, __: Fds) -> int:
+    return back_end.check_transfer()
+
+
 def _set_backend_req_fd(back_end: BackEnd, _: None, fds: Fds) -> None:
     if back_end.is_front_ends_end(fds[0]):
         raise ProtocolError("the front-end's own end of the connection as the back-end's channel: it would never end")
@@ -280,6 +308,8 @@ COMMANDS: Mapping[FrontEndRequest, Command] = MappingProxyType(
         _R.GET_CONFIG: _get_config,
         _R.SET_CONFIG: _set_config,
         _R.SET_BACKEND_REQ_FD: _set_backend_req_fd,
+        _R.SET_DEVICE_STATE_FD: _set_device_state_fd,
+        _R.CHECK_DEVICE_STATE: _check_device_state,
     }
 )
 
@@ -288,6 +318,7 @@ ERRORS: Mapping[FrontEndRequest, Callable[[Any], Any]] = MappingProxyType(
         _R.GET_CONFIG: lambda wanted: wanted._replace(size=0, data=b""),
         _R.SET_LOG_BASE: lambda _: errno.EINVAL,
         _R.IOTLB_MSG: lambda _: errno.EINVAL,
+        _R.SET_DEVICE_STATE_FD: lambda _: NO_FD | errno.EINVAL,
     }
 )
 """Replies of their own by which a request can be refused; any other that has one is refused by the connection's end."""

@@ -120,19 +120,27 @@ class Session:
 
     # Waiting (vhost_user.backend.vring.Watcher)
 
-    def watch(self, fd: int, ready: Callable[[], None]) -> None:
-        """Call `ready` when there is something to read.
+    def watch(self, fd: int, ready: Callable[[], None], *, writable: bool = False) -> None:
+        """Call `ready` when there is something to read; or, `writable`, room to be written to.
 
         Raises:
             OSError: it cannot be waited for.
         """
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd, select.EPOLLOUT if writable else select.EPOLLIN)
         self._ready[fd] = ready
 
     def unwatch(self, fd: int) -> None:
         """Wait for it no more; before it is closed."""
         self._epoll.unregister(fd)
         del self._ready[fd]
+
+    def wait_for(self, fd: int, until: float, *, writable: bool) -> bool:
+        """Wait for this descriptor alone until then (of `monotonic`); False when that has come, or nobody is there."""
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT if writable else select.POLLIN)
+        poll.register(self._stream.fileno(), 0)
+        ready = dict(poll.poll(max(0.0, until - monotonic()) * 1000))
+        return fd in ready
 
     def _wait(self) -> None:
         for fd, _ in self._epoll.poll(self._patience()):

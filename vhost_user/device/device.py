@@ -16,7 +16,10 @@ request that has to wait for something is a function that its handler returns (`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import itemgetter
 from threading import RLock
 from typing import Any, Protocol
@@ -24,12 +27,15 @@ from typing import Any, Protocol
 from userdev.declare.construction import followed_by
 from userdev.declare.declared import authors_frame, declarations, source_of
 from userdev.declare.state import Snapshot
-from userdev.errors import DeclarationError
+from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
+from vhost_user.device import saved
 from vhost_user.device.class_check import SAID, check_class, takers_of, wrong_attribute
 from vhost_user.device.config import ConfigField, ConfigSpace
 from vhost_user.device.queues import Later, QueueHandler, Queues
 from vhost_user.device.supply import Supply, SupplyQueue
 from vhost_user.rings import Chain
+
+log = logging.getLogger("vhost_user.device")
 
 
 class Link(Protocol):
@@ -99,6 +105,23 @@ class VhostDevice:
 
     def on_reset(self) -> None:
         """The driver has reset the device: no queue runs, declared state is as after power-on."""
+
+    def on_save(self) -> None:
+        """Declared state is about to be saved, with all queues stopped: bring it up to date."""
+
+    def on_check(self, values: Mapping[str, Any]) -> None:
+        """A saved state is looked at before it is loaded. What is declared has been checked, each value by itself; here
+        they can be compared with each other and with the device. Raise ProtocolError (EINVAL) with the reason to refuse
+        it; change nothing.
+
+        values: by the names that they are declared by, in the form they are saved in.
+        """
+
+    def on_load(self) -> None:
+        """Declared state is what was saved by another device: go on from there.
+
+        What is raised refuses the state; the values are the former ones then.
+        """
 
     def on_config(self, name: str) -> None:
         """The driver has written this field of configuration space."""
@@ -199,6 +222,49 @@ class DeviceModel:
                 work()
             else:
                 self._link.call_soon(work)
+
+    def save(self) -> bytes:
+        """Declared state, as another device's `load` takes it.
+
+        Raises:
+            ProtocolError: EIO, it cannot be saved, or the device has failed.
+        """
+        with self._authors("on_save"):
+            self.device.on_save()
+        return saved.to_bytes(self._identity, self._snapshot.save())
+
+    def load(self, state: bytes) -> None:
+        """Have declared state be what another device has saved.
+
+        Raises:
+            ProtocolError: it is refused, or the device has failed at it; then nothing has changed.
+        """
+        values = saved.from_bytes(self._identity, state)
+        self._snapshot.check(values)
+        with self._authors("on_check"):
+            self.device.on_check(values)
+        before = dict(vars(self.device))
+        self._snapshot.load(values)
+        try:
+            with self._authors("on_load"):
+                self.device.on_load()
+        except ProtocolError:
+            vars(self.device).update({name: before[name] for name in values})
+            raise
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {"device": type(self.device).__qualname__, "virtio_id": int(self.device.virtio_id)}
+
+    @contextmanager
+    def _authors(self, hook: str) -> Iterator[None]:
+        try:
+            yield
+        except ProtocolError:
+            raise
+        except AUTHORS_FAILURES as error:
+            log.exception("the device failed at %s", hook)
+            raise ProtocolError(f"{type(self.device).__name__} has failed at {hook}: {error}", errno.EIO) from None
 
     def reset(self) -> None:
         """Declared state as after power-on; the device is told."""

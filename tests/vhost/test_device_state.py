@@ -1,0 +1,296 @@
+"""A device's state goes from one back-end to another through the front-end's pipe, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from tests.vhost_frontend import PROTOCOL, FrontEnd, P, R
+from userdev.declare.values import encode
+from userdev.errors import ProtocolError
+from vhost_user.backend import Server, back_end, transfer
+from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, saved, state
+from vhost_user.frontend import BackEndError, Refused
+from vhost_user.wire import NO_FD
+from vhost_user.wire.payloads import DeviceStateTransfer
+
+SAVE, LOAD = 0, 1
+
+
+class Keeper(VhostDevice):
+    """Keeps what it was given."""
+
+    virtio_id = 42
+    queues = Queues(1, size=64)
+    count: int = state(0, bits=16)
+    kept: bytes = state(b"")
+    mode: int = config_field(1, 1, writable=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.fails_at = ""
+
+    @queue(0)
+    def keep(self, chain: Chain) -> int:
+        self.count += 1
+        self.kept += chain.read()
+        return 0
+
+    def on_save(self) -> None:
+        self._event("save")
+
+    def on_check(self, values: Mapping[str, Any]) -> None:
+        self._event("check")
+        if values["count"] > 1000:
+            raise ProtocolError("too much")
+
+    def on_load(self) -> None:
+        self._event("load")
+
+    def on_reset(self) -> None:
+        self._event("reset")
+
+    def _event(self, name: str) -> None:
+        self.events.append(name)
+        if self.fails_at == name:
+            raise RuntimeError("on purpose")
+
+
+@pytest.fixture
+def device() -> Keeper:
+    return Keeper()
+
+
+@pytest.fixture
+def migrating(stranger: FrontEnd) -> FrontEnd:
+    stranger.negotiate(protocol=PROTOCOL | P.DEVICE_STATE)
+    assert stranger.has(P.DEVICE_STATE)
+    stranger.share_memory()
+    return stranger
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """(the end to read from, the end to write to)"""
+    ends = os.pipe2(os.O_CLOEXEC)
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+def begin(front_end: FrontEnd, direction: int, fd: int, phase: int = 0) -> int:
+    said: int = front_end.ask(R.SET_DEVICE_STATE_FD, DeviceStateTransfer(direction, phase), [fd])
+    return said
+
+
+def check(front_end: FrontEnd) -> int:
+    error: int = front_end.ask(R.CHECK_DEVICE_STATE)
+    return error
+
+
+@pytest.mark.parametrize("size", [3, 1 << 20], ids=["short", "longer than a pipe"])
+def test_a_state_is_what_the_other_device_had(migrating: FrontEnd, device: Keeper, tmp_path: Path, size: int) -> None:
+    device.count, device.kept, device.mode = 7, bytes(range(256)) * (size // 256) + b"end", 0
+    state = migrating.save_state()
+    assert device.events == ["save"]
+    other = Keeper()
+    with Server(other, f"unix:{tmp_path}/o") as server, FrontEnd(str(server.listener.address)) as destination:
+        destination.negotiate(protocol=PROTOCOL | P.DEVICE_STATE)
+        destination.load_state(state)
+        assert other.events == ["check", "load"]
+        assert (other.count, other.kept, other.mode) == (device.count, device.kept, device.mode)
+        destination.share_memory()
+        queue = destination.queue()
+        queue.start()
+        queue.exchange(b"more")
+        assert other.kept == device.kept + b"more"
+
+
+IDENTITY = {"device": "Keeper", "virtio_id": 42}
+VALUES = {"count": 5, "kept": b"x", "mode": 1}
+RIGHT = saved.to_bytes(IDENTITY, VALUES)
+
+
+def packed(payload: bytes) -> bytes:
+    """A payload with a right head."""
+    return saved._HEAD.pack(saved.MAGIC, saved.VERSION, crc32(payload)) + payload
+
+
+WRONG = {
+    "nothing": b"",
+    "a part of the head": RIGHT[:7],
+    "cut off": RIGHT[:-1],
+    "goes on": RIGHT + b"\0",
+    "a bit is wrong": RIGHT[:-3] + bytes([RIGHT[-3] ^ 4]) + RIGHT[-2:],
+    "no state of ours": b"NOTASTATE" + RIGHT[9:],
+    "another version": RIGHT[:8] + b"\7" + RIGHT[9:],
+    "of another class": saved.to_bytes({"device": "Disk", "virtio_id": 42}, VALUES),
+    "of another type": saved.to_bytes({"device": "Keeper", "virtio_id": 2}, VALUES),
+    "a value is missing": saved.to_bytes(IDENTITY, {"count": 5, "kept": b""}),
+    "a value is unknown": saved.to_bytes(IDENTITY, {**VALUES, "more": 1}),
+    "a value of another type": saved.to_bytes(IDENTITY, {**VALUES, "kept": 3}),
+    "a value that is too large": saved.to_bytes(IDENTITY, {**VALUES, "count": 1 << 16}),
+    "a value that the author refuses": saved.to_bytes(IDENTITY, {**VALUES, "count": 1001}),
+    "no values": packed(encode({**IDENTITY})),
+    "a number": packed(encode(4711)),
+    "no encoding": packed(b"\xff\xff\xff"),
+    "names that are none": packed(encode({**IDENTITY, "values": {1: 2}})),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_state_is_refused_whole(migrating: FrontEnd, device: Keeper, wrong: bytes) -> None:
+    device.count, device.kept = 3, b"mine"
+    with pytest.raises(Refused):
+        migrating.load_state(wrong)
+    assert (device.count, device.kept, device.mode) == (3, b"mine", 1)
+    assert "load" not in device.events
+    migrating.load_state(RIGHT)
+    assert (device.count, device.kept) == (5, b"x")
+
+
+@pytest.mark.parametrize("fails_at", ["check", "load"])
+def test_a_device_that_fails_at_a_state_has_its_former_one(
+    migrating: FrontEnd, device: Keeper, fails_at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.count, device.fails_at = 3, fails_at
+    with pytest.raises(Refused):
+        migrating.load_state(RIGHT)
+    assert (device.count, device.kept) == (3, b"")
+    assert "on purpose" in caplog.text
+
+
+def test_a_device_that_cannot_be_saved_refuses(migrating: FrontEnd, device: Keeper) -> None:
+    device.fails_at = "save"
+    with pytest.raises(BackEndError):
+        migrating.save_state()
+    device.fails_at, device.count = "", -1
+    with pytest.raises(BackEndError):
+        migrating.save_state()
+    device.count = 1
+    assert migrating.save_state()
+
+
+def test_a_state_without_an_end_is_refused_where_it_is_too_long(
+    migrating: FrontEnd, device: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(back_end, "MAX_STATE", 1 << 17)
+    with pytest.raises(BackEndError):
+        migrating.load_state(bytes(1 << 20))
+    assert device.events == []
+    assert check(migrating) == errno.EFBIG
+
+
+def test_messages_are_served_while_a_state_is_on_its_way(
+    migrating: FrontEnd, device: Keeper, pipe: tuple[int, int]
+) -> None:
+    reader, writer = pipe
+    assert begin(migrating, LOAD, reader) == NO_FD
+    os.write(writer, RIGHT[:10])
+    migrating.settle()
+    os.write(writer, RIGHT[10:])
+    migrating.settle()
+    assert device.count == 0  # nothing is believed before its end
+    os.close(writer)
+    assert check(migrating) == 0
+    assert device.count == 5
+    assert check(migrating) == 0
+
+
+def test_a_socket_does_as_well(migrating: FrontEnd, device: Keeper) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert begin(migrating, LOAD, theirs.fileno()) == NO_FD
+        ours.sendall(RIGHT)
+        ours.shutdown(socket.SHUT_WR)
+        assert check(migrating) == 0
+    assert device.count == 5
+
+
+def test_a_front_end_that_does_not_end_its_state_has_a_bound(
+    migrating: FrontEnd, device: Keeper, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "CHECK_SECONDS", 0.05)
+    reader, writer = pipe
+    begin(migrating, LOAD, reader)
+    os.write(writer, RIGHT)
+    assert check(migrating) == errno.ETIMEDOUT
+    assert device.events == []
+
+
+def test_a_front_end_that_does_not_read_a_state_has_a_bound(
+    migrating: FrontEnd, device: Keeper, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "TRANSFER_SECONDS", 0.05)
+    device.kept = bytes(1 << 20)
+    reader, writer = pipe
+    begin(migrating, SAVE, writer)
+    os.close(writer)
+    given_up = select.poll()
+    given_up.register(reader, 0)
+    assert given_up.poll(5000)
+    assert check(migrating) == errno.ETIMEDOUT
+
+
+def test_a_front_end_that_goes_away_with_a_state_under_way_is_survived(
+    server: Server, migrating: FrontEnd, device: Keeper, pipe: tuple[int, int]
+) -> None:
+    reader, writer = pipe
+    begin(migrating, LOAD, reader)
+    os.close(reader)
+    os.write(writer, RIGHT[:10])
+    migrating.send(R.CHECK_DEVICE_STATE)
+    migrating.close()
+    with FrontEnd(str(server.listener.address)) as other:
+        other.negotiate()
+        with pytest.raises(BrokenPipeError):  # whoever writes sees that nobody reads
+            os.write(writer, RIGHT[10:])
+    assert device.events == []
+
+
+def test_a_state_is_for_rings_that_stand_still(migrating: FrontEnd, device: Keeper, pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    queue = migrating.queue()
+    queue.start()
+    assert begin(migrating, SAVE, writer) & 0xFF
+    assert begin(migrating, LOAD, reader) & 0xFF
+    queue.stop()
+    assert begin(migrating, LOAD, reader) == NO_FD
+    queue.start()
+    os.write(writer, RIGHT)
+    os.close(writer)
+    assert check(migrating) == errno.EBUSY
+    assert device.events == []
+
+
+def test_what_is_no_way_for_a_state_is_refused(migrating: FrontEnd, pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    assert begin(migrating, SAVE, reader) & 0xFF
+    assert begin(migrating, LOAD, writer) & 0xFF
+    assert begin(migrating, LOAD, migrating.memory.fd) & 0xFF
+    assert begin(migrating, LOAD, migrating.stream.fileno()) & 0xFF
+    assert begin(migrating, 2, reader) & 0xFF
+    assert begin(migrating, LOAD, reader, phase=1) & 0xFF
+    assert check(migrating) == errno.EINVAL
+
+
+def test_a_reset_forgets_a_state_under_way(migrating: FrontEnd, device: Keeper, pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    begin(migrating, LOAD, reader)
+    migrating.do(R.RESET_DEVICE)
+    os.write(writer, RIGHT)
+    os.close(writer)
+    assert check(migrating) == errno.EINVAL
+    assert device.events == ["reset"]
