@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.vhost_frontend import FrontEnd
 from userdev.errors import ProtocolError
 from vfio_user.client import Client, EventFd, GuestMemory
 from vfio_user.device import PciDevice, device_options, function_of
@@ -19,6 +22,7 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import IoFdType, IrqIndex
 
 ROOT = Path(__file__).parent.parent
+VHOST_GUIDE = (ROOT / "docs" / "vhost-user.md").read_text()
 GUIDE = (ROOT / "docs" / "devices.md").read_text()
 
 
@@ -147,3 +151,24 @@ def test_every_section_of_the_protocol_that_is_cited_is_there() -> None:
     }
     assert len(cited) > 20
     assert cited <= sections
+
+
+def test_the_virtio_device_of_the_guide_is_served_from_its_file(tmp_path: Path) -> None:
+    (source,) = (text for text in re.findall(r"```python\n(.*?)```", VHOST_GUIDE, re.DOTALL) if "class Rng(" in text)
+    module, path = tmp_path / "mine.py", tmp_path / "s"
+    module.write_text(source)
+    assert len([line for line in source.splitlines() if line]) <= 16
+    command = [sys.executable, "-P", "-m", "vhost_user", "serve", f"{module}:Rng", "--socket-path", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        assert "Rng is listening" in program.stderr.readline()
+        with FrontEnd(f"unix:{path}") as front_end:
+            front_end.negotiate()
+            front_end.share_memory()
+            ring = front_end.queue()
+            ring.start()
+            one, other = (ring.exchange(64).data for _ in range(2))
+        program.terminate()
+    assert len(one) == len(other) == 64
+    assert one != other
+    assert program.returncode == 0

@@ -36,14 +36,16 @@ def run(make: Callable[[Callable[[], None]], Server[Any]], announced: str | None
     it ends with status 1. Whoever does more afterwards calls `faulthandler.cancel_dump_traceback_later`.
 
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the address cannot be listened on, or nobody is there to connect to.
     """
     with _Ending() as ending, make(ending.set) as server:
         if announced is not None:
-            print(f"{announced} is listening on {server.listener.address}", file=sys.stderr, flush=True)
+            print(f"{announced} {server}", file=sys.stderr, flush=True)
         ending.wait()
         # A thread of C's, which needs neither Python's lock nor any of ours.
         faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=2)
+        if server.failure is not None:
+            raise server.failure
 
 
 class _Ending:

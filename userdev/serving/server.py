@@ -11,7 +11,8 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from userdev.transport import Address, Listener, Stream
+from userdev.errors import UserError
+from userdev.transport import Address, Dialer, Listener, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,22 +57,25 @@ class Server(Generic[S]):
 
     def __init__(
         self,
-        address: Address | Listener | str,
+        address: Address | Listener | Dialer | str,
         session: Callable[[Stream, bool], S],
         refuse: Callable[[Stream], None],
         *,
         ended: Callable[[], None] | None = None,
     ) -> None:
-        """Listen on `address`; serving begins with `start`.
+        """Listen on `address`, or connect where a `Dialer` does; serving begins with `start`.
 
-        `session` makes one for a client, and is told whether that is the only one there will be: an inherited
-        connection. `refuse` answers a client for whom there is no room, on a thread of its own, and closes its
-        stream. `ended` is called when there will be no further client: an inherited connection has ended.
+        `session` makes one for a client, and is told whether others could be waiting: not with an inherited
+        connection, nor with one of ours. `refuse` answers a client for whom there is no room, on a thread of its own,
+        and closes its stream. `ended` is called when there will be no further client: an inherited connection has
+        ended, or nobody listens any more where we connect to.
 
         Raises:
             UserError: the address cannot be listened on.
         """
-        self.listener = address if isinstance(address, Listener) else Listener(address)
+        self._socket = address if isinstance(address, Listener | Dialer) else Listener(address)
+        self.failure: UserError | None = None
+        """Why nobody was ever served, once `ended` was called; None where somebody was."""
         self._make = session
         self._refuse = refuse
         self._ended = ended
@@ -79,6 +83,16 @@ class Server(Generic[S]):
         self._serving: threading.Thread | None = None
         self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
         self._closing = False
+
+    @property
+    def listener(self) -> Listener:
+        """The socket that clients come to; a server that connects has none."""
+        assert isinstance(self._socket, Listener)
+        return self._socket
+
+    def __str__(self) -> str:
+        does = "connects to" if isinstance(self._socket, Dialer) else "is listening on"
+        return f"{does} {self._socket.address}"
 
     def start(self) -> Self:
         """Begin to accept clients; returns at once."""
@@ -91,14 +105,14 @@ class Server(Generic[S]):
         A session that a device's own code keeps from ending is left behind after `END_SECONDS`, which is logged.
         """
         self._closing = True
-        self.listener.shutdown()
+        self._socket.shutdown()
         if self._session is not None:
             self._session.stop()
         end = monotonic() + END_SECONDS
         for thread in (self._accepting, self._serving):
             if thread is not None and thread.ident is not None:
                 self._wait_for(thread, end)
-        self.listener.close()
+        self._socket.close()
 
     def _wait_for(self, thread: threading.Thread, end: float) -> None:
         """The session may have begun to wait for its client only now."""
@@ -118,23 +132,46 @@ class Server(Generic[S]):
         self.close()
 
     def _accept(self) -> None:
-        if self.listener.is_connected:
-            self._begin(Stream(self.listener.socket), only=True)
-            assert self._serving is not None
-            self._serving.join()
-            if self._ended is not None:
-                self._ended()
+        if isinstance(self._socket, Dialer):
+            self._serve_where_connected(self._socket)
+        elif self._socket.is_connected:
+            self._serve_only(Stream(self._socket.socket))
+        else:
+            self._serve_who_comes(self._socket)
             return
+        if self._ended is not None:
+            self._ended()
+
+    def _serve_where_connected(self, dialer: Dialer) -> None:
+        try:
+            while (stream := dialer.dial()) is not None:
+                self._or_not(stream, self._serve_only)
+        except UserError as error:
+            if self._serving is None:
+                self.failure = error
+            else:
+                log.info("the client has gone, and no other has come: %s", error)
+
+    def _serve_only(self, stream: Stream) -> None:
+        self._begin(stream, only=True)
+        assert self._serving is not None
+        self._serving.join()
+
+    def _serve_who_comes(self, listener: Listener) -> None:
         while not self._closing:
             try:
-                stream = self.listener.accept()
+                stream = listener.accept()
             except OSError:
                 return
-            try:
-                self._take(stream)
-            except Exception:  # no room for a thread, say: the next client may be luckier
-                log.exception("a client could not be served")
-                stream.close()
+            self._or_not(stream, self._take)
+
+    def _or_not(self, stream: Stream, serve: Callable[[Stream], None]) -> None:
+        """Serve a client, or let it go: without room for a thread, say, the next may be luckier."""
+        try:
+            serve(stream)
+        except Exception:
+            log.exception("a client could not be served")
+            stream.close()
 
     def _take(self, stream: Stream) -> None:
         if self._serving is not None:

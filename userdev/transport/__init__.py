@@ -1,6 +1,7 @@
 """Sockets that carry file descriptors, and where messages begin and end in them. Knows no protocol."""
 
 from userdev.transport.address import MAX_PATH, Address, Listener, connect
+from userdev.transport.dialing import Dialer
 from userdev.transport.framing import MAX_FDS, BadFrame, Framed, Framer
 from userdev.transport.peer import is_other_end
 from userdev.transport.stream import MAX_FDS_PER_SEND, DescriptorsLost, Stream, close_all
@@ -12,6 +13,7 @@ __all__ = [
     "Address",
     "BadFrame",
     "DescriptorsLost",
+    "Dialer",
     "Framed",
     "Framer",
     "Listener",

@@ -77,7 +77,6 @@ class DeviceGroup(click.Group):
     def _all_options(self) -> list[click.Parameter]:
         return [
             click.Option(["--socket-path"], help="Listen on this UNIX socket; it is removed at the end."),
-            click.Option(["--fd"], type=int, help="Use this inherited socket, listening or connected."),
             *self._options(),
             click.Option(["--print-capabilities"], is_flag=True, help="Print the JSON description and end."),
             click.Option(["-v", "--verbose"], is_flag=True, help="Log every refused command."),

@@ -14,6 +14,7 @@ from vfio_user.wire.dialects import DIALECTS, dialect_named
 
 def _options() -> list[click.Parameter]:
     return [
+        click.Option(["--fd"], type=int, help="Use this inherited socket, listening or connected."),
         click.Option(["--listen"], metavar="ADDRESS", help="Listen elsewhere: tcp:HOST:PORT, vsock:CID:PORT."),
         click.Option(["--dialect"], type=click.Choice(list(DIALECTS)), default="current", show_default=True),
         click.Option(["--write-multiple"], is_flag=True, help="Agree to REGION_WRITE_MULTI; QEMU then queues."),

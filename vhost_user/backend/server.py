@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from userdev.errors import UserError
 from userdev.serving import server as serving
 from userdev.serving.program import run
-from userdev.transport import Address, Listener, Stream
+from userdev.transport import Address, Dialer, Listener, Stream
 from vhost_user.backend.session import Session
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import VhostDevice
@@ -25,15 +26,15 @@ class Server(serving.Server[Session]):
     def __init__(
         self,
         device: VhostDevice,
-        address: Address | Listener | str,
+        address: Address | Listener | Dialer | str,
         *,
         withheld: Withheld = NOTHING,
         ended: Callable[[], None] | None = None,
     ) -> None:
-        """Listen on `address`; serving begins with `start`.
+        """Listen on `address`, or connect where a `Dialer` does; serving begins with `start`.
 
         `withheld` are features that front-ends are not offered. `ended` is called when there will be no further
-        front-end: an inherited connection has ended.
+        front-end: an inherited connection has ended, or nobody listens where the `Dialer` connects to.
 
         Raises:
             UserError: the address cannot be listened on.
@@ -47,16 +48,25 @@ class Server(serving.Server[Session]):
         return Session(self.device, stream, first_seconds=first_seconds, withheld=self._withheld)
 
 
-def serve(device: VhostDevice, address: Address | str, *, withheld: Withheld = NOTHING, announce: bool = True) -> None:
-    """Serve `device` until SIGTERM or SIGINT, or until an inherited connection ends. For the main thread.
+def serve(
+    device: VhostDevice, address: Address | Dialer | str, *, withheld: Withheld = NOTHING, announce: bool = True
+) -> None:
+    """Serve `device` until SIGTERM or SIGINT, or until a `Dialer` finds no front-end any more. For the main thread.
 
     `withheld` are features that front-ends are not offered. From then on the whole process has
     `program.END_SECONDS`: see `userdev.serving.program.run`.
 
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the address cannot be listened on, or is a connection: front-ends come again, and would find nobody.
     """
-    run(
-        lambda ended: Server(device, address, withheld=withheld, ended=ended),
-        type(device).__name__ if announce else None,
-    )
+
+    def make(ended: Callable[[], None]) -> Server:
+        server = Server(device, address, withheld=withheld, ended=ended)
+        if not isinstance(address, Dialer) and server.listener.is_connected:
+            raise UserError(
+                f"{address} is a connection, and has to be a socket that listens",
+                hint="to connect to where a front-end listens: --client --socket-path PATH",
+            )
+        return server
+
+    run(make, type(device).__name__ if announce else None)
