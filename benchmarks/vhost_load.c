@@ -3,8 +3,8 @@
  *
  *     vhost_load SOCKET read|write BYTES DEPTH SECONDS
  *
- * Offsets are random multiples of BYTES. All blocks are read once before, so that the page cache has them. Printed:
- * requests, seconds, and the CPU time that this program needed.
+ * Offsets are random multiples of BYTES. All blocks are read or written once before, so that the page cache has them,
+ * dirty where they are written. Printed: requests, seconds, and the CPU time that this program needed.
  */
 #include <blkio.h>
 #include <errno.h>
@@ -99,7 +99,7 @@ int main(int argc, char **argv)
     check(blkio_map_mem_region(disk, &region), "map");
     memset(region.addr, 0xA5, size * depth);
 
-    load(disk, region.addr, capacity, size, depth, 0, 0);
+    load(disk, region.addr, capacity, size, depth, writes, 0);
     double begun = now(), used = cpu();
     uint64_t ended = load(disk, region.addr, capacity, size, depth, writes, begun + seconds);
     printf("%llu %.6f %.6f\n", (unsigned long long)ended, now() - begun, cpu() - used);

@@ -13,7 +13,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
+from time import monotonic, perf_counter_ns
 from typing import Any
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
@@ -21,6 +21,7 @@ from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_a
 from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import COMMANDS, ERRORS, Answer
 from vhost_user.backend.lifecycle import RingState
+from vhost_user.backend.watch import Watch
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import VhostDevice, model_of
 from vhost_user.wire import (
@@ -69,6 +70,7 @@ class Session:
         self._framer: Framer[Message] = Framer(Message, max_fds=MAX_FDS)
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
+        self._watch = Watch()
         self._first_end = None if first_seconds is None else monotonic() + first_seconds
         self._work: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -143,7 +145,14 @@ class Session:
         return fd in ready
 
     def _wait(self) -> None:
-        for fd, _ in self._epoll.poll(self._patience()):
+        if self._look():
+            return
+        patience = self._patience()
+        begin = perf_counter_ns()
+        events = self._epoll.poll(patience)
+        if patience != 0:
+            self._watch.slept(perf_counter_ns() - begin)
+        for fd, _ in events:
             ready = self._ready.get(fd)
             if ready is not None:  # one that was waited for a moment ago may be gone
                 ready()
@@ -152,9 +161,24 @@ class Session:
         if self._back_end.deadline is not None:
             self._back_end.expire(monotonic())
 
+    def _look(self) -> bool:
+        """Look for requests for a moment, where that is better than to sleep; whether there are some.
+
+        Now and then messages come first: a driver that always has requests must not keep the front-end waiting.
+        """
+        if not self._watch.is_worth_while:
+            return False
+        rings = [vring for vring in self._back_end.vrings.started if vring.is_awake]
+        if not rings or any(vring.pending for vring in rings):
+            return False
+        return self._watch.until(lambda: any(vring.look() for vring in rings), lambda: bool(self._work))
+
     def _patience(self) -> float | None:
         """Seconds to wait for the next event."""
         rings = self._back_end.vrings.started
+        for vring in rings:
+            if vring.is_awake and not vring.pending:
+                vring.rest()
         if any(vring.pending for vring in rings):
             return 0
         if any(vring.is_polled and vring.state is RingState.RUNNING for vring in rings):

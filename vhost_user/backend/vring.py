@@ -60,6 +60,8 @@ class Vring:
         """Whether SET_VRING_ENABLE has come; without PROTOCOL_FEATURES a ring starts enabled."""
         self.pending = False
         """Whether there may be requests."""
+        self.is_awake = False
+        """Whether its driver was told that it need not tell of requests, as they are looked for: until `rest`."""
         self.owes = False
         """Whether requests were given back that the driver has not got: `publish`."""
         self._device = device
@@ -96,7 +98,7 @@ class Vring:
         if before is not RingState.RUNNING and self.state is RingState.RUNNING:
             self._run()
         elif before is RingState.RUNNING and self.state is not RingState.RUNNING:
-            self.pending = False
+            self.pending = self.is_awake = False
             self._end()
             self._go_on()
             if self._has_begun:
@@ -137,6 +139,15 @@ class Vring:
             self._fail(ring, error)
         if waited and not self._is_waiting:
             self._misses.drop(self)
+
+    def look(self) -> bool:
+        """Whether there are requests, of which its driver need not tell."""
+        return self._ask(lambda ring: ring.has_requests())
+
+    def rest(self) -> bool:
+        """Have its driver tell of requests from now on; whether some have come before it could know."""
+        self.is_awake = False
+        return self._ask(lambda ring: ring.enable_kicks())
 
     def publish(self) -> None:
         """Let the driver have what was given back."""
@@ -183,7 +194,7 @@ class Vring:
 
     def _wait_for(self, miss: IotlbMiss) -> None:
         """Have what is not translated be asked for; the request that has missed stays where it is."""
-        self.pending = False
+        self.pending = self.is_awake = False
         self._is_waiting = True
         self._misses.wait(self, miss)
 
@@ -205,6 +216,16 @@ class Vring:
             IotlbMiss: an address has to be asked for first.
         """
         raise NotImplementedError
+
+    def _ask(self, question: Callable[[Ring], bool]) -> bool:
+        assert self.ring is not None
+        try:
+            self.pending = question(self.ring)
+        except IotlbMiss as miss:
+            self._wait_for(miss)
+        except BrokenRing as error:
+            self.break_down(str(error))
+        return self.pending
 
     def _fail(self, ring: Ring, error: BaseException) -> None:
         """A request cannot be right, or the device has failed at it; what was done before is right."""
@@ -269,7 +290,9 @@ class HandledVring(Vring):
 
     def _take(self, ring: Ring) -> bool:
         handler, pop, push = self._handler, ring.pop, ring.push
-        ring.disable_kicks()
+        if not self.is_awake:
+            self.is_awake = True
+            ring.disable_kicks()
         left = ring.size
         while left > 0:
             count = 0
@@ -283,7 +306,7 @@ class HandledVring(Vring):
             if count and ring.publish():
                 self.call.signal()
             if count < BATCH:
-                return ring.enable_kicks()
+                return False
             left -= count
         return True
 

@@ -169,7 +169,7 @@ class PackedRing(Ring):
             self._device_events[_EVENTS] = _ALL
         self._mark_events()
         fence()
-        return bool(self.resubmitted) or self._is_available()
+        return bool(self.resubmitted) or self._has_next()
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
         if not self.broken:
@@ -192,7 +192,7 @@ class PackedRing(Ring):
         # The log's address in SET_VRING_ADDR is that of the device's area for QEMU, and of the ring for DPDK.
         self._ring_guest, self._event_guest = self._guest(descriptor), self._guest(device)
 
-    def _is_available(self) -> bool:
+    def _has_next(self) -> bool:
         """By the flags alone: the rest of a descriptor may be looked at only after them."""
         flags = self._shorts[8 * self._next + 7] & BOTH
         return flags == (AVAIL if self._wrap else USED)

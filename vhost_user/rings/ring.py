@@ -156,6 +156,16 @@ class Ring(ABC):
             BrokenRing: the ring's memory has gone, or its index is wrong.
         """
 
+    def has_requests(self) -> bool:
+        """Whether there is something to take, without asking the driver to tell of it.
+
+        Raises:
+            BrokenRing: the ring's memory has gone.
+        """
+        if self.broken or self._generation != self.table.generation or self._is_watched:
+            self.refresh()
+        return bool(self.resubmitted) or self._has_next()
+
     @abstractmethod
     def disable_kicks(self) -> None:
         """Tell the driver that it need not tell: requests are looked for anyway."""
@@ -206,6 +216,10 @@ class Ring(ABC):
     @abstractmethod
     def _check_size(self) -> None:
         """Raise BrokenRing where there can be no ring of this size or at these addresses."""
+
+    @abstractmethod
+    def _has_next(self) -> bool:
+        """Whether the driver has made another request available."""
 
     @abstractmethod
     def _map(self) -> None:

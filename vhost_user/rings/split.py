@@ -135,7 +135,7 @@ class SplitRing(Ring):
             self._used_head[_FLAGS] = 0
             self._mark_event(0)
         fence()
-        return bool(self.resubmitted) or self._available[_INDEX] != self._next
+        return bool(self.resubmitted) or self._has_next()
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
         if not self.has_events and not self.broken:  # with events, the driver tells once and no more
@@ -147,6 +147,9 @@ class SplitRing(Ring):
     def _check_size(self) -> None:
         if not 0 < self.size <= MAX_SIZE or self.size & self.size - 1:
             raise BrokenRing(f"a split ring of {self.size} descriptors")
+
+    def _has_next(self) -> bool:
+        return self._available[_INDEX] != self._next
 
     def _map(self) -> None:
         size, event = self.size, 2 * self.has_events
