@@ -6,11 +6,11 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from userdev.relay.backlog import MAX_BYTES
 from userdev.relay.loop import Future, Loop, Task
-from userdev.transport import Framer, Stream, close_all
+from userdev.transport import Framed, Framer, Stream, close_all
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.trace import VfioTraceWriter
 from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
@@ -20,20 +20,32 @@ T = TypeVar("T")
 DEADLINE = 60.0
 
 
-class Peer:
+class Carried(Framed, Protocol):
+    """A message of either protocol."""
+
+    fds: list[int]
+
+    def encode(self) -> bytes:
+        """Its bytes."""
+
+
+M = TypeVar("M", bound=Carried)
+
+
+class AnyPeer(Generic[M]):
     """One end of a session: sends what it is told, and receives messages with a deadline."""
 
-    def __init__(self, bench: Bench, sock: socket.socket) -> None:
+    def __init__(self, bench: Looped, sock: socket.socket, kind: type[M]) -> None:
         self.socket = sock
         self.stream = Stream(sock)
-        self.framer = Framer(Message, max_message=70 << 20)
+        self.framer = Framer(kind, max_message=70 << 20)
         self.bench = bench
         sock.setblocking(False)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: M) -> None:
         self.stream.send(message.encode(), message.fds)
 
-    def receive(self) -> Message:
+    def receive(self) -> M:
         """The next message that arrives."""
         return self.bench.until(self.next)
 
@@ -68,7 +80,7 @@ class Peer:
         self.framer.close()
         self.socket.close()
 
-    def next(self) -> Message | None:
+    def next(self) -> M | None:
         """The next message where one has come whole."""
         if (message := self.framer.next()) is not None:
             return message
@@ -89,26 +101,11 @@ class Peer:
             return True
 
 
-class Bench:
-    """Client, session and server in one thread. `until` turns the loop."""
+class Looped:
+    """A loop that the test turns, and what is waited for by turning it."""
 
-    def __init__(self, *, dialect: Dialect = CURRENT, trace: Path | None = None) -> None:
+    def __init__(self) -> None:
         self.loop = Loop()
-        self.trace = VfioTraceWriter(trace, {"dialect": dialect.name}) if trace is not None else None
-        if self.trace is not None:
-            self.loop.at_end_of_turn(self.trace.flush)
-        self.client, near_client = self.pair()
-        self.server, near_server = self.pair()
-        self.ended = False
-        self.session = ForwardedSession(
-            self.loop, Stream(near_client), Stream(near_server), dialect, trace=self.trace, on_end=self._end
-        )
-        self.session.start()
-
-    def pair(self) -> tuple[Peer, socket.socket]:
-        """A peer, and the socket at its other end."""
-        far, near = socket.socketpair()
-        return Peer(self, far), near
 
     def until(self, found: Callable[[], T | None]) -> T:
         """Turn the loop until `found` returns something."""
@@ -128,6 +125,31 @@ class Bench:
         """Turn the loop until it has nothing to do."""
         while self.loop.turn(0):
             pass
+
+
+Peer = AnyPeer[Message]
+
+
+class Bench(Looped):
+    """Client, session and server in one thread. `until` turns the loop."""
+
+    def __init__(self, *, dialect: Dialect = CURRENT, trace: Path | None = None) -> None:
+        super().__init__()
+        self.trace = VfioTraceWriter(trace, {"dialect": dialect.name}) if trace is not None else None
+        if self.trace is not None:
+            self.loop.at_end_of_turn(self.trace.flush)
+        self.client, near_client = self.pair()
+        self.server, near_server = self.pair()
+        self.ended = False
+        self.session = ForwardedSession(
+            self.loop, Stream(near_client), Stream(near_server), dialect, trace=self.trace, on_end=self._end
+        )
+        self.session.start()
+
+    def pair(self) -> tuple[Peer, socket.socket]:
+        """A peer, and the socket at its other end."""
+        far, near = socket.socketpair()
+        return AnyPeer(self, far, Message), near
 
     def negotiate(self) -> None:
         """VERSION, as QEMU and our server do it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from userdev.errors import ProtocolError
 
 R = TypeVar("R", bound=tuple[Any, ...])
+_CODES = re.compile(r"(\d*)([a-zA-Z])")
 
 
 class Layout(Generic[R]):
@@ -55,5 +57,24 @@ class Layout(Generic[R]):
         for values in self.struct.iter_unpack(payload[offset:]):
             yield self.record(*values)
 
+    def place_of(self, name: str) -> tuple[int, int] | None:
+        """Offset and width, in bytes, of the field of this name; None where there is none."""
+        place, fields = 0, iter(self.record._fields)  # type: ignore[attr-defined]
+        for count, code in _CODES.findall(self.struct.format.lstrip("<=")):
+            whole = struct.calcsize(f"<{count}{code}")
+            for width in _widths(count, code, whole):
+                if next(fields) == name:
+                    return place, width
+                place += width
+            place += whole if code == "x" else 0
+        return None
+
     def __repr__(self) -> str:
         return f"<Layout {self.name} {self.size} bytes>"
+
+
+def _widths(count: str, code: str, whole: int) -> list[int]:
+    """The widths of the fields that a part of a format is: one of bytes, none of padding, else as many as it says."""
+    if code == "x":
+        return []
+    return [whole] if code == "s" else [struct.calcsize("<" + code)] * int(count or 1)

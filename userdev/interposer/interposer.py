@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 from userdev.errors import UserError
 from userdev.interposer.control.answers import ByDirection, TraceStatus
 from userdev.interposer.errors import PeerLost
-from userdev.interposer.session import InterposedSession
+from userdev.interposer.session import BaseSession
 from userdev.interposer.upstream import Upstream
 from userdev.printable import printable
 from userdev.relay.direction import Direction
@@ -58,7 +58,7 @@ class Removable(Protocol):
         """Stop interfering; what waits is sent now."""
 
 
-S = TypeVar("S", bound=InterposedSession)
+S = TypeVar("S", bound=BaseSession[Any, Any])
 
 
 class BaseInterposer(ABC, Generic[S]):
@@ -209,9 +209,10 @@ class BaseInterposer(ABC, Generic[S]):
             self.faults = self.begin_faults(self.session, scenario)
 
     def note(self, event: str, **details: object) -> None:
-        """Write an event into the trace, where there is one."""
+        """Write an event into the trace, where there is one: whoever asked for it may look at once."""
         if self.trace is not None:
             self.trace.note(event, **details)
+            self.trace.flush()
 
     def trace_status(self) -> TraceStatus | None:
         """The trace that is being written, for `status`."""

@@ -7,15 +7,11 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from userdev.relay.direction import Direction
+from userdev.relay.pump import Relayed
 
 
-class Passed(Protocol):
+class Passed(Relayed, Protocol):
     """A message, as far as those have to know it that keep it for a while."""
-
-    fds: list[int]
-
-    def encode(self) -> bytes:
-        """Its bytes, as they came."""
 
     @property
     def size(self) -> int:

@@ -10,6 +10,10 @@ from userdev.descriptors import FdInfo
 from userdev.relay.direction import Direction
 from userdev.trace.format import Header, Note, Raw, TraceRecord, View
 
+PAYLOAD = "payload."
+"""Before the name of a field that the header has too: `flags` is the header's, `payload.flags` the structure's."""
+DATA = "data"
+"""What follows a message's own structure."""
 DATA_SHOWN = 64
 """Bytes of data printed before it is cut."""
 _BYTES_SHOWN = 32
@@ -59,7 +63,7 @@ class Decoded:
         words = [self.command]
         if self.kind != "request":
             words.append(self.kind)
-        words += [f"{name}={value}" for name, value in self.fields.items()]
+        words += [f"{name}={_word(value)}" for name, value in self.fields.items()]
         words += [*self.more(), self.data_shown()]
         if self.problem:
             words.append(f"!! {self.problem}")
@@ -194,6 +198,17 @@ def _what(line: TraceLine) -> str:
             if not entry.unchanged:
                 words.append(f"<{_MARKS[entry.view]}>")
             return " ".join(filter(None, words))
+
+
+def _word(value: Any) -> str:
+    """A field's value: a table entry by entry, anything else as it is."""
+    match value:
+        case list():
+            return f"[{', '.join(map(_word, value))}]"
+        case dict():
+            return " ".join(f"{name}={_word(each)}" for name, each in value.items())
+        case _:
+            return str(value)
 
 
 def _fd(fd: FdInfo) -> str:

@@ -39,8 +39,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
+    "interpose": ("vhost_interpose", "Stand between a front-end and a back-end: trace, break."),
     "peer": ("vhost_peer", "Fetch a real vhost-user program, and say how it is started."),
     "serve": ("vhost_serve", "Serve a virtio device on a socket."),
+    "trace": ("vhost_trace", "Show and export what an interposer has recorded."),
 }
 """The same of `vhost-user`."""
 

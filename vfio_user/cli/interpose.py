@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
-import signal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._interposing import interposing, run
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS
 from vfio_user.wire.dialects import dialect_named
+
+if TYPE_CHECKING:
+    from vfio_user.interposer.faults.scenario import Scenario
 
 
 class _Errno(click.ParamType[int]):
@@ -31,24 +33,17 @@ class _Errno(click.ParamType[int]):
         return int(getattr(errno, value))
 
 
+def _scenario() -> type[Scenario]:
+    from vfio_user.interposer.faults.scenario import Scenario
+
+    return Scenario
+
+
 @click.command()
-@click.option("--listen", required=True, metavar="ADDRESS", help="Where the client connects to.")
-@click.option("--connect", metavar="ADDRESS", help="Where the server listens.")
-@click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
-@click.option("--server-pid", type=int, help="The process of the server at --connect, for scenarios that signal it.")
+@interposing(_scenario)
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
-@click.option("--trace", type=click.Path(dir_okay=False), help="Record every message in this file.")
 @click.option("--capture-dma", is_flag=True, help="Let the server do DMA by message only, so that a trace has it all.")
 @click.option("--capture-interrupts", is_flag=True, help="Pass interrupts on, so that a trace has them.")
-@click.option("--faults", type=click.Path(dir_okay=False), help="Do to messages what this scenario says (YAML).")
-@click.option(
-    "--print-faults-schema",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, wanted: _print_schema(ctx) if wanted else None,
-    help="Print the JSON schema of scenarios and end.",
-)
 @click.option("--keep-alive", is_flag=True, help="When the server dies, start another; the client never knows.")
 @click.option("--reconnect", is_flag=True, help="The same for a server that somebody else starts again.")
 @click.option(
@@ -66,7 +61,6 @@ class _Errno(click.ParamType[int]):
 @click.option("--signal-error", is_flag=True, help="Trigger the ERR interrupt after a crash (QEMU stops the guest).")
 @click.option("--hang-timeout", type=float, help="Kill a server that has not answered for so many seconds.")
 @click.option("--give-up-after", default=30.0, show_default=True, help="Seconds a new server may take.")
-@click.option("--control", metavar="ADDRESS", help="Take commands here: JSON lines.")
 def command(
     listen: str,
     connect: str | None,
@@ -117,14 +111,4 @@ def command(
         survive=policy if keep_alive or reconnect else None,
         control=control,
     )
-    with Interposer(setup) as interposer:
-        interposer.loop.stop_on(signal.SIGTERM, signal.SIGINT)
-        click.echo(f"listening on {listen}, forwarding to {setup.target}")
-        interposer.run()
-
-
-def _print_schema(context: click.Context) -> None:
-    from vfio_user.interposer.faults.scenario import Scenario
-
-    click.echo(json.dumps(Scenario.model_json_schema(), indent=2))
-    context.exit()
+    run(Interposer(setup), listen, setup.target)

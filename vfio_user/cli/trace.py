@@ -1,31 +1,29 @@
-"""`vfio-user trace`: what an interposer has recorded, for people and for other programs."""
+"""`vfio-user trace` and `vhost-user trace`: what an interposer has recorded, for people and for other programs.
+
+Both show traces of either protocol, which the file names; only Wireshark's dissector is the command's own.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
+from userdev import trace
 from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
-from userdev.trace import TraceLine, as_json, text
-from vfio_user.interposer.trace import VfioTrace, read_trace
+from userdev.trace import as_json, text
+from userdev.trace.view import TraceView
+from vfio_user.interposer.trace import show as vfio_user
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap, load_registers
-from vfio_user.interposer.trace.show import (
-    LANES,
-    PACKETS,
-    Filter,
-    command_named,
-    decode_entries,
-    parse_offsets,
-    parse_region,
-)
+from vfio_user.traces import view_trace
+from vhost_user.interposer import traces as vhost_user
+from vhost_user.interposer.asker import request_named
 
-_REGISTERS_HELP = "Names of registers: a YAML or JSON map, a device's name, or MODULE:CLASS."
+_REGISTERS_HELP = "Names of registers: a YAML or JSON map, a device's name, or MODULE:CLASS (vfio-user)."
 
 
 @click.group()
@@ -33,12 +31,13 @@ def command() -> None:
     """Show and export traces."""
 
 
-@command.command()
+@click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--command", "commands", multiple=True, metavar="NAME", help="Only these, for example REGION_WRITE.")
-@click.option("--region", help="Only accesses to this region: BAR0, CONFIG, or a number.")
-@click.option("--offset", help="Only accesses that touch this offset, or range 0x10-0x1f.")
-@click.option("--register", default="", help="Only accesses to this register: NAME, NAME[3], NAME+2.")
+@click.option("--region", help="Only accesses to this region: BAR0, CONFIG, or a number (vfio-user).")
+@click.option("--offset", help="Only accesses that touch this offset, or range 0x10-0x1f (vfio-user).")
+@click.option("--register", default="", help="Only accesses to this register: NAME, NAME[3], NAME+2 (vfio-user).")
+@click.option("--ring", type=int, help="Only what is about this ring (vhost-user).")
 @click.option("--since", type=float, help="Only from this second of the trace on.")
 @click.option("--until", type=float, help="Only up to this second of the trace.")
 @click.option("--direction", type=click.Choice(list(DIRECTIONS)))
@@ -50,6 +49,7 @@ def show(
     region: str | None,
     offset: str | None,
     register: str,
+    ring: int | None,
     since: float | None,
     until: float | None,
     direction: str | None,
@@ -57,26 +57,34 @@ def show(
     as_lines: bool,
 ) -> None:
     """Print a trace decoded: record, seconds, direction, message, and how long a reply took."""
-    trace, names = read_trace(file), _registers(registers)
+    names = _registers(registers)
     if register:
         names.check(register)
-    wanted = Filter(
-        commands=frozenset(map(command_named, commands)),
-        region=parse_region(region) if region is not None else None,
-        offset=parse_offsets(offset) if offset is not None else None,
-        register=register,
-        since=since,
-        until=until,
-        direction=DIRECTIONS[direction] if direction is not None else None,
-    )
-    began = trace.header.time
-    for line in decode_entries(trace.entries, trace.dialect, names):
+    view = view_trace(file, names)
+    towards = DIRECTIONS[direction] if direction is not None else None
+    wanted: trace.Filter
+    if view.trace.header.protocol == vhost_user.NAME:
+        _refuse(file, region=region, offset=offset, register=register, registers=registers)
+        wanted = vhost_user.Filter(frozenset(map(_request, commands)), since, until, towards, ring=ring)
+    else:
+        _refuse(file, ring=ring)
+        wanted = vfio_user.Filter(
+            frozenset(map(vfio_user.command_named, commands)),
+            since,
+            until,
+            towards,
+            region=vfio_user.parse_region(region) if region is not None else None,
+            offset=vfio_user.parse_offsets(offset) if offset is not None else None,
+            register=register,
+        )
+    began = view.trace.header.time
+    for line in view.lines():
         if wanted.lets_through(line, began):
             click.echo(json.dumps(as_json(line, began)) if as_lines else text(line, began))
-    _say_truncated(trace)
+    _say_truncated(view)
 
 
-@command.command()
+@click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["pcapng", "json", "perfetto"]), required=True)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: standard output.")
@@ -92,33 +100,55 @@ def export(
     console_log: Path | None,
 ) -> None:
     """Write a trace for Wireshark (pcapng), for programs (json) or as a picture (perfetto)."""
-    trace = read_trace(file)
+    view = view_trace(file, _registers(registers))
+    header = view.trace.header
     with about(output or "the standard output"), _output(output) as stream:
         if kind == "pcapng":
             from userdev.trace.pcapng import write_pcapng
 
-            write_pcapng(stream, PACKETS, trace.header, trace.entries)
+            write_pcapng(stream, view.packets, header, view.trace.entries)
         elif kind == "perfetto":
             from userdev.trace.perfetto import trace_events
 
-            events = trace_events(
-                LANES, trace.header, _lines(trace, registers), qmp_log=qmp_log, console_log=console_log
-            )
+            events = trace_events(view.lanes, header, view.lines(), qmp_log=qmp_log, console_log=console_log)
             stream.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
         else:
-            began = trace.header.time
-            stream.write(json.dumps([as_json(line, began) for line in _lines(trace, registers)], indent=1).encode())
-    _say_truncated(trace)
+            stream.write(json.dumps([as_json(line, header.time) for line in view.lines()], indent=1).encode())
+    _say_truncated(view)
 
 
-@command.command()
+@click.command()
 def dissector() -> None:
     """Print where Wireshark's dissector is: `wireshark -X lua_script:$(vfio-user trace dissector) FILE`."""
-    click.echo(PACKETS.dissector)
+    click.echo(vfio_user.PACKETS.dissector)
 
 
-def _lines(trace: VfioTrace, registers: str | None) -> Iterator[TraceLine]:
-    return decode_entries(trace.entries, trace.dialect, _registers(registers))
+command.add_command(show)
+command.add_command(export)
+command.add_command(dissector)
+
+
+def _refuse(file: Path, **options: object) -> None:
+    """Refuse options that say nothing of this trace.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    for name, value in options.items():
+        if value not in (None, ""):
+            raise UserError(f"--{name}: {file} is of the other protocol", hint="`--help` says whose it is")
+
+
+def _request(name: str) -> str:
+    """A request of vhost-user by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return request_named(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _registers(text: str | None) -> RegisterMap:
@@ -147,6 +177,6 @@ def _output(path: Path | None) -> BinaryIO:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _say_truncated(trace: VfioTrace) -> None:
-    if trace.truncated:
-        click.echo(f"{trace.path}: {trace.truncated}; everything before it is above", err=True)
+def _say_truncated(view: TraceView) -> None:
+    if view.trace.truncated:
+        click.echo(f"{view.trace.path}: {view.trace.truncated}; everything before it is above", err=True)

@@ -30,9 +30,7 @@ from userdev.trace import text
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import NOISE, reason
-from vfio_user.interposer.trace import read_trace
-from vfio_user.interposer.trace.registers import RegisterMap
-from vfio_user.interposer.trace.show import decode_entries
+from vfio_user.traces import view_trace
 
 INDEX, RECORD = "index.html", "evidence.json"
 LAST_LINES = 40
@@ -214,9 +212,8 @@ def _noise(folder: Path) -> Iterator[tuple[str, int, str]]:
 def _messages(path: Path) -> str:
     """The last messages of an interposer's trace."""
     try:
-        trace = read_trace(path)
-        lines = decode_entries(trace.entries, trace.dialect, RegisterMap())
-        return "\n".join(text(line, trace.header.time) for line in deque(lines, LAST_MESSAGES))
+        view = view_trace(path)
+        return "\n".join(text(line, view.trace.header.time) for line in deque(view.lines(), LAST_MESSAGES))
     except UserError as error:
         return str(error)
 

@@ -11,24 +11,20 @@ import errno as errnos
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from userdev.interposer.holding import Holding
-from userdev.interposer.session import Counters
-from userdev.relay.backlog import Backlog
+from userdev.interposer.session import BOTH, BaseSession, Counters
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop
-from userdev.relay.relay import Relay
 from userdev.trace import TraceWriter, View
 from userdev.transport import Stream, close_all
 from vfio_user.interposer.codec import CODEC, MessageHeader
 from vfio_user.interposer.own_requests import OwnRequests
 from vfio_user.interposer.pairing import Pairing, PendingRequest
-from vfio_user.interposer.passing import Passing, SessionWatcher, Stage, copy_message
+from vfio_user.interposer.passing import Passing, SessionWatcher, copy_message
 from vfio_user.interposer.server_migration import ServerMigration
 from vfio_user.interposer.session_model import CONFIG_REGION, SessionModel
 from vfio_user.wire import ERROR, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire.header import TYPE_MASK
 
-BOTH = View.RECEIVED | View.SENT
 _NOBODY = PendingRequest(0, 0, None)
 """What a reply answers that nobody asked for."""
 
@@ -41,7 +37,7 @@ class SessionCounters(Counters):
     own_requests: int = 0
 
 
-class ForwardedSession:
+class ForwardedSession(BaseSession[Message, MessageHeader]):
     """Forwards until either side is gone. `on_end` is called once, when nothing is left to do."""
 
     def __init__(
@@ -54,59 +50,34 @@ class ForwardedSession:
         trace: TraceWriter | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self.loop = loop
         self.dialect = dialect
-        self.trace = trace
         self.model = SessionModel(dialect)
         self.memory = self.model
         """Where guest memory can be reached; it differs from `model` where the server was not told."""
-        self.counters = SessionCounters()
-        self.closed = False
         self.pending = (Pairing(), Pairing())
         """Requests without reply, by the direction the request went."""
         self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
-        self.backlog = Backlog(self._backlog_changed)
-        self.holding = Holding(self.backlog, self._hand_to_server, self.choose_path)
         self.migration: ServerMigration | None = None
         """How the server migrates, once it has been asked: see `migration.migration_of`."""
-        self._stages: dict[Direction, list[Stage]] = {direction: [] for direction in Direction}
         self._watchers: list[SessionWatcher] = []
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
-        self._on_end = on_end
-        self._relay = Relay(CODEC, loop, client, server, self)
+        super().__init__(CODEC, loop, client, server, trace=trace, on_end=on_end)
+        self.counters: SessionCounters = SessionCounters()
 
     # the life of a session
 
-    def start(self) -> None:
-        """Forward from now on."""
-        self._relay.start()
-        self.note("connected")
-
-    def close(self) -> None:
-        """End the session now: both peers see their connection closed."""
-        if self.closed:
-            return
-        self.closed = True
+    def ending(self) -> None:
+        """Fail our own requests, and tell watchers."""
         for own in self.own:
             own.lose("the session has ended")
         for watcher in self._watchers:
             watcher.closed()
-        for stage in dict.fromkeys(stage for stages in self._stages.values() for stage in stages):
-            stage.closed()
-        self._relay.close()
+
+    def ended_for_good(self) -> None:
+        """Forget all requests, and what is known of the session."""
         for pairing in self.pending:
             pairing.close()
-        self.holding.close()
         self.model.close()
-        self.note("disconnected")
-        self._on_end()
-
-    def close_side(self, name: str, how: int) -> None:
-        """Shut the client's or the server's connection down, as `socket.shutdown` has it; the rest follows as if the
-        peer had.
-        """
-        peer = self._relay.client if name == "client" else self._relay.server
-        peer.stream.shutdown(how)
 
     def replace_server(self, stream: Stream) -> None:
         """Go on with another server. The client's unfinished message, if any, will reach it whole."""
@@ -142,69 +113,22 @@ class ForwardedSession:
         """Tell `watcher` from now on what happens."""
         self._watchers.append(watcher)
 
-    def add_stage(self, stage: Stage, *directions: Direction) -> None:
-        """Let `stage` see the messages of these directions before they go on, behind the stages that do already."""
-        for direction in directions:
-            self._stages[direction].append(stage)
-        self.choose_path()
-
-    def remove_stage(self, stage: Stage) -> None:
-        """Let it see no more."""
-        for stages in self._stages.values():
-            if stage in stages:
-                stages.remove(stage)
-        self.choose_path()
-
-    def choose_path(self) -> None:
-        """Have messages handed over only while something wants to see them first."""
-        if self.closed:
-            return
-        wanted = (
-            self.holding.active or any(own.active for own in self.own) or self.pending[Direction.TO_CLIENT].has_stale
-        )
-        for direction, stages in self._stages.items():
-            self._relay.source(direction).pump.intercept = wanted or bool(stages)
-        self._relay.update()
-
-    def note(self, event: str, **details: object) -> None:
-        """Record in the trace that something has happened."""
-        if self.trace is not None:
-            self.trace.note(event, **details)
+    def wants_all(self, direction: Direction) -> bool:
+        """Whether replies have to be looked at: to our own requests, and to those of servers that are gone."""
+        return any(own.active for own in self.own) or self.pending[Direction.TO_CLIENT].has_stale
 
     # sending
-
-    def send(self, direction: Direction, message: Message, *, pair: int = 0) -> int:
-        """Send a message of ours; returns the number of its record. `pair` is that of the request it answers."""
-        peer = self._relay.towards(direction)
-        peer.outlet.send(message.encode(), message.fds)
-        self._relay.update_peer(peer)
-        return self._record(direction, View.SENT, message, pair)
 
     def send_together(self, direction: Direction, messages: Sequence[Message]) -> None:
         """Send messages of ours that have no descriptors, at one go."""
         self._relay.towards(direction).outlet.send(b"".join([message.encode() for message in messages]))
         for message in messages if self.trace is not None else ():
-            self._record(direction, View.SENT, message)
-
-    def send_on(self, passing: Passing) -> None:
-        """Send a message that a stage or a watcher had taken, as if it had come just now. Its descriptors stay the
-        caller's.
-        """
-        self._send_on(passing, View.SENT)
-        self._relay.update_peer(self._relay.towards(passing.direction))
-
-    def send_bytes(self, direction: Direction, data: bytes, fds: list[int]) -> None:
-        """Send bytes that need not be a message."""
-        peer = self._relay.towards(direction)
-        peer.outlet.send(data, fds)
-        if self.trace is not None:
-            self.trace.raw(direction, data, View.SENT)
-        self._relay.update_peer(peer)
+            self.record(direction, View.SENT, message)
 
     def expect_reply(self, passing: Passing) -> None:
         """A request has been sent as bytes: its reply will come."""
         if not passing.message.is_reply:
-            self._sent(replace(passing, record=0))
+            self.request_sent(replace(passing, record=0))
 
     # what the relay asks and tells
 
@@ -212,10 +136,6 @@ class ForwardedSession:
     def expects_reply(self) -> bool:
         """Whether the server has something to answer."""
         return len(self.pending[Direction.TO_SERVER]) > 0
-
-    def overfull(self, direction: Direction) -> bool:
-        """Whether so much is kept that no more is to be read."""
-        return self.backlog.full(direction)
 
     def passed(self, direction: Direction, header: MessageHeader, data: memoryview) -> None:
         """Learn of a message that the relay has forwarded: `data` is its bytes, in a buffer that is used again."""
@@ -236,7 +156,7 @@ class ForwardedSession:
             if not flags & NO_REPLY:
                 self.pending[direction].sent(id, PendingRequest(number, command, None))
         else:
-            self._sent(Passing(direction, Message(id, command, flags, errno, bytes(data[16:])), record=number))
+            self.request_sent(Passing(direction, Message(id, command, flags, errno, bytes(data[16:])), record=number))
 
     def observe(self, direction: Direction, message: Message) -> None:
         """Learn of a message that went on whole, with its descriptors; the trace, the model and watchers are told."""
@@ -245,22 +165,22 @@ class ForwardedSession:
         passing = Passing(direction, message)
         if message.is_reply:
             request = self.pending[direction.opposite].replied(message.id) or _NOBODY
-            self._record(direction, BOTH, message, request.number)
+            self.record(direction, BOTH, message, request.number)
             self._learned(passing, request)
         else:
-            passing.record = self._record(direction, BOTH, message)
-            self._sent(passing)
+            passing.record = self.record(direction, BOTH, message)
+            self.request_sent(passing)
 
     def deliver(self, direction: Direction, message: Message) -> None:
         """Send a message on: held back while requests are held, a reply under the id that the other side knows."""
         self.counters.messages[direction] += 1
         self.counters.bytes[direction] += message.size
         if direction is Direction.TO_SERVER and self.holding.active and not message.is_reply:
-            self._hold_back(message)
+            self.hold_back(message)
         elif message.is_reply:
             self._translate_reply(direction, message)
         else:
-            self._hand_over(Passing(direction, self.own[direction].outgoing(message)), message)
+            self.hand_over(Passing(direction, self.own[direction].outgoing(message)), message)
 
     def lost(self, direction: Direction, header: Message) -> None:
         """Answer for a message whose descriptors are lost: without them it would say something else."""
@@ -272,42 +192,24 @@ class ForwardedSession:
 
     def unframed(self, direction: Direction, data: bytes, why: str) -> None:
         """Note bytes that are no message and go on as they are; `why` is given with the first of them."""
-        self.counters.unframed += len(data)
         if direction is Direction.TO_SERVER:
             self.counters.unframed_by_client += len(data)
-        if self.trace is not None:
-            if why:
-                self.trace.note("unframed", direction=direction.label, why=why)
-            self.trace.raw(direction, data)
+        super().unframed(direction, data, why)
 
-    def ended(self, direction: Direction) -> None:
-        """Note that no more comes from one side, and end the other's stream, unless a watcher keeps the session
-        alive.
-        """
-        peer = self._relay.source(direction)
-        self.note("end-of-stream", side=peer.name)
-        if direction is Direction.TO_CLIENT:
-            kept_alive = [watcher.server_gone() for watcher in self._watchers]  # each is told, whatever another does
-            if any(kept_alive):
-                return
-        self._relay.towards(direction).outlet.end()
-        self._relay.update_peer(peer)
+    def survives(self, direction: Direction) -> bool:
+        """Whether a watcher keeps the session alive, whose server is gone."""
+        if direction is Direction.TO_SERVER:
+            return False
+        kept_alive = [watcher.server_gone() for watcher in self._watchers]  # each is told, whatever another does
+        return any(kept_alive)
 
     # in between
-
-    def _backlog_changed(self, direction: Direction) -> None:
-        self._relay.update_peer(self._relay.source(direction))
-
-    def _hold_back(self, request: Message) -> None:
-        self.counters.held += 1
-        number = self._record(Direction.TO_SERVER, View.RECEIVED, request)
-        self.holding.keep(Passing(Direction.TO_SERVER, request, record=number))
 
     def _hand_to_server(self, held: Passing) -> None:
         """A request that was held goes on."""
         came = held.message
         held.message = self.own[Direction.TO_SERVER].outgoing(came)
-        self._hand_over(held, came)
+        self.hand_over(held, came)
 
     def _translate_reply(self, direction: Direction, reply: Message) -> None:
         """A reply has come in while messages are looked at: ours, one for nobody, or one to send on."""
@@ -315,7 +217,7 @@ class ForwardedSession:
         request = self.pending[asked].replied(reply.id) or _NOBODY
         translated = self.own[asked].incoming(reply)
         if translated is None or request.stale:
-            self._record(direction, View.RECEIVED, reply, request.number)
+            self.record(direction, View.RECEIVED, reply, request.number)
             if translated is None:
                 self.own[asked].deliver_arrived()
             close_all(reply.fds)
@@ -324,37 +226,9 @@ class ForwardedSession:
         # What the server has answered it has done, whatever becomes of its answer on the way.
         self._learned(passing, request)
         passing.message = translated
-        self._hand_over(passing, reply)
+        self.hand_over(passing, reply)
 
-    def _hand_over(self, passing: Passing, came: Message) -> None:
-        """Take one message through the stages and send what comes out. `came` is the message as it was received."""
-        direction = passing.direction
-        after: Message | None = passing.message
-        for stage in self._stages[direction]:
-            after = stage(passing)
-            if after is None:
-                break
-            passing.message = after
-        view = BOTH if after is came else View.SENT
-        if view is not BOTH:
-            passing.record = self._record(direction, View.RECEIVED, came, passing.pair)
-        if after is not None:
-            self._send_on(passing, view)
-            close_all(after.fds)
-        for action in passing.actions:
-            action()
-
-    def _send_on(self, passing: Passing, view: View) -> None:
-        direction, message = passing.direction, passing.message
-        self._relay.towards(direction).outlet.send(message.encode(), message.fds)
-        passing.record = self._record(direction, view, message, passing.pair)
-        if not message.is_reply:
-            self._sent(passing)
-
-    def _record(self, direction: Direction, view: View, message: Message, pair: int = 0) -> int:
-        return self.trace.message(direction, view, message, pair) if self.trace is not None else 0
-
-    def _sent(self, passing: Passing) -> None:
+    def request_sent(self, passing: Passing) -> None:
         """A request has been sent on: its reply will want it."""
         direction, request = passing.direction, passing.message
         wanted = direction is Direction.TO_SERVER and self.model.wants(request)

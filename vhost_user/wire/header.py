@@ -55,7 +55,7 @@ class Message:
         return HEADER_SIZE + size
 
     @classmethod
-    def decode(cls, buffer: bytearray, at: int, payload: bytes, fds: list[int]) -> Message:
+    def decode(cls, buffer: bytes | bytearray, at: int, payload: bytes, fds: list[int]) -> Message:
         """The message whose header is at `at`, of what follows it and of the descriptors that belong to it."""
         request, flags, _ = HEADER.unpack_from(buffer, at)
         return cls(request, flags, payload, fds)
@@ -77,6 +77,11 @@ class Message:
     def needs_reply(self) -> bool:
         """Whether the sender asks for a reply; it means something where REPLY_ACK is negotiated."""
         return bool(self.flags & NEED_REPLY)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole message, its header included."""
+        return HEADER_SIZE + len(self.payload)
 
     def encode(self) -> bytes:
         """The bytes of this message; a decoded message encodes to the bytes it came from."""

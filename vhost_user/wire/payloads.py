@@ -42,6 +42,18 @@ class Payload(ABC, Generic[T]):
     def encode(self, value: T) -> bytes:
         """The bytes that say it."""
 
+    def layouts(self) -> list[tuple[int, Layout[Any]]]:
+        """The structures that it begins with, each with its offset; of a table head and first entry."""
+        return []
+
+    def chosen(self, data: bytes) -> tuple[Payload[Any], T]:
+        """Which payload the bytes are, and what they say; it is another than this one only where that has several.
+
+        Raises:
+            ProtocolError: they are no such payload.
+        """
+        return self, self.decode(data)
+
     def __repr__(self) -> str:
         return f"<{self.section or 'no payload'}>"
 
@@ -63,11 +75,16 @@ class Number(Payload[int]):
     """A single 64-bit integer."""
 
     section = "A single 64-bit integer"
+    size = 8
 
     def decode(self, data: bytes) -> int:
         """The number; ProtocolError where the bytes are not 8."""
         (value,) = _exactly(_U64, data)
         return int(value)
+
+    def layouts(self) -> list[tuple[int, Layout[Any]]]:
+        """The number."""
+        return [(0, _U64)]
 
     def encode(self, value: int) -> bytes:
         """Its 8 bytes."""
@@ -84,6 +101,10 @@ class Fixed(Payload[R]):
     def decode(self, data: bytes) -> R:
         """The fields; ProtocolError where the bytes are not exactly theirs."""
         return _exactly(self.layout, data)
+
+    def layouts(self) -> list[tuple[int, Layout[Any]]]:
+        """The structure."""
+        return [(0, self.layout)]
 
     def encode(self, value: R) -> bytes:
         """Their bytes."""
@@ -109,6 +130,10 @@ class Table(Payload[tuple[R, ...]]):
             raise ProtocolError(f"{count} entries of {self.section} take {size} bytes, and {len(data)} came")
         end = _COUNT.size + count * self.entry.size
         return tuple(self.entry.unpack_all(data[:end], _COUNT.size))
+
+    def layouts(self) -> list[tuple[int, Layout[Any]]]:
+        """The count, and the first entry."""
+        return [(0, _COUNT), (_COUNT.size, self.entry)]
 
     def encode(self, value: tuple[R, ...]) -> bytes:
         """Count, padding and entries."""
@@ -139,6 +164,10 @@ class ConfigPayload(Payload[Config]):
             raise ProtocolError(f"{size} bytes of configuration space announced, and {len(tail)} came")
         return Config(offset, size, flags, tail)
 
+    def layouts(self) -> list[tuple[int, Layout[Any]]]:
+        """The head; the data are behind it."""
+        return [(0, _CONFIG)]
+
     def encode(self, value: Config) -> bytes:
         """Its header and data."""
         return _CONFIG.pack(value.offset, value.size, value.flags, tail=value.data)
@@ -168,12 +197,20 @@ class Either(Payload[Any]):
 
     def decode(self, data: bytes) -> Any:
         """Decode by the first of the payloads that takes the bytes; the last one's ProtocolError where none does."""
+        return self.chosen(data)[1]
+
+    def layouts(self) -> list[tuple[int, Layout[Any]]]:
+        """Those of all of them."""
+        return [found for choice in self.choices for found in choice.layouts()]
+
+    def chosen(self, data: bytes) -> tuple[Payload[Any], Any]:
+        """The first of the payloads that takes the bytes, and what they say; see `decode`."""
         for choice in self.choices[:-1]:
             try:
-                return choice.decode(data)
+                return choice.chosen(data)
             except ProtocolError:
                 continue
-        return self.choices[-1].decode(data)
+        return self.choices[-1].chosen(data)
 
     def encode(self, value: Any) -> bytes:
         """The bytes of the first payload whose values are of this type."""

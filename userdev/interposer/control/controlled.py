@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from userdev.interposer.session import InterposedSession
+from userdev.interposer.session import BaseSession
 from userdev.relay.loop import Loop
 
 if TYPE_CHECKING:  # with it comes pydantic, which takes longer to load than all of the rest
@@ -19,7 +19,7 @@ class Controlled(Protocol):
     def loop(self) -> Loop:
         """The loop that sessions and controllers are served in."""
 
-    def current(self) -> InterposedSession:
+    def current(self) -> BaseSession[Any, Any]:
         """The session under way; raises `PeerLost` where there is none."""
 
     def status(self) -> Mapping[str, Any]:

@@ -28,11 +28,7 @@ from userdev.documents import parse, read_text
 from userdev.errors import UserError
 from userdev.relay.direction import DIRECTIONS, Direction
 from userdev.trace import Decoded
-
-PAYLOAD = "payload."
-"""Before the name of a field that the header has too: `flags` is the header's, `payload.flags` the structure's."""
-DATA = "data"
-"""What follows a message's own structure."""
+from userdev.trace.lines import PAYLOAD
 
 
 def one_of(name: str) -> BeforeValidator:

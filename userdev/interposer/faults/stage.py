@@ -10,13 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Generic
+from typing import Any, Generic
 
 from userdev.errors import UserError
 from userdev.interposer.faults.engine import FaultEngine, FaultPlan
 from userdev.interposer.faults.scenario import Close
 from userdev.interposer.passing import M, Passing
-from userdev.interposer.session import StagedSession
+from userdev.interposer.session import BaseSession
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
 from userdev.transport import close_all
@@ -52,11 +52,18 @@ class _Line(Generic[M]):
 class Faults(Generic[M]):
     """A scenario at work in one session. Both directions' stage is the object itself."""
 
-    def __init__(self, session: StagedSession[M], engine: FaultEngine[M], signal_server: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        session: BaseSession[M, Any],
+        engine: FaultEngine[M],
+        signal_server: Callable[[int], int],
+        began: float | None = None,
+    ) -> None:
+        """Begin; `began` is when the session did (monotonic seconds), where that is not now."""
         self._session = session
         self._engine = engine
         self._signal_server = signal_server
-        self._began = time.monotonic()
+        self._began = began if began is not None else time.monotonic()
         self._lines: dict[Direction, _Line[M]] = {direction: _Line() for direction in Direction}
         self._flying: list[tuple[Direction, _Item[M]]] = []  # delayed, and overtaken by others meanwhile
         session.add_stage(self, *Direction)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import struct
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from userdev.errors import ProtocolError
-from userdev.interposer.faults.scenario import DATA, PAYLOAD
 from userdev.layout import Layout
+from userdev.trace.lines import DATA, PAYLOAD
 from vfio_user.interposer.trace.decode import FEATURE_BODIES, feature_body
 from vfio_user.wire import DIALECTS, HEADER_SIZE, Command, Dialect, Message
 from vfio_user.wire import layouts as at
@@ -19,7 +17,6 @@ HEADER_FIELDS = {"id": (0, 2), "command": (2, 2), "size": (4, 4), "flags": (8, 4
 """Field: offset and width in the message."""
 _TABLES: dict[Command, Layout[Any]] = {Command.DMA_MAP: at.DMA_ENTRY_V6, Command.DMA_UNMAP: at.DMA_ENTRY_V6}
 """Commands that have a table in the draft, and what an entry of it is: its first is meant."""
-_CODES = re.compile(r"(\d*)([a-zA-Z])")
 
 
 def place_of(dialect: Dialect, message: Message, name: str) -> tuple[int, int] | None:
@@ -32,7 +29,7 @@ def place_of(dialect: Dialect, message: Message, name: str) -> tuple[int, int] |
         start = HEADER_SIZE + (structures[0][1].size if structures else 0)
         return min(start, message.size), max(0, message.size - start)
     for start, layout in structures:
-        found = _place_in(layout, name)
+        found = layout.place_of(name)
         if found is not None:
             return start + found[0], found[1]
     return None
@@ -66,16 +63,3 @@ def _structures(dialect: Dialect, message: Message) -> Iterator[tuple[int, Layou
             return
         if body is not None:
             yield HEADER_SIZE + layout.size, body
-
-
-def _place_in(layout: Layout[Any], name: str) -> tuple[int, int] | None:
-    place = 0
-    fields = iter(layout.record._fields)
-    for count, code in _CODES.findall(layout.struct.format.lstrip("<")):
-        for width in (
-            [struct.calcsize("<" + count + code)] if code == "s" else [struct.calcsize("<" + code)] * int(count or 1)
-        ):
-            if next(fields, None) == name:
-                return place, width
-            place += width
-    return None

@@ -15,11 +15,13 @@ from userdev.trace import Decoded, Note, TraceLine, decoded_lines
 from userdev.trace.format import Header
 from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
+from userdev.trace.view import TraceView
 from vfio_user.interposer.trace.decode import DecodedMessage, describe
 from vfio_user.interposer.trace.files import NAME, Entry
 from vfio_user.interposer.trace.registers import RegisterMap, is_named
 from vfio_user.wire import DIALECTS, Command, Dialect
 from vfio_user.wire.constants import RegionIndex
+from vfio_user.wire.dialects import dialect_named
 
 PACKETS = PacketForm(NAME, b"VFUP", Path(__file__).parent.parent / "vfio_user.lua", tuple(DIALECTS))
 
@@ -83,6 +85,16 @@ def _lane(line: TraceLine) -> str:
 
 
 LANES = Lanes((_TO_SERVER, _TO_CLIENT, _DMA, _INTERRUPTS), _lane)
+
+
+def view(found: trace.Trace[Any], registers: RegisterMap) -> TraceView:
+    """What a trace of vfio-user is shown by, with these names of registers.
+
+    Raises:
+        UserError: its dialect is unknown.
+    """
+    dialect = dialect_named(found.header.dialect)
+    return TraceView(found, lambda: decode_entries(found.entries, dialect, registers), PACKETS, LANES)
 
 
 def command_named(name: str) -> str:

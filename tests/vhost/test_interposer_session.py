@@ -1,0 +1,217 @@
+"""Between a front-end and a back-end: what passes, whom a reply answers, what is known, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vhost.between import B, Between, P, R, V, channel, open_fds
+from userdev.transport import close_all
+from vhost_user.wire import NEED_REPLY, REPLY, VERSION, Message, acknowledge, encode_reply, encode_request
+from vhost_user.wire.payloads import Config, Region, VringState
+
+# -- what passes
+
+
+@pytest.fixture
+def between() -> Iterator[Between]:
+    with Between() as made:
+        yield made
+
+
+def test_requests_and_replies_pass_as_they_are(between: Between) -> None:
+    request = encode_request(R.GET_CONFIG, Config(0, 8, 0, bytes(8)))
+    between.front_end.send(request)
+    assert between.back_end.receive() == request
+    reply = encode_reply(R.GET_CONFIG, Config(0, 8, 0, b"12345678"))
+    between.back_end.send(reply)
+    assert between.front_end.receive() == reply
+
+
+def test_descriptors_pass_with_their_message_and_none_stays_here(between: Between) -> None:
+    before = open_fds()
+    memory = [os.memfd_create("guest") for _ in range(2)]
+    table = tuple(Region(index << 20, 4096, index << 30, 0) for index in range(2))
+    between.front_end.send(encode_request(R.SET_MEM_TABLE, table, memory))
+    arrived = between.back_end.receive()
+    assert [os.fstat(fd).st_ino for fd in arrived.fds] == [os.fstat(fd).st_ino for fd in memory]
+    close_all([*arrived.fds, *memory])
+    assert open_fds() == before
+
+
+def test_what_is_no_message_passes_as_bytes(between: Between) -> None:
+    between.front_end.socket.send(b"\xff" * 30)
+    assert between.back_end.receive_bytes(30) == b"\xff" * 30
+
+
+# -- the back-end's channel
+
+
+def test_the_back_end_asks_and_is_answered_on_its_channel(between: Between) -> None:
+    between.negotiate()
+    with channel(between) as (front_end, back_end):
+        asked = encode_request(B.CONFIG_CHANGE_MSG, need_reply=True)
+        back_end.send(asked)
+        assert front_end.receive() == asked
+        front_end.send(acknowledge(B.CONFIG_CHANGE_MSG))
+        assert back_end.receive() == acknowledge(B.CONFIG_CHANGE_MSG)
+
+
+@pytest.mark.parametrize("leaving", [0, 1])
+def test_the_end_of_the_channel_is_the_others_and_the_session_goes_on(between: Between, leaving: int) -> None:
+    with channel(between) as ends:
+        ends[leaving].close()
+        assert ends[1 - leaving].at_end()
+        ends[1 - leaving].close()
+        between.until(lambda: not between.session.channels or None)
+        assert between.ask(R.GET_FEATURES, answer=V.VERSION_1).is_reply
+
+
+def test_a_channel_ends_with_its_session(between: Between) -> None:
+    with channel(between) as (front_end, back_end):
+        between.front_end.close()
+        assert back_end.at_end()
+        assert front_end.at_end()
+
+
+def test_a_second_channel_takes_the_place_of_the_first(between: Between) -> None:
+    with channel(between) as (_, first), channel(between) as (front_end, second):
+        first.close()
+        second.send(encode_request(B.CONFIG_CHANGE_MSG))
+        assert front_end.receive().request == B.CONFIG_CHANGE_MSG
+
+
+def test_a_descriptor_that_is_no_socket_is_the_back_ends_to_refuse(between: Between) -> None:
+    memory = os.memfd_create("no socket")
+    between.front_end.send(encode_request(R.SET_BACKEND_REQ_FD, None, [memory]))
+    arrived = between.back_end.receive()
+    assert [os.fstat(fd).st_ino for fd in arrived.fds] == [os.fstat(memory).st_ino]
+    close_all([memory, *arrived.fds])
+    assert not between.session.channels
+
+
+# -- whom a reply answers
+
+
+def test_a_request_waits_for_its_reply_only_where_it_is_answered(between: Between) -> None:
+    between.negotiate()
+    between.tell(R.SET_OWNER)
+    assert len(between.session.waiting) == 0
+    between.front_end.send(encode_request(R.SET_OWNER, need_reply=True))
+    between.back_end.receive()
+    assert len(between.session.waiting) == 1
+
+
+def test_need_reply_means_nothing_before_reply_ack_is_agreed_on(between: Between) -> None:
+    between.front_end.send(encode_request(R.SET_OWNER, need_reply=True))
+    between.back_end.receive()
+    assert len(between.session.waiting) == 0
+
+
+def test_a_request_that_is_never_answered_does_not_take_the_next_ones_reply(between: Between) -> None:
+    between.negotiate()
+    between.front_end.send(encode_request(R.SET_OWNER, need_reply=True))
+    between.back_end.receive()
+    between.ask(R.GET_QUEUE_NUM, answer=1)
+    assert len(between.session.waiting) == 0
+
+
+# -- what is known
+
+
+def test_the_states_of_a_session(between: Between) -> None:
+    states = [between.session.state]
+    between.negotiate()
+    states.append(between.session.state)
+    between.start_ring()
+    states.append(between.session.state)
+    between.ask(R.GET_VRING_BASE, VringState(0, 0), VringState(0, 7))
+    states.append(between.session.state)
+    assert states == ["before-features", "set-up", "running", "stopped"]
+    assert between.session.model.rings[0].base == 7
+
+
+def test_a_session_runs_as_long_as_one_ring_does(between: Between) -> None:
+    between.negotiate()
+    between.start_ring(0)
+    between.start_ring(1)
+    between.ask(R.GET_VRING_BASE, VringState(0, 0), VringState(0, 0))
+    assert between.session.state == "running"
+
+
+def test_rings_memory_and_features_are_known(between: Between) -> None:
+    between.negotiate()
+    between.tell(R.SET_VRING_NUM, VringState(1, 256))
+    between.tell(R.SET_VRING_ENABLE, VringState(1, 1))
+    memory = os.memfd_create("guest")
+    between.tell(R.SET_MEM_TABLE, (Region(0x1000, 4096, 0x7000, 0),), [memory])
+    os.close(memory)
+    model = between.session.model
+    assert (model.rings[1].size, model.rings[1].enabled, model.rings[1].started) == (256, True, False)
+    assert list(model.regions) == [0x1000]
+    assert model.negotiated.protocol_features == P.REPLY_ACK | P.CONFIG | P.BACKEND_REQ
+
+
+def test_a_ring_without_protocol_features_is_enabled_once_it_is_started(between: Between) -> None:
+    between.negotiate(V.VERSION_1)
+    between.start_ring()
+    assert between.session.model.rings[0].enabled
+
+
+# -- holding, and the end
+
+
+def test_requests_that_are_held_go_on_in_their_order(between: Between) -> None:
+    between.session.holding.hold()
+    for request in (R.SET_OWNER, R.GET_FEATURES):
+        between.front_end.send(encode_request(request))
+    assert between.back_end.is_silent()
+    between.session.holding.resume()
+    assert [between.back_end.receive().request for _ in range(2)] == [R.SET_OWNER, R.GET_FEATURES]
+
+
+@pytest.mark.parametrize("leaving", ["front_end", "back_end"])
+def test_when_either_side_is_gone_the_others_connection_is_closed(between: Between, leaving: str) -> None:
+    ends = {"front_end": between.back_end, "back_end": between.front_end}
+    getattr(between, leaving).close()
+    assert ends[leaving].at_end()
+    between.until(lambda: between.ended or None)
+
+
+@pytest.mark.parametrize(("side", "hears"), [("client", "back_end"), ("server", "front_end")])
+def test_a_side_that_is_cut_is_gone_for_the_other(between: Between, side: str, hears: str) -> None:
+    between.session.close_side(side, socket.SHUT_RDWR)
+    assert getattr(between, hears).at_end()
+
+
+def test_a_request_that_has_lost_its_descriptors_is_refused_where_it_is_answered(between: Between) -> None:
+    between.negotiate()
+    lost = Message(R.SET_MEM_TABLE, VERSION | NEED_REPLY)
+    between.session.lost(between.session.asker.asking, lost)
+    reply = between.front_end.receive()
+    assert (reply.request, reply.flags & REPLY, reply.payload) == (
+        R.SET_MEM_TABLE,
+        REPLY,
+        errno.EMFILE.to_bytes(8, "little"),
+    )
+    assert between.back_end.is_silent()
+
+
+def test_a_request_that_has_lost_its_descriptors_and_is_not_answered_ends_the_session(between: Between) -> None:
+    """A front-end would go on in the belief that its memory is known."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    memory = os.memfd_create("guest")
+    between.front_end.send(encode_request(R.SET_MEM_TABLE, (Region(0, 4096, 0, 0),), [memory]))
+    os.close(memory)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        between.loop.turn(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert between.front_end.at_end()
+    assert between.ended

@@ -1,0 +1,303 @@
+"""`vhost-user trace show` and `export`: a recorded session for people, Wireshark and Perfetto."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.vhost.between import B, Between, R, V, channel
+from tests.wireshark import Wireshark
+from userdev.errors import UserError
+from userdev.trace import read_trace
+from vfio_user.cli import cli, vhost_user_cli
+from vhost_user.interposer.asker import REQUESTS, Asker
+from vhost_user.interposer.decode import describe, known_fields, place_of
+from vhost_user.interposer.traces import PACKETS, PROTOCOL, MessageRecord
+from vhost_user.wire import (
+    HEADER_SIZE,
+    NO_FD,
+    REPLY,
+    VERSION,
+    Message,
+    ProtocolFeature,
+    VirtioFeature,
+    acknowledge,
+    encode_reply,
+    encode_request,
+)
+from vhost_user.wire.messages import shape_of
+from vhost_user.wire.payloads import Config, Region, VringAddress, VringState
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session with a bit of everything."""
+    path = tmp_path_factory.mktemp("trace") / "session.trace"
+    memory = os.memfd_create("guest")
+    os.truncate(memory, 4096)
+    with Between(path) as between:
+        between.negotiate(V.VERSION_1 | V.EVENT_IDX | V.PROTOCOL_FEATURES | V(1 << 6))
+        with channel(between) as (front_end, back_end):
+            back_end.send(encode_request(B.CONFIG_CHANGE_MSG, need_reply=True))
+            front_end.receive()
+            front_end.send(acknowledge(B.CONFIG_CHANGE_MSG))
+            back_end.receive()
+        between.ask(R.GET_CONFIG, Config(0, 4, 0, bytes(4)), Config(0, 4, 0, b"\1\2\3\4"))
+        between.tell(R.SET_MEM_TABLE, (Region(0x1000, 4096, 0x7F0000000000, 0),), [memory])
+        between.tell(R.SET_VRING_NUM, VringState(1, 256))
+        between.tell(R.SET_VRING_ADDR, VringAddress(1, 0, 0x1000, 0x2000, 0x3000, 0))
+        between.start_ring(1)
+        between.acknowledged(R.SET_VRING_ENABLE, VringState(1, 1), error=22)
+        between.front_end.socket.send(b"\xff" * 30)
+        between.back_end.receive_bytes(30)
+    os.close(memory)
+    return path
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(vhost_user_cli, ["trace", *map(str, arguments)])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def shown(trace: Path, *options: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in run("show", trace, "--json", *options).splitlines()]
+
+
+def one(trace: Path, command: str, kind: str) -> dict[str, object]:
+    [found] = [line for line in shown(trace, "--command", command) if line["kind"] == kind]
+    return found
+
+
+# -- shown
+
+
+def test_messages_are_shown_by_their_names(trace: Path) -> None:
+    text = run("show", trace)
+    for words in (
+        "GET_FEATURES reply features=EVENT_IDX|PROTOCOL_FEATURES|VERSION_1|0x40",
+        "SET_PROTOCOL_FEATURES posted protocol_features=REPLY_ACK|BACKEND_REQ|CONFIG",
+        "SET_MEM_TABLE posted entries=[guest_address=0x1000 size=4096 user_address=0x7f0000000000 mmap_offset=0x0]"
+        " fds[memfd 4096 bytes",
+        "SET_VRING_NUM posted vring=1 num=256",
+        "SET_VRING_KICK posted vring=1 fds[eventfd]",
+        "SET_VRING_ENABLE error result=EINVAL",
+        "<= BACKEND_CONFIG_CHANGE_MSG",
+        "=> BACKEND_CONFIG_CHANGE_MSG reply result=0",
+    ):
+        assert words in text
+
+
+def test_programs_are_told_the_fields(trace: Path) -> None:
+    table = one(trace, "SET_MEM_TABLE", "posted")
+    assert table["entries"] == [
+        {"guest_address": "0x1000", "size": 4096, "user_address": "0x7f0000000000", "mmap_offset": "0x0"}
+    ]
+    assert [fd["kind"] for fd in table["fds"]] == ["memfd"]  # type: ignore[attr-defined]
+    assert one(trace, "GET_CONFIG", "reply")["data"] == "01020304"
+
+
+def test_the_back_ends_channel_is_its_own_in_both_directions(trace: Path) -> None:
+    lines = shown(trace, "--command", "BACKEND_CONFIG_CHANGE_MSG")
+    assert [(line["channel"], line["direction"]) for line in lines] == [
+        ("back-end", "to-client"),
+        ("back-end", "to-server"),
+    ]
+    assert lines[1]["request"] == lines[0]["record"]
+
+
+def test_a_reply_says_what_it_answers_and_how_long_it_took(trace: Path) -> None:
+    request, reply = shown(trace, "--command", "GET_CONFIG")
+    assert reply["request"] == request["record"]
+    assert 0 < float(str(reply["latency"])) < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (["--command", "set_vring_num"], 1),
+        (["--command", "VHOST_USER_GET_CONFIG"], 2),
+        (["--ring", "1"], 4),
+        (["--ring", "0"], 0),
+        (["--direction", "to-client", "--command", "GET_CONFIG"], 1),
+    ],
+)
+def test_filters_select(trace: Path, options: list[str], count: int) -> None:
+    assert len(shown(trace, *options)) == count
+
+
+@pytest.mark.parametrize("wrong", [["--command", "SET_VRING_NUN"], ["--region", "BAR0"], ["--registers", "edu"]])
+def test_wrong_filters_are_refused(trace: Path, wrong: list[str]) -> None:
+    with pytest.raises(UserError):
+        run("show", trace, *wrong)
+
+
+def test_either_command_shows_traces_of_either_protocol(trace: Path) -> None:
+    assert CliRunner().invoke(cli, ["trace", "show", str(trace)]).output == run("show", trace)
+
+
+def test_what_a_ring_is_of_is_refused_for_a_trace_of_the_other_protocol(tmp_path: Path) -> None:
+    from tests.interposer_bench import Bench
+
+    with Bench(trace=tmp_path / "vfio") as bench:
+        bench.negotiate()
+    with pytest.raises(UserError, match="--ring"):
+        run("show", tmp_path / "vfio", "--ring", "0")
+
+
+# -- exported
+
+
+def test_json_holds_every_entry(trace: Path, tmp_path: Path) -> None:
+    run("export", trace, "--format", "json", "-o", tmp_path / "j")
+    assert len(json.loads((tmp_path / "j").read_text())) == len(shown(trace))
+
+
+def test_the_picture_has_the_channel_in_a_lane_of_its_own(trace: Path, tmp_path: Path) -> None:
+    run("export", trace, "--format", "perfetto", "-o", tmp_path / "p")
+    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    asked = {event["name"]: lanes[event["tid"]] for event in events if event["ph"] == "X"}
+    assert asked["GET_CONFIG"] == "front-end to back-end"
+    assert asked["BACKEND_CONFIG_CHANGE_MSG"] == "back-end's channel"
+
+
+def test_the_dissector_has_the_names_of_the_tables() -> None:
+    text = PACKETS.dissector.read_text()
+    for name, asker in (("FRONT_END", Asker.FRONT_END), ("BACK_END", Asker.BACK_END)):
+        assert lua_names(text, name) == [known for known, each in REQUESTS.items() if isinstance(each, asker.requests)]
+    assert lua_names(text, "PROTOCOL_FEATURES") == [feature.name for feature in ProtocolFeature]
+    assert lua_names(text, "FEATURES") == [feature.name for feature in VirtioFeature]
+
+
+def lua_names(text: str, table: str) -> list[str]:
+    [found] = re.findall(rf"^local {table} = {{(.*?)^}}", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r'"(\w+)"', found)
+
+
+@pytest.mark.network
+@pytest.mark.timeout(600)
+def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, tmp_path: Path) -> None:
+    packets = tmp_path / "packets"
+    run("export", trace, "--format", "pcapng", "-o", packets)
+    wireshark = Wireshark.unpacked(tmp_path / "root")
+
+    def rows(wanted: str, *names: str) -> list[list[str]]:
+        return wireshark.fields(PACKETS.dissector, packets, wanted, *names)
+
+    ring = rows("vhost_user.vring == 1", "vhost_user.name")
+    assert [name for [name] in ring] == ["SET_VRING_NUM", "SET_VRING_ADDR", "SET_VRING_KICK", "SET_VRING_ENABLE"]
+    agreed = rows('vhost_user.name == "SET_PROTOCOL_FEATURES"', "vhost_user.features", "vhost_user.fd.kind")
+    assert agreed == [["REPLY_ACK|BACKEND_REQ|CONFIG", ""]]
+    [[region, kind]] = rows('vhost_user.name == "SET_MEM_TABLE"', "vhost_user.guest_address", "vhost_user.fd.kind")
+    assert (int(region, 16), kind) == (0x1000, "2")
+    assert rows("vhost_user.channel == 1 && vhost_user.reply == 1", "vhost_user.name") == [
+        ["BACKEND_CONFIG_CHANGE_MSG"]
+    ]
+    assert rows('vhost_user.name == "GET_CONFIG" && vhost_user.reply == 1', "vhost_user.data") == [["01020304"]]
+
+
+# -- read back
+
+
+def test_messages_are_read_back_as_they_were(tmp_path: Path) -> None:
+    with Between(tmp_path / "trace") as between:
+        sent = between.tell(R.SET_VRING_NUM, VringState(3, 64))
+    entries = read_trace(tmp_path / "trace", PROTOCOL).entries
+    assert [entry.message for entry in entries if isinstance(entry, MessageRecord)] == [sent]
+
+
+def test_what_ended_early_is_shown_up_to_there(trace: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    cut.write_bytes(trace.read_bytes()[:-5])
+    whole, left = run("show", trace).splitlines(), run("show", cut).splitlines()
+    assert left[:-1] == whole[: len(left) - 1]
+    assert "cut off" in left[-1]
+
+
+# -- taken apart
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_message_can_be_taken_apart_whatever_is_in_it(name: str) -> None:
+    asker = Asker.BACK_END if name.startswith("BACKEND_") else Asker.FRONT_END
+    request = REQUESTS[name]
+    for flags in (VERSION, VERSION | REPLY):
+        for payload in (b"", bytes(8), bytes(range(40)), b"\xff" * 300):
+            found = describe(asker, Message(request, flags, payload))
+            assert found.command == name
+            assert found.text()
+            json.dumps(found.json())
+
+
+def test_a_payload_that_cannot_be_read_is_shown_as_it_is_with_the_reason() -> None:
+    found = describe(Asker.FRONT_END, Message(R.SET_VRING_NUM, VERSION, b"odd"))
+    assert found.data == b"odd"
+    assert found.problem
+
+
+def test_an_unknown_request_has_its_number() -> None:
+    assert describe(Asker.FRONT_END, Message(99)).command == "request-99"
+
+
+def test_a_ring_without_a_descriptor_is_that_ring() -> None:
+    found = describe(Asker.FRONT_END, encode_request(R.SET_VRING_CALL, 2 | NO_FD))
+    assert found.ring == 2
+    assert "no descriptor" in found.text()
+
+
+def test_an_acknowledgement_is_no_memory_table() -> None:
+    found = describe(Asker.FRONT_END, acknowledge(R.SET_MEM_TABLE, 22))
+    assert (found.kind, found.fields) == ("error", {"result": "EINVAL"})
+
+
+def test_the_addresses_of_postcopy_are_a_table_again() -> None:
+    table = (Region(0, 4096, 0x7000, 0),)
+    found = describe(Asker.FRONT_END, encode_reply(R.SET_MEM_TABLE, table))
+    assert found.fields["entries"][0]["user_address"] == "0x7000"
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "place"),
+    [
+        (encode_request(R.SET_VRING_NUM, VringState(0, 1)), "num", (HEADER_SIZE + 4, 4)),
+        (encode_request(R.SET_FEATURES, 1), "features", (HEADER_SIZE, 8)),
+        (acknowledge(R.SET_OWNER), "result", (HEADER_SIZE, 8)),
+        (encode_request(R.SET_VRING_ADDR, VringAddress(*range(6))), "used", (HEADER_SIZE + 16, 8)),
+        (encode_request(R.SET_VRING_ADDR, VringAddress(*range(6))), "payload.flags", (HEADER_SIZE + 4, 4)),
+        (encode_request(R.SET_VRING_ADDR, VringAddress(*range(6))), "flags", (4, 4)),
+        (encode_request(R.GET_CONFIG, Config(0, 4, 0, b"data")), "data", (HEADER_SIZE + 12, 4)),
+        (encode_request(R.SET_OWNER), "num", None),
+    ],
+)
+def test_a_field_is_found_where_it_is(message: Message, name: str, place: tuple[int, int] | None) -> None:
+    assert place_of(Asker.FRONT_END, message, name) == place
+
+
+def test_a_field_behind_padding_is_where_c_has_it() -> None:
+    message = encode_request(B.SHMEM_MAP, tuple_of_mmap(), [1])
+    assert place_of(Asker.BACK_END, message, "fd_offset") == (HEADER_SIZE + 8, 8)
+
+
+def tuple_of_mmap() -> object:
+    return shape_of(B.SHMEM_MAP).payload.decode(bytes(40))
+
+
+def test_an_entry_of_a_table_is_behind_its_head() -> None:
+    left, right = socket.socketpair()
+    message = encode_request(R.SET_MEM_TABLE, (Region(1, 2, 3, 4),), [left.fileno()])
+    assert place_of(Asker.FRONT_END, message, "guest_address") == (HEADER_SIZE + 8, 8)
+    left.close()
+    right.close()
+
+
+def test_the_known_fields_are_those_of_all_messages() -> None:
+    assert {"vring", "num", "guest_address", "features", "status", "iova", "result", "data"} <= known_fields()
+    assert "lenght" not in known_fields()

@@ -1,0 +1,24 @@
+"""`vhost-user trace`: as `vfio-user trace`, with the dissector of vhost-user."""
+
+from __future__ import annotations
+
+import click
+
+from vfio_user.cli.trace import export, show
+from vhost_user.interposer.traces import PACKETS
+
+
+@click.group()
+def command() -> None:
+    """Show and export traces."""
+
+
+@click.command()
+def dissector() -> None:
+    """Print where Wireshark's dissector is: `wireshark -X lua_script:$(vhost-user trace dissector) FILE`."""
+    click.echo(PACKETS.dissector)
+
+
+command.add_command(show)
+command.add_command(export)
+command.add_command(dissector)

@@ -1,0 +1,34 @@
+"""A scenario at work in a session: on its connection, and on the back-end's channels as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from userdev.interposer.faults.stage import Faults
+from vhost_user.interposer.conversation import Conversation, Session
+from vhost_user.interposer.faults.engine import FaultEngine
+from vhost_user.interposer.faults.scenario import Scenario
+from vhost_user.wire import Message
+
+
+class SessionFaults:
+    """Each connection counts, and draws, by itself; all have the session's clock."""
+
+    def __init__(self, session: Session, scenario: Scenario, signal_server: Callable[[int], int]) -> None:
+        self._session = session
+        self._scenario = scenario
+        self._signal_server = signal_server
+        self._faults: list[Faults[Message]] = []
+        for conversation in (session, *session.channels):
+            self._begin(conversation)
+        session.on_channel.append(self._begin)
+
+    def remove(self) -> None:
+        """Stop interfering; what waits is sent now."""
+        self._session.on_channel.remove(self._begin)
+        for faults in self._faults:
+            faults.remove()
+
+    def _begin(self, conversation: Conversation) -> None:
+        engine = FaultEngine(self._scenario, conversation.asker, conversation.is_answered)
+        self._faults.append(Faults(conversation, engine, self._signal_server, self._session.began))

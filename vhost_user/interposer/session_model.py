@@ -1,0 +1,132 @@
+"""What is known of a session from its messages: what was agreed on, the rings and where they are, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from userdev.errors import ProtocolError
+from vhost_user.wire import (
+    VRING_MASK,
+    DeviceStatus,
+    FrontEndRequest,
+    Message,
+    Negotiated,
+    ProtocolFeature,
+    VirtioFeature,
+    is_postcopy_acknowledgement,
+)
+from vhost_user.wire.messages import shape_of
+from vhost_user.wire.payloads import Region
+
+_R = FrontEndRequest
+STATES = ("before-features", "set-up", "running", "stopped")
+"""Until SET_FEATURES; until a ring was started; while one is; and while none is any more."""
+
+
+@dataclass
+class RingShown:
+    """A ring, as the front-end has told of it; `base` is that of a start, or of the last stop."""
+
+    size: int = 0
+    base: int = 0
+    started: bool = False
+    enabled: bool = False
+
+
+@dataclass
+class SessionModel:
+    """The state of a session, as the front-end's requests have it: refused ones end the connection, nearly always."""
+
+    negotiated: Negotiated = field(default_factory=Negotiated)
+    rings: dict[int, RingShown] = field(default_factory=dict)
+    regions: dict[int, Region] = field(default_factory=dict)
+    """By guest address."""
+    status: DeviceStatus = field(default_factory=lambda: DeviceStatus(0))
+    _agreed: bool = False
+    _ran: bool = False
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        if any(ring.started for ring in self.rings.values()):
+            return "running"
+        if self._ran:
+            return "stopped"
+        return "set-up" if self._agreed else "before-features"
+
+    def is_answered(self, message: Message) -> bool:
+        """Whether a request of the front-end's is answered."""
+        try:
+            request = FrontEndRequest(message.request)
+        except ValueError:
+            return message.needs_reply
+        return not self._acknowledges(message) and self.negotiated.is_answered(request, message)
+
+    def requested(self, message: Message) -> None:
+        """Learn of a request that has gone to the back-end; one that cannot be read teaches nothing."""
+        try:
+            request = FrontEndRequest(message.request)
+            value = shape_of(request).payload.decode(message.payload)
+        except (ValueError, ProtocolError):
+            return
+        if not self._acknowledges(message):
+            self._learn(request, value)
+
+    def answered(self, message: Message) -> None:
+        """Learn of a reply of the back-end's: where a ring has stopped."""
+        if message.request != _R.GET_VRING_BASE:
+            return
+        try:
+            state = shape_of(_R.GET_VRING_BASE).reply_payload.decode(message.payload)
+        except ProtocolError:
+            return
+        self._ring(state.vring).base = state.num
+
+    def _learn(self, request: FrontEndRequest, value: Any) -> None:
+        match request:
+            case _R.SET_FEATURES:
+                self._agreed = True
+                self.negotiated = replace(self.negotiated, features=VirtioFeature(value))
+            case _R.SET_PROTOCOL_FEATURES:
+                self.negotiated = replace(self.negotiated, protocol_features=ProtocolFeature(value))
+            case _R.POSTCOPY_LISTEN:
+                self.negotiated = replace(self.negotiated, postcopy=True)
+            case _R.SET_STATUS:
+                self.status = DeviceStatus(value)
+            case _R.SET_MEM_TABLE:
+                self.regions = {region.guest_address: region for region in value}
+            case _R.ADD_MEM_REG:
+                self.regions[value.guest_address] = value
+            case _R.REM_MEM_REG:
+                self.regions.pop(value.guest_address, None)
+            case _R.RESET_DEVICE | _R.SET_OWNER:
+                for ring in self.rings.values():
+                    ring.started = ring.enabled = False
+            case _:
+                self._learn_of_ring(request, value)
+
+    def _learn_of_ring(self, request: FrontEndRequest, value: Any) -> None:
+        match request:
+            case _R.SET_VRING_NUM:
+                self._ring(value.vring).size = value.num
+            case _R.SET_VRING_BASE:
+                self._ring(value.vring).base = value.num
+            case _R.SET_VRING_ENABLE:
+                self._ring(value.vring).enabled = bool(value.num)
+            case _R.SET_VRING_KICK:
+                self._start(value & VRING_MASK)
+            case _R.GET_VRING_BASE | _R.GET_VRING_BASE_SKIP_DRAIN:
+                self._ring(value.vring).started = False
+
+    def _start(self, index: int) -> None:
+        ring = self._ring(index)
+        ring.started = self._ran = True
+        if VirtioFeature.PROTOCOL_FEATURES not in self.negotiated.features:
+            ring.enabled = True
+
+    def _ring(self, index: int) -> RingShown:
+        return self.rings.setdefault(index & VRING_MASK, RingShown())
+
+    def _acknowledges(self, message: Message) -> bool:
+        return self.negotiated.postcopy and is_postcopy_acknowledgement(message)
