@@ -14,22 +14,20 @@ from pathlib import Path
 import pytest
 
 from tests.libblkio import Blkio
-from tests.vhost.said import listening, names
+from tests.vhost.said import listening
 from userdev_servers.blk import Blk
 from vfio_user.harness.debian import DebianArchive
+from vfio_user.harness.vhost_user_peers import STABLE
 from vhost_user.backend import Server
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
-
-SUITE = "trixie"
-"""The first with libblkio; it needs no newer C library than that of bookworm."""
 
 SIZE = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def library() -> Iterator[Path]:
-    archive = DebianArchive((SUITE,))
+    archive = DebianArchive(STABLE)  # the first with it; it needs no newer C library than that of bookworm
     with tempfile.TemporaryDirectory(prefix="libblkio-") as folder:
         debs = [deb for deb in archive.fetch(["libblkio1"]) if deb.name.startswith("libblkio1_")]
         archive.unpack(debs, Path(folder))
@@ -101,7 +99,7 @@ def test_it_does_what_we_are_ready_for(library: Path, server: Server, tmp_path: 
             blkio.start(4096)
             blkio.unmap()
         server.close()  # once it has heard of the end
-    order = names(heard)
+    order = heard.names
     assert order.index("SET_FEATURES") < order.index("GET_PROTOCOL_FEATURES")
     assert order.index("SET_VRING_KICK") < order.index("SET_VRING_CALL")
     asking = {each.name for each in heard if each.needs_reply}

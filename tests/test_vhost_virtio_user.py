@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.test_station import STATION, arp, icmp, ipv4
-from tests.vhost.said import Said, listening, names
+from tests.vhost.said import Heard, Said, listening
 from tests.vhost_peers import NEWER
 from tests.virtio_user import PATIENCE, VirtioUser
-from userdev.process import await_text
+from userdev.process import await_listening, await_text
 from userdev_servers.net import Net
 from vfio_user.harness.vhost_user_peers import InstalledPeer, install_peer
 from vhost_user.backend import Server
@@ -27,6 +29,8 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 PINGS = [ipv4(icmp(data=bytes(place + size & 0xFF for place in range(size)))) for size in [0, 1000, 56, 1472] * 100]
 AT_ONCE = 40
 """Fewer than a ring holds: testpmd drops what has no place there."""
+
+RINGS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 
 @pytest.fixture(scope="module", params=[None, pytest.param(NEWER, id="newer", marks=pytest.mark.nightly)])
@@ -43,6 +47,10 @@ def card(tmp_path: Path, *withheld: str) -> Iterator[Net]:
     device.close()
 
 
+def is_driver_ok(said: Said) -> bool:
+    return said.name == "SET_STATUS" and bool(said.value & DeviceStatus.DRIVER_OK)
+
+
 def answered(front_end: VirtioUser, frames: list[bytes]) -> bool:
     """Whether it receives the answer to each of the frames that it sends, in order, and nothing else."""
     before = len(front_end.received())
@@ -51,8 +59,9 @@ def answered(front_end: VirtioUser, frames: list[bytes]) -> bool:
     return front_end.wait_received(before + len(frames))[before:] == [STATION.answer(frame) for frame in frames]
 
 
-def test_all_that_it_sends_is_answered(testpmd: InstalledPeer, tmp_path: Path) -> None:
-    with card(tmp_path) as device, VirtioUser(testpmd, tmp_path / "s", tmp_path) as front_end:
+@RINGS
+def test_all_that_it_sends_is_answered(testpmd: InstalledPeer, tmp_path: Path, packed: bool) -> None:
+    with card(tmp_path) as device, VirtioUser(testpmd, tmp_path / "s", tmp_path, packed=packed) as front_end:
         assert answered(front_end, [arp()])
         for first in range(0, len(PINGS), AT_ONCE):
             assert answered(front_end, PINGS[first : first + AT_ONCE])
@@ -70,7 +79,28 @@ def test_it_comes_again(testpmd: InstalledPeer, tmp_path: Path) -> None:
                 assert front_end.close() == 0
 
 
-def said(testpmd: InstalledPeer, tmp_path: Path, *withheld: str) -> list[Said]:
+@RINGS
+def test_where_it_listens_it_goes_on_with_one_back_end_after_the_other(
+    testpmd: InstalledPeer, tmp_path: Path, packed: bool
+) -> None:
+    """It begins with the end of its rings, as if that were the back-end which has gone."""
+    path = tmp_path / "s"
+    device = Net()
+    with VirtioUser(testpmd, path, tmp_path, serving=True, packed=packed) as front_end:
+        assert await_listening(path, front_end.child.end, PATIENCE), front_end.child.last_words()
+        for turn in range(4):
+            with listening() as heard, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.connect(str(path))
+                with Server(device, f"fd:{os.dup(connection.fileno())}"):
+                    assert heard.wait(is_driver_ok, PATIENCE)  # what is sent before is lost in a packed ring
+                    assert answered(front_end, [arp()])
+                    assert answered(front_end, PINGS[:AT_ONCE])
+            begins = ["SET_VRING_ENABLE"] * 2 + ["GET_VRING_BASE"] * 2 if turn else ["SET_OWNER", "GET_FEATURES"]
+            assert heard.names[: len(begins)] == begins
+    device.close()
+
+
+def said(testpmd: InstalledPeer, tmp_path: Path, *withheld: str) -> Heard:
     """All that it says from its beginning to its end to a card that does not offer these features."""
     with (
         listening() as heard,
@@ -85,7 +115,7 @@ def said(testpmd: InstalledPeer, tmp_path: Path, *withheld: str) -> list[Said]:
 def test_it_does_what_we_are_ready_for(testpmd: InstalledPeer, tmp_path: Path) -> None:
     """What tests/vhost/test_peers.py says of it is so."""
     heard = said(testpmd, tmp_path)
-    order = names(heard)
+    order = heard.names
     assert order.index("SET_VRING_CALL") < order.index("SET_FEATURES") < order.index("SET_MEM_TABLE")
     assert {each.name for each in heard if each.needs_reply} == {"SET_MEM_TABLE", "SET_STATUS"}
     ready = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
@@ -100,10 +130,10 @@ def test_it_enables_rings_without_having_agreed_to(testpmd: InstalledPeer, tmp_p
     heard = said(testpmd, tmp_path, "PROTOCOL_FEATURES")
     (features,) = (each.value for each in heard if each.name == "SET_FEATURES")
     assert not features & VirtioFeature.PROTOCOL_FEATURES
-    assert "SET_VRING_ENABLE" in names(heard)
+    assert "SET_VRING_ENABLE" in heard.names
 
 
 def test_it_agrees_on_nothing_where_the_device_is_older_than_virtio_1(testpmd: InstalledPeer, tmp_path: Path) -> None:
-    heard = names(said(testpmd, tmp_path, "VERSION_1"))
+    heard = said(testpmd, tmp_path, "VERSION_1").names
     assert "SET_VRING_KICK" in heard
     assert not {"SET_FEATURES", "SET_VRING_CALL"} & set(heard)

@@ -22,9 +22,11 @@ _HEADER = _FILE.pack(0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)  # pcap(5): Ethernet, mic
 
 
 class VirtioUser:
-    """A running testpmd; its files are in `folder`. With `serving` it is it that listens."""
+    """A running testpmd; its files are in `folder`. With `serving` it is it that listens; `packed` are its rings."""
 
-    def __init__(self, testpmd: InstalledPeer, socket: Path, folder: Path, *, serving: bool = False) -> None:
+    def __init__(
+        self, testpmd: InstalledPeer, socket: Path, folder: Path, *, serving: bool = False, packed: bool = False
+    ) -> None:
         self._in, self._out = folder / "in.pcap", folder / "out.pcap"
         os.mkfifo(self._in)
         self._out.touch()
@@ -32,11 +34,11 @@ class VirtioUser:
         self._pipe = os.open(self._in, os.O_RDWR | os.O_CLOEXEC)
         os.write(self._pipe, _HEADER)
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        server = ",server=1" * serving
+        card = f"net_virtio_user0,path={socket},queues=1{',server=1' * serving}{',packed_vq=1' * packed}"
         arguments = [
             *("--no-huge", "-m", "64", "--no-pci", "--no-telemetry", "--no-shconf", "--lcores", f"(0-2)@({cores})"),
             *("--vdev", f"net_pcap0,rx_pcap={self._in},tx_pcap={self._out}"),
-            *("--vdev", f"net_virtio_user0,path={socket},queues=1{server}"),
+            *("--vdev", card),
             # the core that reads the pipe waits in it, so that the other one is the card's; nothing read is thrown away
             *("--", "--nb-cores=2", "--burst=1", "--no-flush-rx", "--total-num-mbufs=2048", "--stats-period=3600"),
         ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Condition
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,22 +22,42 @@ class Said(NamedTuple):
     fds: int
 
 
+class Heard(list[Said]):
+    """What was said so far, and dealt with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = Condition()
+
+    @property
+    def names(self) -> list[str]:
+        """The messages by name."""
+        return [said.name for said in self]
+
+    def add(self, said: Said) -> None:
+        """One more has been dealt with."""
+        with self._more:
+            self.append(said)
+            self._more.notify_all()
+
+    def wait(self, wanted: Callable[[Said], bool], seconds: float) -> bool:
+        """Whether something like that is said, in so many seconds."""
+        with self._more:
+            return self._more.wait_for(lambda: any(map(wanted, self)), seconds)
+
+
 @contextmanager
-def listening() -> Iterator[list[Said]]:
+def listening() -> Iterator[Heard]:
     """All that is said from now on, by whichever front-end."""
-    heard: list[Said] = []
+    heard = Heard()
     usual = Session._handle
 
     def handle(session: Session, message: Message) -> None:
         request, value = decode_request(FrontEndRequest, message)
-        heard.append(Said(request.name, value, message.needs_reply, len(message.fds)))
+        said = Said(request.name, value, message.needs_reply, len(message.fds))
         usual(session, message)
+        heard.add(said)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "_handle", handle)
         yield heard
-
-
-def names(heard: list[Said]) -> list[str]:
-    """The messages by name."""
-    return [said.name for said in heard]

@@ -66,6 +66,42 @@ def test_a_packed_ring_may_have_any_size(guest: Guest) -> None:
         assert finish_last(ring, driver)
 
 
+@pytest.mark.parametrize("start", [0, 0xFFFE])
+def test_a_ring_that_is_begun_before_what_has_come_back_goes_on_behind_it(guest: Guest, start: int) -> None:
+    """DPDK's virtio_user 24.11.8 and 25.11.4 say 0 of a ring in which requests wait, to a back-end that is new."""
+    driver = SplitDriver(guest, 8, ALL, start=start)
+    ring = driver.ring()
+    for _ in range(3):
+        driver.request(writable=(), indirect=True)
+        assert finish_last(ring, driver)
+    waiting = [driver.request(writable=(), indirect=True) for _ in range(8)]
+    for base in (start, start + 2 & 0xFFFF):
+        again = driver.ring(base=base)
+        assert again.base == driver.taken
+    for number in waiting:
+        finish(again, take(again))
+        assert driver.collect() == [number]
+    assert again.pop() is None
+
+
+def test_a_packed_ring_may_be_begun_without_a_word_of_its_used_half(guest: Guest) -> None:
+    """DPDK's virtio_user 24.11.8 and 25.11.4: the available index and its wrap counter are all that it says."""
+    driver = PackedDriver(guest, 8, ALL)
+    ring = driver.ring(base=1 << 15)
+    for _ in range(20):
+        driver.request(b"x", writable=(1,))
+        assert finish_last(ring, driver)
+
+
+@pytest.mark.parametrize(("available", "used"), [(9, 0), (300, 5), (20, 5)])
+def test_where_nothing_can_be_right_it_is_not_mended(guest: Guest, available: int, used: int) -> None:
+    driver = SplitDriver(guest, 8)
+    driver._store(0x1002, available)
+    driver._store(0x1802, used)
+    with pytest.raises(BrokenRing):
+        driver.ring(base=0).pop()
+
+
 @BOTH
 def test_requests_come_back_in_any_order(guest: Guest, kind: type[AnyDriver]) -> None:
     driver = kind(guest, 16, ALL)

@@ -22,7 +22,7 @@ from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 
-_STABLE = ("trixie", "trixie-backports")
+STABLE = ("trixie", "trixie-backports")
 """The suites of the QEMU that guests run in, whose index is there already."""
 
 _ANSWER_SECONDS = 30.0
@@ -52,7 +52,7 @@ def _testpmd(about: str, device: str, memory: int, *drivers: str) -> Peer:
     """DPDK's testpmd without huge pages, which sends back what it receives and reads no terminal."""
     return Peer(
         about=about,
-        suites=_STABLE,
+        suites=STABLE,
         packages=("dpdk-dev",),  # testpmd is in it, not in dpdk
         program="usr/bin/dpdk-testpmd",
         prepare='export RUNTIME_DIRECTORY="$files"',  # of what it leaves while it runs, for root too
@@ -67,7 +67,7 @@ def _testpmd(about: str, device: str, memory: int, *drivers: str) -> Peer:
 PEERS: dict[str, Peer] = {
     "qemu-storage-daemon": Peer(
         about="QEMU's back-end for disks: 64 MiB, writable, four queues",
-        suites=_STABLE,
+        suites=STABLE,
         packages=("qemu-utils",),
         program="usr/bin/qemu-storage-daemon",
         prepare='truncate --size=64M "$files/image"',
@@ -77,7 +77,7 @@ PEERS: dict[str, Peer] = {
     ),
     "virtiofsd": Peer(
         about="the back-end for file systems, on rust-vmm; it ends with its front-end",
-        suites=_STABLE,
+        suites=STABLE,
         packages=("virtiofsd",),
         program="usr/libexec/virtiofsd",
         prepare='mkdir -p "$files/shared"',
@@ -85,7 +85,7 @@ PEERS: dict[str, Peer] = {
     ),
     "passt": Peer(
         about="the back-end for networks, which speaks for its host",
-        suites=_STABLE,
+        suites=STABLE,
         packages=("passt",),
         program="usr/bin/passt",
         arguments='--foreground --vhost-user --socket "$socket" --repair-path none',

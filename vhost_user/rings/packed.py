@@ -37,6 +37,11 @@ _ALL, _NONE, _AT_PLACE = 0, 1, 2
 """RING_EVENT_FLAGS_ENABLE, _DISABLE and _DESC."""
 
 _INDEX_MASK = 0x7FFF
+
+_HALF_SAID = 1 << 15
+"""The base of a new ring as DPDK's virtio_user says it: nothing of the used descriptors, which begin where the
+available ones do. As the specification has it, the whole ring would be under way."""
+
 _unpack = DESCRIPTOR.unpack_from
 
 
@@ -65,6 +70,8 @@ class PackedRing(Ring):
         self._ring_guest = self._event_guest = 0
         super().__init__(size, addresses, table, features, iotlb=iotlb, by_guest_address=by_guest_address)
         self.inflight: PackedInflight | None = inflight
+        if base == _HALF_SAID:
+            base |= base << 16
         self._next, self._wrap = base & _INDEX_MASK, base >> 15 & 1
         self._used, self._used_wrap = base >> 16 & _INDEX_MASK, base >> 31 & 1
         if self._next >= size or self._used >= size:

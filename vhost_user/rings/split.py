@@ -58,7 +58,7 @@ class SplitRing(Ring):
         super().__init__(size, addresses, table, features, iotlb=iotlb, by_guest_address=by_guest_address)
         self.inflight: SplitInflight | None = inflight
         self._used_index = self._used_head[_INDEX]
-        self._next = self._seen = base & _WRAP
+        self._next = self._seen = self._first(base & _WRAP)
         self._told = False
         """Whether the driver was told once: a back-end that died before may not have told it."""
         if inflight is not None:
@@ -68,6 +68,15 @@ class SplitRing(Ring):
     def base(self) -> int:
         """The available index that the next request is taken at."""
         return self._next
+
+    def _first(self, base: int) -> int:
+        """Where to begin: at `base`, or behind what has come back already, which nobody can mean.
+
+        DPDK's virtio_user says 0 whenever it is connected to a back-end again, and what its ring has is not anew.
+        """
+        used = self._used_index
+        is_over = 0 < used - base & _WRAP <= _WRAP // 2
+        return used if is_over and self._available[_INDEX] - used & _WRAP <= self.size else base
 
     def pop(self) -> Chain | None:  # noqa: D102 - Ring has it
         if self.resubmitted:
