@@ -10,8 +10,10 @@ by QEMU, and taken when the first one runs; what was acknowledged is on the disk
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
 from userdev.errors import UserError
 from userdev_servers.blk.requests import (
@@ -26,7 +28,8 @@ from userdev_servers.blk.requests import (
     unsupported,
 )
 from userdev_servers.blk.spec import HEADER, SECTOR, SERIAL_SIZE, Feature, Status
-from userdev_servers.block.images import log, open_images
+from userdev_servers.block.images import log, open_images, parse_size
+from userdev_servers.control import ControlSocket
 from vhost_user.device import BrokenRing, Chain, Later, Queues, VhostDevice, config_field, queue
 
 QUEUE_SIZE = 1024
@@ -78,6 +81,7 @@ class Blk(VhostDevice):
         image: Annotated[str, "FILE[:SIZE][:ro] with the blocks; memory:SIZE is none, and gone at the end"] = "",
         queues: Annotated[int, "queues at most"] = 16,
         serial: Annotated[str, "what the guest knows it by; the image's name unless told"] = "",
+        control: Annotated[str, "listen here for JSON lines: image, resize"] = "",
     ) -> None:
         """Open the image.
 
@@ -104,6 +108,11 @@ class Blk(VhostDevice):
         self._driver = Feature(0)
         self._told: set[str] = set()
         super().__init__()
+        try:
+            self._control = ControlSocket(Path(control), self, COMMANDS) if control else None
+        except UserError:
+            self.backing.close()
+            raise
 
     @queue()
     def serve(self, chain: Chain) -> int | Later:
@@ -169,7 +178,9 @@ class Blk(VhostDevice):
             self.backing.hand_over()
 
     def on_close(self) -> None:
-        """Keep what was written, and close the image."""
+        """Close the control socket, keep what was written, and close the image."""
+        if self._control is not None:
+            self._control.close()
         self._keep()
         self.backing.close()
 
@@ -231,3 +242,42 @@ class Blk(VhostDevice):
                 self.backing.sync()
             except OSError as error:
                 log.warning("image %s: %s", self.backing.path, error)
+
+
+class ImageShown(TypedDict):
+    """The result of `image`; sizes in bytes."""
+
+    image: str
+    size: int
+    read_only: bool
+    in_use: bool
+    """A queue runs."""
+    failure: str | None
+    """Why it no longer takes writes."""
+
+
+class Resized(TypedDict):
+    """The result of `resize`."""
+
+    size: int
+
+
+def image(device: Blk, request: Mapping[str, Any]) -> ImageShown:
+    """{"command": "image"}: what there is."""
+    backing = device.backing
+    return {
+        "image": str(backing.path),
+        "size": device.disk.size,
+        "read_only": backing.read_only,
+        "in_use": bool(device.running),
+        "failure": str(backing.failure.strerror) if backing.failure else None,
+    }
+
+
+def resize(device: Blk, request: Mapping[str, Any]) -> Resized:
+    """{"command": "resize", "size": "128M"}; without a size, what the image has by now. The driver is told."""
+    size = request.get("size")
+    return {"size": device.resize(None if size is None else parse_size(str(size)))}
+
+
+COMMANDS: dict[str, Callable[[Blk, Mapping[str, Any]], Mapping[str, object]]] = {"image": image, "resize": resize}
