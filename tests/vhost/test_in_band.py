@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import errno
+import select
 from collections.abc import Iterator
 
 import pytest
 
 from tests.vhost.channel import Channel
+from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R, no_fd, split
+from vhost_user.device import Chain, Later, queue
 from vhost_user.wire import BackEndRequest
 from vhost_user.wire.payloads import VringState
 
 CALL, ERR = BackEndRequest.VRING_CALL, BackEndRequest.VRING_ERR
 IN_BAND = PROTOCOL | P.BACKEND_REQ | P.INBAND_NOTIFICATIONS
+
+
+class Watched(Reverse):
+    """Looks, at each request, whether its front-end has an answer already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection = -1
+        self.was_early = False
+
+    @queue()
+    def reverse(self, chain: Chain) -> int | Later:
+        if self.connection >= 0:
+            self.was_early |= bool(select.select([self.connection], [], [], 0)[0])
+        return super().reverse(chain)
+
+
+@pytest.fixture
+def device() -> Watched:
+    return Watched()
 
 
 @pytest.fixture
@@ -54,11 +77,13 @@ def told(channel: Channel) -> tuple[BackEndRequest, int]:
 
 
 def test_a_kick_starts_a_ring_and_is_acknowledged_when_what_was_there_is_done(
-    simulated: FrontEnd, channel: Channel, ring: Queue
+    simulated: FrontEnd, channel: Channel, ring: Queue, device: Watched
 ) -> None:
+    device.connection = simulated.stream.fileno()
     ring.put(b"ab", 2)
     kick(simulated)
     assert [completion.data for completion in ring.take_used()] == [b"ba"]
+    assert not device.was_early
     assert told(channel) == (CALL, 0)
 
 

@@ -73,7 +73,7 @@ def test_a_device_without_a_configuration_space_does_not_offer_one(tmp_path: Pat
 def test_features_that_were_not_offered_are_refused(stranger: FrontEnd) -> None:
     stranger.negotiate()
     assert stranger.tell(R.SET_FEATURES, int(FEATURES | 1 << 6)) == errno.EINVAL
-    assert stranger.tell(R.SET_PROTOCOL_FEATURES, int(PROTOCOL | P.PAGEFAULT)) == errno.EINVAL
+    assert stranger.tell(R.SET_PROTOCOL_FEATURES, int(PROTOCOL | P.RARP)) == errno.EINVAL
     stranger.do(R.SET_FEATURES, int(FEATURES))
 
 

@@ -10,15 +10,17 @@ from dataclasses import replace
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vhost_user.backend.channel import Answered, BackEndChannel
 from vhost_user.backend.in_band import InBand
+from vhost_user.backend.postcopy import Postcopy
 from vhost_user.backend.transfer import Loading, Saving, StateTransfer
 from vhost_user.backend.vrings import Vrings
 from vhost_user.backend.watcher import Watcher
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import DeviceModel
 from vhost_user.device.saved import MAX_STATE
+from vhost_user.memory import userfault
 from vhost_user.wire import BackEndRequest, DeviceStatus, Negotiated, ProtocolFeature, VirtioFeature
 from vhost_user.wire.features import NEEDS
-from vhost_user.wire.payloads import IotlbMessage, VringState
+from vhost_user.wire.payloads import IotlbMessage, Region, VringState
 
 log = logging.getLogger("vhost_user.backend")
 
@@ -73,6 +75,7 @@ class BackEnd:
         self.status = DeviceStatus(0)
         self._channel: BackEndChannel | None = None
         self._transfer: StateTransfer | None = None
+        self.postcopy = Postcopy()
         self._config_has_changed = False
         """And the front-end was not told: a device that is suspended says nothing."""
 
@@ -85,6 +88,8 @@ class BackEnd:
     def protocol_features(self) -> ProtocolFeature:
         """Those that may be agreed on."""
         known = PROTOCOL_FEATURES | _P.CONFIG if self.model.config.size else PROTOCOL_FEATURES
+        if userfault.is_allowed():
+            known |= _P.PAGEFAULT
         known &= ~self._withheld.protocol_features
         for feature, needed in NEEDS.items():
             if needed not in known:
@@ -142,6 +147,7 @@ class BackEnd:
         """
         self.vrings.forget()
         self.drop_transfer()
+        self.end_postcopy()
         self.status = DeviceStatus(0)
         self.agree(features=VirtioFeature(0))
 
@@ -149,7 +155,37 @@ class BackEnd:
         """Let go of everything of the front-end's."""
         self.vrings.close()
         self.drop_transfer()
+        self.end_postcopy()
         self.set_channel(None)
+
+    # A migration whose memory comes later
+
+    def listen_for_pages(self) -> None:
+        """Have memory be waited for, what is shared already and what will be.
+
+        Raises:
+            ProtocolError: POSTCOPY_ADVISE has not come, or rings run.
+        """
+        self._check_suspended()
+        self.postcopy.listen()
+        for region in self.vrings.table.regions:
+            self.postcopy.register(region)
+        self.negotiated = replace(self.negotiated, postcopy=True)
+
+    def mapped_at(self, region: Region) -> Region:
+        """The region with its address in this process, as postcopy wants it; otherwise as it is.
+
+        Raises:
+            ProtocolError: postcopy cannot have it.
+        """
+        if not self.postcopy.is_listening:
+            return region
+        return region._replace(user_address=self.postcopy.register(self.vrings.table.region(region)))
+
+    def end_postcopy(self) -> None:
+        """All memory has come, or nobody waits for it."""
+        self.postcopy.end()
+        self.negotiated = replace(self.negotiated, postcopy=False)
 
     # The device's state
 
@@ -191,7 +227,7 @@ class BackEnd:
 
     def _check_suspended(self) -> None:
         if self.vrings.started:
-            raise ProtocolError("a device's state is saved and loaded while all rings are stopped", errno.EBUSY)
+            raise ProtocolError("this is done while all rings are stopped", errno.EBUSY)
 
     # What is waited for
 

@@ -115,20 +115,35 @@ def _get_status(back_end: BackEnd, _: None, __: Fds) -> int:
 # Memory
 
 
-def _set_mem_table(back_end: BackEnd, regions: tuple[Region, ...], fds: Fds) -> None:
+def _set_mem_table(back_end: BackEnd, regions: tuple[Region, ...], fds: Fds) -> tuple[Region, ...]:
     back_end.vrings.set_memory(regions, fds)
+    return tuple(back_end.mapped_at(region) for region in regions)
 
 
 def _get_max_mem_slots(_: BackEnd, __: None, ___: Fds) -> int:
     return MAX_SLOTS
 
 
-def _add_mem_reg(back_end: BackEnd, region: Region, fds: Fds) -> None:
+def _add_mem_reg(back_end: BackEnd, region: Region, fds: Fds) -> Region:
     back_end.vrings.table.add(region, fds[0])
+    return back_end.mapped_at(region)
 
 
 def _rem_mem_reg(back_end: BackEnd, region: Region, _: Fds) -> None:
     back_end.vrings.remove_memory(region)
+
+
+def _postcopy_advise(back_end: BackEnd, _: None, __: Fds) -> Answer:
+    return Answer(None, [back_end.postcopy.advise()])
+
+
+def _postcopy_listen(back_end: BackEnd, _: None, __: Fds) -> None:
+    back_end.listen_for_pages()
+
+
+def _postcopy_end(back_end: BackEnd, _: None, __: Fds) -> int:
+    back_end.end_postcopy()
+    return 0
 
 
 def _iotlb_msg(back_end: BackEnd, message: IotlbMessage, _: Fds) -> int:
@@ -291,6 +306,9 @@ COMMANDS: Mapping[FrontEndRequest, Command] = MappingProxyType(
         _R.ADD_MEM_REG: _add_mem_reg,
         _R.REM_MEM_REG: _rem_mem_reg,
         _R.IOTLB_MSG: _iotlb_msg,
+        _R.POSTCOPY_ADVISE: _postcopy_advise,
+        _R.POSTCOPY_LISTEN: _postcopy_listen,
+        _R.POSTCOPY_END: _postcopy_end,
         _R.SET_LOG_BASE: _set_log_base,
         _R.SET_LOG_FD: _set_log_fd,
         _R.SET_VRING_NUM: _set_vring_num,

@@ -32,6 +32,7 @@ from vhost_user.wire import (
     acknowledge,
     decode_request,
     encode_reply,
+    is_postcopy_acknowledgement,
 )
 
 log = logging.getLogger("vhost_user.backend")
@@ -222,6 +223,9 @@ class Session:
                 self._refuse(error.message, error)
 
     def _handle(self, message: Message) -> None:
+        if self._back_end.negotiated.postcopy and is_postcopy_acknowledgement(message):
+            self._back_end.postcopy.agree()
+            return
         try:
             request, value = decode_request(FrontEndRequest, message)
             assert isinstance(request, FrontEndRequest)

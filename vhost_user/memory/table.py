@@ -29,7 +29,7 @@ GuestRange = tuple[int, int]
 class MappedRegion:
     """A region that is mapped: its addresses, and a view of its bytes."""
 
-    __slots__ = ("_end", "_file", "_files", "can_shrink", "guest", "size", "user", "view")
+    __slots__ = ("_end", "_files", "can_shrink", "file", "guest", "size", "user", "view")
 
     def __init__(self, region: Region | XenRegion, fd: int, files: MemoryFiles) -> None:
         """Map it; `fd` stays the caller's.
@@ -44,15 +44,20 @@ class MappedRegion:
             raise ProtocolError(f"a region of {size:#x} bytes at {guest:#x}, {user:#x} in the front-end")
         self.guest, self.size, self.user = guest, size, user
         self._files = files
-        self._file: MemoryFile = files.take(fd, True, offset, size)
+        self.file: MemoryFile = files.take(fd, True, offset, size)
         self._end = offset + size
         self.can_shrink = can_shrink(fd)
-        self.view = self._file.view[offset - self._file.base :][:size]
+        self.view = self.file.view[offset - self.file.base :][:size]
 
     @property
     def end(self) -> int:
         """The guest address behind it."""
         return self.guest + self.size
+
+    @property
+    def file_start(self) -> int:
+        """Where it begins in the mapping of its file."""
+        return self._end - self.size - self.file.base
 
     def is_same(self, region: Region | XenRegion) -> bool:
         """Whether a message names this region: "by its guest address, user address and size"."""
@@ -60,12 +65,12 @@ class MappedRegion:
 
     def check(self) -> None:
         """Look whether its file still has it; ProtocolError where it has shrunk."""
-        check_size(self._file.map, self._end)
+        check_size(self.file.map, self._end)
 
     def close(self) -> None:
         """Unmap it, once nobody has a view of it any more."""
         self.view = _NOTHING
-        self._files.give_back(self._file)
+        self._files.give_back(self.file)
 
 
 _NOTHING = memoryview(bytearray())
@@ -149,14 +154,27 @@ class MemoryTable:
         Raises:
             ProtocolError: ENOENT, there is none like it.
         """
-        gone = [old for old in self._regions if old.is_same(region)]
-        if not gone:
-            raise ProtocolError(
-                f"no region of {region.size:#x} bytes at {region.guest_address:#x}, {region.user_address:#x} there",
-                errno.ENOENT,
-            )
-        self._have([old for old in self._regions if old not in gone])
-        _close(gone)
+        gone = self.region(region)
+        self._have([old for old in self._regions if old is not gone])
+        gone.close()
+
+    @property
+    def regions(self) -> Sequence[MappedRegion]:
+        """All of them, by guest address."""
+        return self._regions
+
+    def region(self, said: Region | XenRegion) -> MappedRegion:
+        """The region that a message names.
+
+        Raises:
+            ProtocolError: ENOENT, there is none like it.
+        """
+        for region in self._regions:
+            if region.is_same(said):
+                return region
+        raise ProtocolError(
+            f"no region of {said.size:#x} bytes at {said.guest_address:#x}, {said.user_address:#x} there", errno.ENOENT
+        )
 
     def clear(self) -> None:
         """Let all regions go."""
