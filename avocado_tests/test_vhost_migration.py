@@ -112,6 +112,7 @@ class Migration(MigrationTest):
             digest = bench.write()
             bench.guest.qmp.command("stop")
             self.assert_moved(bench.hop())
+            self.assertFalse(bench.guest.qmp.command("query-status")["running"])
             bench.guest.qmp.command("cont")
             self.assertEqual(bench.read(), digest)
 

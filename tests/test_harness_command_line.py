@@ -53,6 +53,10 @@ def test_memory_is_shared_so_that_a_server_can_map_it() -> None:
     assert values("-m", argv) == ["768M"]
 
 
+def test_there_is_room_for_memory_that_is_plugged_in_where_it_is_wanted() -> None:
+    assert values("-m", line(replace(PLAIN, spare_memory=256))) == ["512M,slots=1,maxmem=768M"]
+
+
 @pytest.mark.parametrize(
     ("change", "option", "expected"),
     [

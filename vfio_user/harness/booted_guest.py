@@ -224,6 +224,21 @@ class BootedGuest(Guest):
         if plugged.server is not None and not keep_server:
             plugged.server.stop()
 
+    def plug_memory(self, size: int) -> None:
+        """Plug in a memory module of `size` MiB, as servers of devices can map it; wait until the guest uses it.
+
+        For a machine with so much `spare_memory`.
+
+        Raises:
+            QmpError: QEMU refuses; it has its reason.
+        """
+        self.succeed("echo online > /sys/devices/system/memory/auto_online_blocks")
+        before = self.call(hotplug.memory_size)
+        memory = {"qom-type": "memory-backend-memfd", "id": "spare-memory", "size": size << 20, "share": True}
+        self.qmp.execute("object-add", memory)
+        self.qmp.execute("device_add", {"driver": "pc-dimm", "id": "spare-module", "memdev": "spare-memory"})
+        self.call(hotplug.wait_for_memory, before + (size << 20) * 3 // 4, _PLUG_SECONDS * self.patience)
+
     def _free_slot(self) -> int:
         """The free slot that has been left alone for longest.
 

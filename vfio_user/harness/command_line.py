@@ -45,6 +45,7 @@ _TCG_PHYSICAL_BITS = 39
 class MachineConfig:
     """The hardware of a guest. `memory` is in MiB; `machine` is a versioned machine type ("pc-q35-11.1").
 
+    `spare_memory` is how many MiB more can be plugged in while it runs, as one module.
     `slots` is the number of root ports that devices can be hot-plugged into; `modules` are kernel modules that the
     image loads at boot; `devices` are further values for `-device`, there from the start.
     """
@@ -54,6 +55,7 @@ class MachineConfig:
     cpu: str = ""
     cpus: int = 1
     memory: int = 512
+    spare_memory: int = 0
     slots: int = 6
     iommu: bool = False
     modules: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ class HardwareOptions(TypedDict, total=False):
     cpu: str
     cpus: int
     memory: int
+    spare_memory: int
     slots: int
     iommu: bool
     modules: tuple[str, ...]
@@ -187,7 +190,8 @@ def _hardware(config: MachineConfig, name: str) -> Iterator[str]:
     yield from ("-object", f"memory-backend-memfd,id=ram,size={config.memory}M,share=on")
     yield from ("-machine", f"{config.machine},memory-backend=ram{irqchip}")
     yield from ("-accel", config.accelerator)
-    yield from ("-cpu", config.cpu_model, "-smp", str(config.cpus), "-m", f"{config.memory}M")
+    spare = f",slots=1,maxmem={config.memory + config.spare_memory}M" if config.spare_memory else ""
+    yield from ("-cpu", config.cpu_model, "-smp", str(config.cpus), "-m", f"{config.memory}M{spare}")
     yield from ("-action", "panic=none")  # a kernel that has panicked may still say on the console why
 
 

@@ -79,3 +79,33 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
         news.settimeout(min(left, 0.01 if found else 0.25))
         with contextlib.suppress(TimeoutError):
             news.recv(8192)
+
+
+def memory_size() -> int:
+    """Bytes of memory that the kernel has."""
+    import os
+
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def wait_for_memory(size: int, seconds: float) -> None:
+    """Wait until the kernel has so much memory.
+
+    Raises:
+        TimeoutError: it never had.
+    """
+    import os
+    import socket
+    import time
+
+    uevents = 15  # NETLINK_KOBJECT_UEVENT: the kernel announces each block of memory
+    end = time.monotonic() + seconds
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, uevents) as news:
+        news.bind((0, 1))
+        while os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < size:
+            news.settimeout(min(0.25, max(0.001, end - time.monotonic())))
+            try:
+                news.recv(8192)
+            except TimeoutError:
+                if time.monotonic() >= end:
+                    raise
