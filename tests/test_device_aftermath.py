@@ -1,0 +1,248 @@
+"""What is left of what was: a device that was reset is a new one, and a client finds nothing of the one before it."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.device_kit import CONFIG, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK, open_fds
+from tests.everything_device import Everything
+from userdev_servers.edu import Edu
+from userdev_servers.gpio import Gpio
+from vfio_user import PciDevice, ProtocolError, ResetKind
+from vfio_user.device import function_of
+from vfio_user.testing import (
+    RecordingLink,
+    Vectors,
+    attached,
+    find_capability,
+    memory_file,
+    read_register,
+    set_irqs,
+    write_register,
+)
+from vfio_user.wire.constants import IrqSetFlags, RegionFlags
+
+PAGE = 4096
+RW = 3
+POWER_MANAGEMENT, EXPRESS, MSIX_CAPABILITY = 0x01, 0x10, 0x11
+
+
+def by_message(device: PciDevice) -> None:
+    function_of(device).client_reset()
+
+
+def by_flr(device: PciDevice) -> None:
+    control = find_capability(device, EXPRESS) + 8
+    write_register(device, CONFIG, control, 2, read_register(device, CONFIG, control, 2) | 1 << 15)
+
+
+def by_waking(device: PciDevice) -> None:
+    control = find_capability(device, POWER_MANAGEMENT) + 4
+    write_register(device, CONFIG, control, 2, 3)
+    write_register(device, CONFIG, control, 2, 0)
+
+
+RESETS: dict[str, Callable[[PciDevice], None]] = {
+    "DEVICE_RESET": by_message,
+    "FLR": by_flr,
+    "waking from D3hot": by_waking,
+}
+
+
+def whole(device: PciDevice) -> dict[str, object]:
+    """All that a guest could tell this device by, with the bytes of its regions as it reads them."""
+    function = function_of(device)
+    found: dict[str, object] = {"state": function.save_state(), "active": device.interrupts.active}
+    found["pending"] = device.interrupts.pending
+    for region in function.regions:
+        if region.size and region.flags & RegionFlags.READ and region.index in (6, CONFIG):
+            found[f"region {region.index}"] = function.region_read(region.index, 0, region.size)
+    for memory in function.memories():
+        found[f"memory {memory.name}"] = bytes(memory.view)
+    return found
+
+
+def scribble(device: PciDevice, seed: int) -> None:
+    """Write whatever into every place that takes it, as a guest that has gone wild, but ask for no reset."""
+    noise = random.Random(seed)
+    function = function_of(device)
+    resets = {find_capability(device, id) + at for id, at in ((EXPRESS, 8), (POWER_MANAGEMENT, 4)) if has(device, id)}
+    for region in function.regions:
+        if not region.flags & RegionFlags.WRITE:
+            continue
+        for _ in range(60):
+            width = noise.choice((1, 2, 4))
+            offset = noise.randrange(region.size // width) * width
+            if region.index == CONFIG and resets & set(range(offset - 1, offset + width)):
+                continue
+            try:
+                function.region_write(region.index, offset, noise.randbytes(width))
+            except ProtocolError:
+                continue  # a width, or a place, that the device does not have
+    for memory in function.memories():
+        memory.view[:: PAGE // 2] = noise.randbytes(len(memory.view[:: PAGE // 2]))
+
+
+def has(device: PciDevice, id: int) -> bool:
+    try:
+        find_capability(device, id)
+    except LookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", RESETS)
+@pytest.mark.parametrize("make", [Everything, Edu, Gpio], ids=lambda make: make.__name__)
+def test_a_device_that_was_reset_is_a_new_one_whole(make: Callable[[], PciDevice], kind: str) -> None:
+    """Its configuration space, its memory and all that migration would save of it."""
+    new, device = make(), make()
+    if (kind == "FLR" and not has(device, EXPRESS)) or (
+        kind.startswith("waking") and not has(device, POWER_MANAGEMENT)
+    ):
+        kind = "DEVICE_RESET"
+    fresh = whole(new)
+    with attached(device):
+        for seed in range(3):
+            scribble(device, seed)
+            assert whole(device) != fresh
+            RESETS[kind](device)
+            assert whole(device) == fresh
+    new.close()
+    device.close()
+
+
+def test_losing_a_client_is_no_reset_of_what_a_guest_sees() -> None:
+    device = Everything()
+    with attached(device):
+        scribble(device, 7)
+    before = whole(device)
+    with attached(device):
+        assert whole(device) == before
+    function_of(device).reset(ResetKind.LOST_CONNECTION)
+    assert whole(device) == before
+    device.close()
+
+
+# two clients in a row
+
+
+def msix_on(device: PciDevice) -> None:
+    write_register(device, CONFIG, find_capability(device, MSIX_CAPABILITY) + 2, 2, 1 << 15)
+
+
+def mask_all(device: PciDevice) -> None:
+    for index, count in ((INTX, 1), (MSI, 4), (MSIX, 8)):
+        set_irqs(device, index, 0, count, MASK, NONE)
+
+
+def wire_all(device: PciDevice) -> None:
+    for index, count in ((INTX, 1), (MSI, 4), (MSIX, 8), (3, 1), (4, 1)):
+        Vectors(device, index, count=count).close()
+
+
+def resample(device: PciDevice) -> None:
+    set_irqs(device, INTX, 0, 1, UNMASK, IrqSetFlags.DATA_EVENTFD, fds=[os.eventfd(0, os.EFD_NONBLOCK)])
+
+
+def coalesce(device: PciDevice) -> None:
+    device.interrupts.coalesce(3)
+
+
+def map_memory(device: PciDevice) -> None:
+    device.dma.map(0, 4 * PAGE, RW, memory_file(4 * PAGE))
+    device.dma.map(8 * PAGE, 4 * PAGE, RW)
+    device.dma.map(1 << 40, 0, RW)
+    device.dma.read(0, 8)
+
+
+def log_writes(device: PciDevice) -> None:
+    map_memory(device)
+    device.dma.start_log(PAGE)
+
+
+LEFT_BEHIND: dict[str, Callable[[PciDevice], None]] = {
+    "masks": mask_all,
+    "eventfds": wire_all,
+    "a resample eventfd": resample,
+    "a coalesced interrupt": coalesce,
+    "memory": map_memory,
+    "a dirty log": log_writes,
+}
+
+
+@contextmanager
+def next_client(device: PciDevice) -> Iterator[tuple[RecordingLink, Vectors]]:
+    with attached(device) as link:
+        wires = Vectors(device, MSIX, count=8)
+        yield link, wires
+        wires.close()
+
+
+@pytest.mark.usefixtures("nothing_left_to_collect")
+@pytest.mark.parametrize("leave", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+def test_the_next_client_finds_nothing_of_the_one_before_it(leave: Callable[[PciDevice], None]) -> None:
+    device = Everything()
+    before = open_fds()
+    with attached(device) as gone:
+        leave(device)
+    assert open_fds() == before, "descriptors of a client that has gone stay open"
+    gone.deferred.clear()
+    with next_client(device) as (link, wires):
+        assert set(link.watched) <= {fd.fd for region in function_of(device).regions for fd in region.io_fds}
+        assert wires.fired() == [0] * 8, "an interrupt of the last client's"
+        for vector in range(8):
+            device.interrupts.trigger(vector)
+        assert wires.fired() == [1] * 8
+        device.interrupts.coalesce(2)
+        link.run_deferred()
+        assert wires.fired() == [0, 0, 1, 0, 0, 0, 0, 0]
+        assert len(device.dma) == 0
+        map_memory(device)
+        with pytest.raises(ProtocolError):
+            device.dma.take_dirty(0, PAGE, PAGE)
+        device.dma.write(0, b"not logged")
+        device.dma.start_log(PAGE)
+        assert device.dma.take_dirty(0, 4 * PAGE, PAGE) == bytes(8), "pages of an older log"
+    assert open_fds() == before
+    device.close()
+
+
+def test_a_client_that_masked_intx_leaves_it_unmasked_and_a_line_that_is_raised_fires_for_the_next() -> None:
+    device = Everything()
+    with attached(device):
+        Vectors(device, INTX).close()
+        set_irqs(device, INTX, 0, 1, MASK, NONE)
+        device.interrupts.trigger()
+    with attached(device):
+        wires = Vectors(device, INTX)
+        assert wires.fired() == [1]
+        device.interrupts.lower()
+        set_irqs(device, INTX, 0, 1, UNMASK, NONE)
+        assert wires.fired() == [0]
+        set_irqs(device, INTX, 0, 0, TRIGGER, NONE)
+        wires.close()
+    device.close()
+
+
+def test_a_resample_eventfd_is_watched_once_whatever_is_done_to_it() -> None:
+    """Given twice, taken back, given again, and taken along with INTx's own eventfd."""
+    device = Everything()
+    with attached(device) as link:
+        ours = set(link.watched)
+        before = len(open_fds())
+        for _ in range(3):
+            resample(device)
+            assert len(set(link.watched) - ours) == 1
+        assert len(open_fds()) == before + 1
+        set_irqs(device, INTX, 0, 1, UNMASK, IrqSetFlags.DATA_EVENTFD)
+        assert set(link.watched) == ours
+        resample(device)
+        set_irqs(device, INTX, 0, 0, TRIGGER, NONE)
+        assert set(link.watched) == ours
+        assert len(open_fds()) == before
+    device.close()

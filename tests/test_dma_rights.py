@@ -1,0 +1,197 @@
+"""Every way to client memory against every right, every mode, and memory that was used just before or was not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from vfio_user import ProtocolError
+from vfio_user.device import Dma
+from vfio_user.testing import RecordingLink, memory_file
+
+READ, WRITE, FILE_IO = 1, 2, 8
+PAGE = 4096
+BASE = 0x40_0000
+AT = 0x123
+"""No multiple of anything, in the first of two pages that are mapped one by one."""
+COUNT = 4
+NEW = b"new!"
+
+
+@dataclass(frozen=True)
+class Access:
+    """A way to memory: what it is called with, whether it writes, and whether it is memory in place."""
+
+    do: Callable[[Dma, int], object]
+    writes: bool = False
+    in_place: bool = False
+
+
+def _read_into(dma: Dma, iova: int) -> bytes:
+    buffer = bytearray(COUNT)
+    dma.read_into(iova, buffer)
+    return bytes(buffer)
+
+
+def _views(dma: Dma, iova: int) -> bytes:
+    with dma.views(iova, COUNT) as views:
+        assert all(view.readonly for view in views)
+        return b"".join(views)
+
+
+def _write_views(dma: Dma, iova: int) -> None:
+    with dma.views(iova, COUNT, write=True) as views:
+        done = 0
+        for view in views:
+            view[:] = NEW[done : done + len(view)]
+            done += len(view)
+
+
+def _gather(dma: Dma, iova: int) -> bytes:
+    return b"".join(dma.gather([(iova, 1), (iova + 1, COUNT - 1)]))
+
+
+def _write_gathered(dma: Dma, iova: int) -> None:
+    done = 0
+    for view in dma.gather([(iova, 1), (iova + 1, COUNT - 1)], write=True):
+        view[:] = NEW[done : done + len(view)]
+        done += len(view)
+
+
+ACCESSES = {
+    "read": Access(lambda dma, iova: dma.read(iova, COUNT)),
+    "read_into": Access(_read_into),
+    "read_u32": Access(lambda dma, iova: dma.read_u32(iova).to_bytes(4, "little")),
+    "views": Access(_views, in_place=True),
+    "gather": Access(_gather, in_place=True),
+    "write": Access(lambda dma, iova: dma.write(iova, NEW), writes=True),
+    "write_u32": Access(lambda dma, iova: dma.write_u32(iova, int.from_bytes(NEW, "little")), writes=True),
+    "writable views": Access(_write_views, writes=True, in_place=True),
+    "writable gather": Access(_write_gathered, writes=True, in_place=True),
+}
+RIGHTS = {"none": 0, "r": READ, "w": WRITE, "rw": READ | WRITE}
+MODES = ("mapped", "not sealed", "file", "message")
+
+
+class Memory:
+    """Two neighbouring pages of one mode and right, and one far away that may be used for anything."""
+
+    def __init__(self, mode: str, rights: int) -> None:
+        self.content = bytes(place % 251 for place in range(2 * PAGE))
+        self.mode = mode
+        self.file = self._file()
+        self.client = RecordingLink(memory=bytearray(self.content), base=BASE)
+        self.dma = Dma()
+        self.dma.link = self.client
+        for page in (0, 1):
+            flags = rights | (FILE_IO if mode == "file" else 0)
+            fd = None if mode == "message" else os.dup(self.file)
+            self.dma.map(BASE + page * PAGE, PAGE, flags, fd, page * PAGE)
+        self.dma.map(0, PAGE, READ | WRITE, memory_file(PAGE))
+        self.dma.start_log(PAGE)
+
+    def _file(self) -> int:
+        if self.mode != "not sealed":
+            return memory_file(len(self.content), self.content)
+        file = os.memfd_create("not sealed")
+        os.write(file, self.content)
+        return file
+
+    def now(self) -> bytes:
+        if self.mode == "message":
+            return bytes(self.client.memory)
+        return os.pread(self.file, 2 * PAGE, 0)
+
+    def dirty(self) -> set[int]:
+        """The pages that the log has."""
+        bits = self.dma.take_dirty(BASE, 2 * PAGE, PAGE)[0]
+        return {page for page in (0, 1) if bits >> page & 1}
+
+    def close(self) -> None:
+        self.dma.unmap_all()
+        os.close(self.file)
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest) -> Iterator[Memory]:
+    made = Memory(*request.param)
+    yield made
+    made.close()
+
+
+EVERY_MEMORY = [pytest.param((mode, rights), id=f"{mode}-{name}") for mode in MODES for name, rights in RIGHTS.items()]
+
+
+@pytest.mark.parametrize("name", ACCESSES)
+@pytest.mark.parametrize("memory", EVERY_MEMORY, indirect=True)
+@pytest.mark.parametrize("at", [AT, PAGE - 3, PAGE - COUNT, PAGE], ids=["inside", "across", "to the border", "behind"])
+def test_an_access_is_what_the_client_granted_or_eperm_and_marks_what_it_writes(
+    memory: Memory, name: str, at: int
+) -> None:
+    """First of all accesses, right behind itself, behind one of other memory, and where another has been refused."""
+    access, dma, region = ACCESSES[name], memory.dma, memory.dma.regions[1]
+    granted = region.writable if access.writes else region.readable
+    pages = {at // PAGE, (at + COUNT - 1) // PAGE}
+    for before in (
+        lambda: None,
+        lambda: None,
+        lambda: dma.write(0, b"elsewhere"),
+        lambda: _tried(lambda: dma.read(BASE + at, COUNT)),
+        lambda: _tried(lambda: dma.write(BASE + at, memory.content[at : at + COUNT])),
+    ):
+        before()
+        memory.dirty()
+        _put_back(memory)
+        seen = memory.now()
+        if not granted:
+            with pytest.raises(ProtocolError) as refused:
+                access.do(dma, BASE + at)
+            assert refused.value.errno == errno.EPERM
+        elif access.in_place and memory.mode in ("file", "message"):
+            with pytest.raises(ProtocolError) as refused:
+                access.do(dma, BASE + at)
+            assert refused.value.errno == errno.EOPNOTSUPP
+        elif access.writes:
+            access.do(dma, BASE + at)
+            assert memory.now() == seen[:at] + NEW + seen[at + COUNT :]
+            assert memory.dirty() == pages
+            continue
+        else:
+            assert access.do(dma, BASE + at) == memory.content[at : at + COUNT]
+        assert memory.now() == seen
+        assert memory.dirty() == set()
+
+
+def _tried(access: Callable[[], object]) -> None:
+    with contextlib.suppress(ProtocolError):
+        access()
+
+
+def _put_back(memory: Memory) -> None:
+    memory.client.memory[:] = memory.content
+    os.pwrite(memory.file, memory.content, 0)
+
+
+@pytest.mark.parametrize("name", ACCESSES)
+@pytest.mark.parametrize("mode", MODES)
+def test_an_access_over_the_end_moves_nothing_of_what_is_there(mode: str, name: str) -> None:
+    """Behind the last byte, from its last bytes on, and in front of the first; used before, or not."""
+    memory = Memory(mode, READ | WRITE)
+    try:
+        for before in (lambda: None, lambda: memory.dma.read(BASE + PAGE, 1)):
+            for iova in (BASE + 2 * PAGE, BASE + 2 * PAGE - 1, BASE - 1, BASE - COUNT):
+                before()
+                with pytest.raises(ProtocolError) as refused:
+                    ACCESSES[name].do(memory.dma, iova)
+                in_place_of_none = ACCESSES[name].in_place and mode in ("file", "message")
+                assert refused.value.errno in (
+                    (errno.EFAULT, errno.EOPNOTSUPP) if in_place_of_none else (errno.EFAULT,)
+                )
+        assert memory.now() == memory.content
+    finally:
+        memory.close()
