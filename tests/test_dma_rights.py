@@ -16,9 +16,12 @@ from vfio_user.testing import RecordingLink, memory_file
 
 READ, WRITE, FILE_IO = 1, 2, 8
 PAGE = 4096
-BASE = 0x40_0000
+SIZE = 4 * PAGE
+"""Of each of two regions, at the beginning of addresses: one that is added where it is to be taken away is in them."""
+BASE = PAGE
+ELSEWHERE = 1 << 40
 AT = 0x123
-"""No multiple of anything, in the first of two pages that are mapped one by one."""
+"""No multiple of anything."""
 COUNT = 4
 NEW = b"new!"
 
@@ -79,20 +82,20 @@ MODES = ("mapped", "not sealed", "file", "message")
 
 
 class Memory:
-    """Two neighbouring pages of one mode and right, and one far away that may be used for anything."""
+    """Two neighbouring regions of one mode and right, and one far away that may be used for anything."""
 
     def __init__(self, mode: str, rights: int) -> None:
-        self.content = bytes(place % 251 for place in range(2 * PAGE))
+        self.content = bytes(place % 251 for place in range(2 * SIZE))
         self.mode = mode
         self.file = self._file()
         self.client = RecordingLink(memory=bytearray(self.content), base=BASE)
         self.dma = Dma()
         self.dma.link = self.client
-        for page in (0, 1):
+        for at in (0, SIZE):
             flags = rights | (FILE_IO if mode == "file" else 0)
             fd = None if mode == "message" else os.dup(self.file)
-            self.dma.map(BASE + page * PAGE, PAGE, flags, fd, page * PAGE)
-        self.dma.map(0, PAGE, READ | WRITE, memory_file(PAGE))
+            self.dma.map(BASE + at, SIZE, flags, fd, at)
+        self.dma.map(ELSEWHERE, PAGE, READ | WRITE, memory_file(PAGE))
         self.dma.start_log(PAGE)
 
     def _file(self) -> int:
@@ -105,12 +108,12 @@ class Memory:
     def now(self) -> bytes:
         if self.mode == "message":
             return bytes(self.client.memory)
-        return os.pread(self.file, 2 * PAGE, 0)
+        return os.pread(self.file, 2 * SIZE, 0)
 
     def dirty(self) -> set[int]:
         """The pages that the log has."""
-        bits = self.dma.take_dirty(BASE, 2 * PAGE, PAGE)[0]
-        return {page for page in (0, 1) if bits >> page & 1}
+        bits = int.from_bytes(self.dma.take_dirty(BASE, 2 * SIZE, PAGE), "little")
+        return {page for page in range(2 * SIZE // PAGE) if bits >> page & 1}
 
     def close(self) -> None:
         self.dma.unmap_all()
@@ -129,18 +132,18 @@ EVERY_MEMORY = [pytest.param((mode, rights), id=f"{mode}-{name}") for mode in MO
 
 @pytest.mark.parametrize("name", ACCESSES)
 @pytest.mark.parametrize("memory", EVERY_MEMORY, indirect=True)
-@pytest.mark.parametrize("at", [AT, PAGE - 3, PAGE - COUNT, PAGE], ids=["inside", "across", "to the border", "behind"])
+@pytest.mark.parametrize("at", [AT, SIZE - 3, SIZE - COUNT, SIZE], ids=["inside", "across", "to the border", "behind"])
 def test_an_access_is_what_the_client_granted_or_eperm_and_marks_what_it_writes(
     memory: Memory, name: str, at: int
 ) -> None:
     """First of all accesses, right behind itself, behind one of other memory, and where another has been refused."""
-    access, dma, region = ACCESSES[name], memory.dma, memory.dma.regions[1]
+    access, dma, region = ACCESSES[name], memory.dma, memory.dma.regions[0]
     granted = region.writable if access.writes else region.readable
     pages = {at // PAGE, (at + COUNT - 1) // PAGE}
     for before in (
         lambda: None,
         lambda: None,
-        lambda: dma.write(0, b"elsewhere"),
+        lambda: dma.write(ELSEWHERE, b"elsewhere"),
         lambda: _tried(lambda: dma.read(BASE + at, COUNT)),
         lambda: _tried(lambda: dma.write(BASE + at, memory.content[at : at + COUNT])),
     ):
@@ -183,8 +186,8 @@ def test_an_access_over_the_end_moves_nothing_of_what_is_there(mode: str, name: 
     """Behind the last byte, from its last bytes on, and in front of the first; used before, or not."""
     memory = Memory(mode, READ | WRITE)
     try:
-        for before in (lambda: None, lambda: memory.dma.read(BASE + PAGE, 1)):
-            for iova in (BASE + 2 * PAGE, BASE + 2 * PAGE - 1, BASE - 1, BASE - COUNT):
+        for before in (lambda: None, lambda: memory.dma.read(BASE + SIZE, 1)):
+            for iova in (BASE + 2 * SIZE, BASE + 2 * SIZE - 1, BASE - 1, BASE - COUNT):
                 before()
                 with pytest.raises(ProtocolError) as refused:
                     ACCESSES[name].do(memory.dma, iova)
