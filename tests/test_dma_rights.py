@@ -140,13 +140,14 @@ def test_an_access_is_what_the_client_granted_or_eperm_and_marks_what_it_writes(
     access, dma, region = ACCESSES[name], memory.dma, memory.dma.regions[0]
     granted = region.writable if access.writes else region.readable
     pages = {at // PAGE, (at + COUNT - 1) // PAGE}
-    for before in (
+    attempts: list[Callable[[], object]] = [
         lambda: None,
         lambda: None,
         lambda: dma.write(ELSEWHERE, b"elsewhere"),
         lambda: _tried(lambda: dma.read(BASE + at, COUNT)),
         lambda: _tried(lambda: dma.write(BASE + at, memory.content[at : at + COUNT])),
-    ):
+    ]
+    for before in attempts:
         before()
         memory.dirty()
         _put_back(memory)

@@ -47,15 +47,15 @@ class Messages:
 
     def wire(self, start: int, count: int, noise: random.Random) -> None:
         copies = [os.dup(fd) for fd in self.eventfds[start : start + count]]
-        self.set(start, count, TRIGGER, EVENTFD, fds=copies)
+        self.ask(start, count, TRIGGER, EVENTFD, fds=copies)
         self.wired |= set(range(start, start + count))
 
     def unwire(self, start: int, count: int, noise: random.Random) -> None:
-        self.set(start, count, TRIGGER, EVENTFD)
+        self.ask(start, count, TRIGGER, EVENTFD)
         self.wired -= set(range(start, start + count))
 
     def disable(self, start: int, count: int, noise: random.Random) -> None:
-        self.set(0, 0, TRIGGER, NONE)
+        self.ask(0, 0, TRIGGER, NONE)
         self.wired.clear()
         self.masked.clear()
 
@@ -123,16 +123,16 @@ class Messages:
 
     # how it is done
 
-    def set(self, start: int, count: int, action: IrqSetFlags, data: IrqSetFlags, **rest: object) -> None:
+    def ask(self, start: int, count: int, action: IrqSetFlags, data: IrqSetFlags, **rest: object) -> None:
         set_irqs(self.device, self.index, start, count, action, data, **rest)  # type: ignore[arg-type]
 
     def some(self, action: IrqSetFlags, start: int, count: int, noise: random.Random) -> set[int]:
         """Act on a range, or on those of it whose byte is 1."""
         if noise.random() < 0.5:
-            self.set(start, count, action, NONE)
+            self.ask(start, count, action, NONE)
             return set(range(start, start + count))
         bools = bytes(noise.choice((0, 1)) for _ in range(count))
-        self.set(start, count, action, BOOL, bools=bools)
+        self.ask(start, count, action, BOOL, bools=bools)
         return {start + place for place, chosen in enumerate(bools) if chosen}
 
     def control(self, value: int) -> None:

@@ -1,0 +1,269 @@
+"""Each check against servers that do everything wrong in one way: one that none of them fails could not fail at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
+from tests.everything_device import Everything
+from userdev.errors import ProtocolError
+from userdev.transport import close_all
+from vfio_user.client.conformance import CATALOGUE, Outcome, run
+from vfio_user.device import PciDevice
+from vfio_user.server.session import Session
+from vfio_user.wire import COMMAND, CURRENT, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Dialect, Message
+from vfio_user.wire.layouts import DEVICE_INFO, VERSION
+
+
+class WrongErrno(Fault):
+    """Refuses what it has to, and says why wrongly."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError as error:
+            raise ProtocolError(str(error), errno.EXDEV) from error
+
+
+class AcceptsAll(Fault):
+    """Refuses nothing."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            return message.payload, []
+
+
+class RefusesAll(Fault):
+    """Serves nothing but its description."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command in (Command.GET_INFO, Command.GET_REGION_INFO, Command.GET_IRQ_INFO):
+            return proceed(command, message)
+        raise ProtocolError("no", errno.EIO)
+
+
+class SaysZeros(Fault):
+    """Answers everything as long as it has to, with zeros."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        return bytes(len(payload)), fds
+
+
+class SaysOnes(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        return b"\xff" * len(payload), fds
+
+
+class DoesNothing(Fault):
+    """Answers as if it had done what it was told to."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command in (Command.SET_IRQS, Command.DMA_MAP, Command.DEVICE_RESET):
+            return b"", []
+        if command is Command.DMA_UNMAP:
+            return message.payload[:24], []
+        if command is Command.REGION_WRITE:
+            return message.payload[:16], []
+        if command is Command.DEVICE_FEATURE and message.payload[6:7] == b"\2":
+            return message.payload, []
+        return proceed(command, message)
+
+
+class AnswersLong(Fault):
+    """Every answer has 8 bytes more than it should."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        return payload + bytes(8), fds
+
+
+class AnswersAnother(Fault):
+    """Every answer but the first has the id of another request: who gets no good VERSION could check nothing."""
+
+    def sent(self, message: Message) -> list[Message]:
+        return [message] if message.command == VERSION_NUMBER else [replace(message, id=message.id ^ 0x100)]
+
+
+class AnswersOfAnother(Fault):
+    """The same with the command."""
+
+    def sent(self, message: Message) -> list[Message]:
+        return [message] if message.command == VERSION_NUMBER else [replace(message, command=message.command ^ 0x100)]
+
+
+class SaysTooMuchOfItself(Fault):
+    """VERSION is answered with a version that nobody proposed, JSON that does not end, and a descriptor."""
+
+    def sent(self, message: Message) -> list[Message]:
+        if message.command != VERSION_NUMBER:
+            return [message]
+        capabilities = b'{"capabilities":{"max_msg_fds":65536,"max_data_xfer_size":1,"x":"' + b"x" * 5000 + b'"}}'
+        payload = VERSION.pack(0, 9, tail=capabilities)
+        return [replace(message, payload=payload, fds=[os.memfd_create("unasked")])]
+
+
+VERSION_NUMBER = 1
+GOOD_VERSION = VERSION.pack(0, 1, tail=b'{"capabilities":{}}\0')
+
+
+class KeepsTheTwin(Fault):
+    """The twin socket that was agreed on does not come."""
+
+    def sent(self, message: Message) -> list[Message]:
+        close_all(message.fds)
+        return [replace(message, fds=[])]
+
+
+class RefusesTheUnusual(Session):
+    """What QEMU says is taken, and nothing else."""
+
+    def _negotiate(self) -> bool:
+        take = self.connection.next
+
+        def taken() -> Message | None:
+            first = take()
+            if first is not None and (first.flags & NO_REPLY or b'"max_' not in first.payload):
+                first.flags, first.payload = COMMAND, b""
+            return first
+
+        self.connection.next = taken  # type: ignore[method-assign]
+        return super()._negotiate()
+
+
+class AgreesToAnything(Session):
+    """Whatever comes first is as good as VERSION."""
+
+    def _negotiate(self) -> bool:
+        take = self.connection.next
+
+        def taken() -> Message | None:
+            first = take()
+            if first is not None:
+                self.connection.next = take  # type: ignore[method-assign]
+                first.command, first.payload, first.flags = VERSION_NUMBER, GOOD_VERSION, 0
+            return first
+
+        self.connection.next = taken  # type: ignore[method-assign]
+        return super()._negotiate()
+
+
+class TakesAnyHeader(Session):
+    """What is no message at all is passed over, and what is no command is done."""
+
+    def _negotiate(self) -> bool:
+        framer = self.connection.framer
+
+        def taken() -> Message | None:
+            while True:
+                try:
+                    return framer.next()
+                except ProtocolError:
+                    if framer.pending >= 16:
+                        framer.start += 16
+
+        self.connection.next = taken  # type: ignore[method-assign]
+        return super()._negotiate()
+
+    def _command(self, message: Message) -> Command:
+        try:
+            return super()._command(message)
+        except ProtocolError:
+            message.payload = DEVICE_INFO.pack(16, 0, 0, 0)
+            return Command.GET_INFO
+
+
+class ServesOneClient(Session):
+    """Nobody is served after the first, until there is a new server."""
+
+    served: set[int] = set()
+
+    def run(self) -> None:
+        if id(self.function) in self.served:
+            self.connection.close()
+            return
+        self.served.add(id(self.function))
+        super().run()
+
+
+class TakesHalfOfIt(Session):
+    """What has come of a message when nothing more comes is taken for all of it."""
+
+    def run(self) -> None:
+        receive, framer = self.connection.receive, self.connection.framer
+
+        def received(end: float | None = None) -> bool:
+            there = receive(end)
+            if not there and framer.pending >= 16:
+                missing = Message.size_at(framer.buffer, framer.start) - framer.pending
+                framer.feed(bytes(max(0, missing)))
+                return True
+            return there
+
+        self.connection.receive = received  # type: ignore[method-assign]
+        super().run()
+
+
+WRONG: tuple[tuple[type[Session], frozenset[str] | None], ...] = (
+    *(
+        (with_fault(fault), None)
+        for fault in (WrongErrno(), AcceptsAll(), RefusesAll(), SaysZeros(), SaysOnes(), DoesNothing(), AnswersLong())
+    ),
+    (AgreesToAnything, None),
+    (TakesAnyHeader, None),
+    (TakesHalfOfIt, None),
+    (with_fault(AnswersOfAnother()), frozenset({"header/command-echoed"})),
+    (with_fault(AnswersAnother()), frozenset({"header/id-echoed"})),
+    (
+        with_fault(SaysTooMuchOfItself()),
+        frozenset(f"version/{name}" for name in ("agreed", "no-unasked-fds", "fits-qemu", "limits-qemu-takes"))
+        | {"version/reply-has-json"},
+    ),
+    (with_fault(KeepsTheTwin()), frozenset({"version/twin-socket"})),
+    (
+        RefusesTheUnusual,
+        frozenset(f"version/{name}" for name in ("no-json", "empty-object", "unknown-capability", "unknown-member"))
+        | {"version/no-reply-flag"},
+    ),
+    (ServesOneClient, frozenset({"session/many-clients"})),
+)
+"""Servers, and what is tried with them: all that those before them have left, or where they spoil everything, what they
+are for.
+"""
+
+NEEDS_THE_PROCESS = {
+    "session/fds-are-closed",
+    "session/nothing-is-left",
+    "session/fds-on-rubbish",
+    "session/memory",
+}
+"""Skipped here, as `tests/test_conformance.py` has them."""
+
+
+def _device() -> PciDevice:
+    return Everything()
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
+def test_no_check_passes_whatever_a_server_does(tmp_path: Path, dialect: Dialect) -> None:
+    """Each server is tried with what those before it have left."""
+    everything = (None,) if dialect is CURRENT else ()  # what every dialect has is tried with one of them
+    left = [check for check in CATALOGUE if check.dialects in everything or dialect.name in (check.dialects or ())]
+    left = [check for check in left if check.group != "device_dma" and check.id not in NEEDS_THE_PROCESS]
+    for number, (session, meant_for) in enumerate(WRONG):
+        place = tmp_path / str(number)
+        place.mkdir()
+        tried = [check for check in left if meant_for is None or check.id in meant_for]
+        with InProcess(place, _device, dialect, session=session) as target:
+            results = list(run(tried, target, dialect, timeout=0.25))
+        failed = {result.check.id for result in results if result.outcome in (Outcome.FAIL, Outcome.NOT_JUDGED)}
+        left = [check for check in left if check.id not in failed]
+    assert {check.id for check in left} == set()
