@@ -12,7 +12,7 @@ class Reverse(VhostDevice):
 
     virtio_id = 42
     queues = Queues(2, size=64)
-    features = 1 << 5
+    features = 1 << 5 | 1 << 50
     done: int = state(0)
     capacity: int = config_field(8, 7)
     mode: int = config_field(1, 1, writable=True)

@@ -108,6 +108,7 @@ def test_a_ring_that_runs_is_not_made_another(front_end: FrontEnd, ring: Queue) 
     assert front_end.tell(R.SET_VRING_BASE, VringState(0, 3)) == errno.EINVAL
     assert front_end.tell(R.SET_VRING_ADDR, ring.addresses._replace(used=USER + 0x8000)) == errno.EINVAL
     assert front_end.tell(R.SET_FEATURES, int(FEATURES | V.EVENT_IDX)) == errno.EINVAL
+    assert front_end.tell(R.SET_FEATURES, int(FEATURES | 1 << 50)) == errno.EINVAL
     assert ring.exchange(b"ab", 2).data == b"ba"
 
 

@@ -53,6 +53,7 @@ def test_a_packed_ring_that_nobody_has_used_begins_with_both_wrap_counters(stran
 def test_features_of_the_device_and_of_the_framework_are_offered(stranger: FrontEnd) -> None:
     offered = V(stranger.ask(R.GET_FEATURES))
     assert offered & 1 << 5
+    assert offered & 1 << 50
     assert V.VERSION_1 | V.EVENT_IDX | V.INDIRECT_DESC | V.LOG_ALL | V.PROTOCOL_FEATURES in offered
     assert V.ACCESS_PLATFORM in offered
 
@@ -72,7 +73,9 @@ def test_a_device_without_a_configuration_space_does_not_offer_one(tmp_path: Pat
 
 def test_features_that_were_not_offered_are_refused(stranger: FrontEnd) -> None:
     stranger.negotiate()
-    assert stranger.tell(R.SET_FEATURES, int(FEATURES | 1 << 6)) == errno.EINVAL
+    for bit in (6, 41, 42, 51, 63):
+        assert stranger.tell(R.SET_FEATURES, int(FEATURES) | 1 << bit) == errno.EINVAL
+        assert stranger.tell(R.SET_PROTOCOL_FEATURES, int(PROTOCOL) | 1 << bit) == errno.EINVAL
     assert stranger.tell(R.SET_PROTOCOL_FEATURES, int(PROTOCOL | P.RARP)) == errno.EINVAL
     stranger.do(R.SET_FEATURES, int(FEATURES))
 

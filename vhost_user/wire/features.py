@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from enum import IntFlag
 from types import MappingProxyType
+from typing import TypeVar
 
 from userdev.errors import ProtocolError
+
+F = TypeVar("F", bound=IntFlag)
+
+
+def _complement(features: F) -> F:
+    """All other bits of 64. Python's own complement ends at the highest bit that has a name.
+
+    It is written in each class, as `enum` gives every class of flags its own operators.
+    """
+    return type(features)(~int(features) & (1 << 64) - 1)
 
 
 class VirtioFeature(IntFlag):
@@ -33,6 +44,8 @@ class VirtioFeature(IntFlag):
     NOTIF_CONFIG_DATA = 1 << 39
     RING_RESET = 1 << 40
     ADMIN_VQ = 1 << 41
+
+    __invert__ = _complement
 
 
 class ProtocolFeature(IntFlag):
@@ -65,6 +78,8 @@ class ProtocolFeature(IntFlag):
     GPA_ADDRESSES = 1 << 21
     SHMEM = 1 << 22
     GET_VRING_BASE_SKIP_DRAIN = 1 << 23
+
+    __invert__ = _complement
 
 
 class DeviceStatus(IntFlag):
