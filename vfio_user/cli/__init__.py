@@ -39,8 +39,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
+    "conformance": ("vhost_conformance", "Check any back-end against the rules of the protocol."),
     "interpose": ("vhost_interpose", "Stand between a front-end and a back-end: trace, break."),
     "peer": ("vhost_peer", "Fetch a real vhost-user program, and say how it is started."),
+    "probe": ("vhost_probe", "Say what any back-end offers, by name."),
     "serve": ("vhost_serve", "Serve a virtio device on a socket."),
     "trace": ("vhost_trace", "Show and export what an interposer has recorded."),
 }

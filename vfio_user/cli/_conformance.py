@@ -102,9 +102,7 @@ class Suite(Generic[B]):
         if asked.list_only:
             self._list(checks)
             return
-        if (asked.address is None) == (asked.server_command is None):
-            raise UserError("one server, please", hint="give either its address or --server-command 'CMD {socket}'")
-        with _target(asked, greet) as target:
+        with server(asked.address, asked.server_command, greet, timeout=asked.timeout) as target:
             if habit := target.try_out():
                 click.echo(habit)
             results = self._shown(run(checks, target))
@@ -208,23 +206,25 @@ class Suite(Generic[B]):
 
 
 @contextmanager
-def _target(asked: Asked, greet: Greet) -> Iterator[Target]:
-    if asked.address is not None:
-        with RunningServer(asked.address, greet, timeout=asked.timeout) as running:
+def server(address: str | None, command: str | None, greet: Greet, *, timeout: float) -> Iterator[Target]:
+    """The server that is named by its address, or started by a command.
+
+    Raises:
+        UserError: it is not exactly one of them.
+    """
+    if (address is None) == (command is None):
+        raise UserError("one server, please", hint="give either its address or --server-command 'CMD {socket}'")
+    if address is not None:
+        with RunningServer(address, greet, timeout=timeout) as running:
             yield running
         return
     from vfio_user.harness.scratch import Scratch  # a server that runs already needs no extra
 
-    assert asked.server_command is not None
+    assert command is not None
     with (
         Scratch() as scratch,
         CommandServer(
-            asked.server_command,
-            scratch.path,
-            greet,
-            timeout=asked.timeout,
-            environment=scratch.environment,
-            say=click.echo,
+            command, scratch.path, greet, timeout=timeout, environment=scratch.environment, say=click.echo
         ) as started,
     ):
         yield started

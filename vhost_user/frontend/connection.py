@@ -49,7 +49,7 @@ class Connection:
             NotOffered: it was not negotiated.
         """
         if not self.has(feature):
-            raise NotOffered(f"{feature.name} was not negotiated: the back-end does not offer it, or was not asked")
+            raise NotOffered(f"{feature.name} was not negotiated")
 
     def send(
         self, request: FrontEndRequest, value: Any = None, fds: Sequence[int] = (), *, need_reply: bool = False

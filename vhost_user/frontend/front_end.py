@@ -141,6 +141,15 @@ class FrontEnd(Connection):
             self.set_status(_BEFORE_START)
         return self.negotiated
 
+    def need(self, feature: ProtocolFeature | VirtioFeature) -> None:
+        """Insist on what is to be negotiated.
+
+        Raises:
+            NotOffered: the back-end does not offer it, or was not asked.
+        """
+        self.need_offered(feature)
+        super().need(feature)
+
     def need_offered(self, feature: ProtocolFeature | VirtioFeature) -> None:
         """Insist on what the back-end is to offer.
 
@@ -180,6 +189,7 @@ class FrontEnd(Connection):
         """
         if self.has(_P.RESET_DEVICE):
             self.do(R.RESET_DEVICE)
+            self.do(R.SET_FEATURES, int(self.negotiated.features))  # rust-vmm's forgets what was agreed on
         else:
             self.set_status(_S(0))
         for queue in self.queues:

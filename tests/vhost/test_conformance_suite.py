@@ -1,0 +1,147 @@
+"""The catalogue of checks for back-ends: ours pass it, and a back-end with one fault fails the check for that fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import pytest
+from click.testing import CliRunner
+
+from tests.vhost.reverse import Reverse
+from userdev.conformance import Check, CheckResult, Crash, Level, Outcome
+from userdev.errors import UserError
+from userdev.transport import Stream, connect
+from userdev_servers.blk import Blk
+from userdev_servers.net import Net
+from userdev_servers.rng import Rng
+from vfio_user.cli.vhost_conformance import command as conformance
+from vhost_user.backend import Server
+from vhost_user.device import VhostDevice
+from vhost_user.frontend.conformance import CATALOGUE, DEVICES, Bench, DeviceKind, run
+
+REVERSE = DeviceKind("reverse", 42, 0, (b"abc", 8), lambda done: done.data == b"cba", 9)
+KINDS = {**DEVICES, "reverse": REVERSE}
+
+
+class InProcess:
+    """A back-end of ours in this process; `renew` replaces it by a new one, with a new device."""
+
+    def __init__(self, folder: Path, device: Callable[[], VhostDevice], *, pid: int | None = None) -> None:
+        self.pid = pid
+        self._address = f"unix:{folder}/s"
+        self._make = device
+        self._server: Server | None = None
+
+    def connect(self) -> Stream:
+        if self._server is None:
+            self._device = self._make()
+            self._server = Server(self._device, self._address).start()
+        return connect(self._address, timeout=5)
+
+    def renew(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._device.close()
+
+    def settle(self) -> None:
+        return
+
+    def crashed(self) -> Crash | None:
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.renew()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second front-end is refused soon, and rings are looked at for a moment only: these back-ends are near."""
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("vhost_user.frontend.conformance.bench.QUIET_SECONDS", 0.02)
+
+
+def results(
+    folder: Path, device: Callable[[], VhostDevice], kind: DeviceKind | None, *checks: Check[Bench], timeout: float = 5
+) -> list[CheckResult[Bench]]:
+    with InProcess(folder, device, pid=os.getpid()) as target:
+        return list(run(checks or CATALOGUE, target, kind, timeout=timeout))
+
+
+def of(outcome: Outcome, found: list[CheckResult[Bench]]) -> dict[str, str]:
+    return {result.check.id: result.detail for result in found if result.outcome is outcome}
+
+
+def test_ids_are_unique_and_every_check_has_a_title_and_a_rule() -> None:
+    ids = [check.id for check in CATALOGUE]
+    assert len(ids) == len(set(ids))
+    assert all(check.title and check.rule for check in CATALOGUE)
+    assert {check.level for check in CATALOGUE} == set(Level)
+
+
+NO_REQUESTS_BETWEEN_QUEUES = {"rings/independent"}
+NO_CONFIG = {check.id for check in CATALOGUE if check.group == "config"}
+TAKES_AND_DROPS = {"rings/disabled", "rings/disabled-at-first", "rings/kick-while-disabled"}
+
+
+@pytest.mark.parametrize(
+    ("name", "leaves_out"),
+    [
+        ("reverse", set[str]()),
+        ("rng", NO_CONFIG | NO_REQUESTS_BETWEEN_QUEUES),
+        ("blk", set[str]()),
+        ("net", NO_REQUESTS_BETWEEN_QUEUES | TAKES_AND_DROPS | {"log/data"}),
+    ],
+)
+def test_our_devices_pass_it_whole(tmp_path: Path, name: str, leaves_out: set[str]) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    devices: dict[str, Callable[[], VhostDevice]] = {
+        "reverse": Reverse,
+        "rng": Rng,
+        "blk": lambda: Blk(image=str(image), queues=2),
+        "net": Net,
+    }
+    found = results(tmp_path, devices[name], KINDS[name])
+    assert of(Outcome.FAIL, found) == {}
+    assert of(Outcome.DIFFERS, found) == {}
+    assert set(of(Outcome.SKIP, found)) == leaves_out
+
+
+def test_without_knowing_the_device_what_needs_no_request_is_checked(tmp_path: Path) -> None:
+    found = results(tmp_path, Reverse, None)
+    assert of(Outcome.FAIL, found) == of(Outcome.DIFFERS, found) == {}
+    skipped = of(Outcome.SKIP, found)
+    assert all("--device" in reason for reason in skipped.values())
+    assert {"messages/acknowledged", "config/same", "status/kept", "log/answered", "session/next"}.isdisjoint(skipped)
+
+
+def test_a_program_is_checked_and_what_became_of_it_is_written_down(tmp_path: Path) -> None:
+    server = f"{sys.executable} -P -m vhost_user serve rng --socket-path {{socket}}"
+    junit, found = tmp_path / "junit.xml", tmp_path / "found.json"
+    arguments = ["--server-command", server, "--device", "rng", "--junit", str(junit), "--json", str(found)]
+    result = CliRunner().invoke(conformance, [*arguments, "--only", "features", "--only", "session/nothing-left"])
+    assert result.exception is None, result.output
+    checks = json.loads(found.read_text())["checks"]
+    assert {check["outcome"] for check in checks} == {"pass"}
+    assert "session/nothing-left" in {check["id"] for check in checks}
+    assert "vhost-user" in junit.read_text()
+
+
+def test_levels_leave_out_what_is_open() -> None:
+    listed = {level: CliRunner().invoke(conformance, ["--list", "--level", level]).output for level in ("must", "open")}
+    assert "OPEN" not in listed["must"]
+    assert "OPEN" in listed["open"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "--server-command", "b {socket}"], ["--only", "nothing", "a"]])
+def test_what_cannot_be_run_is_said_in_words(arguments: list[str]) -> None:
+    assert isinstance(CliRunner().invoke(conformance, arguments).exception, UserError)

@@ -1,0 +1,82 @@
+"""`vhost-user probe`: what a back-end offers, by name, and what a front-end would stumble over."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.vhost.reverse import Reverse
+from userdev.errors import UserError
+from vfio_user.cli.vhost_probe import command as probe
+from vhost_user.backend import Server
+from vhost_user.backend.back_end import BackEnd
+from vhost_user.wire import ProtocolFeature, VirtioFeature
+from vhost_user.wire.payloads import Config
+
+
+def probed(server: Server, *arguments: str) -> Result:
+    return CliRunner().invoke(probe, [str(server.listener.address), *arguments])
+
+
+def test_everything_that_is_offered_is_named(server: Server) -> None:
+    said = json.loads(probed(server, "--json").output)
+    assert {"bit 5", "bit 50", "VERSION_1", "RING_PACKED", "PROTOCOL_FEATURES"} <= set(said["features"])
+    assert {"MQ", "REPLY_ACK", "CONFIG", "INFLIGHT_SHMFD"} <= set(said["protocol_features"])
+    assert said["queues"] == 2
+    assert said["memory_slots"] > 0
+    assert bytes.fromhex(said["config"]).rstrip(b"\0") == b"\7\0\0\0\0\0\0\0\1"
+    assert said["problems"] == []
+
+
+def test_nothing_of_the_device_is_started(server: Server, device: Reverse) -> None:
+    assert probed(server).exception is None
+    assert not any(event.startswith("start") for event in device.events)
+
+
+def test_what_is_not_told_is_said_so_and_what_one_stumbles_over_too(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = VirtioFeature.PROTOCOL_FEATURES
+    some = ProtocolFeature.LOG_SHMFD | ProtocolFeature.CONFIG | ProtocolFeature.INBAND_NOTIFICATIONS
+    monkeypatch.setattr(BackEnd, "features", offered)
+    monkeypatch.setattr(BackEnd, "protocol_features", some)
+    said = json.loads(probed(server, "--json").output)
+    assert said["queues"] is said["memory_slots"] is None
+    about = ("VERSION_1", "REPLY_ACK", "LOG_SHMFD", "CONFIG", "protocol features that need")
+    assert [problem.startswith(name) for problem, name in zip(said["problems"], about, strict=True)] == [True] * 5
+    lines = probed(server).output.splitlines()
+    assert sum(line.startswith("! ") for line in lines) == 5
+    assert any(line.startswith("queues:") and line.endswith("not told") for line in lines)
+
+
+def test_configuration_is_read_of_a_back_end_that_gives_none_where_more_is_asked(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """qemu-storage-daemon 11.1.3."""
+
+    def get_config(back_end: BackEnd, wanted: Config, _: list[int]) -> Config:
+        space = back_end.model.config.read()
+        data = space[: wanted.size] if wanted.size <= len(space) else b""
+        return wanted._replace(size=len(data), data=data)
+
+    from vhost_user.backend.commands import COMMANDS
+    from vhost_user.wire import FrontEndRequest
+
+    commands = {**COMMANDS, FrontEndRequest.GET_CONFIG: get_config}
+    monkeypatch.setattr("vhost_user.backend.session.COMMANDS", commands)
+    assert bytes.fromhex(json.loads(probed(server, "--json").output)["config"]) == b"\7" + bytes(7)
+
+
+def test_one_that_does_not_answer_is_no_verdict_but_told(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(path))
+        busy.listen()
+        result = CliRunner().invoke(probe, [str(path), "--timeout", "0.05"])
+    assert isinstance(result.exception, UserError)
+    assert "GET_FEATURES" in str(result.exception)
+    assert "another front-end" in result.exception.hint

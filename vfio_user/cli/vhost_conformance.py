@@ -1,0 +1,30 @@
+"""`vhost-user conformance`: any back-end, in any language, against the rules of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from userdev.conformance import Check, CheckResult
+from vfio_user.cli._conformance import Asked, Suite, Target, options
+from vhost_user.frontend.conformance import CATALOGUE, DEVICES, DIALECT, Bench, greet, run
+
+
+@click.command()
+@options("ADDRESS")
+@click.option("--device", type=click.Choice(list(DEVICES)), help="What is served; the protocol does not say that.")
+def command(device: str | None, **given: Any) -> None:
+    """Check the back-end at ADDRESS, or the one that a command starts.
+
+    A check that does not apply is skipped with its reason. What the specification leaves open is told as "differs",
+    and fails nobody. The exit status is 0 if nothing failed, and 1 if something did.
+    """
+    asked = Asked(**given)
+    kind = None if device is None else DEVICES[device]
+
+    def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
+        return run(checks, target, kind, timeout=asked.timeout)
+
+    Suite(CATALOGUE, "vhost-user", DIALECT).carry_out(asked, greet, run_checks)

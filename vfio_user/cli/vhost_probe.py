@@ -1,0 +1,40 @@
+"""`vhost-user probe`: what any back-end offers, by name."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from userdev.errors import UserError
+from vfio_user.cli._conformance import server
+from vhost_user.frontend import BackEndError, Disconnected, FrontEnd, NoAnswer
+from vhost_user.frontend.conformance import greet
+from vhost_user.frontend.description import as_json, describe, render
+
+
+@click.command()
+@click.argument("address", required=False)
+@click.option("--server-command", metavar="'CMD {socket}'", help="Start the back-end.")
+@click.option("--json", "wants_json", is_flag=True, help="Print JSON.")
+@click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take.")
+def command(address: str | None, server_command: str | None, wants_json: bool, timeout: float) -> None:
+    """Describe the back-end at ADDRESS (a path, or unix:PATH), or one that a command starts, without changing it."""
+    with (
+        server(address, server_command, greet, timeout=timeout) as target,
+        FrontEnd(target.connect(), timeout=timeout) as front_end,
+    ):
+        try:
+            description = describe(front_end)
+        except BackEndError as error:
+            raise UserError(f"{address or server_command}: {error}", hint=_hint(error)) from None
+    click.echo(json.dumps(as_json(description), indent=2) if wants_json else render(description))
+
+
+def _hint(error: BackEndError) -> str:
+    match error:
+        case NoAnswer():
+            return "does it serve another front-end? some let the next one wait without a sign"
+        case Disconnected():
+            return "its log should say why, if it speaks vhost-user at all"
+    return "`vhost-user conformance` says what else it does"

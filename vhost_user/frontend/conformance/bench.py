@@ -1,0 +1,257 @@
+"""Where a check meets the back-end: connections, the device's request, and what the back-end does not offer."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Protocol
+
+from userdev.conformance import CheckFailed, Crash, Skip, require
+from userdev.conformance.check import CheckFunction
+from userdev.errors import UserdevError
+from userdev.process import Deadline
+from userdev.transport import Stream
+from vhost_user.frontend.conformance.devices import DeviceKind
+from vhost_user.frontend.connection import Connection
+from vhost_user.frontend.errors import Disconnected, NoAnswer, NotOffered
+from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES, FrontEnd
+from vhost_user.frontend.memory import GuestMemory
+from vhost_user.frontend.queue import Completion, Queue, Request
+from vhost_user.wire import ProtocolFeature, VirtioFeature
+
+QUIET_SECONDS = 0.1
+"""That a ring is looked at which is not to be served: nothing tells that a back-end will do nothing."""
+
+RING = 16
+"""Descriptors of a ring, so that it is gone through in a few requests."""
+
+
+class Target(Protocol):
+    """The back-end under test."""
+
+    def connect(self) -> Stream:
+        """A new connection; starts the back-end where it can and has to."""
+
+    def renew(self) -> None:
+        """Replace the back-end by a fresh one, where that is possible."""
+
+    def settle(self) -> None:
+        """Wait until the back-end has dealt with what it was sent and with those who left, or has died of it."""
+
+    def crashed(self) -> Crash | None:
+        """How the back-end died of itself, or came to serve nobody, since this was last asked; None otherwise."""
+
+    @property
+    def pid(self) -> int | None:
+        """The back-end's process, where it is known."""
+
+
+class Bench:
+    """One check's view of the back-end. Everything it opens is closed at the end of the check."""
+
+    def __init__(self, target: Target, device: DeviceKind | None, *, timeout: float) -> None:
+        self.target = target
+        self.timeout = timeout
+        self._device = device
+        self._front_ends: list[FrontEnd] = []
+        self._beside: list[Queue] = []
+
+    def close(self) -> None:
+        """Close all that the check has opened."""
+        for front_end in self._front_ends:
+            front_end.close()
+
+    # Connections
+
+    def stranger(self, *, regions: int = 1, answered: bool = True) -> FrontEnd:
+        """A front-end that has agreed on nothing yet; `answered` False: nor knows whether anybody is there."""
+        stream = self._connected() if answered else self.target.connect()
+        made = FrontEnd(stream, memory=GuestMemory(4 << 20, regions=regions), timeout=self.timeout)
+        self._front_ends.append(made)
+        return made
+
+    def agreed(self, features: VirtioFeature = FEATURES, protocol: ProtocolFeature = PROTOCOL_FEATURES) -> FrontEnd:
+        """One that has negotiated: what is named, as far as it is offered."""
+        front_end = self.stranger()
+        front_end.negotiate(features, protocol)
+        return front_end
+
+    def ready(self, features: VirtioFeature = FEATURES, protocol: ProtocolFeature = PROTOCOL_FEATURES) -> FrontEnd:
+        """One that has negotiated and shared its memory."""
+        front_end = self.agreed(features, protocol)
+        front_end.share_memory()
+        return front_end
+
+    @cached_property
+    def front_end(self) -> FrontEnd:
+        """The check's own front-end, which has negotiated and shared its memory."""
+        return self.ready()
+
+    def again(self, front_end: FrontEnd) -> None:
+        """Have it come again by another connection, with its memory; its queues are to be started again."""
+        front_end.stream.close()
+        front_end.reconnect(self._connected())
+        front_end.negotiate()
+        front_end.share_memory()
+
+    def _connected(self) -> Stream:
+        """A new connection, to a back-end that answers.
+
+        One that listens anew for each front-end, as vhost-device-vsock does, hangs up on whoever was quicker.
+        """
+        deadline = Deadline(self.timeout)
+        while True:
+            stream = self.target.connect()
+            try:
+                Connection(stream, timeout=self.timeout).settle()
+            except Disconnected:
+                stream.close()
+                if deadline.passed:
+                    raise
+            else:
+                return stream
+
+    # The device
+
+    @property
+    def device(self) -> DeviceKind:
+        """What it is; skips the check where nobody has said that."""
+        if self._device is None:
+            raise Skip("what device it is was not said: give --device, as a request is to be served")
+        return self._device
+
+    @property
+    def config_size(self) -> int:
+        """Bytes of configuration space that there are; 1 where nobody has said what device it is."""
+        if self._device is None:
+            return 1
+        if not self._device.config_size:
+            raise Skip(f"{self._device.name} has no configuration space")
+        return self._device.config_size
+
+    def queue(self, front_end: FrontEnd | None = None) -> Queue:
+        """The queue that takes the device's request, of which the back-end is not told yet."""
+        front_end = front_end or self.front_end
+        self._beside = [front_end.queue(index, RING) for index in self.device.beside]
+        self.start_beside()
+        return front_end.queue(self.device.queue, RING)
+
+    def start_beside(self) -> None:
+        """Start the queues that run beside the one with requests."""
+        for queue in self._beside:
+            queue.start()
+
+    def stop_beside(self) -> None:
+        """Stop them."""
+        for queue in self._beside:
+            queue.stop(drain=False)
+
+    def running(self, front_end: FrontEnd | None = None) -> Queue:
+        """The same, started."""
+        queue = self.queue(front_end)
+        queue.start()
+        return queue
+
+    def put(self, queue: Queue, *, indirect: bool = False) -> Request:
+        """Make the device's request available."""
+        return queue.put(*self.device.request, indirect=indirect)
+
+    def served(self, queue: Queue, count: int = 1) -> list[Completion]:
+        """Wait until so many requests, which were made available, have come back right."""
+        done = queue.wait_used(count)
+        require(len(done) == count, f"{len(done)} requests come back, of {count}")
+        for completion in done:
+            require(self.device.is_right(completion), f"a request is answered with {_shown(completion)}")
+        return done
+
+    def serve(self, queue: Queue, count: int = 1, *, indirect: bool = False) -> list[Completion]:
+        """Make so many requests available, kick, and wait until they have come back right."""
+        for _ in range(count):
+            self.put(queue, indirect=indirect)
+        queue.kick()
+        return self.served(queue, count)
+
+    def quiet(self, queue: Queue, what: str) -> None:
+        """Nothing may come back of this ring; `what` it is, for a sentence."""
+        queue.connection.settle()
+        deadline = Deadline(QUIET_SECONDS)
+        while not deadline.passed:  # some call once at a start, which tells of nothing
+            queue.wait_call(deadline.remaining)
+            require(not queue.take_used(), f"{what} is served")
+
+    # Judging
+
+    def refused(self, front_end: FrontEnd, said: Callable[[], int], what: str) -> bool:
+        """Something wrong has to be answered with an error, or end the connection; whether that goes on.
+
+        An acknowledgement of 0 counts where the connection ends with it, as the storage daemon's does.
+        """
+        front_end.need(ProtocolFeature.REPLY_ACK)
+        try:
+            answer = said()
+            front_end.settle()
+        except Disconnected:
+            return False
+        require(answer != 0, f"{what} is acknowledged as done")
+        return True
+
+    def accepted(self, front_end: FrontEnd, said: Callable[[], int], what: str) -> None:
+        """Something right has to be acknowledged with 0, and the connection has to go on."""
+        try:
+            answer = said()
+            front_end.settle()
+        except Disconnected as error:
+            raise CheckFailed(f"{what}: {error}") from None
+        require(answer == 0, f"{what} is answered with {answer:#x}")
+
+    def alive(self) -> None:
+        """The next front-end has to be served."""
+        for front_end in self._front_ends:
+            front_end.close()
+        try:
+            self.agreed()
+        except UserdevError as error:
+            raise CheckFailed(f"the next front-end is not served: {error}") from None
+
+    def leave_alone(self, front_end: FrontEnd) -> None:
+        """Have the back-end look at what it was sent, for a moment; or hang up."""
+        poll = select.poll()
+        poll.register(front_end.stream.fileno(), select.POLLRDHUP)
+        poll.poll(QUIET_SECONDS * 1000)
+
+    def ends(self, front_end: FrontEnd) -> bool:
+        """Whether the back-end ends this connection, within its timeout."""
+        try:
+            front_end.receive()
+        except Disconnected:
+            return True
+        except NoAnswer:
+            return False
+        return False
+
+    def process_holds(self) -> tuple[int, int]:
+        """The descriptors and the mappings of memory files that the back-end's process has."""
+        if self.target.pid is None:
+            raise Skip("the back-end's process is not known: give --server-command")
+        process = Path(f"/proc/{self.target.pid}")
+        return sum(1 for _ in (process / "fd").iterdir()), (process / "maps").read_text().count("memfd:")
+
+
+def where_offered(run: CheckFunction[Bench]) -> CheckFunction[Bench]:
+    """The check, skipped with the reason that negotiation gave where the back-end does not offer what it needs."""
+
+    @wraps(run)
+    def run_where_offered(bench: Bench) -> None:
+        try:
+            run(bench)
+        except NotOffered as reason:
+            raise Skip(str(reason)) from None
+
+    return run_where_offered
+
+
+def _shown(completion: Completion) -> str:
+    shown = completion.writable[-32:].hex(" ")
+    return f"{completion.written} bytes, the last that it could write being {shown or 'none'}"

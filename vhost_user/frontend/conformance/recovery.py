@@ -1,0 +1,252 @@
+"""What a migration and a back-end's death ask: the dirty log, the in-flight region, the device's state."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from userdev.conformance import CheckFailed, Group, Level, Skip, require
+from vhost_user.frontend.conformance.bench import RING, Bench
+from vhost_user.frontend.errors import BackEndError
+from vhost_user.frontend.front_end import FrontEnd, InflightRegion
+from vhost_user.frontend.memory import PAGE, DirtyPages
+from vhost_user.frontend.queue import Queue
+from vhost_user.frontend.split import SplitDriver
+from vhost_user.rings import region_size
+from vhost_user.wire import FrontEndRequest, ProtocolFeature, VirtioFeature
+from vhost_user.wire.payloads import Log
+
+log = Group[Bench]("log", "spec: Migration")
+inflight = Group[Bench]("inflight", "spec: Inflight I/O tracking")
+state = Group[Bench]("state", "spec: Migrating back-end state")
+
+R, P, V = FrontEndRequest, ProtocolFeature, VirtioFeature
+
+
+# The dirty log
+
+
+def _logging(bench: Bench) -> tuple[Queue, DirtyPages]:
+    """A ring that runs, and a log; what is written is marked from now on."""
+    front_end = bench.front_end
+    front_end.need_offered(V.LOG_ALL)
+    queue = bench.running()
+    bench.serve(queue)
+    pages = front_end.share_log()
+    front_end.log_writes()
+    return queue, pages
+
+
+@log.check("answered", rule="spec: Communication, SET_LOG_BASE")
+def log_answered(bench: Bench) -> None:
+    """A log in shared memory is taken, and answered once."""
+    bench.front_end.need(P.LOG_SHMFD)
+    bench.front_end.share_log()
+    bench.front_end.settle()
+
+
+@log.check("answer", level=Level.OPEN, rule="spec: Front-end message types, SET_LOG_BASE: its reply has no payload")
+def log_answer(bench: Bench) -> None:
+    """The answer to a log that was taken is the number 0."""
+    front_end = bench.front_end
+    front_end.need(P.LOG_SHMFD)
+    pages = front_end.share_log()
+    answer = front_end.ask(R.SET_LOG_BASE, Log(pages.size, 0), [pages.fd])
+    require(answer == 0, f"SET_LOG_BASE is answered with {answer if answer is not None else 'no payload'}")
+
+
+@log.check("data")
+def log_data(bench: Bench) -> None:
+    """What a device writes is marked, page by page."""
+    if not bench.device.writable:
+        raise Skip(f"the request of {bench.device.name} has nothing written")
+    queue, pages = _logging(bench)
+    request = bench.put(queue)
+    queue.kick()
+    [done] = bench.served(queue)
+    lengths = [buffer if isinstance(buffer, int) else 0 for buffer in bench.device.request]
+    wanted: set[int] = set()
+    left = done.written
+    for place, length in zip(request.places, lengths, strict=True):
+        if take := min(left, length):
+            wanted |= set(range(place // PAGE, (place + take - 1) // PAGE + 1))
+            left -= take
+    missing = wanted - pages.pages()
+    require(not missing, f"what was written to pages {sorted(missing)} is not marked")
+
+
+@log.check("used-ring")
+def log_used_ring(bench: Bench) -> None:
+    """What a device writes to the used ring is marked, where SET_VRING_ADDR asks for that."""
+    queue, pages = _logging(bench)
+    pages.clear()
+    bench.serve(queue)
+    page = queue.driver.addresses.used // PAGE
+    require(page in pages.pages(), f"the used ring, page {page}, is not marked")
+
+
+@log.check("another")
+def log_another(bench: Bench) -> None:
+    """Another log, given while rings run, is marked from then on."""
+    queue, pages = _logging(bench)
+    bench.serve(queue)
+    other = bench.front_end.share_log()
+    bench.serve(queue)
+    require(other.pages() & pages.pages(), "nothing is marked in the second log")
+
+
+@log.check("off", level=Level.OPEN)
+def log_off(bench: Bench) -> None:
+    """Nothing is marked before LOG_ALL is agreed on, nor after it was taken back."""
+    front_end = bench.front_end
+    front_end.need_offered(V.LOG_ALL)
+    queue = bench.running()
+    pages = front_end.share_log()
+    bench.serve(queue)
+    require(not pages.pages(), "something is marked before LOG_ALL is agreed on")
+    front_end.log_writes()
+    bench.serve(queue)
+    front_end.log_writes(False)
+    pages.clear()
+    bench.serve(queue)
+    require(not pages.pages(), "something is marked after LOG_ALL was taken back")
+
+
+# The in-flight region
+
+_VERSION, _DESC_NUM, _USED_IDX = 8, 10, 14
+_DESC, _DESC_SIZE = 16, 16
+_COUNTER = 8
+"""Offsets in the region of a split ring, and in the state of a descriptor (QueueRegionSplit, DescStateSplit)."""
+
+
+def _tracking(bench: Bench) -> InflightRegion:
+    bench.front_end.need(P.INFLIGHT_SHMFD)
+    return bench.front_end.ask_inflight(bench.device.queue + 1, RING)
+
+
+@contextmanager
+def _mapped(region: InflightRegion, queue: Queue) -> Iterator[memoryview]:
+    """The part of a queue."""
+    described = region.described
+    part = region_size(RING, packed=False)
+    with mmap.mmap(region.fd, described.mmap_offset + described.mmap_size) as memory:
+        start = described.mmap_offset + part * queue.index
+        view = memoryview(memory)[start : start + part]
+        try:
+            yield view
+        finally:
+            view.release()
+
+
+@inflight.check("given", rule="spec: Front-end message types, GET_INFLIGHT_FD")
+def inflight_given(bench: Bench) -> None:
+    """A region is given that has room for the rings, as long as it is said to be."""
+    bench.front_end.need(P.INFLIGHT_SHMFD)
+    described, fd = bench.front_end.ask_inflight(1, RING)
+    least, size = region_size(RING, packed=False), os.fstat(fd).st_size
+    require(described.mmap_size >= least, f"the region has {described.mmap_size} bytes, and the ring needs {least}")
+    require(size >= described.mmap_offset + described.mmap_size, f"the region's file has {size} bytes: {described}")
+    require((described.num_queues, described.queue_size) == (1, RING), f"a region for 1 ring of {RING} is {described}")
+
+
+@inflight.check("taken", rule="spec: Front-end message types, SET_INFLIGHT_FD")
+def inflight_taken(bench: Bench) -> None:
+    """A region is taken back, and rings are served with it."""
+    bench.front_end.set_inflight(_tracking(bench))
+    bench.serve(bench.running(), 3)
+
+
+@inflight.check("kept")
+def inflight_kept(bench: Bench) -> None:
+    """The region of a ring that is served says its version, its size and where it is, and nothing is under way."""
+    region = _tracking(bench)
+    bench.front_end.set_inflight(region)
+    queue = bench.running()
+    bench.serve(queue, 3)
+    queue.stop()
+    with _mapped(region, queue) as part:
+        version, size = struct.unpack_from("<HH", part, _VERSION)
+        (used,) = struct.unpack_from("<H", part, _USED_IDX)
+        under_way = [index for index in range(RING) if part[_DESC + _DESC_SIZE * index]]
+    require((version, size) == (1, RING), f"the region is of version {version}, for {size} descriptors")
+    require(used == 3, f"the region says that {used} requests have come back, of 3")
+    require(not under_way, f"descriptors {under_way} are under way, and all requests have come back")
+
+
+@inflight.check("resubmitted", rule="spec: Inflight I/O tracking, When reconnecting")
+def inflight_resubmitted(bench: Bench) -> None:
+    """What a back-end that died had taken is done by the next, once, as is what it had not taken."""
+    region = _tracking(bench)
+    front_end = bench.front_end
+    queue = bench.queue()
+    driver = queue.driver
+    assert isinstance(driver, SplitDriver)
+    taken = bench.put(queue).head
+    bench.put(queue)
+    with _mapped(region, queue) as part:  # as one leaves it that has died with the first request
+        struct.pack_into("<HH", part, _VERSION, 1, RING)
+        at = _DESC + _DESC_SIZE * taken
+        part[at] = 1
+        struct.pack_into("<Q", part, at + _COUNTER, 0)
+    bench.again(front_end)
+    front_end.set_inflight(region)
+    bench.start_beside()
+    queue.start(0)
+    bench.served(queue, 2)
+    base = queue.stop()
+    require(base == 2, f"2 requests were there, and GET_VRING_BASE says {base}")
+    require(driver.used_index == 2, f"{driver.used_index} requests came back, of 2")
+
+
+# The device's state
+
+
+def _stopped(bench: Bench, front_end: FrontEnd) -> Queue:
+    """A ring that was served and stopped."""
+    front_end.need(P.DEVICE_STATE)
+    queue = bench.running(front_end)
+    bench.serve(queue)
+    queue.stop()
+    bench.stop_beside()
+    return queue
+
+
+@state.check("saved")
+def state_saved(bench: Bench) -> None:
+    """A device whose rings are stopped saves its state, to an end."""
+    _stopped(bench, bench.front_end)
+    bench.front_end.save_state()
+    bench.front_end.settle()
+
+
+@state.check("loaded")
+def state_loaded(bench: Bench) -> None:
+    """A device takes the state that it has saved, by another connection, and goes on."""
+    front_end = bench.front_end
+    queue = _stopped(bench, front_end)
+    saved = front_end.save_state()
+    bench.again(front_end)
+    front_end.load_state(saved)
+    bench.start_beside()
+    queue.start()
+    bench.serve(queue)
+
+
+@state.check("cut-off", level=Level.OPEN, rule="spec: CHECK_DEVICE_STATE")
+def state_cut_off(bench: Bench) -> None:
+    """A state that is cut off is refused."""
+    front_end = bench.front_end
+    _stopped(bench, front_end)
+    saved = front_end.save_state()
+    if not saved:
+        raise Skip("the device has no state")
+    bench.again(front_end)
+    try:
+        front_end.load_state(saved[: len(saved) // 2])
+    except BackEndError:
+        return
+    raise CheckFailed(f"{len(saved) // 2} of {len(saved)} bytes are taken for a whole state")

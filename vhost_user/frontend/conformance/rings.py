@@ -1,0 +1,308 @@
+"""The life of a ring: when it is served, how it stops, what survives that; and the kinds of ring."""
+
+from __future__ import annotations
+
+import os
+
+from userdev.conformance import Group, Level, Skip, require
+from vhost_user.frontend.conformance.bench import RING, Bench
+from vhost_user.frontend.front_end import FEATURES, FrontEnd
+from vhost_user.frontend.queue import Queue
+from vhost_user.wire import FrontEndRequest, VirtioFeature
+from vhost_user.wire.payloads import VringState
+
+rings = Group[Bench]("rings", "spec: Ring states")
+kinds = Group[Bench]("kinds", "virtio 1.3: Virtqueues")
+
+R, V = FrontEndRequest, VirtioFeature
+
+
+@rings.check("served")
+def served(bench: Bench) -> None:
+    """What is put into a ring that is started and enabled comes back right, and its driver is called."""
+    queue = bench.running()
+    bench.serve(queue)
+    bench.serve(queue)
+
+
+@rings.check("round-and-round")
+def round_and_round(bench: Bench) -> None:
+    """More requests than the ring has places are served, however they come together."""
+    queue = bench.running()
+    many = RING // max(len(bench.device.request), 1)
+    for count in (1, many, 2, many, many, 1, many):
+        bench.serve(queue, count)
+
+
+@rings.check("without-protocol-features")
+def without_protocol_features(bench: Bench) -> None:
+    """Where PROTOCOL_FEATURES was not agreed on, a ring is enabled once it is started."""
+    front_end = bench.agreed(V.VERSION_1)
+    front_end.share_memory(as_table=True)
+    bench.serve(bench.running(front_end))
+
+
+@rings.check("call-before-kick", level=Level.REFERENCE, rule="DPDK's virtio_user: SET_VRING_CALL before memory")
+def call_first(bench: Bench) -> None:
+    """SET_VRING_CALL may come before memory and everything else of the ring."""
+    front_end = bench.agreed()
+    call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        front_end.do(R.SET_VRING_CALL, bench.device.queue, [call])
+    finally:
+        os.close(call)
+    front_end.share_memory()
+    bench.serve(bench.running(front_end))
+
+
+@rings.check("kick-before-call", level=Level.REFERENCE, rule="libblkio: SET_VRING_KICK before SET_VRING_CALL")
+def kick_first(bench: Bench) -> None:
+    """SET_VRING_CALL may come after SET_VRING_KICK."""
+    front_end = bench.front_end
+    queue = bench.queue()
+    front_end.do(R.SET_VRING_NUM, VringState(queue.index, queue.size))
+    front_end.do(R.SET_VRING_BASE, VringState(queue.index, 0))
+    front_end.do(R.SET_VRING_ADDR, queue.addresses)
+    front_end.do(R.SET_VRING_KICK, queue.index, [queue.kick_fd])
+    front_end.do(R.SET_VRING_CALL, queue.index, [queue.call_fd])
+    queue.enable()
+    front_end.driver_ok()
+    bench.serve(queue)
+
+
+@rings.check("disabled-at-first", level=Level.OPEN)
+def disabled_at_first(bench: Bench) -> None:
+    """A ring is not served before it is enabled, and is then."""
+    _need_disabled(bench, bench.front_end)
+    queue = bench.queue()
+    queue.start(enable=False)
+    bench.put(queue)
+    queue.kick()
+    bench.quiet(queue, "a ring that was never enabled")
+    queue.enable()
+    bench.front_end.driver_ok()
+    bench.served(queue)
+
+
+@rings.check("disabled", level=Level.OPEN)
+def disabled(bench: Bench) -> None:
+    """A ring that is disabled is not served, and is again when it is enabled."""
+    _need_disabled(bench, bench.front_end)
+    queue = bench.running()
+    bench.serve(queue)
+    queue.enable(False)
+    bench.put(queue)
+    queue.kick()
+    bench.quiet(queue, "a ring that was disabled")
+    queue.enable()
+    bench.served(queue)
+
+
+@rings.check("enabled-again")
+def enabled_again(bench: Bench) -> None:
+    """A ring that was disabled and is enabled again is served when it is kicked."""
+    bench.front_end.need(V.PROTOCOL_FEATURES)
+    queue = bench.running()
+    for _ in range(3):
+        queue.enable(False)
+        queue.enable()
+        bench.serve(queue)
+
+
+@rings.check("kick-while-disabled", level=Level.OPEN)
+def kick_while_disabled(bench: Bench) -> None:
+    """A kick that comes while a ring is disabled is not lost."""
+    _need_disabled(bench, bench.front_end)
+    queue = bench.running()
+    bench.serve(queue)
+    queue.enable(False)
+    bench.put(queue)
+    queue.kick()
+    bench.front_end.settle()
+    queue.enable(kick=False)
+    bench.served(queue)
+
+
+@rings.check("there-at-start", level=Level.OPEN, rule="spec: Inflight I/O tracking, a back-end that died was kicked")
+def there_at_start(bench: Bench) -> None:
+    """Requests that are there when a ring starts are served without a kick."""
+    queue = bench.queue()
+    bench.put(queue)
+    queue.start(kick=False)
+    bench.served(queue)
+
+
+@rings.check("base-at-stop", rule="spec: Front-end message types, GET_VRING_BASE")
+def base_at_stop(bench: Bench) -> None:
+    """GET_VRING_BASE says how many requests were made available, and of which ring."""
+    queue = bench.running()
+    bench.serve(queue, 2)
+    bench.serve(queue, 3)
+    base = queue.stop()
+    require(base == 5, f"GET_VRING_BASE says {base} after 5 requests")
+
+
+@rings.check("base-of-nothing", level=Level.OPEN, rule="spec: Front-end message types, GET_VRING_BASE")
+def base_of_nothing(bench: Bench) -> None:
+    """GET_VRING_BASE of a ring that was never started says 0, also as the first message."""
+    front_end = bench.stranger()
+    answer = front_end.ask(R.GET_VRING_BASE, VringState(0, 0))
+    require(answer == VringState(0, 0), f"GET_VRING_BASE is answered with {answer}")
+
+
+@rings.check("stopped")
+def stopped(bench: Bench) -> None:
+    """A ring that was stopped is not served."""
+    queue = bench.running()
+    bench.serve(queue)
+    queue.stop()
+    bench.put(queue)
+    queue.kick()
+    bench.quiet(queue, "a ring that was stopped")
+
+
+@rings.check("drained", level=Level.OPEN, rule="spec: Migration, no further update before rings are restarted")
+def drained(bench: Bench) -> None:
+    """What was taken has come back when GET_VRING_BASE is answered."""
+    queue = bench.running()
+    many = RING // max(len(bench.device.request), 1)
+    for _ in range(8):
+        for _ in range(many):
+            bench.put(queue)
+        queue.kick()
+        base = queue.stop(drain=False)
+        back = queue.driver.base
+        require(base == back, f"GET_VRING_BASE says {base}, and {back} requests have come back")
+        queue.start()
+        bench.served(queue, many)
+
+
+@rings.check("restarted")
+def restarted(bench: Bench) -> None:
+    """A ring that was stopped is served again, once everything is said again."""
+    queue = bench.running()
+    for _ in range(3):
+        bench.serve(queue)
+        queue.stop()
+        queue.start()
+    bench.serve(queue)
+
+
+@rings.check("restarted-elsewhere", rule="spec: Front-end message types, SET_VRING_BASE")
+def restarted_elsewhere(bench: Bench) -> None:
+    """Another connection goes on where SET_VRING_BASE says, and does nothing twice."""
+    queue = bench.running()
+    bench.serve(queue, 2)
+    base = queue.stop()
+    bench.again(bench.front_end)
+    bench.start_beside()
+    queue.start(base)
+    bench.serve(queue)
+    require(queue.stop() == base + 1, "a request was served twice, or left out")
+
+
+@rings.check("remembered", level=Level.OPEN)
+def remembered(bench: Bench) -> None:
+    """Size and addresses of a ring that was stopped need not be said again."""
+    front_end = bench.front_end
+    queue = bench.running()
+    bench.serve(queue)
+    base = queue.stop()
+    front_end.do(R.SET_VRING_BASE, VringState(queue.index, base))
+    front_end.do(R.SET_VRING_CALL, queue.index, [queue.call_fd])
+    front_end.do(R.SET_VRING_KICK, queue.index, [queue.kick_fd])
+    queue.enable()
+    bench.serve(queue)
+
+
+@rings.check("another-call", rule="spec: Ring states, configuration aspects that change on the fly")
+def another_call(bench: Bench) -> None:
+    """A ring that runs tells its driver by the last descriptor that SET_VRING_CALL gave."""
+    queue = bench.running()
+    bench.serve(queue)
+    old = queue.call_fd
+    queue.call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    os.close(old)
+    bench.front_end.do(R.SET_VRING_CALL, queue.index, [queue.call_fd])
+    bench.serve(queue)
+
+
+@rings.check("independent")
+def independent(bench: Bench) -> None:
+    """A queue that is stopped leaves another alone."""
+    if bench.device.name not in ("blk", "reverse"):
+        raise Skip(f"the queues of {bench.device.name} do different things")
+    if bench.front_end.queue_count() < 2:
+        raise Skip("the back-end has one queue")
+    one, other = bench.front_end.queue(0, RING), bench.front_end.queue(1, RING)
+    bench.front_end.start(one, other)
+    bench.serve(one)
+    bench.serve(other)
+    one.stop()
+    bench.serve(other, 2)
+    one.start()
+    bench.serve(one)
+
+
+def _kind(bench: Bench, features: VirtioFeature, *, indirect: bool = False) -> Queue:
+    """A ring that runs, with these features; gone through several times."""
+    front_end = bench.ready(FEATURES | features)
+    for feature in features:
+        front_end.need(feature)
+    queue = bench.running(front_end)
+    many = 1 if indirect else RING // max(len(bench.device.request), 1)
+    for count in (1, many, 2, many, many):
+        bench.serve(queue, count, indirect=indirect)
+    return queue
+
+
+@kinds.check("indirect", rule="virtio 1.3: Indirect Descriptors")
+def indirect(bench: Bench) -> None:
+    """Requests whose descriptors are in a table of their own are served."""
+    _kind(bench, V.INDIRECT_DESC, indirect=True)
+
+
+@kinds.check("events", rule="virtio 1.3: Used Buffer Notification Suppression")
+def events(bench: Bench) -> None:
+    """With EVENT_IDX, a driver is told of the request that it asks to be told of."""
+    _kind(bench, V.EVENT_IDX)
+
+
+@kinds.check("in-order", rule="virtio 1.3: In-order use of descriptors")
+def in_order(bench: Bench) -> None:
+    """With IN_ORDER, requests come back in their order."""
+    queue = _kind(bench, V.IN_ORDER)
+    heads = [bench.put(queue).head for _ in range(3)]
+    queue.kick()
+    back = [completion.head for completion in queue.wait_used(3)]
+    require(back == heads, f"requests {heads} come back as {back}")
+
+
+@kinds.check("packed", rule="virtio 1.3: Packed Virtqueues")
+def packed(bench: Bench) -> None:
+    """A packed ring is served, gone through several times, and stopped and started."""
+    queue = _kind(bench, V.RING_PACKED)
+    queue.stop()
+    queue.start()
+    bench.serve(queue)
+
+
+@kinds.check("packed-base", level=Level.OPEN, rule="spec: Vring descriptor indices for packed virtqueues")
+def packed_base(bench: Bench) -> None:
+    """GET_VRING_BASE of a packed ring says both places, with their wrap counters."""
+    queue = _kind(bench, V.RING_PACKED)
+    base = queue.stop()
+    expected = queue.driver.base
+    require(base == expected, f"GET_VRING_BASE says {base:#x}, and the driver is at {expected:#x}")
+
+
+@kinds.check("packed-events", rule="virtio 1.3: Driver and Device Event Suppression")
+def packed_events(bench: Bench) -> None:
+    """A packed ring with EVENT_IDX tells of the request that its driver asks to be told of."""
+    _kind(bench, V.RING_PACKED | V.EVENT_IDX)
+
+
+def _need_disabled(bench: Bench, front_end: FrontEnd) -> None:
+    front_end.need(V.PROTOCOL_FEATURES)
+    if bench.device.discards:
+        raise Skip(f"{bench.device.name}: what is put into a ring that is disabled is taken and dropped")
