@@ -63,9 +63,7 @@ class Bench:
 
     def path(self, plugged: Plugged | None = None, *, size: int | None = None) -> str:
         """The guest's name for a disk, /dev/vda, once it is there (and has so many bytes)."""
-        address = (plugged or self.guest.device).address
-        found: str = self.guest.call(_wait_for_disk, address, size, 10 * self.guest.patience, timeout=15)
-        return found
+        return virtio_disk(self.guest, plugged or self.guest.device, size)
 
     def write(self, plugged: Plugged | None = None, *, seed: int = SEED, size: int = SIZE) -> str:
         """Random bytes on the whole of the disk, flushed; their digest."""
@@ -147,6 +145,12 @@ class DiskTest(GuestTest):
     def assert_all_is_there(self, done: Result) -> None:
         """The writers have seen no error, and read what they wrote."""
         self.assertEqual((done.stdout, done.stderr), ("all is there\n", ""))
+
+
+def virtio_disk(guest: BootedGuest, plugged: Plugged, size: int | None = None) -> str:
+    """The guest's name for a disk, /dev/vda, once it is there (and has so many bytes)."""
+    found: str = guest.call(_wait_for_disk, plugged.address, size, 10 * guest.patience, timeout=15)
+    return found
 
 
 def _wait_for_disk(address: str, size: int | None, seconds: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 DRIVER = b"virtio-blk-vhost-user"
+_REQ_NO_UNMAP = 1 << 1
 
 
 class _Region(c.Structure):
@@ -72,9 +73,19 @@ class Blkio:
         assert wrong == 0, wrong
         return c.string_at(self._region.addr or 0, size)
 
-    def flush(self) -> int:
+    def flush(self, queue: int = 0) -> int:
         """Flush, and wait for it; 0 or a negative errno."""
-        return self._do(0, "flush", None, 0)
+        return self._do(queue, "flush", None, 0)
+
+    def discard(self, offset: int, size: int, queue: int = 0) -> int:
+        """Discard, and wait for it; 0 or a negative errno."""
+        return self._do(queue, "discard", c.c_uint64(offset), c.c_uint64(size), None, 0)
+
+    def write_zeroes(self, offset: int, size: int, queue: int = 0, *, unmap: bool = True) -> int:
+        """Write zeroes, which need a place on the disk unless `unmap`, and wait for it; 0 or a negative errno."""
+        return self._do(
+            queue, "write_zeroes", c.c_uint64(offset), c.c_uint64(size), None, 0 if unmap else _REQ_NO_UNMAP
+        )
 
     def unmap(self) -> None:
         """Take the buffer back from the back-end."""

@@ -16,6 +16,8 @@ import pytest
 from tests.libblkio import Blkio
 from tests.vhost.said import listening
 from userdev_servers.blk import Blk
+from userdev_servers.blk.requests import MAX_SEGMENT
+from userdev_servers.blk.spec import SECTOR
 from vfio_user.harness.debian import DebianArchive
 from vfio_user.harness.vhost_user_peers import STABLE
 from vhost_user.backend import Server
@@ -68,6 +70,29 @@ def test_it_finds_what_it_wrote_and_the_image_has_it(
         assert blkio.flush() == 0
         blkio.unmap()
     assert (tmp_path / "image").read_bytes()[4096 * queues :][: len(data)] == data
+
+
+@pytest.mark.parametrize("queue", [0, 3])
+def test_it_discards_and_writes_zeroes_on_any_queue(library: Path, server: Server, tmp_path: Path, queue: int) -> None:
+    data, image = os.urandom(64 << 10), tmp_path / "image"
+    with connected(library, tmp_path) as blkio:
+        blkio.set("num-queues", 4)
+        blkio.start(len(data))
+        assert int(blkio.get("max-discard-len")) == int(blkio.get("max-write-zeroes-len")) == MAX_SEGMENT * SECTOR
+        assert int(blkio.get("discard-alignment")) == 4096
+        assert blkio.write(0, data, queue) == 0
+        assert blkio.flush(queue) == 0
+        place = image.stat().st_blocks
+        assert blkio.write_zeroes(0, 4096, queue, unmap=False) == 0
+        assert image.stat().st_blocks == place
+        assert blkio.write_zeroes(8192, 4096, queue) == 0
+        assert blkio.discard(16384, 8192, queue) == 0
+        assert image.stat().st_blocks < place
+        expected = bytearray(data)
+        for first, size in ((0, 4096), (8192, 4096), (16384, 8192)):
+            expected[first : first + size] = bytes(size)
+        assert blkio.read(0, len(data), queue) == expected
+        assert blkio.discard(SIZE, 4096, queue) < 0
 
 
 def test_it_comes_and_goes(library: Path, server: Server, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "Child",
     "Conductor",
     "Deadline",
+    "DebianArchive",
     "Device",
     "DeviceServer",
     "EventLog",
@@ -73,6 +74,7 @@ __all__ = [
     "ensure_qemu",
     "exercise",
     "inside_qemu",
+    "install_peer",
     "installed_qemu",
     "judge",
     "known_issue",
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.attachment import Attachment, SocketChardev
     from vfio_user.harness.booted_guest import BootedGuest, Plugged
     from vfio_user.harness.command_line import HardwareOptions, MachineConfig, slot_address
+    from vfio_user.harness.debian import DebianArchive
     from vfio_user.harness.device import Device
     from vfio_user.harness.evidence import INDEX, RECORD
     from vfio_user.harness.exercises import EXERCISES, Exercise, exercise, report_of, succeed
@@ -119,6 +122,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.timeouts import patience
     from vfio_user.harness.toolchain import c_compiler
     from vfio_user.harness.verdicts import INTERPOSE_VARIABLE, TEST_SECONDS, Trial, trial
+    from vfio_user.harness.vhost_user_peers import install_peer
 else:
     # Hidden from type checkers, for which every name would be right. Who needs one module waits for no other (PEP 562).
     import importlib
@@ -129,6 +133,7 @@ else:
         "vfio_user.harness.attachment": ("Attachment", "SocketChardev"),
         "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged"),
         "vfio_user.harness.command_line": ("HardwareOptions", "MachineConfig", "slot_address"),
+        "vfio_user.harness.debian": ("DebianArchive",),
         "vfio_user.harness.device": ("Device",),
         "vfio_user.harness.evidence": ("INDEX", "RECORD"),
         "vfio_user.harness.exercises": ("EXERCISES", "Exercise", "exercise", "report_of", "succeed"),
@@ -165,6 +170,7 @@ else:
         "vfio_user.harness.site": ("Site",),
         "vfio_user.harness.toolchain": ("c_compiler",),
         "vfio_user.harness.verdicts": ("INTERPOSE_VARIABLE", "TEST_SECONDS", "Trial", "trial"),
+        "vfio_user.harness.vhost_user_peers": ("install_peer",),
     }
     _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
