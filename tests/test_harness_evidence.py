@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.interposer_bench import Bench as InterposerBench
+from tests.vhost.between import Between
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.cli.test_e2e import first_causes, per_minute
@@ -228,3 +230,14 @@ def test_a_run_of_the_suite_names_the_first_cause_of_what_failed(tmp_path: Path)
 def test_cases_per_minute() -> None:
     assert per_minute(29, 60.0) == 29.0
     assert per_minute(0, 0.0) == 0.0
+
+
+def test_the_page_has_what_passed_last_on_the_wire_of_either_protocol(tmp_path: Path) -> None:
+    with InterposerBench(trace=tmp_path / "dev0-edu.trace") as bench:
+        bench.negotiate()
+    with Between(tmp_path / "dev1-vhost-user-rng.trace") as between:
+        between.negotiate()
+    evidence.write(tmp_path, [], RuntimeError("on purpose"))
+    page = (tmp_path / evidence.INDEX).read_text()
+    assert "VERSION reply" in page
+    assert "SET_PROTOCOL_FEATURES posted protocol_features=REPLY_ACK|BACKEND_REQ|CONFIG" in page

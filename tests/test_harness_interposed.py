@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
+from userdev.errors import UserError
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteError
 from vfio_user.harness.device import Device
+from vfio_user.harness.family import VFIO_USER, VHOST_USER
 from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
 from vfio_user.interposer.trace import MessageRecord, Note, read_trace
+from vfio_user.traces import view_trace
 from vfio_user.wire import CURRENT, Command
 from vfio_user.wire.constants import IrqIndex
+from vhost_user.frontend import FrontEnd
 
 LIVENESS = 0x04
 FAULTS = {
@@ -117,3 +121,26 @@ def test_what_goes_past_is_captured_where_that_is_wanted(tmp_path: Path) -> None
     numbers = {entry.message.command for entry in trace.entries if isinstance(entry, MessageRecord)}
     assert CURRENT.number(Command.DMA_WRITE) in numbers
     assert "interrupt" in {entry.event for entry in trace.entries if isinstance(entry, Note)}
+
+
+def test_a_back_end_of_vhost_user_has_one_too(tmp_path: Path) -> None:
+    faults = {"rules": [{"match": {"command": "GET_QUEUE_NUM"}, "act": {"close": "client"}}]}
+    rng = Device.parse("vhost-user-rng")
+    with (
+        interposed(tmp_path, rng, trace=True, interposition=Interposition(faults=faults)) as server,
+        FrontEnd(str(server.path)) as front_end,
+    ):
+        front_end.negotiate()
+        assert server.control.call("status")["sessions"] == 1
+        with pytest.raises(ConnectionError):
+            front_end.queue_count()
+    view = view_trace(tmp_path / "device.trace")
+    assert "GET_QUEUE_NUM" in {line.decoded.command for line in view.lines() if line.decoded is not None}
+
+
+def test_what_only_the_other_interposer_has_is_refused() -> None:
+    for wanted in (Interposition(keep_alive=True), Interposition(capture_dma=True), Interposition(msg_timeout=1)):
+        wanted.check(VFIO_USER)
+        with pytest.raises(UserError, match="vhost-user"):
+            wanted.check(VHOST_USER)
+    Interposition(faults=FAULTS).check(VHOST_USER)

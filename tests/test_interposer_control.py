@@ -96,6 +96,15 @@ def test_a_server_whose_process_is_told_is_signalled(tmp_path: Path) -> None:
             assert server.wait(10) == -signal.SIGKILL
 
 
+def test_a_process_that_was_told_and_has_ended_is_nobodys(tmp_path: Path) -> None:
+    """Its number may be another program's by now."""
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait(10)
+    with interposed_edu(tmp_path, server_pid=ended.pid) as edu:
+        edu.client()
+        assert edu.control().call("status")["server_pid"] is None
+
+
 def test_regions_are_read_and_written_beside_the_client(edu: Interposed) -> None:
     client, control = edu.client(), edu.control()
     client.store(0, LIVENESS, 4, 0x12345678)

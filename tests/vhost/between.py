@@ -12,7 +12,7 @@ from typing import Any, Self
 from tests.interposer_bench import AnyPeer, Looped
 from userdev.trace import TraceWriter
 from userdev.transport import Stream, close_all
-from vhost_user.interposer.conversation import Session
+from vhost_user.interposer.conversation import FrontEndSession
 from vhost_user.interposer.traces import NAME
 from vhost_user.wire import (
     BackEndRequest,
@@ -39,7 +39,7 @@ class Between(Looped):
             self.loop.at_end_of_turn(self.trace.flush)
         (self.front_end, near), (self.back_end, far) = self.pair(), self.pair()
         self.ended = False
-        self.session = Session(self.loop, Stream(near), Stream(far), trace=self.trace, on_end=self._end)
+        self.session = FrontEndSession(self.loop, Stream(near), Stream(far), trace=self.trace, on_end=self._end)
         self.session.start()
 
     def pair(self) -> tuple[Peer, socket.socket]:

@@ -67,6 +67,8 @@ class Upstream:
                 self._may_end = await self.process.ended(LINGER_SECONDS)
             elif self._peer is None:
                 self._may_end = True  # the first client's; the second finds out
+        if self._told is not None and await process_ended(self._loop, self._told, 0.0):
+            self._told = None  # whoever listens now is another
         await self.start(timeout)
         stream, self._fresh = self._fresh, None
         if stream is None:

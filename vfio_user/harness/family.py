@@ -42,8 +42,8 @@ class Family(Protocol):
         """The events of QEMU's `-trace` that have to do with it."""
 
     @property
-    def interposable(self) -> bool:
-        """Whether our interposer speaks it: without that there are no faults and no traces."""
+    def keeps_sessions(self) -> bool:
+        """Whether its interposer can keep a session alive, and capture what goes past it: QEMU connects only once."""
 
     @property
     def moved_by_qemu(self) -> bool:
@@ -87,7 +87,7 @@ class VfioUser:
     name = "vfio-user"
     package = "vfio_user"
     trace_pattern = "vfio_user_*"
-    interposable = True
+    keeps_sessions = True
     moved_by_qemu = False
     listens_itself = False
 
@@ -134,7 +134,7 @@ class VhostUser:
     name = "vhost-user"
     package = "vhost_user"
     trace_pattern = "vhost_user_*"
-    interposable = False
+    keeps_sessions = False
     moved_by_qemu = True
     listens_itself = True
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from userdev.errors import UserError
 from vfio_user.harness.artifacts import write_text
+from vfio_user.harness.family import Family
 from vfio_user.harness.scratch import listen
 from vfio_user.harness.site import Site
 from vfio_user.interposer.control.client import InterposerControl
@@ -41,6 +43,24 @@ class Interposition:
             return cls() if wanted else None
         return cls(faults=wanted)
 
+    def check(self, family: Family) -> None:
+        """Refuse what the interposer of a protocol does not have.
+
+        Raises:
+            UserError: something of that kind is wanted.
+        """
+        wanted = {
+            "keep_alive": self.keep_alive,
+            "msg_timeout": self.msg_timeout is not None,
+            "capture_dma": self.capture_dma,
+            "capture_interrupts": self.capture_interrupts,
+        }
+        if any(wanted.values()) and not family.keeps_sessions:
+            raise UserError(
+                f"the interposer of {family.name} has no {', '.join(name for name, is_so in wanted.items() if is_so)}",
+                hint="its front-end connects again, and brings what is to be kept: leave it out",
+            )
+
     def options(self, folder: Path, name: str) -> list[str]:
         """For the command line; a scenario that is no file yet is written into `folder`, as evidence."""
         flags = {"--capture-dma": self.capture_dma, "--capture-interrupts": self.capture_interrupts}
@@ -61,11 +81,19 @@ Interpose = bool | ScenarioSource | Interposition
 class InterposerProcess:
     """An interposer: `path` is where a client connects, `control` its commands.
 
-    It inherits sockets that listen already. `upstream` are the options that tell it of its server.
+    It inherits sockets that listen already. `upstream` are the options that tell it of its server, whose protocol is
+    `family`.
     """
 
     def __init__(
-        self, site: Site, name: str, upstream: Sequence[str], interposition: Interposition, *, trace: bool = False
+        self,
+        site: Site,
+        name: str,
+        family: Family,
+        upstream: Sequence[str],
+        interposition: Interposition,
+        *,
+        trace: bool = False,
     ) -> None:
         """Start it.
 
@@ -78,7 +106,7 @@ class InterposerProcess:
         with ExitStack() as inherited:
             fds = [inherited.enter_context(listen(path)).fileno() for path in (self.path, self.control_path)]
             front, control = fds
-            argv = [sys.executable, "-P", "-m", "vfio_user", "interpose", "--listen", f"fd:{front}", *upstream]
+            argv = [sys.executable, "-P", "-m", family.package, "interpose", "--listen", f"fd:{front}", *upstream]
             argv += ["--control", f"fd:{control}", *(["--trace", str(self.trace)] if self.trace else [])]
             argv += interposition.options(site.folder, name)
             self.child = site.start(f"{name}.interposer", argv, site.folder / f"{name}.interposer.log", fds)

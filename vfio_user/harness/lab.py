@@ -60,7 +60,7 @@ class Lab:
 
     `name` says what is run, and heads the evidence. `folder` is where that goes, made if need be (a new one in
     `results` when not given), `qemu` the program to use instead of the one that would be found or installed;
-    `interpose` puts an interposer before every server for which nothing else is said (True: where one can be);
+    `interpose` puts an interposer before every server for which nothing else is said;
     `progress` is told what the long preparations of a first run do.
     """
 
@@ -138,7 +138,7 @@ class Lab:
         """A running guest with its devices, in an instant when there is a checkpoint of it.
 
         `fresh` boots it from the beginning. `trace` logs every vfio-user message of QEMU, `monitor` lets a second QMP
-        client connect (`monitor_path`). `interpose` puts an interposer before every server: True (where one can be), a
+        client connect (`monitor_path`). `interpose` puts an interposer before every server: True, a
         scenario of faults, or an `Interposition`; `migratable` does so where `migrate` needs it. `host` is where it
         all runs. With `root_bus` the devices are on the root bus itself, where nothing can be plugged in: the guest
         boots with them, from the beginning. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots,
@@ -185,8 +185,6 @@ class Lab:
             return None
         name = f"{_identity(spec, index)}-{device.name}"
         interposed = spec.interpose or (spec.migratable and not device.family.moved_by_qemu)
-        if interposed is True and not device.family.interposable:
-            interposed = False
         return self.serve(device, name, interposed=interposed, host=spec.host, trace=spec.trace)
 
     def hosts(self, kind: str = "auto") -> Pair:
@@ -228,13 +226,9 @@ class Lab:
         if trace and not host.shares_memory:
             raise UserError(f"no trace can be had from host {host.name!r}: it is reached by SSH", hint="leave it out")
         wanted = device if isinstance(device, Device) else Device.parse(device)
-        usual = self._interpose if wanted.family.interposable or self._interpose is not True else False
-        interposition = Interposition.of(interposed or usual)
-        if interposition is not None and not wanted.family.interposable:
-            raise UserError(
-                f"no interposer can stand before {wanted.name!r}: it does not speak {wanted.family.name}",
-                hint="leave out what needs one: interpose, faults, migratable",
-            )
+        interposition = Interposition.of(interposed or self._interpose)
+        if interposition is not None:
+            interposition.check(wanted.family)
         name = name or f"server{len(self.servers)}-{wanted.name}"
         self._provide(host, *wanted.files)
         self._look_at(wanted, name, host)

@@ -139,7 +139,7 @@ class DeviceServer:
                 undone.callback(self.owner.stop)
             if interposition is not None:
                 upstream = self._kept_alive(site) if interposition.keep_alive else self._connected()
-                self._interposer = InterposerProcess(site, name, upstream, interposition, trace=trace)
+                self._interposer = InterposerProcess(site, name, device.family, upstream, interposition, trace=trace)
                 self.path = self._interposer.path
                 if interposition.keep_alive:
                     self.owner = KeptAlive(self._interposer)
@@ -183,7 +183,7 @@ class DeviceServer:
 
     @property
     def control(self) -> InterposerControl:
-        """The commands of its interposer (docs/interposer.md).
+        """The commands of its interposer (docs/interposer.md; docs/vhost-user.md has those of its own).
 
         Raises:
             UserError: there is none.

@@ -100,7 +100,7 @@ class Conversation(BaseSession[Message, MessageHeader]):
 class RelayedChannel(Conversation):
     """The connection on which the back-end asks; what was agreed on is that of its session."""
 
-    def __init__(self, session: Session, client: Stream, server: Stream, on_end: Callable[[], None]) -> None:
+    def __init__(self, session: FrontEndSession, client: Stream, server: Stream, on_end: Callable[[], None]) -> None:
         self._session = session
         super().__init__(Asker.BACK_END, session.loop, client, server, trace=session.trace, on_end=on_end)
 
@@ -119,7 +119,7 @@ class RelayedChannel(Conversation):
         return request is not None and self._session.model.negotiated.is_answered(request, message)
 
 
-class Session(Conversation):
+class FrontEndSession(Conversation):
     """A front-end's session with a back-end: its connection, and the back-end's channels that it hands over on it."""
 
     def __init__(

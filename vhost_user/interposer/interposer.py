@@ -11,7 +11,7 @@ from userdev.relay import Direction
 from userdev.trace import TraceWriter
 from userdev.transport import Stream
 from vhost_user.interposer.control.answers import CountersStatus, InterposerStatus, SessionStatus
-from vhost_user.interposer.conversation import Session
+from vhost_user.interposer.conversation import FrontEndSession
 from vhost_user.interposer.traces import NAME
 
 if TYPE_CHECKING:  # with them comes pydantic, which takes longer to load than all of the rest
@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # with them comes pydantic, which takes longer to load than a
 Setup = BaseSetup
 
 
-class Interposer(BaseInterposer[Session]):
+class Interposer(BaseInterposer[FrontEndSession]):
     """Listens as soon as it exists. `run` returns when it has been stopped; `close` leaves nothing behind."""
 
     program = NAME
 
-    def new_session(self, client: Stream, server: Stream) -> Session:
+    def new_session(self, client: Stream, server: Stream) -> FrontEndSession:
         """The session of these two."""
-        return Session(self.loop, client, server, trace=self.trace, on_end=self.session_ended)
+        return FrontEndSession(self.loop, client, server, trace=self.trace, on_end=self.session_ended)
 
     def new_trace(self, path: str, about: dict[str, Any]) -> TraceWriter:
         """The trace of all sessions."""
@@ -46,7 +46,7 @@ class Interposer(BaseInterposer[Session]):
 
         return parse_scenario(text, source)
 
-    def begin_faults(self, session: Session, scenario: AnyScenario) -> SessionFaults:
+    def begin_faults(self, session: FrontEndSession, scenario: AnyScenario) -> SessionFaults:
         """Let a scenario happen to a session."""
         from vhost_user.interposer.faults.scenario import Scenario
         from vhost_user.interposer.faults.stage import SessionFaults
@@ -70,7 +70,7 @@ class Interposer(BaseInterposer[Session]):
         }
 
 
-def _session_status(session: Session) -> SessionStatus:
+def _session_status(session: FrontEndSession) -> SessionStatus:
     waiting = {Direction.TO_SERVER: len(session.waiting), Direction.TO_CLIENT: 0}
     channel = session.channels[-1] if session.channels else None
     if channel is not None:

@@ -9,7 +9,7 @@ LIMIT = 256
 """Requests remembered at most: a peer that is never answered must not fill the memory."""
 
 
-class Waiting(NamedTuple):
+class SentRequest(NamedTuple):
     """A request that is to be answered."""
 
     request: int
@@ -21,14 +21,14 @@ class Unanswered:
     """The requests without a reply, oldest first."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Waiting] = deque(maxlen=LIMIT)
+        self._waiting: deque[SentRequest] = deque(maxlen=LIMIT)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def sent(self, request: int, record: int) -> None:
         """A request has been sent that is to be answered."""
-        self._waiting.append(Waiting(request, record))
+        self._waiting.append(SentRequest(request, record))
 
     def answered(self, request: int) -> int:
         """The record of the request that a reply answers, 0 where nobody asked; those before it were not answered."""

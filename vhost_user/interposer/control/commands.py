@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from userdev.interposer.control import commands, controlled
 from userdev.interposer.control.command import ControlCommand
 from vhost_user.interposer.control import answers
-from vhost_user.interposer.conversation import Session
+from vhost_user.interposer.conversation import FrontEndSession
 from vhost_user.interposer.decode import names
 from vhost_user.wire import DeviceStatus, ProtocolFeature, VirtioFeature
 
@@ -17,7 +17,7 @@ from vhost_user.wire import DeviceStatus, ProtocolFeature, VirtioFeature
 class Controlled(controlled.Controlled, Protocol):
     """An interposer, as the commands of its control socket see it."""
 
-    def current(self) -> Session:
+    def current(self) -> FrontEndSession:
         """The session under way; raises `PeerLost` where there is none."""
 
 

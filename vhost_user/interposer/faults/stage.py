@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from userdev.interposer.faults.stage import Faults
-from vhost_user.interposer.conversation import Conversation, Session
+from vhost_user.interposer.conversation import Conversation, FrontEndSession
 from vhost_user.interposer.faults.engine import FaultEngine
 from vhost_user.interposer.faults.scenario import Scenario
 from vhost_user.wire import Message
@@ -14,7 +14,7 @@ from vhost_user.wire import Message
 class SessionFaults:
     """Each connection counts, and draws, by itself; all have the session's clock."""
 
-    def __init__(self, session: Session, scenario: Scenario, signal_server: Callable[[int], int]) -> None:
+    def __init__(self, session: FrontEndSession, scenario: Scenario, signal_server: Callable[[int], int]) -> None:
         self._session = session
         self._scenario = scenario
         self._signal_server = signal_server
