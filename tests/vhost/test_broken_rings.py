@@ -273,3 +273,58 @@ for kind in (SplitDriver, PackedDriver):
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr
+
+
+CUTS = """
+import os, sys
+from tests.vhost_frontend import PROTOCOL, FEATURES, FrontEnd, R, V
+from tests.vhost_kit import Guest, PackedDriver, SplitDriver, USER
+from vhost_user.backend import Server
+from vhost_user.device import Queues, VhostDevice, queue
+from vhost_user.wire.payloads import Region, VringAddress, VringState
+
+class Cuts(VhostDevice):
+    virtio_id = 42
+    queues = Queues(1)
+
+    @queue(0)
+    def cut(self, chain):
+        os.ftruncate(guest.fd, 0)
+        written = chain.write(chain.read(1) + b"x")
+        if grows_again:
+            os.ftruncate(guest.fd, guest.size)
+        return written
+
+kind = {"split": SplitDriver, "packed": PackedDriver}[sys.argv[1]]
+grows_again = sys.argv[2] == "grows again"
+guest = Guest()
+driver = kind(guest)
+driver.request()
+driver.request()
+with Server(Cuts(), f"unix:{sys.argv[3]}/s") as server:
+    for _ in range(2):
+        with FrontEnd(str(server.listener.address)) as front_end:
+            front_end.negotiate(FEATURES | V.RING_PACKED * kind.packed, PROTOCOL)
+            front_end.do(R.ADD_MEM_REG, Region(0, guest.size, USER, 0), [guest.fd])
+            ring = front_end.queue(0, 8)
+            front_end.do(R.SET_VRING_ERR, 0, [ring.err_fd])
+            front_end.do(R.SET_VRING_NUM, VringState(0, 8))
+            descriptor, used, available = kind.addresses
+            front_end.do(R.SET_VRING_ADDR, VringAddress(0, 0, descriptor, used, available, 0))
+            front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+            front_end.do(R.SET_VRING_ENABLE, VringState(0, 1))
+            print("told" if ring.wait_err() else "silent")
+            front_end.settle()
+        guest = Guest()
+        driver = kind(guest)
+        driver.request()
+"""
+
+
+@pytest.mark.parametrize("kind", ["split", "packed"])
+@pytest.mark.parametrize("then", ["stays so", "grows again"])
+def test_a_file_that_shrinks_in_the_middle_of_a_request_breaks_its_ring(kind: str, then: str, tmp_path: Path) -> None:
+    """No SIGBUS, and no answer either: the front-end is told, and the back-end serves the next."""
+    command = [sys.executable, "-c", CUTS, kind, then, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["told", "told"]), done.stderr

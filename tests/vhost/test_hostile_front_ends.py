@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.device_kit import open_fds
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R, split
+from tests.vhost_frontend import MEMORY, PROTOCOL, USER, Disconnected, FrontEnd, P, Queue, R, no_fd, split
 from vhost_user.backend import Server, Session
 from vhost_user.backend import server as server_module
-from vhost_user.wire import HEADER, VERSION
+from vhost_user.wire import HEADER, VERSION, encode_request
+from vhost_user.wire.payloads import Region, VringState
 
 
 def mapped() -> int:
@@ -118,3 +121,114 @@ def test_kicks_without_an_end_leave_the_connection_served(front_end: FrontEnd, r
         ring.kick()
         front_end.settle()
     assert ring.exchange(b"ab", 2).data == b"ba"
+
+
+def test_a_front_end_that_stops_in_the_middle_of_a_message_has_its_rings_served(
+    front_end: FrontEnd, ring: Queue
+) -> None:
+    """As one under SIGSTOP: what is said is waited for, what is in rings is done."""
+    message = encode_request(R.SET_VRING_BASE, VringState(1, 3), need_reply=True).encode()
+    front_end.send_bytes(message[:15])
+    assert ring.exchange(b"ab", 2).data == b"ba"
+    front_end.send_bytes(message[15:])
+    assert front_end.receive().request == R.SET_VRING_BASE
+    front_end.settle()
+
+
+@pytest.mark.parametrize("began", [b"", HEADER.pack(int(R.GET_FEATURES), VERSION, 8)[:7]], ids=["nothing", "a part"])
+def test_a_front_end_that_never_says_a_whole_message_keeps_nobody_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch, began: bytes
+) -> None:
+    monkeypatch.setattr(server_module, "FIRST_SECONDS", 0.1)
+    with FrontEnd(str(server.listener.address)) as slow:
+        slow.send_bytes(began)
+        with pytest.raises(Disconnected):
+            slow.receive()
+    with FrontEnd(str(server.listener.address)) as other:
+        other.negotiate()
+
+
+def test_a_thousand_descriptors_beside_part_of_a_message_end_the_connection_and_are_closed(server: Server) -> None:
+    with FrontEnd(str(server.listener.address)) as front_end:
+        front_end.negotiate()
+        front_end.settle()
+        before = len(open_fds())
+        message = HEADER.pack(int(R.SET_MEM_TABLE), VERSION, 264) + bytes(264)
+        with contextlib.suppress(Disconnected):
+            for at in range(5):  # the kernel takes 253 at a time
+                front_end.send_bytes(message[at : at + 1], [front_end.memory.fd] * 200)
+        with pytest.raises(Disconnected):
+            front_end.receive()
+        assert server._serving is not None
+        server._serving.join(10)
+        assert len(open_fds()) <= before
+    with FrontEnd(str(server.listener.address)) as other:
+        other.negotiate()
+
+
+HUGE = 1 << 63
+OUTSIDE = [
+    Region(0, HUGE, USER, 0),
+    Region(HUGE, HUGE, USER, 0),
+    Region(0, MEMORY, HUGE, HUGE),
+    Region((1 << 64) - 1, MEMORY, USER, 0),
+    Region(0, 0, USER, 0),
+]
+
+
+@pytest.mark.parametrize("region", OUTSIDE)
+@pytest.mark.parametrize("request_", [R.ADD_MEM_REG, R.SET_MEM_TABLE])
+def test_a_region_that_cannot_be_is_refused_and_rings_run_on(
+    front_end: FrontEnd, ring: Queue, region: Region, request_: R
+) -> None:
+    said = (region,) if request_ is R.SET_MEM_TABLE else region
+    assert front_end.tell(request_, said, [front_end.memory.fd]) == errno.EINVAL
+    assert ring.exchange(b"ab", 2).data == b"ba"
+
+
+@pytest.mark.parametrize("address", [0, USER - 16, USER + MEMORY - 16, USER + MEMORY, (1 << 64) - 16, USER + 8])
+def test_a_ring_outside_of_memory_or_out_of_line_breaks_alone(front_end: FrontEnd, ring: Queue, address: int) -> None:
+    other = front_end.queue(1)
+    other.set_up()
+    other.stop()
+    front_end.do(R.SET_VRING_ADDR, other.addresses._replace(descriptor=address))
+    front_end.do(R.SET_VRING_KICK, 1, [other.kick_fd])
+    other.enable()
+    assert other.wait_err()
+    assert ring.exchange(b"ab", 2).data == b"ba"
+
+
+def test_a_memory_table_that_comes_again_and_again_stops_no_ring(front_end: FrontEnd, ring: Queue) -> None:
+    for number in range(50):
+        ring.put(b"ab", 2)
+        ring.kick()
+        front_end.share_memory(as_table=True)
+        assert [completion.data for completion in ring.wait_used()] == [b"ba"], number
+
+
+@pytest.mark.parametrize("halted", ["the kick", "no kick at all"])
+def test_kicks_that_come_faster_than_they_are_read_keep_no_message_waiting(
+    front_end: FrontEnd, ring: Queue, halted: str
+) -> None:
+    """A counter that never is zero, and a ring that is looked at all the time."""
+    if halted == "no kick at all":
+        ring.stop()
+        front_end.do(R.SET_VRING_KICK, no_fd(0))
+        ring.enable()
+    kicking, done = threading.Event(), threading.Event()
+
+    def kick() -> None:
+        while not done.is_set():
+            os.eventfd_write(ring.kick_fd, 1)
+            kicking.set()
+
+    thread = threading.Thread(target=kick)
+    thread.start()
+    try:
+        assert kicking.wait(10)
+        for _ in range(20):
+            front_end.settle()
+        assert ring.exchange(b"ab", 2).data == b"ba"
+    finally:
+        done.set()
+        thread.join(10)

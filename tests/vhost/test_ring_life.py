@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,51 @@ def test_a_disconnection_stops_rings_and_the_next_front_end_is_served(
         again.start()
         assert again.exchange(b"cd", 2).data == b"dc"
         assert device.events == ["attach", "start 0", "stop 0", "detach", "attach", "start 0"]
+
+
+def disconnect(front_end: FrontEnd) -> None:
+    front_end.stream.close()
+
+
+STOPS: dict[str, Callable[[FrontEnd], object]] = {
+    "GET_VRING_BASE": lambda front_end: front_end.ask(R.GET_VRING_BASE, VringState(0, 0)),
+    "RESET_DEVICE": lambda front_end: front_end.do(R.RESET_DEVICE),
+    "RESET_OWNER": lambda front_end: front_end.do(R.RESET_OWNER),
+    "a second SET_OWNER": lambda front_end: front_end.do(R.SET_OWNER),
+    "SET_STATUS 0": lambda front_end: front_end.do(R.SET_STATUS, 0),
+    "the end of the connection": disconnect,
+    "the end of the server": disconnect,
+}
+
+
+@pytest.mark.parametrize("way", STOPS)
+def test_whatever_stops_a_ring_has_it_drained_and_its_device_told_once(
+    server: Server, stranger: FrontEnd, device: Reverse, way: str
+) -> None:
+    """With a request that waits beside the session, and one in the ring that nobody has taken."""
+    stranger.negotiate(protocol=PROTOCOL | P.STATUS)
+    stranger.share_memory()
+    ring = stranger.queue()
+    ring.start()
+    ring.put(b"wait", 4)
+    ring.kick()
+    stranger.settle()
+    threading.Timer(0.05, device.go_on.set).start()
+    STOPS[way](stranger)
+    if way == "the end of the server":
+        server.close()
+    elif way == "the end of the connection":
+        assert server._serving is not None
+        server._serving.join(10)
+    assert [completion.data for completion in ring.take_used()] == [b"tiaw"]
+    assert device.events.count("stop 0") == 1
+
+
+def test_rings_are_stopped_in_one_place() -> None:
+    """Whoever else took one from its state would leave out the draining."""
+    package = Path(__file__).parent.parent.parent / "vhost_user"
+    places = {path.name: path.read_text().count("RingEvent.STOP") for path in package.rglob("*.py")}
+    assert {name: count for name, count in places.items() if count} == {"vrings.py": 1}
 
 
 # -- memory

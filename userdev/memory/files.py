@@ -14,6 +14,7 @@ import stat
 from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
+from userdev.memory.guard import guard
 from userdev.memory.shrinking import can_shrink, check_size
 
 MappingKey = tuple[int, int, bool]
@@ -28,12 +29,14 @@ class MemoryFile:
     map: mmap.mmap
     base: int = 0
     can_shrink: bool = False
-    """Whoever shares it may make it smaller under the mapping, where an access would kill the process: see `check`."""
+    """Whoever shares it may make it smaller under the mapping: see `check`."""
     users: int = 0
     view: memoryview = field(init=False)
 
     def __post_init__(self) -> None:
         self.view = memoryview(self.map)
+        if self.can_shrink:
+            guard(self.map)
 
     @property
     def end(self) -> int:

@@ -1,8 +1,7 @@
 """Whether a file that is mapped still has the bytes: an access behind its end kills the process with SIGBUS.
 
 A memfd may be sealed against shrinking, as QEMU's are; then nothing has to be looked at. Any other file is asked for
-its size before memory is used. That cannot help where it shrinks at just that moment: who shares memory without a seal
-can always end the process that it shares it with.
+its size before memory is used, and where it shrinks at just that moment `userdev.memory.guard` stands in.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import stat
 
 from userdev.errors import ProtocolError
+from userdev.memory.guard import is_damaged
 
 
 def can_shrink(fd: int) -> bool:
@@ -32,6 +32,6 @@ def check_size(mapped: mmap.mmap, needed: int) -> None:
     Raises:
         ProtocolError: EFAULT, it has become smaller than what is used of it.
     """
-    if (size := mapped.size()) < needed:
+    if (size := mapped.size()) < needed or is_damaged(mapped):
         what = f"a file has shrunk to {size:#x} bytes, of which {needed:#x} are shared memory"
         raise ProtocolError(what, errno.EFAULT)

@@ -8,6 +8,7 @@ import os
 import stat
 
 from userdev.errors import ProtocolError
+from userdev.memory.guard import guard
 from userdev.memory.shrinking import can_shrink, check_size
 
 
@@ -32,6 +33,8 @@ class FileMapping:
         self.view = memoryview(self._map)[before:]
         self._end = offset + size
         self._can_shrink = can_shrink(fd)
+        if self._can_shrink:
+            guard(self._map)
 
     def check(self) -> None:
         """Look whether the file still has it; free where it is sealed against shrinking.
