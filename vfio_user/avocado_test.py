@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import threading
 import traceback
@@ -19,10 +18,10 @@ from avocado import Test
 
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness import (
-    INTERPOSE_VARIABLE,
     TEST_SECONDS,
     XFAIL,
     BootedGuest,
+    Cell,
     Exercise,
     Lab,
     Plugged,
@@ -91,9 +90,8 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         When known issues were seen that the test names, it ends as CANCEL, with XFAIL as the reason.
         """
         folder, heading = Path(self.outputdir), str(self.name.name).rpartition("/")[2]
-        interpose = bool(os.environ.get(INTERPOSE_VARIABLE))
         try:
-            with trial(heading, folder=folder, interpose=interpose, progress=self.log.info) as self._trial:
+            with trial(heading, folder=folder, cell=Cell.of_environment(), progress=self.log.info) as self._trial:
                 self._open[self._trial.lab] = threading.get_ident()
                 try:
                     yield self._trial.lab

@@ -63,13 +63,15 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
     try:
         with needing("harness", "the fixture lab"):
+            from vfio_user.harness.cell import Cell
             from vfio_user.harness.verdicts import trial
     except UserError as error:
         pytest.fail(f"{error}: {error.hint}", pytrace=False)
 
     option = request.config.getoption
     folder = Path(option("--vfio-results")) / folder_name(request.node.nodeid)
-    with trial(request.node.nodeid, folder=folder, qemu=option("--qemu"), interpose=option("--interpose")) as made:
+    cell = Cell(qemu=option("--qemu") or "", interpose=option("--interpose"))
+    with trial(request.node.nodeid, folder=folder, cell=cell) as made:
         request.node.stash[_TRIAL] = made
         yield made.lab
         failed = request.node.stash.get(_FAILED, None)

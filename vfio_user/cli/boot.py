@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from vfio_user.cli._hardware import guest_hardware
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import (
@@ -36,10 +37,7 @@ from vfio_user.harness.terminal import attach
     " the QEMU device behind it, as [x-pci-class-code=0x088000]; may be repeated.",
 )
 @click.option("--image", default="minimal", show_default=True, help="The guest image.")
-@click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
-@click.option("--memory", default=512, show_default=True, help="MiB.")
-@click.option("--cpus", default=1, show_default=True)
-@click.option("--iommu", is_flag=True, help="Put an IOMMU before the devices.")
+@guest_hardware()
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
 @click.option(
     "--faults", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Have it do what this scenario says."
@@ -51,9 +49,7 @@ def command(
     devices: tuple[str, ...],
     image: str,
     qemu: str | None,
-    memory: int,
-    cpus: int,
-    iommu: bool,
+    hardware: HardwareOptions,
     interpose: bool,
     faults: Path | None,
     fresh: bool,
@@ -64,7 +60,6 @@ def command(
 
     Ctrl-] ends guest, QEMU and servers; where the input is no terminal its end does, once what was typed is done.
     """
-    hardware: HardwareOptions = {"memory": memory, "cpus": cpus, "iommu": iommu}
     wanted = [Device.parse(text) for text in devices]
     if print_command:
         _print_command(wanted, image, qemu, hardware)

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from userdev.errors import VerdictError
+from vfio_user.cli._hardware import guest_hardware
+from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.exercises import Exercise
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.hosts import two_hosts
@@ -38,9 +40,7 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
     help=f"{', '.join(HOSTS)}; or two as A,B, each local or ssh://USER@HOST:PORT?OPTION=VALUE (docs/migration.md).",
 )
 @click.option("--image", help="By default the one that the workloads need.")
-@click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
-@click.option("--memory", default=512, show_default=True, help="MiB.")
-@click.option("--iommu", is_flag=True, help="Put an IOMMU before the device: MSI and MSI-X, and a map for each page.")
+@guest_hardware()
 @click.option(
     "--interrupts",
     type=click.Choice(["best", "intx", "msi", "msix"]),
@@ -65,8 +65,7 @@ def command(
     hosts: str,
     image: str | None,
     qemu: str | None,
-    memory: int,
-    iommu: bool,
+    hardware: HardwareOptions,
     interrupts: str | None,
     bandwidth: int | None,
     downtime: float,
@@ -98,9 +97,8 @@ def command(
             migratable=True,
             root_bus=root_bus,
             host=pair.a,
-            memory=memory,
-            iommu=iommu,
             trace=trace,
+            **hardware,
         )
         if mode != Mode.DIRECT:
             require_migratable(guest)

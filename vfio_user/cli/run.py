@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from userdev.errors import UserError, VerdictError
+from vfio_user.cli._hardware import guest_hardware
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
+from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import Device
 from vfio_user.harness.exercises import EXERCISES, Exercise, Part, Program, exercise
 from vfio_user.harness.interruption import interruptible
@@ -26,7 +28,7 @@ from vfio_user.harness.lab import Lab
     "--server", metavar="COMMAND", help="Another server of that device: its command line with {socket} in it."
 )
 @click.option("--image", help="The guest image; by default the one that the device's exercise needs.")
-@click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
+@guest_hardware(iommu=True)
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
 @click.option(
     "--faults", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Have it do what this scenario says."
@@ -39,6 +41,7 @@ def command(
     server: str | None,
     image: str | None,
     qemu: str | None,
+    hardware: HardwareOptions,
     interpose: bool,
     faults: Path | None,
     fresh: bool,
@@ -56,7 +59,7 @@ def command(
     printer = _Quiet() if as_json else _Printer()
     done: list[tuple[Part, Exercise]] = []
     with interruptible(), Lab("run", qemu=qemu, interpose=faults or interpose, progress=printer.progress) as lab:
-        guest = lab.boot(device=wanted, image=image or program.image, iommu=True, trace=True, monitor=keep, fresh=fresh)
+        guest = lab.boot(wanted, image=image or program.image, trace=True, monitor=keep, fresh=fresh, **hardware)
         printer.machine(lab, guest)
         for part in program.parts:
             with lab.timeline.step(f"the guest: {program.name} {' '.join(part.arguments)}"):

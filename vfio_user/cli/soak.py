@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 
 from userdev.errors import VerdictError
+from vfio_user.cli._hardware import guest_hardware
 from vfio_user.harness.artifacts import results_folder
+from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
@@ -27,9 +29,7 @@ from vfio_user.harness.migration.workload import KINDS as WORKLOADS
 @click.option("--interrupts", type=click.Choice(["best", "intx", "msi", "msix"]), help="Enabled beside the work.")
 @click.option("--hosts", default="auto", show_default=True, help=f"{', '.join(HOSTS)}, or two as A,B: see migrate.")
 @click.option("--image", help="By default the one that the workload needs.")
-@click.option("--memory", default=512, show_default=True, help="MiB.")
-@click.option("--iommu", is_flag=True, help="Put an IOMMU before the device.")
-@click.option("--qemu", help="A path, a command or a name from `vfio-user qemu list`.")
+@guest_hardware()
 @click.option("--journal", type=click.Path(path_type=Path), help="JSON lines; by default soak.jsonl among the results.")
 @click.option("--quiet", is_flag=True, help="Say only how it ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each hop's line of the journal.")
@@ -40,9 +40,8 @@ def command(
     interrupts: str | None,
     hosts: str,
     image: str | None,
-    memory: int,
-    iommu: bool,
     qemu: str | None,
+    hardware: HardwareOptions,
     journal: Path | None,
     quiet: bool,
     as_json: bool,
@@ -52,7 +51,8 @@ def command(
     It ends after so many hops, or at the first that lost something, whose whole evidence stays. Interrupted, the same
     command goes on with the hops that are left. Exit status 0: nothing was lost, and nothing grew.
     """
-    soak = Soak(device, workload or "", interrupts or "", hosts, image or "", memory, iommu)
+    machine = (hardware["memory"], hardware["iommu"], hardware["cpus"])
+    soak = Soak(device, workload or "", interrupts or "", hosts, image or "", *machine)
     folder = results_folder("soak")
     kept = Journal(journal or folder.parent / "soak.jsonl", soak.as_dict(), WATCHED)
     before = len(kept.hops)

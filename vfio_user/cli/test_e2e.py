@@ -17,13 +17,15 @@ import vfio_user
 from userdev.errors import UserError, VerdictError
 from userdev.process.child import is_full
 from vfio_user.cli import _avocado
+from vfio_user.cli._hardware import guest_hardware
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.cell import Cell, parse_servers
+from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.evidence import INDEX, cause_of
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.known_issues import XFAIL
 from vfio_user.harness.qemu import ensure_qemu
 from vfio_user.harness.timeouts import SCALE_VARIABLE
-from vfio_user.harness.verdicts import INTERPOSE_VARIABLE
 
 IMAGES = ("minimal", "storage")
 """What the tests boot."""
@@ -39,6 +41,10 @@ MOST_AT_ONCE = 2
 @click.option("-t", "--tag", "tags", multiple=True, help="Only tests with these avocado tags: `-t irq`, `-t dma,msix`.")
 @click.option("--nightly", is_flag=True, help="Also those that take long, which have the tag `nightly`.")
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server: the verdicts are the same.")
+@guest_hardware(of_tests=True)
+@click.option(
+    "--server", "servers", multiple=True, metavar="DEVICE=COMMAND", help="Another server of a device, with {socket}."
+)
 @click.option("--parallel", type=click.IntRange(1, MOST_AT_ONCE), default=MOST_AT_ONCE, show_default=True)
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
 @click.option("--list", "list_only", is_flag=True, help="Name the tests, and run none.")
@@ -48,12 +54,17 @@ def command(
     tags: tuple[str, ...],
     nightly: bool,
     interpose: bool,
+    qemu: str | None,
+    hardware: HardwareOptions,
+    servers: tuple[str, ...],
     parallel: int,
     timeout_factor: float,
     list_only: bool,
     options: tuple[str, ...],
 ) -> None:
     """Run guest-driven tests: TESTS are files, or FILE:CLASS.METHOD from `--list`; without any, this project's own.
+
+    QEMU, hardware and servers are meant where a test asks for nothing else; a device with options is always ours.
 
     The project's own suite is in its repository; the nightly ones of it are left out unless they are asked for.
 
@@ -78,14 +89,15 @@ def command(
         "sysinfo.collect.enabled": False,
     }
     root = folder.parent if folder else Path.cwd()
-    _prepare_environment(root, timeout_factor, interpose=interpose)
+    cell = Cell(qemu or "", interpose, hardware, parse_servers(servers))
+    _prepare_environment(root, timeout_factor, cell)
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
         if list_only:
             for name in _chosen(_avocado.make_job({**config, **settings, "run.dry_run.enabled": True})):
                 click.echo(name)
             return
         job = _avocado.make_job({**config, **settings})
-        _provision()
+        _provision(cell)
         _run(job, explicit="task.timeout.running" in settings)
 
 
@@ -136,13 +148,13 @@ def reference(test: str, folder: Path | None) -> str:
     raise UserError(f"there is no test file {name}", hint=known)
 
 
-def _provision() -> None:
+def _provision(cell: Cell) -> None:
     """Have QEMU and the image before a test's time runs, and say what takes long."""
 
     def say(message: str) -> None:
         click.echo(message, err=True)
 
-    ensure_qemu(progress=say)
+    ensure_qemu(cell.qemu or None, progress=say)
     for image in IMAGES:
         ensure_image(image, progress=say)
 
@@ -157,16 +169,15 @@ def _setting(option: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
-def _prepare_environment(root: Path, timeout_factor: float, *, interpose: bool) -> None:
-    """For the processes of avocado's runner: its programs, our package, the factor for every deadline, interposers."""
+def _prepare_environment(root: Path, timeout_factor: float, cell: Cell) -> None:
+    """For the processes of avocado's runner: its programs, our package, the factor for every deadline, the cell."""
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     sys.path.insert(0, str(root))  # where avocado looks for the classes that tests derive from
     paths = (str(root), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if timeout_factor != 1.0:
         os.environ[SCALE_VARIABLE] = str(timeout_factor)
-    if interpose:
-        os.environ[INTERPOSE_VARIABLE] = "yes"
+    os.environ.update(cell.exported())
 
 
 def _chosen(job: Any) -> Sequence[str]:

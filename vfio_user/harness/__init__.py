@@ -8,7 +8,6 @@ __all__ = [
     "AT_UNPLUG",
     "EXERCISES",
     "INDEX",
-    "INTERPOSE_VARIABLE",
     "RECORD",
     "RESULTS_VARIABLE",
     "SUBJECTS",
@@ -20,6 +19,7 @@ __all__ = [
     "BootOptions",
     "BootedGuest",
     "Cancelled",
+    "Cell",
     "Child",
     "Conductor",
     "Deadline",
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
     from vfio_user.harness.attachment import Attachment, SocketChardev
     from vfio_user.harness.booted_guest import BootedGuest, Plugged
+    from vfio_user.harness.cell import Cell
     from vfio_user.harness.command_line import HardwareOptions, MachineConfig, slot_address
     from vfio_user.harness.debian import DebianArchive
     from vfio_user.harness.device import Device
@@ -121,7 +122,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.site import Site
     from vfio_user.harness.timeouts import patience
     from vfio_user.harness.toolchain import c_compiler
-    from vfio_user.harness.verdicts import INTERPOSE_VARIABLE, TEST_SECONDS, Trial, trial
+    from vfio_user.harness.verdicts import TEST_SECONDS, Trial, trial
     from vfio_user.harness.vhost_user_peers import install_peer
 else:
     # Hidden from type checkers, for which every name would be right. Who needs one module waits for no other (PEP 562).
@@ -132,6 +133,7 @@ else:
         "vfio_user.harness.artifacts": ("RESULTS_VARIABLE", "results_folder"),
         "vfio_user.harness.attachment": ("Attachment", "SocketChardev"),
         "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged"),
+        "vfio_user.harness.cell": ("Cell",),
         "vfio_user.harness.command_line": ("HardwareOptions", "MachineConfig", "slot_address"),
         "vfio_user.harness.debian": ("DebianArchive",),
         "vfio_user.harness.device": ("Device",),
@@ -169,7 +171,7 @@ else:
         "vfio_user.harness.server": ("DeviceServer", "ServerError"),
         "vfio_user.harness.site": ("Site",),
         "vfio_user.harness.toolchain": ("c_compiler",),
-        "vfio_user.harness.verdicts": ("INTERPOSE_VARIABLE", "TEST_SECONDS", "Trial", "trial"),
+        "vfio_user.harness.verdicts": ("TEST_SECONDS", "Trial", "trial"),
         "vfio_user.harness.vhost_user_peers": ("install_peer",),
     }
     _HOMES = {name: home for home, names in _NAMES.items() for name in names}

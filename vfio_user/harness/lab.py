@@ -27,6 +27,7 @@ from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, attachment_of
+from vfio_user.harness.cell import Cell
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_memory
 from vfio_user.harness.command_line import HardwareOptions, MachineConfig, machine_type, root_address
 from vfio_user.harness.debian import quiet
@@ -60,7 +61,8 @@ class Lab:
 
     `name` says what is run, and heads the evidence. `folder` is where that goes, made if need be (a new one in
     `results` when not given), `qemu` the program to use instead of the one that would be found or installed;
-    `interpose` puts an interposer before every server for which nothing else is said;
+    `interpose` puts an interposer before every server for which nothing else is said, `cell` has what is
+    meant where nothing else is said;
     `progress` is told what the long preparations of a first run do.
     """
 
@@ -71,6 +73,7 @@ class Lab:
         folder: Path | None = None,
         qemu: str | None = None,
         interpose: Interpose = False,
+        cell: Cell = Cell(),  # noqa: B008  # nothing of it changes
         progress: Callable[[str], None] = quiet,
     ) -> None:
         self.name = name
@@ -80,8 +83,9 @@ class Lab:
         self.servers: list[DeviceServer] = []
         self.machines: list[Machine] = []
         self._scratch = Scratch()
-        self._explicit_qemu = qemu
-        self._interpose = interpose
+        self._cell = cell
+        self._explicit_qemu = qemu or cell.qemu or None
+        self._interpose = interpose or cell.interpose
         self._progress = progress
         self._images: dict[str, GuestImage] = {}
         self.failure: VerdictError | None = None
@@ -115,7 +119,8 @@ class Lab:
 
     def hardware(self, **options: Unpack[HardwareOptions]) -> MachineConfig:
         """A machine with the newest versioned machine type of this QEMU; `options` are fields of `MachineConfig`."""
-        return MachineConfig(machine_type(self.qemu.version), self.accelerator, **options)
+        chosen: HardwareOptions = {**self._cell.hardware, **options}
+        return MachineConfig(machine_type(self.qemu.version), self.accelerator, **chosen)
 
     # -- the verbs ------------------------------------------------------------------------------------------------
 
@@ -225,7 +230,7 @@ class Lab:
         """
         if trace and not host.shares_memory:
             raise UserError(f"no trace can be had from host {host.name!r}: it is reached by SSH", hint="leave it out")
-        wanted = device if isinstance(device, Device) else Device.parse(device)
+        wanted = self._cell.server_of(device if isinstance(device, Device) else Device.parse(device))
         interposition = Interposition.of(interposed or self._interpose)
         if interposition is not None:
             interposition.check(wanted.family)

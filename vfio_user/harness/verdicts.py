@@ -8,15 +8,13 @@ from pathlib import Path
 
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness.booted_guest import BootedGuest
+from vfio_user.harness.cell import Cell
 from vfio_user.harness.debian import quiet
-from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issue, recognise
 from vfio_user.harness.lab import Lab
 
 TEST_SECONDS = 300.0
 """Seconds for a guest-driven test that says nothing else, with the patience of deadlines."""
-INTERPOSE_VARIABLE = "VFIO_USER_INTERPOSE"
-"""Set for tests to put an interposer before every server: avocado takes no parameters beside variants."""
 
 
 class Trial:
@@ -54,8 +52,7 @@ def trial(
     name: str,
     *,
     folder: Path,
-    qemu: str | None = None,
-    interpose: Interpose = False,
+    cell: Cell = Cell(),  # noqa: B008  # nothing of it changes
     progress: Callable[[str], None] = quiet,
 ) -> Iterator[Trial]:
     """A lab for one test, whose evidence goes to `folder`; the arguments are those of `Lab`.
@@ -64,7 +61,7 @@ def trial(
         VerdictError: what a guest or device did wrong: the test fails.
         UserError: what could not be done: the test says nothing.
     """
-    with Lab(name, folder=folder, qemu=qemu, interpose=interpose, progress=progress) as lab:
+    with Lab(name, folder=folder, cell=cell, progress=progress) as lab:
         made = Trial(lab)
         try:
             yield made

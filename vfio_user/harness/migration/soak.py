@@ -42,6 +42,7 @@ class Soak:
     image: str = ""
     memory: int = 512
     iommu: bool = False
+    cpus: int = 1
 
     def __post_init__(self) -> None:
         _ = self.assignment
@@ -66,6 +67,7 @@ class Soak:
             host=pair.a,
             memory=self.memory,
             iommu=self.iommu,
+            cpus=self.cpus,
         )
         require_migratable(guest)
         workload = wanted.start(guest, guest.device, limit=_FOR_EVER)

@@ -1,0 +1,79 @@
+"""A cell of a matrix: what a whole run says of its guests, behind what each test says itself."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from userdev.errors import UserError
+from vfio_user.harness import Cell, Device, HardwareOptions, Lab, Qemu
+from vfio_user.harness.cell import parse_servers
+
+SERVER = "./server {socket}"
+
+
+def test_processes_that_are_started_have_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("7.2", True, {"cpus": 2, "iommu": False}, {"edu": SERVER})
+    assert Cell.of_environment() == Cell()
+    for name, value in cell.exported().items():
+        monkeypatch.setenv(name, value)
+    assert Cell.of_environment() == cell
+
+
+@pytest.mark.parametrize(
+    ("of_cell", "of_test", "wanted"),
+    [
+        ({}, {}, (1, 512, False)),
+        ({"cpus": 2, "memory": 256, "iommu": True}, {}, (2, 256, True)),
+        ({"cpus": 2, "memory": 256}, {"cpus": 1}, (1, 256, False)),
+        ({"iommu": True}, {"iommu": False}, (1, 512, False)),
+    ],
+)
+def test_a_test_has_the_last_word_on_its_hardware(
+    of_cell: HardwareOptions, of_test: HardwareOptions, wanted: tuple[int, int, bool], tmp_path: Path
+) -> None:
+    lab = Lab(folder=tmp_path, cell=Cell(hardware=of_cell))
+    vars(lab).update(qemu=Qemu((), Version("11.1.3"), "", "option", ""), accelerator="tcg")  # none need be there
+    with lab:
+        made = lab.hardware(**of_test)
+    assert (made.cpus, made.memory, made.iommu) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("edu", SERVER),
+        ("edu [x-msg-timeout=500]", SERVER),
+        ("edu --vectors 2", ""),  # the options are those of our server
+        ("nvme", ""),
+        ("qemu:edu", ""),
+        ("./other {socket}", "./other {socket}"),
+    ],
+)
+def test_a_device_has_the_server_of_its_cell_where_its_test_says_no_other(text: str, wanted: str) -> None:
+    device = Device.parse(text)
+    found = Cell(servers={"edu": SERVER}).server_of(device)
+    assert found.command == wanted
+    assert (found.properties, found.family) == (device.properties, device.family)
+
+
+def test_servers_are_given_by_device() -> None:
+    assert parse_servers([f"edu={SERVER}", "nvme=s --a=b {socket}"]) == {"edu": SERVER, "nvme": "s --a=b {socket}"}
+
+
+@pytest.mark.parametrize(
+    "text", ["edu", "edu=./server", "=./server {socket}", f"nothing={SERVER}", f"edu --a 1={SERVER}"]
+)
+def test_what_names_no_server_of_a_device_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        parse_servers([text])
+
+
+@pytest.mark.parametrize("command", ["boot", "run", "migrate", "soak", "test_e2e"])
+def test_every_command_that_boots_a_guest_takes_the_same_words(command: str) -> None:
+    options = importlib.import_module(f"vfio_user.cli.{command}").command.params
+    found = {word for option in options for word in (*option.opts, *option.secondary_opts)}
+    assert {"--qemu", "--memory", "--cpus", "--iommu", "--no-iommu"} <= found

@@ -1,0 +1,68 @@
+"""What a whole run says of its guests: a cell of a matrix. Each test's own words go before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from userdev.errors import UserError
+from vfio_user.harness.command_line import HardwareOptions
+from vfio_user.harness.device import SOCKET, Device
+
+CELL_VARIABLE = "VFIO_USER_CELL"
+"""Has the cell of the tests that a run starts: avocado takes no parameters beside variants."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The QEMU, hardware and servers of labs, where their tests ask for nothing else."""
+
+    qemu: str = ""
+    """A path, a command or a name; without one `ensure_qemu` looks for it."""
+    interpose: bool = False
+    """Whether there is an interposer before every server that can have one."""
+    hardware: HardwareOptions = field(default_factory=HardwareOptions)
+    servers: Mapping[str, str] = field(default_factory=dict)
+    """Other servers of devices, by the device's name: command lines with {socket}."""
+
+    @classmethod
+    def of_environment(cls) -> Cell:
+        """The one that `exported` has left there; one without a word otherwise."""
+        text = os.environ.get(CELL_VARIABLE)
+        return cls(**json.loads(text)) if text else cls()
+
+    def exported(self) -> dict[str, str]:
+        """The environment by which processes that are started have it too."""
+        return {CELL_VARIABLE: json.dumps(dataclasses.asdict(self))}
+
+    def server_of(self, device: Device) -> Device:
+        """The device with the server that it has in this cell.
+
+        One with options is left as it is: they are those of our server.
+        """
+        command = self.servers.get(device.served)
+        if command is None or device.options:
+            return device
+        return dataclasses.replace(device, served="", command=command)
+
+
+def parse_servers(texts: Iterable[str]) -> dict[str, str]:
+    """Commands by device, from DEVICE=COMMAND.
+
+    Raises:
+        UserError: there is no such device, or no {socket} in its command.
+    """
+    servers = {}
+    for text in texts:
+        name, equals, command = text.partition("=")
+        if not equals or SOCKET not in command:
+            raise UserError(
+                f"{text!r} names no server of a device", hint=f"--server 'edu=./server {SOCKET}': DEVICE=COMMAND"
+            )
+        if Device.parse(name) != Device(served=name, family=Device.parse(name).family):
+            raise UserError(f"{name!r} is no device's name", hint="one of `vfio-user serve`, without options")
+        servers[name] = command
+    return servers
