@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.test_station import arp
-from tests.vhost_peers import BACK_ENDS, RunningPeer, of, running_peer
+from tests.vhost_peers import BACK_ENDS, NEWER, RunningPeer, of, running_peer
 from vhost_user.frontend import FEATURES, GuestMemory, Queue
 from vhost_user.frontend.memory import PAGE
 from vhost_user.wire import ProtocolFeature, VirtioFeature
@@ -190,6 +190,13 @@ def test_a_file_system_is_saved(peer: RunningPeer) -> None:
 HEADER = 12
 
 
+@pytest.fixture(scope="module", params=[None, pytest.param(NEWER, id="newer", marks=pytest.mark.nightly)])
+def net_vhost(request: pytest.FixtureRequest) -> Iterator[RunningPeer]:
+    """One for all of its tests: it takes a second to start."""
+    with running_peer("dpdk-net-vhost", request.param) as running:
+        yield running
+
+
 @of("passt")
 def test_a_network_answers_who_has_an_address(peer: RunningPeer) -> None:
     with peer.front_end(FEATURES | MERGED) as front_end:
@@ -207,14 +214,13 @@ def test_a_network_answers_who_has_an_address(peer: RunningPeer) -> None:
         assert frame[28:32] == question[38:42]
 
 
-@of("dpdk-net-vhost")
 @pytest.mark.parametrize(
     "features",
     [FEATURES, FEATURES | V.INDIRECT_DESC | MERGED, FEATURES | V.RING_PACKED, FEATURES | V.RING_PACKED | V.IN_ORDER],
     ids=["split", "split-indirect", "packed", "packed-in-order"],
 )
-def test_a_back_end_that_polls_sends_frames_back(peer: RunningPeer, features: VirtioFeature) -> None:
-    with peer.front_end(features) as front_end:
+def test_a_back_end_that_polls_sends_frames_back(net_vhost: RunningPeer, features: VirtioFeature) -> None:
+    with net_vhost.front_end(features) as front_end:
         assert features in front_end.negotiated.features
         front_end.share_memory()
         receive, transmit = front_end.queue(0, 256), front_end.queue(1, 256)
