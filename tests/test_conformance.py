@@ -237,6 +237,7 @@ STATES = ("migration", "mig_data")
 ONE_REFUSAL: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
     (RefusesTheTrigger(), ("set_irqs", "reset"), {"set_irqs/trigger"}),
     (DoesNotTrigger(), ("set_irqs", "reset"), {"set_irqs/trigger"}),
+    (CannotReach(MigrationState.RUNNING), STATES, {"migration/running-to-running"}),
     (CannotReach(MigrationState.STOP), STATES, {"migration/running-to-stop"}),
     (CannotReach(MigrationState.STOP_COPY), STATES, {"migration/running-to-stop-copy"}),
     (CannotReach(MigrationState.RESUMING), STATES, {"migration/running-to-resuming"}),

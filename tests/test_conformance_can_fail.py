@@ -267,3 +267,77 @@ def test_no_check_passes_whatever_a_server_does(tmp_path: Path, dialect: Dialect
         failed = {result.check.id for result in results if result.outcome in (Outcome.FAIL, Outcome.NOT_JUDGED)}
         left = [check for check in left if check.id not in failed]
     assert {check.id for check in left} == set()
+
+
+# what the bench's helpers look at, each with a server that does just that wrong
+
+
+class StaysOpen(Session):
+    """Refuses what is no VERSION as it has to, and keeps the connection."""
+
+    def _negotiate(self) -> bool:
+        agreed = super()._negotiate()
+        while not agreed and self.connection.receive():
+            pass
+        return agreed
+
+
+class TriggersBefore(Fault):
+    """A request that is refused has fired the vector."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            if command is Command.SET_IRQS:
+                session.function.interrupts.trigger(0)
+            raise
+
+
+class UnmapsBefore(Fault):
+    """A request that is refused has taken what is mapped away."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            if command in (Command.DMA_MAP, Command.DMA_UNMAP) and len(session.function.dma):
+                session.function.dma.unmap_all()
+            raise
+
+
+def refusals(group: str) -> set[str]:
+    """The checks of a group that say of a request that it is refused."""
+    return {check.id for check in CATALOGUE if check.group == group and " is refused with " in check.title}
+
+
+TITLES = {check.id: check.title for check in CATALOGUE}
+OF_CURRENT = {check.id for check in CATALOGUE if check.dialects is None or CURRENT.name in check.dialects}
+HELPERS: dict[str, tuple[type[Session], str, set[str], str]] = {
+    "another errno": (with_fault(WrongErrno()), "irq_info", refusals("irq_info"), "failed with EXDEV"),
+    "no refusal": (with_fault(AcceptsAll()), "irq_info", refusals("irq_info"), "succeeded instead of failing"),
+    "a connection that stays": (
+        StaysOpen,
+        "version",
+        {id for id in refusals("version") if "ends the connection" in TITLES[id]}
+        | {"version/major-mismatch", "version/short-payload", "version/must-be-first", "version/reply-first"},
+        "stays open",
+    ),
+    "an interrupt": (with_fault(TriggersBefore()), "set_irqs", refusals("set_irqs"), "fired an interrupt"),
+    "memory that is gone": (
+        with_fault(UnmapsBefore()),
+        "dma_unmap",
+        refusals("dma_unmap") - {"dma_unmap/around"},
+        "unmapping the range",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HELPERS)
+def test_what_is_wrong_beside_a_refusal_is_noticed_and_named(tmp_path: Path, name: str) -> None:
+    session, group, expected, said = HELPERS[name]
+    checks = [check for check in CATALOGUE if check.group == group and check.id in OF_CURRENT]
+    with InProcess(tmp_path, _device, CURRENT, session=session) as target:
+        results = list(run(checks, target, CURRENT, timeout=0.25))
+    failed = {result.check.id: result.detail for result in results if result.outcome is Outcome.FAIL}
+    assert {id for id, detail in failed.items() if said in detail} == expected & OF_CURRENT

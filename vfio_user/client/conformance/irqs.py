@@ -228,4 +228,5 @@ enter(
         ),
     ],
     need=_type_that_takes_no_mask,
+    keep=_still_armed,
 )
