@@ -25,6 +25,7 @@ from userdev_servers.blk.requests import (
     Work,
     cut_header,
     cut_status,
+    size_of,
     unsupported,
 )
 from userdev_servers.blk.spec import HEADER, SECTOR, SERIAL_SIZE, Feature, Status
@@ -125,7 +126,7 @@ class Blk(VhostDevice):
         if status is None:
             raise BrokenRing("a request without a byte for its status")
         header, data = cut_header(chain.readable_views)
-        size = sum(map(len, into)) + 1
+        size = size_of(into) + 1
         try:
             kind, sector = HEADER.unpack(header)
             work = REQUESTS.get(kind, unsupported)(self.disk, sector, data, into)

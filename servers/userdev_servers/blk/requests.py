@@ -100,7 +100,7 @@ def _read(disk: Disk, sector: int, data: Pieces, into: Pieces) -> Work | None:
     """At once where the page cache has it."""
     if data:
         raise Refused("a read with data of its own")
-    size = len(into[0]) if len(into) == 1 else sum(map(len, into))
+    size = size_of(into)
     offset = disk.offset(sector, size)
     try:
         disk.backing.try_read(into, size, offset)
@@ -114,7 +114,7 @@ def _write(disk: Disk, sector: int, data: Pieces, into: Pieces) -> Work | None:
     disk.check_writable()
     if into:
         raise Refused("a write with room for data")
-    offset = disk.offset(sector, len(data[0]) if len(data) == 1 else sum(map(len, data)))
+    offset = disk.offset(sector, size_of(data))
     if not disk.write_back:
         return partial(disk.write_and_sync, data, offset)
     if disk.is_slow:
@@ -188,6 +188,11 @@ def unsupported(_: Disk, __: int, ___: Pieces, ____: Pieces) -> None:
         Refused: always.
     """
     raise Refused("a request of a type that there is not", Status.UNSUPP)
+
+
+def size_of(pieces: Pieces) -> int:
+    """Bytes of all of them; most requests have one."""
+    return len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
 
 
 def cut_header(views: Sequence[memoryview]) -> tuple[bytes | memoryview, Pieces]:
