@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
+
 from avocado_tests.vhost_test import MIB, PROGRAMS, SEED, SIZE, Bench, DiskTest
+from userdev.control import ControlClient
 
 RING_PACKED, ACCESS_PLATFORM = 34, 33
 """Feature bits (virtio 1.3, "Reserved Feature Bits")."""
@@ -56,6 +60,19 @@ class Life(DiskTest):
                 reset()
                 self.assertEqual(bench.write(), bench.read())
             self.assertEqual(bench.image_digest(), bench.read())
+
+    def test_a_disk_that_grows_while_it_is_written_is_larger_for_the_guest(self) -> None:
+        control = Path(self.workdir) / "control"
+        with self.bench(options=f"--control {control}") as bench:
+            job = bench.begin_writing()
+            with closing(ControlClient(control)) as client:
+                client.call("resize", size=2 * SIZE)
+            bench.path(size=2 * SIZE)
+            self.assert_all_is_there(bench.end_writing(job))
+            digest = bench.write(size=2 * SIZE)
+            self.assertEqual(bench.read(size=2 * SIZE), digest)
+            bench.guest.reset()
+            self.assertEqual(bench.read(size=2 * SIZE), digest)
 
     def test_packed_rings(self) -> None:
         with self.bench(options="[packed=on]") as bench:

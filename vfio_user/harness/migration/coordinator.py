@@ -43,9 +43,9 @@ class MovedByQemu(NamedTuple):
     source: DeviceServer
     destination: DeviceServer
 
-    def check(self) -> None:
-        """Raise `ServerError` for the one that has ended."""
-        for server in (self.source, self.destination):
+    def check(self, *, source_too: bool) -> None:
+        """Raise `ServerError` for the one that has ended; that of the source may be replaced while QEMU copies."""
+        for server in (self.destination, *([self.source] if source_too else [])):
             server.check()
 
 
@@ -292,7 +292,7 @@ class Coordinator:
         self._conductor.check(f"before {phase}")
         self._check_guest()
         for moved in self._by_qemu:
-            moved.check()
+            moved.check(source_too=True)
         if self._deadline.passed:
             raise UserError(f"the time of {self._deadline.seconds:g} s was over before {phase}")
 
@@ -303,7 +303,7 @@ class Coordinator:
         self._destination.check()
         self._check_guest()
         for moved in self._by_qemu:
-            moved.destination.check()
+            moved.check(source_too=False)
 
     def _check_guest(self) -> None:
         """A guest that is no more need not be moved. One that reboots is, and comes up on the destination."""
