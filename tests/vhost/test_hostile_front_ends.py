@@ -20,10 +20,10 @@ from vhost_user.wire import HEADER, VERSION, encode_request
 from vhost_user.wire.payloads import Region, VringState
 
 
-def mapped() -> int:
-    """Mappings of front-ends' memory and logs, and of regions of ours."""
-    gc.collect()
-    return Path("/proc/self/maps").read_text().count("memfd:")
+def held() -> tuple[int, int]:
+    """Descriptors of this process; and mappings of front-ends' memory and logs, and of regions of ours."""
+    gc.collect()  # what tests before this one have raised keeps their frames
+    return len(open_fds()), Path("/proc/self/maps").read_text().count("memfd:")
 
 
 def test_nothing_of_a_front_end_is_left(server: Server, device: Reverse) -> None:
@@ -41,10 +41,10 @@ def test_nothing_of_a_front_end_is_left(server: Server, device: Reverse) -> None
         assert not server._serving.is_alive()
 
     visit()
-    before = len(open_fds()), mapped()
+    before = held()
     for _ in range(3):
         visit()
-    assert (len(open_fds()), mapped()) == before
+    assert held() == before
 
 
 @pytest.mark.parametrize("garbage", [HEADER.pack(1, 1, 1 << 31), b"\xff" * 64, HEADER.pack(1, VERSION + 1, 0)])

@@ -10,7 +10,7 @@ from vhost_user.frontend.errors import (
     Refused,
     WrongAnswer,
 )
-from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES, FrontEnd, InflightRegion, Offer
+from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES, FrontEnd, InflightBuffer, Offer
 from vhost_user.frontend.memory import DirtyPages, GuestMemory
 from vhost_user.frontend.queue import Buffer, Completion, Queue, Request
 
@@ -26,7 +26,7 @@ __all__ = [
     "Disconnected",
     "FrontEnd",
     "GuestMemory",
-    "InflightRegion",
+    "InflightBuffer",
     "NoAnswer",
     "NotOffered",
     "Offer",

@@ -57,7 +57,7 @@ class Offer(NamedTuple):
     protocol_features: ProtocolFeature = _P(0)
 
 
-class InflightRegion(NamedTuple):
+class InflightBuffer(NamedTuple):
     """The region that requests under way are kept in; the front-end that was given it closes its descriptor."""
 
     described: Inflight
@@ -237,7 +237,7 @@ class FrontEnd(Connection):
             queue.logged = on
             self.do(R.SET_VRING_ADDR, queue.addresses)
 
-    def ask_inflight(self, queues: int = 1, size: int = QUEUE_SIZE) -> InflightRegion:
+    def ask_inflight(self, queues: int = 1, size: int = QUEUE_SIZE) -> InflightBuffer:
         """Have a region be made for the requests under way of so many queues; it is given by `set_inflight`.
 
         Raises:
@@ -249,9 +249,9 @@ class FrontEnd(Connection):
         self._inflight += fds
         if not fds:
             raise BackEndError("GET_INFLIGHT_FD is answered without a descriptor")
-        return InflightRegion(described, fds[0])
+        return InflightBuffer(described, fds[0])
 
-    def set_inflight(self, region: InflightRegion) -> None:
+    def set_inflight(self, region: InflightBuffer) -> None:
         """Have the back-end keep account there, and do what its predecessor did not finish."""
         self.do(R.SET_INFLIGHT_FD, region.described, [region.fd])
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from userdev.conformance import CheckFailed, Group, Level, Skip, require
 from vhost_user.frontend.conformance.bench import RING, Bench
 from vhost_user.frontend.errors import BackEndError
-from vhost_user.frontend.front_end import FrontEnd, InflightRegion
+from vhost_user.frontend.front_end import FrontEnd, InflightBuffer
 from vhost_user.frontend.memory import PAGE, DirtyPages
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
@@ -123,13 +123,13 @@ _COUNTER = 8
 """Offsets in the region of a split ring, and in the state of a descriptor (QueueRegionSplit, DescStateSplit)."""
 
 
-def _tracking(bench: Bench) -> InflightRegion:
+def _tracking(bench: Bench) -> InflightBuffer:
     bench.front_end.need(P.INFLIGHT_SHMFD)
     return bench.front_end.ask_inflight(bench.device.queue + 1, RING)
 
 
 @contextmanager
-def _mapped(region: InflightRegion, queue: Queue) -> Iterator[memoryview]:
+def _mapped(region: InflightBuffer, queue: Queue) -> Iterator[memoryview]:
     """The part of a queue."""
     described = region.described
     part = region_size(RING, packed=False)
