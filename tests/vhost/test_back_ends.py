@@ -360,6 +360,28 @@ def test_an_answer_that_is_none_is_one_error(answer: bytes) -> None:
             front_end.negotiate()
 
 
+def test_a_driver_that_is_not_called_does_not_find_its_requests_by_chance(
+    stranger: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they have come back meanwhile: a guest would wait for ever."""
+
+    def serve_late(vring: Vring) -> None:
+        if late.passed:
+            vring.call.signal = lambda: None
+            usual(vring)
+
+    usual, late = Vring.serve, Deadline(0.1)
+    stranger.negotiate()
+    stranger.share_memory()
+    ring = stranger.queue()
+    ring.start()
+    assert ring.wait_call()
+    monkeypatch.setattr(Vring, "serve", serve_late)
+    stranger.timeout = 0.3
+    with pytest.raises(NoAnswer, match="call"):
+        ring.exchange(b"ab", 2)
+
+
 def test_an_answer_that_trickles_has_one_deadline() -> None:
     """Each byte alone would come in time."""
     ours, theirs = socket.socketpair()

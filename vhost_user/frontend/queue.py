@@ -286,6 +286,8 @@ class Queue:
         ready = _poll([self.call_fd, self.err_fd], deadline.remaining, hang_up=stream)
         drain(self.call_fd)
         if self._collect():
+            if not ready:
+                raise NoAnswer(f"requests came back on queue {self.index}, and the device does not call its driver")
             return
         if self.err_fd in ready and self.wait_err(0):
             raise BrokenQueue(f"the back-end says that queue {self.index} is broken")

@@ -17,7 +17,7 @@ from vhost_user.frontend.conformance.devices import DeviceKind
 from vhost_user.frontend.connection import Connection
 from vhost_user.frontend.errors import Disconnected, NoAnswer, NotOffered
 from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES, FrontEnd
-from vhost_user.frontend.memory import GuestMemory
+from vhost_user.frontend.memory import PAGE, GuestMemory
 from vhost_user.frontend.queue import Completion, Queue, Request
 from vhost_user.wire import ProtocolFeature, VirtioFeature
 
@@ -173,6 +173,16 @@ class Bench:
         queue.kick()
         return self.served(queue, count)
 
+    def called(self, queue: Queue, times: int = 3) -> None:
+        """Have requests served, one by one, of each of which the driver has to be told."""
+        for _ in range(times):
+            queue.wait_call(0)
+            queue.driver.ask_for_call()
+            self.put(queue)
+            queue.kick()
+            require(queue.wait_call(), "a request was made available, and the driver is not called")
+            self.served(queue)
+
     def quiet(self, queue: Queue, what: str) -> None:
         """Nothing may come back of this ring; `what` it is, for a sentence."""
         queue.connection.settle()
@@ -180,6 +190,11 @@ class Bench:
         while not deadline.passed:  # some call once at a start, which tells of nothing
             queue.wait_call(deadline.remaining)
             require(not queue.take_used(), f"{what} is served")
+
+    def fill_to(self, front_end: FrontEnd, address: int) -> None:
+        """Have what is put into the guest's memory from now on lie at this address, or behind."""
+        at = front_end.memory.allocate(PAGE)
+        front_end.memory.allocate(address - at - PAGE, at=at + PAGE)
 
     # Judging
 

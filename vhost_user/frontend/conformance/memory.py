@@ -121,15 +121,11 @@ def over_a_border(bench: Bench) -> None:
     size = sum(buffer if isinstance(buffer, int) else len(buffer) for buffer in bench.device.request)
     if size < 2:
         raise Skip("the device's request is of one byte")
-    border = front_end.memory.regions[1].guest_address
-    used = front_end.memory.allocate(PAGE)
-    front_end.memory.allocate(border - used - PAGE - size // 2, at=used + PAGE)
+    bench.fill_to(front_end, front_end.memory.regions[1].guest_address - size // 2)
     bench.serve(queue)
 
 
 def _serve_elsewhere(bench: Bench, front_end: FrontEnd) -> None:
     queue = bench.running(front_end)
-    part = front_end.memory.regions[0].size
-    front_end.memory.allocate(part, at=part)  # the ring is in the first region, and requests come into the third
-    front_end.memory.allocate(part - PAGE * 64, at=PAGE * 64)
+    bench.fill_to(front_end, front_end.memory.regions[-1].guest_address)
     bench.serve(queue)

@@ -1,0 +1,35 @@
+"""Each check of the catalogue fails on a back-end of ours that has the fault which it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vhost.faults import FAULTS, Faulty
+from tests.vhost.reverse import Reverse
+from tests.vhost.test_conformance_suite import REVERSE, results
+from userdev.conformance import Check, Level, Outcome
+from vhost_user.frontend.conformance import CATALOGUE, Bench
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("vhost_user.frontend.conformance.bench.QUIET_SECONDS", 0.02)
+    made = Faulty(monkeypatch)
+    yield made
+    made.close()
+
+
+def test_there_is_a_fault_for_each_check() -> None:
+    assert set(FAULTS) == {check.id for check in CATALOGUE}
+
+
+@pytest.mark.parametrize("check", CATALOGUE, ids=lambda check: check.id)
+def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path, faulty: Faulty, check: Check[Bench]) -> None:
+    FAULTS[check.id](faulty)
+    [result] = results(tmp_path, Reverse, REVERSE, check, timeout=0.3)
+    assert result.outcome is (Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL), result.detail
+    assert "check itself broke" not in result.detail
