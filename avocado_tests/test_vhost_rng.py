@@ -11,6 +11,16 @@ from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import BootedGuest, Verdict
 
 SIZE = 4096
+ACCESS_PLATFORM = 33
+"""A bit of the features: addresses go through an IOMMU."""
+
+
+def agreed_features() -> list[str]:
+    """In the guest: of each virtio device that is an entropy source, 0 or 1 for each bit."""
+    from pathlib import Path
+
+    devices = Path("/sys/bus/virtio/devices").iterdir()
+    return [(device / "features").read_text() for device in devices if int((device / "device").read_text(), 16) == 4]
 
 
 class EntropyBehindVhostUser(GuestTest):
@@ -45,6 +55,15 @@ class EntropyBehindVhostUser(GuestTest):
             edu = guest.plug("edu")
             self.assert_served(guest)
             self.edu(guest, "registers", device=edu)
+            self.assert_served(guest)
+
+    def test_through_an_iommu(self) -> None:
+        """Ring and buffers have addresses of the guest's choice, which QEMU translates when it is asked to."""
+        with self.lab() as lab:
+            guest = lab.boot(device=f"{self.device} [iommu_platform=on]", iommu=True)
+            self.assert_served(guest)
+            agreed = [features[ACCESS_PLATFORM] for features in guest.call(agreed_features)]
+            self.assertEqual(sorted(agreed), ["0", "1"])  # the machine's own is not behind it
             self.assert_served(guest)
 
     def test_qemu_refuses_to_move_it_and_the_guest_stays(self) -> None:
