@@ -11,9 +11,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 
 from tests.test_station import arp
 from tests.vhost_peers import BACK_ENDS, NEWER, RunningPeer, of, running_peer
+from vfio_user.cli.vhost_probe import command as probe
 from vhost_user.frontend import FEATURES, GuestMemory, Queue
 from vhost_user.frontend.memory import PAGE
 from vhost_user.wire import ProtocolFeature, VirtioFeature
@@ -51,6 +53,13 @@ def test_it_offers_what_we_say_that_it_does(peer: RunningPeer) -> None:
         offered = front_end.offered.protocol_features & ~P.PAGEFAULT
         assert "|".join(name.name or "" for name in sorted(offered)) == OFFERS[peer.child.name]
         assert FEATURES in front_end.offered.features
+
+
+@of(*BACK_ENDS)
+def test_a_probe_names_what_it_offers(peer: RunningPeer) -> None:
+    told = CliRunner().invoke(probe, [str(peer.socket)])
+    assert told.exit_code == 0, told.output
+    assert set(OFFERS[peer.child.name].split("|")) | {"VERSION_1"} <= set(told.output.split())
 
 
 # qemu-storage-daemon

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,8 @@ from tests.test_station import STATION, arp, icmp, ipv4
 from tests.vhost.said import Heard, Said, listening
 from tests.vhost_peers import NEWER
 from tests.virtio_user import PATIENCE, VirtioUser
-from userdev.process import await_listening, await_text
+from userdev.process import Child, await_listening, await_text
+from userdev.transport import Dialer
 from userdev_servers.net import Net
 from vfio_user.harness.vhost_user_peers import InstalledPeer, install_peer
 from vhost_user.backend import Server
@@ -89,15 +90,40 @@ def test_where_it_listens_it_goes_on_with_one_back_end_after_the_other(
     with VirtioUser(testpmd, path, tmp_path, serving=True, packed=packed) as front_end:
         assert await_listening(path, front_end.child.end, PATIENCE), front_end.child.last_words()
         for turn in range(4):
-            with listening() as heard, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.connect(str(path))
-                with Server(device, f"fd:{os.dup(connection.fileno())}"):
-                    assert heard.wait(is_driver_ok, PATIENCE)  # what is sent before is lost in a packed ring
-                    assert answered(front_end, [arp()])
-                    assert answered(front_end, PINGS[:AT_ONCE])
+            with listening() as heard, Server(device, Dialer(str(path), PATIENCE)):
+                assert heard.wait(is_driver_ok, PATIENCE)  # what is sent before is lost in a packed ring
+                assert answered(front_end, [arp()])
+                assert answered(front_end, PINGS[:AT_ONCE])
             begins = ["SET_VRING_ENABLE"] * 2 + ["GET_VRING_BASE"] * 2 if turn else ["SET_OWNER", "GET_FEATURES"]
             assert heard.names[: len(begins)] == begins
     device.close()
+
+
+@contextmanager
+def program(socket: Path, folder: Path) -> Iterator[Child]:
+    """The card as a program that connects to its front-end, as often as that comes."""
+    served = ["serve", "net", "--client", "--socket-path", str(socket), "--reconnect", str(PATIENCE)]
+    child = Child("net", [sys.executable, "-m", "vhost_user", *served], log=folder / "net.log")
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def test_a_program_that_connects_outlives_who_listens_and_may_be_killed(testpmd: InstalledPeer, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    with program(path, folders[0]) as card:
+        with VirtioUser(testpmd, path, folders[0], serving=True) as front_end:
+            assert answered(front_end, [arp()])
+        with VirtioUser(testpmd, path, folders[1], serving=True) as front_end:
+            assert answered(front_end, [arp()])
+            card.signal(signal.SIGKILL)
+            with program(path, folders[1]):
+                assert await_text(front_end.child, b"reconnection succeeds", PATIENCE)
+                assert answered(front_end, [arp()])
 
 
 def said(testpmd: InstalledPeer, tmp_path: Path, *withheld: str) -> Heard:
