@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 
 from avocado_tests.vhost_test import MIB, PROGRAMS, SEED, SIZE, Bench, DiskTest
 from userdev.control import ControlClient
@@ -62,10 +61,9 @@ class Life(DiskTest):
             self.assertEqual(bench.image_digest(), bench.read())
 
     def test_a_disk_that_grows_while_it_is_written_is_larger_for_the_guest(self) -> None:
-        control = Path(self.workdir) / "control"
-        with self.bench(options=f"--control {control}") as bench:
+        with self.bench(options="--control {scratch}/control") as bench:
             job = bench.begin_writing()
-            with closing(ControlClient(control)) as client:
+            with closing(ControlClient(bench.server.server_path.parent / "control")) as client:
                 client.call("resize", size=2 * SIZE)
             bench.path(size=2 * SIZE)
             self.assert_all_is_there(bench.end_writing(job))
