@@ -1,21 +1,26 @@
 """Bad input for as long as you like: `scripts/fuzz --messages 10000000`, or `scripts/fuzz --seconds 600`.
 
-Campaigns of 50,000 messages go round the dialects with ascending seeds; then an interposer, and everything that reads
-what others have written (traces, documents, control sockets, agents' answers, states) gets what is nearly right.
-Status 1 when something went wrong, with its seed.
+Campaigns of 50,000 messages go round the dialects with ascending seeds, and as many messages go to vhost-user sessions,
+by a process for each processor, with rings of any content; then an interposer, and everything that reads what others
+have written (traces, documents, control sockets, agents' answers, states) gets what is nearly right. Status 1 when
+something went wrong, with its seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import tempfile
 import time
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-from tests import fuzzing_interposer, fuzzing_readers
-from tests.fuzzing import campaign, open_fds, resident_bytes
+from tests import fuzzing_interposer, fuzzing_readers, fuzzing_rings, fuzzing_vhost
+from tests.fuzzing import Outcome, campaign, open_fds, resident_bytes
 from vfio_user.wire import DIALECTS, Dialect
 
 SLICE = 50_000
@@ -23,9 +28,66 @@ GROWTH = 64 << 20
 """Bytes of memory that a whole run may cost."""
 
 
+VHOST = "vhost-user"
+"""In place of a dialect."""
+RINGS = 20
+"""For each input of a reader, so many rings."""
+
+
 def main() -> int:
     arguments = _arguments()
-    dialects = [DIALECTS[arguments.dialect]] if arguments.dialect else list(DIALECTS.values())
+    dialects = [DIALECTS[arguments.dialect]] if arguments.dialect in DIALECTS else list(DIALECTS.values())
+    if arguments.dialect in (None, VHOST) and (status := _drive_vhost(arguments) or _drive_rings(arguments)):
+        return status
+    if arguments.dialect == VHOST:
+        return 0
+    return (
+        _drive(dialects, arguments)
+        or _pass(dialects, arguments.inputs, arguments.seed)
+        or _read(arguments.inputs, arguments.seed)
+    )
+
+
+def _drive_vhost(arguments: argparse.Namespace) -> int:
+    """Send so many messages to vhost-user sessions; what a seed does is the same in whichever process."""
+    begin, done, whole = time.monotonic(), 0, 0
+    seeds = range(arguments.seed, arguments.seed + -(-arguments.messages // SLICE))
+    workers = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = deque[tuple[int, Future[Outcome]]]()
+        for seed in seeds:
+            if time.monotonic() - begin > arguments.seconds:
+                break
+            waiting.append((seed, pool.submit(fuzzing_vhost.checked_campaign, SLICE, seed)))
+            if len(waiting) <= workers and seed != seeds[-1]:
+                continue
+            while waiting and (len(waiting) > workers or seed == seeds[-1]):
+                which, future = waiting.popleft()
+                outcome = future.result()
+                done, whole = done + outcome.messages, whole + outcome.whole
+                if outcome.wrong:
+                    print(f"seed {which} of {VHOST} went wrong:", *outcome.wrong, sep="\n  ")
+                    print(f"again: scripts/fuzz --dialect {VHOST} --seed {which} --messages {SLICE} --inputs 0")
+                    return 1
+    if done:
+        print(f"{VHOST}: {done:,} messages, {done / (time.monotonic() - begin):,.0f}/s, {whole:,} whole sessions")
+    return 0
+
+
+def _drive_rings(arguments: argparse.Namespace) -> int:
+    """Have so many rings taken from."""
+    count = RINGS * arguments.inputs
+    outcome = fuzzing_rings.campaign(count, arguments.seed)
+    if outcome.wrong:
+        print(f"rings: seed {arguments.seed} went wrong:", *outcome.wrong, sep="\n  ")
+        print(f"again: scripts/fuzz --dialect {VHOST} --messages 0 --seed {arguments.seed} --inputs {arguments.inputs}")
+        return 1
+    print(f"rings: {outcome.messages:,}, {outcome.refused:,} broken")
+    return 0
+
+
+def _drive(dialects: list[Dialect], arguments: argparse.Namespace) -> int:
+    """Send so many messages to vfio-user sessions."""
     campaign(dialects[0], 1000, seed=0)
     gc.collect()
     fds, memory, begin = open_fds(), resident_bytes(), time.monotonic()
@@ -51,7 +113,7 @@ def main() -> int:
             print(f"\r{told}", end="", flush=True)
         seed += 1
     print(f"\r{told}" if sys.stdout.isatty() else told)
-    return _pass(dialects, arguments.inputs, arguments.seed) or _read(arguments.inputs, arguments.seed)
+    return 0
 
 
 def _pass(dialects: list[Dialect], messages: int, seed: int) -> int:
@@ -93,7 +155,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--inputs", type=int, default=1000, help="how many for each reader (1,000)")
     parser.add_argument("--seed", type=int, default=1, help="of the first campaign (1)")
-    parser.add_argument("--dialect", choices=list(DIALECTS), help="one dialect instead of all")
+    parser.add_argument("--dialect", choices=[*DIALECTS, VHOST], help="one dialect instead of all")
     return parser.parse_args()
 
 

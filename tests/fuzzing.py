@@ -12,6 +12,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -368,15 +369,33 @@ class Outcome:
     messages: int = 0
     sessions: int = 0
     refused: int = 0
+    whole: int = 0
+    """Sessions that lasted until the client had said everything."""
     wrong: list[str] = field(default_factory=list)
 
 
-class _Defects(logging.Handler):
-    """Gathers what the server logs with a traceback: a defect of its own."""
+class Defects(logging.Handler):
+    """Gathers what a package logs with a traceback: a defect of its own."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.found: list[str] = []
+
+    @classmethod
+    @contextmanager
+    def of(cls, package: str) -> Iterator[Defects]:
+        """Gather those of a package within the block, where nothing else of it is logged."""
+        logger, defects = logging.getLogger(package), cls()
+        level, propagate = logger.level, logger.propagate
+        logger.addHandler(defects)
+        logger.propagate = False
+        logger.setLevel(logging.ERROR)
+        try:
+            yield defects
+        finally:
+            logger.removeHandler(defects)
+            logger.setLevel(level)
+            logger.propagate = propagate
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info:
@@ -395,26 +414,18 @@ def proposal(dialect: Dialect) -> bytes:
 def campaign(dialect: Dialect, messages: int, seed: int) -> Outcome:
     """Send so many messages in sessions of `PER_SESSION` to one device after another; always the same for a seed."""
     outcome = Outcome()
-    logger = logging.getLogger("vfio_user")
-    defects = _Defects()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(defects)
-    logger.propagate = False
-    logger.setLevel(logging.ERROR)
     generator = Generator(dialect, seed)
     device = Everything()
-    try:
-        while outcome.messages < messages and len(outcome.wrong) < 10:
-            one = _noisy_session if outcome.sessions % 10 == 9 else _one_session
-            one(device, generator, min(PER_SESSION, messages - outcome.messages), outcome)
-            if outcome.sessions % 5 == 0:
-                device.close()
-                device = Everything()
-    finally:
-        device.close()
-        logger.removeHandler(defects)
-        logger.setLevel(level)
-        logger.propagate = propagate
+    with Defects.of("vfio_user") as defects:
+        try:
+            while outcome.messages < messages and len(outcome.wrong) < 10:
+                one = _noisy_session if outcome.sessions % 10 == 9 else _one_session
+                one(device, generator, min(PER_SESSION, messages - outcome.messages), outcome)
+                if outcome.sessions % 5 == 0:
+                    device.close()
+                    device = Everything()
+        finally:
+            device.close()
     outcome.wrong += defects.found
     return outcome
 

@@ -358,6 +358,8 @@ def test_a_region_that_shrinks_breaks_the_ring() -> None:
 
     with Guest(SIZE) as guest:
         driver = SplitDriver(guest, 8)
-        ring = driver.ring(inflight=SplitInflight(memoryview(mmap.mmap(-1, 4096)), 8, check=shrunk))
+        region = SplitInflight(memoryview(mmap.mmap(-1, 4096)), 8)
+        ring = driver.ring(inflight=region)
+        region.check = shrunk
         with pytest.raises(BrokenRing):
             ring.pop()

@@ -82,6 +82,7 @@ class PackedRing(Ring):
         self._told = False
         """Whether the driver was told once: a back-end that died before may not have told it."""
         if inflight is not None:
+            self._check_mappings()
             self._resubmit(inflight)
 
     @property
@@ -180,7 +181,7 @@ class PackedRing(Ring):
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
         if not self.broken:
-            if self._generation != self.table.generation:
+            if self._generation != self.table.generation or self._is_watched:
                 self.refresh()
             self._device_events[_EVENTS] = _NONE
             self._mark_events()

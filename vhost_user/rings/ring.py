@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple, NoReturn
 
@@ -106,6 +107,9 @@ class Ring(ABC):
         self._finished: list[Chain] = []
         self._generation = -1
         self._check_size()
+        if table.can_shrink:
+            with suppress(ProtocolError):  # what has shrunk is in no region any more, and is not found
+                table.check()
         self._look_up()
 
     @property
@@ -126,8 +130,9 @@ class Ring(ABC):
         """Leave the request that was taken last, and not pushed, in the ring: `pop` takes it again.
 
         Raises:
-            BrokenRing: the in-flight region was changed by another.
+            BrokenRing: the in-flight region was changed by another, or has shrunk.
         """
+        self._check_mappings()
         if chain.again:
             self.resubmitted.appendleft(chain)
             return
@@ -168,7 +173,12 @@ class Ring(ABC):
 
     @abstractmethod
     def disable_kicks(self) -> None:
-        """Tell the driver that it need not tell: requests are looked for anyway."""
+        """Tell the driver that it need not tell: requests are looked for anyway.
+
+        Raises:
+            BrokenRing: the ring's memory has gone.
+            IotlbMiss: where it is has to be asked for first.
+        """
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a request back, with so many bytes written at the beginning of its writable buffers.

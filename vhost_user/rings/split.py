@@ -62,6 +62,7 @@ class SplitRing(Ring):
         self._told = False
         """Whether the driver was told once: a back-end that died before may not have told it."""
         if inflight is not None:
+            self._check_mappings()
             self._resubmit(inflight)
 
     @property
@@ -148,7 +149,7 @@ class SplitRing(Ring):
 
     def disable_kicks(self) -> None:  # noqa: D102 - Ring has it
         if not self.has_events and not self.broken:  # with events, the driver tells once and no more
-            if self._generation != self.table.generation:
+            if self._generation != self.table.generation or self._is_watched:
                 self.refresh()
             self._used_head[_FLAGS] = _SILENT
             self._mark_event(0)
