@@ -11,7 +11,7 @@ import pytest
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, MEMORY, Disconnected, FrontEnd, Queue, R, V
 from vhost_user.backend import Server
-from vhost_user.rings import SplitInflight
+from vhost_user.rings import SplitInflight, region_size
 from vhost_user.wire import decode_reply, encode_request
 from vhost_user.wire.payloads import Inflight, Log, VringState
 
@@ -55,6 +55,24 @@ def test_an_in_flight_region_is_made_for_the_queues_and_sealed(front_end: FrontE
     assert os.fstat(fd).st_size == 2 * 2112
     with pytest.raises(PermissionError):
         os.ftruncate(fd, 16)
+
+
+def test_a_ring_that_runs_keeps_the_region_that_it_was_started_with(front_end: FrontEnd) -> None:
+    """Another one may come meanwhile; that neither is sealed makes each be looked at before it is used."""
+    fds = [os.memfd_create("region") for _ in range(2)]
+    described = Inflight(region_size(64, packed=False), 0, 1, 64)
+    for fd in fds:
+        os.ftruncate(fd, described.mmap_size)
+    front_end.do(R.SET_INFLIGHT_FD, described, fds[:1])
+    ring = front_end.queue()
+    ring.start()
+    assert ring.exchange(b"ab", 2).data == b"ba"
+    front_end.do(R.SET_INFLIGHT_FD, described, fds[1:])
+    assert ring.exchange(b"cd", 2).data == b"dc"
+    assert any(os.pread(fds[0], described.mmap_size, 0))
+    assert not any(os.pread(fds[1], described.mmap_size, 0))
+    for fd in fds:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("wanted", [Inflight(0, 0, 3, 8), Inflight(0, 0, 0, 8), Inflight(0, 0, 1, 40000)])

@@ -114,7 +114,7 @@ def test_what_is_to_be_said_waits_for_buffers_and_takes_none_that_are_too_few(
     told.connection.settle()
     assert told.take_used() == []
     give(told, 1)
-    told.kick()
+    assert told.notify(), "it asked for more"
     assert letters(told, 3) == b"abc"
 
 

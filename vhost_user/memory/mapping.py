@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import stat
+from contextlib import suppress
 
 from userdev.errors import ProtocolError
 from userdev.memory.guard import guard
@@ -46,9 +47,7 @@ class FileMapping:
             check_size(self._map, self._end)
 
     def close(self) -> None:
-        """Unmap it; where there are views of it, once the last of them is gone."""
+        """Unmap it; where there are views of it, once the last of them is gone, and `check` is for them until then."""
         self.view = memoryview(b"")
-        try:
+        with suppress(BufferError):
             self._map.close()
-        except BufferError:
-            del self._map
