@@ -179,25 +179,44 @@ def _trace(path: Path, dialect_name: str) -> bytes:
     return path.read_bytes()
 
 
+def _vhost_trace(path: Path) -> bytes:
+    """The same of vhost-user: each message of both connections, with payloads that are its own or nearly."""
+    from userdev.trace import TraceWriter
+    from vhost_user.interposer.asker import Asker
+    from vhost_user.wire import REPLY, VERSION
+    from vhost_user.wire import Message as VhostMessage
+
+    writer = TraceWriter(path, "vhost-user", {"program": "fuzz"})
+    for asker in Asker:
+        for request in asker.requests:
+            payload = bytes(range(1, 1 + 8 * (request % 6)))
+            asked = VhostMessage(request, VERSION, payload)
+            number = writer.message(asker.asking, View.RECEIVED | View.SENT, asked, 0, asker.value)
+            reply = VhostMessage(request, VERSION | REPLY, bytes(8))
+            writer.message(asker.asking.opposite, View.RECEIVED | View.SENT, reply, number, asker.value)
+    writer.note("mark", text="here")
+    writer.close()
+    return path.read_bytes()
+
+
 def _read_trace(path: Path, data: bytes) -> None:
-    """All that is made of a trace."""
+    """All that is made of a trace, whose ever it is."""
     from userdev.trace import as_json, text
     from userdev.trace.pcapng import write_pcapng
     from userdev.trace.perfetto import trace_events
     from vfio_user.interposer.replay.script import load_script
-    from vfio_user.interposer.trace import read_trace
-    from vfio_user.interposer.trace.registers import RegisterMap
-    from vfio_user.interposer.trace.show import LANES, PACKETS, decode_entries
+    from vfio_user.traces import view_trace
 
     path.write_bytes(data)
-    trace = read_trace(path)
-    lines = list(decode_entries(trace.entries, trace.dialect, RegisterMap()))
+    view = view_trace(path)
+    header, lines = view.trace.header, list(view.lines())
     for line in lines:
-        text(line, trace.header.time).encode()
-        json.dumps(as_json(line, trace.header.time))
-    write_pcapng(BytesIO(), PACKETS, trace.header, trace.entries)
-    json.dumps(trace_events(LANES, trace.header, lines))
-    load_script(path).write(path)
+        text(line, header.time).encode()
+        json.dumps(as_json(line, header.time))
+    write_pcapng(BytesIO(), view.packets, header, view.trace.entries)
+    json.dumps(trace_events(view.lanes, header, lines))
+    if header.protocol == "vfio-user":
+        load_script(path).write(path)
 
 
 def _read_logs(trace: Path, path: Path, data: bytes) -> None:
@@ -255,6 +274,29 @@ def _read_scenario(data: bytes) -> None:
         message = Message(id, int.from_bytes(request[2:4], "little"), payload=request[16:])
         engine.plan(Direction.TO_SERVER, message, "running", 3.0)
         engine.plan(Direction.TO_CLIENT, message.reply(message.payload), "running", 3.0)
+
+
+_VHOST_SCENARIO = b"""rules:
+  - match: {direction: to-client, command: [GET_FEATURES, BACKEND_IOTLB_MSG], kind: reply, ring: 0x1, nth: 2}
+    act: [{corrupt: {field: features, xor: 0x20000000}}, {reply: EIO}, {wrong-size: {by: 4}}]
+  - match: {state: [set-up, running], time: {after: 1}}
+    act: [drop, {truncate: {to: 14}}, {close: {side: server}}, {split-header: 8}, {signal: SIGSTOP}]
+"""
+
+
+def _read_vhost_scenario(data: bytes) -> None:
+    """A scenario, and what it does to messages of either connection."""
+    from vhost_user.interposer.asker import Asker
+    from vhost_user.interposer.faults.engine import FaultEngine
+    from vhost_user.interposer.faults.scenario import parse_scenario
+    from vhost_user.wire import Message as VhostMessage
+
+    scenario = parse_scenario(data.decode(errors="replace"), "fuzz")
+    for asker in Asker:
+        engine = FaultEngine(scenario, asker, lambda _: True)
+        for request in asker.requests:
+            for direction in Direction:
+                engine.plan(direction, VhostMessage(request, 5, bytes(8)), "running", 3.0)
 
 
 def _read_registers(path: Path, data: bytes) -> None:
@@ -375,12 +417,15 @@ def _readers_of_files(folder: Path) -> Iterator[Reader]:
     traces = tuple(_trace(folder / name, name) for name in ("current", "draft-v6", "region-migration"))
     scratch = folder / "scratch.yaml"
     yield Reader("trace", traces, lambda data: _read_trace(folder / "read", data))
+    vhost_traces = (_vhost_trace(folder / "vhost-user"),)
+    yield Reader("trace of vhost-user", vhost_traces, lambda data: _read_trace(folder / "read", data))
     logs = (
         b'1.5 {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP", "data": {}}\n',
         b"1700000000.123456 [    0.0] Linux version\n2026-01-01 10:00:00,123 x\n",
     )
     yield Reader("logs beside a trace", logs, lambda data: _read_logs(folder / "current", folder / "log", data))
     yield Reader("scenario", (_SCENARIO,), _read_scenario)
+    yield Reader("scenario of vhost-user", (_VHOST_SCENARIO,), _read_vhost_scenario)
     yield Reader("register map", (_REGISTERS,), lambda data: _read_registers(scratch, data))
     yield Reader("recipe", (_RECIPE,), lambda data: _read_recipe(scratch, data))
 

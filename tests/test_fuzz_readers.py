@@ -10,8 +10,10 @@ from tests.fuzzing_readers import Reader, campaign, readers
 
 NAMES = [
     "trace",
+    "trace of vhost-user",
     "logs beside a trace",
     "scenario",
+    "scenario of vhost-user",
     "register map",
     "recipe",
     "lines for an interposer",
