@@ -33,3 +33,12 @@ def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path, faulty: Fault
     [result] = results(tmp_path, Reverse, REVERSE, check, timeout=0.3)
     assert result.outcome is (Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL), result.detail
     assert "check itself broke" not in result.detail
+
+
+@pytest.mark.parametrize("cause", ["rings/served", "messages/acknowledged"])
+def test_what_most_others_need_is_one_finding(tmp_path: Path, faulty: Faulty, cause: str) -> None:
+    FAULTS[cause](faulty)
+    found = results(tmp_path, Reverse, REVERSE, timeout=0.1)
+    wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
+    assert wrong == {cause}
+    assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 20

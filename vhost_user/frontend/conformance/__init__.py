@@ -20,9 +20,9 @@ from vhost_user.frontend.front_end import FrontEnd
 GROUPS: tuple[Group[Bench], ...] = (
     negotiation.features,
     messages.messages,
-    memory.memory,
     rings.rings,
     rings.kinds,
+    memory.memory,
     device.config,
     device.status,
     device.reset,

@@ -28,6 +28,11 @@ RING = 16
 """Descriptors of a ring, so that it is gone through in a few requests."""
 
 
+ACKNOWLEDGED = ("messages/acknowledged",)
+SERVED = (*ACKNOWLEDGED, "rings/served")
+"""Checks that most others say nothing without."""
+
+
 class Target(Protocol):
     """The back-end under test."""
 

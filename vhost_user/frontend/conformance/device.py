@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from userdev.conformance import CheckFailed, Group, Level, require
-from vhost_user.frontend.conformance.bench import Bench
+from vhost_user.frontend.conformance.bench import ACKNOWLEDGED, SERVED, Bench
 from vhost_user.frontend.errors import Disconnected
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.wire import DeviceStatus, FrontEndRequest, ProtocolFeature
 from vhost_user.wire.payloads import MAX_CONFIG, Config
 
-config = Group[Bench]("config", "spec: Front-end message types, GET_CONFIG")
-status = Group[Bench]("status", "spec: Front-end message types, SET_STATUS")
-reset = Group[Bench]("reset", "spec: Front-end message types, RESET_DEVICE")
+config = Group[Bench]("config", "spec: Front-end message types, GET_CONFIG", needs=ACKNOWLEDGED)
+status = Group[Bench]("status", "spec: Front-end message types, SET_STATUS", needs=SERVED)
+reset = Group[Bench]("reset", "spec: Front-end message types, RESET_DEVICE", needs=SERVED)
 
 R, P, S = FrontEndRequest, ProtocolFeature, DeviceStatus
 

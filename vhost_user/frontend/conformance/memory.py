@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from userdev.conformance import Group, Level, Skip
-from vhost_user.frontend.conformance.bench import Bench
+from vhost_user.frontend.conformance.bench import SERVED, Bench
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.frontend.memory import PAGE
 from vhost_user.wire import FrontEndRequest, ProtocolFeature
 from vhost_user.wire.payloads import Region
 
-memory = Group[Bench]("memory", "spec: Front-end message types, SET_MEM_TABLE")
+memory = Group[Bench]("memory", "spec: Front-end message types, SET_MEM_TABLE", needs=SERVED)
 
 R, P = FrontEndRequest, ProtocolFeature
 

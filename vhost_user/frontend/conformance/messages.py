@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from userdev.conformance import Group, Level, require
-from vhost_user.frontend.conformance.bench import Bench
+from vhost_user.frontend.conformance.bench import ACKNOWLEDGED, Bench
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.wire import NEED_REPLY, REPLY, VERSION, FrontEndRequest, Message, ProtocolFeature, encode_request
 from vhost_user.wire.payloads import VringState
 
-messages = Group[Bench]("messages", "spec: Message Specification, Header")
+messages = Group[Bench]("messages", "spec: Message Specification, Header", needs=ACKNOWLEDGED)
 
 R, P = FrontEndRequest, ProtocolFeature
 
@@ -26,6 +26,13 @@ def _acknowledging(bench: Bench) -> FrontEnd:
 def _base(front_end: FrontEnd, *, need_reply: bool) -> None:
     """Say something that is right, harmless and has no reply of its own."""
     front_end.send(R.SET_VRING_BASE, VringState(0, 0), need_reply=need_reply)
+
+
+@messages.check("acknowledged", rule=_REPLY_ACK)
+def acknowledged(bench: Bench) -> None:
+    """What asks for a reply is acknowledged with 0, once."""
+    front_end = _acknowledging(bench)
+    bench.accepted(front_end, lambda: front_end.tell(R.SET_VRING_BASE, VringState(0, 0)), "SET_VRING_BASE")
 
 
 @messages.check("reply")
@@ -60,13 +67,6 @@ def one_reply(bench: Bench) -> None:
         front_end.ask(R.GET_FEATURES, need_reply=True)
     front_end.ask(R.GET_VRING_BASE, VringState(0, 0), need_reply=True)
     front_end.settle()
-
-
-@messages.check("acknowledged", rule=_REPLY_ACK)
-def acknowledged(bench: Bench) -> None:
-    """What asks for a reply is acknowledged with 0, once."""
-    front_end = _acknowledging(bench)
-    bench.accepted(front_end, lambda: front_end.tell(R.SET_VRING_BASE, VringState(0, 0)), "SET_VRING_BASE")
 
 
 @messages.check("silent", rule="spec: Communication, most of the requests do not require replies")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from userdev.conformance import CheckFailed, Group, Level, Skip, require
-from vhost_user.frontend.conformance.bench import RING, Bench
+from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
 from vhost_user.frontend.errors import BackEndError
 from vhost_user.frontend.front_end import FrontEnd, InflightBuffer
 from vhost_user.frontend.memory import PAGE, DirtyPages
@@ -19,9 +19,9 @@ from vhost_user.rings import region_size
 from vhost_user.wire import FrontEndRequest, ProtocolFeature, VirtioFeature
 from vhost_user.wire.payloads import Log
 
-log = Group[Bench]("log", "spec: Migration")
-inflight = Group[Bench]("inflight", "spec: Inflight I/O tracking")
-state = Group[Bench]("state", "spec: Migrating back-end state")
+log = Group[Bench]("log", "spec: Migration", needs=SERVED)
+inflight = Group[Bench]("inflight", "spec: Inflight I/O tracking", needs=SERVED)
+state = Group[Bench]("state", "spec: Migrating back-end state", needs=SERVED)
 
 R, P, V = FrontEndRequest, ProtocolFeature, VirtioFeature
 

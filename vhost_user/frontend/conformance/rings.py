@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 from userdev.conformance import Group, Level, Skip, require
-from vhost_user.frontend.conformance.bench import RING, Bench
+from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
 from vhost_user.frontend.front_end import FEATURES, FrontEnd
 from vhost_user.frontend.queue import Queue
 from vhost_user.wire import FrontEndRequest, VirtioFeature
 from vhost_user.wire.payloads import VringState
 
-rings = Group[Bench]("rings", "spec: Ring states")
-kinds = Group[Bench]("kinds", "virtio 1.3: Virtqueues")
+rings = Group[Bench]("rings", "spec: Ring states", needs=SERVED)
+kinds = Group[Bench]("kinds", "virtio 1.3: Virtqueues", needs=SERVED)
 
 R, V = FrontEndRequest, VirtioFeature
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from userdev.conformance import CheckFailed, Group, Level, require
 from userdev.errors import UserdevError, UserError
-from vhost_user.frontend.conformance.bench import Bench
+from vhost_user.frontend.conformance.bench import SERVED, Bench
 from vhost_user.wire import HEADER, VERSION, FrontEndRequest
 
-session = Group[Bench]("session", "spec: Communication")
+session = Group[Bench]("session", "spec: Communication", needs=SERVED)
 
 R = FrontEndRequest
 
