@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -145,3 +146,15 @@ def test_levels_leave_out_what_is_open() -> None:
 @pytest.mark.parametrize("arguments", [[], ["a", "--server-command", "b {socket}"], ["--only", "nothing", "a"]])
 def test_what_cannot_be_run_is_said_in_words(arguments: list[str]) -> None:
     assert isinstance(CliRunner().invoke(conformance, arguments).exception, UserError)
+
+
+def test_what_a_back_end_lets_nobody_see_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As passt 2026-07-28 is to an ordinary user: the kernel shows its descriptors to root alone."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    check = next(check for check in CATALOGUE if check.id == "session/nothing-left")
+    (result,) = results(tmp_path, Reverse, REVERSE, check)
+    assert (result.outcome, "root" in result.detail) == (Outcome.SKIP, True)
