@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import select
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.vhost.channel import PATIENCE, Channel
 from tests.vhost.reverse import Reverse
+from tests.vhost.test_supply import Teller
 from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V
 from tests.vhost_kit import BOTH, WRITE, AnyDriver, Guest
-from vhost_user.backend import misses
+from vhost_user.backend import Server, misses
 from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import RingAddresses
 from vhost_user.wire import BackEndRequest
@@ -231,6 +234,42 @@ def test_a_device_that_was_stopped_asks_anew(behind: FrontEnd, channel: Channel,
     place = ring.put(b"cd", 2).places[0]
     ring.start(base)
     assert answer_until_done(behind, channel, ring) == {*pages(ring), place & -PAGE}
+
+
+def test_an_invalidation_waits_for_requests_that_may_use_it(
+    behind: FrontEnd, channel: Channel, ring: Queue, device: Reverse
+) -> None:
+    """They wait beside the session; when it is answered none of them is there."""
+    assert know(behind, update(0, USER, MEMORY)) == 0
+    ring.put(b"wait", 4)
+    ring.kick()
+    behind.settle()
+    threading.Timer(0.05, device.go_on.set).start()
+    assert know(behind, IotlbMessage(0, MEMORY, 0, 0, IotlbType.INVALIDATE)) == 0
+    assert [completion.data for completion in ring.take_used()] == [b"tiaw"]
+
+
+def test_buffers_of_a_device_that_waits_for_a_word_are_asked_for_and_recalled(tmp_path: Path) -> None:
+    """A translation that is taken back takes the buffers from the device, and they are taken again."""
+    device = Teller()
+    with Server(device, f"unix:{tmp_path}/t") as server, FrontEnd(str(server.listener.address)) as front_end:
+        front_end.negotiate(FEATURES | V.ACCESS_PLATFORM, PROTOCOL | P.BACKEND_REQ)
+        front_end.share_memory()
+        with Channel(front_end) as channel:
+            know_rings(front_end)
+            ring = front_end.queue()
+            device.words, device.keeps = [b"ab"], True
+            place = ring.put(1).places[0]
+            ring.put(1)
+            ring.start()
+            assert answer_miss(front_end, channel) == place & -PAGE
+            front_end.settle()
+            assert len(device.kept) == 2
+            assert know(front_end, IotlbMessage(0, PAGE << 20, 0, 0, IotlbType.INVALIDATE)) == 0
+            device.keeps = False
+            ring.kick()
+            assert answer_miss(front_end, channel) == place & -PAGE
+            assert [completion.data for completion in ring.wait_used(2)] == [b"a", b"b"]
 
 
 # -- front-ends that answer wrong, or not

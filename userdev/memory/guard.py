@@ -12,6 +12,7 @@ The handler is there once a file has been mapped that may shrink. Any other SIGB
 from __future__ import annotations
 
 import mmap
+import os
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -70,7 +71,8 @@ def _address_of() -> Callable[[mmap.mmap], int]:
 
     def survive(_: int, info: int, __: object) -> None:
         address = ctypes.c_void_p.from_address(info + _ADDRESS).value or 0
-        if ctypes.c_int.from_address(info + _CODE).value == _BUS_ADRERR:
+        code = ctypes.c_int.from_address(info + _CODE).value
+        if code == _BUS_ADRERR:
             for identity, (start, end) in list(_ranges.items()):
                 if start <= address < end:
                     _damaged.add(identity)
@@ -78,6 +80,8 @@ def _address_of() -> Callable[[mmap.mmap], int]:
                     if map_page(page, mmap.PAGESIZE, _READ_WRITE, _FIXED_ANONYMOUS, -1, 0) == page:
                         return
         set_action(_SIGBUS, ctypes.byref(before), None)  # the access is made again, and is somebody else's affair
+        if code <= 0:  # nobody's access: somebody has sent it
+            os.kill(os.getpid(), _SIGBUS)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(survive)
     action = Action(ctypes.cast(handler, ctypes.c_void_p), b"", _SA_SIGINFO | _SA_NODEFER, None)
