@@ -3,7 +3,7 @@
 The rule is that of vfio-user's sessions (vfio_user/server/connection.py): one looks for a moment where sleeps were
 short, and whoever else wants the core gets it between two looks. The times are longer: a guest without KVM takes 130 us
 from the end of a request to its next one on a quiet machine and 350 us on a busy one, more where it has to tell of it,
-which is an access to a device. One at a time, its reads went from 0.6 of QEMU's own disk's to 0.9.
+which is an access to a device. One at a time, its reads went from 0.6 of those of QEMU's own disk to 0.9.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable
 from time import perf_counter_ns
 
-LOOK_NS = 400_000
+LOOK_NS = 600_000
 """How long a look may be in vain."""
 
-SHORT_NS = 400_000
+SHORT_NS = 600_000
 """A sleep that was shorter would have been better spent looking."""
 
 AGAIN = 16
