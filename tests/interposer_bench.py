@@ -104,15 +104,19 @@ class AnyPeer(Generic[M]):
 class Looped:
     """A loop that the test turns, and what is waited for by turning it."""
 
+    most_idle: int | None = None
+    """Turns of 20 ms in which nothing happens, after which nothing will; None: somebody else may yet do something."""
+
     def __init__(self) -> None:
         self.loop = Loop()
 
     def until(self, found: Callable[[], T | None]) -> T:
         """Turn the loop until `found` returns something."""
-        deadline = time.monotonic() + DEADLINE
+        deadline, idle = time.monotonic() + DEADLINE, 0
         while (result := found()) is None:
             assert time.monotonic() < deadline, "nothing came within the deadline"
-            self.loop.turn(0.02)
+            idle = 0 if self.loop.turn(0.02) else idle + 1
+            assert self.most_idle is None or idle < self.most_idle, "nothing happens any more"
         return result
 
     def run(self, coroutine: Coroutine[Future[Any], None, T]) -> T:

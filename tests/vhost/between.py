@@ -32,6 +32,8 @@ Peer = AnyPeer[Message]
 class Between(Looped):
     """Front-end, session and back-end in one thread. `until` turns the loop."""
 
+    most_idle = 100
+
     def __init__(self, trace: Path | None = None) -> None:
         super().__init__()
         self.trace = TraceWriter(trace, NAME, {"program": "tests"}) if trace is not None else None
