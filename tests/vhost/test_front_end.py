@@ -1,0 +1,145 @@
+"""The front-end's own parts: memory that is taken and given back, both kinds of ring, the channel, a device's state."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+
+from tests.vhost.reverse import Reverse
+from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
+from vhost_user.frontend import BackEndError, BrokenQueue, GuestMemory, NoAnswer, NotOffered
+from vhost_user.frontend.channel import Channel
+from vhost_user.wire import NO_FD, BackEndRequest, Message, encode_request
+
+RINGS = [
+    V(0),
+    V.EVENT_IDX,
+    V.IN_ORDER,
+    V.RING_PACKED,
+    V.RING_PACKED | V.EVENT_IDX,
+    V.RING_PACKED | V.IN_ORDER | V.INDIRECT_DESC,
+]
+
+
+def test_memory_is_sealed_and_given_back_is_taken_again() -> None:
+    memory = GuestMemory(0x10000)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 0x1000)
+    pieces = [memory.allocate(size) for size in (0x100, 0x2000, 1, 0)]
+    assert len(set(pieces)) == 4
+    memory.free(pieces[1])
+    assert memory.allocate(0x2000) == pieces[1]
+    for size, at in ((0x10000, None), (1, pieces[0]), (2, 0xFFFF)):
+        with pytest.raises(MemoryError):
+            memory.allocate(size, at=at)
+    memory.close()
+    memory.close()
+
+
+@pytest.mark.parametrize("features", RINGS, ids=lambda features: str(features) or "plain")
+def test_rings_of_every_kind_are_gone_through_and_nothing_of_memory_is_kept(stranger: FrontEnd, features: V) -> None:
+    stranger.negotiate(FEATURES | features)
+    stranger.share_memory()
+    ring = stranger.queue(size=16)
+    ring.start()
+    first = stranger.memory.allocate(1)
+    stranger.memory.free(first)
+    for count in (1, 8, 3, 8, 7, 8, 8):
+        for number in range(count):
+            ring.put(b"%d" % number, 20, indirect=V.INDIRECT_DESC in features)
+        ring.notify()
+        done = ring.wait_used(count)
+        assert sorted(completion.data for completion in done) == [b"%d" % number for number in range(count)]
+    assert stranger.memory.allocate(1) == first
+    ring.stop()
+
+
+def test_a_request_that_has_no_room_leaves_ring_and_memory_as_they_were(front_end: FrontEnd) -> None:
+    ring = front_end.queue(size=4)
+    ring.put(b"a", 1)
+    before = front_end.memory.allocate(1)
+    front_end.memory.free(before)
+    with pytest.raises(ValueError, match="2 of 4 left"):
+        ring.put(b"a", b"b", 1)
+    assert front_end.memory.allocate(1) == before
+    ring.start()
+    assert ring.wait_used()[0].data == b"a"
+
+
+@pytest.mark.parametrize(("head", "written"), [(3, 0), (0, 99)])
+def test_a_used_entry_that_cannot_be_right_breaks_the_queue(front_end: FrontEnd, head: int, written: int) -> None:
+    ring = front_end.queue(size=8)
+    ring.put(b"a", 1)
+    used = split(ring).addresses.used
+    front_end.memory[used + 4 : used + 12] = struct.pack("<II", head, written)
+    front_end.memory[used + 2 : used + 4] = b"\1\0"
+    with pytest.raises(BrokenQueue):
+        ring.take_used()
+
+
+def test_a_used_index_that_jumps_breaks_the_queue(front_end: FrontEnd) -> None:
+    ring = front_end.queue(size=8)
+    ring.put(b"a", 1)
+    used = split(ring).addresses.used
+    front_end.memory[used + 2 : used + 4] = b"\2\0"
+    with pytest.raises(BrokenQueue):
+        ring.take_used()
+
+
+def test_what_was_not_offered_is_said_by_its_name(stranger: FrontEnd) -> None:
+    stranger.negotiate(protocol=PROTOCOL)
+    with pytest.raises(NotOffered, match="DEVICE_STATE was not negotiated"):
+        stranger.save_state()
+    with pytest.raises(NotOffered, match="does not offer RARP"):
+        stranger.need(P.RARP)
+
+
+def test_a_request_on_the_channel_is_acknowledged_where_it_asks_for_that() -> None:
+    with Channel(timeout=5) as channel:
+        theirs = os.dup(channel.theirs)
+        message = encode_request(BackEndRequest.CONFIG_CHANGE_MSG, need_reply=True)
+        os.write(theirs, message.encode())
+        assert channel.next() == (BackEndRequest.CONFIG_CHANGE_MSG, None, True)
+        assert os.read(theirs, 64) == Message(2, 5, bytes(8)).encode()
+        channel.given()
+        os.close(theirs)
+        with pytest.raises(BackEndError, match="ended"):
+            channel.next()
+
+
+@pytest.mark.parametrize("answer", [NO_FD | 5, 7])
+def test_a_state_that_is_refused_is_told_with_its_number(
+    stranger: FrontEnd, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    monkeypatch.setattr(stranger, "ask_for_fds", lambda *_, **__: (answer, []))
+    monkeypatch.setattr(stranger, "need", lambda *_: None)
+    with pytest.raises(BackEndError, match="SET_DEVICE_STATE_FD"):
+        stranger.save_state()
+
+
+def test_a_back_end_that_writes_nothing_of_its_state_is_given_up(
+    stranger: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+
+    def keep(request: R, value: object, fds: list[int], **_: object) -> tuple[int, list[int]]:
+        kept.append(os.dup(fds[0]))
+        return NO_FD, []
+
+    stranger.negotiate()
+    stranger.timeout = 0.05
+    monkeypatch.setattr(stranger, "ask_for_fds", keep)
+    with pytest.raises(NoAnswer, match="state"):
+        stranger.save_state()
+    os.close(kept[0])
+
+
+def test_a_state_goes_from_one_device_to_another(stranger: FrontEnd, device: Reverse) -> None:
+    stranger.negotiate()
+    device.done = 41
+    state = stranger.save_state()
+    device.done = 0
+    stranger.load_state(state)
+    assert device.done == 41
