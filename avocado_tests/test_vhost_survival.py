@@ -23,6 +23,10 @@ class Kills(DiskTest):
     """
 
     def test_writers_lose_nothing_when_the_server_is_killed_again_and_again(self) -> None:
+        """Of requests that end in their order: what others have is more.
+
+        :avocado: tags=nightly
+        """
         with self.bench() as bench:
             job = bench.begin_writing()
             self.kill_again_and_again(bench, 5)
@@ -35,6 +39,9 @@ class Kills(DiskTest):
             self.assert_all_is_there(bench.end_writing(job))
 
     def test_two_queues_lose_nothing(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.bench(served=f"{ODD}:Unordered", options="[driver=vhost-user-blk-pci]", cpus=2) as bench:
             job = bench.begin_writing()
             self.kill_again_and_again(bench, 3)
