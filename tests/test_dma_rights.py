@@ -16,7 +16,7 @@ from vfio_user.testing import RecordingLink, memory_file
 
 READ, WRITE, FILE_IO = 1, 2, 8
 PAGE = 4096
-SIZE = 4 * PAGE
+SIZE = 3 * PAGE
 """Of each of two regions, at the beginning of addresses: one that is added where it is to be taken away is in them."""
 BASE = PAGE
 ELSEWHERE = 1 << 40

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from userdev.errors import ProtocolError
+from userdev.memory.files import MemoryFiles
+from userdev.memory.guard import is_damaged
+
 ROOT = Path(__file__).parent.parent
+PAGE = 4096
 
 BEGIN = """
 import mmap, os, threading, zlib
@@ -68,3 +74,22 @@ def test_a_sigbus_is_survived_where_a_guarded_file_has_shrunk(program: str, says
     command = [sys.executable, "-c", BEGIN + program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout.strip(), done.returncode) == (says, status), done.stderr
+
+
+@pytest.mark.parametrize("writable", [True, False], ids=["to write", "to read"])
+def test_an_access_behind_the_end_of_a_file_that_has_just_shrunk_is_survived(writable: bool) -> None:
+    files, fd = MemoryFiles(), os.memfd_create("not sealed", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 2 * PAGE)
+    os.pwrite(fd, b"there", PAGE)
+    file = files.take(fd, writable, 0, 2 * PAGE)
+    assert bytes(file.view[PAGE : PAGE + 5]) == b"there"
+    assert not is_damaged(file.map)
+    os.ftruncate(fd, PAGE)
+    assert bytes(file.view[PAGE : PAGE + 5]) == bytes(5)
+    assert is_damaged(file.map)
+    os.ftruncate(fd, 2 * PAGE)
+    with pytest.raises(ProtocolError):
+        file.check(2 * PAGE)
+    files.give_back(file)
+    assert len(files) == 0
+    os.close(fd)

@@ -23,6 +23,8 @@ _SA_SIGINFO, _SA_NODEFER = 0x4, 0x40000000
 _READ_WRITE, _FIXED_ANONYMOUS = 0x3, 0x32
 _CODE, _ADDRESS = 8, 16
 """Of si_code and si_addr in siginfo_t, on x86-64."""
+_BUFFER_WORDS = 10
+"""Of Python's Py_buffer, which begins with the address."""
 
 _ranges: dict[int, tuple[int, int]] = {}
 """By the identity of a mapping: its first address and the one behind it."""
@@ -87,4 +89,15 @@ def _address_of() -> Callable[[mmap.mmap], int]:
     action = Action(ctypes.cast(handler, ctypes.c_void_p), b"", _SA_SIGINFO | _SA_NODEFER, None)
     _kept.extend((handler, before))
     set_action(_SIGBUS, ctypes.byref(action), ctypes.byref(before))
-    return lambda mapped: ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    get_buffer, release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
+    get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
+    release.argtypes = [ctypes.c_void_p]
+    release.restype = None
+
+    def address_of(mapped: mmap.mmap) -> int:
+        buffer = (ctypes.c_void_p * _BUFFER_WORDS)()  # `from_buffer` takes none that is read-only
+        get_buffer(mapped, buffer, 0)
+        release(buffer)
+        return buffer[0] or 0
+
+    return address_of
