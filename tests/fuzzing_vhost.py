@@ -25,6 +25,7 @@ from userdev.errors import ProtocolError
 from userdev.transport import Stream, close_all
 from vhost_user.backend import Session
 from vhost_user.backend.commands import ERRORS
+from vhost_user.backend.withheld import Withheld
 from vhost_user.device import Chain, Later, Queues, VhostDevice, config_field, queue, supply
 from vhost_user.wire import (
     HEADER,
@@ -67,6 +68,9 @@ GROWTH = 32 << 20
 """Bytes of memory that a campaign may cost."""
 AT_ONCE = 200
 """Bytes of messages after which no further one comes in the same receive."""
+
+WITHHELD = Withheld.of(["PAGEFAULT"])
+"""A page fault keeps Python's lock, and it is this process that would have to serve it."""
 
 R = FrontEndRequest
 V = VirtioFeature
@@ -562,7 +566,7 @@ def _noisy_session(device: Echo, generator: Generator, count: int, outcome: Outc
 
 def _run(device: Echo, front: Front, script: FrontEndScript, outcome: Outcome) -> None:
     try:
-        Session(device, script).run()
+        Session(device, script, withheld=WITHHELD).run()
     finally:
         front.close()
         outcome.sessions += 1
@@ -596,7 +600,7 @@ def _next_is_served(device: Echo, outcome: Outcome) -> None:
         os.pwrite(front.memory, data, at)
     stop: Iterator[Said | Action] = iter([front.kick(0), front.say(R.GET_VRING_BASE, VringState(0, 0))])
     script.items = chain(front.greet(), front.start(0), stop)
-    Session(device, script).run()
+    Session(device, script, withheld=WITHHELD).run()
     used, written = os.pread(front.memory, 12, 0x2000), os.pread(front.memory, 16, 0x3000)
     if used[2:] != struct.pack("<HII", 1, 0, 16) or any(written):
         outcome.wrong.append(f"after session {outcome.sessions} the next front-end is not served: {used.hex()}")

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.test_station import IP, OURS, ipv4
+from userdev_servers.station import Station
+
 PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
 SLOT = "0000:01:00.0"
 
@@ -23,7 +26,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The guest's programs, importable as they are in the guest."""
     monkeypatch.syspath_prepend(str(PROGRAMS))
     yield
-    for name in ("disk_work", "edu", "entropy", "guest_pci", "guest_vfio", "work"):
+    for name in ("disk_work", "edu", "entropy", "guest_pci", "guest_vfio", "net_work", "work"):
         sys.modules.pop(name, None)
 
 
@@ -249,3 +252,39 @@ def test_memory_for_dma_is_in_one_piece_that_the_device_reaches(
     from guest_pci import _piece
 
     assert _piece(frames, wanted, limit) == first
+
+
+class Answering:
+    """The raw socket of a guest whose station is our own; it changes a byte of what it is told to."""
+
+    def __init__(self, spoiled: int) -> None:
+        self.station = Station(OURS, IP)
+        self.answers: list[bytes] = []
+        self.left = spoiled
+
+    def sendto(self, message: bytes, _: object) -> None:
+        frame = self.station.answer(ipv4(message))
+        assert frame is not None
+        self.left -= 1
+        self.answers.append(frame[14:] if self.left else frame[14:-1] + bytes((frame[-1] ^ 1,)))
+
+    def settimeout(self, _: float) -> None:
+        pass
+
+    def recv(self, _: int) -> bytes:
+        return self.answers.pop()
+
+
+@pytest.mark.parametrize(("spoiled", "wrong"), [(0, 0), (4, 1)])
+def test_each_ping_is_answered_with_its_own_bytes_or_that_is_wrong(
+    programs: None, monkeypatch: pytest.MonkeyPatch, spoiled: int, wrong: int
+) -> None:
+    import net_work
+
+    monkeypatch.setattr(net_work.Ping, "begin", lambda _: None)
+    with net_work.Ping(argparse.Namespace()) as work:
+        work.seen["answers"] = 0
+        monkeypatch.setattr(work, "wire", Answering(spoiled), raising=False)
+        for number in range(10):
+            work.round(number)
+        assert (work.seen["answers"], len(work.wrong)) == (10 - wrong, wrong)

@@ -18,6 +18,10 @@ Of a disk, of NVMe or of virtio (disk_work.py), which is overwritten:
     workload fio         lets fio write in random order, many at a time, and verify what it wrote
     workload blocks      writes single blocks, and in the end compares each block that it ever wrote
     workload files       writes and syncs files on ext4, and in the end compares those that are left
+
+Of a network card with a station behind it (net_work.py):
+
+    workload ping        pings the station: each answer must have just what was sent
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ KINDS = {
     "fio": ("disk_work", "Fio"),
     "blocks": ("disk_work", "Blocks"),
     "files": ("disk_work", "Files"),
+    "ping": ("net_work", "Ping"),
 }
 
 

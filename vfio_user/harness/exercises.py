@@ -75,6 +75,10 @@ EXERCISES: Mapping[str, Program] = MappingProxyType(
         ),
         "nvme": Program("workload", _DISK, "storage", ("--image", "memory:64M")),
         "vhost-user-blk": Program("workload", _DISK, "storage", ("--image", "memory:64M")),
+        "vhost-user-net": Program(
+            "workload",
+            (Part(("ping", "--seconds", "1"), "the station answers each ping, of any size, with its bytes"),),
+        ),
         "vhost-user-rng": Program(
             "entropy",
             (

@@ -46,6 +46,7 @@ SUBJECTS: Mapping[str, Subject] = MappingProxyType(
         "nvme": Subject(_OF_DISKS, "storage", ("--image", "memory:64M")),
         # The client moves it, and not what its image has: that is where both hosts find it.
         "vhost-user-blk": Subject(_OF_DISKS, "storage", ("--image", f"{SCRATCH}/disk.img:64M")),
+        "vhost-user-net": Subject(("ping",)),
         "vhost-user-rng": Subject(),
     }
 )
