@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from userdev.errors import UserError
+from vfio_user.cli.vhost_peer import command
 from vfio_user.harness import vhost_user_peers
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.debian import DebianArchive
@@ -65,6 +67,12 @@ def test_its_script_takes_a_socket_and_further_arguments(tmp_path: Path) -> None
     )
     assert (tmp_path / "a b.d").is_dir()
     assert said([install_peer("other").script, at]) == f"first\n<{program}><--other>"
+
+
+def test_the_command_line_says_where_its_script_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vhost_user_peers, "PEERS", {"virtiofsd": peer()})
+    told = CliRunner().invoke(command, ["virtiofsd"])
+    assert (told.exit_code, told.output) == (0, f"{install_peer('virtiofsd').script}\n")
 
 
 def test_its_arguments_may_be_ones_own() -> None:
