@@ -232,6 +232,17 @@ def test_two_capabilities_of_each_kind_are_chained_and_the_chain_ends() -> None:
     assert config.get(0x100, 4) == 0xB | 1 << 16 | 0x110 << 20
     assert config.get(0x110, 4) == 0x3 | 1 << 16
     assert offsets == {0x09: 0x48}
+    assert config.find_capability(0x3, extended=True) == 0x110
+    assert config.find_capability(0xB, extended=True) == 0x100
+    assert config.find_capability(0x30B, extended=True) is None, "an id has 16 bits there"
+    assert config.find_capability(0x09, after=0x40) == 0x48
+
+
+def test_an_extended_capability_is_told_from_another_by_all_of_its_id() -> None:
+    config, _ = build_config_space(IDS, capabilities=(SerialNumber(1),))
+    config.set(0x100, 4, 0x1203 | 1 << 16)
+    assert config.find_capability(0x03, extended=True) is None
+    assert config.find_capability(0x1203, extended=True) == 0x100
 
 
 @pytest.mark.parametrize(("name", "bits"), [("vendor", 16), ("device", 16), ("class_code", 24), ("revision", 8)])

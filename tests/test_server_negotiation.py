@@ -24,6 +24,7 @@ from vfio_user.wire import (
     decode_version,
     encode_version,
 )
+from vfio_user.wire.layouts import VERSION
 
 
 def propose(
@@ -77,6 +78,24 @@ def test_what_a_server_offers_is_what_the_specification_has() -> None:
     assert {name: type(value) for name, value in found.items()} == {
         name: {**kinds, "write_multiple": bool}.get(name) for name in found
     }
+
+
+@pytest.mark.parametrize("size", [64, 80, 100, 150, 200, 300])
+def test_a_reply_is_no_longer_than_the_proposal_which_is_the_clients_room(size: int) -> None:
+    """QEMU's buffer is as large as what it has proposed."""
+    head, end = VERSION.pack(0, 1, tail=b'{"capabilities":{"max_msg_fds":8},"x":"'), b'"}\0'
+    proposal = Message(1, 1, payload=head + b"x" * (size - len(head) - len(end)) + end)
+    agreement, answer = negotiate(proposal, CURRENT, Offer(write_multiple=True), migration_pgsize=4096)
+    assert agreement is not None
+    assert answer.message is not None
+    assert len(answer.message.payload) <= len(proposal.payload) == size
+
+
+def test_a_short_proposal_is_nobodys_room() -> None:
+    proposal = Message(1, 1, payload=VERSION.pack(0, 1, tail=b"{}\0"))
+    _, answer = negotiate(proposal, CURRENT, Offer(), migration_pgsize=4096)
+    assert answer.message is not None
+    assert len(answer.message.payload) > 64
 
 
 @pytest.fixture

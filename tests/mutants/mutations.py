@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import libcst as cst
+import libcst.matchers as m
 from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation.mutators import mutation_operators
 
@@ -58,7 +59,7 @@ class _Visitor(cst.CSTVisitor):
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         self._functions += isinstance(node, cst.FunctionDef)
-        if isinstance(node, cst.Annotation | cst.Decorator | cst.Parameters) or _is_for_types(node):
+        if isinstance(node, cst.Annotation | cst.Decorator | cst.Parameters) or _is_for_types(node) or _is_log(node):
             return False
         if self._functions:
             self._enter(node)
@@ -107,8 +108,21 @@ def _is_text(node: object) -> bool:
 def _is_wording(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
     if isinstance(node, cst.Call) and isinstance(mutated, cst.Call):
         changed = [arg.value for arg in node.args if not any(arg is other for other in mutated.args)]
-        return bool(changed) and all(_is_text(value) for value in changed)
+        default = [len(mutated.args) < len(node.args) and _is_default_errno(node, value) for value in changed]
+        return bool(changed) and (all(_is_text(value) for value in changed) or all(default))
     return _is_text(node)
+
+
+def _is_default_errno(call: cst.Call, value: cst.BaseExpression) -> bool:
+    """EINVAL is what a ProtocolError has anyway."""
+    is_einval = m.matches(value, m.Attribute(value=m.Name("errno"), attr=m.Name("EINVAL")))
+    return is_einval and m.matches(call.func, m.Name("ProtocolError"))
+
+
+def _is_log(node: cst.CSTNode) -> bool:
+    """A line that only says something to whoever reads the log."""
+    line = m.SimpleStatementLine(body=[m.Expr(value=m.Call(func=m.Attribute(value=m.Name("log"))))])
+    return m.matches(node, line)
 
 
 def _is_for_types(node: cst.CSTNode) -> bool:
