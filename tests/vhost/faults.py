@@ -431,7 +431,13 @@ def looks_at_new_kicks_alone(back_end: Faulty) -> None:
         vring.pending = False
         drain(vring._kick)
 
+    def rest(usual: Usual, vring: Vring) -> bool:
+        vring.is_awake = False
+        return False
+
     back_end.instead(Vring, "_run", run)
+    back_end.instead(Vring, "rest", rest)
+    back_end.instead(Vring, "look", lambda usual, vring: False)
 
 
 @fault_for("rings/base-at-stop")

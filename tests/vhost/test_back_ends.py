@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.vhost.faults import Faulty, looks_at_new_kicks_alone
 from tests.vhost_frontend import FEATURES, FrontEnd, R, V
 from userdev.errors import ProtocolError
-from userdev.eventfd import drain
 from userdev.process import Deadline
 from userdev.transport import Stream
 from vhost_user.backend import Server, Session
 from vhost_user.backend.back_end import BackEnd
-from vhost_user.backend.commands import COMMANDS
 from vhost_user.backend.vring import Vring
 from vhost_user.backend.vrings import Vrings
 from vhost_user.frontend import BackEndError, Disconnected, GuestMemory, NoAnswer
@@ -33,14 +32,7 @@ def does(monkeypatch: pytest.MonkeyPatch) -> Does:
     """Have a back-end do something else at a request: a function of the back-end, the payload, the descriptors and
     what it would do otherwise.
     """
-    commands = dict(COMMANDS)
-
-    def change(request: FrontEndRequest, does: Callable[..., Any]) -> None:
-        usual = commands[request]
-        commands[request] = lambda back_end, value, fds: does(back_end, value, fds, usual)
-
-    monkeypatch.setattr("vhost_user.backend.session.COMMANDS", commands)
-    return change
+    return Faulty(monkeypatch).at
 
 
 # 1
@@ -162,14 +154,7 @@ def test_replies_may_keep_the_flag_that_asked_for_them(stranger: FrontEnd, monke
 
 @pytest.fixture
 def looks_at_kicks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = Vring._run
-
-    def run(vring: Vring) -> None:
-        usual(vring)
-        vring.pending = False
-        drain(vring._kick)
-
-    monkeypatch.setattr(Vring, "_run", run)
+    looks_at_new_kicks_alone(Faulty(monkeypatch))
 
 
 @pytest.mark.usefixtures("looks_at_kicks_alone")

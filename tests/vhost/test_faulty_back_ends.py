@@ -30,7 +30,7 @@ def test_there_is_a_fault_for_each_check() -> None:
 @pytest.mark.parametrize("check", CATALOGUE, ids=lambda check: check.id)
 def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path, faulty: Faulty, check: Check[Bench]) -> None:
     FAULTS[check.id](faulty)
-    [result] = results(tmp_path, Reverse, REVERSE, check, timeout=0.3)
+    [result] = results(tmp_path, Reverse, REVERSE, check, timeout=0.2)
     assert result.outcome is (Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL), result.detail
     assert "check itself broke" not in result.detail
 
@@ -38,7 +38,8 @@ def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path, faulty: Fault
 @pytest.mark.parametrize("cause", ["rings/served", "messages/acknowledged"])
 def test_what_most_others_need_is_one_finding(tmp_path: Path, faulty: Faulty, cause: str) -> None:
     FAULTS[cause](faulty)
-    found = results(tmp_path, Reverse, REVERSE, timeout=0.1)
+    some = [check for check in CATALOGUE if check.group in ("messages", "rings", "config")]
+    found = results(tmp_path, Reverse, REVERSE, *some, timeout=0.05)
     wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
     assert wrong == {cause}
-    assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 20
+    assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 10
