@@ -84,6 +84,13 @@ def reversed_by(queue: Queue, data: bytes) -> bytes:
     return queue.exchange(data, len(data)).data
 
 
+def until_stopped(pid: int) -> None:
+    """A signal is sent before it arrives: on another core a process runs on for a moment."""
+    end = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < end
+
+
 # -- used
 
 
@@ -189,7 +196,7 @@ def test_when_the_front_end_dies_so_does_the_session(between: Interposed, device
 def test_a_back_end_that_is_stopped_answers_nothing_until_it_is_continued(killable: Interposed) -> None:
     front_end = killable.front_end()
     queue = queue_of(front_end)
-    killable.control().call("signal", signal="SIGSTOP")
+    until_stopped(killable.control().call("signal", signal="SIGSTOP")["pid"])
     queue.put(16)
     queue.kick()
     queue.wait_call(0.1)  # which it has from when the ring was started
