@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
+from userdev_servers.block.backing import Backing
 from userdev_servers.block.images import open_images
 from userdev_servers.nvme.controller import Controller
 from userdev_servers.nvme.engine import Engine
@@ -136,8 +138,21 @@ def test_a_command_is_carried_out_counted_and_told_by_the_vector_of_its_queue(be
     assert (done.reads, done.writes, done.sectors_read, done.sectors_written, done.errors) == (1, 1, 1, 1, 0)
 
 
-def test_a_command_that_waits_for_the_disk_ends_in_a_turn_of_its_own(bench: Bench) -> None:
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The disk takes as long for a flush as until this is set."""
+    done = threading.Event()
+
+    def sync(_: Backing) -> None:
+        assert done.wait(60)
+
+    monkeypatch.setattr(Backing, "sync", sync)
+    return done
+
+
+def test_a_command_that_waits_for_the_disk_ends_in_a_turn_of_its_own(bench: Bench, flushed: threading.Event) -> None:
     bench.do(1, Io.FLUSH, nsid=1)
+    flushed.set()
     bench.controller.background.wait()
     assert bench.answers(1) == []
     assert bench.under_way() == 1
@@ -146,10 +161,13 @@ def test_a_command_that_waits_for_the_disk_ends_in_a_turn_of_its_own(bench: Benc
     assert bench.under_way() == 0
 
 
-def test_who_waits_for_it_to_stand_still_hears_when_the_guest_knows_of_all_commands(bench: Bench) -> None:
+def test_who_waits_for_it_to_stand_still_hears_when_the_guest_knows_of_all_commands(
+    bench: Bench, flushed: threading.Event
+) -> None:
     bench.do(1, Io.FLUSH, nsid=1)
     waiting = bench.engine.halt()
     assert waiting is not None
+    flushed.set()
     bench.controller.background.wait()
     known: list[int] = []
     waiting.then(lambda: known.append(len(bench.answers(1))))
