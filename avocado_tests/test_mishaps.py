@@ -66,7 +66,7 @@ class Mishaps(GuestTest):
         with self.lab() as lab:
             guest = lab.boot()
             guest.start(OOPS)
-            guest.machine.console.wait_for("Oops: pretended")
+            guest.machine.console.wait_for("Oops: pretended.*\n")
             self.assert_named("oopsed", lambda: guest.run("true"))
             guest.succeed("true")
 
@@ -75,7 +75,7 @@ class Mishaps(GuestTest):
         with self.assertRaisesRegex(GuestCrash, "oopsed"), Lab("end", folder=folder) as lab:
             guest = lab.boot()
             guest.start(OOPS)
-            guest.machine.console.wait_for("Oops: pretended")
+            guest.machine.console.wait_for("Oops: pretended.*\n")
 
     def test_a_device_that_the_guest_will_never_let_go(self) -> None:
         with self.lab() as lab:

@@ -148,3 +148,13 @@ def test_who_waits_for_an_event_is_told_at_once(machine: Machine) -> None:
     threading.Timer(0.05, machine.says, ["[    1.000000] Kernel panic - not syncing: now"]).start()
     with pytest.raises(GuestCrash, match="now"):
         machine.events.take("DEVICE_DELETED", {}, Deadline(60), unless=machine.mishaps.check)
+
+
+def test_who_sees_it_on_the_console_is_not_earlier_than_those_who_tell(machine: Machine) -> None:
+    """A lab that ended between the two had a good verdict."""
+    before: queue.SimpleQueue[int] = queue.SimpleQueue()
+    machine.console.listen(lambda _: before.put(machine.console.position))
+    machine.says("[  112.000001] Oops: Oops: 0002 [#1]")
+    machine.console.wait_for("Oops.*\n")
+    assert before.get(timeout=10) == 0
+    assert machine.mishaps.untold() is not None

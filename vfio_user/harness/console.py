@@ -112,11 +112,12 @@ class Console:
                 moment = f"{time.time():.6f} ".encode()
                 timed.write(b"".join(moment + line.rstrip(b"\r") + b"\n" for line in lines))
                 with self._changed:
-                    self._keep(data)
                     listeners = list(self._listeners)
-                    self._changed.notify_all()
-                for listener in listeners:
+                for listener in listeners:  # before those who wait: what befell the guest is known to whoever sees it
                     listener(data)
+                with self._changed:
+                    self._keep(data)
+                    self._changed.notify_all()
         with self._changed:
             self._ended = True
             self._changed.notify_all()
