@@ -52,8 +52,7 @@ BY_TIMING = {"order/byte-by-byte": "it takes a body in one receive; an interpose
 
 SAMPLE = {
     "region_write/bar-sizing": "its BAR1 has 0x3000 bytes, which no PCI BAR can have",
-    "migration_region/arcs": "it wants its state read in one piece",
-    "migration_region/round-trip": "the same, and written so",
+    "migration_region/arcs": "it wants its state read in one piece, and written so",
 }
 """The same of the sample `server`, where the library does not decide."""
 
