@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.vhost.faults import Faulty, looks_at_new_kicks_alone
+from tests.vhost.faults import Faulty
+from tests.vhost.faults.rings import looks_at_new_kicks_alone
 from tests.vhost_frontend import FEATURES, FrontEnd, R, V
 from userdev.errors import ProtocolError
 from userdev.process import Deadline
