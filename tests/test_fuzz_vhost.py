@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests import fuzzing_rings
 from tests.fuzzing_rings import MEMORY, OPS, REGION, SIZE, Case, try_case
-from tests.fuzzing_vhost import Generator, checked_campaign
+from tests.fuzzing_vhost import checked_campaign
+from tests.fuzzing_vhost_messages import Generator
 from tests.vhost_kit import Guest
 from vhost_user.wire import VirtioFeature
 
