@@ -51,7 +51,7 @@ class DiskBehindVhostUser(DiskTest):
             self.assertEqual([any(map(int, row.split()[1:3])) for row in rows], [True, True], rows)
 
     def test_a_server_that_ends_at_its_start_is_told_at_once(self) -> None:
-        """QEMU would wait for another one to connect to."""
+        """Before QEMU is told of the device at all."""
         with self.lab() as lab:
             guest = lab.boot()
             with self.assertRaises(ServerError) as told:
