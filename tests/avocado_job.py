@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 
-from vfio_user.cli import _avocado
+from vfio_user.avocado_job import job as avocado_job
 
 
-def main(file: str, results: str, silence: float, grace: float = 30.0, lost: float = _avocado.LOST_SECONDS) -> int:
+def main(file: str, results: str, silence: float, grace: float = 30.0, lost: float = avocado_job.LOST_SECONDS) -> int:
     config = {
         "resolver.references": [file],
         "run.max_parallel_tasks": 1,
@@ -21,13 +21,13 @@ def main(file: str, results: str, silence: float, grace: float = 30.0, lost: flo
         "core.show": ["app"],
         "sysinfo.collect.enabled": False,
     }
-    job = _avocado.make_job(config)
-    ending = _avocado.Ending()
+    job = avocado_job.make_job(config)
+    ending = avocado_job.Ending()
     with job, ending.noticed(job):
         try:
-            with _avocado.watched(job, silence, print, grace=grace, lost=lost):
+            with avocado_job.watched(job, silence, print, grace=grace, lost=lost):
                 job.run()
-        except _avocado.JobHangs as error:
+        except avocado_job.JobHangs as error:
             print(error)
             return 3
         for test in ending.tests(job):

@@ -17,8 +17,9 @@ import pytest
 from junitparser import JUnitXml
 
 from userdev.errors import UserError, VerdictError
+from vfio_user.avocado_job import job as avocado_job
 from vfio_user.avocado_test import GuestTest
-from vfio_user.cli import _avocado, test_e2e
+from vfio_user.cli import test_e2e
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,6 +76,11 @@ def verdicts(said: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in lines if ": " in line)
 
 
+def processes(folder: Path) -> list[psutil.Process]:
+    """Those that have to do with a job of this folder."""
+    return [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
+
+
 def left(folder: Path, name: str) -> Path:
     """A file of the job's folder."""
     (found,) = folder.glob(f"results/job-*/{name}")
@@ -98,8 +104,20 @@ def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: P
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 3, said
     assert "has not ended" in said
-    left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
-    assert not left
+    assert not processes(tmp_path)
+
+
+def test_a_run_that_is_told_twice_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "begun")
+    body = f"signal.pthread_sigmask(signal.SIG_BLOCK, {{15}}); open({str(tmp_path / 'begun')!r}, 'w').close()"
+    running = job(tmp_path, f"{body}; time.sleep(60)", "One", "60")
+    with (tmp_path / "begun").open():
+        for number in (signal.SIGINT, signal.SIGTERM):  # two of one kind may be one to who gets them
+            running.send_signal(number)
+        said, _ = running.communicate(timeout=30)
+    assert running.returncode == 1
+    assert "ended at once" in said
+    assert not processes(tmp_path)
 
 
 def test_a_run_that_somebody_ends_says_so_of_its_tests(tmp_path: Path) -> None:
@@ -159,7 +177,7 @@ def test_junit_has_the_reason_of_what_was_cancelled(ended: tuple[Path, str]) -> 
     folder, said = ended
     results = json.loads(left(folder, "results.json").read_text())
     report = left(folder, "results.xml")
-    _avocado.complete_junit(report, results["tests"])
+    avocado_job.complete_junit(report, results["tests"])
     cases = [case for suite in JUnitXml.fromfile(str(report)) for case in suite]
     reasons = {case.name.rpartition(".")[2]: [result.message for result in case.result] for case in cases}
     assert reasons["test_second"] == ["it has a reason"], said
@@ -188,10 +206,10 @@ def done(*tests: tuple[str, str], folder: Path) -> Any:
     return SimpleNamespace(result=result, logdir=str(folder), logfile="", time_elapsed=1.0)
 
 
-def ended_after(reported: int, job: Any) -> _avocado.Ending:
+def ended_after(reported: int, job: Any) -> avocado_job.Ending:
     """Somebody ended that job when so many tests had reported."""
-    ending = _avocado.Ending()
-    then = SimpleNamespace(result=SimpleNamespace(tests=job.result.tests[:reported]))
+    ending = avocado_job.Ending()
+    then = SimpleNamespace(result=SimpleNamespace(tests=job.result.tests[:reported]), test_suites=[])
     with pytest.raises(KeyboardInterrupt), ending.noticed(then):
         signal.raise_signal(signal.SIGTERM)
     return ending
@@ -218,13 +236,13 @@ def test_what_failed_before_it_was_ended_is_told(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("bad", [FAILED, LATE])
 def test_a_run_in_which_a_test_failed_or_was_too_slow_is_failed(tmp_path: Path, bad: tuple[str, str]) -> None:
     with pytest.raises(VerdictError):
-        test_e2e.report(done(PASSED, bad, folder=tmp_path), 1, _avocado.Ending())
+        test_e2e.report(done(PASSED, bad, folder=tmp_path), 1, avocado_job.Ending())
 
 
 def test_a_run_with_nothing_but_known_issues_is_good(tmp_path: Path) -> None:
-    test_e2e.report(done(("CANCEL", "XFAIL: it-ends"), folder=tmp_path), 0, _avocado.Ending())
+    test_e2e.report(done(("CANCEL", "XFAIL: it-ends"), folder=tmp_path), 0, avocado_job.Ending())
     with pytest.raises(UserError):
-        test_e2e.report(done(("CANCEL", "no KVM"), folder=tmp_path), 0, _avocado.Ending())
+        test_e2e.report(done(("CANCEL", "no KVM"), folder=tmp_path), 0, avocado_job.Ending())
 
 
 # settings and bounds
@@ -233,19 +251,19 @@ def test_a_run_with_nothing_but_known_issues_is_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["run.max_paralel_tasks", "task.timeout.runing"])
 def test_a_setting_that_avocado_does_not_have_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=key) as refused:
-        _avocado.check_settings([key, "run.max_parallel_tasks"])
+        avocado_job.check_settings([key, "run.max_parallel_tasks"])
     assert "do you mean" in refused.value.hint
 
 
 def test_settings_that_avocado_has_are_taken() -> None:
     """Those of its core, and of plugins that are options of its command line."""
-    _avocado.check_settings(["run.max_parallel_tasks", "filter.by_tags.tags", "run.dict_variants"])
+    avocado_job.check_settings(["run.max_parallel_tasks", "filter.by_tags.tags", "run.dict_variants"])
 
 
 def test_a_job_waits_as_long_as_the_longest_of_its_classes() -> None:
     folder = ROOT / "avocado_tests"
     short = f"{folder}/test_dma.py:Dma.test_physical_memory"
     long = f"{folder}/test_migration.py:FailingWellEverywhere.test_file_fails"
-    assert _avocado.longest_timeout([short]) == GuestTest.timeout
-    assert _avocado.longest_timeout([]) == GuestTest.timeout
-    assert _avocado.longest_timeout(["/nonexistent.py:A.test_a", short, long]) == 3 * GuestTest.timeout
+    assert avocado_job.longest_timeout([short]) == GuestTest.timeout
+    assert avocado_job.longest_timeout([]) == GuestTest.timeout
+    assert avocado_job.longest_timeout(["/nonexistent.py:A.test_a", short, long]) == 3 * GuestTest.timeout

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from userdev.errors import UserError
-from vfio_user.cli import cli, test_e2e
-from vfio_user.cli.test_e2e import filters
+from vfio_user.avocado_job.selection import filters, reference, suite_folder
+from vfio_user.cli import cli
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_method_is_exactly_that(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(UserError, match="no test file nothing") as refused:
-        test_e2e.reference("nothing:A.test_a", test_e2e.suite_folder())
+        reference("nothing:A.test_a", suite_folder())
     assert "test_dma" in refused.value.hint
 
 

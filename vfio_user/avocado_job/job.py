@@ -12,7 +12,7 @@ import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,16 @@ LOST_SECONDS = 10.0
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TICK_SECONDS = 1.0
+_AT_ONCE_SECONDS = 1.0
 _NO_TESTS = "could not be created"
 
 
 class JobHangs(SystemExit):
     """A job from which nothing comes any more. Not an Exception, which avocado's event loop would keep to itself."""
+
+
+class EndedAtOnce(SystemExit):
+    """A job that was told to end twice: nothing of it runs any more. Not an Exception, as above."""
 
 
 def avocado() -> tuple[type[Any], type[Exception]]:
@@ -68,6 +73,23 @@ def make_job(config: dict[str, Any]) -> Any:
             hint = "`vfio-user test-e2e --list` names all that there are"
             raise UserError("no test is to be run", hint=hint) from error
         raise UserError(f"avocado refuses this: {error}") from error
+
+
+def usual_settings(results: Path, parallel: int) -> dict[str, Any]:
+    """The settings that every job of guest-driven tests has; its folder is made in `results`."""
+    return {
+        "run.max_parallel_tasks": parallel,
+        "run.results_dir": str(results),
+        "run.status_server_auto": True,
+        "core.show": ["app"],
+        "job.run.result.html.enabled": True,
+        "sysinfo.collect.enabled": False,
+    }
+
+
+def chosen_tests(job: Any) -> Sequence[str]:
+    """FILE:CLASS.METHOD of all that a job is to run, once for each variant."""
+    return [runnable.identifier for suite in job.test_suites for runnable in suite.tests]
 
 
 def check_settings(keys: Iterable[str]) -> None:
@@ -103,6 +125,7 @@ def _known_settings() -> frozenset[str]:
 
 
 def margin() -> float:
+    """Seconds that a test has beyond its time, for its evidence."""
     return MARGIN_SECONDS * patience("kvm")
 
 
@@ -133,9 +156,41 @@ def _module(path: Path) -> Any:
     return module
 
 
+def run_bounded(
+    job: Any,
+    ending: Ending,
+    say: Callable[[str], None],
+    *,
+    explicit: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Run a job within the bounds of its tests' classes; its exit status by avocado.
+
+    `explicit`: it was said how long a test may take at all. `ending` has the end that somebody gave it, and `tick` is
+    called every second, in the main thread.
+
+    Raises:
+        JobHangs: nothing comes from it any more.
+        EndedAtOnce: it was told to end twice.
+    """
+    longest = longest_timeout(chosen_tests(job))
+    if not explicit:
+        for suite in job.test_suites:
+            suite.config["task.timeout.running"] = longest + margin()
+    with ending.noticed(job), watched(job, longest + 2 * margin(), say, tick=tick):
+        status: int = job.run()
+    return status
+
+
 @contextmanager
 def watched(
-    job: Any, silence: float, say: Callable[[str], None], *, grace: float = 30.0, lost: float = LOST_SECONDS
+    job: Any,
+    silence: float,
+    say: Callable[[str], None],
+    *,
+    grace: float = 30.0,
+    lost: float = LOST_SECONDS,
+    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Run a job in the block, for the main thread: it is not waited for longer than this while no test begins or ends.
 
@@ -152,6 +207,7 @@ def watched(
 
     def look(_number: int, _frame: FrameType | None) -> None:
         nonlocal seen, since
+        tick()
         now = time.monotonic()
         if (moved := (len(job.result.tests), _begun(job))) != seen:
             seen, since = moved, now
@@ -189,6 +245,7 @@ class Ending:
 
     @property
     def came(self) -> bool:
+        """Whether it was told to end."""
         return self._reported is not None
 
     def tests(self, job: Any) -> list[Mapping[str, Any]]:
@@ -200,10 +257,18 @@ class Ending:
 
     @contextmanager
     def noticed(self, job: Any) -> Iterator[None]:
-        """Raise KeyboardInterrupt in the block, which avocado knows, when the process is told to end."""
+        """Raise KeyboardInterrupt in the block, which avocado knows, when the process is told to end.
+
+        Told once more, it ends at once: `EndedAtOnce`, and nothing that it started is left.
+        """
 
         def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+            if self.came:
+                _end_children(_AT_ONCE_SECONDS)
+                raise EndedAtOnce("ended at once")
             self._reported = len(job.result.tests)
+            for suite in job.test_suites:
+                suite.enabled = False  # avocado would go on with the next
             raise KeyboardInterrupt
 
         before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
@@ -263,13 +328,13 @@ def _unreported(job: Any) -> Iterator[_Unreported]:
                 yield test
 
 
-def _end_children() -> None:
+def _end_children(seconds: float = 5.0) -> None:
     """End what this process has started, tests and what they started: these let go of their guests at SIGTERM."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         with suppress(psutil.NoSuchProcess):
             child.terminate()
-    for child in psutil.wait_procs(children, timeout=5)[1]:
+    for child in psutil.wait_procs(children, timeout=seconds)[1]:
         with suppress(psutil.NoSuchProcess):
             child.kill()
 

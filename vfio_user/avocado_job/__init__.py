@@ -1,0 +1,1 @@
+"""Jobs of avocado's that run guest-driven tests: which tests, in what surroundings, and within bounds."""

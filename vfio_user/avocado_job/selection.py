@@ -1,0 +1,64 @@
+"""Which guest-driven tests there are, and how avocado is told of those that are meant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import vfio_user
+from userdev.errors import UserError
+
+NIGHTLY = "nightly"
+"""The tag of tests that take too long for every change."""
+
+
+def filters(tags: tuple[str, ...], *, everything: bool) -> list[str]:
+    """Avocado's filters: each is tags with commas between them, of which a test has all, and none behind a minus.
+
+    Without `everything` nightly tests are left out where they are not asked for.
+    """
+    if everything:
+        return list(tags)
+    return [tag if NIGHTLY in tag.split(",") else f"{tag},-{NIGHTLY}".strip(",") for tag in tags or ("",)]
+
+
+def suite_folder() -> Path | None:
+    """The folder of the project's own guest-driven tests: beside the package, or here. None outside of a checkout."""
+    candidates = (parent / "avocado_tests" for parent in (Path(vfio_user.__file__).parent.parent, Path.cwd()))
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def all_tests(folder: Path | None) -> list[str]:
+    """All test files of the project's own.
+
+    Raises:
+        UserError: this is no checkout, which has them.
+    """
+    if folder is None:
+        hint = "give FILEs with tests of your own, or run this in a checkout"
+        raise UserError(
+            "the project's own guest-driven tests are in its repository, and this is no checkout", hint=hint
+        )
+    return [_named(path, folder) for path in sorted(folder.glob("test_*.py"))]
+
+
+def reference(test: str, folder: Path | None) -> str:
+    """A test as avocado wants it, from a path, or a name of the folder with or without `test_` and `.py`.
+
+    What is behind the colon is a class or CLASS.METHOD, and means these alone: for avocado it is a regular expression,
+    which may be found anywhere in a name.
+    """
+    name, _, chosen = test.partition(":")
+    own = (folder / f"test_{name}.py", folder / name, folder / f"{name}.py") if folder else ()
+    for path in (Path(name), *own):
+        if path.is_file():
+            exactly = f"^{re.escape(chosen)}{'$' if '.' in chosen else '[.]'}"
+            return _named(path, folder) + (f":{exactly}" if chosen else "")
+    known = f"there are: {', '.join(Path(path).stem for path in all_tests(folder))}" if folder else ""
+    raise UserError(f"there is no test file {name}", hint=known)
+
+
+def _named(path: Path, folder: Path | None) -> str:
+    """A file as its tests are to be named: from the folder that has the project's own, where it is below that."""
+    root, path = folder.parent if folder else Path.cwd(), path.absolute()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
