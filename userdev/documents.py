@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from userdev.errors import UserError
+from userdev.whole import read_whole
 
 MAX_SIZE = 4 << 20
 """Bytes of a document."""
@@ -58,7 +59,7 @@ def read_regular_file(path: str | Path, limit: int) -> bytes:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UserError(f"{path} is no file")
-        data = os.read(fd, limit + 1)
+        data = read_whole(fd, limit + 1)
         if len(data) > limit:
             raise UserError(f"{path} has more than {limit:,} bytes")
         return data

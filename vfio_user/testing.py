@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
+from userdev.whole import write_whole
 from vfio_user.device import PciDevice, function_of
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.wire.constants import IrqSetFlags, RegionIndex
@@ -197,6 +198,6 @@ def memory_file(size: int, content: bytes = b"") -> int:
     """Make a memfd as QEMU's memory backend has it, to be mapped by `device.dma.map`."""
     fd = os.memfd_create("guest memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
-    os.pwrite(fd, content, 0)
+    write_whole(fd, content, 0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return fd

@@ -25,6 +25,7 @@ from userdev.trace.format import (
     encode_message,
     towards,
 )
+from userdev.whole import write_whole
 
 FLUSH_AT = 1 << 20
 """Bytes that are written before the turn ends."""
@@ -103,13 +104,11 @@ class TraceWriter:
         if self.stopped:
             return
         try:
-            written = os.write(self._fd, data)
-            while written < len(data):
-                written += os.write(self._fd, data[written:])
+            write_whole(self._fd, data)
         except OSError as error:
             self._stop(error.strerror or str(error))
         else:
-            self.size += written
+            self.size += len(data)
 
     def close(self) -> None:
         """Write what is left, and close the file."""

@@ -9,6 +9,7 @@ from mmap import mmap
 
 from userdev.errors import ProtocolError
 from userdev.memory.files import MemoryFile
+from userdev.whole import read_whole, write_whole
 from vfio_user.migration.dirty_log import DirtyPages
 from vfio_user.wire.constants import DmaFlags
 
@@ -106,16 +107,13 @@ class DmaRegion:
     def read_file(self, start: int, count: int) -> bytes:
         """In file mode: read, or raise ProtocolError with the file's errno, EFAULT behind its end."""
         assert self.fd is not None
-        got = b""
-        while len(got) < count:
-            try:
-                more = os.pread(self.fd, count - len(got), self.offset + start + len(got))
-            except OSError as error:
-                raise ProtocolError(f"{self!r}: {error.strerror}", error.errno or errno.EIO) from error
-            if not more:
-                raise ProtocolError(f"{self!r}: the file ends before {start + count:#x}", errno.EFAULT)
-            got += more
-        return got
+        try:
+            found = read_whole(self.fd, count, self.offset + start)
+        except OSError as error:
+            raise ProtocolError(f"{self!r}: {error.strerror}", error.errno or errno.EIO) from error
+        if len(found) < count:
+            raise ProtocolError(f"{self!r}: the file ends before {start + count:#x}", errno.EFAULT)
+        return found
 
     def write_file(self, start: int, data: memoryview) -> None:
         """Write at `start` bytes from its beginning, in mode *file*.
@@ -124,12 +122,10 @@ class DmaRegion:
             ProtocolError: the errno of pwrite(2).
         """
         assert self.fd is not None
-        done = 0
-        while done < len(data):
-            try:
-                done += os.pwrite(self.fd, data[done:], self.offset + start + done)
-            except OSError as error:
-                raise ProtocolError(f"{self!r}: {error.strerror}", error.errno or errno.EIO) from error
+        try:
+            write_whole(self.fd, data, self.offset + start)
+        except OSError as error:
+            raise ProtocolError(f"{self!r}: {error.strerror}", error.errno or errno.EIO) from error
 
 
 NOWHERE = DmaRegion(0, -1, 0, 0)

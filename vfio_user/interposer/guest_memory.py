@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno as errnos
-import os
 from collections.abc import Iterable
 
 from userdev.memory.bitmap import IovaRange
 from userdev.relay.direction import Direction
+from userdev.whole import read_whole, write_whole
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.own_calls import data_limit, request
 from vfio_user.interposer.session import ForwardedSession
@@ -27,8 +27,9 @@ def read_memory(session: ForwardedSession, iova: int, size: int) -> bytes:
         mapping = session.memory.mapping(place)
         if mapping is None or mapping.fd < 0:
             raise RequestRefused(f"no memory can be read at IOVA {place:#x}", errnos.EFAULT)
-        data = os.pread(mapping.fd, min(size - len(found), _left(mapping, place)), _place(mapping, place))
-        if not data:
+        wanted = min(size - len(found), _left(mapping, place))
+        data = read_whole(mapping.fd, wanted, _place(mapping, place))
+        if len(data) < wanted:
             raise RequestRefused(f"the memory mapped at IOVA {mapping.iova:#x} ends before it", errnos.EFAULT)
         found += data
     return bytes(found)
@@ -42,8 +43,8 @@ def write_memory(session: ForwardedSession, iova: int, data: bytes) -> None:
         if mapping is None or mapping.fd < 0:
             raise RequestRefused(f"no memory can be written at IOVA {iova:#x}", errnos.EFAULT)
         size = min(len(view), _left(mapping, iova))
-        written = os.pwrite(mapping.fd, view[:size], _place(mapping, iova))
-        view, iova = view[written:], iova + written
+        write_whole(mapping.fd, view[:size], _place(mapping, iova))
+        view, iova = view[size:], iova + size
 
 
 def _place(mapping: DmaMapping, iova: int) -> int:

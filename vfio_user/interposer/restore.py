@@ -10,6 +10,7 @@ from userdev.descriptors import FileKey, file_key
 from userdev.errors import ProtocolError
 from userdev.eventfd import signal_eventfd
 from userdev.relay.loop import Future, Task
+from userdev.whole import write_whole
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.errors import IncompatibleServer
 from vfio_user.interposer.migration import migration_of
@@ -33,7 +34,7 @@ async def save_state(session: ForwardedSession) -> int:
     state = os.memfd_create("device-state")
     try:
         while piece := await migration.read(limit):
-            os.write(state, piece)
+            write_whole(state, piece)
     except BaseException:
         os.close(state)
         raise

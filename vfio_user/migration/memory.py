@@ -15,6 +15,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
+from userdev.whole import read_whole, write_whole
+
 PIECE = 64 << 10
 """Bytes that are looked at at once, and sent in one frame."""
 PAGE = mmap.PAGESIZE
@@ -131,7 +133,7 @@ class MemfdMemory(Memory):
 
     def read(self, offset: int, size: int) -> bytes:
         """Read bytes by the file: holes stay holes."""
-        return os.pread(self._file.fd, min(size, self._size - offset), self._offset + offset)
+        return read_whole(self._file.fd, min(size, self._size - offset), self._offset + offset)
 
     def clear(self, offset: int, size: int) -> None:
         """Make a range zero; whole pages of it become holes."""
@@ -145,7 +147,7 @@ class MemfdMemory(Memory):
         self._zero(last, end)
 
     def _put(self, offset: int, data: bytes) -> None:
-        os.pwrite(self._file.fd, data, self._offset + offset)  # a mapping would fault for each page
+        write_whole(self._file.fd, data, self._offset + offset)  # a mapping would fault for each page
 
     def _zero(self, start: int, end: int) -> None:
         """A part of a page, unless it is in a hole."""

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from userdev.errors import UserError
+from userdev.whole import read_whole, write_whole
 from userdev_servers.block.lock import ImageLock
 
 log = logging.getLogger("vfio_user.servers.block")
@@ -220,7 +221,7 @@ class Backing:
     def read_bytes(self, size: int, offset: int) -> bytes:
         """Read `size` bytes; Lost where the image was cut."""
         self._check_left(offset + size)
-        data = os.pread(self._fd, size, offset)
+        data = read_whole(self._fd, size, offset)
         if len(data) != size:
             raise self._ended(offset + len(data))
         return data
@@ -235,7 +236,10 @@ class Backing:
             try:
                 done = os.pwritev(self._fd, part, offset)
                 while done < size:
-                    done += os.pwritev(self._fd, _behind(part, done), offset + done)
+                    more = os.pwritev(self._fd, _behind(part, done), offset + done)
+                    if not more:
+                        raise OSError(errno.EIO, "a write has done nothing")
+                    done += more
             finally:
                 if self.log is not None:
                     self.log.append((offset, size))
@@ -332,18 +336,17 @@ class Backing:
 
     def _write_zeros(self, offset: int, size: int) -> None:
         with memoryview(_ZEROS) as zeros:
-            while size:
-                done = os.pwrite(self._fd, zeros[:size], offset)
-                offset += done
-                size -= done
+            for at in range(offset, offset + size, len(zeros)):
+                write_whole(self._fd, zeros[: offset + size - at], at)
 
     def _fallocate(self, mode: int, offset: int, size: int) -> bool:
-        if not size or not _libc.fallocate(self._fd, mode, offset, size):
-            return True
-        number = ctypes.get_errno()
-        if number in _NOT_SUPPORTED:
-            return False
-        raise OSError(number, os.strerror(number))
+        while size and _libc.fallocate(self._fd, mode, offset, size):
+            number = ctypes.get_errno()
+            if number in _NOT_SUPPORTED:
+                return False
+            if number != errno.EINTR:  # a large range takes long enough for a signal, and ctypes does not try again
+                raise OSError(number, os.strerror(number))
+        return True
 
 
 def _is_in_memory(fd: int) -> bool:

@@ -19,6 +19,7 @@ from io import BufferedReader
 
 from userdev.control import ControlError, PendingAnswer
 from userdev.errors import UserError
+from userdev.whole import write_whole
 from vfio_user.harness.command_line import Place
 from vfio_user.harness.migration.pci_state import PciState
 from vfio_user.harness.server import DeviceServer
@@ -55,7 +56,7 @@ class StateSpool:
         taken = 0
         while taken < left:
             answer = server.control.call("mig_data_read", size=min(left - taken, _INLINE), raw=True)
-            os.write(self._write, answer["raw"])
+            write_whole(self._write, answer["raw"])
             taken += answer["bytes"]
             if answer["complete"]:
                 break

@@ -14,6 +14,7 @@ from userdev.errors import UserError
 from userdev.interposer.control.answers import Done
 from userdev.interposer.control.command import ControlCommand, Number, Seconds
 from userdev.memory.bitmap import IovaRange, bitmap_size, dirty_pages, dirty_runs
+from userdev.whole import write_whole
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control import answers
 from vfio_user.interposer.control.controlled import Controlled
@@ -121,7 +122,7 @@ class MigDataRead(Bulk):
                 if output is None:
                     pieces.append(data)
                 else:
-                    _write_all(output, data)
+                    write_whole(output, data)
         result: answers.StateRead = {"bytes": count, "messages": messages, "complete": complete}
         if self.raw:
             result["raw"] = b"".join(pieces)
@@ -259,9 +260,3 @@ def _regular(fd: int) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise UserError("neither a pipe nor a device can be the file of bulk data", hint="name a file, or send a memfd")
     return fd
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
