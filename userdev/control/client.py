@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from userdev.transport import Stream
 
 TIMEOUT_SECONDS = 60.0
 """Seconds that a program has for an answer."""
+_ROOM = 1 << 18  # bytes that are received at once
 
 
 class ControlError(UserError):
@@ -64,7 +65,8 @@ class ControlClient:
                 f"no control socket at {path}: {error.strerror or error}", hint="is the program running there?"
             ) from None
         self._stream = Stream(connection)
-        self._input = connection.makefile("rb")
+        self._input = bytearray()
+        self._told: dict[str, Any] | None = None  # a line of which the bytes behind it have not all come
         self._unanswered: deque[PendingAnswer] = deque()
         self._events: deque[dict[str, Any]] = deque()
 
@@ -103,23 +105,24 @@ class ControlClient:
         return self._events.popleft()
 
     def hear(self) -> None:
-        """Take the next line: an event, or the answer of the first command without one; for `PendingAnswer`."""
-        told = json.loads(self._read(self._input.readline))
+        """Take the next line: an event, or the answer of the first command without one; for `PendingAnswer`.
+
+        One that has not come whole in time is there for the next call, with what has come of it.
+        """
+        self._told = told = self._told or json.loads(self._line())
+        size = told["result"].get("raw") if told.get("ok") else None
+        if size is not None:
+            told["result"]["raw"] = self._bytes(size)
+        self._told = None
         if "event" in told:
             self._events.append(told["event"])
             return
-        size = told["result"].get("raw") if told["ok"] else None
-        if size is not None:
-            told["result"]["raw"] = data = self._read(lambda: self._input.read(size)) if size else b""
-            if len(data) < size:
-                raise self._gone()
         if not self._unanswered:  # refused before it was asked anything
             raise ControlError(told["error"]["what"])
         self._unanswered.popleft().told = told
 
     def close(self) -> None:
         """End the connection."""
-        self._input.close()
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -128,14 +131,31 @@ class ControlClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, read: Callable[[], bytes]) -> bytes:
+    def _line(self) -> bytes:
+        searched = 0
+        while (end := self._input.find(b"\n", searched)) < 0:
+            searched = len(self._input)
+            self._receive()
+        line = self._bytes(end)
+        del self._input[:1]
+        return line
+
+    def _bytes(self, size: int) -> bytes:
+        while len(self._input) < size:
+            self._receive()
+        with memoryview(self._input) as view, view[:size] as piece:
+            data = bytes(piece)
+        del self._input[:size]
+        return data
+
+    def _receive(self) -> None:
         try:
-            data = read()
+            data = self._stream.socket.recv(_ROOM)
         except ConnectionError:  # it had commands unread, or ended by a signal
             data = b""
         if not data:
             raise self._gone()
-        return data
+        self._input += data
 
     def _gone(self) -> ControlError:
         return ControlError(f"{self._path}: the program at this control socket has gone")

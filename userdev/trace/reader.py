@@ -23,7 +23,7 @@ class Trace(Generic[R]):
 
 
 class TraceReader(Generic[R]):
-    """Iterates over the records of an open trace. `truncated` is set once the end is reached."""
+    """Iterates over the records of an open trace. `truncated` is set once the end is reached, and stays."""
 
     def __init__(self, stream: io.BufferedIOBase, name: str, *protocols: TracedProtocol[R]) -> None:
         """Read the header, which says of which of the protocols it is.
@@ -47,7 +47,7 @@ class TraceReader(Generic[R]):
         self.header = header
 
     def __iter__(self) -> Iterator[Header | R | Raw | Note]:
-        while (record := self._record()) is not None:
+        while not self.truncated and (record := self._record()) is not None:
             self._number += 1
             try:
                 yield decode(self._number, record, self._protocol)

@@ -53,7 +53,10 @@ class PciAddress:
 
 
 class QTest:
-    """The connection. Addresses are guest-physical, values unsigned, widths in bytes."""
+    """The connection. Addresses are guest-physical, values unsigned, widths in bytes.
+
+    What came too late, or behind a refusal, is nobody's answer: lines and answers are counted, as they have no numbers.
+    """
 
     def __init__(self, connection: socket.socket, *, limit: float = 30.0) -> None:
         self._connection = connection
@@ -61,7 +64,10 @@ class QTest:
         self._shared: Deadline | None = None
         self._buffer = b""
         self._posting = False
-        self._posted: list[str] = []
+        self._posted: list[tuple[int, str]] = []  # sent, and nobody has waited for them yet
+        self._sent = self._heard = 0
+        self._cut_off = False
+        """A line may have been sent in part."""
 
     def close(self) -> None:
         """Close the socket; QEMU stops serving QTest, and the machine goes on."""
@@ -69,7 +75,7 @@ class QTest:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Let all that is asked in the block have these seconds together; QTest is of no use once they are over."""
+        """Let all that is asked in the block have these seconds together."""
         self._shared = Deadline(seconds)
         try:
             yield
@@ -85,6 +91,7 @@ class QTest:
             self._hear_of_posted()
         finally:
             self._posting = False
+            self._posted.clear()
 
     def readb(self, address: int) -> int:
         """Read 8 bits of memory."""
@@ -205,12 +212,9 @@ class QTest:
         for at in range(0, len(lines), _MOST_POSTED):
             some = lines[at : at + _MOST_POSTED]
             deadline = self._shared or Deadline(self._limit)
-            try:
-                self._hear_of_posted()
-                self._send("\n".join(some), deadline)
-                found += [self._answer(line, deadline) for line in some]
-            except OSError as error:
-                raise QTestError(f"no answer to QTest's {some[0].split()[0]!r}: {error or 'QEMU is gone'}") from error
+            self._hear_of_posted()
+            numbers = self._send(some, deadline)
+            found += [self._answer(number, line, deadline) for number, line in zip(numbers, some, strict=True)]
         return found
 
     def _select(self, function: PciAddress, offset: int) -> None:
@@ -231,32 +235,42 @@ class QTest:
     def _line(self, line: str) -> str:
         """Send a line and return what follows OK in the answer."""
         deadline = self._shared or Deadline(self._limit)
-        try:
-            self._send(line, deadline)
-            if self._posting and line.startswith(("out", "write")) and len(self._posted) < _MOST_POSTED:
-                self._posted.append(line)
-                return ""
-            self._hear_of_posted()
-            return self._answer(line, deadline)
-        except OSError as error:
-            raise QTestError(f"no answer to QTest's {line.split()[0]!r}: {error or 'QEMU is gone'}") from error
+        (number,) = self._send([line], deadline)
+        if self._posting and line.startswith(("out", "write")) and len(self._posted) < _MOST_POSTED:
+            self._posted.append((number, line))
+            return ""
+        self._hear_of_posted()
+        return self._answer(number, line, deadline)
 
-    def _send(self, lines: str, deadline: Deadline) -> None:
-        self._connection.settimeout(deadline.remaining or 0.001)
-        self._connection.sendall(lines.encode() + b"\n")
+    def _send(self, lines: Sequence[str], deadline: Deadline) -> range:
+        """Send lines; their numbers."""
+        if self._cut_off:
+            raise QTestError("a line was sent to QTest in part, and QEMU would take the next for the rest of it")
+        self._cut_off = True
+        with _said_of(lines[0]):
+            self._connection.settimeout(deadline.remaining or 0.001)
+            self._connection.sendall("\n".join(lines).encode() + b"\n")
+        self._cut_off = False
+        first, self._sent = self._sent + 1, self._sent + len(lines)
+        return range(first, self._sent + 1)
 
     def _hear_of_posted(self) -> None:
         posted, self._posted = self._posted, []
-        for line in posted:
-            self._answer(line, self._shared or Deadline(self._limit))
+        for number, line in posted:
+            self._answer(number, line, self._shared or Deadline(self._limit))
 
-    def _answer(self, line: str, deadline: Deadline) -> str:
+    def _answer(self, number: int, line: str, deadline: Deadline) -> str:
         while True:
-            status, _, value = self._receive_line(deadline).partition(" ")
+            with _said_of(line):
+                status, _, value = self._receive_line(deadline).partition(" ")
+            if status == "IRQ":  # lines of an interrupt controller that somebody intercepts
+                continue
+            self._heard += 1
+            if self._heard < number:  # of a line whose answer nobody waits for any more
+                continue
             if status == "OK":
                 return value.strip()
-            if status != "IRQ":  # lines of an interrupt controller that somebody intercepts
-                raise QTestError(f"QTest refused {line.split()[0]!r}: {status} {value}")
+            raise QTestError(f"QTest refused {line.split()[0]!r}: {status} {value}")
 
     def _receive_line(self, deadline: Deadline) -> str:
         while b"\n" not in self._buffer:
@@ -267,3 +281,11 @@ class QTest:
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode(errors="replace")
+
+
+@contextmanager
+def _said_of(line: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise QTestError(f"no answer to QTest's {line.split()[0]!r}: {error or 'QEMU is gone'}") from error

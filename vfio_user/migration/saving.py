@@ -71,7 +71,8 @@ class Saving:
     """One stream. `read` gives its next bytes; call `stopped` when the device has stopped, and `close` in any case.
 
     Raises:
-        ProtocolError: EIO, from `read` and `pending`, where a storage cannot be read; the stream has no end then.
+        ProtocolError: EIO, from `read` and `pending`, where a storage cannot be read; the stream has no end then, and
+            whoever goes on reading is told so again. So it is with whatever an author's hook raises.
     """
 
     def __init__(self, device: Migratable) -> None:
@@ -86,6 +87,7 @@ class Saving:
         self._unsent += sum(storage.size for storage in self._storages.values())
         self._running = True
         self._ended = False
+        self._failure: Exception | None = None
         self._frames = self._make_frames()
         for storage in self._storages.values():
             storage.begin_saving()
@@ -113,10 +115,16 @@ class Saving:
 
     def _fill(self, size: int) -> None:
         while len(self._buffer) < size and not self._ended:
+            if self._failure is not None:  # what makes frames has ended with it
+                raise self._failure
             try:
                 frame = next(self._frames, None)
             except OSError as error:
-                raise ProtocolError(f"storage cannot be read: {error.strerror}", errno.EIO) from error
+                self._failure = ProtocolError(f"storage cannot be read: {error.strerror}", errno.EIO)
+                raise self._failure from error
+            except Exception as error:
+                self._failure = error
+                raise
             if frame is None:
                 self._ended = True
             elif frame is not _PAUSE:

@@ -1,0 +1,380 @@
+"""What failed once can be used again, or says again that it cannot: conversations, readers, holds.
+
+An answer that comes too late, in halves, or behind one that was refused is never taken for that of another question.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.migration_device import Adder, get_state, read_all, read_data, save, set_state, write_data
+from userdev.control import ControlClient, ControlError
+from userdev.errors import ProtocolError
+from userdev.trace import Note, TraceReader, TraceWriter
+from userdev.transport import BadFrame, Framer, Listener
+from vfio_user.device.lifecycle import Quiesce
+from vfio_user.device.standstill import Standstill
+from vfio_user.harness.qtest import QTest, QTestError
+from vfio_user.interposer.trace.files import NAME, PROTOCOL
+from vfio_user.migration import Migration
+from vfio_user.wire import HEADER, Message
+from vfio_user.wire.constants import MigrationState
+
+SOON = 0.02
+"""Seconds that an answer has which is not there."""
+
+
+class Conversation:
+    """Somebody who asks, and a peer that says exactly what the test has it say."""
+
+    peer: socket.socket
+    failures: tuple[type[Exception], ...]
+    """What the asker raises for an answer that does not come."""
+    refusals: tuple[type[Exception], ...]
+
+    def ask(self) -> object:
+        """Ask something, and what the answer is."""
+        raise NotImplementedError
+
+    def answer(self, value: int) -> bytes:
+        """The bytes of an answer that `ask` makes `value` of."""
+        raise NotImplementedError
+
+    def refusal(self) -> bytes:
+        """The bytes of a refusal."""
+        raise NotImplementedError
+
+    def noise(self) -> bytes:
+        """The bytes of what is no answer, and harmless."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.peer.close()
+
+
+class QTesting(Conversation):
+    """QTest's lines, which have no numbers."""
+
+    failures = refusals = (QTestError,)
+
+    def __init__(self, folder: Path) -> None:
+        ours, self.peer = socket.socketpair()
+        self.asker = QTest(ours, limit=SOON)
+
+    def ask(self) -> object:
+        return self.asker.readl(0)
+
+    def answer(self, value: int) -> bytes:
+        return f"OK {value:#x}\n".encode()
+
+    def refusal(self) -> bytes:
+        return b"FAIL Unknown command 'readl'\n"
+
+    def noise(self) -> bytes:
+        return b"IRQ raise 3\n"
+
+    def close(self) -> None:
+        self.asker.close()
+        super().close()
+
+
+class Controlling(Conversation):
+    """The lines of a control socket, which are answered in their order."""
+
+    failures = (TimeoutError,)
+    refusals = (ControlError,)
+
+    def __init__(self, folder: Path) -> None:
+        listener = Listener(f"unix:{folder}/control")
+        self.asker = ControlClient(folder / "control", timeout=SOON)
+        self.peer = listener.accept().socket
+        listener.close()
+
+    def ask(self) -> object:
+        return self.asker.call("get")["value"]
+
+    def answer(self, value: int) -> bytes:
+        return json.dumps({"ok": True, "result": {"value": value}}).encode() + b"\n"
+
+    def refusal(self) -> bytes:
+        return json.dumps({"ok": False, "error": {"what": "no"}}).encode() + b"\n"
+
+    def noise(self) -> bytes:
+        return b'{"event": {"what": "happens"}}\n'
+
+    def close(self) -> None:
+        self.asker.close()
+        super().close()
+
+
+class ControllingRaw(Controlling):
+    """The same, with bytes behind the line of an answer."""
+
+    def ask(self) -> object:
+        return int(self.asker.call("get")["raw"])
+
+    def answer(self, value: int) -> bytes:
+        data = str(value).encode()
+        return json.dumps({"ok": True, "result": {"raw": len(data)}}).encode() + b"\n" + data
+
+
+@pytest.fixture(params=[QTesting, Controlling, ControllingRaw])
+def conversation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Conversation]:
+    made: Conversation = request.param(tmp_path)
+    yield made
+    made.close()
+
+
+def test_an_answer_that_came_too_late_is_not_the_next_ones(conversation: Conversation) -> None:
+    for late in (11, 12):
+        with pytest.raises(conversation.failures):
+            conversation.ask()
+        conversation.peer.sendall(conversation.noise() + conversation.answer(late))
+    conversation.peer.sendall(conversation.answer(13))
+    assert conversation.ask() == 13
+
+
+@pytest.mark.parametrize("place", range(1, 12, 2))
+def test_an_answer_that_came_in_part_in_time_is_there_whole_later(conversation: Conversation, place: int) -> None:
+    late = conversation.answer(0x1234567)
+    place = min(place, len(late) - 1)
+    conversation.peer.sendall(late[:-place])
+    with pytest.raises(conversation.failures):
+        conversation.ask()
+    conversation.peer.sendall(late[-place:] + conversation.answer(2))
+    assert conversation.ask() == 2
+
+
+def test_behind_a_refusal_the_next_answer_is_the_next_questions(conversation: Conversation) -> None:
+    conversation.peer.sendall(conversation.refusal() + conversation.answer(1))
+    with pytest.raises(conversation.refusals):
+        conversation.ask()
+    assert conversation.ask() == 1
+
+
+def test_a_refusal_that_came_too_late_is_nobodys(conversation: Conversation) -> None:
+    with pytest.raises(conversation.failures):
+        conversation.ask()
+    conversation.peer.sendall(conversation.refusal() + conversation.answer(1))
+    assert conversation.ask() == 1
+
+
+# QTest's other ways to ask
+
+
+def post_two(qtest: QTest) -> None:
+    with qtest.posted():
+        qtest.outl(0xCF8, 1)
+        qtest.outl(0xCF8, 2)
+
+
+def fail_in_between(qtest: QTest) -> None:
+    with qtest.posted():
+        qtest.outl(0xCF8, 1)
+        qtest.outl(0xCF8, 2)
+        raise QTestError("somebody else's")
+
+
+def out_of_time(qtest: QTest) -> None:
+    with qtest.within(SOON):
+        qtest.ask_all(["inl 0x1", "inl 0x2"])
+
+
+def ask_two(qtest: QTest) -> None:
+    qtest.ask_all(["inl 0x1", "inl 0x2"])
+
+
+@pytest.mark.parametrize("ask", [post_two, fail_in_between, out_of_time, ask_two])
+@pytest.mark.parametrize(
+    "answers", [b"", b"OK\n", b"FAIL\nOK 0x5\n", b"OK 0x4\nFAIL\n"], ids=["none", "one", "the first no", "the last no"]
+)
+def test_lines_that_were_sent_together_are_all_answered_before_the_next(
+    ask: Callable[[QTest], object], answers: bytes
+) -> None:
+    ours, peer = socket.socketpair()
+    qtest = QTest(ours, limit=SOON)
+    peer.sendall(answers)
+    try:
+        ask(qtest)
+        raise AssertionError
+    except QTestError:
+        missing = 2 - answers.count(b"\n")
+    peer.sendall(b"OK 0x6\n" * missing + b"OK 0x7\n")
+    assert qtest.readl(0) == 7
+    qtest.close()
+    peer.close()
+
+
+def test_behind_half_a_line_qtest_says_nothing_any_more() -> None:
+    """QEMU would take the next line for the rest of it."""
+    ours, peer = socket.socketpair()
+    qtest = QTest(ours, limit=SOON)
+    with pytest.raises(QTestError):
+        qtest.write(0, bytes(4 << 20))
+    with pytest.raises(QTestError, match="in part"):
+        qtest.readl(0)
+    qtest.close()
+    peer.close()
+
+
+# Readers
+
+
+def test_a_trace_that_is_damaged_is_not_read_on_behind_that(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    writer = TraceWriter(path, NAME, {})
+    sizes = []
+    for text in ("one", "two", "three"):
+        writer.note(text)
+        writer.flush()
+        sizes.append(writer.size)
+    writer.close()
+    data = bytearray(path.read_bytes())
+    data[sizes[0] + 24 : sizes[1]] = b"\xff" * (sizes[1] - sizes[0] - 24)  # the text of the second, behind its prefix
+    reader = TraceReader(io.BytesIO(data), "trace", PROTOCOL)
+    assert [entry.event for entry in reader if isinstance(entry, Note)] == ["one"]
+    assert reader.truncated
+    assert list(reader) == []
+
+
+def test_a_stream_that_cannot_be_framed_says_so_each_time() -> None:
+    framer: Framer[Message] = Framer(Message, max_message=4096)
+    framer.feed(HEADER.pack(1, 1, 1 << 20, 0, 0) + bytes(100))
+    for _ in range(2):
+        with pytest.raises(BadFrame) as told:
+            framer.next()
+        assert told.value.fatal
+
+
+class Disk:
+    """Storage that cannot be read at times."""
+
+    name = "disk"
+    size = 1 << 16
+
+    def __init__(self) -> None:
+        self.fails: Exception | None = None
+
+    def begin_saving(self) -> None:
+        pass
+
+    def next_data(self, offset: int) -> int:
+        return offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self.fails is not None:
+            raise self.fails
+        return b"\1" * size
+
+    def take_written(self) -> list[tuple[int, int]]:
+        return []
+
+    def end(self) -> None:
+        pass
+
+
+class Kept(Adder):
+    """A device with such a disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = Disk()
+
+    def storages(self) -> Any:
+        return [self.disk]
+
+
+STATE_FAILURES: Mapping[str, Exception] = {
+    "of the disk": OSError(errno.EIO, "the disk is broken"),
+    "of the protocol": ProtocolError("cannot", errno.ENODATA),
+    "of the author": RuntimeError("a defect"),
+}
+
+
+@pytest.mark.parametrize("failure", STATE_FAILURES)
+def test_a_state_that_cannot_be_read_is_not_at_its_end(failure: str) -> None:
+    """An end without the last frame would be told where it is loaded, if at all. The next attempt is a new one."""
+    device = Kept()
+    migration = Migration(device)
+    device.disk.fails = STATE_FAILURES[failure]
+    set_state(migration, MigrationState.PRE_COPY)
+    for _ in range(3):
+        with pytest.raises((ProtocolError, RuntimeError)):
+            read_all(migration)
+    device.disk.fails = None
+    with pytest.raises((ProtocolError, RuntimeError)):
+        read_data(migration)
+    set_state(migration, MigrationState.RUNNING)
+    set_state(migration, MigrationState.PRE_COPY)
+    assert b"\1" * 1000 in b"".join(iter(lambda: read_data(migration), b""))
+    assert get_state(migration) is MigrationState.PRE_COPY
+
+
+def test_a_state_that_was_refused_can_be_loaded_after_a_reset() -> None:
+    source, target = Adder(), Adder()
+    source.values["total"] = 7
+    state = save(source)
+    migration = Migration(target)
+    target.fails["load"] = RuntimeError("not today")
+    with pytest.raises((ProtocolError, RuntimeError)):
+        take(migration, state)
+    target.fails.clear()
+    assert target.values["total"] == 0
+    migration.was_reset()
+    assert get_state(migration) is MigrationState.RUNNING
+    take(migration, state)
+    assert target.values["total"] == 7
+
+
+def take(migration: Migration, state: bytes) -> None:
+    set_state(migration, MigrationState.RESUMING)
+    write_data(migration, state)
+    set_state(migration, MigrationState.RUNNING)
+
+
+# Holds
+
+
+class Asked:
+    """A device that is asked to stand still, and answers as the test says."""
+
+    def __init__(self) -> None:
+        self.answers: list[Quiesce | Exception | None] = []
+        self.said: list[str] = []
+        self.standstill = Standstill("device", self._ask, lambda: self.said.append("go on"), lambda work: work())
+
+    def _ask(self) -> Quiesce | None:
+        self.said.append("asked")
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
+def test_a_device_that_has_refused_is_asked_anew_and_whoever_was_refused_is_told_once(late: bool) -> None:
+    device = Asked()
+    first = Quiesce()
+    device.answers = [first if late else ProtocolError("no", errno.EBUSY), None]
+    refused = device.standstill.hold()
+    told: list[object] = []
+    refused.then(lambda: told.append(refused.refusal))
+    if late:
+        first.fail(errno.EBUSY)
+    assert len(told) == 1
+    assert isinstance(told[0], ProtocolError)
+    good = device.standstill.hold()
+    assert (good.settled, good.refusal, len(told)) == (True, None, 1)
+    assert refused.refusal is told[0]
+    good.release()
+    assert device.said == ["asked", "asked", "go on"], "who was refused holds nothing"
+    refused.release()
+    assert device.said == ["asked", "asked", "go on"]
