@@ -78,7 +78,8 @@ class Coordinator:
         self._plan = plan
         self._conductor = conductor
         self._limit = Deadline(self._plan.limits.total)
-        self._was_running = True
+        self._was_running = False
+        """The guest ran when it began. Until that is known nothing was done to it that would have to be undone."""
         self._functions: dict[str, PciAddress] = {}
         """Where the devices are on the source's buses, by their names."""
         self._left: dict[str, SavedAgain] = {}
@@ -200,8 +201,8 @@ class Coordinator:
     def _switch_over(self, record: PhaseRecord) -> None:
         for link in self._links:
             # Should this fail, QEMU lets the guest run before we can: its accesses wait until the server runs too.
+            self._held.append(link)  # also where the answer does not come: to resume what is not held does nothing
             link.source.control.call("hold")
-            self._held.append(link)
         self._switching = True
         self._source.qmp.command("migrate-continue", state="pre-switchover")
         self._save_source_again()

@@ -13,7 +13,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 
@@ -111,9 +111,12 @@ class SavedAgain:
         self._server = server
         self._spool = StateSpool()
         post = server.control.post
-        self._steps = [post("migration_state", set=state, timeout=patience) for state in ("STOP", "STOP_COPY")]
-        if server.shares_memory:
-            self._steps.append(self._spool.begin_to_fill(server))
+        with ExitStack() as failing:
+            failing.callback(self._spool.close)
+            self._steps = [post("migration_state", set=state, timeout=patience) for state in ("STOP", "STOP_COPY")]
+            if server.shares_memory:
+                self._steps.append(self._spool.begin_to_fill(server))
+            failing.pop_all()
 
     def digest(self) -> str:
         """SHA-256 of the state, when all of it is there.
@@ -174,8 +177,12 @@ class DeviceLink:
         with suppress(ControlError):
             answer = self.source.control.call("region_read", region=_CONFIG_REGION, offset=0, size=256)
             self.known = base64.b64decode(answer["data"])
-        self.source.control.call("dma_logging_start", page_size=PAGE_SIZE)
-        self.logs = True
+        self.logs = True  # also where the answer does not come
+        try:
+            self.source.control.call("dma_logging_start", page_size=PAGE_SIZE)
+        except ControlError:
+            self.logs = False
+            raise
         if "PRE_COPY" in supports:
             self._go(self.source.control, "PRE_COPY")
             self.pre_copies = True
