@@ -25,10 +25,10 @@ from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.mishaps import Mishap
 from vfio_user.harness.qmp import Qmp
 from vfio_user.harness.server import DeviceServer
-from vfio_user.harness.ssh import SshGuest
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
+    from vfio_user.harness.ssh import SshGuest
 
 
 class ServerStarter(Protocol):
@@ -306,6 +306,8 @@ class BootedGuest(Guest):
 
     def ssh(self) -> SshGuest:
         """A new SSH connection to it."""
+        from vfio_user.harness.ssh import SshGuest  # paramiko is slow to import, and few guests are reached so
+
         guest = SshGuest(
             self.machine.ssh_port(),
             self.image.ssh_key,

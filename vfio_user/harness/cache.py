@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from userdev.errors import UserError
 
@@ -54,6 +53,8 @@ def locked(name: str) -> Iterator[None]:
     Raises:
         UserError: another process has it for an hour.
     """
+    from filelock import FileLock, Timeout  # slow to import, and what is there already needs no lock
+
     folder = cache_dir() / "locks"
     folder.mkdir(exist_ok=True)
     holder = folder / f"{name}.holder"

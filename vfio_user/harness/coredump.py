@@ -14,10 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import zstandard
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import NoteSegment
-
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.harness.toolchain import debugger
@@ -112,6 +108,9 @@ def mapped_files(core: Path) -> dict[str, int]:
 
 
 def _notes(core: Path, kind: str) -> list[Any]:
+    from elftools.elf.elffile import ELFFile  # cores are rare, and this takes long
+    from elftools.elf.segments import NoteSegment
+
     try:
         with core.open("rb") as file:
             segments = [segment for segment in ELFFile(file).iter_segments() if isinstance(segment, NoteSegment)]
@@ -133,6 +132,8 @@ def keep(core: Path, target: Path) -> Path:
     try:
         core.rename(target)
     except OSError:
+        import zstandard
+
         target = target.with_name(f"{target.name}.zst")
         with core.open("rb") as source, target.open("wb") as output:
             zstandard.ZstdCompressor(level=1, threads=-1).copy_stream(source, output)

@@ -20,17 +20,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 import vfio_user
 from userdev.errors import UserError
 from userdev.process import Child, tail
-from userdev.trace import text
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import NOISE, reason
-from vfio_user.traces import view_trace
+
+if TYPE_CHECKING:
+    import jinja2
 
 INDEX, RECORD = "index.html", "evidence.json"
 LAST_LINES = 40
@@ -211,6 +211,9 @@ def _noise(folder: Path) -> Iterator[tuple[str, int, str]]:
 
 def _messages(path: Path) -> str:
     """The last messages of an interposer's trace."""
+    from userdev.trace import text  # with both protocols, for what went wrong only
+    from vfio_user.traces import view_trace
+
     try:
         view = view_trace(path)
         return "\n".join(text(line, view.trace.header.time) for line in deque(view.lines(), LAST_MESSAGES))
@@ -277,5 +280,7 @@ def _own_digest() -> str:
 
 
 def _template() -> jinja2.Template:
+    import jinja2  # only what went wrong has a page
+
     source = Path(__file__).with_name("evidence.html").read_text()
     return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)

@@ -30,12 +30,9 @@ from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 from vfio_user.harness.image.cpio import write_cpio
-from vfio_user.harness.image.kernel import extract_vmlinux
 from vfio_user.harness.image.keys import Keys, ensure_keys
-from vfio_user.harness.image.modules import KernelModules
 from vfio_user.harness.image.overlay import overlay_tree
 from vfio_user.harness.image.recipe import ImageRecipe, load_recipe, recipe_names
-from vfio_user.harness.image.selection import add_busybox, add_bytecode, add_modules, add_skeleton, select
 
 IMAGE_SECONDS = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
 BASE_SECONDS = 86400.0  # the same for what takes longer to make
@@ -187,6 +184,11 @@ def _build_base(recipe: ImageRecipe, progress: Progress) -> Path:
 
 
 def _pack_base(recipe: ImageRecipe, packages: Path, into: Path, debs: list[str]) -> None:
+    # What reads packages is slow to import, and most runs find their image.
+    from vfio_user.harness.image.kernel import extract_vmlinux
+    from vfio_user.harness.image.modules import KernelModules
+    from vfio_user.harness.image.selection import add_busybox, add_bytecode, add_modules, add_skeleton, select
+
     kernel = KernelModules(_only(packages, "usr/lib/modules/*", recipe.kernel))
     tree = select(packages, recipe.files, recipe.exclude)
     add_bytecode(tree, packages)

@@ -10,12 +10,13 @@ import base64
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING
 
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.image.tree import Directory, File, Tree
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _TYPE = "ssh-ed25519"
 
@@ -55,6 +56,9 @@ def ensure_keys() -> Keys:
 
 
 def _make(folder: Path) -> None:
+    from cryptography.hazmat.primitives import serialization  # keys are made once
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     client, host = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     openssh = client.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -78,11 +82,15 @@ def _public_line(key: Ed25519PrivateKey, comment: str) -> bytes:
 
 def _dropbear_private(key: Ed25519PrivateKey) -> bytes:
     """Dropbear's own form of an ed25519 key: its type, then seed and public half as one string (src/ed25519.c)."""
+    from cryptography.hazmat.primitives import serialization
+
     seed = key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
     return _ssh_string(_TYPE.encode()) + _ssh_string(seed + _raw_public(key))
 
 
 def _raw_public(key: Ed25519PrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
     return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
