@@ -18,6 +18,7 @@ def main(file: str, results: str, silence: float, grace: float = 30.0, lost: flo
         "run.max_parallel_tasks": 1,
         "run.results_dir": results,
         "run.status_server_auto": True,
+        "run.spawner": avocado_job.spawner(),
         "core.show": ["app"],
         "sysinfo.collect.enabled": False,
     }

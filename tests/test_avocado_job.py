@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +27,10 @@ ROOT = Path(__file__).parent.parent
 
 KILLS_ITS_RUNNER = """
         above = psutil.Process().parents()
-        for each in itertools.takewhile(lambda parent: "avocado_job" not in str(parent.cmdline()), above):
+        for each in itertools.takewhile(lambda parent: "tests.avocado_job" not in str(parent.cmdline()), above):
             each.kill()
 """
-"""From Python 3.14 on there is a server that forks between a test and its runner."""
+"""And the process that its runner is a fork of, so that the next test needs another."""
 
 FILE = """
 import itertools, os, psutil, signal, time
@@ -53,17 +55,38 @@ class Guests(GuestTest):
         self.addCleanup(print, "the cleanup given last was run")
 """
 
+TWO = """
+import json, os, psutil
+from avocado import Test
 
-def job(folder: Path, body: str, chosen: str, *bounds: str) -> subprocess.Popen[str]:
-    """A job with the tests of `FILE` that this expression finds, the first of which does this."""
+class Two(Test):
+    def test_first(self):
+        json.left_behind = os.environ["LEFT_BEHIND"] = "something"
+        self.whiteboard = self.template()
+
+    def test_second(self):
+        self.assertFalse(hasattr(json, "left_behind") or "LEFT_BEHIND" in os.environ)
+        self.whiteboard = self.template()
+
+    def template(self):
+        runner, template, *_ = psutil.Process().parents()
+        return str(template.pid)
+"""
+
+MARK = "FOLDER_OF_THIS_JOB"
+"""In the environment of all that a job has started."""
+
+
+def job(folder: Path, body: str, chosen: str, *bounds: str, text: str = FILE) -> subprocess.Popen[str]:
+    """A job with the tests of a file that this expression finds, the first of which does this."""
     file = folder / "test_it.py"
-    file.write_text(FILE.format(body=body))
+    file.write_text(text.format(body=body))
     programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # avocado's runners
     modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     return subprocess.Popen(
         [sys.executable, "-m", "tests.avocado_job", f"{file}:{chosen}", str(folder / "results"), *bounds],
         cwd=ROOT,
-        env={**os.environ, "PATH": programs, "PYTHONPATH": modules},
+        env={**os.environ, "PATH": programs, "PYTHONPATH": modules, MARK: str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -76,9 +99,12 @@ def verdicts(said: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in lines if ": " in line)
 
 
-def processes(folder: Path) -> list[psutil.Process]:
-    """Those that have to do with a job of this folder."""
-    return [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
+def processes_of(folder: Path) -> Iterator[psutil.Process]:
+    """What a job has started and is running."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(folder):
+                yield process
 
 
 def left(folder: Path, name: str) -> Path:
@@ -104,7 +130,7 @@ def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: P
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 3, said
     assert "has not ended" in said
-    assert not processes(tmp_path)
+    assert not list(processes_of(tmp_path))
 
 
 def test_a_run_that_is_told_twice_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
@@ -117,7 +143,18 @@ def test_a_run_that_is_told_twice_ends_at_once_and_leaves_nothing(tmp_path: Path
         said, _ = running.communicate(timeout=30)
     assert running.returncode == 1
     assert "ended at once" in said
-    assert not processes(tmp_path)
+    assert not list(processes_of(tmp_path))
+
+
+def test_tests_are_forks_of_one_process_and_leave_nothing_in_it(tmp_path: Path) -> None:
+    running = job(tmp_path, "", "Two", "60", text=TWO)
+    said, _ = running.communicate(timeout=150)
+    assert set(verdicts(said).values()) == {"PASS: None"}, said
+    results = json.loads(left(tmp_path, "results.json").read_text())
+    [template] = {int(test["whiteboard"]) for test in results["tests"]}
+    assert template != running.pid
+    _, still = psutil.wait_procs(list(processes_of(tmp_path)), timeout=60)
+    assert not still
 
 
 def test_a_run_that_somebody_ends_says_so_of_its_tests(tmp_path: Path) -> None:

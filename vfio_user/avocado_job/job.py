@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -81,6 +82,7 @@ def usual_settings(results: Path, parallel: int) -> dict[str, Any]:
         "run.max_parallel_tasks": parallel,
         "run.results_dir": str(results),
         "run.status_server_auto": True,
+        "run.spawner": spawner(),
         "core.show": ["app"],
         "job.run.result.html.enabled": True,
         "sysinfo.collect.enabled": False,
@@ -90,6 +92,13 @@ def usual_settings(results: Path, parallel: int) -> dict[str, Any]:
 def chosen_tests(job: Any) -> Sequence[str]:
     """FILE:CLASS.METHOD of all that a job is to run, once for each variant."""
     return [runnable.identifier for suite in job.test_suites for runnable in suite.tests]
+
+
+def spawner() -> str:
+    """How tests are started, for avocado's `run.spawner`: as forks, where this installation has told of that."""
+    from vfio_user.avocado_job.forks import NAME
+
+    return NAME if NAME in entry_points(group="avocado.plugins.spawner").names else "process"
 
 
 def check_settings(keys: Iterable[str]) -> None:

@@ -1,0 +1,216 @@
+"""Avocado's tests, each a fork of one process that has avocado and the harness loaded.
+
+Avocado's own spawner starts Python for each test. With all imports that takes 0.9 s of processor time, more than half
+of what a short test takes, where a fork takes 0.05. That process only imports, so a test is as alone in its fork as it
+is in a process of its own.
+
+    python -m vfio_user.avocado_job.forks FD
+
+is that process: it takes requests from the stream socket FD, a line of JSON each, and answers with a pidfd of a fork.
+It ends when nobody can ask any more; its forks report to the job themselves, and outlive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import wait
+from typing import Any, BinaryIO
+
+from avocado.core.nrunner.runner import RUNNER_RUN_STATUS_INTERVAL
+from avocado.core.utils.messages import RunningMessage
+from avocado.plugins.runners.avocado_instrumented import AvocadoInstrumentedTestRunner, RunnerApp
+from avocado.plugins.spawners.process import ProcessSpawner, ProcessSpawnerHandle
+
+NAME = "vfio-user-fork"
+"""Of the spawner, as avocado's setting `run.spawner` takes it."""
+
+_MODULE = "vfio_user.avocado_job.forks"
+
+
+# -- in the job -------------------------------------------------------------------------------------------------------
+
+
+class ForkSpawner(ProcessSpawner):  # type: ignore[misc]  # avocado has no types
+    """Has tests that are classes of avocado's run in forks; all others in processes of their own."""
+
+    description = "Each test in a fork of a process that has the harness loaded"
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._template = _Template()
+
+    async def spawn_task(self, runtime_task: Any) -> bool:
+        """Begin a test."""
+        task = runtime_task.task
+        if task.runnable.kind != AvocadoInstrumentedTestRunner.name:
+            return bool(await super().spawn_task(runtime_task))
+        self.create_task_output_dir(runtime_task)
+        pidfd = await asyncio.to_thread(self._template.fork, ["task-run", *task.get_command_args()])
+        runtime_task.spawner_handle = ProcessSpawnerHandle(_Fork(pidfd))
+        return True
+
+
+class _Template:
+    """The process that forks: started when it is first asked, and again where it has gone."""
+
+    def __init__(self) -> None:
+        self._connection: socket.socket | None = None
+        self._asking = threading.Lock()
+
+    def fork(self, arguments: list[str]) -> int:
+        """Have a runner of avocado's do what these arguments say, in this environment; a pidfd of it.
+
+        Raises:
+            OSError: there is no process that forks, nor can one be started.
+        """
+        request = json.dumps({"arguments": arguments, "environment": dict(os.environ)}).encode() + b"\n"
+        with self._asking:
+            if self._connection is not None:
+                with contextlib.suppress(OSError):
+                    return self._asked(self._connection, request)
+                self._connection.close()
+            self._connection = self._started()
+            return self._asked(self._connection, request)
+
+    @staticmethod
+    def _asked(connection: socket.socket, request: bytes) -> int:
+        connection.sendall(request)
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        if not descriptors:
+            raise ConnectionResetError("the process that forks has gone")
+        return descriptors[0]
+
+    @staticmethod
+    def _started() -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            quiet = subprocess.DEVNULL  # as avocado has it for its runners
+            argv = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]
+            subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=[theirs.fileno()])
+        return ours
+
+
+class _Fork:
+    """What avocado needs of asyncio's processes, of one that is not our child."""
+
+    def __init__(self, pidfd: int) -> None:
+        self._pidfd = pidfd
+        self._ended = asyncio.Event()
+        self.returncode: int | None = None
+        """None while it runs; nobody asks how it ended, which it has reported itself."""
+        asyncio.get_running_loop().add_reader(pidfd, self._end)
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self.returncode = 0
+        self._ended.set()
+
+    async def wait(self) -> int:
+        """Wait until it has ended."""
+        await self._ended.wait()
+        return 0
+
+    def terminate(self) -> None:
+        """Send SIGTERM.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.returncode is not None:
+            raise ProcessLookupError
+        signal.pidfd_send_signal(self._pidfd, number)
+
+
+# -- in the process that forks ----------------------------------------------------------------------------------------
+
+
+class _Runner(AvocadoInstrumentedTestRunner):  # type: ignore[misc]
+    """Passes on what a test says when it says it, where avocado's looks and reports a hundred times a second."""
+
+    @staticmethod
+    def _monitor(queue: Any) -> Iterator[Mapping[str, Any]]:
+        while True:
+            if not wait([queue._reader], RUNNER_RUN_STATUS_INTERVAL):
+                yield RunningMessage.get()
+                continue
+            message = queue.get()
+            if message.get("type") != "early_state":
+                yield message
+            if message.get("status") == "finished":
+                return
+
+
+class _App(RunnerApp):  # type: ignore[misc]
+    """Avocado's program for one test, with our runner."""
+
+    def command_task_run(self, args: dict[str, Any]) -> None:
+        """Runs a task from arguments"""
+        from avocado.core.nrunner.runnable import Runnable
+        from avocado.core.nrunner.task import Task
+
+        runnable = Runnable.from_args(args)
+        runnable.pick_runner_class = lambda: _Runner
+        task = Task(runnable, args["identifier"], args["status_uri"], category=args["category"], job_id=args["job_id"])
+        for _ in task.run():
+            pass
+
+
+def main(connection: socket.socket) -> None:
+    """Fork for each request; in a fork it is done, and this returns there."""
+    import vfio_user.avocado_test  # noqa: F401  # with all that tests import of ours
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the job and for the tests
+    with connection, connection.makefile("rb") as requests:
+        request = _request_of_fork(connection, requests)
+    if request:
+        run(**json.loads(request))
+
+
+def _request_of_fork(connection: socket.socket, requests: BinaryIO) -> bytes:
+    """Return in each fork what it is to do; nothing in this process, when nobody asks any more."""
+    children: set[int] = set()
+    while request := requests.readline():
+        pid = os.fork()
+        if pid == 0:
+            return request
+        pidfd = os.pidfd_open(pid)
+        socket.send_fds(connection, [b"."], [pidfd])
+        os.close(pidfd)
+        children = {child for child in {*children, pid} if os.waitpid(child, os.WNOHANG)[0] == 0}
+    return b""
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> None:
+    """Be avocado's runner, in a fork."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method("fork")  # another one would import all again
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["avocado-runner-avocado-instrumented", *arguments]
+    _App().run()
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))
