@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
 
+from tests.forked_starts import ForkedStarts
 from vfio_user.client import Client, EventFd
 from vfio_user.client.connection import ClientConnection
 
@@ -43,6 +44,22 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+STARTS = ForkedStarts()
+STARTS.install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    STARTS.prepare()
+
+
+@pytest.fixture
+def plain_starts() -> Iterator[None]:
+    """For tests of how a program starts: each has an interpreter of its own, as for everybody else."""
+    with STARTS.left_out():
+        yield
 
 
 @pytest.fixture(scope="module")

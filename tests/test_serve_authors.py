@@ -211,6 +211,7 @@ def test_a_description_is_beside_the_module(tmp_path: Path, serve: Serve) -> Non
 
 @pytest.mark.parametrize("program", ["vfio-user", "python"])
 @pytest.mark.parametrize("name", ["mymodule:Nic", "./mymodule.py:Nic", "{folder}/mymodule.py:Nic", "json.py:Nic"])
+@pytest.mark.usefixtures("plain_starts")
 def test_a_device_is_found_in_the_current_folder_with_the_modules_beside_it(
     name: str, program: str, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def refused(*command: str, fds: tuple[int, ...] = ()) -> str:
 
 @EACH
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+@pytest.mark.usefixtures("plain_starts")
 def test_a_socket_is_its_owners_whatever_the_umask_is(command: tuple[str, ...], umask: int, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with running(*command, "--socket-path", str(path), umask=umask) as program:

@@ -174,6 +174,7 @@ def test_a_disk_that_is_full_from_the_beginning_stops_the_trace_alone(capfd: pyt
     assert "STOPPED" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("plain_starts")
 def test_what_was_written_before_a_sigkill_is_readable(tmp_path: Path) -> None:
     """The interposer as a process, killed while a client is being served."""
     with socket.socket(socket.AF_UNIX) as listening:

@@ -112,6 +112,7 @@ def test_a_name_that_is_no_device_is_refused_in_words(name: str) -> None:
     assert "rng" in done.stderr or "MODULE:CLASS" in done.stderr or "vhost_user.VhostDevice" in done.stderr
 
 
+@pytest.mark.usefixtures("plain_starts")
 def test_sigterm_ends_it_with_a_front_end_in_the_middle_of_a_message(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     program = subprocess.Popen([*COMMAND, "rng", "--socket-path", str(path)], stderr=subprocess.PIPE, text=True)

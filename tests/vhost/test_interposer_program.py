@@ -267,6 +267,7 @@ def test_every_command_is_documented() -> None:
     assert all(command.__doc__ for command in COMMANDS.values())
 
 
+@pytest.mark.usefixtures("plain_starts")
 def test_it_says_where_it_listens_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     listen = tmp_path / "listen"

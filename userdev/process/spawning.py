@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import queue
 import signal
@@ -42,12 +43,8 @@ def spawn(
     Raises:
         UserError: the program cannot be started.
     """
-    owner = os.getpid()
-
-    def become_a_child() -> None:
-        die_with(owner)
-        if prepare is not None:
-            prepare()
+    # not a closure: it can be pickled, for who forks in this process's place (tests/fork_server.py)
+    before = functools.partial(_become_a_child, os.getpid(), prepare)
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -59,13 +56,19 @@ def spawn(
             env=environment,
             cwd=folder,
             process_group=0,
-            preexec_fn=become_a_child,
+            preexec_fn=before,
         )
 
     try:
         return _nursery.do(start)
     except OSError as error:
         raise UserError(f"cannot start {argv[0]}: {error.strerror}") from error
+
+
+def _become_a_child(owner: int, prepare: Callable[[], None] | None) -> None:
+    die_with(owner)
+    if prepare is not None:
+        prepare()
 
 
 class _Nursery:

@@ -1,0 +1,199 @@
+"""Forks programs of ours from a process that has imported them: 15 ms of processor time for a start, and not 150.
+
+    python -m tests.fork_server SOCKET
+
+SOCKET is the number of an inherited SOCK_SEQPACKET socket (`forked_starts.py` has its other end): a pickled `Start`
+comes with its descriptors, the process's number goes back. Each is a child of whoever started this program, as if that
+had forked it: with its arguments, environment, folder, descriptors and group, and it ends as an interpreter does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib.metadata
+import io
+import os
+import pickle
+import runpy
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+IMPORTED = (
+    *(f"vfio_user.cli.{name}" for name in ("serve", "interpose", "conformance", "trace")),
+    *(f"vfio_user.cli.vhost_{name}" for name in ("serve", "interpose", "conformance", "trace")),
+    *(f"userdev_servers.{name}" for name in ("edu", "gpio", "nvme", "blk", "net", "rng")),
+)
+"""What the programs that tests start need."""
+
+MOST_BYTES = 1 << 17
+"""Of a `Start`: arguments and an environment."""
+MOST_DESCRIPTORS = 250  # SCM_MAX_FD is 253
+
+
+class Start(NamedTuple):
+    """A start of a program, as `subprocess` asks for it."""
+
+    arguments: list[str]
+    """[-P] -m MODULE, and its own."""
+    environment: dict[str, str]
+    folder: str | None
+    numbers: list[int]
+    """What the descriptors that come with this are in the child; the first three are stdin, stdout and stderr."""
+    session: bool
+    group: int
+    """-1: that of whoever starts it."""
+    umask: int
+    """-1: that of whoever starts it."""
+    before: bytes
+    """A pickled function to be called before the program; nothing: none."""
+
+
+class _CloneArguments(ctypes.Structure):
+    """struct clone_args of clone3(2)."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in ("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls")
+    ]
+
+
+class Fork:
+    """fork(2), but for the parent, who is the caller's own (CLONE_PARENT).
+
+    Raises:
+        OSError: where the C library keeps a thread's number is not to be found.
+    """
+
+    _CLONE3 = 435  # on every architecture
+    _PARENT, _SET_TID, _CLEAR_TID = 0x8000, 0x1000000, 0x200000
+
+    def __init__(self) -> None:
+        self._libc = ctypes.PyDLL(None, use_errno=True)  # which keeps the interpreter's lock
+        self._libc.syscall.restype = ctypes.c_long
+        self._libc.pthread_self.restype = ctypes.c_void_p
+        tid = self._own_number()
+        self._arguments = _CloneArguments(flags=self._PARENT | self._SET_TID | self._CLEAR_TID, child_tid=tid)
+
+    def __call__(self) -> int:
+        """The child's number; 0 in the child.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        api = ctypes.pythonapi
+        api.PyOS_BeforeFork()
+        pid = int(self._libc.syscall(self._CLONE3, ctypes.byref(self._arguments), ctypes.sizeof(self._arguments)))
+        (api.PyOS_AfterFork_Parent if pid else api.PyOS_AfterFork_Child)()
+        if pid < 0:
+            raise OSError(ctypes.get_errno(), "clone3")
+        return pid
+
+    def _own_number(self) -> int:
+        """The address of the calling thread's number, which the kernel writes anew in the child, as for fork()."""
+        thread = self._libc.pthread_self()
+        words = memoryview(ctypes.string_at(thread, 2048)).cast("i")
+        found = [thread + at * words.itemsize for at, word in enumerate(words) if word == threading.get_native_id()]
+        if len(found) != 1:
+            raise OSError("the number of a thread cannot be found in what the C library keeps of it")
+        return int(found[0])
+
+
+def main() -> None:
+    """Fork what is asked for until the other end is closed; in a child, be the program."""
+    sys.path.pop(0)  # the folder that this was started in
+    asked = socket.socket(fileno=int(sys.argv[1]))
+    fork = Fork()
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    importlib.metadata.entry_points()  # which keeps what it has read
+    asked.send(b"ready")
+    while True:
+        message, fds, _, _ = socket.recv_fds(asked, MOST_BYTES, MOST_DESCRIPTORS)
+        if not message:
+            return
+        if not (pid := fork()):
+            break
+        for fd in fds:
+            os.close(fd)
+        asked.send(str(pid).encode())
+    start: Start = pickle.loads(message)
+    asked.detach()  # it is closed with all that is not the program's
+    _become(start, fds)
+    _run(start.arguments)
+
+
+def _become(start: Start, fds: Sequence[int]) -> None:
+    """What `subprocess` does between fork and exec, in its order."""
+    _take(fds, start.numbers)
+    if start.folder is not None:
+        os.chdir(start.folder)
+    if start.umask >= 0:
+        os.umask(start.umask)
+    if start.session:
+        os.setsid()
+    if start.group >= 0:
+        os.setpgid(0, start.group)
+    coerced = {name: value for name, value in os.environ.items() if name == "LC_CTYPE"}  # by the interpreter (PEP 538)
+    os.environ.clear()
+    os.environ.update(coerced | start.environment)
+    if start.before:
+        pickle.loads(start.before)()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty() and not sys.stdout.write_through)
+
+
+def _take(fds: Sequence[int], numbers: Sequence[int]) -> None:
+    """Have the descriptors under these numbers, and no other."""
+    above = max((*fds, *numbers)) + 1
+    for at, fd in enumerate(fds):
+        os.dup2(fd, above + at)
+    for at, number in enumerate(numbers):
+        os.dup2(above + at, number)
+    kept = sorted(numbers)
+    for low, high in zip([-1, *kept], [*kept, os.sysconf("SC_OPEN_MAX")], strict=True):
+        if low + 1 < high:  # closerange(0, 0) closes all there are, with Python 3.11
+            os.closerange(low + 1, high)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Be the program to its end. What ends it otherwise than by a status goes on to the interpreter, as ever."""
+    safe, (_, module, *own) = arguments[0] == "-P", arguments[arguments[0] == "-P" :]
+    if not safe:
+        sys.path.insert(0, str(Path.cwd()))
+    sys.argv = [module, *own]
+    status = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        status = end.code
+    with contextlib.suppress(OSError):
+        _end(status)
+    sys.exit(status)
+
+
+def _end(status: int) -> None:
+    """End as the interpreter does, but for freeing memory object by object, which takes longer than all the rest.
+
+    Raises:
+        OSError: what was printed last cannot be written.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Has `subprocess` fork our programs from `fork_server.py` instead of starting an interpreter for each.
+
+For the tests a child is what it always was: a child of their process, with a number of its own and the same arguments,
+environment, descriptors and end. Only where that could not be so an interpreter is started: with other settings of
+Python's, other limits, a function to be called before that cannot be sent. A pytest process starts the first few
+programs plainly too, since a server of forks pays from the third on; and tests of a program's own start always
+(`plain_starts` in conftest.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.fork_server import Start
+
+MODULES = frozenset({"vfio_user", "vhost_user", "tests.one_client_server"})
+ROOT = Path(__file__).parent.parent
+ENOUGH = 2
+"""Programs that were started plainly before a server of forks is worth its start."""
+LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_CORE)
+DECISIVE = ("PYTHON", "LANG", "LC_", "LD_", "COVERAGE", "VFIO_USER_PLANTED")
+"""How variables begin that decide how an interpreter is, or what it imports."""
+NAMES = (
+    *("executables", "close", "keep", "folder", "environment"),
+    *("stdin_read", "stdin_write", "stdout_read", "stdout_write", "stderr_read", "stderr_write"),
+    *("error_read", "error_write", "signals", "session", "group", "gid", "gids", "uid", "umask", "before"),
+)
+"""The arguments of `_posixsubprocess.fork_exec` behind the command line."""
+
+
+class ForkedStarts:
+    """Takes the place of `subprocess`'s system call. `starts` counts what can be forked, `forks` what has been."""
+
+    def __init__(self) -> None:
+        self.forks = 0
+        self.starts = 0
+        self._plain: Callable[..., int] = subprocess._fork_exec  # type: ignore[attr-defined]
+        self._server: _Server | None = None
+
+    def install(self) -> None:
+        """Fork from now on."""
+        subprocess._fork_exec = self  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Each program has an interpreter of its own."""
+        subprocess._fork_exec = self._plain  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            self.install()
+
+    def prepare(self) -> None:
+        """Start the server if it is worth it: between two tests, as some count descriptors."""
+        if self._server is not None or self.starts < ENOUGH or "COVERAGE_PROCESS_START" in os.environ:
+            return  # what a program does is measured by test, from its beginning
+        server = _Server()
+        if server.is_ready:
+            self._server = server
+            atexit.register(self.close)
+        else:  # it cannot import what it forks, say, which the program itself says best
+            server.close()
+            self.starts = -sys.maxsize
+
+    def close(self) -> None:
+        """Fork no more; what has been forked goes on."""
+        subprocess._fork_exec = self._plain  # type: ignore[attr-defined]
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def __call__(self, arguments: Sequence[Any], *rest: Any) -> int:
+        """fork_exec of `_posixsubprocess`, which these are the arguments of."""
+        asked = dict(zip(NAMES, rest, strict=False))
+        words = [os.fsdecode(word) for word in arguments]
+        if not is_ours(words, asked):
+            return self._plain(arguments, *rest)
+        self.starts += 1
+        sent = self._start(words[1:], asked)
+        if sent is None or self._server is None or self._server.settings != settings(sent[0].environment):
+            return self._plain(arguments, *rest)
+        self.forks += 1
+        return self._server.fork(*sent)
+
+    def _start(self, arguments: list[str], asked: dict[str, Any]) -> tuple[Start, list[int]] | None:
+        """What the server is told, and the descriptors that go with it; None: it cannot be sent."""
+        passed = [fd for fd in asked["keep"] if fd != asked["error_write"]]
+        pipes = (asked["stdin_read"], asked["stdout_write"], asked["stderr_write"])
+        given = asked["environment"]
+        start = Start(
+            arguments=arguments,
+            environment=dict(os.environ) if given is None else dict(map(_variable, given)),
+            folder=str(Path.cwd() / os.fsdecode(asked["folder"] or "")),
+            numbers=[0, 1, 2, *passed],
+            session=asked["session"],
+            group=asked["group"],
+            umask=asked["umask"],
+            before=b"",
+        )
+        with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
+            before = pickle.dumps(asked["before"]) if asked["before"] is not None else b""
+            standard = [number if pipe < 0 else pipe for number, pipe in enumerate(pipes)]
+            return start._replace(before=before), [*standard, *passed]
+        return None
+
+
+class _Server:
+    """The process that forks, as it is seen from here."""
+
+    def __init__(self) -> None:
+        self.settings = settings(dict(os.environ))
+        self._asked, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "tests.fork_server", str(its.fileno())]
+        with its:
+            self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+        self._lock = threading.Lock()
+        self.is_ready = bool(self._asked.recv(16))
+        """Whether it has imported what it forks."""
+
+    def fork(self, start: Start, fds: Sequence[int]) -> int:
+        """Start a program; its number."""
+        with self._lock:
+            socket.send_fds(self._asked, [pickle.dumps(start)], fds)
+            return int(self._asked.recv(16))
+
+    def close(self) -> None:
+        """End it; what it has forked goes on."""
+        self._asked.close()
+        self._process.wait()
+
+
+def is_ours(words: Sequence[str], asked: dict[str, Any]) -> bool:
+    """Whether this is a program that can be forked, as far as `subprocess` can ask for it here."""
+    own = words[2:] if words[1:2] == ["-P"] else words[1:]
+    return (
+        asked["executables"] == (os.fsencode(sys.executable),)
+        and words[0] == sys.executable
+        and own[:1] == ["-m"]
+        and own[1] in MODULES
+        and asked["close"]
+        and (asked["gid"], asked["gids"], asked["uid"]) == (None, None, None)
+    )
+
+
+def settings(environment: dict[str, str]) -> tuple[object, ...]:
+    """What a fork cannot change, so that it must be the same in the server."""
+    own = sorted((name, value) for name, value in environment.items() if name.startswith(DECISIVE))
+    return os.getpid(), own, [resource.getrlimit(limit) for limit in LIMITS]
+
+
+def _variable(text: bytes) -> tuple[str, str]:
+    name, _, value = text.partition(b"=")
+    return os.fsdecode(name), os.fsdecode(value)
