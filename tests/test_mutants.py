@@ -1,17 +1,25 @@
-"""`scripts/mutants`: which tests a mutant is run against, and what is kept of it."""
+"""`scripts/mutants`: which tests a mutant is run against, how it is put in, and what is kept of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests.mutants import judging
-from tests.mutants.judging import Fate, Journal, in_order, judge
+from tests.mutants.grafting import Functions
+from tests.mutants.judging import Fate, Journal, Judge, in_order
 from tests.mutants.mutant import Mutant
 from tests.mutants.rooms import ROOMS, files
+from tests.mutants.warm import UNPLANTED, noticed_by
 from tests.seeded_bugs.forking import SKIPPED, Run, Task
+from tests.seeded_bugs.planting import PlantingError
 
 SECONDS = {"a.py::slow": 4.0, "a.py::quick": 0.1, "b.py::one": 0.5, "b.py::two": 0.4, "c.py::one": 9.0}
 
@@ -26,6 +34,33 @@ class Reached:
     def tests(self, file: str, lines: Iterable[int]) -> list[str]:
         return [] if 9 in lines else list(SECONDS)
 
+    def at_import(self, file: str, lines: Iterable[int]) -> bool:
+        return 6 in lines
+
+
+class Runs:
+    """Stands for forks: what tests make of the mutant of each line, and of none (0)."""
+
+    def __init__(self, fails: dict[int, str], ends: dict[int, int] | None = None) -> None:
+        self._fails = fails
+        self._ends = ends or {}
+        self.asked: list[tuple[int, list[str]]] = []
+
+    def __call__(self, tasks: Iterable[Task]) -> Iterator[Run]:
+        for task in tasks:
+            line = task.bug.line if isinstance(task.bug, Mutant) else 0
+            self.asked.append((line, list(task.tests)))
+            failed = self._fails.get(line)
+            if failed in task.tests:
+                yield Run(task, 1, f"noticed by {failed}\n", 0.0)
+            else:
+                yield Run(task, self._ends.get(line, 0), "", 0.0)
+
+
+def fates(warm: Runs, cold: Runs, *lines: int) -> dict[int, Fate]:
+    judge = Judge(Reached(), warm, cold)
+    return {one.line: fate for one, fate, _ in judge.fates([mutant(line) for line in lines])}
+
 
 def test_every_room_has_modules_and_no_module_is_in_two() -> None:
     found = [file for room in ROOMS for file in files(room)]
@@ -33,32 +68,135 @@ def test_every_room_has_modules_and_no_module_is_in_two() -> None:
     assert all(files(room) for room in ROOMS)
 
 
-def test_files_whose_tests_are_quick_come_first_and_each_is_run_whole() -> None:
-    order = in_order(list(SECONDS), SECONDS)
-    assert order == ["b.py::two", "b.py::one", "a.py::quick", "a.py::slow", "c.py::one"]
+def test_some_quick_tests_of_each_file_come_first_then_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "FIRST_OF_FILE", 1)
+    order = in_order(list(SECONDS), SECONDS, Counter())
+    assert order == ["b.py::two", "a.py::quick", "c.py::one", "b.py::one", "a.py::slow"]
 
 
-def test_a_mutant_has_survived_when_no_test_notices_it_early_or_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 1 is noticed at once, 2 by the slowest test, 3 by none, 4 hangs; nothing reaches 9; 5 has skips alone."""
-    ends = {(1, False): 1, (2, True): 2, (4, False): -9, (5, False): SKIPPED, (5, True): SKIPPED}
-    runs: list[tuple[int, list[str]]] = []
+def test_what_has_noticed_other_mutants_of_the_module_is_tried_before_all() -> None:
+    noticed = Counter({"a.py": 3, "a.py::slow": 2, "a.py::quick": 1, "b.py": 1, "b.py::one": 1})
+    assert in_order(list(SECONDS), SECONDS, noticed) == [
+        *("a.py::slow", "a.py::quick", "b.py::one"),
+        *("b.py::two", "c.py::one"),
+    ]
 
-    def run_all(tasks: list[Task], jobs: int) -> Iterable[Run]:
-        for task in tasks:
-            assert isinstance(task.bug, Mutant)
-            runs.append((task.bug.line, list(task.tests)))
-            yield Run(task, ends.get((task.bug.line, "c.py::one" in task.tests), 0), "", 0.0)
 
-    monkeypatch.setattr(judging, "run_all", run_all)
-    mutants = [mutant(line) for line in (1, 2, 3, 4, 5, 9)]
-    fates = {one.line: fate for one, fate in judge(mutants, Reached(), jobs=2)}
+def test_a_mutant_is_run_against_no_more_tests_than_take_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "TEST_SECONDS", 4.9)
+    assert set(in_order(list(SECONDS), SECONDS, Counter())) == {"a.py::quick", "b.py::one", "b.py::two"}
+    assert in_order(["c.py::one"], SECONDS, Counter()) == ["c.py::one"]
+
+
+def test_a_mutant_has_survived_when_no_test_notices_it() -> None:
+    """Line 1 is noticed, 3 by none, 4 ends the run; nothing reaches 9; 5 has skips alone."""
+    warm = Runs({1: "a.py::slow"}, {4: -9, 5: SKIPPED})
     killed, survived = Fate.KILLED, Fate.SURVIVED
-    assert fates == {1: killed, 2: killed, 3: survived, 4: killed, 5: survived, 9: Fate.UNREACHED}
-    assert sorted(test for line, tests in runs for test in tests if line == 3) == sorted(SECONDS)
+    assert fates(warm, Runs({}), 1, 3, 4, 5, 9) == {1: killed, 3: survived, 4: killed, 5: survived, 9: Fate.UNREACHED}
+    assert [set(tests) for line, tests in warm.asked if line == 3] == [set(SECONDS)]
+
+
+def test_a_test_that_fails_without_a_mutant_notices_none() -> None:
+    """The test of mutants 0 and 1 fails in every fork: the mutant is tried again without that test."""
+    warm = Runs({0: "b.py::one", 1: "b.py::one"})
+    assert fates(warm, Runs({}), 1) == {1: Fate.SURVIVED}
+    assert [line for line, tests in warm.asked if "b.py::one" not in tests] == [1]
+
+
+def test_what_is_imported_cannot_tell_of_some_mutants_and_a_python_of_their_own_does() -> None:
+    """Line 6 was run at import and 7 cannot be put in: neither has survived before it was tried cold."""
+    warm, cold = Runs({}, {7: UNPLANTED}), Runs({6: "c.py::one"}, {})
+    assert fates(warm, cold, 3, 6, 7) == {3: Fate.SURVIVED, 6: Fate.KILLED, 7: Fate.SURVIVED}
+    assert [line for line, _ in cold.asked] == [6, 7]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "noticed by tests/test_x.py::test_y[a - b]\nmore",
+        "1 failed\nFAILED tests/test_x.py::test_y[a - b] - ValueError: no - at all\n",
+    ],
+)
+def test_the_test_that_noticed_is_named_by_either_kind_of_run(output: str) -> None:
+    named = noticed_by(output)
+    assert named is not None
+    assert named.startswith("tests/test_x.py::test_y[a")
 
 
 def test_what_is_known_is_kept_over_an_interruption(tmp_path: Path) -> None:
-    Journal(tmp_path / "seed/room.jsonl").enter(mutant(1), Fate.SURVIVED)
+    Journal(tmp_path / "seed/room.jsonl").enter(mutant(1), Fate.SURVIVED, None)
     again = Journal(tmp_path / "seed/room.jsonl")
     assert again.fates == {mutant(1).id: Fate.SURVIVED}
     assert mutant(2).id not in again.fates
+
+
+MODULE = """
+class Thing:
+    def size(self):
+        return sum(step() for step in STEPS)
+
+    @property
+    def name(self):
+        return "a thing"
+
+def adder(number):
+    def add(other):
+        return number + other
+    return add
+
+STEPS = [lambda: 1, lambda: 2]
+TWO_MORE = adder(2)
+"""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A module with other words in one place."""
+
+    path: Path
+    old: str
+    new: str
+
+    @property
+    def module(self) -> str:
+        return self.path.stem
+
+    @property
+    def planted(self) -> str:
+        assert MODULE.count(self.old) == 1
+        return MODULE.replace(self.old, self.new)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "grafted_module.py").write_text(MODULE)
+    yield importlib.import_module("grafted_module")
+    del sys.modules["grafted_module"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "seen"),
+    [
+        ("number + other", "number - other", (3, "a thing", 1, 0)),
+        ("lambda: 2", "lambda: 7", (8, "a thing", 3, 4)),
+        ("sum(", "max(", (2, "a thing", 3, 4)),
+        ('"a thing"', "None", (3, None, 3, 4)),
+    ],
+)
+def test_what_has_been_imported_gets_the_code_of_a_mutant(
+    module: ModuleType, old: str, new: str, seen: tuple[object, ...]
+) -> None:
+    """Methods, closures that there are and those still to come, functions that only a table has."""
+    assert module.__file__ is not None
+    thing, two_more = module.Thing(), module.TWO_MORE
+    assert (thing.size(), thing.name, two_more(1), module.adder(2)(2)) == (3, "a thing", 3, 4)
+    Functions().change(Changed(Path(module.__file__), old, new), "")
+    assert (thing.size(), thing.name, two_more(1), module.adder(2)(2)) == seen
+
+
+@pytest.mark.parametrize(("old", "new"), [("number + other", "other"), ("TWO_MORE = adder(2)", "TWO_MORE = None")])
+def test_a_change_that_no_function_can_have_is_refused(module: ModuleType, old: str, new: str) -> None:
+    assert module.__file__ is not None
+    with pytest.raises(PlantingError):
+        Functions().change(Changed(Path(module.__file__), old, new), "")

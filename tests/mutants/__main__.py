@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from tests.mutants.judging import Fate, Journal, judge
+from tests.mutants.judging import Fate, Journal, Judge
 from tests.mutants.mutant import Mutant
-from tests.mutants.reach import measure
+from tests.mutants.reach import Measured, measure
 from tests.mutants.rooms import ROOMS
 from tests.mutants.sampling import sample
+from tests.mutants.warm import with_collected_tests
 from tests.seeded_bugs.planting import ROOT
 
 
@@ -22,7 +24,7 @@ from tests.seeded_bugs.planting import ROOT
 @click.option("--seed", type=int, help="The same seed draws the same mutants of the same code; a new one by default.")
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Mutants of each room.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Tests at once.")
-@click.option("--tests", multiple=True, metavar="PATH", help="Only these of the tests; all by default.")
+@click.option("--tests", multiple=True, metavar="PATTERN", help="Files of tests that count; all by default.")
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -38,22 +40,32 @@ def main(
     """
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
     click.echo(f"seed {seed}")
-    reach = measure(results.resolve(), tests, jobs=jobs)
+    results = results.resolve()
+    reach = measure(results, tests, jobs=jobs)
     scores: list[str] = []
-    for room in rooms or ROOMS:
-        began = time.monotonic()
-        drawn = sample(room, seed, count)
-        journal = Journal(results / f"seed-{seed}" / f"{room}.jsonl")
-        left = [mutant for mutant in drawn if mutant.id not in journal.fates]
-        for mutant, fate in judge(left, reach, jobs=jobs):
-            journal.enter(mutant, fate)
-            if fate is not Fate.KILLED:
-                click.echo(_told(mutant, fate))
-        killed = sum(journal.fates[mutant.id] is Fate.KILLED for mutant in drawn)
-        score = 100 * killed / len(drawn) if drawn else 100
-        scores.append(f"{room:12} {killed:4}/{len(drawn):<4} killed {score:5.1f} %  {time.monotonic() - began:5.0f} s")
-        click.echo(scores[-1])
+
+    def work() -> None:
+        folder = results / f"seed-{seed}"
+        scores.extend(_judged(room, sample(room, seed, count), reach, folder, jobs) for room in rooms or ROOMS)
+
+    with_collected_tests(reach.files, reach.seconds, work)
     click.echo(f"\nseed {seed}\n" + "\n".join(scores))
+
+
+def _judged(room: str, drawn: Sequence[Mutant], reach: Measured, folder: Path, jobs: int) -> str:
+    """Run a room's mutants, say what has survived, and return its score."""
+    began = time.monotonic()
+    journal = Journal(folder / f"{room}.jsonl")
+    left = [mutant for mutant in drawn if mutant.id not in journal.fates]
+    for mutant, fate, test in Judge.of_forks(reach, jobs=jobs).fates(left):
+        journal.enter(mutant, fate, test)
+        if fate is not Fate.KILLED:
+            click.echo(_told(mutant, fate))
+    killed = sum(journal.fates[mutant.id] is Fate.KILLED for mutant in drawn)
+    percent = 100 * killed / len(drawn) if drawn else 100
+    score = f"{room:12} {killed:4}/{len(drawn):<4} killed {percent:5.1f} %  {time.monotonic() - began:5.0f} s"
+    click.echo(score)
+    return score
 
 
 def _told(mutant: Mutant, fate: Fate) -> str:

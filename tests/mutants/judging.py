@@ -1,20 +1,26 @@
-"""Runs mutants: each first against the files of tests that are quickest at its lines, then against the others."""
+"""Runs mutants: each against tests that reach its lines, those first that are likely to notice it and are quick."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from tests.mutants.mutant import Mutant
+from tests.mutants.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noticed_by
 from tests.seeded_bugs.forking import SKIPPED, Run, Task, run_all
 
-FIRST_SECONDS = 3.0
-"""Of tests in a mutant's first run: most mutants are noticed by few, and what need not be imported costs nothing."""
-_NO_TESTS = 5
+TEST_SECONDS = 40.0
+"""Of tests for one mutant, as they were measured: what these have not noticed has survived."""
+FIRST_OF_FILE = 3
+"""Tests of each file that come before the rest of any."""
+WORK_SECONDS = 30.0
+"""What takes longer waits, as a rule; another run may begin beside it."""
+BATCH = 40
+"""Mutants between two looks at whether the tests that have noticed some pass without any."""
 
 
 class Fate(StrEnum):
@@ -33,9 +39,9 @@ class Journal:
         lines = path.read_text().splitlines() if path.exists() else []
         self.fates: dict[str, Fate] = {entry["id"]: Fate(entry["fate"]) for entry in map(json.loads, lines)}
 
-    def enter(self, mutant: Mutant, fate: Fate) -> None:
+    def enter(self, mutant: Mutant, fate: Fate, test: str | None) -> None:
         self.fates[mutant.id] = fate
-        entry = {"id": mutant.id, "fate": fate, "file": mutant.file, "line": mutant.line}
+        entry = {"id": mutant.id, "fate": fate, "file": mutant.file, "line": mutant.line, "test": test}
         with self._path.open("a") as file:
             file.write(json.dumps({**entry, "old": mutant.old, "new": mutant.new}) + "\n")
 
@@ -48,50 +54,120 @@ class Reach(Protocol):
     def tests(self, file: str, lines: Iterable[int]) -> list[str]:
         """Those that reach any of these lines."""
 
-
-def judge(mutants: Sequence[Mutant], reach: Reach, *, jobs: int) -> Iterator[tuple[Mutant, Fate]]:
-    """The fate of each, as it is known."""
-    first: list[Task] = []
-    later: dict[str, list[str]] = {}
-    for mutant in mutants:
-        tests = in_order(reach.tests(mutant.file, range(mutant.line, mutant.last_line + 1)), reach.seconds)
-        if not tests:
-            yield mutant, Fate.UNREACHED
-            continue
-        quick = _quick(tests, reach.seconds)
-        first.append(Task(tests[:quick], mutant))
-        later[mutant.id] = tests[quick:]
-    second: list[Task] = []
-    for done in run_all(first, jobs):
-        mutant = _mutant(done)
-        if _noticed(done):
-            yield mutant, Fate.KILLED
-        elif later[mutant.id]:
-            second.append(Task(later[mutant.id], mutant))
-        else:
-            yield mutant, Fate.SURVIVED
-    for done in run_all(second, jobs):
-        yield _mutant(done), Fate.KILLED if _noticed(done) else Fate.SURVIVED
+    def at_import(self, file: str, lines: Iterable[int]) -> bool:
+        """Whether any of these lines was run while modules were imported."""
 
 
-def in_order(tests: Sequence[str], seconds: dict[str, float]) -> list[str]:
-    """By file, those whose tests of these lines are quickest on the average first; within each the quickest first."""
+Runner = Callable[[Iterable[Task]], Iterator[Run]]
+
+
+class Judge:
+    """Finds the fate of mutants; what has noticed one is tried first with the next in the same file."""
+
+    def __init__(self, reach: Reach, warm: Runner, cold: Runner) -> None:
+        self._reach = reach
+        self._warm = warm
+        self._cold = cold
+        self._noticed: dict[str, Counter[str]] = defaultdict(Counter)
+        """Of each module: how many mutants each test, and each file of tests, has noticed."""
+        self._sound: dict[str, bool] = {}
+        """Whether a test that has noticed a mutant passes without any, in a fork."""
+
+    @classmethod
+    def of_forks(cls, reach: Reach, *, jobs: int) -> Judge:
+        return cls(
+            reach,
+            lambda tasks: run_all(tasks, jobs, work_seconds=WORK_SECONDS, kind=WarmFork),
+            lambda tasks: run_all(tasks, jobs, work_seconds=WORK_SECONDS, kind=ColdFork),
+        )
+
+    def fates(self, mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, Fate, str | None]]:
+        """The fate of each and the test that has noticed it, as they are known."""
+        for start in range(0, len(mutants), BATCH):
+            yield from self._of_batch(mutants[start : start + BATCH])
+
+    def _of_batch(self, mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, Fate, str | None]]:
+        reached = []
+        for mutant in mutants:
+            if self._tests(mutant):
+                reached.append(mutant)
+            else:
+                yield mutant, Fate.UNREACHED, None
+        left = reached
+        cold: list[Mutant] = []
+        while left:
+            noticed: list[tuple[Mutant, str | None]] = []
+            for done in self._warm(self._tasks(left)):
+                mutant = _mutant(done)
+                if done.status == UNPLANTED:
+                    cold.append(mutant)
+                elif _is_noticed(done):
+                    noticed.append((mutant, self._remember(mutant, done)))
+                elif self._reach.at_import(mutant.file, _lines(mutant)):
+                    cold.append(mutant)
+                else:
+                    yield mutant, Fate.SURVIVED, None
+            self._check({test for _, test in noticed if test is not None})
+            left = [mutant for mutant, test in noticed if test is not None and not self._sound[test]]
+            for mutant, test in noticed:
+                if test is None or self._sound[test]:
+                    yield mutant, Fate.KILLED, test
+        for done in self._cold(self._tasks(cold)):
+            mutant = _mutant(done)
+            if _is_noticed(done):
+                yield mutant, Fate.KILLED, self._remember(mutant, done)
+            else:
+                yield mutant, Fate.SURVIVED, None
+
+    def _tasks(self, mutants: Sequence[Mutant]) -> Iterator[Task]:
+        for mutant in mutants:
+            yield Task(in_order(self._tests(mutant), self._reach.seconds, self._noticed[mutant.file]), mutant)
+
+    def _tests(self, mutant: Mutant) -> list[str]:
+        tests = self._reach.tests(mutant.file, _lines(mutant))
+        return [test for test in tests if self._sound.get(test, True)]
+
+    def _remember(self, mutant: Mutant, done: Run) -> str | None:
+        test = noticed_by(done.output)
+        if test is not None:
+            self._noticed[mutant.file].update([test, _file(test)])
+        return test
+
+    def _check(self, tests: Iterable[str]) -> None:
+        """Run each test that is not known yet without a mutant."""
+        for done in self._warm(Task([test]) for test in sorted(tests) if test not in self._sound):
+            self._sound[done.task.tests[0]] = done.status in (0, SKIPPED)
+
+
+def in_order(tests: Sequence[str], seconds: dict[str, float], noticed: Counter[str]) -> list[str]:
+    """What has noticed most of late, then some tests of each file, then the rest by file; the quickest first in each.
+
+    As many as take `TEST_SECONDS`; one at least.
+    """
     files: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
-        files[test.partition("::")[0]].append(test)
-    groups = sorted(files.values(), key=lambda group: sum(seconds[test] for test in group) / len(group))
-    return [test for group in groups for test in group]
-
-
-def _quick(tests: Sequence[str], seconds: dict[str, float]) -> int:
-    """How many of the first make whole files, and take no longer than `FIRST_SECONDS`; one file at least."""
+        files[_file(test)].append(test)
+    groups = sorted(
+        files.items(), key=lambda group: (-noticed[group[0]], sum(seconds[test] for test in group[1]) / len(group[1]))
+    )
+    known = sorted((test for test in tests if noticed[test]), key=lambda test: (-noticed[test], seconds[test]))
+    first = [test for _, group in groups for test in group[:FIRST_OF_FILE]]
+    rest = [test for _, group in groups for test in group[FIRST_OF_FILE:]]
+    chosen: list[str] = []
     total = 0.0
-    for index, test in enumerate(tests):
-        new_file = index and tests[index - 1].partition("::")[0] != test.partition("::")[0]
-        if new_file and total > FIRST_SECONDS:
-            return index
-        total += seconds[test]
-    return len(tests)
+    for test in dict.fromkeys([*known, *first, *rest]):
+        if not chosen or total + seconds[test] <= TEST_SECONDS:
+            chosen.append(test)
+            total += seconds[test]
+    return chosen
+
+
+def _file(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def _lines(mutant: Mutant) -> range:
+    return range(mutant.line, mutant.last_line + 1)
 
 
 def _mutant(done: Run) -> Mutant:
@@ -99,8 +175,8 @@ def _mutant(done: Run) -> Mutant:
     return done.task.bug
 
 
-def _noticed(done: Run) -> bool:
+def _is_noticed(done: Run) -> bool:
     """A run that ends otherwise than well has: Python cannot even import some."""
-    if done.status == _NO_TESTS:
+    if done.status == NO_TESTS:
         raise SystemExit(f"mutants: tests that were measured are not there\n{done.output[-2000:]}")
     return done.status not in (0, SKIPPED)

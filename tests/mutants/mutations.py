@@ -6,7 +6,6 @@ module is imported, which no test does by itself.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +55,14 @@ class _Visitor(cst.CSTVisitor):
         super().__init__()
         self.changes: list[tuple[cst.CSTNode, cst.CSTNode, int, int]] = []
         self._functions = 0
+        self._raises = 0
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         self._functions += isinstance(node, cst.FunctionDef)
+        self._raises += isinstance(node, cst.Raise)
         if isinstance(node, cst.Annotation | cst.Decorator | cst.Parameters) or _is_for_types(node) or _is_log(node):
+            return False
+        if self._raises and _is_text(node):  # what is put into the words of an error
             return False
         if self._functions:
             self._enter(node)
@@ -67,6 +70,7 @@ class _Visitor(cst.CSTVisitor):
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         self._functions -= isinstance(original_node, cst.FunctionDef)
+        self._raises -= isinstance(original_node, cst.Raise)
 
     def _enter(self, node: cst.CSTNode) -> None:
         for kind, operator in OPERATORS:
@@ -143,8 +147,10 @@ def _compiles(text: str) -> bool:
 
 
 def _difference(text: str, planted: str) -> tuple[str, str]:
-    """The lines that are others, without the indentation that they share."""
-    lines = [line for line in difflib.ndiff(text.splitlines(), planted.splitlines()) if line[0] in "-+"]
-    old = [line[2:].strip() for line in lines if line[0] == "-"]
-    new = [line[2:].strip() for line in lines if line[0] == "+"]
-    return "\n".join(old), "\n".join(new)
+    """The lines that are others, without their indentation: between what is the same before and behind them."""
+    old, new = text.splitlines(), planted.splitlines()
+    while old and new and old[0] == new[0]:
+        del old[0], new[0]
+    while old and new and old[-1] == new[-1]:
+        del old[-1], new[-1]
+    return "\n".join(line.strip() for line in old), "\n".join(line.strip() for line in new)

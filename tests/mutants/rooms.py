@@ -7,27 +7,34 @@ from pathlib import Path
 from tests.seeded_bugs.planting import ROOT
 
 ROOMS = {
-    "userdev": ["userdev/**/*.py"],
-    "wire": ["vfio_user/wire/*.py"],
-    "pci": ["vfio_user/pci/*.py"],
-    "device": ["vfio_user/device/*.py"],
-    "server": ["vfio_user/server/*.py"],
-    "migration": ["vfio_user/migration/*.py"],
+    "wire": ["vfio_user/wire/**/*.py"],
+    "pci": ["vfio_user/pci/**/*.py"],
+    "device": ["vfio_user/device/**/*.py"],
+    "server": ["vfio_user/server/**/*.py"],
+    "migration": ["vfio_user/migration/**/*.py"],
     "client": ["vfio_user/client/*.py"],
-    "conformance": ["vfio_user/client/conformance/*.py"],
+    "conformance": ["vfio_user/client/conformance/**/*.py", "userdev/conformance/**/*.py"],
     "interposer": [
-        "vfio_user/interposer/*.py",
-        "vfio_user/interposer/faults/*.py",
-        "vfio_user/interposer/control/*.py",
+        "userdev/interposer/**/*.py",
+        "userdev/relay/**/*.py",
+        "userdev/trace/**/*.py",
+        "vfio_user/interposer/**/*.py",
     ],
-    "servers": [
-        "servers/userdev_servers/control.py",
-        "servers/userdev_servers/edu.py",
-        "servers/userdev_servers/gpio.py",
-        "servers/userdev_servers/nvme/*.py",
+    "servers": ["servers/userdev_servers/*.py", "servers/userdev_servers/nvme/**/*.py"],
+    "disks": ["servers/userdev_servers/blk/**/*.py", "servers/userdev_servers/block/**/*.py"],
+    "userdev": [
+        "userdev/*.py",
+        "userdev/control/**/*.py",
+        "userdev/declare/**/*.py",
+        "userdev/memory/**/*.py",
+        "userdev/process/**/*.py",
+        "userdev/serving/**/*.py",
+        "userdev/transport/**/*.py",
     ],
-    "vhost-user": ["vhost_user/**/*.py", "servers/userdev_servers/rng.py", "servers/userdev_servers/blk.py"],
-    "block": ["servers/userdev_servers/block/*.py"],
+    "vhost-rings": ["vhost_user/wire/**/*.py", "vhost_user/memory/**/*.py", "vhost_user/rings/**/*.py"],
+    "vhost-backend": ["vhost_user/device/**/*.py", "vhost_user/backend/**/*.py"],
+    "vhost-frontend": ["vhost_user/frontend/**/*.py"],
+    "vhost-interposer": ["vhost_user/interposer/**/*.py"],
 }
 
 

@@ -15,7 +15,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,20 +59,25 @@ class Run:
     seconds: float
 
 
-def run_all(tasks: Sequence[Task], jobs: int, *, work_seconds: float = WORK_SECONDS) -> Iterator[Run]:
+def run_all(
+    tasks: Iterable[Task], jobs: int, *, work_seconds: float = WORK_SECONDS, kind: type[Fork] | None = None
+) -> Iterator[Run]:
     """Run all, each as it ends; at most `jobs` at once, those aside that have taken longer than `work_seconds`.
 
-    Closing the iterator ends those that still run.
+    A task is asked for when it may begin. Closing the iterator ends those that still run.
     """
-    left = list(reversed(tasks))
+    start = kind or Fork
+    tasks = iter(tasks)
+    task = next(tasks, None)
     with contextlib.ExitStack() as stack:
-        running: list[_Fork] = []
+        running: list[Fork] = []
         stack.callback(lambda: [fork.end() for fork in running])
-        while left or running:
+        while task or running:
             now = time.monotonic()
             working = [fork for fork in running if now - fork.began < work_seconds]
-            if left and len(working) < jobs and len(running) < jobs + WAITING_RUNS:
-                running.append(_Fork(left.pop()))
+            if task and len(working) < jobs and len(running) < jobs + WAITING_RUNS:
+                running.append(start(task))
+                task = next(tasks, None)
                 continue
             events = [fork.deadline for fork in running] + [fork.began + work_seconds for fork in working]
             ended, _, _ = select.select(running, [], [], max(0.0, min(events) - now))
@@ -93,7 +99,7 @@ class _Said:
         self.status = SKIPPED if exitstatus == 0 and not self.passed else int(exitstatus)
 
 
-class _Fork:
+class Fork:
     """One pytest, and all the processes that it has started."""
 
     def __init__(self, task: Task) -> None:
@@ -128,7 +134,6 @@ class _Fork:
     def _run(self, parent: int) -> None:
         """In the fork; does not return."""
         status = 70
-        said = _Said()
         try:
             os.setsid()
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -142,17 +147,27 @@ class _Fork:
             bugged = environment(self.task.bug, self._folder)
             os.environ.clear()
             os.environ.update(bugged)
-            if self.task.bug is not None:
-                plant(bugged[VARIABLE])
-            # pytest rewrites the assertions of a whole package that brings a plugin: it loads its modules itself then.
-            options = ["-x", "--tb=short", "-p", "no:cacheprovider", "--assert=plain"]
-            options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(self._folder / "t")]
-            status = int(pytest.main([*options, *self.task.tests], plugins=[said]))
+            status = self._tests(self._folder)
         except BaseException as error:
-            # What a test that failed has left behind is complained of once pytest has said how it went.
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:
-            status = status if said.status is None else said.status
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+    def _tests(self, folder: Path) -> int:
+        """In the fork, with its environment: have the bug, run the tests, say how it went."""
+        said = _Said()
+        try:
+            if self.task.bug is not None:
+                plant(os.environ[VARIABLE])
+            # pytest rewrites the assertions of a whole package that brings a plugin: it loads its modules itself then.
+            options = ["-x", "--tb=short", "-p", "no:cacheprovider", "--assert=plain"]
+            options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(folder / "t")]
+            status = int(pytest.main([*options, *self.task.tests], plugins=[said]))
+        except BaseException:
+            # What a test that failed has left behind is complained of once pytest has said how it went.
+            if said.status is None:
+                raise
+            traceback.print_exc()
+        return status if said.status is None else said.status
