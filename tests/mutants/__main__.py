@@ -48,7 +48,7 @@ def main(
         folder = results / f"seed-{seed}"
         scores.extend(_judged(room, sample(room, seed, count), reach, folder, jobs) for room in rooms or ROOMS)
 
-    with_collected_tests(reach.files, reach.seconds, work)
+    with_collected_tests(sorted(reach.files), reach.seconds, work)
     click.echo(f"\nseed {seed}\n" + "\n".join(scores))
 
 

@@ -50,6 +50,7 @@ class Reach(Protocol):
     """What was measured of the tests (`reach.Measured`)."""
 
     seconds: dict[str, float]
+    files: dict[str, int]
 
     def tests(self, file: str, lines: Iterable[int]) -> list[str]:
         """Those that reach any of these lines."""
@@ -121,7 +122,8 @@ class Judge:
 
     def _tasks(self, mutants: Sequence[Mutant]) -> Iterator[Task]:
         for mutant in mutants:
-            yield Task(in_order(self._tests(mutant), self._reach.seconds, self._noticed[mutant.file]), mutant)
+            tests = in_order(self._tests(mutant), self._reach.seconds, self._reach.files, self._noticed[mutant.file])
+            yield Task(tests, mutant)
 
     def _tests(self, mutant: Mutant) -> list[str]:
         tests = self._reach.tests(mutant.file, _lines(mutant))
@@ -134,21 +136,31 @@ class Judge:
         return test
 
     def _check(self, tests: Iterable[str]) -> None:
-        """Run each test that is not known yet without a mutant."""
-        for done in self._warm(Task([test]) for test in sorted(tests) if test not in self._sound):
-            self._sound[done.task.tests[0]] = done.status in (0, SKIPPED)
+        """Run those that are not known yet without a mutant: together, and each alone where one of them fails."""
+        unknown = sorted(test for test in tests if test not in self._sound)
+        together = [Task(unknown)] if unknown else []
+        suspects = [Task([test]) for done in self._warm(together) if _is_noticed(done) for test in done.task.tests]
+        self._sound.update(dict.fromkeys(unknown, True))
+        for done in self._warm(suspects):
+            self._sound[done.task.tests[0]] = not _is_noticed(done)
 
 
-def in_order(tests: Sequence[str], seconds: dict[str, float], noticed: Counter[str]) -> list[str]:
+def in_order(tests: Sequence[str], seconds: dict[str, float], new: dict[str, int], noticed: Counter[str]) -> list[str]:
     """What has noticed most of late, then some tests of each file, then the rest by file; the quickest first in each.
 
+    Of files that have noticed as many those come first that were written last (`new`), which may be for survivors.
     As many as take `TEST_SECONDS`; one at least.
     """
     files: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
         files[_file(test)].append(test)
     groups = sorted(
-        files.items(), key=lambda group: (-noticed[group[0]], sum(seconds[test] for test in group[1]) / len(group[1]))
+        files.items(),
+        key=lambda group: (
+            -noticed[group[0]],
+            -new.get(group[0], 0),
+            sum(seconds[test] for test in group[1]) / len(group[1]),
+        ),
     )
     known = sorted((test for test in tests if noticed[test]), key=lambda test: (-noticed[test], seconds[test]))
     first = [test for _, group in groups for test in group[:FIRST_OF_FILE]]

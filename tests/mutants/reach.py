@@ -93,7 +93,8 @@ class Measured:
             for file, digest in tests.items()
         }
         self._files = {layer: {file for file in tests if owners[file] is layer} for layer in self._layers}
-        self.files = sorted(file for file in tests if owners[file])
+        self.files = {file: layer.number for file, layer in owners.items() if layer is not None}
+        """The files of tests that count, with the number of the measurement: what is new has a higher one."""
         self.seconds: dict[str, float] = {}
         for layer, files in self._files.items():
             self.seconds.update({test: took for test, took in layer.seconds.items() if _file(test) in files})
