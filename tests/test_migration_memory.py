@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.migration_device import Adder, load, read_all, read_data, save, set_state, write_data
 from vfio_user.migration import Migration
+from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, Memory
 from vfio_user.migration.saving import PAGE, SCAN
 from vfio_user.wire.constants import MigrationState
 
@@ -145,3 +148,76 @@ def test_a_read_in_pre_copy_looks_at_no_more_memory_than_it_may() -> None:
     found = [b"found" in read_data(migration) for _ in range(12)]
     assert True not in found[:2]
     assert True in found
+
+
+def in_a_file(size: int) -> tuple[Memory, memoryview]:
+    """A memory in a file, and all that is in the file: neighbours of a page on either side, which are no zeros."""
+    file = Memfd("test", 2 * mmap.PAGESIZE + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+    file.view[: mmap.PAGESIZE] = file.view[-mmap.PAGESIZE :] = b"n" * mmap.PAGESIZE
+    return MemfdMemory("in a file", file, mmap.PAGESIZE, size), file.view
+
+
+def elsewhere(size: int) -> tuple[Memory, memoryview]:
+    view = memoryview(bytearray(2 * mmap.PAGESIZE + size))
+    view[: mmap.PAGESIZE] = view[-mmap.PAGESIZE :] = b"n" * mmap.PAGESIZE
+    return Memory("elsewhere", view[mmap.PAGESIZE : mmap.PAGESIZE + size]), view
+
+
+@pytest.mark.parametrize("make", [in_a_file, elsewhere])
+def test_a_memory_is_bytes_whatever_is_written_and_cleared_in_it(
+    make: Callable[[int], tuple[Memory, memoryview]],
+) -> None:
+    """At random, at and beside the borders of pages and pieces; what lies beside the memory stays as it is."""
+    size = PIECE + 2 * mmap.PAGESIZE + 100
+    memory, around = make(size)
+    there = bytearray(size)
+    at_random = random.Random(14)
+    borders = [0, mmap.PAGESIZE, 2 * mmap.PAGESIZE, PIECE, PIECE + mmap.PAGESIZE, size]
+    for _ in range(300):
+        ends = [min(max(at_random.choice(borders) + at_random.randint(-1, 1), 0), size) for _ in range(2)]
+        start, end = min(ends), min(max(ends), min(ends) + PIECE)
+        match at_random.randrange(3):
+            case 0:
+                memory.clear(start, max(ends) - start)
+                there[start : max(ends)] = bytes(max(ends) - start)
+            case 1:
+                memory.write(start, bytes(end - start))
+                there[start:end] = bytes(end - start)
+            case 2:
+                data = at_random.randbytes(end - start)
+                memory.write(start, data)
+                there[start:end] = data
+        assert memory.view == there
+        assert memory.read(start, end - start) == there[start:end]
+        data_at = memory.next_data(start)
+        assert start <= data_at <= size
+        assert not any(there[start:data_at])
+    assert around[: mmap.PAGESIZE] == around[-mmap.PAGESIZE :] == b"n" * mmap.PAGESIZE
+    assert memory.read(size - 10, 100) == there[-10:]
+
+
+@pytest.mark.parametrize(
+    "clear", [lambda memory, at, size: memory.clear(at, size), lambda memory, at, size: memory.write(at, bytes(size))]
+)
+def test_whole_pages_that_are_cleared_are_holes_again(clear: Callable[[Memory, int, int], None]) -> None:
+    page = mmap.PAGESIZE
+    memory, _ = in_a_file(5 * page + 100)
+    assert memory.next_data(0) == memory.size
+    memory.write(0, b"x" * memory.size)
+    assert memory.next_data(page) == page
+    clear(memory, page - 1, 2 * page + 2)  # pages 1 and 2, and a byte on either side
+    assert [memory.next_data(at) for at in (0, page, 2 * page, 3 * page)] == [0, 3 * page, 3 * page, 3 * page]
+    clear(memory, 5 * page, 100)  # the rest of the last page is nobody's
+    assert memory.next_data(5 * page) == memory.size
+
+
+def test_memory_in_a_file_is_shut_with_it_and_cannot_be_shrunk_by_others() -> None:
+    file = Memfd("test", 8192)
+    with pytest.raises(PermissionError):
+        os.ftruncate(file.fd, 4096)
+    with pytest.raises(PermissionError):
+        os.ftruncate(file.fd, 16384)
+    assert not os.get_inheritable(file.fd)
+    file.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file.fd)

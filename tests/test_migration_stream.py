@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 import struct
 from typing import Any
@@ -15,7 +16,15 @@ from tests.migration_device import Adder, get_state, load, save, set_state, writ
 from userdev.declare.values import encode
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
-from vfio_user.migration.stream import PREAMBLE, VERSION, FrameKind, FrameReader, FrameWriter
+from vfio_user.migration.stream import (
+    MAX_FRAME,
+    PREAMBLE,
+    VERSION,
+    FrameKind,
+    FrameReader,
+    FrameWriter,
+    digests_in,
+)
 from vfio_user.wire.constants import MigrationState
 
 
@@ -182,6 +191,23 @@ def test_a_frame_that_claims_to_be_huge_is_refused_before_it_comes() -> None:
     reader = FrameReader()
     with pytest.raises(ProtocolError, match="corrupt"):
         list(reader.feed(FrameWriter().preamble + struct.pack("<HHII", FrameKind.STATE, 0, 0xFFFFFFFF, 0)))
+
+
+def test_the_largest_frame_arrives_and_one_that_is_larger_by_a_byte_does_not() -> None:
+    writer = FrameWriter()
+    stream = writer.preamble + writer.frame(FrameKind.STATE, bytes(MAX_FRAME))
+    assert [len(frame.payload) for frame in FrameReader().feed(stream)] == [MAX_FRAME]
+    too_large = struct.pack("<HHII", FrameKind.STATE, 0, MAX_FRAME + 1, 0)
+    with pytest.raises(ProtocolError, match="corrupt"):
+        list(FrameReader().feed(FrameWriter().preamble + too_large))
+
+
+def test_the_digests_are_found_in_a_stream_and_in_nothing_else() -> None:
+    source = device()
+    stream = save(source)
+    assert digests_in(io.BytesIO(stream)) == dict(source.digests())
+    for other in (b"", b"no state", stream[:-1], stream[: len(stream) // 2]):
+        assert digests_in(io.BytesIO(other)) == {}
 
 
 def test_frames_out_of_order_are_refused() -> None:
