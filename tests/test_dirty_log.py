@@ -238,9 +238,10 @@ def switch_after_each_instruction(frame: FrameType, event: str, argument: object
 
 @pytest.fixture
 def hostile_scheduler() -> Iterator[None]:
+    before = threading.gettrace()  # who measures what tests reach has one of its own
     threading.settrace(switch_after_each_instruction)
     yield
-    threading.settrace(None)
+    threading.settrace(before)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("hostile_scheduler")

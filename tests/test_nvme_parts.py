@@ -200,6 +200,39 @@ def test_requests_for_events_are_bounded_and_each_event_takes_one(bench: Bench) 
     assert bench.state.event_requests == [2, 3], "the log was read: the next of its type is told"
 
 
+def test_a_reset_forgets_events_and_who_asked_for_them(bench: Bench) -> None:
+    for cid in (1, 2):
+        bench.do(0, Admin.ASYNC_EVENT_REQUEST, cid)
+    for _ in range(2):  # one is told, one waits until the log is read
+        bench.controller.events.add(EventType.ERROR, 1, LogPage.ERRORS)
+    bench.state.forget_what_the_guest_set()
+    bench.do(0, Admin.ASYNC_EVENT_REQUEST, 3)
+    assert [cid for cid, _, _ in bench.answers(0)] == [1]
+    bench.controller.events.add(EventType.ERROR, 1, LogPage.ERRORS)
+    assert [cid for cid, _, _ in bench.answers(0)] == [1, 3]
+
+
+def test_an_event_that_found_no_room_is_told_and_interrupts_once_there_is_some(bench: Bench) -> None:
+    bench.do(0, Admin.ASYNC_EVENT_REQUEST, 99)
+    for cid in range(ENTRIES - 1):
+        bench.do(0, Admin.GET_FEATURES, cid, cdw10=Feature.ASYNC_EVENT_CONFIG)
+    bench.controller.events.add(EventType.ERROR, 1, LogPage.ERRORS)
+    assert 99 not in [cid for cid, _, _ in bench.answers(0)]
+    bench.port.triggered.clear()
+    bench.engine.ring(1, 4)
+    assert 99 in [cid for cid, _, _ in bench.answers(0)]
+    assert bench.port.triggered == [0]
+
+
+def test_data_is_counted_in_thousands_of_sectors_rounded_up(bench: Bench) -> None:
+    done = bench.state.statistics
+    for sectors, units in ((0, 0), (1, 1), (1000, 1), (1001, 2), (2_000_000, 2000), (2_000_001, 2001)):
+        done.sectors_read, done.sectors_written = sectors, 3000 + sectors
+        bench.do(0, Admin.GET_LOG_PAGE, cdw10=127 << 16 | LogPage.SMART)
+        log = bench.port.guest.memory[DATA : DATA + 512]
+        assert [int.from_bytes(log[at : at + 16], "little") for at in (32, 48)] == [units, units + 3]
+
+
 def test_a_warning_is_for_whoever_asked_for_it(bench: Bench) -> None:
     bench.do(0, Admin.ASYNC_EVENT_REQUEST)
     bench.controller.events.warn(HealthEvent.TEMPERATURE)
@@ -220,6 +253,14 @@ def test_the_line_is_up_while_there_is_something_that_the_guest_has_not_taken(tm
     bench.engine.ring(3, 1)
     assert not bench.port.line(), "it has taken it"
     bench.close()
+
+
+def test_comparing_counts_as_reading_once(bench: Bench) -> None:
+    bench.do(1, Io.COMPARE, nsid=1)
+    bench.do(1, Io.COMPARE, 8, nsid=1)
+    assert [status for _, status, _ in bench.answers(1)] == [0, 0]
+    done = bench.state.statistics
+    assert (done.reads, done.writes, done.sectors_read, done.sectors_written) == (2, 0, 2, 0)
 
 
 def test_after_a_failure_that_is_fatal_nothing_more_of_the_batch_is_begun(bench: Bench) -> None:

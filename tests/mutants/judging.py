@@ -23,6 +23,10 @@ BATCH = 40
 """Mutants between two looks at whether the tests that have noticed some pass without any."""
 
 
+_MOST_LINES = 1000
+"""More than any module has."""
+
+
 class Fate(StrEnum):
     KILLED = "killed"
     SURVIVED = "SURVIVED"
@@ -126,7 +130,10 @@ class Judge:
             yield Task(tests, mutant)
 
     def _tests(self, mutant: Mutant) -> list[str]:
+        """Those that reach its lines; what was run at import alone is everybody's who reaches the module."""
         tests = self._reach.tests(mutant.file, _lines(mutant))
+        if not tests and self._reach.at_import(mutant.file, _lines(mutant)):
+            tests = self._reach.tests(mutant.file, range(1, _MOST_LINES))
         return [test for test in tests if self._sound.get(test, True)]
 
     def _remember(self, mutant: Mutant, done: Run) -> str | None:
