@@ -241,7 +241,7 @@ def hostile_scheduler() -> Iterator[None]:
     before = threading.gettrace()  # who measures what tests reach has one of its own
     threading.settrace(switch_after_each_instruction)
     yield
-    threading.settrace(before)  # type: ignore[arg-type]
+    threading.settrace(before)
 
 
 @pytest.mark.usefixtures("hostile_scheduler")

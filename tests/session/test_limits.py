@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from vfio_user.server import server as program
 from vfio_user.server.connection import ServerConnection
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import UnmapFlags
-from vfio_user.wire.layouts import DMA_UNMAP, IRQ_INFO, REGION_ACCESS, WRITE_MULTI, WRITE_MULTI_ENTRY
+from vfio_user.wire.layouts import DMA_UNMAP, IRQ_INFO, REGION_ACCESS, WRITE_MULTI
 
 ADD, FETCH = 0, 8
 SIZE = 0x10000
@@ -35,7 +36,7 @@ def refused(client: Client, command: Command, payload: bytes) -> int:
 
 def writes(*entries: tuple[int, int, bytes], count: int | None = None) -> bytes:
     """A request with several writes to region 0: offset, length, data."""
-    packed = [WRITE_MULTI_ENTRY.pack(offset, 0, length, data.ljust(8, b"\0")) for offset, length, data in entries]
+    packed = [struct.pack("<QII8s", offset, 0, length, data) for offset, length, data in entries]
     return WRITE_MULTI.pack(len(entries) if count is None else count) + b"".join(packed)
 
 
@@ -148,9 +149,12 @@ def test_who_has_answered_the_device_may_be_silent_for_as_long_as_it_likes(
     """The time that an answer has is not what the next command has."""
     limits: list[float] = []
     limit = ServerConnection.limit_receives
-    monkeypatch.setattr(
-        ServerConnection, "limit_receives", lambda self, seconds: (limits.append(seconds), limit(self, seconds))[1]
-    )
+
+    def told(connection_: ServerConnection, seconds: float) -> None:
+        limits.append(seconds)
+        limit(connection_, seconds)
+
+    monkeypatch.setattr(ServerConnection, "limit_receives", told)
     memory = message_memory(client)
     memory.view[:4] = number(9)
     client.store(0, FETCH, 8, GUEST)
