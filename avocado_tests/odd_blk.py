@@ -13,7 +13,7 @@ from unittest import mock
 from userdev_servers.blk import Blk
 from userdev_servers.blk.requests import cut_header
 from userdev_servers.blk.spec import HEADER, Feature, RequestType
-from vhost_user.device import Chain, Later, queue
+from vhost_user.device import Begun, Chain, Later, queue
 from vhost_user.memory import DirtyLog
 
 Image = Annotated[str, "as that of blk"]
@@ -22,12 +22,17 @@ Image = Annotated[str, "as that of blk"]
 class Unordered(Blk):
     """Does each request on a thread of its own, so that they end in any order."""
 
+    def __init__(self, *, image: Image = "") -> None:
+        super().__init__(image=image)
+        self.backing.together.close()  # which one thread may use
+
     @queue()
     def serve(self, chain: Chain) -> int | Later:
         return partial(self._do, chain)
 
     def _do(self, chain: Chain) -> int:
         done = super().serve(chain)
+        assert not isinstance(done, Begun)
         return done if isinstance(done, int) else done()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from vhost_user.device import Chain, Later, Queues, VhostDevice, config_field, queue, state
+from vhost_user.device import Chain, Queues, Taken, VhostDevice, config_field, queue, state
 
 
 class Reverse(VhostDevice):
@@ -23,7 +23,7 @@ class Reverse(VhostDevice):
         self.go_on = threading.Event()
 
     @queue()
-    def reverse(self, chain: Chain) -> int | Later:
+    def reverse(self, chain: Chain) -> Taken:
         data = chain.read()
         if data == b"fail":
             raise RuntimeError("on purpose")

@@ -11,7 +11,7 @@ import pytest
 from tests.vhost.channel import Channel
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R, no_fd, split
-from vhost_user.device import Chain, Later, queue
+from vhost_user.device import Chain, Taken, queue
 from vhost_user.wire import BackEndRequest
 from vhost_user.wire.payloads import VringState
 
@@ -28,7 +28,7 @@ class Watched(Reverse):
         self.was_early = False
 
     @queue()
-    def reverse(self, chain: Chain) -> int | Later:
+    def reverse(self, chain: Chain) -> Taken:
         if self.connection >= 0:
             self.was_early |= bool(select.select([self.connection], [], [], 0)[0])
         return super().reverse(chain)

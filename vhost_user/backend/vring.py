@@ -16,12 +16,13 @@ from vhost_user.backend.lifecycle import RingEvent, RingState, after
 from vhost_user.backend.line import Line
 from vhost_user.backend.misses import Misses
 from vhost_user.backend.watcher import Watcher
+from vhost_user.device.queues import Begun
 from vhost_user.memory import IotlbMiss
 from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses
 from vhost_user.wire import BackEndRequest
 
 if TYPE_CHECKING:
-    from vhost_user.device import Later, VhostDevice
+    from vhost_user.device import Later, Taken, VhostDevice
 
 log = logging.getLogger("vhost_user.backend")
 
@@ -268,7 +269,7 @@ class HandledVring(Vring):
         self,
         index: int,
         device: VhostDevice,
-        handler: Callable[[Chain], int | Later],
+        handler: Callable[[Chain], Taken],
         watcher: Watcher,
         make: Callable[[Vring], Ring],
         misses: Misses,
@@ -296,19 +297,46 @@ class HandledVring(Vring):
         left = ring.size
         while left > 0:
             count = 0
-            while count < BATCH and (chain := pop()) is not None:
-                done = handler(chain)
-                if isinstance(done, int):
-                    push(chain, done)
-                else:
-                    self._background.submit(done, partial(self._ended, ring, chain))
-                count += 1
+            begun: list[tuple[Chain, Begun]] = []
+            try:
+                while count < BATCH and (chain := pop()) is not None:
+                    done = handler(chain)
+                    if isinstance(done, int):
+                        push(chain, done)
+                    elif isinstance(done, Begun):
+                        begun.append((chain, done))
+                    else:
+                        self._wait_with(ring, chain, done)
+                    count += 1
+            finally:
+                if begun:
+                    self._end_begun(ring, begun)
             if count and ring.publish():
                 self.call.signal()
             if count < BATCH:
                 return False
             left -= count
         return True
+
+    def _end_begun(self, ring: Ring, begun: list[tuple[Chain, Begun]]) -> None:
+        """Have all of them be done, whatever the device says of one: none may use guest memory after this."""
+        failure: BaseException | None = None
+        for chain, request in begun:
+            try:
+                done = request.end()
+            except AUTHORS_FAILURES as error:
+                failure = error
+                continue
+            if isinstance(done, int):
+                ring.push(chain, done)
+            else:
+                self._wait_with(ring, chain, done)
+        if failure is not None:
+            raise failure
+
+    def _wait_with(self, ring: Ring, chain: Chain, rest: Later) -> None:
+        """Have the rest of a request be done on another thread."""
+        self._background.submit(rest, partial(self._ended, ring, chain))
 
     def _ended(self, ring: Ring, chain: Chain, outcome: int | Exception) -> None:
         """The rest of a request was done on another thread."""

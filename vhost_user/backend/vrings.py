@@ -17,7 +17,7 @@ from vhost_user.backend.misses import Ask, Misses
 from vhost_user.backend.supplying import SupplyVring
 from vhost_user.backend.vring import HandledVring, Vring
 from vhost_user.backend.watcher import Watcher
-from vhost_user.device import DeviceModel, Later, Supply, VhostDevice
+from vhost_user.device import DeviceModel, Supply, Taken, VhostDevice
 from vhost_user.memory import DirtyLog, Iotlb, MemoryTable
 from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import BrokenRing, Chain, PackedRing, Ring, RingAddresses, SplitRing
@@ -280,7 +280,7 @@ class Vrings:
             vring.err.unblock()
 
     def _vring(
-        self, index: int, device: VhostDevice, taker: Callable[[Chain], int | Later] | Supply, watcher: Watcher
+        self, index: int, device: VhostDevice, taker: Callable[[Chain], Taken] | Supply, watcher: Watcher
     ) -> Vring:
         if isinstance(taker, Supply):
             return SupplyVring(index, device, taker, watcher, self._make, self.misses, self._in_band)

@@ -3,11 +3,12 @@
 from userdev.declare.state import state
 from vhost_user.device.config import config_field
 from vhost_user.device.device import DeviceModel, Link, VhostDevice, model_of
-from vhost_user.device.queues import Later, Queues, queue
+from vhost_user.device.queues import Begun, Later, Queues, Taken, queue
 from vhost_user.device.supply import Supply, supply
 from vhost_user.rings import BrokenRing, Chain
 
 __all__ = [
+    "Begun",
     "BrokenRing",
     "Chain",
     "DeviceModel",
@@ -15,6 +16,7 @@ __all__ = [
     "Link",
     "Queues",
     "Supply",
+    "Taken",
     "VhostDevice",
     "config_field",
     "model_of",

@@ -31,7 +31,7 @@ from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vhost_user.device import saved
 from vhost_user.device.class_check import SAID, check_class, takers_of, wrong_attribute
 from vhost_user.device.config import ConfigField, ConfigSpace
-from vhost_user.device.queues import Later, QueueHandler, Queues
+from vhost_user.device.queues import QueueHandler, Queues, Taken
 from vhost_user.device.supply import Supply, SupplyQueue
 from vhost_user.rings import Chain
 
@@ -157,7 +157,7 @@ class DeviceModel:
         self._waiting: list[Callable[[], None]] = []
         """Work that came while there was nobody."""
         self._lock = RLock()
-        self.takers: list[Callable[[Chain], int | Later] | Supply] = []
+        self.takers: list[Callable[[Chain], Taken] | Supply] = []
         """By the number of their queue."""
         self._supplies = {taker.name: Supply(taker.index) for taker in declarations(type(device), SupplyQueue)}
         vars(device).update(self._supplies)

@@ -20,7 +20,23 @@ MAX_SIZE = 32768
 D = TypeVar("D")
 Later = Callable[[], int]
 """The rest of a request, which waits for something: done on a thread beside the session, while others go on."""
-Handler = Callable[[D, Chain], int | Later]
+
+
+class Begun:
+    """A request that goes on by itself while those behind it are looked at.
+
+    It is ended where handlers run, before its driver is told of any that were taken with it, and before its ring can be
+    stopped, its memory go or its session end.
+    """
+
+    def end(self) -> int | Later:
+        """Have it be done: how many bytes are written, as of a handler, or what does the rest of it."""
+        raise NotImplementedError
+
+
+Taken = int | Later | Begun
+"""What becomes of a request."""
+Handler = Callable[[D, Chain], Taken]
 """Does one request, and tells how many bytes it has put into its writable buffers, from their beginning on; or gives
 what does the rest of it, and tells then."""
 
@@ -65,8 +81,8 @@ class QueueHandler(Declaration):
     @overload
     def __get__(self, device: None, owner: type) -> QueueHandler: ...
     @overload
-    def __get__(self, device: object, owner: type) -> Callable[[Chain], int | Later]: ...
-    def __get__(self, device: object | None, owner: type) -> QueueHandler | Callable[[Chain], int | Later]:
+    def __get__(self, device: object, owner: type) -> Callable[[Chain], Taken]: ...
+    def __get__(self, device: object | None, owner: type) -> QueueHandler | Callable[[Chain], Taken]:
         return self if device is None else MethodType(self.function, device)
 
 
@@ -75,7 +91,7 @@ def queue(*indices: int) -> Callable[[Handler[Any]], QueueHandler]:
 
     It is called with a `Chain` and returns how many bytes it has written; the driver has the request back then. What
     would have to wait, for a disk perhaps, it returns as a function, which is called on another thread and returns that
-    number; requests that come behind are taken meanwhile.
+    number; requests that come behind are taken meanwhile. What goes on by itself, on another core, is `Begun`.
     """
 
     def declare(function: Handler[Any]) -> QueueHandler:

@@ -29,9 +29,11 @@ from userdev_servers.blk.requests import (
     unsupported,
 )
 from userdev_servers.blk.spec import HEADER, SECTOR, SERIAL_SIZE, Feature, Status
+from userdev_servers.block.backing import WouldBlock
 from userdev_servers.block.images import log, open_images, parse_size
+from userdev_servers.block.together import Read
 from userdev_servers.control import ControlSocket
-from vhost_user.device import BrokenRing, Chain, Later, Queues, VhostDevice, config_field, queue
+from vhost_user.device import Begun, BrokenRing, Chain, Later, Queues, Taken, VhostDevice, config_field, queue
 
 QUEUE_SIZE = 1024
 SEG_MAX = 126
@@ -116,7 +118,7 @@ class Blk(VhostDevice):
             raise
 
     @queue()
-    def serve(self, chain: Chain) -> int | Later:
+    def serve(self, chain: Chain) -> Taken:
         """Do one request; its status is the last byte that it may write.
 
         Raises:
@@ -133,9 +135,24 @@ class Blk(VhostDevice):
         except (OSError, Refused, struct.error) as error:
             status[0] = self._failed(error)
             return size
-        if work is not None:
-            return partial(self._finish, work, status, size)
-        status[0] = 0
+        if work is None:
+            status[0] = 0
+            return size
+        if isinstance(work, Read):
+            return BegunRead(self, work, status)
+        return partial(self._finish, work, status, size)
+
+    def end_read(self, read: Read, status: memoryview) -> int | Later:
+        """Have a read be done that was begun."""
+        size = read.size + 1
+        try:
+            read.end()
+        except WouldBlock:
+            return partial(self._finish, partial(self.backing.read, read.pieces, read.offset), status, size)
+        except OSError as error:
+            status[0] = self._failed(error)
+        else:
+            status[0] = 0
         return size
 
     def on_attach(self) -> None:
@@ -243,6 +260,13 @@ class Blk(VhostDevice):
                 self.backing.sync()
             except OSError as error:
                 log.warning("image %s: %s", self.backing.path, error)
+
+
+class BegunRead(Begun):
+    """A read that is copied while others are looked at."""
+
+    def __init__(self, device: Blk, read: Read, status: memoryview) -> None:
+        self.end = partial(device.end_read, read, status)  # type: ignore[method-assign]
 
 
 class ImageShown(TypedDict):

@@ -1,8 +1,8 @@
 """What each request does to a disk, as a table.
 
 A function is given the sector, the pieces of memory to read and those to write, without header and status. It has done
-its request when it returns None; what has to wait for the disk it returns, for a thread beside the session. OSError and
-`Refused` are the request's failure.
+its request when it returns None; what has to wait for the disk it returns, for a thread beside the session, and a read
+that it has begun. OSError and `Refused` are the request's failure.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from userdev_servers.blk.spec import HEADER, SECTOR, SEGMENT, SERIAL_SIZE, UNMAP, RequestType, Status
 from userdev_servers.block.backing import Backing, WouldBlock
+from userdev_servers.block.together import LARGE, Read
 
 MAX_SEGMENTS = 256
 """Of a discard, or of zeroes to write: a page of them."""
@@ -93,15 +94,17 @@ class Disk:
         self.backing.sync()
 
 
-Request = Callable[[Disk, int, Pieces, Pieces], Work | None]
+Request = Callable[[Disk, int, Pieces, Pieces], Work | Read | None]
 
 
-def _read(disk: Disk, sector: int, data: Pieces, into: Pieces) -> Work | None:
-    """At once where the page cache has it."""
+def _read(disk: Disk, sector: int, data: Pieces, into: Pieces) -> Work | Read | None:
+    """At once where the page cache has it; a large one together with others."""
     if data:
         raise Refused("a read with data of its own")
     size = size_of(into)
     offset = disk.offset(sector, size)
+    if size >= LARGE and disk.backing.together.takes(into, size):
+        return disk.backing.together.begin(into, size, offset)
     try:
         disk.backing.try_read(into, size, offset)
     except WouldBlock:

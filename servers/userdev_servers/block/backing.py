@@ -26,6 +26,7 @@ from pathlib import Path
 from userdev.errors import UserError
 from userdev.whole import read_whole, write_whole
 from userdev_servers.block.lock import ImageLock
+from userdev_servers.block.together import Together
 
 log = logging.getLogger("vfio_user.servers.block")
 
@@ -98,6 +99,7 @@ class Backing:
         self._no_wait = os.RWF_NOWAIT
         self._has_no_disk = False
         """Reading never waits, though nothing may be asked not to (tmpfs)."""
+        self.together = Together(self)
         self.log: deque[tuple[int, int]] | None = None
         """While there is one: offset and size of everything that was written, as soon as it was."""
 
@@ -134,6 +136,7 @@ class Backing:
 
     def close(self) -> None:
         """Close the file, without a sync, and let go of its lock."""
+        self.together.close()
         os.close(self._fd)
 
     def measure(self) -> None:
@@ -205,6 +208,11 @@ class Backing:
                 raise
             self._no_wait, self._has_no_disk = 0, _is_in_memory(self._fd)
             self.try_read(pieces, size, offset)
+
+    @property
+    def readable_now(self) -> tuple[int, int]:
+        """The file's descriptor, and the flags of a read that takes what is in the page cache; 0: there are none."""
+        return self._fd, self._no_wait
 
     def read(self, pieces: Sequence[memoryview], offset: int) -> None:
         """Fill `pieces`; Lost where the image was cut."""
