@@ -171,7 +171,7 @@ def blocks(programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr(disk_work.DiskWork, "begin", lambda _: None)
     monkeypatch.setattr(disk_work.DiskWork, "check", lambda _: None)
     with disk_work.Blocks(argparse.Namespace()) as work:
-        work.disk, work.size = tmp_path / "disk", 1 << 20
+        work.disk, work.room = tmp_path / "disk", 1 << 20
         work.begin()
         for number in range(100):
             work.round(number)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os as _os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from userdev.printable import printable
@@ -82,3 +82,11 @@ def about(path: str | _os.PathLike[str]) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = _os.fspath(path)
         raise
+
+
+def meant(word: str, words: Collection[str]) -> str:
+    """The beginning of a hint for a word that is not among those that there are: the one that is nearest, if any is."""
+    from difflib import get_close_matches  # who makes no mistake need not wait for it
+
+    near = get_close_matches(word, words, 1)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -30,20 +30,17 @@ _UEVENTS = 15  # NETLINK_KOBJECT_UEVENT
 
 
 class DiskWork(Work):
-    """`disk` is the device's first one, of which everything is overwritten."""
+    """`disk` is the device's first one. All of it is overwritten, by fio and blocks its first `room` bytes."""
 
     disk: Path
     size: int
+    room: int
 
     def begin(self) -> None:
         slot = self.options.slot if self.options.slot.count(":") == 2 else f"0000:{self.options.slot}"
-        function = PciFunction(slot)
-        kind = DRIVERS.get(function.number("class") >> 8)
-        if kind is None:
-            raise DeviceError(f"the device at {self.options.slot} is {function.ids}, and no disk that is known here")
-        load_modules(kind.module)
-        self.disk = appearing(f"disk of {slot}", lambda: kind.find(slot), APPEARING)
-        self.size = int(Path("/sys/block", self.disk.name, "size").read_text()) * 512
+        kind = driver_of(slot)
+        self.disk, self.size = find_disk(slot)
+        self.room = min(self.size, self.options.bytes or self.size)
         self.names = (kind.controller(self.disk), self.disk.name)
         self.state = kind.state(self.disk)
         self.device = {"slot": slot, "disk": str(self.disk), "bytes": self.size}
@@ -96,7 +93,7 @@ class Fio(DiskWork):
 
     def fio(self, seed: int, *more: str) -> None:
         command = ["fio", "--name=round", f"--filename={self.disk}", "--rw=randwrite", "--bs=16k", "--iodepth=16"]
-        command += [f"--size={min(self.size, 8 * MIB)}", "--direct=1", "--ioengine=libaio", "--thread"]
+        command += [f"--size={min(self.room, 8 * MIB)}", "--direct=1", "--ioengine=libaio", "--thread"]
         command += ["--verify=crc32c", "--verify_fatal=1", f"--randseed={seed}", "--output-format=json", *more]
         # In a group of its own: what this program is told is not for fio, which would end in the middle.
         ran = subprocess.run(command, capture_output=True, text=True, check=False, process_group=0)
@@ -118,16 +115,16 @@ class Blocks(DiskWork):
         super().begin()
         self.file = os.open(self.disk, os.O_RDWR | os.O_DIRECT)
         self.opened.callback(os.close, self.file)
-        self.room = mmap.mmap(-1, PAGE)
-        count = min(self.size // PAGE, 1024)
+        self.block = mmap.mmap(-1, PAGE)
+        count = min(self.room // PAGE, 1024)
         self.written: dict[int, int] = {}  # block: the round that wrote it
-        self.places = [index * (self.size // PAGE // count) for index in range(count)]
+        self.places = [index * (self.room // PAGE // count) for index in range(count)]
         self.chance = random.Random(count)
 
     def round(self, number: int) -> None:
         index = self.chance.choice(self.places)
-        self.room[:] = self.content(number)
-        os.pwritev(self.file, [self.room], index * PAGE)
+        self.block[:] = self.content(number)
+        os.pwritev(self.file, [self.block], index * PAGE)
         self.written[index] = number
         if number % 64 == 63:
             os.fdatasync(self.file)
@@ -138,11 +135,11 @@ class Blocks(DiskWork):
         return number.to_bytes(8, "little") + random.Random(number).randbytes(PAGE - 8)
 
     def compare(self, index: int) -> None:
-        os.preadv(self.file, [self.room], index * PAGE)
+        os.preadv(self.file, [self.block], index * PAGE)
         number = self.written[index]
-        if self.room[:] != self.content(number):
-            other = int.from_bytes(self.room[:8], "little")
-            was = f"that of round {other}" if self.room[:] == self.content(other) else "none ever written"
+        if self.block[:] != self.content(number):
+            other = int.from_bytes(self.block[:8], "little")
+            was = f"that of round {other}" if self.block[:] == self.content(other) else "none ever written"
             self.wrong.append(f"block {index} has not the content of round {number}, but {was}")
 
     def check(self) -> None:
@@ -274,6 +271,23 @@ DRIVERS: dict[int, Driver] = {
         lambda _: None,
     ),
 }
+
+
+def driver_of(slot: str) -> Driver:
+    """That of the disk of a PCI function. Raises DeviceError."""
+    function = PciFunction(slot)
+    kind = DRIVERS.get(function.number("class") >> 8)
+    if kind is None:
+        raise DeviceError(f"the device at {slot} is {function.ids}, and no disk that is known here")
+    return kind
+
+
+def find_disk(slot: str) -> tuple[Path, int]:
+    """The first disk of a PCI function and its bytes, once the driver has found it. Raises DeviceError."""
+    kind = driver_of(slot)
+    load_modules(kind.module)
+    disk = appearing(f"disk of {slot}", lambda: kind.find(slot), APPEARING)
+    return disk, int(Path("/sys/block", disk.name, "size").read_text()) * 512
 
 
 def run(*command: str) -> Any:

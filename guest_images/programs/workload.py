@@ -62,6 +62,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--slot", default="", help="where the device is; needed when there are several")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--started", metavar="FILE", default="")
+    disk = parser.add_argument_group("of a disk")
+    disk.add_argument("--bytes", type=int, default=0, metavar="N", help="fio and blocks use no more than the first N")
     edu = parser.add_argument_group("of an edu device")
     edu.add_argument("--access", choices=["auto", *ACCESS], default="auto")
     edu.add_argument("--interrupts", choices=["best", MSIX, MSI, INTX], default="", help="to be enabled")

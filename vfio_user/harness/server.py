@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,8 +30,17 @@ class Owner(Protocol):
     def child(self) -> Child:
         """The process of ours that stands for the server."""
 
+    def server_pid(self) -> int:
+        """The server's own process."""
+
     def kill(self) -> None:
         """End the server as a crash would."""
+
+    def pause(self) -> None:
+        """Have the server stand still: SIGSTOP."""
+
+    def go_on(self) -> None:
+        """Let the server run after a `pause`."""
 
     def stop(self) -> None:
         """End the server, softly first; a second call does nothing."""
@@ -59,10 +70,22 @@ class OwnProcess:
             self.child.stop()
             raise
 
+    def server_pid(self) -> int:
+        """The number of the child."""
+        return self.child.pid
+
     def kill(self) -> None:
         """End the server by SIGKILL and wait up to 5 s for its end."""
         self.child.signal(9)
         self.child.wait(5)
+
+    def pause(self) -> None:
+        """Have the server stand still: SIGSTOP, and none of its threads runs on return."""
+        self.child.pause()
+
+    def go_on(self) -> None:
+        """Let the server run after a `pause`: SIGCONT."""
+        self.child.signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End the server: SIGTERM first, SIGKILL where that does not help; a second call does nothing."""
@@ -91,6 +114,14 @@ class KeptAlive:
         self._interposer = interposer
         self.child = interposer.child
 
+    def server_pid(self) -> int:
+        """The number of the process that the interposer has started.
+
+        Raises:
+            ControlError: there is none at the moment, or the interposer is gone.
+        """
+        return self._interposer.control.server_pid()
+
     def kill(self) -> None:
         """Have the interposer send SIGKILL to its server, as a crash; it starts another.
 
@@ -98,6 +129,22 @@ class KeptAlive:
             ControlError: the interposer refuses, or is gone.
         """
         self._interposer.control.call("signal", signal="SIGKILL")
+
+    def pause(self) -> None:
+        """Have the interposer send SIGSTOP to its server.
+
+        Raises:
+            ControlError: the interposer refuses, or is gone.
+        """
+        self._interposer.control.call("signal", signal="SIGSTOP")
+
+    def go_on(self) -> None:
+        """Have the interposer send SIGCONT to its server.
+
+        Raises:
+            ControlError: the interposer refuses, or is gone.
+        """
+        self._interposer.control.call("signal", signal="SIGCONT")
 
     def stop(self) -> None:
         """It ends with its interposer."""
@@ -128,6 +175,7 @@ class DeviceServer:
         self.device = device
         self.shares_memory = site.host.shares_memory
         self._site, self._limit, self._starts = site, limit, 0
+        self._interposition, self._traced = interposition, trace
         self._started = started
         self.server_path = site.scratch.socket_path(f"{name}.sock")
         self.path = self.server_path
@@ -138,8 +186,7 @@ class DeviceServer:
                 self.owner = OwnProcess(device, site, name, self.server_path, limit)
                 undone.callback(self.owner.stop)
             if interposition is not None:
-                upstream = self._kept_alive(site) if interposition.keep_alive else self._connected()
-                self._interposer = InterposerProcess(site, name, device.family, upstream, interposition, trace=trace)
+                self._interposer = self._start_interposer(interposition)
                 self.path = self._interposer.path
                 if interposition.keep_alive:
                     self.owner = KeptAlive(self._interposer)
@@ -191,6 +238,11 @@ class DeviceServer:
         return self.interposer.control
 
     @property
+    def interposed_there(self) -> Interposition | None:
+        """What interposes a server of the same device on another host: as here, without the faults."""
+        return replace(self._interposition, faults=None) if self._interposition is not None else None
+
+    @property
     def trace(self) -> Path | None:
         """The file with all messages, where they are recorded."""
         return self._interposer.trace if self._interposer is not None else None
@@ -224,6 +276,16 @@ class DeviceServer:
         self.owner = OwnProcess(self.device, self._site, name, self.server_path, self._limit)
         self._started(self.owner.child)
 
+    def restart_interposer(self) -> None:
+        """Start another interposer where one has ended; for a device whose QEMU connects again.
+
+        Raises:
+            UserError: it does not start, or there was none.
+        """
+        self.interposer.stop()
+        self._interposer = self._start_interposer(self._interposition or Interposition())
+        self._started(self._interposer.child)
+
     def stop(self) -> None:
         """End it with its interposer, softly first; a second call does nothing."""
         if self._interposer is not None:
@@ -231,6 +293,11 @@ class DeviceServer:
         self.owner.stop()
         if self._interposer is not None:
             self.server_path.unlink(missing_ok=True)
+
+    def _start_interposer(self, interposition: Interposition) -> InterposerProcess:
+        upstream = self._kept_alive(self._site) if interposition.keep_alive else self._connected()
+        family = self.device.family
+        return InterposerProcess(self._site, self.name, family, upstream, interposition, trace=self._traced)
 
     def _connected(self) -> list[str]:
         """How an interposer is told of a server that runs."""

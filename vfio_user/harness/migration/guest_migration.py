@@ -163,7 +163,7 @@ class _Arriving:
     def start(self, servers: list[DeviceServer]) -> Machine:
         for plugged, server in zip(self._guest.devices, servers, strict=True):
             name, traced = f"{self.spec.name}-{plugged.identity}", server.trace is not None
-            interposed = server.is_interposed
+            interposed = server.interposed_there or False
             other = self._lab.serve(server.device, name, interposed=interposed, host=self.spec.host, trace=traced)
             self._servers.append(other)
         self.spec = self.spec.moved(self.spec.name, self.spec.host, *self._attachments())

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from userdev.process import Deadline
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.device import SCRATCH, Device
@@ -74,7 +74,10 @@ class Assignment:
         subject = SUBJECTS.get(wanted.served)
         kind = kind or next(iter(subject.kinds if subject else ()), NONE)
         if subject and kind not in (NONE, *subject.kinds):
-            raise UserError(f"there is no workload {kind!r} for {wanted.name}", hint=all_kinds())
+            near = meant(kind, (NONE, *subject.kinds))
+            raise UserError(f"there is no workload {kind!r} for {wanted.name}", hint=f"{near}{all_kinds()}")
+        if kind not in KINDS:
+            raise UserError(f"there is no workload {kind!r}", hint=f"{meant(kind, KINDS)}{all_kinds()}")
         if interrupts and kind != NONE and kind not in _choosing_interrupts():
             raise UserError(f"the driver chooses the interrupts in workload {kind!r}", hint="leave out --interrupts")
         if subject and kind != NONE and not wanted.options:
@@ -140,8 +143,20 @@ class Workload:
 
     def look(self) -> Exercise:
         """Report what it has done and seen so far; it checks everything that it can, and goes on."""
-        began = time.monotonic()
+        self.ask()
+        return self.answer()
+
+    def ask(self) -> None:
+        """Have it check everything that it can; `answer` waits for that."""
         self._job.kill(signal.SIGUSR1)
+
+    def answer(self) -> Exercise:
+        """Report what it was asked for.
+
+        Raises:
+            GuestFailure: it says nothing: it has ended.
+        """
+        began = time.monotonic()
         text = self._guest.wait_until_succeeds(
             f"cat {self._now} && rm {self._now}", _END_SECONDS * self._guest.patience, interval=0.02
         )
