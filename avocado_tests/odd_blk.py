@@ -5,6 +5,9 @@ Some of them are what must not be: negative controls of the tests that look for 
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -69,3 +72,16 @@ class Lacking(Blk):
         super().__init__(image=image)
         if on == host:
             self.features &= ~Feature.CONFIG_WCE
+
+
+class Forgetful(Blk):
+    """Keeps what is written in memory, and brings it to its image only when it ends in order: a crash loses it."""
+
+    def __init__(self, *, image: Image = "") -> None:
+        self._image = Path(image)
+        if not self._image.exists():
+            self._image.write_bytes(bytes(8 << 20))
+        self._memory = Path(f"{self._image}.{os.getpid()}")
+        shutil.copyfile(self._image, self._memory)
+        atexit.register(shutil.copyfile, self._memory, self._image)
+        super().__init__(image=str(self._memory))

@@ -26,13 +26,11 @@ from avocado_tests.migration_faults import (
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import (
-    SUBJECTS,
     Assignment,
     BootedGuest,
     Conductor,
     HardwareOptions,
     Job,
-    Journal,
     Lab,
     Limits,
     Mode,
@@ -40,7 +38,6 @@ from vfio_user.harness import (
     Phase,
     Plan,
     Report,
-    Soak,
     Tuning,
     Verdict,
     Workload,
@@ -396,20 +393,6 @@ def start(guest: BootedGuest, cells: Iterable[Cell]) -> list[Workload]:
     ]
 
 
-class Soaking(MigrationTest):
-    """
-    :avocado: tags=edu,migration,soak
-    """
-
-    def test_ten_hops(self) -> None:
-        """Every page that the device ever wrote is compared after each."""
-        with self.lab() as lab:
-            journal = Journal(Path(self.outputdir) / "soak.jsonl", {})
-            for report in Soak(interrupts="intx").run(lab, journal, 10):
-                self.whole(report)
-            self.assertEqual(len(journal.hops), 10)
-
-
 class Disks(MigrationTest):
     """
     What the guest's own driver has to do with a disk that moves, in memory and so with all that is on it.
@@ -430,17 +413,6 @@ class Disks(MigrationTest):
                 done = workload.end()
                 self.log.info("%s: %s", done.command, dict(done.seen))
                 self.assertTrue(done.ok, done.verdict)
-
-    def test_each_work_goes_on_for_ten_hops(self) -> None:
-        """
-        :avocado: tags=nightly,soak
-        """
-        for kind in SUBJECTS["nvme"].kinds:
-            with self.lab() as lab:
-                journal = Journal(Path(self.outputdir) / f"{kind}.jsonl", {})
-                for report in Soak(device="nvme", workload=kind).run(lab, journal, 10):
-                    self.whole(report)
-                self.assertEqual(len(journal.hops), 10)
 
     def test_client_alone_loses_it(self) -> None:
         """Plain `migrate`: the controller is not there any more, and what is written fails.

@@ -10,7 +10,6 @@ import pytest
 from userdev.errors import UserError
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.family import VFIO_USER, VHOST_USER, devices
-from vfio_user.harness.migration.soak import Soak
 from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, image_for
 
 PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
@@ -33,11 +32,6 @@ def test_work_of_another_device_is_refused_and_what_there_is_is_named(device: st
     assert device in str(refused.value)
     for name in {*KINDS} - {NONE}:
         assert name in refused.value.hint
-
-
-def test_a_soak_refuses_it_before_it_boots_anything() -> None:
-    with pytest.raises(UserError):
-        Soak(device="nvme", workload="interrupts")
 
 
 def test_interrupts_are_not_chosen_for_a_driver() -> None:

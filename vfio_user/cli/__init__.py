@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
     "known-issues": ("known_issues", "List what is known to go wrong in QEMU, and what of it happens here."),
     "migrate": ("migrate", "Migrate a guest with its device, and verify it from inside."),
-    "soak": ("soak", "Migrate a guest back and forth, verify every hop, watch for what grows."),
+    "soak": ("soak", "Migrate, reset, kill, upgrade and pause in a random order, while the guest works and verifies."),
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
     "probe": ("probe", "Describe any server's device, as lspci would."),
     "qemu": ("qemu", "Install, list and find QEMU."),

@@ -1,43 +1,88 @@
-"""`vfio-user soak`: a guest with its device goes back and forth between two hosts, as often as wanted."""
+"""`vfio-user soak`: what may happen to a guest happens to it in a random order, while it works, and nothing is lost."""
 
 from __future__ import annotations
 
-import json
-import time
+import shlex
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError, meant
 from vfio_user.cli._hardware import guest_hardware
+from vfio_user.cli._soak_line import Teller
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.interruption import interruptible
-from vfio_user.harness.lab import Lab
-from vfio_user.harness.migration.journal import Journal
-from vfio_user.harness.migration.soak import WATCHED, Soak, trends
-from vfio_user.harness.migration.workload import KINDS as WORKLOADS
+from vfio_user.harness.migration.workload import all_kinds
+from vfio_user.soak import (
+    EVENTS,
+    TRIES,
+    USUAL_WEIGHTS,
+    Journal,
+    Soak,
+    SoakedSpec,
+    Until,
+    parse_numbers,
+    performances,
+    weights_of,
+)
+from vfio_user.soak.page import write_page
+from vfio_user.soak.summary import summary_of, write_summary
+
+DEVICES = (
+    "edu --msix 0 --flr yes",
+    "nvme --msix=no --image {scratch}/nvme.img:64M",
+    "vhost-user-blk",
+    "vhost-user-net",
+)
+"""Of both protocols, and so that QEMU survives that they are unplugged."""
+_UNTIL = ("100", "first-failure")
 
 
 @click.command()
+@click.option("--device", "devices", multiple=True, help=f"As `boot` takes it. By default: {'; '.join(DEVICES)}.")
 @click.option(
-    "--hops", type=click.IntRange(min=1), default=10, show_default=True, help="In all, with those done before."
+    "--workload",
+    "workloads",
+    multiple=True,
+    help=f"Of the first device, of the second and so on; by default the first of each device's own. {all_kinds()}.",
 )
-@click.option("--device", default="edu", show_default=True, help="As `boot` takes it; any server that migrates.")
-@click.option("--workload", type=click.Choice(WORKLOADS), help="What the guest does meanwhile: see migrate.")
 @click.option("--interrupts", type=click.Choice(["best", "intx", "msi", "msix"]), help="Enabled beside the work.")
+@click.option(
+    "--until",
+    "untils",
+    multiple=True,
+    help="8h, 1h30m, 07:30, 1000 (events) or first-failure; of several whichever comes first."
+    f" By default {' and '.join(_UNTIL)}.",
+)
+@click.option("--weight", "weights", multiple=True, help=f"EVENT=WEIGHT; 0: never. Events: {', '.join(EVENTS)}.")
+@click.option("--weights", "weights_file", type=click.Path(path_type=Path), help="YAML with EVENT: WEIGHT.")
+@click.option("--only-events", help="No others than these: EVENT,EVENT.")
+@click.option("--hops", type=click.IntRange(min=1), help="Short for --only-events hop --until N --until first-failure.")
+@click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same order; drawn if not given.")
+@click.option("--only", help="Do the events of these numbers alone, once: N,N.")
+@click.option("--tries", type=click.IntRange(min=0), default=TRIES, show_default=True, help="To reduce a failure.")
 @click.option("--hosts", default="auto", show_default=True, help=f"{', '.join(HOSTS)}, or two as A,B: see migrate.")
-@click.option("--image", help="By default the one that the workload needs.")
+@click.option("--image", help="By default the one that the workloads need.")
 @guest_hardware()
 @click.option("--journal", type=click.Path(path_type=Path), help="JSON lines; by default soak.jsonl among the results.")
-@click.option("--quiet", is_flag=True, help="Say only how it ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print each hop's line of the journal.")
+@click.option("--quiet", is_flag=True, help="Say only what failed, and how it ended.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event's line of the journal.")
 def command(
-    hops: int,
-    device: str,
-    workload: str | None,
+    devices: tuple[str, ...],
+    workloads: tuple[str, ...],
     interrupts: str | None,
+    untils: tuple[str, ...],
+    weights: tuple[str, ...],
+    weights_file: Path | None,
+    only_events: str | None,
+    hops: int | None,
+    seed: int | None,
+    only: str | None,
+    tries: int,
     hosts: str,
     image: str | None,
     qemu: str | None,
@@ -46,53 +91,103 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Migrate a guest back and forth while it works, and verify it from inside after every hop.
+    """Soak a guest: migration, resets, kills, upgrades, pauses and more in a random order, while it works.
 
-    It ends after so many hops, or at the first that lost something, whose whole evidence stays. Interrupted, the same
-    command goes on with the hops that are left. Exit status 0: nothing was lost, and nothing grew.
+    The guest verifies its work after every event. A failure is reduced: the last events before it are tried again with
+    fresh guests, until the shortest sequence that still fails is known. Interrupted, the same command goes on. Exit
+    status 0: nothing was lost, and nothing grew.
     """
-    machine = (hardware["memory"], hardware["iommu"], hardware["cpus"])
-    soak = Soak(device, workload or "", interrupts or "", hosts, image or "", *machine)
+    if hops is not None:
+        only_events, untils = only_events or "hop", (str(hops), "first-failure")
+        devices = devices or ("edu",)
+    spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware)
+    wanted = _weights(weights_file, weights, only_events)
+    until = Until.parse(untils or _UNTIL, datetime.now())
+    numbers = parse_numbers(only) if only else []
+    if numbers and seed is None:
+        raise UserError("events are told by their numbers and a seed", hint="say which: --seed N")
     folder = results_folder("soak")
-    kept = Journal(journal or folder.parent / "soak.jsonl", soak.as_dict(), WATCHED)
-    before = len(kept.hops)
-    if kept.resumed and not quiet:
-        click.echo(f"going on after {before} hops: {kept.path}", err=True)
-    wrong = ""
-    began = time.monotonic()
-    with (
-        interruptible(),
-        Lab("soak", folder=folder, qemu=qemu, progress=lambda text: click.echo(text, err=True)) as lab,
-    ):
-        for report in soak.run(lab, kept, hops):
-            wrong = "" if report.ok else f"{report.verdict}: {report.reason}"
-            if as_json:
-                click.echo(json.dumps(kept.last, default=str))
-            elif not quiet:
-                click.echo(_line(kept.last))
-        if wrong:
-            lab.failure = VerdictError(wrong)
-            for guest in lab.guests:
-                guest.collect(lab.folder)
-    seconds = time.monotonic() - began
-    grown = trends(kept.hops)
-    verdict = wrong or "; ".join(grown) or "nothing was lost"
-    kept.write({"kind": "end", "hops": len(kept.hops), "verdict": verdict, "evidence": str(folder)})
-    done = len(kept.hops) - before
-    if not as_json:
-        click.echo(f"{len(kept.hops)} hops, {done / seconds * 60:.1f} a minute, {_downtime(kept.hops)}: {verdict}")
-    if wrong or grown:
-        raise VerdictError(verdict, evidence=f"journal: {kept.path}\nevidence: {folder}")
+    path = folder / "soak.jsonl" if numbers else journal or folder.parent / "soak.jsonl"
+    kept = Journal(path, {**spec.as_dict(), "weights": wanted}, seed)
+    with Teller(kept, until, quiet=quiet, as_json=as_json) as teller:
+        teller.say(
+            f"seed {kept.seed}, going on after {kept.done.events} events" if kept.resumed else f"seed {kept.seed}"
+        )
+        begin = performances(spec, kept.seed, qemu, lambda text: teller.say(text))
+        soak = Soak(begin, kept, wanted, until, folder, teller, tries)
+        told = _Results(kept, spec, wanted, teller, folder)
+        try:
+            with interruptible(at_once_when_repeated=True):
+                failure = soak.repeat(numbers) if numbers else None
+                if not numbers:
+                    soak.run()
+        except KeyboardInterrupt:
+            told.write("interrupted; the same command goes on")
+            teller.say(f"interrupted after {kept.done.events} events; the same command goes on. page: {told.page}")
+            raise
+        except (UserError, VerdictError, OSError) as error:
+            try:
+                told.write("ended by an error")
+            except OSError as unwritten:
+                error.add_note(f"there is no page: {unwritten}")
+            raise
+    if failure is not None:
+        raise failure
+    summary = told.write("all was done that was to be done")
+    kept.end(summary["verdict"])
+    click.echo(told.sentence(summary))
+    if not summary["ok"]:
+        raise VerdictError(summary["verdict"], evidence=f"page: {told.page}\njournal: {kept.path}")
 
 
-def _line(hop: dict[str, object]) -> str:
-    downtime = hop["downtime"]
-    pause = f"{downtime * 1000:6.1f} ms" if isinstance(downtime, float) else "none"
-    return f"{hop['hop']:>5}  {hop['from']} to {hop['to']}  {hop['seconds']:6.2f} s, downtime {pause}  {hop['verdict']}"
+class _Results:
+    """Page and summary of a soak, written however it ends."""
+
+    def __init__(
+        self, journal: Journal, spec: SoakedSpec, weights: dict[str, float], teller: Teller, folder: Path
+    ) -> None:
+        self.page = folder / "soak.html"
+        self._journal, self._spec, self._weights, self._teller = journal, spec, weights, teller
+
+    def write(self, ended: str) -> dict[str, Any]:
+        """Write both; the summary."""
+        soaked = {**self._spec.as_dict(), "weights": self._weights}
+        summary = summary_of(self._journal, soaked, self._teller.left_out, ended)
+        write_summary(self.page.with_name("summary.json"), summary)
+        again = {line["number"]: self._again(line.get("reduced") or []) for line in self._journal.failures}
+        write_page(self.page, summary, self._journal.events, again)
+        return summary
+
+    def sentence(self, summary: dict[str, Any]) -> str:
+        """How it was, in a line."""
+        downtime = summary["downtime"]
+        pause = (
+            f"downtime {downtime['median'] * 1000:.1f} ms (median), {downtime['longest'] * 1000:.1f} ms (longest)"
+            if downtime
+            else "no downtime"
+        )
+        rate = f"{summary['a_minute']:.1f} a minute"
+        return f"{summary['events']} events, {rate}, {pause}: {summary['verdict']}\npage: {self.page}"
+
+    def _again(self, numbers: list[int]) -> str:
+        words = ["vfio-user", "soak", *self._spec.words]
+        for name, weight in self._weights.items():
+            words += ["--weight", f"{name}={weight:g}"] if weight != USUAL_WEIGHTS[name] else []
+        return shlex.join([*words, "--seed", str(self._journal.seed), "--only", ",".join(map(str, numbers))])
 
 
-def _downtime(hops: list[dict[str, object]]) -> str:
-    known = sorted(found for hop in hops if isinstance(found := hop["downtime"], float))
-    if not known:
-        return "no downtime"
-    return f"downtime {known[len(known) // 2] * 1000:.1f} ms (median), {known[-1] * 1000:.1f} ms (longest)"
+def _weights(file: Path | None, options: tuple[str, ...], only: str | None) -> dict[str, float]:
+    """The weights of all events.
+
+    Raises:
+        UserError: they are none.
+    """
+    usual = dict(USUAL_WEIGHTS)
+    if only:
+        names = [name.strip() for name in only.split(",")]
+        for name in names:
+            if name not in usual:
+                hint = f"{meant(name, usual)}there are: {', '.join(usual)}"
+                raise UserError(f"there is no event {name!r}", hint=hint)
+        usual = {name: weight if name in names else 0.0 for name, weight in usual.items()}
+    return dict(weights_of(usual, file, options))

@@ -39,7 +39,6 @@ __all__ = [
     "Interpose",
     "Interposition",
     "Job",
-    "Journal",
     "KnownIssue",
     "Lab",
     "Limits",
@@ -63,7 +62,6 @@ __all__ = [
     "Scratch",
     "ServerError",
     "Site",
-    "Soak",
     "SocketChardev",
     "SshHost",
     "Trial",
@@ -110,8 +108,6 @@ if TYPE_CHECKING:
     from vfio_user.harness.libvfio_user import reference_program
     from vfio_user.harness.machine import Machine, MachineError
     from vfio_user.harness.migration import Cancelled, Conductor, Limits, Mode, Phase, Plan, Report, Tuning, Verdict
-    from vfio_user.harness.migration.journal import Journal
-    from vfio_user.harness.migration.soak import Soak
     from vfio_user.harness.migration.workload import SUBJECTS, Assignment, Workload, judge
     from vfio_user.harness.mishaps import GuestCrash
     from vfio_user.harness.qemu import Qemu, ensure_qemu, installed_qemu, manifest
@@ -159,8 +155,6 @@ else:
             "Tuning",
             "Verdict",
         ),
-        "vfio_user.harness.migration.journal": ("Journal",),
-        "vfio_user.harness.migration.soak": ("Soak",),
         "vfio_user.harness.migration.workload": ("SUBJECTS", "Assignment", "Workload", "judge"),
         "vfio_user.harness.mishaps": ("GuestCrash",),
         "vfio_user.harness.timeouts": ("patience",),

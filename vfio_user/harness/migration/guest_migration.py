@@ -72,6 +72,7 @@ def move(
     before = look(guest) if running else None
     source.qmp.events.forget("RESET")
     arriving = _Arriving(lab, guest, to, qemu)
+    report.machine = arriving.spec.name
     try:
         try:
             with report.phase(Phase.START):

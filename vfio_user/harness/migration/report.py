@@ -90,6 +90,8 @@ class Report:
     ram_bytes: int = 0
     checks: list[MigrationCheck] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    machine: str = ""
+    """The name of the machine that the guest was to arrive in, by which its logs are called."""
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()

@@ -1,0 +1,39 @@
+"""A lab that goes on for a night lets go of the machines that its guest has left, and of nothing else."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from vfio_user.harness.lab import Lab, belongs_to
+
+
+@pytest.mark.parametrize("name", ["guest", "guest-dev0-edu", "guest.qmp.log", "guest-dev0-edu.server.log"])
+def test_processes_and_logs_belong_to_a_machine(name: str) -> None:
+    assert belongs_to("guest", name)
+    assert not belongs_to("guest.1", name)
+
+
+@pytest.mark.parametrize("name", ["guest.1", "guest.1-guest-dev0", "guest.1.qmp.log", "guests", "other.qmp.log"])
+def test_those_of_its_next_machine_do_not(name: str) -> None:
+    assert not belongs_to("guest", name)
+    assert not belongs_to("guest.10", name)
+
+
+def test_what_has_ended_and_is_forgotten_leaves_nothing_but_its_command(tmp_path: Path) -> None:
+    with Lab(folder=tmp_path) as lab:
+        first, second = (lab.serve("edu", name) for name in ("guest-dev0-edu", "guest.1-guest-dev0"))
+        lab.forget("guest")
+        assert first.log.exists(), "it runs"
+        lab.end(None, [first])
+        lab.forget("guest")
+        assert not first.log.exists()
+        assert second.log.exists()
+        gone = weakref.ref(first.child)
+        del first
+        gc.collect()
+        assert gone() is None
+    assert all(name in (tmp_path / "commands.txt").read_text() for name in ("guest-dev0-edu", "guest.1-guest-dev0"))

@@ -1,0 +1,287 @@
+"""`vfio-user soak` as a person meets it: what is refused and how, how it ends, and the page that it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from tests.soak_kit import Loses, Pretended
+from userdev.errors import UserError, VerdictError
+from vfio_user.cli import soak as soak_command
+from vfio_user.soak import EVENTS, Happening
+from vfio_user.soak.measuring import trends
+from vfio_user.soak.plots import plots
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str, loses: Loses = lambda _: "") -> Pretended:
+    """The command with guests that are none."""
+    pretended = Pretended(loses)
+    monkeypatch.setattr(soak_command, "performances", lambda *_: pretended)
+    soak_command.command.main(list(words), standalone_mode=False)
+    return pretended
+
+
+def summary(results: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(next(results.glob("soak-*/summary.json")).read_text())
+    return found
+
+
+class Wanting(HTMLParser):
+    """What a page would have to fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        wanted = {name: value for name, value in attrs if name in ("src", "href", "xlink:href") and value}
+        self.fetched += [value for value in wanted.values() if value and not value.startswith("#")]
+        if tag in ("script", "link", "iframe"):
+            self.fetched.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(results: Path) -> Wanting:
+    found = Wanting()
+    found.feed(next(results.glob("soak-*/soak.html")).read_text())
+    return found
+
+
+def test_a_good_soak_leaves_a_page_that_needs_nothing_and_a_summary(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--until", "30", "--seed", "3")
+    assert page(results).fetched == []
+    assert "30 events" in page(results).text
+    found = summary(results)
+    assert (found["ok"], found["events"], found["seed"]) == (True, 30, 3)
+    assert sum(kind["count"] for kind in found["by_event"].values()) == 30
+    assert found["downtime"] == {"median": 0.1, "longest": 0.1}
+    assert found["left_out"] == {"flr edu": "it has none"}
+    said = capsys.readouterr()
+    assert "left out: flr edu: it has none" in said.err
+    assert "nothing was lost" in said.out
+
+
+def test_what_was_lost_is_told_with_the_command_that_repeats_it(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loses(lived: Sequence[Happening]) -> str:
+        return "work of <edu>" if lived[-1].event == "kill" else ""
+
+    with pytest.raises(VerdictError, match="work of <edu>"):
+        run(monkeypatch, "--until", "first-failure", "--seed", "3", "--weight", "kill=1", loses=loses)
+    [failure] = summary(results)["failures"]
+    assert len(failure["reduced"]) == 1
+    told = page(results).text
+    assert "work of <edu>" in told
+    assert f"--weight kill=1 --seed 3 --only {failure['number']}" in told
+
+
+def test_an_interrupted_soak_leaves_its_page_and_the_same_command_goes_on(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loses(lived: Sequence[Happening]) -> str:
+        if lived[-1].number == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ""
+
+    with pytest.raises(click.Abort):
+        run(monkeypatch, "--until", "10", loses=loses)
+    assert "the same command goes on" in page(results).text
+    first = summary(results)
+    assert first["events"] in (4, 5)
+    pretended = run(monkeypatch, "--until", "10")
+    assert pretended.guests[0].lived[0].number == first["events"] + 1
+
+
+def test_a_second_interruption_ends_it_at_once(tmp_path: Path) -> None:
+    """Whoever is still ending things in order does not get to the end of it."""
+    program = """
+import time
+from vfio_user.harness.interruption import interruptible
+with interruptible(at_once_when_repeated=True):
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        print("ending", flush=True)
+        time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for said in ("working", "ending"):
+            assert process.stdout.readline().strip() == said
+            process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(30) == 130
+        assert time.monotonic() - began < 20
+
+
+def test_a_disk_that_is_full_ends_it_with_the_reason_and_what_was_done(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal cannot be written any more, and neither can the page."""
+
+    def loses(lived: Sequence[Happening]) -> str:
+        if lived[-1].number == 4:
+            monkeypatch.setattr(os, "fsync", full)
+            monkeypatch.setattr(Path, "write_text", full)
+        return ""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left") as refused:
+        run(monkeypatch, "--until", "10", loses=loses)
+    assert "there is no page" in refused.value.__notes__[0]
+    monkeypatch.undo()
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(results))
+    assert run(monkeypatch, "--until", "10").guests[0].lived[0].number == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--weight", "hopp=1"], "did you mean 'hop'"),
+        (["--only-events", "hopp"], "did you mean 'hop'"),
+        (["--only-events", "flr", "--weight", "flr=0"], "there are: hop"),
+        (["--until", "soon"], "8h"),
+        (["--device", "edu", "--workload", "dmaa"], "did you mean 'dma'"),
+        (["--device", "edu", "--workload", "fio"], "edu has dma"),
+        (["--device", "edo"], "edu"),
+        (["--only", "x"], "3,17"),
+        (["--only", "3"], "--seed"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_starts(
+    results: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        run(monkeypatch, *words)
+    assert told in f"{refused.value} {refused.value.hint}"
+    assert not [*results.iterdir()]
+
+
+def test_only_some_events_are_done_alone(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = run(monkeypatch, "--only", "3,5", "--seed", "1")
+    assert [happening.number for happening in pretended.guests[0].lived] == [3, 5]
+    assert not (results / "soak.jsonl").exists()
+
+
+def test_hops_alone_have_a_short_form(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = run(monkeypatch, "--hops", "4", "--quiet")
+    assert {happening.event for happening in pretended.guests[0].lived} == {"hop"}
+    assert len(pretended.guests[0].lived) == 4
+    assert summary(results)["soaked"]["devices"] == ["edu"]
+
+
+def test_each_event_says_what_it_is_needs_and_verifies() -> None:
+    for name, event in EVENTS.items():
+        assert event.what, name
+        assert event.needs, name
+        assert event.verifies, name
+        assert event.weight > 0, name
+
+
+# -- what grows -------------------------------------------------------------------------------------------------------
+
+
+def soaked(count: int, **growth: float) -> list[dict[str, Any]]:
+    steady = {
+        "harness_fds": 22,
+        "harness_rss": 70_000,
+        "qemu_fds": 92,
+        "qemu_rss": 600_000,
+        "servers_fds": 9,
+        "servers_rss": 26_000,
+        "downtime": 0.06,
+    }
+    return [{name: value + growth.get(name, 0) * event for name, value in steady.items()} for event in range(count)]
+
+
+def test_events_that_are_all_alike_have_no_trend() -> None:
+    assert trends(soaked(1000)) == []
+
+
+@pytest.mark.parametrize(("name", "each"), [("harness_fds", 1), ("harness_rss", 2000), ("downtime", 0.01)])
+def test_what_grows_with_every_event_is_named(name: str, each: float) -> None:
+    [found] = trends(soaked(100, **{name: each}))
+    assert found.startswith(name)
+
+
+def test_a_night_tells_what_an_event_leaves_behind_in_the_harness() -> None:
+    """One that forgot nothing grew by 38 KiB a hop, one that forgets grows by 4 KiB at most."""
+    [found] = trends(soaked(1000, harness_rss=38))
+    assert found.startswith("harness_rss")
+    assert trends(soaked(1000, harness_rss=4)) == []
+
+
+def test_one_slow_event_is_no_trend() -> None:
+    some = soaked(40)
+    some[-1]["downtime"] = 5.0
+    assert trends(some) == []
+
+
+def test_events_that_had_no_downtime_are_left_out() -> None:
+    some = soaked(80, downtime=0.01)
+    for line in some[::2]:
+        line["downtime"] = None
+    [found] = trends(some)
+    assert found.startswith("downtime")
+
+
+def test_a_few_events_tell_no_trend() -> None:
+    assert trends(soaked(10, harness_fds=5)) == []
+
+
+# -- plots ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_plots_are_pictures_with_a_point_for_each_event(count: int) -> None:
+    events = [
+        {
+            "number": n,
+            "event": "hop",
+            "target": "",
+            "at": 60.0 * n,
+            "whole": 1.0,
+            "downtime": n / 1000,
+            "qemu_rss": 1024,
+        }
+        for n in range(1, count + 1)
+    ]
+    failure = {"number": 0, "event": "kill", "target": "a<b>", "at": 30.0}
+    drawn = plots(events, [failure])
+    roots = [ET.fromstring(picture) for picture in drawn]
+    assert {root.tag for root in roots} == {"{http://www.w3.org/2000/svg}svg"}
+    titles = [title.text or "" for title in roots[0].iter("{http://www.w3.org/2000/svg}title")]
+    assert sum(" hop" in title for title in titles) == count
+    assert any("kill a<b>" in title for title in titles)
+
+
+def test_plots_leave_later_imports_alone() -> None:
+    """What draws them puts a hook before each import that finds nothing."""
+    program = "import vfio_user.soak.plots\ntry:\n    import not_there\nexcept ImportError:\n    print('right')"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "right\n", done.stderr

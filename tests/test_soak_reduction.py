@@ -1,0 +1,59 @@
+"""A failure's cause is planted among many events: what is left of them is the shortest sequence that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from vfio_user.soak.reduction import reduce
+
+SIXTEEN = "abcdefghijklmnop"
+
+Fails = Callable[[Sequence[str]], bool]
+
+
+def in_this_order(*wanted: str) -> Fails:
+    """Fails where these happen one after the other, whatever is between."""
+
+    def fails(some: Sequence[str]) -> bool:
+        rest = iter(some)
+        return all(one in rest for one in wanted)
+
+    return fails
+
+
+@pytest.mark.parametrize("cause", ["p", "op", "bp", "bhp", "ap", "abcdp", SIXTEEN])
+def test_the_shortest_sequence_is_found(cause: str) -> None:
+    found = reduce(SIXTEEN, in_this_order(*cause), 500)
+    assert "".join(found.events) == cause
+    assert found.reproduced
+    assert found.minimal
+
+
+def test_one_that_does_not_fail_again_is_left_whole() -> None:
+    found = reduce(SIXTEEN, lambda _: False, 100)
+    assert (found.events, found.reproduced, found.minimal) == (tuple(SIXTEEN), False, False)
+    assert found.tries == 5, "ends of 1, 2, 4, 8 and 16"
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_no_more_is_tried_than_was_allowed_and_what_is_told_did_fail(most: int) -> None:
+    asked: list[str] = []
+    fails = in_this_order("b", "h", "p")
+
+    def counted(some: Sequence[str]) -> bool:
+        asked.append("".join(some))
+        return fails(some)
+
+    found = reduce(SIXTEEN, counted, most)
+    assert found.tries == len(asked) <= most
+    assert len({*asked}) == len(asked), "nothing is tried twice"
+    assert found.reproduced is any(fails(some) for some in asked)
+    assert not found.reproduced or fails(found.events)
+    assert not found.minimal
+
+
+def test_the_only_event_is_its_own_cause() -> None:
+    found = reduce("a", lambda _: True, 1)
+    assert (found.events, found.minimal) == (("a",), True)

@@ -1,0 +1,122 @@
+"""How `vfio-user soak` tells how it goes: a line that stays for a terminal, a line for each event elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from vfio_user.soak.failed import Failed
+from vfio_user.soak.journal import Journal
+from vfio_user.soak.order import Happening
+from vfio_user.soak.reduction import Reduction
+from vfio_user.soak.until import Until
+
+
+class Teller:
+    """A `soak.loop.Listener` for people. A context manager, as a terminal's line has to end.
+
+    With `as_json` each event's line of the journal goes to stdout, with `quiet` only failures are told, on stderr.
+    """
+
+    def __init__(self, journal: Journal, until: Until, *, quiet: bool, as_json: bool) -> None:
+        self.left_out: dict[str, str] = {}
+        self._journal, self._until = journal, until
+        self._quiet, self._as_json = quiet, as_json
+        self._worst = max((line["downtime"] for line in journal.events if line.get("downtime")), default=0.0)
+        console = Console(stderr=True)
+        live = console.is_terminal and not quiet and not as_json
+        self._progress = Progress(BarColumn(20), TextColumn("{task.description}"), console=console, disable=not live)
+        self._is_live = live
+        self._task = self._progress.add_task("", total=1.0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begins(self, order: Mapping[str, Sequence[str]], left_out: Mapping[str, str]) -> None:
+        """Tell once what cannot happen."""
+        for what, why in left_out.items():
+            if what not in self.left_out:
+                self.say(f"left out: {what}: {why}")
+        self.left_out |= left_out
+
+    def happens(self, happening: Happening) -> None:
+        """Tell what goes on."""
+        self._show(f"now {happening}")
+
+    def happened(self, facts: Mapping[str, Any]) -> None:
+        """Tell of an event that was right."""
+        self._worst = max(self._worst, facts.get("downtime") or 0.0)
+        if self._as_json:
+            click.echo(json.dumps(facts, default=str))
+        elif not self._quiet and not self._is_live:
+            click.echo(event_line(facts))
+        self._show("")
+
+    def failed(self, happening: Happening, failure: Failed) -> None:
+        """Tell what was lost."""
+        self.say(f"{happening}: {failure}", anyway=True)
+
+    def tries(self, events: Sequence[Happening]) -> None:
+        """Tell what is tried of a failure."""
+        self.say(f"trying {len(events)}: {', '.join(map(str, events))}")
+
+    def reduced(self, reduction: Reduction[Happening]) -> None:
+        """Tell what it takes."""
+        what = ", ".join(map(str, reduction.events))
+        told = f"still fails: {what}" if reduction.reproduced else "did not fail again"
+        self.say(f"after {reduction.tries} tries: {told}", anyway=True)
+
+    def say(self, text: str, *, anyway: bool = False) -> None:
+        """A line on stderr; `anyway`: also where only failures are told."""
+        if anyway or not self._quiet:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _show(self, now: str) -> None:
+        if self._is_live:
+            done, run = self._journal.done, self._journal.run_seconds
+            self._progress.update(self._task, completed=self._until.part(done, run), description=self._line(now))
+
+    def _line(self, now: str) -> str:
+        done = self._journal.done
+        last = self._journal.events[-1] if self._journal.events else {}
+        parts = [
+            f"{done.events} events",
+            f"{done.events / done.seconds * 60:.1f} a minute" if done.events and done.seconds else "",
+            f"worst downtime {self._worst * 1000:.0f} ms" if self._worst else "",
+            f"{_total(last, 'rss') >> 10} MiB, {_total(last, 'fds')} descriptors" if last else "",
+            f"{done.failures} failures" if done.failures else "",
+            _left(self._until.left(done, self._journal.run_seconds)),
+            now,
+        ]
+        return ", ".join(filter(None, parts))
+
+
+def event_line(facts: Mapping[str, Any]) -> str:
+    """An event for a person, in a line."""
+    downtime = facts.get("downtime")
+    pause = f", downtime {downtime * 1000:.1f} ms" if downtime is not None else ""
+    what = f"{facts['event']} {facts['target']}".strip()
+    return f"{facts['number']:>5}  {what:<32} {facts['seconds']:6.2f} s, looked at in {facts['whole']:6.2f} s{pause}"
+
+
+def _total(facts: Mapping[str, Any], kind: str) -> int:
+    return sum(value for name, value in facts.items() if name.endswith(f"_{kind}"))
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    return f"{hours} h {minutes:02} min left" if hours else f"{minutes} min left"

@@ -1,0 +1,142 @@
+"""A soak's file: JSON lines, appended as things happen, so that an interrupted soak goes on where it was.
+
+Kinds of line: `begin` with what is soaked and the seed, `event` with all that is known of one, `failure`, `reduced`
+with what is left of the failure before it, `note`, `end` with the verdict. docs/soak.md has their fields.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from userdev.errors import UserError
+from vfio_user.soak.until import Done
+
+Line = dict[str, Any]
+
+
+class Journal:
+    """The lines of one soak, those of earlier runs included."""
+
+    def __init__(self, path: Path, soaked: Mapping[str, Any], seed: int | None = None) -> None:
+        """Go on with the last soak of the file if it was of the same and has no end, else begin one.
+
+        Without a `seed` it is that of the soak that is gone on with, or drawn.
+
+        Raises:
+            UserError: the file cannot be read or written.
+        """
+        self.path = path
+        self.events: list[Line] = []
+        self.failures: list[Line] = []
+        self.notes: list[str] = []
+        self._soaked_before = 0.0
+        self._began = time.monotonic()
+        begun = self._go_on(_lines(path), json.loads(json.dumps(dict(soaked))), seed)
+        self.resumed = begun is not None
+        self.seed = begun if begun is not None else secrets.randbelow(1 << 32) if seed is None else seed
+        if not self.resumed:
+            self._write({"kind": "begin", "soaked": dict(soaked), "seed": self.seed, "when": time.time()})
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds of this run."""
+        return time.monotonic() - self._began
+
+    @property
+    def done(self) -> Done:
+        """How far the soak is, with its earlier runs."""
+        failures = len(self.failures)
+        return Done(self._soaked_before + self.run_seconds, len(self.events) + failures, failures)
+
+    @property
+    def next_number(self) -> int:
+        """That of the first event that was not begun yet: one that failed is not tried again."""
+        return 1 + max((line["number"] for line in (*self.events, *self.failures)), default=0)
+
+    def event(self, facts: Line) -> None:
+        """Append what is known of an event, and have it on the disk.
+
+        Raises:
+            UserError: that cannot be written.
+        """
+        self.events.append({"at": round(self.done.seconds, 3), "when": round(time.time(), 3), **facts})
+        self._write({"kind": "event", **self.events[-1]})
+
+    def failure(self, facts: Line) -> None:
+        """Append what is known of a failure."""
+        self.failures.append({"at": round(self.done.seconds, 3), "when": round(time.time(), 3), **facts})
+        self._write({"kind": "failure", **self.failures[-1]})
+
+    def reduced(self, facts: Line) -> None:
+        """Append what is left of the last failure."""
+        self.failures[-1] |= facts
+        self._write({"kind": "reduced", **facts})
+
+    def note(self, what: str) -> None:
+        """Append what a reader of the results has to know."""
+        if what not in self.notes:
+            self.notes.append(what)
+            self._write({"kind": "note", "what": what})
+
+    def end(self, verdict: str) -> None:
+        """Say that the soak has done all that it was to do."""
+        self._write({"kind": "end", "events": len(self.events), "failures": len(self.failures), "verdict": verdict})
+
+    def _go_on(self, lines: list[Line], soaked: Line, seed: int | None) -> int | None:
+        """Take over the last soak of these lines if it can be gone on with: its seed, else None."""
+        begun: int | None = None
+        for line in lines:
+            match line:
+                case {"kind": "begin", "seed": int(its)} | {"kind": "end" as its}:
+                    self.events, self.failures, self.notes = [], [], []
+                    same = isinstance(its, int) and line.get("soaked") == soaked and seed in (None, its)
+                    begun = its if isinstance(its, int) and same else None
+                case {"kind": "event", "number": int(), "at": int() | float(), **facts} if begun is not None:
+                    self.events.append({"number": line["number"], "at": line["at"], **facts})
+                case {"kind": "failure", "number": int(), "at": int() | float(), **facts} if begun is not None:
+                    self.failures.append({"number": line["number"], "at": line["at"], **facts})
+                case {"kind": "reduced", **facts} if begun is not None and self.failures:
+                    self.failures[-1] |= facts
+                case {"kind": "note", "what": str(what)} if begun is not None:
+                    self.notes.append(what)
+        self._soaked_before = max((line["at"] for line in (*self.events, *self.failures)), default=0.0)
+        return begun
+
+    def _write(self, line: Line) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                cut = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+                file.write((b"\n" if cut else b"") + json.dumps(line, default=str).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}",
+                hint="what was done until then is in it; make room, and the same command goes on",
+            ) from error
+
+
+def _lines(path: Path) -> list[Line]:
+    """The lines that can be read: the last may have been cut."""
+    try:
+        texts = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    found = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
+    return found

@@ -1,0 +1,205 @@
+"""The loop of a soak: events in their order until it is enough, a fresh guest after each failure, which is reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from userdev.errors import UserdevError, UserError, VerdictError
+from vfio_user.soak.failed import Failed
+from vfio_user.soak.journal import Journal
+from vfio_user.soak.measuring import Clock
+from vfio_user.soak.order import Happening, Order
+from vfio_user.soak.reduction import Reduction, reduce
+from vfio_user.soak.until import Until
+
+LAST = 16
+"""Of the events before a failure, those that may have to do with it."""
+TRIES = 12
+"""Fresh guests that a failure is worth."""
+_MOST_FAILURES = 10
+"""After so many a soak is no use any more."""
+
+
+class SoakedGuest(Protocol):
+    """What the loop needs of a guest."""
+
+    possible: dict[str, list[str]]
+    """The events that can happen to it, and to what of it."""
+    left_out: dict[str, str]
+    """What cannot, and why."""
+
+    def do(self, happening: Happening) -> dict[str, Any]:
+        """Have it happen, see that nothing was lost, and return what was measured.
+
+        Raises:
+            Failed: something was.
+        """
+
+    def finish(self) -> None:
+        """End the work.
+
+        Raises:
+            Failed: something of it was wrong.
+        """
+
+
+Begin = Callable[[Path], AbstractContextManager[SoakedGuest]]
+"""A fresh guest at work, with a folder for its evidence."""
+
+
+class Listener(Protocol):
+    """Whoever is told how a soak goes."""
+
+    def begins(self, order: Mapping[str, Sequence[str]], left_out: Mapping[str, str]) -> None:
+        """A guest works: what can happen to it, what cannot, and why."""
+
+    def happens(self, happening: Happening) -> None:
+        """An event begins."""
+
+    def happened(self, facts: Mapping[str, Any]) -> None:
+        """It has ended: its line in the journal."""
+
+    def failed(self, happening: Happening, failure: Failed) -> None:
+        """Something was lost."""
+
+    def tries(self, events: Sequence[Happening]) -> None:
+        """A sequence is tried with a fresh guest."""
+
+    def reduced(self, reduction: Reduction[Happening]) -> None:
+        """What is left of a failure."""
+
+
+@dataclass
+class Soak:
+    """One soak. `folder` has a folder for each of its guests; `tries` are those for each failure."""
+
+    begin: Begin
+    journal: Journal
+    weights: Mapping[str, float]
+    until: Until
+    folder: Path
+    listener: Listener
+    tries: int = TRIES
+    _tried: int = field(default=0, init=False)
+
+    def run(self) -> None:
+        """Go on until it is enough; what was done and what failed is in the journal.
+
+        Raises:
+            UserError: it cannot be done.
+        """
+        clock = Clock()
+        guests = 0
+        while not self._is_enough:
+            guests += 1
+            done: list[Happening] = []
+            try:
+                with self.begin(self.folder / f"guest{guests}") as guest:
+                    self._live(guest, done, clock)
+            except VerdictError as error:
+                if not done:
+                    raise
+                self._after(Failed.of(error), done)
+
+    def repeat(self, numbers: Sequence[int]) -> Failed | None:
+        """Do the events of these numbers alone, with a fresh guest; what was lost."""
+        try:
+            with self.begin(self.folder / "guest1") as guest:
+                order = Order(self.journal.seed, self.weights, guest.possible)
+                self.listener.begins(guest.possible, guest.left_out)
+                for number in numbers:
+                    happening = order.happening(number)
+                    self.listener.happens(happening)
+                    self.journal.event(_line(happening, guest.do(happening)))
+                    self.listener.happened(self.journal.events[-1])
+                guest.finish()
+        except VerdictError as error:
+            return Failed.of(error)
+        return None
+
+    @property
+    def _is_enough(self) -> bool:
+        done = self.journal.done
+        return self.until.reached(done, self.journal.run_seconds) or done.failures >= _MOST_FAILURES
+
+    def _live(self, guest: SoakedGuest, done: list[Happening], clock: Clock) -> None:
+        """Events of one guest; `done` gets each, before it happens."""
+        order = Order(self.journal.seed, self.weights, guest.possible)
+        self.listener.begins(guest.possible, guest.left_out)
+        while not self._is_enough:
+            happening = order.happening(self.journal.next_number)
+            done.append(happening)
+            self.listener.happens(happening)
+            self.journal.event(_line(happening, guest.do(happening)))
+            self.listener.happened(self.journal.events[-1])
+            if jump := clock.jump():
+                self.journal.note(jump)
+        guest.finish()
+
+    def _after(self, failure: Failed, done: list[Happening]) -> None:
+        """Reduce a failure, and write it down; one that was reduced before is the same again."""
+        happening, last = done[-1], done[-LAST:]
+        self.listener.failed(happening, failure)
+        known = any(
+            (line["event"], line["check"]) == (happening.event, failure.check) for line in self.journal.failures
+        )
+        self.journal.failure(
+            {
+                **_line(happening, {}),
+                "check": failure.check,
+                "detail": failure.detail,
+                "evidence": failure.evidence,
+                "last": [str(each) for each in last],
+                "seen_before": known,
+            }
+        )
+        if not self.tries or known:
+            return
+        number = len(self.journal.failures)
+        reduction = reduce(last, lambda some: self._fails(some, failure, number), self.tries)
+        self.journal.reduced(
+            {
+                "reduced": [each.number for each in reduction.events],
+                "reduced_to": [str(each) for each in reduction.events],
+                "reproduced": reduction.reproduced,
+                "minimal": reduction.minimal,
+                "tries": reduction.tries,
+            }
+        )
+        self.listener.reduced(reduction)
+
+    def _fails(self, events: Sequence[Happening], wanted: Failed, number: int) -> bool:
+        """Whether a fresh guest to which this happens loses the same; one that cannot be had loses nothing."""
+        self._tried += 1
+        self.listener.tries(events)
+        try:
+            with self.begin(self.folder / f"failure{number}-try{self._tried}") as guest:
+                for happening in events:
+                    guest.do(happening)
+                guest.finish()
+        except UserdevError as error:
+            return Failed.of(error).check == wanted.check
+        return False
+
+
+def _line(happening: Happening, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"number": happening.number, "event": happening.event, "target": happening.target, **facts}
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Numbers of events, from "3,17,18".
+
+    Raises:
+        UserError: they are none.
+    """
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{text!r} are no numbers of events", hint="for example 3,17,18")
+    return numbers

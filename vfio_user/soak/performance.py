@@ -1,0 +1,98 @@
+"""One event done to a guest: work that ends by it ends, it happens, and then all is looked at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from userdev.errors import UserdevError
+from vfio_user.harness import Lab
+from vfio_user.soak.events import EVENTS, Event
+from vfio_user.soak.failed import Failed
+from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
+from vfio_user.soak.measuring import sizes
+from vfio_user.soak.order import Happening
+
+
+class Performance:
+    """What can happen to the guest of a scene, and its happening."""
+
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self._scene = scene
+        self._seed = seed
+        self.possible: dict[str, list[str]] = {}
+        """Events, and the devices that each can be done to; "" is the guest."""
+        self.left_out: dict[str, str] = {}
+        """What cannot, and why."""
+        for name, event in EVENTS.items():
+            self._sort(name, event)
+
+    def _sort(self, name: str, event: Event) -> None:
+        lacking = {device.name: event.lacks(self._scene, device) for device in self._scene.devices}
+        able = [device for device, lack in lacking.items() if not lack]
+        if event.of_guest:
+            able = [""] if len(able) == len(lacking) else []
+        if able:
+            self.possible[name] = able
+        self.left_out |= {f"{name} {device}": lack for device, lack in lacking.items() if lack}
+
+    def do(self, happening: Happening) -> dict[str, Any]:
+        """Have it happen; what was measured: `seconds` of it, `whole` with all that is looked at, and `sizes`.
+
+        Raises:
+            Failed: something was lost.
+        """
+        try:
+            return self._do(EVENTS[happening.event], happening)
+        except UserdevError as error:
+            raise Failed.of(error) from error
+
+    def _do(self, event: Event, happening: Happening) -> dict[str, Any]:
+        scene, began = self._scene, time.monotonic()
+        touched = scene.devices if event.of_guest else [scene.device(happening.target)]
+        ended = [device for device in touched if event.ends_work(device)]
+        keeping = [device for device in touched if device.has_kept] if event.keeps else []
+        for device in ended:
+            scene.end_work(device)
+        for device in keeping:
+            scene.keep(device, f"{self._seed}/{happening.number}")
+        at = time.monotonic()
+        facts = event.act(scene, touched[0], happening.chance)
+        seconds = time.monotonic() - at
+        if event.boots:
+            scene.came_up()
+        for device in keeping:
+            scene.find_kept(device)
+        for device in ended:
+            scene.begin_work(device)
+        scene.verify()
+        whole = time.monotonic() - began
+        return {**facts, "seconds": round(seconds, 3), "whole": round(whole, 3), **sizes(scene.guest)}
+
+    def finish(self) -> None:
+        """End the work of all devices, and judge it.
+
+        Raises:
+            Failed: something of it was wrong.
+        """
+        try:
+            for device in self._scene.devices:
+                self._scene.end_work(device)
+        except UserdevError as error:
+            raise Failed.of(error) from error
+
+
+def performances(
+    spec: SoakedSpec, seed: int, qemu: str | None, tell: Callable[[str], None]
+) -> Callable[[Path], AbstractContextManager[Performance]]:
+    """Fresh guests of a soak, each with a folder of its own for its evidence."""
+
+    @contextmanager
+    def begin(folder: Path) -> Iterator[Performance]:
+        with Lab("soak", folder=folder, qemu=qemu, progress=tell) as lab, scene_of(spec, lab) as scene:
+            yield Performance(scene, seed)
+
+    return begin

@@ -1,0 +1,60 @@
+"""What a soak came to, as data: summary.json, whose fields docs/soak.md has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vfio_user.harness.artifacts import write_text
+from vfio_user.soak.journal import Journal
+from vfio_user.soak.measuring import trends
+
+SCHEMA = 1
+
+
+def summary_of(journal: Journal, soaked: Mapping[str, Any], left_out: Mapping[str, str], ended: str) -> dict[str, Any]:
+    """`soaked` is what the command line said, `left_out` what could not happen and why, `ended` why it is no more."""
+    grown = trends(journal.events)
+    lost = [f"{line['number']} {line['event']} {line['target']}: {line['check']}" for line in journal.failures]
+    done = journal.done
+    return {
+        "schema": SCHEMA,
+        "seed": journal.seed,
+        "soaked": dict(soaked),
+        "seconds": round(done.seconds, 1),
+        "events": done.events,
+        "a_minute": round(done.events / done.seconds * 60, 2) if done.seconds else 0.0,
+        "by_event": _by_event(journal.events),
+        "downtime": _spread([line["downtime"] for line in journal.events if line.get("downtime") is not None]),
+        "left_out": dict(left_out),
+        "notes": journal.notes,
+        "failures": journal.failures,
+        "grown": grown,
+        "ended": ended,
+        "verdict": "; ".join([*lost, *grown]) or "nothing was lost",
+        "ok": not lost and not grown,
+    }
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write it as JSON.
+
+    Raises:
+        UserError: that cannot be written.
+    """
+    write_text(path, json.dumps(summary, indent=2, default=str) + "\n")
+
+
+def _by_event(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, list[float]] = {}
+    for line in events:
+        found.setdefault(line["event"], []).append(line["whole"])
+    return {name: {"count": len(values), **_spread(values)} for name, values in sorted(found.items())}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and longest, in seconds; nothing of nothing."""
+    return {"median": round(median(values), 4), "longest": round(max(values), 4)} if values else {}
