@@ -11,8 +11,10 @@ import pytest
 
 from userdev.errors import UserError
 from userdev.process import Child, is_listening
+from vfio_user.client import Client
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.device import Device, server_command
+from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch, listen
 from vfio_user.harness.server import DeviceServer, ServerError
 from vfio_user.harness.site import Site
@@ -27,6 +29,10 @@ client, _ = server.accept()
 client.sendall(b"first")
 time.sleep(300)
 """
+
+
+def descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
 
 
 @pytest.fixture
@@ -128,6 +134,46 @@ def test_a_server_that_is_started_again_is_told_of_too(scratch: Scratch, tmp_pat
     server.stop()
     assert [child.name for child in told] == ["rng", "rng.1"]
     assert told[-1] is server.child
+
+
+def test_a_server_that_is_killed_and_started_again_all_night_takes_nothing_with_it(
+    scratch: Scratch, tmp_path: Path
+) -> None:
+    """Nor does one that stood still meanwhile."""
+    command = f"{sys.executable} -c '{LISTENS_LATER.replace('0.2', '0')}' {{socket}}"
+    server = DeviceServer(Device(command=command), Site(scratch, tmp_path), "night")
+    before = descriptors()
+    for _ in range(3):
+        server.owner.pause()
+        server.owner.go_on()
+        server.kill()
+        server.restart()
+    assert descriptors() == before
+    assert server.owner.server_pid() == server.child.pid
+    server.stop()
+
+
+def test_an_interposer_that_is_killed_is_replaced_where_it_was(scratch: Scratch, tmp_path: Path) -> None:
+    server = DeviceServer(Device(served="edu"), Site(scratch, tmp_path), "night", interposition=Interposition())
+    before, path = descriptors(), server.path
+    for _ in range(2):
+        killed = server.interposer.child
+        killed.signal(9)
+        server.restart_interposer()
+        assert not killed.running
+        assert server.path == path
+        with Client.connect(f"unix:{path}") as client:
+            assert client.device_info().num_regions
+    assert descriptors() <= before
+    server.stop()
+
+
+def test_the_other_host_has_an_interposer_as_this_one_but_for_faults(scratch: Scratch, tmp_path: Path) -> None:
+    keeping = Interposition(keep_alive=True, msg_timeout=9.0, faults={"rules": []})
+    for interposition, there in ((None, None), (keeping, Interposition(keep_alive=True, msg_timeout=9.0))):
+        server = DeviceServer(Device(served="edu"), Site(scratch, tmp_path), "a", interposition=interposition)
+        assert server.interposed_there == there
+        server.stop()
 
 
 def test_a_server_that_dies_at_its_start_is_quoted(scratch: Scratch, tmp_path: Path) -> None:

@@ -270,6 +270,7 @@ class DeviceServer:
         Raises:
             ServerError: it does not come up.
         """
+        self.owner.stop()  # what is left of it here is a descriptor, which a night of restarts would run out of
         self._starts += 1
         name = f"{self.name}.{self._starts}"
         self.server_path.unlink(missing_ok=True)
