@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import threading
 import traceback
@@ -18,6 +19,7 @@ from avocado import Test
 
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness import (
+    CELL_PARAMETER,
     TEST_SECONDS,
     XFAIL,
     BootedGuest,
@@ -65,6 +67,9 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     def setUp(self) -> None:
         """Begin what the test's labs share."""
         self._open: dict[Lab, int] = {}
+        text = self.params.get(CELL_PARAMETER)
+        self.cell = Cell.of_text(text) if text else Cell.of_environment()
+        """What the run says of this test's guests: the variant's, or that of the whole run."""
 
     def tearDown(self) -> None:
         """End the labs of a test that took too long, and keep their evidence; then run the test's cleanups.
@@ -91,12 +96,13 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         """
         folder, heading = Path(self.outputdir), str(self.name.name).rpartition("/")[2]
         try:
-            with trial(heading, folder=folder, cell=Cell.of_environment(), progress=self.log.info) as self._trial:
+            with trial(heading, folder=folder, cell=self.cell, progress=self.log.info) as self._trial:
                 self._open[self._trial.lab] = threading.get_ident()
                 try:
                     yield self._trial.lab
                 finally:
                     del self._open[self._trial.lab]
+                    self.whiteboard = json.dumps(self._trial.record())
         except VerdictError as failure:
             self.log.info("%s\n%s", failure, failure.evidence)
             self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))

@@ -34,6 +34,11 @@ LOST_SECONDS = 10.0
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TICK_SECONDS = 1.0
+_RUNNER_GONE = "its runner has gone"
+_NO_REPORT = "it has not reported in"
+GONE_ON_WITHOUT = (_RUNNER_GONE, _NO_REPORT)
+"""What the reason of a test says that was gone on without: nobody knows what became of it."""
+
 _AT_ONCE_SECONDS = 1.0
 _NO_TESTS = "could not be created"
 
@@ -225,9 +230,9 @@ def watched(
             raise JobHangs(f"avocado's job has not ended {now - since:.0f} s after its last test")
         for test in _unreported(job):
             if test.has_gone and now - gone.setdefault(test.identity, now) > lost:
-                why = "its runner has gone"
+                why = _RUNNER_GONE
             elif now - since > silence:
-                why = f"it has not reported in {silence:.0f} s"
+                why = f"{_NO_REPORT} {silence:.0f} s"
             else:
                 continue
             if test.identity not in told:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("migrate", "Migrate a guest with its device, and verify it from inside."),
     "soak": ("soak", "Migrate, reset, kill, upgrade and pause in a random order, while the guest works and verifies."),
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
+    "nightly": ("nightly", "Run the cells of a plan, and say what is wrong that was not so before."),
     "probe": ("probe", "Describe any server's device, as lspci would."),
     "qemu": ("qemu", "Install, list and find QEMU."),
     "reference": ("reference", "Build libvfio-user, the reference in C, and say where its programs are."),
@@ -48,7 +49,7 @@ VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
 }
 """The same of `vhost-user`."""
 
-_EXTRAS = {"test-e2e": "test"}
+_EXTRAS = {"nightly": "test", "test-e2e": "test"}
 """Which extra a command needs where its packages are missing; the others need `harness`."""
 
 _OF_FILES = frozenset(

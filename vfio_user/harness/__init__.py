@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "AT_UNPLUG",
+    "CELL_PARAMETER",
     "EXERCISES",
     "INDEX",
     "RECORD",
@@ -92,7 +93,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
     from vfio_user.harness.attachment import Attachment, SocketChardev
     from vfio_user.harness.booted_guest import BootedGuest, Plugged
-    from vfio_user.harness.cell import Cell
+    from vfio_user.harness.cell import CELL_PARAMETER, Cell
     from vfio_user.harness.command_line import HardwareOptions, MachineConfig, slot_address
     from vfio_user.harness.debian import DebianArchive
     from vfio_user.harness.device import Device
@@ -129,7 +130,7 @@ else:
         "vfio_user.harness.artifacts": ("RESULTS_VARIABLE", "results_folder"),
         "vfio_user.harness.attachment": ("Attachment", "SocketChardev"),
         "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged"),
-        "vfio_user.harness.cell": ("Cell",),
+        "vfio_user.harness.cell": ("CELL_PARAMETER", "Cell"),
         "vfio_user.harness.command_line": ("HardwareOptions", "MachineConfig", "slot_address"),
         "vfio_user.harness.debian": ("DebianArchive",),
         "vfio_user.harness.device": ("Device",),

@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 from userdev.errors import UserError
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import SOCKET, Device
+from vfio_user.harness.family import VFIO_USER
 
 CELL_VARIABLE = "VFIO_USER_CELL"
 """Has the cell of the tests that a run starts: avocado takes no parameters beside variants."""
+
+CELL_PARAMETER = "cell"
+"""The parameter of avocado's by which a variant has a cell: its text (`Cell.text`)."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +31,44 @@ class Cell:
     hardware: HardwareOptions = field(default_factory=HardwareOptions)
     servers: Mapping[str, str] = field(default_factory=dict)
     """Other servers of devices, by the device's name: command lines with {socket}."""
+    dialect: str = ""
+    """vfio-user's, that our servers speak; without one what they speak by themselves."""
+    device: str = "edu"
+    """The device that tests of any server try, as `Device.parse` takes it."""
 
     @classmethod
     def of_environment(cls) -> Cell:
         """The one that `exported` has left there; one without a word otherwise."""
-        text = os.environ.get(CELL_VARIABLE)
+        return cls.of_text(os.environ.get(CELL_VARIABLE, ""))
+
+    @classmethod
+    def of_text(cls, text: str) -> Cell:
+        """The one whose `text` that was; one without a word from nothing."""
         return cls(**json.loads(text)) if text else cls()
+
+    @property
+    def text(self) -> str:
+        """The whole of it, in a line."""
+        return json.dumps(dataclasses.asdict(self))
 
     def exported(self) -> dict[str, str]:
         """The environment by which processes that are started have it too."""
-        return {CELL_VARIABLE: json.dumps(dataclasses.asdict(self))}
+        return {CELL_VARIABLE: self.text}
 
     def server_of(self, device: Device) -> Device:
         """The device with the server that it has in this cell.
 
-        One with options is left as it is: they are those of our server.
+        One with options is left with ours, whose options they are.
         """
         command = self.servers.get(device.served)
-        if command is None or device.options:
-            return device
-        return dataclasses.replace(device, served="", command=command)
+        if command is not None and not device.options:
+            return dataclasses.replace(device, served="", command=command)
+        if self.dialect and device.served and device.family is VFIO_USER and _DIALECT not in device.options:
+            return dataclasses.replace(device, options=(*device.options, _DIALECT, self.dialect))
+        return device
+
+
+_DIALECT = "--dialect"
 
 
 def parse_servers(texts: Iterable[str]) -> dict[str, str]:

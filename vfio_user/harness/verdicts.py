@@ -25,6 +25,14 @@ class Trial:
         self.seen: list[str] = []
         """What was seen, an entry's id and what happens."""
 
+    def record(self) -> dict[str, object]:
+        """What a report of the test has to know: the QEMU's version, and the known issues that were seen."""
+        qemu = vars(self.lab).get("qemu")  # a lab without a guest has looked for none
+        return {
+            "qemu": str(qemu.version) if qemu else "",
+            "known_issues": [text.partition(":")[0] for text in self.seen],
+        }
+
     @contextmanager
     def known_issue(self, identity: str, guest: BootedGuest) -> Iterator[None]:
         """A block that has to fail as this known issue says where the guest's QEMU has it, and is the last of the test.

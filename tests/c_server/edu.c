@@ -1,0 +1,224 @@
+/*
+ * A vfio-user server in plain C, which shares nothing with this project: edu's identification, liveness and factorial,
+ * polled, without interrupts and DMA. Written after docs/interop/vfio-user.rst and docs/specs/edu.rst of QEMU. It serves
+ * one client after the other at the path that is its argument.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum { VERSION = 1, DMA_MAP, DMA_UNMAP, GET_INFO, GET_REGION, GET_REGION_FDS, GET_IRQ, SET_IRQS, READ, WRITE, RESET = 13 };
+enum { REPLY = 1, NO_REPLY = 1 << 4, FAILED = 1 << 5 };
+enum { REGIONS = 9, BAR0 = 0, CONFIG = 7, IRQS = 5, BAR_SIZE = 1 << 20, CONFIG_SIZE = 256, MOST = 4096 };
+
+struct header { uint16_t id, command; uint32_t size, flags, error; };
+struct info { uint32_t argsz, flags, regions, irqs; };
+struct region { uint32_t argsz, flags, index, cap_offset; uint64_t size, offset; };
+struct irq { uint32_t argsz, flags, index, count; };
+struct access { uint64_t offset; uint32_t region, count; };
+
+static union { uint8_t bytes[MOST]; struct header header; } in, out;
+static uint8_t config[CONFIG_SIZE];
+static uint32_t inverted, result, status;
+
+static const uint8_t fresh_config[CONFIG_SIZE] = {
+    [0x00] = 0x34, 0x12, 0xe8, 0x11, [0x08] = 0x10, 0x00, 0xff, 0x00, [0x2c] = 0xf4, 0x1a, 0x00, 0x11,
+};
+
+static void reset(void)
+{
+    memcpy(config, fresh_config, sizeof config);
+    inverted = result = status = 0;
+}
+
+static uint32_t load(uint64_t offset)
+{
+    switch (offset) {
+    case 0x00: return 0x010000ed;
+    case 0x04: return inverted;
+    case 0x08: return result;
+    case 0x20: return status;
+    default: return offset < 0x80 ? 0xffffffff : 0;
+    }
+}
+
+static void store(uint64_t offset, uint32_t value)
+{
+    if (offset == 0x04)
+        inverted = ~value;
+    if (offset == 0x20)
+        status = value & 0x80;
+    if (offset == 0x08) {
+        result = value < 34 ? 1 : 0; /* 34! has 32 factors of two */
+        for (uint32_t factor = 2; value < 34 && factor <= value; factor++)
+            result *= factor;
+    }
+}
+
+/* Only the command register and BAR 0 keep what is written. */
+static void store_config(uint64_t offset, const uint8_t *data, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t at = offset + i;
+        if (at == 0x04 || at == 0x05 || at == 0x3c)
+            config[at] = data[i];
+        if (at >= 0x10 && at < 0x14)
+            config[at] = data[i] & ((uint32_t)-BAR_SIZE >> 8 * (at - 0x10));
+    }
+}
+
+/* What is answered: the bytes behind the header, or a negative errno. `size` is of what was asked. */
+static int answer(int command, const uint8_t *asked, uint32_t size, uint8_t *reply)
+{
+    struct access access;
+
+    memcpy(reply, asked, size);
+    switch (command) {
+    case VERSION: {
+        static const char said[] = "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":1024}}";
+        memcpy(reply + 4, said, sizeof said);
+        return 4 + sizeof said;
+    }
+    case DMA_MAP:
+        return 0;
+    case DMA_UNMAP:
+        return size;
+    case GET_INFO: {
+        struct info info = { sizeof info, 1 | 2, REGIONS, IRQS };
+        memcpy(reply, &info, sizeof info);
+        return sizeof info;
+    }
+    case GET_REGION: {
+        struct region region;
+        if (size < sizeof region)
+            return -EINVAL;
+        memcpy(&region, asked, sizeof region);
+        if (region.index >= REGIONS)
+            return -EINVAL;
+        region.size = region.index == BAR0 ? BAR_SIZE : region.index == CONFIG ? CONFIG_SIZE : 0;
+        region.flags = region.size ? 1 | 2 : 0;
+        region.argsz = sizeof region;
+        region.cap_offset = 0;
+        region.offset = 0;
+        memcpy(reply, &region, sizeof region);
+        return sizeof region;
+    }
+    case GET_IRQ: {
+        struct irq irq;
+        if (size < sizeof irq)
+            return -EINVAL;
+        memcpy(&irq, asked, sizeof irq);
+        if (irq.index >= IRQS)
+            return -EINVAL;
+        irq.argsz = sizeof irq;
+        irq.flags = irq.count = 0;
+        memcpy(reply, &irq, sizeof irq);
+        return sizeof irq;
+    }
+    case SET_IRQS:
+        return 0;
+    case READ:
+    case WRITE:
+        if (size < sizeof access)
+            return -EINVAL;
+        memcpy(&access, asked, sizeof access);
+        if (access.count > 1024 || (command == WRITE && size - sizeof access < access.count))
+            return -EINVAL;
+        if (access.region == CONFIG && access.offset <= CONFIG_SIZE && access.count <= CONFIG_SIZE - access.offset) {
+            if (command == READ)
+                memcpy(reply + sizeof access, config + access.offset, access.count);
+            else
+                store_config(access.offset, asked + sizeof access, access.count);
+        } else if (access.region == BAR0 && access.offset < BAR_SIZE && access.count <= 8) {
+            uint32_t value = 0;
+            if (command == READ) {
+                value = load(access.offset);
+                memset(reply + sizeof access, 0, access.count);
+                memcpy(reply + sizeof access, &value, access.count < 4 ? access.count : 4);
+            } else {
+                memcpy(&value, asked + sizeof access, access.count < 4 ? access.count : 4);
+                store(access.offset, value);
+            }
+        } else {
+            return -EINVAL;
+        }
+        return sizeof access + (command == READ ? access.count : 0);
+    case RESET:
+        reset();
+        return 0;
+    default:
+        return -ENOTSUP;
+    }
+}
+
+/* Whole messages only; descriptors that come along are closed, as nothing is mapped. 0: the client has gone. */
+static int receive(int client, uint8_t *buffer, size_t wanted)
+{
+    union { char bytes[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } control;
+
+    while (wanted > 0) {
+        struct iovec part = { buffer, wanted };
+        struct msghdr message = {
+            .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control,
+        };
+        ssize_t got = recvmsg(client, &message, MSG_CMSG_CLOEXEC);
+        if (got <= 0)
+            return 0;
+        for (struct cmsghdr *each = CMSG_FIRSTHDR(&message); each; each = CMSG_NXTHDR(&message, each)) {
+            int *fds = (int *)CMSG_DATA(each);
+            for (size_t i = 0; i < (each->cmsg_len - CMSG_LEN(0)) / sizeof *fds; i++)
+                close(fds[i]);
+        }
+        buffer += got;
+        wanted -= (size_t)got;
+    }
+    return 1;
+}
+
+static void serve(int client)
+{
+    const size_t header = sizeof(struct header);
+
+    while (receive(client, in.bytes, header)) {
+        uint32_t size = in.header.size;
+        if (size < header || size > MOST - 1024 || !receive(client, in.bytes + header, size - header))
+            return;
+        int length = answer(in.header.command, in.bytes + header, size - (uint32_t)header, out.bytes + header);
+        if (in.header.flags & NO_REPLY)
+            continue;
+        out.header = in.header;
+        out.header.flags = REPLY | (length < 0 ? FAILED : 0);
+        out.header.error = length < 0 ? (uint32_t)-length : 0;
+        out.header.size = (uint32_t)header + (length < 0 ? 0 : (uint32_t)length);
+        if (send(client, out.bytes, out.header.size, MSG_NOSIGNAL) != (ssize_t)out.header.size)
+            return;
+    }
+}
+
+int main(int count, char **arguments)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (count != 2 || strlen(arguments[1]) >= sizeof address.sun_path) {
+        fprintf(stderr, "usage: %s SOCKET\n", arguments[0]);
+        return 2;
+    }
+    strcpy(address.sun_path, arguments[1]);
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 1)) {
+        perror(arguments[1]);
+        return 1;
+    }
+    reset();
+    for (;;) {
+        int client = accept(listener, NULL, NULL);
+        if (client < 0)
+            return 1;
+        serve(client);
+        close(client);
+    }
+}

@@ -1,0 +1,191 @@
+"""A plan is read whole, or refused with file, line and what is allowed, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from userdev.errors import UserError
+from vfio_user.nightly.abilities import declared
+from vfio_user.nightly.cells import cells_of
+from vfio_user.nightly.matrix import draw_plan
+from vfio_user.nightly.plan import Plan, read_plan
+from vfio_user.nightly.servers import read_servers
+from vfio_user.nightly.staging import ReadyServer, staged
+
+PLAN = """\
+name: ours
+servers: servers.yaml
+qemus:
+  mine: /opt/qemu
+groups:
+  first:
+    servers: [edu, theirs]
+    tests: ["registers:Registers.test_factorial", any_server]
+    vary:
+      qemu: [usual, mine]
+      cpus: [1, 2]
+    without:
+      - {server: theirs, cpus: 2}
+  second:
+    servers: [edu]
+    tests: [dma]
+    vary: {dialect: [current, region-migration], iommu: [off, on]}
+"""
+SERVERS = """\
+servers:
+  theirs:
+    about: somebody's
+    protocol: vfio-user
+    kind: edu
+    command: "./server {socket}"
+    supports: [reset]
+    known_issues:
+      - {id: slow, what: it is slow, tests: [A.test_a], symptom: late}
+"""
+
+
+def written(folder: Path, plan: str = PLAN, servers: str = SERVERS) -> Path:
+    (folder / "servers.yaml").write_text(servers)
+    path = folder / "plan.yaml"
+    path.write_text(plan)
+    return path
+
+
+def line_of(text: str, part: str) -> int:
+    return text[: text.index(part)].count("\n") + 1
+
+
+def refusal(folder: Path, plan: str = PLAN, servers: str = SERVERS) -> str:
+    with pytest.raises(UserError) as refused:
+        read_plan(written(folder, plan, servers))
+    return f"{refused.value}\n{refused.value.hint}"
+
+
+def test_a_plan_is_what_it_says(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path))
+    assert plan.qemu("mine") == "/opt/qemu"
+    assert plan.qemu("usual") == ""
+    assert plan.references["second"] == ("avocado_tests/test_dma.py",)
+    assert plan.text.groups["second"].axes()["iommu"] == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "allowed"),
+    [
+        ("qemus:", "quemus:", "do you mean qemus?"),
+        ("    vary:\n", "    varry:\n", "do you mean vary?"),
+        ("      cpus:", "      cpu:", "do you mean cpus?"),
+        ("servers: [edu, theirs]", "servers: [edu, their]", "do you mean theirs?"),
+        ("qemu: [usual, mine]", "qemu: [usual, yours]", "usual"),
+        ("cpus: [1, 2]", "cpus: [1, 0]", "greater than or equal to 1"),
+        ("cpus: [1, 2]", "cpus: [1, 1]", "a value twice"),
+        ("cpus: [1, 2]", "cpus: [yes]", "integer"),
+        ("dialect: [current, region-migration]", "dialect: [draft-v6]", "'region-migration'"),
+        ("tests: [dma]", "tests: [dna]", "there are: "),
+        ("{server: theirs, cpus: 2}", "{server: theirs, cpus: 3}", "it has: 1, 2"),
+        ("{server: theirs, cpus: 2}", "{server: theirs, colour: 3}", "'colour'"),
+        ("servers: servers.yaml", "servers: nothing.yaml", "nothing.yaml"),
+        ("name: ours", "name: Our Plan", "pattern"),
+        ("servers: [edu]\n", "servers: [nvme, vhost-user-rng]\n", "a dialect is chosen for our vfio-user servers only"),
+        ("  mine: /opt/qemu", "  sid: /opt/qemu", "there is already"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line_and_what_is_allowed(
+    right: str, wrong: str, allowed: str, tmp_path: Path
+) -> None:
+    plan = PLAN.replace(right, wrong, 1)
+    assert plan != PLAN
+    said = refusal(tmp_path, plan)
+    assert f"plan.yaml:{line_of(plan, wrong.strip(' '))}:" in said
+    assert allowed in said
+
+
+def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
+    plan = PLAN.replace("servers: [edu, theirs]", "servers:\n      - edu\n      - their")
+    assert f"plan.yaml:{line_of(plan, 'their')}:" in refusal(tmp_path, plan)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("{socket}", "there", "{socket}"),
+        ("protocol: vfio-user", "protocol: virtio", "'vhost-user'"),
+        ("protocol: vfio-user", "protocol: vhost-user", "ability of vhost-user 'reset'"),
+        ("supports: [reset]", "supports: [resets]", "do you mean reset?"),
+        ("supports: [reset]", "probe: no", "either supports"),
+        ("./server {socket}", "{program} {socket}", "there is no prepare"),
+        ("symptom: late", "symptom: '('", "no pattern"),
+        ("    about:", "    abuot:", "do you mean about?"),
+        ("  theirs:", "  edu:", "one of ours"),
+    ],
+)
+def test_what_is_wrong_with_a_server_is_told_with_its_line(right: str, wrong: str, said: str, tmp_path: Path) -> None:
+    text = SERVERS.replace(right, wrong, 1)
+    told = refusal(tmp_path, servers=text)
+    assert "servers.yaml:" in told
+    assert said in told
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "name", "a: [", "groups: {a: {}}\ngroups: {b: {}}\n"])
+def test_what_is_no_plan_at_all_is_refused_with_a_line(text: str, tmp_path: Path) -> None:
+    assert "plan.yaml:" in refusal(tmp_path, text)
+
+
+def test_the_digest_tells_plans_apart(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path))
+    assert plan.digest("a") == read_plan(written(tmp_path)).digest("a") != plan.digest("b")
+    assert plan.digest("a") != read_plan(written(tmp_path, servers=f"{SERVERS}# more\n")).digest("a")
+
+
+def cells(plan: Plan) -> set[str]:
+    return {cell.id for found in cells_of(plan, draw_plan(plan)).values() for cell in found}
+
+
+def test_cells_are_named_after_what_is_not_as_usual(tmp_path: Path) -> None:
+    text = PLAN.replace("  second:", "    combine: all\n  second:")
+    found = cells(read_plan(written(tmp_path, text)))
+    assert {"edu", "edu+cpus=2", "edu+qemu=mine+cpus=2", "theirs+qemu=mine"} <= found
+    assert "theirs+cpus=2" not in found
+
+
+def test_a_case_that_two_groups_have_is_one(tmp_path: Path) -> None:
+    text = PLAN.replace("tests: [dma]", 'tests: ["registers:Registers.test_factorial"]')
+    plan = read_plan(written(tmp_path, text))
+    cases = [case.id for found in staged(plan, draw_plan(plan)).cases().values() for case in found]
+    assert len(cases) == len(set(cases))
+    assert "edu/avocado_tests/test_registers.py:Registers.test_factorial" in cases
+
+
+def test_a_case_that_a_server_cannot_do_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path))
+    stage = staged(plan, draw_plan(plan))
+    server = plan.servers["theirs"]
+    ready = {"theirs": ReadyServer("./server {socket}", declared(server))}
+    cases = [
+        case for case in type(stage)(plan, stage.cells, stage.tests, ready).cases()["first"] if "theirs" in case.id
+    ]
+    skipped = {case.test.rpartition(".")[2]: case.skipped for case in cases if case.skipped}
+    assert skipped.keys() == {"test_it_goes_to_another_host_and_back"}
+    assert "migration: its entry does not name it" in skipped["test_it_goes_to_another_host_and_back"]
+
+
+def test_tests_of_another_protocol_or_kind_are_no_cases(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path))
+    tests = {case.test for case in staged(plan, draw_plan(plan)).cases()["first"]}
+    assert not any("AnyDisk" in test for test in tests)
+    assert any("AnyDevice" in test for test in tests)
+
+
+def test_a_server_that_does_what_ours_does_is_in_its_place(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path))
+    found = {cell.id: cell for cell in cells_of(plan, draw_plan(plan))["first"]}
+    assert found["theirs"].guest_cell("", "./server {socket}").servers == {"edu": "./server {socket}"}
+    assert found["edu"].guest_cell("", "edu").servers == {}
+
+
+def test_the_plan_that_is_shipped_is_one_and_its_lock_file_has_its_combinations() -> None:
+    plan = read_plan(Path(__file__).parent.parent / "nightly.yaml")
+    assert not draw_plan(plan).is_new
+    assert read_servers(plan.servers_folder / "servers.yaml").value.servers.keys() <= plan.servers.keys()

@@ -1,0 +1,109 @@
+"""`vfio-user nightly`: a plan's cells, run as one job of avocado's, and what they came to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from userdev.errors import UserError, VerdictError
+from vfio_user.avocado_job.selection import suite_folder
+from vfio_user.avocado_job.surroundings import prepare_environment
+from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.evidence import INDEX
+from vfio_user.nightly.earlier import earlier_nights, estimate, last_finished, new_wrong
+from vfio_user.nightly.matrix import Drawn, draw_plan, write_lock
+from vfio_user.nightly.night import Night, commit_of, only_one
+from vfio_user.nightly.place import Here
+from vfio_user.nightly.plan import Plan, read_plan
+from vfio_user.nightly.staging import Stage, staged
+from vfio_user.nightly.summary import CaseResult, Status, Summary
+
+
+@click.command()
+@click.option("--plan", "path", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The plan, YAML.")
+@click.option("--list", "list_only", is_flag=True, help="Name the cases, CELL/TEST, and run none.")
+@click.option("--dry-run", is_flag=True, help="Say how many cases the cells have and how long they will take.")
+@click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
+@click.option("--wait", is_flag=True, help="Where a night runs already, wait until it has ended.")
+@click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
+def command(path: Path, list_only: bool, dry_run: bool, locked: bool, wait: bool, timeout_factor: float) -> None:
+    """Run the cells of a plan (docs/nightly.md).
+
+    The exit status is 0 when nothing is wrong that was not so in the last night of this plan, 1 when something is,
+    2 when the night could not be done. Ctrl-C ends it in order, with a summary of what was run; again, at once.
+    """
+    plan = read_plan(path)
+    drawn = draw_plan(plan)
+    folder = suite_folder()
+    root = folder.parent if folder else Path.cwd()
+    base = Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute() / "nightly"
+    if not list_only and not dry_run:
+        _keep(plan, drawn, locked=locked)
+    prepare_environment(root, timeout_factor)
+    with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
+        stage = staged(plan, drawn)
+        if list_only or dry_run:
+            _show(stage, base, cases=list_only)
+            return
+        with only_one(base, wait=wait, say=_say):
+            _run(stage, drawn, base, root)
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _keep(plan: Plan, drawn: Drawn, *, locked: bool) -> None:
+    if not drawn.is_new:
+        return
+    if locked:
+        raise UserError(f"{plan.lock_path} does not have all combinations", hint="run it once without --locked")
+    write_lock(plan, drawn)
+    _say(f"{plan.lock_path} has the combinations from now on; keep it with the plan")
+
+
+def _show(stage: Stage, base: Path, *, cases: bool) -> None:
+    planned = [case for found in stage.cases().values() for case in found]
+    if cases:
+        for case in planned:
+            click.echo(case.id)
+        return
+    for cell in dict.fromkeys(case.cell.id for case in planned):
+        click.echo(f"{cell}: {sum(case.cell.id == cell for case in planned)}")
+    click.echo(_estimate(stage, base))
+
+
+def _estimate(stage: Stage, base: Path) -> str:
+    planned = [(case.id, case.test) for found in stage.cases().values() for case in found]
+    return str(estimate(planned, earlier_nights(base, stage.plan.text.name), stage.plan.text.parallel))
+
+
+def _run(stage: Stage, drawn: Drawn, base: Path, root: Path) -> None:
+    before = last_finished(earlier_nights(base, stage.plan.text.name))
+    _say(_estimate(stage, base))
+    night = Night(stage.plan, drawn, base, commit=commit_of(root))
+    summary = night.run(stage, Here(stage.plan.text.parallel), _say)
+    new = new_wrong(summary, before)
+    _tell(summary, night.folder, new)
+    if summary.status is Status.ENDED:
+        _say(f"the night was ended {summary.reason}; {len(summary.results)} of {summary.planned} cases have a result")
+        raise KeyboardInterrupt
+    if new:
+        raise VerdictError(f"{len(new)} of {summary.planned} cases are wrong, and were not so in the last night")
+
+
+def _tell(summary: Summary, folder: Path, new: Sequence[CaseResult]) -> None:
+    for result in summary.wrong():
+        known = "" if result in new else " (as in the last night)"
+        click.echo(f"{result.verdict} {result.id}: {result.cause}{known}")
+        page = folder / result.evidence / "data" / INDEX
+        if result.evidence and page.exists():
+            click.echo(f"  {page}")
+    for remark in summary.remarks:
+        click.echo(remark)
+    click.echo(f"evidence: {folder}")
+    click.echo(", ".join(f"{number} {verdict}" for verdict, number in summary.counts().items() if number))

@@ -1,0 +1,286 @@
+"""A night: its folder, one job of avocado's over all that is ready, and its summary, which is kept up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from userdev.errors import UserError
+from userdev.process.child import is_full
+from vfio_user.avocado_job.job import (
+    EndedAtOnce,
+    Ending,
+    JobHangs,
+    avocado,
+    complete_junit,
+    run_bounded,
+    usual_settings,
+)
+from vfio_user.harness.artifacts import results_folder
+from vfio_user.harness.debian import Progress
+from vfio_user.nightly.cases import Case, suite_settings, variant_of
+from vfio_user.nightly.cells import NightCell
+from vfio_user.nightly.matrix import Drawn
+from vfio_user.nightly.place import Place, Readiness
+from vfio_user.nightly.plan import Plan
+from vfio_user.nightly.staging import Stage, ready_servers
+from vfio_user.nightly.summary import CaseResult, Cell, PlanIdentity, Status, Summary, Verdict, case_id
+from vfio_user.nightly.verdicts import named, qemu_of, result_of, skipped, wedged
+from vfio_user.nightly.watch import Clock, Space
+
+WRITE_SECONDS = 2.0
+"""Seconds between two summaries of a night that runs, at least."""
+
+_LOCK, _RUNNING = ".lock", ".running"
+
+
+@contextmanager
+def only_one(base: Path, *, wait: bool, say: Progress) -> Iterator[None]:
+    """A block of which only one at a time is in the folder of nights; another one is waited for if that is wanted.
+
+    Raises:
+        UserError: there is another, and it is not.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(base / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        with contextlib.suppress(OSError):
+            say(f"a night runs in {base} already: {(base / _RUNNING).read_text().strip()}")
+        if not wait:
+            raise UserError(f"a night runs in {base} already", hint="--wait waits until it has ended") from None
+        say("waiting until it has ended")
+        lock.acquire()
+    try:
+        (base / _RUNNING).write_text(f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What can be run: the stage with its servers, and what the place has."""
+
+    stage: Stage
+    place: Readiness
+
+    def missing(self, cell: NightCell) -> str:
+        """Why nothing of a cell can be run; "" where it can."""
+        qemu = self.place.missing.get(cell.qemu)
+        if qemu:
+            return f"QEMU {cell.qemu} is not to be had: {qemu}"
+        return self.stage.servers[str(cell.values["server"])].missing
+
+
+class Night:
+    """A night of a plan, in a new folder below `base`."""
+
+    def __init__(self, plan: Plan, drawn: Drawn, base: Path, *, commit: str = "") -> None:
+        """Make its folder, and write the first summary.
+
+        Raises:
+            UserError: there can be no folder.
+        """
+        self.folder = results_folder(plan.text.name, base)
+        self._clock = Clock()
+        self._space = Space(self.folder)
+        self._known: dict[str, CaseResult] = {}
+        self._cases: dict[str, Case] = {}
+        self._taken: list[Mapping[str, Any]] = []
+        """Tests of avocado's result of which all is known."""
+        self._passed: list[Path] = []
+        self._qemus: dict[str, str] = {}
+        """Versions that tests have used, by cell."""
+        self._written = float("-inf")
+        identity = PlanIdentity(name=plan.text.name, file=str(plan.path), digest=plan.digest(drawn.text()))
+        self.summary = Summary(night=self.folder.name, plan=identity, commit=commit, began=datetime.now(UTC))
+        self._write()
+
+    def run(self, stage: Stage, place: Place, say: Progress) -> Summary:
+        """Run all cases of a stage in a place; its summary, in its last state.
+
+        An end that somebody gives it is its status; given twice, `EndedAtOnce` leaves this, too.
+
+        Raises:
+            EndedAtOnce: it was told to end twice.
+            UserError: nothing could be done, or there was no space.
+        """
+        try:
+            ready = self._make_ready(stage, place, say)
+            self._run(ready, place, say)
+        except UserError as error:
+            self._finish(Status.UNDONE, str(error))
+            raise
+        except KeyboardInterrupt:
+            self._finish(Status.ENDED, "before its first case")
+        except EndedAtOnce:
+            self._finish(Status.ENDED, "at once")
+            raise
+        finally:
+            place.close()
+        return self.summary
+
+    # -- before the first case --------------------------------------------------------------------------------------
+
+    def _make_ready(self, stage: Stage, place: Place, say: Progress) -> _Ready:
+        with_servers = replace(stage, servers=ready_servers(stage, say))
+        ready = _Ready(with_servers, place.make_ready(stage.used_qemus, stage.plan.text.images, say))
+        self._cases = {case.id: case for cases in with_servers.cases().values() for case in cases}
+        for case in self._cases.values():
+            missing = ready.missing(case.cell)
+            if missing:
+                self._known[case.id] = wedged(case, missing)
+            elif case.skipped:
+                self._known[case.id] = skipped(case)
+        planned = Counter(case.cell.id for case in self._cases.values())
+        cells = {case.cell.id: _described(case.cell, ready, planned) for case in self._cases.values()}
+        self.summary = self.summary.model_copy(update={"cells": tuple(cells.values()), "slots": ready.place.slots})
+        self._write()
+        return ready
+
+    # -- the job ----------------------------------------------------------------------------------------------------
+
+    def _run(self, ready: _Ready, place: Place, say: Progress) -> None:
+        suites = list(self._suites(ready, place))
+        if not suites:
+            self._finish(Status.FINISHED)
+            return
+        job = avocado()[0](self._job_settings(), suites)
+        ending = Ending()
+        with job:
+            try:
+                run_bounded(job, ending, say, tick=lambda: self._look(job, place))
+            except JobHangs as error:
+                say(str(error))
+            except EndedAtOnce:
+                self._take(job, place, ending)
+                raise
+        self._take(job, place, ending)
+        complete_junit(Path(job.logdir) / "results.xml", job.result.tests)
+        if ending.came:
+            names = [case_id(*named(test)) for test in ending.tests(job)]
+            self._finish(Status.ENDED, f"in {', '.join(names)}" if names else "between cases")
+        elif is_full(self.folder):
+            raise UserError(f"{self.folder}: no space is left there, so that nothing of this is a verdict")
+        else:
+            for case in self._cases.values():
+                if case.id not in self._known:
+                    self._known[case.id] = wedged(case)
+            self._finish(Status.FINISHED)
+
+    def _suites(self, ready: _Ready, place: Place) -> Iterator[Any]:
+        from avocado.core.suite import TestSuite
+
+        plan = ready.stage.plan
+        devices = {name: server.device for name, server in ready.stage.servers.items()}
+        for group, cases in ready.stage.cases().items():
+            wanted = {case.id for case in cases} - self._known.keys()
+            cells = [cell for cell in ready.stage.cells[group] if not ready.missing(cell)]
+            if not wanted:
+                continue
+            settings = {**suite_settings(plan, group, cells, devices), **place.settings()}
+            suite = TestSuite.from_config(settings, name=group, job_config=self._job_settings())
+            suite.tests = [test for test in suite.tests if case_id(variant_of(test), test.identifier) in wanted]
+            yield suite
+
+    def _job_settings(self) -> dict[str, Any]:
+        # a job's suites would write one TAP with the plan of the first of them (avocado 113)
+        return {**usual_settings(self.folder, 1), "job.run.result.tap.enabled": False}
+
+    # -- while it runs, and after -----------------------------------------------------------------------------------
+
+    def _look(self, job: Any, place: Place) -> None:
+        """Once a second: take new results, keep the summary up to date, and an eye on disk and clock."""
+        self._clock.look()
+        new = self._take(job, place, None)
+        self._space.keep(self._passed)
+        if new and time.monotonic() - self._written > WRITE_SECONDS:
+            self._write()
+
+    def _take(self, job: Any, place: Place, ending: Ending | None) -> int:
+        """Results of tests that have reported since the last call; how many. Those that `ending` ended have none."""
+        ended = [id(test) for test in (ending.tests(job) if ending else ())]
+        new = job.result.tests[len(self._taken) :]
+        for test in new:
+            self._taken.append(test)
+            cell, name = named(test)
+            case = self._cases.get(case_id(cell, name))
+            if case is None or id(test) in ended:
+                continue
+            place.fetch(test)
+            result = result_of(case, test, slot=place.slot_of(test), folder=self.folder)
+            self._known[case.id] = result
+            self._qemus.setdefault(cell, qemu_of(test))
+            if result.verdict in (Verdict.PASS, Verdict.XFAIL, Verdict.SKIP):
+                self._passed.append(Path(str(test["logdir"])))
+        return len(new)
+
+    def _finish(self, status: Status, reason: str = "") -> None:
+        self.summary = self.summary.model_copy(update={"status": status, "reason": reason, "ended": datetime.now(UTC)})
+        self._write()
+
+    def _write(self) -> None:
+        """Write the summary as it is now, checked."""
+        results = [self._without_what_is_gone(self._known[case]) for case in self._cases if case in self._known]
+        remarks = (*self._clock.remarks, *filter(None, [self._space.remark]))
+        now = self.summary.model_copy(
+            update={
+                "results": tuple(results),
+                "cells": tuple(self._with_version(cell) for cell in self.summary.cells),
+                "seconds": round(self._clock.seconds, 3),
+                "remarks": remarks,
+            }
+        )
+        self.summary = Summary.model_validate(now.model_dump())
+        self.summary.write(self.folder)
+        self._written = time.monotonic()
+
+    def _with_version(self, cell: Cell) -> Cell:
+        used = self._qemus.get(cell.id)
+        return cell.model_copy(update={"versions": {**cell.versions, "qemu": used}}) if used else cell
+
+    def _without_what_is_gone(self, result: CaseResult) -> CaseResult:
+        gone = self.folder / result.evidence in self._space.given_up
+        return result.model_copy(update={"evidence": ""}) if gone else result
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that a checkout is at, with -dirty where files were changed; "" where it is none."""
+    with contextlib.suppress(OSError):
+        ran = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        return ran.stdout.strip() if ran.returncode == 0 else ""
+    return ""
+
+
+def _described(cell: NightCell, ready: _Ready, planned: Mapping[str, int]) -> Cell:
+    server = ready.stage.servers[str(cell.values["server"])]
+    versions = {
+        "qemu": ready.place.qemus.get(cell.qemu, ""),
+        "kernel": ready.place.kernel,
+        "server": server.version,
+    }
+    return Cell(
+        id=cell.id,
+        parameters=cell.parameters,
+        versions={name: version for name, version in versions.items() if version},
+        planned=planned[cell.id],
+        reason=ready.missing(cell),
+    )

@@ -1,0 +1,166 @@
+"""Servers that a night tries: our own by their names, those of others by the entries of a servers.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vfio_user.harness.device import SOCKET
+from vfio_user.harness.exercises import EXERCISES
+from vfio_user.harness.family import FAMILIES, devices, family_of
+from vfio_user.nightly.written import Document, Written, read_document, unknown
+from vfio_user.wire import CURRENT, DIALECTS
+
+PROGRAM, HERE = "{program}", "{here}"
+"""In a command: the last line that `prepare` has printed; the folder of servers.yaml."""
+
+Protocol = Literal["vfio-user", "vhost-user"]
+
+ABILITIES: Mapping[Protocol, Mapping[str, str]] = {
+    "vfio-user": {
+        "reset": "the client may reset the device",
+        "interrupts": "the device has interrupts",
+        "migration": "its state can be taken and given",
+    },
+    "vhost-user": {
+        "config": "it has a configuration space",
+        "multiqueue": "it has several queues",
+        "migration": "it logs what it writes",
+    },
+}
+"""What a test may need of a server (its tag `needs:NAME`), by protocol."""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+class ServerIssue(Written):
+    """A fault that a server is known to have: the tests fail with this symptom, and are XFAIL; without it XPASS."""
+
+    id: str
+    what: str
+    tests: tuple[str, ...] = Field(min_length=1)
+    """CLASS.METHOD."""
+    symptom: str
+    """A pattern, found anywhere in the first cause."""
+
+    @field_validator("symptom")
+    @classmethod
+    def _is_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+        return pattern
+
+
+class Server(Written):
+    """A server, in any language."""
+
+    about: str
+    protocol: Protocol
+    kind: str
+    """What device it is: tests with the tag `kind:NAME` are for it."""
+    command: str
+    """With {socket} where the path goes at which it is to listen."""
+    prepare: str = ""
+    """A shell's command, run once before the night: it fetches or builds. Its last line is {program} in `command`."""
+    version: str = ""
+    """A shell's command whose last line is the server's version."""
+    dialect: str = CURRENT.name
+    """vfio-user's, that it speaks."""
+    properties: Mapping[str, str | int | bool] = {}
+    """Of QEMU's device; for vhost-user `driver` says which that is."""
+    supports: tuple[str, ...] | None = None
+    """Of `ABILITIES`."""
+    probe: bool = False
+    """It is asked, in place of `supports`."""
+    known_issues: tuple[ServerIssue, ...] = ()
+
+    @field_validator("command")
+    @classmethod
+    def _has_a_socket(cls, command: str) -> str:
+        if SOCKET not in command:
+            raise ValueError(f"the command says with {SOCKET} where the socket's path goes")
+        return command
+
+    @field_validator("dialect")
+    @classmethod
+    def _is_dialect(cls, name: str) -> str:
+        if name not in DIALECTS:
+            raise ValueError(unknown("dialect", name, DIALECTS))
+        return name
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Server:
+        if (self.supports is None) != self.probe:
+            raise ValueError("either supports: [...] or probe: yes")
+        for ability in self.supports or ():
+            if ability not in ABILITIES[self.protocol]:
+                raise ValueError(unknown(f"ability of {self.protocol}", ability, ABILITIES[self.protocol]))
+        if self.protocol == "vhost-user" and "driver" not in self.properties:
+            raise ValueError("properties need driver, which says which device of QEMU's has it: vhost-user-blk-pci")
+        if PROGRAM in self.command and not self.prepare:
+            raise ValueError(f"{PROGRAM} is what prepare prints, and there is no prepare")
+        return self
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of this project's own."""
+        return SOCKET not in self.command
+
+    def device(self, program: str, here: Path) -> str:
+        """The text by which the harness knows it (`Device.parse`)."""
+        command = self.command.replace(PROGRAM, program).replace(HERE, str(here))
+        words = ",".join(f"{name}={_spelt(value)}" for name, value in self.properties.items())
+        return f"{command} [{words}]" if words else command
+
+
+class Servers(Written):
+    """A servers.yaml."""
+
+    servers: Mapping[str, Server]
+
+    @field_validator("servers")
+    @classmethod
+    def _have_names(cls, servers: Mapping[str, Server]) -> Mapping[str, Server]:
+        for name in servers:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r}: a server's name has small letters, digits, '.', '_' and '-'")
+            if name in devices():
+                raise ValueError(f"{name!r} is one of ours already")
+        return servers
+
+
+def read_servers(path: Path) -> Document[Servers]:
+    """The servers of others in a file.
+
+    Raises:
+        UserError: it is not as it should be, with file and line.
+    """
+    return read_document(Servers, path, "list of servers")
+
+
+def our_servers() -> dict[str, Server]:
+    """The servers of this project, by the names of their devices. They can do all that there is."""
+    return {name: _ours(name) for name in devices()}
+
+
+def _ours(name: str) -> Server:
+    family = family_of(name) or FAMILIES[0]
+    options = EXERCISES[name].options if name in EXERCISES else ()
+    protocol: Protocol = "vhost-user" if family.name == "vhost-user" else "vfio-user"
+    return Server.model_construct(  # its command is the name of a device of ours, and has no socket
+        about=f"our {name}",
+        protocol=protocol,
+        kind=name.removeprefix("vhost-user-"),
+        command=" ".join((name, *options)),
+        supports=tuple(ABILITIES[protocol]),
+    )
+
+
+def _spelt(value: str | int | bool) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)

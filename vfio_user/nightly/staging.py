@@ -1,0 +1,127 @@
+"""What a night has ready before its first case: servers that were fetched, built and asked; and the cases."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from userdev.errors import UserError
+from vfio_user.harness.debian import Progress
+from vfio_user.harness.device import Device
+from vfio_user.nightly.abilities import Abilities, declared, probed
+from vfio_user.nightly.cases import Case, Tags, cases_of, tests_of
+from vfio_user.nightly.cells import NightCell, cells_of
+from vfio_user.nightly.matrix import Drawn
+from vfio_user.nightly.plan import Plan
+from vfio_user.nightly.servers import ABILITIES, PROGRAM, Server
+
+PREPARE_SECONDS = 900.0
+"""Seconds that a server may take to be fetched and built."""
+
+
+@dataclass(frozen=True)
+class ReadyServer:
+    """A server: the text of its device, what it can do; or why it is not to be had."""
+
+    device: str
+    abilities: Abilities
+    version: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A plan's groups with their cells and cases. Until its servers are ready each can do all there is."""
+
+    plan: Plan
+    cells: Mapping[str, Sequence[NightCell]]
+    tests: Mapping[str, Mapping[str, Tags]]
+    servers: Mapping[str, ReadyServer] = field(default_factory=dict)
+
+    @property
+    def used_servers(self) -> list[str]:
+        """The names of the servers that some cell has."""
+        return list(dict.fromkeys(str(cell.values["server"]) for cells in self.cells.values() for cell in cells))
+
+    @property
+    def used_qemus(self) -> dict[str, str]:
+        """QEMUs that some cell has, by name, as the harness takes them."""
+        names = dict.fromkeys(cell.qemu for cells in self.cells.values() for cell in cells)
+        return {name: self.plan.qemu(name) for name in names}
+
+    def cases(self) -> dict[str, list[Case]]:
+        """The cases of every group; one that two groups have is the first one's."""
+        seen: set[str] = set()
+        found: dict[str, list[Case]] = {}
+        for group, cells in self.cells.items():
+            cases = cases_of(cells, self.tests[group], self._abilities)
+            found[group] = [case for case in cases if not (case.id in seen or seen.add(case.id))]  # type: ignore[func-returns-value]
+        return found
+
+    def _abilities(self, cell: NightCell) -> Abilities:
+        ready = self.servers.get(str(cell.values["server"]))
+        return ready.abilities if ready else dict.fromkeys(ABILITIES[cell.server.protocol], "")
+
+
+def staged(plan: Plan, drawn: Drawn) -> Stage:
+    """The cells and cases of a plan; nothing is started for it.
+
+    Raises:
+        UserError: avocado finds no test where the plan names one.
+    """
+    tests = {name: tests_of(plan.references[name], nightly=group.nightly) for name, group in plan.text.groups.items()}
+    return Stage(plan, cells_of(plan, drawn), tests)
+
+
+def ready_servers(stage: Stage, say: Progress) -> dict[str, ReadyServer]:
+    """Every server that some cell has, fetched, built and asked; what is not to be had says why."""
+    found = {}
+    for name in stage.used_servers:
+        server = stage.plan.servers[name]
+        try:
+            found[name] = _ready(server, stage.plan.servers_folder, lambda said, name=name: say(f"{name}: {said}"))  # type: ignore[misc]
+        except UserError as error:
+            everything = dict.fromkeys(ABILITIES[server.protocol], "")  # so that its cases are not lost as skipped
+            found[name] = ReadyServer("", everything, missing=f"the server {name} is not to be had: {error}")
+            say(found[name].missing)
+    return found
+
+
+def _ready(server: Server, folder: Path, say: Progress) -> ReadyServer:
+    program = ""
+    if server.prepare:
+        say(server.prepare)
+        program = last_line(server.prepare, folder)
+    device = server.device(program, folder)
+    version = last_line(server.version.replace(PROGRAM, program), folder) if server.version else ""
+    abilities = probed(server, Device.parse(device)) if server.probe else declared(server)
+    return ReadyServer(device, abilities, version)
+
+
+def last_line(command: str, folder: Path, *, seconds: float = PREPARE_SECONDS) -> str:
+    """The last line that a shell's command prints, which runs in `folder`.
+
+    Raises:
+        UserError: it fails, takes too long, or prints nothing.
+    """
+    try:
+        ran = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"`{command}` takes longer than {seconds:g} s") from None
+    if ran.returncode:
+        said = (ran.stderr.strip() or ran.stdout.strip() or "and says nothing").splitlines()[-1]
+        raise UserError(f"`{command}` ends with status {ran.returncode}: {said}")
+    lines = ran.stdout.strip().splitlines()
+    if not lines:
+        raise UserError(f"`{command}` prints nothing")
+    return lines[-1].strip()

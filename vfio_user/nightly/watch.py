@@ -1,0 +1,69 @@
+"""What can go wrong around a night while it runs: a disk that fills up, a clock that jumps."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+SPARE_MIB = 512
+"""What is to be free where the results are: what passed gives up its artifacts for that."""
+
+JUMP_SECONDS = 2.0
+"""From so many seconds on a clock has jumped; one that is set right by NTP goes more slowly."""
+
+
+def free_mib(folder: Path) -> int:
+    """MiB that may still be written there."""
+    return shutil.disk_usage(folder).free >> 20
+
+
+class Space:
+    """The space for results in a folder; `free` is asked how many MiB there are."""
+
+    def __init__(self, folder: Path, *, spare: int = SPARE_MIB, free: Callable[[Path], int] = free_mib) -> None:
+        self._folder = folder
+        self._spare = spare
+        self._free = free
+        self.given_up: set[Path] = set()
+        """Folders of tests that passed, which are there no longer."""
+
+    def keep(self, passed: Iterable[Path]) -> None:
+        """Remove folders of tests that passed, the oldest first, until there is enough space or none is left."""
+        for folder in passed:
+            if self._free(self._folder) >= self._spare:
+                return
+            if folder not in self.given_up:
+                shutil.rmtree(folder, ignore_errors=True)
+                self.given_up.add(folder)
+
+    @property
+    def remark(self) -> str:
+        """What to say of it; "" where nothing was given up."""
+        if not self.given_up:
+            return ""
+        return f"the disk was nearly full: the artifacts of {len(self.given_up)} cases that passed were given up"
+
+
+class Clock:
+    """The machine's clock against one that does not jump."""
+
+    def __init__(self, now: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._steady = steady
+        self._began = steady()
+        self._offset = now() - steady()
+        self.remarks: list[str] = []
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning, whatever the clock did."""
+        return self._steady() - self._began
+
+    def look(self) -> None:
+        """Remark a jump since the last look."""
+        offset = self._now() - self._steady()
+        if abs(jump := offset - self._offset) > JUMP_SECONDS:
+            self.remarks.append(f"the machine's clock jumped by {jump:+.0f} s after {self.seconds:.0f} s")
+        self._offset = offset
