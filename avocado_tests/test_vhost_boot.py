@@ -1,10 +1,11 @@
-"""A guest whose root file system is on a disk behind vhost-user: it boots from it, and lives on it."""
+"""A guest that has nothing but a disk behind vhost-user: it boots from it, and lives on it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from avocado_tests.vhost_test import MIB, DiskTest
+from vfio_user.harness import write_boot_disk
 
 FROM_DISK = ("rdinit=/usr/sbin/disk_root", "root=/dev/vda")
 FILL = """
@@ -49,3 +50,14 @@ class Boot(DiskTest):
             guest.reboot()
             self.assertEqual(guest.succeed("cat /written").strip(), "written")
             guest.fail("dmesg | grep -i 'ext4-fs error\\|i/o error'")
+
+    def test_the_firmware_boots_it_and_boots_it_again(self) -> None:
+        """SeaBIOS reads the boot sector, GRUB the kernel and its first files: QEMU has been given none of them."""
+        with self.lab() as lab:
+            disk = Path(self.workdir) / "boot.img"
+            write_boot_disk(disk, lab.image("minimal"), lab.hardware(kernel_options=("from_disk=yes",)))
+            guest = lab.boot(f"vhost-user-blk --image {disk}", firmware=True)
+            self.assertNotIn("-kernel", guest.machine.argv)
+            self.assertIn("from_disk=yes", guest.succeed("cat /proc/cmdline"))
+            guest.reboot()
+            self.assertIn("from_disk=yes", guest.succeed("cat /proc/cmdline"))

@@ -46,6 +46,12 @@ def test_qemu_is_called_as_it_wants_to_be_called() -> None:
     assert line()[:3] == ["qemu", "-L", "firmware"]
 
 
+def test_a_kernel_is_booted_unless_the_firmware_is_to_find_one() -> None:
+    assert values("-kernel", line()) == ["/k/vmlinux"]
+    by_firmware = line(start=replace(START, firmware=True))
+    assert not {"-kernel", "-initrd", "-append"} & {*by_firmware}
+
+
 def test_memory_is_shared_so_that_a_server_can_map_it() -> None:
     argv = line(replace(PLAIN, memory=768))
     assert values("-object", argv) == ["memory-backend-memfd,id=ram,size=768M,share=on"]

@@ -18,6 +18,7 @@ from userdev.errors import UserError
 from vfio_user.cli.image import command
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.image import GuestImage, builder, overlay, recipe
+from vfio_user.harness.image.kernel import extract_vmlinux
 from vfio_user.harness.image.recipe import ImageRecipe, load_recipe, recipe_names
 
 RECIPE = """\
@@ -110,6 +111,7 @@ def test_an_image_has_packages_programs_settings_and_keys(room: Path) -> None:
     image = builder.ensure_image("small")
     files = contents(image)
     assert image.kernel.read_bytes().startswith(b"\x7fELF")
+    assert extract_vmlinux(image.bzimage) == image.kernel.read_bytes()
     assert files["usr/lib/modules/6.12-test/modules.dep"] == b"kernel/nvme.ko:\nkernel/virtio_net.ko:\n"
     assert files["usr/bin/ls"] == b"/usr/bin/busybox"
     assert files["init"] == b"usr/bin/busybox"
@@ -294,5 +296,5 @@ def test_a_build_prints_where_everything_is(room: Path, run: CliRunner) -> None:
     result = run.invoke(command, ["build", "small"])
     image = builder.ensure_image("small")
     assert result.exit_code == 0
-    for path in (image.kernel, image.initramfs, image.ssh_key):
+    for path in (image.kernel, image.bzimage, image.initramfs, image.ssh_key):
         assert str(path) in result.output

@@ -53,6 +53,7 @@ def _fields(image: GuestImage) -> dict[str, str]:
         "name": image.name,
         "digest": image.digest,
         "kernel": str(image.kernel),
+        "bzimage": str(image.bzimage),
         "initramfs": str(image.initramfs),
         "ssh_key": str(image.ssh_key),
         "host_key": image.host_key,

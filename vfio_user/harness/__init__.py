@@ -86,12 +86,14 @@ __all__ = [
     "succeed",
     "trial",
     "two_hosts",
+    "write_boot_disk",
 ]
 
 if TYPE_CHECKING:
     from userdev.process import Child, Deadline
     from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
     from vfio_user.harness.attachment import Attachment, SocketChardev
+    from vfio_user.harness.boot_disk import write_boot_disk
     from vfio_user.harness.booted_guest import BootedGuest, Plugged
     from vfio_user.harness.cell import CELL_PARAMETER, Cell
     from vfio_user.harness.command_line import HardwareOptions, MachineConfig, slot_address
@@ -129,6 +131,7 @@ else:
         "userdev.process": ("Child", "Deadline"),
         "vfio_user.harness.artifacts": ("RESULTS_VARIABLE", "results_folder"),
         "vfio_user.harness.attachment": ("Attachment", "SocketChardev"),
+        "vfio_user.harness.boot_disk": ("write_boot_disk",),
         "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged"),
         "vfio_user.harness.cell": ("CELL_PARAMETER", "Cell"),
         "vfio_user.harness.command_line": ("HardwareOptions", "MachineConfig", "slot_address"),

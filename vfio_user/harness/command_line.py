@@ -154,11 +154,13 @@ class Wiring:
 class Start:
     """What a machine boots. With `restore` it waits, paused, for QMP `migrate-incoming`, and boots only at a reset.
 
+    With `firmware` the machine's firmware looks for a disk to boot from, and kernel and initramfs are left out;
     `attached` are devices of servers that are there from the start.
     """
 
     kernel: Path
     initramfs: Path
+    firmware: bool = False
     restore: bool = False
     attached: tuple[Attachment, ...] = ()
 
@@ -179,7 +181,7 @@ def command_line(
 
 def hardware(config: MachineConfig) -> list[str]:
     """The part of the command that a guest can notice: two machines that share it can have each other's checkpoints."""
-    return [*_hardware(config, ""), *_devices(config), *_kernel_options(config)]
+    return [*_hardware(config, ""), *_devices(config), *kernel_options(config)]
 
 
 def _hardware(config: MachineConfig, name: str) -> Iterator[str]:
@@ -239,7 +241,8 @@ def _root_port(index: int, memory: int) -> str:
     )
 
 
-def _kernel_options(config: MachineConfig) -> Iterator[str]:
+def kernel_options(config: MachineConfig) -> Iterator[str]:
+    """What the kernel is told, word by word."""
     modules = (f"mods={','.join(config.modules)}",) if config.modules else ()
     # Without KVM the kernel's test of its timer fails when the host is busy, and it panics.
     timer = ("no_timer_check",) if config.accelerator == "tcg" else ()
@@ -247,8 +250,9 @@ def _kernel_options(config: MachineConfig) -> Iterator[str]:
 
 
 def _start(config: MachineConfig, start: Start) -> Iterator[str]:
-    append = " ".join(_kernel_options(config))
-    yield from ("-kernel", str(start.kernel), "-initrd", str(start.initramfs), "-append", append)
+    if not start.firmware:
+        append = " ".join(kernel_options(config))
+        yield from ("-kernel", str(start.kernel), "-initrd", str(start.initramfs), "-append", append)
     if start.restore:
         yield from ("-S", "-incoming", "defer")
 

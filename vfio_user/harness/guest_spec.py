@@ -28,6 +28,7 @@ class BootOptions(HardwareOptions, total=False):
     interpose: Interpose
     migratable: bool
     root_bus: bool
+    firmware: bool
     host: Host
 
 
@@ -51,6 +52,8 @@ class GuestSpec:
     """Whether there is an interposer before each device that is not moved by QEMU itself."""
     root_bus: bool = False
     """Whether the devices are on the root bus, where nothing can be plugged in."""
+    firmware: bool = False
+    """Whether the firmware boots what is on its first disk, and QEMU is given no kernel."""
     attached: tuple[Attachment, ...] = ()
     """Devices that the machine has from the start, beside those of `hardware`."""
 
@@ -71,7 +74,13 @@ class GuestSpec:
         """How its machine is started; with `restore` it waits for a guest that comes from a file or another machine."""
         return Launch(
             self.hardware,
-            Start(self.image.kernel, self.image.initramfs, restore=restore, attached=self.attached),
+            Start(
+                self.image.kernel,
+                self.image.initramfs,
+                firmware=self.firmware,
+                restore=restore,
+                attached=self.attached,
+            ),
             folder,
             self.name,
             monitor=self.monitor,

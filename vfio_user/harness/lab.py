@@ -137,6 +137,7 @@ class Lab:
         interpose: Interpose = False,
         migratable: bool = False,
         root_bus: bool = False,
+        firmware: bool = False,
         host: Host = LOCAL,
         **hardware: Unpack[HardwareOptions],
     ) -> BootedGuest:
@@ -146,7 +147,8 @@ class Lab:
         client connect (`monitor_path`). `interpose` puts an interposer before every server: True, a
         scenario of faults, or an `Interposition`; `migratable` does so where `migrate` needs it. `host` is where it
         all runs. With `root_bus` the devices are on the root bus itself, where nothing can be plugged in: the guest
-        boots with them, from the beginning. `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots,
+        boots with them, from the beginning; with `firmware` it boots from them, as the firmware finds the first disk
+        (`write_boot_disk` makes one of an image). `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots,
         modules.
         """
         name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
@@ -163,7 +165,8 @@ class Lab:
                 monitor=self._scratch.socket_path(f"{name}.qmp") if monitor else None,
                 interpose=interpose,
                 migratable=migratable,
-                root_bus=root_bus,
+                root_bus=root_bus or firmware,
+                firmware=firmware,
             )
         )
 

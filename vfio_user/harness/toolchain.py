@@ -1,4 +1,4 @@
-"""A C compiler and a debugger, from Debian's packages for this machine's C library: unpacked, not installed.
+"""A C compiler, a debugger and a boot loader, from Debian's packages for this machine's C library: unpacked.
 
 Those of the machine, where it has them, are not used: what is built, and said of a crash, is then the same everywhere.
 """
@@ -18,6 +18,9 @@ from vfio_user.harness.debian import DebianArchive, Progress, quiet
 
 _COMPILER = "usr/bin/gcc"
 _DEBUGGER = "usr/bin/gdb"
+_LOADER_MAKER = "usr/bin/grub-mkimage"
+_LOADER_PARTS = "usr/lib/grub/i386-pc"
+_LOADER_MODULES = ("biosdisk", "boot", "linux")
 _COMPILE_SECONDS = 120.0  # seconds for one program, which takes three
 
 
@@ -75,6 +78,26 @@ class Debugger(Unpacked):
         return self.root / _DEBUGGER
 
 
+class BootLoader(Unpacked):
+    """GRUB for a PC's firmware, and what puts it together."""
+
+    def build(self, script: str, folder: Path) -> bytes:
+        """What a disk begins with, boot sector first, to do what `script` says (GRUB's commands); made in `folder`.
+
+        Raises:
+            UserError: it cannot be put together; it has GRUB's complaint.
+        """
+        parts = self.root / _LOADER_PARTS
+        source, core = folder / "boot-loader.cfg", folder / "boot-loader.img"
+        source.write_text(script)
+        command = [str(self.root / _LOADER_MAKER), "-O", "i386-pc", "-d", str(parts), "-p", "/"]
+        command += ["-c", str(source), "-o", str(core), *_LOADER_MODULES]
+        ran = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
+        if ran.returncode != 0:
+            raise UserError(f"GRUB cannot be put together: {ran.stderr.strip() or f'status {ran.returncode}'}")
+        return (parts / "boot.img").read_bytes() + core.read_bytes()
+
+
 def c_compiler(*, progress: Progress = quiet) -> Compiler:
     """The compiler, fetched when the cache has none.
 
@@ -93,8 +116,17 @@ def debugger(*, progress: Progress = quiet) -> Debugger:
     return Debugger(_unpacked("debugger", ("gdb-minimal",), _DEBUGGER, progress))
 
 
+def boot_loader(*, progress: Progress = quiet) -> BootLoader:
+    """The boot loader, fetched when the cache has none.
+
+    Raises:
+        UserError: it cannot be fetched: no apt, no network, no space.
+    """
+    return BootLoader(_unpacked("boot-loader", ("grub-pc-bin",), _LOADER_MAKER, progress))
+
+
 def is_fetched(name: str) -> bool:
-    """Whether the cache has it: "toolchain" or "debugger"."""
+    """Whether the cache has it: "toolchain", "debugger" or "boot-loader"."""
     return _place(name).exists()
 
 

@@ -3,7 +3,7 @@
 =========  ==============================================  =======================================
 stage      is made of                                      is made again when
 =========  ==============================================  =======================================
-base       the recipe's packages: kernel, base.cpio        the recipe, or this builder, changes
+base       the recipe's packages: kernels, base.cpio        the recipe, or this builder, changes
 image      base, then the programs and settings of         any of those files changes, or the base
            guest_images/, then the cache's keys
 =========  ==============================================  =======================================
@@ -48,6 +48,7 @@ class GuestImage:
 
     name: str
     kernel: Path  # an ELF vmlinux, for QEMU's PVH boot
+    bzimage: Path  # the same as its package has it, for boot loaders
     initramfs: Path
     ssh_key: Path  # the client's private key
     host_key: str  # the guest's public key, as a line of known_hosts without the host
@@ -120,7 +121,15 @@ def _find(recipe: ImageRecipe) -> GuestImage | None:
 
 def _open(recipe: ImageRecipe, folder: Path, keys: Keys) -> GuestImage:
     digest = json.loads((folder / "manifest.json").read_text())["digest"]
-    return GuestImage(recipe.name, folder / "vmlinux", folder / "initramfs.cpio", keys.client, keys.host_public, digest)
+    return GuestImage(
+        recipe.name,
+        folder / "vmlinux",
+        folder / "vmlinuz",
+        folder / "initramfs.cpio",
+        keys.client,
+        keys.host_public,
+        digest,
+    )
 
 
 def _build(recipe: ImageRecipe, progress: Progress) -> GuestImage:
@@ -129,7 +138,8 @@ def _build(recipe: ImageRecipe, progress: Progress) -> GuestImage:
     keys = ensure_keys()
     folder = _image_folder(recipe, base, keys)
     with publish(folder) as making:
-        os.link(base / "vmlinux", making / "vmlinux")
+        for kernel in ("vmlinux", "vmlinuz"):
+            os.link(base / kernel, making / kernel)
         initramfs = making / "initramfs.cpio"
         with initramfs.open("wb") as out:
             with (base / "base.cpio").open("rb") as packed:
@@ -195,8 +205,10 @@ def _pack_base(recipe: ImageRecipe, packages: Path, into: Path, debs: list[str])
     add_skeleton(tree)
     add_busybox(tree, packages)
     add_modules(tree, kernel, recipe.all_modules)
-    vmlinux = extract_vmlinux(_only(packages, "boot/vmlinuz-*", recipe.kernel))
+    vmlinuz = _only(packages, "boot/vmlinuz-*", recipe.kernel)
+    vmlinux = extract_vmlinux(vmlinuz)
     (into / "vmlinux").write_bytes(vmlinux)
+    shutil.copyfile(vmlinuz, into / "vmlinuz")
     with (into / "base.cpio").open("wb") as out:
         write_cpio(tree, out)
     contents = {"kernel": hashlib.sha256(vmlinux).hexdigest(), "release": kernel.release, "packages": debs}
