@@ -3,6 +3,9 @@
 What the page cache can answer is done at once. What has to wait for the disk is done beside the session: flushes, reads
 that miss the page cache, whatever is cleared, writes while the disk is slow or where each is to be kept.
 
+That each write is to be kept, which a driver may choose, is marked on the image: a server that follows this one, after
+its death or on another host, goes on for the same driver, and neither that nor QEMU says so again.
+
 The image is its writer's alone. It is handed over when the last queue has stopped, as it does at the end of a migration
 by QEMU, and taken when the first one runs; what was acknowledged is on the disk before that.
 """
@@ -41,6 +44,9 @@ SEG_MAX = 126
 
 PAGE_SECTORS = 4096 // SECTOR
 """Of the page cache: writes of less than a page may have to read it, holes of less than one stay."""
+
+WRITE_THROUGH = "write-through"
+"""The mark of an image whose driver has chosen that each write is kept."""
 
 TOPOLOGY = struct.pack("<BBHI", PAGE_SECTORS.bit_length() - 1, 0, PAGE_SECTORS, 0)
 """Blocks of a physical one as a power of two, the first aligned one, the least and the best size to read or write."""
@@ -105,12 +111,14 @@ class Blk(VhostDevice):
         self.disk = Disk(self.backing, (serial or self.backing.path.name).encode(errors="replace")[:SERIAL_SIZE])
         self.capacity = self.disk.size // SECTOR
         self.num_queues = queues
+        self._marked = False
         if self.backing.read_only:
             self.features = Feature.RO | self.features & ~(Feature.DISCARD | Feature.WRITE_ZEROES)
         self.running: set[int] = set()
         self._driver = Feature(0)
         self._told: set[str] = set()
         super().__init__()
+        self._go_on_as_marked()
         try:
             self._control = ControlSocket(Path(control), self, COMMANDS) if control else None
         except UserError:
@@ -167,8 +175,9 @@ class Blk(VhostDevice):
         self._choose_cache()
 
     def on_config(self, name: str) -> None:
-        """Keep what was written until now, where from now on each write is kept."""
+        """Keep what was written until now, where from now on each write is kept; and have successors know it."""
         self._choose_cache()
+        self._mark(write_through=not self.writeback)
         if not self.writeback:
             self._keep()
 
@@ -186,6 +195,7 @@ class Blk(VhostDevice):
             self.backing.take_over()
             self.backing.measure()
             self._tell_size()
+            self._go_on_as_marked()
         self.running.add(queue)
 
     def on_stop(self, queue: int) -> None:
@@ -247,6 +257,31 @@ class Blk(VhostDevice):
     def _choose_cache(self) -> None:
         knows_of_it = self._driver & (Feature.FLUSH | Feature.CONFIG_WCE)
         self.disk.write_back = bool(self.writeback and knows_of_it)
+
+    def _mark(self, *, write_through: bool) -> None:
+        """Nobody can be told of what was only read."""
+        if self.backing.read_only:
+            return
+        try:
+            self.backing.mark(WRITE_THROUGH, on=write_through)
+        except OSError as error:
+            log.warning(
+                "image %s: the driver has chosen write-through, which a server after this one will not know, since the"
+                " image cannot be marked: %s",
+                self.backing.path,
+                error.strerror,
+            )
+        else:
+            self._marked = write_through
+
+    def _go_on_as_marked(self) -> None:
+        """Go on with what another server's driver has chosen."""
+        marked = self.backing.is_marked(WRITE_THROUGH)
+        if marked != self._marked:
+            self._marked = marked
+            self.writeback = int(not marked)
+            self._choose_cache()
+            self.config_changed()
 
     def _tell_size(self) -> None:
         if self.disk.measure():

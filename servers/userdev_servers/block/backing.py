@@ -38,6 +38,7 @@ MEMORY = "memory"
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
 _ZEROS = bytes(1 << 20)
+_MARK = "user.userdev."  # xattr(7): extended attributes of this namespace are for programs
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
@@ -138,6 +139,24 @@ class Backing:
         """Close the file, without a sync, and let go of its lock."""
         self.together.close()
         os.close(self._fd)
+
+    def is_marked(self, mark: str) -> bool:
+        """Whether `mark` has marked the file, in this process or in one before it; not where files cannot be marked."""
+        try:
+            return bool(os.getxattr(self._fd, _MARK + mark))
+        except OSError:
+            return False
+
+    def mark(self, mark: str, *, on: bool) -> None:
+        """Have the file carry a mark, or carry it no longer: what whoever opens it later, anywhere, is to know.
+
+        Raises:
+            OSError: its file system has no extended attributes, or it is a device.
+        """
+        if on:
+            os.setxattr(self._fd, _MARK + mark, b"1")
+        elif self.is_marked(mark):
+            os.removexattr(self._fd, _MARK + mark)
 
     def measure(self) -> None:
         """Look again how large it is: the other host of a migration may have made it larger."""

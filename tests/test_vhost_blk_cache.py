@@ -1,0 +1,111 @@
+"""A driver that has chosen write-through is kept to it by whoever serves its disk next, which nobody tells."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V
+from userdev_servers.blk import Blk
+from userdev_servers.blk.spec import HEADER, SECTOR, Feature, RequestType
+from vhost_user.backend import Server
+from vhost_user.wire.payloads import Config
+
+WRITE = HEADER.pack(RequestType.OUT, 0) + bytes(SECTOR)
+CHOOSES = FEATURES | V(int(Feature.FLUSH | Feature.CONFIG_WCE))
+THROUGH, BACK = b"\0", b"\1"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(64 * SECTOR))
+    return path
+
+
+@contextmanager
+def served(image: Path) -> Iterator[tuple[Blk, FrontEnd]]:
+    """A server of the disk, and a front-end that has agreed on what its driver chose: nothing else is said of that."""
+    disk = Blk(image=str(image))
+    address = image.with_suffix(".socket")
+    try:
+        with Server(disk, f"unix:{address}"), FrontEnd(str(address)) as front_end:
+            front_end.negotiate(CHOOSES, PROTOCOL | P.CONFIG)
+            front_end.share_memory()
+            yield disk, front_end
+    finally:
+        disk.close()
+
+
+def choose(front_end: FrontEnd, cache: bytes) -> None:
+    front_end.do(R.SET_CONFIG, Config(32, 1, 0, cache))
+
+
+def cache(front_end: FrontEnd) -> bytes:
+    return front_end.ask(R.GET_CONFIG, Config(32, 1, 0, bytes(1))).data
+
+
+def test_the_next_server_keeps_each_write_as_the_one_before_did(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(image) as (_, front_end):
+        choose(front_end, THROUGH)
+    with served(image) as (disk, front_end):
+        kept: list[bool] = []
+        monkeypatch.setattr(disk.backing, "write_back", lambda: kept.append(True))
+        with closing(front_end.queue()) as ring:
+            ring.start()
+            assert ring.exchange(WRITE, 1).writable == b"\0"
+        assert kept
+        assert cache(front_end) == THROUGH
+
+
+def test_a_driver_that_has_chosen_write_back_again_has_it_with_the_next_server(image: Path) -> None:
+    with served(image) as (_, front_end):
+        choose(front_end, THROUGH)
+        choose(front_end, BACK)
+    with served(image) as (disk, front_end):
+        assert (disk.disk.write_back, cache(front_end)) == (True, BACK)
+
+
+def test_a_server_that_was_there_before_the_choice_takes_it_over_with_the_image(image: Path) -> None:
+    """As the destination of a migration is, whose own front-end was told write-back."""
+    with served(image) as (source, front_end), served_beside(image) as destination, closing(front_end.queue()) as ring:
+        ring.start()
+        choose(front_end, THROUGH)
+        ring.stop()
+        assert source.running == set()
+        destination.on_start(0)
+        assert (destination.writeback, destination.disk.write_back) == (0, False)
+        destination.on_stop(0)
+
+
+@contextmanager
+def served_beside(image: Path) -> Iterator[Blk]:
+    disk = Blk(image=str(image))
+    disk.on_features(int(CHOOSES))
+    try:
+        yield disk
+    finally:
+        disk.close()
+
+
+def test_people_are_told_where_an_image_cannot_be_marked(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    with served(image) as (disk, front_end):
+        choose(front_end, THROUGH)
+        assert not disk.disk.write_back
+    assert "a server after this one will not know" in caplog.text
+
+
+def test_an_image_that_is_only_read_is_not_marked(image: Path) -> None:
+    with served(Path(f"{image}:ro")) as (_, front_end):
+        choose(front_end, THROUGH)
+    assert os.listxattr(image) == []
