@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from tests.fuzzing import Outcome
 from tests.vhost_kit import USER, AnyDriver, AnyRing, Guest, PackedDriver, SplitDriver, inflight, inflight_region
 from vhost_user.memory import Iotlb, IotlbMiss
-from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import BrokenRing, Chain, RingAddresses
 from vhost_user.wire import VirtioFeature
-from vhost_user.wire.payloads import IotlbMessage
+from vhost_user.wire.payloads import IotlbMessage, IotlbType
 
 SIZE = 8
 MEMORY = 1 << 14

@@ -46,7 +46,8 @@ def choose(front_end: FrontEnd, cache: bytes) -> None:
 
 
 def cache(front_end: FrontEnd) -> bytes:
-    return front_end.ask(R.GET_CONFIG, Config(32, 1, 0, bytes(1))).data
+    data: bytes = front_end.ask(R.GET_CONFIG, Config(32, 1, 0, bytes(1))).data
+    return data
 
 
 def test_the_next_server_keeps_each_write_as_the_one_before_did(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

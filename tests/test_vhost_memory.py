@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, MemoryTable, Permission
-from vhost_user.memory.iotlb import IotlbType
 from vhost_user.memory.table import MAX_SLOTS
-from vhost_user.wire.payloads import IotlbMessage, Log, Region, XenRegion
+from vhost_user.wire.payloads import IotlbMessage, IotlbType, Log, Region, XenRegion
 
 MIB = 1 << 20
 USER = 0x7F1234560000

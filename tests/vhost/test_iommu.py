@@ -17,10 +17,9 @@ from tests.vhost.test_supply import Teller
 from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V
 from tests.vhost_kit import BOTH, WRITE, AnyDriver, Guest
 from vhost_user.backend import Server, misses
-from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import RingAddresses
 from vhost_user.wire import BackEndRequest
-from vhost_user.wire.payloads import VRING_F_LOG, IotlbMessage, Region, VringAddress, VringState
+from vhost_user.wire.payloads import VRING_F_LOG, IotlbMessage, IotlbType, Region, VringAddress, VringState
 
 SHIFT = 1 << 40
 """Between the guest's addresses and those of its devices."""

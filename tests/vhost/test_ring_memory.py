@@ -23,9 +23,8 @@ from tests.vhost_kit import (
     take,
 )
 from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, Permission
-from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import BrokenRing, Chain, RingAddresses
-from vhost_user.wire.payloads import IotlbMessage, Log
+from vhost_user.wire.payloads import IotlbMessage, IotlbType, Log
 
 
 class Logged:

@@ -28,6 +28,7 @@ from vfio_user.harness.timeouts import patience
 # Seconds for QEMU itself, whatever the guest does.
 _GREETING_SECONDS = 30.0
 _READY_SECONDS = 30.0  # multiplied by patience: the guest computes
+_FIRMWARE_TIMES = 2  # twice as much where it reads its kernel by itself, and unpacks that
 _SAVE_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
@@ -84,6 +85,7 @@ class Machine:
         self.config = launch.config
         self.attached = launch.start.attached
         self.patience = patience(launch.config.accelerator)
+        self._ready_seconds = _READY_SECONDS * self.patience * (_FIRMWARE_TIMES if launch.start.firmware else 1)
         self.folder = launch.folder
         self._kill_signal = launch.kill_signal
         with ExitStack() as opened:
@@ -136,7 +138,7 @@ class Machine:
             MachineError: not in time, or the kernel panicked or QEMU is gone, which is told at once; with the
                 console's last lines.
         """
-        deadline = Deadline(_READY_SECONDS * self.patience)
+        deadline = Deadline(self._ready_seconds)
         try:
             found = self.console.wait_for(UP.pattern, deadline, since=since)[0]
         except ConsoleError as error:

@@ -99,7 +99,7 @@ PEERS: dict[str, Peer] = {
     ),
     "dpdk-net-vhost": _testpmd(
         "DPDK's back-end for networks, which polls and sends every frame back",
-        "net_vhost0,iface=$socket,queues=1",
+        "net_vhost0,iface=$socket,queues=1,iommu-support=1",
         256,
         "net_vhost",
     ),

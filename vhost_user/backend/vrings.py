@@ -19,10 +19,9 @@ from vhost_user.backend.vring import HandledVring, Vring
 from vhost_user.backend.watcher import Watcher
 from vhost_user.device import DeviceModel, Supply, Taken, VhostDevice
 from vhost_user.memory import DirtyLog, Iotlb, MemoryTable
-from vhost_user.memory.iotlb import IotlbType
 from vhost_user.rings import BrokenRing, Chain, PackedRing, Ring, RingAddresses, SplitRing
 from vhost_user.wire import VirtioFeature
-from vhost_user.wire.payloads import VRING_F_LOG, IotlbMessage, Region, VringAddress, XenRegion
+from vhost_user.wire.payloads import VRING_F_LOG, IotlbMessage, IotlbType, Region, VringAddress, XenRegion
 
 _NO_FEATURES = VirtioFeature(0)
 PACKED_BASE = 1 << 15 | 1 << 31

@@ -21,7 +21,7 @@ class Said(NamedTuple):
 
 
 class Channel(Connection):
-    """The front-end's end. What asks for an acknowledgement gets one, of success."""
+    """The front-end's end. What asks for an acknowledgement gets one, of success, unless it is only taken."""
 
     def __init__(self, *, timeout: float) -> None:
         """Make both ends; `theirs` is for the back-end, and closed by `given`."""
@@ -47,7 +47,14 @@ class Channel(Connection):
             self._theirs = None
 
     def next(self) -> Said:
-        """The next request, waited for.
+        """The next request, waited for, and acknowledged where it asks for that; raises as `take`."""
+        said = self.take()
+        if said.needs_reply:
+            self.acknowledge(said)
+        return said
+
+    def take(self) -> Said:
+        """The next request, waited for, which is to be acknowledged where it asks for that.
 
         Raises:
             NoAnswer: none comes before the timeout.
@@ -61,9 +68,11 @@ class Channel(Connection):
         finally:
             close_all(message.fds)
         assert isinstance(request, BackEndRequest)
-        if message.needs_reply:
-            self.send_message(acknowledge(request))
         return Said(request, value, message.needs_reply)
+
+    def acknowledge(self, said: Said) -> None:
+        """Say that a request was done."""
+        self.send_message(acknowledge(said.request))
 
     def close(self) -> None:
         """Close it; idempotent."""

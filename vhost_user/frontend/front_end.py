@@ -13,13 +13,13 @@ from userdev.transport import Address, Stream, connect
 from vhost_user.frontend import device_state
 from vhost_user.frontend.channel import Channel
 from vhost_user.frontend.connection import Connection
-from vhost_user.frontend.errors import BackEndError, NotOffered
+from vhost_user.frontend.errors import BackEndError, NotOffered, Refused
 from vhost_user.frontend.memory import PAGE, DirtyPages, GuestMemory
 from vhost_user.frontend.packed import PackedDriver
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
 from vhost_user.wire import DeviceStatus, FrontEndRequest, Negotiated, ProtocolFeature, VirtioFeature
-from vhost_user.wire.payloads import Config, Inflight, Log
+from vhost_user.wire.payloads import Config, Inflight, IotlbMessage, IotlbType, Log, Permission
 
 R = FrontEndRequest
 _V, _P, _S = VirtioFeature, ProtocolFeature, DeviceStatus
@@ -254,6 +254,28 @@ class FrontEnd(Connection):
     def set_inflight(self, region: InflightBuffer) -> None:
         """Have the back-end keep account there, and do what its predecessor did not finish."""
         self.do(R.SET_INFLIGHT_FD, region.described, [region.fd])
+
+    # An IOMMU
+
+    def translate(self, iova: int, user_address: int, size: int = PAGE) -> None:
+        """Say what an I/O address is, in this front-end's own addresses, to be read and written (IOTLB_MSG).
+
+        Its acknowledgement is asked for, as QEMU does: DPDK gives none otherwise.
+
+        Raises:
+            NotOffered: no IOMMU was negotiated.
+            Refused: the back-end does not take it.
+        """
+        self._say_iotlb(IotlbMessage(iova, size, user_address, Permission.READ | Permission.WRITE, IotlbType.UPDATE))
+
+    def invalidate(self, iova: int, size: int = PAGE) -> None:
+        """Take back what was said of I/O addresses; raises as `translate`."""
+        self._say_iotlb(IotlbMessage(iova, size, 0, 0, IotlbType.INVALIDATE))
+
+    def _say_iotlb(self, message: IotlbMessage) -> None:
+        self.need(_V.ACCESS_PLATFORM)
+        if error := self.ask(R.IOTLB_MSG, message, need_reply=self.has(_P.REPLY_ACK)):
+            raise Refused(R.IOTLB_MSG.name, error)
 
     # Configuration space, and what the back-end says by itself
 

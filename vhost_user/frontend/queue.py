@@ -123,8 +123,11 @@ class Queue:
             if kick:
                 self._kick_pending()
 
-    def set_up(self, base: int | None = None) -> None:
-        """Say all of it but SET_VRING_ENABLE, the kick last; see `start`."""
+    def set_up(self, base: int | None = None, *, descriptors: bool = True) -> None:
+        """Say all of it but SET_VRING_ENABLE, the kick last; see `start`.
+
+        Without `descriptors` it is started by VRING_KICK, and calls by VRING_CALL ("In-band notifications").
+        """
         if base is None:
             base = self.driver.base if self._base is None else self._base
         self._base, self._is_broken = None, False
@@ -132,6 +135,8 @@ class Queue:
         tell(R.SET_VRING_NUM, VringState(self.index, self.size))
         tell(R.SET_VRING_BASE, VringState(self.index, base))
         tell(R.SET_VRING_ADDR, self.addresses)
+        if not descriptors:
+            return
         tell(R.SET_VRING_ERR, self.index, [self.err_fd])
         tell(R.SET_VRING_CALL, self.index, [self.call_fd])
         tell(R.SET_VRING_KICK, self.index, [self.kick_fd])

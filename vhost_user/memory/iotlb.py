@@ -7,32 +7,14 @@ mistake, but a question to be asked on the back-end channel, after whose answer 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from enum import IntEnum, IntFlag
 from itertools import pairwise
 
 from userdev.errors import ProtocolError, UserdevError
 from vhost_user.memory.table import GuestRange, MemoryTable
-from vhost_user.wire.payloads import IotlbMessage
+from vhost_user.wire.payloads import IotlbMessage, IotlbType, Permission
 
 MAX_ENTRIES = 65536
 """A guest maps by 4 KiB pages at worst: 256 MiB of buffers at a time, which then are asked for anew."""
-
-
-class Permission(IntFlag):
-    """The permissions of a translation: VHOST_ACCESS_* (linux/vhost_types.h)."""
-
-    NONE = 0
-    READ = 1
-    WRITE = 2
-
-
-class IotlbType(IntEnum):
-    """The kinds of IOTLB message."""
-
-    MISS = 1
-    UPDATE = 2
-    INVALIDATE = 3
-    ACCESS_FAIL = 4
 
 
 class IotlbMiss(UserdevError):

@@ -7,6 +7,7 @@ where the bytes are no such payload, and nothing else; writing takes values of o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import IntEnum, IntFlag
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from userdev.errors import ProtocolError
@@ -315,6 +316,23 @@ class Log(NamedTuple):
 
     size: int
     offset: int
+
+
+class Permission(IntFlag):
+    """The permissions of a translation: VHOST_ACCESS_* (linux/vhost_types.h)."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+
+
+class IotlbType(IntEnum):
+    """The kinds of IOTLB message."""
+
+    MISS = 1
+    UPDATE = 2
+    INVALIDATE = 3
+    ACCESS_FAIL = 4
 
 
 class IotlbMessage(NamedTuple):

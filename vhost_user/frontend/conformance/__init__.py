@@ -12,7 +12,17 @@ from functools import partial
 from userdev import conformance
 from userdev.conformance import Check, CheckResult, Group
 from userdev.transport import Stream
-from vhost_user.frontend.conformance import device, memory, messages, negotiation, recovery, rings, sessions
+from vhost_user.frontend.conformance import (
+    device,
+    iommu,
+    memory,
+    messages,
+    negotiation,
+    notifications,
+    recovery,
+    rings,
+    sessions,
+)
 from vhost_user.frontend.conformance.bench import Bench, Target, where_offered
 from vhost_user.frontend.conformance.devices import DEVICES, DeviceKind
 from vhost_user.frontend.front_end import FrontEnd
@@ -23,12 +33,15 @@ GROUPS: tuple[Group[Bench], ...] = (
     rings.rings,
     rings.kinds,
     memory.memory,
+    iommu.iommu,
+    notifications.in_band,
     device.config,
     device.status,
     device.reset,
     recovery.log,
     recovery.inflight,
     recovery.state,
+    recovery.postcopy,
     sessions.session,
 )
 

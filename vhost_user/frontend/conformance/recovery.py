@@ -1,4 +1,4 @@
-"""What a migration and a back-end's death ask: the dirty log, the in-flight region, the device's state."""
+"""What a migration and a back-end's death ask: dirty log, in-flight region, the device's state, later pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from userdev.conformance import CheckFailed, Group, Level, Skip, require
+from userdev.transport import close_all
 from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
 from vhost_user.frontend.errors import BackEndError
-from vhost_user.frontend.front_end import FrontEnd, InflightBuffer
+from vhost_user.frontend.front_end import PROTOCOL_FEATURES, FrontEnd, InflightBuffer
 from vhost_user.frontend.memory import PAGE, DirtyPages
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
@@ -22,6 +24,7 @@ from vhost_user.wire.payloads import Log
 log = Group[Bench]("log", "spec: Migration", needs=SERVED)
 inflight = Group[Bench]("inflight", "spec: Inflight I/O tracking", needs=SERVED)
 state = Group[Bench]("state", "spec: Migrating back-end state", needs=SERVED)
+postcopy = Group[Bench]("postcopy", "spec: Front-end message types, POSTCOPY_ADVISE", needs=SERVED)
 
 R, P, V = FrontEndRequest, ProtocolFeature, VirtioFeature
 
@@ -254,3 +257,36 @@ def state_cut_off(bench: Bench) -> None:
     except BackEndError:
         return
     raise CheckFailed(f"{len(saved) // 2} of {len(saved)} bytes are taken for a whole state")
+
+
+# Memory that comes later
+
+
+def _advised(bench: Bench) -> tuple[FrontEnd, list[int]]:
+    """One that has asked for a userfaultfd, and what came; there are no slots (specification, CONFIGURE_MEM_SLOTS)."""
+    front_end = bench.agreed(protocol=PROTOCOL_FEATURES & ~P.CONFIGURE_MEM_SLOTS | P.PAGEFAULT)
+    front_end.need(P.PAGEFAULT)
+    _, fds = front_end.ask_for_fds(R.POSTCOPY_ADVISE)
+    return front_end, fds
+
+
+@postcopy.check("advised")
+def postcopy_advised(bench: Bench) -> None:
+    """A migration whose memory comes later is advised with a userfaultfd."""
+    front_end, fds = _advised(bench)
+    kinds = [str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in fds]
+    close_all(fds)
+    require(kinds == ["anon_inode:[userfaultfd]"], f"POSTCOPY_ADVISE is answered with {kinds or 'no descriptor'}")
+    front_end.settle()
+
+
+@postcopy.check("ended", rule="spec: Front-end message types, POSTCOPY_END", needs=("postcopy/advised",))
+def postcopy_ended(bench: Bench) -> None:
+    """Its end is acknowledged with 0, and memory that is shared after that is there."""
+    front_end, fds = _advised(bench)
+    close_all(fds)
+    front_end.do(R.POSTCOPY_LISTEN)
+    answer = front_end.ask(R.POSTCOPY_END)
+    require(answer == 0, f"POSTCOPY_END is answered with {answer:#x}")
+    front_end.share_memory()
+    bench.serve(bench.running(front_end))
