@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from userdev.errors import UserError
 PACKAGES = ("userdev", "vfio_user", "vhost_user")
 OURS = tuple(f"{Path(__file__).parents[2] / package}/" for package in PACKAGES)
 """The packages of this project: the line at fault is none of theirs."""
-STDLIB = sysconfig.get_path("stdlib")
 INSTALLED = "site-packages"
 HINT = "VFIO_USER_TRACEBACK=1 shows all of it"
 
@@ -58,4 +56,6 @@ def _at(error: BaseException) -> str:
 
 
 def _of_python(file: str) -> bool:
-    return file.startswith(STDLIB) and INSTALLED not in file
+    import sysconfig  # needed by nobody who makes no mistake
+
+    return file.startswith(sysconfig.get_path("stdlib")) and INSTALLED not in file

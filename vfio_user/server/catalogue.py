@@ -16,4 +16,5 @@ def _base() -> type[PciDevice]:
     return PciDevice
 
 
-DEVICES = Catalogue("vfio_user.devices", "vfio-user", _base)
+OWN = {"edu": "userdev_servers.edu:Edu", "gpio": "userdev_servers.gpio:Gpio", "nvme": "userdev_servers.nvme:Nvme"}
+DEVICES = Catalogue("vfio_user.devices", "vfio-user", _base, OWN)

@@ -32,4 +32,5 @@ def capabilities(device: type[VhostDevice]) -> dict[str, int]:
     }
 
 
-DEVICES = Catalogue("vhost_user.devices", "vhost-user", _base, capabilities)
+OWN = {"blk": "userdev_servers.blk:Blk", "net": "userdev_servers.net:Net", "rng": "userdev_servers.rng:Rng"}
+DEVICES = Catalogue("vhost_user.devices", "vhost-user", _base, OWN, capabilities)
