@@ -75,12 +75,6 @@ class Soaking(GuestTest):
         for kind in SUBJECTS["nvme"].kinds:
             self.soak("--hops", "10", "--device", "nvme", "--workload", kind)
 
-    def test_all_kinds_of_events_with_all_devices(self) -> None:
-        """
-        :avocado: tags=nightly,nvme,vhost-user,blk,net
-        """
-        self.assertEqual(self.soak("--until", "60")["events"], 60)
-
 
 MIXED = 2953
 KILL_AFTER_PAUSES = 12

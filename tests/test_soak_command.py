@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,8 @@ import pytest
 from tests.soak_kit import Loses, Pretended
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import soak as soak_command
-from vfio_user.soak import EVENTS, Happening
+from vfio_user.cli._soak_line import status_line
+from vfio_user.soak import EVENTS, Done, Happening
 from vfio_user.soak.measuring import trends
 from vfio_user.soak.plots import plots
 
@@ -180,6 +182,45 @@ def test_what_cannot_be_meant_is_refused_before_anything_starts(
         run(monkeypatch, *words)
     assert told in f"{refused.value} {refused.value.hint}"
     assert not [*results.iterdir()]
+
+
+ON_A_TERMINAL = """
+import sys
+from pathlib import Path
+from tests.soak_kit import Pretended
+from vfio_user.cli import soak
+soak.performances = lambda *_: Pretended()
+soak.command.main(["--until", "7", "--seed", "3"], standalone_mode=False)
+"""
+
+
+def test_on_a_terminal_there_is_one_line_that_is_always_true(results: Path) -> None:
+    ours, theirs = os.openpty()
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=results
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: its last end was closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        assert process.wait(30) == 0, shown
+    text = shown.decode()
+    assert "7 events, " in text
+    assert "worst downtime 100 ms" in text
+    assert "0 MiB, 10 descriptors" in text
+    assert "looked at in" not in text, "a line for each event is for whoever reads it later"
+
+
+def test_the_line_says_how_long_it_will_still_take() -> None:
+    last = {"qemu_rss": 400 << 10, "harness_rss": 100 << 10, "qemu_fds": 90, "harness_fds": 20}
+    line = status_line(Done(120, 6, 1), last, 0.25, 3 * 3600 + 60, "now 7 hop")
+    said = "6 events, 3.0 a minute, worst downtime 250 ms, 500 MiB, 110 descriptors, 1 failure, 3 h 01 min left"
+    assert line == f"{said}, now 7 hop"
+    assert status_line(Done(), {}, 0, None, "") == "0 events"
 
 
 def test_only_some_events_are_done_alone(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

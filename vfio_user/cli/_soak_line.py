@@ -15,7 +15,7 @@ from vfio_user.soak.failed import Failed
 from vfio_user.soak.journal import Journal
 from vfio_user.soak.order import Happening
 from vfio_user.soak.reduction import Reduction
-from vfio_user.soak.until import Until
+from vfio_user.soak.until import Done, Until
 
 
 class Teller:
@@ -86,21 +86,23 @@ class Teller:
     def _show(self, now: str) -> None:
         if self._is_live:
             done, run = self._journal.done, self._journal.run_seconds
-            self._progress.update(self._task, completed=self._until.part(done, run), description=self._line(now))
+            last = self._journal.events[-1] if self._journal.events else {}
+            text = status_line(done, last, self._worst, self._until.left(done, run), now)
+            self._progress.update(self._task, completed=self._until.part(done, run), description=text)
 
-    def _line(self, now: str) -> str:
-        done = self._journal.done
-        last = self._journal.events[-1] if self._journal.events else {}
-        parts = [
-            f"{done.events} events",
-            f"{done.events / done.seconds * 60:.1f} a minute" if done.events and done.seconds else "",
-            f"worst downtime {self._worst * 1000:.0f} ms" if self._worst else "",
-            f"{_total(last, 'rss') >> 10} MiB, {_total(last, 'fds')} descriptors" if last else "",
-            f"{done.failures} failures" if done.failures else "",
-            _left(self._until.left(done, self._journal.run_seconds)),
-            now,
-        ]
-        return ", ".join(filter(None, parts))
+
+def status_line(done: Done, last: Mapping[str, Any], worst: float, left: float | None, now: str) -> str:
+    """How far a soak is: `last` is the journal's line of its last event, `worst` the longest downtime; seconds."""
+    parts = [
+        f"{done.events} events",
+        f"{done.events / done.seconds * 60:.1f} a minute" if done.events and done.seconds else "",
+        f"worst downtime {worst * 1000:.0f} ms" if worst else "",
+        f"{_total(last, 'rss') >> 10} MiB, {_total(last, 'fds')} descriptors" if last else "",
+        f"{done.failures} failure{'s' * (done.failures > 1)}" if done.failures else "",
+        _left(left),
+        now,
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def event_line(facts: Mapping[str, Any]) -> str:
