@@ -18,6 +18,7 @@ from userdev.control import ControlError
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
 from vfio_user.client import Client, Disconnected, EventFd, RemoteError
+from vfio_user.interposer import own_calls
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.journal import RequestJournal
 from vfio_user.interposer.survival import Policy
@@ -216,6 +217,27 @@ def test_no_request_waits_longer_than_the_client_does(tmp_path: Path) -> None:
         (tmp_path / "released").touch()
         assert read_until_it_works(client) == 0
         assert edu.control().survival()["failed"] >= 1
+
+
+def test_a_server_that_takes_longer_to_start_than_any_answer_may_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy host none would ever come up, were each given up for another after the time of an answer."""
+    starts = tmp_path / "starts"
+    waits = f"while test $(wc -l < {starts}) -gt 1 && ! test -e {tmp_path}/released; do sleep 0.02; done"
+    with surviving(tmp_path, edu_behind(tmp_path, f"echo >> {starts}\n{waits}")) as edu:
+        client = edu.client()
+        with monkeypatch.context() as hasty:
+            usual = own_calls.request.__kwdefaults__
+            assert usual is not None
+            hasty.setitem(usual, "timeout", 0.3)
+            kill(edu)
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end and starts.read_text().count("\n") < 3:
+                time.sleep(0.02)
+        (tmp_path / "released").touch()
+        assert read_until_it_works(client) == 0
+        assert starts.read_text().count("\n") == 2
 
 
 def test_a_server_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:

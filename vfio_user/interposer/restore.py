@@ -42,8 +42,12 @@ async def save_state(session: ForwardedSession) -> int:
     return state
 
 
-async def restore(session: ForwardedSession, state: int | None = None) -> None:
+async def restore(
+    session: ForwardedSession, state: int | None = None, starts_in: float = own_calls.TIMEOUT_SECONDS
+) -> None:
     """Tell the session's new server what the old one knew; hand it the device's state where there is one.
+
+    Its first answer may take `starts_in` seconds: one that has inherited its socket is connected before it has started.
 
     Raises:
         IncompatibleServer: it cannot take the old one's place.
@@ -52,7 +56,7 @@ async def restore(session: ForwardedSession, state: int | None = None) -> None:
     model = session.model
     if model.incomplete:
         raise IncompatibleServer(f"it cannot be told all that the old one knew: {model.incomplete}")
-    await _version(session, model)
+    await _version(session, model, max(starts_in, own_calls.TIMEOUT_SECONDS))
     await _same_regions(session, model)
     await in_windows(_map(session, maps) for maps in _map_messages(session, model))
     if state is not None:
@@ -115,8 +119,8 @@ async def _all(tasks: list[Task[Any]]) -> None:
         raise errors[0]
 
 
-async def _version(session: ForwardedSession, model: SessionModel) -> None:
-    reply = await own_calls.request(session, Command.VERSION, model.version_request or b"")
+async def _version(session: ForwardedSession, model: SessionModel, timeout: float) -> None:
+    reply = await own_calls.request(session, Command.VERSION, model.version_request or b"", timeout=timeout)
     if reply.payload != model.version_reply:
         session.note("version-differs", before=(model.version_reply or b"").hex(), now=reply.payload.hex())
 

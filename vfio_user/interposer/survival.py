@@ -231,7 +231,7 @@ class Survival:
             try:
                 stream = await self._upstream.reconnect(deadline)
                 self._session.replace_server(stream)
-                await restore(self._session, state)
+                await restore(self._session, state, deadline - time.monotonic())
                 break
             except IncompatibleServer:
                 raise
