@@ -1,0 +1,601 @@
+"""What others can queue, or have us keep, has a bound (ARCHITECTURE.md, decision 19), and each bound has its test.
+
+A row sends what fits, then more, and looks at what is read and kept. `ELSEWHERE` has the tests of those that have one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from tests.device_kit import open_fds
+from tests.migration_device import Adder
+from tests.seeded_bugs.catalogue import module_name
+from tests.vhost_kit import ALL, USER, Guest, PackedDriver, SplitDriver
+from userdev import documents
+from userdev.errors import ProtocolError, UserError
+from userdev.interposer.control.command import ControlCommand
+from userdev.interposer.control.commands import MAX_SCENARIO, SetFaults
+from userdev.interposer.control.server import ControlServer
+from userdev.relay.backlog import Backlog
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Future, Loop
+from userdev_servers import rng
+from userdev_servers.block import images
+from vfio_user.harness.mishaps import Mishaps
+from vfio_user.interposer.pairing import Pairing, PendingRequest
+from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
+from vfio_user.migration import Migration
+from vfio_user.server import dirty_pages, migration_commands
+from vfio_user.server.connection import ClientGone
+from vfio_user.server.owed import Owed
+from vfio_user.server.requests import ClientRequests
+from vfio_user.wire import CURRENT, REGION_MIGRATION, Message
+from vfio_user.wire.constants import DirtyPagesFlags, Feature, FeatureFlags
+from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, FEATURE, LOGGING_REPORT
+from vhost_user.frontend import BackEndError, device_state
+from vhost_user.interposer.unanswered import Unanswered
+from vhost_user.memory import Iotlb, MemoryTable
+from vhost_user.memory.iotlb import IotlbMiss, IotlbType, Permission
+from vhost_user.rings import BrokenRing
+from vhost_user.wire.payloads import IotlbMessage, Region
+
+ROOT = Path(__file__).parents[1]
+
+Bound = Callable[[int, Path], None]
+"""Tries a bound, which is as small as this for the time."""
+
+
+# vfio-user's server
+
+
+class Asking:
+    """A session whose client answers nothing, or whose handlers ask again while they wait."""
+
+    def __init__(self, *, nested: bool) -> None:
+        self.asked = 0
+        self.out = bytearray()
+        self.nested = nested
+        self.refused = 0
+        self.requests = ClientRequests(CURRENT, self, threading.RLock(), Owed(), self.serve)  # type: ignore[arg-type]
+        self.requests.serving_thread = threading.get_ident()
+
+    def limit_receives(self, seconds: float) -> None:
+        pass
+
+    def flush(self) -> None:
+        self.asked += 1
+
+    def serve(self) -> None:
+        if self.nested and not self.refused:
+            self.ask()
+
+    def receive(self) -> bool:
+        raise BlockingIOError
+
+    def ask(self) -> int:
+        """The errno of reading memory of the client's."""
+        with pytest.raises(ProtocolError) as told:
+            self.requests.dma_read(0, 4)
+        self.refused += told.value.errno == errno.EDEADLK
+        return told.value.errno
+
+
+def handlers_that_wait(bound: int, folder: Path) -> None:
+    nested = Asking(nested=True)
+    assert nested.ask() == errno.ETIMEDOUT
+    assert (nested.asked, nested.refused) == (bound, 1)
+    one_by_one = Asking(nested=False)
+    assert [one_by_one.ask() for _ in range(2 * bound)] == [errno.ETIMEDOUT] * 2 * bound, "each has ended"
+
+
+def test_a_handler_that_fails_at_a_client_that_has_gone_counts_no_more() -> None:
+    asking = Asking(nested=False)
+
+    def gone() -> bool:
+        raise ClientGone("gone")
+
+    asking.receive = gone  # type: ignore[method-assign]
+    for _ in range(20):
+        with pytest.raises(ClientGone):
+            asking.requests.dma_read(0, 4)
+
+
+def logged(size: int) -> Migration:
+    """A device with a log of so many bytes of its client's memory."""
+    device = Adder()
+    device.dma.map(0, size, 3)
+    migration = Migration(device)
+    migration.start_log(4096)
+    return migration
+
+
+def bitmap_of_v1(bound: int, folder: Path) -> None:
+    migration = logged(1 << 30)
+
+    def ask(argsz: int, size: int) -> bytes:
+        payload = DIRTY_PAGES.pack(argsz, DirtyPagesFlags.GET_BITMAP) + DIRTY_RANGE.pack(0, size, 4096, size >> 15)
+        return dirty_pages.handle_dirty_pages(migration, payload, REGION_MIGRATION)
+
+    fits = bound << 15
+    assert len(ask(bound, fits)) == bound, "too little room for what is around it"
+    with pytest.raises(ProtocolError):
+        ask(bound + 1, 1 << 20)
+    with pytest.raises(ProtocolError):
+        ask(bound, fits + (1 << 18))
+    wanted = [(0, fits, 4096, bound)]
+    assert len(dirty_pages.take_bitmaps_v6(migration, wanted)) > bound
+    with pytest.raises(ProtocolError):
+        dirty_pages.take_bitmaps_v6(migration, [*wanted, (fits, 1 << 15, 4096, 1)])
+
+
+def bitmap_of_v2(bound: int, folder: Path) -> None:
+    migration = logged(1 << 30)
+
+    def ask(size: int) -> bytes:
+        report = LOGGING_REPORT.pack(0, size, 4096)
+        payload = FEATURE.pack(1 << 24, Feature.DMA_LOGGING_REPORT | FeatureFlags.GET, tail=report)
+        return migration_commands.device_feature(migration, payload)
+
+    assert len(ask(bound << 15)) >= bound
+    with pytest.raises(ProtocolError):
+        ask((bound << 15) + (1 << 18))
+
+
+def room_for_an_answer(bound: int, folder: Path) -> None:
+    from tests.session_kit import Prober
+    from vfio_user.client import Client
+    from vfio_user.server import Server
+    from vfio_user.wire import Command
+    from vfio_user.wire import layouts as at
+
+    with Server(Prober(), str(folder / "s")) as server, Client.connect(str(server.listener.address)) as client:
+
+        def ask(argsz: int) -> int:
+            unmap = client.submit(Command.DMA_UNMAP, at.DMA_UNMAP.pack(argsz, 2, 0, 0))  # all of nothing
+            fds = client.submit(Command.GET_REGION_IO_FDS, at.REGION_IO_FDS.pack(argsz, 0, 0, 0))
+            found = [client.wait(each).errno for each in (unmap, fds)]
+            assert found[0] == found[1]
+            return found[0]
+
+        assert [ask(bound), ask(bound + 1)] == [0, errno.EINVAL]
+
+
+# Interposers
+
+
+def messages_kept(bound: int, folder: Path, *, size: int = 1) -> None:
+    changed: list[Direction] = []
+    backlog = Backlog(changed.append)
+    for _ in range(bound - 1):
+        backlog.keep(Direction.TO_SERVER, size)
+    assert not backlog.full(Direction.TO_SERVER)
+    backlog.keep(Direction.TO_SERVER, size)
+    assert backlog.full(Direction.TO_SERVER)
+    assert not backlog.full(Direction.TO_CLIENT)
+    assert changed == [Direction.TO_SERVER]
+    backlog.let_go(Direction.TO_SERVER, size)
+    assert not backlog.full(Direction.TO_SERVER)
+    assert changed == [Direction.TO_SERVER] * 2
+
+
+def bytes_kept(bound: int, folder: Path) -> None:
+    backlog = Backlog(lambda _: None)
+    backlog.keep(Direction.TO_CLIENT, bound - 1)
+    assert not backlog.full(Direction.TO_CLIENT)
+    backlog.keep(Direction.TO_CLIENT, 1)
+    assert backlog.full(Direction.TO_CLIENT)
+    backlog.let_go(Direction.TO_CLIENT, 1)
+    assert not backlog.full(Direction.TO_CLIENT)
+
+
+def requests_without_answer(bound: int, folder: Path) -> None:
+    before = open_fds()
+    pairing = Pairing()
+    for number in range(3 * bound):
+        message = Message(7, 1, 0, fds=[os.open(os.devnull, os.O_RDONLY)])
+        pairing.sent(7, PendingRequest(number, 1, message))
+    assert len(pairing) == bound + 1, "the one that the next reply answers is beside them"
+    assert len(open_fds() - before) == bound + 1, "what is forgotten keeps no descriptor"
+    pairing.close()
+    assert open_fds() == before
+
+
+def requests_without_answer_of_vhost_user(bound: int, folder: Path) -> None:
+    unanswered = Unanswered()
+    for number in range(3 * bound):
+        unanswered.sent(1, number)
+    assert len(unanswered) == bound
+    assert unanswered.answered(1) == 2 * bound
+
+
+class Stuck(ControlCommand[Any]):
+    """A command that does not come to its end."""
+
+    fds: ClassVar[bool] = True
+    text: str = ""
+
+    async def run(self, interposer: Any, fds: list[int]) -> Any:
+        await Future[None]()
+
+
+def controller_ahead(send: Callable[[socket.socket], None], kept: Callable[[Any], int]) -> Bound:
+    """A controller that sends on while its first command is under way."""
+
+    def check(bound: int, folder: Path) -> None:
+        loop = Loop()
+        interposer = SimpleNamespace(loop=loop)
+        server = ControlServer(interposer, lambda: {"stuck": Stuck}, f"unix:{folder}/c")
+        with socket.socket(socket.AF_UNIX) as controller, pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr("userdev.interposer.control.server._ROOM", 64)
+            controller.connect(f"{folder}/c")
+            controller.setblocking(False)
+            for _ in range(20 * bound):
+                try:
+                    send(controller)
+                except BlockingIOError:
+                    break
+                loop.turn(0)
+            while loop.turn(0.001):
+                pass
+            (connection,) = server._connections
+            assert bound <= kept(connection._lines) <= bound + 8, "what one receive brings is beside it"
+        server.close()
+        loop.close()
+
+    return check
+
+
+LINE = b'{"command": "stuck"}\n'
+
+
+def send_with_fds(controller: socket.socket) -> None:
+    with open(os.devnull) as file:
+        socket.send_fds(controller, [LINE], [file.fileno()] * 4)
+
+
+# vhost-user
+
+
+def translations(bound: int, folder: Path) -> None:
+    table = MemoryTable()
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 1 << 20)
+    table.set([Region(0, 1 << 20, USER, 0)], [fd])
+    os.close(fd)
+    iotlb = Iotlb(table)
+    for page in range(5 * bound):
+        iotlb.handle(IotlbMessage(page << 12, 0x1000, USER + (page << 12), Permission.READ, IotlbType.UPDATE))
+        assert len(iotlb) <= bound
+        assert iotlb.translate(page << 12, 1, Permission.READ) == [(page << 12, 1)]
+    with pytest.raises(IotlbMiss):
+        iotlb.translate(0, 1, Permission.READ)
+    table.clear()
+
+
+def indirect_table(bound: int, folder: Path) -> None:
+    with Guest() as guest:
+        driver = SplitDriver(guest, 4, ALL)
+        ring = driver.ring()
+        driver.request(writable=[1] * (bound - 1), indirect=True)
+        assert ring.pop() is not None
+        driver.request(writable=[1] * bound, indirect=True)
+        with pytest.raises(BrokenRing):
+            ring.pop()
+
+
+def state_of_a_back_end(bound: int, folder: Path) -> None:
+    def save(size: int) -> bytes:
+        (folder / "state").write_bytes(bytes(size))
+        fd = os.open(folder / "state", os.O_RDONLY)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(device_state, "_begin", lambda *_: fd)
+            monkeypatch.setattr(device_state, "_check", lambda _: None)
+            try:
+                return device_state.save(SimpleNamespace(timeout=1.0))  # type: ignore[arg-type]
+            finally:
+                os.close(fd)
+
+    assert len(save(bound)) == bound
+    with pytest.raises(BackEndError):
+        save(bound + 1)
+
+
+def random_bytes(bound: int, folder: Path) -> None:
+    device = rng.Rng()
+    written: list[bytes] = []
+
+    def write(data: bytes) -> int:
+        written.append(data)
+        return len(data)
+
+    for wanted, given in ((bound, bound), (10 * bound, bound), (1, 1)):
+        assert device.fill(SimpleNamespace(writable=wanted, write=write)) == given  # type: ignore[arg-type]
+        assert len(written.pop()) == given
+    device.on_close()
+
+
+# Documents, and consoles
+
+
+def of_a_document(fits: Callable[[int], str], more: Callable[[int], str]) -> Bound:
+    def check(bound: int, folder: Path) -> None:
+        documents.parse(fits(bound), "a document")
+        with pytest.raises(UserError, match="a document"):
+            documents.parse(more(bound), "a document")
+
+    return check
+
+
+def size_of_a_document(bound: int, folder: Path) -> None:
+    path = folder / "document"
+    path.write_text("x" * bound)
+    assert documents.read_text(path, "document") == "x" * bound
+    path.write_text("x" * (bound + 1))
+    with pytest.raises(UserError):
+        documents.read_text(path, "document")
+
+
+def line_of_a_console(bound: int, folder: Path) -> None:
+    mishaps = object.__new__(Mishaps)
+    mishaps._line = b""
+    for _ in range(100):
+        mishaps._hear(b"x" * (bound // 2))
+        assert len(mishaps._line) <= bound
+
+
+def registers_of_a_map(bound: int, folder: Path) -> None:
+    have = RegisterMap()._bytes
+    RegisterMap([NamedRegister(0, 0, "r", 1, count=bound - have)])
+    with pytest.raises(ValueError, match="more than"):
+        RegisterMap([NamedRegister(0, 0, "r", 1, count=bound - have + 1)])
+
+
+def scenario_of_a_controller(bound: int, folder: Path) -> None:
+    """The constant is in the command's model already, so that it is tried as it is."""
+    SetFaults(command="faults", scenario="#" * MAX_SCENARIO)
+    with pytest.raises(ValueError, match="65536"):
+        SetFaults(command="faults", scenario="#" * (MAX_SCENARIO + 1))
+
+
+def size_of_an_image(bound: int, folder: Path) -> None:
+    assert images.parse_size(f"{bound}") == bound
+    for more in (f"{bound + 1}", f"{bound}K", f"{bound}T"):
+        with pytest.raises(UserError):
+            images.parse_size(more)
+
+
+def descriptors_of_a_ring(bound: int, folder: Path) -> None:
+    with Guest() as guest, pytest.MonkeyPatch.context() as monkeypatch:
+        for module in ("split", "packed"):
+            monkeypatch.setattr(f"vhost_user.rings.{module}.MAX_SIZE", bound)
+        for kind in (SplitDriver, PackedDriver):
+            assert kind(guest, bound).ring() is not None
+            with pytest.raises(BrokenRing):
+                kind(guest, 2 * bound).ring()
+
+
+BOUNDS: Mapping[str, tuple[int, Bound]] = {
+    "vfio_user.server.requests:MAX_DEPTH": (3, handlers_that_wait),
+    "vfio_user.server.dirty_pages:MAX_REPLY": (128, bitmap_of_v1),
+    "vfio_user.server.migration_commands:MAX_BITMAP": (64, bitmap_of_v2),
+    "vfio_user.server.commands:_MAX_ARGSZ": (4096, room_for_an_answer),
+    "vfio_user.interposer.pairing:LIMIT": (5, requests_without_answer),
+    "vfio_user.harness.mishaps:_LONGEST_LINE": (100, line_of_a_console),
+    "userdev.relay.backlog:MAX_MESSAGES": (5, messages_kept),
+    "userdev.relay.backlog:MAX_BYTES": (500, bytes_kept),
+    "userdev.interposer.control.server:MAX_LINES": (10, controller_ahead(lambda c: c.sendall(LINE), len)),
+    "userdev.interposer.control.server:MAX_FDS_WAITING": (
+        12,
+        controller_ahead(send_with_fds, lambda lines: sum(len(line.fds) for line in lines)),
+    ),
+    "userdev.documents:MAX_SIZE": (100, size_of_a_document),
+    "userdev.documents:MAX_VALUES": (
+        50,
+        of_a_document(lambda most: str([1] * (most - 1)), lambda most: str([1] * most)),
+    ),
+    "userdev.documents:MAX_LEVELS": (
+        10,
+        of_a_document(lambda most: "[" * most + "]" * most, lambda most: "[" * (most + 1) + "]" * (most + 1)),
+    ),
+    "vhost_user.interposer.unanswered:LIMIT": (5, requests_without_answer_of_vhost_user),
+    "vhost_user.frontend.device_state:MOST": (1000, state_of_a_back_end),
+    "vhost_user.rings.ring:MAX_INDIRECT": (6, indirect_table),
+    "vhost_user.memory.iotlb:MAX_ENTRIES": (5, translations),
+    "vfio_user.interposer.trace.registers:MAX_BYTES": (1000, registers_of_a_map),
+    "userdev.interposer.control.commands:MAX_SCENARIO": (64 << 10, scenario_of_a_controller),
+    "userdev_servers.block.images:MOST": (1 << 20, size_of_an_image),
+    "vhost_user.rings.ring:MAX_SIZE": (8, descriptors_of_a_ring),
+    "userdev_servers.rng:MOST": (100, random_bytes),
+}
+
+ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
+    "session/test_hostile_clients.py": {
+        "commands_held_while_a_device_gets_quiet_have_a_size_and_a_number": [
+            "vfio_user.server.session:MAX_BACKLOG",
+            "vfio_user.server.session:MAX_BACKLOG_SIZE",
+        ],
+    },
+    "session/test_planned_work.py": {
+        "what_is_cancelled_is_not_done_and_does_not_pile_up": ["userdev.serving.worker:FORGOTTEN"],
+    },
+    "test_control_protocol.py": {
+        "a_line_without_end_is_refused_and_the_connection_ends": [
+            "userdev.interposer.control.server:MAX_LINE",
+            "userdev_servers.control:MAX_LINE",
+        ],
+        "one_controller_too_many_is_told_so": ["userdev.interposer.control.server:MAX_CONNECTIONS"],
+        "what_is_wrong_with_a_line_is_said_in_a_sentence_of_ours": ["userdev.control.envelope:MAX_DIGITS"],
+    },
+    "test_control_socket.py": {
+        "a_controller_that_asks_and_never_reads_is_hung_up_on": ["userdev_servers.control:MAX_UNREAD"],
+        "so_many_controllers_and_no_more": ["userdev_servers.control:MAX_CONTROLLERS"],
+    },
+    "test_declared_values.py": {
+        "deep_nesting_is_refused_both_ways": ["userdev.declare.values:MAX_DEPTH"],
+        "what_is_too_large_is_refused_both_ways": [
+            "userdev.declare.values:MAX_SIZE",
+            "userdev.declare.values:MAX_ITEMS",
+            "userdev.declare.values:MAX_BITS",
+            "userdev.declare.values:MAX_KEY_BITS",
+            "userdev.declare.values:MAX_TUPLE_KEYS",
+        ],
+    },
+    "test_dma_dirty.py": {
+        "memory_that_cannot_be_logged_any_more_is_not_mapped": ["vfio_user.migration.dirty_log:MAX_LOGGED"],
+    },
+    "test_dma_map.py": {
+        "a_wrong_map_is_refused_and_changes_nothing": ["vfio_user.device.dma_map:MAX_SIZE"],
+    },
+    "test_harness_agent_answers.py": {
+        "a_file_without_an_end_is_not_kept": ["vfio_user.harness.agent:MAX_FILE"],
+        "a_line_without_an_end_is_not_kept": ["vfio_user.harness.agent:MAX_LINE"],
+    },
+    "test_harness_channels.py": {
+        "a_guest_that_never_stops_talking_is_not_kept_whole": ["vfio_user.harness.console:MAX_KEPT"],
+        "a_line_without_an_end_is_several_in_the_log_with_times": ["vfio_user.harness.console:MAX_LINE"],
+        "a_long_log_keeps_its_beginning_and_its_end": ["vfio_user.harness.log:MAX_SIZE"],
+    },
+    "test_interposer_controllers.py": {
+        "descriptors_of_one_command_are_bounded": ["userdev.control.lines:MAX_FDS"],
+    },
+    "test_interposer_wrong_commands.py": {
+        "a_wrong_command_is_answered_with_what_is_wrong": ["vfio_user.interposer.control.values:MAX_DATA"],
+    },
+    "test_migration_hostile_streams.py": {
+        "an_identity_of_all_sorts_is_refused_in_a_line": ["vfio_user.migration.loading:MAX_STORAGE"],
+    },
+    "test_migration_stream.py": {
+        "a_frame_that_claims_to_be_huge_is_refused_before_it_comes": ["vfio_user.migration.stream:MAX_FRAME"],
+    },
+    "test_nvme_admin.py": {
+        "event_requests_wait_and_are_limited": ["userdev_servers.nvme.model:REQUEST_LIMIT"],
+    },
+    "test_nvme_controller.py": {
+        "a_completion_queue_that_cannot_be_is_refused": ["userdev_servers.nvme.model:MAX_QUEUES"],
+    },
+    "test_nvme_io.py": {
+        "a_long_list_of_small_pieces_is_one_transfer": ["userdev_servers.block.backing:MAX_PIECES"],
+        "a_malformed_command_is_refused_and_nothing_else_happens": ["userdev_servers.nvme.spec:MAX_TRANSFER_SHIFT"],
+        "a_ring_of_segments_ends": ["userdev_servers.nvme.pointers:MAX_DESCRIPTORS"],
+    },
+    "test_trace_file.py": {
+        "a_damaged_length_ends_the_reading": ["userdev.trace.format:MAX_RECORD"],
+        "a_damaged_record_ends_the_reading_and_what_was_before_it_is_there": ["userdev.trace.format:MAX_TIME_NS"],
+    },
+    "test_transport_framing.py": {
+        "a_size_that_no_message_has_ends_the_stream_and_costs_no_memory": ["vfio_user.wire.header:MAX_MESSAGE"],
+        "more_descriptors_than_allowed_end_the_stream_and_are_closed": ["userdev.transport.framing:MAX_FDS"],
+    },
+    "test_transport_sockets.py": {
+        "a_path_has_at_most_107_bytes": ["userdev.transport.address:MAX_PATH"],
+        "as_many_descriptors_as_the_kernel_takes_arrive_and_close_on_exec": [
+            "userdev.transport.stream:MAX_FDS_PER_SEND"
+        ],
+    },
+    "test_vhost_blk.py": {
+        "what_cannot_be_done_is_answered_and_changes_nothing": [
+            "userdev_servers.blk.requests:MAX_SEGMENTS",
+            "userdev_servers.blk.requests:MAX_SEGMENT",
+        ],
+    },
+    "test_vhost_device.py": {
+        "a_mistake_in_a_class_is_refused_with_what_and_where_it_is": ["vhost_user.device.config:MAX_CONFIG"],
+        "queues_that_cannot_be_are_refused": [
+            "vhost_user.device.queues:MAX_QUEUES",
+            "vhost_user.device.queues:MAX_SIZE",
+        ],
+    },
+    "test_vhost_memory.py": {
+        "there_are_as_many_regions_as_slots_and_no_more": ["vhost_user.memory.table:MAX_SLOTS"],
+    },
+    "test_vhost_net.py": {
+        "a_driver_that_gives_no_buffers_loses_what_is_too_much": ["userdev_servers.net:BACKLOG"],
+    },
+    "test_vhost_wire.py": {
+        "every_message_is_as_the_specification_has_it": ["vhost_user.wire.payloads:MAX_SHMEM_REGIONS"],
+        "a_size_beyond_all_messages_ends_the_connection": ["vhost_user.wire.header:MAX_PAYLOAD"],
+        "more_descriptors_than_any_message_has_are_closed_and_end_the_connection": ["vhost_user.wire.header:MAX_FDS"],
+        "more_than_256_bytes_of_configuration_space_are_refused": ["vhost_user.wire.payloads:MAX_CONFIG"],
+        "more_than_eight_regions_are_refused": ["vhost_user.wire.payloads:MAX_REGIONS"],
+    },
+    "vhost/test_broken_rings.py": {
+        "a_chain_of_more_than_4_gib_breaks_the_ring": ["vhost_user.rings.ring:MAX_BYTES"],
+    },
+    "vhost/test_device_state.py": {
+        "a_state_without_an_end_is_refused_where_it_is_too_long": ["vhost_user.device.saved:MAX_STATE"],
+    },
+    "vhost/test_iommu.py": {
+        "a_front_end_that_answers_without_a_translation_is_asked_so_many_times": [
+            "vhost_user.backend.misses:MAX_TRIES"
+        ],
+    },
+    "vhost/test_recovery.py": {
+        "an_in_flight_region_for_other_queues_ends_the_connection": ["vhost_user.backend.inflight:MAX_SIZE"],
+    },
+}
+"""By file, and by the name of a test in it: the bounds that it tries."""
+
+
+NO_BOUNDS: Mapping[str, str] = {
+    "vfio_user.wire.header:MAX_DATA": "what VERSION offers; a message has MAX_MESSAGE",
+    "vfio_user.interposer.codec:MAX_FRAME": "what a relay takes for a message of anybody's",
+    "vhost_user.interposer.codec:MAX_FRAME": "the same",
+    "vfio_user.interposer.replay.player:_LIMIT_FD": "a file for what a trace has of memory, which costs nothing",
+    "vhost_user.memory.iotlb:_MOST": "all addresses that there are",
+    "userdev_servers.nvme.spec:MAX_TRANSFER": "MAX_TRANSFER_SHIFT has it",
+    "userdev_servers.nvme.nvme:MAX_PAGE_SHIFT": "what the controller says of pages",
+}
+"""Constants with such names that are none, and why."""
+
+_NAMED = re.compile(
+    r"^(_?(?:MAX_[A-Z_]+|MOST|_MOST_[A-Z]+|LIMIT|[A-Z]+_LIMIT|_LIMIT_[A-Z]+|BACKLOG|FORGOTTEN|_MAX_[A-Z]+|_LONGEST_[A-Z]+))"
+    r"(?:: .+)? = ",
+    re.MULTILINE,
+)
+ROOMS = ("userdev", "vhost_user", "servers/userdev_servers")
+ROOMS_OF_VFIO_USER = ("server", "client", "device", "migration", "interposer", "wire")
+CHANNELS = ("agent", "console", "log", "mishaps")
+
+
+def bounds_there_are() -> set[str]:
+    """Each constant that is named as a bound, as module and name."""
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
+    files += [file for room in ROOMS_OF_VFIO_USER for file in (ROOT / "vfio_user" / room).rglob("*.py")]
+    files += [ROOT / f"vfio_user/harness/{channel}.py" for channel in CHANNELS]
+    return {
+        f"{module_name(str(file.relative_to(ROOT)))}:{name}"
+        for file in files
+        for name in _NAMED.findall(file.read_text())
+    }
+
+
+def test_each_bound_has_its_test() -> None:
+    elsewhere = [name for tests in ELSEWHERE.values() for names in tests.values() for name in names]
+    listed = [*BOUNDS, *elsewhere, *NO_BOUNDS]
+    assert len({*listed}) == len(listed)
+    assert bounds_there_are() == {*listed}
+
+
+@pytest.mark.parametrize("file", ELSEWHERE)
+def test_the_tests_of_other_files_are_there(file: str) -> None:
+    text = (ROOT / "tests" / file).read_text()
+    assert [test for test in ELSEWHERE[file] if f"def test_{test}(" not in text] == []
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_what_is_beyond_a_bound_is_not_kept(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound, check = BOUNDS[name]
+    module, _, constant = name.partition(":")
+    monkeypatch.setattr(import_module(module), constant, bound)
+    check(bound, tmp_path)
