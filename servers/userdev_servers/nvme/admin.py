@@ -126,6 +126,7 @@ def async_event_request(controller: Controller, command: Command) -> None:
 def format_nvm(controller: Controller, command: Command) -> int | None:
     """All blocks become zeros, of the size that is asked for; cryptographic erase there is not."""
     place, rest, erase = command.cdw10 & 0xF, command.cdw10 >> 4 & 0x1F, command.cdw10 >> 9 & 7
+    controller.drain()
     if command.nsid == ALL_NAMESPACES:
         chosen = [namespace for namespace in controller.namespaces if namespace.active]
     else:
@@ -136,7 +137,8 @@ def format_nvm(controller: Controller, command: Command) -> int | None:
         raise Failure(Status.INVALID_FIELD)
     if any(namespace.read_only for namespace in chosen):
         raise Failure(Status.WRITE_PROTECTED)
-    controller.drain()
+    for namespace in chosen:
+        namespace.being_formatted = True
 
     def work() -> None:
         for namespace in chosen:
@@ -144,6 +146,8 @@ def format_nvm(controller: Controller, command: Command) -> int | None:
         sync_all(chosen)  # what was erased does not come back
 
     def done(outcome: Outcome) -> Exception | None:
+        for namespace in chosen:
+            namespace.being_formatted = False
         if outcome is None:
             for namespace in chosen:
                 size = namespace.size
@@ -178,6 +182,7 @@ def _create_namespace(controller: Controller, command: Command) -> int | None:
         raise Failure(Status.INVALID_FORMAT)
     if blocks != capacity:
         raise Failure(Status.THIN_PROVISIONING_NOT_SUPPORTED)
+    controller.drain()  # another may be on its way to the same image
     free = [namespace for namespace in controller.namespaces if not namespace.exists and not namespace.read_only]
     shift = FORMATS[place & 0xF]
     chosen = next((each for each in free if 0 < blocks << shift <= each.backing.size), None)

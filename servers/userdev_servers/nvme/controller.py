@@ -80,6 +80,8 @@ class Controller:
         namespace = self.namespace(nsid)
         if not (namespace.exists and namespace.attached):
             raise Failure(Status.INVALID_FIELD)
+        if namespace.being_formatted:
+            raise Failure(Status.FORMAT_IN_PROGRESS, retry=True)
         return namespace
 
     def sync_namespaces(self) -> None:

@@ -26,6 +26,8 @@ class Namespace:
     shift: int
     copied: bool = False
     """Migrations bring the image along."""
+    being_formatted: bool = False
+    """Its blocks are about to be zeros, of another size perhaps: nobody else's command may reach them."""
 
     @classmethod
     def whole(cls, nsid: int, backing: Backing, block_size: int, *, copied: bool = False) -> Namespace:
