@@ -286,3 +286,17 @@ def test_what_is_noted_makes_the_same_controller_elsewhere(bench: Bench, tmp_pat
     assert not other.controller.namespaces[0].active
     assert other.controller.queues.save() == bench.controller.queues.save()
     other.close()
+
+
+def test_nothing_that_was_due_before_a_reset_comes_behind_it(bench: Bench) -> None:
+    """A completion whose interrupt is due, a doorbell that was rung, a turn that was asked for."""
+    queues = bench.controller.queues
+    queues.answer(queues.submission[1], 7, 0)
+    bench.put(1, Io.FLUSH, nsid=1)
+    bench.engine.ring(2, bench.tails[1])
+    bench.engine.reset()
+    bench.engine.open((SQ, ENTRIES), (CQ, ENTRIES))
+    bench.port.turn()
+    queues.interrupt()
+    assert bench.port.triggered == []
+    assert bench.under_way() == 0
