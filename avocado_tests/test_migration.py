@@ -165,6 +165,8 @@ class FailingWell(MigrationTest):
             pair = lab.hosts(hosts)
             guest = lab.boot(devices=["edu", "edu"], migratable=True, host=pair.a)
             running = start(guest, [("dma", "intx")])
+            self.assert_works(guest)
+            before = config_of_the_last(guest)
             for case in cases:
                 if not case.possible(pair):
                     self.log.info("%s: %s: left out, as only root can cut a link", case.phase, case.fault)
@@ -175,6 +177,7 @@ class FailingWell(MigrationTest):
                     pair.cable.mend()
                 self.assert_ended_as(case, report)
                 self.assert_runs_once(lab, guest, pair)
+                self.assertEqual(config_of_the_last(guest), before, f"{case}: configuration space")
             reset = BY_THE_GUEST[0]
             self.assert_ended_as(reset, reset.migrate(lab, guest, pair))
             self.assert_works(guest)
@@ -383,6 +386,11 @@ class Matrix(MigrationTest):
                     self.log.info("hosts %s, root bus %s", hosts, root_bus)
                     cells = [(work, interrupts) for work in WORK]
                     self.matrix(lab, cells, hosts=hosts, root_bus=root_bus, hops=2, **options)
+
+
+def config_of_the_last(guest: BootedGuest) -> bytes:
+    """Configuration space of a device that nothing uses meanwhile, as the guest has it."""
+    return guest.get(f"/sys/bus/pci/devices/0000:{guest.devices[-1].address[-7:]}/config")
 
 
 def start(guest: BootedGuest, cells: Iterable[Cell]) -> list[Workload]:

@@ -1,0 +1,192 @@
+"""A device whose migration failed is what it was, wherever it failed: all that its guest can tell."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.device_whole import scribble, whole
+from tests.everything_device import Everything
+from tests.migration_device import get_state, read_all, read_data, set_state, write_data
+from tests.session_kit import Prober
+from userdev.errors import ProtocolError
+from userdev_servers.edu import Edu
+from userdev_servers.gpio import Gpio
+from vfio_user import PciDevice
+from vfio_user.device import function_of
+from vfio_user.migration import Migration
+from vfio_user.testing import attached
+from vfio_user.wire.constants import MigrationState as S
+
+MAKES = (Everything, Edu, Gpio)
+WAYS = {
+    "pre-copy alone": (S.PRE_COPY,),
+    "to its end": (S.PRE_COPY, S.STOP_COPY, S.STOP),
+    "without pre-copy": (S.STOP_COPY,),
+    "stopped alone": (S.STOP,),
+    "stopped, and saved": (S.STOP, S.STOP_COPY, S.STOP),
+}
+"""States from RUNNING on, behind which the source is let run again."""
+
+HOOKS = ("stop", "start", "save_state", "check_savable", "memories", "identity")
+"""Of what a migration asks of a device."""
+
+
+@pytest.fixture(params=MAKES, ids=lambda make: make.__name__)
+def used(request: pytest.FixtureRequest) -> Iterator[PciDevice]:
+    """A device whose guest has done something with it."""
+    device = request.param()
+    with attached(device):
+        scribble(device, 1)
+        yield device
+    device.close()
+
+
+def migration_of(device: PciDevice) -> Migration:
+    found = function_of(device).migration
+    assert found is not None
+    return found
+
+
+@contextmanager
+def failing(device: PciDevice, hook: str, failure: Exception) -> Iterator[list[str]]:
+    """Within the block the first call of that hook fails."""
+    migratable: Any = migration_of(device).device
+    real, failed = getattr(migratable, hook), list[str]()
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        if not failed:
+            failed.append(hook)
+            raise failure
+        return real(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(migratable, hook, fail)
+        yield failed
+
+
+def go(migration: Migration, way: tuple[S, ...], *, reads: int) -> None:
+    """Some of the way, and pieces of the state that is saved on it."""
+    for state in way:
+        set_state(migration, state)
+        if state in (S.PRE_COPY, S.STOP_COPY):
+            for _ in range(reads):
+                read_data(migration, 1000)
+
+
+def goes_back(migration: Migration) -> None:
+    set_state(migration, S.RUNNING)
+    assert get_state(migration) is S.RUNNING
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_source_that_stays_is_what_it_was(used: PciDevice, way: str) -> None:
+    before, migration = whole(used), migration_of(used)
+    for reads in (0, 1, 5):
+        go(migration, WAYS[way], reads=reads)
+        goes_back(migration)
+        assert whole(used) == before
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("failure", [RuntimeError("a defect"), ProtocolError("no", errno.EBUSY)], ids=["defect", "no"])
+def test_a_source_that_fails_anywhere_is_what_it_was(used: PciDevice, hook: str, failure: Exception) -> None:
+    before, migration = whole(used), migration_of(used)
+    for way in WAYS.values():
+        with failing(used, hook, failure) as failed:
+            try:
+                go(migration, way, reads=3)
+                goes_back(migration)
+            except (ProtocolError, RuntimeError):
+                assert failed
+        if get_state(migration) is not S.RUNNING:
+            goes_back(migration)
+        assert whole(used) == before
+    go(migration, WAYS["to its end"], reads=3)
+    goes_back(migration)
+    assert whole(used) == before
+
+
+def saved(device: PciDevice) -> bytes:
+    migration = migration_of(device)
+    set_state(migration, S.STOP_COPY)
+    state = read_all(migration)
+    goes_back(migration)
+    return state
+
+
+def cut(state: bytes) -> bytes:
+    return state[: len(state) // 2]
+
+
+def flipped(state: bytes) -> bytes:
+    at = random.Random(3).randrange(64, len(state))
+    return state[:at] + bytes([state[at] ^ 1]) + state[at + 1 :]
+
+
+def of_another(state: bytes) -> bytes:
+    other = Prober()
+    with attached(other):
+        return saved(other)
+
+
+WRONG: Mapping[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda state: b"",
+    "garbage": lambda state: b"garbage" * 100,
+    "cut": cut,
+    "flipped": flipped,
+    "of another": of_another,
+    "twice": lambda state: state + state,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_destination_that_gets_a_wrong_state_is_what_it_was(used: PciDevice, wrong: str) -> None:
+    """And takes the right one afterwards."""
+    good = saved(used)
+    other = type(used)()
+    with attached(other):
+        scribble(other, 2)
+        before, migration = whole(other), migration_of(other)
+        set_state(migration, S.RESUMING)
+        with pytest.raises(ProtocolError):
+            arrive(migration, WRONG[wrong](good))
+        assert whole(other)["state"] == before["state"]
+        if get_state(migration) is S.RESUMING:  # a piece was refused, and the rest of it is not waited for
+            with pytest.raises(ProtocolError):
+                goes_back(migration)
+        assert get_state(migration) is S.ERROR
+        assert whole(other)["state"] == before["state"]
+        function_of(other).client_reset()
+        migration.was_reset()
+        set_state(migration, S.RESUMING)
+        arrive(migration, good)
+        assert whole(other) == whole(used)
+    other.close()
+
+
+def arrive(migration: Migration, state: bytes) -> None:
+    write_data(migration, state, 700)
+    set_state(migration, S.RUNNING)
+
+
+@pytest.mark.parametrize("hook", ["check_state", "load_state", "digests", "start"])
+def test_a_destination_that_fails_at_a_good_state_is_what_it_was_or_what_it_is_to_be(
+    used: PciDevice, hook: str
+) -> None:
+    good = saved(used)
+    other = type(used)()
+    with attached(other):
+        scribble(other, 2)
+        before, migration = whole(other), migration_of(other)
+        set_state(migration, S.RESUMING)
+        with failing(other, hook, RuntimeError("a defect")) as failed, pytest.raises((ProtocolError, RuntimeError)):
+            arrive(migration, good)
+        assert failed
+        assert whole(other) in (before, whole(used))
+    other.close()
