@@ -47,9 +47,9 @@ from vhost_user.backend.misses import Misses
 from vhost_user.frontend import BackEndError, device_state
 from vhost_user.interposer.unanswered import Unanswered
 from vhost_user.memory import Iotlb, MemoryTable
-from vhost_user.memory.iotlb import IotlbMiss, IotlbType, Permission
+from vhost_user.memory.iotlb import IotlbMiss
 from vhost_user.rings import BrokenRing
-from vhost_user.wire.payloads import IotlbMessage, Region
+from vhost_user.wire.payloads import IotlbMessage, IotlbType, Permission, Region
 
 ROOT = Path(__file__).parents[1]
 
@@ -579,6 +579,7 @@ NO_BOUNDS: Mapping[str, str] = {
     "vhost_user.interposer.codec:MAX_FRAME": "the same",
     "vfio_user.interposer.replay.player:_LIMIT_FD": "a file for what a trace has of memory, which costs nothing",
     "vhost_user.memory.iotlb:_MOST": "all addresses that there are",
+    "vhost_user.frontend.conformance.iommu:_MOST_QUESTIONS": "what a check waits for, of the back-end that it is about",
     "userdev_servers.nvme.spec:MAX_TRANSFER": "MAX_TRANSFER_SHIFT has it",
     "userdev_servers.nvme.nvme:MAX_PAGE_SHIFT": "what the controller says of pages",
 }
