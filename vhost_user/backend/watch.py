@@ -1,10 +1,11 @@
 """Looking rather than sleeping: to wake a thread takes longer than to do a request.
 
-The rule is that of vfio-user's sessions (vfio_user/server/connection.py): one looks for a moment where sleeps were
-short, and whoever else wants the core gets it between two looks. The times are longer: a guest without KVM takes 130 us
-from the end of a request to its next one on a quiet machine. It takes 350 us on a busy one, where 600 us here had its
-reads, one at a time, go from 0.6 of those of QEMU's own disk to 0.9; but a guest of two processors on two cores, which
-want both, was slower by half.
+What a sleep takes says little of what a look would have: with one request at a time, a guest without KVM wakes this
+thread 330 us after the last one, and has its next request in the ring after 110, since nobody has to be woken. So
+looking is tried where sleeps were at all short, and judged by what it finds: as long as four of five looks find
+something they go on, else it takes twice as many sleeps until the next try (as util/aio-posix.c of QEMU has times grow
+and shrink). And nobody looks whose core is wanted, by a guest of two processors on two cores for example: whoever waits
+for it gets it between two looks, and one who was away for long then sleeps, and looks less.
 """
 
 from __future__ import annotations
@@ -16,47 +17,77 @@ from time import perf_counter_ns
 LOOK_NS = 200_000
 """How long a look may be in vain."""
 
-SHORT_NS = 200_000
-"""A sleep that was shorter would have been better spent looking."""
+SHORT_NS = 600_000
+"""A sleep that was shorter may be one that a look would have spared: waking takes 200 us of it on a virtual machine."""
 
 AGAIN = 16
-"""Short sleeps in a row that it takes to look again after a long one."""
+"""Short sleeps in a row before a look is tried, at first."""
+
+SELDOM = 4096
+"""As many at most, where looks were in vain."""
 
 TURNS = 32
 """After so many that were worth it, there is one without."""
 
+WORTH, VAIN = 1, 4
+"""What a look that has found something adds to the score of the last ones, and what one in vain takes away."""
+
+GOOD = 16
+"""The best score; below 0, looking is given up for a while."""
+
 YIELDED_NS = 4_000
-"""A yield that takes longer has let somebody run who waited for this core: then sleeping is better than looking."""
+"""A yield that takes longer has let somebody run who waited for this core."""
+
+WANTED_NS = 100_000
+"""So long within one look, they want it for more than to pass the last answer on, as QEMU's own thread does."""
 
 
 class Watch:
     """Of one thread."""
 
     def __init__(self) -> None:
-        self._short = -AGAIN
+        self._sleeps = 0
+        self._needed = AGAIN
+        self._score = 0
         self._turns = 0
 
     def slept(self, ns: int) -> None:
         """Learn from how long a sleep was."""
-        self._short = min(self._short + 1, 1) if ns < SHORT_NS else -AGAIN
+        self._sleeps = self._sleeps + 1 if ns < SHORT_NS else 0
 
     @property
     def is_worth_while(self) -> bool:
-        """Whether to look: sleeps have been short, and it is not time for what else there is."""
+        """Whether to look: sleeps have been short for long enough, and it is not time for what else there is."""
         self._turns += 1
         if self._turns > TURNS:
             self._turns = 0
-        return self._short > 0 and self._turns > 0
+        return self._sleeps >= self._needed and self._turns > 0
 
     def until(self, found: Callable[[], bool], given_up: Callable[[], bool]) -> bool:
         """Look until something is `found`, which is told, or for long enough."""
+        away = 0
         begin = now = perf_counter_ns()
-        while now - begin < LOOK_NS and not given_up():
+        while now - begin < LOOK_NS and away < WANTED_NS:
+            if given_up():
+                return False
             if found():
+                self._has_found()
                 return True
             before = perf_counter_ns()
             os.sched_yield()
             now = perf_counter_ns()
             if now - before > YIELDED_NS:
-                return False
+                away += now - before
+        self._was_in_vain(wanted=away >= WANTED_NS)
         return False
+
+    def _has_found(self) -> None:
+        self._score += WORTH
+        if self._score >= GOOD:
+            self._score, self._needed = GOOD, AGAIN
+
+    def _was_in_vain(self, *, wanted: bool) -> None:
+        self._score -= VAIN
+        if wanted or self._score < 0:
+            self._score = self._sleeps = 0
+            self._needed = min(2 * self._needed, SELDOM)
