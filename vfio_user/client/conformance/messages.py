@@ -271,8 +271,8 @@ def error_does_not_stop(bench: Bench) -> None:
 
 def _half_then_leave(bench: Bench, size: int) -> None:
     client = bench.connect()
-    message = Message(1, bench.dialect.number(Command.REGION_WRITE), payload=REGION_ACCESS.pack(0, _CONFIG, 64))
-    client.channel.send_bytes(HEADER.pack(1, message.command, 16 + 16 + 64, 0, 0)[:size] + message.payload[: size - 16])
+    header = HEADER.pack(1, bench.dialect.number(Command.REGION_WRITE), 16 + 16 + 64, 0, 0)
+    client.channel.send_bytes((header + REGION_ACCESS.pack(0, _CONFIG, 64))[:size])
     client.close()
 
 

@@ -1,0 +1,125 @@
+"""A server that does less than it could, as it may, fails no check; one that does half of what it may not fails one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
+from tests.everything_device import Everything
+from userdev.errors import ProtocolError
+from vfio_user.client.conformance import CATALOGUE, Level
+from vfio_user.server.session import Session
+from vfio_user.wire import CURRENT, DRAFT_V6, HEADER_SIZE, Command, Dialect, Message
+from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
+from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, FEATURE, MIGRATION_FLAGS, REGION_ACCESS, VERSION
+
+
+class DoesNoDma(Fault):
+    """DMA_MAP and DMA_UNMAP are nothing to it."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DMA_MAP:
+            return b"", []
+        if command is Command.DMA_UNMAP:
+            return message.payload[: DMA_UNMAP.size], []
+        return proceed(command, message)
+
+
+class HasNoPreCopy(Fault):
+    """Its state is saved of a device that stands still alone."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is not Command.DEVICE_FEATURE or len(message.payload) < FEATURE.size:
+            return proceed(command, message)
+        flags = FEATURE.unpack(message.payload).flags
+        state = message.payload[FEATURE.size : FEATURE.size + 4]
+        if flags == Feature.MIG_DEVICE_STATE | FeatureFlags.SET and state == MigrationState.PRE_COPY.to_bytes(
+            4, "little"
+        ):
+            raise ProtocolError("there is no pre-copy here")
+        payload, fds = proceed(command, message)
+        if flags == Feature.MIGRATION | FeatureFlags.GET:
+            payload = payload[: FEATURE.size] + MIGRATION_FLAGS.pack(MigrationSupport.STOP_COPY)
+        return payload, fds
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda dialect: dialect.name)
+def test_a_server_that_does_no_dma_is_asked_for_none(tmp_path: Path, dialect: Dialect) -> None:
+    with InProcess(tmp_path, Everything, dialect=dialect, session=with_fault(DoesNoDma())) as target:
+        results = target.results("dma_map", "dma_unmap")
+    assert not failed(results)
+    assert len(skipped(results)) > len(results) / 2
+
+
+def test_a_server_without_pre_copy_is_asked_for_all_but_that(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(HasNoPreCopy())) as target:
+        results = target.results("migration")
+    assert not failed(results)
+    left_out = skipped(results)
+    assert left_out
+    assert all("pre-copy" in id for id in left_out)
+
+
+class AnswersAnotherMajor(Fault):
+    """Where 0.1 was proposed."""
+
+    def sent(self, message: Message) -> list[Message]:
+        if message.command == 1 and not message.failed and VERSION.unpack(message.payload).minor == 1:
+            return [replace(message, payload=VERSION.pack(1, 1, tail=message.payload[VERSION.size :]))]
+        return [message]
+
+
+class ForgetsMapsOnReset(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DEVICE_RESET:
+            session.function.dma.unmap_all()
+        return proceed(command, message)
+
+
+class MapsTheFirstOfATable(Fault):
+    """Of a table that it refuses."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            if command is Command.DMA_MAP and len(message.payload) > DMA_ENTRY_V6.size:
+                with suppress(ProtocolError):
+                    proceed(command, replace(message, payload=message.payload[: DMA_ENTRY_V6.size], fds=[]))
+            raise
+
+
+class DoesHalfAWrite(Session):
+    """What has come of a write when its client goes away is done."""
+
+    def _end(self, *, attached: bool) -> None:
+        framer = self.connection.framer
+        came = bytes(framer.buffer[framer.start : framer.end])[HEADER_SIZE:]
+        if len(came) > REGION_ACCESS.size:
+            self.function.config.set(0x3C, 1, came[REGION_ACCESS.size])
+        super()._end(attached=attached)
+
+
+HALVES: tuple[tuple[type[Session], Dialect, str, str], ...] = (
+    (with_fault(AnswersAnotherMajor()), CURRENT, "version", "agreed"),
+    (with_fault(ForgetsMapsOnReset()), CURRENT, "reset", "keeps-dma"),
+    (with_fault(MapsTheFirstOfATable()), DRAFT_V6, "dma_map", "table-all-or-nothing"),
+    (DoesHalfAWrite, CURRENT, "session", "interrupted-write"),
+)
+
+
+@pytest.mark.parametrize(("session", "dialect", "group", "name"), HALVES, ids=[name for *_, name in HALVES])
+def test_what_is_done_by_half_fails_the_check_for_it_and_no_other(
+    tmp_path: Path, session: type[Session], dialect: Dialect, group: str, name: str
+) -> None:
+    with InProcess(tmp_path, Everything, dialect=dialect, session=session) as target:
+        assert set(failed(target.results(group))) == {f"{group}/{name}"}
+
+
+def test_what_only_a_reference_does_says_of_which_revision_that_is() -> None:
+    revisions = {check.revision for check in CATALOGUE if check.level is Level.REFERENCE}
+    assert any(revisions)
