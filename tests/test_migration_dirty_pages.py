@@ -132,7 +132,9 @@ REFUSED_V6 = {
     "half a range": get_v6((BASE, SIZE, 4096, 8))[:-1],
     "12 bytes between": get_v6((BASE, SIZE, 4096, 8), skipped=12),
     "a bitmap too small": get_v6((BASE, SIZE, 4096, 0)),
+    "a bitmap too small by a page": get_v6((BASE, 0x9000, 4096, 1)),
     "bitmaps above a message": get_v6((0, 1 << 36, 4096, 1 << 21)),
+    "size 0": get_v6((BASE, 0, 4096, 8)),
     "page size 3": get_v6((BASE, SIZE, 3, 8)),
 }
 ALL_REFUSED = [(REGION_MIGRATION, payload) for payload in REFUSED.values()] + [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.everything_device import Everything
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, connect
@@ -21,7 +22,7 @@ from vfio_user.server import server as program
 from vfio_user.server.connection import ServerConnection
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import UnmapFlags
-from vfio_user.wire.layouts import DMA_UNMAP, IRQ_INFO, REGION_ACCESS, WRITE_MULTI
+from vfio_user.wire.layouts import BITMAP, DMA_UNMAP, IRQ_INFO, REGION_ACCESS, WRITE_MULTI
 
 ADD, FETCH = 0, 8
 SIZE = 0x10000
@@ -94,6 +95,24 @@ def test_all_that_is_mapped_is_forgotten_without_address_and_size_alone(
 def test_a_structure_of_exactly_its_size_is_enough(client: Client) -> None:
     assert IRQ_INFO.unpack(client.request(Command.GET_IRQ_INFO, IRQ_INFO.pack(16, 0, 2, 0)).payload).nr_vectors == 2
     assert refused(client, Command.GET_IRQ_INFO, IRQ_INFO.pack(15, 0, 2, 0)) == errno.EINVAL
+
+
+def test_a_bitmap_of_what_is_unmapped_comes_where_there_is_exactly_room_for_it(tmp_path: Any) -> None:
+    everything = Everything()
+    with (
+        Server(everything, str(tmp_path / "everything")) as server,
+        Client.connect(str(server.listener.address)) as client,
+    ):
+        client.dma_map(GUEST, GuestMemory(SIZE))
+        client.start_logging(4096)
+        everything.dma.write(GUEST + 4096, b"x")
+        bitmap = BITMAP.pack(4096, 8)
+        size = DMA_UNMAP.size + len(bitmap) + 8
+        too_little = DMA_UNMAP.pack(size - 1, UnmapFlags.GET_DIRTY_BITMAP, GUEST, SIZE, tail=bitmap)
+        assert refused(client, Command.DMA_UNMAP, too_little) == errno.EINVAL
+        enough = DMA_UNMAP.pack(size, UnmapFlags.GET_DIRTY_BITMAP, GUEST, SIZE, tail=bitmap)
+        assert client.request(Command.DMA_UNMAP, enough).payload[-8:] == bytes([2]) + bytes(7)
+    everything.close()
 
 
 def test_as_much_is_read_and_written_at_once_as_the_server_has_said(device: Prober, tmp_path: Any) -> None:

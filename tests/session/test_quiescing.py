@@ -30,6 +30,7 @@ from vfio_user.device import (
 )
 from vfio_user.device.standstill import Hold
 from vfio_user.server import Server
+from vfio_user.server.connection import ClientGone
 from vfio_user.wire import Command
 from vfio_user.wire.constants import MigrationState
 from vfio_user.wire.layouts import REGION_ACCESS
@@ -271,10 +272,14 @@ def test_a_thread_that_waits_for_the_clients_memory_is_told_at_once_that_it_has_
     """It stands still when it has given up, which must not take the patience that a device has."""
     monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", PROMPT)
     answer = Quiesce()
+    told: list[OSError] = []
 
     def work() -> None:
         try:
             device.dma.read(GUEST, 4)
+        except OSError as error:
+            told.append(error)
+            raise
         finally:
             answer.done()
 
@@ -286,6 +291,7 @@ def test_a_thread_that_waits_for_the_clients_memory_is_told_at_once_that_it_has_
     client.close()
     with connect(server) as client:
         assert client.load(0, 0, 4) == 0
+    assert [type(error) for error in told] == [ClientGone]
 
 
 class Clumsy(Busy):

@@ -11,22 +11,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.everything_device import Everything
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
 from userdev.transport import Framer, Listener, Stream, connect
 from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
 from vfio_user.device import ResetKind, register
+from vfio_user.migration.region import MigrationRegion
 from vfio_user.server import Server
 from vfio_user.wire import (
     CURRENT,
     DRAFT_V6,
     NO_REPLY,
+    REGION_MIGRATION,
     Capabilities,
     Command,
     Dialect,
     Message,
     encode_version,
 )
-from vfio_user.wire.constants import IrqIndex
+from vfio_user.wire.constants import IrqIndex, RegionFlags
 from vfio_user.wire.layouts import REGION_ACCESS
 
 
@@ -76,6 +79,26 @@ def test_dma_goes_by_message_over_tcp(device: Prober, dialect: Dialect) -> None:
             memory.view[:4] = (99).to_bytes(4, "little")
             client.store(0, 8, 8, GUEST)
             assert comes_to_read(client, 8, 8, 99)
+
+
+def test_a_client_without_descriptors_is_told_of_the_same_regions_and_to_map_none(tmp_path: Path) -> None:
+    device = Everything()
+    with (
+        Server(device, "tcp:127.0.0.1:0", dialect=REGION_MIGRATION) as far,
+        Server(device, str(tmp_path / "near"), dialect=REGION_MIGRATION) as near,
+    ):
+        with Client.connect(str(near.listener.address), dialect=REGION_MIGRATION) as client:
+            here = client.regions()
+        port = far.listener.socket.getsockname()[1]
+        with Client.connect(f"tcp:127.0.0.1:{port}", dialect=REGION_MIGRATION) as client:
+            there = client.regions()
+        v1 = here[-1]
+        assert v1.mappable == MigrationRegion.sparse
+        assert any(region.mappable for region in here[:-1])
+        assert not any(region.mappable or region.flags & RegionFlags.MMAP for region in there)
+        rights = RegionFlags.READ | RegionFlags.WRITE
+        assert [(r.size, r.flags & rights) for r in there] == [(r.size, r.flags & rights) for r in here]
+    device.close()
 
 
 def test_a_slow_device_does_not_stall_another_in_the_same_process(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from userdev.transport import Framer, connect
 from vfio_user.client import Client, RemoteError
 from vfio_user.device import Quiesce, ResetKind
 from vfio_user.server import Server
+from vfio_user.server.requests import MAX_DEPTH
 from vfio_user.wire import (
     CURRENT,
     NO_REPLY,
@@ -163,6 +164,27 @@ def test_requests_in_flight_have_ids_of_their_own(wire: Wire, device: Prober) ->
         wire.send([reading(0)])  # may be served while the handlers are still on their way back
         wire.receive(1)
     assert device.fetched == expected
+
+
+def test_no_more_handlers_wait_within_each_other_than_a_stack_bears(wire: Wire, device: Prober) -> None:
+    """Each was promised its reply; what is one too many is refused, and those before it get what they wait for."""
+    addresses = [GUEST + 4 * place for place in range(MAX_DEPTH + 1)]
+    wire.send([map_memory(), *(writing(8, address, width=8) for address in addresses)])
+    came = wire.receive(2 + 2 * MAX_DEPTH)
+    last = next(message for message in came if message.id == MAX_DEPTH + 1 and message.is_reply)
+    assert last.errno == errno.EDEADLK
+    asked = [message for message in came if not message.is_reply]
+    assert len(asked) == MAX_DEPTH
+    for message in asked:
+        address, count = DMA_ACCESS.unpack(message.payload)
+        wire.answer(message, DMA_ACCESS.pack(address, count, tail=b"\7\0\0\0"))
+    wire.send([reading(0)])
+    wire.receive(1)
+    end = time.monotonic() + 60
+    while len(device.fetched) < MAX_DEPTH and time.monotonic() < end:
+        wire.send([reading(0)])
+        wire.receive(1)
+    assert device.fetched == dict.fromkeys(addresses[:-1], 7)
 
 
 def test_registers_are_served_while_a_handler_waits_for_dma(client: Client) -> None:
