@@ -72,25 +72,29 @@ def test_every_room_has_modules_and_no_module_is_in_two() -> None:
 def test_some_quick_tests_of_each_file_come_first_then_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "FIRST_OF_FILE", 1)
     order = in_order(list(SECONDS), SECONDS, {}, Counter())
-    assert order == ["b.py::two", "a.py::quick", "c.py::one", "b.py::one", "a.py::slow"]
+    assert order == (["b.py::two", "a.py::quick", "c.py::one", "b.py::one", "a.py::slow"], [])
 
 
 def test_what_has_noticed_other_mutants_of_the_module_is_tried_before_all() -> None:
     noticed = Counter({"a.py": 3, "a.py::slow": 2, "a.py::quick": 1, "b.py": 1, "b.py::one": 1})
-    assert in_order(list(SECONDS), SECONDS, {}, noticed) == [
+    assert in_order(list(SECONDS), SECONDS, {}, noticed)[0] == [
         *("a.py::slow", "a.py::quick", "b.py::one"),
         *("b.py::two", "c.py::one"),
     ]
 
 
 def test_files_that_were_written_last_come_before_others_that_have_noticed_as_little() -> None:
-    assert in_order(list(SECONDS), SECONDS, {"a.py": 2, "b.py": 1, "c.py": 3}, Counter())[0] == "c.py::one"
+    assert in_order(list(SECONDS), SECONDS, {"a.py": 2, "b.py": 1, "c.py": 3}, Counter())[0][0] == "c.py::one"
 
 
-def test_a_mutant_is_run_against_no_more_tests_than_take_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "TEST_SECONDS", 4.9)
-    assert set(in_order(list(SECONDS), SECONDS, {}, Counter())) == {"a.py::quick", "b.py::one", "b.py::two"}
-    assert in_order(["c.py::one"], SECONDS, {}, Counter()) == ["c.py::one"]
+def test_what_takes_long_has_its_turn_when_what_is_quick_has_noticed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "FIRST_SECONDS", 4.9)
+    first, rest = in_order(list(SECONDS), SECONDS, {}, Counter())
+    assert (set(first), rest) == ({"a.py::quick", "b.py::one", "b.py::two"}, ["a.py::slow", "c.py::one"])
+    assert in_order(["c.py::one"], SECONDS, {}, Counter()) == (["c.py::one"], [])
+    warm = Runs({1: "a.py::slow"})
+    assert fates(warm, Runs({}), 1, 3) == {1: Fate.KILLED, 3: Fate.SURVIVED}
+    assert [(line, len(tests)) for line, tests in warm.asked] == [(1, 3), (3, 3), (1, 2), (3, 2), (0, 1)]
 
 
 def test_a_mutant_has_survived_when_no_test_notices_it() -> None:

@@ -13,8 +13,8 @@ from tests.mutants.mutant import Mutant
 from tests.mutants.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noticed_by
 from tests.seeded_bugs.forking import SKIPPED, Run, Task, run_all
 
-TEST_SECONDS = 40.0
-"""Of tests for one mutant, as they were measured: what these have not noticed has survived."""
+FIRST_SECONDS = 40.0
+"""Of tests in a mutant's first run, as they were measured: few need another, which waits until all have had theirs."""
 FIRST_OF_FILE = 3
 """Tests of each file that come before the rest of any."""
 WORK_SECONDS = 30.0
@@ -25,6 +25,9 @@ BATCH = 40
 
 _MOST_LINES = 1000
 """More than any module has."""
+
+
+_FIRST, _REST = range(2)
 
 
 class Fate(StrEnum):
@@ -92,42 +95,58 @@ class Judge:
             yield from self._of_batch(mutants[start : start + BATCH])
 
     def _of_batch(self, mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, Fate, str | None]]:
-        reached = []
         for mutant in mutants:
-            if self._tests(mutant):
-                reached.append(mutant)
-            else:
+            if not self._tests(mutant):
                 yield mutant, Fate.UNREACHED, None
-        left = reached
         cold: list[Mutant] = []
-        while left:
-            noticed: list[tuple[Mutant, str | None]] = []
-            for done in self._warm(self._tasks(left)):
-                mutant = _mutant(done)
-                if done.status == UNPLANTED:
-                    cold.append(mutant)
-                elif _is_noticed(done):
-                    noticed.append((mutant, self._remember(mutant, done)))
-                elif self._reach.at_import(mutant.file, _lines(mutant)):
-                    cold.append(mutant)
-                else:
-                    yield mutant, Fate.SURVIVED, None
-            self._check({test for _, test in noticed if test is not None})
-            left = [mutant for mutant, test in noticed if test is not None and not self._sound[test]]
-            for mutant, test in noticed:
-                if test is None or self._sound[test]:
-                    yield mutant, Fate.KILLED, test
-        for done in self._cold(self._tasks(cold)):
-            mutant = _mutant(done)
-            if _is_noticed(done):
-                yield mutant, Fate.KILLED, self._remember(mutant, done)
-            else:
-                yield mutant, Fate.SURVIVED, None
+        survived: list[Mutant] = []
+        more: list[Mutant] = []
+        reached = [mutant for mutant in mutants if self._tests(mutant)]
+        for part, left in ((_FIRST, reached), (_REST, more)):
+            while left:
+                again: list[Mutant] = []
+                for mutant, done in self._checked(self._warm(self._tasks(left, part))):
+                    if done is None:
+                        again.append(mutant)
+                    elif done.status == UNPLANTED:
+                        cold.append(mutant)
+                    elif _is_noticed(done):
+                        yield mutant, Fate.KILLED, noticed_by(done.output)
+                    elif part == _FIRST and self._in_order(mutant)[_REST]:
+                        more.append(mutant)
+                    elif self._reach.at_import(mutant.file, _lines(mutant)):
+                        cold.append(mutant)
+                    else:
+                        survived.append(mutant)
+                left = again
+        for mutant in survived:
+            yield mutant, Fate.SURVIVED, None
+        for done in self._cold(self._tasks(cold, _FIRST)):
+            noticed = _is_noticed(done)
+            yield _mutant(done), Fate.KILLED if noticed else Fate.SURVIVED, noticed_by(done.output)
 
-    def _tasks(self, mutants: Sequence[Mutant]) -> Iterator[Task]:
+    def _tasks(self, mutants: Sequence[Mutant], part: int) -> Iterator[Task]:
         for mutant in mutants:
-            tests = in_order(self._tests(mutant), self._reach.seconds, self._reach.files, self._noticed[mutant.file])
-            yield Task(tests, mutant)
+            yield Task(self._in_order(mutant)[part], mutant)
+
+    def _checked(self, runs: Iterable[Run]) -> Iterator[tuple[Mutant, Run | None]]:
+        """Each mutant with its run; None where the test that has failed fails without a mutant too."""
+        done = list(runs)
+        tests = {
+            id(run): noticed_by(run.output) if _is_noticed(run) and run.status != UNPLANTED else None for run in done
+        }
+        self._check({test for test in tests.values() if test is not None})
+        for run in done:
+            mutant, test = _mutant(run), tests[id(run)]
+            if test is None or self._sound[test]:
+                if test is not None:
+                    self._noticed[mutant.file].update([test, _file(test)])
+                yield mutant, run
+            else:
+                yield mutant, None
+
+    def _in_order(self, mutant: Mutant) -> tuple[list[str], list[str]]:
+        return in_order(self._tests(mutant), self._reach.seconds, self._reach.files, self._noticed[mutant.file])
 
     def _tests(self, mutant: Mutant) -> list[str]:
         """Those that reach its lines; what was run at import alone is everybody's who reaches the module."""
@@ -135,12 +154,6 @@ class Judge:
         if not tests and self._reach.at_import(mutant.file, _lines(mutant)):
             tests = self._reach.tests(mutant.file, range(1, _MOST_LINES))
         return [test for test in tests if self._sound.get(test, True)]
-
-    def _remember(self, mutant: Mutant, done: Run) -> str | None:
-        test = noticed_by(done.output)
-        if test is not None:
-            self._noticed[mutant.file].update([test, _file(test)])
-        return test
 
     def _check(self, tests: Iterable[str]) -> None:
         """Run those that are not known yet without a mutant: together, and each alone where one of them fails."""
@@ -152,11 +165,13 @@ class Judge:
             self._sound[done.task.tests[0]] = not _is_noticed(done)
 
 
-def in_order(tests: Sequence[str], seconds: dict[str, float], new: dict[str, int], noticed: Counter[str]) -> list[str]:
+def in_order(
+    tests: Sequence[str], seconds: dict[str, float], new: dict[str, int], noticed: Counter[str]
+) -> tuple[list[str], list[str]]:
     """What has noticed most of late, then some tests of each file, then the rest by file; the quickest first in each.
 
     Of files that have noticed as many those come first that were written last (`new`), which may be for survivors.
-    As many as take `TEST_SECONDS`; one at least.
+    As many as take `FIRST_SECONDS`, one at least, and all others.
     """
     files: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
@@ -173,12 +188,15 @@ def in_order(tests: Sequence[str], seconds: dict[str, float], new: dict[str, int
     first = [test for _, group in groups for test in group[:FIRST_OF_FILE]]
     rest = [test for _, group in groups for test in group[FIRST_OF_FILE:]]
     chosen: list[str] = []
+    left: list[str] = []
     total = 0.0
     for test in dict.fromkeys([*known, *first, *rest]):
-        if not chosen or total + seconds[test] <= TEST_SECONDS:
+        if not chosen or total + seconds[test] <= FIRST_SECONDS:
             chosen.append(test)
             total += seconds[test]
-    return chosen
+        else:
+            left.append(test)
+    return chosen, left
 
 
 def _file(test: str) -> str:

@@ -101,6 +101,22 @@ def test_a_client_without_descriptors_is_told_of_the_same_regions_and_to_map_non
     device.close()
 
 
+def test_doorbells_are_listed_with_all_that_they_are_told_apart_by_the_newest_first(
+    device: Prober, server: Server
+) -> None:
+    device.add_ioeventfd(0, 0x00, 4)
+    device.add_ioeventfd(0, 0x20, 4, datamatch=5)
+    with Client.connect(str(server.listener.address)) as client:
+        newer, older = client.io_fds(0)
+    assert (newer.gpa_offset, newer.size, newer.datamatch) == (0x20, 4, 5)
+    assert (older.gpa_offset, older.size) == (0x00, 4)
+    assert newer.flags != older.flags
+    assert len({newer.fd, older.fd} - {None}) == 2
+    for entry in (newer, older):
+        assert entry.fd is not None
+        os.close(entry.fd)
+
+
 def test_a_slow_device_does_not_stall_another_in_the_same_process(tmp_path: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
 

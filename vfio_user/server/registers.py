@@ -73,7 +73,6 @@ class RegisterPath:
         unpack = _ACCESS.unpack_from
         readers, writers = self._readers, self._writers
         reading, writing = self._read, self._write
-        id = command = flags = 0
         while framer.end - (start := framer.start) >= _SIZE:
             id, command, size, flags, key = unpack(framer.buffer, start)
             try:
