@@ -37,7 +37,7 @@ from vfio_user.nightly.plan import Plan
 from vfio_user.nightly.staging import Stage, ready_servers
 from vfio_user.nightly.summary import CaseResult, Cell, PlanIdentity, Status, Summary, Verdict, case_id
 from vfio_user.nightly.verdicts import named, qemu_of, result_of, skipped, wedged
-from vfio_user.nightly.watch import Clock, Space
+from vfio_user.nightly.watch import SPARE_MIB, Clock, Space
 
 WRITE_SECONDS = 2.0
 """Seconds between two summaries of a night that runs, at least."""
@@ -88,15 +88,15 @@ class _Ready:
 class Night:
     """A night of a plan, in a new folder below `base`."""
 
-    def __init__(self, plan: Plan, drawn: Drawn, base: Path, *, commit: str = "") -> None:
-        """Make its folder, and write the first summary.
+    def __init__(self, plan: Plan, drawn: Drawn, base: Path, *, commit: str = "", spare: int = SPARE_MIB) -> None:
+        """Make its folder, in which `spare` MiB are to be free, and write the first summary.
 
         Raises:
             UserError: there can be no folder.
         """
         self.folder = results_folder(plan.text.name, base)
         self._clock = Clock()
-        self._space = Space(self.folder)
+        self._space = Space(self.folder, spare=spare)
         self._known: dict[str, CaseResult] = {}
         self._cases: dict[str, Case] = {}
         self._taken: list[Mapping[str, Any]] = []
@@ -162,7 +162,7 @@ class Night:
         ending = Ending()
         with job:
             try:
-                run_bounded(job, ending, say, tick=lambda: self._look(job, place))
+                run_bounded(job, ending, say, tick=lambda: self._look(job, place, ending))
             except JobHangs as error:
                 say(str(error))
             except EndedAtOnce:
@@ -202,17 +202,17 @@ class Night:
 
     # -- while it runs, and after -----------------------------------------------------------------------------------
 
-    def _look(self, job: Any, place: Place) -> None:
+    def _look(self, job: Any, place: Place, ending: Ending) -> None:
         """Once a second: take new results, keep the summary up to date, and an eye on disk and clock."""
         self._clock.look()
-        new = self._take(job, place, None)
+        new = self._take(job, place, ending)
         self._space.keep(self._passed)
         if new and time.monotonic() - self._written > WRITE_SECONDS:
             self._write()
 
-    def _take(self, job: Any, place: Place, ending: Ending | None) -> int:
+    def _take(self, job: Any, place: Place, ending: Ending) -> int:
         """Results of tests that have reported since the last call; how many. Those that `ending` ended have none."""
-        ended = [id(test) for test in (ending.tests(job) if ending else ())]
+        ended = [id(test) for test in ending.tests(job)]
         new = job.result.tests[len(self._taken) :]
         for test in new:
             self._taken.append(test)
@@ -223,7 +223,7 @@ class Night:
             place.fetch(test)
             result = result_of(case, test, slot=place.slot_of(test), folder=self.folder)
             self._known[case.id] = result
-            self._qemus.setdefault(cell, qemu_of(test))
+            self._qemus[cell] = qemu_of(test) or self._qemus.get(cell, "")
             if result.verdict in (Verdict.PASS, Verdict.XFAIL, Verdict.SKIP):
                 self._passed.append(Path(str(test["logdir"])))
         return len(new)

@@ -1,0 +1,205 @@
+"""A night from its first case to its summary, with tests that boot no guest: nothing of a plan is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from junitparser import JUnitXml
+
+from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
+
+ROOT = Path(__file__).parent.parent
+
+PLAN = """\
+name: quick
+servers: servers.yaml
+qemus: {{gone: /nonexistent}}
+groups:
+  one:
+    servers: [edu]
+    tests: [{tests}]
+    vary: {{cpus: [1, 2]}}
+  two:
+    servers: [theirs, absent]
+    tests: ["{tests}:Sees"]
+    vary: {{qemu: [usual, gone]}}
+    without: [{{server: absent, qemu: gone}}]
+"""
+SERVERS = """\
+servers:
+  theirs:
+    about: somebody's
+    protocol: vfio-user
+    kind: edu
+    command: "./server {socket}"
+    supports: []
+  absent:
+    about: one that cannot be built
+    protocol: vfio-user
+    kind: edu
+    prepare: echo no compiler >&2; exit 1
+    command: "{program} {socket}"
+    probe: yes
+"""
+TESTS = '''
+import os, time
+from avocado import Test
+from vfio_user.harness import Cell
+
+class Sees(Test):
+    def test_cell(self):
+        cell = Cell.of_text(self.params.get("cell"))
+        self.whiteboard = '{"qemu": "11.1.4"}'
+        self.assertEqual(self.params.get("cell_id").startswith("edu"), cell.device == "edu")
+        self.assertEqual("cpus=2" in self.params.get("cell_id"), cell.hardware.get("cpus") == 2)
+
+    def test_migrates(self):
+        """
+        :avocado: tags=needs:migration
+        """
+
+class Fails(Test):
+    def test_wrong(self):
+        self.fail("it read 7")
+
+    def test_known(self):
+        self.cancel("XFAIL: late-reply: it comes late")
+
+    def test_not_here(self):
+        self.cancel("no KVM")
+'''
+WAITS = """
+import time
+from avocado import Test
+
+class Waits(Test):
+    def test_first(self):
+        pass
+
+    def test_then(self):
+        open({begun!r}, "w").close()
+        time.sleep(60)
+"""
+
+
+def started(folder: Path, tests: str, *more: str, plan: str = PLAN) -> subprocess.Popen[str]:
+    (folder / "test_quick.py").write_text(tests)
+    (folder / "servers.yaml").write_text(SERVERS)
+    (folder / "plan.yaml").write_text(plan.format(tests=folder / "test_quick.py"))
+    modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.night_of_plan", str(folder / "plan.yaml"), str(folder / "nights"), *more],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": modules},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def summary_of(folder: Path) -> Summary:
+    (found,) = (folder / "nights").iterdir()
+    return read_summary(found)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    running = started(folder, TESTS)
+    said, _ = running.communicate(timeout=150)
+    assert running.returncode == 0, said
+    return folder
+
+
+def results(folder: Path, cell: str) -> dict[str, CaseResult]:
+    return {one.test.rpartition(".")[2]: one for one in summary_of(folder).results if one.cell == cell}
+
+
+def test_every_case_of_the_plan_has_a_verdict(whole: Path) -> None:
+    night = summary_of(whole)
+    assert night.status is Status.FINISHED
+    assert len(night.results) == night.planned == 2 * 5 + 3 * 2
+    assert {cell.id: cell.planned for cell in night.cells} == {
+        "edu": 5,
+        "edu+cpus=2": 5,
+        "theirs": 2,
+        "theirs+qemu=gone": 2,
+        "absent": 2,
+    }
+
+
+@pytest.mark.parametrize("cell", ["edu", "edu+cpus=2"])
+def test_a_test_is_run_in_its_cell(cell: str, whole: Path) -> None:
+    found = results(whole, cell)
+    assert {name: one.verdict for name, one in found.items()} == {
+        "test_cell": Verdict.PASS,
+        "test_migrates": Verdict.PASS,
+        "test_wrong": Verdict.FAIL,
+        "test_known": Verdict.XFAIL,
+        "test_not_here": Verdict.SKIP,
+    }
+    assert found["test_wrong"].cause == "it read 7"
+    assert (found["test_known"].known_issue, found["test_not_here"].reason) == ("late-reply", "no KVM")
+    night = summary_of(whole)
+    (folder,) = (whole / "nights").iterdir()
+    assert (folder / found["test_wrong"].evidence / "debug.log").exists()
+    assert next(each for each in night.cells if each.id == cell).versions["qemu"] == "11.1.4"
+
+
+def test_what_is_not_to_be_had_is_wedged_with_the_reason(whole: Path) -> None:
+    for cell, why in (("theirs+qemu=gone", "it is gone"), ("absent", "no compiler")):
+        assert {(one.verdict, why in one.cause) for one in results(whole, cell).values()} == {(Verdict.WEDGED, True)}
+    cells = {cell.id: cell.reason for cell in summary_of(whole).cells}
+    assert "no compiler" in cells["absent"]
+    assert not cells["theirs"]
+
+
+def test_what_a_server_cannot_do_is_skipped_and_not_run(whole: Path) -> None:
+    skipped = results(whole, "theirs")["test_migrates"]
+    assert (skipped.verdict, skipped.attempts) == (Verdict.SKIP, 0)
+    assert "migration" in skipped.reason
+    assert results(whole, "theirs")["test_cell"].verdict is Verdict.PASS
+
+
+def test_avocado_s_own_reports_are_beside_it_and_no_broken_one(whole: Path) -> None:
+    (job,) = (whole / "nights").glob("*/job-*")
+    names = {path.name for path in job.iterdir()}
+    assert {"results.html", "results.xml", "results.json"} <= names
+    assert "results.tap" not in names
+    assert sum(len(list(suite)) for suite in JUnitXml.fromfile(str(job / "results.xml"))) == 11
+
+
+def test_artifacts_of_what_passed_are_given_up_for_space_and_it_is_said(tmp_path: Path) -> None:
+    said, _ = started(tmp_path, TESTS, str(1 << 40), plan=PLAN.partition("  two:")[0]).communicate(timeout=150)
+    night = summary_of(tmp_path)
+    assert any("nearly full" in remark for remark in night.remarks), said
+    assert {bool(one.evidence) for one in night.results if one.verdict is Verdict.PASS} == {False}
+    assert {bool(one.evidence) for one in night.results if one.verdict is Verdict.FAIL} == {True}
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_a_night_that_is_ended_says_so_and_has_what_it_came_to(twice: bool, tmp_path: Path) -> None:
+    """And does not go on with the next cell; nothing is left of it."""
+    os.mkfifo(tmp_path / "begun")
+    plan = PLAN.partition("  two:")[0]
+    running = started(
+        tmp_path, WAITS.format(begun=str(tmp_path / "begun")), plan=plan.replace("name:", "parallel: 1\nname:")
+    )
+    with (tmp_path / "begun").open():
+        running.send_signal(signal.SIGINT)
+        if twice:
+            running.send_signal(signal.SIGTERM)
+        said, _ = running.communicate(timeout=100)
+    assert running.returncode == (3 if twice else 0), said
+    night = summary_of(tmp_path)
+    assert night.status is Status.ENDED
+    assert [one.test.rpartition(".")[2] for one in night.results] == ["test_first"]
+    assert night.planned == 4
+    assert "at once" in night.reason if twice else "test_then" in night.reason
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(one.info["cmdline"])]
