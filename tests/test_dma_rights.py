@@ -79,13 +79,14 @@ ACCESSES = {
 }
 RIGHTS = {"none": 0, "r": READ, "w": WRITE, "rw": READ | WRITE}
 MODES = ("mapped", "not sealed", "file", "message")
+CONTENT = bytes(place % 251 for place in range(2 * SIZE))
 
 
 class Memory:
     """Two neighbouring regions of one mode and right, and one far away that may be used for anything."""
 
     def __init__(self, mode: str, rights: int) -> None:
-        self.content = bytes(place % 251 for place in range(2 * SIZE))
+        self.content = CONTENT
         self.mode = mode
         self.file = self._file()
         self.client = RecordingLink(memory=bytearray(self.content), base=BASE)

@@ -13,8 +13,8 @@ from tests.everything_device import Everything
 from tests.fuzzing import Generator, Script, campaign, open_fds, proposal, resident_bytes, run_session
 from vfio_user.wire import CURRENT, DIALECTS, HEADER, Dialect, Message
 
-MESSAGES = 20_000
-"""Of each dialect: 100,000 in a run of the unit tests; scripts/fuzz does millions."""
+MESSAGES = 5_000
+"""Of each dialect: 25,000 in a run of the unit tests, of which most is noticed; each run of CI sends a million."""
 
 ALL_DIALECTS = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 
@@ -37,7 +37,7 @@ def test_nearly_right_messages_and_rubbish_leave_nothing_behind(dialect: Dialect
     assert outcome.messages == MESSAGES
     assert 0 < outcome.refused < MESSAGES
     assert open_fds() == fds
-    assert resident_bytes() - memory < 32 << 20
+    assert resident_bytes() - memory < 8 << 20
 
 
 def replies(device: Everything, pieces: list[tuple[bytes, list[int]]], dialect: Dialect) -> list[Message]:

@@ -36,8 +36,11 @@ def disk(tmp_path: Path) -> Path:
     return tmp_path / "disk.img"
 
 
+ROWS = [bytes((column * 31 + row) & 0xFF for column in range(256)) for row in range(256)]
+
+
 def pattern(size: int, seed: int = 1) -> bytes:
-    return bytes((seed * 7 + index * 31 + (index >> 8)) & 0xFF for index in range(size))
+    return b"".join(ROWS[seed * 7 + row & 0xFF] for row in range(-(-size // 256)))[:size]
 
 
 @pytest.mark.parametrize("size", [512, 4096, 8192, 12288, 65536, 1 << 20])
