@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.test_nightly_summary import night, result
 from userdev.errors import UserError
 from vfio_user.nightly.cases import Case
 from vfio_user.nightly.cells import NightCell
-from vfio_user.nightly.earlier import earlier_nights, estimate, last_finished, new_wrong
 from vfio_user.nightly.night import only_one
 from vfio_user.nightly.plan import USUALLY
 from vfio_user.nightly.servers import Server, ServerIssue, our_servers
-from vfio_user.nightly.summary import Status, Verdict
+from vfio_user.nightly.summary import Verdict
 from vfio_user.nightly.verdicts import named, qemu_of, result_of, skipped, wedged
 from vfio_user.nightly.watch import Clock, Space
 
@@ -97,45 +94,7 @@ def test_what_was_not_run_says_why() -> None:
     assert wedged(case()).attempts == skipped(Case(case().cell, TEST, "it cannot")).attempts == 0
 
 
-# -- earlier nights ---------------------------------------------------------------------------------------------------
-
-
-def kept(
-    base: Path, name: str, *results: Any, planned: int = 2, status: Status = Status.FINISHED, **fields: Any
-) -> None:
-    (base / name).mkdir(parents=True)
-    began = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=len(list(base.iterdir())))
-    night(*results, planned=planned, status=status, **{"night": name, "began": began, **fields}).write(base / name)
-
-
-def test_wrong_is_new_where_it_was_right_or_otherwise_before(tmp_path: Path) -> None:
-    wrong = [result(Verdict.FAIL, test=f"t:A.{name}", cause="x") for name in "ab"]
-    kept(tmp_path, "n-1", wrong[0], result(test="t:A.b"))
-    kept(tmp_path, "n-2", status=Status.ENDED)
-    kept(tmp_path, "n-3", status=Status.UNDONE, reason="no space")
-    before = last_finished(earlier_nights(tmp_path, "ours"))
-    assert before is not None
-    assert before.night == "n-1"
-    assert new_wrong(night(*wrong, planned=2), before) == [wrong[1]]
-    assert new_wrong(night(*wrong, planned=2), None) == wrong
-    worse = result(Verdict.WEDGED, test="t:A.a", cause="x")
-    assert new_wrong(night(worse), before) == [worse]
-
-
-def test_nights_of_other_plans_and_what_is_none_are_passed_over(tmp_path: Path) -> None:
-    kept(tmp_path, "n-1", planned=0)
-    (tmp_path / "n-2").mkdir()
-    (tmp_path / "n-2" / "summary.json").write_text("{")
-    assert [found.night for found in earlier_nights(tmp_path, "ours")] == ["n-1"]
-    assert not list(earlier_nights(tmp_path, "theirs"))
-
-
-def test_an_estimate_is_of_what_cases_took_before_here_or_in_other_cells(tmp_path: Path) -> None:
-    kept(tmp_path, "n-1", result(test="t:A.a", seconds=100.0), result(test="t:A.b", seconds=10.0))
-    kept(tmp_path, "n-2", result(test="t:A.a", seconds=60.0), planned=1)
-    cases = [("edu/t:A.a", "t:A.a"), ("nvme/t:A.b", "t:A.b"), ("edu/t:A.new", "t:A.new")]
-    found = estimate(cases, earlier_nights(tmp_path, "ours"), 2)
-    assert (found.seconds, found.cases, found.known) == ((60 + 10 + 15) / 2, 3, 1)
+# -- one at a time ----------------------------------------------------------------------------------------------------
 
 
 def test_a_night_beside_another_is_refused_or_waits(tmp_path: Path) -> None:

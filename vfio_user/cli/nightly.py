@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,29 +13,43 @@ from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job.selection import suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
-from vfio_user.harness.evidence import INDEX
-from vfio_user.nightly.earlier import earlier_nights, estimate, last_finished, new_wrong
+from vfio_user.nightly.comparison import compare
+from vfio_user.nightly.history import REMEMBERED, History, estimate, results_of
 from vfio_user.nightly.matrix import Drawn, draw_plan, write_lock
+from vfio_user.nightly.morning import PAGE
 from vfio_user.nightly.night import Night, commit_of, only_one
 from vfio_user.nightly.place import Here
 from vfio_user.nightly.plan import Plan, read_plan
 from vfio_user.nightly.staging import Stage, staged
-from vfio_user.nightly.summary import CaseResult, Status, Summary
+from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 
 
-@click.command()
-@click.option("--plan", "path", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The plan, YAML.")
+@click.group(invoke_without_command=True)
+@click.option("--plan", "path", type=click.Path(dir_okay=False, path_type=Path), help="The plan, YAML.")
 @click.option("--list", "list_only", is_flag=True, help="Name the cases, CELL/TEST, and run none.")
 @click.option("--dry-run", is_flag=True, help="Say how many cases the cells have and how long they will take.")
 @click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
 @click.option("--wait", is_flag=True, help="Where a night runs already, wait until it has ended.")
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
-def command(path: Path, list_only: bool, dry_run: bool, locked: bool, wait: bool, timeout_factor: float) -> None:
-    """Run the cells of a plan (docs/nightly.md).
+@click.pass_context
+def command(
+    context: click.Context,
+    path: Path | None,
+    list_only: bool,
+    dry_run: bool,
+    locked: bool,
+    wait: bool,
+    timeout_factor: float,
+) -> None:
+    """Run the cells of a plan, or compare two nights (docs/nightly.md).
 
     The exit status is 0 when nothing is wrong that was not so in the last night of this plan, 1 when something is,
     2 when the night could not be done. Ctrl-C ends it in order, with a summary of what was run; again, at once.
     """
+    if context.invoked_subcommand is not None:
+        return
+    if path is None:
+        raise click.UsageError("--plan says which plan")
     plan = read_plan(path)
     drawn = draw_plan(plan)
     folder = suite_folder()
@@ -79,31 +93,65 @@ def _show(stage: Stage, base: Path, *, cases: bool) -> None:
 
 def _estimate(stage: Stage, base: Path) -> str:
     planned = [(case.id, case.test) for found in stage.cases().values() for case in found]
-    return str(estimate(planned, earlier_nights(base, stage.plan.text.name), stage.plan.text.parallel))
+    nights = History(base).latest(stage.plan.text.name, REMEMBERED)
+    return str(estimate(planned, nights, stage.plan.text.parallel))
 
 
 def _run(stage: Stage, drawn: Drawn, base: Path, root: Path) -> None:
-    before = last_finished(earlier_nights(base, stage.plan.text.name))
     _say(_estimate(stage, base))
     night = Night(stage.plan, drawn, base, commit=commit_of(root))
     summary = night.run(stage, Here(stage.plan.text.parallel), _say)
-    new = new_wrong(summary, before)
-    _tell(summary, night.folder, new)
+    compared = summary.comparison or Comparison()
+    _tell(summary, compared)
+    click.echo(f"{night.folder / PAGE}")
+    click.echo(", ".join(f"{number} {verdict}" for verdict, number in summary.counts().items() if number))
     if summary.status is Status.ENDED:
         _say(f"the night was ended {summary.reason}; {len(summary.results)} of {summary.planned} cases have a result")
         raise KeyboardInterrupt
-    if new:
-        raise VerdictError(f"{len(new)} of {summary.planned} cases are wrong, and were not so in the last night")
+    if compared.new:
+        raise VerdictError(
+            f"{len(compared.new)} of {summary.planned} cases are wrong, and were not so in the last night"
+        )
 
 
-def _tell(summary: Summary, folder: Path, new: Sequence[CaseResult]) -> None:
+def _tell(summary: Summary, compared: Comparison) -> None:
     for result in summary.wrong():
-        known = "" if result in new else " (as in the last night)"
+        known = "" if result.id in compared.new else " (as in the last night)"
         click.echo(f"{result.verdict} {result.id}: {result.cause}{known}")
-        page = folder / result.evidence / "data" / INDEX
-        if result.evidence and page.exists():
-            click.echo(f"  {page}")
     for remark in summary.remarks:
         click.echo(remark)
-    click.echo(f"evidence: {folder}")
-    click.echo(", ".join(f"{number} {verdict}" for verdict, number in summary.counts().items() if number))
+
+
+_NIGHT = click.Path(exists=True, path_type=Path)
+
+
+@command.command("compare")
+@click.argument("before", type=_NIGHT)
+@click.argument("after", type=_NIGHT)
+@click.option("--json", "as_json", is_flag=True, help="As in a summary's field `comparison`.")
+def compare_command(before: Path, after: Path, as_json: bool) -> None:
+    """Say what is otherwise in one night than in another: folders, or the summary.json of them.
+
+    The exit status is 1 when something is wrong in AFTER that was not so in BEFORE.
+    """
+    old, new = read_summary(before), read_summary(after)
+    compared = compare(new, (old.night, results_of(old)))
+    if as_json:
+        click.echo(compared.model_dump_json(indent=1))
+    else:
+        for line in _lines(old, new, compared):
+            click.echo(line)
+    if compared.new:
+        raise VerdictError(f"{len(compared.new)} of {new.planned} cases are newly wrong")
+
+
+def _lines(old: Summary, new: Summary, compared: Comparison) -> Iterator[str]:
+    was = {result.id: result.verdict for result in old.results}
+    now = {result.id: result for result in new.results}
+    for case in compared.new:
+        yield f"new: {case}: {was.get(case, 'nothing')} -> {now[case].verdict}: {now[case].cause}"
+    yield from (f"as before: {case}: {now[case].verdict}: {now[case].cause}" for case in compared.as_before)
+    yield from (f"mended: {case}: {was[case]} -> {now[case].verdict}" for case in compared.mended)
+    yield from (f"moved: {moved.id}: {moved.before:.1f} s -> {moved.after:.1f} s" for moved in compared.moved)
+    yield from (f"added: {case}" for case in compared.added)
+    yield from (f"gone: {case}" for case in compared.gone)

@@ -31,7 +31,10 @@ from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.debian import Progress
 from vfio_user.nightly.cases import Case, suite_settings, variant_of
 from vfio_user.nightly.cells import NightCell
+from vfio_user.nightly.comparison import LOOKED_AT, compare
+from vfio_user.nightly.history import History
 from vfio_user.nightly.matrix import Drawn
+from vfio_user.nightly.morning import write_morning
 from vfio_user.nightly.place import Place, Readiness
 from vfio_user.nightly.plan import Plan
 from vfio_user.nightly.staging import Stage, ready_servers
@@ -95,6 +98,7 @@ class Night:
             UserError: there can be no folder.
         """
         self.folder = results_folder(plan.text.name, base)
+        self._history = History(base)
         self._clock = Clock()
         self._space = Space(self.folder, spare=spare)
         self._known: dict[str, CaseResult] = {}
@@ -229,8 +233,17 @@ class Night:
         return len(new)
 
     def _finish(self, status: Status, reason: str = "") -> None:
+        """Write the last summary, beside the night before, and what people read of it."""
         self.summary = self.summary.model_copy(update={"status": status, "reason": reason, "ended": datetime.now(UTC)})
         self._write()
+        plan, night = self.summary.plan.name, self.summary.night
+        with contextlib.suppress(UserError) if status is Status.UNDONE else contextlib.nullcontext():
+            before = self._history.last_finished(plan, but=night)
+            comparison = compare(self.summary, before, self._history.latest(plan, LOOKED_AT - 1, but=night))
+            self.summary = self.summary.model_copy(update={"comparison": comparison})
+            self.summary.write(self.folder)
+            self._history.add(self.summary)
+            write_morning(self.summary, self.folder)
 
     def _write(self) -> None:
         """Write the summary as it is now, checked."""

@@ -148,6 +148,37 @@ class CaseResult(_Model):
         return self
 
 
+class Moved(_Model):
+    """A case that took another time than in the night before, in seconds."""
+
+    id: str
+    before: float
+    after: float
+
+
+class Flake(_Model):
+    """A case whose verdict changes from night to night; `verdicts` are those of the last ones, the latest last."""
+
+    id: str
+    verdicts: tuple[Verdict, ...]
+
+
+class Comparison(_Model):
+    """A night beside the last finished one of its plan: ids of cases, in the order of the plan."""
+
+    against: str = ""
+    """The night before; "": there was none, so that all that is wrong is new."""
+    new: tuple[str, ...] = ()
+    """Wrong, and not so before."""
+    as_before: tuple[str, ...] = ()
+    """Wrong in the same way before."""
+    mended: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    moved: tuple[Moved, ...] = ()
+    flakes: tuple[Flake, ...] = ()
+
+
 class Summary(_Model):
     """A night."""
 
@@ -169,6 +200,8 @@ class Summary(_Model):
     slots: tuple[Slot, ...] = ()
     cells: tuple[Cell, ...] = ()
     results: tuple[CaseResult, ...] = ()
+    comparison: Comparison | None = None
+    """With the night before, once this one has ended."""
 
     @property
     def planned(self) -> int:

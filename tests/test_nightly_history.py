@@ -1,0 +1,321 @@
+"""Nights are remembered, compared with the one before, and told in the order in which somebody has to look at them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from junitparser import JUnitXml
+
+from tests.test_nightly_summary import night, result
+from userdev.errors import VerdictError
+from vfio_user.cli.nightly import command
+from vfio_user.nightly import history as history_module
+from vfio_user.nightly.comparison import compare
+from vfio_user.nightly.history import History, estimate, results_of
+from vfio_user.nightly.morning import Morning, junit_of, write_morning
+from vfio_user.nightly.summary import CaseResult, Cell, Flake, Moved, Status, Summary, Verdict
+
+PASS, FAIL, XFAIL, XPASS, SKIP, WEDGED = (
+    Verdict.PASS,
+    Verdict.FAIL,
+    Verdict.XFAIL,
+    Verdict.XPASS,
+    Verdict.SKIP,
+    Verdict.WEDGED,
+)
+
+
+def case(name: str, verdict: Verdict = PASS, seconds: float = 1.0, **fields: Any) -> CaseResult:
+    why = {PASS: {}, SKIP: {"reason": "not here"}, XFAIL: {"known_issue": "lost"}}.get(verdict, {"cause": "it read 7"})
+    return result(verdict, test=f"t.py:A.{name}", seconds=seconds, **{**why, **fields})
+
+
+def nth(number: int, *results: CaseResult, status: Status = Status.FINISHED, **fields: Any) -> Summary:
+    began = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=number)
+    return night(*results, planned=len(results), **{"night": f"n-{number}", "began": began, "status": status, **fields})
+
+
+def compared(now: Summary, *before: Summary) -> Summary:
+    nights = [(one.night, results_of(one)) for one in before]
+    return now.model_copy(update={"comparison": compare(now, nights[0] if nights else None, nights)})
+
+
+# -- remembered -------------------------------------------------------------------------------------------------------
+
+
+def test_a_night_is_compared_with_the_last_that_was_finished(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for summary in (
+        nth(2, case("a", FAIL)),
+        nth(1, case("a")),
+        nth(3, case("a"), status=Status.ENDED),
+        nth(4, status=Status.UNDONE, reason="no space"),
+        nth(5, status=Status.RUNNING),
+    ):
+        history.add(summary)
+    found = history.last_finished("ours")
+    assert found is not None
+    assert found[0] == "n-2"
+    assert {name: past.verdict for name, past in found[1].items()} == {"edu/t.py:A.a": FAIL}
+    assert [name for name, _ in history.latest("ours", 5)] == ["n-3", "n-2", "n-1"]
+    assert [name for name, _ in history.latest("ours", 1, but="n-3")] == ["n-2"]
+    assert history.last_finished("theirs") is None
+
+
+def test_nights_whose_folders_are_gone_are_remembered(tmp_path: Path) -> None:
+    folder = tmp_path / "n-1"
+    folder.mkdir()
+    nth(1, case("a")).write(folder)
+    assert History(tmp_path).latest("ours", 9) != []
+    (folder / "summary.json").unlink()
+    assert [name for name, _ in History(tmp_path).latest("ours", 9)] == ["n-1"]
+
+
+@pytest.mark.parametrize("content", [None, b"no database" * 100])
+def test_history_is_made_again_of_the_nights_that_are_there(content: bytes | None, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"n-{number}").mkdir()
+        nth(number, case("a")).write(tmp_path / f"n-{number}")
+    (tmp_path / "n-3").mkdir()
+    (tmp_path / "n-3" / "summary.json").write_text("{")
+    if content is not None:
+        (tmp_path / history_module.NAME).write_bytes(content)
+    assert [name for name, _ in History(tmp_path).latest("ours", 9)] == ["n-2", "n-1"]
+
+
+def test_a_night_that_ran_when_it_was_looked_at_is_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "n-1"
+    folder.mkdir()
+    nth(1, status=Status.RUNNING).write(folder)
+    assert History(tmp_path).last_finished("ours") is None
+    nth(1, case("a")).write(folder)
+    assert History(tmp_path).last_finished("ours") is not None
+
+
+def test_a_plan_has_so_many_nights_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "KEPT", 2)
+    history = History(tmp_path)
+    history.add(nth(1, case("a"), plan=nth(0).plan.model_copy(update={"name": "theirs"})))
+    for number in (2, 3, 4):
+        history.add(nth(number, case("a")))
+    assert [name for name, _ in history.latest("ours", 9)] == ["n-4", "n-3"]
+    assert [name for name, _ in history.latest("theirs", 9)] == ["n-1"]
+    with sqlite3.connect(tmp_path / history_module.NAME) as database:
+        assert database.execute("SELECT count(*) FROM results").fetchone() == (3,)
+    database.close()
+
+
+def test_a_question_leaves_nothing_where_there_were_no_nights(tmp_path: Path) -> None:
+    assert History(tmp_path / "none").last_finished("ours") is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_estimate_is_of_what_cases_took_before_here_or_in_other_cells(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.add(nth(1, case("a", seconds=100.0), case("b", seconds=10.0)))
+    history.add(nth(2, case("a", seconds=60.0), case("skipped", SKIP, seconds=9.0)))
+    cases = [("edu/t.py:A.a", "t.py:A.a"), ("nvme/t.py:A.b", "t.py:A.b"), ("edu/t.py:A.new", "t.py:A.new")]
+    found = estimate(cases, history.latest("ours", 5), 2)
+    assert (found.seconds, found.cases, found.known) == ((60 + 10 + 15) / 2, 3, 1)
+
+
+# -- compared ---------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_is_new_where_it_was_right_or_otherwise_before() -> None:
+    before = nth(1, case("stays", FAIL), case("worse", FAIL), case("breaks"), case("heals", XPASS), case("goes"))
+    after = nth(2, case("stays", FAIL), case("worse", WEDGED), case("breaks", FAIL), case("heals"), case("comes", FAIL))
+    found = compare(after, (before.night, results_of(before)))
+    assert found.new == ("edu/t.py:A.worse", "edu/t.py:A.breaks", "edu/t.py:A.comes")
+    assert found.as_before == ("edu/t.py:A.stays",)
+    assert found.mended == ("edu/t.py:A.heals",)
+    assert found.added == ("edu/t.py:A.comes",)
+    assert found.gone == ("edu/t.py:A.goes",)
+    assert found.against == "n-1"
+
+
+def test_all_that_is_wrong_is_new_where_there_was_no_night() -> None:
+    found = compare(nth(1, case("a", FAIL), case("b")), None)
+    assert (found.new, found.added, found.against) == (("edu/t.py:A.a",), (), "")
+
+
+def test_what_an_ended_night_did_not_come_to_is_not_gone() -> None:
+    before = nth(1, case("a"), case("b", FAIL))
+    after = night(case("a"), planned=2, status=Status.ENDED)
+    found = compare(after, (before.night, results_of(before)))
+    assert (found.gone, found.mended) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [(10.0, 20.0, True), (20.0, 10.0, True), (10.0, 14.0, False), (0.5, 2.0, False), (100.0, 104.0, False)],
+)
+def test_a_duration_has_moved_by_much_of_itself_and_by_seconds(before: float, after: float, moved: bool) -> None:
+    old = nth(1, case("a", seconds=before))
+    found = compare(nth(2, case("a", seconds=after)), (old.night, results_of(old)))
+    assert found.moved == ((Moved(id="edu/t.py:A.a", before=before, after=after),) if moved else ())
+
+
+def test_what_did_not_pass_has_no_duration() -> None:
+    old = nth(1, case("a", seconds=1.0))
+    assert compare(nth(2, case("a", FAIL, seconds=60.0)), (old.night, results_of(old))).moved == ()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "flakes"),
+    [
+        ((PASS, FAIL, PASS), True),
+        ((FAIL, PASS, FAIL), True),
+        ((PASS, PASS, FAIL), False),
+        ((FAIL, PASS, PASS), False),
+        ((PASS, SKIP, PASS), False),
+        ((XFAIL, XPASS, XFAIL), True),
+    ],
+)
+def test_a_flake_changes_back_and_forth(verdicts: tuple[Verdict, ...], flakes: bool) -> None:
+    nights = [nth(number, case("a", verdict)) for number, verdict in enumerate(verdicts)]
+    found = compared(nights[-1], *reversed(nights[:-1])).comparison
+    assert found is not None
+    assert found.flakes == ((Flake(id="edu/t.py:A.a", verdicts=verdicts),) if flakes else ())
+
+
+# -- told -------------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """The words of a page, and where its links lead."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if value is not None and (tag, name) == ("a", "href"):
+                self.links.append(value)
+            elif name in ("src", "href"):
+                self.loads.append(str(value))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def everything(folder: Path) -> Summary:
+    before = nth(1, case("old", FAIL), case("new"), case("fine"), case("slow"))
+    wrong = case("new", FAIL, cause="<b>it</b> read 7 | 8", evidence="job/1 new")
+    (folder / "job/1 new/data").mkdir(parents=True)
+    (folder / "job/1 new/data/index.html").write_text("x")
+    after = nth(
+        2,
+        wrong,
+        case("old", FAIL),
+        case("surprise", XPASS, known_issue="lost"),
+        case("known", XFAIL),
+        case("out", SKIP, reason="the server cannot"),
+        case("slow", seconds=60.0),
+        commit="0123456789ab",
+        remarks=("the clock jumped",),
+    )
+    cells = (Cell(id="edu", parameters={"cpus": "1"}, versions={"qemu": "11.1.3", "kernel": "6.12"}, planned=6),)
+    return compared(after.model_copy(update={"cells": cells}), before, nth(0, case("new", FAIL)))
+
+
+def test_what_is_new_is_read_first_and_leads_to_its_evidence(tmp_path: Path) -> None:
+    summary = everything(tmp_path)
+    page = Page(write_morning(summary, tmp_path).read_text())
+    order = ["New (1)", "Known issues that were not seen (1)", "As before (1)", "Known issues (1)", "Flakes (1)"]
+    places = [page.text.index(title) for title in [*order, "Durations that moved (1)", "Cells (1)", "Skipped"]]
+    assert places == sorted(places)
+    assert "<b>it</b> read 7 | 8" in page.text
+    assert "the clock jumped" in page.text
+    assert "the server cannot" in page.text
+    assert "job/1%20new/data/index.html" in page.links
+    assert page.loads == []
+
+
+def test_a_chat_is_told_the_same_and_nothing_of_it_is_markup(tmp_path: Path) -> None:
+    write_morning(everything(tmp_path), tmp_path)
+    text = (tmp_path / "summary.md").read_text()
+    assert text.startswith("**")
+    (row,) = [line for line in text.splitlines() if "A.new" in line and "read 7" in line]
+    assert row.replace("\\|", "").count("|") == 4
+    assert "<b>" not in text.replace("\\<", "")
+
+
+def test_names_in_junit_are_those_of_case_and_cell_and_reasons_are_there(tmp_path: Path) -> None:
+    summary = everything(tmp_path)
+    write_morning(summary, tmp_path)
+    (suite,) = JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    facts = {each.name: each.value for each in suite.properties()}  # type: ignore[no-untyped-call]
+    assert facts == {"commit": "0123456789ab", "qemu": "11.1.3", "kernel": "6.12", "cpus": "1"}
+    told = {test.name: [(type(each).__name__, each.message) for each in test.result] for test in suite}
+    assert told == {
+        "new": [("Failure", "<b>it</b> read 7 | 8")],
+        "old": [("Failure", "it read 7")],
+        "surprise": [("Failure", "it read 7")],
+        "known": [("Skipped", "XFAIL: lost")],
+        "out": [("Skipped", "the server cannot")],
+        "slow": [],
+    }
+    assert {test.classname for test in suite} == {"edu/t.py:A"}
+    assert (suite.tests, suite.failures, suite.skipped) == (6, 3, 2)
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_verdict_is_told_everywhere(verdict: Verdict, tmp_path: Path) -> None:
+    summary = nth(1, case("a", verdict))
+    page = write_morning(summary, tmp_path)
+    assert f"1 {verdict}" in Page(page.read_text()).text
+    assert len(junit_of(summary)) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "results", "is_good"),
+    [
+        (Status.FINISHED, [case("a")], True),
+        (Status.FINISHED, [case("a", FAIL)], False),
+        (Status.ENDED, [case("a")], False),
+        (Status.UNDONE, [], False),
+    ],
+)
+def test_a_night_is_good_when_it_is_finished_and_nothing_new_is_wrong(
+    status: Status, results: list[CaseResult], is_good: bool, tmp_path: Path
+) -> None:
+    summary = nth(1, *results, status=status, reason="between cases")
+    assert Morning(summary, tmp_path).is_good is is_good
+
+
+# -- compared by hand -------------------------------------------------------------------------------------------------
+
+
+def run_compare(folder: Path, old: Summary, new: Summary, *options: str) -> Result:
+    for name, summary in (("a", old), ("b", new)):
+        (folder / name).mkdir()
+        summary.write(folder / name)
+    return CliRunner().invoke(command, ["compare", str(folder / "a"), str(folder / "b" / "summary.json"), *options])
+
+
+def test_two_nights_are_compared_and_new_wrong_is_a_status(tmp_path: Path) -> None:
+    ran = run_compare(tmp_path, nth(1, case("a"), case("b", FAIL)), nth(2, case("a", FAIL), case("b")))
+    assert isinstance(ran.exception, VerdictError)
+    assert "new: edu/t.py:A.a: PASS -> FAIL: it read 7" in ran.output
+    assert "mended: edu/t.py:A.b: FAIL -> PASS" in ran.output
+
+
+def test_a_comparison_is_to_be_had_for_programs(tmp_path: Path) -> None:
+    ran = run_compare(tmp_path, nth(1, case("a", FAIL)), nth(2, case("a", FAIL)), "--json")
+    assert (ran.exit_code, json.loads(ran.output)["as_before"]) == (0, ["edu/t.py:A.a"])

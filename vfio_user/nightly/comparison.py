@@ -1,0 +1,68 @@
+"""A night against the one before: what is new, what stayed, what changes from night to night, what takes longer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from vfio_user.nightly.history import Past, Results
+from vfio_user.nightly.summary import Comparison, Flake, Moved, Summary, Verdict
+
+LOOKED_AT = 10
+"""Nights, this one among them, in which a verdict that changed back and forth makes a flake."""
+
+MOVED_RATIO, MOVED_SECONDS = 1.5, 3.0
+"""A duration has moved where it is so many times as long or as short, and by so many seconds."""
+
+_TOLD = frozenset({Verdict.PASS, Verdict.FAIL, Verdict.ERROR, Verdict.XFAIL, Verdict.XPASS, Verdict.WEDGED})
+"""Verdicts of cases that were run, or were to be."""
+
+
+def compare(
+    summary: Summary, before: tuple[str, Results] | None, nights: Sequence[tuple[str, Results]] = ()
+) -> Comparison:
+    """Compare a night with the one `before` it, and look for flakes in it and `nights`, the latest first.
+
+    Of a night that was ended, cases that it did not come to are no difference.
+    """
+    name, was = before or ("", {})
+    now = {result.id: Past(result.test, result.verdict, result.seconds) for result in summary.results}
+    wrong = [case for case, past in now.items() if past.verdict.is_wrong]
+    return Comparison(
+        against=name,
+        new=tuple(case for case in wrong if case not in was or was[case].verdict is not now[case].verdict),
+        as_before=tuple(case for case in wrong if case in was and was[case].verdict is now[case].verdict),
+        mended=tuple(
+            c for c, past in now.items() if c in was and was[c].verdict.is_wrong and not past.verdict.is_wrong
+        ),
+        added=tuple(case for case in now if was and case not in was),
+        gone=tuple(case for case in was if case not in now) if len(now) == summary.planned else (),
+        moved=tuple(_moved(now, was)),
+        flakes=tuple(_flakes(now, nights)),
+    )
+
+
+def _moved(now: Results, was: Results) -> Iterator[Moved]:
+    """Durations of cases that passed both times, the largest change first."""
+    both = [(case, was[case], now[case]) for case in now if case in was]
+    pairs = [
+        Moved(id=case, before=old.seconds, after=new.seconds)
+        for case, old, new in both
+        if old.verdict is Verdict.PASS and new.verdict is Verdict.PASS and _has_moved(old.seconds, new.seconds)
+    ]
+    yield from sorted(pairs, key=lambda moved: -abs(moved.after - moved.before))
+
+
+def _has_moved(before: float, after: float) -> bool:
+    short, long = sorted((before, after))
+    return long - short >= MOVED_SECONDS and long >= MOVED_RATIO * short
+
+
+def _flakes(now: Results, nights: Sequence[tuple[str, Results]]) -> Iterator[Flake]:
+    """Cases whose verdict has changed at least twice: once is a fault that came, or went."""
+    all_nights = [now, *(results for _, results in nights[: LOOKED_AT - 1])]
+    for case in now:
+        seen = [results[case].verdict for results in reversed(all_nights) if case in results]
+        told = [verdict for verdict in seen if verdict in _TOLD]
+        if sum(a is not b for a, b in pairwise(told)) >= 2:
+            yield Flake(id=case, verdicts=tuple(told))

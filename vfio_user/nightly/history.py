@@ -1,0 +1,203 @@
+"""The history of nights: what each case came to, in SQLite beside the nights' folders, so that it outlives those.
+
+It is made of summaries, and of nothing else: where the file is not there, or is no database, it is made again of the
+summaries that are.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+
+from userdev.errors import UserError, about
+from vfio_user.nightly.summary import FILE, Status, Summary, Verdict, read_summary
+
+NAME = "history.sqlite"
+
+KEPT = 400
+"""Nights of a plan that are remembered: a year's, and what was run by hand beside them."""
+
+REMEMBERED = 5
+"""Nights that are looked at for durations."""
+
+UNKNOWN_SECONDS = 15.0
+"""What a case is taken to last of which nothing is known."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS nights (
+    plan TEXT NOT NULL, night TEXT NOT NULL, began TEXT NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (plan, night));
+CREATE TABLE IF NOT EXISTS results (
+    plan TEXT NOT NULL, night TEXT NOT NULL, id TEXT NOT NULL, test TEXT NOT NULL, verdict TEXT NOT NULL,
+    seconds REAL NOT NULL, PRIMARY KEY (plan, night, id),
+    FOREIGN KEY (plan, night) REFERENCES nights ON DELETE CASCADE);
+PRAGMA user_version = 1;
+"""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a case came to in a night."""
+
+    test: str
+    verdict: Verdict
+    seconds: float
+
+
+Results = Mapping[str, Past]
+"""Those of a night, by their ids."""
+
+
+def results_of(summary: Summary) -> Results:
+    """The same of a summary."""
+    return {result.id: Past(result.test, result.verdict, result.seconds) for result in summary.results}
+
+
+class History:
+    """Nights that were, in the folder of nights `base`; the file is opened for each question and closed after it."""
+
+    def __init__(self, base: Path) -> None:
+        """Nothing is looked for before it is asked for."""
+        self._base = base
+        self._path = base / NAME
+
+    def add(self, summary: Summary) -> None:
+        """Remember a night, again if it is known, and forget the oldest of its plan beyond `KEPT`.
+
+        Raises:
+            UserError: that cannot be written.
+        """
+        with self._opened() as database:
+            _insert(database, summary)
+            _prune(database, summary.plan.name)
+
+    def last_finished(self, plan: str, *, but: str = "") -> tuple[str, Results] | None:
+        """The latest finished night of a plan, `but` one, and its results; None: there is none."""
+        return next(self._nights(plan, but=but, finished=True), None)
+
+    def latest(self, plan: str, number: int, *, but: str = "") -> list[tuple[str, Results]]:
+        """The latest nights of a plan that have results, `but` one, the latest first."""
+        return [found for _, found in zip(range(number), self._nights(plan, but=but), strict=False)]
+
+    def _nights(self, plan: str, *, but: str, finished: bool = False) -> Iterator[tuple[str, Results]]:
+        if not self._base.is_dir():
+            return
+        status = (Status.FINISHED,) if finished else (Status.FINISHED, Status.ENDED)
+        with self._opened() as database:
+            asked = f"SELECT night FROM nights WHERE plan = ? AND night != ? AND status IN ({_marks(status)})"
+            for (night,) in database.execute(f"{asked} ORDER BY began DESC", (plan, but, *status)).fetchall():
+                rows = database.execute(
+                    "SELECT id, test, verdict, seconds FROM results WHERE plan = ? AND night = ?", (plan, night)
+                )
+                yield night, {case: Past(test, Verdict(verdict), seconds) for case, test, verdict, seconds in rows}
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The database; the nights whose folders are there and which it does not know are added first."""
+        with _told(self._path):
+            try:
+                database = _connected(self._path)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # locked, or not to be had: it is a database
+                    raise
+                self._path.replace(self._path.with_suffix(".broken"))
+                database = _connected(self._path)
+            with closing(database), database:
+                self._catch_up(database)
+                yield database
+
+    def _catch_up(self, database: sqlite3.Connection) -> None:
+        known = {
+            night for (night,) in database.execute("SELECT night FROM nights WHERE status != ?", (Status.RUNNING,))
+        }
+        for file in self._base.glob(f"*/{FILE}"):
+            if file.parent.name not in known:
+                with suppress(UserError):
+                    _insert(database, read_summary(file))
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A block in which what is wrong with a database is told with its file."""
+    with about(path):
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path)
+    try:
+        database.execute("PRAGMA foreign_keys = ON")
+        database.executescript(_TABLES)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _insert(database: sqlite3.Connection, summary: Summary) -> None:
+    plan, night = summary.plan.name, summary.night
+    database.execute("DELETE FROM nights WHERE plan = ? AND night = ?", (plan, night))
+    database.execute(
+        "INSERT INTO nights VALUES (?, ?, ?, ?, ?)",
+        (plan, night, summary.began.astimezone(UTC).isoformat(), summary.status, summary.seconds),
+    )
+    database.executemany(
+        "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)",
+        [(plan, night, case, past.test, past.verdict, past.seconds) for case, past in results_of(summary).items()],
+    )
+
+
+def _prune(database: sqlite3.Connection, plan: str) -> None:
+    database.execute(
+        "DELETE FROM nights WHERE plan = ? AND night NOT IN"
+        " (SELECT night FROM nights WHERE plan = ? ORDER BY began DESC LIMIT ?)",
+        (plan, plan, KEPT),
+    )
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+# -- how long it will take --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long cases will take: `seconds` of the machine, of which `known` cases of `cases` are as they took before."""
+
+    seconds: float
+    cases: int
+    known: int
+
+    def __str__(self) -> str:
+        minutes = self.seconds / 60
+        return f"{self.cases} cases, about {minutes:.0f} min ({self.known} of them by what they took before)"
+
+
+def estimate(cases: Sequence[tuple[str, str]], nights: Sequence[tuple[str, Results]], parallel: int) -> Estimate:
+    """How long `cases` (id, test) will take, so many at once; one that never ran, as its test does in other cells."""
+    by_id: dict[str, float] = {}
+    by_test: dict[str, list[float]] = defaultdict(list)
+    for _, results in nights:
+        for case, past in results.items():
+            if past.seconds and past.verdict not in (Verdict.SKIP, Verdict.WEDGED):
+                by_id.setdefault(case, past.seconds)
+                by_test[past.test].append(past.seconds)
+    total = sum(_seconds(case, test, by_id, by_test) for case, test in cases)
+    return Estimate(total / parallel, len(cases), sum(case in by_id for case, _ in cases))
+
+
+def _seconds(case: str, test: str, by_id: Mapping[str, float], by_test: Mapping[str, list[float]]) -> float:
+    if case in by_id:
+        return by_id[case]
+    return statistics.median(by_test[test]) if by_test.get(test) else UNKNOWN_SECONDS
