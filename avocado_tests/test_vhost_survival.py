@@ -17,7 +17,35 @@ HUNG = "is not a head"
 """What the guest's driver says of a request that is given back twice (drivers/virtio/virtio_ring.c): it stops then."""
 
 
-class Kills(DiskTest):
+class KillTest(DiskTest):
+    def fio_through_kills(self, times: int) -> None:
+        """Each kill is after as many writes as about a second has, which end in any order."""
+        options = "[driver=vhost-user-blk-pci]"
+        with self.bench(served=f"{ODD}:Unordered", options=options, size=64 * MIB, image="storage") as bench:
+            workload = Workload(bench.guest, "fio")
+            for _ in range(times):
+                self.await_writes(bench, 200)
+                bench.server.kill()
+                bench.server.restart()
+            done = workload.end()
+            self.log.info("%s", dict(done.seen))
+            self.assertTrue(done.ok, done.verdict)
+
+    def kill_again_and_again(self, bench: Bench, times: int) -> None:
+        """Each time after a flush that was acknowledged."""
+        for _ in range(times):
+            bench.await_flush()
+            bench.server.kill()
+            bench.server.restart()
+
+    def await_writes(self, bench: Bench, count: int) -> None:
+        """Until the guest has had so many more acknowledged."""
+        written = f"$(awk '{{print $5}}' /sys/block/{Path(bench.path()).name}/stat)"
+        goal = int(bench.guest.succeed(f"echo {written}")) + count
+        bench.guest.wait_until_succeeds(f"test {written} -gt {goal}", interval=0.02)
+
+
+class Kills(KillTest):
     """
     :avocado: tags=vhost-user,blk,kill
     """
@@ -56,37 +84,16 @@ class Kills(DiskTest):
     def test_fio_verifies_while_the_server_is_killed(self) -> None:
         self.fio_through_kills(3)
 
+
+class ManyKills(KillTest):
+    """
+    :avocado: tags=vhost-user,blk,kill,nightly
+    """
+
+    timeout = 4 * KillTest.timeout
+
     def test_fio_verifies_while_the_server_is_killed_every_second(self) -> None:
-        """
-        :avocado: tags=nightly
-        """
         self.fio_through_kills(60)
-
-    def fio_through_kills(self, times: int) -> None:
-        """Each kill is after as many writes as about a second has, which end in any order."""
-        options = "[driver=vhost-user-blk-pci]"
-        with self.bench(served=f"{ODD}:Unordered", options=options, size=64 * MIB, image="storage") as bench:
-            workload = Workload(bench.guest, "fio")
-            for _ in range(times):
-                self.await_writes(bench, 200)
-                bench.server.kill()
-                bench.server.restart()
-            done = workload.end()
-            self.log.info("%s", dict(done.seen))
-            self.assertTrue(done.ok, done.verdict)
-
-    def kill_again_and_again(self, bench: Bench, times: int) -> None:
-        """Each time after a flush that was acknowledged."""
-        for _ in range(times):
-            bench.await_flush()
-            bench.server.kill()
-            bench.server.restart()
-
-    def await_writes(self, bench: Bench, count: int) -> None:
-        """Until the guest has had so many more acknowledged."""
-        written = f"$(awk '{{print $5}}' /sys/block/{Path(bench.path()).name}/stat)"
-        goal = int(bench.guest.succeed(f"echo {written}")) + count
-        bench.guest.wait_until_succeeds(f"test {written} -gt {goal}", interval=0.02)
 
 
 class OutOfOrder(DiskTest):
