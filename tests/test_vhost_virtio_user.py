@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,18 @@ def answered(front_end: VirtioUser, frames: list[bytes]) -> bool:
     return front_end.wait_received(before + len(frames))[before:] == [STATION.answer(frame) for frame in frames]
 
 
+def comes_to_answers(front_end: VirtioUser, tries: int = 20) -> bool:
+    """Whether it receives the answer to a frame that it sends, whatever comes before."""
+    answer = STATION.answer(arp())
+    for _ in range(tries):
+        before = len(front_end.received())
+        front_end.send(arp())
+        with suppress(AssertionError):
+            if front_end.wait_received(before + 1, 3.0)[-1] == answer:
+                return True
+    return False
+
+
 @RINGS
 def test_all_that_it_sends_is_answered(testpmd: InstalledPeer, tmp_path: Path, packed: bool) -> None:
     with card(tmp_path) as device, VirtioUser(testpmd, tmp_path / "s", tmp_path, packed=packed) as front_end:
@@ -80,23 +92,25 @@ def test_it_comes_again(testpmd: InstalledPeer, tmp_path: Path) -> None:
                 assert front_end.close() == 0
 
 
-@pytest.mark.parametrize(("packed", "back_ends"), [(False, 4), (True, 1)], ids=["split", "packed"])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["split", "packed"])
 def test_where_it_listens_it_goes_on_with_one_back_end_after_the_other(
-    testpmd: InstalledPeer, tmp_path: Path, packed: bool, back_ends: int
+    testpmd: InstalledPeer, tmp_path: Path, packed: bool
 ) -> None:
     """It begins with the end of its rings, as if that were the back-end which has gone.
 
-    Packed ones it makes anew, beside the thread that polls them: what that receives meanwhile may be lost, as DPDK
-    says, or be no frame of ours, as was seen once on a busy machine.
+    Packed ones it makes anew beside the thread that polls them, to which it gives 1 ms to notice (DPDK's
+    drivers/net/virtio, virtio_user_reset_queues_packed). What that thread has in hand meanwhile is lost, or is no frame
+    of ours where it had no core for so long, as was seen once of 24.11.8: so what comes first is not looked at there,
+    and all that is sent once an answer has come is.
     """
     path = tmp_path / "s"
     device = Net()
     with VirtioUser(testpmd, path, tmp_path, serving=True, packed=packed) as front_end:
         assert await_listening(path, front_end.child.end, PATIENCE), front_end.child.last_words()
-        for turn in range(back_ends):
+        for turn in range(4):
             with listening() as heard, Server(device, Dialer(str(path), PATIENCE)):
                 assert heard.wait(is_driver_ok, PATIENCE)
-                assert answered(front_end, [arp()])
+                assert comes_to_answers(front_end) if packed else answered(front_end, [arp()])
                 assert answered(front_end, PINGS[:AT_ONCE])
             begins = ["SET_VRING_ENABLE"] * 2 + ["GET_VRING_BASE"] * 2 if turn else ["SET_OWNER", "GET_FEATURES"]
             assert heard.names[: len(begins)] == begins

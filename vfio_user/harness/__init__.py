@@ -69,6 +69,7 @@ __all__ = [
     "Tuning",
     "Verdict",
     "Workload",
+    "attachment_of",
     "c_compiler",
     "ensure_qemu",
     "exercise",
@@ -94,7 +95,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
     from vfio_user.harness.attachment import Attachment, SocketChardev
     from vfio_user.harness.boot_disk import write_boot_disk
-    from vfio_user.harness.booted_guest import BootedGuest, Plugged
+    from vfio_user.harness.booted_guest import BootedGuest, Plugged, attachment_of
     from vfio_user.harness.cell import CELL_PARAMETER, Cell
     from vfio_user.harness.command_line import HardwareOptions, MachineConfig, slot_address
     from vfio_user.harness.debian import DebianArchive
@@ -132,7 +133,7 @@ else:
         "vfio_user.harness.artifacts": ("RESULTS_VARIABLE", "results_folder"),
         "vfio_user.harness.attachment": ("Attachment", "SocketChardev"),
         "vfio_user.harness.boot_disk": ("write_boot_disk",),
-        "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged"),
+        "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged", "attachment_of"),
         "vfio_user.harness.cell": ("CELL_PARAMETER", "Cell"),
         "vfio_user.harness.command_line": ("HardwareOptions", "MachineConfig", "slot_address"),
         "vfio_user.harness.debian": ("DebianArchive",),
