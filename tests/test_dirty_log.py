@@ -276,3 +276,18 @@ def test_no_page_is_lost_that_is_written_while_the_log_is_read() -> None:
     copy()
     assert copied == memory
     assert all(memory)
+
+
+@pytest.mark.parametrize("rest", [1, 100, GRANULE - 1, 0])
+def test_the_last_granule_of_memory_of_no_whole_pages_is_clean_once_it_was_reported(rest: int) -> None:
+    """Asked for beside others, and alone: what is behind it nobody has."""
+    size = 5 * GRANULE + rest
+    last = (size - 1) // GRANULE
+    for first in (0, 2, last):
+        pages = DirtyPages(0, size)
+        pages.mark(0, size)
+        there = range(first, last + 1)
+        asked = (first * GRANULE, size - first * GRANULE, GRANULE)
+        assert pages_in(pages.take(*asked)) == {page - first for page in there}
+        assert pages_in(pages.take(*asked)) == set()
+        assert pages_in(pages.take(0, size, GRANULE)) == set(range(first))

@@ -145,3 +145,27 @@ def test_what_a_function_cannot_have_come_to_is_a_failure(liar: Liar, guest: Age
 
 def function() -> int:
     return 1
+
+
+def test_threads_that_ask_at_once_each_have_their_own_answer(liar: Liar, guest: AgentGuest) -> None:
+    """Also where the guest answers in another order: each second answer is held until the next."""
+    held: list[bytes] = []
+
+    def say(request: Request) -> bytes:
+        held.append(answered(request, ok={**GOOD, "exit_code": int(request["command"][1])}))
+        if len(held) < 2:
+            return b""
+        return b"".join(held.pop() for _ in range(2))
+
+    liar.say = say
+    found: dict[int, int] = {}
+
+    def ask(number: int) -> None:
+        found[number] = guest.run(["exit", str(number)], timeout=30).exit_code
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {number: number for number in range(20)}

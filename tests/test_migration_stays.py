@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.device_kit import MASK, MSI, MSIX, NONE
 from tests.device_whole import scribble, whole
 from tests.everything_device import Everything
 from tests.migration_device import get_state, read_all, read_data, set_state, write_data
@@ -20,7 +21,7 @@ from userdev_servers.gpio import Gpio
 from vfio_user import PciDevice
 from vfio_user.device import function_of
 from vfio_user.migration import Migration
-from vfio_user.testing import attached
+from vfio_user.testing import attached, set_irqs
 from vfio_user.wire.constants import MigrationState as S
 
 MAKES = (Everything, Edu, Gpio)
@@ -43,8 +44,16 @@ def used(request: pytest.FixtureRequest) -> Iterator[PciDevice]:
     device = request.param()
     with attached(device):
         scribble(device, 1)
+        mask(device)
         yield device
     device.close()
+
+
+def mask(device: PciDevice) -> None:
+    """What a client masks, and what waits for it, is of the state too."""
+    for info in device.interrupts.infos:
+        if info.index in (MSI, MSIX) and info.count > 1:
+            set_irqs(device, info.index, 1, 1, MASK, NONE)
 
 
 def migration_of(device: PciDevice) -> Migration:

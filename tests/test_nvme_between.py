@@ -120,6 +120,17 @@ def test_what_is_asked_while_a_flush_is_under_way_leaves_all_whole(slow: Slow, a
     assert host.load(CSTS) & (READY | FATAL) == READY
 
 
+def test_a_queue_is_deleted_when_all_its_commands_have_ended(slow: Slow) -> None:
+    """Whose completions are there by then: the guest gives the memory to somebody else."""
+    host, queue = slow.host, slow.host.queues[1]
+    flushes = [queue.put(Io.FLUSH, nsid=1), queue.put(Io.FLUSH, nsid=2)]
+    assert slow.begun.acquire(timeout=10)
+    deleting = host.admin.put(Admin.DELETE_SQ, cdw10=1)
+    slow.go_on.set()
+    assert host.admin.wait(deleting).status == 0
+    assert sorted(end.cid for end in queue.take(acknowledge=False)) == flushes
+
+
 def test_two_namespaces_that_are_made_at_once_are_two(slow: Slow) -> None:
     host = slow.host
     for nsid in (2, 3):

@@ -10,6 +10,9 @@ import errno
 import io
 import os
 import re
+import select
+import socket
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,14 +20,18 @@ from typing import Any
 
 import pytest
 
+from tests.device_kit import open_fds
 from tests.interposer_bench import Bench, dma_map
 from tests.piecemeal import Piecemeal, piecemeal
 from userdev.documents import read_regular_file
 from userdev.errors import ProtocolError
+from userdev.relay.outlet import Outlet
 from userdev.trace import Note, TraceReader, TraceWriter
+from userdev.transport import Stream, close_all
 from userdev.whole import read_whole, write_whole
 from userdev_servers.block import backing as block
 from userdev_servers.block.backing import Backing
+from vfio_user.client.channel import Channel
 from vfio_user.device import Dma
 from vfio_user.harness.migration.link import StateSpool
 from vfio_user.interposer import restore
@@ -317,6 +324,55 @@ def test_an_interrupted_call_of_the_c_library_is_made_again(tmp_path: Path, monk
 
     assert image(tmp_path, clear, lambda backing: backing.read_bytes(SIZE, 100)) == bytes(SIZE)
     assert next(interrupted, None) is None
+
+
+# Sockets, which take a part of a message, and its descriptors with the first byte
+
+
+def by_stream(ours: socket.socket, data: bytes, fds: list[int]) -> None:
+    Stream(ours).send(data, fds)
+
+
+def by_outlet(ours: socket.socket, data: bytes, fds: list[int]) -> None:
+    ours.setblocking(False)
+    outlet = Outlet(Stream(ours))
+    outlet.send(data, fds)
+    outlet.send(data, fds)
+    while outlet.waiting:
+        select.select([], [ours], [], 10)
+        outlet.flush()
+    assert not outlet.broken
+
+
+def by_channel(ours: socket.socket, data: bytes, fds: list[int]) -> None:
+    Channel(Stream(ours), lambda _: None, timeout=10).send_bytes(data, fds)
+
+
+@pytest.mark.parametrize(("send", "times"), [(by_stream, 1), (by_channel, 1), (by_outlet, 2)])
+def test_descriptors_of_a_message_that_a_socket_takes_in_parts_go_once(
+    send: Callable[[socket.socket, bytes, list[int]], None], times: int
+) -> None:
+    data, before = DATA * 1000, open_fds()
+    ours, theirs = socket.socketpair()
+    came, given = bytearray(), list[int]()
+
+    def read() -> None:
+        theirs.settimeout(10)
+        while len(came) < times * len(data):
+            piece, fds, _, _ = socket.recv_fds(theirs, 1 << 14, 253)
+            came.extend(piece)
+            given.extend(fds)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    with open(os.devnull) as file:
+        send(ours, data, [file.fileno()])
+    reading.join(20)
+    assert (bytes(came) == data * times, len(given)) == (True, times)
+    close_all(given)
+    ours.close()
+    theirs.close()
+    assert open_fds() == before
 
 
 def test_nobody_writes_without_a_look_at_how_much_was_written() -> None:

@@ -1,4 +1,4 @@
-"""What a device's thread writes while it gets quiet is reported to whoever had it get quiet, and nothing comes behind."""
+"""What a thread of the device writes while it gets quiet is told to whoever had it get quiet."""
 
 from __future__ import annotations
 

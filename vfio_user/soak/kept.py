@@ -21,7 +21,8 @@ def write_kept(address: str, size: int, seed: str) -> None:
     disk, end = find_disk(address)
     fd = os.open(disk, os.O_WRONLY)
     try:
-        os.pwrite(fd, random.Random(seed).randbytes(size), end - size)
+        if os.pwrite(fd, random.Random(seed).randbytes(size), end - size) != size:
+            raise OSError(f"less than {size} bytes were written")
         os.fsync(fd)
     finally:
         os.close(fd)
