@@ -150,6 +150,17 @@ def test_a_damaged_qemu_in_the_cache_does_not_count(tmp_path: Path) -> None:
     assert installed_qemu("default") is None
 
 
+def test_one_in_the_cache_is_asked_once_and_again_when_it_has_changed(tmp_path: Path) -> None:
+    in_cache(tmp_path, "default", "11.1.3")
+    program = tmp_path / "cache/qemu/default/usr/lib64/ld-linux-x86-64.so.2"
+    asked = tmp_path / "asked"
+    program.write_text(program.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\necho . >> {asked}\n"))
+    assert {find_qemu().version for _ in range(3)} == {Version("11.1.3")}
+    assert len(asked.read_text().splitlines()) == 2  # its version, its devices
+    in_cache(tmp_path, "default", "11.1.4")
+    assert find_qemu().version == Version("11.1.4")
+
+
 def test_two_qemus_have_two_digests_and_one_keeps_its_own(tmp_path: Path) -> None:
     first, second = (str(answers_like_qemu(tmp_path / name, "11.1.3")) for name in ("a", "b"))
     assert find_qemu(first).digest == find_qemu(first).digest != find_qemu(second).digest

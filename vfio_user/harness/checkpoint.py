@@ -19,7 +19,9 @@ from vfio_user.harness.command_line import MachineConfig, hardware
 # Changes with what `save` or the agent's protocol do, so that an older checkpoint is not used.
 FORMAT = 2
 
-_KEPT = 8  # of the checkpoints, those used last; each is about 120 MB
+_KEPT = (
+    16  # of the checkpoints, those used last; each is about 140 MB. The guest-driven suite has 8, other cells their own
+)
 _MEMORY = "memory"
 _MANIFEST = "checkpoint.json"
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -50,9 +51,7 @@ class Qemu:
     @property
     def folders(self) -> list[Path]:
         """Those of the cache that it is made of: what another host needs to run it."""
-        base = cache_dir() / "qemu"
-        inside = (Path(word) for word in self.argv if Path(word).is_relative_to(base))
-        return sorted({base / path.relative_to(base).parts[0] for path in inside})
+        return _installations(self.argv)
 
     def devices(self) -> frozenset[str]:
         """Every name that `-device` takes."""
@@ -171,7 +170,7 @@ def examine(argv: Sequence[str], origin: str, *, digest: str | None = None, mini
         UserError: it does not run, is too old or lacks vfio-user-pci.
     """
     name = _program(argv)
-    text = _ask((*argv, "--version")).partition("\n")[0].strip()
+    text = _said(argv, "--version").partition("\n")[0].strip()
     if not text.startswith(_BANNER):
         raise UserError(f"{name} is not a QEMU: --version says {text[:80]!r}")
     version = parse_version(text)
@@ -234,7 +233,37 @@ def _chosen(choice: str, origin: str) -> Qemu:
 
 @functools.cache
 def _devices(argv: tuple[str, ...]) -> frozenset[str]:
-    return parse_devices(_ask((*argv, "-device", "help")))
+    return parse_devices(_said(argv, "-device", "help"))
+
+
+def _installations(argv: Sequence[str]) -> list[Path]:
+    """The folders of the cache that a command is from."""
+    base = cache_dir() / "qemu"
+    inside = (Path(word) for word in argv if Path(word).is_relative_to(base))
+    return sorted({base / path.relative_to(base).parts[0] for path in inside})
+
+
+def _said(argv: Sequence[str], *question: str) -> str:
+    """What a QEMU answers. That of one in the cache is kept beside it, and holds until one of its programs changes."""
+    answer = None
+    for root in _installations(argv):
+        answer = root / f"said{'-'.join(('', *question))}.txt"
+        with suppress(OSError):
+            programs = [Path(word).stat().st_ctime_ns for word in argv if word.startswith("/") and Path(word).is_file()]
+            if Path(argv[0]).is_file() and answer.stat().st_mtime_ns > max(programs):
+                return answer.read_text()
+    said = _ask((*argv, *question))
+    if answer is not None:
+        with suppress(OSError):  # another's cache, perhaps, or a full disk
+            _write_at_once(answer, said)
+    return said
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    """Write a file that others may be reading."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _program(command: Sequence[str]) -> str:
