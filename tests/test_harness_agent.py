@@ -299,6 +299,7 @@ OWN = """#!/usr/bin/env python3
 import json, os, subprocess, sys, threading, time
 
 loaded = os.getpid()
+DRIVERS = ("a_driver",)
 
 def main():
     what = sys.argv[1] if sys.argv[1:] else ""
@@ -339,7 +340,7 @@ def test_a_program_beside_the_agent_is_a_fork_of_it_with_arguments_streams_and_s
     own: tuple[AgentGuest, str],
 ) -> None:
     guest, program = own
-    guest.prepare()
+    assert guest.prepare() == ["a_driver"], "the drivers of its programs are for the host to load"
     result = guest.run([program, "says", "$HOME; *"])
     said = json.loads(result.stdout)
     assert (result.exit_code, result.stderr) == (3, "to standard error\n")

@@ -195,6 +195,15 @@ def test_a_soft_dependency_is_taken_where_the_kernel_has_it(kernel: KernelModule
     assert [module.name for module in kernel.closure(["ext4"])] == ["vfio", "mbcache", "ext4"]
 
 
+def test_a_module_is_without_its_signature_in_a_guest(kernel: KernelModules) -> None:
+    path = kernel.folder / "kernel/fs/mbcache.ko"
+    plain = path.read_bytes()
+    signature = b"PKCS#7" * 40
+    path.write_bytes(plain + signature + struct.pack(">8xI", len(signature)) + b"~Module signature appended~\n")
+    [module] = kernel.closure(["mbcache"])
+    assert module.data == plain
+
+
 def test_a_module_that_is_built_in_needs_nothing(kernel: KernelModules) -> None:
     assert kernel.closure(["irqbypass"]) == []
 

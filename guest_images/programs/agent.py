@@ -226,11 +226,13 @@ class Agent:
         return {"behind": behind}
 
     def prepare(self, _identity: int, _request: Request) -> Answer:
-        """Load the programs of this folder, so that their forks need not: for an agent that goes into a checkpoint."""
+        """Load the programs of this folder, so that their forks need not: for an agent that goes into a checkpoint.
+
+        The drivers that they use, of which none takes a device by itself, are for the host to load.
+        """
         found = sorted(path.stem for path in PROGRAMS.glob("*.py") if path.stem != "agent")
-        for name in found:
-            importlib.import_module(name)
-        return {"programs": found}
+        drivers = [driver for name in found for driver in getattr(importlib.import_module(name), "DRIVERS", ())]
+        return {"programs": found, "drivers": drivers}
 
     def run(self, identity: int, request: Request) -> None:
         """A command for the shell, or a list of a program and its arguments."""

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 SYSFS = Path("/sys/bus/pci")
+DRIVERS = ("uio_pci_generic",)
 PAGE = mmap.PAGESIZE
 INTX, MSI, MSIX = "intx", "msi", "msix"
 
@@ -333,7 +334,7 @@ class UioDevice(SysfsDevice):
     access = "uio"
 
     def __init__(self, function: PciFunction) -> None:
-        function.bind("uio_pci_generic", "uio_pci_generic")
+        function.bind("uio_pci_generic", *DRIVERS)
         super().__init__(function)
         [node] = (function.path / "uio").iterdir()
         self._uio = open_node(Path("/dev") / node.name)

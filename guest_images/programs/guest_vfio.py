@@ -53,6 +53,7 @@ _GET_INFO, _GET_REGION_INFO, _GET_IRQ_INFO, _SET_IRQS, _RESET = 0x3B6B, 0x3B6C, 
 _MAP_DMA, _UNMAP_DMA = 0x3B71, 0x3B72
 
 _TYPE1V2_IOMMU = 3
+DRIVERS = ("vfio-pci", "vfio_iommu_type1")
 _GROUP_VIABLE = 1
 _DEVICE_HAS_RESET = 1
 _REGION_MMAP = 4
@@ -93,7 +94,7 @@ class VfioDevice:
         group = function.iommu_group
         if group is None:
             raise DeviceError("the guest has no IOMMU, so there is no VFIO: use uio")
-        function.bind("vfio-pci", "vfio-pci", "vfio_iommu_type1")
+        function.bind("vfio-pci", *DRIVERS)
         self._container = os.open("/dev/vfio/vfio", os.O_RDWR | os.O_CLOEXEC)
         self._group = open_node(Path(f"/dev/vfio/{group}"))
         _argsz, flags = struct.unpack("II", _ioctl(self._group, _GROUP_GET_STATUS, struct.pack("II", 8, 0)))

@@ -126,9 +126,9 @@ class AgentGuest(Guest):
         """Give the guest the host's time: a restored guest resumes at the moment its checkpoint was made."""
         self._do("clock", time=time.time())
 
-    def prepare(self) -> None:
-        """Have the agent load the guest's own programs, so that each runs in a fork that need not."""
-        self._do("prepare")
+    def prepare(self) -> list[str]:
+        """Have the agent load the guest's own programs, so that each runs in a fork that need not; their drivers."""
+        return [str(driver) for driver in self._do("prepare").get("drivers", ())]
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
         """Start a command through the agent's `run`; `timeout` is kept in the guest, where the agent ends it.

@@ -338,7 +338,7 @@ class Lab:
             guest = self._answering(machine, spec)
             # What every test does first is quicker when the guest has done it before.
             guest.succeed("python3 -c pass", timeout=30)
-            guest.agent.prepare()
+            guest.run(["modprobe", "-a", *guest.agent.prepare()])
             with suppress(GuestFailure):  # the checkpoint is only larger then
                 guest.call(zero_free_memory, timeout=30)
         with self.timeline.step("save the checkpoint"):

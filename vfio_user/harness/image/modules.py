@@ -6,6 +6,7 @@ files, so it is written here, for the modules of the image alone: modules.dep(5)
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from elftools.elf.elffile import ELFFile
 
 from userdev.errors import UserError
 from vfio_user.harness.image.kernel import decompress
+
+_SIGNED = b"~Module signature appended~\n"
 
 
 def module_name(text: str) -> str:
@@ -105,8 +108,21 @@ class KernelModules:
             if path is None:
                 raise UserError(f"the kernel {self.release} has no module {name}")
             relative = path.relative_to(self.folder).as_posix()
-            self._loaded[name] = Module(relative.partition(".ko")[0] + ".ko", decompress(path.read_bytes(), path.name))
+            data = without_signature(decompress(path.read_bytes(), path.name))
+            self._loaded[name] = Module(relative.partition(".ko")[0] + ".ko", data)
         return self._loaded[name]
+
+
+def without_signature(data: bytes) -> bytes:
+    """A module as it was before it was signed: to check a signature is half of what loading takes without KVM.
+
+    Behind a signature are 12 bytes, of which the last 4 are its length, and a mark: include/linux/module_signature.h.
+    """
+    body = data.removesuffix(_SIGNED)
+    if body == data:
+        return data
+    (length,) = struct.unpack(">8xI", body[-12:])
+    return body[: -12 - length]
 
 
 def modules_dep(kernel: KernelModules, modules: Iterable[Module]) -> str:
