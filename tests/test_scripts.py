@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("python", "ruff", "mypy", "vfio-user")
+TOOLS = ("python", "ruff", "mypy", "check-jsonschema", "vfio-user")
 STAND_IN = """#!/bin/sh
 echo "{name} $*"
 echo "so says {name}" >&2
