@@ -145,6 +145,19 @@ def test_a_granule_makes_every_page_dirty_that_it_has_bytes_in(
     assert pages_in(log.take(address, length, 1 << shift)) == expected
 
 
+@pytest.mark.parametrize("before", range(17))
+def test_a_granule_beside_the_border_of_two_large_pages_is_in_one_of_them(before: int) -> None:
+    """Wherever the range begins within a byte of the log's bits, or the log within one of the range's."""
+    size, large, shift = 16 << 20, 512 * GRANULE, before * GRANULE
+    for page in (1, 2, 5):
+        for beside in (-8, -1, 0, 1, 7):
+            place = page * large + beside * GRANULE
+            late = marked(0, size, [(shift + place, 1)])
+            assert pages_in(late.take(shift, size - shift, large)) == {page - (beside < 0)}
+            early = marked(shift, size, [(place, 1)])
+            assert pages_in(early.take(0, size, large)) == {page - (beside < 0)}
+
+
 @pytest.mark.parametrize("place", [0, 1 << 20, (1 << 33) + 1])
 @pytest.mark.parametrize("shift", [30, 40, 46, 61])
 def test_large_pages_cost_no_more_than_small_ones(place: int, shift: int) -> None:

@@ -24,7 +24,7 @@ class Disk:
     def __init__(self, content: bytes) -> None:
         self.content = bytearray(content)
         self.told: list[str] = []
-        self.fails: dict[str, OSError] = {}
+        self.fails: dict[str, Exception] = {}
         self.written: list[tuple[int, int]] = []
         self.name = "disk"
 
@@ -181,23 +181,27 @@ def test_a_disk_that_is_written_is_told_when_that_begins_and_ends_and_is_durable
         assert there.disk.told == [*begun, "end"]
 
 
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken"), RuntimeError("a mistake of the author's")])
 @pytest.mark.parametrize("at", [0, 2 * PIECE])
 @pytest.mark.parametrize("transfer", [700, 1 << 20])
-def test_of_a_disk_that_cannot_be_read_all_is_there_that_could_and_nothing_twice(at: int, transfer: int) -> None:
+def test_of_a_disk_that_cannot_be_read_all_is_there_that_could_and_nothing_twice(
+    at: int, transfer: int, failure: Exception
+) -> None:
     good = save(WithDisk(content()))
     here = WithDisk(content())
     source = Migration(here)
-    here.disk.fails[f"read {at}"] = OSError(errno.EIO, "broken")
+    here.disk.fails[f"read {at}"] = failure
     set_state(source, STOP_COPY)
     came = bytearray()
-    refusals: list[int] = []
+    refusals: list[Exception] = []
     while len(refusals) < 3:
         try:
             came += read_data(source, transfer)
-        except ProtocolError as error:
-            refusals.append(error.errno)
-    assert refusals == [errno.EIO] * 3
+        except (ProtocolError, RuntimeError) as error:
+            refusals.append(error)
     assert good.startswith(came)
+    if isinstance(failure, OSError):
+        assert [getattr(error, "errno", None) for error in refusals] == [errno.EIO] * 3
     set_state(source, RUNNING)
     here.disk.fails.clear()
     assert save(here) == good

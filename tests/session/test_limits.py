@@ -162,6 +162,21 @@ def test_the_deadline_of_the_first_message_is_none_of_those_that_follow() -> Non
     peer.close()
 
 
+def test_replies_are_held_back_up_to_a_bound_and_leave_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_user.server.connection.FLUSH", 300)
+    connection_, peer = connection()
+    peer.setblocking(False)
+    replies = [Message(id, 9, payload=bytes(100)) for id in range(3)]
+    for reply in replies[:2]:
+        connection_.send(reply)
+    with pytest.raises(BlockingIOError):
+        peer.recv(1)
+    connection_.send(replies[2])
+    assert peer.recv(4096) == b"".join(reply.encode() for reply in replies)
+    connection_.close()
+    peer.close()
+
+
 def test_who_has_answered_the_device_may_be_silent_for_as_long_as_it_likes(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,8 +147,9 @@ def test_no_descriptor_is_left_when_sessions_have_ended(device: Prober, tmp_path
 
     with Server(device, str(tmp_path / "socket")) as server:
         before = open_descriptors()
-        for _ in range(20):
-            with Client.connect(str(server.listener.address)) as client, EventFd() as eventfd, GuestMemory(4096) as ram:
+        for turn in range(20):
+            joined = Client.connect(str(server.listener.address), twin_socket=bool(turn % 2))
+            with joined as client, EventFd() as eventfd, GuestMemory(4096) as ram:
                 client.enable_irqs(IrqIndex.MSIX, [eventfd, eventfd])
                 client.dma_map(0, ram)
                 client.raw(CURRENT.number(Command.DEVICE_RESET), fds=[eventfd.fileno()], flags=NO_REPLY)
