@@ -155,6 +155,10 @@ CREATE_SQ = {
     "a number in use": ({"cdw10": 15 << 16 | 1}, Status.INVALID_QUEUE_ID),
     "one entry": ({"cdw10": 2}, Status.INVALID_QUEUE_SIZE),
     "no completion queue": ({"cdw10": 15 << 16 | 2, "cdw11": 2 << 16 | 1}, Status.CQ_INVALID),
+    "a completion queue that there cannot be": (
+        {"cdw10": 15 << 16 | 2, "cdw11": 0xFFFF << 16 | 1},
+        Status.INVALID_QUEUE_ID,
+    ),
     "the admin completion queue": ({"cdw10": 15 << 16 | 2, "cdw11": 1}, Status.CQ_INVALID),
     "an odd address": ({"cdw10": 15 << 16 | 2, "prp1": 0x100040}, Status.INVALID_PRP_OFFSET),
     "not contiguous": ({"cdw10": 15 << 16 | 2, "cdw11": 1 << 16}, Status.INVALID_FIELD),
@@ -167,6 +171,16 @@ def test_a_submission_queue_that_cannot_be_is_refused(host: Host, name: str) -> 
     fields, status = CREATE_SQ[name]
     done = host.admin.do(Admin.CREATE_SQ, **{"prp1": host.allocate(PAGE), "cdw11": 1 << 16 | 1, **fields})
     assert done.status == status
+
+
+def test_vectors_are_masked_and_unmasked_each_by_itself(host: Host) -> None:
+    masked, unmasked = 0x0C, 0x10
+    host.store(masked, 4, 0b0110)
+    host.store(masked, 4, 0b1000)
+    host.store(unmasked, 4, 0b0010)
+    assert (host.load(masked), host.load(unmasked)) == (0b1100, 0b1100)
+    host.store(unmasked, 4, 0xFFFFFFFF)
+    assert host.load(masked) == 0
 
 
 @pytest.mark.parametrize("opcode", [Admin.DELETE_SQ, Admin.DELETE_CQ])
