@@ -55,6 +55,8 @@ class Wanting(HTMLParser):
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            return  # a person goes there
         wanted = {name: value for name, value in attrs if name in ("src", "href", "xlink:href") and value}
         self.fetched += [value for value in wanted.values() if value and not value.startswith("#")]
         if tag in ("script", "link", "iframe"):
@@ -96,6 +98,7 @@ def test_what_was_lost_is_told_with_the_command_that_repeats_it(results: Path, m
     assert len(failure["reduced"]) == 1
     told = page(results).text
     assert "work of <edu>" in told
+    assert 'href="guest1/index.html"' in next(results.glob("soak-*/soak.html")).read_text()
     assert f"--weight kill=1 --seed 3 --only {failure['number']}" in told
 
 
@@ -242,6 +245,12 @@ def test_each_event_says_what_it_is_needs_and_verifies() -> None:
         assert event.needs, name
         assert event.verifies, name
         assert event.weight > 0, name
+
+
+def test_the_guide_has_every_event_as_it_is() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "soak.md").read_text()
+    for name, event in EVENTS.items():
+        assert f"| {name} | {event.what} | {event.weight:g} | {event.needs} | {event.verifies} |" in guide
 
 
 # -- what grows -------------------------------------------------------------------------------------------------------

@@ -97,13 +97,14 @@ class Soak:
         while not self._is_enough:
             guests += 1
             done: list[Happening] = []
+            folder = self.folder / f"guest{guests}"
             try:
-                with self.begin(self.folder / f"guest{guests}") as guest:
+                with self.begin(folder) as guest:
                     self._live(guest, done, clock)
             except VerdictError as error:
                 if not done:
                     raise
-                self._after(Failed.of(error), done)
+                self._after(Failed.of(error), done, folder)
 
     def repeat(self, numbers: Sequence[int]) -> Failed | None:
         """Do the events of these numbers alone, with a fresh guest; what was lost."""
@@ -140,7 +141,7 @@ class Soak:
                 self.journal.note(jump)
         guest.finish()
 
-    def _after(self, failure: Failed, done: list[Happening]) -> None:
+    def _after(self, failure: Failed, done: list[Happening], folder: Path) -> None:
         """Reduce a failure, and write it down; one that was reduced before is the same again."""
         happening, last = done[-1], done[-LAST:]
         self.listener.failed(happening, failure)
@@ -153,6 +154,7 @@ class Soak:
                 "check": failure.check,
                 "detail": failure.detail,
                 "evidence": failure.evidence,
+                "folder": str(folder),
                 "last": [str(each) for each in last],
                 "seen_before": known,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from vfio_user.harness import INDEX
 from vfio_user.harness.artifacts import write_text
 from vfio_user.soak.plots import plots
 
@@ -26,6 +28,8 @@ def write_page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vfio_user.soak", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    folder = path.parent
+    found = {line["number"]: os.path.relpath(Path(line["folder"], INDEX), folder) for line in summary["failures"]}
     drawn = [Markup(plot) for plot in plots(events, summary["failures"])]  # pygal escapes what it draws
     template = environment.get_template("page.html")
-    write_text(path, template.render(summary=summary, plots=drawn, last=events[-_LAST:], again=again))
+    write_text(path, template.render(summary=summary, plots=drawn, last=events[-_LAST:], again=again, found=found))
