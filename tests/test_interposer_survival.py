@@ -240,6 +240,26 @@ def test_a_server_that_takes_longer_to_start_than_any_answer_may_is_waited_for(
         assert starts.read_text().count("\n") == 2
 
 
+HANGS_UP_FIRST = """
+import os, socket, sys
+socket.socket(fileno=os.dup(int(sys.argv[1]))).accept()[0].close()
+open(sys.argv[2], "w").close()
+os.set_inheritable(int(sys.argv[1]), True)
+os.execv(sys.executable, [sys.executable, "-m", "vfio_user", "serve", "edu", "--fd", sys.argv[1]])
+"""
+
+
+def test_a_client_that_comes_late_has_a_connection_that_is_still_there(tmp_path: Path) -> None:
+    """A server waits 10 s for VERSION: nobody may have come by then, as QEMU does on a busy host."""
+    (tmp_path / "server.py").write_text(HANGS_UP_FIRST)
+    with surviving(tmp_path, f"{sys.executable} {tmp_path}/server.py {{fd}} {tmp_path}/hung-up") as edu:
+        deadline = time.monotonic() + PATIENCE
+        while not (tmp_path / "hung-up").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert edu.client().load(0, LIVENESS, 4) == 0
+
+
 def test_a_server_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
     """On a busy machine the new server may seem to hang as well; it is replaced in turn."""
     with surviving(tmp_path, hang_timeout=1.0, msg_timeout=60.0) as edu:

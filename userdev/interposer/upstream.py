@@ -69,6 +69,9 @@ class Upstream:
                 self._may_end = True  # the first client's; the second finds out
         if self._told is not None and await process_ended(self._loop, self._told, 0.0):
             self._told = None  # whoever listens now is another
+        if self._fresh is not None and self._fresh.is_hung_up:
+            self._fresh.close()  # it has waited for a client's first word as long as a server does
+            self._fresh = None
         await self.start(timeout)
         stream, self._fresh = self._fresh, None
         if stream is None:
