@@ -28,6 +28,8 @@ MODULES = frozenset({"vfio_user", "vhost_user", "tests.one_client_server"})
 ROOT = Path(__file__).parent.parent
 ENOUGH = 2
 """Programs that were started plainly before a server of forks is worth its start."""
+SECONDS = 120
+"""When a server that does not answer is given up: what hangs."""
 LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_CORE)
 DECISIVE = ("PYTHON", "LANG", "LC_", "LD_", "COVERAGE", "VFIO_USER_PLANTED")
 """How variables begin that decide how an interpreter is, or what it imports."""
@@ -95,7 +97,7 @@ class ForkedStarts:
 
     def _start(self, arguments: list[str], asked: dict[str, Any]) -> tuple[Start, list[int]] | None:
         """What the server is told, and the descriptors that go with it; None: it cannot be sent."""
-        passed = [fd for fd in asked["keep"] if fd != asked["error_write"]]
+        passed = [fd for fd in asked["keep"] if fd > 2 and fd != asked["error_write"]]  # those below are its pipes
         pipes = (asked["stdin_read"], asked["stdout_write"], asked["stderr_write"])
         given = asked["environment"]
         start = Start(
@@ -124,6 +126,7 @@ class _Server:
         command = [sys.executable, "-m", "tests.fork_server", str(its.fileno())]
         with its:
             self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+        self._asked.settimeout(SECONDS)
         self._lock = threading.Lock()
         self.is_ready = bool(self._asked.recv(16))
         """Whether it has imported what it forks."""

@@ -77,7 +77,7 @@ def both(starts: ForkedStarts, start: Callable[[], Any]) -> tuple[Any, Any]:
         SimpleNamespace(start_new_session=True),
         SimpleNamespace(umask=0o31),
         SimpleNamespace(cwd="/"),
-        SimpleNamespace(env={**os.environ, "OF_THE_TEST": "1"}),
+        SimpleNamespace(env={"OF_THE_TEST": "1"}),
         SimpleNamespace(stdin=subprocess.DEVNULL),
         SimpleNamespace(passes=True),
     ],
@@ -89,6 +89,8 @@ def test_it_has_all_that_the_start_says(starts: ForkedStarts, device: Path, how:
     inherited = os.open("/dev/null", os.O_RDONLY)
     if options.pop("passes", False):
         options["pass_fds"] = [inherited, 2]
+    if "env" in options:
+        options["env"] = {**os.environ, **options["env"]}
     command = [sys.executable, *safe, "-m", "vfio_user", "serve", f"{device}:Missing"]
 
     def facts() -> Any:
