@@ -97,6 +97,18 @@ def test_looks_in_vain_are_tried_more_and_more_seldom_until_they_find_something_
     assert looks(made)
 
 
+@pytest.mark.usefixtures("quiet")
+def test_after_a_pause_it_tries_as_soon_as_at_first() -> None:
+    made = eager()
+    for _ in range(10):
+        look_in_vain(made)
+    sleep(made, AGAIN)
+    assert not looks(made)
+    made.slept(LONG)
+    sleep(made, AGAIN)
+    assert looks(made)
+
+
 @pytest.mark.parametrize(("away", "gives_way"), [(WANTED_NS // 4, False), (WANTED_NS, True)])
 def test_a_core_that_others_want_for_long_is_left_to_them_and_not_one_that_they_want_for_a_moment(
     monkeypatch: pytest.MonkeyPatch, away: int, gives_way: bool

@@ -23,8 +23,11 @@ SHORT_NS = 600_000
 AGAIN = 16
 """Short sleeps in a row before a look is tried, at first."""
 
-SELDOM = 4096
-"""As many at most, where looks were in vain."""
+SELDOM = 256
+"""As many at most, where looks were in vain: a try is 200 us then, of 80 ms."""
+
+PAUSE_NS = 50_000_000
+"""After a sleep that was longer, what comes may be something else, and nothing is known of it."""
 
 TURNS = 32
 """After so many that were worth it, there is one without."""
@@ -54,6 +57,8 @@ class Watch:
     def slept(self, ns: int) -> None:
         """Learn from how long a sleep was."""
         self._sleeps = self._sleeps + 1 if ns < SHORT_NS else 0
+        if ns > PAUSE_NS:
+            self._needed = AGAIN
 
     @property
     def is_worth_while(self) -> bool:
