@@ -141,7 +141,7 @@ def test_a_run_that_is_told_twice_ends_at_once_and_leaves_nothing(tmp_path: Path
         for number in (signal.SIGINT, signal.SIGTERM):  # two of one kind may be one to who gets them
             running.send_signal(number)
         said, _ = running.communicate(timeout=30)
-    assert running.returncode == 1
+    assert running.returncode == 130
     assert "ended at once" in said
     assert not list(processes_of(tmp_path))
 

@@ -88,9 +88,9 @@ class Waits(Test):
 """
 
 
-def started(folder: Path, tests: str, *more: str, plan: str = PLAN) -> subprocess.Popen[str]:
+def started(folder: Path, tests: str, *more: str, plan: str = PLAN, servers: str = SERVERS) -> subprocess.Popen[str]:
     (folder / "test_quick.py").write_text(tests)
-    (folder / "servers.yaml").write_text(SERVERS)
+    (folder / "servers.yaml").write_text(servers)
     (folder / "plan.yaml").write_text(plan.format(tests=folder / "test_quick.py"))
     modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     return subprocess.Popen(
@@ -181,6 +181,18 @@ def test_artifacts_of_what_passed_are_given_up_for_space_and_it_is_said(tmp_path
     assert any("nearly full" in remark for remark in night.remarks), said
     assert {bool(one.evidence) for one in night.results if one.verdict is Verdict.PASS} == {False}
     assert {bool(one.evidence) for one in night.results if one.verdict is Verdict.FAIL} == {True}
+
+
+def test_a_night_that_is_ended_before_its_first_case_says_so(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "begun")
+    running = started(
+        tmp_path, TESTS, servers=SERVERS.replace("echo no compiler >&2; exit 1", f"echo > {tmp_path}/begun; sleep 60")
+    )
+    with (tmp_path / "begun").open():
+        running.send_signal(signal.SIGTERM)
+        said, _ = running.communicate(timeout=100)
+    assert running.returncode == 0, said
+    assert (summary_of(tmp_path).status, summary_of(tmp_path).reason) == (Status.ENDED, "before its first case")
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])

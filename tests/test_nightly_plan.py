@@ -128,9 +128,17 @@ def test_what_is_wrong_with_a_server_is_told_with_its_line(right: str, wrong: st
     assert said in told
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "name", "a: [", "groups: {a: {}}\ngroups: {b: {}}\n"])
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "name", "a: ["])
 def test_what_is_no_plan_at_all_is_refused_with_a_line(text: str, tmp_path: Path) -> None:
     assert "plan.yaml:" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("again", ["name: theirs", "groups: {third: {servers: [edu], tests: [dma]}}"])
+def test_a_key_that_is_there_twice_is_refused(again: str, tmp_path: Path) -> None:
+    """YAML takes the last one, in silence."""
+    said = refusal(tmp_path, f"{PLAN}{again}\n")
+    assert f"plan.yaml:{PLAN.count(chr(10)) + 1}:" in said
+    assert "twice" in said
 
 
 def test_the_digest_tells_plans_apart(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _NO_REPORT = "it has not reported in"
 GONE_ON_WITHOUT = (_RUNNER_GONE, _NO_REPORT)
 """What the reason of a test says that was gone on without: nobody knows what became of it."""
 
+_INTERRUPTED = 130  # exit status
 _AT_ONCE_SECONDS = 1.0
 _NO_TESTS = "could not be created"
 
@@ -279,7 +280,8 @@ class Ending:
         def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
             if self.came:
                 _end_children(_AT_ONCE_SECONDS)
-                raise EndedAtOnce("ended at once")
+                print("ended at once", file=sys.stderr)
+                raise EndedAtOnce(_INTERRUPTED)
             self._reported = len(job.result.tests)
             for suite in job.test_suites:
                 suite.enabled = False  # avocado would go on with the next

@@ -29,6 +29,7 @@ from vfio_user.avocado_job.job import (
 )
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.debian import Progress
+from vfio_user.harness.interruption import interruptible
 from vfio_user.nightly.cases import Case, suite_settings, variant_of
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.comparison import LOOKED_AT, compare
@@ -123,8 +124,8 @@ class Night:
             UserError: nothing could be done, or there was no space.
         """
         try:
-            ready = self._make_ready(stage, place, say)
-            self._run(ready, place, say)
+            with interruptible():
+                self._run(self._make_ready(stage, place, say), place, say)
         except UserError as error:
             self._finish(Status.UNDONE, str(error))
             raise
