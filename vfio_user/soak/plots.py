@@ -104,6 +104,8 @@ def _titled(root: Any) -> Any:
             title = group.makeelement("title", {})
             title.text = ": ".join(told)
             group.append(title)
+            for told_twice in group.findall("desc"):
+                group.remove(told_twice)
     return root
 
 

@@ -18,7 +18,9 @@ SCHEMA = 1
 def summary_of(journal: Journal, soaked: Mapping[str, Any], left_out: Mapping[str, str], ended: str) -> dict[str, Any]:
     """`soaked` is what the command line said, `left_out` what could not happen and why, `ended` why it is no more."""
     grown = trends(journal.events)
-    lost = [f"{line['number']} {line['event']} {line['target']}: {line['check']}" for line in journal.failures]
+    lost = [
+        f"{line['number']} {line['event']} {line['target']}".strip() + f": {line['check']}" for line in journal.failures
+    ]
     done = journal.done
     return {
         "schema": SCHEMA,
