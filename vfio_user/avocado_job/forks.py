@@ -1,8 +1,8 @@
 """Avocado's tests, each a fork of one process that has avocado and the harness loaded.
 
-Avocado's own spawner starts Python for each test. With all imports that takes 0.9 s of processor time, more than half
-of what a short test takes, where a fork takes 0.05. That process only imports, so a test is as alone in its fork as it
-is in a process of its own.
+Avocado's own spawner starts Python for each test. With all imports that takes 0.8 s of processor time, a quarter of
+what a short test takes, where a fork takes 0.2 to its end. That process only imports, so a test is as alone in its
+fork as it is in a process of its own.
 
     python -m vfio_user.avocado_job.forks FD
 
