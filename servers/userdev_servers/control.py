@@ -158,7 +158,7 @@ def _run_soon(device: Device, work: Callable[[], None]) -> None:
     if isinstance(device, VhostDevice):
         model_of(device).run(work)
     else:
-        function_of(device).link.call_soon(work)  # what the device itself plans would wait until it runs
+        function_of(device).run(work)  # what the device itself plans would wait until it runs
 
 
 def _check_running(device: Device) -> None:

@@ -7,6 +7,7 @@ itself; nothing here is looked up in it but hooks. All of it is called where han
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Function:
         self._absence: Hold | None = None  # from the end of a client to the next one
         self._stopped: Hold | None = None  # while migration has the device stopped
         self._plans = Plans(lambda: self.may_run)
+        self._asked: deque[Callable[[], None]] = deque()  # by the host, and not done yet
 
         mechanism = hardware.interrupts
         msix, msi, intx = mechanism.part(MsiX), mechanism.part(Msi), mechanism.part(IntX)
@@ -152,6 +154,7 @@ class Function:
         """
         absence = self.client_gone()
         with ExitStack() as at_the_end:  # runs from the last to the first
+            at_the_end.callback(self._do_asked)
             at_the_end.callback(self._unlink)
             at_the_end.callback(self.interrupts.release)
             at_the_end.callback(self.dma.stop_log)
@@ -159,6 +162,14 @@ class Function:
             at_the_end.callback(self._author.on_reset, ResetKind.LOST_CONNECTION)
             self._standstill.give_up()
         absence.say_refusal("the client's end")
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run `work` of the host's where handlers run; here and now where there is no client. From any thread.
+
+        One that goes before its turn has come does not take it along, as it does what the device itself has posted.
+        """
+        self._asked.append(work)
+        self.link.call_soon(self._do_asked)
 
     def hold_still(self) -> Hold:
         """Before memory, state or the migration state changes: have the device stand still until this is released.
@@ -380,6 +391,14 @@ class Function:
                 at_the_end.callback(self.migration.close)
 
     # Within
+
+    def _do_asked(self) -> None:
+        while self._asked:
+            try:
+                work = self._asked.popleft()
+            except IndexError:  # another thread has taken the last
+                return
+            work()
 
     def _unlink(self) -> None:
         self._io_fds.unwatch(self.link)
