@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from userdev.conformance import Crash
-from userdev.transport import Stream, connect
+from tests.in_process_target import InProcessTarget
+from userdev.transport import Stream
 from vfio_user.client.conformance import CATALOGUE, Bench, CheckResult, Outcome, run
 from vfio_user.device import PciDevice
 from vfio_user.server import Offer, Server
@@ -59,7 +59,7 @@ def with_fault(fault: Fault) -> type[Session]:
 
 
 @dataclass
-class InProcess:
+class InProcess(InProcessTarget):
     """Our server on a socket in `folder`; `renew` restarts it with a new device."""
 
     folder: Path
@@ -70,38 +70,23 @@ class InProcess:
     tcp: bool = False
     pid: int | None = None
 
-    def __post_init__(self) -> None:
-        self._server: Server | None = None
+    def serve(self, served: ExitStack) -> str:
+        device = self.device()
+        served.callback(device.close)
+        address = "tcp:127.0.0.1:0" if self.tcp else str(self.folder / "s")
+        offer = Offer(write_multiple=self.write_multiple)
+        server = served.enter_context(Server(device, address, dialect=self.dialect, offer=offer))
+        if not self.tcp:
+            return address
+        host, port = server.listener.socket.getsockname()
+        return f"tcp:{host}:{port}"
 
     def connect(self) -> Stream:
-        if self._server is None:
-            offer = Offer(write_multiple=self.write_multiple)
-            address = "tcp:127.0.0.1:0" if self.tcp else str(self.folder / "s")
-            self._device = self.device()
-            self._server = Server(self._device, address, dialect=self.dialect, offer=offer).start()
         server_module.Session = self.session  # type: ignore[attr-defined]
-        if not self.tcp:
-            return connect(str(self.folder / "s"), timeout=5)
-        host, port = self._server.listener.socket.getsockname()
-        return connect(f"tcp:{host}:{port}", timeout=5)
-
-    def renew(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            self._device.close()
-
-    def settle(self) -> None:
-        return
-
-    def crashed(self) -> Crash | None:
-        return None
-
-    def __enter__(self) -> Self:
-        return self
+        return super().connect()
 
     def __exit__(self, *_: object) -> None:
-        self.renew()
+        super().__exit__()
         server_module.Session = Session  # type: ignore[attr-defined]
 
     def results(self, *groups: str, slow: bool = False) -> list[CheckResult[Bench]]:

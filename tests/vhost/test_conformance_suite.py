@@ -7,16 +7,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 import pytest
 from click.testing import CliRunner
 
+from tests.in_process_target import InProcessTarget
 from tests.vhost.reverse import Reverse
-from userdev.conformance import Check, CheckResult, Crash, Level, Outcome
+from userdev.conformance import Check, CheckResult, Level, Outcome
 from userdev.errors import UserError
-from userdev.transport import Stream, connect
 from userdev_servers.blk import Blk
 from userdev_servers.net import Net
 from userdev_servers.rng import Rng
@@ -29,38 +29,19 @@ REVERSE = DeviceKind("reverse", 42, 0, (b"abc", 8), lambda done: done.data == b"
 KINDS = {**DEVICES, "reverse": REVERSE}
 
 
-class InProcess:
-    """A back-end of ours in this process; `renew` replaces it by a new one, with a new device."""
+class InProcess(InProcessTarget):
+    """A back-end of ours in this process, with a device that `make` makes."""
 
-    def __init__(self, folder: Path, device: Callable[[], VhostDevice], *, pid: int | None = None) -> None:
+    def __init__(self, folder: Path, make: Callable[[], VhostDevice], *, pid: int | None = None) -> None:
         self.pid = pid
-        self._address = f"unix:{folder}/s"
-        self._make = device
-        self._server: Server | None = None
+        self._listens_at = f"unix:{folder}/s"
+        self._make = make
 
-    def connect(self) -> Stream:
-        if self._server is None:
-            self._device = self._make()
-            self._server = Server(self._device, self._address).start()
-        return connect(self._address, timeout=5)
-
-    def renew(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            self._device.close()
-
-    def settle(self) -> None:
-        return
-
-    def crashed(self) -> Crash | None:
-        return None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.renew()
+    def serve(self, served: ExitStack) -> str:
+        device = self._make()
+        served.callback(device.close)
+        served.enter_context(Server(device, self._listens_at))
+        return self._listens_at
 
 
 @pytest.fixture(autouse=True)
