@@ -71,6 +71,18 @@ def test_a_file_without_bytes_is_refused_in_words() -> None:
     assert "/dev/null has no bytes" in done.stderr
 
 
+@pytest.mark.parametrize("where", ["disk.img", "disk.img:ro", "nowhere/disk.img:1M"])
+def test_a_disk_whose_image_is_missing_is_refused_in_words(tmp_path: Path, where: str) -> None:
+    """There is no socket then, and nothing is made in its place."""
+    path = tmp_path / "socket"
+    done = run("blk", "--image", str(tmp_path / where), "--socket-path", str(path))
+    assert done.returncode == 2
+    assert str(tmp_path / where.partition(":")[0]) in done.stderr
+    assert "internal" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_features_can_be_left_out_of_what_is_offered(tmp_path: Path) -> None:
     without = ("--without", "event_idx,INFLIGHT_SHMFD")
     with serving(tmp_path, "rng", *without) as (_, address), FrontEnd(address) as front_end:
