@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from userdev.control import ControlClient
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness import BootedGuest, DeviceServer
+from vfio_user.harness import BootedGuest, Deadline, DeviceServer, Mode, Verdict, Workload
 
 STATION, GUEST = "192.0.2.1", "192.0.2.15"
 MAC = "52:55:c0:00:02:01"
@@ -118,6 +120,26 @@ class NetworkCardBehindVhostUser(GuestTest):
             card = guest.plug(DEVICE)
             guest.call(join, card.address, GUEST)
             self.assertEqual(self.ping(guest, 3, 56), 3)
+
+    def test_it_moves_while_it_is_used_and_its_driver_says_where_it_is_now(self) -> None:
+        """QEMU moves it and loses no ping; the driver announces its address, which a switch would learn by."""
+        with self.lab() as lab, TemporaryDirectory(prefix="vfu-") as sockets:
+            hosts = lab.hosts()
+            device = f"vhost-user-net --ip {STATION} --control {sockets}/{{host}}"
+            guest = lab.boot(device=device, migratable=True, host=hosts.a)
+            pinging = Workload(guest, "ping")
+            for host in (hosts.b, hosts.a):
+                before = pinging.look().seen["answers"]
+                report = lab.migrate(guest, to=host)
+                self.assertEqual((report.verdict, report.mode), (Verdict.MIGRATED, Mode.NATIVE), report.reason)
+                with ControlClient(Path(sockets, host.name)) as control:
+                    deadline = Deadline(20 * guest.patience)
+                    while not control.call("status")["counts"].get("announced"):
+                        self.assertFalse(deadline.passed, control.call("status"))
+                        pinging.look()
+                self.assertGreater(pinging.look().seen["answers"], before)
+            done = pinging.end()
+            self.assertTrue(done.ok, done.verdict)
 
     @contextmanager
     def card(self) -> Iterator[BootedGuest]:

@@ -168,8 +168,11 @@ def test_a_class_without_mistakes_is_made(tmp_path: Path) -> None:
     assert made(tmp_path, GOOD)().queues == Queues(1)
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 257}, {"count": 1, "size": 3}, {"count": 1, "size": 65536}])
-def test_queues_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [{"count": 0}, {"count": 257}, {"count": 1, "size": 3}, {"count": 1, "size": 65536}, {"count": 3, "paired": True}],
+)
+def test_queues_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="queue"):
         Queues(**wrong)
 

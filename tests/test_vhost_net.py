@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_station import OURS, answer, arp, icmp, ipv4
+from tests.test_station import OTHER, OURS, answer, arp, icmp, ipv4
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V
 from userdev.control import ControlClient
 from userdev.errors import UserError
@@ -90,6 +90,21 @@ def test_arp_and_ping_are_answered(wire: Wire) -> None:
     assert [frame[:12] for frame in said] == [HEADER[:10] + b"\1\0"] * 2
     assert said[0][12 + 6 : 12 + 12] == OURS
     assert said[1][12 + 14 :] == answer(PING)
+
+
+def test_a_front_end_is_told_of_its_queues_in_pairs(front_end: FrontEnd) -> None:
+    """QEMU and DPDK have as many pairs as GET_QUEUE_NUM says: with two they would use rings that are not there."""
+    assert front_end.ask(R.GET_QUEUE_NUM) == 1
+
+
+def test_whoever_announces_an_address_is_counted_and_has_no_answer(wire: Wire, control: ControlClient) -> None:
+    """As a driver does that GUEST_ANNOUNCE has told so, after a migration."""
+    for frame in (arp(OTHER, 1), arp(OTHER, 2), arp(), PING):
+        wire.send(frame)
+    assert counts(control) == {"transmitted": 4, "announced": 2}
+    wire.give(2048, 2048, 2048)
+    assert len(wire.received(2)) == 2
+    assert wire.receive.take_used() == []
 
 
 @pytest.mark.parametrize("front_end", [FEATURES], indirect=True)

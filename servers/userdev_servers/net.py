@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypedDict
 
 from userdev.errors import UserError
 from userdev_servers.control import ControlSocket
-from userdev_servers.station import ETHERNET, MAC_SIZE, Malformed, Station, parse_mac
+from userdev_servers.station import ETHERNET, MAC_SIZE, Malformed, Station, is_announcement, parse_mac
 from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, supply
 
 RECEIVE, TRANSMIT = 0, 1
@@ -41,14 +41,16 @@ class Feature(IntFlag):
     MAC = 1 << 5
     MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
+    GUEST_ANNOUNCE = 1 << 21
+    """QEMU has the driver say after a migration where its address is now."""
 
 
 class Net(VhostDevice):
     """A network card, and a station that answers ARP and ping."""
 
     virtio_id = 1
-    queues = Queues(2, size=1024)
-    features = Feature.MTU | Feature.MAC | Feature.MRG_RXBUF | Feature.STATUS
+    queues = Queues(2, size=1024, paired=True)
+    features = Feature.MTU | Feature.MAC | Feature.MRG_RXBUF | Feature.STATUS | Feature.GUEST_ANNOUNCE
 
     mac: bytes = config_field(MAC_SIZE, bytes(MAC_SIZE))
     status: int = config_field(2, LINK_UP)
@@ -95,11 +97,14 @@ class Net(VhostDevice):
             self.counts["dropped_link_down"] += 1
             return 0
         try:
-            answer = self.station.answer(self._frame(chain))
+            frame = self._frame(chain)
+            answer = self.station.answer(frame)
         except Malformed:
             self.counts["malformed"] += 1
             return 0
         self.counts["transmitted"] += 1
+        if is_announcement(frame):
+            self.counts["announced"] += 1
         if answer is not None:
             self.send(answer)
         return 0

@@ -117,6 +117,14 @@ class Station:
         return said + TARGET_LINK_LAYER.pack(2, 1, self.mac)
 
 
+def is_announcement(frame: bytes) -> bool:
+    """Whether a frame says of its sender's own IPv4 address, asked or not, where it is (RFC 5227)."""
+    if len(frame) < ETHERNET.size + ARP.size or ETHERNET.unpack_from(frame)[2] != TYPE_ARP:
+        return False
+    *kind, _, _, sender, _, target = ARP.unpack_from(frame, ETHERNET.size)
+    return tuple(kind) == ARP_KIND and sender == target
+
+
 def parse_mac(text: str) -> bytes:
     """The bytes of a MAC address, six of two digits with colons between them.
 

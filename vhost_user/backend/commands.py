@@ -225,7 +225,7 @@ def _descriptor(back_end: BackEnd, value: int, fds: Fds) -> tuple[Vring, int | N
 
 
 def _get_queue_num(back_end: BackEnd, _: None, __: Fds) -> int:
-    return back_end.model.device.queues.count
+    return back_end.model.device.queues.counted
 
 
 def _get_inflight_fd(back_end: BackEnd, wanted: Inflight, _: Fds) -> Answer:

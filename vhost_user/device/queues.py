@@ -43,16 +43,28 @@ what does the rest of it, and tells then."""
 
 @dataclass(frozen=True)
 class Queues:
-    """A number of queues, each of at most `size` descriptors: the driver may choose fewer."""
+    """A number of queues, each of at most `size` descriptors: the driver may choose fewer.
+
+    Those that are `paired`, as a network card's receive and transmit queues, front-ends count by pairs ("Multiple queue
+    support").
+    """
 
     count: int
     size: int = 256
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if type(self.count) is not int or not 0 < self.count <= MAX_QUEUES:
             raise ValueError(f"a device has 1 to {MAX_QUEUES} queues, not {self.count!r}")
         if type(self.size) is not int or not 0 < self.size <= MAX_SIZE or self.size & self.size - 1:
             raise ValueError(f"a queue has a power of two up to {MAX_SIZE} for its size, not {self.size!r}")
+        if self.paired and self.count % 2:
+            raise ValueError(f"queues that are paired are an even number, not {self.count}")
+
+    @property
+    def counted(self) -> int:
+        """How many a front-end is told that there are."""
+        return self.count // 2 if self.paired else self.count
 
 
 class QueueHandler(Declaration):

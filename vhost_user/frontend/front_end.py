@@ -161,7 +161,10 @@ class FrontEnd(Connection):
             raise NotOffered(f"the back-end does not offer {feature.name}")
 
     def queue_count(self) -> int:
-        """The queues that the back-end can have, as GET_QUEUE_NUM says; 1 without MQ, where it must not be asked."""
+        """The queues that the back-end can have, as GET_QUEUE_NUM says; 1 without MQ, where it must not be asked.
+
+        A network card's are counted in pairs ("Multiple queue support").
+        """
         count: int = self.ask(R.GET_QUEUE_NUM) if self.has(_P.MQ) else 1
         return count
 
