@@ -261,6 +261,39 @@ def test_a_fault_that_is_taken_away_lets_everything_go() -> None:
         assert ids(bench.server, 3) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("act", [{"split-header": {"seconds": 60}}, {"stall-after-header": 60}], ids=str)
+def test_a_message_that_is_out_in_part_when_its_fault_is_taken_away_comes_whole(act: Any) -> None:
+    """What came behind it would be taken for its rest."""
+    with Faulty(act, **SECOND) as bench:
+        bench.client.send(write(0, 1, b"1234", id=1, posted=True))
+        bench.client.send(read(0, 2, id=2))
+        bench.client.send(write(0, 3, b"5678", id=3, posted=True))
+        bench.settle()
+        bench.faults.remove()
+        assert [bench.server.receive() for _ in range(3)][1] == read(0, 2, id=2)
+        bench.server.send(answer(read(0, 2, id=2), b"data"))
+        assert bench.client.receive() == answer(read(0, 2, id=2), b"data")
+        three_writes(bench)
+        assert ids(bench.server, 3) == [1, 2, 3]
+
+
+def test_behind_half_a_message_that_nothing_is_to_follow_nothing_does_when_its_fault_is_taken_away() -> None:
+    memory = os.memfd_create("guest")
+    before = open_fds()
+    with Faulty("stall-after-header", **SECOND) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 1) == [1]
+        bench.faults.remove()
+        bench.client.send(dma_map(0, 4096, memory))
+        bench.settle()
+        assert bench.server.receive_bytes(16) == write(0, 2, b"\2\2\2\2", id=2, posted=True).encode()[:16]
+        assert bench.server.is_silent()
+        bench.server.send(request(Command.DMA_READ, bytes(16), id=9))
+        assert bench.client.receive().id == 9, "the other direction goes on"
+    assert open_fds() == before
+    os.close(memory)
+
+
 @pytest.mark.parametrize(
     "act",
     [{"delay": 60}, {"delay": {"seconds": 60, "overtake": True}}, {"reorder": {"after": 1000, "within": 60}}],

@@ -49,6 +49,17 @@ class _Line(Generic[M]):
     """Nothing is ever sent in this direction again."""
 
 
+class _Silence(Generic[M]):
+    """A stage that nothing gets through."""
+
+    def __call__(self, passing: Passing[M]) -> M | None:
+        passing.afterwards(lambda: close_all(passing.message.fds))
+        return None
+
+    def closed(self) -> None:
+        """Nothing was kept."""
+
+
 class Faults(Generic[M]):
     """A scenario at work in one session. Both directions' stage is the object itself."""
 
@@ -69,9 +80,14 @@ class Faults(Generic[M]):
         session.add_stage(self, *Direction)
 
     def remove(self) -> None:
-        """Stop interfering; what waits is sent now."""
+        """Stop interfering; what waits is sent now, also the rest of a message that is out in part.
+
+        Behind half a message that nothing was ever to follow nothing does: it would be taken for the other half.
+        """
         self._session.remove_stage(self)
         self.closed()
+        dead = [direction for direction, line in self._lines.items() if line.dead]
+        self._session.add_stage(_Silence(), *dead)
 
     def closed(self) -> None:
         """Send what waits, or let go of it where nobody is there any more."""
@@ -163,15 +179,21 @@ class Faults(Generic[M]):
 
     async def _send_in_pieces(self, direction: Direction, item: _Item[M], plan: FaultPlan[M]) -> None:
         fds, made = self._descriptors(item, plan)
+        left = deque(plan.pieces)
         try:
-            for piece in plan.pieces:
-                if piece.pause:
-                    await self._session.loop.sleep(piece.pause)
+            while left:
+                if left[0].pause:
+                    await self._session.loop.sleep(left[0].pause)
                 if self._session.closed:
                     return
-                self._session.send_bytes(direction, piece.data, fds)
+                self._session.send_bytes(direction, left.popleft().data, fds)
                 fds = []
             self._session.expect_reply(item.passing)
+        except GeneratorExit:  # its rule is taken away
+            if not self._session.closed:
+                self._session.send_bytes(direction, b"".join(piece.data for piece in left), fds)
+                self._session.expect_reply(item.passing)
+            raise
         finally:
             close_all(made)
             close_all(item.message.fds)
