@@ -103,9 +103,13 @@ def started(folder: Path, tests: str, *more: str, plan: str = PLAN, servers: str
     )
 
 
+def folder_of(folder: Path) -> Path:
+    (found,) = (folder / "nights").glob("*/summary.json")
+    return found.parent
+
+
 def summary_of(folder: Path) -> Summary:
-    (found,) = (folder / "nights").iterdir()
-    return read_summary(found)
+    return read_summary(folder_of(folder))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def results(folder: Path, cell: str) -> dict[str, CaseResult]:
     return {one.test.rpartition(".")[2]: one for one in summary_of(folder).results if one.cell == cell}
+
+
+def test_a_night_leaves_what_is_read_in_the_morning(whole: Path) -> None:
+    assert {path.name for path in folder_of(whole).iterdir()} >= {"index.html", "summary.md", "junit.xml"}
+    compared = summary_of(whole).comparison
+    assert compared is not None
+    assert set(compared.new) == {result.id for result in summary_of(whole).wrong()}
 
 
 def test_every_case_of_the_plan_has_a_verdict(whole: Path) -> None:
@@ -147,7 +158,7 @@ def test_a_test_is_run_in_its_cell(cell: str, whole: Path) -> None:
     assert found["test_wrong"].cause == "it read 7"
     assert (found["test_known"].known_issue, found["test_not_here"].reason) == ("late-reply", "no KVM")
     night = summary_of(whole)
-    (folder,) = (whole / "nights").iterdir()
+    folder = folder_of(whole)
     assert (folder / found["test_wrong"].evidence / "debug.log").exists()
     assert next(each for each in night.cells if each.id == cell).versions["qemu"] == "11.1.4"
 

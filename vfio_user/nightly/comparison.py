@@ -27,14 +27,13 @@ def compare(
     """
     name, was = before or ("", {})
     now = {result.id: Past(result.test, result.verdict, result.seconds) for result in summary.results}
+    was_wrong = {case: past.verdict for case, past in was.items() if past.verdict.is_wrong}
     wrong = [case for case, past in now.items() if past.verdict.is_wrong]
     return Comparison(
         against=name,
-        new=tuple(case for case in wrong if case not in was or was[case].verdict is not now[case].verdict),
-        as_before=tuple(case for case in wrong if case in was and was[case].verdict is now[case].verdict),
-        mended=tuple(
-            c for c, past in now.items() if c in was and was[c].verdict.is_wrong and not past.verdict.is_wrong
-        ),
+        new=tuple(case for case in wrong if was_wrong.get(case) is not now[case].verdict),
+        as_before=tuple(case for case in wrong if was_wrong.get(case) is now[case].verdict),
+        mended=tuple(case for case in now if case in was_wrong and case not in wrong),
         added=tuple(case for case in now if was and case not in was),
         gone=tuple(case for case in was if case not in now) if len(now) == summary.planned else (),
         moved=tuple(_moved(now, was)),
