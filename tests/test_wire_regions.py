@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from userdev.errors import ProtocolError
 from vfio_user.wire.layouts import CAPABILITY_HEADER, REGION_INFO, SPARSE_MMAP
-from vfio_user.wire.region_info import RegionDescription, decode_region_info, encode_region_info
+from vfio_user.wire.region_info import RegionDescription, decode_region_info, encode_region_info, room_for_all
 
 WORD = st.integers(0, (1 << 64) - 1)
 REGIONS = st.builds(
@@ -45,14 +47,46 @@ def test_the_argsz_that_is_needed_is_what_libvfio_user_says(areas: int, needed: 
     assert decode_region_info(encode_region_info(region, 32)[0])[1] == needed
 
 
-@pytest.mark.parametrize("argsz", [32, 33, 63])
+@pytest.mark.parametrize("argsz", [0, 1, 31, 32, 33, 63])
 def test_with_too_little_room_the_reply_is_cut_and_has_no_capabilities(argsz: int) -> None:
-    region = RegionDescription(2, 0x4000, 7, sparse=((0, 0x1000),))
+    region = RegionDescription(2, 0x4000, 7, 0x10000, sparse=((0, 0x1000),))
     payload, complete = encode_region_info(region, argsz)
     assert not complete
-    assert len(payload) == argsz
-    info = REGION_INFO.unpack(payload)
-    assert (info.argsz, info.flags, info.cap_offset) == (64, 7, 0)
+    assert payload == (REGION_INFO.pack(64, 7, 2, 0, 0x4000, 0x10000) + bytes(32))[:argsz]
+
+
+def test_with_just_the_room_that_is_needed_the_reply_is_complete() -> None:
+    region = RegionDescription(2, 0x4000, 7, sparse=((0, 0x1000),))
+    assert encode_region_info(region, 64) == encode_region_info(region, None)
+
+
+def test_a_region_without_capabilities_has_nothing_behind_its_description() -> None:
+    assert encode_region_info(RegionDescription(2, 0x4000, 7, 0x10000), None) == (
+        REGION_INFO.pack(32, 7, 2, 0, 0x4000, 0x10000),
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argsz", "flags", "start", "tail", "is_all"),
+    [
+        (32, 7, 0, 0, True),
+        (48, 15, 32, 16, True),
+        (32, 7, 0, 16, True),
+        (48, 7, 0, 0, False),
+        (48, 15, 32, 15, False),
+        (32, 15, 0, 0, False),
+        (32, 15, 32, 0, False),
+        (48, 15, 31, 16, False),
+        (48, 15, 48, 16, False),
+    ],
+)
+def test_a_reply_is_all_there_is_if_what_it_announces_is_in_it(
+    argsz: int, flags: int, start: int, tail: int, is_all: bool
+) -> None:
+    room = room_for_all(REGION_INFO.pack(argsz, flags, 2, start, 0x4000, 0, tail=bytes(tail)))
+    assert (room is None) == is_all
+    assert room is None or room > 32 + tail
 
 
 def test_the_type_comes_first_and_is_chained_to_the_areas() -> None:
@@ -80,8 +114,16 @@ def test_the_type_comes_first_and_is_chained_to_the_areas() -> None:
     ids=["loop", "into the fixed part", "past the end", "no body", "fewer areas", "4 billion areas", "cut type", "cut"],
 )
 def test_a_chain_that_leads_nowhere_is_a_protocol_error(tail: bytes) -> None:
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError) as caught:
         decode_region_info(REGION_INFO.pack(64, 8, 0, 32, 0x1000, 0, tail=tail))
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("start", [0, 1, 31, 33, 4096])
+def test_capabilities_that_are_announced_and_not_there_are_a_protocol_error(start: int) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode_region_info(REGION_INFO.pack(32, 8, 0, start, 0x1000, 0))
+    assert caught.value.errno == errno.EINVAL
 
 
 @given(st.binary(max_size=120))

@@ -81,6 +81,53 @@ def test_what_is_not_said_has_its_default(text: bytes) -> None:
     assert (heard.fds_per_message, heard.data_per_message) == (1, 1 << 20)
 
 
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ({"twin_socket": {}}, Capabilities(twin_socket=False)),
+        ({"twin_socket": {"fd_index": 3}}, Capabilities(twin_socket=False, twin_socket_fd_index=3)),
+        ({"twin_socket": {"supported": True}}, Capabilities(twin_socket=True)),
+        ({"migration": {}}, Capabilities()),
+        ({"migration": {"pgsize": 4096}}, Capabilities(migration_pgsize=4096)),
+        ({"migration": {"max_bitmap_size": 256}}, Capabilities(migration_max_bitmap_size=256)),
+    ],
+)
+def test_what_an_object_does_not_say_has_its_default(said: dict[str, object], heard: Capabilities) -> None:
+    data = payload(json.dumps({"capabilities": said}).encode() + b"\0")
+    assert decode_version(CURRENT, data).capabilities == heard
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("max_msg_fds", 1024),
+        ("max_data_xfer_size", (1 << 64) - 1),
+        ("pgsizes", (1 << 64) - 1),
+        ("max_dma_maps", (1 << 64) - 1),
+        ("twin_socket.fd_index", 1023),
+        ("migration.pgsize", (1 << 64) - 1),
+        ("migration.max_bitmap_size", (1 << 64) - 1),
+    ],
+)
+def test_a_number_has_its_bounds_and_what_is_outside_is_named(path: str, most: int) -> None:
+    def said(number: int) -> bytes:
+        inside, _, name = path.rpartition(".")
+        capability = {inside: {name: number}} if inside else {name: number}
+        return payload(json.dumps({"capabilities": capability}).encode() + b"\0")
+
+    for number in (0, most):
+        capabilities = dataclasses.asdict(decode_version(CURRENT, said(number)).capabilities)
+        assert number in [value for value in capabilities.values() if value is not False]
+    for number in (-1, most + 1):
+        with pytest.raises(ProtocolError, match=rf"\b{path}\b"):
+            decode_version(CURRENT, said(number))
+
+
+def test_a_peer_that_says_its_limits_is_held_to_them() -> None:
+    heard = Capabilities(max_msg_fds=0, max_data_xfer_size=4096)
+    assert (heard.fds_per_message, heard.data_per_message) == (0, 4096)
+
+
 def test_capabilities_nobody_knows_are_ignored() -> None:
     heard = decode_version(CURRENT, payload(b'{"capabilities":{"max_msg_fds":2,"warp":{"x":[1]}}}\0'))
     assert heard.capabilities == Capabilities(max_msg_fds=2)

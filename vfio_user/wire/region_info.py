@@ -44,14 +44,14 @@ def encode_region_info(region: RegionDescription, argsz: int | None) -> tuple[by
     chain = _encode_chain(region)
     needed = REGION_INFO.size + len(chain)
     flags = region.flags & ~RegionFlags.CAPS
-    complete = argsz is None or argsz >= needed
-    if chain and complete:
+    if argsz is not None and argsz < needed:
+        fixed = REGION_INFO.pack(needed, flags, region.index, 0, region.size, region.offset)
+        return fixed.ljust(argsz, b"\0")[:argsz], False
+    offset = 0
+    if chain:
         flags |= RegionFlags.CAPS
-    offset = REGION_INFO.size if chain and complete else 0
-    fixed = REGION_INFO.pack(needed, flags, region.index, offset, region.size, region.offset)
-    if complete:
-        return fixed + chain, True
-    return (fixed + bytes(max(0, (argsz or 0) - len(fixed))))[:argsz], False
+        offset = REGION_INFO.size
+    return REGION_INFO.pack(needed, flags, region.index, offset, region.size, region.offset) + chain, True
 
 
 def room_for_all(payload: bytes) -> int | None:
