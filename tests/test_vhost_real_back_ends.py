@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
-from tests.test_station import arp
+from tests.test_station import arp, ipv4
 from tests.vhost_peers import BACK_ENDS, NEWER, RunningPeer, of, running_peer
 from vfio_user.cli.vhost_probe import command as probe
 from vhost_user.frontend import FEATURES, GuestMemory, Queue
@@ -197,6 +197,13 @@ def test_a_file_system_is_saved(peer: RunningPeer) -> None:
 # passt and net_vhost
 
 HEADER = 12
+UDP = 17
+ANSWER = b"an answer of more than the least that a frame has"
+
+
+def udp(source: int, target: int, data: bytes) -> bytes:
+    """A datagram without a checksum (RFC 768)."""
+    return struct.pack("!HHHH", source, target, 8 + len(data), 0) + data
 
 
 @pytest.fixture(scope="module", params=[None, pytest.param(NEWER, id="newer", marks=pytest.mark.nightly)])
@@ -206,21 +213,50 @@ def net_vhost(request: pytest.FixtureRequest) -> Iterator[RunningPeer]:
         yield running
 
 
+def free_port() -> int:
+    """A port of the loopback that nobody has for datagrams."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 @of("passt")
-def test_a_network_answers_who_has_an_address(peer: RunningPeer) -> None:
-    with peer.front_end(FEATURES | MERGED) as front_end:
+def test_a_network_answers_who_has_an_address_and_takes_a_datagram_to_its_host_and_back(peer: RunningPeer) -> None:
+    """192.0.2.1 is the host's loopback there: nothing goes any further."""
+    with (
+        peer.front_end(FEATURES | MERGED) as front_end,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host,
+    ):
+        host.bind(("127.0.0.1", 0))
+        host.settimeout(20)
         front_end.share_memory()
         receive, transmit = front_end.queue(0), front_end.queue(1)
         front_end.start(receive, transmit)
-        receive.put(2048)
+
+        for _ in range(4):  # what finds no buffer there is dropped
+            receive.put(2048)
         receive.kick()
+
+        def received() -> bytes:
+            (frame,) = receive.wait_used()
+            return frame.data[HEADER:]
+
         question = arp()
         transmit.exchange(bytes(HEADER) + question)
-        (answer,) = receive.wait_used()
-        frame = answer.data[HEADER:]
+        frame = received()
         assert frame[:6] == question[6:12]
         assert frame[12:22] == question[12:20] + b"\0\2"  # the same, answered
         assert frame[28:32] == question[38:42]
+        there, port, ours = frame[6:12], host.getsockname()[1], free_port()  # passt sends from the guest's port
+        transmit.exchange(bytes(HEADER) + there + ipv4(udp(ours, port, b"a question"), protocol=UDP)[6:])
+        asked, sender = host.recvfrom(100)
+        assert asked == b"a question"
+        host.sendto(ANSWER, sender)
+        frame = received()
+        assert (frame[23], frame[26:30]) == (UDP, question[38:42])
+        assert frame[34:40] == udp(port, ours, ANSWER)[:6]
+        assert frame[42:] == ANSWER
 
 
 @pytest.mark.parametrize(

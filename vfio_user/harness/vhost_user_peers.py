@@ -84,11 +84,11 @@ PEERS: dict[str, Peer] = {
         arguments='--socket-path "$socket" --shared-dir "$files/shared" --sandbox none --seccomp none --tag shared',
     ),
     "passt": Peer(
-        about="the back-end for networks, which speaks for its host",
+        about="the back-end for networks, which speaks for its host: 192.0.2.1 is its loopback",
         suites=STABLE,
         packages=("passt",),
         program="usr/bin/passt",
-        arguments='--foreground --vhost-user --socket "$socket" --repair-path none',
+        arguments='--foreground --vhost-user --socket "$socket" --repair-path none --map-host-loopback 192.0.2.1',
     ),
     "vhost-device-vsock": Peer(
         about="the back-end for vsock, of rust-vmm's devices",
