@@ -169,3 +169,29 @@ def test_threads_that_ask_at_once_each_have_their_own_answer(liar: Liar, guest: 
     for thread in threads:
         thread.join(60)
     assert found == {number: number for number in range(20)}
+
+
+def test_what_is_asked_while_the_host_changes_is_asked_behind_what_another_host_left(
+    liar: Liar, guest: AgentGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may be half a line, to which a request would be the rest: the agent would never see it."""
+    host, port = socket.socketpair()
+    shut = agent._shut
+
+    def ask_and_shut(connection: socket.socket, reader: threading.Thread) -> None:
+        asked.append(guest._ask("hello"))
+        shut(connection, reader)
+
+    asked: list[Any] = []
+    monkeypatch.setattr(agent, "_shut", ask_and_shut)
+    guest.attach(host)
+    port.settimeout(5)
+    with port.makefile("rb") as lines:
+        assert lines.readline().endswith(b"\n")  # ends a half line
+        while not (line := lines.readline()).strip():
+            pass
+    assert json.loads(line)["do"] == "hello"
+    port.sendall(answered(json.loads(line), ok={}))
+    assert asked[0].result(5)["ok"] == {}
+    monkeypatch.undo()
+    port.close()

@@ -137,6 +137,43 @@ def test_a_stop_finds_every_buffer_in_the_ring_that_was_not_filled(rings: tuple[
     assert letters(told, 3) == b"bcd"
 
 
+def test_buffers_that_a_device_has_when_its_front_end_leaves_are_nobodys(tmp_path: Path) -> None:
+    """What was taken of one front-end cannot be given to the next, and is in the ring that was left, as it was."""
+    device = Teller()
+    with Server(device, f"unix:{tmp_path}/s") as server:
+        with FrontEnd(str(server.listener.address)) as first:
+            first.negotiate()
+            first.share_memory()
+            told, heard = first.queue(0), first.queue(1)
+            give(told, 3)
+            told.start()
+            heard.start()
+            device.keeps = True
+            say(heard, b"abc")
+            assert len(device.kept) == 3
+            first.stream.shutdown()
+            server._serving.join(5)  # type: ignore[union-attr]
+            assert told.take_used() == []
+            told.close()
+            heard.close()
+        assert device.told.take() is None
+        with pytest.raises(ValueError, match="does not run"):
+            device.told.give(device.kept[0], 1)
+        device.keeps = False
+        with FrontEnd(str(server.listener.address)) as second:
+            second.negotiate()
+            second.share_memory()
+            told, heard = second.queue(0), second.queue(1)
+            told.start()
+            with pytest.raises(ValueError, match="first"):
+                device.told.give(device.kept[0], 1)
+            give(told, 3)
+            told.kick()
+            assert letters(told, 3) == b"abc"
+            told.close()
+            heard.close()
+
+
 def test_what_was_said_is_there_when_the_ring_stops_at_once(rings: tuple[Queue, Queue], device: Teller) -> None:
     told, _ = rings
     give(told, 2)

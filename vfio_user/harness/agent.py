@@ -89,9 +89,10 @@ class AgentGuest(Guest):
             old, self._connection = self._connection, connection
             reader = self._reader
             self._lost = ""
-            again = [request.line for request in self._pending.values()]
         _shut(old, reader)
         self._begin()
+        with self._sending:  # also what was asked since: it may have become the rest of another host's half line
+            again = [request.line for request in self._pending.values()]
         for line in again:
             self._send(line)
 

@@ -1,0 +1,122 @@
+"""What was posted, planned or begun when its owner ends: what runs is waited for, and nothing else runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from userdev.serving.background import THREADS, Background
+from userdev.serving.worker import Worker
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class Held:
+    """Work that runs until the test says so."""
+
+    def __init__(self) -> None:
+        self.runs, self.may_end = threading.Event(), threading.Event()
+        self.ended = 0
+
+    def __call__(self) -> int:
+        self.runs.set()
+        assert self.may_end.wait(10)
+        self.ended += 1
+        return self.ended
+
+
+def closing(close: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=close)
+    thread.start()
+    return thread
+
+
+POSTS = {
+    "posted": lambda worker, work: worker.call_soon(work),
+    "planned": lambda worker, work: worker.call_later(0, work),
+}
+
+
+@pytest.mark.parametrize("before", POSTS)
+@pytest.mark.parametrize("meanwhile", POSTS)
+@pytest.mark.usefixtures("nothing_left_to_collect")
+def test_a_worker_that_is_closed_ends_behind_what_it_is_at(before: str, meanwhile: str) -> None:
+    descriptors = open_descriptors()
+    held, done = Held(), list[str]()
+    worker = Worker(lambda work: work())
+    worker.call_soon(held)  # type: ignore[arg-type]
+    assert held.runs.wait(5)
+    POSTS[before](worker, lambda: done.append("before"))
+    close = closing(worker.close)
+    while not worker._ending:
+        assert close.is_alive()
+    POSTS[meanwhile](worker, lambda: done.append("meanwhile"))
+    assert close.is_alive(), "it is waited for"
+    held.may_end.set()
+    close.join(5)
+    assert (held.ended, done) == (1, [])
+    POSTS[meanwhile](worker, lambda: done.append("behind"))
+    assert (open_descriptors(), done) == (descriptors, [])
+    assert worker._thread is not None
+    assert not worker._thread.is_alive()
+
+
+@pytest.mark.usefixtures("nothing_left_to_collect")
+def test_a_worker_that_is_closed_looks_at_no_descriptor_any_more() -> None:
+    descriptors = open_descriptors()
+    held, seen = Held(), list[str]()
+    worker, fd, late = Worker(lambda work: work()), os.eventfd(1), os.eventfd(1)
+    worker.call_soon(held)  # type: ignore[arg-type]
+    assert held.runs.wait(5)
+    worker.watch(fd, lambda: seen.append("before"))
+    close = closing(worker.close)
+    while not worker._ending:
+        assert close.is_alive()
+    worker.watch(late, lambda: seen.append("meanwhile"))
+    held.may_end.set()
+    close.join(5)
+    worker.watch(late, lambda: seen.append("behind"))
+    for each in (fd, late):
+        worker.unwatch(each)
+        os.close(each)
+    assert (open_descriptors(), seen) == (descriptors, [])
+
+
+def test_threads_that_are_closed_do_what_waits_and_all_of_it_is_told() -> None:
+    held, told = Held(), list[int | Exception]()
+    wakes = threading.Semaphore(0)
+    background = Background[int](wakes.release, "ending")
+    for _ in range(2 * THREADS):
+        background.submit(held, told.append)
+    assert held.runs.wait(5)
+    close = closing(background.close)
+    assert told == []
+    held.may_end.set()
+    close.join(5)
+    for _ in range(2 * THREADS):
+        assert wakes.acquire(timeout=5)
+    background.reap()
+    assert sorted(told) == [*range(1, 2 * THREADS + 1)]  # type: ignore[type-var]
+    assert background.outstanding == 0
+    assert "ending" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_whoever_waits_for_threads_waits_for_what_they_have_not_begun() -> None:
+    held, told = Held(), list[int | Exception]()
+    background = Background[int](lambda: None, "test")
+    for _ in range(THREADS + 1):
+        background.submit(held, told.append)
+    assert held.runs.wait(5)
+    wait = closing(background.wait)
+    held.may_end.set()
+    wait.join(5)
+    assert held.ended == THREADS + 1
+    background.reap()
+    assert len(told) == THREADS + 1
+    background.close()
