@@ -162,6 +162,18 @@ def test_the_vector_of_interrupts_can_be_chosen(driver: Driver, index: int) -> N
     wires.close()
 
 
+@pytest.mark.parametrize(("index", "wrapped_at"), [(MSI, 4), (MSIX, 8)])
+def test_with_more_vectors_than_msi_has_those_behind_its_last_are_its_first_again(index: int, wrapped_at: int) -> None:
+    driver = Driver(Edu(msix=8))
+    wires = Vectors(driver.edu, index, count=wrapped_at)
+    for vector in range(8):
+        driver.write(VECTOR, vector)
+        driver.write(RAISE, 1)
+        assert wires.fired() == [int(each == vector % wrapped_at) for each in range(wrapped_at)]
+    wires.close()
+    driver.close()
+
+
 def test_dma_goes_both_ways_after_the_reply(driver: Driver) -> None:
     pattern = os.urandom(3000)
     os.pwrite(driver.ram, pattern, 0x0F00)

@@ -18,6 +18,7 @@ SHUTDOWN_COMPLETE = 8
 SUBSYSTEM_RESET = 0x10
 CAP = 0
 SUBSYSTEM_RESETS = 1 << 36
+INTMS, INTMC = 0x0C, 0x10
 
 
 @pytest.fixture
@@ -313,6 +314,30 @@ def test_a_shutdown_brings_everything_to_the_disk_and_says_when(host: Host) -> N
     host.disable()
     host.enable()
     assert host.load(CSTS) == READY
+
+
+def test_a_shutdown_is_over_when_the_guest_says_so_and_not_before(host: Host) -> None:
+    host.store(CC, 4, ENABLE | 1 << 14)
+    host.until(lambda: host.load(CSTS) & 0xC == SHUTDOWN_COMPLETE)
+    for again in (1 << 14, 2 << 14):
+        host.store(CC, 4, ENABLE | again)
+        assert host.load(CSTS) == READY | SHUTDOWN_COMPLETE
+    host.store(CC, 4, ENABLE)
+    assert host.load(CSTS) == READY
+
+
+def test_the_vectors_of_intx_are_masked_each_by_itself(fresh: Host) -> None:
+    for register, vectors, masked in [
+        (INTMS, 0b0101, 0b0101),
+        (INTMS, 0b0010, 0b0111),
+        (INTMS, 0b0001, 0b0111),
+        (INTMC, 0b0100, 0b0011),
+        (INTMC, 0b1000, 0b0011),
+        (INTMS, 0, 0b0011),
+        (INTMC, 0b0011, 0),
+    ]:
+        fresh.store(register, 4, vectors)
+        assert (fresh.load(INTMS), fresh.load(INTMC)) == (masked, masked)
 
 
 def test_a_reset_forgets_queues_and_features_and_keeps_the_data(host: Host) -> None:

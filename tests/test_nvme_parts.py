@@ -12,13 +12,14 @@ from userdev.declare.declared import declarations
 from userdev.declare.state import State
 from userdev_servers.block.backing import Backing
 from userdev_servers.block.images import open_images
+from userdev_servers.nvme import engine
 from userdev_servers.nvme.controller import Controller
 from userdev_servers.nvme.engine import Engine
 from userdev_servers.nvme.model import REQUEST_LIMIT, Model
 from userdev_servers.nvme.namespace import Namespace
 from userdev_servers.nvme.queues import _COMMAND as COMMAND
 from userdev_servers.nvme.queues import _COMPLETION as COMPLETION
-from userdev_servers.nvme.queues import CompletionQueue, SubmissionQueue
+from userdev_servers.nvme.queues import CompletionQueue, Shadow, SubmissionQueue
 from userdev_servers.nvme.spec import Admin, Csts, EventType, Feature, HealthEvent, Io, LogPage, Status
 from userdev_servers.nvme.state import ControllerState
 from vfio_user.device import Dma
@@ -300,3 +301,55 @@ def test_nothing_that_was_due_before_a_reset_comes_behind_it(bench: Bench) -> No
     queues.interrupt()
     assert bench.port.triggered == []
     assert bench.under_way() == 0
+
+
+def test_a_guest_that_has_more_to_do_than_one_turn_allows_is_served_in_several(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "COMMANDS_AT_ONCE", 4)
+    for number in (1, 0):
+        for cid in range(ENTRIES - 1):
+            bench.put(number, Io.FLUSH if number else Admin.GET_FEATURES, cid, nsid=9 * number, cdw10=7)
+        bench.engine.ring(2 * number, bench.tails[number])
+    turns = 0
+    while bench.port.work:
+        bench.port.work.pop(0)()
+        turns += 1
+    assert turns > 1
+    assert [[cid for cid, _, _ in bench.answers(number)] for number in (0, 1)] == [list(range(ENTRIES - 1))] * 2
+
+
+class Hurried:
+    """A guest's memory whose driver rings again just before it could know that it has to, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.words = {VALUE: 0, EVENT: 0}
+        self.left = times
+
+    def read(self, at: int, size: int) -> bytes:
+        return self.words[at].to_bytes(size, "little")
+
+    def write(self, at: int, data: bytes) -> None:
+        self.words[at] = int.from_bytes(data, "little")
+        if self.left:
+            self.left -= 1
+            self.words[VALUE] += 1
+
+
+VALUE, EVENT = 0x100, 0x200
+
+
+@pytest.mark.parametrize("times", [0, 1, 2, 7])
+def test_a_guest_that_rings_while_it_is_asked_to_tell_is_heard(times: int) -> None:
+    guest = Hurried(times)
+    assert Shadow(VALUE, EVENT).settle(guest, 16, 0) == times  # type: ignore[arg-type]
+    assert guest.words == {VALUE: times, EVENT: times}
+
+
+def test_shadow_doorbells_that_are_not_in_guest_memory_are_fatal_where_the_line_depends_on_them(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, active="intx")
+    behind = len(bench.port.guest.memory)
+    bench.controller.queues.completion[1].shadow = Shadow(behind, behind + 4)
+    bench.do(0, Admin.GET_FEATURES, cdw10=7)
+    assert bench.state.status & Csts.FATAL
+    bench.close()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 
 import pytest
 
-from userdev_servers.nvme.pointers import BUCKET, MAX_DESCRIPTORS, prp_extents, sgl_extents
+from userdev.errors import ProtocolError
+from userdev_servers.nvme.pointers import BUCKET, MAX_DESCRIPTORS, Buffers, prp_extents, sgl_extents
 from userdev_servers.nvme.spec import Failure, Status
 from vfio_user.device import Dma
-from vfio_user.testing import RecordingLink
+from vfio_user.testing import RecordingLink, memory_file
 
 PAGE = 4096
 MEMORY = 64 * PAGE
@@ -155,3 +157,42 @@ def test_a_list_of_pieces_that_is_wrong_is_refused_for_what_is_wrong(guest: Gues
     with pytest.raises(Failure) as failure:
         sgl_extents(guest.dma, PAGE, inline(len(segment), kind), 16)
     assert failure.value.field & 0x7FF == status
+
+
+PLACES = [(3 * PAGE + 100, 700), (PAGE, 1), (BUCKET, 50), (5 * PAGE - 8, 16)]
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 700, 701, 751, 767])
+def test_data_goes_to_its_pieces_one_after_the_other(guest: Guest, size: int, mapped: bool) -> None:
+    memory = memory_file(MEMORY)
+    if mapped:
+        guest.dma.unmap_all()
+        guest.dma.map(0, MEMORY, 3, os.dup(memory))
+    data = random.Random(size).randbytes(size)
+    buffers = Buffers(guest.dma, PLACES, writable=True)
+    assert buffers.in_place == mapped
+    buffers.fill(data)
+    assert buffers.gather() == data.ljust(767, b"\0")
+    buffers.finish()
+    expected, at = bytearray(MEMORY), 0
+    for address, length in PLACES:
+        if address != BUCKET:
+            part = data[at : at + length]
+            expected[address : address + len(part)] = part
+        at += length
+    assert (os.pread(memory, MEMORY, 0) if mapped else guest.link.memory) == expected
+    guest.dma.unmap_all()
+    os.close(memory)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("extents", [[(MEMORY, 512)], [(0, 512), (MEMORY - 1, 2)], [(BUCKET, 8), (MEMORY, 8)]])
+def test_data_that_is_not_in_guest_memory_is_refused_before_it_is_moved(
+    guest: Guest, extents: list[tuple[int, int]], writable: bool
+) -> None:
+    guest.dma.unmap_all()
+    guest.dma.map(0, MEMORY, 3, memory_file(MEMORY))
+    with pytest.raises(ProtocolError):
+        Buffers(guest.dma, extents, writable=writable)
+    guest.dma.unmap_all()

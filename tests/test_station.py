@@ -125,8 +125,8 @@ def test_it_is_silent_about_what_is_not_for_it(frame: bytes) -> None:
     assert STATION.answer(frame) is None
 
 
-def flipped(frame: bytes, at: int) -> bytes:
-    return frame[:at] + bytes((frame[at] ^ 1,)) + frame[at + 1 :]
+def flipped(frame: bytes, at: int, bits: int = 1) -> bytes:
+    return frame[:at] + bytes((frame[at] ^ bits,)) + frame[at + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,8 @@ def flipped(frame: bytes, at: int) -> bytes:
         ipv6(ECHO6)[:50],
         ipv6(ECHO6)[:-1],
         flipped(ipv6(ECHO6), 14 + 50),
+        flipped(ipv6(ECHO6), 14, 0x10),  # version 7
+        ethernet(0x86DD, struct.pack("!IHBB", 6 << 28, 1, 17, 64) + bytes(32)),  # a byte that is not there
         ipv6(b"\x80\0\0\0"),
         ipv6(struct.pack("!BBHI", 135, 0, 0, 0)),
     ],
@@ -151,6 +153,22 @@ def flipped(frame: bytes, at: int) -> bytes:
 def test_what_cannot_be_right_is_one_error(frame: bytes) -> None:
     with pytest.raises(Malformed):
         STATION.answer(frame)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("", 0xFFFF),
+        ("0001f203f4f5f6f7", 0x220D),  # RFC 1071, section 3
+        ("0001f203f4f5f6", 0x2304),
+        ("80", 0x7FFF),
+        ("ffff0001", 0xFFFE),
+        ("ffffffff", 0),
+        ("4500003044224000800600008c7c19acae241e2b", 0x442E),
+    ],
+)
+def test_the_checksum_is_the_internets(data: str, expected: int) -> None:
+    assert checksum(bytes.fromhex(data)) == expected
 
 
 WHOLE = [arp(), ipv4(icmp()), ipv4(icmp(), options=8), ipv6(ECHO6), ipv6(solicitation())]

@@ -33,8 +33,11 @@ def serving(tmp_path: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[
     try:
         yield program, f"unix:{path}"
     finally:
-        program.kill()
-        program.communicate()
+        program.terminate()  # so that it tells what it has run, where that is measured
+        try:
+            program.communicate(timeout=10)
+        finally:
+            program.kill()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
