@@ -13,7 +13,7 @@ import pytest
 from userdev.process import Deadline
 from vfio_user.harness.console import Console
 from vfio_user.harness.mishaps import GuestCrash, Kind, Mishap, Mishaps
-from vfio_user.harness.qmp import EventLog
+from vfio_user.harness.qmp import EventLog, QmpTimeout
 
 
 class Machine:
@@ -158,3 +158,54 @@ def test_who_sees_it_on_the_console_is_not_earlier_than_those_who_tell(machine: 
     machine.console.wait_for("Oops.*\n")
     assert before.get(timeout=10) == 0
     assert machine.mishaps.untold() is not None
+
+
+# A device that is unplugged while its guest is reset: QEMU lets it go at the reset, if the guest has not before
+
+DELETED = ("DEVICE_DELETED", {"device": "dev0"})
+ANOTHER = ("DEVICE_DELETED", {"device": "dev1"})
+RESET = ("RESET", {"reason": "host-qmp-system-reset"})
+ORDERS = {"deleted, then reset": (ANOTHER, DELETED, RESET), "reset, then deleted": (RESET, ANOTHER, DELETED)}
+
+
+def tell_both(machine: Machine, order: str) -> None:
+    for event, data in ORDERS[order]:
+        machine.tells(event, **data)
+
+
+def await_deletion(machine: Machine) -> None:
+    found = machine.events.take("DEVICE_DELETED", {"device": "dev0"}, Deadline(5), unless=machine.mishaps.check)
+    assert found["data"] == {"device": "dev0"}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the wait", "in the wait"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_reset_that_was_asked_for_is_no_reason_not_to_see_a_device_go(
+    machine: Machine, order: str, late: bool
+) -> None:
+    machine.mishaps.begin()
+    machine.mishaps.expect_reset()
+    tell = threading.Thread(target=tell_both, args=(machine, order))
+    if late:
+        threading.Timer(0.02, tell.start).start()
+    else:
+        tell.run()
+    await_deletion(machine)
+    machine.mishaps.begin()
+    machine.mishaps.check()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_reset_that_nobody_asked_for_is_told_to_who_waits_for_a_device_to_go_and_its_end_is_kept(
+    machine: Machine, order: str
+) -> None:
+    """What the guest does about the device is not known then; that it has gone is, once the guest is up again."""
+    machine.mishaps.begin()
+    tell_both(machine, order)
+    for _ in range(2):
+        with pytest.raises(GuestCrash, match="reset"):
+            await_deletion(machine)
+    machine.mishaps.begin()
+    await_deletion(machine)
+    with pytest.raises(QmpTimeout):
+        machine.events.take("DEVICE_DELETED", {"device": "dev0"}, Deadline(0.01), unless=machine.mishaps.check)

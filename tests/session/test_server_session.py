@@ -25,6 +25,7 @@ from vfio_user.wire import (
     Message,
     encode_version,
 )
+from vfio_user.wire.constants import MigrationState
 from vfio_user.wire.layouts import DMA_ACCESS, DMA_MAP, REGION_ACCESS
 
 Request = tuple[Command, bytes, int]
@@ -211,6 +212,22 @@ def test_deferred_work_may_wait_for_message_dma(client: Client) -> None:
     memory = message_memory(client)
     client.store(0, 0x28, 4, 0xABCD)
     assert comes_true(client, lambda: bytes(memory.view[:2]) == b"\xcd\xab")
+
+
+def test_registers_are_found_as_the_state_of_migration_has_it_before_and_behind_each_change(client: Client) -> None:
+    """Those that are looked up at once, and those that are not; in both directions of each change."""
+    S = MigrationState
+    for state in (S.STOP, S.STOP_COPY, S.STOP, S.STOP_COPY, S.RUNNING, S.PRE_COPY, S.STOP_COPY, S.RUNNING, S.STOP):
+        client.set_migration_state(state)
+        for _ in range(2):
+            for width in (4, 2):
+                if state is S.STOP_COPY:
+                    with pytest.raises(RemoteError):
+                        client.load(0, 0, width)
+                    with pytest.raises(RemoteError):
+                        client.store(0, 0, width, 1)
+                else:
+                    assert client.load(0, 0, width) == 0
 
 
 def test_a_defect_of_the_device_is_answered_and_the_session_goes_on(client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import Phase, settings
@@ -20,7 +21,7 @@ USER = 0x7F0000000000
 SHIFT = 1 << 40
 """Where the guest's devices have its memory, behind an IOMMU."""
 
-WALK = settings(max_examples=25, stateful_step_count=25, deadline=None, phases=(Phase.explicit, Phase.generate))
+WALK = settings(max_examples=15, stateful_step_count=25, deadline=None, phases=(Phase.explicit, Phase.generate))
 
 
 class Regions(RuleBasedStateMachine):
@@ -81,6 +82,19 @@ class Regions(RuleBasedStateMachine):
         guest, size, user, offset = self.region(place)
         with pytest.raises(ProtocolError):
             self.table.remove(Region(guest, size - PAGE, user, offset))
+
+    @rule(place=places, all_=st.booleans())
+    def share_what_is_refused(self, place: int, all_: bool) -> None:
+        """One that is beyond its file, or over another; what was there stays."""
+        generation, (guest, _, user, _) = self.table.generation, self.region(place)
+        fd, long = os.memfd_create("short"), self.region(place)
+        os.ftruncate(fd, PAGE)
+        short = Region(guest, PAGE, user, 0)
+        refused = partial(self.table.set, [short, short], [fd, fd]) if all_ else partial(self.table.add, long, fd)
+        with pytest.raises(ProtocolError):
+            refused()
+        os.close(fd)
+        assert self.table.generation == generation
 
     @rule(first=places, second=places)
     def look(self, first: int, second: int) -> None:
@@ -148,6 +162,26 @@ class Translations(RuleBasedStateMachine):
     def update(self, first: int, count: int, to: int, permission: int) -> None:
         self.tell(first, count, to, permission, IotlbType.UPDATE)
         self.entries.append((range(first, first + count), to, Permission(permission)))
+
+    @rule(
+        first=pages,
+        wrong=st.sampled_from(
+            [
+                (0, 0, 3, IotlbType.UPDATE),
+                (PAGE, 0, 0, IotlbType.UPDATE),
+                (PAGE, 0, 4, IotlbType.UPDATE),
+                (2 * PAGE, 2 * PAGES - 1, 3, IotlbType.UPDATE),
+                (1 << 63, 0, 0, IotlbType.MISS),
+            ]
+        ),
+    )
+    def say_what_is_refused(self, first: int, wrong: tuple[int, int, int, IotlbType]) -> None:
+        """What is known stays."""
+        size, to, permission, kind = wrong
+        generation = self.table.generation
+        with pytest.raises(ProtocolError):
+            self.iotlb.handle(IotlbMessage(SHIFT + first * PAGE, size, USER + to * PAGE, permission, kind))
+        assert self.table.generation == generation
 
     @rule(first=pages, count=counts)
     def invalidate(self, first: int, count: int) -> None:
