@@ -188,7 +188,7 @@ def test_tests_of_another_protocol_or_kind_are_no_cases(tmp_path: Path) -> None:
 
 def test_a_server_that_does_what_ours_does_is_in_its_place(tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path))
-    found = {cell.id: cell for cell in cells_of(plan, draw_plan(plan))["first"]}
+    found = {cell.values["server"]: cell for cell in cells_of(plan, draw_plan(plan))["first"]}
     assert found["theirs"].guest_cell("", "./server {socket}").servers == {"edu": "./server {socket}"}
     assert found["edu"].guest_cell("", "edu").servers == {}
 

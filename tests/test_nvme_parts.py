@@ -105,6 +105,11 @@ class Bench:
         self.engine.ring(2 * number, self.tails[number])
         self.port.turn()
 
+    def finish(self) -> None:
+        """What waits for the disk has ended, and the guest is told."""
+        self.controller.background.wait()
+        self.port.turn()
+
     def answers(self, number: int) -> list[tuple[int, int, int]]:
         """Identifier, status and result of the commands that have ended."""
         entries = (
@@ -259,6 +264,7 @@ def test_the_line_is_up_while_there_is_something_that_the_guest_has_not_taken(tm
 def test_comparing_counts_as_reading_once(bench: Bench) -> None:
     bench.do(1, Io.COMPARE, nsid=1)
     bench.do(1, Io.COMPARE, 8, nsid=1)
+    bench.finish()
     assert [status for _, status, _ in bench.answers(1)] == [0, 0]
     done = bench.state.statistics
     assert (done.reads, done.writes, done.sectors_read, done.sectors_written) == (2, 0, 2, 0)
