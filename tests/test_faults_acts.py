@@ -245,6 +245,16 @@ def test_signals_go_to_the_server() -> None:
         assert bench.signals == [signal.SIGSTOP, signal.SIGCONT]
 
 
+def test_a_server_that_was_stopped_for_a_while_goes_on_though_its_session_has_ended() -> None:
+    with Faulty({"signal": {"signal": "SIGSTOP", "seconds": 0.02}}, **SECOND) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 3) == [1, 2, 3]
+        bench.session.close()
+        assert bench.signals == [signal.SIGSTOP]
+        bench.until(lambda: len(bench.signals) == 2 or None)
+        assert bench.signals == [signal.SIGSTOP, signal.SIGCONT]
+
+
 def test_several_acts_add_up() -> None:
     with Faulty([{"corrupt": {"field": "region", "value": 1}}, "duplicate", {"delay": 0.01}]) as bench:
         bench.client.send(read(0, 4))

@@ -170,14 +170,22 @@ class Translations(RuleBasedStateMachine):
                 (0, 0, 3, IotlbType.UPDATE),
                 (PAGE, 0, 0, IotlbType.UPDATE),
                 (PAGE, 0, 4, IotlbType.UPDATE),
-                (2 * PAGE, 2 * PAGES - 1, 3, IotlbType.UPDATE),
                 (1 << 63, 0, 0, IotlbType.MISS),
             ]
         ),
     )
     def say_what_is_refused(self, first: int, wrong: tuple[int, int, int, IotlbType]) -> None:
         """What is known stays."""
-        size, to, permission, kind = wrong
+        self.refused(first, *wrong)
+
+    @precondition(lambda self: self.entries)
+    @rule(data=st.data())
+    def update_beyond_memory(self, data: st.DataObject) -> None:
+        """Over a translation that there is, which stays."""
+        pages, _, _ = data.draw(st.sampled_from(self.entries))
+        self.refused(pages.start, 2 * PAGE, 2 * self.PAGES - 1, 3, IotlbType.UPDATE)
+
+    def refused(self, first: int, size: int, to: int, permission: int, kind: IotlbType) -> None:
         generation = self.table.generation
         with pytest.raises(ProtocolError):
             self.iotlb.handle(IotlbMessage(SHIFT + first * PAGE, size, USER + to * PAGE, permission, kind))
