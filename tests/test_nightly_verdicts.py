@@ -14,6 +14,7 @@ from userdev.errors import UserError
 from vfio_user.nightly.cases import Case
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.night import only_one
+from vfio_user.nightly.place import Ran
 from vfio_user.nightly.plan import USUALLY
 from vfio_user.nightly.servers import Server, ServerIssue, our_servers
 from vfio_user.nightly.summary import Verdict
@@ -54,7 +55,7 @@ def said(folder: Path, status: str, reason: str = "", **more: Any) -> dict[str, 
     ],
 )
 def test_what_avocado_says_is_a_verdict(status: str, reason: str, verdict: Verdict, why: str, tmp_path: Path) -> None:
-    found = result_of(case(), said(tmp_path, status, reason), slot="here", folder=tmp_path)
+    found = result_of(case(), said(tmp_path, status, reason), ran=Ran("here", 1), folder=tmp_path)
     assert found.verdict is verdict
     assert why in found.cause + found.reason + found.known_issue
     assert (found.evidence, found.slot, found.seconds) == ("job/test-results/1", "here", 1.5)
@@ -64,7 +65,7 @@ def test_what_avocado_says_is_a_verdict(status: str, reason: str, verdict: Verdi
 def test_a_test_tells_on_its_whiteboard_what_was_seen(tmp_path: Path) -> None:
     board = json.dumps({"qemu": "11.1.3", "known_issues": ["late-reply"]})
     test = said(tmp_path, "CANCEL", "XFAIL: late-reply: it comes late", whiteboard=board)
-    assert result_of(case(), test, slot="", folder=tmp_path).known_issue == "late-reply"
+    assert result_of(case(), test, ran=Ran("", 1), folder=tmp_path).known_issue == "late-reply"
     assert qemu_of(test) == "11.1.3"
     assert qemu_of({**test, "whiteboard": "not {json"}) == qemu_of({**test, "whiteboard": "[]"}) == ""
     assert named(test) == ("edu", TEST)
@@ -83,7 +84,7 @@ def test_a_test_tells_on_its_whiteboard_what_was_seen(tmp_path: Path) -> None:
 def test_a_server_has_known_issues_of_its_own(status: str, reason: str, verdict: Verdict, tmp_path: Path) -> None:
     issue = ServerIssue(id="slow", what="it is slow", tests=("A.test_a",), symptom="late")
     server = our_servers()["edu"].model_copy(update={"known_issues": (issue,)})
-    found = result_of(case(server), said(tmp_path, status, reason), slot="", folder=tmp_path)
+    found = result_of(case(server), said(tmp_path, status, reason), ran=Ran("", 1), folder=tmp_path)
     assert found.verdict is verdict
     assert found.known_issue == ("slow" if verdict in (Verdict.XFAIL, Verdict.XPASS) else "")
 

@@ -34,9 +34,10 @@ LOST_SECONDS = 10.0
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TICK_SECONDS = 1.0
-_RUNNER_GONE = "its runner has gone"
+RUNNER_GONE = "its runner has gone"
 _NO_REPORT = "it has not reported in"
-GONE_ON_WITHOUT = (_RUNNER_GONE, _NO_REPORT)
+SLOT_GONE = "its slot has gone"
+GONE_ON_WITHOUT = (RUNNER_GONE, _NO_REPORT, SLOT_GONE)
 """What the reason of a test says that was gone on without: nobody knows what became of it."""
 
 _INTERRUPTED = 130  # exit status
@@ -231,7 +232,7 @@ def watched(
             raise JobHangs(f"avocado's job has not ended {now - since:.0f} s after its last test")
         for test in _unreported(job):
             if test.has_gone and now - gone.setdefault(test.identity, now) > lost:
-                why = _RUNNER_GONE
+                why = RUNNER_GONE
             elif now - since > silence:
                 why = f"{_NO_REPORT} {silence:.0f} s"
             else:

@@ -18,8 +18,8 @@ from vfio_user.nightly.history import REMEMBERED, History, estimate, results_of
 from vfio_user.nightly.matrix import Drawn, draw_plan, write_lock
 from vfio_user.nightly.morning import PAGE
 from vfio_user.nightly.night import Night, commit_of, only_one
-from vfio_user.nightly.place import Here
 from vfio_user.nightly.plan import Plan, read_plan
+from vfio_user.nightly.slots import place_of
 from vfio_user.nightly.staging import Stage, staged
 from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 
@@ -94,13 +94,14 @@ def _show(stage: Stage, base: Path, *, cases: bool) -> None:
 def _estimate(stage: Stage, base: Path) -> str:
     planned = [(case.id, case.test) for found in stage.cases().values() for case in found]
     nights = History(base).latest(stage.plan.text.name, REMEMBERED)
-    return str(estimate(planned, nights, stage.plan.text.parallel))
+    return str(estimate(planned, nights, stage.plan.text.at_once))
 
 
 def _run(stage: Stage, drawn: Drawn, base: Path, root: Path) -> None:
     _say(_estimate(stage, base))
+    place = place_of(stage.plan)
     night = Night(stage.plan, drawn, base, commit=commit_of(root))
-    summary = night.run(stage, Here(stage.plan.text.parallel), _say)
+    summary = night.run(stage, place, _say)
     compared = summary.comparison or Comparison()
     _tell(summary, compared)
     click.echo(f"{night.folder / PAGE}")

@@ -102,6 +102,7 @@ class Night:
         self._history = History(base)
         self._clock = Clock()
         self._space = Space(self.folder, spare=spare)
+        self._remarks: tuple[str, ...] = ()
         self._known: dict[str, CaseResult] = {}
         self._cases: dict[str, Case] = {}
         self._taken: list[Mapping[str, Any]] = []
@@ -143,6 +144,7 @@ class Night:
     def _make_ready(self, stage: Stage, place: Place, say: Progress) -> _Ready:
         with_servers = replace(stage, servers=ready_servers(stage, say))
         ready = _Ready(with_servers, place.make_ready(stage.used_qemus, stage.plan.text.images, say))
+        self._remarks = ready.place.remarks
         self._cases = {case.id: case for cases in with_servers.cases().values() for case in cases}
         for case in self._cases.values():
             missing = ready.missing(case.cell)
@@ -225,8 +227,7 @@ class Night:
             case = self._cases.get(case_id(cell, name))
             if case is None or id(test) in ended:
                 continue
-            place.fetch(test)
-            result = result_of(case, test, slot=place.slot_of(test), folder=self.folder)
+            result = result_of(case, test, ran=place.ran(test), folder=self.folder)
             self._known[case.id] = result
             self._qemus[cell] = qemu_of(test) or self._qemus.get(cell, "")
             if result.verdict in (Verdict.PASS, Verdict.XFAIL, Verdict.SKIP):
@@ -249,7 +250,7 @@ class Night:
     def _write(self) -> None:
         """Write the summary as it is now, checked."""
         results = [self._without_what_is_gone(self._known[case]) for case in self._cases if case in self._known]
-        remarks = (*self._clock.remarks, *filter(None, [self._space.remark]))
+        remarks = (*self._remarks, *self._clock.remarks, *filter(None, [self._space.remark]))
         now = self.summary.model_copy(
             update={
                 "results": tuple(results),

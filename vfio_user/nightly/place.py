@@ -38,14 +38,19 @@ class Place(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """Those of avocado's that say where and how tests are started."""
 
-    def slot_of(self, test: Mapping[str, Any]) -> str:
-        """The slot that ran a test, of avocado's result."""
-
-    def fetch(self, test: Mapping[str, Any]) -> None:
-        """Have what a test left in avocado's folder for it."""
+    def ran(self, test: Mapping[str, Any]) -> Ran:
+        """Where a test of avocado's result ran. What it left is in avocado's folder for it."""
 
     def close(self) -> None:
         """Leave nothing running."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Which slot ran a test last, and how often it was begun."""
+
+    slot: str
+    attempts: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Readiness:
     missing: Mapping[str, str] = field(default_factory=dict)
     kernel: str = ""
     """The release of the guests' kernel."""
+    remarks: tuple[str, ...] = ()
+    """What a reader of the summary has to know of it."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,9 @@ class Here:
         """Processes of this machine's."""
         return {"run.max_parallel_tasks": self.parallel}
 
-    def slot_of(self, test: Mapping[str, Any]) -> str:
-        """There is one."""
-        return "here"
-
-    def fetch(self, test: Mapping[str, Any]) -> None:
-        """All is here."""
+    def ran(self, test: Mapping[str, Any]) -> Ran:
+        """There is one slot, and one attempt."""
+        return Ran("here", 1)
 
     def close(self) -> None:
         """Nothing runs on."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,6 +85,25 @@ class Group(Written):
         return {SERVER: self.servers, **{name: getattr(self.vary, name) for name in USUALLY}}
 
 
+class SlotText(Written):
+    """A machine that runs cases: its SSH server, and what of it is ours."""
+
+    host: str = Field(min_length=1)
+    port: Annotated[StrictInt, Field(ge=1, le=65535)] = 22
+    user: str = ""
+    """"": the one who runs the night."""
+    identity: str = ""
+    """The file of a private key, from the plan's folder; "": the user's own keys and agent."""
+    known_hosts: str = ""
+    """The file with the server's public key, from the plan's folder; "": the user's own."""
+    folder: Annotated[str, StringConstraints(pattern=r"^/.")]
+    """For the package, QEMUs and images there."""
+    python: str = "python3"
+    """The one there that has what this package needs: `pip install 'vfio-user[test]'`."""
+    parallel: Annotated[StrictInt, Field(ge=1, le=16)] = 1
+    """Cases at once."""
+
+
 class PlanText(Written):
     """The document."""
 
@@ -97,7 +117,14 @@ class PlanText(Written):
     """Guest images that the tests boot, to be had before the first case."""
     parallel: Annotated[StrictInt, Field(ge=1, le=16)] = 2
     """Cases at once."""
+    slots: Mapping[Name, SlotText] = {}
+    """The machines that run the cases; none: this one."""
     groups: Mapping[Name, Group] = Field(min_length=1)
+
+    @property
+    def at_once(self) -> int:
+        """Cases that run at once, on all machines together."""
+        return sum(slot.parallel for slot in self.slots.values()) or self.parallel
 
 
 @dataclass(frozen=True)
@@ -141,7 +168,7 @@ def read_plan(path: Path) -> Plan:
             raise document.refuse(("servers",), f"there is no file {path.parent / text.servers}")
         others = read_servers(path.parent / text.servers)
     servers = {**ours, **(others.value.servers if others else {})}
-    problem = next(_problems(text, servers), None)
+    problem = next(chain(_problems(text, servers), _problems_of_slots(text, servers, path.parent)), None)
     if problem is not None:
         raise document.refuse(*problem)
     contents = [path.read_text(), *([(path.parent / text.servers).read_text()] if others else [])]
@@ -195,3 +222,26 @@ def _problems(text: PlanText, servers: Mapping[str, Server]) -> Iterator[tuple[P
                     yield place, unknown("parameter", axis, axes)
                 elif not any(value == other and type(value) is type(other) for other in axes[axis]):
                     yield place, f"{axis} has no value {value!r} here; it has: {', '.join(map(str, axes[axis]))}"
+
+
+def _problems_of_slots(text: PlanText, servers: Mapping[str, Server], base: Path) -> Iterator[tuple[Place, str]]:
+    seen: dict[tuple[str, int, str], str] = {}
+    for name, slot in text.slots.items():
+        for key in ("identity", "known_hosts"):
+            given = getattr(slot, key)
+            if given and not (base / Path(given).expanduser()).is_file():
+                yield ("slots", name, key), f"there is no file {base / Path(given).expanduser()}"
+        first = seen.setdefault((slot.host, slot.port, slot.folder), name)
+        if first != name:
+            yield ("slots", name), f"that is where {first} is already: the same host, port and folder"
+    if not text.slots:
+        return
+    if "parallel" in text.model_fields_set:
+        yield ("parallel",), "each slot says for itself how many cases it runs at once"
+    for group_name, group in text.groups.items():
+        for index, server in enumerate(group.servers):
+            if not servers[server].is_ours:
+                yield (
+                    ("groups", group_name, "servers", index),
+                    f"{server} is made on this machine, and slots have our own servers only",
+                )

@@ -12,6 +12,7 @@ from vfio_user.avocado_job.job import GONE_ON_WITHOUT
 from vfio_user.harness.evidence import cause_of
 from vfio_user.harness.known_issues import XFAIL, XPASS
 from vfio_user.nightly.cases import Case
+from vfio_user.nightly.place import Ran
 from vfio_user.nightly.servers import ServerIssue
 from vfio_user.nightly.summary import CaseResult, Verdict
 
@@ -21,7 +22,7 @@ _NAMED = re.compile(rf"(?:{XFAIL}|{XPASS}): ([\w.-]+)")
 NOBODY_RAN_IT = "nobody ran it"
 
 
-def result_of(case: Case, test: Mapping[str, Any], *, slot: str, folder: Path) -> CaseResult:
+def result_of(case: Case, test: Mapping[str, Any], *, ran: Ran, folder: Path) -> CaseResult:
     """The result of a case whose test avocado has reported; evidence is named from the night's `folder`."""
     verdict, why, issue = _judged(test)
     where = Path(str(test["logdir"]))
@@ -36,9 +37,9 @@ def result_of(case: Case, test: Mapping[str, Any], *, slot: str, folder: Path) -
         cause=_line(cause) if verdict.is_wrong else "",
         reason=_line(why) if verdict is Verdict.SKIP else "",
         known_issue=issue,
-        slot=slot,
+        slot=ran.slot,
         evidence=str(where.relative_to(folder)) if where.is_relative_to(folder) and where.is_dir() else "",
-        attempts=0 if why == NOBODY_RAN_IT else 1,
+        attempts=0 if why == NOBODY_RAN_IT else ran.attempts,
     )
 
 

@@ -42,6 +42,8 @@ from vfio_user.harness.hosts.remote_agent import (
 from vfio_user.harness.hosts.ssh_connection import connected
 
 STARTED_LINE = b"started on "
+CONNECTION_ENDED = 255
+"""The exit status of a relay whose connection has ended before its program."""
 LISTENING_LINE = b"its own socket listens on "
 _HANDED_ON = {
     signal.SIGTERM: signal.SIGTERM,
@@ -90,7 +92,7 @@ def serve(frames: AgentConnection, relay: Streams, name: str) -> int:
             kind, stream, data = frames.receive()
         except EOFError:
             print(f"the connection to {name} has ended{frames.why_ended()}", flush=True)
-            return 255
+            return CONNECTION_ENDED
         if kind == DATA:
             relay.arrived(stream, data)
         elif kind == CLOSE:

@@ -79,6 +79,23 @@ def ensure_image(name: str, *, progress: Progress = quiet) -> GuestImage:
     return image
 
 
+def files_of_image(name: str) -> list[tuple[Path, bool]]:
+    """What of the cache another machine needs so that its `ensure_image` finds this image: paths, and whether a folder
+    is needed whole. What the image was built from is not; only which that was.
+
+    Raises:
+        UserError: it has to be built first, and cannot be.
+    """
+    image = ensure_image(name)
+    link = _base_link(load_recipe(name))
+    return [
+        (image.ssh_key.parent, True),
+        (image.kernel.parent, True),
+        (link, True),
+        (link.parent / link.readlink(), False),
+    ]
+
+
 def build_image(name: str, *, progress: Progress = quiet) -> GuestImage:
     """Like `ensure_image`, but with the newest packages of the archive.
 

@@ -1,0 +1,46 @@
+"""A night of a plan whose two slots are network namespaces with an SSH server each; in the folder of its tests.
+
+    python -m tests.night_of_slots PLAN BASE
+
+In PLAN, IDENTITY and KNOWN_HOSTS stand for files of the slots a and b. Whether there is one at a name c nobody knows:
+it has the address of a, and a port at which nobody listens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from vfio_user.avocado_job.surroundings import prepare_environment
+from vfio_user.harness.hosts.sshd import ssh_namespaces
+from vfio_user.nightly.matrix import draw_plan
+from vfio_user.nightly.night import Night
+from vfio_user.nightly.plan import read_plan
+from vfio_user.nightly.slots import hosts_of, place_of
+from vfio_user.nightly.staging import staged
+
+ROOT = Path(__file__).parent.parent
+
+
+def main(path: str, base: str) -> None:
+    with ssh_namespaces() as (a, b, _):
+        prepare_environment(ROOT)
+        plan = read_plan(Path(path))
+        drawn = draw_plan(plan)
+        near = {"a": a, "b": b}
+        hosts = {
+            name: replace(near.get(name, a), name=name, port=host.port, python=host.python)
+            for name, host in hosts_of(plan).items()
+        }
+        said: dict[str, list[str]] = {"first": [], "second": []}
+        night = Night(plan, drawn, Path(base), spare=0)
+        night.run(staged(plan, drawn), place_of(plan, hosts), said["first"].append)
+        place_of(plan, hosts).make_ready({"usual": ""}, plan.text.images, said["second"].append)
+        Path(base, "said.json").write_text(json.dumps(said))
+        print(said)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,204 @@
+"""Nights on other machines: two slots with an SSH server each, which see nothing of this machine's /tmp."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from userdev.errors import UserError
+from vfio_user.harness.hosts.namespace import can_make_namespaces
+from vfio_user.nightly.plan import read_plan
+from vfio_user.nightly.slot_spawner import Pool, SlotCommand
+from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
+
+ROOT = Path(__file__).parent.parent
+
+PLAN = """\
+name: slots
+images: []
+slots:
+  a: {{host: 127.0.0.1, port: 2222, folder: /tmp/slot, python: {python}}}
+  b: {{host: 127.0.0.1, port: 2222, folder: /tmp/slot-b, python: {python}}}
+  c: {{host: 127.0.0.1, port: 2223, folder: /tmp/slot, python: {python}}}
+  d: {{host: 127.0.0.1, port: 2222, folder: /tmp/slot-d, python: /usr/bin/false}}
+groups:
+  all:
+    servers: [edu]
+    tests: [test_slots.py]
+"""
+TESTS = """
+import os, signal, time
+from pathlib import Path
+
+import psutil
+from avocado import Test
+
+def end_connection():
+    for parent in psutil.Process().parents():
+        if parent.name().startswith("sshd"):
+            parent.kill()
+            time.sleep(60)
+
+class Quick(Test):
+    def test_leaves_evidence(self):
+        Path(self.outputdir, "kept.txt").write_text(os.environ["VFIO_USER_SLOT"])
+        self.whiteboard = '{"qemu": "11.1.4"}'
+
+    def test_is_wrong(self):
+        self.fail("it read 7")
+
+    def test_sees_the_package_that_was_put_there(self):
+        import vfio_user
+        self.assertIn("/package-", vfio_user.__file__)
+        self.assertIn("/package-", __file__)
+
+class WhenTheirSlotDies(Test):
+    def test_on_a(self):
+        if os.environ["VFIO_USER_SLOT"] == "a":
+            end_connection()
+
+class ZAnywhere(Test):
+    def test_everywhere(self):
+        end_connection()
+"""
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not can_make_namespaces():
+        pytest.skip("who may not make network namespaces has no such slots")
+    folder = tmp_path_factory.mktemp("slots")
+    (folder / "test_slots.py").write_text(TESTS)
+    (folder / "plan.yaml").write_text(PLAN.format(python=sys.executable))
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.night_of_slots", "plan.yaml", str(folder / "nights")],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    print(ran.stdout, ran.stderr)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder / "nights"
+
+
+def summary_of(nights: Path) -> Summary:
+    (found,) = (path.parent for path in nights.glob("*/summary.json"))
+    return read_summary(found)
+
+
+def results(nights: Path) -> Mapping[str, CaseResult]:
+    return {one.test.rpartition(".")[2]: one for one in summary_of(nights).results}
+
+
+whole_nights = [pytest.mark.network, pytest.mark.nightly, pytest.mark.timeout(300)]
+
+
+class TestANight:
+    pytestmark = whole_nights
+
+    def test_every_case_has_one_result_in_one_report(self, nights: Path) -> None:
+        night = summary_of(nights)
+        assert night.status is Status.FINISHED
+        assert len(night.results) == night.planned == 5
+        assert {slot.name for slot in night.slots} == {"a", "b"}
+
+    def test_what_a_test_left_there_is_here(self, nights: Path) -> None:
+        case = results(nights)["test_leaves_evidence"]
+        assert (case.verdict, case.attempts) == (Verdict.PASS, 1)
+        (folder,) = (path.parent for path in nights.glob("*/summary.json"))
+        assert (folder / case.evidence / "data" / "kept.txt").read_text() == case.slot
+
+    def test_a_failure_there_has_its_cause_here(self, nights: Path) -> None:
+        case = results(nights)["test_is_wrong"]
+        assert case.verdict is Verdict.FAIL
+        assert "it read 7" in case.cause
+
+    def test_the_package_there_is_the_one_that_was_put_there(self, nights: Path) -> None:
+        case = results(nights)["test_sees_the_package_that_was_put_there"]
+        assert (case.verdict, case.cause) == (Verdict.PASS, "")
+
+    def test_a_test_whose_slot_died_is_run_once_more_elsewhere(self, nights: Path) -> None:
+        # where b had it first, a dies with the other test, which is then run on b, too
+        found = results(nights)
+        assert (found["test_on_a"].verdict, found["test_on_a"].slot) == (Verdict.PASS, "b")
+        assert max(found[name].attempts for name in ("test_on_a", "test_everywhere")) == 2
+
+    def test_one_that_dies_with_each_slot_is_wedged(self, nights: Path) -> None:
+        case = results(nights)["test_everywhere"]
+        assert case.verdict is Verdict.WEDGED
+        assert "slot has gone" in case.cause
+
+    def test_slots_that_cannot_be_used_are_named_with_the_reason(self, nights: Path) -> None:
+        remarks = summary_of(nights).remarks
+        assert [remark.split(":")[0] for remark in remarks] == ["slot c is left out", "slot d is left out"]
+
+    def test_what_is_there_is_not_put_there_again(self, nights: Path) -> None:
+        said = json.loads((nights / "said.json").read_text())
+        given = {which: [line for line in lines if "was given" in line] for which, lines in said.items()}
+        assert (len(given["first"]), len(given["second"])) == (4, 0)
+
+
+SLOT = "{host: one, folder: /var/lib/slots}"
+
+
+def refused(folder: Path, slots: str, servers: str = "[edu]") -> str:
+    path = folder / "plan.yaml"
+    path.write_text(f"name: n\n{slots}\ngroups:\n  one:\n    servers: {servers}\n    tests: [registers]\n")
+    with pytest.raises(UserError) as caught:
+        read_plan(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("slots", "line", "word"),
+    [
+        ("slots:\n  a: {folder: /x}", 3, "host"),
+        ("slots:\n  a: {host: one}", 3, "folder"),
+        ("slots:\n  a: {host: one, folder: x}", 3, "folder"),
+        ("slots:\n  a:\n    host: one\n    folder: /x\n    prot: 3", 6, "port"),
+        ("slots:\n  a:\n    host: one\n    folder: /x\n    port: 70000", 6, "port"),
+        ("slots:\n  a:\n    host: one\n    folder: /x\n    identity: nowhere", 6, "nowhere"),
+        ("slots:\n  a:\n    host: one\n    folder: /x\n    known_hosts: nowhere", 6, "nowhere"),
+        (f"slots:\n  a: {SLOT}\n  b: {SLOT}", 4, "a"),
+        (f"slots:\n  a: {SLOT}\nparallel: 2", 4, "slot"),
+    ],
+)
+def test_a_slot_with_a_mistake_is_refused_with_its_line(slots: str, line: int, word: str, tmp_path: Path) -> None:
+    said = refused(tmp_path, slots)
+    assert f"plan.yaml:{line}:" in said
+    assert word in said
+
+
+def test_servers_of_others_are_not_for_slots(tmp_path: Path) -> None:
+    (tmp_path / "servers.yaml").write_text(
+        'servers:\n  theirs: {about: x, protocol: vfio-user, kind: edu, command: "./s {socket}", supports: []}\n'
+    )
+    said = refused(tmp_path, f"servers: servers.yaml\nslots:\n  a: {SLOT}", "[edu, theirs]")
+    assert "theirs" in said
+    assert "plan.yaml:7:" in said
+
+
+def slot(name: str, parallel: int = 1) -> SlotCommand:
+    return SlotCommand(name, parallel, ["true"], "/x")
+
+
+def test_the_slot_with_most_room_is_taken(tmp_path: Path) -> None:
+    pool = Pool([slot("a"), slot("b", 2)])
+    taken = [pool.take() for _ in range(3)]
+    assert sorted(one.name for one in taken if one) == ["a", "b", "b"]
+
+
+def test_a_slot_that_has_died_is_not_taken_again() -> None:
+    pool = Pool([slot("a")])
+    first = pool.take()
+    assert first is not None
+    pool.give_back(first, died=True)
+    assert pool.take() is None
