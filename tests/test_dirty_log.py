@@ -239,6 +239,11 @@ def test_only_powers_of_two_are_page_sizes(page_size: int) -> None:
         check_page_size(page_size)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 12, 30, 63])
+def test_each_power_of_two_is_a_page_size(shift: int) -> None:
+    check_page_size(1 << shift)
+
+
 def switch_after_each_instruction(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
     """Traces threads so that in the log's code another one may run between any two instructions."""
     if frame.f_code.co_filename != dirty_log.__file__:

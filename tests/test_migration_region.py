@@ -118,6 +118,11 @@ def test_pending_bytes_says_when_it_is_over_and_stays_zero() -> None:
     assert [load_register(region, PENDING) for _ in range(3)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("state", [RUNNING, RESUMING, STOPPED, ERROR])
+def test_nothing_is_pending_where_nothing_is_saved(state: int) -> None:
+    assert load_register(in_state(state, Adder(1 << 21)), PENDING) == 0
+
+
 def test_reading_pending_bytes_again_changes_nothing() -> None:
     region = in_state(STOP_AND_COPY, Adder(1 << 21))
     assert load_register(region, PENDING) == load_register(region, PENDING) > 0

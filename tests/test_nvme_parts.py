@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -359,3 +360,47 @@ def test_shadow_doorbells_that_are_not_in_guest_memory_are_fatal_where_the_line_
     bench.do(0, Admin.GET_FEATURES, cdw10=7)
     assert bench.state.status & Csts.FATAL
     bench.close()
+
+
+class Late(Shadow):
+    """A doorbell whose driver puts one more command just before it could know that it has to ring for it."""
+
+    def __init__(self, bench: Bench, value: int, event: int) -> None:
+        super().__init__(value, event)
+        self._bench, self._at = bench, value
+
+    def ask_at(self, dma: Dma, value: int) -> None:
+        if self._bench.tails[1] == 1:
+            self._bench.put(1, Io.FLUSH, 8, nsid=9)
+            dma.write(self._at, (2).to_bytes(4, "little"))
+        super().ask_at(dma, value)
+
+
+def test_a_command_that_comes_while_the_controller_asks_to_be_told_needs_no_doorbell(bench: Bench) -> None:
+    bench.controller.queues.submission[1].shadow = Late(bench, 0x6000, 0x6100)
+    bench.put(1, Io.FLUSH, 7, nsid=9)
+    bench.port.dma.write(0x6000, (1).to_bytes(4, "little"))
+    bench.engine.ring(2, 1)
+    bench.port.turn()
+    assert [cid for cid, _, _ in bench.answers(1)] == [7, 8]
+
+
+@pytest.mark.parametrize("opcode", [Admin.FORMAT_NVM, Admin.NAMESPACE_MANAGEMENT])
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.EIO, Status.WRITE_FAULT), (errno.ENOSPC, Status.CAPACITY_EXCEEDED)]
+)
+def test_blocks_that_cannot_be_cleared_fail_the_command_for_what_is_wrong_with_the_disk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, opcode: Admin, number: int, status: Status
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(number, "the disk refuses")
+
+    namespace = bench.controller.namespaces[0]
+    if opcode == Admin.NAMESPACE_MANAGEMENT:
+        bench.port.guest.memory[DATA : DATA + 16] = (8).to_bytes(8, "little") * 2
+        namespace.exists = namespace.attached = False
+    monkeypatch.setattr(namespace.backing, "discard", refuse)
+    bench.do(0, opcode, nsid=1)
+    bench.finish()
+    assert [answer for _, answer, _ in bench.answers(0)] == [status]
+    assert bench.state.statistics.media_errors == (number == errno.EIO)
