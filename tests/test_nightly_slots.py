@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
+from vfio_user.harness.hosts import SshHost
 from vfio_user.harness.hosts.namespace import can_make_namespaces
-from vfio_user.nightly.plan import read_plan
+from vfio_user.nightly.place import this_machine
+from vfio_user.nightly.plan import SlotText, read_plan
 from vfio_user.nightly.slot_spawner import Pool, SlotCommand
+from vfio_user.nightly.slots import Slots, _Found
 from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
 
 ROOT = Path(__file__).parent.parent
@@ -202,3 +205,31 @@ def test_a_slot_that_has_died_is_not_taken_again() -> None:
     assert first is not None
     pool.give_back(first, died=True)
     assert pool.take() is None
+
+
+def furnished(monkeypatch: pytest.MonkeyPatch, missing: Mapping[str, Mapping[str, str]]) -> Slots:
+    """Slots that have every QEMU but those that are missing on each, with the reason."""
+    text = SlotText(host="one", folder="/x")
+
+    def ready(self: Slots, name: str, package: object, cache: object, wanted: str, say: object) -> _Found:
+        there = {qemu: "11.1.3" for qemu in json.loads(wanted)["qemus"] if qemu not in missing[name]}
+        return _Found(this_machine([]), there, missing[name], "6.12")
+
+    monkeypatch.setattr(Slots, "_ready", ready)
+    monkeypatch.setattr("vfio_user.nightly.slots._cached", lambda *_: [])
+    hosts = {name: SshHost(name, "one", "one") for name in missing}
+    return Slots(dict.fromkeys(missing, text), hosts, ROOT, [])
+
+
+def test_a_slot_whose_qemu_is_too_old_is_left_out_where_another_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = furnished(monkeypatch, {"a": {"next": "is QEMU 9, too old"}, "b": {}}).make_ready({"next": "/q"}, [], print)
+    assert [slot.name for slot in found.slots] == ["b"]
+    assert "slot a" in found.remarks[0]
+    assert "too old" in found.remarks[0]
+
+
+def test_a_qemu_that_no_slot_has_leaves_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = {"next": "it is gone"}
+    found = furnished(monkeypatch, {"a": gone, "b": gone}).make_ready({"usual": "", "next": "/q"}, [], print)
+    assert [slot.name for slot in found.slots] == ["a", "b"]
+    assert (dict(found.missing), found.remarks) == (gone, ())
