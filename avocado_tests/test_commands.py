@@ -144,10 +144,10 @@ class Commands(GuestTest):
         (Path(self.workdir) / "fixed_edu.py").write_text(
             "from userdev_servers.edu import Edu\nclass FixedEdu(Edu):\n    migratable = False\n"
         )
-        for command in ("migrate", "soak"):
-            done = self.vfio_user(command, "--device", "fixed_edu:FixedEdu")
+        for command in (["migrate"], ["soak", "--hops", "3"]):
+            done = self.vfio_user(*command, "--device", "fixed_edu:FixedEdu")
             self.assertEqual(done.returncode, 2, done.stderr)
-            self.assertRegex(done.stderr, "error: FixedEdu cannot be migrated: ")
+            self.assertRegex(done.stderr, "FixedEdu cannot be migrated: ")
             self.assertNotIn("phase", done.stderr + done.stdout)
 
     def test_the_printed_command_does_the_same_by_hand(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import soak_kit
 from tests.soak_kit import Loses, Pretended, order_of, soak
 from userdev.errors import UserError
 from vfio_user.soak import Failed, Happening, Journal, Until
@@ -38,6 +39,16 @@ def test_it_goes_on_until_so_many_events_are_done_and_the_work_is_judged_in_the_
     one.run()
     assert [line["number"] for line in one.journal.events] == [*range(1, 21)]
     assert [guest.finished for guest in pretended.guests] == [True]
+
+
+def test_where_nothing_can_happen_it_is_told_first_what_was_left_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak_kit, "POSSIBLE", {})
+    pretended = Pretended()
+    with pytest.raises(UserError, match="nothing of what is wanted"):
+        soak(path, pretended, Until(events=3)).run()
+    assert pretended.told == ["begins"]
 
 
 def test_the_same_seed_gives_the_same_soak(path: Path, tmp_path: Path) -> None:

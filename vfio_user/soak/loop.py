@@ -110,8 +110,8 @@ class Soak:
         """Do the events of these numbers alone, with a fresh guest; what was lost."""
         try:
             with self.begin(self.folder / "guest1") as guest:
-                order = Order(self.journal.seed, self.weights, guest.possible)
                 self.listener.begins(guest.possible, guest.left_out)
+                order = Order(self.journal.seed, self.weights, guest.possible)
                 for number in numbers:
                     happening = order.happening(number)
                     self.listener.happens(happening)
@@ -129,8 +129,8 @@ class Soak:
 
     def _live(self, guest: SoakedGuest, done: list[Happening], clock: Clock) -> None:
         """Events of one guest; `done` gets each, before it happens."""
-        order = Order(self.journal.seed, self.weights, guest.possible)
         self.listener.begins(guest.possible, guest.left_out)
+        order = Order(self.journal.seed, self.weights, guest.possible)
         while not self._is_enough:
             happening = order.happening(self.journal.next_number)
             done.append(happening)
