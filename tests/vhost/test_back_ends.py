@@ -167,8 +167,10 @@ def test_a_ring_that_has_requests_is_kicked_when_it_is_enabled(front_end: FrontE
     ring.start()
     assert [completion.data for completion in ring.wait_used()] == [b"ba"]
     ring.enable(False)
+    front_end.settle()
     ring.put(b"cd", 2)
     ring.kick()
+    front_end.settle()  # the kick is looked at before ENABLE comes
     ring.enable()
     assert [completion.data for completion in ring.wait_used()] == [b"dc"]
 
