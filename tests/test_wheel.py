@@ -155,7 +155,7 @@ def test_a_command_works_or_says_what_to_install(bare: Environment, folder: Path
     if command in WITHOUT_EXTRAS:
         assert (done.returncode, done.stderr) == (0, "")
         return
-    wanted = "test" if command == "test-e2e" else "harness"
+    wanted = "test" if command in ("nightly", "test-e2e") else "harness"
     assert done.returncode == 2
     assert re.fullmatch(rf"error: `vfio-user {command}` .*\n  pip install 'vfio-user\[{wanted}\]'\n", done.stderr)
 
