@@ -28,8 +28,6 @@ from vfio_user.testing import RecordingLink, Vectors, find_capability, memory_fi
 
 INITIATE_FLR = 1 << 15
 
-pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
-
 
 class Sleeper(PciDevice):
     ids = PciIds(vendor=1, device=2)

@@ -31,8 +31,6 @@ from vfio_user.wire.constants import IoFdType, RegionFlags
 RW = RegionFlags.READ | RegionFlags.WRITE
 PAGE = 4096
 
-pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
-
 
 class Card(PciDevice):
     ids = PciIds(vendor=1, device=2)

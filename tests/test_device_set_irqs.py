@@ -14,8 +14,6 @@ from vfio_user.device import function_of
 from vfio_user.testing import RecordingLink, Vectors, set_irqs
 from vfio_user.wire.constants import IrqInfoFlags, IrqSetFlags
 
-pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
-
 
 class Ringer(PciDevice):
     ids = PciIds(vendor=1, device=2)

@@ -22,8 +22,6 @@ RW = READ | WRITE
 PAGE = 4096
 TIB = 1 << 40
 
-pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
-
 
 @pytest.fixture
 def dma() -> Iterator[Dma]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.device_kit import open_fds
 from userdev.serving.background import THREADS, Background
 from userdev.serving.worker import Worker
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Held:
@@ -45,9 +41,8 @@ POSTS = {
 
 @pytest.mark.parametrize("before", POSTS)
 @pytest.mark.parametrize("meanwhile", POSTS)
-@pytest.mark.usefixtures("nothing_left_to_collect")
 def test_a_worker_that_is_closed_ends_behind_what_it_is_at(before: str, meanwhile: str) -> None:
-    descriptors = open_descriptors()
+    descriptors = open_fds()
     held, done = Held(), list[str]()
     worker = Worker(lambda work: work())
     worker.call_soon(held)  # type: ignore[arg-type]
@@ -62,14 +57,13 @@ def test_a_worker_that_is_closed_ends_behind_what_it_is_at(before: str, meanwhil
     close.join(5)
     assert (held.ended, done) == (1, [])
     POSTS[meanwhile](worker, lambda: done.append("behind"))
-    assert (open_descriptors(), done) == (descriptors, [])
+    assert (open_fds(), done) == (descriptors, [])
     assert worker._thread is not None
     assert not worker._thread.is_alive()
 
 
-@pytest.mark.usefixtures("nothing_left_to_collect")
 def test_a_worker_that_is_closed_looks_at_no_descriptor_any_more() -> None:
-    descriptors = open_descriptors()
+    descriptors = open_fds()
     held, seen = Held(), list[str]()
     worker, fd, late = Worker(lambda work: work()), os.eventfd(1), os.eventfd(1)
     worker.call_soon(held)  # type: ignore[arg-type]
@@ -85,7 +79,7 @@ def test_a_worker_that_is_closed_looks_at_no_descriptor_any_more() -> None:
     for each in (fd, late):
         worker.unwatch(each)
         os.close(each)
-    assert (open_descriptors(), seen) == (descriptors, [])
+    assert (open_fds(), seen) == (descriptors, [])
 
 
 def test_threads_that_are_closed_do_what_waits_and_all_of_it_is_told() -> None:

@@ -31,7 +31,7 @@ time.sleep(300)
 """
 
 
-def descriptors() -> int:
+def open_fds() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
 
 
@@ -142,20 +142,20 @@ def test_a_server_that_is_killed_and_started_again_all_night_takes_nothing_with_
     """Nor does one that stood still meanwhile."""
     command = f"{sys.executable} -c '{LISTENS_LATER.replace('0.2', '0')}' {{socket}}"
     server = DeviceServer(Device(command=command), Site(scratch, tmp_path), "night")
-    before = descriptors()
+    before = open_fds()
     for _ in range(3):
         server.owner.pause()
         server.owner.go_on()
         server.kill()
         server.restart()
-    assert descriptors() == before
+    assert open_fds() == before
     assert server.owner.server_pid() == server.child.pid
     server.stop()
 
 
 def test_an_interposer_that_is_killed_is_replaced_where_it_was(scratch: Scratch, tmp_path: Path) -> None:
     server = DeviceServer(Device(served="edu"), Site(scratch, tmp_path), "night", interposition=Interposition())
-    before, path = descriptors(), server.path
+    before, path = open_fds(), server.path
     for _ in range(2):
         killed = server.interposer.child
         killed.signal(9)
@@ -164,7 +164,7 @@ def test_an_interposer_that_is_killed_is_replaced_where_it_was(scratch: Scratch,
         assert server.path == path
         with Client.connect(f"unix:{path}") as client:
             assert client.device_info().num_regions
-    assert descriptors() <= before
+    assert open_fds() <= before
     server.stop()
 
 

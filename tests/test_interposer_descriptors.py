@@ -15,7 +15,7 @@ from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire import layouts as at
 
 
-def descriptors() -> int:
+def open_fds() -> int:
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -35,17 +35,17 @@ def test_those_of_a_dma_access_that_is_answered_here() -> None:
         bench.client.send(dma_map(0, 4096, memory))
         os.close(memory)
         assert bench.server.receive().fds == []
-        before = descriptors()
+        before = open_fds()
         with_an_eventfd(bench.server, Message(7, CURRENT.number(Command.DMA_READ), payload=at.DMA_ACCESS.pack(0, 16)))
         assert bench.server.receive().is_reply
-        assert descriptors() == before
+        assert open_fds() == before
 
 
 def test_those_of_requests_of_one_id_that_nobody_answers() -> None:
     """However many there are, so many are remembered."""
     with Bench() as bench:
-        before = descriptors()
+        before = open_fds()
         for number in range(2 * LIMIT):
             with_an_eventfd(bench.client, dma_map(number << 12, 4096, id=5))
             close_all(bench.server.receive().fds)
-        assert LIMIT <= descriptors() - before <= LIMIT + 1
+        assert LIMIT <= open_fds() - before <= LIMIT + 1

@@ -7,7 +7,6 @@ import os
 import random
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -63,12 +62,12 @@ def test_descriptors_arrive_with_the_message_they_were_sent_with(bench: Bench) -
 
 def test_forwarding_keeps_no_descriptor_open(bench: Bench) -> None:
     bench.negotiate()
-    before = _open_fds()
+    before = open_fds()
     event = os.eventfd(0)
     for _ in range(50):
         bench.exchange(request(Command.SET_IRQS, bytes(20), fds=[event]))
     os.close(event)
-    assert _open_fds() == before
+    assert open_fds() == before
 
 
 def test_a_message_larger_than_any_buffer_arrives(bench: Bench) -> None:
@@ -79,11 +78,6 @@ def test_a_message_larger_than_any_buffer_arrives(bench: Bench) -> None:
         bench.loop.turn(0)
         arrived += _take_some(bench.server.socket)
     assert arrived == message
-
-
-def _open_fds() -> int:
-    gc.collect()  # what others have left behind
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _send_some(sock: socket.socket, data: memoryview) -> int:

@@ -140,7 +140,7 @@ def connect_soon(server: Server) -> Client:
     raise AssertionError("the client before never ends")
 
 
-def open_descriptors() -> int:
+def open_fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -315,7 +315,7 @@ class Clumsy(Busy):
 def test_a_hook_that_raises_when_clients_go_and_come_leaves_nothing_behind(hook: str, tmp_path: Path) -> None:
     device = Clumsy()
     with Server(device, str(tmp_path / "socket")) as server:
-        before = open_descriptors()
+        before = open_fds()
         for _ in range(3):
             device.fails = ""
             with connect(server) as client, GuestMemory(1 << 20) as memory:
@@ -326,7 +326,7 @@ def test_a_hook_that_raises_when_clients_go_and_come_leaves_nothing_behind(hook:
             with connect(server) as client:  # one that has the device fail as it comes, if at all
                 pass
             server._serving.join(60)
-            assert (open_descriptors(), len(device.dma)) == (before, 0)
+            assert (open_fds(), len(device.dma)) == (before, 0)
         device.fails = ""
         with connect(server) as client:
             client.store(0, 0, 4, 7)

@@ -23,8 +23,6 @@ from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS
 
 RING = 0x20
 
-pytestmark = pytest.mark.usefixtures("nothing_left_to_collect")
-
 
 @pytest.mark.parametrize("flags", [REPLY, REPLY | ERROR])
 def test_a_reply_that_nobody_asked_for_is_dropped_and_said_once(
