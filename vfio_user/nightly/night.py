@@ -210,15 +210,17 @@ class Night:
     # -- while it runs, and after -----------------------------------------------------------------------------------
 
     def _look(self, job: Any, place: Place, ending: Ending) -> None:
-        """Once a second: take new results, keep the summary up to date, and an eye on disk and clock."""
+        """Once a second: take new results, keep the summary up to date, and an eye on the clock."""
         self._clock.look()
         new = self._take(job, place, ending)
-        self._space.keep(self._passed)
         if new and time.monotonic() - self._written > WRITE_SECONDS:
             self._write()
 
     def _take(self, job: Any, place: Place, ending: Ending) -> int:
-        """Results of tests that have reported since the last call; how many. Those that `ending` ended have none."""
+        """Results of tests that have reported since the last call; how many, and space for more.
+
+        Those that `ending` ended have none.
+        """
         ended = [id(test) for test in ending.tests(job)]
         new = job.result.tests[len(self._taken) :]
         for test in new:
@@ -232,6 +234,7 @@ class Night:
             self._qemus[cell] = qemu_of(test) or self._qemus.get(cell, "")
             if result.verdict in (Verdict.PASS, Verdict.XFAIL, Verdict.SKIP):
                 self._passed.append(Path(str(test["logdir"])))
+        self._space.keep(self._passed)  # also behind the last look: what passed since then counts as well
         return len(new)
 
     def _finish(self, status: Status, reason: str = "") -> None:
