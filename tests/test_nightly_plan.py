@@ -74,10 +74,10 @@ def test_a_plan_is_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "allowed"),
     [
-        ("qemus:", "quemus:", "do you mean qemus?"),
-        ("    vary:\n", "    varry:\n", "do you mean vary?"),
-        ("      cpus:", "      cpu:", "do you mean cpus?"),
-        ("servers: [edu, theirs]", "servers: [edu, their]", "do you mean theirs?"),
+        ("qemus:", "quemus:", "did you mean 'qemus'?"),
+        ("    vary:\n", "    varry:\n", "did you mean 'vary'?"),
+        ("      cpus:", "      cpu:", "did you mean 'cpus'?"),
+        ("servers: [edu, theirs]", "servers: [edu, their]", "did you mean 'theirs'?"),
         ("qemu: [usual, mine]", "qemu: [usual, yours]", "usual"),
         ("cpus: [1, 2]", "cpus: [1, 0]", "greater than or equal to 1"),
         ("cpus: [1, 2]", "cpus: [1, 1]", "a value twice"),
@@ -113,11 +113,11 @@ def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
         ("{socket}", "there", "{socket}"),
         ("protocol: vfio-user", "protocol: virtio", "'vhost-user'"),
         ("protocol: vfio-user", "protocol: vhost-user", "ability of vhost-user 'reset'"),
-        ("supports: [reset]", "supports: [resets]", "do you mean reset?"),
+        ("supports: [reset]", "supports: [resets]", "did you mean 'reset'?"),
         ("supports: [reset]", "probe: no", "either supports"),
         ("./server {socket}", "{program} {socket}", "there is no prepare"),
         ("symptom: late", "symptom: '('", "no pattern"),
-        ("    about:", "    abuot:", "do you mean about?"),
+        ("    about:", "    abuot:", "did you mean 'about'?"),
         ("  theirs:", "  edu:", "one of ours"),
     ],
 )

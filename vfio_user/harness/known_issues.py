@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
@@ -58,18 +58,30 @@ class Here(StrEnum):
     OTHER = "other version"
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no pattern: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""A regular expression, found anywhere."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Symptom(_Model):
-    """The signs of the issue; all that is given has to be there. `says` and `finds` are patterns, found anywhere."""
+    """The signs of the issue; all that is given has to be there."""
 
     ends: str = ""
     """The signal that ends QEMU."""
-    says: str = ""
+    says: Pattern = ""
     """In what QEMU prints."""
-    finds: str = ""
+    finds: Pattern = ""
     """In the failure that the test raises."""
 
     @field_validator("ends")
@@ -78,15 +90,6 @@ class Symptom(_Model):
         if name and name not in signal.Signals.__members__:
             raise ValueError(f"{name!r} is no signal")
         return name
-
-    @field_validator("says", "finds")
-    @classmethod
-    def _is_pattern(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no pattern: {error}") from None
-        return pattern
 
     @model_validator(mode="after")
     def _is_something(self) -> Symptom:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from vfio_user.nightly.history import Past, Results
+from vfio_user.nightly.history import Results, results_of
 from vfio_user.nightly.summary import Comparison, Flake, Moved, Summary, Verdict
 
 LOOKED_AT = 10
@@ -26,7 +26,7 @@ def compare(
     Of a night that was ended, cases that it did not come to are no difference.
     """
     name, was = before or ("", {})
-    now = {result.id: Past(result.test, result.verdict, result.seconds) for result in summary.results}
+    now = results_of(summary)
     was_wrong = {case: past.verdict for case, past in was.items() if past.verdict.is_wrong}
     wrong = [case for case, past in now.items() if past.verdict.is_wrong]
     return Comparison(

@@ -37,7 +37,6 @@ CREATE TABLE IF NOT EXISTS results (
     plan TEXT NOT NULL, night TEXT NOT NULL, id TEXT NOT NULL, test TEXT NOT NULL, verdict TEXT NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (plan, night, id),
     FOREIGN KEY (plan, night) REFERENCES nights ON DELETE CASCADE);
-PRAGMA user_version = 1;
 """
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from vfio_user.harness.device import SOCKET
 from vfio_user.harness.exercises import EXERCISES
 from vfio_user.harness.family import FAMILIES, devices, family_of
+from vfio_user.harness.known_issues import Pattern
 from vfio_user.nightly.written import Document, Written, read_document, unknown
 from vfio_user.wire import CURRENT, DIALECTS
 
@@ -44,17 +45,8 @@ class ServerIssue(Written):
     what: str
     tests: tuple[str, ...] = Field(min_length=1)
     """CLASS.METHOD."""
-    symptom: str
-    """A pattern, found anywhere in the first cause."""
-
-    @field_validator("symptom")
-    @classmethod
-    def _is_pattern(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no pattern: {error}") from None
-        return pattern
+    symptom: Pattern
+    """In the first cause."""
 
 
 class Server(Written):

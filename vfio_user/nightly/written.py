@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from userdev.documents import parse, read_text
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 
 M = TypeVar("M", bound="Written")
 
@@ -77,9 +76,7 @@ def read_document(model: type[M], path: Path, what: str) -> Document[M]:
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     """The sentence for a name that nobody knows, with those that are allowed."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    meant = f" (do you mean {near[0]}?)" if near else ""
-    return f"there is no {kind} {name!r}{meant}; there are: {', '.join(names) or 'none'}"
+    return f"there is no {kind} {name!r}; {meant(str(name), names)}there are: {', '.join(names) or 'none'}"
 
 
 def _mistake(path: Path, root: yaml.Node, error: dict[str, Any]) -> str:
