@@ -3,8 +3,9 @@
     python -m tests.fork_server SOCKET
 
 SOCKET is the number of an inherited SOCK_SEQPACKET socket (`forked_starts.py` has its other end): a pickled `Start`
-comes with its descriptors, the process's number goes back. Each is a child of whoever started this program, as if that
-had forked it: with its arguments, environment, folder, descriptors and group, and it ends as an interpreter does.
+comes with its descriptors; a process says its number once it is what was asked for. Each is a child of whoever started
+this program, as if that had forked it: with its arguments, environment, folder, descriptors and group, and it ends as
+an interpreter does.
 """
 
 from __future__ import annotations
@@ -120,20 +121,29 @@ def main() -> None:
         message, fds, _, _ = socket.recv_fds(asked, MOST_BYTES, MOST_DESCRIPTORS)
         if not message:
             return
-        if not (pid := fork()):
+        if not fork():
             break
         for fd in fds:
             os.close(fd)
-        asked.send(str(pid).encode())
     start: Start = pickle.loads(message)
-    asked.detach()  # it is closed with all that is not the program's
-    _become(start, fds)
+    _become(start, fds, asked.detach())
     _run(start.arguments)
 
 
-def _become(start: Start, fds: Sequence[int]) -> None:
-    """What `subprocess` does between fork and exec, in its order."""
-    _take(fds, start.numbers)
+def _become(start: Start, fds: Sequence[int], asked: int) -> None:
+    """What `subprocess` does between fork and exec, in its order; then whoever asked is told, as `Popen` returns.
+
+    Told sooner, it might look for a group that is not there yet.
+    """
+    asked = _take(fds, start.numbers, asked)
+    try:
+        _change(start)
+    finally:
+        os.write(asked, str(os.getpid()).encode())
+        os.close(asked)
+
+
+def _change(start: Start) -> None:
     if start.folder is not None:
         os.chdir(start.folder)
     if start.umask >= 0:
@@ -151,17 +161,18 @@ def _become(start: Start, fds: Sequence[int]) -> None:
         sys.stdout.reconfigure(line_buffering=sys.stdout.isatty() and not sys.stdout.write_through)
 
 
-def _take(fds: Sequence[int], numbers: Sequence[int]) -> None:
-    """Have the descriptors under these numbers, and no other."""
-    above = max((*fds, *numbers)) + 1
-    for at, fd in enumerate(fds):
+def _take(fds: Sequence[int], numbers: Sequence[int], asked: int) -> int:
+    """Have the descriptors under these numbers, and no other but `asked`, whose number is returned."""
+    above = max((*fds, *numbers, asked)) + 1
+    for at, fd in enumerate((*fds, asked)):
         os.dup2(fd, above + at)
     for at, number in enumerate(numbers):
         os.dup2(above + at, number)
-    kept = sorted(numbers)
+    kept = sorted((*numbers, above + len(fds)))
     for low, high in zip([-1, *kept], [*kept, os.sysconf("SC_OPEN_MAX")], strict=True):
         if low + 1 < high:  # closerange(0, 0) closes all there are, with Python 3.11
             os.closerange(low + 1, high)
+    return above + len(fds)
 
 
 def _run(arguments: Sequence[str]) -> None:

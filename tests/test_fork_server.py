@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -102,6 +103,17 @@ def test_it_has_all_that_the_start_says(starts: ForkedStarts, device: Path, how:
     assert forked == plain
     assert forked[0]["parent"] == os.getpid()
     assert forked[2] == 2
+
+
+def test_it_can_be_killed_with_its_group_as_soon_as_it_is_there(starts: ForkedStarts, device: Path) -> None:
+    """Whoever ends a server kills its group, and then waits for it."""
+    command = [sys.executable, "-m", "vfio_user", "serve", f"{device}:Missing"]
+    before = starts.forks
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert starts.forks == before + 10
 
 
 def test_it_is_killed_with_its_owner_as_others_are(starts: ForkedStarts, device: Path, tmp_path: Path) -> None:
