@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 OURS = {"vfio_user", "vhost_user", "userdev", "userdev_servers"}
-WITHOUT_EXTRAS = {"serve", "probe", "conformance", "interpose", "trace", "replay", "minimize"}
+WITHOUT_EXTRAS = {"docs", "serve", "probe", "conformance", "interpose", "trace", "replay", "minimize"}
 SUITE = """
 from vfio_user.avocado_test import GuestTest
 
@@ -78,6 +78,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, built = tmp_path_factory.mktemp("source") / "checkout", tmp_path_factory.mktemp("wheel")
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "results")
     shutil.copytree(ROOT, source, symlinks=True, ignore=unwanted)
+    sphinx = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--quiet",
+        "--fail-on-warning",
+        "-c",
+        "docs",
+        "-d",
+        str(built / "doctrees"),
+    ]
+    subprocess.run([*sphinx, ".", "vfio_user/_pages"], cwd=source, check=True)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built), str(source)]
     subprocess.run(pip, check=True)
     [file] = built.glob("*.whl")
@@ -127,6 +139,15 @@ def top_level(environment: Environment) -> set[str]:
 
 def test_nothing_but_our_names_stands_at_the_top_of_site_packages(bare: Environment) -> None:
     assert top_level(bare) == OURS
+
+
+def test_the_documentation_comes_along(bare: Environment, folder: Path) -> None:
+    for page in ("devices", "reference/api/vfio_user"):
+        done = bare.run("vfio-user", "docs", page, "--path", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        path = Path(done.stdout.strip())
+        assert path.is_relative_to(bare.packages)
+        assert "PciDevice" in path.read_text()
 
 
 def test_a_device_author_installs_click_and_nothing_else(bare: Environment) -> None:

@@ -22,6 +22,17 @@ from vfio_user.device import PciDevice, function_of
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.wire.constants import IrqSetFlags, RegionIndex
 
+__all__ = [
+    "RecordingLink",
+    "Vectors",
+    "attached",
+    "find_capability",
+    "memory_file",
+    "read_register",
+    "set_irqs",
+    "write_register",
+]
+
 CAPABILITY_POINTER = 0x34
 
 

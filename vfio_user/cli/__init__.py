@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "boot": ("boot", "Boot a guest with a device and open a shell in it."),
     "conformance": ("conformance", "Check any server against the rules of the protocol."),
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
+    "docs": ("docs", "Open the documentation of this version, which needs no network."),
     "image": ("image", "Build and list guest images."),
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
     "known-issues": ("known_issues", "List what is known to go wrong in QEMU, and what of it happens here."),

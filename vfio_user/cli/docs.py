@@ -1,0 +1,37 @@
+"""`vfio-user docs`: the documentation that came with this version."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+import click
+
+import vfio_user
+from userdev.errors import UserError, meant
+
+PAGES = Path(vfio_user.__file__).parent / "_pages"
+HOME = "docs/index"
+
+
+@click.command()
+@click.argument("page", default=HOME)
+@click.option("--path", "only_path", is_flag=True, help="Print where the page is, and open nothing.")
+def command(page: str, only_path: bool) -> None:
+    """Open the documentation in a browser, or PAGE of it: tutorial, devices, reference/environment ...
+
+    It is in the installation and needs no network. Where there is no browser, its path is printed.
+    """
+    file = _file(page)
+    if only_path or not webbrowser.open(file.as_uri()):
+        click.echo(file)
+
+
+def _file(page: str) -> Path:
+    if not (PAGES / f"{HOME}.html").exists():
+        raise UserError("this installation has no built pages", hint="in a checkout, scripts/docs builds them")
+    for name in (page, f"docs/{page}"):
+        if (file := PAGES / f"{name}.html").is_file():
+            return file
+    known = [path.relative_to(PAGES / "docs").with_suffix("").as_posix() for path in (PAGES / "docs").rglob("*.html")]
+    raise UserError(f"there is no page {page!r}", hint=f"{meant(page, known)}{HOME} has the list")
