@@ -3,7 +3,9 @@
     python -m benchmarks.vhost_blk [--turns N] [--seconds S] [--only alone|guest|migration] [--json FILE]
 
 alone: one front-end in C (libblkio, `vhost_load.c`) drives our server and qemu-storage-daemon, each on a file of the
-same size in the same folder, which the page cache has; and how long each takes to answer a message.
+same size in the same folder, which the page cache has; and how long each takes to answer a message. The column `floor`
+is what a server of one thread comes to that is in C: the sample in QEMU's own sources (`vhost_blk_floor.py`). The last
+line is how often one thread that does nothing else copies 128 KiB out of the page cache: no server of one does more.
 guest: one guest has our disk and QEMU's own virtio-blk on such files, and fio does its workloads on both.
 migration: a guest with our disk and one without are moved by QEMU in turn.
 
@@ -19,6 +21,7 @@ of at most 1.2 times that without, plus 10 ms.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import statistics
 import sys
@@ -28,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import click
@@ -36,6 +40,7 @@ import psutil
 from avocado_tests.vhost_test import virtio_disk
 from benchmarks.migration import without_device
 from benchmarks.nvme import Workload, counting_syscalls, cpu_us, fio
+from benchmarks.vhost_blk_floor import one_thread, one_thread_program
 from userdev.process import await_listening
 from vfio_user.harness import (
     BootedGuest,
@@ -97,10 +102,21 @@ class Figure:
     goal: float
     ours: Side = field(default_factory=Side)
     theirs: Side = field(default_factory=Side)
+    floor: Side = field(default_factory=Side)
+    """One thread in C, where there is no guest."""
 
     @property
     def ratio(self) -> float:
-        return statistics.median(mine / other for mine, other in zip(self.ours.rates, self.theirs.rates, strict=True))
+        return _ratio(self.ours, self.theirs)
+
+    @property
+    def floor_ratio(self) -> float | None:
+        """What one thread in C comes to."""
+        return _ratio(self.floor, self.theirs) if self.floor.rates else None
+
+
+def _ratio(mine: Side, other: Side) -> float:
+    return statistics.median(one / another for one, another in zip(mine.rates, other.rates, strict=True))
 
 
 @contextmanager
@@ -148,18 +164,37 @@ def both_servers(folder: Path) -> Iterator[tuple[dict[str, Path], dict[str, Chil
 
 
 def alone(folder: Path, turns: int, seconds: float) -> list[Figure]:
-    program = load_program(folder)
+    program, floor = load_program(folder), one_thread_program(folder)
     figures = [Figure(each.name, each.goal) for each in ALONE]
+
+    def load(workload: Workload, socket: Path) -> Callable[[], tuple[float, int]]:
+        argv = [str(program), str(socket), workload.way, workload.block, str(workload.depth), str(seconds)]
+        return partial(_loaded, argv, folder)
+
     with both_servers(folder) as (sockets, servers):
         for _ in range(turns):
             for figure, workload in zip(figures, ALONE, strict=True):
                 for side in sockets:
-                    argv = [str(program), str(sockets[side]), workload.way, workload.block, str(workload.depth)]
-                    work = partial(_loaded, [*argv, str(seconds)], folder)
-                    measure(getattr(figure, side), servers[side], work)
+                    measure(getattr(figure, side), servers[side], load(workload, sockets[side]))
+                with one_thread(floor, folder / "theirs.img", folder / "floor.sock"):
+                    measure(figure.floor, None, load(workload, folder / "floor.sock"))
         for side in sockets:
             print(f"{'a message, answered by ' + side:44}{round_trip(sockets[side]):8.1f} us")
+        print(f"{'128 KiB copied by one thread':44}{copies(folder / 'theirs.img', 131072, seconds):8,.0f} a second")
     return figures
+
+
+def copies(image: Path, size: int, seconds: float) -> float:
+    """How many reads of `size` bytes from the page cache a thread does a second."""
+    buffers = [mmap.mmap(-1, size) for _ in range(8)]
+    with image.open("rb") as file:
+        places = cycle(zip(cycle(buffers), range(0, SIZE_MIB << 20, size)))
+        count, begin = 0, time.perf_counter()
+        while (spent := time.perf_counter() - begin) < seconds:
+            for buffer, place in islice(places, 64):
+                os.preadv(file.fileno(), [buffer], place)
+            count += 64
+    return count / spent
 
 
 def _loaded(argv: list[str], folder: Path) -> tuple[float, int]:
@@ -249,16 +284,17 @@ def migrated(folder: Path, turns: int) -> tuple[float, float]:
 
 
 def show(figures: list[Figure]) -> None:
-    head = ("workload", "ours/s", "theirs/s", "ratio", "goal", "", "CPU us", "theirs", "syscalls", "theirs")
-    print("{:40}{:>10}{:>10}{:>7}{:>6}{:>8}{:>8}{:>8}{:>10}{:>8}".format(*head))
+    head = ("workload", "ours/s", "theirs/s", "ratio", "goal", "", "floor", "CPU us", "theirs", "syscalls", "theirs")
+    print("{:40}{:>10}{:>10}{:>7}{:>6}{:>8}{:>7}{:>8}{:>8}{:>10}{:>8}".format(*head))
     for figure in figures:
         rates = (statistics.median(side.rates) for side in (figure.ours, figure.theirs))
         costs = (figure.ours.cpu_us, figure.theirs.cpu_us, figure.ours.syscalls, figure.theirs.syscalls)
         told = [f"{statistics.median(each):.2f}" if each else "-" for each in costs]
         verdict = "met" if figure.ratio >= figure.goal else "MISSED"
+        floor = "-" if figure.floor_ratio is None else f"{figure.floor_ratio:.2f}"
         print(
             f"{figure.workload:40}{next(rates):10,.0f}{next(rates):10,.0f}{figure.ratio:7.2f}{figure.goal:6.2f}{verdict:>8}"
-            f"{told[0]:>8}{told[1]:>8}{told[2]:>10}{told[3]:>8}",
+            f"{floor:>7}{told[0]:>8}{told[1]:>8}{told[2]:>10}{told[3]:>8}",
             flush=True,
         )
 
