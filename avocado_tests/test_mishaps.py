@@ -46,6 +46,10 @@ class Mishaps(GuestTest):
                 if cause != OOPS:  # then most of a kernel lives on
                     self.assert_named(named, lambda: guest.run("true"))  # noqa: B023  # it is called at once
 
+    def test_an_image_that_has_no_room_in_its_memory(self) -> None:
+        with self.lab() as lab:
+            self.assert_named("Initramfs unpacking failed", lambda: lab.boot(image="storage", memory=256, fresh=True))
+
     def test_a_command_by_ssh(self) -> None:
         with self.lab() as lab:
             for cause, named in MISHAPS.items():

@@ -111,6 +111,7 @@ def test_a_wait_can_begin_after_what_was_seen(line: tuple[Console, socket.socket
         (b"guest:~# \x1b[6nREADY\r\n", b"READY\r"),  # a reset took the terminal away from a shell
         (b"NOT READY: no SSH server within 10 s\r\n", b"NOT READY: no SSH server within 10 s\r\n"),
         (b"NOT READY", None),  # the rest is still to come
+        (b"[    2.4] Initramfs unpacking failed: write error\r\n", b"Initramfs unpacking failed: write error\r\n"),
     ],
 )
 def test_a_guest_is_up_when_it_says_so_wherever_in_the_line(console: bytes, found: bytes | None) -> None:

@@ -36,7 +36,8 @@ CHANNELS = ("qmp", "console", "agent", "qtest")
 """What leads from the harness into a machine: a socket pair each."""
 
 # What a guest's init says, at the end of a line: a reset may have left a shell's prompt at its beginning.
-UP = re.compile(rb"(?m:(?<!NOT )READY\r?$)|NOT READY\b[^\n]*\n|Kernel panic[^\n]*\n")
+UP = re.compile(rb"(?m:(?<!NOT )READY\r?$)|NOT READY\b[^\n]*\n|Kernel panic[^\n]*\n|Initramfs unpacking failed[^\n]*\n")
+_NO_ROOM = b"Initramfs"
 
 
 class Emulator(Protocol):
@@ -145,8 +146,11 @@ class Machine:
             self.check(wait=1.0)
             raise MachineError(f"the guest did not come up in {deadline.seconds:g} s", hint=error.hint) from error
         if not found.startswith(b"READY"):
+            said = found.decode(errors="replace").strip()
+            more = "is there room for the image in the guest's memory? `--memory` gives it more\n"
+            lines = self.console.last_lines()
             raise MachineError(
-                f"the guest did not come up: {found.decode(errors='replace').strip()}", hint=self.console.last_lines()
+                f"the guest did not come up: {said}", hint=more + lines if found.startswith(_NO_ROOM) else lines
             )
         self.mishaps.begin()
 
