@@ -205,16 +205,16 @@ def _read_trace(path: Path, data: bytes) -> None:
     from userdev.trace.pcapng import write_pcapng
     from userdev.trace.perfetto import trace_events
     from vfio_user.interposer.replay.script import load_script
-    from vfio_user.traces import view_trace
+    from vfio_user.traces import open_trace
 
     path.write_bytes(data)
-    view = view_trace(path)
-    header, lines = view.trace.header, list(view.lines())
+    view = open_trace(path)
+    header, lines = view.header, list(view.lines())
     for line in lines:
         text(line, header.time).encode()
         json.dumps(as_json(line, header.time))
-    write_pcapng(BytesIO(), view.packets, header, view.trace.entries)
-    json.dumps(trace_events(view.lanes, header, lines))
+    write_pcapng(BytesIO(), view.shown.packets, header, lines)
+    json.dumps(trace_events(view.shown.lanes, header, lines))
     if header.protocol == "vfio-user":
         load_script(path).write(path)
 

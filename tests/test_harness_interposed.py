@@ -20,7 +20,7 @@ from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
 from vfio_user.interposer.trace import MessageRecord, Note, read_trace
-from vfio_user.traces import view_trace
+from vfio_user.traces import open_trace
 from vfio_user.wire import CURRENT, Command
 from vfio_user.wire.constants import IrqIndex
 from vhost_user.frontend import FrontEnd
@@ -134,7 +134,7 @@ def test_a_back_end_of_vhost_user_has_one_too(tmp_path: Path) -> None:
         assert server.control.call("status")["sessions"] == 1
         with pytest.raises(ConnectionError):
             front_end.queue_count()
-    view = view_trace(tmp_path / "device.trace")
+    view = open_trace(tmp_path / "device.trace")
     assert "GET_QUEUE_NUM" in {line.decoded.command for line in view.lines() if line.decoded is not None}
 
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from tests.traced import Written, flag_at_work
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
 from vfio_user.cli import cli
@@ -61,6 +62,66 @@ def test_messages_are_shown_by_their_names(trace: Path) -> None:
     text = run("show", trace)
     for words in ("DMA_MAP flags=READ|WRITE", "irq=MSIX", "errno=EINVAL", "state=STOP_COPY", "= 0x12345678"):
         assert words in text
+
+
+def test_a_reads_line_says_what_was_read(trace: Path) -> None:
+    [line] = [line for line in run("show", trace, "--offset", "8", "--region", "BAR0").splitlines() if " -> #" in line]
+    assert line.endswith("-> 0x12345678")
+    asked, _ = shown(trace, "--offset", "8", "--region", "BAR0")
+    answer = asked["answer"]
+    assert isinstance(answer, dict)
+    assert answer["value"] == 0x12345678
+
+
+def test_a_request_that_was_refused_says_so(trace: Path) -> None:
+    [asked, _] = shown(trace, "--region", "CONFIG")
+    assert isinstance(asked["answer"], dict)
+    assert asked["answer"]["error"] == "EINVAL"
+    assert "-> EINVAL" in run("show", trace, "--region", "CONFIG")
+
+
+def test_a_request_whose_answer_never_came_is_shown_in_its_place(tmp_path: Path) -> None:
+    with Written(tmp_path / "t") as written:
+        lost = written.read(0x10, None)
+        later = [written.read(0x20, number) for number in range(3)]
+    numbers = [int(str(line["record"])) for line in shown(tmp_path / "t")]
+    assert numbers == sorted(numbers)
+    assert {lost, *later} <= set(numbers)
+    assert "answer" not in shown(tmp_path / "t", "--offset", "0x10")[0]
+
+
+def test_values_are_numbers_for_programs(trace: Path) -> None:
+    assert [line.get("value") for line in shown(trace, "--region", "BAR0")] == [None, 0x12345678, 0x80, None]
+
+
+def test_registers_are_shown_by_the_names_that_the_trace_brings_along(tmp_path: Path) -> None:
+    flag_at_work(tmp_path / "t", 1)
+    names = {line["register"] for line in shown(tmp_path / "t", "--region", "BAR0")}
+    assert names == {"up", "down", "causes"}
+    assert len(shown(tmp_path / "t", "--register", "causes")) == 4
+    with pytest.raises(UserError, match="no register"):
+        run("show", tmp_path / "t", "--register", "cause")
+
+
+@pytest.mark.parametrize(
+    "wrong", [7, [3], [{"region": 0}], {"a": 1}, [{"region": 0, "offset": 0, "name": "a", "width": -1}]]
+)
+def test_names_in_a_trace_that_are_none_are_refused(tmp_path: Path, wrong: object) -> None:
+    with Written(tmp_path / "t", wrong):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(UserError):
+        run("show", tmp_path / "t")
+    assert run("show", tmp_path / "t", "--registers", "edu") == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "meant"),
+    [("--command", "REGON_READ", "REGION_READ"), ("--region", "BAR", "BAR"), ("--region", "CONFG", "CONFIG")],
+)
+def test_a_filter_for_what_does_not_exist_says_what_is_near(trace: Path, option: str, name: str, meant: str) -> None:
+    with pytest.raises(UserError) as refused:
+        run("show", trace, option, name)
+    assert f"did you mean '{meant}" in refused.value.hint
 
 
 def test_registers_are_shown_by_the_names_of_our_own_device(trace: Path) -> None:
@@ -143,14 +204,27 @@ def test_the_pcapng_file_has_a_packet_for_every_entry(trace: Path, tmp_path: Pat
     assert kinds.count(6) == len(shown(trace))
 
 
+def test_packets_say_the_names_of_registers_and_what_was_read(tmp_path: Path) -> None:
+    flag_at_work(tmp_path / "t", 1)
+    run("export", tmp_path / "t", "--format", "pcapng", "-o", tmp_path / "p")
+    data = (tmp_path / "p").read_bytes()
+    for comment in (b"up = 0x5a", b"causes -> 0x5a", b"causes = 0x5a"):
+        assert comment in data
+
+
 @pytest.mark.network
 @pytest.mark.timeout(600)
 def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, tmp_path: Path) -> None:
     run("export", trace, "--format", "pcapng", "-o", tmp_path / "packets")
     wireshark = Wireshark.unpacked(tmp_path / "root")
     wanted = "vfio_user.region == 0 && vfio_user.reply == 1"
-    rows = wireshark.fields(PACKETS.dissector, tmp_path / "packets", wanted, "vfio_user.name", "vfio_user.data")
-    assert rows[0] == ["REGION_READ", "78563412"]
+    fields = ("vfio_user.name", "vfio_user.data", "vfio_user.value")
+    rows = wireshark.fields(PACKETS.dissector, tmp_path / "packets", wanted, *fields)
+    assert rows[0] == ["REGION_READ", "78563412", "0x0000000012345678"]
+    [[info]] = wireshark.fields(
+        PACKETS.dissector, tmp_path / "packets", "vfio_user.irq == 2 && vfio_user.reply == 0", "_ws.col.Info"
+    )
+    assert info == "DEVICE_SET_IRQS MSIX 0"
 
 
 def test_the_picture_has_all_lanes(trace: Path, tmp_path: Path) -> None:
@@ -172,6 +246,9 @@ def test_a_request_in_the_picture_lasts_until_its_reply(trace: Path, tmp_path: P
     run("export", trace, "--format", "perfetto", "-o", tmp_path / "p")
     events = json.loads((tmp_path / "p").read_text())["traceEvents"]
     reads = [event for event in events if event["name"].startswith("REGION_READ")]
+    assert [event["args"].get("value") for event in reads] == [0x12345678, None]
+    assert [event["args"]["answer"].get("error") for event in reads] == [None, "EINVAL"]
+    assert "DEVICE_SET_IRQS MSIX 0" in {event["name"] for event in events}
     assert len(reads) == 2
     assert all(event["dur"] > 0 for event in reads)
 

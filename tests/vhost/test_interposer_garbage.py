@@ -16,7 +16,7 @@ from tests.test_vhost_garbage import Said, right, wrong
 from tests.vhost.between import Between, Peer, R, open_fds
 from userdev.trace import as_json, text
 from userdev.transport import close_all
-from vfio_user.traces import view_trace
+from vfio_user.traces import open_trace
 from vhost_user.interposer.faults.scenario import parse_scenario
 from vhost_user.interposer.faults.stage import SessionFaults
 from vhost_user.wire import NEED_REPLY, REPLY, VERSION, Message
@@ -47,10 +47,10 @@ def test_any_messages_of_either_side_pass_and_leave_no_descriptor(said: list[tup
                 between.settle()
                 for each in (between.front_end, between.back_end):
                     read_all(each)
-        view = view_trace(trace)
+        view = open_trace(trace)
         for line in view.lines():
-            assert text(line, view.trace.header.time)
-            json.dumps(as_json(line, view.trace.header.time))
+            assert text(line, view.header.time)
+            json.dumps(as_json(line, view.header.time))
     assert open_fds() == before
 
 

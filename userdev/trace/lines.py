@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ DATA = "data"
 DATA_SHOWN = 64
 """Bytes of data printed before it is cut."""
 _BYTES_SHOWN = 32
+MOST_HELD = 1024
+"""Lines that a request's may be ahead of its reply's, for it to say what it was answered."""
 _MARKS = {View.RECEIVED: "only received", View.SENT: "only sent"}
 _ARROWS = {Direction.TO_SERVER: ("->", "=>"), Direction.TO_CLIENT: ("<-", "<=")}
 """On the connection, and on a channel beside it."""
@@ -36,6 +39,8 @@ class Decoded:
     data: bytes = b""
     problem: str = ""
     """Why it could not be taken apart further."""
+    detail: str = ""
+    """What it is about, in a word or two: `MSIX 0-3`, `ring 1`."""
 
     @property
     def mark(self) -> str:
@@ -44,8 +49,18 @@ class Decoded:
 
     @property
     def title(self) -> str:
-        """The name of it in a picture."""
-        return self.command
+        """The name of it in a picture: its command, and what it is about."""
+        return f"{self.command} {self.detail}" if self.detail else self.command
+
+    @property
+    def error(self) -> str:
+        """What an error reply says instead of what was asked for."""
+        return str(self.fields.get("errno", self.fields.get("result", "")))
+
+    @property
+    def value(self) -> int | None:
+        """What was written or read, where that is one number."""
+        return None
 
     def more(self) -> list[str]:
         """The words between its fields and its data."""
@@ -79,13 +94,15 @@ class Decoded:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class TraceLine:
     """One entry with what it says; `decoded` only for messages, `latency` (ns) only for replies."""
 
     entry: Entry
     decoded: Decoded | None
     latency: int | None = None
+    answer: TraceLine | None = None
+    """Of a request: the reply, which comes later."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +137,42 @@ class Filter:
 def decoded_lines(
     entries: Iterable[Entry], decode: Callable[[TraceRecord[Any], Decoded | None], Decoded]
 ) -> Iterator[TraceLine]:
-    """Every entry with what it says; replies know their request and how long they took.
+    """Every entry with what it says; replies know their request and how long they took, and requests their reply.
 
     decode: takes a record apart, given what the message says that it answers.
     """
-    asked: dict[int, tuple[int, Decoded]] = {}
+    asked: dict[int, TraceLine] = {}
+    held: deque[TraceLine] = deque()
+    """Lines behind a request whose reply has not come, in order: they wait for it, but not for ever."""
     for entry in entries:
-        if not isinstance(entry, TraceRecord):
-            yield TraceLine(entry, None)
-            continue
-        request = asked.get(entry.pair)
-        decoded = decode(entry, request[1] if request else None)
+        held.append(_decoded(entry, decode, asked) if isinstance(entry, TraceRecord) else TraceLine(entry, None))
+        while held and (len(held) > MOST_HELD or not _waits(held[0])):
+            yield held.popleft()
+    yield from held
+
+
+def _decoded(
+    entry: TraceRecord[Any], decode: Callable[[TraceRecord[Any], Decoded | None], Decoded], asked: dict[int, TraceLine]
+) -> TraceLine:
+    """The line of a message; its request, where it has one, is told of it."""
+    request = asked.get(entry.pair)
+    if request is None:
+        line = TraceLine(entry, decode(entry, None))
         if not entry.pair:
-            asked[entry.number] = entry.time, decoded
-        yield TraceLine(entry, decoded, entry.time - request[0] if request else None)
+            asked[entry.number] = line
+        return line
+    line = TraceLine(entry, decode(entry, request.decoded), entry.time - request.entry.time)
+    request.answer = line
+    if entry.view != View.RECEIVED:
+        del asked[entry.pair]  # else it comes again, as it was sent on
+    return line
+
+
+def _waits(line: TraceLine) -> bool:
+    """Whether a line is a request that may yet be answered."""
+    entry, decoded = line.entry, line.decoded
+    is_request = isinstance(entry, TraceRecord) and not entry.pair and entry.view is not View.RECEIVED
+    return is_request and line.answer is None and decoded is not None and decoded.kind == "request"
 
 
 def text(line: TraceLine, began: int) -> str:
@@ -174,7 +213,39 @@ def _record_as_json(entry: TraceRecord[Any]) -> dict[str, Any]:
 def _answering(line: TraceLine) -> dict[str, Any]:
     assert line.decoded is not None
     latency = {"latency": round(line.latency / 1e9, 9)} if line.latency is not None else {}
-    return {**latency, **line.decoded.json()}
+    return {**latency, **line.decoded.json(), **({"answer": answer_json(line.answer)} if line.answer else {})}
+
+
+def answer_json(answer: TraceLine) -> dict[str, Any]:
+    """What a request was answered, for programs."""
+    assert answer.decoded is not None
+    assert answer.latency is not None
+    found: dict[str, Any] = {"record": answer.entry.number, "latency": round(answer.latency / 1e9, 9)}
+    if answer.decoded.kind == "error":
+        found["error"] = answer.decoded.error
+    elif answer.decoded.value is not None:
+        found["value"] = answer.decoded.value
+    return found
+
+
+def said_of(line: TraceLine) -> str:
+    """What a message is about, with its value and its answer, as far as its own bytes do not say it."""
+    decoded = line.decoded
+    if decoded is None:
+        return ""
+    about = decoded.title.removeprefix(decoded.command).lstrip()
+    value = f"= {decoded.value:#x}" if decoded.value is not None else ""
+    answer = _answered(line.answer) if line.answer is not None else ""
+    return " ".join(filter(None, (about, value, answer))) if about or answer else ""
+
+
+def _answered(answer: TraceLine) -> str:
+    """What a request was answered, in a word: the error, or what was read."""
+    decoded = answer.decoded
+    assert decoded is not None
+    if decoded.kind == "error":
+        return f"-> {decoded.error}"
+    return f"-> {decoded.value:#x}" if decoded.value is not None else ""
 
 
 def _what(line: TraceLine) -> str:
@@ -193,6 +264,8 @@ def _what(line: TraceLine) -> str:
             words = [line.decoded.mark, line.decoded.text()]
             if entry.fds:
                 words.append(f"fds[{', '.join(map(_fd, entry.fds))}]")
+            if line.answer is not None:
+                words.append(_answered(line.answer))
             if line.latency is not None:
                 words.append(f"[{line.latency / 1000:.1f} us, to record {entry.pair}]")
             if not entry.unchanged:

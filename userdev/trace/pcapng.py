@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from userdev.trace.format import Header, Note, Raw, RecordKind, TraceRecord
-from userdev.trace.lines import Entry
+from userdev.trace.lines import TraceLine, said_of
 
 PSEUDO = struct.Struct(">4sBBBBBBHII")
 PSEUDO_FD = struct.Struct(">IQQ")
@@ -51,8 +51,12 @@ class PacketForm:
     channels: tuple[str, ...] = ("",)
 
 
-def write_pcapng(stream: BinaryIO, form: PacketForm, header: Header, entries: Iterable[Entry]) -> int:
-    """Write the entries; returns how many packets."""
+def write_pcapng(stream: BinaryIO, form: PacketForm, header: Header, lines: Iterable[TraceLine]) -> int:
+    """Write the entries; returns how many packets.
+
+    What no dissector can know is a comment of the packet (`frame.comment`): the names of registers, and what a request
+    was answered.
+    """
     about = f"{form.name} trace, dialect {header.dialect}".encode()
     stream.write(_block(SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + _options((OPTION_COMMENT, about))))
     options = _options((OPTION_NAME, form.name.encode()), (OPTION_TSRESOL, NANOSECONDS))
@@ -60,14 +64,17 @@ def write_pcapng(stream: BinaryIO, form: PacketForm, header: Header, entries: It
     dialect = form.dialects.index(header.dialect) if header.dialect in form.dialects else 0
     epoch = header.realtime - header.time
     count = 0
-    for entry in entries:
+    for line in lines:
+        entry = line.entry
         if isinstance(entry, Header):
             continue
         data = _packet(form, entry, dialect)
         when = max(0, entry.time + epoch)
         fixed = struct.pack("<IIIII", 0, when >> 32, when & 0xFFFFFFFF, len(data), len(data))
         way = struct.pack("<I", OUTBOUND if entry.direction == 0 else INBOUND)
-        stream.write(_block(PACKET, fixed + _padded(data) + _options((OPTION_FLAGS, way))))
+        said = said_of(line).encode()
+        comments = ((OPTION_COMMENT, said),) if said else ()
+        stream.write(_block(PACKET, fixed + _padded(data) + _options((OPTION_FLAGS, way), *comments)))
         count += 1
     return count
 

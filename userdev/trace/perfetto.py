@@ -16,7 +16,7 @@ from typing import Any
 
 from userdev.errors import UserError
 from userdev.trace.format import Header, Note, Raw, TraceRecord
-from userdev.trace.lines import TraceLine
+from userdev.trace.lines import TraceLine, answer_json
 
 INTERPOSER, QMP, CONSOLE = "interposer", "QMP", "console"
 FURTHER = 100
@@ -56,7 +56,7 @@ def trace_events(
     for name, lane in numbers.items():
         events += _lane_named(lane, name, lane)
     placed = ((numbers[lanes.of(line) or INTERPOSER], line) for line in lines)
-    events += _apart(list(_wire(list(placed), header.time)), lanes.all)
+    events += _apart(list(_wire(placed, header.time)), lanes.all)
     epoch = header.realtime
     if qmp_log is not None:
         events += _qmp(numbers[QMP], _lines(qmp_log), epoch)
@@ -65,8 +65,7 @@ def trace_events(
     return events
 
 
-def _wire(lines: list[tuple[int, TraceLine]], began: int) -> Iterator[Event]:
-    took = {line.entry.pair: line.latency for _, line in lines if isinstance(line.entry, TraceRecord) and line.latency}
+def _wire(lines: Iterable[tuple[int, TraceLine]], began: int) -> Iterator[Event]:
     for lane, line in lines:
         entry, at = line.entry, (line.entry.time - began) / 1000
         match entry:
@@ -85,11 +84,19 @@ def _wire(lines: list[tuple[int, TraceLine]], began: int) -> Iterator[Event]:
                     "pid": PROCESS,
                     "tid": lane,
                     "ts": at,
-                    "dur": took.get(entry.number, 0) / 1000,
+                    "dur": (line.answer.latency or 0) / 1000 if line.answer is not None else 0,
                     "name": decoded.title,
                     "cat": decoded.kind,
-                    "args": {**decoded.json(), "record": entry.number},
+                    "args": {**decoded.json(), "record": entry.number, **_answered(line)},
                 }
+
+
+def _answered(line: TraceLine) -> Event:
+    """What a request was answered: the value that was read is the bar's as one that is written is."""
+    if line.answer is None:
+        return {}
+    answer = answer_json(line.answer)
+    return {"answer": answer, **({"value": answer["value"]} if "value" in answer else {})}
 
 
 def _apart(events: list[Event], names: tuple[str, ...]) -> list[Event]:

@@ -11,6 +11,10 @@ from typing import Generic
 from userdev.errors import ProtocolError, UserError
 from userdev.trace.format import LENGTH, MAGIC, MAX_RECORD, PREFIX, Header, Note, R, Raw, TracedProtocol, decode
 
+_CHUNK = 1 << 18
+"""Bytes that are read at once."""
+_LEAST = PREFIX.size - LENGTH.size
+
 
 @dataclass
 class Trace(Generic[R]):
@@ -23,7 +27,11 @@ class Trace(Generic[R]):
 
 
 class TraceReader(Generic[R]):
-    """Iterates over the records of an open trace. `truncated` is set once the end is reached, and stays."""
+    """Reads an open trace: as entries, which is what iterating gives, or as bytes, with `records`.
+
+    `number` is that of the record that came last. `truncated` is set once the end is reached; a file that grows can be
+    read on from there, as long as nothing is damaged.
+    """
 
     def __init__(self, stream: io.BufferedIOBase, name: str, *protocols: TracedProtocol[R]) -> None:
         """Read the header, which says of which of the protocols it is.
@@ -32,9 +40,10 @@ class TraceReader(Generic[R]):
             UserError: this is no trace, or one of another format or protocol.
         """
         self._stream = stream
-        self._protocol = protocols[0]  # for the header, which is the same in all of them
-        self._number = 0
-        self.truncated = ""
+        self._buffer, self._at = b"", 0
+        self._damage = self._cut = ""
+        self.protocol = protocols[0]  # for the header, which is the same in all of them
+        self.number = 0
         if stream.read(len(MAGIC)) != MAGIC:
             raise UserError(f"{name} is no trace", hint="an interposer writes one: --trace FILE")
         header = next(iter(self), None)
@@ -43,34 +52,57 @@ class TraceReader(Generic[R]):
         known = {protocol.name: protocol for protocol in protocols}
         if header.protocol not in known:
             raise UserError(f"{name} is a trace of {header.protocol:.40}, and not of {' or '.join(known)}")
-        self._protocol = known[header.protocol]
+        self.protocol = known[header.protocol]
         self.header = header
 
-    def __iter__(self) -> Iterator[Header | R | Raw | Note]:
-        while not self.truncated and (record := self._record()) is not None:
-            self._number += 1
-            try:
-                yield decode(self._number, record, self._protocol)
-            except ProtocolError as error:
-                self.truncated = str(error)
-                return
+    @property
+    def truncated(self) -> str:
+        """Where and why the trace ends early; empty where it does not, or has not yet been read so far."""
+        return self._damage or self._cut
 
-    def _record(self) -> bytes | None:
-        prefix = self._stream.read(LENGTH.size)
-        if not prefix:
+    def __iter__(self) -> Iterator[Header | R | Raw | Note]:
+        for record in self.records():
+            if (entry := self.decoded(record)) is None:
+                return
+            yield entry
+
+    def decoded(self, record: bytes) -> Header | R | Raw | Note | None:
+        """The entry in the record that came last; None where it is malformed, and the reading ends."""
+        try:
+            return decode(self.number, record, self.protocol)
+        except ProtocolError as error:
+            self._damage = str(error)
             return None
-        if len(prefix) < LENGTH.size:
-            self.truncated = f"cut off within record {self._number + 1}"
-            return None
-        length: int = LENGTH.unpack(prefix)[0]
-        if not PREFIX.size - LENGTH.size <= length <= MAX_RECORD:
-            self.truncated = f"damaged at record {self._number + 1}: its length is {length}"
-            return None
-        body = self._stream.read(length)
-        if len(body) < length:
-            self.truncated = f"cut off within record {self._number + 1}"
-            return None
-        return prefix + body
+
+    def _goes_on(self) -> bool:
+        return not self._damage
+
+    def records(self) -> Iterator[bytes]:
+        """Each record with its length before it, undecoded, to the end of what the file has now."""
+        self._cut = ""
+        needed = 0
+        while self._goes_on():
+            buffer, at, end = self._buffer, self._at, len(self._buffer)
+            while end - at >= LENGTH.size:
+                (length,) = LENGTH.unpack_from(buffer, at)
+                if not _LEAST <= length <= MAX_RECORD:
+                    self._damage = f"damaged at record {self.number + 1}: its length is {length}"
+                    return
+                after = at + LENGTH.size + length
+                if after > end:
+                    needed = after - end
+                    break
+                self.number += 1
+                self._at = after
+                yield buffer[at:after]
+                if not self._goes_on():
+                    return
+                at = after
+            more = self._stream.read(max(_CHUNK, needed))
+            if not more:
+                self._cut = f"cut off within record {self.number + 1}" if end > at else ""
+                return
+            self._buffer, self._at = buffer[at:] + more, 0
 
 
 def read_trace(path: str | Path, *protocols: TracedProtocol[R]) -> Trace[R]:

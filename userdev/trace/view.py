@@ -1,23 +1,78 @@
-"""What a trace of any protocol is shown by: its lines, and how it becomes packets and a picture."""
+"""A trace file of any protocol as those see it who show it: its entries, lines, exchanges, packets and picture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from userdev.trace.lines import TraceLine
+from userdev.errors import UserError
+from userdev.trace.exchanges import Event, Exchanges, Reading
+from userdev.trace.format import Header, TracedProtocol, TraceRecord
+from userdev.trace.lines import Decoded, Entry, TraceLine, decoded_lines
 from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
-from userdev.trace.reader import Trace
+from userdev.trace.reader import TraceReader
 
 
 @dataclass(frozen=True)
-class TraceView:
-    """A trace as those see it who show it."""
+class ShownProtocol:
+    """What there is to know of a protocol to show its traces."""
 
-    trace: Trace[Any]
-    lines: Callable[[], Iterator[TraceLine]]
-    """Every entry with what it says."""
+    protocol: TracedProtocol[Any]
+    decode: Callable[[TraceRecord[Any], Decoded | None], Decoded]
+    """Takes a record apart, given what the message says that it answers."""
+    reading: Callable[[], Reading]
     packets: PacketForm
     lanes: Lanes
+
+
+class TraceView:
+    """A trace file. Each pass reads it anew, to where it ends then, and keeps nothing of it.
+
+    Each raises UserError where the file cannot be read any more.
+    """
+
+    def __init__(self, path: Path, header: Header, shown: ShownProtocol) -> None:
+        self.path = path
+        self.header = header
+        self.shown = shown
+        self.truncated = ""
+        """From the end of a pass on: where and why the trace ends early, empty where it does not."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry but the header."""
+        with opened(self.path, self.shown.protocol) as reader:
+            yield from reader
+            self.truncated = reader.truncated
+
+    def lines(self) -> Iterator[TraceLine]:
+        """Every entry with what it says, and requests with what they were answered."""
+        return decoded_lines(self.entries(), self.shown.decode)
+
+    def events(self, *, keep: bool = False) -> Iterator[Event]:
+        """Exchanges as they were complete, those without an answer last, and all else in between.
+
+        For long traces: a million records are read in seconds. `keep` has exchanges keep their messages.
+        """
+        with opened(self.path, self.shown.protocol) as reader:
+            exchanges = Exchanges(reader, self.shown.reading(), keep=keep)
+            yield from exchanges.events()
+            yield from exchanges.rest()
+            self.truncated = reader.truncated
+
+
+@contextmanager
+def opened(path: Path, *protocols: TracedProtocol[Any]) -> Iterator[TraceReader[Any]]:
+    """A reader of the trace in a file.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or is no trace of one of these protocols.
+    """
+    try:
+        with open(path, "rb") as stream:
+            yield TraceReader(stream, str(path), *protocols)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -9,6 +9,7 @@ import click
 
 from userdev.errors import UserError
 from vfio_user.cli._interposing import interposing, run
+from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS
@@ -44,6 +45,7 @@ def _scenario() -> type[Scenario]:
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
 @click.option("--capture-dma", is_flag=True, help="Let the server do DMA by message only, so that a trace has it all.")
 @click.option("--capture-interrupts", is_flag=True, help="Pass interrupts on, so that a trace has them.")
+@click.option("--registers", "names", metavar="MAP", help=f"{REGISTERS_HELP} The trace brings them along.")
 @click.option("--keep-alive", is_flag=True, help="When the server dies, start another; the client never knows.")
 @click.option("--reconnect", is_flag=True, help="The same for a server that somebody else starts again.")
 @click.option(
@@ -70,6 +72,7 @@ def command(
     trace: str | None,
     capture_dma: bool,
     capture_interrupts: bool,
+    names: str | None,
     faults: str | None,
     keep_alive: bool,
     reconnect: bool,
@@ -107,6 +110,7 @@ def command(
         trace=trace,
         capture_dma=capture_dma,
         capture_interrupts=capture_interrupts,
+        registers=registers(names) if names is not None else None,
         faults=faults,
         survive=policy if keep_alive or reconnect else None,
         control=control,

@@ -17,18 +17,19 @@ from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
 from userdev.trace import as_json, text
 from userdev.trace.view import TraceView
+from vfio_user.cli._registers import REGISTERS_HELP
+from vfio_user.cli._registers import registers as names
+from vfio_user.cli._trace_stats import stats
 from vfio_user.interposer.trace import show as vfio_user
-from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap, load_registers
-from vfio_user.traces import view_trace
+from vfio_user.interposer.trace.registers import registers_of
+from vfio_user.traces import open_trace
 from vhost_user.interposer import traces as vhost_user
 from vhost_user.interposer.asker import request_named
-
-_REGISTERS_HELP = "Names of registers: a YAML or JSON map, a device's name, or MODULE:CLASS (vfio-user)."
 
 
 @click.group()
 def command() -> None:
-    """Show and export traces."""
+    """Show, count, compare and export traces."""
 
 
 @click.command()
@@ -41,7 +42,7 @@ def command() -> None:
 @click.option("--since", type=float, help="Only from this second of the trace on.")
 @click.option("--until", type=float, help="Only up to this second of the trace.")
 @click.option("--direction", type=click.Choice(list(DIRECTIONS)))
-@click.option("--registers", metavar="MAP", help=_REGISTERS_HELP)
+@click.option("--registers", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--json", "as_lines", is_flag=True, help="A JSON object a line.")
 def show(
     file: Path,
@@ -57,17 +58,16 @@ def show(
     as_lines: bool,
 ) -> None:
     """Print a trace decoded: record, seconds, direction, message, and how long a reply took."""
-    names = _registers(registers)
-    if register:
-        names.check(register)
-    view = view_trace(file, names)
+    view = open_trace(file, names(registers) if registers is not None else None)
     towards = DIRECTIONS[direction] if direction is not None else None
     wanted: trace.Filter
-    if view.trace.header.protocol == vhost_user.NAME:
+    if view.header.protocol == vhost_user.NAME:
         _refuse(file, region=region, offset=offset, register=register, registers=registers)
         wanted = vhost_user.Filter(frozenset(map(_request, commands)), since, until, towards, ring=ring)
     else:
         _refuse(file, ring=ring)
+        if register:
+            (names(registers) if registers is not None else registers_of(view.header)).check(register)
         wanted = vfio_user.Filter(
             frozenset(map(vfio_user.command_named, commands)),
             since,
@@ -77,7 +77,7 @@ def show(
             offset=vfio_user.parse_offsets(offset) if offset is not None else None,
             register=register,
         )
-    began = view.trace.header.time
+    began = view.header.time
     for line in view.lines():
         if wanted.lets_through(line, began):
             click.echo(json.dumps(as_json(line, began)) if as_lines else text(line, began))
@@ -88,7 +88,7 @@ def show(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["pcapng", "json", "perfetto"]), required=True)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: standard output.")
-@click.option("--registers", metavar="MAP", help=_REGISTERS_HELP)
+@click.option("--registers", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--qmp-log", type=click.Path(path_type=Path), help="QMP messages, a JSON object a line (perfetto).")
 @click.option("--console-log", type=click.Path(path_type=Path), help="Console lines with time stamps (perfetto).")
 def export(
@@ -100,17 +100,17 @@ def export(
     console_log: Path | None,
 ) -> None:
     """Write a trace for Wireshark (pcapng), for programs (json) or as a picture (perfetto)."""
-    view = view_trace(file, _registers(registers))
-    header = view.trace.header
+    view = open_trace(file, names(registers) if registers is not None else None)
+    header, shown = view.header, view.shown
     with about(output or "the standard output"), _output(output) as stream:
         if kind == "pcapng":
             from userdev.trace.pcapng import write_pcapng
 
-            write_pcapng(stream, view.packets, header, view.trace.entries)
+            write_pcapng(stream, shown.packets, header, view.lines())
         elif kind == "perfetto":
             from userdev.trace.perfetto import trace_events
 
-            events = trace_events(view.lanes, header, view.lines(), qmp_log=qmp_log, console_log=console_log)
+            events = trace_events(shown.lanes, header, view.lines(), qmp_log=qmp_log, console_log=console_log)
             stream.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
         else:
             stream.write(json.dumps([as_json(line, header.time) for line in view.lines()], indent=1).encode())
@@ -125,6 +125,7 @@ def dissector() -> None:
 
 command.add_command(show)
 command.add_command(export)
+command.add_command(stats)
 command.add_command(dissector)
 
 
@@ -151,25 +152,6 @@ def _request(name: str) -> str:
         raise UserError(str(error)) from None
 
 
-def _registers(text: str | None) -> RegisterMap:
-    """A map from a file, or from the registers that one of our devices declares."""
-    if text is None:
-        return RegisterMap()
-    if Path(text).is_file():
-        return load_registers(text)
-    if Path(text).suffix in (".yaml", ".yml", ".json"):
-        raise UserError(f"there is no register map {text}")
-    from userdev.declare.declared import declarations
-    from vfio_user.device.register import BaseRegister
-    from vfio_user.server.catalogue import DEVICES
-
-    declared = [(register.name, register.place) for register in declarations(DEVICES.find(text), BaseRegister)]
-    return RegisterMap(
-        NamedRegister(place.bar, place.offset, name, max(place.widths), place.count or 1, place.stride)
-        for name, place in declared
-    )
-
-
 def _output(path: Path | None) -> BinaryIO:
     try:
         return open(path, "wb") if path is not None else open(sys.stdout.fileno(), "wb", closefd=False)
@@ -178,5 +160,5 @@ def _output(path: Path | None) -> BinaryIO:
 
 
 def _say_truncated(view: TraceView) -> None:
-    if view.trace.truncated:
-        click.echo(f"{view.trace.path}: {view.trace.truncated}; everything before it is above", err=True)
+    if view.truncated:
+        click.echo(f"{view.path}: {view.truncated}; everything before it is above", err=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from vfio_user.cli._trace_stats import stats
 from vfio_user.cli.trace import export, show
 from vhost_user.interposer.traces import PACKETS
 
 
 @click.group()
 def command() -> None:
-    """Show and export traces."""
+    """Show, count, compare and export traces."""
 
 
 @click.command()
@@ -21,4 +22,5 @@ def dissector() -> None:
 
 command.add_command(show)
 command.add_command(export)
+command.add_command(stats)
 command.add_command(dissector)

@@ -212,11 +212,11 @@ def _noise(folder: Path) -> Iterator[tuple[str, int, str]]:
 def _messages(path: Path) -> str:
     """The last messages of an interposer's trace."""
     from userdev.trace import text  # with both protocols, for what went wrong only
-    from vfio_user.traces import view_trace
+    from vfio_user.traces import open_trace
 
     try:
-        view = view_trace(path)
-        return "\n".join(text(line, view.trace.header.time) for line in deque(view.lines(), LAST_MESSAGES))
+        view = open_trace(path)
+        return "\n".join(text(line, view.header.time) for line in deque(view.lines(), LAST_MESSAGES))
     except UserError as error:
         return str(error)
 

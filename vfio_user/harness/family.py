@@ -46,6 +46,10 @@ class Family(Protocol):
         """Whether its interposer can keep a session alive, and capture what goes past it: QEMU connects only once."""
 
     @property
+    def names_registers(self) -> bool:
+        """Whether devices of ours declare registers, whose names a trace can bring along."""
+
+    @property
     def moved_by_qemu(self) -> bool:
         """Whether QEMU migrates such devices by itself; else it is done from here, through their interposers."""
 
@@ -88,6 +92,7 @@ class VfioUser:
     package = "vfio_user"
     trace_pattern = "vfio_user_*"
     keeps_sessions = True
+    names_registers = True
     moved_by_qemu = False
     listens_itself = False
 
@@ -135,6 +140,7 @@ class VhostUser:
     package = "vhost_user"
     trace_pattern = "vhost_user_*"
     keeps_sessions = False
+    names_registers = False
     moved_by_qemu = True
     listens_itself = True
 

@@ -82,7 +82,7 @@ class InterposerProcess:
     """An interposer: `path` is where a client connects, `control` its commands.
 
     It inherits sockets that listen already. `upstream` are the options that tell it of its server, whose protocol is
-    `family`.
+    `family`. With `trace` it records, and the trace brings along the names of the registers that `device` declares.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class InterposerProcess:
         interposition: Interposition,
         *,
         trace: bool = False,
+        device: str = "",
     ) -> None:
         """Start it.
 
@@ -108,6 +109,7 @@ class InterposerProcess:
             front, control = fds
             argv = [sys.executable, "-P", "-m", family.package, "interpose", "--listen", f"fd:{front}", *upstream]
             argv += ["--control", f"fd:{control}", *(["--trace", str(self.trace)] if self.trace else [])]
+            argv += ["--registers", device] if trace and device and family.names_registers else []
             argv += interposition.options(site.folder, name)
             self.child = site.start(f"{name}.interposer", argv, site.folder / f"{name}.interposer.log", fds)
         try:

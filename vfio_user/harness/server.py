@@ -298,7 +298,10 @@ class DeviceServer:
     def _start_interposer(self, interposition: Interposition) -> InterposerProcess:
         upstream = self._kept_alive(self._site) if interposition.keep_alive else self._connected()
         family = self.device.family
-        return InterposerProcess(self._site, self.name, family, upstream, interposition, trace=self._traced)
+        named = self.device.served
+        return InterposerProcess(
+            self._site, self.name, family, upstream, interposition, trace=self._traced, device=named
+        )
 
     def _connected(self) -> list[str]:
         """How an interposer is told of a server that runs."""

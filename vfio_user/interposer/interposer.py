@@ -14,6 +14,7 @@ from vfio_user.interposer.control.answers import InterposerStatus, SessionStatus
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.survival import Policy, Survival
 from vfio_user.interposer.trace import VfioTraceWriter
+from vfio_user.interposer.trace.registers import HEADER_KEY, RegisterMap
 from vfio_user.wire import CURRENT, Dialect
 
 if TYPE_CHECKING:  # with them comes pydantic, which takes longer to load than all of the rest
@@ -32,6 +33,8 @@ class Setup(BaseSetup):
     """Let the server do DMA by message, so that the trace has it."""
     capture_interrupts: bool = False
     """Pass interrupts on, so that the trace has them."""
+    registers: RegisterMap | None = None
+    """Names that the trace is to bring along."""
     survive: Policy | None = None
     """Keep clients connected when the server goes."""
 
@@ -69,8 +72,10 @@ class Interposer(BaseInterposer[ForwardedSession]):
         self.survival = None
 
     def new_trace(self, path: str, about: dict[str, Any]) -> VfioTraceWriter:
-        """The trace of all sessions, whose header has the dialect."""
-        return VfioTraceWriter(path, {**about, "dialect": self.setup.dialect.name})
+        """The trace of all sessions, whose header has the dialect and the names of registers."""
+        names = self.setup.registers
+        named = {HEADER_KEY: names.plain} if names is not None else {}
+        return VfioTraceWriter(path, {**about, "dialect": self.setup.dialect.name, **named})
 
     def parse_scenario(self, text: str, source: str) -> Scenario:
         """The scenario in a YAML text; `source` is its name in errors.

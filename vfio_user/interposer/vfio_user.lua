@@ -89,6 +89,7 @@ local field = {
   state = ProtoField.uint32("vfio_user.state", "Migration state", base.DEC, STATES),
   json = ProtoField.string("vfio_user.json", "Capabilities"),
   data = ProtoField.bytes("vfio_user.data", "Data"),
+  value = ProtoField.uint64("vfio_user.value", "Value", base.HEX),
   note = ProtoField.string("vfio_user.note", "Note"),
 }
 local makers = { [1] = ProtoField.uint8, [2] = ProtoField.uint16, [4] = ProtoField.uint32, [8] = ProtoField.uint64 }
@@ -110,6 +111,20 @@ local function add_descriptors(range, count, tree)
   end
 end
 
+-- The vectors that SET_IRQS is about, as one word.
+local function vectors(start, count)
+  if count == 0 then return "none" end
+  return count == 1 and tostring(start) or (start .. "-" .. start + count - 1)
+end
+
+-- The data of a register access as a number, where it is one; returns the word for the info column.
+local function add_value(range, tree)
+  local size = range:len()
+  if size ~= 1 and size ~= 2 and size ~= 4 and size ~= 8 then return nil end
+  tree:add_le(field.value, range)
+  return "= 0x" .. range:le_uint64():tohex():gsub("^0+(%x)", "%1")
+end
+
 -- The fixed structure of a command; returns where its tail starts and the words for the info column.
 local function add_layout(name, dialect, payload, tree)
   local at, words = 0, {}
@@ -127,6 +142,10 @@ local function add_layout(name, dialect, payload, tree)
       words[#words + 1] = REGIONS[range:le_uint()] or ("region " .. range:le_uint())
     elseif of == "offset" or of == "address" or of == "addr" then
       words[#words + 1] = "0x" .. range:le_uint64():tohex():gsub("^0+(%x)", "%1")
+    elseif of == "irq" then
+      words[#words + 1] = IRQS[range:le_uint()] or ("irq " .. range:le_uint())
+    elseif of == "start" then
+      words[#words + 1] = vectors(range:le_uint(), payload:len() >= at + 8 and payload(at + 4, 4):le_uint() or 0)
     end
     at = at + size
   end
@@ -172,7 +191,7 @@ local function add_message(message, dialect, pinfo, tree)
     if payload:len() > at then
       local kind = name == "VERSION" and field.json or field.data
       tree:add(kind, payload(at))
-      if name ~= "VERSION" and payload:len() - at <= 8 then words[#words + 1] = "= " .. tostring(payload(at):bytes()) end
+      if name == "REGION_READ" or name == "REGION_WRITE" then words[#words + 1] = add_value(payload(at), tree) end
     end
   end
   pinfo.cols.info = table.concat(words, " ")

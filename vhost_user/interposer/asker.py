@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from userdev.errors import meant
 from userdev.relay.direction import Direction
 from vhost_user.wire import BackEndRequest, FrontEndRequest
 
@@ -61,5 +62,5 @@ def request_named(name: str) -> str:
     """
     wanted = name.upper().removeprefix("VHOST_USER_")
     if wanted not in REQUESTS:
-        raise ValueError(f"{name!r} is no message: {', '.join(REQUESTS)}")
+        raise ValueError(f"{name!r} is no message: {meant(wanted, REQUESTS)}there are: {', '.join(REQUESTS)}")
     return wanted

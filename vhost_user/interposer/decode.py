@@ -95,6 +95,27 @@ class DecodedMessage(Decoded):
 
     ring: int | None = None
     """The ring that it is about."""
+    number: int | None = None
+    """The message, where it is one number."""
+    offset: int | None = None
+    """Of an access to configuration space; `size` bytes."""
+    size: int | None = None
+
+    @property
+    def value(self) -> int | None:
+        """The number that the message is, or that it reads or writes in configuration space."""
+        if self.offset is None:
+            return self.number
+        asks = self.kind == "request" and self.command == FrontEndRequest.GET_CONFIG.name
+        return int.from_bytes(self.data, "little") if len(self.data) in (1, 2, 4, 8) and not asks else None
+
+    def data_shown(self) -> str:
+        """The data as a number, where it is one of configuration space."""
+        return f"= {self.value:#x}" if self.offset is not None and self.value is not None else super().data_shown()
+
+    def json(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {**super().json(), **({"value": self.value} if self.value is not None else {})}
 
 
 def describe(asker: Asker, message: Message) -> DecodedMessage:
@@ -109,6 +130,8 @@ def describe(asker: Asker, message: Message) -> DecodedMessage:
         decoded.problem, decoded.data = str(error), message.payload
         return decoded
     _show(request, message, payload, value, decoded)
+    if decoded.ring is not None:
+        decoded.detail = f"ring {decoded.ring}"
     return decoded
 
 
@@ -174,6 +197,7 @@ def _show(request: Request, message: Message, payload: of.Payload[Any], value: A
         case int():
             name, shown = _number_of(request, message)
             decoded.fields[name] = shown(value)
+            decoded.number = value if name not in ("vring", _RESULT) else None
             if name == "vring":
                 decoded.ring = value & VRING_MASK
             if name == _RESULT and value & ~NO_FD:
@@ -182,7 +206,7 @@ def _show(request: Request, message: Message, payload: of.Payload[Any], value: A
             decoded.data = value
         case of.Config():
             decoded.fields |= {"offset": hex(value.offset), "size": value.size, "flags": value.flags}
-            decoded.data = value.data
+            decoded.offset, decoded.size, decoded.data = value.offset, value.size, value.data
         case tuple() if isinstance(payload, of.Table):
             decoded.fields["entries"] = [_fields(entry) for entry in value]
         case tuple():

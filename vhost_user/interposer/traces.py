@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from userdev import trace
 from userdev.relay import Direction
-from userdev.trace import Decoded, Header, Note, TracedProtocol, TraceLine, decoded_lines
+from userdev.trace import Decoded, Header, Note, TracedProtocol, TraceLine
 from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
-from userdev.trace.view import TraceView
+from userdev.trace.view import ShownProtocol
 from vhost_user.interposer.asker import ASKERS
 from vhost_user.interposer.decode import DecodedMessage, describe
+from vhost_user.interposer.reading import VhostReading
 from vhost_user.wire import HEADER_SIZE, Message
 
 NAME = "vhost-user"
@@ -49,16 +49,8 @@ class Filter(trace.Filter):
         return super().fits(decoded) and (self.ring is None or decoded.ring == self.ring)
 
 
-def view(found: trace.Trace[Any]) -> TraceView:
-    """What a trace of vhost-user's is shown by."""
-
-    def decode(record: trace.TraceRecord[Any], request: Decoded | None) -> Decoded:
-        return describe(ASKERS[record.channel], record.message)
-
-    def lines() -> Iterator[TraceLine]:
-        return decoded_lines(found.entries, decode)
-
-    return TraceView(found, lines, PACKETS, LANES)
+def _decode(record: trace.TraceRecord[Any], request: Decoded | None) -> Decoded:
+    return describe(ASKERS[record.channel], record.message)
 
 
 def _lane(line: TraceLine) -> str:
@@ -71,3 +63,4 @@ def _lane(line: TraceLine) -> str:
 
 
 LANES = Lanes((_TO_BACK_END, _TO_FRONT_END, _CHANNEL), _lane)
+SHOWN = ShownProtocol(PROTOCOL, _decode, VhostReading, PACKETS, LANES)

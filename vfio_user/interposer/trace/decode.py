@@ -42,6 +42,7 @@ _FLAGS: Mapping[Command, type[IntFlag]] = {
 }
 _NAMED: Mapping[str, type[IntEnum]] = {"region": RegionIndex, "irq": IrqIndex}
 _ADDRESSES = frozenset({"offset", "addr", "address", "iova", "size", "gpa_offset", "pgsizes", "page_size", "pgsize"})
+_ACCESSES = frozenset({Command.REGION_READ.value, Command.REGION_WRITE.value})
 FEATURE_BODIES: Mapping[str, tuple[Layout[Any], int]] = {
     "MIGRATION": (at.MIGRATION_FLAGS, FeatureFlags.GET),
     "MIG_DEVICE_STATE": (at.DEVICE_STATE, FeatureFlags.GET | FeatureFlags.SET),
@@ -65,7 +66,8 @@ class DecodedMessage(Decoded):
     @property
     def value(self) -> int | None:
         """The data as a number, where it is a register's."""
-        return int.from_bytes(self.data, "little") if len(self.data) in (1, 2, 4, 8) else None
+        is_register = self.region is not None and self.command in _ACCESSES and len(self.data) in (1, 2, 4, 8)
+        return int.from_bytes(self.data, "little") if is_register else None
 
     @property
     def mark(self) -> str:
@@ -74,8 +76,8 @@ class DecodedMessage(Decoded):
 
     @property
     def title(self) -> str:
-        """Its command, and the register that it accesses."""
-        return " ".join(filter(None, (self.command, self.register)))
+        """Its command, and the register that it accesses, or what it is about otherwise."""
+        return " ".join(filter(None, (self.command, self.register or self.detail)))
 
     def more(self) -> list[str]:
         """The register's name."""
@@ -87,7 +89,10 @@ class DecodedMessage(Decoded):
 
     def json(self) -> dict[str, Any]:
         """The same for programs."""
-        return {"id": self.id, **super().json(), **({"register": self.register} if self.register else {})}
+        found = {"id": self.id, **super().json(), **({"register": self.register} if self.register else {})}
+        if self.value is not None:
+            found["value"] = self.value
+        return found
 
 
 def describe(
@@ -112,7 +117,26 @@ def describe(
         decoded.data = message.payload
     if registers is not None and decoded.region is not None and decoded.offset is not None:
         decoded.register = registers.name(decoded.region, decoded.offset)
+    decoded.detail = _detail(command, decoded.fields)
     return decoded
+
+
+def _detail(command: Command, fields: Mapping[str, Any]) -> str:
+    """What a message is about that accesses no register."""
+    match command:
+        case Command.SET_IRQS if "nr_vectors" in fields:
+            first, last = fields["start"], fields["start"] + fields["nr_vectors"] - 1
+            return f"{fields['irq']} {'none' if last < first else first if first == last else f'{first}-{last}'}"
+        case Command.VM_INTERRUPT if "subindex" in fields:
+            return f"vector {fields['subindex']}"
+        case Command.GET_IRQ_INFO:
+            return str(fields.get("irq", ""))
+        case Command.GET_REGION_INFO | Command.GET_REGION_IO_FDS:
+            return str(fields.get("region", ""))
+        case Command.DEVICE_FEATURE:
+            return " ".join(str(fields[name]) for name in ("feature", "operation", "state") if name in fields)
+        case _:
+            return ""
 
 
 def _kind(message: Message) -> str:

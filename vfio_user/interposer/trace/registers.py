@@ -12,12 +12,12 @@ A map is YAML or JSON::
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
+from userdev.trace import Header
 from vfio_user.wire.constants import RegionIndex
 
 _CONFIG = (
@@ -42,6 +42,9 @@ _CONFIG = (
 )
 """(offset, size, name): PCI Local Bus Specification 3.0, 6.1, header type 0."""
 
+HEADER_KEY = "registers"
+"""Of a trace's header: the names that it brings along, entries as a map has them."""
+_MALFORMED = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError)
 MAX_BYTES = 1 << 22
 """Of all registers of a map together: each byte has its name."""
 
@@ -70,14 +73,26 @@ class RegisterMap:
         self._at: dict[tuple[int, int], str] = {}
         """(region, offset of any byte): name."""
         self._bytes = 0
+        self.registers = tuple(registers)
+        """Those that somebody has given."""
+        self._named = {register.region for register in self.registers}
         for offset, size, name in _CONFIG:
             self._add(NamedRegister(RegionIndex.CONFIG, offset, name, size))
-        for register in registers:
+        for register in self.registers:
             self._add(register)
 
     def name(self, region: int, offset: int) -> str:
         """`queue[3]`, `queue[3]+2` within it, or nothing."""
         return self._at.get((region, offset), "")
+
+    @property
+    def plain(self) -> list[dict[str, Any]]:
+        """Those that somebody has given, as a map has them."""
+        return [{**asdict(register), "stride": register.step} for register in self.registers]
+
+    def names_of(self, region: int | None) -> bool:
+        """Whether somebody has given names to registers of this region."""
+        return region in self._named
 
     def check(self, wanted: str) -> None:
         """Look for the name `wanted`; see `is_named`.
@@ -87,11 +102,8 @@ class RegisterMap:
         """
         if not any(is_named(name, wanted) for name in self._at.values()):
             names = sorted({name.partition("+")[0].partition("[")[0] for name in self._at.values()})
-            near = get_close_matches(wanted.partition("+")[0].partition("[")[0], names, 3)
-            raise UserError(
-                f"there is no register {wanted!r}",
-                hint=f"do you mean {' or '.join(near)}?" if near else "--registers names those of a device",
-            )
+            near = meant(wanted.partition("+")[0].partition("[")[0], names)
+            raise UserError(f"there is no register {wanted!r}", hint=f"{near}--registers names those of a device")
 
     def _add(self, register: NamedRegister) -> None:
         self._bytes += register.count * register.width
@@ -102,6 +114,20 @@ class RegisterMap:
             for byte in range(register.width):
                 place = register.region, register.offset + index * register.step + byte
                 self._at[place] = f"{name}+{byte}" if byte else name
+
+
+def registers_of(header: Header) -> RegisterMap:
+    """The names that a trace brings along.
+
+    Raises:
+        UserError: they are none.
+    """
+    try:
+        return RegisterMap([_register(entry) for entry in header.about.get(HEADER_KEY) or ()])
+    except _MALFORMED as error:
+        raise UserError(
+            f"the names of registers in the trace are none: {error}", hint="--registers gives others"
+        ) from None
 
 
 def is_named(name: str, wanted: str) -> bool:
@@ -122,7 +148,7 @@ def load_registers(path: str | Path) -> RegisterMap:
     entries = content.get("registers", ()) if isinstance(content, Mapping) else content
     try:
         return RegisterMap([_register(entry) for entry in entries or ()])
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except _MALFORMED as error:
         raise UserError(
             f"{path} is no register map: {error}", hint="registers: [{region: 0, offset: 8, width: 4, name: compute}]"
         ) from None

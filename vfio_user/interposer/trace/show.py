@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from userdev import trace
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from userdev.relay.direction import Direction
-from userdev.trace import Decoded, Note, TraceLine, decoded_lines
+from userdev.trace import Decoded, Note, TraceLine
 from userdev.trace.format import Header
 from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
-from userdev.trace.view import TraceView
+from userdev.trace.view import ShownProtocol
 from vfio_user.interposer.trace.decode import DecodedMessage, describe
-from vfio_user.interposer.trace.files import NAME, Entry
-from vfio_user.interposer.trace.registers import RegisterMap, is_named
-from vfio_user.wire import DIALECTS, Command, Dialect
+from vfio_user.interposer.trace.files import NAME, PROTOCOL
+from vfio_user.interposer.trace.reading import VfioReading
+from vfio_user.interposer.trace.registers import RegisterMap, is_named, registers_of
+from vfio_user.wire import DIALECTS, Command
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.dialects import dialect_named
 
@@ -61,16 +61,6 @@ class Filter(trace.Filter):
         return decoded.offset <= last and decoded.offset + max(1, decoded.size or 1) > first
 
 
-def decode_entries(entries: Iterable[Entry], dialect: Dialect, registers: RegisterMap) -> Iterator[TraceLine]:
-    """Every entry with what it says; replies know their request and how long they took."""
-
-    def decode(record: trace.TraceRecord[Any], request: Decoded | None) -> Decoded:
-        assert request is None or isinstance(request, DecodedMessage)
-        return describe(dialect, record.message, registers, request)
-
-    return decoded_lines(entries, decode)
-
-
 def _lane(line: TraceLine) -> str:
     entry, decoded = line.entry, line.decoded
     if isinstance(entry, Note):
@@ -87,14 +77,20 @@ def _lane(line: TraceLine) -> str:
 LANES = Lanes((_TO_SERVER, _TO_CLIENT, _DMA, _INTERRUPTS), _lane)
 
 
-def view(found: trace.Trace[Any], registers: RegisterMap) -> TraceView:
-    """What a trace of vfio-user is shown by, with these names of registers.
+def shown(header: Header, registers: RegisterMap | None = None) -> ShownProtocol:
+    """What a trace of vfio-user is shown by, with these names of registers, or those that it brings along.
 
     Raises:
-        UserError: its dialect is unknown.
+        UserError: its dialect is unknown, or its names are none.
     """
-    dialect = dialect_named(found.header.dialect)
-    return TraceView(found, lambda: decode_entries(found.entries, dialect, registers), PACKETS, LANES)
+    dialect = dialect_named(header.dialect)
+    names = registers if registers is not None else registers_of(header)
+
+    def decode(record: trace.TraceRecord[Any], request: Decoded | None) -> Decoded:
+        assert request is None or isinstance(request, DecodedMessage)
+        return describe(dialect, record.message, names, request)
+
+    return ShownProtocol(PROTOCOL, decode, lambda: VfioReading(dialect, names), PACKETS, LANES)
 
 
 def command_named(name: str) -> str:
@@ -106,7 +102,8 @@ def command_named(name: str) -> str:
     for known in Command:
         if name.upper() in (known.name, known.value):
             return known.value
-    raise UserError(f"unknown command {name!r}", hint=", ".join(known.value for known in Command))
+    names = [known.value for known in Command]
+    raise UserError(f"unknown command {name!r}", hint=f"{meant(name.upper(), names)}there are: {', '.join(names)}")
 
 
 def parse_region(text: str) -> int:
@@ -115,10 +112,15 @@ def parse_region(text: str) -> int:
     Raises:
         UserError: it is neither.
     """
+    names = RegionIndex.__members__
     try:
-        return int(RegionIndex[text.upper()]) if text.upper() in RegionIndex.__members__ else int(text, 0)
+        number = int(names[text.upper()]) if text.upper() in names else int(text, 0)
     except ValueError:
-        raise UserError(f"{reprlib.repr(text)} is no region", hint=", ".join(RegionIndex.__members__)) from None
+        number = -1
+    if number < 0:
+        hint = f"{meant(text.upper(), names)}there are: {', '.join(names)}, or a number"
+        raise UserError(f"{reprlib.repr(text)} is no region", hint=hint) from None
+    return number
 
 
 def parse_offsets(text: str) -> tuple[int, int]:
