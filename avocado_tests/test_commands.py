@@ -150,6 +150,24 @@ class Commands(GuestTest):
             self.assertRegex(done.stderr, "FixedEdu cannot be migrated: ")
             self.assertNotIn("phase", done.stderr + done.stdout)
 
+    def test_exec_is_as_if_the_command_were_run_here(self) -> None:
+        done = self.vfio_user("exec", "--device", "edu", "--", "lspci -n -s 01:00; cat; echo bad >&2; exit 3")
+        self.assertEqual((done.returncode, done.stderr), (3, "bad\n"))
+        self.assertIn("1234:11e8", done.stdout)
+        typed = self.vfio_user("exec", "--stdin", "--json", "--", "sh", "-c", "cat; kill -9 $$", typed="some words")
+        document = json.loads(typed.stdout)
+        self.assertEqual((typed.returncode, document["status"], document["stdout"]), (137, 137, "some words"))
+        self.assertEqual(self.vfio_user("exec", "--timeout", "0.2", "--", "sleep", "60").returncode, 124)
+
+    def test_hardware_is_what_the_command_line_says(self) -> None:
+        words = ("--root-bus", "--modules", "uio,vfio_pci", "--cpus", "2", "--device", "edu", "--device", "qemu:edu")
+        shown = "nproc; lspci -n | grep -c '^00:.*1234:11e8'; ls -d /sys/module/uio /sys/module/vfio_pci"
+        done = self.vfio_user("exec", *words, "--", shown)
+        self.assertEqual(done.stdout.split(), ["2", "2", "/sys/module/uio", "/sys/module/vfio_pci"], done.stderr)
+        lacking = self.vfio_user("exec", "--fresh", "--modules", "uio,no_such", "--", "true")
+        self.assertEqual(lacking.returncode, 125)
+        self.assertIn("no kernel module 'no_such'", lacking.stderr)
+
     def test_the_printed_command_does_the_same_by_hand(self) -> None:
         commands = self.vfio_user("boot", "--device", "edu", "--print-command").stdout
         # What a person does: paste, but wait until the server listens.

@@ -177,7 +177,7 @@ def test_a_mistake_in_a_module_is_told_to_its_author(
 
 
 NAMES = {
-    "nobody": r"unknown device 'nobody'(.|\n)*edu",
+    "nobody": r"no vfio-user device 'nobody'(.|\n)*edu",
     "nobody:Nic": r"no module 'nobody'",
     "nic.deeper:Nic": r"nic\.deeper|no module",
     "./nobody.py:Nic": r"no such file",

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from userdev.serving.authored import authored
 
 if TYPE_CHECKING:
@@ -57,16 +57,27 @@ class Catalogue(Generic[D]):
         Raises:
             UserError: there is none, it is no device, or its module fails, with the line of its author's.
         """
+        name = self._named(name)
         if ":" in (place := self._own.get(name, name)):
             module_name, _, attribute = place.rpartition(":")
         elif found := _entry_points(self.group).select(name=name):
             entry = next(iter(found))
             module_name, attribute = entry.module, entry.attr
         else:
-            raise UserError(f"unknown device {name!r}", hint=f"there are: {', '.join(self.names())}; {HOW}")
+            names = self.names()
+            hint = f"{meant(name.removeprefix(f'{self._type}-'), names)}there are: {', '.join(names)}; {HOW}"
+            raise UserError(f"there is no {self._type} device {name!r}", hint=hint)
         is_file = module_name.endswith(".py") or "/" in module_name
         module = _from_file(Path(module_name), name) if is_file else _from_module(module_name, name)
         return self._device_in(module, attribute, name)
+
+    def _named(self, name: str) -> str:
+        """A name without the protocol before it, as it has where devices of all protocols are meant: vhost-user-blk."""
+        for separator in "-:":
+            bare = name.removeprefix(f"{self._type}{separator}")
+            if bare != name and (":" in bare or bare in self._own or bare in self.names()):
+                return bare
+        return name
 
     def description(self, device: type[D]) -> dict[str, Any]:
         """The JSON description that the specification wants of a back-end program: DEVICE.json beside its module.

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import vfio_user
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 
 NIGHTLY = "nightly"
 """The tag of tests that take too long for every change."""
@@ -54,8 +54,10 @@ def reference(test: str, folder: Path | None) -> str:
         if path.is_file():
             exactly = f"^{re.escape(chosen)}{'$' if '.' in chosen else '[.]'}"
             return _named(path, folder) + (f":{exactly}" if chosen else "")
-    known = f"there are: {', '.join(Path(path).stem for path in all_tests(folder))}" if folder else ""
-    raise UserError(f"there is no test file {name}", hint=known)
+    known = [Path(path).stem.removeprefix("test_") for path in all_tests(folder)] if folder else []
+    near = meant(Path(name).stem.removeprefix("test_"), known)
+    hint = f"{near}there are: {', '.join(known)}" if known else "give the path of a file that has tests"
+    raise UserError(f"there is no test file {name}", hint=hint)
 
 
 def _named(path: Path, folder: Path | None) -> str:

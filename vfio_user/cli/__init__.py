@@ -9,20 +9,26 @@ import errno
 import importlib
 import os
 import sys
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from userdev.errors import UserError, VerdictError, about
+from userdev.errors import about, meant
 from userdev.printable import Printable
+from vfio_user.cli._errors import explain
 from vfio_user.extras import lacking
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
     "boot": ("boot", "Boot a guest with a device and open a shell in it."),
     "conformance": ("conformance", "Check any server against the rules of the protocol."),
+    "completion": ("completion", "Print what has a shell complete commands, options, devices, images and tests."),
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
     "docs": ("docs", "Open the documentation of this version, which needs no network."),
+    "exec": ("exec", "Run one command in a guest, and end with its status."),
     "image": ("image", "Build and list guest images."),
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
     "known-issues": ("known_issues", "List what is known to go wrong in QEMU, and what of it happens here."),
@@ -41,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
+    "completion": ("completion", "Print what has a shell complete commands, options and devices."),
     "conformance": ("vhost_conformance", "Check any back-end against the rules of the protocol."),
     "interpose": ("vhost_interpose", "Stand between a front-end and a back-end: trace, break."),
     "peer": ("vhost_peer", "Fetch a real vhost-user program, and say how it is started."),
@@ -50,23 +57,10 @@ VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
 }
 """The same of `vhost-user`."""
 
+_PROGRAMS = {"vfio-user": COMMANDS, "vhost-user": VHOST_USER_COMMANDS}
+
 _EXTRAS = {"nightly": "test", "test-e2e": "test"}
 """Which extra a command needs where its packages are missing; the others need `harness`."""
-
-_OF_FILES = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-        errno.ENOENT,
-        errno.EMFILE,
-    }
-)
-"""What goes wrong with files, and is the disk's or a limit's doing, not ours."""
 
 
 class LazyGroup(click.Group):
@@ -80,6 +74,25 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the subcommands."""
         return sorted(self._table)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; where there is none, say what was perhaps meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args[0] in self._table or args[0].startswith("-"):
+                raise
+            elsewhere = [f"`{name} {args[0]}`" for name, table in _PROGRAMS.items() if args[0] in table]
+            hint = f"{elsewhere[0]} is one" if elsewhere else f"{meant(args[0], self._table)}--help lists them"
+            raise click.UsageError(f"No command is called {args[0]!r}; {hint}.", ctx) from error
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The subcommands and options that begin so, without importing one."""
+        from vfio_user.cli._completion import subcommands
+
+        return subcommands(self, ctx, incomplete, [(name, self._table[name][1]) for name in self.list_commands(ctx)])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a subcommand; None: there is none of this name."""
@@ -132,12 +145,13 @@ def vhost_user_main() -> None:
 def run(command: click.Command) -> None:
     """Run a command line; exit status 0 good, 1 bad verdict, 2 could not be done, 130 interrupted.
 
-    VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks.
+    VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks; with NO_COLOR nothing is coloured, as nothing is that no
+    terminal shows.
     """
     sys.stdout, sys.stderr = cast(TextIO, Printable(sys.stdout)), cast(TextIO, Printable(sys.stderr))
     try:
         # what ends a command by `Context.exit` comes back as a number
-        status = command.main(standalone_mode=False)
+        status = command.main(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
         _flush()
         sys.exit(status if isinstance(status, int) else 0)
     except (click.Abort, KeyboardInterrupt):
@@ -148,7 +162,7 @@ def run(command: click.Command) -> None:
     except Exception as error:
         if os.environ.get("VFIO_USER_TRACEBACK"):
             raise
-        status = _explain(error)
+        status = explain(error)
         _drop_unprinted()
         sys.exit(status)
 
@@ -171,45 +185,3 @@ def _drop_unprinted() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left goes
-
-
-def _unnamed(error: OSError) -> str:
-    """What to say of an error with a file that it does not name: where it happened, and which disks are full."""
-    import shutil
-    import traceback
-
-    printing = any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-    places = {".", os.environ.get("TMPDIR") or "/tmp", os.environ.get("HOME") or "/"}
-    full = sorted(place for place in places if os.access(place, os.X_OK) and not shutil.disk_usage(place).free)
-    hint = f"\n  no space is left in {' and in '.join(full)}" if full else ""
-    return f"{'the standard output' if printing else 'a file of this command'}: {error.strerror}{hint}"
-
-
-def _explain(error: Exception) -> int:
-    status = _say(error)
-    for note in getattr(error, "__notes__", ()):  # where the logs are, where somebody added that
-        click.echo(f"  {note}", err=True)
-    return status
-
-
-def _say(error: Exception) -> int:
-    match error:
-        case UserError():
-            click.echo(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""), err=True)
-            return 2
-        case VerdictError():
-            click.echo(f"failed: {error}" + (f"\n{error.evidence}" if error.evidence else ""), err=True)
-            return 1
-        case OSError(filename=name) if name is not None:
-            click.echo(f"error: {name}: {error.strerror}", err=True)
-            return 2
-        case OSError(errno=number) if number in _OF_FILES:
-            click.echo(f"error: {_unnamed(error)}", err=True)
-            return 2
-        case _:
-            click.echo(
-                f"error: internal: {type(error).__name__}: {error}\n"
-                "  this is a defect of vfio-user; VFIO_USER_TRACEBACK=1 shows where",
-                err=True,
-            )
-            return 2

@@ -13,7 +13,7 @@ import click
 
 from userdev.conformance import Check, CheckResult, Level, Outcome, Workbench
 from userdev.conformance.targets import CommandServer, Greet, RunningServer
-from userdev.errors import UserError, VerdictError, about
+from userdev.errors import UserError, VerdictError, about, meant
 
 _MARKS = {
     Outcome.PASS: ("✔", "green"),
@@ -117,7 +117,9 @@ class Suite(Generic[B]):
         """The checks that were asked for and are rules of the dialect."""
         unknown = [name for name in only if not any(name in (check.id, check.group) for check in self.catalogue)]
         if unknown:
-            raise UserError(f"no check or group is called {unknown[0]!r}", hint="--list shows them")
+            words = {word for check in self.catalogue for word in (check.id, check.group)}
+            hint = f"{meant(unknown[0], words)}--list shows them"
+            raise UserError(f"no check or group is called {unknown[0]!r}", hint=hint)
         return [
             check
             for check in self.catalogue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -14,6 +14,9 @@ from userdev.errors import UserError
 from userdev.serving.authored import authored
 from userdev.serving.catalogue import Catalogue
 from userdev.serving.program import log_to_stderr
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Closable(Protocol):
@@ -49,6 +52,12 @@ class DeviceGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the devices."""
         return self._catalogue.names()
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The devices and options that begin so, without importing one."""
+        from vfio_user.cli._completion import subcommands
+
+        return subcommands(self, ctx, incomplete, [(name, "") for name in self._catalogue.names()])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         """The command that serves a device.

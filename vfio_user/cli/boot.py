@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vfio_user.cli._hardware import guest_hardware
+from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import (
@@ -18,6 +18,7 @@ from vfio_user.harness.command_line import (
     Wiring,
     command_line,
     machine_type,
+    root_address,
 )
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.family import inside_qemu
@@ -29,14 +30,8 @@ from vfio_user.harness.terminal import attach
 
 
 @click.command()
-@click.option(
-    "--device",
-    "devices",
-    multiple=True,
-    help="A device of `vfio-user serve`, qemu:NAME, or a server's command line with {socket} in it; with properties of"
-    " the QEMU device behind it, as [x-pci-class-code=0x088000]; may be repeated.",
-)
-@click.option("--image", default="minimal", show_default=True, help="The guest image.")
+@devices_option()
+@image_option(default="minimal", show_default=True, help="The guest image.")
 @guest_hardware()
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
 @click.option(
@@ -50,6 +45,7 @@ def command(
     image: str,
     qemu: str | None,
     hardware: HardwareOptions,
+    root_bus: bool,
     interpose: bool,
     faults: Path | None,
     fresh: bool,
@@ -62,10 +58,12 @@ def command(
     """
     wanted = [Device.parse(text) for text in devices]
     if print_command:
-        _print_command(wanted, image, qemu, hardware)
+        _print_command(wanted, image, qemu, hardware, root_bus=root_bus)
         return
     with interruptible(), Lab("boot", qemu=qemu, interpose=faults or interpose, progress=_say) as lab:
-        guest = lab.boot(devices=wanted, image=image, fresh=fresh, trace=trace, monitor=True, **hardware)
+        guest = lab.boot(
+            devices=wanted, image=image, fresh=fresh, trace=trace, monitor=True, root_bus=root_bus, **hardware
+        )
         _say(_directions(lab, guest))
         if not attach(guest):
             _say("\r\nthe machine has ended\r")
@@ -84,18 +82,20 @@ def _directions(lab: Lab, guest: BootedGuest) -> str:
     return "\n".join(f"{name:8} {value}" for name, value in rows.items())
 
 
-def _print_command(devices: list[Device], image: str, qemu: str | None, hardware: HardwareOptions) -> None:
+def _print_command(
+    devices: list[Device], image: str, qemu: str | None, hardware: HardwareOptions, *, root_bus: bool
+) -> None:
     program = ensure_qemu(qemu, progress=_say)
     source = ensure_image(image, progress=_say)
     lines = []
     attached = []
     for index, device in enumerate(devices):
-        name, path = f"dev{index}", Path(f"dev{index}.sock")
+        name, path, place = f"dev{index}", Path(f"dev{index}.sock"), root_address(index) if root_bus else index
         if device.driver:
-            attached.append(inside_qemu(device.driver, name, index, device.properties))
+            attached.append(inside_qemu(device.driver, name, place, device.properties))
             continue
         lines.append(f"{shlex.join(server_command(device, path))} &")
-        attached.append(device.family.attach(device.served, name, path, index, device.properties))
+        attached.append(device.family.attach(device.served, name, path, place, device.properties))
     config = MachineConfig(machine_type(program.version), probe_accelerator(program), **hardware)
     wiring = Wiring(qmp=None, console="stdio", monitor=Path("qmp.sock"))
     start = Start(source.kernel, source.initramfs, attached=tuple(attached))

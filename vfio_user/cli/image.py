@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from vfio_user.cli._completion import complete_images
 from vfio_user.harness.image import GuestImage, ImageStatus, build_image, list_images
 
 
@@ -17,7 +18,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_images)
 @click.option("--json", "as_json", is_flag=True, help="Print the image as one JSON object.")
 def build(name: str, as_json: bool) -> None:
     """Build the image NAME from the newest packages of Debian's archive; NAME may be a recipe's file, .yaml.

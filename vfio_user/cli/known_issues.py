@@ -6,7 +6,9 @@ import json
 
 import click
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
+from vfio_user.cli._completion import complete_known_issues
+from vfio_user.cli._hardware import qemu_option
 from vfio_user.harness.known_issues import Here, KnownIssue, known_issues
 from vfio_user.harness.qemu import Qemu, find_qemu
 
@@ -14,9 +16,9 @@ COLOURS = {Here.HAPPENS: "red", Here.EXPECTED: "yellow", Here.ABSENT: "green", H
 
 
 @click.command()
-@click.option("--qemu", metavar="QEMU", help="Of this QEMU: a path, a command or a name of `vfio-user qemu list`.")
+@qemu_option(help="Of this QEMU: a path, a command or a name of `vfio-user qemu list`.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: everything that is known of each.")
-@click.argument("ids", nargs=-1)
+@click.argument("ids", nargs=-1, shell_complete=complete_known_issues)
 def command(qemu: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
     """List what is known to go wrong in QEMU and guests, and what of it happens with the QEMU at hand.
 
@@ -25,9 +27,9 @@ def command(qemu: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
     "expected" was seen on another version; "right" means that QEMU may do so.
     """
     if unknown := set(ids) - known_issues().keys():
-        raise UserError(
-            f"there is no known issue {', '.join(sorted(unknown))}", hint="`vfio-user known-issues` has all"
-        )
+        first = sorted(unknown)[0]
+        hint = f"{meant(first, known_issues())}`vfio-user known-issues` has all"
+        raise UserError(f"there is no known issue {', '.join(sorted(unknown))}", hint=hint)
     chosen = [issue for issue in known_issues().values() if not ids or issue.id in ids]
     used = _qemu(qemu)
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from userdev.errors import VerdictError
-from vfio_user.cli._hardware import guest_hardware
+from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.exercises import Exercise
 from vfio_user.harness.hosts import KINDS as HOSTS
@@ -23,7 +23,7 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
 
 
 @click.command()
-@click.option("--device", "devices", multiple=True, default=["edu"], show_default=True, help="As `boot` takes it.")
+@devices_option(default=["edu"], show_default=True)
 @click.option(
     "--workload",
     "workloads",
@@ -31,7 +31,6 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
     multiple=True,
     help=f"Of the first device, of the second and so on; by default the first of each device's own. {all_kinds()}.",
 )
-@click.option("--root-bus", is_flag=True, help="Devices on the root bus itself; the guest boots with them.")
 @click.option("--mode", type=click.Choice([kind.value for kind in Mode]), default=Mode.AUTO.value, show_default=True)
 @click.option(
     "--hosts",
@@ -39,7 +38,7 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
     show_default=True,
     help=f"{', '.join(HOSTS)}; or two as A,B, each local or ssh://USER@HOST:PORT?OPTION=VALUE (docs/migration.md).",
 )
-@click.option("--image", help="By default the one that the workloads need.")
+@image_option(help="By default the one that the workloads need.")
 @guest_hardware()
 @click.option(
     "--interrupts",
@@ -52,7 +51,7 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
 )
 @click.option("--channels", type=click.IntRange(min=0), default=0, help="Streams of multifd; 0: one, without it.")
 @click.option("--file", type=click.Path(path_type=Path), help="Let the memory go through this file.")
-@click.option("--to-qemu", help="Another QEMU for the destination; as --qemu.")
+@qemu_option("--to-qemu", help="Another QEMU for the destination; as --qemu.")
 @click.option("--limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds, for all of it.")
 @click.option("--after", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds to work on there.")
 @click.option("--trace", is_flag=True, help="Record every message on both sides.")

@@ -8,6 +8,8 @@ import shlex
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._completion import complete_qemus
+from vfio_user.cli._hardware import qemu_option
 from vfio_user.harness.qemu import find_qemu, install_qemu, installed_qemu, manifest
 
 
@@ -17,7 +19,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("name", default="default")
+@click.argument("name", default="default", shell_complete=complete_qemus)
 def install(name: str) -> None:
     """Download a QEMU into the cache, or bring it up to date; the system is not touched."""
     qemu = install_qemu(name, progress=lambda message: click.echo(message, err=True))
@@ -46,14 +48,14 @@ def list_all(as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--qemu", "choice", help="A path, a command or a name from `qemu list`.")
+@qemu_option()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def which(choice: str | None, as_json: bool) -> None:
+def which(qemu: str | None, as_json: bool) -> None:
     """Print how to run the QEMU that would be used: as words for a shell."""
-    qemu = find_qemu(choice)
+    found = find_qemu(qemu)
     if as_json:
-        about = {"argv": qemu.argv, "version": qemu.version.release, "version_text": qemu.version_text}
-        click.echo(json.dumps({**about, "origin": qemu.origin, "digest": qemu.digest}, indent=2))
+        about = {"argv": found.argv, "version": found.version.release, "version_text": found.version_text}
+        click.echo(json.dumps({**about, "origin": found.origin, "digest": found.digest}, indent=2))
         return
-    click.echo(f"{qemu.version_text}, from the {qemu.origin}", err=True)
-    click.echo(shlex.join(qemu.argv))
+    click.echo(f"{found.version_text}, from the {found.origin}", err=True)
+    click.echo(shlex.join(found.argv))

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.cli._hardware import guest_hardware
+from vfio_user.cli._hardware import device_option, guest_hardware, image_option
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
@@ -21,13 +21,15 @@ from vfio_user.harness.lab import Lab
 
 
 @click.command()
-@click.option(
-    "--device", default="edu", show_default=True, help="A device of `vfio-user serve` that guests can exercise."
+@device_option(
+    default="edu",
+    show_default=True,
+    help="A device of `serve` that guests can exercise, with its options: 'edu --msix 0'.",
 )
 @click.option(
     "--server", metavar="COMMAND", help="Another server of that device: its command line with {socket} in it."
 )
-@click.option("--image", help="The guest image; by default the one that the device's exercise needs.")
+@image_option(help="The guest image; by default the one that the device's exercise needs.")
 @guest_hardware(iommu=True)
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
 @click.option(
@@ -42,6 +44,7 @@ def command(
     image: str | None,
     qemu: str | None,
     hardware: HardwareOptions,
+    root_bus: bool,
     interpose: bool,
     faults: Path | None,
     fresh: bool,
@@ -59,7 +62,15 @@ def command(
     printer = _Quiet() if as_json else _Printer()
     done: list[tuple[Part, Exercise]] = []
     with interruptible(), Lab("run", qemu=qemu, interpose=faults or interpose, progress=printer.progress) as lab:
-        guest = lab.boot(wanted, image=image or program.image, trace=True, monitor=keep, fresh=fresh, **hardware)
+        guest = lab.boot(
+            wanted,
+            image=image or program.image,
+            trace=True,
+            monitor=keep,
+            fresh=fresh,
+            root_bus=root_bus,
+            **hardware,
+        )
         printer.machine(lab, guest)
         for part in program.parts:
             with lab.timeline.step(f"the guest: {program.name} {' '.join(part.arguments)}"):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from userdev.errors import UserError, VerdictError, meant
-from vfio_user.cli._hardware import guest_hardware
+from vfio_user.cli._hardware import DEVICE, devices_option, guest_hardware, image_option
 from vfio_user.cli._soak_line import Teller
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.command_line import HardwareOptions
@@ -43,7 +43,7 @@ _UNTIL = ("100", "first-failure")
 
 
 @click.command()
-@click.option("--device", "devices", multiple=True, help=f"As `boot` takes it. By default: {'; '.join(DEVICES)}.")
+@devices_option(help=f"{DEVICE} May be repeated. By default: {'; '.join(DEVICES)}.")
 @click.option(
     "--workload",
     "workloads",
@@ -66,8 +66,8 @@ _UNTIL = ("100", "first-failure")
 @click.option("--only", help="Do the events of these numbers alone, once: N,N.")
 @click.option("--tries", type=click.IntRange(min=0), default=TRIES, show_default=True, help="To reduce a failure.")
 @click.option("--hosts", default="auto", show_default=True, help=f"{', '.join(HOSTS)}, or two as A,B: see migrate.")
-@click.option("--image", help="By default the one that the workloads need.")
-@guest_hardware()
+@image_option(help="By default the one that the workloads need.")
+@guest_hardware(root_bus=False)
 @click.option("--journal", type=click.Path(path_type=Path), help="JSON lines; by default soak.jsonl among the results.")
 @click.option("--quiet", is_flag=True, help="Say only what failed, and how it ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event's line of the journal.")

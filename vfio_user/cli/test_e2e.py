@@ -25,6 +25,7 @@ from vfio_user.avocado_job.job import (
 )
 from vfio_user.avocado_job.selection import all_tests, filters, reference, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment, provision
+from vfio_user.cli._completion import complete_tests
 from vfio_user.cli._hardware import guest_hardware
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.cell import Cell, parse_servers
@@ -37,7 +38,7 @@ MOST_AT_ONCE = 2
 
 
 @click.command()
-@click.argument("tests", nargs=-1)
+@click.argument("tests", nargs=-1, shell_complete=complete_tests)
 @click.option("-t", "--tag", "tags", multiple=True, help="Only tests with these avocado tags: `-t irq`, `-t dma,msix`.")
 @click.option("--nightly", is_flag=True, help="Also those that take long, which have the tag `nightly`.")
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server: the verdicts are the same.")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.family import VFIO_USER, Family, devices, family_of, family_of_driver
 from vfio_user.harness.hosts.host import LocalHost
@@ -88,7 +88,8 @@ class Device:
         name, *options = words
         family = family_of(name)
         if family is None:
-            raise UserError(f"there is no device called {name!r}", hint=f"there are: {', '.join(devices())}; or {_HOW}")
+            hint = f"{meant(name, devices())}there are: {', '.join(devices())}; or {_HOW}"
+            raise UserError(f"there is no device called {name!r}", hint=hint)
         return cls(served=name, options=tuple(options), family=family)
 
 

@@ -14,7 +14,7 @@ import shlex
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ OUTPUT_LIMIT = 16 << 20
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended. `exit_code` is negative for a signal; `seconds` were measured in the guest."""
+    """How a command ended. `exit_code` is negative for a signal; `seconds` were measured in the guest.
+
+    `stdout` and `stderr` are text for people; `raw` has the bytes of both, at most `OUTPUT_LIMIT` of each.
+    """
 
     command: Command
     exit_code: int
@@ -40,6 +43,7 @@ class Result:
     stderr: str
     seconds: float
     timed_out: bool = False
+    raw: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
 
     @property
     def ok(self) -> bool:
@@ -264,6 +268,7 @@ def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
         stderr=answer["stderr"].decode(errors="replace"),
         seconds=answer["seconds"],
         timed_out=answer["timed_out"],
+        raw=(answer["stdout"], answer["stderr"]),
     )
 
 

@@ -303,9 +303,7 @@ class Lab:
     def _running(self, spec: GuestSpec) -> BootedGuest:
         if spec.from_the_beginning:
             with self.timeline.step(f"boot {spec.name}"):
-                machine = self.machine(spec)
-                machine.wait_ready()
-                return self._answering(machine, spec)
+                return self._booted(spec)
         guest_identity = f"{spec.image.digest} {spec.image.host_key}"  # the digest leaves out the keys
         checkpoint = Checkpoint(checkpoint_name(guest_identity, self.qemu.digest, spec.hardware))
         for last in (False, True):
@@ -333,18 +331,32 @@ class Lab:
         self._progress("booting the guest once; later runs start from its checkpoint")
         spec = GuestSpec("checkpoint", wanted.image, wanted.hardware)
         with self.timeline.step("boot once, for the checkpoint"):
-            machine = self.machine(spec)
-            machine.wait_ready()
-            guest = self._answering(machine, spec)
+            guest = self._booted(spec)
             # What every test does first is quicker when the guest has done it before.
             guest.succeed("python3 -c pass", timeout=30)
             guest.run(["modprobe", "-a", *guest.agent.prepare()])
             with suppress(GuestFailure):  # the checkpoint is only larger then
                 guest.call(zero_free_memory, timeout=30)
         with self.timeline.step("save the checkpoint"):
-            machine.save(path)
+            guest.machine.save(path)
         self.guests.remove(guest)
         guest.close()
+
+    def _booted(self, spec: GuestSpec) -> BootedGuest:
+        """A guest that was booted from the beginning, and has the kernel modules that it was to load.
+
+        Raises:
+            UserError: its image lacks one of them.
+        """
+        machine = self.machine(spec)
+        machine.wait_ready()
+        guest = self._answering(machine, spec)
+        for module in spec.hardware.modules:
+            if not guest.run(["modprobe", module]).ok:
+                name = spec.image.name
+                hint = f"add it to `modules` of a recipe that has `extends: {name}`, and name that file as the image"
+                raise UserError(f"the image {name} has no kernel module {module!r}", hint=hint)
+        return guest
 
     def machine(self, spec: GuestSpec, *, restore: bool = False, qemu: Qemu | None = None) -> Machine:
         """Start a QEMU; with `restore` it waits for a guest that comes from a file or another machine."""

@@ -23,7 +23,7 @@ import yaml
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, has_apt, quiet
 
@@ -131,7 +131,9 @@ def install_qemu(name: str = "default", *, progress: Progress = quiet) -> Qemu:
         UserError: there is no such name, no apt, no network or no space, or when the archive's is too old.
     """
     if name not in manifest():
-        raise UserError(f"no QEMU is called {name}", hint=f"there are {', '.join(manifest())}")
+        raise UserError(
+            f"no QEMU is called {name}", hint=f"{meant(name, manifest())}there are: {', '.join(manifest())}"
+        )
     if not has_apt():
         raise UserError(_needed("this machine has no apt to fetch one with"), hint=_how_to_get_one())
     recipe = manifest()[name]
@@ -226,8 +228,8 @@ def _chosen(choice: str, origin: str) -> Qemu:
         return Qemu(qemu.argv, qemu.version, qemu.version_text, origin, qemu.digest)
     path = shutil.which(choice)
     if path is None:
-        names = ", ".join(manifest())
-        raise UserError(f"{choice} is no program that can be run", hint=f"name a QEMU's path, or one of: {names}")
+        hint = f"{meant(choice, manifest())}name a QEMU's path, or one of: {', '.join(manifest())}"
+        raise UserError(f"{choice} is no program that can be run", hint=hint)
     return examine((str(Path(path).absolute()),), origin)
 
 

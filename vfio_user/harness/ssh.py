@@ -237,4 +237,5 @@ class _SshJob(Job):
             stderr=self._stderr.decode(errors="replace"),
             seconds=time.monotonic() - self._began,
             timed_out=timed_out,
+            raw=(bytes(self._stdout), bytes(self._stderr)),
         )

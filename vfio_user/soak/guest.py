@@ -113,7 +113,9 @@ class SoakedSpec:
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, hardware among them."""
         said = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        return said | dict(said.pop("hardware"))
+        hardware = {name: list(value) if isinstance(value, tuple) else value for name, value in self.hardware.items()}
+        del said["hardware"]
+        return said | hardware
 
     @property
     def words(self) -> list[str]:
@@ -123,9 +125,13 @@ class SoakedSpec:
         said = {"interrupts": self.interrupts, "hosts": self.hosts, "image": self.image}
         words += [word for name, value in said.items() if value for word in (f"--{name}", value)]
         for name, value in self.hardware.items():
-            words += (
-                [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-            )
+            match value:
+                case bool():
+                    words.append(f"--{name}" if value else f"--no-{name}")
+                case tuple():
+                    words += [f"--{name}", ",".join(value)]
+                case _:
+                    words += [f"--{name}", str(value)]
         return words
 
     @property

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 import vfio_user
 from userdev.documents import parse, read_text
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 
 ROOM = Path(vfio_user.__file__).parent / "guest_images"
 """The folder guest_images of a checkout, to which a link leads there; a wheel has its files."""
@@ -63,9 +63,8 @@ def load_recipe(name: str) -> ImageRecipe:
         return _validated(Path(name))
     if name not in recipe_names():
         known = ", ".join(recipe_names())
-        raise UserError(
-            f"there is no guest image {name!r}", hint=f"known images: {known}; or give a recipe's file, .yaml"
-        )
+        hint = f"{meant(name, recipe_names())}known images: {known}; or give a recipe's file, .yaml"
+        raise UserError(f"there is no guest image {name!r}", hint=hint)
     return _validated(RECIPES / f"{name}.yaml")
 
 

@@ -1,0 +1,194 @@
+"""The command line as a person types it: options that are alike, words nearly right, what a shell completes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import get_completion_class
+
+from vfio_user.cli import COMMANDS, cli, run, vhost_user_cli
+from vfio_user.cli.exec import NOT_RUN
+
+GUESTS = ("boot", "exec", "migrate", "run")
+SHELLS = ("bash", "zsh", "fish")
+ROOTS: dict[str, click.Command] = {"vfio-user": cli, "vhost-user": vhost_user_cli}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said, and how it ended."""
+
+    status: object
+    stdout: str
+    stderr: str
+
+
+Say = Callable[..., Said]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+    """Run a command in this process, as its program does."""
+
+    def run_words(*words: str, program: str = "vfio-user") -> Said:
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, getattr(sys, name))  # the program wraps it
+        with pytest.raises(SystemExit) as ended:
+            run(ROOTS[program])
+        return Said(ended.value.code, *capsys.readouterr())
+
+    return run_words
+
+
+def options_of(name: str) -> dict[str, click.Option]:
+    command: click.Command = import_module(f"vfio_user.cli.{COMMANDS[name][0]}").command
+    return {flag: option for option in command.params if isinstance(option, click.Option) for flag in option.opts}
+
+
+@pytest.mark.parametrize("flag", ["--device", "--qemu", "--memory", "--cpus", "--iommu", "--modules", "--root-bus"])
+def test_all_commands_that_boot_a_guest_take_the_same_hardware(flag: str) -> None:
+    found = [options_of(name)[flag] for name in GUESTS]
+    assert len({option.type.name for option in found}) == 1
+    assert len({option.help for option in found if flag != "--device"}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "hint"),
+    [
+        ("vfio-user", ["bot"], "did you mean 'boot'?"),
+        ("vfio-user", ["peer", "passt"], "`vhost-user peer`"),
+        ("vhost-user", ["boot"], "`vfio-user boot`"),
+        ("vfio-user", ["boot", "--devise", "edu"], "--device"),
+        ("vfio-user", ["image", "buld"], "build"),
+        ("vfio-user", ["boot", "--print-command", "--device", "vhost-user-blc"], "did you mean 'vhost-user-blk'?"),
+        ("vfio-user", ["image", "build", "storrage"], "did you mean 'storage'?"),
+        ("vfio-user", ["qemu", "install", "forki"], "did you mean 'forky'?"),
+        ("vfio-user", ["qemu", "which", "--qemu", "forki"], "did you mean 'forky'?"),
+        ("vfio-user", ["serve", "gpoi"], "did you mean 'gpio'?"),
+        ("vhost-user", ["serve", "vhost-user-rgn"], "did you mean 'rng'?"),
+        ("vfio-user", ["test-e2e", "--list", "migratoin"], "did you mean 'migration'?"),
+        ("vfio-user", ["known-issues", "eject-twise"], "did you mean 'eject-twice'?"),
+        ("vfio-user", ["conformance", "--list", "--only", "heder"], "did you mean 'header'?"),
+    ],
+)
+def test_a_word_that_is_nearly_right_is_told_what_was_meant(
+    say: Say, program: str, words: list[str], hint: str
+) -> None:
+    done = say(*words, program=program)
+    assert done.status == 2, done.stderr
+    assert hint in done.stderr
+
+
+def test_a_device_has_the_same_name_where_it_is_served_and_where_it_is_plugged_in(say: Say) -> None:
+    by_either = [say("serve", name, "--print-capabilities", program="vhost-user") for name in ("rng", "vhost-user-rng")]
+    assert by_either[0].stdout == by_either[1].stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--device", "edu"], "behind --"),
+        (["minimal", "uname", "-r"], "behind --"),
+        (["--timeout", "0", "--", "true"], "--timeout"),
+        (["no-such-image", "--", "true"], "no-such-image"),
+        (["--device", "no-such-device", "--", "true"], "no-such-device"),
+    ],
+)
+def test_what_was_not_run_in_a_guest_ends_with_a_status_of_its_own(
+    say: Say, monkeypatch: pytest.MonkeyPatch, words: Sequence[str], why: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path))
+    done = say("exec", *words)
+    assert (done.status, done.stdout) == (NOT_RUN, "")
+    assert why in done.stderr
+
+
+def completed(monkeypatch: pytest.MonkeyPatch, shell: str, *words: str) -> list[str]:
+    """What there is for the last of these words, as a shell's script asks for it."""
+    monkeypatch.setenv("COMP_WORDS", shlex.join(["vfio-user", *words]))
+    # fish gives the word that is being typed, the others its number
+    monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(words)))
+    made = get_completion_class(shell)
+    assert made is not None
+    return re.split("[,\t\n]", made(cli, {}, "vfio-user", "_VFIO_USER_COMPLETE").complete())
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["mig"], "migrate"),
+        (["boot", "--root"], "--root-bus"),
+        (["boot", "--device", "vhost-user-b"], "vhost-user-blk"),
+        (["run", "--image", "sto"], "storage"),
+        (["exec", "min"], "minimal"),
+        (["migrate", "--to-qemu", "for"], "forky"),
+        (["qemu", "install", "def"], "default"),
+        (["serve", "gp"], "gpio"),
+        (["serve", "edu", "--dia"], "--dialect"),
+        (["test-e2e", "interru"], "interrupts"),
+        (["known-issues", "eject-tw"], "eject-twice"),
+        (["run", "--hel"], "--help"),
+    ],
+)
+def test_a_shell_completes_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, shell: str, words: list[str], wanted: str
+) -> None:
+    assert wanted in completed(monkeypatch, shell, *words)
+
+
+def test_no_module_is_imported_to_complete_a_commands_name() -> None:
+    shown = "import sys; sys.argv[0] = 'vfio-user'; from vfio_user.cli import cli; import click.shell_completion as s\n"
+    shown += "print([item.value for item in s.ShellComplete(cli, {}, 'vfio-user', 'X').get_completions([], 'mi')])\n"
+    shown += "print([name for name in sys.modules if name.startswith(('vfio_user.harness', 'vfio_user.cli.m'))])"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    assert done.stdout == "['migrate', 'minimize']\n[]\n"
+
+
+def test_bash_itself_completes(tmp_path: Path) -> None:
+    """By the script that is printed, in a real bash, with the program on its PATH."""
+    bash = shutil.which("bash")
+    assert bash is not None
+    for program in ROOTS:
+        module = program.replace("-", "_")
+        entry = tmp_path / program
+        # as an installed one, which is not told a module's name
+        entry.write_text(f"#!{sys.executable} -P\nfrom {module}.__main__ import main\nmain()\n")
+        entry.chmod(0o755)
+    asked = """
+        source <(vfio-user completion bash)
+        COMP_WORDS=(vfio-user boot --device nv); COMP_CWORD=3
+        _vfio_user_completion vfio-user nv --device
+        echo "${COMPREPLY[@]}"
+    """
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([bash, "--norc", "-c", asked], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "nvme\n", done.stderr
+
+
+@pytest.mark.parametrize("program", ROOTS)
+def test_every_shell_has_a_script(say: Say, program: str) -> None:
+    scripts = {shell: say("completion", shell, program=program).stdout for shell in SHELLS}
+    assert all(scripts.values())
+    assert len(set(scripts.values())) == len(SHELLS)
+
+
+def test_the_shell_is_the_one_in_use_where_none_is_named(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/usr/bin/fish")
+    assert say("completion").stdout == say("completion", "fish").stdout
+    monkeypatch.setenv("SHELL", "/bin/tcsh")
+    done = say("completion")
+    assert done.status == 2
+    assert "tcsh" in done.stderr

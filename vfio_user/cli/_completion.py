@@ -1,0 +1,72 @@
+"""What a shell may complete: devices, images, QEMUs and tests, by what is there. Nothing is imported before that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from click import Command, Context, Group, Parameter
+from click.shell_completion import CompletionItem
+
+Completer = Callable[[Context, Parameter, str], list[CompletionItem]]
+
+
+def completer(words: Callable[[], Iterable[tuple[str, str]]]) -> Completer:
+    """A function for `shell_complete`: `words` gives what there is, each with a help. A typist is never told an error.
+
+    Files can be given as well, and are completed where no word fits.
+    """
+
+    def complete(_context: Context, _parameter: Parameter, incomplete: str) -> list[CompletionItem]:
+        try:
+            found = [CompletionItem(word, help=about) for word, about in words() if word.startswith(incomplete)]
+        except Exception:
+            found = []  # an extra that is not installed, say: the command itself says so
+        return found or [CompletionItem(incomplete, type="file")]
+
+    return complete
+
+
+def _devices() -> Iterable[tuple[str, str]]:
+    from vfio_user.harness.family import FAMILIES
+
+    return ((name, family.name) for family in FAMILIES for name in family.devices())
+
+
+def _images() -> Iterable[tuple[str, str]]:
+    from vfio_user.harness.image.recipe import load_recipe, recipe_names
+
+    return ((name, load_recipe(name).description) for name in recipe_names())
+
+
+def _qemus() -> Iterable[tuple[str, str]]:
+    from vfio_user.harness.qemu import manifest
+
+    return ((name, recipe.about) for name, recipe in manifest().items())
+
+
+def _known_issues() -> Iterable[tuple[str, str]]:
+    from vfio_user.harness.known_issues import known_issues
+
+    return ((issue.id, issue.what) for issue in known_issues().values())
+
+
+def _tests() -> Iterable[tuple[str, str]]:
+    from vfio_user.avocado_job.selection import all_tests, suite_folder
+
+    return ((Path(path).stem.removeprefix("test_"), path) for path in all_tests(suite_folder()))
+
+
+complete_devices = completer(_devices)
+complete_images = completer(_images)
+complete_qemus = completer(_qemus)
+complete_known_issues = completer(_known_issues)
+complete_tests = completer(_tests)
+
+
+def subcommands(
+    group: Group, context: Context, incomplete: str, table: Iterable[tuple[str, str]]
+) -> list[CompletionItem]:
+    """The subcommands and options of a group that begin so, from a table with the help of each: none is imported."""
+    found = [CompletionItem(name, help=about) for name, about in table if name.startswith(incomplete)]
+    return found + Command.shell_complete(group, context, incomplete)
