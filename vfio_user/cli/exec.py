@@ -41,9 +41,9 @@ class _WithCommand(click.Command):
         try:
             return super().parse_args(ctx, list(own))
         except click.UsageError as error:
-            if "--" not in args:
-                error.message += " (the command stands behind --: vfio-user exec --device edu -- lspci)"
             error.show()
+            if "--" not in args:
+                click.echo("  the command stands behind --: vfio-user exec --device edu -- lspci", err=True)
             ctx.exit(NOT_RUN)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
