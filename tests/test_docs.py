@@ -172,3 +172,20 @@ def test_the_virtio_device_of_the_guide_is_served_from_its_file(tmp_path: Path) 
     assert len(one) == len(other) == 64
     assert one != other
     assert program.returncode == 0
+
+
+def test_every_variable_of_the_environment_is_told() -> None:
+    """Those that people set, and those that programs of ours set for each other."""
+    page = (ROOT / "docs/reference/environment.md").read_text()
+    told = set(re.findall(r"^\| `(VFIO_USER_\w+)` \|", page, re.MULTILINE))
+    rooms = ("userdev", "vfio_user", "vhost_user", "servers", "scripts", "tests", "benchmarks", "avocado_tests", ".ci")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".sh", "")]
+    used = {
+        name
+        for path in files
+        if path.is_file()
+        for name in re.findall(
+            r"""(?:["' ]|\$\{?)(VFIO_USER_[A-Z_]+)\b(?=["'}=:\]]|$)""", path.read_text(), re.MULTILINE
+        )
+    }
+    assert used - {f"VFIO_USER_{command.name}" for command in Command} == told

@@ -73,13 +73,12 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was done: `began` and `seconds` are on the clock of the timeline, `when` is seconds since 1970."""
+    """A step that was done: `began` and `seconds` are on the clock of the timeline."""
 
     what: str
     began: float
     seconds: float
     error: str = ""
-    when: float = 0.0
 
 
 class Timeline:
@@ -97,14 +96,14 @@ class Timeline:
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
         """Record what is done in the block, and how it failed if it did."""
-        began, error, when = self.now, "", time.time()
+        began, error = self.now, ""
         try:
             yield
         except BaseException as caught:
             error = f"{type(caught).__name__}: {caught}"
             raise
         finally:
-            self.steps.append(Step(what, began, self.now - began, error, when))
+            self.steps.append(Step(what, began, self.now - began, error))
 
     def write(self, path: Path) -> None:
         """Write the steps as JSON."""

@@ -231,7 +231,9 @@ def namespace_attachment(controller: Controller, command: Command) -> int:
     attach = action == _ATTACH
     if namespace.attached == attach:
         raise Failure(Status.NAMESPACE_ALREADY_ATTACHED if attach else Status.NAMESPACE_NOT_ATTACHED)
-    controller.set_attached(namespace, attach)
+    controller.drain()
+    namespace.attached = attach
+    controller.namespace_changed(namespace)
     return 0
 
 
