@@ -16,7 +16,7 @@ from unittest import mock
 from userdev_servers.blk import Blk
 from userdev_servers.blk.requests import cut_header
 from userdev_servers.blk.spec import HEADER, Feature, RequestType
-from vhost_user.device import Begun, Chain, Later, queue
+from vhost_user.device import Begun, Chain, Later, Left, queue
 from vhost_user.memory import DirtyLog
 
 Image = Annotated[str, "as that of blk"]
@@ -35,7 +35,7 @@ class Unordered(Blk):
 
     def _do(self, chain: Chain) -> int:
         done = super().serve(chain)
-        assert not isinstance(done, Begun)
+        assert not isinstance(done, Begun | Left)
         return done if isinstance(done, int) else done()
 
 

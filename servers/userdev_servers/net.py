@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypedDict
 from userdev.errors import UserError
 from userdev_servers.control import ControlSocket
 from userdev_servers.station import ETHERNET, MAC_SIZE, Malformed, Station, is_announcement, parse_mac
-from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, supply
+from vhost_user.device import LEFT, Chain, Left, Queues, VhostDevice, config_field, queue, supply
 
 RECEIVE, TRANSMIT = 0, 1
 HEADER = struct.Struct("<BBHHHHH")
@@ -87,12 +87,20 @@ class Net(VhostDevice):
         self._header_size = SHORT_HEADER_SIZE
         self._merges = False
         self._backlog: deque[bytes] = deque()
+        self._is_leaving = False
+        """The receive queue was stopped; the other one is about to be, by a front-end that stops both."""
         super().__init__()
         self._control = ControlSocket(Path(control), self, COMMANDS) if control else None
 
     @queue(TRANSMIT)
-    def transmit(self, chain: Chain) -> int:
-        """Take a frame, and have the station's answer received."""
+    def transmit(self, chain: Chain) -> int | Left:
+        """Take a frame, and have the station's answer received.
+
+        While the queues are stopped one after the other frames stay where they are: an answer would have no place, and
+        a guest that is moved has them taken where it goes on.
+        """
+        if self._is_leaving:
+            return LEFT
         if not self.status & LINK_UP:
             self.counts["dropped_link_down"] += 1
             return 0
@@ -135,8 +143,13 @@ class Net(VhostDevice):
         """Deliver what waits for buffers."""
         self._deliver()
 
+    def on_start(self, queue: int) -> None:
+        """Take frames, again."""
+        self._is_leaving = False
+
     def on_stop(self, queue: int) -> None:
         """Drop what would be received: it was for the driver that has gone."""
+        self._is_leaving = queue == RECEIVE
         if queue == RECEIVE:
             self._drop_backlog("dropped_no_buffers")
 

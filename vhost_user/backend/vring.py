@@ -16,7 +16,7 @@ from vhost_user.backend.lifecycle import RingEvent, RingState, after
 from vhost_user.backend.line import Line
 from vhost_user.backend.misses import Misses
 from vhost_user.backend.watcher import Watcher
-from vhost_user.device.queues import Begun
+from vhost_user.device.queues import Begun, Left
 from vhost_user.memory import IotlbMiss
 from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses
 from vhost_user.wire import BackEndRequest
@@ -65,6 +65,8 @@ class Vring:
         """Whether its driver was told that it need not tell of requests, as they are looked for: until `rest`."""
         self.owes = False
         """Whether requests were given back that the driver has not got: `publish`."""
+        self.tell_others: Callable[[], None] = lambda: None
+        """Called when it has begun to run."""
         self._device = device
         self._watcher = watcher
         self._make = make
@@ -166,6 +168,9 @@ class Vring:
     def recall(self) -> None:
         """Have nothing be under way that uses memory; the ring runs on."""
 
+    def other_began(self) -> None:
+        """Take note that another ring of the device has begun to run."""
+
     def break_down(self, why: str) -> None:
         """Take no requests any more; the front-end is told, and people are."""
         log.warning("%s is broken until it is started again: %s", self, why)
@@ -191,6 +196,7 @@ class Vring:
             self.break_down("its device has failed")
             return
         self.pending = True
+        self.tell_others()
         self.call.signal()  # a back-end that died may have owed it
 
     def _wait_for(self, miss: IotlbMiss) -> None:
@@ -282,15 +288,32 @@ class HandledVring(Vring):
         self._handler = handler
         self._background = background
         self._drain = drain
+        self._has_left = False
+        """Whether the next request waits for another ring."""
 
     def recall(self) -> None:  # noqa: D102 - Vring has it
         self._end()
 
+    def other_began(self) -> None:  # noqa: D102 - Vring has it
+        if self._has_left:
+            self.kicked()
+
     def _end(self) -> None:
+        self._has_left = False
         self._drain()
+
+    def _ask(self, question: Callable[[Ring], bool]) -> bool:
+        return super()._ask(question) and not self._is_left()
+
+    def _is_left(self) -> bool:
+        """Whether what there is was left; it is not looked for then."""
+        if self._has_left:
+            self.pending = False
+        return self._has_left
 
     def _take(self, ring: Ring) -> bool:
         handler, pop, push = self._handler, ring.pop, ring.push
+        self._has_left = False
         if not self.is_awake:
             self.is_awake = True
             ring.disable_kicks()
@@ -305,6 +328,10 @@ class HandledVring(Vring):
                         push(chain, done)
                     elif isinstance(done, Begun):
                         begun.append((chain, done))
+                    elif isinstance(done, Left):
+                        self._has_left = True
+                        ring.unpop(chain)
+                        break
                     else:
                         self._wait_with(ring, chain, done)
                     count += 1

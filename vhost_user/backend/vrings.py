@@ -49,6 +49,8 @@ class Vrings:
         """Those that have a kick: only they may have requests, and a device may have many more."""
         self._background = Background[int](lambda: watcher.call_soon(self._reap), "request")
         self._rings = [self._vring(index, model.device, taker, watcher) for index, taker in enumerate(model.takers)]
+        for vring in self._rings:
+            vring.tell_others = self._one_began
 
     def __iter__(self) -> Iterator[Vring]:
         return iter(self._rings)
@@ -113,6 +115,10 @@ class Vrings:
         if self._background.outstanding:
             self._background.wait()
             self._reap()
+
+    def _one_began(self) -> None:
+        for vring in self.started:
+            vring.other_began()
 
     def _reap(self) -> None:
         self._background.reap()

@@ -3,16 +3,18 @@
 from userdev.declare.state import state
 from vhost_user.device.config import config_field
 from vhost_user.device.device import DeviceModel, Link, VhostDevice, model_of
-from vhost_user.device.queues import Begun, Later, Queues, Taken, queue
+from vhost_user.device.queues import LEFT, Begun, Later, Left, Queues, Taken, queue
 from vhost_user.device.supply import Supply, supply
 from vhost_user.rings import BrokenRing, Chain
 
 __all__ = [
+    "LEFT",
     "Begun",
     "BrokenRing",
     "Chain",
     "DeviceModel",
     "Later",
+    "Left",
     "Link",
     "Queues",
     "Supply",

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from userdev.declare.declared import Declaration, runs_later
 from vhost_user.rings import Chain
@@ -34,7 +34,13 @@ class Begun:
         raise NotImplementedError
 
 
-Taken = int | Later | Begun
+class Left:
+    """A request that stays in the ring: it is given again when any ring of the device begins to run, or at a kick."""
+
+
+LEFT: Final = Left()
+
+Taken = int | Later | Begun | Left
 """What becomes of a request."""
 Handler = Callable[[D, Chain], Taken]
 """Does one request, and tells how many bytes it has put into its writable buffers, from their beginning on; or gives
@@ -103,7 +109,8 @@ def queue(*indices: int) -> Callable[[Handler[Any]], QueueHandler]:
 
     It is called with a `Chain` and returns how many bytes it has written; the driver has the request back then. What
     would have to wait, for a disk perhaps, it returns as a function, which is called on another thread and returns that
-    number; requests that come behind are taken meanwhile. What goes on by itself, on another core, is `Begun`.
+    number; requests that come behind are taken meanwhile. What goes on by itself, on another core, is `Begun`. What
+    cannot be done as things are is `LEFT` where it is, with all behind it: who stops the ring finds it there.
     """
 
     def declare(function: Handler[Any]) -> QueueHandler:

@@ -1,0 +1,82 @@
+"""Requests that a device leaves in the ring: they are not taken, not lost, and not looked at over and over."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vhost.reverse import Reverse
+from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, R, V
+from vhost_user.device import LEFT, Chain, Taken, queue
+
+
+class Leaving(Reverse):
+    """Leaves what starts with "l" while `leaves`; in `events` is what was given."""
+
+    leaves = True
+
+    @queue()
+    def reverse(self, chain: Chain) -> Taken:
+        data = chain.read()
+        self.events.append(f"given {data.decode()}")
+        return LEFT if self.leaves and data.startswith(b"l") else chain.write(data)
+
+
+@pytest.fixture
+def device() -> Leaving:
+    return Leaving()
+
+
+def put(ring: Queue, *requests: bytes) -> None:
+    for request in requests:
+        ring.put(request, 16)
+    ring.kick()
+
+
+def given(device: Leaving) -> list[str]:
+    return [event.removeprefix("given ") for event in device.events if event.startswith("given")]
+
+
+@pytest.mark.parametrize("features", [V(0), V.RING_PACKED, V.IN_ORDER], ids=["split", "packed", "in order"])
+@pytest.mark.parametrize("keeps_account", [False, True], ids=["", "in flight"])
+def test_it_is_where_the_ring_goes_on_and_those_before_it_are_told(
+    stranger: FrontEnd, device: Leaving, features: V, keeps_account: bool
+) -> None:
+    stranger.negotiate(FEATURES | features, PROTOCOL | P.INFLIGHT_SHMFD)
+    stranger.share_memory()
+    ring = stranger.queue()
+    if keeps_account:
+        stranger.set_inflight(stranger.ask_inflight(1, ring.size))
+    put(ring, b"a", b"l1", b"b")
+    ring.start()
+    assert [done.data for done in ring.wait_used()] == [b"a"]
+    base = ring.stop(drain=False)
+    assert given(device)[:2] == ["a", "l1"]
+    assert "b" not in given(device)
+    device.leaves = False
+    ring.start(base)
+    assert [done.data for done in ring.wait_used(2)] == [b"l1", b"b"]
+    ring.close()
+
+
+def test_it_is_given_again_at_a_kick_and_not_without_one(front_end: FrontEnd, ring: Queue, device: Leaving) -> None:
+    put(ring, b"l1")
+    for _ in range(50):  # turns of the session
+        front_end.ask(R.GET_FEATURES)
+    before = len(given(device))
+    assert before <= 2  # the kick may come after the look that has found it
+    for _ in range(50):
+        front_end.ask(R.GET_FEATURES)
+    assert len(given(device)) == before
+    device.leaves = False
+    ring.kick()
+    assert [done.data for done in ring.wait_used()] == [b"l1"]
+
+
+def test_it_is_given_again_when_another_ring_begins(front_end: FrontEnd, ring: Queue, device: Leaving) -> None:
+    put(ring, b"l1")
+    front_end.settle()
+    device.leaves = False
+    other = front_end.queue(1)
+    other.start(kick=False)
+    assert [done.data for done in ring.wait_used()] == [b"l1"]
+    other.close()
