@@ -135,6 +135,27 @@ class Namespaces(NvmeTest):
             self.assertEqual(guest.succeed(f"blockdev --getss {disk}").strip(), "4096")
             guest.succeed(f"cmp -n {4 * MIB} {disk} /dev/zero")
 
+    def test_a_namespace_is_removed_by_the_host_under_use_and_comes_back(self) -> None:
+        """Hot removal: Linux hears of it by an event, takes the disk away from who uses it, and finds it again."""
+        with self.bench("16M", "8M") as bench, bench.control as control:
+            guest, disk = bench.guest, bench.block(2)
+            guest.call(_write_at, disk, 0, b"kept")
+            work = f"--filename={disk} --rw=randwrite --bs=4k --offset=1M --direct=1 --iodepth=8 --ioengine=libaio"
+            writer = guest.start(f"fio --name=work {work} --time_based --runtime=60")
+            guest.wait_until_succeeds(
+                f"set $(cat /sys/block/{disk[5:]}/stat); [ $5 -gt 0 ]", interval=0.02
+            )  # it writes
+            control.call("detach", nsid=2)
+            ended = writer.wait()
+            self.assertFalse(ended.ok, "whoever used it is told")
+            self.assertLess(ended.seconds, 30, "and at once")
+            guest.wait_until_succeeds(f"! [ -e /sys/block/{disk[5:]} ]", interval=0.02)
+            active = ask(guest, f"nvme list-ns {character_device(guest)}")["nsid_list"]
+            self.assertEqual([each["nsid"] for each in active], [1])
+            guest.call(_write_at, bench.block(1), 0, b"the other works on")
+            control.call("attach", nsid=2)
+            self.assertEqual(guest.succeed(f"dd if={bench.block(2)} bs=4 count=1 iflag=fullblock"), "kept")
+
 
 class Administration(NvmeTest):
     """

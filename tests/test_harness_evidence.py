@@ -20,7 +20,7 @@ from tests.vhost.between import Between
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.cli.test_e2e import first_causes, per_minute
-from vfio_user.harness import coredump, evidence, last_words
+from vfio_user.harness import INDEX, RECORD, coredump, evidence, last_words
 
 STACKS = "the stacks\n"
 WAITS = "import sys, time; print('last words', file=sys.stderr, flush=True); time.sleep(60)"
@@ -51,7 +51,7 @@ def test_the_first_to_end_badly_is_the_cause(tmp_path: Path) -> None:
             victim.wait(30)
         cause = evidence.write(tmp_path, [one, two, three], UserError("the guest does not answer"))
     assert cause == "two was killed by SIGKILL: last words"
-    record = json.loads((tmp_path / evidence.RECORD).read_text())
+    record = json.loads((tmp_path / RECORD).read_text())
     assert [death["name"] for death in record["deaths"]] == ["two", "one"], "three lived until it was stopped"
     assert evidence.cause_of(tmp_path) == cause
 
@@ -88,11 +88,11 @@ def test_the_page_has_everything_that_was_said_and_is_safe_to_look_at(tmp_path: 
     with child(tmp_path, "server") as server:
         end(server, signal.SIGKILL)
         evidence.write(tmp_path, [server], UserError("wrong answer", hint="look at the cable"))
-    page = (tmp_path / evidence.INDEX).read_text()
+    page = (tmp_path / INDEX).read_text()
     for said in ("last words", "device_add", "look at the cable", "&lt;script&gt;", 'href="guest.qmp.log"'):
         assert said in page
-    assert "<script>" not in page
-    files = json.loads((tmp_path / evidence.RECORD).read_text())["files"]
+    assert "<script>alert" not in page
+    files = json.loads((tmp_path / RECORD).read_text())["files"]
     assert len(files["guest.qmp.log"]) == 64
 
 
@@ -173,7 +173,7 @@ def test_the_page_begins_with_the_cause_and_what_ran_when_and_of_what(tmp_path: 
         raise UserError("wrong answer\nand more of it", hint="a hint")
     cause = evidence.write(tmp_path, [], raised.value, name="test_x.py:X.test_y")
     assert cause == "user error: wrong answer"
-    page = (tmp_path / evidence.INDEX).read_text()
+    page = (tmp_path / INDEX).read_text()
     head, _, rest = page.partition("<h2>")
     for told in (
         "test_x.py:X.test_y",
@@ -185,10 +185,10 @@ def test_the_page_begins_with_the_cause_and_what_ran_when_and_of_what(tmp_path: 
         assert told in head
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}", head)
     assert Path(__file__).name in rest, "where the error was raised"
-    shown, _, noise = rest.partition("noise of QEMU")
+    shown, _, noise = rest.partition("known harmless noise")
     assert "error reply on async request" not in shown
     assert "error reply on async request" in noise
-    record = json.loads((tmp_path / evidence.RECORD).read_text())
+    record = json.loads((tmp_path / RECORD).read_text())
     assert record["of"] == "test_x.py:X.test_y"
     assert record["versions"]["QEMU"] == "11.1.3"
 
@@ -200,7 +200,7 @@ def test_the_stack_of_a_crash_is_beside_its_cause(tmp_path: Path) -> None:
         evidence.write(tmp_path, [server], dead=[death])
     first = (tmp_path / death.backtrace).read_text().splitlines()[0]
     assert death.stack.startswith(first)
-    head, _, _ = (tmp_path / evidence.INDEX).read_text().partition("<h2>Device servers said")
+    head, _, _ = (tmp_path / INDEX).read_text().partition("<h2>Device servers said")
     assert html.escape(first, quote=False) in head.replace("&#34;", '"').replace("&#39;", "'")
 
 
@@ -222,9 +222,7 @@ def test_a_run_of_the_suite_names_the_first_cause_of_what_failed(tmp_path: Path)
         if name != "worse":  # that one came to no lab
             evidence.write(folder, [], UserError("wrong answer"))
         tests.append({"name": f"/x/test_x.py:X.test_{name}", "status": status, "logdir": str(tmp_path / name)})
-    assert list(first_causes(tests)) == [
-        ("X.test_bad", "user error: wrong answer", tmp_path / "bad" / "data" / evidence.INDEX)
-    ]
+    assert list(first_causes(tests)) == [("X.test_bad", "user error: wrong answer", tmp_path / "bad" / "data" / INDEX)]
 
 
 def test_cases_per_minute() -> None:
@@ -238,6 +236,6 @@ def test_the_page_has_what_passed_last_on_the_wire_of_either_protocol(tmp_path: 
     with Between(tmp_path / "dev1-vhost-user-rng.trace") as between:
         between.negotiate()
     evidence.write(tmp_path, [], RuntimeError("on purpose"))
-    page = (tmp_path / evidence.INDEX).read_text()
+    page = (tmp_path / INDEX).read_text()
     assert "VERSION reply" in page
     assert "SET_PROTOCOL_FEATURES posted protocol_features=REPLY_ACK|BACKEND_REQ|CONFIG" in page

@@ -30,7 +30,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[Host]:
     """A controller with three namespaces."""
-    with controller(tmp_path, ",".join(f"{tmp_path / name}:1M" for name in "abc")) as (_, host):
+    images = ",".join(f"{tmp_path / name}:1M" for name in "abc")
+    with controller(tmp_path, images, control=str(tmp_path / "control")) as (_, host):
         host.enable()
         yield host
 
@@ -302,6 +303,46 @@ def test_a_namespace_grows_while_it_is_in_use_and_the_guest_is_told(tmp_path: Pa
         assert "error" in ask(tmp_path / "control", command="resize", nsid=1, size="a lot")
         assert "error" in ask(tmp_path / "control", command="dance")
     assert not (tmp_path / "control").exists()
+
+
+def test_the_host_takes_a_namespace_and_gives_it_back_and_the_guest_is_told(three: Host, tmp_path: Path) -> None:
+    outside = tmp_path / "control"
+    three.create_queues()
+    three.admin.do(Admin.SET_FEATURES, cdw10=Feature.ASYNC_EVENT_CONFIG, cdw11=NAMESPACE_NOTICES)
+    assert three.write_blocks(0, b"kept" * 128, nsid=2).status == 0
+    for command, active, status in (("detach", (1, 3, 0), Status.INVALID_FIELD), ("attach", (1, 2, 3), 0)):
+        request = three.admin.put(Admin.ASYNC_EVENT_REQUEST)
+        assert ask(outside, command=command, nsid=2) == {"attached": command == "attach"}
+        assert three.admin.wait(request).result == LogPage.CHANGED_NAMESPACES << 16 | 2
+        assert unpack_from("<2I", three.log_page(LogPage.CHANGED_NAMESPACES, 4096)) == (2, 0)
+        assert unpack_from("<3I", three.identify(2)) == active
+        assert three.queues[1].do(Io.FLUSH, nsid=2).status == status
+        assert f"is {command}ed already" in ask(outside, command=command, nsid=2)["error"]["what"]
+        known = ask(outside, command="namespaces")["namespaces"]
+        assert [each["attached"] for each in known] == [True, command == "attach", True]
+    assert three.read_blocks(0, 512, nsid=2) == b"kept" * 128
+
+
+def test_the_guest_can_attach_what_the_host_detached(three: Host, tmp_path: Path) -> None:
+    assert ask(tmp_path / "control", command="detach", nsid=1) == {"attached": False}
+    assert attach(three, 1, 0) == 0
+    assert ask(tmp_path / "control", command="detach", nsid=1) == {"attached": False}
+
+
+def test_no_namespace_that_was_deleted_can_be_attached_by_the_host(three: Host, tmp_path: Path) -> None:
+    assert three.admin.do(Admin.NAMESPACE_MANAGEMENT, nsid=2, cdw10=1).status == 0
+    for nsid in (2, 4, 0, "1", None, True):
+        assert "error" in ask(tmp_path / "control", command="attach", nsid=nsid)
+
+
+def test_a_namespace_stays_detached_over_resets_and_is_seen_so_by_the_next_driver(three: Host, tmp_path: Path) -> None:
+    ask(tmp_path / "control", command="detach", nsid=3)
+    three.disable()
+    three.enable()
+    assert unpack_from("<3I", three.identify(2)) == (1, 2, 0)
+    three.client.reset()
+    three.enable()
+    assert unpack_from("<3I", three.identify(2)) == (1, 2, 0)
 
 
 @pytest.mark.parametrize(

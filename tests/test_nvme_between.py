@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from struct import pack, unpack_from
 from typing import NamedTuple
 
 import pytest
 
-from tests.nvme_kit import CC, CSTS, PAGE, READY, Host, controller
+from tests.nvme_kit import CC, CSTS, PAGE, READY, Host, QueuePair, controller
+from userdev.control import ControlClient
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Admin, Feature, Io, Status
 from vfio_user.wire import Command
 
 FATAL = 2
+MOMENT = 0.1
+"""Seconds in which something would happen that must not."""
 SHUTDOWN = 1 << 14
 
 
@@ -28,22 +32,29 @@ class Slow(NamedTuple):
     begun: threading.Semaphore
 
 
+class Completing(NamedTuple):
+    """A command that is under way."""
+
+    queue: QueuePair
+    cid: int
+
+
 @pytest.fixture
 def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     images = ",".join(f"{tmp_path}/{name}.img:1M" for name in "abc")
-    with controller(tmp_path, image=images) as (device, host):
+    with controller(tmp_path, image=images, control=str(tmp_path / "control")) as (device, host):
         host.enable()
         host.create_queues()
         host.create_queues(2, vector=2)
         go_on, begun = threading.Event(), threading.Semaphore(0)
 
         def held(work: Callable[..., None]) -> Callable[..., None]:
-            def wait(*arguments: int) -> None:
+            def waits(*arguments: int) -> None:
                 begun.release()
                 assert go_on.wait(10)
                 work(*arguments)
 
-            return wait
+            return waits
 
         for namespace in device.controller.namespaces:
             for name in ("sync", "discard"):
@@ -69,6 +80,13 @@ def create(host: Host, blocks: int = 1024) -> int:
     page = host.allocate(PAGE)
     host.write(page, pack("<QQ10xB", blocks, blocks, 0))
     return host.admin.put(Admin.NAMESPACE_MANAGEMENT, ring=False, cdw10=0, prp1=page)
+
+
+def deallocate(host: Host) -> int:
+    """All of the first 8 blocks of namespace 1, by Dataset Management."""
+    page = host.allocate(PAGE)
+    host.write(page, pack("<IIQ", 0, 8, 0))
+    return host.queues[1].put(Io.DATASET_MANAGEMENT, nsid=1, prp1=page, cdw11=1 << 2)
 
 
 def in_queue(opcode: int, **fields: int) -> Callable[[Host], object]:
@@ -172,3 +190,33 @@ def test_a_format_that_fails_lets_its_namespace_be_used_again(slow: Slow, monkey
         assert host.admin.do(Admin.FORMAT_NVM, nsid=1, cdw10=1 | 1 << 9).status != 0
     assert namespace.shift == 9
     assert host.write_blocks(0, bytes(512)).status == 0
+
+
+UNDER_WAY: Mapping[str, Callable[[Host], Completing]] = {
+    "a flush": lambda host: Completing(host.queues[1], host.queues[1].put(Io.FLUSH, nsid=1)),
+    "a flush of all": lambda host: Completing(host.queues[1], host.queues[1].put(Io.FLUSH, nsid=0xFFFFFFFF)),
+    "a deallocation": lambda host: Completing(host.queues[1], deallocate(host)),
+    "its format": lambda host: Completing(host.admin, host.admin.put(Admin.FORMAT_NVM, nsid=1, cdw10=1 << 9)),
+}
+
+
+@pytest.mark.parametrize("under_way", UNDER_WAY)
+def test_what_was_begun_ends_before_the_host_has_taken_its_namespace(
+    slow: Slow, under_way: str, tmp_path: Path
+) -> None:
+    host, queue = slow.host, slow.host.queues[1]
+    begun = UNDER_WAY[under_way](host)
+    assert slow.begun.acquire(timeout=10)
+    with ControlClient(tmp_path / "control") as control, ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(control.call, "detach", nsid=1)
+        behind = queue.put(Io.WRITE, ring=False, nsid=1, prp1=host.allocate(PAGE))
+        assert not wait([taken], MOMENT).done, "it is not taken from under what was begun"
+        slow.go_on.set()
+        assert taken.result(10) == {"attached": False}
+        assert begun.queue.wait(begun.cid).status == 0
+        queue.ring()
+        assert queue.wait(behind).status == Status.INVALID_FIELD
+        assert queue.do(Io.FLUSH, nsid=2).status == 0, "the others are as they were"
+        assert control.call("attach", nsid=1) == {"attached": True}
+    assert queue.do(Io.WRITE, nsid=1, prp1=host.allocate(PAGE)).status == 0
+    assert host.load(CSTS) & (READY | FATAL) == READY

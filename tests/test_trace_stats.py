@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import select
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +19,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.interposer_bench import answer, read
+from tests.interposer_bench import DEADLINE, answer, read
+from tests.test_harness_interposed import interposed
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
 from tests.vhost.between import B, Between, R, V, channel
 from userdev.errors import UserError
@@ -23,6 +31,7 @@ from userdev.trace.stats import Stats, report
 from userdev.trace.stats.latencies import Latencies
 from userdev.trace.view import TraceView
 from vfio_user.cli import cli, vhost_user_cli
+from vfio_user.client import Client
 from vfio_user.interposer.trace.files import PROTOCOL
 from vfio_user.traces import open_trace, shown_by
 from vhost_user.wire import acknowledge, encode_request
@@ -89,9 +98,9 @@ def test_the_times_of_requests_are_those_between_them_and_their_replies(tmp_path
 @given(st.lists(st.integers(0, 1 << 40), min_size=1), st.floats(0, 1))
 def test_a_percentile_is_right_to_within_one_percent(times: list[int], share: float) -> None:
     latencies = Latencies()
-    for time in times:
-        latencies.add(time)
-    exact = next(time for place, time in enumerate(sorted(times), 1) if place >= share * len(times))
+    for ns in times:
+        latencies.add(ns)
+    exact = next(ns for place, ns in enumerate(sorted(times), 1) if place >= share * len(times))
     told = latencies.percentile(share)
     assert told is not None
     assert exact * 0.98 <= told <= exact
@@ -338,3 +347,63 @@ def test_no_record_can_be_read_of_an_empty_trace(tmp_path: Path) -> None:
         pass
     assert stats(tmp_path / "t")["messages"] == []
     assert run(tmp_path / "t")
+
+
+# -- watched
+
+
+def test_the_trace_of_a_running_interposer_is_counted_by_its_control_socket(tmp_path: Path) -> None:
+    with interposed(tmp_path, trace=True) as server, Client.connect(str(server.path)) as client:
+        client.store(0, 4, 4, 1)
+        counted = stats(server.interposer.control_path)
+        [row] = counted["registers"]
+        assert (row["register"], row["writes"]) == ("liveness", 1)
+        assert counted["file"] == str(tmp_path / "device.trace")
+
+
+def test_an_interposer_that_records_nothing_says_how_it_would(tmp_path: Path) -> None:
+    with interposed(tmp_path) as server, pytest.raises(UserError) as refused:
+        run(server.interposer.control_path)
+    assert "--trace" in refused.value.hint
+
+
+def test_a_growing_trace_is_watched_in_a_terminal_until_it_is_enough(tmp_path: Path) -> None:
+    near, far = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "vfio_user",
+        "trace",
+        "stats",
+        str(tmp_path / "t"),
+        "--watch",
+        "--interval",
+        "0.05",
+    ]
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        trace.read(CAUSES, 0x11)
+        trace.writer.flush()
+        size = {**os.environ, "COLUMNS": "150", "LINES": "50", "TERM": "xterm"}
+        watching = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, env=size)
+        os.close(far)
+        try:
+            await_shown(near, b"0x11")
+            trace.read(CAUSES, 0x22)
+            trace.writer.flush()
+            await_shown(near, b"0x22")
+            watching.send_signal(signal.SIGINT)
+            await_shown(near, b"0x22")
+            assert watching.wait(DEADLINE) == 0
+        finally:
+            watching.kill()
+            watching.wait()
+            os.close(near)
+
+
+def await_shown(terminal: int, wanted: bytes) -> None:
+    """Read what a program draws until it has drawn this."""
+    drawn = b""
+    end = time.monotonic() + DEADLINE
+    while wanted not in drawn:
+        assert select.select([terminal], [], [], max(0.0, end - time.monotonic()))[0], drawn[-2000:]
+        drawn += os.read(terminal, 1 << 16)

@@ -111,6 +111,12 @@ class Reading(Protocol):
     def interrupt(self, note: Note) -> tuple[str, int] | None:
         """The interrupt that a note tells of, and how often it came at once; None for other notes."""
 
+    def without_id(self, message: bytes) -> bytes:
+        """A message without what only tells it apart from others that say the same."""
+
+    def fields(self, message: bytes, exchange: Exchange) -> dict[str, Any]:
+        """What a message of an exchange says, by the names of its fields; its data too."""
+
 
 class Exchanges:
     """Pairs the records of a reader. A growing file's can be taken from time to time.

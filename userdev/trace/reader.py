@@ -29,8 +29,8 @@ class Trace(Generic[R]):
 class TraceReader(Generic[R]):
     """Reads an open trace: as entries, which is what iterating gives, or as bytes, with `records`.
 
-    `number` is that of the record that came last. `truncated` is set once the end is reached; a file that grows can be
-    read on from there, as long as nothing is damaged.
+    `number` is that of the record that came last, and `record` its bytes. `truncated` is set once the end is reached; a
+    file that grows can be read on from there, as long as nothing is damaged.
     """
 
     def __init__(self, stream: io.BufferedIOBase, name: str, *protocols: TracedProtocol[R]) -> None:
@@ -44,6 +44,7 @@ class TraceReader(Generic[R]):
         self._damage = self._cut = ""
         self.protocol = protocols[0]  # for the header, which is the same in all of them
         self.number = 0
+        self.record = b""
         if stream.read(len(MAGIC)) != MAGIC:
             raise UserError(f"{name} is no trace", hint="an interposer writes one: --trace FILE")
         header = next(iter(self), None)
@@ -94,7 +95,8 @@ class TraceReader(Generic[R]):
                     break
                 self.number += 1
                 self._at = after
-                yield buffer[at:after]
+                self.record = buffer[at:after]
+                yield self.record
                 if not self._goes_on():
                     return
                 at = after

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("replay", "Play a trace's client against a server."),
     "run": ("run", "Boot a guest on our device, let it exercise the device, and report."),
     "serve": ("serve", "Serve a device on a socket."),
+    "show": ("show", "Write the page of a run, a trace or a bundle, and open it."),
     "test-e2e": ("test_e2e", "Run the guest-driven tests."),
     "trace": ("trace", "Show and export what an interposer has recorded."),
 }

@@ -24,7 +24,7 @@ FINDINGS = 30
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--registers", "names", metavar="MAP", help=REGISTERS_HELP)
-@click.option("--watch", is_flag=True, help="Show a table of it as it grows, until Ctrl-C or the session's end.")
+@click.option("--watch", is_flag=True, help="Show tables of it as it grows, until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds (--watch).")
 @click.option("--all", "everything", is_flag=True, help="All rows, and all that is odd.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; times are in ns.")

@@ -30,8 +30,9 @@ from vfio_user.cli._hardware import guest_hardware
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.cell import Cell, parse_servers
 from vfio_user.harness.command_line import HardwareOptions
-from vfio_user.harness.evidence import INDEX, cause_of
+from vfio_user.harness.evidence import cause_of
 from vfio_user.harness.known_issues import XFAIL
+from vfio_user.page.names import INDEX
 
 # Two guests under TCG fill two processors; a third only makes timeouts of slowness.
 MOST_AT_ONCE = 2

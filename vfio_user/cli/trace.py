@@ -19,6 +19,7 @@ from userdev.trace import as_json, text
 from userdev.trace.view import TraceView
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as names
+from vfio_user.cli._trace_diff import diff
 from vfio_user.cli._trace_stats import stats
 from vfio_user.interposer.trace import show as vfio_user
 from vfio_user.interposer.trace.registers import registers_of
@@ -126,6 +127,7 @@ def dissector() -> None:
 command.add_command(show)
 command.add_command(export)
 command.add_command(stats)
+command.add_command(diff)
 command.add_command(dissector)
 
 

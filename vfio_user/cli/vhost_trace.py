@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vfio_user.cli._trace_diff import diff
 from vfio_user.cli._trace_stats import stats
 from vfio_user.cli.trace import export, show
 from vhost_user.interposer.traces import PACKETS
@@ -23,4 +24,5 @@ def dissector() -> None:
 command.add_command(show)
 command.add_command(export)
 command.add_command(stats)
+command.add_command(diff)
 command.add_command(dissector)

@@ -100,7 +100,6 @@ if TYPE_CHECKING:
     from vfio_user.harness.command_line import HardwareOptions, MachineConfig, slot_address
     from vfio_user.harness.debian import DebianArchive
     from vfio_user.harness.device import Device
-    from vfio_user.harness.evidence import INDEX, RECORD
     from vfio_user.harness.exercises import EXERCISES, Exercise, exercise, report_of, succeed
     from vfio_user.harness.family import Family, Property, inside_qemu
     from vfio_user.harness.guest import Guest, GuestFailure, GuestLost, Job, Result
@@ -124,6 +123,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.toolchain import c_compiler
     from vfio_user.harness.verdicts import TEST_SECONDS, Trial, trial
     from vfio_user.harness.vhost_user_peers import install_peer
+    from vfio_user.page.names import INDEX, RECORD
 else:
     # Hidden from type checkers, for which every name would be right. Who needs one module waits for no other (PEP 562).
     import importlib
@@ -138,7 +138,6 @@ else:
         "vfio_user.harness.command_line": ("HardwareOptions", "MachineConfig", "slot_address"),
         "vfio_user.harness.debian": ("DebianArchive",),
         "vfio_user.harness.device": ("Device",),
-        "vfio_user.harness.evidence": ("INDEX", "RECORD"),
         "vfio_user.harness.exercises": ("EXERCISES", "Exercise", "exercise", "report_of", "succeed"),
         "vfio_user.harness.family": ("Family", "Property", "inside_qemu"),
         "vfio_user.harness.guest": ("Guest", "GuestFailure", "GuestLost", "Job", "Result"),
@@ -172,6 +171,7 @@ else:
         "vfio_user.harness.toolchain": ("c_compiler",),
         "vfio_user.harness.verdicts": ("TEST_SECONDS", "Trial", "trial"),
         "vfio_user.harness.vhost_user_peers": ("install_peer",),
+        "vfio_user.page.names": ("INDEX", "RECORD"),
     }
     _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -73,12 +73,13 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was done: `began` and `seconds` are on the clock of the timeline."""
+    """A step that was done: `began` and `seconds` are on the clock of the timeline, `when` is seconds since 1970."""
 
     what: str
     began: float
     seconds: float
     error: str = ""
+    when: float = 0.0
 
 
 class Timeline:
@@ -96,14 +97,14 @@ class Timeline:
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
         """Record what is done in the block, and how it failed if it did."""
-        began, error = self.now, ""
+        began, error, when = self.now, "", time.time()
         try:
             yield
         except BaseException as caught:
             error = f"{type(caught).__name__}: {caught}"
             raise
         finally:
-            self.steps.append(Step(what, began, self.now - began, error))
+            self.steps.append(Step(what, began, self.now - began, error, when))
 
     def write(self, path: Path) -> None:
         """Write the steps as JSON."""

@@ -1,7 +1,7 @@
 """The evidence of a run that went wrong: what ended first, and everything that was said, behind one index page.
 
-    folder/index.html       the first cause, what ran and when, what ended with the stacks of crashes, the last lines of
-                            everything, all files with digests
+    folder/index.html       the first cause, what ran and when, what ended with the stacks of crashes, all that happened
+                            on one axis, the last lines of everything, all files with digests (`vfio_user.page`)
     folder/evidence.json    the same for programs
     folder/NAME-PID.core, NAME-PID.backtrace.txt    of what crashed
 
@@ -16,45 +16,20 @@ import json
 import re
 import time
 import traceback
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import vfio_user
-from userdev.errors import UserError
 from userdev.process import Child, tail
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
-from vfio_user.harness.last_words import NOISE, reason
+from vfio_user.harness.last_words import reason
+from vfio_user.page.names import INDEX, RECORD
 
-if TYPE_CHECKING:
-    import jinja2
-
-INDEX, RECORD = "index.html", "evidence.json"
 LAST_LINES = 40
-LAST_MESSAGES = 60
-MOST_LINES = {"*.backtrace.txt": 2000}
-"""Which thread crashed is chance when a signal comes from outside."""
 STACK = 30
 """Lines of the stack that are shown with the first cause."""
-
-# What the page shows the end of: a heading, and the files by their names, in the order of the page.
-SECTIONS = (
-    ("What the test or the command said", "error.txt"),
-    ("QEMU said", "*.qemu.log"),
-    ("The last QMP traffic", "*.qmp.log"),
-    ("Device servers said", "*.server.log"),
-    ("Interposers said", "*.interposer.log"),
-    ("The last messages on the wire, as an interposer saw them", "*.trace"),
-    ("The last messages on the wire, as QEMU traced them", "*.trace.log"),
-    ("Consoles", "*.console.log"),
-    ("Kernel logs of guests", "*.dmesg.log"),
-    ("Backtraces", "*.backtrace.txt"),
-    ("Command lines", "commands.txt"),
-    ("Versions", "versions.json"),
-)
 
 
 @dataclass(frozen=True)
@@ -127,21 +102,16 @@ def write(
         "versions": _versions(folder),
         "first_cause": cause,
         "deaths": [asdict(death) for death in found],
+        "processes": [_life(child) for child in children],
         "programs": {**programs, "vfio-user": _own_digest()},
         "files": {path.name: _digest(path) for path in _files(folder) if not path.match("*.core*")},
     }
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    page = _template().render(
-        cause=cause,
-        record=record,
-        deaths=found,
-        sections=[(heading, list(_ends(folder, pattern))) for heading, pattern in SECTIONS],
-        noise=list(_noise(folder)),
-        files=[(path.name, path.stat().st_size, record["files"].get(path.name, "")) for path in _files(folder)],  # type: ignore[attr-defined]
-        programs=record["programs"],
-        moment=lambda when: time.strftime("%H:%M:%S", time.localtime(when)) + f".{int(when % 1 * 1000):03d}",
+    from vfio_user.page.document import (
+        write_page,  # what it needs is slow to import, and only what went wrong has a page
     )
-    write_text(folder / INDEX, page)
+
+    write_page(folder, folder / INDEX)
     return cause
 
 
@@ -153,6 +123,27 @@ def cause_of(folder: Path) -> str:
         return ""
 
 
+def _life(child: Child) -> dict[str, object]:
+    """A program from its birth to its death, for the axis of the page."""
+    fate = child.fate()
+    return {
+        "name": child.name,
+        "pid": child.pid,
+        "when": child.began,
+        "ended": child.ended,
+        "fate": fate,
+        "stopped": child.was_stopped,
+        "on_request": _on_request(child, fate),
+        "in_order": child.exit_code == 0,
+        "command": child.argv,
+    }
+
+
+def _on_request(child: Child, fate: str) -> bool:
+    """Whether it was sent the signal that ended it."""
+    return any(fate.endswith(f" {number.name}") for number in child.signals)
+
+
 def _death(folder: Path, child: Child) -> Death:
     fate = child.fate()
     when = child.ended or 0.0  # from now on its core is known
@@ -162,7 +153,7 @@ def _death(folder: Path, child: Child) -> Death:
         pid=child.pid,
         when=when,
         fate=fate,
-        on_request=any(fate.endswith(f" {number.name}") for number in child.signals),
+        on_request=_on_request(child, fate),
         in_order=child.exit_code == 0,
         last_words=tail(child.log, LAST_LINES),
         core=child.core.name if child.core else "",
@@ -188,37 +179,6 @@ def _stack(report: Path) -> str:
     """The stack of the thread that crashed, which is the first of a backtrace."""
     first = report.read_text(errors="replace").strip().split("\n\n")[0]
     return "\n".join(first.splitlines()[:STACK])
-
-
-def _ends(folder: Path, pattern: str) -> Iterator[tuple[str, str]]:
-    """The files of a section with the ends of what they say."""
-    for path in sorted(folder.glob(pattern)):
-        if path.suffix == ".trace":
-            said = _messages(path)
-        else:
-            said = tail(path, MOST_LINES.get(pattern, LAST_LINES), without=NOISE)
-        if said:
-            yield path.name, said
-
-
-def _noise(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """The noise that QEMU printed though nothing was wrong: the file, how many lines, the last of them."""
-    for path in sorted(folder.glob("*.qemu.log")):
-        lines = [line for line in path.read_text(errors="replace").splitlines() if NOISE.search(line)]
-        if lines:
-            yield path.name, len(lines), lines[-1]
-
-
-def _messages(path: Path) -> str:
-    """The last messages of an interposer's trace."""
-    from userdev.trace import text  # with both protocols, for what went wrong only
-    from vfio_user.traces import open_trace
-
-    try:
-        view = open_trace(path)
-        return "\n".join(text(line, view.header.time) for line in deque(view.lines(), LAST_MESSAGES))
-    except UserError as error:
-        return str(error)
 
 
 def _described(error: BaseException) -> str:
@@ -277,10 +237,3 @@ def _own_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         whole.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return whole.hexdigest()
-
-
-def _template() -> jinja2.Template:
-    import jinja2  # only what went wrong has a page
-
-    source = Path(__file__).with_name("evidence.html").read_text()
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)

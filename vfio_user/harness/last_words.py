@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-# Known harmless: what QEMU 11.1.3 prints in every good run as well, and what follows from it (hw/vfio/, hw/vfio-user/).
-NOISE = re.compile(
-    r"vfio_container_dma_unmap\(.*\) = -\d+ \((?:No such file or directory|Input/output error|Bad address)\)"
-    r"|vfio_user_(?:process|wait_reqs)[: -]+error reply on async request"
-    r"|warning: TCG doesn't support requested feature"
-    r"|terminating on signal"
-)
+from vfio_user.page.noise import NOISE
 
 
 def reason(text: str) -> str:

@@ -14,8 +14,8 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -270,8 +270,7 @@ class Qmp:
         self.events.put(body)
 
     def _record(self, direction: str, body: Mapping[str, object]) -> None:
-        stamp = time.time()
-        moment = time.strftime("%H:%M:%S", time.localtime(stamp)) + f".{int(stamp % 1 * 1e6):06d}"
+        moment = datetime.now().astimezone().isoformat(timespec="microseconds")
         with self._log_lock:
             self.log.write(f"{moment} {direction} {json.dumps(body)}\n".encode())
 

@@ -15,8 +15,8 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
 from userdev.errors import about
+from vfio_user.harness import INDEX
 from vfio_user.harness.artifacts import write_text
-from vfio_user.harness.evidence import INDEX
 from vfio_user.nightly.summary import CaseResult, Cell, Comparison, Status, Summary, Verdict
 
 PAGE, MARKDOWN, JUNIT = "index.html", "summary.md", "junit.xml"

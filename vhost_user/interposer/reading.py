@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from userdev.relay.direction import Direction
 from userdev.trace.exchanges import MOST_PLACES, Exchange, Place
 from userdev.trace.format import Note
@@ -46,6 +48,15 @@ class VhostReading:
     def interrupt(self, note: Note) -> tuple[str, int] | None:
         """None: they pass in eventfds that go from one side to the other."""
         return None
+
+    def without_id(self, message: bytes) -> bytes:
+        """All of it: messages have no ids."""
+        return message
+
+    def fields(self, message: bytes, exchange: Exchange) -> dict[str, Any]:
+        """What a message says, by the names of its fields; its data too."""
+        decoded = describe(ASKERS[exchange.place.channel], _message(message, 0))
+        return {**decoded.fields, **({"data": decoded.data.hex()} if decoded.data else {})}
 
     def _place(self, decoded: DecodedMessage, towards: int) -> Place:
         """The same one for all requests that are about the same."""

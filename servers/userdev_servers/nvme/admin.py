@@ -231,9 +231,7 @@ def namespace_attachment(controller: Controller, command: Command) -> int:
     attach = action == _ATTACH
     if namespace.attached == attach:
         raise Failure(Status.NAMESPACE_ALREADY_ATTACHED if attach else Status.NAMESPACE_NOT_ATTACHED)
-    controller.drain()
-    namespace.attached = attach
-    controller.namespace_changed(namespace)
+    controller.set_attached(namespace, attach)
     return 0
 
 

@@ -44,6 +44,12 @@ class Resized(TypedDict):
     size: int
 
 
+class Attached(TypedDict):
+    """The result of `attach` and `detach`."""
+
+    attached: bool
+
+
 class DoorbellUse(TypedDict):
     """The result of `doorbells`."""
 
@@ -97,6 +103,26 @@ def resize(controller: Controller, request: Mapping[str, Any]) -> Resized:
     return {"size": chosen.size}
 
 
+def attach(controller: Controller, request: Mapping[str, Any]) -> Attached:
+    """{"command": "attach", "nsid": 2}: the guest is told by an event, and has the namespace again as it left it."""
+    return _set_attached(controller, request, True)
+
+
+def detach(controller: Controller, request: Mapping[str, Any]) -> Attached:
+    """{"command": "detach", "nsid": 2}: hot removal. Commands that were begun end, all others of it fail, and the guest
+    is told by an event.
+    """
+    return _set_attached(controller, request, False)
+
+
+def _set_attached(controller: Controller, request: Mapping[str, Any], attached: bool) -> Attached:
+    chosen = _namespace(controller, request)
+    if chosen.attached == attached:
+        raise UserError(f"namespace {chosen.nsid} is {'attached' if attached else 'detached'} already")
+    controller.set_attached(chosen, attached)
+    return {"attached": attached}
+
+
 def break_(controller: Controller, request: Mapping[str, Any]) -> Broken:
     """{"command": "break", "nsid": 1, "operation": "write", "error": "EIO", "first": 8, "blocks": 1}: the disk fails
     there, or everywhere, until it is mended.
@@ -130,9 +156,14 @@ def _namespace(controller: Controller, request: Mapping[str, Any]) -> Namespace:
     raise UserError(f"there is no namespace {nsid}")
 
 
+CHANGING = ("resize", "attach", "detach")
+"""Those that change what the guest sees."""
+
 COMMANDS: dict[str, Command] = {
     "namespaces": namespaces,
     "resize": resize,
+    "attach": attach,
+    "detach": detach,
     "break": break_,
     "mend": mend,
 }

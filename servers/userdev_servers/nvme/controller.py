@@ -99,6 +99,15 @@ class Controller:
         self.events.add(EventType.NOTICE, 0, LogPage.CHANGED_NAMESPACES)
         self.queues.interrupt()
 
+    def set_attached(self, namespace: Namespace, attached: bool) -> None:
+        """Attach a namespace to this controller or detach it, by the guest's wish or the host's.
+
+        Commands that were begun end before; those behind them find it as it is then.
+        """
+        self.drain()
+        namespace.attached = attached
+        self.namespace_changed(namespace)
+
     # The ends of commands
 
     def complete(self, command: Command, result: int = 0, failure: Exception | None = None) -> None:

@@ -14,6 +14,7 @@ from userdev.errors import UserError
 from userdev_servers.block.images import open_images
 from userdev_servers.control import ControlSocket
 from userdev_servers.nvme import checks, control
+from userdev_servers.nvme.control import CHANGING
 from userdev_servers.nvme.controller import Controller, Outcome
 from userdev_servers.nvme.copying import ImageCopy
 from userdev_servers.nvme.doorbell_page import DoorbellPage
@@ -133,7 +134,7 @@ class Nvme(ControllerState, PciDevice):
                 self.let_map(0, DOORBELLS, PAGE, page.fd)
                 pause = doorbell_interval / 1000
                 self.doorbells = Doorbells(page, self.controller, self.engine, self.call_later, pause)
-            self._control = ControlSocket(Path(control), self, CONTROL, changing=("resize",)) if control else None
+            self._control = ControlSocket(Path(control), self, CONTROL, changing=CHANGING) if control else None
             opened.pop_all()
 
     # Registers

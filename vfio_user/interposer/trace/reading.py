@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as errnos
 from dataclasses import replace
+from typing import Any
 
 from userdev.relay.direction import Direction
 from userdev.trace.exchanges import MOST_PLACES, Exchange, Place
@@ -77,6 +78,15 @@ class VfioReading:
         index, vector, count = (note.details.get(name) for name in ("index", "vector", "count"))
         name = name_of(IrqIndex, index) if isinstance(index, int) else index
         return f"{name} {vector}", count if isinstance(count, int) else 1
+
+    def without_id(self, message: bytes) -> bytes:
+        """All of it behind its ID."""
+        return message[_COMMAND:]
+
+    def fields(self, message: bytes, exchange: Exchange) -> dict[str, Any]:
+        """What a message says, by the names of its fields; its data too."""
+        decoded = describe(self._dialect, Message.decode(message, 0, message[HEADER_SIZE:], []), self._registers)
+        return {**decoded.fields, **({"data": decoded.data.hex()} if decoded.data else {})}
 
     def _new_place(self, key: tuple[int, bytes, bytes, bytes], record: bytes, at: int) -> Place:
         message = Message.decode(record, at, record[at + HEADER_SIZE :], [])

@@ -1,0 +1,243 @@
+"""`trace diff`: every difference between two traces is told with the records of both, and nothing that is only time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.interposer_bench import request
+from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
+from tests.vhost.between import Between, R, V
+from userdev.errors import UserError, VerdictError
+from userdev.trace.diff import alignment
+from userdev.trace.diff.alignment import hunks
+from vfio_user.cli import cli
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
+from vhost_user.wire.payloads import VringState
+
+
+def diff(a: Path, b: Path, *options: str) -> dict[str, Any]:
+    """What `--json` says; the exit status is that of whether there are differences."""
+    result = CliRunner().invoke(cli, ["trace", "diff", str(a), str(b), "--json", *options])
+    if result.exception is not None and not isinstance(result.exception, VerdictError):
+        raise result.exception
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert bool(found["differences"]) == isinstance(result.exception, VerdictError)
+    return found
+
+
+def differences(a: Path, b: Path, *options: str) -> list[tuple[str, str, int, int]]:
+    found = diff(a, b, *options)["differences"]
+    return [(one["kind"], one["text"], one["a_record"], one["b_record"]) for one in found]
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    flag_at_work(tmp_path / "good", 60)
+    return tmp_path / "good"
+
+
+# -- the same
+
+
+def test_a_trace_does_not_differ_from_itself(good: Path) -> None:
+    assert diff(good, good) == {"same": 240, "polled": 0, "differences": [], "truncated": {}}
+
+
+def test_ids_and_times_are_no_difference(good: Path, tmp_path: Path) -> None:
+    """And neither are the numbers of records: a note more is nobody's request."""
+    with Written(tmp_path / "other", REGISTERS) as trace:
+        trace._ids = 1000
+        trace.writer.note("mark", text="here")
+        for _ in range(60):
+            trace.write(UP, 0x5A, interrupt=True)
+            trace.read(CAUSES, 0x5A)
+            trace.write(DOWN, 0x5A)
+            trace.read(CAUSES, 0)
+    assert not differences(good, tmp_path / "other")
+
+
+def test_how_often_a_guest_polls_is_time(good: Path, tmp_path: Path) -> None:
+    flag_at_work(tmp_path / "slow", 60, polls=7)
+    found = diff(good, tmp_path / "slow")
+    assert (found["differences"], found["polled"]) == ([], 60)
+    polled = differences(good, tmp_path / "slow", "--polls")
+    assert len(polled) == 60
+    assert polled[0][:2] == ("repeats", "REGION_READ causes -> 0x5a: 1 times in A, 7 times in B")
+
+
+# -- what differs
+
+
+def test_an_answer_that_differs_is_told_with_both_records(good: Path, tmp_path: Path) -> None:
+    records = flag_at_work(tmp_path / "stale", 60, stale=33)
+    [(kind, text, _, b)] = differences(good, tmp_path / "stale")
+    assert (kind, text) == ("answer", "REGION_READ causes: 0x0 in A, 0x5a in B")
+    assert b == records["stale"]
+
+
+def test_all_differences_are_told_also_behind_one_that_shifts_the_rest(good: Path, tmp_path: Path) -> None:
+    with Written(tmp_path / "other", REGISTERS) as trace:
+        for number in range(60):
+            if number == 10:
+                trace.write(0x68, 1)
+                continue
+            trace.write(UP, 0x5A if number != 20 else 0x5B, interrupt=True)
+            trace.read(CAUSES, 0x5A)
+            if number != 30:
+                trace.write(DOWN, 0x5A)
+            trace.read(CAUSES, 0 if number != 40 else 2)
+    assert [(kind, text) for kind, text, _, _ in differences(good, tmp_path / "other")] == [
+        ("interrupts", "MSIX 0: 60 times in A, 59 times in B"),
+        ("only in A", "REGION_WRITE up = 0x5a"),
+        ("only in B", "REGION_WRITE BAR0+0x68 = 0x1"),
+        ("only in A", "REGION_READ causes -> 0x5a"),
+        ("only in A", "REGION_WRITE down = 0x5a"),
+        ("only in A", "REGION_READ causes -> 0x0"),
+        ("asked", "REGION_WRITE up: 0x5a in A, 0x5b in B"),
+        ("only in A", "REGION_WRITE down = 0x5a"),
+        ("answer", "REGION_READ causes: 0x0 in A, 0x2 in B"),
+    ]
+
+
+def test_an_error_differs_from_a_value_and_from_silence(tmp_path: Path) -> None:
+    for name, last in (("a", {"value": 1}), ("b", {"value": None, "errno": 22}), ("c", {"value": None})):
+        with Written(tmp_path / name, REGISTERS) as trace:
+            trace.read(CAUSES, **last)
+    [(_, text, _, _)] = differences(tmp_path / "a", tmp_path / "b")
+    assert text == "REGION_READ causes: 0x1 in A, EINVAL in B"
+    [(_, text, _, _)] = differences(tmp_path / "a", tmp_path / "c")
+    assert text == "REGION_READ causes: 0x1 in A, nothing in B"
+
+
+def test_of_other_messages_the_fields_that_differ_are_told(tmp_path: Path) -> None:
+    for name, vectors in (("a", 1), ("b", 1), ("c", 4)):
+        with Written(tmp_path / name) as trace:
+            trace.ask(
+                request(Command.GET_INFO, at.DEVICE_INFO.pack(16, 0, 0, 0)), at.DEVICE_INFO.pack(16, 2, 9, vectors)
+            )
+    assert not differences(tmp_path / "a", tmp_path / "b")
+    [(_, text, _, _)] = differences(tmp_path / "a", tmp_path / "c")
+    assert text == "DEVICE_GET_INFO: num_irqs=1 in A, num_irqs=4 in B"
+
+
+def test_a_lost_interrupt_is_told_with_the_write_that_it_did_not_come_behind(good: Path, tmp_path: Path) -> None:
+    records = flag_at_work(tmp_path / "lossy", 60, lost=31)
+    total, lost = differences(good, tmp_path / "lossy")
+    assert total[:2] == ("interrupts", "MSIX 0: 60 times in A, 59 times in B")
+    assert lost[0:2] == ("interrupt", "MSIX 0 behind REGION_WRITE up = 0x5a: one in A, none in B")
+    assert lost[3] == records["lost"]
+
+
+def test_what_the_server_asks_is_compared_by_itself(tmp_path: Path) -> None:
+    """When it asks between two of the client's requests is time, what it reads is not."""
+    for name, early, data in (("a", True, b"abcd"), ("b", False, b"abcd"), ("c", True, b"abce")):
+        with Written(tmp_path / name, REGISTERS) as trace:
+            if early:
+                trace.dma_read(0x1000, data)
+            trace.write(UP, 1)
+            if not early:
+                trace.dma_read(0x1000, data)
+    assert not differences(tmp_path / "a", tmp_path / "b")
+    [(kind, text, _, _)] = differences(tmp_path / "a", tmp_path / "c")
+    assert (kind, text) == ("answer", "DMA_READ: data=61626364 in A, data=61626365 in B")
+
+
+def test_a_back_end_is_compared_too(tmp_path: Path) -> None:
+    for name, size in (("a", 256), ("b", 128)):
+        with Between(tmp_path / name) as between:
+            between.negotiate(V.VERSION_1 | V.PROTOCOL_FEATURES | V(1 << 6))
+            between.tell(R.SET_VRING_NUM, VringState(1, size))
+    [(kind, text, _, _)] = differences(tmp_path / "a", tmp_path / "b")
+    assert (kind, text) == ("asked", "SET_VRING_NUM ring 1: num=256 in A, num=128 in B")
+
+
+# -- asked for
+
+
+def test_what_is_ignored_is_no_difference(good: Path, tmp_path: Path) -> None:
+    flag_at_work(tmp_path / "other", 60, stale=33, lost=3)
+    everything = differences(good, tmp_path / "other")
+    assert len(everything) == 3
+    for names, left in (
+        (["causes"], 2),
+        (["MSIX 0"], 1),
+        (["BAR0+0x24"], 2),
+        (["REGION_READ", "MSIX 0"], 0),
+        (["BAR0"], 1),
+    ):
+        options = [word for name in names for word in ("--ignore", name)]
+        assert len(differences(good, tmp_path / "other", *options)) == left
+
+
+def test_a_name_that_neither_trace_has_is_refused(good: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        diff(good, good, "--ignore", "cause")
+    assert "'causes'" in refused.value.hint
+
+
+def test_traces_of_two_protocols_are_refused(good: Path, tmp_path: Path) -> None:
+    with Between(tmp_path / "t"):
+        pass
+    with pytest.raises(UserError, match="vhost-user"):
+        diff(good, tmp_path / "t")
+
+
+def test_a_trace_that_was_cut_off_is_compared_up_to_there(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(good.read_bytes()[:-100])
+    found = diff(good, tmp_path / "cut")
+    assert str(tmp_path / "cut") in found["truncated"]
+    assert {one["kind"] for one in found["differences"]} <= {"only in A", "answer"}
+
+
+def test_people_get_a_line_for_each(good: Path, tmp_path: Path) -> None:
+    records = flag_at_work(tmp_path / "stale", 60, stale=33)
+    result = CliRunner().invoke(cli, ["trace", "diff", str(good), str(tmp_path / "stale")])
+    lines = result.stdout.splitlines()
+    assert lines[1].split()[:3] == ["answer", str(records["stale"]), str(records["stale"])]
+    assert lines[-1] == "1 differences; 239 exchanges are the same"
+
+
+# -- aligned
+
+
+@pytest.mark.parametrize("small", [0, 1 << 16], ids=["by the program", "by the table"])
+@settings(max_examples=25)
+@given(a=st.lists(st.integers(0, 3), max_size=30), b=st.lists(st.integers(0, 3), max_size=30))
+def test_what_is_outside_of_the_hunks_is_the_same(small: int, a: list[int], b: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "SMALL", small)
+        found = hunks(a, b)
+    rest_a, rest_b = list(a), list(b)
+    for hunk in reversed(found):
+        del rest_a[hunk.a_from : hunk.a_to]
+        del rest_b[hunk.b_from : hunk.b_to]
+    assert rest_a == rest_b
+    assert bool(found) == (a != b)
+
+
+@given(a=st.lists(st.integers(0, 3), max_size=30), b=st.lists(st.integers(0, 3), max_size=30))
+def test_as_much_as_can_be_is_the_same(a: list[int], b: list[int]) -> None:
+    lengths = [0] * (len(b) + 1)
+    for one in a:
+        before = 0
+        for place, other in enumerate(b, 1):
+            before, lengths[place] = lengths[place], before + 1 if one == other else max(lengths[place - 1 : place + 1])
+    assert len(a) - sum(hunk.a_to - hunk.a_from for hunk in hunks(a, b)) == lengths[-1]
+
+
+def test_without_the_program_long_traces_are_refused_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(alignment, "SMALL", 0)
+    with pytest.raises(UserError) as refused:
+        hunks([1], [2])
+    assert "diffutils" in refused.value.hint

@@ -1,0 +1,36 @@
+"""`vfio-user show`: the page of a run, a trace or a bundle, written and opened."""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from pathlib import Path
+
+import click
+
+from vfio_user.cli._registers import registers as names
+from vfio_user.page.document import write_page
+from vfio_user.page.names import INDEX
+
+
+@click.command()
+@click.argument("what", metavar="EVIDENCE|TRACE|BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The page; default: index.html in a folder, FILE.html."
+)
+@click.option("--registers", metavar="MAP", help="Names of registers, as `vfio-user trace show` takes them.")
+@click.option("--open/--no-open", "opened", default=None, help="Open it in a browser; by default at a terminal.")
+def command(what: Path, output: Path | None, registers: str | None, opened: bool | None) -> None:
+    """Write the page of a run, a trace or a bundle, and open it.
+
+    One HTML file that needs no network: the first cause, all that happened on one axis, and the logs.
+    """
+    out = output or (what / INDEX if what.is_dir() else what.with_name(what.name + ".html"))
+    page = write_page(what, out, registers=names(registers) if registers is not None else None)
+    for why in page.truncated:
+        click.echo(f"{why}; everything before it is on the page", err=True)
+    click.echo(str(out))
+    if opened is None:
+        opened = sys.stdout.isatty()
+    if opened and not webbrowser.open(out.absolute().as_uri()):
+        click.echo("no browser could be started here; --no-open tries none", err=True)

@@ -1,0 +1,11 @@
+"""The names of the files that the page of a run is made of and written to."""
+
+from __future__ import annotations
+
+INDEX = "index.html"
+"""The page, in the folder of its run."""
+RECORD = "evidence.json"
+TIMELINE = "timeline.json"
+MIGRATIONS = "*.migration.json"
+GUEST_COMMANDS = "*.commands.jsonl"
+SOAK = "soak.jsonl"

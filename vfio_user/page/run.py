@@ -1,0 +1,120 @@
+"""What a run wrote down of itself, on the axis: steps, programs, migrations, a soak's events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vfio_user.page.axis import Axis, Kind, Row
+from vfio_user.page.names import GUEST_COMMANDS, MIGRATIONS, SOAK, TIMELINE
+
+
+def put_steps(axis: Axis, folder: Path) -> None:
+    """Put the steps of a run on the axis."""
+    for step in _objects(folder / TIMELINE):
+        wrong = str(step.get("error", ""))
+        title = str(step.get("what", "?")) + (f": {wrong}" if wrong else "")
+        _tell(
+            axis, Row("run", "steps"), step, title, Kind.WRONG if wrong else Kind.STEP, short=str(step.get("what", "?"))
+        )
+
+
+def put_programs(axis: Axis, record: Mapping[str, Any]) -> None:
+    """Put the programs of a run on the axis: each from its birth to its death."""
+    for program in _all(record.get("processes")):
+        name, fate = str(program.get("name", "?")), str(program.get("fate", ""))
+        kind = Kind.STEP
+        if not program.get("stopped") and fate != "is running":
+            kind = Kind.STEP if program.get("in_order") else Kind.FAULT if program.get("on_request") else Kind.WRONG
+        row = Row("run", "program", name)
+        _tell(axis, row, program, f"{name} runs, process {program.get('pid')}", Kind.STEP, short=name)
+        if isinstance(program.get("ended"), int | float):
+            ended = {**program, "when": program["ended"], "seconds": 0}
+            _tell(axis, row, ended, f"{name} {fate}" if fate else f"{name} ended", kind, short=fate)
+
+
+def put_migrations(axis: Axis, folder: Path) -> None:
+    """Put the phases of migrations on the axis."""
+    for path in sorted(folder.glob(MIGRATIONS)):
+        for report in _objects(path):
+            row = Row("migration", path.name.removesuffix(".migration.json"))
+            zero = report.get("when")
+            if not isinstance(zero, int | float):
+                continue
+            for phase in _all(report.get("phases")):
+                placed = {**phase, "when": zero + float(phase.get("began") or 0)}
+                _tell(axis, row, placed, f"phase {phase.get('phase')}", Kind.STEP, short=str(phase.get("phase")))
+            good = report.get("verdict") == "migrated"
+            verdict = (
+                f"{report.get('verdict')}: {report.get('reason')}"
+                if report.get("reason")
+                else str(report.get("verdict"))
+            )
+            end = {**report, "when": zero + float(report.get("seconds") or 0), "seconds": 0}
+            end.pop("phases", None)
+            _tell(axis, row, end, verdict, Kind.STEP if good else Kind.WRONG, short=str(report.get("verdict")))
+
+
+def put_guest_commands(axis: Axis, folder: Path) -> None:
+    """Put what was run in guests on the axis."""
+    for path in sorted(folder.glob(GUEST_COMMANDS)):
+        row = Row("guest program", path.name.removesuffix(".commands.jsonl"))
+        for command in _lines(path):
+            wrong = command.get("error") or command.get("status")
+            title = str(command.get("run", "?")) + (
+                f": {wrong if isinstance(wrong, str) else f'status {wrong}'}" if wrong else ""
+            )
+            _tell(axis, row, command, title, Kind.REFUSED if wrong else Kind.STEP, short=str(command.get("run", "?")))
+
+
+def put_soak(axis: Axis, folder: Path) -> None:
+    """Put the events of a soak on the axis."""
+    for line in _lines(folder / SOAK):
+        kind = line.get("kind")
+        if kind not in ("event", "failure", "note"):
+            continue
+        title = " ".join(str(line[name]) for name in ("event", "target", "check", "what") if line.get(name))
+        happened = {**line, "seconds": line.get("whole") or 0}
+        if isinstance(happened.get("when"), int | float):  # that of its end
+            happened["when"] -= happened["seconds"]
+        _tell(axis, Row("soak", "events"), happened, title, Kind.WRONG if kind == "failure" else Kind.STEP, short=title)
+
+
+def _tell(axis: Axis, row: Row, what: Mapping[str, Any], title: str, kind: Kind, *, short: str) -> None:
+    """Put a thing with `when` and `seconds` on the axis; what has no moment has no place there."""
+    when, seconds = what.get("when"), what.get("seconds", 0)
+    if isinstance(when, int | float) and isinstance(seconds, int | float) and 0 <= when < 4e9 and 0 <= seconds < 4e9:
+        details = {
+            name: value for name, value in what.items() if name not in ("when", "kind") and value not in ("", None)
+        }
+        axis.tell(row, round(when * 1e9), title, details, kind, lasted=round(seconds * 1e9), short=short)
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON file, which is one or a list of them; none where it is neither."""
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return _all(found if isinstance(found, list) else [found])
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def _all(found: Any) -> list[dict[str, Any]]:
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []

@@ -1,0 +1,216 @@
+"""A trace on the axis: a request and its answer are one thing that took time.
+
+Accesses of registers, of which there may be millions, are put there as their exchanges have them; whatever else passed
+is taken apart as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from userdev.errors import ProtocolError
+from userdev.printable import printable
+from userdev.trace import Note, Raw, TraceLine, TraceReader, View, as_json, decoded_lines, text
+from userdev.trace.exchanges import REQUEST, Exchange, Exchanges, Place
+from userdev.trace.format import decode
+from userdev.trace.lines import Entry
+from userdev.trace.view import TraceView, opened
+from vfio_user.interposer.trace.registers import RegisterMap
+from vfio_user.page.axis import Axis, Kind
+from vfio_user.traces import open_trace
+
+_KINDS = {
+    "fault": Kind.FAULT,
+    "fault-failed": Kind.FAULT,
+    "signal": Kind.FAULT,
+    "cut": Kind.FAULT,
+    "no-server": Kind.WRONG,
+    "session-failed": Kind.WRONG,
+    "unframed": Kind.WRONG,
+    "server-gone": Kind.WRONG,
+    "server-hangs": Kind.WRONG,
+    "given-up": Kind.WRONG,
+    "attempt-failed": Kind.WRONG,
+    "descriptors-lost": Kind.WRONG,
+}
+"""Of notes, by their events; the others are events, no more."""
+_SEEN = ("record", "seconds", "direction", "request", "latency", "kind", "answer")
+"""Fields of a record that the page has elsewhere."""
+UNANSWERED = "never answered"
+LAST_MESSAGES = 60
+_INTERPOSER = "interposer"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is to say of a trace beside the axis: `last` are its last records, in words."""
+
+    name: str
+    truncated: str
+    """Where and why the file ends early; "" where it does not."""
+    last: str
+
+
+def put_trace(axis: Axis, path: Path, registers: RegisterMap | None = None) -> Seen:
+    """Put a trace's records on the axis; `registers` have the names of registers, instead of the trace's own.
+
+    Raises:
+        UserError: there is no such file, or it is no trace.
+    """
+    view = open_trace(path, registers)
+    with opened(path, view.shown.protocol) as reader:
+        last = _Wire(axis, view, reader, path.name.removesuffix(".trace")).put()
+        words = "\n".join(text(line, view.header.time) for line in last)
+        return Seen(path.name, reader.truncated, printable(words))
+
+
+class _Wire:
+    """One trace on its way to the axis."""
+
+    def __init__(self, axis: Axis, view: TraceView, reader: TraceReader[Any], group: str) -> None:
+        self._axis, self._shown, self._reader, self._group = axis, view.shown, reader, group
+        self._reading = view.shown.reading()
+        self._header = view.header
+        self._zero = view.header.realtime - view.header.time
+        self._ended = view.header.time
+        self._asked: dict[int, bytes] = {}
+        """The records of requests that wait for an answer, but for accesses."""
+        self._rows: dict[Place, int] = {}
+        self._accesses: dict[tuple[Place, int | None, str, int, bool], tuple[int, Kind]] = {}
+        """Wordings of accesses that came before: the same again is a look."""
+        self._last: deque[tuple[int, bytes]] = deque(maxlen=LAST_MESSAGES)
+
+    def put(self) -> list[TraceLine]:
+        """Put all of it there; returns the last lines."""
+        about = {name: value for name, value in self._header.about.items() if name != "registers"}
+        self._other(TraceLine(self._header, None), "trace begins", about, Kind.EVENT)
+        exchanges = Exchanges(self._reader, self._reading, asked=self._hear)
+        for event in exchanges.events():
+            self._last.append((self._reader.number, self._reader.record))
+            match event:
+                case Exchange():
+                    self._ended = event.time + (event.latency or 0)
+                    self._exchange(event)
+                case Note():
+                    self._note(event)
+                case Raw():
+                    self._other(
+                        TraceLine(event, None),
+                        "bytes that are no message",
+                        as_json(TraceLine(event, None), 0),
+                        Kind.REFUSED,
+                    )
+        for left in exchanges.rest():
+            self._exchange(left)
+        return self._lines(self._last)
+
+    def _hear(self, exchange: Exchange) -> None:
+        """A request has come: what is no access is taken apart once it is answered."""
+        self._last.append((exchange.number, self._reader.record))
+        self._ended = exchange.time
+        if not exchange.place.is_access:
+            self._asked[exchange.number] = self._reader.record
+
+    def _exchange(self, exchange: Exchange) -> None:
+        place = exchange.place
+        lasted = exchange.latency
+        if lasted is None:
+            lasted = self._ended - exchange.time if place.kind == REQUEST and exchange.view != View.RECEIVED else 0
+        if place.is_access:
+            row, (said, kind) = self._row_of_access(place), self._access(exchange)
+        else:
+            row, said, kind = self._message(exchange)
+        self._axis.add(row, exchange.time + self._zero, said, kind, lasted, exchange.number, exchange.reply)
+
+    def _row_of_access(self, place: Place) -> int:
+        row = self._rows.get(place)
+        if row is None:
+            register = place.register.partition("+")[0] or f"{place.offset:#x}"
+            row = self._rows[place] = self._axis.row(self._group, place.region, register)
+        return row
+
+    def _access(self, exchange: Exchange) -> tuple[int, Kind]:
+        place, answered = exchange.place, exchange.reply != 0
+        key = place, exchange.value, exchange.error, exchange.view, answered
+        known = self._accesses.get(key)
+        if known is None:
+            value = hex(exchange.value) if exchange.value is not None else ""
+            kind, short = _outcome(exchange, Kind.WRITE if place.writes else Kind.READ, value or place.command)
+            details = {
+                "command": place.command,
+                "region": place.region,
+                "offset": hex(place.offset or 0),
+                "size": place.size,
+                "register": place.register,
+                "value": value,
+                "error": exchange.error,
+                "seen": _SIDES.get(exchange.view, ""),
+            }
+            kept = {name: value for name, value in details.items() if value not in ("", None)}
+            title = f"{place.title} {'= ' * bool(value) + short}"
+            known = self._accesses[key] = self._axis.said(title, kept, short), kind
+        return known
+
+    def _message(self, exchange: Exchange) -> tuple[int, int, Kind]:
+        """Row, wording and kind of what is no access."""
+        place = exchange.place
+        records = [(exchange.number, self._asked.pop(exchange.number))]
+        if exchange.reply and self._reader.number == exchange.reply:
+            records.append((exchange.reply, self._reader.record))
+        line, *answers = self._lines(records)
+        details = _fields(line)
+        if answers:
+            details["answer"] = _fields(answers[0])
+        problem = any(each.decoded is not None and each.decoded.problem for each in (line, *answers))
+        kind, short = _outcome(exchange, Kind.REFUSED if problem else Kind.MESSAGE, place.detail or place.command)
+        area = f"ring {place.ring}" if place.ring is not None else self._shown.lanes.of(line) or _INTERPOSER
+        title = place.title if short in place.title else f"{place.title} {short}"
+        return self._axis.row(self._group, area), self._axis.said(title, details, short), kind
+
+    def _note(self, note: Note) -> None:
+        interrupt = self._reading.interrupt(note)
+        told = ((name, value) for name, value in note.details.items() if not isinstance(value, dict | list))
+        about = " ".join(f"{name}={value}" for name, value in told)
+        title = f"{note.event} {interrupt[0] if interrupt else about}".strip()
+        kind = _KINDS.get(note.event, Kind.EVENT)
+        self._other(TraceLine(note, None), title, note.details, kind, interrupt[0] if interrupt else note.event)
+
+    def _other(self, line: TraceLine, title: str, details: dict[str, Any], kind: Kind, short: str = "") -> None:
+        row = self._axis.row(self._group, self._shown.lanes.of(line) or _INTERPOSER)
+        said = self._axis.said(title, details, short or title)
+        self._axis.add(row, line.entry.time + self._zero, said, kind, 0, line.entry.number)
+
+    def _lines(self, records: Iterable[tuple[int, bytes]]) -> list[TraceLine]:
+        """What records say that are kept, those that can be read."""
+        entries: list[Entry] = []
+        for number, record in records:
+            with suppress(ProtocolError):
+                entries.append(decode(number, record, self._reader.protocol))
+        return list(decoded_lines(entries, self._shown.decode))
+
+
+_SIDES: Mapping[int, str] = {
+    View.RECEIVED: "only received, and not passed on so",
+    View.SENT: "only sent, by the interposer",
+}
+
+
+def _outcome(exchange: Exchange, usual: Kind, short: str) -> tuple[Kind, str]:
+    """What an exchange came to, and that in a word."""
+    if exchange.error:
+        return Kind.REFUSED, f"refused: {exchange.error}"
+    if exchange.view in _SIDES:
+        return Kind.FAULT, short
+    if exchange.place.kind == REQUEST and not exchange.reply:
+        return Kind.WRONG, UNANSWERED
+    return usual, short
+
+
+def _fields(line: TraceLine) -> dict[str, Any]:
+    assert line.decoded is not None
+    return {name: each for name, each in as_json(line, 0).items() if name not in _SEEN}
