@@ -173,6 +173,10 @@ class CommandServer:
             raise self._failure
         if self._child is None or not self._child.running or (self._serves_one and self._is_left()):
             self._start()
+        elif self._clients:
+            with suppress(UserError):  # it has listened, and mostly does: to end a watch takes the kernel 15 ms
+                self._clients.append(connect(str(self.path), timeout=self._timeout))
+                return self._clients[-1]
         with Watch(self._folder) as arrivals:
             return self._connected(arrivals)
 

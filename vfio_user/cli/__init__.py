@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
     "docs": ("docs", "Open the documentation of this version, which needs no network."),
     "exec": ("exec", "Run one command in a guest, and end with its status."),
+    "fuzz": ("fuzz", "Look for what any server does wrong, by sequences that are drawn."),
     "image": ("image", "Build and list guest images."),
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
     "known-issues": ("known_issues", "List what is known to go wrong in QEMU, and what of it happens here."),
@@ -60,7 +61,7 @@ VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
 
 _PROGRAMS = {"vfio-user": COMMANDS, "vhost-user": VHOST_USER_COMMANDS}
 
-_EXTRAS = {"nightly": "test", "test-e2e": "test"}
+_EXTRAS = {"fuzz": "fuzz", "nightly": "test", "test-e2e": "test"}
 """Which extra a command needs where its packages are missing; the others need `harness`."""
 
 

@@ -45,6 +45,7 @@ class Asked:
     junit: Path | None
     json_path: Path | None
     timeout: float
+    corpus: Path | None = None
 
 
 def options(argument: str) -> Callable[[Function], Function]:
@@ -68,6 +69,11 @@ def options(argument: str) -> Callable[[Function], Function]:
         click.option("--json", "json_path", type=path, help="Write JSON."),
         click.option(
             "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
+        ),
+        click.option(
+            "--corpus",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Play the finds of `fuzz` that are in this folder, instead of the checks.",
         ),
     ]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import click
 
 from vfio_user.cli._conformance import Asked, Suite, Target, options
+from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
+from vfio_user.fuzz import PROTOCOL, VfioUserSubject
 from vfio_user.wire import DIALECTS
 
 
@@ -23,8 +26,11 @@ def command(dialect: str, **given: Any) -> None:
     """
     asked = Asked(**given)
     spoken = DIALECTS[dialect]
+    catalogue: Sequence[Check[Bench]] = CATALOGUE
+    if asked.corpus is not None:
+        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VfioUserSubject.of, spoken))
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
         return run(checks, target, spoken, timeout=asked.timeout)
 
-    Suite(CATALOGUE, "vfio-user", dialect, reference=REFERENCE).carry_out(asked, greeting(spoken), run_checks)
+    Suite(catalogue, "vfio-user", dialect, reference=REFERENCE).carry_out(asked, greeting(spoken), run_checks)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from userdev.errors import VerdictError
+from userdev.fuzz.finds import is_find
 from vfio_user.interposer.replay import replay
 from vfio_user.interposer.replay.player import PATIENCE_SECONDS, Timing
 from vfio_user.interposer.replay.script import load_script
@@ -38,7 +41,15 @@ def command(
     ignore: tuple[str, ...],
     patience: float,
 ) -> None:
-    """Play the client's side of TRACE, and report the first reply, interrupt or DMA write that differs (exit 1)."""
+    """Play the client's side of TRACE, and report the first reply, interrupt or DMA write that differs (exit 1).
+
+    TRACE may be a find of `vfio-user fuzz` too: its steps are played, and what they led to is looked for.
+    """
+    if is_find(Path(trace)):
+        from vfio_user.cli.fuzz import replay_find
+
+        replay_find(Path(trace), server_command, connect, timeout=patience)
+        return
     outcome = replay(
         load_script(trace, session),
         server_command,

@@ -107,7 +107,7 @@ def describe(client: Client) -> Description:
     config = ConfigSpaceDump(_read_config(client, regions))
     capabilities = config.capabilities()
     bars = {bar.index: bar.kind + (" prefetchable" if bar.prefetchable else "") for bar in config.bars()}
-    irqs = [_irq_facts(client, index) for index in range(info.num_irqs)]
+    irqs = [irq_facts(client, index) for index in range(info.num_irqs)]
     assert client.server is not None
     agreed = client.server.capabilities
     not_survived = list(_not_survived(regions, capabilities))
@@ -154,7 +154,8 @@ def _region_facts(region: Region, bars: dict[int, str]) -> RegionFacts:
     )
 
 
-def _irq_facts(client: Client, index: int) -> IrqFacts:
+def irq_facts(client: Client, index: int) -> IrqFacts:
+    """Ask what one interrupt index is."""
     info = client.irq_info(index)
     flags = [flag.name.lower() for flag in IrqInfoFlags if info.flags & flag and flag.name]
     name = _IRQ_NAMES[index] if index < len(_IRQ_NAMES) else f"irq {index}"

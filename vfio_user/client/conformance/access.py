@@ -128,13 +128,13 @@ def bar_sizing(bench: Bench) -> None:
     try:
         index = 0
         while index < 6:
-            index += _size_bar(bench, index)
+            index += size_bar(bench, index)
     finally:
         client.config_write(4, command)
 
 
-def _size_bar(bench: Bench, index: int) -> int:
-    """Check one BAR; how many registers it takes."""
+def size_bar(bench: Bench, index: int) -> int:
+    """Check that one BAR sizes to its region; how many registers it takes."""
     client = bench.client
     at = 0x10 + 4 * index
     before = int.from_bytes(client.config_read(at, 4), "little")

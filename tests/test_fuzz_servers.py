@@ -1,0 +1,443 @@
+"""`vfio-user fuzz`: what is drawn, what each oracle notices, how finds are reduced, kept and played again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
+from userdev.errors import UserError
+from userdev.fuzz import Blob, Bounds, Campaign, Few, Find, Found, Kind, Number, Oracle, Pick, Several, Step, Summary
+from userdev.fuzz import process as process_module
+from userdev.fuzz.drawing import sequences
+from userdev.fuzz.finds import corpus
+from userdev.fuzz.process import Holdings, Watched
+from userdev_servers.edu import Edu
+from vfio_user.cli import cli
+from vfio_user.device import PciDevice, register
+from vfio_user.fuzz import ORACLES, VfioUserSubject
+from vfio_user.server.session import Session
+from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire.constants import IrqSetFlags
+from vfio_user.wire.layouts import DMA_MAP, IRQ_SET, REGION_ACCESS
+
+KINDS: list[Kind[Any]] = [
+    Kind("one", lambda session: None, {"number": Number(0, 9), "data": Blob(0, 4)}),
+    Kind("other", lambda session: None, {"few": Few(range(1000), 2), "several": Several(Pick(("a", "b")), 0, 3)}),
+]
+RULE = Oracle("rule", "nothing is said twice")
+
+
+class Quiet:
+    """Listens, and keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def played(self, summary: Summary) -> None:
+        self.heard.append("played")
+
+    def found(self, find: Find) -> None:
+        self.heard.append(f"found {find.cause}")
+
+    def reducing(self, left: int, tries: int) -> None:
+        self.heard.append(f"{left} left")
+
+    def kept(self, find: Find, path: Path | None) -> None:
+        self.heard.append(f"kept {find.cause}")
+
+
+class Pretended:
+    """A server that does wrong where `a` comes before `b`, and in another way where `c` is said."""
+
+    protocol = "pretended"
+
+    def __init__(self) -> None:
+        self.renewed = 0
+
+    def play(self, steps: Sequence[Step]) -> Found | None:
+        names = [step.name for step in steps]
+        if "stop" in names:
+            raise KeyboardInterrupt
+        if "a" in names and "b" in names[names.index("a") :]:
+            return Found(RULE, "a before b", f"b behind a, of {len(steps)}")
+        return Found(RULE, "c", "c was said") if "c" in names else None
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+    def facts(self) -> dict[str, str]:
+        return {"device": "pretended"}
+
+
+def steps(names: str) -> tuple[Step, ...]:
+    return tuple(Step.of(name, number=place + 7) for place, name in enumerate(names.split()))
+
+
+def campaign(drawn: list[tuple[Step, ...]], folder: Path | None = None, subject: Any = None, **bounds: Any) -> Summary:
+    subject = subject or Pretended()
+    return Campaign(subject, iter(drawn), seed=5, bounds=Bounds(**bounds), listener=Quiet(), folder=folder).run()
+
+
+# what is drawn
+
+
+def first(seed: int, count: int) -> list[tuple[Step, ...]]:
+    drawn = sequences(KINDS, seed, 10)
+    return [next(drawn) for _ in range(count)]
+
+
+def test_the_same_seed_gives_the_same_sequences_and_another_one_others() -> None:
+    assert first(1, 5) == first(1, 5) != first(2, 5)
+
+
+def test_a_sequence_has_few_of_what_is_to_have_to_do_with_each_other_and_others_have_other_ones() -> None:
+    used = [{dict(step.arguments)["few"] for step in some if step.name == "other"} for some in first(3, 10)]
+    assert max(map(len, used)) <= 2
+    assert len(set().union(*used)) > 4
+
+
+def test_what_is_drawn_is_of_its_kind_and_what_is_edited_need_not_be() -> None:
+    kinds = {kind.name: kind for kind in KINDS}
+    assert all(kinds[step.name].takes(step) for some in first(4, 5) for step in some)
+    for wrong in (
+        Step.of("one", number=10, data=""),
+        Step.of("one", number="1", data=""),
+        Step.of("one", number=1, data="xy"),
+        Step.of("one", number=1),
+        Step.of("one", number=1, data="", more=1),
+    ):
+        assert not KINDS[0].takes(wrong)
+
+
+# a campaign
+
+
+def test_a_find_is_reduced_to_the_steps_that_it_takes_and_to_simple_values(tmp_path: Path) -> None:
+    summary = campaign([steps("x y a x x y b x")], tmp_path)
+    (find,) = summary.finds.values()
+    assert [step.name for step in find.steps] == ["a", "b"]
+    assert {value for step in find.steps for _, value in step.arguments} == {0}
+    assert find.reproduced
+    assert find.minimal
+    assert find.what == "b behind a, of 2"
+
+
+def test_one_cause_is_one_find_however_often_it_is_met(tmp_path: Path) -> None:
+    summary = campaign([steps("a b"), steps("c"), steps("a x b"), steps("x")], tmp_path)
+    assert sorted(find.cause for find in summary.finds.values()) == ["rule: a before b", "rule: c"]
+    assert summary.finds["rule: a before b"].times == 2
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_reduction_keeps_the_cause_though_another_one_is_shorter() -> None:
+    (find,) = campaign([steps("a c b")]).finds.values()
+    assert [step.name for step in find.steps] == ["a", "b"]
+
+
+def test_what_was_found_before_ctrl_c_is_kept(tmp_path: Path) -> None:
+    summary = campaign([steps("a b"), steps("stop"), steps("c")], tmp_path)
+    assert summary.interrupted
+    assert [Find.read(path).cause for path in tmp_path.iterdir()] == ["rule: a before b"]
+
+
+def test_ctrl_c_within_a_reduction_keeps_the_find_as_it_was(tmp_path: Path) -> None:
+    class Impatient(Pretended):
+        def play(self, steps: Sequence[Step]) -> Found | None:
+            if self.renewed:
+                raise KeyboardInterrupt
+            return super().play(steps)
+
+    assert campaign([steps("x a b")], tmp_path, Impatient()).interrupted
+    (path,) = tmp_path.iterdir()
+    assert len(Find.read(path).steps) == 3
+
+
+def test_bounds_end_it() -> None:
+    assert campaign([steps("x")] * 9, sequences=3).sequences == 3
+    assert len(campaign([steps("a b"), steps("c")], finds=1).finds) == 1
+
+
+def test_what_does_not_come_again_is_told_as_that() -> None:
+    class Once(Pretended):
+        def play(self, steps: Sequence[Step]) -> Found | None:
+            return None if self.renewed else super().play(steps)
+
+    (find,) = campaign([steps("x a b")], subject=Once()).finds.values()
+    assert not find.reproduced
+    assert len(find.steps) == 3
+
+
+# finds as files
+
+
+def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
+    find = Find("p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"})
+    assert Find.read(find.write(tmp_path)) == find
+    assert [found for _, found in corpus(tmp_path, "p")] == [find]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0\1", b"{", b"[]", b'{"format": "x"}', b'{"format": "userdev fuzz find", "version": 1}', b"[" * 100000],
+)
+def test_a_file_that_is_no_find_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        Find.read(path)
+
+
+@pytest.mark.parametrize("wrong", [7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": None}]], [[1, {}]], None])
+def test_steps_that_are_none_are_refused_in_words(tmp_path: Path, wrong: object) -> None:
+    path = Find("p", "rule", "", "rule: c", "", ()).write(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": wrong}))
+    with pytest.raises(UserError):
+        Find.read(path)
+
+
+def test_a_folder_without_finds_of_the_protocol_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError):
+            corpus(folder, "p")
+    Find("q", "rule", "", "rule: c", "", ()).write(tmp_path)
+    with pytest.raises(UserError):
+        corpus(tmp_path, "p")
+
+
+# what each oracle notices
+
+
+class KeepsARegister(Edu):
+    """Its liveness register is neither reset nor saved."""
+
+    kept = 0
+
+    @register(bar=0, offset=0x04, width=4)
+    def liveness(self, value: int) -> None:  # type: ignore[override]
+        self.kept = value
+
+    @liveness.reader
+    def kept_register(self) -> int:
+        return self.kept
+
+
+class HasNoClass(Edu):
+    """Linux gives it no addresses."""
+
+    ids = replace(Edu.ids, class_code=0)
+
+
+class Writes(Fault):
+    """Writes to the beginning of each file that is mapped, wherever the map is."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DMA_MAP and message.fds and len(message.payload) == DMA_MAP.size:
+            os.pwrite(message.fds[0], b"x", 0)
+        return proceed(command, message)
+
+
+class KeepsDescriptors(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        for fd in message.fds:
+            os.dup(fd)
+        return proceed(command, message)
+
+
+class FiresTheNext(Fault):
+    """What triggers vector 1 triggers vector 2."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.SET_IRQS and len(message.payload) == IRQ_SET.size:
+            asked = IRQ_SET.unpack(message.payload)
+            if asked.flags == IrqSetFlags.DATA_NONE | IrqSetFlags.TRIGGER and (asked.start, asked.nr_vectors) == (1, 1):
+                message.payload = IRQ_SET.pack(*asked[:3], 2, 1)
+        return proceed(command, message)
+
+
+class Unmaps(Fault):
+    """Takes whatever is to be unmapped for mapped."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except Exception:
+            if command is Command.DMA_UNMAP and len(message.payload) >= 24:
+                return message.payload[:24], []
+            raise
+
+
+class ChangesANeighbour(Fault):
+    """A write of the interrupt line changes the command register too."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        answer = proceed(command, message)
+        if command is Command.REGION_WRITE and message.payload[:13] == REGION_ACCESS.pack(0x3C, 7, 1)[:13]:
+            session.regions.write(7, 0x05, message.payload[16:17])
+        return answer
+
+
+class SaysNothing(Fault):
+    """GET_IRQ_INFO is not answered."""
+
+    def sent(self, message: Message) -> list[Message]:
+        return [] if message.command == CURRENT.number(Command.GET_REGION_IO_FDS) else [message]
+
+
+class SavesSomethingElse(Fault):
+    """Of a state that was loaded, and not of one that was not, the last byte is saved wrong."""
+
+    loaded = False
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        self.loaded |= command is Command.MIG_DATA_WRITE
+        if command is Command.MIG_DATA_READ and len(payload) > 8 and self.loaded:
+            payload = payload[:-1] + bytes([payload[-1] ^ 1])
+        return payload, fds
+
+
+NOTICED: dict[str, tuple[type[PciDevice], type[Fault], list[Step]]] = {
+    "alive": (Edu, SaysNothing, [Step.of("check", id="io_fds/two-steps")]),
+    "replies": (Edu, Unmaps, [Step.of("unmap", slot=1, page=0, pages=0, shift=0)]),
+    "description": (HasNoClass, Fault, []),
+    "memory": (Edu, Writes, [Step.of("give", slot=0, page=0, pages=0, shift=0, rights=3, shared=1)]),
+    "config": (Edu, ChangesANeighbour, [Step.of("write_config", offset=0x3C, data=(7,))]),
+    "interrupts": (
+        Edu,
+        FiresTheNext,
+        [
+            Step.of("wire", irq=2, start=0, count=3, spare=0),
+            Step.of("trigger", irq=2, start=1, count=1, chosen=()),
+        ],
+    ),
+    "reset": (KeepsARegister, Fault, [Step.of("write", region=0, offset=4, width=4, value=7, posted=0)]),
+    "state": (Edu, SavesSomethingElse, [Step.of("move", reset_between=1, chunk=0, damage="")]),
+    "descriptors": (Edu, KeepsDescriptors, [Step.of("with_descriptors", command="GET_INFO", fds=2)]),
+}
+"""By oracle: a server that does wrong what it is for, and nothing else; and when it does."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "finds"
+
+
+def fuzz(target: InProcess, folder: Path | None, *, timeout: float = 1.0, **bounds: Any) -> dict[str, Find]:
+    player = VfioUserSubject(target, CURRENT, timeout=timeout)
+    try:
+        wrong = player.prepare()
+        drawn = sequences(player.kinds(), 7, 40)
+        made = Campaign(player, drawn, seed=7, bounds=Bounds(**bounds), listener=Quiet(), folder=folder)
+        return made.run(wrong).finds
+    finally:
+        player.close()
+
+
+@pytest.mark.parametrize("oracle", NOTICED)
+def test_each_oracle_notices_what_it_is_for_and_only_then(oracle: str, tmp_path: Path) -> None:
+    device, fault, steps = NOTICED[oracle]
+    pid = os.getpid() if oracle == "descriptors" else None
+    with InProcess(tmp_path, device, session=with_fault(fault()), pid=pid) as target:
+        player = VfioUserSubject(target, CURRENT, timeout=0.5)
+        wrong = player.prepare()
+        found = player.play(steps) if steps else wrong[0]
+        player.close()
+    assert found is not None
+    assert found.oracle.id == oracle
+    with InProcess(tmp_path, Edu, pid=pid) as target:
+        player = VfioUserSubject(target, CURRENT, timeout=5)
+        assert not player.prepare()
+        assert player.play(steps) is None
+        player.close()
+
+
+def test_nothing_is_found_in_a_server_that_does_nothing_wrong(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Edu) as target:
+        assert fuzz(target, None, timeout=5.0, sequences=12) == {}
+
+
+def test_a_reference_that_answers_otherwise_is_a_find(tmp_path: Path) -> None:
+    class Factorial(Edu):
+        @register(bar=0, offset=0x08, width=4)
+        def compute(self, value: int) -> None:  # type: ignore[override]
+            self.result = value + 1
+
+        @compute.reader
+        def result_register(self) -> int:
+            return self.result
+
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    steps = (
+        Step.of("write", region=0, offset=8, width=4, value=4, posted=0),
+        Step.of("read", region=0, offset=8, width=4),
+    )
+    with InProcess(tmp_path / "one", Factorial) as target, InProcess(tmp_path / "other", Edu) as reference:
+        other = VfioUserSubject(reference, CURRENT, timeout=5)
+        player = VfioUserSubject(target, CURRENT, timeout=5, reference=other)
+        player.prepare()
+        found = player.play(steps)
+        player.close()
+    assert found is not None
+    assert found.oracle.id == "reference"
+    assert "05000000; by the reference with 18000000" in str(found)
+
+
+def test_a_server_that_gathers_memory_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched()
+    for memory, mappings in ((0, 0), (1 << 20, 0)):
+        monkeypatch.setattr(process_module.Holdings, "of", lambda pid, m=memory, n=mappings: Holdings(5, n, m))
+        watched.note(1)
+    monkeypatch.setattr(process_module.Holdings, "of", lambda pid: Holdings(5, 1, 0))
+    with pytest.raises(Found, match="mappings"):
+        watched.check(1)
+    monkeypatch.setattr(process_module.Holdings, "of", lambda pid: Holdings(5, 0, 1 << 30))
+    with pytest.raises(Found, match="grown"):
+        watched.check(1)
+
+
+# the command lines
+
+
+def start_anew(target: InProcess) -> None:
+    """Have a device that nobody has touched, behind the same address."""
+    target.renew()
+    target.connect().close()
+
+
+def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path, folder: Path) -> None:
+    with InProcess(tmp_path, Edu, session=with_fault(Unmaps())) as target:
+        start_anew(target)
+        run = CliRunner()
+        arguments = ["--for", "30", "--finds", "1", "--seed", "7", "--output", str(folder), "--json"]
+        found = run.invoke(cli, ["fuzz", target._address, *arguments])
+        assert type(found.exception).__name__ == "VerdictError"
+        (find,) = json.loads(found.stdout)["finds"]
+        assert find["oracle"] == "replies"
+        start_anew(target)
+        again = run.invoke(cli, ["replay", find["file"], "--connect", target._address])
+        assert "still there" in str(again.exception)
+        start_anew(target)
+        checked = run.invoke(cli, ["conformance", target._address, "--corpus", str(folder)])
+        assert "1 of 1 checks" in str(checked.exception)
+    with InProcess(tmp_path, Edu) as mended:
+        start_anew(mended)
+        assert run.invoke(cli, ["replay", find["file"], "--connect", mended._address]).exit_code == 0
+        assert run.invoke(cli, ["conformance", mended._address, "--corpus", str(folder)]).exit_code == 0
+
+
+def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:
+    run = CliRunner()
+    assert "one server, please" in str(run.invoke(cli, ["fuzz"]).exception)
+    assert run.invoke(cli, ["fuzz", str(tmp_path / "none"), "--for", "soon"]).exit_code == 2
+    assert isinstance(run.invoke(cli, ["fuzz", str(tmp_path / "none")]).exception, UserError)
+    listed = run.invoke(cli, ["fuzz", "--oracles"]).output
+    assert all(oracle.id in listed for oracle in ORACLES)

@@ -1,0 +1,28 @@
+"""Fuzzing any server: steps and how they are drawn, finds, and the campaign that plays, reduces and keeps them."""
+
+from userdev.fuzz.campaign import Bounds, Campaign, Reporter, Subject, Summary, same_cause
+from userdev.fuzz.finds import Find, Found, Oracle, cause_of, is_find
+from userdev.fuzz.steps import Blob, Choice, Few, Kind, Number, Pick, Several, Step, Value
+
+__all__ = [
+    "Blob",
+    "Bounds",
+    "Campaign",
+    "Choice",
+    "Few",
+    "Find",
+    "Found",
+    "Kind",
+    "Number",
+    "Oracle",
+    "Pick",
+    "Reporter",
+    "Several",
+    "Step",
+    "Subject",
+    "Summary",
+    "Value",
+    "cause_of",
+    "is_find",
+    "same_cause",
+]

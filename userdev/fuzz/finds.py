@@ -1,0 +1,146 @@
+"""What was found: where an oracle said no, and after which steps. A find is a file that can be played again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from userdev.errors import UserdevError, UserError, about
+from userdev.fuzz.steps import Step
+
+FORMAT = "userdev fuzz find"
+VERSION = 1
+MAX_FILE = 16 << 20
+"""Bytes of a file that is read: a find has a hundred steps at most, and each is short."""
+_NUMBERS = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]*\d[0-9a-f]*\b", re.IGNORECASE)
+_SPACE = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A rule that holds for any server, whatever its device: who says so, and how it is tried."""
+
+    id: str
+    rule: str
+
+
+class Found(UserdevError):
+    """The server does what no server may. `cause` is the same for whatever is the same mistake."""
+
+    def __init__(self, oracle: Oracle, cause: str, what: str) -> None:
+        super().__init__(what)
+        self.oracle = oracle
+        self.cause = f"{oracle.id}: {cause}"
+
+
+def cause_of(text: str) -> str:
+    """A text without the numbers that differ from one time to the next."""
+    return _SPACE.sub(" ", _NUMBERS.sub("#", text)).strip()[:200]
+
+
+@dataclass(frozen=True)
+class Find:
+    """A find as it is kept. `subject` says of what it was found, for people; `times`: sequences that led to it."""
+
+    protocol: str
+    oracle: str
+    rule: str
+    cause: str
+    what: str
+    steps: tuple[Step, ...]
+    seed: int = 0
+    sequence: int = 0
+    reproduced: bool = False
+    """Whether it was seen again with a fresh server and these steps alone."""
+    minimal: bool = False
+    times: int = 1
+    subject: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """A name for its file, and for its check: the oracle's, and what tells its causes apart."""
+        return f"{self.oracle}-{hashlib.sha256(self.cause.encode()).hexdigest()[:10]}"
+
+    def write(self, folder: Path) -> Path:
+        """Write it into a folder, which is made; the file's path.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        path = folder / f"{self.name}.json"
+        with about(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps(self.plain(), indent=1) + "\n")
+            new.replace(path)
+        return path
+
+    def plain(self) -> dict[str, Any]:
+        """The find as JSON has it."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **{key: value for key, value in vars(self).items() if key not in ("steps", "subject")},
+            "subject": dict(self.subject),
+            "steps": [step.plain() for step in self.steps],
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Find:
+        """Read what `write` has written.
+
+        Raises:
+            UserError: it is no find, or one of a later version.
+        """
+        plain = _json(path)
+        if plain is None:
+            raise UserError(f"{path} is no find of a fuzzer", hint="`fuzz` writes them, and `replay` plays traces too")
+        if plain.get("version") != VERSION:
+            raise UserError(f"{path}: version {plain.get('version')!r} of finds is not known here: {VERSION} is")
+        try:
+            steps = tuple(map(Step.from_plain, plain["steps"]))
+            texts = {name: str(plain[name]) for name in ("protocol", "oracle", "rule", "cause", "what")}
+            numbers = {name: int(plain.get(name, 0)) for name in ("seed", "sequence", "times")}
+            facts = {name: bool(plain.get(name)) for name in ("reproduced", "minimal")}
+            subject = {str(key): str(value) for key, value in dict(plain.get("subject", {})).items()}
+        except (KeyError, TypeError, ValueError, UserError) as error:
+            raise UserError(f"{path}: no find can be made of it: {error!s}") from None
+        return cls(**texts, steps=steps, **numbers, **facts, subject=subject)  # type: ignore[arg-type]
+
+
+def is_find(path: Path) -> bool:
+    """Whether a file is a find, and not a trace."""
+    return _json(path) is not None
+
+
+def corpus(folder: Path, protocol: str) -> Sequence[tuple[Path, Find]]:
+    """The finds of a folder, by their files' names.
+
+    Raises:
+        UserError: there is no folder, one of its files is no find, or it has none for this protocol.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder", hint="`fuzz --output DIR` writes finds into one")
+    finds = [(path, Find.read(path)) for path in sorted(folder.glob("*.json"))]
+    ours = [(path, find) for path, find in finds if find.protocol == protocol]
+    if not ours:
+        others = f", only {len(finds)} of other protocols" if finds else ""
+        raise UserError(f"{folder} has no finds for {protocol}{others}", hint="`fuzz --output DIR` writes them")
+    return ours
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    with about(path), path.open("rb") as file:
+        data = file.read(MAX_FILE + 1)
+    if data.lstrip()[:1] != b"{" or len(data) > MAX_FILE:
+        return None
+    try:
+        plain = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return plain if isinstance(plain, dict) and plain.get("format") == FORMAT else None

@@ -1,0 +1,73 @@
+"""What is asked of a server's process from outside: descriptors, mappings and memory that it may not gather."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from userdev.fuzz.finds import Found, Oracle
+
+DESCRIPTORS = Oracle("descriptors", "a client that has left leaves no descriptor behind")
+MAPPINGS = Oracle("mappings", "a client that has left leaves none of its memory mapped")
+GROWTH = Oracle("growth", "clients that have left leave no memory behind")
+
+MAX_GROWTH = 64 << 20
+"""Bytes by which a process may grow: that of a Python or Go program goes up and down by some MiB."""
+
+_OF_CLIENTS = ("/memfd:",)
+"""How memory that clients share is called in /proc/PID/maps."""
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a process has."""
+
+    descriptors: int
+    mappings: int
+    memory: int
+
+    @classmethod
+    def of(cls, pid: int) -> Holdings | None:
+        """Count them; None: there is no such process any more, or it is not ours to look at."""
+        with suppress(OSError):
+            base = Path(f"/proc/{pid}")
+            descriptors = sum(1 for _ in (base / "fd").iterdir())
+            maps = (base / "maps").read_text().splitlines()
+            mappings = sum(any(name in line for name in _OF_CLIENTS) for line in maps)
+            memory = int((base / "statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+            return cls(descriptors, mappings, memory)
+        return None
+
+
+class Watched:
+    """The process of a server, compared with what it was behind its first client."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, Holdings] | None = None
+
+    def note(self, pid: int | None) -> None:
+        """Take what a process has now for what it is to have, at the same moment of a session as `check`."""
+        now = Holdings.of(pid) if pid is not None else None
+        self._first = None if pid is None or now is None else (pid, now)
+
+    def check(self, pid: int | None) -> None:
+        """Compare, at a moment when it has one client that has done nothing yet; another process says nothing.
+
+        Raises:
+            Found: it has more than it had.
+        """
+        now = Holdings.of(pid) if pid is not None else None
+        if now is None or self._first is None or self._first[0] != pid:
+            return
+        first = self._first[1]
+        if now.descriptors > first.descriptors:
+            more = now.descriptors - first.descriptors
+            raise Found(DESCRIPTORS, "left open", f"the server has {more} descriptors more than before this sequence")
+        if now.mappings > first.mappings:
+            more = now.mappings - first.mappings
+            raise Found(MAPPINGS, "left mapped", f"the server has {more} mappings of client memory more than before")
+        if now.memory - first.memory > MAX_GROWTH:
+            grown = now.memory - first.memory >> 20
+            raise Found(GROWTH, "grown", f"the server has grown by {grown} MiB since its first client")

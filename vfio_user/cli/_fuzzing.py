@@ -1,0 +1,250 @@
+"""What `fuzz` of every protocol has: its options, how it tells what goes on, and what its finds are played with."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+import click
+
+from userdev.conformance import Check, CheckFailed, Group
+from userdev.errors import VerdictError
+from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
+from userdev.fuzz.finds import corpus
+from vfio_user.extras import needing
+
+FOLDER = Path("fuzz-finds")
+LENGTH = 40
+"""Steps of a sequence, at most."""
+_TOLD_SECONDS = 10.0
+"""Between two lines of progress, where there is no terminal."""
+_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Duration(click.ParamType[float]):
+    """So many seconds, as 90, 90s, 10m or 1h30m."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it."""
+        if isinstance(value, float):
+            return value
+        found = _DURATION.fullmatch(str(value).strip())
+        hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+        if not (whole := (hours * 60 + minutes) * 60 + seconds):
+            self.fail(f"{value!r} is no duration: 90s, 10m and 1h30m are", param, ctx)
+        return float(whole)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says of a campaign."""
+
+    address: str | None
+    server_command: str | None
+    seconds: float
+    seed: int | None
+    finds: int | None
+    output: Path
+    as_json: bool
+    timeout: float
+    list_oracles: bool
+
+
+def options(argument: str) -> Callable[[Function], Function]:
+    """Give a command these options; `argument` is what it calls the address. Its function is given them as `Asked`."""
+    folder = click.Path(file_okay=False, path_type=Path)
+    decorators = [
+        click.argument("address", required=False, metavar=f"[{argument}]"),
+        click.option(
+            "--server-command", metavar="'CMD {socket}'", help="Start the server, and a fresh one behind each find."
+        ),
+        click.option(
+            "--for", "seconds", type=Duration(), default="10m", show_default=True, help="How long: 90s, 10m, 1h30m."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), help="The same sequences again; told where it is drawn."),
+        click.option("--finds", type=click.IntRange(min=1), metavar="N", help="Stop behind so many causes."),
+        click.option(
+            "--output", type=folder, default=FOLDER, show_default=True, help="Finds go there, a file for each cause."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON; progress goes to stderr."),
+        click.option(
+            "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
+        ),
+        click.option("--oracles", "list_oracles", is_flag=True, help="List what is held to be wrong."),
+    ]
+
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def list_oracles(oracles: Sequence[Oracle]) -> None:
+    """Print the table of oracles."""
+    for oracle in oracles:
+        click.echo(f"{oracle.id:<12} {oracle.rule}")
+
+
+class Player(Subject, Protocol):
+    """A subject that can be probed."""
+
+    def prepare(self) -> list[Found]:
+        """Probe the server; what is wrong with it already."""
+
+    def kinds(self) -> Sequence[Kind[Any]]:
+        """The steps that it can be asked for; none where it cannot be described."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+def carry_out(asked: Asked, player: Player) -> None:
+    """Run the campaign that the command line asks for.
+
+    Raises:
+        UserError: there is no server.
+        VerdictError: something was found.
+    """
+    with needing("fuzz", "drawing sequences"):
+        from userdev.fuzz.drawing import sequences
+    seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
+    teller = _Teller(asked.seconds)
+    wrong = player.prepare()
+    kinds = player.kinds()
+    drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
+    click.echo(f"seed {seed}, {len(kinds)} kinds of steps", err=True)
+    bounds = Bounds(asked.seconds, finds=float("inf") if asked.finds is None else asked.finds)
+    summary = Campaign(player, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
+    teller.end()
+    _report(asked, seed, summary)
+
+
+def _report(asked: Asked, seed: int, summary: Summary) -> None:
+    finds = list(summary.finds.values())
+    rate = summary.steps / summary.seconds if summary.seconds else 0.0
+    if asked.as_json:
+        document = {
+            "seed": seed,
+            "sequences": summary.sequences,
+            "steps": summary.steps,
+            "seconds": round(summary.seconds, 3),
+            "interrupted": summary.interrupted,
+            "finds": [{**find.plain(), "file": str(asked.output / f"{find.name}.json")} for find in finds],
+        }
+        click.echo(json.dumps(document, indent=2))
+    said = f"{summary.sequences} sequences of {summary.steps} steps in {summary.seconds:.0f} s, {rate:.0f} steps/s"
+    click.echo(f"{said}; seed {seed}" + (", interrupted" if summary.interrupted else ""), err=asked.as_json)
+    if finds:
+        evidence = "\n".join(f"  {asked.output / find.name}.json: {find.what.splitlines()[0]}" for find in finds)
+        raise VerdictError(f"{len(finds)} find{'s' * (len(finds) > 1)}", evidence=evidence)
+    if summary.interrupted:
+        sys.exit(130)
+
+
+class _Teller:
+    """Tells on stderr how a campaign goes: a line that stays on a terminal, one now and then elsewhere."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._is_live = sys.stderr.isatty()
+        self._told = monotonic()
+
+    def played(self, summary: Summary) -> None:
+        """Tell how far it is."""
+        line = (
+            f"{summary.seconds:.0f} of {self._seconds:.0f} s: {summary.sequences} sequences, {summary.steps} steps, "
+            f"{len(summary.finds)} finds"
+        )
+        if self._is_live:
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+        elif monotonic() - self._told > _TOLD_SECONDS:
+            self._told = monotonic()
+            click.echo(line, err=True)
+
+    def found(self, find: Find) -> None:
+        """Tell of a cause that is new."""
+        self._line(f"found: {find.cause}: {find.what.splitlines()[0]}")
+
+    def reducing(self, left: int, tries: int) -> None:
+        """Tell how its reduction goes."""
+        if self._is_live:
+            click.echo(f"\r\x1b[Kreducing: {left} steps left after {tries} tries", nl=False, err=True)
+
+    def kept(self, find: Find, path: Path | None) -> None:
+        """Tell what is left of it."""
+        told = "" if find.reproduced else ", which do not show it by themselves"
+        self._line(f"  {path}: {len(find.steps)} steps{told}")
+        for step in find.steps[:10]:
+            self._line(f"    {step}")
+
+    def end(self) -> None:
+        """End the line that stays."""
+        if self._is_live:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def _line(self, text: str) -> None:
+        self.end()
+        click.echo(text, err=True)
+
+
+def play_again(find: Find, player: Player, path: Path) -> None:
+    """Play a find with a server.
+
+    Raises:
+        UserError: there is no server.
+        VerdictError: it is still found, or something else is.
+    """
+    found = _played(find, player)
+    if found is None:
+        click.echo(f"{path}: {len(find.steps)} steps, and nothing is wrong any more")
+        return
+    same = "is still there" if found.cause == find.cause else f"is not there, but: {found.cause}"
+    raise VerdictError(f"{path}: {find.cause} {same}", evidence=str(found))
+
+
+def _played(find: Find, player: Player) -> Found | None:
+    wrong = player.prepare()
+    if not player.kinds() or not find.steps:
+        return next((each for each in wrong if each.cause == find.cause), wrong[0] if wrong else None)
+    return player.play(find.steps)
+
+
+B = TypeVar("B")
+
+
+def corpus_checks(folder: Path, protocol: str, made: Callable[[B], Player]) -> tuple[Check[B], ...]:
+    """The finds of a folder as checks of a group `corpus`; `made` makes the player of a bench.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    group = Group[B]("corpus", "a find of `fuzz` that was kept")
+    for path, find in corpus(folder, protocol):
+        group.add(path.stem, f"{find.cause} is not found again", _check(find, made), rule=find.rule)
+    return tuple(group)
+
+
+def _check(find: Find, made: Callable[[B], Player]) -> Callable[[B], None]:
+    def run(bench: B) -> None:
+        player = made(bench)
+        try:
+            found = _played(find, player)
+        finally:
+            player.close()
+        if found is not None:
+            raise CheckFailed(f"{found.cause}: {found}" if found.cause != find.cause else str(found))
+
+    return run

@@ -1,0 +1,145 @@
+"""Steps that give the device memory, and take it away: exact ranges, and ranges that are nearly right."""
+
+from __future__ import annotations
+
+import errno
+
+from userdev.conformance.check import require
+from userdev.fuzz import Kind, Number, Pick
+from vfio_user.client.memory import Mapping
+from vfio_user.fuzz.ground import Ground
+from vfio_user.fuzz.memory import SLOT, SLOTS, iova_of, offset_of
+from vfio_user.fuzz.session import MappedRange, Session
+from vfio_user.wire import Command
+from vfio_user.wire.constants import UnmapFlags
+from vfio_user.wire.layouts import DMA_MAP, DMA_UNMAP
+
+PAGE = 0x1000
+_TAKEN = (errno.EINVAL, errno.EEXIST)
+
+
+def give(session: Session, slot: int, page: int, pages: int, shift: int, rights: int, shared: int) -> None:
+    """A range that overlaps none is taken, and one that overlaps is refused."""
+    offset = offset_of(slot) + page * PAGE
+    size = pages * PAGE if pages else SLOT - page * PAGE
+    size = min(size, SLOT - page * PAGE)
+    iova = iova_of(slot) + page * PAGE + shift * PAGE
+    with_fd = bool(shared) and session.client.channel.carries_fds
+    memory = session.memory.memory if with_fd else session.memory.private
+    fds = [memory.fd] if with_fd and memory.fd is not None else []
+    request = DMA_MAP.pack(DMA_MAP.size, rights, offset if fds else 0, iova, size)
+    wanted = MappedRange(iova, size, with_fd, offset, rights)
+    over = [known for known in session.maps.values() if known.iova < wanted.end and iova < known.end]
+    if not over and rights & 2:
+        session.memory.give(with_fd, offset, size)
+    reply = session.ask(Command.DMA_MAP, request, fds)
+    if over:
+        same = len(over) == 1 and over[0] == wanted
+        if reply.failed or not same:
+            session.refused(reply, "a range that overlaps another", _TAKEN)
+        return
+    if reply.failed:
+        if rights & 2:
+            session.memory.take(with_fd, offset, size)
+        if session.accessible:
+            session.good(reply, "mapping a range that overlaps none")
+        return
+    session.maps[iova] = wanted
+    session.client.memory.add(Mapping(iova, size, memory, offset, rights))
+
+
+def unmap(session: Session, slot: int, page: int, pages: int, shift: int) -> None:
+    """A range that was mapped can be unmapped, and no other."""
+    _unmap(session, iova_of(slot) + (page + shift) * PAGE, (pages * PAGE) or SLOT - page * PAGE)
+
+
+def unmap_known(session: Session, which: int, shift: int, longer: int) -> None:
+    """Unmap one of the ranges there are, or nearly that."""
+    if session.maps:
+        known = list(session.maps.values())[which % len(session.maps)]
+        _unmap(session, known.iova + shift * PAGE, max(PAGE, known.size + longer * PAGE))
+
+
+def _unmap(session: Session, iova: int, size: int) -> None:
+    request = DMA_UNMAP.pack(DMA_UNMAP.size, 0, iova, size)
+    known = session.maps.get(iova)
+    within = [each for each in session.maps.values() if iova <= each.iova and each.end <= iova + size]
+    reply = session.ask(Command.DMA_UNMAP, request)
+    if known is not None and known.size == size:
+        if reply.failed and not session.accessible:
+            return
+        session.good(reply, "unmapping a range that was mapped")
+        require(reply.payload == request, "the reply to DMA_UNMAP is not the request's structure")
+        session.forget_map(iova)
+    elif reply.failed or not within:
+        accepted = (errno.ENOENT,) if session.accessible else (errno.ENOENT, errno.EINVAL)
+        session.refused(reply, "unmapping a range that was not mapped", accepted)
+    else:  # a range around others may be taken as the kernel takes it
+        for each in within:
+            session.forget_map(each.iova)
+
+
+def unmap_all(session: Session, address: int) -> None:
+    """All ranges can be taken away at once, and that request has no address."""
+    reply = session.ask(Command.DMA_UNMAP, DMA_UNMAP.pack(DMA_UNMAP.size, UnmapFlags.ALL, address, 0))
+    if address:
+        session.refused(reply, "unmapping all with an address")
+        return
+    if reply.failed and not session.accessible:
+        return
+    session.good(reply, "unmapping all")
+    for iova in list(session.maps):
+        session.forget_map(iova)
+
+
+def map_wrong(session: Session, what: str, shared: int) -> None:
+    """A range that cannot be is refused, and nothing is mapped."""
+    fds = [session.memory.memory.fd] if shared and session.client.channel.carries_fds else []
+    flags, iova, size, argsz = 3, 1 << 40, SLOT, DMA_MAP.size
+    match what:
+        case "flag":
+            flags |= 0x10
+        case "wraps":
+            iova = (1 << 64) - PAGE
+        case "argsz":
+            argsz -= 1
+        case "modes":
+            flags |= 12
+        case "empty" if fds:
+            size = 0
+        case "mmap" if not fds:
+            flags |= 4
+        case _:
+            return
+    reply = session.ask(
+        Command.DMA_MAP, DMA_MAP.pack(argsz, flags, 0, iova, size), [fd for fd in fds if fd is not None]
+    )
+    session.refused(reply, f"a map that cannot be ({what})")
+
+
+def kinds(ground: Ground) -> list[Kind[Session]]:
+    """The steps of this module, where the device does DMA."""
+    if not ground.does_dma:
+        return []
+    slot, page, pages = Number(0, SLOTS - 1), Pick((0, 0, 0, 1, 3)), Pick((0, 0, 1, 2))
+    shift = Pick((0, 0, 0, 0, 0, -1, 1))
+    wrong = Pick(("flag", "wraps", "argsz", "modes", "empty", "mmap"))
+    return [
+        Kind(
+            "give",
+            give,
+            {
+                "slot": slot,
+                "page": page,
+                "pages": pages,
+                "shift": shift,
+                "rights": Pick((3, 3, 3, 1, 2)),
+                "shared": Pick((1, 1, 0)),
+            },
+            weight=2,
+        ),
+        Kind("unmap", unmap, {"slot": slot, "page": page, "pages": pages, "shift": shift}),
+        Kind("unmap_known", unmap_known, {"which": Number(0, 7), "shift": shift, "longer": shift}),
+        Kind("unmap_all", unmap_all, {"address": Pick((0, 0, PAGE))}),
+        Kind("map_wrong", map_wrong, {"what": wrong, "shared": Pick((0, 1))}),
+    ]
