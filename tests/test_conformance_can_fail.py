@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.config_space_faults import BROKEN
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError
@@ -234,6 +235,7 @@ WRONG: tuple[tuple[type[Session], frozenset[str] | None], ...] = (
         | {"version/no-reply-flag"},
     ),
     (ServesOneClient, frozenset({"session/many-clients"})),
+    *((with_fault(broken.fault), frozenset(broken.found)) for broken in BROKEN.values()),
 )
 """Servers, and what is tried with them: all that those before them have left, or where they spoil everything, what they
 are for.

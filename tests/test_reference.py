@@ -52,6 +52,7 @@ BY_TIMING = {"order/byte-by-byte": "it takes a body in one receive; an interpose
 
 SAMPLE = {
     "region_write/bar-sizing": "its BAR1 has 0x3000 bytes, which no PCI BAR can have",
+    "config/io-bar-size": "the same, and it does not say that it is memory",
     "migration_region/arcs": "it wants its state read in one piece, and written so",
 }
 """The same of the sample `server`, where the library does not decide."""

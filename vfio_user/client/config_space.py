@@ -12,7 +12,11 @@ from typing import Any
 
 Details = dict[str, Any]
 
+COMMAND_IO, COMMAND_MEMORY, COMMAND_INTX_DISABLE = 1, 1 << 1, 1 << 10
+STATUS_INTERRUPT = 1 << 3
 STATUS_CAPABILITIES = 1 << 4
+LARGEST_IO = 256
+"""Bytes of an I/O BAR (PCI 3.0, 6.2.5.1)."""
 EXTENDED = 0x100
 
 _BASE_CLASSES = {
@@ -130,6 +134,11 @@ class ConfigSpaceDump:
         """A to D; None: the function has no line."""
         pin = self.word(0x3D, 1)
         return "ABCD"[pin - 1] if 1 <= pin <= 4 else None
+
+    @property
+    def interrupt_status(self) -> bool:
+        """Whether the function says that it has raised its line."""
+        return bool(self.word(0x06, 2) & STATUS_INTERRUPT)
 
     def bars(self) -> Iterator[BaseAddress]:
         """The BARs that could exist; the upper half of a 64-bit one is not one."""

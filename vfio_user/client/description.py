@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vfio_user.client.client import Client
-from vfio_user.client.config_space import ConfigSpaceDump, FoundCapability
+from vfio_user.client.config_space import LARGEST_IO, ConfigSpaceDump, FoundCapability
 from vfio_user.client.errors import RemoteError
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command
@@ -128,7 +128,12 @@ def describe(client: Client) -> Description:
         irqs=irqs,
         pci_capabilities=capabilities,
         migration=_migration_facts(client, regions),
-        problems=[*config.problems, *_problems(regions, irqs, capabilities, config.class_code), *not_survived],
+        problems=[
+            *config.problems,
+            *_problems(regions, irqs, capabilities, config.class_code),
+            *_header_problems(config, regions, irqs, capabilities),
+            *not_survived,
+        ],
         not_survived=not_survived,
     )
 
@@ -201,9 +206,35 @@ def _problems(
     for region in regions:
         if region.index <= _LAST_BAR and region.size & (region.size - 1):
             yield f"BAR{region.index} has {region.size:#x} bytes, which is no power of two"
+        if region.mappable and region.offset % 4096:
+            yield f"region {region.index} is to be mapped at {region.offset:#x} of its descriptor, which no kernel can"
         for offset, size in region.mappable:
             if offset % 4096 or size % 4096 or offset + size > region.size:
                 yield f"region {region.index} lets {offset:#x}+{size:#x} be mapped, which is not whole pages inside it"
+
+
+def _header_problems(
+    config: ConfigSpaceDump, regions: list[Region], irqs: list[IrqFacts], capabilities: list[FoundCapability]
+) -> Iterator[str]:
+    """What a guest's drivers stumble over, of BARs and of the interrupt pin."""
+    bars = {bar.index: bar for bar in config.bars()}
+    there = {region.index: region.size for region in regions if region.index <= _LAST_BAR and region.size}
+    kinds = {bars[index].kind for index in there if index in bars}
+    for index, size in there.items():
+        if index not in bars:
+            yield f"region {index} has {size:#x} bytes, and its BAR is the upper half of BAR{index - 1}"
+        elif bars[index].kind == "I/O" and size > LARGEST_IO:
+            yield f"the I/O BAR{index} has {size} bytes, and PCI allows {LARGEST_IO}"
+    if kinds == {"I/O"} and any(found.details.get("type") == "endpoint" for found in capabilities):
+        yield (
+            "all BARs are I/O: a PCI Express endpoint needs memory BARs, as a guest may have no ports for it"
+            " behind a root port (a legacy endpoint is let off)"
+        )
+    vectors = {irq.index: irq.vectors for irq in irqs}
+    if config.interrupt_pin and not vectors.get(IrqIndex.INTX):
+        yield f"there is an interrupt pin {config.interrupt_pin}, and the interrupt type INTx has no vector"
+    if config.interrupt_status and not config.interrupt_pin:
+        yield "the status says that an interrupt is raised, and there is no pin: Linux takes it for who raised its line"
 
 
 def _not_survived(regions: list[Region], capabilities: list[FoundCapability]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from userdev import conformance
 from userdev.conformance import Check, CheckFailed, CheckResult, Group, Level, Outcome, Skip
 from vfio_user.client.conformance import (
     access,
+    config_space,
     device,
     device_dma,
     dirty_logging,
@@ -36,6 +37,7 @@ GROUPS: tuple[Group[Bench], ...] = (
     access.region_read,
     access.region_write,
     access.write_multi,
+    config_space.config,
     dma.dma_map,
     dma.dma_unmap,
     device_dma.device_dma,

@@ -75,9 +75,11 @@ def describes_every_region(bench: Bench) -> None:
 
 @region_info.check("areas-are-pages", rule="protocol.md 8.2: sparse areas are for mmap")
 def areas_are_pages(bench: Bench) -> None:
-    """What may be mapped is whole pages inside its region."""
+    """What may be mapped is whole pages inside its region, and at a page of its descriptor."""
     bench.region(mappable=True)
     for region in bench.regions:
+        page = not region.mappable or region.offset % mmap.PAGESIZE == 0
+        require(page, f"region {region.index} is to be mapped at {region.offset:#x} of its descriptor")
         for offset, size in region.mappable:
             whole = not (offset % mmap.PAGESIZE or size % mmap.PAGESIZE) and offset + size <= region.size
             require(whole and size, f"region {region.index} ({region.size:#x} bytes) has an area {offset:#x}+{size:#x}")
