@@ -163,6 +163,79 @@ def test_an_edited_recipe_is_built_again(room: Path) -> None:
     assert "usr/lib/modules/6.12-test/kernel/nvme.ko" not in contents(after)
 
 
+@pytest.fixture
+def mine(room: Path, tmp_path: Path) -> Path:
+    """A stranger's folder with a recipe that has files of theirs, beside the files."""
+    folder = tmp_path / "mine"
+    (folder / "data" / "deep").mkdir(parents=True)
+    (folder / "data" / "deep" / "numbers").write_bytes(b"1 2 3")
+    (folder / "tool.sh").write_text("#!/bin/sh\necho mine\n")
+    (folder / "tool.sh").chmod(0o700)
+    fields = "own_files: {/usr/bin/tool: tool.sh, /srv/data: data}"
+    (folder / "mine.yaml").write_text(f"extends: small\ndescription: with mine\n{fields}\n")
+    return folder / "mine.yaml"
+
+
+def test_files_of_ones_own_are_in_the_image(mine: Path) -> None:
+    image = builder.ensure_image(str(mine))
+    assert contents(image)["usr/bin/tool"] == b"#!/bin/sh\necho mine\n"
+    assert contents(image)["srv/data/deep/numbers"] == b"1 2 3"
+    assert (modes(image)["usr/bin/tool"], modes(image)["srv/data/deep/numbers"]) == (0o755, 0o644)
+
+
+def test_an_edited_file_of_ones_own_needs_no_package(mine: Path) -> None:
+    before = builder.ensure_image(str(mine))
+    (mine.parent / "data" / "deep" / "numbers").write_bytes(b"4")
+    after = builder.ensure_image(str(mine))
+    assert contents(after)["srv/data/deep/numbers"] == b"4"
+    assert after.digest != before.digest
+    assert Packages.unpacked == 1
+
+
+def test_what_is_no_file_cannot_be_in_an_image(mine: Path) -> None:
+    (mine.parent / "data" / "dead").symlink_to("nowhere")
+    with pytest.raises(UserError, match="dead"):
+        builder.ensure_image(str(mine))
+
+
+def own_kernel(folder: Path, build: bytes) -> None:
+    """What somebody has built: a kernel, and its modules as `make modules_install` leaves them."""
+    vmlinux = b"\x7fELF" + build
+    (folder / "bzImage").write_bytes(bz_image(zstandard.compress(vmlinux) + struct.pack("<I", len(vmlinux))))
+    modules = folder / "lib/modules/7.0-mine"
+    modules.mkdir(parents=True, exist_ok=True)
+    (modules / "modules.builtin").write_text("kernel/drivers/net/virtio_net.ko\n")
+    (modules / "kernel").mkdir(exist_ok=True)
+    (modules / "kernel" / "nvme.ko").write_bytes(kernel_object(depends=""))
+
+
+@pytest.fixture
+def kernel(mine: Path) -> Path:
+    own_kernel(mine.parent, b"first")
+    fields = "own_kernel: {image: bzImage, modules: lib/modules/7.0-mine}"
+    mine.write_text(f"extends: small\ndescription: with my kernel\n{fields}\n")
+    return mine
+
+
+def test_a_kernel_of_ones_own_is_booted_with_its_modules(kernel: Path) -> None:
+    image = builder.ensure_image(str(kernel))
+    assert image.kernel.read_bytes() == b"\x7fELFfirst"
+    assert contents(image)["usr/lib/modules/7.0-mine/modules.dep"] == b"kernel/nvme.ko:\n"
+    assert Packages.fetched == [["busybox"]]
+
+
+def test_a_kernel_that_was_built_again_is_taken(kernel: Path) -> None:
+    builder.ensure_image(str(kernel))
+    own_kernel(kernel.parent, b"second")
+    assert builder.ensure_image(str(kernel)).kernel.read_bytes() == b"\x7fELFsecond"
+
+
+def test_what_is_no_folder_of_modules_is_named(kernel: Path) -> None:
+    (kernel.parent / "lib/modules/7.0-mine/modules.builtin").unlink()
+    with pytest.raises(UserError, match=r"7\.0-mine is no kernel's folder of modules"):
+        builder.ensure_image(str(kernel))
+
+
 def test_newer_packages_are_taken_when_somebody_asks_for_them(room: Path, packages: type[Packages]) -> None:
     old = builder.ensure_image("small")
     packages.versions = ("busybox_1_amd64.deb", "linux_2_amd64.deb")
@@ -253,6 +326,12 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
         pytest.param('extends: minimal\nservices: {a: "b\\nc"}\n', "services", id="two lines"),
         pytest.param("extends: minimal\npackages: [../secret]\n", "packages", id="a path for a package"),
         pytest.param("extends: minimal\nservices: {../a: b}\n", "services", id="a path for a service"),
+        pytest.param("extends: minimal\nown_files: {/a: nothing}\n", "there is no file 'nothing'", id="no file"),
+        pytest.param("extends: minimal\nown_files: {/a: [b]}\n", "there is no file", id="a list for a file"),
+        pytest.param("extends: minimal\nown_files: {a: bad.yaml}\n", "own_files", id="nowhere in the guest"),
+        pytest.param("extends: minimal\nown_files: [bad.yaml]\n", "own_files", id="a list of files"),
+        pytest.param("extends: minimal\nown_kernel: {image: bad.yaml}\n", "modules", id="a kernel without modules"),
+        pytest.param("extends: minimal\nown_kernel: bad.yaml\n", "own_kernel", id="a kernel that is a file alone"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, named: str) -> None:

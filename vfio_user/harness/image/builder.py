@@ -32,7 +32,7 @@ from vfio_user.harness.debian import DebianArchive, Progress, quiet
 from vfio_user.harness.image.cpio import write_cpio
 from vfio_user.harness.image.keys import Keys, ensure_keys
 from vfio_user.harness.image.overlay import overlay_tree
-from vfio_user.harness.image.recipe import ImageRecipe, load_recipe, recipe_names
+from vfio_user.harness.image.recipe import ImageRecipe, OwnKernel, load_recipe, recipe_names
 
 IMAGE_SECONDS = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
 BASE_SECONDS = 86400.0  # the same for what takes longer to make
@@ -187,14 +187,17 @@ def _current_base(recipe: ImageRecipe) -> Path | None:
 
 
 def _base_link(recipe: ImageRecipe) -> Path:
-    fields = recipe.model_dump(mode="json", exclude={"name", "description", "services"})
+    fields = recipe.model_dump(mode="json", exclude={"name", "description", "services", "own_files"})
+    if recipe.own_kernel is not None:
+        fields["own_kernel"] = _state_of(recipe.own_kernel)
     return _images() / "bases" / f"for-{_digest(json.dumps(fields, sort_keys=True), _builder_digest())[:16]}"
 
 
 def _build_base(recipe: ImageRecipe, progress: Progress) -> Path:
     """Fetch the packages of `recipe` and make the base of them, unless there is one of exactly these."""
     archive = DebianArchive(recipe.suites)
-    debs = archive.fetch([recipe.kernel, *recipe.packages], progress=progress)
+    kernel = [] if recipe.own_kernel else [recipe.kernel]
+    debs = archive.fetch([*kernel, *recipe.packages], progress=progress)
     link = _base_link(recipe)
     folder = link.parent / _digest(link.name, *(deb.name for deb in debs))[:16]
     if not folder.exists():
@@ -216,13 +219,14 @@ def _pack_base(recipe: ImageRecipe, packages: Path, into: Path, debs: list[str])
     from vfio_user.harness.image.modules import KernelModules
     from vfio_user.harness.image.selection import add_busybox, add_bytecode, add_modules, add_skeleton, select
 
-    kernel = KernelModules(_only(packages, "usr/lib/modules/*", recipe.kernel))
+    own = recipe.own_kernel
+    kernel = KernelModules(own.modules if own else _only(packages, "usr/lib/modules/*", recipe.kernel))
     tree = select(packages, recipe.files, recipe.exclude)
     add_bytecode(tree, packages)
     add_skeleton(tree)
     add_busybox(tree, packages)
     add_modules(tree, kernel, recipe.all_modules)
-    vmlinuz = _only(packages, "boot/vmlinuz-*", recipe.kernel)
+    vmlinuz = own.image if own else _only(packages, "boot/vmlinuz-*", recipe.kernel)
     vmlinux = extract_vmlinux(vmlinuz)
     (into / "vmlinux").write_bytes(vmlinux)
     shutil.copyfile(vmlinuz, into / "vmlinuz")
@@ -230,6 +234,12 @@ def _pack_base(recipe: ImageRecipe, packages: Path, into: Path, debs: list[str])
         write_cpio(tree, out)
     contents = {"kernel": hashlib.sha256(vmlinux).hexdigest(), "release": kernel.release, "packages": debs}
     _write_manifest(into, contents)
+
+
+def _state_of(own: OwnKernel) -> list[tuple[str, int, int]]:
+    """What tells that a kernel or one of its modules was built again: each file's name, size and time."""
+    files = [own.image, *(path for path in sorted(own.modules.rglob("*")) if path.is_file())]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _only(packages: Path, pattern: str, kernel: str) -> Path:

@@ -70,10 +70,15 @@ class KernelModules:
     """The modules of one unpacked kernel package: `folder` is its `usr/lib/modules/RELEASE`."""
 
     def __init__(self, folder: Path) -> None:
+        """Look what there is.
+
+        Raises:
+            UserError: the folder has no list of what is built in.
+        """
         self.folder = folder
         self.release = folder.name
         self._paths = {module_name(path.name): path for path in sorted(folder.glob("kernel/**/*.ko*"))}
-        self._builtin = {module_name(line) for line in (folder / "modules.builtin").read_text().splitlines()}
+        self._builtin = {module_name(line) for line in _lines(folder / "modules.builtin")}
         self._loaded: dict[str, Module] = {}
 
     def closure(self, names: Iterable[str]) -> list[Module]:
@@ -111,6 +116,14 @@ class KernelModules:
             data = without_signature(decompress(path.read_bytes(), path.name))
             self._loaded[name] = Module(relative.partition(".ko")[0] + ".ko", data)
         return self._loaded[name]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError as error:
+        what = f"{path.parent} is no kernel's folder of modules: {path.name}: {error.strerror}"
+        raise UserError(what, hint="it is lib/modules/RELEASE, as `make modules_install` writes it") from error
 
 
 def without_signature(data: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Recipes: what a guest image is made of, as YAML that a person writes.
 
 A recipe names Debian packages and picks files out of them; libraries, and modules that modules need, follow by
-themselves. See guest_images/recipes/minimal.yaml for one with every field.
+themselves. See guest_images/recipes/minimal.yaml for one, docs/how-to/guest-image.md for
+what somebody adds to it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,16 @@ RECIPES = ROOM / "recipes"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$")]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line: what is in a recipe gets into the guest's settings."""
+GuestPath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]+$")]
+
+
+class OwnKernel(BaseModel):
+    """A kernel of somebody's own, in place of a package's: what `make bzImage modules_install` leaves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: Path  # arch/x86/boot/bzImage
+    modules: Path  # the folder lib/modules/RELEASE below INSTALL_MOD_PATH
 
 
 class ImageRecipe(BaseModel):
@@ -41,6 +52,8 @@ class ImageRecipe(BaseModel):
     modules: tuple[Name, ...] = ()  # kernel modules to have at hand
     autoload: tuple[Name, ...] = ()  # modules to load at boot, in order
     services: dict[Name, Text] = {}  # name: command, started at boot and again when it ends
+    own_files: dict[GuestPath, Path] = {}  # where the guest has it: a file or a folder of this machine
+    own_kernel: OwnKernel | None = None  # instead of `kernel`; both are named from the recipe's folder
 
     @property
     def all_modules(self) -> tuple[str, ...]:
@@ -82,7 +95,7 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The fields of the recipe at `path`, those that it extends included."""
     if path in above:
         raise UserError(f"recipe {path} extends itself, by way of {' and '.join(p.stem for p in above)}")
-    fields = _read(path)
+    fields = _resolved(_read(path), path)
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
@@ -91,6 +104,23 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     folder = RECIPES if (RECIPES / f"{parent}.yaml").exists() else path.parent
     base = _merged(folder / f"{parent}.yaml", (*above, path))
     return {key: _join(base.get(key), fields.get(key)) for key in {**base, **fields}}
+
+
+def _resolved(fields: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of the recipe at `path`, with files of this machine by their whole paths: each is there."""
+    for field in ("own_files", "own_kernel"):
+        if isinstance(table := fields.get(field), dict):
+            for key, value in table.items():
+                if (
+                    not isinstance(value, str)
+                    or not (file := (path.parent / Path(value).expanduser()).absolute()).exists()
+                ):
+                    raise UserError(f"recipe {path}: {field}: {key}: there is no file {value!r:.200}", hint=_FROM)
+                table[key] = str(file)
+    return fields
+
+
+_FROM = "files of yours are named from the folder in which the recipe is"
 
 
 def _join(base: Any, own: Any) -> Any:
