@@ -11,15 +11,26 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from userdev.errors import UserError
 from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
-from vfio_user.harness.hosts.relay import agent_source
-from vfio_user.harness.hosts.remote_agent import CLOSE, DATA, EXIT, LISTENING, LOG, OPEN, SIGNAL, SPAWN, STARTED, Frames
-from vfio_user.harness.lab import Lab
+from vfio_user.harness.hosts.relay import AgentConnection, WrittenFile, agent_source, serve
+from vfio_user.harness.hosts.remote_agent import (
+    CLOSE,
+    DATA,
+    EXIT,
+    LISTENING,
+    LOG,
+    OPEN,
+    SIGNAL,
+    SPAWN,
+    STARTED,
+    Frames,
+    Streams,
+)
 
 LIMIT = 20.0
 
@@ -206,10 +217,32 @@ def test_two_hosts_can_be_named() -> None:
         assert isinstance(pair.b, SshHost)
 
 
-def test_a_trace_is_refused_where_none_can_be_had(tmp_path: Path) -> None:
-    host = SshHost("b", "host.example", "192.0.2.7")
-    with Lab(folder=tmp_path) as lab, pytest.raises(UserError, match="trace"):
-        lab.serve("edu", host=host, trace=True)
+def test_what_a_program_writes_into_a_file_that_it_inherits_is_in_that_file_here(near: Near, tmp_path: Path) -> None:
+    """As it is written, and all of it once the program has ended, however it did."""
+    with (tmp_path / "file").open("wb") as file:
+        relay = Streams(near.frames)
+        relay.keep(9, WrittenFile(file.fileno()))
+        near.spawn(*python("import os; os.write(9, bytes(150_000)); os.kill(os.getpid(), 9)"), streams=[9])
+        assert serve(cast(AgentConnection, near.frames), relay, "there") == -9
+    assert (tmp_path / "file").read_bytes() == bytes(150_000)
+
+
+def test_a_file_that_takes_no_more_has_no_hole(near: Near, capfd: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        relay = Streams(near.frames)
+        relay.keep(9, WrittenFile(full.fileno()))
+        near.spawn(*python("import os; [os.write(9, b'some') for _ in range(9)]"), streams=[9])
+        assert serve(cast(AgentConnection, near.frames), relay, "there") == 0
+    assert capfd.readouterr().out.count("kept no longer: No space left on device") == 1
+
+
+def test_of_the_files_that_a_relay_inherits_those_for_writing_are_carried(tmp_path: Path) -> None:
+    (tmp_path / "read").touch()
+    with (tmp_path / "read").open() as read, (tmp_path / "written").open("wb") as written, socket.socket() as other:
+        numbers = [each.fileno() for each in (read, written, other)]
+        code = "from vfio_user.harness.hosts.relay import inherited_files; print(*inherited_files())"
+        found = subprocess.run(python(code), pass_fds=numbers, capture_output=True, text=True, check=True)
+        assert found.stdout.split() == [str(written.fileno())]
 
 
 def test_descriptors_are_not_sent_to_a_host_that_is_reached_by_ssh() -> None:

@@ -13,10 +13,18 @@ import pytest
 
 import vfio_user
 from userdev.process import Child
+from userdev.trace.exchanges import Exchange
+from vfio_user.client import Client
+from vfio_user.harness.device import Device
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.hosts.namespace import can_make_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
 from vfio_user.harness.hosts.sshd import kept_folders, ssh_namespaces
+from vfio_user.harness.interposition import Interposition
+from vfio_user.harness.scratch import Scratch
+from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.site import Site
+from vfio_user.traces import open_trace
 
 pytestmark = [
     pytest.mark.network,
@@ -45,6 +53,29 @@ def run_there(host: Host, argv: list[str], folder: Path) -> tuple[int | None, st
 def test_a_program_runs_there_with_this_package(host: SshHost, tmp_path: Path) -> None:
     status, said = run_there(host, [sys.executable, "-c", "import vfio_user; print(vfio_user.__file__)"], tmp_path)
     assert (status, said.splitlines()[-1]) == (0, f"{PACKAGE}/__init__.py")
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ended in order", "killed"])
+def test_the_trace_of_an_interposer_there_is_written_here(host: SshHost, tmp_path: Path, killed: bool) -> None:
+    with Scratch() as scratch:
+        site = Site(scratch, tmp_path, host)
+        server = DeviceServer(Device(served="edu"), site, "device", interposition=Interposition(), trace=True)
+        try:
+            with Client.connect(str(server.path)) as client:
+                client.store(0, 4, 4, 0x12345678)
+                assert client.load(0, 4, 4) == 0xEDCBA987
+            if killed:
+                server.interposer.child.signal(host.kill_signal)
+                assert server.interposer.child.wait(LIMIT) is not None
+        finally:
+            server.stop()
+    values = {
+        event.place.title: event.value
+        for event in open_trace(tmp_path / "device.trace").events()
+        if isinstance(event, Exchange)
+    }
+    assert values["REGION_READ liveness"] == 0xEDCBA987
+    assert values["REGION_WRITE liveness"] == 0x12345678
 
 
 def test_what_lies_in_the_temporary_folder_here_is_not_there(host: SshHost, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:
     ("kind", "direction", "view", "time", "body"),
     [
         pytest.param(RecordKind.MESSAGE, 0, 0, 1, bytes(16), id="seen on no side"),
-        pytest.param(RecordKind.MESSAGE, 2, 3, 1, bytes(16), id="in no direction"),
+        pytest.param(RecordKind.MESSAGE, 4, 3, 1, bytes(16), id="in no direction"),
         pytest.param(RecordKind.MESSAGE, 0, 3, 1 << 63, bytes(16), id="at no time"),
         pytest.param(RecordKind.MESSAGE, 0, 3, 1, b"x", id="half a header"),
         pytest.param(RecordKind.NOTE, 0, 0, 1, b"[]", id="a list for a note"),
@@ -259,3 +259,20 @@ def test_a_trace_of_before_headers_named_the_protocol_is_read(tmp_path: Path) ->
 def test_a_trace_names_its_protocol(tmp_path: Path) -> None:
     VfioTraceWriter(tmp_path / "trace", {}).close()
     assert read_trace(tmp_path / "trace").header.about["protocol"] == "vfio-user"
+
+
+def test_a_trace_can_be_written_to_a_descriptor_that_is_inherited(tmp_path: Path) -> None:
+    near, far = socket.socketpair()
+    with near:
+        writer = VfioTraceWriter(f"fd:{far.detach()}", {})
+        writer.message(Direction.TO_SERVER, 3, read(0, 0))
+        writer.close()
+        with near.makefile("rb") as stream:
+            (tmp_path / "t").write_bytes(stream.read())
+    assert [record.message for record in records(tmp_path / "t")] == [read(0, 0)]
+
+
+@pytest.mark.parametrize("name", ["fd:", "fd:x", "fd:-1", "fd:100000", "fd:99999999999999999999"])
+def test_what_is_no_descriptor_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        VfioTraceWriter(name, {})

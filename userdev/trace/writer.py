@@ -29,6 +29,8 @@ from userdev.whole import write_whole
 
 FLUSH_AT = 1 << 20
 """Bytes that are written before the turn ends."""
+INHERITED = "fd:"
+"""Before the number of a descriptor, instead of a path."""
 
 
 def _to_stderr(text: str) -> None:
@@ -44,7 +46,8 @@ class TraceWriter:
     def __init__(
         self, path: str | Path, protocol: str, about: dict[str, Any], *, warn: Callable[[str], None] = _to_stderr
     ) -> None:
-        """Create the file anew and write its header. `warn` is told when the trace stops.
+        """Create the file anew, or take a descriptor that is open for writing (`fd:N`), and write the header. `warn` is
+        told when the trace stops.
 
         Raises:
             UserError: it cannot be written.
@@ -55,10 +58,7 @@ class TraceWriter:
         """Why the trace has stopped; empty while it has not."""
         self.records = 0
         self.size = 0
-        try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise UserError(f"cannot write the trace {path}: {error.strerror}") from None
+        self._fd = _opened(str(path))
         header = {"format": FORMAT, "protocol": protocol, "realtime": time.time_ns(), **about}
         self._batch: list[bytes] = [MAGIC]
         self._batched = 0
@@ -132,3 +132,20 @@ class TraceWriter:
         self._warn(
             f"THE TRACE {self.path} HAS STOPPED after {self.records} records: {why}; the session goes on untraced"
         )
+
+
+def _opened(path: str) -> int:
+    """The descriptor of a trace.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    number = path.removeprefix(INHERITED)
+    try:
+        if number == path:
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        os.set_inheritable(int(number), False)
+        return int(number)
+    except (OSError, ValueError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"{number:.20} is no descriptor"
+        raise UserError(f"cannot write the trace {path}: {why}") from None

@@ -34,7 +34,7 @@ def interposing(scenario: Callable[[], type[AnyScenario]]) -> Callable[[F], F]:
         click.option(
             "--server-pid", type=int, help="The process of the server at --connect, for scenarios that signal it."
         ),
-        click.option("--trace", type=click.Path(dir_okay=False), help="Record every message in this file."),
+        click.option("--trace", type=click.Path(dir_okay=False), help="Record every message in this file, or fd:N."),
         click.option("--faults", type=click.Path(dir_okay=False), help="Do to messages what this scenario says."),
         click.option(
             "--print-faults-schema",

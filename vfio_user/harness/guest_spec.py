@@ -84,7 +84,7 @@ class GuestSpec:
             folder,
             self.name,
             monitor=self.monitor,
-            traced=tuple(family.trace_pattern for family in FAMILIES) if self.trace else (),
+            traced=tuple(family.trace_pattern for family in FAMILIES) if self.trace and self.host.shares_memory else (),
             environment=environment,
             kill_signal=self.host.kill_signal,
         )

@@ -108,7 +108,9 @@ class InterposerProcess:
             fds = [inherited.enter_context(listen(path)).fileno() for path in (self.path, self.control_path)]
             front, control = fds
             argv = [sys.executable, "-P", "-m", family.package, "interpose", "--listen", f"fd:{front}", *upstream]
-            argv += ["--control", f"fd:{control}", *(["--trace", str(self.trace)] if self.trace else [])]
+            argv += ["--control", f"fd:{control}"]
+            if self.trace is not None:
+                argv += ["--trace", self._traced_to(site, self.trace, inherited, fds)]
             argv += ["--registers", device] if trace and device and family.names_registers else []
             argv += interposition.options(site.folder, name)
             self.child = site.start(f"{name}.interposer", argv, site.folder / f"{name}.interposer.log", fds)
@@ -118,6 +120,15 @@ class InterposerProcess:
             self.child.stop()
             raise
         self.control = InterposerControl(self.control_path)
+
+    @staticmethod
+    def _traced_to(site: Site, trace: Path, inherited: ExitStack, fds: list[int]) -> str:
+        """The file as the interposer has to name it: on another host it writes to a descriptor that leads here."""
+        if site.host.shares_memory:
+            return str(trace)
+        file = inherited.enter_context(trace.open("wb"))
+        fds.append(file.fileno())
+        return f"fd:{file.fileno()}"
 
     def stop(self) -> None:
         """End it, softly first; a second call does nothing."""

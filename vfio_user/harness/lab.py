@@ -231,8 +231,6 @@ class Lab:
 
         `interposed` is what `boot` takes as `interpose`; `trace` has the interposer record every message.
         """
-        if trace and not host.shares_memory:
-            raise UserError(f"no trace can be had from host {host.name!r}: it is reached by SSH", hint="leave it out")
         wanted = self._cell.server_of(device if isinstance(device, Device) else Device.parse(device))
         interposition = Interposition.of(interposed or self._interpose)
         if interposition is not None:

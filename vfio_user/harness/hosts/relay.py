@@ -3,19 +3,22 @@
     python -m vfio_user.harness.hosts.relay WHERE [--socket PATH] -- PROGRAM ARGUMENT...
 
 The sockets that it inherits are those that the program there is to inherit: their bytes travel over the SSH
-connection (remote_agent.py has the other side). PATH is where the program makes a socket itself, for others over there.
+connection (remote_agent.py has the other side). What it writes into a file that it inherits is written into that file
+here, as it comes. PATH is where the program makes a socket itself, for others over there.
 It ends as the program ends. SIGTERM, SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its
 own nobody would know when the program there has ended.
 """
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import json
 import os
 import shlex
 import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Mapping
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from userdev.process import is_listening
+from userdev.whole import write_whole
 from vfio_user.harness.hosts import remote_agent
 from vfio_user.harness.hosts.remote_agent import (
     CLOSE,
@@ -64,11 +68,12 @@ def main(arguments: list[str]) -> int:
     if argv[0] == sys.executable:
         argv[0] = where["python"]
     streams, listeners = inherited_sockets()
+    files = inherited_files()
     frames = AgentConnection(where)
     relay = Streams(frames)
     wanted = {
         "argv": argv,
-        "streams": [*streams],
+        "streams": [*streams, *files],
         "listeners": {number: listener.getsockname() for number, listener in listeners.items()},
         "socket": options[1] if options else "",
         "environment": {name: value for name, value in os.environ.items() if name.startswith("VFIO_USER_")},
@@ -79,6 +84,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(near, lambda *_, number=far: frames.send(SIGNAL, number))
     for number, end in streams.items():
         relay.add(number, end)
+    for number, file in files.items():
+        relay.keep(number, file)
     numbers = count(_FIRST_OPENED)
     for listener in listeners.values():
         threading.Thread(target=_accept, args=(listener, frames, relay, numbers), daemon=True).start()
@@ -119,6 +126,39 @@ def inherited_sockets() -> tuple[dict[int, socket.socket], dict[int, socket.sock
                 listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
                 (listeners if listens else streams)[number] = found
     return streams, listeners
+
+
+class WrittenFile:
+    """A file that a program on another host writes to its end, as if it were a socket."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def sendall(self, data: bytes) -> None:
+        """Write all of it; what comes behind something that cannot be written is dropped, which is said once."""
+        if self._fd < 0:
+            return
+        try:
+            write_whole(self._fd, data)
+        except OSError as error:
+            print(f"what the program writes is kept no longer: {error.strerror}", flush=True)
+            self._fd = -1
+
+    def shutdown(self, how: int) -> None:
+        """Nothing more comes."""
+        self._fd = -1
+
+
+def inherited_files() -> dict[int, WrittenFile]:
+    """Regular files that are open for writing, by their numbers."""
+    files: dict[int, WrittenFile] = {}
+    for entry in sorted(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):
+            number = int(entry.name)
+            written = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+            if number > 2 and written and os.get_inheritable(number) and stat.S_ISREG(os.fstat(number).st_mode):
+                files[number] = WrittenFile(number)
+    return files
 
 
 class AgentConnection(Frames):

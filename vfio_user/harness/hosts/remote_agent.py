@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from userdev.process.listening import is_listening
 
@@ -62,12 +62,22 @@ class Frames:
         return found
 
 
+class Sink(Protocol):
+    """Where the bytes of a stream go: a socket, or what stands for one."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Take all of it."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Nothing more comes."""
+
+
 class Streams:
     """Sockets whose bytes travel as frames under their number."""
 
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
-        self._sockets: dict[int, socket.socket] = {}
+        self._sockets: dict[int, Sink] = {}
         self._pumps: list[threading.Thread] = []
 
     def add(self, number: int, end: socket.socket) -> None:
@@ -76,6 +86,10 @@ class Streams:
         pump = threading.Thread(target=self._pump, args=(number, end), daemon=True)
         self._pumps.append(pump)
         pump.start()
+
+    def keep(self, number: int, sink: Sink) -> None:
+        """Have frames of `number` go there; nothing comes from it."""
+        self._sockets[number] = sink
 
     def arrived(self, number: int, data: bytes) -> None:
         """Write the bytes of a frame to the socket of that number; bytes for one that has ended are dropped."""
