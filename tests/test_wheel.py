@@ -27,7 +27,18 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 OURS = {"vfio_user", "vhost_user", "userdev", "userdev_servers"}
-WITHOUT_EXTRAS = {"completion", "docs", "serve", "probe", "conformance", "interpose", "trace", "replay", "minimize"}
+WITHOUT_EXTRAS = {
+    "completion",
+    "docs",
+    "new",
+    "serve",
+    "probe",
+    "conformance",
+    "interpose",
+    "trace",
+    "replay",
+    "minimize",
+}
 SUITE = """
 from vfio_user.avocado_test import GuestTest
 

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("migrate", "Migrate a guest with its device, and verify it from inside."),
     "soak": ("soak", "Migrate, reset, kill, upgrade and pause in a random order, while the guest works and verifies."),
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
+    "new": ("new", "Write a project: a device, its tests and its CI, which pass at once."),
     "nightly": ("nightly", "Run the cells of a plan, and say what is wrong that was not so before."),
     "probe": ("probe", "Describe any server's device, as lspci would."),
     "qemu": ("qemu", "Install, list and find QEMU."),

@@ -1,0 +1,97 @@
+"""A new project passes its own tests and checks, whatever it is called, before anybody has changed a line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from userdev.errors import UserError
+from vfio_user.cli.new import command
+from vfio_user.new_project import PROTOCOLS, Names
+
+ROOT = Path(__file__).parent.parent
+CHECKS = {"github": "vendor.github-workflows", "gitlab": "vendor.gitlab-ci"}
+
+
+def new(folder: Path, *words: str) -> Path:
+    """The folder of a new project."""
+    made = CliRunner().invoke(command, [*words, "--folder", str(folder / "project")])
+    assert made.exception is None, made.output
+    return folder / "project"
+
+
+def run(folder: Path, *words: str) -> None:
+    """Run a tool in a project as its author does, with what is installed here."""
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}  # mypy does not look through what is installed editable
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_its_tests_pass(tmp_path: Path, protocol: str) -> None:
+    run(new(tmp_path, "my-device2", "--protocol", protocol), "pytest", "-p", "no:cacheprovider", "-W", "error")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", ["x", "a-device-with-the-longest-name"])
+def test_it_is_formatted_and_has_no_lint(tmp_path: Path, protocol: str, name: str) -> None:
+    project = new(tmp_path, name, "--protocol", protocol)
+    run(project, "ruff", "check", "--no-cache", ".")
+    run(project, "ruff", "format", "--no-cache", "--check", ".")
+
+
+@pytest.mark.network  # with the longer tests: mypy reads all that it uses of vfio-user
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_its_types_are_right(tmp_path: Path, protocol: str) -> None:
+    run(new(tmp_path, "mydevice", "--protocol", protocol), "mypy", "--follow-imports", "silent")
+
+
+@pytest.mark.parametrize("service", CHECKS)
+def test_its_ci_is_what_the_service_reads(tmp_path: Path, service: str) -> None:
+    project = new(tmp_path, "mydevice", "--ci", service)
+    schema = ["--builtin-schema", CHECKS[service]]
+    if service == "gitlab":
+        run(project, "check_jsonschema", *schema, "--data-transform", "gitlab-ci", ".gitlab-ci.yml")
+    else:
+        run(project, "check_jsonschema", *schema, ".github/workflows/test.yml")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_device_is_found_by_its_name_once_it_is_installed(tmp_path: Path, protocol: str) -> None:
+    project = tomllib.loads((new(tmp_path, "my_nic", "--protocol", protocol) / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "my-nic"
+    assert project["entry-points"] == {f"{protocol.replace('-', '_')}.devices": {"my-nic": "my_nic:MyNic"}}
+
+
+@pytest.mark.parametrize(
+    "name", ["My", "1st", "a b", "a--b", "", "-x", "../x", "class", "json", "vfio_user", "tests", "a" * 31]
+)
+def test_a_name_that_no_module_can_have_is_refused(name: str) -> None:
+    with pytest.raises(UserError):
+        Names.of(name)
+
+
+def test_nothing_that_is_there_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "mine.txt").write_text("mine")
+    for words in (["mydevice"], ["mydevice", "--protocol", "vhost-user"]):
+        made = CliRunner().invoke(command, [*words, "--folder", str(tmp_path / "project")])
+        assert isinstance(made.exception, UserError)
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["mine.txt"]
+
+
+def test_all_that_it_says_to_type_is_there(tmp_path: Path) -> None:
+    readme = (new(tmp_path, "mydevice") / "README.md").read_text()
+    from vfio_user.cli import COMMANDS
+
+    typed = [line.split() for line in readme.splitlines() if line.startswith("vfio-user ")]
+    assert typed
+    assert {words[1] for words in typed} <= COMMANDS.keys()

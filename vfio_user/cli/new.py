@@ -1,0 +1,33 @@
+"""`vfio-user new`: a project with a device, its tests and its CI, that passes at once."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from vfio_user.new_project import CI, PROTOCOLS, Names, write_project
+
+
+@click.command()
+@click.argument("name")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="vfio-user", show_default=True)
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="By default NAME, here.")
+@click.option(
+    "--ci", type=click.Choice([*CI, "none"]), default="github", show_default=True, help="Whose CI to write for."
+)
+@click.option("--quiet", is_flag=True, help="Say nothing.")
+def command(name: str, protocol: str, folder: Path | None, ci: str, quiet: bool) -> None:
+    """Write a project called NAME, of a device to go on from: device, tests, pyproject.toml and CI, which pass at once.
+
+    The device is a PCI device with a register and an interrupt, or a virtio device with a queue.
+    """
+    names = Names.of(name)
+    place = folder or Path(name)
+    files = write_project(place, names, protocol, None if ci == "none" else ci)
+    if quiet:
+        return
+    click.echo(f"{place}: " + ", ".join(map(str, files)))
+    click.echo(f"\nnext:\n  cd {shlex.quote(str(place))}\n  pytest             # without a guest")
+    click.echo("  pytest -m guest    # in a real one\n  vfio-user docs     # how to go on")
