@@ -170,6 +170,7 @@ def test_what_is_ignored_is_no_difference(good: Path, tmp_path: Path) -> None:
         (["causes"], 2),
         (["MSIX 0"], 1),
         (["BAR0+0x24"], 2),
+        (["BAR0:0x24", "MSIX:0"], 0),
         (["REGION_READ", "MSIX 0"], 0),
         (["BAR0"], 1),
     ):

@@ -94,6 +94,21 @@ def test_values_are_numbers_for_programs(trace: Path) -> None:
     assert [line.get("value") for line in shown(trace, "--region", "BAR0")] == [None, 0x12345678, 0x80, None]
 
 
+def test_an_interrupt_is_shown_by_its_name(tmp_path: Path) -> None:
+    flag_at_work(tmp_path / "t", 1)
+    assert "** interrupt index=MSIX vector=0 count=1" in run("show", tmp_path / "t")
+    run("export", tmp_path / "t", "--format", "perfetto", "-o", tmp_path / "p")
+    assert "interrupt MSIX 0" in {event["name"] for event in json.loads((tmp_path / "p").read_text())["traceEvents"]}
+
+
+def test_several_writes_in_a_message_are_shown_one_by_one(tmp_path: Path) -> None:
+    entries = at.WRITE_MULTI_ENTRY.struct.pack(0x60, 0, 4, b"\x5a\0\0\0") * 2
+    with Written(tmp_path / "t") as written:
+        written.ask(request(Command.REGION_WRITE_MULTI, at.WRITE_MULTI.pack(2, tail=entries)), at.WRITE_MULTI.pack(2))
+    text = run("show", tmp_path / "t")
+    assert text.count("offset=0x60 region=BAR0 length=4 value=0x5a") == 2
+
+
 def test_registers_are_shown_by_the_names_that_the_trace_brings_along(tmp_path: Path) -> None:
     flag_at_work(tmp_path / "t", 1)
     names = {line["register"] for line in shown(tmp_path / "t", "--region", "BAR0")}

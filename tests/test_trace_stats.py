@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.interposer_bench import DEADLINE, answer, read
+from tests.interposer_bench import DEADLINE, answer, read, request
 from tests.test_harness_interposed import interposed
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
 from tests.vhost.between import B, Between, R, V, channel
@@ -34,6 +34,8 @@ from vfio_user.cli import cli, vhost_user_cli
 from vfio_user.client import Client
 from vfio_user.interposer.trace.files import PROTOCOL
 from vfio_user.traces import open_trace, shown_by
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
 from vhost_user.wire import acknowledge, encode_request
 from vhost_user.wire.payloads import Config, VringState
 
@@ -149,6 +151,29 @@ def test_a_place_of_a_frame_buffer_is_not_kept_for_each_pixel(tmp_path: Path, mo
         "REGION_WRITE BAR0 elsewhere": 54,
         "REGION_READ": 1,
     }
+
+
+def test_writes_that_come_in_one_message_are_their_registers(tmp_path: Path) -> None:
+    """As QEMU writes to servers that take several at once; the message itself is one."""
+    writes = [(UP, 0, 4, b"\x5a\0\0\0"), (DOWN, 0, 4, b"\x10\0\0\0"), (UP, 0, 2, b"\1\0")]
+    entries = b"".join(at.WRITE_MULTI_ENTRY.struct.pack(*write) for write in writes)
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        for _ in range(30):
+            trace.ask(request(Command.REGION_WRITE_MULTI, at.WRITE_MULTI.pack(3, tail=entries)), at.WRITE_MULTI.pack(3))
+            trace.interrupt()
+    counted = stats(tmp_path / "t")
+    rows = {(row["register"], row["bytes"]): (row["writes"], row["last"]) for row in counted["registers"]}
+    assert rows == {("up", 4): (30, 0x5A), ("down", 4): (30, 0x10), ("up", 2): (30, 1)}
+    assert {row["message"]: row["count"] for row in counted["messages"]} == {"REGION_WRITE_MULTI": 30}
+
+
+@pytest.mark.parametrize("tail", [b"", b"\1", bytes(23), bytes(25)])
+def test_several_writes_that_are_cut_are_one_message(tmp_path: Path, tail: bytes) -> None:
+    with Written(tmp_path / "t") as trace:
+        trace.ask(request(Command.REGION_WRITE_MULTI, at.WRITE_MULTI.pack(1, tail=tail)), 22)
+        trace.read(CAUSES, 1)
+    rows = {row["message"]: row["errors"] for row in stats(tmp_path / "t")["messages"]}
+    assert rows == {"REGION_WRITE_MULTI": 1, "REGION_READ": 0}
 
 
 # -- odd

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from userdev.errors import ProtocolError
 from userdev.relay.direction import Direction
 from userdev.trace.format import FD, PREFIX, Note, Raw, RecordKind, View
 from userdev.trace.reader import TraceReader
@@ -43,6 +44,10 @@ class Place:
     """What it is about otherwise: `MSIX 0-3`, `MIG_DEVICE_STATE SET`."""
     interrupt: str = ""
     """The interrupt that the message itself is, where it is one."""
+    carries: bool = False
+    """Whether the message is a list of accesses, each of which is an exchange of its own beside that of the message."""
+    carried: bool = False
+    """Whether it is one of such a list: `posted`, as only the message is answered."""
     unknown: bool = False
     """Whether registers of its region have names, and there is none where it reaches."""
 
@@ -99,11 +104,14 @@ Event = Exchange | Note | Raw
 class Reading(Protocol):
     """What a protocol's messages say, from the bytes of their records: the message begins at `at`.
 
-    The first two raise struct.error, IndexError or ValueError for what is cut.
+    The first three raise struct.error, IndexError, ValueError or ProtocolError for what is cut.
     """
 
     def asked(self, record: bytes, at: int, towards: int) -> tuple[Place, int | None] | None:
         """What a request is about, and the number that it writes; None for a reply."""
+
+    def carried(self, record: bytes, at: int, towards: int) -> list[tuple[Place, int | None]]:
+        """The accesses that a request `carries`, each as `asked` has it."""
 
     def answer(self, exchange: Exchange, record: bytes, at: int) -> None:
         """Put down what a reply says: `value` and `error`."""
@@ -164,6 +172,8 @@ class Exchanges:
                         yield exchange
                     else:
                         waiting[exchange.number] = exchange
+                    if place.carries:
+                        yield from self._carried(exchange, record, at, towards)
                 elif (request := waiting.get(pair)) is not None:
                     answer(request, record, at)
                     request.reply, request.latency = reader.number, time - request.time
@@ -174,10 +184,19 @@ class Exchanges:
                     if view != View.RECEIVED or request.view == View.SENT:
                         del waiting[pair]
                         yield request
-            except (struct.error, IndexError, ValueError):
+            except (struct.error, IndexError, ValueError, ProtocolError):
                 if (whole := reader.decoded(record)) is None:
                     return
                 del whole  # it can be read, and says nothing that could be told
+
+    def _carried(self, exchange: Exchange, record: bytes, at: int, towards: int) -> Iterator[Exchange]:
+        """The accesses within a request, as if each had come by itself."""
+        for place, value in self._reading.carried(record, at, towards):
+            part = Exchange(place, exchange.number, exchange.time, exchange.view, value)
+            if self._asked is not None:
+                self._asked(part)
+            if exchange.view != View.RECEIVED:
+                yield part
 
     def rest(self) -> list[Exchange]:
         """Those without an answer, at the end of a trace."""

@@ -24,7 +24,7 @@ FURTHER = 100
 PROCESS = 1
 _STAMP = re.compile(r"^\[?(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,]?\d*(?:Z|[+-]\d\d:?\d\d)?|\d{9,}\.\d+)\]?[: ]*(.*)$")
 """A console line that says when it was written: ISO 8601, or seconds since 1970."""
-_NUMBERED = ("vector", "ring")
+_NUMBERED = ("index", "vector", "ring")
 """Details of a note that belong to its name in a picture."""
 Event = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from userdev.errors import UserError
 from userdev.trace.exchanges import Event, Exchanges, Reading
-from userdev.trace.format import Header, TracedProtocol, TraceRecord
+from userdev.trace.format import Header, Note, TracedProtocol, TraceRecord
 from userdev.trace.lines import Decoded, Entry, TraceLine, decoded_lines
 from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
@@ -27,6 +27,8 @@ class ShownProtocol:
     reading: Callable[[], Reading]
     packets: PacketForm
     lanes: Lanes
+    note: Callable[[Note], Note] = lambda note: note
+    """Says a note's details by their names, as people read them."""
 
 
 class TraceView:
@@ -50,7 +52,9 @@ class TraceView:
 
     def lines(self) -> Iterator[TraceLine]:
         """Every entry with what it says, and requests with what they were answered."""
-        return decoded_lines(self.entries(), self.shown.decode)
+        note = self.shown.note
+        entries = (note(entry) if isinstance(entry, Note) else entry for entry in self.entries())
+        return decoded_lines(entries, self.shown.decode)
 
     def events(self, *, keep: bool = False) -> Iterator[Event]:
         """Exchanges as they were complete, those without an answer last, and all else in between.

@@ -16,6 +16,7 @@ from userdev.trace.view import TraceView, opened
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.cli._trace_stats import aligned
 from vfio_user.traces import open_trace
+from vfio_user.wire.constants import IrqIndex
 
 
 @click.command()
@@ -26,7 +27,7 @@ from vfio_user.traces import open_trace
     "--ignore",
     multiple=True,
     metavar="NAME",
-    help="Leave out a command, a register or where it is (BAR0+0x24), a region, or an interrupt (MSIX 0).",
+    help="Leave out a command, a register or where it is (BAR0:0x24), a region, or an interrupt (MSIX:0); as `replay`.",
 )
 @click.option("--polls", is_flag=True, help="Also how often the same was read in a row, which is time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -41,7 +42,7 @@ def diff(a: Path, b: Path, names: str | None, ignore: tuple[str, ...], polls: bo
     if views[0].header.protocol != views[1].header.protocol:
         raise UserError(f"{a} is of {views[0].header.protocol}, and {b} of {views[1].header.protocol}")
     tokens = Tokens()
-    ignored = frozenset(ignore)
+    ignored = frozenset(map(_told, ignore))
     of_a, of_b = (_sequences(view, tokens, ignored) for view in views)
     if ignored:
         _check(ignored, views)
@@ -69,6 +70,18 @@ def _sequences(view: TraceView, tokens: Tokens, ignored: frozenset[str]) -> Sequ
     return found
 
 
+def _told(name: str) -> str:
+    """A name as traces have it: BAR0:0x24 is BAR0+0x24 there, and MSIX:0 is MSIX 0."""
+    of, colon, number = name.partition(":")
+    try:
+        value = int(number, 0) if colon else -1
+    except ValueError:
+        value = -1
+    if value < 0:
+        return name
+    return f"{of} {value}" if of in IrqIndex.__members__ else f"{of}+{value:#x}"
+
+
 def _check(ignored: Iterable[str], views: Iterable[TraceView]) -> None:
     """Refuse names of what neither trace has.
 
@@ -83,7 +96,7 @@ def _check(ignored: Iterable[str], views: Iterable[TraceView]) -> None:
         known.update(found.interrupts, *(names_of(one.place) for one in tokens.examples))
     for name in ignored:
         if name not in known:
-            hint = f"{meant(name, known)}commands, registers, BAR0+0x24, regions and interrupts can be left out"
+            hint = f"{meant(name, known)}commands, registers, BAR0:0x24, regions and MSIX:0 can be left out"
             raise UserError(f"neither trace has {name!r}", hint=hint)
 
 

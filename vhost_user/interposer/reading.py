@@ -37,6 +37,10 @@ class VhostReading:
                 self._found[key] = found
         return found
 
+    def carried(self, record: bytes, at: int, towards: int) -> list[tuple[Place, int | None]]:
+        """None: no message of vhost-user is several accesses."""
+        return []
+
     def answer(self, exchange: Exchange, record: bytes, at: int) -> None:
         """Put down what a reply says: the number that it is, or that it refuses."""
         decoded = describe(ASKERS[exchange.place.channel], _message(record, at))

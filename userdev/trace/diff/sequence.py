@@ -77,8 +77,8 @@ def read_sequences(reader: TraceReader[Any], reading: Reading, tokens: Tokens, i
 
     def put(exchange: Exchange) -> None:
         place = exchange.place
-        if ignored and not ignored.isdisjoint(names_of(place)):
-            return
+        if place.carried or (ignored and not ignored.isdisjoint(names_of(place))):
+            return  # what a message carries is compared with it
         answered = reading.without_id(exchange.answered) if exchange.reply else b""
         token = tokens.token(exchange, reading.without_id(exchange.asked), answered)
         complete.append((exchange.number, exchange.reply, token, place))

@@ -168,10 +168,19 @@ def _take_apart(dialect: Dialect, command: Command, message: Message, decoded: D
         decoded.fields["json"] = tail.rstrip(b"\0").decode(errors="replace")
     elif isinstance(record, at.VfioDeviceFeature):
         _take_feature_apart(record.flags, tail, decoded)
+    elif isinstance(record, at.VfioUserWriteMulti) and not message.is_reply:
+        decoded.fields["writes"] = [_write(write) for write in at.WRITE_MULTI_ENTRY.unpack_all(tail)]
     elif isinstance(record, at.VfioRegionInfo):
         decoded.region, decoded.data = record.region, tail
     else:
         decoded.data = tail
+
+
+def _write(write: at.VfioUserWrite) -> dict[str, Any]:
+    """One of several writes."""
+    value = int.from_bytes(write.data[: write.length], "little")
+    region = name_of(RegionIndex, write.region)
+    return {"offset": f"{write.offset:#x}", "region": region, "length": write.length, "value": f"{value:#x}"}
 
 
 def _take_feature_apart(flags: int, tail: bytes, decoded: DecodedMessage) -> None:

@@ -11,7 +11,7 @@ from userdev.trace.exchanges import MOST_PLACES, Exchange, Place
 from userdev.trace.format import Note
 from vfio_user.interposer.trace.decode import DecodedMessage, describe, name_of
 from vfio_user.interposer.trace.registers import RegisterMap
-from vfio_user.wire import ERROR, REPLY, Command, Dialect, Message
+from vfio_user.wire import ERROR, NO_REPLY, REPLY, Command, Dialect, Message, layouts
 from vfio_user.wire.constants import IrqIndex, RegionIndex
 from vfio_user.wire.header import HEADER_SIZE, TYPE_MASK
 
@@ -40,7 +40,8 @@ class VfioReading:
     def __init__(self, dialect: Dialect, registers: RegisterMap) -> None:
         self._dialect, self._registers = dialect, registers
         self._read = dialect.number(Command.REGION_READ)
-        self._accesses = {self._read, dialect.number(Command.REGION_WRITE)}
+        self._write = dialect.number(Command.REGION_WRITE)
+        self._accesses = {self._read, self._write}
         self._told_apart = {dialect.number(command) for command in _TOLD_APART if command in dialect}
         self._places: dict[tuple[int, bytes, bytes, bytes], Place] = {}
         self._elsewhere: dict[tuple[str, str, Direction, str], Place] = {}
@@ -62,6 +63,24 @@ class VfioReading:
         if place.writes and len(record) - at - _DATA in _NUMBERS:
             return place, int.from_bytes(record[at + _DATA :], "little")
         return place, None
+
+    def carried(self, record: bytes, at: int, towards: int) -> list[tuple[Place, int | None]]:
+        """The writes of a REGION_WRITE_MULTI."""
+        writes = layouts.WRITE_MULTI_ENTRY.unpack_all(record[at:], HEADER_SIZE + layouts.WRITE_MULTI.size)
+        return [
+            (self._written(write, towards), int.from_bytes(write.data[: write.length], "little")) for write in writes
+        ]
+
+    def _written(self, write: layouts.VfioUserWrite, towards: int) -> Place:
+        """The place of one of several writes in a message."""
+        key = (towards, b"", b"", layouts.REGION_ACCESS.pack(write.offset, write.region, write.length))
+        place = self._places.get(key)
+        if place is None:
+            message = Message(0, self._write, NO_REPLY, payload=key[3])
+            place = replace(self._place(message, towards), carried=True)
+            if len(self._places) < MOST_PLACES:
+                self._places[key] = place
+        return place
 
     def answer(self, exchange: Exchange, record: bytes, at: int) -> None:
         """Put down what a reply says: an errno, or what was read."""
@@ -89,9 +108,7 @@ class VfioReading:
         return {**decoded.fields, **({"data": decoded.data.hex()} if decoded.data else {})}
 
     def _new_place(self, key: tuple[int, bytes, bytes, bytes], record: bytes, at: int) -> Place:
-        message = Message.decode(record, at, record[at + HEADER_SIZE :], [])
-        decoded = describe(self._dialect, message, self._registers)
-        place = place_of(decoded, Direction(key[0] & 1), named=self._registers.names_of(decoded.region))
+        place = self._place(Message.decode(record, at, record[at + HEADER_SIZE :], []), key[0])
         if len(self._places) >= MOST_PLACES and place.is_access and not place.register:
             return self._elsewhere.setdefault(
                 (place.command, place.kind, place.direction, place.region),
@@ -99,6 +116,10 @@ class VfioReading:
             )
         self._places[key] = place
         return place
+
+    def _place(self, message: Message, towards: int) -> Place:
+        decoded = describe(self._dialect, message, self._registers)
+        return place_of(decoded, Direction(towards & 1), named=self._registers.names_of(decoded.region))
 
 
 def place_of(decoded: DecodedMessage, direction: Direction, *, named: bool) -> Place:
@@ -115,6 +136,7 @@ def place_of(decoded: DecodedMessage, direction: Direction, *, named: bool) -> P
         register=decoded.register if is_place else "",
         writes=access and decoded.command == Command.REGION_WRITE.value,
         detail=decoded.detail,
+        carries=decoded.command == Command.REGION_WRITE_MULTI.value,
         interrupt=decoded.detail if decoded.command == Command.VM_INTERRUPT.value else "",
         unknown=is_place and named and not decoded.register,
     )

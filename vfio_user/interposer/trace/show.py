@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from userdev.trace.format import Header
 from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
 from userdev.trace.view import ShownProtocol
-from vfio_user.interposer.trace.decode import DecodedMessage, describe
+from vfio_user.interposer.trace.decode import DecodedMessage, describe, name_of
 from vfio_user.interposer.trace.files import NAME, PROTOCOL
 from vfio_user.interposer.trace.reading import VfioReading
 from vfio_user.interposer.trace.registers import RegisterMap, is_named, registers_of
 from vfio_user.wire import DIALECTS, Command
-from vfio_user.wire.constants import RegionIndex
+from vfio_user.wire.constants import IrqIndex, RegionIndex
 from vfio_user.wire.dialects import dialect_named
 
 PACKETS = PacketForm(NAME, b"VFUP", Path(__file__).parent.parent / "vfio_user.lua", tuple(DIALECTS))
@@ -90,7 +90,15 @@ def shown(header: Header, registers: RegisterMap | None = None) -> ShownProtocol
         assert request is None or isinstance(request, DecodedMessage)
         return describe(dialect, record.message, names, request)
 
-    return ShownProtocol(PROTOCOL, decode, lambda: VfioReading(dialect, names), PACKETS, LANES)
+    return ShownProtocol(PROTOCOL, decode, lambda: VfioReading(dialect, names), PACKETS, LANES, _by_name)
+
+
+def _by_name(note: Note) -> Note:
+    """An interrupt's index by its name: `MSIX`."""
+    index = note.details.get("index")
+    if note.event != "interrupt" or not isinstance(index, int):
+        return note
+    return replace(note, details={**note.details, "index": name_of(IrqIndex, index)})
 
 
 def command_named(name: str) -> str:
