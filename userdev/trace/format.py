@@ -23,6 +23,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from math import isfinite
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from userdev.descriptors import FdInfo, FdKind
@@ -259,16 +260,27 @@ def _seen(kind: int, view: int, time: int) -> View:
     return _VIEWS[view & 3]
 
 
+def _finite(number: str) -> float:
+    if not isfinite(value := float(number)):
+        raise ValueError(f"{number:.20} is no number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+"""Of what can be written again: numbers are numbers."""
+
+
 def _object(text: bytes) -> dict[str, Any]:
     """The JSON object of a header or note.
 
     Raises:
         ValueError, TypeError: there is none, or one that cannot be written.
     """
-    content = json.loads(text)
+    content = _DECODER.decode(text.decode())
     if not isinstance(content, dict):
         raise TypeError("its content is no object")
-    json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    if b"\\u" in text:
+        json.dumps(content, ensure_ascii=False).encode()  # which half a character cannot be
     return content
 
 
