@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import select
 import signal
 import tempfile
 import time
@@ -60,7 +61,7 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        deadline = Deadline(_SECONDS)
+        deadline = Deadline(2 * _SECONDS)
         while True:
             answer = self._next(deadline)
             if answer.get("id") == self._number:
@@ -87,7 +88,10 @@ class Page:
     def wait(self, expression: str) -> None:
         """Wait until an expression is true: the page is asked in each of its turns."""
         there = f"document.documentElement && ({expression})"
-        self.ask(f"new Promise(done => {{ (function look() {{ {there} ? done(true) : setTimeout(look, 5) }})() }})")
+        look = f"function look() {{ {there} ? done(true) : Date.now() > limit ? done(false) : setTimeout(look, 5) }}"
+        limit = f"Date.now() + {_SECONDS * 1000}"
+        if not self.ask(f"new Promise(done => {{ const limit = {limit}; ({look})() }})"):
+            raise PageError(f"it is never so: {expression}; the page complains of {self.errors}")
 
     def ask(self, expression: str) -> Any:
         """The value of an expression, a promise's when it is kept."""
@@ -120,7 +124,7 @@ class Page:
 
     def _next(self, deadline: Deadline) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            if deadline.passed:
+            if not select.select([self._from], [], [], deadline.remaining)[0]:
                 raise PageError(f"the browser said nothing for {deadline.seconds:.0f} s")
             data = os.read(self._from, 1 << 20)
             if not data:
@@ -164,7 +168,7 @@ class Chromium(Unpacked):
                 (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT, 0o600),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ]
-            browser = os.posix_spawn(command[0], command, environment, file_actions=actions)
+            browser = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)
             os.close(hear)
             os.close(say)
             try:
@@ -174,7 +178,7 @@ class Chromium(Unpacked):
             except OSError as error:
                 raise PageError(f"the browser has ended: {log.read_text()[-2000:]}") from error
             finally:
-                os.kill(browser, signal.SIGTERM)
+                os.killpg(browser, signal.SIGKILL)
                 os.waitpid(browser, 0)
                 os.close(to)
                 os.close(back)

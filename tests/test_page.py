@@ -21,10 +21,8 @@ from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
 
-@pytest.fixture(scope="module")
-def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A session with a bit of everything, which ends while a register is read."""
-    path = tmp_path_factory.mktemp("trace") / "guest-dev0-edu.trace"
+def session(path: Path) -> None:
+    """Record one with a bit of everything, which ends while a register is read."""
     memory = os.memfd_create("guest")
     with Bench(trace=path) as bench:
         bench.negotiate()
@@ -40,6 +38,12 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bench.client.send(read(0, 0x24))
         bench.server.receive()
     os.close(memory)
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trace") / "guest-dev0-edu.trace"
+    session(path)
     return path
 
 
@@ -52,19 +56,19 @@ def test_a_trace_is_in_rows_by_register_and_region_with_values(trace: Path, tmp_
     names = RegisterMap([NamedRegister(0, 0x08, "compute")])
     found = page_of(trace, tmp_path / "page.html", names)
     by_row = {each.where: each for each in found}
-    compute = by_row["guest-dev0-edu", "BAR0 compute"]
+    compute = by_row["guest-dev0-edu BAR0", "compute"]
     assert (compute.kind, compute.short) == ("read", "0x12345678")
     assert compute.fields["value"] == "0x12345678"
     assert compute.answer > compute.record > 0
     assert compute.lasted > 0, "an exchange takes from the request to its answer"
-    written = by_row["guest-dev0-edu", "BAR0 0x20"]
+    written = by_row["guest-dev0-edu BAR0", "0x20"]
     assert (written.kind, written.short) == ("write", "0x80")
-    assert by_row["guest-dev0-edu", "CONFIG vendor_id"].kind == "refused"
+    assert by_row["guest-dev0-edu CONFIG", "vendor_id"].kind == "refused"
     assert {each.fields["command"] for each in found if each.where[1] == "DMA"} == {"DMA_MAP", "DMA_READ"}
 
 
 def test_what_was_never_answered_is_wrong_and_lasts_to_the_end(trace: Path, tmp_path: Path) -> None:
-    [left] = [each for each in page_of(trace, tmp_path / "page.html") if each.where[1] == "BAR0 0x24"]
+    [left] = [each for each in page_of(trace, tmp_path / "page.html") if each.where == ("guest-dev0-edu BAR0", "0x24")]
     assert (left.kind, left.short) == ("wrong", "never answered")
 
 

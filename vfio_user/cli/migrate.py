@@ -111,6 +111,7 @@ def command(
         done = [workload.end() for workload in running]
         for work in done:
             judge(report, work)
+        report.write(lab.folder)
         _print(report, done, str(lab.folder), as_json=as_json)
         if not report.ok:
             lab.failure = VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")

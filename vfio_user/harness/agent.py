@@ -21,6 +21,7 @@ from typing import Any
 
 from userdev.errors import UserdevError
 from userdev.process import Deadline
+from vfio_user.harness.command_log import CommandLog
 from vfio_user.harness.guest import (
     Command,
     Guest,
@@ -28,6 +29,7 @@ from vfio_user.harness.guest import (
     GuestLost,
     Job,
     Result,
+    as_line,
     decode,
     encode,
     outcome_of,
@@ -57,7 +59,7 @@ class AgentGuest(Guest):
     """A guest behind its agent. `connection` is the host's end of the virtio-serial port.
 
     `check` is asked before every request, and when no answer will come any more, with the seconds that the cause may
-    take to show: it raises that if it knows one.
+    take to show: it raises that if it knows one. `log` has what is run there.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class AgentGuest(Guest):
         patience: float = 1.0,
         console: Callable[[], str] = str,
         check: Callable[[float], None] = lambda _seconds: None,
+        log: CommandLog | None = None,
     ) -> None:
         super().__init__(patience=patience, console=console)
         self._check = check
+        self._log = log
         self._session = secrets.token_hex(8)
         self._asked = 0  # the last id
         self._sending = threading.Lock()
@@ -192,6 +196,8 @@ class AgentGuest(Guest):
         """Shut the connection down, and join the thread that reads it; those that still wait are told `GuestLost`."""
         self._lose(self._connection, "the connection was closed")
         _shut(self._connection, self._reader)
+        if self._log is not None:
+            self._log.close()
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -203,6 +209,8 @@ class AgentGuest(Guest):
 
     def _ask_job(self, operation: str, **arguments: object) -> tuple[int, Future[dict[str, Any]]]:
         future: Future[dict[str, Any]] = Future()
+        if self._log is not None and operation in _LOGGED:
+            future.add_done_callback(self._log.begin(_LOGGED[operation](arguments)))
         asked = time.monotonic()
         self._check(_CAUSE_SECONDS if self._lost else 0.0)
         with self._sending:
@@ -299,6 +307,13 @@ class AgentGuest(Guest):
             waiting, self._pending = self._pending, {}
         for request in waiting.values():
             request.answer.set_exception(GuestLost(f"the guest went away: {why}"))
+
+
+_LOGGED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "run": lambda arguments: as_line(arguments["command"]),
+    "call": lambda arguments: f"{arguments['function']}()",
+}
+"""What is run in the guest, and what it is called."""
 
 
 def _shut(connection: socket.socket, reader: threading.Thread) -> None:

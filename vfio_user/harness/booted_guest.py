@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address
+from vfio_user.harness.command_log import SUFFIX, CommandLog
 from vfio_user.harness.device import Device
 from vfio_user.harness.family import Property, inside_qemu
 from vfio_user.harness.guest import Command, Guest, GuestFailure, GuestLost, Job
@@ -25,6 +27,7 @@ from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.mishaps import Mishap
 from vfio_user.harness.qmp import Qmp
 from vfio_user.harness.server import DeviceServer
+from vfio_user.page.names import COLLECTED
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
@@ -92,11 +95,13 @@ class BootedGuest(Guest):
         self.machine = machine
         self.spec = spec
         self.devices: list[Plugged] = []
+        self._commands = CommandLog(_commands_of(machine))
         self.agent = AgentGuest(
             machine.agent_connection,
             patience=machine.patience,
             console=self._console,
             check=self._check,
+            log=self._commands,
         )
         self._listen()
         self._serve = serve
@@ -303,6 +308,7 @@ class BootedGuest(Guest):
         self.machine, self.spec, self.devices = machine, spec, list(devices)
         self._listen()
         self.agent.attach(machine.agent_connection)
+        self._commands.go_on(_commands_of(machine))
 
     def ssh(self) -> SshGuest:
         """A new SSH connection to it."""
@@ -331,7 +337,8 @@ class BootedGuest(Guest):
     def collect(self, folder: Path) -> None:
         """Write what is worth having of a guest that failed: its kernel's log and its PCI devices."""
         with suppress(UserError, VerdictError):
-            write_text(folder / f"{self.name}.dmesg.log", self.run("dmesg", 5).stdout)
+            mark = f"echo '{COLLECTED} {time.time():.6f}' > /dev/kmsg"
+            write_text(folder / f"{self.name}.dmesg.log", self.run(f"{mark}; dmesg", 5).stdout)
         with suppress(UserError):
             write_text(folder / f"{self.name}.pci.log", self.qmp.human("info pci", 5))
 
@@ -415,3 +422,8 @@ def attachment_of(
     if server is None:
         return inside_qemu(device.driver, identity, place, wanted)
     return device.family.attach(device.served, identity, server.path, place, wanted)
+
+
+def _commands_of(machine: Machine) -> Path:
+    """The file of what is run in a guest while it is in this machine."""
+    return machine.console.log.with_name(machine.name + SUFFIX)

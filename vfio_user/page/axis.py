@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 import zlib
 from array import array
@@ -58,16 +59,6 @@ class Row:
         return " ".join(filter(None, (self.area, self.place)))
 
 
-@dataclass(frozen=True)
-class Point:
-    """Something that is worth looking at first: its place on the axis, once that is in order."""
-
-    kind: Kind
-    when: int
-    title: str
-    row: str
-
-
 class Axis:
     """Everything that is put on it, in whatever order. Times are nanoseconds since 1970."""
 
@@ -78,9 +69,6 @@ class Axis:
         self._row, self._said = array("I"), array("I")
         self._record, self._answer = array("I"), array("I")
         self._kind = array("B")
-        self.points: list[Point] = []
-        """The first that were refused, faults and what was wrong."""
-        self._points = Counter[tuple[Kind, int]]()
 
     def __len__(self) -> int:
         return len(self._when)
@@ -164,14 +152,13 @@ class Axis:
         areas: dict[tuple[str, str], list[int]] = {}
         for number, row in enumerate(all_rows):
             areas.setdefault((row.group, row.area), []).append(number)
-        kept: dict[Row, int] = {}
-        places = [0] * len(all_rows)
+        homes = list(all_rows)
         for (group, area), numbers in areas.items():
-            most = set(sorted(numbers, key=lambda number: -counts[number])[:MOST_PLACES])
-            for number in numbers:
-                row = all_rows[number] if number in most else Row(group, area, OTHERS)
-                places[number] = kept.setdefault(row, len(kept))
-        return list(kept), places
+            for number in sorted(numbers, key=lambda number: -counts[number])[MOST_PLACES:]:
+                homes[number] = Row(group, area, OTHERS)
+        rows = sorted(set(homes), key=_Order(all_rows))
+        number_of = {row: number for number, row in enumerate(rows)}
+        return rows, [number_of[home] for home in homes]
 
 
 @dataclass(frozen=True)
@@ -197,6 +184,24 @@ class Packed:
         }
 
 
+class _Order:
+    """Where a row comes: groups and areas as they were met, what has no places before what has, offsets by number."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._groups: dict[str, int] = {}
+        self._areas: dict[tuple[str, str], int] = {}
+        for row in rows:
+            self._groups.setdefault(row.group, len(self._groups))
+            self._areas.setdefault((row.group, row.area), len(self._areas))
+
+    def __call__(self, row: Row) -> tuple[int, bool, int, int, str]:
+        is_offset = _OFFSET.fullmatch(row.place) is not None
+        rank = 2 if row.place == OTHERS else int(is_offset)
+        place = f"{int(row.place, 16):020}" if is_offset else row.place
+        return self._groups[row.group], bool(row.place), self._areas[row.group, row.area], rank, place
+
+
+_OFFSET = re.compile("0x[0-9a-f]+")
 _LONGEST = 512
 """Characters of a value; bytes in hexadecimal may be a megabyte."""
 

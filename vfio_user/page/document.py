@@ -61,10 +61,11 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
         record = {"of": what.name, "when": _moment(axis.began / 1e9), "versions": {}}
         said, listed = [], []
     truncated = [f"{trace.name}: {trace.truncated}" for trace in traces if trace.truncated]
+    cause = printable(str(record.get("first_cause") or ""))
     head = {
         "record": record,
-        "cause": printable(str(record.get("first_cause") or "")),
-        "words": _words(what) if what.is_dir() else "",
+        "cause": cause,
+        "words": _words(what, cause) if what.is_dir() else "",
         "truncated": truncated,
         "sections": [*_wire_sections(traces), *said],
         "files": listed,
@@ -83,17 +84,17 @@ def _put_folder(axis: Axis, folder: Path, record: dict[str, Any], registers: Reg
     run.put_migrations(axis, folder)
     run.put_guest_commands(axis, folder)
     run.put_soak(axis, folder)
+    for path in sorted(folder.glob("*.console.timed.log")):
+        logs.put_console(axis, path)
+    for path in sorted(folder.glob("*.dmesg.log")):
+        logs.put_kernel_log(axis, path, axis.began)
+    for path in sorted(folder.glob("*.qmp.log")):
+        logs.put_qmp(axis, path)
     for path in sorted(folder.glob("*.trace")):
         try:
             yield put_trace(axis, path, registers)
         except UserError as error:
             yield Seen(path.name, str(error), "")
-    for path in sorted(folder.glob("*.qmp.log")):
-        logs.put_qmp(axis, path)
-    for path in sorted(folder.glob("*.console.timed.log")):
-        logs.put_console(axis, path)
-    for path in sorted(folder.glob("*.dmesg.log")):
-        logs.put_kernel_log(axis, path, axis.began)
 
 
 def _wire_sections(traces: Sequence[Seen]) -> list[Section]:
@@ -122,13 +123,15 @@ def _record(folder: Path) -> dict[str, Any]:
     return {**{name: kind() for name, kind in _RECORDED.items()}, **known}
 
 
-def _words(folder: Path) -> str:
-    """What the error said, without where it was raised."""
+def _words(folder: Path, cause: str) -> str:
+    """What the error said beyond the cause, without where it was raised."""
     try:
         said = (folder / "error.txt").read_text(errors="replace")
     except OSError:
         return ""
-    return printable(said.partition("\n\nraised at ")[0].strip())[:_MOST_WORDS]
+    words = printable(said.partition("\n\nraised at ")[0].strip())[:_MOST_WORDS]
+    first, _, rest = words.partition("\n")
+    return rest if first == cause else words
 
 
 def _files(folder: Path) -> list[Path]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
+from vfio_user.page.names import COLLECTED
 
 _CONSOLE = re.compile(r"^(\d{9,}\.\d+) (.*)$")
 _KERNEL = re.compile(r"^\[ *(\d+\.\d+)\](?:\[[^]]*\])? (.*)$")
-COLLECTED = "vfio-user: collected at"
-"""The guest's kernel is made to say it, with the seconds since 1970, when its log is taken: so its clock is known."""
 _BROKEN = re.compile(r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: (?!workqueue lockup)|Call Trace:")
 _QMP = "QMP"
 

@@ -9,3 +9,6 @@ TIMELINE = "timeline.json"
 MIGRATIONS = "*.migration.json"
 GUEST_COMMANDS = "*.commands.jsonl"
 SOAK = "soak.jsonl"
+
+COLLECTED = "vfio-user: collected at"
+"""The guest's kernel is made to say it, with the seconds since 1970, when its log is taken: so its clock is known."""

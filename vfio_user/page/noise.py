@@ -1,4 +1,4 @@
-"""Known harmless noise of QEMU: what it prints in every good run as well."""
+"""Known harmless noise of QEMU: what it prints, and asks for and is refused, in every good run as well."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ NOISE = re.compile(
     r"|warning: TCG doesn't support requested feature"
     r"|terminating on signal"
 )
+
+REFUSED = frozenset({("DMA_UNMAP", "ENOENT")})
+"""Requests and the errors that they are answered: what QEMU unmaps without having mapped it."""
+NAME = "known harmless noise"

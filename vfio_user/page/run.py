@@ -29,10 +29,16 @@ def put_programs(axis: Axis, record: Mapping[str, Any]) -> None:
         if not program.get("stopped") and fate != "is running":
             kind = Kind.STEP if program.get("in_order") else Kind.FAULT if program.get("on_request") else Kind.WRONG
         row = Row("run", "program", name)
-        _tell(axis, row, program, f"{name} runs, process {program.get('pid')}", Kind.STEP, short=name)
+        runs = {**program, "seconds": _between(program.get("when"), program.get("ended"))}
+        _tell(axis, row, runs, f"{name} runs, process {program.get('pid')}", Kind.STEP, short=name)
         if isinstance(program.get("ended"), int | float):
             ended = {**program, "when": program["ended"], "seconds": 0}
             _tell(axis, row, ended, f"{name} {fate}" if fate else f"{name} ended", kind, short=fate)
+
+
+def _between(began: object, ended: object) -> float:
+    """Seconds; 0 where not both moments are known."""
+    return max(0.0, ended - began) if isinstance(began, int | float) and isinstance(ended, int | float) else 0.0
 
 
 def put_migrations(axis: Axis, folder: Path) -> None:
@@ -60,13 +66,24 @@ def put_migrations(axis: Axis, folder: Path) -> None:
 def put_guest_commands(axis: Axis, folder: Path) -> None:
     """Put what was run in guests on the axis."""
     for path in sorted(folder.glob(GUEST_COMMANDS)):
-        row = Row("guest program", path.name.removesuffix(".commands.jsonl"))
+        row = Row("guest program", path.name.removesuffix(GUEST_COMMANDS.removeprefix("*")))
         for command in _lines(path):
-            wrong = command.get("error") or command.get("status")
-            title = str(command.get("run", "?")) + (
-                f": {wrong if isinstance(wrong, str) else f'status {wrong}'}" if wrong else ""
-            )
-            _tell(axis, row, command, title, Kind.REFUSED if wrong else Kind.STEP, short=str(command.get("run", "?")))
+            ran, (kind, wrong) = str(command.get("run", "?")), _outcome(command)
+            _tell(axis, row, command, f"{ran}: {wrong}" if wrong else ran, kind, short=ran)
+
+
+def _outcome(command: Mapping[str, Any]) -> tuple[Kind, str]:
+    """What a command in a guest came to: what its program reports as wrong, or how it failed."""
+    try:
+        report = json.loads(str(command.get("stdout") or ""))
+    except (ValueError, RecursionError):
+        report = None
+    told = report.get("wrong") if isinstance(report, dict) else None
+    if isinstance(told, list) and told:
+        return Kind.WRONG, "; ".join(map(str, told))
+    status = f"status {command['exit_code']}" if command.get("exit_code") else ""
+    failed = str(command.get("error") or status)
+    return (Kind.REFUSED if failed else Kind.STEP), failed
 
 
 def put_soak(axis: Axis, folder: Path) -> None:

@@ -3,7 +3,7 @@
 (async () => {
   const at = id => document.getElementById(id);
   const about = JSON.parse(at("about").textContent);
-  const NAMES = 240, ROW = 20, LABEL = 34, LISTED = 100;
+  const NAMES = 240, ROW = 20, LABEL = 34, LISTED = 100, KEPT = 64, MOST_OPEN = 24;
   const NOISE = about.kinds.indexOf("noise"), REFUSED = about.kinds.indexOf("refused"), WRONG = about.kinds.indexOf("wrong");
   const MEANINGS = { noise: "harmless noise", said: "what was printed", read: "read", write: "write", message: "message",
     step: "step, program", event: "event, interrupt", refused: "refused", fault: "done on purpose", wrong: "wrong" };
@@ -36,14 +36,14 @@
 
   const packed = at("blocks").textContent.split("\n"), blocks = new Map();
   at("blocks").remove();
-  async function block(number) { // the wordings of a block; the last few are kept
+  function block(number) { // a promise of the wordings of a block; the last few are kept
     if (!blocks.has(number)) {
-      blocks.set(number, null);
-      const lines = (await inflated(packed[number]).text()).split("\n");
-      if (blocks.size > 64) blocks.delete(blocks.keys().next().value);
-      blocks.set(number, lines);
+      if (blocks.size >= KEPT) blocks.delete(blocks.keys().next().value);
+      const kept = { lines: null };
+      kept.coming = inflated(packed[number]).text().then(text => kept.lines = text.split("\n"));
+      blocks.set(number, kept);
     }
-    return blocks.get(number);
+    return blocks.get(number).coming;
   }
   async function words(index) {
     const said = saidOf[index], lines = await block(Math.floor(said / about.block));
@@ -52,9 +52,8 @@
   }
   function wordsAtHand(index) { // null: they are not yet, and come with the next drawing
     const said = saidOf[index], number = Math.floor(said / about.block);
-    const lines = blocks.get(number);
-    if (lines) return JSON.parse(lines[said % about.block]);
-    if (!blocks.has(number)) block(number).then(draw);
+    if (blocks.get(number)?.lines) return JSON.parse(blocks.get(number).lines[said % about.block]);
+    block(number).then(draw);
     return null;
   }
 
@@ -72,7 +71,10 @@
   const groupOf = Uint16Array.from(about.rows, row => groups.indexOf(row[0]));
   const ofRow = members(index => rowOf[index], about.rows.length);
   let ofGroup = null;
-  const closed = new Set();
+  const sizes = groups.map((_, group) => about.rows.filter((_, row) => groupOf[row] === group).length);
+  const closed = new Set([...groups.keys()].filter(group => sizes[group] > MOST_OPEN || / CONFIG$/.test(groups[group])));
+  const isNoise = ofRow.map(events => events.every(index => kindOf[index] === NOISE));
+  let noiseShown = false;
   const longest = new Map();
   function longestOf(events) {
     if (!longest.has(events)) {
@@ -89,7 +91,7 @@
       if (closed.has(group)) ofGroup ||= members(index => groupOf[rowOf[index]], groups.length);
       shown.push({ group, name, events: closed.has(group) ? ofGroup[group] : new Uint32Array(0) });
       if (!closed.has(group)) about.rows.forEach((row, number) => {
-        if (groupOf[number] === group) shown.push({ row: number, name: row[1] || row[0], events: ofRow[number] });
+        if (groupOf[number] === group && (noiseShown || !isNoise[number])) shown.push({ row: number, name: row[1] || row[0], events: ofRow[number] });
       });
     });
     at("names").replaceChildren(...shown.map(line => {
@@ -109,6 +111,12 @@
     }));
     at("rows").style.height = shown.length * ROW + "px";
     draw();
+  }
+
+  function showNoise(yes) {
+    noiseShown = yes;
+    at("noise").setAttribute("aria-pressed", yes);
+    layOut();
   }
 
   // -- the window ---------------------------------------------------------------------------------------------------
@@ -166,6 +174,7 @@
     context.textBaseline = "middle";
     const first = Math.floor(scroller.scrollTop / ROW), last = Math.min(shown.length, first + Math.ceil(height / ROW) + 1);
     for (let line = first; line < last; line++) drawRow(shown[line], line * ROW - scroller.scrollTop);
+    Object.assign(at("window").dataset, { from, until });
     at("window").textContent = `${seconds(Math.max(0, from))} to ${seconds(Math.min(whole, until))} of ${seconds(whole)}`;
     if (ruler) ruler.setScale("x", { min: from, max: until });
     if (overview) overview.redraw(false, false);
@@ -179,14 +188,15 @@
     const begin = lower(events, from - longestOf(events)), end = lower(events, until);
     if (end - begin > width) drawMany(events, begin, end, top); else drawEach(events, begin, end, top);
   }
-  function drawMany(events, begin, end, top) { // a column of the picture has how many there are, and the worst of them
-    const scale = width / (until - from), counts = new Uint32Array(width), worst = new Uint8Array(width), hits = new Uint8Array(width);
+  function drawMany(events, begin, end, top) { // a column of the picture has how many there are, of each kind
+    const scale = width / (until - from), kinds = about.kinds.length, hits = new Uint8Array(width);
+    const counts = new Uint32Array(width), of = new Uint32Array(width * kinds);
     let most = 1;
     for (let place = begin; place < end; place++) {
       const index = events[place], x = Math.max(0, Math.floor((when[index] - from) * scale));
       if (x >= width) continue;
       if (++counts[x] > most) most = counts[x];
-      if (kindOf[index] > worst[x]) worst[x] = kindOf[index];
+      of[x * kinds + kindOf[index]]++;
       if (matches && matches[saidOf[index]]) hits[x] = 1;
     }
     for (let x = 0; x < width; x++) {
@@ -194,8 +204,14 @@
       const tall = 4 + (ROW - 7) * Math.log1p(counts[x]) / Math.log1p(most);
       if (hits[x]) { context.fillStyle = colours.match; context.fillRect(x, top, 1, ROW - 1); }
       context.globalAlpha = matches && !hits[x] ? 0.3 : 1;
-      context.fillStyle = colours[about.kinds[worst[x]]];
-      context.fillRect(x, top + ROW - 2 - tall, 1, tall);
+      for (let kind = 0, foot = top + ROW - 2; kind < kinds; kind++) { // the worst is at the top, and never too small to see
+        const number = of[x * kinds + kind];
+        if (!number) continue;
+        const part = Math.max(tall * number / counts[x], kind >= REFUSED ? 5 : 0);
+        context.fillStyle = colours[about.kinds[kind]];
+        context.fillRect(x, Math.max(top, foot - part), 1, part);
+        foot -= part;
+      }
       context.globalAlpha = 1;
     }
   }
@@ -259,6 +275,7 @@
     const bins = 600, times = new Float64Array(bins), much = new Float64Array(bins), bad = new Array(bins).fill(null);
     for (let bin = 0; bin < bins; bin++) times[bin] = whole * (bin + 0.5) / bins;
     for (let index = 0; index < count; index++) {
+      if (kindOf[index] === NOISE) continue;
       const bin = Math.min(bins - 1, Math.floor(when[index] / whole * bins));
       much[bin]++;
       if (kindOf[index] === WRONG) bad[bin] = 0;
@@ -316,6 +333,7 @@
   }
   function show(index) { // have it in the middle, its row in sight
     const group = groupOf[rowOf[index]];
+    if (isNoise[rowOf[index]] && !noiseShown) showNoise(true);
     if (closed.delete(group)) layOut();
     const length = until - from;
     if (when[index] < from + length * 0.05 || when[index] > until - length * 0.05) look(when[index] - length / 2, when[index] + length / 2);
@@ -447,7 +465,7 @@
   };
   const press = { closer: () => zoom(0.5), farther: () => zoom(2), earlier: () => move(-0.3), later: () => move(0.3), all,
     previous: () => match(-1), next: () => match(1), before: () => choose(neighbour(-1), true), after: () => choose(neighbour(1), true),
-    alike: () => searchFor(at("detail-title").textContent), back: () => { page--; list(); }, forth: () => { page++; list(); } };
+    noise: () => showNoise(!noiseShown), alike: () => searchFor(at("detail-title").textContent), back: () => { page--; list(); }, forth: () => { page++; list(); } };
   for (const [id, act] of Object.entries(press)) at(id).onclick = act;
   at("search").onsubmit = event => { event.preventDefault(); page = 0; search().then(() => match(1)); };
   at("wanted").oninput = () => { if (!at("wanted").value) search(); };
@@ -461,9 +479,14 @@
     item.append(colour, MEANINGS[kind]);
     return item;
   }));
+  const silent = kindOf.reduce((number, kind) => number + (kind === NOISE), 0);
+  at("noise").hidden = !silent;
+  at("noise").textContent = `known harmless noise: ${silent.toLocaleString("en")}`;
   const worth = [];
-  for (const kind of ["wrong", "fault", "refused"].map(name => about.kinds.indexOf(name)))
-    for (let index = 0; index < count && worth.length < 12; index++) if (kindOf[index] === kind) worth.push(index);
+  for (const [name, most] of [["wrong", 6], ["fault", 3], ["refused", 3]]) {
+    const kind = about.kinds.indexOf(name);
+    for (let index = 0, found = 0; index < count && found < most; index++) if (kindOf[index] === kind) { worth.push(index); found++; }
+  }
   if (worth.length) {
     worth.sort((one, other) => one - other);
     const heading = document.createElement("p");

@@ -21,6 +21,7 @@ from userdev.trace.format import decode
 from userdev.trace.lines import Entry
 from userdev.trace.view import TraceView, opened
 from vfio_user.interposer.trace.registers import RegisterMap
+from vfio_user.page import noise
 from vfio_user.page.axis import Axis, Kind
 from vfio_user.traces import open_trace
 
@@ -131,7 +132,7 @@ class _Wire:
         row = self._rows.get(place)
         if row is None:
             register = place.register.partition("+")[0] or f"{place.offset:#x}"
-            row = self._rows[place] = self._axis.row(self._group, place.region, register)
+            row = self._rows[place] = self._axis.row(f"{self._group} {place.region}", "", register)
         return row
 
     def _access(self, exchange: Exchange) -> tuple[int, Kind]:
@@ -170,12 +171,14 @@ class _Wire:
         kind, short = _outcome(exchange, Kind.REFUSED if problem else Kind.MESSAGE, place.detail or place.command)
         area = f"ring {place.ring}" if place.ring is not None else self._shown.lanes.of(line) or _INTERPOSER
         title = place.title if short in place.title else f"{place.title} {short}"
+        if (place.command, exchange.error) in noise.REFUSED:
+            area, kind = noise.NAME, Kind.NOISE
         return self._axis.row(self._group, area), self._axis.said(title, details, short), kind
 
     def _note(self, note: Note) -> None:
         interrupt = self._reading.interrupt(note)
-        told = ((name, value) for name, value in note.details.items() if not isinstance(value, dict | list))
-        about = " ".join(f"{name}={value}" for name, value in told)
+        told = ((name, value) for name, value in note.details.items() if not isinstance(value, dict))
+        about = " ".join(f"{name}={_one(value)}" for name, value in told)
         title = f"{note.event} {interrupt[0] if interrupt else about}".strip()
         kind = _KINDS.get(note.event, Kind.EVENT)
         self._other(TraceLine(note, None), title, note.details, kind, interrupt[0] if interrupt else note.event)
@@ -214,3 +217,7 @@ def _outcome(exchange: Exchange, usual: Kind, short: str) -> tuple[Kind, str]:
 def _fields(line: TraceLine) -> dict[str, Any]:
     assert line.decoded is not None
     return {name: each for name, each in as_json(line, 0).items() if name not in _SEEN}
+
+
+def _one(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -97,6 +97,7 @@ def move(
             arriving.stays = True
             lab.end(source, servers)
     finally:
+        report.write(source.console.log.parent)  # also where the next lines fail
         if not arriving.stays:
             arriving.end()
     if rebooted:
@@ -104,6 +105,7 @@ def move(
         before = None
     if report.verdict is Verdict.MIGRATED and before is not None:
         compare(report, before, guest)
+        report.write(source.console.log.parent)
     return report
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
+
+from vfio_user.harness.artifacts import write_text
 
 
 class Phase(StrEnum):
@@ -94,7 +98,7 @@ class Report:
     """The name of the machine that the guest was to arrive in, by which its logs are called."""
 
     def __post_init__(self) -> None:
-        self._began = time.monotonic()
+        self._began, self._when = time.monotonic(), time.time()
 
     @property
     def ok(self) -> bool:
@@ -134,6 +138,11 @@ class Report:
     def last_phase(self) -> Phase | None:
         """The phase that was begun last; None before the first."""
         return self.phases[-1].phase if self.phases else None
+
+    def write(self, folder: Path) -> None:
+        """Write it into a run's folder, with the moment at which it began, by the name of where it went."""
+        told = {"when": self._when, **self.as_dict()}
+        write_text(folder / f"{self.machine}.migration.json", json.dumps(told, indent=2, default=str) + "\n")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: every field, enumerations as their text."""
