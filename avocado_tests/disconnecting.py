@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from avocado_tests.disconnections import CELLS, Expected, Moment, Row, posts_writes
+from avocado_tests.guest_programs import command_of, put_program
 from avocado_tests.leftovers import client_things
 from userdev.control import ControlError
 from userdev.errors import UserError
@@ -39,7 +39,6 @@ from vfio_user.harness import (
 from vfio_user.wire.constants import MigrationState
 
 DEVICE = "avocado_tests.busy_edu:BusyEdu --msix 0 --plain yes"
-PROGRAM = "/opt/vfio-user/busy.py"
 PAUSE = 0.3
 """Seconds that the server stands still before the fate, and that a SIGSTOP lasts."""
 MESSAGE_TIMEOUT = 2.0  # seconds, QEMU's x-msg-timeout: longer than every pause here
@@ -199,7 +198,7 @@ class Disconnection:
     def watch(self, guest: BootedGuest, device: Plugged, activity: str, *, wait: bool = True) -> Job:
         """The guest's program, at work."""
         guest.succeed("rm -f /tmp/busy /tmp/go-on")
-        job = guest.start(["python3", PROGRAM, "--slot", device.address, "watch", activity])
+        job = guest.start([command_of("busy"), "--slot", device.address, "watch", activity])
         if wait:
             guest.wait_until_succeeds("test -e /tmp/busy", timeout=30, interval=0.02)
         return job
@@ -248,7 +247,7 @@ class Disconnection:
         if self.guest is None:
             self.guest = self.lab.boot(iommu=True, name=f"guest{self._made}")
             self._made += 1
-            self.guest.put(Path(__file__).parent / "programs/busy.py", PROGRAM)
+            put_program(self.guest, "busy")
         return self.guest, self.server
 
     def plug(self, guest: BootedGuest, server: DeviceServer, *, posted: bool = True) -> Plugged:

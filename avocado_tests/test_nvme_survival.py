@@ -8,6 +8,7 @@ from contextlib import closing
 from hashlib import md5
 from pathlib import Path
 
+from avocado_tests.guest_programs import command_of, put_program
 from avocado_tests.nvme_test import IO_TIMEOUT, MIB, Bench, NvmeTest, block_device
 from avocado_tests.programs.durable import PLACES, SIZE
 from userdev.control import ControlClient
@@ -131,8 +132,8 @@ class Kills(NvmeTest):
     # -- what they share --------------------------------------------------------------------------------------------
 
     def begin_writing(self, bench: Bench, way: str) -> None:
-        bench.guest.put(Path(__file__).parent / "programs/durable.py", "/tmp/durable.py")
-        bench.guest.start(["python3", "/tmp/durable.py", bench.block(), way], 300)
+        put_program(bench.guest, "durable")
+        bench.guest.start([command_of("durable"), bench.block(), way], 300)
         self.wait_for(bench, 0)
 
     def acknowledged(self, bench: Bench) -> int:

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from avocado_tests.guest_programs import command_of, put_program
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import BootedGuest, Exercise, GuestFailure, Lab, exercise, report_of
 
 ACTIVITIES = ("idle", "dma", "storm", "held")
 DEVICE = "avocado_tests.busy_edu:BusyEdu"
-PROGRAM = "/opt/vfio-user/busy.py"
 
 NOTHING_LEFT = {
     "registers": {"identification": 0x010000ED},
@@ -150,7 +150,7 @@ class Resets(GuestTest):
                 guest.start(self.command(guest, "work", activity))
                 guest.wait_until_succeeds("test -e /tmp/busy", interval=0.02)
                 reset(guest)
-                self.put_program(guest)
+                put_program(guest, "busy")
                 self.assertEqual(self.busy(guest, "left"), NOTHING_LEFT, activity)
                 self.assert_state(guest, "RUNNING")
 
@@ -165,7 +165,7 @@ class Resets(GuestTest):
             self.assertEqual(guest.machine.child.wait(10), 0)
             guest.devices.clear()
             following = lab.boot(iommu=True)
-            self.put_program(following)
+            put_program(following, "busy")
             following.plug(DEVICE, server=server)
             self.assertEqual(self.busy(following, "left")["wrong"], [])
 
@@ -173,14 +173,11 @@ class Resets(GuestTest):
 
     def guest(self, lab: Lab) -> BootedGuest:
         guest = lab.boot(device=DEVICE, iommu=True, migratable=True)
-        self.put_program(guest)
+        put_program(guest, "busy")
         return guest
 
-    def put_program(self, guest: BootedGuest) -> None:
-        guest.put(Path(__file__).parent / "programs/busy.py", PROGRAM)
-
     def command(self, guest: BootedGuest, *arguments: str) -> list[str]:
-        return ["python3", PROGRAM, "--slot", guest.device.address, *arguments]
+        return [command_of("busy"), "--slot", guest.device.address, *arguments]
 
     def busy(self, guest: BootedGuest, *arguments: str) -> Mapping[str, Any]:
         """What the guest's program has seen."""

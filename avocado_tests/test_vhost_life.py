@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from avocado_tests.vhost_test import MIB, PROGRAMS, SEED, SIZE, Bench, DiskTest
+from avocado_tests.guest_programs import command_of, put_program
+from avocado_tests.vhost_test import MIB, SEED, SIZE, Bench, DiskTest
 from userdev.control import ControlClient
 
 RING_PACKED, ACCESS_PLATFORM = 34, 33
@@ -43,8 +44,8 @@ class Life(DiskTest):
             bench.write(size=2 * SIZE)
             job = bench.begin_writing()
             bench.guest.plug_memory(256)
-            bench.guest.put(PROGRAMS / "reading_high.py", "/tmp/reading_high.py")
-            said = bench.guest.succeed(["python3", "/tmp/reading_high.py", bench.path()])
+            put_program(bench.guest, "reading_high")
+            said = bench.guest.succeed([command_of("reading_high"), bench.path()])
             self.log.info("buffers in it: %s", said.strip())
             right, _, wrong, _ = said.split()
             self.assertGreater(int(right), 1000)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Unpack
 
+from avocado_tests.guest_programs import command_of, put_program
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import (
     BootedGuest,
@@ -30,7 +31,6 @@ MIB = 1 << 20
 SIZE = 8 * MIB
 SEED = 4711
 
-PROGRAMS = Path(__file__).parent / "programs"
 ODD = f"{Path(__file__).parent / 'odd_blk.py'}"
 """Disks that are odd in one way each, as `device` takes them: f"{ODD}:Unlogged"."""
 
@@ -81,9 +81,9 @@ class Bench:
 
     def start(self, program: str, under_way: str, timeout: float = 240.0) -> Job:
         """Begin a program of `programs/` with the disk; it is under way on return, when this file is there."""
-        self.guest.put(PROGRAMS / f"{program}.py", f"/tmp/{program}.py")
+        put_program(self.guest, program)
         self.guest.succeed(f"rm -f {under_way}")
-        job = self.guest.start(["python3", f"/tmp/{program}.py", self.path()], timeout)
+        job = self.guest.start([command_of(program), self.path()], timeout)
         self.guest.wait_until_succeeds(f"test -e {under_way}", interval=0.01)
         return job
 

@@ -296,10 +296,24 @@ def running(pid: int) -> bool:
 
 
 OWN = """#!/usr/bin/env python3
-import json, os, subprocess, sys, threading, time
+import argparse, atexit, functools, json, os, subprocess, sys, threading, time
 
 loaded = os.getpid()
 DRIVERS = ("a_driver",)
+USUAL = ("usual",)
+
+@functools.cache
+def parser():
+    parser.built_by = os.getpid()
+    made = argparse.ArgumentParser()
+    made.add_argument("what")
+    return made
+
+class Kept:
+    def __del__(self, write=os.write, file=os.open(__file__ + ".end", os.O_WRONLY | os.O_CREAT)):
+        write(file, b"taken down")
+
+kept = Kept()
 
 def main():
     what = sys.argv[1] if sys.argv[1:] else ""
@@ -313,6 +327,13 @@ def main():
         raise ValueError("it is the program's")
     if what == "waits":
         time.sleep(60)
+    if what == "parses":
+        parser().parse_args()
+        print(parser.built_by)
+    if what in ("a text", "nothing", "a number"):
+        sys.exit({"a text": "it is over", "nothing": None, "a number": 4}[what])
+    if what == "leaves":
+        atexit.register(print, "at the end")
     if what == "threads":
         threading.Thread(target=lambda: (time.sleep(0.05), print("the thread ended first"))).start()
     if what == "children":
@@ -358,10 +379,35 @@ def test_such_a_program_that_raises_ends_alone_and_shows_where(own: tuple[AgentG
     assert guest.run([program]).exit_code == 0
 
 
-@pytest.mark.parametrize(("what", "said"), [("threads", "the thread ended first\n"), ("children", "of a child\n")])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("threads", "the thread ended first\n"), ("children", "of a child\n"), ("leaves", "at the end\n")],
+)
 def test_such_a_program_ends_as_any_does(own: tuple[AgentGuest, str], what: str, said: str) -> None:
     guest, program = own
     assert guest.succeed([program, what]) == said
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "said"), [("a text", 1, "it is over\n"), ("nothing", 0, ""), ("a number", 4, "")]
+)
+def test_such_a_program_exits_as_any_does(own: tuple[AgentGuest, str], what: str, status: int, said: str) -> None:
+    guest, program = own
+    result = guest.run([program, what])
+    assert (result.exit_code, result.stderr) == (status, said)
+
+
+def test_what_such_a_program_shares_with_the_agent_is_not_taken_down_at_its_end(own: tuple[AgentGuest, str]) -> None:
+    """Looking at all of it would copy it: 0.1 s under TCG."""
+    guest, program = own
+    guest.succeed([program])
+    assert Path(f"{program}.end").read_bytes() == b""
+
+
+def test_the_agent_builds_the_parsers_of_its_programs(own: tuple[AgentGuest, str]) -> None:
+    guest, program = own
+    guest.prepare()
+    assert int(guest.succeed([program, "parses"])) == guest.hello(30)["pid"]
 
 
 def test_such_a_program_reads_nothing_and_is_ended_when_it_takes_too_long(own: tuple[AgentGuest, str]) -> None:

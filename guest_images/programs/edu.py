@@ -14,6 +14,7 @@ Registers: docs/specs/edu.rst of QEMU. SELECT_VECTOR is an extension of ours, wh
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -309,16 +310,21 @@ COMMANDS: dict[str, tuple[Check, str, str]] = {
 }
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+USUAL = ("--slot", "01:00.0", "liveness")
+"""Arguments, for an agent to parse once for all of its forks."""
+
+
+@functools.cache
+def parser() -> argparse.ArgumentParser:
     summary, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="edu", description=summary, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--slot", default="", help="where the device is, 0000:01:00.0; needed when there are several")
-    parser.add_argument("--access", choices=["auto", *ACCESS], default="auto", help="the way to the device")
-    parser.add_argument("--interrupts", choices=["best", MSIX, MSI, INTX], help="the kind to use")
-    parser.add_argument("--vectors", type=int, default=0, metavar="N", help="use no more than the first N vectors")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made.add_argument("--slot", default="", help="where the device is, 0000:01:00.0; needed when there are several")
+    made.add_argument("--access", choices=["auto", *ACCESS], default="auto", help="the way to the device")
+    made.add_argument("--interrupts", choices=["best", MSIX, MSI, INTX], help="the kind to use")
+    made.add_argument("--vectors", type=int, default=0, metavar="N", help="use no more than the first N vectors")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {
         name: commands.add_parser(name, help=check.__doc__, description=check.__doc__)
         for name, (check, _access, _interrupts) in COMMANDS.items()
@@ -332,11 +338,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parsers[name].add_argument("--times", type=int, default=1, help="how often, on each vector")
     parsers["stress"].add_argument("--rounds", type=int, default=500)
     parsers["stress"].add_argument("--seed", type=int, default=1)
-    return parser.parse_args(arguments)
+    return made
 
 
 def main() -> int:
-    options = parse()
+    options = parser().parse_args()
     variant = " --interrupt" if getattr(options, "interrupt", False) else ""
     check, access, interrupts = COMMANDS[options.command + variant]
     report: dict[str, object] = {"command": options.command, "ok": False}

@@ -27,6 +27,7 @@ Of a network card with a station behind it (net_work.py):
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import signal
 import sys
@@ -53,23 +54,28 @@ KINDS = {
 }
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+USUAL = ("dma", "--slot", "01:00.0", "--seconds", "1", "--started", "/tmp/started")
+"""Arguments, for an agent to parse once for all of its forks."""
+
+
+@functools.cache
+def parser() -> argparse.ArgumentParser:
     summary, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="workload", description=summary, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=list(KINDS))
-    parser.add_argument("--slot", default="", help="where the device is; needed when there are several")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--started", metavar="FILE", default="")
-    disk = parser.add_argument_group("of a disk")
+    made.add_argument("kind", choices=list(KINDS))
+    made.add_argument("--slot", default="", help="where the device is; needed when there are several")
+    made.add_argument("--seconds", type=float, default=float("inf"))
+    made.add_argument("--started", metavar="FILE", default="")
+    disk = made.add_argument_group("of a disk")
     disk.add_argument("--bytes", type=int, default=0, metavar="N", help="fio and blocks use no more than the first N")
-    edu = parser.add_argument_group("of an edu device")
+    edu = made.add_argument_group("of an edu device")
     edu.add_argument("--access", choices=["auto", *ACCESS], default="auto")
     edu.add_argument("--interrupts", choices=["best", MSIX, MSI, INTX], default="", help="to be enabled")
     edu.add_argument("--vectors", type=int, default=0, metavar="N", help="use no more than the first N vectors")
     edu.add_argument("--pages", type=int, default=64, help="of memory, for the device to write")
-    return parser.parse_args(arguments)
+    return made
 
 
 def chosen(options: argparse.Namespace) -> Work:
@@ -109,7 +115,7 @@ def tell(file: str, what: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    options = parse()
+    options = parser().parse_args()
     report: dict[str, Any] = {"command": f"workload {options.kind}", "ok": False}
     began = time.monotonic()
     with chosen(options) as work:

@@ -14,7 +14,6 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
     """
     import contextlib
     import ctypes
-    import re
     import socket
     import time
     from pathlib import Path
@@ -49,10 +48,12 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
         last: dict[str, str] = {}
         for line in log.raw[: max(0, size)].decode(errors="replace").splitlines():
             _, ours, said = line.partition(f" {address}: ")
-            if ours and re.match(r"\[[0-9a-f]{4}:[0-9a-f]{4}\] type ", said):
+            if ours and said[:1] == "[" and said[10:].startswith("] type "):  # [1234:11e8]
                 last.clear()
-            elif ours and (bar := re.match(r"(BAR \d) \[(.*?)\]: (.*)", said)):
-                last[bar[1]] = f"{bar[1]} ({bar[2]})" * bar[3].startswith(("can't assign", "failed to assign"))
+            elif ours and said.startswith("BAR "):  # BAR 0 [mem size 0x00100000]: failed to assign
+                bar, fate = said[:5], said.partition("]: ")[2]
+                size = said.partition("[")[2].partition("]")[0]
+                last[bar] = f"{bar} ({size})" * fate.startswith(("can't assign", "failed to assign"))
         return [*filter(None, last.values())]
 
     def look(function: Path) -> dict[str, Any] | None:

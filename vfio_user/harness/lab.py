@@ -36,6 +36,7 @@ from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.hosts.host import LOCAL, Host
+from vfio_user.harness.hotplug import wait_for_device
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.machine import Machine, MachineError
@@ -333,6 +334,7 @@ class Lab:
             # What every test does first is quicker when the guest has done it before.
             guest.succeed("python3 -c pass", timeout=30)
             guest.run(["modprobe", "-a", *guest.agent.prepare()])
+            guest.call(wait_for_device, "none", 0.0)
             with suppress(GuestFailure):  # the checkpoint is only larger then
                 guest.call(zero_free_memory, timeout=30)
         with self.timeline.step("save the checkpoint"):
