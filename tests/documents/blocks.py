@@ -9,8 +9,9 @@
 | `sh` | command lines: that there are such commands, with such options (commands.py) |
 | `text` | nothing: formats, diagrams, what other programs say |
 
-A page has a folder of its own, in which all of it happens and its files are. Behind `<!-- not run: why -->` commands
-are looked at as in `sh`, and Python is compiled.
+A page has a folder of its own, in which all of it happens and its files are. What a reader has and the page does not
+show, a server of theirs perhaps, is made by Python in a comment: `<!-- prepare: CODE -->`. Behind `<!-- not run: why
+-->` commands are looked at as in `sh`, and Python is compiled.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tests.documents.shell import Shell, dialogue
 
 ROOT = Path(__file__).parent.parent.parent
 NOT_RUN = re.compile(r"<!-- not run: (?P<why>[^\n]+?) -->\n+\Z")
+PREPARED = re.compile(r"^<!-- prepare: (?P<code>.+?) -->$", re.MULTILINE)
 FILE = re.compile(r"(?:#|//|/\*|--) (?P<name>[\w./-]+\.\w+|Makefile)(?: \*/)?\n")
 
 
@@ -120,7 +122,9 @@ def evaluate(example: Example) -> None:
 
 
 def parse(document: Document) -> Iterable[Region]:
-    """Give Sybil every fenced block but those that are Sphinx's."""
+    """Give Sybil every fenced block but those that are Sphinx's, and what is prepared."""
+    for found in PREPARED.finditer(document.text):
+        yield Region(found.start(), found.end(), found["code"], lambda example: exec(example.parsed, example.namespace))
     for region in FencedCodeBlockLexer(language="[^\n{]*")(document):
         region.parsed = region.lexemes["source"]
         region.evaluator = evaluate
