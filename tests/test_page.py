@@ -138,6 +138,16 @@ def test_what_is_wrong_with_files_of_a_run_keeps_no_page_from_being_written(tmp_
     assert "cut.trace" in page.truncated[0]
 
 
+def test_what_goes_on_for_ever_is_not_read(tmp_path: Path) -> None:
+    for name in ("timeline.json", "guest.qemu.log", "evidence.json", "guest.commands.jsonl"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "guest.dmesg.log")
+    os.mkfifo(tmp_path / "dev.trace")
+    assert write_page(tmp_path, tmp_path / "index.html").happened == 0
+    with pytest.raises(UserError):
+        write_page(tmp_path / "dev.trace", tmp_path / "page.html")
+
+
 def test_a_cut_trace_is_shown_up_to_there_and_the_page_says_so(trace: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.trace").write_bytes(trace.read_bytes()[:-10])
     page = write_page(tmp_path / "cut.trace", tmp_path / "page.html")

@@ -206,16 +206,21 @@ _LONGEST = 512
 """Characters of a value; bytes in hexadecimal may be a megabyte."""
 
 
-def _shown(value: Any) -> Any:
-    """A value as it may be seen, and not longer than anybody reads."""
+_DEEPEST = 8
+
+
+def _shown(value: Any, depth: int = 0) -> Any:
+    """A value as it may be seen, and not longer or deeper than anybody reads."""
+    if depth == _DEEPEST:
+        return "..."
     match value:
         case str():
             text = printable(value)
             return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
         case Mapping():
-            return {printable(str(name)): _shown(each) for name, each in value.items()}
+            return {printable(str(name)): _shown(each, depth + 1) for name, each in value.items()}
         case list() | tuple():
-            return [_shown(each) for each in value[:64]]
+            return [_shown(each, depth + 1) for each in value[:64]]
         case _:
             return value
 

@@ -19,6 +19,7 @@ from vfio_user.page import logs, run
 from vfio_user.page.axis import Axis
 from vfio_user.page.names import INDEX, MIGRATIONS, RECORD, SOAK, TIMELINE
 from vfio_user.page.sections import Said, Section, sections
+from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.wire import Seen, put_trace
 
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "timeline.js")
@@ -48,6 +49,8 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
     """
     if not what.exists():
         raise UserError(f"there is no {what}", hint="give a folder of a run, or a trace")
+    if not what.is_dir() and not what.is_file():
+        raise UserError(f"{what} is no file that can be read twice", hint="give a folder of a run, or a trace")
     axis = Axis()
     if what.is_dir():
         if not any(found for pattern in _KNOWN for found in what.glob(pattern)):
@@ -90,7 +93,7 @@ def _put_folder(axis: Axis, folder: Path, record: dict[str, Any], registers: Reg
         logs.put_kernel_log(axis, path, axis.began)
     for path in sorted(folder.glob("*.qmp.log")):
         logs.put_qmp(axis, path)
-    for path in sorted(folder.glob("*.trace")):
+    for path in filter(Path.is_file, sorted(folder.glob("*.trace"))):
         try:
             yield put_trace(axis, path, registers)
         except UserError as error:
@@ -113,10 +116,7 @@ def _no_run(folder: Path) -> UserError:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError, RecursionError):
-        found = None
+    found = json_of(text_of(folder / RECORD))
     if not isinstance(found, dict):
         found = {"of": folder.name}
     known = {name: value for name, value in found.items() if isinstance(value, _RECORDED.get(name, str))}
@@ -125,10 +125,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 def _words(folder: Path, cause: str) -> str:
     """What the error said beyond the cause, without where it was raised."""
-    try:
-        said = (folder / "error.txt").read_text(errors="replace")
-    except OSError:
-        return ""
+    said = text_of(folder / "error.txt")
     words = printable(said.partition("\n\nraised at ")[0].strip())[:_MOST_WORDS]
     first, _, rest = words.partition("\n")
     return rest if first == cause else words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
 from vfio_user.page.names import COLLECTED
+from vfio_user.page.texts import json_of, text_of
 
 _CONSOLE = re.compile(r"^(\d{9,}\.\d+) (.*)$")
 _KERNEL = re.compile(r"^\[ *(\d+\.\d+)\](?:\[[^]]*\])? (.*)$")
@@ -51,10 +51,10 @@ def _messages(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for line in _lines(path):
         try:
             moment, direction, rest = line.split(" ", 2)
-            body = json.loads(rest)
+            body = json_of(rest)
             if isinstance(body, dict):
                 yield int(datetime.fromisoformat(moment).timestamp() * 1e9), direction, body
-        except (ValueError, OverflowError, RecursionError):
+        except (ValueError, OverflowError):
             continue
 
 
@@ -103,7 +103,4 @@ def _nanoseconds(seconds: str) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
+    return text_of(path).splitlines()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
 from vfio_user.page.names import GUEST_COMMANDS, MIGRATIONS, SOAK, TIMELINE
+from vfio_user.page.texts import json_of, text_of
 
 
 def put_steps(axis: Axis, folder: Path) -> None:
@@ -74,10 +74,7 @@ def put_guest_commands(axis: Axis, folder: Path) -> None:
 
 def _outcome(command: Mapping[str, Any]) -> tuple[Kind, str]:
     """What a command in a guest came to: what its program reports as wrong, or how it failed."""
-    try:
-        report = json.loads(str(command.get("stdout") or ""))
-    except (ValueError, RecursionError):
-        report = None
+    report = json_of(str(command.get("stdout") or ""))
     told = report.get("wrong") if isinstance(report, dict) else None
     if isinstance(told, list) and told:
         return Kind.WRONG, "; ".join(map(str, told))
@@ -111,24 +108,14 @@ def _tell(axis: Axis, row: Row, what: Mapping[str, Any], title: str, kind: Kind,
 
 def _objects(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON file, which is one or a list of them; none where it is neither."""
-    try:
-        found = json.loads(path.read_text(errors="replace"))
-    except (OSError, ValueError, RecursionError):
-        return []
+    found = json_of(text_of(path))
     return _all(found if isinstance(found, list) else [found])
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
+    for line in text_of(path).splitlines():
+        found = json_of(line)
         if isinstance(found, dict):
             yield found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from userdev.printable import printable
 from userdev.process import tail
 from vfio_user.page.noise import NOISE
+from vfio_user.page.texts import text_of
 
 LAST_LINES = 400
 """Of a log that are shown; the file is beside the page."""
@@ -64,7 +65,7 @@ def sections(folder: Path) -> list[Section]:
 
 
 def _said(folder: Path, pattern: str) -> Iterator[Said]:
-    for path in sorted(folder.glob(pattern)):
+    for path in filter(Path.is_file, sorted(folder.glob(pattern))):
         noise = _noise(path) if path.suffix == ".log" else []
         text = tail(path, LAST_LINES, without=NOISE)
         if text or noise:
@@ -73,7 +74,4 @@ def _said(folder: Path, pattern: str) -> Iterator[Said]:
 
 def _noise(path: Path) -> list[str]:
     """The lines of a log that are noise."""
-    try:
-        return [line for line in path.read_text(errors="replace").splitlines() if NOISE.search(line)]
-    except OSError:
-        return []
+    return [line for line in text_of(path).splitlines() if NOISE.search(line)]

@@ -1,0 +1,29 @@
+"""Text files of a run, as far as they are any: whatever a folder has, its page is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST = 64 << 20
+"""Bytes that are read of a file; logs of ours are shorter."""
+
+
+def text_of(path: Path) -> str:
+    """What a file says; "" of what is no file (a device, a pipe: both may go on for ever), or cannot be read."""
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def json_of(text: str) -> Any:
+    """The value in a text; None where there is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
