@@ -45,6 +45,12 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_class_signature = "separated"
 
+_COMMANDS = "docs/reference/command-line"  # both programs' commands and options
+man_pages = [
+    (_COMMANDS, "vfio-user", "PCI devices in user space, and real guests that test them", [author], 1),
+    (_COMMANDS, "vhost-user", "virtio devices behind vhost-user", [author], 1),
+]
+
 html_theme = "furo"  # takes nothing from the network, so that the pages of the wheel are read without one
 html_title = f"vfio-user {release}"
 html_copy_source = False

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from userdev.errors import UserError
-from vfio_user.cli import docs
+from vfio_user.cli import docs, man
 
 
 @pytest.fixture
@@ -61,3 +61,17 @@ def test_an_installation_without_pages_says_how_they_are_built(tmp_path: Path, m
     error = CliRunner().invoke(docs.command, []).exception
     assert isinstance(error, UserError)
     assert "scripts/docs" in (error.hint or "")
+
+
+@pytest.mark.parametrize("program", ["vfio-user", "vhost-user"])
+def test_the_page_of_the_manual_is_that_of_the_program(pages: Path, program: str) -> None:
+    (pages / "man").mkdir()
+    (pages / "man" / f"{program}.1").touch()
+    shown = CliRunner().invoke(man.command, [], prog_name=program)
+    assert (shown.exit_code, shown.output) == (0, f"{pages}/man/{program}.1\n")
+
+
+def test_an_installation_without_a_page_of_the_manual_says_how_it_is_built(pages: Path) -> None:
+    error = CliRunner().invoke(man.command, [], prog_name="vfio-user").exception
+    assert isinstance(error, UserError)
+    assert "scripts/docs" in error.hint

@@ -30,6 +30,7 @@ OURS = {"vfio_user", "vhost_user", "userdev", "userdev_servers"}
 WITHOUT_EXTRAS = {
     "completion",
     "docs",
+    "man",
     "new",
     "serve",
     "probe",
@@ -101,6 +102,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(built / "doctrees"),
     ]
     subprocess.run([*sphinx, ".", "vfio_user/_pages"], cwd=source, check=True)
+    subprocess.run([*sphinx, "-b", "man", ".", "vfio_user/_pages/man"], cwd=source, check=True)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built), str(source)]
     subprocess.run(pip, check=True)
     [file] = built.glob("*.whl")
@@ -159,6 +161,14 @@ def test_the_documentation_comes_along(bare: Environment, folder: Path) -> None:
         path = Path(done.stdout.strip())
         assert path.is_relative_to(bare.packages)
         assert "PciDevice" in path.read_text()
+
+
+def test_the_manual_is_where_man_looks_for_programs_on_its_path(bare: Environment, folder: Path) -> None:
+    for program in ("vfio-user", "vhost-user"):
+        page = bare.bin.parent / "share" / "man" / "man1" / f"{program}.1"
+        assert f"{program} serve" in page.read_text().replace("\\-", "-")
+        told = bare.run(program, "man", cwd=folder)
+        assert Path(told.stdout.strip()).read_text() == page.read_text()
 
 
 def test_a_device_author_installs_click_and_nothing_else(bare: Environment) -> None:

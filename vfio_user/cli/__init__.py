@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("image", "Build and list guest images."),
     "interpose": ("interpose", "Stand between a client and a server: trace, break, keep alive."),
     "known-issues": ("known_issues", "List what is known to go wrong in QEMU, and what of it happens here."),
+    "man": ("man", "Show the page of the manual."),
     "migrate": ("migrate", "Migrate a guest with its device, and verify it from inside."),
     "soak": ("soak", "Migrate, reset, kill, upgrade and pause in a random order, while the guest works and verifies."),
     "minimize": ("minimize", "Shrink a failing trace while it still fails."),
@@ -53,6 +54,7 @@ VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("completion", "Print what has a shell complete commands, options and devices."),
     "conformance": ("vhost_conformance", "Check any back-end against the rules of the protocol."),
     "interpose": ("vhost_interpose", "Stand between a front-end and a back-end: trace, break."),
+    "man": ("man", "Show the page of the manual."),
     "peer": ("vhost_peer", "Fetch a real vhost-user program, and say how it is started."),
     "probe": ("vhost_probe", "Say what any back-end offers, by name."),
     "serve": ("vhost_serve", "Serve a virtio device on a socket."),
@@ -104,6 +106,7 @@ class LazyGroup(click.Group):
         ctx.invoked_subcommand = cmd_name  # click does so only after the import
         module = importlib.import_module(f"vfio_user.cli.{self._table[cmd_name][0]}")
         command: click.Command = module.command
+        command.name = cmd_name  # each is a function called `command`
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
