@@ -30,6 +30,7 @@ OURS = {"vfio_user", "vhost_user", "userdev", "userdev_servers"}
 WITHOUT_EXTRAS = {
     "completion",
     "docs",
+    "fuzz",
     "man",
     "new",
     "serve",
@@ -39,6 +40,7 @@ WITHOUT_EXTRAS = {
     "trace",
     "replay",
     "minimize",
+    "show",
 }
 SUITE = """
 from vfio_user.avocado_test import GuestTest
