@@ -1,0 +1,235 @@
+"""The goals of all benchmarks, as a table: what each must reach, and where its figure is in what a benchmark writes.
+
+Figures are ratios within one run wherever there is something to compare with. What a goal was set for is in the
+benchmark's own docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+Figures = Any
+"""What a benchmark writes by --json."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure, and what it must be."""
+
+    what: str
+    figure: Callable[[Figures], float]
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = "times"
+
+    def is_met(self, value: float) -> bool:
+        """Whether a figure is as it must be."""
+        if self.at_least is not None:
+            return value >= self.at_least
+        return self.at_most is None or value <= self.at_most
+
+    @property
+    def wanted(self) -> str:
+        """The goal in words."""
+        if self.at_least is not None:
+            return f">= {self.at_least:g}"
+        return "" if self.at_most is None else f"<= {self.at_most:g}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A module of this package, how it is run, and its goals. `quick` are its arguments for a first look."""
+
+    goals: Sequence[Goal]
+    arguments: Sequence[str] = ()
+    quick: Sequence[str] = ()
+
+
+def _summary(metric: str, key: str = "ratio") -> Callable[[Figures], float]:
+    return lambda figures: float(figures["summary"][metric][key])
+
+
+def _worst(metric: str) -> Callable[[Figures], float]:
+    return lambda figures: float(min(figures["summary"][metric]["ratios"]))
+
+
+def _of_summary(key: str) -> Callable[[Figures], float]:
+    return lambda figures: float(figures["summary"][key])
+
+
+def _workload(name: str, key: str = "ratio") -> Callable[[Figures], float]:
+    return lambda figures: float(next(each[key] for each in figures["workloads"] if each["workload"] == name))
+
+
+def _log(beginning: str) -> Callable[[Figures], float]:
+    """The largest ratio of those reports."""
+    return lambda figures: max(each["ratio"] for each in figures["results"] if each["what"].startswith(beginning))
+
+
+def _copy(size: int, way: str) -> Callable[[Figures], float]:
+    return lambda figures: float(next(each[way]["ratio"] for each in figures["copies"] if each["size"] == size))
+
+
+def _downtime_over(setting: str) -> Callable[[Figures], float]:
+    """Milliseconds more than a guest without a device."""
+    return lambda figures: (figures[setting]["with"]["downtime"] - figures[setting]["without"]["downtime"]) * 1e3
+
+
+def _process(name: str) -> Callable[[Figures], float]:
+    return lambda figures: float(figures[name])
+
+
+def _workloads(names: Mapping[str, float]) -> list[Goal]:
+    return [Goal(name, _workload(name), at_least=goal) for name, goal in names.items()]
+
+
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {
+        "region_access": Benchmark(
+            [
+                Goal("register read, of libvfio-user's in C", _summary("read_ns"), at_least=2.6),
+                Goal("register write, of libvfio-user's in C", _summary("write_ns"), at_least=2.6),
+                Goal("posted writes, worst turn", _worst("posted_per_second"), at_least=2.5),
+            ],
+            ("--reference",),
+            ("--turns", "3"),
+        ),
+        "devices": Benchmark(
+            [
+                Goal(
+                    "64 devices in one process, together of one",
+                    lambda found: found["64"]["all"] / found["1"]["all"],
+                    at_least=0.9,
+                )
+            ],
+            quick=("--trips", "500"),
+        ),
+        "interposer": Benchmark(
+            [
+                Goal(
+                    "a round trip through the interposer, of a direct one", _of_summary("round_trip_ratio"), at_most=1.5
+                ),
+                Goal("a traced round trip, of one without a trace", _of_summary("trace_ratio"), at_most=1.08),
+                Goal("posted writes without a trace, of traced ones", _of_summary("posted_trace_ratio"), at_most=1.15),
+                Goal("a restart, as the client sees it", _of_summary("restart_s"), at_most=0.5, unit="s"),
+            ],
+            quick=("--turns", "3", "--restarts", "2"),
+        ),
+        "dma": Benchmark(
+            [
+                Goal("a copy of 1 MiB, of memcpy", _copy(1 << 20, "read_into"), at_least=0.9),
+                Goal("a logged write of 4 KiB, of memcpy", _copy(4096, "write, logged"), at_least=0.95),
+                Goal(
+                    "a look-up among 65,535 maps, of one map",
+                    lambda found: found["lookups"][-1]["write_4k_ns"] / found["lookups"][0]["write_4k_ns"],
+                    at_most=1.1,
+                ),
+            ],
+            quick=("--turns", "3"),
+        ),
+        "dirty_log": Benchmark(
+            [
+                Goal("report of 1 GiB, of a copy of the log", _log("report 1 GiB"), at_most=15),
+                Goal("report of 1 TiB, of a copy of the log", _log("report 1 TiB"), at_most=2),
+            ],
+            quick=("--rounds", "3"),
+        ),
+        "declared_memory": Benchmark(
+            [
+                Goal(
+                    "reset, digest, move of 1 GiB never used: times faster than looking at it",
+                    lambda found: min(each["ratio"] for each in found if each["ratio"]),
+                    at_least=100,
+                )
+            ],
+            quick=("--rounds", "2"),
+        ),
+        "server_process": Benchmark(
+            [
+                Goal("memory of `serve edu` after a client", _process("edu_mib"), at_most=14, unit="MiB"),
+                Goal("memory of 64 devices in one process", _process("devices_mib"), at_most=40, unit="MiB"),
+                Goal("from the start until it listens", _process("listening_ms"), at_most=60, unit="ms"),
+                Goal("all checks of conformance", _process("conformance_s"), at_most=0.6, unit="s"),
+            ],
+            quick=("--rounds", "3"),
+        ),
+        "vhost_rings": Benchmark(
+            [Goal("a request of a batch of 32, of the least", lambda found: found[0]["ratio"], at_most=6)],
+            quick=("--rounds", "3"),
+        ),
+        "vhost_interposer": Benchmark(
+            [
+                Goal("a message through the interposer, of a direct one", _of_summary("round_trip_ratio"), at_most=4),
+                Goal("a traced message, of one without a trace", _of_summary("trace_ratio"), at_most=1.5),
+            ],
+            quick=("--turns", "3"),
+        ),
+        "boot": Benchmark(
+            [
+                Goal(
+                    "boot, until the agent answers",
+                    lambda found: found["medians"]["boot, agent answers"],
+                    at_most=3.0,
+                    unit="s",
+                ),
+                Goal(
+                    "restore, until the agent answers",
+                    lambda found: found["medians"]["restore, agent answers"],
+                    at_most=0.2,
+                    unit="s",
+                ),
+            ],
+            quick=("--rounds", "2"),
+        ),
+        "nvme": Benchmark(
+            _workloads(
+                {
+                    "4 KiB random read, 1 at a time": 1.0,
+                    "4 KiB random read, 32 at a time": 1.25,
+                    "128 KiB sequential read": 1.15,
+                }
+            ),
+            quick=("--turns", "2", "--seconds", "1"),
+        ),
+        "vhost_blk": Benchmark(
+            [
+                *_workloads(
+                    {
+                        "4 KiB random read, 1 outstanding": 0.8,
+                        "4 KiB random write, 1 outstanding": 0.8,
+                        "4 KiB random read, 32 outstanding": 1.0,
+                        "4 KiB random write, 32 outstanding": 1.0,
+                        "128 KiB read, 8 outstanding": 1.0,
+                        "128 KiB write, 8 outstanding": 1.0,
+                        "guest: 4 KiB random read, 1 at a time": 0.95,
+                        "guest: 4 KiB random write, 1 at a time": 0.95,
+                        "guest: 4 KiB random read, 32 at a time": 1.0,
+                        "guest: 4 KiB random write, 32 at a time": 1.0,
+                        "guest: 128 KiB sequential read": 1.0,
+                        "guest: 128 KiB sequential write": 1.0,
+                    }
+                ),
+                Goal(
+                    "downtime with the disk, less 1.2 times that without",
+                    lambda found: (found["downtime"]["with"] - 1.2 * found["downtime"]["without"]) * 1e3,
+                    at_most=10,
+                    unit="ms",
+                ),
+            ],
+            quick=("--turns", "2", "--seconds", "1"),
+        ),
+        "migration": Benchmark(
+            [
+                Goal(
+                    "downtime more, 100,000 dirty pages", _downtime_over("100,000 dirty pages"), at_most=130, unit="ms"
+                ),
+                Goal("downtime more, 256 MiB of state", _downtime_over("256 MiB of state"), at_most=40, unit="ms"),
+                Goal("downtime more, 1 dirty page", _downtime_over("1 dirty pages"), at_most=10, unit="ms"),
+            ],
+            quick=("--rounds", "2"),
+        ),
+    }
+)
