@@ -30,6 +30,7 @@ IMPORTED = (
     *(f"vfio_user.cli.{name}" for name in ("serve", "interpose", "conformance", "trace")),
     *(f"vfio_user.cli.vhost_{name}" for name in ("serve", "interpose", "conformance", "trace")),
     *(f"userdev_servers.{name}" for name in ("edu", "gpio", "nvme", "blk", "net", "rng")),
+    "tests.flag",
 )
 """What the programs that tests start need."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import sys
@@ -17,16 +18,24 @@ from click.testing import CliRunner
 
 from tests.conftest import PATIENCE
 from tests.faulty_edu import MAGIC
+from tests.flagged import CAUSES as FLAGS
+from tests.flagged import DOWN, UP, flag, work
 from tests.interposed import EDU, Interposed, interposed_edu
+from tests.interposer_bench import read, request, write
+from tests.traced import Written
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import cli
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
 from vfio_user.interposer.replay import load_script
 from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
-from vfio_user.interposer.replay.outcome import What
+from vfio_user.interposer.replay.outcome import ReplayOutcome, What
 from vfio_user.interposer.replay.script import Script
+from vfio_user.interposer.replay.steps import is_interrupt
 from vfio_user.interposer.trace import MessageRecord, Note, read_trace
+from vfio_user.interposer.trace.decode import DecodedMessage, describe
+from vfio_user.wire import CURRENT, Capabilities, Command, encode_version
+from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex
 
 # A slow server is no finding: tests that wait for what never comes say for how long.
@@ -156,7 +165,7 @@ def test_a_register_that_may_differ_can_be_left_out(tmp_path: Path) -> None:
     outcome = replay(path, server("WrongAnswer"))
     assert outcome.difference is not None
     assert outcome.difference.what is What.REPLY
-    assert replay(path, server("WrongAnswer"), ignore={(0, COMPUTE)}).same
+    assert replay(path, server("WrongAnswer"), ignore=[f"BAR0:{COMPUTE:#x}"]).same
 
 
 def slowly(script: Script, seconds: float) -> Script:
@@ -186,7 +195,126 @@ def test_what_cannot_be_replayed_is_refused(trace: Path, tmp_path: Path) -> None
         replay(tmp_path / "none", EDU)
 
 
-def test_the_command_line_reports_the_first_difference(trace: Path) -> None:
+@pytest.fixture(scope="module")
+def flagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return work(tmp_path_factory.mktemp("flagged"), flag(), 3)
+
+
+def test_every_difference_is_reported_with_the_record_that_it_is_of(flagged: Path) -> None:
+    """A lost interrupt does not keep the stale reads after it from being found, nor the other way round."""
+    faulty = flag("--stale 2 --lost 2")
+    outcome = replay(flagged, faulty, patience=0.5)
+    entries = {entry.number: entry for entry in read_trace(flagged).entries}
+    found = [(each.what, type(entries[each.record]), each.place) for each in outcome.differences]
+    stale = (What.REPLY, MessageRecord, "REGION_READ BAR0 0x24 causes")
+    assert found == [stale, (What.INTERRUPT_MISSING, Note, "MSIX vector 0"), stale, stale]
+    assert (outcome.unplayed, outcome.fate) == (0, "")
+    assert outcome.text().count("REGION_READ reply") == 2, "what differs alike is told once"
+    assert f"2 more like it, at records {found_records(outcome)}" in outcome.text()
+
+
+def found_records(outcome: ReplayOutcome) -> str:
+    return ", ".join(str(each.record) for each in outcome.differences[2:])
+
+
+@pytest.mark.parametrize(
+    ("ignored", "left"),
+    [
+        (["BAR0:0x24"], {What.INTERRUPT_MISSING}),
+        (["bar0:0x20-0x27"], {What.INTERRUPT_MISSING}),
+        (["BAR0"], {What.INTERRUPT_MISSING}),
+        (["region_read"], {What.INTERRUPT_MISSING}),
+        (["causes"], {What.INTERRUPT_MISSING}),
+        (["MSIX"], {What.REPLY}),
+        (["MSIX:0", "CONFIG"], {What.REPLY}),
+        (["MSIX:1", "BAR1", "BAR0:0x28"], {What.REPLY, What.INTERRUPT_MISSING}),
+        (["MSIX", "DEVICE_GET_IRQ_INFO", "BAR0"], set()),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_may_differ_is_left_out(flagged: Path, ignored: list[str], left: set[What]) -> None:
+    outcome = replay(flagged, flag("--stale 2 --lost 2"), ignore=ignored, patience=0.2)
+    assert {each.what for each in outcome.differences} == left
+    assert outcome.ignored or left == {What.REPLY, What.INTERRUPT_MISSING}
+
+
+def test_what_an_index_of_interrupts_is_like_can_be_left_out_with_it() -> None:
+    asked = [
+        request(Command.GET_IRQ_INFO, at.IRQ_INFO.pack(at.IRQ_INFO.size, 0, index, 0))
+        for index in (IrqIndex.INTX, IrqIndex.MSI, IrqIndex.MSIX)
+    ]
+    script = Script.of([request(Command.VERSION, encode_version(CURRENT, 0, Capabilities())), *asked])
+    expected = replay(script, EDU).played
+    places = {each.place for each in replay(expected, flag()).differences}
+    assert places == {"DEVICE_GET_IRQ_INFO"}
+    assert replay(expected, flag(), ignore=["device_get_irq_info"]).same
+    assert replay(expected, flag(), ignore=["INTX", "MSI", "MSIX"]).same
+    assert not replay(expected, flag(), ignore=["ERR", "MSIX:0"]).same, "what is said of all is not one vector's"
+
+
+@pytest.mark.parametrize("word", ["BARO", "cause", "BAR0:x", "MSIX:first", "REGION_REED", ""])
+def test_a_word_that_names_nothing_is_refused(trace: Path, word: str) -> None:
+    with pytest.raises(UserError):
+        replay(trace, EDU, ignore=[word])
+
+
+def test_differences_are_told_to_programs_too(trace: Path) -> None:
+    command = ["replay", str(trace), "--json", "--server-command"]
+    good = CliRunner().invoke(cli, [*command, EDU])
+    assert (good.exit_code, json.loads(good.stdout)["same"]) == (0, True)
+    bad = CliRunner().invoke(cli, [*command, server("Corrupting")])
+    assert bad.exit_code == 1
+    (difference,) = json.loads(bad.stdout)["differences"]
+    assert difference["what"] == "DMA_WRITE"
+    assert entry_of(trace, difference["record"]).command == "DMA_WRITE"
+
+
+def entry_of(trace: Path, record: int) -> DecodedMessage:
+    (found,) = [each for each in read_trace(trace).entries if each.number == record]
+    assert isinstance(found, MessageRecord)
+    return describe(read_trace(trace).dialect, found.message)
+
+
+def test_how_a_server_ended_is_told_even_if_nothing_waited_for_its_answer(tmp_path: Path) -> None:
+    """A posted write is the last message; that nobody asked anything afterwards does not make it harmless."""
+    path = tmp_path / "posted.trace"
+    with Written(path) as written:
+        written.ask(request(Command.VERSION, encode_version(CURRENT, 0, Capabilities())), None)
+        written.write(RAISE, MAGIC, posted=True)
+    outcome = replay(path, server("Crashing"))
+    assert [each.what for each in outcome.differences] == [What.CLOSED]
+    assert outcome.fate == "exited with status 3"
+    assert replay(path, EDU).same
+
+
+def test_one_that_never_interrupts_is_not_waited_for_each_time(flagged: Path) -> None:
+    script = load_script(flagged)
+    interrupts = [step for step in script.steps if is_interrupt(step)]
+    often = replace(script, steps=(*script.steps, *interrupts * 9))
+    outcome = replay(often, flag("--lost 1"), patience=1.0)
+    assert [each.what for each in outcome.differences] == [What.INTERRUPT_MISSING] * 30
+    assert outcome.sent == len(script.requests)
+    assert outcome.seconds < 30 * 1.0
+
+
+def test_what_another_server_did_can_be_what_is_expected() -> None:
+    """A script without answers is given those of a reference, for another to be compared with."""
+    made_up = Script.of(
+        [
+            request(Command.VERSION, encode_version(CURRENT, 0, Capabilities())),
+            write(0, UP, b"\x5a\0\0\0"),
+            read(0, FLAGS, 4),
+            write(0, DOWN, b"\x5a\0\0\0"),
+            read(0, FLAGS, 4),
+        ]
+    )
+    expected = replay(made_up, flag()).played
+    assert replay(expected, flag()).same
+    (difference,) = replay(expected, flag("--stale 2")).differences
+    assert difference.record == 6, "the header is record 1"
+
+
+def test_the_command_line_reports_what_differs(trace: Path) -> None:
     good = CliRunner().invoke(cli, ["replay", str(trace), "--server-command", EDU])
     assert good.exit_code == 0, good.output
     bad = CliRunner().invoke(cli, ["replay", str(trace), "--server-command", server("Corrupting")])

@@ -18,6 +18,7 @@ from userdev.process import ServerCommand, Watch, spawn
 from userdev.relay.loop import Future, Loop
 from userdev.transport import Stream
 
+STDERR = 2
 STOP_SECONDS = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -28,14 +29,16 @@ class ServerProcess:
     `{fd}` instead is a listening socket that the server inherits: then it can be connected to before it has started.
     """
 
-    def __init__(self, loop: Loop, command: str, socket_path: str | None = None) -> None:
-        """Nothing is started yet.
+    def __init__(self, loop: Loop, command: str, socket_path: str | None = None, *, output: int = STDERR) -> None:
+        """Nothing is started yet. What the server prints goes to `output`: our stdout has one line, for whoever waits
+        until we listen.
 
         Raises:
             UserError: the command has neither placeholder, or cannot be split into words.
         """
         self.command = ServerCommand.parse(command)
         self.starts = 0
+        self._output = output
         self._loop = loop
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -123,7 +126,7 @@ class ServerProcess:
         if self._process is not None:
             self.kill()
         argv = self.command.argv(socket=self.path, fd=fds[0] if fds else "")
-        self._process = spawn(argv, output=2, pass_fds=fds)  # our stdout has one line for whoever waits until we listen
+        self._process = spawn(argv, output=self._output, pass_fds=fds)
 
     async def _connected(self, arrivals: Watch, deadline: float) -> Stream:
         """Connect as soon as somebody listens. The path appears with bind, and listen follows at once."""

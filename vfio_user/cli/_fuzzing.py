@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from userdev.conformance import Check, CheckFailed, Group
 from userdev.errors import VerdictError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
+from vfio_user.cli._durations import Duration
 from vfio_user.extras import needing
 
 FOLDER = Path("fuzz-finds")
@@ -25,25 +25,8 @@ LENGTH = 40
 """Steps of a sequence, at most."""
 _TOLD_SECONDS = 10.0
 """Between two lines of progress, where there is no terminal."""
-_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Duration(click.ParamType[float]):
-    """So many seconds, as 90, 90s, 10m or 1h30m."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it."""
-        if isinstance(value, float):
-            return value
-        found = _DURATION.fullmatch(str(value).strip())
-        hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
-        if not (whole := (hours * 60 + minutes) * 60 + seconds):
-            self.fail(f"{value!r} is no duration: 90s, 10m and 1h30m are", param, ctx)
-        return float(whole)
 
 
 @dataclass(frozen=True)

@@ -2,36 +2,106 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 from pathlib import Path
 
 import click
 
-from vfio_user.cli.replay import parse_places
-from vfio_user.interposer.replay import minimize
-from vfio_user.interposer.replay.player import PATIENCE_SECONDS
+from vfio_user.cli._durations import Duration
+from vfio_user.cli._registers import registers as named_registers
+from vfio_user.cli._replaying import comparing
+from vfio_user.interposer.replay import Minimized, minimize
+from vfio_user.interposer.replay.minimize import BUDGET_SECONDS
+
+_SAID_EVERY = 5.0
+"""Seconds between two lines that say how far it is, where no terminal shows one that changes."""
+_INTERRUPTED = 130
 
 
 @click.command()
 @click.argument("trace", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--server-command", required=True, metavar="CMD", help="The server; started anew for every attempt.")
+@click.option("--against", metavar="CMD", help="A reference, which does right: what is left is good on it.")
 @click.option("--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate; it fails while CMD does.")
+@click.option("--record", type=int, metavar="N", help="Of several that differ the one to explain, as `replay` numbers.")
+@click.option("--for", "seconds", type=Duration(), default=BUDGET_SECONDS, help="At most: 90s, 10m (default), 1h30m.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: TRACE.min")
-@click.option("--ignore", multiple=True, metavar="REGION:OFFSET", help="A register that may read differently.")
-@click.option("--patience", default=PATIENCE_SECONDS, show_default=True, help="Seconds to wait for anything recorded.")
+@comparing
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    trace: Path, server_command: str, check: str | None, output: Path | None, ignore: tuple[str, ...], patience: float
+    trace: Path,
+    server_command: str,
+    against: str | None,
+    check: str | None,
+    record: int | None,
+    seconds: float,
+    output: Path | None,
+    session: int,
+    ignore: tuple[str, ...],
+    registers: str | None,
+    patience: float,
+    as_json: bool,
 ) -> None:
-    """Shrink a failing TRACE while it still fails: the same wrong reply, or the same way of failing."""
+    """Shrink a failing TRACE while the server goes wrong in the same way at the same record.
+
+    What is left is good on the reference, or, where there is none, as far as the recorded answers tell. The search ends
+    when nothing can be left out, after --for, or with Ctrl-C: the shortest so far is the result in any case.
+    """
+    if check is not None and (against or record):
+        raise click.UsageError("--check decides by itself, without --against and --record")
+    progress = _Progress()
     found = minimize(
         trace,
         server_command,
+        against=against,
         check=check,
-        ignore=parse_places(ignore),
+        record=record,
+        session=session,
+        ignore=ignore,
+        registers=named_registers(registers) if registers else None,
         patience=patience,
-        progress=lambda left, replays: click.echo(f"{left} messages left after {replays} replays", err=True),
+        seconds=seconds,
+        progress=progress,
     )
+    progress.end()
     output = output or trace.with_name(trace.name + ".min")
     found.script.write(output)
-    click.echo(f"{output}: {found.after} of {found.before} messages, after {found.replays} replays")
+    click.echo(json.dumps({"output": str(output), **found.json()}, indent=2) if as_json else _text(found, output))
+    if found.ended == "interrupted":
+        raise click.exceptions.Exit(_INTERRUPTED)
+
+
+def _text(found: Minimized, output: Path) -> str:
+    how = "" if found.ended == "minimal" else f"; {found.ended}, there may be a shorter one"
+    count = f"{found.after} of {found.before} messages, after {found.replays} replays in {found.seconds:.1f} s"
+    lines = [f"{output}: {count}{how}"]
     if found.difference is not None:
-        click.echo(str(found.difference))
+        lines.append(str(found.difference))
+    if not found.confirmed:
+        lines.append("note: it did not fail when it was tried once more in the end")
+    return "\n".join(lines)
+
+
+class _Progress:
+    """One line on stderr that changes, or a line now and then."""
+
+    def __init__(self) -> None:
+        self._changes = sys.stderr.isatty()
+        self._said = 0.0
+        self._open = False
+
+    def __call__(self, left: int, replays: int, seconds: float) -> None:
+        line = f"{left} messages left after {replays} replays, {seconds:.0f} s"
+        if self._changes:
+            self._open = True
+            click.echo(f"\r{line}\033[K", err=True, nl=False)
+        elif time.monotonic() - self._said >= _SAID_EVERY:
+            self._said = time.monotonic()
+            click.echo(line, err=True)
+
+    def end(self) -> None:
+        """What comes next begins a line."""
+        if self._open:
+            click.echo(err=True)

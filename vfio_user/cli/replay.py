@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from userdev.errors import VerdictError
 from userdev.fuzz.finds import is_find
-from vfio_user.interposer.replay import replay
-from vfio_user.interposer.replay.player import PATIENCE_SECONDS, Timing
-from vfio_user.interposer.replay.script import load_script
-from vfio_user.interposer.trace.show import parse_offsets, parse_region
-
-
-def parse_places(texts: tuple[str, ...]) -> set[tuple[int, int]]:
-    """(region, offset) of each REGION:OFFSET."""
-    places: set[tuple[int, int]] = set()
-    for text in texts:
-        region, _, offset = text.partition(":")
-        first, last = parse_offsets(offset)
-        places |= {(parse_region(region), place) for place in range(first, last + 1)}
-    return places
+from vfio_user.cli._registers import registers as named_registers
+from vfio_user.cli._replaying import comparing
+from vfio_user.interposer.replay import load_script, replay
+from vfio_user.interposer.replay.player import Timing
 
 
 @click.command()
@@ -29,9 +20,8 @@ def parse_places(texts: tuple[str, ...]) -> set[tuple[int, int]]:
 @click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
 @click.option("--connect", metavar="ADDRESS", help="Use a server that listens already.")
 @click.option("--timing", type=click.Choice(["fast", "recorded"]), default="fast", show_default=True)
-@click.option("--session", default=1, show_default=True, help="Which of the trace's sessions.")
-@click.option("--ignore", multiple=True, metavar="REGION:OFFSET", help="A register that may read differently.")
-@click.option("--patience", default=PATIENCE_SECONDS, show_default=True, help="Seconds to wait for anything recorded.")
+@comparing
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: every difference by itself.")
 def command(
     trace: str,
     server_command: str | None,
@@ -39,9 +29,11 @@ def command(
     timing: Timing,
     session: int,
     ignore: tuple[str, ...],
+    registers: str | None,
     patience: float,
+    as_json: bool,
 ) -> None:
-    """Play the client's side of TRACE, and report the first reply, interrupt or DMA write that differs (exit 1).
+    """Play the client's side of TRACE, and report all replies, interrupts and DMA that differ (exit status 1).
 
     TRACE may be a find of `vfio-user fuzz` too: its steps are played, and what they led to is looked for.
     """
@@ -55,9 +47,15 @@ def command(
         server_command,
         connect_to=connect,
         timing=timing,
-        ignore=parse_places(ignore),
+        ignore=ignore,
+        registers=named_registers(registers) if registers else None,
         patience=patience,
     )
-    if outcome.difference is not None:
+    if as_json:
+        click.echo(json.dumps(outcome.json(), indent=2))
+        if not outcome.same:
+            raise click.exceptions.Exit(1)
+        return
+    if not outcome.same:
         raise VerdictError(f"{trace}: the server does not do what was recorded", evidence=outcome.text())
     click.echo(outcome.text())

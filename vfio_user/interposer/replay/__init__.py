@@ -8,9 +8,21 @@ A recorded bug becomes a test of a few lines::
         replay("traces/doorbell.trace", "vfio-user serve mydevice --fd {fd}").check()
 """
 
-from vfio_user.interposer.replay.minimize import minimize
-from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
+from vfio_user.interposer.replay.ignoring import Ignored
+from vfio_user.interposer.replay.minimize import Minimized, minimize, reduce_script
+from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.player import replay
 from vfio_user.interposer.replay.script import Script, load_script
 
-__all__ = ["Difference", "ReplayOutcome", "Script", "load_script", "minimize", "replay"]
+__all__ = [
+    "Difference",
+    "Ignored",
+    "Minimized",
+    "ReplayOutcome",
+    "Script",
+    "What",
+    "load_script",
+    "minimize",
+    "reduce_script",
+    "replay",
+]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from userdev.errors import VerdictError
+from vfio_user.interposer.replay.script import Script
 from vfio_user.wire import Message
+
+RECORDS_SHOWN = 8
+"""Numbers of records that a line of text lists, where the same differs again and again."""
 
 
 class What(Enum):
@@ -26,7 +30,7 @@ class What(Enum):
 
 @dataclass(frozen=True)
 class Difference:
-    """The first thing that the server did otherwise than was recorded."""
+    """One thing that the server did otherwise than was recorded."""
 
     what: What
     record: int
@@ -35,25 +39,55 @@ class Difference:
     found: str = ""
     evidence: Any = None
     """What the server did, to be recognised again: bytes, or a tuple."""
+    after: int = 0
+    """Record of the client's last message before; 0 where there was none."""
+    place: str = ""
+    """Where it differs, without the values: the same for all that is alike."""
+
+    @property
+    def where(self) -> str:
+        """The record, in words."""
+        if self.record:
+            return f", at record {self.record}"
+        return f", after record {self.after}" if self.after else ""
 
     def __str__(self) -> str:
-        lines = [f"{self.what.value}, at record {self.record}" if self.record else self.what.value]
+        lines = [f"{self.what.value}{self.where}"]
         lines += [f"  expected: {self.expected}"] if self.expected else []
         lines += [f"  found:    {self.found}"] if self.found else []
         return "\n".join(lines)
+
+    def renumbered(self, numbers: dict[int, int]) -> Difference:
+        """The same of a script whose records have other numbers."""
+        return replace(self, record=numbers.get(self.record, 0), after=numbers.get(self.after, 0))
+
+    def json(self) -> dict[str, Any]:
+        """The same for programs; `what` is a name of `What`."""
+        found = {"what": self.what.name, "record": self.record, "after": self.after, "place": self.place}
+        return {**found, "expected": self.expected, "found": self.found}
 
 
 @dataclass
 class ReplayOutcome:
     """A replay as it went."""
 
+    played: Script
+    """The same requests with what this server did: its answers, interrupts and DMA."""
     sent: int = 0
     """Messages of the client's that were played."""
     compared: int = 0
     """Replies, DMA accesses and interrupts that were as recorded."""
+    ignored: int = 0
+    """Those that were not compared, as was asked."""
+    unplayed: int = 0
+    """Messages of the client's that were not played, as the server was gone."""
     seconds: float = 0.0
-    difference: Difference | None = None
-    """The first; None: the server did everything as recorded."""
+    slowest: float = 0.0
+    """Seconds that the slowest of what was recorded took to come, the server's start aside."""
+    differences: list[Difference] = field(default_factory=list)
+    """All, in order; none: the server did everything as recorded."""
+    fate: str = ""
+    """How the server's process ended, where it was started for the replay and ended by itself."""
     replies: dict[int, Message] = field(default_factory=dict)
     """By the number of the request's record: what the server answered."""
     dma_writes: list[bytes] = field(default_factory=list)
@@ -64,9 +98,14 @@ class ReplayOutcome:
     """The recorded server reached guest memory past the interposer: the replay's memory is empty there."""
 
     @property
+    def difference(self) -> Difference | None:
+        """The first; None: the server did everything as recorded."""
+        return self.differences[0] if self.differences else None
+
+    @property
     def same(self) -> bool:
         """Whether the server did all that was recorded."""
-        return self.difference is None
+        return not self.differences
 
     def check(self) -> None:
         """For tests.
@@ -74,14 +113,48 @@ class ReplayOutcome:
         Raises:
             VerdictError: the server did something else than was recorded.
         """
-        if self.difference is not None:
+        if self.differences:
             raise VerdictError("the replay differs", evidence=self.text())
 
     def text(self) -> str:
-        """For people."""
-        lines = [f"{self.sent} messages played in {self.seconds:.3f} s, {self.compared} answers as recorded"]
-        if self.difference is not None:
-            lines.append(str(self.difference))
+        """For people: what differs in the same place is told once, with the records of all."""
+        ignored = f", {self.ignored} ignored" if self.ignored else ""
+        lines = [f"{self.sent} messages played in {self.seconds:.3f} s, {self.compared} answers as recorded{ignored}"]
+        if self.differences:
+            count = len(self.differences)
+            lines.append(f"{count} difference{'s' if count > 1 else ''}:")
+        alike: dict[tuple[What, str], list[Difference]] = {}
+        for difference in self.differences:
+            alike.setdefault((difference.what, difference.place), []).append(difference)
+        for first, *more in alike.values():
+            lines.append(str(first))
+            if more:
+                lines.append(
+                    f"  and {len(more)} more like it, at record{'s' if len(more) > 1 else ''} {_records(more)}"
+                )
+        if self.fate:
+            lines.append(f"the server {self.fate}")
+        if self.unplayed:
+            lines.append(f"{self.unplayed} messages were not played")
         if self.memory_was_mapped:
             lines.append("note: guest memory was not captured, and is empty here (record with --capture-dma)")
         return "\n".join(lines)
+
+    def json(self) -> dict[str, Any]:
+        """The same for programs: every difference by itself."""
+        return {
+            "same": self.same,
+            "sent": self.sent,
+            "compared": self.compared,
+            "ignored": self.ignored,
+            "unplayed": self.unplayed,
+            "seconds": round(self.seconds, 6),
+            "fate": self.fate,
+            "memory_was_mapped": self.memory_was_mapped,
+            "differences": [difference.json() for difference in self.differences],
+        }
+
+
+def _records(differences: list[Difference]) -> str:
+    numbers = [str(each.record or each.after) for each in differences]
+    return ", ".join(numbers[:RECORDS_SHOWN]) + ("..." if len(numbers) > RECORDS_SHOWN else "")

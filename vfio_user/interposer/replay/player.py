@@ -1,38 +1,52 @@
-"""Plays a script against a server: sends what the client sent, answers what the client answered, compares the rest."""
+"""Plays a script against a server: sends and answers what the client did, and has compared what comes."""
 
 from __future__ import annotations
 
 import errno
 import os
 import select
+import socket
+import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import ProtocolError, UserError
-from userdev.interposer.server_process import ServerProcess
+from userdev.interposer.server_process import STDERR, ServerProcess
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop
 from userdev.transport import Framer, Stream, close_all, connect
 from vfio_user.interposer.codec import MAX_FRAME
+from vfio_user.interposer.replay.comparing import Comparison
+from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.memory import SparseMemory
-from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
-from vfio_user.interposer.replay.script import Script, is_doing, load_script
+from vfio_user.interposer.replay.outcome import ReplayOutcome
+from vfio_user.interposer.replay.playing import Played
+from vfio_user.interposer.replay.script import Script, load_script
+from vfio_user.interposer.replay.steps import ScriptStep, is_doing, is_interrupt, is_servers_request, vector_of
 from vfio_user.interposer.trace import MessageRecord, Note, Raw
-from vfio_user.interposer.trace.decode import describe
+from vfio_user.interposer.trace.registers import RegisterMap, registers_of
 from vfio_user.wire import MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
 from vfio_user.wire.open_requests import OpenRequests
 
 Timing = Literal["fast", "recorded"]
-RegisterAddress = tuple[int, int]
-"""(region, offset) of a register whose value is not compared."""
 PATIENCE_SECONDS = 5.0
 """Seconds a server has for anything that was recorded."""
+LEAST_PATIENCE = 0.05
+"""Seconds that it has for what has not come several times: each time half as many as before."""
 START_SECONDS = 30.0
+FATE_SECONDS = 2.0
+"""Seconds that a server has to end once it has hung up, for how it ended to be told."""
+DYING_SECONDS = 0.1
+"""Seconds between the end of a connection, which the kernel makes of a process that dies, and of the process."""
+SILENT = 3
+"""Requests without a reply, one after the other, after which there is nobody to talk to."""
 _LIMIT_FD = 1 << 40
 """Bytes of a memfd that stands for recorded memory, at most; it is sparse."""
 
@@ -43,40 +57,48 @@ def replay(
     *,
     connect_to: str | None = None,
     timing: Timing = "fast",
-    ignore: Collection[RegisterAddress] = (),
+    ignore: Ignored | Collection[str] = (),
+    registers: RegisterMap | None = None,
     patience: float = PATIENCE_SECONDS,
-    tolerate: Collection[What] = (),
+    quiet: bool = False,
 ) -> ReplayOutcome:
     """Play a trace's client against a server that is started for it (`{socket}` or `{fd}`), or listens already.
 
     patience: seconds that the server has for anything that was recorded, once it has said its first word.
 
     timing: as fast as the server answers, or with the recorded pauses.
-    ignore: registers that may read differently: clocks, counters.
-    tolerate: kinds of difference that do not end the replay.
+    ignore: what may differ, in the words of `ignoring.FORMS`.
+    registers: names of registers, to ignore and to tell, instead of those that the trace brings along.
+    quiet: what the server prints is not shown.
 
     Raises:
-        UserError: the trace cannot be read, or the server not be reached.
+        UserError: the trace cannot be read, the server not be reached, or there is nothing of a name.
     """
     script = trace if isinstance(trace, Script) else load_script(trace)
+    registers = registers or registers_of(script.header)
+    ignored = ignore if isinstance(ignore, Ignored) else Ignored.parse(ignore, registers)
     if server_command is None:
         if connect_to is None:
             raise UserError("no server to replay against", hint="give a command, or an address to connect to")
-        with Player(script, connect(connect_to, timeout=START_SECONDS), ignore, patience, tolerate) as player:
+        with Player(script, connect(connect_to, timeout=START_SECONDS), ignored, registers, patience) as player:
             return player.play(timing)
     loop = Loop()
-    process = ServerProcess(loop, server_command)
+    process = ServerProcess(loop, server_command, output=subprocess.DEVNULL if quiet else STDERR)
     try:
         stream = loop.finish(process.start(START_SECONDS))
-        with Player(script, stream, ignore, patience, tolerate, start=START_SECONDS) as player:
+
+        def fate(seconds: float) -> str:
+            return process.fate if loop.finish(process.ended(seconds)) else ""
+
+        with Player(script, stream, ignored, registers, patience, start=START_SECONDS, fate=fate) as player:
             return player.play(timing)
     finally:
         process.close()
         loop.close()
 
 
-class Stopped(Exception):
-    """The first difference: nothing after it would mean much."""
+class Ended(Exception):
+    """There is nobody any more to play to."""
 
 
 class Player:
@@ -86,22 +108,30 @@ class Player:
         self,
         script: Script,
         stream: Stream,
-        ignore: Collection[RegisterAddress] = (),
+        ignored: Ignored = Ignored(),  # noqa: B008  # it is frozen
+        registers: RegisterMap | None = None,
         patience: float = PATIENCE_SECONDS,
-        tolerate: Collection[What] = (),
         *,
         start: float = 0.0,
+        fate: Callable[[float], str] = lambda seconds: "",
     ) -> None:
-        """`start`: seconds that the server has for its first word, where that is more: its socket is there before."""
-        self.outcome = ReplayOutcome(memory_was_mapped=script.memory_was_mapped)
+        """Nothing is sent yet.
+
+        start: seconds that the server has for its first word, where that is more: its socket is there before.
+        fate: how the server's process has ended, or does so within these seconds; "" where it runs, or nobody knows.
+        """
+        self._played = Played(script)
+        self.outcome = ReplayOutcome(script, memory_was_mapped=script.memory_was_mapped)
+        self._comparison = Comparison(script, ignored, registers, self.outcome)
         self._script = script
         self._dialect = script.dialect
         self._stream = stream
         self._framer = Framer(Message, max_message=MAX_FRAME, max_fds=1024)
-        self._ignore = frozenset(ignore)
+        self._fate = fate
         self._patience = max(patience, start)
         self._once_it_speaks = patience
-        self._tolerate = frozenset(tolerate)
+        self._missed = Counter[Hashable]()
+        """How often the same was waited for in vain since it last came."""
         self._poll = select.poll()
         self._poll.register(stream.fileno(), select.POLLIN)
         self._closed = ""
@@ -110,22 +140,13 @@ class Player:
         self._eventfds: dict[tuple[int, int], int] = {}
         self._open = OpenRequests[MessageRecord]()
         """Message ID: the requests that the server has not answered, oldest first."""
-        self._recorded: list[MessageRecord] = [
-            step
-            for step in script.steps
-            if isinstance(step, MessageRecord) and step.direction is Direction.TO_CLIENT and not step.message.is_reply
-        ]
-        """Requests of the server's that have not come yet."""
-        self._answers = {
-            step.pair: step.message
-            for step in script.steps
-            if isinstance(step, MessageRecord) and step.direction is Direction.TO_SERVER and step.message.is_reply
-        }
-        """By the record of the server's request: how it was answered."""
+        self._unanswered: list[int] = []
+        """The client's doings since the last that the server has answered: of these one may have ended it."""
+        self._given_up: set[int] = set()
+        self._silences = 0
         self._arrived: set[int] = set()
         """Records of requests of the server's that have come."""
         self._fired: list[tuple[int, int]] = []
-        self._expected = {step.pair: step for step in script.steps if isinstance(step, MessageRecord) and step.pair}
         self._memory = SparseMemory()
         self._remember_reads()
 
@@ -138,7 +159,7 @@ class Player:
         close_all([*self._files.values(), *self._eventfds.values()])
 
     def play(self, timing: Timing = "fast") -> ReplayOutcome:
-        """Play from the first message to the last, or to the first difference."""
+        """Play from the first message to the last, or until the server is gone."""
         began = time.monotonic()
         first = self._script.steps[0].time if self._script.steps else 0
         try:
@@ -146,46 +167,50 @@ class Player:
                 if timing == "recorded":
                     self._pause(began + (step.time - first) / 1e9)
                 self._step(step)
-            self._wait(lambda: not self._open, lambda: self._no_reply())
+            for request in list(self._open):
+                self._await_reply(request)
             self._receive(0)
-            if self._knows_interrupts:
-                for index, vector in self._fired:
-                    self._differs(What.INTERRUPT_UNEXPECTED, 0, found=f"index {index} vector {vector}")
-        except Stopped:
-            pass
+            self._see_that_it_lives()
+        except Ended:
+            self.outcome.unplayed = len(self._script.requests) - self.outcome.sent
+        for where in self._fired:
+            self._comparison.interrupt_unexpected(where)
+        self.outcome.played = self._played.script()
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
 
-    @property
-    def _knows_interrupts(self) -> bool:
-        return any(isinstance(step, Note) for step in self._script.steps)
-
-    def _step(self, step: MessageRecord | Raw | Note) -> None:
+    def _step(self, step: ScriptStep) -> None:
         if is_doing(step):
             self._do(step)
-        elif isinstance(step, Note):
+        elif is_interrupt(step):
             self._await_interrupt(step)
-        elif step.direction is Direction.TO_CLIENT and isinstance(step, MessageRecord):
-            if step.message.is_reply:
-                self._await_reply(step)
-            else:
-                self._await_request(step)
+        elif is_servers_request(step):
+            self._await_request(step)
+        elif isinstance(step, MessageRecord) and step.direction is Direction.TO_CLIENT:
+            for request in [each for each in self._open if each.number == step.pair]:
+                self._await_reply(request)
 
     # the client's part
 
-    def _do(self, step: MessageRecord | Raw | Note) -> None:
+    def _do(self, step: MessageRecord | Raw) -> None:
         self._receive(0)
+        if self._closed:
+            self._hung_up()
         self.outcome.sent += 1
+        self._comparison.after = step.number
+        self._unanswered.append(step.number)
+        self._played.happened(step)
         if isinstance(step, Raw):
             self._send(step.data, [])
             return
-        assert isinstance(step, MessageRecord)
         message = step.message
         fds, own = self._descriptors(step)
         if message.wants_reply:
             self._open.sent(message.id, step)
         self._send(message.encode(), fds)
         close_all(own)
+        if message.wants_reply and step.number not in self._comparison.replies:
+            self._await_reply(step)  # nobody knows what comes, but the client goes on from there
 
     def _send(self, data: bytes, fds: list[int]) -> None:
         try:
@@ -225,40 +250,66 @@ class Player:
 
     # the server's part
 
-    def _await_reply(self, step: MessageRecord) -> None:
-        if step.pair in self._expected:
-            self._wait(lambda: step.pair in self.outcome.replies, lambda: self._no_reply(step.pair))
+    def _await_reply(self, request: MessageRecord) -> None:
+        number = request.number
+        if self._wait("reply", lambda: number in self.outcome.replies or number in self._given_up):
+            self._silences = 0
+            return
+        self._given_up.add(number)
+        self._comparison.no_reply(request, self._once_it_speaks)
+        self._silences += 1
+        if self._silences == SILENT or not self.outcome.replies:
+            raise Ended
 
     def _await_request(self, step: MessageRecord) -> None:
-        if What.DMA_MISSING in self._tolerate:
-            return
-        self._wait(
-            lambda: step.number in self._arrived,
-            lambda: self._differs(What.DMA_MISSING, step.number, self._text(step.message)),
-        )
+        if not self._wait(step.message.command, lambda: step.number in self._arrived):
+            self._comparison.request_missing(step)
 
     def _await_interrupt(self, step: Note) -> None:
-        if What.INTERRUPT_MISSING in self._tolerate:
-            return
-        wanted = int(step.details["index"]), int(step.details["vector"])
-        where = f"index {wanted[0]} vector {wanted[1]}"
-        self._wait(
-            lambda: wanted in self._fired, lambda: self._differs(What.INTERRUPT_MISSING, step.number, expected=where)
-        )
-        if wanted in self._fired:
-            self._fired.remove(wanted)
-            self.outcome.compared += 1
+        where = vector_of(step)
+        if self._wait(where, lambda: where in self._fired):
+            self._fired.remove(where)
+            self._comparison.interrupt_came(step)
+        else:
+            self._comparison.interrupt_missing(step)
 
-    def _wait(self, there: Callable[[], bool], missing: Callable[[], None]) -> None:
-        deadline = time.monotonic() + self._patience
+    def _wait(self, what: Hashable, there: Callable[[], bool]) -> bool:
+        """Whether it comes in time, which is the shorter the more often the same did not.
+
+        Raises:
+            Ended: the server has hung up.
+        """
+        began = time.monotonic()
+        patience = max(self._patience / 2 ** self._missed[what], min(self._patience, LEAST_PATIENCE))
         while not there():
             if self._closed:
-                self._differs(What.CLOSED, self._oldest(), found=self._closed, evidence="closed")
-            left = deadline - time.monotonic()
+                self._hung_up()
+            left = began + patience - time.monotonic()
             if left <= 0:
-                missing()
+                self._missed[what] += 1
+                return False
+            self._receive(left)
+        self._missed[what] = 0
+        if len(self.outcome.replies) > 1:  # before the first it starts
+            self.outcome.slowest = max(self.outcome.slowest, time.monotonic() - began)
+        return True
+
+    def _see_that_it_lives(self) -> None:
+        """Of what needs no answer nobody knows whether the server has survived it, before it has seen the end."""
+        if not self._unanswered:
+            return
+        if not self._closed:
+            self._stream.socket.shutdown(socket.SHUT_WR)
+            self._wait("end", lambda: bool(self._closed))
+            if self._fate(DYING_SECONDS) in ("", "exited with status 0"):
                 return
-            self._receive(max(0.0, left))
+        self._hung_up()
+
+    def _hung_up(self) -> None:
+        oldest = min(self._open, key=lambda request: request.number, default=None)
+        self.outcome.fate = self._fate(FATE_SECONDS)
+        self._comparison.closed(oldest, self._closed, frozenset(self._unanswered))
+        raise Ended
 
     def _pause(self, until: float) -> None:
         while (left := until - time.monotonic()) > 0:
@@ -272,10 +323,11 @@ class Player:
             if fd == self._stream.fileno():
                 self._receive_messages()
             else:
-                place = next(place for place, eventfd in self._eventfds.items() if eventfd == fd)
-                os.eventfd_read(fd)
-                self._fired.append(place)
-                self.outcome.interrupts.append(place)
+                where = next(place for place, eventfd in self._eventfds.items() if eventfd == fd)
+                count = os.eventfd_read(fd)
+                self._fired.append(where)
+                self.outcome.interrupts.append(where)
+                self._played.interrupt(where, count)
 
     def _receive_messages(self) -> None:
         try:
@@ -293,71 +345,47 @@ class Player:
             for message in self._framer.messages():
                 close_all(message.fds)
                 if message.is_reply:
-                    self._compare_reply(message)
+                    self._replied(message)
                 else:
                     self._serve(message)
         except ProtocolError as error:
-            self._differs(What.UNEXPECTED, 0, found=str(error), evidence="garbage")
+            self._comparison.garbage(str(error))
+            raise Ended from None
 
-    def _compare_reply(self, reply: Message) -> None:
+    def _replied(self, reply: Message) -> None:
         request = self._open.replied(reply.id)
         if request is None:
-            self._differs(What.UNEXPECTED, 0, found=self._text(reply), evidence=reply.payload)
+            self._comparison.unasked(reply)
             return
-        self.outcome.replies[request.number] = reply
-        expected = self._expected.get(request.number)
-        if expected is None or self._equal(request.message, expected.message, reply):
-            self.outcome.compared += 1
-            return
-        self._differs(
-            What.REPLY,
-            request.number,
-            self._text(expected.message, request.message),
-            self._text(reply, request.message),
-            (reply.flags, reply.errno, reply.payload),
-        )
-
-    def _equal(self, request: Message, expected: Message, found: Message) -> bool:
-        if expected.failed != found.failed:
-            return False
-        if request.command == self._dialect.number(Command.VERSION):
-            return True  # what a server offers may change; that it agrees may not
-        if request.command == self._dialect.number(Command.REGION_READ) and not expected.failed:
-            access = at.REGION_ACCESS.unpack(request.payload)
-            if (access.region, access.offset) in self._ignore:
-                return True
-        return (expected.errno, expected.payload) == (found.errno, found.payload)
+        number = request.number
+        self.outcome.replies[number] = reply
+        self._unanswered = [each for each in self._unanswered if each > number]
+        self._played.replied(reply, self._comparison.replies.get(number), number)
+        if number not in self._given_up:
+            self._comparison.reply(request, reply)
 
     def _serve(self, request: Message) -> None:
         """A request of the server's: the recorded one that it is, and the recorded answer."""
         if request.command == self._dialect.number(Command.DMA_WRITE):
             self.outcome.dma_writes.append(request.payload)
-        record = self._recorded_as(request)
-        if record is None:
-            self._differs(What.DMA_UNEXPECTED, 0, found=self._text(request), evidence=request.payload)
-            self._answer_from_memory(request)
+        record = self._comparison.request(request)
+        number = self._played.asked(request, record)
+        if record is not None:
+            self._arrived.add(record.number)
+        if not request.wants_reply:
             return
-        self._recorded.remove(record)
-        self._arrived.add(record.number)
-        if record.message.payload != request.payload:
-            self._differs(
-                What.DMA_WRITE,
-                record.number,
-                self._text(record.message),
-                self._text(request),
-                request.payload,
-            )
-        self.outcome.compared += 1
-        answer = self._answers.get(record.number)
-        if answer is not None and request.wants_reply:
-            self._send(Message(request.id, request.command, answer.flags, answer.errno, answer.payload).encode(), [])
+        recorded = self._comparison.replies.get(record.number) if record is not None else None
+        answer = self._from_memory(request)
+        if recorded is not None:
+            answer = replace(recorded.message, id=request.id, command=request.command, fds=[])
+        self._send(answer.encode(), [])
+        self._played.answered(answer, number)
 
-    def _answer_from_memory(self, request: Message) -> None:
-        """For a request that was not recorded: memory as far as it is known."""
+    def _from_memory(self, request: Message) -> Message:
+        """The answer to a request that was not recorded: memory as far as it is known."""
         command = self._dialect.command(request.command)
         if command not in (Command.DMA_READ, Command.DMA_WRITE):
-            self._send(request.error(errno.ENOSYS).encode(), [])
-            return
+            return request.error(errno.ENOSYS)
         shape = self._dialect.shapes[command]
         assert shape.request is not None
         access = shape.request.unpack(request.payload)
@@ -366,46 +394,18 @@ class Player:
             data = self._memory.read(access.address, min(access.length, MAX_DATA))
         else:
             self._memory.write(access.address, request.payload[shape.request.size :])
-        payload = shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
-        self._send(request.reply(payload).encode(), [])
+        return request.reply(
+            shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
+        )
 
     def _remember_reads(self) -> None:
         """What the recorded device read is what stood in memory; later reads of a place do not undo earlier ones."""
         shape = self._dialect.shapes[Command.DMA_READ]
         assert shape.reply is not None
-        for record in reversed(self._recorded):
-            answer = self._answers.get(record.number)
-            if record.message.command == shape.number and answer is not None and not answer.failed:
-                access = shape.reply.unpack(answer.payload)
-                self._memory.write(access.address, answer.payload[shape.reply.size :])
-
-    def _recorded_as(self, request: Message) -> MessageRecord | None:
-        """The first recorded request that this one can be: the very same, or one to the same place."""
-        same = [record for record in self._recorded if record.message.command == request.command]
-        exact = (record for record in same if record.message.payload == request.payload)
-        shape = self._dialect.shapes[command] if (command := self._dialect.command(request.command)) else None
-        size = shape.request.size if shape is not None and shape.request is not None else 0
-        near = (record for record in same if record.message.payload[:size] == request.payload[:size])
-        return next(exact, None) or next(near, None)
-
-    # the end
-
-    def _oldest(self) -> int:
-        return min((request.number for request in self._open), default=0)
-
-    def _no_reply(self, record: int = 0) -> None:
-        number = record or self._oldest()
-        expected = self._expected.get(number)
-        text = self._text(expected.message) if expected is not None else ""
-        self._differs(What.NO_REPLY, number, text, f"nothing within {self._patience:g} s", "silence")
-
-    def _differs(self, what: What, record: int, expected: str = "", found: str = "", evidence: object = None) -> None:
-        """The first difference ends the replay, unless it is of a kind that is borne."""
-        if what in self._tolerate:
-            return
-        self.outcome.difference = Difference(what, record, expected, found, evidence)
-        raise Stopped
-
-    def _text(self, message: Message, request: Message | None = None) -> str:
-        asked = describe(self._dialect, request) if request is not None else None
-        return describe(self._dialect, message, None, asked).text()
+        for step in reversed(self._script.steps):
+            if not is_servers_request(step) or step.message.command != shape.number:
+                continue
+            answer = self._comparison.replies.get(step.number)
+            if answer is not None and not answer.message.failed:
+                access = shape.reply.unpack(answer.message.payload)
+                self._memory.write(access.address, answer.message.payload[shape.reply.size :])

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeGuard
 
-from userdev.descriptors import FdKind
+from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import UserError, about
 from userdev.relay.direction import Direction
-from userdev.trace.format import MAGIC, encode_body, encode_json, encode_message
+from userdev.trace.format import BOTH, MAGIC, encode_body, encode_json, encode_message
+from vfio_user.interposer.replay.causes import Causes
+from vfio_user.interposer.replay.steps import ScriptStep, is_doing, is_interrupt
 from vfio_user.interposer.trace import Entry, Header, MessageRecord, Note, Raw, RecordKind, View, read_trace
-from vfio_user.wire import Command, Dialect
+from vfio_user.wire import Command, Dialect, Message
 from vfio_user.wire.dialects import dialect_named
 
-ScriptStep = MessageRecord | Raw | Note
-"""A message, or bytes, that the server was sent or sent; or an interrupt (a note)."""
+FIRST = 2
+"""The number of a trace's first record behind its header."""
+_EXTRACT = "extract"
+"""The note of a trace that was cut down: what of it is compared."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,29 @@ class Script:
 
     header: Header
     steps: tuple[ScriptStep, ...]
+    compared: frozenset[int] | None = None
+    """Records that a replay compares, those of requests for their replies; None: all. What else the server does may
+    differ, as what it follows from was left out."""
+    all_interrupts: bool = False
+    """Whether every interrupt that came is in it, even if that is none."""
+
+    @classmethod
+    def of(
+        cls, messages: Iterable[Message | bytes | tuple[Message, Iterable[FdInfo]]], dialect: str = "current"
+    ) -> Script:
+        """A script of requests that somebody made up, VERSION the first; nothing is known of their replies.
+
+        A message's own descriptors are not part of it: `FdInfo` says what stands for them when it is played.
+        """
+        steps: list[ScriptStep] = []
+        for number, item in enumerate(messages, FIRST):
+            if isinstance(item, bytes):
+                steps.append(Raw(number, 0, Direction.TO_SERVER, BOTH, item))
+                continue
+            message, fds = item if isinstance(item, tuple) else (item, ())
+            steps.append(MessageRecord(number, 0, Direction.TO_SERVER, BOTH, replace(message, fds=[]), tuple(fds)))
+        said = {"format": 1, "protocol": "vfio-user", "dialect": dialect}
+        return cls(Header(1, 0, Direction.TO_SERVER, View(0), said), tuple(steps))
 
     @property
     def dialect(self) -> Dialect:
@@ -41,6 +69,24 @@ class Script:
         return [step for step in self.steps if is_doing(step)]
 
     @property
+    def versions(self) -> list[int]:
+        """Records of VERSION, without which there is no session."""
+        number = self.dialect.number(Command.VERSION)
+        return [
+            step.number for step in self.requests if isinstance(step, MessageRecord) and step.message.command == number
+        ]
+
+    @property
+    def knows_interrupts(self) -> bool:
+        """Whether an interrupt that is not in it did not come when it was recorded."""
+        return self.all_interrupts or any(is_interrupt(step) for step in self.steps)
+
+    @cached_property
+    def causes(self) -> Causes:
+        """What of it needs what else."""
+        return Causes(self.steps, self.dialect)
+
+    @property
     def memory_was_mapped(self) -> bool:
         """Whether the server could reach guest memory past the interposer: then the trace does not have all of it."""
         number = self.dialect.number(Command.DMA_MAP)
@@ -52,28 +98,54 @@ class Script:
         )
 
     def only(self, kept: Iterable[int]) -> Script:
-        """The script with only these of the client's doings (numbers of records), and what answered them."""
+        """The script with only these of the client's doings (numbers of records), and what the server did for them."""
         numbers = set(kept)
-        doings = {step.number for step in self.requests}
-        steps = tuple(
-            step
-            for step in self.steps
-            if step.number in numbers
-            or (
-                step.number not in doings
-                and not (isinstance(step, MessageRecord) and step.pair in doings and step.pair not in numbers)
-            )
+        needs = self.causes.needs
+        there: set[int] = set()
+        steps: list[ScriptStep] = []
+        for step in self.steps:
+            if is_doing(step):
+                stays = step.number in numbers
+            elif isinstance(step, MessageRecord) and step.pair:
+                stays = step.pair in there
+            else:
+                stays = needs.get(step.number, numbers) <= numbers
+            if stays:
+                there.add(step.number)
+                steps.append(step)
+        return replace(self, steps=tuple(steps))
+
+    def up_to(self, record: int) -> Script:
+        """The script as far as this record; of a request its reply is part of it."""
+        last = next((place for place, step in enumerate(self.steps) if _answers(step, record)), None)
+        if last is None:
+            last = next((place for place, step in enumerate(self.steps) if step.number == record), len(self.steps))
+        return replace(self, steps=self.steps[: last + 1])
+
+    def renumbered(self) -> tuple[Script, dict[int, int]]:
+        """The script with the numbers that its records have in a file of its own, and {number here: number there}."""
+        numbers = {step.number: number for number, step in enumerate(self.steps, FIRST + self._is_extract)}
+        steps = tuple(_renumbered(step, numbers) for step in self.steps)
+        compared = (
+            None if self.compared is None else frozenset(numbers[each] for each in self.compared & numbers.keys())
         )
-        return replace(self, steps=steps)
+        return replace(self, steps=steps, compared=compared), numbers
 
     def write(self, path: Path) -> None:
         """Save as a trace of its own; records are numbered anew."""
-        numbers: dict[int, int] = {}
+        script, _ = self.renumbered()
         with about(path), open(path, "wb") as stream:
             stream.write(MAGIC + encode_json(RecordKind.HEADER, self.header.time, self.header.about))
-            for number, step in enumerate(self.steps, 2):
-                numbers[step.number] = number
-                stream.write(_encoded(step, numbers))
+            if self._is_extract:
+                compared = None if script.compared is None else sorted(script.compared)
+                note = {"event": _EXTRACT, "compared": compared, "all_interrupts": self.all_interrupts}
+                stream.write(encode_json(RecordKind.NOTE, self.header.time, note))
+            for step in script.steps:
+                stream.write(_encoded(step))
+
+    @property
+    def _is_extract(self) -> bool:
+        return self.compared is not None or self.all_interrupts
 
 
 def load_script(path: str | Path, session: int = 1) -> Script:
@@ -84,10 +156,15 @@ def load_script(path: str | Path, session: int = 1) -> Script:
     """
     trace = read_trace(path)
     steps: list[ScriptStep] = []
+    compared: Collection[int] | None = None
+    all_interrupts = False
     current = 0
     for entry in trace.entries:
         if isinstance(entry, Note) and entry.event == "connected":
             current += 1
+        elif isinstance(entry, Note) and entry.event == _EXTRACT:
+            compared = entry.details.get("compared")
+            all_interrupts = bool(entry.details.get("all_interrupts"))
         elif current == session or (current == 0 and session == 1):
             if isinstance(entry, Note) and entry.event in ("disconnected", "server-gone", "restarted"):
                 break
@@ -95,14 +172,11 @@ def load_script(path: str | Path, session: int = 1) -> Script:
                 steps.append(entry)
     if not steps:
         raise UserError(f"{path} has no session {session} to replay", hint=f"it has {max(current, 1)}")
-    return Script(trace.header, tuple(steps))
+    return Script(trace.header, tuple(steps), None if compared is None else frozenset(compared), all_interrupts)
 
 
-def is_doing(step: ScriptStep) -> TypeGuard[MessageRecord | Raw]:
-    """Whether the client does this of itself: a request, or bytes."""
-    if step.direction is not Direction.TO_SERVER:
-        return False
-    return isinstance(step, Raw) or (isinstance(step, MessageRecord) and not step.message.is_reply)
+def _answers(step: ScriptStep, record: int) -> bool:
+    return isinstance(step, MessageRecord) and step.pair == record
 
 
 def _is_step(entry: Entry) -> TypeGuard[ScriptStep]:
@@ -116,11 +190,16 @@ def _is_step(entry: Entry) -> TypeGuard[ScriptStep]:
     return False
 
 
-def _encoded(step: ScriptStep, numbers: dict[int, int]) -> bytes:
+def _renumbered(step: ScriptStep, numbers: dict[int, int]) -> ScriptStep:
+    if isinstance(step, MessageRecord):
+        return replace(step, number=numbers[step.number], pair=numbers.get(step.pair, 0))
+    return replace(step, number=numbers[step.number])
+
+
+def _encoded(step: ScriptStep) -> bytes:
     match step:
         case MessageRecord():
-            pair = numbers.get(step.pair, 0)
-            return encode_message(step.direction, step.view, step.time, pair, step.message, step.fds)
+            return encode_message(step.direction, step.view, step.time, step.pair, step.message, step.fds)
         case Raw():
             return encode_body(RecordKind.BYTES, step.direction, step.view, step.time, step.data)
         case Note():

@@ -1,0 +1,130 @@
+"""Traces cut down to what a fault takes, and to no other: faults that come seldom, in a device with flags."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.conftest import PATIENCE
+from tests.flagged import CAUSES, DOWN, UP, flag, work
+from userdev.errors import UserError
+from vfio_user.cli import cli
+from vfio_user.interposer.replay import What, load_script
+from vfio_user.interposer.replay import minimize as minimize_impatiently
+from vfio_user.interposer.replay import replay as replay_impatiently
+from vfio_user.interposer.replay.script import Script
+from vfio_user.interposer.replay.steps import is_interrupt, place_of
+from vfio_user.interposer.trace import MessageRecord
+
+replay = partial(replay_impatiently, patience=PATIENCE)
+minimize = partial(minimize_impatiently, patience=PATIENCE)
+
+ROUNDS = 3
+MESSAGES = 2 + 4 * ROUNDS  # VERSION and DEVICE_SET_IRQS before the rounds
+
+
+STALE = flag("--stale 4")
+"""The last read of the second round is of the value before: the flag seems to be set when it has been cleared."""
+
+
+def accesses(script: Script) -> list[int]:
+    """The offsets of registers that a script reaches, in order."""
+    places = [place_of(script.dialect, step.message) for step in script.requests if isinstance(step, MessageRecord)]
+    return [place.offset for place in places if place.region == 0]
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return work(tmp_path_factory.mktemp("flag"), flag(), ROUNDS)
+
+
+def test_a_write_stays_without_which_there_is_no_fault(trace: Path, tmp_path: Path) -> None:
+    """Without the one that clears the flag it is rightly set, in any server, and reads the same."""
+    short = tmp_path / "short.trace"
+    done = CliRunner().invoke(cli, ["minimize", str(trace), "--server-command", STALE, "-o", str(short)])
+    assert done.exit_code == 0, done.output
+    assert replay(short, flag()).same, "it is good on a good server"
+    assert not replay(short, STALE).same
+    assert sorted(accesses(load_script(short))) == [*[CAUSES] * 4, UP, DOWN]
+
+
+def test_a_reference_says_what_is_right_where_the_recording_is_of_the_faulty_server(tmp_path: Path) -> None:
+    recorded = work(tmp_path / "faulty", STALE, ROUNDS)
+    with pytest.raises(UserError, match="as recorded") as refused:
+        minimize(recorded, STALE)
+    assert "--against" in refused.value.hint
+    short = tmp_path / "short.trace"
+    command = ["minimize", str(recorded), "--server-command", STALE, "--against", flag(), "-o", str(short), "--json"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert (said["before"], said["after"], said["ended"], said["confirmed"]) == (MESSAGES, 7, "minimal", True)
+    assert sorted(accesses(load_script(short))) == [*[CAUSES] * 4, UP, DOWN]
+    assert replay(short, flag()).same
+    wrong = replay(short, STALE).difference
+    assert wrong is not None
+    assert said["difference"]["record"] == wrong.record, "the numbers are those of the file"
+
+
+def test_a_write_that_is_lost_is_not_mistaken_for_one_that_was_left_out(trace: Path) -> None:
+    """The flag stays set, however often it is looked at: what moves it is learned from the recording."""
+    found = minimize(trace, flag("--deaf 2"))
+    assert replay(found.script, flag()).same
+    assert sorted(accesses(found.script)) == [CAUSES, UP, UP, DOWN, DOWN]
+
+
+@pytest.mark.parametrize("against", [None, flag()], ids=["recorded", "reference"])
+def test_a_lost_interrupt_is_explained_by_those_before_it(trace: Path, tmp_path: Path, against: str | None) -> None:
+    found = minimize(trace, flag("--lost 2"), against=against, patience=2.0)
+    assert accesses(found.script) == [UP, UP]
+    assert found.difference is not None
+    assert found.difference.what is What.INTERRUPT_MISSING
+    short = tmp_path / "short.trace"
+    found.script.write(short)
+    script = load_script(short)
+    assert found.difference.record == [step.number for step in script.steps if is_interrupt(step)][1]
+    assert replay(script, flag()).same
+    assert replay(script, flag("--lost 2"), patience=1.0).difference == found.difference
+
+
+def test_of_several_faults_the_one_that_was_asked_for_is_explained(trace: Path) -> None:
+    faulty = flag("--stale 4 --lost 3")
+    outcome = replay(trace, faulty, patience=1.0)
+    assert [each.what for each in outcome.differences] == [What.REPLY, What.INTERRUPT_MISSING]
+    found = minimize(trace, faulty, record=outcome.differences[1].record, patience=1.0)
+    assert accesses(found.script) == [UP] * 3
+    with pytest.raises(UserError, match="nothing differs at record 3"):
+        minimize(trace, faulty, record=3, patience=1.0)
+
+
+def test_an_interrupted_search_keeps_the_best_so_far(trace: Path) -> None:
+    def interrupting(left: int, replays: int, seconds: float) -> None:
+        if left < MESSAGES / 2:
+            raise KeyboardInterrupt
+
+    found = minimize(trace, flag("--lost 2"), patience=1.0, progress=interrupting)
+    assert found.ended == "interrupted"
+    assert found.confirmed
+    assert found.after < MESSAGES
+    assert not replay(found.script, flag("--lost 2"), patience=1.0).same
+
+
+def test_no_search_is_longer_than_was_allowed(trace: Path) -> None:
+    found = minimize(trace, STALE, seconds=0.0)
+    assert (found.ended, found.replays, found.confirmed) == ("time is up", 0, True)
+
+
+def test_what_goes_wrong_only_once_is_refused(trace: Path, tmp_path: Path) -> None:
+    """Nothing can be learned by leaving out something of it."""
+    once = tmp_path / "once.sh"
+    once.write_text(f"#!/bin/sh\nmkdir {tmp_path}/seen 2>/dev/null || exec {flag().replace('{fd}', '$1')}\n")
+    with once.open("a") as more:
+        more.write(f"exec {STALE.replace('{fd}', '$1')}\n")
+    once.chmod(0o755)
+    with pytest.raises(UserError, match="not go wrong each time"):
+        minimize(trace, f"{once} {{fd}}")

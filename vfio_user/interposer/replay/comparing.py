@@ -1,0 +1,175 @@
+"""What a replay compares: the books of what was recorded, and how what comes is different from it."""
+
+from __future__ import annotations
+
+from vfio_user.interposer.replay.ignoring import Ignored
+from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
+from vfio_user.interposer.replay.script import Script
+from vfio_user.interposer.replay.steps import is_interrupt, is_servers_request, vector_of
+from vfio_user.interposer.trace import MessageRecord, Note
+from vfio_user.interposer.trace.decode import DecodedMessage, describe, name_of
+from vfio_user.interposer.trace.registers import RegisterMap
+from vfio_user.wire import Command, Message
+from vfio_user.wire.constants import IrqIndex
+
+
+class Comparison:
+    """Of one replay: it is told what the server does, and writes what differs into the outcome."""
+
+    def __init__(self, script: Script, ignored: Ignored, registers: RegisterMap | None, outcome: ReplayOutcome) -> None:
+        self._dialect = script.dialect
+        self._ignored = ignored
+        self._registers = registers
+        self._outcome = outcome
+        self._compared = script.compared
+        self._knows_interrupts = script.knows_interrupts
+        self.after = 0
+        """Record of the client's last message."""
+        self.replies = {
+            step.pair: step for step in script.steps if isinstance(step, MessageRecord) and step.message.is_reply
+        }
+        """Recorded, by the record of what they answer; both sides'."""
+        self._requests = [step for step in script.steps if is_servers_request(step)]
+        """Of the server's, those that have not come yet."""
+        self._of_interrupts = any(map(is_interrupt, script.steps))
+
+    def reply(self, request: MessageRecord, reply: Message) -> None:
+        """The server has answered."""
+        recorded = self.replies.get(request.number)
+        if recorded is None:
+            self._outcome.compared += self._compared is None
+            return
+        expected = recorded.message
+        if request.message.command == self._dialect.number(Command.VERSION):
+            # what a server offers may change; that it agrees may not
+            self._judge(request, expected, reply, expected.failed == reply.failed)
+            return
+        self._judge(request, expected, reply, _said(expected) == _said(reply))
+
+    def request(self, request: Message) -> MessageRecord | None:
+        """The server asks something: the recorded request that this is, if any."""
+        found = self._recorded_as(request)
+        command = self._dialect.command(request.command)
+        ignored = command is not None and command.value in self._ignored.commands
+        if found is None:
+            if ignored or not self._counts(0):
+                self._outcome.ignored += 1
+            else:
+                self._differs(What.DMA_UNEXPECTED, 0, "", self._text(request), request.payload, self._title(request))
+            return None
+        self._requests.remove(found)
+        if ignored or not self._counts(found.number):
+            self._outcome.ignored += 1
+        elif found.message.payload == request.payload:
+            self._outcome.compared += 1
+        else:
+            said = self._text(found.message), self._text(request)
+            self._differs(What.DMA_WRITE, found.number, *said, request.payload, self._title(request))
+        return found
+
+    def request_missing(self, step: MessageRecord) -> None:
+        """A recorded request of the server's has not come in time."""
+        command = self._dialect.command(step.message.command)
+        if self._counts(step.number) and (command is None or command.value not in self._ignored.commands):
+            said, place = self._text(step.message), self._title(step.message)
+            self._differs(What.DMA_MISSING, step.number, said, "", step.message.payload, place)
+
+    def interrupt_came(self, step: Note) -> None:
+        """A recorded interrupt has come."""
+        counts = self._counts(step.number) and not self._ignored.interrupt(*vector_of(step))
+        self._outcome.compared += counts
+        self._outcome.ignored += not counts
+
+    def interrupt_missing(self, step: Note) -> None:
+        """A recorded interrupt has not come in time."""
+        where = vector_of(step)
+        if self._counts(step.number) and not self._ignored.interrupt(*where):
+            text = _interrupt(where)
+            self._differs(What.INTERRUPT_MISSING, step.number, text, "", where, text)
+
+    def interrupt_unexpected(self, where: tuple[int, int]) -> None:
+        """An interrupt has come that was not recorded."""
+        if self._knows_interrupts and self._counts(0) and not self._ignored.interrupt(*where):
+            text = _interrupt(where)
+            self._differs(What.INTERRUPT_UNEXPECTED, 0, "", text, where, text)
+
+    def no_reply(self, request: MessageRecord, seconds: float) -> None:
+        """The server has not answered in time."""
+        recorded = self.replies.get(request.number)
+        asked = self._asked(request.message)
+        expected = describe(self._dialect, recorded.message, self._registers, asked).text() if recorded else ""
+        found = f"nothing within {seconds:g} s"
+        self._differs(What.NO_REPLY, request.number, expected, found, "silence", _title(asked))
+
+    def closed(self, request: MessageRecord | None, why: str, suspects: frozenset[int]) -> None:
+        """The server has hung up; `request`: the oldest that it has not answered."""
+        asked = self._asked(request.message) if request is not None else None
+        text = asked.text() if asked is not None else ""
+        number = request.number if request is not None else 0
+        self._differs(What.CLOSED, number, f"an answer to {text}" if text else "", why, suspects, _title(asked))
+
+    def garbage(self, why: str) -> None:
+        """The server has sent what is no message."""
+        self._differs(What.UNEXPECTED, 0, "", why, why, "bytes")
+
+    def unasked(self, reply: Message) -> None:
+        """The server has answered what nobody asked."""
+        if self._counts(0):
+            self._differs(What.UNEXPECTED, 0, "", self._text(reply), reply.payload, self._title(reply))
+
+    def _judge(self, request: MessageRecord, expected: Message, found: Message, same: bool) -> None:
+        if same and self._counts(request.number):
+            self._outcome.compared += 1
+            return
+        asked = self._asked(request.message)
+        value_only = not expected.failed and not found.failed and self._ignored.value(asked)
+        if same or value_only or not self._counts(request.number) or self._ignored.request(asked):
+            self._outcome.ignored += 1
+            return
+        was, now = (describe(self._dialect, each, self._registers, asked).text() for each in (expected, found))
+        self._differs(What.REPLY, request.number, was, now, _said(found), _title(asked))
+
+    def _counts(self, record: int) -> bool:
+        """Whether this record is compared; 0 is what was not recorded, which counts after one that is."""
+        return self._compared is None or (record or self.after) in self._compared
+
+    def _recorded_as(self, request: Message) -> MessageRecord | None:
+        """The first recorded request that this one can be: the very same, or one to the same place."""
+        same = [record for record in self._requests if record.message.command == request.command]
+        exact = (record for record in same if record.message.payload == request.payload)
+        shape = self._dialect.shapes[command] if (command := self._dialect.command(request.command)) else None
+        size = shape.request.size if shape is not None and shape.request is not None else 0
+        near = (record for record in same if record.message.payload[:size] == request.payload[:size])
+        return next(exact, None) or next(near, None)
+
+    def _differs(self, what: What, record: int, expected: str, found: str, evidence: object, place: str) -> None:
+        self._outcome.differences.append(Difference(what, record, expected, found, evidence, self.after, place))
+
+    def _asked(self, message: Message) -> DecodedMessage:
+        return describe(self._dialect, message, self._registers)
+
+    def _text(self, message: Message) -> str:
+        return self._asked(message).text()
+
+    def _title(self, message: Message) -> str:
+        return _title(self._asked(message))
+
+
+def _said(reply: Message) -> tuple[bool, int, bytes]:
+    """What of a reply says something."""
+    return reply.failed, reply.errno, reply.payload
+
+
+def _interrupt(where: tuple[int, int]) -> str:
+    return f"{name_of(IrqIndex, where[0])} vector {where[1]}"
+
+
+def _title(asked: DecodedMessage | None) -> str:
+    """What a message is about, without values."""
+    if asked is None:
+        return ""
+    where = asked.fields.get("region") if asked.region is not None else None
+    words = [asked.command, str(where) if where is not None else "", asked.register]
+    if asked.offset is not None and asked.region is not None:
+        words.insert(2, f"{asked.offset:#x}")
+    return " ".join(filter(None, words))
