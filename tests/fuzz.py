@@ -19,8 +19,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests import fuzzing_interposer, fuzzing_readers, fuzzing_rings, fuzzing_vhost
+from tests import fuzz_seeded, fuzzing_interposer, fuzzing_readers, fuzzing_rings, fuzzing_vhost
 from tests.fuzzing import Outcome, campaign, open_fds, resident_bytes
+from userdev.fuzz import Bounds
 from vfio_user.wire import DIALECTS, Dialect
 
 SLICE = 50_000
@@ -30,6 +31,8 @@ GROWTH = 64 << 20
 
 VHOST = "vhost-user"
 """In place of a dialect."""
+SEQUENCES = 20
+"""Of the fuzzer for any server, for each of ours."""
 RINGS = 20
 """For each input of a reader, so many rings."""
 
@@ -45,6 +48,7 @@ def main() -> int:
         _drive(dialects, arguments)
         or _pass(dialects, arguments.inputs, arguments.seed)
         or _read(arguments.inputs, arguments.seed)
+        or _fuzz_servers(SEQUENCES * min(1, arguments.inputs), arguments.seed)
     )
 
 
@@ -144,6 +148,18 @@ def _read(inputs: int, seed: int) -> int:
                 return 1
             seconds = time.monotonic() - begin
             print(f"{reader.name}: {outcome.inputs:,} inputs, {outcome.refused:,} refused, {seconds:.1f} s")
+    return 0
+
+
+def _fuzz_servers(sequences: int, seed: int) -> int:
+    """Have what `vfio-user fuzz` and `vhost-user fuzz` do be done to servers of ours."""
+    for program in (fuzz_seeded.EDU, fuzz_seeded.BLK):
+        summary, finds = fuzz_seeded.fuzz(program, seed, Bounds(sequences=sequences))
+        if finds:
+            print(f"{program}: seed {seed} found:", *(find.what for find in finds), sep="\n  ")
+            print(*(f"    {step}" for step in finds[0].steps), sep="\n")
+            return 1
+        print(f"{program}: {summary.sequences} sequences of {summary.steps} steps, {summary.seconds:.1f} s")
     return 0
 
 

@@ -395,7 +395,7 @@ def test_a_server_that_gathers_memory_is_noticed(monkeypatch: pytest.MonkeyPatch
     watched = Watched()
     for memory, mappings in ((0, 0), (1 << 20, 0)):
         monkeypatch.setattr(process_module.Holdings, "of", lambda pid, m=memory, n=mappings: Holdings(5, n, m))
-        watched.note(1)
+        watched.note(1, lambda: None)
     monkeypatch.setattr(process_module.Holdings, "of", lambda pid: Holdings(5, 1, 0))
     with pytest.raises(Found, match="mappings"):
         watched.check(1)

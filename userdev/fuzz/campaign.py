@@ -59,7 +59,7 @@ class Bounds:
     sequences: float = math.inf
     finds: float = math.inf
     """So many causes are enough."""
-    reduction: float = 20.0
+    reduction: float = 60.0
     """Seconds for the reduction of one find."""
     tries: int = 300
     """Sequences for the reduction of one find."""
@@ -159,18 +159,21 @@ class Campaign:
             return replace(find, reproduced=True, minimal=True)
         for fresh in (False, True):
             steps, minimal = self._shortest(find, fresh, deadline)
-            again = same_cause(self._subject, steps, find.cause)
+            again = same_cause(self._subject, steps, find.cause) if steps else None
             if again is not None:
                 return replace(find, steps=steps, what=str(again), reproduced=True, minimal=minimal)
         return find
 
     def _shortest(self, find: Find, fresh: bool, deadline: Deadline) -> tuple[tuple[Step, ...], bool]:
-        """The shortest sequence that was found in this time, and whether nothing of it can be left out."""
+        """The shortest sequence that was found in this time, and whether nothing of it can be left out.
+
+        None at all where the whole does not show it so.
+        """
         steps, tries = find.steps, 0
 
         def fails(some: Sequence[Step]) -> bool:
             nonlocal tries
-            if deadline.passed:
+            if tries and deadline.passed:
                 return False
             tries += 1
             if fresh:
@@ -182,7 +185,7 @@ class Campaign:
             return True
 
         if not fails(steps):
-            return steps, False
+            return (), False
         search = Reduction(
             range(len(steps)),
             lambda places: fails([steps[place] for place in places]),

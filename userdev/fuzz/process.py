@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from userdev.fuzz.finds import Found, Oracle
@@ -16,6 +17,7 @@ GROWTH = Oracle("growth", "clients that have left leave no memory behind")
 MAX_GROWTH = 64 << 20
 """Bytes by which a process may grow: that of a Python or Go program goes up and down by some MiB."""
 
+NOTES = 3
 _OF_CLIENTS = ("/memfd:",)
 """How memory that clients share is called in /proc/PID/maps."""
 
@@ -27,6 +29,10 @@ class Holdings:
     descriptors: int
     mappings: int
     memory: int
+
+    def least(self, other: Holdings) -> Holdings:
+        """The least that there was of each."""
+        return Holdings(*map(min, astuple(self), astuple(other)))
 
     @classmethod
     def of(cls, pid: int) -> Holdings | None:
@@ -47,10 +53,18 @@ class Watched:
     def __init__(self) -> None:
         self._first: tuple[int, Holdings] | None = None
 
-    def note(self, pid: int | None) -> None:
-        """Take what a process has now for what it is to have, at the same moment of a session as `check`."""
-        now = Holdings.of(pid) if pid is not None else None
-        self._first = None if pid is None or now is None else (pid, now)
+    def note(self, pid: int | None, ask: Callable[[], object]) -> None:
+        """Take what a process has for what it is to have, at the same moment of a session as `check`.
+
+        It is looked at a few times, and asked something between that: it may be about to close what is another's.
+        """
+        self._first = None
+        for _ in range(NOTES):
+            now = Holdings.of(pid) if pid is not None else None
+            if pid is None or now is None:
+                return
+            self._first = pid, now if self._first is None else self._first[1].least(now)
+            ask()
 
     def check(self, pid: int | None) -> None:
         """Compare, at a moment when it has one client that has done nothing yet; another process says nothing.

@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("completion", "Print what has a shell complete commands, options and devices."),
     "conformance": ("vhost_conformance", "Check any back-end against the rules of the protocol."),
+    "fuzz": ("vhost_fuzz", "Look for what any back-end does wrong, by sequences that are drawn."),
     "interpose": ("vhost_interpose", "Stand between a front-end and a back-end: trace, break."),
     "man": ("man", "Show the page of the manual."),
     "peer": ("vhost_peer", "Fetch a real vhost-user program, and say how it is started."),

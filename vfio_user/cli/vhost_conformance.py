@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import click
 
 from userdev.conformance import Check, CheckResult
 from vfio_user.cli._conformance import Asked, Suite, Target, options
+from vfio_user.cli._fuzzing import corpus_checks
 from vhost_user.frontend.conformance import CATALOGUE, DEVICES, DIALECT, Bench, greet, run
+from vhost_user.fuzz import PROTOCOL, BackEndPlayer
 
 
 @click.command()
@@ -23,8 +26,11 @@ def command(device: str | None, **given: Any) -> None:
     """
     asked = Asked(**given)
     kind = None if device is None else DEVICES[device]
+    catalogue: Sequence[Check[Bench]] = CATALOGUE
+    if asked.corpus is not None:
+        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(BackEndPlayer.of, kind))
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
         return run(checks, target, kind, timeout=asked.timeout)
 
-    Suite(CATALOGUE, "vhost-user", DIALECT).carry_out(asked, greet, run_checks)
+    Suite(catalogue, "vhost-user", DIALECT).carry_out(asked, greet, run_checks)

@@ -35,6 +35,7 @@ VALUES = (0, 1, 2, 3, 4, 5, 7, 0xFF, 0x80, 0x1000, 0xFFFF_FFFF, *_POWERS, *map(i
 _FIXED = ((0x00, 4), (0x08, 4), (0x0E, 1), (0x2C, 4), (0x34, 1), (0x3D, 1))
 """What of the header is read-only: ids, revision and class, header type, subsystem, pointer, interrupt pin."""
 _STATUS = (6, 7)
+_BEHIND_COMMAND, _BEHIND_HEADER, _MSIX = 6, 0x40, 0x11
 
 
 def describe_region(session: Session, index: int, room: int) -> None:
@@ -86,6 +87,7 @@ def write(session: Session, region: int, offset: int, width: int, value: int, po
     data = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
     payload = REGION_ACCESS.pack(offset, region, width, tail=data)
     session.touched = True
+    session.masking |= region in _msix_regions(session.ground)
     if posted:
         _silent(session, Command.REGION_WRITE, payload)
         return
@@ -97,6 +99,12 @@ def write(session: Session, region: int, offset: int, width: int, value: int, po
         require(len(reply.payload) == REGION_ACCESS.size, "the reply to a write is not the request's structure")
         require(answer[:2] == (offset, region) and answer.length in (0, width), "the reply to a write repeats it wrong")
     session.note(f"write {region}:{offset:#x}+{width}", reply)
+
+
+def _msix_regions(ground: Ground) -> set[int]:
+    """The BARs in which MSI-X has its table and its pending bits."""
+    found = (each for each in ground.description.pci_capabilities if each.id == _MSIX and not each.extended)
+    return {each.details[part] for each in found for part in ("table_bar", "pba_bar")}
 
 
 def _inside(session: Session, region: int, offset: int, width: int) -> bool:
@@ -154,6 +162,7 @@ def burst(session: Session, values: tuple[int, ...], posted: int, place: int) ->
         asked = REGION_ACCESS.pack(offset, region, width)
         data += Message(id, dialect.number(Command.REGION_READ), payload=asked).encode()
     session.touched |= region != CONFIG_SPACE
+    session.masking |= region in _msix_regions(session.ground)
     channel.send_bytes(bytes(data))
     replies = session.client.gather(pending)
     for reply in () if posted else replies[::2]:
@@ -173,6 +182,7 @@ def write_config(session: Session, offset: int, data: tuple[int, ...]) -> None:
     before = client.config_read(0, size)
     reply = session.ask(Command.REGION_WRITE, REGION_ACCESS.pack(offset, CONFIG_SPACE, len(data), tail=bytes(data)))
     session.touched = True
+    session.masking |= offset >= _BEHIND_HEADER or offset < _BEHIND_COMMAND
     after = client.config_read(0, size)
     session.note(f"write {CONFIG_SPACE}:{offset:#x}+{len(data)}", reply, after)
     changed = [at for at in range(size) if before[at] != after[at] and at not in _STATUS]
@@ -277,11 +287,11 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
             "write",
             write,
             {
-                "region": Pick((*bars, *bars, *bars, regions)),
+                "region": Pick((*bars, *bars, *bars, *[regions] * (1 + len(bars) // 2))),
                 "offset": Few(offsets, 4),
                 "width": width,
                 "value": Few(VALUES, 4),
-                "posted": Pick((0, 0, 0, 1)),
+                "posted": Pick((0, 0, 1)),
             },
             weight=3,
         ),

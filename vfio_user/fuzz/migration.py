@@ -7,7 +7,7 @@ import hashlib
 from contextlib import suppress
 
 from userdev.conformance.check import require
-from userdev.fuzz import Blob, Found, Kind, Number, Pick
+from userdev.fuzz import Found, Kind, Number, Pick
 from vfio_user.client.errors import RemoteError
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import BASE, SLOT, SLOTS
@@ -40,7 +40,7 @@ def reset(session: Session) -> None:
     if session.accessible or session.state is S.ERROR:
         session.good(reply, f"DEVICE_RESET in {session.state.name}")
     if not reply.failed:
-        session.touched = False
+        session.touched = session.masking = False
     if session.ground.migrates:
         before, session.state = session.state, session.client.migration_state()
         if before in (S.RUNNING, S.ERROR):
@@ -82,9 +82,9 @@ def read_data(session: Session, size: int, argsz: int) -> None:
     require(got <= size and got == len(reply.payload) - MIGRATION_DATA.size, f"{got} bytes of state for {size}")
 
 
-def write_data(session: Session, data: str, more: int) -> None:
+def write_data(session: Session, length: int, more: int) -> None:
     """State is taken in RESUMING alone, and not with fewer bytes than are said."""
-    content = bytes.fromhex(data)
+    content = session.saved[:length]
     size = len(content) + more
     reply = session.ask(Command.MIG_DATA_WRITE, MIGRATION_DATA.pack(MIGRATION_DATA.size + size, size, tail=content))
     if more or session.state is not S.RESUMING:
@@ -229,7 +229,7 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
     found += [
         Kind("change_state", change_state, {"state": Pick(states)}),
         Kind("read_data", read_data, {"size": Pick((0, 1, 7, 64, 4096)), "argsz": Pick((0, 0, -1, 8))}),
-        Kind("write_data", write_data, {"data": Blob(0, 32), "more": Pick((0, 1, 1, 8))}),
+        Kind("write_data", write_data, {"length": Pick((0, 1, 16, 64)), "more": Pick((0, 1, 1, 8))}),
         Kind("get_feature", get_feature, {"feature": features, "room": Pick((8, 8, 16, 0, 7))}),
         Kind(
             "move",

@@ -53,11 +53,15 @@ class Session:
     state: MigrationState = MigrationState.RUNNING
     logging: bool = False
     touched: bool = False
-    """Whether the device has been written to since its reset, so that it may hold interrupts back, or send some."""
+    """Whether the device has been written to since its reset, so that it may send interrupts by itself."""
+    masking: bool = False
+    """Whether it was told since then, perhaps, to hold interrupts back: by a mask of MSI-X, or by a command."""
     volatile: frozenset[tuple[int, int]] = frozenset()
     """Region and offset of bytes that change by themselves."""
     stable: bool = True
     """Whether a state that is saved twice is the same."""
+    saved: bytes = b""
+    """A state of this device, as it was after its start."""
     journal: list[tuple[str, str]] = field(default_factory=list)
     """What the server answered, for comparison with a reference: what was asked, and the answer."""
 

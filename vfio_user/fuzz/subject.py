@@ -52,6 +52,7 @@ class VfioUserSubject:
         self._start: Observation | None = None
         self._volatile: frozenset[tuple[int, int]] = frozenset()
         self._stable = True
+        self._saved = b""
         self._renews = False
         self._kinds: dict[str, Kind[Session]] = {}
         self.journal: list[tuple[str, str]] = []
@@ -94,7 +95,7 @@ class VfioUserSubject:
             for _ in range(2):
                 states.append(client.save())
                 client.set_migration_state(MigrationState.RUNNING)
-            self._stable = states[0] == states[1]
+            self._stable, self._saved = states[0] == states[1], states[0]
         stores = storing(session, registers)
         self.ground = replace(self.ground, registers=registers, stores=stores)
         self._kinds = {kind.name: kind for kind in kinds(self.ground)}
@@ -162,7 +163,7 @@ class VfioUserSubject:
             session.client.reset()
         if self._start is None:  # a server that is not ours to start anew keeps what it was found with
             self._start = Observation.of(session)
-        self._watched.note(self._target.pid)
+        self._watched.note(self._target.pid, session.client.device_info)
         return session
 
     def _judged(self, name: str, error: UserdevError) -> Found:
@@ -191,7 +192,7 @@ class VfioUserSubject:
         self._look_at_process(session)
         if self._start is not None and session.ground.description.can_reset:
             session.client.reset()
-            session.touched = False
+            session.touched = session.masking = False
             if difference := self._start.difference(Observation.of(session), but=self._volatile):
                 raise Found(RESET, cause_of(difference), f"behind a reset, {difference}")
 
@@ -246,7 +247,7 @@ class VfioUserSubject:
         bench = Bench(self._target, self._dialect, timeout=self._timeout)
         bench.client = client
         session = Session(client, self.ground, bench, self._memory)
-        session.volatile, session.stable = self._volatile, self._stable
+        session.volatile, session.stable, session.saved = self._volatile, self._stable, self._saved
         if self.ground.migrates:
             session.state = client.migration_state()
         return session

@@ -51,6 +51,11 @@ class GuestMemory:
         """A piece of it, to be released before the memory is closed."""
         return self._view[address : address + size]
 
+    @property
+    def pieces(self) -> set[tuple[int, int]]:
+        """What is taken: the address and the end of each piece."""
+        return set(self._taken.items())
+
     def allocate(self, size: int, *, align: int = 16, at: int | None = None) -> int:
         """Take a piece that nobody has; its address: `at`, or where there is room, but never 0.
 

@@ -81,6 +81,11 @@ class Queue:
         return self.driver.size
 
     @property
+    def base_at_stop(self) -> int | None:
+        """Where the back-end has said that it goes on, when it was stopped; None while it runs."""
+        return self._base
+
+    @property
     def outstanding(self) -> int:
         """Requests that have not come back."""
         return len(self.driver.chains)

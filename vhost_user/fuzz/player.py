@@ -1,0 +1,152 @@
+"""A back-end under test: sequences are played by one front-end after the other, and every oracle is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from userdev.conformance.check import CheckFailed
+from userdev.errors import UserdevError, UserError
+from userdev.fuzz import Found, Kind, Step, cause_of
+from userdev.fuzz.process import Watched
+from vhost_user.frontend import FrontEnd
+from vhost_user.frontend.conformance import Bench, DeviceKind, Target
+from vhost_user.frontend.description import describe
+from vhost_user.frontend.errors import BackEndError, BrokenQueue, Disconnected, NoAnswer
+from vhost_user.fuzz import messages, rings
+from vhost_user.fuzz.encounter import Encounter, Offered
+from vhost_user.fuzz.oracles import ALIVE, OFFER, REPLIES, RINGS
+
+PROTOCOL = "vhost-user"
+_READ_ONLY = 1 << 5
+"""VIRTIO_BLK_F_RO (virtio 1.3, Block Device, Feature bits)."""
+LOOKS = 50
+"""How often a process that has more than it had is looked at again: it may be about to close what was left."""
+
+
+class BackEndPlayer:
+    """The player. `device` says what is served, which no message does; without it no request is made."""
+
+    protocol = PROTOCOL
+
+    def __init__(self, target: Target, device: DeviceKind | None, *, timeout: float) -> None:
+        """Nothing is asked yet: `prepare` does that."""
+        self._target = target
+        self._device = device
+        self._timeout = timeout
+        self._encounter: Encounter | None = None
+        self._offered: Offered | None = None
+        self._kinds: dict[str, Kind[Encounter]] = {}
+        self._watched = Watched()
+        self._blocks: dict[int, bytes] = {}
+
+    @classmethod
+    def of(cls, device: DeviceKind | None, bench: Bench) -> BackEndPlayer:
+        """That of a check's bench."""
+        return cls(bench.target, device, timeout=bench.timeout)
+
+    def prepare(self) -> list[Found]:
+        """Probe the back-end; what is wrong with it already.
+
+        Raises:
+            UserError: there is no back-end.
+        """
+        self._end()
+        try:
+            with FrontEnd(self._target.connect(), timeout=self._timeout) as front_end:
+                said = describe(front_end)
+                features, protocol = front_end.offered
+        except BackEndError as error:
+            return [self._judged("probe", error)]
+        config = bytes.fromhex(said.config or "")
+        writable = self._device is not None and self._device.name == "blk" and not int(features) & _READ_ONLY
+        sectors = int.from_bytes(config[:8], "little") if writable else 0
+        self._offered = Offered(features, protocol, said.queues or 1, len(config), sectors)
+        name = self._device.name if self._device is not None else None
+        found = (*rings.kinds(self._offered, name), *messages.kinds(self._offered, name))
+        self._kinds = {kind.name: kind for kind in found}
+        return []
+
+    def kinds(self) -> list[Kind[Encounter]]:
+        """The steps that it can be asked for; none where it does not answer."""
+        return list(self._kinds.values())
+
+    def facts(self) -> dict[str, str]:
+        """What it serves, as far as that was said."""
+        return {"device": self._device.name if self._device is not None else ""}
+
+    def renew(self) -> None:
+        """Have a fresh back-end for the next sequence, where it is ours to start."""
+        self._end()
+        self._target.renew()
+        self._target.crashed()
+        self._blocks.clear()
+
+    def play(self, steps: Sequence[Step]) -> Found | None:
+        """Play a sequence, and ask every oracle; what went wrong first. Without a step it is probed, no more."""
+        if not steps:
+            return next(iter(self.prepare()), None)
+        name = "begin"
+        try:
+            encounter = self._encounter or self._begun()
+            for step in steps:
+                name = step.name
+                kind = self._kinds.get(name)
+                if kind is not None and kind.takes(step):
+                    kind.play(encounter, **dict(step.arguments))
+            name = "end"
+            self._finish(encounter)
+        except Found as found:
+            self._end()
+            return found
+        except (BackEndError, CheckFailed, UserError) as error:
+            return self._judged(name, error)
+        return None
+
+    def _begun(self) -> Encounter:
+        assert self._offered is not None
+        self._encounter = Encounter(self._target, self._device, self._timeout, self._offered, blocks=self._blocks)
+        self._watched.note(self._target.pid, self._encounter.front_end.settle)
+        return self._encounter
+
+    def _judged(self, name: str, error: UserdevError) -> Found:
+        """What an error of the back-end's is."""
+        self._end()
+        if isinstance(error, (Disconnected, NoAnswer, UserError)):
+            self._target.settle()
+            if (crash := self._target.crashed()) is not None:
+                last = next((line for line in reversed(crash.text.splitlines()) if line.strip()), "")
+                return Found(ALIVE, cause_of(last), crash.text)
+            return Found(ALIVE, cause_of(f"{name}: {error}"), f"{name}: {error}")
+        oracle = RINGS if isinstance(error, BrokenQueue) else REPLIES
+        return Found(oracle, cause_of(f"{name}: {error}"), f"{name}: {error}")
+
+    def _finish(self, encounter: Encounter) -> None:
+        """Ask what has to hold behind any sequence, and be the next front-end."""
+        if encounter.running:
+            rings.serve(encounter, 1, 0, 0)
+            rings.stop(encounter)
+        encounter.rejoin()
+        offered = encounter.front_end.offered
+        if (offered.features, offered.protocol_features) != (
+            encounter.offered.features,
+            encounter.offered.protocol_features,
+        ):
+            raise Found(OFFER, "next", "the next front-end is offered other features")
+        for turn in range(LOOKS):
+            try:
+                self._watched.check(self._target.pid)
+            except Found:
+                if turn == LOOKS - 1:
+                    raise
+                encounter.front_end.settle()
+            else:
+                return
+
+    def _end(self) -> None:
+        if self._encounter is not None:
+            self._encounter.leave()
+            self._encounter = None
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._end()
