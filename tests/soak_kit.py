@@ -48,7 +48,7 @@ class Pretended:
         self.told: list[str] = []
 
     @contextmanager
-    def __call__(self, folder: Path) -> Iterator[PretendedGuest]:
+    def __call__(self, folder: Path, *, recorded: bool = False) -> Iterator[PretendedGuest]:
         self.folders.append(folder.name)
         self.guests.append(PretendedGuest(self.loses))
         yield self.guests[-1]

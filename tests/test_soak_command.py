@@ -36,7 +36,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, *words: str, loses: Loses = lambda _: "") -> Pretended:
     """The command with guests that are none."""
     pretended = Pretended(loses)
-    monkeypatch.setattr(soak_command, "performances", lambda *_: pretended)
+    monkeypatch.setattr(soak_command, "performances", lambda *_, **__: pretended)
     soak_command.command.main(list(words), standalone_mode=False)
     return pretended
 
@@ -192,7 +192,7 @@ import sys
 from pathlib import Path
 from tests.soak_kit import Pretended
 from vfio_user.cli import soak
-soak.performances = lambda *_: Pretended()
+soak.performances = lambda *_, **__: Pretended()
 soak.command.main(["--until", "7", "--seed", "3"], standalone_mode=False)
 """
 

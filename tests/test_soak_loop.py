@@ -199,7 +199,7 @@ def test_a_soak_in_which_everything_fails_ends(path: Path) -> None:
 
 def test_a_guest_that_does_not_even_begin_ends_it(path: Path) -> None:
     class NoGuest(Pretended):
-        def __call__(self, folder: Path):  # type: ignore[no-untyped-def]
+        def __call__(self, folder: Path, *, recorded: bool = False):  # type: ignore[no-untyped-def]
             raise Failed("work of edu", "its first round was wrong")
 
     with pytest.raises(Failed):

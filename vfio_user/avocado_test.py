@@ -18,6 +18,7 @@ from typing import Any
 from avocado import Test
 
 from userdev.errors import UserError, VerdictError
+from vfio_user.bundle import Keeping, keeping_test
 from vfio_user.harness import (
     CELL_PARAMETER,
     TEST_SECONDS,
@@ -66,7 +67,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
 
     def setUp(self) -> None:
         """Begin what the test's labs share."""
-        self._open: dict[Lab, int] = {}
+        self._open: dict[Lab, tuple[int, Keeping]] = {}
         text = self.params.get(CELL_PARAMETER)
         self.cell = Cell.of_text(text) if text else Cell.of_environment()
         """What the run says of this test's guests: the variant's, or that of the whole run."""
@@ -80,12 +81,13 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
             self._end_labs()
 
     def _end_labs(self) -> None:
-        for lab, thread in reversed(list(self._open.items())):
+        for lab, (thread, kept) in reversed(list(self._open.items())):
             frame = sys._current_frames().get(thread)
             where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended"
             late = VerdictError(f"the test took longer than its {self.timeout:g} s", evidence=f"it was at\n{where}")
             with suppress(VerdictError, UserError):
                 lab.__exit__(type(late), late, None)
+            kept.__exit__(type(late), late, None)
             self.log.info("%s\n%s", late, late.evidence)
 
     @contextmanager
@@ -95,9 +97,11 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         When known issues were seen that the test names, it ends as CANCEL, with XFAIL as the reason.
         """
         folder, heading = Path(self.outputdir), str(self.name.name).rpartition("/")[2]
+        kept = keeping_test(str(self.name.name), self.cell)
+        kept.folder = folder
         try:
-            with trial(heading, folder=folder, cell=self.cell, progress=self.log.info) as self._trial:
-                self._open[self._trial.lab] = threading.get_ident()
+            with kept, trial(heading, folder=folder, cell=self.cell, progress=self.log.info) as self._trial:
+                self._open[self._trial.lab] = threading.get_ident(), kept
                 try:
                     yield self._trial.lab
                 finally:

@@ -48,6 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--vfio-results", metavar="FOLDER", default=_RESULTS, help="where each test's evidence goes (default: results)"
     )
+    group.addoption(
+        "--bundle",
+        metavar="DIR|auto",
+        default="",
+        help="keep what does a test of the lab again; auto: of those that fail",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,6 +69,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
     try:
         with needing("harness", "the fixture lab"):
+            from vfio_user.bundle import AUTO, keeping_pytest
             from vfio_user.harness.cell import Cell
             from vfio_user.harness.verdicts import trial
     except UserError as error:
@@ -70,13 +77,19 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
     option = request.config.getoption
     folder = Path(option("--vfio-results")) / folder_name(request.node.nodeid)
-    cell = Cell(qemu=option("--qemu") or "", interpose=option("--interpose"))
-    with trial(request.node.nodeid, folder=folder, cell=cell) as made:
+    bundle = option("--bundle")
+    cell = Cell(qemu=option("--qemu") or "", interpose=option("--interpose"), trace=bool(bundle))
+    options = [*(["--interpose"] if cell.interpose else []), *(["--fresh"] if option("--fresh") else [])]
+    place = bundle if bundle in ("", AUTO) else str(Path(bundle) / folder.name)
+    keeping = keeping_pytest(request.node.nodeid, options, cell.qemu, place)
+    keeping.folder = folder
+    with keeping, trial(request.node.nodeid, folder=folder, cell=cell) as made:
         request.node.stash[_TRIAL] = made
         yield made.lab
         failed = request.node.stash.get(_FAILED, None)
         if failed is not None and made.lab.failure is None:
             made.lab.failure = failed if isinstance(failed, VerdictError) else VerdictError(str(failed))
+            keeping.failure = failed
 
 
 @pytest.fixture

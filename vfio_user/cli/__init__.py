@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # name: (module, one line of help). The help is here so that `vfio-user --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
     "boot": ("boot", "Boot a guest with a device and open a shell in it."),
+    "bundle": ("bundle", "Show what a bundle is of, and what is otherwise in another."),
     "conformance": ("conformance", "Check any server against the rules of the protocol."),
     "completion": ("completion", "Print what has a shell complete commands, options, devices, images and tests."),
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "qemu": ("qemu", "Install, list and find QEMU."),
     "reference": ("reference", "Build libvfio-user, the reference in C, and say where its programs are."),
     "replay": ("replay", "Play a trace's client against a server."),
+    "repro": ("repro", "Do again what a bundle is of, and say what is otherwise."),
     "run": ("run", "Boot a guest on our device, let it exercise the device, and report."),
     "serve": ("serve", "Serve a device on a socket."),
     "show": ("show", "Write the page of a run, a trace or a bundle, and open it."),

@@ -9,7 +9,10 @@ from pathlib import Path
 import click
 
 from userdev.errors import VerdictError
+from vfio_user.bundle import Keeping
+from vfio_user.cli._bundling import bundled
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
+from vfio_user.harness.cell import Cell
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.exercises import Exercise
 from vfio_user.harness.hosts import KINDS as HOSTS
@@ -56,6 +59,7 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
 @click.option("--after", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds to work on there.")
 @click.option("--trace", is_flag=True, help="Record every message on both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@bundled("migrate")
 def command(
     devices: tuple[str, ...],
     workloads: tuple[str, ...],
@@ -75,6 +79,7 @@ def command(
     after: float,
     trace: bool,
     as_json: bool,
+    kept: Keeping,
 ) -> None:
     """Migrate a guest with its devices to another host while it works, and verify it from inside.
 
@@ -88,8 +93,9 @@ def command(
     with (
         interruptible(),
         two_hosts(hosts) as pair,
-        Lab("migrate", qemu=qemu, progress=_say) as lab,
+        Lab("migrate", qemu=qemu, cell=Cell(trace=kept.is_wanted), progress=_say) as lab,
     ):
+        kept.folder = lab.folder
         guest = lab.boot(
             devices=[each.device for each in assignments],
             image=image or image_for(assignments),
@@ -113,6 +119,8 @@ def command(
             judge(report, work)
         report.write(lab.folder)
         _print(report, done, str(lab.folder), as_json=as_json)
+        for check in report.checks:
+            kept.looked_at(check.what, ok=check.ok, seen="" if check.ok else check.detail)
         if not report.ok:
             lab.failure = VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")
     if lab.failure is not None:

@@ -12,7 +12,9 @@ import click
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job.selection import suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
+from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.comparison import compare
 from vfio_user.nightly.history import REMEMBERED, History, estimate, results_of
 from vfio_user.nightly.matrix import Drawn, draw_plan, write_lock
@@ -31,6 +33,7 @@ from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 @click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
 @click.option("--wait", is_flag=True, help="Where a night runs already, wait until it has ended.")
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
+@with_bundle_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -40,6 +43,8 @@ def command(
     locked: bool,
     wait: bool,
     timeout_factor: float,
+    bundle: str,
+    bundle_size: int,
 ) -> None:
     """Run the cells of a plan, or compare two nights (docs/nightly.md).
 
@@ -50,6 +55,8 @@ def command(
         return
     if path is None:
         raise click.UsageError("--plan says which plan")
+    place_of_bundles(bundle)
+    bundles = Bundles(bundle, bundle_size)
     plan = read_plan(path)
     drawn = draw_plan(plan)
     folder = suite_folder()
@@ -64,7 +71,7 @@ def command(
             _show(stage, base, cases=list_only)
             return
         with only_one(base, wait=wait, say=_say):
-            _run(stage, drawn, base, root)
+            _run(stage, drawn, base, root, bundles)
 
 
 def _say(message: str) -> None:
@@ -97,10 +104,10 @@ def _estimate(stage: Stage, base: Path) -> str:
     return str(estimate(planned, nights, stage.plan.text.at_once))
 
 
-def _run(stage: Stage, drawn: Drawn, base: Path, root: Path) -> None:
+def _run(stage: Stage, drawn: Drawn, base: Path, root: Path, bundles: Bundles) -> None:
     _say(_estimate(stage, base))
     place = place_of(stage.plan)
-    night = Night(stage.plan, drawn, base, commit=commit_of(root))
+    night = Night(stage.plan, drawn, base, commit=commit_of(root), bundles=bundles)
     summary = night.run(stage, place, _say)
     compared = summary.comparison or Comparison()
     _tell(summary, compared)

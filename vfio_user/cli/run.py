@@ -10,12 +10,16 @@ from pathlib import Path
 import click
 
 from userdev.errors import UserError, VerdictError
+from vfio_user.bundle import Keeping
+from vfio_user.cli._bundling import bundled
 from vfio_user.cli._hardware import device_option, guest_hardware, image_option
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import Device
 from vfio_user.harness.exercises import EXERCISES, Exercise, Part, Program, exercise
+from vfio_user.harness.family import VFIO_USER
+from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 
@@ -38,6 +42,12 @@ from vfio_user.harness.lab import Lab
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.option("--keep", is_flag=True, help="Keep the guest running afterwards, until Ctrl-C.")
+@click.option(
+    "--capture-dma/--no-capture-dma",
+    default=None,
+    help="Record DMA too, by message; by default for --bundle where the server is ours (docs/interposer.md).",
+)
+@bundled("run")
 def command(
     device: str,
     server: str | None,
@@ -50,6 +60,8 @@ def command(
     fresh: bool,
     as_json: bool,
     keep: bool,
+    capture_dma: bool | None,
+    kept: Keeping,
 ) -> None:
     """Boot a guest on our device, let it exercise the device, and report.
 
@@ -60,8 +72,14 @@ def command(
     if wanted.served and not wanted.options:
         wanted = replace(wanted, options=program.options)
     printer = _Quiet() if as_json else _Printer()
+    if capture_dma is None:
+        capture_dma = kept.is_wanted and wanted.served in VFIO_USER.devices()
+    interposed = (
+        Interposition(faults, capture_dma=capture_dma) if capture_dma else faults or interpose or kept.is_wanted
+    )
     done: list[tuple[Part, Exercise]] = []
-    with interruptible(), Lab("run", qemu=qemu, interpose=faults or interpose, progress=printer.progress) as lab:
+    with interruptible(), Lab("run", qemu=qemu, interpose=interposed, progress=printer.progress) as lab:
+        kept.folder = lab.folder
         guest = lab.boot(
             wanted,
             image=image or program.image,
@@ -77,6 +95,7 @@ def command(
                 outcome = exercise(guest, program.name, "--slot", guest.device.address, *part.arguments)
             done.append((part, outcome))
             printer.part(part, outcome)
+            kept.looked_at(part.proves, ok=outcome.ok, seen=outcome.told)
             if not outcome.ok:
                 guest.collect(lab.folder)
         wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,10 @@ from typing import Any
 import click
 
 from userdev.errors import UserError, VerdictError, meant
+from vfio_user.bundle import Keeping
+from vfio_user.cli._bundling import bundled
 from vfio_user.cli._hardware import DEVICE, devices_option, guest_hardware, image_option
+from vfio_user.cli._soak_again import Again, keep_soak
 from vfio_user.cli._soak_line import Teller
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.command_line import HardwareOptions
@@ -19,6 +21,7 @@ from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.migration.workload import all_kinds
 from vfio_user.soak import (
     EVENTS,
+    FIRST,
     TRIES,
     USUAL_WEIGHTS,
     Journal,
@@ -71,6 +74,7 @@ _UNTIL = ("100", "first-failure")
 @click.option("--journal", type=click.Path(path_type=Path), help="JSON lines; by default soak.jsonl among the results.")
 @click.option("--quiet", is_flag=True, help="Say only what failed, and how it ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event's line of the journal.")
+@bundled("soak")
 def command(
     devices: tuple[str, ...],
     workloads: tuple[str, ...],
@@ -90,6 +94,7 @@ def command(
     journal: Path | None,
     quiet: bool,
     as_json: bool,
+    kept: Keeping,
 ) -> None:
     """Soak a guest: migration, resets, kills, upgrades, pauses and more in a random order, while it works.
 
@@ -108,14 +113,16 @@ def command(
         raise UserError("events are told by their numbers and a seed", hint="say which: --seed N")
     folder = results_folder("soak")
     path = folder / "soak.jsonl" if numbers else journal or folder.parent / "soak.jsonl"
-    kept = Journal(path, {**spec.as_dict(), "weights": wanted}, seed)
-    with Teller(kept, until, quiet=quiet, as_json=as_json) as teller:
-        teller.say(
-            f"seed {kept.seed}, going on after {kept.done.events} events" if kept.resumed else f"seed {kept.seed}"
-        )
-        begin = performances(spec, kept.seed, qemu, lambda text: teller.say(text))
-        soak = Soak(begin, kept, wanted, until, folder, teller, tries)
-        told = _Results(kept, spec, wanted, teller, folder)
+    journaled = Journal(path, {**spec.as_dict(), "weights": wanted}, seed)
+    again = Again(spec, wanted, journaled.seed, qemu)
+    if numbers:
+        kept.recipe, kept.folder = again.recipe(numbers), folder / FIRST
+    with Teller(journaled, until, quiet=quiet, as_json=as_json) as teller:
+        resumed = f", going on after {journaled.done.events} events" * journaled.resumed
+        teller.say(f"seed {journaled.seed}{resumed}")
+        begin = performances(spec, journaled.seed, qemu, lambda text: teller.say(text), record=kept.is_wanted)
+        soak = Soak(begin, journaled, wanted, until, folder, teller, tries)
+        told = _Results(journaled, spec, wanted, teller, folder, again)
         try:
             with interruptible(at_once_when_repeated=True):
                 failure = soak.repeat(numbers) if numbers else None
@@ -123,7 +130,7 @@ def command(
                     soak.run()
         except KeyboardInterrupt:
             told.write("interrupted; the same command goes on")
-            teller.say(f"interrupted after {kept.done.events} events; the same command goes on. page: {told.page}")
+            teller.say(f"interrupted after {journaled.done.events} events; the same command goes on. page: {told.page}")
             raise
         except (UserError, VerdictError, OSError) as error:
             try:
@@ -132,21 +139,31 @@ def command(
                 error.add_note(f"there is no page: {unwritten}")
             raise
     if failure is not None:
+        kept.looked_at(failure.check, ok=False, seen=failure.detail)
         raise failure
     summary = told.write("all was done that was to be done")
-    kept.end(summary["verdict"])
+    journaled.end(summary["verdict"])
     click.echo(told.sentence(summary))
+    for place in [] if numbers else keep_soak(kept, journaled.failures, again, journaled.done.events, folder):
+        click.echo(f"bundle: {place}", err=True)
     if not summary["ok"]:
-        raise VerdictError(summary["verdict"], evidence=f"page: {told.page}\njournal: {kept.path}")
+        raise VerdictError(summary["verdict"], evidence=f"page: {told.page}\njournal: {journaled.path}")
 
 
 class _Results:
     """Page and summary of a soak, written however it ends."""
 
     def __init__(
-        self, journal: Journal, spec: SoakedSpec, weights: dict[str, float], teller: Teller, folder: Path
+        self,
+        journal: Journal,
+        spec: SoakedSpec,
+        weights: dict[str, float],
+        teller: Teller,
+        folder: Path,
+        again: Again,
     ) -> None:
         self.page = folder / "soak.html"
+        self._again = again
         self._journal, self._spec, self._weights, self._teller = journal, spec, weights, teller
 
     def write(self, ended: str) -> dict[str, Any]:
@@ -154,7 +171,7 @@ class _Results:
         soaked = {**self._spec.as_dict(), "weights": self._weights}
         summary = summary_of(self._journal, soaked, self._teller.left_out, ended)
         write_summary(self.page.with_name("summary.json"), summary)
-        again = {line["number"]: self._again(line.get("reduced") or []) for line in self._journal.failures}
+        again = {line["number"]: self._again.command(line.get("reduced") or []) for line in self._journal.failures}
         write_page(self.page, summary, self._journal.events, again)
         return summary
 
@@ -168,12 +185,6 @@ class _Results:
         )
         rate = f"{summary['a_minute']:.1f} a minute"
         return f"{summary['events']} events, {rate}, {pause}: {summary['verdict']}\npage: {self.page}"
-
-    def _again(self, numbers: list[int]) -> str:
-        words = ["vfio-user", "soak", *self._spec.words]
-        for name, weight in self._weights.items():
-            words += ["--weight", f"{name}={weight:g}"] if weight != USUAL_WEIGHTS[name] else []
-        return shlex.join([*words, "--seed", str(self._journal.seed), "--only", ",".join(map(str, numbers))])
 
 
 def _weights(file: Path | None, options: tuple[str, ...], only: str | None) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from vfio_user.avocado_job.job import (
 )
 from vfio_user.avocado_job.selection import all_tests, filters, reference, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment, provision
+from vfio_user.bundle import bundle_of, moved
+from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
 from vfio_user.cli._completion import complete_tests
 from vfio_user.cli._hardware import guest_hardware
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
@@ -51,6 +54,8 @@ MOST_AT_ONCE = 2
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
 @click.option("--list", "list_only", is_flag=True, help="Name the tests, and run none.")
 @click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Any setting of avocado's.")
+@click.option("--cell", "cell_text", default="", hidden=True, help="What a bundle says of a test's guests.")
+@with_bundle_options
 def command(
     tests: tuple[str, ...],
     tags: tuple[str, ...],
@@ -63,6 +68,9 @@ def command(
     timeout_factor: float,
     list_only: bool,
     options: tuple[str, ...],
+    cell_text: str,
+    bundle: str,
+    bundle_size: int,
 ) -> None:
     """Run guest-driven tests: TESTS are files, or FILE:CLASS.METHOD from `--list`; without any, this project's own.
 
@@ -87,7 +95,11 @@ def command(
         "filter.by_tags.include_empty": not tags,
     }
     root = folder.parent if folder else Path.cwd()
-    cell = Cell(qemu or "", interpose, hardware, parse_servers(servers))
+    cell = replace(
+        _cell(Cell.of_text(cell_text), qemu, hardware, servers, interpose=interpose),
+        **bundled_cell(bundle, bundle_size),
+    )
+    into = place_of_bundles(bundle)
     prepare_environment(root, timeout_factor, cell)
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
         if list_only:
@@ -96,7 +108,20 @@ def command(
             return
         job = make_job({**config, **settings})
         provision(cell.qemu, _say)
-        _run(job, explicit="task.timeout.running" in settings)
+        _run(job, explicit="task.timeout.running" in settings, into=into)
+
+
+def _cell(
+    before: Cell, qemu: str | None, hardware: HardwareOptions, servers: tuple[str, ...], *, interpose: bool
+) -> Cell:
+    """The cell of a run: what its command line says, over what a bundle says."""
+    return replace(
+        before,
+        qemu=qemu or before.qemu,
+        interpose=interpose or before.interpose,
+        hardware={**before.hardware, **hardware},
+        servers={**before.servers, **parse_servers(servers)},
+    )
 
 
 def _setting(option: str) -> tuple[str, Any]:
@@ -113,16 +138,19 @@ def _say(message: str) -> None:
     click.echo(message, err=True)
 
 
-def _run(job: Any, *, explicit: bool) -> None:
-    """Run a job, and say what came of it. `explicit`: whether it was said how long a test may take at all."""
+def _run(job: Any, *, explicit: bool, into: Path | None) -> None:
+    """Run a job, and say what came of it. `explicit`: whether it was said how long a test may take at all.
+
+    `into` is the folder that tests' bundles are moved to, where that is not among their results.
+    """
     ending = Ending()
     with job:
         try:
             status = run_bounded(job, ending, _say, explicit=explicit)
         except JobHangs as error:
-            _complain(job, ending)
+            _complain(job, ending, into)
             raise VerdictError(str(error), evidence=f"evidence: {job.logdir}") from None
-    report(job, status, ending)
+    report(job, status, ending, into)
 
 
 def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, Path]]:
@@ -133,13 +161,20 @@ def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str,
             yield str(test["name"]).rpartition(":")[2], cause, folder / INDEX
 
 
+def _bundles(tests: Iterable[Mapping[str, Any]], into: Path | None) -> Iterator[Path]:
+    """The bundles that tests have left, moved to `into` where that is said."""
+    for test in tests:
+        if (place := bundle_of(Path(test["logdir"]))) is not None:
+            yield place if into is None else moved(place, into, str(test["name"]).rpartition("/")[2])
+
+
 def per_minute(count: int, seconds: float) -> float:
     """The number of `count` things that a minute had."""
     return 60 * count / seconds if seconds > 0 else 0.0
 
 
-def report(job: Any, status: int, ending: Ending) -> None:
-    """Say what came of a job's tests.
+def report(job: Any, status: int, ending: Ending, into: Path | None = None) -> None:
+    """Say what came of a job's tests; bundles of theirs are moved to `into`.
 
     Raises:
         VerdictError: tests failed.
@@ -149,7 +184,7 @@ def report(job: Any, status: int, ending: Ending) -> None:
     result = job.result
     if is_full(Path(job.logdir)) and not ending.came:
         raise UserError(f"{job.logdir}: no space is left there, so that nothing of this is a verdict")
-    failed = _complain(job, ending)
+    failed = _complain(job, ending, into)
     if ending.came:
         names = ", ".join(str(test["name"]).rpartition(":")[2] for test in ending.tests(job))
         click.echo(f"ended {f'in {names}' if names else 'between tests'}: that is no verdict", err=True)
@@ -160,7 +195,7 @@ def report(job: Any, status: int, ending: Ending) -> None:
         raise UserError(f"avocado did not finish its job (status {status})", hint=f"its log: {job.logfile}")
 
 
-def _complain(job: Any, ending: Ending) -> int:
+def _complain(job: Any, ending: Ending, into: Path | None) -> int:
     """First causes, where the evidence is, and the counts; JUnit's file is completed. How many tests failed."""
     result = job.result
     known = _known(result.tests)
@@ -168,6 +203,8 @@ def _complain(job: Any, ending: Ending) -> int:
     complete_junit(Path(job.logdir) / "results.xml", result.tests)
     for name, cause, page in first_causes(result.tests):
         click.echo(f"{name}: {cause}\n  {page}")
+    for bundle in _bundles(result.tests, into):
+        click.echo(f"bundle: {bundle}")
     click.echo(f"evidence: {job.logdir}")
     click.echo(f"{per_minute(result.tests_run, job.time_elapsed):.1f} cases per minute")
     if known:

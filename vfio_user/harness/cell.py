@@ -35,6 +35,12 @@ class Cell:
     """vfio-user's, that our servers speak; without one what they speak by themselves."""
     device: str = "edu"
     """The device that tests of any server try, as `Device.parse` takes it."""
+    trace: bool = False
+    """Whether an interposer before every server records every message."""
+    bundle: str = ""
+    """Which tests leave a bundle among their results: `auto` those that fail, `always` all, "" none."""
+    bundle_size: int = 0
+    """MiB of one at most; 0: the usual."""
 
     @classmethod
     def of_environment(cls) -> Cell:

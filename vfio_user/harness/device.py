@@ -49,6 +49,11 @@ class Device:
         """A short name for files and messages."""
         return self.served.rpartition(":")[2] or self.driver or Path(shlex.split(self.command)[0]).name
 
+    def as_dict(self) -> dict[str, object]:
+        """The fields that say something, by name; the protocol by its own."""
+        said = {name: value for name, value in vars(self).items() if value and name != "family"}
+        return {**said, "protocol": self.family.name}
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Programs of our cache in its command: what `vfio-user reference` has built."""

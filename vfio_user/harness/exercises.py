@@ -32,6 +32,12 @@ class Exercise:
         """What is wrong, in one line; "right" when nothing is."""
         return "right" if self.ok else self.error or "; ".join(self.wrong) or "wrong, and it does not say why"
 
+    @property
+    def told(self) -> str:
+        """What was seen, and what is wrong with it, the same for what is the same."""
+        seen = json.dumps(dict(self.seen), sort_keys=True, default=str)
+        return seen if self.ok else f"{self.verdict}; seen: {seen}"
+
 
 @dataclass(frozen=True)
 class Part:

@@ -86,7 +86,7 @@ class Lab:
         self._scratch = Scratch()
         self._cell = cell
         self._explicit_qemu = qemu or cell.qemu or None
-        self._interpose = interpose or cell.interpose
+        self._interpose = interpose or cell.interpose or cell.trace
         self._progress = progress
         self._images: dict[str, GuestImage] = {}
         self.failure: VerdictError | None = None
@@ -232,6 +232,7 @@ class Lab:
 
         `interposed` is what `boot` takes as `interpose`; `trace` has the interposer record every message.
         """
+        trace = trace or self._cell.trace
         wanted = self._cell.server_of(device if isinstance(device, Device) else Device.parse(device))
         interposition = Interposition.of(interposed or self._interpose)
         if interposition is not None:
@@ -427,6 +428,7 @@ class Lab:
         facts: dict[str, object] = {
             "images": {name: image.digest for name, image in self._images.items()},
             "machines": {machine.name: asdict(machine.config) for machine in self.machines},
+            "devices": {server.name: server.device.as_dict() for server in self.servers},
         }
         if "qemu" in self.__dict__:
             facts["qemu"] = {

@@ -268,8 +268,18 @@ def _write_at_once(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _program(command: Sequence[str]) -> str:
+def program_of(command: Sequence[str]) -> Path:
     """The QEMU in a command that may begin with its loader."""
+    return Path(_program(command))
+
+
+def manifest_name(command: Sequence[str]) -> str:
+    """The name by which the manifest has the QEMU of a command; "" where that is not one of the cache's."""
+    return next((folder.name for folder in _installations(command)), "")
+
+
+def _program(command: Sequence[str]) -> str:
+    """The same, as it is written."""
     return next((word for word in command if word.endswith(f"/{PROGRAM}")), command[0])
 
 

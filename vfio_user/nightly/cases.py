@@ -15,6 +15,7 @@ from vfio_user.avocado_job.job import avocado
 from vfio_user.avocado_job.selection import NIGHTLY
 from vfio_user.harness.cell import CELL_PARAMETER
 from vfio_user.nightly.abilities import Abilities
+from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.plan import Plan
 from vfio_user.nightly.summary import case_id
@@ -83,7 +84,13 @@ def cases_of(
             yield Case(cell, test, f"the server cannot do this: {'; '.join(lacking)}" if lacking else "")
 
 
-def suite_settings(plan: Plan, group: str, cells: Sequence[NightCell], devices: Mapping[str, str]) -> dict[str, Any]:
+def suite_settings(
+    plan: Plan,
+    group: str,
+    cells: Sequence[NightCell],
+    devices: Mapping[str, str],
+    bundles: Bundles = Bundles(),  # noqa: B008  # nothing of it changes
+) -> dict[str, Any]:
     """Avocado's settings for a group: its tests, and the cells that can be run as variants.
 
     `devices` are the texts of the servers' devices, by their names.
@@ -93,7 +100,9 @@ def suite_settings(plan: Plan, group: str, cells: Sequence[NightCell], devices: 
         "run.dict_variants": [
             {
                 ID_PARAMETER: cell.id,
-                CELL_PARAMETER: cell.guest_cell(plan.qemu(cell.qemu), devices[str(cell.values["server"])]).text,
+                CELL_PARAMETER: bundles.in_cell(
+                    cell.guest_cell(plan.qemu(cell.qemu), devices[str(cell.values["server"])])
+                ).text,
             }
             for cell in cells
         ],

@@ -118,6 +118,13 @@ class Morning:
         page = f"{result.evidence}/data/{INDEX}"
         return page if (self._folder / page).exists() else f"{result.evidence}/"
 
+    def bundle_link(self, result: CaseResult) -> str:
+        """Where the bundle of a case is, from the night's folder; "": there is none."""
+        if not result.bundle:
+            return ""
+        page = f"{result.bundle}/{INDEX}"
+        return page if (self._folder / page).exists() else f"{result.bundle}/"
+
     def _wrong(self, ids: Iterable[str]) -> list[CaseResult]:
         """Without those that have a section of their own."""
         return [result for result in self._results(ids) if result.verdict is not Verdict.XPASS]

@@ -30,6 +30,7 @@ from vfio_user.avocado_job.job import (
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.debian import Progress
 from vfio_user.harness.interruption import interruptible
+from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.cases import Case, suite_settings, variant_of
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.comparison import LOOKED_AT, compare
@@ -92,13 +93,23 @@ class _Ready:
 class Night:
     """A night of a plan, in a new folder below `base`."""
 
-    def __init__(self, plan: Plan, drawn: Drawn, base: Path, *, commit: str = "", spare: int = SPARE_MIB) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        drawn: Drawn,
+        base: Path,
+        *,
+        commit: str = "",
+        spare: int = SPARE_MIB,
+        bundles: Bundles = Bundles(),  # noqa: B008  # nothing of it changes
+    ) -> None:
         """Make its folder, in which `spare` MiB are to be free, and write the first summary.
 
         Raises:
             UserError: there can be no folder.
         """
         self.folder = results_folder(plan.text.name, base)
+        self._bundles = bundles
         self._history = History(base)
         self._clock = Clock()
         self._space = Space(self.folder, spare=spare)
@@ -198,7 +209,7 @@ class Night:
             cells = [cell for cell in ready.stage.cells[group] if not ready.missing(cell)]
             if not wanted:
                 continue
-            settings = {**suite_settings(plan, group, cells, devices), **place.settings()}
+            settings = {**suite_settings(plan, group, cells, devices, self._bundles), **place.settings()}
             suite = TestSuite.from_config(settings, name=group, job_config=self._job_settings())
             suite.tests = [test for test in suite.tests if case_id(variant_of(test), test.identifier) in wanted]
             yield suite
@@ -230,6 +241,8 @@ class Night:
             if case is None or id(test) in ended:
                 continue
             result = result_of(case, test, ran=place.ran(test), folder=self.folder)
+            bundle = self._bundles.take(Path(str(test["logdir"])), case.id, self.folder)
+            result = result.model_copy(update={"bundle": bundle})
             self._known[case.id] = result
             self._qemus[cell] = qemu_of(test) or self._qemus.get(cell, "")
             if result.verdict in (Verdict.PASS, Verdict.XFAIL, Verdict.SKIP):
@@ -272,7 +285,9 @@ class Night:
 
     def _without_what_is_gone(self, result: CaseResult) -> CaseResult:
         gone = self.folder / result.evidence in self._space.given_up
-        return result.model_copy(update={"evidence": ""}) if gone else result
+        if not gone:
+            return result
+        return result.model_copy(update={"evidence": "", "bundle": "" if result.bundle_is_evidence else result.bundle})
 
 
 def commit_of(folder: Path) -> str:

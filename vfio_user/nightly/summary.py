@@ -135,8 +135,15 @@ class CaseResult(_Model):
     slot: str = ""
     evidence: InsidePath = ""
     """The folder with what was kept of it."""
+    bundle: str = ""
+    """The folder that does it again (docs/bundles.md), from the night's folder; "" where there is none."""
     attempts: int = 1
     """More than 1: the slot that ran it died; 0: nobody ran it."""
+
+    @property
+    def bundle_is_evidence(self) -> bool:
+        """Whether its bundle is in the folder with what was kept of it."""
+        return bool(self.evidence) and PurePosixPath(self.bundle).is_relative_to(self.evidence)
 
     @model_validator(mode="after")
     def _says_why(self) -> CaseResult:

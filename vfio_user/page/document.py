@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import time
@@ -141,20 +142,25 @@ def _moment(when: object) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) + f".{int(when % 1 * 1000):03d}"
 
 
-def _rendered(head: dict[str, Any], axis: Axis) -> Iterator[str]:
-    """The page, in pieces: what is embedded is large."""
+@functools.cache
+def _template() -> Any:
+    """The page's template, compiled once in a process: that takes longer than a small page."""
     import jinja2  # slow, and nobody else needs it
 
-    packed = axis.packed()
-    scripts = [_asset(name) for name in _SCRIPTS]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vfio_user.page", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("page.html")
-    return template.generate(
+    return environment.get_template("page.html")
+
+
+def _rendered(head: dict[str, Any], axis: Axis) -> Iterator[str]:
+    """The page, in pieces: what is embedded is large."""
+    packed = axis.packed()
+    scripts = [_asset(name) for name in _SCRIPTS]
+    generated: Iterator[str] = _template().generate(
         **head,
         scripts=scripts,
         styles=[_asset(name) for name in _STYLES],
@@ -165,6 +171,7 @@ def _rendered(head: dict[str, Any], axis: Axis) -> Iterator[str]:
         count=packed.count,
         licence=_asset("uplot/LICENSE"),
     )
+    return generated
 
 
 def _asset(name: str) -> str:

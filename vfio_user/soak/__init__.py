@@ -7,7 +7,7 @@ from vfio_user.soak.events import EVENTS, USUAL_WEIGHTS
 from vfio_user.soak.failed import Failed
 from vfio_user.soak.guest import SoakedSpec
 from vfio_user.soak.journal import Journal
-from vfio_user.soak.loop import LAST, TRIES, Soak, parse_numbers
+from vfio_user.soak.loop import FIRST, LAST, TRIES, Soak, parse_numbers
 from vfio_user.soak.measuring import trends
 from vfio_user.soak.order import Happening, Order, weights_of
 from vfio_user.soak.performance import performances
@@ -15,6 +15,7 @@ from vfio_user.soak.until import Done, Until
 
 __all__ = [
     "EVENTS",
+    "FIRST",
     "LAST",
     "TRIES",
     "USUAL_WEIGHTS",

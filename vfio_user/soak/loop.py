@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from vfio_user.soak.until import Until
 
 LAST = 16
 """Of the events before a failure, those that may have to do with it."""
+FIRST = "guest1"
+"""The folder of a soak's first guest."""
 TRIES = 12
 """Fresh guests that a failure is worth."""
 _MOST_FAILURES = 10
@@ -47,8 +49,11 @@ class SoakedGuest(Protocol):
         """
 
 
-Begin = Callable[[Path], AbstractContextManager[SoakedGuest]]
-"""A fresh guest at work, with a folder for its evidence."""
+class Begin(Protocol):
+    """Makes a fresh guest at work, with a folder for its evidence."""
+
+    def __call__(self, folder: Path, *, recorded: bool = False) -> AbstractContextManager[SoakedGuest]:
+        """Make one. `recorded`: its life is short, so that everything in it may be recorded."""
 
 
 class Listener(Protocol):
@@ -85,6 +90,8 @@ class Soak:
     listener: Listener
     tries: int = TRIES
     _tried: int = field(default=0, init=False)
+    _tried_in: dict[tuple[Happening, ...], Path] = field(default_factory=dict, init=False)
+    """The folders of the last failure's tries."""
 
     def run(self) -> None:
         """Go on until it is enough; what was done and what failed is in the journal.
@@ -109,7 +116,7 @@ class Soak:
     def repeat(self, numbers: Sequence[int]) -> Failed | None:
         """Do the events of these numbers alone, with a fresh guest; what was lost."""
         try:
-            with self.begin(self.folder / "guest1") as guest:
+            with self.begin(self.folder / FIRST, recorded=True) as guest:
                 self.listener.begins(guest.possible, guest.left_out)
                 order = Order(self.journal.seed, self.weights, guest.possible)
                 for number in numbers:
@@ -162,6 +169,7 @@ class Soak:
         if not self.tries or known:
             return
         number = len(self.journal.failures)
+        self._tried_in.clear()
         reduction = reduce(last, lambda some: self._fails(some, failure, number), self.tries)
         self.journal.reduced(
             {
@@ -170,6 +178,7 @@ class Soak:
                 "reproduced": reduction.reproduced,
                 "minimal": reduction.minimal,
                 "tries": reduction.tries,
+                "tried_in": str(self._tried_in.get(reduction.events, folder)),
             }
         )
         self.listener.reduced(reduction)
@@ -178,8 +187,9 @@ class Soak:
         """Whether a fresh guest to which this happens loses the same; one that cannot be had loses nothing."""
         self._tried += 1
         self.listener.tries(events)
+        folder = self._tried_in[tuple(events)] = self.folder / f"failure{number}-try{self._tried}"
         try:
-            with self.begin(self.folder / f"failure{number}-try{self._tried}") as guest:
+            with self.begin(folder, recorded=True) as guest:
                 for happening in events:
                     guest.do(happening)
                 guest.finish()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from userdev.errors import UserdevError
-from vfio_user.harness import Lab
+from vfio_user.harness import Cell, Lab
 from vfio_user.soak.events import EVENTS, Event
 from vfio_user.soak.failed import Failed
 from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
+from vfio_user.soak.loop import Begin
 from vfio_user.soak.measuring import sizes
 from vfio_user.soak.order import Happening
 
@@ -86,13 +87,17 @@ class Performance:
 
 
 def performances(
-    spec: SoakedSpec, seed: int, qemu: str | None, tell: Callable[[str], None]
-) -> Callable[[Path], AbstractContextManager[Performance]]:
-    """Fresh guests of a soak, each with a folder of its own for its evidence."""
+    spec: SoakedSpec, seed: int, qemu: str | None, tell: Callable[[str], None], *, record: bool = False
+) -> Begin:
+    """Fresh guests of a soak, each with a folder of its own for its evidence.
+
+    `record` has an interposer record every message of those that are `recorded`.
+    """
 
     @contextmanager
-    def begin(folder: Path) -> Iterator[Performance]:
-        with Lab("soak", folder=folder, qemu=qemu, progress=tell) as lab, scene_of(spec, lab) as scene:
+    def begin(folder: Path, *, recorded: bool = False) -> Iterator[Performance]:
+        cell = Cell(trace=record and recorded)
+        with Lab("soak", folder=folder, qemu=qemu, cell=cell, progress=tell) as lab, scene_of(spec, lab) as scene:
             yield Performance(scene, seed)
 
     return begin

@@ -1,0 +1,86 @@
+"""`vfio-user repro`: a bundle's run once more, here, and what is otherwise than it was."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from vfio_user.bundle import open_bundle
+from vfio_user.bundle.again import Attempt, Prepared, do_again, prepare
+from vfio_user.cli.bundle import told
+from vfio_user.harness.artifacts import results_folder
+from vfio_user.harness.interruption import interruptible
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--times", type=click.IntRange(min=1), help="How often; once if not given, with --until without end.")
+@click.option(
+    "--until",
+    type=click.Choice(["FAIL", "PASS"], case_sensitive=False),
+    help="Again and again, until this is the verdict: for what fails now and then.",
+)
+@click.option(
+    "--server-command",
+    "server",
+    metavar="CMD",
+    default="",
+    help="Another server: its command line with {socket}; of a test DEVICE=COMMAND.",
+)
+@click.option("--qemu", default="", help="Another QEMU than the bundle's: a path, a command or a name.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@click.pass_context
+def command(
+    context: click.Context, bundle: Path, times: int | None, until: str | None, server: str, qemu: str, as_json: bool
+) -> None:
+    """Do again what BUNDLE is of, and say what is otherwise: verdict, what the guest saw, versions, the wire.
+
+    What is otherwise on this machine is said before anything starts. A bundle has command lines of whoever made it,
+    which are run here: `vfio-user bundle show` prints them. The exit status is 0 when the same came of it each time;
+    with --until, when that verdict came.
+    """
+    found = open_bundle(bundle)
+    prepared = prepare(found, server=server, qemu=qemu, say=_say)
+    folder = results_folder("repro")
+    if not as_json:
+        _tell_before(found.bundle.outcome.verdict, found.bundle.of, prepared)
+    attempts: list[Attempt] = []
+    rounds: Iterator[int] = iter(range(1, times + 1)) if times else itertools.count(1) if until else iter([1])
+    with interruptible():
+        for number in rounds:
+            attempt = do_again(found, prepared.command, folder / str(number))
+            attempts.append(attempt)
+            if not as_json:
+                same = "the same" if attempt.same else "not the same"
+                click.echo(f"{number}: {attempt.verdict}, {same}, {attempt.seconds:.1f} s: {attempt.found.folder}")
+            if until and attempt.verdict == until.upper():
+                break
+    _tell_after(prepared, attempts, as_json=as_json)
+    came = attempts[-1].verdict == (until or "").upper()
+    context.exit(int(not (came if until else all(attempt.same for attempt in attempts))))
+
+
+def _tell_before(verdict: str, of: str, prepared: Prepared) -> None:
+    click.echo(f"{verdict}: {of}")
+    for difference in prepared.here:
+        click.echo(f"  otherwise here: {difference}")
+
+
+def _tell_after(prepared: Prepared, attempts: list[Attempt], *, as_json: bool) -> None:
+    if as_json:
+        here = [difference.as_dict() for difference in prepared.here]
+        click.echo(json.dumps({"here": here, "attempts": [attempt.as_dict() for attempt in attempts]}, indent=2))
+        return
+    if len(attempts) > 1:
+        click.echo(f"{sum(attempt.same for attempt in attempts)} of {len(attempts)} the same")
+    last = next((attempt for attempt in reversed(attempts) if not attempt.same), attempts[-1])
+    for line in told(last.differences):
+        click.echo(line)
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
