@@ -3,51 +3,74 @@
 `CaptureDma` keeps the client's descriptors to itself, so that the server has to ask for every byte (DMA_READ,
 DMA_WRITE), and answers in the client's place, from the client's own memory. So the trace holds exactly what the device
 read and wrote, and when, and a replay can hand it the same again. It costs a message per access, and needs a server
-that can do DMA by message.
+that can do DMA by message. So that one which does DMA within its register handlers can, it is offered a second socket
+to ask on, whatever the client offers.
 
 `CaptureInterrupts` gives the server eventfds of its own and passes each interrupt on.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from userdev.descriptors import duplicate
+from userdev.descriptors import FdKind, describe, duplicate
 from userdev.errors import ProtocolError
 from userdev.eventfd import signal_eventfd
+from userdev.interposer.errors import PeerLost
 from userdev.relay.direction import Direction
-from userdev.transport import close_all
+from userdev.trace import View
+from userdev.transport import Stream, close_all
+from vfio_user.interposer import own_calls, twin
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory, write_memory
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.session_model import SessionModel
-from vfio_user.wire import Command, Message
+from vfio_user.interposer.trace.files import TWIN
+from vfio_user.interposer.twin import TwinSocket
+from vfio_user.wire import COMMAND, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
 
+CLIENT_SECONDS = 2.0
+"""Seconds that a client has to answer what the server asks on its second socket: less than it waits for a register
+itself, for within one it may be that the server asks."""
 _EVENTFD_TRIGGER = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
 
 
 class CaptureDma:
-    """Both directions' stage: maps go on without descriptors, DMA messages are answered here."""
+    """Both directions' stage: maps go on without descriptors, DMA messages are answered here.
 
-    def __init__(self, session: ForwardedSession) -> None:
-        self._session = session
+    `warn` is told where the server has only its connection to ask on.
+    """
+
+    def __init__(self, session: ForwardedSession, warn: Callable[[str], None] = lambda text: None) -> None:
+        self._session, self._warn = session, warn
         self._memory = session.memory = SessionModel(session.dialect)
         dialect = session.dialect
+        self._version = dialect.number(Command.VERSION)
         self._maps = {dialect.number(Command.DMA_MAP), dialect.number(Command.DMA_UNMAP)}
         self._accesses = {dialect.number(Command.DMA_READ), dialect.number(Command.DMA_WRITE)}
         self._write = dialect.number(Command.DMA_WRITE)
+        self._twin: TwinSocket | None = None
+        self._clients_end: socket.socket | None = None
+        """Where the client believes its own twin socket to be."""
+        self._client_offers = False
+        session.version_answered = self._take_twin
         session.add_stage(self, *Direction)
 
     def __call__(self, passing: Passing) -> Message | None:
         """Take the descriptors off a map, answer a DMA message from the client's memory, and let all else through as
-        it is.
+        it is, but for what VERSION says of a second socket.
         """
         direction, message = passing.direction, passing.message
+        if message.command == self._version:
+            is_agreed = message.is_reply and direction is Direction.TO_CLIENT and not message.failed
+            return self._agree(message) if is_agreed else self._propose(message)
         if message.is_reply:
             return message
         if direction is Direction.TO_SERVER and message.command in self._maps:
@@ -57,8 +80,96 @@ class CaptureDma:
         return message
 
     def closed(self) -> None:
-        """Close the client's descriptors that were kept."""
+        """Close the client's descriptors that were kept, and the second socket."""
         self._memory.close()
+        if self._twin is not None:
+            self._twin.close()
+        if self._clients_end is not None:
+            self._clients_end.close()
+
+    # the second socket
+
+    def _propose(self, message: Message) -> Message:
+        """Offer the server a second socket, in a dialect that has them."""
+        if message.is_reply or self._session.dialect.shapes[Command.VERSION].fds != "reply":
+            return message
+        payload = twin.offered(message.payload)
+        self._client_offers = payload is None
+        return replace(message, payload=payload) if payload is not None else message
+
+    def _agree(self, reply: Message) -> Message:
+        """Keep the server's second socket; the client is told of one only where it has offered it itself."""
+        at = self._take_twin(reply)
+        if at is None:
+            return reply
+        fds = list(reply.fds)
+        os.close(fds[at])
+        if not self._client_offers:
+            del fds[at]
+            return replace(reply, payload=twin.without_twin(reply.payload), fds=fds)
+        self._clients_end, theirs = socket.socketpair()
+        fds[at] = theirs.detach()
+        return replace(reply, fds=fds)
+
+    def _take_twin(self, reply: Message) -> int | None:
+        """Answer on the second socket that comes with a server's VERSION, from now on; its place in the message."""
+        at = twin.place_of_twin(reply.payload)
+        if at is None or at >= len(reply.fds):
+            self._session.note("no-twin-socket")
+            self._warn(
+                "the server takes no second socket to ask for DMA on: what it asks within a register handler, it has to"
+                " ask while the client waits for that register"
+            )
+            return None
+        if self._twin is not None:
+            self._twin.close()
+        self._twin = None
+        if describe(reply.fds[at]).kind is not FdKind.SOCKET:
+            self._session.note("twin-socket-lost", why="the descriptor is no socket")
+            return at
+        try:
+            stream = Stream(socket.socket(fileno=duplicate(reply.fds[at])))
+        except OSError as error:  # there are as many descriptors as there may be
+            self._session.note("twin-socket-lost", why=error.strerror)
+        else:
+            self._twin = TwinSocket(self._session.loop, stream, self._asked)
+        return at
+
+    def _asked(self, request: Message) -> None:
+        """A request has come on the second socket: an answer out of the client's memory, or the client's own."""
+        close_all(request.fds)
+        request = replace(request, fds=[])
+        if request.is_reply:
+            return
+        record = self._record(Direction.TO_CLIENT, View.RECEIVED, request)
+        reply = self._from_memory(request) if request.command in self._accesses else None
+        if reply is None:
+            self._session.loop.spawn(self._ask_client(request, record))
+        elif request.wants_reply:
+            self._reply(reply, record)
+
+    async def _ask_client(self, request: Message, record: int) -> None:
+        """What cannot be answered here the client has to."""
+        asked = replace(request, flags=COMMAND)
+        try:
+            answer = await own_calls.exchange(self._session, Direction.TO_CLIENT, asked, timeout=CLIENT_SECONDS)
+            close_all(answer.fds)
+            reply = replace(answer, id=request.id, fds=[])
+        except (PeerLost, RequestRefused, TimeoutError) as error:
+            reply = request.error(getattr(error, "errno", 0) or errno.EIO)
+        if request.wants_reply:
+            self._reply(reply, record)
+
+    def _reply(self, reply: Message, record: int) -> None:
+        self._record(Direction.TO_SERVER, View.SENT, reply, record)
+        if self._twin is not None:
+            self._twin.send(reply)
+
+    def _record(self, direction: Direction, view: View, message: Message, pair: int = 0) -> int:
+        trace = self._session.trace
+        return trace.message(direction, view, message, pair, TWIN) if trace is not None else 0
+
+    # memory
 
     def _map(self, message: Message) -> Message:
         self._memory.exchanged(message, None)
@@ -80,6 +191,16 @@ class CaptureDma:
     def _answer(self, passing: Passing) -> Message | None:
         """The reply out of the client's memory; where that cannot be had, the client is asked after all."""
         message = passing.message
+        reply = self._from_memory(message)
+        if reply is None:
+            return message
+        if message.wants_reply:
+            passing.afterwards(lambda: self._send(reply, passing.record))
+        close_all(message.fds)  # those that came with it are nobody's
+        return None
+
+    def _from_memory(self, message: Message) -> Message | None:
+        """A DMA message done in the client's memory, and its reply; None where that cannot be reached."""
         command = Command.DMA_WRITE if message.command == self._write else Command.DMA_READ
         shape = self._session.dialect.shapes[command]
         assert shape.request is not None
@@ -91,13 +212,10 @@ class CaptureDma:
             else:
                 data = read_memory(self._session, access.address, access.length)
         except (RequestRefused, ProtocolError, OSError):
-            return message
-        payload = shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
-        if message.wants_reply:
-            reply = message.reply(payload)
-            passing.afterwards(lambda: self._send(reply, passing.record))
-        close_all(message.fds)  # those that came with it are nobody's
-        return None
+            return None
+        return message.reply(
+            shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
+        )
 
     def _send(self, reply: Message, pair: int) -> None:
         self._session.send(Direction.TO_SERVER, reply, pair=pair)

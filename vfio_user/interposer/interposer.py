@@ -62,7 +62,7 @@ class Interposer(BaseInterposer[ForwardedSession]):
         if setup.survive is not None:
             self.survival = Survival(session, self.upstream, setup.survive, self.warn)
         if setup.capture_dma:
-            CaptureDma(session)
+            CaptureDma(session, self.warn)
         if setup.capture_interrupts:
             CaptureInterrupts(session)
         return session

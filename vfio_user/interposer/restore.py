@@ -121,6 +121,7 @@ async def _all(tasks: list[Task[Any]]) -> None:
 
 async def _version(session: ForwardedSession, model: SessionModel, timeout: float) -> None:
     reply = await own_calls.request(session, Command.VERSION, model.version_request or b"", timeout=timeout)
+    session.version_answered(reply)
     if reply.payload != model.version_reply:
         session.note("version-differs", before=(model.version_reply or b"").hex(), now=reply.payload.hex())
 

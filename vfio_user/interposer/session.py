@@ -59,6 +59,9 @@ class ForwardedSession(BaseSession[Message, MessageHeader]):
         self.own = (OwnRequests(self.pending[0]), OwnRequests(self.pending[1]))
         self.migration: ServerMigration | None = None
         """How the server migrates, once it has been asked: see `migration.migration_of`."""
+        self.version_answered: Callable[[Message], object] = lambda reply: None
+        """Called with what a server answers to VERSION that takes another's place; its descriptors are there until it
+        returns."""
         self._watchers: list[SessionWatcher] = []
         self._access = {dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)}
         super().__init__(CODEC, loop, client, server, trace=trace, on_end=on_end)

@@ -30,6 +30,7 @@ from vfio_user.interposer.replay.script import Script, load_script
 from vfio_user.interposer.replay.steps import ScriptStep, is_doing, is_interrupt, is_servers_request, vector_of
 from vfio_user.interposer.trace import MessageRecord, Note, Raw
 from vfio_user.interposer.trace.registers import RegisterMap, registers_of
+from vfio_user.interposer.twin import place_of_twin
 from vfio_user.wire import MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
@@ -101,6 +102,19 @@ class Ended(Exception):
     """There is nobody any more to play to."""
 
 
+class _Twin:
+    """A second socket that the server asks on."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.framer = Framer(Message, max_message=MAX_FRAME)
+
+    def close(self) -> None:
+        """Let go of it, and of what has come and was not taken."""
+        self.framer.close()
+        self.stream.close()
+
+
 class Player:
     """One replay over one connection."""
 
@@ -127,6 +141,9 @@ class Player:
         self._dialect = script.dialect
         self._stream = stream
         self._framer = Framer(Message, max_message=MAX_FRAME, max_fds=1024)
+        self._version = script.dialect.number(Command.VERSION)
+        self._twins: dict[int, _Twin] = {}
+        """By descriptor: second sockets that the server asks on."""
         self._fate = fate
         self._patience = max(patience, start)
         self._once_it_speaks = patience
@@ -156,6 +173,8 @@ class Player:
     def __exit__(self, *_: object) -> None:
         self._stream.close()
         self._framer.close()
+        for twin in self._twins.values():
+            twin.close()
         close_all([*self._files.values(), *self._eventfds.values()])
 
     def play(self, timing: Timing = "fast") -> ReplayOutcome:
@@ -322,6 +341,8 @@ class Player:
         for fd, _ in self._poll.poll(seconds * 1000):
             if fd == self._stream.fileno():
                 self._receive_messages()
+            elif fd in self._twins:
+                self._receive_asked(self._twins[fd])
             else:
                 where = next(place for place, eventfd in self._eventfds.items() if eventfd == fd)
                 count = os.eventfd_read(fd)
@@ -343,6 +364,8 @@ class Player:
         self._framer.received(count, fds)
         try:
             for message in self._framer.messages():
+                if message.is_reply and message.command == self._version:
+                    self._take_twin(message)
                 close_all(message.fds)
                 if message.is_reply:
                     self._replied(message)
@@ -351,6 +374,34 @@ class Player:
         except ProtocolError as error:
             self._comparison.garbage(str(error))
             raise Ended from None
+
+    def _take_twin(self, reply: Message) -> None:
+        """Serve the second socket of a server that was offered one, as who recorded the trace did."""
+        place = place_of_twin(reply.payload)
+        if place is None or place >= len(reply.fds):
+            return
+        try:
+            stream = Stream(socket.socket(fileno=reply.fds[place]))
+        except OSError:
+            return  # it is no socket: whoever uses it will notice
+        del reply.fds[place]
+        self._twins[stream.fileno()] = _Twin(stream)
+        self._poll.register(stream.fileno(), select.POLLIN)
+
+    def _receive_asked(self, twin: _Twin) -> None:
+        """What the server asks on its second socket; that it is gone the first will say."""
+        try:
+            count, fds = twin.stream.receive(twin.framer.room())
+            twin.framer.received(count, fds)
+            for message in twin.framer.messages():
+                close_all(message.fds)
+                self._serve(message, twin.stream)
+        except (OSError, ProtocolError):
+            count = 0
+        if not count:
+            self._poll.unregister(twin.stream.fileno())
+            del self._twins[twin.stream.fileno()]
+            twin.close()
 
     def _replied(self, reply: Message) -> None:
         request = self._open.replied(reply.id)
@@ -364,8 +415,8 @@ class Player:
         if number not in self._given_up:
             self._comparison.reply(request, reply)
 
-    def _serve(self, request: Message) -> None:
-        """A request of the server's: the recorded one that it is, and the recorded answer."""
+    def _serve(self, request: Message, twin: Stream | None = None) -> None:
+        """A request of the server's: the recorded one that it is, and the recorded answer, where it was asked."""
         if request.command == self._dialect.number(Command.DMA_WRITE):
             self.outcome.dma_writes.append(request.payload)
         record = self._comparison.request(request)
@@ -378,7 +429,10 @@ class Player:
         answer = self._from_memory(request)
         if recorded is not None:
             answer = replace(recorded.message, id=request.id, command=request.command, fds=[])
-        self._send(answer.encode(), [])
+        if twin is None:
+            self._send(answer.encode(), [])
+        else:
+            twin.send(answer.encode())
         self._played.answered(answer, number)
 
     def _from_memory(self, request: Message) -> Message:

@@ -22,7 +22,10 @@ class MessageRecord(trace.TraceRecord[Message]):
 
 
 Entry = Header | MessageRecord | Raw | Note
-PROTOCOL = TracedProtocol(NAME, Message, HEADER_SIZE, MessageRecord)
+CHANNELS = ("", "twin")
+"""The connections of a session: the client's, and the second socket on which a server asks (`interposer.twin`)."""
+TWIN = CHANNELS.index("twin")
+PROTOCOL = TracedProtocol(NAME, Message, HEADER_SIZE, MessageRecord, CHANNELS)
 
 
 @dataclass

@@ -16,14 +16,14 @@ from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
 from userdev.trace.view import ShownProtocol
 from vfio_user.interposer.trace.decode import DecodedMessage, describe, name_of
-from vfio_user.interposer.trace.files import NAME, PROTOCOL
+from vfio_user.interposer.trace.files import CHANNELS, NAME, PROTOCOL
 from vfio_user.interposer.trace.reading import VfioReading
 from vfio_user.interposer.trace.registers import RegisterMap, is_named, registers_of
 from vfio_user.wire import DIALECTS, Command
 from vfio_user.wire.constants import IrqIndex, RegionIndex
 from vfio_user.wire.dialects import dialect_named
 
-PACKETS = PacketForm(NAME, b"VFUP", Path(__file__).parent.parent / "vfio_user.lua", tuple(DIALECTS))
+PACKETS = PacketForm(NAME, b"VFUP", Path(__file__).parent.parent / "vfio_user.lua", tuple(DIALECTS), CHANNELS)
 
 _DMA_COMMANDS = frozenset({"DMA_READ", "DMA_WRITE", "DMA_MAP", "DMA_UNMAP", "DIRTY_PAGES"})
 _INTERRUPT_COMMANDS = frozenset({"DEVICE_SET_IRQS", "DEVICE_GET_IRQ_INFO", "VM_INTERRUPT"})
