@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.chromium import Page, chromium
+from tests.pictures import READY as DRAWN
 from tests.test_page import HOSTILE, session
 from tests.traced import flag_at_work
 from vfio_user.page.axis import Kind
@@ -16,7 +17,6 @@ from vfio_user.page.document import write_page
 
 pytestmark = pytest.mark.network
 
-DRAWN = "document.documentElement.dataset.ready == 'yes' && document.documentElement.dataset.drawn > 0"
 PROBES = Path(__file__).with_name("on_a_page.js").read_text()
 TEXTS = ("text", "soft", "link")
 MOMENT = 1_795_932_999

@@ -3,7 +3,7 @@
 (async () => {
   const at = id => document.getElementById(id);
   const about = JSON.parse(at("about").textContent);
-  const NAMES = 240, ROW = 20, LABEL = 34, LISTED = 100, KEPT = 64, MOST_OPEN = 24;
+  const NAMES = 240, ROW = 20, LABEL = 34, LISTED = 100, KEPT = 64, MOST_OPEN = 24, HALF = 16;
   const NOISE = about.kinds.indexOf("noise"), REFUSED = about.kinds.indexOf("refused"), WRONG = about.kinds.indexOf("wrong");
   const MEANINGS = { noise: "harmless noise", said: "what was printed", read: "read", write: "write", message: "message",
     step: "step, program", event: "event, interrupt", refused: "refused", fault: "done on purpose", wrong: "wrong" };
@@ -129,7 +129,8 @@
     until = from + length;
     draw();
   }
-  const zoom = (factor, middle = (from + until) / 2) => look(middle - (middle - from) * factor, middle + (until - middle) * factor);
+  const centre = () => chosen >= 0 && when[chosen] >= from && when[chosen] <= until ? when[chosen] : (from + until) / 2;
+  const zoom = (factor, middle = centre()) => look(middle - (middle - from) * factor, middle + (until - middle) * factor);
   const move = part => look(from + (until - from) * part, until + (until - from) * part);
   const all = () => look(-whole * 0.005, whole * 1.005);
   function seconds(value, step = 0) { // with as many digits as a step of the axis deserves
@@ -258,7 +259,7 @@
     if (wide > 2) look(chart.posToVal(left, "x"), chart.posToVal(left + wide, "x"));
     chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
   }
-  const ticks = (chart, splits, axis, space, step) => splits.map(value => seconds(value, step));
+  const ticks = (chart, splits, axis, space, step) => splits.map(value => chart.valToPos(value, "x") < HALF ? "" : seconds(value, step));
   function chart(where, height, data, series, more) {
     where.replaceChildren();
     return new uPlot({

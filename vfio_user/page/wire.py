@@ -153,7 +153,9 @@ class _Wire:
                 "seen": _SIDES.get(exchange.view, ""),
             }
             kept = {name: value for name, value in details.items() if value not in ("", None)}
-            title = f"{place.title} {'= ' * bool(value) + short}"
+            side = f"<{kept['seen']}>" if "seen" in kept else ""
+            words = [place.title, f"= {value}" if value else "", short if short not in (value, place.command) else ""]
+            title = " ".join(filter(None, [*words, side]))
             known = self._accesses[key] = self._axis.said(title, kept, short), kind
         return known
 
@@ -198,9 +200,10 @@ class _Wire:
 
 
 _SIDES: Mapping[int, str] = {
-    View.RECEIVED: "only received, and not passed on so",
-    View.SENT: "only sent, by the interposer",
+    View.RECEIVED: "only received",
+    View.SENT: "only sent",
 }
+"""What did not pass as it was, by where the interposer saw it so."""
 
 
 def _outcome(exchange: Exchange, usual: Kind, short: str) -> tuple[Kind, str]:
