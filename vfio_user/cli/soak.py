@@ -143,7 +143,7 @@ def command(
         raise failure
     summary = told.write("all was done that was to be done")
     journaled.end(summary["verdict"])
-    click.echo(told.sentence(summary))
+    click.echo(told.sentence(summary), err=as_json)
     for place in [] if numbers else keep_soak(kept, journaled.failures, again, journaled.done.events, folder):
         click.echo(f"bundle: {place}", err=True)
     if not summary["ok"]:
