@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 from vfio_user import MsiX, PciDevice, PciIds, register, state
@@ -49,6 +50,10 @@ class Flag(PciDevice):
         if not _every(self.stale, self.reads):
             self.last = self.bits
         return self.last
+
+    @register(bar=0, offset=0x28, width=4)
+    def clock(self) -> int:
+        return time.monotonic_ns() & 0xFFFFFFFF
 
 
 def _every(seldom: int, count: int) -> bool:

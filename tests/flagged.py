@@ -10,7 +10,7 @@ from vfio_user.client import EventFd
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 from vfio_user.wire.constants import IrqIndex
 
-UP, DOWN, CAUSES = 0x60, 0x64, 0x24
+UP, DOWN, CAUSES, CLOCK = 0x60, 0x64, 0x24, 0x28
 REGISTERS = RegisterMap(
     NamedRegister(0, offset, name) for name, offset in (("up", UP), ("down", DOWN), ("causes", CAUSES))
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import PATIENCE
-from tests.flagged import CAUSES, DOWN, UP, flag, work
+from tests.flagged import CAUSES, CLOCK, DOWN, UP, flag, work
+from tests.interposer_bench import read, request, write
 from userdev.errors import UserError
 from vfio_user.cli import cli
 from vfio_user.interposer.replay import What, load_script
@@ -20,6 +22,7 @@ from vfio_user.interposer.replay import replay as replay_impatiently
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import is_interrupt, place_of
 from vfio_user.interposer.trace import MessageRecord
+from vfio_user.wire import CURRENT, Capabilities, Command, encode_version
 
 replay = partial(replay_impatiently, patience=PATIENCE)
 minimize = partial(minimize_impatiently, patience=PATIENCE)
@@ -41,6 +44,11 @@ def accesses(script: Script) -> list[int]:
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work(tmp_path_factory.mktemp("flag"), flag(), ROUNDS)
+
+
+def test_no_search_is_longer_than_was_allowed(trace: Path) -> None:
+    found = minimize(trace, STALE, seconds=0.0)
+    assert (found.ended, found.replays, found.confirmed) == ("time is up", 0, True)
 
 
 def test_a_write_stays_without_which_there_is_no_fault(trace: Path, tmp_path: Path) -> None:
@@ -114,11 +122,6 @@ def test_an_interrupted_search_keeps_the_best_so_far(trace: Path) -> None:
     assert not replay(found.script, flag("--lost 2"), patience=1.0).same
 
 
-def test_no_search_is_longer_than_was_allowed(trace: Path) -> None:
-    found = minimize(trace, STALE, seconds=0.0)
-    assert (found.ended, found.replays, found.confirmed) == ("time is up", 0, True)
-
-
 def test_what_goes_wrong_only_once_is_refused(trace: Path, tmp_path: Path) -> None:
     """Nothing can be learned by leaving out something of it."""
     once = tmp_path / "once.sh"
@@ -128,3 +131,29 @@ def test_what_goes_wrong_only_once_is_refused(trace: Path, tmp_path: Path) -> No
     once.chmod(0o755)
     with pytest.raises(UserError, match="not go wrong each time"):
         minimize(trace, f"{once} {{fd}}")
+
+
+def test_what_never_reads_the_same_is_no_fault(tmp_path: Path) -> None:
+    """The reference differs from itself in it; a recording alone cannot know that, so there it is said."""
+    script = Script.of(
+        [
+            request(Command.VERSION, encode_version(CURRENT, 0, Capabilities())),
+            read(0, CLOCK),
+            write(0, UP, b"\x5a\0\0\0"),
+            read(0, CAUSES),
+            write(0, DOWN, b"\x5a\0\0\0"),
+            read(0, CAUSES),
+        ]
+    )
+    found = minimize(script, flag("--stale 2"), against=flag())
+    assert accesses(found.script) == [UP, CAUSES, DOWN, CAUSES]
+    recorded = replay(script, flag()).played
+    with pytest.raises(UserError, match="not go wrong each time"):
+        minimize(recorded, flag())
+    with pytest.raises(UserError, match="as recorded"):
+        minimize(recorded, flag(), ignore=[f"BAR0:{CLOCK}"])
+
+
+def test_a_reference_that_fails_itself_is_refused(trace: Path) -> None:
+    with pytest.raises(UserError, match="reference"):
+        minimize(trace, STALE, against=f"{sys.executable} -c 'raise SystemExit(3)' {{fd}}")

@@ -13,7 +13,7 @@ from vfio_user.cli._durations import Duration
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
 from vfio_user.interposer.replay import Minimized, minimize
-from vfio_user.interposer.replay.minimize import BUDGET_SECONDS
+from vfio_user.interposer.replay.reducing import BUDGET_SECONDS
 
 _SAID_EVERY = 5.0
 """Seconds between two lines that say how far it is, where no terminal shows one that changes."""

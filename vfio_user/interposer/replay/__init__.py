@@ -9,9 +9,10 @@ A recorded bug becomes a test of a few lines::
 """
 
 from vfio_user.interposer.replay.ignoring import Ignored
-from vfio_user.interposer.replay.minimize import Minimized, minimize, reduce_script
+from vfio_user.interposer.replay.minimize import minimize
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.player import replay
+from vfio_user.interposer.replay.reducing import Minimized, reduce_script
 from vfio_user.interposer.replay.script import Script, load_script
 
 __all__ = [

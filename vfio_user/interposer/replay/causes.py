@@ -2,8 +2,8 @@
 
 Which of the client's requests others of it need the protocol says: an unmap needs its map, a trigger the set-up of its
 vector, migration data the state before. Which of them made the server do what it did by itself is written nowhere:
-DMA and interrupts are taken to be caused by the last request before them of the kind that was there most often before
-others of the same, a doorbell, say.
+DMA and interrupts are taken to be caused by the last request before them of the kind that was there before others of
+the same, and seldom elsewhere: a doorbell, say.
 """
 
 from __future__ import annotations
@@ -222,14 +222,17 @@ class _Attribution:
     def causes(self) -> dict[int, int]:
         """The cause of each thing that happened, as far as the client did anything before."""
         found: dict[int, int] = {}
+        total = Counter(place for _, place in self._doings)
         for happened in self._happened.values():
             often = Counter(place for _, begin, end in happened for place in {*self._places(begin, end)})
             cause = 0
             for number, begin, end in happened:
                 candidates = self._candidates(begin, end)
                 if candidates:
-                    most = max(often[place] for _, place in candidates)
-                    cause = [doing for doing, place in candidates if often[place] == most][-1]
+                    # in as many of these windows as can be, and seldom anywhere else
+                    score = {place: often[place] ** 2 / total[place] for _, place in candidates}
+                    most = max(score.values())
+                    cause = [doing for doing, place in candidates if score[place] == most][-1]
                 if cause:
                     found[number] = cause
         return found

@@ -14,7 +14,8 @@ from vfio_user.interposer.replay.steps import ScriptStep
 from vfio_user.interposer.trace import MessageRecord
 from vfio_user.wire import Command
 
-_GONE = frozenset({What.CLOSED, What.NO_REPLY})
+GONE = frozenset({What.CLOSED, What.NO_REPLY})
+"""The differences after which little or nothing is played."""
 _UNEXPECTED = frozenset({What.DMA_UNEXPECTED, What.INTERRUPT_UNEXPECTED, What.UNEXPECTED})
 
 
@@ -37,7 +38,7 @@ class Symptom:
     @property
     def compared(self) -> frozenset[int]:
         """What a replay has to compare to see it."""
-        return frozenset() if self.difference.what in _GONE else frozenset({self.record})
+        return frozenset() if self.difference.what in GONE else frozenset({self.record})
 
     def needed(self, script: Script) -> set[int]:
         """The client's requests without which it cannot show."""
@@ -64,7 +65,7 @@ class Symptom:
         """Whether a server that was played the same, a reference, did right where this one goes wrong."""
         alike = (self.difference.what, self.difference.evidence)
         return not any(
-            found.what in _GONE
+            found.what in GONE
             or (bool(found.record) and found.record == self.difference.record)
             or (found.what in _UNEXPECTED and (found.what, found.evidence) == alike)
             for found in outcome.differences
