@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from userdev.errors import UserError
 from vfio_user.cli.doctor import command
-from vfio_user.harness import accelerator, cache, doctor, qemu
+from vfio_user.harness import accelerator, cache, doctor, qemu, remedies
+from vfio_user.harness.debian import Progress
 from vfio_user.harness.doctor import Finding, Readiness, can_run, examine_machine
 from vfio_user.harness.qemu import PROGRAM
 
@@ -127,3 +128,76 @@ def test_programs_get_the_same_as_json() -> None:
     assert said["ok"] is (ran.exit_code == 0)
     assert [each["name"] for each in said["findings"]] == list(doctor.CHECKS)
     assert {"name", "state", "detail", "hint"} <= said["findings"][0].keys()
+
+
+class Cupboard:
+    """Remedies that put there what a machine lacks, or fail."""
+
+    def __init__(self, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken: list[str] = []
+        self._machine = machine
+        monkeypatch.setattr(
+            remedies, "REMEDIES", {"QEMU": self.qemu, "guest image": self.image, "debugger": self.nothing}
+        )
+
+    def qemu(self, progress: Progress) -> str:
+        progress("fetching")
+        self.taken.append("QEMU")
+        answers_like_qemu(self._machine / PROGRAM, "11.1.3")
+        return "installed a QEMU"
+
+    def image(self, progress: Progress) -> str:
+        raise UserError("the archive is not reached")
+
+    def nothing(self, progress: Progress) -> str:
+        return ""
+
+
+@pytest.fixture
+def cupboard(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Cupboard:
+    return Cupboard(machine, monkeypatch)
+
+
+@pytest.mark.usefixtures("with_apt")
+def test_what_can_be_fixed_is_and_each_says_what_was_done(cupboard: Cupboard) -> None:
+    before = run_doctor()
+    assert cupboard.taken == [], "without --fix nothing is done"
+    assert "installed" not in before.output
+    document = json.loads(run_doctor("--fix", "--json").stdout)
+    found = {finding["name"]: finding for finding in document["findings"]}
+    assert (found["QEMU"]["state"], found["QEMU"]["done"]) == ("good", "installed a QEMU")
+    assert (found["guest image"]["state"], found["guest image"]["failure"]) == ("later", "the archive is not reached")
+    assert found["debugger"]["done"] == ""
+    assert run_doctor("--fix").exit_code == 0
+    assert cupboard.taken == ["QEMU"], "what is good is left alone"
+
+
+@pytest.mark.usefixtures("with_apt")
+def test_what_nobody_but_its_owner_can_fix_is_said_at_the_end(
+    cupboard: Cupboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(doctor.CHECKS, "memory", lambda: (Readiness.BAD, "0.1 GB", "end other programs"))
+    done = run_doctor("--fix")
+    assert done.exit_code == 2
+    assert "end other programs" in done.stdout.partition("left for you")[2]
+
+
+def test_a_quiet_doctor_says_nothing_of_what_is_well() -> None:
+    loud, quiet = run_doctor(), run_doctor("--quiet")
+    assert "python" in loud.output
+    assert "python" not in quiet.output
+    assert "QEMU" in quiet.output
+    assert loud.exit_code == quiet.exit_code == 2
+
+
+def test_a_disk_that_is_full_is_rid_of_what_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / "cache" / "checkpoints" / name
+        folder.mkdir(parents=True)
+        (folder / "memory").write_bytes(bytes(4096))
+    (tmp_path / "cache" / "images").mkdir()
+    monkeypatch.setitem(doctor.CHECKS, "disk", lambda: (Readiness.BAD, "full", "make room"))
+    treated = {each.finding.name: each for each in remedies.treat()}
+    assert "2 checkpoints" in treated["disk"].done
+    assert [path.name for path in (tmp_path / "cache" / "checkpoints").iterdir()] == []
+    assert (tmp_path / "cache" / "images").is_dir(), "what takes long to make is left"

@@ -101,6 +101,12 @@ class Checkpoint:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def checkpoints() -> list[Checkpoint]:
+    """All of the cache."""
+    folder = cache_dir() / "checkpoints"
+    return [Checkpoint(path.name) for path in sorted(folder.glob("[!.]*"))]
+
+
 def _host_processor() -> str:
     """What `-cpu host` shows a guest: a checkpoint does not move to another processor."""
     with suppress(OSError):

@@ -5,6 +5,7 @@ One row of `CHECKS` per question. Whatever a check runs into becomes its finding
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import shutil
@@ -57,13 +58,17 @@ Examination = tuple[Readiness, str] | tuple[Readiness, str, str]
 
 def examine_machine() -> Iterator[Finding]:
     """Answer every question, one after the other; none takes more than some seconds."""
-    for name, check in CHECKS.items():
-        try:
-            yield Finding(name, *check())
-        except UserError as error:
-            yield Finding(name, Readiness.BAD, str(error), error.hint)
-        except Exception as error:
-            yield Finding(name, Readiness.BAD, f"the check itself failed: {type(error).__name__}: {error}")
+    return map(examine, CHECKS)
+
+
+def examine(name: str) -> Finding:
+    """Answer the question of this name."""
+    try:
+        return Finding(name, *CHECKS[name]())
+    except UserError as error:
+        return Finding(name, Readiness.BAD, str(error), error.hint)
+    except Exception as error:
+        return Finding(name, Readiness.BAD, f"the check itself failed: {type(error).__name__}: {error}")
 
 
 def can_run(findings: list[Finding]) -> bool:
@@ -138,7 +143,8 @@ def check_accelerator() -> Examination:
     if not KVM.exists():
         return Readiness.GOOD, f"TCG: there is no {KVM}"
     if not os.access(KVM, os.R_OK | os.W_OK):
-        return Readiness.ABSENT, f"TCG: {KVM} is there, but you may not use it", "join the group kvm for faster guests"
+        hint = f"for faster guests: sudo usermod --append --groups kvm {getpass.getuser()}, and log in again"
+        return Readiness.ABSENT, f"TCG: {KVM} is there, but you may not use it", hint
     try:
         qemu = find_qemu()
     except UserError:
@@ -165,7 +171,7 @@ def check_namespaces() -> Examination:
     ran = _run(["unshare", *needs_user, "--net", "true"])
     if ran is None or ran.returncode != 0:
         why = ran.stderr.strip() if ran else "there is no unshare"
-        hint = "sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces, or be root"
+        hint = "sudo sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000, or be root"
         return Readiness.ABSENT, f"no network namespaces, so no migration between hosts: {why}", hint
     return Readiness.GOOD, "network namespaces can be made" + (", as root" if not needs_user else " by a user")
 
