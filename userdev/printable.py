@@ -26,11 +26,12 @@ class Printable:
     """A text stream that shows control characters rather than do what they say; colours pass."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.bare = stream
+        """What it writes to: for who draws on a terminal, and shows what others say by `printable`."""
 
     def write(self, text: str) -> int:
         """Write a text as people may see it."""
-        return self._stream.write(_UNPRINTABLE_BUT_COLOURS.sub(_or_colour, text.replace("\r\n", "\n")))
+        return self.bare.write(_UNPRINTABLE_BUT_COLOURS.sub(_or_colour, text.replace("\r\n", "\n")))
 
     def writelines(self, lines: Any) -> None:
         """Write texts as people may see them."""
@@ -38,7 +39,7 @@ class Printable:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.bare, name)
 
 
 def _or_colour(found: re.Match[str]) -> str:

@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from userdev.printable import printable
+from vfio_user.cli._console import drawing_console
 from vfio_user.soak.failed import Failed
 from vfio_user.soak.journal import Journal
 from vfio_user.soak.order import Happening
@@ -29,7 +30,7 @@ class Teller:
         self._journal, self._until = journal, until
         self._quiet, self._as_json = quiet, as_json
         self._worst = max((line["downtime"] for line in journal.events if line.get("downtime")), default=0.0)
-        console = Console(stderr=True)
+        console = drawing_console(err=True)
         live = console.is_terminal and not quiet and not as_json
         self._progress = Progress(BarColumn(20), TextColumn("{task.description}"), console=console, disable=not live)
         self._is_live = live
@@ -81,14 +82,14 @@ class Teller:
     def say(self, text: str, *, anyway: bool = False) -> None:
         """A line on stderr; `anyway`: also where only failures are told."""
         if anyway or not self._quiet:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, now: str) -> None:
         if self._is_live:
             done, run = self._journal.done, self._journal.run_seconds
             last = self._journal.events[-1] if self._journal.events else {}
             text = status_line(done, last, self._worst, self._until.left(done, run), now)
-            self._progress.update(self._task, completed=self._until.part(done, run), description=text)
+            self._progress.update(self._task, completed=self._until.part(done, run), description=printable(text))
 
 
 def status_line(done: Done, last: Mapping[str, Any], worst: float, left: float | None, now: str) -> str:

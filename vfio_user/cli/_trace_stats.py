@@ -97,10 +97,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _watch(counted: Stats, interval: float, most: int | None) -> None:
     """Show the report as a table that is drawn anew, until Ctrl-C."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    from vfio_user.cli._console import drawing_console
+
+    console = drawing_console()
     live = Live(console=console, auto_refresh=False, screen=console.is_terminal, vertical_overflow="crop")
     try:
         with live:

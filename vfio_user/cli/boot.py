@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
+from vfio_user.cli._progress import Waiting
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import (
@@ -60,10 +61,13 @@ def command(
     if print_command:
         _print_command(wanted, image, qemu, hardware, root_bus=root_bus)
         return
-    with interruptible(), Lab("boot", qemu=qemu, interpose=faults or interpose, progress=_say) as lab:
-        guest = lab.boot(
-            devices=wanted, image=image, fresh=fresh, trace=trace, monitor=True, root_bus=root_bus, **hardware
-        )
+    waiting = Waiting()
+    with interruptible(), Lab("boot", qemu=qemu, interpose=faults or interpose, progress=waiting.tell) as lab:
+        lab.timeline.begun = waiting.step
+        with waiting:
+            guest = lab.boot(
+                devices=wanted, image=image, fresh=fresh, trace=trace, monitor=True, root_bus=root_bus, **hardware
+            )
         _say(_directions(lab, guest))
         if not attach(guest):
             _say("\r\nthe machine has ended\r")

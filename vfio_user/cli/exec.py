@@ -13,6 +13,7 @@ from userdev.errors import UserError
 from vfio_user.cli._completion import complete_images
 from vfio_user.cli._errors import explain
 from vfio_user.cli._hardware import devices_option, guest_hardware
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.guest import OUTPUT_LIMIT, Command, Result
@@ -58,7 +59,7 @@ class _WithCommand(click.Command):
 @click.option("--stdin", "with_stdin", is_flag=True, help="Give COMMAND the standard input, once that has ended.")
 @click.option("--timeout", type=click.FloatRange(min=0.001), help=f"Seconds until it is ended, with status {TOO_LONG}.")
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
-@click.option("--quiet", is_flag=True, help="Say nothing beside what COMMAND says.")
+@quiet_option("Say nothing beside what COMMAND says.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, stdout, stderr, seconds.")
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> None:
@@ -107,11 +108,11 @@ def _run(
     if not command:
         raise UserError("there is no command to run", hint="put it behind --: vfio-user exec --device edu -- lspci")
     stdin = sys.stdin.buffer.read() if with_stdin else None
-    with (
-        interruptible(),
-        Lab("exec", qemu=qemu, progress=lambda text: None if quiet else click.echo(text, err=True)) as lab,
-    ):
+    waiting = Waiting(quiet=quiet)
+    with waiting, interruptible(), Lab("exec", qemu=qemu, progress=waiting.tell) as lab:
+        lab.timeline.begun = waiting.step
         guest = lab.boot(devices=devices, image=image, fresh=fresh, root_bus=root_bus, **hardware)
+        waiting.step("the command runs")
         result = _result(guest, command, stdin, timeout)
     if as_json:
         click.echo(json.dumps(_document(result)))

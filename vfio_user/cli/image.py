@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from vfio_user.cli._completion import complete_images
+from vfio_user.cli._console import drawing_console
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.image import GuestImage, ImageStatus, build_image, list_images
 
 
@@ -20,12 +21,14 @@ def command() -> None:
 @command.command()
 @click.argument("name", shell_complete=complete_images)
 @click.option("--json", "as_json", is_flag=True, help="Print the image as one JSON object.")
-def build(name: str, as_json: bool) -> None:
+@quiet_option()
+def build(name: str, as_json: bool, quiet: bool) -> None:
     """Build the image NAME from the newest packages of Debian's archive; NAME may be a recipe's file, .yaml.
 
     Nothing is built when there is one already of these packages, this recipe and these programs.
     """
-    image = build_image(name, progress=lambda message: click.echo(message, err=True))
+    with Waiting(quiet=quiet) as waiting:
+        image = build_image(name, progress=waiting.tell)
     fields = _fields(image)
     if as_json:
         click.echo(json.dumps(fields, indent=2))
@@ -46,7 +49,7 @@ def list_(as_json: bool) -> None:
     for status in images:
         built = status.image.digest[:12] if status.image else "no"
         table.add_row(status.name, built, f"{status.size / 1e6:.0f}" if status.image else "", status.description)
-    Console().print(table)
+    drawing_console().print(table)
 
 
 def _fields(image: GuestImage) -> dict[str, str]:

@@ -12,6 +12,7 @@ from userdev.errors import VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.cell import Cell
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.exercises import Exercise
@@ -59,6 +60,7 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
 @click.option("--after", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds to work on there.")
 @click.option("--trace", is_flag=True, help="Record every message on both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option("Say nothing but what was lost.")
 @bundled("migrate")
 def command(
     devices: tuple[str, ...],
@@ -79,6 +81,7 @@ def command(
     after: float,
     trace: bool,
     as_json: bool,
+    quiet: bool,
     kept: Keeping,
 ) -> None:
     """Migrate a guest with its devices to another host while it works, and verify it from inside.
@@ -90,12 +93,15 @@ def command(
     plan = Plan(tuning, Limits(total=limit), file)
     kinds = (workloads + len(devices) * (NONE,))[: len(devices)] if workloads else len(devices) * (None,)
     assignments = [Assignment.of(device, kind, interrupts) for device, kind in zip(devices, kinds, strict=True)]
+    waiting = Waiting(quiet=quiet)
     with (
         interruptible(),
         two_hosts(hosts) as pair,
-        Lab("migrate", qemu=qemu, cell=Cell(trace=kept.is_wanted), progress=_say) as lab,
+        Lab("migrate", qemu=qemu, cell=Cell(trace=kept.is_wanted), progress=waiting.tell) as lab,
+        waiting,
     ):
         kept.folder = lab.folder
+        lab.timeline.begun = waiting.step
         guest = lab.boot(
             devices=[each.device for each in assignments],
             image=image or image_for(assignments),
@@ -118,7 +124,9 @@ def command(
         for work in done:
             judge(report, work)
         report.write(lab.folder)
-        _print(report, done, str(lab.folder), as_json=as_json)
+        waiting.end()
+        if as_json or not quiet:
+            _print(report, done, str(lab.folder), as_json=as_json)
         for check in report.checks:
             kept.looked_at(check.what, ok=check.ok, seen="" if check.ok else check.detail)
         if not report.ok:
@@ -149,7 +157,3 @@ def _amount(size: int) -> str:
     if not size:
         return ""
     return f"{size} B" if size < 1024 else f"{size / 1024:.1f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

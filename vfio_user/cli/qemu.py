@@ -10,7 +10,8 @@ import click
 from userdev.errors import UserError
 from vfio_user.cli._completion import complete_qemus
 from vfio_user.cli._hardware import qemu_option
-from vfio_user.harness.qemu import find_qemu, install_qemu, installed_qemu, manifest
+from vfio_user.cli._progress import Waiting, quiet_option
+from vfio_user.harness.qemu import Qemu, find_qemu, install_qemu, installed_qemu, manifest
 
 
 @click.group()
@@ -20,10 +21,13 @@ def command() -> None:
 
 @command.command()
 @click.argument("name", default="default", shell_complete=complete_qemus)
-def install(name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@quiet_option()
+def install(name: str, as_json: bool, quiet: bool) -> None:
     """Download a QEMU into the cache, or bring it up to date; the system is not touched."""
-    qemu = install_qemu(name, progress=lambda message: click.echo(message, err=True))
-    click.echo(f"{name}: {qemu.version_text}")
+    with Waiting(quiet=quiet) as waiting:
+        found = install_qemu(name, progress=waiting.tell)
+    click.echo(json.dumps({"name": name, **_about(found)}, indent=2) if as_json else f"{name}: {found.version_text}")
 
 
 @command.command("list")
@@ -54,8 +58,12 @@ def which(qemu: str | None, as_json: bool) -> None:
     """Print how to run the QEMU that would be used: as words for a shell."""
     found = find_qemu(qemu)
     if as_json:
-        about = {"argv": found.argv, "version": found.version.release, "version_text": found.version_text}
-        click.echo(json.dumps({**about, "origin": found.origin, "digest": found.digest}, indent=2))
+        click.echo(json.dumps(_about(found), indent=2))
         return
     click.echo(f"{found.version_text}, from the {found.origin}", err=True)
     click.echo(shlex.join(found.argv))
+
+
+def _about(qemu: Qemu) -> dict[str, object]:
+    about = {"argv": qemu.argv, "version": qemu.version.release, "version_text": qemu.version_text}
+    return {**about, "origin": qemu.origin, "digest": qemu.digest}

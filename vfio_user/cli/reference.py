@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.libvfio_user import DIALECT, PROGRAMS, reference_program
 
 
 @click.command(epilog=f"They speak the dialect {DIALECT}: name it where a command takes --dialect.")
 @click.argument("program", type=click.Choice(list(PROGRAMS)), default="server")
-def command(program: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: program, path, dialect.")
+@quiet_option()
+def command(program: str, as_json: bool, quiet: bool) -> None:
     """Print the path of one of libvfio-user's sample programs, built from Debian's source when it is not there yet.
 
     \b
@@ -18,4 +23,7 @@ def command(program: str) -> None:
       vfio-user interpose --listen /tmp/front --server-command "$(vfio-user reference gpio-pci-idio-16) {socket}"
       vfio-user boot --device "$(vfio-user reference gpio-pci-idio-16) {socket} [x-pci-class-code=0x088000]"
     """
-    click.echo(reference_program(program, progress=lambda message: click.echo(message, err=True)))
+    with Waiting(quiet=quiet) as waiting:
+        path = reference_program(program, progress=waiting.tell)
+    about = {"program": program, "path": str(path), "dialect": DIALECT}
+    click.echo(json.dumps(about, indent=2) if as_json else path)

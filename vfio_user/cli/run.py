@@ -13,6 +13,7 @@ from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._hardware import device_option, guest_hardware, image_option
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
@@ -41,6 +42,7 @@ from vfio_user.harness.lab import Lab
 )
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@quiet_option("Say nothing but what was wrong.")
 @click.option("--keep", is_flag=True, help="Keep the guest running afterwards, until Ctrl-C.")
 @click.option(
     "--capture-dma/--no-capture-dma",
@@ -59,6 +61,7 @@ def command(
     faults: Path | None,
     fresh: bool,
     as_json: bool,
+    quiet: bool,
     keep: bool,
     capture_dma: bool | None,
     kept: Keeping,
@@ -71,24 +74,27 @@ def command(
     wanted = Device.parse(server or device)
     if wanted.served and not wanted.options:
         wanted = replace(wanted, options=program.options)
-    printer = _Quiet() if as_json else _Printer()
+    printer = _Quiet() if as_json or quiet else _Printer()
     if capture_dma is None:
         capture_dma = kept.is_wanted and wanted.served in VFIO_USER.devices()
     interposed = (
         Interposition(faults, capture_dma=capture_dma) if capture_dma else faults or interpose or kept.is_wanted
     )
     done: list[tuple[Part, Exercise]] = []
-    with interruptible(), Lab("run", qemu=qemu, interpose=interposed, progress=printer.progress) as lab:
+    waiting = Waiting(quiet=quiet)
+    with interruptible(), Lab("run", qemu=qemu, interpose=interposed, progress=waiting.tell) as lab:
         kept.folder = lab.folder
-        guest = lab.boot(
-            wanted,
-            image=image or program.image,
-            trace=True,
-            monitor=keep,
-            fresh=fresh,
-            root_bus=root_bus,
-            **hardware,
-        )
+        lab.timeline.begun = waiting.step
+        with waiting:
+            guest = lab.boot(
+                wanted,
+                image=image or program.image,
+                trace=True,
+                monitor=keep,
+                fresh=fresh,
+                root_bus=root_bus,
+                **hardware,
+            )
         printer.machine(lab, guest)
         for part in program.parts:
             with lab.timeline.step(f"the guest: {program.name} {' '.join(part.arguments)}"):
@@ -122,10 +128,7 @@ def command(
 
 
 class _Quiet:
-    """Says on stderr what takes long, and nothing else."""
-
-    def progress(self, message: str) -> None:
-        click.echo(message, err=True)
+    """Says nothing."""
 
     def machine(self, lab: Lab, guest: BootedGuest) -> None:
         pass

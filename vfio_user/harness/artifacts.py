@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -88,6 +88,8 @@ class Timeline:
     def __init__(self) -> None:
         self._origin = time.monotonic()
         self.steps: list[Step] = []
+        self.begun: Callable[[str], None] = lambda what: None
+        """Called with what each step is, when it begins."""
 
     @property
     def now(self) -> float:
@@ -98,6 +100,7 @@ class Timeline:
     def step(self, what: str) -> Iterator[None]:
         """Record what is done in the block, and how it failed if it did."""
         began, error, when = self.now, "", time.time()
+        self.begun(what)
         try:
             yield
         except BaseException as caught:

@@ -1,0 +1,84 @@
+"""What takes long is told as it goes on: drawn on a terminal, a line for each elsewhere, and nothing if not wanted."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from vfio_user.cli._progress import Waiting
+
+TOLD = """
+import sys
+from typing import cast
+from userdev.printable import Printable
+sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr)
+from vfio_user.cli._progress import Waiting
+with Waiting(quiet=%s) as waiting:
+    waiting.tell("fetching \\x1b]0;a title\\x07")
+    waiting.step("restore the guest")
+print("done")
+"""
+
+
+def on_a_terminal(code: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a program shows on a terminal of its own."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, **(environment or {})},
+    ):
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 1 << 16):
+                shown += data
+        except OSError:  # the last one has left the terminal
+            pass
+    os.close(ours)
+    return shown.decode()
+
+
+def test_on_a_terminal_it_is_a_line_that_is_gone_behind_it() -> None:
+    shown = on_a_terminal(TOLD % False)
+    assert "restore the guest" in shown
+    assert "\x1b[2K" in shown, "drawn, and not written out"
+    assert shown.endswith("done\r\n")
+    assert "\x1b]0;" not in shown, "what others say moves nothing"
+
+
+def test_nothing_is_coloured_for_who_wants_no_colours() -> None:
+    assert "\x1b[32m" in on_a_terminal(TOLD % False)
+    assert "\x1b[32m" not in on_a_terminal(TOLD % False, {"NO_COLOR": "1"})
+
+
+def test_a_quiet_one_shows_nothing_on_a_terminal() -> None:
+    assert on_a_terminal(TOLD % True) == "done\r\n"
+
+
+@pytest.mark.parametrize(("quiet", "told"), [(False, "fetching\n"), (True, "")])
+def test_elsewhere_preparations_are_lines_and_steps_are_none(
+    capsys: pytest.CaptureFixture[str], quiet: bool, told: str
+) -> None:
+    with Waiting(quiet=quiet) as waiting:
+        waiting.tell("fetching")
+        waiting.step("restore the guest")
+    assert capsys.readouterr() == ("", told)
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+def test_commands_have_colours_on_a_terminal_unless_they_are_not_wanted(
+    variable: dict[str, str], coloured: bool
+) -> None:
+    shown = on_a_terminal(
+        "import sys; sys.argv = ['vfio-user', 'known-issues']; from vfio_user.cli import main; main()",
+        {"NO_COLOR": "", **variable},
+    )
+    assert ("\x1b[3" in shown) is coloured
