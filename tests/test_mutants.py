@@ -13,13 +13,13 @@ from types import ModuleType
 import pytest
 
 from tests.mutants import judging
-from tests.mutants.grafting import Functions
 from tests.mutants.judging import Fate, Journal, Judge, in_order
 from tests.mutants.mutant import Mutant
 from tests.mutants.rooms import ROOMS, files
-from tests.mutants.warm import UNPLANTED, noticed_by
 from tests.seeded_bugs.forking import SKIPPED, Run, Task
+from tests.seeded_bugs.grafting import Functions, in_functions
 from tests.seeded_bugs.planting import PlantingError
+from tests.seeded_bugs.warm import UNPLANTED, noticed_by
 
 SECONDS = {"a.py::slow": 4.0, "a.py::quick": 0.1, "b.py::one": 0.5, "b.py::two": 0.4, "c.py::one": 9.0}
 
@@ -202,6 +202,25 @@ def test_what_has_been_imported_gets_the_code_of_a_mutant(
     assert (thing.size(), thing.name, two_more(1), module.adder(2)(2)) == (3, "a thing", 3, 4)
     Functions().change(Changed(Path(module.__file__), old, new), "")
     assert (thing.size(), thing.name, two_more(1), module.adder(2)(2)) == seen
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_so"),
+    [
+        ("number + other", "number - other", True),
+        ("lambda: 2", "lambda: 7", True),
+        ("    def size(self):\n", "    def size(self):\n        self.looked = True\n", True),
+        ("lambda: 1, ", "", False),
+        ("def size(self)", "def size(self, unit=1)", False),
+        ("    @property\n", "", False),
+        ("adder(2)", "adder(3)", False),
+    ],
+)
+def test_what_a_module_computes_when_it_is_imported_is_no_body_of_a_function(
+    tmp_path: Path, old: str, new: str, is_so: bool
+) -> None:
+    (tmp_path / "module.py").write_text(MODULE)
+    assert in_functions(Changed(tmp_path / "module.py", old, new)) is is_so
 
 
 @pytest.mark.parametrize(("old", "new"), [("number + other", "other"), ("TWO_MORE = adder(2)", "TWO_MORE = None")])

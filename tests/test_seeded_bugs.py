@@ -100,10 +100,25 @@ import json, sys
 from dataclasses import replace
 from tests.seeded_bugs.catalogue import load
 from tests.seeded_bugs.detection import detect
-(finding,) = detect([replace(load()["edu-factorial-not-cut"], **json.loads(sys.argv[1]))], jobs=1)
-print(finding.verdict.name)
+bug = replace(load()["edu-factorial-not-cut"], **json.loads(sys.argv[1]))
+detect([bug], lambda finding: print(finding.verdict.name), jobs=1)
 """
 """In a process of its own, as by `scripts/detect`: here, other tests have imported the modules to be changed."""
+
+
+AT_IMPORT = {
+    "old": "IDENTIFICATION = 0x010000ED",
+    "new": "IDENTIFICATION = 0x010000EE",
+    "test": "tests/test_device_edu.py::test_identification_and_liveness",
+}
+"""In no function."""
+RUN_AT_IMPORT = {
+    "file": "userdev/layout.py",
+    "old": "self.size = self.struct.size",
+    "new": "self.size = self.struct.size + 1",
+    "test": "tests/test_wire_layouts.py::test_an_entry_of_write_multi_is_24_bytes_with_its_data_last",
+}
+"""In a function that has done its work once modules are imported: what is imported cannot tell."""
 
 
 @pytest.mark.parametrize(
@@ -113,6 +128,8 @@ print(finding.verdict.name)
         ({"test": "tests/test_device_edu.py::test_identification_and_liveness"}, Verdict.MISSED),
         ({"test": "tests/test_device_edu.py::test_that_is_not_there"}, Verdict.FAILS_ANYWAY),
         ({"old": "lines that are not there"}, Verdict.BROKEN),
+        (AT_IMPORT, Verdict.CAUGHT),
+        (RUN_AT_IMPORT, Verdict.CAUGHT),
     ],
 )
 def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not(change: dict[str, str], verdict: Verdict) -> None:

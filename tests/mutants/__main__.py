@@ -15,8 +15,12 @@ from tests.mutants.mutant import Mutant
 from tests.mutants.reach import Measured, measure
 from tests.mutants.rooms import ROOMS
 from tests.mutants.sampling import sample
-from tests.mutants.warm import with_collected_tests
 from tests.seeded_bugs.planting import ROOT
+from tests.seeded_bugs.warm import with_collected_tests
+
+PATIENCE_SECONDS = 5.0
+PATIENCE_FACTOR = 20
+"""A test may take this much longer than it did when it was measured."""
 
 
 @click.command()
@@ -48,7 +52,10 @@ def main(
         folder = results / f"seed-{seed}"
         scores.extend(_judged(room, sample(room, seed, count), reach, folder, jobs) for room in rooms or ROOMS)
 
-    with_collected_tests(sorted(reach.files), reach.seconds, work)
+    def limit(test: str) -> float:
+        return PATIENCE_SECONDS + PATIENCE_FACTOR * reach.seconds.get(test, 0.0)
+
+    with_collected_tests(sorted(reach.files), limit, work)
     click.echo(f"\nseed {seed}\n" + "\n".join(scores))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.mutants.mutant import Mutant
-from tests.mutants.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noticed_by
 from tests.seeded_bugs.forking import SKIPPED, Run, Task, run_all
+from tests.seeded_bugs.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noticed_by
 
 FIRST_SECONDS = 40.0
 """Of tests in a mutant's first run, as they were measured: few need another, which waits until all have had theirs."""

@@ -38,10 +38,13 @@ def main(quick: bool, only: tuple[str, ...], jobs: int, list_only: bool) -> None
         return
     began = time.monotonic()
     findings: list[Finding] = []
-    for finding in detect(chosen, jobs=jobs):
+
+    def tell(finding: Finding) -> None:
         findings.append(finding)
         bug = finding.bug
         click.echo(f"{finding.verdict:12}  {bug.id:{width}}  {finding.seconds:5.1f} s  {bug.test}")
+
+    detect(chosen, tell, jobs=jobs)
     caught = [finding for finding in findings if finding.verdict is Verdict.CAUGHT]
     for finding in findings:
         if finding not in caught:

@@ -1,5 +1,8 @@
 """Runs the named test with each bug in, and says which bugs were noticed.
 
+Nearly all are in bodies of functions, and are put into forks of one process that has collected all tests (`warm`); the
+others, and what was missed so, are in a process that imports the module with the bug.
+
 A bug counts as caught when its test passes without it and fails with it. A test that cannot even be collected with the
 bug in, or a run that ends otherwise, catches nothing: such a bug shows no more than that Python imports.
 """
@@ -16,8 +19,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.seeded_bugs.catalogue import Bug, CatalogueError
-from tests.seeded_bugs.forking import SKIPPED, Run, Task, run_all
+from tests.seeded_bugs.forking import SKIPPED, TEST_SECONDS, Run, Task, run_all
+from tests.seeded_bugs.grafting import in_functions
 from tests.seeded_bugs.planting import ROOT, environment
+from tests.seeded_bugs.warm import ColdFork, WarmFork, with_collected_tests
 
 PASSED, FAILED = 0, 1
 """Exit statuses of pytest and of `vfio-user test-e2e`; any other says that the run itself went wrong."""
@@ -54,18 +59,31 @@ class Finding:
     """The output of a run that went otherwise than it must."""
 
 
-def detect(bugs: Iterable[Bug], *, jobs: int) -> Iterator[Finding]:
-    """Findings as they come, at most `jobs` tests at once; those with guests after the others, one at a time."""
+def detect(bugs: Iterable[Bug], tell: Callable[[Finding], object], *, jobs: int) -> None:
+    """Tell of each finding as it comes, at most `jobs` tests at once; those with guests last, one at a time.
+
+    This process has imported the tests and what they test then.
+    """
     usable: list[Bug] = []
     for bug in bugs:
         try:
             _ = bug.planted
         except (CatalogueError, OSError) as error:
-            yield Finding(bug, Verdict.BROKEN, evidence=str(error))
+            tell(Finding(bug, Verdict.BROKEN, evidence=str(error)))
         else:
             usable.append(bug)
-    yield from _examine([bug for bug in usable if not bug.guest], run_all, jobs)
-    yield from _examine([bug for bug in usable if bug.guest], _run_guests, 1)
+    quick = [bug for bug in usable if not bug.guest]
+    warm = [bug for bug in quick if in_functions(bug)]
+
+    def examine(chosen: list[Bug], run: Runner, jobs: int) -> None:
+        for finding in _examine(chosen, run, jobs):
+            tell(finding)
+
+    examine([bug for bug in quick if bug not in warm], run_all, jobs)  # while nothing of ours is imported here
+    if warm:
+        files = sorted({bug.test.partition("::")[0] for bug in warm})
+        with_collected_tests(files, lambda _: TEST_SECONDS, lambda: examine(warm, _run_warm, jobs))
+    examine([bug for bug in usable if bug.guest], _run_guests, 1)
 
 
 def _examine(bugs: list[Bug], run: Runner, jobs: int) -> Iterator[Finding]:
@@ -89,6 +107,17 @@ def _judge(healthy: Run | None, bugged: Run | None, bug: Bug) -> Finding:
         return Finding(bug, Verdict.FAILS_ANYWAY, healthy.seconds, healthy.output)
     verdict = _VERDICTS.get(bugged.status, Verdict.BROKEN)
     return Finding(bug, verdict, bugged.seconds, "" if verdict is Verdict.CAUGHT else bugged.output)
+
+
+def _run_warm(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
+    """Run tests with bugs in what is imported; what was missed so once more, with the bug from the beginning."""
+    missed = []
+    for run in run_all(tasks, jobs, kind=WarmFork):
+        if run.task.bug is None or run.status in (FAILED, SKIPPED):
+            yield run
+        else:
+            missed.append(run.task)
+    yield from run_all(missed, jobs, kind=ColdFork)
 
 
 def _run_guests(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:

@@ -1,11 +1,13 @@
-"""Puts a mutant into a module that has been imported: its functions get the code that the changed text has for them.
+"""Puts a change into a module that has been imported: its functions get the code that the changed text has for them.
 
-What was computed while the module was imported stays as it was: `reach` knows which lines were run then.
+What was computed while the module was imported stays as it was.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from tests.seeded_bugs.planting import Change, PlantingError, plant
 
 
 class Functions:
-    """The functions of this process by their files: found once, before mutants are put into forks.
+    """The functions of this process by their files: found once, before changes are put into forks.
 
     Those that are hidden from the collector of garbage (`gc.freeze`) are not found.
     """
@@ -54,6 +56,20 @@ class Functions:
             raise PlantingError(f"{change.module}: no function has the code that would change")
 
 
+def in_functions(change: Change) -> bool:
+    """Whether a change is in bodies of functions alone."""
+    path = str(change.path)
+    pairs = _pairs(_compiled(change.path.read_text(), path), _compiled(change.planted, path))
+    return all(old.co_flags & inspect.CO_OPTIMIZED or _own(old) == _own(new) for old, new in pairs)
+
+
+def _own(code: CodeType) -> list[object]:
+    """A body, but for what is within the bodies of its functions and classes."""
+    constants = [const.co_name if isinstance(const, CodeType) else const for const in code.co_consts]
+    return [code.co_code, code.co_names, *map(repr, constants)]
+
+
+@functools.cache  # what is changed in a fork was looked at before
 def _compiled(text: str, path: str) -> CodeType:
     code: CodeType = compile(text, path, "exec", dont_inherit=True)
     return code

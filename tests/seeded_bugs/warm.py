@@ -1,6 +1,6 @@
-"""A pytest that has collected every test once, and runs some of them in forks with a mutant in.
+"""A pytest that has collected every test once, and runs some of them in forks with a change in.
 
-A mutant costs a fork and the tests that are run: some 50 ms where the first test notices it. Those that what is
+A change costs a fork and the tests that are run: some 50 ms where the first test notices it. Those that what is
 imported cannot be told (`grafting.PlantingError`, or lines that were run while it was imported) have a pytest of
 their own (`ColdFork`).
 """
@@ -17,62 +17,68 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.grafting import Functions
 from tests.seeded_bugs.forking import SKIPPED, Fork
+from tests.seeded_bugs.grafting import Functions
 from tests.seeded_bugs.planting import VARIABLE, PlantingError
 
 UNPLANTED = 72
-"""Exit status of a run whose mutant cannot be put into what is imported."""
+"""Exit status of a run whose change cannot be put into what is imported."""
 NO_TESTS = 5
-PATIENCE_SECONDS = 5.0
-PATIENCE_FACTOR = 20
-"""A test may take this much longer than it did when it was measured, and is ended then: what hangs has noticed."""
+
+Limit = Callable[[str], float]
+"""The seconds that a test may take, by its name: what hangs then has noticed."""
 
 _collected: _Collected | None = None
 
 
 class _Collected:
-    def __init__(self, session: pytest.Session, seconds: dict[str, float]) -> None:
+    def __init__(self, session: pytest.Session, limit: Limit) -> None:
         self.session = session
-        self.items = {item.nodeid: item for item in session.items}
-        self.seconds = seconds
+        self.limit = limit
+        self._items = {item.nodeid: item for item in session.items}
         gc.unfreeze()
         self.functions = Functions()
         gc.freeze()  # forks share what they do not touch
         assert threading.active_count() == 1, "a thread does not survive a fork"
 
+    def named(self, test: str) -> list[pytest.Item]:
+        """The tests of a name as pytest takes it: one of a function or class is that of all of its tests."""
+        if test in self._items:
+            return [self._items[test]]
+        return [item for name, item in self._items.items() if name.startswith((f"{test}[", f"{test}::"))]
 
-def with_collected_tests(files: Sequence[str], seconds: dict[str, float], work: Callable[[], None]) -> None:
+
+def with_collected_tests(files: Sequence[str], limit: Limit, work: Callable[[], None]) -> None:
     """Do the work in a pytest that has collected these files of tests; `WarmFork`s can be made meanwhile.
 
     Args:
         files: from the root of the checkout.
-        seconds: what each test takes.
+        limit: of each test.
 
     Raises:
         SystemExit: the tests cannot be collected.
     """
-    plugin = _Loop(seconds, work)
+    plugin = _Loop(limit, work)
     options = ["-p", "no:cacheprovider", "--assert=plain", "--capture=no", "-qq", *files]
     status = pytest.main(options, plugins=[plugin])
     if plugin.error is not None:
         raise plugin.error
     if not plugin.done:
-        raise SystemExit(f"mutants: the tests cannot be collected: pytest's status is {status}")
+        raise SystemExit(f"the tests cannot be collected: pytest's status is {status}")
 
 
 class _Loop:
     """Instead of pytest's own loop over the tests."""
 
-    def __init__(self, seconds: dict[str, float], work: Callable[[], None]) -> None:
-        self._seconds = seconds
+    def __init__(self, limit: Limit, work: Callable[[], None]) -> None:
+        self._limit = limit
         self._work = work
         self.done = False
         self.error: BaseException | None = None
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         global _collected
-        _collected = _Collected(session, self._seconds)
+        _collected = _Collected(session, self._limit)
         try:
             self._work()
         except BaseException as error:  # pytest would make words of it
@@ -82,7 +88,7 @@ class _Loop:
 
 
 class WarmFork(Fork):
-    """Tests that have been collected, in a fork that has the mutant."""
+    """Tests that have been collected, in a fork that has the change."""
 
     def _tests(self, folder: Path) -> int:
         assert _collected is not None
@@ -92,7 +98,7 @@ class WarmFork(Fork):
             except PlantingError as error:
                 print(error)
                 return UNPLANTED
-        items = [_collected.items[test] for test in self.task.tests if test in _collected.items]
+        items = [item for test in self.task.tests for item in _collected.named(test)]
         if not items:
             return NO_TESTS
         factory = items[0].config._tmp_path_factory  # type: ignore[attr-defined]
@@ -100,8 +106,7 @@ class WarmFork(Fork):
         passed = _Passed()
         items[0].config.pluginmanager.register(passed)
         for item, following in zip(items, [*items[1:], None], strict=True):
-            limit = PATIENCE_SECONDS + PATIENCE_FACTOR * _collected.seconds.get(item.nodeid, 0.0)
-            item.add_marker(pytest.mark.timeout(limit), append=False)
+            item.add_marker(pytest.mark.timeout(_collected.limit(item.nodeid)), append=False)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if _collected.session.testsfailed:
                 print(f"\nnoticed by {item.nodeid}")
