@@ -2,6 +2,8 @@
 
     python -m tests.night_of_slots PLAN BASE
 
+Status 0 where the night came to its end, or was ended in order, 3 where it was ended at once.
+
 In PLAN, IDENTITY and KNOWN_HOSTS stand for files of the slots a and b. Whether there is one at a name c nobody knows:
 it has the address of a, and a port at which nobody listens.
 """
@@ -13,6 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from vfio_user.avocado_job.job import EndedAtOnce
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.harness.hosts.sshd import ssh_namespaces
 from vfio_user.nightly.matrix import draw_plan
@@ -20,11 +23,12 @@ from vfio_user.nightly.night import Night
 from vfio_user.nightly.plan import read_plan
 from vfio_user.nightly.slots import hosts_of, place_of
 from vfio_user.nightly.staging import staged
+from vfio_user.nightly.summary import Status
 
 ROOT = Path(__file__).parent.parent
 
 
-def main(path: str, base: str) -> None:
+def main(path: str, base: str) -> int:
     with ssh_namespaces() as (a, b, _):
         prepare_environment(ROOT)
         plan = read_plan(Path(path))
@@ -36,11 +40,17 @@ def main(path: str, base: str) -> None:
         }
         said: dict[str, list[str]] = {"first": [], "second": []}
         night = Night(plan, drawn, Path(base), spare=0)
-        night.run(staged(plan, drawn), place_of(plan, hosts), said["first"].append)
+        try:
+            summary = night.run(staged(plan, drawn), place_of(plan, hosts), said["first"].append)
+        except EndedAtOnce:
+            return 3
+        if summary.status is not Status.FINISHED:
+            return 0
         place_of(plan, hosts).make_ready({"usual": ""}, plan.text.images, said["second"].append)
         Path(base, "said.json").write_text(json.dumps(said))
         print(said)
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -75,6 +75,10 @@ while said := end.recv(65536):
     if asked["execute"] == "device_add" and asked["arguments"]["driver"] == "none-such":
         say(error={"class": "GenericError", "desc": "no such device"}, **known)
         continue
+    refused = {"gone": "DeviceNotFound", "kept": "GenericError"}.get(asked.get("arguments", {}).get("id"))
+    if asked["execute"] == "device_del" and refused:
+        say(error={"class": refused, "desc": "refused"}, **known)
+        continue
     say(**{"return": {}}, **known)
     if asked["execute"] == "device_del":
         now = {"seconds": 0, "microseconds": 0}
@@ -127,3 +131,19 @@ def test_nothing_is_left_of_a_device_that_qemu_refuses(tmp_path: Path) -> None:
     with guest, pytest.raises(QmpError, match="no such device"):
         guest.attach(attachment)
     assert asked_of(tmp_path) == ["chardev-add one", "device_add vu0", "chardev-remove one"]
+
+
+def test_what_a_device_needed_goes_though_it_has_gone_itself(tmp_path: Path) -> None:
+    """As behind an unplugging that was not waited for to its end: the guest died, and was reset."""
+    attachment = Attachment({"driver": "vhost-user-blk-pci", "id": "gone"}, (SocketChardev("one", tmp_path / "1"),))
+    with Machine(Script((sys.executable, "-c", QMP)), launch(tmp_path)) as guest:
+        guest.detach(attachment)
+    assert asked_of(tmp_path) == ["device_del gone", "chardev-remove one"]
+
+
+def test_what_a_device_needs_stays_with_one_that_qemu_keeps(tmp_path: Path) -> None:
+    attachment = Attachment({"driver": "vhost-user-blk-pci", "id": "kept"}, (SocketChardev("one", tmp_path / "1"),))
+    guest = Machine(Script((sys.executable, "-c", QMP)), launch(tmp_path))
+    with guest, pytest.raises(QmpError, match="refused"):
+        guest.detach(attachment)
+    assert asked_of(tmp_path) == ["device_del kept"]

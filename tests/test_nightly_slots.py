@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from userdev.errors import UserError
+from userdev.process import Deadline
 from vfio_user.harness.hosts import SshHost
 from vfio_user.harness.hosts.namespace import can_make_namespaces
 from vfio_user.nightly.place import this_machine
@@ -72,23 +76,40 @@ class ZAnywhere(Test):
 """
 
 
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def started(folder: Path, plan: str, tests: str) -> subprocess.Popen[str]:
+    """A night of slots, in this folder."""
     if not can_make_namespaces():
         pytest.skip("who may not make network namespaces has no such slots")
-    folder = tmp_path_factory.mktemp("slots")
-    (folder / "test_slots.py").write_text(TESTS)
-    (folder / "plan.yaml").write_text(PLAN.format(python=sys.executable))
-    ran = subprocess.run(
+    (folder / "test_slots.py").write_text(tests)
+    (folder / "plan.yaml").write_text(plan.format(python=sys.executable, folder=there(folder)))
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.night_of_slots", "plan.yaml", str(folder / "nights")],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
     )
-    print(ran.stdout, ran.stderr)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def there(folder: Path) -> str:
+    """A folder of slots that no other test has."""
+    return f"/tmp/slots-of-{folder.parent.name}-{folder.name}"
+
+
+def running_there(folder: Path) -> list[psutil.Process]:
+    """What has a folder of these slots on its command line, or was started by such a program."""
+    ours = [each for each in psutil.process_iter(["cmdline"]) if there(folder) in " ".join(each.info["cmdline"] or ())]
+    return [each for each in ours if each.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slots")
+    running = started(folder, PLAN, TESTS)
+    said, _ = running.communicate(timeout=280)
+    print(said)
+    assert running.returncode == 0, said
     return folder / "nights"
 
 
@@ -147,6 +168,95 @@ class TestANight:
         said = json.loads((nights / "said.json").read_text())
         given = {which: [line for line in lines if "was given" in line] for which, lines in said.items()}
         assert (len(given["first"]), len(given["second"])) == (4, 0)
+
+
+TWO_SLOTS = """\
+name: slots
+images: []
+slots:
+  a: {{host: 127.0.0.1, port: 2222, folder: {folder}, python: {python}}}
+  b: {{host: 127.0.0.1, port: 2222, folder: {folder}-b, python: {python}}}
+groups:
+  all:
+    servers: [edu]
+    tests: [test_slots.py]
+"""
+FALLS_SILENT = """
+import fcntl, os, socket, struct, time
+from avocado import Test
+
+SIOCSIFFLAGS = 0x8914
+
+class Silent(Test):
+    def test_on_a(self):
+        if os.environ["VFIO_USER_SLOT"] == "a":
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+                fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", 0))
+            time.sleep(250)
+"""
+"""Nothing that is sent to slot a or by it arrives any more, and nobody closes anything."""
+WAITS = """
+import os, time
+from avocado import Test
+
+class Waits(Test):
+    def test_first(self):
+        pass
+
+    def test_then(self):
+        time.sleep(250)
+
+    def test_then_too(self):
+        time.sleep(250)
+
+    def test_last(self):
+        pass
+"""
+
+
+class TestBadDays:
+    pytestmark = whole_nights
+
+    def test_a_slot_that_falls_silent_has_gone_and_its_test_is_run_elsewhere(self, tmp_path: Path) -> None:
+        running = started(tmp_path, TWO_SLOTS, FALLS_SILENT)
+        said, _ = running.communicate(timeout=200)
+        assert running.returncode == 0, said
+        (case,) = summary_of(tmp_path / "nights").results
+        assert (case.verdict, case.slot, case.attempts) == (Verdict.PASS, "b", 2), said
+        assert gone(tmp_path), "the slot heard nothing any more, and ended what ran there"
+
+    @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+    def test_a_night_that_is_ended_says_so_and_nothing_of_it_is_left_there(self, twice: bool, tmp_path: Path) -> None:
+        running = started(tmp_path, TWO_SLOTS, WAITS)
+        assert within(120.0, lambda: len(list(tmp_path.glob(TAKEN))) == 2), "both slots wait"
+        assert len(running_there(tmp_path)) > 1
+        running.send_signal(signal.SIGINT)
+        if twice:
+            running.send_signal(signal.SIGTERM)
+        said, _ = running.communicate(timeout=100)
+        assert running.returncode == (3 if twice else 0), said
+        night = summary_of(tmp_path / "nights")
+        assert (night.status, night.planned) == (Status.ENDED, 4)
+        assert [one.test.rpartition(".")[2] for one in night.results] == ["test_first"]
+        assert "at once" in night.reason if twice else "test_then" in night.reason
+        assert gone(tmp_path)
+
+
+TAKEN = "nights/*/job-*/test-results/*.test_then*/slot.json"
+"""What is written when a slot has begun a test."""
+
+
+def within(seconds: float, happened: Callable[[], bool]) -> bool:
+    """Whether it happens in time; other processes do it, and tell nobody."""
+    deadline = Deadline(seconds)
+    while not happened() and not deadline.passed:
+        time.sleep(0.1)
+    return happened()
+
+
+def gone(folder: Path) -> bool:
+    """Whether nothing runs any more on the slots of a night, or soon does not."""
+    return within(120.0, lambda: not running_there(folder))
 
 
 SLOT = "{host: one, folder: /var/lib/slots}"

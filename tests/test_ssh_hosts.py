@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,9 +17,10 @@ from typing import Any, cast
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.harness.hosts import LocalHost, SshHost, two_hosts
+from vfio_user.harness.hosts import LocalHost, SshHost, relay, two_hosts
 from vfio_user.harness.hosts.relay import AgentConnection, WrittenFile, agent_source, serve
 from vfio_user.harness.hosts.remote_agent import (
+    ALIVE,
     CLOSE,
     DATA,
     EXIT,
@@ -111,6 +113,29 @@ def test_a_signal_ends_the_program_and_its_number_is_told(near: Near) -> None:
     near.until(LOG)
     near.frames.send(SIGNAL, signal.SIGKILL)
     assert near.until(EXIT)[1] == str(-signal.SIGKILL).encode()
+
+
+def test_a_near_end_that_falls_silent_has_gone_and_nothing_of_its_program_is_left(near: Near) -> None:
+    """The connection is there all the while, as where what is sent over it is dropped."""
+    program = near.spawn(*python("import signal; signal.pause()"), silence=0.3)
+    ended = os.pidfd_open(program)
+    assert select.select([ended], [], [], LIMIT)[0]
+    os.close(ended)
+    assert near.process.wait(LIMIT) == 0
+
+
+def test_the_near_end_says_that_it_is_there_until_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "ALIVE_SECONDS", 0.0)
+    told: list[bytes] = []
+
+    def write(data: bytes) -> None:
+        told.append(data)
+        if len(told) == 3:
+            raise BrokenPipeError
+
+    relay.say_alive(Frames(lambda _: b"", write))
+    assert [frame[0] for frame in told] == [ALIVE] * 3
+    assert relay.SILENCE_SECONDS > 3 * 20.0, "one that is late is no silence"
 
 
 def test_an_inherited_socket_has_its_number_and_carries_both_ways(near: Near) -> None:

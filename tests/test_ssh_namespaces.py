@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 import vfio_user
+from userdev.errors import UserError
 from userdev.process import Child
 from userdev.trace.exchanges import Exchange
 from vfio_user.client import Client
 from vfio_user.harness.device import Device
+from vfio_user.harness.hosts.archives import Member, make_archive
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.hosts.namespace import can_make_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
@@ -24,6 +26,8 @@ from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
+from vfio_user.nightly.plan import SlotText
+from vfio_user.nightly.slots import Slots
 from vfio_user.traces import open_trace
 
 pytestmark = [
@@ -116,3 +120,21 @@ def test_folders_that_are_kept_are_not_within_each_other(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "prefix", str(PACKAGE.parent / ".venv"))
     assert kept_folders(Path("/")).count(PACKAGE.parent) == 1
     assert PACKAGE.parent / ".venv" not in kept_folders(Path("/"))
+
+
+def test_an_archive_that_is_not_what_it_was_is_refused_and_one_that_is_can_follow(
+    host: SshHost, tmp_path: Path
+) -> None:
+    (tmp_path / "module.py").write_text("a = 1\n")
+    archive = make_archive(tmp_path / "a.tar", [Member(tmp_path / "module.py", "module.py")])
+    whole = archive.path.read_bytes()
+    folder = f"/tmp/{tmp_path.name}"
+    slots = Slots({"a": SlotText(host="127.0.0.1", folder=folder)}, {"a": host}, tmp_path, [])
+    archive.path.write_bytes(whole.replace(b"a = 1", b"a = 2"))
+    with pytest.raises(UserError, match="checksum"):
+        slots.put("a", archive, f"{folder}/package")
+    assert folder not in run_there(host, ["find", folder, "-type", "f"], tmp_path)[1], "nothing of it is kept"
+    archive.path.write_bytes(whole)
+    assert slots.put("a", archive, f"{folder}/package")
+    assert not slots.put("a", archive, f"{folder}/package"), "it was there"
+    assert run_there(host, ["cat", f"{folder}/package/module.py"], tmp_path)[1].splitlines()[-1] == "a = 1"

@@ -32,6 +32,9 @@ _FIRMWARE_TIMES = 2  # twice as much where it reads its kernel by itself, and un
 _SAVE_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
+_GONE = "DeviceNotFound"
+"""QMP's class of error for a device that there is not (qapi/error.json)."""
+
 CHANNELS = ("qmp", "console", "agent", "qtest")
 """What leads from the harness into a machine: a socket pair each."""
 
@@ -253,16 +256,24 @@ class Machine:
                 raise
 
     def detach(self, attachment: Attachment, limit: float | Deadline = 30.0) -> None:
-        """Unplug a device, and wait until the guest has let it go.
+        """Unplug a device, and wait until the guest has let it go; what it needed goes, too.
+
+        One that has not been waited for to the end may be unplugged again, whether it has gone since or not.
 
         Raises:
             GuestCrash: it never will.
+            QmpError: QEMU refuses; it has its reason.
         """
         deadline = Deadline.of(limit)
         with self._telling_its_end():
-            self.qmp.execute("device_del", {"id": attachment.identity}, deadline)
-            gone = {"device": attachment.identity}
-            self.qmp.events.take("DEVICE_DELETED", gone, deadline, unless=self.mishaps.check)
+            try:
+                self.qmp.execute("device_del", {"id": attachment.identity}, deadline)
+            except QmpError as refused:
+                if refused.kind != _GONE:
+                    raise
+            else:
+                gone = {"device": attachment.identity}
+                self.qmp.events.take("DEVICE_DELETED", gone, deadline, unless=self.mishaps.check)
             for needed in reversed(attachment.needs):
                 if needed.removing is not None:
                     self.qmp.execute(*needed.removing, deadline)

@@ -139,7 +139,7 @@ class Slots:
         self._probe(name, package.mib + cache.mib)
         text = self.texts[name]
         for archive, target in ((package, self._package_folder(name, package)), (cache, f"{text.folder}/cache")):
-            if self._put(name, archive, target):
+            if self.put(name, archive, target):
                 say(f"slot {name} was given {archive.mib} MiB ({archive.path.stem})")
         answer = self._asked(name, [*self._python(name, package), "ready", wanted], READY_SECONDS)
         return _Found(Machine(**answer["machine"]), answer["qemus"], answer["missing"], answer["kernel"])
@@ -172,10 +172,15 @@ class Slots:
             raise UserError(f"{self.texts[name].host}: {_last(done)}")
         return answer
 
-    def _put(self, name: str, archive: Archive, target: str) -> bool:
+    def put(self, name: str, archive: Archive, target: str) -> bool:
+        """Have an archive unpacked in a folder of a slot; returns whether it was not there.
+
+        Raises:
+            UserError: it did not arrive as it is, or there is no space.
+        """
         host = self.hosts[name]
         module = [sys.executable, "-P", "-m", "vfio_user.harness.hosts.archives"]
-        arguments = [json.dumps(host.where()), str(archive.path), self.texts[name].folder, target]
+        arguments = [json.dumps(host.where()), str(archive.path), archive.digest, self.texts[name].folder, target]
         done = _completed(host.through.command([*module, *arguments]), READY_SECONDS)
         if done.returncode != 0:
             raise UserError(f"{self.texts[name].host}: {_last(done)}")

@@ -1,6 +1,6 @@
 """Archives that are put on a host once and unpacked there when their digest is right.
 
-    python -m vfio_user.harness.hosts.archives WHERE ARCHIVE FOLDER TARGET
+    python -m vfio_user.harness.hosts.archives WHERE ARCHIVE DIGEST FOLDER TARGET
 
 does it, as a program that can be run on the host from which the SSH server is reached. FOLDER remembers which ones
 are there.
@@ -100,12 +100,10 @@ def put_archive(client: paramiko.SSHClient, archive: Archive, folder: str, targe
     return True
 
 
-def main(where: str, path: str, folder: str, target: str) -> None:
+def main(where: str, path: str, digest: str, folder: str, target: str) -> None:
     """Put one, and say in JSON whether it was sent; what is wrong is said, too, with status 1."""
-    with Path(path).open("rb") as file:
-        archive = Archive(Path(path), hashlib.file_digest(file, "sha256").hexdigest())
     try:
-        sent = put_archive(connected(json.loads(where)), archive, folder, target)
+        sent = put_archive(connected(json.loads(where)), Archive(Path(path), digest), folder, target)
     except UserError as error:
         print(f"{error}: {error.hint}" if error.hint else str(error), flush=True)
         os._exit(1)

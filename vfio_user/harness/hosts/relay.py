@@ -5,8 +5,9 @@
 The sockets that it inherits are those that the program there is to inherit: their bytes travel over the SSH
 connection (remote_agent.py has the other side). What it writes into a file that it inherits is written into that file
 here, as it comes. PATH is where the program makes a socket itself, for others over there.
-It ends as the program ends. SIGTERM, SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its
-own nobody would know when the program there has ended.
+It ends as the program ends, which is killed where nothing is heard of this one, or it is stopped, for 90 s. SIGTERM,
+SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its own nobody would know when the program
+there has ended.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
@@ -31,6 +33,7 @@ from userdev.process import is_listening
 from userdev.whole import write_whole
 from vfio_user.harness.hosts import remote_agent
 from vfio_user.harness.hosts.remote_agent import (
+    ALIVE,
     CLOSE,
     DATA,
     EXIT,
@@ -55,6 +58,8 @@ _HANDED_ON = {
     signal.SIGHUP: signal.SIGHUP,
     signal.SIGUSR1: signal.SIGKILL,
 }
+ALIVE_SECONDS, SILENCE_SECONDS = 20.0, 90.0
+"""How often the far side is told that this one is there, and after how long without a word it takes it for gone."""
 _FIRST_OPENED = 1000
 _LAST_WORDS_SECONDS = 5.0  # seconds
 
@@ -76,10 +81,12 @@ def main(arguments: list[str]) -> int:
         "streams": [*streams, *files],
         "listeners": {number: listener.getsockname() for number, listener in listeners.items()},
         "socket": options[1] if options else "",
+        "silence": SILENCE_SECONDS,
         "environment": {name: value for name, value in os.environ.items() if name.startswith("VFIO_USER_")},
     }
     with suppress(OSError):  # it has ended already: what is received says so
         frames.send(SPAWN, data=json.dumps(wanted).encode())
+    threading.Thread(target=say_alive, args=(frames,), daemon=True).start()
     for near, far in _HANDED_ON.items():
         signal.signal(near, lambda *_, number=far: frames.send(SIGNAL, number))
     for number, end in streams.items():
@@ -199,6 +206,14 @@ def agent_source() -> str:
     """The program that is sent to the host: `remote_agent`, which is complete without this package there."""
     needed = "from userdev.process.listening import is_listening\n"
     return inspect.getsource(remote_agent).replace(needed, inspect.getsource(is_listening))
+
+
+def say_alive(frames: Frames) -> None:
+    """Say that this side is there, as long as there is another one."""
+    with suppress(OSError):
+        while True:
+            time.sleep(ALIVE_SECONDS)
+            frames.send(ALIVE)
 
 
 def _accept(listener: socket.socket, frames: Frames, relay: Streams, numbers: count[int]) -> None:

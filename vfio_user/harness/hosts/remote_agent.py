@@ -3,7 +3,8 @@
 Its source is sent there, and the one function of ours that it imports within it (`relay.agent_source`). On stdin and
 stdout it speaks in frames with its near end, relay.py. The program finds the descriptors that it was to inherit under
 their numbers; what listens, listens here, at the same path. A program that makes its socket itself is watched until it
-listens. When the connection ends the program is killed, with its process group.
+listens. When the connection ends the program is killed, with its process group; so it is when the near end, which says
+ALIVE now and then, is silent for as many seconds as SPAWN has said (`silence`): no kernel tells of a cable that is cut.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -25,7 +27,7 @@ from typing import Any, Protocol
 from userdev.process.listening import is_listening
 
 HEADER = struct.Struct("<BHI")  # kind, stream, bytes that follow
-SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED, LISTENING = range(9)
+SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED, LISTENING, ALIVE = range(10)
 CHUNK = 1 << 16
 _HIGH = 256  # own descriptors go above those that the program inherits
 
@@ -151,7 +153,12 @@ class RemoteAgent:
             while view:
                 view = view[os.write(write, view) :]
 
-        self._frames = Frames(lambda count: os.read(read, count), send)
+        def receive(count: int) -> bytes:
+            there, _, _ = select.select([read], [], [], self._silence)
+            return os.read(read, count) if there else b""
+
+        self._silence: float | None = None
+        self._frames = Frames(receive, send)
         self._streams = Streams(self._frames)
         self._sockets: list[Path] = []
         self._folders: dict[Path, Folder] = {}
@@ -161,6 +168,7 @@ class RemoteAgent:
         kind, _, data = self._frames.receive()
         assert kind == SPAWN
         wanted = json.loads(data)
+        self._silence = wanted.get("silence")
         try:
             program = self._spawn(wanted)
         except OSError as error:
