@@ -49,11 +49,19 @@ class Transparent(GuestTest):
         scenario = {"rules": [{"match": match, "act": {"corrupt": {"field": "data", "xor": "0x01"}}}]}
         file = Path(self.workdir) / "faults.yaml"
         file.write_text(yaml.safe_dump(scenario))
-        command = (sys.executable, "-m", "vfio_user", "run", "--faults", str(file), "--json")
+        command = (sys.executable, "-m", "vfio_user", "run", "--trace", "--faults", str(file), "--json")
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=self.workdir)
         self.assertEqual(done.returncode, 1, done.stderr)
-        wrong = [part["proves"] for part in json.loads(done.stdout)["parts"] if not part["ok"]]
+        report = json.loads(done.stdout)
+        wrong = [part["proves"] for part in report["parts"] if not part["ok"]]
         self.assertEqual(wrong, ["computes, and interrupts when done"])
+        [trace] = report["traces"]
+        counted = subprocess.run(
+            (sys.executable, "-m", "vfio_user", "trace", "stats", trace, "--json"), capture_output=True, check=True
+        )
+        found = json.loads(counted.stdout)
+        self.assertIn("compute", {row["register"] for row in found["registers"]})
+        self.assertIn("MSIX 0", {row["interrupt"] for row in found["interrupts"]})
 
 
 class Recorded(GuestTest):

@@ -58,6 +58,7 @@ def test_a_device_has_the_server_of_its_cell_where_its_test_says_no_other(text: 
     found = Cell(servers={"edu": SERVER}).server_of(device)
     assert found.command == wanted
     assert (found.properties, found.family) == (device.properties, device.family)
+    assert found.register_names == device.register_names, "it is the same device, whoever serves it"
 
 
 def test_servers_are_given_by_device() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from userdev.errors import UserError
 from userdev.process import Child, is_listening
+from userdev.trace.exchanges import Exchange
 from vfio_user.client import Client
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.device import Device, server_command
@@ -18,6 +19,7 @@ from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch, listen
 from vfio_user.harness.server import DeviceServer, ServerError
 from vfio_user.harness.site import Site
+from vfio_user.traces import open_trace
 
 LISTENS_LATER = """
 import socket, sys, time
@@ -166,6 +168,36 @@ def test_an_interposer_that_is_killed_is_replaced_where_it_was(scratch: Scratch,
             assert client.device_info().num_regions
     assert open_fds() <= before
     server.stop()
+
+
+def test_what_an_interposer_has_recorded_stays_when_another_takes_its_place(scratch: Scratch, tmp_path: Path) -> None:
+    site = Site(scratch, tmp_path)
+    server = DeviceServer(Device(served="edu"), site, "night", interposition=Interposition(), trace=True)
+    for value in (1, 2):
+        with Client.connect(f"unix:{server.path}") as client:
+            client.store(0, 4, 4, value)
+        if value == 1:
+            server.interposer.child.signal(9)
+            server.restart_interposer()
+    assert server.trace is not None
+    server.stop()
+    traces = [tmp_path / "night.trace", server.trace]
+    assert server.trace.name == "night.2.trace"
+    for value, path in enumerate(traces, 1):
+        written = [event for event in open_trace(path).events() if isinstance(event, Exchange) and event.place.writes]
+        assert [(one.place.register, one.value) for one in written] == [("liveness", value)]
+
+
+def test_a_trace_of_anybodys_server_has_the_names_of_registers_that_are_said(scratch: Scratch, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text("- {region: 0, offset: 4, name: inverted}\n")
+    command = f"{sys.executable} -m vfio_user serve edu --socket-path {{socket}}"
+    device = Device(command=command, registers=str(tmp_path / "map.yaml"))
+    server = DeviceServer(device, Site(scratch, tmp_path), "any", interposition=Interposition(), trace=True)
+    with Client.connect(f"unix:{server.path}") as client:
+        client.store(0, 4, 4, 7)
+    server.stop()
+    events = open_trace(tmp_path / "any.trace").events()
+    assert "inverted" in {event.place.register for event in events if isinstance(event, Exchange)}
 
 
 def test_the_other_host_has_an_interposer_as_this_one_but_for_faults(scratch: Scratch, tmp_path: Path) -> None:

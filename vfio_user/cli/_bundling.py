@@ -17,7 +17,7 @@ from vfio_user.bundle.packing import checked_place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_NOT_OF_RECIPE = frozenset({"bundle", "bundle_size", "as_json", "quiet", "keep", "journal", "trace"})
+_NOT_OF_RECIPE = frozenset({"bundle", "bundle_size", "as_json", "quiet", "keep", "journal", "trace", "registers"})
 """Options that say where results go, and how they are told."""
 
 

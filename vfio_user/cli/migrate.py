@@ -97,7 +97,7 @@ def command(
     with (
         interruptible(),
         two_hosts(hosts) as pair,
-        Lab("migrate", qemu=qemu, cell=Cell(trace=kept.is_wanted), progress=waiting.tell) as lab,
+        Lab("migrate", qemu=qemu, cell=Cell(trace=trace or kept.is_wanted), progress=waiting.tell) as lab,
         waiting,
     ):
         kept.folder = lab.folder

@@ -14,13 +14,14 @@ from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._hardware import device_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
+from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import Device
 from vfio_user.harness.exercises import EXERCISES, Exercise, Part, Program, exercise
 from vfio_user.harness.family import VFIO_USER
-from vfio_user.harness.interposition import Interposition
+from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 
@@ -39,6 +40,10 @@ from vfio_user.harness.lab import Lab
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server.")
 @click.option(
     "--faults", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Have it do what this scenario says."
+)
+@click.option("--trace", is_flag=True, help="Record every message and interrupt: put an interposer there that does.")
+@click.option(
+    "--registers", metavar="MAP", help=f"{REGISTERS_HELP} By default the device's own, where it is one of ours."
 )
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
@@ -59,6 +64,8 @@ def command(
     root_bus: bool,
     interpose: bool,
     faults: Path | None,
+    trace: bool,
+    registers: str | None,
     fresh: bool,
     as_json: bool,
     quiet: bool,
@@ -72,14 +79,17 @@ def command(
     """
     program = _program_for(device)
     wanted = Device.parse(server or device)
+    if server or registers:
+        wanted = replace(wanted, registers=registers or Device.parse(device).register_names)
     if wanted.served and not wanted.options:
         wanted = replace(wanted, options=program.options)
     printer = _Quiet() if as_json or quiet else _Printer()
     if capture_dma is None:
         capture_dma = kept.is_wanted and wanted.served in VFIO_USER.devices()
-    interposed = (
-        Interposition(faults, capture_dma=capture_dma) if capture_dma else faults or interpose or kept.is_wanted
-    )
+    interposed: Interpose = faults or interpose or kept.is_wanted
+    if capture_dma or trace:
+        past = wanted.family.keeps_sessions
+        interposed = Interposition(faults, capture_dma=bool(capture_dma), capture_interrupts=trace and past)
     done: list[tuple[Part, Exercise]] = []
     waiting = Waiting(quiet=quiet)
     with interruptible(), Lab("run", qemu=qemu, interpose=interposed, progress=waiting.tell) as lab:
@@ -115,6 +125,7 @@ def command(
         "device": device,
         "seconds": round(lab.timeline.now, 3),
         "logs": str(lab.folder),
+        "traces": [str(path) for path in sorted(lab.folder.glob("*.trace"))],
         "parts": [{"proves": part.proves, **asdict(outcome)} for part, outcome in done],
         "steps": [asdict(step) for step in lab.timeline.steps],
     }
@@ -160,6 +171,8 @@ class _Printer(_Quiet):
 
     def end(self, lab: Lab, good: bool) -> None:
         click.echo(f"\n{'All right' if good else 'WRONG'}, in {lab.timeline.now:.1f} s. Logs: {_short(lab.folder)}")
+        for path in sorted(lab.folder.glob("*.trace")):
+            click.echo(f"trace: {_short(path)}; `vfio-user trace stats` counts it")
 
 
 def _program_for(device: str) -> Program:

@@ -25,6 +25,7 @@ from vfio_user.soak import (
     TRIES,
     USUAL_WEIGHTS,
     Journal,
+    Recorded,
     Soak,
     SoakedSpec,
     Until,
@@ -71,6 +72,7 @@ _UNTIL = ("100", "first-failure")
 @click.option("--hosts", default="auto", show_default=True, help=f"{', '.join(HOSTS)}, or two as A,B: see migrate.")
 @image_option(help="By default the one that the workloads need.")
 @guest_hardware(root_bus=False)
+@click.option("--trace", is_flag=True, help="Record every message of every guest; long soaks have large ones.")
 @click.option("--journal", type=click.Path(path_type=Path), help="JSON lines; by default soak.jsonl among the results.")
 @click.option("--quiet", is_flag=True, help="Say only what failed, and how it ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event's line of the journal.")
@@ -91,6 +93,7 @@ def command(
     image: str | None,
     qemu: str | None,
     hardware: HardwareOptions,
+    trace: bool,
     journal: Path | None,
     quiet: bool,
     as_json: bool,
@@ -120,7 +123,8 @@ def command(
     with Teller(journaled, until, quiet=quiet, as_json=as_json) as teller:
         resumed = f", going on after {journaled.done.events} events" * journaled.resumed
         teller.say(f"seed {journaled.seed}{resumed}")
-        begin = performances(spec, journaled.seed, qemu, lambda text: teller.say(text), record=kept.is_wanted)
+        recorded = Recorded.ALL if trace else Recorded.REPEATED if kept.is_wanted else Recorded.NONE
+        begin = performances(spec, journaled.seed, qemu, lambda text: teller.say(text), recorded)
         soak = Soak(begin, journaled, wanted, until, folder, teller, tries)
         told = _Results(journaled, spec, wanted, teller, folder, again)
         try:

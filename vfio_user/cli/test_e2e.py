@@ -46,6 +46,7 @@ MOST_AT_ONCE = 2
 @click.option("-t", "--tag", "tags", multiple=True, help="Only tests with these avocado tags: `-t irq`, `-t dma,msix`.")
 @click.option("--nightly", is_flag=True, help="Also those that take long, which have the tag `nightly`.")
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server: the verdicts are the same.")
+@click.option("--trace", is_flag=True, help="And have it record every message among the evidence of each test.")
 @guest_hardware(of_tests=True)
 @click.option(
     "--server", "servers", multiple=True, metavar="DEVICE=COMMAND", help="Another server of a device, with {socket}."
@@ -61,6 +62,7 @@ def command(
     tags: tuple[str, ...],
     nightly: bool,
     interpose: bool,
+    trace: bool,
     qemu: str | None,
     hardware: HardwareOptions,
     servers: tuple[str, ...],
@@ -96,7 +98,7 @@ def command(
     }
     root = folder.parent if folder else Path.cwd()
     cell = replace(
-        _cell(Cell.of_text(cell_text), qemu, hardware, servers, interpose=interpose),
+        _cell(Cell.of_text(cell_text), qemu, hardware, servers, interpose=interpose, trace=trace),
         **bundled_cell(bundle, bundle_size),
     )
     into = place_of_bundles(bundle)
@@ -112,13 +114,14 @@ def command(
 
 
 def _cell(
-    before: Cell, qemu: str | None, hardware: HardwareOptions, servers: tuple[str, ...], *, interpose: bool
+    before: Cell, qemu: str | None, hardware: HardwareOptions, servers: tuple[str, ...], *, interpose: bool, trace: bool
 ) -> Cell:
     """The cell of a run: what its command line says, over what a bundle says."""
     return replace(
         before,
         qemu=qemu or before.qemu,
         interpose=interpose or before.interpose,
+        trace=trace or before.trace,
         hardware={**before.hardware, **hardware},
         servers={**before.servers, **parse_servers(servers)},
     )

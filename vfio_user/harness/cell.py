@@ -68,7 +68,7 @@ class Cell:
         """
         command = self.servers.get(device.served)
         if command is not None and not device.options:
-            return dataclasses.replace(device, served="", command=command)
+            return dataclasses.replace(device, served="", command=command, registers=device.register_names)
         if self.dialect and device.served and device.family is VFIO_USER and _DIALECT not in device.options:
             return dataclasses.replace(device, options=(*device.options, _DIALECT, self.dialect))
         return device

@@ -35,6 +35,7 @@ class Device:
     `properties` those of the QEMU device. {host} in command or options is the name of the host that it is started on,
     {scratch} a folder that is there until the lab ends.
     `family` is the protocol that a server speaks: what the QEMU device has to do with that the property `driver` names.
+    `registers` says whose registers another server's are, for traces: as `interpose --registers` takes it.
     """
 
     served: str = ""
@@ -43,6 +44,12 @@ class Device:
     options: tuple[str, ...] = ()
     properties: Mapping[str, object] = field(default_factory=dict)
     family: Family = VFIO_USER
+    registers: str = ""
+
+    @property
+    def register_names(self) -> str:
+        """Where a trace has the names of its registers from; nothing where nobody knows them."""
+        return self.registers or (self.served if self.family.names_registers else "")
 
     @property
     def name(self) -> str:

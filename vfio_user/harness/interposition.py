@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class InterposerProcess:
     """An interposer: `path` is where a client connects, `control` its commands.
 
     It inherits sockets that listen already. `upstream` are the options that tell it of its server, whose protocol is
-    `family`. With `trace` it records, and the trace brings along the names of the registers that `device` declares.
+    `family`. With `trace` it records, and the trace brings along the names of `registers`.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class InterposerProcess:
         interposition: Interposition,
         *,
         trace: bool = False,
-        device: str = "",
+        registers: str = "",
     ) -> None:
         """Start it.
 
@@ -103,7 +104,7 @@ class InterposerProcess:
         """
         self.path = site.scratch.socket_path(f"{name}.front")
         self.control_path = site.scratch.socket_path(f"{name}.control")
-        self.trace = site.folder / f"{name}.trace" if trace else None
+        self.trace = _new_trace(site.folder, name) if trace else None
         with ExitStack() as inherited:
             fds = [inherited.enter_context(listen(path)).fileno() for path in (self.path, self.control_path)]
             front, control = fds
@@ -111,7 +112,8 @@ class InterposerProcess:
             argv += ["--control", f"fd:{control}"]
             if self.trace is not None:
                 argv += ["--trace", self._traced_to(site, self.trace, inherited, fds)]
-            argv += ["--registers", device] if trace and device and family.names_registers else []
+            if trace and registers and (site.host.shares_memory or not Path(registers).is_file()):
+                argv += ["--registers", registers]
             argv += interposition.options(site.folder, name)
             self.child = site.start(f"{name}.interposer", argv, site.folder / f"{name}.interposer.log", fds)
         try:
@@ -136,3 +138,9 @@ class InterposerProcess:
         self.child.stop()
         for path in (self.path, self.control_path):
             path.unlink(missing_ok=True)
+
+
+def _new_trace(folder: Path, name: str) -> Path:
+    """A file that is none yet: what an interposer before this one has recorded stays."""
+    names = chain([f"{name}.trace"], (f"{name}.{number}.trace" for number in count(2)))
+    return next(path for path in map(folder.joinpath, names) if not path.exists())

@@ -298,9 +298,9 @@ class DeviceServer:
     def _start_interposer(self, interposition: Interposition) -> InterposerProcess:
         upstream = self._kept_alive(self._site) if interposition.keep_alive else self._connected()
         family = self.device.family
-        named = self.device.served
+        names = self.device.register_names
         return InterposerProcess(
-            self._site, self.name, family, upstream, interposition, trace=self._traced, device=named
+            self._site, self.name, family, upstream, interposition, trace=self._traced, registers=names
         )
 
     def _connected(self) -> list[str]:

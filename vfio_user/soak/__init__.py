@@ -10,7 +10,7 @@ from vfio_user.soak.journal import Journal
 from vfio_user.soak.loop import FIRST, LAST, TRIES, Soak, parse_numbers
 from vfio_user.soak.measuring import trends
 from vfio_user.soak.order import Happening, Order, weights_of
-from vfio_user.soak.performance import performances
+from vfio_user.soak.performance import Recorded, performances
 from vfio_user.soak.until import Done, Until
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Happening",
     "Journal",
     "Order",
+    "Recorded",
     "Soak",
     "SoakedSpec",
     "Until",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,26 @@ class Performance:
             raise Failed.of(error) from error
 
 
+class Recorded(Enum):
+    """The guests of a soak of which an interposer records every message."""
+
+    NONE = "none"
+    REPEATED = "repeated"
+    """Those that try the events of a failure again."""
+    ALL = "all"
+
+
 def performances(
-    spec: SoakedSpec, seed: int, qemu: str | None, tell: Callable[[str], None], *, record: bool = False
+    spec: SoakedSpec, seed: int, qemu: str | None, tell: Callable[[str], None], record: Recorded = Recorded.NONE
 ) -> Begin:
     """Fresh guests of a soak, each with a folder of its own for its evidence.
 
-    `record` has an interposer record every message of those that are `recorded`.
+    Of those that are begun as `recorded`, events of a failure are tried again.
     """
 
     @contextmanager
     def begin(folder: Path, *, recorded: bool = False) -> Iterator[Performance]:
-        cell = Cell(trace=record and recorded)
+        cell = Cell(trace=record is Recorded.ALL or (record is Recorded.REPEATED and recorded))
         with Lab("soak", folder=folder, qemu=qemu, cell=cell, progress=tell) as lab, scene_of(spec, lab) as scene:
             yield Performance(scene, seed)
 
