@@ -420,3 +420,46 @@ def test_one_rules_chance_does_not_depend_on_the_others() -> None:
     reads = {"match": {"command": "REGION_READ", "probability": 0.5}, "act": "drop"}
     writes = {"match": {"command": "REGION_WRITE", "probability": 0.5}, "act": "drop"}
     assert rolls(reads) == rolls(reads, writes)
+
+
+def test_hold() -> None:
+    with Faulty("hold", **SECOND) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 1) == [1]
+        assert bench.server.is_silent()
+        assert bench.session.holding.active
+        bench.session.holding.resume()
+        assert ids(bench.server, 2) == [2, 3]
+        bench.client.send(write(0, 4, b"\4\4\4\4", id=4, posted=True))
+        assert ids(bench.server, 1) == [4]
+
+
+def test_hold_a_reply_and_all_requests_behind_it() -> None:
+    with Faulty("hold", direction="to-client", kind="reply") as bench:
+        bench.client.send(read(0, 0, 4, id=5))
+        bench.server.send(answer(bench.server.receive(), b"\1\2\3\4"))
+        bench.until(lambda: bench.session.holding.active or None)
+        bench.client.send(write(0, 1, b"\1\1\1\1", id=6, posted=True))
+        assert bench.client.is_silent()
+        assert bench.server.is_silent()
+        bench.session.holding.resume()
+        assert ids(bench.client, 1) == [5]
+        assert ids(bench.server, 1) == [6]
+
+
+def test_a_hold_ends_with_its_rule() -> None:
+    with Faulty("hold", **SECOND) as bench:
+        three_writes(bench)
+        assert ids(bench.server, 1) == [1]
+        bench.until(lambda: bench.session.holding.active or None)
+        bench.faults.remove()
+        assert ids(bench.server, 2) == [2, 3]
+        assert not bench.session.holding.active
+
+
+def test_a_session_that_is_held_can_end() -> None:
+    with Faulty("hold", **SECOND) as bench:
+        three_writes(bench)
+        bench.until(lambda: bench.session.holding.active or None)
+        bench.session.close()
+        assert bench.ended

@@ -10,6 +10,7 @@ from typing import Generic
 from userdev.interposer.passing import M, Passing
 from userdev.relay.backlog import Backlog
 from userdev.relay.direction import Direction
+from userdev.relay.loop import Future
 from userdev.transport import close_all
 
 
@@ -22,6 +23,7 @@ class Holding(Generic[M]):
         self._send_on = send_on
         self._changed = changed
         self._holds = 0
+        self._free: list[Future[None]] = []
         self._held: deque[Passing[M]] = deque()
         self._closed = False
 
@@ -38,9 +40,17 @@ class Holding(Generic[M]):
         self._holds += 1
         self._changed()
 
+    def until_free(self) -> Future[None]:
+        """What is done once nobody wants requests kept back any more, and before those go on that were."""
+        free: Future[None] = Future()
+        self._free.append(free)
+        return free
+
     def resume(self) -> None:
         """Let them go on, in their order."""
         self._holds = max(0, self._holds - 1)
+        if not self._holds:
+            self._tell_free()
         while self._held and not self._holds and not self._closed:
             self._send_on(self._next())
         self._changed()
@@ -61,9 +71,15 @@ class Holding(Generic[M]):
     def close(self) -> None:
         """Let go of all of them."""
         self._closed = True
+        self._tell_free()
         for held in self._held:
             close_all(held.message.fds)
         self._held.clear()
+
+    def _tell_free(self) -> None:
+        free, self._free = self._free, []
+        for waiting in free:
+            waiting.resolve(None)
 
     def _next(self) -> Passing[M]:
         held = self._held.popleft()

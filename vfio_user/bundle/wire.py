@@ -8,7 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from userdev.errors import UserError
-from userdev.trace.exchanges import Exchange
+from userdev.trace import View
+from userdev.trace.exchanges import POSTED, Exchange
 from vfio_user.traces import open_trace
 from vfio_user.wire import layouts as at
 from vfio_user.wire.header import HEADER_SIZE
@@ -48,6 +49,8 @@ def _values(path: Path) -> dict[str, list[str]]:
     for event in open_trace(path).events(keep=True):
         if not isinstance(event, Exchange) or (value := _value(event)) is None:
             continue
+        if event.place.kind == POSTED and event.view == View.RECEIVED:
+            continue  # it went on later, or not at all: that is another record
         name = event.place.command if event.place.command in _DMA else event.place.title
         where = values.setdefault(name, [])
         if not where or where[-1] != value:

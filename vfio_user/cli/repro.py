@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from vfio_user.bundle import open_bundle
+from userdev.process import Child
+from vfio_user.bundle import OpenBundle, open_bundle
 from vfio_user.bundle.again import Attempt, Prepared, do_again, prepare
+from vfio_user.bundle.standing import Place, Standing, first_place, gdb_command, place_of, run_gdb, stand
 from vfio_user.cli.bundle import told
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.interruption import interruptible
@@ -32,10 +38,27 @@ from vfio_user.harness.interruption import interruptible
     help="Another server: its command line with {socket}; of a test DEVICE=COMMAND.",
 )
 @click.option("--qemu", default="", help="Another QEMU than the bundle's: a path, a command or a name.")
+@click.option(
+    "--break-at",
+    "record",
+    metavar="[SERVER:]N",
+    help="Stand still at the message that is record N of the bundle's trace, so that a debugger can look.",
+)
+@click.option("--gdb", is_flag=True, help="Have gdb look at the server then; without --break-at at its first message.")
+@click.option("--gdb-qemu", is_flag=True, help="The same for the guest's QEMU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.pass_context
 def command(
-    context: click.Context, bundle: Path, times: int | None, until: str | None, server: str, qemu: str, as_json: bool
+    context: click.Context,
+    bundle: Path,
+    times: int | None,
+    until: str | None,
+    server: str,
+    qemu: str,
+    record: str | None,
+    gdb: bool,
+    gdb_qemu: bool,
+    as_json: bool,
 ) -> None:
     """Do again what BUNDLE is of, and say what is otherwise: verdict, what the guest saw, versions, the wire.
 
@@ -43,7 +66,10 @@ def command(
     which are run here: `vfio-user bundle show` prints them. The exit status is 0 when the same came of it each time;
     with --until, when that verdict came.
     """
+    if gdb and gdb_qemu:
+        raise click.UsageError("one debugger at a time: --gdb or --gdb-qemu")
     found = open_bundle(bundle)
+    place = place_of(found, record) if record is not None else first_place(found) if gdb or gdb_qemu else None
     prepared = prepare(found, server=server, qemu=qemu, say=_say)
     folder = results_folder("repro")
     if not as_json:
@@ -52,7 +78,7 @@ def command(
     rounds: Iterator[int] = iter(range(1, times + 1)) if times else itertools.count(1) if until else iter([1])
     with interruptible():
         for number in rounds:
-            attempt = do_again(found, prepared.command, folder / str(number))
+            attempt = _attempt(found, prepared, folder / str(number), place, _Looking(gdb=gdb, gdb_qemu=gdb_qemu))
             attempts.append(attempt)
             if not as_json:
                 same = "the same" if attempt.same else "not the same"
@@ -62,6 +88,44 @@ def command(
     _tell_after(prepared, attempts, as_json=as_json)
     came = attempts[-1].verdict == (until or "").upper()
     context.exit(int(not (came if until else all(attempt.same for attempt in attempts))))
+
+
+def _attempt(
+    found: OpenBundle, prepared: Prepared, folder: Path, place: Place | None, looking: Callable[[Child, Standing], None]
+) -> Attempt:
+    """Do it once; at `place` it stands still, and somebody looks."""
+    if place is None:
+        return do_again(found, prepared.command, folder)
+    breakpoint = place.breakpoint(folder)
+
+    def meanwhile(child: Child) -> None:
+        _say(f"it will stand still at {place}")
+        if not stand(child, breakpoint, lambda standing: looking(child, standing)):
+            _say("it did not come to that this time")
+
+    return do_again(found, prepared.command, folder, environment=breakpoint.exported(), meanwhile=meanwhile)
+
+
+@dataclass(frozen=True)
+class _Looking:
+    """What is done while a run stands still: gdb, or a wait for Enter."""
+
+    gdb: bool
+    gdb_qemu: bool
+
+    def __call__(self, child: Child, standing: Standing) -> None:
+        server, qemu = standing.server_pid, standing.qemu_pid
+        _say(f"it stands still: the server is process {server}, QEMU {qemu}")
+        looked_at = qemu if self.gdb_qemu else server
+        words, environment = gdb_command(looked_at)
+        _say(f"  {shlex.join(words[:3])}{' ...' * (len(words) > 3)}")
+        if self.gdb or self.gdb_qemu:
+            run_gdb(standing, looked_at, words, environment)
+            return
+        _say("Enter lets it go on")
+        if sys.stdin is not None:  # it is closed
+            child.wait(math.inf, or_readable=sys.stdin.fileno())
+            sys.stdin.readline()
 
 
 def _tell_before(verdict: str, of: str, prepared: Prepared) -> None:

@@ -15,6 +15,7 @@ from vfio_user.harness import hotplug
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.attachment import Attachment
+from vfio_user.harness.breakpoint import Breakpoint
 from vfio_user.harness.command_line import SLOT_MEMORY_64, Place, slot_address
 from vfio_user.harness.command_log import SUFFIX, CommandLog
 from vfio_user.harness.device import Device
@@ -419,6 +420,8 @@ def attachment_of(
 ) -> Attachment:
     """The attachment of a device at a place; `properties` are further ones, with underscores for dashes."""
     wanted = {**device.properties, **properties}
+    if server is not None and device.family.keeps_sessions and (breakpoint := Breakpoint.of_environment()) is not None:
+        wanted |= breakpoint.properties
     if server is None:
         return inside_qemu(device.driver, identity, place, wanted)
     return device.family.attach(device.served, identity, server.path, place, wanted)

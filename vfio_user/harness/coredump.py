@@ -107,6 +107,21 @@ def mapped_files(core: Path) -> dict[str, int]:
     return found
 
 
+def running_files(pid: int) -> dict[str, int]:
+    """The same of a process that runs (/proc/PID/maps).
+
+    Raises:
+        OSError: it has ended.
+    """
+    found: dict[str, int] = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        area, _, offset, _, _, *rest = line.split(maxsplit=5)  # proc(5)
+        path = rest[0] if rest else ""
+        if int(offset, 16) == 0 and path.startswith("/") and path not in found and _is_elf(path):
+            found[path] = int(area.partition("-")[0], 16)
+    return found
+
+
 def _notes(core: Path, kind: str) -> list[Any]:
     from elftools.elf.elffile import ELFFile  # cores are rare, and this takes long
     from elftools.elf.segments import NoteSegment

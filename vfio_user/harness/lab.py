@@ -27,6 +27,7 @@ from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, attachment_of
+from vfio_user.harness.breakpoint import Breakpoint
 from vfio_user.harness.cell import Cell
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_memory
 from vfio_user.harness.command_line import HardwareOptions, MachineConfig, machine_type, root_address
@@ -96,6 +97,7 @@ class Lab:
         self._hosts = ExitStack()
         self._provided: set[tuple[str, Path]] = set()
         self._looked_at: set[str] = set()
+        self._break = Breakpoint.of_environment()
 
     # -- what guests are made of ----------------------------------------------------------------------------------
 
@@ -238,6 +240,9 @@ class Lab:
         if interposition is not None:
             interposition.check(wanted.family)
         name = name or f"server{len(self.servers)}-{wanted.name}"
+        breaks = self._break if self._break is not None and self._break.is_at(name) else None
+        if breaks is not None:
+            interposition, trace = breaks.within(interposition), True
         self._provide(host, *wanted.files)
         self._look_at(wanted, name, host)
         with self.timeline.step(f"start the server {name}"):
@@ -245,6 +250,8 @@ class Lab:
                 wanted, self._site(host), name, interposition=interposition, trace=trace, started=self._note
             )
         self.servers.append(server)
+        if breaks is not None:
+            breaks.tell(server=name, control=server.interposer.control_path, trace=server.trace)
         return server
 
     def _site(self, host: Host) -> Site:
@@ -374,6 +381,8 @@ class Lab:
     def _note(self, child: Child) -> None:
         """Remember a child, and write down its command."""
         self._children.append(child)
+        if self._break is not None:
+            self._break.tell(name=child.name, pid=child.pid)
         path = self.folder / "commands.txt"
         with about(path), path.open("a") as commands:
             commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")

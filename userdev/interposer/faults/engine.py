@@ -40,6 +40,8 @@ class FaultPlan(Generic[M]):
     reorder: script.Reorder | None = None
     stall: float | None = None
     """Seconds during which nothing more is sent behind it; infinity for ever."""
+    hold: bool = False
+    """Whether it waits until somebody lets the session go on."""
     reply: M | None = None
     """To be sent back to where the message came from."""
     closes: list[script.Close] = field(default_factory=list)
@@ -203,6 +205,9 @@ class FaultEngine(ABC, Generic[M]):
     def _signal(self, plan: FaultPlan[M], act: script.Signal, message: M, chance: random.Random) -> None:
         plan.signals.append(act)
 
+    def _hold(self, plan: FaultPlan[M], act: script.Hold, message: M, chance: random.Random) -> None:
+        plan.hold = True
+
     def _place(self, act: script.Corrupt, message: M, size: int) -> tuple[int, int]:
         """Offset and width of what is to be corrupted; an empty place where the message does not have it."""
         if act.at is not None:
@@ -226,6 +231,7 @@ class FaultEngine(ABC, Generic[M]):
         "split-header": _split,
         "close": _close,
         "signal": _signal,
+        "hold": _hold,
     }
 
 

@@ -248,6 +248,10 @@ class Signal(ScenarioModel):
     seconds: Seconds | None = None
 
 
+class Hold(ScenarioModel):
+    """Let it wait, and all requests of the client with it, until `resume` on the control socket."""
+
+
 class Act(ScenarioModel):
     """One thing to do, named by its key."""
 
@@ -265,6 +269,7 @@ class Act(ScenarioModel):
     split_header: Annotated[Split | None, one_of("at")] = None
     close: Annotated[Close | None, one_of("side")] = None
     signal: Annotated[Signal | None, one_of("signal")] = None
+    hold: Annotated[Hold | None, one_of("")] = None
 
     @model_validator(mode="before")
     @classmethod

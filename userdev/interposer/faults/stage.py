@@ -77,6 +77,8 @@ class Faults(Generic[M]):
         self._began = began if began is not None else time.monotonic()
         self._lines: dict[Direction, _Line[M]] = {direction: _Line() for direction in Direction}
         self._flying: list[tuple[Direction, _Item[M]]] = []  # delayed, and overtaken by others meanwhile
+        self._left_held = 0
+        """Holds of rules that are no more."""
         session.add_stage(self, *Direction)
 
     def remove(self) -> None:
@@ -105,6 +107,9 @@ class Faults(Generic[M]):
         for direction, item in flying:
             self._session.backlog.let_go(direction, item.message.size)
             self._send(direction, item)
+        while self._left_held:
+            self._left_held -= 1
+            self._session.holding.resume()
 
     def __call__(self, passing: Passing[M]) -> M | None:
         """Let a message through that no rule is about, or take it and do what the rules plan once it is recorded."""
@@ -161,6 +166,8 @@ class Faults(Generic[M]):
             wait = line.queue[0].due - time.monotonic()
             if wait > 0:
                 await self._session.loop.sleep(wait)
+            if (plan := line.queue[0].plan) is not None and plan.hold:
+                await self._hold(plan)
             item = line.queue.popleft()
             self._session.backlog.let_go(direction, item.message.size)
             if item.plan is not None and len(item.plan.pieces) > 1:
@@ -176,6 +183,17 @@ class Faults(Generic[M]):
             self._session.backlog.let_go(direction, item.message.size)
             close_all(item.message.fds)
         line.task = None
+
+    async def _hold(self, plan: FaultPlan[M]) -> None:
+        """Have the session stand still until it is let go."""
+        holding = self._session.holding
+        holding.hold()
+        self._session.note("held", rules=plan.rules)
+        try:
+            await holding.until_free()
+        except GeneratorExit:  # its rule is taken away, or the session ends: first goes on what came first
+            self._left_held += 1
+            raise
 
     async def _send_in_pieces(self, direction: Direction, item: _Item[M], plan: FaultPlan[M]) -> None:
         fds, made = self._descriptors(item, plan)

@@ -1,0 +1,146 @@
+"""Standing still at a record of a bundle's trace: which message that is in another run, and how it is held there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.bundle_kit import make_bundle
+from tests.interposer_bench import read, write
+from tests.traced import Written
+from userdev.errors import UserError
+from userdev.relay.direction import Direction
+from vfio_user.bundle import OpenBundle, open_bundle
+from vfio_user.bundle.standing import first_place, place_of
+from vfio_user.harness.breakpoint import Breakpoint
+from vfio_user.harness.interposition import Interposition
+from vfio_user.interposer.faults.scenario import Scenario
+from vfio_user.wire import layouts as at
+
+HERE = Breakpoint("guest-dev0-edu", {"direction": "to-server", "command": "REGION_WRITE", "nth": 3}, "told")
+
+
+class Recorded:
+    """A bundle with traces, and the numbers of what is in them."""
+
+    def __init__(self, tmp_path: Path, *servers: str) -> None:
+        self.results = tmp_path / "kept-results"
+        self.results.mkdir()
+        for server in servers:
+            with Written(self.results / f"{server}.trace") as trace:
+                self.record(trace)
+        make_bundle(tmp_path / "kept")
+        self.bundle: OpenBundle = open_bundle(tmp_path / "kept")
+
+    def record(self, trace: Written) -> None:
+        trace.writer.note("connected")
+        self.lost = trace.ask(write(0, 8, b"\1\0\0\0"))
+        trace.writer.note("connected")
+        self.first = trace.ask(write(0, 8, b"\5\0\0\0"))
+        self.other = trace.ask(write(0, 0x60, b"\1\0\0\0"))
+        self.status = trace.ask(read(0, 8, 4), at.REGION_ACCESS.pack(8, 0, 4) + b"\7\0\0\0")
+        self.second = trace.ask(write(0, 8, b"\6\0\0\0"))
+        self.of_server = trace.ask(read(0, 8, 4), None, direction=Direction.TO_CLIENT)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Recorded:
+    return Recorded(tmp_path, "guest-dev0-edu")
+
+
+def test_a_record_is_the_nth_of_its_kind_in_its_session(recorded: Recorded) -> None:
+    places = {name: place_of(recorded.bundle, str(getattr(recorded, name))) for name in ("first", "other", "second")}
+    assert {name: place.nth for name, place in places.items()} == {"first": 1, "other": 1, "second": 2}
+    assert places["second"].match == {
+        "direction": "to-server",
+        "command": "REGION_WRITE",
+        "kind": "request",
+        "region": 0,
+        "offset": 8,
+    }
+    assert "REGION_WRITE BAR0+0x8" in str(places["second"])
+
+
+def test_a_reply_is_one_of_its_own(recorded: Recorded) -> None:
+    place = place_of(recorded.bundle, str(recorded.status + 1))
+    assert (place.match["direction"], place.match["kind"], place.match["offset"]) == ("to-client", "reply", 8)
+
+
+def test_a_place_is_a_match_of_a_scenario(recorded: Recorded, tmp_path: Path) -> None:
+    breakpoint = place_of(recorded.bundle, str(recorded.second)).breakpoint(tmp_path)
+    scenario = Scenario.model_validate(breakpoint.within(None).faults)
+    assert scenario.rules[0].match.nth == [2]
+    assert scenario.rules[0].act[0].name == "hold"
+
+
+def test_the_first_place_is_the_first_message(recorded: Recorded) -> None:
+    assert first_place(recorded.bundle) == place_of(recorded.bundle, str(recorded.lost))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1", "no record 1"),
+        ("2", "record 2 is no message"),
+        ("99", "no record 99"),
+        ("x", "no record's"),
+        ("b:3", "'b'"),
+    ],
+)
+def test_what_is_no_message_is_refused(recorded: Recorded, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        place_of(recorded.bundle, text)
+
+
+def test_of_several_traces_one_has_to_be_named(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path, "guest-dev0-edu", "guest-dev1-nvme")
+    with pytest.raises(UserError, match="2 traces") as caught:
+        place_of(recorded.bundle, str(recorded.first))
+    assert f"guest-dev1-nvme:{recorded.first}" in caught.value.hint
+    assert place_of(recorded.bundle, f"guest-dev1-nvme:{recorded.first}").server == "guest-dev1-nvme"
+
+
+@pytest.mark.parametrize("text", ["3", "guest:3", ""])
+def test_a_bundle_without_a_trace_has_no_record(tmp_path: Path, text: str) -> None:
+    recorded = Recorded(tmp_path)
+    with pytest.raises(UserError, match="no trace"):
+        place_of(recorded.bundle, text)
+    with pytest.raises(UserError, match="no trace"):
+        first_place(recorded.bundle)
+
+
+@pytest.mark.parametrize(
+    ("server", "meant"),
+    [("guest-dev0-edu", True), ("guest-dev0-mended", True), ("guest-dev1-edu", False), ("guest2-dev0-edu", False)],
+)
+def test_the_same_device_is_meant_whatever_serves_it(server: str, meant: bool) -> None:
+    assert HERE.is_at(server) is meant
+
+
+def test_a_breakpoint_is_in_the_environment_of_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Breakpoint.of_environment() is None
+    for name, value in HERE.exported().items():
+        monkeypatch.setenv(name, value)
+    assert Breakpoint.of_environment() == HERE
+
+
+RULES: list[dict[str, Any]] = [{"name": "mine", "match": {"command": "DMA_WRITE"}, "act": "drop"}]
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_else_an_interposer_does_it_does_with_a_hold_too(tmp_path: Path, as_file: bool) -> None:
+    scenario: Any = {"seed": 7, "rules": RULES}
+    if as_file:
+        (tmp_path / "faults.yaml").write_text(yaml.safe_dump(scenario))
+        scenario = tmp_path / "faults.yaml"
+    made = HERE.within(Interposition(scenario, keep_alive=True, msg_timeout=30.0, capture_dma=True))
+    assert isinstance(made.faults, dict)
+    assert made.faults["seed"] == 7
+    assert [rule["name"] for rule in made.faults["rules"]] == ["break", "mine"]
+    assert made.keep_alive
+    assert made.capture_dma
+    assert made.msg_timeout is not None
+    assert made.msg_timeout > 3600
