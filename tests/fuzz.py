@@ -154,8 +154,8 @@ def _read(inputs: int, seed: int) -> int:
 def _fuzz_servers(sequences: int, seed: int) -> int:
     """Have what `vfio-user fuzz` and `vhost-user fuzz` do be done to servers of ours."""
     for program in (fuzz_seeded.EDU, fuzz_seeded.BLK):
-        summary, finds = fuzz_seeded.fuzz(program, seed, Bounds(sequences=sequences))
-        if finds:
+        summary, heard = fuzz_seeded.fuzz(program, seed, Bounds(sequences=sequences))
+        if finds := heard.finds:
             print(f"{program}: seed {seed} found:", *(find.what for find in finds), sep="\n  ")
             print(*(f"    {step}" for step in finds[0].steps), sep="\n")
             return 1

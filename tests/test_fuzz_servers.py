@@ -175,6 +175,16 @@ def test_what_does_not_come_again_is_told_as_that() -> None:
     assert len(find.steps) == 3
 
 
+def test_what_shows_only_in_a_few_steps_is_reduced_too() -> None:
+    class Forgets(Pretended):
+        def play(self, steps: Sequence[Step]) -> Found | None:
+            return None if self.renewed and len(steps) > 12 else super().play(steps)
+
+    (find,) = campaign([steps("x " * 20 + "a b " + "x " * 20)], subject=Forgets()).finds.values()
+    assert find.reproduced
+    assert [step.name for step in find.steps] == ["a", "b"]
+
+
 # finds as files
 
 

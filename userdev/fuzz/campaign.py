@@ -184,8 +184,10 @@ class Campaign:
             self._listener.reducing(len(some), tries)
             return True
 
-        if not fails(steps):
+        shown = next((some for some in (steps, *_windows(steps)) if fails(some)), None)
+        if shown is None:
             return (), False
+        steps = shown
         search = Reduction(
             range(len(steps)),
             lambda places: fails([steps[place] for place in places]),
@@ -194,6 +196,12 @@ class Campaign:
         )
         search.run()
         return _simpler(tuple(steps[place] for place in search.best), fails), search.minimal
+
+
+def _windows(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    """Pieces of a sequence, each over the border of two others: what a garbage collection hides shows in few steps."""
+    size = max(1, len(steps) // 4)
+    return [steps[begin : begin + size] for begin in range(0, len(steps), max(1, size // 2))]
 
 
 def same_cause(subject: Subject, steps: Sequence[Step], cause: str) -> Found | None:

@@ -24,7 +24,20 @@ from vfio_user.wire.layouts import REGION_ACCESS, REGION_INFO, WRITE_MULTI, WRIT
 from vfio_user.wire.region_info import decode_region_info
 
 CONFIG_SPACE = RegionIndex.CONFIG
-_GROUPS = ("header", "order", "info", "region_info", "io_fds", "irq_info", "region_read", "region_write", "feature")
+_GROUPS = frozenset(
+    (
+        "header",
+        "order",
+        "info",
+        "region_info",
+        "io_fds",
+        "irq_info",
+        "region_read",
+        "region_write",
+        "feature",
+        "config",
+    )
+)
 _ALONE = frozenset({"header/size-below-16", "header/oversize", "header/type-reply", "order/half-a-message"})
 """Checks that want connections of their own, or wait for silence."""
 
@@ -212,7 +225,8 @@ def size_region(session: Session, index: int) -> None:
     at = 0
     while at < 6:
         if at == index:
-            size_bar(session.bench, at)
+            with session.checking() as bench:
+                size_bar(bench, at)
             return
         kind = session.client.config_read(0x10 + 4 * at, 1)[0]
         at += 2 if not kind & 1 and kind & 6 == 4 else 1
@@ -245,7 +259,8 @@ def check(session: Session, id: str) -> None:
     if not session.accessible:
         return
     try:
-        _stateless()[id].run(session.bench)
+        with session.checking() as bench:
+            _stateless()[id].run(bench)
     except Skip:
         return
     except Unmet as error:
@@ -272,7 +287,7 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
     offsets = (*known, *_OFFSETS, *ends, 1 << 40, (1 << 64) - 8)
     width = Pick((4, 4, 4, 1, 2, 8))
     line = Several(Number(0, 255), 1, 4)
-    places = (INTERRUPT_LINE, 0, 4, 8, 0xC, 0xE, *range(0x10, 0x40, 4), *_capability_bytes(ground))
+    places = (INTERRUPT_LINE, 0, *[4] * 5, 8, 0xC, 0xE, *range(0x10, 0x40, 4), *_capability_bytes(ground))
     dialect = ground.description.dialect
     checks = [id for id, check in _stateless().items() if check.dialects is None or dialect in check.dialects]
     found: list[Kind[Session]] = [

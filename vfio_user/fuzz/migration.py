@@ -239,6 +239,7 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
                 "chunk": Pick((0, 0, 7, 100)),
                 "damage": Pick(("", "", "", "cut", "flipped", "noise")),
             },
+            weight=2,
         ),
     ]
     if ground.description.migration.dirty_logging and ground.does_dma:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from userdev.conformance.check import require
@@ -95,6 +96,19 @@ class Session:
     def good(self, reply: Message, what: str) -> Message:
         """Have `reply` be no error."""
         return self.bench.good(reply, what)
+
+    @contextmanager
+    def checking(self) -> Iterator[Bench]:
+        """A bench for a check of conformance, with this client.
+
+        It knows nothing yet: descriptors of regions are closed when the client asks for them again.
+        """
+        bench = Bench(self.bench.target, self.client.dialect, timeout=self.bench.timeout)
+        bench.client = self.client
+        try:
+            yield bench
+        finally:
+            bench.close()
 
     def eventfd(self) -> EventFd:
         """Make an eventfd that is closed with the session."""
