@@ -18,7 +18,7 @@ from userdev.fuzz import Bounds, Campaign, Find, Found, Step
 from userdev.fuzz.drawing import sequences
 from vfio_user.cli import vhost_user_cli
 from vhost_user.backend.vring import Vring
-from vhost_user.device import Chain, VhostDevice, queue
+from vhost_user.device import Chain, VhostDevice, config_field, queue
 from vhost_user.frontend.conformance import DeviceKind
 from vhost_user.fuzz import ORACLES, BackEndPlayer
 from vhost_user.wire import FrontEndRequest
@@ -141,6 +141,23 @@ def test_each_oracle_notices_what_it_is_for(oracle: str, tmp_path: Path, faulty:
     assert found is not None
     assert found.oracle.id == oracle, found
     assert oracle in {each.id for each in ORACLES}
+
+
+def test_a_reference_that_answers_otherwise_is_a_find(tmp_path: Path) -> None:
+    class Larger(Reverse):
+        capacity: int = config_field(8, 8)
+
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    with InProcess(tmp_path / "one", Larger) as target, InProcess(tmp_path / "other", Reverse) as reference:
+        other = BackEndPlayer(reference, REVERSE, timeout=5)
+        player = BackEndPlayer(target, REVERSE, timeout=5, reference=other)
+        player.prepare()
+        assert player.play([SERVE]) is None
+        found = player.play([SERVE, Step.of("read_config", size=3)])
+        player.close()
+    assert found is not None
+    assert found.oracle.id == "reference"
 
 
 @pytest.mark.parametrize("how", ["head", "next", "loop", "outside", "over the end", "order", "table", "far"])

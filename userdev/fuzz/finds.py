@@ -43,6 +43,21 @@ def cause_of(text: str) -> str:
     return _SPACE.sub(" ", _NUMBERS.sub("#", text)).strip()[:200]
 
 
+Journal = list[tuple[str, str]]
+"""What was asked, and the answer, in order."""
+
+
+def compared(oracle: Oracle, ours: Journal, theirs: Journal) -> Found | None:
+    """The first answer that a reference did not give, as far as both were asked the same."""
+    for (asked, answer), (other, reference) in zip(ours, theirs, strict=False):
+        if asked != other:
+            return None
+        if answer != reference:
+            said = f"{asked} is answered with {answer or 'nothing'}; by the reference with {reference or 'nothing'}"
+            return Found(oracle, asked, said)
+    return None
+
+
 @dataclass(frozen=True)
 class Find:
     """A find as it is kept. `subject` says of what it was found, for people; `times`: sequences that led to it."""

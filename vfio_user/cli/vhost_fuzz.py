@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -16,7 +16,8 @@ from vhost_user.fuzz import ORACLES, BackEndPlayer
 @click.command()
 @options("ADDRESS")
 @click.option("--device", type=click.Choice(list(DEVICES)), help="What is served; the protocol does not say that.")
-def command(device: str | None, **given: Any) -> None:
+@click.option("--against", metavar="'CMD {socket}'", help="A reference back-end, which has to answer the same.")
+def command(device: str | None, against: str | None, **given: Any) -> None:
     """Look for what the back-end at ADDRESS does wrong, or the one that a command starts.
 
     Sequences of messages, requests and rings, right and nearly right, are drawn, and held to rules that are every
@@ -29,8 +30,15 @@ def command(device: str | None, **given: Any) -> None:
         list_oracles(ORACLES)
         return
     kind = None if device is None else DEVICES[device]
-    with server(asked.address, asked.server_command, greet, timeout=asked.timeout) as target:
+    with ExitStack() as stack:
+        reference = None
+        if against is not None:
+            other = stack.enter_context(server(None, against, greet, timeout=asked.timeout))
+            other.try_out()
+            reference = BackEndPlayer(other, kind, timeout=asked.timeout)
+        target = stack.enter_context(server(asked.address, asked.server_command, greet, timeout=asked.timeout))
         if habit := target.try_out():
             click.echo(habit, err=True)
-        with closing(BackEndPlayer(target, kind, timeout=asked.timeout)) as player:
-            carry_out(asked, player)
+        player = BackEndPlayer(target, kind, timeout=asked.timeout, reference=reference)
+        stack.callback(player.close)
+        carry_out(asked, player)

@@ -207,14 +207,13 @@ def write_config(session: Session, offset: int, data: tuple[int, ...]) -> None:
         if before[first : first + length] != after[first : first + length]:
             raise Found(CONFIG, f"read-only {first:#x}", f"a write has changed what is read-only at {first:#x}")
     outside = [at for at in changed if not offset <= at < offset + len(data)]
-    if outside and not _was_reset(session, after):
+    if outside and not _was_reset(after):
         at = outside[0]
         raise Found(CONFIG, "other bytes", f"a write of {len(data)} bytes at {offset:#x} has changed the byte {at:#x}")
 
 
-def _was_reset(session: Session, config: bytes) -> bool:
+def _was_reset(config: bytes) -> bool:
     """Whether the write has reset the function, as FLR and the way out of D3hot do: BARs and command are zeros."""
-    del session
     return not any(config[4:6]) and not any(config[0x14:0x28])
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from userdev.conformance.check import require
-from userdev.fuzz.finds import Found
+from userdev.fuzz.finds import Found, Journal
 from userdev.transport import close_all
 from vfio_user.client import Client, EventFd
 from vfio_user.client.conformance import Bench
@@ -63,7 +63,7 @@ class Session:
     """Whether a state that is saved twice is the same."""
     saved: bytes = b""
     """A state of this device, as it was after its start."""
-    journal: list[tuple[str, str]] = field(default_factory=list)
+    journal: Journal = field(default_factory=list)
     """What the server answered, for comparison with a reference: what was asked, and the answer."""
 
     @property

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from userdev.errors import ProtocolError, UserdevError, UserError
-from userdev.fuzz import Found, Kind, Step, cause_of
+from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared
 from userdev.fuzz.process import Watched
 from vfio_user.client import Client
 from vfio_user.client.conformance import Bench, CheckFailed, Target
@@ -55,7 +55,7 @@ class VfioUserSubject:
         self._saved = b""
         self._renews = False
         self._kinds: dict[str, Kind[Session]] = {}
-        self.journal: list[tuple[str, str]] = []
+        self.journal: Journal = []
 
     @classmethod
     def of(cls, dialect: Dialect, bench: Bench) -> VfioUserSubject:
@@ -226,16 +226,10 @@ class VfioUserSubject:
         if self._reference.play(steps) is not None:
             self._reference.renew()
             return None  # the reference is wrong by itself, and says nothing
-        for ours, theirs in zip(self.journal, self._reference.journal, strict=False):
-            if ours[0] != theirs[0]:
-                return None
-            if ours[1] != theirs[1]:
-                what = (
-                    f"{ours[0]} is answered with {ours[1] or 'nothing'}; by the reference with {theirs[1] or 'nothing'}"
-                )
-                self._end_session()
-                return Found(REFERENCE, ours[0], what)
-        return None
+        found = compared(REFERENCE, self.journal, self._reference.journal)
+        if found is not None:
+            self._end_session()
+        return found
 
     def _connect(self) -> Client:
         client = Client(self._target.connect(), dialect=self._dialect, timeout=self._timeout)

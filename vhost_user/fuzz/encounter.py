@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from userdev.fuzz import Found
+from userdev.fuzz import Found, Journal
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import DeviceKind, Target
 from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES
@@ -53,6 +53,8 @@ class Encounter:
     log: DirtyPages | None = None
     blocks: dict[int, bytes] = field(default_factory=dict)
     """By sector: what was written last. It outlives connections, as disks do."""
+    journal: Journal = field(default_factory=list)
+    """What was answered, for comparison with a reference."""
 
     def __post_init__(self) -> None:
         self.join(0, 1, False)
@@ -139,6 +141,8 @@ class Encounter:
         self._check_memory(before, given, [(request, buffers) for request in made])
         if {each.head for each in done} != {each.head for each in made}:
             raise Found(RINGS, "heads", "other requests come back than were made available")
+        if self.device is not None and self.device.name != "rng":  # whose answers are to be others each time
+            self.journal += [(f"{len(buffers)} buffers", each.data.hex()) for each in done]
         self._look_at_log([(at, done[0].written) for at, _ in _writable(made[0], buffers)[:1] if count == 1])
         return done
 
@@ -165,13 +169,22 @@ class Encounter:
     def _check_memory(
         self, before: bytearray, given: Iterable[tuple[int, int]], made: Iterable[tuple[Request, Sequence[Buffer]]]
     ) -> None:
-        after = bytearray(self.front_end.memory[0 : len(before)])
+        memory = self.front_end.memory
         for request, buffers in made:
             for at, buffer in zip(request.places, buffers, strict=True):
-                if isinstance(buffer, bytes) and after[at : at + len(buffer)] != buffer:
+                if isinstance(buffer, bytes) and memory[at : at + len(buffer)] != buffer:
                     raise Found(MEMORY, "readable", "what was given for reading was written")
+        self.unwritten(before, given)
+
+    def unwritten(self, before: bytearray, but: Iterable[tuple[int, int]]) -> None:
+        """See that the guest's memory is as before, but for rings and these pieces.
+
+        Raises:
+            Found: it is not.
+        """
+        after = bytearray(self.front_end.memory[0 : len(before)])
         rings = ((ring.driver.addresses.descriptor, ring.driver.room(ring.size)) for ring in self.front_end.queues)
-        for at, length in (*given, *rings):
+        for at, length in (*but, *rings):
             before[at : at + length] = after[at : at + length] = bytes(length)
         if before != after:
             at = next(at for at, byte in enumerate(before) if byte != after[at])

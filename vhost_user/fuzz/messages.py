@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 
@@ -47,7 +47,8 @@ def ask(encounter: Encounter, what: int) -> None:
 def read_config(encounter: Encounter, size: int) -> None:
     """Configuration space can be read, as much of it as there is."""
     if encounter.front_end.has(P.CONFIG) and encounter.offered.config_size:
-        encounter.front_end.read_config(1 + size % encounter.offered.config_size)
+        data = encounter.front_end.read_config(1 + size % encounter.offered.config_size)
+        encounter.journal.append((f"{len(data)} bytes of configuration space", data.hex()))
 
 
 def wrong(encounter: Encounter, request: int, payload: str, fds: int) -> None:
@@ -135,8 +136,8 @@ def too_many_regions(encounter: Encounter) -> None:
     _refused(encounter, say, f"{_MANY} regions")
 
 
-def _refused(encounter: Encounter, say: partial[int] | object, what: str) -> None:
-    assert callable(say)
+def _refused(encounter: Encounter, say: Callable[[], int], what: str) -> None:
+    """Have something wrong be answered with an error, or end the connection."""
     try:
         answer = say()
         encounter.front_end.settle()

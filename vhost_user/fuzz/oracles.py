@@ -13,6 +13,7 @@ MEMORY = Oracle("memory", "guest memory that a request did not give for writing 
 BLOCKS = Oracle("blocks", "virtio 1.3, Block Device: a read has what was written last")
 LOG = Oracle("log", "spec, Migration: every page that is written while the log is on is marked")
 STATE = Oracle("state", "a state that is saved and loaded is the same state")
+REFERENCE = Oracle("reference", "a reference back-end answers the same")
 
 ORACLES: tuple[Oracle, ...] = (
     ALIVE,
@@ -23,6 +24,7 @@ ORACLES: tuple[Oracle, ...] = (
     BLOCKS,
     LOG,
     STATE,
+    REFERENCE,
     DESCRIPTORS,
     MAPPINGS,
     GROWTH,

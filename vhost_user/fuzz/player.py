@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from userdev.conformance.check import CheckFailed
 from userdev.errors import UserdevError, UserError
-from userdev.fuzz import Found, Kind, Step, cause_of
+from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared
 from userdev.fuzz.process import Watched
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import Bench, DeviceKind, Target
@@ -14,7 +14,7 @@ from vhost_user.frontend.description import describe
 from vhost_user.frontend.errors import BackEndError, BrokenQueue, Disconnected, NoAnswer
 from vhost_user.fuzz import messages, rings
 from vhost_user.fuzz.encounter import Encounter, Offered
-from vhost_user.fuzz.oracles import ALIVE, OFFER, REPLIES, RINGS
+from vhost_user.fuzz.oracles import ALIVE, OFFER, REFERENCE, REPLIES, RINGS
 
 PROTOCOL = "vhost-user"
 _READ_ONLY = 1 << 5
@@ -28,8 +28,15 @@ class BackEndPlayer:
 
     protocol = PROTOCOL
 
-    def __init__(self, target: Target, device: DeviceKind | None, *, timeout: float) -> None:
-        """Nothing is asked yet: `prepare` does that."""
+    def __init__(
+        self,
+        target: Target,
+        device: DeviceKind | None,
+        *,
+        timeout: float,
+        reference: BackEndPlayer | None = None,
+    ) -> None:
+        """Nothing is asked yet: `prepare` does that. `reference`, if any, has to answer the same."""
         self._target = target
         self._device = device
         self._timeout = timeout
@@ -38,6 +45,8 @@ class BackEndPlayer:
         self._kinds: dict[str, Kind[Encounter]] = {}
         self._watched = Watched()
         self._blocks: dict[int, bytes] = {}
+        self._reference = reference
+        self.journal: Journal = []
 
     @classmethod
     def of(cls, device: DeviceKind | None, bench: Bench) -> BackEndPlayer:
@@ -64,6 +73,8 @@ class BackEndPlayer:
         name = self._device.name if self._device is not None else None
         found = (*rings.kinds(self._offered, name), *messages.kinds(self._offered, name))
         self._kinds = {kind.name: kind for kind in found}
+        if self._reference is not None:
+            self._reference.prepare()
         return []
 
     def kinds(self) -> list[Kind[Encounter]]:
@@ -80,14 +91,27 @@ class BackEndPlayer:
         self._target.renew()
         self._target.crashed()
         self._blocks.clear()
+        if self._reference is not None:
+            self._reference.renew()
 
     def play(self, steps: Sequence[Step]) -> Found | None:
         """Play a sequence, and ask every oracle; what went wrong first. Without a step it is probed, no more."""
         if not steps:
             return next(iter(self.prepare()), None)
+        self.journal = []
+        found = self._played(steps)
+        if found is not None or self._reference is None:
+            return found
+        if self._reference.play(steps) is not None:
+            self._reference.renew()
+            return None  # the reference is wrong by itself, and says nothing
+        return compared(REFERENCE, self.journal, self._reference.journal)
+
+    def _played(self, steps: Sequence[Step]) -> Found | None:
         name = "begin"
         try:
             encounter = self._encounter or self._begun()
+            encounter.journal = self.journal
             for step in steps:
                 name = step.name
                 kind = self._kinds.get(name)
@@ -150,3 +174,5 @@ class BackEndPlayer:
     def close(self) -> None:
         """Give everything back."""
         self._end()
+        if self._reference is not None:
+            self._reference.close()

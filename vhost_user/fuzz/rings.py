@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 from contextlib import nullcontext
+from typing import NamedTuple
 
 from userdev.fuzz import Blob, Found, Kind, Number, Pick
 from vhost_user.frontend.driver import Descriptor
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
-from vhost_user.fuzz.encounter import KINDS, Encounter, Offered
+from vhost_user.fuzz.encounter import KINDS, RING, Encounter, Offered
 from vhost_user.fuzz.oracles import BLOCKS, RINGS
 from vhost_user.rings.ring import INDIRECT, NEXT, WRITE
 from vhost_user.wire import ProtocolFeature, VirtioFeature
@@ -135,82 +136,50 @@ def _disk(encounter: Encounter) -> Queue | None:
     return encounter.started()
 
 
+class Content(NamedTuple):
+    """What no driver may put into a ring: descriptors (place, length, flags, next) from the first on, and heads."""
+
+    descriptors: tuple[tuple[str, int, int, int], ...] = ()
+    heads: tuple[int, ...] = (0,)
+
+
+_WRONG: dict[str, Content] = {
+    "head": Content(heads=(RING,)),
+    "far head": Content(heads=(0xFFFF,)),
+    "next": Content((("inside", 16, NEXT, RING),)),
+    "loop": Content((("inside", 16, NEXT, 0),)),
+    "outside": Content((("outside", 16, WRITE, 0),)),
+    "over the end": Content((("end", 16, WRITE, 0),)),
+    "huge": Content((("inside", 0xFFFF_FFFF, WRITE, 0),)),
+    "order": Content((("inside", 16, WRITE | NEXT, 1), ("inside", 16, 0, 0))),
+    "table": Content((("inside", 15, INDIRECT, 0),)),
+    "table of tables": Content((("table", 16, INDIRECT, 0),)),
+    "far": Content((("inside", 16, 0, 0),), heads=(0,) * (RING + 1)),
+}
+
+
 def break_ring(encounter: Encounter, how: str, kind: int) -> None:
     """What no driver may put into a ring breaks that ring at most: the next front-end has one that is served."""
     queue = encounter.started()
-    if queue is None or encounter.device is None or not isinstance(queue.driver, SplitDriver):
+    if queue is None or not isinstance(queue.driver, SplitDriver) or queue.outstanding:
         return
-    memory, driver = encounter.front_end.memory, queue.driver
-    if queue.outstanding:
-        return
-    size, outside = queue.size, memory.size + PAGE
+    memory = encounter.front_end.memory
     inside = memory.allocate(64)
-    match how:
-        case "head":
-            driver.offer(size)
-        case "far head":
-            driver.offer(0xFFFF)
-        case "next":
-            driver.describe(0, inside, 16, NEXT, size)
-            driver.offer(0)
-        case "loop":
-            driver.describe(0, inside, 16, NEXT, 0)
-            driver.offer(0)
-        case "outside":
-            driver.describe(0, outside, 16, WRITE, 0)
-            driver.offer(0)
-        case "over the end":
-            driver.describe(0, memory.size - 8, 16, WRITE, 0)
-            driver.offer(0)
-        case "huge":
-            driver.describe(0, inside, 0xFFFF_FFFF, WRITE, 0)
-            driver.offer(0)
-        case "order":
-            driver.describe(0, inside, 16, WRITE | NEXT, 1)
-            driver.describe(1, inside, 16, 0, 0)
-            driver.offer(0)
-        case "table":
-            driver.describe(0, inside, 15, INDIRECT, 0)
-            driver.offer(0)
-        case "table of tables":
-            table = driver.table([Descriptor(inside, 16, INDIRECT)])
-            memory[inside : inside + len(table)] = table
-            driver.describe(0, inside, len(table), INDIRECT, 0)
-            driver.offer(0)
-        case "far":
-            for _ in range(size + 1):
-                driver.offer(0)
-    before = bytes(memory[0 : memory.size])
+    table = queue.driver.table([Descriptor(inside, 16, INDIRECT)])
+    at = memory.allocate(len(table))
+    memory[at : at + len(table)] = table
+    places = {"inside": inside, "outside": memory.size + PAGE, "end": memory.size - 8, "table": at}
+    before = bytearray(memory[0 : memory.size])
+    for index, (place, length, flags, following) in enumerate(_WRONG[how].descriptors):
+        queue.driver.describe(index, places[place], length, flags, following)
+    for head in _WRONG[how].heads:
+        queue.driver.offer(head)
     queue.kick()
     queue.wait_err(_QUIET)
     encounter.front_end.settle()
-    rings = [(ring.driver.addresses.descriptor, ring.driver.room(ring.size)) for ring in encounter.front_end.queues]
-    _unwritten(before, bytes(memory[0 : memory.size]), [(inside, 64), *rings])
+    encounter.unwritten(before, [(inside, 64), (places["end"], 8)])
     encounter.rejoin(kind)
     serve(encounter, 2, 0, 0)
-
-
-def _unwritten(before: bytes, after: bytes, but: list[tuple[int, int]]) -> None:
-    one, other = bytearray(before), bytearray(after)
-    for at, length in but:
-        one[at : at + length] = other[at : at + length] = bytes(length)
-    if one != other:
-        raise Found(RINGS, "broken and written", "a request that no driver may make has had memory written")
-
-
-_BROKEN = (
-    "head",
-    "far head",
-    "next",
-    "loop",
-    "outside",
-    "over the end",
-    "huge",
-    "order",
-    "table",
-    "table of tables",
-    "far",
-)
 
 
 def kinds(offered: Offered, device: str | None) -> list[Kind[Encounter]]:
@@ -234,7 +203,7 @@ def kinds(offered: Offered, device: str | None) -> list[Kind[Encounter]]:
             weight=2,
         ),
         Kind[Encounter]("there_before", there_before, {"count": Number(1, 4)}),
-        Kind[Encounter]("break_ring", break_ring, {"how": Pick(_BROKEN), "kind": Number(0, len(KINDS) - 1)}),
+        Kind[Encounter]("break_ring", break_ring, {"how": Pick(tuple(_WRONG)), "kind": Number(0, len(KINDS) - 1)}),
     ]
     if VirtioFeature.LOG_ALL in offered.features:
         some.append(Kind[Encounter]("log", log, {"on": Pick((0, 1))}))
