@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -192,3 +193,46 @@ def test_the_shell_is_the_one_in_use_where_none_is_named(say: Say, monkeypatch: 
     done = say("completion")
     assert done.status == 2
     assert "tcsh" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "shown"),
+    [
+        ("vfio-user", ["probe", "--device", "edu --msix 0"], "1234:11e8"),
+        ("vfio-user", ["conformance", "--device", "edu", "--only", "info", "--quiet"], "\n6 checks: 6 passed"),
+        ("vhost-user", ["probe", "--device", "vhost-user-rng"], "queues:             1"),
+        ("vhost-user", ["conformance", "--device", "rng", "--only", "features", "--quiet"], " 0 failed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_device_is_named_where_a_server_is_as_where_guests_have_it(
+    say: Say, program: str, words: list[str], shown: str
+) -> None:
+    done = say(*words, program=program)
+    assert (done.status, done.stderr) == (0, "")
+    assert shown in done.stdout
+    assert "--quiet" not in words or done.stdout.count("\n") == 2, "what is right is not shown"
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "why"),
+    [
+        ("vfio-user", ["probe"], "one server"),
+        ("vfio-user", ["probe", "s", "--device", "edu"], "one server"),
+        ("vfio-user", ["conformance", "s", "--device", "edu"], "one server"),
+        ("vfio-user", ["conformance", "--device", "vhost-user-rng"], "vhost-user"),
+        ("vfio-user", ["probe", "--device", "qemu:edu"], "no server"),
+        ("vhost-user", ["probe", "--device", "edu"], "vfio-user"),
+        ("vhost-user", ["conformance", "s", "--device", "bkl"], "'blk'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_one_server_of_the_right_protocol_is_asked_for(say: Say, program: str, words: list[str], why: str) -> None:
+    done = say(*words, program=program)
+    assert done.status == 2
+    assert why in done.stderr
+
+
+def test_json_on_the_standard_output_is_all_that_is_there(say: Say) -> None:
+    document = json.loads(say("conformance", "--device", "edu", "--only", "info", "--json", "-").stdout)
+    assert {check["outcome"] for check in document["checks"]} == {"pass"}

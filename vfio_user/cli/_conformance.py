@@ -14,6 +14,9 @@ import click
 from userdev.conformance import Check, CheckResult, Level, Outcome, Workbench
 from userdev.conformance.targets import CommandServer, Greet, RunningServer
 from userdev.errors import UserError, VerdictError, about, meant
+from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._progress import quiet_option
+from vfio_user.cli._served import command_of
 
 _MARKS = {
     Outcome.PASS: ("✔", "green"),
@@ -28,6 +31,10 @@ _LEVELS = {
     "open": frozenset(Level),
 }
 
+_ALL, _NONE = frozenset(Outcome), frozenset[Outcome]()
+_NOT_GOOD = frozenset({Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED})
+_STDOUT = Path("-")
+
 B = TypeVar("B", bound=Workbench)
 Target = RunningServer | CommandServer
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,17 +46,22 @@ class Asked:
 
     address: str | None
     server_command: str | None
+    device: str | None
     list_only: bool
     only: tuple[str, ...]
     level: str
     junit: Path | None
     json_path: Path | None
     timeout: float
+    quiet: bool = False
     corpus: Path | None = None
 
 
-def options(argument: str) -> Callable[[Function], Function]:
-    """Give a command these options; `argument` is what it calls the address. Its function is given them as `Asked`."""
+def options(argument: str, *, device: str = "") -> Callable[[Function], Function]:
+    """Give a command these options; `argument` is what it calls the address. Its function is given them as `Asked`.
+
+    `device` is what that option also says.
+    """
 
     path = click.Path(dir_okay=False, path_type=Path)
     decorators = [
@@ -57,6 +69,7 @@ def options(argument: str) -> Callable[[Function], Function]:
         click.option(
             "--server-command", metavar="'CMD {socket}'", help="Start the server; a fresh one for each group."
         ),
+        device_option(help=f"{device}Start the server of this. {DEVICE}"),
         click.option("--list", "list_only", is_flag=True, help="List the checks and their rules."),
         click.option("--only", metavar="ID", multiple=True, help="Run this check, or this group; may be repeated."),
         click.option(
@@ -66,7 +79,13 @@ def options(argument: str) -> Callable[[Function], Function]:
             help="must: leave out what is not in the specification; reference: what is left open.",
         ),
         click.option("--junit", type=path, help="Write JUnit XML."),
-        click.option("--json", "json_path", type=path, help="Write JSON."),
+        click.option(
+            "--json",
+            "json_path",
+            type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+            help="Write JSON; - is the standard output, which has nothing else then.",
+        ),
+        quiet_option("Show only what is not as it should be, and the count."),
         click.option(
             "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
         ),
@@ -108,16 +127,25 @@ class Suite(Generic[B]):
         if asked.list_only:
             self._list(checks)
             return
-        with server(asked.address, asked.server_command, greet, timeout=asked.timeout) as target:
-            if habit := target.try_out():
+        command = asked.server_command
+        if asked.device is not None and asked.address is None and command is None:
+            command = command_of(asked.device, self.protocol)
+        only_json = asked.json_path == _STDOUT
+        shown = _NONE if only_json else _NOT_GOOD if asked.quiet else _ALL
+        with server(asked.address, command, greet, timeout=asked.timeout) as target:
+            if (habit := target.try_out()) and shown is _ALL:
                 click.echo(habit)
-            results = self._shown(run(checks, target))
+            results = self._shown(run(checks, target), shown)
         if asked.junit is not None:
             self._write_junit(asked.junit, results)
         if asked.json_path is not None:
-            with about(asked.json_path):
-                asked.json_path.write_text(json.dumps(self._document(results), indent=2) + "\n")
-        _judge(results)
+            text = json.dumps(self._document(results), indent=2)
+            if only_json:
+                click.echo(text)
+            else:
+                with about(asked.json_path):
+                    asked.json_path.write_text(text + "\n")
+        _judge(results, silent=only_json)
 
     def _chosen(self, only: Sequence[str], level: str) -> list[Check[B]]:
         """The checks that were asked for and are rules of the dialect."""
@@ -148,16 +176,18 @@ class Suite(Generic[B]):
         )
         return f"{level}, {check.rule}"
 
-    def _shown(self, results: Iterable[CheckResult[B]]) -> list[CheckResult[B]]:
-        """The results, each shown as it comes."""
+    def _shown(self, results: Iterable[CheckResult[B]], outcomes: frozenset[Outcome]) -> list[CheckResult[B]]:
+        """The results, those of these outcomes shown as they come."""
         kept: list[CheckResult[B]] = []
         group = ""
         for result in results:
+            kept.append(result)
+            if result.outcome not in outcomes:
+                continue
             if result.check.group != group:
                 group = result.check.group
                 click.echo(f"\n{click.style(group, bold=True)}")
             self._show(result)
-            kept.append(result)
         return kept
 
     def _show(self, result: CheckResult[B]) -> None:
@@ -221,7 +251,8 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
         UserError: it is not exactly one of them.
     """
     if (address is None) == (command is None):
-        raise UserError("one server, please", hint="give either its address or --server-command 'CMD {socket}'")
+        hint = "give either its address, --server-command 'CMD {socket}' or --device"
+        raise UserError("one server, please", hint=hint)
     if address is not None:
         with RunningServer(address, greet, timeout=timeout) as running:
             yield running
@@ -238,15 +269,16 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
         yield started
 
 
-def _judge(results: Sequence[CheckResult[B]]) -> None:
+def _judge(results: Sequence[CheckResult[B]], *, silent: bool) -> None:
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
     seconds = sum(result.seconds for result in results)
     differ = f"{count[Outcome.DIFFERS]} differ, " if count[Outcome.DIFFERS] else ""
     unjudged = f"{count[Outcome.NOT_JUDGED]} not judged, " if count[Outcome.NOT_JUDGED] else ""
-    click.echo(
-        f"\n{len(results)} checks: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
-        f"{count[Outcome.SKIP]} skipped, {unjudged}in {seconds:.1f} s"
-    )
+    if not silent:
+        click.echo(
+            f"\n{len(results)} checks: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
+            f"{count[Outcome.SKIP]} skipped, {unjudged}in {seconds:.1f} s"
+        )
     if count[Outcome.FAIL]:
         failed = "\n".join(f"  {result.check.id}" for result in results if result.outcome is Outcome.FAIL)
         raise VerdictError(f"{count[Outcome.FAIL]} of {len(results)} checks", evidence=failed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from userdev.errors import UserError
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
@@ -19,12 +20,14 @@ from vfio_user.wire import DIALECTS
 @options("SOCKET")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
 def command(dialect: str, **given: Any) -> None:
-    """Check the server at SOCKET, or the one that a command starts.
+    """Check the server at SOCKET, or the one that a command starts, or ours of a device.
 
     A check that does not apply is skipped with its reason, and one that goes wrong for want of another that failed is
     not judged: every cause is one failure. The exit status is 0 if nothing failed, and 1 if something did.
     """
     asked = Asked(**given)
+    if asked.device is not None and (asked.address or asked.server_command):
+        raise UserError("one server, please", hint="give either SOCKET, --server-command or --device")
     spoken = DIALECTS[dialect]
     catalogue: Sequence[Check[Bench]] = CATALOGUE
     if asked.corpus is not None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import click
 
 from userdev.errors import ProtocolError, UserError
+from vfio_user.cli._conformance import Target, server
+from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._served import command_of
 from vfio_user.client import Client, NoAnswer, RemoteError
+from vfio_user.client.conformance import greeting
 from vfio_user.client.description import Description, describe, render
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Command, Dialect
 
@@ -18,7 +24,9 @@ _FAILURES = (RemoteError, ProtocolError, ConnectionError, NoAnswer)
 
 
 @click.command()
-@click.argument("socket")
+@click.argument("socket", required=False)
+@click.option("--server-command", metavar="'CMD {socket}'", help="Start the server.")
+@device_option(help=f"Start the server of this. {DEVICE}")
 @click.option(
     "--dialect",
     type=click.Choice(["auto", *DIALECTS]),
@@ -28,17 +36,39 @@ _FAILURES = (RemoteError, ProtocolError, ConnectionError, NoAnswer)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take.")
-def command(socket: str, dialect: str, as_json: bool, timeout: float) -> None:
+def command(
+    socket: str | None, server_command: str | None, device: str | None, dialect: str, as_json: bool, timeout: float
+) -> None:
     """Describe the device behind SOCKET (a path, unix:PATH, tcp:HOST:PORT, vsock:CID:PORT) without changing it."""
-    description = _describe(socket, _AUTO if dialect == "auto" else (DIALECTS[dialect],), timeout)
+    dialects = _AUTO if dialect == "auto" else (DIALECTS[dialect],)
+    if socket is not None and (server_command or device):
+        raise UserError("one server, please", hint="give either SOCKET, --server-command or --device")
+    if socket is not None:
+        connect = partial(Client.connect, socket, timeout=timeout)
+        description = _describe(socket, lambda spoken: connect(dialect=spoken), dialects)
+    else:
+        if device is not None and server_command is None:
+            server_command = command_of(device, "vfio-user")
+        with server(None, server_command, greeting(dialects[0]), timeout=timeout) as started:
+            description = _describe(device or str(server_command), partial(_connected, started, timeout), dialects)
     click.echo(json.dumps(asdict(description), indent=2) if as_json else render(description), nl=as_json)
 
 
-def _describe(address: str, dialects: tuple[Dialect, ...], timeout: float) -> Description:
+def _connected(started: Target, timeout: float, dialect: Dialect) -> Client:
+    client = Client(started.connect(), dialect=dialect, timeout=timeout)
+    try:
+        client.negotiate()
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _describe(address: str, connect: Callable[[Dialect], Client], dialects: tuple[Dialect, ...]) -> Description:
     refused: list[str] = []
     for dialect in dialects:
         try:
-            client = Client.connect(address, dialect=dialect, timeout=timeout)
+            client = connect(dialect)
         except _FAILURES as error:
             if isinstance(error, NoAnswer) or (isinstance(error, RemoteError) and error.errno == errno.EBUSY):
                 raise UserError(f"{address}: {error}", hint=hint_at_version(error)) from None

@@ -8,6 +8,8 @@ import click
 
 from userdev.errors import UserError
 from vfio_user.cli._conformance import server
+from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._served import command_of
 from vhost_user.frontend import BackEndError, Disconnected, FrontEnd, NoAnswer
 from vhost_user.frontend.conformance import greet
 from vhost_user.frontend.description import as_json, describe, render
@@ -16,10 +18,15 @@ from vhost_user.frontend.description import as_json, describe, render
 @click.command()
 @click.argument("address", required=False)
 @click.option("--server-command", metavar="'CMD {socket}'", help="Start the back-end.")
+@device_option(help=f"Start the back-end of this. {DEVICE}")
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON.")
 @click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take.")
-def command(address: str | None, server_command: str | None, wants_json: bool, timeout: float) -> None:
+def command(
+    address: str | None, server_command: str | None, device: str | None, wants_json: bool, timeout: float
+) -> None:
     """Describe the back-end at ADDRESS (a path, or unix:PATH), or one that a command starts, without changing it."""
+    if device is not None and server_command is None:
+        server_command = command_of(device, "vhost-user")
     with (
         server(address, server_command, greet, timeout=timeout) as target,
         FrontEnd(target.connect(), timeout=timeout) as front_end,

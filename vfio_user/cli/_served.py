@@ -1,0 +1,32 @@
+"""A device for which a server is started: said as where guests have devices, and served as there."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from userdev.errors import UserError
+
+
+def command_of(device: str, protocol: str) -> str:
+    """The command line of a device's server, with {socket} in it; vhost-user's may be called blk, as `serve` has it.
+
+    Raises:
+        UserError: there is no such device, it is none of this protocol, or it has no server.
+    """
+    from vfio_user.extras import needing
+
+    with needing("harness", "--device"):
+        from vfio_user.harness.device import SOCKET, Device, server_command
+        from vfio_user.harness.family import VHOST_USER
+
+    bare = f"{protocol}-{device.split(' ')[0]}"
+    wanted = Device.parse(f"{protocol}-{device}" if bare in VHOST_USER.devices() else device)
+    if wanted.driver:
+        raise UserError(f"{device!r} is inside QEMU, and has no server", hint="give a device of `serve`")
+    if wanted.command:
+        return wanted.command
+    if wanted.family.name != protocol:
+        hint = f"the command `{wanted.family.name}` has the same for it"
+        raise UserError(f"{device!r} is a {wanted.family.name} device, not a {protocol} one", hint=hint)
+    return shlex.join(server_command(wanted, Path(SOCKET)))
