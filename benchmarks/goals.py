@@ -118,6 +118,15 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             ],
             quick=("--turns", "3", "--restarts", "2"),
         ),
+        "traces": Benchmark(
+            [
+                Goal("counting a trace, of showing it", lambda found: found["stats"]["ratio"], at_most=0.3),
+                Goal("comparing two, of showing one", lambda found: found["diff"]["ratio"], at_most=0.5),
+                Goal("counting a million records", lambda found: found["stats"]["seconds"], at_most=10, unit="s"),
+                Goal("comparing two of a million", lambda found: found["diff"]["MiB"], at_most=500, unit="MiB"),
+            ],
+            quick=("--records", "100000"),
+        ),
         "dma": Benchmark(
             [
                 Goal("a copy of 1 MiB, of memcpy", _copy(1 << 20, "read_into"), at_least=0.9),

@@ -226,6 +226,16 @@ def test_an_interrupt_that_was_lost_once_in_two_hundred_is_named_with_the_write(
     assert re.search(r"MSIX 0 .* up but 1 of 200", lost["text"])
 
 
+def test_interrupts_of_requests_that_are_under_way_together_are_not_lost(tmp_path: Path) -> None:
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        for number in range(100):
+            for _ in range(1 + (number % 20 == 7)):
+                trace.write(UP, 1)
+            for _ in range(1 + (number % 20 == 7)):
+                trace.interrupt()
+    assert not found(tmp_path / "t", "no interrupt")
+
+
 def test_errors_are_named_with_what_was_asked(tmp_path: Path) -> None:
     with Written(tmp_path / "t", REGISTERS) as trace:
         trace.read(CAUSES, 0)
@@ -353,6 +363,14 @@ def test_people_get_tables_with_the_most_frequent_first(tmp_path: Path) -> None:
     [registers] = [number for number, line in enumerate(lines) if line.startswith("register")]
     assert lines[registers + 1].split()[:3] == ["causes", "BAR0+0x24", "4"]
     assert any(f"record {records['stale']}" in line for line in lines)
+
+
+def test_what_only_this_device_has_stands_before_what_all_have(tmp_path: Path) -> None:
+    with Written(tmp_path / "t") as trace:
+        for _ in range(10):
+            trace.read(0, 1, region=7)
+        trace.read(0x30, 1)
+    assert [row["where"] for row in stats(tmp_path / "t")["registers"]] == ["BAR0+0x30", "CONFIG+0x0"]
 
 
 def test_long_tables_are_cut_and_say_so(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class Place:
     """Whether the message is a list of accesses, each of which is an exchange of its own beside that of the message."""
     carried: bool = False
     """Whether it is one of such a list: `posted`, as only the message is answered."""
+    common: bool = False
+    """Whether it reaches what any device has, whatever it is for: PCI's configuration space."""
     unknown: bool = False
     """Whether registers of its region have names, and there is none where it reaches."""
 

@@ -91,6 +91,8 @@ def _no_interrupts(stats: Stats) -> Iterator[Finding]:
         if place is None or followed is None or followed.total < ENOUGH:
             continue
         count = followed.by[name]
+        if place in stats.tallies and stats.vectors[name].count >= stats.tallies[place].count:
+            continue  # all came, though not one behind each: several were under way
         if USUAL * followed.total <= count < followed.total:
             lacking = f"{followed.total - count:,} of {followed.total:,}"
             text = f"{name} came behind every write of {place.subject} but {lacking}"

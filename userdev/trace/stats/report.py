@@ -105,15 +105,18 @@ def _registers(stats: Stats) -> Iterator[dict[str, Any]]:
     for place, tally in stats.tallies.items():
         if place.is_access:
             grouped.setdefault((place.register, place.where, place.size), []).append((place, tally))
-    for (register, where, size), members in sorted(
-        grouped.items(), key=lambda item: -sum(tally.count for _, tally in item[1])
-    ):
+    for (register, where, size), members in sorted(grouped.items(), key=lambda item: _place_in_table(item[1])):
         reads = sum(tally.count for place, tally in members if not place.writes)
         totals = _totals((tally for _, tally in members), stats.seconds)
         latest = max((tally for _, tally in members), key=lambda tally: tally.last_number)
         writes = totals.pop("count") - reads
         row = {"register": register, "where": where, "bytes": size, "reads": reads, "writes": writes, **totals}
         yield {**row, "last": latest.last}
+
+
+def _place_in_table(members: list[tuple[Place, Tally]]) -> tuple[bool, int]:
+    """What only this device has first, and of that the most frequent."""
+    return members[0][0].common, -sum(tally.count for _, tally in members)
 
 
 def _interrupts(stats: Stats) -> Iterator[dict[str, Any]]:

@@ -138,5 +138,6 @@ def place_of(decoded: DecodedMessage, direction: Direction, *, named: bool) -> P
         detail=decoded.detail,
         carries=decoded.command == Command.REGION_WRITE_MULTI.value,
         interrupt=decoded.detail if decoded.command == Command.VM_INTERRUPT.value else "",
+        common=is_place and decoded.region == RegionIndex.CONFIG,
         unknown=is_place and named and not decoded.register,
     )
