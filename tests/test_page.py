@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,10 +12,12 @@ from click.testing import CliRunner
 
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from tests.pages import Happened, happened
+from tests.traced import Written, flag_at_work
 from tests.vhost.between import Between
 from userdev.errors import UserError
 from vfio_user.cli import cli
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
+from vfio_user.page import wire
 from vfio_user.page.axis import MOST_PLACES, Axis, Kind, Row
 from vfio_user.page.document import write_page
 from vfio_user.wire import Command
@@ -70,6 +73,22 @@ def test_a_trace_is_in_rows_by_register_and_region_with_values(trace: Path, tmp_
 def test_what_was_never_answered_is_wrong_and_lasts_to_the_end(trace: Path, tmp_path: Path) -> None:
     [left] = [each for each in page_of(trace, tmp_path / "page.html") if each.where == ("guest-dev0-edu BAR0", "0x24")]
     assert (left.kind, left.short) == ("wrong", "never answered")
+
+
+def test_what_qemu_is_refused_in_every_good_run_is_noise(tmp_path: Path) -> None:
+    with Written(tmp_path / "dev.trace") as trace:
+        trace.ask(request(Command.DMA_UNMAP, at.DMA_UNMAP.pack(24, 0, 0x1000, 0x1000)), errno.ENOENT)
+        trace.ask(request(Command.DMA_UNMAP, at.DMA_UNMAP.pack(24, 0, 0x1000, 0x1000)), errno.EINVAL)
+    kinds = {each.short: each.kind for each in page_of(tmp_path / "dev.trace", tmp_path / "page.html")}
+    assert kinds["refused: ENOENT"] == "noise"
+    assert kinds["refused: EINVAL"] == "refused"
+    assert "EINVAL" in odd(tmp_path / "page.html")
+    assert "ENOENT" not in odd(tmp_path / "page.html")
+
+
+def odd(page: Path) -> str:
+    """What a page says is odd, at its top."""
+    return page.read_text().partition('<ul id="odd">')[2].partition("</ul>")[0]
 
 
 def test_vhost_user_is_in_rows_by_ring(tmp_path: Path) -> None:
@@ -136,6 +155,28 @@ def test_what_is_wrong_with_files_of_a_run_keeps_no_page_from_being_written(tmp_
     page = write_page(tmp_path, tmp_path / "index.html")
     assert page.happened == 0
     assert "cut.trace" in page.truncated[0]
+
+
+def test_what_is_odd_about_a_trace_is_at_the_top_with_its_records(tmp_path: Path) -> None:
+    truth = flag_at_work(tmp_path / "dev.trace", 200, stale=50)
+    write_page(tmp_path / "dev.trace", tmp_path / "page.html")
+    assert f'data-record="{truth["stale"]}"' in odd(tmp_path / "page.html")
+
+
+def test_of_a_trace_that_is_too_long_what_went_as_usual_is_left_out_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Written(tmp_path / "dev.trace") as trace:
+        for number in range(1000):
+            trace.read(0x10, 7, errno=5 if number == 400 else 0)
+    monkeypatch.setattr(wire, "MOST_RECORDS", 400)
+    found = page_of(tmp_path / "dev.trace", tmp_path / "page.html")
+    accesses = [each for each in found if each.where[0].endswith("BAR0")]
+    assert len(accesses) < 210
+    assert [each.kind for each in accesses].count("refused") == 1, "what did not go as usual is there"
+    assert accesses[-1].answer == 2001, "the end is there"
+    [gap] = [each for each in found if "left out" in each.title]
+    assert gap.lasted > 0
 
 
 def test_what_goes_on_for_ever_is_not_read(tmp_path: Path) -> None:

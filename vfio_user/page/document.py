@@ -64,13 +64,14 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
         traces = [put_trace(axis, what, registers)]
         record = {"of": what.name, "when": _moment(axis.began / 1e9), "versions": {}}
         said, listed = [], []
-    truncated = [f"{trace.name}: {trace.truncated}" for trace in traces if trace.truncated]
+    truncated = [f"{trace.file}: {trace.truncated}" for trace in traces if trace.truncated]
     cause = printable(str(record.get("first_cause") or ""))
     head = {
         "record": record,
         "cause": cause,
         "words": _words(what, cause) if what.is_dir() else "",
         "truncated": truncated,
+        "traces": [trace for trace in traces if trace.findings],
         "sections": [*_wire_sections(traces), *said],
         "files": listed,
         "moment": _moment,
@@ -98,12 +99,12 @@ def _put_folder(axis: Axis, folder: Path, record: dict[str, Any], registers: Reg
         try:
             yield put_trace(axis, path, registers)
         except UserError as error:
-            yield Seen(path.name, str(error), "")
+            yield Seen(path.name.removesuffix(".trace"), path.name, str(error))
 
 
 def _wire_sections(traces: Sequence[Seen]) -> list[Section]:
     """The last messages of each trace, in words."""
-    said = [Said(trace.name, trace.last) for trace in traces if trace.last]
+    said = [Said(trace.file, trace.last) for trace in traces if trace.last]
     return [Section("The last messages on the wire, as an interposer saw them", said)] if said else []
 
 

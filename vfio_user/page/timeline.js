@@ -180,6 +180,7 @@
     if (ruler) ruler.setScale("x", { min: from, max: until });
     if (overview) overview.redraw(false, false);
     list();
+    performance.mark("drawn");
     document.documentElement.dataset.drawn = Number(document.documentElement.dataset.drawn || 0) + 1;
   }
   function drawRow(line, top) {
@@ -468,6 +469,11 @@
     previous: () => match(-1), next: () => match(1), before: () => choose(neighbour(-1), true), after: () => choose(neighbour(1), true),
     noise: () => showNoise(!noiseShown), alike: () => searchFor(at("detail-title").textContent), back: () => { page--; list(); }, forth: () => { page++; list(); } };
   for (const [id, act] of Object.entries(press)) at(id).onclick = act;
+  for (const button of document.querySelectorAll("#odd button")) button.onclick = () => {
+    const { trace, record } = button.dataset, number = Number(record);
+    const here = groups.map(group => group === trace || group.startsWith(trace + " "));
+    choose(recordOf.findIndex((its, index) => (its === number || answerOf[index] === number) && here[groupOf[rowOf[index]]]), true);
+  };
   at("search").onsubmit = event => { event.preventDefault(); page = 0; search().then(() => match(1)); };
   at("wanted").oninput = () => { if (!at("wanted").value) search(); };
   at("listed").ontoggle = list;

@@ -7,7 +7,7 @@ is taken apart as a whole.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 from userdev.errors import ProtocolError
 from userdev.printable import printable
 from userdev.trace import Note, Raw, TraceLine, TraceReader, View, as_json, decoded_lines, text
-from userdev.trace.exchanges import REQUEST, Exchange, Exchanges, Place
+from userdev.trace.exchanges import REQUEST, Event, Exchange, Place
 from userdev.trace.format import decode
 from userdev.trace.lines import Entry
+from userdev.trace.stats import Finding, Stats, report
 from userdev.trace.view import TraceView, opened
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.page import noise
@@ -44,17 +45,29 @@ _SEEN = ("record", "seconds", "direction", "request", "latency", "kind", "answer
 """Fields of a record that the page has elsewhere."""
 UNANSWERED = "never answered"
 LAST_MESSAGES = 60
+MOST_FINDINGS = 10
+_MANY = "not modelled"
+"""Findings that may be as many as registers."""
+MOST_RECORDS = 2_000_000
+"""Of a trace, on a page; of a longer one the beginning and the end, and of the rest what did not go as usual."""
+_LEAST_RECORD = 48
+"""Bytes of a message's record."""
 _INTERPOSER = "interposer"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is to say of a trace beside the axis: `last` are its last records, in words."""
+    """What there is to say of a trace beside the axis."""
 
     name: str
-    truncated: str
+    """The heading of its rows."""
+    file: str
+    truncated: str = ""
     """Where and why the file ends early; "" where it does not."""
-    last: str
+    last: str = ""
+    """Its last records, in words."""
+    findings: Sequence[Finding] = ()
+    """What is odd about it, but for known harmless noise."""
 
 
 def put_trace(axis: Axis, path: Path, registers: RegisterMap | None = None) -> Seen:
@@ -64,19 +77,18 @@ def put_trace(axis: Axis, path: Path, registers: RegisterMap | None = None) -> S
         UserError: there is no such file, or it is no trace.
     """
     view = open_trace(path, registers)
+    wire = _Wire(axis, view, path.name.removesuffix(".trace"))
     with opened(path, view.shown.protocol) as reader:
-        last = _Wire(axis, view, reader, path.name.removesuffix(".trace")).put()
-        words = "\n".join(text(line, view.header.time) for line in last)
-        return Seen(path.name, reader.truncated, printable(words))
+        return wire.put(reader)
 
 
 class _Wire:
     """One trace on its way to the axis."""
 
-    def __init__(self, axis: Axis, view: TraceView, reader: TraceReader[Any], group: str) -> None:
-        self._axis, self._shown, self._reader, self._group = axis, view.shown, reader, group
+    def __init__(self, axis: Axis, view: TraceView, group: str) -> None:
+        self._axis, self._view, self._shown, self._group = axis, view, view.shown, group
+        self._reader: TraceReader[Any]
         self._reading = view.shown.reading()
-        self._header = view.header
         self._zero = view.header.realtime - view.header.time
         self._ended = view.header.time
         self._asked: dict[int, bytes] = {}
@@ -85,30 +97,46 @@ class _Wire:
         self._accesses: dict[tuple[Place, int | None, str, int, bool], tuple[int, Kind]] = {}
         """Wordings of accesses that came before: the same again is a look."""
         self._last: deque[tuple[int, bytes]] = deque(maxlen=LAST_MESSAGES)
+        self._noise: set[int] = set()
+        """Records of known harmless noise."""
+        self._gap = _gap(view)
+        self._left_out: list[int] = []
 
-    def put(self) -> list[TraceLine]:
-        """Put all of it there; returns the last lines."""
-        about = {name: value for name, value in self._header.about.items() if name != "registers"}
-        self._other(TraceLine(self._header, None), "trace begins", about, Kind.EVENT)
-        exchanges = Exchanges(self._reader, self._reading, asked=self._hear)
-        for event in exchanges.events():
-            self._last.append((self._reader.number, self._reader.record))
-            match event:
-                case Exchange():
-                    self._ended = event.time + (event.latency or 0)
-                    self._exchange(event)
-                case Note():
-                    self._note(event)
-                case Raw():
-                    self._other(
-                        TraceLine(event, None),
-                        "bytes that are no message",
-                        as_json(TraceLine(event, None), 0),
-                        Kind.REFUSED,
-                    )
-        for left in exchanges.rest():
+    def put(self, reader: TraceReader[Any]) -> Seen:
+        """Put all of it there."""
+        self._reader = reader
+        header = self._view.header
+        about = {name: value for name, value in header.about.items() if name != "registers"}
+        self._other(TraceLine(header, None), "trace begins", about, Kind.EVENT)
+        stats = Stats(reader, self._reading, asked=self._hear, told=self._tell)
+        stats.take()
+        for left in stats.exchanges.rest():
             self._exchange(left)
-        return self._lines(self._last)
+        if self._left_out:
+            self._tell_gap()
+        odd = [one for one in report(stats).findings if not one.records or not self._noise.issuperset(one.records)]
+        odd.sort(key=lambda one: one.kind == _MANY)
+        words = "\n".join(text(line, header.time) for line in self._lines(self._last))
+        return Seen(self._group, self._view.path.name, reader.truncated, printable(words), odd[:MOST_FINDINGS])
+
+    def _tell(self, event: Event) -> None:
+        self._last.append((self._reader.number, self._reader.record))
+        match event:
+            case Exchange():
+                self._ended = event.time + (event.latency or 0)
+                self._exchange(event)
+            case Note():
+                self._note(event)
+            case Raw():
+                line = TraceLine(event, None)
+                self._other(line, "bytes that are no message", as_json(line, 0), Kind.REFUSED)
+
+    def _tell_gap(self) -> None:
+        """Say on the axis what is not there."""
+        first, last = self._left_out[0], self._left_out[-1]
+        title = f"{len(self._left_out):,} accesses that went as usual are left out here"
+        said = self._axis.said(title, {"records": f"{self._gap.start} to {self._gap.stop - 1}"})
+        self._axis.add(self._axis.row(self._group, _INTERPOSER), first + self._zero, said, Kind.EVENT, last - first)
 
     def _hear(self, exchange: Exchange) -> None:
         """A request has come: what is no access is taken apart once it is answered."""
@@ -123,7 +151,11 @@ class _Wire:
         if lasted is None:
             lasted = self._ended - exchange.time if place.kind == REQUEST and exchange.view != View.RECEIVED else 0
         if place.is_access:
-            row, (said, kind) = self._row_of_access(place), self._access(exchange)
+            said, kind = self._access(exchange)
+            if exchange.number in self._gap and kind < Kind.REFUSED:
+                self._left_out.append(exchange.time)
+                return
+            row = self._row_of_access(place)
         else:
             row, said, kind = self._message(exchange)
         self._axis.add(row, exchange.time + self._zero, said, kind, lasted, exchange.number, exchange.reply)
@@ -175,6 +207,7 @@ class _Wire:
         title = place.title if short in place.title else f"{place.title} {short}"
         if (place.command, exchange.error) in noise.REFUSED:
             area, kind = noise.NAME, Kind.NOISE
+            self._noise |= {exchange.number, exchange.reply}
         return self._axis.row(self._group, area), self._axis.said(title, details, short), kind
 
     def _note(self, note: Note) -> None:
@@ -224,3 +257,13 @@ def _fields(line: TraceLine) -> dict[str, Any]:
 
 def _one(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _gap(view: TraceView) -> range:
+    """The records of a trace that is too long of which what went as usual is left out."""
+    if view.path.stat().st_size < MOST_RECORDS * _LEAST_RECORD:
+        return range(0)
+    with opened(view.path, view.shown.protocol) as reader:
+        deque(reader.records(), 0)
+        count, quarter = reader.number, MOST_RECORDS // 4
+    return range(quarter, count - 3 * quarter) if count > MOST_RECORDS else range(0)

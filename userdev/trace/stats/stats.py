@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from userdev.relay.direction import Direction
@@ -17,9 +18,20 @@ MOST_PENDING = 64
 
 
 class Stats:
-    """What has been counted of a trace; `take` goes on from where its file ended the last time."""
+    """What has been counted of a trace; `take` goes on from where its file ended the last time.
 
-    def __init__(self, reader: TraceReader[Any], reading: Reading) -> None:
+    `asked` and `told` are for who wants to see each request as it comes, and what `Exchanges.events` has, in the same
+    pass.
+    """
+
+    def __init__(
+        self,
+        reader: TraceReader[Any],
+        reading: Reading,
+        *,
+        asked: Callable[[Exchange], None] | None = None,
+        told: Callable[[Event], None] | None = None,
+    ) -> None:
         self.reader = reader
         self.tallies: dict[Place, Tally] = {}
         self.vectors: dict[str, Vector] = {}
@@ -27,7 +39,8 @@ class Stats:
         self.notes: dict[str, int] = {}
         self.bytes_unframed = 0
         self.last_time = reader.header.time
-        self.exchanges = Exchanges(reader, reading, asked=self._asked)
+        self.exchanges = Exchanges(reader, reading, asked=self._asked if asked is None else self._asked_before(asked))
+        self._told = told
         self._interrupt = reading.interrupt
         self._writes = 0
         self._last_write: Exchange | None = None
@@ -43,12 +56,21 @@ class Stats:
 
     def take(self) -> None:
         """Count what the file has now."""
-        counted = self._count
+        counted, told = self._count, self._told
         for event in self.exchanges.events():
+            if told is not None:
+                told(event)
             if type(event) is Exchange:
                 counted(event)
             else:
                 self._beside(event)
+
+    def _asked_before(self, asked: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
+        def both(exchange: Exchange) -> None:
+            self._asked(exchange)
+            asked(exchange)
+
+        return both
 
     def _asked(self, exchange: Exchange) -> None:
         """A request has come: what else comes is behind it."""
