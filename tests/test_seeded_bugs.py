@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -26,18 +27,22 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-@cache
-def without_bug(path: Path) -> str:
-    return ast.dump(parsed(path))
-
-
 def test_there_are_40_bugs_and_more() -> None:
     assert len([bug for bug in BUGS.values() if not bug.guest]) >= 40
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_an_entry_fits_the_code_and_changes_it(bug: Bug) -> None:
-    assert ast.dump(ast.parse(bug.planted)) != without_bug(bug.path)
+    ast.parse(bug.planted)
+    assert meaning(bug.new, bug.planted) != meaning(bug.old, bug.path.read_text())
+
+
+def meaning(lines: str, module: str) -> str:
+    """What is left of lines without comments and spaces; of the whole module where they are none by themselves."""
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(lines)))  # a module takes 20 ms
+    except SyntaxError:
+        return ast.dump(ast.parse(module))
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
@@ -100,43 +105,41 @@ import json, sys
 from dataclasses import replace
 from tests.seeded_bugs.catalogue import load
 from tests.seeded_bugs.detection import detect
-bug = replace(load()["edu-factorial-not-cut"], **json.loads(sys.argv[1]))
-detect([bug], lambda finding: print(finding.verdict.name), jobs=1)
+bug = load()["edu-factorial-not-cut"]
+bugs = [replace(bug, id=id, **change) for id, change in json.loads(sys.argv[1]).items()]
+detect(bugs, lambda finding: print(finding.bug.id, finding.verdict.name), jobs=2)
 """
 """In a process of its own, as by `scripts/detect`: here, other tests have imported the modules to be changed."""
 
-
-AT_IMPORT = {
-    "old": "IDENTIFICATION = 0x010000ED",
-    "new": "IDENTIFICATION = 0x010000EE",
-    "test": "tests/test_device_edu.py::test_identification_and_liveness",
+LIVENESS = "tests/test_device_edu.py::test_identification_and_liveness"
+CHANGES: dict[str, tuple[dict[str, str], Verdict]] = {
+    "noticed": ({}, Verdict.CAUGHT),
+    "not-noticed": ({"test": LIVENESS}, Verdict.MISSED),
+    "no-test": ({"test": "tests/test_device_edu.py::test_that_is_not_there"}, Verdict.FAILS_ANYWAY),
+    "no-lines": ({"old": "lines that are not there"}, Verdict.BROKEN),
+    "in-no-function": (
+        {"old": "IDENTIFICATION = 0x010000ED", "new": "IDENTIFICATION = 0x010000EE", "test": LIVENESS},
+        Verdict.CAUGHT,
+    ),
+    # in a function that has done its work once modules are imported: what is imported cannot tell
+    "run-at-import": (
+        {
+            "file": "userdev/layout.py",
+            "old": "self.size = self.struct.size",
+            "new": "self.size = self.struct.size + 1",
+            "test": "tests/test_wire_layouts.py::test_an_entry_of_write_multi_is_24_bytes_with_its_data_last",
+        },
+        Verdict.CAUGHT,
+    ),
 }
-"""In no function."""
-RUN_AT_IMPORT = {
-    "file": "userdev/layout.py",
-    "old": "self.size = self.struct.size",
-    "new": "self.size = self.struct.size + 1",
-    "test": "tests/test_wire_layouts.py::test_an_entry_of_write_multi_is_24_bytes_with_its_data_last",
-}
-"""In a function that has done its work once modules are imported: what is imported cannot tell."""
+"""Of the entry of edu's factorial, and what is to be found then."""
 
 
-@pytest.mark.parametrize(
-    ("change", "verdict"),
-    [
-        ({}, Verdict.CAUGHT),
-        ({"test": "tests/test_device_edu.py::test_identification_and_liveness"}, Verdict.MISSED),
-        ({"test": "tests/test_device_edu.py::test_that_is_not_there"}, Verdict.FAILS_ANYWAY),
-        ({"old": "lines that are not there"}, Verdict.BROKEN),
-        (AT_IMPORT, Verdict.CAUGHT),
-        (RUN_AT_IMPORT, Verdict.CAUGHT),
-    ],
-)
-def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not(change: dict[str, str], verdict: Verdict) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DETECT, json.dumps(change)], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert done.stdout.split()[-1] == verdict.name
+def test_detection_tells_a_bug_that_is_noticed_from_one_that_is_not() -> None:
+    changes = json.dumps({id: change for id, (change, _) in CHANGES.items()})
+    done = subprocess.run([sys.executable, "-c", DETECT, changes], cwd=ROOT, check=True, capture_output=True, text=True)
+    found = dict(line.split() for line in done.stdout.splitlines() if line.partition(" ")[0] in CHANGES)
+    assert found == {id: verdict.name for id, (_, verdict) in CHANGES.items()}
 
 
 TWO_RUNS = """

@@ -109,10 +109,14 @@ def _judge(healthy: Run | None, bugged: Run | None, bug: Bug) -> Finding:
     return Finding(bug, verdict, bugged.seconds, "" if verdict is Verdict.CAUGHT else bugged.output)
 
 
+class _Named(WarmFork):
+    all_there = True
+
+
 def _run_warm(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
     """Run tests with bugs in what is imported; what was missed so once more, with the bug from the beginning."""
     missed = []
-    for run in run_all(tasks, jobs, kind=WarmFork):
+    for run in run_all(tasks, jobs, kind=_Named):
         if run.task.bug is None or run.status in (FAILED, SKIPPED):
             yield run
         else:

@@ -90,6 +90,9 @@ class _Loop:
 class WarmFork(Fork):
     """Tests that have been collected, in a fork that has the change."""
 
+    all_there = False
+    """Whether each test has to be there; else those that are there are run."""
+
     def _tests(self, folder: Path) -> int:
         assert _collected is not None
         if self.task.bug is not None:
@@ -98,8 +101,9 @@ class WarmFork(Fork):
             except PlantingError as error:
                 print(error)
                 return UNPLANTED
-        items = [item for test in self.task.tests for item in _collected.named(test)]
-        if not items:
+        found = [_collected.named(test) for test in self.task.tests]
+        items = [item for each in found for item in each]
+        if not items or (self.all_there and not all(found)):
             return NO_TESTS
         factory = items[0].config._tmp_path_factory  # type: ignore[attr-defined]
         factory._given_basetemp, factory._basetemp = folder / "t", None
