@@ -21,6 +21,7 @@ from userdev.fuzz.finds import corpus
 from userdev.fuzz.process import Holdings, Watched
 from userdev_servers.edu import Edu
 from vfio_user.cli import cli
+from vfio_user.client import Client
 from vfio_user.device import PciDevice, register
 from vfio_user.fuzz import ORACLES, VfioUserSubject
 from vfio_user.server.session import Session
@@ -451,3 +452,13 @@ def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:
     assert isinstance(run.invoke(cli, ["fuzz", str(tmp_path / "none")]).exception, UserError)
     listed = run.invoke(cli, ["fuzz", "--oracles"]).output
     assert all(oracle.id in listed for oracle in ORACLES)
+
+
+def test_a_server_that_has_another_client_is_no_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.1)
+    with InProcess(tmp_path, Edu) as target, Client(target.connect()) as client:
+        client.negotiate()
+        result = CliRunner().invoke(cli, ["fuzz", target._address, "--output", str(tmp_path / "finds")])
+    assert isinstance(result.exception, UserError)
+    assert "another client" in result.exception.hint
+    assert not (tmp_path / "finds").exists()

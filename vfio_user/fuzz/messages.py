@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from userdev.conformance.check import Skip, Unmet
 from userdev.errors import ProtocolError, UserdevError
-from userdev.fuzz import Blob, Found, Kind, Number, Pick
+from userdev.fuzz import Blob, Found, Kind, Number, Pick, Several
 from userdev.transport import close_all
 from vfio_user.client import Client
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
@@ -104,9 +104,17 @@ def second(session: Session, unless: int) -> None:
     session.ask(Command.REGION_READ, _READ)
 
 
-def greet(session: Session, id: str) -> None:
-    """A check of how versions are agreed on, by a client of its own."""
+def greet(session: Session, ids: tuple[str, ...]) -> None:
+    """Checks of how versions are agreed on, each by a client of its own."""
     session.leave()
+    try:
+        for id in ids:
+            _greet(session, id)
+    finally:
+        session.rejoin()
+
+
+def _greet(session: Session, id: str) -> None:
     bench = Bench(session.bench.target, session.client.dialect, timeout=session.bench.timeout)
     try:
         _greetings()[id].run(bench)
@@ -118,7 +126,6 @@ def greet(session: Session, id: str) -> None:
         raise Found(REPLIES, f"check {id}", str(error)) from error
     finally:
         bench.close()
-        session.rejoin()
 
 
 @lru_cache(1)
@@ -149,5 +156,5 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
         Kind("send_reply", send_reply, {"id": Number(0, 0xFFFF)}),
         Kind("leave", leave, {"size": Pick((0, 0, 1, 15, 16, 20, 31)), "fds": fds}),
         Kind("second", second, {"unless": Number(0, 63)}),
-        Kind("greet", greet, {"id": Pick(greetings)}),
+        Kind("greet", greet, {"ids": Several(Pick(greetings), 1, 4)}),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -66,13 +67,17 @@ class VfioUserSubject:
         """Probe the device, and learn what of it changes by itself; what is wrong with it already.
 
         Raises:
-            UserError: there is no server.
+            UserError: there is no server, or it has another client.
         """
         self._end_session()
         wrong = []
         try:
             self._learn()
         except (Disconnected, NoAnswer, RemoteError, ProtocolError) as error:
+            if isinstance(error, RemoteError) and error.errno == errno.EBUSY:
+                raise UserError(
+                    str(error), hint="another client is connected, and a server has one at a time"
+                ) from None
             wrong.append(self._judged("probe", error))
         if self.ground is not None:
             wrong += [Found(DESCRIPTION, cause_of(what), what) for what in self.ground.description.problems]
@@ -83,7 +88,11 @@ class VfioUserSubject:
     def _learn(self) -> None:
         client = self._connect()
         self._renews = self._target.pid is not None
-        self.ground = survey(client)
+        try:
+            self.ground = survey(client)
+        except BaseException:
+            client.close()
+            raise
         self._session = session = self._new_session(client)
         self._start = Observation.of(session)
         registers = self._start.registers()
@@ -233,7 +242,11 @@ class VfioUserSubject:
 
     def _connect(self) -> Client:
         client = Client(self._target.connect(), dialect=self._dialect, timeout=self._timeout)
-        client.negotiate(minor=0)
+        try:
+            client.negotiate(minor=0)
+        except BaseException:
+            client.close()
+            raise
         return client
 
     def _new_session(self, client: Client) -> Session:

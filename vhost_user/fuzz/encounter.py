@@ -65,10 +65,15 @@ class Encounter:
         Raises:
             UserError, BackEndError: the back-end does not serve it.
         """
+        stream = self.target.connect()
         memory = GuestMemory(MEMORY_SIZE, regions=regions)
-        self.front_end = FrontEnd(self.target.connect(), memory=memory, timeout=self.timeout)
-        self.front_end.negotiate(FEATURES | KINDS[kind % len(KINDS)], protocol)
-        self.front_end.share_memory(as_table=as_table)
+        self.front_end = FrontEnd(stream, memory=memory, timeout=self.timeout)
+        try:
+            self.front_end.negotiate(FEATURES | KINDS[kind % len(KINDS)], protocol)
+            self.front_end.share_memory(as_table=as_table)
+        except BaseException:
+            self.front_end.close()
+            raise
 
     def leave(self) -> None:
         """End the connection, with all that was of it."""
