@@ -185,3 +185,29 @@ WITHOUT_CIRCLES = (
 @pytest.mark.parametrize("room", WITHOUT_CIRCLES)
 def test_no_module_needs_itself_for_types_either(room: str) -> None:
     assert not in_circles([ROOT / room], at_once=False)
+
+
+DECISIONS = ROOT / "docs" / "decisions"
+
+
+def test_every_decision_has_its_row_its_number_and_its_date() -> None:
+    rows = re.findall(
+        r"^\| \[(\d+)\]\((.+?)\) \| (.+?) \| (.+?) \|$", (DECISIONS / "index.md").read_text(), re.MULTILINE
+    )
+    told = {name: (number, title, date) for number, name, title, date in rows}
+    found = {}
+    for path in DECISIONS.glob("[0-9]*.md"):
+        heading, date = path.read_text().split("\n\n")[:2]
+        number, _, title = heading.removeprefix("# ").partition(". ")
+        assert path.name.startswith(f"{int(number):04d}-"), path.name
+        found[path.name] = (number, title, date)
+    assert found == told
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+
+
+def test_a_decision_that_is_named_is_there() -> None:
+    there = {path.name.partition("-")[0].lstrip("0") for path in DECISIONS.glob("[0-9]*.md")}
+    pages = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")) if "api" not in path.parts]
+    named = {number for path in pages for number in re.findall(r"\bdecision \[?(\d+)", path.read_text())}
+    assert named
+    assert named <= there

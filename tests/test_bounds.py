@@ -1,4 +1,4 @@
-"""What others can queue, or have us keep, has a bound (ARCHITECTURE.md, decision 19), and each bound has its test.
+"""What others can queue, or have us keep, has a bound (docs/decisions, 19), and each bound has its test.
 
 A row sends what fits, then more, and looks at what is read and kept. `ELSEWHERE` has the tests of those that have one.
 """
