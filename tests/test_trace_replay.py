@@ -314,6 +314,17 @@ def test_what_another_server_did_can_be_what_is_expected() -> None:
     assert difference.record == 6, "the header is record 1"
 
 
+def test_a_server_that_ends_at_once_is_told_of(trace: Path) -> None:
+    """Whether it ends before it is connected to or after."""
+    told = set()
+    for _ in range(5):
+        try:
+            told.add(replay(trace, "false {fd}").fate)
+        except UserError as error:
+            told.add(str(error))
+    assert all("exited with status 1" in fate for fate in told)
+
+
 def test_the_command_line_reports_what_differs(trace: Path) -> None:
     good = CliRunner().invoke(cli, ["replay", str(trace), "--server-command", EDU])
     assert good.exit_code == 0, good.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -119,7 +120,14 @@ class ServerProcess:
             listening.listen(8)
             self._spawn((listening.fileno(),))
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.connect(self.path)
+        try:
+            client.connect(self.path)
+        except OSError:  # nobody has the other socket any more
+            client.close()
+            assert self._process is not None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+            raise UserError(f"the server {self.fate} before it took a connection: {self.command.text}") from None
         return Stream(client)
 
     def _spawn(self, fds: tuple[int, ...]) -> None:

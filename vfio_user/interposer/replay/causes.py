@@ -2,8 +2,8 @@
 
 Which of the client's requests others of it need the protocol says: an unmap needs its map, a trigger the set-up of its
 vector, migration data the state before. Which of them made the server do what it did by itself is written nowhere:
-DMA and interrupts are taken to be caused by the last request before them of the kind that was there before others of
-the same, and seldom elsewhere: a doorbell, say.
+DMA and interrupts are taken to be caused by the last request before them, of the kind that was there before others of
+the same too, and seldom elsewhere: a doorbell, say.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from vfio_user.wire import Command, Dialect
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import FEATURE_MASK, DirtyPagesFlags, Feature, FeatureFlags, IrqSetFlags, UnmapFlags
 
+OFTEN = 3
+"""What happened fewer times shows nothing of what was there each time: then it is the last request before."""
 WINDOW = 256
 """Requests before an interrupt or DMA among which its cause is looked for."""
 _EVENTFDS = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
@@ -232,7 +234,8 @@ class _Attribution:
                     # in as many of these windows as can be, and seldom anywhere else
                     score = {place: often[place] ** 2 / total[place] for _, place in candidates}
                     most = max(score.values())
-                    cause = [doing for doing, place in candidates if score[place] == most][-1]
+                    likely = [doing for doing, place in candidates if score[place] == most or len(happened) < OFTEN]
+                    cause = likely[-1]
                 if cause:
                     found[number] = cause
         return found
