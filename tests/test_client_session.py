@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,15 +15,31 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.conftest import PATIENCE
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError
+from userdev.transport import Stream, close_all
 from vfio_user.cli.probe import command as probe
 from vfio_user.client import Client, EventFd, GuestMemory, NoAnswer, RemoteError
 from vfio_user.client.description import describe, render
 from vfio_user.client.migration_region import PRE_COPY, RUNNING, STOPPED
-from vfio_user.server import Offer, Server
+from vfio_user.device import register
+from vfio_user.migration.region import WINDOW, WINDOW_SIZE
+from vfio_user.server import Offer, Server, requests
+from vfio_user.server.connection import ClientGone
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, REGION_MIGRATION, Capabilities, Command, Dialect
-from vfio_user.wire.constants import DmaFlags, Feature, FeatureFlags, IrqIndex, MigrationState, MigrationSupport
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import (
+    MIGRATION_REGION_TYPE,
+    DmaFlags,
+    Feature,
+    FeatureFlags,
+    IrqIndex,
+    MigrationState,
+    MigrationSupport,
+    RegionFlags,
+    UnmapFlags,
+)
 from vfio_user.wire.layouts import REGION_ACCESS
 
 SCRATCH, IOVA, FILL, FETCH, FETCHED, RING = 0x00, 0x08, 0x10, 0x18, 0x1C, 0x20
@@ -85,6 +104,30 @@ def test_message_dma_travels_on_the_twin_socket(tmp_path: Path) -> None:
         assert client.serve_until(lambda: ram.view[15] == 0xA5)
 
 
+def test_no_session_leaves_a_descriptor_of_its_twin_socket(tmp_path: Path) -> None:
+    with serving(tmp_path) as connect:
+        connect(twin_socket=True).close()
+    before = open_fds()
+    for _ in range(3):
+        with serving(tmp_path) as connect:
+            connect(twin_socket=True).close()
+    assert open_fds() == before
+
+
+def test_an_unmap_that_has_no_room_for_its_bitmap_is_refused_and_unmaps_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, REGION_MIGRATION) as connect, connect() as client, GuestMemory(0x1000) as ram:
+        client.dma_map(BASE, ram)
+        client.start_dirty_pages()
+        room = at.DMA_UNMAP.size + at.BITMAP.size + 8
+        tail = at.BITMAP.pack(0x1000, 8)
+        for argsz in (room - 8, room - 1):
+            asked = at.DMA_UNMAP.pack(argsz, UnmapFlags.GET_DIRTY_BITMAP, BASE, 0x1000, tail=tail)
+            with pytest.raises(RemoteError) as refused:
+                client.request(Command.DMA_UNMAP, asked)
+            assert refused.value.errno == errno.EINVAL
+        assert client.dma_unmap(BASE, 0x1000, page_size=0x1000) is not None
+
+
 def test_dma_to_where_nothing_is_mapped_fails_in_the_device_and_harms_nothing(current: Client) -> None:
     current.store(0, IOVA, 8, 0xDEAD_0000)
     with pytest.raises(RemoteError):
@@ -113,6 +156,79 @@ def test_everything_is_unmapped_at_once(tmp_path: Path, dialect: Dialect) -> Non
         assert caught.value.errno == errno.ENOENT
 
 
+class Elsewhere(Everything):
+    """Reads guest memory on the thread for its own work, where a handler would have the client wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+        self.failure: Exception | None = None
+
+    @register(bar=0, offset=0x18, width=4)
+    def fetch(self, count: int) -> None:  # type: ignore[override]
+        self.call_soon(lambda: self.read_memory(count))
+
+    def read_memory(self, count: int) -> None:
+        try:
+            self.seen = sum(self.dma.read(self.iova, count))
+        except Exception as error:
+            self.failure = error
+        self.ended.set()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Elsewhere, Client]]:
+    """A client whose memory is reached by messages, and which would be waited for forever."""
+    monkeypatch.setattr(requests, "ANSWER_SECONDS", 100 * PATIENCE)
+    device, address = Elsewhere(), str(tmp_path / "s")
+    with (
+        closing(device),
+        Server(device, address),
+        Client.connect(address) as client,
+        GuestMemory(0x1000, shared=False) as ram,
+    ):
+        ram.view[:4] = b"\1\2\3\4"
+        client.dma_map(BASE, ram)
+        client.store(0, IOVA, 8, BASE)
+        yield device, client
+
+
+def test_a_thread_of_the_devices_goes_on_as_soon_as_the_client_has_answered(
+    elsewhere: tuple[Elsewhere, Client],
+) -> None:
+    device, client = elsewhere
+    client.store(0, FETCH, 4, 4)
+    assert client.serve_until(lambda: Command.DMA_READ in client.service.served, timeout=PATIENCE)
+    assert device.ended.wait(PATIENCE)
+    assert (device.seen, device.failure) == (10, None)
+
+
+def test_a_thread_of_the_devices_is_told_that_the_client_has_gone(elsewhere: tuple[Elsewhere, Client]) -> None:
+    """Which is another thing than a client that does not answer."""
+    device, client = elsewhere
+    client.post(Command.REGION_WRITE, REGION_ACCESS.pack(FETCH, 0, 4, tail=b"\4\0\0\0"))
+    assert select.select([client.channel], [], [], PATIENCE)[0], "it is asked for memory"
+    client.close()
+    assert device.ended.wait(PATIENCE)
+    assert isinstance(device.failure, ClientGone)
+
+
+# ends
+
+
+def test_who_serves_an_inherited_connection_is_told_when_it_has_ended() -> None:
+    """There will be no other client, so that a program may end."""
+    ours, its = socket.socketpair()
+    ended = threading.Event()
+    device = Everything()
+    with closing(device), Server(device, f"fd:{its.detach()}", ended=ended.set):
+        with Client(Stream(ours)) as client:
+            client.negotiate()
+            assert client.load(0, SCRATCH, 4) == 0
+            assert not ended.is_set()
+        assert ended.wait(PATIENCE)
+
+
 # regions
 
 
@@ -128,6 +244,23 @@ def test_regions_are_described_and_mapped(tmp_path: Path, dialect: Dialect) -> N
             assert high[0x10:0x14] == b"slow"
         with pytest.raises(UserError):
             client.map_region(client.region_info(0))
+
+
+def test_where_no_descriptors_travel_no_region_can_be_mapped() -> None:
+    device = Everything()
+    with closing(device), Server(device, "tcp:127.0.0.1:0") as server:
+        host, port = server.listener.socket.getsockname()
+        with Client.connect(f"tcp:{host}:{port}") as client:
+            region = client.region_info(2)
+            assert (region.flags, region.mappable) == (RegionFlags.READ | RegionFlags.WRITE, ())
+            assert client.io_fds(0) == []
+
+
+def test_of_the_region_of_v1_the_window_for_data_can_be_mapped_and_no_register(tmp_path: Path) -> None:
+    with serving(tmp_path, REGION_MIGRATION) as connect, connect() as client:
+        region = client.region_info(len(client.regions()) - 1)
+        assert region.type == MIGRATION_REGION_TYPE
+        assert region.mappable == ((WINDOW, WINDOW_SIZE),)
 
 
 def test_asking_for_regions_again_and_again_holds_one_descriptor_each(current: Client) -> None:
@@ -169,6 +302,16 @@ def test_an_ioeventfd_rings_the_doorbell(current: Client) -> None:
         assert eventfd.wait() == 1
     os.close(entry.fd)
     assert current.io_fds(2) == []
+
+
+def test_of_several_ioeventfds_the_newest_is_first(tmp_path: Path) -> None:
+    """As libvfio-user lists them, and so as clients are used to."""
+    device = Everything()
+    device.add_ioeventfd(0, RING, 4, datamatch=9)
+    with closing(device), Server(device, str(tmp_path / "s")), Client.connect(str(tmp_path / "s")) as client:
+        entries = client.io_fds(0)
+        assert [entry.datamatch for entry in entries] == [9, 0]
+        close_all([entry.fd for entry in entries if entry.fd is not None])
 
 
 # interrupts

@@ -221,3 +221,26 @@ def test_ranges_of_the_draft_that_overlap_are_refused_and_nothing_is_taken(secon
         handle_dirty_pages(migration, request, DRAFT_V6)
     assert refused.value.errno == errno.EINVAL
     assert left(migration) == 2
+
+
+@pytest.mark.parametrize(
+    ("range_", "number"),
+    [
+        ((BASE, 0x8000, 4096, 1), None),
+        ((BASE, 0x9000, 4096, 1), errno.EINVAL),
+        ((BASE, 0x8800, 4096, 1), errno.EINVAL),
+        ((BASE, 0x9000, 4096, 2), None),
+        ((BASE, 0, 4096, 1), errno.EINVAL),
+    ],
+    ids=["8 pages", "9 pages", "8 pages and a half", "9 pages with room", "no bytes"],
+)
+def test_a_bitmap_of_the_draft_has_a_bit_for_each_page(range_: tuple[int, int, int, int], number: int | None) -> None:
+    migration = logging(8)
+    if number is None:
+        (taken,) = (handle_dirty_pages(migration, get_v6(range_), DRAFT_V6)[-range_[3] :],)
+        assert int.from_bytes(taken, "little") == (1 << 8) & ((1 << range_[1] // 4096) - 1)
+        return
+    with pytest.raises(ProtocolError) as refused:
+        handle_dirty_pages(migration, get_v6(range_), DRAFT_V6)
+    assert refused.value.errno == number
+    assert left(migration) == 1 << 8
