@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,8 @@ def test_all_that_a_run_wrote_down_is_on_one_axis(tmp_path: Path) -> None:
     (tmp_path / "guest.dmesg.log").write_text(
         f"[    1.000000] long ago\n[   60.000000] now\n[   60.500000] vfio-user: collected at {moment + 1.5}\n"
     )
+    clock = datetime.fromtimestamp(moment + 0.5).strftime("%H:%M:%S.%f")[:-3]
+    (tmp_path / "dev0.server.log").write_text(f"listening\n{clock} INFO migration: RUNNING to STOP\n99:00:00.000 no\n")
     phase = {"phase": "pre-copy", "began": 0.25, "seconds": 0.5, "bytes": 4096}
     migration = {"when": moment, "seconds": 1.0, "verdict": "dead", "reason": "lost", "phases": [phase]}
     (tmp_path / "guest.1.migration.json").write_text(json.dumps(migration))
@@ -128,6 +131,7 @@ def test_all_that_a_run_wrote_down_is_on_one_axis(tmp_path: Path) -> None:
         (("kernel log", "guest"), "now", "said"),
         (("migration", "guest.1"), "phase pre-copy", "step"),
         (("migration", "guest.1"), "dead: lost", "wrong"),
+        (("server log", "dev0"), "INFO migration: RUNNING to STOP", "said"),
     }
     assert not any(each.title == "long ago" for each in found), "what was before the run is in the log, and not here"
     assert {each.title: each.when for each in found}["device_add: no such thing"] == pytest.approx(1.0)

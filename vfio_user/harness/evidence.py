@@ -26,6 +26,7 @@ from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import reason
 from vfio_user.page.names import INDEX, RECORD
+from vfio_user.page.versions import versions_of
 
 LAST_LINES = 40
 STACK = 30
@@ -99,7 +100,7 @@ def write(
     record = {
         "of": name,
         "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "versions": _versions(folder),
+        "versions": versions_of(folder),
         "first_cause": cause,
         "deaths": [asdict(death) for death in found],
         "processes": [_life(child) for child in children],
@@ -192,24 +193,6 @@ def _described(error: BaseException) -> str:
 def _sentence(error: BaseException) -> str:
     """Its kind, and the first line of what it says."""
     return f"{_kind(error)}: {error}".partition("\n")[0]
-
-
-def _versions(folder: Path) -> dict[str, str]:
-    """In short, of versions.json: of this project, QEMU, Python, the host's kernel, and of guests where they told."""
-    try:
-        known = json.loads((folder / "versions.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    found = {name: str(known[name]) for name in ("vfio-user", "python", "kernel") if name in known}
-    if isinstance(qemu := known.get("qemu"), dict):
-        found["QEMU"] = ".".join(map(str, qemu.get("version", ())))
-    for path in sorted(folder.glob("*.dmesg.log")):
-        if told := _LINUX.search(path.read_text(errors="replace")):
-            found[f"kernel of {path.name.removesuffix('.dmesg.log')}"] = told[1]
-    return found
-
-
-_LINUX = re.compile(r"Linux version (\S+)")
 
 
 def _kind(error: BaseException) -> str:

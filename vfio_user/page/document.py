@@ -21,6 +21,7 @@ from vfio_user.page.axis import Axis
 from vfio_user.page.names import INDEX, MIGRATIONS, RECORD, SOAK, TIMELINE
 from vfio_user.page.sections import Said, Section, sections
 from vfio_user.page.texts import json_of, text_of
+from vfio_user.page.versions import versions_of
 from vfio_user.page.wire import Seen, put_trace
 
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "timeline.js")
@@ -58,6 +59,7 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
             raise _no_run(what)
         record = _record(what)
         traces = list(_put_folder(axis, what, record, registers))
+        record["when"] = record.get("when") or _moment(axis.began / 1e9)
         said = sections(what)
         listed = [(path.name, path.stat().st_size, record.get("files", {}).get(path.name, "")) for path in _files(what)]
     else:
@@ -95,6 +97,9 @@ def _put_folder(axis: Axis, folder: Path, record: dict[str, Any], registers: Reg
         logs.put_kernel_log(axis, path, axis.began)
     for path in sorted(folder.glob("*.qmp.log")):
         logs.put_qmp(axis, path)
+    during = axis.began, axis.ended
+    for path in sorted(folder.glob("*.server.log")):
+        logs.put_server_log(axis, path, *during)
     for path in filter(Path.is_file, sorted(folder.glob("*.trace"))):
         try:
             yield put_trace(axis, path, registers)
@@ -122,7 +127,7 @@ def _record(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         found = {"of": folder.name}
     known = {name: value for name, value in found.items() if isinstance(value, _RECORDED.get(name, str))}
-    return {**{name: kind() for name, kind in _RECORDED.items()}, **known}
+    return {**{name: kind() for name, kind in _RECORDED.items()}, "versions": versions_of(folder), **known}
 
 
 def _words(folder: Path, cause: str) -> str:

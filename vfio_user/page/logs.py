@@ -14,6 +14,7 @@ from vfio_user.page.texts import json_of, text_of
 
 _CONSOLE = re.compile(r"^(\d{9,}\.\d+) (.*)$")
 _KERNEL = re.compile(r"^\[ *(\d+\.\d+)\](?:\[[^]]*\])? (.*)$")
+_SERVER = re.compile(r"^((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}) (.*)$")
 _BROKEN = re.compile(r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: (?!workqueue lockup)|Call Trace:")
 _QMP = "QMP"
 
@@ -84,6 +85,18 @@ def put_kernel_log(axis: Axis, path: Path, since: int) -> None:
         when = zero + _nanoseconds(found[1])
         if when >= since and COLLECTED not in found[2]:
             axis.tell(row, when, found[2], {}, _of(found[2]))
+
+
+def put_server_log(axis: Axis, path: Path, since: int, until: int) -> None:
+    """Put on the axis what a server of ours logged: its times are of a day, and so are taken only where they fit."""
+    row = Row("server log", path.name.removesuffix(".server.log"))
+    day = datetime.fromtimestamp(since / 1e9)
+    for found in filter(None, map(_SERVER.match, _lines(path))):
+        clock = datetime.strptime(found[1], "%H:%M:%S.%f")
+        moment = day.replace(hour=clock.hour, minute=clock.minute, second=clock.second, microsecond=clock.microsecond)
+        when = round(moment.timestamp() * 1e9)
+        if since <= when <= until:
+            axis.tell(row, when, found[2], {}, Kind.SAID)
 
 
 def _of(text: str) -> Kind:
