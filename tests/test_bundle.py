@@ -15,7 +15,7 @@ from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import MANIFEST, Keeping, Outcome, Recipe, Secrets, open_bundle, pack, schema
 from vfio_user.cli.bundle import command
 
-DOCS = Path(__file__).parent.parent / "docs"
+SCHEMAS = Path(__file__).parent.parent / "docs/reference/json"
 
 
 def ended(keeping: Keeping, tmp_path: Path, error: BaseException) -> None:
@@ -234,7 +234,7 @@ def test_show_tells_all_that_a_person_wants(tmp_path: Path) -> None:
 
 
 def test_the_schema_that_is_documented_is_the_one_that_is_read() -> None:
-    assert json.loads((DOCS / "bundle.schema.json").read_text()) == schema()
+    assert json.loads((SCHEMAS / "bundle.json").read_text()) == schema()
     assert json.loads(CliRunner().invoke(command, ["schema"]).output) == schema()
 
 

@@ -24,7 +24,12 @@ EDU, RNG = (
     for program, name in (("vfio-user", "edu"), ("vhost-user", "rng"))
 )
 
+KEPT = "[ -d kept ] || vfio-user run --bundle kept >&2; "
+"""A bundle, made once."""
+
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "bundle": (f"{KEPT} vfio-user bundle show kept --json",),
+    "bundle-diff": (f"{KEPT} vfio-user bundle diff kept kept --json",),
     "doctor": ("vfio-user doctor --json",),
     "exec": ("vfio-user exec --json -- uname -r", "vfio-user exec --json --timeout 1 -- sleep 60"),
     "fuzz": (f"vfio-user fuzz --server-command '{EDU}' --for 2s --json",),
@@ -36,6 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "probe": ("vfio-user probe edu.sock --json",),
     "qemu-list": ("vfio-user qemu list --json",),
     "qemu-which": ("vfio-user qemu which --json",),
+    "repro": (f"{KEPT} vfio-user repro kept --json",),
     "run": ("vfio-user run --json",),
     "soak-event": (
         "vfio-user soak --device edu --workload none --hosts local --only-events pause-qemu --until 2 --json",
