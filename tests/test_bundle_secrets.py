@@ -141,8 +141,9 @@ def test_a_core_is_without_the_environment_wherever_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     monkeypatch.setattr(cores, "CHUNK", CHUNK)
-    environment = {"HOME": "/home/somebody", "MY_TOKEN": SECRET, "HARMLESS": "a word of mine"}
+    environment = {"HOME": "/home/somebody", "MY_TOKEN": SECRET, "HARMLESS": "a word of mine", "LONG": "long " * 2000}
     entries = b"".join(f"{name}={value}\0".encode() for name, value in environment.items())
+    entries += b"".join(f"\1{value}\2".encode() for value in environment.values())
     core = tmp_path / "guest-1.core"
     core.write_bytes(bytes(at) + entries + b"what is kept" + bytes(100_000))
     pack_core(core, tmp_path / "packed.core.zst", Secrets((), environment), 1 << 20)

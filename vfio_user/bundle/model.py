@@ -1,6 +1,6 @@
 """What a bundle says of itself: how to do it again, what it was made with, what came of it, and what is in it.
 
-`bundle.json` is one `Bundle`; docs/bundles.md tells what each part is for, docs/reference/json/bundle.json is its schema.
+`bundle.json` is one `Bundle`; docs/bundles.md tells of each part, docs/reference/json/bundle.json is its schema.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -32,6 +33,8 @@ _ENDS = ("password", "passwd", "passphrase", "token", "secret", "apikey")
 _BEFORE_KEY = frozenset({"api", "access", "private", "signing", "encryption", "ssh", "master", "account", "deploy"})
 _SHORTEST = 4
 """Characters of a value that is looked for everywhere; a shorter one is taken out where its name is."""
+_SHORTEST_ALONE = 8
+"""Characters of a variable's value that is looked for in memory without its name, secret or not."""
 _COMMON = frozenset(
     {"none", "null", "true", "false", "auto", "test", "root", "user", "guest", "local", "default", "enabled"}
 )
@@ -113,14 +116,18 @@ class Secrets:
         return value
 
     def data(self, data: bytes, *, memory: bool = False) -> bytes:
-        """Bytes without them, of the same length; of a process's `memory` also without its environment."""
+        """Bytes without them, of the same length; of a process's `memory` also without its environment.
+
+        An interpreter keeps values apart from their names. A path that exists is left there: a core names its files.
+        """
         known = [(b"", form.encode(errors="surrogateescape")) for form in self._forms]
-        if memory:
-            known += [
-                (os.fsencode(f"{name}="), os.fsencode(value)) for name, value in self._environment.items() if value
-            ]
-        for name, value in known:
-            data = data.replace(name + value, name + b"x" * len(value))
+        for name, value in self._environment.items() if memory else ():
+            if value:
+                known.append((os.fsencode(f"{name}="), os.fsencode(value)))
+            if len(value) >= _SHORTEST_ALONE and not _is_path(value):
+                known.append((b"", os.fsencode(value)))
+        for before, secret in known:
+            data = data.replace(before + secret, before + b"x" * len(secret))
         return _PEM.sub(lambda found: b"x" * len(found[0]), data)
 
     @property
@@ -129,6 +136,13 @@ class Secrets:
         return (
             max((len(os.fsencode(f"{name}={value}")) for name, value in self._environment.items()), default=0) + 32768
         )
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for one, say
+        return False
 
 
 def _written(value: str) -> Iterator[str]:
