@@ -159,7 +159,8 @@ def _trace(path: Path, dialect_name: str) -> bytes:
     """A trace with everything that one can hold."""
     dialect = DIALECTS[dialect_name]
     generator = Generator(dialect, 7)
-    writer = VfioTraceWriter(path, {"program": "fuzz", "dialect": dialect_name})
+    names = [{"region": 0, "offset": 8, "name": "queue", "width": 4, "count": 2, "stride": 8}]
+    writer = VfioTraceWriter(path, {"program": "fuzz", "dialect": dialect_name, "registers": names})
     writer.note("connected")
     with tempfile.TemporaryFile() as file:
         for id in range(25):
@@ -202,8 +203,12 @@ def _vhost_trace(path: Path) -> bytes:
 def _read_trace(path: Path, data: bytes) -> None:
     """All that is made of a trace, whose ever it is."""
     from userdev.trace import as_json, text
+    from userdev.trace.diff import compare
+    from userdev.trace.diff.sequence import Tokens, read_sequences
     from userdev.trace.pcapng import write_pcapng
     from userdev.trace.perfetto import trace_events
+    from userdev.trace.stats import Stats, report
+    from userdev.trace.view import opened
     from vfio_user.interposer.replay.script import load_script
     from vfio_user.traces import open_trace
 
@@ -215,6 +220,19 @@ def _read_trace(path: Path, data: bytes) -> None:
         json.dumps(as_json(line, header.time))
     write_pcapng(BytesIO(), view.shown.packets, header, lines)
     json.dumps(trace_events(view.shown.lanes, header, lines))
+    with opened(path, view.shown.protocol) as reader:
+        counted = Stats(reader, view.shown.reading())
+        counted.take()
+        json.dumps(report(counted).json())
+        for section in report(counted).sections:
+            list(section.shown())
+    tokens, reading = Tokens(), view.shown.reading()
+    with opened(path, view.shown.protocol) as reader:
+        whole = read_sequences(reader, reading, tokens, frozenset())
+    with opened(path, view.shown.protocol) as reader:
+        part = read_sequences(reader, reading, tokens, frozenset({"REGION_READ", "GET_FEATURES"}))
+    for difference in compare(whole, part, tokens, reading, polls=True).differences:
+        difference.text.encode()
     if header.protocol == "vfio-user":
         load_script(path).write(path)
 

@@ -13,6 +13,7 @@ import click
 from userdev.errors import UserError
 from userdev.trace.stats import Report, Stats, report
 from userdev.trace.view import opened
+from userdev.trace.writer import INHERITED
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.traces import PROTOCOLS, shown_by
 
@@ -66,6 +67,8 @@ def traced_file(path: Path) -> Path:
     trace = status.get("trace")
     if not trace:
         raise UserError(f"the interposer at {path} records nothing", hint="start it with --trace FILE")
+    if trace["file"].startswith(INHERITED):
+        raise UserError(f"the interposer at {path} writes its trace to a descriptor", hint="name the file of that")
     return Path(trace["file"])
 
 
