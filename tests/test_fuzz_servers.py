@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,15 @@ def first(seed: int, count: int) -> list[tuple[Step, ...]]:
 
 def test_the_same_seed_gives_the_same_sequences_and_another_one_others() -> None:
     assert first(1, 5) == first(1, 5) != first(2, 5)
+
+
+def test_what_else_is_loaded_changes_no_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[Kind[Any]] = [Kind("one", lambda session: None, {"number": Number(100_000, 999_999)})]
+    drawn = [*islice(sequences(kinds, 1, 40), 25)]
+    (tmp_path / "loaded_meanwhile.py").write_text("NUMBERS = [123457, 765431, 345673, 543217]")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("loaded_meanwhile")
+    assert [*islice(sequences(kinds, 1, 40), 25)] == drawn
 
 
 def test_a_sequence_has_few_of_what_is_to_have_to_do_with_each_other_and_others_have_other_ones() -> None:

@@ -195,7 +195,7 @@ def kinds(offered: Offered, device: str | None) -> list[Kind[Encounter]]:
             "serve",
             serve,
             {
-                "count": Number(1, 9),
+                "count": Number(1, 24),
                 "indirect": Pick((0, 0, 1)),
                 "one_by_one": Pick((0, 1)),
                 "border": Pick((0, 0, 1, 8, 20)),
