@@ -101,6 +101,16 @@ def test_another_command_line_is_told_but_for_where_its_qemu_is(tmp_path: Path) 
     assert [each.about for each in told] == [About.COMMAND]
 
 
+def test_of_cells_that_differ_it_is_told_in_what_but_for_where_its_qemu_is(tmp_path: Path) -> None:
+    recipes = [
+        RECIPE.model_copy(update={"cell": {"qemu": qemu, "interpose": on, "device": "edu"}})
+        for qemu, on in (("", False), ("default", True))
+    ]
+    assert found(tmp_path, {"recipe": recipes[0]}, {"recipe": recipes[1]}) == [
+        "command: cell's interpose: False -> True"
+    ]
+
+
 def trace(path: Path, *reads: int, written: int = 5) -> Path:
     """A trace in which the guest writes a register and reads another, which has these values in turn."""
     writer = VfioTraceWriter(str(path), {"dialect": "current"})

@@ -106,8 +106,10 @@ def _command(one: Recipe, other: Recipe) -> Iterator[Difference]:
     words = [shlex.join((recipe.command, *without_option(recipe.arguments, "--qemu"))) for recipe in (one, other)]
     if words[0] != words[1]:
         yield Difference(About.COMMAND, "", *words)
-    elif one.cell != other.cell:
-        yield Difference(About.COMMAND, "cell", str(dict(one.cell)), str(dict(other.cell)))
+        return
+    cells = [{name: str(value) for name, value in recipe.cell.items() if name != "qemu"} for recipe in (one, other)]
+    for difference in _mapping("cell's ", *cells):
+        yield Difference(About.COMMAND, difference.what, difference.first, difference.second)
 
 
 def _mapping(prefix: str, one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[Difference]:

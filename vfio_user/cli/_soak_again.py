@@ -64,6 +64,7 @@ def keep_soak(
     if not failures and kept.wanted != AUTO:
         kept.recipe = again.recipe_of_all(events)
         yield kept.make(folder / FIRST, outcome_of(folder / FIRST, None, []))
+    kept.place = None  # all is told
 
 
 def _only(numbers: Sequence[int]) -> list[str]:
