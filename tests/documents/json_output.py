@@ -32,7 +32,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "bundle-diff": (f"{KEPT} vfio-user bundle diff kept kept --json",),
     "doctor": ("vfio-user doctor --json",),
     "exec": ("vfio-user exec --json -- uname -r", "vfio-user exec --json --timeout 1 -- sleep 60"),
-    "fuzz": (f"vfio-user fuzz --server-command '{EDU}' --for 2s --json",),
+    "fuzz": (
+        f"vhost-user fuzz --server-command '{RNG}' --for 2s --output v --json",
+        f"vfio-user fuzz --server-command '{EDU}' --for 2s --json",
+    ),
     "image": ("vfio-user image build minimal --json",),
     "image-list": ("vfio-user image list --json",),
     "known-issues": ("vfio-user known-issues --json",),
@@ -53,6 +56,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "vhost-user trace diff rng.trace rng.trace --json",
     ),
     "vhost-probe": ("vhost-user probe rng.sock --json",),
+    "replay": (f"vfio-user replay edu.trace --server-command '{EDU} --msix 1' --json",),
+    "minimize": (f"vfio-user minimize edu.trace --server-command '{EDU} --msix 1' --json --for 20s",),
+    "qemu-install": ("vfio-user qemu install --json",),
+    "reference": ("vfio-user reference --json",),
+    "peer": ("vhost-user peer passt --json",),
     "conformance": (
         f"vfio-user conformance --server-command '{EDU}' --only info --json c.json >&2; cat c.json",
         f"vhost-user conformance --server-command '{RNG}' --only config --json v.json >&2; cat v.json",
@@ -126,7 +134,7 @@ def with_json(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
 
 def test_every_command_that_prints_json_has_a_row_and_a_schema() -> None:
     page = (ROOT / "docs/reference/json.md").read_text()
-    rows = re.findall(r"^\| (`.*?`) \|.*\(json/([\w-]+)\.json\) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?`) \|.*\[([\w-]+)\]\([\w./-]+\.json\) \|$", page, re.MULTILINE)
     told = {command for cells, _ in rows for command in re.findall(r"`([^`]+?) --json", cells)}
     assert told == {command for group in (cli, vhost_user_cli) for command in with_json(group, (group.name or "",))}
     assert {schema for _, schema in rows} == set(COMMANDS)
