@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from sphinx.util.inventory import InventoryFile
 
+from tests.documents import terminal
 from vfio_user.cli.docs import PAGES, command
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,6 +61,10 @@ def dead_links() -> Iterator[str]:
 
 def test_no_link_is_dead() -> None:
     assert sorted(dead_links()) == []
+
+
+def test_the_picture_of_a_terminal_is_what_is_said_today() -> None:
+    assert terminal.words(terminal.PICTURE.read_text()) == terminal.words(terminal.draw(terminal.said()))
 
 
 def test_every_public_name_has_its_place_in_the_reference() -> None:
