@@ -182,9 +182,11 @@ def test_what_does_not_come_again_is_told_as_that() -> None:
         def play(self, steps: Sequence[Step]) -> Found | None:
             return None if self.renewed else super().play(steps)
 
-    (find,) = campaign([steps("x a b")], subject=Once()).finds.values()
+    summary = campaign([steps("x a b"), steps("x")], subject=Once(), finds=1)
+    (find,) = summary.finds.values()
     assert not find.reproduced
     assert len(find.steps) == 3
+    assert summary.sequences == 2, "it is not sure enough to end for"
 
 
 def test_what_shows_only_in_a_few_steps_is_reduced_too() -> None:

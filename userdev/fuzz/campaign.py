@@ -58,7 +58,7 @@ class Bounds:
     seconds: float = math.inf
     sequences: float = math.inf
     finds: float = math.inf
-    """So many causes are enough."""
+    """So many causes that were seen again are enough: others may be what sequences before have left."""
     reduction: float = 60.0
     """Seconds for the reduction of one find."""
     tries: int = 300
@@ -118,7 +118,8 @@ class Campaign:
     def _enough(self, seconds: float) -> bool:
         done = self.summary
         bounds = self._bounds
-        return seconds >= bounds.seconds or done.sequences >= bounds.sequences or len(done.finds) >= bounds.finds
+        sure = sum(find.reproduced for find in done.finds.values())
+        return seconds >= bounds.seconds or done.sequences >= bounds.sequences or sure >= bounds.finds
 
     def _take(self, found: Found, steps: tuple[Step, ...], begin: float) -> None:
         self._subject.renew()

@@ -56,7 +56,9 @@ def options(argument: str) -> Callable[[Function], Function]:
             "--for", "seconds", type=Duration(), default="10m", show_default=True, help="How long: 90s, 10m, 1h30m."
         ),
         click.option("--seed", type=click.IntRange(min=0), help="The same sequences again; told where it is drawn."),
-        click.option("--finds", type=click.IntRange(min=1), metavar="N", help="Stop behind so many causes."),
+        click.option(
+            "--finds", type=click.IntRange(min=1), metavar="N", help="Stop behind so many causes that were seen again."
+        ),
         click.option(
             "--output", type=folder, default=FOLDER, show_default=True, help="Finds go there, a file for each cause."
         ),
