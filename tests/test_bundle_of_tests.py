@@ -18,7 +18,7 @@ from vfio_user.bundle.again import Command, do_again
 from vfio_user.cli.test_e2e import _bundles
 from vfio_user.harness.cell import CELL_VARIABLE, Cell
 from vfio_user.nightly.bundles import Bundles
-from vfio_user.nightly.morning import Morning
+from vfio_user.nightly.morning import MARKDOWN, Morning, write_morning
 from vfio_user.nightly.summary import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -172,5 +172,7 @@ def test_the_morning_page_links_to_the_bundle_of_a_case(tmp_path: Path, wanted: 
     summary = night(folder, place)
     morning = Morning(summary, folder)
     assert (folder / morning.bundle_link(summary.results[0])).is_file()
+    write_morning(summary, folder)
+    assert f"`vfio-user repro {place}`" in (folder / MARKDOWN).read_text()
     assert open_bundle((folder / place).resolve()).bundle.outcome.verdict == "FAIL"
     assert summary.results[0].bundle_is_evidence is (wanted == "auto")
