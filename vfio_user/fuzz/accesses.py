@@ -152,7 +152,8 @@ def write_many(session: Session, values: tuple[int, ...], count: int) -> None:
         require(done == len(values), f"{len(values)} writes are answered with {done}")
         expected = bytes(values[-1:]) or before
     found = session.client.config_read(INTERRUPT_LINE, 1)
-    require(found == expected, f"the interrupt line is {found.hex()} after REGION_WRITE_MULTI, not {expected.hex()}")
+    wrong = f"the interrupt line is {found[0]:#x} after REGION_WRITE_MULTI, not {expected[0]:#x}"
+    require(found == expected, wrong)
 
 
 def burst(session: Session, values: tuple[int, ...], posted: int, place: int) -> None:

@@ -122,7 +122,7 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
     if not ground.does_dma:
         return []
     slot, page, pages = Number(0, SLOTS - 1), Pick((0, 0, 0, 1, 3)), Pick((0, 0, 1, 2))
-    shift = Pick((0, 0, 0, 0, 0, -1, 1))
+    shift = Pick((0, 0, 0, -1, 1))
     wrong = Pick(("flag", "wraps", "argsz", "modes", "empty", "mmap"))
     return [
         Kind(
@@ -136,7 +136,7 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
                 "rights": Pick((3, 3, 3, 1, 2)),
                 "shared": Pick((1, 1, 0)),
             },
-            weight=2,
+            weight=3,
         ),
         Kind("unmap", unmap, {"slot": slot, "page": page, "pages": pages, "shift": shift}),
         Kind("unmap_known", unmap_known, {"which": Number(0, 7), "shift": shift, "longer": shift}),
