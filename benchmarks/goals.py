@@ -78,6 +78,11 @@ def _downtime_over(setting: str) -> Callable[[Figures], float]:
     return lambda figures: (figures[setting]["with"]["downtime"] - figures[setting]["without"]["downtime"]) * 1e3
 
 
+def _of_pages(key: str) -> Callable[[Figures], float]:
+    """The larger of both pages."""
+    return lambda figures: max(float(costs[key]) for costs in figures.values())
+
+
 def _process(name: str) -> Callable[[Figures], float]:
     return lambda figures: float(figures[name])
 
@@ -117,6 +122,13 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
                 Goal("a restart, as the client sees it", _of_summary("restart_s"), at_most=0.5, unit="s"),
             ],
             quick=("--turns", "3", "--restarts", "2"),
+        ),
+        "page": Benchmark(
+            [
+                Goal("a page of 1,000,000 records is open", _of_pages("open, ms"), at_most=3000, unit="ms"),
+                Goal("size of such a page", _of_pages("MB"), at_most=50, unit="MB"),
+            ],
+            quick=("--records", "100000"),
         ),
         "traces": Benchmark(
             [

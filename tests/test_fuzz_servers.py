@@ -219,6 +219,16 @@ def test_a_file_that_is_no_find_is_refused_in_words(tmp_path: Path, content: byt
         Find.read(path)
 
 
+def test_a_find_that_is_too_long_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = Find("p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"})
+    path = find.write(tmp_path)
+    monkeypatch.setattr("userdev.fuzz.finds.MAX_FILE", path.stat().st_size)
+    assert Find.read(path) == find
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(UserError):
+        Find.read(path)
+
+
 @pytest.mark.parametrize("wrong", [7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": None}]], [[1, {}]], None])
 def test_steps_that_are_none_are_refused_in_words(tmp_path: Path, wrong: object) -> None:
     path = Find("p", "rule", "", "rule: c", "", ()).write(tmp_path)

@@ -11,24 +11,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = ["lint", "types", "unit", "docs", "detect", "fuzz", "provisioning", "e2e"]
 TOOLS = ("python", "ruff", "mypy", "check-jsonschema", "vfio-user")
 STAND_IN = """#!/bin/sh
 echo "{name} $*"
 echo "so says {name}" >&2
-case "$*" in *fail*) exit 3 ;; esac
+case " $* " in *" --fail "*) exit 3 ;; esac
 """
 
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """An environment that counts as set up; each tool says its name and arguments, and `fail` in them is its status."""
+    """An environment that counts as set up; each tool says its name and arguments, and `--fail` is status 3."""
     (tmp_path / "bin").mkdir()
     for name in TOOLS:
         tool = tmp_path / "bin" / name
         tool.write_text(STAND_IN.format(name=name))
         tool.chmod(0o755)
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    (tmp_path / ".vfio-user-lint-test").write_text(f"{digest} {ROOT}\n")
+    for extras in ("lint-test", "lint-test-docs"):
+        (tmp_path / f".vfio-user-{extras}").write_text(f"{digest} {ROOT}\n")
     return tmp_path
 
 
@@ -48,7 +50,7 @@ def test_every_stage_runs_and_is_reported(tools: Path) -> None:
     status, lines = run(tools)
     assert status == 0
     stages = [line.split()[0] for line in lines if " passed " in line]
-    assert stages == ["lint", "types", "unit", "detect", "fuzz", "provisioning", "e2e"]
+    assert stages == STAGES
     assert "vfio-user test-e2e" in " ".join(lines)
 
 
