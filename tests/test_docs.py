@@ -189,3 +189,20 @@ def test_every_variable_of_the_environment_is_told() -> None:
         )
     }
     assert used - {f"VFIO_USER_{command.name}" for command in Command} == told
+
+
+CI_SCHEMAS = {
+    "# .github/workflows/guests.yml": ["vendor.github-workflows"],
+    "# .gitlab-ci.yml": ["vendor.gitlab-ci", "--data-transform", "gitlab-ci"],
+}
+
+
+@pytest.mark.parametrize("name", CI_SCHEMAS)
+def test_a_ci_file_that_is_shown_keeps_to_its_makers_schema(name: str, tmp_path: Path) -> None:
+    shown = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/how-to/ci.md").read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = (each for each in shown if each.startswith(name + "\n"))
+    checker = [sys.executable, "-m", "check_jsonschema", "-q", "--builtin-schema", *CI_SCHEMAS[name]]
+    for number, content in enumerate((text, text.replace("script:", "skript:").replace("runs-on:", "run-on:"))):
+        (tmp_path / f"{number}.yml").write_text(content)
+        ran = subprocess.run([*checker, tmp_path / f"{number}.yml"], capture_output=True, text=True, check=False)
+        assert ran.returncode == number, ran.stdout
