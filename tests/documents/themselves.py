@@ -58,6 +58,7 @@ def test_a_dialogue_is_commands_and_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("shown", "said", "alike_"),
     [
+        ("...\nthe end", "the end", True),
         ("3 passed in 0.12s", "30 passed in 14.1s\n", True),
         ("3 passed", "3 failed", False),
         ("a\n...\nz", "a\nb\nc\nz\n", True),
