@@ -114,9 +114,10 @@ class Commands(GuestTest):
         terminal = Terminal([*VFIO_USER, "boot", "--device", "edu"], Path(self.workdir))
         terminal.wait_for("Ctrl-]")
         terminal.wait_for("# ")
-        terminal.type("echo 6*7=$((6*7)); edu liveness; sleep 100\n")
+        terminal.type("echo 6*7=$((6*7)); edu liveness; sh -c 'echo asleep $((40+2)); exec sleep 100'\n")
         terminal.wait_for("6*7=42")
         terminal.wait_for('"ok": true')
+        terminal.wait_for("asleep 42")  # before that it would be for the shell, which goes on with the next command
         terminal.type("\x03")  # to the guest, not to us
         terminal.type("echo after $((1+1))\n")
         terminal.wait_for("after 2")

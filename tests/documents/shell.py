@@ -71,8 +71,8 @@ class Shell:
             self.settle()
         if command.endswith("&"):
             self.begin(command[:-1].strip(), shown)
-        elif job := re.fullmatch(r"kill %(\d+)", command):
-            self.stop(int(job[1]) - 1)
+        elif command == "kill $!":  # the number of a job depends on what has ended before, with a person at a terminal
+            self.stop()
         else:
             self.do(command, shown)
 
@@ -111,8 +111,8 @@ class Shell:
             assert time.monotonic() < until, f"$ {command} &\n--- is shown\n{shown}\n--- was said\n{path.read_text()}"
             time.sleep(0.02)
 
-    def stop(self, number: int) -> None:
-        process, _ = self.jobs[number]
+    def stop(self) -> None:
+        process, _ = self.jobs[-1]
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(SECONDS)
 

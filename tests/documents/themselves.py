@@ -98,7 +98,7 @@ def test_what_another_status_than_0_ends_has_to_be_asked_for(shell: Shell) -> No
 def test_a_job_is_waited_for_and_ended(shell: Shell) -> None:
     shell.run("echo ready; sleep 1000 &", "ready")
     assert shell.jobs[0][0].poll() is None
-    shell.run("kill %1", "")
+    shell.run("kill $!", "")
     assert shell.jobs[0][0].poll() is not None
 
 
