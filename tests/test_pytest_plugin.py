@@ -86,6 +86,19 @@ def test_that_names_an_issue_that_there_is_not(guest):
 """
 
 
+def test_what_an_earlier_run_left_is_gone_when_a_test_begins_anew(project: pytest.Pytester, tmp_path: Path) -> None:
+    """A page and cores of a failure that was mended since would be taken for this run's."""
+    project.makepyfile(test_it="def test_lab(lab): pass")
+    assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 1}
+    (folder,) = tmp_path.iterdir()
+    beside = tmp_path / "of another" / "index.html"
+    beside.parent.mkdir()
+    for page in (folder / "index.html", beside):
+        page.touch()
+    assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 1}
+    assert [(folder / "index.html").exists(), beside.exists()] == [False, True]
+
+
 @pytest.mark.network
 @pytest.mark.timeout(900)
 def test_a_guest_is_booted_and_a_failure_leaves_its_evidence(project: pytest.Pytester, tmp_path: Path) -> None:

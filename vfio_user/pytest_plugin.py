@@ -11,6 +11,7 @@ Fixtures: `lab` (guests, servers, migrations), `guest` (one that is booted as th
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,6 +84,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     place = bundle if bundle in ("", AUTO) else str(Path(bundle) / folder.name)
     keeping = keeping_pytest(request.node.nodeid, options, cell.qemu, place)
     keeping.folder = folder
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: its page and cores would be taken for this one's
     with keeping, trial(request.node.nodeid, folder=folder, cell=cell) as made:
         request.node.stash[_TRIAL] = made
         yield made.lab

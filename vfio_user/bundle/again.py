@@ -84,8 +84,10 @@ class Command:
                 hint="--server-command says the server with it; `vfio-user bundle show` has the rest",
             )
         cell = ("--cell", self.cell.text) if self.name == "test-e2e" else ()
-        program = ("pytest",) if self.name == "pytest" else ("vfio_user", self.name)
-        return [sys.executable, "-P", "-m", *program, *self.arguments, *cell, "--bundle", str(place)]
+        if self.name == "pytest":  # what its tests leave is beside the new bundle, and not where it was before
+            words = (*without_option(self.arguments, "--vfio-results"), "--vfio-results", str(place.parent / "results"))
+            return [sys.executable, "-P", "-m", "pytest", *words, "--bundle", str(place)]
+        return [sys.executable, "-P", "-m", "vfio_user", self.name, *self.arguments, *cell, "--bundle", str(place)]
 
 
 @dataclass(frozen=True)
