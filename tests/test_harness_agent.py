@@ -345,7 +345,8 @@ def main():
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AgentGuest, str]]:
     """A guest whose agent stands beside a program, and the program's path."""
     folder = tmp_path_factory.mktemp("programs")
-    (folder / "agent.py").write_bytes((PROGRAMS / "agent.py").read_bytes())
+    for path in PROGRAMS.glob("agent*.py"):
+        (folder / path.name).write_bytes(path.read_bytes())
     program = folder / "own.py"
     program.write_text(OWN)
     program.chmod(0o755)
