@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.harness.lab import Lab, belongs_to
+from vfio_user.harness.lab import Lab
+from vfio_user.harness.records import belongs_to
 
 
 @pytest.mark.parametrize("name", ["guest", "guest-dev0-edu", "guest.qmp.log", "guest-dev0-edu.server.log"])

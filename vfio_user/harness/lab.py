@@ -11,20 +11,19 @@ block ends everything that the lab started is ended, and a lab that left somethi
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from userdev.errors import UserError, VerdictError, about
+from userdev.errors import UserError, VerdictError
 from userdev.process import Child
 from vfio_user.harness import evidence
 from vfio_user.harness.accelerator import probe_accelerator
-from vfio_user.harness.artifacts import Timeline, made_folder, record_versions, results_folder
+from vfio_user.harness.artifacts import Timeline, made_folder, results_folder
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, attachment_of
 from vfio_user.harness.breakpoint import Breakpoint
@@ -45,6 +44,7 @@ from vfio_user.harness.migration import Conductor, Mode, Plan, Report
 from vfio_user.harness.migration.guest_migration import move
 from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
+from vfio_user.harness.records import Records
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
@@ -92,7 +92,7 @@ class Lab:
         self._images: dict[str, GuestImage] = {}
         self.failure: VerdictError | None = None
         """What went wrong, where no exception leaves the block for it: evidence is kept all the same."""
-        self._children: list[Child] = []  # all that were, for the evidence, but for those that were forgotten
+        self._records = Records(self.folder)
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
         self._provided: set[tuple[str, Path]] = set()
@@ -247,7 +247,7 @@ class Lab:
         self._look_at(wanted, name, host)
         with self.timeline.step(f"start the server {name}"):
             server = DeviceServer(
-                wanted, self._site(host), name, interposition=interposition, trace=trace, started=self._note
+                wanted, self._site(host), name, interposition=interposition, trace=trace, started=self._started
             )
         self.servers.append(server)
         if breaks is not None:
@@ -295,15 +295,7 @@ class Lab:
 
     def forget(self, name: str) -> None:
         """Let go of a machine that has ended in order, and of its servers: of what they were, and of their logs."""
-        self._children = [
-            child
-            for child in self._children
-            if child.running or not belongs_to(name, child.name) or evidence.crashed([child])
-        ]
-        if not any(belongs_to(name, child.name) for child in self._children):
-            for path in self.folder.iterdir():
-                if belongs_to(name, path.name):
-                    path.unlink(missing_ok=True)
+        self._records.forget(name)
 
     # -- boot and restore -----------------------------------------------------------------------------------------
 
@@ -375,17 +367,13 @@ class Lab:
             spec.launch(self.folder, self._scratch.environment, restore=restore),
         )
         self.machines.append(machine)
-        self._note(machine.child)
+        self._started(machine.child)
         return machine
 
-    def _note(self, child: Child) -> None:
-        """Remember a child, and write down its command."""
-        self._children.append(child)
+    def _started(self, child: Child) -> None:
+        self._records.note(child)
         if self._break is not None:
             self._break.tell(name=child.name, pid=child.pid)
-        path = self.folder / "commands.txt"
-        with about(path), path.open("a") as commands:
-            commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")
 
     def _provide(self, host: Host, *paths: Path) -> None:
         """Have files on a host, each once in the life of this lab."""
@@ -417,7 +405,9 @@ class Lab:
         left = self._left_behind()
         self._hosts.close()
         self._scratch.close()
-        self._write_records()
+        self.timeline.write(self.folder / "timeline.json")
+        qemu = self.qemu if "qemu" in self.__dict__ else None
+        self._records.write(self._images, self.machines, self.servers, qemu)
         for unwritten in filter(None, (machine.unwritten() for machine in self.machines)):
             raise unwritten
         if left:
@@ -432,21 +422,6 @@ class Lab:
                 process.kill()
         return left
 
-    def _write_records(self) -> None:
-        self.timeline.write(self.folder / "timeline.json")
-        facts: dict[str, object] = {
-            "images": {name: image.digest for name, image in self._images.items()},
-            "machines": {machine.name: asdict(machine.config) for machine in self.machines},
-            "devices": {server.name: server.device.as_dict() for server in self.servers},
-        }
-        if "qemu" in self.__dict__:
-            facts["qemu"] = {
-                "version": self.qemu.version.release,
-                "digest": self.qemu.digest,
-                "command": self.qemu.argv,
-            }
-        record_versions(self.folder, facts)
-
     def __enter__(self) -> Lab:
         return self
 
@@ -459,8 +434,8 @@ class Lab:
         unwritten = []
         dead: list[evidence.Death] = []
         try:
-            if not good or evidence.crashed(self._children):
-                dead = evidence.deaths(self.folder, self._children)
+            if not good or evidence.crashed(self._records.children):
+                dead = evidence.deaths(self.folder, self._records.children)
             for guest in self.guests if not good else ():
                 guest.collect(self.folder)
         except OSError as full:
@@ -474,7 +449,7 @@ class Lab:
                 raise
         if not good or dead:
             try:
-                cause = evidence.write(self.folder, self._children, wrong, dead, name=self.name)
+                cause = evidence.write(self.folder, self._records.children, wrong, dead, name=self.name)
                 if wrong is not None and any(not death.in_order for death in dead):
                     wrong.add_note(f"first cause: {cause}")
             except OSError as full:
@@ -492,13 +467,6 @@ class Lab:
     def _unseen_crash(self) -> GuestCrash | None:
         """What befell a guest after the last that anybody wanted of it."""
         return next((crash for guest in self.guests if (crash := guest.machine.mishaps.untold())), None)
-
-
-def belongs_to(machine: str, name: str) -> bool:
-    """Whether a file or a process is of a machine or one of its servers; guest.1.qmp.log is not of `guest`."""
-    rest = name.removeprefix(machine)
-    own = rest[:1] in ("", "-") or (rest[0] == "." and not rest[1:2].isdigit())
-    return name.startswith(machine) and own
 
 
 def _identity(spec: GuestSpec, index: int) -> str:

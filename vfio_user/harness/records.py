@@ -1,0 +1,72 @@
+"""What a lab writes down of all that it starts: commands, versions, and which children and files are whose."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from userdev.errors import about
+from userdev.process import Child
+from vfio_user.harness import evidence
+from vfio_user.harness.artifacts import record_versions
+
+if TYPE_CHECKING:
+    from vfio_user.harness.image import GuestImage
+    from vfio_user.harness.machine import Machine
+    from vfio_user.harness.qemu import Qemu
+    from vfio_user.harness.server import DeviceServer
+
+
+class Records:
+    """Those of one lab, in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.children: list[Child] = []
+        """All that were started, for the evidence, but for those that were forgotten."""
+
+    def note(self, child: Child) -> None:
+        """Remember a child, and write down its command."""
+        self.children.append(child)
+        path = self._folder / "commands.txt"
+        with about(path), path.open("a") as commands:
+            commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")
+
+    def forget(self, name: str) -> None:
+        """Let go of the children of a machine that have ended in order, and of its files where all of them have."""
+        self.children = [
+            child
+            for child in self.children
+            if child.running or not belongs_to(name, child.name) or evidence.crashed([child])
+        ]
+        if not any(belongs_to(name, child.name) for child in self.children):
+            for path in self._folder.iterdir():
+                if belongs_to(name, path.name):
+                    path.unlink(missing_ok=True)
+
+    def write(
+        self,
+        images: Mapping[str, GuestImage],
+        machines: Iterable[Machine],
+        servers: Iterable[DeviceServer],
+        qemu: Qemu | None,
+    ) -> None:
+        """Write down what all of it was, by versions and digests."""
+        facts: dict[str, object] = {
+            "images": {name: image.digest for name, image in images.items()},
+            "machines": {machine.name: asdict(machine.config) for machine in machines},
+            "devices": {server.name: server.device.as_dict() for server in servers},
+        }
+        if qemu is not None:
+            facts["qemu"] = {"version": qemu.version.release, "digest": qemu.digest, "command": qemu.argv}
+        record_versions(self._folder, facts)
+
+
+def belongs_to(machine: str, name: str) -> bool:
+    """Whether a file or a process is of a machine or one of its servers; guest.1.qmp.log is not of `guest`."""
+    rest = name.removeprefix(machine)
+    own = rest[:1] in ("", "-") or (rest[0] == "." and not rest[1:2].isdigit())
+    return name.startswith(machine) and own
