@@ -24,7 +24,7 @@ from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.versions import versions_of
 from vfio_user.page.wire import Seen, put_trace
 
-_SCRIPTS = ("uplot/uPlot.iife.min.js", "timeline.js")
+_SCRIPTS = ("uplot/uPlot.iife.min.js", "events.js", "timeline.js")
 _STYLES = ("uplot/uPlot.min.css", "page.css")
 _KNOWN = (RECORD, TIMELINE, "*.trace", "*.qmp.log", "*.console.log", MIGRATIONS, SOAK)
 """What a folder has one of, if it is of a run."""
