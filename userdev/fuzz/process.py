@@ -17,6 +17,8 @@ GROWTH = Oracle("growth", "clients that have left leave no memory behind")
 MAX_GROWTH = 64 << 20
 """Bytes by which a process may grow: that of a Python or Go program goes up and down by some MiB."""
 
+LOOKS = 50
+"""How often a process that has more than it had is looked at again: it may be about to close what a client left."""
 NOTES = 3
 _OF_CLIENTS = ("/memfd:",)
 """How memory that clients share is called in /proc/PID/maps."""
@@ -65,6 +67,19 @@ class Watched:
                 return
             self._first = pid, now if self._first is None else self._first[1].least(now)
             ask()
+
+    def check_again(self, pid: int | None, ask: Callable[[], object]) -> None:
+        """`check`, until it has no more than it had; it is asked something in between, and has `LOOKS` of them.
+
+        Raises:
+            Found: it has more still.
+        """
+        for _ in range(LOOKS - 1):
+            try:
+                return self.check(pid)
+            except Found:
+                ask()
+        return self.check(pid)
 
     def check(self, pid: int | None) -> None:
         """Compare, at a moment when it has one client that has done nothing yet; another process says nothing.

@@ -27,8 +27,6 @@ from vfio_user.wire.layouts import DMA_UNMAP
 PROTOCOL = "vfio-user"
 DIALECTS = ("current", "region-migration")
 """Those whose structures the steps are made of."""
-LOOKS = 50
-"""How often a process that has more than it had is looked at again: it may be about to close what a client left."""
 _SERVER = (Disconnected, NoAnswer, RemoteError, ProtocolError, CheckFailed, UserError)
 
 
@@ -198,7 +196,7 @@ class VfioUserSubject:
         session.rejoin()
         session.close_eventfds()
         self._run_again(session)
-        self._look_at_process(session)
+        self._watched.check_again(self._target.pid, session.client.device_info)
         if self._start is not None and session.ground.description.can_reset:
             session.client.reset()
             session.touched = session.masking = False
@@ -217,17 +215,6 @@ class VfioUserSubject:
         if session.state is not MigrationState.RUNNING:
             what = f"the device stays in {session.state.name}, whatever the next client does"
             raise Found(ALIVE, "does not run again", what)
-
-    def _look_at_process(self, session: Session) -> None:
-        for turn in range(LOOKS):
-            try:
-                self._watched.check(self._target.pid)
-            except Found:
-                if turn == LOOKS - 1:
-                    raise
-                session.client.device_info()
-            else:
-                return
 
     def _compared(self, steps: Sequence[Step]) -> Found | None:
         """Play the same with the reference; the first answer that is another."""

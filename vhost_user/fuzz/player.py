@@ -19,8 +19,6 @@ from vhost_user.fuzz.oracles import ALIVE, OFFER, REFERENCE, REPLIES, RINGS
 PROTOCOL = "vhost-user"
 _READ_ONLY = 1 << 5
 """VIRTIO_BLK_F_RO (virtio 1.3, Block Device, Feature bits)."""
-LOOKS = 50
-"""How often a process that has more than it had is looked at again: it may be about to close what was left."""
 
 
 class BackEndPlayer:
@@ -156,15 +154,7 @@ class BackEndPlayer:
             encounter.offered.protocol_features,
         ):
             raise Found(OFFER, "next", "the next front-end is offered other features")
-        for turn in range(LOOKS):
-            try:
-                self._watched.check(self._target.pid)
-            except Found:
-                if turn == LOOKS - 1:
-                    raise
-                encounter.front_end.settle()
-            else:
-                return
+        self._watched.check_again(self._target.pid, encounter.front_end.settle)
 
     def _end(self) -> None:
         if self._encounter is not None:
