@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,21 +18,7 @@ from vfio_user.harness import Scratch
 
 VFIO_USER = (sys.executable, "-m", "vfio_user")
 
-WRONG_EDU = """
-from userdev_servers.edu import Edu
-from vfio_user.device import register
-
-class WrongEdu(Edu):
-    '''Inverts all bits but the lowest.'''
-
-    @register(bar=0, offset=0x04, width=4)
-    def liveness(self, value: int) -> None:
-        self.inverted = ~value & 0xFFFFFFFE
-
-    @liveness.reader
-    def _(self) -> int:
-        return self.inverted
-"""
+WRONG_EDU = Path(__file__).with_name("wrong_edu.py").read_text()
 
 
 ON_A_TERMINAL = ("setpriv", "--pdeathsig", "TERM", "env", "--default-signal=INT")
@@ -92,7 +77,7 @@ class Commands(GuestTest):
             self.assertTrue((Path(report["logs"]) / name).exists(), name)
 
     def test_run_fails_when_the_guest_saw_something_wrong(self) -> None:
-        (Path(self.workdir) / "wrong.py").write_text(textwrap.dedent(WRONG_EDU))
+        (Path(self.workdir) / "wrong.py").write_text(WRONG_EDU)
         done = self.vfio_user("run", "--server", f"{' '.join(VFIO_USER)} serve wrong:WrongEdu --socket-path {{socket}}")
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("liveness", done.stderr)

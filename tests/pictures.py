@@ -13,23 +13,8 @@ from vfio_user.page.names import INDEX
 
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 VFIO_USER = [sys.executable, "-m", "vfio_user"]
+WRONG_EDU = (Path(__file__).parent.parent / "avocado_tests/wrong_edu.py").read_text()
 
-_WRONG = """
-from userdev_servers.edu import Edu
-from vfio_user import register
-
-
-class Wrong(Edu):
-    '''Inverts all bits but the lowest.'''
-
-    @register(bar=0, offset=0x04, width=4)
-    def liveness(self, value: int) -> None:
-        self.inverted = ~value & 0xFFFFFFFE
-
-    @liveness.reader
-    def _(self) -> int:
-        return self.inverted
-"""
 _SLOW = """
 rules:
   - name: a slow factorial
@@ -41,9 +26,9 @@ READY = "document.documentElement.dataset.ready == 'yes' && document.documentEle
 
 def failed_run(folder: Path) -> Path:
     """The page of a run in which a guest saw a device do wrong, and an interposer did something on purpose."""
-    (folder / "wrong.py").write_text(_WRONG)
+    (folder / "wrong.py").write_text(WRONG_EDU)
     (folder / "slow.yaml").write_text(_SLOW)
-    server = f"{' '.join(VFIO_USER)} serve wrong:Wrong --socket-path {{socket}}"
+    server = f"{' '.join(VFIO_USER)} serve wrong:WrongEdu --socket-path {{socket}}"
     command = [*VFIO_USER, "run", "--server", server, "--interpose", "--faults", "slow.yaml"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
