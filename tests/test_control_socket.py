@@ -230,6 +230,8 @@ def test_a_program_removes_it_when_it_ends(tmp_path: Path, path: Path) -> None:
         assert program.stderr is not None
         program.stderr.readline()
         with Controller(path) as connected:
+            connected.send(b'{"command": "get"}')
+            assert connected.next() is not None  # it has taken the connection, which would else be reset
             program.send_signal(signal.SIGTERM)
             assert program.wait(20) == 0
             assert connected.next() is None
