@@ -97,6 +97,13 @@ def test_a_soak_of_something_else_or_of_another_seed_begins_anew(path: Path) -> 
         assert other.events == []
 
 
+def test_in_what_an_unfinished_soak_was_another_is_known(path: Path) -> None:
+    soak(path, Pretended(), Until(events=3)).run()
+    assert Journal(path, {"devices": ["edu"], "memory": 512}, 8).unlike == ["memory", "seed"]
+    assert Journal(path, {"devices": ["edu"], "memory": 512}, 8).unlike == []
+    assert Journal(path, {"devices": ["nvme"], "memory": 512}).unlike == ["devices"]
+
+
 def test_a_soak_that_has_ended_is_not_gone_on_with_and_its_lines_stay(path: Path) -> None:
     one = soak(path, Pretended(), Until(events=3))
     one.run()

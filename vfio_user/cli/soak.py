@@ -123,6 +123,8 @@ def command(
     with Teller(journaled, until, quiet=quiet, as_json=as_json) as teller:
         resumed = f", going on after {journaled.done.events} events" * journaled.resumed
         teller.say(f"seed {journaled.seed}{resumed}")
+        if journaled.unlike:
+            teller.say(f"begun anew: the unfinished soak in {path} was one of other {', '.join(journaled.unlike)}")
         recorded = Recorded.ALL if trace else Recorded.REPEATED if kept.is_wanted else Recorded.NONE
         begin = performances(spec, journaled.seed, qemu, lambda text: teller.say(text), recorded)
         soak = Soak(begin, journaled, wanted, until, folder, teller, tries)

@@ -35,6 +35,8 @@ class Journal:
         self.events: list[Line] = []
         self.failures: list[Line] = []
         self.notes: list[str] = []
+        self.unlike: list[str] = []
+        """What differs in an unfinished soak of the file that is not gone on with: keys of `soaked`, or seed."""
         self._soaked_before = 0.0
         self._began = time.monotonic()
         begun = self._go_on(_lines(path), json.loads(json.dumps(dict(soaked))), seed)
@@ -95,8 +97,8 @@ class Journal:
             match line:
                 case {"kind": "begin", "seed": int(its)} | {"kind": "end" as its}:
                     self.events, self.failures, self.notes = [], [], []
-                    same = isinstance(its, int) and line.get("soaked") == soaked and seed in (None, its)
-                    begun = its if isinstance(its, int) and same else None
+                    self.unlike = _unlike(line.get("soaked"), soaked, its, seed) if isinstance(its, int) else []
+                    begun = its if isinstance(its, int) and not self.unlike else None
                 case {"kind": "event", "number": int(), "at": int() | float(), **facts} if begun is not None:
                     self.events.append({"number": line["number"], "at": line["at"], **facts})
                 case {"kind": "failure", "number": int(), "at": int() | float(), **facts} if begun is not None:
@@ -121,6 +123,15 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror}",
                 hint="what was done until then is in it; make room, and the same command goes on",
             ) from error
+
+
+def _unlike(its: object, soaked: Line, its_seed: int, seed: int | None) -> list[str]:
+    """The names of what differs between a soak that was begun and the one that is wanted."""
+    before = its if isinstance(its, dict) else {}
+    return [
+        *(name for name in sorted({*before, *soaked}) if before.get(name) != soaked.get(name)),
+        *(["seed"] if seed not in (None, its_seed) else []),
+    ]
 
 
 def _lines(path: Path) -> list[Line]:
