@@ -75,7 +75,6 @@ class Recorder:
         self.numbers: list[int] = []
         self.delivered: list[Memo] = []
         self.closed = False
-        self.expects_reply = False
         self.relay: Relay[Memo, int] | None = None
 
     def passed(self, direction: Direction, header: int, data: memoryview) -> None:

@@ -67,11 +67,6 @@ class BaseSession(ABC, Generic[M, H]):
     def state(self) -> str:
         """Where the session is, as scenarios say it."""
 
-    @property
-    @abstractmethod
-    def expects_reply(self) -> bool:
-        """Whether the server has something to answer."""
-
     @abstractmethod
     def passed(self, direction: Direction, header: H, data: memoryview) -> None:
         """Learn of a message that the relay has forwarded: `data` is its bytes, in a buffer that is used again."""

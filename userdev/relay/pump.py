@@ -23,9 +23,6 @@ from userdev.relay.direction import Direction
 from userdev.relay.outlet import Outlet
 from userdev.transport import BadFrame, DescriptorsLost, Framed, Framer, Stream, close_all
 
-LOOKS = 100
-"""Times that `Pump.look` looks, about 1 us each."""
-
 
 class Relayed(Framed, Protocol):
     """A message, as far as a pump has to know it."""
@@ -119,23 +116,6 @@ class Pump(Generic[M, H]):
             # A message that came only in part may have its rest here already; then it is not split by us.
             if framer.start == framer.end or self._framer is not framer or self.outlet.waiting:
                 return
-
-    def look(self) -> bool:
-        """Take what the source sends within a moment; False where that is nothing."""
-        framer = self._framer
-        if framer is None or framer.start != framer.end:
-            return False
-        try:
-            received = self.source.poll(framer.room(), LOOKS)
-        except OSError as error:
-            self._failed(framer, error)
-        else:
-            if received is None:
-                return False
-            self._take(framer, *received)
-        if framer.start != framer.end and self._framer is framer and not self.outlet.waiting:
-            self.ready()
-        return True
 
     def close(self) -> None:
         """Forget what has not come whole, and close its descriptors."""

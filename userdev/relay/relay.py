@@ -11,9 +11,6 @@ from userdev.relay.outlet import Outlet
 from userdev.relay.pump import HC, MC, Codec, H, M, Pump, PumpOwner
 from userdev.transport import Stream
 
-LOOK_AGAIN = 16
-"""Requests that are not looked for a reply to, after one for which that was in vain."""
-
 
 @dataclass
 class Peer(Generic[M, H]):
@@ -35,10 +32,6 @@ class RelayOwner(PumpOwner[MC, HC], Protocol[MC, HC]):
     def overfull(self, direction: Direction) -> bool:
         """Whether so much is kept that no more is to be read."""
 
-    @property
-    def expects_reply(self) -> bool:
-        """Whether the server has something to answer."""
-
     def close(self) -> None:
         """Both peers have gone: nothing is left to relay."""
 
@@ -57,7 +50,6 @@ class Relay(Generic[M, H]):
         self._loop = loop
         self._session = session
         self._open = False
-        self._unlooked = 0
         for stream in (client, server):
             stream.socket.setblocking(False)
 
@@ -138,10 +130,7 @@ class Relay(Generic[M, H]):
         if events & READ:
             peer.pump.ready()
             if not self._is_stuck(peer) and not events & ~READ:
-                # The hot path: nothing has changed that epoll would have to know.
-                if peer is self.client and self._session.expects_reply:
-                    self._look_for_reply()
-                return
+                return  # the hot path: nothing has changed that epoll would have to know
         if not self._open:
             return
         if events & WRITE:
@@ -151,18 +140,6 @@ class Relay(Generic[M, H]):
             if not events & READ and not peer.pump.ended and not self._other(peer).outlet.waiting:
                 peer.pump.ready()
         self.update()
-
-    def _look_for_reply(self) -> None:
-        """The client waits now, and most replies come at once: waking up for one would take longer than it does."""
-        if self._unlooked:
-            self._unlooked -= 1
-            return
-        if not self._open or self.server_lost or self._is_stuck(self.server):
-            return
-        if not self.server.pump.look():
-            self._unlooked = LOOK_AGAIN
-        elif self._is_stuck(self.server):
-            self.update()
 
     def _is_stuck(self, peer: Peer[M, H]) -> bool:
         """Whether this peer is not to be read, as far as the two connections are concerned."""

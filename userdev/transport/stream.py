@@ -14,13 +14,9 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from time import perf_counter_ns
 
 MAX_FDS_PER_SEND = 253
 """SCM_MAX_FD in the kernel: more in one `sendmsg` is refused with EINVAL."""
-
-_YIELDED_NS = 4_000
-"""A yield that takes longer has let somebody run who waited for this core: then sleeping is cheaper than polling."""
 
 _REST = 64 << 10
 _DONTWAIT = int(socket.MSG_DONTWAIT)
@@ -74,21 +70,6 @@ class Stream:
             close_all(_descriptors(ancillary))
             raise DescriptorsLost(count)
         return count, _descriptors(ancillary) if ancillary else []
-
-    def poll(self, room: memoryview, attempts: int) -> tuple[int, list[int]] | None:
-        """Receive, as `receive`, but give up with None after `attempts` looks (about 1 us each) at an empty socket.
-
-        Whoever else wants this core gets it in between: it may be the peer.
-        """
-        for _ in range(attempts):
-            try:
-                return self.receive(room, _DONTWAIT)
-            except BlockingIOError:
-                begin = perf_counter_ns()
-                os.sched_yield()
-                if perf_counter_ns() - begin > _YIELDED_NS:
-                    return None
-        return None
 
     def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
         """Send all of `data`, the descriptors with its first byte.

@@ -135,11 +135,6 @@ class ForwardedSession(BaseSession[Message, MessageHeader]):
 
     # what the relay asks and tells
 
-    @property
-    def expects_reply(self) -> bool:
-        """Whether the server has something to answer."""
-        return len(self.pending[Direction.TO_SERVER]) > 0
-
     def passed(self, direction: Direction, header: MessageHeader, data: memoryview) -> None:
         """Learn of a message that the relay has forwarded: `data` is its bytes, in a buffer that is used again."""
         id, command, _, flags, errno = header

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import logging
+import select
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic, perf_counter_ns
 
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream
+from userdev.watch import Watch
 from vfio_user.wire import MAX_DATA, MAX_MESSAGE, Message
 
 log = logging.getLogger("vfio_user.server")
 
 _OVERHEAD = MAX_MESSAGE - MAX_DATA
-
-POLLS = 100
-"""Looks at an empty socket before the session sleeps, about 1 us each."""
-
-POLL_NS = 80_000
-"""A sleep that was shorter than this would have been better spent polling."""
-
-POLL_AGAIN = 16
-"""Short sleeps in a row that it takes to poll again after a long one."""
-
 
 FLUSH = 1 << 20
 """Bytes of replies that are held back at most."""
@@ -43,7 +36,10 @@ class ServerConnection:
         self.out = bytearray()
         self._stream = stream
         stream.limit_sends(SEND_SECONDS)
-        self._polling = -POLL_AGAIN
+        self._watch = Watch()
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLIN)
+        self._look = partial(poll.poll, 0)
 
     def fileno(self) -> int:
         """The socket's descriptor, for poll(2)."""
@@ -74,20 +70,18 @@ class ServerConnection:
         With an `end`, a time of the monotonic clock, it raises TimeoutError then. Only before a session begins, since
         it costs system calls.
 
-        A client that answers at once is polled for a moment rather than slept for: waking a thread takes longer
-        than the whole handling of a register access. Polling that was in vain is not tried again until several
-        waits in a row would have been worth it.
+        A client that asks again soon is looked for a moment before this thread sleeps, see `userdev.watch`.
         """
         room = self.framer.room()
         if end is not None:
             self._stream.socket.settimeout(max(end - monotonic(), 0.001))
         try:
-            received = self._stream.poll(room, POLLS) if self._polling > 0 else None
-            if received is None:
+            if self._watch.is_worth_while and self._watch.until(self._look) is not None:
+                received = self._stream.receive(room)
+            else:
                 begin = perf_counter_ns()
                 received = self._stream.receive(room)
-                short = perf_counter_ns() - begin < POLL_NS
-                self._polling = min(self._polling + 1, 1) if short else -POLL_AGAIN
+                self._watch.slept(perf_counter_ns() - begin)
         except DescriptorsLost as lost:
             self.framer.lost(lost.count)
             return True

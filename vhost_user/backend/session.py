@@ -18,10 +18,10 @@ from typing import Any
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all, is_other_end
+from userdev.watch import Watch
 from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import COMMANDS, ERRORS, Answer
 from vhost_user.backend.lifecycle import RingState
-from vhost_user.backend.watch import Watch
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import VhostDevice, model_of
 from vhost_user.wire import (
@@ -42,6 +42,9 @@ SEND_SECONDS = 60.0
 
 POLL_SECONDS = 0.001
 """Between two looks at rings whose driver tells nobody (SET_VRING_KICK without a descriptor)."""
+
+LOOKS = 32
+"""At rings, after which messages have their turn: a driver that always has requests must not keep them waiting."""
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
@@ -71,7 +74,7 @@ class Session:
         self._framer: Framer[Message] = Framer(Message, max_fds=MAX_FDS)
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
-        self._watch = Watch()
+        self._watch = Watch(turns=LOOKS)
         self._first_end = None if first_seconds is None else monotonic() + first_seconds
         self._work: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -163,16 +166,14 @@ class Session:
             self._back_end.expire(monotonic())
 
     def _look(self) -> bool:
-        """Look for requests for a moment, where that is better than to sleep; whether there are some.
-
-        Now and then messages come first: a driver that always has requests must not keep the front-end waiting.
-        """
+        """Look for requests for a moment, where that is better than to sleep; whether there are some."""
         if not self._watch.is_worth_while:
             return False
         rings = [vring for vring in self._back_end.vrings.started if vring.is_awake]
         if not rings or any(vring.pending for vring in rings):
             return False
-        return self._watch.until(lambda: any(vring.look() for vring in rings), lambda: bool(self._work))
+        found = self._watch.until(lambda: bool(self._work) or any(vring.look() for vring in rings))
+        return found is not None and not self._work
 
     def _patience(self) -> float | None:
         """Seconds to wait for the next event."""

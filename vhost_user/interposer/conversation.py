@@ -41,11 +41,6 @@ class Conversation(BaseSession[Message, MessageHeader]):
     def is_answered(self, message: Message) -> bool:
         """Whether a request will be answered."""
 
-    @property
-    def expects_reply(self) -> bool:
-        """Whether the back-end has something to answer."""
-        return self.asker is Asker.FRONT_END and len(self.waiting) > 0
-
     def passed(self, direction: Direction, header: MessageHeader, data: memoryview) -> None:
         """Learn of a message without descriptors that the relay has forwarded."""
         self.observe(direction, Message(header[0], header[1], bytes(data[HEADER_SIZE:])))

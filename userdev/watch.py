@@ -1,11 +1,11 @@
 """Looking rather than sleeping: to wake a thread takes longer than to do a request.
 
 What a sleep takes says little of what a look would have: with one request at a time, a guest without KVM wakes this
-thread 330 us after the last one, and has its next request in the ring after 110, since nobody has to be woken. So
-looking is tried where sleeps were at all short, and judged by what it finds: as long as four of five looks find
-something they go on, else it takes twice as many sleeps until the next try (as util/aio-posix.c of QEMU has times grow
-and shrink). And nobody looks whose core is wanted, by a guest of two processors on two cores for example: whoever waits
-for it gets it between two looks, and one who was away for long then sleeps, and looks less.
+thread 330 us after the last one, and has its next request there after 110, since nobody has to be woken. So looking is
+tried where sleeps were at all short, and judged by what it finds: as long as four of five looks find something they go
+on, else it takes twice as many sleeps until the next try (as util/aio-posix.c of QEMU has times grow and shrink). And
+nobody looks whose core is wanted, by a guest of two processors on two cores for example: whoever waits for it gets it
+between two looks, and one who was away for long then sleeps, and looks less.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from time import perf_counter_ns
+from typing import TypeVar
+
+T = TypeVar("T")
 
 LOOK_NS = 200_000
 """How long a look may be in vain."""
@@ -28,9 +31,6 @@ SELDOM = 256
 
 PAUSE_NS = 50_000_000
 """After a sleep that was longer, what comes may be something else, and nothing is known of it."""
-
-TURNS = 32
-"""After so many that were worth it, there is one without."""
 
 WORTH, VAIN = 1, 4
 """What a look that has found something adds to the score of the last ones, and what one in vain takes away."""
@@ -48,11 +48,13 @@ WANTED_NS = 100_000
 class Watch:
     """Of one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: int = 0) -> None:
+        """`turns`: after so many looks there is a sleep, for what else is waited for and not looked at; 0: never."""
+        self._turns = turns
+        self._turn = 0
         self._sleeps = 0
         self._needed = AGAIN
         self._score = 0
-        self._turns = 0
 
     def slept(self, ns: int) -> None:
         """Learn from how long a sleep was."""
@@ -63,28 +65,30 @@ class Watch:
     @property
     def is_worth_while(self) -> bool:
         """Whether to look: sleeps have been short for long enough, and it is not time for what else there is."""
-        self._turns += 1
-        if self._turns > TURNS:
-            self._turns = 0
-        return self._sleeps >= self._needed and self._turns > 0
+        if self._turns:
+            self._turn = (self._turn + 1) % (self._turns + 1)
+            if not self._turn:
+                return False
+        return self._sleeps >= self._needed
 
-    def until(self, found: Callable[[], bool], given_up: Callable[[], bool]) -> bool:
-        """Look until something is `found`, which is told, or for long enough."""
+    def until(self, look: Callable[[], T]) -> T | None:
+        """Look until something is there, and return it; None where it took too long, or this core is wanted.
+
+        `look` returns what is false for as long as there is nothing.
+        """
         away = 0
         begin = now = perf_counter_ns()
         while now - begin < LOOK_NS and away < WANTED_NS:
-            if given_up():
-                return False
-            if found():
+            if found := look():
                 self._has_found()
-                return True
+                return found
             before = perf_counter_ns()
             os.sched_yield()
             now = perf_counter_ns()
             if now - before > YIELDED_NS:
                 away += now - before
         self._was_in_vain(wanted=away >= WANTED_NS)
-        return False
+        return None
 
     def _has_found(self) -> None:
         self._score += WORTH

@@ -1,0 +1,194 @@
+"""Whether a thread looks for a moment before it sleeps: where that pays, and where nobody else wants its core."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+
+import pytest
+
+from userdev import watch
+from userdev.relay import Loop
+from userdev.transport import Stream
+from userdev.watch import AGAIN, GOOD, SELDOM, SHORT_NS, VAIN, WANTED_NS, Watch
+from vfio_user.server.connection import ServerConnection
+
+SHORT, LONG = 1_000, 1_000_000_000
+BOTH_WOKEN_NS = 190_000
+"""From a reply until the next request, where client and server sleep in between: longer than it takes without."""
+
+
+def eager(turns: int = 0) -> Watch:
+    made = Watch(turns)
+    sleep(made, AGAIN)
+    return made
+
+
+def looks(made: Watch) -> bool:
+    return made.is_worth_while
+
+
+def sleep(made: Watch, times: int) -> None:
+    for _ in range(times):
+        made.slept(SHORT)
+
+
+def find(made: Watch, times: int = 1) -> None:
+    for _ in range(times):
+        assert made.until(lambda: True)
+
+
+def look_in_vain(made: Watch) -> None:
+    assert made.until(lambda: False) is None
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else wants this core: a clock that goes on by 1 us whenever it is looked at."""
+    clock = count(step=1000)
+    monkeypatch.setattr(watch, "perf_counter_ns", lambda: next(clock))
+
+
+def test_it_looks_after_short_sleeps_and_not_after_a_long_one() -> None:
+    made = Watch()
+    assert not looks(made)
+    sleep(made, AGAIN - 1)
+    assert not looks(made)
+    made.slept(SHORT)
+    assert looks(made)
+    made.slept(LONG)
+    assert not looks(made)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 32])
+def test_what_else_is_waited_for_has_its_turn_however_often_it_finds_something(turns: int) -> None:
+    made = eager(turns)
+    looks = [made.is_worth_while for _ in range(2 * turns + 2)]
+    assert looks == ([True] * turns + [False]) * 2 if turns else [True] * 2
+
+
+def test_it_tells_what_it_has_found_and_gives_up_after_a_while() -> None:
+    assert eager().until(lambda: "something") == "something"
+    assert eager().until(lambda: "") is None
+
+
+@pytest.mark.usefixtures("quiet")
+def test_one_look_in_vain_among_many_that_find_something_changes_nothing() -> None:
+    made = eager()
+    for _ in range(10):
+        find(made, VAIN)
+        look_in_vain(made)
+        assert made.is_worth_while
+
+
+@pytest.mark.usefixtures("quiet")
+def test_looks_in_vain_are_tried_more_and_more_seldom_until_they_find_something_again() -> None:
+    made = eager()
+    tried: list[int] = []
+    while len(tried) < 12:
+        look_in_vain(made)
+        slept = 0
+        while not made.is_worth_while:
+            made.slept(SHORT)
+            slept += 1
+        tried.append(slept)
+    assert tried == [min(AGAIN << number, SELDOM) for number in range(1, 13)]
+    find(made, GOOD)
+    for _ in range(GOOD // VAIN + 1):
+        look_in_vain(made)
+    sleep(made, 2 * AGAIN)
+    assert made.is_worth_while
+
+
+@pytest.mark.usefixtures("quiet")
+def test_after_a_pause_it_tries_as_soon_as_at_first() -> None:
+    made = eager()
+    for _ in range(10):
+        look_in_vain(made)
+    sleep(made, AGAIN)
+    assert not made.is_worth_while
+    made.slept(LONG)
+    sleep(made, AGAIN)
+    assert made.is_worth_while
+
+
+@pytest.mark.parametrize(("away", "gives_way"), [(WANTED_NS // 4, False), (WANTED_NS, True)])
+def test_a_core_that_others_want_for_long_is_left_to_them_and_not_one_that_they_want_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch, away: int, gives_way: bool
+) -> None:
+    now = 0
+
+    def run_others() -> None:
+        nonlocal now
+        now += away if now < away else 0
+
+    monkeypatch.setattr(watch, "perf_counter_ns", lambda: now)
+    monkeypatch.setattr(os, "sched_yield", run_others)
+    made = eager()
+    find(made, GOOD)
+    answers = iter([False, False, True])
+    assert bool(made.until(lambda: next(answers))) is not gives_way
+    assert made.is_worth_while is not gives_way
+
+
+Sleeper = Callable[[], bool]
+"""What waits for the other end of a socket; whether something was there."""
+
+
+def serving(near: socket.socket, held: ExitStack) -> Sleeper:
+    """A server's session that waits for its client."""
+    connection = ServerConnection(Stream(near), 1 << 20)
+    connection.limit_receives(0.2)
+
+    def wait() -> bool:
+        try:
+            return connection.receive()
+        except BlockingIOError:
+            return False
+
+    return wait
+
+
+def relaying(near: socket.socket, held: ExitStack) -> Sleeper:
+    """An interposer that waits for either side."""
+    loop = Loop()
+    held.callback(loop.close)
+
+    def ready(_: int) -> None:
+        near.recv(16)
+
+    loop.watch(near.fileno(), ready)
+    return lambda: loop.turn(0.2)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ends = socket.socketpair()
+    yield ends
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize("waiting", [serving, relaying])
+@pytest.mark.parametrize(("sleep", "looks"), [(BOTH_WOKEN_NS, True), (SHORT_NS + 1, False)])
+def test_who_was_woken_late_looks_for_what_would_have_been_there_without_that(
+    monkeypatch: pytest.MonkeyPatch,
+    pair: tuple[socket.socket, socket.socket],
+    waiting: Callable[[socket.socket, ExitStack], Sleeper],
+    sleep: int,
+    looks: bool,
+) -> None:
+    near, far = pair
+    clock = count(step=sleep)
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr("vfio_user.server.connection.perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr(os, "sched_yield", lambda: far.send(b"again"))
+    with ExitStack() as held:
+        wait = waiting(near, held)
+        for _ in range(AGAIN):
+            far.send(b"x")
+            assert wait()
+        assert wait() is looks  # nothing is there but for who looks
