@@ -158,6 +158,7 @@ def test_two_crashes_at_one_place_leave_both_their_cores(tmp_path: Path) -> None
         ),
         ("qemu-system-x86_64: terminating on signal 15 from pid 1\n", ""),
         ("  only this\n", "only this"),
+        ("Edu is listening on unix:/run/edu.sock\n", ""),
         ("", ""),
     ],
 )

@@ -39,6 +39,27 @@ def test_the_reason_why_qemu_does_not_start_is_in_the_error(tmp_path: Path) -> N
     assert str(failure.value).endswith(f"status 1 at its start: {said}")
 
 
+def test_a_server_that_died_before_qemu_is_named_first_with_its_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "dev0.server.log"
+    script = "echo Edu is listening on unix:/x; echo no memory is left >&2; exit 3"
+    server = Child("dev0", ["sh", "-c", script], log=log)
+    healthy = Child("dev1", ["sh", "-c", "exec sleep 60"], log=tmp_path / "dev1.server.log")
+    server.wait(30)
+    with pytest.raises(MachineError) as failure:
+        Machine(
+            Script(("sh", "-c", "echo an assertion failed >&2; kill -ABRT $$")),
+            launch(tmp_path),
+            beside=lambda: (healthy, server),
+        )
+    assert (
+        str(failure.value)
+        == "dev0 exited with status 3: no memory is left; then QEMU was killed by SIGABRT at its start"
+    )
+    assert "no memory is left" in failure.value.hint
+    for child in (server, healthy):
+        child.stop()
+
+
 @pytest.mark.parametrize("in_the_way", ["guest.console.log", "guest.qmp.log", "no greeting"])
 def test_nothing_stays_open_of_a_machine_that_fails_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_the_way: str

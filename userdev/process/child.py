@@ -107,6 +107,17 @@ class Child:
         return code is not None and -code in CRASHES
 
     @property
+    def ended_on_request(self) -> bool:
+        """Whether it was sent the signal that ended it."""
+        code = self.exit_code
+        return code is not None and -code in self.signals
+
+    @property
+    def ended_badly(self) -> bool:
+        """Whether it ended by itself, and not in good order."""
+        return self.exit_code not in (None, 0) and not self.was_stopped and not self.ended_on_request
+
+    @property
     def running(self) -> bool:
         """Whether it has not ended, as far as is known now."""
         return self.exit_code is None

@@ -24,7 +24,7 @@ import vfio_user
 from userdev.process import Child, tail
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
-from vfio_user.harness.last_words import reason
+from vfio_user.harness.last_words import end_of
 from vfio_user.page.names import INDEX, RECORD
 from vfio_user.page.versions import versions_of
 
@@ -57,8 +57,7 @@ class Death:
     @property
     def sentence(self) -> str:
         """Who, how, and the last that it said."""
-        said = reason(self.last_words)
-        return f"{self.name} {self.fate}" + (f": {said}" if said else "")
+        return end_of(self.name, self.fate, self.last_words)
 
 
 def deaths(folder: Path, children: Sequence[Child]) -> list[Death]:
@@ -126,35 +125,28 @@ def cause_of(folder: Path) -> str:
 
 def _life(child: Child) -> dict[str, object]:
     """A program from its birth to its death, for the axis of the page."""
-    fate = child.fate()
     return {
         "name": child.name,
         "pid": child.pid,
         "when": child.began,
         "ended": child.ended,
-        "fate": fate,
+        "fate": child.fate(),
         "stopped": child.was_stopped,
-        "on_request": _on_request(child, fate),
+        "on_request": child.ended_on_request,
         "in_order": child.exit_code == 0,
         "command": child.argv,
     }
 
 
-def _on_request(child: Child, fate: str) -> bool:
-    """Whether it was sent the signal that ended it."""
-    return any(fate.endswith(f" {number.name}") for number in child.signals)
-
-
 def _death(folder: Path, child: Child) -> Death:
-    fate = child.fate()
     when = child.ended or 0.0  # from now on its core is known
     trace = _autopsy(folder, child) if child.crashed else ""
     return Death(
         name=child.name,
         pid=child.pid,
         when=when,
-        fate=fate,
-        on_request=_on_request(child, fate),
+        fate=child.fate(),
+        on_request=child.ended_on_request,
         in_order=child.exit_code == 0,
         last_words=tail(child.log, LAST_LINES),
         core=child.core.name if child.core else "",

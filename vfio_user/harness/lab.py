@@ -365,6 +365,7 @@ class Lab:
         machine = Machine(
             replace(qemu, argv=tuple(spec.host.command(qemu.argv))),
             spec.launch(self.folder, self._scratch.environment, restore=restore),
+            beside=lambda: self._records.children,
         )
         self.machines.append(machine)
         self._started(machine.child)
@@ -450,7 +451,7 @@ class Lab:
         if not good or dead:
             try:
                 cause = evidence.write(self.folder, self._records.children, wrong, dead, name=self.name)
-                if wrong is not None and any(not death.in_order for death in dead):
+                if wrong is not None and any(not death.in_order for death in dead) and cause not in str(wrong):
                     wrong.add_note(f"first cause: {cause}")
             except OSError as full:
                 unwritten.append(full)

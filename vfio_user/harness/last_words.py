@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
+from userdev.process import Child, tail
 from vfio_user.page.noise import NOISE
+
+_GREETING = re.compile(r"^\S+ (?:is listening on|connects to) \S+$")
+"""What a server of ours says when it is ready (`userdev.serving`): no reason for anything."""
 
 
 def reason(text: str) -> str:
     """The line with what went wrong: the last that is neither noise nor indented, as hints are, and notes."""
-    lines = [line for line in text.splitlines() if line.strip() and not NOISE.search(line)]
+    lines = [
+        line for line in text.splitlines() if line.strip() and not NOISE.search(line) and not _GREETING.match(line)
+    ]
     told = [line for line in lines if not line[0].isspace()] or lines
     return told[-1].strip() if told else ""
+
+
+def end_of(name: str, fate: str, said: str) -> str:
+    """Who, how, and the last that it said, as one sentence."""
+    why = reason(said)
+    return f"{name} {fate}" + (f": {why}" if why else "")
+
+
+def first_to_end_badly(children: Iterable[Child], by: float) -> Child | None:
+    """The first of them that had ended by itself and badly by this moment, in seconds since 1970."""
+    ended = [child for child in children if child.ended_badly and (child.ended or 0.0) <= by]
+    return min(ended, key=lambda child: child.ended or 0.0, default=None)
+
+
+def told_end(child: Child) -> str:
+    """The end of a child as a sentence."""
+    return end_of(child.name, child.fate(), tail(child.log))

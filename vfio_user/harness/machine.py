@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from vfio_user.harness import coredump
 from vfio_user.harness.attachment import Attachment, QmpCommand
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
-from vfio_user.harness.last_words import reason
+from vfio_user.harness.last_words import end_of, first_to_end_badly, told_end
 from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
@@ -80,12 +80,15 @@ class Launch:
 class Machine:
     """One QEMU, from its start to `stop`. A context manager.
 
+    `beside` has the other programs of the run: one that died first is why QEMU did.
+
     Raises:
         MachineError: QEMU does not start; nothing of it is open then, whatever went wrong.
     """
 
-    def __init__(self, qemu: Emulator, launch: Launch) -> None:
+    def __init__(self, qemu: Emulator, launch: Launch, *, beside: Callable[[], Iterable[Child]] = tuple) -> None:
         self.name = launch.name
+        self._beside = beside
         self.config = launch.config
         self.attached = launch.start.attached
         self.patience = patience(launch.config.accelerator)
@@ -213,9 +216,13 @@ class Machine:
             raise self._ended()
 
     def _ended(self, when: str = "") -> MachineError:
-        said = self.child.last_words()
-        why = reason(tail(self.child.log))
-        return MachineError(f"QEMU {self.child.fate()}{when}" + (f": {why}" if why else ""), hint=said)
+        """What to say of it: a program of the run that died first is the one to look at, so it is named first."""
+        fate = f"{self.child.fate()}{when}"
+        by = self.child.ended
+        first = first_to_end_badly(self._beside(), by) if by is not None else None
+        if first is None or first is self.child:
+            return MachineError(end_of("QEMU", fate, tail(self.child.log)), hint=self.child.last_words())
+        return MachineError(f"{told_end(first)}; then QEMU {fate}", hint=f"its last lines:\n{first.last_words()}")
 
     def __enter__(self) -> Machine:
         return self
