@@ -272,6 +272,7 @@ _REGISTERS = b"""registers:
 _RECIPE = b"""extends: minimal
 description: mine
 packages: [gdb]
+files: [usr/bin/gdb]
 files:
   - /usr/bin/gdb
 exclude: [/usr/share/*]

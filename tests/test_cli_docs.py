@@ -61,6 +61,7 @@ def test_an_installation_without_pages_says_how_they_are_built(tmp_path: Path, m
     error = CliRunner().invoke(docs.command, []).exception
     assert isinstance(error, UserError)
     assert "scripts/docs" in (error.hint or "")
+    assert "then `pip install`" in (error.hint or ""), "an installation has what was built before it"
 
 
 @pytest.mark.parametrize("program", ["vfio-user", "vhost-user"])

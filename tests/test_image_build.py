@@ -300,7 +300,9 @@ def test_an_unknown_image_is_answered_with_the_known() -> None:
 
 def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: minimal\ndescription: mine\npackages: [gdb]\nservices: {web: httpd -f}\n")
+    path.write_text(
+        "extends: minimal\ndescription: mine\npackages: [gdb]\nfiles: [usr/bin/gdb]\nservices: {web: httpd -f}\n"
+    )
     mine, minimal = load_recipe(str(path)), load_recipe("minimal")
     assert mine.name == "mine"
     assert mine.packages == (*minimal.packages, "gdb")
@@ -324,7 +326,8 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
         pytest.param("extends: ../minimal\n", "recipe's name", id="extends a path"),
         pytest.param("extends: minimal\n1: 2\n", "1", id="a number for a field"),
         pytest.param('extends: minimal\nservices: {a: "b\\nc"}\n', "services", id="two lines"),
-        pytest.param("extends: minimal\npackages: [../secret]\n", "packages", id="a path for a package"),
+        pytest.param("extends: minimal\npackages: [../secret]\nfiles: [a]\n", "packages", id="a path for a package"),
+        pytest.param("extends: minimal\npackages: [gdb]\n", "without `files`", id="packages of which nothing is taken"),
         pytest.param("extends: minimal\nservices: {../a: b}\n", "services", id="a path for a service"),
         pytest.param("extends: minimal\nown_files: {/a: nothing}\n", "there is no file 'nothing'", id="no file"),
         pytest.param("extends: minimal\nown_files: {/a: [b]}\n", "there is no file", id="a list for a file"),

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from userdev.errors import UserError
+from vfio_user.cli import docs
 from vfio_user.cli.new import command
 from vfio_user.new_project import PROTOCOLS, Names
 
@@ -86,6 +87,14 @@ def test_nothing_that_is_there_is_written_over(tmp_path: Path) -> None:
         made = CliRunner().invoke(command, [*words, "--folder", str(tmp_path / "project")])
         assert isinstance(made.exception, UserError)
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_it_says_whether_pages_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
+    monkeypatch.setattr(docs, "there", lambda: built)
+    said = CliRunner().invoke(command, ["mydevice", "--folder", str(tmp_path / "project")]).output
+    assert "vfio-user docs" in said
+    assert ("once they are built" in said) is not built
 
 
 def test_all_that_it_says_to_type_is_there(tmp_path: Path) -> None:

@@ -12,6 +12,15 @@ from userdev.errors import UserError, meant
 
 PAGES = Path(vfio_user.__file__).parent / "_pages"
 HOME = "docs/index"
+BUILDING = (
+    "in the checkout that it was installed from, scripts/docs builds them; then `pip install` once more,"
+    " unless that was `pip install -e`"
+)
+
+
+def there() -> bool:
+    """Whether this installation has pages."""
+    return (PAGES / f"{HOME}.html").exists()
 
 
 @click.command()
@@ -28,8 +37,8 @@ def command(page: str, only_path: bool) -> None:
 
 
 def _file(page: str) -> Path:
-    if not (PAGES / f"{HOME}.html").exists():
-        raise UserError("this installation has no built pages", hint="in a checkout, scripts/docs builds them")
+    if not there():
+        raise UserError("this installation has no built pages", hint=BUILDING)
     for name in (page, f"docs/{page}"):
         if (file := PAGES / f"{name}.html").is_file():
             return file

@@ -22,7 +22,7 @@ def command(context: click.Context, only_path: bool) -> None:
     """
     page = docs.PAGES / "man" / f"{context.find_root().info_name}.1"
     if not page.is_file():
-        raise UserError("this installation has no built pages", hint="in a checkout, scripts/docs builds them")
+        raise UserError("this installation has no built pages", hint=docs.BUILDING)
     man = shutil.which("man")
     if only_path or man is None or not sys.stdout.isatty():
         click.echo(page)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vfio_user.cli import docs
 from vfio_user.new_project import CI, PROTOCOLS, Names, write_project
 
 
@@ -30,4 +31,5 @@ def command(name: str, protocol: str, folder: Path | None, ci: str, quiet: bool)
         return
     click.echo(f"{place}: " + ", ".join(map(str, files)))
     click.echo(f"\nnext:\n  cd {shlex.quote(str(place))}\n  pytest             # without a guest")
-    click.echo("  pytest -m guest    # in a real one\n  vfio-user docs     # how to go on")
+    click.echo("  pytest -m guest    # in a real one")
+    click.echo(f"  vfio-user docs     # how to go on{'' if docs.there() else ', once they are built: it says how'}")

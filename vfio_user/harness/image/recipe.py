@@ -96,6 +96,8 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise UserError(f"recipe {path} extends itself, by way of {' and '.join(p.stem for p in above)}")
     fields = _resolved(_read(path), path)
+    if fields.get("packages") and not fields.get("files"):
+        raise UserError(f"recipe {path}: packages: nothing of them is taken without `files`", hint=_TAKEN)
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
@@ -120,6 +122,7 @@ def _resolved(fields: dict[str, Any], path: Path) -> dict[str, Any]:
     return fields
 
 
+_TAKEN = "name there what the guest is to have of them, as `files: [usr/bin/gdb]`; libraries follow by themselves"
 _FROM = "files of yours are named from the folder in which the recipe is"
 
 
