@@ -159,7 +159,7 @@ def _fuzz_servers(sequences: int, seed: int) -> int:
             print(f"{program}: seed {seed} found:", *(find.what for find in finds), sep="\n  ")
             print(*(f"    {step}" for step in finds[0].steps), sep="\n")
             return 1
-        print(f"{program}: {summary.sequences} sequences of {summary.steps} steps, {summary.seconds:.1f} s")
+        print(f"{program}: {summary.sequences:,} sequences, {summary.steps:,} steps, {summary.seconds:.1f} s")
     return 0
 
 

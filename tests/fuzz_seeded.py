@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.seeded_bugs.catalogue import load
 from tests.seeded_bugs.planting import environment
 from userdev.conformance.targets import CommandServer
+from userdev.counted import counted
 from userdev.fuzz import Bounds, Campaign, Find, Summary
 from userdev.fuzz.drawing import sequences
 from vfio_user.client.conformance import greeting
@@ -167,7 +168,7 @@ def seeded(bugs: list[str], seconds: float, seed: int) -> int:
         took = (heard.found_at or time.monotonic()) - begin
         good = [find for find in heard.finds if find.reproduced]
         missed += not good
-        what = f"{good[0].cause}, {len(good[0].steps)} steps" if good else "NOT FOUND"
+        what = f"{good[0].cause}, {counted(len(good[0].steps), 'step')}" if good else "NOT FOUND"
         print(f"{bug:<40} {took:5.1f} s, {summary.sequences:4} sequences: {what}", flush=True)
     return missed
 
@@ -179,8 +180,8 @@ def unchanged(seconds: float, seed: int) -> int:
         summary, heard = fuzz(program, seed, Bounds(seconds / len(UNCHANGED)))
         finds = heard.finds
         count += len(finds)
-        told = f"{summary.sequences} sequences of {summary.steps} steps in {summary.seconds:.0f} s"
-        print(f"{program!s:<50} {told}: {len(finds)} finds", flush=True)
+        told = f"{summary.sequences:,} sequences, {summary.steps:,} steps in {summary.seconds:.0f} s"
+        print(f"{program!s:<50} {told}: {counted(len(finds), 'find')}", flush=True)
         for find in finds:
             print(f"  {find.what}", *(f"    {step}" for step in find.steps), sep="\n", flush=True)
         if summary.interrupted:

@@ -461,7 +461,7 @@ def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path,
         assert "still there" in str(again.exception)
         start_anew(target)
         checked = run.invoke(cli, ["conformance", target._address, "--corpus", str(folder)])
-        assert "1 of 1 checks" in str(checked.exception)
+        assert "1 of 1 check" in str(checked.exception)
     with InProcess(tmp_path, Edu) as mended:
         start_anew(mended)
         assert run.invoke(cli, ["replay", find["file"], "--connect", mended._address]).exit_code == 0

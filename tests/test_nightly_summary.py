@@ -83,7 +83,7 @@ def test_a_folder_without_one_is_no_night(tmp_path: Path) -> None:
 
 
 def test_a_finished_night_has_a_result_for_every_case() -> None:
-    with pytest.raises(ValidationError, match="1 results of 2 cases"):
+    with pytest.raises(ValidationError, match="1 result of 2, and"):
         night(result(), planned=2, status=Status.FINISHED)
     assert night(result(), planned=2, status=Status.ENDED).planned == 2
 

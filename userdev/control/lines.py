@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from userdev.control.envelope import announced
+from userdev.counted import counted
 from userdev.transport import close_all
 
 MAX_FDS = 16
@@ -64,7 +65,7 @@ class LineReader:
         if len(line.fds) <= MAX_FDS:
             return line
         close_all(line.fds)
-        return ControlLine(line.text, b"", [], f"{len(line.fds)} descriptors came with one command")
+        return ControlLine(line.text, b"", [], f"{counted(len(line.fds), 'descriptor')} came with one command")
 
     def _surplus(self) -> list[ControlLine]:
         """The refusal of a line that grows beyond what may be kept."""

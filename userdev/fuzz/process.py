@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from userdev.counted import counted
 from userdev.fuzz.finds import Found, Oracle
 
 DESCRIPTORS = Oracle("descriptors", "a client that has left leaves no descriptor behind")
@@ -93,7 +94,9 @@ class Watched:
         first = self._first[1]
         if now.descriptors > first.descriptors:
             more = now.descriptors - first.descriptors
-            raise Found(DESCRIPTORS, "left open", f"the server has {more} descriptors more than before this sequence")
+            raise Found(
+                DESCRIPTORS, "left open", f"the server has {counted(more, 'descriptor')} more than before this sequence"
+            )
         if now.mappings > first.mappings:
             more = now.mappings - first.mappings
             raise Found(MAPPINGS, "left mapped", f"the server has {more} mappings of client memory more than before")

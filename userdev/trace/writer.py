@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from userdev.counted import counted
 from userdev.descriptors import FdInfo, describe
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
@@ -130,7 +131,8 @@ class TraceWriter:
         with suppress(OSError):  # what is no regular file cannot
             os.truncate(self._fd, self.size)  # a record that went in only in part is taken back
         self._warn(
-            f"THE TRACE {self.path} HAS STOPPED after {self.records} records: {why}; the session goes on untraced"
+            f"THE TRACE {self.path} HAS STOPPED after {counted(self.records, 'record')}: {why};"
+            " the session goes on untraced"
         )
 
 

@@ -13,6 +13,7 @@ import click
 
 from userdev.conformance import Check, CheckResult, Level, Outcome, Workbench
 from userdev.conformance.targets import CommandServer, Greet, RunningServer
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, about, meant
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._progress import quiet_option
@@ -276,9 +277,9 @@ def _judge(results: Sequence[CheckResult[B]], *, silent: bool) -> None:
     unjudged = f"{count[Outcome.NOT_JUDGED]} not judged, " if count[Outcome.NOT_JUDGED] else ""
     if not silent:
         click.echo(
-            f"\n{len(results)} checks: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
+            f"\n{counted(len(results), 'check')}: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
             f"{count[Outcome.SKIP]} skipped, {unjudged}in {seconds:.1f} s"
         )
     if count[Outcome.FAIL]:
         failed = "\n".join(f"  {result.check.id}" for result in results if result.outcome is Outcome.FAIL)
-        raise VerdictError(f"{count[Outcome.FAIL]} of {len(results)} checks", evidence=failed)
+        raise VerdictError(f"{count[Outcome.FAIL]} of {counted(len(results), 'check')}", evidence=failed)

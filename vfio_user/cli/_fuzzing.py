@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from userdev.conformance import Check, CheckFailed, Group
+from userdev.counted import counted
 from userdev.errors import VerdictError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
@@ -110,7 +111,7 @@ def carry_out(asked: Asked, player: Player) -> None:
     wrong = player.prepare()
     kinds = player.kinds()
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
-    click.echo(f"seed {seed}, {len(kinds)} kinds of steps", err=True)
+    click.echo(f"seed {seed}, {counted(len(kinds), 'kind')} of steps", err=True)
     bounds = Bounds(asked.seconds, finds=float("inf") if asked.finds is None else asked.finds)
     summary = Campaign(player, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
     teller.end()
@@ -130,11 +131,12 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
             "finds": [{**find.plain(), "file": str(asked.output / f"{find.name}.json")} for find in finds],
         }
         click.echo(json.dumps(document, indent=2))
-    said = f"{summary.sequences} sequences of {summary.steps} steps in {summary.seconds:.0f} s, {rate:.0f} steps/s"
+    done = f"{counted(summary.sequences, 'sequence')}, {counted(summary.steps, 'step')}"
+    said = f"{done} in {summary.seconds:.0f} s, {rate:.0f} steps/s"
     click.echo(f"{said}; seed {seed}" + (", interrupted" if summary.interrupted else ""), err=asked.as_json)
     if finds:
         evidence = "\n".join(f"  {asked.output / find.name}.json: {find.what.splitlines()[0]}" for find in finds)
-        raise VerdictError(f"{len(finds)} find{'s' * (len(finds) > 1)}", evidence=evidence)
+        raise VerdictError(counted(len(finds), "find"), evidence=evidence)
     if summary.interrupted:
         sys.exit(130)
 
@@ -150,8 +152,9 @@ class _Teller:
     def played(self, summary: Summary) -> None:
         """Tell how far it is."""
         line = (
-            f"{summary.seconds:.0f} of {self._seconds:.0f} s: {summary.sequences} sequences, {summary.steps} steps, "
-            f"{len(summary.finds)} finds"
+            f"{summary.seconds:.0f} of {self._seconds:.0f} s: {counted(summary.sequences, 'sequence')}, "
+            f"{counted(summary.steps, 'step')}, "
+            f"{counted(len(summary.finds), 'find')}"
         )
         if self._is_live:
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)
@@ -166,12 +169,16 @@ class _Teller:
     def reducing(self, left: int, tries: int) -> None:
         """Tell how its reduction goes."""
         if self._is_live:
-            click.echo(f"\r\x1b[Kreducing: {left} steps left after {tries} tries", nl=False, err=True)
+            click.echo(
+                f"\r\x1b[Kreducing: {counted(left, 'step')} left after {counted(tries, 'try', 'tries')}",
+                nl=False,
+                err=True,
+            )
 
     def kept(self, find: Find, path: Path | None) -> None:
         """Tell what is left of it."""
         told = "" if find.reproduced else ", which do not show it by themselves"
-        self._line(f"  {path}: {len(find.steps)} steps{told}")
+        self._line(f"  {path}: {counted(len(find.steps), 'step')}{told}")
         for step in find.steps[:10]:
             self._line(f"    {step}")
 
@@ -194,7 +201,7 @@ def play_again(find: Find, player: Player, path: Path) -> None:
     """
     found = _played(find, player)
     if found is None:
-        click.echo(f"{path}: {len(find.steps)} steps, and nothing is wrong any more")
+        click.echo(f"{path}: {counted(len(find.steps), 'step')}, and nothing is wrong any more")
         return
     same = "is still there" if found.cause == find.cause else f"is not there, but: {found.cause}"
     raise VerdictError(f"{path}: {find.cause} {same}", evidence=str(found))

@@ -10,6 +10,7 @@ from typing import Any, Self
 import click
 from rich.progress import BarColumn, Progress, TextColumn
 
+from userdev.counted import counted
 from userdev.printable import printable
 from vfio_user.cli._console import drawing_console
 from vfio_user.soak.failed import Failed
@@ -77,7 +78,7 @@ class Teller:
         """Tell what it takes."""
         what = ", ".join(map(str, reduction.events))
         told = f"still fails: {what}" if reduction.reproduced else "did not fail again"
-        self.say(f"after {reduction.tries} tries: {told}", anyway=True)
+        self.say(f"after {counted(reduction.tries, 'try', 'tries')}: {told}", anyway=True)
 
     def say(self, text: str, *, anyway: bool = False) -> None:
         """A line on stderr; `anyway`: also where only failures are told."""
@@ -95,11 +96,11 @@ class Teller:
 def status_line(done: Done, last: Mapping[str, Any], worst: float, left: float | None, now: str) -> str:
     """How far a soak is: `last` is the journal's line of its last event, `worst` the longest downtime; seconds."""
     parts = [
-        f"{done.events} events",
+        counted(done.events, "event"),
         f"{done.events / done.seconds * 60:.1f} a minute" if done.events and done.seconds else "",
         f"worst downtime {worst * 1000:.0f} ms" if worst else "",
-        f"{_total(last, 'rss') >> 10} MiB, {_total(last, 'fds')} descriptors" if last else "",
-        f"{done.failures} failure{'s' * (done.failures > 1)}" if done.failures else "",
+        f"{_total(last, 'rss') >> 10} MiB, {counted(_total(last, 'fds'), 'descriptor')}" if last else "",
+        counted(done.failures, "failure") if done.failures else "",
         _left(left),
         now,
     ]

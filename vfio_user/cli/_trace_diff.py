@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, meant
 from userdev.trace.diff import Comparison, compare
 from userdev.trace.diff.sequence import Sequences, Tokens, names_of, read_sequences
@@ -60,7 +61,7 @@ def diff(a: Path, b: Path, names: str | None, ignore: tuple[str, ...], polls: bo
         click.echo(f"{path}: {why}; everything before it is compared", err=True)
     if found.differences:
         count = len(found.differences)
-        raise VerdictError(f"{a} and {b} differ in {count:,} place{'s' if count > 1 else ''}")
+        raise VerdictError(f"{a} and {b} differ in {counted(count, 'place')}")
 
 
 def _sequences(view: TraceView, tokens: Tokens, ignored: frozenset[str]) -> Sequences:
@@ -108,5 +109,5 @@ def _lines(found: Comparison) -> Iterable[str]:
     if rows:
         yield from aligned([("what", "A", "B", ""), *rows])
         yield ""
-    polled = f", of which {found.polled:,} were read more often in one of them" if found.polled else ""
-    yield f"{len(rows):,} differences; {found.same:,} exchanges are the same{polled}"
+    polled = f", {found.polled:,} of them read more often in one" if found.polled else ""
+    yield f"{counted(len(rows), 'difference')}; {counted(found.same, 'exchange')} without one{polled}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from userdev.counted import counted
 from vfio_user.cli._durations import Duration
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
@@ -75,7 +76,8 @@ def command(
 
 def _text(found: Minimized, output: Path) -> str:
     how = "" if found.ended == "minimal" else f"; {found.ended}, there may be a shorter one"
-    count = f"{found.after} of {found.before} messages, after {found.replays} replays in {found.seconds:.1f} s"
+    replays = counted(found.replays, "replay")
+    count = f"{found.after} of {counted(found.before, 'message')}, after {replays} in {found.seconds:.1f} s"
     lines = [f"{output}: {count}{how}"]
     if found.difference is not None:
         lines.append(str(found.difference))
@@ -93,7 +95,7 @@ class _Progress:
         self._open = False
 
     def __call__(self, left: int, replays: int, seconds: float) -> None:
-        line = f"{left} messages left after {replays} replays, {seconds:.0f} s"
+        line = f"{counted(left, 'message')} left after {counted(replays, 'replay')}, {seconds:.0f} s"
         if self._changes:
             self._open = True
             click.echo(f"\r{line}\033[K", err=True, nl=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job.selection import suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
@@ -114,11 +115,12 @@ def _run(stage: Stage, drawn: Drawn, base: Path, root: Path, bundles: Bundles) -
     click.echo(f"{night.folder / PAGE}")
     click.echo(", ".join(f"{number} {verdict}" for verdict, number in summary.counts().items() if number))
     if summary.status is Status.ENDED:
-        _say(f"the night was ended {summary.reason}; {len(summary.results)} of {summary.planned} cases have a result")
+        done = f"{counted(len(summary.results), 'result')} of {counted(summary.planned, 'case')}"
+        _say(f"the night was ended {summary.reason}, with {done}")
         raise KeyboardInterrupt
     if compared.new:
         raise VerdictError(
-            f"{len(compared.new)} of {summary.planned} cases are wrong, and were not so in the last night"
+            f"wrong, and not so in the last night: {len(compared.new)} of {counted(summary.planned, 'case')}"
         )
 
 
@@ -150,7 +152,7 @@ def compare_command(before: Path, after: Path, as_json: bool) -> None:
         for line in _lines(old, new, compared):
             click.echo(line)
     if compared.new:
-        raise VerdictError(f"{len(compared.new)} of {new.planned} cases are newly wrong")
+        raise VerdictError(f"newly wrong: {len(compared.new)} of {counted(new.planned, 'case')}")
 
 
 def _lines(old: Summary, new: Summary, compared: Comparison) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, meant
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
@@ -121,7 +122,7 @@ def command(
     if numbers:
         kept.recipe, kept.folder = again.recipe(numbers), folder / FIRST
     with Teller(journaled, until, quiet=quiet, as_json=as_json) as teller:
-        resumed = f", going on after {journaled.done.events} events" * journaled.resumed
+        resumed = f", going on after {counted(journaled.done.events, 'event')}" * journaled.resumed
         teller.say(f"seed {journaled.seed}{resumed}")
         if journaled.unlike:
             teller.say(f"begun anew: the unfinished soak in {path} was one of other {', '.join(journaled.unlike)}")
@@ -136,7 +137,8 @@ def command(
                     soak.run()
         except KeyboardInterrupt:
             told.write("interrupted; the same command goes on")
-            teller.say(f"interrupted after {journaled.done.events} events; the same command goes on. page: {told.page}")
+            done = counted(journaled.done.events, "event")
+            teller.say(f"interrupted after {done}; the same command goes on. page: {told.page}")
             raise
         except (UserError, VerdictError, OSError) as error:
             try:
@@ -190,7 +192,7 @@ class _Results:
             else "no downtime"
         )
         rate = f"{summary['a_minute']:.1f} a minute"
-        return f"{summary['events']} events, {rate}, {pause}: {summary['verdict']}\npage: {self.page}"
+        return f"{counted(summary['events'], 'event')}, {rate}, {pause}: {summary['verdict']}\npage: {self.page}"
 
 
 def _weights(file: Path | None, options: tuple[str, ...], only: str | None) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import yaml
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from userdev.process.child import is_full
 from vfio_user.avocado_job.job import (
@@ -193,7 +194,7 @@ def report(job: Any, status: int, ending: Ending, into: Path | None = None) -> N
         click.echo(f"ended {f'in {names}' if names else 'between tests'}: that is no verdict", err=True)
         raise KeyboardInterrupt
     if failed:
-        raise VerdictError(f"{failed} of {result.tests_total} guest-driven tests failed")
+        raise VerdictError(f"{failed} of {counted(result.tests_total, 'guest-driven test')} failed")
     if status or not (result.passed or result.warned or _known(result.tests)):
         raise UserError(f"avocado did not finish its job (status {status})", hint=f"its log: {job.logfile}")
 

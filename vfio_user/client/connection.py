@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
+from userdev.counted import counted
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import Address, Stream, close_all, connect
 from vfio_user.client.channel import Channel, Pending
@@ -181,7 +182,7 @@ class ClientConnection:
             raise RemoteError(reply.errno, what or command.value, reply)
         if reply.fds and self.dialect.shapes[command].fds != "reply":
             close_all(reply.fds)
-            raise ProtocolError(f"{len(reply.fds)} descriptors with the reply to {command.value}")
+            raise ProtocolError(f"{counted(len(reply.fds), 'descriptor')} with the reply to {command.value}")
         return reply
 
     def raw(
@@ -229,7 +230,7 @@ class ClientConnection:
     def _take_twin(self, server: Proposal, fds: list[int], *, asked: bool) -> None:
         if not server.capabilities.twin_socket:
             if fds:
-                raise ProtocolError(f"{len(fds)} descriptors with the reply to VERSION")
+                raise ProtocolError(f"{counted(len(fds), 'descriptor')} with the reply to VERSION")
             return
         index = server.capabilities.twin_socket_fd_index or 0
         if not asked or index >= len(fds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from userdev.counted import counted
 from vfio_user.client.client import Client
 from vfio_user.client.config_space import LARGEST_IO, ConfigSpaceDump, FoundCapability
 from vfio_user.client.errors import RemoteError
@@ -190,9 +191,9 @@ def _problems(
         yield "no class: Linux gives no addresses to such a device when it is plugged in"
     sizes = {region.index: region.size for region in regions}
     if len(regions) < 8:
-        yield f"{len(regions)} regions: QEMU wants at least 8"
+        yield f"{counted(len(regions), 'region')}: QEMU wants at least 8"
     if len(irqs) < 3:
-        yield f"{len(irqs)} interrupt types: QEMU wants at least 3"
+        yield f"{counted(len(irqs), 'interrupt type')}: QEMU wants at least 3"
     if sizes.get(RegionIndex.CONFIG, 0) not in CONFIG_SIZES:
         yield f"a config space of {sizes.get(RegionIndex.CONFIG, 0)} bytes instead of 256 or 4096"
     vectors = {irq.index: irq.vectors for irq in irqs}
@@ -202,7 +203,8 @@ def _problems(
             continue
         index = IrqIndex.MSI if capability.id == 0x05 else IrqIndex.MSIX
         if vectors.get(index, 0) < details["vectors"]:
-            yield f"{capability.name} has {details['vectors']} vectors, and the interrupt type {vectors.get(index, 0)}"
+            its, types = counted(details["vectors"], "vector"), vectors.get(index, 0)
+            yield f"{capability.name} has {its}, and the interrupt type {types}"
     for region in regions:
         if region.index <= _LAST_BAR and region.size & (region.size - 1):
             yield f"BAR{region.index} has {region.size:#x} bytes, which is no power of two"
@@ -247,7 +249,7 @@ def _not_survived(regions: list[Region], capabilities: list[FoundCapability]) ->
                 yield f"MSI-X {part} at {offset:#x} is not within BAR{bar} of {sizes.get(bar, 0):#x} bytes"
     for region in regions:
         if region.descriptors > 1:
-            yield f"region {region.index} comes with {region.descriptors} descriptors, and QEMU takes one"
+            yield f"region {region.index} comes with {counted(region.descriptors, 'descriptor')}, and QEMU takes one"
 
 
 def render(description: Description) -> str:
@@ -274,7 +276,7 @@ def _lines(d: Description) -> Iterator[str]:
         yield f"    Capabilities: [{number}] {capability.name}" + (f": {details}" if details else "")
     for irq in d.irqs:
         if irq.vectors:
-            yield f"    Interrupts: {irq.name}, {irq.vectors} vector{'s' * (irq.vectors > 1)} ({' '.join(irq.flags)})"
+            yield f"    Interrupts: {irq.name}, {counted(irq.vectors, 'vector')} ({' '.join(irq.flags)})"
     yield f"    Migration: {_migration(d.migration)}"
     for problem in d.problems:
         yield f"    Problem: {problem}"

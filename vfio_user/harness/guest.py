@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from userdev.printable import printable
 from userdev.process import Deadline
@@ -292,5 +293,5 @@ def outcome_of(function: object, text: str | bytes) -> dict[str, Any]:
 def _clip(text: str, lines: int = 40) -> str:
     """The end of a text, indented."""
     kept = printable(text.rstrip()).splitlines()
-    dropped = [f"... {len(kept) - lines} lines before"] if len(kept) > lines else []
+    dropped = [f"... {counted(len(kept) - lines, 'line')} before"] if len(kept) > lines else []
     return textwrap.indent("\n".join(dropped + kept[-lines:]), "    ")

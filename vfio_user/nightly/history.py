@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 
+from userdev.counted import counted
 from userdev.errors import UserError, about
 from vfio_user.nightly.summary import FILE, Status, Summary, Verdict, read_summary
 
@@ -180,7 +181,7 @@ class Estimate:
 
     def __str__(self) -> str:
         minutes = self.seconds / 60
-        return f"{self.cases} cases, about {minutes:.0f} min ({self.known} of them by what they took before)"
+        return f"{counted(self.cases, 'case')}, about {minutes:.0f} min ({self.known} of them by what they took before)"
 
 
 def estimate(cases: Sequence[tuple[str, str]], nights: Sequence[tuple[str, Results]], parallel: int) -> Estimate:

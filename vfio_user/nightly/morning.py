@@ -14,6 +14,7 @@ import jinja2
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
+from userdev.counted import counted
 from userdev.errors import about
 from vfio_user.harness import INDEX
 from vfio_user.harness.artifacts import write_text
@@ -77,7 +78,7 @@ class Morning:
             return f"The night {'could not be done' if summary.status is Status.UNDONE else 'runs'}: {summary.reason}"
         ended = f"Ended {summary.reason}: " if summary.status is Status.ENDED else ""
         known = f", {old} {_are(old)} wrong as before" if old else ""
-        what = f"{new} of {summary.planned} cases {_are(new)} newly wrong" if new else "nothing new is wrong"
+        what = f"{new} of {counted(summary.planned, 'case')} {_are(new)} newly wrong" if new else "nothing new is wrong"
         return f"{ended}{what}{known}".capitalize()
 
     def sections(self) -> list[Section]:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
+from userdev.counted import counted
 from userdev.errors import UserError, about
 
 FILE = "summary.json"
@@ -271,6 +272,6 @@ def _problems(summary: Summary) -> Iterator[str]:
     yield from (f"there is no cell {cell}" for cell in seen if cell not in cells)
     for cell in summary.cells:
         if seen[cell.id] > cell.planned:
-            yield f"cell {cell.id} has {seen[cell.id]} results of {cell.planned} cases"
+            yield f"cell {cell.id} has {counted(seen[cell.id], 'result')} of {counted(cell.planned, 'case')}"
         if summary.status is Status.FINISHED and seen[cell.id] < cell.planned:
-            yield f"cell {cell.id} has {seen[cell.id]} results of {cell.planned} cases, and the night is finished"
+            yield f"cell {cell.id} has {counted(seen[cell.id], 'result')} of {cell.planned}, and the night is finished"

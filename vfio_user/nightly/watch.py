@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from userdev.counted import counted
+
 SPARE_MIB = 512
 """What is to be free where the results are: what passed gives up its artifacts for that."""
 
@@ -43,7 +45,8 @@ class Space:
         """What to say of it; "" where nothing was given up."""
         if not self.given_up:
             return ""
-        return f"the disk was nearly full: the artifacts of {len(self.given_up)} cases that passed were given up"
+        given_up = counted(len(self.given_up), "case")
+        return f"the disk was nearly full: the artifacts of {given_up} that passed were given up"
 
 
 class Clock:

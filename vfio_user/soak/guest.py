@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness import (
     SUBJECTS,
@@ -107,7 +108,7 @@ class SoakedSpec:
 
     def __post_init__(self) -> None:
         if len(self.workloads) > len(self.devices):
-            raise UserError(f"{len(self.workloads)} workloads for {len(self.devices)} devices")
+            raise UserError(f"{counted(len(self.workloads), 'workload')} for {counted(len(self.devices), 'device')}")
         _ = self.assignments
 
     def as_dict(self) -> dict[str, Any]:

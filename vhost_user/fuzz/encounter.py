@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from userdev.counted import counted
 from userdev.fuzz import Found, Journal
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import DeviceKind, Target
@@ -168,7 +169,7 @@ class Encounter:
         if len(done) < count:
             done += queue.wait_used(count - len(done))
         if len(done) != count:
-            raise Found(RINGS, "count", f"{len(done)} requests come back, of {count}")
+            raise Found(RINGS, "count", f"what comes back is {len(done)} of {counted(count, 'request')}")
         return done
 
     def _check_memory(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from userdev.counted import times
 from userdev.trace.diff.alignment import Hunk, hunks
 from userdev.trace.diff.sequence import Sequence, Sequences, Tokens
 from userdev.trace.exchanges import Exchange, Reading
@@ -128,7 +129,7 @@ def _compare_lane(
             if a.repeats[one] != b.repeats[other]:
                 found.polled += 1
                 if polls:
-                    counts = f"{a.repeats[one]:,} times", f"{b.repeats[other]:,} times"
+                    counts = times(a.repeats[one]), times(b.repeats[other])
                     records = a.numbers[one], b.numbers[other]
                     found.differences.append(Difference(REPEATS, texts.whole(a.tokens[one]), *counts, *records))
         found.differences += _within(a, b, hunk, texts, pairs)
@@ -169,7 +170,7 @@ def _interrupts(a: Sequences, b: Sequences, pairs: Mapping[int, int], texts: _Te
         count_a, count_b = a.interrupts[name], b.interrupts[name]
         if count_a == count_b:
             continue
-        counts = f"{count_a:,} times", f"{count_b:,} times"
+        counts = times(count_a), times(count_b)
         yield Difference(INTERRUPTS, name, *counts)
         behind = [
             (one, other, a.behind.get(one, Counter())[name], b.behind.get(other, Counter())[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from userdev.counted import times
 from userdev.trace.exchanges import POSTED, Place
 from userdev.trace.format import View
 from userdev.trace.stats.stats import Stats
@@ -30,7 +31,8 @@ class Finding:
     """Numbers of records to look at, not all of them."""
 
     def __str__(self) -> str:
-        where = f" (record{'s' if len(self.records) > 1 else ''} {', '.join(map(str, self.records))})"
+        named = "record" if len(self.records) == 1 else "records"
+        where = f" ({named} {', '.join(map(str, self.records))})"
         return f"{self.kind}: {self.text}{where if self.records else ''}"
 
 
@@ -137,8 +139,3 @@ def _usual(answers: Answers) -> object | None:
 
 def _shown(value: object) -> str:
     return f"{value:#x}" if isinstance(value, int) else "data" if value is None else str(value)
-
-
-def times(count: int) -> str:
-    """Once, or so many times."""
-    return "once" if count == 1 else f"{count:,} times"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from userdev.counted import counted
 from userdev.trace.exchanges import Place
 from userdev.trace.stats.findings import Finding, findings
 from userdev.trace.stats.latencies import Latencies
@@ -51,7 +52,7 @@ class Report:
     def heading(self) -> str:
         """What was counted, in a line."""
         about = self.about
-        return f"{about['records']:,} records of {about['protocol']} in {about['seconds']:.3f} s"
+        return f"{counted(about['records'], 'record')} of {about['protocol']} in {about['seconds']:.3f} s"
 
     def json(self) -> dict[str, Any]:
         """All of it for programs: times in ns."""

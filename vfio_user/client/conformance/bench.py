@@ -12,6 +12,7 @@ from typing import Protocol
 from userdev.conformance.check import CheckFailed, Skip, relying, require
 from userdev.conformance.runner import Crash
 from userdev.conformance.targets import Greet
+from userdev.counted import counted
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, close_all
 from vfio_user.client.client import Client
@@ -148,7 +149,7 @@ class Bench:
         for index in (IrqIndex.MSIX, IrqIndex.MSI, IrqIndex.INTX):
             if index < len(self.irqs) and self.irqs[index].nr_vectors >= vectors:
                 return self.irqs[index]
-        raise Skip(f"no interrupt type has {vectors} vector{'s' * (vectors > 1)}")
+        raise Skip(f"no interrupt type has {counted(vectors, 'vector')}")
 
     def region(self, *, mappable: bool = False) -> Region:
         """A region that exists; config space unless it has to be mappable."""

@@ -7,6 +7,7 @@ import os
 import random
 
 from userdev.conformance.check import Group, Level, Skip, require
+from userdev.counted import counted
 from userdev.transport import MAX_FDS_PER_SEND
 from vfio_user.client.channel import Channel
 from vfio_user.client.conformance.bench import Bench
@@ -98,7 +99,7 @@ def fds_are_closed(bench: Bench) -> None:
             bench.ask(command, payload, fds)
     client.device_info()  # those of the last request may be closed behind its reply
     after = bench.server_fds()
-    require(after <= before, f"{after - before} descriptors stay open in the server")
+    require(after <= before, f"the server keeps {counted(after - before, 'descriptor')} open")
 
 
 @session.check("nothing-is-left", rule="protocol.md 11: connection lost")
@@ -117,7 +118,7 @@ def nothing_is_left(bench: Bench) -> None:
         client.close()
     bench.connect().device_info()
     after = bench.server_fds()
-    require(after <= before, f"{after - before} descriptors stay open in the server")
+    require(after <= before, f"the server keeps {counted(after - before, 'descriptor')} open")
 
 
 def _endure(bench: Bench, channel: Channel, data: bytes, fds: list[int]) -> None:
@@ -164,7 +165,7 @@ def fds_on_rubbish(bench: Bench) -> None:
     last = bench.connect()
     last.device_info()
     after = bench.server_fds()
-    require(after <= before, f"{after - before} descriptors stay open in the server")
+    require(after <= before, f"the server keeps {counted(after - before, 'descriptor')} open")
 
 
 @session.check("interrupted-write", rule="half a write is no write")

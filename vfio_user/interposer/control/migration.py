@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.interposer.control.answers import Done
 from userdev.interposer.control.command import ControlCommand, Number, Seconds
@@ -73,7 +74,7 @@ class Bulk(ControlCommand[Controlled]):
         """The descriptor to use; None for base64."""
         if self.fd:
             if len(fds) != 1:
-                raise UserError(f"{len(fds)} descriptors came where one was announced")
+                raise UserError(f"{counted(len(fds), 'descriptor')} came where one was announced")
             yield _regular(fds[0])
         elif self.file is not None:
             try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from userdev.counted import counted
 from userdev.errors import VerdictError
 from vfio_user.interposer.replay.script import Script
 from vfio_user.wire import Message
@@ -119,23 +120,22 @@ class ReplayOutcome:
     def text(self) -> str:
         """For people: what differs in the same place is told once, with the records of all."""
         ignored = f", {self.ignored} ignored" if self.ignored else ""
-        lines = [f"{self.sent} messages played in {self.seconds:.3f} s, {self.compared} answers as recorded{ignored}"]
+        good = counted(self.compared, "answer")
+        lines = [f"{counted(self.sent, 'message')} played in {self.seconds:.3f} s, {good} as recorded{ignored}"]
         if self.differences:
             count = len(self.differences)
-            lines.append(f"{count} difference{'s' if count > 1 else ''}:")
+            lines.append(f"{counted(count, 'difference')}:")
         alike: dict[tuple[What, str], list[Difference]] = {}
         for difference in self.differences:
             alike.setdefault((difference.what, difference.place), []).append(difference)
         for first, *more in alike.values():
             lines.append(str(first))
             if more:
-                lines.append(
-                    f"  and {len(more)} more like it, at record{'s' if len(more) > 1 else ''} {_records(more)}"
-                )
+                lines.append(f"  and {len(more)} more like it, at {_records(more)}")
         if self.fate:
             lines.append(f"the server {self.fate}")
         if self.unplayed:
-            lines.append(f"{self.unplayed} messages were not played")
+            lines.append(f"not played: {counted(self.unplayed, 'message')}")
         if self.memory_was_mapped:
             lines.append("note: guest memory was not captured, and is empty here (record with --capture-dma)")
         return "\n".join(lines)
@@ -157,4 +157,5 @@ class ReplayOutcome:
 
 def _records(differences: list[Difference]) -> str:
     numbers = [str(each.record or each.after) for each in differences]
-    return ", ".join(numbers[:RECORDS_SHOWN]) + ("..." if len(numbers) > RECORDS_SHOWN else "")
+    named = "record " if len(numbers) == 1 else "records "
+    return named + ", ".join(numbers[:RECORDS_SHOWN]) + ("..." if len(numbers) > RECORDS_SHOWN else "")
