@@ -16,7 +16,7 @@ from typing import Self
 from userdev.conformance.runner import Crash
 from userdev.errors import UserdevError, UserError
 from userdev.process import Child, Deadline, ServerCommand, Watch, await_change
-from userdev.transport import Stream, connect
+from userdev.transport import Address, Stream, connect
 
 Greet = Callable[[Stream, float], None]
 """Be one client that begins a conversation, with so many seconds for each answer; the stream is closed by the caller.
@@ -36,6 +36,12 @@ LISTEN_AGAIN_SECONDS = 0.5
 ANSWER_SECONDS = 2.0
 """Seconds that a server has to answer its second client; one that takes longer gets no second."""
 
+APPEAR_SECONDS = 1.0
+"""Seconds that a server which somebody else has just started has to make its socket."""
+
+BOUND_SECONDS = 0.01
+"""Seconds between tries of a socket that is bound: the kernel has no event for listen(2), which follows at once."""
+
 REFUSAL_SECONDS = 0.05
 """The same for one that ends only where it refuses a client."""
 
@@ -48,6 +54,29 @@ _POLITE = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
 """How a server ends that we ended, or that ends with its client, as the specification lets it."""
 
 
+def connect_to_new(address: str, *, timeout: float, seconds: float = APPEAR_SECONDS) -> Stream:
+    """Connect to a server that was perhaps started a moment ago: its socket has so many seconds to come.
+
+    Raises:
+        UserError: nobody listens there by then, or the address cannot be used.
+    """
+    place = Address.parse(address)
+    path = Path(place.where) if isinstance(place.where, str) else None
+    if path is None or not path.parent.is_dir() or (path.exists() and not path.is_socket()):
+        return connect(place, timeout=timeout)
+    deadline = Deadline(seconds)
+    with Watch(path.parent) as arrivals:
+        while True:
+            try:
+                return connect(place, timeout=timeout)
+            except UserError:
+                if deadline.passed:
+                    raise
+            wait = min(BOUND_SECONDS, deadline.remaining) if path.exists() else deadline.remaining
+            select.select([arrivals.fd], [], [], wait)
+            arrivals.drain()
+
+
 class RunningServer:
     """A server that somebody else runs."""
 
@@ -58,6 +87,7 @@ class RunningServer:
         self._greet = greet
         self._timeout = timeout
         self._lost: Crash | None = None
+        self._connect: Callable[..., Stream] = connect_to_new
 
     def try_out(self) -> str:
         """Raise `UserError` where there is no server: that is no verdict."""
@@ -65,12 +95,14 @@ class RunningServer:
         return ""
 
     def connect(self) -> Stream:
-        """A new connection to it.
+        """A new connection to it; for the first it may just be starting.
 
         Raises:
             UserError: it does not listen, or has ended.
         """
-        return connect(self.address, timeout=self._timeout)
+        stream = self._connect(self.address, timeout=self._timeout)
+        self._connect = connect
+        return stream
 
     def renew(self) -> None:
         """Nothing: it is not ours to end."""

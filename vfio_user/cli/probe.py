@@ -43,19 +43,16 @@ def command(
     dialects = _AUTO if dialect == "auto" else (DIALECTS[dialect],)
     if socket is not None and (server_command or device):
         raise UserError("one server, please", hint="give either SOCKET, --server-command or --device")
-    if socket is not None:
-        connect = partial(Client.connect, socket, timeout=timeout)
-        description = _describe(socket, lambda spoken: connect(dialect=spoken), dialects)
-    else:
-        if device is not None and server_command is None:
-            server_command = command_of(device, "vfio-user")
-        with server(None, server_command, greeting(dialects[0]), timeout=timeout) as started:
-            description = _describe(device or str(server_command), partial(_connected, started, timeout), dialects)
+    name = socket or device or str(server_command)
+    if device is not None and server_command is None:
+        server_command = command_of(device, "vfio-user")
+    with server(socket, server_command, greeting(dialects[0]), timeout=timeout) as target:
+        description = _describe(name, partial(_connected, target, timeout), dialects)
     click.echo(json.dumps(asdict(description), indent=2) if as_json else render(description), nl=as_json)
 
 
-def _connected(started: Target, timeout: float, dialect: Dialect) -> Client:
-    client = Client(started.connect(), dialect=dialect, timeout=timeout)
+def _connected(target: Target, timeout: float, dialect: Dialect) -> Client:
+    client = Client(target.connect(), dialect=dialect, timeout=timeout)
     try:
         client.negotiate()
     except BaseException:
