@@ -29,8 +29,9 @@ from tests.fuzzing_vhost_front_end import (
     V,
 )
 from tests.fuzzing_vhost_messages import INFLIGHT_SIZE, Generator
+from userdev import watch
 from userdev.errors import ProtocolError
-from vhost_user.backend import Session, watch
+from vhost_user.backend import Session
 from vhost_user.backend.withheld import Withheld
 from vhost_user.wire import (
     REPLY,
