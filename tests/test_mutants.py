@@ -13,12 +13,13 @@ from types import ModuleType
 import pytest
 
 from tests.mutants import judging
+from tests.mutants.equivalent import equivalents
 from tests.mutants.judging import Fate, Journal, Judge, in_order
 from tests.mutants.mutant import Mutant
 from tests.mutants.rooms import ROOMS, files
 from tests.seeded_bugs.forking import SKIPPED, Run, Task
 from tests.seeded_bugs.grafting import Functions, in_functions
-from tests.seeded_bugs.planting import PlantingError
+from tests.seeded_bugs.planting import ROOT, PlantingError
 from tests.seeded_bugs.warm import UNPLANTED, noticed_by
 
 SECONDS = {"a.py::slow": 4.0, "a.py::quick": 0.1, "b.py::one": 0.5, "b.py::two": 0.4, "c.py::one": 9.0}
@@ -67,6 +68,13 @@ def test_every_room_has_modules_and_no_module_is_in_two() -> None:
     found = [file for room in ROOMS for file in files(room)]
     assert len(found) == len(set(found))
     assert all(files(room) for room in ROOMS)
+
+
+def test_what_was_judged_to_change_nothing_is_judged_once_and_of_lines_that_there_are() -> None:
+    judged = Counter((one.file, one.old, one.new) for one in equivalents())
+    assert max(judged.values()) == 1
+    lines = {file: [line.strip() for line in (ROOT / file).read_text().splitlines()] for file, _, _ in judged}
+    assert [(file, line) for file, old, _ in judged for line in old.splitlines() if line not in lines[file]] == []
 
 
 def test_some_quick_tests_of_each_file_come_first_then_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import click
@@ -27,6 +27,7 @@ PATIENCE_FACTOR = 20
 @click.argument("rooms", nargs=-1, type=click.Choice(list(ROOMS)))
 @click.option("--seed", type=int, help="The same seed draws the same mutants of the same code; a new one by default.")
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Mutants of each room.")
+@click.option("--again", is_flag=True, help="Try again what survived of this seed: there are tests for it now.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Tests at once.")
 @click.option("--tests", multiple=True, metavar="PATTERN", help="Files of tests that count; all by default.")
 @click.option(
@@ -36,7 +37,13 @@ PATIENCE_FACTOR = 20
     help="What was measured is kept here: a run with the same seed that was interrupted goes on.",
 )
 def main(
-    rooms: tuple[str, ...], seed: int | None, count: int, jobs: int, tests: tuple[str, ...], results: Path
+    rooms: tuple[str, ...],
+    seed: int | None,
+    count: int,
+    again: bool,
+    jobs: int,
+    tests: tuple[str, ...],
+    results: Path,
 ) -> None:
     """Draw mutants of each room, run each against the unit tests that reach its lines, and print what survived.
 
@@ -46,11 +53,12 @@ def main(
     click.echo(f"seed {seed}")
     results = results.resolve()
     reach = measure(results, tests, jobs=jobs)
+    known = {Fate.KILLED} if again else set(Fate)
     scores: list[str] = []
 
     def work() -> None:
         folder = results / f"seed-{seed}"
-        scores.extend(_judged(room, sample(room, seed, count), reach, folder, jobs) for room in rooms or ROOMS)
+        scores.extend(_judged(room, sample(room, seed, count), reach, folder, jobs, known) for room in rooms or ROOMS)
 
     def limit(test: str) -> float:
         return PATIENCE_SECONDS + PATIENCE_FACTOR * reach.seconds.get(test, 0.0)
@@ -59,11 +67,13 @@ def main(
     click.echo(f"\nseed {seed}\n" + "\n".join(scores))
 
 
-def _judged(room: str, drawn: Sequence[Mutant], reach: Measured, folder: Path, jobs: int) -> str:
-    """Run a room's mutants, say what has survived, and return its score."""
+def _judged(
+    room: str, drawn: Sequence[Mutant], reach: Measured, folder: Path, jobs: int, known: Container[Fate | None]
+) -> str:
+    """Run a room's mutants but for those whose fate is known, say what has survived, and return its score."""
     began = time.monotonic()
     journal = Journal(folder / f"{room}.jsonl")
-    left = [mutant for mutant in drawn if mutant.id not in journal.fates]
+    left = [mutant for mutant in drawn if journal.fates.get(mutant.id) not in known]
     for mutant, fate, test in Judge.of_forks(reach, jobs=jobs).fates(left):
         journal.enter(mutant, fate, test)
         if fate is not Fate.KILLED:

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -29,6 +30,8 @@ from tests.mutants.rooms import sources
 from tests.seeded_bugs.planting import ROOT
 
 FOLDER_VARIABLE = "VFIO_USER_REACH"
+FILES_AT_ONCE = 60
+"""Files of tests that are measured together: so much is measured again after an interruption."""
 PACKAGES = ("userdev", "vfio_user", "vhost_user", "servers/userdev_servers")
 SETTINGS = """[run]
 data_file = {folder}/lines
@@ -140,14 +143,16 @@ def measure(results: Path, patterns: Sequence[str], *, jobs: int) -> Measured:
     missing = {
         file: digest for file, digest in digests.items() if not any(tests.get(file) == digest for tests in known)
     }
-    if missing:
-        number = max((layer.number for layer in layers), default=0) + 1
-        layers.append(_run(folder / str(number), number, missing, jobs))
+    number = max((layer.number for layer in layers), default=0) + 1
+    for part in range(0, len(missing), FILES_AT_ONCE):
+        files = sorted(missing)[part : part + FILES_AT_ONCE]
+        layers.append(_run(folder / f"{number}-{part}", number, {file: missing[file] for file in files}, jobs))
     return Measured(layers, digests)
 
 
 def _run(folder: Path, number: int, tests: dict[str, str], jobs: int) -> Layer:
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+    folder.mkdir(parents=True)
     settings = folder / "coveragerc"
     settings.write_text(SETTINGS.format(folder=folder, source=",".join(str(ROOT / name) for name in PACKAGES)))
     texts = {str(path.relative_to(ROOT)): path.read_text() for path in sources()}

@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
-
+from tests.mutants.equivalent import equivalents
 from tests.mutants.mutant import Mutant
 from tests.mutants.mutations import drafts
 from tests.mutants.rooms import files
-
-EQUIVALENT = Path(__file__).parent / "equivalent.yaml"
-
-
-@dataclass(frozen=True)
-class Equivalent:
-    """A mutant that changes nothing that anybody could see."""
-
-    file: str
-    old: str
-    new: str
-    why: str
-
-    def is_one(self, mutant: Mutant) -> bool:
-        return (mutant.file, mutant.old, mutant.new) == (self.file, self.old.strip(), self.new.strip())
-
-
-def equivalents() -> list[Equivalent]:
-    return [Equivalent(**entry) for entry in yaml.safe_load(EQUIVALENT.read_text())]
 
 
 def sample(room: str, seed: int, count: int) -> list[Mutant]:
