@@ -26,7 +26,7 @@ TIB = 1 << 40
 PAGE_SIZES = [1 << shift for shift in range(12, 31)]
 
 
-def pages_in(bitmap: bytes) -> set[int]:
+def pages_in(bitmap: bytes | bytearray) -> set[int]:
     return {8 * place + bit for place, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1}
 
 
@@ -62,8 +62,8 @@ def marked_ranges(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int]]]:
     return start, size, draw(writes_in(start, size))
 
 
-def marked(start: int, size: int, writes: list[tuple[int, int]]) -> DirtyPages:
-    log = DirtyPages(start, size)
+def marked(start: int, size: int, writes: list[tuple[int, int]], granule: int = GRANULE) -> DirtyPages:
+    log = DirtyPages(start, size, granule)
     for write in writes:
         log.mark(*write)
     return log
@@ -127,22 +127,44 @@ def test_no_range_and_page_size_loses_a_page(
     st.integers(0, 0x40000),
     st.integers(1, 0x40000),
     st.sampled_from([*range(6, 22), 40, 51, 63]),
+    st.sampled_from([GRANULE, 2 * GRANULE, 1 << 15]),
 )
 def test_a_granule_makes_every_page_dirty_that_it_has_bytes_in(
-    writes: list[tuple[int, int]], address: int, length: int, shift: int
+    writes: list[tuple[int, int]], address: int, length: int, shift: int, unit: int
 ) -> None:
-    """Wherever the range starts and ends, and whatever its pages are."""
+    """Wherever the range starts and ends, and whatever its pages and the log's are."""
     start, size = 0x12345, 0x28000
-    log = marked(start, size, writes)
+    log = marked(start, size, writes, unit)
     low, high = max(address, start), min(address + length, start + size)
-    seen = range((low - start) // GRANULE, -(-(high - start) // GRANULE)) if low < high else ()
+    seen = range((low - start) // unit, -(-(high - start) // unit)) if low < high else ()
     granules = [
-        (max(start + granule * GRANULE, address), min(start + (granule + 1) * GRANULE, address + length))
+        (max(start + granule * unit, address), min(start + (granule + 1) * unit, address + length))
         for granule in seen
-        if touched(writes, start + granule * GRANULE, min(GRANULE, size - granule * GRANULE), GRANULE)
+        if touched(writes, start + granule * unit, min(unit, size - granule * unit), unit)
     ]
     expected = touched([(first, end - first) for first, end in granules], address, length, 1 << shift)
     assert pages_in(log.take(address, length, 1 << shift)) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [(512, GRANULE), (GRANULE, GRANULE), (1 << 16, 1 << 16), (2 << 20, 2 << 20), (GIB, 2 << 20), (1 << 63, 2 << 20)],
+)
+def test_a_log_is_kept_in_the_pages_that_its_client_asked_for(asked: int, kept: int) -> None:
+    """A report in them is a copy, and need not look at what each is made of."""
+    log = marked(0, GIB, [(kept - 1, 1), (3 * kept, 1)], asked)
+    assert pages_in(log.take(0, GIB, GRANULE)) == {
+        page + part for page in (0, 3 * kept // GRANULE) for part in range(kept // GRANULE)
+    }
+
+
+@pytest.mark.parametrize("granules", [1, 63, 64, 65, 129])
+def test_a_report_of_all_is_whole_words_and_its_readers_own(granules: int) -> None:
+    log = marked(0, granules * GRANULE, [(0, 1)])
+    first = log.take(0, granules * GRANULE, GRANULE)
+    log.mark((granules - 1) * GRANULE, 1)
+    assert (len(first), pages_in(first)) == (bitmap_size(granules * GRANULE, GRANULE), {0})
+    assert pages_in(log.take(0, granules * GRANULE, GRANULE)) == {granules - 1}
 
 
 @pytest.mark.parametrize("before", range(17))
@@ -263,9 +285,11 @@ def hostile_scheduler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hostile_scheduler")
-def test_no_page_is_lost_that_is_written_while_the_log_is_read() -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_page_is_lost_that_is_written_while_the_log_is_read(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers write and mark pages; a reader copies what is reported, and must have all of it at the end."""
-    pages, writers = 200, 3
+    monkeypatch.setattr(dirty_log, "RECENT", 3)
+    pages, writers = 100 * at_once, 3
     memory, copied = [0] * (pages * writers), [0] * (pages * writers)
     log = DirtyPages(0, pages * writers * GRANULE)
     done = threading.Event()
@@ -273,7 +297,8 @@ def test_no_page_is_lost_that_is_written_while_the_log_is_read() -> None:
     def write(writer: int) -> None:
         for page in range(writer * 2, pages * writers, writers * 2):  # neighbours in one byte of the bitmap
             memory[page] = memory[page + 1] = page + 1
-            log.mark(page * GRANULE, 2 * GRANULE)
+            for marked_page in range(page, page + 2, at_once):
+                log.mark(marked_page * GRANULE, at_once * GRANULE)
 
     def copy() -> None:
         for page in pages_in(log.take(0, len(memory) * GRANULE, GRANULE)):

@@ -213,11 +213,11 @@ def test_without_memory_for_its_bits_no_log_is_kept(monkeypatch: pytest.MonkeyPa
     dma = huge(2)
     made: list[int] = []
 
-    def second_fails(start: int, size: int) -> DirtyPages:
+    def second_fails(start: int, size: int, page_size: int) -> DirtyPages:
         made.append(start)
         if len(made) == 2:
             raise MemoryError
-        return DirtyPages(0, PAGE)
+        return DirtyPages(0, page_size)
 
     monkeypatch.setattr("vfio_user.device.dma_map.DirtyPages", second_fails)
     with pytest.raises(ProtocolError) as refusal:

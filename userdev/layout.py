@@ -26,7 +26,7 @@ class Layout(Generic[R]):
         self.size = self.struct.size
         self.name = record.__name__
 
-    def pack(self, *values: int, tail: bytes = b"") -> bytes:
+    def pack(self, *values: int, tail: bytes | bytearray = b"") -> bytes:
         """The bytes of the structure with these field values, in order, and its tail.
 
         Raises:

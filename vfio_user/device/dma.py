@@ -98,8 +98,8 @@ class Dma(DmaMap):
         if start >= 0 and start + count <= region.size and region.write_map is not None:
             place = start + region.base
             region.write_map[place : place + count] = data
-            if region.dirty is not None:
-                region.dirty.mark(iova, count)
+            if (log := region.dirty) is not None:
+                log.mark(iova, count)
             return
         done = 0
         with memoryview(data) as view:

@@ -96,7 +96,7 @@ class DmaMap:
             elif size:
                 self._check_free(iova, size)
                 if self._log_page_size:
-                    (region.dirty,) = self._new_logs([region], self._size + size)
+                    (region.dirty,) = self._new_logs([region], self._size + size, self._log_page_size)
                 if fd is not None and not self.by_message and not self._back(region, fd, flags):
                     region.fd, fd = fd, None
                 self._insert(region)
@@ -158,7 +158,7 @@ class DmaMap:
         if self._log_page_size not in (0, page_size):
             raise ProtocolError(f"dirty log: its page size is {self._log_page_size}, not {page_size}", errno.EINVAL)
         if not self._log_page_size:
-            logs = self._new_logs(self.regions, self._size)
+            logs = self._new_logs(self.regions, self._size, page_size)
             for region, log in zip(self.regions, logs, strict=True):
                 region.dirty = log
             self._log_page_size = page_size
@@ -169,7 +169,7 @@ class DmaMap:
         for region in self._map:
             region.dirty = None
 
-    def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
+    def take_dirty(self, iova: int, length: int, page_size: int) -> bytearray:
         """Report and forget the dirty pages of a range; a bitmap of `bitmap_size(length, page_size)` bytes.
 
         Any range is taken that has something mapped in it (libvfio-user takes only a region's start, advice A18 of
@@ -182,15 +182,15 @@ class DmaMap:
         check_page_size(page_size)
         if not self._log_page_size or length < page_size:
             raise ProtocolError("dirty log: not started, or a range shorter than a page", errno.EINVAL)
-        bitmap = bytearray(bitmap_size(length, page_size))
-        found = False
-        for region in self._map.within(iova, iova + length):
-            if region.dirty is not None:
-                region.dirty.take_into(bitmap, iova, length, page_size)
-                found = True
-        if not found:
+        logs = [region.dirty for region in self._map.within(iova, iova + length) if region.dirty is not None]
+        if not logs:
             raise ProtocolError(f"dirty log: nothing is mapped from {iova:#x} to {iova + length:#x}", errno.ENOENT)
-        return bytes(bitmap)
+        if len(logs) == 1:
+            return logs[0].take(iova, length, page_size)
+        bitmap = bytearray(bitmap_size(length, page_size))
+        for log in logs:
+            log.take_into(bitmap, iova, length, page_size)
+        return bitmap
 
     def mark_dirty(self, iova: int, count: int) -> None:
         """Say that these bytes were written through a view. `Dma.write` does this by itself."""
@@ -240,7 +240,7 @@ class DmaMap:
         os.set_inheritable(fd, False)
         return False
 
-    def _new_logs(self, regions: list[DmaRegion], in_all: int) -> list[DirtyPages]:
+    def _new_logs(self, regions: list[DmaRegion], in_all: int, page_size: int) -> list[DirtyPages]:
         """A log for each; raises ProtocolError (ENOMEM) if so much memory, all in all, has no room in them."""
         if in_all > MAX_LOGGED:
             raise ProtocolError(
@@ -249,7 +249,7 @@ class DmaMap:
                 errno.ENOMEM,
             )
         try:
-            return [DirtyPages(region.iova, region.size) for region in regions]
+            return [DirtyPages(region.iova, region.size, page_size) for region in regions]
         except MemoryError:
             raise ProtocolError(f"dirty log: no memory for the bits of {in_all:#x} bytes", errno.ENOMEM) from None
 

@@ -1,10 +1,14 @@
 """Which pages of client memory the device has written: marked by each write, read and cleared by the client.
 
-One bit per 4 KiB granule of a DMA region, counted from its start. A report at another page size is made of the
-granules: larger pages combine several, smaller ones repeat one (docs/protocol.md 10.4).
+One bit per granule of a DMA region, counted from its start. Granules are the pages that the client has asked for when
+it started the log, from 4 KiB to 2 MiB, so that a report in these pages is the bits as they are. One at another page
+size is made of the granules: larger pages combine several, smaller ones repeat one (docs/protocol.md 10.4).
 
 A writer marks *after* it has written. A report in between takes no bit, and the mark is there for the next one; marked
 before, the bit could be taken, the page be copied by the client, and only then be written.
+
+A mark is a number at the end of a list, which takes no lock (one waits for all stores before it, as long as the rest of
+a mark takes); bits are made of many marks at once, under the lock.
 """
 
 from __future__ import annotations
@@ -15,18 +19,24 @@ from threading import Lock
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import bitmap_size
 
-GRANULE_SHIFT = 12
-GRANULE = 1 << GRANULE_SHIFT
+GRANULE = 4096
+"""Bytes of the smallest granules: no host's pages are smaller."""
+LARGEST_GRANULE = 2 << 20
+"""Of larger pages 1 TiB has 64 KiB of bits at most: what is reported in smaller pages need not suffer for it."""
+
+RECENT = 64
+"""Marks that wait to become bits, at most: a report finds them too, and they are to cost it less than its bits do."""
 
 MAX_LOGGED = 16 << 40
 """Bytes of client memory in all logs of a device, at most: the bits of 16 TiB take 512 MiB, twice that while reported.
 A guest of 1 TiB takes 32 MiB. Without a bound a few messages that map nothing would take all memory there is."""
 
-_BLOCK_SHIFT = 18
-_BLOCK = (1 << _BLOCK_SHIFT) // 8
-"""Bytes of bits that are folded at a time: 1 GiB of memory. Most are clean, and skipped."""
+_BLOCK = 32 << 10
+"""Bytes of bits that are folded at a time: 1 GiB of memory in granules of 4 KiB. Most are clean, and skipped."""
 _CLEAN = bytes(_BLOCK + 1)
 _BITS = tuple(1 << bit for bit in range(8))
+_WORD = 8
+"""Bytes: what a bitmap's length is a multiple of."""
 
 
 def check_page_size(page_size: int) -> None:
@@ -48,31 +58,42 @@ class DirtyPages:
     '1800000000000000'
     """
 
-    __slots__ = ("_bits", "_lock", "_size", "_start")
+    __slots__ = ("_bits", "_lock", "_recent", "_shift", "_size", "_start")
 
-    def __init__(self, start: int, size: int) -> None:
+    def __init__(self, start: int, size: int, page_size: int = GRANULE) -> None:
+        """A log without marks, in granules of `page_size` bytes, or as near as there are."""
         self._start = start
         self._size = size
-        self._bits = bytearray(-(-size >> GRANULE_SHIFT) + 7 >> 3)
+        self._shift = min(max(page_size, GRANULE), LARGEST_GRANULE).bit_length() - 1
+        self._bits = bytearray(self._granules(size) + 7 >> 3)
+        self._recent: list[int] = []
         self._lock = Lock()
 
     def mark(self, address: int, count: int) -> None:
         """Mark what a write of `count` bytes at `address` has touched. From any thread, after the bytes are written."""
         if count <= 0:
             return
-        address -= self._start
-        first, last = address >> GRANULE_SHIFT, address + count - 1 >> GRANULE_SHIFT
-        with self._lock:
-            if first == last:
-                self._bits[first >> 3] |= _BITS[first & 7]
-            else:
+        address, shift = address - self._start, self._shift
+        first, last = address >> shift, address + count - 1 >> shift
+        if first == last:
+            recent = self._recent
+            recent.append(first)
+            if len(recent) >= RECENT:
+                with self._lock:
+                    self._settle()
+        else:
+            with self._lock:
                 _set_bits(self._bits, first, last + 1)
 
-    def take(self, address: int, length: int, page_size: int) -> bytes:
-        """The bitmap of a range; see `take_into`."""
+    def take(self, address: int, length: int, page_size: int) -> bytearray:
+        """The bitmap of a range, which is the caller's; see `take_into`. Of all in its own pages it is no copy."""
+        if (address, length, page_size) == (self._start, self._size, 1 << self._shift):
+            bits = self._swap_out(0, length)
+            bits += bytes(-len(bits) % _WORD)
+            return bits
         bitmap = bytearray(bitmap_size(length, page_size))
         self.take_into(bitmap, address, length, page_size)
-        return bytes(bitmap)
+        return bitmap
 
     def take_into(self, bitmap: bytearray, address: int, length: int, page_size: int) -> None:
         """Add what is dirty here to the bitmap of a range, in which bit i is the page at `address + i * page_size`.
@@ -83,21 +104,32 @@ class DirtyPages:
         low, high = max(address - self._start, 0), min(address + length - self._start, self._size)
         if low < high:
             bits = self._swap_out(low, high)
-            _report(bitmap, bits, self._start + _byte_start(low) - address, length, page_size)
+            _report(bitmap, bits, self._shift, self._start + self._byte_start(low) - address, length, page_size)
 
     def part(self, start: int, size: int) -> DirtyPages:
         """A log of its own for a part of the range, with the marks that it has."""
-        part = DirtyPages(start, size)
+        part = DirtyPages(start, size, 1 << self._shift)
         low, high = start - self._start, start + size - self._start
         with self._lock:
+            self._settle()
             bits = self._copy(low, high)
-        _report(part._bits, bits, self._start + _byte_start(low) - start, size, GRANULE)
+        _report(part._bits, bits, self._shift, self._start + self._byte_start(low) - start, size, 1 << self._shift)
         return part
+
+    def _settle(self) -> None:
+        """Make bits of the marks that are there. Under the lock: others go on appending, and nobody else takes away."""
+        recent, bits = self._recent, self._bits
+        count = len(recent)
+        for granule in recent[:count]:
+            bits[granule >> 3] |= _BITS[granule & 7]
+        del recent[:count]
 
     def _swap_out(self, low: int, high: int) -> bytearray:
         """The bits of these bytes of memory. What of it is whole granules is cleared."""
-        whole_first, whole_end = _granules(low), _granules(high) if high == self._size else high >> GRANULE_SHIFT
+        whole_first = self._granules(low)
+        whole_end = self._granules(high) if high == self._size else high >> self._shift
         with self._lock:
+            self._settle()
             if not low and high == self._size:
                 bits, self._bits = self._bits, bytearray(len(self._bits))
                 return bits
@@ -108,22 +140,20 @@ class DirtyPages:
 
     def _copy(self, low: int, high: int) -> bytearray:
         """The bits of the granules that have these bytes of memory, from `_byte_start(low)` on."""
-        first, end = low >> GRANULE_SHIFT, _granules(high)
+        first, end = low >> self._shift, self._granules(high)
         with memoryview(self._bits) as view:
             taken = bytearray(view[first >> 3 : end + 7 >> 3])
         taken[0] &= 0xFF << (first & 7) & 0xFF
         taken[-1] &= 0xFF >> (-end & 7)
         return taken
 
+    def _byte_start(self, address: int) -> int:
+        """Where the memory starts that has its bits in one byte with this address, counted alike."""
+        return address >> self._shift + 3 << self._shift + 3
 
-def _byte_start(address: int) -> int:
-    """Where the memory starts that has its bits in one byte with this address, counted alike."""
-    return address >> GRANULE_SHIFT + 3 << GRANULE_SHIFT + 3
-
-
-def _granules(size: int) -> int:
-    """How many granules hold so many bytes."""
-    return -(-size >> GRANULE_SHIFT)
+    def _granules(self, size: int) -> int:
+        """How many granules hold so many bytes."""
+        return -(-size >> self._shift)
 
 
 def _set_bits(bits: bytearray, start: int, end: int) -> None:
@@ -175,19 +205,19 @@ _FEW_PAGES = 9
 """From pages of 2**9 granules on, looking at each page's bytes is faster than halving again and again."""
 
 
-def _report(bitmap: bytearray, bits: bytearray, offset: int, length: int, page_size: int) -> None:
-    """Add granules to the bitmap of a range of `length` bytes: `bits` are of those from `offset` bytes into it on.
+def _report(bitmap: bytearray, bits: bytearray, granule: int, offset: int, length: int, page_size: int) -> None:
+    """Add granules of 2**granule bytes to the bitmap of a range of `length` bytes: those from `offset` into it on.
 
-    It may begin before the range. A granule across the border of two pages makes both of them dirty.
+    They may begin before the range. A granule across the border of two pages makes both of them dirty.
     """
-    shift = page_size.bit_length() - 1 - GRANULE_SHIFT
-    if not shift and offset >= 0 and not offset % (8 * GRANULE):
-        at = offset >> GRANULE_SHIFT + 3
+    shift = page_size.bit_length() - 1 - granule
+    if not shift and offset >= 0 and not offset % (8 << granule):
+        at = offset >> granule + 3
         bitmap[at : at + len(bits)] = bits
         return
     pages = -(-length // page_size)
     step = max(_BLOCK >> max(-shift, 0), 1)  # of smaller pages there are more
-    unit = GRANULE_SHIFT + min(shift, 0)
+    unit = granule + min(shift, 0)
     places = (0, 1) if offset & (1 << unit) - 1 else (0,)
     view = memoryview(bits)
     for start in range(0, len(bits), _BLOCK):
@@ -195,7 +225,7 @@ def _report(bitmap: bytearray, bits: bytearray, offset: int, length: int, page_s
         if block == _CLEAN[: len(block)]:
             continue
         for at in range(0, len(block), step):
-            first = offset + (start + at) * 8 * GRANULE >> unit
+            first = offset + (start + at << granule + 3) >> unit
             for place in places:
                 _fold(bitmap, block[at : at + step], first + place, shift, pages)
 

@@ -66,7 +66,7 @@ class ClientMemory(Protocol):
     def stop_log(self) -> None:
         """Log no more, and drop what was logged."""
 
-    def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
+    def take_dirty(self, iova: int, length: int, page_size: int) -> bytearray:
         """The bitmap of a range, whose pages are thereby clean; of `bitmap_size(length, page_size)` bytes.
 
         Raises:

@@ -123,7 +123,7 @@ class Migration:
         """Log no more, and drop what was logged."""
         self.device.dma.stop_log()
 
-    def take_dirty(self, iova: int, length: int, page_size: int) -> bytes:
+    def take_dirty(self, iova: int, length: int, page_size: int) -> bytearray:
         """The bitmap of a range, whose pages are thereby clean; raises as `ClientMemory.take_dirty`."""
         return self.device.dma.take_dirty(iova, length, page_size)
 

@@ -41,7 +41,7 @@ def handle_dirty_pages(migration: Migration, payload: bytes, dialect: Dialect) -
     return _get_bitmap(migration, payload, argsz)
 
 
-def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_bytes: int) -> bytes:
+def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_bytes: int) -> bytearray:
     """Take the dirty bitmap of a range, which is thereby clean. For DMA_UNMAP: before the region is forgotten.
 
     Raises:
