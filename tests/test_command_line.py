@@ -82,6 +82,9 @@ def test_all_commands_that_boot_a_guest_take_the_same_hardware(flag: str) -> Non
         ("vfio-user", ["test-e2e", "--list", "migratoin"], "did you mean 'migration'?"),
         ("vfio-user", ["known-issues", "eject-twise"], "did you mean 'eject-twice'?"),
         ("vfio-user", ["conformance", "--list", "--only", "heder"], "did you mean 'header'?"),
+        ("vfio-user", ["migrate", "--mode", "coordinatd"], "did you mean 'coordinated'?"),
+        ("vfio-user", ["probe", "--dialect", "draft-v7"], "did you mean 'draft-v6'?"),
+        ("vhost-user", ["peer", "virtiofs"], "did you mean 'virtiofsd'?"),
     ],
 )
 def test_a_word_that_is_nearly_right_is_told_what_was_meant(
@@ -236,3 +239,9 @@ def test_one_server_of_the_right_protocol_is_asked_for(say: Say, program: str, w
 def test_json_on_the_standard_output_is_all_that_is_there(say: Say) -> None:
     document = json.loads(say("conformance", "--device", "edu", "--only", "info", "--json", "-").stdout)
     assert {check["outcome"] for check in document["checks"]} == {"pass"}
+
+
+def test_every_option_with_a_few_values_says_what_was_meant() -> None:
+    folder = Path(__file__).parent.parent / "vfio_user" / "cli"
+    without = [path.name for path in folder.glob("*.py") if "type=click.Choice" in path.read_text()]
+    assert without == []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
 from packaging.version import Version
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
@@ -27,6 +28,7 @@ from vfio_user.harness.known_issues import (
     known_issues,
     recognise,
 )
+from vfio_user.nightly.servers import ServerIssue
 from vfio_user.server import Server
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +191,14 @@ def test_the_manual_has_every_status() -> None:
     manual = (ROOT / "docs" / "known-issues.md").read_text()
     for status in IssueStatus:
         assert f"| {status} |" in manual
+
+
+@pytest.mark.parametrize("model", [KnownIssue, ServerIssue])
+def test_the_manual_has_every_field(model: type[BaseModel]) -> None:
+    manual = (ROOT / "docs" / "how-to" / "known-issue.md").read_text()
+    tables = [set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) for part in manual.split("Of QEMU:")]
+    assert set(model.model_fields) in tables
+    assert all(f"`{field}`, " in manual or f"`{field}` " in manual for field in Symptom.model_fields)
 
 
 def test_one_entry_is_shown_with_its_evidence_guard_and_test() -> None:

@@ -15,6 +15,7 @@ from userdev.conformance import Check, CheckResult, Level, Outcome, Workbench
 from userdev.conformance.targets import CommandServer, Greet, RunningServer
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, about, meant
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._served import command_of
@@ -75,7 +76,7 @@ def options(argument: str, *, device: str = "") -> Callable[[Function], Function
         click.option("--only", metavar="ID", multiple=True, help="Run this check, or this group; may be repeated."),
         click.option(
             "--level",
-            type=click.Choice(list(_LEVELS)),
+            type=Choice(list(_LEVELS)),
             default="open",
             help="must: leave out what is not in the specification; reference: what is left open.",
         ),

@@ -9,12 +9,13 @@ import click
 from click.shell_completion import get_completion_class
 
 from userdev.errors import UserError
+from vfio_user.cli._choice import Choice
 
 SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(SHELLS), required=False)
+@click.argument("shell", type=Choice(SHELLS), required=False)
 @click.pass_context
 def command(context: click.Context, shell: str | None) -> None:
     """Print a script for SHELL, by default the one that you use, that has it complete this command.

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
@@ -18,7 +19,7 @@ from vfio_user.wire import DIALECTS
 
 @click.command()
 @options("SOCKET")
-@click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
+@click.option("--dialect", type=Choice(list(DIALECTS)), default="current", show_default=True)
 def command(dialect: str, **given: Any) -> None:
     """Check the server at SOCKET, or the one that a command starts, or ours of a device.
 

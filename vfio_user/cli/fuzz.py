@@ -10,6 +10,7 @@ import click
 
 from userdev.errors import UserError
 from userdev.fuzz import Find
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import server
 from vfio_user.cli._fuzzing import Asked, carry_out, list_oracles, options, play_again
 from vfio_user.client.conformance import greeting
@@ -19,7 +20,7 @@ from vfio_user.wire import DIALECTS as ALL_DIALECTS
 
 @click.command()
 @options("SOCKET")
-@click.option("--dialect", type=click.Choice(DIALECTS), default="current", show_default=True)
+@click.option("--dialect", type=Choice(DIALECTS), default="current", show_default=True)
 @click.option("--against", metavar="'CMD {socket}'", help="A reference server, which has to answer the same.")
 def command(dialect: str, against: str | None, **given: Any) -> None:
     """Look for what the server at SOCKET does wrong, or the one that a command starts.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._interposing import interposing, run
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.interposer.interposer import Interposer, Setup
@@ -42,7 +43,7 @@ def _scenario() -> type[Scenario]:
 
 @click.command()
 @interposing(_scenario)
-@click.option("--dialect", type=click.Choice(list(DIALECTS)), default="current", show_default=True)
+@click.option("--dialect", type=Choice(list(DIALECTS)), default="current", show_default=True)
 @click.option("--capture-dma", is_flag=True, help="Let the server do DMA by message only, so that a trace has it all.")
 @click.option("--capture-interrupts", is_flag=True, help="Pass interrupts on, so that a trace has them.")
 @click.option("--registers", "names", metavar="MAP", help=f"{REGISTERS_HELP} The trace brings them along.")
@@ -53,7 +54,7 @@ def _scenario() -> type[Scenario]:
 )
 @click.option(
     "--pending",
-    type=click.Choice(["replay", "fail"]),
+    type=Choice(["replay", "fail"]),
     default="replay",
     show_default=True,
     help="Unanswered requests go to the new server, or fail at once.",

@@ -11,6 +11,7 @@ import click
 from userdev.errors import VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.cell import Cell
@@ -31,11 +32,11 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
 @click.option(
     "--workload",
     "workloads",
-    type=click.Choice(WORKLOADS),
+    type=Choice(WORKLOADS),
     multiple=True,
     help=f"Of the first device, of the second and so on; by default the first of each device's own. {all_kinds()}.",
 )
-@click.option("--mode", type=click.Choice([kind.value for kind in Mode]), default=Mode.AUTO.value, show_default=True)
+@click.option("--mode", type=Choice([kind.value for kind in Mode]), default=Mode.AUTO.value, show_default=True)
 @click.option(
     "--hosts",
     default="auto",
@@ -46,7 +47,7 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
 @guest_hardware()
 @click.option(
     "--interrupts",
-    type=click.Choice(["best", "intx", "msi", "msix"]),
+    type=Choice(["best", "intx", "msi", "msix"]),
     help="To be enabled; `interrupts` needs no word.",
 )
 @click.option("--bandwidth", type=click.IntRange(min=1), help="MiB/s that QEMU may use; without limit if not given.")

@@ -8,16 +8,15 @@ from pathlib import Path
 import click
 
 from vfio_user.cli import docs
+from vfio_user.cli._choice import Choice
 from vfio_user.new_project import CI, PROTOCOLS, Names, write_project
 
 
 @click.command()
 @click.argument("name")
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="vfio-user", show_default=True)
+@click.option("--protocol", type=Choice(list(PROTOCOLS)), default="vfio-user", show_default=True)
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="By default NAME, here.")
-@click.option(
-    "--ci", type=click.Choice([*CI, "none"]), default="github", show_default=True, help="Whose CI to write for."
-)
+@click.option("--ci", type=Choice([*CI, "none"]), default="github", show_default=True, help="Whose CI to write for.")
 @click.option("--quiet", is_flag=True, help="Say nothing.")
 def command(name: str, protocol: str, folder: Path | None, ci: str, quiet: bool) -> None:
     """Write a project called NAME, of a device to go on from: device, tests, pyproject.toml and CI, which pass at once.

@@ -11,6 +11,7 @@ from functools import partial
 import click
 
 from userdev.errors import ProtocolError, UserError
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._served import command_of
@@ -29,7 +30,7 @@ _FAILURES = (RemoteError, ProtocolError, ConnectionError, NoAnswer)
 @device_option(help=f"Start the server of this. {DEVICE}")
 @click.option(
     "--dialect",
-    type=click.Choice(["auto", *DIALECTS]),
+    type=Choice(["auto", *DIALECTS]),
     default="auto",
     show_default=True,
     help="auto tries current, then draft-v6.",

@@ -9,6 +9,7 @@ import click
 
 from userdev.errors import VerdictError
 from userdev.fuzz.finds import is_find
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
 from vfio_user.interposer.replay import load_script, replay
@@ -19,7 +20,7 @@ from vfio_user.interposer.replay.player import Timing
 @click.argument("trace", type=click.Path(dir_okay=False))
 @click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
 @click.option("--connect", metavar="ADDRESS", help="Use a server that listens already.")
-@click.option("--timing", type=click.Choice(["fast", "recorded"]), default="fast", show_default=True)
+@click.option("--timing", type=Choice(["fast", "recorded"]), default="fast", show_default=True)
 @comparing
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: every difference by itself.")
 def command(

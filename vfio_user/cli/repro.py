@@ -17,6 +17,7 @@ from userdev.process import Child
 from vfio_user.bundle import OpenBundle, open_bundle
 from vfio_user.bundle.again import Attempt, Prepared, do_again, prepare
 from vfio_user.bundle.standing import Place, Standing, first_place, gdb_command, place_of, run_gdb, stand
+from vfio_user.cli._choice import Choice
 from vfio_user.cli.bundle import told
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.interruption import interruptible
@@ -27,7 +28,7 @@ from vfio_user.harness.interruption import interruptible
 @click.option("--times", type=click.IntRange(min=1), help="How often; once if not given, with --until without end.")
 @click.option(
     "--until",
-    type=click.Choice(["FAIL", "PASS"], case_sensitive=False),
+    type=Choice(["FAIL", "PASS"], case_sensitive=False),
     help="Again and again, until this is the verdict: for what fails now and then.",
 )
 @click.option(

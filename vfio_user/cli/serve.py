@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._devices import DeviceGroup, Given, address_of, made
 from vfio_user.device import PciDevice
 from vfio_user.server.catalogue import DEVICES
@@ -16,7 +17,7 @@ def _options() -> list[click.Parameter]:
     return [
         click.Option(["--fd"], type=int, help="Use this inherited socket, listening or connected."),
         click.Option(["--listen"], metavar="ADDRESS", help="Listen elsewhere: tcp:HOST:PORT, vsock:CID:PORT."),
-        click.Option(["--dialect"], type=click.Choice(list(DIALECTS)), default="current", show_default=True),
+        click.Option(["--dialect"], type=Choice(list(DIALECTS)), default="current", show_default=True),
         click.Option(["--write-multiple"], is_flag=True, help="Agree to REGION_WRITE_MULTI; QEMU then queues."),
     ]
 

@@ -12,6 +12,7 @@ from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, meant
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._hardware import DEVICE, devices_option, guest_hardware, image_option
 from vfio_user.cli._soak_again import Again, keep_soak
 from vfio_user.cli._soak_line import Teller
@@ -55,7 +56,7 @@ _UNTIL = ("100", "first-failure")
     multiple=True,
     help=f"Of the first device, of the second and so on; by default the first of each device's own. {all_kinds()}.",
 )
-@click.option("--interrupts", type=click.Choice(["best", "intx", "msi", "msix"]), help="Enabled beside the work.")
+@click.option("--interrupts", type=Choice(["best", "intx", "msi", "msix"]), help="Enabled beside the work.")
 @click.option(
     "--until",
     "untils",

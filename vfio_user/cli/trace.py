@@ -17,6 +17,7 @@ from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
 from userdev.trace import as_json, text
 from userdev.trace.view import TraceView
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as names
 from vfio_user.cli._trace_diff import diff
@@ -42,7 +43,7 @@ def command() -> None:
 @click.option("--ring", type=int, help="Only what is about this ring (vhost-user).")
 @click.option("--since", type=float, help="Only from this second of the trace on.")
 @click.option("--until", type=float, help="Only up to this second of the trace.")
-@click.option("--direction", type=click.Choice(list(DIRECTIONS)))
+@click.option("--direction", type=Choice(list(DIRECTIONS)))
 @click.option("--registers", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--json", "as_lines", is_flag=True, help="A JSON object a line.")
 def show(
@@ -87,7 +88,7 @@ def show(
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["pcapng", "json", "perfetto"]), required=True)
+@click.option("--format", "kind", type=Choice(["pcapng", "json", "perfetto"]), required=True)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: standard output.")
 @click.option("--registers", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--qmp-log", type=click.Path(path_type=Path), help="QMP messages, a JSON object a line (perfetto).")

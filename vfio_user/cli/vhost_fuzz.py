@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import server
 from vfio_user.cli._fuzzing import Asked, carry_out, list_oracles, options
 from vhost_user.frontend.conformance import DEVICES, greet
@@ -15,7 +16,7 @@ from vhost_user.fuzz import ORACLES, BackEndPlayer
 
 @click.command()
 @options("ADDRESS")
-@click.option("--device", type=click.Choice(list(DEVICES)), help="What is served; the protocol does not say that.")
+@click.option("--device", type=Choice(list(DEVICES)), help="What is served; the protocol does not say that.")
 @click.option("--against", metavar="'CMD {socket}'", help="A reference back-end, which has to answer the same.")
 def command(device: str | None, against: str | None, **given: Any) -> None:
     """Look for what the back-end at ADDRESS does wrong, or the one that a command starts.
