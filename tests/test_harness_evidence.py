@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.interposer_bench import Bench as InterposerBench
+from tests.pages import happened
 from tests.vhost.between import Between
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.cli.test_e2e import first_causes, per_minute
 from vfio_user.harness import INDEX, RECORD, coredump, evidence, last_words
+from vfio_user.harness.records import Records
+from vfio_user.page.document import write_page
 
 STACKS = "the stacks\n"
 WAITS = "import sys, time; print('last words', file=sys.stderr, flush=True); time.sleep(60)"
@@ -209,6 +212,17 @@ def test_what_is_no_core_is_of_nobody(tmp_path: Path) -> None:
     (tmp_path / "core").write_bytes(b"\x7fELF and no more")
     assert coredump.process_of(tmp_path / "core") is None
     assert coredump.mapped_files(tmp_path / "core") == {}
+
+
+def test_the_programs_of_a_good_run_are_on_its_page_from_birth_to_death(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    with child(tmp_path, "server") as server:
+        records.note(server)
+    records.write({}, [], [], None)
+    assert not (tmp_path / RECORD).exists()
+    write_page(tmp_path, tmp_path / INDEX)
+    seen = {each.title for each in happened(tmp_path / INDEX)}
+    assert {f"server runs, process {server.pid}", "server was killed by SIGTERM"} <= seen
 
 
 def test_a_folder_without_evidence_has_no_cause(tmp_path: Path) -> None:

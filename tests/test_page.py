@@ -102,8 +102,8 @@ def test_vhost_user_is_in_rows_by_ring(tmp_path: Path) -> None:
 def test_all_that_a_run_wrote_down_is_on_one_axis(tmp_path: Path) -> None:
     moment = 1_795_932_999
     life = {"pid": 7, "when": moment, "ended": moment + 2, "fate": "was killed by SIGSEGV", "stopped": False}
-    record = {"of": "X.test_y", "first_cause": "it died", "processes": [{"name": "server", "in_order": False, **life}]}
-    (tmp_path / "evidence.json").write_text(json.dumps(record))
+    (tmp_path / "evidence.json").write_text(json.dumps({"of": "X.test_y", "first_cause": "it died"}))
+    (tmp_path / "processes.json").write_text(json.dumps([{"name": "server", "in_order": False, **life}]))
     step = {"what": "boot guest", "began": 0.0, "seconds": 1.5, "error": "", "when": moment}
     (tmp_path / "timeline.json").write_text(json.dumps([step]))
     (tmp_path / "guest.qmp.log").write_text(

@@ -16,7 +16,7 @@ from vfio_user.bundle.made_with import file_digest
 from vfio_user.bundle.model import INPUTS, MANIFEST, Bundle, Content, Outcome, Recipe, without_secrets
 from vfio_user.bundle.secrets import Secrets
 from vfio_user.harness.artifacts import write_text
-from vfio_user.page.names import GUEST_COMMANDS, INDEX, MIGRATIONS, RECORD, TIMELINE
+from vfio_user.page.names import GUEST_COMMANDS, INDEX, MIGRATIONS, PROCESSES, RECORD, TIMELINE
 
 USUAL_MIB = 200
 """What a bundle may have, where nothing else is said: what is sent and kept without a thought."""
@@ -29,6 +29,7 @@ TAKEN = (
     "summary.json",
     "versions.json",
     TIMELINE,
+    PROCESSES,
     "commands.txt",
     "*.faults.yaml",
     "*.backtrace.txt",

@@ -26,6 +26,7 @@ class Choice(AnyChoice):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            if near := meant(str(value), list(map(str, self.choices))):
-                error.message = f"{error.message.removesuffix('.')}; {near.strip()}"
-            raise
+            near = meant(str(value), list(map(str, self.choices))).strip()
+            if not near:
+                raise
+            raise click.BadParameter(f"{error.message.removesuffix('.')}; {near}", ctx, param) from None

@@ -102,7 +102,6 @@ def write(
         "versions": versions_of(folder),
         "first_cause": cause,
         "deaths": [asdict(death) for death in found],
-        "processes": [_life(child) for child in children],
         "programs": {**programs, "vfio-user": _own_digest()},
         "files": {path.name: _digest(path) for path in _files(folder) if not path.match("*.core*")},
     }
@@ -121,21 +120,6 @@ def cause_of(folder: Path) -> str:
         return str(json.loads((folder / RECORD).read_text())["first_cause"])
     except (OSError, ValueError, KeyError):
         return ""
-
-
-def _life(child: Child) -> dict[str, object]:
-    """A program from its birth to its death, for the axis of the page."""
-    return {
-        "name": child.name,
-        "pid": child.pid,
-        "when": child.began,
-        "ended": child.ended,
-        "fate": child.fate(),
-        "stopped": child.was_stopped,
-        "on_request": child.ended_on_request,
-        "in_order": child.exit_code == 0,
-        "command": child.argv,
-    }
 
 
 def _death(folder: Path, child: Child) -> Death:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from userdev.errors import about
 from userdev.process import Child
 from vfio_user.harness import evidence
-from vfio_user.harness.artifacts import record_versions
+from vfio_user.harness.artifacts import record_versions, write_text
+from vfio_user.page.names import PROCESSES
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
@@ -54,7 +56,9 @@ class Records:
         servers: Iterable[DeviceServer],
         qemu: Qemu | None,
     ) -> None:
-        """Write down what all of it was, by versions and digests."""
+        """Write down what all of it was, by versions and digests, and when each program ran."""
+        lives = [_life(child) for child in self.children]
+        write_text(self._folder / PROCESSES, json.dumps(lives, indent=2) + "\n")
         facts: dict[str, object] = {
             "images": {name: image.digest for name, image in images.items()},
             "machines": {machine.name: asdict(machine.config) for machine in machines},
@@ -63,6 +67,21 @@ class Records:
         if qemu is not None:
             facts["qemu"] = {"version": qemu.version.release, "digest": qemu.digest, "command": qemu.argv}
         record_versions(self._folder, facts)
+
+
+def _life(child: Child) -> dict[str, object]:
+    """A program from its birth to its death, for the axis of the page."""
+    return {
+        "name": child.name,
+        "pid": child.pid,
+        "when": child.began,
+        "ended": child.ended,
+        "fate": child.fate(),
+        "stopped": child.was_stopped,
+        "on_request": child.ended_on_request,
+        "in_order": child.exit_code == 0,
+        "command": child.argv,
+    }
 
 
 def belongs_to(machine: str, name: str) -> bool:

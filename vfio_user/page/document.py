@@ -18,7 +18,7 @@ from userdev.printable import printable
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.page import logs, run
 from vfio_user.page.axis import Axis
-from vfio_user.page.names import INDEX, MIGRATIONS, RECORD, SOAK, TIMELINE
+from vfio_user.page.names import INDEX, MIGRATIONS, PROCESSES, RECORD, SOAK, TIMELINE
 from vfio_user.page.sections import Said, Section, sections
 from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.versions import versions_of
@@ -26,9 +26,9 @@ from vfio_user.page.wire import Seen, put_trace
 
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "events.js", "timeline.js")
 _STYLES = ("uplot/uPlot.min.css", "page.css")
-_KNOWN = (RECORD, TIMELINE, "*.trace", "*.qmp.log", "*.console.log", MIGRATIONS, SOAK)
+_KNOWN = (RECORD, TIMELINE, PROCESSES, "*.trace", "*.qmp.log", "*.console.log", MIGRATIONS, SOAK)
 """What a folder has one of, if it is of a run."""
-_RECORDED = {"versions": dict, "programs": dict, "files": dict, "deaths": list, "processes": list}
+_RECORDED = {"versions": dict, "programs": dict, "files": dict, "deaths": list}
 """What of a record is not a text."""
 _MOST_WORDS = 4000
 """Characters of an error at the top."""
@@ -58,7 +58,7 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
         if not any(found for pattern in _KNOWN for found in what.glob(pattern)):
             raise _no_run(what)
         record = _record(what)
-        traces = list(_put_folder(axis, what, record, registers))
+        traces = list(_put_folder(axis, what, registers))
         record["when"] = record.get("when") or _moment(axis.began / 1e9)
         said = sections(what)
         listed = [(path.name, path.stat().st_size, record.get("files", {}).get(path.name, "")) for path in _files(what)]
@@ -84,10 +84,10 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
     return Written(out, len(axis), tuple(truncated))
 
 
-def _put_folder(axis: Axis, folder: Path, record: dict[str, Any], registers: RegisterMap | None) -> Iterator[Seen]:
+def _put_folder(axis: Axis, folder: Path, registers: RegisterMap | None) -> Iterator[Seen]:
     """Put all that a run left on the axis; yields what there is to say of its traces beside that."""
     run.put_steps(axis, folder)
-    run.put_programs(axis, record)
+    run.put_programs(axis, folder)
     run.put_migrations(axis, folder)
     run.put_guest_commands(axis, folder)
     run.put_soak(axis, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
-from vfio_user.page.names import GUEST_COMMANDS, MIGRATIONS, SOAK, TIMELINE
+from vfio_user.page.names import GUEST_COMMANDS, MIGRATIONS, PROCESSES, SOAK, TIMELINE
 from vfio_user.page.texts import json_of, text_of
 
 
@@ -21,9 +21,9 @@ def put_steps(axis: Axis, folder: Path) -> None:
         )
 
 
-def put_programs(axis: Axis, record: Mapping[str, Any]) -> None:
+def put_programs(axis: Axis, folder: Path) -> None:
     """Put the programs of a run on the axis: each from its birth to its death."""
-    for program in _all(record.get("processes")):
+    for program in _objects(folder / PROCESSES):
         name, fate = str(program.get("name", "?")), str(program.get("fate", ""))
         kind = Kind.STEP
         if not program.get("stopped") and fate != "is running":
