@@ -11,6 +11,8 @@ from packaging.version import Version
 from userdev.errors import UserError
 from vfio_user.harness import Cell, Device, HardwareOptions, Lab, Qemu
 from vfio_user.harness.cell import parse_servers
+from vfio_user.harness.family import VFIO_USER, VHOST_USER
+from vfio_user.harness.interposition import Interposition
 
 SERVER = "./server {socket}"
 
@@ -40,6 +42,15 @@ def test_a_test_has_the_last_word_on_its_hardware(
     with lab:
         made = lab.hardware(**of_test)
     assert (made.cpus, made.memory, made.iommu) == wanted
+
+
+@pytest.mark.parametrize("said", [None, Interposition(keep_alive=True)])
+def test_dma_is_captured_before_every_server_whose_protocol_has_messages_for_it(said: Interposition | None) -> None:
+    cell = Cell(capture_dma=True)
+    made = cell.interposed(said, VFIO_USER)
+    assert made == Interposition(keep_alive=said is not None, capture_dma=True)
+    assert cell.interposed(said, VHOST_USER) == said
+    assert Cell().interposed(said, VFIO_USER) == said
 
 
 @pytest.mark.parametrize(

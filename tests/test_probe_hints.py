@@ -12,7 +12,10 @@ from userdev.errors import ProtocolError, UserError
 from userdev_servers.edu import Edu
 from vfio_user.cli.probe import command, hint_at_version, hint_beyond_version
 from vfio_user.client import Client, Disconnected, NoAnswer, RemoteError
+from vfio_user.client.description import describe
+from vfio_user.interposer.trace.registers import load_registers
 from vfio_user.server import Server
+from vfio_user.wire.constants import RegionIndex
 
 
 def refused(path: Path, *options: str) -> UserError:
@@ -59,3 +62,18 @@ def test_where_a_question_is_not_answered(error: Exception, word: str) -> None:
     hint = hint_beyond_version(error)
     assert word in hint
     assert ("migration" in hint) == (word == "stopped for migration"), "only what is refused can be for that"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["yaml", "json"])
+def test_it_names_the_registers_that_every_pci_device_has(tmp_path: Path, options: list[str]) -> None:
+    with Server(Edu(), f"unix:{tmp_path / 's'}"):
+        found = CliRunner().invoke(command, [str(tmp_path / "s"), "--register-map", *options])
+        with Client.connect(f"unix:{tmp_path / 's'}") as client:
+            [msix] = [each for each in describe(client).pci_capabilities if each.name == "MSI-X"]
+    (tmp_path / "map.yaml").write_text(found.stdout)
+    names = load_registers(tmp_path / "map.yaml")
+    assert names.name(RegionIndex.CONFIG, msix.offset + 2) == "msix_control"
+    bar, offset = int(msix.details["table_bar"]), int(msix.details["table_offset"])
+    assert names.name(bar, offset + 12).startswith("msix_vector_control")
+    assert names.name(int(msix.details["pba_bar"]), int(msix.details["pba_offset"])) == "msix_pending"
+    assert names.name(RegionIndex.CONFIG, 0) == "vendor_id", "those of the header have names anyway"

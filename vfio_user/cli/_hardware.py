@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import click
 
+from userdev.errors import UserError
 from vfio_user.cli._completion import complete_devices, complete_images, complete_qemus
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,6 +45,27 @@ def qemu_option(flag: str = "--qemu", **attributes: Any) -> Callable[[F], F]:
     """The option --qemu, or another one that names a QEMU in the same way."""
     wanted = {"help": "A path, a command or a name from `vfio-user qemu list`.", **attributes}
     return click.option(flag, metavar="QEMU", shell_complete=complete_qemus, **wanted)
+
+
+def capture_dma_option() -> Callable[[F], F]:
+    """The option --capture-dma."""
+    return click.option(
+        "--capture-dma", is_flag=True, help="And DMA: servers of vfio-user do theirs by message (docs/interposer.md)."
+    )
+
+
+def check_capture_dma(devices: Sequence[str]) -> None:
+    """Refuse to capture DMA where no device of these does any that an interposer could see.
+
+    Raises:
+        UserError: that is so.
+    """
+    from vfio_user.harness.device import Device  # who captures nothing need not wait for it
+
+    parsed = map(Device.parse, devices)
+    if not any(each.family.keeps_sessions and not each.driver for each in parsed):
+        hint = "what a device of vhost-user or QEMU's own reads and writes is shared memory: leave --capture-dma out"
+        raise UserError(f"no DMA of {', '.join(devices)} goes by message", hint=hint)
 
 
 def guest_hardware(*, iommu: bool = False, of_tests: bool = False, root_bus: bool = True) -> Callable[[F], F]:

@@ -14,6 +14,7 @@ from userdev.errors import ProtocolError, UserError
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._probed_registers import as_yaml, probed_registers
 from vfio_user.cli._served import command_of
 from vfio_user.client import Client, NoAnswer, RemoteError
 from vfio_user.client.conformance import greeting
@@ -36,9 +37,20 @@ _FAILURES = (RemoteError, ProtocolError, ConnectionError, NoAnswer)
     help="auto tries current, then draft-v6.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--register-map",
+    is_flag=True,
+    help="Print instead the registers that it has as every PCI device has them, for --registers of other commands.",
+)
 @click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take.")
 def command(
-    socket: str | None, server_command: str | None, device: str | None, dialect: str, as_json: bool, timeout: float
+    socket: str | None,
+    server_command: str | None,
+    device: str | None,
+    dialect: str,
+    as_json: bool,
+    register_map: bool,
+    timeout: float,
 ) -> None:
     """Describe the device behind SOCKET (a path, unix:PATH, tcp:HOST:PORT, vsock:CID:PORT) without changing it."""
     dialects = _AUTO if dialect == "auto" else (DIALECTS[dialect],)
@@ -49,7 +61,12 @@ def command(
         server_command = command_of(device, "vfio-user")
     with server(socket, server_command, greeting(dialects[0]), timeout=timeout) as target:
         description = _describe(name, partial(_connected, target, timeout), dialects)
-    click.echo(json.dumps(asdict(description), indent=2) if as_json else render(description), nl=as_json)
+    if register_map:
+        registers = probed_registers(description)
+        text = json.dumps({"registers": registers.plain}) + "\n" if as_json else as_yaml(registers)
+    else:
+        text = json.dumps(asdict(description), indent=2) + "\n" if as_json else render(description)
+    click.echo(text, nl=False)
 
 
 def _connected(target: Target, timeout: float, dialect: Dialect) -> Client:

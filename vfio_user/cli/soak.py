@@ -13,7 +13,14 @@ from userdev.errors import UserError, VerdictError, meant
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
-from vfio_user.cli._hardware import DEVICE, devices_option, guest_hardware, image_option
+from vfio_user.cli._hardware import (
+    DEVICE,
+    capture_dma_option,
+    check_capture_dma,
+    devices_option,
+    guest_hardware,
+    image_option,
+)
 from vfio_user.cli._soak_again import Again, keep_soak
 from vfio_user.cli._soak_line import Teller
 from vfio_user.harness.artifacts import results_folder
@@ -75,6 +82,7 @@ _UNTIL = ("100", "first-failure")
 @image_option(help="By default the one that the workloads need.")
 @guest_hardware(root_bus=False)
 @click.option("--trace", is_flag=True, help="Record every message of every guest; long soaks have large ones.")
+@capture_dma_option()
 @click.option("--journal", type=click.Path(path_type=Path), help="JSON lines; by default soak.jsonl among the results.")
 @click.option("--quiet", is_flag=True, help="Say only what failed, and how it ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event's line of the journal.")
@@ -96,6 +104,7 @@ def command(
     qemu: str | None,
     hardware: HardwareOptions,
     trace: bool,
+    capture_dma: bool,
     journal: Path | None,
     quiet: bool,
     as_json: bool,
@@ -110,7 +119,9 @@ def command(
     if hops is not None:
         only_events, untils = only_events or "hop", (str(hops), "first-failure")
         devices = devices or ("edu",)
-    spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware)
+    spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware, capture_dma)
+    if capture_dma:
+        check_capture_dma(spec.devices)
     wanted = _weights(weights_file, weights, only_events)
     until = Until.parse(untils or _UNTIL, datetime.now())
     numbers = parse_numbers(only) if only else []
@@ -127,7 +138,7 @@ def command(
         teller.say(f"seed {journaled.seed}{resumed}")
         if journaled.unlike:
             teller.say(f"begun anew: the unfinished soak in {path} was one of other {', '.join(journaled.unlike)}")
-        recorded = Recorded.ALL if trace else Recorded.REPEATED if kept.is_wanted else Recorded.NONE
+        recorded = Recorded.ALL if trace or capture_dma else Recorded.REPEATED if kept.is_wanted else Recorded.NONE
         begin = performances(spec, journaled.seed, qemu, lambda text: teller.say(text), recorded)
         soak = Soak(begin, journaled, wanted, until, folder, teller, tries)
         told = _Results(journaled, spec, wanted, teller, folder, again)

@@ -30,7 +30,7 @@ from vfio_user.avocado_job.surroundings import prepare_environment, provision
 from vfio_user.bundle import bundle_of, moved
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
 from vfio_user.cli._completion import complete_tests
-from vfio_user.cli._hardware import guest_hardware
+from vfio_user.cli._hardware import capture_dma_option, guest_hardware
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.cell import Cell, parse_servers
 from vfio_user.harness.command_line import HardwareOptions
@@ -48,6 +48,7 @@ MOST_AT_ONCE = 2
 @click.option("--nightly", is_flag=True, help="Also those that take long, which have the tag `nightly`.")
 @click.option("--interpose", is_flag=True, help="Put an interposer before every server: the verdicts are the same.")
 @click.option("--trace", is_flag=True, help="And have it record every message among the evidence of each test.")
+@capture_dma_option()
 @guest_hardware(of_tests=True)
 @click.option(
     "--server", "servers", multiple=True, metavar="DEVICE=COMMAND", help="Another server of a device, with {socket}."
@@ -64,6 +65,7 @@ def command(
     nightly: bool,
     interpose: bool,
     trace: bool,
+    capture_dma: bool,
     qemu: str | None,
     hardware: HardwareOptions,
     servers: tuple[str, ...],
@@ -99,7 +101,8 @@ def command(
     }
     root = folder.parent if folder else Path.cwd()
     cell = replace(
-        _cell(Cell.of_text(cell_text), qemu, hardware, servers, interpose=interpose, trace=trace),
+        _cell(Cell.of_text(cell_text), qemu, hardware, servers, interpose=interpose, trace=trace or capture_dma),
+        capture_dma=capture_dma or Cell.of_text(cell_text).capture_dma,
         **bundled_cell(bundle, bundle_size),
     )
     into = place_of_bundles(bundle)

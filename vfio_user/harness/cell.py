@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from userdev.errors import UserError
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import SOCKET, Device
-from vfio_user.harness.family import VFIO_USER
+from vfio_user.harness.family import VFIO_USER, Family
+from vfio_user.harness.interposition import Interposition
 
 CELL_VARIABLE = "VFIO_USER_CELL"
 """Has the cell of the tests that a run starts: avocado takes no parameters beside variants."""
@@ -37,6 +38,8 @@ class Cell:
     """The device that tests of any server try, as `Device.parse` takes it."""
     trace: bool = False
     """Whether an interposer before every server records every message."""
+    capture_dma: bool = False
+    """Whether that interposer has DMA done by message, before every server whose protocol has such messages."""
     bundle: str = ""
     """Which tests leave a bundle among their results: `auto` those that fail, `always` all, "" none."""
     bundle_size: int = 0
@@ -60,6 +63,12 @@ class Cell:
     def exported(self) -> dict[str, str]:
         """The environment by which processes that are started have it too."""
         return {CELL_VARIABLE: self.text}
+
+    def interposed(self, wanted: Interposition | None, family: Family) -> Interposition | None:
+        """The interposer before a server in this cell, for which `wanted` was said; None: there is none."""
+        if self.capture_dma and family.keeps_sessions:
+            return dataclasses.replace(wanted or Interposition(), capture_dma=True)
+        return wanted
 
     def server_of(self, device: Device) -> Device:
         """The device with the server that it has in this cell.

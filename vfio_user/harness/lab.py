@@ -236,7 +236,7 @@ class Lab:
         """
         trace = trace or self._cell.trace
         wanted = self._cell.server_of(device if isinstance(device, Device) else Device.parse(device))
-        interposition = Interposition.of(interposed or self._interpose)
+        interposition = self._cell.interposed(Interposition.of(interposed or self._interpose), wanted.family)
         if interposition is not None:
             interposition.check(wanted.family)
         name = name or f"server{len(self.servers)}-{wanted.name}"

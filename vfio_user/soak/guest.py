@@ -105,6 +105,7 @@ class SoakedSpec:
     hosts: str = "auto"
     image: str = ""
     hardware: HardwareOptions = field(default_factory=HardwareOptions)
+    capture_dma: bool = False
 
     def __post_init__(self) -> None:
         if len(self.workloads) > len(self.devices):
@@ -133,7 +134,7 @@ class SoakedSpec:
                     words += [f"--{name}", ",".join(value)]
                 case _:
                     words += [f"--{name}", str(value)]
-        return words
+        return [*words, "--capture-dma"] if self.capture_dma else words
 
     @property
     def assignments(self) -> list[Assignment]:

@@ -106,7 +106,8 @@ def performances(
 
     @contextmanager
     def begin(folder: Path, *, recorded: bool = False) -> Iterator[Performance]:
-        cell = Cell(trace=record is Recorded.ALL or (record is Recorded.REPEATED and recorded))
+        trace = record is Recorded.ALL or (record is Recorded.REPEATED and recorded)
+        cell = Cell(trace=trace, capture_dma=spec.capture_dma)
         with Lab("soak", folder=folder, qemu=qemu, cell=cell, progress=tell) as lab, scene_of(spec, lab) as scene:
             yield Performance(scene, seed)
 
