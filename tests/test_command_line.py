@@ -241,16 +241,14 @@ def test_json_on_the_standard_output_is_all_that_is_there(say: Say) -> None:
     assert {check["outcome"] for check in document["checks"]} == {"pass"}
 
 
-@pytest.mark.parametrize("command", ["migrate", "soak"])
-def test_where_no_dma_goes_by_message_none_is_captured(say: Say, command: str) -> None:
-    done = say(command, "--capture-dma", "--device", "vhost-user-blk", "--device", "qemu:edu")
+def test_where_no_dma_goes_by_message_none_is_captured(say: Say) -> None:
+    done = say("soak", "--capture-dma", "--device", "vhost-user-blk", "--device", "qemu:edu")
     assert done.status == 2
     assert "shared memory" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "test-e2e", "migrate", "soak"])
-def test_every_command_with_guests_captures_dma(command: str) -> None:
-    assert "--capture-dma" in options_of(command)
+def test_every_command_with_guests_that_stay_captures_dma() -> None:
+    assert all("--capture-dma" in options_of(command) for command in ("run", "test-e2e", "soak"))
 
 
 def test_every_option_with_a_few_values_says_what_was_meant() -> None:

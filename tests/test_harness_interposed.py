@@ -7,15 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from userdev.errors import UserError
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteError
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.device import Device
 from vfio_user.harness.family import VFIO_USER, VHOST_USER
 from vfio_user.harness.interposition import Interposition
+from vfio_user.harness.migration.guest_migration import require_migratable
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
@@ -121,6 +124,14 @@ def test_what_goes_past_is_captured_where_that_is_wanted(tmp_path: Path) -> None
     numbers = {entry.message.command for entry in trace.entries if isinstance(entry, MessageRecord)}
     assert CURRENT.number(Command.DMA_WRITE) in numbers
     assert "interrupt" in {entry.event for entry in trace.entries if isinstance(entry, Note)}
+
+
+def test_a_device_stays_whose_dma_is_captured(tmp_path: Path) -> None:
+    """What the interposer writes in its place is in no dirty log: pages were lost."""
+    with interposed(tmp_path, interposition=Interposition(capture_dma=True)) as server:
+        guest = SimpleNamespace(name="guest", devices=[SimpleNamespace(server=server)])
+        with pytest.raises(UserError, match="dirty log"):
+            require_migratable(cast(BootedGuest, guest))
 
 
 def test_a_back_end_of_vhost_user_has_one_too(tmp_path: Path) -> None:

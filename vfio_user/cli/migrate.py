@@ -12,14 +12,7 @@ from userdev.errors import VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
-from vfio_user.cli._hardware import (
-    capture_dma_option,
-    check_capture_dma,
-    devices_option,
-    guest_hardware,
-    image_option,
-    qemu_option,
-)
+from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.cell import Cell
 from vfio_user.harness.command_line import HardwareOptions
@@ -67,7 +60,6 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
 @click.option("--limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds, for all of it.")
 @click.option("--after", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds to work on there.")
 @click.option("--trace", is_flag=True, help="Record every message on both sides.")
-@capture_dma_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option("Say nothing but what was lost.")
 @bundled("migrate")
@@ -89,7 +81,6 @@ def command(
     limit: float,
     after: float,
     trace: bool,
-    capture_dma: bool,
     as_json: bool,
     quiet: bool,
     kept: Keeping,
@@ -99,14 +90,11 @@ def command(
     QEMU's own client leaves the device behind and says `completed`: mode `direct` shows what is lost by that. Exit
     status 0: the guest is there, whole. 1: it is not.
     """
-    if capture_dma:
-        check_capture_dma(devices)
-    trace = trace or capture_dma
     tuning = Tuning((bandwidth << 20) if bandwidth else 1 << 40, downtime, channels)
     plan = Plan(tuning, Limits(total=limit), file)
     kinds = (workloads + len(devices) * (NONE,))[: len(devices)] if workloads else len(devices) * (None,)
     assignments = [Assignment.of(device, kind, interrupts) for device, kind in zip(devices, kinds, strict=True)]
-    cell = Cell(trace=trace or kept.is_wanted, capture_dma=capture_dma)
+    cell = Cell(trace=trace or kept.is_wanted)
     waiting = Waiting(quiet=quiet)
     with (
         interruptible(),

@@ -243,6 +243,11 @@ class DeviceServer:
         return replace(self._interposition, faults=None) if self._interposition is not None else None
 
     @property
+    def captures_dma(self) -> bool:
+        """Whether its interposer writes guest memory in its place, which nobody marks as dirty then."""
+        return self._interposition is not None and self._interposition.capture_dma
+
+    @property
     def trace(self) -> Path | None:
         """The file with all messages, where they are recorded."""
         return self._interposer.trace if self._interposer is not None else None

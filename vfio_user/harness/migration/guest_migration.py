@@ -113,10 +113,15 @@ def require_migratable(guest: BootedGuest) -> None:
     """Ask the servers of a guest's devices.
 
     Raises:
-        UserError: one cannot migrate; it has its name.
+        UserError: one cannot migrate, or not as it is interposed; it has its name.
     """
     for plugged in guest.devices:
         server = _server_of(guest, plugged)
+        if server.captures_dma:
+            raise UserError(
+                f"{server.device.name} cannot be migrated while its DMA is captured: what it writes is in no dirty log",
+                hint="capture DMA (--capture-dma) where nothing migrates; a trace without it has all other messages",
+            )
         if _is_ours_to_move(server) and "STOP_COPY" not in server.control.call("migration_support")["supports"]:
             raise UserError(
                 f"{server.device.name} cannot be migrated: its server knows neither form of migration",
