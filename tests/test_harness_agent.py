@@ -417,3 +417,23 @@ def test_such_a_program_reads_nothing_and_is_ended_when_it_takes_too_long(own: t
     result = guest.start([program, "waits"], timeout=0.2).wait()
     assert result.timed_out
     assert result.exit_code == -signal.SIGTERM
+
+
+def uses_fractions() -> None:
+    import fractions  # noqa: F401
+
+    import unheard_of  # type: ignore[import-not-found]  # noqa: F401
+
+
+def loaded() -> list[str]:
+    import sys
+
+    return sorted({"ctypes", "subprocess", "fractions"} & {*sys.modules})
+
+
+def test_the_agent_loads_only_what_is_wanted_of_it_and_that_once(guest: AgentGuest) -> None:
+    """Each reboot of a guest waits for it; what a function imports is there for the next one."""
+    assert guest.call(loaded) == []
+    with pytest.raises(GuestFailure, match="unheard_of"):
+        guest.call(uses_fractions)
+    assert guest.call(loaded) == ["fractions"]

@@ -25,24 +25,38 @@ import functools
 import gc
 import importlib
 import os
-import pathlib
 import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
 
-from agent_forks import PROGRAMS, become_program, compiled, describe, function_of, main_of, module_of, outcome
+from agent_forks import (
+    PROGRAMS,
+    become_program,
+    compiled,
+    describe,
+    function_of,
+    load_imports,
+    load_imports_of,
+    main_of,
+    module_of,
+    outcome,
+)
 from agent_json import decode, encode
 
-Request = dict[str, Any]
-Answer = dict[str, object]
+TYPE_CHECKING = False  # typing itself is 30 ms of a boot without KVM, pathlib 80
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
+    Request = dict[str, Any]
+    Answer = dict[str, object]
+
+PORTS = "/sys/class/virtio-ports"
 PORT_NAME = "org.vfio-user.agent.0"
 OUTPUT_LIMIT = 16 << 20  # bytes kept of each stream of a job
-# Loaded once here, so that a function that imports them in its fork need not wait: under TCG, 50 ms for socket alone.
-PRELOADED = ("ctypes", "mmap", "socket", "struct", "subprocess")
+# In a checkpoint, so that a function that imports them in its fork need not wait: under TCG, 50 ms for socket alone.
+PRELOADED = ("ctypes", "mmap", "pathlib", "shutil", "socket", "struct", "subprocess", "threading", "traceback")
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL for a job that took too long
 
 
@@ -51,17 +65,16 @@ def main() -> None:
         with open(sys.argv[2]) as request, open(sys.argv[3], "w") as answer:
             answer.write(outcome(decode(request.read())))
         return
-    for module in PRELOADED:
-        importlib.import_module(module)
     device = sys.argv[1] if len(sys.argv) > 1 else find_port()
     Agent(os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)).serve()
 
 
 def find_port() -> str:
     """The port's device node; there is no udev that would make a link by name."""
-    for port in pathlib.Path("/sys/class/virtio-ports").iterdir():
-        if (port / "name").read_text().strip() == PORT_NAME:
-            return f"/dev/{port.name}"
+    for port in os.scandir(PORTS):
+        with open(f"{port.path}/name") as name:
+            if name.read().strip() == PORT_NAME:
+                return f"/dev/{port.name}"
     sys.exit(f"there is no virtio-serial port called {PORT_NAME}")
 
 
@@ -210,7 +223,11 @@ class Agent:
 
         The drivers that they use, of which none takes a device by itself, are for the host to load.
         """
-        found = sorted(path.stem for path in PROGRAMS.glob("*.py") if path.stem != "agent")
+        for module in PRELOADED:
+            importlib.import_module(module)
+        found = sorted(
+            file.name[:-3] for file in os.scandir(PROGRAMS) if file.name.endswith(".py") and file.name != "agent.py"
+        )
         programs = [importlib.import_module(name) for name in found]
         for program in programs:
             if usual := getattr(program, "USUAL", ()):  # a parser is built, and its patterns are compiled, once then
@@ -228,6 +245,7 @@ class Agent:
         if module is None:
             self.jobs[identity] = Job.of_program(self, identity, argv, timeout)
         else:
+            load_imports_of(module)
             work = functools.partial(main_of, module, argv)
             self.jobs[identity] = Job.of_fork(self, identity, timeout, ("stdout", "stderr"), work)
 
@@ -235,6 +253,7 @@ class Agent:
         """A Python function, given as source; it runs in a fork, so that it cannot harm the agent."""
         with contextlib.suppress(Exception):  # what is wrong with it the fork tells
             compiled(request["file"], request["source"], request["line"])
+            load_imports(request["source"])
         work = functools.partial(function_of, request)
         self.jobs[identity] = Job.of_fork(self, identity, request["timeout"], ("stdout", "stderr", "result"), work)
 
