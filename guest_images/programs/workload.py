@@ -41,6 +41,7 @@ from guest_vfio import ACCESS
 from work import Work
 
 ENOUGH = 20  # wrong answers, after which more would tell nothing new
+MOST_REST = 0.01  # seconds
 
 KINDS = {
     "idle": ("edu_work", "Idle"),
@@ -85,7 +86,9 @@ def chosen(options: argparse.Namespace) -> Work:
 
 
 def keep_busy(work: Work, seconds: float, started: str) -> None:
-    """Rounds until it is time, or until enough went wrong."""
+    """Rounds until it is time, or until enough went wrong; after each a rest as long as it was, for whoever shares the
+    processor: other work in the guest, and without KVM all that the host does.
+    """
     told: list[int] = []
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
@@ -93,6 +96,7 @@ def keep_busy(work: Work, seconds: float, started: str) -> None:
     rounds, longest = 0, 0.0
     before = began = time.monotonic()
     while not told and before - began < seconds and len(work.wrong) < ENOUGH:
+        start = time.monotonic()
         work.round(rounds)
         rounds += 1
         if started and rounds == 1:
@@ -103,6 +107,7 @@ def keep_busy(work: Work, seconds: float, started: str) -> None:
             asked.clear()
             work.check()
             tell(f"{started}.now", {"seen": {**work.seen, "rounds": rounds}, "wrong": work.wrong})
+        time.sleep(min(now - start, MOST_REST))
     work.finish()
     work.seen |= {"rounds": rounds, "longest_round": round(longest, 4)}
 
