@@ -112,14 +112,14 @@ class Commands(GuestTest):
     def test_boot_ends_with_its_input(self) -> None:
         """When all that came by the pipe is done: also a command that reads to the end, and a last line without one."""
         for typed, shown in (
-            ("", ""),
-            ("edu liveness; seq 3000\n", "\n3000\n"),
-            ("cat\nas it is $((6*7))\n", "as it is $((6*7))"),
-            ("sleep 2; echo six times seven is $((6*7))", "six times seven is 42"),
+            ("", ()),
+            ("seq 3000; cat\nas it is $((6*7))\n", ("\n3000\n", "as it is $((6*7))")),
+            ("sleep 1; echo six times seven is $((6*7))", ("six times seven is 42",)),
         ):
-            done = self.vfio_user("boot", "--device", "edu", typed=typed)
+            done = self.vfio_user("boot", typed=typed)
             self.assertEqual(done.returncode, 0, done.stderr)
-            self.assertIn(shown, done.stdout)
+            for text in shown:
+                self.assertIn(text, done.stdout)
 
     def test_boot_names_what_became_of_the_guest(self) -> None:
         done = self.vfio_user("boot", typed="echo '<0>Kernel panic - not syncing: pretended' > /dev/kmsg; sleep 600\n")

@@ -1,4 +1,4 @@
-"""Devices and the life of a machine: several at once, reboot, plugging in and out."""
+"""Devices and the life of a machine: several at once, plugging in and out, a boot from the beginning."""
 
 from vfio_user.avocado_test import GuestTest
 
@@ -21,27 +21,6 @@ class Machine(GuestTest):
             self.assertEqual(values, ["0xeeeeeeee", "0xdddddddd"])
             counts = [self.edu(guest, "irq", device=device).seen["counts"] for device in guest.devices]
             self.assertEqual([len(count) for count in counts], [4, 2])
-
-    def test_reboot(self) -> None:
-        """The guest reboots: the device is reset, found again, and works."""
-        with self.lab() as lab:
-            guest = lab.boot(device="edu", iommu=True)
-            self.edu(guest, "liveness", "0x5a5a5a5a")
-            before = guest.succeed("cat /proc/sys/kernel/random/boot_id")
-            guest.reboot()
-            self.assertNotEqual(guest.succeed("cat /proc/sys/kernel/random/boot_id"), before)
-            self.assertEqual(self.edu(guest, "registers").seen["registers"]["liveness"], "0x0")
-            self.edu(guest, "--interrupts", "msix", "irq")
-            self.edu(guest, "dma")
-
-    def test_system_reset(self) -> None:
-        """QEMU resets the machine under a running guest, as a power button does."""
-        with self.lab() as lab:
-            guest = lab.boot(device="edu", iommu=True)
-            self.edu(guest, "liveness", "0x5a5a5a5a")
-            guest.reset()
-            self.assertEqual(self.edu(guest, "registers").seen["registers"]["liveness"], "0x0")
-            self.edu(guest, "irq")
 
     def test_unplug_and_plug_in_again(self) -> None:
         """A device leaves and comes back, to the same server as a new session."""

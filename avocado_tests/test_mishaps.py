@@ -41,7 +41,7 @@ class Mishaps(GuestTest):
     def test_a_command_that_hangs_in_a_dead_guest(self) -> None:
         with self.lab() as lab:
             for cause, named in MISHAPS.items():
-                guest = lab.boot(device="edu")
+                guest = lab.boot()
                 self.assert_named(named, guest.start(f"{cause}; exec sleep 600").wait)
                 if cause != OOPS:  # then most of a kernel lives on
                     self.assert_named(named, lambda: guest.run("true"))  # noqa: B023  # it is called at once
@@ -51,16 +51,25 @@ class Mishaps(GuestTest):
             self.assert_named("Initramfs unpacking failed", lambda: lab.boot(image="storage", memory=256, fresh=True))
 
     def test_a_command_by_ssh(self) -> None:
+        self.by_ssh(PANIC, "poweroff -f")
+
+    def test_a_command_by_ssh_whatever_befalls_the_guest(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        self.by_ssh(*MISHAPS)
+
+    def by_ssh(self, *causes: str) -> None:
         with self.lab() as lab:
-            for cause, named in MISHAPS.items():
+            for cause in causes:
                 guest = lab.boot().ssh()
-                self.assert_named(named, guest.start(f"{cause}; exec sleep 600").wait)
+                self.assert_named(MISHAPS[cause], guest.start(f"{cause}; exec sleep 600").wait)
 
     def test_qemu_ends_under_a_command(self) -> None:
         ways: Sequence[Callable[[BootedGuest], Guest]] = (lambda guest: guest, BootedGuest.ssh)
         with self.lab() as lab:
             for way in ways:
-                booted = lab.boot(device="edu")
+                booted = lab.boot()
                 running = way(booted).start("sleep 600")
                 os.kill(booted.machine.child.pid, signal.SIGKILL)
                 self.assert_named("QEMU was killed by SIGKILL", running.wait)

@@ -35,11 +35,20 @@ class Soaking(GuestTest):
         found: dict[str, Any] = json.loads(last.read_text())
         return found
 
+    def test_three_hops(self) -> None:
+        """There, back, and there again; every page that the device ever wrote is compared after each."""
+        self.soak_of_hops(3)
+
     def test_ten_hops(self) -> None:
-        """Every page that the device ever wrote is compared after each."""
-        found = self.soak("--hops", "10", "--interrupts", "intx")
+        """
+        :avocado: tags=nightly
+        """
+        self.soak_of_hops(10)
+
+    def soak_of_hops(self, hops: int) -> None:
+        found = self.soak("--hops", str(hops), "--interrupts", "intx")
         self.assertEqual(found["by_event"].keys(), {"hop"})
-        self.assertEqual(found["by_event"]["hop"]["count"], 10)
+        self.assertEqual(found["by_event"]["hop"]["count"], hops)
 
     def test_ten_events_of_all_kinds_with_devices_of_both_protocols(self) -> None:
         """The seed is one whose order has eight kinds; boots, and a cut link, have tests of their own.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from avocado_tests.entropy import is_ramp, read_hwrng
 from vfio_user.avocado_test import GuestTest
+from vfio_user.harness import BootedGuest
 
 DEVICE = '''
 from vhost_user.device import Chain, Queues, VhostDevice, queue, state
@@ -39,8 +40,11 @@ class DeviceOfAnyType(GuestTest):
         with self.lab() as lab:
             guest = lab.boot(device=f"vhost-user:{module}:Ramp")
             self.assertEqual((guest.device.vendor, guest.device.device), (0x1AF4, 0x1044))
-            for _ in range(2):
-                data = guest.call(read_hwrng, SIZE, 20 * guest.patience, timeout=40)
-                self.assertEqual(len(data), SIZE)
-                self.assertTrue(is_ramp(data), data[:64].hex())
-                guest.reset()
+            self.assert_served(guest)
+            guest.reset()
+            self.assert_served(guest)
+
+    def assert_served(self, guest: BootedGuest) -> None:
+        data = guest.call(read_hwrng, SIZE, 20 * guest.patience, timeout=40)
+        self.assertEqual(len(data), SIZE)
+        self.assertTrue(is_ramp(data), data[:64].hex())

@@ -53,11 +53,15 @@ class Life(DiskTest):
             self.assert_all_is_there(bench.end_writing(job))
 
     def test_a_guest_that_is_reset_while_it_writes_comes_up_with_its_disk(self) -> None:
+        """What was on another disk before is there, too."""
         with self.bench() as bench:
+            other = bench.guest.plug(f"vhost-user-blk --image {bench.image}.other:{SIZE}")
+            digest = bench.write(other)
             for reset in (bench.guest.reset, bench.guest.reboot):
                 bench.begin_writing()
                 bench.await_flush()
                 reset()
+                self.assertEqual(bench.read(other), digest)
                 self.assertEqual(bench.write(), bench.read())
             self.assertEqual(bench.image_digest(), bench.read())
 
