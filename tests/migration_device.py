@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from userdev.declare.values import encode
@@ -56,7 +57,7 @@ class Adder:
         if "check" in self.fails:
             raise self.fails["check"]
 
-    def digests(self) -> Mapping[str, str]:
+    def digests(self, known: Mapping[str, str] = MappingProxyType({})) -> Mapping[str, str]:
         parts: dict[str, Any] = {name: encode(value) for name, value in self.values.items()} | {"ram": self.ram}
         return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from userdev.declare.digest import digest_of
@@ -29,9 +30,10 @@ from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
 from vfio_user.device.plans import Planned, Plans
 from vfio_user.device.region import Access, RegionInfo
-from vfio_user.device.saved import Saved, check_saved, checked_extra, memory_digest
+from vfio_user.device.saved import Saved, check_saved, checked_extra
 from vfio_user.device.standstill import Hold, Standstill
 from vfio_user.migration import Memory, Migration, Storage
+from vfio_user.migration.memory_digest import MemoryDigest
 from vfio_user.pci import Bar, Capability, MsiCapability, PciIds, Placed, build_config_space, place_capabilities
 from vfio_user.wire.constants import IrqIndex, MigrationState, RegionFlags
 
@@ -365,14 +367,18 @@ class Function:
         self._layout.memory.check(self._author)
         checked_extra(self._author.save_extra())
 
-    def digests(self) -> dict[str, str]:
-        """A fingerprint of each part of the state: configuration space, interrupts, each declared value and memory."""
+    def digests(self, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        """A fingerprint of each part of the state: configuration space, interrupts, each declared value and memory.
+
+        Memory whose fingerprint is `known` is not looked at.
+        """
         saved = self.save_state()
         parts = {"configuration space": saved["config"], "interrupts": saved["interrupts"], **saved["values"]}
         if saved["extra"]:
             parts["save_extra()"] = saved["extra"]
         found = {name: digest_of(part) for name, part in parts.items()}
-        return found | {memory.name: memory_digest(memory) for memory in self._layout.memory.all}
+        memories = self._layout.memory.all
+        return found | {one.name: known.get(one.name) or MemoryDigest(one).finish() for one in memories}
 
     def digest(self) -> str:
         """A fingerprint of state and memory: the same on two devices exactly when they are in the same state."""

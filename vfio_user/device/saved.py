@@ -1,4 +1,4 @@
-"""Saved state of a device: a dictionary of plain values, and the digest that says whether two are the same."""
+"""Saved state of a device: a dictionary of plain values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from userdev.errors import ProtocolError
-from vfio_user.migration.memory import PIECE, Memory, is_zero, pieces_with_data
 
 Saved = dict[str, Any]
 """version: `PciDevice.state_version`. values: declared state by name. config: the variable bits of configuration space,
@@ -42,15 +41,3 @@ def check_saved(saved: Mapping[str, Any], version: int, config_size: int) -> Non
         raise ProtocolError(f"saved state has no bytes as its extra, but {type(saved['extra']).__name__}", errno.EINVAL)
     if not isinstance(saved["config"], bytes) or len(saved["config"]) != config_size:
         raise ProtocolError(f"saved state has not the {config_size} bytes of configuration space", errno.EINVAL)
-
-
-def memory_digest(memory: Memory) -> str:
-    """SHA-256 in hex of memory's size and of what is not zero in it: holes are not looked at."""
-    import hashlib
-
-    sha = hashlib.sha256(b"%d" % memory.size)
-    for at in pieces_with_data(memory):
-        if not is_zero(piece := memory.read(at, PIECE)):
-            sha.update(b"@%d:" % at)
-            sha.update(piece)
-    return sha.hexdigest()

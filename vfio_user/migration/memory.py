@@ -160,9 +160,12 @@ def is_zero(data: bytes) -> bool:
     return data == _ZERO[: len(data)]
 
 
-def pieces_with_data(*contents: Content) -> Iterator[int]:
-    """Offsets of the pieces in which any of these, of one size, may have something else than zeros."""
-    at, size = 0, contents[0].size
+def pieces_with_data(*contents: Content, since: int = 0) -> Iterator[int]:
+    """Offsets of the pieces in which any of these, of one size, may have something else than zeros.
+
+    `since` is where a piece begins, or the end.
+    """
+    at, size = since, contents[0].size
     while at < size:
         data_at = min(content.next_data(at) for content in contents)
         if data_at >= size:

@@ -113,8 +113,11 @@ class Migratable(Protocol):
             ProtocolError: EIO, it could not, with the reason.
         """
 
-    def digests(self) -> Mapping[str, str]:
-        """A digest of each part of values and memory, by its name; the same on two devices exactly if the parts are."""
+    def digests(self, known: Mapping[str, str] = ...) -> Mapping[str, str]:
+        """A digest of each part of values and memory, by its name; the same on two devices exactly if the parts are.
+
+        Those of memories that are `known`, by name, need not be found out.
+        """
 
     def on_migration(self, state: MigrationState) -> None:
         """Prepare what is outside of the state for PRE_COPY, STOP, STOP_COPY or RUNNING; see

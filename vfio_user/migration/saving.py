@@ -2,18 +2,20 @@
 
 Memory goes first. Nobody tells who else writes it (a client that has it mapped cannot), so what was sent is remembered
 by a fingerprint of each page, and pages that differ are sent again: round by round while the device runs, once more
-when it has stopped. Storage knows itself what was written. Nothing is copied but the piece at hand, and nobody looks
-into holes.
+when it has stopped. What was sent is hashed for the state's digest then, while nobody waits, and again only from the
+first piece on that has changed. Storage knows itself what was written. Nothing is copied but the piece at hand, and
+nobody looks into holes.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from userdev.declare import values
 from userdev.errors import ProtocolError
 from vfio_user.migration.memory import PIECE, Content, Memory, is_zero, pieces_with_data
+from vfio_user.migration.memory_digest import MemoryDigest
 from vfio_user.migration.migratable import Migratable
 from vfio_user.migration.stream import PLACE, ZEROS, FrameKind, FrameWriter
 
@@ -28,12 +30,14 @@ _PAUSE = b""
 class Fingerprints:
     """The hashes of what was sent of a memory, one a page, in pieces. A page without one was sent as zeros."""
 
-    def __init__(self) -> None:
+    def __init__(self, digest: MemoryDigest) -> None:
+        self._digest = digest
         self._pieces: dict[int, list[int]] = {}
 
     def note(self, at: int, piece: bytes) -> None:
         """This piece has been sent."""
         self._pieces[at] = _hashes(piece)
+        self._digest.take(at, piece)
 
     def pieces(self, memory: Memory) -> Iterator[int]:
         """Offsets of all pieces that may not be as they were sent."""
@@ -51,6 +55,8 @@ class Fingerprints:
             self._pieces.pop(at, None)
         elif new != old:
             self._pieces[at] = new
+        if new != old:
+            self._digest.changed(at)
         return [index * PAGE for index, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
 
 
@@ -81,6 +87,7 @@ class Saving:
         self._storages = dict(enumerate(device.storages(), len(self._memories)))
         """By section."""
         self._announced = {section: storage.size for section, storage in self._storages.items()}
+        self._digests = [MemoryDigest(memory) for memory in self._memories]
         self._writer = FrameWriter()
         self._buffer = bytearray()
         self._unsent = sum(memory.size for memory in self._memories)
@@ -146,16 +153,18 @@ class Saving:
             yield from self._memory_while_running()
         else:
             for section, memory in enumerate(self._memories):
-                yield from self._whole(section, memory)
+                yield from self._whole(section, memory, self._digests[section].take)
         state = memoryview(values.encode(dict(device.save_state())))
         for at in range(0, len(state), PIECE):
             yield writer.frame(FrameKind.STATE, bytes(state[at : at + PIECE]))
-        yield writer.frame(FrameKind.END, values.encode({"frames": writer.frames, "digests": dict(device.digests())}))
+        known = {memory.name: digest.finish() for memory, digest in zip(self._memories, self._digests, strict=True)}
+        end = {"frames": writer.frames, "digests": dict(device.digests(known))}
+        yield writer.frame(FrameKind.END, values.encode(end))
 
     def _memory_while_running(self) -> Iterator[bytes]:
-        sent = [Fingerprints() for _ in self._memories]
+        sent = [Fingerprints(digest) for digest in self._digests]
         for section, memory in enumerate(self._memories):
-            yield from self._whole(section, memory, sent[section])
+            yield from self._whole(section, memory, sent[section].note)
         while self._running:
             before = self._writer.frames
             yield from self._round(sent)
@@ -170,8 +179,13 @@ class Saving:
             yield from self._changed(section, memory, sent[section])
         yield from self._written()
 
-    def _whole(self, section: int, content: Content, sent: Fingerprints | None = None) -> Iterator[bytes]:
-        """All of a memory or storage, runs of zeros as such; what it gives depends on the bytes, not on the holes."""
+    def _whole(
+        self, section: int, content: Content, sent: Callable[[int, bytes], None] = lambda at, piece: None
+    ) -> Iterator[bytes]:
+        """All of a memory or storage, runs of zeros as such; what it gives depends on the bytes, not on the holes.
+
+        `sent` is told of each piece that is not zeros.
+        """
         at = zeros_from = looked_at = 0
         size = content.size
         while at < size:
@@ -181,8 +195,7 @@ class Saving:
                 if zeros_from < at:
                     yield self._zeros(section, zeros_from, at)
                 yield self._writer.frame(FrameKind.MEMORY, PLACE.pack(at) + piece, section)
-                if sent is not None:
-                    sent.note(at, piece)
+                sent(at, piece)
                 zeros_from = end
             elif end % SCAN == 0 or end == size:
                 yield self._zeros(section, zeros_from, end)
