@@ -182,8 +182,10 @@ class Engine:
             self._execute(command, handlers)
             if self.closing or state.status & Csts.FATAL:
                 return len(commands)
-        self._queues.interrupt()
-        self._ready[number] = None
+        if queue.head != queue.tail or queue.shadow is not None:
+            self._ready[number] = None
+        if self._ready:  # `work` ends with it: the guest does not wait for what others have
+            self._queues.interrupt()
         return len(commands)
 
     def _look_at_shadow(self, queue: SubmissionQueue) -> bool:

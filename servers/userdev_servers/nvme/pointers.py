@@ -135,18 +135,17 @@ class Buffers:
     `finish`, on the session's thread, brings the data there.
     """
 
-    __slots__ = ("_copy", "_dma", "_extents", "_writable", "in_place", "pieces", "size")
+    __slots__ = ("_copy", "_dma", "_extents", "_writable", "in_place", "pieces")
 
     def __init__(self, dma: Dma, extents: list[Extent], *, writable: bool) -> None:
         self._dma = dma
         self._extents = extents
         self._writable = writable
         self._copy = bytearray()
-        self.size = sum(size for _, size in extents)
         self.in_place = True
         self.pieces: list[memoryview] = []
         try:
-            if all(address != BUCKET for address, _ in extents):
+            if not extents or min(extents)[0] != BUCKET:  # the least of all addresses
                 self.pieces = dma.gather(extents, write=writable)
                 return
             for address, size in extents:
@@ -194,7 +193,7 @@ class Buffers:
         self.release()
         self.in_place = False
         if self._writable:
-            self._copy = bytearray(self.size)
+            self._copy = bytearray(sum(size for _, size in self._extents))
         else:
             self._copy = bytearray(b"".join(self._read(*extent) for extent in self._extents))
         self.pieces = [memoryview(self._copy)]
