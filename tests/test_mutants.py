@@ -43,9 +43,10 @@ class Reached:
 class Runs:
     """Stands for forks: what tests make of the mutant of each line, and of none (0)."""
 
-    def __init__(self, fails: dict[int, str], ends: dict[int, int] | None = None) -> None:
+    def __init__(self, fails: dict[int, str], ends: dict[int, int] | None = None, overdue: Iterable[int] = ()) -> None:
         self._fails = fails
         self._ends = ends or {}
+        self._overdue = list(overdue)
         self.asked: list[tuple[int, list[str]]] = []
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Run]:
@@ -56,7 +57,7 @@ class Runs:
             if failed in task.tests:
                 yield Run(task, 1, f"noticed by {failed}\n", 0.0)
             else:
-                yield Run(task, self._ends.get(line, 0), "", 0.0)
+                yield Run(task, self._ends.get(line, 0), "", 0.0, overdue=line in self._overdue)
 
 
 def fates(warm: Runs, cold: Runs, *lines: int) -> dict[int, Fate]:
@@ -111,6 +112,11 @@ def test_a_mutant_has_survived_when_no_test_notices_it() -> None:
     killed, survived = Fate.KILLED, Fate.SURVIVED
     assert fates(warm, Runs({}), 1, 3, 4, 5, 9) == {1: killed, 3: survived, 4: killed, 5: survived, 9: Fate.UNREACHED}
     assert [set(tests) for line, tests in warm.asked if line == 3] == [set(SECONDS)]
+
+
+def test_a_run_that_took_longer_than_any_may_has_noticed_nothing() -> None:
+    """Each of its tests has passed, or it would have ended: a busy machine's mutants are not killed by its clock."""
+    assert fates(Runs({}, {1: -9}, overdue=[1]), Runs({}), 1) == {1: Fate.SURVIVED}
 
 
 def test_a_test_that_fails_without_a_mutant_notices_none() -> None:

@@ -213,7 +213,7 @@ def _mutant(done: Run) -> Mutant:
 
 
 def _is_noticed(done: Run) -> bool:
-    """A run that ends otherwise than well has: Python cannot even import some."""
+    """A run that ends otherwise than well has, but for one that was ended: Python cannot even import some."""
     if done.status == NO_TESTS:
         raise SystemExit(f"mutants: tests that were measured are not there\n{done.output[-2000:]}")
-    return done.status not in (0, SKIPPED)
+    return done.status not in (0, SKIPPED) and not done.overdue

@@ -35,7 +35,7 @@ WORK_SECONDS = 3.0
 WAITING_RUNS = 8
 """Runs that wait, at most: some work after all."""
 RUN_SECONDS = 300
-"""A run that does not end by itself is ended, and shows nothing."""
+"""A run that does not end by itself is ended: `Run.overdue`."""
 SKIPPED = 71
 """Exit status of a run all of whose tests were skipped: this user, or this machine, cannot run them."""
 _PR_SET_PDEATHSIG = 1
@@ -57,6 +57,8 @@ class Run:
     status: int
     output: str
     seconds: float
+    overdue: bool = False
+    """Whether it was ended as it did not end by itself, which shows nothing."""
 
 
 def run_all(
@@ -129,7 +131,8 @@ class Fork:
         os.close(self._pidfd)
         output = (self._folder / "log").read_text(errors="replace")
         shutil.rmtree(self._folder, ignore_errors=True)
-        return Run(self.task, os.waitstatus_to_exitcode(status), output, time.monotonic() - self.began)
+        seconds = time.monotonic() - self.began
+        return Run(self.task, os.waitstatus_to_exitcode(status), output, seconds, overdue=not ended)
 
     def _run(self, parent: int) -> None:
         """In the fork; does not return."""
