@@ -27,7 +27,7 @@ from vfio_user.client import Client
 from vfio_user.device import PciDevice, register
 from vfio_user.fuzz import ORACLES, VfioUserSubject
 from vfio_user.server.session import Session
-from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Dialect, Message
 from vfio_user.wire.constants import IrqSetFlags
 from vfio_user.wire.layouts import DMA_MAP, IRQ_SET, REGION_ACCESS
 
@@ -364,8 +364,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "finds"
 
 
-def fuzz(target: InProcess, folder: Path | None, *, timeout: float = 1.0, **bounds: Any) -> dict[str, Find]:
-    player = VfioUserSubject(target, CURRENT, timeout=timeout)
+def fuzz(
+    target: InProcess, folder: Path | None, *, timeout: float = 1.0, dialect: Dialect = CURRENT, **bounds: Any
+) -> dict[str, Find]:
+    player = VfioUserSubject(target, dialect, timeout=timeout)
     try:
         wrong = player.prepare()
         drawn = sequences(player.kinds(), 7, 40)
@@ -393,9 +395,64 @@ def test_each_oracle_notices_what_it_is_for_and_only_then(oracle: str, tmp_path:
         player.close()
 
 
-def test_nothing_is_found_in_a_server_that_does_nothing_wrong(tmp_path: Path) -> None:
-    with InProcess(tmp_path, Edu) as target:
-        assert fuzz(target, None, timeout=5.0, sequences=12) == {}
+class StandsStill(Fault):
+    """A write of the migration region's device_state is answered, and does nothing."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        access = REGION_ACCESS.unpack(message.payload) if command is Command.REGION_WRITE else None
+        if access is not None and (access.offset, access.length) == (0, 4) and access.region > 8:
+            return message.payload[: REGION_ACCESS.size], []
+        return proceed(command, message)
+
+
+class LoadsAnother(Fault):
+    """Of each second state that is saved in pieces the middle is wrong."""
+
+    saved = 0
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        access = REGION_ACCESS.unpack(message.payload) if command is Command.REGION_READ else None
+        if access is not None and access.region > 8 and access.length > 32:
+            self.saved += 1
+            if self.saved > 2:
+                payload = payload[:-1] + bytes([payload[-1] ^ 1])
+        return payload, fds
+
+
+class TakesAnyTable(Fault):
+    """DMA_MAP is answered as good, if it is more than a byte."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        return (b"", []) if command is Command.DMA_MAP and len(message.payload) > 1 else proceed(command, message)
+
+
+OF_OTHER_DIALECTS: list[tuple[Dialect, type[Fault], Step, str]] = [
+    (REGION_MIGRATION, StandsStill, Step.of("change_states", states=(0,)), "replies"),
+    (REGION_MIGRATION, LoadsAnother, Step.of("move_region", reset_between=0, damage=0), "state"),
+    (DRAFT_V6, StandsStill, Step.of("change_states", states=(3,)), "replies"),
+    (DRAFT_V6, TakesAnyTable, Step.of("map_wrong_entry", what="rights", shared=0), "replies"),
+    (DRAFT_V6, Unmaps, Step.of("unmap", slot=1, page=0, pages=0, shift=0), "replies"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "fault", "step", "oracle"), OF_OTHER_DIALECTS)
+def test_so_it_is_with_what_other_dialects_have(
+    dialect: Dialect, fault: type[Fault], step: Step, oracle: str, tmp_path: Path
+) -> None:
+    for session, wanted in ((with_fault(fault()), oracle), (Session, None)):
+        with InProcess(tmp_path, Edu, session=session, dialect=dialect) as target:
+            player = VfioUserSubject(target, dialect, timeout=5)
+            assert not player.prepare()
+            found = player.play([step])
+            player.close()
+        assert (found.oracle.id if found is not None else None) == wanted
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, REGION_MIGRATION, DRAFT_V6], ids=lambda dialect: dialect.name)
+def test_nothing_is_found_in_a_server_that_does_nothing_wrong(tmp_path: Path, dialect: Dialect) -> None:
+    with InProcess(tmp_path, Edu, dialect=dialect) as target:
+        assert fuzz(target, None, timeout=5.0, sequences=6 if dialect is CURRENT else 2, dialect=dialect) == {}
 
 
 def test_a_reference_that_answers_otherwise_is_a_find(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ _GROUPS = frozenset(
         "io_fds",
         "irq_info",
         "region_read",
+        "migration_region",
         "region_write",
         "feature",
         "config",

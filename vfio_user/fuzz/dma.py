@@ -10,9 +10,9 @@ from vfio_user.client.memory import Mapping
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import SLOT, SLOTS, iova_of, offset_of
 from vfio_user.fuzz.session import MappedRange, Session
-from vfio_user.wire import Command
-from vfio_user.wire.constants import UnmapFlags
-from vfio_user.wire.layouts import DMA_MAP, DMA_UNMAP
+from vfio_user.wire import DRAFT_V6, Command
+from vfio_user.wire.constants import DmaFlagsV6, UnmapFlags
+from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
 
 PAGE = 0x1000
 _TAKEN = (errno.EINVAL, errno.EEXIST)
@@ -27,12 +27,11 @@ def give(session: Session, slot: int, page: int, pages: int, shift: int, rights:
     with_fd = bool(shared) and session.client.channel.carries_fds
     memory = session.memory.memory if with_fd else session.memory.private
     fds = [memory.fd] if with_fd and memory.fd is not None else []
-    request = DMA_MAP.pack(DMA_MAP.size, rights, offset if fds else 0, iova, size)
     wanted = MappedRange(iova, size, with_fd, offset, rights)
     over = [known for known in session.maps.values() if known.iova < wanted.end and iova < known.end]
     if not over and rights & 2:
         session.memory.give(with_fd, offset, size)
-    reply = session.ask(Command.DMA_MAP, request, fds)
+    reply = session.ask(Command.DMA_MAP, session.map_request(wanted), fds)
     if over:
         same = len(over) == 1 and over[0] == wanted
         if reply.failed or not same:
@@ -61,15 +60,25 @@ def unmap_known(session: Session, which: int, shift: int, longer: int) -> None:
 
 
 def _unmap(session: Session, iova: int, size: int) -> None:
-    request = DMA_UNMAP.pack(DMA_UNMAP.size, 0, iova, size)
+    request = session.unmap_request(iova, size)
     known = session.maps.get(iova)
+    exact = known is not None and known.size == size
+    if (
+        session.client.dma_tables
+        and not exact
+        and any(iova < m.end and m.iova < iova + size for m in session.maps.values())
+    ):
+        return  # of the draft it is no rule what becomes of a part
     within = [each for each in session.maps.values() if iova <= each.iova and each.end <= iova + size]
     reply = session.ask(Command.DMA_UNMAP, request)
-    if known is not None and known.size == size:
+    if exact:
         if reply.failed and not session.accessible:
             return
         session.good(reply, "unmapping a range that was mapped")
-        require(reply.payload == request, "the reply to DMA_UNMAP is not the request's structure")
+        require(
+            session.client.dma_tables or reply.payload == request,
+            "the reply to DMA_UNMAP is not the request's structure",
+        )
         session.forget_map(iova)
     elif reply.failed or not within:
         accepted = (errno.ENOENT,) if session.accessible else (errno.ENOENT, errno.EINVAL)
@@ -117,6 +126,36 @@ def map_wrong(session: Session, what: str, shared: int) -> None:
     session.refused(reply, f"a map that cannot be ({what})")
 
 
+def map_wrong_entry(session: Session, what: str, shared: int) -> None:
+    """A table with an entry that cannot be is refused, and nothing of it is mapped: neither is the one before it."""
+    with_fd = bool(shared) and session.client.channel.carries_fds and session.memory.memory.fd is not None
+    fds = [session.memory.memory.fd] if with_fd else []
+    flags, rights, iova, size = int(DmaFlagsV6.MAPPABLE if with_fd else 0), 3, 1 << 40, SLOT
+    match what:
+        case "flag":
+            flags |= 0x10
+        case "rights":
+            rights |= 8
+        case "wraps":
+            iova = (1 << 64) - PAGE
+        case "empty" if fds:
+            size = 0
+        case "mmap" if not fds:
+            flags |= int(DmaFlagsV6.MAPPABLE)
+        case "cut" | "none":
+            pass
+        case _:
+            return
+    entry = DMA_ENTRY_V6.pack(iova, size, 0, rights, flags)
+    good = DMA_ENTRY_V6.pack(1 << 41, SLOT, 0, 3, 0)
+    table = {"cut": entry[:-1], "none": b""}.get(what, good + entry)
+    reply = session.ask(Command.DMA_MAP, table, [fd for fd in fds if fd is not None])
+    session.refused(reply, f"a table that cannot be ({what})")
+    accepted = (errno.ENOENT,) if session.accessible else (errno.ENOENT, errno.EINVAL)
+    gone = session.ask(Command.DMA_UNMAP, session.unmap_request(1 << 41, SLOT))
+    session.refused(gone, "unmapping what a refused table would have mapped", accepted)
+
+
 def kinds(ground: Ground) -> list[Kind[Session]]:
     """The steps of this module, where the device does DMA."""
     if not ground.does_dma:
@@ -124,7 +163,7 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
     slot, page, pages = Number(0, SLOTS - 1), Pick((0, 0, 0, 1, 3)), Pick((0, 0, 1, 2))
     shift = Pick((0, 0, 0, -1, 1))
     wrong = Pick(("flag", "wraps", "argsz", "modes", "empty", "mmap"))
-    return [
+    found: list[Kind[Session]] = [
         Kind(
             "give",
             give,
@@ -140,6 +179,12 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
         ),
         Kind("unmap", unmap, {"slot": slot, "page": page, "pages": pages, "shift": shift}),
         Kind("unmap_known", unmap_known, {"which": Number(0, 7), "shift": shift, "longer": shift}),
+    ]
+    if ground.description.dialect == DRAFT_V6.name:
+        wrong = Pick(("flag", "wraps", "cut", "rights", "empty", "none", "mmap"))
+        return [*found, Kind("map_wrong_entry", map_wrong_entry, {"what": wrong, "shared": Pick((0, 1))})]
+    return [
+        *found,
         Kind("unmap_all", unmap_all, {"address": Pick((0, 0, PAGE))}),
         Kind("map_wrong", map_wrong, {"what": wrong, "shared": Pick((0, 1))}),
     ]

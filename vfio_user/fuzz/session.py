@@ -16,7 +16,8 @@ from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import GuardedMemory
 from vfio_user.fuzz.oracles import REPLIES
 from vfio_user.wire import ERROR, REPLY, Command, Message
-from vfio_user.wire.constants import MigrationState
+from vfio_user.wire.constants import DmaFlagsV6, MigrationState
+from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
 
 ACCESSIBLE = (MigrationState.RUNNING, MigrationState.PRE_COPY)
 """States in which a device does what it is asked."""
@@ -83,6 +84,20 @@ class Session:
         close_all(reply.fds)
         check_header(reply, number, command.value)
         return reply
+
+    def map_request(self, wanted: MappedRange) -> bytes:
+        """The payload of DMA_MAP for a range, as the dialect has it."""
+        place = wanted.offset if wanted.shared else 0
+        if not self.client.dma_tables:
+            return DMA_MAP.pack(DMA_MAP.size, wanted.rights, place, wanted.iova, wanted.size)
+        mappable = DmaFlagsV6.MAPPABLE if wanted.shared else 0
+        return DMA_ENTRY_V6.pack(wanted.iova, wanted.size, place, wanted.rights, mappable)
+
+    def unmap_request(self, iova: int, size: int) -> bytes:
+        """The payload of DMA_UNMAP for a range, as the dialect has it."""
+        if not self.client.dma_tables:
+            return DMA_UNMAP.pack(DMA_UNMAP.size, 0, iova, size)
+        return DMA_ENTRY_V6.pack(iova, size, 0, 0, 0)
 
     def note(self, what: str, reply: Message, data: bytes = b"") -> Message:
         """Keep an answer for comparison with that of a reference."""

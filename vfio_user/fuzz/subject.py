@@ -22,11 +22,10 @@ from vfio_user.fuzz.oracles import ALIVE, DESCRIPTION, REFERENCE, REPLIES, RESET
 from vfio_user.fuzz.session import Session
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.constants import MigrationState
-from vfio_user.wire.layouts import DMA_UNMAP
 
 PROTOCOL = "vfio-user"
-DIALECTS = ("current", "region-migration")
-"""Those whose structures the steps are made of."""
+DIALECTS = ("current", "region-migration", "draft-v6")
+"""Those whose structures the steps are made of: not libvfio-user's of 2021, whose DMA is a message of 32 bits."""
 _SERVER = (Disconnected, NoAnswer, RemoteError, ProtocolError, CheckFailed, UserError)
 
 
@@ -189,7 +188,7 @@ class VfioUserSubject:
         still_wired(session)
         if session.accessible:
             for known in list(session.maps.values()):
-                request = DMA_UNMAP.pack(DMA_UNMAP.size, 0, known.iova, known.size)
+                request = session.unmap_request(known.iova, known.size)
                 session.good(session.ask(Command.DMA_UNMAP, request), "unmapping a range that was mapped")
                 session.forget_map(known.iova)
         self._memory.check()
