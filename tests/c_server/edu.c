@@ -1,7 +1,10 @@
 /*
- * A vfio-user server in plain C, which shares nothing with this project: edu's identification, liveness and factorial,
- * polled, without interrupts and DMA. Written after docs/interop/vfio-user.rst and docs/specs/edu.rst of QEMU. It serves
- * one client after the other at the path that is its argument.
+ * A vfio-user server in plain C, which shares nothing with this project: edu's identification, liveness, factorial and
+ * causes of interrupts, polled, without DMA. Written after docs/interop/vfio-user.rst and docs/specs/edu.rst of QEMU. It
+ * serves one client after the other at the path that is its argument.
+ *
+ * Built with VECTORS=1 it has an interrupt, of MSI-X; with STALE=N every N-th read of the causes is of the value before,
+ * and with LOST=N every N-th interrupt is lost.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -11,19 +14,32 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#ifndef VECTORS
+#define VECTORS 0
+#endif
+#ifndef STALE
+#define STALE 0
+#endif
+#ifndef LOST
+#define LOST 0
+#endif
+
 enum { VERSION = 1, DMA_MAP, DMA_UNMAP, GET_INFO, GET_REGION, GET_REGION_FDS, GET_IRQ, SET_IRQS, READ, WRITE, RESET = 13 };
 enum { REPLY = 1, NO_REPLY = 1 << 4, FAILED = 1 << 5 };
 enum { REGIONS = 9, BAR0 = 0, CONFIG = 7, IRQS = 5, BAR_SIZE = 1 << 20, CONFIG_SIZE = 256, MOST = 4096 };
+enum { MSIX = 2, TRIGGER_BY_EVENTFD = 1 << 2 | 1 << 5 };
 
 struct header { uint16_t id, command; uint32_t size, flags, error; };
 struct info { uint32_t argsz, flags, regions, irqs; };
 struct region { uint32_t argsz, flags, index, cap_offset; uint64_t size, offset; };
 struct irq { uint32_t argsz, flags, index, count; };
+struct irq_set { uint32_t argsz, flags, index, start, count; };
 struct access { uint64_t offset; uint32_t region, count; };
 
 static union { uint8_t bytes[MOST]; struct header header; } in, out;
 static uint8_t config[CONFIG_SIZE];
-static uint32_t inverted, result, status;
+static uint32_t inverted, result, status, causes, seen, reads, raised;
+static int eventfd = -1, received = -1; /* the vector's; the last that came with a message */
 
 static const uint8_t fresh_config[CONFIG_SIZE] = {
     [0x00] = 0x34, 0x12, 0xe8, 0x11, [0x08] = 0x10, 0x00, 0xff, 0x00, [0x2c] = 0xf4, 0x1a, 0x00, 0x11,
@@ -32,7 +48,7 @@ static const uint8_t fresh_config[CONFIG_SIZE] = {
 static void reset(void)
 {
     memcpy(config, fresh_config, sizeof config);
-    inverted = result = status = 0;
+    inverted = result = status = causes = 0;
 }
 
 static uint32_t load(uint64_t offset)
@@ -42,12 +58,32 @@ static uint32_t load(uint64_t offset)
     case 0x04: return inverted;
     case 0x08: return result;
     case 0x20: return status;
+    case 0x24:
+        reads++;
+        if (!STALE || reads % (STALE + !STALE))
+            seen = causes;
+        return seen;
     default: return offset < 0x80 ? 0xffffffff : 0;
     }
 }
 
+static void interrupt(void)
+{
+    uint64_t one = 1;
+
+    raised++;
+    if (eventfd >= 0 && (!LOST || raised % (LOST + !LOST)) && write(eventfd, &one, sizeof one) != sizeof one)
+        perror("eventfd");
+}
+
 static void store(uint64_t offset, uint32_t value)
 {
+    if (offset == 0x60) {
+        causes |= value;
+        interrupt();
+    }
+    if (offset == 0x64)
+        causes &= ~value;
     if (offset == 0x04)
         inverted = ~value;
     if (offset == 0x20)
@@ -115,12 +151,24 @@ static int answer(int command, const uint8_t *asked, uint32_t size, uint8_t *rep
         if (irq.index >= IRQS)
             return -EINVAL;
         irq.argsz = sizeof irq;
-        irq.flags = irq.count = 0;
+        irq.count = irq.index == MSIX ? VECTORS : 0;
+        irq.flags = irq.count ? 1 : 0; /* eventfd */
         memcpy(reply, &irq, sizeof irq);
         return sizeof irq;
     }
-    case SET_IRQS:
+    case SET_IRQS: {
+        struct irq_set set;
+        if (size < sizeof set)
+            return -EINVAL;
+        memcpy(&set, asked, sizeof set);
+        if (VECTORS && set.index == MSIX) {
+            if (eventfd >= 0)
+                close(eventfd);
+            eventfd = set.flags == TRIGGER_BY_EVENTFD ? received : -1;
+            received = eventfd >= 0 ? -1 : received;
+        }
         return 0;
+    }
     case READ:
     case WRITE:
         if (size < sizeof access)
@@ -155,7 +203,14 @@ static int answer(int command, const uint8_t *asked, uint32_t size, uint8_t *rep
     }
 }
 
-/* Whole messages only; descriptors that come along are closed, as nothing is mapped. 0: the client has gone. */
+static void take(int fd)
+{
+    if (received >= 0)
+        close(received);
+    received = fd;
+}
+
+/* Whole messages only; of descriptors that come along the last is kept until the next message. 0: the client has gone. */
 static int receive(int client, uint8_t *buffer, size_t wanted)
 {
     union { char bytes[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } control;
@@ -171,7 +226,7 @@ static int receive(int client, uint8_t *buffer, size_t wanted)
         for (struct cmsghdr *each = CMSG_FIRSTHDR(&message); each; each = CMSG_NXTHDR(&message, each)) {
             int *fds = (int *)CMSG_DATA(each);
             for (size_t i = 0; i < (each->cmsg_len - CMSG_LEN(0)) / sizeof *fds; i++)
-                close(fds[i]);
+                take(fds[i]);
         }
         buffer += got;
         wanted -= (size_t)got;
@@ -188,6 +243,7 @@ static void serve(int client)
         if (size < header || size > MOST - 1024 || !receive(client, in.bytes + header, size - header))
             return;
         int length = answer(in.header.command, in.bytes + header, size - (uint32_t)header, out.bytes + header);
+        take(-1);
         if (in.header.flags & NO_REPLY)
             continue;
         out.header = in.header;

@@ -1,0 +1,89 @@
+"""What a developer does about a seldom fault of a server in C: the trace names it, and is cut down to what makes it.
+
+At night: the server is compiled, for which a compiler may have to be fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.c_server import c_server
+from tests.flagged import CAUSES, DOWN, REGISTERS, UP
+from tests.interposed import Interposed
+from userdev.errors import VerdictError
+from vfio_user.cli import cli
+from vfio_user.client import EventFd, NoAnswer
+from vfio_user.interposer.replay import replay
+from vfio_user.wire.constants import IrqIndex
+
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(300)]
+
+
+def command(*faults: str) -> str:
+    return f"{c_server('VECTORS=1', *faults)} {{socket}}"
+
+
+def work(folder: Path, server: str, rounds: int) -> Path:
+    """The trace of a driver that raises a cause, waits for its interrupt, looks, acknowledges and looks."""
+    folder.mkdir()
+    trace = folder / "work.trace"
+    with (
+        Interposed(folder, server, trace=str(trace), capture_interrupts=True, registers=REGISTERS) as between,
+        EventFd() as interrupt,
+    ):
+        client = between.client()
+        client.enable_irqs(IrqIndex.MSIX, [interrupt])
+        for _ in range(rounds):
+            client.store(0, UP, 4, 0x5A)
+            with suppress(NoAnswer):
+                client.wait_interrupt(interrupt, timeout=1.0)
+            client.load(0, CAUSES, 4)
+            client.store(0, DOWN, 4, 0x5A)
+            client.load(0, CAUSES, 4)
+    return trace
+
+
+def asked(*words: str) -> dict[str, Any]:
+    """What a command says with --json."""
+    done = CliRunner().invoke(cli, [*words, "--json"])
+    if done.exception is not None and not isinstance(done.exception, VerdictError):
+        raise done.exception
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def odd(trace: Path, kind: str) -> list[str]:
+    return [each["text"] for each in asked("trace", "stats", str(trace))["findings"] if each["kind"] == kind]
+
+
+def test_a_register_that_is_stale_every_fiftieth_read(tmp_path: Path) -> None:
+    good, stale = command(), command("STALE=50")
+    right, wrong = work(tmp_path / "good", good, 30), work(tmp_path / "stale", stale, 30)
+    assert odd(right, "seldom") == []
+    [said] = odd(wrong, "seldom")
+    assert "causes reads 0x0" in said
+    assert "0x5a in 1 of 30" in said
+    [first] = asked("trace", "diff", str(right), str(wrong))["differences"]
+    assert "causes" in first["text"]
+    short = tmp_path / "short.trace"
+    found = asked("minimize", str(wrong), "--server-command", stale, "--against", good, "-o", str(short))
+    assert found["after"] < found["before"]
+    assert replay(short, good).same, "what is left is right of a server that is right"
+    left = replay(short, stale).differences
+    assert [each.place for each in left] == ["REGION_READ BAR0 0x24 causes"]
+
+
+def test_an_interrupt_that_is_lost_once_in_two_hundred(tmp_path: Path) -> None:
+    right, wrong = work(tmp_path / "good", command(), 201), work(tmp_path / "lossy", command("LOST=200"), 201)
+    assert odd(right, "no interrupt") == []
+    [said] = odd(wrong, "no interrupt")
+    assert "up but 1 of" in said
+    count, behind = (one["text"] for one in asked("trace", "diff", str(right), str(wrong))["differences"])
+    assert count == "MSIX 0: 201 times in A, 200 times in B"
+    assert behind.startswith("MSIX 0 behind REGION_WRITE up")
