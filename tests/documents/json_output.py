@@ -27,6 +27,11 @@ EDU, RNG = (
 KEPT = "[ -d kept ] || vfio-user run --bundle kept >&2; "
 """A bundle, made once."""
 
+WRITTEN = (
+    r"printf 'from avocado import Test\nclass It(Test):\n    def test(self):\n        self.log.info(1)\n' > test_it.py;"
+)
+"""A test, of no guest: what is printed of it is the same."""
+
 COMMANDS: dict[str, tuple[str, ...]] = {
     "bundle": (f"{KEPT} vfio-user bundle show kept --json",),
     "bundle-diff": (f"{KEPT} vfio-user bundle diff kept kept --json",),
@@ -40,6 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "image-list": ("vfio-user image list --json",),
     "known-issues": ("vfio-user known-issues --json",),
     "migrate": ("vfio-user migrate --hosts local --workload registers --json",),
+    "new": ("vfio-user new mine --json",),
     "nightly-compare": (),
     "probe": ("vfio-user probe edu.sock --json",),
     "qemu-list": ("vfio-user qemu list --json",),
@@ -49,6 +55,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "soak-event": (
         "vfio-user soak --device edu --workload none --hosts local --only-events pause-qemu --until 2 --json",
     ),
+    "test-e2e": (f"{WRITTEN} vfio-user test-e2e ./test_it.py --json",),
     "trace-line": ("vfio-user trace show edu.trace --json", "vhost-user trace show rng.trace --json"),
     "trace-stats": ("vfio-user trace stats edu.trace --json", "vhost-user trace stats rng.trace --json"),
     "trace-diff": (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import yaml
@@ -31,6 +33,7 @@ from vfio_user.bundle import bundle_of, moved
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
 from vfio_user.cli._completion import complete_tests
 from vfio_user.cli._hardware import capture_dma_option, guest_hardware
+from vfio_user.cli._progress import quiet_option
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.cell import Cell, parse_servers
 from vfio_user.harness.command_line import HardwareOptions
@@ -57,6 +60,8 @@ MOST_AT_ONCE = 2
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
 @click.option("--list", "list_only", is_flag=True, help="Name the tests, and run none.")
 @click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Any setting of avocado's.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs; what fails goes to stderr.")
+@quiet_option("Say only what failed, and the counts.")
 @click.option("--cell", "cell_text", default="", hidden=True, help="What a bundle says of a test's guests.")
 @with_bundle_options
 def command(
@@ -73,6 +78,8 @@ def command(
     timeout_factor: float,
     list_only: bool,
     options: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
     cell_text: str,
     bundle: str,
     bundle_size: int,
@@ -87,6 +94,7 @@ def command(
     known issue of QEMU (XFAIL, see `vfio-user known-issues`) are counted in a line before it. The exit status is 0 when
     some test passed, or showed such an issue, and none failed.
     """
+    printed = Printed(sys.stdout, as_json=as_json)
     folder = suite_folder()
     chosen = [reference(test, folder) for test in tests] or all_tests(folder)
     settings = dict(_setting(option) for option in options)
@@ -99,6 +107,8 @@ def command(
         "filter.by_tags.tags": filters(tags, everything=nightly or bool(tests)),
         "filter.by_tags.include_empty": not tags,
     }
+    if as_json or quiet:
+        config["core.show"] = ["none"]
     root = folder.parent if folder else Path.cwd()
     cell = replace(
         _cell(Cell.of_text(cell_text), qemu, hardware, servers, interpose=interpose, trace=trace or capture_dma),
@@ -114,7 +124,23 @@ def command(
             return
         job = make_job({**config, **settings})
         provision(cell.qemu, _say)
-        _run(job, explicit="task.timeout.running" in settings, into=into)
+        _run(job, explicit="task.timeout.running" in settings, into=into, printed=printed)
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Where a run's results go: avocado, told to show nothing, puts another standard output in place of this one."""
+
+    out: TextIO
+    as_json: bool = False
+
+    def say(self, text: str) -> None:
+        """Tell people: beside what programs read, where there are some."""
+        click.echo(text, file=sys.stderr if self.as_json else self.out)
+
+    def json(self, whole: Mapping[str, Any]) -> None:
+        """Tell programs."""
+        click.echo(json.dumps(whole), file=self.out)
 
 
 def _cell(
@@ -145,7 +171,7 @@ def _say(message: str) -> None:
     click.echo(message, err=True)
 
 
-def _run(job: Any, *, explicit: bool, into: Path | None) -> None:
+def _run(job: Any, *, explicit: bool, into: Path | None, printed: Printed) -> None:
     """Run a job, and say what came of it. `explicit`: whether it was said how long a test may take at all.
 
     `into` is the folder that tests' bundles are moved to, where that is not among their results.
@@ -155,9 +181,9 @@ def _run(job: Any, *, explicit: bool, into: Path | None) -> None:
         try:
             status = run_bounded(job, ending, _say, explicit=explicit)
         except JobHangs as error:
-            _complain(job, ending, into)
+            _complain(job, ending, into, printed)
             raise VerdictError(str(error), evidence=f"evidence: {job.logdir}") from None
-    report(job, status, ending, into)
+    report(job, status, ending, into, printed)
 
 
 def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, Path]]:
@@ -180,7 +206,7 @@ def per_minute(count: int, seconds: float) -> float:
     return 60 * count / seconds if seconds > 0 else 0.0
 
 
-def report(job: Any, status: int, ending: Ending, into: Path | None = None) -> None:
+def report(job: Any, status: int, ending: Ending, into: Path | None = None, printed: Printed | None = None) -> None:
     """Say what came of a job's tests; bundles of theirs are moved to `into`.
 
     Raises:
@@ -191,7 +217,7 @@ def report(job: Any, status: int, ending: Ending, into: Path | None = None) -> N
     result = job.result
     if is_full(Path(job.logdir)) and not ending.came:
         raise UserError(f"{job.logdir}: no space is left there, so that nothing of this is a verdict")
-    failed = _complain(job, ending, into)
+    failed = _complain(job, ending, into, printed or Printed(sys.stdout))
     if ending.came:
         names = ", ".join(str(test["name"]).rpartition(":")[2] for test in ending.tests(job))
         click.echo(f"ended {f'in {names}' if names else 'between tests'}: that is no verdict", err=True)
@@ -202,23 +228,40 @@ def report(job: Any, status: int, ending: Ending, into: Path | None = None) -> N
         raise UserError(f"avocado did not finish its job (status {status})", hint=f"its log: {job.logfile}")
 
 
-def _complain(job: Any, ending: Ending, into: Path | None) -> int:
+def _complain(job: Any, ending: Ending, into: Path | None, printed: Printed) -> int:
     """First causes, where the evidence is, and the counts; JUnit's file is completed. How many tests failed."""
     result = job.result
     known = _known(result.tests)
     ended = len(ending.tests(job))
     complete_junit(Path(job.logdir) / "results.xml", result.tests)
-    for name, cause, page in first_causes(result.tests):
-        click.echo(f"{name}: {cause}\n  {page}")
-    for bundle in _bundles(result.tests, into):
-        click.echo(f"bundle: {bundle}")
-    click.echo(f"evidence: {job.logdir}")
-    click.echo(f"{per_minute(result.tests_run, job.time_elapsed):.1f} cases per minute")
-    if known:
-        click.echo(f"{known} showed a known issue of QEMU ({XFAIL})")
+    causes = list(first_causes(result.tests))
+    bundles = list(_bundles(result.tests, into))
     failed: int = result.failed + result.errors + result.interrupted - ended
-    skipped = result.skipped + result.cancelled - known
-    click.echo(f"{result.passed + result.warned} passed, {failed} failed, {skipped} skipped")
+    passed, skipped = result.passed + result.warned, result.skipped + result.cancelled - known
+    for name, cause, page in causes:
+        printed.say(f"{name}: {cause}\n  {page}")
+    for bundle in bundles:
+        printed.say(f"bundle: {bundle}")
+    if printed.as_json:
+        counts = {"passed": passed, "failed": failed, "skipped": skipped, "known_issues": known}
+        tests = [
+            {
+                "name": str(test["name"]),
+                "status": str(test["status"]),
+                "seconds": round(float(test.get("time_elapsed") or 0), 3),
+                "reason": str(test.get("fail_reason") or ""),
+                "evidence": str(test["logdir"]),
+            }
+            for test in result.tests
+        ]
+        whole = {**counts, "evidence": str(job.logdir), "tests": tests, "bundles": [str(bundle) for bundle in bundles]}
+        printed.json(whole)
+        return failed
+    printed.say(f"evidence: {job.logdir}")
+    printed.say(f"{per_minute(result.tests_run, job.time_elapsed):.1f} cases per minute")
+    if known:
+        printed.say(f"{known} showed a known issue of QEMU ({XFAIL})")
+    printed.say(f"{passed} passed, {failed} failed, {skipped} skipped")
     return failed
 
 
