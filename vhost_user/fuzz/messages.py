@@ -209,9 +209,8 @@ def _checks() -> dict[str, Check[Bench]]:
     return {check.id: check for check in CATALOGUE if check.level is not Level.OPEN}
 
 
-def kinds(offered: Offered, device: str | None) -> list[Kind[Encounter]]:
+def kinds(offered: Offered) -> list[Kind[Encounter]]:
     """The steps of this module."""
-    del device
     unknown: Sequence[int] = (0, 200, 0x7FFF, R.SET_VRING_NUM, R.SET_VRING_ADDR, R.SET_MEM_TABLE, R.SET_INFLIGHT_FD)
     how = Pick(("empty", "overlap", "beyond", "wraps", "pipe"))
     some = [

@@ -69,7 +69,7 @@ class BackEndPlayer:
         sectors = int.from_bytes(config[:8], "little") if writable else 0
         self._offered = Offered(features, protocol, said.queues or 1, len(config), sectors)
         name = self._device.name if self._device is not None else None
-        found = (*rings.kinds(self._offered, name), *messages.kinds(self._offered, name))
+        found = (*rings.kinds(self._offered, name), *messages.kinds(self._offered))
         self._kinds = {kind.name: kind for kind in found}
         if self._reference is not None:
             self._reference.prepare()

@@ -139,7 +139,6 @@ class Stats:
     def _interrupted(self, name: str, count: int, time: int) -> None:
         vector = self.vectors.setdefault(name, Vector())
         vector.count += count
-        vector.wakes += 1
         if self._last_write is not None:
             vector.since_write.add(time - self._last_write.time)
             self.followed.setdefault(self._last_write.place, Followed()).nearest[name] += 1

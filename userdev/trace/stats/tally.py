@@ -55,8 +55,6 @@ class Tally:
         "longest_run",
         "read_back",
         "run",
-        "unanswered",
-        "unsent",
         "writes_before",
     )
 
@@ -67,9 +65,6 @@ class Tally:
         self.last: int | None = None
         """The value of the last one."""
         self.last_number = 0
-        self.unanswered: list[int] = []
-        self.unsent = 0
-        """How many more were received than sent on."""
         self.run = self.longest_run = Run()
         self.writes_before = -1
         self.after: Exchange | None = None
@@ -96,8 +91,6 @@ class Vector:
     """What is counted of one interrupt."""
 
     count: int = 0
-    wakes: int = 0
-    """How often it was seen: several at once are one."""
     since_write: Latencies = field(default_factory=Latencies)
     """From the client's write before it."""
 
