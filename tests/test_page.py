@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 from vfio_user.page import wire
 from vfio_user.page.axis import MOST_PLACES, Axis, Kind, Row
 from vfio_user.page.document import write_page
+from vfio_user.page.names import COLLECTED
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
@@ -159,6 +160,44 @@ def test_what_is_wrong_with_files_of_a_run_keeps_no_page_from_being_written(tmp_
     page = write_page(tmp_path, tmp_path / "index.html")
     assert page.happened == 0
     assert "cut.trace" in page.truncated[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("guest.console.timed.log", f"{'9' * 30}.0 in no year\n{'9' * 400}.0 in none at all\n1795932999.5 seen"),
+        ("guest.dmesg.log", f"[{'9' * 30}.0] never\n[    1.0] seen\n[    2.0] {COLLECTED} 1795932999.5"),
+        ("guest.qmp.log", '9999-12-31T23:59:59 <- {"event": "NEVER"}\n2026-11-29T10:00:00 <- {"event": "seen"}'),
+        ("soak.jsonl", '{"kind": "event", "event": "seen", "when": 1795932999.5, "whole": "long"}'),
+        ("timeline.json", '[{"what": "seen", "when": 1795932999.5, "of": NaN, "by": "\\ud800"}]'),
+        ("guest.migration.json", '{"when": 1.7e9, "phases": [{"phase": "seen", "began": "soon"}], "seconds": "few"}'),
+        (
+            "evidence.json",
+            f'{{"of": "\\ud800", "processes": [{{"name": "seen", "when": 1.7e9, "ended": {"9" * 400}}}]}}',
+        ),
+    ],
+    ids=["console", "kernel log", "QMP", "soak", "steps", "migration", "record"],
+)
+def test_a_number_that_is_no_time_keeps_nothing_else_off_the_axis(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "evidence.json").write_text("{}")
+    (tmp_path / name).write_text(said)
+    (tmp_path / os.fsdecode(b"guest\xff.qemu.log")).write_text("a name that is no UTF-8")
+    [found] = [each for each in page_of(tmp_path, tmp_path / "index.html") if "seen" in each.title]
+    assert "NaN" not in found.fields.values()
+    assert 'href="guest%FF.qemu.log"' in (tmp_path / "index.html").read_text()
+
+
+def test_what_a_server_logs_over_midnight_is_on_the_axis(tmp_path: Path) -> None:
+    midnight = datetime(2026, 11, 30)
+    steps = [{"what": "boot", "when": (midnight - timedelta(seconds=30)).timestamp(), "seconds": 60}]
+    (tmp_path / "timeline.json").write_text(json.dumps(steps))
+    (tmp_path / "edu.server.log").write_text("23:59:40.000 before\n00:00:10.500 after\n00:00:20.000 Kernel panic\n")
+    found = page_of(tmp_path, tmp_path / "index.html")
+    assert [(each.title, each.when) for each in found if each.where[0] == "server log"] == [
+        ("before", 10),
+        ("after", 40.5),
+        ("Kernel panic", 50),
+    ]
 
 
 def test_what_is_odd_about_a_trace_is_at_the_top_with_its_records(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ SHOWN = "\\x1b[2J"
         ("failed\rpassed", "failed\\x0dpassed"),
         ("failed\b\b\b\b\b\bpassed", "failed" + "\\x08" * 6 + "passed"),
         ("\u202eright to left", "\\u202eright to left"),
+        (os.fsdecode(b"a name that is no UTF-8: \xff"), "a name that is no UTF-8: \\udcff"),
         ("two\r\nlines\n\tand a tab, ä", "two\nlines\n\tand a tab, ä"),
     ],
 )

@@ -11,8 +11,9 @@ from typing import Any, TextIO
 
 _COLOURS = r"\x1b\[(?:0|1|3[0-7]|9[0-7])m"
 """What our own words are coloured with (`click.style`): they change nothing but how letters look."""
-_CONTROLS = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
-"""All of C0 but tab and newline, DEL, C1, and what turns the direction of writing."""
+_CONTROLS = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+"""All of C0 but tab and newline, DEL, C1, what turns the direction of writing, and halves of characters: a byte of a
+file's name that is no UTF-8 is one, and can be written nowhere."""
 _UNPRINTABLE = re.compile(_CONTROLS)
 _UNPRINTABLE_BUT_COLOURS = re.compile(f"({_COLOURS})|{_CONTROLS}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import sys
 import zlib
@@ -221,6 +222,8 @@ def _shown(value: Any, depth: int = 0) -> Any:
             return {printable(str(name)): _shown(each, depth + 1) for name, each in value.items()}
         case list() | tuple():
             return [_shown(each, depth + 1) for each in value[:64]]
+        case float() if not math.isfinite(value):
+            return str(value)  # in JSON it is no number
         case _:
             return value
 

@@ -6,12 +6,14 @@ import base64
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from userdev.errors import UserError, about
 from userdev.printable import printable
@@ -20,7 +22,7 @@ from vfio_user.page import logs, run
 from vfio_user.page.axis import Axis
 from vfio_user.page.names import INDEX, MIGRATIONS, PROCESSES, RECORD, SOAK, TIMELINE
 from vfio_user.page.sections import Said, Section, sections
-from vfio_user.page.texts import json_of, text_of
+from vfio_user.page.texts import json_of, seconds_of, text_of
 from vfio_user.page.versions import versions_of
 from vfio_user.page.wire import Seen, put_trace
 
@@ -80,7 +82,7 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
     }
     page = "".join(_rendered(head, axis))
     with about(out):
-        out.write_text(page, encoding="utf-8")
+        out.write_text(page, encoding="utf-8", errors="backslashreplace")  # what is half a character
     return Written(out, len(axis), tuple(truncated))
 
 
@@ -143,9 +145,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _moment(when: object) -> str:
-    if not isinstance(when, int | float) or not 0 <= when < 1 << 33:
+    seconds = seconds_of(when)
+    if seconds is None:
         return ""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) + f".{int(when % 1 * 1000):03d}"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03d}"
 
 
 @functools.cache
@@ -159,7 +162,16 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["urlencode"] = _link
     return environment.get_template("page.html")
+
+
+def _link(name: object) -> str:
+    """A link to a file beside the page, whose name need not be UTF-8; "" of what no file is called."""
+    try:
+        return quote(os.fsencode(str(name)))
+    except UnicodeEncodeError:
+        return ""
 
 
 def _rendered(head: dict[str, Any], axis: Axis) -> Iterator[str]:

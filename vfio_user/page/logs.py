@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
 from vfio_user.page.names import COLLECTED
-from vfio_user.page.texts import json_of, text_of
+from vfio_user.page.texts import json_of, seconds_of, text_of
 
 _CONSOLE = re.compile(r"^(\d{9,}\.\d+) (.*)$")
 _KERNEL = re.compile(r"^\[ *(\d+\.\d+)\](?:\[[^]]*\])? (.*)$")
 _SERVER = re.compile(r"^((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}) (.*)$")
 _BROKEN = re.compile(r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: (?!workqueue lockup)|Call Trace:")
 _QMP = "QMP"
+_DAY, _HALF_A_DAY = timedelta(days=1), timedelta(hours=12)
 
 
 def put_qmp(axis: Axis, path: Path) -> None:
@@ -53,18 +54,20 @@ def _messages(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         try:
             moment, direction, rest = line.split(" ", 2)
             body = json_of(rest)
-            if isinstance(body, dict):
-                yield int(datetime.fromisoformat(moment).timestamp() * 1e9), direction, body
+            when = _nanoseconds(datetime.fromisoformat(moment).timestamp())
         except (ValueError, OverflowError):
             continue
+        if when is not None and isinstance(body, dict):
+            yield when, direction, body
 
 
 def put_console(axis: Axis, path: Path) -> None:
     """Put a console's log with times on the axis, a line each."""
     row = Row("console", path.name.removesuffix(".console.timed.log"))
     for line in _lines(path):
-        if (found := _CONSOLE.match(line)) and found[2].strip():
-            axis.tell(row, _nanoseconds(found[1]), found[2], {}, _of(found[2]))
+        found = _CONSOLE.match(line)
+        if found and found[2].strip() and (when := _nanoseconds(found[1])) is not None:
+            axis.tell(row, when, found[2], {}, _of(found[2]))
 
 
 def put_kernel_log(axis: Axis, path: Path, since: int) -> None:
@@ -73,28 +76,29 @@ def put_kernel_log(axis: Axis, path: Path, since: int) -> None:
     Only where it says when it was taken (`COLLECTED`): its times are those of the guest's clock.
     """
     row = Row("kernel log", path.name.removesuffix(".dmesg.log"))
-    lines = [found for line in _lines(path) if (found := _KERNEL.match(line))]
-    marks = [found for found in lines if COLLECTED in found[2]]
+    matches = filter(None, map(_KERNEL.match, _lines(path)))
+    lines = [(up, found[2]) for found in matches if (up := _nanoseconds(found[1])) is not None]
+    marks = [(up, taken) for up, text in lines if COLLECTED in text if (taken := _nanoseconds(text.split()[-1]))]
     if not marks:
         return
-    try:
-        zero = _nanoseconds(marks[-1][2].rpartition(" ")[2]) - _nanoseconds(marks[-1][1])
-    except ValueError:
-        return
-    for found in lines:
-        when = zero + _nanoseconds(found[1])
-        if when >= since and COLLECTED not in found[2]:
-            axis.tell(row, when, found[2], {}, _of(found[2]))
+    up_then, taken = marks[-1]
+    for up, text in lines:
+        when = taken - up_then + up
+        if when >= since and COLLECTED not in text:
+            axis.tell(row, when, text, {}, _of(text))
 
 
 def put_server_log(axis: Axis, path: Path, since: int, until: int) -> None:
-    """Put on the axis what a server of ours logged: its times are of a day, and so are taken only where they fit."""
+    """Put on the axis what a server of ours logged: its times are of a day, each as near as can be to the one before.
+
+    Only where they fit between those moments: it may be another's log.
+    """
     row = Row("server log", path.name.removesuffix(".server.log"))
-    day = datetime.fromtimestamp(since / 1e9)
+    now = datetime.fromtimestamp(since / 1e9)
     for found in filter(None, map(_SERVER.match, _lines(path))):
         clock = datetime.strptime(found[1], "%H:%M:%S.%f")
-        moment = day.replace(hour=clock.hour, minute=clock.minute, second=clock.second, microsecond=clock.microsecond)
-        when = round(moment.timestamp() * 1e9)
+        now += (clock - now + _HALF_A_DAY) % _DAY - _HALF_A_DAY
+        when = round(now.timestamp() * 1e9)
         if since <= when <= until:
             axis.tell(row, when, found[2], {}, Kind.SAID)
 
@@ -103,16 +107,10 @@ def _of(text: str) -> Kind:
     return Kind.WRONG if _BROKEN.search(text) else Kind.SAID
 
 
-def _nanoseconds(seconds: str) -> int:
-    """Nanoseconds of a decimal number of seconds.
-
-    Raises:
-        ValueError: it is none, or beyond what a clock says.
-    """
-    found = round(float(seconds) * 1e9)
-    if not 0 <= found < 1 << 62:
-        raise ValueError(seconds)
-    return found
+def _nanoseconds(said: object) -> int | None:
+    """Nanoseconds of seconds; None where it is none, or beyond what a clock says."""
+    seconds = seconds_of(said)
+    return None if seconds is None else round(seconds * 1e9)
 
 
 def _lines(path: Path) -> list[str]:

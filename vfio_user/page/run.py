@@ -8,7 +8,7 @@ from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
 from vfio_user.page.names import GUEST_COMMANDS, MIGRATIONS, PROCESSES, SOAK, TIMELINE
-from vfio_user.page.texts import json_of, text_of
+from vfio_user.page.texts import json_of, seconds_of, text_of
 
 
 def put_steps(axis: Axis, folder: Path) -> None:
@@ -31,14 +31,15 @@ def put_programs(axis: Axis, folder: Path) -> None:
         row = Row("run", "program", name)
         runs = {**program, "seconds": _between(program.get("when"), program.get("ended"))}
         _tell(axis, row, runs, f"{name} runs, process {program.get('pid')}", Kind.STEP, short=name)
-        if isinstance(program.get("ended"), int | float):
+        if seconds_of(program.get("ended")) is not None:
             ended = {**program, "when": program["ended"], "seconds": 0}
             _tell(axis, row, ended, f"{name} {fate}" if fate else f"{name} ended", kind, short=fate)
 
 
 def _between(began: object, ended: object) -> float:
     """Seconds; 0 where not both moments are known."""
-    return max(0.0, ended - began) if isinstance(began, int | float) and isinstance(ended, int | float) else 0.0
+    first, last = seconds_of(began), seconds_of(ended)
+    return max(0.0, last - first) if first is not None and last is not None else 0.0
 
 
 def put_migrations(axis: Axis, folder: Path) -> None:
@@ -46,21 +47,18 @@ def put_migrations(axis: Axis, folder: Path) -> None:
     for path in sorted(folder.glob(MIGRATIONS)):
         for report in _objects(path):
             row = Row("migration", path.name.removesuffix(".migration.json"))
-            zero = report.get("when")
-            if not isinstance(zero, int | float):
+            zero = seconds_of(report.get("when"))
+            if zero is None:
                 continue
             for phase in _all(report.get("phases")):
-                placed = {**phase, "when": zero + float(phase.get("began") or 0)}
+                placed = {**phase, "when": zero + (seconds_of(phase.get("began")) or 0.0)}
                 _tell(axis, row, placed, f"phase {phase.get('phase')}", Kind.STEP, short=str(phase.get("phase")))
             good = report.get("verdict") == "migrated"
-            verdict = (
-                f"{report.get('verdict')}: {report.get('reason')}"
-                if report.get("reason")
-                else str(report.get("verdict"))
-            )
-            end = {**report, "when": zero + float(report.get("seconds") or 0), "seconds": 0}
+            verdict = str(report.get("verdict"))
+            title = f"{verdict}: {report['reason']}" if report.get("reason") else verdict
+            end = {**report, "when": zero + (seconds_of(report.get("seconds")) or 0.0), "seconds": 0}
             end.pop("phases", None)
-            _tell(axis, row, end, verdict, Kind.STEP if good else Kind.WRONG, short=str(report.get("verdict")))
+            _tell(axis, row, end, title, Kind.STEP if good else Kind.WRONG, short=verdict)
 
 
 def put_guest_commands(axis: Axis, folder: Path) -> None:
@@ -90,16 +88,15 @@ def put_soak(axis: Axis, folder: Path) -> None:
         if kind not in ("event", "failure", "note"):
             continue
         title = " ".join(str(line[name]) for name in ("event", "target", "check", "what") if line.get(name))
-        happened = {**line, "seconds": line.get("whole") or 0}
-        if isinstance(happened.get("when"), int | float):  # that of its end
-            happened["when"] -= happened["seconds"]
+        lasted, ended = seconds_of(line.get("whole")) or 0.0, seconds_of(line.get("when"))
+        happened = {**line, "seconds": lasted, "when": ended - lasted if ended is not None else None}
         _tell(axis, Row("soak", "events"), happened, title, Kind.WRONG if kind == "failure" else Kind.STEP, short=title)
 
 
 def _tell(axis: Axis, row: Row, what: Mapping[str, Any], title: str, kind: Kind, *, short: str) -> None:
     """Put a thing with `when` and `seconds` on the axis; what has no moment has no place there."""
-    when, seconds = what.get("when"), what.get("seconds", 0)
-    if isinstance(when, int | float) and isinstance(seconds, int | float) and 0 <= when < 4e9 and 0 <= seconds < 4e9:
+    when, seconds = seconds_of(what.get("when")), seconds_of(what.get("seconds", 0))
+    if when is not None and seconds is not None:
         details = {
             name: value for name, value in what.items() if name not in ("when", "kind") and value not in ("", None)
         }

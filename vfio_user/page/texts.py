@@ -27,3 +27,14 @@ def json_of(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def seconds_of(value: object) -> float | None:
+    """A number of seconds, or its text; None of what is none, or more than a clock says."""
+    if not isinstance(value, int | float | str):
+        return None
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < 1 << 32 else None
