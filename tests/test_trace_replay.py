@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import resource
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -36,7 +37,7 @@ from vfio_user.interposer.trace import MessageRecord, Note, read_trace
 from vfio_user.interposer.trace.decode import DecodedMessage, describe
 from vfio_user.wire import CURRENT, Capabilities, Command, encode_version
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import IrqIndex
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags
 
 # A slow server is no finding: tests that wait for what never comes say for how long.
 replay = partial(replay_impatiently, patience=PATIENCE)
@@ -193,6 +194,37 @@ def test_what_cannot_be_replayed_is_refused(trace: Path, tmp_path: Path) -> None
         load_script(trace, 7)
     with pytest.raises(UserError):
         replay(tmp_path / "none", EDU)
+
+
+def test_an_interrupt_that_does_not_say_which_is_none(tmp_path: Path) -> None:
+    with Written(tmp_path / "edited.trace") as written:
+        written.writer.note("interrupt", index="MSIX")
+        written.read(0, 1)
+    assert not any(map(is_interrupt, load_script(tmp_path / "edited.trace").steps))
+
+
+@pytest.mark.parametrize("compared", [5, [[1]], "3", {"3": 4}])
+def test_an_extract_that_says_of_no_records_that_they_count_is_refused(compared: object, tmp_path: Path) -> None:
+    with Written(tmp_path / "edited.trace") as written:
+        written.writer.note("extract", compared=compared)
+        written.read(0, 1)
+    with pytest.raises(UserError, match="record 2"):
+        load_script(tmp_path / "edited.trace")
+
+
+def test_a_request_for_more_vectors_than_there_can_be_costs_no_memory(tmp_path: Path) -> None:
+    with Written(tmp_path / "rubbish.trace") as written:
+        flags = IrqSetFlags.DATA_NONE | IrqSetFlags.TRIGGER
+        number = written.ask(
+            request(Command.SET_IRQS, at.IRQ_SET.pack(at.IRQ_SET.size, flags, 2, 0, (1 << 32) - 1)), 22
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), hard))
+    try:
+        assert load_script(tmp_path / "rubbish.trace").causes.closure({number}) == {number}
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.fixture(scope="module")

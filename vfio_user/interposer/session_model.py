@@ -20,6 +20,7 @@ from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
     FEATURE_MASK,
     MIGRATION_REGION_TYPE,
+    MOST_VECTORS,
     DmaFlags,
     DmaFlagsV6,
     Feature,
@@ -247,7 +248,7 @@ class SessionModel:
     def _set_irqs(self, request: Message, _: Message | None) -> None:
         asked = at.IRQ_SET.unpack(request.payload)
         irqs = self.irqs.setdefault(asked.irq, Irqs())
-        vectors = range(asked.start, asked.start + min(asked.nr_vectors, 1 << 16))
+        vectors = range(asked.start, asked.start + min(asked.nr_vectors, MOST_VECTORS))
         if asked.flags & IrqSetFlags.DATA_EVENTFD:
             kept = irqs.eventfds if asked.flags & IrqSetFlags.TRIGGER else irqs.unmask
             if not asked.flags & IrqSetFlags.MASK:  # an eventfd that masks: no client of ours has one, nor any server

@@ -69,6 +69,10 @@ class RegionIndex(IntEnum):
     MIGRATION = 9
 
 
+MOST_VECTORS = 1 << 16
+"""Of one request, that whoever looks at a session follows: PCI has 2048 at most, and the field room for 2^32."""
+
+
 class IrqIndex(IntEnum):
     """VFIO_PCI_*_IRQ_INDEX."""
 

@@ -29,7 +29,15 @@ from vfio_user.interposer.replay.steps import (
 from vfio_user.interposer.trace import MessageRecord, Note, Raw
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import FEATURE_MASK, DirtyPagesFlags, Feature, FeatureFlags, IrqSetFlags, UnmapFlags
+from vfio_user.wire.constants import (
+    FEATURE_MASK,
+    MOST_VECTORS,
+    DirtyPagesFlags,
+    Feature,
+    FeatureFlags,
+    IrqSetFlags,
+    UnmapFlags,
+)
 
 OFTEN = 3
 """What happened fewer times shows nothing of what was there each time: then it is the last request before."""
@@ -168,7 +176,8 @@ class Causes:
 
     def _set_irqs(self, step: MessageRecord) -> set[int]:
         asked = at.IRQ_SET.unpack(step.message.payload)
-        vectors = [(asked.irq, asked.start + place) for place in range(max(asked.nr_vectors, len(step.fds)))]
+        count = max(min(asked.nr_vectors, MOST_VECTORS), len(step.fds))
+        vectors = [(asked.irq, asked.start + place) for place in range(count)]
         if asked.flags & _EVENTFDS == _EVENTFDS and step.fds:
             self._vectors.update(dict.fromkeys(vectors, step.number))
             return set()

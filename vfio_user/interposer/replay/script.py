@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ FIRST = 2
 """The number of a trace's first record behind its header."""
 _EXTRACT = "extract"
 """The note of a trace that was cut down: what of it is compared."""
+_NOT_WRITTEN = "`vfio-user minimize` writes a list of their numbers: was the file edited?"
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,14 @@ def load_script(path: str | Path, session: int = 1) -> Script:
     """
     trace = read_trace(path)
     steps: list[ScriptStep] = []
-    compared: Collection[int] | None = None
+    compared: frozenset[int] | None = None
     all_interrupts = False
     current = 0
     for entry in trace.entries:
         if isinstance(entry, Note) and entry.event == "connected":
             current += 1
         elif isinstance(entry, Note) and entry.event == _EXTRACT:
-            compared = entry.details.get("compared")
+            compared = _compared(path, entry)
             all_interrupts = bool(entry.details.get("all_interrupts"))
         elif current == session or (current == 0 and session == 1):
             if isinstance(entry, Note) and entry.event in ("disconnected", "server-gone", "restarted"):
@@ -172,7 +173,21 @@ def load_script(path: str | Path, session: int = 1) -> Script:
                 steps.append(entry)
     if not steps:
         raise UserError(f"{path} has no session {session} to replay", hint=f"it has {max(current, 1)}")
-    return Script(trace.header, tuple(steps), None if compared is None else frozenset(compared), all_interrupts)
+    return Script(trace.header, tuple(steps), compared, all_interrupts)
+
+
+def _compared(path: str | Path, note: Note) -> frozenset[int] | None:
+    """The records that an extract is to be compared at.
+
+    Raises:
+        UserError: they are none.
+    """
+    match note.details.get("compared"):
+        case None:
+            return None
+        case [*records] if all(isinstance(record, int) for record in records):
+            return frozenset(records)
+    raise UserError(f"{path}: record {note.number} says of no records that they are compared", hint=_NOT_WRITTEN)
 
 
 def _answers(step: ScriptStep, record: int) -> bool:
@@ -183,7 +198,7 @@ def _is_step(entry: Entry) -> TypeGuard[ScriptStep]:
     """Whether the server saw it, or did it; what a fault kept from it, or the interposer answered, is left out."""
     match entry:
         case Note():
-            return entry.event == "interrupt"
+            return is_interrupt(entry)
         case MessageRecord() | Raw():
             seen = View.SENT if entry.direction is Direction.TO_SERVER else View.RECEIVED
             return bool(entry.view & seen)

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from userdev.errors import ProtocolError
 from userdev.relay.direction import Direction
-from vfio_user.interposer.trace import MessageRecord, Note, Raw
+from vfio_user.interposer.trace import Entry, MessageRecord, Note, Raw
 from vfio_user.wire import Command, Dialect, Message
 from vfio_user.wire import layouts as at
 
@@ -40,14 +40,18 @@ def is_servers_request(step: ScriptStep) -> TypeGuard[MessageRecord]:
     return isinstance(step, MessageRecord) and step.direction is Direction.TO_CLIENT and not step.message.is_reply
 
 
-def is_interrupt(step: ScriptStep) -> TypeGuard[Note]:
-    """Whether this is an interrupt that came by eventfd."""
-    return isinstance(step, Note) and step.event == "interrupt"
+def is_interrupt(step: Entry) -> TypeGuard[Note]:
+    """Whether this is an interrupt that came by eventfd, and says which."""
+    return (
+        isinstance(step, Note)
+        and step.event == "interrupt"
+        and all(isinstance(step.details.get(name), int) for name in ("index", "vector"))
+    )
 
 
 def vector_of(note: Note) -> tuple[int, int]:
     """(index, vector) of an interrupt."""
-    return int(note.details["index"]), int(note.details["vector"])
+    return note.details["index"], note.details["vector"]
 
 
 def place_of(dialect: Dialect, message: Message) -> Place:
