@@ -21,6 +21,7 @@ from pathlib import Path
 from zlib import crc32
 
 from tests.fuzzing import Generator, noise
+from tests.fuzzing_results import samples_of_results
 from tests.interposed import interposed_edu
 from tests.migration_device import Adder, load, save
 from userdev.errors import ProtocolError, UserError
@@ -429,7 +430,8 @@ _COMMANDS = (
 def readers(folder: Path) -> Iterator[list[Reader]]:
     """Everything that reads; `folder` is for their files."""
     with ExitStack() as stack:
-        yield [*_readers_of_files(folder), *_readers_of_lines(folder, stack)]
+        of_results = (Reader(*each) for each in samples_of_results(folder))
+        yield [*_readers_of_files(folder), *of_results, *_readers_of_lines(folder, stack)]
 
 
 def _readers_of_files(folder: Path) -> Iterator[Reader]:

@@ -208,9 +208,21 @@ def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [found for _, found in corpus(tmp_path, "p")] == [find]
 
 
+ENDLESS = json.dumps(Find("p", "rule", "", "rule: c", "", (), 1).plain()).replace('"seed": 1', '"seed": 1e999').encode()
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0\1", b"{", b"[]", b'{"format": "x"}', b'{"format": "userdev fuzz find", "version": 1}', b"[" * 100000],
+    [
+        b"",
+        b"\0\1",
+        b"{",
+        b"[]",
+        b'{"format": "x"}',
+        b'{"format": "userdev fuzz find", "version": 1}',
+        b"[" * 100000,
+        ENDLESS,
+    ],
 )
 def test_a_file_that_is_no_find_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"

@@ -226,7 +226,9 @@ def test_the_programs_of_a_good_run_are_on_its_page_from_birth_to_death(tmp_path
 
 
 def test_a_folder_without_evidence_has_no_cause(tmp_path: Path) -> None:
-    assert evidence.cause_of(tmp_path) == ""
+    for record in ("", "[]", "[" * 2000, '{"first_cause": null}'):
+        assert evidence.cause_of(tmp_path) == ""
+        (tmp_path / "evidence.json").write_text(record)
 
 
 def test_a_run_of_the_suite_names_the_first_cause_of_what_failed(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_lock_file_has_a_line_for_each_combination(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": 2, "groups": {}}', '{"schema": 1, "groups": {"first": [1]}}']
+    "text", ["", "[]", "{}", '{"schema": 2, "groups": {}}', '{"schema": 1, "groups": {"first": [1]}}', "[" * 2000]
 )
 def test_what_is_no_lock_file_is_refused(text: str, tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path))

@@ -67,7 +67,7 @@ def test_a_test_tells_on_its_whiteboard_what_was_seen(tmp_path: Path) -> None:
     test = said(tmp_path, "CANCEL", "XFAIL: late-reply: it comes late", whiteboard=board)
     assert result_of(case(), test, ran=Ran("", 1), folder=tmp_path).known_issue == "late-reply"
     assert qemu_of(test) == "11.1.3"
-    assert qemu_of({**test, "whiteboard": "not {json"}) == qemu_of({**test, "whiteboard": "[]"}) == ""
+    assert {qemu_of({**test, "whiteboard": none}) for none in ("not {json", "[]", "[" * 2000)} == {""}
     assert named(test) == ("edu", TEST)
 
 

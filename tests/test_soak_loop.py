@@ -124,7 +124,15 @@ def test_a_line_that_was_cut_by_a_crash_is_left_out(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["[]", "3", '{"kind": "event"}', '{"kind": "event", "number": "1", "at": 0}', '{"kind": "begin"}', "\\ud800"],
+    [
+        "[]",
+        "3",
+        '{"kind": "event"}',
+        '{"kind": "event", "number": "1", "at": 0}',
+        '{"kind": "begin"}',
+        "\\ud800",
+        "[" * 2000,
+    ],
 )
 def test_a_line_that_is_none_of_ours_is_left_out(path: Path, line: str) -> None:
     soak(path, Pretended(), Until(events=3)).run()

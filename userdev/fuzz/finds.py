@@ -123,7 +123,7 @@ class Find:
             numbers = {name: int(plain.get(name, 0)) for name in ("seed", "sequence", "times")}
             facts = {name: bool(plain.get(name)) for name in ("reproduced", "minimal")}
             subject = {str(key): str(value) for key, value in dict(plain.get("subject", {})).items()}
-        except (KeyError, TypeError, ValueError, UserError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
             raise UserError(f"{path}: no find can be made of it: {error!s}") from None
         return cls(**texts, steps=steps, **numbers, **facts, subject=subject)  # type: ignore[arg-type]
 

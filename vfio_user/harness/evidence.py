@@ -26,6 +26,7 @@ from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.last_words import end_of
 from vfio_user.page.names import INDEX, RECORD
+from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.versions import versions_of
 
 LAST_LINES = 40
@@ -106,9 +107,8 @@ def write(
         "files": {path.name: _digest(path) for path in _files(folder) if not path.match("*.core*")},
     }
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    from vfio_user.page.document import (
-        write_page,  # what it needs is slow to import, and only what went wrong has a page
-    )
+    # what it needs is slow to import, and only what went wrong has a page
+    from vfio_user.page.document import write_page
 
     write_page(folder, folder / INDEX)
     return cause
@@ -116,10 +116,8 @@ def write(
 
 def cause_of(folder: Path) -> str:
     """The first cause of a run whose evidence is in `folder`; "" where none was written."""
-    try:
-        return str(json.loads((folder / RECORD).read_text())["first_cause"])
-    except (OSError, ValueError, KeyError):
-        return ""
+    record = json_of(text_of(folder / RECORD))
+    return str(record.get("first_cause") or "") if isinstance(record, dict) else ""
 
 
 def _death(folder: Path, child: Child) -> Death:

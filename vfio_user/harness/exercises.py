@@ -124,7 +124,7 @@ def report_of(guest: Guest, command: Sequence[str], result: Result) -> Exercise:
             seconds=report["seconds"],
             error=report.get("error", ""),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GuestFailure(
             f"{' '.join(command)!r} gave no report", evidence=f"{result.describe()}\n{guest.evidence()}", result=result
         ) from error

@@ -96,7 +96,7 @@ def read_lock(path: Path) -> Mapping[str, list[Row]]:
         return {str(name): [dict(row) for row in rows] for name, rows in content["groups"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no lock file of a plan: {error}", hint=hint) from None
 
 

@@ -166,7 +166,7 @@ class Slots:
         lines = done.stdout.strip().splitlines() or [""]
         try:
             answer = json.loads(lines[-1])
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if done.returncode != 0 or not isinstance(answer, dict):
             raise UserError(f"{self.texts[name].host}: {_last(done)}")
@@ -270,7 +270,9 @@ def _cached(qemus: Mapping[str, str], images: Sequence[str], say: Progress) -> I
 
 def _completed(argv: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=seconds, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         raise UserError(f"nothing came in {seconds:.0f} s") from None
 

@@ -113,7 +113,7 @@ def _record(test: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a test has written onto its whiteboard."""
     try:
         record = json.loads(str(test.get("whiteboard") or "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -146,7 +146,7 @@ def _lines(path: Path) -> list[Line]:
     for text in texts:
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             found.append(line)

@@ -49,7 +49,7 @@ def _accepted(bench: Bench, data: bytes, what: str, *, minor: int = 0, flags: in
 def _capabilities(reply: Message) -> dict[str, object]:
     try:
         document = json.loads(reply.payload[VERSION.size : -1])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckFailed(f"the reply's JSON is malformed: {error}") from None
     found = document.get("capabilities", {}) if isinstance(document, dict) else None
     if not isinstance(found, dict):
