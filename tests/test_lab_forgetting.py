@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from pathlib import Path
 
 import pytest
 
+from userdev.process import Child
+from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.records import belongs_to
+from vfio_user.harness.records import Records, belongs_to
 
 
 @pytest.mark.parametrize("name", ["guest", "guest-dev0-edu", "guest.qmp.log", "guest-dev0-edu.server.log"])
@@ -38,3 +41,13 @@ def test_what_has_ended_and_is_forgotten_leaves_nothing_but_its_command(tmp_path
         gc.collect()
         assert gone() is None
     assert all(name in (tmp_path / "commands.txt").read_text() for name in ("guest-dev0-edu", "guest.1-guest-dev0"))
+
+
+def test_a_command_that_is_no_utf8_is_written_down_all_the_same(tmp_path: Path) -> None:
+    word = os.fsdecode(b"\xff")
+    child = Child("named", ["/bin/true", word], log=tmp_path / "named.log")
+    Records(tmp_path).note(child)
+    child.stop()
+    write_text(tmp_path / "error.txt", word)
+    assert "\\udcff" in (tmp_path / "commands.txt").read_text()
+    assert "\\udcff" in (tmp_path / "error.txt").read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import platform
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ import yaml
 import vfio_user
 from vfio_user.bundle.model import Program, QemuFacts
 from vfio_user.harness.qemu import Qemu, manifest_name, program_of
+from vfio_user.page.texts import json_of, text_of
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -120,10 +120,7 @@ def _meant(word: str) -> Iterator[Path]:
 
 
 def _facts(path: Path) -> Mapping[str, Any]:
-    try:
-        facts = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+    facts = json_of(text_of(path))
     return facts if isinstance(facts, dict) else {}
 
 
@@ -141,10 +138,6 @@ def _qemu(facts: Any) -> QemuFacts | None:
 
 def _programs(path: Path) -> Iterator[Program]:
     """The command lines that a lab has written down: a comment with the name, and the line."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return
-    for name, command in itertools.pairwise(lines):
+    for name, command in itertools.pairwise(text_of(path).splitlines()):
         if name.startswith("# "):
             yield Program(name=name.removeprefix("# "), command=tuple(_split(command)))

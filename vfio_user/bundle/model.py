@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
@@ -123,6 +124,11 @@ class Bundle(Part):
     contents: Mapping[Name, Content] = Field(default_factory=dict)
     left_out: Mapping[str, str] = Field(default_factory=dict)
     """What was there and is not in it, by name: why."""
+
+    def document(self) -> bytes:
+        """The text of its bundle.json. Bytes of a command line that are no UTF-8 are in it as JSON can have them."""
+        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"
+        return text.encode(errors="backslashreplace")
 
 
 def without_option(words: Sequence[str], option: str) -> tuple[str, ...]:

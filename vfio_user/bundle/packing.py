@@ -101,18 +101,13 @@ def pack(
         outcome=without_secrets(outcome, secrets),
         recipe=without_secrets(recipe, secrets),
     )
-    while len(text := _document(bundle, packed).encode()) > packed.room:
+    while len(text := (made := packed.described(bundle)).document()) > packed.room:
         if not packed.contents:
             shutil.rmtree(place)
             raise UserError(f"a bundle of {most} bytes has no room for its recipe", hint="--bundle-size takes MiB")
         packed.give_up_last()
     write_text(place / MANIFEST, text.decode())
-    return Bundle.model_validate_json(text)
-
-
-def _document(bundle: Bundle, packed: _Packing) -> str:
-    made = bundle.model_copy(update={"contents": packed.contents, "left_out": packed.left_out})
-    return made.model_dump_json(indent=2) + "\n"
+    return made
 
 
 @dataclass
@@ -155,6 +150,10 @@ class _Packing:
             return
         self._took(page)
 
+    def described(self, bundle: Bundle) -> Bundle:
+        """A bundle that says what is in this one."""
+        return bundle.model_copy(update={"contents": self.contents, "left_out": self.left_out})
+
     def give_up_last(self) -> None:
         """Let go of what was taken last."""
         name, content = self.contents.popitem()
@@ -189,7 +188,7 @@ def _clean(data: bytes, suffix: str, secrets: Secrets) -> bytes:
         return secrets.data(data)
     text = data.decode("utf-8", "surrogateescape")
     if suffix == ".json":
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             return (json.dumps(secrets.values(json.loads(text)), indent=2) + "\n").encode()
     return secrets.text(text).encode("utf-8", "surrogateescape")
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from userdev.errors import UserError
 from vfio_user.bundle.made_with import file_digest
-from vfio_user.bundle.model import FORMAT, INPUTS, MANIFEST, OWN_INPUTS, Bundle
+from vfio_user.bundle.model import FORMAT, INPUTS, MANIFEST, OWN_INPUTS, Bundle, Content
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _parsed(manifest: Path) -> Bundle:
     try:
         document = json.loads(text)
         written = document["format"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{manifest} is cut off, or no bundle's", hint="copy it again, all of the folder") from None
     if isinstance(written, int) and written > FORMAT:
         raise UserError(
@@ -85,10 +85,16 @@ def _parsed(manifest: Path) -> Bundle:
 def _wrong(path: Path, bundle: Bundle) -> Iterator[str]:
     """What is not as the bundle says of its files."""
     for name, content in bundle.contents.items():
-        file = path / name
-        if file.is_symlink() or not file.is_file():
-            yield f"{name} is missing"
-        elif (size := file.stat().st_size) != content.size:
-            yield f"{name} has {size} bytes of {content.size}"
-        elif file_digest(file) != content.sha256:
-            yield f"{name} was changed"
+        try:
+            yield from _wrong_file(path / name, name, content)
+        except OSError as error:  # a name that is too long, say
+            yield f"{name}: {error.strerror}"
+
+
+def _wrong_file(file: Path, name: str, content: Content) -> Iterator[str]:
+    if file.is_symlink() or not file.is_file():
+        yield f"{name} is missing"
+    elif (size := file.stat().st_size) != content.size:
+        yield f"{name} has {size} bytes of {content.size}"
+    elif file_digest(file) != content.sha256:
+        yield f"{name} was changed"

@@ -27,7 +27,7 @@ def show_command(bundle: Path, as_json: bool) -> None:
     """Say what BUNDLE is of, what came of it, what it was made with and what is in it."""
     found = open_bundle(bundle)
     if as_json:
-        click.echo(found.bundle.model_dump_json(indent=2))
+        click.echo(found.bundle.document().decode(), nl=False)
         return
     for line in _lines(found.bundle):
         click.echo(line)

@@ -66,9 +66,9 @@ def record_versions(folder: Path, facts: Mapping[str, object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; a failure names it, also that of a full disk."""
+    """Write a file; a failure names it, also that of a full disk. Bytes of a file's name that are no UTF-8 are told."""
     with about(path):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True)

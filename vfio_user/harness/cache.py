@@ -73,7 +73,8 @@ def locked(name: str) -> Iterator[None]:
         ) from None
     try:
         with suppress(OSError):  # a courtesy to whoever waits, not worth failing for on a full disk
-            holder.write_text(f"process {os.getpid()} ({Path(sys.argv[0]).name} {' '.join(sys.argv[1:3])})")
+            words = f"process {os.getpid()} ({Path(sys.argv[0]).name} {' '.join(sys.argv[1:3])})"
+            holder.write_text(words, errors="backslashreplace")
         yield
     finally:
         holder.unlink(missing_ok=True)

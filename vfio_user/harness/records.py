@@ -34,7 +34,7 @@ class Records:
         """Remember a child, and write down its command."""
         self.children.append(child)
         path = self._folder / "commands.txt"
-        with about(path), path.open("a") as commands:
+        with about(path), path.open("a", encoding="utf-8", errors="backslashreplace") as commands:
             commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")
 
     def forget(self, name: str) -> None:
