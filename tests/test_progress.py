@@ -7,9 +7,11 @@ import pty
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from tests.traced import Written
 from vfio_user.cli._progress import Waiting
 
 TOLD = """
@@ -20,6 +22,8 @@ sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr)
 from vfio_user.cli._progress import Waiting
 with Waiting(quiet=%s) as waiting:
     waiting.tell("fetching \\x1b]0;a title\\x07")
+    waiting.say("found: one \\x1b]0;a title\\x07")
+    waiting.how_far("1 of 2")
     waiting.step("restore the guest")
 print("done")
 """
@@ -49,9 +53,21 @@ def on_a_terminal(code: str, environment: Mapping[str, str] | None = None) -> st
 def test_on_a_terminal_it_is_a_line_that_is_gone_behind_it() -> None:
     shown = on_a_terminal(TOLD % False)
     assert "restore the guest" in shown
+    assert "found: one" in shown
+    assert "\\x0d" not in shown, "no line begins again by a control character that is told"
     assert "\x1b[2K" in shown, "drawn, and not written out"
     assert shown.endswith("done\r\n")
     assert "\x1b]0;" not in shown, "what others say moves nothing"
+
+
+def test_how_far_a_search_is_is_drawn_on_a_terminal(tmp_path: Path) -> None:
+    with Written(tmp_path / "some.trace") as written:
+        for value in range(3):
+            written.read(0, value)
+    words = ["vfio-user", "minimize", str(tmp_path / "some.trace"), "--server-command", "x", "--check", "false"]
+    shown = on_a_terminal(f"import sys; sys.argv = {words}; from vfio_user.cli import main; main()")
+    assert "messages, after" in shown
+    assert "\\x0d" not in shown, "a line that begins again is drawn, and not told"
 
 
 def test_nothing_is_coloured_for_who_wants_no_colours() -> None:
@@ -69,6 +85,7 @@ def test_elsewhere_preparations_are_lines_and_steps_are_none(
 ) -> None:
     with Waiting(quiet=quiet) as waiting:
         waiting.tell("fetching")
+        waiting.how_far("1 of 2")
         waiting.step("restore the guest")
     assert capsys.readouterr() == ("", told)
 

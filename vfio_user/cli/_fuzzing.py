@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -19,13 +18,12 @@ from userdev.errors import VerdictError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
 from vfio_user.cli._durations import Duration
+from vfio_user.cli._progress import Waiting
 from vfio_user.extras import needing
 
 FOLDER = Path("fuzz-finds")
 LENGTH = 40
 """Steps of a sequence, at most."""
-_TOLD_SECONDS = 10.0
-"""Between two lines of progress, where there is no terminal."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -107,14 +105,14 @@ def carry_out(asked: Asked, player: Player) -> None:
     with needing("fuzz", "drawing sequences"):
         from userdev.fuzz.drawing import sequences
     seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
-    teller = _Teller(asked.seconds)
     wrong = player.prepare()
     kinds = player.kinds()
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
     click.echo(f"seed {seed}, {counted(len(kinds), 'kind')} of steps", err=True)
     bounds = Bounds(asked.seconds, finds=float("inf") if asked.finds is None else asked.finds)
-    summary = Campaign(player, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
-    teller.end()
+    with Waiting() as waiting:
+        teller = _Teller(asked.seconds, waiting)
+        summary = Campaign(player, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
     _report(asked, seed, summary)
 
 
@@ -142,54 +140,35 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
 
 
 class _Teller:
-    """Tells on stderr how a campaign goes: a line that stays on a terminal, one now and then elsewhere."""
+    """Tells how a campaign goes."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, waiting: Waiting) -> None:
         self._seconds = seconds
-        self._is_live = sys.stderr.isatty()
-        self._told = monotonic()
+        self._waiting = waiting
 
     def played(self, summary: Summary) -> None:
         """Tell how far it is."""
-        line = (
-            f"{summary.seconds:.0f} of {self._seconds:.0f} s: {counted(summary.sequences, 'sequence')}, "
-            f"{counted(summary.steps, 'step')}, "
-            f"{counted(len(summary.finds), 'find')}"
+        counts = (
+            counted(summary.sequences, "sequence"),
+            counted(summary.steps, "step"),
+            counted(len(summary.finds), "find"),
         )
-        if self._is_live:
-            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
-        elif monotonic() - self._told > _TOLD_SECONDS:
-            self._told = monotonic()
-            click.echo(line, err=True)
+        self._waiting.how_far(f"{summary.seconds:.0f} of {self._seconds:.0f} s: {', '.join(counts)}")
 
     def found(self, find: Find) -> None:
         """Tell of a cause that is new."""
-        self._line(f"found: {find.cause}: {find.what.splitlines()[0]}")
+        self._waiting.say(f"found: {find.cause}: {find.what.splitlines()[0]}")
 
     def reducing(self, left: int, tries: int) -> None:
         """Tell how its reduction goes."""
-        if self._is_live:
-            click.echo(
-                f"\r\x1b[Kreducing: {counted(left, 'step')} left after {counted(tries, 'try', 'tries')}",
-                nl=False,
-                err=True,
-            )
+        self._waiting.step(f"reducing: {counted(left, 'step')} left after {counted(tries, 'try', 'tries')}")
 
     def kept(self, find: Find, path: Path | None) -> None:
         """Tell what is left of it."""
         told = "" if find.reproduced else ", which do not show it by themselves"
-        self._line(f"  {path}: {counted(len(find.steps), 'step')}{told}")
+        self._waiting.say(f"  {path}: {counted(len(find.steps), 'step')}{told}")
         for step in find.steps[:10]:
-            self._line(f"    {step}")
-
-    def end(self) -> None:
-        """End the line that stays."""
-        if self._is_live:
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-    def _line(self, text: str) -> None:
-        self.end()
-        click.echo(text, err=True)
+            self._waiting.say(f"    {step}")
 
 
 def play_again(find: Find, player: Player, path: Path) -> None:

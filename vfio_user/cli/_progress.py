@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_NOW_AND_THEN = 5.0
+"""Seconds between two lines of `how_far`, where no terminal shows one that changes."""
+
 
 def quiet_option(help: str = "Say nothing of what is done meanwhile.") -> Callable[[F], F]:
     """The option --quiet."""
@@ -25,18 +29,22 @@ def quiet_option(help: str = "Say nothing of what is done meanwhile.") -> Callab
 class Waiting:
     """A person waits: a context manager that shows what for, and for how long. Nothing of that is `quiet`.
 
-    On a terminal that is one line, which is gone at the end; elsewhere each `tell` is a line, and steps are not told.
+    On a terminal that is one line, which is gone at the end, below what was said with `say`. Elsewhere each `tell` is
+    a line, `how_far` is one now and then, and steps are not told.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._line: Progress | None = None
         self._live = not quiet and sys.stderr.isatty()
+        self._told = monotonic()
 
     def __enter__(self) -> Self:
         if self._live:
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # not without a terminal
-
+            try:
+                from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # only for a terminal
+            except ModuleNotFoundError:  # it comes with an extra, and what is told is worth lines too
+                return self
             from vfio_user.cli._console import drawing_console
 
             columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
@@ -67,3 +75,18 @@ class Waiting:
         """Tell what begins now, which takes a moment."""
         if self._line is not None:
             self._line.update(self._task, description=printable(text))
+
+    def how_far(self, text: str) -> None:
+        """Tell how far it is."""
+        if self._line is not None:
+            self.step(text)
+        elif not self._quiet and monotonic() - self._told >= _NOW_AND_THEN:
+            self._told = monotonic()
+            click.echo(text, err=True)
+
+    def say(self, text: str) -> None:
+        """Say something that stays."""
+        if self._line is not None:
+            self._line.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        elif not self._quiet:
+            click.echo(text, err=True)

@@ -70,7 +70,7 @@ def command(
             )
         _say(_directions(lab, guest))
         if not attach(guest):
-            _say("\r\nthe machine has ended\r")
+            _say("\nthe machine has ended")
 
 
 def _directions(lab: Lab, guest: BootedGuest) -> str:

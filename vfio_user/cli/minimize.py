@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
 
 import click
 
 from userdev.counted import counted
 from vfio_user.cli._durations import Duration
+from vfio_user.cli._progress import Waiting
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
 from vfio_user.interposer.replay import Minimized, minimize
 from vfio_user.interposer.replay.reducing import BUDGET_SECONDS
 
-_SAID_EVERY = 5.0
-"""Seconds between two lines that say how far it is, where no terminal shows one that changes."""
 _INTERRUPTED = 130
 
 
@@ -52,21 +49,22 @@ def command(
     """
     if check is not None and (against or record):
         raise click.UsageError("--check decides by itself, without --against and --record")
-    progress = _Progress()
-    found = minimize(
-        trace,
-        server_command,
-        against=against,
-        check=check,
-        record=record,
-        session=session,
-        ignore=ignore,
-        registers=named_registers(registers) if registers else None,
-        patience=patience,
-        seconds=seconds,
-        progress=progress,
-    )
-    progress.end()
+    with Waiting() as waiting:
+        found = minimize(
+            trace,
+            server_command,
+            against=against,
+            check=check,
+            record=record,
+            session=session,
+            ignore=ignore,
+            registers=named_registers(registers) if registers else None,
+            patience=patience,
+            seconds=seconds,
+            progress=lambda left, replays, spent: waiting.how_far(
+                f"{counted(left, 'message')} left after {counted(replays, 'replay')}, {spent:.0f} s"
+            ),
+        )
     output = output or trace.with_name(trace.name + ".min")
     found.script.write(output)
     click.echo(json.dumps({"output": str(output), **found.json()}, indent=2) if as_json else _text(found, output))
@@ -84,26 +82,3 @@ def _text(found: Minimized, output: Path) -> str:
     if not found.confirmed:
         lines.append("note: it did not fail when it was tried once more in the end")
     return "\n".join(lines)
-
-
-class _Progress:
-    """One line on stderr that changes, or a line now and then."""
-
-    def __init__(self) -> None:
-        self._changes = sys.stderr.isatty()
-        self._said = 0.0
-        self._open = False
-
-    def __call__(self, left: int, replays: int, seconds: float) -> None:
-        line = f"{counted(left, 'message')} left after {counted(replays, 'replay')}, {seconds:.0f} s"
-        if self._changes:
-            self._open = True
-            click.echo(f"\r{line}\033[K", err=True, nl=False)
-        elif time.monotonic() - self._said >= _SAID_EVERY:
-            self._said = time.monotonic()
-            click.echo(line, err=True)
-
-    def end(self) -> None:
-        """What comes next begins a line."""
-        if self._open:
-            click.echo(err=True)
