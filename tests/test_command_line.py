@@ -223,6 +223,8 @@ def test_a_device_is_named_where_a_server_is_as_where_guests_have_it(
         ("vfio-user", ["probe"], "one server"),
         ("vfio-user", ["probe", "s", "--device", "edu"], "one server"),
         ("vfio-user", ["conformance", "s", "--device", "edu"], "one server"),
+        ("vfio-user", ["probe", "--server-command", "x {socket}", "--device", "edu"], "one server"),
+        ("vhost-user", ["probe", "--server-command", "x {socket}", "--device", "blk"], "one server"),
         ("vfio-user", ["conformance", "--device", "vhost-user-rng"], "vhost-user"),
         ("vfio-user", ["probe", "--device", "qemu:edu"], "no server"),
         ("vhost-user", ["probe", "--device", "edu"], "vfio-user"),

@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,10 +14,12 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from userdev.conformance import Check, CheckFailed, Group
+from userdev.conformance.targets import Greet
 from userdev.counted import counted
 from userdev.errors import VerdictError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
+from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._durations import Duration
 from vfio_user.cli._progress import Waiting
 from vfio_user.extras import needing
@@ -41,10 +44,14 @@ class Asked:
     as_json: bool
     timeout: float
     list_oracles: bool
+    against: str | None
 
 
-def options(argument: str) -> Callable[[Function], Function]:
-    """Give a command these options; `argument` is what it calls the address. Its function is given them as `Asked`."""
+def options(argument: str, served: str) -> Callable[[Function], Function]:
+    """Give a command these options. Its function is given them as `Asked`.
+
+    `argument` is what it calls the address, `served` what is there: server, or back-end.
+    """
     folder = click.Path(file_okay=False, path_type=Path)
     decorators = [
         click.argument("address", required=False, metavar=f"[{argument}]"),
@@ -66,6 +73,9 @@ def options(argument: str) -> Callable[[Function], Function]:
             "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
         ),
         click.option("--oracles", "list_oracles", is_flag=True, help="List what is held to be wrong."),
+        click.option(
+            "--against", metavar="'CMD {socket}'", help=f"A reference {served}, which has to answer the same."
+        ),
     ]
 
     def decorate(function: Function) -> Function:
@@ -74,12 +84,6 @@ def options(argument: str) -> Callable[[Function], Function]:
         return function
 
     return decorate
-
-
-def list_oracles(oracles: Sequence[Oracle]) -> None:
-    """Print the table of oracles."""
-    for oracle in oracles:
-        click.echo(f"{oracle.id:<12} {oracle.rule}")
 
 
 class Player(Subject, Protocol):
@@ -95,13 +99,35 @@ class Player(Subject, Protocol):
         """Give everything back."""
 
 
-def carry_out(asked: Asked, player: Player) -> None:
-    """Run the campaign that the command line asks for.
+P = TypeVar("P", bound=Player)
+
+
+def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Callable[[Target, P | None], P]) -> None:
+    """Do what the command line says; `made` makes the player of a server, with that of a reference if there is one.
 
     Raises:
         UserError: there is no server.
         VerdictError: something was found.
     """
+    if asked.list_oracles:
+        for oracle in oracles:
+            click.echo(f"{oracle.id:<12} {oracle.rule}")
+        return
+    with ExitStack() as stack:
+
+        def tried_out(address: str | None, command: str | None) -> Target:
+            target = stack.enter_context(server(address, command, greet, timeout=asked.timeout))
+            if habit := target.try_out():
+                click.echo(habit, err=True)
+            return target
+
+        reference = made(tried_out(None, asked.against), None) if asked.against is not None else None
+        player = made(tried_out(asked.address, asked.server_command), reference)
+        stack.callback(player.close)
+        _campaign(asked, player)
+
+
+def _campaign(asked: Asked, player: Player) -> None:
     with needing("fuzz", "drawing sequences"):
         from userdev.fuzz.drawing import sequences
     seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed

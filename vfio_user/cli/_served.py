@@ -30,3 +30,16 @@ def command_of(device: str, protocol: str) -> str:
         hint = f"the command `{wanted.family.name}` has the same for it"
         raise UserError(f"{device!r} is a {wanted.family.name} device, not a {protocol} one", hint=hint)
     return shlex.join(server_command(wanted, Path(SOCKET)))
+
+
+def one_command(address: str | None, command: str | None, device: str | None, protocol: str) -> str | None:
+    """The command that starts the server of a command line; None: it is there already, at `address`.
+
+    Raises:
+        UserError: more than one of them is said, or none; or as `command_of`.
+    """
+    if sum(map(bool, (address, command, device))) != 1:
+        raise UserError(
+            "one server, please", hint="give either its address, --server-command 'CMD {socket}' or --device"
+        )
+    return command_of(device, protocol) if device else command

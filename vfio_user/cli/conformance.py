@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import click
 
-from userdev.errors import UserError
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
+from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
 from vfio_user.fuzz import PROTOCOL, VfioUserSubject
 from vfio_user.wire import DIALECTS
@@ -27,8 +28,9 @@ def command(dialect: str, **given: Any) -> None:
     not judged: every cause is one failure. The exit status is 0 if nothing failed, and 1 if something did.
     """
     asked = Asked(**given)
-    if asked.device is not None and (asked.address or asked.server_command):
-        raise UserError("one server, please", hint="give either SOCKET, --server-command or --device")
+    if asked.device is not None:
+        started = one_command(asked.address, asked.server_command, asked.device, "vfio-user")
+        asked = replace(asked, server_command=started, device=None)
     spoken = DIALECTS[dialect]
     catalogue: Sequence[Check[Bench]] = CATALOGUE
     if asked.corpus is not None:

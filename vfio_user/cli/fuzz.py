@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,17 @@ import click
 from userdev.errors import UserError
 from userdev.fuzz import Find
 from vfio_user.cli._choice import Choice
-from vfio_user.cli._conformance import server
-from vfio_user.cli._fuzzing import Asked, carry_out, list_oracles, options, play_again
+from vfio_user.cli._conformance import Target, server
+from vfio_user.cli._fuzzing import Asked, carry_out, options, play_again
 from vfio_user.client.conformance import greeting
 from vfio_user.fuzz import DIALECTS, ORACLES, PROTOCOL, VfioUserSubject
 from vfio_user.wire import DIALECTS as ALL_DIALECTS
 
 
 @click.command()
-@options("SOCKET")
+@options("SOCKET", "server")
 @click.option("--dialect", type=Choice(DIALECTS), default="current", show_default=True)
-@click.option("--against", metavar="'CMD {socket}'", help="A reference server, which has to answer the same.")
-def command(dialect: str, against: str | None, **given: Any) -> None:
+def command(dialect: str, **given: Any) -> None:
     """Look for what the server at SOCKET does wrong, or the one that a command starts.
 
     Sequences of valid and nearly valid use are drawn of what the server says it has, and held to rules that are every
@@ -30,25 +29,12 @@ def command(dialect: str, against: str | None, **given: Any) -> None:
     FILE` plays it again, and `vfio-user conformance --corpus DIR` all of them. The exit status is 0 where nothing was
     found, and 1 where something was.
     """
-    asked = Asked(**given)
-    if asked.list_oracles:
-        list_oracles(ORACLES)
-        return
-    spoken = ALL_DIALECTS[dialect]
-    with ExitStack() as stack:
-        reference = None
-        if against is not None:
-            other = stack.enter_context(server(None, against, greeting(spoken), timeout=asked.timeout))
-            other.try_out()
-            reference = VfioUserSubject(other, spoken, timeout=asked.timeout)
-        target = stack.enter_context(
-            server(asked.address, asked.server_command, greeting(spoken), timeout=asked.timeout)
-        )
-        if habit := target.try_out():
-            click.echo(habit, err=True)
-        player = VfioUserSubject(target, spoken, timeout=asked.timeout, reference=reference)
-        stack.callback(player.close)
-        carry_out(asked, player)
+    asked, spoken = Asked(**given), ALL_DIALECTS[dialect]
+
+    def made(target: Target, reference: VfioUserSubject | None) -> VfioUserSubject:
+        return VfioUserSubject(target, spoken, timeout=asked.timeout, reference=reference)
+
+    carry_out(asked, greeting(spoken), ORACLES, made)
 
 
 def replay_find(path: Path, server_command: str | None, address: str | None, *, timeout: float) -> None:

@@ -15,7 +15,7 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._probed_registers import as_yaml, probed_registers
-from vfio_user.cli._served import command_of
+from vfio_user.cli._served import one_command
 from vfio_user.client import Client, NoAnswer, RemoteError
 from vfio_user.client.conformance import greeting
 from vfio_user.client.description import Description, describe, render
@@ -54,12 +54,9 @@ def command(
 ) -> None:
     """Describe the device behind SOCKET (a path, unix:PATH, tcp:HOST:PORT, vsock:CID:PORT) without changing it."""
     dialects = _AUTO if dialect == "auto" else (DIALECTS[dialect],)
-    if socket is not None and (server_command or device):
-        raise UserError("one server, please", hint="give either SOCKET, --server-command or --device")
     name = socket or device or str(server_command)
-    if device is not None and server_command is None:
-        server_command = command_of(device, "vfio-user")
-    with server(socket, server_command, greeting(dialects[0]), timeout=timeout) as target:
+    started = one_command(socket, server_command, device, "vfio-user")
+    with server(socket, started, greeting(dialects[0]), timeout=timeout) as target:
         description = _describe(name, partial(_connected, target, timeout), dialects)
     if register_map:
         registers = probed_registers(description)

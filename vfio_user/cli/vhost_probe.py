@@ -9,7 +9,7 @@ import click
 from userdev.errors import UserError
 from vfio_user.cli._conformance import server
 from vfio_user.cli._hardware import DEVICE, device_option
-from vfio_user.cli._served import command_of
+from vfio_user.cli._served import one_command
 from vhost_user.frontend import BackEndError, Disconnected, FrontEnd, NoAnswer
 from vhost_user.frontend.conformance import greet
 from vhost_user.frontend.description import as_json, describe, render
@@ -25,16 +25,15 @@ def command(
     address: str | None, server_command: str | None, device: str | None, wants_json: bool, timeout: float
 ) -> None:
     """Describe the back-end at ADDRESS (a path, or unix:PATH), or one that a command starts, without changing it."""
-    if device is not None and server_command is None:
-        server_command = command_of(device, "vhost-user")
+    started = one_command(address, server_command, device, "vhost-user")
     with (
-        server(address, server_command, greet, timeout=timeout) as target,
+        server(address, started, greet, timeout=timeout) as target,
         FrontEnd(target.connect(), timeout=timeout) as front_end,
     ):
         try:
             description = describe(front_end)
         except BackEndError as error:
-            raise UserError(f"{address or server_command}: {error}", hint=_hint(error)) from None
+            raise UserError(f"{address or started}: {error}", hint=_hint(error)) from None
     click.echo(json.dumps(as_json(description), indent=2) if wants_json else render(description))
 
 
