@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,7 +23,7 @@ from vfio_user.harness.hosts import SshHost
 from vfio_user.harness.hosts.namespace import can_make_namespaces
 from vfio_user.nightly.place import this_machine
 from vfio_user.nightly.plan import SlotText, read_plan
-from vfio_user.nightly.slot_spawner import Pool, SlotCommand
+from vfio_user.nightly.slot_spawner import Pool, SlotCommand, _Attempts
 from vfio_user.nightly.slots import Slots, _Found
 from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
 
@@ -315,6 +318,36 @@ def test_a_slot_that_has_died_is_not_taken_again() -> None:
     assert first is not None
     pool.give_back(first, died=True)
     assert pool.take() is None
+
+
+@pytest.mark.parametrize(
+    "command", [["/none/there"], ["sh", "-c", "echo '{no message'; exec sleep 60"]], ids=["no program", "no message"]
+)
+def test_a_slot_whose_relay_goes_wrong_is_free_again_and_the_test_has_an_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+) -> None:
+    told: list[Mapping[str, object]] = []
+    service = SimpleNamespace(post=told.append, close=lambda: None)
+    monkeypatch.setattr("vfio_user.nightly.slot_spawner.TaskStatusService", lambda uri: service)
+    task = SimpleNamespace(
+        runnable=SimpleNamespace(output_dir=str(tmp_path)),
+        status_services=[SimpleNamespace(uri="x")],
+        get_command_args=list,
+        identifier="1-x",
+        job_id="y",
+    )
+    pool = Pool([SlotCommand("a", 1, command, "/x")])
+
+    async def run() -> None:
+        await asyncio.wait_for(_Attempts(task, pool, pool.take()).wait(), 30)
+
+    asyncio.run(run())
+    assert [message["status"] for message in told] == ["started", "finished"]
+    taken: list[SlotCommand | None] = []
+    again = threading.Thread(target=lambda: taken.append(pool.take()), daemon=True)
+    again.start()
+    again.join(10)
+    assert taken
 
 
 def furnished(monkeypatch: pytest.MonkeyPatch, missing: Mapping[str, Mapping[str, str]]) -> Slots:

@@ -88,7 +88,7 @@ def made_with_differences(one: Recipe, other: Recipe) -> Iterator[Difference]:
     yield from _mapping("image ", one.images, other.images)
     yield from _mapping("", {"accelerator": one.accelerator}, {"accelerator": other.accelerator})
     yield from _mapping("", one.versions, other.versions)
-    both = one.files.keys() & other.files.keys()
+    both = [name for name in one.files if name in other.files]
     yield from _mapping("", {name: one.files[name] for name in both}, {name: other.files[name] for name in both})
 
 

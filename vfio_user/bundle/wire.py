@@ -28,7 +28,7 @@ def wire_differences(first: Mapping[str, Path], second: Mapping[str, Path]) -> I
     Of each register it is compared which values were written and read, in their order and without repetition: how often
     a guest asked is chance.
     """
-    for name in first.keys() & second.keys():
+    for name in filter(second.__contains__, first):
         try:
             one, other = _values(first[name]), _values(second[name])
         except UserError as error:

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
+import psutil
+
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
 from vfio_user.harness import evidence
@@ -419,7 +421,7 @@ class Lab:
         left += [f"processes of {server.name}" for server in self.servers if server.child.group_is_alive()]
         for process in processes_of(self._scratch.path):
             left.append(f"process {process.pid}: {' '.join(process.cmdline())}")
-            with suppress(Exception):
+            with suppress(psutil.Error):  # it has ended meanwhile
                 process.kill()
         return left
 

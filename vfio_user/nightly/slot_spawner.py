@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,12 +172,19 @@ class _Attempts:
         attempts = 0
         why = SLOT_GONE
         while slot is not None:
-            began, finished, died = self._attempt(slot, attempts)
+            began = finished = died = False
+            why = RUNNER_GONE
+            try:
+                began, finished, died = self._attempt(slot, attempts)
+            except Exception as error:  # no space, say, for what it left: the test has to end all the same
+                why = f"{RUNNER_GONE}: {error}"
+            finally:
+                self._pool.give_back(slot, died=died)
             attempts += began
-            self._pool.give_back(slot, died=died)
             if finished or self._ended:
                 return
-            why = f"{SLOT_GONE}: {slot.name}" if died else RUNNER_GONE
+            if died:
+                why = f"{SLOT_GONE}: {slot.name}"
             slot = self._pool.take() if died and attempts < MOST_ATTEMPTS else None
         if attempts == 0:
             self._post(StartedMessage.get())
@@ -185,33 +192,42 @@ class _Attempts:
 
     def _attempt(self, slot: SlotCommand, before: int) -> tuple[bool, bool, bool]:
         """Run it on a slot: whether it began there, whether it finished, and whether the slot has died."""
-        began = finished = False
         self._began = time.monotonic()
         folder = f"{slot.folder}/{self._task.job_id}-{self._logdir.name}"
         arguments = _without_addresses(self._task.get_command_args())
         argv = [*slot.command, "run", folder, *arguments]
-        self._relay = subprocess.Popen(
+        relay = self._relay = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        assert self._relay.stdout is not None
-        with self._relay.stdout as lines:
-            for line in lines:
-                if not line.startswith(b"{"):
-                    continue  # the relay's own
-                message = json_loads(line.decode())
-                if message.get("type") == FOLDER_MESSAGE:
-                    _unpack(message["archive"], self._logdir)
-                    continue
-                if message["status"] == "started":
-                    began = True
-                    record = Ran(slot.name, before + 1)
-                    (self._logdir / _RECORD).write_text(json.dumps(asdict(record)))
-                    if before:
-                        continue
-                finished = message["status"] == "finished"
-                self._post(message)
-        status = self._relay.wait()
+        assert relay.stdout is not None
+        try:
+            with relay.stdout as lines:
+                began, finished = self._pass_on(lines, Ran(slot.name, before + 1))
+        except BaseException:
+            relay.kill()
+            raise
+        finally:
+            status = relay.wait()
         return began, finished, status == CONNECTION_ENDED and not finished and not self._ended
+
+    def _pass_on(self, lines: Iterable[bytes], attempt: Ran) -> tuple[bool, bool]:
+        """Say to the job what the runner says; whether it began, and whether it finished."""
+        began = finished = False
+        for line in lines:
+            if not line.startswith(b"{"):
+                continue  # the relay's own
+            message = json_loads(line.decode())
+            if message.get("type") == FOLDER_MESSAGE:
+                _unpack(message["archive"], self._logdir)
+                continue
+            if message["status"] == "started":
+                began = True
+                (self._logdir / _RECORD).write_text(json.dumps(asdict(attempt)))
+                if attempt.attempts > 1:
+                    continue
+            finished = message["status"] == "finished"
+            self._post(message)
+        return began, finished
 
     def _post(self, message: Mapping[str, Any]) -> None:
         """Say it to the job, with this machine's folder, and a clock on which only the last attempt takes time."""
