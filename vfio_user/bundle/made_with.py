@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import platform
 import shlex
@@ -13,8 +12,8 @@ from typing import Any
 
 import yaml
 
-import vfio_user
 from vfio_user.bundle.model import Program, QemuFacts
+from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.qemu import Qemu, manifest_name, program_of
 from vfio_user.page.texts import json_of, text_of
 
@@ -46,15 +45,6 @@ def own_versions() -> dict[str, str]:
         "python": platform.python_version(),
         "kernel": platform.release(),
     }
-
-
-def sources_digest() -> str:
-    """SHA-256 over this package's sources, for those who run a checkout."""
-    root = Path(vfio_user.__file__).parent
-    whole = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        whole.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return whole.hexdigest()
 
 
 def qemu_facts(qemu: Qemu) -> QemuFacts:
@@ -93,15 +83,6 @@ def scenario_seeds(paths: Iterable[Path]) -> dict[str, int]:
             seed = document.get("seed", 0)
             seeds[path.name] = seed if isinstance(seed, int) else 0
     return seeds
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file; "" of what cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def _split(argument: str) -> list[str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from userdev.errors import UserError, about
 from vfio_user.bundle.cores import COMPRESSED, TooLarge, pack_core
-from vfio_user.bundle.made_with import file_digest
 from vfio_user.bundle.model import INPUTS, MANIFEST, Bundle, Content, Outcome, Recipe, without_secrets
 from vfio_user.bundle.secrets import Secrets
 from vfio_user.harness.artifacts import write_text
+from vfio_user.harness.digests import file_digest
 from vfio_user.page.names import GUEST_COMMANDS, INDEX, MIGRATIONS, PROCESSES, RECORD, TIMELINE
 
 USUAL_MIB = 200

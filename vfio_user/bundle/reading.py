@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from userdev.errors import UserError
-from vfio_user.bundle.made_with import file_digest
 from vfio_user.bundle.model import FORMAT, INPUTS, MANIFEST, OWN_INPUTS, Bundle, Content
+from vfio_user.harness.digests import file_digest
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ the run. What the test itself ended before that is named with it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -20,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import vfio_user
 from userdev.process import Child, tail
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
+from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.last_words import end_of
 from vfio_user.page.names import INDEX, RECORD
 from vfio_user.page.texts import json_of, text_of
@@ -96,15 +95,15 @@ def write(
     cause = first_cause(found, error)
     if error is not None:
         write_text(folder / "error.txt", _described(error))
-    programs = {child.argv[0]: _digest(Path(child.argv[0])) for child in children}
+    programs = {child.argv[0]: file_digest(Path(child.argv[0])) for child in children}
     record = {
         "of": name,
         "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": versions_of(folder),
         "first_cause": cause,
         "deaths": [asdict(death) for death in found],
-        "programs": {**programs, "vfio-user": _own_digest()},
-        "files": {path.name: _digest(path) for path in _files(folder) if not path.match("*.core*")},
+        "programs": {**programs, "vfio-user": sources_digest()},
+        "files": {path.name: file_digest(path) for path in _files(folder) if not path.match("*.core*")},
     }
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     # what it needs is slow to import, and only what went wrong has a page
@@ -176,21 +175,3 @@ def _kind(error: BaseException) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (INDEX, RECORD)]
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; "" of what cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
-def _own_digest() -> str:
-    """SHA-256 over this package's sources, for those who run a checkout."""
-    root = Path(vfio_user.__file__).parent
-    whole = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        whole.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return whole.hexdigest()

@@ -27,11 +27,9 @@ from vfio_user.wire import CURRENT
 USUAL = "usual"
 """The QEMU that a machine takes where nobody says which (`ensure_qemu`)."""
 
-IN_GUESTS = ("current", "region-migration", "current-dma32", "region-migration-dma32")
-"""Dialects that some QEMU speaks; the draft of 2020 has other numbers."""
-
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 Dialect = Literal["current", "region-migration", "current-dma32", "region-migration-dma32"]
+"""Those that some QEMU speaks; the draft of 2020 has other numbers."""
 Value = str | int | bool
 
 USUALLY: Mapping[str, Value] = {

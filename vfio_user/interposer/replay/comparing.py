@@ -5,7 +5,7 @@ from __future__ import annotations
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.script import Script
-from vfio_user.interposer.replay.steps import is_interrupt, is_servers_request, vector_of
+from vfio_user.interposer.replay.steps import is_servers_request, vector_of
 from vfio_user.interposer.trace import MessageRecord, Note
 from vfio_user.interposer.trace.decode import DecodedMessage, describe, name_of
 from vfio_user.interposer.trace.registers import RegisterMap
@@ -31,7 +31,6 @@ class Comparison:
         """Recorded, by the record of what they answer; both sides'."""
         self._requests = [step for step in script.steps if is_servers_request(step)]
         """Of the server's, those that have not come yet."""
-        self._of_interrupts = any(map(is_interrupt, script.steps))
 
     def reply(self, request: MessageRecord, reply: Message) -> None:
         """The server has answered."""

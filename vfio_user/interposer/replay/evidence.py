@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 
 from userdev.errors import ProtocolError
 from vfio_user.interposer.replay.script import Script
-from vfio_user.interposer.replay.steps import Place, ScriptStep, is_doing, place_of
+from vfio_user.interposer.replay.steps import Place, is_doing, place_of
 from vfio_user.interposer.trace import MessageRecord
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
@@ -73,9 +73,6 @@ class Evidence:
                 yield step
             if step.number == target:
                 return
-
-    def _reads_it(self, step: ScriptStep, place: Place) -> bool:
-        return isinstance(step, MessageRecord) and place_of(self._dialect, step.message) == place
 
     def _moving(self, steps: list[MessageRecord]) -> set[Place]:
         """The places whose writes move the register: its own, and those that alone can have made it differ."""
