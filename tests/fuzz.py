@@ -20,7 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests import fuzz_seeded, fuzzing_interposer, fuzzing_readers, fuzzing_rings, fuzzing_vhost
-from tests.fuzzing import Outcome, campaign, open_fds, resident_bytes
+from tests.descriptors import fd_count
+from tests.fuzzing import Outcome, campaign, resident_bytes
 from userdev.fuzz import Bounds
 from vfio_user.wire import DIALECTS, Dialect
 
@@ -94,7 +95,7 @@ def _drive(dialects: list[Dialect], arguments: argparse.Namespace) -> int:
     """Send so many messages to vfio-user sessions."""
     campaign(dialects[0], 1000, seed=0)
     gc.collect()
-    fds, memory, begin = open_fds(), resident_bytes(), time.monotonic()
+    fds, memory, begin = fd_count(), resident_bytes(), time.monotonic()
     done, seed, told = 0, arguments.seed, "nothing was sent"
     while done < arguments.messages and time.monotonic() - begin < arguments.seconds:
         dialect = dialects[seed % len(dialects)]
@@ -102,8 +103,8 @@ def _drive(dialects: list[Dialect], arguments: argparse.Namespace) -> int:
         gc.collect()
         done += outcome.messages
         wrong = list(outcome.wrong)
-        if open_fds() != fds:
-            wrong.append(f"{open_fds() - fds} descriptors are left open")
+        if fd_count() != fds:
+            wrong.append(f"{fd_count() - fds} descriptors are left open")
         if resident_bytes() - memory > GROWTH:
             wrong.append(f"the process has grown by {resident_bytes() - memory >> 20} MiB")
         if wrong:
@@ -123,11 +124,11 @@ def _drive(dialects: list[Dialect], arguments: argparse.Namespace) -> int:
 def _pass(dialects: list[Dialect], messages: int, seed: int) -> int:
     """Let an interposer pass on so many messages of each dialect."""
     for dialect in dialects:
-        fds = open_fds()
+        fds = fd_count()
         outcome = fuzzing_interposer.campaign(dialect, messages, seed)
         gc.collect()
-        if open_fds() != fds:
-            outcome.wrong.append(f"{open_fds() - fds} descriptors are left open")
+        if fd_count() != fds:
+            outcome.wrong.append(f"{fd_count() - fds} descriptors are left open")
         if outcome.wrong:
             print(f"an interposer: seed {seed} of {dialect.name} went wrong:", *outcome.wrong, sep="\n  ")
             print(f"again: scripts/fuzz --messages 0 --dialect {dialect.name} --seed {seed} --inputs {messages}")

@@ -488,9 +488,5 @@ def noise(chance: random.Random, count: int) -> Iterator[bytes]:
         yield data
 
 
-def open_fds() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.fuzzing import Defects, Outcome, open_fds, resident_bytes
+from tests.descriptors import fd_count
+from tests.fuzzing import Defects, Outcome, resident_bytes
 from tests.fuzzing_vhost_front_end import (
     Action,
     Echo,
@@ -149,11 +150,11 @@ def checked_campaign(messages: int, seed: int) -> Outcome:
     """`campaign`, and what is left of its front-ends afterwards: descriptors, mappings and memory of this process."""
     campaign(500, 0)
     gc.collect()
-    fds, memory = open_fds(), resident_bytes()
+    fds, memory = fd_count(), resident_bytes()
     outcome = campaign(messages, seed)
     gc.collect()
-    if open_fds() != fds:
-        outcome.wrong.append(f"{open_fds() - fds} descriptors are left open")
+    if fd_count() != fds:
+        outcome.wrong.append(f"{fd_count() - fds} descriptors are left open")
     if mappings():
         outcome.wrong.append(f"{mappings()} mappings of front-ends' memory are left")
     if resident_bytes() - memory > GROWTH:

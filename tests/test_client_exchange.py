@@ -8,10 +8,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from tests.descriptors import fd_count
 from tests.scripted_server import Script, ScriptedServer
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import close_all
@@ -45,10 +45,6 @@ def talking(
     ):
         client.negotiate(minor=0)
         yield client, server
-
-
-def open_fds() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def echo_read(server: ScriptedServer, message: Message) -> Message | None:
@@ -195,10 +191,10 @@ def test_a_read_that_brings_too_little_is_a_protocol_error(payload: bytes) -> No
 
 
 def test_closing_leaves_no_descriptor_open() -> None:
-    before = open_fds()
+    before = fd_count()
     with talking(echo_read) as (client, _):
         client.region_read(0, 0, 1)
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 def test_two_peers_that_both_talk_at_once_do_not_deadlock() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import select
 import socket
@@ -16,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import PATIENCE
+from tests.descriptors import fd_count
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import Stream, close_all
@@ -63,11 +63,6 @@ def current(tmp_path: Path) -> Iterator[Client]:
         yield client
 
 
-def open_fds() -> int:
-    gc.collect()
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 @ALL_DIALECTS
 @pytest.mark.parametrize("shared", [True, False], ids=["mapped memory", "message DMA"])
 def test_the_device_reaches_guest_memory(tmp_path: Path, dialect: Dialect, shared: bool) -> None:
@@ -107,11 +102,11 @@ def test_message_dma_travels_on_the_twin_socket(tmp_path: Path) -> None:
 def test_no_session_leaves_a_descriptor_of_its_twin_socket(tmp_path: Path) -> None:
     with serving(tmp_path) as connect:
         connect(twin_socket=True).close()
-    before = open_fds()
+    before = fd_count(collect=True)
     for _ in range(3):
         with serving(tmp_path) as connect:
             connect(twin_socket=True).close()
-    assert open_fds() == before
+    assert fd_count(collect=True) == before
 
 
 def test_an_unmap_that_has_no_room_for_its_bitmap_is_refused_and_unmaps_nothing(tmp_path: Path) -> None:
@@ -265,10 +260,10 @@ def test_of_the_region_of_v1_the_window_for_data_can_be_mapped_and_no_register(t
 
 def test_asking_for_regions_again_and_again_holds_one_descriptor_each(current: Client) -> None:
     current.region_info(2)
-    before = open_fds()
+    before = fd_count(collect=True)
     for _ in range(10):
         current.region_info(2)
-    assert open_fds() == before
+    assert fd_count(collect=True) == before
 
 
 def test_reads_are_pipelined(current: Client) -> None:
@@ -469,14 +464,14 @@ def test_probing_nobody_is_told(tmp_path: Path) -> None:
 
 @ALL_DIALECTS
 def test_a_client_that_was_busy_leaves_no_descriptor_behind(tmp_path: Path, dialect: Dialect) -> None:
-    before = open_fds()
+    before = fd_count(collect=True)
     with serving(tmp_path, dialect) as connect:
         for _ in range(3):
             with connect() as client, GuestMemory(0x1000) as ram, EventFd() as eventfd:
                 client.dma_map(BASE, ram)
                 client.enable_irqs(IrqIndex.MSIX, [eventfd])
                 client.regions()
-    assert open_fds() == before
+    assert fd_count(collect=True) == before
 
 
 def test_a_dma_map_that_was_refused_is_not_served(current: Client) -> None:

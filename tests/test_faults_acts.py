@@ -6,11 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.descriptors import fd_count
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from userdev.transport import close_all
 from vfio_user.interposer.faults.engine import FaultEngine
@@ -289,7 +289,7 @@ def test_a_message_that_is_out_in_part_when_its_fault_is_taken_away_comes_whole(
 
 def test_behind_half_a_message_that_nothing_is_to_follow_nothing_does_when_its_fault_is_taken_away() -> None:
     memory = os.memfd_create("guest")
-    before = open_fds()
+    before = fd_count()
     with Faulty("stall-after-header", **SECOND) as bench:
         three_writes(bench)
         assert ids(bench.server, 1) == [1]
@@ -300,7 +300,7 @@ def test_behind_half_a_message_that_nothing_is_to_follow_nothing_does_when_its_f
         assert bench.server.is_silent()
         bench.server.send(request(Command.DMA_READ, bytes(16), id=9))
         assert bench.client.receive().id == 9, "the other direction goes on"
-    assert open_fds() == before
+    assert fd_count() == before
     os.close(memory)
 
 
@@ -316,18 +316,14 @@ def test_messages_that_wait_are_bounded_and_none_is_lost(act: Any) -> None:
 
 def test_a_session_that_ends_while_messages_wait_leaves_no_descriptor_open() -> None:
     memory = os.memfd_create("guest")
-    before = open_fds()
+    before = fd_count()
     for act in ({"delay": 60}, {"reorder": {"within": 60}}, {"delay": {"seconds": 60, "overtake": True}}):
         bench = Faulty(act)
         bench.client.send(dma_map(0, 4096, memory))
         bench.settle()
         bench.close()
-    assert open_fds() == before
+    assert fd_count() == before
     os.close(memory)
-
-
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # matching

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.descriptors import fd_count
 from tests.everything_device import Everything
-from tests.fuzzing import Generator, Script, campaign, open_fds, proposal, resident_bytes, run_session
+from tests.fuzzing import Generator, Script, campaign, proposal, resident_bytes, run_session
 from vfio_user.wire import CURRENT, DIALECTS, HEADER, Dialect, Message
 
 MESSAGES = 5_000
@@ -30,13 +31,13 @@ def device() -> Iterator[Everything]:
 def test_nearly_right_messages_and_rubbish_leave_nothing_behind(dialect: Dialect) -> None:
     campaign(dialect, 1000, seed=0)
     gc.collect()
-    fds, memory = open_fds(), resident_bytes()
+    fds, memory = fd_count(), resident_bytes()
     outcome = campaign(dialect, MESSAGES, seed=20201109)
     gc.collect()
     assert outcome.wrong == []
     assert outcome.messages == MESSAGES
     assert 0 < outcome.refused < MESSAGES
-    assert open_fds() == fds
+    assert fd_count() == fds
     assert resident_bytes() - memory < 8 << 20
 
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.processes import running, until
 from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
@@ -278,21 +278,6 @@ def test_a_guest_that_never_answers_has_a_deadline() -> None:
         guest.hello(0.05)
     assert "Kernel panic" in caught.value.hint
     guest.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def running(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 OWN = """#!/usr/bin/env python3

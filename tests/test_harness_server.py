@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import fd_count
 from userdev.errors import UserError
 from userdev.process import Child, is_listening
 from userdev.trace.exchanges import Exchange
@@ -31,10 +32,6 @@ client, _ = server.accept()
 client.sendall(b"first")
 time.sleep(300)
 """
-
-
-def open_fds() -> int:
-    return len([*Path("/proc/self/fd").iterdir()])
 
 
 @pytest.fixture
@@ -144,20 +141,20 @@ def test_a_server_that_is_killed_and_started_again_all_night_takes_nothing_with_
     """Nor does one that stood still meanwhile."""
     command = f"{sys.executable} -c '{LISTENS_LATER.replace('0.2', '0')}' {{socket}}"
     server = DeviceServer(Device(command=command), Site(scratch, tmp_path), "night")
-    before = open_fds()
+    before = fd_count()
     for _ in range(3):
         server.owner.pause()
         server.owner.go_on()
         server.kill()
         server.restart()
-    assert open_fds() == before
+    assert fd_count() == before
     assert server.owner.server_pid() == server.child.pid
     server.stop()
 
 
 def test_an_interposer_that_is_killed_is_replaced_where_it_was(scratch: Scratch, tmp_path: Path) -> None:
     server = DeviceServer(Device(served="edu"), Site(scratch, tmp_path), "night", interposition=Interposition())
-    before, path = open_fds(), server.path
+    before, path = fd_count(), server.path
     for _ in range(2):
         killed = server.interposer.child
         killed.signal(9)
@@ -166,7 +163,7 @@ def test_an_interposer_that_is_killed_is_replaced_where_it_was(scratch: Scratch,
         assert server.path == path
         with Client.connect(f"unix:{path}") as client:
             assert client.device_info().num_regions
-    assert open_fds() <= before
+    assert fd_count() <= before
     server.stop()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fuzzing import open_fds
+from tests.descriptors import fd_count
 from tests.fuzzing_interposer import campaign
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from userdev.relay import Outlet, Pump
@@ -62,12 +62,12 @@ def test_descriptors_arrive_with_the_message_they_were_sent_with(bench: Bench) -
 
 def test_forwarding_keeps_no_descriptor_open(bench: Bench) -> None:
     bench.negotiate()
-    before = open_fds()
+    before = fd_count()
     event = os.eventfd(0)
     for _ in range(50):
         bench.exchange(request(Command.SET_IRQS, bytes(20), fds=[event]))
     os.close(event)
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 def test_a_message_larger_than_any_buffer_arrives(bench: Bench) -> None:
@@ -166,11 +166,11 @@ def test_random_bytes_both_ways_neither_crash_nor_change(seed: int) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
 def test_nearly_right_messages_with_everything_on_raise_nothing_and_leave_nothing_open(dialect: Dialect) -> None:
     gc.collect()
-    before = open_fds()
+    before = fd_count()
     outcome = campaign(dialect, 300, seed=5)
     gc.collect()
     assert not outcome.wrong
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 def test_a_half_close_is_passed_on_as_one(bench: Bench) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.descriptors import fd_count
 from userdev.transport import BadFrame, Framer, Stream, close_all
 from userdev.transport.framing import RECEIVE
 from vfio_user.wire import HEADER, MAX_MESSAGE, Message
@@ -26,10 +26,6 @@ MESSAGES = st.lists(
     ),
     max_size=8,
 )
-
-
-def open_fds() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def new_fd() -> int:
@@ -145,11 +141,11 @@ class Pipe:
 
 @pytest.fixture
 def pipe():  # type: ignore[no-untyped-def]
-    before = open_fds()
+    before = fd_count()
     pipe = Pipe()
     yield pipe
     pipe.close()
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 def send(pipe: Pipe, message: Message) -> None:
@@ -207,20 +203,20 @@ def test_descriptors_of_a_message_that_never_ends_are_closed(pipe: Pipe) -> None
 
 
 def test_descriptors_of_a_header_that_is_too_short_are_closed(pipe: Pipe) -> None:
-    before = open_fds()
+    before = fd_count()
     fd = new_fd()
     pipe.out.send(HEADER.pack(1, 2, 3, 0, 0), [fd])
     os.close(fd)
     pipe.pump()
     with pytest.raises(BadFrame):
         pipe.framer.next()
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole message", "unfinished message"])
 def test_more_descriptors_than_allowed_end_the_stream_and_are_closed(pipe: Pipe, whole: bool) -> None:
     pipe.framer.max_fds = 3
-    before = open_fds()
+    before = fd_count()
     fd = new_fd()
     data = Message(1, 2, payload=bytes(4)).encode()
     for at in range(4):
@@ -233,7 +229,7 @@ def test_more_descriptors_than_allowed_end_the_stream_and_are_closed(pipe: Pipe,
     with pytest.raises(BadFrame) as caught:
         pipe.framer.next()
     assert caught.value.fatal
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 def test_a_message_that_has_lost_its_descriptors_is_an_error_and_the_next_is_not() -> None:

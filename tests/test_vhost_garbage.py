@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from pathlib import Path
 from threading import Thread
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.descriptors import fd_count
 from userdev.transport import Framer, Stream
 from vhost_user.backend import Session
 from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue
@@ -181,22 +181,18 @@ def talk(messages: list[Said]) -> int:
     return len(list(answers.messages()))
 
 
-def open_fds() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(right, right, right, wrong), max_size=25))
 def test_any_messages_end_in_order_and_leave_no_descriptor(messages: list[Said]) -> None:
-    before = open_fds()
+    before = fd_count()
     talk([(int(R.SET_PROTOCOL_FEATURES), u64(ALL), 0), *messages])
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_end_the_session_in_order(data: bytes) -> None:
-    before = open_fds()
+    before = fd_count()
     ours, theirs = socket.socketpair()
     session = Session(Echo(), Stream(theirs))
     thread = Thread(target=session.run)
@@ -206,7 +202,7 @@ def test_any_bytes_end_the_session_in_order(data: bytes) -> None:
     ours.close()
     thread.join(PATIENCE)
     assert not thread.is_alive()
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 def test_a_session_of_right_messages_is_one() -> None:

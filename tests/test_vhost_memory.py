@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import gc
 import mmap
 import os
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.descriptors import fd_count
 from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, MemoryTable, Permission
 from vhost_user.memory.table import MAX_SLOTS
@@ -36,11 +36,6 @@ def memfd(size: int, *, sealed: bool = True) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def open_fds() -> int:
-    gc.collect()  # what tests before this one have raised keeps their frames
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def maps_of(name: str) -> int:
@@ -112,13 +107,13 @@ def test_a_wrong_region_is_refused_and_the_table_is_as_before(region: Region, nu
     table = MemoryTable()
     with memfd(MIB) as fd, memfd(MIB) as other:
         table.set([Region(0x5000000, MIB, USER, 0)], [fd])
-        before, generation = open_fds(), table.generation
+        before, generation = fd_count(collect=True), table.generation
         with pytest.raises(ProtocolError) as caught:
             table.set([Region(0x8000000, MIB, USER, 0), region], [other, fd])
         with pytest.raises(ProtocolError) as again:
             table.add(region, fd)
         assert (caught.value.errno, again.value.errno) == (number, number)
-        assert (open_fds(), table.generation, len(table)) == (before, generation, 1)
+        assert (fd_count(collect=True), table.generation, len(table)) == (before, generation, 1)
         table.view(0x5000000, MIB)
     table.clear()
 
@@ -234,12 +229,12 @@ def test_every_change_is_a_new_generation() -> None:
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_no_descriptor_is_left_of_a_table_that_is_cleared(sealed: bool) -> None:
-    before, table = open_fds(), MemoryTable()
+    before, table = fd_count(collect=True), MemoryTable()
     with memfd(MIB, sealed=sealed) as fd:
         table.add(Region(0, MIB, USER, 0), fd)
         table.check()
     table.clear()
-    assert open_fds() == before
+    assert fd_count(collect=True) == before
 
 
 def test_a_region_whose_file_shrinks_is_gone_when_it_is_looked_for() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import fd_count
 from tests.device_kit import CONFIG
 from tests.session_kit import GUEST, comes_true, message_memory
 from userdev.errors import ProtocolError
@@ -138,10 +139,6 @@ def connect_soon(server: Server) -> Client:
         with contextlib.suppress(RemoteError):
             return connect(server)
     raise AssertionError("the client before never ends")
-
-
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def initiate_flr(client: Client) -> None:
@@ -315,7 +312,7 @@ class Clumsy(Busy):
 def test_a_hook_that_raises_when_clients_go_and_come_leaves_nothing_behind(hook: str, tmp_path: Path) -> None:
     device = Clumsy()
     with Server(device, str(tmp_path / "socket")) as server:
-        before = open_fds()
+        before = fd_count()
         for _ in range(3):
             device.fails = ""
             with connect(server) as client, GuestMemory(1 << 20) as memory:
@@ -326,7 +323,7 @@ def test_a_hook_that_raises_when_clients_go_and_come_leaves_nothing_behind(hook:
             with connect(server) as client:  # one that has the device fail as it comes, if at all
                 pass
             server._serving.join(60)
-            assert (open_fds(), len(device.dma)) == (before, 0)
+            assert (fd_count(), len(device.dma)) == (before, 0)
         device.fails = ""
         with connect(server) as client:
             client.store(0, 0, 4, 7)

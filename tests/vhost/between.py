@@ -119,7 +119,3 @@ def channel(between: Between) -> Iterator[tuple[Peer, Peer]]:
     finally:
         for end in ends:
             end.close()
-
-
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))

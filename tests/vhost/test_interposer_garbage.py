@@ -12,8 +12,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.descriptors import fd_count
 from tests.test_vhost_garbage import Said, right, wrong
-from tests.vhost.between import Between, Peer, R, open_fds
+from tests.vhost.between import Between, Peer, R
 from userdev.trace import as_json, text
 from userdev.transport import close_all
 from vfio_user.traces import open_trace
@@ -35,7 +36,7 @@ SCENARIO = parse_scenario(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.booleans(), st.one_of(right, right, wrong)), max_size=20), st.booleans())
 def test_any_messages_of_either_side_pass_and_leave_no_descriptor(said: list[tuple[bool, Said]], broken: bool) -> None:
-    before = open_fds()
+    before = fd_count()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace"
         with Between(trace) as between:
@@ -51,7 +52,7 @@ def test_any_messages_of_either_side_pass_and_leave_no_descriptor(said: list[tup
         for line in view.lines():
             assert text(line, view.header.time)
             json.dumps(as_json(line, view.header.time))
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vhost.between import B, Between, P, R, V, channel, open_fds
+from tests.descriptors import fd_count
+from tests.vhost.between import B, Between, P, R, V, channel
 from userdev.transport import close_all
 from vhost_user.wire import NEED_REPLY, REPLY, VERSION, Message, acknowledge, encode_reply, encode_request
 from vhost_user.wire.payloads import Config, Region, VringState
@@ -34,14 +35,14 @@ def test_requests_and_replies_pass_as_they_are(between: Between) -> None:
 
 
 def test_descriptors_pass_with_their_message_and_none_stays_here(between: Between) -> None:
-    before = open_fds()
+    before = fd_count()
     memory = [os.memfd_create("guest") for _ in range(2)]
     table = tuple(Region(index << 20, 4096, index << 30, 0) for index in range(2))
     between.front_end.send(encode_request(R.SET_MEM_TABLE, table, memory))
     arrived = between.back_end.receive()
     assert [os.fstat(fd).st_ino for fd in arrived.fds] == [os.fstat(fd).st_ino for fd in memory]
     close_all([*arrived.fds, *memory])
-    assert open_fds() == before
+    assert fd_count() == before
 
 
 def test_what_is_no_message_passes_as_bytes(between: Between) -> None:
