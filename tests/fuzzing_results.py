@@ -33,10 +33,12 @@ _OF_RUN = {
         "deaths": [
             {"name": "guest", "pid": 7, "fate": "exited", "when": WHEN, "core": "guest.core", "stack": "#0 main"}
         ],
-        "processes": [{"name": "guest", "pid": 7, "when": WHEN, "ended": WHEN + 2, "fate": "exited", "stopped": False}],
         "files": {"timeline.json": "00"},
         "versions": {"qemu": "11"},
     },
+    "processes.json": [
+        {"name": "guest", "pid": 7, "when": WHEN, "ended": WHEN + 2, "fate": "exited", "stopped": False}
+    ],
     "guest.migration.json": [
         {"when": WHEN, "seconds": 2.0, "verdict": "stayed", "reason": "x", "phases": [{"phase": "setup", "began": 0.5}]}
     ],
@@ -56,8 +58,8 @@ def _run(folder: Path, data: bytes) -> None:
     """What a page makes of it, whichever file of a run it is."""
     (folder / "data").write_bytes(data)
     axis = Axis()
-    record = document._record(folder)
-    list(document._put_folder(axis, folder, record, None))
+    document._record(folder)
+    list(document._put_folder(axis, folder, None))
     packed = axis.packed()
     json.dumps(packed.about(), allow_nan=False)
 

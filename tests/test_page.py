@@ -171,15 +171,12 @@ def test_what_is_wrong_with_files_of_a_run_keeps_no_page_from_being_written(tmp_
         ("soak.jsonl", '{"kind": "event", "event": "seen", "when": 1795932999.5, "whole": "long"}'),
         ("timeline.json", '[{"what": "seen", "when": 1795932999.5, "of": NaN, "by": "\\ud800"}]'),
         ("guest.migration.json", '{"when": 1.7e9, "phases": [{"phase": "seen", "began": "soon"}], "seconds": "few"}'),
-        (
-            "evidence.json",
-            f'{{"of": "\\ud800", "processes": [{{"name": "seen", "when": 1.7e9, "ended": {"9" * 400}}}]}}',
-        ),
+        ("processes.json", f'[{{"name": "seen \\ud800", "when": 1.7e9, "ended": {"9" * 400}}}]'),
     ],
-    ids=["console", "kernel log", "QMP", "soak", "steps", "migration", "record"],
+    ids=["console", "kernel log", "QMP", "soak", "steps", "migration", "programs"],
 )
 def test_a_number_that_is_no_time_keeps_nothing_else_off_the_axis(name: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "evidence.json").write_text("{}")
+    (tmp_path / "evidence.json").write_text('{"of": "\\ud800"}')
     (tmp_path / name).write_text(said)
     (tmp_path / os.fsdecode(b"guest\xff.qemu.log")).write_text("a name that is no UTF-8")
     [found] = [each for each in page_of(tmp_path, tmp_path / "index.html") if "seen" in each.title]
