@@ -203,6 +203,21 @@ def _is_taken(path: Path) -> bool:
         return False
 
 
+def test_a_device_without_threads_turns_controllers_away_and_listens_on(
+    device: Gpio, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", start)
+        for _ in range(control.MAX_CONTROLLERS + 1):
+            with Controller(path) as turned_away:
+                assert turned_away.next() is None
+    with ControlClient(path) as served:
+        assert served.call("get")
+
+
 def test_a_device_without_descriptors_turns_controllers_away_and_listens_on(device: Gpio, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as unlucky:
         unlucky.settimeout(60)

@@ -95,20 +95,19 @@ class ControlSocket:
                 stream = self._listener.accept()
             except OSError:
                 return
-            try:
-                self._take(stream)
-            except RuntimeError:  # no thread to be had
-                stream.close()
+            self._take(stream)
 
     def _take(self, stream: Stream) -> None:
         controller = _Controller(stream, self._answer, self._forget)
         with self._lock:
             if len(self._controllers) < MAX_CONTROLLERS:
                 self._controllers.add(controller)
-        if controller in self._connected():
-            controller.start()
-        else:
-            controller.start(refusal_line(UserError(f"{MAX_CONTROLLERS} controllers are connected already")))
+        too_many = UserError(f"{MAX_CONTROLLERS} controllers are connected already")
+        try:
+            controller.start(None if controller in self._connected() else refusal_line(too_many))
+        except RuntimeError:  # no thread to be had
+            self._forget(controller)
+            stream.close()
 
     def _forget(self, controller: _Controller) -> None:
         with self._lock:
