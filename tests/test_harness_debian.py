@@ -9,7 +9,7 @@ import pytest
 from userdev.errors import UserError
 from vfio_user.harness import debian
 from vfio_user.harness.cache import ENVIRONMENT
-from vfio_user.harness.debian import DebianArchive
+from vfio_user.harness.debian import DebianArchive, Mirror, _PrivateApt
 
 STANZAS = """\
 Types: deb
@@ -88,3 +88,13 @@ def test_a_machine_without_apt_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "cache"))
     with pytest.raises(UserError, match="apt"):
         DebianArchive(["test"]).fetch(["program"])
+
+
+def test_a_disk_is_full_only_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else keeps a file of the private apt from being written names the file."""
+    monkeypatch.setenv("VFIO_USER_CACHE", str(tmp_path))
+    archive = _PrivateApt(Mirror("http://none.invalid"), ["bookworm"], ["main"], "deb")
+    (archive.root / "apt.conf").unlink()
+    (archive.root / "apt.conf").mkdir()
+    with pytest.raises(OSError, match=r"apt\.conf"):
+        _PrivateApt(Mirror("http://none.invalid"), ["bookworm"], ["main"], "deb")

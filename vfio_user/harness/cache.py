@@ -24,7 +24,8 @@ ENVIRONMENT = "VFIO_USER_CACHE"
 LOCK_SECONDS = 3600.0  # seconds; a slow mirror may hold a lock for long, a dead process never does
 LEFTOVER_SECONDS = 86400.0  # seconds after which a temporary folder can only be a killed run's
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errnos of a disk, or of a share of it, that is full."""
 
 
 def cache_dir() -> Path:
@@ -96,7 +97,7 @@ def publish(destination: Path) -> Iterator[Path]:
         yield making
         _rename_over(making, destination)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise disk_full(destination) from error
         raise
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from userdev.errors import UserError
-from vfio_user.harness.cache import cache_dir, disk_full, locked
+from vfio_user.harness.cache import FULL, cache_dir, disk_full, locked
 
 INDEX_SECONDS = 86400.0  # seconds for which a downloaded index is good enough
 APT_SECONDS = 1800.0  # seconds for one run of apt; a stalled connection ends by apt's own time-out long before
@@ -342,7 +342,9 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise (disk_full(path) if error.errno else error) from error
+        if error.errno in FULL:
+            raise disk_full(path) from error
+        raise
 
 
 def _run(
