@@ -22,7 +22,7 @@ from userdev.relay.direction import Direction
 from userdev.transport import close_all
 from vfio_user.client import Disconnected
 from vfio_user.interposer.errors import IncompatibleServer, RequestRefused
-from vfio_user.interposer.guest_memory import read_memory
+from vfio_user.interposer.guest_memory import read_bytes, read_memory
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.restore import restore
 from vfio_user.interposer.survival import Policy
@@ -90,6 +90,24 @@ def test_memory_that_is_mapped_beyond_any_file_is_not_read(bench: Bench) -> None
         bench.exchange(mapped(fd, offset=(1 << 64) - 0x1000))
     with pytest.raises(RequestRefused):
         read_memory(bench.session, 0x1000, 16)
+    with pytest.raises(RequestRefused):
+        read_bytes(bench.session, [0x1000])
+
+
+def test_bytes_of_many_pages_are_each_from_its_own_mapping(bench: Bench) -> None:
+    """Wherever in its file that begins; and one that has none is told."""
+    with memory() as fd:
+        os.pwrite(fd, bytes(range(256)) * 16, 0)
+        bench.exchange(dma_map(0x1000, 0x800, fd, offset=0x10))
+        bench.exchange(dma_map(0x1800, 0x800, fd, offset=0x23))
+        bench.exchange(dma_map(0x4000, 0x2000, fd))
+    bench.exchange(dma_map(0x3000, 0x1000))
+    places = [0x1000, 0x1001, 0x17FF, 0x1800, 0x1801, 0x4002, 0x1002]
+    found = [0x10, 0x11, 0x0F, 0x23, 0x24, 0x02, 0x12]
+    assert b"".join(read_bytes(bench.session, places)) == bytes(found)
+    for unmapped in (0xFFF, 0x2000, 0x3000, 0x5000):
+        with pytest.raises(RequestRefused):
+            read_bytes(bench.session, [0x1000, unmapped])
 
 
 def test_a_full_eventfd_is_not_waited_for() -> None:

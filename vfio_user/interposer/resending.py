@@ -16,7 +16,7 @@ from userdev.errors import UserError
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
 from vfio_user.interposer.errors import RequestRefused
-from vfio_user.interposer.guest_memory import read_memory
+from vfio_user.interposer.guest_memory import read_bytes
 from vfio_user.interposer.own_calls import TIMEOUT_SECONDS, exchange_all
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import Command
@@ -34,7 +34,8 @@ async def resend(session: ForwardedSession, pages: Iterable[int]) -> int:
     """
     sent = 0
     before: Task[None] | None = None
-    for payloads in _batches(_writes(session, pages)):
+    for some in _batches(iter(pages)):
+        payloads = _writes(session, some)
         batch = Task(_write_all(session, payloads))
         sent += len(payloads)
         if before is not None:
@@ -70,15 +71,15 @@ async def _write_all(session: ForwardedSession, payloads: list[bytes]) -> None:
         raise RequestRefused(Command.DMA_WRITE.value, reply.errno)
 
 
-def _writes(session: ForwardedSession, pages: Iterable[int]) -> Iterator[bytes]:
+def _writes(session: ForwardedSession, pages: list[int]) -> list[bytes]:
+    """A DMA_WRITE for each."""
     shape = session.dialect.shapes.get(Command.DMA_WRITE)
     if shape is None or shape.request is None:
         raise UserError(f"dialect {session.dialect.name} has no DMA_WRITE")
     pack = shape.request.struct.pack
-    for iova in pages:
-        yield pack(iova, 1) + read_memory(session, iova, 1)
+    return [pack(iova, 1) + byte for iova, byte in zip(pages, read_bytes(session, pages), strict=True)]
 
 
-def _batches(payloads: Iterator[bytes]) -> Iterator[list[bytes]]:
-    while batch := list(islice(payloads, AT_ONCE)):
+def _batches(pages: Iterator[int]) -> Iterator[list[int]]:
+    while batch := list(islice(pages, AT_ONCE)):
         yield batch
