@@ -162,6 +162,7 @@ def test_what_was_sent_is_looked_at_once_more_and_hashed_again_from_what_has_cha
 
 
 @pytest.mark.parametrize("size", [1, PIECE, 5 * PIECE + 1])
+@settings(max_examples=30)
 @given(steps=st.lists(st.tuples(st.integers(0, 5 * PIECE), st.integers(0, 2), st.booleans()), max_size=20))
 def test_a_digest_that_goes_on_is_that_of_all(size: int, steps: list[tuple[int, int, bool]]) -> None:
     """Whatever changes between two of its pieces, or behind it."""

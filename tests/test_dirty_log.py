@@ -289,7 +289,7 @@ def hostile_scheduler() -> Iterator[None]:
 def test_no_page_is_lost_that_is_written_while_the_log_is_read(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers write and mark pages; a reader copies what is reported, and must have all of it at the end."""
     monkeypatch.setattr(dirty_log, "RECENT", 3)
-    pages, writers = 100 * at_once, 3
+    pages, writers = 60 * at_once, 3
     memory, copied = [0] * (pages * writers), [0] * (pages * writers)
     log = DirtyPages(0, pages * writers * GRANULE)
     done = threading.Event()
