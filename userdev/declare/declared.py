@@ -37,7 +37,7 @@ class Declaration:
     def __init__(self) -> None:
         frame = authors_frame()
         self.source = source_of(frame)
-        if "__qualname__" in frame.f_locals and "__module__" in frame.f_locals:  # a class body
+        if "__qualname__" in frame.f_locals:  # a class body
             frame.f_locals.setdefault(MADE, []).append(self)
 
     def mistake(self) -> str:

@@ -1,0 +1,99 @@
+"""Whoever is closed again closes nothing: the numbers of its descriptors are somebody else's by then."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.device_kit import open_fds
+from tests.everything_device import Everything
+from userdev.control.lines import LineReader
+from userdev.descriptors import FdStore
+from userdev.process.owned import OwnedDescriptor
+from userdev.trace.writer import TraceWriter
+from userdev.transport import Framer, Listener, Stream
+from vfio_user.client.eventfd import EventFd
+from vfio_user.client.memory import GuestMemory
+from vfio_user.device.irq_wiring import IrqInfo, IrqLines
+from vfio_user.migration.memory import Memfd
+from vfio_user.wire import Message
+from vhost_user.frontend import memory as vhost_memory
+
+Close = Callable[[], object]
+
+
+def a_file() -> int:
+    return os.open(os.devnull, os.O_RDONLY)
+
+
+def half_a_line(_: Path) -> Close:
+    reader = LineReader(100)
+    reader.feed(b"half", [a_file(), a_file()])
+    return reader.close
+
+
+def half_a_message(_: Path) -> Close:
+    framer = Framer(Message)
+    framer.feed(bytes(3), [a_file(), a_file()])
+    return framer.close
+
+
+def kept_descriptors(_: Path) -> Close:
+    store, given = FdStore(), a_file()
+    store.keep(given)
+    os.close(given)
+    return store.close
+
+
+def vectors(_: Path) -> Close:
+    lines = IrqLines(IrqInfo(0, 2, 0))
+    lines.wire(0, os.eventfd(0))
+    lines.wire(1, os.eventfd(0))
+    return lines.cut_all
+
+
+def one_end(_: Path) -> Close:
+    here, there = socket.socketpair()
+    there.close()
+    return Stream(here).close
+
+
+OWNERS: dict[str, Callable[[Path], Close]] = {
+    "an owned descriptor": lambda _: OwnedDescriptor(a_file()).close,
+    "half a line of a control socket": half_a_line,
+    "half a message": half_a_message,
+    "kept descriptors": kept_descriptors,
+    "a trace": lambda folder: TraceWriter(folder / "trace", "vfio-user", {}).close,
+    "a connection": one_end,
+    "a listener": lambda folder: Listener(str(folder / "s")).close,
+    "an interrupt's vectors": vectors,
+    "a file in memory": lambda _: Memfd("tried", 4096).close,
+    "a client's memory": lambda _: GuestMemory(4096).close,
+    "a client's eventfd": lambda _: EventFd().close,
+    "a front-end's memory": lambda _: vhost_memory.GuestMemory(0x10000).close,
+    "a front-end's dirty log": lambda _: vhost_memory.DirtyPages(64).close,
+    "a device": lambda _: Everything().close,
+}
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_what_is_closed_again_closes_nothing_of_others(owner: str, tmp_path: Path) -> None:
+    before = open_fds()
+    close = OWNERS[owner](tmp_path)
+    owned = open_fds() - before
+    assert owned
+    close()
+    assert open_fds() == before
+    others: set[int] = set()
+    while not owned <= {str(fd) for fd in others}:
+        others.add(a_file())
+    try:
+        close()
+        assert {str(fd) for fd in others} <= open_fds()
+    finally:
+        for fd in others:
+            os.close(fd)
