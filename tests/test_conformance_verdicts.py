@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from userdev.conformance import Crash, Group, Level, Outcome, Skip, require, run
+from userdev.conformance.targets import RunningServer
+from userdev.transport import Listener
 
 
 class Bench:
@@ -57,6 +60,18 @@ def test_a_rule_that_is_left_open_is_not_failed(level: Level) -> None:
     )
     assert outcome(right, level) == (Outcome.PASS, "")
     assert outcome(impossible, level) == (Outcome.SKIP, "it has none")
+
+
+def test_a_server_that_somebody_else_runs_and_that_has_gone_is_told_once(tmp_path: Path) -> None:
+    with Listener(str(tmp_path / "s")) as listener:
+        server = RunningServer(str(listener.path), lambda stream, timeout: None, timeout=1)
+        server.settle()
+        assert server.crashed() is None
+    server.settle()
+    lost = server.crashed()
+    assert lost is not None
+    assert "takes no client any more" in lost.text
+    assert server.crashed() is None
 
 
 @pytest.mark.parametrize("check", [right, wrong])

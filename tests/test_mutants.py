@@ -126,6 +126,13 @@ def test_a_test_that_fails_without_a_mutant_notices_none() -> None:
     assert [line for line, tests in warm.asked if "b.py::one" not in tests] == [1]
 
 
+def test_a_mutant_whose_tests_all_fail_without_one_has_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reached, "tests", lambda self, file, lines: ["b.py::one"])
+    warm = Runs({0: "b.py::one", 1: "b.py::one"})
+    assert fates(warm, Runs({}), 1) == {1: Fate.SURVIVED}
+    assert all(tests for _, tests in warm.asked)
+
+
 def test_what_is_imported_cannot_tell_of_some_mutants_and_a_python_of_their_own_does() -> None:
     """Line 6 was run at import and 7 cannot be put in: neither has survived before it was tried cold."""
     warm, cold = Runs({}, {7: UNPLANTED}), Runs({6: "c.py::one"}, {})

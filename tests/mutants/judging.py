@@ -118,7 +118,8 @@ class Judge:
                         cold.append(mutant)
                     else:
                         survived.append(mutant)
-                left = again
+                survived += [mutant for mutant in again if not self._tests(mutant)]
+                left = [mutant for mutant in again if self._tests(mutant)]
         for mutant in survived:
             yield mutant, Fate.SURVIVED, None
         for done in self._cold(self._tasks(cold, _FIRST)):

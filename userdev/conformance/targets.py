@@ -179,7 +179,8 @@ class CommandServer:
             with closing(self.connect()) as stream, suppress(UserdevError):
                 if talk:
                     self._greet(stream, self._timeout)
-            status = self._child.wait(LINGER_SECONDS) if self._child is not None else None
+            assert self._child is not None
+            status = self._child.wait(LINGER_SECONDS)
             if status is not None and status >= 0:
                 habits.append(f"ends with status {status} when a client leaves {when} it was greeted")
                 self._polite |= {status}
