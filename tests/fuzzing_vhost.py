@@ -30,7 +30,7 @@ from tests.fuzzing_vhost_front_end import (
     V,
 )
 from tests.fuzzing_vhost_messages import INFLIGHT_SIZE, Generator
-from userdev import watch
+from userdev import busy_wait
 from userdev.errors import ProtocolError
 from vhost_user.backend import Session
 from vhost_user.backend.withheld import Withheld
@@ -60,7 +60,7 @@ def campaign(messages: int, seed: int) -> Outcome:
     device = Echo()
     threads = threading.active_count()
     # A session that looks before it sleeps would do so for as long as this machine lets it.
-    with Defects.of("vhost_user") as defects, patch.object(watch, "SHORT_NS", 0):
+    with Defects.of("vhost_user") as defects, patch.object(busy_wait, "SHORT_NS", 0):
         while outcome.messages < messages and len(outcome.wrong) < 10:
             one = _noisy_session if outcome.sessions % 20 == 19 else _one_session
             try:

@@ -7,7 +7,8 @@ success. Whatever a command of ours prints goes through here (`Printable`), and 
 from __future__ import annotations
 
 import re
-from typing import Any, TextIO
+import sys
+from typing import Any, TextIO, cast
 
 _COLOURS = r"\x1b\[(?:0|1|3[0-7]|9[0-7])m"
 """What our own words are coloured with (`click.style`): they change nothing but how letters look."""
@@ -50,3 +51,9 @@ def _or_colour(found: re.Match[str]) -> str:
 def _written_out(found: re.Match[str]) -> str:
     number = ord(found[0])
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def show_controls() -> None:
+    """Have this program's own output and errors go through `Printable`, once."""
+    if not isinstance(sys.stdout, Printable):
+        sys.stdout, sys.stderr = cast(TextIO, Printable(sys.stdout)), cast(TextIO, Printable(sys.stderr))

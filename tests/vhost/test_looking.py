@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vhost_frontend import FEATURES, FrontEnd, R, V
-from userdev import watch
+from userdev import busy_wait
 
 RINGS = {"split": V(0), "split with events": V.EVENT_IDX, "packed": V.RING_PACKED, "in order": V.IN_ORDER}
 LONG = 1_000_000_000
@@ -16,7 +16,7 @@ LONG = 1_000_000_000
 def test_a_driver_that_kicks_only_where_it_is_asked_to_loses_nothing(
     stranger: FrontEnd, monkeypatch: pytest.MonkeyPatch, features: V, looks: bool
 ) -> None:
-    monkeypatch.setattr(watch, "SHORT_NS", LONG if looks else 0)
+    monkeypatch.setattr(busy_wait, "SHORT_NS", LONG if looks else 0)
     stranger.negotiate(FEATURES | features)
     stranger.share_memory()
     ring = stranger.queue()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from userdev.watch import Watch
+from userdev.busy_wait import BusyWait
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._watch = Watch()
+        self._busy_wait = BusyWait()
         self._look = partial(self._epoll.poll, 0)
         self._ready: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
@@ -280,11 +280,11 @@ class Loop:
         """What is ready: looked for a moment before this thread sleeps, where requests and replies follow closely."""
         if patience == 0:
             return self._look()
-        if self._watch.is_worth_while and (found := self._watch.until(self._look)):
+        if self._busy_wait.is_worth_while and (found := self._busy_wait.until(self._look)):
             return found
         begin = time.perf_counter_ns()
         found = self._epoll.poll(patience)
-        self._watch.slept(time.perf_counter_ns() - begin)
+        self._busy_wait.slept(time.perf_counter_ns() - begin)
         return found
 
     def close(self) -> None:

@@ -9,12 +9,12 @@ import errno
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from userdev.errors import about, meant
-from userdev.printable import Printable
+from userdev.printable import show_controls
 from vfio_user.cli._errors import explain
 from vfio_user.extras import lacking
 
@@ -157,23 +157,28 @@ def run(command: click.Command) -> None:
     VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks; with NO_COLOR nothing is coloured, as nothing is that no
     terminal shows.
     """
-    sys.stdout, sys.stderr = cast(TextIO, Printable(sys.stdout)), cast(TextIO, Printable(sys.stderr))
+    show_controls()
     try:
         # what ends a command by `Context.exit` comes back as a number
         status = command.main(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
         _flush()
         sys.exit(status if isinstance(status, int) else 0)
-    except (click.Abort, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
+        end_with(error)
+
+
+def end_with(error: BaseException) -> NoReturn:
+    """End as an error has it, whose handler this is called from."""
+    if isinstance(error, click.Abort | KeyboardInterrupt):
         sys.exit(130)
-    except click.ClickException as error:
+    if isinstance(error, click.ClickException):
         error.show()
         sys.exit(2)
-    except Exception as error:
-        if os.environ.get("VFIO_USER_TRACEBACK"):
-            raise
-        status = explain(error)
-        _drop_unprinted()
-        sys.exit(status)
+    if os.environ.get("VFIO_USER_TRACEBACK") or not isinstance(error, Exception):
+        raise error
+    status = explain(error)
+    _drop_unprinted()
+    sys.exit(status)
 
 
 def _flush() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from time import monotonic, perf_counter_ns
 
+from userdev.busy_wait import BusyWait
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream
-from userdev.watch import Watch
 from vfio_user.wire import MAX_DATA, MAX_MESSAGE, Message
 
 log = logging.getLogger("vfio_user.server")
@@ -36,7 +36,7 @@ class ServerConnection:
         self.out = bytearray()
         self._stream = stream
         stream.limit_sends(SEND_SECONDS)
-        self._watch = Watch()
+        self._busy_wait = BusyWait()
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLIN)
         self._look = partial(poll.poll, 0)
@@ -70,18 +70,18 @@ class ServerConnection:
         With an `end`, a time of the monotonic clock, it raises TimeoutError then. Only before a session begins, since
         it costs system calls.
 
-        A client that asks again soon is looked for a moment before this thread sleeps, see `userdev.watch`.
+        A client that asks again soon is looked for a moment before this thread sleeps, see `userdev.busy_wait`.
         """
         room = self.framer.room()
         if end is not None:
             self._stream.socket.settimeout(max(end - monotonic(), 0.001))
         try:
-            if self._watch.is_worth_while and self._watch.until(self._look) is not None:
+            if self._busy_wait.is_worth_while and self._busy_wait.until(self._look) is not None:
                 received = self._stream.receive(room)
             else:
                 begin = perf_counter_ns()
                 received = self._stream.receive(room)
-                self._watch.slept(perf_counter_ns() - begin)
+                self._busy_wait.slept(perf_counter_ns() - begin)
         except DescriptorsLost as lost:
             self.framer.lost(lost.count)
             return True

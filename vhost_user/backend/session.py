@@ -16,9 +16,9 @@ from functools import partial
 from time import monotonic, perf_counter_ns
 from typing import Any
 
+from userdev.busy_wait import BusyWait
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all, is_other_end
-from userdev.watch import Watch
 from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import COMMANDS, ERRORS, Answer
 from vhost_user.backend.lifecycle import RingState
@@ -74,7 +74,7 @@ class Session:
         self._framer: Framer[Message] = Framer(Message, max_fds=MAX_FDS)
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
-        self._watch = Watch(turns=LOOKS)
+        self._busy_wait = BusyWait(turns=LOOKS)
         self._first_end = None if first_seconds is None else monotonic() + first_seconds
         self._work: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -155,7 +155,7 @@ class Session:
         begin = perf_counter_ns()
         events = self._epoll.poll(patience)
         if patience != 0:
-            self._watch.slept(perf_counter_ns() - begin)
+            self._busy_wait.slept(perf_counter_ns() - begin)
         for fd, _ in events:
             ready = self._ready.get(fd)
             if ready is not None:  # one that was waited for a moment ago may be gone
@@ -167,12 +167,12 @@ class Session:
 
     def _look(self) -> bool:
         """Look for requests for a moment, where that is better than to sleep; whether there are some."""
-        if not self._watch.is_worth_while:
+        if not self._busy_wait.is_worth_while:
             return False
         rings = [vring for vring in self._back_end.vrings.started if vring.is_awake]
         if not rings or any(vring.pending for vring in rings):
             return False
-        found = self._watch.until(lambda: bool(self._work) or any(vring.look() for vring in rings))
+        found = self._busy_wait.until(lambda: bool(self._work) or any(vring.look() for vring in rings))
         return found is not None and not self._work
 
     def _patience(self) -> float | None:

@@ -10,10 +10,10 @@ from itertools import count
 
 import pytest
 
-from userdev import watch
+from userdev import busy_wait
+from userdev.busy_wait import AGAIN, GOOD, SELDOM, SHORT_NS, VAIN, WANTED_NS, BusyWait
 from userdev.relay import Loop
 from userdev.transport import Stream
-from userdev.watch import AGAIN, GOOD, SELDOM, SHORT_NS, VAIN, WANTED_NS, Watch
 from vfio_user.server.connection import ServerConnection
 
 SHORT, LONG = 1_000, 1_000_000_000
@@ -21,27 +21,27 @@ BOTH_WOKEN_NS = 190_000
 """From a reply until the next request, where client and server sleep in between: longer than it takes without."""
 
 
-def eager(turns: int = 0) -> Watch:
-    made = Watch(turns)
+def eager(turns: int = 0) -> BusyWait:
+    made = BusyWait(turns)
     sleep(made, AGAIN)
     return made
 
 
-def looks(made: Watch) -> bool:
+def looks(made: BusyWait) -> bool:
     return made.is_worth_while
 
 
-def sleep(made: Watch, times: int) -> None:
+def sleep(made: BusyWait, times: int) -> None:
     for _ in range(times):
         made.slept(SHORT)
 
 
-def find(made: Watch, times: int = 1) -> None:
+def find(made: BusyWait, times: int = 1) -> None:
     for _ in range(times):
         assert made.until(lambda: True)
 
 
-def look_in_vain(made: Watch) -> None:
+def look_in_vain(made: BusyWait) -> None:
     assert made.until(lambda: False) is None
 
 
@@ -49,11 +49,11 @@ def look_in_vain(made: Watch) -> None:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else wants this core: a clock that goes on by 1 us whenever it is looked at."""
     clock = count(step=1000)
-    monkeypatch.setattr(watch, "perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr(busy_wait, "perf_counter_ns", lambda: next(clock))
 
 
 def test_it_looks_after_short_sleeps_and_not_after_a_long_one() -> None:
-    made = Watch()
+    made = BusyWait()
     assert not looks(made)
     sleep(made, AGAIN - 1)
     assert not looks(made)
@@ -125,7 +125,7 @@ def test_a_core_that_others_want_for_long_is_left_to_them_and_not_one_that_they_
         nonlocal now
         now += away if now < away else 0
 
-    monkeypatch.setattr(watch, "perf_counter_ns", lambda: now)
+    monkeypatch.setattr(busy_wait, "perf_counter_ns", lambda: now)
     monkeypatch.setattr(os, "sched_yield", run_others)
     made = eager()
     find(made, GOOD)

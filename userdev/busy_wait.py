@@ -45,7 +45,7 @@ WANTED_NS = 100_000
 """So long within one look, they want it for more than to pass the last answer on, as QEMU's own thread does."""
 
 
-class Watch:
+class BusyWait:
     """Of one thread."""
 
     def __init__(self, turns: int = 0) -> None:
