@@ -1,10 +1,15 @@
 """The smallest vfio-user server there is: one register, one receive per burst, no device, no checks.
 
-A baseline for `benchmarks.region_access`; it sleeps in every receive, as a plain server does.
+    python -m benchmarks.bare_server SOCKET [--look]
+
+A baseline for `benchmarks.region_access`; it sleeps in every receive, as a plain server does. With `--look` it never
+sleeps while it has a client: the floor of any server in Python.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import struct
 import sys
@@ -18,10 +23,16 @@ WRITE_REPLY = struct.Struct("<HHIII16s")
 READ = CURRENT.number(Command.REGION_READ)
 
 
-def serve(client: socket.socket) -> None:
+def serve(client: socket.socket, look: bool) -> None:
     buffer = bytearray(1 << 16)
     value = 0
-    while count := client.recvmsg_into([buffer], 64)[0]:
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    while True:
+        while look and not poll.poll(0):
+            os.sched_yield()
+        if not (count := client.recvmsg_into([buffer], 64)[0]):
+            return
         start, replies = 0, b""
         while count - start >= 2 * HEADER_SIZE:
             id, command, size, flags, access = ACCESS.unpack_from(buffer, start)
@@ -44,7 +55,7 @@ def main() -> None:
                 framer.received(*stream.receive(framer.room()))
             version = encode_version(CURRENT, 0, Capabilities(max_msg_fds=8, max_data_xfer_size=1 << 20))
             stream.send(proposal.reply(version).encode())
-            serve(stream.socket)
+            serve(stream.socket, "--look" in sys.argv)
             stream.close()
 
 

@@ -117,7 +117,9 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
                 Goal(
                     "a round trip through the interposer, of a direct one", _of_summary("round_trip_ratio"), at_most=1.5
                 ),
+                Goal("the same, the worst turn", _of_summary("round_trip_worst"), at_most=1.7),
                 Goal("a traced round trip, of one without a trace", _of_summary("trace_ratio"), at_most=1.08),
+                Goal("a round trip with `serve --trace`, of a direct one", _of_summary("own_trace_ratio"), at_most=1.1),
                 Goal("posted writes without a trace, of traced ones", _of_summary("posted_trace_ratio"), at_most=1.15),
                 Goal("a restart, as the client sees it", _of_summary("restart_s"), at_most=0.5, unit="s"),
             ],

@@ -3,7 +3,9 @@
     python -m benchmarks.server_process [--rounds N] [--json FILE]
 
 Memory is what is resident (RSS), and what of it the process has for itself alone (USS). Beside ours stand a Python
-that does nothing, and a sample of libvfio-user, which is in C, after a client that does the same. Goals: 14 MiB for
+that does nothing, one that listens and has loaded what of the standard library a server needs, which is the floor of
+any server in Python, and a sample of libvfio-user, which is in C, after a client that does the same. Modules are
+compiled, as in any installation, whatever PYTHONDONTWRITEBYTECODE says. Goals: 14 MiB for
 `vfio-user serve edu`, 40 MiB for 64 devices in one process, 60 ms from the start until a client can connect, 0.6 s for
 `vfio-user conformance`.
 """
@@ -11,6 +13,7 @@ that does nothing, and a sample of libvfio-user, which is in C, after a client t
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +34,16 @@ from vfio_user.harness import Child, reference_program
 START_SECONDS = 20.0
 DEVICES = 64
 MIB = 1 << 20
+FLOOR = """\
+import array, bisect, contextlib, dataclasses, enum, heapq, json, logging, mmap, select, signal, socket, struct, sys
+import threading, typing, zlib
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+threading.Thread(target=listener.accept, daemon=True).start()
+signal.pause()
+"""
+"""A server that has nothing of ours."""
 REGISTERS = {"edu": (0, 4), "sample": (2, 4)}
 """Region, and offset of a register of four bytes."""
 
@@ -62,6 +75,12 @@ def after_a_client(argv: list[str], socket: Path) -> tuple[float, float, float]:
         use(socket, REGISTERS["sample" if "gpio" in argv[0] else "edu"])
         memory = psutil.Process(child.pid).memory_full_info()
         return memory.rss / MIB, memory.uss / MIB, milliseconds
+
+
+def of_floor(socket: Path) -> tuple[float, float]:
+    """MiB resident of `FLOOR`, and the milliseconds until it listens."""
+    with served([sys.executable, "-P", "-c", FLOOR, str(socket)], socket) as (child, milliseconds):
+        return psutil.Process(child.pid).memory_info().rss / MIB, milliseconds
 
 
 def of_nothing() -> float:
@@ -96,10 +115,12 @@ def conformance(socket: Path) -> float:
 @click.option("--rounds", default=9, show_default=True, help="Of each; medians count.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
 def main(rounds: int, json_file: Path | None) -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     edu = [sys.executable, "-P", "-m", "vfio_user", "serve", "edu", "--socket-path"]
     with tempfile.TemporaryDirectory(prefix="vfu-") as scratch:
         folder = Path(scratch)
         ours = [after_a_client([*edu, str(folder / f"edu{turn}")], folder / f"edu{turn}") for turn in range(rounds)]
+        floor = [of_floor(folder / f"floor{turn}") for turn in range(rounds)]
         sample = str(reference_program("gpio-pci-idio-16", progress=print))
         theirs = after_a_client([sample, str(folder / "sample")], folder / "sample")
         with served([*edu, str(folder / "checked")], folder / "checked"):
@@ -109,6 +130,8 @@ def main(rounds: int, json_file: Path | None) -> None:
             "edu_own_mib": statistics.median(each[1] for each in ours),
             "sample_mib": theirs[0],
             "interpreter_mib": of_nothing(),
+            "floor_mib": statistics.median(each[0] for each in floor),
+            "floor_ms": statistics.median(each[1] for each in floor),
             "devices_mib": of_devices(DEVICES, folder),
             "listening_ms": statistics.median(each[2] for each in ours),
             "conformance_s": statistics.median(spent),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,8 +24,11 @@ def start(serve: Callable[[Sequence[str]], bool], otherwise: str) -> None:
     """Have a plain `serve` done at once, and all else by this function of `vfio_user.cli` (decision 50)."""
     show_controls()
     try:
-        if sys.argv[1:2] == ["serve"] and serve(sys.argv[2:]):
-            return
+        if sys.argv[1:2] == ["serve"]:
+            gc.disable()  # what is loaded stays: to look for garbage in it is an eighth of the start
+            if serve(sys.argv[2:]):
+                return
+            gc.enable()
     except (Exception, KeyboardInterrupt) as error:
         from vfio_user.cli import end_with
 

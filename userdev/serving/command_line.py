@@ -8,6 +8,7 @@ table: it says what is wrong, and nothing is refused here.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,8 @@ class Serving(Generic[D]):
         given = self._given(device, words[1:])
         if given is None or given["print_capabilities"]:
             return False
+        gc.freeze()  # the collector never looks at what was loaded, between two accesses of a guest neither
+        gc.enable()
         self.run(device, given)
         return True
 

@@ -109,6 +109,11 @@ class Framer(Generic[M]):
         """Bytes received and not yet taken."""
         return self.end - self.start
 
+    @property
+    def taken(self) -> int:
+        """Bytes taken out since the connection began."""
+        return self._received - self.pending
+
     def next(self) -> M | None:
         """Take the next complete message out, or None when more bytes are needed.
 
@@ -161,7 +166,7 @@ class Framer(Generic[M]):
 
         None where some of them are lost; the rest is closed.
         """
-        consumed = self._received - (self.end - self.start)
+        consumed = self.taken
         taken: list[list[int] | None] = []
         while self._fds and self._fds[0][0] <= consumed:
             taken.append(self._fds.popleft()[1])

@@ -8,6 +8,7 @@ EBUSY.
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack, closing
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from vfio_user.wire import CURRENT, Dialect, Message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from userdev.trace import TraceWriter
 
 REFUSAL_SECONDS = 1.0
 """That a refused client has for its VERSION."""
@@ -42,10 +44,12 @@ class Server(serving.Server[Session]):
         dialect: Dialect = CURRENT,
         offer: Offer | None = None,
         ended: Callable[[], None] | None = None,
+        trace: TraceWriter | None = None,
     ) -> None:
         """Listen on `address`; serving begins with `start`.
 
-        `ended` is called when there will be no further client: an inherited connection has ended.
+        `ended` is called when there will be no further client: an inherited connection has ended. `trace` records the
+        messages of all sessions; it stays the caller's.
 
         Raises:
             UserError: the address cannot be listened on.
@@ -54,10 +58,12 @@ class Server(serving.Server[Session]):
         self.device = device
         self._dialect = dialect
         self._offer = offer
+        self._trace = trace
 
     def _begin_session(self, stream: Stream, only: bool) -> Session:
         patience = None if only else VERSION_SECONDS
-        return Session(function_of(self.device), stream, self._dialect, self._offer, version_seconds=patience)
+        function = function_of(self.device)
+        return Session(function, stream, self._dialect, self._offer, version_seconds=patience, trace=self._trace)
 
 
 def serve(
@@ -67,16 +73,26 @@ def serve(
     dialect: Dialect = CURRENT,
     offer: Offer | None = None,
     announce: bool = True,
+    trace: str | None = None,
 ) -> None:
     """Serve `device` until SIGTERM or SIGINT, or until an inherited connection ends. For the main thread.
 
-    From then on the whole process has `program.END_SECONDS`: see `userdev.serving.program.run`.
+    From then on the whole process has `program.END_SECONDS`: see `userdev.serving.program.run`. `trace` is a file that
+    all messages are recorded in, made anew, or `fd:N`.
 
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the address cannot be listened on, or the trace not be written.
     """
     name = type(device).__name__ if announce else None
-    run(lambda ended: Server(device, address, dialect=dialect, offer=offer, ended=ended), name)
+    with ExitStack() as held:
+        writer = held.enter_context(closing(_trace(trace, dialect))) if trace is not None else None
+        run(lambda ended: Server(device, address, dialect=dialect, offer=offer, ended=ended, trace=writer), name)
+
+
+def _trace(path: str, dialect: Dialect) -> TraceWriter:
+    from userdev.trace import TraceWriter  # which most servers do not need
+
+    return TraceWriter(path, "vfio-user", {"dialect": dialect.name})
 
 
 def _refuse(stream: Stream) -> None:

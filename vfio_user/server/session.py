@@ -38,6 +38,7 @@ from vfio_user.server.requests import ClientRequests
 from vfio_user.wire import COMMAND, DRAFT_V6, NO_REPLY, Command, Dialect, Message, Sender
 
 if TYPE_CHECKING:
+    from userdev.trace import TraceWriter
     from vfio_user.device import Function
     from vfio_user.device.standstill import Hold
     from vfio_user.migration import Migration
@@ -73,15 +74,21 @@ class Session:
         offer: Offer | None = None,
         *,
         version_seconds: float | None = None,
+        trace: TraceWriter | None = None,
     ) -> None:
-        """`version_seconds` is what the client has for its first message; None: as long as it likes."""
+        """`version_seconds` is what the client has for its first message; None: as long as it likes.
+
+        `trace` records all messages; there is no second socket then, which nobody would record.
+        """
         self.function = function
         self.dialect = dialect
         self.lock = threading.RLock()
         self._turnstile = threading.Lock()
         self._offer = offer or Offer()
+        if trace is not None:
+            self._offer = replace(self._offer, twin_socket=False)
         self._version_seconds = version_seconds
-        self.connection = ServerConnection(stream, self.max_data)
+        self.connection = _connection(stream, self.max_data, trace)
         self.owed = Owed()
         self._worker = Worker(self._locked)
         self._requests = ClientRequests(dialect, self.connection, self.lock, self.owed, self._answer_what_came)
@@ -462,3 +469,11 @@ class Session:
             log.warning("deferred work: %s", error)
         except AUTHORS_FAILURES:
             log.exception("deferred work failed")
+
+
+def _connection(stream: Stream, max_data: int, trace: TraceWriter | None) -> ServerConnection:
+    if trace is None:
+        return ServerConnection(stream, max_data)
+    from vfio_user.server.traced import TracedConnection  # which most servers do not need
+
+    return TracedConnection(stream, max_data, trace)

@@ -25,6 +25,7 @@ from vfio_user.wire.header import (
     NO_REPLY,
     REPLY,
     Message,
+    split_messages,
 )
 from vfio_user.wire.version import Proposal, decode_version, encode_version
 
@@ -50,4 +51,5 @@ __all__ = [
     "Shape",
     "decode_version",
     "encode_version",
+    "split_messages",
 ]

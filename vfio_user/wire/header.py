@@ -105,3 +105,21 @@ class Message:
     def error(self, errno: int, payload: bytes = b"") -> Message:
         """The answer that reports `errno`; header only unless the dialect wants a body."""
         return Message(self.id, self.command, REPLY | ERROR, errno, payload)
+
+
+MessageHeader = tuple[int, int, int, int, int]
+"""id, command, size, flags, errno."""
+
+
+def split_messages(view: memoryview, at: int, end: int) -> tuple[list[tuple[MessageHeader, memoryview]], int]:
+    """The complete messages between `at` and `end`, up to a header that cannot be right; where they stop."""
+    messages: list[tuple[MessageHeader, memoryview]] = []
+    while end - at >= HEADER_SIZE:
+        header: MessageHeader = HEADER.unpack_from(view, at)
+        size = header[2]
+        after = at + size
+        if after > end or size < HEADER_SIZE:
+            break
+        messages.append((header, view[at:after]))
+        at = after
+    return messages, at

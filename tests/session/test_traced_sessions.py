@@ -1,0 +1,124 @@
+"""A server that records its own sessions writes what an interposer would: all messages, in order, in pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
+from userdev.descriptors import FdKind
+from userdev.relay.direction import Direction
+from userdev.trace import Note, TraceWriter
+from userdev.transport import Framer, connect
+from vfio_user.client import Client, GuestMemory, RemoteError
+from vfio_user.interposer.trace import MessageRecord, read_trace
+from vfio_user.server import Server
+from vfio_user.wire import CURRENT, NO_REPLY, Capabilities, Command, Message, encode_version
+from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
+
+TO_SERVER, TO_CLIENT = Direction
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return tmp_path / "trace"
+
+
+@pytest.fixture
+def traced(device: Prober, tmp_path: Path, trace: Path) -> Iterator[Server]:
+    writer = TraceWriter(trace, "vfio-user", {"dialect": CURRENT.name})
+    with Server(device, str(tmp_path / "traced"), trace=writer) as server:
+        yield server
+    writer.close()
+
+
+def recorded(trace: Path) -> list[MessageRecord]:
+    return [entry for entry in read_trace(trace).entries if isinstance(entry, MessageRecord)]
+
+
+def access(command: Command, id: int, offset: int, data: bytes = b"", flags: int = 0, count: int = 4) -> Message:
+    return Message(id, CURRENT.number(command), flags, payload=REGION_ACCESS.pack(offset, 0, count, tail=data))
+
+
+def test_each_request_is_recorded_with_its_reply_whichever_way_it_went(traced: Server, trace: Path) -> None:
+    with Client.connect(str(traced.listener.address)) as client, GuestMemory(4096) as mapped:
+        client.dma_map(0x10000, mapped)
+        memory = message_memory(client)
+        memory.view[:4] = (77).to_bytes(4, "little")
+        client.store(0, 0, 4, 5)
+        assert client.load(0, 0, 4) == 5
+        assert client.region_read(0, 1, 2) == b"\0\0"
+        with pytest.raises(RemoteError):
+            client.region_read(77, 0, 4)
+        client.store(0, 8, 8, GUEST)
+        assert comes_to_read(client, 8, 8, 77)
+        memory.close()
+    traced.close()
+    records = recorded(trace)
+    by_number = {record.number: record for record in records}
+    for record in records:
+        if record.message.is_reply:
+            asked = by_number[record.pair]
+            assert (asked.message.id, asked.message.command) == (record.message.id, record.message.command)
+            assert asked.direction is record.direction.opposite
+    wanting = [record.number for record in records if record.message.wants_reply]
+    assert sorted(record.pair for record in records if record.message.is_reply) == wanting
+    commands = {record.message.command for record in records if record.direction is TO_CLIENT and not record.pair}
+    assert commands == {CURRENT.number(Command.DMA_READ)}
+    maps = [record for record in records if record.message.command == CURRENT.number(Command.DMA_MAP)]
+    assert [[fd.kind for fd in record.fds] for record in maps] == [[FdKind.MEMFD], [], [], []]
+
+
+def test_what_comes_in_pieces_or_with_descriptors_in_between_is_recorded_as_it_came(
+    traced: Server, trace: Path
+) -> None:
+    proposal = Message(1, CURRENT.number(Command.VERSION), payload=encode_version(CURRENT, 0, Capabilities()))
+    sent = [proposal, *(access(Command.REGION_WRITE, id, 0, bytes(4), NO_REPLY) for id in range(2, 9))]
+    mapped = Message(9, CURRENT.number(Command.DMA_MAP), payload=DMA_MAP.pack(32, 3, 0, GUEST, 4096))
+    behind = [access(Command.REGION_READ, 10, 0), access(Command.REGION_READ, 11, 1, count=2)]
+    last = access(Command.REGION_READ, 12, 0)
+    file = os.memfd_create("guest")
+    os.truncate(file, 4096)
+    with closing(connect(str(traced.listener.address))) as stream:
+        stream.send(b"".join(message.encode() for message in sent))
+        stream.send(mapped.encode(), [file])
+        stream.send(b"".join(message.encode() for message in behind) + last.encode()[:7])
+        stream.send(last.encode()[7:])
+        framer, replies = Framer(Message), 0
+        while replies < 5:  # VERSION, DMA_MAP, and three reads
+            framer.received(*stream.receive(framer.room()))
+            replies += len(list(framer.messages()))
+    os.close(file)
+    traced.close()
+    came = [record.message for record in recorded(trace) if record.direction is TO_SERVER]
+    assert [message.encode() for message in came] == [message.encode() for message in [*sent, mapped, *behind, last]]
+
+
+def test_a_size_that_cannot_be_right_stops_no_recording(traced: Server, trace: Path) -> None:
+    proposal = Message(1, CURRENT.number(Command.VERSION), payload=encode_version(CURRENT, 0, Capabilities()))
+    wrong = Message(2, CURRENT.number(Command.REGION_READ)).encode()
+    with closing(connect(str(traced.listener.address))) as stream:
+        stream.send(proposal.encode() + wrong[:4] + (7).to_bytes(4, "little") + wrong[8:])
+        framer, seen = Framer(Message), list[Message]()
+        for id in range(3, 6):
+            stream.send(access(Command.REGION_READ, id, 0).encode())
+            while not seen or seen[-1].id != id:
+                framer.received(*stream.receive(framer.room()))
+                seen += framer.messages()
+    traced.close()
+    answered = [record.message.id for record in recorded(trace) if record.message.is_reply]
+    assert answered == [1, 2, 3, 4, 5]
+    assert [record.message.id for record in recorded(trace) if record.direction is TO_SERVER][-2:] == [4, 5]
+
+
+def test_clients_that_come_and_go_are_in_one_trace(traced: Server, trace: Path) -> None:
+    for _ in range(2):
+        with Client.connect(str(traced.listener.address)) as client:
+            client.load(0, 0, 4)
+    traced.close()
+    notes = [entry.event for entry in read_trace(trace).entries if isinstance(entry, Note)]
+    assert notes == ["connected", "disconnected"] * 2

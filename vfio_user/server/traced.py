@@ -1,0 +1,100 @@
+"""A session's connection whose messages are recorded (`serve --trace`), as an interposer would record them.
+
+Without another process in between: what comes is recorded as soon as it is here, before anything is done for it, and
+what goes once it has gone, while the client wakes up. Recording is told by bytes, so that registers keep their path.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from userdev.relay.direction import Direction
+from userdev.transport import Stream
+from vfio_user.server.connection import ServerConnection
+from vfio_user.wire import NO_REPLY, REPLY, Message, split_messages
+from vfio_user.wire.header import TYPE_MASK
+
+if TYPE_CHECKING:
+    from userdev.trace import TraceWriter
+
+_BOTH = 3
+"""View: it came, or went, and nothing was changed in between (`userdev.trace.View`)."""
+
+
+class TracedConnection(ServerConnection):
+    """As any; its trace is the server's, and outlives it."""
+
+    def __init__(self, stream: Stream, max_data: int, trace: TraceWriter) -> None:
+        super().__init__(stream, max_data)
+        self._trace = trace
+        self._lock = threading.Lock()
+        """The device's own threads send, while the session's receives."""
+        self._asked: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        """{id: record} of what is not answered, by the direction of the request."""
+        self._recorded = 0
+        """Bytes that have come and are recorded."""
+        trace.note("connected")
+
+    def receive(self, end: float | None = None) -> bool:
+        """Write what is recorded, then as `ServerConnection.receive`."""
+        with self._lock:
+            self._trace.flush()
+        more = super().receive(end)
+        if not self.framer.has_fds:
+            self._record_buffered()
+        return more
+
+    def next(self) -> Message | None:
+        """As `ServerConnection.next`; a message that came with or behind descriptors is recorded here, with its own."""
+        message = super().next()
+        if message is not None and self.framer.taken > self._recorded:
+            self._recorded = self.framer.taken
+            with self._lock:
+                asked, answered = self._asked
+                pair = answered.pop(message.id, 0) if message.is_reply else 0
+                number = self._trace.message(Direction.TO_SERVER, _BOTH, message, pair)
+                if message.wants_reply:
+                    asked[message.id] = number
+            if not self.framer.has_fds:
+                self._record_buffered()
+        return message
+
+    def close(self) -> None:
+        """As `ServerConnection.close`, which is recorded."""
+        super().close()
+        with self._lock:
+            self._trace.note("disconnected")
+            self._trace.flush()
+
+    def _record_buffered(self) -> None:
+        framer = self.framer
+        self._recorded = max(self._recorded, framer.taken)  # less is what was no message
+        first = framer.end - (framer.taken + framer.pending - self._recorded)
+        with self._lock:
+            stop = self._record(Direction.TO_SERVER, memoryview(framer.buffer), first, framer.end)
+        self._recorded += stop - first
+
+    def _send(self, data: bytes | bytearray, fds: Sequence[int] = ()) -> None:
+        super()._send(data, fds)
+        with self._lock:
+            if fds:
+                message = Message.decode(data, 0, bytes(data[Message.header_size :]), list(fds))
+                pair = self._asked[Direction.TO_SERVER].pop(message.id, 0) if message.is_reply else 0
+                self._trace.message(Direction.TO_CLIENT, _BOTH, message, pair)
+            else:
+                self._record(Direction.TO_CLIENT, memoryview(data), 0, len(data))
+
+    def _record(self, direction: Direction, view: memoryview, at: int, end: int) -> int:
+        """Record the messages between two places; the end of the last that is whole."""
+        messages, stop = split_messages(view, at, end)
+        passed, asked, answered = self._trace.passed, self._asked[direction], self._asked[direction.opposite]
+        for (id, _, _, flags, _), data in messages:
+            if flags & TYPE_MASK == REPLY:
+                passed(direction, data, answered.pop(id, 0))
+            elif flags & NO_REPLY:
+                passed(direction, data)
+            else:
+                asked[id] = passed(direction, data)
+        return stop
