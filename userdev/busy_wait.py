@@ -76,19 +76,23 @@ class BusyWait:
 
         `look` returns what is false for as long as there is nothing.
         """
-        away = 0
-        begin = now = perf_counter_ns()
-        while now - begin < LOOK_NS and away < WANTED_NS:
-            if found := look():
-                self._has_found()
-                return found
-            before = perf_counter_ns()
-            os.sched_yield()
-            now = perf_counter_ns()
-            if now - before > YIELDED_NS:
-                away += now - before
-        self._was_in_vain(wanted=away >= WANTED_NS)
-        return None
+        found = look()
+        if not found:
+            away = 0
+            begin = before = perf_counter_ns()
+            while not found:
+                os.sched_yield()
+                now = perf_counter_ns()
+                if now - before > YIELDED_NS:
+                    away += now - before
+                if now - begin >= LOOK_NS or away >= WANTED_NS:
+                    self._was_in_vain(wanted=away >= WANTED_NS)
+                    return None
+                found = look()
+                before = perf_counter_ns()
+        if self._score < GOOD:
+            self._has_found()
+        return found
 
     def _has_found(self) -> None:
         self._score += WORTH

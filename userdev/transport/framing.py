@@ -79,7 +79,7 @@ class Framer(Generic[M]):
         """Announce that `count` bytes are now in `room()`, and that `fds` came with them."""
         self.end += count
         self._received += count
-        if fds := list(fds):
+        if fds and (fds := list(fds)):
             self._fds.append((self._received, fds))
 
     def lost(self, count: int) -> None:
@@ -126,7 +126,8 @@ class Framer(Generic[M]):
         kind, start = self._kind, self.start
         available = self.end - start
         if available < kind.header_size:
-            self._check_fds()
+            if self._fds:
+                self._check_fds()
             return None
         size = kind.size_at(self.buffer, start)
         first = start + kind.header_size

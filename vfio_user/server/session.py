@@ -346,9 +346,12 @@ class Session:
             self.free()
 
     def _drain(self) -> None:
+        framer = self.connection.framer
         while True:
-            if not self.connection.framer.has_fds and not self._backlog:
+            if not framer.has_fds and not self._backlog:
                 self._registers.serve()
+                if framer.start == framer.end and not self._backlog:
+                    return
             message = self._backlog.popleft() if self._backlog else self.connection.next()
             if message is None:
                 return
