@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def start(serve: Callable[[Sequence[str]], bool], otherwise: str) -> None:
-    """Have a plain `serve` done at once, and all else by this function of `vfio_user.cli` (decision 51)."""
+    """Have a plain `serve` done at once, and all else by this function of `vfio_user.cli` (decision 52)."""
     show_controls()
     try:
         if sys.argv[1:2] == ["serve"]:

@@ -73,8 +73,9 @@ def test_each_request_is_recorded_with_its_reply_whichever_way_it_went(traced: S
     assert [[fd.kind for fd in record.fds] for record in maps] == [[FdKind.MEMFD], [], [], []]
 
 
+@pytest.mark.parametrize("piece", [7, 48])
 def test_what_comes_in_pieces_or_with_descriptors_in_between_is_recorded_as_it_came(
-    traced: Server, trace: Path
+    traced: Server, trace: Path, piece: int
 ) -> None:
     proposal = Message(1, CURRENT.number(Command.VERSION), payload=encode_version(CURRENT, 0, Capabilities()))
     sent = [proposal, *(access(Command.REGION_WRITE, id, 0, bytes(4), NO_REPLY) for id in range(2, 9))]
@@ -85,8 +86,9 @@ def test_what_comes_in_pieces_or_with_descriptors_in_between_is_recorded_as_it_c
     os.truncate(file, 4096)
     with closing(connect(str(traced.listener.address))) as stream:
         stream.send(b"".join(message.encode() for message in sent))
-        stream.send(mapped.encode(), [file])
-        stream.send(b"".join(message.encode() for message in behind) + last.encode()[:7])
+        stream.send(mapped.encode()[:piece], [file])
+        rest = mapped.encode()[piece:] + b"".join(message.encode() for message in behind)
+        stream.send(rest + last.encode()[:7])
         stream.send(last.encode()[7:])
         framer, replies = Framer(Message), 0
         while replies < 5:  # VERSION, DMA_MAP, and three reads

@@ -1,7 +1,8 @@
 """A session's connection whose messages are recorded (`serve --trace`), as an interposer would record them.
 
-Without another process in between: what comes is recorded as soon as it is here, before anything is done for it, and
-what goes once it has gone, while the client wakes up. Recording is told by bytes, so that registers keep their path.
+Without another process in between: what comes is recorded as it comes, and what goes once it has gone, while the client
+wakes up. By bytes, so that registers keep their path. The file has all of it before the next wait: a server that is
+killed takes its last turn with it, which an interposer would have.
 """
 
 from __future__ import annotations
