@@ -8,8 +8,10 @@ from typing import Any
 import click
 import pytest
 
+from vfio_user.bundle.made_with import own_versions
 from vfio_user.cli import cli
 from vfio_user.cli._bundling import recipe_of
+from vfio_user.harness import artifacts
 
 LINES = {
     "run": ["--device", "nvme", "--server", "./server --x 'a b' {socket}", "--memory", "1024", "--no-iommu", "--fresh"],
@@ -74,3 +76,8 @@ def test_files_that_were_named_are_inputs_by_names_that_differ(tmp_path: Path) -
 def test_a_bound_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(click.BadParameter, match="0 is not in the range"):
         parsed(name, ["--bundle-size", "0"])
+
+
+def test_a_package_without_a_version_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "version", lambda name: None)
+    assert own_versions()["vfio-user"] == "not installed"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import PathDistribution
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from vfio_user.harness.hosts.namespace import can_make_namespaces
 from vfio_user.nightly.place import this_machine
 from vfio_user.nightly.plan import SlotText, read_plan
 from vfio_user.nightly.slot_spawner import Pool, SlotCommand, _Attempts
-from vfio_user.nightly.slots import Slots, _Found
+from vfio_user.nightly.slots import Slots, _Found, described
 from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +124,20 @@ def summary_of(nights: Path) -> Summary:
 
 def results(nights: Path) -> Mapping[str, CaseResult]:
     return {one.test.rpartition(".")[2]: one for one in summary_of(nights).results}
+
+
+def test_a_slot_is_told_the_version_of_a_checkout_too(tmp_path: Path) -> None:
+    """What an editable installation leaves in the checkout has another name, and bundles of slots had no version."""
+    folder = tmp_path / "vfio_user.egg-info"
+    folder.mkdir()
+    (folder / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: vfio-user\nVersion: 1.2.3\n")
+    (folder / "entry_points.txt").write_text("[vfio_user.devices]\n")
+    there = tmp_path / "there" / "vfio_user-0.dist-info"
+    there.mkdir(parents=True)
+    for name, content in described(PathDistribution(folder)).items():
+        (there / name).write_text(content)
+    assert PathDistribution(there).version == "1.2.3"
+    assert PathDistribution(there).read_text("entry_points.txt") == "[vfio_user.devices]\n"
 
 
 whole_nights = [pytest.mark.network, pytest.mark.nightly, pytest.mark.timeout(300)]

@@ -6,13 +6,13 @@ import itertools
 import platform
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vfio_user.bundle.model import Program, QemuFacts
+from vfio_user.harness.artifacts import installed_version
 from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.qemu import Qemu, manifest_name, program_of
 from vfio_user.page.texts import json_of, text_of
@@ -35,12 +35,8 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 def own_versions() -> dict[str, str]:
     """Of vfio-user with the digest of its sources, Python and the kernel."""
-    try:
-        own = version("vfio-user")
-    except PackageNotFoundError:
-        own = "not installed"
     return {
-        "vfio-user": own,
+        "vfio-user": installed_version(),
         "sources": sources_digest(),
         "python": platform.python_version(),
         "kernel": platform.release(),

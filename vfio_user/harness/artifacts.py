@@ -54,13 +54,17 @@ def _no_folder(folder: Path, error: OSError) -> UserError:
     )
 
 
+def installed_version() -> str:
+    """The version of vfio-user that is installed; where it is only a folder, "not installed"."""
+    try:
+        return version("vfio-user") or "not installed"  # None where its metadata says none
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def record_versions(folder: Path, facts: Mapping[str, object]) -> None:
     """Write versions.json: what this run was made of."""
-    try:
-        own = version("vfio-user")
-    except PackageNotFoundError:
-        own = "not installed"
-    host = {"vfio-user": own, "python": platform.python_version(), "kernel": platform.release()}
+    host = {"vfio-user": installed_version(), "python": platform.python_version(), "kernel": platform.release()}
     text = json.dumps({**host, **facts}, indent=2, default=str)
     write_text(folder / "versions.json", text + "\n")
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ class _Found:
     qemus: Mapping[str, str]
     missing: Mapping[str, str]
     kernel: str
+
+
+def described(installed: Distribution) -> dict[str, str]:
+    """The files by which another machine's Python knows this package; those of a checkout have other names."""
+    metadata = f"Metadata-Version: 2.1\nName: {installed.name}\nVersion: {installed.version}\n"
+    return {"METADATA": metadata, "entry_points.txt": installed.read_text("entry_points.txt") or ""}
 
 
 @dataclass
@@ -191,9 +197,9 @@ class Slots:
     def _package(self, scratch: Path) -> Iterator[Member]:
         for package in _PACKAGES:
             yield Member(Path(str(package.__file__)).parent, package.__name__)
-        for name in ("METADATA", "entry_points.txt"):  # devices are found by these
+        for name, content in described(distribution("vfio-user")).items():  # devices are found by these
             text = scratch / name
-            text.write_text(distribution("vfio-user").read_text(name) or "")
+            text.write_text(content)
             yield Member(text, f"vfio_user-0.dist-info/{name}")
         for reference in self.references:
             path = Path(reference.partition(":")[0])
