@@ -108,6 +108,11 @@ def test_a_test_of_the_projects_own_is_named_so_that_it_is_found_from_anywhere()
     assert keeping.recipe.arguments == ("test_dma.py:Dma.test_both_ways",)
 
 
+def test_what_ran_on_a_slot_is_done_again_where_its_test_is() -> None:
+    keeping = keeping_test("outside/home/me/test_mine.py:Mine.test_it", Cell(bundle="auto"))
+    assert keeping.recipe.arguments == ("/home/me/test_mine.py:Mine.test_it",)
+
+
 def left_by(folder: Path, name: str) -> Path:
     """The folder of a test of avocado's that has left a bundle."""
     (folder / name / "data").mkdir(parents=True)

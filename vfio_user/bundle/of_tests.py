@@ -19,9 +19,14 @@ DATA = "data"
 """The folder in avocado's of a test that has what the test leaves."""
 
 
+OUTSIDE = "outside"
+"""The folder, on a night's slot, with files of tests that are not in the folder of the night."""
+
+
 def keeping_test(test: str, cell: Cell) -> Keeping:
     """What keeps a bundle of a test of avocado's, as its cell says; `test` is FILE:CLASS.METHOD."""
     path, colon, name = test.partition(":")
+    path = path.removeprefix(OUTSIDE) if path.startswith(f"{OUTSIDE}/") else path
     own = Path(path)
     word = f"{own.name if own.parent.name == 'avocado_tests' else path}{colon}{name}"
     said = dataclasses.replace(cell, bundle="", bundle_size=0, trace=False)

@@ -23,9 +23,6 @@ from typing import Any
 FOLDER_MESSAGE = "folder"
 """The type of the message with what a test left: `archive` is a tar.gz."""
 
-OUTSIDE = "outside"
-"""The folder, there, with files of tests that are not in the folder of the night."""
-
 
 def ready(request: str) -> None:
     """Find QEMUs and images, which are fetched where they are missing."""
@@ -65,6 +62,8 @@ def run(folder: str, arguments: Sequence[str]) -> None:
             """Runs a task from arguments"""
             from avocado.core.nrunner.runnable import Runnable
             from avocado.core.nrunner.task import Task
+
+            from vfio_user.bundle.of_tests import OUTSIDE
 
             runnable = Runnable.from_args(args)
             runnable.output_dir = folder

@@ -19,13 +19,13 @@ import userdev_servers
 import vfio_user
 import vhost_user
 from userdev.errors import UserError
+from vfio_user.bundle.of_tests import OUTSIDE
 from vfio_user.harness.cache import ENVIRONMENT, cache_dir
 from vfio_user.harness.debian import Progress
 from vfio_user.harness.hosts import SshHost
 from vfio_user.harness.hosts.archives import Archive, Member, make_archive
 from vfio_user.harness.image.builder import files_of_image
 from vfio_user.harness.qemu import ensure_qemu
-from vfio_user.nightly.over_there import OUTSIDE
 from vfio_user.nightly.place import Here, Place, Ran, Readiness
 from vfio_user.nightly.plan import Plan, SlotText
 from vfio_user.nightly.slot_spawner import NAME, SETTING, SlotCommand, ran, setting
