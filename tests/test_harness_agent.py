@@ -422,3 +422,7 @@ def test_the_agent_loads_only_what_is_wanted_of_it_and_that_once(guest: AgentGue
     with pytest.raises(GuestFailure, match="unheard_of"):
         guest.call(uses_fractions)
     assert guest.call(loaded) == ["fractions"]
+
+
+def test_what_the_guests_own_programs_name_as_drivers_are_kernel_modules(guest: AgentGuest) -> None:
+    assert sorted(guest.prepare()) == ["uio_pci_generic", "vfio-pci", "vfio_iommu_type1"]

@@ -259,7 +259,7 @@ def _nvme_controller(disk: Path) -> str:
     return disk.name.rpartition("n")[0]
 
 
-DRIVERS: dict[int, Driver] = {
+BY_CLASS: dict[int, Driver] = {
     # By the PCI class of what has the disk.
     0x0108: Driver(
         "nvme", find_namespace, _nvme_controller, lambda disk: Path("/sys/class/nvme", _nvme_controller(disk), "state")
@@ -276,7 +276,7 @@ DRIVERS: dict[int, Driver] = {
 def driver_of(slot: str) -> Driver:
     """That of the disk of a PCI function. Raises DeviceError."""
     function = PciFunction(slot)
-    kind = DRIVERS.get(function.number("class") >> 8)
+    kind = BY_CLASS.get(function.number("class") >> 8)
     if kind is None:
         raise DeviceError(f"the device at {slot} is {function.ids}, and no disk that is known here")
     return kind
