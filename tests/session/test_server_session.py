@@ -26,7 +26,7 @@ from vfio_user.wire import (
     encode_version,
 )
 from vfio_user.wire.constants import MigrationState
-from vfio_user.wire.layouts import DMA_ACCESS, DMA_MAP, REGION_ACCESS
+from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS, DMA_MAP, REGION_ACCESS
 
 Request = tuple[Command, bytes, int]
 """Command, payload, flags."""
@@ -322,3 +322,19 @@ def test_a_large_message_dma_is_cut_to_what_the_client_takes(device: Prober, cli
     device.call_soon(lambda: found.append(device.dma.read(GUEST, size)))
     assert comes_true(client, lambda: bool(found))
     assert found[0] == memory.view[:size]
+
+
+def test_what_comes_in_one_piece_with_version_is_answered_though_nothing_more_comes(server: Server) -> None:
+    info = Message(1, CURRENT.number(Command.GET_INFO), payload=DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0))
+    version = Message(0, CURRENT.number(Command.VERSION), payload=encode_version(CURRENT, 0, Capabilities()))
+    framer = Framer(Message)
+    with contextlib.closing(connect(str(server.listener.address), timeout=10)) as stream:
+        stream.socket.settimeout(10)
+        stream.send(version.encode() + info.encode())
+        answers: list[Message] = []
+        while len(answers) < 2:
+            received, _ = stream.receive(framer.room())
+            assert received
+            framer.received(received)
+            answers += framer.messages()
+    assert [(answer.id, answer.failed) for answer in answers] == [(0, False), (1, False)]
