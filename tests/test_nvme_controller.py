@@ -409,15 +409,16 @@ def test_a_reset_under_load_leaves_a_controller_that_works(host: Host, way: str)
     assert host.create_queues().do(Io.FLUSH, nsid=1).status == 0
 
 
-def test_a_doorbell_that_lies_is_an_event_and_no_more(host: Host) -> None:
+@pytest.mark.parametrize("side", [0, 4], ids=["the tail of submissions", "the head of completions"])
+def test_a_doorbell_that_lies_is_an_event_and_no_more(host: Host, side: int) -> None:
     queue = host.create_queues(entries=8)
     request = host.admin.put(Admin.ASYNC_EVENT_REQUEST)
-    host.store(0x1008, 4, 8)  # beyond the end of the queue
+    host.store(0x1008 + side, 4, 8)  # beyond the end of the queue
     event = host.admin.wait(request)
     assert (event.result & 7, event.result >> 8 & 0xFF) == (0, 1)
     host.log_page(1, 64)
     request = host.admin.put(Admin.ASYNC_EVENT_REQUEST)
-    host.store(0x1000 + 8 * 5, 4, 1)  # a queue that there is not
+    host.store(0x1000 + 8 * 5 + side, 4, 1)  # a queue that there is not
     assert host.admin.wait(request).result >> 8 & 0xFF == 0
     assert queue.do(Io.FLUSH, nsid=1).status == 0
 
