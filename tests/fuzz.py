@@ -1,8 +1,8 @@
 """Bad input for as long as you like: `scripts/fuzz --messages 10000000`, or `scripts/fuzz --seconds 600`.
 
 Campaigns of 50,000 messages go round the dialects with ascending seeds, and as many messages go to vhost-user sessions,
-by a process for each processor, with rings of any content; then an interposer, and everything that reads what others
-have written (traces, documents, control sockets, agents' answers, states) gets what is nearly right. Status 1 when
+with rings of any content; an interposer, and everything that reads what others have written (traces, documents, control
+sockets, agents' answers, states) gets what is nearly right. A process for each processor does all that. Status 1 when
 something went wrong, with its seed.
 """
 
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -40,40 +40,38 @@ RINGS = 20
 
 def main() -> int:
     arguments = _arguments()
-    dialects = [DIALECTS[arguments.dialect]] if arguments.dialect in DIALECTS else list(DIALECTS.values())
-    if arguments.dialect in (None, VHOST) and (status := _drive_vhost(arguments) or _drive_rings(arguments)):
-        return status
-    if arguments.dialect == VHOST:
-        return 0
-    return (
-        _drive(dialects, arguments)
-        or _pass(dialects, arguments.inputs, arguments.seed)
-        or _read(arguments.inputs, arguments.seed)
-        or _fuzz_servers(SEQUENCES * min(1, arguments.inputs), arguments.seed)
-    )
+    vfio, vhost = arguments.dialect != VHOST, arguments.dialect in (None, VHOST)
+    parts = [_drive, _pass, _read, _fuzz_servers] * vfio + [_drive_rings] * vhost  # the longest first
+    workers = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        begun = [pool.submit(part, arguments) for part in parts]
+        status = _drive_vhost(arguments, pool, workers) if vhost else 0
+        return max([status, *(part.result() for part in begun)])
 
 
-def _drive_vhost(arguments: argparse.Namespace) -> int:
+def _dialects(arguments: argparse.Namespace) -> list[Dialect]:
+    return [DIALECTS[arguments.dialect]] if arguments.dialect else list(DIALECTS.values())
+
+
+def _drive_vhost(arguments: argparse.Namespace, pool: Executor, workers: int) -> int:
     """Send so many messages to vhost-user sessions; what a seed does is the same in whichever process."""
     begin, done, whole = time.monotonic(), 0, 0
     seeds = range(arguments.seed, arguments.seed + -(-arguments.messages // SLICE))
-    workers = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = deque[tuple[int, Future[Outcome]]]()
-        for seed in seeds:
-            if time.monotonic() - begin > arguments.seconds:
-                break
-            waiting.append((seed, pool.submit(fuzzing_vhost.checked_campaign, SLICE, seed)))
-            if len(waiting) <= workers and seed != seeds[-1]:
-                continue
-            while waiting and (len(waiting) > workers or seed == seeds[-1]):
-                which, future = waiting.popleft()
-                outcome = future.result()
-                done, whole = done + outcome.messages, whole + outcome.whole
-                if outcome.wrong:
-                    print(f"seed {which} of {VHOST} went wrong:", *outcome.wrong, sep="\n  ")
-                    print(f"again: scripts/fuzz --dialect {VHOST} --seed {which} --messages {SLICE} --inputs 0")
-                    return 1
+    waiting = deque[tuple[int, Future[Outcome]]]()
+    for seed in seeds:
+        if time.monotonic() - begin > arguments.seconds:
+            break
+        waiting.append((seed, pool.submit(fuzzing_vhost.checked_campaign, SLICE, seed)))
+        if len(waiting) <= workers and seed != seeds[-1]:
+            continue
+        while waiting and (len(waiting) > workers or seed == seeds[-1]):
+            which, future = waiting.popleft()
+            outcome = future.result()
+            done, whole = done + outcome.messages, whole + outcome.whole
+            if outcome.wrong:
+                print(f"seed {which} of {VHOST} went wrong:", *outcome.wrong, sep="\n  ")
+                print(f"again: scripts/fuzz --dialect {VHOST} --seed {which} --messages {SLICE} --inputs 0")
+                return 1
     if done:
         print(f"{VHOST}: {done:,} messages, {done / (time.monotonic() - begin):,.0f}/s, {whole:,} whole sessions")
     return 0
@@ -91,8 +89,9 @@ def _drive_rings(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _drive(dialects: list[Dialect], arguments: argparse.Namespace) -> int:
-    """Send so many messages to vfio-user sessions."""
+def _drive(arguments: argparse.Namespace) -> int:
+    """Send so many messages to vfio-user sessions, all in one process, which is not to grow meanwhile."""
+    dialects = _dialects(arguments)
     campaign(dialects[0], 1000, seed=0)
     gc.collect()
     fds, memory, begin = fd_count(), resident_bytes(), time.monotonic()
@@ -108,22 +107,23 @@ def _drive(dialects: list[Dialect], arguments: argparse.Namespace) -> int:
         if resident_bytes() - memory > GROWTH:
             wrong.append(f"the process has grown by {resident_bytes() - memory >> 20} MiB")
         if wrong:
-            print(f"\nseed {seed} of {dialect.name} went wrong:", *wrong, sep="\n  ")
+            print(f"seed {seed} of {dialect.name} went wrong:", *wrong, sep="\n  ")
             print(f"again: scripts/fuzz --dialect {dialect.name} --seed {seed} --messages {SLICE}")
             return 1
         rate = done / (time.monotonic() - begin)
         grown = resident_bytes() - memory >> 10
         told = f"{done:,} messages, {rate:,.0f}/s, seed {seed}, {grown:,} KiB more"
         if sys.stdout.isatty():
-            print(f"\r{told}", end="", flush=True)
+            print(told, end="\r", flush=True)
         seed += 1
-    print(f"\r{told}" if sys.stdout.isatty() else told)
+    print(told)
     return 0
 
 
-def _pass(dialects: list[Dialect], messages: int, seed: int) -> int:
+def _pass(arguments: argparse.Namespace) -> int:
     """Let an interposer pass on so many messages of each dialect."""
-    for dialect in dialects:
+    messages, seed = arguments.inputs, arguments.seed
+    for dialect in _dialects(arguments):
         fds = fd_count()
         outcome = fuzzing_interposer.campaign(dialect, messages, seed)
         gc.collect()
@@ -137,8 +137,9 @@ def _pass(dialects: list[Dialect], messages: int, seed: int) -> int:
     return 0
 
 
-def _read(inputs: int, seed: int) -> int:
+def _read(arguments: argparse.Namespace) -> int:
     """Let each reader read so many inputs."""
+    inputs, seed = arguments.inputs, arguments.seed
     with tempfile.TemporaryDirectory(prefix="vfu-") as folder, fuzzing_readers.readers(Path(folder)) as readers:
         for reader in readers:
             begin = time.monotonic()
@@ -152,8 +153,9 @@ def _read(inputs: int, seed: int) -> int:
     return 0
 
 
-def _fuzz_servers(sequences: int, seed: int) -> int:
+def _fuzz_servers(arguments: argparse.Namespace) -> int:
     """Have what `vfio-user fuzz` and `vhost-user fuzz` do be done to servers of ours."""
+    seed, sequences = arguments.seed, SEQUENCES * min(1, arguments.inputs)
     for program in (fuzz_seeded.EDU, fuzz_seeded.BLK):
         summary, heard = fuzz_seeded.fuzz(program, seed, Bounds(sequences=sequences))
         if finds := heard.finds:
