@@ -25,20 +25,32 @@ import hypothesis.strategies  # noqa: F401
 import pydantic  # noqa: F401
 import pytest
 import rich.console  # noqa: F401
+from hypothesis import Phase, settings
 
 from tests.seeded_bugs.planting import ROOT, VARIABLE, Change, environment, plant
 
 TEST_SECONDS = 20
 """A test that hangs with a bug in has noticed it, after this long."""
-WORK_SECONDS = 3.0
+WORK_SECONDS = 1.0
 """What takes longer waits, as a rule: for what a bug keeps from coming. Another run may begin beside it."""
-WAITING_RUNS = 8
+WAITING_RUNS = 16
 """Runs that wait, at most: some work after all."""
+PROFILE = "failure-alone"
+"""Of Hypothesis: that a test fails is enough here. The smallest example, and what else fails, are for people."""
+PROFILED = (f"--hypothesis-profile={PROFILE}",)
 RUN_SECONDS = 300
 """A run that does not end by itself is ended: `Run.overdue`."""
 SKIPPED = 71
 """Exit status of a run all of whose tests were skipped: this user, or this machine, cannot run them."""
 _PR_SET_PDEATHSIG = 1
+
+settings.register_profile(
+    PROFILE,
+    deadline=None,
+    derandomize=True,
+    report_multiple_bugs=False,
+    phases=[phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)],
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,7 @@ class Fork:
                 plant(os.environ[VARIABLE])
             # pytest rewrites the assertions of a whole package that brings a plugin: it loads its modules itself then.
             options = ["-x", "--tb=short", "-p", "no:cacheprovider", "--assert=plain"]
-            options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(folder / "t")]
+            options += ["--timeout", str(TEST_SECONDS), "--basetemp", str(folder / "t"), *PROFILED]
             status = int(pytest.main([*options, *self.task.tests], plugins=[said]))
         except BaseException:
             # What a test that failed has left behind is complained of once pytest has said how it went.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.seeded_bugs.forking import SKIPPED, Fork
+from tests.seeded_bugs.forking import PROFILED, SKIPPED, Fork
 from tests.seeded_bugs.grafting import Functions
 from tests.seeded_bugs.planting import VARIABLE, PlantingError
 
@@ -59,7 +59,7 @@ def with_collected_tests(files: Sequence[str], limit: Limit, work: Callable[[], 
         SystemExit: the tests cannot be collected.
     """
     plugin = _Loop(limit, work)
-    options = ["-p", "no:cacheprovider", "--assert=plain", "--capture=no", "-qq", *files]
+    options = ["-p", "no:cacheprovider", "--assert=plain", "--capture=no", "-qq", *PROFILED, *files]
     status = pytest.main(options, plugins=[plugin])
     if plugin.error is not None:
         raise plugin.error
