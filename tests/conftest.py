@@ -52,10 +52,14 @@ STARTS.install()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Where open descriptors are compared, what earlier tests dropped closes its own now, and not meanwhile."""
+    """Where open descriptors are compared, what earlier tests dropped closes its own now, and not meanwhile.
+
+    What is left then is what lasts, and is left alone from now on: to look through all of it took 100 ms for each test.
+    """
     STARTS.prepare()
     if isinstance(item, pytest.Function) and "open_fds" in vars(item.module):
         gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
