@@ -27,14 +27,15 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def results(pytester: pytest.Pytester, *arguments: str) -> dict[str, int]:
-    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
-    return done.parseoutcomes()
+    """What a run comes to, in this process, which has imported what it needs."""
+    short = f"--basetemp={pytester.path / 't'}"  # a socket's path is
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", short, *arguments).parseoutcomes()
 
 
 def test_a_device_is_tested_without_a_guest(project: pytest.Pytester) -> None:
-    """As docs/testing.md shows it."""
+    """As docs/testing.md shows it, in a process of its own, which finds the plugin as a stranger's does."""
     project.makepyfile(test_adder=blocks()["test_adder"])
-    assert results(project) == {"passed": 2}
+    assert project.runpytest_subprocess("-p", "no:cacheprovider").parseoutcomes() == {"passed": 2}
 
 
 def test_a_fixture_of_ones_own_says_which_device(project: pytest.Pytester) -> None:
@@ -57,7 +58,7 @@ def test_a_fixture_of_ones_own_says_which_device(project: pytest.Pytester) -> No
 
 def test_a_test_that_names_no_device_is_told_how(project: pytest.Pytester) -> None:
     project.makepyfile("def test_it(client): pass")
-    done = project.runpytest_subprocess()
+    done = project.runpytest_inprocess()
     assert done.parseoutcomes() == {"errors": 1}
     done.stdout.fnmatch_lines(["*pytest.mark.device(*module:Class*"])
 
