@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import sys
@@ -53,14 +54,25 @@ def files(room: str) -> list[Path]:
     return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[str]:
+def statements_in(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements right within another; expressions, which are most of a tree, have none."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        yield from getattr(node, part, ())
+
+
+@functools.cache
+def imports(path: Path) -> Collection[str]:
     """Absolute names of the modules that a file imports, also those for typing only and inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    names: list[str] = []
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        waiting += statements_in(node)
+    return names
 
 
 def room_of(module: str) -> str | None:
@@ -130,7 +142,7 @@ def imported_modules(path: Path, modules: Collection[str], *, at_once: bool) -> 
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()
-        if at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if at_once and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             waiting += node.orelse
@@ -143,7 +155,7 @@ def imported_modules(path: Path, modules: Collection[str], *, at_once: bool) -> 
                 name = within if within in modules else node.module
                 if name in modules:
                     yield name
-        waiting += ast.iter_child_nodes(node)
+        waiting += statements_in(node)
 
 
 def in_circles(folders: Collection[Path], *, at_once: bool) -> list[str]:
