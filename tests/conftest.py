@@ -57,7 +57,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     What is left then is what lasts, and is left alone from now on: to look through all of it took 100 ms for each test.
     """
     STARTS.prepare()
-    if isinstance(item, pytest.Function) and "open_fds" in vars(item.module):
+    if isinstance(item, pytest.Function) and vars(item.module).keys() & {"open_fds", "fd_count"}:
         gc.collect()
         gc.freeze()
 
