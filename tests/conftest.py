@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -18,6 +19,10 @@ from vfio_user.client.connection import ClientConnection
 settings.register_profile("vfio-user", deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True, derandomize=False)
 settings.load_profile("vfio-user")
+
+# What a shell starts with & ignores Ctrl-C, and so would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nor is a slow answer a fault: what a test waits for is the event, and this is when it gives up. A test of patience
 # itself says how much it has.

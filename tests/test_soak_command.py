@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_ends_it_with_the_reason_and_what_was_done(
             monkeypatch.setattr(Path, "write_text", full)
         return ""
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left") as refused:
