@@ -110,7 +110,10 @@ class Commands(GuestTest):
         self.assertEqual(terminal.end(), 0, terminal.shown)
 
     def test_boot_ends_with_its_input(self) -> None:
-        """When all that came by the pipe is done: also a command that reads to the end, and a last line without one."""
+        """When all that came by the pipe is done: also a command that reads to the end, and a last line without one.
+
+        :avocado: tags=nightly
+        """
         for typed, shown in (
             ("", ()),
             ("seq 3000; cat\nas it is $((6*7))\n", ("\n3000\n", "as it is $((6*7))")),

@@ -90,7 +90,10 @@ class Differential(NvmeTest):
             self.assertLessEqual(STATUSES.keys(), every)
 
     def test_what_the_driver_makes_of_them(self) -> None:
-        """The block device's limits, and a file system with the same files on both."""
+        """The block device's limits, and a file system with the same files on both.
+
+        :avocado: tags=nightly
+        """
         with self.both() as (guest, *controllers):
             guest.succeed("modprobe nvme", "modprobe ext4", "mkdir -p /mnt")
             limits: list[dict[str, str]] = []

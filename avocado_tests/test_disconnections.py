@@ -28,6 +28,9 @@ class Disconnections(GuestTest):
         self.row("server", "SIGTERM")
 
     def test_server_pauses(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         self.row("server", "SIGSTOP")
 
     def test_server_closes(self) -> None:

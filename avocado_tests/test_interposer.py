@@ -130,7 +130,10 @@ class Survival(GuestTest):
                 self.assertEqual((sessions, survived["crashes"], survived["failed"]), (1, times, 0))
 
     def test_servers_are_replaced_on_purpose(self) -> None:
-        """State is handed over: registers, interrupts with their counts, and DMA, of any edu."""
+        """State is handed over: registers, interrupts with their counts, and DMA, of any edu.
+
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             guest = lab.boot(devices=["edu"] * 3, interpose=KEPT_ALIVE)
 

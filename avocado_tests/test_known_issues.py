@@ -230,6 +230,9 @@ class Data(KnownIssueTest):
             self.assertEqual((written["errno"], decoded(written["payload"])), (0, DMA_ACCESS.pack(0, 64)))
 
     def test_order_of_writes_to_a_server_that_does_not_keep_up(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         multiple = odd_server({"max_msg_fds": 16, "write_multiple": True}, "--device", "Counting")
         counting = Device.parse("avocado_tests.odd_edu:Counting")
         cases: list[tuple[Device, dict[str, Any]]] = [
@@ -267,6 +270,9 @@ class Lost(KnownIssueTest):
                 self.works(guest, device)
 
     def test_a_header_in_two_pieces(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         split = (
             "{match: {direction: to-client, command: REGION_READ, region: BAR0, nth: 1},"
             " act: {split-header: {at: 8, seconds: 0.05}}}"
@@ -277,7 +283,10 @@ class Lost(KnownIssueTest):
                 self.works(guest, device)
 
     def test_a_request_that_is_too_large(self) -> None:
-        """It is refused, and the connection goes on; so it is with a DMA_READ."""
+        """It is refused, and the connection goes on; so it is with a DMA_READ.
+
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             guest, device, server = self.interposed(lab, x_msg_timeout=500)
             size = MAX_DATA + 4096
@@ -320,7 +329,10 @@ class Waiting(KnownIssueTest):
                 self.assertLess(silence[0], 1.0, f"QMP was silent for {silence[0]:.1f} s")
 
     def test_dma_while_a_register_is_read(self) -> None:
-        """The reply to a register read is held back for a second; the server does DMA meanwhile."""
+        """The reply to a register read is held back for a second; the server does DMA meanwhile.
+
+        :avocado: tags=nightly
+        """
         held = "{match: {direction: to-client, command: REGION_READ, region: BAR0, nth: 1}, act: {delay: 1}}"
         with self.lab() as lab:
             guest, device, server = self.interposed(lab, held)
@@ -341,12 +353,18 @@ class Version(KnownIssueTest):
     """
 
     def test_a_long_reply(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             guest = lab.boot()
             with self.known_issue("version-reply-long", guest):
                 self.works(guest, guest.plug(odd_server({"max_msg_fds": 16}, padding=300)))
 
     def test_a_server_that_takes_many_descriptors(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             guest = lab.boot()
             self.works(guest, guest.plug(odd_server({"max_msg_fds": 16})))
@@ -380,6 +398,9 @@ class Small(KnownIssueTest):
     """
 
     def test_descriptors_with_a_request_of_the_server(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             guest, device, server = self.interposed(lab)
             with self.known_issue("request-descriptors-leak", guest):
@@ -392,6 +413,9 @@ class Small(KnownIssueTest):
                 self.assertLess(more, 20, f"{more} descriptors more than before")
 
     def test_intx_that_cannot_be_masked(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         alone = (
             "{match: {direction: to-client, command: GET_IRQ_INFO, nth: 1}, act: {corrupt: {field: flags, value: 1}}}"
         )
@@ -409,6 +433,9 @@ class Small(KnownIssueTest):
             self.assertEqual(len(done.seen["counts"]), 20)
 
     def test_get_info_that_is_refused(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         refused = "{match: {direction: to-server, command: GET_INFO}, act: {reply: EINVAL}}"
         with self.lab() as lab:
             server = lab.serve("edu", interposed=True)

@@ -100,6 +100,9 @@ class Migration(MigrationTest):
             self.matrix(lab, cells, iommu=True)
 
     def test_devices_on_the_root_bus(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             cells = [("interrupts", "msix"), ("dma", "msi"), ("interrupts", "intx")]
             self.matrix(lab, cells, iommu=True, root_bus=True)

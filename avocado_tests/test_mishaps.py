@@ -106,7 +106,10 @@ class Mishaps(GuestTest):
             self.assertEqual([label for label in labels if label.startswith(device.identity)], [])
 
     def test_a_guest_that_was_reset_comes_up_again(self) -> None:
-        """And is as good as before."""
+        """And is as good as before.
+
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             guest = lab.boot(device="edu", iommu=True)
             began = guest.machine.console.position

@@ -172,7 +172,10 @@ class Moves(NvmeTest):
             self.finish(bench, load)
 
     def test_doorbells_that_the_guest_has_mapped_are_there_for_the_next_server(self) -> None:
-        """What is rung while there is none is found; and no command costs a message."""
+        """What is rung while there is none is found; and no command costs a message.
+
+        :avocado: tags=nightly
+        """
         with self.bench("64M", server=KEPT_ALIVE, options="--map-doorbells {folder}/doorbells") as bench:
             load = self.load(bench)
             with closing(InterposerControl(bench.folder / "interposer")) as interposer:
@@ -196,7 +199,10 @@ class Moves(NvmeTest):
             self.finish(bench, load)
 
     def test_a_guest_whose_disk_has_lost_something_stays_where_it_is_told(self) -> None:
-        """The source does not stop if it cannot say that everything is where the other host finds it."""
+        """The source does not stop if it cannot say that everything is where the other host finds it.
+
+        :avocado: tags=nightly
+        """
         with two_hosts() as hosts, tempfile.TemporaryDirectory(prefix="vfu-") as sockets:
             options = f"--control {sockets}/{{host}}"
             with self.bench("16M", options=options, migratable=True, host=hosts.a) as bench:
@@ -267,7 +273,10 @@ class Moves(NvmeTest):
         )
 
     def test_doorbells_get_lost(self) -> None:
-        """A command of which the controller never hears is given up, or found with the next doorbell."""
+        """A command of which the controller never hears is given up, or found with the next doorbell.
+
+        :avocado: tags=nightly
+        """
         self.under_faults(
             """
             - match: {direction: to-server, command: REGION_WRITE, region: BAR0, offset: 0x1008-0x10ff,

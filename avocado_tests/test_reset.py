@@ -40,11 +40,17 @@ class Resets(GuestTest):
         self.reset_by_the_guest("flr")
 
     def test_power_states(self) -> None:
-        """From D3hot to D0."""
+        """From D3hot to D0.
+
+        :avocado: tags=nightly
+        """
         self.reset_by_the_guest("pm")
 
     def test_secondary_bus_reset(self) -> None:
-        """At the root port: QEMU makes a DEVICE_RESET of it."""
+        """At the root port: QEMU makes a DEVICE_RESET of it.
+
+        :avocado: tags=nightly
+        """
         self.reset_by_the_guest("bus")
 
     def test_driver_leaves_and_comes_back(self) -> None:
@@ -52,6 +58,9 @@ class Resets(GuestTest):
         self.reset_by_the_guest("rebind")
 
     def test_function_is_removed_and_found_again(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         self.reset_by_the_guest("remove")
 
     def test_two_resets_at_once(self) -> None:

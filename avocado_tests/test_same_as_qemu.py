@@ -9,6 +9,9 @@ class SameAsQemu(GuestTest):
     """
 
     def test_with_an_iommu(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         self.compare(
             ("identify",),
             ("registers",),

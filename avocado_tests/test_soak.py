@@ -36,7 +36,10 @@ class Soaking(GuestTest):
         return found
 
     def test_three_hops(self) -> None:
-        """There, back, and there again; every page that the device ever wrote is compared after each."""
+        """There, back, and there again; every page that the device ever wrote is compared after each.
+
+        :avocado: tags=nightly
+        """
         self.soak_of_hops(3)
 
     def test_ten_hops(self) -> None:

@@ -29,7 +29,10 @@ class DiskBehindVhostUser(DiskTest):
                 self.assertTrue(done.ok, done.verdict)
 
     def test_two_processors_have_two_queues(self) -> None:
-        """Both are used: each has interrupted."""
+        """Both are used: each has interrupted.
+
+        :avocado: tags=nightly
+        """
         with self.bench(cpus=2) as bench:
             digest = bench.write()
             self.assertEqual(bench.read(), digest)

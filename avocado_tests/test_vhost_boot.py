@@ -52,7 +52,10 @@ class Boot(DiskTest):
             guest.fail("dmesg | grep -i 'ext4-fs error\\|i/o error'")
 
     def test_the_firmware_boots_it_and_boots_it_again(self) -> None:
-        """SeaBIOS reads the boot sector, GRUB the kernel and its first files: QEMU has been given none of them."""
+        """SeaBIOS reads the boot sector, GRUB the kernel and its first files: QEMU has been given none of them.
+
+        :avocado: tags=nightly
+        """
         with self.lab() as lab:
             disk = Path(self.workdir) / "boot.img"
             write_boot_disk(disk, lab.image("minimal"), lab.hardware(kernel_options=("from_disk=yes",)))

@@ -53,7 +53,10 @@ class Life(DiskTest):
             self.assert_all_is_there(bench.end_writing(job))
 
     def test_a_guest_that_is_reset_while_it_writes_comes_up_with_its_disk(self) -> None:
-        """What was on another disk before is there, too."""
+        """What was on another disk before is there, too.
+
+        :avocado: tags=nightly
+        """
         with self.bench() as bench:
             other = bench.guest.plug(f"vhost-user-blk --image {bench.image}.other:{SIZE}")
             digest = bench.write(other)
@@ -66,6 +69,9 @@ class Life(DiskTest):
             self.assertEqual(bench.image_digest(), bench.read())
 
     def test_a_disk_that_grows_while_it_is_written_is_larger_for_the_guest(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.bench(options="--control {scratch}/control") as bench:
             job = bench.begin_writing()
             with closing(ControlClient(bench.server.server_path.parent / "control")) as client:
@@ -87,7 +93,10 @@ class Life(DiskTest):
             self.assert_all_is_there(bench.end_writing(bench.begin_writing()))
 
     def test_an_iommu_before_it(self) -> None:
-        """The guest's addresses are translated, and translations taken back."""
+        """The guest's addresses are translated, and translations taken back.
+
+        :avocado: tags=nightly
+        """
         options = "[iommu_platform=on]"
         with self.bench(options=options, iommu=True, kernel_options=("intel_iommu=on", "iommu.strict=1")) as bench:
             self.assertTrue(self.has_feature(bench, ACCESS_PLATFORM))

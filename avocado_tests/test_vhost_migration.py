@@ -54,7 +54,10 @@ class Migration(MigrationTest):
     """
 
     def test_it_goes_to_another_host_and_back_while_it_is_read(self) -> None:
-        """Each buffer is read into once: one that is used again would hide a write that the dirty log has lost."""
+        """Each buffer is read into once: one that is used again would hide a write that the dirty log has lost.
+
+        :avocado: tags=nightly
+        """
         with self.bench(migratable=True) as bench:
             digest = bench.write()
             for _ in range(2):
@@ -123,7 +126,10 @@ class Trouble(MigrationTest):
     """
 
     def test_the_source_s_server_is_killed_and_replaced_meanwhile(self) -> None:
-        """The next one logs as well; what its predecessor read is not lost."""
+        """The next one logs as well; what its predecessor read is not lost.
+
+        :avocado: tags=nightly
+        """
         with self.bench(migratable=True) as bench:
             bench.write()
             server = bench.server
@@ -157,6 +163,9 @@ class Trouble(MigrationTest):
             self.assertEqual(bench.read(), digest)
 
     def test_it_is_called_off_meanwhile(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         with self.bench(migratable=True) as bench:
             digest = bench.write()
             job = bench.begin_reading()

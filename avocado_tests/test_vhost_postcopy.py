@@ -18,6 +18,9 @@ class Postcopy(DiskTest):
     """
 
     def test_reads_that_are_under_way_end_in_memory_that_comes_later(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
         if not is_allowed():
             self.cancel("no userfaultfd that waits for system calls too, as for an ordinary user")
         with self.bench() as bench:

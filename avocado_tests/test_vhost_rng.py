@@ -33,7 +33,10 @@ class EntropyBehindVhostUser(GuestTest):
             self.assert_served(guest)
 
     def test_it_works_again_after_a_pause_and_a_reboot(self) -> None:
-        """A reset from outside is that of test_vhost_any.py, with the same driver."""
+        """A reset from outside is that of test_vhost_any.py, with the same driver.
+
+        :avocado: tags=nightly
+        """
         with self.entropy() as guest:
             self.assert_served(guest)
             guest.qmp.command("stop")

@@ -13,7 +13,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tests.seeded_bugs.__main__ import main
 from tests.seeded_bugs.catalogue import Bug, CatalogueError, load
 from tests.seeded_bugs.detection import Verdict
 from tests.seeded_bugs.planting import ROOT, VARIABLE, environment
@@ -29,6 +31,20 @@ def parsed(path: Path) -> ast.Module:
 
 def test_there_are_40_bugs_and_more() -> None:
     assert len([bug for bug in BUGS.values() if not bug.guest]) >= 40
+
+
+def test_each_bug_is_in_one_of_the_parts() -> None:
+    def listed(*options: str) -> list[str]:
+        return CliRunner().invoke(main, ["--list", *options], catch_exceptions=False).output.splitlines()
+
+    parts = [listed("--part", f"{k}/3") for k in (1, 2, 3)]
+    assert sorted(line.split()[0] for part in parts for line in part) == sorted(BUGS)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "1/3/5"])
+def test_what_is_no_part_is_refused(part: str) -> None:
+    assert CliRunner().invoke(main, ["--list", "--part", part]).exit_code == 2
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
