@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,9 @@ class Qemu:
         self.world, self.name = world, name
         self.running, self.alive = running, True
         self.status = "none"
+        self.breaks = False
+        """Whether the stream breaks as soon as QEMU goes on with it."""
+        self.waits_for_a_device = False
         self.command_register = 0x2
         self.qmp = self.qtest = self
         self.events = self
@@ -124,17 +127,30 @@ class Qemu:
     def command(self, name: str, limit: object = None, /, **arguments: object) -> Any:
         return self.execute(name, arguments)
 
-    def execute(self, name: str, arguments: Any, limit: object = None, *, out_of_band: bool = False) -> Any:
+    def execute(
+        self,
+        name: str,
+        arguments: Any,
+        limit: object = None,
+        *,
+        out_of_band: bool = False,
+        unless: Callable[[], None] = lambda: None,
+    ) -> Any:
         self._happens(name)
         found: Any = getattr(self, "_" + name.replace("-", "_"), dict)()
         self.world.look()
+        if self.waits_for_a_device and not out_of_band:
+            unless()
+            held = [here.name for here, _ in self.world.servers if here.held]
+            assert not held, f"{name} is not answered while a processor waits for {held}, with the big lock in its hand"
         self._happens(f"{name}{DONE}")
         return found
 
-    def wait_event(self, name: str, deadline: object = None, match: object = None) -> dict[str, Any]:
-        self._happens(f"event {name}")
+    def wait_event(self, name: str, deadline: object = None, match: Any = None) -> dict[str, Any]:
+        if not match:
+            self._happens(f"event {name}")
         for event in self._told:
-            if event["event"] == name:
+            if event["event"] == name and (match or {}).items() <= event["data"].items():
                 self._told.remove(event)
                 return event
         raise QmpTimeout(f"no {name} event")
@@ -157,6 +173,13 @@ class Qemu:
             self.tell("STOP")
 
     def _migrate_continue(self) -> None:
+        if self.breaks:
+            for status in ("device", "failing"):
+                self.tell("MIGRATION", status=status)
+            self.status = "failed"
+            self.running = self.was_running
+            self.waits_for_a_device = self.running
+            return
         for side in (self, self.other):
             side.status = "completed"
             for status in ("device", "completed"):

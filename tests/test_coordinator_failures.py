@@ -137,6 +137,16 @@ def forward_stopped(make: Make) -> list[str]:
     return world.calls[: index_of(world, "destination.dev1.migration_state RUNNING") + 1]
 
 
+def test_a_stream_that_breaks_before_qemu_has_answered_leaves_nobody_waiting(make: Make) -> None:
+    """The guest runs again at once, and touches a device that is held back: QEMU answers nothing until it is not."""
+    world = make()
+    world.source.breaks = True
+    report = world.migrate()
+    assert (report.verdict, report.last_phase) == (Verdict.STAYED, Phase.SWITCHOVER)
+    assert "failing" in report.reason
+    check_went_back(world, index_of(world, "source.migrate-continue"))
+
+
 def test_an_interruption_goes_back_too_and_is_passed_on(make: Make) -> None:
     for number in range(0, len(forward(make)), 3):
         world = make()

@@ -204,7 +204,7 @@ class Coordinator:
             self._held.append(link)  # also where the answer does not come: to resume what is not held does nothing
             link.source.control.call("hold")
         self._switching = True
-        self._source.qmp.command("migrate-continue", state="pre-switchover")
+        qemu_side.go_on(self._source)
         self._save_source_again()
         qemu_side.await_status(self._source, "completed", self._deadline)
         if self._plan.file:

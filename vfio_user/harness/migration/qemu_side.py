@@ -83,6 +83,22 @@ def read(machine: Machine, uri: str) -> None:
     machine.qmp.execute("migrate-incoming", {"uri": uri, "exit-on-error": False})
 
 
+def go_on(machine: Machine) -> None:
+    """Have QEMU send the rest, after `pre-switchover`.
+
+    Raises:
+        MigrationFailed: it is giving up before it has answered, which it may not do any more (`_ENDED`).
+    """
+
+    def is_given_up() -> None:
+        for status in _ENDED:
+            with suppress(QmpTimeout):
+                machine.qmp.wait_event("MIGRATION", 0, {"status": status})
+                raise MigrationFailed(machine, status)
+
+    machine.qmp.execute("migrate-continue", {"state": "pre-switchover"}, unless=is_given_up)
+
+
 def hang_up(machine: Machine) -> None:
     """Close the connections of a migration, also of a QEMU that stands still until the other side takes what it sends.
 
