@@ -75,7 +75,8 @@ def place(servers: list[int], cores: str) -> None:
         raise click.ClickException("there is only one core")
     os.sched_setaffinity(0, {ours})
     for pid in servers:
-        os.sched_setaffinity(pid, {others[0] if cores == "two" else ours})
+        for thread in Path(f"/proc/{pid}/task").iterdir():  # of a process's number it is the first one's alone
+            os.sched_setaffinity(int(thread.name), {others[0] if cores == "two" else ours})
 
 
 def measure(client: list[str], socket: Path, register: tuple[int, int], trips: int) -> dict[str, float]:
