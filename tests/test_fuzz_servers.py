@@ -1,13 +1,10 @@
-"""`vfio-user fuzz`: what is drawn, what each oracle notices, how finds are reduced, kept and played again."""
+"""`vfio-user fuzz`: what each oracle notices of a server, what is found where nothing is wrong, the command line."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
+from tests.fuzz_kit import Quiet
 from userdev.errors import UserError
-from userdev.fuzz import Blob, Bounds, Campaign, Few, Find, Found, Kind, Number, Oracle, Pick, Several, Step, Summary
+from userdev.fuzz import Bounds, Campaign, Find, Found, Step
 from userdev.fuzz import process as process_module
 from userdev.fuzz.drawing import sequences
-from userdev.fuzz.finds import corpus
 from userdev.fuzz.process import Holdings, Watched
 from userdev_servers.edu import Edu
 from vfio_user.cli import cli
@@ -30,233 +27,6 @@ from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Dialect, Message
 from vfio_user.wire.constants import IrqSetFlags
 from vfio_user.wire.layouts import DMA_MAP, IRQ_SET, REGION_ACCESS
-
-KINDS: list[Kind[Any]] = [
-    Kind("one", lambda session: None, {"number": Number(0, 9), "data": Blob(0, 4)}),
-    Kind("other", lambda session: None, {"few": Few(range(1000), 2), "several": Several(Pick(("a", "b")), 0, 3)}),
-]
-RULE = Oracle("rule", "nothing is said twice")
-
-
-class Quiet:
-    """Listens, and keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def played(self, summary: Summary) -> None:
-        self.heard.append("played")
-
-    def found(self, find: Find) -> None:
-        self.heard.append(f"found {find.cause}")
-
-    def reducing(self, left: int, tries: int) -> None:
-        self.heard.append(f"{left} left")
-
-    def kept(self, find: Find, path: Path | None) -> None:
-        self.heard.append(f"kept {find.cause}")
-
-
-class Pretended:
-    """A server that does wrong where `a` comes before `b`, and in another way where `c` is said."""
-
-    protocol = "pretended"
-
-    def __init__(self) -> None:
-        self.renewed = 0
-
-    def play(self, steps: Sequence[Step]) -> Found | None:
-        names = [step.name for step in steps]
-        if "stop" in names:
-            raise KeyboardInterrupt
-        if "a" in names and "b" in names[names.index("a") :]:
-            return Found(RULE, "a before b", f"b behind a, of {len(steps)}")
-        return Found(RULE, "c", "c was said") if "c" in names else None
-
-    def renew(self) -> None:
-        self.renewed += 1
-
-    def facts(self) -> dict[str, str]:
-        return {"device": "pretended"}
-
-
-def steps(names: str) -> tuple[Step, ...]:
-    return tuple(Step.of(name, number=place + 7) for place, name in enumerate(names.split()))
-
-
-def campaign(drawn: list[tuple[Step, ...]], folder: Path | None = None, subject: Any = None, **bounds: Any) -> Summary:
-    subject = subject or Pretended()
-    return Campaign(subject, iter(drawn), seed=5, bounds=Bounds(**bounds), listener=Quiet(), folder=folder).run()
-
-
-# what is drawn
-
-
-def first(seed: int, count: int) -> list[tuple[Step, ...]]:
-    drawn = sequences(KINDS, seed, 10)
-    return [next(drawn) for _ in range(count)]
-
-
-def test_the_same_seed_gives_the_same_sequences_and_another_one_others() -> None:
-    assert first(1, 5) == first(1, 5) != first(2, 5)
-
-
-def test_what_else_is_loaded_changes_no_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds: list[Kind[Any]] = [Kind("one", lambda session: None, {"number": Number(100_000, 999_999)})]
-    drawn = [*islice(sequences(kinds, 1, 40), 25)]
-    (tmp_path / "loaded_meanwhile.py").write_text("NUMBERS = [123457, 765431, 345673, 543217]")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.import_module("loaded_meanwhile")
-    assert [*islice(sequences(kinds, 1, 40), 25)] == drawn
-
-
-def test_a_sequence_has_few_of_what_is_to_have_to_do_with_each_other_and_others_have_other_ones() -> None:
-    used = [{dict(step.arguments)["few"] for step in some if step.name == "other"} for some in first(3, 10)]
-    assert max(map(len, used)) <= 2
-    assert len(set().union(*used)) > 4
-
-
-def test_what_is_drawn_is_of_its_kind_and_what_is_edited_need_not_be() -> None:
-    kinds = {kind.name: kind for kind in KINDS}
-    assert all(kinds[step.name].takes(step) for some in first(4, 5) for step in some)
-    for wrong in (
-        Step.of("one", number=10, data=""),
-        Step.of("one", number="1", data=""),
-        Step.of("one", number=1, data="xy"),
-        Step.of("one", number=1),
-        Step.of("one", number=1, data="", more=1),
-    ):
-        assert not KINDS[0].takes(wrong)
-
-
-# a campaign
-
-
-def test_a_find_is_reduced_to_the_steps_that_it_takes_and_to_simple_values(tmp_path: Path) -> None:
-    summary = campaign([steps("x y a x x y b x")], tmp_path)
-    (find,) = summary.finds.values()
-    assert [step.name for step in find.steps] == ["a", "b"]
-    assert {value for step in find.steps for _, value in step.arguments} == {0}
-    assert find.reproduced
-    assert find.minimal
-    assert find.what == "b behind a, of 2"
-
-
-def test_one_cause_is_one_find_however_often_it_is_met(tmp_path: Path) -> None:
-    summary = campaign([steps("a b"), steps("c"), steps("a x b"), steps("x")], tmp_path)
-    assert sorted(find.cause for find in summary.finds.values()) == ["rule: a before b", "rule: c"]
-    assert summary.finds["rule: a before b"].times == 2
-    assert len(list(tmp_path.glob("*.json"))) == 2
-
-
-def test_reduction_keeps_the_cause_though_another_one_is_shorter() -> None:
-    (find,) = campaign([steps("a c b")]).finds.values()
-    assert [step.name for step in find.steps] == ["a", "b"]
-
-
-def test_what_was_found_before_ctrl_c_is_kept(tmp_path: Path) -> None:
-    summary = campaign([steps("a b"), steps("stop"), steps("c")], tmp_path)
-    assert summary.interrupted
-    assert [Find.read(path).cause for path in tmp_path.iterdir()] == ["rule: a before b"]
-
-
-def test_ctrl_c_within_a_reduction_keeps_the_find_as_it_was(tmp_path: Path) -> None:
-    class Impatient(Pretended):
-        def play(self, steps: Sequence[Step]) -> Found | None:
-            if self.renewed:
-                raise KeyboardInterrupt
-            return super().play(steps)
-
-    assert campaign([steps("x a b")], tmp_path, Impatient()).interrupted
-    (path,) = tmp_path.iterdir()
-    assert len(Find.read(path).steps) == 3
-
-
-def test_bounds_end_it() -> None:
-    assert campaign([steps("x")] * 9, sequences=3).sequences == 3
-    assert len(campaign([steps("a b"), steps("c")], finds=1).finds) == 1
-
-
-def test_what_does_not_come_again_is_told_as_that() -> None:
-    class Once(Pretended):
-        def play(self, steps: Sequence[Step]) -> Found | None:
-            return None if self.renewed else super().play(steps)
-
-    summary = campaign([steps("x a b"), steps("x")], subject=Once(), finds=1)
-    (find,) = summary.finds.values()
-    assert not find.reproduced
-    assert len(find.steps) == 3
-    assert summary.sequences == 2, "it is not sure enough to end for"
-
-
-def test_what_shows_only_in_a_few_steps_is_reduced_too() -> None:
-    class Forgets(Pretended):
-        def play(self, steps: Sequence[Step]) -> Found | None:
-            return None if self.renewed and len(steps) > 12 else super().play(steps)
-
-    (find,) = campaign([steps("x " * 20 + "a b " + "x " * 20)], subject=Forgets()).finds.values()
-    assert find.reproduced
-    assert [step.name for step in find.steps] == ["a", "b"]
-
-
-# finds as files
-
-
-def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
-    find = Find("p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"})
-    assert Find.read(find.write(tmp_path)) == find
-    assert [found for _, found in corpus(tmp_path, "p")] == [find]
-
-
-ENDLESS = json.dumps(Find("p", "rule", "", "rule: c", "", (), 1).plain()).replace('"seed": 1', '"seed": 1e999').encode()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\0\1",
-        b"{",
-        b"[]",
-        b'{"format": "x"}',
-        b'{"format": "userdev fuzz find", "version": 1}',
-        b"[" * 100000,
-        ENDLESS,
-    ],
-)
-def test_a_file_that_is_no_find_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError):
-        Find.read(path)
-
-
-def test_a_find_that_is_too_long_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = Find("p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"})
-    path = find.write(tmp_path)
-    monkeypatch.setattr("userdev.fuzz.finds.MAX_FILE", path.stat().st_size)
-    assert Find.read(path) == find
-    path.write_text(path.read_text() + " ")
-    with pytest.raises(UserError):
-        Find.read(path)
-
-
-@pytest.mark.parametrize("wrong", [7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": None}]], [[1, {}]], None])
-def test_steps_that_are_none_are_refused_in_words(tmp_path: Path, wrong: object) -> None:
-    path = Find("p", "rule", "", "rule: c", "", ()).write(tmp_path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": wrong}))
-    with pytest.raises(UserError):
-        Find.read(path)
-
-
-def test_a_folder_without_finds_of_the_protocol_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError):
-            corpus(folder, "p")
-    Find("q", "rule", "", "rule: c", "", ()).write(tmp_path)
-    with pytest.raises(UserError):
-        corpus(tmp_path, "p")
-
 
 # what each oracle notices
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.test_fuzz_servers import Quiet
+from tests.fuzz_kit import Quiet
 from tests.vhost.faults import FAULTS, Faulty
 from tests.vhost.reverse import Reverse
 from tests.vhost.test_conformance_suite import REVERSE, InProcess
