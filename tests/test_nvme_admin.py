@@ -95,6 +95,10 @@ ADMIN = {
     "a format that there is not": ({"opcode": Admin.FORMAT_NVM, "nsid": 1, "cdw10": 7}, Status.INVALID_FORMAT),
     "cryptographic erase": ({"opcode": Admin.FORMAT_NVM, "nsid": 1, "cdw10": 2 << 9}, Status.INVALID_FIELD),
     "a format of nothing": ({"opcode": Admin.FORMAT_NVM, "nsid": 5}, Status.INVALID_NAMESPACE),
+    "more of a log page than one command moves": (
+        {"opcode": Admin.GET_LOG_PAGE, "cdw10": 0xFFFF << 16 | LogPage.ERRORS, "cdw11": 4},
+        Status.INVALID_FIELD,
+    ),
     "an abort in a queue that there is not": ({"opcode": Admin.ABORT, "cdw10": 3}, Status.INVALID_FIELD),
     "a namespace action that there is not": (
         {"opcode": Admin.NAMESPACE_MANAGEMENT, "cdw10": 7, "nsid": 1},
@@ -188,6 +192,27 @@ def test_a_log_page_can_be_read_in_parts(host: Host) -> None:
     done = host.admin.do(Admin.GET_LOG_PAGE, prp1=page, cdw10=63 << 16 | LogPage.COMMAND_EFFECTS, cdw12=1024)
     assert (done.status, host.read(page, 256)) == (0, whole[1024:1280])
     assert host.log_page(LogPage.FIRMWARE)[:16] == b"\x01\0\0\0\0\0\0\0" + b"1.0".ljust(8)
+
+
+def test_more_of_a_log_page_than_there_is_goes_where_its_pages_are_listed(host: Host) -> None:
+    """The data pointer is of what is asked for: a list of pages in memory, which no data may go to."""
+    pages = [host.allocate(PAGE) for _ in range(3)]
+    listed = host.put_list(pages[1:])
+    before = host.read(listed, PAGE)
+    words = (3 * PAGE - 0x800) // 4 - 1
+    fields = {"prp1": pages[0] + 0x800, "prp2": listed, "cdw10": words << 16 | LogPage.COMMAND_EFFECTS}
+    assert host.admin.do(Admin.GET_LOG_PAGE, **fields).status == 0
+    assert host.read(listed, PAGE) == before
+    effects = host.log_page(LogPage.COMMAND_EFFECTS, 4096)
+    assert host.read(pages[0] + 0x800, 0x800) + host.read(pages[1], PAGE) == effects.ljust(0x1800, b"\0")
+
+
+def test_what_is_not_offered_is_not_in_the_log_of_effects(tmp_path: Path) -> None:
+    with controller(tmp_path, shadow_doorbells=False) as (_, host):
+        host.enable()
+        effects = unpack_from("<256I", host.log_page(LogPage.COMMAND_EFFECTS, 4096))
+        assert not effects[Admin.DOORBELL_BUFFER_CONFIG]
+        assert effects[Admin.FORMAT_NVM]
 
 
 def test_event_requests_wait_and_are_limited(host: Host) -> None:

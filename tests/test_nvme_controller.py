@@ -340,6 +340,13 @@ def test_the_vectors_of_intx_are_masked_each_by_itself(fresh: Host) -> None:
         assert (fresh.load(INTMS), fresh.load(INTMC)) == (masked, masked)
 
 
+def test_a_reset_unmasks_the_vectors_of_intx(host: Host) -> None:
+    host.store(INTMS, 4, 0b0101)
+    host.disable()
+    host.enable()
+    assert (host.load(INTMS), host.load(INTMC)) == (0, 0)
+
+
 def test_a_reset_forgets_queues_and_features_and_keeps_the_data(host: Host) -> None:
     host.create_queues()
     assert host.write_blocks(0, b"kept" * 128).status == 0

@@ -110,6 +110,21 @@ def test_segments_lead_to_segments_and_buckets_take_what_is_not_wanted(host: Hos
     assert host.read(b, 3000) == data[1096:]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_buckets_are_nothing_where_data_comes_from_the_guest(tmp_path: Path, shared: bool) -> None:
+    with controller(tmp_path, shared=shared) as (_, host):
+        host.enable()
+        host.create_queues()
+        data = pattern(512)
+        at, segment = host.allocate(PAGE), host.allocate(PAGE)
+        host.write(at, data)
+        pieces = [(at, 200, 0), (0, 4096, 0x10), (at + 200, 312, 0)]
+        host.write(segment, b"".join(pack("<QI3xB", *piece) for piece in pieces))
+        for opcode in (Io.WRITE, Io.COMPARE):
+            assert host.queues[1].do(opcode, nsid=1, **sgl(segment, 48, 0x30)).status == 0
+        assert host.read_blocks(0, 512) == data
+
+
 def test_a_long_list_of_small_pieces_is_one_transfer(host: Host) -> None:
     """More pieces than a system call takes."""
     data = pattern(64 << 10)

@@ -231,6 +231,17 @@ def test_an_event_that_found_no_room_is_told_and_interrupts_once_there_is_some(b
     assert bench.port.triggered == [0]
 
 
+def test_a_request_for_events_is_not_aborted_where_the_queue_has_no_room_to_say_so(bench: Bench) -> None:
+    bench.do(0, Admin.ASYNC_EVENT_REQUEST, 99)
+    for cid in range(ENTRIES - 2):
+        bench.do(0, Admin.GET_FEATURES, cid, cdw10=Feature.ASYNC_EVENT_CONFIG)
+    bench.do(0, Admin.ABORT, 50, cdw10=99 << 16)
+    told = bench.answers(0)
+    assert (50, 0, 1) in told, "bit 0: it was not aborted"
+    assert [cid for cid, _, _ in told if cid != 50] == list(range(ENTRIES - 2)), "nothing untaken is overwritten"
+    assert bench.state.event_requests == [99]
+
+
 def test_data_is_counted_in_thousands_of_sectors_rounded_up(bench: Bench) -> None:
     done = bench.state.statistics
     for sectors, units in ((0, 0), (1, 1), (1000, 1), (1001, 2), (2_000_000, 2000), (2_000_001, 2001)):

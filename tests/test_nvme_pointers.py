@@ -124,9 +124,9 @@ def test_pieces_of_any_size_come_in_their_order(guest: Guest) -> None:
     guest.put(PAGE, descriptor(0x111, 7, BLOCK) + descriptor(0, 5, BUCKETS) + descriptor(3 * PAGE, 32, SEGMENT))
     guest.put(3 * PAGE, descriptor(0x222, 0, BLOCK) + descriptor(5 * PAGE, 16, LAST))
     guest.put(5 * PAGE, descriptor(0x333, 4, BLOCK))
-    found = sgl_extents(guest.dma, PAGE, inline(48, SEGMENT), 16)
+    found = sgl_extents(guest.dma, PAGE, inline(48, SEGMENT), 16, writable=True)
     assert found == [(0x111, 7), (BUCKET, 5), (0x333, 4)]
-    assert sgl_extents(guest.dma, 0x444, inline(16, BLOCK), 16) == [(0x444, 16)]
+    assert sgl_extents(guest.dma, 0x444, inline(16, BLOCK), 16, writable=True) == [(0x444, 16)]
 
 
 WRONG_LISTS: dict[str, tuple[bytes, int, Status]] = {
@@ -155,7 +155,7 @@ def test_a_list_of_pieces_that_is_wrong_is_refused_for_what_is_wrong(guest: Gues
     segment, kind, status = WRONG_LISTS[name]
     guest.put(PAGE, segment)
     with pytest.raises(Failure) as failure:
-        sgl_extents(guest.dma, PAGE, inline(len(segment), kind), 16)
+        sgl_extents(guest.dma, PAGE, inline(len(segment), kind), 16, writable=True)
     assert failure.value.field & 0x7FF == status
 
 

@@ -104,11 +104,17 @@ def delete_completion_queue(controller: Controller, command: Command) -> int:
 
 
 def abort(controller: Controller, command: Command) -> int:
-    """Only event requests wait long enough to be aborted; bit 0 of the result says that nothing was."""
+    """Abort (section 5.1): only event requests wait long enough; bit 0 of the result says that nothing was aborted.
+
+    An event request holds no place in the completion queue, so that it is not aborted where that has no room for it.
+
+    Raises:
+        Failure: there is no such queue.
+    """
     queue, cid = command.cdw10 & 0xFFFF, command.cdw10 >> 16
     if queue not in controller.queues.submission:
         raise Failure(Status.INVALID_FIELD)
-    if queue or not controller.events.abort(cid):
+    if queue or command.queue.cq.room <= 0 or not controller.events.abort(cid):
         return 1
     controller.queues.answer(command.queue, cid, 0, Failure(Status.ABORT_REQUESTED, retry=True).field)
     return 0

@@ -10,7 +10,7 @@ from userdev_servers.nvme.features import TEMPERATURE, critical_warning
 from userdev_servers.nvme.identify import FIRMWARE
 from userdev_servers.nvme.model import ERROR_ENTRIES, ERROR_ENTRY
 from userdev_servers.nvme.pointers import send
-from userdev_servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Io, LogPage, Status
+from userdev_servers.nvme.spec import ALL_NAMESPACES, MAX_TRANSFER, Admin, Failure, Io, LogPage, Status
 
 if TYPE_CHECKING:
     from userdev_servers.nvme.controller import Controller
@@ -26,8 +26,10 @@ _MANY_CHANGED = 1024
 def get_log_page(controller: Controller, command: Command) -> int:
     """Get Log Page (section 5.14): send `size` bytes of the page from an offset that is divisible by 4.
 
+    Zeros are behind its end: the data pointer, and whether that leads to a list, is for all that is asked for.
+
     Raises:
-        Failure: there is no such page, or the offset is not in it.
+        Failure: there is no such page, the offset is not in it, or it is more than one command moves.
     """
     number = command.cdw10 & 0xFF
     size = ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) * 4
@@ -35,14 +37,14 @@ def get_log_page(controller: Controller, command: Command) -> int:
     page = _PAGES.get(number)
     if page is None:
         raise Failure(Status.INVALID_LOG_PAGE)
-    if offset & 3:
+    if offset & 3 or size > MAX_TRANSFER:
         raise Failure(Status.INVALID_FIELD)
     if number == LogPage.SMART and command.nsid not in (0, ALL_NAMESPACES):
         raise Failure(Status.INVALID_FIELD)
     content = page(controller)
     if offset >= len(content):
         raise Failure(Status.INVALID_FIELD)
-    send(controller, command, content[offset : offset + size])
+    send(controller, command, content[offset : offset + size].ljust(size, b"\0"))
     if not command.cdw10 & _RETAIN_EVENT:
         controller.events.seen(number)
     return 0
@@ -86,6 +88,8 @@ def _changed_namespaces(controller: Controller) -> bytes:
 
 def _effects(controller: Controller) -> bytes:
     admin = dict.fromkeys(map(int, Admin), _SUPPORTED)
+    if not controller.model.shadow_doorbells:
+        del admin[Admin.DOORBELL_BUFFER_CONFIG]
     admin[Admin.FORMAT_NVM] |= _CHANGES_DATA | _CHANGES_NAMESPACE | _ALONE
     admin[Admin.NAMESPACE_MANAGEMENT] |= _CHANGES_NAMESPACE | 1 << 3
     admin[Admin.NAMESPACE_ATTACHMENT] |= _CHANGES_NAMESPACE | 1 << 3

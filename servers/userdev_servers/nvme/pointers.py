@@ -25,8 +25,10 @@ MAX_DESCRIPTORS = 4096
 _DATA_BLOCK, _BIT_BUCKET, _SEGMENT, _LAST_SEGMENT = 0x00, 0x10, 0x20, 0x30
 
 
-def extents(dma: Dma, command: Command, length: int, page: int) -> list[Extent]:
+def extents(dma: Dma, command: Command, length: int, page: int, *, writable: bool) -> list[Extent]:
     """The places of the `length` bytes of a command's data, neighbours joined. `page`: the guest's page size.
+
+    `writable`: the command gives data to the guest.
 
     Raises:
         Failure: the pointer is not as the specification wants it.
@@ -37,7 +39,7 @@ def extents(dma: Dma, command: Command, length: int, page: int) -> list[Extent]:
         return prp_extents(dma, command.prp1, command.prp2, length, page)
     if kind == 3:
         raise Failure(Status.INVALID_FIELD)
-    return sgl_extents(dma, command.prp1, command.prp2, length)
+    return sgl_extents(dma, command.prp1, command.prp2, length, writable=writable)
 
 
 def prp_extents(dma: Dma, prp1: int, prp2: int, length: int, page: int) -> list[Extent]:
@@ -84,8 +86,11 @@ def _prp_list(dma: Dma, at: int, count: int, page: int) -> list[int]:
         count -= len(more)
 
 
-def sgl_extents(dma: Dma, low: int, high: int, length: int) -> list[Extent]:
-    """A scatter gather list: the descriptor in the command, and the segments that it leads to."""
+def sgl_extents(dma: Dma, low: int, high: int, length: int, *, writable: bool) -> list[Extent]:
+    """A scatter gather list: the descriptor in the command, and the segments that it leads to.
+
+    A bit bucket takes bytes that go to the guest, and is nothing where they come from there (section 4.4.1).
+    """
     found: list[Extent] = []
     descriptors = [(low, high & 0xFFFFFFFF, high >> 56)]
     left, seen, last = length, 0, False
@@ -96,7 +101,7 @@ def sgl_extents(dma: Dma, low: int, high: int, length: int) -> list[Extent]:
         following: tuple[int, int] | None = None
         for place, (address, size, kind) in enumerate(descriptors):
             match kind:
-                case 0x00 | 0x10 if size:
+                case 0x00 | 0x10 if size and (writable or kind == _DATA_BLOCK):
                     if size > left:
                         raise Failure(Status.DATA_SGL_LENGTH_INVALID)
                     found.append((address if kind == _DATA_BLOCK else BUCKET, size))
@@ -195,18 +200,14 @@ class Buffers:
         if self._writable:
             self._copy = bytearray(sum(size for _, size in self._extents))
         else:
-            self._copy = bytearray(b"".join(self._read(*extent) for extent in self._extents))
+            self._copy = bytearray(b"".join(self._dma.read(*extent) for extent in self._extents))
         self.pieces = [memoryview(self._copy)]
-
-    def _read(self, address: int, size: int) -> bytes:
-        return bytes(size) if address == BUCKET else self._dma.read(address, size)
 
 
 def buffers_of(controller: Controller, command: Command, size: int, *, writable: bool) -> Buffers:
     """The guest memory of a command's `size` bytes of data; raises what `extents` and `Dma.views` raise."""
-    return Buffers(
-        controller.dma, extents(controller.dma, command, size, controller.state.page_size), writable=writable
-    )
+    places = extents(controller.dma, command, size, controller.state.page_size, writable=writable)
+    return Buffers(controller.dma, places, writable=writable)
 
 
 def receive(controller: Controller, command: Command, size: int) -> bytes:

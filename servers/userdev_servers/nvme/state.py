@@ -71,7 +71,8 @@ class ControllerState:
         return bool(self.status & Csts.READY)
 
     def forget_what_the_guest_set(self) -> None:
-        """Make all as a controller reset leaves it (section 7.3.2), apart from registers and queues."""
+        """Make all as a controller reset leaves it (section 7.3.2), but for queues, CC, AQA, ASQ and ACQ."""
+        self.interrupt_mask = 0
         self.shadow_buffers = []
         self.settings = {}
         self.event_requests, self.events, self.event_types_sent = [], [], []
