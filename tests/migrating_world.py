@@ -100,6 +100,8 @@ class Qemu:
         """Whether the stream breaks as soon as QEMU goes on with it."""
         self.waits_for_a_device = False
         self.command_register = 0x2
+        self.uris: list[str] = []
+        """Where it was told to read its guest from, or to send it to."""
         self.qmp = self.qtest = self
         self.events = self
         self.mishaps: Any = frozenset()
@@ -137,6 +139,8 @@ class Qemu:
         unless: Callable[[], None] = lambda: None,
     ) -> Any:
         self._happens(name)
+        if "uri" in arguments:
+            self.uris.append(arguments["uri"])
         found: Any = getattr(self, "_" + name.replace("-", "_"), dict)()
         self.world.look()
         if self.waits_for_a_device and not out_of_band:

@@ -77,6 +77,13 @@ def test_a_migration_takes_its_steps_in_the_order_that_keeps_the_guest(make: Mak
     assert "source.cont" not in world.calls
 
 
+def test_a_host_may_be_reached_at_an_address_with_colons(make: Make) -> None:
+    """QEMU takes what is behind the first colon for the port, unless the address is in brackets (inet_parse)."""
+    world = make()
+    world.migrate()
+    assert [*world.destination.uris, *world.source.uris] == ["tcp:[::1]:0", "tcp:[::1]:1"]
+
+
 def test_a_guest_that_was_stopped_arrives_stopped(make: Make) -> None:
     world = make(running=False)
     assert world.migrate().verdict is Verdict.MIGRATED
@@ -191,6 +198,20 @@ def test_where_going_back_fails_as_well_the_rest_of_it_is_done(make: Make) -> No
             assert again.source.running
             others = [here for here, _ in again.servers if not failed.startswith(here.name)]
             assert [(here.state, here.held) for here in others] == [("RUNNING", 0)]
+
+
+@pytest.mark.parametrize("refused", ["migration_state RUNNING", "dma_logging_stop"])
+def test_a_device_that_does_not_come_back_whole_is_held_no_longer(make: Make, refused: str) -> None:
+    """Its guest runs: each access would take as long as QEMU waits, and then the device be lost."""
+    good = make()
+    good.source.breaks = True
+    good.migrate()
+    world = make()
+    world.source.breaks = True
+    world.fails[len(good.calls) - 1 - good.calls[::-1].index(f"source.dev0.{refused}")] = ControlError("no")
+    report = world.migrate()
+    assert (report.verdict, world.source.running) == (Verdict.LOST, True)
+    assert [here.held for here, _ in world.servers] == [0, 0]
 
 
 def test_what_is_told_when_nobody_waits_any_more_changes_no_verdict(make: Make) -> None:

@@ -93,3 +93,44 @@ def test_power_state_and_line_move(device: Edu, used: bytearray) -> None:
     power = find_capability(device, 0x01)
     put(used, power + 4, 2, int.from_bytes(used[power + 4 : power + 6], "little") | 3)
     assert moved(device, used).config[DEVICE] == used
+
+
+def with_express(device: Edu, space: bytearray, version: int) -> int:
+    """Put a capability of PCI Express, version 1 or 2, in front of the others; where it is."""
+    at = 0xC0
+    put(space, at, 4, version << 16 | space[0x34] << 8 | 0x10)
+    space[0x34] = at
+    return at
+
+
+def moved_into(used: bytearray, fresh: bytearray) -> bytearray:
+    with machine(used) as (_, qtest):
+        state = pci_state.capture(qtest, DEVICE)
+    with machine(fresh) as (destination, qtest):
+        pci_state.restore(qtest, DEVICE, state)
+        return destination.config[DEVICE]
+
+
+def test_registers_of_an_express_device_move_but_for_what_would_start_something(device: Edu, used: bytearray) -> None:
+    """Bit 15 of Device Control resets, bit 5 of Link Control retrains, bit 4 of Link Control 2 enters compliance."""
+    fresh = config_of(device)
+    with_express(device, fresh, 2)
+    at = with_express(device, used, 2)
+    for register, value, arrives in [
+        (0x08, 0xA810, 0x2810),
+        (0x10, 0x0063, 0x0043),
+        (0x28, 0x0406, 0x0406),
+        (0x30, 0x0033, 0x0023),
+    ]:
+        put(used, at + register, 2, value)
+        assert moved_into(used, bytearray(fresh))[at + register : at + register + 2] == arrives.to_bytes(2, "little")
+
+
+def test_what_is_behind_a_short_express_capability_is_not_taken_for_its_registers(device: Edu, used: bytearray) -> None:
+    """Version 1 ends before Device Control 2: whatever is there is of another capability."""
+    fresh = config_of(device)
+    with_express(device, fresh, 1)
+    at = with_express(device, used, 1)
+    put(used, at + 0x28, 2, 0x1234)
+    put(used, at + 0x30, 2, 0x1234)
+    assert moved_into(used, bytearray(fresh))[at + 0x28 : at + 0x34] == bytes(12)

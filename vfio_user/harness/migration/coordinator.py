@@ -10,7 +10,7 @@ destination is ended first, so that never both run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import NamedTuple
 
 from userdev.control import ControlError
@@ -356,9 +356,10 @@ class Coordinator:
         coordinated = self._report.mode is Mode.COORDINATED
         for link in self._links if coordinated else []:
             try:
-                link.return_to_source()
-                if link in self._held:
-                    link.source.control.call("resume")
+                with ExitStack() as at_last:  # what it says of its state or not: the guest runs, and waits for it
+                    if link in self._held:
+                        at_last.callback(link.source.control.call, "resume")
+                    link.return_to_source()
             except FAILURES as error:
                 problems.append(f"{link.name} does not run any more: {error}")
         for link in self._changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -73,7 +73,9 @@ def move(
     source.qmp.events.forget("RESET")
     arriving = _Arriving(lab, guest, to, qemu)
     report.machine = arriving.spec.name
-    try:
+    with ExitStack() as at_last:  # each of these also where the other fails
+        at_last.callback(arriving.end_unless_it_stays)
+        at_last.callback(report.write, source.console.log.parent)
         try:
             with report.phase(Phase.START):
                 conductor.watch(Phase.START)
@@ -81,25 +83,18 @@ def move(
         except FAILURES as error:
             report.reason = f"in phase {Phase.START}: {error}"
             return report
-        links = arriving.links(guest.devices, servers)
-        try:
+        with ExitStack() as moving:
+            links = [moving.enter_context(closing(link)) for link in arriving.links(guest.devices, servers)]
             by_qemu = arriving.by_qemu(guest.devices, servers)
             coordinator = Coordinator(
                 source, machine, links, report, by_qemu=by_qemu, address=to.address, plan=plan, conductor=conductor
             )
             coordinator.run()
-        finally:
-            for link in links:
-                link.close()
         rebooted = was_reset(source)
         if report.verdict is Verdict.MIGRATED:
             guest.continue_on(machine, arriving.spec, arriving.devices(guest.devices))
             arriving.stays = True
             lab.end(source, servers)
-    finally:
-        report.write(source.console.log.parent)  # also where the next lines fail
-        if not arriving.stays:
-            arriving.end()
     if rebooted:
         report.notes.append("the guest was reset meanwhile")
         before = None
@@ -183,12 +178,11 @@ class _Arriving:
         for plugged, server in zip(self._guest.devices, self._servers, strict=True):
             yield attachment_of(server.device, plugged.identity, server, plugged.place)
 
-    def links(self, devices: list[Plugged], servers: list[DeviceServer]) -> list[DeviceLink]:
-        return [
-            DeviceLink(plugged.identity, plugged.place, here, there)
-            for plugged, here, there in zip(devices, servers, self._servers, strict=True)
-            if _is_ours_to_move(here)
-        ]
+    def links(self, devices: list[Plugged], servers: list[DeviceServer]) -> Iterator[DeviceLink]:
+        """Each is to be closed."""
+        for plugged, here, there in zip(devices, servers, self._servers, strict=True):
+            if _is_ours_to_move(here):
+                yield DeviceLink(plugged.identity, plugged.place, here, there)
 
     def by_qemu(self, devices: list[Plugged], servers: list[DeviceServer]) -> list[MovedByQemu]:
         return [
@@ -203,8 +197,9 @@ class _Arriving:
             for plugged, server, attachment in zip(before, self._servers, self.spec.attached, strict=True)
         ]
 
-    def end(self) -> None:
-        self._lab.end(self.machine, self._servers)
+    def end_unless_it_stays(self) -> None:
+        if not self.stays:
+            self._lab.end(self.machine, self._servers)
 
 
 def _is_ours_to_move(server: DeviceServer) -> bool:

@@ -27,14 +27,20 @@ _ENTRY = 16  # bytes of an entry of the MSI-X table
 
 _CONFIG_ADDRESS = 0xCF8
 
-_WRITABLE: Mapping[int, tuple[tuple[int, int, int], ...]] = MappingProxyType(
+_Register = tuple[int, int, int]
+"""(offset in the capability, width, bits): without those that a 1 clears, and those that start something."""
+
+_WRITABLE: Mapping[int, tuple[_Register, ...]] = MappingProxyType(
     {
-        # (offset in the capability, width, bits): without those that a 1 clears, and those that start something
         POWER_MANAGEMENT: ((4, 2, 0x7FFF),),
-        EXPRESS: ((0x08, 2, 0x7FFF), (0x10, 2, 0xFFDF), (0x28, 2, 0xFFFF), (0x30, 2, 0xFFDF)),
+        EXPRESS: ((0x08, 2, 0x7FFF), (0x10, 2, 0xFFDF)),
     }
 )
 """Writable registers of the other capabilities (PCI Express Base 7.5.3, PM Interface 3.2.4)."""
+_EXPRESS_2: tuple[_Register, ...] = ((0x28, 2, 0xFFFF), (0x30, 2, 0xFFEF))
+"""Those of PCI Express since version 2; before it, the capability ends at 0x14."""
+_EXPRESS_VERSION = 0xF
+"""In the capability's register behind its header (7.5.3.2)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,16 @@ class PciState:
             if not capability.extended:
                 found.setdefault(capability.id, capability.offset)
         return found
+
+    @property
+    def registers(self) -> Iterator[_Register]:
+        """Writable registers of the capabilities that are neither MSI nor MSI-X; offsets are those in config space."""
+        for identity, at in self.capabilities.items():
+            found = _WRITABLE.get(identity, ())
+            if identity == EXPRESS and self.word(at + 2, 2) & _EXPRESS_VERSION >= 2:
+                found += _EXPRESS_2
+            for register, width, bits in found:
+                yield at + register, width, bits
 
     @property
     def interrupts(self) -> str:
@@ -111,7 +127,7 @@ def capture(qtest: QTest, function: PciAddress, known: bytes = b"") -> PciState:
     """
     with undisturbed(qtest):
         if known:
-            state = PciState(qtest.config_space(function, known, _changeable(PciState(known).capabilities)))
+            state = PciState(qtest.config_space(function, known, _changeable(PciState(known))))
         else:
             state = PciState(qtest.config_space(function))
         table = state.msix_table_address()
@@ -131,31 +147,23 @@ def restore(qtest: QTest, function: PciAddress, state: PciState) -> None:
         for offset in (CACHE_LINE, LATENCY, INTERRUPT_LINE):
             qtest.config_write(function, offset, state.word(offset, 1), 1)
         qtest.config_write(function, COMMAND, command, 2)
+        for offset, width, bits in state.registers:
+            qtest.config_write(function, offset, state.word(offset, width) & bits, width)
         where = state.capabilities
-        for identity, offset in where.items():
-            for register, width, bits in _WRITABLE.get(identity, ()):
-                qtest.config_write(function, offset + register, state.word(offset + register, width) & bits, width)
         if MSI in where:
             _restore_msi(qtest, function, state, where[MSI])
         if MSIX in where:
             _restore_msix(qtest, function, state, where[MSIX])
 
 
-def _changeable(capabilities: Mapping[int, int]) -> list[int]:
+def _changeable(known: PciState) -> list[int]:
     """Offsets of the words (4 bytes) of config space that `restore` writes back, or goes by."""
     words = {COMMAND, CACHE_LINE, *range(BARS, BARS + 4 * BAR_COUNT, 4), ROM, INTERRUPT_LINE}
-    for identity, offset in capabilities.items():
+    for identity, offset in known.capabilities.items():
         length = 0x18 if identity == MSI else 4 if identity == MSIX else 0
         words.update(range(offset, offset + length, 4))
-        words.update(offset + register & ~3 for register, _, _ in _WRITABLE.get(identity, ()))
+    words.update(offset & ~3 for offset, _, _ in known.registers)
     return sorted(word for word in words if word < 256)
-
-
-def change_command(qtest: QTest, function: PciAddress, *, set_bits: int = 0, clear: int = 0) -> None:
-    """Change bits of the command register for a moment; `restore` or another call brings them back."""
-    with undisturbed(qtest):
-        before = qtest.config_read(function, COMMAND, 2)
-        qtest.config_write(function, COMMAND, before & ~clear | set_bits, 2)
 
 
 @contextmanager

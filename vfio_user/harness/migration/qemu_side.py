@@ -73,9 +73,14 @@ def set_up(machine: Machine, tuning: Tuning, *, pause: bool) -> None:
 
 def listen(machine: Machine, address: str) -> str:
     """Have a machine wait for its guest; the URI to migrate to. The kernel chooses the port."""
-    read(machine, f"tcp:{address}:0")
+    read(machine, _uri(address, 0))
     where = machine.qmp.command("query-migrate")["socket-address"][0]
-    return f"tcp:{where['host']}:{where['port']}"
+    return _uri(where["host"], where["port"])
+
+
+def _uri(host: str, port: int | str) -> str:
+    """As inet_parse takes it (QEMU, util/qemu-sockets.c): an address of IPv6 in brackets."""
+    return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
 
 
 def read(machine: Machine, uri: str) -> None:
