@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -180,6 +181,28 @@ def _tried(access: Callable[[], object]) -> None:
 def _put_back(memory: Memory) -> None:
     memory.client.memory[:] = memory.content
     os.pwrite(memory.file, memory.content, 0)
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["reads", "writes"])
+@pytest.mark.parametrize("memory", EVERY_MEMORY, indirect=True)
+def test_rights_are_asked_for_behind_a_range_of_no_bytes_too(memory: Memory, writes: bool) -> None:
+    """A list of pages as a guest has it, with an entry of length 0 wherever it likes."""
+    dma, region = memory.dma, memory.dma.regions[0]
+    allowed = memory.mode in ("mapped", "not sealed") and (region.writable if writes else region.readable)
+    for before in (BASE, ELSEWHERE, BASE + AT):
+        _tried(lambda: dma.read(BASE + AT, 1))
+        _tried(lambda: dma.write(BASE + AT, memory.content[AT : AT + 1]))
+        _tried(partial(dma.read, before, 0))
+        for empty in (ELSEWHERE, ELSEWHERE + PAGE, BASE + AT):
+            extents = [(empty, 0), (BASE + AT, COUNT)]
+            if allowed:
+                found = dma.gather(extents, write=writes)
+                assert [view.readonly for view in found] == [not writes] * len(found)
+                assert b"".join(found) == memory.content[AT : AT + COUNT]
+                del found
+            else:
+                with pytest.raises(ProtocolError):
+                    dma.gather(extents, write=writes)
 
 
 @pytest.mark.parametrize("name", ACCESSES)

@@ -138,20 +138,12 @@ class Dma(DmaMap):
         Who writes calls `mark_dirty` afterwards, and releases the views. Raises as `views`.
         """
         found: list[memoryview] = []
-        region = self._last
-        if region.file is None or (region.write_map if write else region.read_map) is None:
-            region, view = NOWHERE, memoryview(b"")
-        else:
-            view = region.file.view if write else region.file.view.toreadonly()
+        region, view = self._last_in_place(write)
         for iova, count in extents:
             start = iova - region.iova
             if start < 0 or start + count > region.size:
                 found += self.views(iova, count, write=write)
-                region = self._last
-                if region.file is None or region.file.can_shrink:
-                    region = NOWHERE
-                else:
-                    view = region.file.view if write else region.file.view.toreadonly()
+                region, view = self._last_in_place(write)  # of before, where this range has no bytes
                 continue
             if write and region.dirty is not None:
                 region.dirty.mark(iova, count)
@@ -190,6 +182,13 @@ class Dma(DmaMap):
     def write_u64(self, iova: int, value: int) -> None:
         """Write 64 bits at `iova`, little-endian, not in one access; raises as `write`."""
         self.write(iova, value.to_bytes(8, "little"))
+
+    def _last_in_place(self, write: bool) -> tuple[DmaRegion, memoryview]:
+        """The region used last and its file, where it may be used so without a further question; else `NOWHERE`."""
+        region = self._last
+        if region.file is None or (region.write_map if write else region.read_map) is None:
+            return NOWHERE, memoryview(b"")
+        return region, region.file.view if write else region.file.view.toreadonly()
 
     def _read_piece(self, region: DmaRegion, start: int, count: int) -> bytes:
         if region.file:
