@@ -151,6 +151,28 @@ def test_malformed_requests_lose_no_page(dialect: Dialect, payload: bytes) -> No
     assert left(migration) == 1 << 5
 
 
+BAD_RANGES = {
+    "nothing mapped": ((BASE + SIZE, 0x1000, 4096, 8), errno.ENOENT),
+    "shorter than its page": ((BASE + 0x20000, 0x1000, 8192, 8), errno.EINVAL),
+    "no page size": ((BASE + 0x20000, 0x1000, 3, 8), errno.EINVAL),
+    "too little room": ((BASE + 0x20000, 0x20000, 4096, 1), errno.EINVAL),
+    "wrapping": (((1 << 64) - 0x1000, 0x2000, 4096, 8), errno.EINVAL),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_RANGES)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "behind a good one"])
+def test_a_range_that_is_refused_takes_no_page_of_the_others(bad: str, first: bool) -> None:
+    """A client that is refused has no bitmap: what was taken for it would be written and never copied."""
+    migration = logging(5)
+    range_, number = BAD_RANGES[bad]
+    ranges = [range_, (BASE, 0x20000, 4096, 8)] if first else [(BASE, 0x20000, 4096, 8), range_]
+    with pytest.raises(ProtocolError) as refused:
+        handle_dirty_pages(migration, get_v6(*ranges), DRAFT_V6)
+    assert refused.value.errno == number
+    assert left(migration) == 1 << 5
+
+
 @BOTH
 def test_a_bitmap_of_what_is_not_mapped_is_enoent(dialect: Dialect) -> None:
     request = get_v6((0, 0x1000, 4096, 8)) if dialect is DRAFT_V6 else get(iova=0, size=0x1000)

@@ -179,18 +179,17 @@ class DmaMap:
             ProtocolError: EINVAL, no log is kept, the range is shorter than a page or the page size is not a power
                 of two; ENOENT, nothing is mapped there.
         """
-        check_page_size(page_size)
-        if not self._log_page_size or length < page_size:
-            raise ProtocolError("dirty log: not started, or a range shorter than a page", errno.EINVAL)
-        logs = [region.dirty for region in self._map.within(iova, iova + length) if region.dirty is not None]
-        if not logs:
-            raise ProtocolError(f"dirty log: nothing is mapped from {iova:#x} to {iova + length:#x}", errno.ENOENT)
+        logs = self._logs_of(iova, length, page_size)
         if len(logs) == 1:
             return logs[0].take(iova, length, page_size)
         bitmap = bytearray(bitmap_size(length, page_size))
         for log in logs:
             log.take_into(bitmap, iova, length, page_size)
         return bitmap
+
+    def check_dirty(self, iova: int, length: int, page_size: int) -> None:
+        """Look whether `take_dirty` would report a range, which takes nothing; raises as that does."""
+        self._logs_of(iova, length, page_size)
 
     def mark_dirty(self, iova: int, count: int) -> None:
         """Say that these bytes were written through a view. `Dma.write` does this by itself."""
@@ -252,6 +251,16 @@ class DmaMap:
             return [DirtyPages(region.iova, region.size, page_size) for region in regions]
         except MemoryError:
             raise ProtocolError(f"dirty log: no memory for the bits of {in_all:#x} bytes", errno.ENOMEM) from None
+
+    def _logs_of(self, iova: int, length: int, page_size: int) -> list[DirtyPages]:
+        """The logs that a report of this range is made of."""
+        check_page_size(page_size)
+        if not self._log_page_size or length < page_size:
+            raise ProtocolError("dirty log: not started, or a range shorter than a page", errno.EINVAL)
+        logs = [region.dirty for region in self._map.within(iova, iova + length) if region.dirty is not None]
+        if not logs:
+            raise ProtocolError(f"dirty log: nothing is mapped from {iova:#x} to {iova + length:#x}", errno.ENOENT)
+        return logs
 
     def _insert(self, region: DmaRegion) -> None:
         self._size += region.size

@@ -73,6 +73,9 @@ class ClientMemory(Protocol):
             ProtocolError: EINVAL if no log is kept; ENOENT if nothing is mapped there.
         """
 
+    def check_dirty(self, iova: int, length: int, page_size: int) -> None:
+        """Look whether `take_dirty` would report a range, which takes nothing; raises as that does."""
+
 
 class Migratable(Protocol):
     """A device, as its migration sees it. Everything is called on the session's thread."""

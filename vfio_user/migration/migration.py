@@ -127,6 +127,10 @@ class Migration:
         """The bitmap of a range, whose pages are thereby clean; raises as `ClientMemory.take_dirty`."""
         return self.device.dma.take_dirty(iova, length, page_size)
 
+    def check_dirty(self, iova: int, length: int, page_size: int) -> None:
+        """Look whether `take_dirty` would report a range, which takes nothing; raises as that does."""
+        self.device.dma.check_dirty(iova, length, page_size)
+
     # Streams
 
     def read_state(self, size: int) -> bytes:

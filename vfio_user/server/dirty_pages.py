@@ -58,8 +58,8 @@ def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, i
     """The draft's bitmaps of some (iova, size, pgsize, bitmap size), as its replies have them: structures and bits.
 
     The draft says nothing of words: any size will do that has all the bits, and what is more is zeros. All is checked
-    before the first is taken; raises as `take_bitmap`, and EINVAL for more than a message holds and for ranges that
-    overlap: a page is reported once, and the whole log looked through once at most.
+    before the first is taken, as who is refused gets no bitmap; raises as `take_bitmap`, and EINVAL for more than a
+    message holds and for ranges that overlap: a page is reported once, and the whole log looked through once at most.
     """
     if any(iova < before + size for (before, size, *_), (iova, *_) in pairwise(sorted(asked))):
         raise _refuse("ranges that overlap")
@@ -69,6 +69,7 @@ def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, i
         _check_range(iova, size, pgsize)
         if bitmap_bytes * 8 < -(-size // pgsize):
             raise _misfit(bitmap_bytes, size, pgsize)
+        migration.check_dirty(iova, size, pgsize)
     reply = b""
     for iova, size, pgsize, bitmap_bytes in asked:
         bits = migration.take_dirty(iova, size, pgsize)
