@@ -60,6 +60,17 @@ ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
     "test_interposer_controllers.py": {
         "descriptors_of_one_command_are_bounded": ["userdev.control.lines:MAX_FDS"],
     },
+    "test_interposer_journal.py": {
+        "a_server_that_takes_all_and_answers_nothing_does_not_fill_the_memory": [
+            "vfio_user.interposer.journal:MAX_ENTRIES",
+            "vfio_user.interposer.journal:MAX_BYTES",
+        ],
+    },
+    "test_interposer_session_model.py": {
+        "posted_requests_for_interrupts_that_there_are_not_fill_nothing": [
+            "vfio_user.interposer.session_model:MAX_INDEXES"
+        ],
+    },
     "test_interposer_wrong_commands.py": {
         "a_wrong_command_is_answered_with_what_is_wrong": ["vfio_user.interposer.control.values:MAX_DATA"],
     },

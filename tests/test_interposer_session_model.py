@@ -10,10 +10,10 @@ import pytest
 
 from tests.interposer_bench import Bench, dma_map, read, request, write
 from vfio_user.interposer.restore import irq_messages
-from vfio_user.interposer.session_model import SessionModel
+from vfio_user.interposer.session_model import MAX_INDEXES, SessionModel
 from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import IrqIndex, IrqSetFlags, RegionIndex, UnmapFlags
+from vfio_user.wire.constants import MOST_VECTORS, IrqIndex, IrqSetFlags, RegionIndex, UnmapFlags
 
 CONFIG = RegionIndex.CONFIG
 DEVICE_CONTROL = 0x48
@@ -120,6 +120,40 @@ def test_the_last_write_of_each_place_is_restored_in_order(bench: Bench, model: 
     for offset, data in ((0x10, b"\xff\xff\xff\xff"), (4, b"\x02\x00"), (0x10, b"\x00\x00\xbf\xfe")):
         bench.exchange(write(CONFIG, offset, data))
     assert list(model.config_to_restore()) == [(4, b"\x02\x00"), (0x10, b"\x00\x00\xbf\xfe")]
+
+
+def test_a_write_that_a_later_one_covers_is_not_restored(bench: Bench, model: SessionModel) -> None:
+    """A client may write any piece of it in any size: kept is what has an effect still."""
+    for offset, data in ((0x10, b"1"), (0x11, b"22"), (0x13, b"3"), (0x0F, b"4444"), (0x12, b"55"), (0x0E, b"6")):
+        bench.exchange(write(CONFIG, offset, data))
+    assert list(model.config_to_restore()) == [(0x0F, b"4444"), (0x12, b"55"), (0x0E, b"6")]
+    for offset in range(200):
+        for size in (1, 2, 3, 100, 1000):
+            model.exchanged(write(CONFIG, offset, bytes(size), posted=True), None)
+    assert len(model.config_writes) <= 400
+    model.exchanged(write(CONFIG, 0, bytes(4096), posted=True), None)
+    assert list(model.config_writes) == [(0, 4096)]
+
+
+@pytest.mark.parametrize(
+    "action", [IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER], ids=lambda flag: flag.name
+)
+@pytest.mark.parametrize(
+    "data", [IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD], ids=lambda flag: flag.name
+)
+def test_posted_requests_for_interrupts_that_there_are_not_fill_nothing(
+    model: SessionModel, action: IrqSetFlags, data: IrqSetFlags
+) -> None:
+    """Nobody says that they were refused: whoever follows a session must not keep whatever they name."""
+    for index in [*range(5), 5, 1000, (1 << 32) - 1]:
+        for start in (0, MOST_VECTORS - 1, MOST_VECTORS, 1 << 20, (1 << 32) - 1):
+            payload = at.IRQ_SET.pack(at.IRQ_SET.size, action | data, index, start, 2)
+            model.exchanged(request(Command.SET_IRQS, payload + bytes([1, 1]), posted=True), None)
+    assert len(model.irqs) <= MAX_INDEXES
+    assert max(model.irqs, default=0) < MAX_INDEXES
+    for irqs in model.irqs.values():
+        assert irqs.masked <= {0, 1, MOST_VECTORS - 1}
+        assert len(irqs.masked) == (3 if action is IrqSetFlags.MASK and data is not IrqSetFlags.DATA_EVENTFD else 0)
 
 
 def test_a_function_level_reset_is_not_asked_for_again(bench: Bench, model: SessionModel) -> None:

@@ -13,14 +13,11 @@ from typing import Any
 import pytest
 
 from tests.interposed import EDU, EDU_BY_PATH, Interposed
-from tests.interposer_bench import read, write
 from userdev.control import ControlError
 from userdev.errors import UserError
-from userdev.relay.direction import Direction
 from vfio_user.client import Client, Disconnected, EventFd, RemoteError
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.interposer import Interposer, Setup
-from vfio_user.interposer.journal import RequestJournal
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire.constants import IrqIndex
 
@@ -362,30 +359,6 @@ def test_a_server_dies_with_the_interposer(tmp_path: Path) -> None:
         pid = edu.control().server_pid()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-
-
-# the journal
-
-TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
-
-
-def test_a_reply_confirms_what_was_posted_before_it() -> None:
-    journal = RequestJournal()
-    journal.shown(TO_SERVER, write(0, 0, b"1", id=1, posted=True))
-    journal.shown(TO_SERVER, read(0, 0, id=2))
-    journal.shown(TO_SERVER, write(0, 0, b"2", id=3, posted=True))
-    journal.shown(TO_CLIENT, read(0, 0, id=2).reply())
-    assert [entry.message.id for entry in journal.unanswered()] == [3]
-
-
-def test_what_is_unanswered_keeps_its_order() -> None:
-    journal = RequestJournal()
-    for id in (5, 1, 5, 2):
-        journal.shown(TO_SERVER, write(0, 0, b"x", id=id, posted=id == 1))
-    journal.shown(TO_CLIENT, write(0, 0, b"x", id=5).reply())
-    assert [entry.message.id for entry in journal.unanswered()] == [1, 5, 2]
-    journal.shown(TO_CLIENT, write(0, 0, b"x", id=99).reply())
-    assert len(journal) == 3
 
 
 def test_a_device_that_is_only_posted_to_is_asked_now_and_then(tmp_path: Path) -> None:

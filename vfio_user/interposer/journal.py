@@ -7,6 +7,7 @@ exactly once.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from userdev.transport import close_all
 from vfio_user.interposer.passing import copy_message
 from vfio_user.wire import Message
 
+MAX_ENTRIES = 1 << 16
+MAX_BYTES = 64 << 20
+"""What is kept of a server that takes requests and answers none: beyond that it cannot be replaced."""
 BARRIER_AT = 256
 """Posted writes without a reply behind them after which the server is asked something, to know where it is."""
 
@@ -40,9 +44,10 @@ class RequestJournal:
         self._number = 0
         self._requests: dict[int, deque[JournalEntry]] = {}
         self._posted: deque[JournalEntry] = deque()
+        self._count = self._bytes = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._requests.values())) + len(self._posted)
+        return self._count
 
     @property
     def wants_barrier(self) -> bool:
@@ -58,13 +63,20 @@ class RequestJournal:
         """A request that has been sent to the server, or a reply that has come from it.
 
         since: when the client sent it, where that is not now.
+
+        Raises:
+            OSError: so much has no answer that this one is not kept, or its descriptors cannot be.
         """
         if direction is Direction.TO_CLIENT:
             if message.is_reply:
                 self._answered(message.id)
         elif not message.is_reply:
             self._number += 1
+            if self._count >= MAX_ENTRIES or self._bytes + message.size > MAX_BYTES:
+                raise OSError(errno.ENOBUFS, "more has no answer than is kept for another server")
             kept = copy_message(message) if message.fds else message
+            self._count += 1
+            self._bytes += message.size
             now = time.monotonic()
             entry = JournalEntry(self._number, since or now, now, kept)
             if message.wants_reply:
@@ -75,7 +87,7 @@ class RequestJournal:
     def confirm(self, number: int) -> None:
         """Forget everything posted up to this number: it is done."""
         while self._posted and self._posted[0].number <= number:
-            self._posted.popleft()
+            self._forget(self._posted.popleft())
 
     def requests(self) -> list[JournalEntry]:
         """Those that wait for a reply, oldest first."""
@@ -92,13 +104,14 @@ class RequestJournal:
             waiting.remove(entry)
             if not waiting:
                 del self._requests[entry.message.id]
-            close_all(entry.message.fds)
+            self._forget(entry)
 
     def take_all(self) -> list[JournalEntry]:
         """`unanswered`, which are the caller's from now on: whatever is sent again will be shown again."""
         left = self.unanswered()
         self._requests.clear()
         self._posted.clear()
+        self._count = self._bytes = 0
         return left
 
     def close(self) -> None:
@@ -113,9 +126,14 @@ class RequestJournal:
         entry = waiting.popleft()
         if not waiting:
             del self._requests[id]
-        close_all(entry.message.fds)
+        self._forget(entry)
         if self._posted:
             self.confirm(entry.number)
+
+    def _forget(self, entry: JournalEntry) -> None:
+        self._count -= 1
+        self._bytes -= entry.message.size
+        close_all(entry.message.fds)
 
 
 def _number(entry: JournalEntry) -> int:

@@ -53,8 +53,11 @@ class OwnRequests:
         del self._posted[id]
 
     def outgoing(self, request: Message) -> Message:
-        """The peer's own request as it may travel: itself, unless one of ours has its id."""
-        if not request.wants_reply or (request.id not in self._waiting and request.id not in self._posted):
+        """The peer's own request as it may travel: itself, unless one of ours has its id, or one that travels under
+        another than its own.
+        """
+        taken = request.id in self._waiting or request.id in self._posted or request.id in self._original
+        if not request.wants_reply or not taken:
             return request
         id = self._free_id()
         self._original[id] = request.id
@@ -68,6 +71,11 @@ class OwnRequests:
         if (original := self._original.pop(reply.id, None)) is not None:
             return replace(reply, id=original)
         return reply
+
+    def as_asked(self, request: Message) -> Message:
+        """A request of the peer's that has travelled, and will not be answered, as the peer knows it."""
+        original = self._original.pop(request.id, None)
+        return request if original is None else replace(request, id=original)
 
     def deliver_arrived(self) -> None:
         """Hand replies of ours to whoever asked: apart from `incoming`, so that the books are kept before."""

@@ -33,6 +33,8 @@ from vfio_user.wire.constants import MigrationState as State
 from vfio_user.wire.region_info import RegionDescription, decode_region_info
 from vfio_user.wire.unmap_table import unmap_table
 
+MAX_INDEXES = 64
+"""Interrupt indexes that are followed: PCI has 5. Posted requests may name any other, as nobody refuses them."""
 CONFIG_REGION = struct.pack("<I", RegionIndex.CONFIG)
 _HOT = (Command.REGION_READ, Command.REGION_WRITE, Command.DMA_READ, Command.DMA_WRITE)
 
@@ -94,7 +96,7 @@ class SessionModel:
         """By region: which file the client has been given, to map it. Not for those that migrations map anew."""
         self.device_info: bytes | None = None
         self.config_writes: dict[tuple[int, int], bytes] = {}
-        """(offset, size): what was last written there, in the order of the last writes."""
+        """(offset, size): what was last written there, in the order of the last writes. None is in a later one."""
         self.config_image = bytearray(4096)
         """Config space as far as the client has read it."""
         self.config_read = 0
@@ -247,8 +249,10 @@ class SessionModel:
 
     def _set_irqs(self, request: Message, _: Message | None) -> None:
         asked = at.IRQ_SET.unpack(request.payload)
+        if asked.irq >= MAX_INDEXES:
+            return
         irqs = self.irqs.setdefault(asked.irq, Irqs())
-        vectors = range(asked.start, asked.start + min(asked.nr_vectors, MOST_VECTORS))
+        vectors = range(asked.start, min(asked.start + asked.nr_vectors, MOST_VECTORS))
         if asked.flags & IrqSetFlags.DATA_EVENTFD:
             kept = irqs.eventfds if asked.flags & IrqSetFlags.TRIGGER else irqs.unmask
             if not asked.flags & IrqSetFlags.MASK:  # an eventfd that masks: no client of ours has one, nor any server
@@ -288,9 +292,10 @@ class SessionModel:
         data = request.payload[at.REGION_ACCESS.size :]
         if access.offset + len(data) > len(self.config_image) or not data:
             return
-        key = access.offset, len(data)
-        self.config_writes.pop(key, None)  # the order is that of the last writes
-        self.config_writes[key] = data
+        end = access.offset + len(data)
+        for place in [place for place in self.config_writes if access.offset <= place[0] and sum(place) <= end]:
+            del self.config_writes[place]  # nothing of it is left; and the order is that of the last writes
+        self.config_writes[access.offset, len(data)] = data
 
     def _reset(self, _: Message, __: Message | None) -> None:
         self.resets += 1

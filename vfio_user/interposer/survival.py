@@ -261,7 +261,7 @@ class Survival:
             for entry in self._journal.requests():
                 if entry.since <= due:
                     self._journal.remove(entry)
-                    self._fail(entry.message)
+                    self._fail(self._session.own[TO_SERVER].as_asked(entry.message))
             for held in self._session.holding.take(due):
                 if held.wants_reply:
                     self._fail(held)
@@ -269,9 +269,9 @@ class Survival:
             await self._session.loop.sleep(0.02)
 
     def _fail(self, request: Message) -> None:
+        """Refuse a request, which has the id that the client gave it."""
         self.record.failed += 1
-        reply = request.error(self.policy.errno)
-        self._session.send(TO_CLIENT, self._session.own[TO_SERVER].incoming(reply) or reply)
+        self._session.send(TO_CLIENT, request.error(self.policy.errno))
 
     # what the server has been sent
 

@@ -70,7 +70,7 @@ class RegionIndex(IntEnum):
 
 
 MOST_VECTORS = 1 << 16
-"""Of one request, that whoever looks at a session follows: PCI has 2048 at most, and the field room for 2^32."""
+"""Of one index, that whoever looks at a session follows: PCI has 2048 at most, and the fields room for 2^32."""
 
 
 class IrqIndex(IntEnum):

@@ -1,0 +1,185 @@
+"""What is kept of requests on their way, for a server that may die: under whose id, how much, and until when."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from tests.device_kit import open_fds
+from tests.interposer_bench import Bench, Peer, answer, read, request, write
+from userdev.relay.direction import Direction
+from userdev.transport import Stream, close_all
+from vfio_user.interposer import journal as journals
+from vfio_user.interposer.journal import RequestJournal
+from vfio_user.interposer.own_requests import OwnRequests
+from vfio_user.interposer.pairing import Pairing
+from vfio_user.interposer.survival import Policy, Survival
+from vfio_user.wire import Command, Message
+
+# under whose id
+
+
+class Next:
+    """Stands for where servers come from: the next one is a peer of the bench's."""
+
+    fate = "was killed"
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.peer: Peer | None = None
+
+    async def died(self, timeout: float) -> bool:
+        return True
+
+    async def reconnect(self, deadline: float) -> Stream:
+        self.peer, near = self._bench.pair()
+        return Stream(near)
+
+    def asked(self) -> Message | None:
+        return self.peer.next() if self.peer is not None else None
+
+
+@pytest.mark.parametrize("when", ["before the server died", "meanwhile"])
+def test_a_request_that_is_failed_takes_no_answer_of_one_of_ours_along(when: str) -> None:
+    """A client counts its ids up, and we ours down: some day they have the same."""
+    with Bench() as bench:
+        following = Next(bench)
+        policy = Policy(msg_timeout=0.01 if when.startswith("before") else 5.0, pending="replay")
+        if when == "meanwhile":
+            policy = Policy(pending="fail")
+        survival = Survival(bench.session, following, policy, lambda _: None)  # type: ignore[arg-type]
+        bench.negotiate()
+        first_of_ours = (1 << 16) - 1
+        if when != "meanwhile":
+            bench.client.send(read(0, 0, id=first_of_ours))
+            bench.server.receive()
+        bench.server.close()
+        version = bench.until(following.asked)
+        assert version.id == first_of_ours
+        if when == "meanwhile":
+            bench.client.send(read(0, 0, id=first_of_ours))
+        refused = bench.client.receive()
+        assert (refused.id, refused.failed, refused.errno) == (first_of_ours, True, errno.EIO)
+        assert following.peer is not None
+        following.peer.send(version.reply(bench.session.model.version_reply or b""))
+        bench.until(lambda: survival.record.last_seconds or None)
+        assert survival.record.failed == 1
+        bench.client.send(read(0, 4, id=3))
+        asked = bench.until(following.asked)
+        following.peer.send(answer(asked, b"good"))
+        assert bench.client.receive().payload[16:] == b"good", "nothing of ours came before it"
+        following.peer.close()
+
+
+def test_a_request_under_an_id_that_another_travels_under_gets_its_own_answer() -> None:
+    """Answered in any order: it is under the id alone that either is known."""
+    theirs = Pairing()
+    own = OwnRequests(theirs)
+    ours, _ = own.prepare(read(0, 0))
+    moved = own.outgoing(read(0, 0, id=ours.id))
+    other = own.outgoing(read(0, 0, id=moved.id))
+    assert len({ours.id, moved.id, other.id}) == 3
+    replies = [own.incoming(message.reply()) for message in (other, moved)]
+    assert [reply.id for reply in replies if reply is not None] == [moved.id, ours.id]
+
+
+# the journal
+
+TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
+
+
+def test_a_reply_confirms_what_was_posted_before_it() -> None:
+    journal = RequestJournal()
+    journal.shown(TO_SERVER, write(0, 0, b"1", id=1, posted=True))
+    journal.shown(TO_SERVER, read(0, 0, id=2))
+    journal.shown(TO_SERVER, write(0, 0, b"2", id=3, posted=True))
+    journal.shown(TO_CLIENT, read(0, 0, id=2).reply())
+    assert [entry.message.id for entry in journal.unanswered()] == [3]
+
+
+def test_what_is_unanswered_keeps_its_order() -> None:
+    journal = RequestJournal()
+    for id in (5, 1, 5, 2):
+        journal.shown(TO_SERVER, write(0, 0, b"x", id=id, posted=id == 1))
+    journal.shown(TO_CLIENT, write(0, 0, b"x", id=5).reply())
+    assert [entry.message.id for entry in journal.unanswered()] == [1, 5, 2]
+    journal.shown(TO_CLIENT, write(0, 0, b"x", id=99).reply())
+    assert len(journal) == 3
+
+
+@pytest.mark.parametrize("posted", [True, False], ids=["posted", "answered"])
+@pytest.mark.parametrize("end", ["answer", "confirm", "close", "take"])
+def test_what_is_done_keeps_no_descriptor(posted: bool, end: str) -> None:
+    before = open_fds()
+    journal = RequestJournal()
+    with open(os.devnull) as file:
+        asked = request(Command.SET_IRQS, id=1, fds=[file.fileno()], posted=posted)
+        journal.shown(TO_SERVER, asked)
+        journal.shown(TO_SERVER, read(0, 0, id=2))
+    assert len(open_fds()) == len(before) + 1
+    if end == "close":
+        journal.close()
+    elif end == "take":
+        for entry in journal.take_all():
+            close_all(entry.message.fds)
+    else:
+        if not posted:
+            journal.shown(TO_CLIENT, asked.reply())
+        elif end == "answer":
+            journal.shown(TO_CLIENT, read(0, 0, id=2).reply())
+        else:
+            journal.confirm(journal.last)
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("posted", [False, True], ids=["answered", "posted"])
+@pytest.mark.parametrize("bound", ["MAX_ENTRIES", "MAX_BYTES"])
+def test_a_server_that_takes_all_and_answers_nothing_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch, bound: str, posted: bool
+) -> None:
+    """What it does answer at last makes room again, to the byte."""
+    size = write(0, 0, bytes(16)).size
+    monkeypatch.setattr(journals, bound, 10 if bound == "MAX_ENTRIES" else 10 * size)
+
+    def show(id: int, length: int = 16) -> None:
+        journal.shown(TO_SERVER, write(0, 0, bytes(length), id=id, posted=posted))
+
+    journal = RequestJournal()
+    for _ in range(3):
+        for number in range(10):
+            show(number % 3)
+        for length in (16, 17) if bound == "MAX_BYTES" else (0, 16):
+            with pytest.raises(OSError, match="no answer"):
+                show(0, length)
+        assert len(journal) == len(journal.unanswered()) == 10, "what is not kept is not counted"
+        if posted:
+            journal.confirm(journal.unanswered()[0].number)
+        else:
+            journal.shown(TO_CLIENT, journal.requests()[0].message.reply())
+            journal.remove(journal.requests()[0])
+            show(1)
+        show(2)
+        with pytest.raises(OSError, match="no answer"):
+            show(2)
+        journal.close()
+        assert len(journal) == 0
+
+
+def test_a_session_of_which_too_much_has_no_answer_goes_on_and_its_server_cannot_be_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journals, "MAX_ENTRIES", 2)
+    with Bench() as bench:
+        survival = Survival(bench.session, Next(bench), Policy(), lambda _: None)  # type: ignore[arg-type]
+        bench.negotiate()
+        for id in range(3):
+            bench.client.send(read(0, 0, id=id))
+        asked = [bench.server.receive() for _ in range(3)]
+        assert survival.status()["unanswered"] == 2
+        for message in asked:
+            bench.server.send(answer(message, b"good"))
+        assert [bench.client.receive().id for _ in range(3)] == [0, 1, 2]
+        assert survival.status()["unanswered"] == 0
+        assert bench.session.model.incomplete.startswith("REGION_READ: ")
