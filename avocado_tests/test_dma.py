@@ -11,7 +11,7 @@ class Dma(GuestTest):
     def test_physical_memory(self) -> None:
         """Patterns both ways over borders of pages, without an IOMMU: one large map of all memory."""
         with self.lab() as lab:
-            guest = lab.boot(device="edu")
+            guest = lab.boot(device="edu", iommu=False)
             done = self.edu(guest, "dma")
             self.assertEqual(done.device["access"], "uio")
             self.assertEqual(len(done.seen["transfers"]), 8)

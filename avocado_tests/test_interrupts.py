@@ -42,7 +42,7 @@ class Interrupts(GuestTest):
         :avocado: tags=intx
         """
         with self.lab() as lab:
-            guest = lab.boot(device="edu")
+            guest = lab.boot(device="edu", iommu=False)
             done = self.edu(guest, "intx", "--times", "3")
             self.assertEqual((done.device["access"], done.seen["count"]), ("uio", 6))
 

@@ -62,7 +62,7 @@ class EntropyBehindVhostUser(GuestTest):
     def test_through_an_iommu(self) -> None:
         """Ring and buffers have addresses of the guest's choice, which QEMU translates when it is asked to."""
         with self.lab() as lab:
-            guest = lab.boot(device=f"{self.device} [iommu_platform=on]", iommu=True)
+            guest = lab.boot(device=self.device, iommu=True)
             self.assert_served(guest)
             agreed = [features[ACCESS_PLATFORM] for features in guest.call(agreed_features)]
             self.assertEqual(sorted(agreed), ["0", "1"])  # the machine's own is not behind it

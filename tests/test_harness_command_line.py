@@ -174,8 +174,27 @@ def test_a_vhost_user_device_has_a_character_device_and_is_of_the_type_that_its_
         "id": "vu0",
         "bus": "slot3",
         "chardev": "vu0-socket",
+        "iommu_platform": True,
         "max-bytes": 64,
     }
+
+
+@pytest.mark.parametrize(
+    ("device", "properties", "told"),
+    [
+        ("vhost-user-rng", {}, True),
+        ("vhost-user-rng", {"driver": "vhost-user-test-device-pci"}, True),
+        ("vhost-user-rng", {"iommu_platform": False}, False),
+        ("vhost-user-blk", {}, None),
+        ("vhost-user-net", {}, None),
+        ("", {"driver": "vhost-user-rng-pci"}, None),
+    ],
+)
+def test_qemu_is_told_to_translate_for_ours_where_it_offers_what_the_server_does(
+    device: str, properties: dict[str, object], told: bool | None
+) -> None:
+    attachment = VHOST_USER.attach(device, "vu0", Path("/tmp/a.sock"), 3, properties)
+    assert attachment.device.get("iommu_platform") is told
 
 
 def test_only_a_device_that_goes_on_with_another_server_connects_again() -> None:
@@ -232,6 +251,7 @@ def test_a_device_of_anybodys_class_is_driven_by_the_one_that_takes_any(tmp_path
         "id": "vu0",
         "bus": "slot3",
         "chardev": "vu0-socket",
+        "iommu_platform": True,
         "virtio-id": 4,
         "num_vqs": 2,
         "vq_size": 16,

@@ -165,6 +165,8 @@ class VhostUser:
         driver = wanted.get("driver") or self._driver_of(device, path)
         if driver == _GENERIC and device:
             wanted = self._driven_as(device) | wanted
+        if driver in _TRANSLATED_IF_TOLD and device:
+            wanted = {"iommu_platform": True} | wanted
         reconnect = _RECONNECT_MS if driver in _RECONNECTING else 0
         chardev = SocketChardev(f"{identity}-socket", path, reconnect, goes_with_user=driver == _NET)
         base = {"id": identity, **bus_place(place)}
@@ -205,12 +207,17 @@ _AUTHORED = "vhost-user:"
 """Before MODULE:CLASS: of this protocol."""
 _TYPES = ("blk", "fs", "gpio", "i2c", "input", "net", "rng", "rtc", "scsi", "snd", "spi", "vsock")
 """What QEMU has devices for (`-device help` of 11.1)."""
+_BASE_TYPES = ("gpio", "i2c", "input", "rng", "rtc", "snd", "spi")
+"""Those that are variants of the one that takes any (hw/virtio/vhost-user-base.c)."""
 _NET = "vhost-user-net-pci"
 """QEMU has no device of that name: its network card has a network that has the character device."""
 _GENERIC = "vhost-user-test-device-pci"
 """Drives whatever it is told to (hw/virtio/vhost-user-test-device.c)."""
 _CAPABILITIES = {"virtio-id": "virtio-id", "num_vqs": "queues", "vq_size": "queue-size", "config_size": "config-size"}
 """What it is told, and what a server of ours calls that (vhost_user/backend/catalogue.py)."""
+_TRANSLATED_IF_TOLD = (_GENERIC, *(f"{_VHOST_USER}{kind}-pci" for kind in _BASE_TYPES))
+"""QEMU's devices that offer a guest ACCESS_PLATFORM because the server does (hw/virtio/vhost-user-base.c), told to
+translate or not: the known issue `untold-translation`."""
 _RECONNECTING = ("vhost-user-blk-pci", "vhost-user-scsi-pci", _NET)
 """QEMU's devices that go on with another back-end; the others do not support it, and are not asked to."""
 _RECONNECT_MS = 100
