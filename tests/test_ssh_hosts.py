@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from tests.device_kit import open_fds
 from userdev.errors import UserError
-from vfio_user.harness.hosts import LocalHost, SshHost, relay, two_hosts
+from userdev.process import Child
+from vfio_user.harness.hosts import LocalHost, SshHost, namespace, relay, ssh, two_hosts
 from vfio_user.harness.hosts.relay import AgentConnection, WrittenFile, agent_source, serve
 from vfio_user.harness.hosts.remote_agent import (
     ALIVE,
@@ -33,6 +36,7 @@ from vfio_user.harness.hosts.remote_agent import (
     Frames,
     Streams,
 )
+from vfio_user.harness.hosts.ssh_connection import connected, put
 
 LIMIT = 20.0
 
@@ -115,6 +119,36 @@ def test_a_signal_ends_the_program_and_its_number_is_told(near: Near) -> None:
     assert near.until(EXIT)[1] == str(-signal.SIGKILL).encode()
 
 
+def test_a_program_that_reads_nothing_of_what_it_is_sent_can_be_killed_and_others_are_served(near: Near) -> None:
+    near.spawn(*python("import os, time; os.write(201, os.read(201, 5)); time.sleep(60)"), streams=[200, 201])
+
+    def send_much() -> None:
+        for _ in range(32):
+            near.frames.send(DATA, 200, bytes(1 << 16))
+
+    flood = threading.Thread(target=send_much)
+    flood.start()
+    flood.join(LIMIT / 4)
+    assert not flood.is_alive(), "nothing behind it can be said"
+    near.frames.send(DATA, 201, b"hello")
+    assert near.until(DATA) == (201, b"hello")
+    near.frames.send(SIGNAL, signal.SIGKILL)
+    assert near.until(EXIT) == (0, b"-9")
+
+
+def test_what_a_socket_does_not_take_at_once_arrives_in_its_order_and_then_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    streams = Streams(Frames(lambda _: b"", void))
+    streams.add(7, ours)
+    data = [bytes([n]) * (1 << 16) for n in range(32)]
+    for piece in data:
+        streams.arrived(7, piece)
+    streams.closed(7)
+    with theirs, theirs.makefile("rb") as file:
+        assert file.read() == b"".join(data)
+    streams.drain(LIMIT)
+
+
 def test_a_near_end_that_falls_silent_has_gone_and_nothing_of_its_program_is_left(near: Near) -> None:
     """The connection is there all the while, as where what is sent over it is dropped."""
     program = near.spawn(*python("import signal; signal.pause()"), silence=0.3)
@@ -136,6 +170,13 @@ def test_the_near_end_says_that_it_is_there_until_nobody_is_told(monkeypatch: py
     relay.say_alive(Frames(lambda _: b"", write))
     assert [frame[0] for frame in told] == [ALIVE] * 3
     assert relay.SILENCE_SECONDS > 3 * 20.0, "one that is late is no silence"
+
+
+def test_a_signal_for_a_program_whose_connection_has_ended_is_nobodys() -> None:
+    def write(data: bytes) -> None:
+        raise OSError("Socket is closed")
+
+    relay.hand_on(Frames(lambda _: b"", write), signal.SIGTERM)
 
 
 def test_an_inherited_socket_has_its_number_and_carries_both_ways(near: Near) -> None:
@@ -230,10 +271,88 @@ def test_a_host_is_reached_at_its_own_name_when_no_address_is_given() -> None:
     assert SshHost.parse("b", "ssh://host.example").address == "host.example"
 
 
-@pytest.mark.parametrize("url", ["http://host.example", "ssh://", "ssh://host.example?colour=red", "host.example"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host.example",
+        "ssh://",
+        "ssh://host.example?colour=red",
+        "host.example",
+        "ssh://host.example:ssh",
+        "ssh://host.example:99999",
+        "ssh://[::1",
+        "ssh://host.example?key",
+        "ssh://host.example?address=",
+        "ssh://host.example/opt/python",
+        "ssh://root:secret@host.example",
+    ],
+)
 def test_what_is_no_host_is_the_users_to_mend(url: str) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="is no host"):
         SshHost.parse("b", url)
+
+
+def test_a_file_of_known_hosts_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
+    where = SshHost("b", "127.0.0.1", "127.0.0.1", known_hosts=str(tmp_path / "none")).where()
+    with pytest.raises(UserError, match="none"):
+        connected(where)
+
+
+def test_what_puts_files_on_a_host_is_ended_when_it_takes_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child] = []
+
+    def start(*arguments: Any, **more: Any) -> Child:
+        started.append(Child(*arguments, **more))
+        return started[-1]
+
+    class Through(LocalHost):
+        def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+            return ["sleep", "60"]
+
+    monkeypatch.setattr(ssh, "Child", start)
+    monkeypatch.setattr(ssh, "_PROVIDE_SECONDS", 0.0)
+    with pytest.raises(UserError, match="could not be put"):
+        SshHost("b", "host.example", "host.example", through=Through()).provide(tmp_path)
+    assert [child.running for child in started] == [False]
+
+
+class FullDisk:
+    """A connection to a host where tar(1) has ended before it has read all."""
+
+    def __init__(self) -> None:
+        self.channel = self
+
+    def exec_command(self, command: str) -> tuple[Any, Any, Any]:
+        return self, BytesIO(), BytesIO(b"tar: no space left\n")
+
+    def write(self, data: bytes) -> int:
+        raise OSError("Socket is closed")
+
+
+def test_files_that_do_not_arrive_say_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(10))
+    connection: Any = FullDisk()
+    with pytest.raises(UserError, match="could not be written there") as error:
+        put(connection, tmp_path)
+    assert error.value.hint == "tar: no space left"
+
+
+@pytest.mark.parametrize("made", [0, 1])
+def test_of_namespaces_that_cannot_be_made_whole_nothing_is_left(monkeypatch: pytest.MonkeyPatch, made: int) -> None:
+    left = iter(range(made))
+
+    def routes(work: object) -> None:
+        if next(left, None) is None:
+            raise OSError("no netlink")
+
+    monkeypatch.setattr(namespace, "_enter_new_namespace", lambda: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(namespace, "_with_routes", routes)
+    before = open_fds(), threading.active_count()
+    with pytest.raises(OSError, match="no netlink"), namespace.joined_namespaces():
+        raise AssertionError("unreachable")
+    assert (open_fds(), threading.active_count()) == before
 
 
 def test_two_hosts_can_be_named() -> None:

@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +48,11 @@ class NamespaceHost(OnThisMachine):
             raise UserError(
                 f"no network namespace can be made: {error.strerror}", hint="run as root, or use local hosts"
             ) from None
-        self.configure(lambda ip: _bring_up(ip, "lo"))
+        try:
+            self.configure(lambda ip: _bring_up(ip, "lo"))
+        except BaseException:
+            self.close()
+            raise
 
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         """The command behind nsenter(1), which takes the namespace by our descriptor of it."""
@@ -104,10 +108,10 @@ def can_make_namespaces() -> bool:
 def joined_namespaces(names: Sequence[str] = ("a", "b")) -> Iterator[tuple[NamespaceHost, NamespaceHost, Cable]]:
     """Two hosts and the cable between them; gone after the block, with the last process inside."""
     with ExitStack() as made:
-        hosts = [NamespaceHost(name, address) for name, address in zip(names, _ADDRESSES, strict=True)]
-        for host in hosts:
-            made.callback(host.close)
-        one, other = hosts
+        one, other = (
+            made.enter_context(closing(NamespaceHost(name, address)))
+            for name, address in zip(names, _ADDRESSES, strict=True)
+        )
         yield one, other, Cable(one, other)
 
 

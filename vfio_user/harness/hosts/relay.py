@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
         frames.send(SPAWN, data=json.dumps(wanted).encode())
     threading.Thread(target=say_alive, args=(frames,), daemon=True).start()
     for near, far in _HANDED_ON.items():
-        signal.signal(near, lambda *_, number=far: frames.send(SIGNAL, number))
+        signal.signal(near, lambda *_, number=far: hand_on(frames, number))
     for number, end in streams.items():
         relay.add(number, end)
     for number, file in files.items():
@@ -119,7 +119,14 @@ def serve(frames: AgentConnection, relay: Streams, name: str) -> int:
         elif kind == LISTENING:
             print(f"{LISTENING_LINE.decode()}{name} at {data.decode()}", flush=True)
         elif kind == EXIT:
+            relay.flush(_LAST_WORDS_SECONDS)
             return int(data)
+
+
+def hand_on(frames: Frames, number: int) -> None:
+    """Send a signal to the program there; where the connection has ended, `serve` says so."""
+    with suppress(OSError):
+        frames.send(SIGNAL, number)
 
 
 def inherited_sockets() -> tuple[dict[int, socket.socket], dict[int, socket.socket]]:

@@ -20,6 +20,7 @@ import struct
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,8 @@ from userdev.process.listening import is_listening
 HEADER = struct.Struct("<BHI")  # kind, stream, bytes that follow
 SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED, LISTENING, ALIVE = range(10)
 CHUNK = 1 << 16
+MOST_WAITING = 64 << 20
+"""Bytes for one socket that wait until it takes them, before whatever else comes has to wait as well."""
 _HIGH = 256  # own descriptors go above those that the program inherits
 
 
@@ -74,6 +77,69 @@ class Sink(Protocol):
         """Nothing more comes."""
 
 
+class Outgoing:
+    """The way to a socket. What that does not take at once a thread of its own writes: who reads nothing, as a program
+    that was stopped, keeps neither the signal that is to end it from it nor others from what is theirs.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._changed = threading.Condition()
+        self._waiting: deque[bytes] = deque()
+        """Nothing stands for the end."""
+        self._size = 0
+        self._writes = False
+        """Whether the thread is there."""
+
+    def sendall(self, data: bytes) -> None:
+        """Have all of it be written, sooner or later.
+
+        Raises:
+            OSError: the socket has ended.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._size < MOST_WAITING)
+            if not self._writes:
+                with contextlib.suppress(BlockingIOError):
+                    data = data[self._end.send(data, socket.MSG_DONTWAIT) :]
+            if data:
+                self._wait_with(data)
+
+    def shutdown(self, how: int) -> None:
+        """End it behind what waits."""
+        with self._changed:
+            if self._writes:
+                self._wait_with(b"")
+            else:
+                self._end.shutdown(how)
+
+    def flush(self, seconds: float) -> None:
+        """Wait until nothing waits, or so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, seconds)
+
+    def _wait_with(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self._size += len(data)
+        if not self._writes:
+            self._writes = True
+            threading.Thread(target=self._write, daemon=True).start()
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._writes = False
+                    return
+                data = self._waiting[0]
+            with contextlib.suppress(OSError):  # it has ended, and what is for it is dropped
+                self._end.sendall(data) if data else self._end.shutdown(socket.SHUT_RDWR)
+            with self._changed:
+                self._waiting.popleft()
+                self._size -= len(data)
+                self._changed.notify_all()
+
+
 class Streams:
     """Sockets whose bytes travel as frames under their number."""
 
@@ -81,12 +147,17 @@ class Streams:
         self._frames = frames
         self._sockets: dict[int, Sink] = {}
         self._pumps: list[threading.Thread] = []
+        self._outgoing: list[Outgoing] = []
+        """Of the sockets that have a pump."""
+        self._lock = threading.Lock()
 
     def add(self, number: int, end: socket.socket) -> None:
         """Carry what comes from the socket `end` as frames of `number`, by a thread of its own, until it ends."""
-        self._sockets[number] = end
-        pump = threading.Thread(target=self._pump, args=(number, end), daemon=True)
-        self._pumps.append(pump)
+        self._sockets[number] = outgoing = Outgoing(end)
+        pump = threading.Thread(target=self._pump, args=(number, end, outgoing), daemon=True)
+        with self._lock:
+            self._pumps.append(pump)
+            self._outgoing.append(outgoing)
         pump.start()
 
     def keep(self, number: int, sink: Sink) -> None:
@@ -107,16 +178,28 @@ class Streams:
 
     def drain(self, seconds: float) -> None:
         """Have what was written last travel before the end does."""
-        for pump in self._pumps:
+        with self._lock:
+            pumps = list(self._pumps)
+        for pump in pumps:
             pump.join(seconds)
 
-    def _pump(self, number: int, end: socket.socket) -> None:
+    def flush(self, seconds: float) -> None:
+        """Have what has arrived be with those that it is for, as far as they take it within so many seconds."""
+        with self._lock:
+            outgoing = list(self._outgoing)
+        for way in outgoing:
+            way.flush(seconds)
+
+    def _pump(self, number: int, end: socket.socket, outgoing: Outgoing) -> None:
         with contextlib.suppress(OSError):
             while data := end.recv(CHUNK):
                 self._frames.send(DATA, number, data)
         with contextlib.suppress(OSError):
             self._frames.send(CLOSE, number)
         end.close()
+        with self._lock:  # a socket for each connection that was ever made would be too many
+            self._pumps.remove(threading.current_thread())
+            self._outgoing.remove(outgoing)
 
 
 class Folder:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from userdev.errors import UserError
 from userdev.process import Child, Deadline, await_text
@@ -23,6 +23,7 @@ from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
 
 _START_SECONDS = 60.0
 _PROVIDE_SECONDS = 3600.0
+_OPTIONS = ("address", "key", "known_hosts", "python")
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,22 @@ class SshHost:
         """Parse ssh://user@host:port?address=...&key=...&known_hosts=...&python=...
 
         Raises:
-            UserError: it is no such address, or names no key or host.
+            UserError: it is no such address, or has something else in it.
         """
-        parts = urlsplit(url)
-        options: dict[str, Any] = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-        known = {"address", "key", "known_hosts", "python"}
-        if parts.scheme != "ssh" or not parts.hostname or options.keys() - known:
-            raise UserError(f"{url!r} is no host", hint=f"ssh://USER@HOST:PORT?OPTION=VALUE; options: {sorted(known)}")
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise _no_host(url, str(error)) from None
+        options: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if parts.scheme != "ssh" or not parts.hostname or parts.path.strip("/"):
+            raise _no_host(url)
+        if parts.password is not None:
+            raise _no_host(url.replace(f":{parts.password}@", ":...@"), "it has a password, and keys are what is used")
+        if options.keys() - {*_OPTIONS} or not all(options.values()):
+            raise _no_host(url)
         options.setdefault("address", parts.hostname)
-        return cls(name, parts.hostname, port=parts.port or 22, user=parts.username or "", **options)
+        return cls(name, parts.hostname, port=port or 22, user=parts.username or "", **options)
 
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         """The command of a relay here (relay.py) that starts `argv` there and stands for it."""
@@ -106,6 +114,13 @@ class SshHost:
         ]
         with NamedTemporaryFile(prefix="vfio-user-provide-", suffix=".log") as log:
             child = Child(f"provide {self.name}", self.through.command(command), log=Path(log.name))
-            if child.wait(_PROVIDE_SECONDS) != 0:
-                raise UserError(f"files could not be put on {self.name}", hint=child.last_words())
-            child.stop()
+            try:
+                if child.wait(_PROVIDE_SECONDS) != 0:
+                    raise UserError(f"files could not be put on {self.name}", hint=child.last_words())
+            finally:
+                child.stop()
+
+
+def _no_host(url: str, why: str = "") -> UserError:
+    what = f"{url!r} is no host" + (f": {why}" if why else "")
+    return UserError(what, hint=f"ssh://USER@HOST:PORT?OPTION=VALUE; options: {', '.join(_OPTIONS)}")

@@ -31,16 +31,16 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
     """An SSH connection to a host.
 
     Raises:
-        UserError: it is not reached, or refuses us.
+        UserError: it is not reached, or refuses us, or the keys that it is known by cannot be read.
     """
     import paramiko
 
     client = paramiko.SSHClient()
-    if where["known_hosts"]:
-        client.load_host_keys(where["known_hosts"])
-    else:
-        client.load_system_host_keys()
     try:
+        if where["known_hosts"]:
+            client.load_host_keys(where["known_hosts"])
+        else:
+            client.load_system_host_keys()
         client.connect(
             where["host"],
             port=where["port"],
@@ -63,7 +63,11 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
 
 
 def put(client: paramiko.SSHClient, path: Path) -> bool:
-    """Have a file or a folder there as it is here; returns whether it was sent."""
+    """Have a file or a folder there as it is here; returns whether it was sent.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     listing = f"find -H {_quoted(path)} -not -type d -printf '%s %P\\n' 2>/dev/null"
     _, there, _ = client.exec_command(listing)
     if sorted(there.read().decode().splitlines()) == sorted(_listing(path)):
@@ -71,10 +75,14 @@ def put(client: paramiko.SSHClient, path: Path) -> bool:
     stdin, stdout, stderr = client.exec_command(
         f"mkdir -p {_quoted(path.parent)} && tar -x -f - -C {_quoted(path.parent)}"
     )
-    with tarfile.open(fileobj=stdin, mode="w|") as archive:
-        archive.add(path.resolve(), path.name)
-    stdin.channel.shutdown_write()
-    if stdout.channel.recv_exit_status() != 0:
+    try:
+        with tarfile.open(fileobj=stdin, mode="w|") as archive:
+            archive.add(path.resolve(), path.name)
+        stdin.channel.shutdown_write()
+        arrived = stdout.channel.recv_exit_status() == 0
+    except OSError:  # who was to unpack it has ended, and says why
+        arrived = False
+    if not arrived:
         raise UserError(f"{path} could not be written there", hint=stderr.read().decode().strip())
     return True
 
