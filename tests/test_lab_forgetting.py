@@ -1,4 +1,4 @@
-"""A lab that goes on for a night lets go of the machines that its guest has left, and of nothing else."""
+"""A lab that goes on for a night lets go of the machines that its guest has left; in the end it lets go of all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import weakref
 from pathlib import Path
 
+import psutil
 import pytest
 
+from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.lab import Lab
@@ -41,6 +43,39 @@ def test_what_has_ended_and_is_forgotten_leaves_nothing_but_its_command(tmp_path
         gc.collect()
         assert gone() is None
     assert all(name in (tmp_path / "commands.txt").read_text() for name in ("guest-dev0-edu", "guest.1-guest-dev0"))
+
+
+def test_a_lab_ends_all_else_where_one_thing_cannot_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(folder=tmp_path)
+    first, second = (lab.serve("edu", name) for name in ("one", "two"))
+    scratch = first.path.parent
+    stop = first.stop
+
+    def stop_and_fail() -> None:
+        stop()
+        raise UserError("its interposer says nothing")
+
+    monkeypatch.setattr(first, "stop", stop_and_fail)
+    with pytest.raises(UserError, match="says nothing"):
+        lab.close()
+    assert not second.child.running
+    assert not scratch.exists()
+    assert (tmp_path / "timeline.json").exists()
+
+
+def test_what_ends_while_it_is_looked_for_was_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(psutil.Process):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def cmdline(self) -> list[str]:
+            raise psutil.NoSuchProcess(self.pid)
+
+        def kill(self) -> None:
+            raise AssertionError("it has another's number by now")
+
+    monkeypatch.setattr("vfio_user.harness.lab.processes_of", lambda _: [Ended()])
+    Lab(folder=tmp_path).close()
 
 
 def test_a_command_that_is_no_utf8_is_written_down_all_the_same(tmp_path: Path) -> None:

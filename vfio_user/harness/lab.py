@@ -394,34 +394,42 @@ class Lab:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End everything.
+        """End everything, each of it also where another cannot be ended.
 
         Raises:
             VerdictError: something is left all the same.
+            OSError: not all that was said could be written.
         """
-        for guest in self.guests:
-            guest.close()
-        for machine in self.machines:
-            machine.stop()
-        for server in self.servers:
-            server.stop()
-        left = self._left_behind()
-        self._hosts.close()
-        self._scratch.close()
-        self.timeline.write(self.folder / "timeline.json")
-        qemu = self.qemu if "qemu" in self.__dict__ else None
-        self._records.write(self._images, self.machines, self.servers, qemu)
+        left: list[str] = []
+        with ExitStack() as ends:  # the last of these is done first
+            ends.callback(self._write_records)
+            ends.callback(self._scratch.close)
+            ends.callback(self._hosts.close)
+            ends.callback(lambda: left.extend(self._left_behind()))
+            for end in reversed(
+                [
+                    *(guest.close for guest in self.guests),
+                    *(machine.stop for machine in self.machines),
+                    *(server.stop for server in self.servers),
+                ]
+            ):
+                ends.callback(end)
         for unwritten in filter(None, (machine.unwritten() for machine in self.machines)):
             raise unwritten
         if left:
             raise VerdictError("the lab left something behind", evidence="\n".join(left))
 
+    def _write_records(self) -> None:
+        self.timeline.write(self.folder / "timeline.json")
+        qemu = self.qemu if "qemu" in self.__dict__ else None
+        self._records.write(self._images, self.machines, self.servers, qemu)
+
     def _left_behind(self) -> list[str]:
         left = [thing for machine in self.machines for thing in machine.left_behind()]
         left += [f"processes of {server.name}" for server in self.servers if server.child.group_is_alive()]
         for process in processes_of(self._scratch.path):
-            left.append(f"process {process.pid}: {' '.join(process.cmdline())}")
             with suppress(psutil.Error):  # it has ended meanwhile
+                left.append(f"process {process.pid}: {' '.join(process.cmdline())}")
                 process.kill()
         return left
 
