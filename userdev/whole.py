@@ -13,7 +13,7 @@ READ_SIZE = 1 << 20
 """Bytes that are asked for at once: the room for them is taken before anybody knows how many there are."""
 
 
-def write_whole(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
+def write_whole(fd: int, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
     """Write all of it: at `offset`, or where the file stands. A memoryview is of bytes.
 
     Raises:

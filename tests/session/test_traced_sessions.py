@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from time import monotonic_ns
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
 from userdev.descriptors import FdKind
 from userdev.relay.direction import Direction
 from userdev.trace import Note, TraceWriter
-from userdev.transport import Framer, connect
+from userdev.transport import Framer, Stream, connect
 from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.interposer.trace import MessageRecord, read_trace
 from vfio_user.server import Server
@@ -38,6 +39,16 @@ def traced(device: Prober, tmp_path: Path, trace: Path) -> Iterator[Server]:
 
 def recorded(trace: Path) -> list[MessageRecord]:
     return [entry for entry in read_trace(trace).entries if isinstance(entry, MessageRecord)]
+
+
+def negotiated(server: Server) -> Stream:
+    """A connection with nothing but VERSION behind it."""
+    proposal = Message(1, CURRENT.number(Command.VERSION), payload=encode_version(CURRENT, 0, Capabilities()))
+    stream, framer = connect(str(server.listener.address)), Framer(Message)
+    stream.send(proposal.encode())
+    while framer.next() is None:
+        framer.received(*stream.receive(framer.room()))
+    return stream
 
 
 def access(command: Command, id: int, offset: int, data: bytes = b"", flags: int = 0, count: int = 4) -> Message:
@@ -115,6 +126,49 @@ def test_a_size_that_cannot_be_right_stops_no_recording(traced: Server, trace: P
     answered = [record.message.id for record in recorded(trace) if record.message.is_reply]
     assert answered == [1, 2, 3, 4, 5]
     assert [record.message.id for record in recorded(trace) if record.direction is TO_SERVER][-2:] == [4, 5]
+
+
+def test_what_comes_in_one_piece_with_a_size_that_cannot_be_right_is_recorded(traced: Server, trace: Path) -> None:
+    wrong = Message(2, CURRENT.number(Command.REGION_READ)).encode()
+    behind = access(Command.REGION_READ, 3, 1, count=2)
+    with closing(negotiated(traced)) as stream:
+        stream.send(wrong[:4] + (7).to_bytes(4, "little") + wrong[8:] + behind.encode())
+        framer, seen = Framer(Message), list[Message]()
+        while not seen or seen[-1].id != 3:
+            framer.received(*stream.receive(framer.room()))
+            seen += framer.messages()
+    traced.close()
+    assert [record.message.id for record in recorded(trace) if record.direction is TO_SERVER] == [1, 3]
+
+
+class Stamped(dict[int, int]):
+    """Notes when something was put in."""
+
+    at = 0
+
+    def __setitem__(self, key: int, value: int) -> None:
+        self.at = monotonic_ns()
+        super().__setitem__(key, value)
+
+
+def test_a_request_is_recorded_with_the_time_at_which_it_came(traced: Server, trace: Path, device: Prober) -> None:
+    served = device.fetched = Stamped()
+    with Client.connect(str(traced.listener.address)) as client, GuestMemory(4096) as mapped:
+        client.dma_map(GUEST, mapped)
+        client.store(0, 8, 8, GUEST)
+    traced.close()
+    request, reply = recorded(trace)[-2:]
+    assert request.time < served.at < reply.time
+
+
+def test_what_came_in_the_turn_that_ends_a_session_is_recorded(traced: Server, trace: Path) -> None:
+    posted = access(Command.REGION_WRITE, 2, 0, bytes(4), NO_REPLY).encode()
+    endless = Message(3, CURRENT.number(Command.REGION_READ), NO_REPLY).encode()
+    with closing(negotiated(traced)) as stream:
+        stream.send(posted + endless[:4] + (1 << 31).to_bytes(4, "little") + endless[8:])
+        assert stream.receive(memoryview(bytearray(16)))[0] == 0
+    traced.close()
+    assert [record.message.id for record in recorded(trace) if record.direction is TO_SERVER] == [1, 2]
 
 
 def test_clients_that_come_and_go_are_in_one_trace(traced: Server, trace: Path) -> None:
