@@ -195,7 +195,8 @@ class Case:
                     conductor.hurry(self.left)
 
         conductor = Conductor(watch)
-        plan = Plan(self.tuning, self.limits, lab.folder / "memory" if self.by_file else None)
+        file = lab.folder / f"memory.{self.phase.value}"  # what one takes the place of is not in the way of another
+        plan = Plan(self.tuning, self.limits, file if self.by_file else None)
         scene = Scene(lab, guest, pair, plan, conductor)
         return lab.migrate(guest, to=pair.other(guest.host), plan=plan, conductor=conductor)
 
