@@ -6,6 +6,7 @@ import errno
 import os
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from userdev.memory.bitmap import bitmap_size
@@ -86,7 +87,7 @@ class DmaMap:
         Raises:
             ProtocolError: as docs/protocol.md 5 says: EINVAL for bad flags, wrapping or overlapping ranges and files
                 that are too short, ENOSPC above 8 TiB, ENOMEM where that is more than can be logged, the errno of
-                mmap; then nothing has changed.
+                mmap; then nothing has changed. Nor has it where the author's hook refuses, with whatever that raises.
         """
         try:
             region = self._new_region(iova, size, flags, fd, offset)
@@ -106,7 +107,12 @@ class DmaMap:
             if fd is not None:
                 os.close(fd)
         if self._mapped:
-            self._mapped(region)
+            try:
+                self._mapped(region)
+            except BaseException:
+                if region is not known:  # of which the client has been told
+                    self._forget(region)
+                raise
 
     def unmap(self, iova: int, size: int) -> None:
         """Forget memory.
@@ -133,14 +139,7 @@ class DmaMap:
     def unmap_all(self) -> None:
         """Forget everything. What a hook of the author raises is raised when all of it is forgotten."""
         self._empty.clear()
-        failed: list[BaseException] = []
-        for region in reversed(self.regions):
-            try:
-                self._drop(region)
-            except AUTHORS_FAILURES as error:
-                failed.append(error)
-        if failed:
-            raise failed[0]
+        self._drop_all(self.regions)
 
     @property
     def log_page_size(self) -> int:
@@ -272,15 +271,32 @@ class DmaMap:
             if self._unmapped:
                 self._unmapped(region)
         finally:
-            self._map.remove(region.iova)
-            self._size -= region.size
-            if self._last is region:
-                self._last = NOWHERE
-            region.read_map = region.write_map = None
-            if region.file:
-                self._files.give_back(region.file)
-            if region.fd is not None:
-                os.close(region.fd)
+            self._forget(region)
+
+    def _drop_all(self, regions: list[DmaRegion]) -> None:
+        """Drop them from the last to the first; what the author's hook raises is raised when all of them are gone."""
+        failed: list[BaseException] = []
+        for region in reversed(regions):
+            try:
+                self._drop(region)
+            except AUTHORS_FAILURES as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+    def _forget(self, region: DmaRegion) -> None:
+        if not region.size:
+            self._empty.discard(region.iova)
+            return
+        self._map.remove(region.iova)
+        self._size -= region.size
+        if self._last is region:
+            self._last = NOWHERE
+        region.read_map = region.write_map = None
+        if region.file:
+            self._files.give_back(region.file)
+        if region.fd is not None:
+            os.close(region.fd)
 
     def _drop_inside(self, start: int, end: int) -> bool:
         """Unmap what lies in a range, as VFIO does (VFIO_IOMMU_UNMAP_DMA), unless a region is across its borders.
@@ -291,23 +307,28 @@ class DmaMap:
         inside = self._map.within(start, end)
         if not inside or inside[0].iova < start or inside[-1].end > end:
             return False
-        for region in reversed(inside):
-            self._drop(region)
+        self._drop_all(inside)
         return True
 
     def _cut(self, start: int, end: int) -> bool:
         """Unmap a range whatever regions it touches; what is left of them stays mapped."""
         cut = self._map.within(start, end)
-        for region in cut:
-            rest = [
-                region.part(first, last) for first, last in ((region.iova, start), (end, region.end)) if first < last
-            ]
-            self._drop(region)
-            for part in rest:
-                self._insert(part)
-                if self._mapped:
-                    self._mapped(part)
+        parts = [
+            region.part(first, last)
+            for region in cut
+            for first, last in ((region.iova, start), (end, region.end))
+            if first < last
+        ]
+        with ExitStack() as told:  # from the last to the first, whatever one raises
+            for part in reversed(parts):
+                told.callback(self._keep, part)
+            told.callback(self._drop_all, cut)
         return bool(cut)
+
+    def _keep(self, part: DmaRegion) -> None:
+        self._insert(part)
+        if self._mapped:
+            self._mapped(part)
 
 
 def _is_seekable(fd: int) -> bool:

@@ -7,11 +7,12 @@ the session. `HANDLERS` is the table; a dialect only says which of them can be r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from userdev.errors import ProtocolError
+from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.server import migration_commands
 from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap, take_bitmaps_v6
@@ -94,9 +95,10 @@ def _map_all(dma: Dma, entries: list[at.DmaEntryV6], fds: list[int]) -> None:
             fd = fds.pop(0) if entry.flags & DmaFlagsV6.MAPPABLE else None
             dma.map(entry.address, entry.size, entry.protections, fd, entry.offset)
             done.append(entry)
-    except ProtocolError:
+    except AUTHORS_FAILURES:
         for entry in done:
-            dma.unmap(entry.address, entry.size)
+            with contextlib.suppress(*AUTHORS_FAILURES):  # it is gone, and the refusal is the first failure's
+                dma.unmap(entry.address, entry.size)
         raise
 
 
