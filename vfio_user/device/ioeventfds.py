@@ -53,8 +53,9 @@ class IoEventFds:
         return found
 
     def watch(self, link: Link, *fds: int) -> None:
-        """Have these watched, or all."""
+        """Have these watched, or all, without what the client before has signalled and nobody has seen."""
         for fd in fds or self._ready:
+            drain(fd)
             link.watch(fd, self._ready[fd])
 
     def unwatch(self, link: Link) -> None:
