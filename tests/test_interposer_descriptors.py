@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import pytest
+
 from tests.descriptors import fd_count
 from tests.interposer_bench import Bench, Peer, dma_map
 from userdev.transport import close_all
 from vfio_user.interposer.capture import CaptureDma
 from vfio_user.interposer.pairing import LIMIT
-from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire import CURRENT, MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 
 
@@ -33,6 +35,38 @@ def test_those_of_a_dma_access_that_is_answered_here() -> None:
         with_an_eventfd(bench.server, Message(7, CURRENT.number(Command.DMA_READ), payload=at.DMA_ACCESS.pack(0, 16)))
         assert bench.server.receive().is_reply
         assert fd_count(collect=True) == before
+
+
+def access(command: Command, length: int, data: bytes = b"") -> Message:
+    return Message(9, CURRENT.number(command), payload=at.DMA_ACCESS.pack(0x10, length, tail=data))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        access(Command.DMA_READ, MAX_DATA + 1),
+        access(Command.DMA_READ, 4, b"data"),
+        access(Command.DMA_WRITE, 8, b"less"),
+        access(Command.DMA_WRITE, 2, b"more"),
+    ],
+    ids=["too much", "with data", "less than said", "more than said"],
+)
+def test_what_no_client_would_answer_well_is_left_to_the_client(asked: Message) -> None:
+    """A few bytes would otherwise have the interposer copy all of guest memory, and half a write be one."""
+    with Bench() as bench:
+        CaptureDma(bench.session)
+        bench.negotiate()
+        memory = os.memfd_create("guest")
+        os.ftruncate(memory, 4 << 20)
+        bench.exchange(dma_map(0, 4 << 20, memory))
+        bench.server.send(asked)
+        assert bench.client.receive() == asked
+        assert bench.server.is_silent()
+        assert os.pread(memory, 0x100, 0) == bytes(0x100)
+        bench.server.send(access(Command.DMA_WRITE, 4, b"good"))
+        assert bench.server.receive().is_reply
+        assert os.pread(memory, 4, 0x10) == b"good"
+        os.close(memory)
 
 
 def test_those_of_requests_of_one_id_that_nobody_answers() -> None:

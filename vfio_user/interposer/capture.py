@@ -25,6 +25,7 @@ from userdev.relay.direction import Direction
 from userdev.trace import View
 from userdev.transport import Stream, close_all
 from vfio_user.interposer import own_calls, twin
+from vfio_user.interposer.codec import MAX_FRAME
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_memory, write_memory
 from vfio_user.interposer.passing import Passing
@@ -32,7 +33,7 @@ from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.session_model import SessionModel
 from vfio_user.interposer.trace.files import TWIN
 from vfio_user.interposer.twin import TwinSocket
-from vfio_user.wire import COMMAND, Command, Message
+from vfio_user.wire import COMMAND, MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
 
@@ -206,8 +207,11 @@ class CaptureDma:
         assert shape.request is not None
         try:
             access = shape.request.unpack(message.payload)
+            written = message.payload[shape.request.size :]
+            if access.length > self._most() or len(written) != (access.length if command is Command.DMA_WRITE else 0):
+                return None  # whose client says no, as without us
             if command is Command.DMA_WRITE:
-                write_memory(self._session, access.address, message.payload[shape.request.size :])
+                write_memory(self._session, access.address, written)
                 data = b""
             else:
                 data = read_memory(self._session, access.address, access.length)
@@ -216,6 +220,11 @@ class CaptureDma:
         return message.reply(
             shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
         )
+
+    def _most(self) -> int:
+        """Bytes that the client takes or gives in one message."""
+        client = self._session.model.client
+        return min(client.capabilities.data_per_message if client is not None else MAX_DATA, MAX_FRAME)
 
     def _send(self, reply: Message, pair: int) -> None:
         self._session.send(Direction.TO_SERVER, reply, pair=pair)
