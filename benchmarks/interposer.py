@@ -7,7 +7,8 @@ REGION_READ one by one, and bursts of 64 posted writes that end in a read. The r
 and the median printed. Then the server is killed under a client that reads without pause, and the longest time a reply
 took is the restart as the client sees it.
 
-A server that writes its own trace (`serve --trace`) is a fourth side. benchmarks/goals.py has the goals.
+A server that writes its own trace (`serve --trace`) is a fourth side, and `benchmarks.bare_relay --look` the fifth: the
+least that a hop in Python costs is `floor_ratio`. benchmarks/goals.py has the goals.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vfio_user.interposer.control.client import InterposerControl
 
 AROUND_A_KILL = 1.0
 """Seconds that the client reads after each."""
+RELAY = f"{shlex.quote(sys.executable)} -m benchmarks.bare_relay {{socket}}"
 INTERPOSE = f"{shlex.quote(sys.executable)} -m vfio_user interpose --listen {{socket}}"
 
 
@@ -60,7 +62,8 @@ def main(
         connect = f" --connect {scratch / 'direct'}"
         start(INTERPOSE + connect, scratch / "interposed", stack)
         start(INTERPOSE + connect + f" --trace {scratch / 'trace'}", scratch / "traced", stack)
-        sides = ("direct", "tracing", "interposed", "traced")
+        start(f"{RELAY} {scratch / 'direct'} --look", scratch / "relayed", stack)
+        sides = ("direct", "tracing", "interposed", "traced", "relayed")
         results = [
             {side: measure(client, scratch / side, (region, offset), trips) for side in sides} for _ in range(turns)
         ]
@@ -114,6 +117,7 @@ def _summary(results: list[dict[str, dict[str, float]]]) -> dict[str, float]:
     figures["round_trip_ratio"] = _median_ratio(results, "interposed", "direct", "read_ns")
     figures["trace_ratio"] = _median_ratio(results, "traced", "interposed", "read_ns")
     figures["own_trace_ratio"] = _median_ratio(results, "tracing", "direct", "read_ns")
+    figures["floor_ratio"] = _median_ratio(results, "relayed", "direct", "read_ns")
     figures["round_trip_worst"] = max(_ratios(results, "interposed", "direct", "read_ns"))
     figures["trace_worst"] = max(_ratios(results, "traced", "interposed", "read_ns"))
     figures["posted_trace_ratio"] = _median_ratio(results, "interposed", "traced", "posted_per_second")

@@ -12,7 +12,7 @@ from benchmarks.__main__ import rows
 from benchmarks.goals import BENCHMARKS, Benchmark, Goal
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-PARTS = {"__init__", "__main__", "bare_server", "goals", "migration_device", "vhost_blk_floor"}
+PARTS = {"__init__", "__main__", "bare_relay", "bare_server", "goals", "migration_device", "vhost_blk_floor"}
 """Modules that are none by themselves."""
 
 
