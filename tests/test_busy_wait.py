@@ -76,6 +76,12 @@ def test_it_tells_what_it_has_found_and_gives_up_after_a_while() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_what_comes_after_as_long_as_a_guest_without_kvm_needs_is_found() -> None:
+    looks = count()  # each is 2 us later than the one before
+    assert eager().until(lambda: next(looks) > 140)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_one_look_in_vain_among_many_that_find_something_changes_nothing() -> None:
     made = eager()
     for _ in range(10):

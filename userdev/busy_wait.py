@@ -17,8 +17,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LOOK_NS = 200_000
-"""How long a look may be in vain."""
+LOOK_NS = 500_000
+"""How long a look may be in vain: a guest without KVM needs 250 us from the end of one request to the next."""
 
 SHORT_NS = 600_000
 """A sleep that was shorter may be one that a look would have spared: waking takes 200 us of it on a virtual machine."""
@@ -27,7 +27,7 @@ AGAIN = 16
 """Short sleeps in a row before a look is tried, at first."""
 
 SELDOM = 256
-"""As many at most, where looks were in vain: a try is 200 us then, of 80 ms."""
+"""As many at most, where looks were in vain: a try is 500 us then, of 80 ms."""
 
 PAUSE_NS = 50_000_000
 """After a sleep that was longer, what comes may be something else, and nothing is known of it."""
