@@ -8,10 +8,12 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from userdev.errors import UserError
+from userdev_servers.block import backing
 from userdev_servers.block.backing import Backing, Lost
 from userdev_servers.block.images import open_images
 
@@ -256,3 +258,22 @@ def test_a_new_image_is_brought_to_the_disk_with_its_name(tmp_path: Path, monkey
     (backing,) = open_images(f"{tmp_path / 'new.img'}:1M", 512)
     backing.close()
     assert synced == [(tmp_path / "new.img").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_a_disk_on_a_block_device_shrinks_and_grows_again_as_far_as_that_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is one here: it has its length from where it ends, and cannot be made longer."""
+    (tmp_path / "device").write_bytes(bytes(2 * MIB))
+    monkeypatch.setattr(backing, "stat", SimpleNamespace(S_ISBLK=lambda mode: True, S_ISREG=lambda mode: False))
+    (disk,) = open_images(str(tmp_path / "device"), 512)
+    try:
+        assert disk.size == 2 * MIB
+        for size in (MIB, 2 * MIB):
+            disk.resize(size)
+            assert disk.size == size
+        with pytest.raises(OSError, match="not that large"):
+            disk.resize(2 * MIB + 512)
+        assert disk.size == 2 * MIB
+    finally:
+        disk.close()

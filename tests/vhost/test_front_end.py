@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,9 @@ from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
 from vhost_user.frontend import BackEndError, BrokenQueue, GuestMemory, NoAnswer, NotOffered
 from vhost_user.frontend.channel import Channel
+from vhost_user.frontend.memory import PAGE
+from vhost_user.frontend.queue import Queue
+from vhost_user.frontend.split import SplitDriver
 from vhost_user.wire import NO_FD, BackEndRequest, Message, encode_request
 
 RINGS = [
@@ -143,3 +147,20 @@ def test_a_state_goes_from_one_device_to_another(stranger: FrontEnd, device: Rev
     device.done = 0
     stranger.load_state(state)
     assert device.done == 41
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_a_request_that_finds_no_room_takes_none(indirect: bool) -> None:
+    memory = GuestMemory(1 << 16)
+    driver = SplitDriver(memory, memory.allocate(SplitDriver.room(8), align=PAGE), 8, V.VERSION_1)
+    connection: Any = None
+    queue = Queue(connection, memory, 0, driver, lambda: None)
+    before = memory.pieces
+    for buffers, error in [([512, 1 << 20], MemoryError), ([1] * 9, ValueError)]:
+        if indirect and error is ValueError:
+            continue  # however many there are: they take one descriptor
+        with pytest.raises(error):
+            queue.put(*buffers, indirect=indirect)
+        assert memory.pieces == before
+    queue.close()
+    memory.close()

@@ -145,6 +145,12 @@ def test_a_session_runs_as_long_as_one_ring_does(between: Between) -> None:
     assert between.session.state == "running"
 
 
+def test_a_ring_that_is_started_in_band_runs(between: Between) -> None:
+    between.negotiate()
+    between.tell(R.VRING_KICK, VringState(0, 0))
+    assert between.session.state == "running"
+
+
 def test_rings_memory_and_features_are_known(between: Between) -> None:
     between.negotiate()
     between.tell(R.SET_VRING_NUM, VringState(1, 256))

@@ -196,8 +196,7 @@ class _SshJob(Job):
         if code == _NO_STATUS and not self._guest.is_connected:
             self._guest.check(_CAUSE_SECONDS)
             raise GuestLost(f"the SSH connection to the guest ended while it was at {as_line(self._command)!r}")
-        # A shell says 128 + n for a signal n; dropbear says -1 and sends the signal's name, which paramiko drops.
-        return self._result(code if code < 128 else 128 - code)
+        return self._result(_exit_code(code))
 
     def kill(self, number: int = 15) -> None:
         self._collect(Deadline(5 * self._guest.patience), until_group=True)
@@ -239,3 +238,11 @@ class _SshJob(Job):
             timed_out=timed_out,
             raw=(bytes(self._stdout), bytes(self._stderr)),
         )
+
+
+def _exit_code(status: int) -> int:
+    """A command's exit code, negative for a signal: a shell says 128 + n for signal n.
+
+    Dropbear says -1, and sends the signal's name, which paramiko drops.
+    """
+    return 128 - status if 128 < status < 128 + signal.NSIG else status

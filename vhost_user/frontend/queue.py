@@ -184,7 +184,19 @@ class Queue:
             ValueError, MemoryError: the ring, or the guest's memory, has no room for it.
         """
         memory = self.memory
-        places = tuple(memory.allocate(_length(buffer), align=1) for buffer in buffers)
+        pieces: list[int] = []
+        try:
+            return self._put(buffers, pieces, indirect=indirect)
+        except (ValueError, MemoryError):
+            for piece in pieces:
+                memory.free(piece)
+            raise
+
+    def _put(self, buffers: Sequence[Buffer], pieces: list[int], *, indirect: bool) -> Request:
+        """`put`; what it takes of memory is in `pieces`."""
+        memory = self.memory
+        pieces.extend(memory.allocate(_length(buffer), align=1) for buffer in buffers)
+        places = tuple(pieces)
         chain = [
             Descriptor(place, _length(buffer), WRITE if isinstance(buffer, int) else 0)
             for place, buffer in zip(places, buffers, strict=True)
@@ -192,22 +204,16 @@ class Queue:
         for place, buffer in zip(places, buffers, strict=True):
             if isinstance(buffer, bytes):
                 memory[place : place + len(buffer)] = buffer
-        pieces = places
+        given = chain
         if indirect:
             table = self.driver.table(chain)
             at = memory.allocate(len(table))
+            pieces.append(at)
             memory[at : at + len(table)] = table
-            pieces, chain_given = (*places, at), [Descriptor(at, len(table), INDIRECT)]
-        else:
-            chain_given = chain
-        try:
-            head = self.driver.put(chain_given)
-        except ValueError:
-            for piece in pieces:
-                memory.free(piece)
-            raise
+            given = [Descriptor(at, len(table), INDIRECT)]
+        head = self.driver.put(given)
         writable = tuple((at, length) for at, length, flags in chain if flags & WRITE)
-        self._pending[head] = _Pending(writable, pieces)
+        self._pending[head] = _Pending(writable, tuple(pieces))
         return Request(head, places)
 
     def kick(self) -> None:

@@ -116,6 +116,8 @@ class SessionModel:
                 self._ring(value.vring).enabled = bool(value.num)
             case _R.SET_VRING_KICK:
                 self._start(value & VRING_MASK)
+            case _R.VRING_KICK:
+                self._start(value.vring)
             case _R.GET_VRING_BASE | _R.GET_VRING_BASE_SKIP_DRAIN:
                 self._ring(value.vring).started = False
 

@@ -173,7 +173,10 @@ class Backing:
         self._check_whole()
         if self.length >= size:
             return
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+        mode = os.fstat(self._fd).st_mode
+        if stat.S_ISBLK(mode) and self._measured(size) == size:
+            return  # of the device a part was used
+        if not stat.S_ISREG(mode):
             raise OSError(errno.ENOSPC, "the image is not that large")
         os.ftruncate(self._fd, size)
         if self.log is not None:
