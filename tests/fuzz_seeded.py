@@ -26,7 +26,7 @@ from vfio_user.client.conformance import greeting
 from vfio_user.fuzz import VfioUserSubject
 from vfio_user.wire import CURRENT
 from vhost_user.frontend.conformance import DEVICES, greet
-from vhost_user.fuzz import BackEndPlayer
+from vhost_user.fuzz import VhostUserSubject
 
 VFIO, VHOST = "vfio_user", "vhost_user"
 LENGTH = 40
@@ -130,7 +130,7 @@ class Heard:
 
 
 @contextmanager
-def player(program: Program, folder: Path, bug: str) -> Iterator[VfioUserSubject | BackEndPlayer]:
+def player(program: Program, folder: Path, bug: str) -> Iterator[VfioUserSubject | VhostUserSubject]:
     """A player of the program, with this bug in it if any."""
     planted = environment(load()[bug] if bug else None, folder)
     greeted: Callable[..., None] = greeting(CURRENT) if program.protocol == VFIO else greet
@@ -138,7 +138,7 @@ def player(program: Program, folder: Path, bug: str) -> Iterator[VfioUserSubject
         made = (
             VfioUserSubject(target, CURRENT, timeout=10)
             if program.protocol == VFIO
-            else BackEndPlayer(target, DEVICES[program.device], timeout=10)
+            else VhostUserSubject(target, DEVICES[program.device], timeout=10)
         )
         try:
             yield made

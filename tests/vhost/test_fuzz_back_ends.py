@@ -20,7 +20,7 @@ from vfio_user.cli import vhost_user_cli
 from vhost_user.backend.vring import Vring
 from vhost_user.device import Chain, VhostDevice, config_field, queue
 from vhost_user.frontend.conformance import DeviceKind
-from vhost_user.fuzz import ORACLES, BackEndPlayer
+from vhost_user.fuzz import ORACLES, VhostUserSubject
 from vhost_user.wire import FrontEndRequest
 
 SERVE = Step.of("serve", count=3, indirect=0, one_by_one=1, border=0)
@@ -125,7 +125,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
 
 def played(folder: Path, make: Callable[[], VhostDevice], kind: DeviceKind, steps: list[Step]) -> Found | None:
     with InProcess(folder, make, pid=os.getpid()) as target:
-        player = BackEndPlayer(target, kind, timeout=0.5)
+        player = VhostUserSubject(target, kind, timeout=0.5)
         assert player.prepare() == []
         try:
             return player.play(steps)
@@ -150,8 +150,8 @@ def test_a_reference_that_answers_otherwise_is_a_find(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     with InProcess(tmp_path / "one", Larger) as target, InProcess(tmp_path / "other", Reverse) as reference:
-        other = BackEndPlayer(reference, REVERSE, timeout=5)
-        player = BackEndPlayer(target, REVERSE, timeout=5, reference=other)
+        other = VhostUserSubject(reference, REVERSE, timeout=5)
+        player = VhostUserSubject(target, REVERSE, timeout=5, reference=other)
         player.prepare()
         assert player.play([SERVE]) is None
         found = player.play([SERVE, Step.of("read_config", size=3)])
@@ -167,7 +167,7 @@ def test_what_no_driver_may_put_into_a_ring_costs_ours_that_ring_alone(how: str,
 
 def test_nothing_is_found_in_a_back_end_that_does_nothing_wrong(tmp_path: Path, faulty: Faulty) -> None:
     with InProcess(tmp_path, Reverse) as target:
-        player = BackEndPlayer(target, REVERSE, timeout=5)
+        player = VhostUserSubject(target, REVERSE, timeout=5)
         wrong = player.prepare()
         drawn = sequences([kind for kind in player.kinds() if kind.name != "check"], 7, 40)
         campaign = Campaign(player, drawn, seed=7, bounds=Bounds(sequences=8), listener=Quiet(), folder=None)

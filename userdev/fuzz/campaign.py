@@ -18,7 +18,7 @@ Sequences = Iterator[tuple[Step, ...]]
 
 
 class Subject(Protocol):
-    """A server under test, and the player that speaks its protocol."""
+    """A server under test, and what plays sequences with it in its protocol."""
 
     protocol: str
 

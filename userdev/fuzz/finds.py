@@ -43,6 +43,12 @@ def cause_of(text: str) -> str:
     return _SPACE.sub(" ", _NUMBERS.sub("#", text)).strip()[:200]
 
 
+def silence_of(oracle: Oracle, what: str, crash: str) -> Found:
+    """The find that a server does not answer: how it has crashed, where it has ("" if not), else `what` was seen."""
+    last = next((line for line in reversed(crash.splitlines()) if line.strip()), what)
+    return Found(oracle, cause_of(last), crash or what)
+
+
 Journal = list[tuple[str, str]]
 """What was asked, and the answer, in order."""
 

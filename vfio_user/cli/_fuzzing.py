@@ -86,7 +86,7 @@ def options(argument: str, served: str) -> Callable[[Function], Function]:
     return decorate
 
 
-class Player(Subject, Protocol):
+class ProbedSubject(Subject, Protocol):
     """A subject that can be probed."""
 
     def prepare(self) -> list[Found]:
@@ -99,11 +99,11 @@ class Player(Subject, Protocol):
         """Give everything back."""
 
 
-P = TypeVar("P", bound=Player)
+P = TypeVar("P", bound=ProbedSubject)
 
 
 def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Callable[[Target, P | None], P]) -> None:
-    """Do what the command line says; `made` makes the player of a server, with that of a reference if there is one.
+    """Do what the command line says; `made` makes the subject of a server, with that of a reference if there is one.
 
     Raises:
         UserError: there is no server.
@@ -122,23 +122,23 @@ def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Calla
             return target
 
         reference = made(tried_out(None, asked.against), None) if asked.against is not None else None
-        player = made(tried_out(asked.address, asked.server_command), reference)
-        stack.callback(player.close)
-        _campaign(asked, player)
+        subject = made(tried_out(asked.address, asked.server_command), reference)
+        stack.callback(subject.close)
+        _campaign(asked, subject)
 
 
-def _campaign(asked: Asked, player: Player) -> None:
+def _campaign(asked: Asked, subject: ProbedSubject) -> None:
     with needing("fuzz", "drawing sequences"):
         from userdev.fuzz.drawing import sequences
     seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
-    wrong = player.prepare()
-    kinds = player.kinds()
+    wrong = subject.prepare()
+    kinds = subject.kinds()
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
     click.echo(f"seed {seed}, {counted(len(kinds), 'kind')} of steps", err=True)
     bounds = Bounds(asked.seconds, finds=float("inf") if asked.finds is None else asked.finds)
     with Waiting() as waiting:
         teller = _Teller(asked.seconds, waiting)
-        summary = Campaign(player, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
+        summary = Campaign(subject, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
     _report(asked, seed, summary)
 
 
@@ -197,14 +197,14 @@ class _Teller:
             self._waiting.say(f"    {step}")
 
 
-def play_again(find: Find, player: Player, path: Path) -> None:
+def play_again(find: Find, subject: ProbedSubject, path: Path) -> None:
     """Play a find with a server.
 
     Raises:
         UserError: there is no server.
         VerdictError: it is still found, or something else is.
     """
-    found = _played(find, player)
+    found = _played(find, subject)
     if found is None:
         click.echo(f"{path}: {counted(len(find.steps), 'step')}, and nothing is wrong any more")
         return
@@ -212,18 +212,18 @@ def play_again(find: Find, player: Player, path: Path) -> None:
     raise VerdictError(f"{path}: {find.cause} {same}", evidence=str(found))
 
 
-def _played(find: Find, player: Player) -> Found | None:
-    wrong = player.prepare()
-    if not player.kinds() or not find.steps:
+def _played(find: Find, subject: ProbedSubject) -> Found | None:
+    wrong = subject.prepare()
+    if not subject.kinds() or not find.steps:
         return next((each for each in wrong if each.cause == find.cause), wrong[0] if wrong else None)
-    return player.play(find.steps)
+    return subject.play(find.steps)
 
 
 B = TypeVar("B")
 
 
-def corpus_checks(folder: Path, protocol: str, made: Callable[[B], Player]) -> tuple[Check[B], ...]:
-    """The finds of a folder as checks of a group `corpus`; `made` makes the player of a bench.
+def corpus_checks(folder: Path, protocol: str, made: Callable[[B], ProbedSubject]) -> tuple[Check[B], ...]:
+    """The finds of a folder as checks of a group `corpus`; `made` makes the subject of a bench.
 
     Raises:
         UserError: the folder has none.
@@ -234,13 +234,13 @@ def corpus_checks(folder: Path, protocol: str, made: Callable[[B], Player]) -> t
     return tuple(group)
 
 
-def _check(find: Find, made: Callable[[B], Player]) -> Callable[[B], None]:
+def _check(find: Find, made: Callable[[B], ProbedSubject]) -> Callable[[B], None]:
     def run(bench: B) -> None:
-        player = made(bench)
+        subject = made(bench)
         try:
-            found = _played(find, player)
+            found = _played(find, subject)
         finally:
-            player.close()
+            subject.close()
         if found is not None:
             raise CheckFailed(f"{found.cause}: {found}" if found.cause != find.cause else str(found))
 

@@ -48,5 +48,5 @@ def replay_find(path: Path, server_command: str | None, address: str | None, *, 
     spoken = ALL_DIALECTS.get(find.subject.get("dialect", ""), ALL_DIALECTS["current"])
     with server(address, server_command, greeting(spoken), timeout=timeout) as target:
         target.try_out()
-        with closing(VfioUserSubject(target, spoken, timeout=timeout)) as player:
-            play_again(find, player, path)
+        with closing(VfioUserSubject(target, spoken, timeout=timeout)) as subject:
+            play_again(find, subject, path)

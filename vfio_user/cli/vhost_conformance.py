@@ -14,7 +14,7 @@ from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
 from vhost_user.frontend.conformance import CATALOGUE, DEVICES, DIALECT, Bench, greet, run
 from vhost_user.frontend.conformance.devices import DeviceKind
-from vhost_user.fuzz import PROTOCOL, BackEndPlayer
+from vhost_user.fuzz import PROTOCOL, VhostUserSubject
 
 
 @click.command()
@@ -29,7 +29,7 @@ def command(**given: Any) -> None:
     kind = _kind(asked)
     catalogue: Sequence[Check[Bench]] = CATALOGUE
     if asked.corpus is not None:
-        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(BackEndPlayer.of, kind))
+        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VhostUserSubject.of, kind))
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
         return run(checks, target, kind, timeout=asked.timeout)

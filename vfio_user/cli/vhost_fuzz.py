@@ -10,7 +10,7 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import Target
 from vfio_user.cli._fuzzing import Asked, carry_out, options
 from vhost_user.frontend.conformance import DEVICES, greet
-from vhost_user.fuzz import ORACLES, BackEndPlayer
+from vhost_user.fuzz import ORACLES, VhostUserSubject
 
 
 @click.command()
@@ -26,7 +26,7 @@ def command(device: str | None, **given: Any) -> None:
     """
     asked, kind = Asked(**given), None if device is None else DEVICES[device]
 
-    def made(target: Target, reference: BackEndPlayer | None) -> BackEndPlayer:
-        return BackEndPlayer(target, kind, timeout=asked.timeout, reference=reference)
+    def made(target: Target, reference: VhostUserSubject | None) -> VhostUserSubject:
+        return VhostUserSubject(target, kind, timeout=asked.timeout, reference=reference)
 
     carry_out(asked, greet, ORACLES, made)

@@ -14,10 +14,10 @@ from vfio_user.client.conformance.access import size_bar
 from vfio_user.client.conformance.bench import INTERRUPT_LINE
 from vfio_user.client.description import IrqFacts, irq_facts
 from vfio_user.client.errors import Disconnected, NoAnswer
+from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import SLOTS, iova_of
 from vfio_user.fuzz.oracles import CONFIG, MAPPED, REPLIES
-from vfio_user.fuzz.session import Session
 from vfio_user.wire import NO_REPLY, Command, Message
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import REGION_ACCESS, REGION_INFO, WRITE_MULTI, WRITE_MULTI_ENTRY
@@ -52,16 +52,16 @@ _STATUS = (6, 7)
 _BEHIND_COMMAND, _BEHIND_HEADER, _MSIX = 6, 0x40, 0x11
 
 
-def describe_region(session: Session, index: int, room: int) -> None:
+def describe_region(encounter: Encounter, index: int, room: int) -> None:
     """A region's description is the same at any time, and complete where there is room."""
-    known = session.ground.description.regions
-    reply = session.ask(Command.GET_REGION_INFO, REGION_INFO.pack(REGION_INFO.size + room, 0, index, 0, 0, 0))
+    known = encounter.ground.description.regions
+    reply = encounter.ask(Command.GET_REGION_INFO, REGION_INFO.pack(REGION_INFO.size + room, 0, index, 0, 0, 0))
     if index >= len(known):
-        session.refused(reply, "a description of a region behind the last")
+        encounter.refused(reply, "a description of a region behind the last")
         return
-    if reply.failed and not session.accessible:
+    if reply.failed and not encounter.accessible:
         return
-    session.good(reply, "a description of a region")
+    encounter.good(reply, "a description of a region")
     info = REGION_INFO.unpack(reply.payload)
     require(info.size == known[index].size, f"region {index} has {info.size:#x} bytes and had {known[index].size:#x}")
     if REGION_INFO.size + room >= info.argsz:
@@ -74,45 +74,45 @@ def describe_region(session: Session, index: int, room: int) -> None:
             require(areas == known[index].areas, f"region {index} may be mapped in other areas than before")
 
 
-def describe_irq(session: Session, index: int) -> None:
+def describe_irq(encounter: Encounter, index: int) -> None:
     """An interrupt type's description is the same at any time."""
-    known: Sequence[IrqFacts] = session.ground.description.irqs
-    if index < len(known) and session.accessible:
-        now = irq_facts(session.client, index)
+    known: Sequence[IrqFacts] = encounter.ground.description.irqs
+    if index < len(known) and encounter.accessible:
+        now = irq_facts(encounter.client, index)
         require(asdict(now) == asdict(known[index]), f"interrupt type {index} is described differently than before")
 
 
-def read(session: Session, region: int, offset: int, width: int) -> None:
+def read(encounter: Encounter, region: int, offset: int, width: int) -> None:
     """A read inside a region is answered with as many bytes, or refused by the device; one outside is refused."""
-    reply = session.ask(Command.REGION_READ, REGION_ACCESS.pack(offset, region, width))
+    reply = encounter.ask(Command.REGION_READ, REGION_ACCESS.pack(offset, region, width))
     data = b""
-    if _inside(session, region, offset, width):
+    if _inside(encounter, region, offset, width):
         if not reply.failed:
-            data = session.client.read_reply(reply, width)
-        elif session.accessible and region == CONFIG_SPACE and not offset % width:
-            session.good(reply, f"a read of {width} bytes of configuration space")
+            data = encounter.client.read_reply(reply, width)
+        elif encounter.accessible and region == CONFIG_SPACE and not offset % width:
+            encounter.good(reply, f"a read of {width} bytes of configuration space")
     else:
-        session.refused(reply, f"a read of {width} bytes outside of region {region}")
-    session.note(f"read {region}:{offset:#x}+{width}", reply, data)
+        encounter.refused(reply, f"a read of {width} bytes outside of region {region}")
+    encounter.note(f"read {region}:{offset:#x}+{width}", reply, data)
 
 
-def write(session: Session, region: int, offset: int, width: int, value: int, posted: int) -> None:
+def write(encounter: Encounter, region: int, offset: int, width: int, value: int, posted: int) -> None:
     """A write inside a region is done or refused, and silent where it is posted; one outside is refused."""
     data = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
     payload = REGION_ACCESS.pack(offset, region, width, tail=data)
-    session.touched = True
-    session.masking |= region in _msix_regions(session.ground)
+    encounter.touched = True
+    encounter.masking |= region in _msix_regions(encounter.ground)
     if posted:
-        _silent(session, Command.REGION_WRITE, payload)
+        _silent(encounter, Command.REGION_WRITE, payload)
         return
-    reply = session.ask(Command.REGION_WRITE, payload)
-    if not _inside(session, region, offset, width):
-        session.refused(reply, f"a write of {width} bytes outside of region {region}")
+    reply = encounter.ask(Command.REGION_WRITE, payload)
+    if not _inside(encounter, region, offset, width):
+        encounter.refused(reply, f"a write of {width} bytes outside of region {region}")
     elif not reply.failed:
         answer = REGION_ACCESS.unpack(reply.payload)
         require(len(reply.payload) == REGION_ACCESS.size, "the reply to a write is not the request's structure")
         require(answer[:2] == (offset, region) and answer.length in (0, width), "the reply to a write repeats it wrong")
-    session.note(f"write {region}:{offset:#x}+{width}", reply)
+    encounter.note(f"write {region}:{offset:#x}+{width}", reply)
 
 
 def _msix_regions(ground: Ground) -> set[int]:
@@ -121,49 +121,49 @@ def _msix_regions(ground: Ground) -> set[int]:
     return {each.details[part] for each in found for part in ("table_bar", "pba_bar")}
 
 
-def _inside(session: Session, region: int, offset: int, width: int) -> bool:
-    regions = session.ground.description.regions
+def _inside(encounter: Encounter, region: int, offset: int, width: int) -> bool:
+    regions = encounter.ground.description.regions
     return region < len(regions) and offset + width <= regions[region].size
 
 
-def _silent(session: Session, command: Command, payload: bytes) -> None:
+def _silent(encounter: Encounter, command: Command, payload: bytes) -> None:
     """Send a request that wants no reply; one that comes all the same is an error of the channel's."""
-    channel = session.client.channel
-    number = session.client.dialect.number(command)
+    channel = encounter.client.channel
+    number = encounter.client.dialect.number(command)
     channel.send_bytes(Message(channel.fresh_id(), number, NO_REPLY, 0, payload).encode())
-    session.ask(Command.REGION_READ, REGION_ACCESS.pack(0, CONFIG_SPACE, 4))
+    encounter.ask(Command.REGION_READ, REGION_ACCESS.pack(0, CONFIG_SPACE, 4))
 
 
-def write_many(session: Session, values: tuple[int, ...], count: int) -> None:
+def write_many(encounter: Encounter, values: tuple[int, ...], count: int) -> None:
     """Writes in one message are done all, and in order; what announces more of them than there are is refused."""
-    server = session.client.server
-    if not session.accessible or server is None or not server.capabilities.write_multiple:
+    server = encounter.client.server
+    if not encounter.accessible or server is None or not server.capabilities.write_multiple:
         return
     entries = b"".join(
         WRITE_MULTI_ENTRY.struct.pack(INTERRUPT_LINE, CONFIG_SPACE, 1, bytes([value])) for value in values
     )
-    before = session.client.config_read(INTERRUPT_LINE, 1)
-    reply = session.ask(Command.REGION_WRITE_MULTI, WRITE_MULTI.pack(len(values) + count, tail=entries))
+    before = encounter.client.config_read(INTERRUPT_LINE, 1)
+    reply = encounter.ask(Command.REGION_WRITE_MULTI, WRITE_MULTI.pack(len(values) + count, tail=entries))
     if count:
-        session.refused(reply, "REGION_WRITE_MULTI with other writes than announced")
+        encounter.refused(reply, "REGION_WRITE_MULTI with other writes than announced")
         expected = before
     else:
-        session.good(reply, "REGION_WRITE_MULTI")
+        encounter.good(reply, "REGION_WRITE_MULTI")
         done = WRITE_MULTI.unpack(reply.payload).nr_writes
         require(done == len(values), f"{len(values)} writes are answered with {done}")
         expected = bytes(values[-1:]) or before
-    found = session.client.config_read(INTERRUPT_LINE, 1)
+    found = encounter.client.config_read(INTERRUPT_LINE, 1)
     wrong = f"the interrupt line is {found[0]:#x} after REGION_WRITE_MULTI, not {expected[0]:#x}"
     require(found == expected, wrong)
 
 
-def burst(session: Session, values: tuple[int, ...], posted: int, place: int) -> None:
+def burst(encounter: Encounter, values: tuple[int, ...], posted: int, place: int) -> None:
     """Writes and reads that are sent at once are answered in order, and a read sees the write before it."""
-    if not session.accessible:
+    if not encounter.accessible:
         return
-    places = ((int(CONFIG_SPACE), INTERRUPT_LINE, 1), *((*known, 4) for known in session.ground.stores))
+    places = ((int(CONFIG_SPACE), INTERRUPT_LINE, 1), *((*known, 4) for known in encounter.ground.stores))
     region, offset, width = places[place % len(places)]
-    channel, dialect = session.client.channel, session.client.dialect
+    channel, dialect = encounter.client.channel, encounter.client.dialect
     pending, data = [], bytearray()
     for value in values:
         written = REGION_ACCESS.pack(offset, region, width, tail=value.to_bytes(width, "little"))
@@ -176,35 +176,35 @@ def burst(session: Session, values: tuple[int, ...], posted: int, place: int) ->
         pending.append(channel.expect(id, "REGION_READ"))
         asked = REGION_ACCESS.pack(offset, region, width)
         data += Message(id, dialect.number(Command.REGION_READ), payload=asked).encode()
-    session.touched |= region != CONFIG_SPACE
-    session.masking |= region in _msix_regions(session.ground)
+    encounter.touched |= region != CONFIG_SPACE
+    encounter.masking |= region in _msix_regions(encounter.ground)
     channel.send_bytes(bytes(data))
-    replies = session.client.gather(pending)
+    replies = encounter.client.gather(pending)
     for reply in () if posted else replies[::2]:
-        session.good(reply, "a write in a burst")
+        encounter.good(reply, "a write in a burst")
     for value, reply in zip(values, replies if posted else replies[1::2], strict=True):
-        session.good(reply, "a read in a burst")
-        got = session.client.read_reply(reply, width)[0]
+        encounter.good(reply, "a read in a burst")
+        got = encounter.client.read_reply(reply, width)[0]
         require(got == value, f"a read behind a write of {value:#x} to {region}:{offset:#x} says {got:#x}")
 
 
-def write_config(session: Session, offset: int, data: tuple[int, ...]) -> None:
+def write_config(encounter: Encounter, offset: int, data: tuple[int, ...]) -> None:
     """A write to configuration space changes nothing outside of it, and no id."""
-    size = session.ground.description.regions[CONFIG_SPACE].size
-    if not session.accessible or offset + len(data) > size:
+    size = encounter.ground.description.regions[CONFIG_SPACE].size
+    if not encounter.accessible or offset + len(data) > size:
         return
-    client = session.client
+    client = encounter.client
     before = client.config_read(0, size)
-    reply = session.ask(Command.REGION_WRITE, REGION_ACCESS.pack(offset, CONFIG_SPACE, len(data), tail=bytes(data)))
-    session.touched = True
-    session.masking |= offset >= _BEHIND_HEADER or offset < _BEHIND_COMMAND
+    reply = encounter.ask(Command.REGION_WRITE, REGION_ACCESS.pack(offset, CONFIG_SPACE, len(data), tail=bytes(data)))
+    encounter.touched = True
+    encounter.masking |= offset >= _BEHIND_HEADER or offset < _BEHIND_COMMAND
     after = client.config_read(0, size)
-    session.note(f"write {CONFIG_SPACE}:{offset:#x}+{len(data)}", reply, after)
+    encounter.note(f"write {CONFIG_SPACE}:{offset:#x}+{len(data)}", reply, after)
     changed = [at for at in range(size) if before[at] != after[at] and at not in _STATUS]
     if not changed:
         return
     require(not reply.failed, f"a write of configuration space was refused and changed {changed[0]:#x}")
-    capabilities = ((found.offset, 2) for found in session.ground.description.pci_capabilities if not found.extended)
+    capabilities = ((found.offset, 2) for found in encounter.ground.description.pci_capabilities if not found.extended)
     for first, length in (*_FIXED, *capabilities):
         if before[first : first + length] != after[first : first + length]:
             raise Found(CONFIG, f"read-only {first:#x}", f"a write has changed what is read-only at {first:#x}")
@@ -219,48 +219,48 @@ def _was_reset(config: bytes) -> bool:
     return not any(config[4:6]) and not any(config[0x14:0x28])
 
 
-def size_region(session: Session, index: int) -> None:
+def size_region(encounter: Encounter, index: int) -> None:
     """A BAR to which all ones are written says its region's size."""
-    if not session.accessible:
+    if not encounter.accessible:
         return
     at = 0
     while at < 6:
         if at == index:
-            with session.checking() as bench:
+            with encounter.checking() as bench:
                 size_bar(bench, at)
             return
-        kind = session.client.config_read(0x10 + 4 * at, 1)[0]
+        kind = encounter.client.config_read(0x10 + 4 * at, 1)[0]
         at += 2 if not kind & 1 and kind & 6 == 4 else 1
 
 
-def look_at_mapped(session: Session, region: int, offset: int) -> None:
+def look_at_mapped(encounter: Encounter, region: int, offset: int) -> None:
     """What is mapped of a region is what a read says, and can be mapped at all."""
-    facts = session.ground.description.regions[region]
-    if not session.accessible or not facts.areas or not session.client.channel.carries_fds:
+    facts = encounter.ground.description.regions[region]
+    if not encounter.accessible or not facts.areas or not encounter.client.channel.carries_fds:
         return
-    described = session.client.region_info(region)
+    described = encounter.client.region_info(region)
     first, size = described.mappable[offset % len(described.mappable)]
     require(described.fd is not None, f"region {region} may be mapped and comes without a descriptor")
     try:
-        mapped = session.client.map_region(described, (first, size))
+        mapped = encounter.client.map_region(described, (first, size))
     except (OSError, ValueError) as error:
         raise Found(MAPPED, "cannot be mapped", f"region {region} cannot be mapped at {first:#x}: {error}") from None
     with mapped:
         at = offset * 4 % size
-        reply = session.ask(Command.REGION_READ, REGION_ACCESS.pack(first + at, region, 4))
-        if not reply.failed and (read := session.client.read_reply(reply, 4)) != mapped[at : at + 4]:
+        reply = encounter.ask(Command.REGION_READ, REGION_ACCESS.pack(first + at, region, 4))
+        if not reply.failed and (read := encounter.client.read_reply(reply, 4)) != mapped[at : at + 4]:
             seen = mapped[at : at + 4].hex()
             raise Found(
                 MAPPED, "shows another", f"region {region} reads {read.hex()} and shows {seen} where it is mapped"
             )
 
 
-def check(session: Session, id: str) -> None:
+def check(encounter: Encounter, id: str) -> None:
     """A check of the conformance suite that holds at any time."""
-    if not session.accessible:
+    if not encounter.accessible:
         return
     try:
-        with session.checking() as bench:
+        with encounter.checking() as bench:
             _stateless()[id].run(bench)
     except Skip:
         return
@@ -277,7 +277,7 @@ def _stateless() -> dict[str, Check[Bench]]:
     return {check.id: check for check in CATALOGUE if check.group in _GROUPS and check.id not in _ALONE}
 
 
-def kinds(ground: Ground) -> list[Kind[Session]]:
+def kinds(ground: Ground) -> list[Kind[Encounter]]:
     """The steps of this module that the device can be asked for."""
     regions = len(ground.description.regions)
     existing = tuple(region.index for region in ground.regions)
@@ -291,7 +291,7 @@ def kinds(ground: Ground) -> list[Kind[Session]]:
     places = (INTERRUPT_LINE, 0, *[4] * 5, 8, 0xC, 0xE, *range(0x10, 0x40, 4), *_capability_bytes(ground))
     dialect = ground.description.dialect
     checks = [id for id, check in _stateless().items() if check.dialects is None or dialect in check.dialects]
-    found: list[Kind[Session]] = [
+    found: list[Kind[Encounter]] = [
         Kind("describe_region", describe_region, {"index": Number(0, regions), "room": Pick((0, 0, 8, 48, 512))}),
         Kind("describe_irq", describe_irq, {"index": Number(0, len(ground.description.irqs))}),
         Kind(

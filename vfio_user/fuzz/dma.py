@@ -7,9 +7,9 @@ import errno
 from userdev.conformance.check import require
 from userdev.fuzz import Kind, Number, Pick
 from vfio_user.client.memory import Mapping
+from vfio_user.fuzz.encounter import Encounter, MappedRange
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import SLOT, SLOTS, iova_of, offset_of
-from vfio_user.fuzz.session import MappedRange, Session
 from vfio_user.wire import DRAFT_V6, Command
 from vfio_user.wire.constants import DmaFlagsV6, UnmapFlags
 from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
@@ -18,92 +18,92 @@ PAGE = 0x1000
 _TAKEN = (errno.EINVAL, errno.EEXIST)
 
 
-def give(session: Session, slot: int, page: int, pages: int, shift: int, rights: int, shared: int) -> None:
+def give(encounter: Encounter, slot: int, page: int, pages: int, shift: int, rights: int, shared: int) -> None:
     """A range that overlaps none is taken, and one that overlaps is refused."""
     offset = offset_of(slot) + page * PAGE
     size = pages * PAGE if pages else SLOT - page * PAGE
     size = min(size, SLOT - page * PAGE)
     iova = iova_of(slot) + page * PAGE + shift * PAGE
-    with_fd = bool(shared) and session.client.channel.carries_fds
-    memory = session.memory.memory if with_fd else session.memory.private
+    with_fd = bool(shared) and encounter.client.channel.carries_fds
+    memory = encounter.memory.memory if with_fd else encounter.memory.private
     fds = [memory.fd] if with_fd and memory.fd is not None else []
     wanted = MappedRange(iova, size, with_fd, offset, rights)
-    over = [known for known in session.maps.values() if known.iova < wanted.end and iova < known.end]
+    over = [known for known in encounter.maps.values() if known.iova < wanted.end and iova < known.end]
     if not over and rights & 2:
-        session.memory.give(with_fd, offset, size)
-    reply = session.ask(Command.DMA_MAP, session.map_request(wanted), fds)
+        encounter.memory.give(with_fd, offset, size)
+    reply = encounter.ask(Command.DMA_MAP, encounter.map_request(wanted), fds)
     if over:
         same = len(over) == 1 and over[0] == wanted
         if reply.failed or not same:
-            session.refused(reply, "a range that overlaps another", _TAKEN)
+            encounter.refused(reply, "a range that overlaps another", _TAKEN)
         return
     if reply.failed:
         if rights & 2:
-            session.memory.take(with_fd, offset, size)
-        if session.accessible:
-            session.good(reply, "mapping a range that overlaps none")
+            encounter.memory.take(with_fd, offset, size)
+        if encounter.accessible:
+            encounter.good(reply, "mapping a range that overlaps none")
         return
-    session.maps[iova] = wanted
-    session.client.memory.add(Mapping(iova, size, memory, offset, rights))
+    encounter.maps[iova] = wanted
+    encounter.client.memory.add(Mapping(iova, size, memory, offset, rights))
 
 
-def unmap(session: Session, slot: int, page: int, pages: int, shift: int) -> None:
+def unmap(encounter: Encounter, slot: int, page: int, pages: int, shift: int) -> None:
     """A range that was mapped can be unmapped, and no other."""
-    _unmap(session, iova_of(slot) + (page + shift) * PAGE, (pages * PAGE) or SLOT - page * PAGE)
+    _unmap(encounter, iova_of(slot) + (page + shift) * PAGE, (pages * PAGE) or SLOT - page * PAGE)
 
 
-def unmap_known(session: Session, which: int, shift: int, longer: int) -> None:
+def unmap_known(encounter: Encounter, which: int, shift: int, longer: int) -> None:
     """Unmap one of the ranges there are, or nearly that."""
-    if session.maps:
-        known = list(session.maps.values())[which % len(session.maps)]
-        _unmap(session, known.iova + shift * PAGE, max(PAGE, known.size + longer * PAGE))
+    if encounter.maps:
+        known = list(encounter.maps.values())[which % len(encounter.maps)]
+        _unmap(encounter, known.iova + shift * PAGE, max(PAGE, known.size + longer * PAGE))
 
 
-def _unmap(session: Session, iova: int, size: int) -> None:
-    request = session.unmap_request(iova, size)
-    known = session.maps.get(iova)
+def _unmap(encounter: Encounter, iova: int, size: int) -> None:
+    request = encounter.unmap_request(iova, size)
+    known = encounter.maps.get(iova)
     exact = known is not None and known.size == size
     if (
-        session.client.dma_tables
+        encounter.client.dma_tables
         and not exact
-        and any(iova < m.end and m.iova < iova + size for m in session.maps.values())
+        and any(iova < m.end and m.iova < iova + size for m in encounter.maps.values())
     ):
         return  # of the draft it is no rule what becomes of a part
-    within = [each for each in session.maps.values() if iova <= each.iova and each.end <= iova + size]
-    reply = session.ask(Command.DMA_UNMAP, request)
+    within = [each for each in encounter.maps.values() if iova <= each.iova and each.end <= iova + size]
+    reply = encounter.ask(Command.DMA_UNMAP, request)
     if exact:
-        if reply.failed and not session.accessible:
+        if reply.failed and not encounter.accessible:
             return
-        session.good(reply, "unmapping a range that was mapped")
+        encounter.good(reply, "unmapping a range that was mapped")
         require(
-            session.client.dma_tables or reply.payload == request,
+            encounter.client.dma_tables or reply.payload == request,
             "the reply to DMA_UNMAP is not the request's structure",
         )
-        session.forget_map(iova)
+        encounter.forget_map(iova)
     elif reply.failed or not within:
-        accepted = (errno.ENOENT,) if session.accessible else (errno.ENOENT, errno.EINVAL)
-        session.refused(reply, "unmapping a range that was not mapped", accepted)
+        accepted = (errno.ENOENT,) if encounter.accessible else (errno.ENOENT, errno.EINVAL)
+        encounter.refused(reply, "unmapping a range that was not mapped", accepted)
     else:  # a range around others may be taken as the kernel takes it
         for each in within:
-            session.forget_map(each.iova)
+            encounter.forget_map(each.iova)
 
 
-def unmap_all(session: Session, address: int) -> None:
+def unmap_all(encounter: Encounter, address: int) -> None:
     """All ranges can be taken away at once, and that request has no address."""
-    reply = session.ask(Command.DMA_UNMAP, DMA_UNMAP.pack(DMA_UNMAP.size, UnmapFlags.ALL, address, 0))
+    reply = encounter.ask(Command.DMA_UNMAP, DMA_UNMAP.pack(DMA_UNMAP.size, UnmapFlags.ALL, address, 0))
     if address:
-        session.refused(reply, "unmapping all with an address")
+        encounter.refused(reply, "unmapping all with an address")
         return
-    if reply.failed and not session.accessible:
+    if reply.failed and not encounter.accessible:
         return
-    session.good(reply, "unmapping all")
-    for iova in list(session.maps):
-        session.forget_map(iova)
+    encounter.good(reply, "unmapping all")
+    for iova in list(encounter.maps):
+        encounter.forget_map(iova)
 
 
-def map_wrong(session: Session, what: str, shared: int) -> None:
+def map_wrong(encounter: Encounter, what: str, shared: int) -> None:
     """A range that cannot be is refused, and nothing is mapped."""
-    fds = [session.memory.memory.fd] if shared and session.client.channel.carries_fds else []
+    fds = [encounter.memory.memory.fd] if shared and encounter.client.channel.carries_fds else []
     flags, iova, size, argsz = 3, 1 << 40, SLOT, DMA_MAP.size
     match what:
         case "flag":
@@ -120,16 +120,16 @@ def map_wrong(session: Session, what: str, shared: int) -> None:
             flags |= 4
         case _:
             return
-    reply = session.ask(
+    reply = encounter.ask(
         Command.DMA_MAP, DMA_MAP.pack(argsz, flags, 0, iova, size), [fd for fd in fds if fd is not None]
     )
-    session.refused(reply, f"a map that cannot be ({what})")
+    encounter.refused(reply, f"a map that cannot be ({what})")
 
 
-def map_wrong_entry(session: Session, what: str, shared: int) -> None:
+def map_wrong_entry(encounter: Encounter, what: str, shared: int) -> None:
     """A table with an entry that cannot be is refused, and nothing of it is mapped: neither is the one before it."""
-    with_fd = bool(shared) and session.client.channel.carries_fds and session.memory.memory.fd is not None
-    fds = [session.memory.memory.fd] if with_fd else []
+    with_fd = bool(shared) and encounter.client.channel.carries_fds and encounter.memory.memory.fd is not None
+    fds = [encounter.memory.memory.fd] if with_fd else []
     flags, rights, iova, size = int(DmaFlagsV6.MAPPABLE if with_fd else 0), 3, 1 << 40, SLOT
     match what:
         case "flag":
@@ -149,21 +149,21 @@ def map_wrong_entry(session: Session, what: str, shared: int) -> None:
     entry = DMA_ENTRY_V6.pack(iova, size, 0, rights, flags)
     good = DMA_ENTRY_V6.pack(1 << 41, SLOT, 0, 3, 0)
     table = {"cut": entry[:-1], "none": b""}.get(what, good + entry)
-    reply = session.ask(Command.DMA_MAP, table, [fd for fd in fds if fd is not None])
-    session.refused(reply, f"a table that cannot be ({what})")
-    accepted = (errno.ENOENT,) if session.accessible else (errno.ENOENT, errno.EINVAL)
-    gone = session.ask(Command.DMA_UNMAP, session.unmap_request(1 << 41, SLOT))
-    session.refused(gone, "unmapping what a refused table would have mapped", accepted)
+    reply = encounter.ask(Command.DMA_MAP, table, [fd for fd in fds if fd is not None])
+    encounter.refused(reply, f"a table that cannot be ({what})")
+    accepted = (errno.ENOENT,) if encounter.accessible else (errno.ENOENT, errno.EINVAL)
+    gone = encounter.ask(Command.DMA_UNMAP, encounter.unmap_request(1 << 41, SLOT))
+    encounter.refused(gone, "unmapping what a refused table would have mapped", accepted)
 
 
-def kinds(ground: Ground) -> list[Kind[Session]]:
+def kinds(ground: Ground) -> list[Kind[Encounter]]:
     """The steps of this module, where the device does DMA."""
     if not ground.does_dma:
         return []
     slot, page, pages = Number(0, SLOTS - 1), Pick((0, 0, 0, 1, 3)), Pick((0, 0, 1, 2))
     shift = Pick((0, 0, 0, -1, 1))
     wrong = Pick(("flag", "wraps", "argsz", "modes", "empty", "mmap"))
-    found: list[Kind[Session]] = [
+    found: list[Kind[Encounter]] = [
         Kind(
             "give",
             give,

@@ -11,9 +11,9 @@ from userdev.transport import close_all
 from vfio_user.client import Client
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
+from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.oracles import ALIVE, REPLIES
-from vfio_user.fuzz.session import Session
 from vfio_user.wire import HEADER, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, DMA_MAP, DMA_UNMAP, IRQ_INFO, IRQ_SET, REGION_ACCESS, REGION_INFO
 
@@ -32,70 +32,70 @@ _NAMES = tuple(command.name for command in _WHOLE)
 MOST_FDS = 4
 
 
-def cut(session: Session, command: str, left: int, fds: int) -> None:
+def cut(encounter: Encounter, command: str, left: int, fds: int) -> None:
     """A request that is shorter than its structure is refused, and descriptors that came with it are not kept."""
     asked = Command[command]
-    shape = session.client.dialect.shapes[asked]
+    shape = encounter.client.dialect.shapes[asked]
     if shape.request is None and not shape.request_tail:  # the draft's GET_INFO has nothing that could be cut
         return
-    if session.ground.does_dma or asked not in (Command.DMA_MAP, Command.DMA_UNMAP):
+    if encounter.ground.does_dma or asked not in (Command.DMA_MAP, Command.DMA_UNMAP):
         payload = _WHOLE[asked]
-        reply = session.ask(asked, payload[: left % len(payload)], _descriptors(session, fds))
-        session.refused(reply, f"{asked.value} that is cut")
+        reply = encounter.ask(asked, payload[: left % len(payload)], _descriptors(encounter, fds))
+        encounter.refused(reply, f"{asked.value} that is cut")
 
 
-def with_descriptors(session: Session, command: str, fds: int) -> None:
+def with_descriptors(encounter: Encounter, command: str, fds: int) -> None:
     """Descriptors with a request that has no use for them are not kept, whatever it is answered."""
     asked = Command[command]
     if asked not in (Command.DMA_MAP, Command.DMA_UNMAP, Command.SET_IRQS):
-        session.ask(asked, _WHOLE[asked], _descriptors(session, fds))
+        encounter.ask(asked, _WHOLE[asked], _descriptors(encounter, fds))
 
 
-def send_rubbish(session: Session, command: int, flags: int, payload: str) -> None:
+def send_rubbish(encounter: Encounter, command: int, flags: int, payload: str) -> None:
     """Messages of no type and commands that do not exist are refused."""
-    known = {shape.number for shape in session.client.dialect.shapes.values()}
+    known = {shape.number for shape in encounter.client.dialect.shapes.values()}
     if command in known and not flags & 0xE:
         return
-    reply = session.client.raw(command, bytes.fromhex(payload), flags=flags | 2 if command in known else flags)
+    reply = encounter.client.raw(command, bytes.fromhex(payload), flags=flags | 2 if command in known else flags)
     assert reply is not None
     close_all(reply.fds)
-    session.refused(reply, "a message that is none")
+    encounter.refused(reply, "a message that is none")
 
 
-def send_reply(session: Session, id: int) -> None:
+def send_reply(encounter: Encounter, id: int) -> None:
     """A reply that answers nothing is passed over, or refused."""
-    if not session.accessible:
+    if not encounter.accessible:
         return
-    channel, dialect = session.client.channel, session.client.dialect
+    channel, dialect = encounter.client.channel, encounter.client.dialect
     number = dialect.number(Command.REGION_READ)
     stray = channel.expect(id, "a reply that answers nothing")
     channel.send_bytes(Message(id, number, REPLY, 0, _READ).encode())
     asked = channel.expect(id, "REGION_READ")
     channel.send_bytes(Message(id, number, payload=_READ).encode())
-    reply = session.client.wait(stray)  # whichever comes first: it has the id of both
+    reply = encounter.client.wait(stray)  # whichever comes first: it has the id of both
     if reply.failed:
-        session.refused(reply, "a reply that answers nothing")
-        reply = session.client.wait(asked)
-        session.good(reply, "a read behind a reply that answers nothing")
+        encounter.refused(reply, "a reply that answers nothing")
+        reply = encounter.client.wait(asked)
+        encounter.good(reply, "a read behind a reply that answers nothing")
     else:
-        session.rejoin()  # the channel waits for one reply more than comes
+        encounter.rejoin()  # the channel waits for one reply more than comes
 
 
-def leave(session: Session, size: int, fds: int) -> None:
+def leave(encounter: Encounter, size: int, fds: int) -> None:
     """A client that leaves, perhaps in the middle of a message, leaves the server ready for the next one."""
-    number = session.client.dialect.number(Command.REGION_WRITE)
+    number = encounter.client.dialect.number(Command.REGION_WRITE)
     header = HEADER.pack(1, number, HEADER.size + REGION_ACCESS.size + 64, 0, 0)
     half = (header + REGION_ACCESS.pack(0, 7, 64))[:size]
     if half:
-        session.client.channel.send_bytes(half, _descriptors(session, fds))
-    session.rejoin()
+        encounter.client.channel.send_bytes(half, _descriptors(encounter, fds))
+    encounter.rejoin()
 
 
-def second(session: Session, unless: int) -> None:
+def second(encounter: Encounter, unless: int) -> None:
     """A second client is served, or refused, and disturbs the first in neither case; seldom, as that may take long."""
-    if unless or session.bench.target.pid is None:
+    if unless or encounter.bench.target.pid is None:
         return
-    other = Client(session.bench.target.connect(), dialect=session.client.dialect, timeout=session.bench.timeout)
+    other = Client(encounter.bench.target.connect(), dialect=encounter.client.dialect, timeout=encounter.bench.timeout)
     try:
         other.negotiate(minor=0)
     except NoAnswer:
@@ -104,21 +104,21 @@ def second(session: Session, unless: int) -> None:
         pass
     finally:
         other.close()
-    session.ask(Command.REGION_READ, _READ)
+    encounter.ask(Command.REGION_READ, _READ)
 
 
-def greet(session: Session, ids: tuple[str, ...]) -> None:
+def greet(encounter: Encounter, ids: tuple[str, ...]) -> None:
     """Checks of how versions are agreed on, each by a client of its own."""
-    session.leave()
+    encounter.leave()
     try:
         for id in ids:
-            _greet(session, id)
+            _greet(encounter, id)
     finally:
-        session.rejoin()
+        encounter.rejoin()
 
 
-def _greet(session: Session, id: str) -> None:
-    bench = Bench(session.bench.target, session.client.dialect, timeout=session.bench.timeout)
+def _greet(encounter: Encounter, id: str) -> None:
+    bench = Bench(encounter.bench.target, encounter.client.dialect, timeout=encounter.bench.timeout)
     try:
         _greetings()[id].run(bench)
     except (Skip, Unmet):
@@ -136,14 +136,14 @@ def _greetings() -> dict[str, Check[Bench]]:
     return {check.id: check for check in CATALOGUE if check.group == "version"}
 
 
-def _descriptors(session: Session, count: int) -> list[int]:
-    """So many descriptors, which are closed with the session; none where the transport carries none."""
-    if not session.client.channel.carries_fds:
+def _descriptors(encounter: Encounter, count: int) -> list[int]:
+    """So many descriptors, which are closed with the encounter; none where the transport carries none."""
+    if not encounter.client.channel.carries_fds:
         return []
-    return [session.eventfd().fd for _ in range(count)]
+    return [encounter.eventfd().fd for _ in range(count)]
 
 
-def kinds(ground: Ground) -> list[Kind[Session]]:
+def kinds(ground: Ground) -> list[Kind[Encounter]]:
     """The steps of this module."""
     dialect = ground.description.dialect
     greetings = [id for id, check in _greetings().items() if check.dialects is None or dialect in check.dialects]

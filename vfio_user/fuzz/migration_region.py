@@ -12,10 +12,10 @@ from userdev.conformance.check import require
 from userdev.fuzz import Found, Kind, Number, Pick, Several
 from vfio_user.client.errors import RemoteError
 from vfio_user.client.migration_region import ERROR, RUNNING, STOP_AND_COPY, STOPPED, MigrationRegisters
+from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.observation import Observation
 from vfio_user.fuzz.oracles import ALIVE, REPLIES, STATE
-from vfio_user.fuzz.session import Session
 
 BY_REGION = "region"
 """How a device migrates, in the words of `probe`."""
@@ -23,9 +23,9 @@ MOST = 8 << 20
 """Bytes of state that are taken along: a device that has more is not moved at each step."""
 
 
-def change_states(session: Session, states: Sequence[int]) -> None:
+def change_states(encounter: Encounter, states: Sequence[int]) -> None:
     """A state that is taken is read back, and what is refused leaves the device where it was, or in ERROR."""
-    region = MigrationRegisters(session.client)
+    region = MigrationRegisters(encounter.client)
     before = RUNNING
     try:
         for state in states:
@@ -45,22 +45,22 @@ def change_states(session: Session, states: Sequence[int]) -> None:
                 with suppress(RemoteError):
                     region.read_piece()
     finally:
-        _run_again(session, region)
+        _run_again(encounter, region)
 
 
-def move_region(session: Session, reset_between: int, damage: int) -> None:
+def move_region(encounter: Encounter, reset_between: int, damage: int) -> None:
     """A state that was saved piece by piece is loaded again, and is the same then, and so are the registers.
 
     With `damage` it is not what was saved; whatever becomes of that, the device runs again.
     """
-    region = MigrationRegisters(session.client)
+    region = MigrationRegisters(encounter.client)
     try:
-        before = Observation.of(session)
+        before = Observation.of(encounter)
         saved, twice = _saved(region), _saved(region)
         if saved is None or twice is None:
             return
-        if reset_between and session.ground.description.can_reset:
-            session.client.reset()
+        if reset_between and encounter.ground.description.can_reset:
+            encounter.client.reset()
         if damage:
             middle = len(saved[0]) // 2
             saved[0] = saved[0][:middle] + bytes([saved[0][middle] ^ 1]) + saved[0][middle + 1 :]
@@ -68,13 +68,13 @@ def move_region(session: Session, reset_between: int, damage: int) -> None:
                 region.load(saved)
             return
         region.load(saved)
-        after = Observation.of(session)
-        if difference := before.difference(after, but=session.volatile):
+        after = Observation.of(encounter)
+        if difference := before.difference(after, but=encounter.volatile):
             raise Found(STATE, "registers", f"behind saving and loading, {difference}")
         if saved == twice and _saved(region) != saved:
             raise Found(STATE, "digest", "a state, loaded and saved again, is another")
     finally:
-        _run_again(session, region)
+        _run_again(encounter, region)
 
 
 def _saved(region: MigrationRegisters) -> list[bytes] | None:
@@ -88,20 +88,20 @@ def _saved(region: MigrationRegisters) -> list[bytes] | None:
     return pieces if pieces and sum(map(len, pieces)) <= MOST else None
 
 
-def _run_again(session: Session, region: MigrationRegisters) -> None:
+def _run_again(encounter: Encounter, region: MigrationRegisters) -> None:
     """Have the device run: by its register, or by a reset where that does not help."""
     if region.state == RUNNING:
         return
     for state in (STOPPED, RUNNING):
         with suppress(RemoteError):
             region.state = state
-    if region.state != RUNNING and session.ground.description.can_reset:
-        session.client.reset()
+    if region.state != RUNNING and encounter.ground.description.can_reset:
+        encounter.client.reset()
     if region.state != RUNNING:
         raise Found(ALIVE, "does not run again", f"the device stays in state {region.state}, behind a reset too")
 
 
-def kinds(ground: Ground) -> list[Kind[Session]]:
+def kinds(ground: Ground) -> list[Kind[Encounter]]:
     """The steps of this module, where the device migrates by the region."""
     if ground.description.migration.how != BY_REGION:
         return []

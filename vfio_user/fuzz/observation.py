@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from vfio_user.client.errors import RemoteError
-from vfio_user.fuzz.session import Session
+from vfio_user.fuzz.encounter import Encounter
 from vfio_user.wire import Command
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import REGION_ACCESS
@@ -28,17 +28,17 @@ class Observation:
     places: dict[tuple[int, int], bytes]
 
     @classmethod
-    def of(cls, session: Session) -> Observation:
+    def of(cls, encounter: Encounter) -> Observation:
         """Look at a device that runs."""
-        size = session.ground.description.regions[RegionIndex.CONFIG].size
-        places = {(int(RegionIndex.CONFIG), 0): session.client.config_read(0, size)}
+        size = encounter.ground.description.regions[RegionIndex.CONFIG].size
+        places = {(int(RegionIndex.CONFIG), 0): encounter.client.config_read(0, size)}
         wanted = [
             (bar.index, at, width)
-            for bar in session.ground.bars
+            for bar in encounter.ground.bars
             for width in (WIDTHS[0] if bar.size >= REACH else WIDTHS[1],)
             for at in range(0, min(bar.size, REACH), width)
         ]
-        client = session.client
+        client = encounter.client
         pending = [client.submit(Command.REGION_READ, REGION_ACCESS.pack(at, bar, width)) for bar, at, width in wanted]
         for (bar, at, width), reply in zip(wanted, client.gather(pending), strict=True):
             places[bar, at] = b"" if reply.failed else client.read_reply(reply, width)
@@ -74,10 +74,10 @@ class Observation:
         return "not there"
 
 
-def storing(session: Session, registers: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def storing(encounter: Encounter, registers: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Those registers whose lowest byte reads back as it was written; the device is to be reset behind this."""
     found = []
-    client = session.client
+    client = encounter.client
     for region, at in registers:
         with suppress(RemoteError):
             kept = []

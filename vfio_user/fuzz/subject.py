@@ -8,18 +8,18 @@ from contextlib import suppress
 from dataclasses import replace
 
 from userdev.errors import ProtocolError, UserdevError, UserError
-from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared
+from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared, silence_of
 from userdev.fuzz.process import Watched
 from vfio_user.client import Client
 from vfio_user.client.conformance import Bench, CheckFailed, Target
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
+from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground, survey
 from vfio_user.fuzz.irqs import still_wired
 from vfio_user.fuzz.kinds import kinds
 from vfio_user.fuzz.memory import GuardedMemory
 from vfio_user.fuzz.observation import Observation, storing
 from vfio_user.fuzz.oracles import ALIVE, DESCRIPTION, REFERENCE, REPLIES, RESET
-from vfio_user.fuzz.session import Session
 from vfio_user.wire import Command, Dialect
 from vfio_user.wire.constants import MigrationState
 
@@ -30,7 +30,7 @@ _SERVER = (Disconnected, NoAnswer, RemoteError, ProtocolError, CheckFailed, User
 
 
 class VfioUserSubject:
-    """The player. `reference`, if any, is another server that has to answer the same."""
+    """As `userdev.fuzz.Subject`. `reference`, if any, is another server that has to answer the same."""
 
     protocol = PROTOCOL
 
@@ -42,7 +42,7 @@ class VfioUserSubject:
         self._dialect = dialect
         self._timeout = timeout
         self._reference = reference
-        self._session: Session | None = None
+        self._encounter: Encounter | None = None
         self._memory = GuardedMemory()
         self._watched = Watched()
         self.ground: Ground | None = None
@@ -52,7 +52,7 @@ class VfioUserSubject:
         self._stable = True
         self._saved = b""
         self._renews = False
-        self._kinds: dict[str, Kind[Session]] = {}
+        self._kinds: dict[str, Kind[Encounter]] = {}
         self.journal: Journal = []
 
     @classmethod
@@ -66,7 +66,7 @@ class VfioUserSubject:
         Raises:
             UserError: there is no server, or it has another client.
         """
-        self._end_session()
+        self._end()
         wrong = []
         try:
             self._learn()
@@ -75,7 +75,7 @@ class VfioUserSubject:
                 raise UserError(
                     str(error), hint="another client is connected, and a server has one at a time"
                 ) from None
-            wrong.append(self._judged("probe", error))
+            wrong.append(self._find_of("probe", error))
         if self.ground is not None:
             wrong += [Found(DESCRIPTION, cause_of(what), what) for what in self.ground.description.problems]
         if self._reference is not None:
@@ -90,26 +90,26 @@ class VfioUserSubject:
         except BaseException:
             client.close()
             raise
-        self._session = session = self._new_session(client)
-        self._start = Observation.of(session)
+        self._encounter = encounter = self._new_encounter(client)
+        self._start = Observation.of(encounter)
         registers = self._start.registers()
-        if session.ground.description.can_reset:
+        if encounter.ground.description.can_reset:
             client.reset()
-        self._volatile = self._start.bytes_that_differ(Observation.of(session))
-        if session.ground.migrates:
+        self._volatile = self._start.bytes_that_differ(Observation.of(encounter))
+        if encounter.ground.migrates:
             states = []
             for _ in range(2):
                 states.append(client.save())
                 client.set_migration_state(MigrationState.RUNNING)
             self._stable, self._saved = states[0] == states[1], states[0]
-        stores = storing(session, registers)
+        stores = storing(encounter, registers)
         self.ground = replace(self.ground, registers=registers, stores=stores)
         self._kinds = {kind.name: kind for kind in kinds(self.ground)}
-        self._end_session()
+        self._end()
         if self._renews:
             self._target.renew()
 
-    def kinds(self) -> list[Kind[Session]]:
+    def kinds(self) -> list[Kind[Encounter]]:
         """The steps that the device can be asked for; none where it cannot be described."""
         return list(self._kinds.values())
 
@@ -123,7 +123,7 @@ class VfioUserSubject:
 
     def renew(self) -> None:
         """Have a fresh server for the next sequence, where it is ours to start."""
-        self._end_session()
+        self._end()
         self._target.renew()
         self._target.crashed()
         if not self._renews:
@@ -134,85 +134,84 @@ class VfioUserSubject:
     def play(self, steps: Sequence[Step]) -> Found | None:
         """Play a sequence with a device that is as after its start, and ask every oracle; what went wrong first."""
         found = self._played(steps) if steps else next(iter(self.prepare()), None)
-        self.journal = self._session.journal if self._session is not None else []
+        self.journal = self._encounter.journal if self._encounter is not None else []
         if found is not None:
-            self._end_session()
+            self._end()
         elif self._reference is not None:
             found = self._compared(steps)
-        if self._session is not None:
-            self._session.journal = []
+        if self._encounter is not None:
+            self._encounter.journal = []
         return found
 
     def _played(self, steps: Sequence[Step]) -> Found | None:
         name = "begin"
         try:
-            session = self._session or self._begun()
+            encounter = self._encounter or self._begun()
             for step in steps:
                 name = step.name
                 kind = self._kinds.get(name)
                 if kind is not None and kind.takes(step):
-                    kind.play(session, **dict(step.arguments))
+                    kind.play(encounter, **dict(step.arguments))
                     self._memory.check()
             name = "end"
-            self._finish(session)
+            self._finish(encounter)
         except Found as found:
             return found
         except _SERVER as error:
-            return self._judged(name, error)
+            return self._find_of(name, error)
         return None
 
-    def _begun(self) -> Session:
-        """The session of a new client, with a device that is as after its start."""
-        self._session = session = self._new_session(self._connect())
-        self._run_again(session)
-        if session.ground.description.can_reset:
-            session.client.reset()
+    def _begun(self) -> Encounter:
+        """The encounter of a new client, with a device that is as after its start."""
+        self._encounter = encounter = self._new_encounter(self._connect())
+        self._run_again(encounter)
+        if encounter.ground.description.can_reset:
+            encounter.client.reset()
         if self._start is None:  # a server that is not ours to start anew keeps what it was found with
-            self._start = Observation.of(session)
-        self._watched.note(self._target.pid, session.client.device_info)
-        return session
+            self._start = Observation.of(encounter)
+        self._watched.note(self._target.pid, encounter.client.device_info)
+        return encounter
 
-    def _judged(self, name: str, error: UserdevError) -> Found:
-        """What an error of the server's is."""
+    def _find_of(self, name: str, error: UserdevError) -> Found:
+        """What an error of the server's is, at the step of this name."""
+        what = f"{name}: {error}"
         if isinstance(error, (Disconnected, NoAnswer, UserError)):
-            self._end_session()
+            self._end()
             self._target.settle()
-            if (crash := self._target.crashed()) is not None:
-                last = next((line for line in reversed(crash.text.splitlines()) if line.strip()), "")
-                return Found(ALIVE, cause_of(last), crash.text)
-            return Found(ALIVE, cause_of(f"{name}: {error}"), f"{name}: {error}")
-        return Found(REPLIES, cause_of(f"{name}: {error}"), f"{name}: {error}")
+            crash = self._target.crashed()
+            return silence_of(ALIVE, what, crash.text if crash is not None else "")
+        return Found(REPLIES, cause_of(what), what)
 
-    def _finish(self, session: Session) -> None:
+    def _finish(self, encounter: Encounter) -> None:
         """Ask what has to hold behind any sequence, and leave the device as after its start."""
-        still_wired(session)
-        if session.accessible:
-            for known in list(session.maps.values()):
-                request = session.unmap_request(known.iova, known.size)
-                session.good(session.ask(Command.DMA_UNMAP, request), "unmapping a range that was mapped")
-                session.forget_map(known.iova)
+        still_wired(encounter)
+        if encounter.accessible:
+            for known in list(encounter.maps.values()):
+                request = encounter.unmap_request(known.iova, known.size)
+                encounter.good(encounter.ask(Command.DMA_UNMAP, request), "unmapping a range that was mapped")
+                encounter.forget_map(known.iova)
         self._memory.check()
-        session.rejoin()
-        session.close_eventfds()
-        self._run_again(session)
-        self._watched.check_again(self._target.pid, session.client.device_info)
-        if self._start is not None and session.ground.description.can_reset:
-            session.client.reset()
-            session.touched = session.masking = False
-            if difference := self._start.difference(Observation.of(session), but=self._volatile):
+        encounter.rejoin()
+        encounter.close_eventfds()
+        self._run_again(encounter)
+        self._watched.check_again(self._target.pid, encounter.client.device_info)
+        if self._start is not None and encounter.ground.description.can_reset:
+            encounter.client.reset()
+            encounter.touched = encounter.masking = False
+            if difference := self._start.difference(Observation.of(encounter), but=self._volatile):
                 raise Found(RESET, cause_of(difference), f"behind a reset, {difference}")
 
-    def _run_again(self, session: Session) -> None:
-        if not session.ground.migrates or session.state is MigrationState.RUNNING:
+    def _run_again(self, encounter: Encounter) -> None:
+        if not encounter.ground.migrates or encounter.state is MigrationState.RUNNING:
             return
         with suppress(RemoteError):
-            session.client.set_migration_state(MigrationState.RUNNING)
-        session.state = session.client.migration_state()
-        if session.state is not MigrationState.RUNNING and session.ground.description.can_reset:
-            session.client.reset()
-            session.state = session.client.migration_state()
-        if session.state is not MigrationState.RUNNING:
-            what = f"the device stays in {session.state.name}, whatever the next client does"
+            encounter.client.set_migration_state(MigrationState.RUNNING)
+        encounter.state = encounter.client.migration_state()
+        if encounter.state is not MigrationState.RUNNING and encounter.ground.description.can_reset:
+            encounter.client.reset()
+            encounter.state = encounter.client.migration_state()
+        if encounter.state is not MigrationState.RUNNING:
+            what = f"the device stays in {encounter.state.name}, whatever the next client does"
             raise Found(ALIVE, "does not run again", what)
 
     def _compared(self, steps: Sequence[Step]) -> Found | None:
@@ -223,7 +222,7 @@ class VfioUserSubject:
             return None  # the reference is wrong by itself, and says nothing
         found = compared(REFERENCE, self.journal, self._reference.journal)
         if found is not None:
-            self._end_session()
+            self._end()
         return found
 
     def _connect(self) -> Client:
@@ -235,25 +234,25 @@ class VfioUserSubject:
             raise
         return client
 
-    def _new_session(self, client: Client) -> Session:
+    def _new_encounter(self, client: Client) -> Encounter:
         assert self.ground is not None
         bench = Bench(self._target, self._dialect, timeout=self._timeout)
         bench.client = client
-        session = Session(client, self.ground, bench, self._memory)
-        session.volatile, session.stable, session.saved = self._volatile, self._stable, self._saved
+        encounter = Encounter(client, self.ground, bench, self._memory)
+        encounter.volatile, encounter.stable, encounter.saved = self._volatile, self._stable, self._saved
         if self.ground.migrates:
-            session.state = client.migration_state()
-        return session
+            encounter.state = client.migration_state()
+        return encounter
 
-    def _end_session(self) -> None:
-        if self._session is not None:
-            self._session.leave()
-            self._session.close()
-            self._session = None
+    def _end(self) -> None:
+        if self._encounter is not None:
+            self._encounter.leave()
+            self._encounter.close()
+            self._encounter = None
 
     def close(self) -> None:
-        """End the session, and give memory back."""
-        self._end_session()
+        """End the encounter, and give memory back."""
+        self._end()
         self._memory.close()
         if self._reference is not None:
             self._reference.close()

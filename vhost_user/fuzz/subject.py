@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from userdev.conformance.check import CheckFailed
 from userdev.errors import UserdevError, UserError
-from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared
+from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared, silence_of
 from userdev.fuzz.process import Watched
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import Bench, DeviceKind, Target
@@ -21,8 +21,8 @@ _READ_ONLY = 1 << 5
 """VIRTIO_BLK_F_RO (virtio 1.3, Block Device, Feature bits)."""
 
 
-class BackEndPlayer:
-    """The player. `device` says what is served, which no message does; without it no request is made."""
+class VhostUserSubject:
+    """As `userdev.fuzz.Subject`. `device` says what is served, which no message does; without it no request is made."""
 
     protocol = PROTOCOL
 
@@ -32,7 +32,7 @@ class BackEndPlayer:
         device: DeviceKind | None,
         *,
         timeout: float,
-        reference: BackEndPlayer | None = None,
+        reference: VhostUserSubject | None = None,
     ) -> None:
         """Nothing is asked yet: `prepare` does that. `reference`, if any, has to answer the same."""
         self._target = target
@@ -47,7 +47,7 @@ class BackEndPlayer:
         self.journal: Journal = []
 
     @classmethod
-    def of(cls, device: DeviceKind | None, bench: Bench) -> BackEndPlayer:
+    def of(cls, device: DeviceKind | None, bench: Bench) -> VhostUserSubject:
         """That of a check's bench."""
         return cls(bench.target, device, timeout=bench.timeout)
 
@@ -63,7 +63,7 @@ class BackEndPlayer:
                 said = describe(front_end)
                 features, protocol = front_end.offered
         except BackEndError as error:
-            return [self._judged("probe", error)]
+            return [self._find_of("probe", error)]
         config = bytes.fromhex(said.config or "")
         writable = self._device is not None and self._device.name == "blk" and not int(features) & _READ_ONLY
         sectors = int.from_bytes(config[:8], "little") if writable else 0
@@ -121,7 +121,7 @@ class BackEndPlayer:
             self._end()
             return found
         except (BackEndError, CheckFailed, UserError) as error:
-            return self._judged(name, error)
+            return self._find_of(name, error)
         return None
 
     def _begun(self) -> Encounter:
@@ -130,17 +130,15 @@ class BackEndPlayer:
         self._watched.note(self._target.pid, self._encounter.front_end.settle)
         return self._encounter
 
-    def _judged(self, name: str, error: UserdevError) -> Found:
-        """What an error of the back-end's is."""
+    def _find_of(self, name: str, error: UserdevError) -> Found:
+        """What an error of the back-end's is, at the step of this name."""
         self._end()
+        what = f"{name}: {error}"
         if isinstance(error, (Disconnected, NoAnswer, UserError)):
             self._target.settle()
-            if (crash := self._target.crashed()) is not None:
-                last = next((line for line in reversed(crash.text.splitlines()) if line.strip()), "")
-                return Found(ALIVE, cause_of(last), crash.text)
-            return Found(ALIVE, cause_of(f"{name}: {error}"), f"{name}: {error}")
-        oracle = RINGS if isinstance(error, BrokenQueue) else REPLIES
-        return Found(oracle, cause_of(f"{name}: {error}"), f"{name}: {error}")
+            crash = self._target.crashed()
+            return silence_of(ALIVE, what, crash.text if crash is not None else "")
+        return Found(RINGS if isinstance(error, BrokenQueue) else REPLIES, cause_of(what), what)
 
     def _finish(self, encounter: Encounter) -> None:
         """Ask what has to hold behind any sequence, and be the next front-end."""

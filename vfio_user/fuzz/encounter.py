@@ -40,7 +40,7 @@ class MappedRange:
 
 
 @dataclass
-class Session:
+class Encounter:
     """What a sequence's steps are played on. `bench` is that of conformance's checks, with this client as its own."""
 
     client: Client
@@ -126,7 +126,7 @@ class Session:
             bench.close()
 
     def eventfd(self) -> EventFd:
-        """Make an eventfd that is closed with the session."""
+        """Make an eventfd that is closed with the encounter."""
         self.eventfds.append(EventFd())
         return self.eventfds[-1]
 
