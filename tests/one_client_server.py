@@ -3,7 +3,7 @@
     python -m tests.one_client_server SOCKET [deaf|mute]
 
 It takes its time to end, and listens to the last. `deaf`: it lives on and listens no more; `mute`: it lives on, and its
-socket takes clients whom nobody serves.
+socket takes clients whom nobody serves. Its status is 3 where there is a file `fails` beside the socket.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from userdev.transport import Framer, Listener
 from vfio_user.wire import CURRENT, Capabilities, Message, encode_version
@@ -31,7 +32,9 @@ def main() -> None:
         while habit != "ends":
             signal.pause()
         time.sleep(0.05)
-        os._exit(0)  # how long an interpreter takes to end says something about the machine
+        os._exit(
+            3 if Path(sys.argv[1]).with_name("fails").exists() else 0
+        )  # how long an interpreter takes to end says something about the machine
 
 
 if __name__ == "__main__":

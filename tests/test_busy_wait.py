@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 
 from userdev import busy_wait
-from userdev.busy_wait import AGAIN, GOOD, SELDOM, SHORT_NS, VAIN, WANTED_NS, BusyWait
+from userdev.busy_wait import AGAIN, GOOD, SELDOM, SHORT_NS, VAIN, WANTED_NS, YIELDED_NS, BusyWait
 from userdev.relay import Loop
 from userdev.transport import Stream
 from vfio_user.server.connection import ServerConnection
@@ -138,6 +138,23 @@ def test_a_core_that_others_want_for_long_is_left_to_them_and_not_one_that_they_
     answers = iter([False, False, True])
     assert bool(made.until(lambda: next(answers))) is not gives_way
     assert made.is_worth_while is not gives_way
+
+
+@pytest.mark.parametrize(("yielded", "gives_way"), [(YIELDED_NS, False), (YIELDED_NS + 1, True)])
+def test_what_a_yield_takes_by_itself_is_nobody_who_wants_the_core(
+    monkeypatch: pytest.MonkeyPatch, yielded: int, gives_way: bool
+) -> None:
+    clock = count(step=yielded)
+    now = next(clock)
+
+    def run_others() -> None:
+        nonlocal now
+        now = next(clock)
+
+    monkeypatch.setattr(busy_wait, "perf_counter_ns", lambda: now)
+    monkeypatch.setattr(os, "sched_yield", run_others)
+    looks = iter([False] * (WANTED_NS // YIELDED_NS + 1) + [True])
+    assert bool(eager().until(lambda: next(looks))) is not gives_way
 
 
 Sleeper = Callable[[], bool]

@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError, VerdictError
+from userdev.layout import Layout
 from userdev_servers.edu import Edu
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client.conformance import CATALOGUE, Level, Outcome
@@ -23,7 +25,7 @@ from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
 from vfio_user.wire.constants import IrqSetFlags, MigrationState
-from vfio_user.wire.layouts import IRQ_SET, REGION_ACCESS, VERSION
+from vfio_user.wire.layouts import DEVICE_INFO, DIRTY_RANGE_V6, IRQ_INFO, IRQ_SET, REGION_ACCESS, REGION_INFO, VERSION
 
 NEEDS_THE_PROCESS = {
     "session/fds-are-closed",
@@ -66,6 +68,39 @@ def test_a_device_passes_over_a_transport_without_descriptors(tmp_path: Path, di
         results = target.results()
     assert failed(results) == {}
     assert "dma_map/map-and-unmap" not in skipped(results)
+
+
+REPLYS_OWN: dict[Command, tuple[Layout[Any], tuple[str, ...]]] = {
+    Command.GET_INFO: (DEVICE_INFO, ("flags", "num_regions", "num_irqs")),
+    Command.GET_REGION_INFO: (REGION_INFO, ("flags", "cap_offset", "size", "offset")),
+    Command.GET_IRQ_INFO: (IRQ_INFO, ("flags", "nr_vectors")),
+    Command.DIRTY_PAGES: (DIRTY_RANGE_V6, ("data",)),
+}
+"""What a request leaves for its reply to say, or for nobody."""
+
+
+class LooksAtEverything(Fault):
+    """None: what a request is given for nobody may be refused."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        layout, names = REPLYS_OWN.get(command, (DEVICE_INFO, ()))
+        said = message.payload[-layout.size :]
+        if len(said) == layout.size and any(getattr(layout.unpack(said), name) for name in names):
+            raise ProtocolError(f"{command} has {', '.join(names)}", errno.E2BIG)
+        return proceed(command, message)
+
+
+class SaysWhatItIsInAnyState(with_fault(LooksAtEverything())):  # type: ignore[misc]
+    def _command(self, message: Message) -> Command:
+        command = self.dialect.command(message.command)
+        return command if command is Command.GET_INFO else super()._command(message)
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda d: d.name)
+def test_a_server_passes_that_takes_no_request_with_what_replies_say(tmp_path: Path, dialect) -> None:  # type: ignore[no-untyped-def]
+    with InProcess(tmp_path, Everything, dialect, session=SaysWhatItIsInAnyState) as target:
+        results = target.results("info", "region_info", "irq_info", "migration", "migration_region", "dirty_pages")
+    assert failed(results) == {}
 
 
 def test_edu_passes_as_a_program(tmp_path: Path) -> None:

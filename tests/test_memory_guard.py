@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -91,5 +92,16 @@ def test_an_access_behind_the_end_of_a_file_that_has_just_shrunk_is_survived(wri
     with pytest.raises(ProtocolError):
         file.check(2 * PAGE)
     files.give_back(file)
+    assert len(files) == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("place", [(1 << 63, PAGE), (0, 1 << 63), (-PAGE, PAGE)])
+def test_what_no_mapping_can_have_is_the_peers_mistake(place: tuple[int, int]) -> None:
+    """Unlike a file's, a device's size is nothing that could be looked at before."""
+    files, fd = MemoryFiles(), os.open("/dev/zero", os.O_RDWR)
+    with pytest.raises(ProtocolError) as refused:
+        files.take(fd, True, *place)
+    assert refused.value.errno == errno.EINVAL
     assert len(files) == 0
     os.close(fd)

@@ -12,6 +12,7 @@ from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, c
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.doorbells import LOOKS
+from userdev_servers.nvme.queues import CompletionQueue, Shadow, SubmissionQueue
 from userdev_servers.nvme.spec import Admin, Io
 from vfio_user.client import Client, EventFd
 from vfio_user.device import function_of
@@ -169,6 +170,25 @@ def test_a_controller_that_stands_still_is_not_looked_at(watched: Watched) -> No
     assert not watched.link.planned
     still.release()
     assert len(watched.link.planned) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "shadow", "taken"), [(0, False, True), (0, True, True), (1, False, True), (1, True, False)]
+)
+def test_what_is_rung_before_a_stop_is_taken_over_but_where_the_guest_rings_elsewhere(
+    watched: Watched, number: int, shadow: bool, taken: bool
+) -> None:
+    """Shadow doorbells are no matter of the administrator's queues."""
+    watched.enable()
+    queues, doorbells = watched.device.controller.queues, watched.device.doorbells
+    assert doorbells is not None
+    completion = queues.completion[number] = CompletionQueue(number, 2 * PAGE, 8, 0, interrupts=False)
+    submission = queues.submission[number] = SubmissionQueue(number, PAGE, 8, completion)
+    completion.shadow = submission.shadow = Shadow(4 * PAGE, 5 * PAGE) if shadow else None
+    for rung, found in (((3, 2), (3, 2)), ((8, 8), (3, 2)), ((7, 7), (7, 7))):  # of queues of 8 entries
+        doorbells.page.rung[2 * number], doorbells.page.rung[2 * number + 1] = rung
+        doorbells.settle()
+        assert (submission.tail, completion.head) == (found if taken else (0, 0))
 
 
 # What is in the page, and should not be

@@ -43,6 +43,11 @@ def test_the_conformance_suite_starts_one_for_each_client(tmp_path: Path) -> Non
         assert len(pids) == 3
         target.renew()
         assert target.crashed() is None
+        with Client(target.connect(), timeout=20) as client:
+            client.negotiate()
+            (tmp_path / "fails").touch()
+        target.renew()  # how it ends by itself is waited for
+        assert "status 3" in str(target.crashed())
 
 
 @pytest.mark.parametrize("habit", ["deaf", "mute"])

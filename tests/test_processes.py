@@ -104,6 +104,16 @@ def test_what_a_child_does_not_print_in_time_is_not_waited_for(tmp_path: Path) -
         child.stop()
 
 
+def test_a_child_has_no_end_until_it_has_ended(tmp_path: Path) -> None:
+    began = time.time()
+    child = Child("silent", ["sleep", "60"], log=tmp_path / "log")
+    assert (child.ended, child.exit_code, child.running) == (None, None, True)
+    child.stop()
+    assert child.ended is not None
+    assert began <= child.began <= child.ended <= time.time()
+    assert not child.running
+
+
 def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         Watch(tmp_path / "nowhere")

@@ -14,6 +14,7 @@ import pytest
 
 from tests.interposer_bench import Bench
 from tests.scripted_server import ScriptedServer
+from userdev.errors import UserError
 from userdev.relay.loop import Future, Task
 from userdev.transport import Stream
 from vfio_user.client import Client, RemoteError
@@ -42,6 +43,11 @@ def test_a_server_is_known_by_what_it_has_taken() -> None:
     assert (pieces.size(MIB), pieces.size(4096)) == (PIECE, 4096)
     pieces.taken(OURS[:PIECE])
     assert (pieces.size(MIB), pieces.size(4096)) == (MIB, 4096)
+
+
+def test_a_device_without_a_migration_region_is_told_to_have_none() -> None:
+    with pytest.raises(UserError, match="no migration region"):
+        MigrationRegisters(cast(RegionCalls, Window(index=0)))
 
 
 @pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
@@ -97,8 +103,8 @@ class Window:
     writes: list[int] = field(default_factory=list)
     content: bytearray = field(default_factory=lambda: bytearray(16 * MIB))
 
-    def migration_region_index(self) -> int:
-        return self.index
+    def migration_region_index(self) -> int | None:
+        return self.index or None
 
     def region_info(self, index: int) -> Region:
         return Region(index, len(self.content))
