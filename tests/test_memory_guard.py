@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from userdev.errors import ProtocolError
 from userdev.memory.files import MemoryFiles
 from userdev.memory.guard import is_damaged
+from vhost_user.memory import FileMapping
 
 ROOT = Path(__file__).parent.parent
 PAGE = 4096
@@ -104,4 +106,32 @@ def test_what_no_mapping_can_have_is_the_peers_mistake(place: tuple[int, int]) -
         files.take(fd, True, *place)
     assert refused.value.errno == errno.EINVAL
     assert len(files) == 0
+    os.close(fd)
+
+
+def mapped(fd: int) -> object:
+    return MemoryFiles().take(fd, True, 0, 2 * PAGE)
+
+
+def mapped_alone(fd: int) -> object:
+    return FileMapping(fd, 0, 2 * PAGE)
+
+
+@pytest.mark.parametrize("take", [mapped, mapped_alone])
+def test_a_file_that_shrinks_between_a_look_and_its_mapping_is_refused(
+    take: Callable[[int], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd, look = os.memfd_create("shrinks", os.MFD_CLOEXEC), os.fstat
+    os.ftruncate(fd, 2 * PAGE)
+
+    def shrinks(number: int) -> os.stat_result:
+        status = look(number)
+        os.ftruncate(fd, PAGE)
+        return status
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", shrinks)
+        with pytest.raises(ProtocolError) as refused:
+            take(fd)
+    assert refused.value.errno == errno.EINVAL
     os.close(fd)
