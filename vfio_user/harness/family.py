@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -98,7 +99,7 @@ class VfioUser:
 
     def devices(self) -> list[str]:
         """The names of the installed devices: entry points of the group `vfio_user.devices`, sorted."""
-        return sorted(point.name for point in entry_points(group="vfio_user.devices"))
+        return sorted(_installed("vfio_user.devices"))
 
     def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
         """The command line of `vfio-user serve` for a device, by the Python that runs this."""
@@ -146,7 +147,7 @@ class VhostUser:
 
     def devices(self) -> list[str]:
         """The installed devices, entry points of the group `vhost_user.devices`, called as QEMU's: vhost-user-rng."""
-        return sorted(f"{_VHOST_USER}{point.name}" for point in entry_points(group="vhost_user.devices"))
+        return sorted(f"{_VHOST_USER}{name}" for name in _installed("vhost_user.devices"))
 
     def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
         """The command line of `vhost-user serve` for a device, by the Python that runs this."""
@@ -227,6 +228,12 @@ VHOST_USER = VhostUser()
 
 FAMILIES: tuple[Family, ...] = (VFIO_USER, VHOST_USER)
 """All that the harness knows; a device that is named is looked for in their order."""
+
+
+@cache
+def _installed(group: str) -> frozenset[str]:
+    """The names of a group's entry points. To look for them reads about all that is installed, which takes 20 ms."""
+    return frozenset(entry_points(group=group).names)
 
 
 def family_of(device: str) -> Family | None:
