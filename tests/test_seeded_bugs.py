@@ -25,8 +25,17 @@ EDU = BUGS["edu-factorial-not-cut"]
 
 
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def text_of(path: Path) -> str:
+    return path.read_text()
+
+
+def body_of(name: str, text: str, indent: str) -> str:
+    """What is in the class or function of this name and indentation; there is just one."""
+    found = re.findall(
+        rf"^{indent}(?:class|(?:async )?def) {name}\b.*\n(?s:(.*?))(?=^{indent}\S|\Z)", text, re.MULTILINE
+    )
+    assert len(found) == 1, name
+    return str(found[0])
 
 
 def test_there_are_40_bugs_and_more() -> None:
@@ -49,7 +58,7 @@ def test_what_is_no_part_is_refused(part: str) -> None:
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_an_entry_fits_the_code_and_changes_it(bug: Bug) -> None:
-    ast.parse(bug.planted)
+    compile(bug.planted, bug.file, "exec", dont_inherit=True)  # a quarter of the time that a tree takes
     assert meaning(bug.new, bug.planted) != meaning(bug.old, bug.path.read_text())
 
 
@@ -65,11 +74,9 @@ def meaning(lines: str, module: str) -> str:
 def test_an_entry_names_a_test_that_there_is(bug: Bug) -> None:
     """Pytest writes FILE::CLASS::FUNCTION[PARAMETERS], avocado FILE:CLASS.METHOD."""
     path, _, name = bug.test.partition("[")[0].partition(":")
-    body: list[ast.stmt] = parsed(ROOT / path).body
-    for part in re.findall(r"\w+", name):
-        found = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part]
-        assert len(found) == 1, f"{part} in {path}"
-        body = found[0].body
+    body = text_of(ROOT / path)
+    for level, part in enumerate(re.findall(r"\w+", name)):
+        body = body_of(part, body, "    " * level)
 
 
 def test_a_planted_bug_is_in_every_process_that_is_started(tmp_path: Path) -> None:
