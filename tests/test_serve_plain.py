@@ -84,6 +84,7 @@ def test_so_is_a_number_out_of_its_bounds(line: str, monkeypatch: pytest.MonkeyP
     assert plainly(vhost_user.SERVING, "blk", line.split(), monkeypatch) is None
 
 
+@pytest.mark.usefixtures("plain_starts")
 def test_a_server_is_started_without_what_it_does_not_need(tmp_path: Path) -> None:
     (tmp_path / "device.py").write_text(
         "import sys\n"
