@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -78,11 +78,7 @@ def command(
     The exit status is 0 only when everything that the guest saw was right.
     """
     program = _program_for(device)
-    wanted = Device.parse(server or device)
-    if server or registers:
-        wanted = replace(wanted, registers=registers or Device.parse(device).register_names)
-    if wanted.served and not wanted.options:
-        wanted = replace(wanted, options=program.options)
+    wanted = _device(device, server, registers, program)
     printer = _Quiet() if as_json or quiet else _Printer()
     if capture_dma is None:
         capture_dma = kept.is_wanted and wanted.served in VFIO_USER.devices()
@@ -106,22 +102,45 @@ def command(
                 **hardware,
             )
         printer.machine(lab, guest)
-        for part in program.parts:
-            with lab.timeline.step(f"the guest: {program.name} {' '.join(part.arguments)}"):
-                outcome = exercise(guest, program.name, "--slot", guest.device.address, *part.arguments)
+        for part, outcome in _exercised(lab, guest, program):
             done.append((part, outcome))
             printer.part(part, outcome)
             kept.looked_at(part.proves, ok=outcome.ok, seen=outcome.told)
-            if not outcome.ok:
-                guest.collect(lab.folder)
         wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
         if wrong:
             lab.failure = VerdictError(f"the guest saw {device} do wrong", evidence="\n".join(wrong))
         if keep:
             _keep(lab, guest)
-    good = lab.failure is None
+    report = _report(lab, device, done)
+    if as_json:
+        click.echo(report)
+    printer.end(lab, lab.failure is None)
+    if lab.failure is not None:
+        raise lab.failure
+
+
+def _device(device: str, server: str | None, registers: str | None, program: Program) -> Device:
+    """The device that is meant, with the options that its exercise needs, and the names of its registers."""
+    wanted = Device.parse(server or device)
+    if server or registers:
+        wanted = replace(wanted, registers=registers or Device.parse(device).register_names)
+    return replace(wanted, options=program.options) if wanted.served and not wanted.options else wanted
+
+
+def _exercised(lab: Lab, guest: BootedGuest, program: Program) -> Iterator[tuple[Part, Exercise]]:
+    """Have the guest do one part after the other; what a part did, once it is done."""
+    for part in program.parts:
+        with lab.timeline.step(f"the guest: {program.name} {' '.join(part.arguments)}"):
+            outcome = exercise(guest, program.name, "--slot", guest.device.address, *part.arguments)
+        yield part, outcome
+        if not outcome.ok:
+            guest.collect(lab.folder)
+
+
+def _report(lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]]) -> str:
+    """Write report.json into the run's folder; its text."""
     report = {
-        "ok": good,
+        "ok": lab.failure is None,
         "device": device,
         "seconds": round(lab.timeline.now, 3),
         "logs": str(lab.folder),
@@ -131,11 +150,7 @@ def command(
     }
     text = json.dumps(report, indent=2, default=list)
     write_text(lab.folder / "report.json", text + "\n")
-    if as_json:
-        click.echo(text)
-    printer.end(lab, good)
-    if lab.failure is not None:
-        raise lab.failure
+    return text
 
 
 class _Quiet:
