@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
 
 from vhost_user.frontend import GuestMemory
 from vhost_user.frontend.driver import Descriptor
+from vhost_user.frontend.memory import PAGE
 from vhost_user.frontend.packed import PackedDriver
+from vhost_user.frontend.split import SplitDriver
+from vhost_user.memory import MemoryTable
+from vhost_user.rings import Chain, PackedRing, SplitRing
 from vhost_user.rings.packed import BOTH
 from vhost_user.rings.ring import DESCRIPTOR, WRITE
-from vhost_user.wire import VirtioFeature
+from vhost_user.wire import VirtioFeature as V
+
+NOTHING = V(0)
 
 
 @pytest.fixture
@@ -27,8 +34,130 @@ def test_a_packed_ring_says_how_much_was_written_only_of_what_was(
 ) -> None:
     """DPDK 24.11.8, net_vhost: the length of what was read stays; it is reserved (virtio 1.3, "Packed Virtqueues")."""
     at = memory.allocate(PackedDriver.room(8))
-    driver = PackedDriver(memory, at, 8, VirtioFeature.VERSION_1 | VirtioFeature.RING_PACKED)
+    driver = PackedDriver(memory, at, 8, V.VERSION_1 | V.RING_PACKED)
     known_by = driver.put([Descriptor(0x1000, 12, flags), Descriptor(0x2000, 60, flags)])
     memory[at : at + 16] = DESCRIPTOR.pack(0x1000, 12, known_by, BOTH | flags)
     assert list(driver.take_used()) == [(known_by, written)]
     driver.close()
+
+
+class Pair:
+    """A driver and a device over one ring, in one memory; what the device took is in `held`."""
+
+    def __init__(
+        self, memory: GuestMemory, kind: type[SplitDriver | PackedDriver], size: int, more: V = NOTHING
+    ) -> None:
+        features = V.VERSION_1 | more | (V.RING_PACKED if kind is PackedDriver else NOTHING)
+        self.memory = memory
+        self.at = memory.allocate(kind.room(size), align=PAGE)
+        self.driver = kind(memory, self.at, size, features)
+        self.table = MemoryTable()
+        self.table.set(memory.regions, [memory.fd] * len(memory.regions))
+        ring = PackedRing if kind is PackedDriver else SplitRing
+        self.device = ring(size, self.driver.addresses, self.table, features, by_guest_address=True)
+        self.held: list[tuple[int, Chain]] = []
+        self.put: list[int] = []
+        self.returned: list[tuple[int, int]] = []
+
+    def request(self, *lengths: int) -> int:
+        """Make a request available, of these buffers, the last of which is written."""
+        places = [(0x20000 + 0x100 * number, length) for number, length in enumerate(lengths)]
+        chain = [Descriptor(*place, WRITE if place == places[-1] else 0) for place in places]
+        self.put.append(self.driver.put(chain))
+        return self.put[-1]
+
+    def take(self) -> bool:
+        chain = self.device.pop()
+        if chain is not None:
+            self.held.append((chain.head, chain))
+        return chain is not None
+
+    def give_back(self, place: int, written: int) -> bool:
+        """Give one back that is held; whether the driver is told."""
+        known_by, chain = self.held.pop(place)
+        self.device.push(chain, written)
+        self.returned.append((known_by, written))
+        return self.device.publish()
+
+    def collect(self) -> None:
+        """The driver takes just what it was given back."""
+        assert list(self.driver.take_used()) == self.returned
+        self.returned.clear()
+
+    def ring(self) -> bytes:
+        """All that driver and device see of each other."""
+        return self.memory[self.at : self.at + self.driver.room(self.driver.size)]
+
+    def close(self) -> None:
+        self.driver.close()
+        del self.device, self.held
+        self.table.clear()
+
+
+KINDS = [SplitDriver, PackedDriver]
+
+
+@pytest.fixture(params=KINDS)
+def pair(request: pytest.FixtureRequest, memory: GuestMemory) -> Iterator[Pair]:
+    made = Pair(memory, request.param, 4)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(("lengths", "left"), [((), 4), ((1,) * 5, 4), ((1, 1), 1), ((), 0), ((1,), 0)])
+def test_a_request_without_a_descriptor_or_without_room_leaves_everything_as_it_was(
+    pair: Pair, lengths: tuple[int, ...], left: int
+) -> None:
+    if left < 4:
+        pair.request(*[1] * (4 - left))
+    before = pair.ring(), pair.driver.free, dict(pair.driver.chains), pair.driver.base
+    with pytest.raises(ValueError, match=f"{left} of 4 left"):
+        pair.request(*lengths)
+    assert (pair.ring(), pair.driver.free, pair.driver.chains, pair.driver.base) == before
+    while pair.take():
+        pair.give_back(0, 1)
+    pair.collect()
+    pair.request(1, 1, 1, 1)
+    assert pair.driver.free == 0
+
+
+@pytest.mark.parametrize("more", [NOTHING, V.EVENT_IDX], ids=["", "events"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_driver_and_a_device_at_random_have_the_same_requests(
+    memory: GuestMemory, kind: type[SplitDriver | PackedDriver], more: V, seed: int
+) -> None:
+    """In any order, over any number of turns of the ring; whoever has to be told is told."""
+    choose, pair = random.Random(seed), Pair(memory, kind, 8, more)
+    asleep = waits = False
+    for _ in range(300):
+        match choose.choice(["put", "put", "take", "take", "give back", "collect", "sleep", "wait"]):
+            case "put" if pair.driver.free:
+                pair.request(*(choose.randint(1, 200) for _ in range(choose.randint(1, min(3, pair.driver.free)))))
+                assert pair.driver.wants_kick() or not asleep
+                asleep = False
+            case "take" if not asleep:
+                pair.device.disable_kicks()
+                if pair.take():
+                    assert pair.held[-1][0] == pair.put.pop(0)
+            case "sleep":
+                asleep = not pair.device.enable_kicks()
+                assert asleep is not bool(pair.put)
+            case "give back" if pair.held:
+                place = choose.randrange(len(pair.held))
+                is_told = pair.give_back(place, choose.randint(0, pair.held[place][1].writable))
+                assert is_told or not waits
+                waits = False
+            case "collect":
+                pair.collect()
+            case "wait":
+                pair.driver.ask_for_call()
+                waits = not pair.returned  # else it is no longer the next one that it asked for
+                pair.collect()
+    while pair.take():
+        pass
+    while pair.held:
+        pair.give_back(0, 0)
+    pair.collect()
+    assert (pair.driver.free, pair.driver.chains) == (8, {})
+    pair.close()

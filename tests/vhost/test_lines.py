@@ -13,7 +13,7 @@ from vhost_user.backend import Server, Session
 from vhost_user.backend.line import Line
 
 FULL = (1 << 64) - 2
-PATIENCE = 30
+PATIENCE = 10
 
 
 @pytest.fixture
