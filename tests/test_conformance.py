@@ -24,8 +24,17 @@ from vfio_user.client.conformance import CATALOGUE, Level, Outcome
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
-from vfio_user.wire.constants import IrqSetFlags, MigrationState
-from vfio_user.wire.layouts import DEVICE_INFO, DIRTY_RANGE_V6, IRQ_INFO, IRQ_SET, REGION_ACCESS, REGION_INFO, VERSION
+from vfio_user.wire.constants import DmaFlags, IrqSetFlags, MigrationState
+from vfio_user.wire.layouts import (
+    DEVICE_INFO,
+    DIRTY_RANGE_V6,
+    DMA_MAP,
+    IRQ_INFO,
+    IRQ_SET,
+    REGION_ACCESS,
+    REGION_INFO,
+    VERSION,
+)
 
 NEEDS_THE_PROCESS = {
     "session/fds-are-closed",
@@ -269,6 +278,31 @@ class DescribesNoRequests(Fault):
         return proceed(command, message)
 
 
+class TakesVersionAgain(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.VERSION and len(message.payload) > VERSION.size:
+            return message.payload, []
+        return proceed(command, message)
+
+
+class RefusesWhatComesFirstWrongly(Fault):
+    """Another command in the place of VERSION is refused, and the errno says something else."""
+
+    def sent(self, message: Message) -> list[Message]:
+        return [replace(message, errno=errno.EXDEV) if message.failed and message.command == FIRST else message]
+
+
+FIRST = CURRENT.number(Command.GET_INFO)
+
+
+class WritesWhatMayOnlyBeRead(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DMA_MAP:
+            argsz, flags, *rest = DMA_MAP.unpack(message.payload)
+            message.payload = DMA_MAP.pack(argsz, flags | DmaFlags.WRITE, *rest)
+        return proceed(command, message)
+
+
 STATES = ("migration", "mig_data")
 ONE_REFUSAL: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
     (RefusesTheTrigger(), ("set_irqs", "reset"), {"set_irqs/trigger"}),
@@ -348,6 +382,8 @@ FAULTS: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
     (ForgetsInterruptsOnReset(), ("reset", "set_irqs"), {"reset/keeps-irqs"}),
     (EntersAnyState(), ("migration", "mig_data"), {"migration/invalid-states"}),
     (ForgetsUnmapErrors(), (), UNMAPPING_WHAT_IS_NOT_THERE),
+    (TakesVersionAgain(), ("version",), {"version/again"}),
+    (RefusesWhatComesFirstWrongly(), ("version",), {"version/must-be-first"}),
 )
 
 
@@ -357,6 +393,11 @@ def test_a_fault_fails_the_checks_for_it_and_no_others(
 ) -> None:
     with InProcess(tmp_path, Everything, session=with_fault(fault)) as target:
         assert set(failed(target.results(*groups))) == expected
+
+
+def test_a_device_that_writes_what_may_only_be_read_fails_the_check_for_that(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Edu, session=with_fault(WritesWhatMayOnlyBeRead())) as target:
+        assert set(failed(target.results("device_dma"))) == {"device_dma/read-only"}
 
 
 def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path) -> None:

