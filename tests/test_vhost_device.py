@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 
 from userdev.declare.options import device_options
-from userdev.errors import DeclarationError
+from userdev.errors import DeclarationError, ProtocolError
 from vhost_user.device import Chain, Queues, VhostDevice, config_field, model_of, queue, state
 
 HEAD = "from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, state\n"
@@ -215,3 +215,18 @@ def test_the_base_of_several_devices_says_that_it_is_one() -> None:
             return 0
 
     assert Whole().total == 0
+
+
+def test_a_field_of_bytes_is_saved_and_loaded() -> None:
+    source, target = Echo(), Echo()
+    source.tag = b"efgh"
+    model_of(target).load(model_of(source).save())
+    assert target.tag == b"efgh"
+
+
+@pytest.mark.parametrize("tag", [b"efg", b"efghi", b""])
+def test_a_field_of_bytes_that_are_too_few_or_too_many_is_not_saved(tag: bytes) -> None:
+    device = Echo()
+    device.tag = tag
+    with pytest.raises(ProtocolError, match="tag"):
+        model_of(device).save()
