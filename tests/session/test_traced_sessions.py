@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,12 +11,15 @@ from time import monotonic_ns
 
 import pytest
 
+from tests.conftest import PATIENCE
+from tests.processes import until
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
 from userdev.descriptors import FdKind
 from userdev.relay.direction import Direction
 from userdev.trace import Note, TraceWriter
 from userdev.transport import Framer, Stream, connect
 from vfio_user.client import Client, GuestMemory, RemoteError
+from vfio_user.device import Quiesce
 from vfio_user.interposer.trace import MessageRecord, read_trace
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, NO_REPLY, Capabilities, Command, Message, encode_version
@@ -169,6 +173,65 @@ def test_what_came_in_the_turn_that_ends_a_session_is_recorded(traced: Server, t
         assert stream.receive(memoryview(bytearray(16)))[0] == 0
     traced.close()
     assert [record.message.id for record in recorded(trace) if record.direction is TO_SERVER] == [1, 2]
+
+
+class Conversation:
+    """A client that has said VERSION, and sends what it likes in one piece."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._framer = Framer(Message)
+        self.say(Message(1, CURRENT.number(Command.VERSION), payload=encode_version(CURRENT, 0, Capabilities())))
+        self.answers(1)
+
+    def say(self, *messages: Message | bytes) -> None:
+        self._stream.send(b"".join(each if isinstance(each, bytes) else each.encode() for each in messages))
+
+    def answers(self, count: int) -> list[int]:
+        """The ids of so many replies."""
+        found: list[int] = []
+        while len(found) < count:
+            self._framer.received(*self._stream.receive(self._framer.room()))
+            found += [message.id for message in self._framer.messages()]
+        return found
+
+
+def test_registers_behind_what_was_no_message_are_recorded(traced: Server, trace: Path) -> None:
+    """The recording has stopped before it; nobody but the framer knows that the stream goes on behind it."""
+    wrong = Message(2, CURRENT.number(Command.REGION_READ)).encode()
+    with closing(connect(str(traced.listener.address))) as stream:
+        client = Conversation(stream)
+        client.say(wrong[:4] + (7).to_bytes(4, "little") + wrong[8:])
+        assert client.answers(1) == [2]
+        for id in (3, 4):
+            client.say(access(Command.REGION_READ, id, 0))
+            assert client.answers(1) == [id]
+    traced.close()
+    assert [record.message.id for record in recorded(trace) if record.direction is TO_SERVER] == [1, 3, 4]
+
+
+def test_what_waits_while_more_comes_is_recorded_once(
+    traced: Server, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, busy = threading.Event(), Quiesce()
+
+    def on_quiesce(prober: Prober) -> Quiesce:
+        asked.set()
+        return busy
+
+    monkeypatch.setattr(Prober, "on_quiesce", on_quiesce)
+    with closing(connect(str(traced.listener.address))) as stream:
+        client = Conversation(stream)
+        client.say(Message(2, CURRENT.number(Command.DEVICE_RESET)), access(Command.REGION_READ, 3, 0))
+        assert asked.wait(PATIENCE)
+        client.say(access(Command.REGION_READ, 4, 0))
+        session = traced._session
+        assert session is not None
+        until(lambda: len(session._backlog) == 2)
+        busy.done()
+        assert client.answers(3) == [2, 3, 4]
+    traced.close()
+    assert [record.message.id for record in recorded(trace) if record.direction is TO_SERVER] == [1, 2, 3, 4]
 
 
 def test_clients_that_come_and_go_are_in_one_trace(traced: Server, trace: Path) -> None:
