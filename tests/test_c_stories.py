@@ -13,10 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from tests.c_server import c_server
-from tests.flagged import work
+from tests.flagged import UP, work
 from userdev.errors import VerdictError
 from vfio_user.cli import cli
-from vfio_user.interposer.replay import replay
+from vfio_user.interposer.replay import What, load_script, replay
+from vfio_user.interposer.replay.steps import place_of
+from vfio_user.interposer.trace import MessageRecord
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(300)]
 
@@ -56,13 +58,22 @@ def test_a_register_that_is_stale_every_fiftieth_read(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_that_is_lost_once_in_two_hundred(tmp_path: Path) -> None:
-    right, wrong = (
-        work(tmp_path / "good", command(), 201),
-        work(tmp_path / "lossy", command("LOST=200"), 201, may_lose=True),
-    )
+    good, lossy = command(), command("LOST=200")
+    right, wrong = work(tmp_path / "good", good, 201), work(tmp_path / "lossy", lossy, 201, may_lose=True)
     assert odd(right, "no interrupt") == []
     [said] = odd(wrong, "no interrupt")
     assert "up but 1 of" in said
     count, behind = (one["text"] for one in asked("trace", "diff", str(right), str(wrong))["differences"])
     assert count == "MSIX 0: 201 times in A, 200 times in B"
     assert behind.startswith("MSIX 0 behind REGION_WRITE up")
+    short = tmp_path / "short.trace"
+    searched = "--server-command", lossy, "--against", good, "--for", "2m", "-o", str(short)
+    found = asked("minimize", str(wrong), *searched)
+    assert found["difference"]["what"] == What.INTERRUPT_MISSING.name
+    script = load_script(short)
+    places = [place_of(script.dialect, step.message) for step in script.requests if isinstance(step, MessageRecord)]
+    assert [place.offset for place in places].count(UP) == 200, "it takes as many as that, and no fewer"
+    assert len(places) < 220, "and next to nothing else: what a loaded machine was too slow for may stay"
+    assert replay(script, good).same
+    (left,) = replay(script, lossy).differences
+    assert (left.what, left.record) == (What.INTERRUPT_MISSING, found["difference"]["record"])
