@@ -299,11 +299,22 @@ def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path,
         again = run.invoke(cli, ["replay", find["file"], "--connect", target._address])
         assert "still there" in str(again.exception)
         start_anew(target)
+        told = run.invoke(cli, ["replay", find["file"], "--connect", target._address, "--json"])
+        assert told.exit_code == 1
+        assert json.loads(told.stdout)["found"]["cause"] == find["cause"]
+        refused = run.invoke(cli, ["replay", find["file"], "--connect", target._address, "--ignore", "BAR0"])
+        assert refused.exit_code == 2, "it has no recorded answers, of which some could be ignored"
+        assert "--ignore" in refused.output
+        start_anew(target)
         checked = run.invoke(cli, ["conformance", target._address, "--corpus", str(folder)])
         assert "1 of 1 check" in str(checked.exception)
     with InProcess(tmp_path, Edu) as mended:
         start_anew(mended)
-        assert run.invoke(cli, ["replay", find["file"], "--connect", mended._address]).exit_code == 0
+        good = run.invoke(cli, ["replay", find["file"], "--connect", mended._address, "--json"])
+        assert (good.exit_code, json.loads(good.stdout)["found"]) == (0, None)
+        start_anew(mended)
+        silent = run.invoke(cli, ["replay", find["file"], "--connect", mended._address, "--quiet"])
+        assert (silent.exit_code, silent.output) == (0, "")
         assert run.invoke(cli, ["conformance", mended._address, "--corpus", str(folder)]).exit_code == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,13 +14,16 @@ import pytest
 from click.testing import CliRunner, Result
 from junitparser import JUnitXml
 
+from tests.test_nightly_plan import written
 from tests.test_nightly_summary import night, result
 from userdev.errors import VerdictError
+from vfio_user.cli import nightly
 from vfio_user.cli.nightly import command
 from vfio_user.nightly import history as history_module
 from vfio_user.nightly.comparison import compare
 from vfio_user.nightly.history import History, estimate, results_of
 from vfio_user.nightly.morning import Morning, junit_of, write_morning
+from vfio_user.nightly.staging import Stage
 from vfio_user.nightly.summary import CaseResult, Cell, Flake, Moved, Status, Summary, Verdict
 
 PASS, FAIL, XFAIL, XPASS, SKIP, WEDGED = (
@@ -297,6 +301,38 @@ def test_a_night_is_good_when_it_is_finished_and_nothing_new_is_wrong(
 ) -> None:
     summary = nth(1, *results, status=status, reason="between cases")
     assert Morning(summary, tmp_path).is_good is is_good
+
+
+# -- told meanwhile ---------------------------------------------------------------------------------------------------
+
+
+class OneNight:
+    """In the place of a night: it says what it does, and one case of it is wrong."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.folder = Path("results/night")
+
+    def run(self, stage: object, place: object, say: Callable[[str], None]) -> Summary:
+        say("1 of 2: it is fetched")
+        return nth(1, case("a"), case("b", FAIL))
+
+
+@pytest.mark.parametrize("words", [[], ["--quiet"]], ids=["loud", "quiet"])
+def test_a_quiet_night_says_only_what_is_wrong_and_where_the_page_is(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(nightly, "prepare_environment", lambda *_: None)
+    monkeypatch.setattr(nightly, "staged", lambda plan, drawn: Stage(plan, {}, {}))
+    monkeypatch.setattr(nightly, "place_of", lambda plan: None)
+    monkeypatch.setattr(nightly, "_estimate", lambda *_: "2 cases, an hour")
+    monkeypatch.setattr(nightly, "Night", OneNight)
+    done = CliRunner().invoke(command, ["--plan", str(written(tmp_path)), *words])
+    assert "FAIL edu/t.py:A.b: it read 7" in done.stdout
+    assert "results/night/index.html\n1 PASS, 1 FAIL" in done.stdout
+    meanwhile = "an hour" in done.stderr, "it is fetched" in done.stderr
+    assert meanwhile == ((False, False) if words else (True, True))
 
 
 # -- compared by hand -------------------------------------------------------------------------------------------------

@@ -282,3 +282,6 @@ def test_show_writes_beside_what_is_shown_and_opens_nothing_unasked(trace: Path,
     assert out.exists()
     done = CliRunner().invoke(cli, ["show", str(trace)])
     assert done.output.strip() == f"{trace}.html"
+    said = json.loads(CliRunner().invoke(cli, ["show", str(trace), "--json"]).stdout)
+    assert (said["page"], said["truncated"]) == (f"{trace}.html", [])
+    assert said["happened"] > 0

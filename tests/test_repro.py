@@ -63,6 +63,24 @@ def test_the_same_is_said_to_be_and_the_status_is_0(tmp_path: Path, monkeypatch:
     assert "1: FAIL, the same" in result.output
 
 
+@pytest.mark.parametrize(
+    ("outcome", "words", "said"),
+    [
+        (FAILED, ["--times", "2"], []),
+        (FAILED, ["--until", "FAIL"], ["1: FAIL"]),
+        (PASSED, ["--times", "2"], ["1: PASS", "2: PASS", "0 of 2", "verdict: FAIL -> PASS"]),
+    ],
+)
+def test_a_quiet_one_says_only_what_is_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, words: list[str], said: list[str]
+) -> None:
+    make_bundle(tmp_path / "kept")
+    output = repeated(monkeypatch, tmp_path / "kept", *words, "--quiet", guests=Guests(outcome)).output
+    assert all(each in output for each in said)
+    assert FAILED.cause not in output
+    assert said or output == ""
+
+
 def test_what_is_otherwise_is_said_and_the_status_is_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bundle(tmp_path / "kept")
     result = repeated(monkeypatch, tmp_path / "kept", guests=Guests(PASSED))

@@ -51,11 +51,16 @@ def test_no_search_is_longer_than_was_allowed(trace: Path) -> None:
     assert (found.ended, found.replays, found.confirmed) == ("time is up", 0, True)
 
 
-def test_a_write_stays_without_which_there_is_no_fault(trace: Path, tmp_path: Path) -> None:
+def test_a_write_stays_without_which_there_is_no_fault(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the one that clears the flag it is rightly set, in any server, and reads the same."""
+    monkeypatch.setattr("vfio_user.cli._progress._NOW_AND_THEN", 0.0)
     short = tmp_path / "short.trace"
-    done = CliRunner().invoke(cli, ["minimize", str(trace), "--server-command", STALE, "-o", str(short)])
+    done = CliRunner().invoke(cli, ["minimize", str(trace), "--server-command", STALE, "-o", str(short), "--quiet"])
     assert done.exit_code == 0, done.output
+    assert "after" in done.stdout
+    assert done.stderr == "", "it is quiet"
     assert replay(short, flag()).same, "it is good on a good server"
     assert not replay(short, STALE).same
     assert sorted(accesses(load_script(short))) == [*[CAUSES] * 4, UP, DOWN]

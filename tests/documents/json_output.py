@@ -14,6 +14,7 @@ import click
 import pytest
 from jsonschema import Draft202012Validator
 
+from userdev.fuzz import Find
 from vfio_user.cli import cli, vhost_user_cli
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,6 +32,9 @@ WRITTEN = (
     r"printf 'from avocado import Test\nclass It(Test):\n    def test(self):\n        self.log.info(1)\n' > test_it.py;"
 )
 """A test, of no guest: what is printed of it is the same."""
+
+A_FIND = Find("vfio-user", "replies", "a reply is right", "replies: it was not", "it was not", ())
+FIND = f"printf %s '{json.dumps(A_FIND.plain())}' > find.json;"
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "bundle": (f"{KEPT} vfio-user bundle show kept --json",),
@@ -63,7 +67,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "vhost-user trace diff rng.trace rng.trace --json",
     ),
     "vhost-probe": ("vhost-user probe rng.sock --json",),
-    "replay": (f"vfio-user replay edu.trace --server-command '{EDU} --msix 1' --json",),
+    "replay": (
+        f"vfio-user replay edu.trace --server-command '{EDU} --msix 1' --json",
+        f"{FIND} vfio-user replay find.json --server-command '{EDU}' --json",
+    ),
+    "show": ("vfio-user show edu.trace --json",),
     "minimize": (f"vfio-user minimize edu.trace --server-command '{EDU} --msix 1' --json --for 20s",),
     "qemu-install": ("vfio-user qemu install --json",),
     "reference": ("vfio-user reference --json",),

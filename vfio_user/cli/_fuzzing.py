@@ -197,16 +197,25 @@ class _Teller:
             self._waiting.say(f"    {step}")
 
 
-def play_again(find: Find, subject: ProbedSubject, path: Path) -> None:
-    """Play a find with a server.
+def play_again(find: Find, subject: ProbedSubject, path: Path, *, as_json: bool, quiet: bool) -> None:
+    """Play a find with a server, and print what is seen; `quiet`: nothing where nothing is wrong.
 
     Raises:
         UserError: there is no server.
         VerdictError: it is still found, or something else is.
     """
     found = _played(find, subject)
+    if as_json:
+        seen = None if found is None else {"oracle": found.oracle.id, "cause": found.cause, "what": str(found)}
+        click.echo(
+            json.dumps({"find": str(path), "cause": find.cause, "steps": len(find.steps), "found": seen}, indent=2)
+        )
+        if found is not None:
+            raise click.exceptions.Exit(1)
+        return
     if found is None:
-        click.echo(f"{path}: {counted(len(find.steps), 'step')}, and nothing is wrong any more")
+        if not quiet:
+            click.echo(f"{path}: {counted(len(find.steps), 'step')}, and nothing is wrong any more")
         return
     same = "is still there" if found.cause == find.cause else f"is not there, but: {found.cause}"
     raise VerdictError(f"{path}: {find.cause} {same}", evidence=str(found))

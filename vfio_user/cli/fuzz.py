@@ -37,7 +37,9 @@ def command(dialect: str, **given: Any) -> None:
     carry_out(asked, greeting(spoken), ORACLES, made)
 
 
-def replay_find(path: Path, server_command: str | None, address: str | None, *, timeout: float) -> None:
+def replay_find(
+    path: Path, server_command: str | None, address: str | None, *, timeout: float, as_json: bool, quiet: bool
+) -> None:
     """Play a find again, as `vfio-user replay` does with its file; raises as `play_again`."""
     find = Find.read(path)
     if find.protocol != PROTOCOL:
@@ -49,4 +51,4 @@ def replay_find(path: Path, server_command: str | None, address: str | None, *, 
     with server(address, server_command, greeting(spoken), timeout=timeout) as target:
         target.try_out()
         with closing(VfioUserSubject(target, spoken, timeout=timeout)) as subject:
-            play_again(find, subject, path)
+            play_again(find, subject, path, as_json=as_json, quiet=quiet)

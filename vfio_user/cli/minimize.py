@@ -9,7 +9,7 @@ import click
 
 from userdev.counted import counted
 from vfio_user.cli._durations import Duration
-from vfio_user.cli._progress import Waiting
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
 from vfio_user.interposer.replay import Minimized, minimize
@@ -28,6 +28,7 @@ _INTERRUPTED = 130
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: TRACE.min")
 @comparing
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@quiet_option("Say only what came of it.")
 def command(
     trace: Path,
     server_command: str,
@@ -41,6 +42,7 @@ def command(
     registers: str | None,
     patience: float,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Shrink a failing TRACE while the server goes wrong in the same way at the same record.
 
@@ -49,7 +51,7 @@ def command(
     """
     if check is not None and (against or record):
         raise click.UsageError("--check decides by itself, without --against and --record")
-    with Waiting() as waiting:
+    with Waiting(quiet=quiet) as waiting:
         found = minimize(
             trace,
             server_command,

@@ -14,7 +14,10 @@ from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job.selection import suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
+from vfio_user.cli._progress import quiet_option
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.debian import Progress
+from vfio_user.harness.debian import quiet as unsaid
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.comparison import compare
 from vfio_user.nightly.history import REMEMBERED, History, estimate, results_of
@@ -34,6 +37,7 @@ from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 @click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
 @click.option("--wait", is_flag=True, help="Where a night runs already, wait until it has ended.")
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
+@quiet_option("Say only what is wrong, the page, and the counts.")
 @with_bundle_options
 @click.pass_context
 def command(
@@ -44,6 +48,7 @@ def command(
     locked: bool,
     wait: bool,
     timeout_factor: float,
+    quiet: bool,
     bundle: str,
     bundle_size: int,
 ) -> None:
@@ -71,8 +76,9 @@ def command(
         if list_only or dry_run:
             _show(stage, base, cases=list_only)
             return
-        with only_one(base, wait=wait, say=_say):
-            _run(stage, drawn, base, root, bundles)
+        say = unsaid if quiet else _say
+        with only_one(base, wait=wait, say=say):
+            _run(stage, drawn, base, root, bundles, say)
 
 
 def _say(message: str) -> None:
@@ -105,11 +111,11 @@ def _estimate(stage: Stage, base: Path) -> str:
     return str(estimate(planned, nights, stage.plan.text.at_once))
 
 
-def _run(stage: Stage, drawn: Drawn, base: Path, root: Path, bundles: Bundles) -> None:
-    _say(_estimate(stage, base))
+def _run(stage: Stage, drawn: Drawn, base: Path, root: Path, bundles: Bundles, say: Progress) -> None:
+    say(_estimate(stage, base))
     place = place_of(stage.plan)
     night = Night(stage.plan, drawn, base, commit=commit_of(root), bundles=bundles)
-    summary = night.run(stage, place, _say)
+    summary = night.run(stage, place, say)
     compared = summary.comparison or Comparison()
     _tell(summary, compared)
     click.echo(f"{night.folder / PAGE}")

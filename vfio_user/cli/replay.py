@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from userdev.errors import VerdictError
 from userdev.fuzz.finds import is_find
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
 from vfio_user.interposer.replay import load_script, replay
 from vfio_user.interposer.replay.player import Timing
+
+_OF_A_TRACE = ("timing", "session", "ignore", "registers")
+"""Options that say nothing of a find: it has steps, and no recorded answers."""
 
 
 @click.command()
@@ -23,7 +28,10 @@ from vfio_user.interposer.replay.player import Timing
 @click.option("--timing", type=Choice(["fast", "recorded"]), default="fast", show_default=True)
 @comparing
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: every difference by itself.")
+@quiet_option("Say nothing where nothing is otherwise.")
+@click.pass_context
 def command(
+    context: click.Context,
     trace: str,
     server_command: str | None,
     connect: str | None,
@@ -33,6 +41,7 @@ def command(
     registers: str | None,
     patience: float,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Play the client's side of TRACE, and report all replies, interrupts and DMA that differ (exit status 1).
 
@@ -41,7 +50,8 @@ def command(
     if is_find(Path(trace)):
         from vfio_user.cli.fuzz import replay_find
 
-        replay_find(Path(trace), server_command, connect, timeout=patience)
+        _refuse_what_a_find_has_not(context, trace)
+        replay_find(Path(trace), server_command, connect, timeout=patience, as_json=as_json, quiet=quiet)
         return
     outcome = replay(
         load_script(trace, session),
@@ -59,4 +69,12 @@ def command(
         return
     if not outcome.same:
         raise VerdictError(f"{trace}: the server does not do what was recorded", evidence=outcome.text())
-    click.echo(outcome.text())
+    if not quiet:
+        click.echo(outcome.text())
+
+
+def _refuse_what_a_find_has_not(context: click.Context, path: str) -> None:
+    given = [name for name in _OF_A_TRACE if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given:
+        options = ", ".join(f"--{name}" for name in given)
+        raise click.UsageError(f"{path} is a find of `fuzz`, which is played as it is: no {options}", context)

@@ -18,8 +18,10 @@ from vfio_user.bundle import OpenBundle, open_bundle
 from vfio_user.bundle.again import Attempt, Prepared, do_again, prepare
 from vfio_user.bundle.standing import Place, Standing, first_place, gdb_command, place_of, run_gdb, stand
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._progress import quiet_option
 from vfio_user.cli.bundle import told
 from vfio_user.harness.artifacts import results_folder
+from vfio_user.harness.debian import quiet as unsaid
 from vfio_user.harness.interruption import interruptible
 
 
@@ -48,6 +50,7 @@ from vfio_user.harness.interruption import interruptible
 @click.option("--gdb", is_flag=True, help="Have gdb look at the server then; without --break-at at its first message.")
 @click.option("--gdb-qemu", is_flag=True, help="The same for the guest's QEMU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@quiet_option("Say only what is otherwise, and what --until has waited for.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -60,6 +63,7 @@ def command(
     gdb: bool,
     gdb_qemu: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Do again what BUNDLE is of, and say what is otherwise: verdict, what the guest saw, versions, the wire.
 
@@ -71,9 +75,9 @@ def command(
         raise click.UsageError("one debugger at a time: --gdb or --gdb-qemu")
     found = open_bundle(bundle)
     place = place_of(found, record) if record is not None else first_place(found) if gdb or gdb_qemu else None
-    prepared = prepare(found, server=server, qemu=qemu, say=_say)
+    prepared = prepare(found, server=server, qemu=qemu, say=unsaid if quiet else _say)
     folder = results_folder("repro")
-    if not as_json:
+    if not as_json and not quiet:
         _tell_before(found.bundle.outcome.verdict, found.bundle.of, prepared)
     attempts: list[Attempt] = []
     rounds: Iterator[int] = iter(range(1, times + 1)) if times else itertools.count(1) if until else iter([1])
@@ -81,12 +85,13 @@ def command(
         for number in rounds:
             attempt = _attempt(found, prepared, folder / str(number), place, _Looking(gdb=gdb, gdb_qemu=gdb_qemu))
             attempts.append(attempt)
-            if not as_json:
+            is_last = bool(until) and attempt.verdict == (until or "").upper()
+            if not as_json and (not quiet or is_last or not attempt.same):
                 same = "the same" if attempt.same else "not the same"
                 click.echo(f"{number}: {attempt.verdict}, {same}, {attempt.seconds:.1f} s: {attempt.found.folder}")
-            if until and attempt.verdict == until.upper():
+            if is_last:
                 break
-    _tell_after(prepared, attempts, as_json=as_json)
+    _tell_after(prepared, attempts, as_json=as_json, quiet=quiet)
     came = attempts[-1].verdict == (until or "").upper()
     context.exit(int(not (came if until else all(attempt.same for attempt in attempts))))
 
@@ -135,14 +140,16 @@ def _tell_before(verdict: str, of: str, prepared: Prepared) -> None:
         click.echo(f"  otherwise here: {difference}")
 
 
-def _tell_after(prepared: Prepared, attempts: list[Attempt], *, as_json: bool) -> None:
+def _tell_after(prepared: Prepared, attempts: list[Attempt], *, as_json: bool, quiet: bool) -> None:
     if as_json:
         here = [difference.as_dict() for difference in prepared.here]
         click.echo(json.dumps({"here": here, "attempts": [attempt.as_dict() for attempt in attempts]}, indent=2))
         return
+    last = next((attempt for attempt in reversed(attempts) if not attempt.same), attempts[-1])
+    if quiet and last.same:
+        return
     if len(attempts) > 1:
         click.echo(f"{sum(attempt.same for attempt in attempts)} of {len(attempts)} the same")
-    last = next((attempt for attempt in reversed(attempts) if not attempt.same), attempts[-1])
     for line in told(last.differences):
         click.echo(line)
 

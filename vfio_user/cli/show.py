@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import webbrowser
 from pathlib import Path
@@ -20,7 +21,8 @@ from vfio_user.page.names import INDEX
 )
 @click.option("--registers", metavar="MAP", help="Names of registers, as `vfio-user trace show` takes them.")
 @click.option("--open/--no-open", "opened", default=None, help="Open it in a browser; by default at a terminal.")
-def command(what: Path, output: Path | None, registers: str | None, opened: bool | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; no browser is opened, unless --open says so.")
+def command(what: Path, output: Path | None, registers: str | None, opened: bool | None, as_json: bool) -> None:
     """Write the page of a run, a trace or a bundle, and open it.
 
     One HTML file that needs no network: the first cause, all that happened on one axis, and the logs.
@@ -29,8 +31,9 @@ def command(what: Path, output: Path | None, registers: str | None, opened: bool
     page = write_page(what, out, registers=names(registers) if registers is not None else None)
     for why in page.truncated:
         click.echo(f"{why}; everything before it is on the page", err=True)
-    click.echo(str(out))
+    said = {"page": str(out), "happened": page.happened, "truncated": list(page.truncated)}
+    click.echo(json.dumps(said, indent=2) if as_json else str(out))
     if opened is None:
-        opened = sys.stdout.isatty()
+        opened = sys.stdout.isatty() and not as_json
     if opened and not webbrowser.open(out.absolute().as_uri()):
         click.echo("no browser could be started here; --no-open tries none", err=True)
