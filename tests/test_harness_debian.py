@@ -98,3 +98,11 @@ def test_a_disk_is_full_only_where_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     (archive.root / "apt.conf").mkdir()
     with pytest.raises(OSError, match=r"apt\.conf"):
         _PrivateApt(Mirror("http://none.invalid"), ["bookworm"], ["main"], "deb")
+
+
+def test_a_download_that_stands_still_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debian, "REPORT_SECONDS", 0.0)
+    told: list[str] = []
+    said = "".join(f"dlstatus:1:{percent}:fetching\\n" for percent in (7, 93, 93, 93, 100))
+    debian._run(["printf", said], progress=told.append)
+    assert [text.strip() for text in told] == ["7 %", "93 %", "100 %"]

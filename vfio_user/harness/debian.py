@@ -359,6 +359,7 @@ def _run(
     command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
     said: list[str] = []
     next_report = time.monotonic() + REPORT_SECONDS
+    reported = ""
     # stderr goes to a file, so that neither stream can block the other
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -370,9 +371,9 @@ def _run(
         assert child.stdout is not None
         for line in child.stdout:
             if status := re.match(r"dlstatus:\d+:(\d+)", line):
-                if time.monotonic() >= next_report:
-                    next_report = time.monotonic() + REPORT_SECONDS
-                    progress(f"  {status[1]} %")
+                if status[1] != reported and time.monotonic() >= next_report:
+                    reported, next_report = status[1], time.monotonic() + REPORT_SECONDS
+                    progress(f"  {reported} %")
             elif not line.startswith("pmstatus:"):
                 said.append(line)
         child.wait()
