@@ -17,6 +17,7 @@ SITES = {
     "https://github.com/avocado-framework/avocado-vt",
     "https://github.com/nutanix/libvfio-user",
     "https://github.com/rust-vmm/vhost",
+    "https://github.com/spdk/spdk",
     "https://nixos.org/manual/nixos/stable/#sec-nixos-tests",
     "https://spdk.io",
 }
