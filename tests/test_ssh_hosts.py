@@ -355,6 +355,12 @@ def test_of_namespaces_that_cannot_be_made_whole_nothing_is_left(monkeypatch: py
     assert (open_fds(), threading.active_count()) == before
 
 
+def test_who_mistypes_hosts_is_told_what_was_perhaps_meant() -> None:
+    with pytest.raises(UserError) as refused:
+        two_hosts("namespace")
+    assert "'namespaces'" in refused.value.hint
+
+
 def test_two_hosts_can_be_named() -> None:
     with two_hosts("local,ssh://host.example") as pair:
         assert isinstance(pair.a, LocalHost)

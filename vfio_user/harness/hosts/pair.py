@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.namespace import Cable, can_make_namespaces, joined_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
@@ -81,5 +81,7 @@ def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
     if kind.count(",") == 1:
         return named(*kind.split(","))
     if kind not in KINDS:
-        raise UserError(f"there are no hosts called {kind!r}", hint=f"there are: {', '.join(KINDS)}")
+        raise UserError(
+            f"there are no hosts called {kind!r}", hint=f"{meant(kind, KINDS)}there are: {', '.join(KINDS)}"
+        )
     return KINDS[kind]()
