@@ -290,9 +290,10 @@ def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path,
     with InProcess(tmp_path, Edu, session=with_fault(Unmaps())) as target:
         start_anew(target)
         run = CliRunner()
-        arguments = ["--for", "30", "--finds", "1", "--seed", "7", "--output", str(folder), "--json"]
+        arguments = ["--for", "30", "--finds", "1", "--seed", "7", "--output", str(folder), "--json", "--quiet"]
         found = run.invoke(cli, ["fuzz", target._address, *arguments])
         assert type(found.exception).__name__ == "VerdictError"
+        assert found.stderr == "", "it is quiet"
         (find,) = json.loads(found.stdout)["finds"]
         assert find["oracle"] == "replies"
         start_anew(target)

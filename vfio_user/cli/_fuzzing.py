@@ -21,7 +21,7 @@ from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, S
 from userdev.fuzz.finds import corpus
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._durations import Duration
-from vfio_user.cli._progress import Waiting
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.extras import needing
 
 FOLDER = Path("fuzz-finds")
@@ -45,6 +45,7 @@ class Asked:
     timeout: float
     list_oracles: bool
     against: str | None
+    quiet: bool
 
 
 def options(argument: str, served: str) -> Callable[[Function], Function]:
@@ -76,6 +77,7 @@ def options(argument: str, served: str) -> Callable[[Function], Function]:
         click.option(
             "--against", metavar="'CMD {socket}'", help=f"A reference {served}, which has to answer the same."
         ),
+        quiet_option("Say only what was found."),
     ]
 
     def decorate(function: Function) -> Function:
@@ -134,9 +136,10 @@ def _campaign(asked: Asked, subject: ProbedSubject) -> None:
     wrong = subject.prepare()
     kinds = subject.kinds()
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
-    click.echo(f"seed {seed}, {counted(len(kinds), 'kind')} of steps", err=True)
+    if not asked.quiet:
+        click.echo(f"seed {seed}, {counted(len(kinds), 'kind')} of steps", err=True)
     bounds = Bounds(asked.seconds, finds=float("inf") if asked.finds is None else asked.finds)
-    with Waiting() as waiting:
+    with Waiting(quiet=asked.quiet) as waiting:
         teller = _Teller(asked.seconds, waiting)
         summary = Campaign(subject, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
     _report(asked, seed, summary)
@@ -157,7 +160,8 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
         click.echo(json.dumps(document, indent=2))
     done = f"{counted(summary.sequences, 'sequence')}, {counted(summary.steps, 'step')}"
     said = f"{done} in {summary.seconds:.0f} s, {rate:.0f} steps/s"
-    click.echo(f"{said}; seed {seed}" + (", interrupted" if summary.interrupted else ""), err=asked.as_json)
+    if not asked.quiet:
+        click.echo(f"{said}; seed {seed}" + (", interrupted" if summary.interrupted else ""), err=asked.as_json)
     if finds:
         evidence = "\n".join(f"  {asked.output / find.name}.json: {find.what.splitlines()[0]}" for find in finds)
         raise VerdictError(counted(len(finds), "find"), evidence=evidence)
