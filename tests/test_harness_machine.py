@@ -60,11 +60,24 @@ def test_a_server_that_died_before_qemu_is_named_first_with_its_last_words(tmp_p
         child.stop()
 
 
+def test_a_qemu_that_says_nothing_is_not_said_to_have_been_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was, by us, since we had waited long enough."""
+    monkeypatch.setattr(machine, "_GREETING_SECONDS", 0.01)
+    monkeypatch.setattr(machine, "_ENDING_SECONDS", 0.0)
+    with pytest.raises(MachineError) as failure:
+        Machine(Script(("sh", "-c", "exec sleep 60")), launch(tmp_path))
+    assert "no QMP greeting" in str(failure.value)
+    assert "killed" not in str(failure.value)
+
+
 @pytest.mark.parametrize("in_the_way", ["guest.console.log", "guest.qmp.log", "no greeting"])
 def test_nothing_stays_open_of_a_machine_that_fails_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_the_way: str
 ) -> None:
     monkeypatch.setattr(machine, "_GREETING_SECONDS", 0.2)
+    monkeypatch.setattr(machine, "_ENDING_SECONDS", 0.0)
     started: list[Child] = []
 
     def start(name: str, argv: list[str], **options: Any) -> Child:

@@ -26,7 +26,9 @@ from vfio_user.harness.qtest import QTest
 from vfio_user.harness.timeouts import patience
 
 # Seconds for QEMU itself, whatever the guest does.
-_GREETING_SECONDS = 30.0
+_GREETING_SECONDS = 30.0  # multiplied by patience: what it starts on may be slow, or busy
+_ENDING_SECONDS = 1.0
+"""What a QEMU that has hung up has to end: one that has not only says nothing, and it is we who end it."""
 _READY_SECONDS = 30.0  # multiplied by patience: the guest computes
 _FIRMWARE_TIMES = 2  # twice as much where it reads its kernel by itself, and unpacks that
 _SAVE_SECONDS = 60.0
@@ -104,10 +106,14 @@ class Machine:
             self.qtest = QTest(local["qtest"])
             self.agent_connection = local["agent"]
             try:
-                self.qmp = Qmp(local["qmp"], log=launch.log("qmp"), name=self.name, limit=_GREETING_SECONDS)
+                limit = _GREETING_SECONDS * self.patience
+                self.qmp = Qmp(local["qmp"], log=launch.log("qmp"), name=self.name, limit=limit)
             except QmpLost as error:
+                ended_by_itself = self.child.wait(_ENDING_SECONDS) is not None
                 self.child.stop(0)
                 self.console.close()
+                if not ended_by_itself:
+                    raise MachineError(str(error), hint=self.child.last_words()) from error
                 raise self._ended(" at its start") from error
             opened.callback(self.qmp.close)
             self.mishaps = Mishaps(self.name, self.console, self.qmp.events)
