@@ -18,7 +18,7 @@ import zstandard
 from userdev.errors import UserError
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.image.cpio import write_cpio
-from vfio_user.harness.image.kernel import extract_vmlinux
+from vfio_user.harness.image.kernel import decompress, extract_vmlinux
 from vfio_user.harness.image.keys import ensure_keys
 from vfio_user.harness.image.modules import KernelModules, modules_alias, modules_dep
 from vfio_user.harness.image.selection import select
@@ -261,6 +261,7 @@ def test_the_kernel_comes_out_of_its_image(tmp_path: Path, payload: bytes) -> No
         pytest.param(b"MZ" + bytes(1000), id="no kernel"),
         pytest.param(bz_image(b"LZ??" + bytes(100)), id="unknown compression"),
         pytest.param(bz_image(zstandard.compress(VMLINUX) + bytes(4)), id="wrong size"),
+        pytest.param(bz_image(_with_size(lzma.compress))[:0x24A], id="cut off"),
     ],
 )
 def test_what_is_no_kernel_is_refused(tmp_path: Path, image: bytes) -> None:
@@ -270,6 +271,14 @@ def test_what_is_no_kernel_is_refused(tmp_path: Path, image: bytes) -> None:
 
 
 # -- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compress", [zstandard.compress, lzma.compress, gzip.compress])
+def test_a_module_that_was_cut_off_or_changed_is_damaged(compress: Callable[[bytes], bytes]) -> None:
+    packed = compress(VMLINUX)
+    for wrong in (packed[: len(packed) // 2], packed[:10] + bytes(8) + packed[18:]):
+        with pytest.raises(UserError, match=r"edu\.ko\.xz is damaged"):
+            decompress(wrong, "edu.ko.xz")
 
 
 def test_keys_are_made_once_and_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

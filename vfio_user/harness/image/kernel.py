@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,12 +24,22 @@ _PAYLOAD = 0x248  # u32 offset from the end of the setup sectors, u32 length
 
 
 def _unzstd(data: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    unpacking = zstandard.ZstdDecompressor().decompressobj()
+    unpacked = unpacking.decompress(data)
+    if not unpacking.eof:
+        raise EOFError("its end is missing")
+    return unpacked
 
 
 def _unxz(data: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(data)
+    unpacking = lzma.LZMADecompressor()
+    unpacked = unpacking.decompress(data)
+    if not unpacking.eof:
+        raise EOFError("its end is missing")
+    return unpacked
 
+
+_DAMAGED: tuple[type[Exception], ...] = (zstandard.ZstdError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
 
 # how compressed data begins: how to undo it. Both a kernel and its modules come in any of these
 DECOMPRESS: dict[bytes, Callable[[bytes], bytes]] = {
@@ -43,11 +54,14 @@ def decompress(data: bytes, what: object) -> bytes:
     """Undo the compression that the first bytes tell of.
 
     Raises:
-        UserError: an unknown one; it names `what`.
+        UserError: an unknown one, or it is damaged; it names `what`.
     """
     for magic, undo in DECOMPRESS.items():
         if data.startswith(magic):
-            return undo(data)
+            try:
+                return undo(data)
+            except _DAMAGED as error:
+                raise UserError(f"{what} is damaged: it cannot be unpacked ({error})") from error
     raise UserError(f"{what} is compressed in a way that is not known here (it begins {data[:6].hex(' ')})")
 
 
@@ -58,7 +72,7 @@ def extract_vmlinux(image: Path) -> bytes:
         UserError: it is no bzImage.
     """
     data = image.read_bytes()
-    if data[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
+    if len(data) < _PAYLOAD + 8 or data[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         raise UserError(f"{image.name} is not a Linux kernel for x86")
     offset, length = struct.unpack_from("<II", data, _PAYLOAD)
     start = (data[_SETUP_SECTORS] + 1) * 512 + offset
