@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from tests.descriptors import fd_count
-from tests.interposer_bench import Bench, Peer, dma_map
+from tests.interposer_bench import Bench, Peer, dma_map, request
 from userdev.transport import close_all
-from vfio_user.interposer.capture import CaptureDma
+from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.pairing import LIMIT
 from vfio_user.wire import CURRENT, MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags
 
 
 def with_an_eventfd(peer: Peer, message: Message) -> None:
@@ -35,6 +36,34 @@ def test_those_of_a_dma_access_that_is_answered_here() -> None:
         with_an_eventfd(bench.server, Message(7, CURRENT.number(Command.DMA_READ), payload=at.DMA_ACCESS.pack(0, 16)))
         assert bench.server.receive().is_reply
         assert fd_count(collect=True) == before
+
+
+def test_those_of_interrupts_that_the_client_takes_back() -> None:
+    """It closes its own then, and believes that nobody signals it any more."""
+    wired = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
+    disabled = IrqSetFlags.DATA_NONE | IrqSetFlags.TRIGGER
+
+    def set_irqs(flags: IrqSetFlags, start: int, count: int, index: int = IrqIndex.MSIX, given: int = 0) -> int:
+        """How many descriptors there are afterwards."""
+        payload = at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, start, count)
+        fds = [os.eventfd(0) for _ in range(given)]
+        bench.exchange(request(Command.SET_IRQS, payload, fds=fds))
+        close_all(fds)
+        return fd_count(collect=True)
+
+    with Bench() as bench:
+        CaptureInterrupts(bench.session)
+        before = fd_count(collect=True)
+        none = set_irqs(disabled, 0, 0)
+        assert none == before
+        each = set_irqs(wired, 0, 1, given=1) - before
+        assert set_irqs(wired, 1, 3, given=3) == before + 4 * each
+        assert set_irqs(wired, 0, 1, IrqIndex.INTX, given=1) == before + 5 * each
+        assert set_irqs(wired, 1, 2, given=2) == before + 5 * each, "in the place of others"
+        assert set_irqs(wired, 2, 1) == before + 4 * each
+        assert set_irqs(wired, 0, 4, given=1) == before + 2 * each, "those without a descriptor have none"
+        assert set_irqs(disabled, 0, 0) == before + each
+        assert set_irqs(disabled, 0, 0, IrqIndex.INTX) == before
 
 
 def access(command: Command, length: int, data: bytes = b"") -> Message:

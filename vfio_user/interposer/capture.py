@@ -41,6 +41,7 @@ CLIENT_SECONDS = 2.0
 """Seconds that a client has to answer what the server asks on its second socket: less than it waits for a register
 itself, for within one it may be that the server asks."""
 _EVENTFD_TRIGGER = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
+_DISABLE = IrqSetFlags.DATA_NONE | IrqSetFlags.TRIGGER
 
 
 class CaptureDma:
@@ -249,8 +250,8 @@ class CaptureInterrupts:
         session.add_stage(self, Direction.TO_SERVER)
 
     def __call__(self, passing: Passing) -> Message | None:
-        """Put an eventfd of ours in the place of each that the client gives for a trigger; what cannot be read goes
-        on as it is.
+        """Put an eventfd of ours in the place of each that the client gives for a trigger, and let go of those that it
+        takes back; what cannot be read goes on as it is.
         """
         message = passing.message
         if message.is_reply or message.command != self._set_irqs:
@@ -259,10 +260,18 @@ class CaptureInterrupts:
             asked = at.IRQ_SET.unpack(message.payload)
         except ProtocolError:
             return message
-        if asked.flags & _EVENTFD_TRIGGER == _EVENTFD_TRIGGER and message.fds:
+        given = len(message.fds)
+        if asked.flags & _EVENTFD_TRIGGER == _EVENTFD_TRIGGER:
+            self._let_go(asked.irq, asked.start + given, asked.start + asked.nr_vectors)
             fds = [self._stand_in(asked.irq, asked.start + place, fd) for place, fd in enumerate(message.fds)]
-            return replace(message, fds=fds)
+            return replace(message, fds=fds) if given else message
+        if asked.flags & _DISABLE == _DISABLE and not asked.nr_vectors:
+            self._let_go(asked.irq, 0, 1 << 32)
         return message
+
+    def _let_go(self, index: int, start: int, end: int) -> None:
+        for vector in [vector for wired, vector in self._vectors if wired == index and start <= vector < end]:
+            self._drop(index, vector)
 
     def _stand_in(self, index: int, vector: int, clients: int) -> int:
         """A descriptor for the server; `clients` is ours from now on."""
