@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+from pathlib import Path
 
 import pytest
 
 from tests.device_kit import open_fds
 from tests.interposer_bench import Bench, Peer, answer, read, request, write
+from userdev.interposer.upstream import Upstream
 from userdev.relay.direction import Direction
 from userdev.transport import Stream, close_all
 from vfio_user.interposer import journal as journals
+from vfio_user.interposer import survival as survivals
 from vfio_user.interposer.journal import RequestJournal
 from vfio_user.interposer.own_requests import OwnRequests
 from vfio_user.interposer.pairing import Pairing
+from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.survival import Policy, Survival
 from vfio_user.wire import Command, Message
 
@@ -34,6 +39,8 @@ class Next:
         return True
 
     async def reconnect(self, deadline: float) -> Stream:
+        if self.peer is not None:
+            self.peer.close()
         self.peer, near = self._bench.pair()
         return Stream(near)
 
@@ -183,3 +190,57 @@ def test_a_session_of_which_too_much_has_no_answer_goes_on_and_its_server_cannot
         assert [bench.client.receive().id for _ in range(3)] == [0, 1, 2]
         assert survival.status()["unanswered"] == 0
         assert bench.session.model.incomplete.startswith("REGION_READ: ")
+
+
+def test_what_is_confirmed_is_all_up_to_that_and_nothing_behind_it() -> None:
+    journal = RequestJournal()
+    numbers = []
+    for id in range(4):
+        journal.shown(TO_SERVER, write(0, 0, b"x", id=id, posted=True))
+        numbers.append(journal.last)
+    for done, number in enumerate(numbers):
+        journal.confirm(number)
+        assert [entry.message.id for entry in journal.unanswered()] == list(range(done + 1, 4))
+
+
+# who comes next
+
+
+def test_each_server_that_is_tried_gets_the_state_from_its_beginning_and_the_last_what_may_be_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[bytes] = []
+
+    async def restored(session: ForwardedSession, state: int | None, starts_in: float) -> None:
+        assert state is not None
+        told.append(os.read(state, 100))
+        if len(told) < 3:
+            raise TimeoutError("it says nothing")
+
+    monkeypatch.setattr(survivals, "restore", restored)
+    with Bench() as bench, open(os.memfd_create("state"), "w+b") as state:
+        os.pwrite(state.fileno(), b"all of it", 0)
+        following = Next(bench)
+        survival = Survival(bench.session, following, Policy(), lambda _: None)  # type: ignore[arg-type]
+        bench.negotiate()
+        bench.client.send(read(0, 0, id=5))
+        bench.server.receive()
+        bench.session.lose_server()
+        bench.run(survival._bring_up(state.fileno()))
+        assert told == [b"all of it"] * 3
+        assert following.peer is not None
+        assert following.peer.receive().id == 5
+        assert following.peer.is_silent()
+        following.peer.close()
+
+
+def test_whose_process_a_server_was_says_nothing_of_the_next(tmp_path: Path) -> None:
+    """It would be signalled, or waited for, in the other's place."""
+    path = str(tmp_path / "server")
+    with Bench() as bench, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        upstream = Upstream(bench.loop, path, None, pid=os.getppid())
+        assert upstream.pid == os.getppid()
+        bench.run(upstream.reconnect(bench.loop.now() + 60)).close()
+        assert upstream.pid is None
