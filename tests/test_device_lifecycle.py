@@ -132,6 +132,26 @@ def test_a_power_state_that_is_not_supported_is_not_entered() -> None:
     assert read_register(device, CONFIG, find_capability(device, 0x01) + 4, 2) & 3 == 3
 
 
+def test_a_device_that_does_not_stand_still_yet_is_not_stopped_and_may_be_asked_again() -> None:
+    """For whoever cannot wait: a session does, before."""
+    quiet = Quiesce()
+    device = Sleeper(quiet)
+    client = RecordingLink()
+    function = function_of(device)
+    function.attach(client)
+    with pytest.raises(ProtocolError) as refused:
+        function.stop()
+    assert refused.value.errno == errno.EBUSY
+    assert function.may_run
+    quiet.done()
+    client.run_deferred()
+    assert device.events == ["quiesce", "resume"], "nobody holds it any more"
+    function.stop()
+    assert not function.may_run
+    function.start()
+    assert device.events == ["quiesce", "resume"] * 2
+
+
 def test_a_client_that_goes_leaves_the_device_ready_for_the_next() -> None:
     before = open_fds()
     device = Sleeper()

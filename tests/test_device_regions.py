@@ -10,7 +10,10 @@ import os
 import pytest
 
 from tests.device_kit import CONFIG, open_fds
+from tests.everything_device import Everything
 from userdev.errors import DeclarationError
+from userdev_servers.edu import Edu
+from userdev_servers.gpio import Gpio
 from vfio_user import (
     Bar,
     ExtraRegion,
@@ -228,6 +231,30 @@ def test_what_does_not_fit_together_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Crowded: BAR 2 has 0x1000 bytes, and the MSI-X table"):
         Crowded()
+
+
+def sized(device: PciDevice, place: int, flags: int) -> int:
+    """What is left of ones in an address register, as software looks for its size; 0 where there is none."""
+    write_register(device, CONFIG, place, 4, 0xFFFF_FFFF & ~flags)
+    return read_register(device, CONFIG, place, 4)
+
+
+@pytest.mark.parametrize("make", [Card, Everything, Edu, Gpio], ids=lambda make: make.__name__)
+def test_what_software_finds_the_size_of_is_what_a_client_is_told(make: type[PciDevice]) -> None:
+    """A region that a client maps and its guest does not see, or in another size, is nobody's."""
+    device = make()
+    told = {region.index: region.size for region in function_of(device).regions[:7]}
+    found = dict.fromkeys(told, 0)
+    upper = False
+    for index in range(6):
+        low = 0 if upper else sized(device, 0x10 + 4 * index, 0)
+        upper = low & 0b111 == 0b100
+        high = sized(device, 0x14 + 4 * index, 0) << 32 if upper else 0xFFFF_FFFF << 32 if low else 0
+        found[index] = -(high | low & ~(3 if low & 1 else 15)) & (1 << 64) - 1
+    rom = sized(device, 0x30, 1)
+    found[6] = -rom & 0xFFFF_FFFF
+    assert found == told
+    device.close()
 
 
 def test_an_ioeventfd_calls_the_writer_of_its_register() -> None:
