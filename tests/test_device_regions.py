@@ -28,6 +28,7 @@ from vfio_user import (
     stored_register,
 )
 from vfio_user.device import function_of
+from vfio_user.pci import MsiCapability, MsiXCapability
 from vfio_user.testing import RecordingLink, read_register, write_register
 from vfio_user.wire.constants import IoFdType, RegionFlags
 
@@ -254,6 +255,23 @@ def test_what_software_finds_the_size_of_is_what_a_client_is_told(make: type[Pci
     rom = sized(device, 0x30, 1)
     found[6] = -rom & 0xFFFF_FFFF
     assert found == told
+    device.close()
+
+
+@pytest.mark.parametrize("make", [Everything, Edu, Gpio], ids=lambda make: make.__name__)
+def test_the_interrupts_that_a_guest_finds_are_those_that_a_client_is_told(make: type[PciDevice]) -> None:
+    device = make()
+    msi, msix = (device.config.find_capability(id) for id in (MsiCapability.id, MsiXCapability.id))
+    found = [int(read_register(device, CONFIG, 0x3D, 1) != 0), 0, 0]
+    if msi is not None:
+        found[1] = 1 << (read_register(device, CONFIG, msi + 2, 2) >> 1 & 7)
+    if msix is not None:
+        found[2] = (read_register(device, CONFIG, msix + 2, 2) & 0x7FF) + 1
+        table, pending = (read_register(device, CONFIG, msix + at, 4) for at in (4, 8))
+        for place, size in ((table, 16 * found[2]), (pending, -(-found[2] // 64) * 8)):
+            assert (place & ~7) + size <= function_of(device).regions[place & 7].size
+        assert pending & 7 != table & 7 or not table & ~7 <= pending & ~7 < (table & ~7) + 16 * found[2]
+    assert found == [irq.count for irq in function_of(device).irqs[:3]]
     device.close()
 
 
