@@ -13,6 +13,7 @@ from tests.device_kit import open_fds
 from tests.interposer_bench import Bench, Peer, answer, read, request, write
 from userdev.interposer.upstream import Upstream
 from userdev.relay.direction import Direction
+from userdev.relay.loop import Task
 from userdev.transport import Stream, close_all
 from vfio_user.interposer import journal as journals
 from vfio_user.interposer import survival as survivals
@@ -37,6 +38,9 @@ class Next:
 
     async def died(self, timeout: float) -> bool:
         return True
+
+    async def stop(self) -> None:
+        """It has gone already."""
 
     async def reconnect(self, deadline: float) -> Stream:
         if self.peer is not None:
@@ -204,6 +208,30 @@ def test_what_is_confirmed_is_all_up_to_that_and_nothing_behind_it() -> None:
 
 
 # who comes next
+
+
+@pytest.mark.parametrize("planned", [False, True], ids=["after a crash", "on purpose"])
+def test_a_server_that_dies_while_it_takes_anothers_place_is_followed_by_a_third(planned: bool) -> None:
+    with Bench() as bench:
+        following = Next(bench)
+        survival = Survival(bench.session, following, Policy(), lambda _: None)  # type: ignore[arg-type]
+        bench.negotiate()
+        restart = Task(survival.restart(hand_over=False)) if planned else None
+        bench.server.close()
+        for _ in range(2):
+            bench.until(following.asked)
+            assert following.peer is not None
+            following.peer.close()
+            following.peer = None
+        version = bench.until(following.asked)
+        bench.client.send(read(0, 4, id=3))
+        assert following.peer is not None
+        following.peer.send(version.reply(bench.session.model.version_reply or b""))
+        following.peer.send(answer(bench.until(following.asked), b"good"))
+        assert bench.client.receive().payload[16:] == b"good"
+        assert restart is None or restart.done
+        assert not bench.session.holding.active
+        following.peer.close()
 
 
 def test_each_server_that_is_tried_gets_the_state_from_its_beginning_and_the_last_what_may_be_lost(
