@@ -334,6 +334,28 @@ def test_a_state_that_was_refused_can_be_loaded_after_a_reset() -> None:
     assert target.values["total"] == 7
 
 
+@pytest.mark.parametrize("way", ["a reset", "another client"])
+def test_a_device_that_comes_out_of_error_runs_and_is_told_so(way: str) -> None:
+    """It was stopped for a state that was refused, and would stand still for ever."""
+    device = Adder()
+    migration = Migration(device)
+    set_state(migration, MigrationState.RESUMING)
+    with pytest.raises(ProtocolError):
+        set_state(migration, MigrationState.RUNNING)
+    assert get_state(migration) is MigrationState.ERROR
+    assert device.actions == ["stop"]
+    if way == "a reset":
+        migration.was_reset()
+    else:
+        migration.detach()
+        migration.attach()
+    assert get_state(migration) is MigrationState.RUNNING
+    assert device.actions == ["stop", "start"]
+    assert device.entered[-1] is MigrationState.RUNNING
+    migration.was_reset()
+    assert device.actions == ["stop", "start"], "there was nothing to come out of"
+
+
 def take(migration: Migration, state: bytes) -> None:
     set_state(migration, MigrationState.RESUMING)
     write_data(migration, state)

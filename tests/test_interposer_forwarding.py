@@ -143,6 +143,23 @@ def test_any_way_of_cutting_the_stream_arrives_the_same(bench: Bench, seed: int)
     assert arrived == stream
 
 
+@pytest.mark.parametrize("parts", [1, 15, 16, 17, 31])
+def test_a_request_that_was_sent_in_part_reaches_another_server_whole(bench: Bench, parts: int) -> None:
+    """The one before has its beginning, and took it along."""
+    whole = write(0, 4, b"data").encode()
+    bench.client.stream.send(whole[:parts])
+    assert bench.server.receive_bytes(parts) == whole[:parts]
+    bench.session.lose_server()
+    server, near = bench.pair()
+    bench.session.replace_server(Stream(near))
+    assert server.is_silent()
+    bench.client.stream.send(whole[parts:])
+    assert server.receive().encode() == whole
+    bench.client.send(read(0, 0))
+    assert server.receive() == read(0, 0)
+    server.close()
+
+
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 100 << 20, 3])
 def test_garbage_is_passed_through(bench: Bench, size: int) -> None:
     garbage = HEADER.pack(1, 9, size, 0, 0) + b"nothing that anyone could read"

@@ -16,8 +16,9 @@ from tests.traced import Written, flag_at_work
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
 from vfio_user.cli import cli
+from vfio_user.interposer.trace.decode import describe
 from vfio_user.interposer.trace.show import PACKETS
-from vfio_user.wire import Command
+from vfio_user.wire import CURRENT, Command
 from vfio_user.wire import layouts as at
 
 
@@ -56,6 +57,28 @@ def run(*arguments: str | Path) -> str:
 
 def shown(trace: Path, *options: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in run("show", trace, "--json", *options).splitlines()]
+
+
+def test_bytes_that_are_no_message_are_told_with_their_direction(trace: Path) -> None:
+    (raw,) = [entry for entry in shown(trace) if "bytes" in entry]
+    assert (raw["direction"], raw["bytes"]) == ("to-server", "ff" * 30)
+
+
+@pytest.mark.parametrize(
+    ("flags", "operation"),
+    [
+        (0x20002, "SET"),
+        (0x10002, "GET"),
+        (0x40002, "PROBE"),
+        (0x50002, "GET|PROBE"),
+        (0x2, "none"),
+        (0xFFF80002, "none"),
+    ],
+)
+def test_a_feature_is_told_with_what_is_done_to_it(flags: int, operation: str) -> None:
+    message = request(Command.DEVICE_FEATURE, at.FEATURE.pack(16, flags) + at.DEVICE_STATE.pack(3, 0))
+    found = describe(CURRENT, message).fields
+    assert (found["feature"], found["operation"]) == ("MIG_DEVICE_STATE", operation)
 
 
 def test_messages_are_shown_by_their_names(trace: Path) -> None:
