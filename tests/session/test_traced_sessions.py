@@ -12,18 +12,19 @@ from time import monotonic_ns
 import pytest
 
 from tests.conftest import PATIENCE
+from tests.everything_device import Everything
 from tests.processes import until
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
 from userdev.descriptors import FdKind
 from userdev.relay.direction import Direction
 from userdev.trace import Note, TraceWriter
-from userdev.transport import Framer, Stream, connect
+from userdev.transport import Framer, Stream, close_all, connect
 from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.device import Quiesce
 from vfio_user.interposer.trace import MessageRecord, read_trace
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, NO_REPLY, Capabilities, Command, Message, encode_version
-from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
+from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS, REGION_INFO
 
 TO_SERVER, TO_CLIENT = Direction
 
@@ -163,6 +164,23 @@ def test_a_request_is_recorded_with_the_time_at_which_it_came(traced: Server, tr
     traced.close()
     request, reply = recorded(trace)[-2:]
     assert request.time < served.at < reply.time
+
+
+def test_descriptors_that_go_out_are_recorded_with_their_message(tmp_path: Path, trace: Path) -> None:
+    """BAR 2 of this device may be mapped, BAR 0 not."""
+    writer = TraceWriter(trace, "vfio-user", {"dialect": CURRENT.name})
+    with Server(Everything(), str(tmp_path / "s"), trace=writer) as server, closing(negotiated(server)) as stream:
+        framer = Framer(Message)
+        for bar in (0, 2):
+            ask = REGION_INFO.pack(4096, 0, bar, 0, 0, 0)
+            stream.send(Message(2 + bar, CURRENT.number(Command.GET_REGION_INFO), payload=ask).encode())
+            while (reply := framer.next()) is None:
+                framer.received(*stream.receive(framer.room()))
+            close_all(reply.fds)
+    writer.close()
+    replies = [record for record in recorded(trace) if record.message.is_reply]
+    assert [len(record.fds) for record in replies] == [0, 0, 1]
+    assert replies[-1].fds[0].kind is FdKind.MEMFD
 
 
 def test_what_came_in_the_turn_that_ends_a_session_is_recorded(traced: Server, trace: Path) -> None:
