@@ -142,13 +142,14 @@ def test_a_device_that_does_not_stand_still_yet_is_not_stopped_and_may_be_asked_
     with pytest.raises(ProtocolError) as refused:
         function.stop()
     assert refused.value.errno == errno.EBUSY
-    assert function.may_run
+    may_run = [function.may_run]
     quiet.done()
     client.run_deferred()
     assert device.events == ["quiesce", "resume"], "nobody holds it any more"
     function.stop()
-    assert not function.may_run
+    may_run.append(function.may_run)
     function.start()
+    assert may_run == [True, False]
     assert device.events == ["quiesce", "resume"] * 2
 
 

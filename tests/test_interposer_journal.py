@@ -11,6 +11,7 @@ import pytest
 
 from tests.device_kit import open_fds
 from tests.interposer_bench import Bench, Peer, answer, read, request, write
+from userdev.interposer.server_process import ServerProcess
 from userdev.interposer.upstream import Upstream
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
@@ -272,3 +273,21 @@ def test_whose_process_a_server_was_says_nothing_of_the_next(tmp_path: Path) -> 
         assert upstream.pid == os.getppid()
         bench.run(upstream.reconnect(bench.loop.now() + 60)).close()
         assert upstream.pid is None
+
+
+def test_a_server_that_is_replaced_has_the_time_to_end_well(tmp_path: Path) -> None:
+    program = tmp_path / "server"
+    program.write_text(
+        "#!/bin/sh\ntrap 'sleep 0.02; echo ended; exit 0' TERM\necho begun\nwhile :; do sleep 0.01; done\n"
+    )
+    program.chmod(0o755)
+    heard, told = os.pipe()
+    with Bench() as bench, open(heard) as lines:
+        process = ServerProcess(bench.loop, f"{program} {{socket}}", str(tmp_path / "socket"), output=told)
+        process._spawn(())
+        os.close(told)
+        assert lines.readline() == "begun\n"
+        bench.run(process.stop(30.0))
+        assert lines.read().endswith("ended\n"), "the shell says what became of its sleep, too"
+        assert process.fate == "exited with status 0"
+        process.close()
