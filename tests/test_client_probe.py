@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.everything_device import Everything
+from vfio_user.client import Client
 from vfio_user.client.config_space import ConfigSpaceDump
+from vfio_user.client.description import _not_survived, describe
+from vfio_user.client.regions import Region
+from vfio_user.server import Server
+from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire import layouts as at
 
 
 def config(capabilities: dict[int, bytes] | None = None, *, first: int = 0, size: int = 4096) -> bytearray:
@@ -94,3 +103,36 @@ def test_a_short_config_space_reads_as_ones_behind_its_end() -> None:
     space = ConfigSpaceDump(b"\x34\x12")
     assert space.ids == (0x1234, 0xFFFF)
     space.capabilities()
+
+
+# what is asked and told
+
+
+def test_what_a_request_has_no_use_for_is_zero_and_all_of_a_region_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(Everything(), str(tmp_path / "s")) as server, Client.connect(str(server.listener.address)) as client:
+        sent: list[Message] = []
+        submit = client.channel.submit
+
+        def watched(message: Message, what: str) -> Any:
+            sent.append(message)
+            return submit(message, what)
+
+        monkeypatch.setattr(client.channel, "submit", watched)
+        found = describe(client)
+        client.store(0, 0, 4, 1, posted=True)
+    assert {message.errno for message in sent} == {0}
+    number = CURRENT.number(Command.GET_REGION_INFO)
+    infos = [at.REGION_INFO.unpack(message.payload) for message in sent if message.command == number]
+    assert {(info.flags, info.cap_offset, info.size, info.offset) for info in infos} == {(0, 0, 0, 0)}
+    assert {region.index: region.type for region in found.regions if region.type} == {9: (0x8000_1AF4, 7)}
+
+
+@pytest.mark.parametrize(("vectors", "fits"), [(128, True), (129, False)])
+def test_a_table_of_interrupts_has_16_bytes_for_each(vectors: int, fits: bool) -> None:
+    """QEMU ends at one that is not within its BAR."""
+    capability = struct.pack("<BBHII", 0x11, 0, vectors - 1, 0x800, 0x000)
+    found = ConfigSpaceDump(bytes(config({0x40: capability}, first=0x40))).capabilities()
+    told = list(_not_survived([Region(0, 0x1000, 3, 0)], list(found)))
+    assert (told == []) is fits
