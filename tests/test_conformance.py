@@ -24,11 +24,10 @@ from vfio_user.client.conformance import CATALOGUE, Level, Outcome
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
-from vfio_user.wire.constants import DmaFlags, IrqSetFlags, MigrationState
+from vfio_user.wire.constants import IrqSetFlags, MigrationState
 from vfio_user.wire.layouts import (
     DEVICE_INFO,
     DIRTY_RANGE_V6,
-    DMA_MAP,
     IRQ_INFO,
     IRQ_SET,
     REGION_ACCESS,
@@ -295,14 +294,6 @@ class RefusesWhatComesFirstWrongly(Fault):
 FIRST = CURRENT.number(Command.GET_INFO)
 
 
-class WritesWhatMayOnlyBeRead(Fault):
-    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
-        if command is Command.DMA_MAP:
-            argsz, flags, *rest = DMA_MAP.unpack(message.payload)
-            message.payload = DMA_MAP.pack(argsz, flags | DmaFlags.WRITE, *rest)
-        return proceed(command, message)
-
-
 STATES = ("migration", "mig_data")
 ONE_REFUSAL: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
     (RefusesTheTrigger(), ("set_irqs", "reset"), {"set_irqs/trigger"}),
@@ -393,11 +384,6 @@ def test_a_fault_fails_the_checks_for_it_and_no_others(
 ) -> None:
     with InProcess(tmp_path, Everything, session=with_fault(fault)) as target:
         assert set(failed(target.results(*groups))) == expected
-
-
-def test_a_device_that_writes_what_may_only_be_read_fails_the_check_for_that(tmp_path: Path) -> None:
-    with InProcess(tmp_path, Edu, session=with_fault(WritesWhatMayOnlyBeRead())) as target:
-        assert set(failed(target.results("device_dma"))) == {"device_dma/read-only"}
 
 
 def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Source of the errors: QEMU's hw/vfio-user/device.c and container.c (reference: d
 from __future__ import annotations
 
 import errno
-from collections import deque
+from collections import Counter, deque
 
 from userdev.errors import ProtocolError
 from userdev.layout import Layout
@@ -28,12 +28,16 @@ class Service:
         self.max_data = MAX_DATA
         self.interrupts: deque[int] = deque()
         """Sub-index of each VM_INTERRUPT received, oldest first."""
-        self.served: dict[Command, int] = {}
-        """How many requests of each command were answered well."""
+        self.asked: Counter[Command] = Counter()
+        """How many requests of each command came."""
+        self.served: Counter[Command] = Counter()
+        """How many of them were answered well."""
 
     def answer(self, message: Message) -> Message | None:
         """The reply to one request. As with QEMU, an error is told even to a sender that wants no reply."""
         command = self.dialect.command(message.command)
+        if command is not None:
+            self.asked[command] += 1
         try:
             payload = self._answer(command, message)
         except ProtocolError as error:
@@ -41,7 +45,7 @@ class Service:
         finally:
             close_all(message.fds)
         assert command is not None
-        self.served[command] = self.served.get(command, 0) + 1
+        self.served[command] += 1
         return message.reply(payload) if message.wants_reply else None
 
     def _answer(self, command: Command | None, message: Message) -> bytes:

@@ -1,0 +1,133 @@
+"""Conformance's checks of what edu does by itself, each against a server that is wrong in what the check is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, with_fault
+from userdev.errors import ProtocolError
+from userdev.transport import close_all
+from userdev_servers.edu import TO_RAM, Edu
+from vfio_user.client.conformance import CATALOGUE, Outcome, run
+from vfio_user.device import PciDevice
+from vfio_user.server.session import Session
+from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire.constants import DmaFlags
+from vfio_user.wire.layouts import DMA_MAP
+
+UNMAP_REPLY = 24
+"""Bytes of a good one that has no bitmap."""
+
+
+class MapsNothing(Fault):
+    """Asks by message for what it could have mapped."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DMA_MAP:
+            close_all(message.fds)
+            message.fds = []
+        return proceed(command, message)
+
+
+class WritesWhatMayOnlyBeRead(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DMA_MAP:
+            argsz, flags, *rest = DMA_MAP.unpack(message.payload)
+            message.payload = DMA_MAP.pack(argsz, flags | DmaFlags.WRITE, *rest)
+        return proceed(command, message)
+
+
+class UnmapsNothing(Fault):
+    """Says that it has."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        return (message.payload[:UNMAP_REPLY], []) if command is Command.DMA_UNMAP else proceed(command, message)
+
+
+class KeepsItsMappings(Fault):
+    """Unmaps what it had no descriptor of, and says that it has unmapped the rest."""
+
+    mapped = False
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.DMA_MAP:
+            self.mapped = bool(message.fds)
+        if command is Command.DMA_UNMAP and self.mapped:
+            return message.payload[:UNMAP_REPLY], []
+        return proceed(command, message)
+
+
+class MapsNothingAtAll(Fault):
+    """Says that it has."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is not Command.DMA_MAP:
+            return proceed(command, message)
+        close_all(message.fds)
+        return b"", []
+
+
+class StuckEdu(Edu):
+    """Is busy for good where its DMA is refused."""
+
+    def run_dma(self) -> None:
+        try:
+            if self.command & TO_RAM:
+                self.dma.write(self.transfer[1], bytes(1))
+        except ProtocolError:
+            return
+        super().run_dma()
+
+
+class BlottingEdu(Edu):
+    """Writes a byte more than it was told to."""
+
+    def run_dma(self) -> None:
+        source, destination, length = self.transfer
+        if self.command & TO_RAM:
+            self.transfer[2] += 1
+        super().run_dma()
+        self.transfer[:] = source, destination, length
+
+
+FAULTS: tuple[tuple[Fault, Callable[[], PciDevice], set[str]], ...] = (
+    (Fault(), Edu, set()),
+    (Fault(), BlottingEdu, {"by-message", "by-mapping"}),
+    (MapsNothing(), Edu, {"by-mapping"}),
+    (MapsNothingAtAll(), Edu, {"by-message", "by-mapping", "read-only", "refused", "unmapped"}),
+    (WritesWhatMayOnlyBeRead(), Edu, {"read-only"}),
+    (UnmapsNothing(), Edu, {"unmapped"}),
+    (KeepsItsMappings(), Edu, {"unmapped"}),
+    (Fault(), StuckEdu, {"read-only", "refused", "unmapped"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "device", "expected"),
+    FAULTS,
+    ids=[f"{type(fault).__name__}-{device.__name__}" for fault, device, _ in FAULTS],
+)
+def test_a_fault_fails_the_checks_for_it_and_no_others(
+    tmp_path: Path, fault: Fault, device: Callable[[], PciDevice], expected: set[str]
+) -> None:
+    with InProcess(tmp_path, device, session=with_fault(fault)) as target:
+        assert {check.removeprefix("device_dma/") for check in failed(target.results("device_dma"))} == expected
+
+
+def test_each_check_can_fail() -> None:
+    assert set().union(*(expected for _, _, expected in FAULTS)) == {
+        check.id.removeprefix("device_dma/") for check in CATALOGUE if check.group == "device_dma"
+    }
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"), [(WritesWhatMayOnlyBeRead(), "read-only"), (KeepsItsMappings(), "unmapped")]
+)
+def test_what_is_written_is_seen_also_where_no_check_was_before(tmp_path: Path, fault: Fault, check: str) -> None:
+    """The buffer is as after a start then: full of zeros."""
+    chosen = [each for each in CATALOGUE if each.id == f"device_dma/{check}"]
+    with InProcess(tmp_path, Edu, session=with_fault(fault)) as target:
+        assert [result.outcome for result in run(chosen, target, CURRENT)] == [Outcome.FAIL]
