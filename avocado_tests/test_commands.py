@@ -82,6 +82,8 @@ class Commands(GuestTest):
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("liveness", done.stderr)
         self.assertIn("FAIL", done.stdout)
+        page = Path(self.workdir) / done.stdout.split()[-1]
+        self.assertIn("liveness", page.read_text())
 
     def test_bad_input_is_a_sentence(self) -> None:
         for arguments, said in (

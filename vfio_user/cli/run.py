@@ -24,6 +24,7 @@ from vfio_user.harness.family import VFIO_USER
 from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
+from vfio_user.page.names import INDEX
 
 
 @click.command()
@@ -185,7 +186,8 @@ class _Printer(_Quiet):
         click.echo(f"{outcome.seconds:7.2f} s  {mark}  {part.proves}: {_summary(outcome)}")
 
     def end(self, lab: Lab, good: bool) -> None:
-        click.echo(f"\n{'All right' if good else 'WRONG'}, in {lab.timeline.now:.1f} s. Logs: {_short(lab.folder)}")
+        where = f"Logs: {_short(lab.folder)}" if good else f"Page: {_short(lab.folder / INDEX)}"
+        click.echo(f"\n{'All right' if good else 'WRONG'}, in {lab.timeline.now:.1f} s. {where}")
         for path in sorted(lab.folder.glob("*.trace")):
             click.echo(f"trace: {_short(path)}; `vfio-user trace stats` counts it")
 
