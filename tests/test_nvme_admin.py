@@ -257,6 +257,18 @@ def test_format_makes_zeros_of_blocks_of_the_size_asked_for(host: Host, tmp_path
     assert (tmp_path / "disk.img").read_bytes()[size : size + 4096] == b"\x11" * 4096
 
 
+@pytest.mark.parametrize("blocks", [9, 8, 7, 1])
+def test_a_format_of_larger_blocks_and_back_leaves_a_namespace_as_large_as_it_was(tmp_path: Path, blocks: int) -> None:
+    """What is no whole block at the end is not used meanwhile; where no block is left the format is refused."""
+    with controller(tmp_path, f"{tmp_path / 'odd'}:{blocks * 512}") as (_, host):
+        host.enable()
+        outcome = host.admin.do(Admin.FORMAT_NVM, nsid=1, cdw10=1).status
+        assert outcome == (0 if blocks >= 8 else Status.INVALID_FORMAT)
+        assert unpack_from("<Q", host.identify(0, 1))[0] == (1 if blocks >= 8 else blocks)
+        assert host.admin.do(Admin.FORMAT_NVM, nsid=1).status == 0
+        assert unpack_from("<Q", host.identify(0, 1))[0] == blocks
+
+
 def attach(host: Host, nsid: int, action: int) -> int:
     page = host.allocate(PAGE)
     host.write(page, pack("<HH", 1, 0))

@@ -180,6 +180,8 @@ BOUNDS: dict[str, tuple[int, dict[str, int], int]] = {
     "its other threshold": (Admin.SET_FEATURES, sensor(0, 1), GOOD),
     "a threshold that it has not": (Admin.SET_FEATURES, sensor(0, 2), BAD),
     "nor this": (Admin.SET_FEATURES, sensor(0, 3), BAD),
+    "all sensors": (Admin.SET_FEATURES, sensor(0xF, 0), GOOD),
+    "all sensors to get": (Admin.GET_FEATURES, sensor(0xF, 0), BAD),
     "a second sensor": (Admin.SET_FEATURES, sensor(1, 0), BAD),
     "a second sensor to get": (Admin.GET_FEATURES, sensor(1, 0), BAD),
     "a feature's default": (Admin.GET_FEATURES, {"cdw10": Feature.ARBITRATION | 1 << 8}, GOOD),

@@ -137,7 +137,7 @@ def format_nvm(controller: Controller, command: Command) -> int | None:
         chosen = [namespace for namespace in controller.namespaces if namespace.active]
     else:
         chosen = [controller.active_namespace(command.nsid)]
-    if place >= len(FORMATS) or rest:
+    if place >= len(FORMATS) or rest or not all(namespace.blocks_of(FORMATS[place]) for namespace in chosen):
         raise Failure(Status.INVALID_FORMAT)
     if erase > 1:
         raise Failure(Status.INVALID_FIELD)
@@ -156,9 +156,7 @@ def format_nvm(controller: Controller, command: Command) -> int | None:
             namespace.being_formatted = False
         if outcome is None:
             for namespace in chosen:
-                size = namespace.size
-                namespace.shift = FORMATS[place]
-                namespace.blocks = size >> namespace.shift
+                namespace.blocks, namespace.shift = namespace.blocks_of(FORMATS[place]), FORMATS[place]
                 controller.namespace_changed(namespace)
         return write_failure(controller, outcome)
 

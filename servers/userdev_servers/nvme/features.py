@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from userdev_servers.nvme.controller import Controller
     from userdev_servers.nvme.queues import Command
 
+_ALL_SENSORS = 0xF  # where a threshold is set (section 5.21.1.4)
 TEMPERATURE = 0x143
 """Kelvin, always: 50 degrees Celsius."""
 _ALL_ONES = 0xFFFF
@@ -76,7 +77,7 @@ def set_features(controller: Controller, command: Command) -> int | None:
         case Feature.NUMBER_OF_QUEUES:
             return _set_queues(controller, value)
         case Feature.TEMPERATURE_THRESHOLD:
-            controller.settings[_threshold(command)] = value & 0xFFFF
+            controller.settings[_threshold(command, _ALL_SENSORS)] = value & 0xFFFF
             _warn(controller)
         case Feature.ASYNC_EVENT_CONFIG:
             controller.settings[feature] = value
@@ -123,10 +124,10 @@ def _set_write_cache(controller: Controller, command: Command, enabled: int) -> 
     return None
 
 
-def _threshold(command: Command) -> int:
-    """Which threshold is meant. There is one sensor, number 0."""
+def _threshold(command: Command, *others: int) -> int:
+    """Which threshold is meant. There is one sensor, number 0, which can have `others`."""
     sensor, which = command.cdw11 >> 16 & 0xF, command.cdw11 >> 20 & 3
-    if sensor or which > 1:
+    if sensor not in (0, *others) or which > 1:
         raise Failure(Status.INVALID_FIELD)
     return UNDER_TEMPERATURE if which else Feature.TEMPERATURE_THRESHOLD
 

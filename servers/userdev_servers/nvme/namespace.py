@@ -45,6 +45,13 @@ class Namespace:
         """Bytes."""
         return self.blocks << self.shift
 
+    def blocks_of(self, shift: int) -> int:
+        """Blocks of `1 << shift` bytes that it would have. One that has all of its image keeps all that is no part of
+        a block now.
+        """
+        has_all = self.blocks == self.backing.size >> self.shift
+        return (self.backing.size if has_all else self.size) >> shift
+
     @property
     def read_only(self) -> bool:
         """Whether its image was opened for reading alone."""
