@@ -50,7 +50,7 @@ from guest_pci import (
 # _IO(';', 100 + n)
 _SET_IOMMU, _GROUP_GET_STATUS, _GROUP_SET_CONTAINER, _GROUP_GET_DEVICE_FD = 0x3B66, 0x3B67, 0x3B68, 0x3B6A
 _GET_INFO, _GET_REGION_INFO, _GET_IRQ_INFO, _SET_IRQS, _RESET = 0x3B6B, 0x3B6C, 0x3B6D, 0x3B6E, 0x3B6F
-_MAP_DMA, _UNMAP_DMA = 0x3B71, 0x3B72
+_MAP_DMA = 0x3B71
 
 _TYPE1V2_IOMMU = 3
 DRIVERS = ("vfio-pci", "vfio_iommu_type1")
@@ -171,12 +171,6 @@ class VfioDevice:
         """Let the device read and write `mapping` at its address (IOVA) `address`."""
         where = address_of(mapping)
         fcntl.ioctl(self._container, _MAP_DMA, struct.pack("IIQQQ", 32, _DMA_READ_WRITE, where, address, len(mapping)))
-
-    def unmap_dma(self, address: int, size: int) -> int:
-        """Take memory away from the device; returns the bytes that were mapped there."""
-        done = _ioctl(self._container, _UNMAP_DMA, struct.pack("IIQQ", 24, 0, address, size))
-        unmapped: int = struct.unpack("IIQQ", done)[3]
-        return unmapped
 
     @property
     def can_reset(self) -> bool:
