@@ -28,12 +28,16 @@ from userdev.errors import ProtocolError, UserError
 from userdev.interposer.control.command import ControlCommand
 from userdev.interposer.control.commands import MAX_SCENARIO, SetFaults
 from userdev.interposer.control.server import ControlServer
+from userdev.process import Deadline
 from userdev.relay.backlog import Backlog
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Future, Loop
 from userdev_servers import rng
 from userdev_servers.block import images
+from vfio_user.client.memory import AddressSpace
+from vfio_user.client.service import Service
 from vfio_user.harness.mishaps import Mishaps
+from vfio_user.harness.qmp import EventLog
 from vfio_user.interposer.pairing import Pairing, PendingRequest
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 from vfio_user.migration import Migration
@@ -41,9 +45,9 @@ from vfio_user.server import dirty_pages, migration_commands
 from vfio_user.server.connection import ClientGone
 from vfio_user.server.owed import Owed
 from vfio_user.server.requests import ClientRequests
-from vfio_user.wire import CURRENT, REGION_MIGRATION, Message
+from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Message
 from vfio_user.wire.constants import DirtyPagesFlags, Feature, FeatureFlags
-from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, FEATURE, LOGGING_REPORT
+from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, FEATURE, LOGGING_REPORT, VM_INTERRUPT
 from vhost_user.backend.misses import Misses
 from vhost_user.frontend import BackEndError, device_state
 from vhost_user.interposer.unanswered import Unanswered
@@ -416,7 +420,31 @@ def descriptors_of_a_ring(bound: int, folder: Path) -> None:
                 kind(guest, 2 * bound).ring()
 
 
+def interrupts_that_nobody_takes(bound: int, folder: Path) -> None:
+    service = Service(DRAFT_V6, AddressSpace())
+    for number in range(3 * bound):
+        payload = VM_INTERRUPT.pack(number)
+        assert service.answer(Message(1, DRAFT_V6.number(Command.VM_INTERRUPT), payload=payload)) is not None
+    assert list(service.interrupts) == list(range(2 * bound, 3 * bound))
+    assert service.served[Command.VM_INTERRUPT] == 3 * bound
+
+
+def events_that_nobody_takes(bound: int, folder: Path) -> None:
+    log = EventLog()
+    looking_on = log.branch()
+    log.put({"event": "STOP"})
+    for number in range(3 * bound):
+        log.put({"event": "RTC_CHANGE", "data": {"offset": number}})
+    for each in (log, looking_on):
+        assert len(each._waiting) == bound
+        assert each.take("STOP", {}, Deadline(0))
+        last = [each.take("RTC_CHANGE", {}, Deadline(0))["data"]["offset"] for _ in range(bound - 1)]
+        assert last == list(range(2 * bound + 1, 3 * bound))
+
+
 BOUNDS: Mapping[str, tuple[int, Bound]] = {
+    "vfio_user.client.service:MOST": (5, interrupts_that_nobody_takes),
+    "vfio_user.harness.qmp:MOST": (5, events_that_nobody_takes),
     "vfio_user.server.requests:MAX_DEPTH": (3, handlers_that_wait),
     "vfio_user.server.dirty_pages:MAX_REPLY": (128, bitmap_of_v1),
     "vfio_user.server.migration_commands:MAX_BITMAP": (64, bitmap_of_v2),
@@ -458,7 +486,7 @@ _NAMED = re.compile(
 )
 ROOMS = ("userdev", "vhost_user", "servers/userdev_servers")
 ROOMS_OF_VFIO_USER = ("server", "client", "device", "migration", "interposer", "wire")
-CHANNELS = ("agent", "console", "log", "mishaps")
+CHANNELS = ("agent", "console", "log", "mishaps", "qmp")
 
 
 def bounds_there_are() -> set[str]:

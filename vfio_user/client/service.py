@@ -17,6 +17,8 @@ from vfio_user.wire.layouts import DMA_ACCESS_32, VM_INTERRUPT, VfioUserDmaAcces
 
 _C_PADDING = 4
 """A 32-bit count leaves 4 bytes at the end of the C structure; clients of that time send them behind the data."""
+MOST = 4096
+"""Interrupts kept for whoever takes them. A server may send any number, and a client need not take one."""
 
 
 class Service:
@@ -26,8 +28,8 @@ class Service:
         self.dialect = dialect
         self.memory = memory
         self.max_data = MAX_DATA
-        self.interrupts: deque[int] = deque()
-        """Sub-index of each VM_INTERRUPT received, oldest first."""
+        self.interrupts: deque[int] = deque(maxlen=MOST)
+        """Sub-index of each VM_INTERRUPT received, oldest first, of the last `MOST`; `served` counts all."""
         self.asked: Counter[Command] = Counter()
         """How many requests of each command came."""
         self.served: Counter[Command] = Counter()

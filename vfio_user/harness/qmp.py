@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,9 @@ from userdev.process import Deadline
 from vfio_user.harness.log import LogFile
 
 T = TypeVar("T")
+
+MOST = 1024
+"""Events kept for whoever will wait for them."""
 
 # The library logs every lost connection as an error; ours are raised, and logged to the machine's own file.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -68,7 +72,11 @@ def matches(pattern: object, value: object) -> bool:
 
 
 class EventLog:
-    """Events in the order of their arrival; a wait takes the first that matches and leaves the others."""
+    """Events in the order of their arrival; a wait takes the first that matches and leaves the others.
+
+    Of those that nobody takes the last `MOST` are kept: of more, the oldest of the most frequent name is forgotten, so
+    that a guest that sets its clock all day costs nobody the one STOP.
+    """
 
     def __init__(self) -> None:
         self._arrived = threading.Condition()
@@ -93,6 +101,8 @@ class EventLog:
     def put(self, event: dict[str, Any]) -> None:
         """Add an event, wake those that wait, and tell branches and listeners; any thread may call it."""
         with self._arrived:
+            if len(self._waiting) >= MOST:
+                self._forget_one()
             self._waiting.append(event)
             self._arrived.notify_all()
             for branch in self._branches:
@@ -154,6 +164,11 @@ class EventLog:
         """Drop the events that arrived so far, all or those of one name."""
         with self._arrived:
             self._waiting = [event for event in self._waiting if name is not None and event["event"] != name]
+
+    def _forget_one(self) -> None:
+        names = [event["event"] for event in self._waiting]
+        ((commonest, _),) = Counter(names).most_common(1)
+        del self._waiting[names.index(commonest)]
 
     def _others(self) -> str:
         names = [event["event"] for event in self._waiting]
