@@ -91,6 +91,11 @@ ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
         "a_malformed_command_is_refused_and_nothing_else_happens": ["userdev_servers.nvme.spec:MAX_TRANSFER_SHIFT"],
         "a_ring_of_segments_ends": ["userdev_servers.nvme.pointers:MAX_DESCRIPTORS"],
     },
+    "test_state_pieces.py": {
+        "the_interposer_keeps_no_piece_that_the_migration_region_has_no_room_for": [
+            "vfio_user.interposer.migration_region:MAX_PIECE"
+        ],
+    },
     "test_trace_file.py": {
         "a_damaged_length_ends_the_reading": ["userdev.trace.format:MAX_RECORD"],
         "a_damaged_record_ends_the_reading_and_what_was_before_it_is_there": ["userdev.trace.format:MAX_TIME_NS"],

@@ -135,7 +135,7 @@ def test_the_interposer_writes_a_piece_of_the_migration_region_in_pieces(state: 
     pieces = [state] if state is SOMEBODYS else [state[:PIECE], state[PIECE:]]
     with Bench() as bench:
         bench.negotiate()
-        migration = RegionMigration(bench.session, window.index)
+        migration = RegionMigration(bench.session, window.index, len(window.content))
 
         def answer(message: Message) -> Message:
             offset, region, count = access = REGION_ACCESS.unpack(message.payload)
@@ -151,6 +151,52 @@ def test_the_interposer_writes_a_piece_of_the_migration_region_in_pieces(state: 
             served(bench, migration.write(len(piece).to_bytes(8, "little") + piece), answer)
     assert window.writes == sizes
     assert window.content[4096:].startswith(pieces[-1])
+
+
+@pytest.mark.parametrize(
+    "says", [65, 1 << 20, 1 << 63], ids=["a byte more than there is", "more than is kept", "anything"]
+)
+def test_the_interposer_keeps_no_piece_that_the_migration_region_has_no_room_for(
+    says: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever says so, the server or the state that is to be loaded."""
+    size = 4096 + 64 if says == 65 else 1 << 62
+    monkeypatch.setattr("vfio_user.interposer.migration_region.MAX_PIECE", 64)
+    asked: list[int] = []
+
+    def answer(message: Message) -> Message:
+        offset, _, count = REGION_ACCESS.unpack(message.payload)
+        asked.append(offset)
+        value = {8: 1, DATA_OFFSET[0]: 4096, 24: says, 0: 2}.get(offset)
+        assert value is not None, "the state is not asked for"
+        return message.reply(message.payload + value.to_bytes(count, "little"))
+
+    with Bench() as bench:
+        bench.negotiate()
+        migration = RegionMigration(bench.session, 9, size)
+        with pytest.raises(RequestRefused) as refused:
+            served(bench, migration.read(64), answer)
+        assert refused.value.errno == errno.EIO
+        for _ in range(2):
+            with pytest.raises(RequestRefused) as refused:
+                served(bench, migration.write((1 << 20).to_bytes(8, "little") + bytes(64)), answer)
+            assert refused.value.errno == errno.EINVAL
+        assert asked[-1] == 24
+
+
+@pytest.mark.parametrize("more", [1, -32], ids=["more", "nothing"])
+def test_state_that_is_answered_with_more_or_less_than_was_asked_for_is_refused(more: int) -> None:
+    def answer(message: Message) -> Message:
+        offset, _, count = REGION_ACCESS.unpack(message.payload)
+        value = {8: 1, DATA_OFFSET[0]: 4096, 24: 32}.get(offset)
+        data = bytes(count + more) if value is None else value.to_bytes(count, "little")
+        return message.reply(message.payload + data)
+
+    with Bench() as bench:
+        bench.negotiate()
+        with pytest.raises(RequestRefused) as refused:
+            served(bench, RegionMigration(bench.session, 9, 1 << 20).read(64), answer)
+        assert refused.value.errno == errno.EIO
 
 
 def test_a_server_that_takes_a_body_in_one_receive_gets_all_of_a_large_state() -> None:

@@ -28,6 +28,8 @@ _ROOM = 4096
 """Bytes for a region's description with its capabilities."""
 _LENGTH = 8
 """Bytes of the length before each piece."""
+MAX_PIECE = 256 << 20
+"""Bytes of a piece, which is kept whole here: what a server says of its region and its state is any 64-bit number."""
 
 _VALUES = {State.STOP: 0, State.RUNNING: 1, State.STOP_COPY: 2, State.PRE_COPY: 3, State.RESUMING: 4, State.ERROR: 6}
 _STATES = {value: state for state, value in _VALUES.items()}
@@ -49,19 +51,20 @@ async def find(session: ForwardedSession) -> RegionMigration | None:
         request = at.REGION_INFO.pack(_ROOM, 0, index, 0, 0, 0)
         region, _ = decode_region_info((await own_calls.request(session, Command.GET_REGION_INFO, request)).payload)
         if region.type == MIGRATION_REGION_TYPE and region.size:
-            return RegionMigration(session, index)
+            return RegionMigration(session, index, region.size)
     return None
 
 
 class RegionMigration:
     """A form of `ServerMigration`."""
 
-    def __init__(self, session: ForwardedSession, region: int) -> None:
+    def __init__(self, session: ForwardedSession, region: int, size: int) -> None:
+        """Migrate by this region, of `size` bytes."""
         self._session = session
-        self._region = region
+        self._region, self._size = region, size
         self._pieces = StatePieces()
-        self._to_read = b""
-        self._to_write = b""
+        self._to_read = bytearray()
+        self._to_write = bytearray()
         self._loaded = False
         """All of the state has been written, and v1 has no other end of RESUMING than RUNNING."""
 
@@ -103,7 +106,7 @@ class RegionMigration:
         if now == State.RESUMING and state == State.STOP:
             self._loaded = True
         else:
-            self._to_read = self._to_write = b""
+            self._to_read, self._to_write = bytearray(), bytearray()
             self._loaded = False
             for step in (_BY_WAY_OF.get((now, state)), state):
                 if step is not None:
@@ -114,12 +117,14 @@ class RegionMigration:
         """Read at most `size` bytes of v1's pieces, each with its length (8 bytes, little-endian) before it.
 
         Raises:
-            RequestRefused: EIO, the server announces state that does not come; or the server's errno.
+            RequestRefused: EIO, the server announces state that does not come, or more than its region has; or the
+                server's errno.
         """
         if not self._to_read:
             piece = await self._read_piece()
-            self._to_read = len(piece).to_bytes(_LENGTH, "little") + piece if piece else b""
-        found, self._to_read = self._to_read[:size], self._to_read[size:]
+            self._to_read += len(piece).to_bytes(_LENGTH, "little") + piece if piece else b""
+        found = bytes(self._to_read[:size])
+        del self._to_read[:size]
         return found
 
     @property
@@ -131,14 +136,19 @@ class RegionMigration:
         """Take a part of the stream that `read` gives, and write each piece that is whole now.
 
         Raises:
-            RequestRefused: the server refuses.
+            RequestRefused: EINVAL, a piece that the region has no room for; or the server's errno.
         """
         self._to_write += data
         while len(self._to_write) >= _LENGTH:
-            end = _LENGTH + int.from_bytes(self._to_write[:_LENGTH], "little")
+            size = int.from_bytes(self._to_write[:_LENGTH], "little")
+            if size > min(self._size, MAX_PIECE):
+                del self._to_write[_LENGTH:]
+                raise RequestRefused(f"a piece of {size:,} bytes of state", errno.EINVAL)
+            end = _LENGTH + size
             if len(self._to_write) < end:
                 return
-            piece, self._to_write = self._to_write[_LENGTH:end], self._to_write[end:]
+            piece = bytes(self._to_write[_LENGTH:end])
+            del self._to_write[:end]
             await self._write_piece(piece)
 
     async def start_logging(self, page_size: int, ranges: Iterable[IovaRange] | None = None) -> None:
@@ -172,18 +182,22 @@ class RegionMigration:
         payload = await self._dirty_pages(DirtyPagesFlags.GET_BITMAP, tail, room=room)
         return payload[-size:]
 
-    async def _read_piece(self) -> bytes:
+    async def _read_piece(self) -> bytearray:
         if not await self._load(PENDING_BYTES):
-            return b""
+            return bytearray()
         offset = await self._load(DATA_OFFSET)
         left = await self._load(DATA_SIZE)
         if not left and await self.state() != State.PRE_COPY:
             raise RequestRefused("state that is pending and does not come", errno.EIO)
-        piece, limit = b"", own_calls.data_limit(self._session)
+        if left > MAX_PIECE or offset + left > self._size:
+            where = f"{left:,} bytes at {offset:#x} of its migration region"
+            raise RequestRefused(f"{where}, which has {self._size:,}", errno.EIO)
+        piece, limit = bytearray(), own_calls.data_limit(self._session)
         while left:
-            data = await own_calls.region_read(self._session, self._region, offset + len(piece), min(left, limit))
-            if not data:
-                raise RequestRefused("state that ends before its end", errno.EIO)
+            asked = min(left, limit)
+            data = await own_calls.region_read(self._session, self._region, offset + len(piece), asked)
+            if not 0 < len(data) <= asked:
+                raise RequestRefused(f"{asked:,} bytes of state, answered with {len(data):,}", errno.EIO)
             piece += data
             left -= len(data)
         return piece
