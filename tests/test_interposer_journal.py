@@ -99,6 +99,21 @@ def test_a_request_under_an_id_that_another_travels_under_gets_its_own_answer() 
 
 # the journal
 
+
+@pytest.mark.parametrize("errno_", [0, errno.EINVAL], ids=["answered well", "refused"])
+def test_an_answer_of_any_sort_says_that_what_was_posted_before_is_done(errno_: int) -> None:
+    with Bench() as bench:
+        survival = Survival(bench.session, Next(bench), Policy(), lambda _: None)  # type: ignore[arg-type]
+        bench.negotiate()
+        for _ in range(journals.BARRIER_AT):
+            bench.client.send(write(0, 0, b"data", posted=True))
+        posted = [bench.server.receive() for _ in range(journals.BARRIER_AT + 1)]
+        assert survival.status()["unanswered"] == journals.BARRIER_AT
+        bench.server.send(posted[-1].error(errno_) if errno_ else posted[-1].reply(bytes(16)))
+        bench.settle()
+        assert survival.status()["unanswered"] == 0
+
+
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 

@@ -111,9 +111,18 @@ async def ask(
 
 async def device_info(session: ForwardedSession, *, timeout: float = TIMEOUT_SECONDS) -> bytes:
     """GET_INFO; returns the reply's payload."""
+    return (await request(session, Command.GET_INFO, _info_asked(session), timeout=timeout)).payload
+
+
+async def barrier(session: ForwardedSession, *, timeout: float = TIMEOUT_SECONDS) -> None:
+    """Ask the server something harmless: with its answer, a refusal as well, all that it was sent before is done."""
+    asked = Message(0, session.dialect.number(Command.GET_INFO), payload=_info_asked(session))
+    await exchange(session, Direction.TO_SERVER, asked, timeout=timeout)
+
+
+def _info_asked(session: ForwardedSession) -> bytes:
     wants_struct = session.dialect.shapes[Command.GET_INFO].request is not None
-    payload = at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
-    return (await request(session, Command.GET_INFO, payload, timeout=timeout)).payload
+    return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
 
 
 async def region_read(session: ForwardedSession, region: int, offset: int, size: int) -> bytes:

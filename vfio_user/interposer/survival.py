@@ -287,11 +287,11 @@ class Survival:
                 self._barrier = None
 
     async def _confirm(self) -> None:
-        """Ask the server something harmless: with its answer, what was posted before is done."""
+        """Wait until the server has dealt with what was posted."""
         try:
             while self._journal.wants_barrier:  # more may have been posted meanwhile, and nothing after it
                 number = self._journal.last
-                await own_calls.device_info(self._session, timeout=self.policy.budget)
+                await own_calls.barrier(self._session, timeout=self.policy.budget)
                 self._journal.confirm(number)
         except _FAILURES:
             return
@@ -300,7 +300,7 @@ class Survival:
 
     async def _quiet(self) -> None:
         """Wait until the server has dealt with everything it was sent; the client is held."""
-        await own_calls.device_info(self._session, timeout=self.policy.budget)
+        await own_calls.barrier(self._session, timeout=self.policy.budget)
         deadline = time.monotonic() + self.policy.budget
         while self._journal.requests():
             if time.monotonic() > deadline:
