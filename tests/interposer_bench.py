@@ -205,9 +205,11 @@ def write(region: int, offset: int, data: bytes, *, id: int = 7, posted: bool = 
     return request(Command.REGION_WRITE, access, id=id, posted=posted)
 
 
-def dma_map(iova: int, size: int, fd: int | None = None, *, id: int = 7, offset: int = 0) -> Message:
+def dma_map(
+    iova: int, size: int, fd: int | None = None, *, id: int = 7, offset: int = 0, posted: bool = False
+) -> Message:
     payload = at.DMA_MAP.pack(at.DMA_MAP.size, 3, offset, iova, size)
-    return request(Command.DMA_MAP, payload, id=id, fds=[] if fd is None else [fd])
+    return request(Command.DMA_MAP, payload, id=id, fds=[] if fd is None else [fd], posted=posted)
 
 
 def answer(asked: Message, data: bytes) -> Message:

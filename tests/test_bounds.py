@@ -207,12 +207,13 @@ def bytes_kept(bound: int, folder: Path) -> None:
 
 def requests_without_answer(bound: int, folder: Path) -> None:
     before = open_fds()
-    pairing = Pairing()
+    pairing, told = Pairing(), list[Message | None]()
     for number in range(3 * bound):
         message = Message(7, 1, 0, fds=[os.open(os.devnull, os.O_RDONLY)])
-        pairing.sent(7, PendingRequest(number, 1, message))
+        pairing.sent(7, PendingRequest(number, 1, message, answered=(told.append,)))
     assert len(pairing) == bound + 1, "the one that the next reply answers is beside them"
     assert len(open_fds() - before) == bound + 1, "what is forgotten keeps no descriptor"
+    assert told == [None] * (2 * bound - 1), "whoever waits for its reply hears that none will come"
     pairing.close()
     assert open_fds() == before
 

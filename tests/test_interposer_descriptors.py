@@ -1,7 +1,8 @@
-"""Descriptors that reach the interposer and go no further are closed."""
+"""Descriptors that reach the interposer and go no further are closed; what is captured is where the server has it."""
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 
@@ -10,11 +11,15 @@ import pytest
 from tests.descriptors import fd_count
 from tests.interposer_bench import Bench, Peer, dma_map, request
 from userdev.transport import close_all
+from vfio_user.client import EventFd
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.pairing import LIMIT
 from vfio_user.wire import CURRENT, MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags
+
+_WIRED = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
+_DISABLED = IrqSetFlags.DATA_NONE | IrqSetFlags.TRIGGER
 
 
 def with_an_eventfd(peer: Peer, message: Message) -> None:
@@ -29,9 +34,8 @@ def test_those_of_a_dma_access_that_is_answered_here() -> None:
         CaptureDma(bench.session)
         memory = os.memfd_create("guest")
         os.ftruncate(memory, 4096)
-        bench.client.send(dma_map(0, 4096, memory))
+        assert bench.exchange(dma_map(0, 4096, memory)).fds == []
         os.close(memory)
-        assert bench.server.receive().fds == []
         before = fd_count(collect=True)
         with_an_eventfd(bench.server, Message(7, CURRENT.number(Command.DMA_READ), payload=at.DMA_ACCESS.pack(0, 16)))
         assert bench.server.receive().is_reply
@@ -40,8 +44,6 @@ def test_those_of_a_dma_access_that_is_answered_here() -> None:
 
 def test_those_of_interrupts_that_the_client_takes_back() -> None:
     """It closes its own then, and believes that nobody signals it any more."""
-    wired = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
-    disabled = IrqSetFlags.DATA_NONE | IrqSetFlags.TRIGGER
 
     def set_irqs(flags: IrqSetFlags, start: int, count: int, index: int = IrqIndex.MSIX, given: int = 0) -> int:
         """How many descriptors there are afterwards."""
@@ -54,16 +56,82 @@ def test_those_of_interrupts_that_the_client_takes_back() -> None:
     with Bench() as bench:
         CaptureInterrupts(bench.session)
         before = fd_count(collect=True)
-        none = set_irqs(disabled, 0, 0)
+        none = set_irqs(_DISABLED, 0, 0)
         assert none == before
-        each = set_irqs(wired, 0, 1, given=1) - before
-        assert set_irqs(wired, 1, 3, given=3) == before + 4 * each
-        assert set_irqs(wired, 0, 1, IrqIndex.INTX, given=1) == before + 5 * each
-        assert set_irqs(wired, 1, 2, given=2) == before + 5 * each, "in the place of others"
-        assert set_irqs(wired, 2, 1) == before + 4 * each
-        assert set_irqs(wired, 0, 4, given=1) == before + 2 * each, "those without a descriptor have none"
-        assert set_irqs(disabled, 0, 0) == before + each
-        assert set_irqs(disabled, 0, 0, IrqIndex.INTX) == before
+        each = set_irqs(_WIRED, 0, 1, given=1) - before
+        assert set_irqs(_WIRED, 1, 3, given=3) == before + 4 * each
+        assert set_irqs(_WIRED, 0, 1, IrqIndex.INTX, given=1) == before + 5 * each
+        assert set_irqs(_WIRED, 1, 2, given=2) == before + 5 * each, "in the place of others"
+        assert set_irqs(_WIRED, 2, 1) == before + 4 * each
+        assert set_irqs(_WIRED, 0, 4, given=1) == before + 2 * each, "those without a descriptor have none"
+        assert set_irqs(_DISABLED, 0, 0) == before + each
+        assert set_irqs(_DISABLED, 0, 0, IrqIndex.INTX) == before
+
+
+# What the server refuses changes nothing
+
+
+@pytest.mark.parametrize("wanted", [True, False], ids=["refused", "done"])
+def test_an_interrupt_goes_where_the_server_has_it_wired(wanted: bool) -> None:
+    """Whichever eventfd of ours a server signals, from the moment that it has it."""
+    with Bench() as bench, EventFd() as first, EventFd() as second:
+        before = fd_count(collect=True)
+        capture = CaptureInterrupts(bench.session)
+        wired = []
+        for eventfd, refused in ((first, False), (second, wanted)):
+            payload = at.IRQ_SET.pack(at.IRQ_SET.size, _WIRED, IrqIndex.MSIX, 0, 1)
+            bench.client.send(request(Command.SET_IRQS, payload, fds=[eventfd.fd]))
+            asked = bench.server.receive()
+            wired += asked.fds
+            bench.server.send(asked.error(errno.EINVAL) if refused else asked.reply())
+            bench.client.receive()
+        os.eventfd_write(wired[not wanted], 3)
+        bench.settle()
+        assert [first.take(), second.take()] == ([3, 0] if wanted else [0, 3])
+        payload = at.IRQ_SET.pack(at.IRQ_SET.size, _DISABLED, IrqIndex.MSIX, 0, 0)
+        bench.exchange(request(Command.SET_IRQS, payload), errno=errno.EINVAL)
+        os.eventfd_write(wired[not wanted], 1)
+        bench.settle()
+        assert (capture.fired, first.take() + second.take()) == (4, 1), "what was to be disabled is not"
+        bench.exchange(request(Command.SET_IRQS, payload))
+        close_all(wired)
+        assert fd_count(collect=True) == before + len(bench.session.model.fds)
+
+
+def test_memory_is_read_where_the_server_has_it_mapped() -> None:
+    """What it asks of any other the client answers."""
+
+    def read_here() -> bool:
+        bench.server.send(access(Command.DMA_READ, 4))
+        bench.settle()
+        if (asked := bench.client.next()) is not None:
+            bench.client.send(asked.error(errno.EFAULT))
+        return not bench.server.receive().failed
+
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 4096)
+    unmap = request(Command.DMA_UNMAP, at.DMA_UNMAP.pack(at.DMA_UNMAP.size, 0, 0, 4096))
+    with Bench() as bench:
+        CaptureDma(bench.session)
+        bench.negotiate()
+        before = fd_count(collect=True)
+        bench.exchange(dma_map(0, 4096, memory), errno=errno.EINVAL)
+        assert not read_here()
+        assert fd_count(collect=True) == before
+        bench.client.send(dma_map(0, 4096, memory))
+        asked = bench.server.receive()
+        assert not read_here(), "nobody knows yet"
+        bench.server.send(asked.reply())
+        bench.client.receive()
+        assert read_here()
+        bench.exchange(unmap, errno=errno.EBUSY)
+        assert read_here()
+        bench.exchange(unmap)
+        assert not read_here()
+        bench.client.send(dma_map(0, 4096, memory, posted=True))
+        bench.server.receive()
+        assert read_here(), "nobody will be told otherwise"
+    os.close(memory)
 
 
 def access(command: Command, length: int, data: bytes = b"") -> Message:

@@ -16,14 +16,19 @@ from userdev.interposer.upstream import Upstream
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
 from userdev.transport import Stream, close_all
+from vfio_user.client import EventFd
 from vfio_user.interposer import journal as journals
 from vfio_user.interposer import survival as survivals
+from vfio_user.interposer.capture import CaptureInterrupts
 from vfio_user.interposer.journal import RequestJournal
 from vfio_user.interposer.own_requests import OwnRequests
 from vfio_user.interposer.pairing import Pairing
+from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.survival import Policy, Survival
-from vfio_user.wire import Command, Message
+from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags
 
 # under whose id
 
@@ -97,6 +102,34 @@ def test_a_request_under_an_id_that_another_travels_under_gets_its_own_answer() 
     assert [reply.id for reply in replies if reply is not None] == [moved.id, ours.id]
 
 
+def test_a_request_that_is_failed_while_a_server_is_replaced_changes_nothing() -> None:
+    with Bench() as bench, EventFd() as first, EventFd() as second:
+        following = Next(bench)
+        survival = Survival(bench.session, following, Policy(msg_timeout=0.01, kick=False), lambda _: None)  # type: ignore[arg-type]
+        CaptureInterrupts(bench.session)
+        bench.negotiate()
+        payload = at.IRQ_SET.pack(at.IRQ_SET.size, IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER, IrqIndex.MSIX, 0, 1)
+        bench.exchange(request(Command.SET_IRQS, payload, fds=[first.fd]))
+        bench.client.send(request(Command.SET_IRQS, payload, fds=[second.fd]))
+        close_all(bench.server.receive().fds)
+        bench.server.close()
+        assert bench.client.receive().failed
+        wired: list[int] = []
+        while not survival.record.last_seconds:
+            asked = bench.until(following.asked)
+            wired += asked.fds
+            is_version = asked.command == CURRENT.number(Command.VERSION)
+            assert following.peer is not None
+            following.peer.send(asked.reply(bench.session.model.version_reply or b"" if is_version else b""))
+            bench.settle()
+        os.eventfd_write(wired[0], 1)
+        bench.settle()
+        assert [first.take(), second.take()] == [1, 0]
+        close_all(wired)
+        assert following.peer is not None
+        following.peer.close()
+
+
 # the journal
 
 
@@ -119,20 +152,20 @@ TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 def test_a_reply_confirms_what_was_posted_before_it() -> None:
     journal = RequestJournal()
-    journal.shown(TO_SERVER, write(0, 0, b"1", id=1, posted=True))
-    journal.shown(TO_SERVER, read(0, 0, id=2))
-    journal.shown(TO_SERVER, write(0, 0, b"2", id=3, posted=True))
-    journal.shown(TO_CLIENT, read(0, 0, id=2).reply())
+    journal.shown(Passing(TO_SERVER, write(0, 0, b"1", id=1, posted=True)))
+    journal.shown(Passing(TO_SERVER, read(0, 0, id=2)))
+    journal.shown(Passing(TO_SERVER, write(0, 0, b"2", id=3, posted=True)))
+    journal.shown(Passing(TO_CLIENT, read(0, 0, id=2).reply()))
     assert [entry.message.id for entry in journal.unanswered()] == [3]
 
 
 def test_what_is_unanswered_keeps_its_order() -> None:
     journal = RequestJournal()
     for id in (5, 1, 5, 2):
-        journal.shown(TO_SERVER, write(0, 0, b"x", id=id, posted=id == 1))
-    journal.shown(TO_CLIENT, write(0, 0, b"x", id=5).reply())
+        journal.shown(Passing(TO_SERVER, write(0, 0, b"x", id=id, posted=id == 1)))
+    journal.shown(Passing(TO_CLIENT, write(0, 0, b"x", id=5).reply()))
     assert [entry.message.id for entry in journal.unanswered()] == [1, 5, 2]
-    journal.shown(TO_CLIENT, write(0, 0, b"x", id=99).reply())
+    journal.shown(Passing(TO_CLIENT, write(0, 0, b"x", id=99).reply()))
     assert len(journal) == 3
 
 
@@ -143,8 +176,8 @@ def test_what_is_done_keeps_no_descriptor(posted: bool, end: str) -> None:
     journal = RequestJournal()
     with open(os.devnull) as file:
         asked = request(Command.SET_IRQS, id=1, fds=[file.fileno()], posted=posted)
-        journal.shown(TO_SERVER, asked)
-        journal.shown(TO_SERVER, read(0, 0, id=2))
+        journal.shown(Passing(TO_SERVER, asked))
+        journal.shown(Passing(TO_SERVER, read(0, 0, id=2)))
     assert len(open_fds()) == len(before) + 1
     if end == "close":
         journal.close()
@@ -153,9 +186,9 @@ def test_what_is_done_keeps_no_descriptor(posted: bool, end: str) -> None:
             close_all(entry.message.fds)
     else:
         if not posted:
-            journal.shown(TO_CLIENT, asked.reply())
+            journal.shown(Passing(TO_CLIENT, asked.reply()))
         elif end == "answer":
-            journal.shown(TO_CLIENT, read(0, 0, id=2).reply())
+            journal.shown(Passing(TO_CLIENT, read(0, 0, id=2).reply()))
         else:
             journal.confirm(journal.last)
     assert open_fds() == before
@@ -171,7 +204,7 @@ def test_a_server_that_takes_all_and_answers_nothing_does_not_fill_the_memory(
     monkeypatch.setattr(journals, bound, 10 if bound == "MAX_ENTRIES" else 10 * size)
 
     def show(id: int, length: int = 16) -> None:
-        journal.shown(TO_SERVER, write(0, 0, bytes(length), id=id, posted=posted))
+        journal.shown(Passing(TO_SERVER, write(0, 0, bytes(length), id=id, posted=posted)))
 
     journal = RequestJournal()
     for _ in range(3):
@@ -184,7 +217,7 @@ def test_a_server_that_takes_all_and_answers_nothing_does_not_fill_the_memory(
         if posted:
             journal.confirm(journal.unanswered()[0].number)
         else:
-            journal.shown(TO_CLIENT, journal.requests()[0].message.reply())
+            journal.shown(Passing(TO_CLIENT, journal.requests()[0].message.reply()))
             journal.remove(journal.requests()[0])
             show(1)
         show(2)
@@ -216,7 +249,7 @@ def test_what_is_confirmed_is_all_up_to_that_and_nothing_behind_it() -> None:
     journal = RequestJournal()
     numbers = []
     for id in range(4):
-        journal.shown(TO_SERVER, write(0, 0, b"x", id=id, posted=True))
+        journal.shown(Passing(TO_SERVER, write(0, 0, b"x", id=id, posted=True)))
         numbers.append(journal.last)
     for done, number in enumerate(numbers):
         journal.confirm(number)

@@ -39,10 +39,17 @@ class Passing(Generic[M]):
     since: float | None = None
     """When its sender sent it, where that is not now (monotonic seconds)."""
     actions: list[Callable[[], None]] = field(default_factory=list)
+    answered: tuple[Callable[[M | None], None], ...] = ()
+    """Of a request: told of its reply once that has come, before it goes on; of None once it is sent where none is
+    wanted, or once nobody will know any more what answers it. A request that is sent twice is told of twice."""
 
     def afterwards(self, action: Callable[[], None]) -> None:
         """For a stage: do this once the message it has taken is recorded."""
         self.actions.append(action)
+
+    def when_answered(self, told: Callable[[M | None], None]) -> None:
+        """For a stage: call this with what answers the request, see `answered`."""
+        self.answered = (*self.answered, told)
 
 
 class Stage(Protocol[M]):

@@ -33,6 +33,7 @@ from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.session_model import SessionModel
 from vfio_user.interposer.trace.files import TWIN
 from vfio_user.interposer.twin import TwinSocket
+from vfio_user.interposer.undecided import Undecided
 from vfio_user.wire import COMMAND, MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
@@ -63,6 +64,7 @@ class CaptureDma:
         """Where the client believes its own twin socket to be."""
         self._client_offers = False
         session.version_answered = self._take_twin
+        self._undecided = Undecided(self._learn, self._release)
         session.add_stage(self, *Direction)
 
     def __call__(self, passing: Passing) -> Message | None:
@@ -76,13 +78,14 @@ class CaptureDma:
         if message.is_reply:
             return message
         if direction is Direction.TO_SERVER and message.command in self._maps:
-            return self._map(message)
+            return self._map(passing)
         if direction is Direction.TO_CLIENT and message.command in self._accesses:
             return self._answer(passing)
         return message
 
     def closed(self) -> None:
         """Close the client's descriptors that were kept, and the second socket."""
+        self._undecided.close()
         self._memory.close()
         if self._twin is not None:
             self._twin.close()
@@ -173,12 +176,36 @@ class CaptureDma:
 
     # memory
 
-    def _map(self, message: Message) -> Message:
-        self._memory.exchanged(message, None)
+    def _map(self, passing: Passing) -> Message:
+        """The map or unmap as the server gets it; where DMA goes changes with its answer. What it asks until then of
+        new memory the client answers.
+        """
+        message = passing.message
+        if (asked := self._kept(message)) is not None:
+            self._undecided.add(passing, asked)
         if not message.fds:
             return message
         close_all(message.fds)
         return replace(message, payload=self._without_descriptors(message), fds=[])
+
+    def _kept(self, message: Message) -> Message | None:
+        fds: list[int] = []
+        try:
+            fds.extend(self._memory.fds.keep(fd) for fd in message.fds)  # what was kept before an error is in it
+        except OSError as error:
+            asked = replace(message, fds=fds)
+            self._memory.miss(asked, error)
+            self._release(asked)
+            return None
+        return replace(message, fds=fds)
+
+    def _learn(self, asked: Message) -> None:
+        self._memory.exchanged(asked, None)
+        self._release(asked)
+
+    def _release(self, asked: Message) -> None:
+        for fd in asked.fds:
+            self._memory.fds.drop(fd)
 
     def _without_descriptors(self, message: Message) -> bytes:
         """The draft says in each entry whether a descriptor comes with it; a table that is none is the server's."""
@@ -235,8 +262,20 @@ class CaptureDma:
 class _Vector:
     """One interrupt: the server signals `ours`, and we the client's."""
 
+    index: int
+    number: int
     ours: int
     clients: int
+
+
+@dataclass
+class _Rewiring:
+    """A request to let go of the vectors of one index from `start` to before `end`, for others in their places."""
+
+    index: int
+    start: int
+    end: int
+    offered: list[_Vector]
 
 
 class CaptureInterrupts:
@@ -245,13 +284,14 @@ class CaptureInterrupts:
     def __init__(self, session: ForwardedSession) -> None:
         self._session = session
         self._vectors: dict[tuple[int, int], _Vector] = {}
+        self._undecided = Undecided(self._rewire, self._withdraw)
         self._set_irqs = session.dialect.number(Command.SET_IRQS)
         self.fired = 0
         session.add_stage(self, Direction.TO_SERVER)
 
     def __call__(self, passing: Passing) -> Message | None:
         """Put an eventfd of ours in the place of each that the client gives for a trigger, and let go of those that it
-        takes back; what cannot be read goes on as it is.
+        takes back, once the server has done what it was asked; what cannot be read goes on as it is.
         """
         message = passing.message
         if message.is_reply or message.command != self._set_irqs:
@@ -262,20 +302,27 @@ class CaptureInterrupts:
             return message
         given = len(message.fds)
         if asked.flags & _EVENTFD_TRIGGER == _EVENTFD_TRIGGER:
-            self._let_go(asked.irq, asked.start + given, asked.start + asked.nr_vectors)
-            fds = [self._stand_in(asked.irq, asked.start + place, fd) for place, fd in enumerate(message.fds)]
+            change = _Rewiring(asked.irq, asked.start, asked.start + max(asked.nr_vectors, given), [])
+            fds = [self._stand_in(change, asked.start + place, fd) for place, fd in enumerate(message.fds)]
+            self._undecided.add(passing, change)
             return replace(message, fds=fds) if given else message
         if asked.flags & _DISABLE == _DISABLE and not asked.nr_vectors:
-            self._let_go(asked.irq, 0, 1 << 32)
+            self._undecided.add(passing, _Rewiring(asked.irq, 0, 1 << 32, []))
         return message
 
-    def _let_go(self, index: int, start: int, end: int) -> None:
-        for vector in [vector for wired, vector in self._vectors if wired == index and start <= vector < end]:
-            self._drop(index, vector)
+    def _rewire(self, change: _Rewiring) -> None:
+        replaced = [one for one in self._vectors if one[0] == change.index and change.start <= one[1] < change.end]
+        for one in replaced:
+            self._close(self._vectors.pop(one))
+        for vector in change.offered:
+            self._vectors[vector.index, vector.number] = vector
 
-    def _stand_in(self, index: int, vector: int, clients: int) -> int:
+    def _withdraw(self, change: _Rewiring) -> None:
+        for vector in change.offered:
+            self._close(vector)
+
+    def _stand_in(self, change: _Rewiring, number: int, clients: int) -> int:
         """A descriptor for the server; `clients` is ours from now on."""
-        self._drop(index, vector)
         try:
             ours = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
@@ -285,8 +332,9 @@ class CaptureInterrupts:
         except OSError as error:
             os.close(ours)
             return self._left_to_the_server(clients, error)
-        self._vectors[index, vector] = _Vector(ours, clients)
-        self._session.loop.watch(ours, self._passer(index, vector))
+        vector = _Vector(change.index, number, ours, clients)
+        change.offered.append(vector)
+        self._session.loop.watch(ours, lambda _: self._pass(vector))
         return servers
 
     def _left_to_the_server(self, clients: int, why: OSError) -> int:
@@ -294,26 +342,22 @@ class CaptureInterrupts:
         self._session.note("interrupt-not-captured", why=why.strerror)
         return clients
 
-    def _passer(self, index: int, vector: int) -> Callable[[int], None]:
-        return lambda _: self._pass(index, vector)
-
-    def _pass(self, index: int, vector: int) -> None:
-        found = self._vectors[index, vector]
+    def _pass(self, vector: _Vector) -> None:
         try:
-            count = os.eventfd_read(found.ours)
+            count = os.eventfd_read(vector.ours)
         except BlockingIOError:
             return
         self.fired += count
-        signal_eventfd(found.clients, count)
-        self._session.note("interrupt", index=index, vector=vector, count=count)
+        signal_eventfd(vector.clients, count)
+        self._session.note("interrupt", index=vector.index, vector=vector.number, count=count)
 
-    def _drop(self, index: int, vector: int) -> None:
-        if (old := self._vectors.pop((index, vector), None)) is not None:
-            self._session.loop.forget(old.ours)
-            os.close(old.ours)
-            os.close(old.clients)
+    def _close(self, vector: _Vector) -> None:
+        self._session.loop.forget(vector.ours)
+        os.close(vector.ours)
+        os.close(vector.clients)
 
     def closed(self) -> None:
         """Stop looking at all vectors and close their eventfds."""
-        for index, vector in list(self._vectors):
-            self._drop(index, vector)
+        self._undecided.close()
+        while self._vectors:
+            self._close(self._vectors.popitem()[1])

@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from userdev.relay.direction import Direction
 from userdev.transport import close_all
-from vfio_user.interposer.passing import copy_message
+from vfio_user.interposer.passing import Passing, copy_message
 from vfio_user.wire import Message
 
 MAX_ENTRIES = 1 << 16
@@ -35,6 +36,8 @@ class JournalEntry:
     """When the server was sent it."""
     message: Message
     """With descriptors of its own."""
+    answered: tuple[Callable[[Message | None], None], ...] = ()
+    """Who is told of the reply: see `Passing.answered`."""
 
 
 class RequestJournal:
@@ -59,15 +62,14 @@ class RequestJournal:
         """Number of the last message sent."""
         return self._number
 
-    def shown(self, direction: Direction, message: Message, since: float | None = None) -> None:
+    def shown(self, passing: Passing) -> None:
         """A request that has been sent to the server, or a reply that has come from it.
-
-        since: when the client sent it, where that is not now.
 
         Raises:
             OSError: so much has no answer that this one is not kept, or its descriptors cannot be.
         """
-        if direction is Direction.TO_CLIENT:
+        message, since = passing.message, passing.since
+        if passing.direction is Direction.TO_CLIENT:
             if message.is_reply:
                 self._answered(message.id)
         elif not message.is_reply:
@@ -78,7 +80,7 @@ class RequestJournal:
             self._count += 1
             self._bytes += message.size
             now = time.monotonic()
-            entry = JournalEntry(self._number, since or now, now, kept)
+            entry = JournalEntry(self._number, since or now, now, kept, passing.answered)
             if message.wants_reply:
                 self._requests.setdefault(message.id, deque()).append(entry)
             else:

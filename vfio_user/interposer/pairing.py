@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from userdev.transport import close_all
@@ -22,13 +23,15 @@ class PendingRequest(NamedTuple):
     """The request, where something needs it once its reply is there; its descriptors are the pairing's."""
     stale: bool = False
     """Asked by a server that has been replaced: the reply is for nobody."""
+    answered: tuple[Callable[[Message | None], None], ...] = ()
+    """Who is told of the reply: see `Passing.answered`."""
 
 
 class Pairing(OpenRequests[PendingRequest]):
     """The requests of one direction that have no reply yet."""
 
     def __init__(self) -> None:
-        super().__init__(LIMIT, _let_go)
+        super().__init__(LIMIT, _forget)
         self._had_stale = False
 
     @property
@@ -43,10 +46,16 @@ class Pairing(OpenRequests[PendingRequest]):
         self._had_stale = True
 
     def close(self) -> None:
-        """Forget all of them."""
+        """Forget all of them. Nobody is told: the server is gone, and another may yet be asked the same."""
         for request in self:
             _let_go(request)
         self.clear()
+
+
+def _forget(request: PendingRequest) -> None:
+    _let_go(request)
+    for told in request.answered:
+        told(None)
 
 
 def _let_go(request: PendingRequest) -> None:

@@ -145,7 +145,7 @@ class ForwardedSession(BaseSession[Message, MessageHeader]):
             request = self.pending[1 - direction].replied(id) or _NOBODY
             if trace is not None:
                 trace.passed(direction, data, request.number)
-            if request.message is not None or self._watchers:
+            if request.message is not None or self._watchers or request.answered:
                 self._learned(Passing(direction, Message(id, command, flags, errno, bytes(data[16:]))), request)
             return
         number = trace.passed(direction, data) if trace is not None else 0
@@ -232,9 +232,14 @@ class ForwardedSession(BaseSession[Message, MessageHeader]):
         wanted = direction is Direction.TO_SERVER and self.model.wants(request)
         if request.wants_reply:
             kept = self._kept(request) if wanted else None
-            self.pending[direction].sent(request.id, PendingRequest(passing.record, request.command, kept))
-        elif wanted:
-            self.model.exchanged(request, None)
+            self.pending[direction].sent(
+                request.id, PendingRequest(passing.record, request.command, kept, False, passing.answered)
+            )
+        else:
+            if wanted:
+                self.model.exchanged(request, None)
+            for told in passing.answered:
+                told(None)
         for watcher in self._watchers:
             watcher.passed(passing)
 
@@ -250,5 +255,7 @@ class ForwardedSession(BaseSession[Message, MessageHeader]):
         if request.message is not None:
             self.model.exchanged(request.message, reply.message)
             close_all(request.message.fds)
+        for told in request.answered:
+            told(reply.message)
         for watcher in self._watchers:
             watcher.passed(reply)

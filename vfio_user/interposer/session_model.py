@@ -141,7 +141,7 @@ class SessionModel:
     def exchanged(self, request: Message, reply: Message | None) -> None:
         """A request of the client's and its reply; None where none was wanted. Malformed ones change nothing."""
         learn = self._learn.get(request.command)
-        if learn is None or (reply is not None and reply.failed and reply.errno):
+        if learn is None or (reply is not None and reply.refuses):
             return
         try:
             learn(request, reply)

@@ -244,7 +244,7 @@ class Survival:
                     os.lseek(state, 0, os.SEEK_SET)
                 await self._session.loop.sleep(0.05)
         for entry in self._journal.take_all():
-            self._session.send_on(Passing(TO_SERVER, entry.message, since=entry.since))
+            self._session.send_on(Passing(TO_SERVER, entry.message, since=entry.since, answered=entry.answered))
             close_all(entry.message.fds)
             self.record.replayed += 1
 
@@ -261,24 +261,28 @@ class Survival:
             for entry in self._journal.requests():
                 if entry.since <= due:
                     self._journal.remove(entry)
-                    self._fail(self._session.own[TO_SERVER].as_asked(entry.message))
+                    refusal = self._fail(self._session.own[TO_SERVER].as_asked(entry.message))
+                    for told in entry.answered:
+                        told(refusal)
             for held in self._session.holding.take(due):
                 if held.wants_reply:
                     self._fail(held)
                 close_all(held.fds)
             await self._session.loop.sleep(0.02)
 
-    def _fail(self, request: Message) -> None:
-        """Refuse a request, which has the id that the client gave it."""
+    def _fail(self, request: Message) -> Message:
+        """Refuse a request, which has the id that the client gave it; returns the refusal."""
         self.record.failed += 1
-        self._session.send(TO_CLIENT, request.error(self.policy.errno))
+        reply = request.error(self.policy.errno)
+        self._session.send(TO_CLIENT, reply)
+        return reply
 
     # what the server has been sent
 
     def passed(self, passing: Passing) -> None:
         """Keep what the server may not have dealt with yet."""
         try:
-            self._journal.shown(passing.direction, passing.message, passing.since)
+            self._journal.shown(passing)
         except OSError as error:
             self._session.model.miss(passing.message, error)
         if self._journal.wants_barrier and self._barrier is None:

@@ -90,6 +90,11 @@ class Message:
         return self.is_reply and bool(self.flags & ERROR)
 
     @property
+    def refuses(self) -> bool:
+        """Whether this is a reply by which nothing was done: one that reports an error, and says which."""
+        return self.failed and self.errno != 0
+
+    @property
     def size(self) -> int:
         """Bytes of the whole message, its header included."""
         return HEADER_SIZE + len(self.payload)
