@@ -58,6 +58,24 @@ print("so far", flush=True)
 other[0]
 """
 
+CLOSED = """
+fd, mapped = shrunk()
+guard.guard(mapped)
+mapped.close()  # and is kept
+fd, guarded = shrunk()
+guard.guard(guarded)
+os.ftruncate(fd, 0)
+guarded[0]
+assert guard.is_damaged(guarded)
+assert not guard.is_damaged(mapped)
+guarded.close()
+fd, other = shrunk()
+os.ftruncate(fd, 0)
+print("so far", flush=True)
+other[0]
+"""
+"""What is mapped where another was before: the kernel gives the same place again."""
+
 NO_MORE = """
 fd, mapped = shrunk()
 guard.guard(mapped)
@@ -70,8 +88,8 @@ os.kill(os.getpid(), 7)
 
 @pytest.mark.parametrize(
     ("program", "says", "status"),
-    [(SURVIVED, "survived", 0), (ANOTHER, "so far", -7), (NO_MORE, "so far", -7)],
-    ids=["of a guarded file", "of another file", "by a signal that somebody sends"],
+    [(SURVIVED, "survived", 0), (ANOTHER, "so far", -7), (CLOSED, "so far", -7), (NO_MORE, "so far", -7)],
+    ids=["of a guarded file", "of another file", "where a closed one was", "by a signal that somebody sends"],
 )
 def test_a_sigbus_is_survived_where_a_guarded_file_has_shrunk(program: str, says: str, status: int) -> None:
     command = [sys.executable, "-c", BEGIN + program]
@@ -90,6 +108,10 @@ def test_an_access_behind_the_end_of_a_file_that_has_just_shrunk_is_survived(wri
     os.ftruncate(fd, PAGE)
     assert bytes(file.view[PAGE : PAGE + 5]) == bytes(5)
     assert is_damaged(file.map)
+    with pytest.raises(ProtocolError) as refused:
+        file.check(2 * PAGE)
+    assert refused.value.errno == errno.EFAULT
+    assert all(f"{size:#x}" in str(refused.value) for size in (PAGE, 2 * PAGE))
     os.ftruncate(fd, 2 * PAGE)
     with pytest.raises(ProtocolError):
         file.check(2 * PAGE)

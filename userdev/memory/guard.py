@@ -26,8 +26,8 @@ _CODE, _ADDRESS = 8, 16
 _BUFFER_WORDS = 10
 """Of Python's Py_buffer, which begins with the address."""
 
-_ranges: dict[int, tuple[int, int]] = {}
-"""By the identity of a mapping: its first address and the one behind it."""
+_ranges: dict[int, tuple[int, int, weakref.ref[mmap.mmap]]] = {}
+"""By the identity of a mapping: its first address, the one behind it, and itself."""
 _damaged: set[int] = set()
 _kept: list[Any] = []
 """What the kernel calls, and what was there before."""
@@ -36,13 +36,18 @@ _kept: list[Any] = []
 def guard(mapped: mmap.mmap) -> None:
     """Survive accesses to this mapping behind the end of its file, as long as it is there."""
     start = _address_of()(mapped)
-    _ranges[id(mapped)] = start, start + len(mapped)
+    _ranges[id(mapped)] = start, start + len(mapped), weakref.ref(mapped)
     weakref.finalize(mapped, _forget, id(mapped)).atexit = False
 
 
 def is_damaged(mapped: mmap.mmap) -> bool:
     """Whether an access was survived, so that not all of it is the file's any more."""
     return bool(_damaged) and id(mapped) in _damaged
+
+
+def _is_there(mapped: mmap.mmap | None) -> bool:
+    """Whether its addresses are its own: what is closed may be kept for long, as by an error that came through it."""
+    return mapped is not None and not mapped.closed
 
 
 def _forget(identity: int) -> None:
@@ -75,8 +80,8 @@ def _address_of() -> Callable[[mmap.mmap], int]:
         address = ctypes.c_void_p.from_address(info + _ADDRESS).value or 0
         code = ctypes.c_int.from_address(info + _CODE).value
         if code == _BUS_ADRERR:
-            for identity, (start, end) in list(_ranges.items()):
-                if start <= address < end:
+            for identity, (start, end, mapped) in list(_ranges.items()):
+                if start <= address < end and _is_there(mapped()):
                     _damaged.add(identity)
                     page = address & -mmap.PAGESIZE
                     if map_page(page, mmap.PAGESIZE, _READ_WRITE, _FIXED_ANONYMOUS, -1, 0) == page:
