@@ -55,7 +55,7 @@ def test_the_whole_language_is_accepted() -> None:
         ("rules:\n- match:\n    command: REGION_REED\n  act: drop\n", 3, "REGION_REED"),
         ("rules:\n- act:\n  - drop\n  - explode\n", 4, "explode"),
         ("rules:\n- act:\n  - drop\n  - {drop: , delay: 1}\n", 4, "exactly one"),
-        ("rules:\n- act: {delay: -1}\n", 2, "greater than or equal to 0"),
+        ("rules:\n- act: {delay: -1}\n", 2, "rules.0.act.delay: Input should be greater than or equal to 0"),
         ("rules:\n- act: drop\n  mach: {}\n", 3, "mach"),
         ("rules:\n- match:\n    offset: 1\n    state: asleep\n  act: drop\n", 4, "state"),
         ("rules:\n- act:\n    corrupt: {field: id}\n", 3, "in one way"),
