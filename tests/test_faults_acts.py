@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.descriptors import fd_count
-from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
+from tests.interposer_bench import Bench, BulkWrites, Peer, answer, dma_map, kept_back, read, request, write
 from userdev.transport import close_all
 from vfio_user.interposer.faults.engine import FaultEngine
 from vfio_user.interposer.faults.scenario import Scenario
@@ -215,6 +215,15 @@ def test_split_header() -> None:
         assert bench.server.receive_bytes(27) == read(0, 0).encode()[5:]
         bench.server.send(answer(read(0, 0), b"data"))
         assert bench.client.receive() == answer(read(0, 0), b"data")
+
+
+def test_pieces_wait_behind_what_the_server_has_not_taken() -> None:
+    with Faulty([{"delay": 0.05}, {"split-header": {"seconds": 0}}]) as bench:
+        sending = BulkWrites(bench.client.socket, [1 << 20, 4])
+        while sending.go_on():
+            bench.settle()
+        assert ids(bench.server, 2) == [0, 1]
+        assert bench.server.is_silent()
 
 
 @pytest.mark.parametrize(("side", "left"), [("client", "server"), ("server", "client"), ("both", "server")])

@@ -25,6 +25,7 @@ from tests.interposed import EDU, Interposed, interposed_edu
 from tests.interposer_bench import read, request, write
 from tests.traced import Written
 from userdev.errors import UserError, VerdictError
+from userdev.relay.direction import Direction
 from vfio_user.cli import cli
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
 from vfio_user.interposer.replay import load_script
@@ -119,6 +120,19 @@ def test_the_same_server_does_the_same(trace: Path) -> None:
     assert outcome.interrupts == [(IrqIndex.MSIX, 0)]
     assert len(outcome.dma_writes) == 1
     assert not outcome.memory_was_mapped
+    recorded, played = (asked_by_the_server(script) for script in (load_script(trace), outcome.played))
+    assert played == recorded
+    assert len(played) == 2
+
+
+def asked_by_the_server(script: Script) -> list[tuple[int, int]]:
+    """Its requests: the number of each record, and the command."""
+    steps = [step for step in script.steps if isinstance(step, MessageRecord)]
+    return [
+        (step.number, step.message.command)
+        for step in steps
+        if step.direction is Direction.TO_CLIENT and not step.message.is_reply
+    ]
 
 
 def test_the_manuals_test_of_a_recorded_bug_is_one(trace: Path) -> None:
