@@ -22,6 +22,8 @@ from vfio_user.wire import (
     DIALECTS,
     DRAFT_V6,
     ERROR,
+    HEADER,
+    MAX_MESSAGE,
     NO_REPLY,
     REGION_MIGRATION,
     REPLY,
@@ -142,6 +144,15 @@ def test_silence_ends_at_the_deadline_and_the_late_reply_harms_nothing() -> None
         assert time.monotonic() - started < 2
         client.channel.timeout = 5
         assert client.region_read(0, 7, 1) == b"\7"
+
+
+@pytest.mark.parametrize(("size", "raised"), [(4 * MAX_MESSAGE, NoAnswer), (4 * MAX_MESSAGE + 1, ProtocolError)])
+def test_a_message_that_is_longer_than_any_is_not_waited_for(size: int, raised: type[Exception]) -> None:
+    def begin(server: ScriptedServer, message: Message) -> bytes:
+        return HEADER.pack(message.id, message.command, size, REPLY, 0)
+
+    with talking(begin, timeout=0.05) as (client, _), pytest.raises(raised):
+        client.region_read(0, 0, 1)
 
 
 def test_a_server_that_leaves_is_told_apart_from_a_slow_one() -> None:

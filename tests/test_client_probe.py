@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from tests.everything_device import Everything
 from vfio_user.client import Client
 from vfio_user.client.config_space import ConfigSpaceDump
-from vfio_user.client.description import _not_survived, describe
+from vfio_user.client.description import _not_survived, describe, render
 from vfio_user.client.regions import Region
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, Command, Message
@@ -127,6 +128,14 @@ def test_what_a_request_has_no_use_for_is_zero_and_all_of_a_region_is_told(
     infos = [at.REGION_INFO.unpack(message.payload) for message in sent if message.command == number]
     assert {(info.flags, info.cap_offset, info.size, info.offset) for info in infos} == {(0, 0, 0, 0)}
     assert {region.index: region.type for region in found.regions if region.type} == {9: (0x8000_1AF4, 7)}
+
+
+def test_who_made_a_device_is_told_by_the_numbers_that_lists_of_ids_have(tmp_path: Path) -> None:
+    with Server(Everything(), str(tmp_path / "s")) as server, Client.connect(str(server.listener.address)) as client:
+        found = describe(client)
+    registers = config({0x40: struct.pack("<BBxxHH", 0x0D, 0, 0x1AF4, 0x1100)}, first=0x40)
+    bridged = replace(found, pci_capabilities=ConfigSpaceDump(bytes(registers)).capabilities())
+    assert "Subsystem Id: vendor 0x1af4, device 0x1100\n" in render(bridged)
 
 
 @pytest.mark.parametrize(("vectors", "fits"), [(128, True), (129, False)])

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.config_space_faults import BROKEN
-from tests.conformance_target import Fault, InProcess, failed, with_fault
+from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, with_fault
 from tests.everything_device import Everything
 from vfio_user.client import Client
 from vfio_user.client.conformance import Outcome
 from vfio_user.client.description import describe
 from vfio_user.device import Bar, IntX, PciDevice, PciExpress, PciIds
 from vfio_user.server.session import Session
-from vfio_user.wire import CURRENT
+from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire.layouts import DEVICE_INFO
 
 
 class Quiet(PciDevice):
@@ -51,6 +52,22 @@ def test_probe_warns_of_it_without_touching_the_device(tmp_path: Path, name: str
     assert not any(broken.warning in problem for problem in problems(tmp_path, Everything))
     found = problems(tmp_path, Everything, broken.fault)
     assert [problem for problem in found if broken.warning in problem], found
+
+
+class HasOneInterruptType(Fault):
+    """It says that there is nothing but INTx."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        if command is Command.GET_INFO:
+            payload = DEVICE_INFO.pack(*DEVICE_INFO.unpack(payload)[:3], 1)
+        return payload, fds
+
+
+def test_probe_warns_of_vectors_whose_interrupt_type_there_is_not(tmp_path: Path) -> None:
+    found = problems(tmp_path, Everything, HasOneInterruptType())
+    for capability in ("MSI", "MSI-X"):
+        assert any(problem.startswith(f"{capability} has") for problem in found), found
 
 
 def problems(folder: Path, device: Callable[[], PciDevice], fault: Fault | None = None) -> list[str]:
