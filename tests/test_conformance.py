@@ -284,6 +284,17 @@ class TakesVersionAgain(Fault):
         return proceed(command, message)
 
 
+class RefusesWhatHasNoUse(Fault):
+    """Of a request for a region's description only argsz and the index have one."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.GET_REGION_INFO and len(message.payload) == REGION_INFO.size:
+            _, flags, _, *rest = REGION_INFO.unpack(message.payload)
+            if flags or any(rest):
+                raise ProtocolError("what is that for?", errno.EINVAL)
+        return proceed(command, message)
+
+
 class RefusesWhatComesFirstWrongly(Fault):
     """Another command in the place of VERSION is refused, and the errno says something else."""
 
@@ -374,6 +385,7 @@ FAULTS: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
     (EntersAnyState(), ("migration", "mig_data"), {"migration/invalid-states"}),
     (ForgetsUnmapErrors(), (), UNMAPPING_WHAT_IS_NOT_THERE),
     (TakesVersionAgain(), ("version",), {"version/again"}),
+    (RefusesWhatHasNoUse(), ("region_info",), set()),
     (RefusesWhatComesFirstWrongly(), ("version",), {"version/must-be-first"}),
 )
 
