@@ -10,7 +10,7 @@ import pytest
 
 from tests.vhost.channel import Channel
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R, no_fd, split
+from tests.vhost_frontend import FEATURES, PROTOCOL, Disconnected, FrontEnd, P, Queue, R, no_fd, split
 from vhost_user.device import Chain, Taken, queue
 from vhost_user.wire import BackEndRequest
 from vhost_user.wire.payloads import VringState
@@ -85,6 +85,23 @@ def test_a_kick_starts_a_ring_and_is_acknowledged_when_what_was_there_is_done(
     assert [completion.data for completion in ring.take_used()] == [b"ba"]
     assert not device.was_early
     assert told(channel) == (CALL, 0)
+
+
+def test_a_kick_starts_a_ring_of_a_front_end_that_has_not_said_whose_the_back_end_is(stranger: FrontEnd) -> None:
+    """SET_OWNER has all be as in the beginning, which it was."""
+    offered = stranger.ask(R.GET_FEATURES)
+    stranger.ask(R.GET_PROTOCOL_FEATURES)
+    stranger.do(R.SET_PROTOCOL_FEATURES, int(IN_BAND))
+    stranger.do(R.SET_FEATURES, int(FEATURES & offered))
+    stranger.share_memory(as_table=True)
+    ring = stranger.queue()
+    stranger.do(R.SET_VRING_NUM, VringState(0, ring.size))
+    stranger.do(R.SET_VRING_ADDR, ring.addresses)
+    stranger.do(R.SET_VRING_ENABLE, VringState(0, 1))
+    ring.put(b"ab", 2)
+    stranger.do(R.VRING_KICK, VringState(0, 0))
+    stranger.settle()
+    assert [completion.data for completion in ring.take_used()] == [b"ba"]
 
 
 def test_calls_before_an_acknowledgement_are_told_by_one_more(
