@@ -60,6 +60,11 @@ ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
     "test_interposer_controllers.py": {
         "descriptors_of_one_command_are_bounded": ["userdev.control.lines:MAX_FDS"],
     },
+    "test_interposer_descriptors.py": {
+        "a_server_whose_client_does_not_answer_is_not_asked_for_more_questions_on_its_second_socket": [
+            "vfio_user.interposer.twin:MAX_ASKED"
+        ],
+    },
     "test_interposer_journal.py": {
         "a_server_that_takes_all_and_answers_nothing_does_not_fill_the_memory": [
             "vfio_user.interposer.journal:MAX_ENTRIES",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -132,6 +134,63 @@ def test_memory_is_read_where_the_server_has_it_mapped() -> None:
         bench.server.receive()
         assert read_here(), "nobody will be told otherwise"
     os.close(memory)
+
+
+# A server that asks and does not listen
+
+
+def sent_until_it_waits(bench: Bench, sock: socket.socket, message: Message, most: int) -> int:
+    """How many of these its socket has taken, when it takes no more; `most` where it always does."""
+    for count in range(most):
+        bench.settle()
+        try:
+            sock.send(message.encode())
+        except BlockingIOError:
+            return count
+    return most
+
+
+@pytest.mark.parametrize(("name", "bound"), [("MAX_BYTES", 1 << 20), ("MAX_MESSAGES", 200)])
+def test_a_server_that_takes_no_answers_is_not_asked_for_more_questions(
+    name: str, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor forgotten: what it has asked is answered, once it reads, and what it asks then."""
+    monkeypatch.setattr(f"userdev.relay.backlog.{name}", bound)
+    memory, most = os.memfd_create("guest"), 3000
+    os.ftruncate(memory, 1 << 20)
+    owed = bytearray()
+
+    def answered() -> Message | None:
+        if (asked := bench.client.next()) is not None:  # what is too much to be kept here
+            owed.extend(asked.reply(asked.payload[:16] + bytes(16 << 10)).encode())
+        with suppress(BlockingIOError):
+            del owed[: bench.client.socket.send(owed)]
+        return bench.server.next()
+
+    with Bench() as bench:
+        CaptureDma(bench.session)
+        bench.negotiate()
+        bench.exchange(dma_map(0, 1 << 20, memory))
+        count = sent_until_it_waits(bench, bench.server.socket, access(Command.DMA_READ, 16 << 10), most)
+        assert count < most
+        assert [len(bench.until(answered).payload) for _ in range(count)] == [16 + (16 << 10)] * count
+        bench.server.send(access(Command.DMA_READ, 4))
+        assert len(bench.server.receive().payload) == 16 + 4
+    os.close(memory)
+
+
+def test_a_server_whose_client_does_not_answer_is_not_asked_for_more_questions_on_its_second_socket() -> None:
+    ours, theirs = socket.socketpair()
+    text, most = b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}\0', 3000
+    with Bench() as bench, ours:
+        CaptureDma(bench.session)
+        bench.client.send(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0"), id=1))
+        asked = bench.server.receive()
+        bench.server.send(replace(asked.reply(at.VERSION.pack(0, 0, tail=text)), fds=[theirs.fileno()]))
+        theirs.close()
+        bench.client.receive()
+        ours.setblocking(False)
+        assert sent_until_it_waits(bench, ours, access(Command.DMA_READ, 4), most) < most
 
 
 def access(command: Command, length: int, data: bytes = b"") -> Message:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic
 
 from userdev.interposer.holding import Holding
@@ -161,9 +162,16 @@ class BaseSession(ABC, Generic[M, H]):
     # sending
 
     def send(self, direction: Direction, message: M, *, pair: int = 0) -> int:
-        """Send a message of ours; returns the number of its record. `pair` is that of the request it answers."""
+        """Send a message of ours; returns the number of its record. `pair` is that of the request it answers.
+
+        Whoever takes no answers of ours is at some point no longer read.
+        """
         peer = self._relay.towards(direction)
         peer.outlet.send(message.encode(), message.fds)
+        if message.is_reply and peer.outlet.waiting:
+            asker = direction.opposite
+            self.backlog.keep(asker, message.size)
+            peer.outlet.when_taken(partial(self.backlog.let_go, asker, message.size))
         self._relay.update_peer(peer)
         return self.record(direction, View.SENT, message, pair)
 

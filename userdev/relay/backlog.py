@@ -12,7 +12,9 @@ MAX_BYTES = 64 << 20
 
 
 class Backlog:
-    """Counts messages that are held, delayed or reordered; a full one is felt by the sender as a peer that is busy."""
+    """Counts messages that are held, delayed or reordered, and answers of ours that their asker does not take; a full
+    one is felt by the sender as a peer that is busy.
+    """
 
     def __init__(self, changed: Callable[[Direction], None]) -> None:
         """`changed` is called when a direction has become full, or no longer is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from userdev.descriptors import duplicates
 from userdev.transport import Stream, close_all
@@ -13,12 +13,13 @@ from userdev.transport import Stream, close_all
 class Outlet:
     """The sending half of one peer's connection: never blocks, and keeps what the peer does not take yet.
 
-    It is bounded by its users, who stop reading while `waiting`. Descriptors passed to `send` stay the caller's.
+    It is bounded by its users, who stop reading while `waiting`, or until `when_taken`. Descriptors passed to `send`
+    stay the caller's.
     """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self._queue: deque[tuple[memoryview, list[int]]] = deque()
+        self._queue: deque[tuple[memoryview, list[int], Callable[[], None] | None]] = deque()
         self._ended = False
         self._broken = False
 
@@ -52,7 +53,7 @@ class Outlet:
     def flush(self) -> None:
         """Send what waits, as far as the peer takes it."""
         while self._queue:
-            data, fds = self._queue[0]
+            data, fds, taken = self._queue[0]
             try:
                 sent = self.stream.try_send(data, fds)
             except BlockingIOError:
@@ -64,10 +65,17 @@ class Outlet:
             close_all(fds)
             if sent == len(data):
                 self._queue.popleft()
+                if taken is not None:
+                    taken()
             else:
-                self._queue[0] = data[sent:], []
+                self._queue[0] = data[sent:], [], taken
         if self._ended:
             self.stream.shutdown(socket.SHUT_WR)
+
+    def when_taken(self, taken: Callable[[], None]) -> None:
+        """Call `taken` once the peer has the last of what waits, or never will; to be used while something does."""
+        data, fds, _ = self._queue[-1]
+        self._queue[-1] = data, fds, taken
 
     def end(self) -> None:
         """Tell the peer that nothing more comes, once everything that waits has been sent."""
@@ -77,10 +85,12 @@ class Outlet:
 
     def clear(self) -> None:
         """Drop what waits, and close its descriptors."""
-        for _, fds in self._queue:
+        dropped, self._queue = self._queue, deque()
+        for _, fds, taken in dropped:
             close_all(fds)
-        self._queue.clear()
+            if taken is not None:
+                taken()
 
     def _keep(self, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> None:
         if not self._broken:
-            self._queue.append((memoryview(bytes(data)), duplicates(fds)))
+            self._queue.append((memoryview(bytes(data)), duplicates(fds), None))

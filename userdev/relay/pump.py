@@ -57,6 +57,9 @@ class Codec(Generic[M, H]):
 class PumpOwner(Protocol[MC, HC]):
     """The owner of a pump, which it tells of what passes."""
 
+    def overfull(self, direction: Direction) -> bool:
+        """Whether so much is kept that no more is to be read."""
+
     def passed(self, direction: Direction, header: HC, data: memoryview) -> None:
         """A message without descriptors has been sent on unchanged: its header, and all its bytes.
 
@@ -115,6 +118,8 @@ class Pump(Generic[M, H]):
                 self._take(framer, *received)
             # A message that came only in part may have its rest here already; then it is not split by us.
             if framer.start == framer.end or self._framer is not framer or self.outlet.waiting:
+                return
+            if self._owner.overfull(self.direction):
                 return
 
     def close(self) -> None:

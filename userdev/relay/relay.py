@@ -29,9 +29,6 @@ class Peer(Generic[M, H]):
 class RelayOwner(PumpOwner[MC, HC], Protocol[MC, HC]):
     """The session, as its relay sees it."""
 
-    def overfull(self, direction: Direction) -> bool:
-        """Whether so much is kept that no more is to be read."""
-
     def close(self) -> None:
         """Both peers have gone: nothing is left to relay."""
 

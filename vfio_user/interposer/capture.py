@@ -140,7 +140,7 @@ class CaptureDma:
             self._twin = TwinSocket(self._session.loop, stream, self._asked)
         return at
 
-    def _asked(self, request: Message) -> None:
+    def _asked(self, twin: TwinSocket, request: Message) -> None:
         """A request has come on the second socket: an answer out of the client's memory, or the client's own."""
         close_all(request.fds)
         request = replace(request, fds=[])
@@ -149,12 +149,13 @@ class CaptureDma:
         record = self._record(Direction.TO_CLIENT, View.RECEIVED, request)
         reply = self._from_memory(request) if request.command in self._accesses else None
         if reply is None:
-            self._session.loop.spawn(self._ask_client(request, record))
+            self._session.loop.spawn(self._ask_client(twin, request, record))
         elif request.wants_reply:
-            self._reply(reply, record)
+            self._reply(twin, reply, record)
 
-    async def _ask_client(self, request: Message, record: int) -> None:
+    async def _ask_client(self, twin: TwinSocket, request: Message, record: int) -> None:
         """What cannot be answered here the client has to."""
+        twin.asks_elsewhere()
         asked = replace(request, flags=COMMAND)
         try:
             answer = await own_calls.exchange(self._session, Direction.TO_CLIENT, asked, timeout=CLIENT_SECONDS)
@@ -163,12 +164,12 @@ class CaptureDma:
         except (PeerLost, RequestRefused, TimeoutError) as error:
             reply = request.error(getattr(error, "errno", 0) or errno.EIO)
         if request.wants_reply:
-            self._reply(reply, record)
+            self._reply(twin, reply, record)
+        twin.answered_elsewhere()
 
-    def _reply(self, reply: Message, record: int) -> None:
+    def _reply(self, twin: TwinSocket, reply: Message, record: int) -> None:
         self._record(Direction.TO_SERVER, View.SENT, reply, record)
-        if self._twin is not None:
-            self._twin.send(reply)
+        twin.send(reply)
 
     def _record(self, direction: Direction, view: View, message: Message, pair: int = 0) -> int:
         trace = self._session.trace
@@ -220,6 +221,8 @@ class CaptureDma:
     def _answer(self, passing: Passing) -> Message | None:
         """The reply out of the client's memory; where that cannot be had, the client is asked after all."""
         message = passing.message
+        if message.command != self._write and self._session.backlog.full(Direction.TO_CLIENT):
+            return message  # it asks for much and takes nothing: a client gives it as much as it takes
         reply = self._from_memory(message)
         if reply is None:
             return message

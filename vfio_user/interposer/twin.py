@@ -19,16 +19,19 @@ from vfio_user.wire import Message
 from vfio_user.wire.layouts import VERSION
 
 _CAPABILITY = "twin_socket"
+MAX_ASKED = 64
+"""Requests that wait for the client's answer, after which no more are taken."""
 
 
 class TwinSocket:
-    """Our end of it: `asked` is called with each request of the server's."""
+    """Our end of it: `asked` is called with it and each request of the server's."""
 
-    def __init__(self, loop: Loop, stream: Stream, asked: Callable[[Message], None]) -> None:
+    def __init__(self, loop: Loop, stream: Stream, asked: Callable[[TwinSocket, Message], None]) -> None:
         self._loop, self._stream, self._asked = loop, stream, asked
         self._framer = Framer(Message, max_message=MAX_FRAME)
         self._outlet = Outlet(stream)
         self._open = True
+        self._elsewhere = 0
         stream.socket.setblocking(False)
         loop.watch(stream.fileno(), self._ready)
 
@@ -37,6 +40,17 @@ class TwinSocket:
         if self._open:
             self._outlet.send(reply.encode())
             self._watch()
+
+    def asks_elsewhere(self) -> None:
+        """A request of its is answered by somebody who may take long, or for ever."""
+        self._elsewhere += 1
+        self._watch()
+
+    def answered_elsewhere(self) -> None:
+        """That request is answered, or given up."""
+        self._elsewhere -= 1
+        if self._elsewhere == MAX_ASKED - 1:
+            self._loop.after(0, self._go_on)
 
     def close(self) -> None:
         """Let go of it; the server sees its end. A second call does nothing."""
@@ -47,14 +61,22 @@ class TwinSocket:
             self._framer.close()
             self._stream.close()
 
+    @property
+    def _busy(self) -> bool:
+        return self._outlet.waiting or self._elsewhere >= MAX_ASKED
+
     def _watch(self) -> None:
-        """A server that does not take its replies is not read."""
-        self._loop.change(self._stream.fileno(), WRITE if self._outlet.waiting else READ)
+        """A server that does not take its replies, or asks more than is answered, is not read."""
+        if self._open:
+            events = WRITE if self._outlet.waiting else 0
+            self._loop.change(self._stream.fileno(), events if self._busy else READ)
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
             self._outlet.flush()
-            self._watch()
+            self._go_on()
+        if not self._open:
+            return
         if events & (READ | GONE):
             try:
                 self._receive()
@@ -69,8 +91,19 @@ class TwinSocket:
             self.close()
             return
         self._framer.received(count, fds)
-        for message in self._framer.messages():
-            self._asked(message)
+        self._take()
+
+    def _take(self) -> None:
+        """What has come already waits here while its answers would."""
+        while self._open and not self._busy and (message := self._framer.next()) is not None:
+            self._asked(self, message)
+
+    def _go_on(self) -> None:
+        try:
+            self._take()
+        except ProtocolError:
+            self.close()
+        self._watch()
 
 
 def offered(payload: bytes) -> bytes | None:
