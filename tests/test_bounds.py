@@ -50,10 +50,11 @@ from vfio_user.wire.constants import DirtyPagesFlags, Feature, FeatureFlags
 from vfio_user.wire.layouts import DIRTY_PAGES, DIRTY_RANGE, FEATURE, LOGGING_REPORT, VM_INTERRUPT
 from vhost_user.backend.misses import Misses
 from vhost_user.frontend import BackEndError, device_state
-from vhost_user.interposer.unanswered import Unanswered
+from vhost_user.interposer.unanswered import SentRequest, Unanswered
 from vhost_user.memory import Iotlb, MemoryTable
 from vhost_user.memory.iotlb import IotlbMiss
 from vhost_user.rings import BrokenRing
+from vhost_user.wire import acknowledge
 from vhost_user.wire.payloads import IotlbMessage, IotlbType, Permission, Region
 
 ROOT = Path(__file__).parents[1]
@@ -219,11 +220,12 @@ def requests_without_answer(bound: int, folder: Path) -> None:
 
 
 def requests_without_answer_of_vhost_user(bound: int, folder: Path) -> None:
-    unanswered = Unanswered()
+    unanswered, told = Unanswered(), list[object]()
     for number in range(3 * bound):
-        unanswered.sent(1, number)
+        unanswered.sent(SentRequest(1, number, (told.append,)))
     assert len(unanswered) == bound
-    assert unanswered.answered(1) == 2 * bound
+    assert told == [None] * (2 * bound)
+    assert unanswered.answered(acknowledge(1)) == 2 * bound
 
 
 class Stuck(ControlCommand[Any]):

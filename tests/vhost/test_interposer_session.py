@@ -13,7 +13,16 @@ import pytest
 from tests.descriptors import fd_count
 from tests.vhost.between import B, Between, P, R, V, channel
 from userdev.transport import close_all
-from vhost_user.wire import NEED_REPLY, REPLY, VERSION, Message, acknowledge, encode_reply, encode_request
+from vhost_user.wire import (
+    NEED_REPLY,
+    REPLY,
+    VERSION,
+    FrontEndRequest,
+    Message,
+    acknowledge,
+    encode_reply,
+    encode_request,
+)
 from vhost_user.wire.payloads import Config, Region, VringState
 
 # -- what passes
@@ -162,6 +171,33 @@ def test_rings_memory_and_features_are_known(between: Between) -> None:
     assert (model.rings[1].size, model.rings[1].enabled, model.rings[1].started) == (256, True, False)
     assert list(model.regions) == [0x1000]
     assert model.negotiated.protocol_features == P.REPLY_ACK | P.CONFIG | P.BACKEND_REQ
+
+
+def test_memory_is_what_the_back_end_has_acknowledged(between: Between) -> None:
+    """One that was asked to say so; whatever has gone out since is done behind that."""
+    model = between.session.model
+    between.negotiate()
+    region = [Region(index << 20, 4096, index << 30, 0) for index in range(3)]
+
+    def told(request: FrontEndRequest, value: object, need_reply: bool) -> None:
+        fd = os.memfd_create("guest")
+        between.front_end.send(encode_request(request, value, [fd], need_reply=need_reply))
+        close_all([fd, *between.back_end.receive().fds])
+
+    def acknowledged(request: FrontEndRequest, error: int) -> list[int]:
+        between.back_end.send(acknowledge(request, error))
+        between.front_end.receive()
+        return list(model.regions)
+
+    told(R.ADD_MEM_REG, region[0], True)
+    assert not model.regions
+    assert acknowledged(R.ADD_MEM_REG, errno.EINVAL) == []
+    told(R.SET_MEM_TABLE, (region[1],), True)
+    assert acknowledged(R.SET_MEM_TABLE, 0) == [1 << 20]
+    told(R.SET_MEM_TABLE, (region[0],), True)
+    told(R.ADD_MEM_REG, region[2], False)
+    assert list(model.regions) == [1 << 20]
+    assert acknowledged(R.SET_MEM_TABLE, errno.ENOSPC) == [1 << 20, 2 << 20]
 
 
 def test_a_ring_without_protocol_features_is_enabled_once_it_is_started(between: Between) -> None:

@@ -16,7 +16,7 @@ from vhost_user.interposer.asker import Asker
 from vhost_user.interposer.codec import CODEC, MessageHeader
 from vhost_user.interposer.passing import Passing
 from vhost_user.interposer.session_model import SessionModel
-from vhost_user.interposer.unanswered import Unanswered
+from vhost_user.interposer.unanswered import SentRequest, Unanswered
 from vhost_user.wire import HEADER_SIZE, FrontEndRequest, Message, acknowledge
 
 
@@ -75,7 +75,7 @@ class Conversation(BaseSession[Message, MessageHeader]):
         """Remember a request that will be answered."""
         message = passing.message
         if passing.direction is self.asker.asking and self.is_answered(message):
-            self.waiting.sent(message.request, passing.record)
+            self.waiting.sent(SentRequest(message.request, passing.record, passing.answered))
 
     def expect_reply(self, passing: Passing) -> None:
         """A request has been sent as bytes: its reply will come."""
@@ -89,7 +89,7 @@ class Conversation(BaseSession[Message, MessageHeader]):
 
     def _answered(self, reply: Message) -> int:
         """A reply has come: the number of the record that it answers."""
-        return self.waiting.answered(reply.request)
+        return self.waiting.answered(reply)
 
 
 class RelayedChannel(Conversation):
@@ -156,8 +156,14 @@ class FrontEndSession(Conversation):
 
     def request_sent(self, passing: Passing) -> None:
         """Learn what a request says, once it is known whether it is answered."""
+        if passing.direction is not Direction.TO_SERVER:
+            super().request_sent(passing)
+            return
+        settled = self.model.awaited(passing.message)
+        if settled is not None:
+            passing.when_answered(settled)
         super().request_sent(passing)
-        if passing.direction is Direction.TO_SERVER:
+        if settled is None:
             self.model.requested(passing.message)
 
     def ended_for_good(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from userdev.errors import ProtocolError
+from vhost_user.interposer.unanswered import LIMIT
 from vhost_user.wire import (
     VRING_MASK,
     DeviceStatus,
@@ -24,6 +27,18 @@ STATES = ("before-features", "set-up", "running", "stopped")
 """Until SET_FEATURES; until a ring was started; while one is; and while none is any more."""
 
 
+_MEMORY = (_R.SET_MEM_TABLE, _R.ADD_MEM_REG, _R.REM_MEM_REG)
+
+
+@dataclass
+class _MemoryChange:
+    """A request for other memory; `done` is None until the back-end has said whether it is."""
+
+    request: FrontEndRequest
+    value: Any
+    done: bool | None
+
+
 @dataclass
 class RingShown:
     """A ring, as the front-end has told of it; `base` is that of a start, or of the last stop."""
@@ -36,13 +51,18 @@ class RingShown:
 
 @dataclass
 class SessionModel:
-    """The state of a session, as the front-end's requests have it: refused ones end the connection, nearly always."""
+    """The state of a session, as the front-end's requests have it: refused ones end the connection, nearly always.
+
+    Memory is what the back-end has acknowledged, where it was asked to: it may refuse a region and go on.
+    """
 
     negotiated: Negotiated = field(default_factory=Negotiated)
     rings: dict[int, RingShown] = field(default_factory=dict)
     regions: dict[int, Region] = field(default_factory=dict)
     """By guest address."""
     status: DeviceStatus = field(default_factory=lambda: DeviceStatus(0))
+    _changes: deque[_MemoryChange] = field(default_factory=deque)
+    """In their order, from the first that has no answer on."""
     _agreed: bool = False
     _ran: bool = False
 
@@ -70,8 +90,44 @@ class SessionModel:
             value = shape_of(request).payload.decode(message.payload)
         except (ValueError, ProtocolError):
             return
-        if not self._acknowledges(message):
+        if self._acknowledges(message):
+            return
+        if request in _MEMORY and self._changes:
+            self._change_memory(_MemoryChange(request, value, done=True))
+        else:
             self._learn(request, value)
+
+    def awaited(self, message: Message) -> Callable[[Message | None], None] | None:
+        """Who is to be told of the acknowledgement of a request for other memory; None where it is no such request, or
+        not acknowledged: then it is `requested`.
+        """
+        if message.request not in _MEMORY or self._acknowledges(message):
+            return None
+        request = FrontEndRequest(message.request)
+        if self.negotiated.is_own_reply(request) or not self.negotiated.is_answered(request, message):
+            return None
+        try:
+            change = _MemoryChange(request, shape_of(request).payload.decode(message.payload), done=None)
+        except ProtocolError:
+            return None
+        self._change_memory(change)
+        return lambda reply: self._settle(change, reply)
+
+    def _change_memory(self, change: _MemoryChange) -> None:
+        self._changes.append(change)
+        if len(self._changes) > LIMIT:
+            self._changes[0].done = True
+            self._make_changes()
+
+    def _settle(self, change: _MemoryChange, reply: Message | None) -> None:
+        change.done = reply is None or not any(reply.payload)
+        self._make_changes()
+
+    def _make_changes(self) -> None:
+        while self._changes and self._changes[0].done is not None:
+            change = self._changes.popleft()
+            if change.done:
+                self._learn(change.request, change.value)
 
     def answered(self, message: Message) -> None:
         """Learn of a reply of the back-end's: where a ring has stopped."""
