@@ -7,14 +7,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from tests.descriptors import fd_count
 from tests.scripted_server import Script, ScriptedServer
 from userdev.errors import ProtocolError, UserError
-from userdev.transport import close_all
+from userdev.transport import Stream, close_all
 from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError
 from vfio_user.wire import (
     COMMAND,
@@ -128,6 +128,28 @@ def test_a_posted_write_waits_for_nothing() -> None:
         posted = server.received[1]
         assert posted.flags == NO_REPLY
         assert posted.payload[REGION_ACCESS.size :] == b"abcd"
+
+
+def test_a_server_that_takes_no_answers_is_not_asked_for_more_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it takes them it gets all of them."""
+    monkeypatch.setattr("vfio_user.client.channel.MAX_OWED", 1 << 20, raising=False)
+    ours, theirs = socket.socketpair()
+    asked = Message(7, CURRENT.number(Command.DMA_READ), payload=DMA_ACCESS.pack(0, 16 << 10)).encode()
+    sent, got, most = 0, 0, 3000
+    with ours, Client(Stream(theirs)) as client, GuestMemory(1 << 16) as ram:
+        client.memory.add(Mapping(0, 1 << 16, ram))
+        ours.setblocking(False)
+        with suppress(BlockingIOError):
+            while sent < most:
+                ours.send(asked)
+                sent += 1
+                client.serve_until(lambda: False, timeout=0)
+        assert sent < most
+        while got < sent * (32 + (16 << 10)):
+            client.serve_until(lambda: False, timeout=0)
+            with suppress(BlockingIOError):
+                got += len(ours.recv(1 << 20))
+        assert got == sent * (32 + (16 << 10))
 
 
 def test_silence_ends_at_the_deadline_and_the_late_reply_harms_nothing() -> None:

@@ -24,6 +24,12 @@ Serve = Callable[[Message], Message | None]
 """Answers one request of the server; None where it wants no answer. Owns the request's descriptors."""
 
 
+MAX_OWED = 16 << 20
+"""Bytes of answers that a server has not taken, after which it is asked no more questions."""
+_ENTRY = 64
+"""Bytes that each is counted as beside its own."""
+
+
 @dataclass(eq=False)
 class Pending:
     """A request under way. `reply` is there once `Channel.wait` has returned it."""
@@ -39,11 +45,23 @@ class _Lane:
 
     stream: Stream
     framer: Framer[Message]
-    out: deque[tuple[memoryview, Sequence[int]]] = field(default_factory=deque)
+    out: deque[tuple[memoryview, Sequence[int], int]] = field(default_factory=deque)
+    """What waits to be sent: bytes, descriptors, and what an answer of ours counts in `owed`."""
+    owed: int = 0
     gone: str = ""
     """Why nothing more comes, once that is so."""
     deaf: bool = False
     """The peer takes nothing more, but may still have said why."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the peer owes it to us to read first."""
+        return self.owed >= MAX_OWED
+
+    def drop(self) -> None:
+        """Send nothing of what waits."""
+        self.out.clear()
+        self.owed = 0
 
 
 class Channel:
@@ -131,14 +149,14 @@ class Channel:
         lane = self._main
         if lane.gone:
             raise Disconnected(lane.gone)
-        lane.out.append((memoryview(data), fds))
+        lane.out.append((memoryview(data), fds, 0))
         self._flush(lane)
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while lane.out:
             if lane.gone:
                 raise Disconnected(lane.gone)
             if not self._turn(deadline):
-                lane.out.clear()
+                lane.drop()
                 raise NoAnswer("the server does not read what it is sent")
 
     def wait(self, pending: Pending, *, timeout: float | None = None) -> Message:
@@ -178,7 +196,8 @@ class Channel:
         poll = select.poll()
         for lane in self._lanes:
             if not lane.gone:
-                poll.register(lane.stream, select.POLLIN | (select.POLLOUT if lane.out else 0))
+                events = (0 if lane.is_full else select.POLLIN) | (select.POLLOUT if lane.out else 0)
+                poll.register(lane.stream, events)
         for fd in also:
             poll.register(fd, select.POLLIN)
         left = deadline - time.monotonic()
@@ -187,6 +206,7 @@ class Channel:
             events = 0 if lane.gone else ready.get(lane.stream.fileno(), 0)
             if events & select.POLLOUT:
                 self._flush(lane)
+                self._take(lane)
             if events & ~select.POLLOUT:
                 self._receive(lane)
         return bool(ready)
@@ -194,19 +214,20 @@ class Channel:
     def _flush(self, lane: _Lane) -> None:
         """Send what the socket takes now."""
         while lane.out:
-            data, fds = lane.out[0]
+            data, fds, counts = lane.out[0]
             try:
                 sent = lane.stream.try_send(data, fds)
             except BlockingIOError:
                 return
             except (BrokenPipeError, ConnectionResetError):
                 lane.deaf = True
-                lane.out.clear()
+                lane.drop()
                 return
             if sent == len(data):
                 lane.out.popleft()
+                lane.owed -= counts
             else:
-                lane.out[0] = (data[sent:], ())
+                lane.out[0] = (data[sent:], (), counts)
 
     def _receive(self, lane: _Lane) -> None:
         try:
@@ -219,7 +240,11 @@ class Channel:
             lane.gone = f"the server closed the connection{half}"
             return
         lane.framer.received(count, fds)
-        for message in lane.framer.messages():
+        self._take(lane)
+
+    def _take(self, lane: _Lane) -> None:
+        """Deal with what has come, until too many answers wait."""
+        while not lane.is_full and (message := lane.framer.next()) is not None:
             self._dispatch(lane, message)
 
     def _dispatch(self, lane: _Lane, message: Message) -> None:
@@ -228,7 +253,9 @@ class Channel:
         elif message.type == COMMAND:
             answer = self._serve(message)
             if answer is not None:
-                lane.out.append((memoryview(answer.encode()), ()))
+                data = memoryview(answer.encode())
+                lane.owed += len(data) + _ENTRY
+                lane.out.append((data, (), len(data) + _ENTRY))
                 self._flush(lane)
         else:
             close_all(message.fds)
