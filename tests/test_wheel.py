@@ -201,7 +201,7 @@ def test_a_command_works_or_says_what_to_install(bare: Environment, folder: Path
         return
     wanted = "test" if command in ("nightly", "test-e2e") else "harness"
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: `vfio-user {command}` .*\n  pip install 'vfio-user\[{wanted}\]'\n", done.stderr)
+    assert re.fullmatch(rf"error: `vfio-user {command}` .*\n  pip install 'vfio-user\[{wanted}\]'; .*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

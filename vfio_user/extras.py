@@ -28,5 +28,9 @@ def lacking(error: ModuleNotFoundError, extra: str, what: str) -> Exception:
     package = (error.name or "").partition(".")[0]
     if not package or package in _OURS:
         return error
-    hint = f"pip install 'vfio-user[{extra}]'"
-    return UserError(f"{what} needs more than is installed: there is no package {package!r}", hint=hint)
+    return UserError(f"{what} needs more than is installed: there is no package {package!r}", hint=installing(extra))
+
+
+def installing(extra: str) -> str:
+    """How to get the extra of this name, from an index or of a checkout: what came from one may be on no index."""
+    return f"pip install 'vfio-user[{extra}]'; in a checkout: pip install -e '.[{extra}]'"

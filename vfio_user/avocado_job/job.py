@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import psutil
 
 from userdev.errors import UserError
+from vfio_user.extras import installing
 from vfio_user.harness.timeouts import patience
 from vfio_user.harness.verdicts import TEST_SECONDS
 
@@ -63,7 +64,7 @@ def avocado() -> tuple[type[Any], type[Exception]]:
         from avocado.core.job import Job
         from avocado.core.suite import TestSuiteError
     except ImportError as error:
-        raise UserError("avocado is not installed", hint="pip install 'vfio-user[test]'") from error
+        raise UserError("avocado is not installed", hint=installing("test")) from error
     return Job, TestSuiteError
 
 
