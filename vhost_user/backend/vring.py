@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from userdev.declare.values import shown
 from userdev.errors import AUTHORS_FAILURES
 from userdev.eventfd import drain
 from userdev.serving.background import Background
@@ -28,6 +29,18 @@ log = logging.getLogger("vhost_user.backend")
 
 BATCH = 32
 """Requests whose end is told at once: the index is stored and the driver asked for its wish once for all of them."""
+
+
+class WrongReturn(TypeError):
+    """A device's function has returned what is no answer to a request, as one without `return` does."""
+
+    def __init__(self, function: Callable[..., object], returned: object) -> None:
+        code = getattr(getattr(function, "__func__", function), "__code__", None)
+        where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+        super().__init__(
+            f"{getattr(function, '__qualname__', function)}{where} has returned {shown(returned)}: it has to return how"
+            " many bytes it has written, 0 for none, or a function that does the rest and returns that"
+        )
 
 
 class Vring:
@@ -236,7 +249,7 @@ class Vring:
 
     def _fail(self, ring: Ring, error: BaseException) -> None:
         """A request cannot be right, or the device has failed at it; what was done before is right."""
-        if isinstance(error, BrokenRing):
+        if isinstance(error, BrokenRing | WrongReturn):
             why = str(error)
         else:
             why = "its device has failed"
@@ -333,7 +346,7 @@ class HandledVring(Vring):
                         ring.unpop(chain)
                         break
                     else:
-                        self._wait_with(ring, chain, done)
+                        self._wait_with(ring, chain, done, self._handler)
                     count += 1
             finally:
                 if begun:
@@ -357,19 +370,30 @@ class HandledVring(Vring):
             if isinstance(done, int):
                 ring.push(chain, done)
             else:
-                self._wait_with(ring, chain, done)
+                try:
+                    self._wait_with(ring, chain, done, request.end)
+                except WrongReturn as error:
+                    failure = error
         if failure is not None:
             raise failure
 
-    def _wait_with(self, ring: Ring, chain: Chain, rest: Later) -> None:
-        """Have the rest of a request be done on another thread."""
-        self._background.submit(rest, partial(self._ended, ring, chain))
+    def _wait_with(self, ring: Ring, chain: Chain, rest: Later, function: Callable[..., object]) -> None:
+        """Have the rest of a request, which `function` has returned, be done on another thread.
 
-    def _ended(self, ring: Ring, chain: Chain, outcome: int | Exception) -> None:
+        Raises:
+            WrongReturn: that is nothing that can be done.
+        """
+        if not callable(rest):
+            raise WrongReturn(function, rest)
+        self._background.submit(rest, partial(self._ended, ring, chain, rest))
+
+    def _ended(self, ring: Ring, chain: Chain, rest: Later, outcome: int | Exception) -> None:
         """The rest of a request was done on another thread."""
         try:
             if isinstance(outcome, Exception):
                 raise outcome
+            if not isinstance(outcome, int):
+                raise WrongReturn(rest, outcome)
             ring.push(chain, outcome)
             self.owes = True
         except AUTHORS_FAILURES as error:
