@@ -163,6 +163,10 @@ MODULES: dict[str, tuple[str, str]] = {
     "an import of a file with a byte of zero": (GOOD + "import nul\n", r"null bytes.*nic\.py:11"),
     "a class of another name": (GOOD.replace("Nic", "Card"), r"no 'Nic'(.|\n)*its devices are: Card"),
     "something that is no device": (HEAD + "Nic = 5\n", r"no device(.|\n)*none"),
+    "a device of another protocol": (
+        "from vhost_user.device import VhostDevice\nclass Nic(VhostDevice, abstract=True): ...\n",
+        r"vhost-user serve .*vhost-user:",
+    ),
     "what every device is": (HEAD + "Nic = PciDevice\n", r"no device"),
 }
 

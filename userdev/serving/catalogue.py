@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 from userdev.errors import UserError, meant
@@ -36,16 +36,19 @@ class Catalogue(Generic[D]):
         base: Callable[[], type[D]],
         own: Mapping[str, str],
         capabilities: Callable[[type[D]], Mapping[str, Any]] | None = None,
+        others: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`own` are our names, as {name: MODULE:CLASS}: they start without a look at all that is installed.
 
-        `capabilities` are what a class itself says for its description.
+        `capabilities` are what a class itself says for its description. `others` are hints for devices of other
+        protocols, by their base as PACKAGE.CLASS; {name} in one is what was asked for.
         """
         self.group = group
         self._type = type
         self._base = base
         self._own = own
         self._capabilities = capabilities
+        self._others = others
 
     def names(self) -> list[str]:
         """The names that installed packages give to their devices."""
@@ -104,13 +107,15 @@ class Catalogue(Generic[D]):
     def _device_in(self, module: ModuleType, attribute: str, name: str) -> type[D]:
         base = self._base()
         devices = [key for key, value in vars(module).items() if _is_device(value, base)]
-        whose = f"{base.__module__.partition('.')[0]}.{base.__name__}"
-        hint = f"its devices are: {', '.join(devices) or 'none'}; a device is a subclass of {whose}"
+        hint = f"its devices are: {', '.join(devices) or 'none'}; a device is a subclass of {_public_name(base)}"
         try:
             found: object = reduce(getattr, attribute.split("."), module)
         except AttributeError:
             raise UserError(f"device {name!r}: {module.__file__} has no {attribute!r}", hint=hint) from None
         if not _is_device(found, base):
+            bases = map(_public_name, found.__mro__) if isinstance(found, type) else ()
+            for other in filter(self._others.__contains__, bases):
+                raise UserError(f"{name!r} is no {self._type} device", hint=self._others[other].format(name=name))
             raise UserError(f"{name!r} is no device", hint=hint)
         return found
 
@@ -149,6 +154,10 @@ def _from_file(path: Path, name: str) -> ModuleType:
     with authored(f"device {name!r} cannot be loaded"):
         spec.loader.exec_module(module)
     return module
+
+
+def _public_name(base: type) -> str:
+    return f"{base.__module__.partition('.')[0]}.{base.__name__}"
 
 
 def _look_in(folder: Path) -> None:

@@ -17,4 +17,7 @@ def _base() -> type[PciDevice]:
 
 
 OWN = {"edu": "userdev_servers.edu:Edu", "gpio": "userdev_servers.gpio:Gpio", "nvme": "userdev_servers.nvme:Nvme"}
-DEVICES = Catalogue("vfio_user.devices", "vfio-user", _base, OWN)
+OTHERS = {
+    "vhost_user.VhostDevice": "it is a virtio device: `vhost-user serve {name}`; a guest has it as vhost-user:{name}"
+}
+DEVICES = Catalogue("vfio_user.devices", "vfio-user", _base, OWN, others=OTHERS)
