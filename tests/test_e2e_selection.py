@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from userdev.errors import UserError
-from vfio_user.avocado_job.selection import filters, reference, suite_folder
+from vfio_user.avocado_job.selection import filters, package_folders, reference, suite_folder
 from vfio_user.cli import cli
 
 
@@ -71,3 +71,13 @@ def test_parameters_may_be_beside_variants(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["test-e2e", "--list", str(file), *variants, "-o", "run.test_parameters=[[a, b]]"])
     assert isinstance(done.exception, UserError)
     assert "test parameters" in str(done.exception)
+
+
+def test_what_a_test_imports_of_its_package_is_found_where_the_package_is(tmp_path: Path) -> None:
+    package = tmp_path / "mine" / "more"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    names = [f"{package}/test_a.py:^A[.]", f"{package.parent}/test_b.py", f"{tmp_path}/test_alone.py", "mine/test_b.py"]
+    assert package_folders(names, Path("/")) == [tmp_path]
+    assert package_folders([names[0], names[3]], tmp_path) == []

@@ -323,7 +323,7 @@ def test_a_quiet_night_says_only_what_is_wrong_and_where_the_page_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(nightly, "prepare_environment", lambda *_: None)
+    monkeypatch.setattr(nightly, "prepare_environment", lambda *_, **_named: None)
     monkeypatch.setattr(nightly, "staged", lambda plan, drawn: Stage(plan, {}, {}))
     monkeypatch.setattr(nightly, "place_of", lambda plan: None)
     monkeypatch.setattr(nightly, "_estimate", lambda *_: "2 cases, an hour")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import vfio_user
@@ -58,6 +59,21 @@ def reference(test: str, folder: Path | None) -> str:
     near = meant(Path(name).stem.removeprefix("test_"), known)
     hint = f"{near}there are: {', '.join(known)}" if known else "give the path of a file that has tests"
     raise UserError(f"there is no test file {name}", hint=hint)
+
+
+def package_folders(references: Iterable[str], root: Path) -> list[Path]:
+    """The folders in which the packages of test files are, but for `root`, from which the files are named.
+
+    What is above a package is where `import` finds it, by its whole name.
+    """
+    found: dict[Path, None] = {}
+    for name in references:
+        package = folder = (root / name.partition(":")[0]).parent
+        while (folder / "__init__.py").exists() and folder != folder.parent:
+            folder = folder.parent
+        if folder not in (package, root):
+            found[folder] = None
+    return list(found)
 
 
 def _named(path: Path, folder: Path | None) -> str:

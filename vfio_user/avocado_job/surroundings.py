@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vfio_user.harness.cell import Cell
@@ -23,11 +24,20 @@ def provision(qemu: str, say: Progress) -> None:
         ensure_image(image, progress=say)
 
 
-def prepare_environment(root: Path, timeout_factor: float = 1.0, cell: Cell = Cell()) -> None:  # noqa: B008  # nothing of it changes
-    """For the processes of avocado's runner: its programs, our package, the factor for every deadline, the cell."""
+def prepare_environment(
+    root: Path,
+    timeout_factor: float = 1.0,
+    cell: Cell = Cell(),  # noqa: B008  # nothing of it changes
+    packages: Sequence[Path] = (),
+) -> None:
+    """For the processes of avocado's runner: its programs, our package, the factor for every deadline, the cell.
+
+    `packages` are the folders in which tests' packages are, for what these import of theirs.
+    """
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     sys.path.insert(0, str(root))  # where avocado looks for the classes that tests derive from
-    paths = (str(root), os.environ.get("PYTHONPATH", ""))
+    sys.path += map(str, packages)
+    paths = (str(root), os.environ.get("PYTHONPATH", ""), *map(str, packages))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if timeout_factor != 1.0:
         os.environ[SCALE_VARIABLE] = str(timeout_factor)

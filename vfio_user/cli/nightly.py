@@ -11,7 +11,7 @@ import click
 
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
-from vfio_user.avocado_job.selection import suite_folder
+from vfio_user.avocado_job.selection import package_folders, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
 from vfio_user.cli._progress import quiet_option
@@ -70,7 +70,8 @@ def command(
     base = Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute() / "nightly"
     if not list_only and not dry_run:
         _keep(plan, drawn, locked=locked)
-    prepare_environment(root, timeout_factor)
+    named = [name for names in plan.references.values() for name in names]
+    prepare_environment(root, timeout_factor, packages=package_folders(named, root))
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
         stage = staged(plan, drawn)
         if list_only or dry_run:

@@ -27,7 +27,7 @@ from vfio_user.avocado_job.job import (
     run_bounded,
     usual_settings,
 )
-from vfio_user.avocado_job.selection import all_tests, filters, reference, suite_folder
+from vfio_user.avocado_job.selection import all_tests, filters, package_folders, reference, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment, provision
 from vfio_user.bundle import bundle_of, moved
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
@@ -116,7 +116,7 @@ def command(
         **bundled_cell(bundle, bundle_size),
     )
     into = place_of_bundles(bundle)
-    prepare_environment(root, timeout_factor, cell)
+    prepare_environment(root, timeout_factor, cell, package_folders(chosen, root))
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
         if list_only:
             for name in chosen_tests(make_job({**config, **settings, "run.dry_run.enabled": True})):
