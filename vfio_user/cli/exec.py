@@ -42,6 +42,8 @@ class _WithCommand(click.Command):
         try:
             return super().parse_args(ctx, list(own))
         except click.UsageError as error:
+            if isinstance(error, click.NoSuchOption) and error.option_name == "--image":
+                error = click.UsageError("the image is an argument: vfio-user exec IMAGE -- COMMAND...", ctx)
             error.show()
             if "--" not in args:
                 click.echo("  the command stands behind --: vfio-user exec --device edu -- lspci", err=True)
