@@ -13,12 +13,12 @@ from typing import Any
 
 from tests.bundle_kit import make_bundle
 from userdev.fuzz import Find, Step
+from userdev.written import read_document
 from vfio_user.bundle import MANIFEST, open_bundle
 from vfio_user.bundle.difference import differences
 from vfio_user.nightly.plan import PlanText
 from vfio_user.nightly.servers import Servers
 from vfio_user.nightly.summary import CaseResult, Cell, PlanIdentity, Summary, Verdict, read_summary
-from vfio_user.nightly.written import read_document
 from vfio_user.page import document
 from vfio_user.page.axis import Axis
 from vfio_user.soak.journal import Journal

@@ -18,7 +18,13 @@ SERVERS = ROOT / "servers"
 PACKAGES = ("userdev", "vfio_user", "vhost_user")
 BY_FACE = " by its face"
 """Rooms that programs beside ours may import, beside `vfio_user` itself and the modules of both packages."""
-WITH_EXTRAS = ("userdev/documents.py", "userdev/fuzz/drawing.py", "userdev/interposer", "vhost_user/interposer")
+WITH_EXTRAS = (
+    "userdev/documents.py",
+    "userdev/written.py",
+    "userdev/fuzz/drawing.py",
+    "userdev/interposer",
+    "vhost_user/interposer",
+)
 """What of the packages that use the standard library only does not."""
 DEVICE_AUTHORS = ("wire", "pci", "device", "migration", "server", "client")
 

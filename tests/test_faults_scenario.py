@@ -64,6 +64,8 @@ def test_the_whole_language_is_accepted() -> None:
         ("rules:\n- act:\n    reply: EWHAT\n", 3, "EWHAT"),
         ("rules:\n- act: []\n", 2, "at least 1"),
         ("sead: 3\nrules: []\n", 1, "sead"),
+        ("rules:\n- act:\n    signal:\n      name: SIGSTOP\n", 4, "seconds, signal"),
+        ("rules:\n- act: [{stall-afterheader: 1}]\n", 2, "did you mean 'stall-after-header'?"),
         ("rules:\n- act: drop\n   bad indent: 3\n", 3, ""),
         ("rules: {}\n", 1, "list"),
         ("", 1, ""),

@@ -313,6 +313,7 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
     ("text", "named"),
     [
         pytest.param("extends: minimal\npackage: [x]\n", "package", id="unknown field"),
+        pytest.param("extends: minimal\nown_file: {}\n", r"bad\.yaml:2: .*did you mean 'own_files'", id="a key's typo"),
         pytest.param("extends: minimal\nmodules: nvme\n", "modules", id="no list"),
         pytest.param("description: x\n", "suites", id="missing field"),
         pytest.param("extends: bad\ndescription: x\n", "extends itself", id="extends itself"),
@@ -330,7 +331,7 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
         pytest.param("extends: minimal\npackages: [gdb]\n", "without `files`", id="packages of which nothing is taken"),
         pytest.param("extends: minimal\nservices: {../a: b}\n", "services", id="a path for a service"),
         pytest.param("extends: minimal\nown_files: {/a: nothing}\n", "there is no file 'nothing'", id="no file"),
-        pytest.param("extends: minimal\nown_files: {/a: [b]}\n", "there is no file", id="a list for a file"),
+        pytest.param("extends: minimal\nown_files: {/a: [b]}\n", r"bad\.yaml:2: own_files", id="a list for a file"),
         pytest.param("extends: minimal\nown_files: {a: bad.yaml}\n", "own_files", id="nowhere in the guest"),
         pytest.param("extends: minimal\nown_files: [bad.yaml]\n", "own_files", id="a list of files"),
         pytest.param("extends: minimal\nown_kernel: {image: bad.yaml}\n", "modules", id="a kernel without modules"),
@@ -342,6 +343,14 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, named: str) -
     path.write_text(text)
     with pytest.raises(UserError, match=named):
         load_recipe(str(path))
+
+
+def test_a_recipe_extends_another_by_its_name_and_not_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("extends: mine.yaml\n")
+    with pytest.raises(UserError) as refused:
+        load_recipe(str(path))
+    assert "without .yaml" in refused.value.hint
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:

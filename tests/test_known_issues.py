@@ -26,6 +26,7 @@ from vfio_user.harness.known_issues import (
     Symptom,
     expected_to_fail,
     known_issues,
+    read_known_issues,
     recognise,
 )
 from vfio_user.nightly.servers import ServerIssue
@@ -161,6 +162,21 @@ def test_what_an_entry_says_of_a_version(
 def test_an_entry_that_is_not_complete_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         issue(**changes)
+
+
+@pytest.mark.parametrize(
+    ("rest", "line", "about"),
+    [
+        ("  versions: '>=10.1'\n  status: confirmed\n  tried: [10.1.0]\n  tests: [a]\n", 1, "a symptom is given with"),
+        ("  versions: '>=10.1'\n  statos: confirmed\n", 5, "did you mean 'status'"),
+        ("  versions: new\n  status: right\n", 4, "no condition"),
+        ("  versions: '>=10.1'\n  versions: '>=10.2'\n", 5, "twice"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_line(rest: str, line: int, about: str) -> None:
+    with pytest.raises(UserError, match=about) as refused:
+        read_known_issues(f"- id: mine\n  what: it ends\n  evidence: seen\n{rest}", "issues.yaml")
+    assert str(refused.value).startswith(f"issues.yaml:{line}: ")
 
 
 @pytest.mark.parametrize("symptom", [{}, {"ends": "SIGNOTHING"}, {"says": "("}])

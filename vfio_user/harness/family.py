@@ -82,6 +82,9 @@ class Family(Protocol):
     def check_server(self, version: Version, name: str, path: Path) -> None:
         """Raise `UserError` for a server that a QEMU of this version would not survive."""
 
+    def check_scenario(self, path: Path) -> None:
+        """Raise `UserError` for a file of faults that is wrong, with its lines."""
+
     def check_unplug(self, version: Version, identity: str, *, msix: bool) -> None:
         """Raise `UserError` where a QEMU of this version would not survive that the device goes."""
 
@@ -120,6 +123,16 @@ class VfioUser:
             UserError: there is something of that kind (`qemu_guards.check_server`).
         """
         qemu_guards.check_server(version, name, path)
+
+    def check_scenario(self, path: Path) -> None:
+        """Read a file of faults in vfio-user's language.
+
+        Raises:
+            UserError: it is wrong.
+        """
+        from vfio_user.interposer.faults.scenario import load_scenario  # most guests have no faults
+
+        load_scenario(path)
 
     def check_unplug(self, version: Version, identity: str, *, msix: bool) -> None:
         """Ask whether this QEMU survives the unplugging of the device.
@@ -198,6 +211,17 @@ class VhostUser:
 
     def check_server(self, version: Version, name: str, path: Path) -> None:
         """Refuse nothing: no server is known that QEMU would not survive as long as it stays."""
+
+    def check_scenario(self, path: Path) -> None:
+        """Read a file of faults in vhost-user's language.
+
+        Raises:
+            UserError: it is wrong.
+        """
+        from userdev.interposer.faults.scenario import load_scenario
+        from vhost_user.interposer.faults.scenario import Scenario
+
+        load_scenario(Scenario, path)
 
     def check_unplug(self, version: Version, identity: str, *, msix: bool) -> None:
         """Refuse nothing: QEMU survives that the device goes."""

@@ -45,11 +45,13 @@ class Interposition:
         return cls(faults=wanted)
 
     def check(self, family: Family) -> None:
-        """Refuse what the interposer of a protocol does not have.
+        """Refuse what the interposer of a protocol does not have, and a scenario that is wrong.
 
         Raises:
             UserError: something of that kind is wanted.
         """
+        if isinstance(self.faults, Path):
+            family.check_scenario(self.faults)
         wanted = {
             "keep_alive": self.keep_alive,
             "msg_timeout": self.msg_timeout is not None,

@@ -20,13 +20,13 @@ from enum import StrEnum
 from importlib import resources
 from typing import Annotated, Literal
 
-import yaml
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
-from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
+from userdev.written import Written, parse_list
 
 XFAIL, XPASS = "XFAIL", "XPASS"
 """Verdicts of a test that names an issue: it was seen; it was to be seen, and was not."""
@@ -70,11 +70,7 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 """A regular expression, found anywhere."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Symptom(_Model):
+class Symptom(Written):
     """The signs of the issue; all that is given has to be there."""
 
     ends: str = ""
@@ -107,7 +103,7 @@ class ObservedFailure:
     said: str = ""
 
 
-class KnownIssue(_Model):
+class KnownIssue(Written):
     """One entry."""
 
     id: str
@@ -152,9 +148,11 @@ class KnownIssue(_Model):
     def _is_complete(self) -> KnownIssue:
         tried = self.status is not IssueStatus.UNTRIED
         if tried != bool(self.tried) or tried != bool(self.tests):
-            raise ValueError("tried and tests are given exactly when it was tried")
+            raise ValueError(f"tried and tests are given with every status but {IssueStatus.UNTRIED}")
         if (self.symptom is not None) != (self.status in (IssueStatus.CONFIRMED, IssueStatus.AVOIDED)):
-            raise ValueError("a symptom is given exactly when it was seen")
+            raise ValueError(
+                f"a symptom is given with the status {IssueStatus.CONFIRMED} or {IssueStatus.AVOIDED}, and no other"
+            )
         if self.symptom is not None and bool(self.symptom.ends) != (self.status is IssueStatus.AVOIDED):
             raise ValueError("what ends a program is avoided, and not shown")
         if self.status is IssueStatus.AVOIDED and not self.guard:
@@ -195,12 +193,25 @@ class KnownIssue(_Model):
 
 @functools.cache
 def known_issues() -> Mapping[str, KnownIssue]:
-    """All entries by id, in the file's order."""
-    text = resources.files(__package__).joinpath("known_issues.yaml").read_text()
-    entries = [KnownIssue.model_validate(entry) for entry in yaml.safe_load(text)]
-    found = {entry.id: entry for entry in entries}
-    if len(found) != len(entries):
-        raise ValueError("known_issues.yaml: an id is there twice")
+    """All entries by id, in the file's order.
+
+    Raises:
+        UserError: one is not as it should be, with file and line.
+    """
+    file = resources.files(__package__).joinpath("known_issues.yaml")
+    return read_known_issues(file.read_text(), str(file))
+
+
+def read_known_issues(text: str, source: str) -> Mapping[str, KnownIssue]:
+    """The entries of a YAML text by id; `source` is its name in errors.
+
+    Raises:
+        UserError: one is not as it should be, with its line.
+    """
+    found: dict[str, KnownIssue] = {}
+    for entry in parse_list(KnownIssue, text, source):
+        if found.setdefault(entry.id, entry) is not entry:
+            raise UserError(f"{source}: the id {entry.id!r} is there twice")
     return found
 
 

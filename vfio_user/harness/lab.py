@@ -157,13 +157,18 @@ class Lab:
         modules.
         """
         name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
-        wanted = (*([device] if device else []), *devices)
+        given = (*([device] if device else []), *devices)
+        wanted = tuple(item if isinstance(item, Device) else Device.parse(item) for item in given)
+        interposition = Interposition.of(interpose or self._interpose)
+        for item in wanted:
+            if interposition is not None and not item.driver:
+                interposition.check(item.family)  # before anything starts
         return self.start(
             GuestSpec(
                 name,
                 self.image(image),
                 self.hardware(**hardware),
-                tuple(item if isinstance(item, Device) else Device.parse(item) for item in wanted),
+                wanted,
                 host=host,
                 fresh=fresh,
                 trace=trace,

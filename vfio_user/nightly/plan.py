@@ -16,12 +16,12 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictInt, StringConstraints, field_validator
 
 from userdev.errors import UserError
+from userdev.written import Document, Place, Written, read_document, unknown
 from vfio_user.avocado_job.selection import reference, suite_folder
 from vfio_user.avocado_job.surroundings import IMAGES
 from vfio_user.harness.image.recipe import recipe_names
 from vfio_user.harness.qemu import manifest
 from vfio_user.nightly.servers import NAME, Server, Servers, our_servers, read_servers
-from vfio_user.nightly.written import Document, Place, Written, read_document, unknown
 from vfio_user.wire import CURRENT
 
 USUAL = "usual"

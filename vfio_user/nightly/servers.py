@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from userdev.written import Document, Written, read_document, unknown
 from vfio_user.harness.device import SOCKET
 from vfio_user.harness.exercises import EXERCISES
 from vfio_user.harness.family import FAMILIES, devices, family_of
 from vfio_user.harness.known_issues import Pattern
-from vfio_user.nightly.written import Document, Written, read_document, unknown
 from vfio_user.wire import CURRENT, DIALECTS
 
 PROGRAM, HERE = "{program}", "{here}"

@@ -29,6 +29,7 @@ from userdev.errors import UserError
 from userdev.relay.direction import DIRECTIONS, Direction
 from userdev.trace import Decoded
 from userdev.trace.lines import PAYLOAD
+from userdev.written import Written, unknown
 
 
 def one_of(name: str) -> BeforeValidator:
@@ -64,7 +65,7 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class ScenarioModel(BaseModel):
+class ScenarioModel(Written):
     """A mapping of the document: unknown keys are errors, and a key has a dash where its field has an underscore."""
 
     model_config = ConfigDict(
@@ -279,7 +280,7 @@ class Act(ScenarioModel):
         known = [name.replace("_", "-") for name in cls.model_fields]
         for name in value if isinstance(value, dict) else ():
             if name not in known:
-                raise ValueError(f"{name!r} is no act: {', '.join(known)}")
+                raise ValueError(unknown("act", name, known))
         return value
 
     @model_validator(mode="after")
@@ -340,7 +341,8 @@ def parse_scenario(language: type[ScenarioT], text: str, source: str) -> Scenari
     except ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False):
-            place, line_number = _locate(node, problem["loc"])
+            key = (problem["ctx"]["key"],) if problem["type"] == "unknown_key" else ()
+            place, line_number = _locate(node, (*problem["loc"], *key))
             reason = problem["msg"].removeprefix("Value error, ")
             problems.append(f"{source}:{line_number}: {place + ': ' if place else ''}{reason}")
         raise UserError("\n".join(dict.fromkeys(problems))) from None

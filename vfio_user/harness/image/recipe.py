@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import StringConstraints, ValidationError
 
 import vfio_user
-from userdev.documents import parse, read_text
 from userdev.errors import UserError, meant
+from userdev.written import Written, read_table, refused
 
 ROOM = Path(vfio_user.__file__).parent / "guest_images"
 """The folder guest_images of a checkout, to which a link leads there; a wheel has its files."""
@@ -28,19 +28,15 @@ Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 GuestPath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]+$")]
 
 
-class OwnKernel(BaseModel):
+class OwnKernel(Written):
     """A kernel of somebody's own, in place of a package's: what `make bzImage modules_install` leaves."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: Path  # arch/x86/boot/bzImage
     modules: Path  # the folder lib/modules/RELEASE below INSTALL_MOD_PATH
 
 
-class ImageRecipe(BaseModel):
+class ImageRecipe(Written):
     """One guest image. The lists of a recipe that `extends` another are added to the other's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
     description: str
@@ -59,6 +55,12 @@ class ImageRecipe(BaseModel):
     def all_modules(self) -> tuple[str, ...]:
         """The names of the kernel modules that go into the image: those to be there, and those loaded at boot."""
         return (*self.modules, *self.autoload)
+
+
+class _Recipe(ImageRecipe):
+    """A recipe as a file has it."""
+
+    extends: Any = None
 
 
 def recipe_names() -> list[str]:
@@ -101,8 +103,9 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
-    if not isinstance(parent, str) or not re.fullmatch(r"[\w.+-]+", parent):
-        raise UserError(f"recipe {path}: extends: {parent!r:.100} is no recipe's name")
+    if not isinstance(parent, str) or not re.fullmatch(r"[\w.+-]+", parent) or parent.endswith(".yaml"):
+        hint = "a recipe's name, without .yaml: of one that comes with this package, or is in the same folder"
+        raise UserError(f"recipe {path}: extends: {parent!r:.100} is no recipe's name", hint=hint)
     folder = RECIPES if (RECIPES / f"{parent}.yaml").exists() else path.parent
     base = _merged(folder / f"{parent}.yaml", (*above, path))
     return {key: _join(base.get(key), fields.get(key)) for key in {**base, **fields}}
@@ -137,7 +140,12 @@ def _join(base: Any, own: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    fields = parse(read_text(path, "recipe"), f"recipe {path}").value
-    if not isinstance(fields, dict):
-        raise UserError(f"recipe {path} is not a table of fields")
+    """The fields of one file, each as it should be: what is missing may be in the one that it extends."""
+    fields, root = read_table(path, "recipe", _Recipe.model_fields)
+    try:
+        _Recipe.model_validate(fields)
+    except ValidationError as error:
+        mistakes = [each for each in error.errors() if each["type"] != "missing" or len(each["loc"]) > 1]
+        if mistakes:
+            raise refused(str(path), root, mistakes) from None
     return fields

@@ -1,4 +1,4 @@
-"""What people write for a night, in YAML: read into a model, or refused with file, line and what is allowed there."""
+"""What people write in YAML, read into a model, or refused with file, line and what is allowed there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from userdev.documents import parse, read_text
 from userdev.errors import UserError, meant
@@ -30,11 +30,10 @@ class Written(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _knows_every_key(cls, given: Any) -> Any:
+        allowed = [field.alias or name for name, field in cls.model_fields.items()]
         for key in given if isinstance(given, dict) else ():
-            if key not in cls.model_fields:
-                raise PydanticCustomError(
-                    "unknown_key", "{what}", {"what": unknown("key", key, cls.model_fields), "key": key}
-                )
+            if key not in allowed and key not in cls.model_fields:
+                raise PydanticCustomError("unknown_key", "{what}", {"what": unknown("key", key, allowed), "key": key})
         return given
 
 
@@ -60,17 +59,47 @@ def read_document(model: type[M], path: Path, what: str) -> Document[M]:
     Raises:
         UserError: it cannot be read, is no YAML, has a key twice, or is not what the model says; each with its line.
     """
-    value, root = parse(read_text(path, what), str(path))
-    if not isinstance(value, dict) or root is None:
-        raise UserError(f"{path}:1: a {what} is a table: {', '.join(model.model_fields)}")
-    for node, key in _twice(root):
-        raise UserError(f"{path}:{node.start_mark.line + 1}: the key {key!r} is there twice")
+    value, root = read_table(path, what, model.model_fields)
     try:
         return Document(model.model_validate(value), str(path), root)
     except ValidationError as error:
-        mistakes = [_mistake(path, root, dict(each)) for each in error.errors()]
-        more = f"\nand {len(mistakes) - MOST_MISTAKES} more" if len(mistakes) > MOST_MISTAKES else ""
-        raise UserError("\n".join(mistakes[:MOST_MISTAKES]) + more) from None
+        raise refused(str(path), root, error.errors()) from None
+
+
+def read_table(path: Path, what: str, keys: Iterable[str]) -> tuple[dict[str, Any], yaml.Node]:
+    """The table in a file, and where its parts stand; of `keys` it may have, for the error.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, no table, or has a key twice; each with its line.
+    """
+    value, root = parse(read_text(path, what), str(path))
+    if not isinstance(value, dict) or root is None:
+        raise UserError(f"{path}:1: a {what} is a table: {', '.join(keys)}")
+    _refuse_twice(str(path), root)
+    return value, root
+
+
+def parse_list(model: type[M], text: str, source: str) -> list[M]:
+    """A YAML text that is a list of `model`; `source` is its name in errors.
+
+    Raises:
+        UserError: as `read_document`.
+    """
+    value, root = parse(text, source)
+    if not isinstance(value, list) or root is None:
+        raise UserError(f"{source}:1: it is a list of entries, each with: {', '.join(model.model_fields)}")
+    _refuse_twice(source, root)
+    try:
+        return TypeAdapter(list[model]).validate_python(value)  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise refused(source, root, error.errors()) from None
+
+
+def refused(source: str, root: yaml.Node, mistakes: Sequence[ErrorDetails]) -> UserError:
+    """The error for what a model says of a document, each mistake with its line."""
+    told = [_mistake(source, root, dict(each)) for each in mistakes]
+    more = f"\nand {len(told) - MOST_MISTAKES} more" if len(told) > MOST_MISTAKES else ""
+    return UserError("\n".join(told[:MOST_MISTAKES]) + more)
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
@@ -79,13 +108,13 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     return f"there is no {kind} {name!r}; {meant(str(name), names)}there are: {', '.join(names) or 'none'}"
 
 
-def _mistake(path: Path, root: yaml.Node, error: dict[str, Any]) -> str:
+def _mistake(source: str, root: yaml.Node, error: dict[str, Any]) -> str:
     place: Place = error["loc"]
     if error["type"] == "unknown_key":
-        return f"{path}:{_line(root, (*place, error['ctx']['key']))}: {error['msg']}"
+        return f"{source}:{_line(root, (*place, error['ctx']['key']))}: {error['msg']}"
     where = ".".join(str(word) for word in place)
     message = error["msg"].removeprefix("Value error, ")
-    return f"{path}:{_line(root, place)}: {f'{where}: ' if where else ''}{message}"
+    return f"{source}:{_line(root, place)}: {f'{where}: ' if where else ''}{message}"
 
 
 def _line(root: yaml.Node, place: Sequence[str | int]) -> int:
@@ -101,6 +130,11 @@ def _line(root: yaml.Node, place: Sequence[str | int]) -> int:
             node = node.value[word]
             line = node.start_mark.line
     return int(line) + 1
+
+
+def _refuse_twice(source: str, root: yaml.Node) -> None:
+    for node, key in _twice(root):
+        raise UserError(f"{source}:{node.start_mark.line + 1}: the key {key!r} is there twice")
 
 
 def _twice(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
