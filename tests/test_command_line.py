@@ -18,7 +18,7 @@ import click
 import pytest
 from click.shell_completion import get_completion_class
 
-from vfio_user.cli import COMMANDS, cli, run, vhost_user_cli
+from vfio_user.cli import COMMANDS, cli, run_command, vhost_user_cli
 from vfio_user.cli.exec import NOT_RUN
 
 GUESTS = ("boot", "exec", "migrate", "run")
@@ -47,7 +47,7 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         for name in ("stdout", "stderr"):
             monkeypatch.setattr(sys, name, getattr(sys, name))  # the program wraps it
         with pytest.raises(SystemExit) as ended:
-            run(ROOTS[program])
+            run_command(ROOTS[program])
         return Said(ended.value.code, *capsys.readouterr())
 
     return run_words

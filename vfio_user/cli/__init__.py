@@ -142,16 +142,16 @@ def vhost_user_cli() -> None:
 
 
 def main() -> None:
-    """Run `vfio-user`; see `run`."""
-    run(cli)
+    """Run `vfio-user`; see `run_command`."""
+    run_command(cli)
 
 
 def vhost_user_main() -> None:
-    """Run `vhost-user`; see `run`."""
-    run(vhost_user_cli)
+    """Run `vhost-user`; see `run_command`."""
+    run_command(vhost_user_cli)
 
 
-def run(command: click.Command) -> None:
+def run_command(command: click.Command) -> None:
     """Run a command line; exit status 0 good, 1 bad verdict, 2 could not be done, 130 interrupted.
 
     VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks; with NO_COLOR nothing is coloured, as nothing is that no
