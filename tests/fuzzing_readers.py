@@ -273,7 +273,6 @@ _REGISTERS = b"""registers:
 _RECIPE = b"""extends: minimal
 description: mine
 packages: [gdb]
-files: [usr/bin/gdb]
 files:
   - /usr/bin/gdb
 exclude: [/usr/share/*]

@@ -37,7 +37,7 @@ class Written(BaseModel):
         return given
 
 
-class Document(NamedTuple, Generic[M]):
+class WrittenDocument(NamedTuple, Generic[M]):
     """A document as a model, and where its parts stand."""
 
     value: M
@@ -53,7 +53,7 @@ class Document(NamedTuple, Generic[M]):
         return UserError(f"{self.at(*place)}: {what}", hint=hint)
 
 
-def read_document(model: type[M], path: Path, what: str) -> Document[M]:
+def read_document(model: type[M], path: Path, what: str) -> WrittenDocument[M]:
     """A file as `model`; `what` it is, for the error.
 
     Raises:
@@ -61,7 +61,7 @@ def read_document(model: type[M], path: Path, what: str) -> Document[M]:
     """
     value, root = read_table(path, what, model.model_fields)
     try:
-        return Document(model.model_validate(value), str(path), root)
+        return WrittenDocument(model.model_validate(value), str(path), root)
     except ValidationError as error:
         raise refused(str(path), root, error.errors()) from None
 

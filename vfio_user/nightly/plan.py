@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictInt, StringConstraints, field_validator
 
 from userdev.errors import UserError
-from userdev.written import Document, Place, Written, read_document, unknown
+from userdev.written import Place, Written, WrittenDocument, read_document, unknown
 from vfio_user.avocado_job.selection import reference, suite_folder
 from vfio_user.avocado_job.surroundings import IMAGES
 from vfio_user.harness.image.recipe import recipe_names
@@ -160,7 +160,7 @@ def read_plan(path: Path) -> Plan:
     document = read_document(PlanText, path, "plan")
     text = document.value
     ours = our_servers()
-    others: Document[Servers] | None = None
+    others: WrittenDocument[Servers] | None = None
     if text.servers:
         if not (path.parent / text.servers).is_file():
             raise document.refuse(("servers",), f"there is no file {path.parent / text.servers}")
@@ -180,7 +180,7 @@ def read_plan(path: Path) -> Plan:
     )
 
 
-def _references(document: Document[PlanText], group: str) -> Iterator[str]:
+def _references(document: WrittenDocument[PlanText], group: str) -> Iterator[str]:
     for index, test in enumerate(document.value.groups[group].tests):
         try:
             yield reference(test, suite_folder())

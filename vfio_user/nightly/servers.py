@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from userdev.written import Document, Written, read_document, unknown
+from userdev.written import Written, WrittenDocument, read_document, unknown
 from vfio_user.harness.device import SOCKET
 from vfio_user.harness.exercises import EXERCISES
 from vfio_user.harness.family import FAMILIES, devices, family_of
@@ -127,7 +127,7 @@ class Servers(Written):
         return servers
 
 
-def read_servers(path: Path) -> Document[Servers]:
+def read_servers(path: Path) -> WrittenDocument[Servers]:
     """The servers of others in a file.
 
     Raises:
