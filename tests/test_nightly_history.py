@@ -145,6 +145,12 @@ def test_wrong_is_new_where_it_was_right_or_otherwise_before() -> None:
     assert found.against == "n-1"
 
 
+@pytest.mark.parametrize("verdict", [XFAIL, SKIP])
+def test_what_has_become_known_or_was_left_out_is_not_mended(verdict: Verdict) -> None:
+    before = nth(1, case("a", FAIL))
+    assert compare(nth(2, case("a", verdict)), (before.night, results_of(before))).mended == ()
+
+
 def test_all_that_is_wrong_is_new_where_there_was_no_night() -> None:
     found = compare(nth(1, case("a", FAIL), case("b")), None)
     assert (found.new, found.added, found.against) == (("edu/t.py:A.a",), (), "")

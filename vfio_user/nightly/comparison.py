@@ -33,7 +33,7 @@ def compare(
         against=name,
         new=tuple(case for case in wrong if was_wrong.get(case) is not now[case].verdict),
         as_before=tuple(case for case in wrong if was_wrong.get(case) is now[case].verdict),
-        mended=tuple(case for case in now if case in was_wrong and case not in wrong),
+        mended=tuple(case for case, past in now.items() if case in was_wrong and past.verdict is Verdict.PASS),
         added=tuple(case for case in now if was and case not in was),
         gone=tuple(case for case in was if case not in now) if len(now) == summary.planned else (),
         moved=tuple(_moved(now, was)),
