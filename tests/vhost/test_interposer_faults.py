@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,18 @@ def test_faults_that_are_taken_away_are_so_on_the_channel_too() -> None:
         between.faults.remove()
         back_end.send(encode_request(B.CONFIG_CHANGE_MSG))
         assert front_end.receive().request == B.CONFIG_CHANGE_MSG
+
+
+def test_nothing_is_kept_of_channels_that_have_ended() -> None:
+    with Faulty("drop", command="BACKEND_CONFIG_CHANGE_MSG") as between:
+        gone = []
+        for _ in range(3):
+            with channel(between):
+                gone.append(weakref.ref(between.session.channels[0]))
+            between.until(lambda: not between.session.channels or None)
+        with channel(between):
+            gc.collect()
+            assert [ref() for ref in gone] == [None] * 3
 
 
 def test_a_socket_whose_message_is_dropped_is_closed_at_both_ends() -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.descriptors import fd_count
 from tests.vhost.between import B, Between, P, R, V, channel
 from userdev.transport import close_all
+from vhost_user.interposer.session_model import MAX_SLOTS, SessionModel
 from vhost_user.wire import (
     NEED_REPLY,
     REPLY,
@@ -198,6 +199,18 @@ def test_memory_is_what_the_back_end_has_acknowledged(between: Between) -> None:
     told(R.ADD_MEM_REG, region[2], False)
     assert list(model.regions) == [1 << 20]
     assert acknowledged(R.SET_MEM_TABLE, errno.ENOSPC) == [1 << 20, 2 << 20]
+
+
+def test_regions_that_nobody_refuses_are_kept_up_to_a_bound_and_the_last_of_each_address() -> None:
+    model = SessionModel()
+    for index in range(MAX_SLOTS + 2):
+        model.requested(encode_request(R.ADD_MEM_REG, Region(index << 20, 4096, 0, 0), [0]))
+    assert len(model.regions) == MAX_SLOTS
+    model.requested(encode_request(R.ADD_MEM_REG, Region(0, 8192, 0, 0), [0]))
+    assert model.regions[0].size == 8192
+    model.requested(encode_request(R.REM_MEM_REG, Region(0, 8192, 0, 0)))
+    model.requested(encode_request(R.ADD_MEM_REG, Region(1 << 60, 4096, 0, 0), [0]))
+    assert 1 << 60 in model.regions
 
 
 def test_a_ring_without_protocol_features_is_enabled_once_it_is_started(between: Between) -> None:

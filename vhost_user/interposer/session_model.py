@@ -27,6 +27,9 @@ STATES = ("before-features", "set-up", "running", "stopped")
 """Until SET_FEATURES; until a ring was started; while one is; and while none is any more."""
 
 
+MAX_SLOTS = 1024
+"""Regions that are shown, more than a front-end has slots for (QEMU: 509). Nobody need refuse others, if not asked to."""
+
 _MEMORY = (_R.SET_MEM_TABLE, _R.ADD_MEM_REG, _R.REM_MEM_REG)
 
 
@@ -153,7 +156,8 @@ class SessionModel:
             case _R.SET_MEM_TABLE:
                 self.regions = {region.guest_address: region for region in value}
             case _R.ADD_MEM_REG:
-                self.regions[value.guest_address] = value
+                if len(self.regions) < MAX_SLOTS or value.guest_address in self.regions:
+                    self.regions[value.guest_address] = value
             case _R.REM_MEM_REG:
                 self.regions.pop(value.guest_address, None)
             case _R.RESET_DEVICE | _R.SET_OWNER:

@@ -18,7 +18,7 @@ class SessionFaults:
         self._session = session
         self._scenario = scenario
         self._signal_server = signal_server
-        self._faults: list[Faults[Message]] = []
+        self._faults: dict[Conversation, Faults[Message]] = {}
         for conversation in (session, *session.channels):
             self._begin(conversation)
         session.on_channel.append(self._begin)
@@ -26,9 +26,11 @@ class SessionFaults:
     def remove(self) -> None:
         """Stop interfering; what waits is sent now."""
         self._session.on_channel.remove(self._begin)
-        for faults in self._faults:
+        for faults in self._faults.values():
             faults.remove()
 
     def _begin(self, conversation: Conversation) -> None:
+        for ended in [each for each in self._faults if each.closed]:  # a front-end may have one channel after another
+            del self._faults[ended]
         engine = FaultEngine(self._scenario, conversation.asker, conversation.is_answered)
-        self._faults.append(Faults(conversation, engine, self._signal_server, self._session.began))
+        self._faults[conversation] = Faults(conversation, engine, self._signal_server, self._session.began)
