@@ -21,6 +21,7 @@ from userdev.control import ControlClient, ControlError
 from userdev.trace import Note, read_trace
 from vhost_user.backend import Server
 from vhost_user.frontend import Disconnected, FrontEnd, Queue
+from vhost_user.interposer.control.answers import CountersStatus, InterposerStatus, SessionStatus
 from vhost_user.interposer.control.commands import COMMANDS
 from vhost_user.interposer.interposer import Interposer, Setup
 from vhost_user.interposer.traces import PROTOCOL, MessageRecord
@@ -108,8 +109,12 @@ def test_the_back_end_tells_of_a_change_on_its_channel(between: Interposed, devi
     queue_of(front_end)
     device.config_changed()
     assert channel.next().request == BackEndRequest.CONFIG_CHANGE_MSG
-    status = between.control().call("status")["session"]
-    assert status["back_end_channel"]["messages"]["to-client"] == 1
+    status = between.control().call("status")
+    assert status["session"]["back_end_channel"]["messages"]["to-client"] == 1
+    assert status["session"]["state"] == "running"
+    assert status["session"].keys() == SessionStatus.__annotations__.keys()
+    assert status["session"]["counters"].keys() == CountersStatus.__annotations__.keys()
+    assert status.keys() == InterposerStatus.__annotations__.keys()
 
 
 def test_the_session_is_shown_by_names(between: Interposed) -> None:

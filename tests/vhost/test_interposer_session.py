@@ -7,19 +7,24 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.descriptors import fd_count
 from tests.vhost.between import B, Between, P, R, V, channel
 from userdev.transport import close_all
-from vhost_user.interposer.session_model import MAX_SLOTS, SessionModel
+from vhost_user.interposer.session_model import MAX_SLOTS, RingShown, SessionModel
 from vhost_user.wire import (
     NEED_REPLY,
+    NO_FD,
     REPLY,
     VERSION,
+    DeviceStatus,
     FrontEndRequest,
     Message,
+    Negotiated,
     acknowledge,
     encode_reply,
     encode_request,
@@ -199,6 +204,119 @@ def test_memory_is_what_the_back_end_has_acknowledged(between: Between) -> None:
     told(R.ADD_MEM_REG, region[2], False)
     assert list(model.regions) == [1 << 20]
     assert acknowledged(R.SET_MEM_TABLE, errno.ENOSPC) == [1 << 20, 2 << 20]
+
+
+def request_name(message: Message) -> str:
+    known = {int(request): request.name for request in R}
+    return known.get(message.request, "unknown") + ("'s reply" if message.is_reply else "")
+
+
+REGION = Region(0x1000, 4096, 0x7000, 0)
+BEFORE = [
+    encode_request(R.SET_PROTOCOL_FEATURES, P.REPLY_ACK),
+    encode_request(R.SET_FEATURES, V.VERSION_1 | V.PROTOCOL_FEATURES),
+    encode_request(R.ADD_MEM_REG, REGION, [0]),
+    encode_request(R.SET_STATUS, DeviceStatus.ACKNOWLEDGE),
+    encode_request(R.SET_VRING_NUM, VringState(1, 256)),
+    encode_request(R.SET_VRING_BASE, VringState(1, 7)),
+    encode_request(R.SET_VRING_KICK, 1, [0]),
+    encode_request(R.SET_VRING_ENABLE, VringState(1, 1)),
+]
+KNOWN = SessionModel(
+    Negotiated(V.VERSION_1 | V.PROTOCOL_FEATURES, P.REPLY_ACK),
+    {1: RingShown(256, 7, started=True, enabled=True)},
+    {0x1000: REGION},
+    DeviceStatus.ACKNOWLEDGE,
+    _agreed=True,
+    _ran=True,
+)
+RESET = {"rings": {1: RingShown(256, 7)}, "status": DeviceStatus(0)}
+
+
+@pytest.mark.parametrize(
+    ("said", "changes"),
+    [
+        ([], {}),
+        ([encode_request(R.SET_FEATURES, V.VERSION_1)], {"negotiated": Negotiated(V.VERSION_1, P.REPLY_ACK)}),
+        (
+            [encode_request(R.SET_PROTOCOL_FEATURES, P.MQ)],
+            {"negotiated": Negotiated(V.VERSION_1 | V.PROTOCOL_FEATURES, P.MQ)},
+        ),
+        (
+            [encode_request(R.POSTCOPY_LISTEN)],
+            {"negotiated": Negotiated(V.VERSION_1 | V.PROTOCOL_FEATURES, P.REPLY_ACK, postcopy=True)},
+        ),
+        ([encode_request(R.POSTCOPY_LISTEN), encode_request(R.POSTCOPY_END)], {}),
+        ([encode_request(R.SET_STATUS, 4)], {"status": DeviceStatus(4)}),
+        ([encode_request(R.SET_STATUS, 0)], RESET),
+        ([encode_request(R.RESET_DEVICE)], RESET),
+        ([encode_request(R.RESET_OWNER)], RESET),
+        (
+            [encode_request(R.POSTCOPY_LISTEN), encode_request(R.SET_OWNER)],
+            {
+                "negotiated": Negotiated(V(0), P.REPLY_ACK),
+                "rings": {},
+                "regions": {},
+                "status": DeviceStatus(0),
+                "_agreed": False,
+                "_ran": False,
+            },
+        ),
+        (
+            [encode_request(R.SET_MEM_TABLE, (REGION._replace(guest_address=0),), [0])],
+            {"regions": {0: REGION._replace(guest_address=0)}},
+        ),
+        (
+            [encode_request(R.ADD_MEM_REG, REGION._replace(guest_address=0), [0])],
+            {"regions": {0x1000: REGION, 0: REGION._replace(guest_address=0)}},
+        ),
+        ([encode_request(R.REM_MEM_REG, REGION)], {"regions": {}}),
+        ([encode_request(R.REM_MEM_REG, REGION._replace(guest_address=0))], {}),
+        ([encode_request(R.SET_VRING_NUM, VringState(1, 64))], {"rings": {1: RingShown(64, 7, True, True)}}),
+        ([encode_request(R.SET_VRING_BASE, VringState(1, 9))], {"rings": {1: RingShown(256, 9, True, True)}}),
+        ([encode_request(R.SET_VRING_ENABLE, VringState(1, 0))], {"rings": {1: RingShown(256, 7, True, False)}}),
+        ([encode_request(R.GET_VRING_BASE, VringState(1, 0))], {"rings": {1: RingShown(256, 7, False, True)}}),
+        (
+            [encode_request(R.GET_VRING_BASE_SKIP_DRAIN, VringState(1, 0))],
+            {"rings": {1: RingShown(256, 7, False, True)}},
+        ),
+        ([encode_reply(R.GET_VRING_BASE, VringState(1, 12))], {"rings": {1: RingShown(256, 12, True, True)}}),
+        (
+            [encode_reply(R.GET_VRING_BASE_SKIP_DRAIN, VringState(1, 12))],
+            {"rings": {1: RingShown(256, 12, True, True)}},
+        ),
+        ([encode_reply(R.GET_FEATURES, 0), Message(R.GET_VRING_BASE, VERSION | REPLY, b"odd")], {}),
+        ([Message(R.SET_VRING_NUM, VERSION, b"odd"), Message(99, VERSION), encode_request(R.GET_FEATURES)], {}),
+        (
+            [encode_request(R.SET_VRING_KICK, 2 | NO_FD)],
+            {"rings": {1: RingShown(256, 7, True, True), 2: RingShown(started=True)}},
+        ),
+        (
+            [encode_request(R.VRING_KICK, VringState(2, 0))],
+            {"rings": {1: RingShown(256, 7, True, True), 2: RingShown(started=True)}},
+        ),
+    ],
+    ids=lambda said: "+".join(request_name(one) for one in said) if isinstance(said, list) else "",
+)
+def test_what_is_known_after_each_message(said: list[Message], changes: dict[str, Any]) -> None:
+    model = SessionModel()
+    for message in [*BEFORE, *said]:
+        if message.is_reply:
+            model.answered(message)
+        else:
+            model.requested(message)
+    assert model == replace(KNOWN, **changes)
+
+
+def test_memory_that_another_owner_had_asked_for_is_not_there_when_it_is_acknowledged(between: Between) -> None:
+    between.negotiate()
+    memory = os.memfd_create("guest")
+    between.front_end.send(encode_request(R.ADD_MEM_REG, REGION, [memory], need_reply=True))
+    close_all([memory, *between.back_end.receive().fds])
+    between.tell(R.SET_OWNER)
+    between.back_end.send(acknowledge(R.ADD_MEM_REG))
+    between.front_end.receive()
+    assert between.session.model.regions == {}
 
 
 def test_regions_that_nobody_refuses_are_kept_up_to_a_bound_and_the_last_of_each_address() -> None:

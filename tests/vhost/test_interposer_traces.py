@@ -253,6 +253,14 @@ def test_a_ring_without_a_descriptor_is_that_ring() -> None:
     assert "no descriptor" in found.text()
 
 
+@pytest.mark.parametrize("name", [name for name in REQUESTS if "VRING" in name])
+def test_each_message_about_a_ring_says_which(name: str) -> None:
+    asker = Asker.BACK_END if name.startswith("BACKEND_") else Asker.FRONT_END
+    [(_, layout)] = shape_of(REQUESTS[name]).payload.layouts()
+    found = describe(asker, Message(REQUESTS[name], VERSION, (5 | NO_FD).to_bytes(layout.size, "little")))
+    assert (found.ring, found.detail) == (5, "ring 5")
+
+
 def test_an_acknowledgement_is_no_memory_table() -> None:
     found = describe(Asker.FRONT_END, acknowledge(R.SET_MEM_TABLE, 22))
     assert (found.kind, found.fields) == ("error", {"result": "EINVAL"})
@@ -275,6 +283,10 @@ def test_the_addresses_of_postcopy_are_a_table_again() -> None:
         (encode_request(R.SET_VRING_ADDR, VringAddress(*range(6))), "flags", (4, 4)),
         (encode_request(R.GET_CONFIG, Config(0, 4, 0, b"data")), "data", (HEADER_SIZE + 12, 4)),
         (encode_request(R.SET_OWNER), "num", None),
+        (Message(R.SET_VRING_NUM, VERSION, b"odd"), "num", None),
+        (Message(R.SET_VRING_NUM, VERSION, b"odd"), "payload.data", (HEADER_SIZE, 3)),
+        (Message(99, VERSION, b"what"), "num", None),
+        (Message(99, VERSION, b"what"), "data", (HEADER_SIZE, 4)),
     ],
 )
 def test_a_field_is_found_where_it_is(message: Message, name: str, place: tuple[int, int] | None) -> None:

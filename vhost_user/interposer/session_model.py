@@ -28,8 +28,9 @@ STATES = ("before-features", "set-up", "running", "stopped")
 
 
 MAX_SLOTS = 1024
-"""Regions that are shown, more than a front-end has slots for (QEMU: 509). Nobody need refuse others, if not asked to."""
+"""Regions that are shown, more than a front-end has slots for (QEMU: 509). What is not acknowledged nobody refuses."""
 
+_STOPS = (_R.GET_VRING_BASE, _R.GET_VRING_BASE_SKIP_DRAIN)
 _MEMORY = (_R.SET_MEM_TABLE, _R.ADD_MEM_REG, _R.REM_MEM_REG)
 
 
@@ -134,10 +135,10 @@ class SessionModel:
 
     def answered(self, message: Message) -> None:
         """Learn of a reply of the back-end's: where a ring has stopped."""
-        if message.request != _R.GET_VRING_BASE:
+        if message.request not in _STOPS:
             return
         try:
-            state = shape_of(_R.GET_VRING_BASE).reply_payload.decode(message.payload)
+            state = shape_of(FrontEndRequest(message.request)).reply_payload.decode(message.payload)
         except ProtocolError:
             return
         self._ring(state.vring).base = state.num
@@ -151,7 +152,11 @@ class SessionModel:
                 self.negotiated = replace(self.negotiated, protocol_features=ProtocolFeature(value))
             case _R.POSTCOPY_LISTEN:
                 self.negotiated = replace(self.negotiated, postcopy=True)
+            case _R.POSTCOPY_END:
+                self.negotiated = replace(self.negotiated, postcopy=False)
             case _R.SET_STATUS:
+                if not value:
+                    self._reset()
                 self.status = DeviceStatus(value)
             case _R.SET_MEM_TABLE:
                 self.regions = {region.guest_address: region for region in value}
@@ -160,9 +165,10 @@ class SessionModel:
                     self.regions[value.guest_address] = value
             case _R.REM_MEM_REG:
                 self.regions.pop(value.guest_address, None)
-            case _R.RESET_DEVICE | _R.SET_OWNER:
-                for ring in self.rings.values():
-                    ring.started = ring.enabled = False
+            case _R.RESET_DEVICE | _R.RESET_OWNER:
+                self._reset()
+            case _R.SET_OWNER:
+                self._begin_anew()
             case _:
                 self._learn_of_ring(request, value)
 
@@ -180,6 +186,20 @@ class SessionModel:
                 self._start(value.vring)
             case _R.GET_VRING_BASE | _R.GET_VRING_BASE_SKIP_DRAIN:
                 self._ring(value.vring).started = False
+
+    def _reset(self) -> None:
+        self.status = DeviceStatus(0)
+        for ring in self.rings.values():
+            ring.started = ring.enabled = False
+
+    def _begin_anew(self) -> None:
+        """Another owner says everything again, but for protocol features, which come before SET_OWNER."""
+        self.negotiated = Negotiated(protocol_features=self.negotiated.protocol_features)
+        self.status = DeviceStatus(0)
+        self._agreed = self._ran = False
+        self.rings.clear()
+        self.regions.clear()
+        self._changes.clear()
 
     def _start(self, index: int) -> None:
         ring = self._ring(index)
