@@ -23,6 +23,7 @@ from userdev_servers.rng import Rng
 from vfio_user.cli.vhost_conformance import command as conformance
 from vhost_user.backend import Server
 from vhost_user.device import VhostDevice
+from vhost_user.frontend import Completion, Queue
 from vhost_user.frontend.conformance import CATALOGUE, DEVICES, Bench, DeviceKind, run
 
 REVERSE = DeviceKind("reverse", 42, 0, (b"abc", 8), lambda done: done.data == b"cba", 9)
@@ -96,6 +97,26 @@ def test_our_devices_pass_it_whole(tmp_path: Path, name: str, leaves_out: set[st
     assert of(Outcome.FAIL, found) == {}
     assert of(Outcome.DIFFERS, found) == {}
     assert set(of(Outcome.SKIP, found)) == leaves_out
+
+
+@pytest.mark.parametrize(
+    "id", ["rings/round-and-round", "rings/drained", *(f"kinds/{kind}" for kind in ("events", "in-order", "packed"))]
+)
+def test_checks_that_go_through_a_ring_have_it_full_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str
+) -> None:
+    """A back-end that goes wrong where no descriptor is left has to fail."""
+    left: set[int] = set()
+
+    def watched(queue: Queue, count: int = 1) -> list[Completion]:
+        left.add(queue.driver.free)
+        return wait_used(queue, count)
+
+    wait_used = Queue.wait_used
+    monkeypatch.setattr(Queue, "wait_used", watched)
+    [check] = [check for check in CATALOGUE if check.id == id]
+    assert results(tmp_path, Reverse, REVERSE, check)[0].outcome is Outcome.PASS
+    assert 0 in left
 
 
 def test_without_knowing_the_device_what_needs_no_request_is_checked(tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
+from userdev.errors import UserError
+from userdev.transport import Stream
 from vhost_user.frontend import BackEndError, BrokenQueue, GuestMemory, NoAnswer, NotOffered
 from vhost_user.frontend.channel import Channel
 from vhost_user.frontend.memory import PAGE
@@ -74,6 +78,7 @@ def test_a_request_that_has_no_room_leaves_ring_and_memory_as_they_were(front_en
 
 @pytest.mark.parametrize(("head", "written"), [(3, 0), (0, 99)])
 def test_a_used_entry_that_cannot_be_right_breaks_the_queue(front_end: FrontEnd, head: int, written: int) -> None:
+    before = front_end.memory.pieces
     ring = front_end.queue(size=8)
     ring.put(b"a", 1)
     used = split(ring).addresses.used
@@ -81,6 +86,8 @@ def test_a_used_entry_that_cannot_be_right_breaks_the_queue(front_end: FrontEnd,
     front_end.memory[used + 2 : used + 4] = b"\1\0"
     with pytest.raises(BrokenQueue):
         ring.take_used()
+    ring.close()
+    assert front_end.memory.pieces == before
 
 
 def test_a_used_index_that_jumps_breaks_the_queue(front_end: FrontEnd) -> None:
@@ -111,6 +118,23 @@ def test_a_request_on_the_channel_is_acknowledged_where_it_asks_for_that() -> No
         os.close(theirs)
         with pytest.raises(BackEndError, match="ended"):
             channel.next()
+
+
+def test_one_that_takes_no_connection_is_not_waited_for(tmp_path: Path) -> None:
+    """Neither at first nor again; what was there before is closed as ever."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(path)
+        busy.listen(0)
+        first.connect(path)
+        ours, theirs = socket.socketpair()
+        with FrontEnd(Stream(ours), timeout=0.05) as front_end:
+            with pytest.raises(UserError, match="cannot connect"):
+                FrontEnd(path, timeout=0.05)
+            with pytest.raises(UserError, match="cannot connect"):
+                front_end.reconnect(path)
+        assert theirs.recv(1) == b""
+        theirs.close()
 
 
 @pytest.mark.parametrize("answer", [NO_FD | 5, 7])

@@ -319,10 +319,10 @@ class Queue:
         for head, written in self.driver.take_used():
             pending = self._pending.pop(head, _Pending((), ()))
             writable = b"".join(memory[at : at + length] for at, length in pending.writable)
-            if written > len(writable) and pending.pieces:
-                raise BrokenQueue(f"the device says that it wrote {written} bytes, and it was given {len(writable)}")
             for piece in pending.pieces:
                 memory.free(piece)
+            if written > len(writable) and pending.pieces:
+                raise BrokenQueue(f"the device says that it wrote {written} bytes, and it was given {len(writable)}")
             self._done.append(Completion(head, written, writable))
         return len(self._done) > before
 

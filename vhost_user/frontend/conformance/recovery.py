@@ -126,8 +126,7 @@ def log_off(bench: Bench) -> None:
 
 _VERSION, _DESC_NUM, _USED_IDX = 8, 10, 14
 _DESC, _DESC_SIZE = 16, 16
-_COUNTER = 8
-"""Offsets in the region of a split ring, and in the state of a descriptor (QueueRegionSplit, DescStateSplit)."""
+"""Offsets in the region of a split ring (QueueRegionSplit), where the states of descriptors are (DescStateSplit)."""
 
 
 def _tracking(bench: Bench) -> InflightBuffer:
@@ -196,9 +195,7 @@ def inflight_resubmitted(bench: Bench) -> None:
     bench.put(queue)
     with _mapped(region, queue) as part:  # as one leaves it that has died with the first request
         struct.pack_into("<HH", part, _VERSION, 1, RING)
-        at = _DESC + _DESC_SIZE * taken
-        part[at] = 1
-        struct.pack_into("<Q", part, at + _COUNTER, 0)
+        part[_DESC + _DESC_SIZE * taken] = 1
     bench.again(front_end)
     front_end.set_inflight(region)
     bench.start_beside()
