@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from tests.descriptors import fd_count
 from tests.scripted_server import Script, ScriptedServer
-from userdev.errors import ProtocolError, UserError
+from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.transport import Stream, close_all
 from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError
 from vfio_user.wire import (
@@ -383,6 +384,36 @@ def test_a_region_that_has_capabilities_and_shows_none_is_asked_for_again(dialec
     with talking(in_two_steps, dialect=dialect) as (client, _):
         assert client.region_info(2).mappable == ((0x1000, 0x1000),)
     assert len(rooms) == 2
+
+
+def test_a_server_that_tells_of_more_regions_than_it_has_is_asked_of_no_more_than_it_answers() -> None:
+    """What it says of their number may be a lie."""
+
+    def one_region(server: ScriptedServer, message: Message) -> Message:
+        index = REGION_INFO.unpack(message.payload).region
+        if index:
+            return message.error(errno.EINVAL)
+        return message.reply(REGION_INFO.pack(32, RegionFlags.READ, 0, 0, 0x1000, 0))
+
+    with talking(one_region) as (client, server):
+        found = list(itertools.islice(client.region_infos(range(0xFFFF_FFFF)), 3))
+        assert [each.errno if isinstance(each, RemoteError) else each.size for each in found] == [0x1000, 22, 22]
+        assert len(server.received) < 100
+
+
+def test_descriptors_of_answers_that_nobody_gets_any_more_are_closed() -> None:
+    def and_leaves(server: ScriptedServer, message: Message) -> Message | bytes:
+        if message.id != first:
+            return b"\xff" * 16
+        server.fds.append(os.open("/dev/null", os.O_RDONLY))
+        return message.reply(REGION_INFO.pack(32, RegionFlags.READ, 0, 0, 0x1000, 0), [server.fds[0]])
+
+    with talking(and_leaves) as (client, server):
+        before = fd_count()
+        first = client.channel.fresh_id() + 1
+        with pytest.raises(UserdevError):
+            list(client.region_infos([0, 1]))
+        assert fd_count() == before + len(server.fds)
 
 
 def test_capabilities_that_never_come_are_a_protocol_error() -> None:

@@ -136,6 +136,12 @@ class Channel:
         self.send_bytes(message.encode(), message.fds)
         return pending
 
+    def submit_all(self, messages: Sequence[Message], name: str) -> list[Pending]:
+        """Send requests that want replies and have no descriptors, in as few pieces as the socket takes."""
+        pending = [self.expect(message.id, name) for message in messages]
+        self.send_bytes(b"".join(message.encode() for message in messages))
+        return pending
+
     def send_bytes(self, data: bytes, fds: Sequence[int] = (), *, timeout: float | None = None) -> None:
         """Send any bytes at all, the descriptors with the first of them.
 
@@ -158,6 +164,10 @@ class Channel:
             if not self._turn(deadline):
                 lane.drop()
                 raise NoAnswer("the server does not read what it is sent")
+
+    def end_sending(self) -> None:
+        """Have the server see the end behind what was sent; what it says is still taken."""
+        self._main.stream.shutdown(socket.SHUT_WR)
 
     def wait(self, pending: Pending, *, timeout: float | None = None) -> Message:
         """The reply to a request, whatever it says; the server's own requests are served meanwhile.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
 from userdev.counted import counted
@@ -30,6 +30,13 @@ from vfio_user.wire import (
 
 QEMU_FDS = 16
 """Descriptors that QEMU takes and sends with one message (hw/vfio-user/protocol.h, VFIO_USER_MAX_MAX_FDS)."""
+AT_ONCE = 16
+"""Questions that are asked before the first is answered."""
+
+
+def at_once(indexes: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Indexes in pieces that may be asked of at once."""
+    return (indexes[first : first + AT_ONCE] for first in range(0, len(indexes), AT_ONCE))
 
 
 class ClientConnection:
@@ -137,6 +144,13 @@ class ClientConnection:
         assert pending is not None
         return pending
 
+    def submit_all(self, command: Command, payloads: Iterable[bytes]) -> list[Pending]:
+        """Send several requests of one command at once, without descriptors, and go on; see `gather`."""
+        number = self._number(command)
+        return self.channel.submit_all(
+            [Message(self.channel.fresh_id(), number, payload=payload) for payload in payloads], command.value
+        )
+
     def post(self, command: Command, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send a request that wants no reply."""
         number = self._number(command)
@@ -147,8 +161,14 @@ class ClientConnection:
         return self.channel.wait(pending, timeout=timeout)
 
     def gather(self, pending: Iterable[Pending], *, timeout: float | None = None) -> list[Message]:
-        """The replies to several requests, in the order of the requests; see `wait`."""
-        return [self.wait(request, timeout=timeout) for request in pending]
+        """The replies to several requests, in the order of the requests; see `wait`, whose errors close them all."""
+        requests = list(pending)
+        try:
+            return [self.wait(request, timeout=timeout) for request in requests]
+        except BaseException:
+            for request in requests:
+                close_all(request.reply.fds if request.reply is not None else ())
+            raise
 
     def request(
         self,

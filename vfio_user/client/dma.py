@@ -73,6 +73,17 @@ class DmaCalls(ClientConnection):
         self.memory.remove(iova, size)
         return DirtyBitmap(iova, page_size, found) if page_size else None
 
+    def dma_unmap_each(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Take several ranges (address, size) away, sent without waiting."""
+        if self.dma_tables:
+            self.request(Command.DMA_UNMAP, b"".join(DMA_ENTRY_V6.pack(*each, 0, 0, 0) for each in ranges))
+        else:
+            asked = [DMA_UNMAP.pack(DMA_UNMAP.size, 0, *each) for each in ranges]
+            for reply in self.gather(self.submit_all(Command.DMA_UNMAP, asked)):
+                self.checked(Command.DMA_UNMAP, reply)
+        for each in ranges:
+            self.memory.remove(*each)
+
     def dma_unmap_all(self) -> None:
         """Take everything away: the ALL flag, or a table of every range where the dialect has no such flag."""
         if not self.dma_tables:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from collections.abc import Iterable
+from typing import TypeVar
 
 from userdev.errors import UserdevError
 from vfio_user.wire import Message
+
+T = TypeVar("T")
 
 
 class RemoteError(UserdevError):
@@ -26,3 +30,17 @@ class Disconnected(UserdevError, ConnectionError):
 
 class NoAnswer(UserdevError, TimeoutError):
     """No answer came before the deadline. The connection stays usable: a late reply is taken and dropped."""
+
+
+def none_refused(found: Iterable[T | RemoteError]) -> list[T]:
+    """What a server said of each, where it has to say something of all.
+
+    Raises:
+        RemoteError: the first that it refused.
+    """
+    said = []
+    for each in found:
+        if isinstance(each, RemoteError):
+            raise each
+        said.append(each)
+    return said

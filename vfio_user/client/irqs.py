@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from vfio_user.client.connection import ClientConnection
-from vfio_user.client.errors import NoAnswer
+from vfio_user.client.connection import ClientConnection, at_once
+from vfio_user.client.errors import NoAnswer, RemoteError, none_refused
 from vfio_user.client.eventfd import EventFd
-from vfio_user.wire import Command
+from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import IrqSetFlags
 from vfio_user.wire.layouts import IRQ_INFO, IRQ_SET, VfioIrqInfo
 
@@ -19,8 +19,19 @@ class IrqCalls(ClientConnection):
 
     def irq_info(self, irq: int) -> VfioIrqInfo:
         """The description of an interrupt index (DEVICE_GET_IRQ_INFO)."""
-        reply = self.request(Command.GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, irq, 0))
-        return IRQ_INFO.unpack(reply.payload)
+        return none_refused(self.irq_infos([irq]))[0]
+
+    def irq_infos(self, irqs: Sequence[int]) -> Iterator[VfioIrqInfo | RemoteError]:
+        """Those of several, many asked for at once; one that is refused has its error there."""
+        for some in at_once(irqs):
+            asked = [IRQ_INFO.pack(IRQ_INFO.size, 0, irq, 0) for irq in some]
+            yield from map(self._irq_description, self.gather(self.submit_all(Command.GET_IRQ_INFO, asked)))
+
+    def _irq_description(self, reply: Message) -> VfioIrqInfo | RemoteError:
+        try:
+            return IRQ_INFO.unpack(self.checked(Command.GET_IRQ_INFO, reply).payload)
+        except RemoteError as error:
+            return error
 
     def set_irqs(
         self, irq: int, flags: int, *, start: int = 0, count: int = 0, bools: bytes = b"", fds: Sequence[int] = ()

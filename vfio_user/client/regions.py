@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import close_all
-from vfio_user.client.connection import ClientConnection
+from vfio_user.client.connection import ClientConnection, at_once
+from vfio_user.client.errors import RemoteError, none_refused
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, NO_FD, IoFdType, RegionFlags, RegionIndex
 from vfio_user.wire.layouts import (
@@ -77,27 +78,25 @@ class RegionCalls(ClientConnection):
         Raises:
             ProtocolError: the description is malformed, or says that it has capabilities and has none.
         """
-        reply = self._region_info(index, REGION_INFO.size)
-        try:
-            if (room := room_for_all(reply.payload)) is not None:
-                close_all(reply.fds)
-                reply = self._region_info(index, room)
-            region, _ = decode_region_info(reply.payload)
-        except ProtocolError:
-            close_all(reply.fds)
-            raise
-        close_all(reply.fds[1:])
-        fd = reply.fds[0] if reply.fds else None
-        if index in self._region_fds:
-            close_all([self._region_fds.pop(index)])
-        if fd is not None:
-            self._region_fds[index] = fd
-        described = (region.index, region.size, region.flags, region.offset, region.sparse, region.type)
-        return Region(*described, fd, len(reply.fds))
+        return none_refused(self.region_infos([index]))[0]
+
+    def region_infos(self, indexes: Sequence[int]) -> Iterator[Region | RemoteError]:
+        """Describe several regions, many asked for at once; what is refused has its error there. Else as `region_info`.
+
+        How many there are the server says, which may be a lie: no more are asked for than it answers.
+        """
+        for some in at_once(indexes):
+            replies = self.gather(self.submit_all(Command.GET_REGION_INFO, map(_of_region, some)))
+            try:
+                for index in some:
+                    yield self._description(index, replies.pop(0))
+            finally:
+                for reply in replies:
+                    close_all(reply.fds)
 
     def regions(self) -> list[Region]:
         """Every region of the device, unused ones with size 0 among them."""
-        return [self.region_info(index) for index in range(self.device_info().num_regions)]
+        return none_refused(self.region_infos(range(self.device_info().num_regions)))
 
     def map_region(self, region: Region, area: tuple[int, int] | None = None) -> mmap.mmap:
         """Map one area (offset, size) of a region; None is the first that may be mapped. The caller closes it.
@@ -198,8 +197,31 @@ class RegionCalls(ClientConnection):
             raise ProtocolError(f"REGION_READ of {count} bytes answered with count {length} and {len(data)} bytes")
         return data
 
-    def _region_info(self, index: int, argsz: int) -> Message:
-        return self.request(Command.GET_REGION_INFO, REGION_INFO.pack(argsz, 0, index, 0, 0, 0))
+    def _description(self, index: int, reply: Message) -> Region | RemoteError:
+        """The region of a first reply; the second step where that is not all."""
+        try:
+            self.checked(Command.GET_REGION_INFO, reply)
+            if (room := room_for_all(reply.payload)) is not None:
+                close_all(reply.fds)
+                reply = self.request(Command.GET_REGION_INFO, _of_region(index, room))
+            region, _ = decode_region_info(reply.payload)
+        except RemoteError as error:
+            return error
+        except ProtocolError:
+            close_all(reply.fds)
+            raise
+        close_all(reply.fds[1:])
+        fd = reply.fds[0] if reply.fds else None
+        if index in self._region_fds:
+            close_all([self._region_fds.pop(index)])
+        if fd is not None:
+            self._region_fds[index] = fd
+        described = (region.index, region.size, region.flags, region.offset, region.sparse, region.type)
+        return Region(*described, fd, len(reply.fds))
+
+
+def _of_region(index: int, argsz: int = REGION_INFO.size) -> bytes:
+    return REGION_INFO.pack(argsz, 0, index, 0, 0, 0)
 
 
 def _sub_region(entry: VfioUserSubRegion, fds: Sequence[int]) -> IoSubRegion:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno as errnos
 import os
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from userdev.counted import counted
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, close_all
 from vfio_user.client.client import Client
-from vfio_user.client.errors import Disconnected, RemoteError
+from vfio_user.client.errors import Disconnected, RemoteError, none_refused
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
@@ -136,13 +136,13 @@ class Bench:
     def regions(self) -> list[Region]:
         """The description of each region."""
         with relying("region_info/describes-every-region"):
-            return [self.client.region_info(index) for index in range(self.info.num_regions)]
+            return none_refused(self.client.region_infos(range(self.info.num_regions)))
 
     @cached_property
     def irqs(self) -> list[VfioIrqInfo]:
         """The description of each interrupt index."""
         with relying("irq_info/describes-every-type"):
-            return [self.client.irq_info(index) for index in range(self.info.num_irqs)]
+            return none_refused(self.client.irq_infos(range(self.info.num_irqs)))
 
     def irq(self, vectors: int = 1) -> VfioIrqInfo:
         """An interrupt type with at least so many vectors; MSI-X and MSI before INTx."""
@@ -238,11 +238,11 @@ class Bench:
         client = self.client
         info = client.device_info()
         state: dict[str, object] = {"GET_INFO": info}
-        for index in range(info.num_regions):
-            state[f"region {index}"] = _told(partial(_region, client, index))
-        for index in range(info.num_irqs):
-            state[f"interrupt type {index}"] = _told(partial(client.irq_info, index))
-        state["config space"] = _told(partial(_header, client))
+        for index, region in enumerate(client.region_infos(range(info.num_regions))):
+            state[f"region {index}"] = region.errno if isinstance(region, RemoteError) else _description(region)
+        for index, irq in enumerate(client.irq_infos(range(info.num_irqs))):
+            state[f"interrupt type {index}"] = irq.errno if isinstance(irq, RemoteError) else irq
+        state["config space"] = _header(client)
         return state
 
     def unchanged(self, before: dict[str, object], what: str) -> None:
@@ -252,19 +252,14 @@ class Bench:
         require(not changed, f"{what} was refused and still changed {', '.join(changed)}")
 
 
-def _told(ask: Callable[[], object]) -> object:
-    try:
-        return ask()
-    except RemoteError as error:
-        return error.errno
-
-
-def _region(client: Client, index: int) -> object:
-    region = client.region_info(index)
+def _description(region: Region) -> object:
     return region.size, region.flags, region.offset, region.sparse, region.type
 
 
-def _header(client: Client) -> bytes:
-    header = bytearray(client.config_read(0, 64))
+def _header(client: Client) -> object:
+    try:
+        header = bytearray(client.config_read(0, 64))
+    except RemoteError as error:
+        return error.errno
     header[6:8] = b"\0\0"  # the status register is the device's to change
     return bytes(header)

@@ -119,9 +119,10 @@ def nothing_is_left(bench: Bench) -> None:
     require(after <= before, f"the server keeps {counted(after - before, 'descriptor')} open")
 
 
-def _endure(bench: Bench, channel: Channel, data: bytes, fds: list[int]) -> None:
-    """Send it and take whatever comes until the server has had enough, or has nothing to say."""
-    channel.send_bytes(data, fds)
+def _endure(channel: Channel, data: bytes) -> None:
+    """Send it and nothing more, and take whatever comes until the server has had enough, or has nothing to say."""
+    channel.send_bytes(data)
+    channel.end_sending()
     channel.serve_until(lambda: False, timeout=0.05)
 
 
@@ -132,7 +133,7 @@ def rubbish(bench: Bench) -> None:
     for round_ in range(20):
         client = bench.connect()
         try:
-            _endure(bench, client.channel, noise.randbytes(1 + 100 * round_), [])
+            _endure(client.channel, noise.randbytes(1 + 100 * round_))
         except (Disconnected, NoAnswer):
             pass
         except Exception as error:  # an answer to a header that was rubbish is no reply to anything
