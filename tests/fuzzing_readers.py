@@ -264,7 +264,8 @@ rules:
       - truncate: 20
       - wrong-size: {by: 4}
       - signal: {signal: SIGSTOP, seconds: 0.1}
-  - act: [{reply: EIO}, {close: client}, {split-header: 8}, duplicate, {wrong-id: 5}, {extra-fd: 2}]
+  - act: [{close: client}, {split-header: 8}, duplicate, {wrong-id: 5}, {extra-fd: 2}]
+  - {match: {nth: 2}, act: [{reply: EIO}, {reorder: 1}]}
 """
 _REGISTERS = b"""registers:
   - {region: 0, offset: 8, width: 4, name: compute}
@@ -297,9 +298,10 @@ def _read_scenario(data: bytes) -> None:
 
 _VHOST_SCENARIO = b"""rules:
   - match: {direction: to-client, command: [GET_FEATURES, BACKEND_IOTLB_MSG], kind: reply, ring: 0x1, nth: 2}
-    act: [{corrupt: {field: features, xor: 0x20000000}}, {reply: EIO}, {wrong-size: {by: 4}}]
+    act: [{corrupt: {field: features, xor: 0x20000000}}, {missing-fd: 0}, {wrong-size: {by: 4}}]
   - match: {state: [set-up, running], time: {after: 1}}
-    act: [drop, {truncate: {to: 14}}, {close: {side: server}}, {split-header: 8}, {signal: SIGSTOP}]
+    act: [{truncate: {to: 14}}, {close: {side: server}}, {split-header: 8}, {signal: SIGSTOP}]
+  - act: [drop, hold]
 """
 
 

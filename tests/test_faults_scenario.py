@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from userdev.errors import UserError
 from vfio_user.cli import cli
-from vfio_user.interposer.faults.scenario import load_scenario, parse_scenario
+from vfio_user.interposer.faults.scenario import Act, load_scenario, parse_scenario
 
 GOOD = """
 seed: 7
@@ -21,7 +21,6 @@ rules:
             probability: 0.5}
     times: 4
     act:
-      - drop
       - delay: 0.5
       - delay: {seconds: 0.1, jitter: 0.1, overtake: true}
       - duplicate
@@ -32,10 +31,11 @@ rules:
       - wrong-size: {by: 4}
       - extra-fd: 2
       - missing-fd:
-      - reply: EIO
       - split-header: 3
       - close: {side: client, how: write}
       - signal: {signal: SIGSTOP, seconds: 0.1}
+      - hold
+  - act: [{reply: EIO}, {reorder: {after: 2, within: 3}}, signal: SIGKILL]
   - match: {direction: to-server}
     act: {stall-after-header: {}}
   - act: drop
@@ -44,8 +44,10 @@ rules:
 
 def test_the_whole_language_is_accepted() -> None:
     scenario = parse_scenario(GOOD, "good.yaml")
-    assert [act.name for act in scenario.rules[0].act][:3] == ["drop", "delay", "delay"]
-    assert len(scenario.rules[0].act) == 15
+    assert [act.name for act in scenario.rules[0].act][:3] == ["delay", "delay", "duplicate"]
+    assert len(scenario.rules[0].act) == 14
+    named = {act.name for rule in scenario.rules for act in rule.act}
+    assert named == {name.replace("_", "-") for name in Act.model_fields}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,8 @@ def test_the_whole_language_is_accepted() -> None:
         ("rules:\n- match:\n    offset: 1\n    state: asleep\n  act: drop\n", 4, "state"),
         ("rules:\n- act:\n    corrupt: {field: id}\n", 3, "in one way"),
         ("rules:\n- act:\n    corrupt: {field: lenght, xor: 1}\n", 3, "lenght"),
-        ("rules:\n- act: drop\n- act:\n  - drop\n  - stall-after-header\n", 3, "direction: to-server"),
+        ("rules:\n- act: drop\n- act:\n  - hold\n  - stall-after-header\n", 3, "direction: to-server"),
+        ("rules:\n- act:\n  - close: client\n  - drop\n  - {corrupt: {at: 1, xor: 1}}\n", 2, "no corrupt with drop"),
         ("rules:\n- act:\n    reply: EWHAT\n", 3, "EWHAT"),
         ("rules:\n- act: []\n", 2, "at least 1"),
         ("sead: 3\nrules: []\n", 1, "sead"),

@@ -7,6 +7,7 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.interposer_bench import Bench, Peer, dma_map, request
 from userdev.transport import close_all
 from vfio_user.client import EventFd
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
+from vfio_user.interposer.faults.scenario import Scenario
+from vfio_user.interposer.faults.stage import Faults
 from vfio_user.interposer.pairing import LIMIT
 from vfio_user.wire import CURRENT, MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
@@ -133,6 +136,34 @@ def test_memory_is_read_where_the_server_has_it_mapped() -> None:
         bench.client.send(dma_map(0, 4096, memory, posted=True))
         bench.server.receive()
         assert read_here(), "nobody will be told otherwise"
+    os.close(memory)
+
+
+@pytest.mark.parametrize("capture", [CaptureDma, CaptureInterrupts], ids=lambda capture: capture.__name__)
+@pytest.mark.parametrize("posted", [False, True], ids=["", "posted"])
+@pytest.mark.parametrize(
+    "act",
+    ["drop", {"reply": "EIO"}, {"truncate": {"to": 20, "size": "keep"}}, {"wrong-size": 9}, "stall-after-header"],
+    ids=str,
+)
+def test_what_a_fault_keeps_from_the_server_changes_nothing(capture: Any, posted: bool, act: Any) -> None:
+    """Not sent, or not as what it was: nothing of it is kept, though no answer comes."""
+    irqs = at.IRQ_SET.pack(at.IRQ_SET.size, _WIRED, IrqIndex.MSIX, 0, 1)
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 4096)
+    with Bench() as bench, EventFd() as eventfd:
+        capture(bench.session)
+        match = {"direction": "to-server", "command": ["DMA_MAP", "SET_IRQS"]}
+        scenario = Scenario.model_validate({"rules": [{"match": match, "act": act}]})
+        Faults(bench.session, scenario, lambda _: 0)
+        bench.negotiate()
+        before = fd_count(collect=True)
+        bench.client.send(dma_map(0, 4096, memory, posted=posted))
+        bench.client.send(request(Command.SET_IRQS, irqs, fds=[eventfd.fd], posted=posted))
+        bench.settle()
+        with suppress(BlockingIOError):
+            close_all(socket.recv_fds(bench.server.socket, 1 << 10, 8)[1])
+        assert fd_count(collect=True) == before
     os.close(memory)
 
 

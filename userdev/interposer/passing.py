@@ -42,6 +42,8 @@ class Passing(Generic[M]):
     answered: tuple[Callable[[M | None], None], ...] = ()
     """Of a request: told of its reply once that has come, before it goes on; of None once it is sent where none is
     wanted, or once nobody will know any more what answers it. A request that is sent twice is told of twice."""
+    unsent: tuple[Callable[[], None], ...] = ()
+    """Told where it is not sent after all, or not as what it was."""
 
     def afterwards(self, action: Callable[[], None]) -> None:
         """For a stage: do this once the message it has taken is recorded."""
@@ -50,6 +52,15 @@ class Passing(Generic[M]):
     def when_answered(self, told: Callable[[M | None], None]) -> None:
         """For a stage: call this with what answers the request, see `answered`."""
         self.answered = (*self.answered, told)
+
+    def when_never_sent(self, told: Callable[[], None]) -> None:
+        """For a stage: call this where one behind it has the message go nowhere."""
+        self.unsent = (*self.unsent, told)
+
+    def never_sent(self) -> None:
+        """For a stage that has taken it: it goes nowhere, and nothing will answer it."""
+        for told in self.unsent:
+            told()
 
 
 class Stage(Protocol[M]):

@@ -27,11 +27,16 @@ class Undecided(Generic[T]):
         number = next(self._numbers)
         self._open[number] = change
         passing.when_answered(lambda reply: self._answered(number, reply))
+        passing.when_never_sent(lambda: self._withdrawn(number))
 
     def close(self) -> None:
         """The session has ended: undo what is open."""
         while self._open:
             self._undone(self._open.popitem()[1])
+
+    def _withdrawn(self, number: int) -> None:
+        if number in self._open:
+            self._undone(self._open.pop(number))
 
     def _answered(self, number: int, reply: Message | None) -> None:
         if number not in self._open:  # a request that was sent twice is answered twice, or the session has ended

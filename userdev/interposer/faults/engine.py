@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-import struct
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,21 +17,16 @@ from userdev.trace import Decoded
 
 
 @dataclass
-class Piece:
-    """Bytes to send at one go, `pause` seconds after the piece before."""
-
-    data: bytes
-    pause: float = 0.0
-
-
-@dataclass
 class FaultPlan(Generic[M]):
     """The plan for one message."""
 
-    rules: list[str]
+    data: bytes
+    """What of it goes on; nothing at all where this is empty."""
+    rules: list[str] = field(default_factory=list)
     """Names of the rules that matched, for trace and counters."""
-    acts: list[str]
-    pieces: list[Piece]
+    acts: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Acts of one rule that those of another left nothing to do to, and why."""
     keep_fds: list[int] | None = None
     """Indexes of the message's descriptors to send; None: all."""
     extra_fds: int = 0
@@ -38,8 +34,10 @@ class FaultPlan(Generic[M]):
     delay: float = 0.0
     overtake: bool = False
     reorder: script.Reorder | None = None
-    stall: float | None = None
-    """Seconds during which nothing more is sent behind it; infinity for ever."""
+    pauses: dict[int, float] = field(default_factory=dict)
+    """Offset in `data`: seconds before what is there is sent; infinity: it never is, nor what is behind."""
+    says_size: bool = False
+    """Whether its header has a size that was asked for."""
     hold: bool = False
     """Whether it waits until somebody lets the session go on."""
     reply: M | None = None
@@ -48,9 +46,28 @@ class FaultPlan(Generic[M]):
     signals: list[script.Signal] = field(default_factory=list)
 
     @property
-    def data(self) -> bytes:
-        """The bytes that go on, all pieces together."""
-        return b"".join(piece.data for piece in self.pieces)
+    def pieces(self) -> list[tuple[float, bytes]]:
+        """What is sent one after the other, with the seconds before each; a last one that is empty is only waited
+        for.
+        """
+        cuts = sorted((min(at, len(self.data)), seconds) for at, seconds in self.pauses.items())
+        pieces, begun, pause = [], 0, 0.0
+        for at, seconds in cuts:
+            if at > begun:
+                pieces.append((pause, self.data[begun:at]))
+                begun, pause = at, 0.0
+            pause += seconds
+        return pieces if pause == math.inf else [*pieces, (pause, self.data[begun:])]
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether nothing is ever sent behind it."""
+        return math.inf in self.pauses.values()
+
+    @property
+    def only_closes(self) -> bool:
+        """Whether nothing is done to the message itself, which finds the way closed or not."""
+        return set(self.acts) <= {"close", "signal"}
 
 
 @dataclass
@@ -109,9 +126,13 @@ class FaultEngine(ABC, Generic[M]):
         for number, rule in enumerate(self._rules):
             if not self._applies(number, rule, direction, decoded, state, seconds):
                 continue
-            plan = plan or FaultPlan([], [], [Piece(message.encode())])
-            plan.rules.append(rule.name or f"rule {number + 1}")
+            plan = plan or FaultPlan(message.encode())
+            name = rule.name or f"rule {number + 1}"
+            plan.rules.append(name)
             for act in rule.act:
+                if why := script.clash(act.name, plan.acts):
+                    plan.left_out.append(f"{name}: {why}")
+                    continue
                 plan.acts.append(act.name)
                 self.acts[act.name](self, plan, act.what, message, self._chances[number])
         return plan
@@ -139,7 +160,7 @@ class FaultEngine(ABC, Generic[M]):
     # the acts: each changes the plan
 
     def _drop(self, plan: FaultPlan[M], act: Any, message: M, chance: random.Random) -> None:
-        plan.pieces = []
+        plan.data = b""
 
     def _delay(self, plan: FaultPlan[M], act: script.Delay, message: M, chance: random.Random) -> None:
         plan.delay += act.seconds + (chance.uniform(0, act.jitter) if act.jitter else 0.0)
@@ -152,29 +173,29 @@ class FaultEngine(ABC, Generic[M]):
         plan.reorder = act
 
     def _corrupt(self, plan: FaultPlan[M], act: script.Corrupt, message: M, chance: random.Random) -> None:
-        data = bytearray(plan.data)
-        offset, width = self._place(act, message, len(data))
-        old = bytes(data[offset : offset + width])
-        data[offset : offset + len(old)] = _corrupted(act, old, chance)
-        plan.pieces = [Piece(bytes(data))]
+        offset, width = self._place(act, message, len(plan.data))
+        old = plan.data[offset : offset + width]
+        self._put(plan, offset, _corrupted(act, old, chance))
+        plan.says_size |= offset < self.size_at + 4 and self.size_at < offset + len(old)
 
     def _truncate(self, plan: FaultPlan[M], act: script.Truncate, message: M, chance: random.Random) -> None:
-        data = bytearray(plan.data[: act.to])
-        if act.size == "adjust" and len(data) >= self.header_size:
-            self._say_size(data, len(data))
-        plan.pieces = [Piece(bytes(data))] if data else []
+        plan.data = plan.data[: act.to]
+        if act.size == "adjust" and not plan.says_size and len(plan.data) >= self.header_size:
+            counted = 0 if self.size_counts_header else self.header_size
+            self._say_size(plan, len(plan.data) - counted)
 
     def _wrong_size(self, plan: FaultPlan[M], act: script.WrongSize, message: M, chance: random.Random) -> None:
-        data = bytearray(plan.data)
-        if len(data) >= self.header_size:
-            told: int = struct.unpack_from("=I", data, self.size_at)[0]
-            size = act.size if act.size is not None else max(0, told + (act.by or 0))
-            struct.pack_into("=I", data, self.size_at, size & 0xFFFFFFFF)
-            plan.pieces = [Piece(bytes(data))]
+        told = int.from_bytes(plan.data[self.size_at : self.size_at + 4], sys.byteorder)
+        self._say_size(plan, act.size if act.size is not None else max(0, told + (act.by or 0)))
+        plan.says_size = True
 
-    def _say_size(self, data: bytearray, size: int) -> None:
-        counted = size if self.size_counts_header else size - self.header_size
-        struct.pack_into("=I", data, self.size_at, counted)
+    def _say_size(self, plan: FaultPlan[M], size: int) -> None:
+        self._put(plan, self.size_at, (size & 0xFFFFFFFF).to_bytes(4, sys.byteorder))
+
+    def _put(self, plan: FaultPlan[M], offset: int, data: bytes) -> None:
+        """Have the message say this there, where it goes as far as that."""
+        if offset + len(data) <= len(plan.data):
+            plan.data = plan.data[:offset] + data + plan.data[offset + len(data) :]
 
     def _extra_fd(self, plan: FaultPlan[M], act: script.ExtraFd, message: M, chance: random.Random) -> None:
         plan.extra_fds += act.count
@@ -185,19 +206,16 @@ class FaultEngine(ABC, Generic[M]):
 
     def _reply(self, plan: FaultPlan[M], act: script.ErrorReply, message: M, chance: random.Random) -> None:
         plan.reply = self.refusal(message, act.errno)
-        plan.pieces = []
+        plan.data = b""
 
     def _stall(self, plan: FaultPlan[M], act: script.Stall, message: M, chance: random.Random) -> None:
-        data = plan.data
-        plan.stall = act.seconds if act.seconds is not None else float("inf")
-        plan.pieces = [Piece(data[: self.header_size])]
-        if act.seconds is not None and len(data) > self.header_size:
-            plan.pieces.append(Piece(data[self.header_size :], act.seconds))
+        self._pause(plan, self.header_size, act.seconds if act.seconds is not None else math.inf)
 
     def _split(self, plan: FaultPlan[M], act: script.Split, message: M, chance: random.Random) -> None:
-        data = plan.data
-        if len(data) > act.at:
-            plan.pieces = [Piece(data[: act.at]), Piece(data[act.at :], act.seconds)]
+        self._pause(plan, act.at, act.seconds)
+
+    def _pause(self, plan: FaultPlan[M], at: int, seconds: float) -> None:
+        plan.pauses[at] = plan.pauses.get(at, 0.0) + seconds
 
     def _close(self, plan: FaultPlan[M], act: script.Close, message: M, chance: random.Random) -> None:
         plan.closes.append(act)

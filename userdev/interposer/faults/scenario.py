@@ -17,12 +17,12 @@ more, an `Act`, a `Rule` of the two, and a `Scenario` of such rules, which is th
 from __future__ import annotations
 
 import errno as errnos
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from userdev.documents import parse, read_text
 from userdev.errors import UserError
@@ -236,14 +236,17 @@ class Split(ScenarioModel):
 
 
 class Close(ScenarioModel):
-    """Close the connection: of either side, full or half (no more reading, or no more writing, by us)."""
+    """Close the connection: of either side, full or half (no more reading, or no more writing, by us).
+
+    Behind the message where something else is done to that, else before it.
+    """
 
     side: Literal["client", "server", "both"] = "both"
     how: Literal["full", "read", "write"] = "full"
 
 
 class Signal(ScenarioModel):
-    """Signal the server; with `seconds` SIGCONT follows."""
+    """Signal the server at once; with `seconds` SIGCONT follows."""
 
     signal: Literal["SIGSTOP", "SIGCONT", "SIGKILL", "SIGTERM"]
     seconds: Seconds | None = None
@@ -301,6 +304,37 @@ class Act(ScenarioModel):
         return found
 
 
+_BESIDE = frozenset({"hold", "close", "signal"})
+"""Acts that do something to the session, whatever becomes of the message."""
+_ONLY_WITH: Mapping[str, tuple[frozenset[str], str]] = {
+    "drop": (_BESIDE, "nothing of a message that is dropped is sent"),
+    "reply": (_BESIDE | {"delay", "reorder"}, "nothing of a request that is answered here is sent on"),
+}
+"""Acts that most others could do nothing beside: those that can, and why the others cannot."""
+_ONCE = frozenset({"reorder", "truncate", "wrong-id", "wrong-size", "stall-after-header", "split-header", "hold"})
+"""Acts of which a second one would undo the first."""
+
+
+def clash(act: str, others: Iterable[str]) -> str:
+    """Why an act and one of `others` cannot both be done to a message; "" where they can."""
+    for other in others:
+        if act == other and act in (*_ONLY_WITH, *_ONCE):
+            return f"{act} is done once to a message"
+        for one, another in ((act, other), (other, act)):
+            if one in _ONLY_WITH and another not in _ONLY_WITH[one][0]:
+                return f"no {another} with {one}: {_ONLY_WITH[one][1]}"
+        if {act, other} == {"duplicate", "stall-after-header"}:
+            return "no duplicate with stall-after-header: nothing goes on behind half a message"
+    return ""
+
+
+def _all_done(acts: list[Any]) -> list[Any]:
+    for number, act in enumerate(acts):
+        if why := clash(act.name, [before.name for before in acts[:number]]):
+            raise ValueError(why)
+    return acts
+
+
 MatchT = TypeVar("MatchT", bound=Match)
 ActT = TypeVar("ActT", bound=Act)
 
@@ -310,7 +344,7 @@ class Rule(ScenarioModel, Generic[MatchT, ActT]):
 
     name: str = ""
     match: MatchT
-    act: Annotated[list[ActT], BeforeValidator(listed), Field(min_length=1)]
+    act: Annotated[list[ActT], BeforeValidator(listed), AfterValidator(_all_done), Field(min_length=1)]
     times: Count | None = None
     """How often at most; without it as often as it matches."""
 

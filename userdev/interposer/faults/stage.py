@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import socket
@@ -10,11 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic
 
 from userdev.errors import UserError
 from userdev.interposer.faults.engine import FaultEngine, FaultPlan
-from userdev.interposer.faults.scenario import Close
+from userdev.interposer.faults.scenario import Signal
 from userdev.interposer.passing import M, Passing
 from userdev.interposer.session import BaseSession
 from userdev.relay.direction import Direction
@@ -31,6 +31,8 @@ class _Item(Generic[M]):
     passing: Passing[M]
     plan: FaultPlan[M] | None
     due: float = 0.0
+    is_late: bool = False
+    """Whether others have been let past it."""
 
     @property
     def message(self) -> M:
@@ -39,14 +41,28 @@ class _Item(Generic[M]):
 
 @dataclass
 class _Line(Generic[M]):
-    """What waits in one direction."""
+    """What waits in one direction. All that is sent goes through the queue: nothing comes within another message."""
 
+    direction: Direction
     queue: deque[_Item[M]] = field(default_factory=deque)
     task: Task[None] | None = None
+    """Sends what is in the queue, where that takes time."""
+    runs: bool = False
+    """Whether something of the queue is being sent, or waits to be."""
+    sleeps: bool = False
+    """Whether it is only the time of the first in the queue that is waited for."""
     behind: list[tuple[int, _Item[M]]] = field(default_factory=list)
     """Reordered messages, and how many others each still lets pass."""
+    flying: list[_Item[M]] = field(default_factory=list)
+    """Delayed ones, which others overtake meanwhile."""
     dead: bool = False
     """Nothing is ever sent in this direction again."""
+
+    def stop(self) -> None:
+        """End what waits for a time: what is out in part is sent whole, the rest stays in the queue."""
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()
 
 
 class _Silence(Generic[M]):
@@ -54,6 +70,7 @@ class _Silence(Generic[M]):
 
     def __call__(self, passing: Passing[M]) -> M | None:
         passing.afterwards(lambda: close_all(passing.message.fds))
+        passing.afterwards(passing.never_sent)
         return None
 
     def closed(self) -> None:
@@ -75,8 +92,7 @@ class Faults(Generic[M]):
         self._engine = engine
         self._signal_server = signal_server
         self._began = began if began is not None else time.monotonic()
-        self._lines: dict[Direction, _Line[M]] = {direction: _Line() for direction in Direction}
-        self._flying: list[tuple[Direction, _Item[M]]] = []  # delayed, and overtaken by others meanwhile
+        self._lines: dict[Direction, _Line[M]] = {direction: _Line(direction) for direction in Direction}
         self._left_held = 0
         """Holds of rules that are no more."""
         session.add_stage(self, *Direction)
@@ -93,20 +109,15 @@ class Faults(Generic[M]):
 
     def closed(self) -> None:
         """Send what waits, or let go of it where nobody is there any more."""
-        for direction, line in self._lines.items():
-            if line.task is not None:
-                line.task.cancel()
-                line.task = None
-            items = [*line.queue, *(item for _, item in line.behind)]
-            line.queue.clear()
-            line.behind.clear()
+        for line in self._lines.values():
+            line.stop()
+            items = [*line.queue, *(item for _, item in line.behind), *line.flying]
+            for waiting in (line.queue, line.behind, line.flying):
+                waiting.clear()
             for item in items:
-                self._session.backlog.let_go(direction, item.message.size)
-                self._send(direction, item)
-        flying, self._flying = self._flying, []
-        for direction, item in flying:
-            self._session.backlog.let_go(direction, item.message.size)
-            self._send(direction, item)
+                self._session.backlog.let_go(line.direction, item.message.size)
+                self._send(line, item)
+                self._answer(line, item)
         while self._left_held:
             self._left_held -= 1
             self._session.holding.resume()
@@ -116,126 +127,169 @@ class Faults(Generic[M]):
         direction, message = passing.direction, passing.message
         line = self._lines[direction]
         plan = self._engine.plan(direction, message, self._session.state, time.monotonic() - self._began)
-        if plan is None and line.task is None and not line.dead:
+        if plan is None and not line.runs and not line.dead:
             if line.behind:
-                passing.afterwards(lambda: self._passed(direction))
+                passing.afterwards(lambda: self._passed(line))
             return message
         item = _Item(passing, plan)
-        passing.afterwards(lambda: self._act(direction, item))
+        passing.afterwards(lambda: self._act(line, item))
         return None
 
-    def _act(self, direction: Direction, item: _Item[M]) -> None:
+    def _act(self, line: _Line[M], item: _Item[M]) -> None:
         """The message is recorded as received: now do what the plan says."""
-        plan, line = item.plan, self._lines[direction]
+        plan = item.plan
+        self._session.backlog.keep(line.direction, item.message.size)
         if plan is not None:
             self._session.counters.faults += 1
-            self._session.note("fault", rules=plan.rules, acts=plan.acts, direction=direction.label)
-            self._act_beside(direction, item, plan)
+            self._session.note("fault", rules=plan.rules, acts=plan.acts, direction=line.direction.label)
+            for why in plan.left_out:
+                self._session.note("fault-failed", why=why)
+            for act in plan.signals:
+                self._signal(act)
+            if plan.only_closes:
+                self._close(plan)
             if plan.reorder is not None:
-                self._put_behind(direction, item, plan.reorder.after, plan.reorder.within)
+                line.behind.append((plan.reorder.after, item))
+                self._session.loop.after(plan.reorder.within, partial(self._release, line, item))
                 return
-            if plan.delay and plan.overtake:
-                self._session.backlog.keep(direction, item.message.size)
-                self._flying.append((direction, item))
-                self._session.loop.after(plan.delay, lambda: self._land(direction, item))
-                return
-            item.due = time.monotonic() + plan.delay
-        if line.dead:
-            close_all(item.message.fds)
-            return
-        self._session.backlog.keep(direction, item.message.size)
-        line.queue.append(item)
-        if line.task is None:
-            line.task = self._session.loop.spawn(self._run_line(direction, line))
-            if line.task.done:
-                line.task = None
+        self._delay(line, item)
 
-    def _act_beside(self, direction: Direction, item: _Item[M], plan: FaultPlan[M]) -> None:
-        if plan.reply is not None:
-            self._session.send(direction.opposite, plan.reply)
-        for act in plan.signals:
-            self._signal(signal.Signals[act.signal])
-            if act.seconds is not None:
-                self._session.loop.after(act.seconds, lambda: self._signal(signal.SIGCONT))
-        for close in plan.closes:
-            self._close(close)
-
-    async def _run_line(self, direction: Direction, line: _Line[M]) -> None:
-        """Send what waits, one after the other, each when it is due."""
-        while line.queue:
-            wait = line.queue[0].due - time.monotonic()
-            if wait > 0:
-                await self._session.loop.sleep(wait)
-            if (plan := line.queue[0].plan) is not None and plan.hold:
-                await self._hold(plan)
-            item = line.queue.popleft()
-            self._session.backlog.let_go(direction, item.message.size)
-            if item.plan is not None and len(item.plan.pieces) > 1:
-                await self._send_in_pieces(direction, item, item.plan)
+    def _delay(self, line: _Line[M], *items: _Item[M]) -> None:
+        """Have them be sent in this order, after their delays where they have one."""
+        due = []
+        for item in items:
+            plan = item.plan
+            if plan is not None and plan.delay and plan.overtake:
+                line.flying.append(item)
+                self._session.loop.after(plan.delay, partial(self._land, line, item))
             else:
-                self._send(direction, item)
-            if item.plan is not None and item.plan.stall == math.inf:
-                line.dead = True
-                break
-            self._passed(direction)
-        while line.queue:
-            item = line.queue.popleft()
-            self._session.backlog.let_go(direction, item.message.size)
-            close_all(item.message.fds)
-        line.task = None
+                item.due = time.monotonic() + (plan.delay if plan is not None else 0.0)
+                due.append(item)
+        self._put_in(line, *due)
 
-    async def _hold(self, plan: FaultPlan[M]) -> None:
+    def _put_in(self, line: _Line[M], *items: _Item[M]) -> None:
+        """Have them be sent when they are due: before all that wait, if others have been let past them already."""
+        late = [item for item in items if item.is_late]
+        line.queue.extendleft(reversed(late))
+        line.queue.extend(item for item in items if not item.is_late)
+        if late and line.sleeps:  # for the time of the one that was the first
+            line.stop()
+        if line.queue and not line.runs:
+            task = self._session.loop.spawn(self._run(line))
+            line.task = None if task.done else task
+
+    async def _run(self, line: _Line[M]) -> None:
+        """Send what waits, one after the other, each when it is due."""
+        line.runs = True
+        try:
+            while line.queue:
+                wait = line.queue[0].due - time.monotonic()
+                if wait > 0:
+                    line.sleeps = True
+                    await self._session.loop.sleep(wait)
+                    line.sleeps = False
+                item = line.queue.popleft()
+                if item.plan is not None and item.plan.hold:
+                    await self._hold(line, item)
+                self._session.backlog.let_go(line.direction, item.message.size)
+                if item.plan is not None and len(item.plan.pieces) > 1:
+                    await self._send_in_pieces(line, item, item.plan)
+                else:
+                    self._send(line, item)
+                self._answer(line, item)
+                if item.plan is not None and not item.plan.only_closes:
+                    self._close(item.plan)
+                if not item.is_late:
+                    self._passed(line)
+        finally:
+            line.runs = line.sleeps = False
+
+    async def _hold(self, line: _Line[M], item: _Item[M]) -> None:
         """Have the session stand still until it is let go."""
         holding = self._session.holding
         holding.hold()
-        self._session.note("held", rules=plan.rules)
+        self._session.note("held", rules=item.plan.rules if item.plan is not None else [])
         try:
             await holding.until_free()
         except GeneratorExit:  # its rule is taken away, or the session ends: first goes on what came first
             self._left_held += 1
+            line.queue.appendleft(item)
             raise
 
-    async def _send_in_pieces(self, direction: Direction, item: _Item[M], plan: FaultPlan[M]) -> None:
+    async def _send_in_pieces(self, line: _Line[M], item: _Item[M], plan: FaultPlan[M]) -> None:
+        """Send one message with the pauses that its plan has, as often as that says."""
+        copies = plan.copies if plan.data and not line.dead else 0
+        try:
+            while copies and not self._session.closed:
+                copies -= 1
+                await self._send_copy(line, item, plan)
+        except GeneratorExit:  # its rule is taken away
+            for _ in range(copies if not self._session.closed else 0):
+                self._send_whole(line, item, plan)
+            raise
+        finally:
+            line.dead = line.dead or plan.is_endless
+            close_all(item.message.fds)
+
+    async def _send_copy(self, line: _Line[M], item: _Item[M], plan: FaultPlan[M]) -> None:
         fds, made = self._descriptors(item, plan)
         left = deque(plan.pieces)
         try:
             while left:
-                if left[0].pause:
-                    await self._session.loop.sleep(left[0].pause)
+                if left[0][0]:
+                    await self._session.loop.sleep(left[0][0])
                 if self._session.closed:
                     return
-                self._session.send_bytes(direction, left.popleft().data, fds)
+                if data := left.popleft()[1]:
+                    self._session.send_bytes(line.direction, data, fds)
                 fds = []
-            self._session.expect_reply(item.passing)
-        except GeneratorExit:  # its rule is taken away
-            if not self._session.closed:
-                self._session.send_bytes(direction, b"".join(piece.data for piece in left), fds)
-                self._session.expect_reply(item.passing)
+        except GeneratorExit:
+            if not self._session.closed and (data := b"".join(data for _, data in left)):
+                self._session.send_bytes(line.direction, data, fds)
             raise
         finally:
             close_all(made)
-            close_all(item.message.fds)
+            self._is_sent(item, self._engine.as_message(plan.data) if not plan.is_endless else None)
 
-    def _send(self, direction: Direction, item: _Item[M]) -> None:
+    def _is_sent(self, item: _Item[M], message: M | None) -> None:
+        """It has gone as bytes: who waits for its reply hears of that, if they were a message."""
+        if message is None:
+            item.passing.never_sent()
+        elif not self._session.closed:
+            self._session.expect_reply(replace(item.passing, message=message))
+
+    def _send(self, line: _Line[M], item: _Item[M]) -> None:
         """Send one message as its plan has it, at one go."""
         plan = item.plan
-        if self._session.closed or (plan is not None and not plan.pieces):
-            close_all(item.message.fds)
-            return
-        if plan is None:
+        if self._session.closed or line.dead or (plan is not None and not plan.data):
+            if plan is None or plan.reply is None:
+                item.passing.never_sent()
+        elif plan is None:
             self._session.send_on(item.passing)
-            close_all(item.message.fds)
-            return
-        fds, made = self._descriptors(item, plan)
-        sent = self._engine.as_message(plan.data)
-        for _ in range(plan.copies):
-            if sent is not None:
-                sent.fds = fds
-                self._session.send_on(replace(item.passing, message=sent))
-            else:
-                self._session.send_bytes(direction, plan.data, fds)
-        close_all(made)
+        else:
+            for _ in range(plan.copies):
+                self._send_whole(line, item, plan)
+            line.dead = plan.is_endless
         close_all(item.message.fds)
+
+    def _send_whole(self, line: _Line[M], item: _Item[M], plan: FaultPlan[M]) -> None:
+        fds, made = self._descriptors(item, plan)
+        data = b"".join(data for _, data in plan.pieces)
+        sent = self._engine.as_message(data)
+        if sent is not None:
+            sent.fds = fds
+            self._session.send_on(replace(item.passing, message=sent))
+        else:
+            self._session.send_bytes(line.direction, data, fds)
+            item.passing.never_sent()
+        close_all(made)
+
+    def _answer(self, line: _Line[M], item: _Item[M]) -> None:
+        """Answer it, where it is we who are to."""
+        if item.plan is not None and (reply := item.plan.reply) is not None and not self._session.closed:
+            for told in item.passing.answered:
+                told(reply)
+            self._session.send(line.direction.opposite, reply)
 
     def _descriptors(self, item: _Item[M], plan: FaultPlan[M]) -> tuple[list[int], list[int]]:
         """Those to send, and those among them that were made for it."""
@@ -245,39 +299,41 @@ class Faults(Generic[M]):
         made = [os.memfd_create("extra") for _ in range(plan.extra_fds)]
         return fds + made, made
 
-    def _put_behind(self, direction: Direction, item: _Item[M], count: int, within: float) -> None:
-        line = self._lines[direction]
-        self._session.backlog.keep(direction, item.message.size)
-        line.behind.append((count, item))
-        self._session.loop.after(within, lambda: self._release(direction, item))
-
-    def _passed(self, direction: Direction) -> None:
+    def _passed(self, line: _Line[M]) -> None:
         """A message of this direction has been sent: reordered ones behind it come nearer."""
-        line = self._lines[direction]
-        line.behind = [(count - 1, item) for count, item in line.behind]
-        for count, item in list(line.behind):
-            if count <= 0:
-                self._release(direction, item)
+        nearer = [(count - 1, item) for count, item in line.behind]
+        line.behind = [(count, item) for count, item in nearer if count > 0]
+        self._let_go(line, *(item for count, item in nearer if count <= 0))
 
-    def _release(self, direction: Direction, item: _Item[M]) -> None:
-        line = self._lines[direction]
+    def _release(self, line: _Line[M], item: _Item[M]) -> None:
+        """No more are let past it."""
         left = [(count, other) for count, other in line.behind if other is not item]
         if len(left) < len(line.behind):
             line.behind = left
-            self._session.backlog.let_go(direction, item.message.size)
-            self._send(direction, item)
+            self._let_go(line, item)
 
-    def _land(self, direction: Direction, item: _Item[M]) -> None:
-        if (direction, item) in self._flying:
-            self._flying.remove((direction, item))
-            self._session.backlog.let_go(direction, item.message.size)
-            self._send(direction, item)
+    def _let_go(self, line: _Line[M], *items: _Item[M]) -> None:
+        for item in items:
+            item.is_late = True
+        self._delay(line, *items)
 
-    def _close(self, close: Close) -> None:
-        for side in ("client", "server") if close.side == "both" else (close.side,):
-            self._session.close_side(side, _HOW[close.how])
+    def _land(self, line: _Line[M], item: _Item[M]) -> None:
+        if item in line.flying:
+            line.flying.remove(item)
+            item.is_late = True
+            self._put_in(line, item)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _close(self, plan: FaultPlan[M]) -> None:
+        for close in plan.closes:
+            for side in ("client", "server") if close.side == "both" else (close.side,):
+                self._session.close_side(side, _HOW[close.how])
+
+    def _signal(self, act: Signal) -> None:
+        self._signal_now(signal.Signals[act.signal])
+        if act.seconds is not None:
+            self._session.loop.after(act.seconds, lambda: self._signal_now(signal.SIGCONT))
+
+    def _signal_now(self, number: signal.Signals) -> None:
         try:
             self._signal_server(number)
         except UserError as error:

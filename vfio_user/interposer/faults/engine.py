@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import struct
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from userdev.interposer.faults import engine
-from userdev.interposer.faults.engine import FaultPlan, Piece
+from userdev.interposer.faults.engine import FaultPlan
 from userdev.relay.direction import Direction
 from vfio_user.interposer.faults.fields import place_of
 from vfio_user.interposer.faults.scenario import Scenario, WrongId
@@ -54,9 +53,6 @@ class FaultEngine(engine.FaultEngine[Message]):
 
     def _wrong_id(self, plan: FaultPlan[Message], act: WrongId, message: Message, chance: random.Random) -> None:
         id = act.id if act.id is not None else (message.id + chance.randrange(1, 1 << 16)) & 0xFFFF
-        data = bytearray(plan.data)
-        if len(data) >= HEADER_SIZE:
-            struct.pack_into("<H", data, 0, id)
-            plan.pieces = [Piece(bytes(data))]
+        self._put(plan, 0, id.to_bytes(2, "little"))
 
     acts: ClassVar[Mapping[str, Any]] = {**engine.FaultEngine.acts, "wrong-id": _wrong_id}
