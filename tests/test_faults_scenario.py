@@ -71,6 +71,7 @@ def test_the_whole_language_is_accepted() -> None:
         ("rules:\n- act: [{stall-afterheader: 1}]\n", 2, "did you mean 'stall-after-header'?"),
         ("rules:\n- act: drop\n   bad indent: 3\n", 3, ""),
         ("rules: {}\n", 1, "list"),
+        ("rules:\n- act: drop\n  act: hold\n", 3, "'act' is there twice"),
         ("", 1, ""),
         ("- 3\n", 1, ""),
     ],

@@ -46,7 +46,7 @@ class WrittenDocument(NamedTuple, Generic[M]):
 
     def at(self, *place: str | int) -> str:
         """FILE:LINE of a part: that of the nearest one around it, where it is not there itself."""
-        return f"{self.source}:{_line(self.root, place)}"
+        return f"{self.source}:{_locate(self.root, place)[1]}"
 
     def refuse(self, place: Place, what: str, *, hint: str = "") -> UserError:
         """The error for a part with which something is wrong."""
@@ -75,7 +75,7 @@ def read_table(path: Path, what: str, keys: Iterable[str]) -> tuple[dict[str, An
     value, root = parse(read_text(path, what), str(path))
     if not isinstance(value, dict) or root is None:
         raise UserError(f"{path}:1: a {what} is a table: {', '.join(keys)}")
-    _refuse_twice(str(path), root)
+    refuse_twice(str(path), root)
     return value, root
 
 
@@ -88,16 +88,16 @@ def parse_list(model: type[M], text: str, source: str) -> list[M]:
     value, root = parse(text, source)
     if not isinstance(value, list) or root is None:
         raise UserError(f"{source}:1: it is a list of entries, each with: {', '.join(model.model_fields)}")
-    _refuse_twice(source, root)
+    refuse_twice(source, root)
     try:
         return TypeAdapter(list[model]).validate_python(value)  # type: ignore[valid-type]
     except ValidationError as error:
         raise refused(source, root, error.errors()) from None
 
 
-def refused(source: str, root: yaml.Node, mistakes: Sequence[ErrorDetails]) -> UserError:
+def refused(source: str, root: yaml.Node | None, mistakes: Sequence[ErrorDetails]) -> UserError:
     """The error for what a model says of a document, each mistake with its line."""
-    told = [_mistake(source, root, dict(each)) for each in mistakes]
+    told = list(dict.fromkeys(_mistake(source, root, dict(each)) for each in mistakes))
     more = f"\nand {len(told) - MOST_MISTAKES} more" if len(told) > MOST_MISTAKES else ""
     return UserError("\n".join(told[:MOST_MISTAKES]) + more)
 
@@ -108,31 +108,40 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     return f"there is no {kind} {name!r}; {meant(str(name), names)}there are: {', '.join(names) or 'none'}"
 
 
-def _mistake(source: str, root: yaml.Node, error: dict[str, Any]) -> str:
+def _mistake(source: str, root: yaml.Node | None, error: dict[str, Any]) -> str:
     place: Place = error["loc"]
     if error["type"] == "unknown_key":
-        return f"{source}:{_line(root, (*place, error['ctx']['key']))}: {error['msg']}"
-    where = ".".join(str(word) for word in place)
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{source}:{_line(root, place)}: {f'{where}: ' if where else ''}{message}"
+        return f"{source}:{_locate(root, (*place, error['ctx']['key']))[1]}: {error['msg']}"
+    where, line = _locate(root, place)
+    return f"{source}:{line}: {f'{where}: ' if where else ''}{error['msg'].removeprefix('Value error, ')}"
 
 
-def _line(root: yaml.Node, place: Sequence[str | int]) -> int:
-    node = root
-    line = root.start_mark.line
-    for word in place:
+def _locate(root: yaml.Node | None, place: Place) -> tuple[str, int]:
+    """Where a part is: its name as far as the document has it, with the last word where that is missing; its line."""
+    node, line = root, root.start_mark.line if root is not None else 0
+    words: list[str] = []
+    for number, word in enumerate(place, 1):
         if isinstance(node, yaml.MappingNode):
             found = next(((key, value) for key, value in node.value if key.value == str(word)), None)
-            if found is None:
+            if found is not None:
+                line, node = found[0].start_mark.line, found[1]
+            elif number < len(place):
                 continue  # the name that a model gives one of several kinds
-            line, node = found[0].start_mark.line, found[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(word, int) and word < len(node.value):
             node = node.value[word]
             line = node.start_mark.line
-    return int(line) + 1
+        else:
+            continue
+        words.append(str(word))
+    return ".".join(words), line + 1
 
 
-def _refuse_twice(source: str, root: yaml.Node) -> None:
+def refuse_twice(source: str, root: yaml.Node) -> None:
+    """Refuse a document of which a table has a key twice.
+
+    Raises:
+        UserError: one has.
+    """
     for node, key in _twice(root):
         raise UserError(f"{source}:{node.start_mark.line + 1}: the key {key!r} is there twice")
 

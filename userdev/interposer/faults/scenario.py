@@ -17,19 +17,17 @@ more, an `Act`, a `Rule` of the two, and a `Scenario` of such rules, which is th
 from __future__ import annotations
 
 import errno as errnos
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from userdev.documents import parse, read_text
-from userdev.errors import UserError
 from userdev.relay.direction import DIRECTIONS, Direction
 from userdev.trace import Decoded
 from userdev.trace.lines import PAYLOAD
-from userdev.written import Written, unknown
+from userdev.written import Written, refuse_twice, refused, unknown
 
 
 def one_of(name: str) -> BeforeValidator:
@@ -369,17 +367,13 @@ def parse_scenario(language: type[ScenarioT], text: str, source: str) -> Scenari
     Raises:
         UserError: it is wrong; with line and reason, each thing that is wrong on a line of its own.
     """
-    document, node = parse(text, source)
+    document, root = parse(text, source)
+    if root is not None:
+        refuse_twice(source, root)
     try:
         return language.model_validate(document)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors(include_url=False):
-            key = (problem["ctx"]["key"],) if problem["type"] == "unknown_key" else ()
-            place, line_number = _locate(node, (*problem["loc"], *key))
-            reason = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"{source}:{line_number}: {place + ': ' if place else ''}{reason}")
-        raise UserError("\n".join(dict.fromkeys(problems))) from None
+        raise refused(source, root, error.errors()) from None
 
 
 def load_scenario(language: type[ScenarioT], path: str | Path) -> ScenarioT:
@@ -389,26 +383,3 @@ def load_scenario(language: type[ScenarioT], path: str | Path) -> ScenarioT:
         UserError: it cannot be read, or is wrong.
     """
     return parse_scenario(language, read_text(path, "scenario"), str(path))
-
-
-def _locate(node: yaml.Node | None, path: Sequence[str | int]) -> tuple[str, int]:
-    """Where in the document an error is: the path as far as the document has it, and the line (from 1)."""
-    words: list[str] = []
-    line = node.start_mark.line + 1 if node is not None else 1
-    for step in path:
-        if isinstance(step, int) and isinstance(node, yaml.SequenceNode) and step < len(node.value):
-            node = node.value[step]
-        elif isinstance(node, yaml.MappingNode):
-            entry = next(((key, value) for key, value in node.value if key.value == step), None)
-            if entry is None:
-                words += [str(step)] if step == path[-1] else []
-                continue
-            line = entry[0].start_mark.line + 1
-            node = entry[1]
-            words.append(str(step))
-            continue
-        else:
-            continue  # a step of the model's own that the document does not have
-        words.append(str(step))
-        line = node.start_mark.line + 1
-    return ".".join(words), line
