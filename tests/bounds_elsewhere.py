@@ -78,6 +78,9 @@ ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
         "posted_requests_for_interrupts_that_there_are_not_fill_nothing": [
             "vfio_user.interposer.session_model:MAX_INDEXES"
         ],
+        "more_writes_than_a_config_space_has_bytes_are_too_many_for_another_server": [
+            "vfio_user.interposer.session_model:MAX_CONFIG_WRITES"
+        ],
     },
     "test_interposer_wrong_commands.py": {
         "a_wrong_command_is_answered_with_what_is_wrong": ["vfio_user.interposer.control.values:MAX_DATA"],
@@ -98,6 +101,10 @@ ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
         "a_long_list_of_small_pieces_is_one_transfer": ["userdev_servers.block.backing:MAX_PIECES"],
         "a_malformed_command_is_refused_and_nothing_else_happens": ["userdev_servers.nvme.spec:MAX_TRANSFER_SHIFT"],
         "a_ring_of_segments_ends": ["userdev_servers.nvme.pointers:MAX_DESCRIPTORS"],
+    },
+    "test_unmapped_memory.py": {
+        "of_more_than_is_kept_it_is_known_that_it_is_not_all": ["vfio_user.interposer.unmapped:MAX_RANGES"],
+        "what_cannot_be_written_again_is_refused_and_not_left_out": ["vfio_user.interposer.resending:MAX_PAGES"],
     },
     "test_state_pieces.py": {
         "the_interposer_keeps_no_piece_that_the_migration_region_has_no_room_for": [

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.interposer_bench import Bench, dma_map, read, request, write
+from vfio_user.interposer import session_model
 from vfio_user.interposer.restore import irq_messages
 from vfio_user.interposer.session_model import MAX_INDEXES, SessionModel
 from vfio_user.wire import DRAFT_V6, Command, Message
@@ -133,6 +134,21 @@ def test_a_write_that_a_later_one_covers_is_not_restored(bench: Bench, model: Se
     assert len(model.config_writes) <= 400
     model.exchanged(write(CONFIG, 0, bytes(4096), posted=True), None)
     assert list(model.config_writes) == [(0, 4096)]
+
+
+def test_more_writes_than_a_config_space_has_bytes_are_too_many_for_another_server(
+    model: SessionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reaches into the one before, so that none has lost its effect."""
+    monkeypatch.setattr(session_model, "MAX_CONFIG_WRITES", 100)
+    for round_ in range(3):
+        for offset in range(100):
+            model.exchanged(write(CONFIG, offset, bytes([round_, 1]), posted=True), None)
+    assert (len(model.config_writes), model.incomplete) == (100, "")
+    for offset in range(100, 300):
+        model.exchanged(write(CONFIG, offset, b"ab", posted=True), None)
+    assert len(model.config_writes) == 100
+    assert model.incomplete.startswith("REGION_WRITE: ")
 
 
 @pytest.mark.parametrize(

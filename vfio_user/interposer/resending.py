@@ -19,10 +19,14 @@ from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_bytes
 from vfio_user.interposer.own_calls import TIMEOUT_SECONDS, exchange_all
 from vfio_user.interposer.session import ForwardedSession
+from vfio_user.interposer.unmapped import UnmappedMemory
 from vfio_user.wire import Command
 
 AT_ONCE = 512
 """Messages that are answered together. Two such batches are on their way at a time, so that nobody waits for us."""
+
+MAX_PAGES = 1 << 24
+"""Pages of memory that was unmapped, each of which is looked for: 64 GiB of the smallest."""
 
 
 async def resend(session: ForwardedSession, pages: Iterable[int]) -> int:
@@ -49,11 +53,20 @@ async def resend(session: ForwardedSession, pages: Iterable[int]) -> int:
 def unmapped_pages(session: ForwardedSession, page_size: int) -> tuple[set[int], set[int]]:
     """What the server may have written and had unmapped since it logs: the IOVAs of pages that are mapped elsewhere by
     now, and the offsets in the guest's memory file of those that are not.
+
+    Raises:
+        UserError: it is more than is kept, or than can be written again.
     """
+    unmapped = session.model.unmapped if session.model.unmapped is not None else UnmappedMemory()
+    if not unmapped.is_whole or sum(gone.size for gone in unmapped) > MAX_PAGES * page_size:
+        raise UserError(
+            "more memory was unmapped while the server logged its writes than can be written again",
+            hint="what it wrote there is lost to a migration: try again while the guest maps less",
+        )
     maps = [mapping for mapping in session.model.maps if mapping.written_directly]
     mapped = sorted((os.fstat(one.fd).st_ino, one.offset, one.size, one.iova) for one in maps)
     iovas, offsets = set(), set()
-    for inode, start, length in session.model.unmapped or ():
+    for inode, start, length in unmapped:
         for place in range(start, start + length, page_size):
             before = bisect_right(mapped, (inode, place, sys.maxsize)) - 1
             there, offset, size, iova = mapped[before] if before >= 0 else (0, 0, 0, 0)

@@ -6,6 +6,7 @@ wanted: so it is what the server holds, and what a new server has to be told to 
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from itertools import zip_longest
 from userdev.descriptors import FdStore, FileKey, file_key
 from userdev.errors import ProtocolError
 from userdev.memory.intervals import IntervalMap
+from vfio_user.interposer.unmapped import FileRange, UnmappedMemory
 from vfio_user.wire import Command, Dialect, Message, Proposal, decode_version
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
@@ -35,6 +37,8 @@ from vfio_user.wire.unmap_table import unmap_table
 
 MAX_INDEXES = 64
 """Interrupt indexes that are followed: PCI has 5. Posted requests may name any other, as nobody refuses them."""
+MAX_CONFIG_WRITES = 4096
+"""Writes of config space that are kept for another server, none within a later one: it has 4096 bytes."""
 CONFIG_REGION = struct.pack("<I", RegionIndex.CONFIG)
 _HOT = (Command.REGION_READ, Command.REGION_WRITE, Command.DMA_READ, Command.DMA_WRITE)
 
@@ -87,9 +91,8 @@ class SessionModel:
         self.client: Proposal | None = None
         self.server: Proposal | None = None
         self.maps = IntervalMap[DmaMapping]()
-        self.unmapped: set[tuple[int, int, int]] | None = None
-        """While the server logs what it writes: (inode, offset, size) of memory that it could write and cannot any
-        more. What its log had of it is gone."""
+        self.unmapped: UnmappedMemory | None = None
+        """While the server logs what it writes."""
         self.irqs: dict[int, Irqs] = {}
         self.regions: dict[int, RegionDescription] = {}
         self.region_files: dict[int, FileKey] = {}
@@ -105,7 +108,7 @@ class SessionModel:
         self.client_migrates = False
         """The client asks for migration itself: nobody has to do it for it."""
         self.incomplete = ""
-        """What of the session could not be kept, for want of descriptors; empty: everything is here."""
+        """What of the session could not be kept, and why; empty: everything is here."""
         self.resets = 0
         self.bar_accessed = False
         self._numbers = {dialect.number(command) for command in dialect.shapes}
@@ -151,7 +154,7 @@ class SessionModel:
             self.miss(request, error)
 
     def miss(self, request: Message, why: OSError) -> None:
-        """This request cannot be known of, as its descriptors cannot be kept."""
+        """This request cannot be known of, as its descriptors cannot be kept, or there are too many like it."""
         command = self.dialect.command(request.command)
         self.incomplete = self.incomplete or f"{command.value if command else 'a request'}: {why.strerror}"
 
@@ -211,7 +214,7 @@ class SessionModel:
         gone = self.maps.remove(iova)
         if gone is not None:
             if self.unmapped is not None and gone.written_directly:
-                self.unmapped.add((os.fstat(gone.fd).st_ino, gone.offset, gone.size))
+                self.unmapped.add(FileRange(os.fstat(gone.fd).st_ino, gone.offset, gone.size))
             if gone.fd >= 0:
                 self.fds.drop(gone.fd)
 
@@ -295,6 +298,8 @@ class SessionModel:
         end = access.offset + len(data)
         for place in [place for place in self.config_writes if access.offset <= place[0] and sum(place) <= end]:
             del self.config_writes[place]  # nothing of it is left; and the order is that of the last writes
+        if len(self.config_writes) >= MAX_CONFIG_WRITES:
+            raise OSError(errno.ENOBUFS, "more writes of config space overlap than are kept for another server")
         self.config_writes[access.offset, len(data)] = data
 
     def _reset(self, _: Message, __: Message | None) -> None:

@@ -23,6 +23,7 @@ from vfio_user.interposer.control.values import MAX_DATA, Data, PageSize, Run, S
 from vfio_user.interposer.migration import migration_of, migration_support
 from vfio_user.interposer.resending import resend, unmapped_pages
 from vfio_user.interposer.session import ForwardedSession
+from vfio_user.interposer.unmapped import UnmappedMemory
 from vfio_user.wire.constants import MigrationState
 
 
@@ -176,7 +177,7 @@ class DmaLoggingStart(ControlCommand[Controlled]):
         ranges = [run.pair for run in self.ranges] if self.ranges is not None else None
         session = interposer.current()
         await (await migration_of(session)).start_logging(self.page_size, ranges)
-        session.model.unmapped = set()
+        session.model.unmapped = UnmappedMemory()
         return {}
 
 
@@ -229,6 +230,10 @@ class DmaLoggingResend(ControlCommand[Controlled]):
     async def run(self, interposer: Controlled, fds: list[int]) -> answers.Resent:
         """Return how many pages were written back, and the memory file's offsets of those that are mapped nowhere
         any more.
+
+        Raises:
+            UserError: more was unmapped than is kept.
+            RequestRefused: the server or the client refuses.
         """
         session = interposer.current()
         migration = await migration_of(session)

@@ -1,0 +1,72 @@
+"""What is remembered of memory that was unmapped while a server logs its writes: each byte, or that it is not all."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.interposer_bench import Bench, dma_map, request
+from userdev.errors import UserError
+from vfio_user.interposer import resending, unmapped
+from vfio_user.interposer.resending import unmapped_pages
+from vfio_user.interposer.unmapped import FileRange, UnmappedMemory
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at
+
+PAGE = 4096
+
+
+def bytes_of(memory: UnmappedMemory) -> set[tuple[int, int]]:
+    return {(gone.inode, place) for gone in memory for place in range(gone.offset, gone.end)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_joined_or_not_they_are_the_same_bytes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmapped, "MAX_RANGES", 40)
+    choose, memory, expected = random.Random(seed), UnmappedMemory(), set[tuple[int, int]]()
+    for _ in range(300):
+        gone = FileRange(choose.randrange(2), choose.randrange(50), choose.randrange(1, 9))
+        memory.add(gone)
+        expected |= {(gone.inode, place) for place in range(gone.offset, gone.end)}
+        assert len(memory) <= 40
+    assert memory.is_whole
+    assert bytes_of(memory) == expected
+
+
+def test_of_more_than_is_kept_it_is_known_that_it_is_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmapped, "MAX_RANGES", 40)
+    memory = UnmappedMemory()
+    for place in range(0, 400, 2):
+        memory.add(FileRange(1, place, 1))
+        assert len(memory) <= 40
+    assert not memory.is_whole
+
+
+@pytest.mark.parametrize(
+    ("pages", "kept"), [([1], True), ([1, 3], True), ([4], True), ([5], False), ([1, 4], False), ([1, 1, 1, 1], False)]
+)
+def test_what_cannot_be_written_again_is_refused_and_not_left_out(
+    pages: list[int], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths of what was unmapped, one range after the other with a page between them."""
+    monkeypatch.setattr(resending, "MAX_PAGES", 4)
+    monkeypatch.setattr(unmapped, "MAX_RANGES", 3)
+    memory, places = os.memfd_create("guest"), list[int]()
+    os.ftruncate(memory, 100 * PAGE)
+    with Bench() as bench:
+        bench.negotiate()
+        bench.session.model.unmapped = UnmappedMemory()
+        place = 0
+        for count in pages:
+            bench.exchange(dma_map(place, count * PAGE, memory, offset=place))
+            bench.exchange(request(Command.DMA_UNMAP, at.DMA_UNMAP.pack(at.DMA_UNMAP.size, 0, place, count * PAGE)))
+            places += range(place, place + count * PAGE, PAGE)
+            place += (count + 1) * PAGE
+        if kept:
+            assert unmapped_pages(bench.session, PAGE) == (set(), set(places))
+        else:
+            with pytest.raises(UserError):
+                unmapped_pages(bench.session, PAGE)
+    os.close(memory)
