@@ -108,6 +108,27 @@ def test_the_kernels_thread_reads_into_one_piece_or_several_and_tells_what_it_ca
     assert b"".join(few) == data[2 * LARGE : 3 * LARGE]
 
 
+def test_whoever_waits_sleeps_until_all_have_ended_and_again_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def enter(number: int, *arguments: int) -> int:
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise InterruptedError
+        waiting.clear()
+        return 0
+
+    ring = Uring(2)
+    waiting = ring._held
+    with monkeypatch.context() as patch:
+        patch.setattr("userdev_servers.block.uring._call", enter)
+        waiting.update({1: None, 2: None})
+        ring.wait()
+        ring.wait()
+    assert [counts for _fd, *counts in asked] == [[0, 2, 1 | 2]] * 2  # IORING_ENTER_GETEVENTS, IORING_ENTER_SQ_WAKEUP
+    ring.close()
+
+
 def test_what_is_read_is_held_until_its_end_is_told(image: Path) -> None:
     area = mmap.mmap(-1, LARGE)
     with image.open("rb") as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +11,7 @@ from typing import Annotated, Any
 import pytest
 
 from userdev_servers.edu import Edu
+from userdev_servers.nvme import Nvme
 from vfio_user import PciDevice, PciIds, UserError
 from vfio_user.device import Option, device_options, parse_options
 
@@ -41,6 +44,21 @@ def test_options_are_the_annotated_arguments() -> None:
         Option("key", bytes, b"", "a type that no text makes"),
     ]
     assert [option.name for option in device_options(Edu)] == ["dma_mask", "msix", "flr", "pm"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "named"),
+    [
+        (lambda _: Edu(), lambda _: Edu(dma_mask=1), "dma_mask"),
+        (lambda at: Nvme(image=f"{at}/a:1M"), lambda at: Nvme(image=f"{at}/b:1M", queues=9), "queues"),
+        (lambda at: Nvme(image=f"{at}/a:1M"), lambda at: Nvme(image=f"{at}/b:1M,{at}/c:1M"), "namespaces"),
+    ],
+)
+def test_a_device_that_was_made_otherwise_is_told_apart_by_what_that_is_called(
+    tmp_path: Path, one: Callable[[Path], PciDevice], other: Callable[[Path], PciDevice], named: str
+) -> None:
+    with closing(one(tmp_path)) as source, closing(other(tmp_path)) as destination:
+        assert destination.identity()[named] != source.identity()[named]
 
 
 def test_a_device_without_options_has_none() -> None:

@@ -12,6 +12,7 @@ from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, c
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.doorbells import LOOKS
+from userdev_servers.nvme.model import MAX_QUEUES
 from userdev_servers.nvme.queues import CompletionQueue, Shadow, SubmissionQueue
 from userdev_servers.nvme.spec import Admin, Io
 from vfio_user.client import Client, EventFd
@@ -40,6 +41,17 @@ def test_commands_are_done_without_a_message(mapped: Host, monkeypatch: pytest.M
     queue.ring()
     assert [queue.wait(cid).status for cid in cids] == [0] * 7
     assert [mapped.read_blocks(8 * turn, 512) for turn in range(20)] == [b"%04d" % turn * 128 for turn in range(20)]
+
+
+def test_the_doorbells_of_every_queue_that_there_can_be_are_looked_at(tmp_path: Path) -> None:
+    """Those of the last are at the end of the page."""
+    with controller(tmp_path, map_doorbells="memfd", queues=MAX_QUEUES, vectors=MAX_QUEUES + 1) as (_, host):
+        host.enable()
+        host.map_doorbells()
+        for number in (1, 2, MAX_QUEUES // 2, MAX_QUEUES):
+            queue = host.create_queues(number, vector=number)
+            assert queue.do(Io.FLUSH, nsid=1).status == 0
+            assert queue.do(Io.FLUSH, nsid=1).status == 0
 
 
 def test_nothing_can_be_mapped_unless_it_is_asked_for(tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ def test_deallocated_blocks_are_zeros_and_give_their_place_back(host: Host, disk
     assert disk.stat().st_blocks < before
 
 
+@pytest.mark.parametrize("attributes", range(8))
+def test_blocks_are_deallocated_for_that_attribute_alone(host: Host, disk: Path, attributes: int) -> None:
+    """The others are hints of how a range will be read or written."""
+    assert host.write_blocks(0, pattern(4096)).status == 0
+    ranges = host.allocate(PAGE)
+    host.write(ranges, pack("<IIQ", 0, 8, 0))
+    assert host.queues[1].do(Io.DATASET_MANAGEMENT, nsid=1, prp1=ranges, cdw11=attributes).status == 0
+    assert host.read_blocks(0, 4096) == (bytes(4096) if attributes & 4 else pattern(4096))
+
+
 def test_flush_of_one_namespace_and_of_all(host: Host) -> None:
     assert host.queues[1].do(Io.FLUSH, nsid=1).status == 0
     assert host.queues[1].do(Io.FLUSH, nsid=0xFFFFFFFF).status == 0

@@ -159,6 +159,22 @@ def test_a_list_of_pieces_that_is_wrong_is_refused_for_what_is_wrong(guest: Gues
     assert failure.value.field & 0x7FF == status
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_list_has_so_many_descriptors_over_all_its_segments(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """That of the command too."""
+    monkeypatch.setattr("userdev_servers.nvme.pointers.MAX_DESCRIPTORS", 6)
+    guest.put(PAGE, 2 * descriptor(0, 1, BLOCK) + descriptor(3 * PAGE, 16 * (2 + more), LAST))
+    guest.put(3 * PAGE, 3 * descriptor(0, 1, BLOCK))
+    if more:
+        with pytest.raises(Failure) as failure:
+            sgl_extents(guest.dma, PAGE, inline(48, SEGMENT), 5, writable=True)
+        assert failure.value.field & 0x7FF == Status.INVALID_SGL_COUNT
+    else:
+        assert len(sgl_extents(guest.dma, PAGE, inline(48, SEGMENT), 4, writable=True)) == 4
+
+
 PLACES = [(3 * PAGE + 100, 700), (PAGE, 1), (BUCKET, 50), (5 * PAGE - 8, 16)]
 
 

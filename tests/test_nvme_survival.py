@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -267,6 +267,18 @@ def test_saved_state_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Pat
             function_of(device).load_state({**good, "values": {**good["values"], name: value}})
         assert device.digest() == before
     function_of(device).load_state(good)
+    device.close()
+
+
+@pytest.mark.parametrize(("shift", "blocks"), [(9, 3), (12, 2)])
+def test_a_saved_namespace_is_as_large_as_its_image_at_most(tmp_path: Path, shift: int, blocks: int) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(blocks << shift))
+    device = Nvme(image=str(tmp_path / "disk.img"), block_size=1 << shift)
+    good = function_of(device).save_state()
+    for more in (1, 0):
+        values = {**good["values"], "saved_namespaces": [[1, 1, blocks + more, shift]]}
+        with pytest.raises(ProtocolError, match="cannot hold") if more else nullcontext():
+            function_of(device).load_state({**good, "values": values})
     device.close()
 
 

@@ -115,6 +115,13 @@ def read_pieces(backing: Backing) -> bytes:
     return bytes(into)
 
 
+def image_in_many_pieces(folder: Path) -> bytes:
+    """More than a system call takes."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(block, "MAX_PIECES", 1)
+        return image(folder, write_pieces, read_pieces)
+
+
 def image_cleared(folder: Path) -> bytes:
     """Zeros are written where the file system has no other way, and nowhere else."""
 
@@ -270,6 +277,7 @@ WRITING: Mapping[str, Place] = {
     "trace": trace,
     "image in pieces": lambda folder: image(folder, write_pieces, read_pieces),
     "image at once": lambda folder: image(folder, write_pieces, lambda backing: backing.read_bytes(SIZE, 100)),
+    "image in many pieces": image_in_many_pieces,
     "image cleared": image_cleared,
     "DMA by a file": dma_file,
     "memory of a device": device_memory,

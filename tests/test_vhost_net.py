@@ -12,7 +12,8 @@ from tests.test_station import OTHER, OURS, answer, arp, icmp, ipv4
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V
 from userdev.control import ControlClient
 from userdev.errors import UserError
-from userdev_servers.net import BACKLOG, Feature, Net
+from userdev_servers.net import BACKLOG, VLAN_TAG_SIZE, Feature, Net
+from userdev_servers.station import ETHERNET
 from vhost_user.backend import Server
 from vhost_user.frontend.connection import Connection
 from vhost_user.wire.payloads import Config
@@ -180,6 +181,24 @@ def test_a_link_that_is_down_carries_nothing_and_the_driver_can_read_so(wire: Wi
     assert config(wire.receive.connection)[6:8] == b"\1\0"
     wire.send(PING)
     assert wire.received()[0][12 + 14 :] == answer(PING)
+
+
+def test_what_waits_for_buffers_when_the_link_goes_down_is_lost_with_it(wire: Wire, control: ControlClient) -> None:
+    wire.send(PING)
+    wire.send(PING)
+    for up in (False, True):
+        assert control.call("link", up=up)["counts"] == {"transmitted": 2, "dropped_link_down": 2}
+    wire.give(2048)
+    wire.receive.connection.settle()
+    assert wire.receive.take_used() == []
+
+
+@pytest.mark.parametrize(("more", "count"), [(0, "transmitted"), (1, "malformed")])
+def test_a_frame_has_a_packet_as_the_mtu_allows_and_a_tag(
+    wire: Wire, control: ControlClient, more: int, count: str
+) -> None:
+    wire.send(ETHERNET.pack(bytes(6), bytes(6), 0) + bytes(1500 + VLAN_TAG_SIZE + more))
+    assert counts(control) == {count: 1}
 
 
 def test_the_link_can_be_changed_while_nobody_is_there(card: Net, control: ControlClient) -> None:

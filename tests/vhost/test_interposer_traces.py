@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import socket
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,16 +17,20 @@ from click.testing import CliRunner
 from tests.vhost.between import B, Between, R, V, channel
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
+from userdev.relay import Direction
 from userdev.trace import read_trace
+from userdev.trace.exchanges import Exchange, Place
 from vfio_user.cli import cli, vhost_user_cli
-from vhost_user.interposer.asker import REQUESTS, Asker
+from vhost_user.interposer.asker import REQUESTS, Asker, name_of
 from vhost_user.interposer.decode import describe, known_fields, place_of
+from vhost_user.interposer.reading import VhostReading
 from vhost_user.interposer.traces import PACKETS, PROTOCOL, MessageRecord
 from vhost_user.wire import (
     HEADER_SIZE,
     NO_FD,
     REPLY,
     VERSION,
+    FrontEndRequest,
     Message,
     ProtocolFeature,
     VirtioFeature,
@@ -259,6 +266,69 @@ def test_each_message_about_a_ring_says_which(name: str) -> None:
     [(_, layout)] = shape_of(REQUESTS[name]).payload.layouts()
     found = describe(asker, Message(REQUESTS[name], VERSION, (5 | NO_FD).to_bytes(layout.size, "little")))
     assert (found.ring, found.detail) == (5, "ring 5")
+
+
+RING_1 = {"ring": 1, "detail": "ring 1"}
+CONFIG_4 = {"region": "config", "offset": 4, "size": 4}
+
+
+@pytest.mark.parametrize(
+    ("asker", "message", "place", "number"),
+    [
+        (Asker.FRONT_END, encode_request(R.SET_VRING_NUM, VringState(1, 9)), {"kind": "posted", **RING_1}, None),
+        (
+            Asker.FRONT_END,
+            encode_request(R.SET_VRING_NUM, VringState(1, 9), need_reply=True),
+            {"kind": "request", **RING_1},
+            None,
+        ),
+        (Asker.FRONT_END, encode_request(R.SET_FEATURES, 5), {"kind": "posted"}, 5),
+        (
+            Asker.FRONT_END,
+            encode_request(R.GET_CONFIG, Config(4, 4, 0, bytes(4))),
+            {"kind": "request", **CONFIG_4},
+            None,
+        ),
+        (
+            Asker.FRONT_END,
+            encode_request(R.SET_CONFIG, Config(4, 4, 0, b"\7\0\0\0")),
+            {"kind": "posted", "writes": True, **CONFIG_4},
+            7,
+        ),
+        (Asker.BACK_END, encode_request(B.CONFIG_CHANGE_MSG), {"kind": "posted"}, None),
+        (Asker.BACK_END, encode_request(B.VRING_CALL, VringState(1, 0)), {"kind": "posted", **RING_1}, None),
+    ],
+)
+def test_what_a_request_is_about(asker: Asker, message: Message, place: dict[str, Any], number: int | None) -> None:
+    """As what counts and compares traces has it: one object for all that are about the same."""
+    reading, record = VhostReading(), b"before" + message.encode()
+    found = reading.asked(record, 6, asker.value << 1 | asker.asking)
+    assert found is not None
+    about = Place(name_of(asker.requests(message.request)), direction=asker.asking, channel=asker.label, **place)
+    assert asdict(found[0]) == asdict(about)
+    assert found[1] == number
+    again = reading.asked(message.encode(), 0, asker.value << 1 | asker.asking)
+    assert again is not None
+    assert again[0] is found[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "reply", "value", "error"),
+    [
+        (R.GET_FEATURES, encode_reply(R.GET_FEATURES, 5), 5, ""),
+        (R.GET_CONFIG, encode_reply(R.GET_CONFIG, Config(4, 4, 0, b"\7\0\0\0")), 7, ""),
+        (R.GET_CONFIG, encode_reply(R.GET_CONFIG, Config(4, 3, 0, b"\7\0\0")), None, ""),
+        (R.SET_OWNER, acknowledge(R.SET_OWNER), None, ""),
+        (R.SET_OWNER, acknowledge(R.SET_OWNER, errno.EINVAL), None, "EINVAL"),
+        (R.SET_OWNER, acknowledge(R.SET_OWNER, 1 << 20), None, str(1 << 20)),
+        (R.GET_VRING_BASE, encode_reply(R.GET_VRING_BASE, VringState(1, 3)), None, ""),
+    ],
+)
+def test_what_a_reply_says(said: FrontEndRequest, reply: Message, value: int | None, error: str) -> None:
+    exchange = Exchange(Place(said.name, "request", Direction.TO_SERVER), 1, 0, 3)
+    VhostReading().answer(exchange, b"before" + reply.encode(), 6)
+    assert (exchange.value, exchange.error) == (value, error)
+    assert VhostReading().asked(reply.encode(), 0, 1) is None
 
 
 def test_an_acknowledgement_is_no_memory_table() -> None:
