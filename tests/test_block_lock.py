@@ -84,6 +84,19 @@ def test_an_image_that_is_handed_over_can_be_taken_over(disk: Path) -> None:
         assert source.lock.held
 
 
+@pytest.mark.parametrize("byte", [101, 203, 300])
+def test_a_lock_that_cannot_be_had_whole_is_not_held_in_part(disk: Path, byte: int) -> None:
+    with opened(disk) as backing:
+        backing.hand_over()
+        with disk.open("r+b") as stranger:
+            fcntl.fcntl(stranger, fcntl.F_OFD_SETLK, pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+            with pytest.raises(OSError, match="unavailable"):
+                backing.take_over()
+            assert not locked_bytes(disk)
+        backing.take_over()
+        assert backing.lock.held
+
+
 QEMU = """
 import fcntl, os, struct, sys
 fd = os.open(sys.argv[1], os.O_RDWR)

@@ -66,6 +66,7 @@ class ImageLock:
             self._lock(fcntl.F_RDLCK)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
+                self._lock(fcntl.F_UNLCK)
                 raise
             self.possible = False
             log.warning("image %s cannot be locked (%s): nothing keeps others away", self._path, error.strerror)
