@@ -25,6 +25,7 @@ from vhost_user.wire import (
     FrontEndRequest,
     Message,
     Negotiated,
+    ProtocolFeature,
     acknowledge,
     encode_reply,
     encode_request,
@@ -127,6 +128,20 @@ def test_need_reply_means_nothing_before_reply_ack_is_agreed_on(between: Between
     between.front_end.send(encode_request(R.SET_OWNER, need_reply=True))
     between.back_end.receive()
     assert len(between.session.waiting) == 0
+
+
+@pytest.mark.parametrize("agreed", [P.BACKEND_REQ, P.BACKEND_REQ | P.REPLY_ACK])
+def test_a_request_that_nobody_knows_is_acknowledged_as_others_are(between: Between, agreed: ProtocolFeature) -> None:
+    """On either connection."""
+    between.tell(R.SET_PROTOCOL_FEATURES, agreed)
+    unknown = Message(99, VERSION | NEED_REPLY)
+    between.front_end.send(unknown)
+    between.back_end.receive()
+    with channel(between) as (front_end, back_end):
+        back_end.send(unknown)
+        front_end.receive()
+        waiting = [len(one.waiting) for one in (between.session, *between.session.channels)]
+        assert waiting == [P.REPLY_ACK in agreed] * 2
 
 
 def test_a_request_that_is_never_answered_does_not_take_the_next_ones_reply(between: Between) -> None:

@@ -15,7 +15,7 @@ from userdev.transport import Stream
 from vhost_user.interposer.asker import Asker
 from vhost_user.interposer.codec import CODEC, MessageHeader
 from vhost_user.interposer.passing import Passing
-from vhost_user.interposer.session_model import SessionModel
+from vhost_user.interposer.session_model import SessionModel, is_answered
 from vhost_user.interposer.unanswered import SentRequest, Unanswered
 from vhost_user.wire import HEADER_SIZE, FrontEndRequest, Message, acknowledge
 
@@ -110,8 +110,7 @@ class RelayedChannel(Conversation):
 
     def is_answered(self, message: Message) -> bool:
         """Whether the front-end will answer a request of the back-end's."""
-        request = self.asker.request(message.request)
-        return request is not None and self._session.model.negotiated.is_answered(request, message)
+        return is_answered(self._session.model.negotiated, self.asker, message)
 
 
 class FrontEndSession(Conversation):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from userdev.errors import ProtocolError
+from vhost_user.interposer.asker import Asker
 from vhost_user.interposer.unanswered import LIMIT
 from vhost_user.wire import (
     VRING_MASK,
@@ -32,6 +33,14 @@ MAX_SLOTS = 1024
 
 _STOPS = (_R.GET_VRING_BASE, _R.GET_VRING_BASE_SKIP_DRAIN)
 _MEMORY = (_R.SET_MEM_TABLE, _R.ADD_MEM_REG, _R.REM_MEM_REG)
+
+
+def is_answered(negotiated: Negotiated, asker: Asker, message: Message) -> bool:
+    """Whether a request is answered; one that nobody knows where it asks for an acknowledgement, as any other."""
+    request = asker.request(message.request)
+    if request is None:
+        return message.needs_reply and ProtocolFeature.REPLY_ACK in negotiated.protocol_features
+    return negotiated.is_answered(request, message)
 
 
 @dataclass
@@ -81,11 +90,7 @@ class SessionModel:
 
     def is_answered(self, message: Message) -> bool:
         """Whether a request of the front-end's is answered."""
-        try:
-            request = FrontEndRequest(message.request)
-        except ValueError:
-            return message.needs_reply
-        return not self._acknowledges(message) and self.negotiated.is_answered(request, message)
+        return not self._acknowledges(message) and is_answered(self.negotiated, Asker.FRONT_END, message)
 
     def requested(self, message: Message) -> None:
         """Learn of a request that has gone to the back-end; one that cannot be read teaches nothing."""
