@@ -18,7 +18,7 @@ import click
 import pytest
 from click.shell_completion import get_completion_class
 
-from vfio_user.cli import COMMANDS, cli, run_command, vhost_user_cli
+from vfio_user.cli import COMMANDS, VHOST_USER_COMMANDS, cli, run_command, vhost_user_cli
 from vfio_user.cli.exec import NOT_RUN
 
 GUESTS = ("boot", "exec", "migrate", "run")
@@ -54,8 +54,21 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def options_of(name: str) -> dict[str, click.Option]:
-    command: click.Command = import_module(f"vfio_user.cli.{COMMANDS[name][0]}").command
-    return {flag: option for option in command.params if isinstance(option, click.Option) for flag in option.opts}
+    return {
+        flag: option
+        for option in command_of("vfio-user", name).params
+        if isinstance(option, click.Option)
+        for flag in option.opts
+    }
+
+
+def table_of(program: str) -> dict[str, tuple[str, str]]:
+    return COMMANDS if program == "vfio-user" else VHOST_USER_COMMANDS
+
+
+def command_of(program: str, name: str) -> click.Command:
+    command: click.Command = import_module(f"vfio_user.cli.{table_of(program)[name][0]}").command
+    return command
 
 
 @pytest.mark.parametrize("flag", ["--device", "--qemu", "--memory", "--cpus", "--iommu", "--modules", "--root-bus"])
@@ -93,6 +106,23 @@ def test_a_word_that_is_nearly_right_is_told_what_was_meant(
     done = say(*words, program=program)
     assert done.status == 2, done.stderr
     assert hint in done.stderr
+
+
+@pytest.mark.parametrize("program", ROOTS)
+def test_every_command_without_what_it_needs_says_what_that_is_and_explains_itself_all_the_same(
+    say: Say, program: str
+) -> None:
+    """Groups print their help then, at whose end nobody looks for a mistake."""
+    lists = {"serve": "DEVICE"}
+    for name in ("", *table_of(program)):
+        words = [name] if name else []
+        command = command_of(program, name) if name else ROOTS[program]
+        explained = say(*words, "--help", program=program)
+        assert (explained.status, explained.stderr) == (0, ""), name
+        if isinstance(command, click.Group) and command.no_args_is_help:
+            alone = say(*words, program=program)
+            assert alone.status == 2
+            assert alone.stderr.splitlines()[-1] == f"Error: Missing {lists.get(name, 'COMMAND')}."
 
 
 def test_a_device_has_the_same_name_where_it_is_served_and_where_it_is_plugged_in(say: Say) -> None:

@@ -79,6 +79,41 @@ def test_a_file_that_is_no_socket_is_not_touched(tmp_path: Path) -> None:
     assert path.read_text() == "data"
 
 
+def hint_for(address: str) -> str:
+    with pytest.raises(UserError) as refused:
+        Listener(address)
+    return refused.value.hint
+
+
+def test_who_has_a_socket_already_is_said(tmp_path: Path) -> None:
+    with Listener(str(tmp_path / "s")):
+        assert f"process {os.getpid()} " in hint_for(str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("name", ["file", "folder", "dangling link"])
+def test_what_is_in_the_way_of_a_socket_and_is_none_is_said(tmp_path: Path, name: str) -> None:
+    there = tmp_path / name
+    match name:
+        case "file":
+            there.touch()
+        case "folder":
+            there.mkdir()
+        case _:
+            there.symlink_to(tmp_path / "nothing")
+    assert "no socket" in hint_for(str(there))
+
+
+def test_a_port_that_is_taken_and_an_address_that_is_not_here_are_told_with_what_to_do() -> None:
+    with Listener("tcp:127.0.0.1:0") as first:
+        port = first.socket.getsockname()[1]
+        assert "another port" in hint_for(f"tcp:127.0.0.1:{port}")
+    assert "ip address" in hint_for("tcp:192.0.2.1:0")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "none") in hint_for(str(tmp_path / "none" / "s"))
+
+
 def test_a_successor_keeps_its_path_when_the_first_server_closes(tmp_path: Path) -> None:
     path = tmp_path / "s"
     first = Listener(str(path))

@@ -18,7 +18,7 @@ import logging
 import os
 import select
 import socket
-import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ MAX_PATH = 107
 
 _OVER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 """What `accept` says of a listener that was shut down or closed. All else is about one client, or passes."""
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _UNUSABLE = (OSError, OverflowError, TypeError, ValueError)
 """What `bind` and `connect` say of an address: ports that are none, names that are none."""
@@ -128,9 +129,12 @@ class Listener:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self.socket.bind(where)
             self.socket.listen(backlog)
+        except UserError:
+            self.close()
+            raise
         except _UNUSABLE as error:
             self.close()
-            raise UserError(f"cannot listen on {self.address}: {_said(error)}") from None
+            raise UserError(f"cannot listen on {self.address}: {_said(error)}", hint=_advice(where, error)) from None
         if isinstance(where, str):
             self.path = Path(where).absolute()
             self._identity = _identity(self.path)
@@ -221,8 +225,10 @@ class Listener:
             try:
                 self.socket.bind(path)
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or not _is_dead_socket(path):
+                if error.errno != errno.EADDRINUSE:
                     raise
+                if hint := _in_the_way(path):
+                    raise UserError(f"cannot listen on {self.address}: {_said(error)}", hint=hint) from None
                 Path(path).unlink()
                 self.socket.bind(path)
         finally:
@@ -231,6 +237,20 @@ class Listener:
 
 def _said(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def _advice(where: SocketAddress, error: BaseException) -> str:
+    """What to do about an address that cannot be listened on; "" where the error itself says it."""
+    number = getattr(error, "errno", None)
+    if isinstance(where, str):
+        if number in (errno.ENOENT, errno.ENOTDIR):
+            return f"a socket is made in a folder that is there: {Path(where).parent} is none"
+        return f"choose another folder than {Path(where).parent}" if number in _NOT_ALLOWED else ""
+    if number == errno.EADDRINUSE:
+        return "`ss --listening --processes --tcp --vsock` names who has that port: end it, or take another port"
+    if number == errno.EADDRNOTAVAIL:
+        return "this machine has no such address: `ip address` lists those that it has"
+    return "ports below 1024 are for root: take a higher one, or 0 for any that is free" * (number in _NOT_ALLOWED)
 
 
 def _inherited(number: int) -> socket.socket:
@@ -261,19 +281,22 @@ def _checked_path(path: str) -> str:
     return path
 
 
-def _is_dead_socket(path: str) -> bool:
-    """Whether `path` is a socket that nobody listens on."""
-    if not stat.S_ISSOCK(Path(path).stat().st_mode):
-        return False
+def _in_the_way(path: str) -> str:
+    """What to do about that which is at a path already; "": it is a socket that nobody listens on."""
+    if not Path(path).is_socket():
+        return "that is no socket, and is left alone: listen at another path, or remove it"
+    who = "somebody listens there, whom `ss -xlp` names"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(path)
+            pid = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+            who = f"process {pid} listens there" if pid else who  # 0: one that this namespace does not see
         except ConnectionRefusedError:
-            return True
+            return ""
         except OSError:
-            return False
-    return False
+            pass  # it has no time for us, or we may not: it is somebody's in any case
+    return f"{who}: end it, or listen at another path"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -173,12 +173,20 @@ def end_with(error: BaseException) -> NoReturn:
         sys.exit(130)
     if isinstance(error, click.ClickException):
         error.show()
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):  # its help does not say that this was a mistake
+            click.echo(f"\nError: Missing {_first_word(error.ctx)}.", err=True)
         sys.exit(2)
     if os.environ.get("VFIO_USER_TRACEBACK") or not isinstance(error, Exception):
         raise error
     status = explain(error)
     _drop_unprinted()
     sys.exit(status)
+
+
+def _first_word(context: click.Context | None) -> str:
+    """What has to stand behind a command, as its usage calls it."""
+    command = context.command if context is not None else None
+    return (command.subcommand_metavar if isinstance(command, click.Group) else "argument").partition(" ")[0]
 
 
 def _flush() -> None:
