@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -158,17 +159,71 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     return result
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Look at what the test's markers name, before a guest is booted for it.
+
+    Raises:
+        UserError: there is no such known issue, or none is named.
+    """
+    from userdev.errors import UserError
+
+    for mark in item.iter_markers("known_issue"):
+        from vfio_user.harness.known_issues import known_issue  # what it needs comes with an extra
+
+        if len(mark.args) != 1:
+            raise UserError("the marker known_issue names no issue", hint='@pytest.mark.known_issue("ID")')
+        known_issue(mark.args[0])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say where the evidence of a test that failed is."""
-    report = yield
-    if report.failed and (made := item.stash.get(_TRIAL, None)):
-        report.sections.append(("evidence", str(made.lab.folder)))
-        if evidence := getattr(call.excinfo.value if call.excinfo else None, "evidence", ""):
-            report.sections.append(("what was seen", evidence))
+    """Say in our errors' own words what went wrong, without this package's lines, and where the evidence is."""
+    from userdev.errors import UserError, VerdictError
+
+    error = call.excinfo.value if call.excinfo else None
+    if not isinstance(error, UserError | VerdictError) or item.config.getoption("fulltrace"):
+        report = yield
+    else:
+        authors = [entry for entry in _entries(error) if _is_authors(Path(entry.tb_frame.f_code.co_filename), item)]
+        with _cut_behind(authors[-1]) if authors else nullcontext():
+            report = yield
+        if call.excinfo and not authors and report.failed:
+            report.longrepr = call.excinfo.getrepr(style="value", chain=False)
+    if report.failed:
+        made = item.stash.get(_TRIAL, None)
+        said = (
+            ("evidence", str(made.lab.folder) if made else ""),
+            ("what was seen", getattr(error, "evidence", "")),
+            ("what to do", getattr(error, "hint", "")),
+        )
+        report.sections += [(title, text) for title, text in said if text]
     return report
+
+
+def _entries(error: BaseException) -> Iterator[TracebackType]:
+    entry = error.__traceback__
+    while entry is not None:
+        yield entry
+        entry = entry.tb_next
+
+
+def _is_authors(path: Path, item: pytest.Item) -> bool:
+    """Whether a line of a traceback is in the tests, or in what they use: neither this package's nor what runs it."""
+    from userdev.serving.authored import is_authors
+
+    return path == item.path or (is_authors(str(path)) and "site-packages" not in path.parts)
+
+
+@contextmanager
+def _cut_behind(entry: TracebackType) -> Iterator[None]:
+    """A block in which a traceback ends with this entry."""
+    rest, entry.tb_next = entry.tb_next, None
+    try:
+        yield
+    finally:
+        entry.tb_next = rest
 
 
 def folder_name(node: str) -> str:

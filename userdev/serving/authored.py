@@ -50,9 +50,14 @@ def _said(error: Exception) -> str:
 def _at(error: BaseException) -> str:
     """The innermost line that is neither ours nor Python's, with its function."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not (frame.filename.startswith((*OURS, "<")) or _of_python(frame.filename)):
+        if is_authors(frame.filename):
             return f" ({frame.filename}:{frame.lineno}, in {frame.name})"
     return ""
+
+
+def is_authors(file: str) -> bool:
+    """Whether a file is neither this project's nor Python's own."""
+    return not (file.startswith((*OURS, "<")) or _of_python(file))
 
 
 def _of_python(file: str) -> bool:

@@ -24,7 +24,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 from pydantic import AfterValidator, field_validator, model_validator
 
-from userdev.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError, meant
 from userdev.process import Child
 from userdev.written import Written, parse_list
 
@@ -223,7 +223,8 @@ def known_issue(identity: str) -> KnownIssue:
     """
     issue = known_issues().get(identity)
     if issue is None:
-        raise UserError(f"there is no known issue {identity!r}", hint="`vfio-user known-issues` lists them")
+        hint = f"{meant(identity, known_issues())}`vfio-user known-issues` lists them"
+        raise UserError(f"there is no known issue {identity!r}", hint=hint)
     return issue
 
 
