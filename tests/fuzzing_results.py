@@ -33,6 +33,9 @@ _OF_RUN = {
         "deaths": [
             {"name": "guest", "pid": 7, "fate": "exited", "when": WHEN, "core": "guest.core", "stack": "#0 main"}
         ],
+        "exceptions": [
+            {"name": "edu", "when": WHEN, "what": "KeyError: 1", "place": "x.py:1", "traceback": "Traceback"}
+        ],
         "files": {"timeline.json": "00"},
         "versions": {"qemu": "11"},
     },

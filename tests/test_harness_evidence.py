@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import os
@@ -23,6 +24,7 @@ from userdev.process import Child
 from vfio_user.cli.test_e2e import first_causes, per_minute
 from vfio_user.harness import INDEX, RECORD, coredump, evidence, last_words
 from vfio_user.harness.records import Records
+from vfio_user.harness.server_exceptions import logged_exceptions
 from vfio_user.page.document import write_page
 
 STACKS = "the stacks\n"
@@ -206,6 +208,60 @@ def test_the_stack_of_a_crash_is_beside_its_cause(tmp_path: Path) -> None:
     assert death.stack.startswith(first)
     head, _, _ = (tmp_path / INDEX).read_text().partition("<h2>Device servers said")
     assert html.escape(first, quote=False) in head.replace("&#34;", '"').replace("&#39;", "'")
+
+
+RAISES = """
+import logging, sys, time
+from userdev.serving.program import log_to_stderr
+log_to_stderr(verbose=False)
+log = logging.getLogger("vfio_user.server.session")
+
+def doorbell(value):
+    return value.nonesuch
+
+try:
+    doorbell(1)
+except AttributeError as error:
+    log.error("command 10: the device failed", exc_info=error)
+log.info("last words")
+time.sleep(60)
+"""
+
+
+def test_what_a_server_raised_before_a_test_failed_is_the_cause_and_the_failure_what_came_of_it(tmp_path: Path) -> None:
+    with child(tmp_path, "edu", RAISES) as server:
+        raised = logged_exceptions([server])
+        cause = evidence.write(tmp_path, [server], UserError("the guest saw 0"), [], raised)
+    what = "AttributeError: 'int' object has no attribute 'nonesuch'"
+    assert cause == f"edu: {what} (<string>:8, in doorbell); after that user error: the guest saw 0"
+    assert [(one.name, one.what) for one in raised] == [("edu", what)]
+    assert server.began - 1 <= raised[0].when <= server.began + 60
+    page = html.unescape((tmp_path / INDEX).read_text())
+    head, _, _ = page.partition("What happened")
+    assert cause in head
+    assert "return value.nonesuch" not in cause
+    assert 'File "<string>", line 8, in doorbell' in head, "the traceback is beside its cause"
+    assert evidence.cause_of(tmp_path) == cause
+
+
+def test_of_an_exception_and_an_end_the_one_that_came_first_is_the_cause(tmp_path: Path) -> None:
+    with child(tmp_path, "edu", RAISES) as server, child(tmp_path, "blk") as other:
+        [raised] = logged_exceptions([other, server])
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait(30)
+        [dead] = evidence.deaths(tmp_path, [server, other])
+    cause = evidence.first_cause([dead], None, [raised])
+    assert cause.startswith("edu: AttributeError")
+    assert cause.endswith("after that blk was killed by SIGKILL: last words")
+    later = dataclasses.replace(raised, when=dead.when + 1)
+    assert evidence.first_cause([dead], None, [later]) == "blk was killed by SIGKILL: last words"
+
+
+@pytest.mark.parametrize("log", ["", "Traceback (most recent call last):\n", "12:00:00.000 INFO well\n", "\0\n"])
+def test_a_log_without_an_exception_has_none(tmp_path: Path, log: str) -> None:
+    with child(tmp_path, "edu") as server:
+        server.log.write_text(log)
+        assert logged_exceptions([server]) == []
 
 
 def test_what_is_no_core_is_of_nobody(tmp_path: Path) -> None:

@@ -113,7 +113,11 @@ def test_it():
     ("test", "sentence", "what_to_do"),
     [
         (KNOWN, "XPASS: eject-twice no longer happens", ""),
-        (KNOWN.replace("eject-twice", "eject-twise"), "there is no known issue 'eject-twise'", "did you mean 'eject-twice'?"),
+        (
+            KNOWN.replace("eject-twice", "eject-twise"),
+            "there is no known issue 'eject-twise'",
+            "did you mean 'eject-twice'?",
+        ),
         (KNOWN.replace('("eject-twice")', ""), "the marker known_issue names no issue", "known_issue("),
         (
             "import pytest\n@pytest.mark.device('addr:Adder')\ndef test_it(client): pass",

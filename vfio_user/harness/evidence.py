@@ -5,13 +5,15 @@
     folder/evidence.json    the same for programs
     folder/NAME-PID.core, NAME-PID.backtrace.txt    of what crashed
 
-The first cause is the first program that ended by itself and not in good order; where there is none it is the error of
-the run. What the test itself ended before that is named with it.
+The first cause is the first program that ended by itself and not in good order, or the first exception that a server
+logged, whichever came first; where there is neither it is the error of the run. What the test itself ended before that
+is named with it, and what came of an exception.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import traceback
@@ -24,6 +26,7 @@ from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.last_words import end_of
+from vfio_user.harness.server_exceptions import LoggedException
 from vfio_user.page.names import INDEX, RECORD
 from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.versions import versions_of
@@ -71,15 +74,17 @@ def crashed(children: Sequence[Child]) -> bool:
     return any(child.crashed and not child.was_stopped for child in children)
 
 
-def first_cause(dead: Sequence[Death], error: BaseException | None) -> str:
+def first_cause(dead: Sequence[Death], error: BaseException | None, exceptions: Sequence[LoggedException] = ()) -> str:
     """In one sentence."""
     bad = [death for death in dead if not death.in_order]
     own = next((death for death in bad if not death.on_request), None)
-    parts = [own.sentence if own else _sentence(error) if error else ""]
-    wanted = [death for death in bad if death.on_request and (own is None or death.when <= own.when)]
-    if wanted:
-        parts.append("the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:]))
-    return "; before that ".join(filter(None, parts)) or "nothing went wrong"
+    raised = next((one for one in exceptions if own is None or one.when < own.when), None)
+    came = own.sentence if own else _sentence(error) if error else ""
+    first = "; after that ".join(filter(None, [raised.sentence, came])) if raised else came
+    when = raised.when if raised else own.when if own else math.inf
+    wanted = [death for death in bad if death.on_request and death.when <= when]
+    ended = "the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:])
+    return "; before that ".join(filter(None, [first, ended if wanted else ""])) or "nothing went wrong"
 
 
 def write(
@@ -87,12 +92,16 @@ def write(
     children: Sequence[Child],
     error: BaseException | None = None,
     dead: Sequence[Death] | None = None,
+    exceptions: Sequence[LoggedException] = (),
     *,
     name: str = "",
 ) -> str:
-    """Write the page and the record of what lies in `folder`; returns the first cause. `name` says what was run."""
+    """Write the page and the record of what lies in `folder`; returns the first cause. `name` says what was run.
+
+    `dead` and `exceptions` are those before everything was ended.
+    """
     found = deaths(folder, children) if dead is None else dead
-    cause = first_cause(found, error)
+    cause = first_cause(found, error, exceptions)
     if error is not None:
         write_text(folder / "error.txt", _described(error))
     programs = {child.argv[0]: file_digest(Path(child.argv[0])) for child in children}
@@ -102,6 +111,7 @@ def write(
         "versions": versions_of(folder),
         "first_cause": cause,
         "deaths": [asdict(death) for death in found],
+        "exceptions": [asdict(exception) for exception in exceptions],
         "programs": {**programs, "vfio-user": sources_digest()},
         "files": {path.name: file_digest(path) for path in _files(folder) if not path.match("*.core*")},
     }

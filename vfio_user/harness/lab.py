@@ -49,6 +49,7 @@ from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
 
@@ -449,9 +450,11 @@ class Lab:
         good = wrong is None or isinstance(wrong, KeyboardInterrupt)
         unwritten = []
         dead: list[evidence.Death] = []
+        raised_before: list[LoggedException] = []
         try:
             if not good or evidence.crashed(self._records.children):
                 dead = evidence.deaths(self.folder, self._records.children)
+                raised_before = logged_exceptions(self._records.children)
             for guest in self.guests if not good else ():
                 guest.collect(self.folder)
         except OSError as full:
@@ -465,8 +468,9 @@ class Lab:
                 raise
         if not good or dead:
             try:
-                cause = evidence.write(self.folder, self._records.children, wrong, dead, name=self.name)
-                if wrong is not None and any(not death.in_order for death in dead) and cause not in str(wrong):
+                cause = evidence.write(self.folder, self._records.children, wrong, dead, raised_before, name=self.name)
+                told = bool(raised_before) or any(not death.in_order for death in dead)
+                if wrong is not None and told and cause not in str(wrong):
                     wrong.add_note(f"first cause: {cause}")
             except OSError as full:
                 unwritten.append(full)

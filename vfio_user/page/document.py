@@ -30,7 +30,7 @@ _SCRIPTS = ("uplot/uPlot.iife.min.js", "events.js", "timeline.js")
 _STYLES = ("uplot/uPlot.min.css", "page.css")
 _KNOWN = (RECORD, TIMELINE, PROCESSES, "*.trace", "*.qmp.log", "*.console.log", MIGRATIONS, SOAK)
 """What a folder has one of, if it is of a run."""
-_RECORDED = {"versions": dict, "programs": dict, "files": dict, "deaths": list}
+_RECORDED = {"versions": dict, "programs": dict, "files": dict, "deaths": list, "exceptions": list}
 """What of a record is not a text."""
 _MOST_WORDS = 4000
 """Characters of an error at the top."""

@@ -14,7 +14,8 @@ from vfio_user.page.texts import json_of, seconds_of, text_of
 
 _CONSOLE = re.compile(r"^(\d{9,}\.\d+) (.*)$")
 _KERNEL = re.compile(r"^\[ *(\d+\.\d+)\](?:\[[^]]*\])? (.*)$")
-_SERVER = re.compile(r"^((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}) (.*)$")
+SERVER_LINE = re.compile(r"^((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}) (.*)$")
+"""A line of a server of ours with its time of a day (`userdev.serving.program.log_to_stderr`)."""
 _BROKEN = re.compile(r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: (?!workqueue lockup)|Call Trace:")
 _QMP = "QMP"
 _DAY, _HALF_A_DAY = timedelta(days=1), timedelta(hours=12)
@@ -95,12 +96,16 @@ def put_server_log(axis: Axis, path: Path, since: int, until: int) -> None:
     """
     row = Row("server log", path.name.removesuffix(".server.log"))
     now = datetime.fromtimestamp(since / 1e9)
-    for found in filter(None, map(_SERVER.match, _lines(path))):
-        clock = datetime.strptime(found[1], "%H:%M:%S.%f")
-        now += (clock - now + _HALF_A_DAY) % _DAY - _HALF_A_DAY
+    for found in filter(None, map(SERVER_LINE.match, _lines(path))):
+        now = moment_near(found[1], now)
         when = round(now.timestamp() * 1e9)
         if since <= when <= until:
             axis.tell(row, when, found[2], {}, Kind.SAID)
+
+
+def moment_near(clock: str, other: datetime) -> datetime:
+    """The moment at which a clock says HH:MM:SS.mmm that is nearest to another one."""
+    return other + (datetime.strptime(clock, "%H:%M:%S.%f") - other + _HALF_A_DAY) % _DAY - _HALF_A_DAY
 
 
 def _of(text: str) -> Kind:

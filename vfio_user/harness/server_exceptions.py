@@ -1,0 +1,70 @@
+"""Exceptions in the logs of programs that went on: the first cause of what others said of it afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from userdev.printable import printable
+from userdev.process import Child
+from userdev.serving.authored import is_authors
+from vfio_user.page.logs import SERVER_LINE, moment_near
+from vfio_user.page.texts import text_of
+
+_TRACEBACK = "Traceback (most recent call last):"
+_FRAME = re.compile(r'  File "(.+)", line (\d+), in (\S+)')
+MOST_LINES = 60
+"""Of a traceback that is kept."""
+
+
+@dataclass(frozen=True)
+class LoggedException:
+    """The first exception that a program of Python's has logged: when, in seconds since 1970, and all of it."""
+
+    name: str
+    when: float
+    what: str
+    """TYPE: MESSAGE."""
+    place: str
+    """FILE:LINE, in FUNCTION, of its author's where one is among its lines."""
+    traceback: str
+
+    @property
+    def sentence(self) -> str:
+        """Who, what and where."""
+        return f"{self.name}: {self.what}" + (f" ({self.place})" if self.place else "")
+
+
+def logged_exceptions(children: Iterable[Child]) -> list[LoggedException]:
+    """The first one of each program whose log says when it was, the earliest first."""
+    found = filter(None, map(_first_of, children))
+    return sorted(found, key=lambda exception: exception.when)
+
+
+def _first_of(child: Child) -> LoggedException | None:
+    lines = text_of(child.log).splitlines()
+    now = datetime.fromtimestamp(child.began)
+    for index, line in enumerate(lines):
+        if (told := SERVER_LINE.match(line)) is not None:
+            now = moment_near(told[1], now)
+            if lines[index + 1 : index + 2] == [_TRACEBACK]:
+                return _exception(child.name, now.timestamp(), list(_rest_of(lines[index + 1 :])))
+    return None
+
+
+def _rest_of(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a traceback: to the next that the log gives a time, or to what went on after it."""
+    for _, line in zip(range(MOST_LINES), lines, strict=False):
+        if SERVER_LINE.match(line):
+            return
+        yield printable(line)
+
+
+def _exception(name: str, when: float, lines: list[str]) -> LoggedException:
+    frames = [found for found in map(_FRAME.match, lines) if found]
+    frame = next((frame for frame in reversed(frames) if is_authors(frame[1])), frames[-1] if frames else None)
+    said = [line for line in lines if line and not line[0].isspace() and line != _TRACEBACK]
+    place = f"{frame[1]}:{frame[2]}, in {frame[3]}" if frame else ""
+    return LoggedException(name, when, said[-1] if said else "an exception", place, "\n".join(lines))
