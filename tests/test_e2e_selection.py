@@ -62,6 +62,21 @@ def test_a_file_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert " dma," in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["registers:Registers.test_factorail"], "did you mean 'Registers.test_factorial'?"),
+        (["registers:Registrs"], "did you mean 'Registers'?"),
+        (["registers", "-t", "edu", "-t", "edo"], "did you mean 'edu'?"),
+        ([str(Path(__file__).parent / "flag.py")], "GuestTest"),
+    ],
+)
+def test_a_test_or_tag_that_there_is_not_is_told_with_what_was_meant(words: list[str], meant: str) -> None:
+    error = CliRunner().invoke(cli, ["test-e2e", "--list", *words]).exception
+    assert isinstance(error, UserError)
+    assert meant in error.hint
+
+
 def test_parameters_may_be_beside_variants(tmp_path: Path) -> None:
     """An interposer before every server is no parameter of avocado's; with one of those its own words are given."""
     file = tmp_path / "test_params.py"

@@ -183,7 +183,15 @@ def test_avocado_s_own_reports_are_beside_it_and_no_broken_one(whole: Path) -> N
     names = {path.name for path in job.iterdir()}
     assert {"results.html", "results.xml", "results.json"} <= names
     assert "results.tap" not in names
-    assert sum(len(list(suite)) for suite in JUnitXml.fromfile(str(job / "results.xml"))) == 11
+    cases = [case for suite in JUnitXml.fromfile(str(job / "results.xml")) for case in suite]
+    assert len(cases) == 11
+    assert not any(str(whole) in case.name + case.classname for case in cases), "they are called the same everywhere"
+
+
+def test_what_a_night_calls_a_test_has_nothing_of_the_machine(whole: Path) -> None:
+    assert {one.test.partition(":")[0] for one in summary_of(whole).results} == {"test_quick.py"}
+    reports = [folder_of(whole) / name for name in ("junit.xml", "summary.md")]
+    assert not any(f"{whole}/test_quick.py" in path.read_text() for path in reports)
 
 
 def test_artifacts_of_what_passed_are_given_up_for_space_and_it_is_said(tmp_path: Path) -> None:

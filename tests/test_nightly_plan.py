@@ -42,7 +42,7 @@ servers:
     command: "./server {socket}"
     supports: [reset]
     known_issues:
-      - {id: slow, what: it is slow, tests: [A.test_a], symptom: late}
+      - {id: slow, what: it is slow, tests: [AnyDevice.test_the_guest_resets_it], symptom: late}
 """
 
 
@@ -184,6 +184,85 @@ def test_tests_of_another_protocol_or_kind_are_no_cases(tmp_path: Path) -> None:
     tests = {case.test for case in staged(plan, draw_plan(plan)).cases()["first"]}
     assert not any("AnyDisk" in test for test in tests)
     assert any("AnyDevice" in test for test in tests)
+
+
+def staged_names(plan: Path) -> list[str]:
+    read = read_plan(plan)
+    return [case.id for found in staged(read, draw_plan(read)).cases().values() for case in found]
+
+
+MINE = "from avocado import Test\nclass Mine(Test):\n    def test_a(self):\n        pass\n"
+
+
+def test_a_case_is_called_the_same_wherever_checkout_plan_and_tests_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file as from its package's folder, else as from the plan's, else by its name alone."""
+    for name, package in (("plans", ""), ("plans/more", ""), ("elsewhere", ""), ("other/mine", "__init__.py")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / f"test_{name[-4:]}.py").write_text(MINE)
+        if package:
+            (tmp_path / name / package).touch()
+    files = ("test_lans.py", "more/test_more.py", "../elsewhere/test_here.py", "../other/mine/test_mine.py")
+    tests = [file if file.startswith("test") else str(tmp_path / "plans" / file) for file in files]
+    plan = tmp_path / "plans" / "plan.yaml"
+    plan.write_text(f"name: mine\ngroups:\n  all: {{servers: [edu], tests: {tests}}}\n")
+    names = ["test_lans.py", "more/test_more.py", "test_here.py", "mine/test_mine.py"]
+    for here in (tmp_path, plan.parent, Path("/")):
+        monkeypatch.chdir(here)
+        assert staged_names(plan) == [f"edu/{name}:Mine.test_a" for name in names], here
+
+
+def test_two_files_that_would_be_called_the_same_are_refused(tmp_path: Path) -> None:
+    for name in ("plans", "a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test_it.py").write_text(MINE)
+    plan = tmp_path / "plans" / "plan.yaml"
+    tests = [f"{tmp_path}/{name}/test_it.py" for name in ("a", "b")]
+    plan.write_text(f"name: mine\ngroups:\n  all: {{servers: [edu], tests: {tests}}}\n")
+    with pytest.raises(UserError, match=r"both be called test_it.py"):
+        staged_names(plan)
+
+
+def stage_refusal(path: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        staged_names(path)
+    return f"{refused.value}\n{refused.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "file", "meant"),
+    [
+        (
+            "[AnyDevice.test_the_guest_resets_it]",
+            "[AnyDevice.test_the_guest_reset_it]",
+            "servers",
+            "test_the_guest_resets",
+        ),
+        ("[AnyDevice.test_the_guest_resets_it]", "[dma:Dma.test_phys]", "servers", "test_physical_memory"),
+        ("[AnyDevice.test_the_guest_resets_it]", "[dmaa:Dma.test_phys]", "servers", "did you mean 'dma'?"),
+        ("Registers.test_factorial", "Registers.test_factorail", "plan", "did you mean 'Registers.test_factorial'?"),
+        ("tests: [dma]", "tests: ['dma:Dmaa']", "plan", "did you mean 'Dma'?"),
+    ],
+)
+def test_a_test_that_there_is_not_is_told_with_its_line_and_what_was_meant(
+    right: str, wrong: str, file: str, meant: str, tmp_path: Path
+) -> None:
+    """Nothing of such a known issue would ever be expected, and nobody would notice."""
+    plan, servers = PLAN.replace(right, wrong), SERVERS.replace(right, wrong)
+    said = stage_refusal(written(tmp_path, plan, servers))
+    text = servers if file == "servers" else plan
+    assert f"{file}.yaml:{line_of(text, wrong)}: " in said
+    assert meant in said
+
+
+def test_a_test_that_only_another_plan_runs_is_named_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(MINE)
+    issue = SERVERS.replace("AnyDevice.test_the_guest_resets_it", "test_mine.py:Mine.test_a")
+    assert staged_names(written(tmp_path, servers=issue))
+    [known] = read_servers(tmp_path / "servers.yaml").value.servers["theirs"].known_issues
+    assert known.is_of("test_mine.py:Mine.test_a")
+    assert not known.is_of("test_other.py:Mine.test_a")
 
 
 def test_a_server_that_does_what_ours_does_is_in_its_place(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import psutil
 
 from userdev.errors import UserError
+from vfio_user.avocado_job.naming import missing_test
 from vfio_user.extras import installing
 from vfio_user.harness.timeouts import patience
 from vfio_user.harness.verdicts import TEST_SECONDS
@@ -81,6 +82,8 @@ def make_job(config: dict[str, Any]) -> Any:
         if _NO_TESTS in str(error):
             hint = "`vfio-user test-e2e --list` names all that there are"
             raise UserError("no test is to be run", hint=hint) from error
+        if (missing := missing_test(config.get("resolver.references", ()))) is not None:
+            raise missing from error
         raise UserError(f"avocado refuses this: {error}") from error
 
 
@@ -98,8 +101,8 @@ def usual_settings(results: Path, parallel: int) -> dict[str, Any]:
 
 
 def chosen_tests(job: Any) -> Sequence[str]:
-    """FILE:CLASS.METHOD of all that a job is to run, once for each variant."""
-    return [runnable.identifier for suite in job.test_suites for runnable in suite.tests]
+    """FILE:CLASS.METHOD of all that a job is to run, once for each variant, the file as it is found from here."""
+    return [runnable.uri for suite in job.test_suites for runnable in suite.tests]
 
 
 def spawner() -> str:

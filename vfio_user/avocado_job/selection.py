@@ -43,37 +43,47 @@ def all_tests(folder: Path | None) -> list[str]:
     return [_named(path, folder) for path in sorted(folder.glob("test_*.py"))]
 
 
-def reference(test: str, folder: Path | None) -> str:
+def reference(test: str, folder: Path | None, beside: Path | None = None) -> str:
     """A test as avocado wants it, from a path, or a name of the folder with or without `test_` and `.py`.
 
-    What is behind the colon is a class or CLASS.METHOD, and means these alone: for avocado it is a regular expression,
-    which may be found anywhere in a name.
+    A path is one from the folder `beside` where that has it, or from here. What is behind the colon is a class or
+    CLASS.METHOD, and means these alone: for avocado it is a regular expression, which may be found anywhere in a name.
     """
     name, _, chosen = test.partition(":")
     own = (folder / f"test_{name}.py", folder / name, folder / f"{name}.py") if folder else ()
-    for path in (Path(name), *own):
+    for path in (*([beside / name] if beside else []), Path(name), *own):
         if path.is_file():
             exactly = f"^{re.escape(chosen)}{'$' if '.' in chosen else '[.]'}"
             return _named(path, folder) + (f":{exactly}" if chosen else "")
-    known = [Path(path).stem.removeprefix("test_") for path in all_tests(folder)] if folder else []
-    near = meant(Path(name).stem.removeprefix("test_"), known)
+    known = [topic_of(path) for path in all_tests(folder)] if folder else []
+    near = meant(topic_of(name), known)
     hint = f"{near}there are: {', '.join(known)}" if known else "give the path of a file that has tests"
     raise UserError(f"there is no test file {name}", hint=hint)
 
 
-def package_folders(references: Iterable[str], root: Path) -> list[Path]:
-    """The folders in which the packages of test files are, but for `root`, from which the files are named.
+def topic_of(file: str) -> str:
+    """What a file of tests is of: its name without folder, `test_` and `.py`."""
+    return Path(file).stem.removeprefix("test_")
 
-    What is above a package is where `import` finds it, by its whole name.
-    """
-    found: dict[Path, None] = {}
-    for name in references:
-        package = folder = (root / name.partition(":")[0]).parent
-        while (folder / "__init__.py").exists() and folder != folder.parent:
-            folder = folder.parent
-        if folder not in (package, root):
-            found[folder] = None
-    return list(found)
+
+def chosen_of(reference: str) -> str:
+    """The class or CLASS.METHOD that a reference is of; "": all of its file."""
+    pattern = reference.partition(":")[2].removeprefix("^").removesuffix("$").removesuffix("[.]")
+    return re.sub(r"\\(.)", r"\1", pattern)
+
+
+def package_folder(file: Path) -> Path | None:
+    """The folder in which the package of a file is, None where it is in none: where `import` finds it by its name."""
+    package = folder = file.parent
+    while (folder / "__init__.py").exists() and folder != folder.parent:
+        folder = folder.parent
+    return None if folder == package else folder
+
+
+def package_folders(references: Iterable[str], root: Path) -> list[Path]:
+    """The folders in which the packages of test files are, but for `root`, from which the files are named."""
+    found = dict.fromkeys(package_folder(root / name.partition(":")[0]) for name in references)
+    return [folder for folder in found if folder not in (None, root)]
 
 
 def _named(path: Path, folder: Path | None) -> str:

@@ -27,6 +27,7 @@ from vfio_user.avocado_job.job import (
     run_bounded,
     usual_settings,
 )
+from vfio_user.avocado_job.naming import check_tags, name_tests
 from vfio_user.avocado_job.selection import all_tests, filters, package_folders, reference, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment, provision
 from vfio_user.bundle import bundle_of, moved
@@ -117,12 +118,17 @@ def command(
     )
     into = place_of_bundles(bundle)
     prepare_environment(root, timeout_factor, cell, package_folders(chosen, root))
+    here = Path.cwd()
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
+        if tags:
+            check_tags(tags, chosen)
         if list_only:
             for name in chosen_tests(make_job({**config, **settings, "run.dry_run.enabled": True})):
                 click.echo(name)
             return
         job = make_job({**config, **settings})
+        for suite in job.test_suites:
+            name_tests(suite, here)
         provision(cell.qemu, _say)
         _run(job, explicit="task.timeout.running" in settings, into=into, printed=printed)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from userdev.errors import UserError
 from vfio_user.avocado_job.job import avocado
+from vfio_user.avocado_job.naming import missing_test, name_tests
 from vfio_user.avocado_job.selection import NIGHTLY
 from vfio_user.harness.cell import CELL_PARAMETER
 from vfio_user.nightly.abilities import Abilities
@@ -50,11 +52,14 @@ class Suite:
     tags: Mapping[str, Tags] = field(default_factory=dict)
 
 
-def tests_of(references: Sequence[str], *, nightly: bool) -> Mapping[str, Tags]:
+def tests_of(references: Sequence[str], base: Path) -> Mapping[str, Tags]:
     """The tags of every test that these references name, by FILE:CLASS.METHOD, in avocado's order.
 
+    A file is called as from the folder `base` (`name_of`).
+
     Raises:
-        UserError: avocado finds none.
+        MissingTest: avocado finds none of one.
+        UserError: it refuses them.
     """
     from avocado.core.suite import TestSuite
 
@@ -62,9 +67,14 @@ def tests_of(references: Sequence[str], *, nightly: bool) -> Mapping[str, Tags]:
     try:
         suite = TestSuite.from_config({"resolver.references": list(references)}, name="tests")
     except TestSuiteError as error:
-        raise UserError(f"avocado finds no test in {', '.join(references)}: {error}") from None
-    found = {runnable.identifier: runnable.tags or {} for runnable in suite.tests}
-    return {test: tags for test, tags in found.items() if nightly or NIGHTLY not in tags}
+        raise missing_test(references) or UserError(f"avocado finds no test: {error}") from None
+    name_tests(suite, base)
+    return {runnable.identifier: runnable.tags or {} for runnable in suite.tests}
+
+
+def of_every_night(tests: Mapping[str, Tags]) -> Mapping[str, Tags]:
+    """Those that do not take long."""
+    return {test: tags for test, tags in tests.items() if NIGHTLY not in tags}
 
 
 def cases_of(

@@ -27,6 +27,7 @@ from vfio_user.avocado_job.job import (
     run_bounded,
     usual_settings,
 )
+from vfio_user.avocado_job.naming import name_tests
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.debian import Progress
 from vfio_user.harness.interruption import interruptible
@@ -211,6 +212,7 @@ class Night:
                 continue
             settings = {**suite_settings(plan, group, cells, devices, self._bundles), **place.settings()}
             suite = TestSuite.from_config(settings, name=group, job_config=self._job_settings())
+            name_tests(suite, plan.folder)
             suite.tests = [test for test in suite.tests if case_id(variant_of(test), test.identifier) in wanted]
             yield suite
 

@@ -68,7 +68,10 @@ class Group(Written):
     """Tests, and the cells in which they are run."""
 
     tests: tuple[str, ...] = Field(min_length=1)
-    """As `test-e2e` takes them: files, or FILE:CLASS.METHOD. Those with tags run where these fit the server."""
+    """As `test-e2e` takes them: files, or FILE:CLASS.METHOD, but from the plan's folder where that has them.
+
+    Those with tags run where these fit the server.
+    """
     servers: tuple[Name, ...] = Field(min_length=1)
     vary: Varied = Varied()
     combine: Literal["pairs", "all"] = "pairs"
@@ -127,15 +130,26 @@ class PlanText(Written):
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan, and what its names stand for. `references` are the tests of each group, as avocado takes them."""
+    """A plan, and what its names stand for. `references` are the tests of each group, as avocado takes them.
 
-    text: PlanText
+    `document` is what was written, `others` that of the servers of others.
+    """
+
+    document: WrittenDocument[PlanText]
+    others: WrittenDocument[Servers] | None
     path: Path
+    folder: Path
+    """That of the plan, absolute."""
     servers: Mapping[str, Server]
     servers_folder: Path
     references: Mapping[str, tuple[str, ...]]
     content: str
     """Of all the files that it was read from."""
+
+    @property
+    def text(self) -> PlanText:
+        """What the plan says."""
+        return self.document.value
 
     @property
     def lock_path(self) -> Path:
@@ -171,19 +185,21 @@ def read_plan(path: Path) -> Plan:
         raise document.refuse(*problem)
     contents = [path.read_text(), *([(path.parent / text.servers).read_text()] if others else [])]
     return Plan(
-        text,
+        document,
+        others,
         path,
+        path.parent.resolve(),
         servers,
         (path.parent / text.servers).parent.absolute(),
-        {name: tuple(_references(document, name)) for name in text.groups},
+        {name: tuple(_references(document, name, path.parent.absolute())) for name in text.groups},
         "\0".join(contents),
     )
 
 
-def _references(document: WrittenDocument[PlanText], group: str) -> Iterator[str]:
+def _references(document: WrittenDocument[PlanText], group: str, folder: Path) -> Iterator[str]:
     for index, test in enumerate(document.value.groups[group].tests):
         try:
-            yield reference(test, suite_folder())
+            yield reference(test, suite_folder(), folder)
         except UserError as error:
             raise document.refuse(("groups", group, "tests", index), str(error), hint=error.hint) from None
 

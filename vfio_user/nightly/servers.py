@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from userdev.written import Written, WrittenDocument, read_document, unknown
+from vfio_user.avocado_job.selection import topic_of
 from vfio_user.harness.device import SOCKET
 from vfio_user.harness.exercises import EXERCISES
 from vfio_user.harness.family import FAMILIES, devices, family_of
@@ -44,9 +45,17 @@ class ServerIssue(Written):
     id: str
     what: str
     tests: tuple[str, ...] = Field(min_length=1)
-    """CLASS.METHOD."""
+    """CLASS.METHOD, or FILE:CLASS.METHOD where a plan may not run it."""
     symptom: Pattern
     """In the first cause."""
+
+    def is_of(self, test: str) -> bool:
+        """Whether a test, FILE:CLASS.METHOD, is one of its own."""
+        file, _, name = test.rpartition(":")
+        return any(
+            told == name and topic_of(said or file) == topic_of(file)
+            for said, _, told in (each.rpartition(":") for each in self.tests)
+        )
 
 
 class Server(Written):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from userdev.errors import UserError
+from userdev.written import Place as DocumentPlace
+from vfio_user.avocado_job.naming import MissingTest, tests_in, told_names
+from vfio_user.avocado_job.selection import reference, suite_folder
 from vfio_user.harness.debian import Progress
 from vfio_user.harness.device import Device
 from vfio_user.nightly.abilities import Abilities, declared, probed
-from vfio_user.nightly.cases import Case, Tags, cases_of, tests_of
+from vfio_user.nightly.cases import Case, Tags, cases_of, of_every_night, tests_of
 from vfio_user.nightly.cells import NightCell, cells_of
 from vfio_user.nightly.matrix import Drawn
 from vfio_user.nightly.plan import Plan
@@ -69,10 +72,53 @@ def staged(plan: Plan, drawn: Drawn) -> Stage:
     """The cells and cases of a plan; nothing is started for it.
 
     Raises:
-        UserError: avocado finds no test where the plan names one.
+        UserError: avocado finds no test where the plan, or a known issue of a server, names one.
     """
-    tests = {name: tests_of(plan.references[name], nightly=group.nightly) for name, group in plan.text.groups.items()}
-    return Stage(plan, cells_of(plan, drawn), tests)
+    tests = {name: _tests(plan, name) for name in plan.text.groups}
+    _check_known_issues(plan, tests)
+    chosen = {
+        name: tests[name] if group.nightly else of_every_night(tests[name]) for name, group in plan.text.groups.items()
+    }
+    return Stage(plan, cells_of(plan, drawn), chosen)
+
+
+def _tests(plan: Plan, group: str) -> Mapping[str, Tags]:
+    try:
+        return tests_of(plan.references[group], plan.folder)
+    except MissingTest as error:
+        raise plan.document.refuse(("groups", group, "tests", error.index), str(error), hint=error.hint) from None
+
+
+def _check_known_issues(plan: Plan, tests: Mapping[str, Mapping[str, Tags]]) -> None:
+    """Refuse what a server's issues call a test, and is none: nothing of such an issue would ever be expected."""
+    if plan.others is None:
+        return
+    for name, server in plan.others.value.servers.items():
+        groups = [tests[group] for group, text in plan.text.groups.items() if name in text.servers]
+        run = list(dict.fromkeys(test.rpartition(":")[2] for group in groups for test in group))
+        for place, told in _named_by_issues(name, server) if groups else ():
+            problem, hint = _wrong_with(told, run, plan.servers_folder)
+            if problem:
+                raise plan.others.refuse(place, problem, hint=hint)
+
+
+def _named_by_issues(name: str, server: Server) -> Iterator[tuple[DocumentPlace, str]]:
+    for index, issue in enumerate(server.known_issues):
+        for number, told in enumerate(issue.tests):
+            yield ("servers", name, "known_issues", index, "tests", number), told
+
+
+def _wrong_with(told: str, run: Sequence[str], folder: Path) -> tuple[str, str]:
+    """What is wrong with a test's name, and a hint; `run` are those that the plan runs on the server."""
+    file, _, test = told.rpartition(":")
+    try:
+        there = tests_in(reference(file, suite_folder(), folder)) if file else run
+    except UserError as error:
+        return str(error), error.hint
+    if test in there:
+        return "", ""
+    elsewhere = "" if file else "; one that only another plan runs has its file before it: FILE:CLASS.METHOD"
+    return f"there is no test {test}{f' in {file}' * bool(file)}", told_names(test, there) + elsewhere
 
 
 def ready_servers(stage: Stage, say: Progress) -> dict[str, ReadyServer]:

@@ -105,8 +105,7 @@ def _of_its_own(case: Case, verdict: Verdict, cause: str, issue: str) -> tuple[V
 
 
 def _issue_of(case: Case) -> ServerIssue | None:
-    name = case.test.rpartition(":")[2]
-    return next((issue for issue in case.cell.server.known_issues if name in issue.tests), None)
+    return next((issue for issue in case.cell.server.known_issues if issue.is_of(case.test)), None)
 
 
 def _record(test: Mapping[str, Any]) -> Mapping[str, Any]:
