@@ -306,6 +306,16 @@ def test_shadow_doorbells_are_whole_pages(host: Host, prp1: int, prp2: int) -> N
     assert host.admin.do(Admin.DOORBELL_BUFFER_CONFIG, prp1=prp1, prp2=prp2).status == Status.INVALID_FIELD
 
 
+@pytest.mark.parametrize("nowhere", ["values", "events"])
+def test_shadow_doorbells_that_are_not_in_memory_are_refused_and_nothing_is_another(host: Host, nowhere: str) -> None:
+    places = {"values": host.allocate(PAGE), "events": host.allocate(PAGE), nowhere: 0x10000}
+    queue = host.create_queues(entries=8)
+    done = host.admin.do(Admin.DOORBELL_BUFFER_CONFIG, prp1=places["values"], prp2=places["events"])
+    assert (done.status, done.do_not_retry) == (Status.DATA_TRANSFER_ERROR, True)
+    for pair in (queue, host.create_queues(2, entries=8)):
+        assert [pair.do(Io.FLUSH, nsid=1).status for _ in range(10)] == [0] * 10
+
+
 def test_a_shutdown_brings_everything_to_the_disk_and_says_when(host: Host) -> None:
     host.create_queues()
     assert host.write_blocks(0, bytes(4096)).status == 0

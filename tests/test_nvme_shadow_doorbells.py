@@ -104,6 +104,16 @@ def test_a_driver_may_begin_with_the_admin_queues_buffer_late(tmp_path: Path) ->
         assert [buffers.do(host.admin, **identify(host, page)) for _ in range(20)] == [0] * 20
 
 
+@pytest.mark.parametrize("used", [0, 1, 5, 7, 8])
+def test_a_driver_may_begin_with_the_buffers_while_a_queue_is_in_use(tmp_path: Path, used: int) -> None:
+    with enabled(tmp_path) as host:
+        queue = host.create_queues(entries=8)
+        assert [queue.do(Io.FLUSH, nsid=1).status for _ in range(used)] == [0] * used
+        buffers = Buffers(host)
+        buffers._last |= {2: queue.tail, 3: queue.head}
+        assert [buffers.do(queue, Io.FLUSH, nsid=1) for _ in range(20)] == [0] * 20
+
+
 def test_a_register_that_comes_late_does_not_take_the_admin_queue_back(tmp_path: Path) -> None:
     """Messages take a while: the buffer may say more than the register by then."""
     with enabled(tmp_path, 16) as host:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from userdev.errors import ProtocolError
-from userdev_servers.nvme.doorbell_page import DoorbellPage
+from userdev_servers.nvme.doorbell_page import DoorbellPage, place_of
 from userdev_servers.nvme.port import Port
 from userdev_servers.nvme.queues import CompletionQueue, SavedQueues, Shadow, SubmissionQueue, queues_from
 from userdev_servers.nvme.state import ControllerState
@@ -75,17 +75,22 @@ class QueuePairs:
     # Shadow doorbells
 
     def begin_shadow_doorbells(self, values: int, events: int) -> None:
-        """The guest has given the buffers; at first they say what the registers have said so far.
+        """The guest has given the buffers; at first they say what the registers have said so far, and to be told of
+        what comes next.
 
         They are for all queues, and drivers (Linux, SPDK) keep to the registers for the admin queue all the same. Who
         uses a buffer writes it before it rings: until the guest has changed that queue's, its registers count.
+
+        Raises:
+            ProtocolError: they are not in guest memory; then the registers count as before.
         """
+        for queue in self._all():
+            shadow = _shadow_of(queue, values, events)
+            place = queue.tail if isinstance(queue, SubmissionQueue) else queue.head
+            shadow.publish(self._dma, place, optional=not queue.id)
+            shadow.ask_at(self._dma, place)
         self._state.shadow_buffers = [values, events]
         self._use_shadows(self._all())
-        for queue in self._all():
-            if queue.shadow is not None:
-                place = queue.tail if isinstance(queue, SubmissionQueue) else queue.head
-                queue.shadow.publish(self._dma, place, optional=not queue.id)
 
     def look(self, queue: CompletionQueue) -> None:
         """Take over how far the guest has come in it, where its buffer says so."""
@@ -111,10 +116,8 @@ class QueuePairs:
         """These queues' doorbells are in guest memory from now on, if the guest has given buffers."""
         if not self._state.shadow_buffers:
             return
-        values, events = self._state.shadow_buffers
         for queue in queues:
-            at = 4 * (2 * queue.id + isinstance(queue, CompletionQueue))
-            queue.shadow = Shadow(values + at, events + at)
+            queue.shadow = _shadow_of(queue, *self._state.shadow_buffers)
 
     # The ends of commands
 
@@ -154,3 +157,9 @@ class QueuePairs:
             interrupts.trigger(0)
         else:
             interrupts.lower()
+
+
+def _shadow_of(queue: SubmissionQueue | CompletionQueue, values: int, events: int) -> Shadow:
+    """A queue's doorbell in the guest's buffers."""
+    at = 4 * place_of(queue)
+    return Shadow(values + at, events + at)
