@@ -112,6 +112,21 @@ def test_a_program_that_cannot_be_started_is_an_answer(near: Near, tmp_path: Pat
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("how", ["listeners", "socket"])
+def test_a_socket_that_another_program_has_there_stays(near: Near, tmp_path: Path, how: str) -> None:
+    path = tmp_path / "made" / "socket"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as others:
+        others.bind(str(path))
+        others.listen()
+        wanted: dict[str, Any] = {"argv": ["true"], "streams": [], "listeners": {}, "environment": {}}
+        wanted[how] = {"7": str(path)} if how == "listeners" else str(path)
+        near.frames.send(SPAWN, data=json.dumps(wanted).encode())
+        near.until(EXIT)
+        near.close()
+        assert path.is_socket()
+
+
 def test_a_signal_ends_the_program_and_its_number_is_told(near: Near) -> None:
     near.spawn(*python("import signal; print(flush=True); signal.pause()"))
     near.until(LOG)

@@ -1,5 +1,6 @@
 """Child processes that end with their owner, and when a program that was started listens."""
 
+from userdev.process.asking import answer_of, run_to_end
 from userdev.process.child import CRASHES, Child, tail
 from userdev.process.command import ServerCommand
 from userdev.process.deadline import Deadline
@@ -15,11 +16,13 @@ __all__ = [
     "ProcessEnd",
     "ServerCommand",
     "Watch",
+    "answer_of",
     "await_change",
     "await_listening",
     "await_text",
     "die_with",
     "is_listening",
+    "run_to_end",
     "spawn",
     "tail",
 ]

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from userdev.errors import UserError
+from userdev.process import run_to_end
 from vfio_user.harness.accelerator import KVM, probe_accelerator
 from vfio_user.harness.cache import ENVIRONMENT as CACHE_VARIABLE
 from vfio_user.harness.cache import cache_dir
@@ -217,12 +219,9 @@ def _has(check: Callable[[], Examination]) -> bool:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
-    try:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    with suppress(UserError):
+        return run_to_end(command[0], command, TOOL_SECONDS)
+    return None
 
 
 def _gb(size: float) -> str:

@@ -7,7 +7,6 @@ socket, how our servers of it are started, and what QEMU would not survive.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -19,6 +18,7 @@ from typing import Protocol
 from packaging.version import Version
 
 from userdev.errors import UserError
+from userdev.process import run_to_end
 from vfio_user.harness import qemu_guards
 from vfio_user.harness.attachment import Attachment, SocketChardev, VhostUserNetdev
 from vfio_user.harness.command_line import Place, bus_place
@@ -202,7 +202,7 @@ class VhostUser:
     def _driven_as(self, device: str) -> dict[str, object]:
         """What the device that takes any is told of one of ours, as its server prints it."""
         command = self.serving(device, ["--print-capabilities"], [])
-        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = run_to_end(repr(device), command, _CAPABILITIES_SECONDS)
         try:
             capabilities = json.loads(said.stdout)
             return {name: capabilities[ours] for name, ours in _CAPABILITIES.items()}
@@ -240,6 +240,8 @@ _GENERIC = "vhost-user-test-device-pci"
 """Drives whatever it is told to (hw/virtio/vhost-user-test-device.c)."""
 _CAPABILITIES = {"virtio-id": "virtio-id", "num_vqs": "queues", "vq_size": "queue-size", "config_size": "config-size"}
 """What it is told, and what a server of ours calls that (vhost_user/backend/catalogue.py)."""
+_CAPABILITIES_SECONDS = 60.0
+"""An author's module may take long to import, and must not take for ever."""
 _TRANSLATED_IF_TOLD = (_GENERIC, *(f"{_VHOST_USER}{kind}-pci" for kind in _BASE_TYPES))
 """QEMU's devices that offer a guest ACCESS_PLATFORM because the server does (hw/virtio/vhost-user-base.c), told to
 translate or not: the known issue `untold-translation`."""

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from userdev.errors import UserError, meant
+from userdev.process import answer_of
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, has_apt, quiet
 
@@ -254,7 +254,8 @@ def _said(argv: Sequence[str], *question: str) -> str:
             programs = [Path(word).stat().st_ctime_ns for word in argv if word.startswith("/") and Path(word).is_file()]
             if Path(argv[0]).is_file() and answer.stat().st_mtime_ns > max(programs):
                 return answer.read_text()
-    said = _ask((*argv, *question))
+    command = (*argv, *question)
+    said = answer_of(_program(command), command, ANSWER_SECONDS)
     if answer is not None:
         with suppress(OSError):  # another's cache, perhaps, or a full disk
             _write_at_once(answer, said)
@@ -281,22 +282,6 @@ def manifest_name(command: Sequence[str]) -> str:
 def _program(command: Sequence[str]) -> str:
     """The same, as it is written."""
     return next((word for word in command if word.endswith(f"/{PROGRAM}")), command[0])
-
-
-def _ask(command: Sequence[str]) -> str:
-    name = _program(command)
-    try:
-        ran = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_SECONDS, errors="replace"
-        )
-    except OSError as error:
-        raise UserError(f"{name} cannot be run: {error.strerror}") from error
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{name} did not answer {command[-1]} within {ANSWER_SECONDS:.0f} s") from None
-    if ran.returncode != 0:
-        last = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
-        raise UserError(f"{name} does not run: {last}")
-    return ran.stdout
 
 
 def _digest(parts: Iterable[str]) -> str:

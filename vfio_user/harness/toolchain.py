@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from userdev.errors import UserError
+from userdev.process import run_to_end
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 
@@ -52,18 +53,7 @@ class Compiler(Unpacked):
         """
         command = [str(self.root / _COMPILER), f"--sysroot={self.root}", *arguments]
         environment = self.environment()
-        try:
-            ran = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=_COMPILE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise UserError(f"the compiler took over {_COMPILE_SECONDS:.0f} s in {folder}") from None
+        ran = run_to_end(f"the compiler in {folder}", command, _COMPILE_SECONDS, cwd=folder, env=environment)
         if ran.returncode != 0:
             errors = [line for line in ran.stderr.splitlines() if "error" in line] or ran.stderr.splitlines()[-1:]
             raise UserError(f"{folder} does not compile: {errors[0] if errors else f'status {ran.returncode}'}")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import platform
 import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from debian.debian_support import Version
 
 from userdev.errors import UserError
+from userdev.process import answer_of
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 
@@ -187,14 +187,8 @@ def _argv(peer: Peer, root: Path, place: Path | None = None) -> tuple[str, ...]:
 
 def _try(name: str, peer: Peer, root: Path) -> None:
     """Have it say something."""
-    command = [*_argv(peer, root), peer.answers]
-    try:
-        ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{name} of Debian {peer.suites[-1]} does not run here: {error}") from error
-    if ran.returncode != 0:
-        last = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
-        raise UserError(f"{name} of Debian {peer.suites[-1]} does not run here: {last}")
+    what = f"{name} of Debian {peer.suites[-1]}"
+    answer_of(what, [*_argv(peer, root), peer.answers], _ANSWER_SECONDS)
 
 
 _SCRIPT = """\

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import filelock
 
 from userdev.errors import UserError
+from userdev.process import answer_of
 from userdev.process.child import is_full
 from vfio_user.avocado_job.job import (
     EndedAtOnce,
@@ -45,6 +45,8 @@ from vfio_user.nightly.summary import CaseResult, Cell, PlanIdentity, Status, Su
 from vfio_user.nightly.verdicts import named, qemu_of, result_of, skipped, wedged
 from vfio_user.nightly.watch import SPARE_MIB, Clock, Space
 
+GIT_SECONDS = 60.0
+"""What git may take to look whether files of a checkout were changed."""
 WRITE_SECONDS = 2.0
 """Seconds between two summaries of a night that runs, at least."""
 
@@ -294,14 +296,9 @@ class Night:
 
 def commit_of(folder: Path) -> str:
     """The commit that a checkout is at, with -dirty where files were changed; "" where it is none."""
-    with contextlib.suppress(OSError):
-        ran = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        return ran.stdout.strip() if ran.returncode == 0 else ""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with contextlib.suppress(UserError):
+        return answer_of("git", describe, GIT_SECONDS, cwd=folder).strip()
     return ""
 
 

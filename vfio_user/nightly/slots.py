@@ -19,6 +19,7 @@ import userdev_servers
 import vfio_user
 import vhost_user
 from userdev.errors import UserError
+from userdev.process import answer_of, run_to_end
 from vfio_user.bundle.of_tests import OUTSIDE
 from vfio_user.harness.cache import ENVIRONMENT, cache_dir
 from vfio_user.harness.debian import Progress
@@ -168,7 +169,7 @@ class Slots:
 
     def _asked(self, name: str, argv: Sequence[str], seconds: float) -> dict[str, Any]:
         """The JSON that a program there says last."""
-        done = _completed(self.hosts[name].command(argv), seconds)
+        done = run_to_end(self.texts[name].host, self.hosts[name].command(argv), seconds)
         lines = done.stdout.strip().splitlines() or [""]
         try:
             answer = json.loads(lines[-1])
@@ -187,10 +188,8 @@ class Slots:
         host = self.hosts[name]
         module = [sys.executable, "-P", "-m", "vfio_user.harness.hosts.archives"]
         arguments = [json.dumps(host.where()), str(archive.path), archive.digest, self.texts[name].folder, target]
-        done = _completed(host.through.command([*module, *arguments]), READY_SECONDS)
-        if done.returncode != 0:
-            raise UserError(f"{self.texts[name].host}: {_last(done)}")
-        return bool(json.loads(done.stdout))
+        command = host.through.command([*module, *arguments])
+        return bool(json.loads(answer_of(self.texts[name].host, command, READY_SECONDS)))
 
     # -- what is put there, and how it is run -----------------------------------------------------------------------
 
@@ -272,15 +271,6 @@ def _cached(qemus: Mapping[str, str], images: Sequence[str], say: Progress) -> I
     for image in images:
         for path, whole in files_of_image(image):
             yield Member(path, str(path.relative_to(base)), whole)
-
-
-def _completed(argv: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=seconds, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"nothing came in {seconds:.0f} s") from None
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

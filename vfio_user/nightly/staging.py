@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from userdev.errors import UserError
+from userdev.process import answer_of
 from userdev.written import Place as DocumentPlace
 from vfio_user.avocado_job.naming import MissingTest, tests_in, told_names
 from vfio_user.avocado_job.selection import reference, suite_folder
@@ -152,22 +152,7 @@ def last_line(command: str, folder: Path, *, seconds: float = PREPARE_SECONDS) -
     Raises:
         UserError: it fails, takes too long, or prints nothing.
     """
-    try:
-        ran = subprocess.run(
-            ["/bin/sh", "-c", command],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"`{command}` takes longer than {seconds:g} s") from None
-    if ran.returncode:
-        said = (ran.stderr.strip() or ran.stdout.strip() or "and says nothing").splitlines()[-1]
-        raise UserError(f"`{command}` ends with status {ran.returncode}: {said}")
-    lines = ran.stdout.strip().splitlines()
+    lines = answer_of(f"`{command}`", ["/bin/sh", "-c", command], seconds, cwd=folder).strip().splitlines()
     if not lines:
         raise UserError(f"`{command}` prints nothing")
     return lines[-1].strip()

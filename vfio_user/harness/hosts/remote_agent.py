@@ -243,7 +243,8 @@ class RemoteAgent:
         self._silence: float | None = None
         self._frames = Frames(receive, send)
         self._streams = Streams(self._frames)
-        self._sockets: list[Path] = []
+        self._sockets: dict[Path, tuple[int, ...]] = {}
+        """What was there before the program's own, by place."""
         self._folders: dict[Path, Folder] = {}
 
     def run(self) -> None:
@@ -282,7 +283,10 @@ class RemoteAgent:
         for text, path in wanted["listeners"].items():
             self._will_be_at(Path(path))
             listener = socket.socket(socket.AF_UNIX)
-            listener.bind(path)
+            try:
+                listener.bind(path)
+            except OSError as error:
+                raise OSError(error.errno, f"{path}: {error.strerror}") from None
             listener.listen(8)
             inherited.append((int(text), _high(listener)))
         if path := wanted.get("socket"):
@@ -344,17 +348,27 @@ class RemoteAgent:
             time.sleep(0.01)
 
     def _will_be_at(self, path: Path) -> None:
-        """There will be a socket, which is to be removed in the end."""
+        """There will be a socket, which is to be removed in the end, unless it is one that was there before."""
         if path.parent not in self._folders:
             self._folders[path.parent] = Folder(path.parent)
-        self._sockets.append(path)
+        self._sockets[path] = _identity(path)
 
     def _clean_up(self) -> None:
-        for path in self._sockets:
+        for path, before in self._sockets.items():
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _identity(path) != before:
+                    path.unlink()
         for folder in self._folders.values():
             folder.release()
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells a file from another that has its place later; () where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns  # an inode's number may be given again
 
 
 def _high(end: socket.socket) -> socket.socket:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import vfio_user
 from userdev.errors import UserError
-from userdev.process import Child, await_text
+from userdev.process import Child, answer_of, await_text
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
 from vfio_user.harness.hosts.host import Host
@@ -121,7 +120,7 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
     libraries = ":".join(str(folder) for folder in (*root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu")))
     for key in ("host_key", "user_key"):
         generate = [str(root / "usr/bin/ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
-        subprocess.run(generate, env={**os.environ, "LD_LIBRARY_PATH": libraries}, check=True)
+        answer_of("ssh-keygen", generate, _START_SECONDS, env={**os.environ, "LD_LIBRARY_PATH": libraries})
     helpers = [(keyword, root / path) for keyword, path in _HELPERS.items() if (root / path).exists()]
     config = _CONFIG.format(port=_PORT, name=name) + "".join(f"{keyword} {path}\n" for keyword, path in helpers)
     (folder / "sshd_config").write_text(config)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import posixpath
-import subprocess
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from glob import glob
 from pathlib import Path
 
 from userdev.errors import UserError
+from userdev.process import answer_of, run_to_end
 from vfio_user.harness.image.elf import LIBRARY_FOLDERS, read_needs
 from vfio_user.harness.image.modules import KernelModules, modules_alias, modules_dep
 from vfio_user.harness.image.tree import MERGED, Directory, File, Node, Symlink, Tree, merged
 
-COMPILE_SECONDS = 120.0  # seconds
+COMPILE_SECONDS = 120.0
+LIST_SECONDS = 60.0
 EMPTY_FOLDERS = ("dev", "proc", "run", "sys", "root", "mnt", "var/log", "var/tmp")
 
 
@@ -97,14 +98,12 @@ def add_bytecode(tree: Tree, packages: Path) -> None:
     # the same bytes everywhere: paths as in the guest, no time stamps, one process in a fixed order; -B because what
     # the compiler imports would be compiled with both, and be taken for done
     compiling = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(packages), "-p", "/"]
-    ran = subprocess.run(
+    ran = run_to_end(
+        "the guest's Python",
         [*_staged(packages, "usr/bin/python3"), "-B", "-S", "-s", *compiling, "-i", "-"],
-        input="\n".join(str(source) for source in sources),
+        COMPILE_SECONDS,
         env={"PYTHONHOME": str(packages / "usr"), "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
-        capture_output=True,
-        text=True,
-        timeout=COMPILE_SECONDS,
-        check=False,
+        said="\n".join(str(source) for source in sources),
     )
     if ran.returncode != 0:
         raise UserError(f"the guest's Python does not compile its library: {(ran.stdout + ran.stderr).strip()[-500:]}")
@@ -127,11 +126,9 @@ def _staged(packages: Path, program: str) -> list[str]:
 
 def add_busybox(tree: Tree, packages: Path) -> None:
     """Install busybox under the names of all its applets, except where a package's own program is in the tree."""
-    ran = subprocess.run(
-        [packages / "usr/bin/busybox", "--list-full"], capture_output=True, text=True, timeout=10, check=True
-    )
+    applets = answer_of("the guest's busybox", [packages / "usr/bin/busybox", "--list-full"], LIST_SECONDS)
     taken = {posixpath.basename(path) for path, _ in tree}
-    for applet in ran.stdout.split():
+    for applet in applets.split():
         if posixpath.basename(applet) not in taken:
             tree.add(applet, Symlink("/usr/bin/busybox"))
     tree.add("init", Symlink("usr/bin/busybox"))  # what the kernel starts

@@ -7,12 +7,12 @@ as the server goes wrong in the same way (`symptom`) and the rest is right (`exp
 from __future__ import annotations
 
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from userdev.errors import UserError
+from userdev.process import Deadline, run_to_end
 from vfio_user.interposer.replay.explaining import Explanation, Trial
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.player import PATIENCE_SECONDS
@@ -48,9 +48,9 @@ def minimize(
     """
     script = trace if isinstance(trace, Script) else load_script(trace, session)
     if check is not None:
-        fails = _checked_by(check, server_command)
+        fails = _checked_by(check, server_command, seconds)
         if not fails(script):
-            raise UserError(f"the trace does not fail to begin with: {check} succeeds")
+            raise UserError(f"the trace does not fail to begin with: {check} succeeds, or takes all the time there is")
         return reduce_script(script, fails, seconds=seconds, progress=progress)
     registers = registers or registers_of(script.header)
     ignored = ignore if isinstance(ignore, Ignored) else Ignored.parse(ignore, registers)
@@ -58,14 +58,19 @@ def minimize(
     return Explanation(trial, script, record).minimize(seconds, progress)
 
 
-def _checked_by(command: str, server_command: str) -> Fails:
-    words = shlex.split(command)
+def _checked_by(command: str, server_command: str, seconds: float) -> Fails:
+    words, deadline = shlex.split(command), Deadline(seconds)
 
     def fails(script: Script) -> bool:
         with tempfile.TemporaryDirectory(prefix="vfu-") as folder:
             candidate = Path(folder) / "candidate.trace"
             script.write(candidate)
             filled = [word.replace("{trace}", str(candidate)).replace("{server}", server_command) for word in words]
-            return subprocess.run(filled, check=False, capture_output=True).returncode != 0
+            try:
+                return run_to_end(command, filled, deadline.remaining).returncode != 0
+            except UserError:
+                if deadline.passed:  # the search ends with what it has
+                    return False
+                raise
 
     return fails
