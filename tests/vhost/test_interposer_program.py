@@ -21,7 +21,14 @@ from userdev.control import ControlClient, ControlError
 from userdev.trace import Note, read_trace
 from vhost_user.backend import Server
 from vhost_user.frontend import Disconnected, FrontEnd, Queue
-from vhost_user.interposer.control.answers import CountersStatus, InterposerStatus, SessionStatus
+from vhost_user.interposer.control.answers import (
+    CountersStatus,
+    InterposerStatus,
+    RegionStatus,
+    RingStatus,
+    SessionShown,
+    SessionStatus,
+)
 from vhost_user.interposer.control.commands import COMMANDS
 from vhost_user.interposer.interposer import Interposer, Setup
 from vhost_user.interposer.traces import PROTOCOL, MessageRecord
@@ -123,7 +130,10 @@ def test_the_session_is_shown_by_names(between: Interposed) -> None:
     assert shown["state"] == "running"
     assert "VERSION_1" in shown["features"].split("|")
     assert "REPLY_ACK" in shown["protocol_features"].split("|")
+    assert shown.keys() == SessionShown.__annotations__.keys()
+    assert shown["rings"]["0"].keys() == RingStatus.__annotations__.keys()
     assert shown["rings"]["0"]["started"]
+    assert shown["regions"][0].keys() == RegionStatus.__annotations__.keys()
     assert shown["regions"][0]["size"] > 0
 
 

@@ -8,14 +8,18 @@ import resource
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.descriptors import fd_count
 from tests.vhost.between import B, Between, P, R, V, channel
+from userdev.trace import Note, read_trace
 from userdev.transport import close_all
 from vhost_user.interposer.session_model import MAX_SLOTS, RingShown, SessionModel
+from vhost_user.interposer.traces import PROTOCOL
+from vhost_user.interposer.unanswered import LIMIT
 from vhost_user.wire import (
     NEED_REPLY,
     NO_FD,
@@ -334,6 +338,22 @@ def test_memory_that_another_owner_had_asked_for_is_not_there_when_it_is_acknowl
     assert between.session.model.regions == {}
 
 
+def test_memory_that_nobody_acknowledges_is_taken_for_there_once_too_much_waits() -> None:
+    model = SessionModel()
+    model.requested(encode_request(R.SET_PROTOCOL_FEATURES, P.REPLY_ACK))
+    settle = []
+    for index in range(LIMIT + 2):
+        told = encode_request(R.ADD_MEM_REG, REGION._replace(guest_address=index << 20), [0], need_reply=True)
+        settle.append(model.awaited(told))
+    assert list(model.regions) == [0, 1 << 20]
+    [first, *_, last] = settle
+    assert first is not None
+    assert last is not None
+    first(acknowledge(R.ADD_MEM_REG, errno.EINVAL))
+    last(acknowledge(R.ADD_MEM_REG))
+    assert list(model.regions) == [0, 1 << 20], "what is before it has no answer"
+
+
 def test_regions_that_nobody_refuses_are_kept_up_to_a_bound_and_the_last_of_each_address() -> None:
     model = SessionModel()
     for index in range(MAX_SLOTS + 2):
@@ -389,6 +409,15 @@ def test_a_request_that_has_lost_its_descriptors_is_refused_where_it_is_answered
         errno.EMFILE.to_bytes(8, "little"),
     )
     assert between.back_end.is_silent()
+
+
+def test_a_trace_says_which_request_has_lost_its_descriptors(tmp_path: Path) -> None:
+    with Between(tmp_path / "trace") as between:
+        between.session.lost(between.session.asker.asking, Message(R.SET_MEM_TABLE, VERSION))
+    notes = [entry for entry in read_trace(tmp_path / "trace", PROTOCOL).entries if isinstance(entry, Note)]
+    assert [note.details for note in notes if note.event == "descriptors-lost"] == [
+        {"direction": "to-server", "request": R.SET_MEM_TABLE}
+    ]
 
 
 def test_a_request_that_has_lost_its_descriptors_and_is_not_answered_ends_the_session(between: Between) -> None:

@@ -18,8 +18,9 @@ from tests.vhost.between import B, Between, R, V, channel
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
 from userdev.relay import Direction
-from userdev.trace import read_trace
+from userdev.trace import Note, View, read_trace
 from userdev.trace.exchanges import Exchange, Place
+from userdev.trace.perfetto import INTERPOSER
 from vfio_user.cli import cli, vhost_user_cli
 from vhost_user.interposer.asker import REQUESTS, Asker, name_of
 from vhost_user.interposer.decode import describe, known_fields, place_of
@@ -39,7 +40,7 @@ from vhost_user.wire import (
     encode_request,
 )
 from vhost_user.wire.messages import shape_of
-from vhost_user.wire.payloads import Config, Region, VringAddress, VringState
+from vhost_user.wire.payloads import Config, Number, Opaque, Region, VringAddress, VringState
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,8 @@ def test_the_picture_has_the_channel_in_a_lane_of_its_own(trace: Path, tmp_path:
     asked = {event["name"]: lanes[event["tid"]] for event in events if event["ph"] == "X"}
     assert asked["GET_CONFIG"] == "front-end to back-end"
     assert asked["BACKEND_CONFIG_CHANGE_MSG"] == "back-end's channel"
+    noted = {event["name"]: lanes[event["tid"]] for event in events if event["ph"] == "i"}
+    assert noted["connected"] == noted["disconnected"] == INTERPOSER
 
 
 def test_the_dissector_has_the_names_of_the_tables() -> None:
@@ -251,7 +254,38 @@ def test_a_payload_that_cannot_be_read_is_shown_as_it_is_with_the_reason() -> No
 
 
 def test_an_unknown_request_has_its_number() -> None:
-    assert describe(Asker.FRONT_END, Message(99)).command == "request-99"
+    for asker in Asker:
+        found = describe(asker, Message(99, VERSION, b"what"))
+        assert (found.command, found.kind, found.data) == ("request-99", "request", b"what")
+        assert describe(asker, Message(99, VERSION | REPLY)).kind == "reply"
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_number_and_bytes_are_shown_as_such(name: str) -> None:
+    """What a request is, and what it is answered with beside an acknowledgement."""
+    asker = Asker.BACK_END if name.startswith("BACKEND_") else Asker.FRONT_END
+    shape = shape_of(REQUESTS[name])
+    payloads = {VERSION: shape.payload, VERSION | REPLY: shape.reply_payload}
+    for flags, payload in payloads.items():
+        message = Message(REQUESTS[name], flags, (5).to_bytes(8, "little"))
+        found = describe(asker, message)
+        if isinstance(payload, Number):
+            [(field, shown)] = found.fields.items()
+            assert place_of(asker, message, field) == (HEADER_SIZE, 8)
+            assert field != "result" or message.is_reply
+            assert (field == "result") is (shown == "EIO") is (found.kind == "error")
+            assert found.value == (None if field in ("result", "vring") else 5)
+        elif isinstance(payload, Opaque):
+            assert (found.data, found.fields) == (message.payload, {})
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [(b"\7", "= 0x7"), (b"\7\1\0\0", "= 0x107"), (bytes(8), "= 0x0"), (b"abc", "616263")],
+)
+def test_configuration_is_shown_as_the_number_that_it_is(data: bytes, shown: str) -> None:
+    found = describe(Asker.FRONT_END, encode_request(R.SET_CONFIG, Config(4, len(data), 0, data)))
+    assert found.text().endswith(shown)
 
 
 def test_a_ring_without_a_descriptor_is_that_ring() -> None:
@@ -329,6 +363,28 @@ def test_what_a_reply_says(said: FrontEndRequest, reply: Message, value: int | N
     VhostReading().answer(exchange, b"before" + reply.encode(), 6)
     assert (exchange.value, exchange.error) == (value, error)
     assert VhostReading().asked(reply.encode(), 0, 1) is None
+
+
+def test_what_is_read_again_and_again_is_taken_apart_once_as_long_as_it_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others are right each time, and kept nowhere."""
+    monkeypatch.setattr("vhost_user.interposer.reading.MOST_PLACES", 2)
+    table = tuple(Region(index, 1, 1, 1) for index in range(3))
+    short = [encode_request(R.SET_VRING_NUM, VringState(index, 1)).encode() for index in range(3)]
+    long = encode_request(R.SET_MEM_TABLE, table, [0] * 3).encode()
+    reading = VhostReading()
+    first = [reading.asked(record, 0, 1) for record in (*short[:1], long, *short[1:])]
+    again = [reading.asked(record, 0, 1) for record in (*short[:1], long, *short[1:])]
+    assert first == again
+    assert [one is other for one, other in zip(first, again, strict=True)] == [True, False, True, False]
+
+
+def test_no_message_carries_others_and_none_is_an_interrupt() -> None:
+    reading, record = VhostReading(), encode_request(R.SET_OWNER).encode()
+    assert reading.carried(record, 0, 1) == []
+    assert reading.interrupt(Note(1, 0, Direction.TO_SERVER, View.SENT, "mark")) is None
+    assert reading.without_id(record) == record
 
 
 def test_an_acknowledgement_is_no_memory_table() -> None:

@@ -182,7 +182,7 @@ class FrontEndSession(Conversation):
             theirs = None  # no socket: let the back-end say what it makes of that
         if theirs is None:
             return
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        near, far = socket.socketpair()
         message.fds[0] = far.detach()
         channel = RelayedChannel(self, Stream(theirs), Stream(near), lambda: self.channels.remove(channel))
         self.channels.append(channel)
