@@ -16,10 +16,17 @@ from typing import Any
 
 import psutil
 import pytest
+from avocado.core.nrunner.runnable import (
+    RUNNERS_REGISTRY_STANDALONE_EXECUTABLE,
+    STANDALONE_EXECUTABLE_CONFIG_USED,
+    Runnable,
+)
+from avocado.core.nrunner.runner import check_runnables_runner_requirements
 from junitparser import JUnitXml
 
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job import job as avocado_job
+from vfio_user.avocado_job.forks import ForkSpawner
 from vfio_user.avocado_test import GuestTest
 from vfio_user.cli import test_e2e
 
@@ -155,6 +162,18 @@ def test_tests_are_forks_of_one_process_and_leave_nothing_in_it(tmp_path: Path) 
     assert template != running.pid
     _, still = psutil.wait_procs(list(processes_of(tmp_path)), timeout=60)
     assert not still
+
+
+def test_no_program_is_started_to_ask_what_the_runner_of_forks_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Avocado would start a Python with all of itself in it, for each job."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program is started"))
+    for registry in (RUNNERS_REGISTRY_STANDALONE_EXECUTABLE, STANDALONE_EXECUTABLE_CONFIG_USED):
+        for name in list(registry):
+            monkeypatch.delitem(registry, name)
+    assert ForkSpawner().is_operational()
+    test = Runnable("avocado-instrumented", "test_it.py:One.test_first")
+    assert check_runnables_runner_requirements([test]) == ([test], [])
+    assert "run.test_parameters" in STANDALONE_EXECUTABLE_CONFIG_USED["avocado-runner-avocado-instrumented"]
 
 
 def test_a_run_that_somebody_ends_says_so_of_its_tests(tmp_path: Path) -> None:

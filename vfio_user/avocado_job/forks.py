@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.connection import wait
 from typing import Any, BinaryIO
 
+from avocado.core.nrunner.runnable import RUNNERS_REGISTRY_STANDALONE_EXECUTABLE, STANDALONE_EXECUTABLE_CONFIG_USED
 from avocado.core.nrunner.runner import RUNNER_RUN_STATUS_INTERVAL
 from avocado.core.utils.messages import RunningMessage
 from avocado.plugins.runners.avocado_instrumented import AvocadoInstrumentedTestRunner, RunnerApp
@@ -48,6 +49,17 @@ class ForkSpawner(ProcessSpawner):  # type: ignore[misc]  # avocado has no types
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._template = _Template()
+
+    def is_operational(self) -> bool:
+        """Whether tests can be started; avocado, which asks before each job, is told what the runner of forks can do.
+
+        It would start a Python with avocado in it to ask that of the runner's program, 0.6 s for each job.
+        """
+        runner = AvocadoInstrumentedTestRunner
+        program = f"avocado-runner-{runner.name}"
+        RUNNERS_REGISTRY_STANDALONE_EXECUTABLE.setdefault(runner.name, [program])
+        STANDALONE_EXECUTABLE_CONFIG_USED.setdefault(program, runner.CONFIGURATION_USED)
+        return bool(super().is_operational())
 
     async def spawn_task(self, runtime_task: Any) -> bool:
         """Begin a test."""
