@@ -22,10 +22,11 @@ def main() -> None:
     habit = sys.argv[2] if len(sys.argv) > 2 else "ends"
     with Listener(sys.argv[1]) as listener:
         stream, framer = listener.accept(), Framer(Message)
-        while (proposal := framer.next()) is None:
-            framer.received(*stream.receive(framer.room()))
-        stream.send(proposal.reply(encode_version(CURRENT, 0, Capabilities())).encode())
-        stream.receive(framer.room())
+        while (proposal := framer.next()) is None and (received := stream.receive(framer.room()))[0]:
+            framer.received(*received)
+        if proposal is not None:
+            stream.send(proposal.reply(encode_version(CURRENT, 0, Capabilities())).encode())
+            stream.receive(framer.room())
         stream.close()
         if habit == "deaf":
             listener.close()
