@@ -30,6 +30,11 @@ IMPORTED = (
     *(f"vfio_user.cli.{name}" for name in ("serve", "interpose", "conformance", "trace")),
     *(f"vfio_user.cli.vhost_{name}" for name in ("serve", "interpose", "conformance", "trace")),
     *(f"userdev_servers.{name}" for name in ("edu", "gpio", "nvme", "blk", "net", "rng")),
+    # what an interposer imports once somebody controls it
+    "userdev.interposer.control.server",
+    *(f"{package}.interposer.control.commands" for package in ("vfio_user", "vhost_user")),
+    *(f"{package}.interposer.faults.scenario" for package in ("vfio_user", "vhost_user")),
+    "vfio_user.interposer.control.controlled",
     "tests.flag",
 )
 """What the programs that tests start need."""
