@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -122,22 +122,20 @@ class Memory:
         os.close(self.file)
 
 
-@pytest.fixture
-def memory(request: pytest.FixtureRequest) -> Iterator[Memory]:
-    made = Memory(*request.param)
-    yield made
-    made.close()
+EVERY_MEMORY = [pytest.param(mode, rights, id=f"{mode}-{name}") for mode in MODES for name, rights in RIGHTS.items()]
 
 
-EVERY_MEMORY = [pytest.param((mode, rights), id=f"{mode}-{name}") for mode in MODES for name, rights in RIGHTS.items()]
-
-
-@pytest.mark.parametrize("name", ACCESSES)
-@pytest.mark.parametrize("memory", EVERY_MEMORY, indirect=True)
+@pytest.mark.parametrize(("mode", "rights"), EVERY_MEMORY)
 @pytest.mark.parametrize("at", [AT, SIZE - 3, SIZE - COUNT, SIZE], ids=["inside", "across", "to the border", "behind"])
 def test_an_access_is_what_the_client_granted_or_eperm_and_marks_what_it_writes(
-    memory: Memory, name: str, at: int
+    mode: str, rights: int, at: int
 ) -> None:
+    for name in ACCESSES:
+        with contextlib.closing(Memory(mode, rights)) as memory:
+            _is_what_was_granted(memory, name, at)
+
+
+def _is_what_was_granted(memory: Memory, name: str, at: int) -> None:
     """First of all accesses, right behind itself, behind one of other memory, and where another has been refused."""
     access, dma, region = ACCESSES[name], memory.dma, memory.dma.regions[0]
     granted = region.writable if access.writes else region.readable
@@ -184,8 +182,13 @@ def _put_back(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("writes", [False, True], ids=["reads", "writes"])
-@pytest.mark.parametrize("memory", EVERY_MEMORY, indirect=True)
-def test_rights_are_asked_for_behind_a_range_of_no_bytes_too(memory: Memory, writes: bool) -> None:
+@pytest.mark.parametrize(("mode", "rights"), EVERY_MEMORY)
+def test_rights_are_asked_for_behind_a_range_of_no_bytes_too(mode: str, rights: int, writes: bool) -> None:
+    with contextlib.closing(Memory(mode, rights)) as memory:
+        _rights_are_asked_for(memory, writes)
+
+
+def _rights_are_asked_for(memory: Memory, writes: bool) -> None:
     """A list of pages as a guest has it, with an entry of length 0 wherever it likes."""
     dma, region = memory.dma, memory.dma.regions[0]
     allowed = memory.mode in ("mapped", "not sealed") and (region.writable if writes else region.readable)
