@@ -42,17 +42,10 @@ def touched(writes: list[tuple[int, int]], address: int, length: int, page_size:
 
 def writes_in(start: int, size: int) -> st.SearchStrategy[list[tuple[int, int]]]:
     """Writes of any size inside of a range."""
-    return st.lists(
-        st.integers(start, start + size - 1).flatmap(
-            lambda address: st.tuples(
-                st.just(address),
-                st.one_of(st.integers(1, 64), st.integers(1, size)).map(
-                    lambda count: min(count, start + size - address)
-                ),
-            )
-        ),
-        max_size=12,
-    )
+    end = start + size
+    counts = st.integers(1, 64) | st.integers(1, size)
+    writes = st.tuples(st.integers(start, end - 1), counts).map(lambda write: (write[0], min(write[1], end - write[0])))
+    return st.lists(writes, max_size=12)
 
 
 @st.composite

@@ -337,10 +337,10 @@ def test_one_that_never_interrupts_is_not_waited_for_each_time(flagged: Path) ->
     script = load_script(flagged)
     interrupts = [step for step in script.steps if is_interrupt(step)]
     often = replace(script, steps=(*script.steps, *interrupts * 9))
-    outcome = replay(often, flag("--lost 1"), patience=1.0)
+    outcome = replay(often, flag("--lost 1"), patience=0.5)
     assert [each.what for each in outcome.differences] == [What.INTERRUPT_MISSING] * 30
     assert outcome.sent == len(script.requests)
-    assert outcome.seconds < 30 * 1.0
+    assert outcome.seconds < 30 * 0.5
 
 
 def test_what_another_server_did_can_be_what_is_expected() -> None:
