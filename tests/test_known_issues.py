@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,10 @@ from pydantic import BaseModel, ValidationError
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
 from userdev_servers.edu import Edu
+from userdev_servers.rng import Rng
 from vfio_user.cli import cli
 from vfio_user.harness import qemu_guards
+from vfio_user.harness.family import VHOST_USER
 from vfio_user.harness.known_issues import (
     Here,
     IssueStatus,
@@ -31,6 +34,8 @@ from vfio_user.harness.known_issues import (
 )
 from vfio_user.nightly.servers import ServerIssue
 from vfio_user.server import Server
+from vhost_user.backend import Server as BackEndServer
+from vhost_user.frontend import FrontEnd
 
 ROOT = Path(__file__).parent.parent
 ISSUES = known_issues()
@@ -256,8 +261,34 @@ def test_a_device_that_qemu_does_not_survive_is_refused_before_it_has_it(
         qemu_guards.check_server(MENDED, "edu", path)
 
 
+@pytest.mark.parametrize(
+    ("version", "driver", "properties", "refused"),
+    [
+        (AFFECTED, "vhost-user-rng-pci", {}, True),
+        (AFFECTED, "vhost-user-test-device-pci", {}, True),
+        (AFFECTED, "vhost-user-rng-pci", {"iommu_platform": "on"}, False),
+        (AFFECTED, "vhost-user-blk-pci", {}, False),
+        (Version("8.2"), "vhost-user-rng-pci", {}, False),
+    ],
+)
+def test_a_back_end_for_which_qemu_was_not_told_to_translate_is_refused_where_it_matters(
+    tmp_path: Path, version: Version, driver: str, properties: dict[str, object], refused: bool
+) -> None:
+    path = tmp_path / "rng"
+    outcome = pytest.raises(UserError, match="survive") if refused else nullcontext()
+    with closing(Rng()) as device, BackEndServer(device, str(path)), outcome:
+        VHOST_USER.check_server(version, "rng", path, {"driver": driver, **properties})
+
+
 def test_a_server_that_does_not_answer_is_left_to_qemu(tmp_path: Path) -> None:
     qemu_guards.check_server(AFFECTED, "nothing", tmp_path / "nothing")
+    qemu_guards.check_back_end(AFFECTED, "nothing", tmp_path / "nothing")
+
+
+def test_a_back_end_that_translates_nothing_needs_no_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrontEnd, "ask", lambda *_: 1 << 32)
+    with closing(Rng()) as device, BackEndServer(device, str(tmp_path / "rng")):
+        qemu_guards.check_back_end(AFFECTED, "rng", tmp_path / "rng")
 
 
 # what a test that names an issue makes of its failures

@@ -79,8 +79,10 @@ class Family(Protocol):
             UserError: that does not say which device of QEMU's it is.
         """
 
-    def check_server(self, version: Version, name: str, path: Path) -> None:
-        """Raise `UserError` for a server that a QEMU of this version would not survive."""
+    def check_server(self, version: Version, name: str, path: Path, properties: Mapping[str, object]) -> None:
+        """Raise `UserError` for a server that a QEMU of this version would not survive, with these properties of its
+        device.
+        """
 
     def check_scenario(self, path: Path) -> None:
         """Raise `UserError` for a file of faults that is wrong, with its lines."""
@@ -116,7 +118,7 @@ class VfioUser:
         wanted = {"driver": "vfio-user-pci", "id": identity, **bus_place(place), "socket": socket}
         return Attachment(wanted | with_dashes(properties))
 
-    def check_server(self, version: Version, name: str, path: Path) -> None:
+    def check_server(self, version: Version, name: str, path: Path, properties: Mapping[str, object]) -> None:
         """Connect to the server as a client and look for what this QEMU would not survive.
 
         Raises:
@@ -209,8 +211,15 @@ class VhostUser:
         except (ValueError, LookupError, TypeError):
             raise UserError(f"{device!r} cannot be served: {said.stderr.strip()}") from None
 
-    def check_server(self, version: Version, name: str, path: Path) -> None:
-        """Refuse nothing: no server is known that QEMU would not survive as long as it stays."""
+    def check_server(self, version: Version, name: str, path: Path, properties: Mapping[str, object]) -> None:
+        """Connect to the server as a front-end, where it depends on its features what QEMU does.
+
+        Raises:
+            UserError: this QEMU would not survive it (`qemu_guards.check_back_end`).
+        """
+        wanted = with_dashes(properties)
+        if wanted.get("driver") in _TRANSLATED_IF_TOLD and "iommu_platform" not in wanted:
+            qemu_guards.check_back_end(version, name, path)
 
     def check_scenario(self, path: Path) -> None:
         """Read a file of faults in vhost-user's language.

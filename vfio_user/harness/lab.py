@@ -99,7 +99,8 @@ class Lab:
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
         self._provided: set[tuple[str, Path]] = set()
-        self._looked_at: set[str] = set()
+        self._looked_at: set[tuple[str, str]] = set()
+        """Commands of servers, with the properties of their devices."""
         self._break = Breakpoint.of_environment()
 
     # -- what guests are made of ----------------------------------------------------------------------------------
@@ -266,18 +267,20 @@ class Lab:
         return Site(self._scratch, self.folder, host)
 
     def _look_at(self, device: Device, name: str, host: Host) -> None:
-        """Refuse a server that QEMU would not survive: one of its own is started and looked at, once for a command.
+        """Refuse a server that QEMU would not survive: one of its own is started and looked at, once for a command
+        and the properties of its device.
 
         Not where the program is ours, which cannot be so, nor on a host that is reached by SSH, whose sockets are not
         here.
         """
-        if not device.command or device.command in self._looked_at or not host.shares_memory or device.is_ours:
+        known_by = device.command, str(sorted(device.properties.items()))
+        if not device.command or known_by in self._looked_at or not host.shares_memory or device.is_ours:
             return
-        self._looked_at.add(device.command)
+        self._looked_at.add(known_by)
         with self.timeline.step(f"look at the server {name}"):
             server = DeviceServer(device, self._site(host), f"{name}.look")
             try:
-                device.family.check_server(self.qemu.version, name, server.path)
+                device.family.check_server(self.qemu.version, name, server.path, device.properties)
             finally:
                 server.stop()
 

@@ -19,6 +19,7 @@ PATIENCE_SECONDS = 5.0
 
 AT_UNPLUG = "unplug-abort"
 AT_PLUG = ("realize-crash", "region-info-crash")
+UNTOLD = "untold-translation"
 
 
 def check_unplug(qemu: Version, device: str, *, msix: bool) -> None:
@@ -28,6 +29,30 @@ def check_unplug(qemu: Version, device: str, *, msix: bool) -> None:
             f"QEMU {qemu} does not survive that {device!r} is unplugged: it has MSI-X"
             f" (`vfio-user known-issues {AT_UNPLUG}`)",
             hint="plug it in without MSI-X, where it can do without (`edu --msix 0`, `nvme --msix=no`)",
+        )
+
+
+def check_back_end(qemu: Version, name: str, address: Path) -> None:
+    """Look at a back-end that is not ours, for whose addresses QEMU was not told what to do, as its front-end. One that
+    cannot be talked to is QEMU's to refuse.
+
+    Raises:
+        UserError: this QEMU would not survive it.
+    """
+    if not known_issues()[UNTOLD].affects(qemu):
+        return
+    from vhost_user.frontend import FrontEnd  # most guests have no such device
+    from vhost_user.wire import FrontEndRequest, VirtioFeature
+
+    try:
+        with FrontEnd(str(address), timeout=PATIENCE_SECONDS) as front_end:
+            offered = VirtioFeature(front_end.ask(FrontEndRequest.GET_FEATURES))
+    except UserdevError:
+        return
+    if VirtioFeature.ACCESS_PLATFORM in offered:
+        raise UserError(
+            f"QEMU {qemu} may not survive {name!r} as it is (`vfio-user known-issues {UNTOLD}`)",
+            hint="have QEMU translate addresses for it: the property iommu_platform=on",
         )
 
 
