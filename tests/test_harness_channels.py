@@ -167,9 +167,11 @@ class FakeMachine:
             self.address = int(words[2], 16)
             return ""
         if verb == "read":
-            return " 0x" + self.memory[first : first + int(words[2], 16)].hex()
+            space, offset = self._target(verb, first)
+            return " 0x" + space[offset : offset + int(words[2], 16)].hex()
         if verb == "write":
-            self.memory[first : first + int(words[2], 16)] = bytes.fromhex(words[3][2:])
+            space, offset = self._target(verb, first)
+            space[offset : offset + int(words[2], 16)] = bytes.fromhex(words[3][2:])
             return ""
         width = {"b": 1, "w": 2, "l": 4, "q": 8}[verb[-1]]
         space, offset = self._target(verb, first)

@@ -30,9 +30,9 @@ def put(space: bytearray, offset: int, width: int, value: int) -> None:
 
 
 @contextmanager
-def machine(space: bytearray) -> Iterator[tuple[FakeMachine, QTest]]:
+def machine(space: bytearray, kind: type[FakeMachine] = FakeMachine) -> Iterator[tuple[FakeMachine, QTest]]:
     """A machine whose device has this config space."""
-    made = FakeMachine()
+    made = kind()
     made.config[DEVICE] = space
     try:
         yield made, QTest(made.ours)
@@ -93,6 +93,38 @@ def test_power_state_and_line_move(device: Edu, used: bytearray) -> None:
     power = find_capability(device, 0x01)
     put(used, power + 4, 2, int.from_bytes(used[power + 4 : power + 6], "little") | 3)
     assert moved(device, used).config[DEVICE] == used
+
+
+class Sleeping(FakeMachine):
+    """Has the device's BAR nowhere while it is not in D0, as QEMU."""
+
+    power: int
+
+    def _target(self, verb: str, first: int) -> tuple[bytearray, int]:
+        target, offset = super()._target(verb, first)
+        asleep = target is self.memory and self.config[DEVICE][self.power] & 3
+        return (bytearray(b"\xff" * len(target)) if asleep else target), offset
+
+
+@pytest.mark.parametrize(("keeps", "arrives"), [(1 << 3, True), (0, False)], ids=["keeps its state", "is reset"])
+def test_the_table_of_a_device_in_d3_moves_where_it_is_still_there_on_the_way_back(
+    device: Edu, used: bytearray, keeps: int, arrives: bool
+) -> None:
+    power, msix = find_capability(device, 0x01) + 4, find_capability(device, 0x11)
+    put(used, msix + 2, 2, int.from_bytes(used[msix + 2 : msix + 4], "little") | ENABLE_MSIX)
+    put(used, power, 2, 3 | keeps)
+    table, fresh = bytes(range(1, 65)), config_of(device)
+    put(fresh, power, 2, keeps)
+    Sleeping.power = power
+    with machine(used, Sleeping) as (source, qtest):
+        source.memory[TABLE : TABLE + 64] = table
+        before = bytes(used)
+        state = pci_state.capture(qtest, DEVICE)
+        assert bytes(used) == before, "what was captured has not changed"
+    with machine(fresh, Sleeping) as (destination, qtest):
+        pci_state.restore(qtest, DEVICE, state)
+    assert destination.config[DEVICE] == used
+    assert destination.memory[TABLE : TABLE + 64] == (table if arrives else bytes(64))
 
 
 def with_express(device: Edu, space: bytearray, version: int) -> int:

@@ -23,6 +23,8 @@ _MESSAGE_CONTROL = 2  # of MSI and of MSI-X
 _MSI_ENABLE, _MSI_64_BIT, _MSI_MASKABLE = 1, 1 << 7, 1 << 8
 _MSIX_ENABLE, _MSIX_COUNT = 1 << 15, 0x7FF
 _MSIX_TABLE = 4
+_POWER_CONTROL = 4
+_POWER_STATE, _NO_SOFT_RESET = 0x3, 1 << 3
 _ENTRY = 16  # bytes of an entry of the MSI-X table
 
 _CONFIG_ADDRESS = 0xCF8
@@ -32,11 +34,12 @@ _Register = tuple[int, int, int]
 
 _WRITABLE: Mapping[int, tuple[_Register, ...]] = MappingProxyType(
     {
-        POWER_MANAGEMENT: ((4, 2, 0x7FFF),),
         EXPRESS: ((0x08, 2, 0x7FFF), (0x10, 2, 0xFFDF)),
     }
 )
-"""Writable registers of the other capabilities (PCI Express Base 7.5.3, PM Interface 3.2.4)."""
+"""Writable registers of the other capabilities (PCI Express Base 7.5.3)."""
+_POWER_CONTROL_BITS = 0x7FFF
+"""Without PME_Status, which a 1 clears (PM Interface 3.2.4)."""
 _EXPRESS_2: tuple[_Register, ...] = ((0x28, 2, 0xFFFF), (0x30, 2, 0xFFEF))
 """Those of PCI Express since version 2; before it, the capability ends at 0x14."""
 _EXPRESS_VERSION = 0xF
@@ -70,13 +73,24 @@ class PciState:
 
     @property
     def registers(self) -> Iterator[_Register]:
-        """Writable registers of the capabilities that are neither MSI nor MSI-X; offsets are those in config space."""
+        """Writable registers of the capabilities but for MSI, MSI-X and power; offsets are those in config space."""
         for identity, at in self.capabilities.items():
             found = _WRITABLE.get(identity, ())
             if identity == EXPRESS and self.word(at + 2, 2) & _EXPRESS_VERSION >= 2:
                 found += _EXPRESS_2
             for register, width, bits in found:
                 yield at + register, width, bits
+
+    @property
+    def power_control(self) -> int | None:
+        """Where the register is that has the power state."""
+        at = self.capabilities.get(POWER_MANAGEMENT)
+        return None if at is None else at + _POWER_CONTROL
+
+    @property
+    def power(self) -> int:
+        """What that register says, or 0, which is D0; without what a 1 clears."""
+        return 0 if self.power_control is None else self.word(self.power_control, 2) & _POWER_CONTROL_BITS
 
     @property
     def interrupts(self) -> str:
@@ -131,14 +145,16 @@ def capture(qtest: QTest, function: PciAddress, known: bytes = b"") -> PciState:
         else:
             state = PciState(qtest.config_space(function))
         table = state.msix_table_address()
-        if table is None:
-            return state
-        with _decoding(qtest, function, state.word(COMMAND, 2)):
+        if table is None or (state.power & _POWER_STATE and not state.power & _NO_SOFT_RESET):
+            return state  # waking it resets it, and the guest has to write the table again
+        with _awake(qtest, function, state), _decoding(qtest, function, state.word(COMMAND, 2)):
             return PciState(state.config, qtest.read(table, state.msix_table_size))
 
 
 def restore(qtest: QTest, function: PciAddress, state: PciState) -> None:
-    """Bring a paused machine's device to `state`: BARs, capabilities, MSI, MSI-X; what starts interrupts comes last."""
+    """Bring a paused machine's device to `state`: BARs, capabilities, MSI, MSI-X, power; what starts interrupts comes
+    late, and what takes the BARs away is the last.
+    """
     with undisturbed(qtest), qtest.posted():
         command = state.word(COMMAND, 2)
         for index in range(BAR_COUNT):
@@ -154,6 +170,8 @@ def restore(qtest: QTest, function: PciAddress, state: PciState) -> None:
             _restore_msi(qtest, function, state, where[MSI])
         if MSIX in where:
             _restore_msix(qtest, function, state, where[MSIX])
+        if state.power_control is not None:
+            qtest.config_write(function, state.power_control, state.power, 2)
 
 
 def _changeable(known: PciState) -> list[int]:
@@ -163,6 +181,7 @@ def _changeable(known: PciState) -> list[int]:
         length = 0x18 if identity == MSI else 4 if identity == MSIX else 0
         words.update(range(offset, offset + length, 4))
     words.update(offset & ~3 for offset, _, _ in known.registers)
+    words.update([] if known.power_control is None else [known.power_control])
     return sorted(word for word in words if word < 256)
 
 
@@ -174,6 +193,19 @@ def undisturbed(qtest: QTest) -> Iterator[None]:
         yield
     finally:
         qtest.outl(_CONFIG_ADDRESS, address)
+
+
+@contextmanager
+def _awake(qtest: QTest, function: PciAddress, state: PciState) -> Iterator[None]:
+    """Have it be in D0: in any other power state QEMU has its BARs nowhere (seen with 11.1.3: zeros are read there)."""
+    if state.power_control is None or not state.power & _POWER_STATE:
+        yield
+        return
+    qtest.config_write(function, state.power_control, state.power & ~_POWER_STATE, 2)
+    try:
+        yield
+    finally:
+        qtest.config_write(function, state.power_control, state.power, 2)
 
 
 @contextmanager
@@ -204,7 +236,7 @@ def _restore_msi(qtest: QTest, function: PciAddress, state: PciState, offset: in
 
 def _restore_msix(qtest: QTest, function: PciAddress, state: PciState, offset: int) -> None:
     table = state.msix_table_address()
-    if table is not None:
+    if table is not None and state.msix_table:
         with _decoding(qtest, function, state.word(COMMAND, 2)):
             qtest.write(table, state.msix_table)
     control = state.word(offset + _MESSAGE_CONTROL, 2)
