@@ -20,6 +20,7 @@ PATIENCE_SECONDS = 5.0
 AT_UNPLUG = "unplug-abort"
 AT_PLUG = ("realize-crash", "region-info-crash")
 UNTOLD = "untold-translation"
+_TRANSLATES = "ACCESS_PLATFORM"
 
 
 def check_unplug(qemu: Version, device: str, *, msix: bool) -> None:
@@ -42,14 +43,14 @@ def check_back_end(qemu: Version, name: str, address: Path) -> None:
     if not known_issues()[UNTOLD].affects(qemu):
         return
     from vhost_user.frontend import FrontEnd  # most guests have no such device
-    from vhost_user.wire import FrontEndRequest, VirtioFeature
+    from vhost_user.frontend.description import describe as describe_back_end
 
     try:
         with FrontEnd(str(address), timeout=PATIENCE_SECONDS) as front_end:
-            offered = VirtioFeature(front_end.ask(FrontEndRequest.GET_FEATURES))
+            offered = describe_back_end(front_end).features
     except UserdevError:
         return
-    if VirtioFeature.ACCESS_PLATFORM in offered:
+    if _TRANSLATES in offered:
         raise UserError(
             f"QEMU {qemu} may not survive {name!r} as it is (`vfio-user known-issues {UNTOLD}`)",
             hint="have QEMU translate addresses for it: the property iommu_platform=on",
