@@ -63,9 +63,10 @@ def test_a_new_format_makes_every_name_new(monkeypatch: pytest.MonkeyPatch) -> N
     assert checkpoint_name("i", "q", CONFIG) != before
 
 
-def writing(text: str) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_text(text)
+def writing(text: str) -> Callable[[Path, Path], None]:
+    def write(memory: Path, state: Path) -> None:
+        memory.write_text(text)
+        state.write_text("state")
 
     return write
 
@@ -74,22 +75,43 @@ def test_it_is_made_once() -> None:
     made = Checkpoint("one")
     assert made.ensure(writing("memory"))
     assert made.memory.read_text() == "memory"
-    assert not made.ensure(lambda _: pytest.fail("made again"))
+    assert not made.ensure(lambda *_: pytest.fail("made again"))
 
 
-def test_a_cut_off_one_is_made_again() -> None:
+@pytest.mark.parametrize("part", ["memory", "state"])
+def test_a_cut_off_one_is_made_again(part: str) -> None:
     made = Checkpoint("one")
     made.ensure(writing("memory"))
-    made.memory.write_text("mem")
+    (made.folder / part).write_text("cut")
     assert made.ensure(writing("again"))
-    assert made.memory.read_text() == "again"
+    assert (made.memory.read_text(), made.state.read_text()) == ("again", "state")
+
+
+def test_that_for_another_host_is_made_once_and_goes_with_the_others() -> None:
+    made = Checkpoint("one")
+    made.ensure(writing("memory"))
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("the guest died")
+
+    def all_of(text: str) -> Callable[[Path], None]:
+        return lambda path: writing(text)(path, path.with_suffix(".state"))
+
+    with pytest.raises(RuntimeError):
+        made.whole(fail)
+    assert made.whole(all_of("all")).read_text() == "all"
+    assert made.whole(fail).read_text() == "all"
+    made.discard(made.stamp)
+    made.ensure(writing("memory"))
+    assert made.whole(all_of("of now")).read_text() == "of now"
 
 
 def test_a_failure_to_make_it_leaves_nothing() -> None:
     made = Checkpoint("one")
 
-    def fail(path: Path) -> None:
-        path.write_text("half")
+    def fail(memory: Path, _state: Path) -> None:
+        memory.write_text("half")
         raise RuntimeError("the guest died")
 
     with pytest.raises(RuntimeError):
@@ -101,9 +123,9 @@ def test_a_failure_to_make_it_leaves_nothing() -> None:
 def test_two_runs_at_once_make_it_once() -> None:
     count = []
 
-    def make(path: Path) -> None:
+    def make(memory: Path, state: Path) -> None:
         count.append(1)
-        path.write_text("memory")
+        writing("memory")(memory, state)
 
     threads = [threading.Thread(target=Checkpoint("one").ensure, args=(make,)) for _ in range(4)]
     for thread in threads:
@@ -128,6 +150,6 @@ def test_those_not_used_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checkpoint, "_KEPT", 2)
     for name in ("one", "two"):
         Checkpoint(name).ensure(writing("memory"))
-    Checkpoint("one").ensure(lambda _: pytest.fail("made again"))
+    Checkpoint("one").ensure(lambda *_: pytest.fail("made again"))
     Checkpoint("three").ensure(writing("memory"))
     assert [name for name in ("one", "two", "three") if Checkpoint(name).is_valid()] == ["one", "three"]

@@ -59,6 +59,13 @@ def test_memory_is_shared_so_that_a_server_can_map_it() -> None:
     assert values("-m", argv) == ["768M"]
 
 
+def test_memory_of_ours_is_opened_by_a_name_and_is_the_same_hardware() -> None:
+    """QEMU's `x-ignore-shared` is for memory that it has opened by a name alone."""
+    argv = line(wiring=replace(WIRING, memory=9))
+    assert values("-object", argv) == ["memory-backend-file,mem-path=/dev/fd/9,id=ram,size=512M,share=on"]
+    assert [word for word in argv if word not in line()] == values("-object", argv)
+
+
 def test_there_is_room_for_memory_that_is_plugged_in_where_it_is_wanted() -> None:
     assert values("-m", line(replace(PLAIN, spare_memory=256))) == ["512M,slots=1,maxmem=768M"]
 

@@ -2,6 +2,10 @@
 
 A checkpoint's name is the digest of all that a guest could notice, because QEMU accepts a wrong checkpoint silently
 more often than not. One that does not load, or whose guest does not answer, is made anew.
+
+It is two files: the guest's memory as it is, which is copied into a file that QEMU maps while QEMU still starts, and
+the state of the devices, which QEMU loads. Where QEMU cannot be handed a file, on another host, it loads both from one,
+which is made of those two when it is first asked for.
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.command_line import MachineConfig, hardware
 
 # Changes with what `save` or the agent's protocol do, so that an older checkpoint is not used.
-FORMAT = 3
+FORMAT = 4
 
 _KEPT = (
-    16  # of the checkpoints, those used last; each is about 140 MB. The guest-driven suite has 8, other cells their own
+    16  # of the checkpoints, those used last; each is about 180 MB. The guest-driven suite has 8, other cells their own
 )
 _MEMORY = "memory"
+_STATE = "state"
+_WHOLE = "whole"
 _MANIFEST = "checkpoint.json"
 
 
@@ -46,17 +52,18 @@ class Checkpoint:
         self.name = name
         self.folder = cache_dir() / "checkpoints" / name
         self.memory = self.folder / _MEMORY
+        self.state = self.folder / _STATE
 
     def is_valid(self) -> bool:
         """Whether it is there and as long as it was when it was made."""
         try:
             manifest = json.loads((self.folder / _MANIFEST).read_text())
-            return bool(manifest["size"] == self.memory.stat().st_size)
+            return all(manifest[name] == (self.folder / name).stat().st_size for name in (_MEMORY, _STATE))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def ensure(self, make: Callable[[Path], None]) -> bool:
-        """Have it made by `make`, which writes the file it is given; returns whether that was necessary.
+    def ensure(self, make: Callable[[Path, Path], None]) -> bool:
+        """Have it made by `make`, which writes the files it is given for memory and state; whether that was necessary.
 
         Two runs at once make it once: the other waits.
         """
@@ -67,11 +74,23 @@ class Checkpoint:
             if self.is_valid():
                 return False
             with publish(self.folder) as making:
-                make(making / _MEMORY)
-                size = (making / _MEMORY).stat().st_size
-                (making / _MANIFEST).write_text(json.dumps({"size": size, "format": FORMAT}))
+                make(making / _MEMORY, making / _STATE)
+                sizes = {name: (making / name).stat().st_size for name in (_MEMORY, _STATE)}
+                (making / _MANIFEST).write_text(json.dumps({**sizes, "format": FORMAT}))
         self._prune()
         return True
+
+    def whole(self, make: Callable[[Path], None]) -> Path:
+        """The one file that has all of it, written by `make` where it is not there yet."""
+        path = self.folder / _WHOLE
+        if not path.exists():
+            with locked(f"checkpoint-{self.name}"):
+                if not path.exists():
+                    making = path.with_suffix(".making")
+                    making.unlink(missing_ok=True)
+                    make(making)
+                    making.replace(path)
+        return path
 
     def discard(self, seen: int) -> None:
         """Remove it, unless it is not the one any more that had the stamp `seen`: another run has replaced it."""

@@ -141,7 +141,8 @@ class Wiring:
     """The channels between the harness and a machine. None leaves a channel out; an agent left out answers nobody.
 
     `trace` is the file for QEMU's trace of the events that `traced` names by patterns, `monitor` a path at which a
-    person's QMP tool may connect beside the harness.
+    person's QMP tool may connect beside the harness. `memory` is an inherited file that is the guest's memory; without
+    one QEMU makes its own.
     """
 
     qmp: Endpoint | None
@@ -151,6 +152,7 @@ class Wiring:
     monitor: Path | None = None
     trace: Path | None = None
     traced: tuple[str, ...] = ()
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def command_line(
     """The whole command. `qemu` is how QEMU is called, with the options that it always needs."""
     return [
         *qemu,
-        *_hardware(config, name),
+        *_hardware(config, name, wiring.memory),
         *_channels(wiring),
         *_devices(config),
         *(word for attachment in start.attached for word in attachment.options),
@@ -187,12 +189,14 @@ def hardware(config: MachineConfig) -> list[str]:
     return [*_hardware(config, ""), *_devices(config), *kernel_options(config)]
 
 
-def _hardware(config: MachineConfig, name: str) -> Iterator[str]:
+def _hardware(config: MachineConfig, name: str, memory: int | None = None) -> Iterator[str]:
     irqchip = ",kernel-irqchip=split" if config.iommu and config.accelerator == "kvm" else ""
     yield from ("-name", escaped(name))
     yield from ("-no-user-config", "-nodefaults", "-display", "none")
     # vfio-user: the server maps the guest's memory, so it has to be shared and to have a file descriptor.
-    yield from ("-object", f"memory-backend-memfd,id=ram,size={config.memory}M,share=on")
+    # QEMU leaves memory out of what it saves and loads only where it has opened it by a name.
+    backend = "memory-backend-memfd" if memory is None else f"memory-backend-file,mem-path=/dev/fd/{memory}"
+    yield from ("-object", f"{backend},id=ram,size={config.memory}M,share=on")
     yield from ("-machine", f"{config.machine},memory-backend=ram{irqchip}")
     yield from ("-accel", config.accelerator)
     spare = f",slots=1,maxmem={config.memory + config.spare_memory}M" if config.spare_memory else ""

@@ -14,6 +14,7 @@ from vfio_user.harness.family import FAMILIES
 from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Launch
+from vfio_user.harness.memory_file import MemoryFile
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
@@ -62,6 +63,10 @@ class GuestSpec:
         """Whether no checkpoint fits: none has devices of servers."""
         return self.fresh or bool(self.attached)
 
+    def device_id(self, index: int) -> str:
+        """QEMU's id of a device that the guest boots with."""
+        return f"{self.name}-dev{index}"
+
     def with_attached(self, *attached: Attachment) -> GuestSpec:
         """The same with these devices from the start."""
         return replace(self, attached=attached)
@@ -70,8 +75,18 @@ class GuestSpec:
         """The same guest in another machine, on a host, to which it comes from where it is."""
         return replace(self, name=name, host=host, attached=attached, trace=False, monitor=None)
 
-    def launch(self, folder: Path, environment: Mapping[str, str], *, restore: bool = False) -> Launch:
-        """How its machine is started; with `restore` it waits for a guest that comes from a file or another machine."""
+    def launch(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        restore: bool = False,
+        memory: MemoryFile | None = None,
+    ) -> Launch:
+        """How its machine is started; with `restore` it waits for a guest that comes from a file or another machine.
+
+        `memory` is the guest's, where it is saved or was saved apart from its devices.
+        """
         return Launch(
             self.hardware,
             Start(
@@ -87,4 +102,5 @@ class GuestSpec:
             traced=tuple(family.trace_pattern for family in FAMILIES) if self.trace and self.host.shares_memory else (),
             environment=environment,
             kill_signal=self.host.kill_signal,
+            memory=memory,
         )

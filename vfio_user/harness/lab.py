@@ -23,7 +23,7 @@ import psutil
 
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
-from vfio_user.harness import evidence
+from vfio_user.harness import evidence, restoring
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, made_folder, results_folder
 from vfio_user.harness.attachment import Attachment
@@ -42,6 +42,7 @@ from vfio_user.harness.hotplug import wait_for_device
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.machine import Machine, MachineError
+from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.migration import Conductor, Mode, Plan, Report
 from vfio_user.harness.migration.guest_migration import move
 from vfio_user.harness.mishaps import GuestCrash
@@ -203,7 +204,7 @@ class Lab:
         device = spec.devices[index]
         if device.driver:
             return None
-        name = f"{_identity(spec, index)}-{device.name}"
+        name = f"{spec.device_id(index)}-{device.name}"
         interposed = spec.interpose or (spec.migratable and not device.family.moved_by_qemu)
         return self.serve(device, name, interposed=interposed, host=spec.host, trace=spec.trace)
 
@@ -317,13 +318,13 @@ class Lab:
         guest_identity = f"{spec.image.digest} {spec.image.host_key}"  # the digest leaves out the keys
         checkpoint = Checkpoint(checkpoint_name(guest_identity, self.qemu.digest, spec.hardware))
         for last in (False, True):
-            made = checkpoint.ensure(lambda path: self._make_checkpoint(path, spec))
+            made = checkpoint.ensure(lambda memory, state: self._make_checkpoint(memory, state, spec))
             stamp = checkpoint.stamp
             with self.timeline.step(f"restore {spec.name}"):
-                machine = self.machine(spec, restore=True)
+                machine = restoring.waiting_for(checkpoint, spec, self.machine)
                 try:
-                    self._provide(spec.host, checkpoint.memory)
-                    machine.load(checkpoint.memory)
+                    machine.load(restoring.loadable(checkpoint, spec, self.machine, self._provide))
+                    machine.go_on()
                     guest = self._answering(machine, spec, _RESTORE_SECONDS)
                     guest.agent.set_clock()
                 except (MachineError, GuestLost):
@@ -336,12 +337,12 @@ class Lab:
             checkpoint.discard(stamp)
         raise AssertionError("unreachable")
 
-    def _make_checkpoint(self, path: Path, wanted: GuestSpec) -> None:
+    def _make_checkpoint(self, memory: Path, state: Path, wanted: GuestSpec) -> None:
         """Boot a guest of this image and hardware on this machine, and save it."""
         self._progress("booting the guest once; later runs start from its checkpoint")
         spec = GuestSpec("checkpoint", wanted.image, wanted.hardware)
         with self.timeline.step("boot once, for the checkpoint"):
-            guest = self._booted(spec)
+            guest = self._booted(spec, MemoryFile(spec.hardware.memory))
             # What every test does first is quicker when the guest has done it before.
             guest.succeed("python3 -c pass", timeout=30)
             guest.run(["modprobe", "-a", *guest.agent.prepare()])
@@ -349,17 +350,17 @@ class Lab:
             with suppress(GuestFailure):  # the checkpoint is only larger then
                 guest.call(zero_free_memory, timeout=30)
         with self.timeline.step("save the checkpoint"):
-            guest.machine.save(path)
+            guest.machine.save(state, memory)
         self.guests.remove(guest)
         guest.close()
 
-    def _booted(self, spec: GuestSpec) -> BootedGuest:
+    def _booted(self, spec: GuestSpec, memory: MemoryFile | None = None) -> BootedGuest:
         """A guest that was booted from the beginning, and has the kernel modules that it was to load.
 
         Raises:
             UserError: its image lacks one of them.
         """
-        machine = self.machine(spec)
+        machine = self.machine(spec, memory=memory)
         machine.wait_ready()
         guest = self._answering(machine, spec)
         for module in spec.hardware.modules:
@@ -369,13 +370,15 @@ class Lab:
                 raise UserError(f"the image {name} has no kernel module {module!r}", hint=hint)
         return guest
 
-    def machine(self, spec: GuestSpec, *, restore: bool = False, qemu: Qemu | None = None) -> Machine:
-        """Start a QEMU; with `restore` it waits for a guest that comes from a file or another machine."""
+    def machine(
+        self, spec: GuestSpec, *, restore: bool = False, qemu: Qemu | None = None, memory: MemoryFile | None = None
+    ) -> Machine:
+        """Start a QEMU; with `restore` it waits for a guest from elsewhere. `memory` is the guest's, where apart."""
         qemu = qemu or self.qemu
         self._provide(spec.host, *qemu.folders, spec.image.kernel, spec.image.initramfs)
         machine = Machine(
             replace(qemu, argv=tuple(spec.host.command(qemu.argv))),
-            spec.launch(self.folder, self._scratch.environment, restore=restore),
+            spec.launch(self.folder, self._scratch.environment, restore=restore, memory=memory),
             beside=lambda: self._records.children,
         )
         self.machines.append(machine)
@@ -492,11 +495,6 @@ class Lab:
         return next((crash for guest in self.guests if (crash := guest.machine.mishaps.untold())), None)
 
 
-def _identity(spec: GuestSpec, index: int) -> str:
-    """QEMU's id of a device that a guest boots with."""
-    return f"{spec.name}-dev{index}"
-
-
 def _on_root_bus(spec: GuestSpec, servers: Sequence[DeviceServer | None]) -> Iterator[Attachment]:
     for index, (device, server) in enumerate(zip(spec.devices, servers, strict=True)):
-        yield attachment_of(device, _identity(spec, index), server, root_address(index))
+        yield attachment_of(device, spec.device_id(index), server, root_address(index))

@@ -20,6 +20,7 @@ from vfio_user.harness.attachment import Attachment, QmpCommand
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.last_words import end_of, first_to_end_badly, told_end
+from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
@@ -62,7 +63,8 @@ class Launch:
     """One start of a QEMU: the hardware, what it boots, and where its logs go.
 
     `folder` receives NAME.console.log, NAME.qmp.log, NAME.qemu.log, NAME.command and, where `traced` has patterns of
-    QEMU's trace events, NAME.trace.log. `monitor` is a path at which QEMU listens for a second QMP client.
+    QEMU's trace events, NAME.trace.log. `monitor` is a path at which QEMU listens for a second QMP client. `memory` is
+    the guest's, where it is to be saved or was saved apart from its devices; the machine closes it.
     """
 
     config: MachineConfig
@@ -73,6 +75,7 @@ class Launch:
     traced: tuple[str, ...] = ()
     environment: Mapping[str, str] | None = None
     kill_signal: int = signal.SIGKILL
+    memory: MemoryFile | None = None
 
     def log(self, kind: str) -> Path:
         """The file for one of its logs."""
@@ -97,7 +100,10 @@ class Machine:
         self._ready_seconds = _READY_SECONDS * self.patience * (_FIRMWARE_TIMES if launch.start.firmware else 1)
         self.folder = launch.folder
         self._kill_signal = launch.kill_signal
+        self._memory = launch.memory
         with ExitStack() as opened:
+            if self._memory is not None:
+                opened.callback(self._memory.close)
             local = self._start(qemu, launch, opened)
             opened.callback(self.child.stop, 0)
             self._channels = {os.fstat(end.fileno()).st_ino: channel for channel, end in local.items()}
@@ -129,13 +135,14 @@ class Machine:
                 local[channel] = opened.enter_context(near)
                 wires[channel] = remote.enter_context(far).fileno()
             trace = launch.log("trace") if launch.traced else None
-            wiring = Wiring(**wires, monitor=launch.monitor, trace=trace, traced=launch.traced)
+            memory = launch.memory.fd if launch.memory is not None else None
+            wiring = Wiring(**wires, monitor=launch.monitor, trace=trace, traced=launch.traced, memory=memory)
             self.argv = command_line(qemu.argv, launch.config, wiring, launch.start, self.name)
             self.child = Child(
                 self.name,
                 self.argv,
                 log=launch.log("qemu"),
-                pass_fds=wires.values(),
+                pass_fds=[*wires.values(), *([memory] if memory is not None else [])],
                 environment=launch.environment,
                 folder=launch.folder,
                 take_core=coredump.take,
@@ -166,33 +173,50 @@ class Machine:
             )
         self.mishaps.begin()
 
-    def save(self, path: Path) -> None:
-        """Pause the guest and write its memory and devices to `path`.
+    def save(self, path: Path, memory: Path | None = None) -> None:
+        """Pause the guest and write its memory and devices to `path`; with `memory` its memory there, as it is.
+
+        The latter is for a machine that was started with a memory of ours.
 
         Raises:
             MachineError: QEMU refuses, or is gone.
+            OSError: the memory cannot be written.
         """
         self.qmp.command("stop")
-        self._set_up_migration()
+        self._set_up_migration(without_memory=memory is not None)
         self.qmp.command("migrate-set-parameters", max_bandwidth=1 << 40)
         self.qmp.command("migrate", uri=f"file:{path}")
         self._await_migration(f"saved to {path}")
+        if memory is not None:
+            assert self._memory is not None
+            self._memory.keep(memory)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote into a machine started with `restore`, and let the guest run.
+        """Read what `save` wrote into a machine started with `restore`, which has its memory where that was apart.
 
         Raises:
             MachineError: QEMU refuses; it has its reason.
         """
-        self._set_up_migration()
+        self._set_up_migration(without_memory=self._memory is not None)
+        if self._memory is not None:
+            try:
+                self._memory.await_filled()
+            except OSError as error:
+                raise MachineError(f"the guest's memory could not be read: {error}") from error
+            self._memory.close()
         self.qmp.execute("migrate-incoming", {"uri": f"file:{path}", "exit-on-error": False})
         self._await_migration(f"restored from {path}")
+
+    def go_on(self) -> None:
+        """Let the guest run that was loaded."""
         self.mishaps.begin()
         self.qmp.command("cont")
 
     def stop(self) -> None:
         """End QEMU, softly if it still listens; a second call does nothing."""
         self.agent_connection.close()
+        if self._memory is not None:
+            self._memory.close()
         if self.child.running:
             with suppress(QmpLost, QmpError, QmpTimeout):
                 self.qmp.command("quit", 2.0)
@@ -308,9 +332,10 @@ class Machine:
             raise MachineError("QEMU forwards no port to the guest", hint=text)
         return int(found[1])
 
-    def _set_up_migration(self) -> None:
-        wanted = [{"capability": name, "state": True} for name in ("mapped-ram", "events")]
-        self.qmp.command("migrate-set-capabilities", capabilities=wanted)
+    def _set_up_migration(self, *, without_memory: bool) -> None:
+        wanted = {"events": True, "mapped-ram": not without_memory, "x-ignore-shared": without_memory}
+        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+        self.qmp.command("migrate-set-capabilities", capabilities=capabilities)
 
     def _await_migration(self, done: str) -> None:
         deadline = Deadline(_SAVE_SECONDS)

@@ -57,6 +57,7 @@ def set_up(machine: Machine, tuning: Tuning, *, pause: bool) -> None:
         "events": True,
         "pause-before-switchover": pause,
         "mapped-ram": False,
+        "x-ignore-shared": False,
         "multifd": bool(tuning.channels),
     }
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
