@@ -85,6 +85,12 @@ def test_a_flush_and_the_serial_number(ring: Queue) -> None:
     assert request(ring, header(RequestType.GET_ID), 20, 1) == (b"a disk".ljust(20, b"\0"), Status.OK)
 
 
+@pytest.mark.parametrize("sizes", [(8, 12), (1, 1, 18), (30,), (3,), (2, 2), ()])
+def test_the_serial_number_comes_in_whatever_pieces_there_are(ring: Queue, sizes: tuple[int, ...]) -> None:
+    said, status = request(ring, header(RequestType.GET_ID), *sizes, 1)
+    assert (said, status) == (b"a disk".ljust(30, b"\0")[: sum(sizes)], Status.OK)
+
+
 def segment(sector: int, sectors: int, flags: int = 0) -> bytes:
     return SEGMENT.pack(sector, sectors, flags)
 

@@ -83,6 +83,23 @@ def test_a_server_that_was_there_before_the_choice_takes_it_over_with_the_image(
         destination.on_stop(0)
 
 
+def test_a_front_end_that_was_there_before_the_choice_is_told_of_it(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: with the next choice that is another."""
+    with served(image) as (source, front_end), served_beside(image) as destination, closing(front_end.queue()) as ring:
+        told: list[int] = []
+        monkeypatch.setattr(destination, "config_changed", lambda: told.append(destination.writeback))
+        for chosen in (THROUGH, THROUGH, BACK):
+            ring.start()
+            choose(front_end, chosen)
+            ring.stop()
+            destination.on_start(0)
+            destination.on_stop(0)
+        assert told == [0, 1]
+        assert source.running == set()
+
+
 @contextmanager
 def served_beside(image: Path) -> Iterator[Blk]:
     disk = Blk(image=str(image))

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,15 @@ def test_checks_that_go_through_a_ring_have_it_full_too(
     [check] = [check for check in CATALOGUE if check.id == id]
     assert results(tmp_path, Reverse, REVERSE, check)[0].outcome is Outcome.PASS
     assert 0 in left
+
+
+@pytest.mark.parametrize(("size", "outcome"), [(1, Outcome.SKIP), (2, Outcome.PASS)])
+def test_a_buffer_lies_on_both_sides_of_a_border_where_it_has_two_bytes(
+    tmp_path: Path, size: int, outcome: Outcome
+) -> None:
+    kind = replace(DEVICES["rng"], request=(size,))
+    [check] = [check for check in CATALOGUE if check.id == "memory/over-a-border"]
+    assert results(tmp_path, Rng, kind, check)[0].outcome is outcome
 
 
 def test_without_knowing_the_device_what_needs_no_request_is_checked(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.vhost.faults import FAULTS, Faulty
+from tests.vhost.faults.faulty import Usual
 from tests.vhost.reverse import Reverse
 from tests.vhost.test_conformance_suite import REVERSE, results
 from userdev.conformance import Check, Level, Outcome
 from userdev.process import Deadline
 from vhost_user.frontend.conformance import CATALOGUE, Bench
+from vhost_user.rings import SplitInflight, SplitRing
 
 
 @pytest.fixture
@@ -34,6 +36,21 @@ def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path, faulty: Fault
     [result] = results(tmp_path, Reverse, REVERSE, check, timeout=0.2)
     assert result.outcome is (Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL), result.detail
     assert "check itself broke" not in result.detail
+
+
+def test_one_that_believes_where_it_was_to_go_on_and_does_what_was_under_way_too_is_found(
+    tmp_path: Path, faulty: Faulty
+) -> None:
+    """A front-end whose back-end has died knows of what has come back alone, and says that."""
+
+    def resubmit(usual: Usual, ring: SplitRing, region: SplitInflight) -> None:
+        said = ring._next
+        usual(ring, region)
+        ring._next = ring._seen = said
+
+    faulty.instead(SplitRing, "_resubmit", resubmit)
+    [check] = [check for check in CATALOGUE if check.id == "inflight/resubmitted"]
+    assert results(tmp_path, Reverse, REVERSE, check, timeout=0.2)[0].outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("cause", ["rings/served", "messages/acknowledged"])

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
 from userdev.errors import UserError
 from userdev.transport import Stream
-from vhost_user.frontend import BackEndError, BrokenQueue, GuestMemory, NoAnswer, NotOffered
+from vhost_user.frontend import BackEndError, BrokenQueue, Disconnected, GuestMemory, NoAnswer, NotOffered
 from vhost_user.frontend.channel import Channel
-from vhost_user.frontend.memory import PAGE
+from vhost_user.frontend.connection import Connection
+from vhost_user.frontend.errors import WrongAnswer
+from vhost_user.frontend.memory import PAGE, DirtyPages
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
-from vhost_user.wire import NO_FD, BackEndRequest, Message, encode_request
+from vhost_user.wire import MAX_FDS, NO_FD, BackEndRequest, Message, encode_reply, encode_request
 
 RINGS = [
     V(0),
@@ -33,8 +38,9 @@ RINGS = [
 
 def test_memory_is_sealed_and_given_back_is_taken_again() -> None:
     memory = GuestMemory(0x10000)
-    with pytest.raises(PermissionError):
-        os.ftruncate(memory.fd, 0x1000)
+    for size in (0x1000, 0x20000):
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory.fd, size)
     pieces = [memory.allocate(size) for size in (0x100, 0x2000, 1, 0)]
     assert len(set(pieces)) == 4
     memory.free(pieces[1])
@@ -118,6 +124,68 @@ def test_a_request_on_the_channel_is_acknowledged_where_it_asks_for_that() -> No
         os.close(theirs)
         with pytest.raises(BackEndError, match="ended"):
             channel.next()
+
+
+def test_what_a_back_end_maps_can_never_be_another_size() -> None:
+    for made in (GuestMemory(0x10000), DirtyPages(9)):
+        seals = fcntl.fcntl(made.fd, fcntl.F_GET_SEALS)
+        assert seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        made.close()
+
+
+def with_descriptors(count: int) -> Callable[[socket.socket], None]:
+    """An answer that comes with so many."""
+
+    def say(theirs: socket.socket) -> None:
+        fds = [theirs.fileno()] * count
+        socket.send_fds(theirs, [encode_reply(R.GET_FEATURES, 0).encode()], fds)
+
+    return say
+
+
+WRONG_BACK_ENDS: dict[str, tuple[Callable[[socket.socket], object], type[BackEndError], bool]] = {
+    "answers nothing": (lambda theirs: None, NoAnswer, True),
+    "has gone": (lambda theirs: theirs.close(), Disconnected, False),
+    "says no more": (lambda theirs: theirs.shutdown(socket.SHUT_WR), Disconnected, False),
+    "goes within a header": (lambda theirs: (theirs.send(bytes(5)), theirs.close()), Disconnected, False),
+    "says half a message": (lambda theirs: theirs.send(encode_reply(R.GET_FEATURES, 0).encode()[:15]), NoAnswer, True),
+    "says no message": (lambda theirs: theirs.send(b"\xff" * 30), WrongAnswer, True),
+    "answers another request": (
+        lambda theirs: theirs.send(encode_reply(R.GET_QUEUE_NUM, 1).encode()),
+        WrongAnswer,
+        False,
+    ),
+    "gives descriptors with what has none": (with_descriptors(MAX_FDS), WrongAnswer, False),
+    "gives more descriptors than any message has": (with_descriptors(MAX_FDS + 1), WrongAnswer, True),
+}
+"""What one does before it is asked for its features, what that is, and whether the connection has ended by it."""
+
+
+@pytest.mark.parametrize("name", WRONG_BACK_ENDS)
+def test_what_a_back_end_does_wrong_is_told_and_where_no_answer_can_be_trusted_the_connection_ends(name: str) -> None:
+    wrong, error, ended = WRONG_BACK_ENDS[name]
+    before = fd_count()
+    ours, theirs = socket.socketpair()
+    with Connection(Stream(ours), timeout=0.03) as connection:
+        wrong(theirs)
+        with pytest.raises(error):
+            connection.settle()
+        assert (connection.stream.fileno() < 0) is ended
+        if ended:
+            with pytest.raises(Disconnected):
+                connection.settle()
+    theirs.close()
+    assert fd_count() == before
+
+
+def test_a_back_end_that_takes_nothing_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    with Connection(Stream(ours), timeout=0.03) as connection:
+        with pytest.raises(NoAnswer, match="takes no message"):
+            connection.send_bytes(bytes(4 << 20))
+        with pytest.raises(Disconnected):
+            connection.send(R.SET_OWNER)
+    theirs.close()
 
 
 def test_one_that_takes_no_connection_is_not_waited_for(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class Backing:
         """A new file survives a loss of power with its name, which is in its folder."""
         os.fsync(self._fd)
         with suppress(PermissionError):  # of a folder that may be written, and not read
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
             finally:
@@ -381,9 +381,9 @@ class Backing:
 
 def _is_in_memory(fd: int) -> bool:
     """Whether a file is in a file system that has no disk."""
-    found = ctypes.create_string_buffer(256)
-    kind = int.from_bytes(found.raw[:8], sys.byteorder) if not _libc.fstatfs(fd, found) else 0
-    return kind in (_TMPFS, _RAMFS)
+    found = ctypes.create_string_buffer(256)  # zeros, where it cannot be told
+    _libc.fstatfs(fd, found)
+    return int.from_bytes(found.raw[:8], sys.byteorder) in (_TMPFS, _RAMFS)
 
 
 def _parts(pieces: Sequence[memoryview]) -> list[tuple[Sequence[memoryview], int]]:
