@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.vhost.faults import FAULTS, Faulty
-from tests.vhost.faults.faulty import Usual
+from tests.vhost.faults.faulty import Usual, nothing
 from tests.vhost.reverse import Reverse
 from tests.vhost.test_conformance_suite import REVERSE, results
 from userdev.conformance import Check, Level, Outcome
 from userdev.process import Deadline
 from vhost_user.frontend.conformance import CATALOGUE, Bench
-from vhost_user.rings import SplitInflight, SplitRing
+from vhost_user.rings import Ring, SplitInflight, SplitRing
 
 
 @pytest.fixture
@@ -36,6 +36,24 @@ def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path, faulty: Fault
     [result] = results(tmp_path, Reverse, REVERSE, check, timeout=0.2)
     assert result.outcome is (Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL), result.detail
     assert "check itself broke" not in result.detail
+
+
+SERVED_AT_THE_END = [
+    *(f"rings/{name}" for name in ("without-protocol-features", "call-before-kick", "kick-before-call")),
+    *(f"memory/{name}" for name in ("table", "table-of-several", "slots", "offset-on-no-page", "over-a-border")),
+    *("inflight/taken", "postcopy/ended"),
+]
+
+
+@pytest.mark.parametrize("id", SERVED_AT_THE_END)
+def test_one_that_takes_every_message_and_does_nothing_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: Faulty, id: str
+) -> None:
+    """What a check has said has to be good for something."""
+    monkeypatch.setattr("vhost_user.frontend.queue.Deadline", lambda _: Deadline(0.01))
+    faulty.instead(Ring, "push", nothing)
+    [check] = [check for check in CATALOGUE if check.id == id]
+    assert results(tmp_path, Reverse, REVERSE, check)[0].outcome in (Outcome.FAIL, Outcome.DIFFERS)
 
 
 def test_one_that_believes_where_it_was_to_go_on_and_does_what_was_under_way_too_is_found(

@@ -1,0 +1,111 @@
+"""What a saved state of an NVMe controller can say, each value at its edges and just beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from userdev_servers.nvme import checks
+from userdev_servers.nvme.model import (
+    ADMIN_ENTRIES,
+    ERROR_ENTRIES,
+    ERROR_ENTRY,
+    QUEUE_ENTRIES,
+    REQUEST_LIMIT,
+    SERIAL_SIZE,
+    Model,
+)
+from userdev_servers.nvme.queues import SavedQueues
+from userdev_servers.nvme.spec import PAGE, Cc
+
+MODEL = Model(queues=2, vectors=4, namespaces=2)
+LARGEST = 1 << checks.CLOCK_BITS
+CQ_1, SQ_1 = [1, 4096, 2, 3, 1, 1, 1, 1], [1, 8192, 2, 1, 1, 1]
+ADMIN_CQ, ADMIN_SQ = [0, 4096, 2, 0, 1, 0, 0, 1], [0, 8192, 2, 0, 0, 0]
+
+
+def with_queues(completion: dict[int, int] | None = None, submission: dict[int, int] | None = None) -> SavedQueues:
+    """The admin pair and another one, fields of which are others, by their places."""
+
+    def changed(queue: list[int], fields: dict[int, int] | None) -> list[int]:
+        return [(fields or {}).get(place, value) for place, value in enumerate(queue)]
+
+    return [[ADMIN_CQ, changed(CQ_1, completion)], [ADMIN_SQ, changed(SQ_1, submission)]]
+
+
+EDGES: list[tuple[Callable[[Any, Any], bool], list[Any], list[Any]]] = [
+    (checks.configuration, [0, Cc.WRITABLE], [2, 1 << 24]),
+    (checks.admin_sizes, [0, 0x0FFF0FFF], [1 << 12, 1 << 28]),
+    (checks.admin_base, [0, PAGE], [1, PAGE // 2]),
+    (checks.shadow_buffers, [[], [PAGE, 2 * PAGE]], [[PAGE], [PAGE, PAGE], [PAGE, 2 * PAGE + 8], [0, PAGE, 2 * PAGE]]),
+    (
+        checks.clock,
+        [[LARGEST - 1, 1], [1 - LARGEST, 0]],
+        [[LARGEST, 1], [-LARGEST, 1], [0, 2], [0, -1], [0.0, 1], [0, 1.0]],
+    ),
+    (checks.event_requests, [[], [0] * REQUEST_LIMIT], [[0] * (REQUEST_LIMIT + 1)]),
+    (checks.event_types, [[], [0, 1, 2]], [[0, 0]]),
+    (checks.changed_namespaces, [[], [2, 1]], [[0], [3], [1, 1]]),
+    (checks.serial, ["", "x" * SERIAL_SIZE], ["x" * (SERIAL_SIZE + 1), "\n", "\u00e9"]),
+    (
+        checks.namespaces,
+        [[[1, 1, 8, 9], [0, 0, 0, 12]]],
+        [[[1, 1, 8, 9]], [[2, 1, 8, 9], [0, 0, 0, 9]], [[1, 2, 8, 9], [0, 0, 0, 9]], [[1, 1, 8, 10], [0, 0, 0, 9]]],
+    ),
+    (
+        checks.errors,
+        [[], [bytes(ERROR_ENTRY)] * ERROR_ENTRIES],
+        [[bytes(ERROR_ENTRY)] * (ERROR_ENTRIES + 1), [bytes(ERROR_ENTRY - 1)], [bytearray(ERROR_ENTRY)]],
+    ),
+    (
+        checks.queues,
+        [
+            [[], []],
+            [[ADMIN_CQ], [ADMIN_SQ]],
+            [[ADMIN_CQ, CQ_1], [ADMIN_SQ]],
+            with_queues({0: 2}, {0: 2, 3: 2}),
+            with_queues({2: QUEUE_ENTRIES, 5: QUEUE_ENTRIES - 1, 6: QUEUE_ENTRIES - 1}),
+            with_queues(None, {2: QUEUE_ENTRIES, 4: QUEUE_ENTRIES - 1, 5: QUEUE_ENTRIES - 1}),
+            [[[0, PAGE, ADMIN_ENTRIES, 0, 1, 0, 0, 1]], [[0, 0, ADMIN_ENTRIES, 0, 0, 0]]],
+        ],
+        [
+            [[CQ_1], [SQ_1]],
+            [[ADMIN_CQ], []],
+            [[ADMIN_CQ, CQ_1, CQ_1], [ADMIN_SQ]],
+            [[ADMIN_CQ, CQ_1], [ADMIN_SQ, SQ_1, SQ_1]],
+            [[ADMIN_CQ, CQ_1], [ADMIN_SQ, [0, *SQ_1[1:]]]],
+            *(
+                with_queues({place: value})
+                for place, value in (
+                    *((0, 3), (1, PAGE + 1), (2, 1), (2, QUEUE_ENTRIES + 1)),
+                    *((3, 4), (4, 2), (5, 2), (6, 2), (7, 2)),
+                )
+            ),
+            *(
+                with_queues(None, {place: value})
+                for place, value in (
+                    *((0, 3), (1, PAGE + 1), (2, 1), (2, QUEUE_ENTRIES + 1)),
+                    *((3, 0), (3, 2), (4, 2), (5, 2)),
+                )
+            ),
+        ],
+    ),
+]
+"""Each check of a saved value, what is just as far as it may be, and what is just too far."""
+
+
+@pytest.mark.parametrize(("check", "right", "wrong"), EDGES, ids=[check.__name__ for check, _, _ in EDGES])
+def test_what_a_saved_state_can_say_ends_where_a_controller_does(
+    check: Callable[[Any, Any], bool], right: list[Any], wrong: list[Any]
+) -> None:
+    def passes(value: Any) -> bool:
+        try:
+            return check(SimpleNamespace(model=MODEL), value)
+        except ValueError:
+            return False
+
+    assert [value for value in right if not passes(value)] == []
+    assert [value for value in wrong if passes(value)] == []
