@@ -143,11 +143,16 @@ def with_descriptors(count: int) -> Callable[[socket.socket], None]:
     return say
 
 
+def half_a_header(theirs: socket.socket) -> None:
+    theirs.send(bytes(5))
+    theirs.close()
+
+
 WRONG_BACK_ENDS: dict[str, tuple[Callable[[socket.socket], object], type[BackEndError], bool]] = {
     "answers nothing": (lambda theirs: None, NoAnswer, True),
     "has gone": (lambda theirs: theirs.close(), Disconnected, False),
     "says no more": (lambda theirs: theirs.shutdown(socket.SHUT_WR), Disconnected, False),
-    "goes within a header": (lambda theirs: (theirs.send(bytes(5)), theirs.close()), Disconnected, False),
+    "goes within a header": (half_a_header, Disconnected, False),
     "says half a message": (lambda theirs: theirs.send(encode_reply(R.GET_FEATURES, 0).encode()[:15]), NoAnswer, True),
     "says no message": (lambda theirs: theirs.send(b"\xff" * 30), WrongAnswer, True),
     "answers another request": (
