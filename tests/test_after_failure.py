@@ -10,6 +10,7 @@ import io
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from userdev.control import ControlClient, ControlError
 from userdev.errors import ProtocolError
 from userdev.trace import Note, TraceReader, TraceWriter
 from userdev.transport import BadFrame, Framer, Listener
-from vfio_user.device.lifecycle import Quiesce
+from vfio_user.device import PciDevice, PciExpress, PciIds, Quiesce, ResetKind
 from vfio_user.device.standstill import Standstill
 from vfio_user.harness.qtest import QTest, QTestError
 from vfio_user.interposer.trace.files import NAME, PROTOCOL
 from vfio_user.migration import Migration
+from vfio_user.testing import attached, find_capability, write_register
 from vfio_user.wire import HEADER, Message
-from vfio_user.wire.constants import MigrationState
+from vfio_user.wire.constants import MigrationState, RegionIndex
 
 SOON = 0.02
 """Seconds that an answer has which is not there."""
@@ -379,6 +381,54 @@ class Asked:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def test_an_answer_that_was_waited_for_no_longer_is_none_to_the_next_question() -> None:
+    """Its client has gone, another has come, and the device is asked again before it has answered the first."""
+    device = Asked()
+    first, second = Quiesce(), Quiesce()
+    device.answers = [first, second]
+    gone = device.standstill.hold()
+    device.standstill.give_up()
+    assert gone.settled
+    gone.release()
+    waits = device.standstill.hold()
+    settled: list[bool] = []
+    for answer in (first, second):
+        answer.done()
+        settled.append(waits.settled)
+    assert settled == [False, True], "the first is the answer to another question"
+    waits.release()
+    assert device.said == ["asked", "go on", "asked", "go on"]
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_guest_may_ask_again_for_a_reset_at_which_its_device_failed(when: str) -> None:
+    answers = [Quiesce(), Quiesce()]
+    said: list[str] = []
+
+    class Clumsy(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+        capabilities = (PciExpress(flr=True),)
+
+        def on_quiesce(self) -> Quiesce | None:
+            return answers[len(said)] if when == "later" else None
+
+        def on_reset(self, kind: ResetKind) -> None:
+            said.append(kind.value)
+            if len(said) == 1:
+                raise RuntimeError("a reset that fails")
+
+    device = Clumsy()
+    control = find_capability(device, PciExpress.id) + PciExpress.DEVICE_CONTROL
+    with attached(device) as link:
+        for answer in answers:
+            with nullcontext() if said else pytest.raises(RuntimeError):
+                write_register(device, RegionIndex.CONFIG, control, 2, PciExpress.INITIATE_FLR)
+                answer.done()
+                link.run_deferred()
+    assert said[:2] == ["flr", "flr"]
+    device.close()
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])

@@ -73,6 +73,53 @@ def test_a_device_that_was_reset_is_a_new_one_whole(make: Callable[[], PciDevice
     device.close()
 
 
+def raise_while_masked(device: PciDevice) -> None:
+    set_irqs(device, MSIX, 0, 8, MASK, NONE)
+    device.interrupts.trigger(1)
+
+
+def raise_later(device: PciDevice) -> None:
+    device.interrupts.coalesce(1)
+
+
+def raise_when_deferred(device: PciDevice) -> None:
+    device.defer(lambda: device.interrupts.trigger(1))
+
+
+def raise_when_planned(device: PciDevice) -> None:
+    device.call_later(1.0, lambda: device.interrupts.trigger(1))
+
+
+BEGUN = {
+    "masked": raise_while_masked,
+    "coalesced": raise_later,
+    "deferred": raise_when_deferred,
+    "planned": raise_when_planned,
+}
+
+
+@pytest.mark.parametrize("begin", BEGUN.values(), ids=BEGUN)
+@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+def test_no_interrupt_comes_after_a_reset_that_was_on_its_way_before(
+    reset: Callable[[PciDevice], None], begin: Callable[[PciDevice], None]
+) -> None:
+    device = Everything()
+    with attached(device) as link:
+        wires = Vectors(device, MSIX, count=8)
+        begin(device)
+        reset(device)
+        set_irqs(device, MSIX, 0, 8, UNMASK, NONE)
+        link.run_deferred()
+        for _, work in list(link.planned):
+            work()
+        assert wires.fired() == [0] * 8
+        device.interrupts.coalesce(1)
+        link.run_deferred()
+        assert wires.fired() == [0, 1, *[0] * 6], "what is asked for after it comes"
+        wires.close()
+    device.close()
+
+
 def test_losing_a_client_is_no_reset_of_what_a_guest_sees() -> None:
     device = Everything()
     with attached(device):
@@ -199,7 +246,8 @@ def test_a_client_that_masked_intx_leaves_it_unmasked_and_a_line_that_is_raised_
     device.close()
 
 
-def test_a_resample_eventfd_is_watched_once_whatever_is_done_to_it() -> None:
+@pytest.mark.parametrize("data", [NONE, IrqSetFlags.DATA_EVENTFD], ids=["disabled", "detached, as QEMU does it"])
+def test_a_resample_eventfd_is_watched_once_whatever_is_done_to_it(data: IrqSetFlags) -> None:
     """Given twice, taken back, given again, and taken along with INTx's own eventfd."""
     device = Everything()
     with attached(device) as link:
@@ -212,7 +260,7 @@ def test_a_resample_eventfd_is_watched_once_whatever_is_done_to_it() -> None:
         set_irqs(device, INTX, 0, 1, UNMASK, IrqSetFlags.DATA_EVENTFD)
         assert set(link.watched) == ours
         resample(device)
-        set_irqs(device, INTX, 0, 0, TRIGGER, NONE)
+        set_irqs(device, INTX, 0, 0 if data is NONE else 1, TRIGGER, data)
         assert set(link.watched) == ours
         assert len(open_fds()) == before
     device.close()

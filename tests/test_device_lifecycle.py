@@ -123,6 +123,23 @@ def test_waking_from_d3hot_resets_unless_no_soft_reset() -> None:
         assert ("d3hot-to-d0" in device.events) is (expected == 0)
 
 
+@pytest.mark.parametrize("to", range(4))
+@pytest.mark.parametrize("start", range(4))
+def test_only_the_way_from_d3hot_to_d0_is_a_reset(start: int, to: int) -> None:
+    """PCI PM 1.2, 5.4: from D1 and D2 a function goes on as it was."""
+
+    class Sleepy(Sleeper):
+        capabilities = (PowerManagement(d1=True, d2=True),)
+
+    device = Sleepy()
+    device.scratch = 5
+    power(device, start)
+    power(device, to)
+    reset = (start, to) == (3, 0)
+    assert read_register(device, CONFIG, find_capability(device, 0x01) + 4, 2) & 3 == to
+    assert (device.scratch, "d3hot-to-d0" in device.events) == ((0, True) if reset else (5, False))
+
+
 def test_a_power_state_that_is_not_supported_is_not_entered() -> None:
     device = Sleeper()
     power(device, 1)

@@ -75,6 +75,25 @@ def test_extended_capabilities_begin_where_software_does() -> None:
     assert config.get(0x200, 4) >> 20 == 0
 
 
+@pytest.mark.parametrize("id", [0x01, 0x03, 0x10])
+def test_the_two_chains_have_numbers_of_their_own(id: int) -> None:
+    """Number 1 is power management in the one, and advanced error reporting in the other."""
+
+    class Conventional(VendorSpecific):
+        repeatable = False
+
+    class Extended(SerialNumber):
+        pass
+
+    Conventional.id = Extended.id = id
+    wanted = [Conventional(b"a"), Extended(1)]
+    config, _ = build_config_space(IDS, capabilities=wanted)
+    assert (config.find_capability(id), config.find_capability(id, extended=True)) == (0x40, 0x100)
+    for one in wanted:
+        with pytest.raises(ValueError, match="there twice"):
+            build_config_space(IDS, capabilities=[*wanted, one])
+
+
 @given(st.lists(st.tuples(st.integers(1, 20), st.none() | st.integers(16, 60)), max_size=6))
 def test_no_two_capabilities_share_a_byte(wanted: list[tuple[int, int | None]]) -> None:
     capabilities = [Placed(VendorSpecific(bytes(size)), None if at is None else 4 * at) for size, at in wanted]

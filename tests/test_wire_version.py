@@ -215,5 +215,18 @@ def test_a_reply_is_made_to_fit_the_room_that_the_client_has() -> None:
         encode_version(CURRENT, 0, everything, limit=20)
 
 
+@pytest.mark.parametrize("dialect", [CURRENT, REGION_MIGRATION, DRAFT_V6])
+def test_no_more_is_left_out_than_there_is_no_room_for(dialect) -> None:  # type: ignore[no-untyped-def]
+    """A payload that is just as long as the room is sent as it is."""
+    everything = Capabilities(16, 1 << 20, 4096, 65535, True, migration_pgsize=4096, migration_max_bitmap_size=1 << 28)
+    full = encode_version(dialect, 0, everything)
+    assert encode_version(dialect, 0, everything, limit=len(full)) == full
+    for room in range(40, len(full)):
+        with suppress(ProtocolError):
+            fits = encode_version(dialect, 0, everything, limit=room)
+            assert len(fits) <= room
+            assert encode_version(dialect, 0, everything, limit=len(fits)) == fits
+
+
 def test_every_capability_is_read_and_written() -> None:
     assert {field.name for field in dataclasses.fields(Capabilities)} == ALL

@@ -16,6 +16,7 @@ from userdev.transport import Framer, connect
 from vfio_user.client import Client, RemoteError
 from vfio_user.device import Quiesce, ResetKind
 from vfio_user.server import Server
+from vfio_user.server.connection import ServerConnection
 from vfio_user.server.requests import MAX_DEPTH
 from vfio_user.wire import (
     CURRENT,
@@ -165,6 +166,31 @@ def test_requests_in_flight_have_ids_of_their_own(wire: Wire, device: Prober) ->
         wire.send([reading(0)])  # may be served while the handlers are still on their way back
         wire.receive(1)
     assert device.fetched == expected
+
+
+def test_a_handler_keeps_its_deadline_when_one_within_it_has_its_answer(
+    wire: Wire, device: Prober, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three, the innermost is answered first: the others wait on, and not for ever."""
+    limits: list[float] = []
+    limit = ServerConnection.limit_receives
+
+    def told(connection: ServerConnection, seconds: float) -> None:
+        limits.append(seconds)
+        limit(connection, seconds)
+
+    monkeypatch.setattr(ServerConnection, "limit_receives", told)
+    addresses = [GUEST + 4 * place for place in range(3)]
+    wire.send([map_memory(), *(writing(8, address, width=8) for address in addresses)])
+    asked = [message for message in wire.receive(7) if not message.is_reply]
+    for message in reversed(asked):
+        address, count = DMA_ACCESS.unpack(message.payload)
+        wire.answer(message, DMA_ACCESS.pack(address, count, tail=bytes(4)))
+    end = time.monotonic() + 60
+    while len(device.fetched) < 3 and time.monotonic() < end:
+        wire.send([reading(0)])
+        wire.receive(1)
+    assert [bool(seconds) for seconds in limits] == [True, True, True, False]
 
 
 def test_no_more_handlers_wait_within_each_other_than_a_stack_bears(wire: Wire, device: Prober) -> None:
