@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -16,11 +17,13 @@ from typing import Any
 
 import pytest
 
+from tests.device_kit import open_fds
 from tests.migration_device import Adder, get_state, read_all, read_data, save, set_state, write_data
 from userdev.control import ControlClient, ControlError
 from userdev.errors import ProtocolError
+from userdev.relay.outlet import Outlet
 from userdev.trace import Note, TraceReader, TraceWriter
-from userdev.transport import BadFrame, Framer, Listener
+from userdev.transport import BadFrame, Framer, Listener, Stream
 from vfio_user.device import PciDevice, PciExpress, PciIds, Quiesce, ResetKind
 from vfio_user.device.standstill import Standstill
 from vfio_user.harness.qtest import QTest, QTestError
@@ -362,6 +365,31 @@ def take(migration: Migration, state: bytes) -> None:
     set_state(migration, MigrationState.RESUMING)
     write_data(migration, state)
     set_state(migration, MigrationState.RUNNING)
+
+
+# Peers
+
+
+def test_what_waits_for_a_peer_that_goes_is_dropped_with_its_descriptors_and_told_of() -> None:
+    """Whoever waits for room in the outlet has waited enough."""
+    before = open_fds()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    outlet, told = Outlet(Stream(ours)), list[str]()
+    reader, writer = os.pipe()
+    outlet.send(bytes(1 << 22), [])
+    outlet.send(b"behind it", [reader])
+    outlet.when_taken(lambda: told.append("taken"))
+    seen = [outlet.waiting]
+    theirs.close()
+    outlet.flush()
+    seen.append(outlet.waiting)
+    outlet.send(b"more", [writer])
+    assert (outlet.broken, [*seen, outlet.waiting], told) == (True, [True, False, False], ["taken"])
+    for fd in (reader, writer):
+        os.close(fd)
+    ours.close()
+    assert open_fds() == before
 
 
 # Holds

@@ -12,6 +12,8 @@ import pytest
 
 from tests.descriptors import fd_count
 from tests.interposer_bench import Bench, BulkWrites, Peer, answer, dma_map, kept_back, read, request, write
+from userdev.interposer.faults.engine import FaultPlan
+from userdev.relay.direction import Direction
 from userdev.transport import close_all
 from vfio_user.interposer.faults.engine import FaultEngine
 from vfio_user.interposer.faults.scenario import Scenario
@@ -44,6 +46,31 @@ def three_writes(bench: Bench) -> None:
 
 def ids(peer: Peer, count: int) -> list[int]:
     return [peer.receive().id for _ in range(count)]
+
+
+ADDING: list[tuple[Any, Callable[[FaultPlan[Message]], object], object]] = [
+    ({"delay": 0.25}, lambda plan: plan.delay, 0.5),
+    ({"duplicate": 2}, lambda plan: plan.copies, 5),
+    ({"extra-fd": 3}, lambda plan: plan.extra_fds, 6),
+    ({"close": {"side": "server"}}, lambda plan: len(plan.closes), 2),
+    ({"signal": "SIGTERM"}, lambda plan: len(plan.signals), 2),
+]
+
+
+@pytest.mark.parametrize(("act", "of", "twice"), ADDING, ids=[next(iter(act)) for act, *_ in ADDING])
+@pytest.mark.parametrize("rules", [1, 2])
+def test_what_is_done_twice_to_a_message_adds_up(
+    act: Any, of: Callable[[FaultPlan[Message]], object], twice: object, rules: int
+) -> None:
+    """Whether one rule has both acts, or two rules have one each."""
+    match = {"direction": "to-server"}
+    acts = [{"match": match, "act": [act, act]}] if rules == 1 else [{"match": match, "act": act}] * 2
+    plan = FaultEngine(Scenario.model_validate({"rules": acts}), CURRENT).plan(
+        Direction.TO_SERVER, read(0, 0), "running", 0.0
+    )
+    assert plan is not None
+    assert of(plan) == twice
+    assert len(plan.rules) == rules
 
 
 def test_without_a_match_everything_goes_on_unchanged() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -323,7 +324,9 @@ def test_whose_process_a_server_was_says_nothing_of_the_next(tmp_path: Path) -> 
         assert upstream.pid is None
 
 
-def test_a_server_that_is_replaced_has_the_time_to_end_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_a_server_that_is_replaced_has_the_time_to_end_well(tmp_path: Path, stands_still: bool) -> None:
+    """Also one that somebody has stopped (SIGSTOP), which hears of nothing before it goes on."""
     program = tmp_path / "server"
     program.write_text(
         "#!/bin/sh\ntrap 'sleep 0.02; echo ended; exit 0' TERM\necho begun\nwhile :; do sleep 0.01; done\n"
@@ -335,7 +338,9 @@ def test_a_server_that_is_replaced_has_the_time_to_end_well(tmp_path: Path) -> N
         process._spawn(())
         os.close(told)
         assert lines.readline() == "begun\n"
-        bench.run(process.stop(30.0))
+        if stands_still:
+            process.signal(signal.SIGSTOP)
+        bench.run(process.stop(10.0))
         assert lines.read().endswith("ended\n"), "the shell says what became of its sleep, too"
         assert process.fate == "exited with status 0"
         process.close()

@@ -180,6 +180,22 @@ def test_a_function_level_reset_is_not_asked_for_again(bench: Bench, model: Sess
     assert list(model.config_to_restore()) == [(DEVICE_CONTROL, (0x2810).to_bytes(2, "little"))]
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_however_a_client_writes_the_bit_of_a_reset_it_is_not_written_again(
+    bench: Bench, model: SessionModel, before: int, size: int
+) -> None:
+    """The other bytes are: a byte of Device Control, all of it, or what is around it too."""
+    space = bytearray(256)
+    space[0x34], space[0x40] = 0x40, 0x10
+    bench.exchange(read(CONFIG, 0, 256), at.REGION_ACCESS.pack(0, CONFIG, 256, tail=bytes(space)))
+    offset, written = DEVICE_CONTROL + 1 - before, bytes([0xFF]) * size
+    bench.exchange(write(CONFIG, offset, written))
+    there = {offset + place: byte for offset, data in model.config_to_restore() for place, byte in enumerate(data)}
+    flr = {DEVICE_CONTROL + 1: 0x7F} if before < size else {}
+    assert there == {**{offset + place: 0xFF for place in range(size)}, **flr}
+
+
 @pytest.mark.parametrize("bitmaps", [True, False])
 def test_the_drafts_tables_unmap_whether_or_not_they_ask_for_bitmaps(bitmaps: bool) -> None:
     model = SessionModel(DRAFT_V6)

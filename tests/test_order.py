@@ -15,6 +15,11 @@ import pytest
 
 from tests.nvme_kit import CC, CSTS, Host, controller
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, V, split
+from userdev.interposer.holding import Holding
+from userdev.interposer.passing import Passing
+from userdev.relay.backlog import Backlog
+from userdev.relay.direction import Direction
+from userdev.relay.loop import Task
 from userdev_servers.blk import Blk
 from userdev_servers.blk.spec import HEADER, SECTOR, SEGMENT, Feature, RequestType
 from userdev_servers.block.backing import Backing
@@ -23,6 +28,7 @@ from userdev_servers.nvme.spec import Io
 from vfio_user.device import Dma
 from vfio_user.migration.dirty_log import DirtyPages
 from vfio_user.testing import RecordingLink, memory_file
+from vfio_user.wire import Message
 from vhost_user.backend import Server
 
 DATA = bytes(range(1, 129)) * 4
@@ -235,3 +241,29 @@ def test_a_page_is_marked_when_what_is_written_can_be_seen(
     assert b"".join(data for _, data in seen) == b"\1" * 8
     dma.unmap_all()
     os.close(fd)
+
+
+# Requests that are held
+
+
+def test_who_waits_until_nobody_holds_is_told_before_what_was_held_goes_on() -> None:
+    """Whoever moves a device has its last word before the guest's next request comes; and the first hold is not all."""
+    happened: list[str] = []
+    held = Holding[Message](
+        Backlog(lambda _: None), lambda passing: happened.append(f"{passing.message.id}"), lambda: None
+    )
+
+    async def wait() -> None:
+        await held.until_free()
+        happened.append("free")
+
+    held.hold()
+    held.hold()
+    waiting = Task(wait())
+    for id in (1, 2):
+        held.keep(Passing(Direction.TO_SERVER, Message(id, 0)))
+    held.resume()
+    assert happened == []
+    held.resume()
+    assert happened == ["free", "1", "2"]
+    assert waiting.done

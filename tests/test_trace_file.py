@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from userdev.descriptors import FdKind
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
+from userdev.trace import TraceWriter
 from userdev.trace.format import encode_body
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.trace import MessageRecord, Note, Raw, RecordKind, VfioTraceWriter, read_trace
+from vfio_user.interposer.trace.files import PROTOCOL
 from vfio_user.wire import CURRENT, Command, Message
 
 
@@ -172,6 +175,24 @@ def test_a_disk_that_is_full_from_the_beginning_stops_the_trace_alone(capfd: pyt
         assert bench.trace is not None
         assert bench.trace.stopped
     assert "STOPPED" in capfd.readouterr().err
+
+
+def test_a_trace_that_has_stopped_keeps_nothing_of_what_still_comes() -> None:
+    """The session may go on for days."""
+    said: list[str] = []
+    writer = TraceWriter("/dev/full", PROTOCOL.name, {}, warn=said.append)
+    message = memoryview(read(0, 0).encode() + bytes(100_000))
+    tracemalloc.start()
+    for number in range(300):
+        writer.passed(Direction.TO_SERVER, message)
+        writer.note("something", number=number)
+        writer.raw(Direction.TO_CLIENT, bytes(100_000))
+        writer.flush()
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    writer.close()
+    assert len(said) == 1
+    assert kept < 1 << 20 < most + (1 << 20)
 
 
 @pytest.mark.usefixtures("plain_starts")

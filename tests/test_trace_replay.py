@@ -31,7 +31,8 @@ from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
 from vfio_user.interposer.replay import load_script
 from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
-from vfio_user.interposer.replay.outcome import ReplayOutcome, What
+from vfio_user.interposer.replay.ignoring import Ignored
+from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import is_interrupt
 from vfio_user.interposer.trace import MessageRecord, Note, read_trace
@@ -395,6 +396,25 @@ def noise_around(*, raise_cause: int, then: Callable[[Client], None]) -> Callabl
                 then(client)
 
     return act
+
+
+def test_a_difference_names_records_of_the_trace_that_it_is_told_of() -> None:
+    """Of a trace that was reduced: the record itself, and the one before what was not recorded."""
+    what = What.INTERRUPT_UNEXPECTED
+    found = Difference(what, record=7, after=5).renumbered({5: 2, 7: 3})
+    assert found == Difference(what, record=3, after=2)
+    assert Difference(what, record=7, after=5).renumbered({}) == Difference(what, record=0)
+
+
+def test_an_access_that_touches_a_byte_which_may_differ_is_not_compared() -> None:
+    for first, last in ((8, 8), (8, 11), (9, 10)):
+        ignored = Ignored(places=((0, first, last),))
+        for offset in range(4, 16):
+            for size in (1, 2, 4, 8):
+                asked = DecodedMessage("REGION_READ", "request", region=0, offset=offset, size=size)
+                touches = bool({*range(offset, offset + size)} & {*range(first, last + 1)})
+                assert ignored.value(asked) is touches, (first, last, offset, size)
+                assert not ignored.value(replace(asked, region=1))
 
 
 def test_a_wrong_reply_is_shortened_to_what_it_takes(tmp_path: Path) -> None:

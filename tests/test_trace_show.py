@@ -16,6 +16,7 @@ from tests.traced import Written, flag_at_work
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
 from vfio_user.cli import cli
+from vfio_user.interposer.trace import read_trace
 from vfio_user.interposer.trace.decode import describe
 from vfio_user.interposer.trace.show import PACKETS
 from vfio_user.wire import CURRENT, Command
@@ -278,6 +279,11 @@ def test_the_picture_has_all_lanes(trace: Path, tmp_path: Path) -> None:
     assert set(used) == set(lanes.values()) - {"server to client"}  # where DMA would be, had it no lane of its own
     assert used.count("QMP") == 1
     assert used.count("console") == 2
+    began = read_trace(trace).header.realtime / 1e9
+    of = {event["name"]: event["ts"] / 1e6 for event in events if event["ph"] == "i"}
+    wanted = {"RESUME": 1700000000.000005, "login:": 1700000000.5, "booted": 1767225600.0}
+    for name, moment in wanted.items():
+        assert of[name] == pytest.approx(moment - began, abs=0.001), "seconds since the trace began"
 
 
 def test_a_request_in_the_picture_lasts_until_its_reply(trace: Path, tmp_path: Path) -> None:

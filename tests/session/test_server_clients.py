@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import socket
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from vfio_user.client import Client, EventFd, GuestMemory, RemoteError
 from vfio_user.device import ResetKind, register
 from vfio_user.migration.region import MigrationRegion
 from vfio_user.server import Server
+from vfio_user.server.session import Session
 from vfio_user.wire import (
     CURRENT,
     DRAFT_V6,
@@ -29,7 +32,7 @@ from vfio_user.wire import (
     Message,
     encode_version,
 )
-from vfio_user.wire.constants import IrqIndex, RegionFlags
+from vfio_user.wire.constants import IrqIndex, MigrationState, RegionFlags
 from vfio_user.wire.layouts import REGION_ACCESS
 
 
@@ -43,6 +46,24 @@ def test_a_client_that_goes_away_leaves_the_device_ready_for_the_next(device: Pr
         assert second.load(0, 0, 4) == 9, "the device's state stays"
         assert len(device.dma) == 0, "its view of the old client's memory goes"
     assert device.resets == [ResetKind.LOST_CONNECTION] * len(device.resets)
+
+
+def test_a_device_keeps_nothing_of_the_sessions_that_it_had(tmp_path: Path) -> None:
+    """It outlives its servers: a session that it still knew would hold memory, and be asked for what it cannot do."""
+    device, sessions = Everything(), []
+    with Server(device, str(tmp_path / "socket")) as server:
+        for _ in range(2):
+            with Client.connect(str(server.listener.address)) as client, GuestMemory(1 << 20) as memory:
+                client.dma_map(GUEST, memory)
+                client.start_logging(4096)
+                client.set_migration_state(MigrationState.STOP)
+                sessions += [weakref.ref(each) for each in gc.get_objects() if type(each) is Session]
+                client.set_migration_state(MigrationState.RUNNING)
+    del server
+    gc.collect()
+    assert len(sessions) >= 2
+    assert [session for session in sessions if session() is not None] == []
+    device.close()
 
 
 def test_a_second_client_is_refused_while_one_is_served(
