@@ -188,6 +188,7 @@ class Host:
         end = time.monotonic() + DEADLINE
         while not condition():
             assert time.monotonic() < end, "the controller did not get there in time"
+            time.sleep(0.0005)  # or the controller, which is in this process, gets half of the processor
 
     # bringing up
 

@@ -55,7 +55,7 @@ def same_memory(one: Adder, other: Adder) -> bool:
 
 
 def test_memory_streams_without_being_copied_as_a_whole() -> None:
-    source, target = large(64 * MIB), large(64 * MIB)
+    source, target = large(24 * MIB), large(24 * MIB)
     fill(source)
     tracemalloc.start()
     try:
@@ -63,13 +63,13 @@ def test_memory_streams_without_being_copied_as_a_whole() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert moved > 64 * MIB
+    assert moved > 24 * MIB
     assert peak < 8 * MIB
     assert same_memory(target, source)
 
 
 def test_zeros_are_not_sent_and_replace_what_was_there() -> None:
-    source, target = large(64 * MIB), large(64 * MIB)
+    source, target = large(24 * MIB), large(24 * MIB)
     fill(target)
     source.ram[10 * MIB] = 1
     assert move(source, target) < 100_000
