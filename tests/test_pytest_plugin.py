@@ -9,6 +9,9 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
+HERE = ("-p", "no:cacheprovider", "--disable-plugin-autoload", "-p", "vfio_user.pytest_plugin")
+"""Options of a pytest in this process, where plugins are named too; one in a process of its own finds it by itself."""
+
 GUIDE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
 
 
@@ -29,7 +32,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def results(pytester: pytest.Pytester, *arguments: str) -> dict[str, int]:
     """What a run comes to, in this process, which has imported what it needs."""
     short = f"--basetemp={pytester.path / 't'}"  # a socket's path is
-    return pytester.runpytest_inprocess("-p", "no:cacheprovider", short, *arguments).parseoutcomes()
+    return pytester.runpytest_inprocess(*HERE, short, *arguments).parseoutcomes()
 
 
 def test_a_device_is_tested_without_a_guest(project: pytest.Pytester) -> None:
@@ -58,7 +61,7 @@ def test_a_fixture_of_ones_own_says_which_device(project: pytest.Pytester) -> No
 
 def test_a_test_that_names_no_device_is_told_how(project: pytest.Pytester) -> None:
     project.makepyfile("def test_it(client): pass")
-    done = project.runpytest_inprocess()
+    done = project.runpytest_inprocess(*HERE)
     assert done.parseoutcomes() == {"errors": 1}
     done.stdout.fnmatch_lines(["*pytest.mark.device(*module:Class*"])
 
@@ -131,7 +134,7 @@ def test_what_a_marker_says_wrong_is_told_in_a_sentence_and_not_by_lines_of_ours
     project: pytest.Pytester, test: str, sentence: str, what_to_do: str
 ) -> None:
     project.makepyfile(test)
-    told = project.runpytest_inprocess("-p", "no:cacheprovider", "-q", "-rN").stdout.str()
+    told = project.runpytest_inprocess(*HERE, "-q", "-rN").stdout.str()
     assert sentence in told
     assert what_to_do in told
     assert re.search(r"\.py:\d", told) is None
@@ -140,11 +143,11 @@ def test_what_a_marker_says_wrong_is_told_in_a_sentence_and_not_by_lines_of_ours
 
 def test_the_last_line_of_a_failure_is_the_tests_own_and_not_ours(project: pytest.Pytester) -> None:
     project.makepyfile(test_friend=OF_A_FRIEND)
-    told = project.runpytest_inprocess("-p", "no:cacheprovider", "-q", "-rN").stdout.str()
+    told = project.runpytest_inprocess(*HERE, "-q", "-rN").stdout.str()
     places = re.findall(r"^(\S+)\.py:\d+", told, re.MULTILINE)
     assert set(places) == {"test_friend"}
     assert '>       Address.parse("tcp:nowhere")' in told or '>   Address.parse("tcp:nowhere")' in told
-    whole = project.runpytest_inprocess("-p", "no:cacheprovider", "-q", "-rN", "--full-trace").stdout.str()
+    whole = project.runpytest_inprocess(*HERE, "-q", "-rN", "--full-trace").stdout.str()
     assert "address.py:" in whole, "who wants all of it has it"
 
 
