@@ -20,11 +20,20 @@ from userdev.transport import Stream
 from vhost_user.frontend import BackEndError, BrokenQueue, Disconnected, GuestMemory, NoAnswer, NotOffered
 from vhost_user.frontend.channel import Channel
 from vhost_user.frontend.connection import Connection
-from vhost_user.frontend.errors import WrongAnswer
+from vhost_user.frontend.errors import Refused, WrongAnswer
 from vhost_user.frontend.memory import PAGE, DirtyPages
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
-from vhost_user.wire import MAX_FDS, NO_FD, BackEndRequest, Message, encode_reply, encode_request
+from vhost_user.wire import (
+    MAX_FDS,
+    NO_FD,
+    BackEndRequest,
+    Message,
+    Negotiated,
+    acknowledge,
+    encode_reply,
+    encode_request,
+)
 
 RINGS = [
     V(0),
@@ -181,6 +190,24 @@ def test_what_a_back_end_does_wrong_is_told_and_where_no_answer_can_be_trusted_t
                 connection.settle()
     theirs.close()
     assert fd_count() == before
+
+
+def test_a_channel_that_is_refused_is_none() -> None:
+    ours, theirs = socket.socketpair()
+    with FrontEnd(Stream(ours), timeout=5) as front_end:
+        front_end.offered = front_end.offered._replace(protocol_features=P.BACKEND_REQ)
+        front_end.negotiated = Negotiated(V(0), P.BACKEND_REQ | P.REPLY_ACK)
+        before = fd_count()
+        for error in (22, 0, 22):
+            theirs.send(acknowledge(R.SET_BACKEND_REQ_FD, error).encode())
+            if not error:
+                front_end.open_channel()
+                continue
+            with pytest.raises(Refused):
+                front_end.open_channel()
+            assert front_end.channel is None
+            assert fd_count() == before
+    theirs.close()
 
 
 def test_a_back_end_that_takes_nothing_is_given_up() -> None:

@@ -310,10 +310,16 @@ class FrontEnd(Connection):
         self.need(_P.BACKEND_REQ)
         if self.channel is not None:
             self.channel.close()
-        self.channel = Channel(timeout=self.timeout)
-        self.do(R.SET_BACKEND_REQ_FD, None, [self.channel.theirs])
-        self.channel.given()
-        return self.channel
+            self.channel = None
+        made = Channel(timeout=self.timeout)
+        try:
+            self.do(R.SET_BACKEND_REQ_FD, None, [made.theirs])
+        except BackEndError:
+            made.close()
+            raise
+        made.given()
+        self.channel = made
+        return made
 
     def save_state(self) -> bytes:
         """The device's internal state; its queues are stopped. See `device_state.save`."""
