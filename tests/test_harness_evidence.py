@@ -23,6 +23,7 @@ from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.cli.test_e2e import first_causes, per_minute
 from vfio_user.harness import INDEX, RECORD, coredump, evidence, last_words
+from vfio_user.harness.lab import Lab
 from vfio_user.harness.records import Records
 from vfio_user.harness.server_exceptions import logged_exceptions
 from vfio_user.page.document import write_page
@@ -203,11 +204,37 @@ def test_the_stack_of_a_crash_is_beside_its_cause(tmp_path: Path) -> None:
     with child(tmp_path, "server") as server:
         end(server, signal.SIGSEGV)
         [death] = evidence.deaths(tmp_path, [server])
-        evidence.write(tmp_path, [server], dead=[death])
+        evidence.write(tmp_path, [server], ended=evidence.Ends([death]))
     first = (tmp_path / death.backtrace).read_text().splitlines()[0]
     assert death.stack.startswith(first)
     head, _, _ = (tmp_path / INDEX).read_text().partition("<h2>Device servers said")
     assert html.escape(first, quote=False) in head.replace("&#34;", '"').replace("&#39;", "'")
+
+
+def refused_lab(folder: Path | None = None, *, qemu: str = "", begins: bool = False) -> UserError:
+    with pytest.raises(UserError) as refused, Lab("run", folder=folder, qemu=qemu) as lab:
+        if begins:
+            lab._records.note(Child("server", ["/bin/true"], log=lab.folder / "server.log"))
+        print(lab.qemu if qemu else lab.boot("nonesuch"))
+    return refused.value
+
+
+def test_what_was_refused_before_anything_began_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VFIO_USER_RESULTS", raising=False)
+    for error in (refused_lab(), refused_lab(qemu="nonesuch")):
+        assert getattr(error, "__notes__", []) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_refused_after_that_leaves_its_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path / "results"))
+    refused_lab(begins=True)
+    assert [(folder / INDEX).exists() for folder in (tmp_path / "results").iterdir()] == [True]
+    refused_lab(tmp_path / "mine")
+    assert (tmp_path / "mine" / INDEX).exists(), "whoever names a folder looks into it"
 
 
 RAISES = """
@@ -231,7 +258,7 @@ time.sleep(60)
 def test_what_a_server_raised_before_a_test_failed_is_the_cause_and_the_failure_what_came_of_it(tmp_path: Path) -> None:
     with child(tmp_path, "edu", RAISES) as server:
         raised = logged_exceptions([server])
-        cause = evidence.write(tmp_path, [server], UserError("the guest saw 0"), [], raised)
+        cause = evidence.write(tmp_path, [server], UserError("the guest saw 0"), evidence.Ends([], raised))
     what = "AttributeError: 'int' object has no attribute 'nonesuch'"
     assert cause == f"edu: {what} (<string>:8, in doorbell); after that user error: the guest saw 0"
     assert [(one.name, one.what) for one in raised] == [("edu", what)]
@@ -250,11 +277,11 @@ def test_of_an_exception_and_an_end_the_one_that_came_first_is_the_cause(tmp_pat
         os.kill(other.pid, signal.SIGKILL)
         other.wait(30)
         [dead] = evidence.deaths(tmp_path, [server, other])
-    cause = evidence.first_cause([dead], None, [raised])
+    cause = evidence.first_cause(evidence.Ends([dead], [raised]), None)
     assert cause.startswith("edu: AttributeError")
     assert cause.endswith("after that blk was killed by SIGKILL: last words")
     later = dataclasses.replace(raised, when=dead.when + 1)
-    assert evidence.first_cause([dead], None, [later]) == "blk was killed by SIGKILL: last words"
+    assert evidence.first_cause(evidence.Ends([dead], [later]), None) == "blk was killed by SIGKILL: last words"
 
 
 @pytest.mark.parametrize("log", ["", "Traceback (most recent call last):\n", "12:00:00.000 INFO well\n", "\0\n"])

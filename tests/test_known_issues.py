@@ -184,6 +184,13 @@ def test_a_mistake_in_the_file_is_told_with_its_line(rest: str, line: int, about
     assert str(refused.value).startswith(f"issues.yaml:{line}: ")
 
 
+def test_an_id_that_two_entries_have_is_told_with_the_lines_of_both() -> None:
+    entry = "- what: it ends\n  id: mine\n  evidence: seen\n  versions: '>=10.1'\n  status: right\n"
+    entry += "  tried: [11.1.3]\n  tests: [a]\n"
+    with pytest.raises(UserError, match=r"^issues.yaml:9: the id 'mine' .* issues.yaml:2 "):
+        read_known_issues(entry * 2, "issues.yaml")
+
+
 @pytest.mark.parametrize("symptom", [{}, {"ends": "SIGNOTHING"}, {"says": "("}])
 def test_a_symptom_that_says_nothing_is_refused(symptom: dict[str, str]) -> None:
     with pytest.raises(ValidationError):

@@ -84,6 +84,8 @@ def test_a_plan_is_what_it_says(tmp_path: Path) -> None:
         ("cpus: [1, 2]", "cpus: [yes]", "integer"),
         ("dialect: [current, region-migration]", "dialect: [draft-v6]", "'region-migration'"),
         ("tests: [dma]", "tests: [dna]", "there are: "),
+        ("tests: [dma]", "tests: [dma, dma]", "twice"),
+        ("servers: [edu, theirs]", "servers: [edu, theirs, edu]", "twice"),
         ("{server: theirs, cpus: 2}", "{server: theirs, cpus: 3}", "it has: 1, 2"),
         ("{server: theirs, cpus: 2}", "{server: theirs, colour: 3}", "'colour'"),
         ("servers: servers.yaml", "servers: nothing.yaml", "nothing.yaml"),
@@ -119,6 +121,11 @@ def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
         ("symptom: late", "symptom: '('", "no pattern"),
         ("    about:", "    abuot:", "did you mean 'about'?"),
         ("  theirs:", "  edu:", "one of ours"),
+        (
+            "symptom: late}",
+            "symptom: late}\n      - {id: slow, what: again, tests: [A.test_a], symptom: late}",
+            "twice",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_server_is_told_with_its_line(right: str, wrong: str, said: str, tmp_path: Path) -> None:

@@ -79,20 +79,40 @@ def read_table(path: Path, what: str, keys: Iterable[str]) -> tuple[dict[str, An
     return value, root
 
 
-def parse_list(model: type[M], text: str, source: str) -> list[M]:
+def parse_list(model: type[M], text: str, source: str, *, unique: str) -> list[M]:
     """A YAML text that is a list of `model`; `source` is its name in errors.
 
     Raises:
-        UserError: as `read_document`.
+        UserError: as `read_document`, or two have the same value of their field `unique`.
     """
     value, root = parse(text, source)
     if not isinstance(value, list) or root is None:
         raise UserError(f"{source}:1: it is a list of entries, each with: {', '.join(model.model_fields)}")
     refuse_twice(source, root)
     try:
-        return TypeAdapter(list[model]).validate_python(value)  # type: ignore[valid-type]
+        found: list[M] = TypeAdapter(list[model]).validate_python(value)  # type: ignore[valid-type]
     except ValidationError as error:
         raise refused(source, root, error.errors()) from None
+    first: dict[object, int] = {}
+    for index, entry in enumerate(found):
+        name = getattr(entry, unique)
+        if first.setdefault(name, index) != index:
+            here, there = (f"{source}:{_locate(root, (each, unique))[1]}" for each in (index, first[name]))
+            raise UserError(f"{here}: the {unique} {name!r} is that of the entry at {there} already")
+    return found
+
+
+def each_once(what: str, names: Iterable[str]) -> None:
+    """Refuse, from a validator of a model, a name that is there twice.
+
+    Raises:
+        ValueError: there is one.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"the {what} {name!r} is there twice")
+        seen.add(name)
 
 
 def refused(source: str, root: yaml.Node | None, mistakes: Sequence[ErrorDetails]) -> UserError:

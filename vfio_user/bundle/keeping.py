@@ -81,7 +81,12 @@ class Keeping:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         wrong = error or self.failure
-        if self.folder is None or not self.is_wanted or not isinstance(wrong, Exception | None):
+        if (
+            self.folder is None
+            or not self.folder.is_dir()
+            or not self.is_wanted
+            or not isinstance(wrong, Exception | None)
+        ):
             return
         if wrong is None and self.wanted == AUTO:
             return

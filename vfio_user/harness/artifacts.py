@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,14 @@ def results_folder(name: str, base: Path | None = None) -> Path:
             raise _no_folder(folder, error) from error
         return folder
     raise UserError(f"{parent} has a thousand folders called {stamp}")
+
+
+def drop_results(folder: Path) -> None:
+    """Remove a folder that `results_folder` has made, and `results` around it where nothing else is in that."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not os.environ.get(RESULTS_VARIABLE):
+        with suppress(OSError):
+            folder.parent.rmdir()
 
 
 def made_folder(folder: Path) -> Path:

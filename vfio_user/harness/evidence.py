@@ -26,7 +26,7 @@ from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.last_words import end_of
-from vfio_user.harness.server_exceptions import LoggedException
+from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions
 from vfio_user.page.names import INDEX, RECORD
 from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.versions import versions_of
@@ -63,6 +63,24 @@ class Death:
         return end_of(self.name, self.fate, self.last_words)
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What went wrong with programs of a run by itself, before everything was ended; each the first one first."""
+
+    deaths: Sequence[Death] = ()
+    exceptions: Sequence[LoggedException] = ()
+
+    @property
+    def are_causes(self) -> bool:
+        """Whether something of it may have led to what a run said."""
+        return bool(self.exceptions) or any(not death.in_order for death in self.deaths)
+
+
+def ends(folder: Path, children: Sequence[Child]) -> Ends:
+    """Those of these programs, so far; cores and backtraces go into `folder`."""
+    return Ends(deaths(folder, children), logged_exceptions(children))
+
+
 def deaths(folder: Path, children: Sequence[Child]) -> list[Death]:
     """Those that ended by themselves or by a signal, the first one first; cores and backtraces go into `folder`."""
     ended = [child for child in children if not child.running and not child.was_stopped]
@@ -74,34 +92,33 @@ def crashed(children: Sequence[Child]) -> bool:
     return any(child.crashed and not child.was_stopped for child in children)
 
 
-def first_cause(dead: Sequence[Death], error: BaseException | None, exceptions: Sequence[LoggedException] = ()) -> str:
+def first_cause(ended: Ends, error: BaseException | None) -> str:
     """In one sentence."""
-    bad = [death for death in dead if not death.in_order]
+    bad = [death for death in ended.deaths if not death.in_order]
     own = next((death for death in bad if not death.on_request), None)
-    raised = next((one for one in exceptions if own is None or one.when < own.when), None)
+    raised = next((one for one in ended.exceptions if own is None or one.when < own.when), None)
     came = own.sentence if own else _sentence(error) if error else ""
     first = "; after that ".join(filter(None, [raised.sentence, came])) if raised else came
     when = raised.when if raised else own.when if own else math.inf
     wanted = [death for death in bad if death.on_request and death.when <= when]
-    ended = "the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:])
-    return "; before that ".join(filter(None, [first, ended if wanted else ""])) or "nothing went wrong"
+    by_test = "the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:])
+    return "; before that ".join(filter(None, [first, by_test if wanted else ""])) or "nothing went wrong"
 
 
 def write(
     folder: Path,
     children: Sequence[Child],
     error: BaseException | None = None,
-    dead: Sequence[Death] | None = None,
-    exceptions: Sequence[LoggedException] = (),
+    ended: Ends | None = None,
     *,
     name: str = "",
 ) -> str:
     """Write the page and the record of what lies in `folder`; returns the first cause. `name` says what was run.
 
-    `dead` and `exceptions` are those before everything was ended.
+    `ended` is what was wrong before everything was ended.
     """
-    found = deaths(folder, children) if dead is None else dead
-    cause = first_cause(found, error, exceptions)
+    found = ended or Ends(deaths(folder, children))
+    cause = first_cause(found, error)
     if error is not None:
         write_text(folder / "error.txt", _described(error))
     programs = {child.argv[0]: file_digest(Path(child.argv[0])) for child in children}
@@ -110,8 +127,8 @@ def write(
         "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": versions_of(folder),
         "first_cause": cause,
-        "deaths": [asdict(death) for death in found],
-        "exceptions": [asdict(exception) for exception in exceptions],
+        "deaths": [asdict(death) for death in found.deaths],
+        "exceptions": [asdict(exception) for exception in found.exceptions],
         "programs": {**programs, "vfio-user": sources_digest()},
         "files": {path.name: file_digest(path) for path in _files(folder) if not path.match("*.core*")},
     }

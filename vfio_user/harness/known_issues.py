@@ -208,11 +208,7 @@ def read_known_issues(text: str, source: str) -> Mapping[str, KnownIssue]:
     Raises:
         UserError: one is not as it should be, with its line.
     """
-    found: dict[str, KnownIssue] = {}
-    for entry in parse_list(KnownIssue, text, source):
-        if found.setdefault(entry.id, entry) is not entry:
-            raise UserError(f"{source}: the id {entry.id!r} is there twice")
-    return found
+    return {entry.id: entry for entry in parse_list(KnownIssue, text, source, unique="id")}
 
 
 def known_issue(identity: str) -> KnownIssue:

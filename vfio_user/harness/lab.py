@@ -25,7 +25,7 @@ from userdev.errors import UserError, VerdictError
 from userdev.process import Child
 from vfio_user.harness import evidence, restoring
 from vfio_user.harness.accelerator import probe_accelerator
-from vfio_user.harness.artifacts import Timeline, made_folder, results_folder
+from vfio_user.harness.artifacts import Timeline, drop_results, made_folder, results_folder
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, attachment_of
 from vfio_user.harness.breakpoint import Breakpoint
@@ -50,7 +50,6 @@ from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
-from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
 
@@ -84,6 +83,7 @@ class Lab:
     ) -> None:
         self.name = name
         self.folder = made_folder(folder) if folder else results_folder(name)
+        self._is_own_folder = folder is None
         self.timeline = Timeline()
         self.guests: list[BootedGuest] = []
         self.servers: list[DeviceServer] = []
@@ -451,16 +451,19 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, UserError) and self._is_own_folder and not self._records.children:
+            with suppress(UserError, VerdictError, OSError):
+                self.close()
+            drop_results(self.folder)  # it was refused before anything began: there is nothing to look at
+            return
         unseen = self._unseen_crash() if error is None else None
         wrong = error or self.failure or unseen
         good = wrong is None or isinstance(wrong, KeyboardInterrupt)
         unwritten = []
-        dead: list[evidence.Death] = []
-        raised_before: list[LoggedException] = []
+        ended = evidence.Ends()
         try:
             if not good or evidence.crashed(self._records.children):
-                dead = evidence.deaths(self.folder, self._records.children)
-                raised_before = logged_exceptions(self._records.children)
+                ended = evidence.ends(self.folder, self._records.children)
             for guest in self.guests if not good else ():
                 guest.collect(self.folder)
         except OSError as full:
@@ -472,11 +475,10 @@ class Lab:
         except (UserError, VerdictError):
             if error is None:  # else that is the one to show
                 raise
-        if not good or dead:
+        if not good or ended.deaths:
             try:
-                cause = evidence.write(self.folder, self._records.children, wrong, dead, raised_before, name=self.name)
-                told = bool(raised_before) or any(not death.in_order for death in dead)
-                if wrong is not None and told and cause not in str(wrong):
+                cause = evidence.write(self.folder, self._records.children, wrong, ended, name=self.name)
+                if wrong is not None and ended.are_causes and cause not in str(wrong):
                     wrong.add_note(f"first cause: {cause}")
             except OSError as full:
                 unwritten.append(full)

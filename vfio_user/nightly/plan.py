@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictInt, StringConstraints, field_validator
 
 from userdev.errors import UserError
-from userdev.written import Place, Written, WrittenDocument, read_document, unknown
+from userdev.written import Place, Written, WrittenDocument, each_once, read_document, unknown
 from vfio_user.avocado_job.selection import reference, suite_folder
 from vfio_user.avocado_job.surroundings import IMAGES
 from vfio_user.harness.image.recipe import recipe_names
@@ -80,6 +80,12 @@ class Group(Written):
     """Combinations that are left out, each by some of its values."""
     nightly: StrictBool = False
     """With tests that have the tag nightly: those that take long."""
+
+    @field_validator("tests", "servers", mode="after")
+    @classmethod
+    def _are_there_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        each_once("name", names)
+        return names
 
     def axes(self) -> dict[str, tuple[Value, ...]]:
         """The values of what is varied, the server first."""

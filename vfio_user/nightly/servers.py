@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from userdev.written import Written, WrittenDocument, read_document, unknown
+from userdev.written import Written, WrittenDocument, each_once, read_document, unknown
 from vfio_user.avocado_job.selection import topic_of
 from vfio_user.harness.device import SOCKET
 from vfio_user.harness.exercises import EXERCISES
@@ -87,6 +87,12 @@ class Server(Written):
         if SOCKET not in command:
             raise ValueError(f"the command says with {SOCKET} where the socket's path goes")
         return command
+
+    @field_validator("known_issues")
+    @classmethod
+    def _have_their_own_ids(cls, issues: tuple[ServerIssue, ...]) -> tuple[ServerIssue, ...]:
+        each_once("id", (issue.id for issue in issues))
+        return issues
 
     @field_validator("dialect")
     @classmethod
