@@ -212,10 +212,14 @@ def test_the_stack_of_a_crash_is_beside_its_cause(tmp_path: Path) -> None:
 
 
 def refused_lab(folder: Path | None = None, *, qemu: str = "", begins: bool = False) -> UserError:
-    with pytest.raises(UserError) as refused, Lab("run", folder=folder, qemu=qemu) as lab:
-        if begins:
-            lab._records.note(Child("server", ["/bin/true"], log=lab.folder / "server.log"))
-        print(lab.qemu if qemu else lab.boot("nonesuch"))
+    def use() -> object:
+        with Lab("run", folder=folder, qemu=qemu) as lab:
+            if begins:
+                lab._records.note(Child("server", ["/bin/true"], log=lab.folder / "server.log"))
+            return lab.qemu if qemu else lab.boot("nonesuch")
+
+    with pytest.raises(UserError) as refused:
+        use()
     return refused.value
 
 
