@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from vfio_user.avocado_job.job import EndedAtOnce
@@ -37,10 +38,10 @@ def main(path: str, base: str, spare: str = "0") -> int:
     drawn = draw_plan(plan)
     night = Night(plan, drawn, Path(base), spare=int(spare))
     try:
-        summary = night.run(staged(plan, drawn), Furnished(plan.text.parallel), print)
+        summary = night.run(staged(plan, drawn), Furnished(plan.text.parallel), partial(print, file=sys.stderr))
     except EndedAtOnce:
         return 3
-    print(summary.status)
+    print(summary.status, file=sys.stderr)
     return 0
 
 

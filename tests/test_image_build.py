@@ -121,6 +121,14 @@ def test_an_image_has_packages_programs_settings_and_keys(room: Path) -> None:
     assert image.ssh_key.with_suffix(".pub").read_bytes().strip() in files["root/.ssh/authorized_keys"]
 
 
+def test_the_size_of_an_image_is_the_same_wherever_it_is_told(room: Path) -> None:
+    said: list[str] = []
+    image = builder.ensure_image("small", progress=said.append)
+    [status] = builder.list_images()
+    assert status.size == image.size == sum(path.stat().st_size for path in (image.kernel, image.initramfs))
+    assert f"guest image small: {status.size / 1e6:.0f} MB, {image.digest[:12]}" in said
+
+
 def test_programs_can_be_run_by_their_names(room: Path) -> None:
     image = builder.ensure_image("small")
     assert contents(image)["usr/bin/hello"] == b"/opt/vfio-user/hello.py"

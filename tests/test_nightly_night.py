@@ -39,6 +39,8 @@ servers:
     kind: edu
     command: "./server {socket}"
     supports: []
+    known_issues:
+      - {id: slow, what: it is slow, tests: [Sees.test_shows], symptom: late by}
   absent:
     about: one that cannot be built
     protocol: vfio-user
@@ -63,6 +65,10 @@ class Sees(Test):
         """
         :avocado: tags=needs:migration
         """
+
+    def test_shows(self):
+        if self.params.get("cell_id").startswith("theirs"):
+            raise RuntimeError("late by 7 s")
 
 class Fails(Test):
     def test_wrong(self):
@@ -118,7 +124,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     running = started(folder, TESTS)
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 0, said
+    (folder / "said.txt").write_text(said)
     return folder
+
+
+def test_a_person_reads_verdicts_and_not_what_avocado_calls_them(whole: Path) -> None:
+    """Which says ERROR and CANCEL of what is expected."""
+    said = (whole / "said.txt").read_text()
+    for line in (
+        "XFAIL edu/test_quick.py:Fails.test_known: late-reply: it comes late (",
+        "XFAIL theirs/test_quick.py:Sees.test_shows: slow: it is slow (",
+        "FAIL edu/test_quick.py:Fails.test_wrong: it read 7 (",
+        "SKIP edu/test_quick.py:Fails.test_not_here: no KVM (",
+    ):
+        assert line in said
+    assert "ERROR" not in said
+    assert "CANCEL" not in said
 
 
 def results(folder: Path, cell: str) -> dict[str, CaseResult]:
@@ -135,13 +156,13 @@ def test_a_night_leaves_what_is_read_in_the_morning(whole: Path) -> None:
 def test_every_case_of_the_plan_has_a_verdict(whole: Path) -> None:
     night = summary_of(whole)
     assert night.status is Status.FINISHED
-    assert len(night.results) == night.planned == 2 * 5 + 3 * 2
+    assert len(night.results) == night.planned == 2 * 6 + 3 * 3
     assert {cell.id: cell.planned for cell in night.cells} == {
-        "edu": 5,
-        "edu+cpus=2": 5,
-        "theirs": 2,
-        "theirs+qemu=gone": 2,
-        "absent": 2,
+        "edu": 6,
+        "edu+cpus=2": 6,
+        "theirs": 3,
+        "theirs+qemu=gone": 3,
+        "absent": 3,
     }
 
 
@@ -151,6 +172,7 @@ def test_a_test_is_run_in_its_cell(cell: str, whole: Path) -> None:
     assert {name: one.verdict for name, one in found.items()} == {
         "test_cell": Verdict.PASS,
         "test_migrates": Verdict.PASS,
+        "test_shows": Verdict.PASS,
         "test_wrong": Verdict.FAIL,
         "test_known": Verdict.XFAIL,
         "test_not_here": Verdict.SKIP,
@@ -184,7 +206,7 @@ def test_avocado_s_own_reports_are_beside_it_and_no_broken_one(whole: Path) -> N
     assert {"results.html", "results.xml", "results.json"} <= names
     assert "results.tap" not in names
     cases = [case for suite in JUnitXml.fromfile(str(job / "results.xml")) for case in suite]
-    assert len(cases) == 11
+    assert len(cases) == 14
     assert not any(str(whole) in case.name + case.classname for case in cases), "they are called the same everywhere"
 
 

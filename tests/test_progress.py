@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.traced import Written
+from vfio_user.cli import run
 from vfio_user.cli._progress import Waiting
+from vfio_user.harness.artifacts import Timeline
 
 TOLD = """
 import sys
@@ -88,6 +93,23 @@ def test_elsewhere_preparations_are_lines_and_steps_are_none(
         waiting.how_far("1 of 2")
         waiting.step("restore the guest")
     assert capsys.readouterr() == ("", told)
+
+
+def test_the_time_for_which_a_guest_is_kept_for_a_person_is_known_and_none_of_the_runs(tmp_path: Path) -> None:
+    timeline = Timeline()
+
+    def a_minute_passes(_limit: float) -> int:
+        timeline._origin -= 60
+        return 0
+
+    machine = SimpleNamespace(child=SimpleNamespace(wait=a_minute_passes), console=SimpleNamespace(log="c.log"))
+    guest: Any = SimpleNamespace(machine=machine, ssh_command=lambda _folder: ["ssh"])
+    lab: Any = SimpleNamespace(timeline=timeline, folder=tmp_path, monitor_path=lambda _guest: "qmp", failure=None)
+    lab.machines = lab.servers = []
+    kept = run._keep(lab, guest)
+    assert 60 <= kept < 70
+    report = json.loads(run._report(lab, "edu", [], timeline.now - kept))
+    assert report["seconds"] < 10
 
 
 @pytest.mark.parametrize(("variable", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])

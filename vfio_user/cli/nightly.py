@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -77,7 +79,7 @@ def command(
         if list_only or dry_run:
             _show(stage, base, cases=list_only)
             return
-        say = unsaid if quiet else _say
+        say = unsaid if quiet else partial(click.echo, file=sys.stderr)
         with only_one(base, wait=wait, say=say):
             _run(stage, drawn, base, root, bundles, say)
 
@@ -116,7 +118,11 @@ def _run(stage: Stage, drawn: Drawn, base: Path, root: Path, bundles: Bundles, s
     say(_estimate(stage, base))
     place = place_of(stage.plan)
     night = Night(stage.plan, drawn, base, commit=commit_of(root), bundles=bundles)
-    summary = night.run(stage, place, say)
+    out, err = sys.stdout, sys.stderr
+    try:
+        summary = night.run(stage, place, say)
+    finally:
+        sys.stdout, sys.stderr = out, err  # avocado, which is to show nothing, puts others in their places
     compared = summary.comparison or Comparison()
     _tell(summary, compared)
     click.echo(f"{night.folder / PAGE}")

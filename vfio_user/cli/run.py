@@ -110,12 +110,12 @@ def command(
         wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
         if wrong:
             lab.failure = VerdictError(f"the guest saw {device} do wrong", evidence="\n".join(wrong))
-        if keep:
-            _keep(lab, guest)
-    report = _report(lab, device, done)
+        kept_for = _keep(lab, guest) if keep else 0.0
+    seconds = lab.timeline.now - kept_for
+    report = _report(lab, device, done, seconds)
     if as_json:
         click.echo(report)
-    printer.end(lab, lab.failure is None)
+    printer.end(lab, lab.failure is None, seconds)
     if lab.failure is not None:
         raise lab.failure
 
@@ -138,12 +138,12 @@ def _exercised(lab: Lab, guest: BootedGuest, program: Program) -> Iterator[tuple
             guest.collect(lab.folder)
 
 
-def _report(lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]]) -> str:
-    """Write report.json into the run's folder; its text."""
+def _report(lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]], seconds: float) -> str:
+    """Write report.json into the run's folder; its text. `seconds` is how long the run took."""
     report = {
         "ok": lab.failure is None,
         "device": device,
-        "seconds": round(lab.timeline.now, 3),
+        "seconds": round(seconds, 3),
         "logs": str(lab.folder),
         "traces": [str(path) for path in sorted(lab.folder.glob("*.trace"))],
         "parts": [{"proves": part.proves, **asdict(outcome)} for part, outcome in done],
@@ -163,7 +163,7 @@ class _Quiet:
     def part(self, part: Part, outcome: Exercise) -> None:
         pass
 
-    def end(self, lab: Lab, good: bool) -> None:
+    def end(self, lab: Lab, good: bool, seconds: float) -> None:
         pass
 
 
@@ -185,9 +185,9 @@ class _Printer(_Quiet):
         mark = "ok  " if outcome.ok else "FAIL"
         click.echo(f"{outcome.seconds:7.2f} s  {mark}  {part.proves}: {_summary(outcome)}")
 
-    def end(self, lab: Lab, good: bool) -> None:
+    def end(self, lab: Lab, good: bool, seconds: float) -> None:
         where = f"Logs: {_short(lab.folder)}" if good else f"Page: {_short(lab.folder / INDEX)}"
-        click.echo(f"\n{'All right' if good else 'WRONG'}, in {lab.timeline.now:.1f} s. {where}")
+        click.echo(f"\n{'All right' if good else 'WRONG'}, in {seconds:.1f} s. {where}")
         for path in sorted(lab.folder.glob("*.trace")):
             click.echo(f"trace: {_short(path)}; `vfio-user trace stats` counts it")
 
@@ -223,7 +223,9 @@ def _brief(value: object) -> str:
             return str(value)
 
 
-def _keep(lab: Lab, guest: BootedGuest) -> None:
+def _keep(lab: Lab, guest: BootedGuest) -> float:
+    """Leave the guest to a person, until Ctrl-C or its end; for how many seconds that was."""
+    began = lab.timeline.now
     rows: Sequence[str] = (
         f"QMP      {lab.monitor_path(guest)}",
         f"console  {guest.machine.console.log}",
@@ -236,6 +238,7 @@ def _keep(lab: Lab, guest: BootedGuest) -> None:
             pass
     except KeyboardInterrupt:
         click.echo("", err=True)
+    return lab.timeline.now - began
 
 
 def _short(path: Path) -> str:

@@ -6,6 +6,7 @@ summaries that are.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import statistics
 from collections import defaultdict
@@ -26,9 +27,6 @@ KEPT = 400
 
 REMEMBERED = 5
 """Nights that are looked at for durations."""
-
-UNKNOWN_SECONDS = 15.0
-"""What a case is taken to last of which nothing is known."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS nights (
@@ -175,17 +173,27 @@ def _marks(values: Sequence[object]) -> str:
 class Estimate:
     """How long cases will take: `seconds` of the machine, of which `known` cases of `cases` are as they took before."""
 
-    seconds: float
+    seconds: float | None
+    """None: nothing like them has run."""
     cases: int
     known: int
 
     def __str__(self) -> str:
-        minutes = self.seconds / 60
-        return f"{counted(self.cases, 'case')}, about {minutes:.0f} min ({self.known} of them by what they took before)"
+        cases = counted(self.cases, "case")
+        if self.seconds is None:
+            return f"{cases}; how long that takes is not known before some of this plan have run here"
+        return f"{cases}, about {_in_words(self.seconds)} ({self.known} of them by what they took before)"
+
+
+def _in_words(seconds: float) -> str:
+    return f"{max(1, math.ceil(seconds))} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def estimate(cases: Sequence[tuple[str, str]], nights: Sequence[tuple[str, Results]], parallel: int) -> Estimate:
-    """How long `cases` (id, test) will take, so many at once; one that never ran, as its test does in other cells."""
+    """How long `cases` (id, test) will take, so many at once.
+
+    One that never ran takes what its test does in other cells, and of a new test what the others do, in the median.
+    """
     by_id: dict[str, float] = {}
     by_test: dict[str, list[float]] = defaultdict(list)
     for _, results in nights:
@@ -193,11 +201,10 @@ def estimate(cases: Sequence[tuple[str, str]], nights: Sequence[tuple[str, Resul
             if past.seconds and past.verdict not in (Verdict.SKIP, Verdict.WEDGED):
                 by_id.setdefault(case, past.seconds)
                 by_test[past.test].append(past.seconds)
-    total = sum(_seconds(case, test, by_id, by_test) for case, test in cases)
-    return Estimate(total / parallel, len(cases), sum(case in by_id for case, _ in cases))
-
-
-def _seconds(case: str, test: str, by_id: Mapping[str, float], by_test: Mapping[str, list[float]]) -> float:
-    if case in by_id:
-        return by_id[case]
-    return statistics.median(by_test[test]) if by_test.get(test) else UNKNOWN_SECONDS
+    known = sum(case in by_id for case, _ in cases)
+    if not by_id:
+        return Estimate(None if cases else 0.0, len(cases), known)
+    usual = statistics.median(by_id.values())
+    tests = {test: statistics.median(seconds) for test, seconds in by_test.items()}
+    total = sum(by_id.get(case, tests.get(test, usual)) for case, test in cases)
+    return Estimate(total / parallel, len(cases), known)

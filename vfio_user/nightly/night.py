@@ -29,7 +29,7 @@ from vfio_user.avocado_job.job import (
 )
 from vfio_user.avocado_job.naming import name_tests
 from vfio_user.harness.artifacts import results_folder
-from vfio_user.harness.debian import Progress
+from vfio_user.harness.debian import Progress, quiet
 from vfio_user.harness.interruption import interruptible
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.cases import Case, suite_settings, variant_of
@@ -125,6 +125,7 @@ class Night:
         self._qemus: dict[str, str] = {}
         """Versions that tests have used, by cell."""
         self._written = float("-inf")
+        self._say: Progress = quiet
         identity = PlanIdentity(name=plan.text.name, file=str(plan.path), digest=plan.digest(drawn.text()))
         self.summary = Summary(night=self.folder.name, plan=identity, commit=commit, began=datetime.now(UTC))
         self._write()
@@ -138,6 +139,7 @@ class Night:
             EndedAtOnce: it was told to end twice.
             UserError: nothing could be done, or there was no space.
         """
+        self._say = say
         try:
             with interruptible():
                 self._run(self._make_ready(stage, place, say), place, say)
@@ -220,7 +222,9 @@ class Night:
 
     def _job_settings(self) -> dict[str, Any]:
         # a job's suites would write one TAP with the plan of the first of them (avocado 113)
-        return {**usual_settings(self.folder, 1), "job.run.result.tap.enabled": False}
+        settings = {**usual_settings(self.folder, 1), "job.run.result.tap.enabled": False}
+        # what avocado says of a test is no verdict yet: its server may have a known issue
+        return {**settings, "core.show": ["none"], "job.output.testlogs.summary_statuses": []}
 
     # -- while it runs, and after -----------------------------------------------------------------------------------
 
@@ -248,6 +252,7 @@ class Night:
             bundle = self._bundles.take(Path(str(test["logdir"])), case.id, self.folder)
             result = result.model_copy(update={"bundle": bundle})
             self._known[case.id] = result
+            self._say(f"({len(self._known)}/{len(self._cases)}) {result.line}")
             self._qemus[cell] = qemu_of(test) or self._qemus.get(cell, "")
             if result.verdict in (Verdict.PASS, Verdict.XFAIL, Verdict.SKIP):
                 self._passed.append(Path(str(test["logdir"])))

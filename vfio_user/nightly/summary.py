@@ -130,7 +130,7 @@ class CaseResult(_Model):
     cause: str = ""
     """The first cause, where something is wrong."""
     reason: str = ""
-    """Why it was skipped."""
+    """Why it was skipped, or what is known of what it showed."""
     known_issue: str = ""
     """The id of the known issue that was seen (XFAIL), or that the test names and did not see (XPASS)."""
     slot: str = ""
@@ -145,6 +145,12 @@ class CaseResult(_Model):
     def bundle_is_evidence(self) -> bool:
         """Whether its bundle is in the folder with what was kept of it."""
         return bool(self.evidence) and PurePosixPath(self.bundle).is_relative_to(self.evidence)
+
+    @property
+    def line(self) -> str:
+        """It for a person, in a line: verdict, id, why and how long."""
+        why = self.cause or self.reason
+        return f"{self.verdict} {self.id}{f': {why}' if why else ''} ({self.seconds:.1f} s)"
 
     @model_validator(mode="after")
     def _says_why(self) -> CaseResult:

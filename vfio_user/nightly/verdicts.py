@@ -27,7 +27,7 @@ def result_of(case: Case, test: Mapping[str, Any], *, ran: Ran, folder: Path) ->
     verdict, why, issue = _judged(test)
     where = Path(str(test["logdir"]))
     cause = (cause_of(where / "data") or why) if verdict.is_wrong else ""
-    verdict, cause, issue = _of_its_own(case, verdict, cause, issue)
+    verdict, cause, issue, known = _of_its_own(case, verdict, cause, issue)
     return CaseResult(
         id=case.id,
         cell=case.cell.id,
@@ -35,7 +35,7 @@ def result_of(case: Case, test: Mapping[str, Any], *, ran: Ran, folder: Path) ->
         verdict=verdict,
         seconds=round(float(test.get("time_elapsed") or 0.0), 3),
         cause=_line(cause) if verdict.is_wrong else "",
-        reason=_line(why) if verdict is Verdict.SKIP else "",
+        reason=_line(known or why.removeprefix(f"{XFAIL}: ")) if verdict in (Verdict.SKIP, Verdict.XFAIL) else "",
         known_issue=issue,
         slot=ran.slot,
         evidence=str(where.relative_to(folder)) if where.is_relative_to(folder) and where.is_dir() else "",
@@ -94,14 +94,19 @@ def _judged(test: Mapping[str, Any]) -> tuple[Verdict, str, str]:
             return Verdict.ERROR, why or f"avocado says {status}", ""
 
 
-def _of_its_own(case: Case, verdict: Verdict, cause: str, issue: str) -> tuple[Verdict, str, str]:
-    """The same with what is known of the case's server: its own issues, where the harness's say nothing."""
+def _of_its_own(case: Case, verdict: Verdict, cause: str, issue: str) -> tuple[Verdict, str, str, str]:
+    """The same with what is known of the case's server: its own issues, where the harness's say nothing.
+
+    The last is what is known, where that was seen.
+    """
     known = _issue_of(case)
     if known is None or verdict not in (Verdict.PASS, Verdict.FAIL, Verdict.ERROR):
-        return verdict, cause, issue
+        return verdict, cause, issue, ""
     if verdict is Verdict.PASS:
-        return Verdict.XPASS, f"{known.id} was not seen: {known.what}", known.id
-    return (Verdict.XFAIL, "", known.id) if re.search(known.symptom, cause) else (verdict, cause, issue)
+        return Verdict.XPASS, f"{known.id} was not seen: {known.what}", known.id, ""
+    if re.search(known.symptom, cause):
+        return Verdict.XFAIL, "", known.id, f"{known.id}: {known.what}"
+    return verdict, cause, issue, ""
 
 
 def _issue_of(case: Case) -> ServerIssue | None:

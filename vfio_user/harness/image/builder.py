@@ -54,6 +54,11 @@ class GuestImage:
     host_key: str  # the guest's public key, as a line of known_hosts without the host
     digest: str
 
+    @property
+    def size(self) -> int:
+        """Bytes of kernel and initramfs: what QEMU is given."""
+        return sum(path.stat().st_size for path in (self.kernel, self.initramfs))
+
 
 @dataclass(frozen=True)
 class ImageStatus:
@@ -62,7 +67,11 @@ class ImageStatus:
     name: str
     description: str
     image: GuestImage | None  # None when it has to be built first
-    size: int = 0  # bytes of kernel and initramfs
+
+    @property
+    def size(self) -> int:
+        """That of the image; 0 where there is none."""
+        return self.image.size if self.image else 0
 
 
 def ensure_image(name: str, *, progress: Progress = quiet) -> GuestImage:
@@ -114,8 +123,7 @@ def list_images() -> list[ImageStatus]:
     for name in recipe_names():
         recipe = load_recipe(name)
         image = _find(recipe)
-        size = sum(path.stat().st_size for path in (image.kernel, image.initramfs)) if image else 0
-        found.append(ImageStatus(name, recipe.description, image, size))
+        found.append(ImageStatus(name, recipe.description, image))
     return found
 
 
@@ -167,9 +175,10 @@ def _build(recipe: ImageRecipe, progress: Progress) -> GuestImage:
         with initramfs.open("ab") as out:
             write_cpio(keys.tree(), out)
         _write_manifest(making, {**contents, "digest": digest})
-    progress(f"guest image {recipe.name}: {(folder / 'initramfs.cpio').stat().st_size / 1e6:.0f} MB, {digest[:12]}")
+    image = _open(recipe, folder, keys)
+    progress(f"guest image {recipe.name}: {image.size / 1e6:.0f} MB, {digest[:12]}")
     _prune(_images().glob(f"{recipe.name}-*"), IMAGE_SECONDS, keep=folder)
-    return _open(recipe, folder, keys)
+    return image
 
 
 def _image_folder(recipe: ImageRecipe, base: Path, keys: Keys) -> Path:
