@@ -11,7 +11,7 @@ block ends everything that the lab started is ended, and a lab that left somethi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +26,6 @@ from userdev.process import Child
 from vfio_user.harness import evidence, restoring
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import Timeline, drop_results, made_folder, results_folder
-from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, attachment_of
 from vfio_user.harness.breakpoint import Breakpoint
 from vfio_user.harness.cell import Cell
@@ -66,9 +65,8 @@ class Lab:
 
     `name` says what is run, and heads the evidence. `folder` is where that goes, made if need be (a new one in
     `results` when not given), `qemu` the program to use instead of the one that would be found or installed;
-    `interpose` puts an interposer before every server for which nothing else is said, `cell` has what is
-    meant where nothing else is said;
-    `progress` is told what the long preparations of a first run do.
+    `interpose` puts an interposer before every server for which nothing else is said, `cell` has what is meant where
+    nothing else is said; `progress` is told what the long preparations of a first run do.
     """
 
     def __init__(
@@ -189,7 +187,10 @@ class Lab:
             self._server_of(spec, index) for index in range(len(spec.devices))
         ]  # they start while the guest does
         if spec.root_bus:
-            spec = spec.with_attached(*_on_root_bus(spec, servers))
+            pairs = enumerate(zip(spec.devices, servers, strict=True))
+            spec = spec.with_attached(
+                *(attachment_of(device, spec.device_id(n), one, root_address(n)) for n, (device, one) in pairs)
+            )
         guest = self._running(spec)
         for index, (device, server) in enumerate(zip(spec.devices, servers, strict=True)):
             with self.timeline.step(f"plug {device.name} into {spec.name}"):
@@ -495,8 +496,3 @@ class Lab:
     def _unseen_crash(self) -> GuestCrash | None:
         """What befell a guest after the last that anybody wanted of it."""
         return next((crash for guest in self.guests if (crash := guest.machine.mishaps.untold())), None)
-
-
-def _on_root_bus(spec: GuestSpec, servers: Sequence[DeviceServer | None]) -> Iterator[Attachment]:
-    for index, (device, server) in enumerate(zip(spec.devices, servers, strict=True)):
-        yield attachment_of(device, spec.device_id(index), server, root_address(index))
