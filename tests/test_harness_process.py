@@ -155,6 +155,15 @@ def test_a_paused_child_stands_still_when_pause_returns(log: Path) -> None:
         child.stop()
 
 
+def test_a_paused_child_is_not_given_time_that_it_cannot_use(log: Path) -> None:
+    """It hears of no SIGTERM before it goes on, which it never does."""
+    child = Child("paused", ["sleep", "60"], log=log)
+    child.pause()
+    began = time.monotonic()
+    assert child.stop(grace=30) == -signal.SIGKILL
+    assert time.monotonic() - began < 15
+
+
 def test_pausing_a_child_that_has_ended_returns(log: Path) -> None:
     child = Child("gone", [sys.executable, "-c", ""], log=log)
     assert child.wait(30) == 0

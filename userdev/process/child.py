@@ -143,16 +143,29 @@ class Child:
             os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def stop(self, grace: float = 2.0) -> int:
-        """End it and its whole process group: SIGTERM, `grace` seconds, SIGKILL. Returns the exit code."""
+        """End it and its whole process group: SIGTERM, `grace` seconds, SIGKILL. Returns the exit code.
+
+        One that is paused hears of no SIGTERM, and has no time to end by itself.
+        """
         if self.running:
             self.was_stopped = True
             self._signal_group(signal.SIGTERM)
-            self.wait(grace)
+            if not self._is_paused:
+                self.wait(grace)
         self._signal_group(signal.SIGKILL)
         code = self._process.wait()
         self._watcher.join()
         self.end.close()
         return code
+
+    @property
+    def _is_paused(self) -> bool:
+        """Whether a signal has stopped it, as far as is known now (proc_pid_stat(5), state)."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+        except OSError:  # it has ended
+            return False
+        return state == b"T"
 
     def group_is_alive(self) -> bool:
         """Whether any process of its group is left, the child itself or what it started."""
