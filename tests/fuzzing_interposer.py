@@ -63,7 +63,7 @@ def _one_session(dialect: Dialect, generator: Generator, trace: Path, outcome: O
             _send(bench.client if chance.random() < 0.8 else bench.server, generator, id)
             bench.settle()
             for peer in (bench.client, bench.server):
-                _read_all(peer)
+                peer.take_all()
 
 
 def _send(peer: Peer, generator: Generator, id: int) -> None:
@@ -80,13 +80,3 @@ def _send(peer: Peer, generator: Generator, id: int) -> None:
 
 def _descriptor(chance: random.Random) -> int:
     return os.eventfd(0) if chance.random() < 0.5 else os.memfd_create("fuzz")
-
-
-def _read_all(peer: Peer) -> None:
-    room = memoryview(bytearray(1 << 20))
-    with suppress(OSError):
-        while True:
-            count, fds = peer.stream.receive(room)
-            close_all(fds)
-            if not count:
-                return

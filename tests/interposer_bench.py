@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from userdev.interposer.session import BaseSession
 from userdev.relay.backlog import MAX_BYTES
 from userdev.relay.loop import Future, Loop, Task
+from userdev.trace import TraceWriter
 from userdev.transport import Framed, Framer, Stream, close_all
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.trace import VfioTraceWriter
@@ -92,6 +95,16 @@ class AnyPeer(Generic[M]):
         self.framer.received(count, fds)
         return self.framer.next()
 
+    def take_all(self) -> None:
+        """Take what is there, and the descriptors with it."""
+        room = memoryview(bytearray(1 << 20))
+        with suppress(OSError):
+            while True:
+                count, fds = self.stream.receive(room)
+                close_all(fds)
+                if not count:
+                    return
+
     def _end(self) -> bool | None:
         try:
             return not self.socket.recv(1)
@@ -131,11 +144,42 @@ class Looped:
             pass
 
 
+class SessionBench(Looped):
+    """A session, and the peers at its ends."""
+
+    trace: TraceWriter | None
+    session: BaseSession[Any, Any]
+    ended = False
+
+    def peers(self) -> list[AnyPeer[Any]]:
+        """Both ends."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.session.close()
+        if self.trace is not None:
+            self.trace.close()
+        for peer in self.peers():
+            peer.close()
+        self.loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        self.ended = True
+
+
 Peer = AnyPeer[Message]
 
 
-class Bench(Looped):
+class Bench(SessionBench):
     """Client, session and server in one thread. `until` turns the loop."""
+
+    session: ForwardedSession
 
     def __init__(self, *, dialect: Dialect = CURRENT, trace: Path | None = None) -> None:
         super().__init__()
@@ -144,7 +188,6 @@ class Bench(Looped):
             self.loop.at_end_of_turn(self.trace.flush)
         self.client, near_client = self.pair()
         self.server, near_server = self.pair()
-        self.ended = False
         self.session = ForwardedSession(
             self.loop, Stream(near_client), Stream(near_server), dialect, trace=self.trace, on_end=self._end
         )
@@ -171,22 +214,8 @@ class Bench(Looped):
         self.client.receive()
         return asked
 
-    def close(self) -> None:
-        self.session.close()
-        if self.trace is not None:
-            self.trace.close()
-        self.client.close()
-        self.server.close()
-        self.loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _end(self) -> None:
-        self.ended = True
+    def peers(self) -> list[AnyPeer[Any]]:
+        return [self.client, self.server]
 
 
 def request(

@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from tests.interposer_bench import AnyPeer, Looped
+from tests.interposer_bench import AnyPeer, SessionBench
 from userdev.trace import TraceWriter
 from userdev.transport import Stream, close_all
 from vhost_user.interposer.conversation import FrontEndSession
@@ -29,9 +29,10 @@ R, B, P, V = FrontEndRequest, BackEndRequest, ProtocolFeature, VirtioFeature
 Peer = AnyPeer[Message]
 
 
-class Between(Looped):
+class Between(SessionBench):
     """Front-end, session and back-end in one thread. `until` turns the loop."""
 
+    session: FrontEndSession
     most_idle = 100
 
     def __init__(self, trace: Path | None = None) -> None:
@@ -40,7 +41,6 @@ class Between(Looped):
         if self.trace is not None:
             self.loop.at_end_of_turn(self.trace.flush)
         (self.front_end, near), (self.back_end, far) = self.pair(), self.pair()
-        self.ended = False
         self.session = FrontEndSession(self.loop, Stream(near), Stream(far), trace=self.trace, on_end=self._end)
         self.session.start()
 
@@ -92,22 +92,8 @@ class Between(Looped):
         [given] = self.back_end.receive().fds
         return AnyPeer(self, front, Message), AnyPeer(self, socket.socket(fileno=given), Message)
 
-    def close(self) -> None:
-        self.session.close()
-        if self.trace is not None:
-            self.trace.close()
-        self.front_end.close()
-        self.back_end.close()
-        self.loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _end(self) -> None:
-        self.ended = True
+    def peers(self) -> list[AnyPeer[Any]]:
+        return [self.front_end, self.back_end]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def test_any_messages_of_either_side_pass_and_leave_no_descriptor(said: list[tup
                 say(peer, Message(request, VERSION | flags, payload), count)
                 between.settle()
                 for each in (between.front_end, between.back_end):
-                    read_all(each)
+                    each.take_all()
         view = open_trace(trace)
         for line in view.lines():
             assert text(line, view.header.time)
@@ -75,13 +75,3 @@ def say(peer: Peer, message: Message, count: int) -> None:
             end.close()
     if not pairs:
         close_all(fds)
-
-
-def read_all(peer: Peer) -> None:
-    room = memoryview(bytearray(1 << 16))
-    with suppress(OSError):
-        while True:
-            count, fds = peer.stream.receive(room)
-            close_all(fds)
-            if not count:
-                return

@@ -1,7 +1,7 @@
 """Checks of any server: what one is, and how a catalogue of them is run."""
 
 from userdev.conformance.check import Check, CheckFailed, Group, Level, Skip, Unmet, relying, require
-from userdev.conformance.runner import CheckResult, Crash, Outcome, Workbench, run
+from userdev.conformance.runner import CheckResult, Crash, Outcome, Target, Workbench, run
 
 __all__ = [
     "Check",
@@ -12,6 +12,7 @@ __all__ = [
     "Level",
     "Outcome",
     "Skip",
+    "Target",
     "Unmet",
     "Workbench",
     "relying",

@@ -10,6 +10,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from userdev.conformance.check import Check, Level, Skip, Unmet
 from userdev.errors import UserdevError, UserError
+from userdev.transport import Stream
 
 
 class Crash(NamedTuple):
@@ -17,6 +18,26 @@ class Crash(NamedTuple):
 
     text: str
     by_itself: bool = False
+
+
+class Target(Protocol):
+    """The server under test, of whatever protocol."""
+
+    def connect(self) -> Stream:
+        """A new connection; starts the server where it can and has to."""
+
+    def renew(self) -> None:
+        """Replace the server by a fresh one, where that is possible."""
+
+    def settle(self) -> None:
+        """Wait until the server has dealt with what its clients have sent and that they left, or has died of it."""
+
+    def crashed(self) -> Crash | None:
+        """How the server died of itself, or came to serve nobody, since this was last asked; None otherwise."""
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, where it is known."""
 
 
 class Workbench(Protocol):

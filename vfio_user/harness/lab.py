@@ -33,6 +33,7 @@ from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_
 from vfio_user.harness.command_line import HardwareOptions, MachineConfig, machine_type, root_address
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.device import Device
+from vfio_user.harness.first_look import FirstLook
 from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts import Pair, two_hosts
@@ -98,8 +99,7 @@ class Lab:
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
         self._provided: set[tuple[str, Path]] = set()
-        self._looked_at: set[tuple[str, str]] = set()
-        """Commands of servers, with the properties of their devices."""
+        self._first_look = FirstLook(lambda: self.qemu.version, self.timeline)
         self._break = Breakpoint.of_environment()
 
     # -- what guests are made of ----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Lab:
         if breaks is not None:
             interposition, trace = breaks.within(interposition), True
         self._provide(host, *wanted.files)
-        self._look_at(wanted, name, host)
+        self._first_look.take(wanted, name, self._site(host))
         with self.timeline.step(f"start the server {name}"):
             server = DeviceServer(
                 wanted, self._site(host), name, interposition=interposition, trace=trace, started=self._started
@@ -267,24 +267,6 @@ class Lab:
 
     def _site(self, host: Host) -> Site:
         return Site(self._scratch, self.folder, host)
-
-    def _look_at(self, device: Device, name: str, host: Host) -> None:
-        """Refuse a server that QEMU would not survive: one of its own is started and looked at, once for a command
-        and the properties of its device.
-
-        Not where the program is ours, which cannot be so, nor on a host that is reached by SSH, whose sockets are not
-        here.
-        """
-        known_by = device.command, str(sorted(device.properties.items()))
-        if not device.command or known_by in self._looked_at or not host.shares_memory or device.is_ours:
-            return
-        self._looked_at.add(known_by)
-        with self.timeline.step(f"look at the server {name}"):
-            server = DeviceServer(device, self._site(host), f"{name}.look")
-            try:
-                device.family.check_server(self.qemu.version, name, server.path, device.properties)
-            finally:
-                server.stop()
 
     def monitor_path(self, guest: BootedGuest) -> Path:
         """The socket that QMP tools of a person connect to, of a guest that was booted with `monitor`."""

@@ -8,6 +8,7 @@ what was taken and has not reached the driver, each once, in the order in which 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from userdev.errors import ProtocolError
 
@@ -31,12 +32,12 @@ def region_size(slots: int, *, packed: bool) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-class SplitInflight:
-    """The part of one split ring (QueueRegionSplit, DescStateSplit).
+class _QueueRegion:
+    """The part of one ring."""
 
-    Offsets of the header: features 0, version 8, desc_num 10, last_batch_head 12, used_idx 14; of an entry: inflight 0,
-    next 6, counter 8. Entries have the numbers of head descriptors.
-    """
+    header: ClassVar[int]
+    """Bytes in front of the entries."""
+    entry: ClassVar[int]
 
     def __init__(self, region: memoryview, slots: int, check: Callable[[], None] = _never_shrinks) -> None:
         """Take it for `slots` descriptors, the queue size of the message that came with the region.
@@ -46,15 +47,27 @@ class SplitInflight:
         Raises:
             ProtocolError: it is too small for them.
         """
-        size = _SPLIT_HEADER + slots * _SPLIT_ENTRY
+        size = self.header + slots * self.entry
         if len(region) < size:
             raise ProtocolError(f"an in-flight region of {len(region)} bytes for {slots} descriptors")
         self.slots = slots
         self.check = check
         self._bytes = region[:size]
         self._shorts = self._bytes.cast("H")
+        self._words = self._bytes.cast("I")
         self._longs = self._bytes.cast("Q")
         self._counter = 0
+
+
+class SplitInflight(_QueueRegion):
+    """The part of one split ring (QueueRegionSplit, DescStateSplit).
+
+    Offsets of the header: features 0, version 8, desc_num 10, last_batch_head 12, used_idx 14; of an entry: inflight 0,
+    next 6, counter 8. Entries have the numbers of head descriptors.
+    """
+
+    header = _SPLIT_HEADER
+    entry = _SPLIT_ENTRY
 
     def recover(self, used_index: int, size: int) -> list[int]:
         """Begin, or go on where somebody has died: heads to be submitted again, in order.
@@ -127,7 +140,7 @@ class SplitInflight:
             head = self._shorts[11 + 8 * head]
 
 
-class PackedInflight:
+class PackedInflight(_QueueRegion):
     """The part of one packed ring (QueueRegionPacked, DescStatePacked).
 
     Offsets of the header: features 0, version 8, desc_num 10, free_head 12, old_free_head 14, used_idx 16, old_used_idx
@@ -137,24 +150,8 @@ class PackedInflight:
     Both indices with both wrap counters are one store of 8 bytes: one of them without the other would be a lie.
     """
 
-    def __init__(self, region: memoryview, slots: int, check: Callable[[], None] = _never_shrinks) -> None:
-        """Take it for `slots` descriptors, the queue size of the message that came with the region.
-
-        `check` is asked before the region is used, as `FileMapping.check` of the one that it is in.
-
-        Raises:
-            ProtocolError: it is too small for them.
-        """
-        size = _PACKED_HEADER + slots * _PACKED_ENTRY
-        if len(region) < size:
-            raise ProtocolError(f"an in-flight region of {len(region)} bytes for {slots} descriptors")
-        self.slots = slots
-        self.check = check
-        self._bytes = region[:size]
-        self._shorts = self._bytes.cast("H")
-        self._words = self._bytes.cast("I")
-        self._longs = self._bytes.cast("Q")
-        self._counter = 0
+    header = _PACKED_HEADER
+    entry = _PACKED_ENTRY
 
     def recover(
         self, used: int, wrap: int, size: int, flags_at: Callable[[int], int]

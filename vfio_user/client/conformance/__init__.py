@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from userdev import conformance
-from userdev.conformance import Check, CheckFailed, CheckResult, Group, Level, Outcome, Skip
+from userdev.conformance import Check, CheckFailed, CheckResult, Group, Level, Outcome, Skip, Target
 from vfio_user.client.conformance import (
     access,
     config_space,
@@ -22,7 +22,7 @@ from vfio_user.client.conformance import (
     sessions,
     version,
 )
-from vfio_user.client.conformance.bench import Bench, Target, greeting
+from vfio_user.client.conformance.bench import Bench, greeting
 from vfio_user.wire import Dialect
 
 GROUPS: tuple[Group[Bench], ...] = (

@@ -7,10 +7,8 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
-from userdev.conformance.check import CheckFailed, Skip, relying, require
-from userdev.conformance.runner import Crash
+from userdev.conformance import CheckFailed, Skip, Target, relying, require
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
 from userdev.errors import ProtocolError
@@ -29,26 +27,6 @@ INTERRUPT_LINE = 0x3C
 
 UNUSED_IOVA = 0x7FFF_0000_0000
 """Where no check maps anything."""
-
-
-class Target(Protocol):
-    """The server under test."""
-
-    def connect(self) -> Stream:
-        """A new connection; starts the server where it can and has to."""
-
-    def renew(self) -> None:
-        """Replace the server by a fresh one, where that is possible."""
-
-    def settle(self) -> None:
-        """Wait until the server has dealt with what its clients have sent and that they left, or has died of it."""
-
-    def crashed(self) -> Crash | None:
-        """How the server died of itself, or came to serve nobody, since this was last asked; None otherwise."""
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process, where it is known."""
 
 
 def greeting(dialect: Dialect) -> Greet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from userdev.conformance.check import Group, Level, require
 from userdev.transport import close_all
@@ -70,26 +71,20 @@ def same_id_twice(bench: Bench) -> None:
 @header.check("size-below-16", level=Level.REFERENCE, rule="protocol.md 4: size < 16")
 def size_below_16(bench: Bench) -> None:
     """A size below that of the header is refused with EINVAL, or ends the connection."""
-    for size in (0, 1, 15):
-        client = bench.connect()
-        try:
-            reply = client.raw(bench.dialect.number(Command.REGION_READ), size=size)
-        except Disconnected:
-            continue
-        finally:
-            client.close()
-        assert reply is not None
-        bench.refused(reply, (errno.EINVAL,), f"a message of size {size}")
-    bench.alive()
+    _refused_by_size(bench, Command.REGION_READ, (0, 1, 15))
 
 
 @header.check("oversize", level=Level.REFERENCE, rule="protocol.md 4: size > 1 MiB + 32")
 def oversize(bench: Bench) -> None:
     """A size that no message may have is refused with EINVAL, or ends the connection."""
-    for size in (2 << 20, 0x7FFF_FFFF, 0xFFFF_FFFF):
+    _refused_by_size(bench, Command.REGION_WRITE, (2 << 20, 0x7FFF_FFFF, 0xFFFF_FFFF))
+
+
+def _refused_by_size(bench: Bench, command: Command, sizes: Sequence[int]) -> None:
+    for size in sizes:
         client = bench.connect()
         try:
-            reply = client.raw(bench.dialect.number(Command.REGION_WRITE), size=size)
+            reply = client.raw(bench.dialect.number(command), size=size)
         except Disconnected:
             continue
         finally:

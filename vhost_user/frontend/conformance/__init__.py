@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from userdev import conformance
-from userdev.conformance import Check, CheckResult, Group
+from userdev.conformance import Check, CheckResult, Group, Target
 from userdev.transport import Stream
 from vhost_user.frontend.conformance import (
     device,
@@ -23,7 +23,7 @@ from vhost_user.frontend.conformance import (
     rings,
     sessions,
 )
-from vhost_user.frontend.conformance.bench import Bench, Target, where_offered
+from vhost_user.frontend.conformance.bench import Bench, where_offered
 from vhost_user.frontend.conformance.devices import DEVICES, DeviceKind
 from vhost_user.frontend.front_end import FrontEnd
 

@@ -6,9 +6,8 @@ import select
 from collections.abc import Callable
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Protocol
 
-from userdev.conformance import CheckFailed, Crash, Skip, require
+from userdev.conformance import CheckFailed, Skip, Target, require
 from userdev.conformance.check import CheckFunction
 from userdev.errors import UserdevError
 from userdev.process import Deadline
@@ -31,26 +30,6 @@ RING = 16
 ACKNOWLEDGED = ("messages/acknowledged",)
 SERVED = (*ACKNOWLEDGED, "rings/served")
 """Checks that most others say nothing without."""
-
-
-class Target(Protocol):
-    """The back-end under test."""
-
-    def connect(self) -> Stream:
-        """A new connection; starts the back-end where it can and has to."""
-
-    def renew(self) -> None:
-        """Replace the back-end by a fresh one, where that is possible."""
-
-    def settle(self) -> None:
-        """Wait until the back-end has dealt with what it was sent and with those who left, or has died of it."""
-
-    def crashed(self) -> Crash | None:
-        """How the back-end died of itself, or came to serve nobody, since this was last asked; None otherwise."""
-
-    @property
-    def pid(self) -> int | None:
-        """The back-end's process, where it is known."""
 
 
 class Bench:
