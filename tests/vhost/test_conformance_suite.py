@@ -101,7 +101,12 @@ def test_our_devices_pass_it_whole(tmp_path: Path, name: str, leaves_out: set[st
 
 
 @pytest.mark.parametrize(
-    "id", ["rings/round-and-round", "rings/drained", *(f"kinds/{kind}" for kind in ("events", "in-order", "packed"))]
+    "id",
+    [
+        "rings/round-and-round",
+        "rings/drained",
+        *(f"kinds/{kind}" for kind in ("indirect", "events", "in-order", "packed")),
+    ],
 )
 def test_checks_that_go_through_a_ring_have_it_full_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str

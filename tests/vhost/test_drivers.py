@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -38,6 +39,26 @@ def test_a_packed_ring_says_how_much_was_written_only_of_what_was(
     known_by = driver.put([Descriptor(0x1000, 12, flags), Descriptor(0x2000, 60, flags)])
     memory[at : at + 16] = DESCRIPTOR.pack(0x1000, 12, known_by, BOTH | flags)
     assert list(driver.take_used()) == [(known_by, written)]
+    driver.close()
+
+
+@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+@pytest.mark.parametrize("more", [V(0), V.IN_ORDER], ids=["", "in order"])
+def test_several_requests_come_back_as_one_from_a_device_that_keeps_their_order_alone(
+    memory: GuestMemory, kind: type[SplitDriver | PackedDriver], more: V
+) -> None:
+    """It names the last of them ("In-order use of descriptors"), and what was written is that one's."""
+    at = memory.allocate(kind.room(8), align=PAGE)
+    driver = kind(memory, at, 8, V.VERSION_1 | more | (V.RING_PACKED if kind is PackedDriver else V(0)))
+    heads = [driver.put([Descriptor(0x10000, 8, WRITE), Descriptor(0x20000, 8, WRITE)]) for _ in range(3)]
+    if kind is PackedDriver:
+        memory[at : at + 16] = DESCRIPTOR.pack(0x10000, 7, heads[1], BOTH | WRITE)
+    else:
+        used = driver.addresses.used
+        memory[used + 4 : used + 12] = struct.pack("<II", heads[1], 7)
+        memory[used + 2 : used + 4] = struct.pack("<H", 2 if more else 1)
+    assert list(driver.take_used()) == ([(heads[0], 0), (heads[1], 7)] if more else [(heads[1], 7)])
+    assert driver.free == (6 if more else 4)
     driver.close()
 
 

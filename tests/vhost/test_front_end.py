@@ -14,7 +14,7 @@ import pytest
 
 from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
+from tests.vhost_frontend import FEATURES, PROTOCOL, USER, FrontEnd, P, R, V, split
 from userdev.errors import UserError
 from userdev.transport import Stream
 from vhost_user.frontend import BackEndError, BrokenQueue, Disconnected, GuestMemory, NoAnswer, NotOffered
@@ -34,6 +34,7 @@ from vhost_user.wire import (
     encode_reply,
     encode_request,
 )
+from vhost_user.wire.payloads import VRING_F_LOG, VringAddress
 
 RINGS = [
     V(0),
@@ -67,15 +68,14 @@ def test_rings_of_every_kind_are_gone_through_and_nothing_of_memory_is_kept(stra
     stranger.share_memory()
     ring = stranger.queue(size=16)
     ring.start()
-    first = stranger.memory.allocate(1)
-    stranger.memory.free(first)
+    before = stranger.memory.pieces
     for count in (1, 8, 3, 8, 7, 8, 8):
         for number in range(count):
             ring.put(b"%d" % number, 20, indirect=V.INDIRECT_DESC in features)
         ring.notify()
         done = ring.wait_used(count)
         assert sorted(completion.data for completion in done) == [b"%d" % number for number in range(count)]
-    assert stranger.memory.allocate(1) == first
+    assert stranger.memory.pieces == before
     ring.stop()
 
 
@@ -103,6 +103,15 @@ def test_a_used_entry_that_cannot_be_right_breaks_the_queue(front_end: FrontEnd,
         ring.take_used()
     ring.close()
     assert front_end.memory.pieces == before
+
+
+def test_where_a_ring_is_says_where_its_writes_are_marked_once_they_are(front_end: FrontEnd) -> None:
+    ring = front_end.queue(size=8)
+    descriptor, used, available = ring.driver.addresses
+    places = (USER + descriptor, USER + used, USER + available)
+    assert ring.addresses == VringAddress(0, 0, *places, 0)
+    ring.logged = True
+    assert ring.addresses == VringAddress(0, VRING_F_LOG, *places, used)
 
 
 def test_a_used_index_that_jumps_breaks_the_queue(front_end: FrontEnd) -> None:

@@ -22,7 +22,7 @@ from vfio_user.cli import vhost_user_cli
 from vhost_user.interposer.faults.scenario import Scenario, parse_scenario
 from vhost_user.interposer.faults.stage import SessionFaults
 from vhost_user.interposer.traces import PROTOCOL
-from vhost_user.wire import HEADER_SIZE, Message, acknowledge, encode_request
+from vhost_user.wire import HEADER_SIZE, Message, acknowledge, encode_reply, encode_request
 from vhost_user.wire.payloads import Region, VringState
 
 NUM = VringState(1, 256)
@@ -132,6 +132,19 @@ def test_a_message_stalls_behind_its_header() -> None:
         assert between.rings(1) == [0]
         assert between.back_end.receive_bytes(HEADER_SIZE)
         assert between.back_end.is_silent()
+
+
+@pytest.mark.parametrize("at", [1, HEADER_SIZE - 1])
+def test_a_request_that_goes_in_pieces_waits_for_its_reply_and_teaches_as_others_do(at: int) -> None:
+    with Faulty({"split-header": {"at": at, "seconds": 0.001}}) as between:
+        between.front_end.send(encode_request(R.GET_QUEUE_NUM))
+        between.back_end.receive()
+        assert len(between.session.waiting) == 1
+        between.back_end.send(encode_reply(R.GET_QUEUE_NUM, 1))
+        between.front_end.receive()
+        assert len(between.session.waiting) == 0
+        between.tell(R.SET_VRING_NUM, NUM)
+        assert between.session.model.rings[1].size == 256
 
 
 def test_a_field_is_corrupted_where_it_is() -> None:

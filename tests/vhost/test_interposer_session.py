@@ -159,6 +159,15 @@ def test_a_request_that_is_never_answered_does_not_take_the_next_ones_reply(betw
 # -- what is known
 
 
+def test_what_a_back_end_asks_where_it_only_answers_teaches_nothing(between: Between) -> None:
+    between.negotiate()
+    before = replace(between.session.model)
+    between.back_end.send(encode_request(R.SET_FEATURES, 0, need_reply=True))
+    assert between.front_end.receive().request == R.SET_FEATURES
+    assert between.session.model == before
+    assert len(between.session.waiting) == 0
+
+
 def test_the_states_of_a_session(between: Between) -> None:
     states = [between.session.state]
     between.negotiate()

@@ -248,7 +248,7 @@ def _kind(bench: Bench, features: VirtioFeature, *, indirect: bool = False) -> Q
     for feature in features:
         front_end.need(feature)
     queue = bench.running(front_end)
-    many = 1 if indirect else RING // max(len(bench.device.request), 1)
+    many = RING if indirect else RING // max(len(bench.device.request), 1)
     for count in (1, many, 2, many, many):
         bench.serve(queue, count, indirect=indirect)
     bench.called(queue)
