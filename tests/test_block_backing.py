@@ -6,7 +6,8 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -277,3 +278,20 @@ def test_a_disk_on_a_block_device_shrinks_and_grows_again_as_far_as_that_goes(
         assert disk.size == 2 * MIB
     finally:
         disk.close()
+
+
+@pytest.mark.parametrize("clear", [Backing.zero, Backing.discard], ids=lambda clear: clear.__name__)
+def test_what_was_cleared_in_part_before_the_disk_refused_is_copied_again(
+    image: Backing, clear: Callable[[Backing, int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what was written in part is: nobody knows how far it came."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk refuses")
+
+    image.log = deque()
+    monkeypatch.setattr(Backing, "_fallocate", lambda *_: False)
+    monkeypatch.setattr("userdev_servers.block.backing.write_whole", refuse)
+    with pytest.raises(OSError, match="refuses"):
+        clear(image, 4096, 8192)
+    assert list(image.log) == [(4096, 8192)]

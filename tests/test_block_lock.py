@@ -97,6 +97,21 @@ def test_a_lock_that_cannot_be_had_whole_is_not_held_in_part(disk: Path, byte: i
         assert backing.lock.held
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_who_asked_in_vain_keeps_nobody_away(disk: Path, read_only: bool) -> None:
+    """Nor is anything of its question left: what it does, what it forbids, that it hands over."""
+    with opened(disk) as holder:
+        held = locked_bytes(disk)
+        with opened(f"{disk}:ro" if read_only else disk) as other:
+            for _ in range(2):
+                with pytest.raises(InUse):
+                    other.take_over()
+            assert locked_bytes(disk) == held
+            holder.hand_over()
+            with opened(disk) as third:
+                assert third.lock.held
+
+
 QEMU = """
 import fcntl, os, struct, sys
 fd = os.open(sys.argv[1], os.O_RDWR)

@@ -115,6 +115,21 @@ def test_the_least_is_left_out_where_only_bundle_json_has_no_room(tmp_path: Path
     assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) < size
 
 
+def test_no_more_is_given_up_than_there_is_no_room_for(tmp_path: Path) -> None:
+    """What was given up last would not have fitted, with what bundle.json says of it."""
+    make_bundle(tmp_path / "whole")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir() if path.is_file()}
+    size = sum(sizes.values())
+    for number, most in enumerate(range(size - 1, size - 3000, -500)):
+        place = tmp_path / f"small{number}"
+        made = make_bundle(place, most=most)
+        left = most - sum(path.stat().st_size for path in place.iterdir())
+        given_up = [sizes[name] for name, why in made.left_out.items() if why.startswith("too large: it has")]
+        assert left >= 0
+        assert given_up
+        assert left < given_up[-1] + 200
+
+
 def test_a_bound_without_room_for_the_recipe_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no room for its recipe"):
         make_bundle(tmp_path / "kept", most=100)
@@ -267,3 +282,16 @@ def test_outcome_without_evidence_has_the_errors_words(tmp_path: Path) -> None:
     outcome = open_bundle(tmp_path / "kept").bundle.outcome
     assert outcome == Outcome(verdict="FAIL", cause="the guest saw edu do wrong", saw=outcome.saw)
     assert [seen.what for seen in outcome.saw] == ["found"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"token": "s3cretive-value", "mo', "token=s3cretive-value", '{"a": "--token s3cretive-value"}{}', ""]
+)
+@pytest.mark.parametrize("name", ["evidence.json", "error.txt", "guest.qmp.log"])
+def test_a_file_that_is_cut_off_or_no_json_has_its_secrets_taken_out_all_the_same(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    results = make_results(tmp_path / "results")
+    (results / name).write_text(text)
+    pack(results, tmp_path / "kept", RECIPE, FAILED, of="", secrets=Secrets((), {}))
+    assert all(b"s3cretive" not in path.read_bytes() for path in (tmp_path / "kept").iterdir())

@@ -14,7 +14,7 @@ from userdev.control import ControlError
 from userdev.errors import UserError
 from vfio_user.harness.migration import pci_state
 from vfio_user.harness.migration.plan import Cancelled, Conductor
-from vfio_user.harness.migration.report import Phase, Verdict
+from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
 from vfio_user.harness.qmp import QmpLost
 
 Make = Callable[..., World]
@@ -218,3 +218,22 @@ def test_what_is_told_when_nobody_waits_any_more_changes_no_verdict(make: Make) 
     world = make()
     world.fails[len(forward(make))] = UserError("no")
     assert world.migrate().verdict is Verdict.MIGRATED
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Verdict.MIGRATED, Verdict.LOST),
+        (Verdict.STAYED, Verdict.LOST),
+        (Verdict.LOST, Verdict.LOST),
+        (Verdict.DEAD, Verdict.DEAD),
+    ],
+)
+def test_what_is_found_to_be_wrong_behind_a_migration_is_in_its_verdict(before: Verdict, after: Verdict) -> None:
+    """Wherever the guest runs; one that runs nowhere is worse still."""
+    report = Report(Mode.COORDINATED, "here", "there", verdict=before)
+    report.judge("the work", True)
+    assert (report.verdict, report.reason, report.wrong) == (before, "", [])
+    report.judge("the disk", False, "block 7 is another's")
+    assert (report.verdict, report.reason) == (after, "the disk: block 7 is another's")
+    assert [check.what for check in report.wrong] == ["the disk"]

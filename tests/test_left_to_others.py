@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -24,6 +25,24 @@ from userdev.transport import Stream, close_all
 from userdev_servers.control import ControlSocket
 from vfio_user.client import Client
 from vfio_user.server import Server
+
+
+def test_who_is_woken_finds_what_has_ended() -> None:
+    """It may look at once, and is not woken again."""
+    woken, looked, told = SimpleQueue[None](), threading.Event(), list[object]()
+
+    def wake() -> None:
+        woken.put(None)
+        assert looked.wait(10)
+
+    background: Background[int] = Background(wake, name="beside")
+    background.submit(lambda: 7, told.append)
+    woken.get(timeout=10)
+    background.reap()
+    looked.set()
+    background.close()
+    assert told == [7]
+
 
 Begin = Callable[[Path, ExitStack], object]
 

@@ -157,3 +157,19 @@ def test_a_file_that_shrinks_between_a_look_and_its_mapping_is_refused(
             take(fd)
     assert refused.value.errno == errno.EINVAL
     os.close(fd)
+
+
+def test_a_file_that_has_grown_is_mapped_once_whoever_leaves_first() -> None:
+    """Who had it before keeps the old mapping, and takes that along: new users share the new one."""
+    files, fd = MemoryFiles(), os.memfd_create("grows", os.MFD_CLOEXEC)
+    os.ftruncate(fd, PAGE)
+    old = files.take(fd, True, 0, PAGE)
+    os.ftruncate(fd, 2 * PAGE)
+    new = files.take(fd, True, PAGE, PAGE)
+    files.give_back(old)
+    assert files.take(fd, True, 0, PAGE) is new
+    assert len(files) == 1
+    for _ in range(2):
+        files.give_back(new)
+    assert len(files) == 0
+    os.close(fd)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ def case(name: str, verdict: Verdict = PASS, seconds: float = 1.0, **fields: Any
 
 def nth(number: int, *results: CaseResult, status: Status = Status.FINISHED, **fields: Any) -> Summary:
     began = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=number)
-    return night(*results, planned=len(results), **{"night": f"n-{number}", "began": began, "status": status, **fields})
+    usual = {"night": f"n-{number}", "began": began, "status": status}
+    return night(*results, planned=len(results), **{**usual, **fields})
 
 
 def compared(now: Summary, *before: Summary) -> Summary:
@@ -101,6 +102,16 @@ def test_a_night_that_ran_when_it_was_looked_at_is_read_again(tmp_path: Path) ->
     assert History(tmp_path).last_finished("ours") is None
     nth(1, case("a")).write(folder)
     assert History(tmp_path).last_finished("ours") is not None
+
+
+def test_nights_follow_each_other_whatever_the_clock_of_their_place_says(tmp_path: Path) -> None:
+    """A machine that moved, or summer time that ended: 23:00 in Tokyo is before 16:00 in Lisbon."""
+    history = History(tmp_path)
+    moments = ((9, 23), (0, 16), (-5, 12), (2, 20))  # 14:00, 16:00, 17:00 and 18:00 in UTC
+    for number, (hours, hour) in enumerate(moments, 1):
+        began = datetime(2026, 11, 1, hour, tzinfo=timezone(timedelta(hours=hours)))
+        history.add(nth(number, case("a"), began=began))
+    assert [name for name, _ in history.latest("ours", 9)] == ["n-4", "n-3", "n-2", "n-1"]
 
 
 def test_a_plan_has_so_many_nights_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

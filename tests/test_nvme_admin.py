@@ -342,6 +342,20 @@ def test_a_namespace_grows_while_it_is_in_use_and_the_guest_is_told(tmp_path: Pa
     assert not (tmp_path / "control").exists()
 
 
+def test_a_log_that_could_not_be_sent_counts_as_unread(three: Host, tmp_path: Path) -> None:
+    """A guest that gave a bad pointer finds the same when it asks again, and is told of nothing twice meanwhile."""
+    three.admin.do(Admin.SET_FEATURES, cdw10=Feature.ASYNC_EVENT_CONFIG, cdw11=NAMESPACE_NOTICES)
+    requests = [three.admin.put(Admin.ASYNC_EVENT_REQUEST) for _ in range(2)]
+    ask(tmp_path / "control", command="detach", nsid=2)
+    assert three.admin.wait(requests[0]).result == LogPage.CHANGED_NAMESPACES << 16 | 2
+    for pointer in (3, 1 << 50):
+        words = 127 << 16 | LogPage.CHANGED_NAMESPACES
+        assert three.admin.do(Admin.GET_LOG_PAGE, prp1=pointer, nsid=0xFFFFFFFF, cdw10=words).status != 0
+    assert unpack_from("<2I", three.log_page(LogPage.CHANGED_NAMESPACES, 4096)) == (2, 0)
+    ask(tmp_path / "control", command="attach", nsid=2)
+    assert three.admin.wait(requests[1]).result == LogPage.CHANGED_NAMESPACES << 16 | 2
+
+
 def test_the_host_takes_a_namespace_and_gives_it_back_and_the_guest_is_told(three: Host, tmp_path: Path) -> None:
     outside = tmp_path / "control"
     three.create_queues()

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
@@ -137,6 +138,27 @@ def test_an_image_is_on_the_disk_before_it_is_given_away(image: Path, tmp_path: 
         assert order == ["sync", "hand over"]
 
 
+def test_an_image_is_handed_over_with_all_that_was_acknowledged(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host reads the disk as soon as it may have the image."""
+    happened: list[str] = []
+    device = Blk(image=str(image))
+    lock = device.backing.lock
+    release = lock.release
+
+    def released() -> None:
+        happened.append("handed over")
+        release()
+
+    monkeypatch.setattr(os, "fdatasync", lambda fd: happened.append(f"kept, and held: {lock.held}"))
+    monkeypatch.setattr(lock, "release", released)
+    for queue in (0, 1):
+        device.on_start(queue)
+    for queue in (0, 1):
+        device.on_stop(queue)
+    assert happened == ["kept, and held: True", "handed over"]
+    device.on_close()
+
+
 # An NVMe controller
 
 FUA, DEALLOCATE = 1 << 30, 1 << 25
@@ -148,6 +170,16 @@ def write(host: Host, **fields: int) -> int:
 
 def without_a_cache(host: Host) -> None:
     host.admin.do(9, cdw10=NvmeFeature.VOLATILE_WRITE_CACHE, cdw11=0)
+
+
+def deallocate(host: Host) -> int:
+    at = host.allocate(PAGE)
+    host.write(at, pack("<IIQ", 0, 1, 0))
+    return host.queues[1].do(Io.DATASET_MANAGEMENT, nsid=1, prp1=at, cdw10=0, cdw11=4).status
+
+
+def zero(host: Host) -> int:
+    return host.queues[1].do(Io.WRITE_ZEROES, nsid=1).status
 
 
 def in_order(host: Host, *steps: Callable[[Host], object]) -> None:
@@ -167,6 +199,8 @@ def shut_down(host: Host) -> None:
 KEPT: Mapping[str, tuple[Callable[[Host], object], bytes]] = {
     "a write that is forced": (lambda host: write(host, control=FUA), DATA),
     "a write without a cache": (lambda host: in_order(host, without_a_cache, write), DATA),
+    "zeroes without a cache": (lambda host: in_order(host, write, without_a_cache, zero), bytes(SECTOR)),
+    "a hole without a cache": (lambda host: in_order(host, write, without_a_cache, deallocate), bytes(SECTOR)),
     "zeroes that are forced": (lambda host: host.queues[1].do(Io.WRITE_ZEROES, nsid=1, cdw12=FUA), bytes(SECTOR)),
     "a hole that is forced": (
         lambda host: host.queues[1].do(Io.WRITE_ZEROES, nsid=1, cdw12=FUA | DEALLOCATE),

@@ -111,6 +111,7 @@ def test_all_that_a_run_wrote_down_is_on_one_axis(tmp_path: Path) -> None:
         '2026-11-29T06:16:40.000000+00:00 -> {"execute": "device_add", "arguments": {"driver": "vfio-user-pci"}}\n'
         '2026-11-29T06:16:40.250000+00:00 <- {"error": {"class": "GenericError", "desc": "no such thing"}}\n'
         '2026-11-29T06:16:40.500000+00:00 <- {"event": "RESET", "data": {}}\n'
+        '2026-11-29T06:16:40.600000+00:00 -> {"execute": "quit"}\n'
     )
     (tmp_path / "guest.console.timed.log").write_text(f"{moment}.75 [    7.4] Kernel panic - not syncing: pretended\n")
     (tmp_path / "guest.dmesg.log").write_text(
@@ -128,6 +129,7 @@ def test_all_that_a_run_wrote_down_is_on_one_axis(tmp_path: Path) -> None:
         (("run", "program server"), "server was killed by SIGSEGV", "wrong"),
         (("QMP", "guest"), "device_add: no such thing", "refused"),
         (("QMP", "guest"), "RESET", "event"),
+        (("QMP", "guest"), "quit, never answered", "wrong"),
         (("console", "guest"), "[    7.4] Kernel panic - not syncing: pretended", "wrong"),
         (("kernel log", "guest"), "now", "said"),
         (("migration", "guest.1"), "phase pre-copy", "step"),

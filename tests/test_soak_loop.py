@@ -255,6 +255,15 @@ def test_a_clock_that_jumps_is_told_and_durations_are_what_they_were(
     assert Journal(path, {"devices": ["edu"]}, 7).notes == [note]
 
 
+def test_each_jump_of_a_clock_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, real, moved = Clock(), time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + moved[0])
+    for to, said in ((3600.0, "+3600"), (0.0, "-3600"), (-86400.0, "-86400")):
+        moved[0] = to
+        assert said in clock.jump()
+        assert clock.jump() == ""
+
+
 def test_a_clock_that_is_only_set_right_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, real = Clock(), time.time
     monkeypatch.setattr(time, "time", lambda: real() + 1.0)

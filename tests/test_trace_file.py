@@ -18,7 +18,7 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from userdev.descriptors import FdKind
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
-from userdev.trace import TraceWriter
+from userdev.trace import TraceReader, TraceWriter
 from userdev.trace.format import encode_body
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.trace import MessageRecord, Note, Raw, RecordKind, VfioTraceWriter, read_trace
@@ -175,6 +175,28 @@ def test_a_disk_that_is_full_from_the_beginning_stops_the_trace_alone(capfd: pyt
         assert bench.trace is not None
         assert bench.trace.stopped
     assert "STOPPED" in capfd.readouterr().err
+
+
+def test_a_trace_that_ended_within_a_record_is_whole_once_the_rest_has_come(tmp_path: Path) -> None:
+    """It grows while it is read: wherever it is looked at, it is cut there then, and not for ever."""
+    writer = TraceWriter(tmp_path / "whole", PROTOCOL.name, {})
+    begin = writer.size
+    for text in ("one", "two"):
+        writer.note(text)
+    writer.close()
+    data = (tmp_path / "whole").read_bytes()
+    for cut in range(begin, len(data), 9):
+        growing = tmp_path / "growing"
+        growing.write_bytes(data[:cut])
+        with growing.open("rb") as stream, growing.open("ab") as more:
+            reader = TraceReader(stream, "growing", PROTOCOL)
+            entries = list(reader)
+            within = [bool(reader.truncated)]
+            more.write(data[cut:])
+            more.flush()
+            entries += list(reader)
+        assert [entry.event for entry in entries if isinstance(entry, Note)] == ["one", "two"]
+        assert not reader.truncated, f"cut at {cut}, {within}"
 
 
 def test_a_trace_that_has_stopped_keeps_nothing_of_what_still_comes() -> None:

@@ -428,3 +428,14 @@ def test_a_translation_into_memory_that_is_gone_is_the_front_ends_mistake(transl
     translated.table.clear()
     with pytest.raises(ProtocolError):
         translated.iotlb.translate(0, 1, Permission.READ)
+
+
+def test_a_region_that_is_added_again_and_again_is_mapped_once() -> None:
+    """QEMU does that whenever a device comes back; the file's mapping goes with the region all the same."""
+    table = MemoryTable()
+    with memfd(MIB) as fd:
+        for _ in range(5):
+            table.add(Region(0, MIB, USER, 0), fd)
+            assert maps_of("test") == 1
+        table.remove(Region(0, MIB, USER, 0))
+        assert maps_of("test") == 0

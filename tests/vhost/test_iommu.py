@@ -17,6 +17,8 @@ from tests.vhost.test_supply import Teller
 from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V
 from tests.vhost_kit import BOTH, WRITE, AnyDriver, Guest
 from vhost_user.backend import Server, misses
+from vhost_user.backend.misses import Misses
+from vhost_user.memory import IotlbMiss, Permission
 from vhost_user.rings import RingAddresses
 from vhost_user.wire import BackEndRequest
 from vhost_user.wire.payloads import VRING_F_LOG, IotlbMessage, IotlbType, Region, VringAddress, VringState
@@ -410,3 +412,30 @@ def test_a_log_that_begins_while_a_ring_runs_waits_for_no_translation(
     ring.put(b"cd", 2)
     ring.kick()
     assert answer_until_done(behind, channel, ring) == pages(ring)
+
+
+@pytest.mark.parametrize(
+    ("iova", "size", "goes_on"),
+    [
+        (0x5000, 0x1000, True),
+        (0x4000, 0x4000, True),
+        (0, 1 << 32, True),
+        (0x4000, 0x1000, False),
+        (0x6000, 0x1000, False),
+    ],
+)
+def test_a_ring_that_waits_for_an_address_tries_again_when_a_translation_has_it(
+    iova: int, size: int, goes_on: bool
+) -> None:
+    """Front-ends tell of more than was asked for: QEMU of a whole page of the guest's, however large that is."""
+
+    class Ring:
+        pending = False
+
+        def break_down(self, why: str) -> None:
+            raise AssertionError(why)
+
+    misses, ring = Misses(lambda wanted, answered: None), Ring()
+    misses.wait(ring, IotlbMiss(0x5000, Permission.READ))
+    misses.updated(IotlbMessage(iova, size, 0x100000, Permission.READ, IotlbType.UPDATE))
+    assert ring.pending is goes_on
