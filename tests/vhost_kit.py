@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-import pytest
-
 from vhost_user.memory import MemoryTable
 from vhost_user.rings import Chain, PackedInflight, PackedRing, RingAddresses, SplitInflight, SplitRing, region_size
 from vhost_user.wire import VirtioFeature
@@ -317,7 +315,6 @@ def after_each_store(memories: Sequence[mmap.mmap | bytearray], seen: Callable[[
         sys.settrace(before)
 
 
-BOTH = pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
 ALL = F.VERSION_1 | F.INDIRECT_DESC | F.EVENT_IDX
 NEXT, WRITE, INDIRECT = 1, 2, 4
 

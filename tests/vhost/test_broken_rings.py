@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.vhost.both import BOTH
 from tests.vhost_kit import (
     ALL,
-    BOTH,
     INDIRECT,
     NEXT,
     USER,

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.vhost.both import BOTH
 from tests.vhost.channel import PATIENCE, Channel
 from tests.vhost.reverse import Reverse
 from tests.vhost.test_supply import Teller
 from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V
-from tests.vhost_kit import BOTH, WRITE, AnyDriver, Guest
+from tests.vhost_kit import WRITE, AnyDriver, Guest
 from vhost_user.backend import Server, misses
 from vhost_user.backend.misses import Misses
 from vhost_user.memory import IotlbMiss, Permission

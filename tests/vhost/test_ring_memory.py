@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.vhost.both import BOTH
 from tests.vhost_kit import (
     ALL,
-    BOTH,
     USER,
     WRITE,
     AnyDriver,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.vhost.both import BOTH
 from tests.vhost_kit import (
     ALL,
-    BOTH,
     USER,
     WRITE,
     AnyDriver,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.vhost.both import BOTH
 from tests.vhost_frontend import FEATURES, FrontEnd, Queue, R, V, split
-from tests.vhost_kit import BOTH, AnyDriver, Guest, finish, inflight, inflight_region, take
+from tests.vhost_kit import AnyDriver, Guest, finish, inflight, inflight_region, take
 from userdev.errors import DeclarationError
 from vhost_user.backend import Server
 from vhost_user.device import Chain, Queues, VhostDevice, model_of, queue, supply
