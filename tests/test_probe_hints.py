@@ -24,7 +24,10 @@ def refused(path: Path, *options: str) -> UserError:
     return result.exception
 
 
-def test_a_server_that_has_a_client_is_not_asked_in_every_dialect(tmp_path: Path) -> None:
+def test_a_server_that_has_a_client_is_not_asked_in_every_dialect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.1)
     with Server(Edu(), f"unix:{tmp_path / 's'}"), Client.connect(f"unix:{tmp_path / 's'}"):
         error = refused(tmp_path / "s")
     assert "EBUSY" in str(error)
