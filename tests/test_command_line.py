@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -211,6 +211,53 @@ def test_bash_itself_completes(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([bash, "--norc", "-c", asked], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "nvme\n", done.stderr
+
+
+WITH_NEITHER = {
+    "boot": "a terminal of a guest",
+    "serve": "a program",
+    "interpose": "a program",
+    "completion": "a script for a shell",
+    "docs": "a browser",
+    "man": "a page",
+    "bundle schema": "JSON itself",
+    "trace dissector": "a path",
+    "trace export": "a file",
+}
+"""Commands of which neither a program nor a silent run is anything, and what they are instead."""
+ANSWERS = {
+    "bundle",
+    "image list",
+    "known-issues",
+    "nightly compare",
+    "probe",
+    "qemu list",
+    "qemu which",
+    "show",
+    "trace",
+}
+"""Commands, and groups of them, that only answer: with --quiet there would be nothing."""
+
+
+def commands_of(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group) and path != "serve":
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands_of(found, f"{path} {name}".strip())
+    if path and (not isinstance(command, click.Group) or command.invoke_without_command or path == "serve"):
+        yield path, command
+
+
+@pytest.mark.parametrize("program", ROOTS)
+def test_every_command_is_for_programs_and_whatever_takes_a_while_can_be_quiet(program: str) -> None:
+    """But those of which that would be nothing, each with what it is instead."""
+    for name, command in commands_of(ROOTS[program], ""):
+        has = {flag for option in command.params for flag in option.opts} & {"--json", "--quiet"}
+        only_answers = name in ANSWERS or name.partition(" ")[0] in ANSWERS
+        wanted = set() if name in WITH_NEITHER else {"--json"} if only_answers else {"--json", "--quiet"}
+        assert has == wanted, f"{program} {name}"
 
 
 @pytest.mark.parametrize("program", ROOTS)

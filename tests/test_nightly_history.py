@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from jsonschema import Draft202012Validator
 from junitparser import JUnitXml
 
 from tests.test_nightly_plan import written
@@ -347,10 +348,9 @@ class OneNight:
         return nth(1, case("a"), case("b", FAIL))
 
 
-@pytest.mark.parametrize("words", [[], ["--quiet"]], ids=["loud", "quiet"])
-def test_a_quiet_night_says_only_what_is_wrong_and_where_the_page_is(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """What `nightly` says of such a night."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(nightly, "prepare_environment", lambda *_, **_named: None)
@@ -358,11 +358,28 @@ def test_a_quiet_night_says_only_what_is_wrong_and_where_the_page_is(
     monkeypatch.setattr(nightly, "place_of", lambda plan: None)
     monkeypatch.setattr(nightly, "_estimate", lambda *_: "2 cases, an hour")
     monkeypatch.setattr(nightly, "Night", OneNight)
-    done = CliRunner().invoke(command, ["--plan", str(written(tmp_path)), *words])
+    return lambda *words: CliRunner().invoke(command, ["--plan", str(written(tmp_path)), *words])
+
+
+@pytest.mark.parametrize("words", [[], ["--quiet"]], ids=["loud", "quiet"])
+def test_a_quiet_night_says_only_what_is_wrong_and_where_the_page_is(
+    words: list[str], told: Callable[..., Result]
+) -> None:
+    done = told(*words)
     assert "FAIL edu/t.py:A.b: it read 7" in done.stdout
     assert "results/night/index.html\n1 PASS, 1 FAIL" in done.stdout
     meanwhile = "an hour" in done.stderr, "it is fetched" in done.stderr
     assert meanwhile == ((False, False) if words else (True, True))
+
+
+def test_a_night_for_programs_is_its_summary_and_nothing_else(told: Callable[..., Result]) -> None:
+    done = told("--json")
+    printed = json.loads(done.stdout)
+    assert Summary.model_validate(printed).wrong()[0].id == "edu/t.py:A.b"
+    schema = json.loads((Path(__file__).parent.parent / "docs/reference/json/nightly.json").read_text())
+    assert list(Draft202012Validator(schema).iter_errors(printed)) == []
+    assert "FAIL edu/t.py:A.b: it read 7" in done.stderr
+    assert told("--json", "--list").exit_code == 2
 
 
 # -- compared by hand -------------------------------------------------------------------------------------------------

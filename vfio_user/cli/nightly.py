@@ -39,6 +39,7 @@ from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 @click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
 @click.option("--wait", is_flag=True, help="Where a night runs already, wait until it has ended.")
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
+@click.option("--json", "as_json", is_flag=True, help="Print the night's summary.json; all else goes to stderr.")
 @quiet_option("Say only what is wrong, the page, and the counts.")
 @with_bundle_options
 @click.pass_context
@@ -50,6 +51,7 @@ def command(
     locked: bool,
     wait: bool,
     timeout_factor: float,
+    as_json: bool,
     quiet: bool,
     bundle: str,
     bundle_size: int,
@@ -63,6 +65,8 @@ def command(
         return
     if path is None:
         raise click.UsageError("--plan says which plan")
+    if as_json and (list_only or dry_run):
+        raise click.UsageError("--json is of a night that is run: not with --list or --dry-run")
     place_of_bundles(bundle)
     bundles = Bundles(bundle, bundle_size)
     plan = read_plan(path)
@@ -81,7 +85,8 @@ def command(
             return
         say = unsaid if quiet else partial(click.echo, file=sys.stderr)
         with only_one(base, wait=wait, say=say):
-            _run(stage, drawn, base, root, bundles, say)
+            night = Night(stage.plan, drawn, base, commit=commit_of(root), bundles=bundles)
+            _run(night, stage, base, say, as_json=as_json)
 
 
 def _say(message: str) -> None:
@@ -114,19 +119,18 @@ def _estimate(stage: Stage, base: Path) -> str:
     return str(estimate(planned, nights, stage.plan.text.at_once))
 
 
-def _run(stage: Stage, drawn: Drawn, base: Path, root: Path, bundles: Bundles, say: Progress) -> None:
+def _run(night: Night, stage: Stage, base: Path, say: Progress, *, as_json: bool) -> None:
     say(_estimate(stage, base))
-    place = place_of(stage.plan)
-    night = Night(stage.plan, drawn, base, commit=commit_of(root), bundles=bundles)
     out, err = sys.stdout, sys.stderr
     try:
-        summary = night.run(stage, place, say)
+        summary = night.run(stage, place_of(stage.plan), say)
     finally:
         sys.stdout, sys.stderr = out, err  # avocado, which is to show nothing, puts others in their places
     compared = summary.comparison or Comparison()
-    _tell(summary, compared)
-    click.echo(f"{night.folder / PAGE}")
-    click.echo(", ".join(f"{number} {verdict}" for verdict, number in summary.counts().items() if number))
+    for line in (*_wrong(summary, compared), f"{night.folder / PAGE}", _counts(summary)):
+        click.echo(line, err=as_json)
+    if as_json:
+        click.echo(summary.model_dump_json(indent=1))
     if summary.status is Status.ENDED:
         done = f"{counted(len(summary.results), 'result')} of {counted(summary.planned, 'case')}"
         _say(f"the night was ended {summary.reason}, with {done}")
@@ -137,12 +141,15 @@ def _run(stage: Stage, drawn: Drawn, base: Path, root: Path, bundles: Bundles, s
         )
 
 
-def _tell(summary: Summary, compared: Comparison) -> None:
+def _wrong(summary: Summary, compared: Comparison) -> Iterator[str]:
     for result in summary.wrong():
         known = "" if result.id in compared.new else " (as in the last night)"
-        click.echo(f"{result.verdict} {result.id}: {result.cause}{known}")
-    for remark in summary.remarks:
-        click.echo(remark)
+        yield f"{result.verdict} {result.id}: {result.cause}{known}"
+    yield from summary.remarks
+
+
+def _counts(summary: Summary) -> str:
+    return ", ".join(f"{number} {verdict}" for verdict, number in summary.counts().items() if number)
 
 
 _NIGHT = click.Path(exists=True, path_type=Path)
