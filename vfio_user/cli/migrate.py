@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,11 +15,12 @@ from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
 from vfio_user.cli._progress import Waiting, quiet_option
+from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.cell import Cell
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.exercises import Exercise
 from vfio_user.harness.hosts import KINDS as HOSTS
-from vfio_user.harness.hosts import two_hosts
+from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Plan, Report, Tuning
@@ -92,8 +94,7 @@ def command(
     """
     tuning = Tuning((bandwidth << 20) if bandwidth else 1 << 40, downtime, channels)
     plan = Plan(tuning, Limits(total=limit), file)
-    kinds = (workloads + len(devices) * (NONE,))[: len(devices)] if workloads else len(devices) * (None,)
-    assignments = [Assignment.of(device, kind, interrupts) for device, kind in zip(devices, kinds, strict=True)]
+    assignments = _assignments(devices, workloads, interrupts)
     cell = Cell(trace=trace or kept.is_wanted)
     waiting = Waiting(quiet=quiet)
     with (
@@ -113,18 +114,7 @@ def command(
             trace=trace,
             **hardware,
         )
-        if mode != Mode.DIRECT:
-            require_migratable(guest)
-        started = [each.start(guest, plugged) for each, plugged in zip(assignments, guest.devices, strict=True)]
-        running = [workload for workload in started if workload is not None]
-        report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan, qemu=to_qemu)
-        if pair.note:
-            report.notes.append(pair.note)
-        if running:
-            time.sleep(after)
-        done = [workload.end() for workload in running]
-        for work in done:
-            judge(report, work)
+        report, done = _migrated(lab, guest, assignments, pair, mode, plan, to_qemu, after)
         report.write(lab.folder)
         waiting.end()
         if as_json or not quiet:
@@ -135,6 +125,38 @@ def command(
             lab.failure = VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")
     if lab.failure is not None:
         raise lab.failure
+
+
+def _assignments(devices: Sequence[str], workloads: Sequence[str], interrupts: str | None) -> list[Assignment]:
+    """What works on each device: of those behind the last that is named nothing, where one is named at all."""
+    kinds = [*workloads, *len(devices) * [NONE]][: len(devices)] if workloads else len(devices) * [None]
+    return [Assignment.of(device, kind, interrupts) for device, kind in zip(devices, kinds, strict=True)]
+
+
+def _migrated(
+    lab: Lab,
+    guest: BootedGuest,
+    assignments: Sequence[Assignment],
+    pair: Pair,
+    mode: str,
+    plan: Plan,
+    to_qemu: str | None,
+    after: float,
+) -> tuple[Report, list[Exercise]]:
+    """Migrate the guest while it works, and `after` seconds longer; how that was, and what the work has seen."""
+    if mode != Mode.DIRECT:
+        require_migratable(guest)
+    started = [each.start(guest, plugged) for each, plugged in zip(assignments, guest.devices, strict=True)]
+    running = [workload for workload in started if workload is not None]
+    report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan, qemu=to_qemu)
+    if pair.note:
+        report.notes.append(pair.note)
+    if running:
+        time.sleep(after)
+    done = [workload.end() for workload in running]
+    for work in done:
+        judge(report, work)
+    return report, done
 
 
 def _print(report: Report, done: list[Exercise], folder: str, *, as_json: bool) -> None:

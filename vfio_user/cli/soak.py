@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from vfio_user.soak import (
     performances,
     weights_of,
 )
+from vfio_user.soak.failed import Failed
 from vfio_user.soak.page import write_page
 from vfio_user.soak.summary import summary_of, write_summary
 
@@ -142,22 +144,7 @@ def command(
         begin = performances(spec, journaled.seed, qemu, lambda text: teller.say(text), recorded)
         soak = Soak(begin, journaled, wanted, until, folder, teller, tries)
         told = _Results(journaled, spec, wanted, teller, folder, again)
-        try:
-            with interruptible(at_once_when_repeated=True):
-                failure = soak.repeat(numbers) if numbers else None
-                if not numbers:
-                    soak.run()
-        except KeyboardInterrupt:
-            told.write("interrupted; the same command goes on")
-            done = counted(journaled.done.events, "event")
-            teller.say(f"interrupted after {done}; the same command goes on. page: {told.page}")
-            raise
-        except (UserError, VerdictError, OSError) as error:
-            try:
-                told.write("ended by an error")
-            except OSError as unwritten:
-                error.add_note(f"there is no page: {unwritten}")
-            raise
+        failure = told.run(soak, numbers)
     if failure is not None:
         kept.looked_at(failure.check, ok=False, seen=failure.detail)
         raise failure
@@ -185,6 +172,29 @@ class _Results:
         self.page = folder / "soak.html"
         self._again = again
         self._journal, self._spec, self._weights, self._teller = journal, spec, weights, teller
+
+    def run(self, soak: Soak, numbers: Sequence[int]) -> Failed | None:
+        """Do it to its end, or the events of these numbers alone: what failed then, where something did.
+
+        However it ends early there is a page, as far as one can be written.
+        """
+        try:
+            with interruptible(at_once_when_repeated=True):
+                if numbers:
+                    return soak.repeat(numbers)
+                soak.run()
+                return None
+        except KeyboardInterrupt:
+            self.write("interrupted; the same command goes on")
+            done = counted(self._journal.done.events, "event")
+            self._teller.say(f"interrupted after {done}; the same command goes on. page: {self.page}")
+            raise
+        except (UserError, VerdictError, OSError) as error:
+            try:
+                self.write("ended by an error")
+            except OSError as unwritten:
+                error.add_note(f"there is no page: {unwritten}")
+            raise
 
     def write(self, ended: str) -> dict[str, Any]:
         """Write both; the summary."""
