@@ -78,6 +78,8 @@ def allow_dma(address: str) -> None:
 class PrivateMemory(LocalHost):
     """Where QEMU's memory is its own: the machines of this project always share it."""
 
+    shares_memory = False  # so that it loads all of a checkpoint by itself
+
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         private = (
             "import os, sys; a = [word.replace('share=on', 'share=off') for word in sys.argv[1:]]; os.execvp(a[0], a)"
