@@ -189,6 +189,20 @@ def test_what_was_cut_is_lost_even_if_the_image_is_made_as_long_as_before(image:
         write(image, 0, bytes(512))
 
 
+def test_where_data_is_next_is_told_of_holes_and_of_what_cannot_tell(
+    image: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [image.next_data(at) for at in (0, MIB)] == [2 * MIB] * 2
+    write(image, MIB, bytes(4096))
+    assert [image.next_data(at) for at in (0, MIB, MIB + 4096)] == [MIB, MIB, 2 * MIB]
+
+    def cannot(fd: int, offset: int, whence: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "lseek", cannot)
+    assert image.next_data(0) == 0
+
+
 def test_a_flush_finds_that_an_image_was_unlinked(image: Backing, caplog: pytest.LogCaptureFixture) -> None:
     image.sync()
     image.path.unlink()

@@ -182,6 +182,8 @@ def test_a_reset_drops_outputs_and_keeps_what_is_wired_to_the_inputs(both: tuple
         '{"command": "set", "inputs": 65536}',
         '{"command": "set", "inputs": "1"}',
         '{"command": "set", "input": 16, "value": 1}',
+        '{"command": "set", "input": 16, "value": 0}',
+        '{"command": "set", "input": -1, "value": 0}',
         '{"command": "set", "input": 1, "value": 2}',
         '{"command": "set", "input": 3, "value": 1.0}',
         '{"command": "set", "input": true, "value": true}',

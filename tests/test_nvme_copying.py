@@ -15,7 +15,9 @@ from tests.nvme_kit import Host, controller, loop_device
 from userdev.control import ControlClient
 from userdev.errors import ProtocolError, UserError
 from userdev_servers.block.backing import Backing
+from userdev_servers.block.images import open_images
 from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.copying import ImageCopy
 from userdev_servers.nvme.spec import Io
 from vfio_user.client import RemoteError
 from vfio_user.device import function_of
@@ -23,6 +25,22 @@ from vfio_user.wire.constants import MigrationState
 
 MIB = 1 << 20
 BLOCK = 512
+
+
+def test_what_comes_is_brought_to_the_disk_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (backing,) = open_images(f"{tmp_path / 'disk.img'}:1M", BLOCK)
+    syncs: list[int] = []
+    at = 0
+    monkeypatch.setattr("userdev_servers.nvme.copying.SYNC_EVERY", 10)
+    monkeypatch.setattr(backing, "write_back", lambda: syncs.append(at))
+    copy = ImageCopy("an image", backing)
+    copy.begin_loading(MIB)
+    for size in (5, 5, 5, 4, 1, 30, 9):
+        copy.write(at, bytes(size))
+        at += size
+    assert syncs == [5, 19, 20]
+    copy.end()
+    backing.close()
 
 
 @contextmanager

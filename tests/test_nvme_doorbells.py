@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, controller
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.doorbell_page import DoorbellPage
 from userdev_servers.nvme.doorbells import LOOKS
 from userdev_servers.nvme.model import MAX_QUEUES
 from userdev_servers.nvme.queues import CompletionQueue, Shadow, SubmissionQueue
@@ -59,6 +62,15 @@ def test_nothing_can_be_mapped_unless_it_is_asked_for(tmp_path: Path) -> None:
         assert not host.client.region_info(0).flags & RegionFlags.MMAP
     with controller(tmp_path, map_doorbells="memfd") as (_, host):
         assert host.client.region_info(0).mappable == ((0x1000, 0x1000),)
+
+
+def test_a_page_that_a_client_maps_can_never_be_another_size() -> None:
+    page = DoorbellPage("memfd", 4, 2 * PAGE)
+    for size in (PAGE, 3 * PAGE):
+        with pytest.raises(PermissionError):
+            os.ftruncate(page.fd, size)
+    assert fcntl.fcntl(page.fd, fcntl.F_GET_SEALS) == fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    page.close()
 
 
 def test_a_client_that_does_not_map_rings_by_messages(tmp_path: Path) -> None:

@@ -314,6 +314,35 @@ def test_a_read_that_brings_nothing_is_the_end(tmp_path: Path) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize(
+    ("number", "is_written"),
+    [
+        *((each, True) for each in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL)),
+        *((each, False) for each in (errno.ENOSPC, errno.EIO, errno.EPERM)),
+    ],
+)
+def test_zeros_are_written_where_the_file_system_cannot_make_them_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_written: bool
+) -> None:
+    def fallocate(*_: int) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(block, "_libc", SimpleNamespace(fallocate=fallocate))
+
+    def clear(backing: Backing) -> None:
+        write_pieces(backing)
+        if is_written:
+            backing.discard(100, SIZE)
+            return
+        with pytest.raises(OSError, match=os.strerror(number)) as told:
+            backing.discard(100, SIZE)
+        assert (told.value.errno, told.value.strerror) == (number, os.strerror(number))
+
+    kept = image(tmp_path, clear, lambda backing: backing.read_bytes(SIZE, 100))
+    assert kept == (bytes(SIZE) if is_written else DATA)
+
+
 def test_an_interrupted_call_of_the_c_library_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python does so with its own; ctypes does not."""
     real, interrupted = block._libc.fallocate, iter([True, True, False])

@@ -91,6 +91,11 @@ def test_the_serial_number_comes_in_whatever_pieces_there_are(ring: Queue, sizes
     assert (said, status) == (b"a disk".ljust(30, b"\0")[: sum(sizes)], Status.OK)
 
 
+def test_a_page_of_segments_is_cleared(ring: Queue) -> None:
+    for kind in (RequestType.DISCARD, RequestType.WRITE_ZEROES):
+        assert request(ring, header(kind), segment(0, 1) * MAX_SEGMENTS, 1) == (b"", Status.OK)
+
+
 def segment(sector: int, sectors: int, flags: int = 0) -> bytes:
     return SEGMENT.pack(sector, sectors, flags)
 
