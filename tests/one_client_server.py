@@ -33,9 +33,8 @@ def main() -> None:
         while habit != "ends":
             signal.pause()
         time.sleep(0.05)
-        os._exit(
-            3 if Path(sys.argv[1]).with_name("fails").exists() else 0
-        )  # how long an interpreter takes to end says something about the machine
+        status = 3 if Path(sys.argv[1]).with_name("fails").exists() else 0
+        os._exit(status)  # how long an interpreter takes to end says something about the machine
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from userdev.declare.digest import digest_of
 from userdev.declare.state import Snapshot
@@ -49,6 +49,33 @@ class Hardware:
     rom: bytes
 
 
+class _Placement(NamedTuple):
+    """Where everything of a device's hardware is."""
+
+    bars: list[Bar]
+    capabilities: list[Placed]
+    msi: MsiCapability | None
+    reserved: list[tuple[int, int, int]]
+    """(BAR, offset, size) of what is not the author's: of MSI-X the table and the pending bits."""
+
+
+def _placement(hardware: Hardware, author: type) -> _Placement:
+    mechanism, bars, capabilities = hardware.interrupts, list(hardware.bars), list(hardware.capabilities)
+    msix, msi = mechanism.part(MsiX), mechanism.part(Msi)
+    reserved: list[tuple[int, int, int]] = []
+    msi_capability = MsiCapability(msi.vectors, msi.address64, msi.maskable) if msi else None
+    if msi and msi_capability:
+        capabilities.append(Placed(msi_capability, msi.capability))
+    if msix:
+        table, bars = place_msix(msix, bars, used_bars(author))
+        capabilities.append(Placed(table, msix.capability))
+        reserved = [
+            (table.table_bar, table.table_offset, msix.table_size),
+            (table.pba_bar, table.pba_offset, msix.pba_size),
+        ]
+    return _Placement(bars, place_capabilities(capabilities), msi_capability, reserved)
+
+
 class Function:
     """A PCI function: its regions, interrupts, client memory, state and life. It outlives its clients."""
 
@@ -69,44 +96,32 @@ class Function:
         self._plans = Plans(lambda: self.may_run)
         self._asked: deque[Callable[[], None]] = deque()  # by the host, and not done yet
 
-        mechanism = hardware.interrupts
-        msix, msi, intx = mechanism.part(MsiX), mechanism.part(Msi), mechanism.part(IntX)
-        all_capabilities, bars = list(hardware.capabilities), list(hardware.bars)
-        reserved: list[tuple[int, int, int]] = []
-        msi_capability = MsiCapability(msi.vectors, msi.address64, msi.maskable) if msi else None
-        if msi and msi_capability:
-            all_capabilities.append(Placed(msi_capability, msi.capability))
-        if msix:
-            table, bars = place_msix(msix, bars, used_bars(type(author)))
-            all_capabilities.append(Placed(table, msix.capability))
-            reserved = [
-                (table.table_bar, table.table_offset, msix.table_size),
-                (table.pba_bar, table.pba_offset, msix.pba_size),
-            ]
-        placed = place_capabilities(all_capabilities)
-        self._layout = RegionLayout(author, bars, author.extra_regions, reserved)
+        placement = _placement(hardware, type(author))
+        intx, msix = hardware.interrupts.part(IntX), hardware.interrupts.part(MsiX)
+        self._layout = RegionLayout(author, placement.bars, author.extra_regions, placement.reserved)
         self.config, offsets = build_config_space(
             hardware.ids,
             bars=self._layout.bars,
             rom_size=self._layout.add_rom(hardware.rom),
             interrupt_pin=intx.pin if intx else 0,
-            capabilities=placed,
+            capabilities=placement.capabilities,
         )
         there = {IrqIndex.ERR: author.error_interrupt, IrqIndex.REQ: author.release_interrupt}
         self.interrupts = Interrupts(
             self.config,
             offsets,
             intx=intx is not None,
-            msi=msi_capability,
+            msi=placement.msi,
             msix_vectors=msix.vectors if msix else 0,
             absent=[index for index, is_there in there.items() if not is_there],
             on_mask=self._hook("on_irq_mask"),
         )
-        if reserved:
-            self._layout.answer(*reserved[0], self.interrupts.table)
-            self._layout.answer(*reserved[1], self.interrupts.pba)
-        self._layout.add_config(len(self.config), ConfigRegion(self.config, self.interrupts.refresh, author, placed))
-        watch_resets(self.config, offsets, placed, GuestReset(self.hold_still, self.reset).ask)
+        if placement.reserved:
+            self._layout.answer(*placement.reserved[0], self.interrupts.table)
+            self._layout.answer(*placement.reserved[1], self.interrupts.pba)
+        config_region = ConfigRegion(self.config, self.interrupts.refresh, author, placement.capabilities)
+        self._layout.add_config(len(self.config), config_region)
+        watch_resets(self.config, offsets, placement.capabilities, GuestReset(self.hold_still, self.reset).ask)
 
         self.regions: list[RegionInfo] = self._layout.infos
         """What GET_REGION_INFO tells: BARs 0 to 5, ROM 6, configuration space 7, VGA 8, device-specific from 9."""
