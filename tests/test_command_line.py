@@ -327,6 +327,14 @@ def test_where_no_dma_goes_by_message_none_is_captured(say: Say) -> None:
     assert "shared memory" in done.stderr
 
 
+def test_a_register_map_that_cannot_be_read_is_told_where_nothing_is_traced_too(say: Say, tmp_path: Path) -> None:
+    """And before a guest is booted."""
+    done = say("run", "--registers", str(tmp_path / "nonesuch.yaml"))
+    assert done.status == 2
+    assert "nonesuch.yaml" in done.stderr
+    assert done.stdout == ""
+
+
 def test_every_command_with_guests_that_stay_captures_dma() -> None:
     assert all("--capture-dma" in options_of(command) for command in ("run", "test-e2e", "soak"))
 

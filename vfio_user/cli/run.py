@@ -15,6 +15,7 @@ from vfio_user.cli._bundling import bundled
 from vfio_user.cli._hardware import device_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import REGISTERS_HELP
+from vfio_user.cli._registers import registers as named_registers
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
@@ -123,6 +124,8 @@ def command(
 def _device(device: str, server: str | None, registers: str | None, program: Program) -> Device:
     """The device that is meant, with the options that its exercise needs, and the names of its registers."""
     wanted = Device.parse(server or device)
+    if registers:
+        named_registers(registers)  # also where nothing is traced: a mistake in it is told
     if server or registers:
         wanted = replace(wanted, registers=registers or Device.parse(device).register_names)
     return replace(wanted, options=program.options) if wanted.served and not wanted.options else wanted
