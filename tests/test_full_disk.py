@@ -115,7 +115,10 @@ def test_a_full_standard_output_is_named(
 
 
 def test_a_run_at_its_limit_names_the_file(tmp_path: Path) -> None:
-    done = limited("run", "--qemu", "/bin/false", bytes_=40, cwd=tmp_path)
+    qemu = tmp_path / "qemu"  # whatever is no QEMU is refused before anything is written
+    qemu.write_text("#!/bin/sh\necho QEMU emulator version 11.1.3\necho 'name \"vfio-user-pci\", bus PCI'\n")
+    qemu.chmod(0o755)
+    done = limited("run", "--qemu", str(qemu), bytes_=40, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "internal" not in done.stderr
     assert str(tmp_path / "results") in done.stderr
