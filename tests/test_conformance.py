@@ -398,10 +398,12 @@ def test_a_fault_fails_the_checks_for_it_and_no_others(
         assert set(failed(target.results(*groups))) == expected
 
 
-def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["--quiet"], ["--json", "-"]], ids=" ".join)
+def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path, how: list[str]) -> None:
+    """However it is told."""
     with InProcess(tmp_path, Everything, session=with_fault(EchoesTheWrongCommand())) as target:
         target.connect().close()
-        result = CliRunner().invoke(conformance, [str(tmp_path / "s"), "--only", "header/command-echoed"])
+        result = CliRunner().invoke(conformance, [str(tmp_path / "s"), "--only", "header/command-echoed", *how])
     assert isinstance(result.exception, VerdictError)
     assert "header/command-echoed" in result.exception.evidence
 

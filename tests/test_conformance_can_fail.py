@@ -21,7 +21,8 @@ from vfio_user.client.conformance import CATALOGUE, Bench, Level, Outcome, run
 from vfio_user.device import PciDevice
 from vfio_user.server.session import Session
 from vfio_user.wire import COMMAND, CURRENT, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Dialect, Message
-from vfio_user.wire.layouts import DEVICE_INFO, VERSION
+from vfio_user.wire.constants import IrqSetFlags
+from vfio_user.wire.layouts import DEVICE_INFO, IRQ_SET, VERSION
 
 
 class WrongErrno(Fault):
@@ -308,6 +309,20 @@ class TriggersBefore(Fault):
             raise
 
 
+class FiresTheWholeIndex(Fault):
+    """A range or booleans of vectors are all of them, and a whole index is what it is."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.SET_IRQS and len(message.payload) >= IRQ_SET.size:
+            asked = IRQ_SET.unpack(message.payload)
+            flags, irqs = IrqSetFlags(asked.flags), session.function.irqs
+            fires = flags in (IrqSetFlags.TRIGGER | data for data in (IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL))
+            if fires and asked.nr_vectors and asked.irq < len(irqs) and asked.start + asked.nr_vectors <= 2:
+                whole = IrqSetFlags.TRIGGER | IrqSetFlags.DATA_NONE
+                message.payload = IRQ_SET.pack(IRQ_SET.size, whole, asked.irq, 0, irqs[asked.irq].count)
+        return proceed(command, message)
+
+
 class UnmapsBefore(Fault):
     """A request that is refused has taken what is mapped away."""
 
@@ -338,6 +353,12 @@ HELPERS: dict[str, tuple[type[Session], str, set[str], str]] = {
         "stays open",
     ),
     "an interrupt": (with_fault(TriggersBefore()), "set_irqs", refusals("set_irqs"), "fired an interrupt"),
+    "other vectors": (
+        with_fault(FiresTheWholeIndex()),
+        "set_irqs",
+        {"set_irqs/trigger-range", "set_irqs/trigger-bool"},
+        "fire vector 1 alone",
+    ),
     "memory that is gone": (
         with_fault(UnmapsBefore()),
         "dma_unmap",

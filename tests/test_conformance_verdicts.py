@@ -45,6 +45,11 @@ def impossible(_: Bench) -> None:
     raise Skip("it has none")
 
 
+def broken(_: Bench) -> None:
+    """The check itself breaks."""
+    raise KeyError("what nobody thought of")
+
+
 def outcome(check: Callable[[Bench], None], level: Level, crash: Crash | None = None) -> tuple[Outcome, str]:
     group = Group[Bench]("group", "a rule")
     group.check("name", level=level)(check)
@@ -81,3 +86,25 @@ def test_a_server_that_ends_by_itself_differs_where_that_is_left_open(check: Cal
     assert outcome(check, Level.OPEN, killed)[0] is Outcome.FAIL
     assert outcome(check, Level.MUST, ended)[0] is Outcome.FAIL
     assert "it ended" in outcome(check, Level.OPEN, ended)[1]
+
+
+@pytest.mark.parametrize("level", Level)
+def test_a_server_has_the_time_to_die_of_what_a_check_has_sent_whatever_the_check_says(level: Level) -> None:
+    """Else its death is that of the next, whose client it still takes. A check that was skipped has sent nothing."""
+    happened: list[str] = []
+    group = Group[Bench]("group", "a rule")
+    for number, check in enumerate((right, wrong, broken, impossible, right)):
+        group.check(f"{check.__name__}{number}", level=level)(check)
+    told = run(
+        list(group),
+        Server(),
+        Bench,
+        dialect="any",
+        settle=lambda: happened.append("settled"),
+        started=lambda check: happened.append(check.id),
+    )
+    assert len(list(told)) == 5
+    assert happened == [
+        *("group/right0", "settled", "group/wrong1", "settled", "group/broken2", "settled"),
+        *("group/impossible3", "group/right4", "settled"),
+    ]

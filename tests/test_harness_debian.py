@@ -106,3 +106,23 @@ def test_a_download_that_stands_still_is_told_once(monkeypatch: pytest.MonkeyPat
     said = "".join(f"dlstatus:1:{percent}:fetching\\n" for percent in (7, 93, 93, 93, 100))
     debian._run(["printf", said], progress=told.append)
     assert [text.strip() for text in told] == ["7 %", "93 %", "100 %"]
+
+
+@pytest.mark.parametrize(("kept", "fetched"), [(b"", True), (b"half", True), (b"the whole", False), (None, True)])
+def test_a_package_of_which_not_all_is_there_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes | None, fetched: bool
+) -> None:
+    asked: list[list[str]] = []
+
+    def apt_get(apt: _PrivateApt, arguments: list[str], *_: object, **__: object) -> str:
+        asked.append(list(arguments))
+        return "'http://mirror/pool/a_1_all.deb' a_1_all.deb 9 SHA256:1234\n"
+
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(debian, "network_settings", lambda: "")
+    monkeypatch.setattr(_PrivateApt, "_apt_get", apt_get)
+    apt = _PrivateApt(Mirror("http://mirror"), ["stable"], ["main"], "deb")
+    if kept is not None:
+        (apt.archives / "a_1_all.deb").write_bytes(kept)
+    assert apt.download(["a"], debian.quiet) == [apt.archives / "a_1_all.deb"]
+    assert any("--download-only" in arguments for arguments in asked) is fetched

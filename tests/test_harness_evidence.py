@@ -343,3 +343,20 @@ def test_the_page_has_what_passed_last_on_the_wire_of_either_protocol(tmp_path: 
     page = (tmp_path / INDEX).read_text()
     assert "VERSION reply" in page
     assert "SET_PROTOCOL_FEATURES posted protocol_features=REPLY_ACK|BACKEND_REQ|CONFIG" in page
+
+
+def test_what_the_test_ended_after_the_first_cause_came_is_no_part_of_it() -> None:
+    """A lab that fails ends what it has left, as it has to."""
+
+    def death(name: str, when: float, *, on_request: bool) -> evidence.Death:
+        return evidence.Death(name, 7, when, "was killed by SIGKILL", on_request, False, "last words")
+
+    dead = [
+        death("before", 1.0, on_request=True),
+        death("cause", 2.0, on_request=False),
+        death("after", 3.0, on_request=True),
+    ]
+    told = evidence.first_cause(evidence.Ends(dead), None)
+    assert told.endswith("the test itself ended before (SIGKILL)")
+    assert "after (SIGKILL)" not in told
+    assert "after (SIGKILL)" in evidence.first_cause(evidence.Ends(dead[::2]), UserError("it does not answer"))

@@ -402,3 +402,15 @@ def test_two_nights_are_compared_and_new_wrong_is_a_status(tmp_path: Path) -> No
 def test_a_comparison_is_to_be_had_for_programs(tmp_path: Path) -> None:
     ran = run_compare(tmp_path, nth(1, case("a", FAIL)), nth(2, case("a", FAIL)), "--json")
     assert (ran.exit_code, json.loads(ran.output)["as_before"]) == (0, ["edu/t.py:A.a"])
+
+
+def test_a_comparison_by_hand_leaves_out_nothing_that_one_for_programs_has(tmp_path: Path) -> None:
+    old = nth(1, case("new"), case("old", FAIL), case("mended", FAIL), case("slow", seconds=2.0), case("goes"))
+    new = nth(2, case("new", FAIL), case("old", FAIL), case("mended"), case("slow", seconds=20.0), case("comes"))
+    told = run_compare(tmp_path, old, new).output.splitlines()
+    compared = compare(new, (old.night, results_of(old)))
+    names = {"new": "new", "as_before": "as before", "mended": "mended", "added": "added", "gone": "gone"}
+    wanted = {f"{said}: {id}" for field, said in names.items() for id in getattr(compared, field)}
+    wanted |= {f"moved: {moved.id}" for moved in compared.moved}
+    assert len(wanted) == 6
+    assert wanted == {": ".join(line.split(": ")[:2]) for line in told}

@@ -14,6 +14,7 @@ from tests.soak_kit import Loses, Pretended, order_of, soak
 from userdev.errors import UserError
 from vfio_user.soak import Failed, Happening, Journal, Until
 from vfio_user.soak.measuring import Clock
+from vfio_user.soak.summary import summary_of
 
 FOREVER = Until(events=60)
 
@@ -268,3 +269,17 @@ def test_a_clock_that_is_only_set_right_is_not_told(monkeypatch: pytest.MonkeyPa
     clock, real = Clock(), time.time
     monkeypatch.setattr(time, "time", lambda: real() + 1.0)
     assert clock.jump() == ""
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_soak_is_all_right_where_nothing_was_lost_and_nothing_grew(tmp_path: Path, lost: bool, grows: bool) -> None:
+    journal = Journal(tmp_path / "soak.jsonl", {"devices": ["edu"]}, 7)
+    for number in range(1, 41):
+        facts = {"number": number, "event": "hop", "target": "", "whole": 1.0}
+        journal.event({**facts, "harness_fds": 10 + number * grows})
+    if lost:
+        journal.failure({"number": 41, "event": "kill", "target": "edu", "check": "work of edu"})
+    found = summary_of(journal, {}, {}, "after 40 events")
+    assert found["ok"] is not (lost or grows)
+    assert ("work of edu" in found["verdict"], "harness_fds grew" in found["verdict"]) == (lost, grows)

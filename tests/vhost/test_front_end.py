@@ -297,3 +297,15 @@ def test_a_request_that_finds_no_room_takes_none(indirect: bool) -> None:
         assert memory.pieces == before
     queue.close()
     memory.close()
+
+
+def test_where_a_queue_was_stopped_is_known_until_it_runs_again(front_end: FrontEnd) -> None:
+    queue = front_end.queue()
+    known: list[int | None] = []
+    for _ in range(3):
+        queue.start()
+        known.append(queue.base_at_stop)
+        queue.exchange(b"abc", 3)
+        queue.stop()
+        known.append(queue.base_at_stop)
+    assert known == [None, 1, None, 2, None, 3]

@@ -350,3 +350,28 @@ def test_a_ring_without_a_kick_is_looked_at_by_itself(front_end: FrontEnd) -> No
     ring.put(b"ab", 2)
     assert len(ring.wait_used()) == 1
     ring.stop()
+
+
+def test_a_ring_at_whose_start_its_device_fails_is_broken_until_it_is_started_again(
+    front_end: FrontEnd, device: Reverse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that another has still, say: it is told once, and neither served nor stopped for what never ran."""
+    start, failures = device.on_start, [OSError("another has it")]
+
+    def failing(queue: int) -> None:
+        if failures:
+            raise failures.pop()
+        start(queue)
+
+    monkeypatch.setattr(device, "on_start", failing)
+    ring = front_end.queue()
+    ring.start()
+    assert ring.wait_err()
+    ring.put(b"ab", 2)
+    ring.kick()
+    front_end.settle()
+    assert split(ring).used_index == 0
+    ring.stop(drain=False)
+    assert [event for event in device.events if event in ("start 0", "stop 0")] == []
+    ring.start()
+    assert len(ring.wait_used()) == 1
