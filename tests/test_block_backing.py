@@ -169,6 +169,19 @@ def test_an_image_that_was_cut_is_not_filled_up_with_zeros(image: Backing, caplo
     assert str(MIB // 2) in caplog.text
 
 
+def test_an_image_that_was_cut_while_another_had_it_is_as_large_as_it_was_and_what_was_there_is_lost(
+    image: Backing,
+) -> None:
+    size = image.size
+    os.truncate(image.path, size // 2)
+    image.measure()
+    assert image.size == size
+    with pytest.raises(Lost):
+        image.read_bytes(512, size - 512)
+    with pytest.raises(Lost):
+        image.sync()
+
+
 def test_what_is_left_of_an_image_that_was_cut_can_be_read(image: Backing) -> None:
     write(image, 4096, b"kept" * 128)
     os.truncate(image.path, MIB)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,24 @@ def test_what_is_done_twice_to_a_message_adds_up(
     assert plan is not None
     assert of(plan) == twice
     assert len(plan.rules) == rules
+
+
+@pytest.mark.parametrize(
+    ("acts", "left"),
+    [
+        ([{"missing-fd": {"index": 0}}, {"missing-fd": {"index": 2}}], [1]),
+        ([{"missing-fd": {"index": 1}}, {"missing-fd": {"index": 1}}], [0, 2]),
+        ([{"missing-fd": {"index": 1}}, "missing-fd"], []),
+        (["missing-fd", {"missing-fd": {"index": 1}}], []),
+    ],
+)
+def test_descriptors_that_several_rules_take_away_are_all_gone(acts: list[Any], left: list[int]) -> None:
+    rules = [{"match": {"direction": "to-server"}, "act": act} for act in acts]
+    engine = FaultEngine(Scenario.model_validate({"rules": rules}), CURRENT)
+    message = replace(read(0, 0), fds=[7, 8, 9])
+    plan = engine.plan(Direction.TO_SERVER, message, "running", 0.0)
+    assert plan is not None
+    assert plan.keep_fds == left
 
 
 def test_without_a_match_everything_goes_on_unchanged() -> None:

@@ -106,6 +106,13 @@ def test_eventfds_are_known_until_the_index_is_disabled(bench: Bench, model: Ses
     assert len(model.fds) == 0
 
 
+def test_an_index_that_is_disabled_has_no_masks(bench: Bench, model: SessionModel) -> None:
+    """A new server would be told to mask what nobody has masked since."""
+    set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_NONE, 0, 2)
+    set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_NONE, 0, 0)
+    assert [irqs.masked for irqs in model.irqs.values()] == [set()]
+
+
 def test_a_socket_is_not_kept_as_it_may_be_the_clients_own_end(bench: Bench, model: SessionModel) -> None:
     here, there = socket.socketpair()
     set_irqs(bench, IrqSetFlags.TRIGGER | IrqSetFlags.DATA_EVENTFD, 0, 1, [there.fileno()])

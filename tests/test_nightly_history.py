@@ -21,7 +21,7 @@ from userdev.errors import VerdictError
 from vfio_user.cli import nightly
 from vfio_user.cli.nightly import command
 from vfio_user.nightly import history as history_module
-from vfio_user.nightly.comparison import compare
+from vfio_user.nightly.comparison import LOOKED_AT, compare
 from vfio_user.nightly.history import History, estimate, results_of
 from vfio_user.nightly.morning import Morning, junit_of, write_morning
 from vfio_user.nightly.staging import Stage
@@ -219,6 +219,13 @@ def test_a_flake_changes_back_and_forth(verdicts: tuple[Verdict, ...], flakes: b
     found = compared(nights[-1], *reversed(nights[:-1])).comparison
     assert found is not None
     assert found.flakes == ((Flake(id="edu/t.py:A.a", verdicts=verdicts),) if flakes else ())
+
+
+def test_what_went_back_and_forth_long_ago_is_no_flake() -> None:
+    verdicts = [PASS, FAIL, PASS, FAIL, *[PASS] * LOOKED_AT]
+    nights = [nth(number, case("a", verdict)) for number, verdict in enumerate(verdicts)][::-1]
+    assert compared(*nights).comparison.flakes == ()  # type: ignore[union-attr]
+    assert len(compared(*nights[4:]).comparison.flakes) == 1  # type: ignore[union-attr]
 
 
 # -- told -------------------------------------------------------------------------------------------------------------

@@ -61,6 +61,17 @@ def test_what_a_replaced_server_asked_is_known_until_it_is_answered() -> None:
     assert [before, *seen, pairing.has_stale] == [False, True, True, True, True, False]
 
 
+def test_nothing_is_open_once_all_is_forgotten() -> None:
+    """Nor what was asked under an id that was in use."""
+    waiting = OpenRequests[str]()
+    for id in (1, 1, 1, 2):
+        waiting.sent(id, "before")
+    waiting.clear()
+    assert (len(waiting), list(waiting), 1 in waiting) == (0, [], False)
+    waiting.sent(1, "after")
+    assert [waiting.replied(1), waiting.replied(1)] == ["after", None]
+
+
 def test_a_peer_that_is_never_answered_fills_no_memory() -> None:
     pairing = Pairing()
     for _ in range(10 * LIMIT):

@@ -183,6 +183,14 @@ def test_a_link_that_is_down_carries_nothing_and_the_driver_can_read_so(wire: Wi
     assert wire.received()[0][12 + 14 :] == answer(PING)
 
 
+def test_a_driver_is_told_of_each_change_of_the_link(card: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(card, "config_changed", lambda: told.append(card.status))
+    for up in (False, True, False):
+        card.set_link(up=up)
+    assert told == [0, 1, 0]
+
+
 def test_what_waits_for_buffers_when_the_link_goes_down_is_lost_with_it(wire: Wire, control: ControlClient) -> None:
     wire.send(PING)
     wire.send(PING)

@@ -193,6 +193,16 @@ def test_a_handler_keeps_its_deadline_when_one_within_it_has_its_answer(
     assert [bool(seconds) for seconds in limits] == [True, True, True, False]
 
 
+@pytest.mark.parametrize("tail", [b"", b"\1", b"\1\2\3"])
+def test_an_answer_with_fewer_bytes_than_it_says_is_no_answer(wire: Wire, device: Prober, tail: bytes) -> None:
+    wire.send([map_memory(), writing(8, GUEST, width=8)])
+    [asked] = [message for message in wire.receive(3) if not message.is_reply]
+    wire.answer(asked, DMA_ACCESS.pack(GUEST, 4, tail=tail))
+    wire.send([reading(0)])
+    wire.receive(1)
+    assert device.fetched == {}
+
+
 def test_no_more_handlers_wait_within_each_other_than_a_stack_bears(wire: Wire, device: Prober) -> None:
     """Each was promised its reply; what is one too many is refused, and those before it get what they wait for."""
     addresses = [GUEST + 4 * place for place in range(MAX_DEPTH + 1)]
