@@ -138,27 +138,6 @@ def test_an_image_is_on_the_disk_before_it_is_given_away(image: Path, tmp_path: 
         assert order == ["sync", "hand over"]
 
 
-def test_an_image_is_handed_over_with_all_that_was_acknowledged(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another host reads the disk as soon as it may have the image."""
-    happened: list[str] = []
-    device = Blk(image=str(image))
-    lock = device.backing.lock
-    release = lock.release
-
-    def released() -> None:
-        happened.append("handed over")
-        release()
-
-    monkeypatch.setattr(os, "fdatasync", lambda fd: happened.append(f"kept, and held: {lock.held}"))
-    monkeypatch.setattr(lock, "release", released)
-    for queue in (0, 1):
-        device.on_start(queue)
-    for queue in (0, 1):
-        device.on_stop(queue)
-    assert happened == ["kept, and held: True", "handed over"]
-    device.on_close()
-
-
 # An NVMe controller
 
 FUA, DEALLOCATE = 1 << 30, 1 << 25

@@ -138,6 +138,17 @@ def test_a_message_that_was_changed_on_the_way_is_counted_once(tmp_path: Path) -
     assert (row["reads"], row["last"]) == (2, 7)
 
 
+def test_what_the_interposer_asks_itself_is_answered_by_a_reply_that_goes_no_further(tmp_path: Path) -> None:
+    """It has no other: a client's request would be unanswered, or not passed on."""
+    asked = read(0, CAUSES)
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        sent = trace.writer.message(Direction.TO_SERVER, View.SENT, asked)
+        trace.writer.message(Direction.TO_CLIENT, View.RECEIVED, answer(asked, b"\5\0\0\0"), sent)
+    found = stats(tmp_path / "t")
+    assert [(row["reads"], row["last"]) for row in found["registers"]] == [(1, 5)]
+    assert found["findings"] == []
+
+
 def test_a_place_of_a_frame_buffer_is_not_kept_for_each_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vfio_user.interposer.trace.reading.MOST_PLACES", 10)
     with Written(tmp_path / "t", REGISTERS) as trace:
