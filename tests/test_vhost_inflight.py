@@ -23,7 +23,7 @@ from tests.vhost_kit import (
     inflight_region,
 )
 from userdev.errors import ProtocolError
-from vhost_user.rings import BrokenRing, Chain, PackedInflight, SplitInflight, region_size
+from vhost_user.rings import BrokenRing, Chain, PackedInflight, PackedRing, SplitInflight, region_size
 from vhost_user.wire import VirtioFeature
 
 SIZE = 1 << 14
@@ -350,6 +350,48 @@ def test_a_descriptor_that_is_available_while_it_is_in_flight_breaks_the_ring() 
         driver.offer(0)
         with pytest.raises(BrokenRing):
             ring.pop()
+
+
+OLD_FREE_HEAD, LAST, NUM = 14, 32 + 4, 32 + 6
+"""Where a packed ring's region has these; the latter two of its first entry."""
+
+
+def successor(ring: PackedRing, _: Chain) -> None:
+    PackedRing(8, ring.addresses, ring.table, VirtioFeature.VERSION_1, inflight=ring.inflight)
+
+
+def give_back(ring: PackedRing, chain: Chain) -> None:
+    ring.push(chain, 0)
+    ring.publish()
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "use"),
+    [
+        pytest.param(at, value, use, id=f"{what}-{value:#x}")
+        for what, at, first, use in [
+            ("take", OLD_FREE_HEAD, 8, lambda ring, _: ring.pop()),
+            ("leave", LAST, 8, PackedRing.unpop),
+            ("give back", LAST, 8, give_back),
+            ("recover", NUM, 9, successor),
+        ]
+        for value in (first, 0xFFFF)
+    ],
+)
+def test_a_place_that_the_region_of_a_packed_ring_does_not_have_breaks_the_ring_whenever_it_is_met(
+    at: int, value: int, use: Callable[[PackedRing, Chain], object]
+) -> None:
+    with Guest(SIZE) as guest:
+        driver = PackedDriver(guest, 8)
+        region = inflight_region(driver)
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        driver.request()
+        driver.request()
+        chain = ring.pop()
+        assert chain is not None
+        struct.pack_into("<H", region, at, value)
+        with pytest.raises(BrokenRing, match=str(value)):
+            use(ring, chain)
 
 
 def test_a_region_that_shrinks_breaks_the_ring() -> None:

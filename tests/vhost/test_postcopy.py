@@ -9,8 +9,8 @@ import os
 import select
 import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 
 from tests.test_vhost_program import serving
 from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R
+from userdev.errors import ProtocolError
 from vhost_user.frontend.memory import GuestMemory
 from vhost_user.memory import userfault
 from vhost_user.wire import VERSION, Message
@@ -214,3 +215,62 @@ def test_a_kernel_that_refuses_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
         assert not userfault.is_allowed()
     finally:
         userfault.is_allowed.cache_clear()
+
+
+def knows_no_such_request(_fd: int, _request: int, _api: bytearray) -> int:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def has_it_for_anonymous_memory_alone(_fd: int, _request: int, api: bytearray) -> int:
+    api[8:16] = struct.pack("=Q", (1 << 64) - 1 & ~userfault._MISSING_SHMEM)
+    return 0
+
+
+@pytest.mark.parametrize("kernel", [knows_no_such_request, has_it_for_anonymous_memory_alone])
+def test_a_kernel_that_cannot_do_it_for_files_is_found_out_and_its_descriptor_closed(
+    monkeypatch: pytest.MonkeyPatch, kernel: Callable[[int, int, bytearray], int]
+) -> None:
+    opened = os.memfd_create("userfaultfd")
+    monkeypatch.setattr(userfault, "_open", lambda: opened)
+    monkeypatch.setattr("vhost_user.memory.userfault.fcntl.ioctl", kernel)
+    with pytest.raises(OSError, match="userfaultfd"):
+        userfault.UserFault()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(opened)
+
+
+class Kernel:
+    """One that can do it for files in memory, and keeps what it is asked to have wait."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self._refuses = refuses
+        self.asked: list[tuple[int, tuple[int, ...]]] = []
+
+    def __call__(self, _fd: int, request: int, argument: bytearray) -> int:
+        if request == userfault._IOC_API:
+            argument[8:16] = struct.pack("=Q", userfault._MISSING_SHMEM)
+            return 0
+        self.asked.append((request, struct.unpack("=QQQQ", argument)))
+        if self._refuses:
+            raise OSError(self._refuses, os.strerror(self._refuses))
+        return 0
+
+
+@pytest.mark.parametrize("refuses", [0, errno.ENOMEM, errno.EBUSY])
+def test_a_piece_of_memory_is_told_to_the_kernel_as_it_is_and_its_refusal_is_the_answer(
+    monkeypatch: pytest.MonkeyPatch, refuses: int
+) -> None:
+    kernel = Kernel(refuses)
+    monkeypatch.setattr(userfault, "_open", lambda: os.memfd_create("userfaultfd"))
+    monkeypatch.setattr("vhost_user.memory.userfault.fcntl.ioctl", kernel)
+    waiting = userfault.UserFault()
+    mapped = mmap.mmap(-1, 4 * PAGE)
+    try:
+        with pytest.raises(ProtocolError) if refuses else nullcontext() as refused:
+            waiting.register(mapped, PAGE, 2 * PAGE)
+        assert refused is None or refused.value.errno == refuses
+        # UFFDIO_REGISTER of linux/userfaultfd.h: start, length, UFFDIO_REGISTER_MODE_MISSING, what it answers
+        assert kernel.asked == [(0xC020AA00, (userfault.address_of(mapped) + PAGE, 2 * PAGE, 1, 0))]
+    finally:
+        waiting.close()
+        mapped.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,12 +16,17 @@ from tests.vhost_kit import (
     WRITE,
     AnyDriver,
     AnyRing,
+    F,
     Guest,
+    PackedDriver,
     SplitDriver,
     after_each_store,
     finish,
+    inflight,
+    inflight_region,
     take,
 )
+from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog, Iotlb, IotlbMiss, Permission
 from vhost_user.rings import BrokenRing, Chain, RingAddresses
 from vhost_user.wire.payloads import IotlbMessage, IotlbType, Log
@@ -107,6 +112,87 @@ def test_a_log_that_does_not_reach_breaks_the_ring(guest: Guest, kind: type[AnyD
     ring.push(take(ring), 0)
     with pytest.raises(BrokenRing):
         ring.publish()
+
+
+@BOTH
+@pytest.mark.parametrize("features", [F.VERSION_1, ALL])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_ring_marks_each_of_its_parts_that_it_stores_into_and_only_where_that_is_asked_for(
+    guest: Guest, kind: type[AnyDriver], features: F, asked: bool, logged: Logged
+) -> None:
+    driver = apart(kind, guest, features)
+    ring = driver.ring()
+    ring.log = logged.log
+    if asked:
+        ring.log_used(0x50000)
+    ring.enable_kicks()
+    marked = [logged.marked()]
+    ring.disable_kicks()
+    marked.append(logged.marked())
+    driver.request(writable=())
+    finish(ring, take(ring))
+    marked.append(logged.marked())
+    told_once = kind is SplitDriver and F.EVENT_IDX in features  # and need not be told to stop
+    parts = [{10}, set() if told_once else {10}, {10}] if kind is SplitDriver else [{2}, {2}, {0}]
+    assert marked == (parts if asked else [set(), set(), set()])
+
+
+def apart(kind: type[AnyDriver], guest: Guest, features: F) -> AnyDriver:
+    """A driver of a packed ring whose device area is in another byte of the log than its descriptors."""
+    driver = kind(guest, 8, features)
+    if kind is PackedDriver:
+        driver.addresses = RingAddresses(USER, USER + 0x10000, USER + 0x1800)
+    return driver
+
+
+@BOTH
+def test_a_log_that_does_not_reach_a_part_of_the_ring_breaks_it_and_is_said_to(
+    guest: Guest, kind: type[AnyDriver], logged: Logged
+) -> None:
+    ring = apart(kind, guest, F.VERSION_1).ring()
+    ring.log = DirtyLog(Log(1, 0), logged.fd)
+    ring.log_used(0x10000)
+    with pytest.raises(BrokenRing, match=r"0x10000.* beyond the dirty log"):
+        ring.enable_kicks()
+    with pytest.raises(BrokenRing, match=r"0x10000.* beyond the dirty log"):
+        ring.pop()
+
+
+USES: dict[str, Callable[[AnyRing, Chain], object]] = {
+    "pop": lambda ring, _: ring.pop(),
+    "unpop": lambda ring, chain: ring.unpop(chain),
+    "publish": lambda ring, _: ring.publish(),
+    "has_requests": lambda ring, _: ring.has_requests(),
+    "enable_kicks": lambda ring, _: ring.enable_kicks(),
+    "disable_kicks": lambda ring, _: ring.disable_kicks(),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("what", ["the log", "the in-flight region"])
+@pytest.mark.parametrize("use", USES)
+def test_whatever_is_done_with_a_ring_whose_log_or_in_flight_region_has_shrunk_breaks_it(
+    guest: Guest, kind: type[AnyDriver], what: str, use: str, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = kind(guest)
+    region = inflight(memoryview(inflight_region(driver)), driver)
+    ring = driver.ring(inflight=region)
+    ring.log = logged.log
+    driver.request(writable=(8,))
+    driver.request(writable=(8,))
+    ring.push(take(ring), 0)
+    left = take(ring)
+    assert ring.pop() is None
+
+    def shrunk() -> None:
+        raise ProtocolError(f"{what} is cut off")
+
+    monkeypatch.setattr(logged.log if what == "the log" else region, "check", shrunk)
+    before = bytes(guest.memory)
+    with pytest.raises(BrokenRing, match=f"{what} is cut off"):
+        USES[use](ring, left)
+    assert bytes(guest.memory) == before
+    assert ring.broken == f"{what} is cut off"
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -206,13 +292,23 @@ def test_behind_an_iommu_what_is_missing_is_asked_for_and_the_request_is_there_s
     assert made.driver.data[1][:5] == b"there"
 
 
+FORGETTING: dict[str, Callable[[Iotlb], None]] = {
+    "all but one address": lambda iotlb: iotlb.handle(IotlbMessage(0, 1 << 63, 0, 0, IotlbType.INVALIDATE)),
+    "all": lambda iotlb: iotlb.handle(IotlbMessage(0, 0, 0, 0, IotlbType.INVALIDATE)),
+    "another front-end": Iotlb.clear,
+}
+
+
 @BOTH
-def test_an_invalidation_makes_a_ring_ask_again(guest: Guest, kind: type[AnyDriver]) -> None:
+@pytest.mark.parametrize("what", FORGETTING)
+def test_a_translation_that_is_taken_back_makes_a_ring_ask_again(
+    guest: Guest, kind: type[AnyDriver], what: str
+) -> None:
     made = Translated(guest, kind)
     ring: AnyRing = made.until_known(lambda: made.driver.ring(iotlb=made.iotlb))
     made.request()
     chain: Chain = made.until_known(ring.pop)
-    made.iotlb.handle(IotlbMessage(0, 1 << 63, 0, 0, IotlbType.INVALIDATE))
+    FORGETTING[what](made.iotlb)
     ring.push(chain, 0)
     with pytest.raises(IotlbMiss):
         ring.publish()
@@ -233,3 +329,17 @@ def test_a_buffer_that_may_only_be_read_is_not_written(guest: Guest, kind: type[
     with pytest.raises(IotlbMiss) as caught:
         ring.pop()
     assert caught.value.permission == Permission.WRITE
+
+
+@BOTH
+@pytest.mark.parametrize("said", [None, 0x100000])
+def test_behind_an_iommu_the_used_ring_is_marked_where_the_guest_has_it(
+    guest: Guest, kind: type[AnyDriver], said: int | None, logged: Logged
+) -> None:
+    """What SET_VRING_ADDR says of the log is an address of the IOMMU's then."""
+    made = Translated(guest, kind)
+    ring: AnyRing = made.until_known(lambda: made.driver.ring(iotlb=made.iotlb))
+    ring.log = logged.log
+    ring.log_used(said)
+    made.until_known(ring.enable_kicks)
+    assert logged.marked() == (set() if said is None else {0})
