@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.device_kit import open_fds
 from userdev.serving.background import THREADS, Background
+from userdev.serving.server import Server
 from userdev.serving.worker import Worker
+from userdev.transport import Stream, connect
 
 
 class Held:
@@ -114,3 +118,46 @@ def test_whoever_waits_for_threads_waits_for_what_they_have_not_begun() -> None:
     background.reap()
     assert len(told) == THREADS + 1
     background.close()
+
+
+class Staying:
+    """A session that its client does not end."""
+
+    def __init__(self, stream: Stream, _only: bool) -> None:
+        self._stream = stream
+        self._ended = threading.Event()
+        self.stop = self._ended.set
+
+    def run(self) -> None:
+        assert self._ended.wait(10)
+        self._stream.close()
+
+    def free(self) -> bool:
+        return False
+
+
+def test_no_thread_of_a_server_keeps_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of those that wait for clients and serve one, nor the one that refuses another."""
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.0)
+    before = set(threading.enumerate())
+    refused: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
+    may_end = threading.Event()
+
+    def refuse(stream: Stream) -> None:
+        refused.put(threading.current_thread())
+        assert may_end.wait(10)
+        stream.close()
+
+    path = str(tmp_path / "s")
+    with Server(path, Staying, refuse):
+        clients = [connect(path, timeout=10), connect(path, timeout=10)]
+        refusing = refused.get(timeout=10)
+        threads = set(threading.enumerate()) - before
+        assert refusing in threads
+        assert {thread.name: thread.daemon for thread in threads} == dict.fromkeys(
+            ("accept", "session", refusing.name), True
+        )
+        may_end.set()
+    refusing.join(10)
+    for client in clients:
+        client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -138,6 +139,25 @@ def test_a_long_temporary_directory_is_not_used_for_sockets(tmp_path: Path, monk
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with Scratch() as mine:
         checked_socket_path(mine.socket_path("a-device-with-a-long-name.sock"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_child_that_was_sent_the_signal_that_ended_it_has_not_ended_badly(
+    number: signal.Signals, asked: bool, log: Path
+) -> None:
+    """Whoever else sent it, or it alone: that is a bad end."""
+    child = Child("long", ["sleep", "300"], log=log)
+    try:
+        if asked:
+            child.signal(number)
+        else:
+            child.signal(signal.SIGCONT)  # another than what ends it
+            os.kill(child.pid, number)
+        assert child.wait(30) == -number
+        assert (child.ended_on_request, child.ended_badly) == (asked, not asked)
+    finally:
+        child.stop()
 
 
 def test_a_paused_child_stands_still_when_pause_returns(log: Path) -> None:
