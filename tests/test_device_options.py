@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from contextlib import closing
 from fractions import Fraction
@@ -10,10 +11,14 @@ from typing import Annotated, Any
 
 import pytest
 
+from userdev.serving.command_line import Serving
 from userdev_servers.edu import Edu
 from userdev_servers.nvme import Nvme
 from vfio_user import PciDevice, PciIds, UserError
 from vfio_user.device import Option, device_options, parse_options
+from vfio_user.server import command_line as pci
+from vhost_user.backend import command_line as vhost
+from vhost_user.device import VhostDevice
 
 
 class Optioned(PciDevice):
@@ -100,3 +105,21 @@ def test_texts_become_arguments() -> None:
 def test_wrong_options_are_the_users_error(texts: dict[str, str]) -> None:
     with pytest.raises(UserError):
         parse_options(Optioned, texts)
+
+
+TAKEN = [
+    pytest.param(serving, base, words, name, id=f"{base.__name__}-{name}")
+    for serving, base, words in ((pci.SERVING, Optioned, {}), (vhost.SERVING, VhostDevice, {"abstract": True}))
+    for name in ("help", *(setting.name for setting in serving.settings))
+]
+
+
+@pytest.mark.parametrize(("serving", "base", "words", "name"), TAKEN)
+def test_an_option_of_serve_itself_is_no_devices(
+    serving: Serving[Any], base: type, words: dict[str, bool], name: str
+) -> None:
+    made: dict[str, Any] = {"Annotated": Annotated}
+    exec(f"def __init__(self, *, {name}: Annotated[int, 'a'] = 1, my_{name}: Annotated[int, 'b'] = 2): ...", made)
+    device_class = types.new_class("Own", (base,), words, lambda body: body.update(__init__=made["__init__"]))
+    with pytest.raises(UserError, match=f"Own .*: {name}$"):
+        serving.own_options(device_class)

@@ -117,6 +117,9 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "an option without Annotated": (1, "D.limit", """
         def __init__(self, *, limit: int = 1) -> None: super().__init__()
     """),
+    "an option whose annotation cannot be read": (1, "D.__init__ cannot be read: name 'Limit'", """
+        def __init__(self, *, limit: "Annotated[Limit, 'how many']" = 1) -> None: super().__init__()
+    """),
     "an option of serve's own": (0, "fd", """
         def __init__(self, *, fd: Annotated[int, "which"] = 1) -> None: super().__init__()
     """),

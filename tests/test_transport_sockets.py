@@ -334,3 +334,17 @@ def test_the_other_end_of_a_socket_is_told_from_all_others() -> None:
         assert is_other_end(ours, theirs.fileno())
         assert is_other_end(ours, copy.fileno())
         assert not any(is_other_end(ours, fd.fileno()) for fd in (ours, *others))
+
+
+@pytest.mark.parametrize("unread", [b"", b"unread"])
+def test_a_stream_is_hung_up_once_either_end_is_closed(unread: bytes) -> None:
+    here, there = map(Stream, socket.socketpair())
+    there.send(unread)
+    assert not here.is_hung_up
+    there.shutdown(socket.SHUT_WR)
+    assert not here.is_hung_up, "what is sent still arrives"
+    there.close()
+    assert here.is_hung_up
+    assert there.is_hung_up
+    here.close()
+    assert here.is_hung_up
