@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,16 @@ import pytest
 
 from tests.everything_device import Everything
 from vfio_user.client import Client
-from vfio_user.client.config_space import ConfigSpaceDump
-from vfio_user.client.description import _not_survived, describe, render
+from vfio_user.client.config_space import ConfigSpaceDump, FoundCapability
+from vfio_user.client.description import (
+    Description,
+    IrqFacts,
+    _header_problems,
+    _not_survived,
+    _problems,
+    describe,
+    render,
+)
 from vfio_user.client.regions import Region
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, Command, Message
@@ -48,29 +57,72 @@ def test_bars_have_their_kinds_and_a_64_bit_bar_takes_two() -> None:
     ]
 
 
+REGISTERS = {
+    "Power Management": b"\x01\0\x03\x06\x0b\0\0\0",
+    "MSI": b"\x05\0\xa6\x01",
+    "MSI-X": b"\x11\0\x03\xc0" + struct.pack("<II", 0x2000 | 1, 0x3000 | 2),
+    "PCI Express": b"\x10\0\x02\0" + struct.pack("<IIII", 0x1000_8001, 0, 0x13, 0),
+    "Vendor Specific": b"\x09\0\x14",
+    "Subsystem Id": struct.pack("<BBxxHH", 0x0D, 0, 0x1AF4, 0x1100),
+}
+"""Of a capability each, as they are in a config space."""
+
+
 @pytest.mark.parametrize(
-    ("registers", "name", "expected"),
+    ("name", "expected", "rendered"),
     [
-        (b"\x01\0\x03\x06\x0b\0\0\0", "Power Management", {"d1": True, "no_soft_reset": True, "state": "D3"}),
-        (b"\x05\0\x86\x01", "MSI", {"vectors": 8, "address_64": True, "maskable": True, "enabled": False}),
         (
-            b"\x11\0\x03\xc0" + struct.pack("<II", 0x2000 | 1, 0x3000 | 1),
+            "Power Management",
+            {"version": 3, "d1": True, "d2": True, "no_soft_reset": True, "state": "D3"},
+            "version 3, d1+, d2+, no soft reset+, state D3",
+        ),
+        (
+            "MSI",
+            {"vectors": 8, "vectors_enabled": 4, "address_64": True, "maskable": True, "enabled": False},
+            "vectors 8, enabled-, vectors enabled 4, address 64+, maskable+",
+        ),
+        (
             "MSI-X",
-            {"vectors": 4, "enabled": True, "function_masked": True, "table_bar": 1, "pba_offset": 0x3000},
+            {
+                "vectors": 4,
+                "enabled": True,
+                "function_masked": True,
+                "table_bar": 1,
+                "table_offset": 0x2000,
+                "pba_bar": 2,
+                "pba_offset": 0x3000,
+            },
+            "vectors 4, enabled+, function masked+, table bar 1, table offset 0x2000, pba bar 2, pba offset 0x3000",
         ),
         (
-            b"\x10\0\x02\0" + struct.pack("<IIII", 0x1000_8001, 0, 0x11, 0),
             "PCI Express",
-            {"function_level_reset": True, "max_payload": 256, "type": "endpoint", "link_width": 1},
+            {
+                "version": 2,
+                "type": "endpoint",
+                "function_level_reset": True,
+                "max_payload": 256,
+                "link_gts": "8",
+                "link_width": 1,
+            },
+            "version 2, type endpoint, function level reset+, max payload 256, link gts 8, link width 1",
         ),
-        (b"\x09\0\x14", "Vendor Specific", {"length": 20}),
+        ("Vendor Specific", {"length": 20}, "length 20"),
+        ("Subsystem Id", {"vendor": 0x1AF4, "device": 0x1100}, "vendor 0x1af4, device 0x1100"),
     ],
-    ids=["pm", "msi", "msix", "pcie", "vendor"],
 )
-def test_a_capability_is_taken_apart(registers: bytes, name: str, expected: dict[str, object]) -> None:
-    (capability,) = ConfigSpaceDump(bytes(config({0x40: registers}, first=0x40))).capabilities()
-    assert (capability.offset, capability.name) == (0x40, name)
-    assert expected.items() <= capability.details.items()
+def test_a_capability_is_taken_apart_and_shown(
+    described: Description, name: str, expected: dict[str, object], rendered: str
+) -> None:
+    (capability,) = ConfigSpaceDump(bytes(config({0x40: REGISTERS[name]}, first=0x40))).capabilities()
+    assert capability == FoundCapability(0x40, REGISTERS[name][0], name, details=expected)
+    assert f"    Capabilities: [40] {name}: {rendered}\n" in render(replace(described, pci_capabilities=[capability]))
+
+
+def test_an_extended_capability_is_shown_with_its_ids_as_such(described: Description) -> None:
+    vendor = struct.pack("<II", 0x0B | 1 << 16, 0x42 | 2 << 16 | 0x18 << 20)
+    found = ConfigSpaceDump(bytes(config({0x100: vendor}))).capabilities()
+    shown = render(replace(described, pci_capabilities=found))
+    assert "    Capabilities: [100] Vendor Specific: version 1, id 0x42, revision 2, length 24\n" in shown
 
 
 def test_both_chains_are_followed() -> None:
@@ -130,12 +182,115 @@ def test_what_a_request_has_no_use_for_is_zero_and_all_of_a_region_is_told(
     assert {region.index: region.type for region in found.regions if region.type} == {9: (0x8000_1AF4, 7)}
 
 
-def test_who_made_a_device_is_told_by_the_numbers_that_lists_of_ids_have(tmp_path: Path) -> None:
-    with Server(Everything(), str(tmp_path / "s")) as server, Client.connect(str(server.listener.address)) as client:
-        found = describe(client)
-    registers = config({0x40: struct.pack("<BBxxHH", 0x0D, 0, 0x1AF4, 0x1100)}, first=0x40)
-    bridged = replace(found, pci_capabilities=ConfigSpaceDump(bytes(registers)).capabilities())
-    assert "Subsystem Id: vendor 0x1af4, device 0x1100\n" in render(bridged)
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Description:
+    """The description of some device."""
+    path = str(tmp_path_factory.mktemp("described") / "s")
+    with Server(Everything(), path), Client.connect(path) as client:
+        return describe(client)
+
+
+# what is wrong with a device
+
+
+class Wrong:
+    """What is known of a device with nothing wrong, for a test to change."""
+
+    def __init__(self) -> None:
+        self.registers = {0x40: b"\x05\x50\x04\0", 0x50: b"\x11\0\x03\0" + struct.pack("<II", 0x000, 0x800)}
+        self.data = config(self.registers, first=0x40)
+        self.regions = [Region(index, 0, 0, 0) for index in range(9)]
+        self.regions[0] = Region(0, 0x1000, 3, 0)
+        self.regions[7] = Region(7, 0x1000, 3, 0)
+        self.vectors = {0: 1, 1: 4, 2: 4, 3: 0, 4: 0}
+        self.class_code = 0xFF0000
+
+    def region(self, index: int, size: int, flags: int = 3, **said: Any) -> None:
+        self.regions[index] = Region(index, size, flags, said.pop("offset", 0), **said)
+
+    def problems(self) -> list[str]:
+        space = ConfigSpaceDump(bytes(self.data))
+        found, irqs = space.capabilities(), [IrqFacts(*each, []) for each in self.named_vectors()]
+        return [
+            *space.problems,
+            *_problems(self.regions, irqs, found, self.class_code),
+            *_header_problems(space, self.regions, irqs, found),
+            *_not_survived(self.regions, found),
+        ]
+
+    def named_vectors(self) -> list[tuple[int, str, int]]:
+        return [(index, f"irq {index}", vectors) for index, vectors in self.vectors.items()]
+
+    def store(self, at: int, layout: str, value: int) -> None:
+        struct.pack_into(layout, self.data, at, value)
+
+    def only(self, *, regions: int = 9, irqs: int = 5) -> None:
+        del self.regions[regions:]
+        self.vectors = {index: vectors for index, vectors in self.vectors.items() if index < irqs}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda wrong: None, id="nothing"),
+        pytest.param(lambda wrong: wrong.only(regions=8), id="as many regions as QEMU wants"),
+        pytest.param(lambda wrong: wrong.only(irqs=3), id="as many interrupt types as QEMU wants"),
+        pytest.param(lambda wrong: wrong.region(7, 0x100), id="a config space of PCI"),
+        pytest.param(lambda wrong: wrong.region(8, 0x180), id="a region that is no BAR may have any size"),
+        pytest.param(lambda wrong: wrong.region(0, 0x2000, 7, sparse=((0x1000, 0x1000),)), id="its last page mapped"),
+        pytest.param(lambda wrong: wrong.region(1, 256), id="a large I/O BAR"),
+        pytest.param(lambda wrong: wrong.region(2, 0x4000, descriptors=1), id="a descriptor"),
+        pytest.param(lambda wrong: wrong.vectors.update({1: 5, 2: 5}), id="more vectors than the capabilities"),
+    ],
+)
+def test_what_is_right_is_no_problem(change: Callable[[Wrong], None]) -> None:
+    wrong = Wrong()
+    change(wrong)
+    assert wrong.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda wrong: setattr(wrong, "class_code", 0x0000FF), "no class: "),
+        (lambda wrong: wrong.region(7, 0x200), "a config space of 512 bytes instead of 256 or 4096"),
+        (lambda wrong: wrong.vectors.update({1: 3}), "MSI has 4 vectors, and the interrupt type 3"),
+        (lambda wrong: wrong.vectors.update({2: 3}), "MSI-X has 4 vectors, and the interrupt type 3"),
+        (lambda wrong: wrong.vectors.update({0: 0}), "there is an interrupt pin A, and the interrupt type INTx has no"),
+        (lambda wrong: wrong.region(5, 0x180), "BAR5 has 0x180 bytes, which is no power of two"),
+        (lambda wrong: wrong.region(2, 0x2000, 7, offset=0x800), "region 2 is to be mapped at 0x800 of its descriptor"),
+        (lambda wrong: wrong.region(2, 0x2000, 7, sparse=((0x800, 0x1000),)), "region 2 lets 0x800+0x1000 be mapped"),
+        (lambda wrong: wrong.region(2, 0x2000, 7, sparse=((0, 0x800),)), "region 2 lets 0x0+0x800 be mapped"),
+        (lambda wrong: wrong.region(2, 0x2000, 7, sparse=((0x1000, 0x2000),)), "region 2 lets 0x1000+0x2000 be"),
+        (lambda wrong: wrong.region(3, 0x1000), "region 3 has 0x1000 bytes, and its BAR is the upper half of BAR2"),
+        (lambda wrong: wrong.region(1, 512), "the I/O BAR1 has 512 bytes, and PCI allows 256"),
+        (lambda wrong: (wrong.store(6, "<H", 0x18), wrong.store(0x3D, "<B", 0)), "the status says that an interrupt"),
+        (lambda wrong: wrong.store(0x54, "<I", 0xFC8), "MSI-X table at 0xfc8 is not within BAR0 of 0x1000 bytes"),
+        (lambda wrong: wrong.store(0x58, "<I", 0x1000), "MSI-X pba at 0x1000 is not within BAR0 of 0x1000 bytes"),
+        (lambda wrong: wrong.store(0x58, "<I", 4), "MSI-X pba at 0x0 is not within BAR4 of 0x0 bytes"),
+        (lambda wrong: wrong.region(2, 0x4000, descriptors=2), "region 2 comes with 2 descriptors, and QEMU takes one"),
+    ],
+)
+def test_each_problem_of_a_device_is_told_alone_and_with_its_numbers(
+    change: Callable[[Wrong], object], said: str
+) -> None:
+    wrong = Wrong()
+    change(wrong)
+    (told,) = wrong.problems()
+    assert told.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"regions": 7}, ["7 regions: QEMU wants at least 8", "a config space of 0 bytes instead of 256 or 4096"]),
+        ({"irqs": 2}, ["2 interrupt types: QEMU wants at least 3", "MSI-X has 4 vectors, and the interrupt type 0"]),
+    ],
+)
+def test_what_is_not_there_is_told_with_what_lacks_it(there: dict[str, int], said: list[str]) -> None:
+    wrong = Wrong()
+    wrong.only(**there)
+    assert wrong.problems() == said
 
 
 @pytest.mark.parametrize(("vectors", "fits"), [(128, True), (129, False)])
