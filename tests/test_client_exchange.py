@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -186,6 +187,48 @@ def test_a_server_that_leaves_is_told_apart_from_a_slow_one() -> None:
         with pytest.raises(Disconnected):
             client.reset()
         assert not client.is_connected
+
+
+USES: dict[str, Callable[[Client], object]] = {
+    "a request": lambda client: client.region_read(0, 0, 1),
+    "several": lambda client: client.read_many([(0, 0, 1), (0, 1, 1)]),
+    "a posted write": lambda client: client.region_write(0, 0, b"x", posted=True),
+    "serving": lambda client: client.serve_until(lambda: False),
+}
+
+
+@pytest.mark.parametrize("said", [b"", b"0123456789"])
+@pytest.mark.parametrize("use", USES)
+def test_how_a_server_has_left_is_said_by_whatever_meets_it(said: bytes, use: str) -> None:
+    how = "the server closed the connection" + (" in the middle of a message, 10 bytes into it" if said else "")
+
+    def leave(server: ScriptedServer, message: Message) -> bytes:
+        server.stream.send(said)
+        server.stream.shutdown()
+        return b""
+
+    with talking(leave) as (client, _):
+        with pytest.raises(Disconnected, match=f"^{how} while {Command.DEVICE_RESET.value} was under way$"):
+            client.reset()
+        for _ in range(2):
+            with pytest.raises(Disconnected, match=f"^{how}$"):
+                USES[use](client)
+
+
+def test_a_server_that_leaves_while_it_is_told_much_is_met_by_who_tells_it() -> None:
+    let_go = threading.Event()
+
+    def read_no_more(server: ScriptedServer, message: Message) -> None:
+        server.stream.shutdown(socket.SHUT_WR)
+        assert let_go.wait(10)
+
+    written = Message(1, CURRENT.number(Command.REGION_WRITE), NO_REPLY, payload=bytes(1 << 20))
+    with talking(read_no_more) as (client, _):
+        try:
+            with pytest.raises(Disconnected, match=r"^the server closed the connection$"):
+                client.channel.send_bytes(16 * written.encode())
+        finally:
+            let_go.set()
 
 
 def test_what_the_server_said_before_it_left_is_heard() -> None:
