@@ -50,8 +50,6 @@ class _Lane:
     owed: int = 0
     gone: str = ""
     """Why nothing more comes, once that is so."""
-    deaf: bool = False
-    """The peer takes nothing more, but may still have said why."""
 
     @property
     def is_full(self) -> bool:
@@ -230,8 +228,7 @@ class Channel:
             except BlockingIOError:
                 return
             except (BrokenPipeError, ConnectionResetError):
-                lane.deaf = True
-                lane.drop()
+                lane.drop()  # it takes nothing more, and may still have said why
                 return
             if sent == len(data):
                 lane.out.popleft()
