@@ -89,6 +89,68 @@ def test_errors_name_the_command_that_was_asked_whatever_the_reply_says() -> Non
             client.irq_info(0)
 
 
+ASKED: dict[Command, list[Callable[[Client], object]]] = {
+    Command.GET_INFO: [Client.device_info],
+    Command.DEVICE_RESET: [Client.reset],
+    Command.GET_REGION_INFO: [lambda client: client.region_info(0)],
+    Command.GET_REGION_IO_FDS: [lambda client: client.io_fds(0)],
+    Command.GET_IRQ_INFO: [lambda client: client.irq_info(0)],
+    Command.SET_IRQS: [lambda client: client.mask_irqs(0), lambda client: client.disable_irqs(0)],
+    Command.REGION_READ: [
+        lambda client: client.region_read(0, 0, 4),
+        lambda client: client.load(0, 0, 4),
+        lambda client: client.read_many([(0, 0, 4), (0, 4, 4)]),
+    ],
+    Command.REGION_WRITE: [lambda client: client.store(0, 0, 4, 1)],
+    Command.REGION_WRITE_MULTI: [lambda client: client.write_multi([(0, 0, b"x")])],
+    Command.DMA_UNMAP: [lambda client: client.dma_unmap(0, 0x1000)],
+    Command.DEVICE_FEATURE: [
+        Client.migration_support,
+        Client.migration_state,
+        Client.stop_logging,
+        lambda client: client.report_logging(0, 0x1000, 0x1000),
+    ],
+    Command.MIG_DATA_READ: [lambda client: client.mig_data_read(1)],
+    Command.MIG_DATA_WRITE: [lambda client: client.mig_data_write(b"x")],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "ask"),
+    [
+        pytest.param(command, ask, id=f"{command.value}-{n}")
+        for command, asks in ASKED.items()
+        for n, ask in enumerate(asks)
+    ],
+)
+def test_a_refusal_is_of_the_command_that_was_asked_whatever_asked_it(
+    command: Command, ask: Callable[[Client], object]
+) -> None:
+    with talking(lambda _, message: message.error(errno.EPERM)) as (client, server):
+        with pytest.raises(RemoteError) as refused:
+            ask(client)
+        assert {message.command for message in server.received[1:]} == {server.number(command)}
+    assert refused.value.command.split()[0] == command.value
+    assert refused.value.errno == errno.EPERM
+
+
+def test_of_the_descriptors_that_come_with_a_region_one_is_kept_until_it_is_described_again() -> None:
+    def with_three(server: ScriptedServer, message: Message) -> Message:
+        server.fds += (fds := [os.memfd_create("region") for _ in range(3)])
+        return message.reply(REGION_INFO.pack(32, RegionFlags.READ | RegionFlags.MMAP, 2, 0, 0x1000, 0), fds)
+
+    before = fd_count()
+    with talking(with_three) as (client, server):
+        connected = fd_count()
+        for _ in range(3):
+            region = client.region_info(2)
+            assert region.descriptors == 3
+            close_all(server.fds)
+            server.fds.clear()
+            assert fd_count() == connected + 1
+    assert fd_count() == before
+
+
 def test_an_error_without_errno_is_an_error() -> None:
     """The draft lets the errno be 0 although the Error flag is set."""
     with (

@@ -193,6 +193,24 @@ def test_a_state_without_an_end_is_refused_where_it_is_too_long(
     assert check(migrating) == errno.EFBIG
 
 
+@pytest.mark.parametrize(("more", "error"), [(0, 0), (-1, errno.EFBIG)])
+def test_a_state_may_have_all_the_bytes_that_are_taken_and_none_more(
+    migrating: FrontEnd,
+    device: Keeper,
+    pipe: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    more: int,
+    error: int,
+) -> None:
+    monkeypatch.setattr(back_end, "MAX_STATE", len(RIGHT) + more)
+    reader, writer = pipe
+    assert begin(migrating, LOAD, reader) == NO_FD
+    os.write(writer, RIGHT)
+    os.close(writer)
+    assert check(migrating) == error
+    assert device.count == (0 if error else 5)
+
+
 def test_messages_are_served_while_a_state_is_on_its_way(
     migrating: FrontEnd, device: Keeper, pipe: tuple[int, int]
 ) -> None:

@@ -238,6 +238,23 @@ def test_a_device_that_was_stopped_asks_anew(behind: FrontEnd, channel: Channel,
     assert answer_until_done(behind, channel, ring) == {*pages(ring), place & -PAGE}
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_a_second_owner_has_no_translation_of_the_first(behind: FrontEnd, channel: Channel, started: bool) -> None:
+    """Neither of a ring that ran nor of one that was not begun."""
+    assert know(behind, update(0, USER, MEMORY)) == 0
+    know_rings(behind)
+    if started:
+        behind.queue().start()
+    behind.send(R.SET_OWNER)
+    behind.negotiate(FEATURES | V.ACCESS_PLATFORM, PROTOCOL | P.BACKEND_REQ)
+    behind.share_memory()
+    with Channel(behind) as other:
+        ring = behind.queue(at=0x40000)
+        place = ring.put(b"cd", 2).places[0]
+        ring.start()
+        assert answer_until_done(behind, other, ring) == {*pages(ring), place & -PAGE}
+
+
 def test_an_invalidation_waits_for_requests_that_may_use_it(
     behind: FrontEnd, channel: Channel, ring: Queue, device: Reverse
 ) -> None:
