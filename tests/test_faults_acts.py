@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,8 +29,8 @@ SECOND = {"nth": 2}
 class Faulty(Bench):
     """A bench whose session suffers one rule."""
 
-    def __init__(self, act: Any, *, seed: int = 0, **match: Any) -> None:
-        super().__init__()
+    def __init__(self, act: Any, *, seed: int = 0, trace: Path | None = None, **match: Any) -> None:
+        super().__init__(trace=trace)
         self.signals: list[int] = []
         match.setdefault("direction", "to-server")
         scenario = Scenario.model_validate({"seed": seed, "rules": [{"match": match, "act": act}]})

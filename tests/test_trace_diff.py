@@ -136,6 +136,20 @@ def test_a_lost_interrupt_is_told_with_the_write_that_it_did_not_come_behind(goo
     assert lost[3] == records["lost"]
 
 
+@pytest.mark.parametrize(
+    ("in_a", "in_b", "often"), [(2, 1, ("2", "one")), (0, 1, ("none", "one")), (1, 3, ("one", "3"))]
+)
+def test_interrupts_behind_a_write_are_counted(in_a: int, in_b: int, often: tuple[str, str], tmp_path: Path) -> None:
+    for name, count in (("a", in_a), ("b", in_b)):
+        with Written(tmp_path / name, REGISTERS) as trace:
+            up = trace.write(UP, 0x5A)
+            for _ in range(count):
+                trace.interrupt()
+            trace.write(DOWN, 0x5A)
+    _, behind = differences(tmp_path / "a", tmp_path / "b")
+    assert behind[:3] == ("interrupt", "MSIX 0 behind REGION_WRITE up = 0x5a: {} in A, {} in B".format(*often), up)
+
+
 def test_what_the_server_asks_is_compared_by_itself(tmp_path: Path) -> None:
     """When it asks between two of the client's requests is time, what it reads is not."""
     for name, early, data in (("a", True, b"abcd"), ("b", False, b"abcd"), ("c", True, b"abce")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,12 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from tests.traced import Written, flag_at_work
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
+from userdev.trace.view import TraceView
 from vfio_user.cli import cli
 from vfio_user.interposer.trace import read_trace
 from vfio_user.interposer.trace.decode import describe
 from vfio_user.interposer.trace.show import PACKETS
+from vfio_user.traces import open_trace
 from vfio_user.wire import CURRENT, Command
 from vfio_user.wire import layouts as at
 
@@ -58,6 +60,22 @@ def run(*arguments: str | Path) -> str:
 
 def shown(trace: Path, *options: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in run("show", trace, "--json", *options).splitlines()]
+
+
+@pytest.mark.parametrize("read", [TraceView.entries, TraceView.lines, TraceView.events])
+def test_only_who_has_read_a_trace_to_its_end_hears_that_it_ends_early(
+    read: Callable[[TraceView], Iterator[object]], trace: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.trace"
+    cut.write_bytes(trace.read_bytes()[:-3])
+    for path, ends_early in ((trace, False), (cut, True)):
+        view = open_trace(path)
+        assert view.truncated == ""
+        entries = read(view)
+        next(entries)
+        assert view.truncated == ""
+        assert list(entries)
+        assert bool(view.truncated) is ends_early
 
 
 def test_bytes_that_are_no_message_are_told_with_their_direction(trace: Path) -> None:

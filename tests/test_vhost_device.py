@@ -120,7 +120,7 @@ def test_work_that_is_posted_without_a_front_end_is_done_when_one_comes() -> Non
 MISTAKES = {
     "no virtio_id": (GOOD.replace("    virtio_id = 4\n", ""), "virtio_id"),
     "no queues": (GOOD.replace("    queues = Queues(1)\n", ""), "queues"),
-    "queues that are a number": (GOOD.replace("Queues(1)", "1"), "queues"),
+    "queues that are a number": (GOOD.replace("Queues(1)", "71"), "queues is 71, and no Queues"),
     "a queue without a function": (GOOD.replace("Queues(1)", "Queues(2)"), "queue 1"),
     "a queue that is not there": (GOOD.replace("@queue(0)", "@queue(0, 1)"), "fill"),
     "a queue with two functions": (
@@ -136,8 +136,8 @@ MISTAKES = {
     "a hook of a coroutine": (GOOD + "    async def on_start(self, queue: int) -> None: ...\n", "Bad.on_start"),
     "a queue with a negative number": (GOOD.replace("@queue(0)", "@queue(-1)"), "Bad.fill"),
     "a feature of the transport": (GOOD + "    features = 1 << 29\n", "Bad.features"),
-    "features that are a list": (GOOD + "    features = [3]\n", "Bad.features"),
-    "a virtio_id that is a text": (GOOD.replace("= 4", "= 'rng'"), "Bad.virtio_id"),
+    "features that are a list": (GOOD + "    features = [3]\n", "Bad.features is [3], and no set of feature bits"),
+    "a virtio_id that is a text": (GOOD.replace("= 4", "= 'rng'"), "Bad.virtio_id is 'rng', and no number"),
     "a hook that nobody calls": (GOOD + "    def on_rest(self) -> None: ...\n", "Bad.on_rest"),
     "a hook that takes something else": (GOOD + "    def on_start(self) -> None: ...\n", "Bad.on_start"),
     "a name of the framework's": (GOOD + "    close: int = state(0)\n", "Bad.close"),

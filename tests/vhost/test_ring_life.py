@@ -68,6 +68,20 @@ def test_a_ring_that_gets_another_call_tells_there_what_it_may_owe(front_end: Fr
     os.close(other)
 
 
+@pytest.mark.parametrize("owned", [True, False])
+def test_without_protocol_features_a_ring_runs_once_it_is_started_and_as_often(stranger: FrontEnd, owned: bool) -> None:
+    """Nothing says SET_VRING_ENABLE there; SET_OWNER need not be said."""
+    stranger._owns = not owned  # it says so once
+    stranger.negotiate(FEATURES & ~V.PROTOCOL_FEATURES)
+    stranger.share_memory()
+    ring = stranger.queue()
+    base = 0
+    for _ in range(2):
+        ring.start(base, enable=False)
+        assert ring.exchange(b"ab", 2).data == b"ba"
+        base = ring.stop()
+
+
 def test_a_ring_that_is_stopped_says_where_it_goes_on_and_is_drained(ring: Queue, device: Reverse) -> None:
     for _ in range(5):
         ring.exchange(b"ab", 2)

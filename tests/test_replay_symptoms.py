@@ -1,0 +1,61 @@
+"""What a replay tells of a server that goes wrong, and when a reference that was played the same does right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.interposer_bench import write
+from tests.traced import UP, Written
+from vfio_user.interposer.replay import Ignored, What, load_script
+from vfio_user.interposer.replay.comparing import Comparison
+from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
+from vfio_user.interposer.replay.symptom import Symptom
+from vfio_user.interposer.trace import MessageRecord
+
+WRONG_REPLY = Difference(What.REPLY, 5, evidence=b"wrong")
+STRAY = Difference(What.INTERRUPT_UNEXPECTED, 0, evidence=(2, 0), after=5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "spared"),
+    [
+        pytest.param(WRONG_REPLY, [], True, id="it did all right"),
+        pytest.param(WRONG_REPLY, [WRONG_REPLY], False, id="the same"),
+        pytest.param(WRONG_REPLY, [replace(WRONG_REPLY, evidence=b"other")], False, id="the same record otherwise"),
+        pytest.param(WRONG_REPLY, [replace(WRONG_REPLY, record=7)], True, id="another record"),
+        pytest.param(WRONG_REPLY, [STRAY], True, id="an interrupt instead of a wrong reply"),
+        pytest.param(WRONG_REPLY, [replace(STRAY, evidence=b"wrong")], True, id="the same in another way"),
+        pytest.param(STRAY, [STRAY], False, id="the same interrupt"),
+        pytest.param(STRAY, [replace(STRAY, after=9)], False, id="the same interrupt elsewhere"),
+        pytest.param(STRAY, [replace(STRAY, evidence=(2, 1))], True, id="another interrupt"),
+        pytest.param(STRAY, [replace(WRONG_REPLY, evidence=(2, 0))], True, id="a wrong reply"),
+        *(
+            pytest.param(wanted, [Difference(gone, 9)], False, id=f"{gone.value} and {wanted.what.value}")
+            for wanted in (WRONG_REPLY, STRAY)
+            for gone in (What.CLOSED, What.NO_REPLY)
+        ),
+    ],
+)
+def test_a_reference_did_right_where_nothing_of_it_is_alike(
+    wanted: Difference, found: list[Difference], spared: bool
+) -> None:
+    outcome = ReplayOutcome(cast(Any, None), differences=found)
+    assert Symptom(wanted).spares(outcome) is spared
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_server_that_hangs_up_is_said_to_with_what_it_did_not_answer(waits: bool, tmp_path: Path) -> None:
+    with Written(tmp_path / "trace") as trace:
+        trace.ask(write(0, UP, b"\x5a\0\0\0"))
+    script = load_script(tmp_path / "trace")
+    request = next(step for step in script.steps if isinstance(step, MessageRecord))
+    outcome = ReplayOutcome(script)
+    Comparison(script, Ignored(), None, outcome).closed(request if waits else None, "it ended", frozenset({1}))
+    (told,) = outcome.differences
+    assert (told.what, told.found, told.record) == (What.CLOSED, "it ended", request.number if waits else 0)
+    assert told.expected == ("an answer to REGION_WRITE offset=0x60 region=BAR0 length=4 = 0x5a" if waits else "")
+    assert ("REGION_WRITE" in told.place) is waits
