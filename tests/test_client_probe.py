@@ -118,6 +118,18 @@ def test_a_capability_is_taken_apart_and_shown(
     assert f"    Capabilities: [40] {name}: {rendered}\n" in render(replace(described, pci_capabilities=[capability]))
 
 
+@pytest.mark.parametrize(
+    ("pin", "can_reset", "shown"),
+    [
+        ("C", True, "interrupt pin C, can be reset"),
+        (None, True, "no interrupt pin, can be reset"),
+        ("A", False, "interrupt pin A, cannot be reset"),
+    ],
+)
+def test_the_pin_and_the_reset_are_shown(described: Description, pin: str | None, can_reset: bool, shown: str) -> None:
+    assert f"    Device: {shown}\n" in render(replace(described, interrupt_pin=pin, can_reset=can_reset))
+
+
 def test_an_extended_capability_is_shown_with_its_ids_as_such(described: Description) -> None:
     vendor = struct.pack("<II", 0x0B | 1 << 16, 0x42 | 2 << 16 | 0x18 << 20)
     found = ConfigSpaceDump(bytes(config({0x100: vendor}))).capabilities()

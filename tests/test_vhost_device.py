@@ -177,6 +177,11 @@ def test_queues_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
         Queues(**wrong)
 
 
+@pytest.mark.parametrize(("count", "paired", "counted"), [(2, True, 1), (6, True, 3), (3, False, 3)])
+def test_paired_queues_are_counted_by_pairs(count: int, paired: bool, counted: int) -> None:
+    assert Queues(count, paired=paired).counted == counted
+
+
 def test_what_a_constructor_sets_is_looked_at_too(tmp_path: Path) -> None:
     body = GOOD + textwrap.indent("def __init__(self) -> None:\n    self.queues = Queues(2)\n", "    ")
     with pytest.raises(DeclarationError, match="queue 1"):

@@ -40,7 +40,7 @@ from vhost_user.wire import (
     is_postcopy_acknowledgement,
     payloads,
 )
-from vhost_user.wire.messages import Fds, Reply, Request, shape_of
+from vhost_user.wire.messages import Fds, Reply, Request, Shape, shape_of
 
 R, B, P = FrontEndRequest, BackEndRequest, ProtocolFeature
 CHANNELS = (FrontEndRequest, BackEndRequest)
@@ -483,3 +483,10 @@ def test_the_example_of_the_guide_is_right() -> None:
     exec(guide.partition("```python\n")[2].partition("```")[0], names)
     assert names["request"] is R.GET_QUEUE_NUM
     assert decode_reply(R.GET_QUEUE_NUM, names["reply"], Negotiated()) == 2
+
+
+@pytest.mark.parametrize("row", [*FRONT_END.values(), *BACK_END.values()])
+def test_a_payload_is_called_as_the_specification_calls_it_unless_there_is_none(row: Shape) -> None:
+    for payload in (row.payload, row.reply_payload):
+        if payload is not None:
+            assert (repr(payload) == "<no payload>") is isinstance(payload, payloads.Empty)

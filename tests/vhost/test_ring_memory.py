@@ -195,6 +195,27 @@ def test_whatever_is_done_with_a_ring_whose_log_or_in_flight_region_has_shrunk_b
     assert ring.broken == f"{what} is cut off"
 
 
+@BOTH
+def test_what_a_dead_back_end_left_is_not_taken_where_the_region_has_shrunk(
+    guest: Guest, kind: type[AnyDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = kind(guest)
+    memory = inflight_region(driver)
+    driver.request(writable=(8,))
+    take(driver.ring(inflight=inflight(memoryview(memory), driver)))
+    region = inflight(memoryview(memory), driver)
+    ring = driver.ring(inflight=region)
+    assert len(ring.resubmitted) == 1
+
+    def shrunk() -> None:
+        raise ProtocolError("it is cut off")
+
+    monkeypatch.setattr(region, "check", shrunk)
+    with pytest.raises(BrokenRing, match="it is cut off"):
+        ring.pop()
+    assert len(ring.resubmitted) == 1
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @BOTH
 def test_data_is_stored_first_then_the_log_then_the_ring_and_what_shows_it_last(

@@ -156,12 +156,13 @@ def test_an_unknown_request_is_answered_and_the_session_goes_on(front_end: Front
 # -- configuration
 
 
-def test_a_driver_writes_what_it_may(stranger: FrontEnd, device: Reverse) -> None:
+def test_a_driver_writes_what_it_may(stranger: FrontEnd, device: Reverse, caplog: pytest.LogCaptureFixture) -> None:
     stranger.negotiate(protocol=PROTOCOL | P.CONFIG)
     stranger.do(R.SET_CONFIG, Config(8, 1, 0, b"\x00"))
     assert device.mode == 0
     assert device.events == ["attach", "config mode"]
     assert stranger.tell(R.SET_CONFIG, Config(0, 8, 0, bytes(8))) == errno.EINVAL
+    assert "capacity of configuration space cannot be written" in caplog.text
     stranger.do(R.SET_CONFIG, Config(0, 8, 1, (9).to_bytes(8, "little")))
     assert device.capacity == 9
 
