@@ -16,9 +16,17 @@ from vfio_user.client import EventFd
 from vfio_user.interposer.replay import Script, load_script, reduce_script
 from vfio_user.interposer.replay.evidence import Evidence
 from vfio_user.interposer.replay.steps import is_interrupt, is_servers_request
-from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
+from vfio_user.wire import CURRENT, REGION_MIGRATION, Capabilities, Command, Message, encode_version
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import Feature, FeatureFlags, IrqIndex, IrqSetFlags, MigrationState, UnmapFlags
+from vfio_user.wire.constants import (
+    DirtyPagesFlags,
+    Feature,
+    FeatureFlags,
+    IrqIndex,
+    IrqSetFlags,
+    MigrationState,
+    UnmapFlags,
+)
 
 NOISE = 0x4
 DOORBELL = 0x10
@@ -200,3 +208,20 @@ def test_pieces_are_taken_of_one_kind_too() -> None:
     plain.run()
     assert plain.best == search.best
     assert plain.tries > 1.5 * search.tries
+
+
+START, STOP, GET_BITMAP = DirtyPagesFlags.START, DirtyPagesFlags.STOP, DirtyPagesFlags.GET_BITMAP
+
+
+@pytest.mark.parametrize(
+    ("flags", "stays"), [([START, GET_BITMAP], [2, 3]), ([START, STOP], [2, 3]), ([START, STOP, START, STOP], [4, 5])]
+)
+def test_a_question_for_dirty_pages_is_left_with_what_has_begun_to_note_them(
+    flags: list[DirtyPagesFlags], stays: list[int]
+) -> None:
+    """In the protocol's first revision."""
+    number = REGION_MIGRATION.number(Command.DIRTY_PAGES)
+    asked = [Message(0, number, payload=at.DIRTY_PAGES.pack(at.DIRTY_PAGES.size, flag)) for flag in flags]
+    script = Script.of([version(), *asked], dialect=REGION_MIGRATION.name)
+    found = reduce_script(script, lambda _: True, keep=[script.requests[-1].number])
+    assert [step.number for step in found.script.requests] == [2, *(number + 1 for number in stays)]

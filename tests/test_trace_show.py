@@ -261,6 +261,23 @@ def test_the_pcapng_file_has_a_packet_for_every_entry(trace: Path, tmp_path: Pat
     assert kinds.count(6) == len(shown(trace))
 
 
+def test_each_packet_is_padded_to_words_with_its_options_behind(trace: Path, tmp_path: Path) -> None:
+    """As pcapng has Enhanced Packet Blocks: whoever reads on at the wrong byte finds other options, or no end."""
+    run("export", trace, "--format", "pcapng", "-o", tmp_path / "p")
+    lengths = set()
+    for kind, body in blocks((tmp_path / "p").read_bytes()):
+        if kind == 6:
+            length = struct.unpack_from("<I", body, 12)[0]
+            lengths.add(length % 4)
+            codes, at = [], 20 + length + -length % 4
+            while at < len(body):
+                code, size = struct.unpack_from("<HH", body, at)
+                codes.append(code)
+                at += 4 + size + -size % 4
+            assert (codes[0], codes[-1], at) == (2, 0, len(body))
+    assert len(lengths) > 1
+
+
 def test_packets_say_the_names_of_registers_and_what_was_read(tmp_path: Path) -> None:
     flag_at_work(tmp_path / "t", 1)
     run("export", tmp_path / "t", "--format", "pcapng", "-o", tmp_path / "p")
