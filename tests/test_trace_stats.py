@@ -237,6 +237,20 @@ def test_an_interrupt_that_was_lost_once_in_two_hundred_is_named_with_the_write(
     assert re.search(r"MSIX 0 .* up but 1 of 200", lost["text"])
 
 
+def test_an_interrupt_is_expected_behind_the_register_that_it_comes_behind_most_often(tmp_path: Path) -> None:
+    """Not behind the first that it came behind."""
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        trace.write(DOWN, 1, interrupt=True)
+        lost = []
+        for number in range(201):
+            up = trace.write(UP, 0x5A, interrupt=number not in (50, 99))
+            trace.write(DOWN, 0x5A)
+            lost += [up] * (number in (50, 99))
+    [told] = found(tmp_path / "t", "no interrupt")
+    assert told["records"] == lost
+    assert re.search(r"MSIX 0 .* up but 2 of 20", told["text"])
+
+
 def test_interrupts_of_requests_that_are_under_way_together_are_not_lost(tmp_path: Path) -> None:
     with Written(tmp_path / "t", REGISTERS) as trace:
         for number in range(100):
