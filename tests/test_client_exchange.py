@@ -8,15 +8,15 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
 from tests.descriptors import fd_count
 from tests.scripted_server import Script, ScriptedServer
 from userdev.errors import ProtocolError, UserdevError, UserError
-from userdev.transport import Stream, close_all
-from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError
+from userdev.transport import Framer, Stream, close_all
+from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError, channel
 from vfio_user.wire import (
     COMMAND,
     CURRENT,
@@ -151,6 +151,13 @@ def test_a_server_that_takes_no_answers_is_not_asked_for_more_questions(monkeypa
             with suppress(BlockingIOError):
                 got += len(ours.recv(1 << 20))
         assert got == sent * (32 + (16 << 10))
+
+
+@pytest.mark.parametrize(("missing", "full"), [(1, False), (0, True)])
+def test_a_server_that_owes_it_to_read_is_asked_no_more_from_the_bound_on(missing: int, full: bool) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as one:
+        lane = channel._Lane(Stream(one), Framer(Message), owed=channel.MAX_OWED - missing)
+        assert lane.is_full is full
 
 
 def test_silence_ends_at_the_deadline_and_the_late_reply_harms_nothing() -> None:
