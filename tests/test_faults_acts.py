@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ SECOND = {"nth": 2}
 class Faulty(Bench):
     """A bench whose session suffers one rule."""
 
-    def __init__(self, act: Any, *, seed: int = 0, trace: Path | None = None, **match: Any) -> None:
+    def __init__(self, act: Any, *, seed: int = 0, trace: Any = None, **match: Any) -> None:
         super().__init__(trace=trace)
         self.signals: list[int] = []
         match.setdefault("direction", "to-server")

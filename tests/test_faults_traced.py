@@ -36,4 +36,5 @@ def test_what_a_fault_makes_of_a_message_is_in_the_trace_as_a_message_if_it_is_o
         for entry in read_trace(tmp_path / "trace").entries
         if isinstance(entry, MessageRecord | Raw) and entry.view is View.SENT
     ]
-    assert [type(entry) for entry in sent] == ([MessageRecord] * messages or [Raw])
+    kinds: list[type] = [MessageRecord] * messages
+    assert [type(entry) for entry in sent] == (kinds or [Raw])
