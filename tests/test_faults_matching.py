@@ -1,0 +1,99 @@
+"""A rule acts on the messages that match it, as often as it says, and by chances that are the seed's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.interposer_bench import read, request, write
+from userdev.relay.direction import DIRECTIONS, Direction
+from vfio_user.interposer.faults.engine import FaultEngine
+from vfio_user.interposer.faults.scenario import Scenario
+from vfio_user.wire import CURRENT, Command, Message
+
+
+def engine(rule: dict[str, Any], seed: int = 0) -> Callable[..., bool]:
+    made = FaultEngine(Scenario.model_validate({"seed": seed, "rules": [{"act": "drop", **rule}]}), CURRENT)
+
+    def hits(message: Message, *, state: str = "running", seconds: float = 0, towards: str = "to-server") -> bool:
+        return made.plan(DIRECTIONS[towards], message, state, seconds) is not None
+
+    return hits
+
+
+@pytest.mark.parametrize(
+    ("match", "message", "hit"),
+    [
+        ({"command": "REGION_READ"}, read(0, 0), True),
+        ({"command": ["REGION_WRITE", "DMA_MAP"]}, read(0, 0), False),
+        ({"region": 0, "offset": "0x10-0x13"}, read(0, 0x0E, 4), True),
+        ({"region": 0, "offset": "0x10-0x13"}, read(0, 0x0C, 4), False),
+        ({"region": "CONFIG"}, read(7, 0), True),
+        ({"kind": "posted"}, write(0, 0, b"x", posted=True), True),
+        ({"kind": "posted"}, write(0, 0, b"x"), False),
+        ({"direction": "to-client"}, read(0, 0), False),
+        ({"command": "DEVICE_RESET", "region": 0}, request(Command.DEVICE_RESET), False),
+    ],
+)
+def test_matches(match: dict[str, Any], message: Message, hit: bool) -> None:
+    assert engine({"match": match})(message) is hit
+
+
+def test_a_reply_matches_by_the_place_of_its_request() -> None:
+    hits = engine({"match": {"kind": "error", "offset": 0x20}})
+    for offset, hit in ((0x20, True), (0x24, False)):
+        assert not hits(read(0, offset))
+        assert hits(read(0, offset).error(22), towards="to-client") is hit
+
+
+@pytest.mark.parametrize(
+    ("nth", "expected"),
+    [
+        (3, [3]),
+        ([1, 4], [1, 4]),
+        ({"every": 3}, [3, 6, 9]),
+        ({"every": 2, "from": 5}, [5, 7, 9]),
+        ({"from": 8}, [8, 9, 10]),
+        ({"until": 2}, [1, 2]),
+    ],
+)
+def test_nth(nth: Any, expected: list[int]) -> None:
+    hits = engine({"match": {"nth": nth}})
+    assert [count for count in range(1, 11) if hits(read(0, 0))] == expected
+
+
+def test_times_bounds_how_often_a_rule_acts() -> None:
+    hits = engine({"times": 2})
+    assert [hits(read(0, 0)) for _ in range(4)] == [True, True, False, False]
+
+
+def test_time_and_state() -> None:
+    hits = engine({"match": {"time": {"after": 1, "before": 2}, "state": ["running", "STOP_COPY"]}})
+    assert [hits(read(0, 0), seconds=seconds) for seconds in (0.5, 1, 1.9, 2)] == [False, True, True, False]
+    assert not hits(read(0, 0), seconds=1.5, state="set-up")
+    assert hits(read(0, 0), seconds=1.5, state="STOP_COPY")
+
+
+def test_the_same_seed_does_the_same() -> None:
+    rule = {"match": {"probability": 0.3}}
+    rolls = [[hits(read(0, 0)) for _ in range(200)] for hits in (engine(rule, 5), engine(rule, 5), engine(rule, 6))]
+    assert rolls[0] == rolls[1] != rolls[2]
+    assert 30 < sum(rolls[0]) < 90
+
+
+def test_one_rules_chance_does_not_depend_on_the_others() -> None:
+    """A rule more in the scenario, of another command, leaves what the first does as it was."""
+
+    def rolls(*rules: dict[str, Any]) -> list[bool]:
+        made = FaultEngine(Scenario.model_validate({"rules": list(rules)}), CURRENT)
+        found = []
+        for _ in range(100):
+            made.plan(Direction.TO_SERVER, write(0, 0, b"x"), "running", 0)
+            found.append(made.plan(Direction.TO_SERVER, read(0, 0), "running", 0) is not None)
+        return found
+
+    reads = {"match": {"command": "REGION_READ", "probability": 0.5}, "act": "drop"}
+    writes = {"match": {"command": "REGION_WRITE", "probability": 0.5}, "act": "drop"}
+    assert rolls(reads) == rolls(reads, writes)
