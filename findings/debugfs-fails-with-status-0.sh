@@ -3,7 +3,7 @@
 #
 # Guess: -R is for scripts, so that its one command's failure is the program's; and a file of commands ends at the first
 # that fails, or with a failure at its end.
-# Seen on 2026-11-29, debugfs 1.47.0 (Debian 1.47.0-2+b2; 1.47.2 does the same): a file that is not there is not dumped,
+# Seen on 2026-11-29, debugfs 1.47.0 (Debian 1.47.0-2+b2): a file that is not there is not dumped,
 # one whose source is missing is not written, and one for which there is no room has its whole size and zeros for its
 # end, each with 0 and a line on standard error. A build of guest images whose verdict is the status makes images
 # without files, or with halves of them.

@@ -4,7 +4,7 @@
 #
 # Guess: what is applied to the label is deleted there; or dtc refuses it in a /plugin/, as a compiled overlay has no
 # way to say it.
-# Seen on 2026-11-29, dtc and fdtoverlay 1.6.1 (Debian 1.6.1-4+b1; 1.7.2 does the same): dtc ends with 0 and without a
+# Seen on 2026-11-29, dtc and fdtoverlay 1.6.1 (Debian 1.6.1-4+b1; 1.7.2 too where a property was to go): dtc ends with 0 and without a
 # warning, fdtoverlay applies the rest of the fragment, and property and node are in the result. In a source that is
 # compiled with the base the same lines delete both. So a board described by an overlay keeps the device that was to be
 # away.
