@@ -159,7 +159,7 @@ class Channel:
         while lane.out:
             if lane.gone:
                 raise Disconnected(lane.gone)
-            if not self._turn(deadline):
+            if not self._turn(deadline) and lane.out:
                 lane.drop()
                 raise NoAnswer("the server does not read what it is sent")
 
@@ -180,7 +180,7 @@ class Channel:
         while pending.reply is None:
             if self._main.gone:
                 raise Disconnected(f"{self._main.gone} while {pending.name} was under way")
-            if not self._turn(deadline):
+            if not self._turn(deadline) and pending.reply is None:
                 raise NoAnswer(f"no reply to {pending.name} within {limit:g} s")
         return pending.reply
 
@@ -200,7 +200,7 @@ class Channel:
     # the loop
 
     def _turn(self, deadline: float, also: Sequence[int] = ()) -> bool:
-        """Wait once for anything to happen and deal with it; False when the deadline has passed."""
+        """Wait once for anything to happen and deal with it; False when the deadline has passed, whatever is there."""
         poll = select.poll()
         for lane in self._lanes:
             if not lane.gone:
@@ -217,7 +217,7 @@ class Channel:
                 self._take(lane)
             if events & ~select.POLLOUT:
                 self._receive(lane)
-        return bool(ready)
+        return time.monotonic() < deadline
 
     def _flush(self, lane: _Lane) -> None:
         """Send what the socket takes now."""
