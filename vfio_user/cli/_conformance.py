@@ -150,19 +150,29 @@ class Suite(Generic[B]):
         _judge(results, silent=only_json)
 
     def _chosen(self, only: Sequence[str], level: str) -> list[Check[B]]:
-        """The checks that were asked for and are rules of the dialect."""
+        """The checks that were asked for and are rules of the dialect.
+
+        Raises:
+            UserError: there is no such check, or none is left: a run of nothing would be a good verdict.
+        """
         unknown = [name for name in only if not any(name in (check.id, check.group) for check in self.catalogue)]
         if unknown:
             words = {word for check in self.catalogue for word in (check.id, check.group)}
             hint = f"{meant(unknown[0], words)}--list shows them"
             raise UserError(f"no check or group is called {unknown[0]!r}", hint=hint)
-        return [
+        chosen = [
             check
             for check in self.catalogue
             if (not only or check.id in only or check.group in only)
             and check.level in _LEVELS[level]
             and (check.dialects is None or self.dialect in check.dialects)
         ]
+        if self.catalogue and not chosen:
+            raise UserError(
+                f"no check is left: of what was asked for nothing is a rule of {self.dialect} at level {level}",
+                hint="leave out --level, or --only; --list shows what there is",
+            )
+        return chosen
 
     def _list(self, checks: Iterable[Check[B]]) -> None:
         for check in checks:
