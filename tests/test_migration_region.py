@@ -83,6 +83,19 @@ def test_invalid_states_are_refused_and_change_nothing(value: int) -> None:
     assert load_register(region, STATE) == RUNNING
 
 
+@pytest.mark.parametrize("saving", SAVING)
+@pytest.mark.parametrize("value", [5, 7, 8, 0xFFFFFFFF])
+def test_a_state_that_is_refused_leaves_the_piece_in_the_window(saving: int, value: int) -> None:
+    """The client reads back the state that there is, and goes on: its piece comes only once."""
+    region = in_state(saving, Adder(0x3000))
+    load_register(region, PENDING), load_register(region, OFFSET)
+    size = load_register(region, SIZE)
+    refused(store, region, STATE, value)
+    assert load_register(region, STATE) == saving
+    assert load_register(region, SIZE) == size > 0
+    assert len(region.read(WINDOW, size)) == size
+
+
 @pytest.mark.parametrize("mapped", [False, True], ids=["messages", "mapped"])
 @pytest.mark.parametrize("memory", [0, 0x3000, 3 << 20])
 def test_a_state_goes_through_the_window(memory: int, mapped: bool) -> None:

@@ -87,10 +87,8 @@ class MigrationRegion:
         return V1_VALUES[self._migration.state]
 
     def _write_state(self, value: int) -> None:
-        try:
-            self._migration.set_v1_state(value)
-        finally:
-            self._start_over()
+        self._migration.set_v1_state(value)  # where it is refused, the iteration goes on: its piece comes only once
+        self._start_over()
 
     def _read_pending(self) -> int:
         """Begins an iteration; reading it again changes nothing."""
