@@ -322,3 +322,14 @@ def test_what_was_cleared_in_part_before_the_disk_refused_is_copied_again(
     with pytest.raises(OSError, match="refuses"):
         clear(image, 4096, 8192)
     assert list(image.log) == [(4096, 8192)]
+
+
+@pytest.mark.parametrize(("clear", "left"), [("zero", 2), ("discard", 1)])
+def test_zeros_keep_their_place_and_what_is_discarded_gives_it_back(clear: str, left: int) -> None:
+    """In memory, where holes can be punched whatever the disk can do."""
+    image = Backing(Path("memory"), 2 * MIB, in_memory=True)
+    write(image, 0, b"x" * 2 * MIB)
+    getattr(image, clear)(0, MIB)
+    assert os.fstat(image.readable_now[0]).st_blocks * 512 == left * MIB
+    assert image.read_bytes(2 * MIB, 0) == bytes(MIB) + b"x" * MIB
+    image.close()

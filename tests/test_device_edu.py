@@ -218,6 +218,20 @@ def test_addresses_are_cut_to_the_mask() -> None:
         driver.close()
 
 
+@pytest.mark.parametrize("direction", [0, TO_RAM])
+def test_a_transfer_may_be_of_the_whole_buffer_and_of_addresses_above_the_mask(driver: Driver, direction: int) -> None:
+    ram = (1 << 28) + 0x1000
+    pattern = os.urandom(4096)
+    if direction:
+        driver.edu.buffer[:] = pattern
+        driver.transfer(BUFFER, ram, 4096, RUN | TO_RAM)
+    else:
+        os.pwrite(driver.ram, pattern, 0x1000)
+        driver.transfer(ram, BUFFER, 4096, RUN)
+    driver.client.run_deferred()
+    assert bytes(driver.edu.buffer) == os.pread(driver.ram, 4096, 0x1000) == pattern
+
+
 @pytest.mark.parametrize(
     ("source", "destination", "count", "direction"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from vfio_user import (
     stored_register,
 )
 from vfio_user.device import Capability, DmaRegion, function_of
+from vfio_user.device.standstill import Standstill
 from vfio_user.testing import RecordingLink, Vectors, find_capability, memory_file, read_register, write_register
 
 INITIATE_FLR = 1 << 15
@@ -147,6 +149,36 @@ def test_a_power_state_that_is_not_supported_is_not_entered() -> None:
     power(device, 3)
     power(device, 2)
     assert read_register(device, CONFIG, find_capability(device, 0x01) + 4, 2) & 3 == 3
+
+
+@pytest.mark.parametrize("d1", [False, True])
+@pytest.mark.parametrize("d2", [False, True])
+def test_the_states_that_a_function_has_are_those_that_it_says_and_enters(d1: bool, d2: bool) -> None:
+    class Sleepy(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+        capabilities = (PowerManagement(d1=d1, d2=d2),)
+
+    device = Sleepy()
+    place = find_capability(device, 0x01)
+    assert read_register(device, CONFIG, place + 2, 2) >> 9 & 3 == d1 | d2 << 1
+    entered = []
+    for power in (1, 2, 3):
+        write_register(device, CONFIG, place + 4, 2, 0)
+        write_register(device, CONFIG, place + 4, 2, power)
+        entered.append(read_register(device, CONFIG, place + 4, 2) & 3)
+    assert entered == [d1 * 1, d2 * 2, 3]
+    device.close()
+
+
+def test_who_waits_for_a_device_is_told_in_the_order_of_coming() -> None:
+    """A reset that a guest was promised, say, before the migration that was asked for later."""
+    quiesce, told = Quiesce(), list[str]()
+    standstill = Standstill("device", lambda: quiesce, lambda: None, lambda work: work())
+    for name in ("first", "second", "third"):
+        standstill.hold().then(partial(told.append, name))
+    assert told == []
+    quiesce.done()
+    assert told == ["first", "second", "third"]
 
 
 def test_a_device_that_does_not_stand_still_yet_is_not_stopped_and_may_be_asked_again() -> None:

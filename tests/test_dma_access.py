@@ -155,6 +155,17 @@ def test_views_of_scattered_memory_come_in_order() -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize("places", [(0, 2), (2, 0), (1, 3), (0, 0)], ids=str)
+def test_views_are_joined_of_what_is_joined_in_the_file_and_of_nothing_else(places: tuple[int, int]) -> None:
+    dma, fd = Dma(), memory_file(4 * PAGE, b"".join(bytes([page]) * PAGE for page in range(4)))
+    for page, place in enumerate(places):
+        dma.map(page * PAGE, PAGE, RW, os.dup(fd), place * PAGE)
+    with dma.views(0, 2 * PAGE) as views:
+        assert [(view[0], view[-1], len(view)) for view in views] == [(place, place, PAGE) for place in places]
+    dma.unmap_all()
+    os.close(fd)
+
+
 def test_gathered_ranges_are_views_in_the_order_asked_for(make: Callable[..., Guest]) -> None:
     guest = make("mapped", "mapped")
     guest.dma.start_log(PAGE)

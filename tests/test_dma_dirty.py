@@ -99,6 +99,56 @@ def test_a_range_over_several_regions_is_reported_as_one() -> None:
     dma.unmap_all()
 
 
+def test_a_write_over_several_regions_marks_each_of_them() -> None:
+    dma = Dma()
+    for page in range(4):
+        dma.map(page * PAGE, PAGE, RW, memory_file(PAGE))
+    dma.start_log(PAGE)
+    for write in (
+        lambda: dma.mark_dirty(PAGE // 2, 2 * PAGE),
+        lambda: dma.write(PAGE // 2, bytes(2 * PAGE)),
+        lambda: dma.views(PAGE // 2, 2 * PAGE, write=True),
+        lambda: dma.gather([(PAGE // 2, 2 * PAGE)], write=True),
+    ):
+        write()
+        assert dirty(dma, 0, 4) == {0, 1, 2}
+    with dma.views(PAGE // 2, 2 * PAGE, write=True):
+        dirty(dma, 0, 4)
+    assert dirty(dma, 0, 4) == {0, 1, 2}
+    dma.unmap_all()
+
+
+def test_each_range_that_is_gathered_to_be_written_is_marked() -> None:
+    """Also those that are in the region used last, of which nothing more is asked."""
+    dma = make()
+    dma.start_log(PAGE)
+    dma.read(0, 8)
+    dma.gather([(page * PAGE, 8) for page in (2, 5, 9)])
+    assert dirty(dma, 0, 64) == set()
+    dma.gather([(page * PAGE, 8) for page in (2, 5, 9)], write=True)
+    assert dirty(dma, 0, 64) == {2, 5, 9}
+    dma.unmap_all()
+
+
+def test_nothing_is_kept_of_a_log_that_has_ended() -> None:
+    dma = make(flags=RW)
+    dma.map(0x100000, PAGE, RW)
+    dma.start_log(PAGE)
+    dma.stop_log()
+    assert not any(region.dirty for region in dma.regions)
+    dma.unmap_all()
+
+
+def test_memory_that_comes_and_goes_is_counted_as_long_as_it_is_there() -> None:
+    dma = Dma()
+    dma.start_log(2 << 20)
+    for _ in range(3):
+        dma.map(0, 8 << 40, RW)
+        dma.map(1 << 43, 8 << 40, RW)
+        dma.unmap(0, 8 << 40)
+        dma.unmap_all()
+
+
 def test_memory_in_file_mode_and_in_message_mode_is_logged_too() -> None:
     dma = make(flags=RW | FILE_IO)
     dma.link = RecordingLink(base=0x100000)

@@ -195,6 +195,22 @@ def test_unmapping_takes_all_that_lies_in_the_range(dma: Dma) -> None:
     assert len(dma) == 0
 
 
+def test_a_range_has_something_mapped_up_to_its_own_borders_and_not_beyond(dma: Dma) -> None:
+    dma.map(0x2000, PAGE, RW)
+    dma.map(0x5000, 0, RW)
+    assert [dma.has_any(iova, PAGE) for iova in (0x1000, 0x1001, 0x2000, 0x2FFF, 0x3000)] == [False, *[True] * 3, False]
+    assert [dma.has_any(iova, 0) for iova in (0x5000, 0x5001)] == [True, False]
+
+
+def test_nothing_is_left_of_empty_regions_either(dma: Dma) -> None:
+    dma.map(0x1000, 0, RW)
+    dma.map(0x2000, PAGE, RW)
+    dma.unmap_all()
+    assert not dma.has_any(0x1000, 0)
+    with pytest.raises(ProtocolError):
+        dma.unmap(0x1000, 0)
+
+
 def test_an_empty_region_without_file_can_be_mapped_and_unmapped(dma: Dma) -> None:
     dma.map(0x1000, 0, RW)
     dma.map(0x1000, PAGE, RW)

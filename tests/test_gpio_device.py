@@ -15,7 +15,9 @@ from userdev.control import ControlClient
 from userdev.errors import UserError
 from userdev_servers.gpio import Gpio
 from vfio_user.client import Client, EventFd
+from vfio_user.device import function_of
 from vfio_user.server import Server
+from vfio_user.testing import read_register, write_register
 from vfio_user.wire.constants import IrqIndex, MigrationState
 
 OUT_LOW, IN_LOW, IRQ, FILTERS, OUT_HIGH, IN_HIGH, STATUS = range(7)
@@ -245,3 +247,53 @@ def test_bar_2_is_in_the_space_asked_for(tmp_path: Path, io: bool, size: int) ->
     with served(tmp_path / "a", io=io) as (card, _):
         assert card.client.region_info(2).size == size
         assert card.client.config_read(0x18, 1)[0] & 1 == io
+
+
+@pytest.mark.parametrize("line", [0, 15])
+@pytest.mark.parametrize("value", [0, 1])
+def test_an_input_interrupts_in_whichever_way_it_changes(both: tuple[Card, Outside], line: int, value: int) -> None:
+    card, outside = both
+    outside.ask(command="set", inputs=0xFFFF * (1 - value))
+    card.read(IRQ)
+    outside.ask(command="set", input=line, value=value)
+    assert card.read(STATUS) & PENDING
+    assert card.line.wait() == 1
+
+
+def test_an_interrupt_that_is_disabled_while_it_waits_comes_no_more(both: tuple[Card, Outside]) -> None:
+    card, outside = both
+    card.read(IRQ)
+    outside.ask(command="set", inputs=1)
+    assert card.line.wait() == 1
+    card.write(IRQ, 0)
+    assert card.interrupts() == 0
+    assert card.interrupts() == 0
+
+
+def test_who_watches_is_told_of_an_interrupt_that_was_cleared_and_of_none_that_did_not_wait(
+    both: tuple[Card, Outside],
+) -> None:
+    card, outside = both
+    outside.ask(command="watch")
+    card.write(IN_LOW, 0)
+    card.write(OUT_LOW, 1)
+    assert outside.next() == {"outputs": 1, "changed": 1}
+
+
+def test_filters_are_on_and_off_as_the_guest_has_them_and_off_after_a_reset() -> None:
+    device = Gpio()
+    for read, on in ((True, 1), (False, 0), (True, 1)):
+        if read:
+            read_register(device, 2, FILTERS, 1)
+        else:
+            write_register(device, 2, FILTERS, 1, 0)
+        assert device.filters == on
+    function_of(device).client_reset()
+    assert device.filters == 0
+
+
+@pytest.mark.parametrize("inputs", [0, 0xFFFF])
+def test_all_inputs_may_be_set_or_none(tmp_path: Path, inputs: int) -> None:
+    with served(tmp_path / "a", inputs=inputs) as (card, outside):
+        assert card.read(IN_LOW) | card.read(IN_HIGH) << 8 == inputs
+        assert outside.ask(command="set", inputs=inputs ^ 0xFFFF)["inputs"] == inputs ^ 0xFFFF

@@ -64,6 +64,28 @@ def test_the_draft_answers_each_range_with_its_bitmap(skipped: int) -> None:
     assert left(migration) == 0
 
 
+@pytest.mark.parametrize("sizes", [(1 << 20,), (1 << 19, 1 << 19)], ids=["one", "two"])
+def test_the_drafts_bitmaps_may_fill_a_message_and_be_no_larger(sizes: tuple[int, ...]) -> None:
+    asked = [(BASE + 0x20000 * number, 0x20000, 4096, size) for number, size in enumerate(sizes)]
+    assert len(take_bitmaps_v6(logging(0), asked)) == (1 << 20) + 24 * len(sizes)
+    migration = logging(0)
+    with pytest.raises(ProtocolError):
+        take_bitmaps_v6(migration, [(*asked[0][:3], sizes[0] + 1), *asked[1:]])
+    assert left(migration) == 1
+
+
+def test_the_draft_takes_ranges_that_are_next_to_each_other_and_none_that_overlap_by_a_page() -> None:
+    first, second = (BASE, 0x20000, 4096, 4), (BASE + 0x20000, 0x20000, 4096, 4)
+    for asked in ([first, second], [second, first]):
+        migration = logging(31, 32)
+        answer = take_bitmaps_v6(migration, asked)
+        assert [answer[24:28], answer[52:56]] == [b"\1\0\0\0" if each is second else b"\0\0\0\x80" for each in asked]
+        migration = logging(31, 32)
+        with pytest.raises(ProtocolError):
+            take_bitmaps_v6(migration, [asked[0], (BASE + 0x1F000, 0x2000, 4096, 4), asked[1]])
+        assert left(migration) == 1 << 31 | 1 << 32
+
+
 @pytest.mark.parametrize(("size", "bits"), [(1, b"\x01"), (5, b"\x01\0\0\0\2"), (8, None), (12, None), (4096, None)])
 def test_the_drafts_bitmap_has_the_size_that_was_asked_for(size: int, bits: bytes | None) -> None:
     """Its text has no word of words: whatever holds the bits will do, and what is more is zeros."""

@@ -129,3 +129,10 @@ def test_a_reply_to_something_else_on_the_twin_socket_is_dropped_and_said_once(
     client.send(Message(8, 11).reply(bytes(16)).encode() * 9 + Message(7, 11).reply(b"this").encode())
     assert server.exchange(Message(7, CURRENT.number(Command.DMA_READ), payload=bytes(16))).payload == b"this"
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "used"), [(None, 1 << 20), (0, 1 << 20), (1, 1), (1 << 20, 1 << 20), (1 << 21, 1 << 20)]
+)
+def test_a_message_has_no_more_data_than_either_side_takes(said: int | None, used: int) -> None:
+    assert Agreement(client=Capabilities(max_data_xfer_size=said)).data_per_message == used

@@ -260,6 +260,62 @@ for address in (0, 1 << 20):
     assert (done.returncode, done.stdout.split()) == (0, ["refused", "0"]), done.stderr
 
 
+def test_all_regions_of_a_file_that_shrinks_are_gone_at_the_first_look() -> None:
+    table = MemoryTable()
+    with memfd(2 * MIB, sealed=False) as fd, memfd(MIB, sealed=False) as other:
+        table.set([Region(n * MIB, MIB, n * MIB, (n % 2) * MIB) for n in range(3)], [fd, fd, other])
+        os.ftruncate(fd, 4096)
+        with pytest.raises(ProtocolError):
+            table.check()
+        assert [region.guest for region in table.regions] == [2 * MIB]
+        table.check()
+        table.view(2 * MIB, 1)
+    table.clear()
+
+
+def test_memory_is_to_be_watched_as_long_as_some_of_it_can_shrink() -> None:
+    table = MemoryTable()
+    with memfd(MIB) as sealed, memfd(MIB, sealed=False) as fd:
+        watched = []
+        table.add(Region(0, MIB, 0, 0), sealed)
+        watched.append(table.can_shrink)
+        table.add(Region(MIB, MIB, MIB, 0), fd)
+        watched.append(table.can_shrink)
+        table.remove(Region(MIB, MIB, MIB, 0))
+        watched.append(table.can_shrink)
+    assert watched == [False, True, False]
+    table.clear()
+
+
+@pytest.mark.parametrize("looked", [(0, 1), (1, 0), (0, 0), (1, 1)], ids=str)
+def test_memory_that_was_looked_at_and_has_gone_is_not_found_any_more(looked: tuple[int, int]) -> None:
+    table = MemoryTable()
+    with memfd(2 * MIB) as fd:
+        table.set([Region(0, MIB, 0, 0), Region(MIB, MIB, MIB, MIB)], [fd, fd])
+        for number in looked:
+            table.view(number * MIB, 8)
+        table.remove(Region(0, MIB, 0, 0))
+        with pytest.raises(ProtocolError):
+            table.view(0, 8)
+        table.set([Region(0, MIB, 0, MIB)], [fd])
+        os.pwrite(fd, b"new", MIB)
+        assert bytes(table.view(0, 3)) == b"new"
+        with pytest.raises(ProtocolError):
+            table.view(MIB, 8)
+    table.clear()
+
+
+def test_a_log_reaches_to_its_last_byte_and_no_further() -> None:
+    with memfd(4096) as fd:
+        log = log_of(fd, 1)
+        log.mark(7 * 4096, 4096)
+        for address, length in ((8 * 4096 - 1, 2), (8 * 4096, 1)):
+            with pytest.raises(ProtocolError):
+                log.mark(address, length)
+        assert os.pread(fd, 2, 0) == b"\xff\0"
+        log.close()
+
+
 def log_of(fd: int, size: int = 16384, offset: int = 0) -> DirtyLog:
     return DirtyLog(Log(size, offset), fd)
 
@@ -364,6 +420,19 @@ def test_what_is_not_known_is_a_question_to_the_front_end(
     with pytest.raises(IotlbMiss) as caught:
         translated.iotlb.translate(iova, size, permission)
     assert caught.value.message == IotlbMessage(missing, 0, 0, permission, IotlbType.MISS)
+
+
+@pytest.mark.parametrize("allowed", [1, 2, 3])
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_a_translation_is_good_for_all_that_it_allows_together_and_for_no_more(
+    translated: Translated, allowed: int, wanted: int
+) -> None:
+    translated.update(0x10000, 0x1000, USER, allowed)
+    if wanted & allowed == wanted:
+        assert translated.iotlb.translate(0x10000, 0x1000, Permission(wanted)) == [(0, 0x1000)]
+    else:
+        with pytest.raises(IotlbMiss):
+            translated.iotlb.translate(0x10000, 1, Permission(wanted))
 
 
 @pytest.mark.parametrize(("iova", "size"), [(0x10000, 0x3000), (0x11FFF, 1), (0, 0x20000), (0x10800, 0x1000)])

@@ -155,6 +155,20 @@ def test_a_channel_that_comes_late_is_told_what_was_owed(simulated: FrontEnd, ri
         assert told(channel) == (CALL, 0)
 
 
+def test_a_change_of_configuration_is_told_once_a_kick_has_started_a_ring(stranger: FrontEnd, device: Watched) -> None:
+    stranger.negotiate(protocol=IN_BAND | P.CONFIG)
+    stranger.share_memory()
+    ring = stranger.queue()
+    ring.set_up(descriptors=False)
+    with Channel(stranger) as channel:
+        device.config_changed()
+        stranger.settle()
+        stranger.settle()
+        assert channel.is_silent()
+        kick(stranger)
+        assert channel.receive()[0] is BackEndRequest.CONFIG_CHANGE_MSG
+
+
 def test_a_ring_that_was_stopped_is_started_by_a_kick(simulated: FrontEnd, ring: Queue) -> None:
     ring.put(b"ab", 2)
     kick(simulated)

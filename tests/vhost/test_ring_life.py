@@ -29,6 +29,47 @@ def test_only_what_is_started_and_enabled_runs(state: RingState) -> None:
     assert set(TRANSITIONS) == set(RingState)
 
 
+SAID = {
+    RingState.STOPPED: (False, False),
+    RingState.ENABLED: (False, True),
+    RingState.STARTED: (True, False),
+    RingState.RUNNING: (True, True),
+}
+"""Of states whether a ring was started, and whether it was enabled."""
+
+
+@pytest.mark.parametrize("event", RingEvent)
+@pytest.mark.parametrize("state", RingState)
+def test_an_event_changes_what_it_says_of_a_ring_and_nothing_else(state: RingState, event: RingEvent) -> None:
+    """One that is broken is enabled, and stays as it is until it is stopped or disabled; only one that runs breaks."""
+    if state is RingState.BROKEN:
+        wanted = {RingEvent.STOP: RingState.ENABLED, RingEvent.DISABLE: RingState.STOPPED}.get(event, state)
+    elif event is RingEvent.BREAK:
+        wanted = RingState.BROKEN if state is RingState.RUNNING else state
+    else:
+        started, enabled = SAID[state]
+        started = {RingEvent.START: True, RingEvent.STOP: False}.get(event, started)
+        enabled = {RingEvent.ENABLE: True, RingEvent.DISABLE: False}.get(event, enabled)
+        wanted = next(each for each, said in SAID.items() if said == (started, enabled))
+    assert after(state, event) is wanted
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_ring_that_was_stopped_runs_once_it_is_started_though_nobody_enables_it_again(
+    front_end: FrontEnd, ring: Queue, breaks: bool
+) -> None:
+    if breaks:
+        ring.put(b"fail", 2)
+        ring.kick()
+        assert ring.wait_err()
+    base = ring.stop(drain=False)
+    front_end.do(R.SET_VRING_BASE, VringState(0, base))
+    front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+    ring.put(b"ab", 2)
+    ring.kick()
+    assert ring.wait_used()[-1].data == b"ba"
+
+
 def test_a_ring_is_not_served_before_it_is_enabled_and_no_kick_is_lost(front_end: FrontEnd, device: Reverse) -> None:
     ring = front_end.queue()
     ring.start(enable=False)
@@ -131,6 +172,18 @@ def test_a_ring_that_runs_is_not_made_another(front_end: FrontEnd, ring: Queue) 
 @pytest.mark.parametrize("size", [0, 128])
 def test_a_ring_longer_than_the_device_takes_is_refused(front_end: FrontEnd, size: int) -> None:
     assert front_end.tell(R.SET_VRING_NUM, VringState(0, size)) == errno.EINVAL
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_a_ring_may_have_as_many_descriptors_as_the_device_takes_and_be_full_of_them(
+    front_end: FrontEnd, size: int
+) -> None:
+    ring = front_end.queue(size=size)
+    for _ in range(size):
+        ring.put(b"") if size == 1 else ring.put(b"a")
+    ring.start()
+    assert len(ring.wait_used(size)) == size
+    ring.stop()
 
 
 def test_a_queue_that_is_not_there_is_refused(front_end: FrontEnd) -> None:

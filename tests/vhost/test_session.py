@@ -196,6 +196,29 @@ def test_a_device_that_is_suspended_says_nothing_and_says_it_later(stranger: Fro
         assert channel.is_silent()
 
 
+def test_a_change_that_was_told_once_is_not_told_at_the_next_start(stranger: FrontEnd, device: Reverse) -> None:
+    stranger.negotiate(protocol=PROTOCOL | P.CONFIG | P.BACKEND_REQ)
+    stranger.share_memory()
+    ring = stranger.queue()
+    ring.start()
+    with Channel(stranger) as channel:
+        device.config_changed()
+        assert channel.receive()[0] is BackEndRequest.CONFIG_CHANGE_MSG
+        ring.stop()
+        ring.start()
+        stranger.settle()
+        assert channel.is_silent()
+
+
+def test_every_status_of_eight_bits_is_taken_and_none_of_more(stranger: FrontEnd) -> None:
+    stranger.negotiate(protocol=PROTOCOL | P.STATUS)
+    for status in (1, 0x80, 0xFF):
+        stranger.do(R.SET_STATUS, status)
+        assert stranger.ask(R.GET_STATUS) == status
+    assert stranger.tell(R.SET_STATUS, 0x100) == errno.EINVAL
+    assert stranger.ask(R.GET_STATUS) == 0xFF
+
+
 def test_a_channel_that_is_no_socket_is_refused(stranger: FrontEnd) -> None:
     stranger.negotiate(protocol=PROTOCOL | P.CONFIG | P.BACKEND_REQ)
     assert stranger.tell(R.SET_BACKEND_REQ_FD, None, [stranger.memory.fd]) == errno.EINVAL
