@@ -1,0 +1,108 @@
+"""What `replay` and `minimize` say of what they found, to people and to programs, and by their exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from click.testing import CliRunner, Result
+
+from userdev.errors import VerdictError
+from vfio_user.cli import minimize as minimizing
+from vfio_user.cli import replay as replaying
+from vfio_user.interposer.replay import Minimized, What
+from vfio_user.interposer.replay.outcome import RECORDS_SHOWN, Difference, ReplayOutcome
+
+WRONG = Difference(What.REPLY, 5, "0x1", "0x2", place="REGION_READ BAR0 0x0")
+NO_SCRIPT = cast(Any, None)
+
+
+def outcome(**facts: Any) -> ReplayOutcome:
+    return ReplayOutcome(NO_SCRIPT, sent=9, compared=4, **facts)
+
+
+@pytest.mark.parametrize("how", [[], ["--quiet"], ["--json"], ["--json", "--quiet"]], ids=" ".join)
+@pytest.mark.parametrize("differences", [[], [WRONG]], ids=["same", "other"])
+def test_a_replay_that_differs_is_a_bad_verdict_however_it_is_told(
+    how: list[str], differences: list[Difference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").write_bytes(b"")
+    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
+    monkeypatch.setattr(replaying, "replay", lambda *_, **__: outcome(differences=differences))
+    result = CliRunner().invoke(replaying.command, [str(tmp_path / "t"), "--server-command", "x", *how])
+    assert (result.exit_code != 0) is bool(differences)
+    if "--json" in how:
+        assert json.loads(result.stdout)["same"] is not bool(differences)
+    else:
+        assert isinstance(result.exception, VerdictError) is bool(differences)
+        assert bool(result.stdout) is (not differences and not how)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "name"),
+    [
+        ({"ignored": 3}, "3 ignored", "ignored"),
+        ({"unplayed": 2}, "not played: 2 messages", "unplayed"),
+        ({"fate": "was killed by SIGSEGV"}, "the server was killed by SIGSEGV", "fate"),
+        ({"memory_was_mapped": True}, "--capture-dma", "memory_was_mapped"),
+        ({"differences": [WRONG]}, "expected: 0x1", "differences"),
+    ],
+)
+def test_whatever_there_is_to_say_of_a_replay_is_said_to_people_and_programs(
+    facts: dict[str, Any], said: str, name: str
+) -> None:
+    assert said in outcome(**facts).text()
+    assert said not in outcome().text()
+    assert outcome(**facts).json()[name] != outcome().json()[name]
+
+
+@pytest.mark.parametrize("more", [0, 1, RECORDS_SHOWN, RECORDS_SHOWN + 1])
+def test_the_same_that_differs_again_is_told_once_with_its_records(more: int) -> None:
+    """To people; programs are told each by itself. What differs elsewhere, or otherwise, is another."""
+    alike = [Difference(What.REPLY, 5 + number, "0x1", "0x2", place=WRONG.place) for number in range(1 + more)]
+    others = [Difference(What.REPLY, 90, place="elsewhere"), Difference(What.NO_REPLY, 91, place=WRONG.place)]
+    found = outcome(differences=[*alike, *others])
+    text = found.text()
+    assert text.count("another reply") == 2
+    assert f"{3 + more} differences" in text
+    assert (f"and {more} more like it" in text) is (more > 0)
+    assert ("..." in text) is (more > RECORDS_SHOWN)
+    assert ("at record 6" in text, "at records 6, " in text) == (more == 1, more > 1)
+    assert len(found.json()["differences"]) == 3 + more
+
+
+class Shortened:
+    def write(self, path: Path) -> None:
+        path.write_bytes(b"trace")
+
+
+def minimized(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, **facts: Any) -> Result:
+    found = Minimized(cast(Any, Shortened()), 9, 2, 5, **{"ended": "minimal", "difference": WRONG, **facts})
+    monkeypatch.setattr(minimizing, "minimize", lambda *_, **__: found)
+    return CliRunner().invoke(minimizing.command, [str(folder / "t"), "--server-command", "x", *words])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("ended", ["minimal", "time is up", "interrupted"])
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
+    ended: str, confirmed: bool, as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = minimized(tmp_path, monkeypatch, *(["--json"] if as_json else []), ended=ended, confirmed=confirmed)
+    assert result.exit_code == (130 if ended == "interrupted" else 0)
+    assert (tmp_path / "t.min").read_bytes() == b"trace"
+    if as_json:
+        told = json.loads(result.stdout)
+        assert (told["ended"], told["confirmed"], told["output"]) == (ended, confirmed, str(tmp_path / "t.min"))
+    else:
+        assert (f"{ended}, there may be a shorter one" in result.stdout) is (ended != "minimal")
+        assert ("note:" in result.stdout) is not confirmed
+        assert "2 of 9 messages" in result.stdout
+
+
+@pytest.mark.parametrize("beside", [["--against", "y"], ["--record", "5"]], ids=" ".join)
+def test_a_check_of_ones_own_decides_alone(beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert minimized(tmp_path, monkeypatch, "--check", "c", *beside).exit_code == 2
+    assert not (tmp_path / "t.min").exists()
