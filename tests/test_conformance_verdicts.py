@@ -108,3 +108,56 @@ def test_a_server_has_the_time_to_die_of_what_a_check_has_sent_whatever_the_chec
         *("group/right0", "settled", "group/wrong1", "settled", "group/broken2", "settled"),
         *("group/impossible3", "group/right4", "settled"),
     ]
+
+
+@pytest.mark.parametrize(("level", "first"), [(Level.MUST, Outcome.FAIL), (Level.OPEN, Outcome.DIFFERS)])
+def test_what_needs_what_went_wrong_is_not_judged_however_far_behind_it(level: Level, first: Outcome) -> None:
+    """Whether the first was failed or only differs, and what needs one that was not judged."""
+    group = Group[Bench]("group", "a rule")
+    group.check("first", level=level)(wrong)
+    group.check("second", needs=("group/first",))(wrong)
+    group.check("third", needs=("group/second",))(wrong)
+    group.check("right", needs=("group/first",))(right)
+    group.check("other")(wrong)
+    told = run(list(group), Server(), Bench, dialect="any", settle=lambda: None)
+    assert [result.outcome for result in told] == [
+        *(first, Outcome.NOT_JUDGED, Outcome.NOT_JUDGED, Outcome.PASS, Outcome.FAIL)
+    ]
+
+
+def test_a_crash_is_told_beside_what_the_check_had_found() -> None:
+    killed = Crash("it was killed")
+    assert outcome(wrong, Level.MUST, killed)[1] == "it does otherwise; it was killed"
+    assert outcome(right, Level.MUST, killed)[1] == "it was killed"
+
+
+def test_a_rule_of_another_dialect_is_not_asked_for() -> None:
+    group = Group[Bench]("group", "a rule", dialects=frozenset({"another"}))
+    group.check("name")(wrong)
+    for dialect, found in (("any", Outcome.SKIP), ("another", Outcome.FAIL)):
+        [result] = run(list(group), Server(), Bench, dialect=dialect, settle=lambda: None)
+        assert result.outcome is found
+
+
+def test_each_group_has_a_fresh_server_and_the_last_check_is_judged_once_its_own_has_ended() -> None:
+    """A server that dies at its end has died of its last check."""
+
+    class Dying(Server):
+        renewed = 0
+
+        def renew(self) -> None:
+            self.renewed += 1
+            if self.renewed > 1:
+                self.crash = Crash(f"it died at its end, {self.renewed - 1}")
+
+    groups = [Group[Bench](name, "a rule") for name in ("one", "two")]
+    for group in groups:
+        group.check("first")(right)
+        group.check("last")(right)
+    told = run([check for group in groups for check in group], Dying(), Bench, dialect="any", settle=lambda: None)
+    assert {result.check.id: result.detail for result in told} == {
+        "one/first": "",
+        "one/last": "it died at its end, 1",
+        "two/first": "",
+        "two/last": "it died at its end, 2",
+    }
