@@ -333,3 +333,26 @@ def test_zeros_keep_their_place_and_what_is_discarded_gives_it_back(clear: str, 
     assert os.fstat(image.readable_now[0]).st_blocks * 512 == left * MIB
     assert image.read_bytes(2 * MIB, 0) == bytes(MIB) + b"x" * MIB
     image.close()
+
+
+def test_an_image_that_grows_while_it_is_copied_has_its_new_end_copied(image: Backing) -> None:
+    image.log = deque()
+    image.extend(2 * MIB)
+    assert not image.log
+    image.extend(3 * MIB)
+    assert list(image.log) == [(3 * MIB - 1, 1)]
+    assert image.length == 3 * MIB
+
+
+def test_what_another_may_have_written_is_read_from_the_disk_once_the_image_is_taken_over(
+    image: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: forgotten.append(fd))
+    image.take_over()
+    image.hand_over()
+    before = len(forgotten)
+    image.take_over()
+    assert len(forgotten) == before + 1
+    image.take_over()
+    assert len(forgotten) == before + 1

@@ -150,6 +150,14 @@ def test_only_whole_pages_of_a_file_can_be_mapped(offset: int, size: int) -> Non
     device.close()
 
 
+def test_each_page_of_a_file_may_be_mapped_the_last_one_too_one_after_the_other() -> None:
+    device = Bell()
+    device.let_map(0, 0x3000, PAGE, device.page)
+    device.let_map(0, 0, PAGE, device.page)
+    assert function_of(device).regions[0].sparse == ((0x1000, PAGE), (0x3000, PAGE), (0, PAGE))
+    device.close()
+
+
 def test_what_is_offered_of_a_region_has_to_be_there() -> None:
     device = Bell()
     with pytest.raises(ValueError, match="BAR 12"):

@@ -11,7 +11,7 @@ from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
 from vfio_user.device import function_of
 from vfio_user.migration import Migration
-from vfio_user.testing import Vectors, find_capability, set_irqs, write_register
+from vfio_user.testing import RecordingLink, Vectors, find_capability, set_irqs, write_register
 from vfio_user.wire.constants import MigrationState
 
 MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
@@ -120,6 +120,20 @@ def test_pending_and_masked_interrupts_move_along() -> None:
     assert wires.fired() == [0, 1, 0, 0]
     wires.close()
     function_of(target).detach()
+
+
+def test_what_was_planned_before_a_state_came_is_not_done_after_it() -> None:
+    """It is of the guest that was there before."""
+    device, link = Keeper(), RecordingLink()
+    function_of(device).attach(link)
+    done: list[str] = []
+    device.defer(lambda: done.append("before"))
+    function_of(device).load_state(function_of(Keeper()).save_state())
+    device.defer(lambda: done.append("after"))
+    link.run_deferred()
+    assert done == ["after"]
+    function_of(device).detach()
+    device.close()
 
 
 def test_saved_state_is_a_copy() -> None:

@@ -78,3 +78,13 @@ def test_loading_cannot_change_read_only_bits(config: ConfigSpace) -> None:
     config.load(b"\xff" * 256)
     assert config.get(0x10, 4) == 0x11223344
     assert config.get(0x14, 2) == 0x0FFF
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("offset", range(0x3C, 0x46))
+def test_a_register_hears_of_each_write_that_touches_it_and_of_none_beside_it(offset: int, size: int) -> None:
+    config, told = ConfigSpace(), list[tuple[int, int]]()
+    config.watch(0x40, 4, lambda old, new: told.append((old, new)))
+    config.write(offset, bytes(size))
+    touched = bool(set(range(offset, offset + size)) & set(range(0x40, 0x44)))
+    assert told == [(0, 0)] * touched

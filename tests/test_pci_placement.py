@@ -200,3 +200,42 @@ def test_interrupts_have_their_capabilities_at_chosen_places_too() -> None:
     assert card.interrupts.active == "msi"
     function_of(card).detach()
     card.close()
+
+
+@pytest.mark.parametrize(("extended", "first", "end"), [(False, 0x40, 0x100), (True, 0x100, 0x1000)])
+def test_a_capability_may_take_all_the_room_there_is_and_end_with_it(extended: bool, first: int, end: int) -> None:
+    def capability(size: int) -> Capability:
+        return ExtendedVendor(1, bytes(size - 8)) if extended else VendorSpecific(bytes(size - 3))
+
+    assert place_capabilities([capability(end - first)])[0].place == first
+    beginning = Placed(capability(16), first)
+    assert [each.place for each in place_capabilities([beginning, Placed(capability(16), end - 16)])] == [
+        first,
+        end - 16,
+    ]
+    assert [each.place for each in place_capabilities([beginning, capability(end - first - 16)])] == [first, first + 16]
+    for placed in ([capability(end - first + 1)], [beginning, Placed(capability(17), end - 16)]):
+        with pytest.raises(ValueError, match=r"fit|cannot be at"):
+            place_capabilities(placed)
+
+
+def test_of_a_capability_that_is_read_only_no_bit_can_be_cleared_either() -> None:
+    config, places = build_config_space(PciIds(1, 2), capabilities=[Placed(PciExpress(), read_only=True)])
+    status = places[PciExpress.id] + 0x0A
+    config.set(status, 2, 0x000F)
+    config.write(status, b"\xff\xff")
+    assert config.get(status, 2) == 0x000F
+
+
+@pytest.mark.parametrize(("given", "read"), [(b"", b"\0\0\0\0"), (b"ab", b"ab\0\0"), (b"abcdef", b"abcd")])
+def test_what_a_device_answers_for_a_capability_is_as_long_as_what_was_asked_for(given: bytes, read: bytes) -> None:
+    class Terse(PciDevice):
+        ids = IDS
+        capabilities = (Placed(VendorSpecific(bytes(13)), offset=0x40, callback=True),)
+
+        def capability_read(self, capability: Capability, offset: int, count: int) -> bytes:
+            return given
+
+    device = Terse()
+    assert function_of(device).region_read(CONFIG, 0x44, 4) == read
+    device.close()
