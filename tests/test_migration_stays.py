@@ -199,3 +199,82 @@ def test_a_destination_that_fails_at_a_good_state_is_what_it_was_or_what_it_is_t
         assert failed
         assert whole(other) in (before, whole(used))
     other.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "left"),
+    [
+        (S.RUNNING, S.RUNNING),
+        (S.PRE_COPY, S.RUNNING),
+        (S.STOP, S.STOP),
+        (S.STOP_COPY, S.STOP),
+        (S.RESUMING, S.STOP),
+    ],
+)
+def test_a_client_that_goes_leaves_no_migration_under_way_and_the_next_finds_the_device_running(
+    state: S, left: S
+) -> None:
+    device = Edu()
+    migration = Migration(function_of(device))
+    with attached(device):
+        migration.attach()
+        if state is S.RESUMING:
+            migration.set_state(S.STOP)
+        migration.set_state(state)
+        migration.detach()
+        assert migration.state is left
+        for use in (migration.pending_state, lambda: migration.write_state(b"")):
+            with pytest.raises(ProtocolError):
+                use()
+        migration.attach()
+        assert migration.state is S.RUNNING
+        assert function_of(device).may_run
+    migration.close()
+    device.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "refused"),
+    [((), S.STOP, S.STOP), ((S.PRE_COPY,), S.STOP_COPY, S.STOP), ((S.PRE_COPY,), S.STOP_COPY, S.STOP_COPY)],
+    ids=["stopping", "stopping in pre-copy", "saving once stopped"],
+)
+def test_a_device_that_refuses_a_state_as_it_stops_runs_on(before: tuple[S, ...], asked: S, refused: S) -> None:
+    class Unwilling(Edu):
+        def on_migration(self, state: S) -> None:
+            if state is refused:
+                raise ProtocolError("not now", errno.EBUSY)
+
+    device = Unwilling()
+    migration = Migration(function_of(device))
+    with attached(device):
+        migration.attach()
+        for state in before:
+            migration.set_state(state)
+        with pytest.raises(ProtocolError) as caught:
+            migration.set_state(asked)
+        assert caught.value.errno == errno.EBUSY
+        assert migration.state is (before[-1] if before else S.RUNNING)
+        assert function_of(device).may_run
+    migration.close()
+    device.close()
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_device_that_may_not_go_on_as_what_it_was_begins_anew_for_the_next_client(refuses: bool) -> None:
+    class Unwilling(Edu):
+        def on_migration(self, state: S) -> None:
+            if refuses and state is S.RUNNING:
+                raise ProtocolError("it runs elsewhere", errno.EBUSY)
+
+    device = Unwilling()
+    migration = Migration(function_of(device))
+    with attached(device):
+        migration.attach()
+        device.inverted = 1
+        migration.set_state(S.STOP)
+        migration.detach()
+        migration.attach()
+        assert (device.inverted == 0) == refuses
+        assert function_of(device).may_run
+    migration.close()
+    device.close()
