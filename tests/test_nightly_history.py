@@ -191,7 +191,10 @@ def test_what_an_ended_night_did_not_come_to_is_not_gone() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "moved"),
-    [(10.0, 20.0, True), (20.0, 10.0, True), (10.0, 14.0, False), (0.5, 2.0, False), (100.0, 104.0, False)],
+    [
+        *((10.0, 20.0, True), (20.0, 10.0, True), (10.0, 14.0, False), (0.5, 2.0, False), (100.0, 104.0, False)),
+        *((1.0, 4.0, True), (6.0, 9.0, True), (10.0, 15.0, True)),  # just so many seconds, just so many times as long
+    ],
 )
 def test_a_duration_has_moved_by_much_of_itself_and_by_seconds(before: float, after: float, moved: bool) -> None:
     old = nth(1, case("a", seconds=before))
@@ -199,9 +202,17 @@ def test_a_duration_has_moved_by_much_of_itself_and_by_seconds(before: float, af
     assert found.moved == ((Moved(id="edu/t.py:A.a", before=before, after=after),) if moved else ())
 
 
-def test_what_did_not_pass_has_no_duration() -> None:
-    old = nth(1, case("a", seconds=1.0))
-    assert compare(nth(2, case("a", FAIL, seconds=60.0)), (old.night, results_of(old))).moved == ()
+@pytest.mark.parametrize(("was", "now"), [(PASS, FAIL), (FAIL, PASS), (SKIP, PASS)])
+def test_what_did_not_pass_has_no_duration(was: Verdict, now: Verdict) -> None:
+    old = nth(1, case("a", was, seconds=1.0))
+    assert compare(nth(2, case("a", now, seconds=60.0)), (old.night, results_of(old))).moved == ()
+
+
+def test_the_duration_that_has_moved_most_is_first_whichever_way() -> None:
+    old = nth(1, case("a", seconds=1.0), case("b", seconds=60.0), case("c", seconds=1.0))
+    new = nth(2, case("a", seconds=10.0), case("b", seconds=1.0), case("c", seconds=30.0))
+    found = compare(new, (old.night, results_of(old)))
+    assert [moved.id[-1] for moved in found.moved] == ["b", "c", "a"]
 
 
 @pytest.mark.parametrize(
