@@ -278,3 +278,19 @@ def test_a_device_that_may_not_go_on_as_what_it_was_begins_anew_for_the_next_cli
         assert function_of(device).may_run
     migration.close()
     device.close()
+
+
+@pytest.mark.parametrize("asked", [S.PRE_COPY, S.STOP_COPY])
+def test_a_device_that_nobody_could_load_is_not_saved_and_runs_on_whichever_way_it_was_asked(asked: S) -> None:
+    device = Edu()
+    migration = Migration(function_of(device))
+    with attached(device):
+        migration.attach()
+        device.vector = -1
+        with pytest.raises(ProtocolError) as caught:
+            migration.set_state(asked)
+        assert caught.value.errno == errno.EIO
+        assert migration.state is S.RUNNING
+        assert function_of(device).may_run
+    migration.close()
+    device.close()
