@@ -285,3 +285,18 @@ def test_a_guest_of_a_tebibyte_is_logged() -> None:
     dma.start_log(PAGE)
     dma.mark_dirty((1 << 40) - 1, 1)
     assert dma.take_dirty(0, 1 << 40, PAGE)[-1] == 0x80
+
+
+@pytest.mark.parametrize("page_size", [PAGE, 2 * PAGE, 4 * PAGE])
+def test_cutting_a_region_keeps_the_marks_in_the_pages_that_were_asked_for(page_size: int) -> None:
+    dma = make()
+    dma.policy = DRAFT_V6_POLICY
+    dma.start_log(page_size)
+    for page in (0, 33, 63):
+        dma.write(page * PAGE, b"x")
+    dma.unmap(16 * PAGE, 16 * PAGE)
+    dma.write(48 * PAGE, b"x")
+    step = page_size // PAGE
+    assert dirty(dma, 0, 16 // step, page_size) == {0}
+    assert dirty(dma, 32 * PAGE, 32 // step, page_size) == {page // step for page in (1, 16, 31)}
+    dma.unmap_all()
