@@ -253,7 +253,7 @@ def doorbell(value):
 try:
     doorbell(1)
 except AttributeError as error:
-    log.error("command 10: the device failed", exc_info=error)
+    log.error("REGION_WRITE: the device failed", exc_info=error)
 log.info("last words")
 time.sleep(60)
 """

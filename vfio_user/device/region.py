@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from userdev.declare.returned import WrongReturn
 from vfio_user.device.register import Cell
 from vfio_user.pci import BAR_COUNT
 from vfio_user.wire.constants import NO_FD, IoFdType
@@ -167,9 +168,13 @@ class Windows:
         self._starts.insert(place, start)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Read each window that is covered; bytes in gaps are the author's (`unclaimed_read`)."""
+        """Read each window that is covered; bytes in gaps are the author's (`unclaimed_read`).
+
+        Raises:
+            WrongReturn: the author's are not so many bytes.
+        """
         return b"".join(
-            access.read(inside, size) if access else self._unclaimed_read(self._index, inside, size)
+            access.read(inside, size) if access else self._unclaimed(inside, size)
             for access, inside, size in self._pieces(offset, count)
         )
 
@@ -183,6 +188,16 @@ class Windows:
                 access.write(inside, piece)
             else:
                 self._unclaimed_write(self._index, inside, piece)
+
+    def _unclaimed(self, offset: int, count: int) -> bytes:
+        data = self._unclaimed_read(self._index, offset, count)
+        try:
+            size = memoryview(data).nbytes
+        except TypeError:
+            size = -1
+        if size != count:
+            raise WrongReturn(self._unclaimed_read, data, f"{count} bytes, those at {offset:#x} of {self.name}")
+        return data
 
     def _pieces(self, offset: int, count: int) -> Iterator[tuple[Access | None, int, int]]:
         """Cut an access at the borders of the windows: (window or None, offset in the window or region, size)."""

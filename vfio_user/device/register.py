@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
-from userdev.declare.declared import Declaration, authors_frame, runs_later, source_of
+from userdev.declare.declared import Declaration, Source, authors_frame, runs_later, source_of
+from userdev.declare.returned import WrongReturn, WrongValue
 from userdev.declare.state import State, ValueCheck
+from userdev.declare.values import shown
 from userdev.errors import DeclarationError
 from vfio_user.device.hooks import Hooks
 
@@ -39,8 +41,10 @@ class Fit:
     is said.
     """
 
-    def __init__(self, name: str, device: Hooks, width: int) -> None:
+    def __init__(self, name: str, device: Hooks, width: int, origin: Callable[..., object] | Source) -> None:
+        """`origin`: the author's function that the values are from, or where the register is declared."""
         self.name = name
+        self._origin = origin
         self._device_name = type(device).__qualname__
         self._width = width
         self._mask = (1 << 8 * width) - 1
@@ -50,10 +54,10 @@ class Fit:
         """The value, cut to the register's bits.
 
         Raises:
-            TypeError: the reader returned something else than an int.
+            WrongValue: it is something else than an int, as of a reader that returns nothing.
         """
         if not isinstance(value, int):
-            raise TypeError(f"{self._device_name}.{self.name} is {value!r}, not an int of {self._width} bytes")
+            raise self._wrong(value) from None
         cut = value & self._mask
         if not (-self._mask // 2 <= value <= self._mask or self._said):
             self._said = True  # once is enough: a guest may read it for ever
@@ -62,6 +66,12 @@ class Fit:
                 *(self._device_name, self.name, value, self._width, cut),
             )
         return cut
+
+    def _wrong(self, value: object) -> WrongValue:
+        which = f"{self._device_name}.{self.name}"
+        if isinstance(self._origin, Source):
+            return WrongValue(f"{which} is {shown(value)}, not an int of {self._width} bytes ({self._origin})")
+        return WrongReturn(self._origin, value, f"the value of {which}, an int of {self._width} bytes")
 
 
 class Cell(NamedTuple):
@@ -155,7 +165,7 @@ class HandledRegister(BaseRegister):
         """A cell for each register of the array, or for the one; functions are bound to `device`."""
         read = self._read.__get__(device) if self._read else None
         write = self._write.__get__(device) if self._write else None
-        place, fit = self.place, Fit(self.name, device, self.place.width)
+        place, fit = self.place, Fit(self.name, device, self.place.width, self._read or self.source)
         if place.count is None:
             yield place.cell(0, read or read_as_zero, write or ignore_write, fit)
             return
@@ -373,7 +383,9 @@ class StoredRegister(BaseRegister, State):
             write = partial(setattr, device, name)
         elif writable:
             write = write_some
-        yield self.place.cell(0, partial(getattr, device, name), write, Fit(name, device, self.place.width))
+        yield self.place.cell(
+            0, partial(getattr, device, name), write, Fit(name, device, self.place.width, self.source)
+        )
 
 
 def stored_register(

@@ -383,6 +383,10 @@ class Session:
             check_command(self._migration.state, command)
         return command
 
+    def _named(self, message: Message) -> str:
+        command = self.dialect.command(message.command)
+        return command.name if command is not None else f"command {message.command}"
+
     def _run(self, command: Command, message: Message) -> tuple[bytes, list[int]]:
         """The effect of a command; the reply of one that may be answered early is ready before its effect."""
         if command is Command.REGION_WRITE and message.wants_reply:
@@ -396,13 +400,13 @@ class Session:
             raise error
         if isinstance(error, ProtocolError):
             number = error.errno
-            log.debug("command %d: %s", message.command, error)
+            log.debug("%s: %s", self._named(message), error)
         elif isinstance(error, OSError) and error.errno:
             number = error.errno
-            log.warning("command %d: %s", message.command, error)
+            log.warning("%s: %s", self._named(message), error)
         else:
             number = errno.EIO
-            log.error("command %d: the device failed", message.command, exc_info=error)
+            log.error("%s: the device failed", self._named(message), exc_info=error)
         if owed:
             self.connection.out += message.error(number).encode()
 

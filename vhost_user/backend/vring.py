@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from userdev.declare.values import shown
+from userdev.declare.returned import WrongReturn
 from userdev.errors import AUTHORS_FAILURES
 from userdev.eventfd import drain
 from userdev.serving.background import Background
@@ -31,16 +31,8 @@ BATCH = 32
 """Requests whose end is told at once: the index is stored and the driver asked for its wish once for all of them."""
 
 
-class WrongReturn(TypeError):
-    """A device's function has returned what is no answer to a request, as one without `return` does."""
-
-    def __init__(self, function: Callable[..., object], returned: object) -> None:
-        code = getattr(getattr(function, "__func__", function), "__code__", None)
-        where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-        super().__init__(
-            f"{getattr(function, '__qualname__', function)}{where} has returned {shown(returned)}: it has to return how"
-            " many bytes it has written, 0 for none, or a function that does the rest and returns that"
-        )
+WANTED = "how many bytes it has written, 0 for none, or a function that does the rest and returns that"
+"""What a function that takes requests has to return."""
 
 
 class Vring:
@@ -384,7 +376,7 @@ class HandledVring(Vring):
             WrongReturn: that is nothing that can be done.
         """
         if not callable(rest):
-            raise WrongReturn(function, rest)
+            raise WrongReturn(function, rest, WANTED)
         self._background.submit(rest, partial(self._ended, ring, chain, rest))
 
     def _ended(self, ring: Ring, chain: Chain, rest: Later, outcome: int | Exception) -> None:
@@ -393,7 +385,7 @@ class HandledVring(Vring):
             if isinstance(outcome, Exception):
                 raise outcome
             if not isinstance(outcome, int):
-                raise WrongReturn(rest, outcome)
+                raise WrongReturn(rest, outcome, WANTED)
             ring.push(chain, outcome)
             self.owes = True
         except AUTHORS_FAILURES as error:
