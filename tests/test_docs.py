@@ -209,3 +209,39 @@ def test_a_ci_file_that_is_shown_keeps_to_its_makers_schema(name: str, tmp_path:
         options = ["-q", "--builtin-schema", *CI_SCHEMAS[name], str(tmp_path / f"{number}.yml")]
         ran = CliRunner().invoke(check_jsonschema.main, options)
         assert ran.exit_code == number, ran.output
+
+
+def copied_by_readers() -> Iterator[tuple[str, str]]:
+    """Blocks of Python that are run, and what a new project has: (where, text)."""
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "how-to").glob("*.md")]):
+        for block in re.finditer(r"(<!-- not run: [^\n]+\n+)?```python\n(.*?)```", page.read_text(), re.DOTALL):
+            if not block[1]:
+                yield f"{page.stem}-{block.start()}", block[2]
+    for template in (ROOT / "vfio_user" / "new_project" / "templates").glob("*.py.txt"):
+        yield template.name, template.read_text().replace("%%", "")
+
+
+def test_a_block_of_a_page_has_the_imports_that_it_needs_and_no_others(tmp_path: Path) -> None:
+    for where, text in copied_by_readers():
+        if not where.endswith(".txt"):
+            (tmp_path / f"{where}.py").write_text(text)
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--no-cache",
+        "--select",
+        "F401,F821",
+        str(tmp_path),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_what_readers_copy_does_not_write_a_register_byte_by_byte() -> None:
+    """`struct.pack_into` fills the place with zeros first: on a BAR those are writes, too."""
+    guests = [(where, text) for where, text in copied_by_readers() if "/resource0" in text]
+    assert len(guests) >= 3
+    assert [where for where, text in guests if "pack_into" in text or "unpack_from" in text] == []
