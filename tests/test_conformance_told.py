@@ -20,6 +20,9 @@ from vfio_user.cli._conformance import Asked, Suite, options
 
 
 class Bench:
+    def begin(self) -> None:
+        return
+
     def close(self) -> None:
         return
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from userdev.conformance import Crash, Group, Level, Outcome, Skip, require, run
+from userdev.conformance import Check, Crash, Group, Level, Outcome, Skip, require, run
 from userdev.conformance.targets import RunningServer
+from userdev.errors import UserdevError
 from userdev.transport import Listener
 
 
 class Bench:
+    def begin(self) -> None:
+        return
+
     def close(self) -> None:
         return
 
@@ -57,6 +61,13 @@ def outcome(check: Callable[[Bench], None], level: Level, crash: Crash | None = 
     return result.outcome, result.detail
 
 
+def several(*functions: Callable[[Bench], None], level: Level = Level.MUST) -> list[Check[Bench]]:
+    group = Group[Bench]("group", "a rule")
+    for number, function in enumerate(functions):
+        group.check(f"{function.__name__}{number}", level=level)(function)
+    return list(group)
+
+
 @pytest.mark.parametrize("level", Level)
 def test_a_rule_that_is_left_open_is_not_failed(level: Level) -> None:
     assert outcome(wrong, level) == (
@@ -92,11 +103,8 @@ def test_a_server_that_ends_by_itself_differs_where_that_is_left_open(check: Cal
 def test_a_server_has_the_time_to_die_of_what_a_check_has_sent_whatever_the_check_says(level: Level) -> None:
     """Else its death is that of the next, whose client it still takes. A check that was skipped has sent nothing."""
     happened: list[str] = []
-    group = Group[Bench]("group", "a rule")
-    for number, check in enumerate((right, wrong, broken, impossible, right)):
-        group.check(f"{check.__name__}{number}", level=level)(check)
     told = run(
-        list(group),
+        several(right, wrong, broken, impossible, right, level=level),
         Server(),
         Bench,
         dialect="any",
@@ -161,3 +169,64 @@ def test_each_group_has_a_fresh_server_and_the_last_check_is_judged_once_its_own
         "two/first": "",
         "two/last": "it died at its end, 2",
     }
+
+
+class Mute(Bench):
+    def begin(self) -> None:
+        raise UserdevError("it hangs up")
+
+
+@pytest.mark.parametrize("level", [Level.MUST, Level.OPEN])
+def test_a_server_that_begins_no_conversation_is_one_failure_and_nothing_else_is_tried(level: Level) -> None:
+    tried: list[str] = []
+    checks = several(right, wrong, wrong, right, level=level)
+    told = run(checks, Server(), Mute, dialect="any", settle=lambda: None, started=lambda check: tried.append(check.id))
+    results = list(told)
+    assert [result.outcome for result in results] == [
+        *(Outcome.PASS, Outcome.FAIL, Outcome.NOT_JUDGED, Outcome.NOT_JUDGED)
+    ]
+    assert tried == [checks[0].id, checks[1].id]
+    assert all("it hangs up" in result.detail for result in results[1:])
+    assert all(checks[1].id in result.detail for result in results[2:])
+
+
+def test_a_server_that_is_unlucky_once_is_asked_again_and_asked_no_more_until_it_has_died() -> None:
+    begun: list[bool] = []
+
+    class Unlucky(Bench):
+        def begin(self) -> None:
+            begun.append(True)
+            if len(begun) == 1:
+                raise UserdevError("it has another client")
+
+    server = Server()
+    found = []
+    for result in run(several(wrong, wrong, wrong, wrong), server, Unlucky, dialect="any", settle=lambda: None):
+        found.append((result.outcome, len(begun)))
+        if len(found) == 2:
+            server.crash = Crash("it was killed")
+    assert found == [(Outcome.FAIL, 2), (Outcome.FAIL, 2), (Outcome.FAIL, 3), (Outcome.FAIL, 3)]
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once() -> None:
+    begun: list[bool] = []
+
+    class Slow(UserdevError, TimeoutError):
+        """No answer came."""
+
+    class Silent(Bench):
+        def begin(self) -> None:
+            begun.append(True)
+            raise Slow("it does not answer")
+
+    assert len(list(run(several(wrong, wrong, wrong), Server(), Silent, dialect="any", settle=lambda: None))) == 3
+    assert len(begun) == 1
+
+
+def test_a_server_that_dies_for_good_is_one_failure() -> None:
+    class Grave(Server):
+        def crashed(self) -> Crash | None:
+            return Crash("nobody listens any more")
+
+    results = list(run(several(right, right, right), Grave(), Mute, dialect="any", settle=lambda: None))
+    assert [result.outcome for result in results] == [Outcome.FAIL, Outcome.NOT_JUDGED, Outcome.NOT_JUDGED]

@@ -43,6 +43,13 @@ class Target(Protocol):
 class Workbench(Protocol):
     """One check's view of the server."""
 
+    def begin(self) -> None:
+        """Begin a conversation with the server, as nearly every check does.
+
+        Raises:
+            UserdevError: it lets nobody.
+        """
+
     def close(self) -> None:
         """Close all that the check has opened."""
 
@@ -99,14 +106,25 @@ def run(
     server that dies fails the check that it dies of. `started` is told of each check before it begins.
 
     A check that goes wrong is not judged where one before it that it needs has gone wrong: every cause is one failure.
+    None is tried where one has gone wrong and the server begins no conversation with anybody.
     """
     group = ""
     unsound: set[str] = set()
+    speaks = False  # it has begun a conversation since a check went wrong, and has not died since
+    mute = ""  # what became of the conversations that it does not begin
 
     def judged(result: CheckResult[B]) -> CheckResult[B]:
-        result = _judge(_blame(result, target), unsound)
+        nonlocal speaks, mute
+        crash = target.crashed()
+        result = _judge(_blame(result, crash), unsound)
         if result.outcome in (Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED):
             unsound.add(result.check.id)
+            if crash is not None or not speaks:
+                refusal = _refusal(bench)
+                speaks = refusal is None
+                if refusal is not None:
+                    mute = f"the server begins no conversation: {refusal}; that is the failure of {result.check.id}"
+                    result = _failed_for_all(result, refusal)
         return result
 
     held: CheckResult[B] | None = None
@@ -116,6 +134,10 @@ def run(
             target.renew()
         if held is not None:
             yield judged(held)
+            held = None
+        if mute:
+            yield CheckResult(check, Outcome.NOT_JUDGED, mute)
+            continue
         if started is not None:
             started(check)
         held = _run(check, bench, dialect)
@@ -148,6 +170,28 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
     return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on)
 
 
+def _refusal(bench: Callable[[], B]) -> str | None:
+    """What becomes of a conversation that is begun; None where it goes on. Who may be unlucky once is asked again."""
+    for last in (False, True):
+        own = bench()
+        try:
+            own.begin()
+        except UserdevError as error:
+            if last or isinstance(error, TimeoutError):
+                return _said(error)
+        else:
+            return None
+        finally:
+            own.close()
+    return None
+
+
+def _failed_for_all(result: CheckResult[B], refusal: str) -> CheckResult[B]:
+    """The one failure of a server that begins no conversation, whatever level its check has."""
+    detail = result.detail if refusal in result.detail else f"{result.detail}; {refusal}"
+    return replace(result, outcome=Outcome.FAIL, detail=detail)
+
+
 def _said(error: UserdevError) -> str:
     return f"{error} ({error.hint})" if isinstance(error, UserError) and error.hint else str(error)
 
@@ -157,9 +201,8 @@ def _verdict(check: Check[B]) -> Outcome:
     return Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL
 
 
-def _blame(result: CheckResult[B], target: ServerUnderTest) -> CheckResult[B]:
+def _blame(result: CheckResult[B], crash: Crash | None) -> CheckResult[B]:
     """The result, or a failure where the server has died since."""
-    crash = target.crashed()
     if crash is not None:
         said = result.detail if result.outcome in (Outcome.FAIL, Outcome.DIFFERS) else ""
         outcome = _verdict(result.check) if crash.by_itself else Outcome.FAIL

@@ -67,6 +67,10 @@ class Bench:
         """The check's own client, connected and with a version agreed."""
         return self.connect()
 
+    def begin(self) -> None:
+        """Agree on a version."""
+        self.connect()
+
     def connect(self) -> Client:
         """One more client, with a version agreed."""
         client = self.stranger()

@@ -49,6 +49,10 @@ class Bench:
 
     # Connections
 
+    def begin(self) -> None:
+        """Have a back-end that answers."""
+        self.stranger()
+
     def stranger(self, *, regions: int = 1, answered: bool = True) -> FrontEnd:
         """A front-end that has agreed on nothing yet; `answered` False: nor knows whether anybody is there."""
         stream = self._connected() if answered else self.target.connect()
