@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from userdev.conformance import CheckResult, Outcome
 from userdev.conformance.targets import RunningServer
+from userdev.errors import UserError
 from userdev_servers.edu import Edu
 from userdev_servers.rng import Rng
-from vfio_user.client import conformance
+from vfio_user.cli.probe import command as probe
+from vfio_user.cli.vhost_probe import command as probe_back_end
+from vfio_user.client import Client, conformance
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT
 from vhost_user.backend import Server as BackEndServer
 from vhost_user.frontend import conformance as of_back_ends
 
-SECONDS = 0.2
+SECONDS = 0.05
 
 
 @pytest.fixture
@@ -46,3 +51,27 @@ def test_no_rule_of_vfio_user_is_tried_with_a_vhost_user_back_end(vhost_user: st
 def test_no_rule_of_vhost_user_is_tried_with_a_vfio_user_server(vfio_user: str) -> None:
     target = RunningServer(vfio_user, of_back_ends.greet, timeout=SECONDS)
     assert one_failure_of_all(list(of_back_ends.run(of_back_ends.CATALOGUE, target, timeout=SECONDS)))
+
+
+@pytest.mark.parametrize("dialect", ["auto", "draft-v6"])
+def test_a_back_end_is_recognized_by_the_probe_for_servers_of_vfio_user(vhost_user: str, dialect: str) -> None:
+    error = CliRunner().invoke(probe, [vhost_user, "--dialect", dialect]).exception
+    assert isinstance(error, UserError)
+    assert f"vhost-user probe {vhost_user}" in error.hint
+
+
+def test_what_speaks_neither_is_not_taken_for_a_back_end(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        error = CliRunner().invoke(probe, [str(tmp_path / "s"), "--timeout", "0.05"]).exception
+    assert isinstance(error, UserError)
+    assert "vhost-user" not in error.hint
+
+
+def test_the_probe_for_back_ends_names_the_one_for_servers_of_vfio_user(vfio_user: str) -> None:
+    error = CliRunner().invoke(probe_back_end, [vfio_user, "--timeout", "0.05"]).exception
+    assert isinstance(error, UserError)
+    assert f"vfio-user probe {vfio_user}" in error.hint
+    with Client.connect(f"unix:{vfio_user}") as client:
+        assert client.device_info().num_regions, "it serves on"

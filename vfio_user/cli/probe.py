@@ -14,6 +14,7 @@ from userdev.errors import ProtocolError, UserError
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._other_protocol import probe_command, speaks_vhost_user
 from vfio_user.cli._probed_registers import as_yaml, probed_registers
 from vfio_user.cli._served import one_command
 from vfio_user.client import Client, NoAnswer, RemoteError
@@ -23,6 +24,14 @@ from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Command, Dialect
 
 _AUTO = (CURRENT, DRAFT_V6)
 _FAILURES = (RemoteError, ProtocolError, ConnectionError, NoAnswer)
+
+
+class NoVersion(UserError):
+    """No version was agreed on with a server; `last` is what it did at the last try."""
+
+    def __init__(self, what: str, last: Exception) -> None:
+        super().__init__(what, hint=hint_at_version(last))
+        self.is_in_use = isinstance(last, RemoteError) and last.errno == errno.EBUSY
 
 
 @click.command()
@@ -57,7 +66,12 @@ def command(
     name = socket or device or str(server_command)
     started = one_command(socket, server_command, device, "vfio-user")
     with server(socket, started, greeting(dialects[0]), timeout=timeout) as target:
-        description = _describe(name, partial(_connected, target, timeout), dialects)
+        try:
+            description = _describe(name, partial(_connected, target, timeout), dialects)
+        except NoVersion as error:
+            if error.is_in_use or not speaks_vhost_user(target.connect, timeout=timeout):
+                raise
+            raise UserError(str(error), hint=f"it speaks vhost-user: {probe_command('vhost-user', socket)}") from None
     if register_map:
         registers = probed_registers(description)
         text = json.dumps({"registers": registers.plain}) + "\n" if as_json else as_yaml(registers)
@@ -83,7 +97,7 @@ def _describe(address: str, connect: Callable[[Dialect], Client], dialects: tupl
             client = connect(dialect)
         except _FAILURES as error:
             if isinstance(error, NoAnswer) or (isinstance(error, RemoteError) and error.errno == errno.EBUSY):
-                raise UserError(f"{address}: {error}", hint=hint_at_version(error)) from None
+                raise NoVersion(f"{address}: {error}", error) from None
             refused.append(f"{dialect.name}: {error}")
             last = error
             continue
@@ -92,7 +106,7 @@ def _describe(address: str, connect: Callable[[Dialect], Client], dialects: tupl
                 return describe(client)
             except _FAILURES as error:
                 raise UserError(f"{address}: {error}", hint=hint_beyond_version(error)) from None
-    raise UserError(f"{address}: no version was agreed on\n  " + "\n  ".join(refused), hint=hint_at_version(last))
+    raise NoVersion(f"{address}: no version was agreed on\n  " + "\n  ".join(refused), last)
 
 
 def hint_at_version(error: Exception) -> str:

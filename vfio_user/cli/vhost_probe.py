@@ -9,6 +9,7 @@ import click
 from userdev.errors import UserError
 from vfio_user.cli._conformance import server
 from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._other_protocol import probe_command
 from vfio_user.cli._served import one_command
 from vhost_user.frontend import BackEndError, Disconnected, FrontEnd, NoAnswer
 from vhost_user.frontend.conformance import greet
@@ -33,14 +34,20 @@ def command(
         try:
             description = describe(front_end)
         except BackEndError as error:
-            raise UserError(f"{address or started}: {error}", hint=_hint(error)) from None
+            raise UserError(f"{address or started}: {error}", hint=_hint(error, address)) from None
     click.echo(json.dumps(as_json(description), indent=2) if wants_json else render(description))
 
 
-def _hint(error: BackEndError) -> str:
+def _hint(error: BackEndError, address: str | None) -> str:
+    """The advice about a back-end that cannot be described.
+
+    Whether it speaks vfio-user instead is not tried: to a back-end that serves another front-end, and comes to this
+    one later, VERSION would be a wrong message.
+    """
+    other = f"if it is a vfio-user server: {probe_command('vfio-user', address)}"
     match error:
         case NoAnswer():
-            return "does it serve another front-end? some let the next one wait without a sign"
+            return f"does it serve another front-end? some let the next one wait without a sign; {other}"
         case Disconnected():
-            return "its log should say why, if it speaks vhost-user at all"
+            return f"its log should say why, if it speaks vhost-user at all; {other}"
     return "`vhost-user conformance` says what else it does"
