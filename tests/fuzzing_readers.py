@@ -321,7 +321,7 @@ def _read_vhost_scenario(data: bytes) -> None:
 
 
 def _read_registers(path: Path, data: bytes) -> None:
-    from vfio_user.interposer.trace.registers import load_registers
+    from vfio_user.interposer.trace.register_file import load_registers
 
     path.write_bytes(data)
     load_registers(path).name(0, 8)

@@ -83,6 +83,31 @@ def test_what_is_wrong_is_refused_with_its_line_and_the_reason(text: str, line: 
     assert about in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("nth", "about"),
+    [
+        ("{evry: 3}", ["did you mean 'every'?"]),
+        ("{every: x}", ["nth.every", "'x'"]),
+        ("[1, 0]", ["nth.1", "not 0"]),
+        ("soon", ["nth", "a table or a list", "'soon'"]),
+    ],
+)
+def test_what_may_be_of_several_kinds_is_told_of_the_one_that_was_meant(nth: str, about: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_scenario(f"rules:\n- match: {{nth: {nth}}}\n  act: drop\n", "bad.yaml")
+    told = str(refused.value)
+    assert len(told.splitlines()) == 1
+    assert all(word in told for word in about)
+    assert "function-" not in told, "the names of our validators are nobody's"
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "!!set {0x1}"])
+def test_a_value_that_nobody_writes_is_refused_without_its_digits(number: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_scenario(f"rules:\n- act: {{delay: [{number}]}}\n  match: {number}\n", "bad.yaml")
+    assert len(str(refused.value)) < 400
+
+
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(UserError) as refused:
         parse_scenario("rules:\n- act: explode\n- act: {delay: soon}\n", "bad.yaml")

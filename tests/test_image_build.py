@@ -325,7 +325,7 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
         pytest.param("extends: minimal\nmodules: nvme\n", "modules", id="no list"),
         pytest.param("description: x\n", "suites", id="missing field"),
         pytest.param("extends: bad\ndescription: x\n", "extends itself", id="extends itself"),
-        pytest.param("extends: nothing\ndescription: x\n", "nothing.yaml", id="extends nothing"),
+        pytest.param("extends: nothing\ndescription: x\n", "no recipe 'nothing'", id="extends nothing"),
         pytest.param("{", "not YAML", id="no YAML"),
         pytest.param("- a\n", "table", id="no table"),
         pytest.param("[" * 20_000, "levels", id="levels"),
@@ -340,7 +340,7 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
         pytest.param("extends: minimal\nservices: {../a: b}\n", "services", id="a path for a service"),
         pytest.param("extends: minimal\nown_files: {/a: nothing}\n", "there is no file 'nothing'", id="no file"),
         pytest.param("extends: minimal\nown_files: {/a: [b]}\n", r"bad\.yaml:2: own_files", id="a list for a file"),
-        pytest.param("extends: minimal\nown_files: {a: bad.yaml}\n", "own_files", id="nowhere in the guest"),
+        pytest.param("extends: minimal\nown_files: {a: bad.yaml}\n", "begins with /", id="nowhere in the guest"),
         pytest.param("extends: minimal\nown_files: [bad.yaml]\n", "own_files", id="a list of files"),
         pytest.param("extends: minimal\nown_kernel: {image: bad.yaml}\n", "modules", id="a kernel without modules"),
         pytest.param("extends: minimal\nown_kernel: bad.yaml\n", "own_kernel", id="a kernel that is a file alone"),
@@ -359,6 +359,16 @@ def test_a_recipe_extends_another_by_its_name_and_not_its_file(tmp_path: Path) -
     with pytest.raises(UserError) as refused:
         load_recipe(str(path))
     assert "without .yaml" in refused.value.hint
+
+
+def test_a_recipe_that_extends_one_with_a_typo_is_told_what_was_meant(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    for parent, meant in (("minimall", "minimal"), ("ours", "our")):
+        path.write_text(f"extends: {parent}\n")
+        (tmp_path / "our.yaml").write_text("extends: minimal\n")
+        with pytest.raises(UserError) as refused:
+            load_recipe(str(path))
+        assert f"did you mean '{meant}'?" in refused.value.hint
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_a_plan_is_what_it_says(tmp_path: Path) -> None:
         ("cpus: [1, 2]", "cpus: [1, 0]", "greater than or equal to 1"),
         ("cpus: [1, 2]", "cpus: [1, 1]", "a value twice"),
         ("cpus: [1, 2]", "cpus: [yes]", "integer"),
+        ("cpus: [1, 2]", "cpus: [1, two]", "'two'"),
         ("dialect: [current, region-migration]", "dialect: [draft-v6]", "'region-migration'"),
         ("tests: [dma]", "tests: [dna]", "there are: "),
         ("tests: [dma]", "tests: [dma, dma]", "twice"),

@@ -13,7 +13,7 @@ from userdev_servers.edu import Edu
 from vfio_user.cli.probe import command, hint_at_version, hint_beyond_version
 from vfio_user.client import Client, Disconnected, NoAnswer, RemoteError
 from vfio_user.client.description import describe
-from vfio_user.interposer.trace.registers import load_registers
+from vfio_user.interposer.trace.register_file import load_registers
 from vfio_user.server import Server
 from vfio_user.wire.constants import RegionIndex
 

@@ -19,6 +19,7 @@ from userdev.trace.view import TraceView
 from vfio_user.cli import cli
 from vfio_user.interposer.trace import read_trace
 from vfio_user.interposer.trace.decode import describe
+from vfio_user.interposer.trace.register_file import load_registers
 from vfio_user.interposer.trace.show import PACKETS
 from vfio_user.traces import open_trace
 from vfio_user.wire import CURRENT, Command
@@ -207,6 +208,35 @@ def test_a_register_that_nothing_has_is_refused_rather_than_never_seen(trace: Pa
     with pytest.raises(UserError) as refused:
         run("show", trace, "--registers", "edu", "--register", "compude")
     assert "compute" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("entry", "about"),
+    [
+        ("{region: 0, ofset: 8, name: b}", "did you mean 'offset'?"),
+        ("{region: 0, offset: 8, width: 0, name: b}", "width"),
+        ("{region: BAR0, offset: 8, name: b}", "'BAR0'"),
+        ("{offset: 8, name: b}", "region"),
+        ("{region: 0, offset: 8}", "name"),
+    ],
+)
+@pytest.mark.parametrize("begin", ["registers:", "# a list alone"])
+def test_a_mistake_in_a_register_map_is_told_with_its_line(tmp_path: Path, begin: str, entry: str, about: str) -> None:
+    path = tmp_path / "map.yaml"
+    path.write_text(f"{begin}\n- {{region: 0, offset: 0, width: 4, name: a}}\n- {entry}\n")
+    with pytest.raises(UserError) as refused:
+        load_registers(path)
+    assert f"{path}:3: " in str(refused.value)
+    assert about in str(refused.value)
+
+
+def test_a_register_map_may_be_empty_name_a_bar_and_number_its_registers(tmp_path: Path) -> None:
+    path = tmp_path / "map.yaml"
+    for nothing in ("", "registers:\n", "[]\n"):
+        path.write_text(nothing)
+        assert load_registers(path).registers == ()
+    path.write_text('[{"bar": 2, "offset": 8, "name": 7, "count": 2, "stride": 16}]')
+    assert load_registers(path).name(2, 24) == "7[1]"
 
 
 @pytest.mark.parametrize("content", ["registers: [{region: 0}]", "registers: 7", "[[", "- 3"])

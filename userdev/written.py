@@ -21,6 +21,18 @@ Place = tuple[str | int, ...]
 MOST_MISTAKES = 5
 """Mistakes that are told at once."""
 
+_SHOULD_BE = "Input should be "
+_SHAPES = {
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "dict_type": "a table",
+    "mapping_type": "a table",
+    "list_type": "a list",
+    "tuple_type": "a list",
+}
+"""Kinds of mistakes that are about the shape of a value: what it should be, in the words of YAML."""
+_NAMES: dict[type, str] = {dict: "a table", list: "a list", tuple: "a list", set: "a set"}
+
 
 class Written(BaseModel):
     """A table of a document, of which every key is known."""
@@ -117,7 +129,15 @@ def each_once(what: str, names: Iterable[str]) -> None:
 
 def refused(source: str, root: yaml.Node | None, mistakes: Sequence[ErrorDetails]) -> UserError:
     """The error for what a model says of a document, each mistake with its line."""
-    told = list(dict.fromkeys(_mistake(source, root, dict(each)) for each in mistakes))
+    found = [_Mistake.of(root, dict(each)) for each in mistakes]
+    inside = {each.place[:depth] for each in found for depth in range(len(each.place))}
+    told: list[str] = []
+    for (where, line), at_once in _by_place(each for each in found if not (each.is_shape and each.place in inside)):
+        begin = f"{source}:{line}: {f'{where}: ' if where else ''}"
+        wanted = list(dict.fromkeys(each.wanted for each in at_once if each.wanted))
+        if wanted:
+            told.append(f"{begin}{_SHOULD_BE}{' or '.join(wanted)}, not {at_once[0].given}")
+        told += dict.fromkeys(f"{begin}{each.what}" for each in at_once if not each.wanted)
     more = f"\nand {len(told) - MOST_MISTAKES} more" if len(told) > MOST_MISTAKES else ""
     return UserError("\n".join(told[:MOST_MISTAKES]) + more)
 
@@ -128,32 +148,73 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     return f"there is no {kind} {name!r}; {meant(str(name), names)}there are: {', '.join(names) or 'none'}"
 
 
-def _mistake(source: str, root: yaml.Node | None, error: dict[str, Any]) -> str:
-    place: Place = error["loc"]
-    if error["type"] == "unknown_key":
-        return f"{source}:{_locate(root, (*place, error['ctx']['key']))[1]}: {error['msg']}"
-    where, line = _locate(root, place)
-    return f"{source}:{line}: {f'{where}: ' if where else ''}{error['msg'].removeprefix('Value error, ')}"
+class _Mistake(NamedTuple):
+    """What a model says of a part of a document."""
+
+    place: Place
+    """As the document has it: without the names that a model gives the kinds of which a value may be."""
+    line: int
+    where: str
+    wanted: str
+    """What the value should be; "": `what` is all that there is to say."""
+    given: str
+    what: str
+    is_shape: bool
+    """Whether a value of another shape would have been looked into. Where several kinds may stand there, and one was,
+    that one was meant."""
+
+    @classmethod
+    def of(cls, root: yaml.Node | None, error: dict[str, Any]) -> _Mistake:
+        """From an error of pydantic's."""
+        kind, place, said = error["type"], error["loc"], error["msg"].removeprefix("Value error, ")
+        given = _shown(error["input"])
+        if kind == "unknown_key":
+            words, line = _locate(root, (*place, error["ctx"]["key"]))
+            return cls(words, line, "", "", given, said, False)
+        words, line = _locate(root, place)
+        if kind == "missing":
+            words = (*words, place[-1])
+        if kind == "string_pattern_mismatch":
+            said = f"{said}, not {given}"
+        is_wanted = said.startswith(_SHOULD_BE)
+        wanted = _SHAPES.get(kind) or said.removeprefix(_SHOULD_BE).partition(", unable")[0] if is_wanted else ""
+        return cls(words, line, ".".join(map(str, words)), wanted, given, said, kind.endswith("_type"))
 
 
-def _locate(root: yaml.Node | None, place: Place) -> tuple[str, int]:
-    """Where a part is: its name as far as the document has it, with the last word where that is missing; its line."""
+def _by_place(mistakes: Iterable[_Mistake]) -> Iterable[tuple[tuple[str, int], list[_Mistake]]]:
+    found: dict[tuple[str, int], list[_Mistake]] = {}
+    for each in mistakes:
+        found.setdefault((each.where, each.line), []).append(each)
+    return found.items()
+
+
+def _shown(value: object) -> str:
+    """A value that somebody has written, for an error."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"  # of which Python may refuse to write the digits
+    shape = next((name for kind, name in _NAMES.items() if isinstance(value, kind)), "")
+    return shape or f"{value!r:.100}"
+
+
+def _locate(root: yaml.Node | None, place: Place) -> tuple[Place, int]:
+    """Where a part is: its place as far as the document has it, and the line of that."""
     node, line = root, root.start_mark.line if root is not None else 0
-    words: list[str] = []
-    for number, word in enumerate(place, 1):
+    words: list[str | int] = []
+    for word in place:
         if isinstance(node, yaml.MappingNode):
             found = next(((key, value) for key, value in node.value if key.value == str(word)), None)
-            if found is not None:
-                line, node = found[0].start_mark.line, found[1]
-            elif number < len(place):
-                continue  # the name that a model gives one of several kinds
+            if found is None:
+                continue  # the name that a model gives one of several kinds, or what is missing
+            line, node = found[0].start_mark.line, found[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(word, int) and word < len(node.value):
             node = node.value[word]
             line = node.start_mark.line
         else:
             continue
-        words.append(str(word))
-    return ".".join(words), line + 1
+        words.append(word)
+    return tuple(words), line + 1
 
 
 def refuse_twice(source: str, root: yaml.Node) -> None:

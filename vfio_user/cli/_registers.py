@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from userdev.errors import UserError
-from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap, load_registers
+from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 
 REGISTERS_HELP = "Names of registers: a YAML or JSON map, a device's name, or MODULE:CLASS (vfio-user)."
 
@@ -17,6 +17,8 @@ def registers(text: str) -> RegisterMap:
         UserError: there is none, or it is no map.
     """
     if Path(text).is_file():
+        from vfio_user.interposer.trace.register_file import load_registers
+
         return load_registers(text)
     if Path(text).suffix in (".yaml", ".yml", ".json"):
         raise UserError(f"there is no register map {text}")

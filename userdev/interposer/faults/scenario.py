@@ -43,7 +43,10 @@ def one_of(name: str) -> BeforeValidator:
 
 def parsed_number(value: Any) -> Any:
     """Let a number be written as "0x10"."""
-    return int(value, 0) if isinstance(value, str) else value
+    try:
+        return int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f'{value!r:.100} is no number: 16, or "0x10"') from None
 
 
 def _errno(value: Any) -> Any:
@@ -55,7 +58,10 @@ def _errno(value: Any) -> Any:
 
 
 def _hex(value: Any) -> Any:
-    return bytes.fromhex(value) if isinstance(value, str) else value
+    try:
+        return bytes.fromhex(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"{value!r:.100} are no bytes in hexadecimal digits: 00ff") from None
 
 
 def listed(value: Any) -> Any:

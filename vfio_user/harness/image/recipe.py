@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import AfterValidator, StringConstraints, ValidationError
 
 import vfio_user
 from userdev.errors import UserError, meant
@@ -25,7 +25,15 @@ RECIPES = ROOM / "recipes"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$")]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line: what is in a recipe gets into the guest's settings."""
-GuestPath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]+$")]
+
+
+def _in_the_guest(path: str) -> str:
+    if not re.fullmatch(r"/[^\x00-\x1f\x7f]+", path):
+        raise ValueError("a path in the guest begins with /, and is one line")
+    return path
+
+
+GuestPath = Annotated[str, AfterValidator(_in_the_guest)]
 
 
 class OwnKernel(Written):
@@ -107,6 +115,10 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         hint = "a recipe's name, without .yaml: of one that comes with this package, or is in the same folder"
         raise UserError(f"recipe {path}: extends: {parent!r:.100} is no recipe's name", hint=hint)
     folder = RECIPES if (RECIPES / f"{parent}.yaml").exists() else path.parent
+    if not (folder / f"{parent}.yaml").exists():
+        names = sorted({*recipe_names(), *(each.stem for each in folder.glob("*.yaml") if each != path)})
+        hint = f"{meant(parent, names)}there are: {', '.join(names)}"
+        raise UserError(f"recipe {path}: extends: there is no recipe {parent!r:.100}", hint=hint)
     base = _merged(folder / f"{parent}.yaml", (*above, path))
     return {key: _join(base.get(key), fields.get(key)) for key in {**base, **fields}}
 

@@ -1,19 +1,9 @@
-"""Names for offsets: PCI's own for config space, the device's from a map that somebody gives.
-
-A map is YAML or JSON::
-
-    registers:
-      - {region: 0, offset: 0x08, width: 4, name: compute}
-      - {region: 0, offset: 0x100, width: 4, name: queue, count: 16, stride: 8}
-
-`region` is 4 for BAR4, 7 for config space; a list without the outer key will do as well.
-"""
+"""Names for offsets: PCI's own for config space, the device's from a map that somebody gives (register_file.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from userdev.errors import UserError, meant
@@ -134,24 +124,6 @@ def is_named(name: str, wanted: str) -> bool:
     """Whether what is called `queue[3]+2` is meant by `queue`, `queue[3]`, or all of it, as it is printed."""
     element = name.partition("+")[0]
     return wanted in (name, element, element.partition("[")[0])
-
-
-def load_registers(path: str | Path) -> RegisterMap:
-    """The map in a YAML or JSON file.
-
-    Raises:
-        UserError: it cannot be read, or is no map.
-    """
-    from userdev.documents import parse, read_text
-
-    content = parse(read_text(path, "register map"), str(path)).value
-    entries = content.get("registers", ()) if isinstance(content, Mapping) else content
-    try:
-        return RegisterMap([_register(entry) for entry in entries or ()])
-    except _MALFORMED as error:
-        raise UserError(
-            f"{path} is no register map: {error}", hint="registers: [{region: 0, offset: 8, width: 4, name: compute}]"
-        ) from None
 
 
 def _register(entry: Mapping[str, Any]) -> NamedRegister:
