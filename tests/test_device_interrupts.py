@@ -78,11 +78,42 @@ def test_a_vector_that_is_not_there_is_the_authors_error(device: Ringer, msix: V
         device.interrupts.trigger(4)
 
 
-def test_a_device_whose_msix_is_off_and_has_nothing_else_stays_silent() -> None:
-    class Quiet(PciDevice):
-        ids = PciIds(vendor=1, device=2)
-        interrupts = MsiX(1)
+@pytest.mark.parametrize("vector", [-1, 4, 32])
+@pytest.mark.parametrize("function", ["trigger", "coalesce"])
+def test_so_it_is_before_the_client_has_enabled_any(device: Ringer, vector: int, function: str) -> None:
+    for each in (device, Quiet()):
+        with pytest.raises(ValueError, match=str(vector)):
+            getattr(each.interrupts, function)(vector)
 
+
+def test_so_is_one_that_another_mechanism_has_than_the_client_has_chosen() -> None:
+    class Two(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+        interrupts = Msi(2) | MsiX(4)
+
+    device = Two()
+    device.interrupts.trigger(3)
+    wires = Vectors(device, MSI, count=2)
+    with pytest.raises(ValueError, match="2 vectors"):
+        device.interrupts.trigger(3)
+    wires.close()
+
+
+def test_a_device_that_has_no_interrupts_may_trigger_what_it_likes() -> None:
+    class Mute(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+
+    device = Mute()
+    device.interrupts.trigger(3)
+    assert device.interrupts.pending == frozenset()
+
+
+class Quiet(PciDevice):
+    ids = PciIds(vendor=1, device=2)
+    interrupts = MsiX(1)
+
+
+def test_a_device_whose_msix_is_off_and_has_nothing_else_stays_silent() -> None:
     device = Quiet()
     assert device.interrupts.active == "none"
     device.interrupts.trigger(0)

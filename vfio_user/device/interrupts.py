@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 MESSAGE_INDEXES = (MSIX, MSI)
 NAMES = {INTX: "intx", MSI: "msi", MSIX: "msix"}
 
+ANY = 1 << 32
+"""As many vectors as one likes: nothing happens where a device does not interrupt."""
+
 MaskHook = Callable[[str, Sequence[int], bool], None]
 """Told of a mechanism by its name, of some of its vectors, and whether they are masked now."""
 
@@ -80,6 +83,8 @@ class Interrupts:
             IrqInfo(index, counts.get(index, 0 if index in absent else 1), int(INFO_FLAGS[index]))
             for index in (INTX, MSI, MSIX, ERR, REQ)
         ]
+        self._vectors = max(counts.values()) or ANY
+        """Of the mechanism that has most."""
         self.link: Link = NoClient()
         self._on_mask = on_mask
         self.table = MsiXTable(counts[MSIX], self._changed)
@@ -113,7 +118,7 @@ class Interrupts:
         Without any mechanism enabled nothing happens. An MSI vector above what the client granted wraps, as PCI says.
 
         Raises:
-            ValueError: the active mechanism has no such vector.
+            ValueError: the active mechanism has no such vector; where that is INTx, or none yet, no other has it either.
         """
         with self._lock:
             signal = self._route.get(vector)
@@ -129,7 +134,13 @@ class Interrupts:
             self._level = False
 
     def coalesce(self, vector: int = 0) -> None:
-        """Trigger once for all calls until the current batch of messages is answered. For the session's thread."""
+        """Trigger once for all calls until the current batch of messages is answered. For the session's thread.
+
+        Raises:
+            ValueError: no mechanism of the device has such a vector.
+        """
+        if not 0 <= vector < self._vectors:
+            raise self._wrong(vector)
         if not self._coalesced:
             self.link.defer(self.trigger_coalesced)
         self._coalesced.add(vector)
@@ -280,6 +291,8 @@ class Interrupts:
 
     def _trigger(self, vector: int) -> list[tuple[int, int]]:
         """Trigger a vector that is not wired, or masked; returns what has to go as messages."""
+        if not 0 <= vector < self._vectors:
+            raise self._wrong(vector)
         match self._active:
             case None:
                 return []
@@ -291,6 +304,9 @@ class Interrupts:
                     raise ValueError(f"{self.active} has {self.infos[index].count} vectors, none is {vector}")
                 self._pending[index].add(self._granted(vector) if index == MSI else vector)
                 return self._deliver()
+
+    def _wrong(self, vector: int) -> ValueError:
+        return ValueError(f"the device has {self._vectors} vectors, none is {vector!r}: they count from 0")
 
     def _deliver(self) -> list[tuple[int, int]]:
         """Deliver what waits and can be delivered."""
