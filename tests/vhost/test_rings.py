@@ -22,7 +22,7 @@ from tests.vhost_kit import (
     finish,
     take,
 )
-from vhost_user.rings import BrokenRing, Chain, RingAddresses
+from vhost_user.rings import BrokenRing, Chain, RingAddresses, WrongLength
 
 
 @BOTH
@@ -33,7 +33,7 @@ def test_a_request_reaches_the_device_and_comes_back(guest: Guest, kind: type[An
     assert ring.pop() is None
     number = driver.request(b"read me", writable=(3, 10), indirect=indirect)
     chain = take(ring)
-    assert (chain.readable, chain.writable) == (11, 13)
+    assert (chain.readable, chain.writable, chain.room) == (11, 13, 13)
     assert chain.read(4) == struct.pack("<I", number)
     assert chain.read() == b"read me"
     assert finish(ring, chain, b"0123456789")
@@ -179,7 +179,7 @@ def test_a_chain_is_read_and_written_as_one(sizes: list[int], steps: list[int], 
     for size in sizes:
         views.append(memoryview(source)[at : at + size])
         at += size
-    chain = Chain(0, 1, views, into, [])
+    chain = Chain(0, 1, views, into, [], sum(sizes))
     got = b"".join(chain.read(step) for step in steps)
     assert got == source[: sum(steps)]
     assert chain.readable == len(source) - len(got)
@@ -196,9 +196,10 @@ def test_a_request_is_given_back_once_and_with_a_count(guest: Guest, kind: type[
     ring = driver.ring()
     driver.request()
     chain = take(ring)
-    with pytest.raises(ValueError, match="given back"):
-        ring.push(chain, -1)
-    ring.push(chain, 0)
+    for wrong in (-1, chain.writable + 1, 1 << 32):
+        with pytest.raises(WrongLength):
+            ring.push(chain, wrong)
+    ring.push(chain, chain.writable)
     with pytest.raises(ValueError, match="again"):
         ring.push(chain, 0)
 

@@ -16,6 +16,11 @@ class _Endless(Begun):
         pass
 
 
+class _Boastful(Begun):
+    def end(self) -> int:
+        return 100_000
+
+
 class Forgetful(Reverse):
     """Says nothing, at once or later."""
 
@@ -26,6 +31,12 @@ class Forgetful(Reverse):
                 return lambda: None
             case b"begun":
                 return _Endless()
+            case b"much":
+                return 100_000
+            case b"much later":
+                return lambda: 100_000
+            case b"much begun":
+                return _Boastful()
             case data if data != b"now":
                 return chain.write(data)
 
@@ -48,5 +59,28 @@ def test_its_author_is_told_which_function_and_where(
     front_end.settle()
     assert f"{name} ({__file__}:" in caplog.text
     assert "has returned None: it has to return" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert [done.data for done in ring.take_used()] == [b"good"]
+
+
+@pytest.mark.parametrize(
+    ("when", "name"),
+    [
+        ("much", "Forgetful.reverse"),
+        ("much later", "Forgetful.reverse.<locals>.<lambda>"),
+        ("much begun", "_Boastful.end"),
+    ],
+)
+def test_more_than_there_is_room_for_breaks_the_ring_and_never_reaches_the_driver(
+    front_end: FrontEnd, ring: Queue, caplog: pytest.LogCaptureFixture, when: str, name: str
+) -> None:
+    ring.put(b"good", 4)
+    ring.put(when.encode(), 16)
+    ring.kick()
+    assert ring.wait_err()
+    front_end.settle()
+    assert f"{name} ({__file__}:" in caplog.text
+    assert "has returned 100000" in caplog.text
+    assert "16" in caplog.text
     assert "Traceback" not in caplog.text
     assert [done.data for done in ring.take_used()] == [b"good"]

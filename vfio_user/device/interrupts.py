@@ -118,7 +118,7 @@ class Interrupts:
         Without any mechanism enabled nothing happens. An MSI vector above what the client granted wraps, as PCI says.
 
         Raises:
-            ValueError: the active mechanism has no such vector; where that is INTx, or none yet, no other has it either.
+            ValueError: the active mechanism has no such vector; where that is INTx, or none, no mechanism has it.
         """
         with self._lock:
             signal = self._route.get(vector)

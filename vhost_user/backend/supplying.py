@@ -60,7 +60,7 @@ class SupplyVring(Vring):
         """Give back the first that was taken; the driver has it when this ring's turn comes.
 
         Raises:
-            ValueError: it is another one, or the count is none of 32 bits.
+            ValueError: it is another one, or has not so much room.
         """
         if not self._taken or self._taken[0] is not chain:
             raise ValueError(f"{self}: what is given back is not the first of {len(self._taken)} that were taken")

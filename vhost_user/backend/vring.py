@@ -19,7 +19,7 @@ from vhost_user.backend.misses import Misses
 from vhost_user.backend.watcher import Watcher
 from vhost_user.device.queues import Begun, Left
 from vhost_user.memory import IotlbMiss
-from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses
+from vhost_user.rings import BrokenRing, Chain, Ring, RingAddresses, WrongLength
 from vhost_user.wire import BackEndRequest
 
 if TYPE_CHECKING:
@@ -330,7 +330,10 @@ class HandledVring(Vring):
                 while count < BATCH and (chain := pop()) is not None:
                     done = handler(chain)
                     if isinstance(done, int):
-                        push(chain, done)
+                        try:
+                            push(chain, done)
+                        except WrongLength as error:
+                            raise _wrong_length(handler, done, error) from None
                     elif isinstance(done, Begun):
                         begun.append((chain, done))
                     elif isinstance(done, Left):
@@ -356,16 +359,12 @@ class HandledVring(Vring):
         for chain, request in begun:
             try:
                 done = request.end()
+                if isinstance(done, int):
+                    _push(ring, chain, done, request.end)
+                else:
+                    self._wait_with(ring, chain, done, request.end)
             except AUTHORS_FAILURES as error:
                 failure = error
-                continue
-            if isinstance(done, int):
-                ring.push(chain, done)
-            else:
-                try:
-                    self._wait_with(ring, chain, done, request.end)
-                except WrongReturn as error:
-                    failure = error
         if failure is not None:
             raise failure
 
@@ -386,7 +385,23 @@ class HandledVring(Vring):
                 raise outcome
             if not isinstance(outcome, int):
                 raise WrongReturn(rest, outcome, WANTED)
-            ring.push(chain, outcome)
+            _push(ring, chain, outcome, rest)
             self.owes = True
         except AUTHORS_FAILURES as error:
             self._fail(ring, error)
+
+
+def _push(ring: Ring, chain: Chain, written: int, function: Callable[..., object]) -> None:
+    """Give back a request of which `function` has said how much is written.
+
+    Raises:
+        WrongReturn: so much cannot be.
+    """
+    try:
+        ring.push(chain, written)
+    except WrongLength as error:
+        raise _wrong_length(function, written, error) from None
+
+
+def _wrong_length(function: Callable[..., object], written: int, error: WrongLength) -> WrongReturn:
+    return WrongReturn(function, written, f"{WANTED}, not {error}")

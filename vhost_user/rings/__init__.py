@@ -3,7 +3,7 @@
 from vhost_user.rings.chain import BrokenRing, Chain
 from vhost_user.rings.inflight import PackedInflight, SplitInflight, region_size
 from vhost_user.rings.packed import PackedRing
-from vhost_user.rings.ring import Ring, RingAddresses
+from vhost_user.rings.ring import Ring, RingAddresses, WrongLength
 from vhost_user.rings.split import SplitRing
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "RingAddresses",
     "SplitInflight",
     "SplitRing",
+    "WrongLength",
     "region_size",
 ]

@@ -30,12 +30,19 @@ class Chain:
         "length",
         "ranges",
         "readable_views",
+        "room",
         "slots",
         "writable_views",
     )
 
     def __init__(
-        self, head: int, slots: int, readable: list[memoryview], writable: list[memoryview], ranges: list[GuestRange]
+        self,
+        head: int,
+        slots: int,
+        readable: list[memoryview],
+        writable: list[memoryview],
+        ranges: list[GuestRange],
+        room: int,
     ) -> None:
         self.head = head
         """The number that the driver knows it by: its first descriptor, or in a packed ring its buffer id."""
@@ -43,6 +50,8 @@ class Chain:
         """Descriptors of the ring that it takes; an indirect table is one."""
         self.readable_views = readable
         self.writable_views = writable
+        self.room = room
+        """Bytes of all writable buffers."""
         self.ranges = ranges
         """Where the guest has the writable buffers: what the dirty log is told."""
         self.entry = head

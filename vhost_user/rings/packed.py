@@ -230,12 +230,12 @@ class PackedRing(Ring):
         ranges: list[GuestRange] = []
         if descriptors[-1][3] & INDIRECT:
             *direct, (address, length, _, _) = descriptors
-            self._add(direct, readable, writable, ranges)
+            room = self._add(direct, readable, writable, ranges)
             table = self._indirect(address, length)
-            self._add(DESCRIPTOR.iter_unpack(table), readable, writable, ranges)
+            room += self._add(DESCRIPTOR.iter_unpack(table), readable, writable, ranges)
         else:
-            self._add(descriptors, readable, writable, ranges)
-        return Chain(descriptors[-1][2], len(descriptors), readable, writable, ranges)
+            room = self._add(descriptors, readable, writable, ranges)
+        return Chain(descriptors[-1][2], len(descriptors), readable, writable, ranges, room)
 
     def _add(
         self,
@@ -243,10 +243,11 @@ class PackedRing(Ring):
         readable: list[memoryview],
         writable: list[memoryview],
         ranges: list[GuestRange],
-    ) -> None:
+    ) -> int:
+        """Add the buffers of these descriptors; return the bytes of those to write."""
         region = self.table.recent
         start, room, memory = region.guest, region.size if self.iotlb is None else -1, region.view
-        total = 0
+        total = to_read = 0
         for address, length, _, flags in descriptors:
             if flags & INDIRECT:
                 self._break(f"an indirect descriptor with flags {flags:#x}")
@@ -257,6 +258,7 @@ class PackedRing(Ring):
                 self._break("a buffer to read behind one to write")
             else:
                 into = readable
+                to_read = total
             at = address - start
             if 0 <= at <= room - length:  # as MemoryTable.view has it: a call for each would be most of the time
                 into.append(memory[at : at + length])
@@ -267,6 +269,7 @@ class PackedRing(Ring):
                 start, room, memory = region.guest, region.size, region.view
         if total > MAX_BYTES:
             self._break("a chain of more than 4 GiB")
+        return total - to_read
 
     def _resubmit(self, inflight: PackedInflight) -> None:
         try:

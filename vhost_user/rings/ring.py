@@ -60,6 +60,10 @@ class RingAddresses(NamedTuple):
     available: int
 
 
+class WrongLength(ValueError):
+    """A device says that it has written what a request has no room for."""
+
+
 class Ring(ABC):
     """One virtqueue that is started: `pop` takes requests, `push` gives them back, `publish` lets the driver know.
 
@@ -186,10 +190,14 @@ class Ring(ABC):
         The driver has it after `publish`; where rings are in order, after those that were taken before it.
 
         Raises:
-            ValueError: it was given back before, or the count is none of 32 bits.
+            ValueError: it was given back before.
+            WrongLength: it has not so much room (virtio 1.3, "The Virtqueue Used Ring": so many bytes at least are
+                written), the count is negative, or none of 32 bits.
         """
-        if chain.done or not 0 <= written < MAX_BYTES:
-            raise ValueError(f"a request given back {'again ' * chain.done}with {written} bytes written")
+        if chain.done:
+            raise ValueError(f"a request given back again, with {written} bytes written")
+        if not 0 <= written <= chain.room or written == MAX_BYTES:
+            raise WrongLength(f"{written} bytes in a request that has room for {chain.room}")
         chain.length = written
         chain.done = True
         order = self._in_order

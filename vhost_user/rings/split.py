@@ -178,8 +178,8 @@ class SplitRing(Ring):
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         ranges: list[GuestRange] = []
-        slots = self._walk(self._descriptors, head, self.size, readable, writable, ranges)
-        return Chain(head, slots, readable, writable, ranges)
+        slots, room = self._walk(self._descriptors, head, self.size, readable, writable, ranges)
+        return Chain(head, slots, readable, writable, ranges, room)
 
     def _walk(
         self,
@@ -189,11 +189,13 @@ class SplitRing(Ring):
         readable: list[memoryview],
         writable: list[memoryview],
         ranges: list[GuestRange],
-    ) -> int:
-        """Gather the buffers of `count` descriptors' chain from `index` on; return how many there are."""
+    ) -> tuple[int, int]:
+        """Gather the buffers of `count` descriptors' chain from `index` on; return how many there are, and the bytes of
+        those to write.
+        """
         region = self.table.recent
         start, room, memory = region.guest, region.size if self.iotlb is None else -1, region.view
-        walked = total = 0
+        walked = total = to_read = 0
         while True:
             if index >= count:
                 self._break(f"descriptor {index} of {count}")
@@ -205,8 +207,8 @@ class SplitRing(Ring):
                 if flags & NEXT or descriptors is not self._descriptors:
                     self._break(f"an indirect descriptor with flags {flags:#x}, or in an indirect table")
                 table = self._indirect(address, length)
-                self._walk(table, 0, len(table) >> 4, readable, writable, ranges)
-                return walked
+                _, room = self._walk(table, 0, len(table) >> 4, readable, writable, ranges)
+                return walked, total - to_read + room
             total += length
             if flags & WRITE:
                 into = writable
@@ -214,6 +216,7 @@ class SplitRing(Ring):
                 self._break("a buffer to read behind one to write")
             else:
                 into = readable
+                to_read = total
             at = address - start
             if 0 <= at <= room - length:  # as MemoryTable.view has it: a call for each would be most of the time
                 into.append(memory[at : at + length])
@@ -225,7 +228,7 @@ class SplitRing(Ring):
             if not flags & NEXT:
                 if total > MAX_BYTES:
                     self._break("a chain of more than 4 GiB")
-                return walked
+                return walked, total - to_read
             index = after
 
     def _keep(self, head: int) -> None:
