@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
@@ -27,10 +28,12 @@ from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.page.names import INDEX
 
+DEFAULT_DEVICE = "edu"
+
 
 @click.command()
 @device_option(
-    default="edu",
+    default=DEFAULT_DEVICE,
     show_default=True,
     help="A device of `serve` that guests can exercise, with its options: 'edu --msix 0'.",
 )
@@ -109,6 +112,8 @@ def command(
             printer.part(part, outcome)
             kept.looked_at(part.proves, ok=outcome.ok, seen=outcome.told)
         wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
+        if left_out := len(program.parts) - len(done):
+            wrong.append(_of_another_kind(device, left_out))
         if wrong:
             lab.failure = VerdictError(f"the guest saw {device} do wrong", evidence="\n".join(wrong))
         kept_for = _keep(lab, guest) if keep else 0.0
@@ -132,13 +137,24 @@ def _device(device: str, server: str | None, registers: str | None, program: Pro
 
 
 def _exercised(lab: Lab, guest: BootedGuest, program: Program) -> Iterator[tuple[Part, Exercise]]:
-    """Have the guest do one part after the other; what a part did, once it is done."""
+    """Have the guest do one part after the other; what a part did, once it is done.
+
+    A device with other ids than the parts look for is one failure.
+    """
     for part in program.parts:
         with lab.timeline.step(f"the guest: {program.name} {' '.join(part.arguments)}"):
             outcome = exercise(guest, program.name, "--slot", guest.device.address, *part.arguments)
         yield part, outcome
         if not outcome.ok:
             guest.collect(lab.folder)
+            if not program.is_for((guest.device.vendor, guest.device.device)):
+                return
+
+
+def _of_another_kind(device: str, left_out: int) -> str:
+    """What to do about a device of which so many parts were not tried, since it is not what was said."""
+    default = " (the default)" if device == DEFAULT_DEVICE else ""
+    return f"exercised as {device}{default}; --device says what it is ({counted(left_out, 'other part')} not tried)"
 
 
 def _report(lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]], seconds: float) -> str:

@@ -51,13 +51,19 @@ class Part:
 class Program:
     """A program of the guest's that exercises a device: its name, the parts, and the image that has what they need.
 
-    `options` are for a device that is given none.
+    `options` are for a device that is given none. `ids`, a vendor's and its device's, are what every part looks for;
+    None where they look for something else.
     """
 
     name: str
     parts: tuple[Part, ...]
     image: str = "minimal"
     options: tuple[str, ...] = ()
+    ids: tuple[int, int] | None = None
+
+    def is_for(self, ids: tuple[int, int]) -> bool:
+        """Whether a device with these ids is one that the parts find."""
+        return self.ids in (None, ids)
 
 
 _DISK = (
@@ -78,6 +84,7 @@ EXERCISES: Mapping[str, Program] = MappingProxyType(
                 Part(("--interrupts", "intx", "intx"), "INTx is a level until acknowledged"),
                 Part(("dma",), "DMA both ways over page borders"),
             ),
+            ids=(0x1234, 0x11E8),
         ),
         "nvme": Program("workload", _DISK, "storage", ("--image", "memory:64M")),
         "vhost-user-blk": Program("workload", _DISK, "storage", ("--image", "memory:64M")),

@@ -1,0 +1,38 @@
+"""`vfio-user run` has a guest exercise what the device is said to be; a device that is another is one failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vfio_user.cli import run
+from vfio_user.harness.artifacts import Timeline
+from vfio_user.harness.exercises import EXERCISES, Exercise
+
+
+@pytest.mark.parametrize(
+    ("device", "ids", "tried"),
+    [
+        ("edu", (0x1AF4, 0x10F0), 1),
+        ("edu", (0x1234, 0x11E8), len(EXERCISES["edu"].parts)),
+        ("nvme", (0x1AF4, 0x10F0), len(EXERCISES["nvme"].parts)),
+    ],
+    ids=["another device", "a wrong device", "a device of a class"],
+)
+def test_no_other_part_is_tried_of_a_device_with_the_ids_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, ids: tuple[int, int], tried: int
+) -> None:
+    wrong = Exercise("it", ok=False, seen={}, wrong=("all",), device={}, seconds=0.0)
+    monkeypatch.setattr(run, "exercise", lambda *_: wrong)
+    lab: Any = SimpleNamespace(timeline=Timeline(), folder=tmp_path)
+    plugged = SimpleNamespace(address="0000:00:05.0", vendor=ids[0], device=ids[1])
+    guest: Any = SimpleNamespace(device=plugged, collect=lambda _folder: None)
+    assert len(list(run._exercised(lab, guest, EXERCISES[device]))) == tried
+
+
+@pytest.mark.parametrize(("device", "said"), [("edu", "edu (the default)"), ("nvme", "as nvme;")])
+def test_who_forgot_to_say_what_it_is_is_told_so(device: str, said: str) -> None:
+    assert said in run._of_another_kind(device, 5)
