@@ -150,14 +150,14 @@ def test_what_was_not_run_in_a_guest_ends_with_a_status_of_its_own(
     assert why in done.stderr
 
 
-def completed(monkeypatch: pytest.MonkeyPatch, shell: str, *words: str) -> list[str]:
+def completed(monkeypatch: pytest.MonkeyPatch, shell: str, *words: str, program: str = "vfio-user") -> list[str]:
     """What there is for the last of these words, as a shell's script asks for it."""
-    monkeypatch.setenv("COMP_WORDS", shlex.join(["vfio-user", *words]))
+    monkeypatch.setenv("COMP_WORDS", shlex.join([program, *words]))
     # fish gives the word that is being typed, the others its number
     monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(words)))
     made = get_completion_class(shell)
     assert made is not None
-    return re.split("[,\t\n]", made(cli, {}, "vfio-user", "_VFIO_USER_COMPLETE").complete())
+    return re.split("[,\t\n]", made(ROOTS[program], {}, program, "_VFIO_USER_COMPLETE").complete())
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -182,6 +182,24 @@ def test_a_shell_completes_what_there_is(
     monkeypatch: pytest.MonkeyPatch, shell: str, words: list[str], wanted: str
 ) -> None:
     assert wanted in completed(monkeypatch, shell, *words)
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "offered", "refused"),
+    [
+        ("vfio-user", "conformance", {"edu", "nvme"}, {"vhost-user-blk"}),
+        ("vfio-user", "probe", {"edu", "nvme"}, {"vhost-user-blk"}),
+        ("vfio-user", "run", {"edu", "vhost-user-blk"}, {"gpio"}),
+        ("vhost-user", "conformance", {"net", "blk", "rng", "vsock", "fs"}, {"edu", "vhost-user-blk"}),
+        ("vhost-user", "probe", {"vhost-user-blk"}, {"edu"}),
+    ],
+)
+def test_no_device_is_completed_that_the_command_refuses(
+    monkeypatch: pytest.MonkeyPatch, program: str, name: str, offered: set[str], refused: set[str]
+) -> None:
+    words = set(completed(monkeypatch, "bash", name, "--device", "", program=program))
+    assert offered <= words
+    assert not refused & words
 
 
 def test_no_module_is_imported_to_complete_a_commands_name() -> None:

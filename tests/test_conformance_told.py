@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from userdev.conformance import Check, CheckResult, Level, Outcome
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import _conformance
+from vfio_user.cli._completion import complete_devices
 from vfio_user.cli._conformance import Asked, Suite, options
 
 
@@ -56,7 +57,7 @@ def told(*words: str, catalogue: list[Check[Bench]] = CHECKS, outcomes: list[Out
     """What a command of such checks says, which come to these outcomes."""
 
     @click.command()
-    @options("SOCKET")
+    @options("SOCKET", complete=complete_devices)
     def command(**given: Any) -> None:
         results = [RESULTS[outcome] for outcome in (outcomes or [Outcome.PASS])]
         Suite(catalogue, "vfio-user", "current").carry_out(

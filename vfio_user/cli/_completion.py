@@ -33,6 +33,22 @@ def _devices() -> Iterable[tuple[str, str]]:
     return ((name, family.name) for family in FAMILIES for name in family.devices())
 
 
+def _served_by(protocol: str) -> Callable[[], Iterable[tuple[str, str]]]:
+    return lambda: ((name, family) for name, family in _devices() if family == protocol)
+
+
+def _exercised() -> Iterable[tuple[str, str]]:
+    from vfio_user.harness.exercises import EXERCISES
+
+    return ((name, program.name) for name, program in EXERCISES.items())
+
+
+def _checked_back_ends() -> Iterable[tuple[str, str]]:
+    from vhost_user.frontend.conformance.devices import DEVICES
+
+    return ((name, "vhost-user") for name in DEVICES)
+
+
 def _images() -> Iterable[tuple[str, str]]:
     from vfio_user.harness.image.recipe import load_recipe, recipe_names
 
@@ -58,6 +74,10 @@ def _tests() -> Iterable[tuple[str, str]]:
 
 
 complete_devices = completer(_devices)
+complete_servers = completer(_served_by("vfio-user"))
+complete_back_ends = completer(_served_by("vhost-user"))
+complete_checked_back_ends = completer(_checked_back_ends)
+complete_exercised = completer(_exercised)
 complete_images = completer(_images)
 complete_qemus = completer(_qemus)
 complete_known_issues = completer(_known_issues)

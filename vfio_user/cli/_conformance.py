@@ -16,6 +16,7 @@ from userdev.conformance.targets import CommandServer, Greet, RunningServer
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, about, meant
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._completion import Completer
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._served import command_of
@@ -59,10 +60,10 @@ class Asked:
     corpus: Path | None = None
 
 
-def options(argument: str, *, device: str = "") -> Callable[[Function], Function]:
+def options(argument: str, *, complete: Completer, device: str = "") -> Callable[[Function], Function]:
     """Give a command these options; `argument` is what it calls the address. Its function is given them as `Asked`.
 
-    `device` is what that option also says.
+    `device` is what that option also says, and `complete` is what a shell offers for it.
     """
 
     path = click.Path(dir_okay=False, path_type=Path)
@@ -71,7 +72,7 @@ def options(argument: str, *, device: str = "") -> Callable[[Function], Function
         click.option(
             "--server-command", metavar="'CMD {socket}'", help="Start the server; a fresh one for each group."
         ),
-        device_option(help=f"{device}Start the server of this. {DEVICE}"),
+        device_option(help=f"{device}Start the server of this. {DEVICE}", shell_complete=complete),
         click.option("--list", "list_only", is_flag=True, help="List the checks and their rules."),
         click.option("--only", metavar="ID", multiple=True, help="Run this check, or this group; may be repeated."),
         click.option(

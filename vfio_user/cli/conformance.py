@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.cli._served import one_command
@@ -19,7 +20,7 @@ from vfio_user.wire import DIALECTS
 
 
 @click.command()
-@options("SOCKET")
+@options("SOCKET", complete=complete_servers)
 @click.option("--dialect", type=Choice(list(DIALECTS)), default="current", show_default=True)
 def command(dialect: str, **given: Any) -> None:
     """Check the server at SOCKET, or the one that a command starts, or ours of a device.

@@ -12,6 +12,7 @@ import click
 
 from userdev.errors import ProtocolError, UserError
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._other_protocol import probe_command, speaks_vhost_user
@@ -37,7 +38,7 @@ class NoVersion(UserError):
 @click.command()
 @click.argument("socket", required=False)
 @click.option("--server-command", metavar="'CMD {socket}'", help="Start the server.")
-@device_option(help=f"Start the server of this. {DEVICE}")
+@device_option(help=f"Start the server of this. {DEVICE}", shell_complete=complete_servers)
 @click.option(
     "--dialect",
     type=Choice(["auto", *DIALECTS]),

@@ -13,6 +13,7 @@ from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
+from vfio_user.cli._completion import complete_exercised
 from vfio_user.cli._hardware import device_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import REGISTERS_HELP
@@ -35,6 +36,7 @@ DEFAULT_DEVICE = "edu"
 @device_option(
     default=DEFAULT_DEVICE,
     show_default=True,
+    shell_complete=complete_exercised,
     help="A device of `serve` that guests can exercise, with its options: 'edu --msix 0'.",
 )
 @click.option(

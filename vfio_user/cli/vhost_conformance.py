@@ -10,6 +10,7 @@ import click
 
 from userdev.conformance import Check, CheckResult
 from userdev.errors import UserError, meant
+from vfio_user.cli._completion import complete_checked_back_ends
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
 from vhost_user.frontend.conformance import CATALOGUE, DEVICES, DIALECT, Bench, greet, run
@@ -18,7 +19,11 @@ from vhost_user.fuzz import PROTOCOL, VhostUserSubject
 
 
 @click.command()
-@options("ADDRESS", device=f"What is served, which the protocol does not say: {', '.join(DEVICES)}. Without a server: ")
+@options(
+    "ADDRESS",
+    complete=complete_checked_back_ends,
+    device=f"What is served, which the protocol does not say: {', '.join(DEVICES)}. Without a server: ",
+)
 def command(**given: Any) -> None:
     """Check the back-end at ADDRESS, or the one that a command starts, or ours of a device.
 

@@ -7,6 +7,7 @@ import json
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._completion import complete_back_ends
 from vfio_user.cli._conformance import server
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._other_protocol import probe_command
@@ -19,7 +20,7 @@ from vhost_user.frontend.description import as_json, describe, render
 @click.command()
 @click.argument("address", required=False)
 @click.option("--server-command", metavar="'CMD {socket}'", help="Start the back-end.")
-@device_option(help=f"Start the back-end of this. {DEVICE}")
+@device_option(help=f"Start the back-end of this. {DEVICE}", shell_complete=complete_back_ends)
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON.")
 @click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take.")
 def command(
