@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -33,11 +34,12 @@ from vfio_user.device import function_of
 from vfio_user.device.attributes import ATTRIBUTES
 from vfio_user.device.declarations import Declarations
 from vfio_user.pci import MsiCapability
+from vfio_user.pci.header import ID_BITS
 
 OF_A_TYPE: dict[str, tuple[object, ...]] = {
-    "ids": (5, (1, 2), "1af4:10f0", None, PciIds, PciIds(1, 2.0)),  # type: ignore[arg-type]
+    "ids": (5, (1, 2), "1af4:10f0", None, PciIds),
     "bars": (5, Bar(0), "Bar", b"", {0: Bar(0)}, (Bar,), (Bar(0), None), (Bar(0, "4096"),)),  # type: ignore[arg-type]
-    "interrupts": (5, IntX, "intx", None, (IntX(), MsiX(1)), IntX("A")),  # type: ignore[arg-type]
+    "interrupts": (5, IntX, "intx", None, (IntX(), MsiX(1))),
     "capabilities": (PciExpress(), 7, (PciExpress,), [None], (Placed(PciExpress),), (SerialNumber("1"),)),  # type: ignore[arg-type]
     "extra_regions": (9, ExtraRegion(9, 4096), (4096,), (ExtraRegion(9, 4096.0),)),  # type: ignore[arg-type]
     "rom": ("text", 4096, None, [0x55, 0xAA]),
@@ -47,7 +49,27 @@ OF_A_TYPE: dict[str, tuple[object, ...]] = {
     "dma_by_message": (1, None, "yes"),
     "migratable": (0, None, "no"),
 }
+OF_A_FIELD: list[tuple[str, Any, Any]] = [
+    *((name, PciIds, {"vendor": 1, "device": 2, name: wrong}) for name in ID_BITS for wrong in ("0x10", None, 1.0)),
+    *(("vectors", kind, {"vectors": wrong}) for kind in (Msi, MsiX) for wrong in ("4", None, 3.5)),
+    *((name, MsiX, {"vectors": 1, name: wrong}) for name in ("offset", "bar", "capability") for wrong in ("8", 8.5)),
+    ("capability", Msi, {"capability": "8"}),
+    *(("pin", IntX, {"pin": wrong}) for wrong in ("A", None, 0, 5)),
+]
 GIVEN = ("ids", "bars", "interrupts", "capabilities", "rom")
+
+
+@pytest.mark.parametrize(("name", "kind", "given"), OF_A_FIELD)
+def test_a_field_of_another_type_is_refused_with_its_name_and_what_it_is(
+    name: str, kind: Callable[..., object], given: dict[str, object]
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"(?s){name}.*{re.escape(repr(given[name]))}"):
+        kind(**given)
+
+
+def test_only_mechanisms_are_joined() -> None:
+    with pytest.raises(TypeError):
+        MsiX(1) | 3  # type: ignore[operator]
 
 
 def test_every_attribute_that_is_looked_at_has_a_test() -> None:

@@ -177,6 +177,11 @@ def test_queues_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
         Queues(**wrong)
 
 
+def test_pairs_are_said_by_true_or_false() -> None:
+    with pytest.raises(TypeError, match="paired is 'no'"):
+        Queues(2, paired="no")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("count", "paired", "counted"), [(2, True, 1), (6, True, 3), (3, False, 3)])
 def test_paired_queues_are_counted_by_pairs(count: int, paired: bool, counted: int) -> None:
     assert Queues(count, paired=paired).counted == counted

@@ -22,7 +22,7 @@ class Mechanism:
         return self if isinstance(self, kind) else None
 
     def __or__(self, other: Mechanism) -> Mechanism:
-        return Mechanisms((self, other))
+        return Mechanisms((self, other)) if isinstance(other, Mechanism) else NotImplemented
 
     @overload
     def __get__(self, device: None, owner: type) -> Self: ...
@@ -41,6 +41,10 @@ class IntX(Mechanism):
 
     pin: int = 1
 
+    def __post_init__(self) -> None:
+        if self.pin not in (1, 2, 3, 4):
+            raise ValueError(f"INTx has pin 1 (INTA) to 4 (INTD), not {self.pin!r}")
+
 
 @dataclass(frozen=True)
 class Msi(Mechanism):
@@ -56,7 +60,8 @@ class Msi(Mechanism):
 
     def __post_init__(self) -> None:
         if self.vectors not in (1, 2, 4, 8, 16, 32):
-            raise ValueError(f"MSI has 1, 2, 4, 8, 16 or 32 vectors, not {self.vectors}")
+            raise ValueError(f"MSI has 1, 2, 4, 8, 16 or 32 vectors, not {self.vectors!r}")
+        _check_places(self, "capability")
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,11 @@ class MsiX(Mechanism):
     capability: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.vectors <= 2048 or self.offset % 8:
-            raise ValueError(f"MSI-X has up to 2048 vectors, not {self.vectors}, and its table lies on 8 bytes")
+        if not isinstance(self.vectors, int) or not 0 <= self.vectors <= 2048:
+            raise ValueError(f"vectors: MSI-X has up to 2048, not {self.vectors!r}")
+        if not isinstance(self.offset, int) or self.offset % 8:
+            raise ValueError(f"offset: the table of MSI-X lies on 8 bytes, not at {self.offset!r}")
+        _check_places(self, "bar", "capability")
 
     def part(self, kind: type[M]) -> M | None:
         """The member of that kind; None for one of 0 vectors, which is none."""
@@ -105,6 +113,12 @@ class Mechanisms(Mechanism):
     def part(self, kind: type[M]) -> M | None:
         """The last member of that kind; None where there is none."""
         return next((found for member in reversed(self.members) if (found := member.part(kind))), None)
+
+
+def _check_places(mechanism: Mechanism, *names: str) -> None:
+    for name in names:
+        if not isinstance(place := getattr(mechanism, name), int | None):
+            raise TypeError(f"{name} is {place!r}: it has to be an int, or None for the first that is free")
 
 
 NO_INTERRUPTS = Mechanisms()

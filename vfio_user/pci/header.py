@@ -44,11 +44,15 @@ class PciIds:
         """Compare each number with the bits of its place.
 
         Raises:
+            TypeError: it is none.
             ValueError: it has more.
         """
         for name, bits in ID_BITS.items():
-            if not 0 <= getattr(self, name) < 1 << bits:
-                raise ValueError(f"{name} has {bits} bits, and {getattr(self, name):#x} does not fit")
+            number = getattr(self, name)
+            if not isinstance(number, int):
+                raise TypeError(f"{name} is {number!r}: it has to be an int of {bits} bits, such as 0x10")
+            if not 0 <= number < 1 << bits:
+                raise ValueError(f"{name} has {bits} bits, and {number:#x} does not fit")
 
 
 def build_config_space(

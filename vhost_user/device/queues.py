@@ -64,6 +64,8 @@ class Queues:
             raise ValueError(f"a device has 1 to {MAX_QUEUES} queues, not {self.count!r}")
         if type(self.size) is not int or not 0 < self.size <= MAX_SIZE or self.size & self.size - 1:
             raise ValueError(f"a queue has a power of two up to {MAX_SIZE} for its size, not {self.size!r}")
+        if not isinstance(self.paired, bool):
+            raise TypeError(f"paired is {self.paired!r}: it has to be True or False")
         if self.paired and self.count % 2:
             raise ValueError(f"queues that are paired are an even number, not {self.count}")
 
