@@ -108,6 +108,23 @@ def test_a_word_that_is_nearly_right_is_told_what_was_meant(
     assert hint in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("program", "words", "what"),
+    [
+        ("vfio-user", ["conformance", "--json"], "--json FILE: Write JSON; - is the standard output"),
+        ("vhost-user", ["conformance", "s", "--json"], "--json FILE: Write JSON; - is the standard output"),
+        ("vfio-user", ["fuzz", "--for"], "90s, 10m"),
+    ],
+)
+def test_an_option_without_its_argument_is_told_what_that_would_be(
+    say: Say, program: str, words: list[str], what: str
+) -> None:
+    done = say(*words, program=program)
+    assert done.status == 2
+    assert what in " ".join(done.stderr.split())
+    assert f"{program} {words[0]} --help" in done.stderr
+
+
 @pytest.mark.parametrize("program", ROOTS)
 def test_every_command_without_what_it_needs_says_what_that_is_and_explains_itself_all_the_same(
     say: Say, program: str

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +23,7 @@ from vfio_user.cli import cli
 from vfio_user.client import Client
 from vfio_user.device import PciDevice, register
 from vfio_user.fuzz import ORACLES, VfioUserSubject
+from vfio_user.server import Server
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Dialect, Message
 from vfio_user.wire.constants import IrqSetFlags
@@ -317,6 +318,19 @@ def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path,
         silent = run.invoke(cli, ["replay", find["file"], "--connect", mended._address, "--quiet"])
         assert (silent.exit_code, silent.output) == (0, "")
         assert run.invoke(cli, ["conformance", mended._address, "--corpus", str(folder)]).exit_code == 0
+
+
+def test_the_seed_is_told_before_anything_that_may_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(subject: VfioUserSubject) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VfioUserSubject, "prepare", interrupted)
+    with Server(Edu(), f"unix:{tmp_path / 's'}"):
+        ended = CliRunner().invoke(cli, ["fuzz", str(tmp_path / "s"), "--seed", "4711"])
+    assert ended.exit_code != 0
+    assert "seed 4711" in ended.output
 
 
 def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:

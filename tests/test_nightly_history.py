@@ -353,6 +353,14 @@ def test_a_night_is_good_when_it_is_finished_and_nothing_new_is_wrong(
     assert Morning(summary, tmp_path).is_good is is_good
 
 
+def test_an_ended_night_says_at_which_case_as_that_is_called(tmp_path: Path) -> None:
+    for known in ([], [case("a", FAIL)]):
+        summary = nth(1, *known, status=Status.ENDED, reason="in edu+cpus=2/my_tests.py:Mine.test")
+        headline = Morning(summary, tmp_path).headline
+        assert headline.startswith("Ended in edu+cpus=2/my_tests.py:Mine.test: ")
+    assert Morning(nth(1, case("a"), status=Status.FINISHED), tmp_path).headline.startswith("N")
+
+
 # -- told meanwhile ---------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from tests.flagged import CAUSES, CLOCK, DOWN, UP, flag, work
 from tests.interposer_bench import read, request, write
 from userdev.errors import UserError
 from vfio_user.cli import cli
+from vfio_user.cli.minimize import _why_all_stays
 from vfio_user.interposer.replay import What, load_script
 from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
+from vfio_user.interposer.replay.reducing import Minimized
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import is_interrupt, place_of
 from vfio_user.interposer.trace import MessageRecord
@@ -51,6 +54,16 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_search_is_longer_than_was_allowed(trace: Path) -> None:
     found = minimize(trace, STALE, seconds=0.0)
     assert (found.ended, found.replays, found.confirmed) == ("time is up", 0, True)
+
+
+@pytest.mark.parametrize(("against", "check"), [(None, None), (flag(), None), (None, "./it-fails")])
+def test_a_search_that_left_nothing_out_says_why(trace: Path, against: str | None, check: str | None) -> None:
+    fewest = Minimized(load_script(trace), before=5, after=5, replays=3, ended="minimal")
+    others = [replace(fewest, replays=0), replace(fewest, before=6), replace(fewest, ended="time is up")]
+    whys = {_why_all_stays(found, against, check) for found in (fewest, *others)}
+    assert len(whys) == 3, "what was needed to begin with is another reason; what was left out or not tried has none"
+    assert "" in whys
+    assert any((check or ("reference" if against else "in this way")) in why for why in whys)
 
 
 def test_a_write_stays_without_which_there_is_no_fault(

@@ -116,9 +116,22 @@ class LazyGroup(click.Group):
         """Run the subcommand; where it needs an extra that is not installed, say which."""
         try:
             return super().invoke(ctx)
+        except click.BadOptionUsage as error:
+            raise self._explained(ctx, error) from error
         except ModuleNotFoundError as error:
             name = ctx.invoked_subcommand or ""
             raise lacking(error, _EXTRAS.get(name, "harness"), f"`{self.name} {name}`") from error
+
+    def _explained(self, ctx: click.Context, error: click.BadOptionUsage) -> click.UsageError:
+        """The error for an option without its argument, with what that would be: click does not even say of whom."""
+        name = ctx.invoked_subcommand or ""
+        command = self.get_command(ctx, name)
+        if error.ctx is not None or command is None:
+            return error
+        within = click.Context(command, info_name=name, parent=ctx)
+        records = [each.get_help_record(within) for each in command.params if error.option_name in each.opts]
+        told = "".join(f" {names}: {text}" for names, text in filter(None, records))
+        return click.UsageError(f"{error.message}{told}", within)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands, without importing one."""

@@ -130,14 +130,16 @@ def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Calla
 
 
 def _campaign(asked: Asked, subject: ProbedSubject) -> None:
+    seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
+    if not asked.quiet:  # before all that may be interrupted
+        click.echo(f"seed {seed}", err=True)
     with needing("fuzz", "drawing sequences"):
         from userdev.fuzz.drawing import sequences
-    seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
     wrong = subject.prepare()
     kinds = subject.kinds()
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
     if not asked.quiet:
-        click.echo(f"seed {seed}, {counted(len(kinds), 'kind')} of steps", err=True)
+        click.echo(f"{counted(len(kinds), 'kind')} of steps", err=True)
     bounds = Bounds(asked.seconds, finds=float("inf") if asked.finds is None else asked.finds)
     with Waiting(quiet=asked.quiet) as waiting:
         teller = _Teller(asked.seconds, waiting)

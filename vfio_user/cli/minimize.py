@@ -69,16 +69,31 @@ def command(
         )
     output = output or trace.with_name(trace.name + ".min")
     found.script.write(output)
-    click.echo(json.dumps({"output": str(output), **found.json()}, indent=2) if as_json else _text(found, output))
+    text = _text(found, output, _why_all_stays(found, against, check))
+    click.echo(json.dumps({"output": str(output), **found.json()}, indent=2) if as_json else text)
     if found.ended == "interrupted":
         raise click.exceptions.Exit(_INTERRUPTED)
 
 
-def _text(found: Minimized, output: Path) -> str:
+def _why_all_stays(found: Minimized, against: str | None, check: str | None) -> str:
+    """Why a search left nothing out; "" where it did, or had no time."""
+    if found.ended != "minimal" or found.after < found.before:
+        return ""
+    if not found.replays:
+        return "nothing was left out: the message that goes wrong needs all of the others"
+    if check is not None:
+        return f"nothing was left out: {check} succeeds with each shorter one that makes sense"
+    on_reference = ", or goes wrong with the reference, too" if against is not None else ""
+    return f"nothing was left out: each shorter one that makes sense does not go wrong in this way{on_reference}"
+
+
+def _text(found: Minimized, output: Path, why_all_stays: str) -> str:
     how = "" if found.ended == "minimal" else f"; {found.ended}, there may be a shorter one"
     replays = counted(found.replays, "replay")
     count = f"{found.after} of {counted(found.before, 'message')}, after {replays} in {found.seconds:.1f} s"
     lines = [f"{output}: {count}{how}"]
+    if why_all_stays:
+        lines.append(why_all_stays)
     if found.difference is not None:
         lines.append(str(found.difference))
     if not found.confirmed:

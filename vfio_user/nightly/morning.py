@@ -79,7 +79,8 @@ class Morning:
         ended = f"Ended {summary.reason}: " if summary.status is Status.ENDED else ""
         known = f", {old} {_are(old)} wrong as before" if old else ""
         what = f"{new} of {counted(summary.planned, 'case')} {_are(new)} newly wrong" if new else "nothing new is wrong"
-        return f"{ended}{what}{known}".capitalize()
+        said = f"{ended}{what}{known}"
+        return said[0].upper() + said[1:]  # a case's name stays as it is
 
     def sections(self) -> list[Section]:
         """Results that somebody has to look at, or knows of."""
