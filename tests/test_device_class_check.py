@@ -294,6 +294,44 @@ WRONG: dict[str, tuple[int, str, str]] = {
 
         total: int = state(0, check=lambda value: value < 5)
     """),
+    "a register without parentheses": (2, "D.speed.*@register.*parentheses", """
+
+        @register
+        def speed(self) -> int: return 1
+    """),
+    "a register by position": (2, "register .*by position", """
+
+        @register(0, 4, 4)
+        def speed(self) -> int: return 1
+    """),
+    "a stored register by position": (2, "stored_register .*by position", """
+
+        speed: int = stored_register(0, 4, 4)
+    """),
+    **{
+        f"a {kind} above a register": (3, f"D.speed .*@{kind.removeprefix('functools.')}", f"""
+
+        @{kind}
+        @register(bar=0, offset=4, width=4)
+        def speed(self) -> int: return 1
+    """)
+        for kind in ("property", "staticmethod", "classmethod", "functools.cached_property")
+    },
+    "a property that is to be a register": (2, "property", """
+
+        @register(bar=0, offset=4, width=4)
+        @property
+        def speed(self) -> int: return 1
+    """),
+    "a property that is to complete one": (5, "property", """
+
+        @register(bar=0, offset=4, width=4)
+        def speed(self, value: int) -> None: pass
+
+        @speed.reader
+        @property
+        def _(self) -> int: return 1
+    """),
 }  # fmt: skip
 
 

@@ -131,6 +131,14 @@ MISTAKES = {
         GOOD.replace("@queue(0)", "@queue()") + "    @queue()\n    def more(self, chain: Chain) -> int: return 0\n",
         "fill",
     ),
+    "a queue without parentheses": (GOOD.replace("@queue(0)", "@queue"), "Bad.fill: @queue is written without"),
+    **{
+        f"a {kind} above a queue": (
+            GOOD.replace("@queue(0)", f"@{kind}\n    @queue(0)"),
+            f"Bad.fill is declared, and @{kind}",
+        )
+        for kind in ("property", "staticmethod", "classmethod")
+    },
     "a function without a request": (GOOD.replace("self, chain: Chain", "self"), "Bad.fill"),
     "a function that yields": (GOOD + "    @queue(1)\n    def more(self, chain: Chain): yield 0\n", "Bad.more"),
     "a hook of a coroutine": (GOOD + "    async def on_start(self, queue: int) -> None: ...\n", "Bad.on_start"),

@@ -11,7 +11,7 @@ import inspect
 from types import FunctionType
 from typing import NoReturn
 
-from userdev.declare.declared import MADE, Declaration, Source, authors_frame, runs_later, source_of
+from userdev.declare.declared import MADE, Declaration, Source, authors_frame, runs_later, source_of, wrapper_of
 from userdev.declare.options import constructor_options
 from userdev.declare.plain import NotPlain
 from userdev.declare.state import State
@@ -86,6 +86,10 @@ class ClassCheck:
                 self._check_default(name, value)
 
     def _check_kept(self, body: type, made: Declaration) -> None:
+        if found := wrapper_of(body, made):
+            name, wrapper = found
+            what = f"is declared, and @{wrapper} above hides that"
+            self.refuse(name, what, made.source, f"take @{wrapper} away: the function is called with self")
         hint = "a declaration has one name, for itself"
         if not made.name:
             self.refuse("", "has a declaration that something else of its name replaces", made.source, hint)

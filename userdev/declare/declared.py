@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
+from functools import wraps
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
+from userdev.errors import DeclarationError
+
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound="Declaration")
 
 MADE = "__declared__"
@@ -60,6 +65,44 @@ def declarations(device_class: type, kind: type[T]) -> list[T]:
             elif value.name == name:
                 found[name] = value
     return list(found.values())
+
+
+def by_keyword(declare: F) -> F:
+    """Have what makes a declaration, of keywords alone, say so where it is called without them, as by `@register`.
+
+    Raises:
+        DeclarationError: (when that is called) there are arguments by position.
+    """
+    required = [
+        f"{each.name}=..." for each in inspect.signature(declare).parameters.values() if each.default is each.empty
+    ]
+
+    @wraps(declare)
+    def checked(*misplaced: object, **said: object) -> object:
+        if not misplaced:
+            return declare(**said)
+        name = declare.__name__
+        how = f"write {name}({', '.join(required)})"
+        if inspect.isroutine(misplaced[0]):
+            raise without_parentheses(name, misplaced[0], how.replace(name, f"@{name}"))
+        what = f"{name} takes no arguments by position, such as {misplaced[0]!r} ({source_of(authors_frame())})"
+        raise DeclarationError(what, hint=how)
+
+    return cast(F, checked)
+
+
+def without_parentheses(name: str, function: Any, hint: str) -> DeclarationError:
+    """A decorator of that name stands above a function as it is, and has to be called."""
+    where = source_of(authors_frame())
+    return DeclarationError(f"{function.__qualname__}: @{name} is written without parentheses ({where})", hint=hint)
+
+
+def wrapper_of(body: type, made: Declaration) -> tuple[str, str] | None:
+    """What stands in a class in the place of a declaration, as it is written above: its name, and the decorator's."""
+    for name, value in vars(body).items():
+        if any(getattr(value, inner, None) is made for inner in ("fget", "__func__", "func")):
+            return name, type(value).__name__
+    return None
 
 
 def runs_later(function: Any) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
-from userdev.declare.declared import Declaration, Source, authors_frame, runs_later, source_of
+from userdev.declare.declared import Declaration, Source, authors_frame, by_keyword, runs_later, source_of
 from userdev.declare.returned import WrongReturn, WrongValue
 from userdev.declare.state import State, ValueCheck
 from userdev.declare.values import shown
@@ -179,6 +179,7 @@ class HandledRegister(BaseRegister):
 
     def _take(self, function: Callable[..., Any]) -> None:
         """The function declared first: the writer if it takes a value (self, [index,] value), else the reader."""
+        _refuse_no_function(function)
         self.name = function.__name__  # not that of a reader, which may be `_` as often as one likes
         if self.name == "_":
             raise _mistake(function, "a register needs a name of its own", "`_` is for the function that completes it")
@@ -204,6 +205,7 @@ class HandledRegister(BaseRegister):
     def _check(
         self, function: Callable[..., Any], half: str, arguments: Sequence[str], before: Callable[..., Any] | None
     ) -> None:
+        _refuse_no_function(function)
         if self.owner is not None:
             where = f"{self.owner.__qualname__}, which is complete"
             raise _mistake(function, f"{self.name} belongs to {where}", "declare the whole register again")
@@ -215,6 +217,12 @@ class HandledRegister(BaseRegister):
             raise _mistake(
                 function, f"the {half} of {self.name} takes {inspect.signature(function)}", f"it gets {shape}"
             )
+
+
+def _refuse_no_function(function: object) -> None:
+    if not hasattr(function, "__qualname__"):
+        what = f"a register is made of a function, not of a {type(function).__name__} ({source_of(authors_frame())})"
+        raise DeclarationError(what, hint="take away what stands between it and the function")
 
 
 def _refuse_unfit(function: Callable[..., Any]) -> None:
@@ -332,6 +340,7 @@ def register(
 def register(
     *, bar: int, offset: int, width: int | tuple[int, ...], merge: bool = ..., count: int, stride: int = ...
 ) -> RegisterArrayDecorator: ...
+@by_keyword
 def register(
     *,
     bar: int,
@@ -350,6 +359,9 @@ def register(
         missing bytes are zero instead, as is right for doorbells and write-one-to-clear.
     count, stride: an array of registers, `stride` bytes (default: the width) from one to the next; the handlers
         take the index first.
+
+    Raises:
+        DeclarationError: it is written without its parentheses, or what is in them without names.
     """
     place = _place(bar, offset, width, count, stride, merge)
     return RegisterDecorator(place) if count is None else RegisterArrayDecorator(place)
@@ -388,6 +400,7 @@ class StoredRegister(BaseRegister, State):
         )
 
 
+@by_keyword
 def stored_register(
     *,
     bar: int,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Final, TypeVar, overload
 
-from userdev.declare.declared import Declaration, runs_later
+from userdev.declare.declared import Declaration, runs_later, without_parentheses
 from vhost_user.rings import Chain
 
 MAX_QUEUES = 256
@@ -113,7 +113,13 @@ def queue(*indices: int) -> Callable[[Handler[Any]], QueueHandler]:
     would have to wait, for a disk perhaps, it returns as a function, which is called on another thread and returns that
     number; requests that come behind are taken meanwhile. What goes on by itself, on another core, is `Begun`. What
     cannot be done as things are is `LEFT` where it is, with all behind it: who stops the ring finds it there.
+
+    Raises:
+        DeclarationError: it is written without its parentheses.
     """
+
+    if indices and inspect.isroutine(indices[0]):
+        raise without_parentheses("queue", indices[0], "write @queue(0), or @queue() for all that no other takes")
 
     def declare(function: Handler[Any]) -> QueueHandler:
         return QueueHandler(indices, function)
