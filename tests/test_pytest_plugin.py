@@ -127,8 +127,19 @@ def test_it():
             "there is no module 'addr'",
             "MODULE:CLASS",
         ),
+        (
+            "import pytest\n@pytest.mark.device('edu', msx=3)\ndef test_it(client): pass",
+            "the marker device says msx=",
+            "did you mean 'msix'?",
+        ),
+        ("import pytest\n@pytest.mark.device()\ndef test_it(client): pass", "the marker device names", "module:Class"),
+        (
+            "import pytest\n@pytest.mark.guest(device='edu', imge='x')\ndef test_it(guest): pass",
+            "the marker guest says imge=",
+            "did you mean 'image'?",
+        ),
     ],
-    ids=["XPASS", "wrong id", "no id", "wrong device"],
+    ids=["XPASS", "wrong id", "no id", "wrong device", "wrong option", "no device", "wrong keyword"],
 )
 def test_what_a_marker_says_wrong_is_told_in_a_sentence_and_not_by_lines_of_ours(
     project: pytest.Pytester, test: str, sentence: str, what_to_do: str

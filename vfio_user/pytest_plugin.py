@@ -10,9 +10,10 @@ Fixtures: `lab` (guests, servers, migrations), `guest` (one that is booted as th
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -99,6 +100,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def guest(request: pytest.FixtureRequest, lab: Lab) -> BootedGuest:
     """A running guest, as the marker `guest` says: its keywords are the arguments of `Lab.boot`."""
     mark = request.node.get_closest_marker("guest")
+    if mark is not None:
+        from vfio_user.harness.command_line import HardwareOptions
+
+        _check_keywords(mark, lab.boot, *HardwareOptions.__annotations__)
     wanted: dict[str, Any] = {"fresh": request.config.getoption("--fresh"), **(mark.kwargs if mark else {})}
     return lab.boot(*(mark.args if mark else ()), **wanted)
 
@@ -109,14 +114,37 @@ def device(request: pytest.FixtureRequest) -> Iterator[PciDevice]:
 
     The name is a string: a marker whose only argument is a class decorates the class.
     """
+    from userdev.errors import UserError
     from vfio_user.server.catalogue import DEVICES
 
     mark = request.node.get_closest_marker("device")
     if mark is None:
         pytest.fail('no device is named: mark the test with @pytest.mark.device("module:Class")', pytrace=False)
-    made = DEVICES.find(*mark.args)(**mark.kwargs)
+    if len(mark.args) != 1:
+        raise UserError("the marker device names one device", hint='@pytest.mark.device("module:Class", option=1)')
+    device_class = DEVICES.find(*mark.args)
+    _check_keywords(mark, device_class)
+    made = device_class(**mark.kwargs)
     yield made
     made.close()
+
+
+def _check_keywords(mark: pytest.Mark, called: Callable[..., object], *more: str) -> None:
+    """Compare a marker's keywords with what they are given to, and with what its `**` stands for.
+
+    Raises:
+        UserError: one is none of these.
+    """
+    from userdev.errors import UserError, meant
+
+    parameters = inspect.signature(called).parameters.values()
+    names = [*(each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)), *more]
+    if not more and any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return  # what its author does with them is theirs
+    for name in mark.kwargs:
+        if name not in names:
+            what = f"the marker {mark.name} says {name}=, which {called.__qualname__} does not take"
+            raise UserError(what, hint=f"{meant(name, names)}it takes: {', '.join(names) or 'nothing'}")
 
 
 @pytest.fixture
