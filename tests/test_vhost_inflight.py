@@ -84,8 +84,8 @@ def serve(driver: AnyDriver, region: bytearray, taken: list[int]) -> None:
     assert left is not None
     ring.unpop(left)
     fifth, sixth = take(), take()
-    for chain in (sixth, third, fifth):
-        ring.push(chain, 2)
+    for chain, written in ((sixth, 0), (third, 2), (fifth, 2)):
+        ring.push(chain, written)
     ring.publish()
 
 
