@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from userdev.errors import UserError
 from userdev.process import Child, Deadline, ProcessEnd, ServerCommand, Watch, await_listening, await_text
+from userdev.process.spawning import spawn
 
 LISTENS = """
 import os, socket, sys, time
@@ -117,3 +119,14 @@ def test_a_child_has_no_end_until_it_has_ended(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         Watch(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("folder", [None, "there"])
+def test_a_program_that_is_not_there_is_told_with_the_folder_that_it_was_looked_for_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    where = tmp_path / folder if folder else tmp_path
+    with pytest.raises(UserError, match=re.escape(f"./server in {where}:")):
+        spawn(["./server"], output=subprocess.DEVNULL, folder=where if folder else None)

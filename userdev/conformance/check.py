@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ B = TypeVar("B")
 """The bench: one check's view of the server."""
 
 CheckFunction = Callable[[B], None]
+
+_NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class Level(Enum):
@@ -127,8 +130,21 @@ class Group(Generic[B]):
         needs: tuple[str, ...] = (),
         revision: str = "",
     ) -> None:
-        """Enter a function as the check `name`, with its title."""
+        """Enter a function as the check `name`, with its title.
+
+        Raises:
+            TypeError: the level is none.
+            ValueError: the name is none, or there already, or the check has no title.
+        """
         id = f"{self.name}/{name}"
+        if not isinstance(level, Level):
+            raise TypeError(f"check {id}: level={level!r} is none of {', '.join(map(str, Level))}")
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"check {id}: a name is small letters, digits and hyphens, as reads-twice")
+        if any(check.id == id for check in self.checks):
+            raise ValueError(f"check {id} is there twice: results are told apart by it")
+        if not title:
+            raise ValueError(f"check {id} has no title: the first line of its function's docstring")
         all_needs = tuple(need for need in (*self.needs, *needs) if need != id)
         self.checks.append(
             Check(id, title, rule or self.rule, run, level, dialects or self.dialects, all_needs, revision)

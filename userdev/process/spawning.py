@@ -62,7 +62,8 @@ def spawn(
     try:
         return _nursery.do(start)
     except OSError as error:
-        raise UserError(f"cannot start {argv[0]}: {error.strerror}") from error
+        where = f" in {folder or Path.cwd()}" if "/" in argv[0] and not argv[0].startswith("/") else ""
+        raise UserError(f"cannot start {argv[0]}{where}: {error.strerror}") from error
 
 
 def _become_a_child(owner: int, prepare: Callable[[], None] | None) -> None:
