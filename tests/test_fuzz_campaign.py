@@ -15,7 +15,7 @@ from tests.fuzz_kit import Quiet
 from userdev.errors import UserError
 from userdev.fuzz import Blob, Bounds, Campaign, Few, Find, Found, Kind, Number, Oracle, Pick, Several, Step, Summary
 from userdev.fuzz.drawing import sequences
-from userdev.fuzz.finds import corpus
+from userdev.fuzz.finds import corpus, silence_of
 
 KINDS: list[Kind[Any]] = [
     Kind("one", lambda session: None, {"number": Number(0, 9), "data": Blob(0, 4)}),
@@ -223,3 +223,16 @@ def test_a_folder_without_finds_of_the_protocol_is_refused(tmp_path: Path) -> No
     Find("q", "rule", "", "rule: c", "", ()).write(tmp_path)
     with pytest.raises(UserError):
         corpus(tmp_path, "p")
+
+
+@pytest.mark.parametrize(
+    ("crash", "cause"),
+    [
+        ("", "alive: no answer"),
+        ("the server was killed by SIGSEGV:\n(it printed nothing)", "alive: the server was killed by SIGSEGV"),
+        ("the server exited with status 1:\n  (it printed nothing; its disk is full)", "status #"),
+        ("the server exited with status 1:\n  at 7\n  ValueError: x\n\n", "alive: ValueError: x"),
+    ],
+)
+def test_the_cause_of_a_silence_is_what_the_server_said_last_or_how_it_ended(crash: str, cause: str) -> None:
+    assert silence_of(Oracle("alive", "it answers"), "no answer", crash).cause.endswith(cause)

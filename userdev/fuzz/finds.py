@@ -12,6 +12,7 @@ from typing import Any
 
 from userdev.errors import UserdevError, UserError, about
 from userdev.fuzz.steps import Step
+from userdev.process import PRINTED_NOTHING
 
 FORMAT = "userdev fuzz find"
 VERSION = 1
@@ -45,8 +46,8 @@ def cause_of(text: str) -> str:
 
 def silence_of(oracle: Oracle, what: str, crash: str) -> Found:
     """The find that a server does not answer: how it has crashed, where it has ("" if not), else `what` was seen."""
-    last = next((line for line in reversed(crash.splitlines()) if line.strip()), what)
-    return Found(oracle, cause_of(last), crash or what)
+    told = [line for line in crash.splitlines() if line.strip() and not line.lstrip().startswith(PRINTED_NOTHING)]
+    return Found(oracle, cause_of(told[-1].rstrip(":") if told else what), crash or what)
 
 
 Journal = list[tuple[str, str]]

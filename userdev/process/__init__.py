@@ -1,7 +1,7 @@
 """Child processes that end with their owner, and when a program that was started listens."""
 
 from userdev.process.asking import answer_of, run_to_end
-from userdev.process.child import CRASHES, Child, tail
+from userdev.process.child import CRASHES, PRINTED_NOTHING, Child, tail
 from userdev.process.command import ServerCommand
 from userdev.process.deadline import Deadline
 from userdev.process.ending import ProcessEnd
@@ -11,6 +11,7 @@ from userdev.process.spawning import die_with, spawn
 
 __all__ = [
     "CRASHES",
+    "PRINTED_NOTHING",
     "Child",
     "Deadline",
     "ProcessEnd",

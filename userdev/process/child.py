@@ -31,6 +31,9 @@ CRASHES = frozenset(
 )
 _OWN_MEMORY = "0x11"  # core(5): anonymous private mappings, and the first page of programs and libraries
 
+PRINTED_NOTHING = "(it printed nothing"
+"""How last words begin that are none."""
+
 
 class Child:
     """A running program: own process group, killed with its owner, output in a file.
@@ -184,7 +187,7 @@ class Child:
 
     def last_words(self, lines: int = 15) -> str:
         """The end of its log, indented for an error message."""
-        return tail(self.log, lines) or f"(it printed nothing{'; the disk of its log is full' * is_full(self.log)})"
+        return tail(self.log, lines) or f"{PRINTED_NOTHING}{'; the disk of its log is full' * is_full(self.log)})"
 
     @property
     def core_path(self) -> Path:
