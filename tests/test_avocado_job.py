@@ -54,7 +54,7 @@ class One(Test):
         self.cancel("it has a reason")
 
 class Guests(GuestTest):
-    timeout = 1
+    timeout = 4  # of which a busy machine needs some until the test is at its line
     def test_late(self):
         with self.lab():
             time.sleep(60)
@@ -202,7 +202,7 @@ def test_a_test_that_takes_too_long_leaves_its_evidence(ended: tuple[Path, str])
     assert verdicts(said)["Guests.test_late"] == "INTERRUPTED: Test interrupted: Timeout reached", said
     assert left(folder, "test-results/*test_late/data/index.html").exists()
     error = left(folder, "test-results/*test_late/data/error.txt").read_text()
-    assert "took longer than its 1 s" in error
+    assert "took longer than its 4 s" in error
     assert "time.sleep(60)" in error
 
 
