@@ -25,11 +25,11 @@ FULL = Path("/dev/full")
 
 
 def limited(
-    *arguments: str, bytes_: int, cwd: Path, stdout: int | None = subprocess.PIPE
+    *arguments: str, bytes_: int, cwd: Path, stdout: int | None = subprocess.PIPE, first: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process that may write so much into any file."""
+    """Run the command, after the statements of `first`, in a process that may write so much into any file."""
     return subprocess.run(
-        [sys.executable, "-m", "vfio_user", *arguments],
+        [sys.executable, "-c", f"{first}\nfrom vfio_user.cli import main; main()", *arguments],
         cwd=cwd,
         # Python would write what it compiles as far as it may, and take that for all of it ever after.
         env={**os.environ, "VFIO_USER_RESULTS": str(cwd / "results"), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -114,11 +114,20 @@ def test_a_full_standard_output_is_named(
     assert "internal" not in done.stderr
 
 
+# Or a new machine would begin with fetching it, and meet the limit there.
+IMAGE_IS_THERE = """
+from pathlib import Path
+from vfio_user.harness import lab
+from vfio_user.harness.image import GuestImage
+lab.ensure_image = lambda name, progress: GuestImage(name, *[Path("/dev/null")] * 4, "", "0")
+"""
+
+
 def test_a_run_at_its_limit_names_the_file(tmp_path: Path) -> None:
     qemu = tmp_path / "qemu"  # whatever is no QEMU is refused before anything is written
     qemu.write_text("#!/bin/sh\necho QEMU emulator version 11.1.3\necho 'name \"vfio-user-pci\", bus PCI'\n")
     qemu.chmod(0o755)
-    done = limited("run", "--qemu", str(qemu), bytes_=40, cwd=tmp_path)
+    done = limited("run", "--qemu", str(qemu), bytes_=40, cwd=tmp_path, first=IMAGE_IS_THERE)
     assert done.returncode == 2, done.stderr
     assert "internal" not in done.stderr
     assert str(tmp_path / "results") in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_a_machine_without_apt_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "cache"))
     with pytest.raises(UserError, match="apt"):
         DebianArchive(["test"]).fetch(["program"])
+
+
+def test_an_apt_that_fails_is_not_said_to_have_no_mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "apt-get").write_text("#!/bin/sh\necho 'E: the lists are locked' >&2\nexit 100\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match="the lists are locked"):
+        debian.find_mirror()
 
 
 def test_a_disk_is_full_only_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,10 +114,13 @@ def test_the_time_for_which_a_guest_is_kept_for_a_person_is_known_and_none_of_th
 
 @pytest.mark.parametrize(("variable", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
 def test_commands_have_colours_on_a_terminal_unless_they_are_not_wanted(
-    variable: dict[str, str], coloured: bool
+    tmp_path: Path, variable: dict[str, str], coloured: bool
 ) -> None:
+    qemu = tmp_path / "qemu"  # what happens is told of a QEMU alone, and a new machine has none
+    qemu.write_text("#!/bin/sh\necho QEMU emulator version 11.1.3\necho 'name \"vfio-user-pci\", bus PCI'\n")
+    qemu.chmod(0o755)
+    words = ["vfio-user", "known-issues", "--qemu", str(qemu)]
     shown = on_a_terminal(
-        "import sys; sys.argv = ['vfio-user', 'known-issues']; from vfio_user.cli import main; main()",
-        {"NO_COLOR": "", **variable},
+        f"import sys; sys.argv = {words}; from vfio_user.cli import main; main()", {"NO_COLOR": "", **variable}
     )
     assert ("\x1b[3" in shown) is coloured

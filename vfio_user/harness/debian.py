@@ -163,10 +163,13 @@ def find_mirror() -> Mirror:
         UserError: there is none.
     """
     list_targets = ["apt-get", "indextargets", "--format", _TARGET_COLUMNS, "Created-By: Packages"]
-    known = _run(list_targets).stdout  # sources whose Release file apt has
-    every = _run([*list_targets, "--no-release-info"]).stdout
-    for uri, signed_by in choose_sources(known + every, read_signed_by):
+    known = _run(list_targets)  # sources whose Release file apt has
+    every = _run([*list_targets, "--no-release-info"])
+    for uri, signed_by in choose_sources(known.stdout + every.stdout, read_signed_by):
         return Mirror(uri, signed_by or _default_keyring())
+    for asked in (every, known):
+        if asked.returncode != 0:
+            raise AptError("apt on this machine does not tell its sources", asked.stderr)
     raise UserError(
         "apt on this machine has no Debian mirror among its sources",
         hint="add one to /etc/apt/sources.list.d (sources.list(5) shows how)",
