@@ -147,28 +147,27 @@ def test_a_rule_of_another_dialect_is_not_asked_for() -> None:
         assert result.outcome is found
 
 
-def test_each_group_has_a_fresh_server_and_the_last_check_is_judged_once_its_own_has_ended() -> None:
-    """A server that dies at its end has died of its last check."""
-
+def test_the_group_after_a_failure_has_a_fresh_server_and_one_that_dies_at_its_end_died_of_what_it_served() -> None:
     class Dying(Server):
         renewed = 0
 
         def renew(self) -> None:
             self.renewed += 1
-            if self.renewed > 1:
-                self.crash = Crash(f"it died at its end, {self.renewed - 1}")
+            self.crash = Crash(f"it died at its end, {self.renewed}")
 
-    groups = [Group[Bench](name, "a rule") for name in ("one", "two")]
-    for group in groups:
-        group.check("first")(right)
+    checks = []
+    for name, function in {"one": right, "two": wrong, "three": right, "four": right}.items():
+        group = Group[Bench](name, "a rule")
+        group.check("first")(function)
         group.check("last")(right)
-    told = run([check for group in groups for check in group], Dying(), Bench, dialect="any", settle=lambda: None)
-    assert {result.check.id: result.detail for result in told} == {
-        "one/first": "",
-        "one/last": "it died at its end, 1",
-        "two/first": "",
-        "two/last": "it died at its end, 2",
+        checks += list(group)
+    told = {each.check.id: each for each in run(checks, Dying(), Bench, dialect="any", settle=lambda: None)}
+    assert {id: each.outcome for id, each in told.items() if each.outcome is not Outcome.PASS} == {
+        **dict.fromkeys(("two/first", "two/last", "four/last"), Outcome.FAIL)
     }
+    for id, end, first in (("two/last", "it died at its end, 1", "one/first"), ("four/last", "end, 2", "three/first")):
+        assert end in told[id].detail
+        assert f"every check from {first} on" in told[id].detail
 
 
 class Mute(Bench):

@@ -79,6 +79,9 @@ class Outcome(Enum):
     """It went wrong, and so did a check that it needs: one finding, not two."""
 
 
+_WRONG = frozenset({Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED})
+
+
 @dataclass
 class CheckResult(Generic[B]):
     """The result of one check. `detail` is what the server did, or why the check was skipped."""
@@ -100,7 +103,8 @@ def run(
     settle: Callable[[], None],
     started: Callable[[Check[B]], None] | None = None,
 ) -> Iterator[CheckResult[B]]:
-    """Run the checks in order, each on a bench of its own, each group against a fresh server where there can be one.
+    """Run the checks in order, each on a bench of its own; where there can be a fresh server, the group gets one that
+    follows a check that went wrong.
 
     `settle` waits until the server has dealt with what its clients have sent and that they left, or has died of it: a
     server that dies fails the check that it dies of. `started` is told of each check before it begins.
@@ -108,16 +112,20 @@ def run(
     A check that goes wrong is not judged where one before it that it needs has gone wrong: every cause is one failure.
     None is tried where one has gone wrong and the server begins no conversation with anybody.
     """
-    group = ""
+    first = ""  # the check that the server was fresh for
+    tainted = False  # one that it has served has gone wrong
     unsound: set[str] = set()
     speaks = False  # it has begun a conversation since a check went wrong, and has not died since
     mute = ""  # what became of the conversations that it does not begin
 
-    def judged(result: CheckResult[B]) -> CheckResult[B]:
-        nonlocal speaks, mute
+    def judged(result: CheckResult[B], since: str = "") -> CheckResult[B]:
+        nonlocal first, tainted, speaks, mute
         crash = target.crashed()
-        result = _judge(_blame(result, crash), unsound)
-        if result.outcome in (Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED):
+        result = _judge(_blame(result, crash, since), unsound)
+        if crash is not None:
+            first = ""
+        if result.outcome in _WRONG:
+            tainted = True
             unsound.add(result.check.id)
             if crash is not None or not speaks:
                 refusal = _refusal(bench)
@@ -127,25 +135,31 @@ def run(
                     result = _failed_for_all(result, refusal)
         return result
 
+    def judged_last(result: CheckResult[B]) -> CheckResult[B]:
+        """The result of the last check that a server gets: how that ends is part of it."""
+        nonlocal first, tainted
+        target.renew()
+        result = judged(result, first)
+        first, tainted = "", False
+        return result
+
     held: CheckResult[B] | None = None
     for check in checks:
-        if check.group != group:
-            group = check.group
-            target.renew()
         if held is not None:
-            yield judged(held)
+            taints = tainted or held.outcome in _WRONG
+            yield (judged_last if taints and check.group != held.check.group else judged)(held)
             held = None
         if mute:
             yield CheckResult(check, Outcome.NOT_JUDGED, mute)
             continue
         if started is not None:
             started(check)
+        first = first or check.id
         held = _run(check, bench, dialect)
         if held.outcome is not Outcome.SKIP:
             settle()
     if held is not None:
-        target.renew()
-        yield judged(held)
+        yield judged_last(held)
 
 
 def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B]:
@@ -201,12 +215,14 @@ def _verdict(check: Check[B]) -> Outcome:
     return Outcome.DIFFERS if check.level is Level.OPEN else Outcome.FAIL
 
 
-def _blame(result: CheckResult[B], crash: Crash | None) -> CheckResult[B]:
-    """The result, or a failure where the server has died since."""
+def _blame(result: CheckResult[B], crash: Crash | None, since: str) -> CheckResult[B]:
+    """The result, or a failure where the server has died since; of which checks, from `since` on, is not known."""
     if crash is not None:
         said = result.detail if result.outcome in (Outcome.FAIL, Outcome.DIFFERS) else ""
         outcome = _verdict(result.check) if crash.by_itself else Outcome.FAIL
         detail = f"{said}; {crash.text}" if said else crash.text
+        if since.partition("/")[0] not in ("", result.check.group):
+            detail += f"\nit had served every check from {since} on: --only GROUP tells whose it is"
         return CheckResult(result.check, outcome, detail, result.seconds)
     return result
 

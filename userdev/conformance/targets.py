@@ -179,15 +179,17 @@ class CommandServer:
             with closing(self.connect()) as stream, suppress(UserdevError):
                 if talk:
                     self._greet(stream, self._timeout)
+            if self._takes_another():
+                continue
             assert self._child is not None
             status = self._child.wait(LINGER_SECONDS)
-            if status is not None and status >= 0:
+            if status is None:
+                habits.append(f"{_LIVES_ON} when a client leaves {when} it was greeted")
+                self._deaf = True
+            elif status >= 0:
                 habits.append(f"ends with status {status} when a client leaves {when} it was greeted")
                 self._polite |= {status}
                 self._lingers = lingers
-            elif status is None and not self._takes_another():
-                habits.append(f"{_LIVES_ON} when a client leaves {when} it was greeted")
-                self._deaf = True
             self.renew()
             self._crash = None  # the checks will see it again
         return f"the server {' and '.join(habits)}: each client gets a fresh one" if habits else ""
@@ -295,21 +297,22 @@ class CommandServer:
         return bool(self._lingers) or self._deaf
 
     def _takes_another(self) -> bool:
-        """Whether the server that a client has left serves the next; all but silence is an answer."""
+        """Whether the server that a client has left serves the next, be it with a refusal."""
         assert self._child is not None
         deadline = Deadline(LISTEN_AGAIN_SECONDS)
-        while True:
+        refuses = False
+        while not deadline.passed and self._child.wait(0.002) is None:
             try:
                 _meet(str(self.path), self._greet, min(self._timeout, ANSWER_SECONDS))
             except TimeoutError:
                 return False
             except UserError:
-                if deadline.passed or self._child.wait(0.002) is not None:
-                    return False
-            except UserdevError:
-                return True
+                refuses = False
+            except UserdevError:  # a refusal, or what comes of its end
+                refuses = True
             else:
                 return True
+        return refuses and self._child.running
 
     def _note_deaf(self) -> None:
         if not self._deaf:

@@ -70,7 +70,9 @@ def options(argument: str, *, complete: Completer, device: str = "") -> Callable
     decorators = [
         click.argument("address", required=False, metavar=f"[{argument}]"),
         click.option(
-            "--server-command", metavar="'CMD {socket}'", help="Start the server; a fresh one for each group."
+            "--server-command",
+            metavar="'CMD {socket}'",
+            help="Start the server; the group after a failure gets another.",
         ),
         device_option(help=f"{device}Start the server of this. {DEVICE}", shell_complete=complete),
         click.option("--list", "list_only", is_flag=True, help="List the checks and their rules."),
